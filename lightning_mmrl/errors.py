@@ -1,0 +1,25 @@
+"""Errors that a user can act on: each names the key or file, the value found and the fix."""
+
+
+class MmrlError(Exception):
+    """Base of the errors that end a command with one clear sentence and exit code 2."""
+
+
+class ConfigError(MmrlError):
+    """A configuration key is unknown, has the wrong type or contradicts another key."""
+
+
+class DataError(MmrlError):
+    """A manifest or dataset folder is missing, malformed or inconsistent."""
+
+
+class MediaError(MmrlError):
+    """A clip, image or sound file cannot be decoded or breaks a limit."""
+
+
+class RewardError(MmrlError):
+    """A reward function failed, ran past its deadline or returned something that is not a number."""
+
+
+class StageError(MmrlError):
+    """A stage cannot start or continue: a checkpoint is missing, incomplete or of another run."""

@@ -1,0 +1,49 @@
+"""Protocols of the parts that work on tensors."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from lightning_mmrl.types.batches import LossInputs, LossOutput, PromptBatch, Rollout
+
+
+class AdvantageEstimator(Protocol):
+    """Turns the rewards of B groups of G completions into advantages; invalid rows get zero."""
+
+    def __call__(self, rewards: Float[Tensor, "B G"], valid: Bool[Tensor, "B G"]) -> Float[Tensor, "B G"]: ...
+
+
+class PolicyLoss(Protocol):
+    """An unreduced policy-gradient loss."""
+
+    def __call__(self, inputs: LossInputs) -> LossOutput: ...
+
+
+class Aggregation(Protocol):
+    """Reduces token losses to the loss of an optimizer step.
+
+    `denominator` is additive over microbatches and ranks; `reduce` divides by the sum of it over the whole step, so the
+    losses of the microbatches add up to the loss of the step whatever the split.
+    """
+
+    def denominator(self, completion_mask: Bool[Tensor, "N C"]) -> Float[Tensor, ""]: ...
+
+    def reduce(
+        self, token_losses: Float[Tensor, "N C"], completion_mask: Bool[Tensor, "N C"], denominator: Float[Tensor, ""]
+    ) -> Float[Tensor, ""]: ...
+
+
+class RolloutEngine(Protocol):
+    """Samples completions with a copy of the policy's weights."""
+
+    def generate(
+        self, prompts: PromptBatch, *, group_size: int, seeds: Sequence[Sequence[int]], greedy: bool = False
+    ) -> Rollout:
+        """Samples `group_size` completions for each prompt; `seeds[b][g]` alone decides the noise of that row."""
+        ...
+
+    def load_weights(self, policy: nn.Module, version: int) -> Mapping[str, float]:
+        """Takes over the policy's weights and returns counters (seconds, tensors pushed)."""
+        ...

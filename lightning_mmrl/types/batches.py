@@ -1,0 +1,160 @@
+"""Tensor containers that flow through a stage; every shape of the project is written down here once.
+
+Axes: `B` prompts on this rank, `G` completions per prompt, `N = B * G` (row i belongs to prompt i // G), `P` prompt tokens
+(left-padded), `C` completion tokens (right-padded), `V` vocabulary. Log-probabilities are in nats.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lightning_mmrl.types.records import Completion, Sample
+
+
+def _moved(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, Tensor | _Movable):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {key: _moved(item, device) for key, item in value.items()}
+    return value
+
+
+class _Movable:
+    """Gives a frozen dataclass `.to(device)`, which Lightning needs to move it."""
+
+    __slots__ = ()
+
+    def to(self, device: torch.device | str) -> Self:
+        """A copy with every tensor, also inside mappings, on `device`."""
+        moved = {field.name: _moved(getattr(self, field.name), device) for field in fields(self)}  # type: ignore[arg-type]
+        return replace(self, **moved)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaInputs(_Movable):
+    """Processor outputs of all media of B prompts, concatenated in prompt order; kinds that are absent have no key.
+
+    `tensors` uses the model family's own argument names, such as `pixel_values_videos` (patches, features) or
+    `input_features` (clips, mel bins, frames). `counts` maps a key to the number of rows each prompt owns along that
+    tensor's first axis, so that prompts can be selected.
+    """
+
+    tensors: Mapping[str, Tensor]
+    counts: Mapping[str, tuple[int, ...]]
+
+    def select(self, rows: list[int]) -> "MediaInputs":
+        """The media of the given prompts, in that order."""
+        tensors = {}
+        for key, tensor in self.tensors.items():
+            pieces = tensor.split(list(self.counts[key]))
+            tensors[key] = torch.cat([pieces[row] for row in rows])
+        counts = {key: tuple(count[row] for row in rows) for key, count in self.counts.items()}
+        return MediaInputs(tensors=tensors, counts=counts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptBatch(_Movable):
+    """B tokenized prompts with their media.
+
+    `position_ids` are the temporal, height and width rows of the model's rotary embedding. `next_position` is the position
+    of the first completion token on all three axes.
+    """
+
+    samples: tuple[Sample, ...]
+    input_ids: Int[Tensor, "B P"]
+    prompt_mask: Bool[Tensor, "B P"]
+    position_ids: Int[Tensor, "3 B P"]
+    next_position: Int[Tensor, " B"]
+    media: MediaInputs
+
+    def select(self, rows: list[int]) -> "PromptBatch":
+        """The given prompts, in that order; padding is kept."""
+        return PromptBatch(
+            samples=tuple(self.samples[row] for row in rows),
+            input_ids=self.input_ids[rows],
+            prompt_mask=self.prompt_mask[rows],
+            position_ids=self.position_ids[:, rows],
+            next_position=self.next_position[rows],
+            media=self.media.select(rows),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SftBatch(_Movable):
+    """B prompts with one target each; `completion_mask` is True on the tokens that count in the loss."""
+
+    prompts: PromptBatch
+    completion_ids: Int[Tensor, "B C"]
+    completion_mask: Bool[Tensor, "B C"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout(_Movable):
+    """G sampled completions for each of B prompts, N rows in all.
+
+    `completion_mask` is True on sampled tokens up to and including the end-of-sequence token. `sampler_logprobs` are the
+    engine's own, of log_softmax(logits / T) with banned ids at minus infinity; they are zero where the mask is False.
+    `policy_version` counts the weight pushes the engine had seen.
+    """
+
+    completion_ids: Int[Tensor, "N C"]
+    completion_mask: Bool[Tensor, "N C"]
+    sampler_logprobs: Float[Tensor, "N C"]
+    completions: tuple[Completion, ...]
+    group_size: int
+    policy_version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores(_Movable):
+    """Rewards of a rollout. Where `valid` is False a verifier failed; the value there is 0 and must not be read."""
+
+    rewards: Float[Tensor, "B G"]
+    valid: Bool[Tensor, "B G"]
+    components: Mapping[str, Float[Tensor, "B G"]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experience(_Movable):
+    """A scored rollout with its advantages, ready to be optimized on.
+
+    `trainable` is True for completions that count: a valid score and, where asked for, not truncated.
+    """
+
+    prompts: PromptBatch
+    rollout: Rollout
+    advantages: Float[Tensor, "B G"]
+    trainable: Bool[Tensor, "B G"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyOutput(_Movable):
+    """What a policy says of given completions; both are zero where the completion mask is False."""
+
+    logprobs: Float[Tensor, "N C"]
+    entropy: Float[Tensor, "N C"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossInputs(_Movable):
+    """What a policy-gradient loss may look at. `old_logprobs` carry no gradient."""
+
+    logprobs: Float[Tensor, "N C"]
+    old_logprobs: Float[Tensor, "N C"]
+    advantages: Float[Tensor, " N"]
+    completion_mask: Bool[Tensor, "N C"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossOutput(_Movable):
+    """Unreduced losses, to be reduced by an aggregation; both fields are zero (False) where the completion mask is False.
+
+    `clipped` is True where the clip, not the surrogate, decides the gradient.
+    """
+
+    token_losses: Float[Tensor, "N C"]
+    clipped: Bool[Tensor, "N C"]
