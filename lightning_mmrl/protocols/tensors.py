@@ -7,6 +7,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from lightning_mmrl.types.batches import LossInputs, LossOutput, PromptBatch, Rollout
+from lightning_mmrl.types.media import DecodedAudio, DecodedVideo
+from lightning_mmrl.types.records import Message
 
 
 class AdvantageEstimator(Protocol):
@@ -47,3 +49,31 @@ class RolloutEngine(Protocol):
     def load_weights(self, policy: nn.Module, version: int) -> Mapping[str, float]:
         """Takes over the policy's weights and returns counters (seconds, tensors pushed)."""
         ...
+
+
+class PromptEncoder(Protocol):
+    """Turns messages and decoded media into model inputs; one implementation per model family.
+
+    `encode_prompt` returns `input_ids` [P], `position_ids` [3, P], `next_position` [1] and the media tensors under the
+    family's own names; encoded media are mappings of tensors that may be cached under `fingerprint`.
+    """
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def pad_token_id(self) -> int: ...
+
+    def encode_video(self, video: DecodedVideo) -> dict[str, Tensor]: ...
+
+    def encode_audio(self, audio: DecodedAudio) -> dict[str, Tensor]: ...
+
+    def blank_video(self, encoded: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
+
+    def silent_audio(self, encoded: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
+
+    def encode_prompt(
+        self, messages: Sequence[Message], prefill: str, media: Sequence[Mapping[str, Tensor]]
+    ) -> dict[str, Tensor]: ...
+
+    def encode_target(self, text: str) -> list[int]: ...

@@ -132,6 +132,16 @@ class Experience(_Movable):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ScoringBatch(_Movable):
+    """Completions to be scored by a policy: `group_size` of them for each prompt."""
+
+    prompts: PromptBatch
+    completion_ids: Int[Tensor, "N C"]
+    completion_mask: Bool[Tensor, "N C"]
+    group_size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyOutput(_Movable):
     """What a policy says of given completions; both are zero where the completion mask is False."""
 

@@ -1,0 +1,72 @@
+# `make quickstart` and `make test` set up all they need: python3 (3.11 to 3.13) and the ordinary package index are enough.
+# A second run finds its stamps and installs nothing.
+
+SHELL := /usr/bin/env bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+UV ?= $(shell command -v uv || echo .uv/bin/uv)
+UV_MINIMUM := 0.8
+PORT ?= 5000
+ARGS ?=
+
+export DO_NOT_TRACK := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export VLLM_NO_USAGE_STATS := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+# pyright asks npm for its latest version otherwise.
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+quickstart test pytest: export HF_HUB_OFFLINE := 1
+
+RUNTIME := .venv/.installed-runtime
+DEV := .venv/.installed-dev
+
+.PHONY: help quickstart test lint pytest mlflow clean
+
+help:  ## Show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
+
+quickstart: $(RUNTIME)  ## Train and evaluate the small video-audio curriculum on this machine's CPU (ARGS= adds overrides)
+	.venv/bin/mmrl train experiment=quickstart $(ARGS)
+
+test: lint pytest  ## Lint, then run all tests
+
+lint: $(DEV)  ## Check style, formatting, import layers and types
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/lint-imports --no-logo
+	.venv/bin/pyright
+
+pytest: $(DEV)
+	.venv/bin/pytest -n 2 $(ARGS)
+
+mlflow: $(RUNTIME)  ## Browse the recorded runs on 127.0.0.1 (PORT=5000)
+	@mkdir -p runs
+	.venv/bin/mlflow server --host 127.0.0.1 --port $(PORT) --backend-store-uri sqlite:///$(abspath runs/mlflow.db)
+
+clean:  ## Remove the environment and all caches; runs/ stays
+	rm -rf .venv .uv .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The lock file of a stamp is requirements.lock or requirements-dev.lock.
+$(RUNTIME): LOCK := requirements.lock
+$(DEV): LOCK := requirements-dev.lock
+$(RUNTIME): requirements.lock
+$(DEV): requirements-dev.lock
+$(RUNTIME) $(DEV): pyproject.toml | .venv/bin/python
+	@started=$$SECONDS; \
+	$(UV) pip install --python .venv/bin/python --require-hashes -r $(LOCK); \
+	$(UV) pip install --python .venv/bin/python --no-deps -e .; \
+	echo "Installed $(LOCK) in $$((SECONDS - started)) s"
+	@touch $@
+
+.venv/bin/python: | $(filter .uv/bin/uv,$(UV))
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+		{ echo "$(PYTHON) is not Python 3.11 to 3.13; name one that is: make PYTHON=python3.11 ..." >&2; exit 1; }
+	$(UV) venv --quiet --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv
+
+.uv/bin/uv:
+	$(PYTHON) -m venv .uv
+	.uv/bin/pip install --quiet 'uv>=$(UV_MINIMUM)'

@@ -1,0 +1,38 @@
+"""Learning-rate schedules as multipliers of the base rate."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmupCosine:
+    """Linear warm-up, then a cosine from 1 down to `final_fraction` at the last step.
+
+    >>> schedule = WarmupCosine(warmup_steps=2, final_fraction=0.1)
+    >>> [round(schedule(step, 11), 3) for step in (0, 1, 2, 6, 10)]
+    [0.5, 1.0, 1.0, 0.55, 0.1]
+    """
+
+    warmup_steps: int = 0
+    final_fraction: float = 0.1
+
+    def __call__(self, step: int, num_steps: int) -> float:
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, num_steps - 1 - self.warmup_steps)
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        return self.final_fraction + (1 - self.final_fraction) * cosine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmupConstant:
+    """Linear warm-up, then the base rate.
+
+    >>> [WarmupConstant(warmup_steps=4)(step, 100) for step in (0, 1, 3, 50)]
+    [0.25, 0.5, 1.0, 1.0]
+    """
+
+    warmup_steps: int = 0
+
+    def __call__(self, step: int, num_steps: int) -> float:
+        return min(1.0, (step + 1) / max(1, self.warmup_steps))

@@ -1,0 +1,73 @@
+"""The folder that one stage leaves and the next one starts from: complete, hashed, checked on load."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning_mmrl.curriculum.manifest import write_json
+from lightning_mmrl.errors import StageError
+
+SEAL = "mmrl.json"
+REQUIRED = ("config.json", "generation_config.json", "tokenizer.json", "processor_config.json", "chat_template.jinja")
+
+
+def write_handoff(directory: Path, export: Callable[[Path], None], facts: Mapping[str, Any]) -> str:
+    """Exports into a folder beside the target, seals it with the hashes of its files, and renames it into place.
+
+    Args:
+        directory: Target; what was there before is replaced last.
+        export: Writes the Hugging Face folder.
+        facts: What a user of the checkpoint must know (prompt template, media settings, labels, lineage).
+
+    Returns:
+        The hash of the folder's weights and configuration.
+    """
+    temporary = directory.with_name(directory.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    export(temporary)
+    hashes = {path.name: _file_hash(path) for path in sorted(temporary.iterdir()) if path.is_file()}
+    digest = _combined(hashes)
+    write_json(temporary / SEAL, {"digest": digest, "files": hashes, **facts})
+    if directory.exists():
+        shutil.rmtree(directory)
+    os.replace(temporary, directory)
+    return digest
+
+
+def check_handoff(directory: Path) -> dict[str, Any]:
+    """The facts of a hand-over folder, after checking that every file is there and unchanged.
+
+    Raises:
+        StageError: A file is missing or its hash differs.
+    """
+    seal = directory / SEAL
+    if not seal.is_file():
+        raise StageError(f"{directory} is not a finished hand-over: {SEAL} is missing; run the stage that writes it")
+    facts = json.loads(seal.read_text(encoding="utf-8"))
+    for name in REQUIRED:
+        if name not in facts["files"]:
+            raise StageError(f"{directory} has no {name}; it is not a complete Hugging Face folder, run its stage again")
+    for name, expected in facts["files"].items():
+        path = directory / name
+        if not path.is_file() or _file_hash(path) != expected:
+            raise StageError(f"{path} is missing or changed since the stage wrote it; run the stage again")
+    return facts
+
+
+def folder_digest(directory: Path) -> str:
+    """Hash of a checkpoint folder that this project did not write, such as the base model."""
+    return _combined({path.name: _file_hash(path) for path in sorted(directory.iterdir()) if path.is_file()})
+
+
+def _combined(hashes: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(dict(hashes), sort_keys=True).encode()).hexdigest()
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,77 @@
+"""What a run has finished, on disk: replaced as a whole after every stage, so it is never half-written."""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning_mmrl.errors import StageError
+from lightning_mmrl.types.records import StageResult
+
+FILE = "manifest.json"
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishedStage:
+    """A stage's result with the hash of the configuration that produced it."""
+
+    digest: str
+    result: StageResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """The finished stages of a run, and its parent run in the tracker."""
+
+    stages: Mapping[str, FinishedStage] = field(default_factory=dict)
+    tracking_id: str | None = None
+
+    def with_stage(self, name: str, finished: FinishedStage) -> "Manifest":
+        """A manifest that holds one more stage."""
+        return Manifest(stages={**self.stages, name: finished}, tracking_id=self.tracking_id)
+
+    def write(self, directory: Path) -> None:
+        """Replaces the manifest of a run directory."""
+        content = {"version": VERSION, **asdict(self)}
+        write_json(directory / FILE, content)
+
+    @classmethod
+    def read(cls, directory: Path) -> "Manifest":
+        """The manifest of a run directory; an empty one for a new run.
+
+        Raises:
+            StageError: The file is damaged or of another version.
+        """
+        path = directory / FILE
+        if not path.exists():
+            return cls()
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["version"] != VERSION:
+                raise StageError(f"{path} has version {content['version']}, this is {VERSION}; start a new run directory")
+            stages = {
+                name: FinishedStage(digest=entry["digest"], result=StageResult(**entry["result"]))
+                for name, entry in content["stages"].items()
+            }
+            return cls(stages=stages, tracking_id=content["tracking_id"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StageError(f"{path} is damaged ({error!r}); restore it or start a new run directory") from error
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes JSON beside the target, syncs it and renames it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(json.dumps(content, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,158 @@
+"""Chains stages: each starts from a hand-over on disk, is tracked as a child run, evaluated, and written down as finished."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_mmrl.curriculum.handoff import check_handoff, folder_digest, write_handoff
+from lightning_mmrl.curriculum.manifest import FinishedStage, Manifest
+from lightning_mmrl.curriculum.spec import source_stage
+from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.protocols.plain import Evaluator, StageFactory, TrackedRun, Tracker
+from lightning_mmrl.types.records import StageResult, StageSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curriculum:
+    """What to run: the stages in order, the folder of the base model, and facts that every hand-over carries."""
+
+    name: str
+    stages: Sequence[StageSpec]
+    base: Callable[[], Path]
+    facts: Mapping[str, Any]
+
+
+class StageOrchestrator:
+    """Runs a curriculum in a run directory; the same call again skips what is finished and unchanged.
+
+    Args:
+        curriculum: What to run.
+        directory: The run directory; `manifest.json` in it says which stage is where.
+        build_stage: Makes a stage ready to run.
+        evaluate: Evaluates a hand-over.
+        tracker: Tracks the run.
+        artifacts: Files that describe the whole run, uploaded to the parent.
+        say: Tells the user what happens.
+    """
+
+    def __init__(
+        self,
+        curriculum: Curriculum,
+        directory: Path,
+        *,
+        build_stage: StageFactory,
+        evaluate: Evaluator,
+        tracker: Callable[[], Tracker],
+        artifacts: Sequence[Path] = (),
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self._curriculum = curriculum
+        self._directory = directory
+        self._build_stage = build_stage
+        self._evaluate = evaluate
+        self._open_tracker = tracker
+        self._artifacts = artifacts
+        self._say = say
+
+    def run(self) -> list[StageResult]:
+        """Runs what is not finished yet and returns the results of all stages, in order.
+
+        Raises:
+            ConfigError: A finished stage was configured differently.
+        """
+        manifest = Manifest.read(self._directory)
+        self._refuse_changes(manifest)
+        pending = [spec for spec in self._curriculum.stages if spec.name not in manifest.stages]
+        for spec in self._curriculum.stages:
+            if spec not in pending:
+                self._say(f"stage {spec.index + 1} of {len(self._curriculum.stages)} {spec.name}: already finished")
+        if pending:
+            self._run_pending(manifest, pending)
+            manifest = Manifest.read(self._directory)
+        return [manifest.stages[spec.name].result for spec in self._curriculum.stages]
+
+    def _run_pending(self, manifest: Manifest, pending: Sequence[StageSpec]) -> None:
+        tracker = self._open_tracker()
+        try:
+            tags = {"mmrl.curriculum": self._curriculum.name, "mmrl.order": ",".join(s.name for s in self._curriculum.stages)}
+            parent = tracker.open_run(self._curriculum.name, run_id=manifest.tracking_id, tags=tags)
+            manifest = Manifest(stages=manifest.stages, tracking_id=parent.id)
+            manifest.write(self._directory)
+            with _status_of(parent):
+                for path in self._artifacts:
+                    parent.log_artifact(path)
+                for spec in pending:
+                    manifest = self._run_stage(spec, manifest, tracker, parent)
+                    manifest.write(self._directory)
+        finally:
+            tracker.close()
+
+    def _run_stage(self, spec: StageSpec, manifest: Manifest, tracker: Tracker, parent: TrackedRun) -> Manifest:
+        folder = self._directory / "stages" / f"{spec.index:02d}-{spec.name}"
+        start, input_digest = self._starting_point(spec, manifest)
+        tags = {"mmrl.stage": spec.name, "mmrl.kind": spec.kind, "mmrl.input_digest": input_digest}
+        run = tracker.open_run(f"{spec.index:02d}-{spec.name}", parent_id=parent.id, tags=tags)
+        seconds: dict[str, float] = {}
+        with _status_of(run):
+            with _timed(seconds, "train"):
+                job = self._build_stage(spec, start, folder, run)
+                metrics = dict(job.train())
+            lineage = {"stage": spec.name, "started_from": spec.start_from, "input_digest": input_digest}
+            facts = {**self._curriculum.facts, "lineage": lineage}
+            digest = write_handoff(folder / "handoff", job.export, facts)
+            run.set_tags({"mmrl.output_digest": digest})
+            with _timed(seconds, "evaluate"):
+                evaluated = self._evaluate(folder / "handoff", folder / "evaluation", spec.name, run)
+            final = {f"{spec.name}/{key}": value for key, value in {**metrics, **evaluated}.items()}
+            parent.log_metrics({f"{spec.name}/{key}": value for key, value in evaluated.items()}, step=spec.index + 1)
+        result = StageResult(
+            name=spec.name,
+            handoff=str((folder / "handoff").relative_to(self._directory)),
+            handoff_digest=digest,
+            input_digest=input_digest,
+            metrics=final,
+            seconds=seconds,
+            tracking_id=run.id,
+        )
+        return manifest.with_stage(spec.name, FinishedStage(digest=spec.digest, result=result))
+
+    def _starting_point(self, spec: StageSpec, manifest: Manifest) -> tuple[Path, str]:
+        source = source_stage(spec, [stage.name for stage in self._curriculum.stages])
+        if source is None:
+            base = self._curriculum.base()
+            return base, folder_digest(base) if base.is_dir() else str(base)
+        handoff = self._directory / manifest.stages[source].result.handoff
+        return handoff, check_handoff(handoff)["digest"]
+
+    def _refuse_changes(self, manifest: Manifest) -> None:
+        for spec in self._curriculum.stages:
+            finished = manifest.stages.get(spec.name)
+            if finished is not None and finished.digest != spec.digest:
+                raise ConfigError(
+                    f"stages.{spec.name} is finished in {self._directory} with another configuration; "
+                    "set run_name to a new name, or undo the change"
+                )
+
+
+@contextmanager
+def _status_of(run: TrackedRun) -> Iterator[None]:
+    """Ends a tracked run with the status that is true."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        run.finish("KILLED")
+        raise
+    except BaseException:
+        run.finish("FAILED")
+        raise
+    run.finish("FINISHED")
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    start = time.monotonic()
+    yield
+    seconds[phase] = time.monotonic() - start

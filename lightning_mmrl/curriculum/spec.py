@@ -1,0 +1,46 @@
+"""The order of stages, checked: who starts from what."""
+
+from collections.abc import Mapping, Sequence
+
+from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.types.records import StageSpec
+
+BASE, PREVIOUS = "base", "previous"
+
+
+def plan_stages(
+    order: Sequence[str], starts: Mapping[str, str], kinds: Mapping[str, str], digests: Mapping[str, str]
+) -> list[StageSpec]:
+    """The stages of a curriculum in the order they run.
+
+    Args:
+        order: Stage names; each at most once.
+        starts: Stage name to "base", "previous" or the name of a stage earlier in the order.
+        kinds: Stage name to "sft" or "rl".
+        digests: Stage name to the hash of its configuration.
+
+    Raises:
+        ConfigError: The order is empty, repeats or names an unknown stage, or a stage starts from one that is not earlier.
+    """
+    if not order:
+        raise ConfigError("order is empty; name at least one stage, for example order=[cold_start,reason]")
+    specs: list[StageSpec] = []
+    for index, name in enumerate(order):
+        earlier = [spec.name for spec in specs]
+        if name not in starts:
+            raise ConfigError(f"order[{index}]: unknown stage {name!r}; stages defines {', '.join(sorted(starts))}")
+        if name in earlier:
+            raise ConfigError(f"order[{index}]: stage {name!r} appears twice; define it again under another name")
+        start = starts[name]
+        if start not in (BASE, PREVIOUS, *earlier):
+            choices = ", ".join([BASE, PREVIOUS, *earlier])
+            raise ConfigError(f"stages.{name}.start_from is {start!r}; choose one of {choices}")
+        specs.append(StageSpec(name=name, index=index, kind=kinds[name], start_from=start, digest=digests[name]))  # type: ignore[arg-type]
+    return specs
+
+
+def source_stage(spec: StageSpec, order: Sequence[str]) -> str | None:
+    """Name of the stage whose hand-over a stage starts from, None for the base model."""
+    if spec.start_from == BASE or (spec.start_from == PREVIOUS and spec.index == 0):
+        return None
+    return order[spec.index - 1] if spec.start_from == PREVIOUS else spec.start_from

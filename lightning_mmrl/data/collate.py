@@ -1,0 +1,66 @@
+"""Stacks encoded samples into batches: prompts padded on the left, targets on the right."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from lightning_mmrl.types.batches import MediaInputs, PromptBatch, SftBatch
+from lightning_mmrl.types.records import Sample
+
+TEXT_KEYS = frozenset({"input_ids", "position_ids", "next_position"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedSample:
+    """One sample as tensors: what `PromptEncoder.encode_prompt` returned, and the target's token ids (may be empty)."""
+
+    sample: Sample
+    prompt: Mapping[str, Tensor]
+    target_ids: tuple[int, ...] = ()
+
+
+def collate_prompts(items: Sequence[EncodedSample], pad_token_id: int) -> PromptBatch:
+    """B prompts, padded on the left to the longest."""
+    width = max(len(item.prompt["input_ids"]) for item in items)
+    gaps = [width - len(item.prompt["input_ids"]) for item in items]
+    ids = [pad(item.prompt["input_ids"], (gap, 0), value=pad_token_id) for item, gap in zip(items, gaps, strict=True)]
+    positions = [pad(item.prompt["position_ids"], (gap, 0)) for item, gap in zip(items, gaps, strict=True)]
+    return PromptBatch(
+        samples=tuple(item.sample for item in items),
+        input_ids=torch.stack(ids),
+        prompt_mask=torch.arange(width) >= torch.tensor(gaps)[:, None],
+        position_ids=torch.stack(positions, dim=1),
+        next_position=torch.cat([item.prompt["next_position"] for item in items]),
+        media=_collate_media(items),
+    )
+
+
+def collate_targets(items: Sequence[EncodedSample], pad_token_id: int) -> SftBatch:
+    """B prompts with their targets, padded on the right; every target token counts in the loss."""
+    width = max(len(item.target_ids) for item in items)
+    ids = [[*item.target_ids, *[pad_token_id] * (width - len(item.target_ids))] for item in items]
+    lengths = torch.tensor([len(item.target_ids) for item in items])
+    return SftBatch(
+        prompts=collate_prompts(items, pad_token_id),
+        completion_ids=torch.tensor(ids),
+        completion_mask=torch.arange(width) < lengths[:, None],
+    )
+
+
+def _collate_media(items: Sequence[EncodedSample]) -> MediaInputs:
+    keys = dict.fromkeys(key for item in items for key in item.prompt if key not in TEXT_KEYS)
+    tensors, counts = {}, {}
+    for key in keys:
+        present = [item.prompt[key] for item in items if key in item.prompt]
+        tensors[key] = torch.cat(_same_width(present))
+        counts[key] = tuple(len(item.prompt[key]) if key in item.prompt else 0 for item in items)
+    return MediaInputs(tensors=tensors, counts=counts)
+
+
+def _same_width(tensors: list[Tensor]) -> list[Tensor]:
+    """Pads a ragged last axis (audio frames) on the right with zeros."""
+    width = max(tensor.shape[-1] for tensor in tensors)
+    return [tensor if tensor.shape[-1] == width else pad(tensor, (0, width - tensor.shape[-1])) for tensor in tensors]

@@ -1,0 +1,70 @@
+"""A folder of encoded media, so that each file is decoded and processed once, whatever the number of passes and stages."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lightning_mmrl.errors import DataError
+from lightning_mmrl.types.media import MediaSettings
+from lightning_mmrl.types.records import MediaRef
+
+
+@lru_cache(maxsize=65_536)
+def _content_hash(path: str, size: int, modified_ns: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def media_key(path: Path, ref: MediaRef, settings: MediaSettings, encoder_fingerprint: str) -> str:
+    """Cache key of one encoded medium: file content, span, decode settings and encoder."""
+    stat = path.stat()
+    content = _content_hash(str(path), stat.st_size, stat.st_mtime_ns)
+    how = sorted(asdict(settings).items())
+    text = f"{content}/{ref.kind}/{ref.start_s}/{ref.end_s}/{how}/{encoder_fingerprint}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class MediaCache:
+    """Encoded media by key, one safetensors file each; writes are atomic, so several processes may share a folder."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def __contains__(self, key: str) -> bool:
+        return self._path(key).is_file()
+
+    def get(self, key: str) -> dict[str, Tensor]:
+        """The encoded medium.
+
+        Raises:
+            DataError: The entry is missing or damaged.
+        """
+        path = self._path(key)
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"cache entry {path} cannot be read ({error}); delete it and run again") from error
+
+    def put(self, key: str, tensors: Mapping[str, Tensor]) -> None:
+        """Stores an encoded medium."""
+        path = self._path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+        os.close(handle)
+        try:
+            save_file(dict(tensors), temporary)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+    def _path(self, key: str) -> Path:
+        return self._directory / key[:2] / f"{key}.safetensors"

@@ -1,0 +1,88 @@
+"""Frames of a clip by time: decord by default, PyAV where decord is missing or cannot open the file."""
+
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+import av
+import numpy as np
+
+from lightning_mmrl.errors import MediaError
+from lightning_mmrl.types.media import DecodedVideo, MediaSettings
+from lightning_mmrl.types.records import MediaRef
+
+HAS_DECORD = platform.system() == "Linux" and platform.machine() == "x86_64"
+
+
+def decode_video(path: Path, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:
+    """`num_frames` frames at the middles of equal segments of the span; short clips repeat frames.
+
+    Raises:
+        MediaError: The file cannot be decoded, is too large, too long, or its span is empty.
+    """
+    if not HAS_DECORD:
+        return _decode_pyav(path, ref, settings)
+    import decord
+
+    try:
+        return _decode_decord(path, ref, settings)
+    except (decord.DECORDError, RuntimeError):
+        # decord's FFmpeg is of 2021 and knows no AV1; PyAV's message is the one to show if it fails too.
+        return _decode_pyav(path, ref, settings)
+
+
+def _decode_decord(path: Path, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:
+    import decord
+
+    reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
+    height, width = reader[0].shape[:2]
+    _check_pixels(path, height * width, settings)
+    spans = reader.get_frame_timestamp(list(range(len(reader))))
+    chosen, times, duration = _choose(path, spans[:, 0], float(spans[-1, 1]), ref, settings)
+    return DecodedVideo(frames=reader.get_batch(chosen).asnumpy(), timestamps_s=times, duration_s=duration)
+
+
+def _decode_pyav(path: Path, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise MediaError(f"{path}: no video track; remove the <video> tag or give another file")
+            stream = container.streams.video[0]
+            _check_pixels(path, stream.width * stream.height, settings)
+            _check_duration(path, float(container.duration or 0) / av.time_base, settings)
+            frames = [frame for frame in container.decode(stream) if frame.pts is not None]
+            starts = np.array([float(frame.pts * frame.time_base) for frame in frames])
+            end = starts[-1] + 1.0 / float(stream.average_rate or 25) if len(starts) else 0.0
+            chosen, times, duration = _choose(path, starts, end, ref, settings)
+            images = np.stack([frames[index].to_ndarray(format="rgb24") for index in chosen])
+    except (av.FFmpegError, ValueError, OSError) as error:
+        raise MediaError(f"{path}: video cannot be decoded ({error}); re-encode or remove the clip") from error
+    return DecodedVideo(frames=images, timestamps_s=times, duration_s=duration)
+
+
+def _choose(
+    path: Path, starts: np.ndarray, end: float, ref: MediaRef, settings: MediaSettings
+) -> tuple[Sequence[int], tuple[float, ...], float]:
+    """Frame indices on show at the middles of `num_frames` equal segments, their times, and the span's length."""
+    if not len(starts):
+        raise MediaError(f"{path}: video has no frames; re-encode or remove the clip")
+    _check_duration(path, end - float(starts[0]), settings)
+    first = float(starts[0]) + (ref.start_s or 0.0)
+    last = min(end, float(starts[0]) + ref.end_s) if ref.end_s is not None else end
+    if last <= first:
+        raise MediaError(f"{path}: span {ref.start_s}..{ref.end_s} s is empty in a clip of {end - starts[0]:.2f} s; fix start/end")
+    duration = last - first
+    times = first + (np.arange(settings.num_frames) + 0.5) * duration / settings.num_frames
+    indices = np.clip(np.searchsorted(starts, times, side="right") - 1, 0, len(starts) - 1)
+    return indices.tolist(), tuple(float(starts[index]) for index in indices), duration
+
+
+def _check_pixels(path: Path, pixels: int, settings: MediaSettings) -> None:
+    if pixels > settings.max_pixels:
+        raise MediaError(f"{path}: frames of {pixels} pixels exceed media.max_pixels {settings.max_pixels}; scale the clip down")
+
+
+def _check_duration(path: Path, seconds: float, settings: MediaSettings) -> None:
+    if seconds > settings.max_duration_s:
+        limit = settings.max_duration_s
+        raise MediaError(f"{path}: {seconds:.1f} s exceed media.max_duration_s {limit:g}; cut the clip")

@@ -1,0 +1,167 @@
+"""A manifest made ready for a model: every medium decoded and encoded once, bad clips in quarantine."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lightning_mmrl.data.collate import EncodedSample
+from lightning_mmrl.data.media.cache import MediaCache, media_key
+from lightning_mmrl.data.media.guard import DecodeTask, GuardedDecoder
+from lightning_mmrl.data.sampler import Draw, Variant
+from lightning_mmrl.data.schema import read_manifest, resolve_media
+from lightning_mmrl.errors import DataError, MediaError
+from lightning_mmrl.prompts.template import PromptTemplate
+from lightning_mmrl.protocols.tensors import PromptEncoder
+from lightning_mmrl.types.media import DecodedVideo, MediaSettings
+from lightning_mmrl.types.records import MediaRef, Sample
+from lightning_mmrl.workers.pool import Outcome
+
+OnProgress = Callable[[str, int, int], None]
+"""Called with a description, the number done and the total."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaPipeline:
+    """How media of a dataset become tensors."""
+
+    encoder: PromptEncoder
+    settings: MediaSettings
+    cache: MediaCache
+    decoder: GuardedDecoder
+
+    def key(self, path: Path, ref: MediaRef) -> str:
+        """Cache key of a medium."""
+        return media_key(path, ref, self.settings, self.encoder.fingerprint)
+
+    def encode(self, decoded: object) -> dict[str, Tensor]:
+        """Model inputs of one decoded medium."""
+        if isinstance(decoded, DecodedVideo):
+            return self.encoder.encode_video(decoded)
+        return self.encoder.encode_audio(decoded)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quarantined:
+    """A sample left out, and why."""
+
+    sample_id: str
+    reason: str
+
+
+class PreparedSet(Dataset[EncodedSample]):
+    """The usable samples of a manifest; indexed by `Draw`.
+
+    Args:
+        samples: Samples in manifest order.
+        media_root: Folder that media paths are relative to.
+        pipeline: How media become tensors.
+        template: Prompt template.
+        supervised: True if each sample must end with an assistant turn, the target.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        *,
+        media_root: Path,
+        pipeline: MediaPipeline,
+        template: PromptTemplate,
+        supervised: bool,
+    ) -> None:
+        self.samples = list(samples)
+        self.quarantined: tuple[Quarantined, ...] = ()
+        self._root = media_root
+        self._pipeline = pipeline
+        self._template = template
+        self._supervised = supervised
+
+    @classmethod
+    def from_manifest(cls, manifest: Path, **how: object) -> "PreparedSet":
+        """Reads a manifest; `how` are the constructor's other arguments."""
+        root = how["media_root"]
+        return cls(read_manifest(manifest, root), **how)  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def prepare(self, description: str, on_progress: OnProgress | None = None) -> None:
+        """Decodes and encodes what the cache lacks, and moves samples with a bad medium to `quarantined`.
+
+        Raises:
+            DataError: No sample is left.
+        """
+        missing = self._missing_media()
+        failures: dict[str, str] = {}
+        keys = list(missing)
+
+        def store(index: int, outcome: Outcome) -> None:
+            key = keys[index]
+            reason = outcome.error
+            if reason is None:
+                try:
+                    self._pipeline.cache.put(key, self._pipeline.encode(outcome.value))
+                except MediaError as error:
+                    reason = str(error)
+            if reason is not None:
+                failures[key] = reason
+            if on_progress is not None:
+                on_progress(description, index + 1, len(keys))
+
+        self._pipeline.decoder.decode_all(list(missing.values()), store)
+        self._set_aside(failures)
+
+    def __getitem__(self, draw: Draw) -> EncodedSample:
+        sample = self.samples[draw.index]
+        prompt_turns, target = self._template.split_target(sample.messages)
+        media = [self._load(ref, draw.variant) for ref in sample.media]
+        prompt = self._pipeline.encoder.encode_prompt(
+            self._template.apply(prompt_turns), self._template.prefill, media
+        )
+        if self._supervised and target is None:
+            raise DataError(f"sample {sample.id} has no assistant turn to learn from; add one or use it for RL")
+        ids = tuple(self._pipeline.encoder.encode_target(target)) if target is not None else ()
+        return EncodedSample(sample=sample, prompt=prompt, target_ids=ids)
+
+    def _load(self, ref: MediaRef, variant: Variant) -> dict[str, Tensor]:
+        encoded = self._pipeline.cache.get(self._pipeline.key(self._path(ref), ref))
+        if variant == "silent" and ref.kind == "audio":
+            return self._pipeline.encoder.silent_audio(encoded)
+        if variant == "blank" and ref.kind == "video":
+            return self._pipeline.encoder.blank_video(encoded)
+        return encoded
+
+    def _missing_media(self) -> dict[str, DecodeTask]:
+        tasks = {}
+        for sample in self.samples:
+            for ref in sample.media:
+                if ref.kind == "image":
+                    raise DataError(f"sample {sample.id}: images are not read yet; use <video> and <audio> media")
+                path = self._path(ref)
+                key = self._pipeline.key(path, ref)
+                if key not in tasks and key not in self._pipeline.cache:
+                    tasks[key] = DecodeTask(path=path, ref=ref, settings=self._pipeline.settings)
+        return tasks
+
+    def _set_aside(self, failures: Mapping[str, str]) -> None:
+        if not failures:
+            return
+        usable, bad = [], []
+        for sample in self.samples:
+            keys = [self._pipeline.key(self._path(ref), ref) for ref in sample.media]
+            reason = next((failures[key] for key in keys if key in failures), None)
+            if reason is None:
+                usable.append(sample)
+            else:
+                bad.append(Quarantined(sample_id=sample.id, reason=reason))
+        if not usable:
+            raise DataError(f"all {len(bad)} samples failed to decode; the first: {bad[0].reason}")
+        self.samples, self.quarantined = usable, tuple(bad)
+
+    def _path(self, ref: MediaRef) -> Path:
+        return resolve_media(ref.path, self._root, f"medium {ref.path}")

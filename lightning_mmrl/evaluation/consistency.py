@@ -1,0 +1,113 @@
+"""Whether the thought of an answer supports its label, read off a closed list of cue phrases."""
+
+import json
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+
+from lightning_mmrl.errors import DataError
+
+# A single character class: linear in the text.
+_BETWEEN_WORDS = re.compile(r"[\W_]+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CueLexicon:
+    """Phrases for the cue groups of each channel, and the label that a group of every channel together implies.
+
+    `cues` maps channel -> group -> phrases; `cue_to_label` maps the groups, joined by "+" in the order of the
+    channels, to a label. A cue counts where one of its phrases occurs as whole words; a negated phrase ("no raised
+    brows") counts too.
+
+    Raises:
+        DataError: a phrase is blank or inside a phrase of another group of its channel, or a key of `cue_to_label`
+            does not name one group of each channel.
+
+    >>> lexicon = CueLexicon(
+    ...     cues={"face": {"lowered": ["lowered brows"], "smile": ["smile"]}, "voice": {"fast": ["fast speech"]}},
+    ...     cue_to_label={"lowered+fast": "angry", "smile+fast": "happy"},
+    ... )
+    >>> lexicon.implied_label("Lowered  brows, and fast speech.")
+    'angry'
+    >>> lexicon.implied_label("A smile over lowered brows, fast speech.") is None
+    True
+    """
+
+    cues: Mapping[str, Mapping[str, Sequence[str]]]
+    cue_to_label: Mapping[str, str]
+    _phrases: dict[str, dict[str, tuple[str, ...]]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        phrases = {
+            channel: {group: tuple(_padded(phrase) for phrase in listed) for group, listed in groups.items()}
+            for channel, groups in self.cues.items()
+        }
+        for channel, groups in phrases.items():
+            _check_phrases(channel, groups)
+        for key in self.cue_to_label:
+            _check_key(key, phrases)
+        object.__setattr__(self, "_phrases", phrases)
+
+    @classmethod
+    def from_file(cls, path: Path | str) -> "CueLexicon":
+        """Reads a `labels.json` with the keys `labels`, `cues` and `cue_to_label`.
+
+        Raises:
+            DataError: the file is missing, malformed or implies a label that it does not list.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            labels, cues, cue_to_label = content["labels"], content["cues"], content["cue_to_label"]
+            lexicon = cls(cues=cues, cue_to_label=cue_to_label)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: cannot be read as JSON ({error})") from error
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{path}: needs labels, cues and cue_to_label, see CueLexicon ({error!r})") from error
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
+        for key, label in cue_to_label.items():
+            if label not in labels:
+                raise DataError(f"{path}: cue_to_label.{key} is {label!r}, which is not one of the labels {labels}")
+        return lexicon
+
+    def implied_label(self, think: str) -> str | None:
+        """The label that the cues of a thought imply; None if a channel shows no group, or several."""
+        text = _padded(think)
+        found = []
+        for groups in self._phrases.values():
+            shown = [group for group, phrases in groups.items() if any(phrase in text for phrase in phrases)]
+            if len(shown) != 1:
+                return None
+            found.append(shown[0])
+        return self.cue_to_label.get("+".join(found))
+
+
+def _padded(text: str) -> str:
+    """Words of `text` in lower case with one space between and around them, so that `in` matches whole words."""
+    return f" {_BETWEEN_WORDS.sub(' ', unicodedata.normalize('NFKC', text).casefold()).strip()} "
+
+
+def _check_phrases(channel: str, groups: Mapping[str, tuple[str, ...]]) -> None:
+    for group, phrases in groups.items():
+        if not phrases or any(not phrase.strip() for phrase in phrases):
+            raise DataError(f"cues.{channel}.{group} is empty or has a blank phrase; give each group its phrases")
+    for (first, ours), (second, theirs) in combinations(groups.items(), 2):
+        for one in ours:
+            for other in theirs:
+                if one in other or other in one:
+                    raise DataError(
+                        f"cues.{channel}: {one.strip()!r} of {first!r} and {other.strip()!r} of {second!r} overlap; "
+                        "one text would always show both"
+                    )
+
+
+def _check_key(key: str, phrases: Mapping[str, Mapping[str, tuple[str, ...]]]) -> None:
+    groups = key.split("+")
+    if len(groups) != len(phrases) or any(
+        group not in known for group, known in zip(groups, phrases.values(), strict=False)
+    ):
+        expected = "+".join(f"<{'|'.join(known)}>" for known in phrases.values())
+        raise DataError(f"cue_to_label.{key} does not name one group of each channel; expected {expected}")

@@ -1,0 +1,151 @@
+"""Bootstrap intervals of WAR and UAR that resample speakers, since clips of one speaker are not independent.
+
+Percentile bootstrap over clusters (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13). A resample
+is a vector of multinomial unit weights, so all resampled confusion matrices are one product of weights [R, S] and the
+units' own matrices [S, K, K + 1].
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_mmrl.errors import ConfigError, DataError
+from lightning_mmrl.evaluation.metrics import UNPARSED, uar, war
+from lightning_mmrl.evaluation.records import Prediction, class_indices
+
+Unit = Literal["speaker", "clip"]
+
+# Weights held at once, 32 MB.
+_MAX_WEIGHTS = 4_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """A point estimate with its percentile interval; `unit` is what was resampled."""
+
+    estimate: float
+    low: float
+    high: float
+    level: float
+    num_resamples: int
+    unit: Unit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterBootstrap:
+    """Percentile bootstrap over speakers, or over clips where speakers are unknown; deterministic by its seed.
+
+    Speakers are resampled if every prediction names one and there are at least two. A class that a resample misses is
+    left out of that resample's UAR. With few speakers percentile intervals are too narrow.
+
+    Raises:
+        ConfigError: `level` is not in (0, 1) or `num_resamples` is below 1.
+    """
+
+    num_resamples: int = 2000
+    level: float = 0.95
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.level < 1:
+            raise ConfigError(f"bootstrap.level is {self.level}; give a fraction between 0 and 1, such as 0.95")
+        if self.num_resamples < 1:
+            raise ConfigError(f"bootstrap.num_resamples is {self.num_resamples}; it must be at least 1")
+
+    def intervals(self, predictions: Sequence[Prediction], labels: Sequence[str]) -> dict[str, Interval]:
+        """Intervals of `war` and `uar`.
+
+        Raises:
+            DataError: there are no predictions, or one has a label that is not in `labels`.
+        """
+        unit, ids = _units(predictions)
+        counts = _unit_counts(predictions, labels, ids)
+        total, resampled = counts.sum(0), self._resampled(counts)
+        return {
+            "war": self._interval(float(war(total)), war(resampled), unit),
+            "uar": self._interval(float(uar(total)), uar(resampled), unit),
+        }
+
+    def paired_uar_difference(
+        self, candidate: Sequence[Prediction], baseline: Sequence[Prediction], labels: Sequence[str]
+    ) -> Interval:
+        """Interval of UAR(candidate) - UAR(baseline); each resample takes the same units of both, in any order.
+
+        Raises:
+            DataError: the two hold different samples, a sample twice, or different truths or speakers of a sample.
+        """
+        unit, ids = _units(candidate)
+        both = [_unit_counts(each, labels, ids) for each in (candidate, _aligned(candidate, baseline))]
+        counts = np.stack(both, axis=1)
+        total, resampled = uar(counts.sum(0)), uar(self._resampled(counts))
+        return self._interval(float(total[0] - total[1]), resampled[:, 0] - resampled[:, 1], unit)
+
+    def _resampled(self, counts: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Weighted sums over units: [S, ...] to [R, ...], in chunks of resamples that bound the memory."""
+        num_units = len(counts)
+        generator = np.random.default_rng(self.seed)
+        step = max(1, _MAX_WEIGHTS // num_units)
+        flat = counts.reshape(num_units, -1)
+        sums = [
+            resample_weights(generator, num_units, min(step, self.num_resamples - start)) @ flat
+            for start in range(0, self.num_resamples, step)
+        ]
+        return np.concatenate(sums).reshape(self.num_resamples, *counts.shape[1:])
+
+    def _interval(self, estimate: float, resampled: NDArray[np.float64], unit: Unit) -> Interval:
+        tail = (1 - self.level) / 2
+        low, high = np.quantile(resampled, [tail, 1 - tail])
+        return Interval(
+            estimate=estimate,
+            low=float(low),
+            high=float(high),
+            level=self.level,
+            num_resamples=self.num_resamples,
+            unit=unit,
+        )
+
+
+def resample_weights(generator: np.random.Generator, num_units: int, num_resamples: int) -> NDArray[np.float64]:
+    """How often each resample holds each unit, [R, S]; every row sums to S."""
+    chances = np.full(num_units, 1.0 / num_units)
+    return generator.multinomial(num_units, chances, size=num_resamples).astype(np.float64)
+
+
+def _units(predictions: Sequence[Prediction]) -> tuple[Unit, NDArray[np.int64]]:
+    """What is resampled, and the unit of each prediction as an index [N]."""
+    if not predictions:
+        raise DataError("there are no predictions to resample; evaluate at least one sample")
+    speakers = [each.speaker for each in predictions]
+    if None in speakers or len(set(speakers)) < 2:
+        return "clip", np.arange(len(predictions))
+    return "speaker", np.unique(np.array(speakers), return_inverse=True)[1].astype(np.int64)
+
+
+def _unit_counts(
+    predictions: Sequence[Prediction], labels: Sequence[str], units: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """The confusion matrix of each unit, [S, K, K + 1]."""
+    truth, predicted = class_indices(predictions, labels)
+    size = len(labels)
+    counts = np.zeros((units.max() + 1, size, size + 1))
+    np.add.at(counts, (units, truth, np.where(predicted == UNPARSED, size, predicted)), 1)
+    return counts
+
+
+def _aligned(candidate: Sequence[Prediction], baseline: Sequence[Prediction]) -> list[Prediction]:
+    """The baseline's predictions in the candidate's order."""
+    by_id = {each.sample_id: each for each in baseline}
+    ids = {each.sample_id for each in candidate}
+    if ids != by_id.keys():
+        example = min(ids ^ by_id.keys())
+        raise DataError(f"only one of the two sets has sample {example!r}; evaluate both on the same samples")
+    if len(candidate) != len(ids) or len(baseline) != len(ids):
+        raise DataError(f"{len(candidate)} and {len(baseline)} predictions of {len(ids)} samples; remove repeated ones")
+    aligned = [by_id[each.sample_id] for each in candidate]
+    for ours, theirs in zip(candidate, aligned, strict=True):
+        if (ours.truth, ours.speaker) != (theirs.truth, theirs.speaker):
+            raise DataError(f"sample {ours.sample_id!r} has another truth or speaker in the two sets; use one manifest")
+    return aligned

@@ -1,0 +1,107 @@
+"""One judged answer, and the line of a predictions file that holds it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_mmrl.errors import DataError
+from lightning_mmrl.evaluation.consistency import CueLexicon
+from lightning_mmrl.evaluation.metrics import UNPARSED
+from lightning_mmrl.prompts.labels import LabelMatcher
+from lightning_mmrl.prompts.scanner import scan
+from lightning_mmrl.types.records import Completion, Sample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What the model said of one sample.
+
+    `truth` and `predicted` are labels; `predicted` is None if the answer names none. `consistent` says whether the
+    thought implies the predicted label, None if no cue lexicon was given. `text` is the completion with the prefill
+    prepended.
+    """
+
+    sample_id: str
+    speaker: str | None
+    truth: str
+    predicted: str | None
+    valid_format: bool
+    consistent: bool | None
+    text: str
+
+    def to_json(self) -> str:
+        """One line of JSON, ASCII, without the line break."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, line: str) -> "Prediction":
+        """Reads a line that `to_json` wrote.
+
+        Raises:
+            DataError: the line is not a JSON object with exactly these keys.
+        """
+        try:
+            values = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"a prediction is not JSON ({error}): {line[:80]!r}") from error
+        expected = {field.name for field in fields(cls)}
+        if not isinstance(values, dict) or values.keys() != expected:
+            found = sorted(values) if isinstance(values, dict) else type(values).__name__
+            raise DataError(f"a prediction needs the keys {sorted(expected)}, found {found}")
+        return cls(**values)
+
+
+def judge(
+    sample: Sample, completion: Completion, matcher: LabelMatcher, lexicon: CueLexicon | None = None
+) -> Prediction:
+    """Reads format, label and consistency off one completion.
+
+    A thought without a full set of cues, or an answer without a label, is not consistent.
+
+    Raises:
+        DataError: the sample's solution is missing or names no label.
+    """
+    truth = None if sample.solution is None else matcher.match(sample.solution)
+    if truth is None:
+        raise DataError(
+            f"sample {sample.id!r} has the solution {sample.solution!r}, which names none of {list(matcher.labels)}; "
+            "correct the manifest or add a synonym"
+        )
+    scanned = scan(completion.text)
+    predicted = None if scanned.answer is None else matcher.match(scanned.answer)
+    return Prediction(
+        sample_id=sample.id,
+        speaker=sample.speaker,
+        truth=truth,
+        predicted=predicted,
+        valid_format=scanned.valid,
+        consistent=None if lexicon is None else _consistent(scanned.think, predicted, lexicon),
+        text=completion.text,
+    )
+
+
+def class_indices(
+    predictions: Sequence[Prediction], labels: Sequence[str]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """True and predicted class indices, each [N]; -1 is an unparsed prediction.
+
+    Raises:
+        DataError: a label is not one of `labels`.
+    """
+    index: dict[str | None, int] = {label: position for position, label in enumerate(labels)}
+    for each in predictions:
+        if each.truth not in index or (each.predicted is not None and each.predicted not in index):
+            raise DataError(
+                f"prediction {each.sample_id!r} has truth {each.truth!r} and prediction {each.predicted!r}; "
+                f"both must be among {list(labels)}"
+            )
+    index[None] = UNPARSED
+    truth = np.array([index[each.truth] for each in predictions], dtype=np.int64)
+    return truth, np.array([index[each.predicted] for each in predictions], dtype=np.int64)
+
+
+def _consistent(think: str | None, predicted: str | None, lexicon: CueLexicon) -> bool:
+    return think is not None and predicted is not None and lexicon.implied_label(think) == predicted

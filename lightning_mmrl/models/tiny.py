@@ -1,0 +1,193 @@
+"""A tiny, randomly initialised Qwen2.5-Omni thinker with its real processor, built in code and saved as a HF folder.
+
+The architecture, the processor classes and the chat template are those of Qwen2.5-Omni; only the sizes are small and the
+tokenizer is trained on a few sentences. Nothing is downloaded.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    GenerationConfig,
+    Qwen2_5OmniProcessor,
+    Qwen2_5OmniThinkerConfig,
+    Qwen2_5OmniThinkerForConditionalGeneration,
+    Qwen2Tokenizer,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+    WhisperFeatureExtractor,
+)
+
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|AUDIO|>",
+    "<|audio_bos|>",
+    "<|audio_eos|>",
+    "<|vision_bos|>",
+    "<|vision_eos|>",
+    "<|vision_pad|>",
+    "<|IMAGE|>",
+    "<|VIDEO|>",
+)
+TAG_TOKENS = ("<think>", "</think>", "<answer>", "</answer>")
+MEDIA_TOKENS = {
+    "image_token": "<|IMAGE|>",
+    "audio_token": "<|AUDIO|>",
+    "video_token": "<|VIDEO|>",
+    "vision_bos_token": "<|vision_bos|>",
+    "vision_eos_token": "<|vision_eos|>",
+    "audio_bos_token": "<|audio_bos|>",
+    "audio_eos_token": "<|audio_eos|>",
+}
+HEAD_MULTIPLE = 32
+"""The text head's size is a multiple of this: vLLM's CPU kernels need it."""
+
+# The chat template of Qwen2.5-Omni.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    "{% endif %}"
+    "<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n"
+    "{% else %}{% for content in message['content'] %}"
+    "{% if content['type'] == 'image' %}<|vision_bos|><|IMAGE|><|vision_eos|>"
+    "{% elif content['type'] == 'audio' %}<|audio_bos|><|AUDIO|><|audio_eos|>"
+    "{% elif content['type'] == 'video' %}<|vision_bos|><|VIDEO|><|vision_eos|>"
+    "{% elif 'text' in content %}{{ content['text'] }}{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def build_tiny_omni(
+    directory: Path,
+    *,
+    text: Sequence[str],
+    seed: int = 0,
+    hidden_size: int = 128,
+    num_layers: int = 3,
+    tower_size: int = 64,
+    frame_size: int = 56,
+    max_audio_s: int = 2,
+) -> Path:
+    """Builds the model and saves weights, processor, chat template and generation config to `directory`.
+
+    Args:
+        directory: Where the Hugging Face folder goes; it is created.
+        text: Sentences the tokenizer learns its merges from; any other text still encodes, byte by byte.
+        seed: Seed of the random weights.
+        hidden_size: Width of the text model; a multiple of 32, the head dimension.
+        num_layers: Decoder layers of the text model.
+        tower_size: Width of the vision and audio towers.
+        frame_size: Height and width in pixels that frames are resized to; a multiple of 28.
+        max_audio_s: Longest sound in seconds the feature extractor accepts.
+    """
+    tokenizer = train_tokenizer(text)
+    processor = _processor(tokenizer, frame_size=frame_size, max_audio_s=max_audio_s)
+    config = _config(tokenizer, hidden_size=hidden_size, num_layers=num_layers, tower_size=tower_size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen2_5OmniThinkerForConditionalGeneration(config)
+    model.generation_config = GenerationConfig(
+        eos_token_id=[tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.convert_tokens_to_ids("<|endoftext|>")],
+        pad_token_id=tokenizer.convert_tokens_to_ids("<|endoftext|>"),
+        do_sample=True,
+    )
+    model.save_pretrained(directory)
+    processor.save_pretrained(directory)
+    return directory
+
+
+def train_tokenizer(text: Sequence[str], vocab_size: int = 600) -> Qwen2Tokenizer:
+    """A byte-level BPE tokenizer whose merges come from `text`, with Qwen2.5-Omni's special tokens and one token per tag."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False, min_frequency=1)
+    # Words at the start of a line and after a space are different byte-level tokens: learn both.
+    bpe.train_from_iterator([line for sentence in text for line in (sentence, " " + sentence)], trainer)
+    model = bpe.model
+    vocab, merges = _vocab_and_merges(model)
+    tokenizer = Qwen2Tokenizer(
+        vocab=vocab,
+        merges=merges,
+        unk_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens=MEDIA_TOKENS,
+        model_max_length=4096,
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS)}, replace_extra_special_tokens=False)
+    tokenizer.add_tokens(list(TAG_TOKENS))
+    return tokenizer
+
+
+def _vocab_and_merges(model: Any) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    import json
+
+    state = json.loads(model.__getstate__())
+    return state["vocab"], [tuple(pair) for pair in state["merges"]]
+
+
+def _processor(tokenizer: Qwen2Tokenizer, *, frame_size: int, max_audio_s: int) -> Qwen2_5OmniProcessor:
+    size = {"shortest_edge": frame_size * frame_size, "longest_edge": frame_size * frame_size}
+    return Qwen2_5OmniProcessor(
+        image_processor=Qwen2VLImageProcessor(size=dict(size)),
+        video_processor=Qwen2VLVideoProcessor(size=dict(size), cap_pixels_per_frame=False),
+        feature_extractor=WhisperFeatureExtractor(feature_size=128, chunk_length=max_audio_s),
+        tokenizer=tokenizer,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def _config(
+    tokenizer: Qwen2Tokenizer, *, hidden_size: int, num_layers: int, tower_size: int
+) -> Qwen2_5OmniThinkerConfig:
+    def token_id(token: str) -> int:
+        return tokenizer.convert_tokens_to_ids(token)
+
+    heads = hidden_size // 32
+    return Qwen2_5OmniThinkerConfig(
+        text_config={
+            "vocab_size": -(-len(tokenizer) // HEAD_MULTIPLE) * HEAD_MULTIPLE,
+            "hidden_size": hidden_size,
+            "intermediate_size": 3 * hidden_size,
+            "num_hidden_layers": num_layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": max(1, heads // 2),
+            "max_position_embeddings": 4096,
+            "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0},
+            "tie_word_embeddings": False,
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": tower_size,
+            "intermediate_size": 2 * tower_size,
+            "num_heads": 2,
+            "out_hidden_size": hidden_size,
+            "fullatt_block_indexes": [0, 1],
+        },
+        audio_config={
+            "encoder_layers": 2,
+            "d_model": tower_size,
+            "encoder_attention_heads": 2,
+            "encoder_ffn_dim": 2 * tower_size,
+            "output_dim": hidden_size,
+        },
+        audio_token_index=token_id("<|AUDIO|>"),
+        image_token_index=token_id("<|IMAGE|>"),
+        video_token_index=token_id("<|VIDEO|>"),
+        audio_start_token_id=token_id("<|audio_bos|>"),
+        audio_end_token_id=token_id("<|audio_eos|>"),
+        vision_start_token_id=token_id("<|vision_bos|>"),
+        vision_end_token_id=token_id("<|vision_eos|>"),
+        user_token_id=tokenizer.encode("user")[0],
+        tie_word_embeddings=False,
+    )

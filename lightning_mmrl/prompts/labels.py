@@ -1,0 +1,124 @@
+"""Closed-set matcher from a free-text answer to one label, shared by rewards and evaluation."""
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from lightning_mmrl.errors import ConfigError
+
+DFEW7 = ("happy", "sad", "neutral", "angry", "surprise", "disgust", "fear")
+MAFW11 = (*DFEW7, "contemptuous", "anxious", "helpless", "disappointed")
+RAVDESS8 = ("neutral", "calm", "happy", "sad", "angry", "fear", "disgust", "surprise")
+
+# Words that name the same class. "calm" is a class of its own and is never read as neutral, nor "anxious" as fear.
+EMOTION_WORDS = (
+    ("angry", "anger"),
+    ("happy", "happiness", "joy", "joyful"),
+    ("sad", "sadness"),
+    ("neutral", "neutrality"),
+    ("fear", "fearful", "afraid", "scared"),
+    ("surprise", "surprised"),
+    ("disgust", "disgusted"),
+    ("calm", "calmness"),
+    ("contemptuous", "contempt"),
+    ("disappointed", "disappointment"),
+    ("helpless", "helplessness"),
+    ("anxious", "anxiety"),
+)
+
+
+def emotion_synonyms(labels: Sequence[str]) -> dict[str, str]:
+    """The usual other words for the given labels, each mapped to its label.
+
+    A group of words that holds two of the labels is left out: its other words would be ambiguous.
+
+    >>> emotion_synonyms(["angry", "joy"])["happiness"]
+    'joy'
+    """
+    synonyms = {}
+    for words in EMOTION_WORDS:
+        named = [label for label in labels if label in words]
+        if len(named) == 1:
+            synonyms |= {word: named[0] for word in words if word != named[0]}
+    return synonyms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelMatcher:
+    """Reads an answer as one label of a closed set, or as none.
+
+    The whole answer must be one label or synonym after Unicode NFKC, case folding, collapsing whitespace and removing
+    punctuation at both ends. Several labels, a negation, a sentence around the label or more than `max_characters`
+    characters match nothing, so neither listing all labels nor a verbose answer earns anything. `synonyms` of None
+    means `emotion_synonyms(labels)`.
+
+    Raises:
+        ConfigError: no label, two labels or synonyms that read the same, or a synonym of an unknown label.
+
+    >>> matcher = LabelMatcher(labels=("angry", "sad"))
+    >>> matcher.match(" Anger. "), matcher.match("angry or sad"), matcher.match("not angry")
+    ('angry', None, None)
+    """
+
+    labels: Sequence[str]
+    synonyms: Mapping[str, str] | None = None
+    max_characters: int = 64
+    _lookup: dict[str, str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        labels = tuple(self.labels)
+        synonyms = emotion_synonyms(labels) if self.synonyms is None else dict(self.synonyms)
+        object.__setattr__(self, "labels", labels)
+        object.__setattr__(self, "synonyms", synonyms)
+        object.__setattr__(self, "_lookup", _lookup(labels, synonyms))
+
+    @classmethod
+    def dfew7(cls) -> "LabelMatcher":
+        """The seven classes of DFEW."""
+        return cls(labels=DFEW7)
+
+    @classmethod
+    def mafw11(cls) -> "LabelMatcher":
+        """The eleven classes of MAFW."""
+        return cls(labels=MAFW11)
+
+    @classmethod
+    def ravdess8(cls) -> "LabelMatcher":
+        """The eight classes of RAVDESS under DFEW's names; calm stays a class of its own."""
+        return cls(labels=RAVDESS8)
+
+    def match(self, answer: str) -> str | None:
+        """The label that `answer` names, None if it names none or more than one."""
+        if len(answer) > self.max_characters:
+            return None
+        return self._lookup.get(_normalized(answer))
+
+
+def _normalized(text: str) -> str:
+    text = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    start, end = 0, len(text)
+    while start < end and _trimmed(text[start]):
+        start += 1
+    while end > start and _trimmed(text[end - 1]):
+        end -= 1
+    return text[start:end]
+
+
+def _trimmed(character: str) -> bool:
+    return character == " " or unicodedata.category(character).startswith("P")
+
+
+def _lookup(labels: tuple[str, ...], synonyms: Mapping[str, str]) -> dict[str, str]:
+    if not labels:
+        raise ConfigError("labels is empty; give at least one label")
+    lookup: dict[str, str] = {}
+    for word, label in [*((label, label) for label in labels), *synonyms.items()]:
+        if label not in labels:
+            raise ConfigError(f"synonyms.{word} is {label!r}, which is not one of the labels {list(labels)}")
+        key = _normalized(word)
+        if not key or key in lookup:
+            raise ConfigError(
+                f"{word!r} of {label!r} is blank or reads like a word of {lookup.get(key)!r}; remove one of them"
+            )
+        lookup[key] = label
+    return lookup

@@ -1,0 +1,89 @@
+"""What is put around a sample's conversation before it reaches the model, and taken off or added after."""
+
+import re
+from dataclasses import dataclass, replace
+from typing import cast
+
+from lightning_mmrl.errors import ConfigError, DataError
+from lightning_mmrl.types.records import MediaKind, Message
+
+# One literal per branch and no repetition: linear in the text.
+_MEDIA_TAG = re.compile("<(image|video|audio)>")
+
+
+def media_tags(content: str) -> tuple[MediaKind, ...]:
+    """The kinds of the `<image>`, `<video>` and `<audio>` tags of a turn, in order.
+
+    >>> media_tags("<video><audio>Which emotion?")
+    ('video', 'audio')
+    """
+    return cast(tuple[MediaKind, ...], tuple(_MEDIA_TAG.findall(content)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptTemplate:
+    r"""A system turn, a suffix of the last user turn and a pre-filled opening of the assistant turn.
+
+    The R1-Omni prompt (arXiv:2503.05379) is the suffix "\nOutput the thinking process in <think> </think> and final
+    emotion in <answer> </answer> tags." with neither system turn nor prefill.
+
+    Raises:
+        ConfigError: one of the texts holds a media tag, which no media file would back.
+
+    >>> template = PromptTemplate(suffix=" Think first.", prefill="<think>")
+    >>> template.apply((Message(role="user", content="Which emotion?"),))[-1].content
+    'Which emotion? Think first.'
+    >>> template.complete("Knitted brows.</think>")
+    '<think>Knitted brows.</think>'
+    """
+
+    system: str | None = None
+    suffix: str = ""
+    prefill: str = ""
+
+    def __post_init__(self) -> None:
+        for name, text in (("system", self.system or ""), ("suffix", self.suffix), ("prefill", self.prefill)):
+            if tags := media_tags(text):
+                raise ConfigError(
+                    f"prompt.{name} holds the media tag <{tags[0]}>; media tags belong in the samples' turns"
+                )
+
+    def apply(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        """The prompt as the chat template gets it: every turn kept, a system turn only added where there is none.
+
+        Raises:
+            DataError: there is no user turn, or the last turn is not the user's.
+        """
+        if not any(message.role == "user" for message in messages):
+            raise DataError("a prompt has no user turn; add one")
+        if messages[-1].role != "user":
+            raise DataError(
+                f"a prompt ends with the {messages[-1].role} turn {messages[-1].content[:80]!r}; "
+                "it must end with a user turn"
+            )
+        prompt = (*messages[:-1], replace(messages[-1], content=messages[-1].content + self.suffix))
+        if self.system is None or any(message.role == "system" for message in messages):
+            return prompt
+        return (Message(role="system", content=self.system), *prompt)
+
+    def complete(self, text: str) -> str:
+        """Sampled text with the prefill prepended: what rewards and evaluation see."""
+        return self.prefill + text
+
+    def split_target(self, messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], str | None]:
+        """Splits a trailing assistant turn off as the target, without the prefill, which the prompt already holds.
+
+        Returns the turns of the prompt (not yet applied) and None as target if the last turn is not the assistant's.
+
+        Raises:
+            DataError: the assistant turn does not start with the prefill.
+        """
+        if not messages or messages[-1].role != "assistant":
+            return messages, None
+        target = messages[-1].content
+        if not target.startswith(self.prefill):
+            raise DataError(
+                f"the assistant turn {target[:80]!r} does not start with prompt.prefill {self.prefill!r}; "
+                "change the data or clear the prefill"
+            )
+        return messages[:-1], target[len(self.prefill) :]

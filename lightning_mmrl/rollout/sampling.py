@@ -1,0 +1,40 @@
+"""Seeded sampling whose noise depends on (run seed, iteration, prompt, sample) alone, not on the batch around a row."""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def row_seed(seed: int, iteration: int, prompt_id: str, sample: int) -> int:
+    """A 64-bit seed for one completion.
+
+    >>> row_seed(0, 3, "clip-1", 0) == row_seed(0, 3, "clip-1", 0), row_seed(0, 3, "clip-1", 0) == row_seed(0, 3, "clip-1", 1)
+    (True, False)
+    """
+    key = f"{seed}/{iteration}/{sample}/{prompt_id}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
+
+
+def group_seeds(seed: int, iteration: int, prompt_ids: Sequence[str], group_size: int) -> list[list[int]]:
+    """Seeds [B][G] of a rollout."""
+    return [[row_seed(seed, iteration, prompt_id, sample) for sample in range(group_size)] for prompt_id in prompt_ids]
+
+
+def uniform_noise(seeds: Sequence[int], num_tokens: int) -> Float[Tensor, "N C"]:
+    """One number in [0, 1) for each row and token, float64, from a counter-based generator per row."""
+    rows = [np.random.Generator(np.random.Philox(seed)).random(num_tokens) for seed in seeds]
+    return torch.from_numpy(np.stack(rows))
+
+
+def sample_tokens(logprobs: Float[Tensor, "N V"], noise: Float[Tensor, " N"]) -> Int[Tensor, " N"]:
+    """Inverse-CDF sampling: the first token whose cumulative probability exceeds the noise.
+
+    A token of probability zero is never chosen: its cumulative probability equals that of the token before.
+    """
+    cumulative = logprobs.double().exp().cumsum(-1)
+    threshold = noise.to(cumulative) * cumulative[:, -1]
+    return torch.searchsorted(cumulative, threshold[:, None], right=True).squeeze(-1)

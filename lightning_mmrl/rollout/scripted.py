@@ -1,0 +1,53 @@
+"""An engine that replays given answers: for tests and for scoring answers that were sampled elsewhere."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import nn
+
+from lightning_mmrl.types.batches import PromptBatch, Rollout
+from lightning_mmrl.types.records import Completion
+
+
+class ScriptedEngine:
+    """Answers every prompt with the texts that `script` gives for it; sampler log-probabilities are zero.
+
+    Args:
+        script: Sample id to the texts of its completions; the first `group_size` are used.
+        encode: Text to token ids, closed by the end-of-sequence token.
+        pad_token_id: Fills shorter rows.
+    """
+
+    def __init__(
+        self, script: Mapping[str, Sequence[str]], *, encode: Callable[[str], list[int]], pad_token_id: int
+    ) -> None:
+        self.version = 0
+        self._script = script
+        self._encode = encode
+        self._pad = pad_token_id
+
+    def load_weights(self, policy: nn.Module, version: int) -> Mapping[str, float]:
+        """Notes the version."""
+        self.version = version
+        return {"pushed_tensors": 0.0}
+
+    def generate(
+        self, prompts: PromptBatch, *, group_size: int, seeds: Sequence[Sequence[int]], greedy: bool = False
+    ) -> Rollout:
+        """The scripted completions of each prompt, in order."""
+        texts = [text for sample in prompts.samples for text in self._script[sample.id][:group_size]]
+        rows = [self._encode(text) for text in texts]
+        width = max(len(row) for row in rows)
+        ids = torch.tensor([row + [self._pad] * (width - len(row)) for row in rows])
+        lengths = torch.tensor([len(row) for row in rows])
+        return Rollout(
+            completion_ids=ids,
+            completion_mask=torch.arange(width) < lengths[:, None],
+            sampler_logprobs=torch.zeros(ids.shape),
+            completions=tuple(
+                Completion(text=text, num_tokens=len(row), truncated=False)
+                for text, row in zip(texts, rows, strict=True)
+            ),
+            group_size=group_size,
+            policy_version=self.version,
+        )

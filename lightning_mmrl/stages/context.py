@@ -1,0 +1,48 @@
+"""What every stage is told about itself, and the optimizer it builds."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageContext:
+    """A running stage's name, length, seed and folder.
+
+    `num_steps` counts optimizer steps (SFT) or iterations (RL).
+    """
+
+    name: str
+    num_steps: int
+    seed: int
+    directory: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerSettings:
+    """A factory from parameters to an optimizer, and the learning-rate multiplier of (step, number of steps)."""
+
+    factory: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+    schedule: Callable[[int, int], float]
+
+    def build(self, module: nn.Module, num_steps: int) -> tuple[torch.optim.Optimizer, LambdaLR]:
+        """The optimizer over all parameters that train, and its scheduler, stepped once per optimizer step or iteration."""
+        optimizer = self.factory([p for p in module.parameters() if p.requires_grad])
+        return optimizer, LambdaLR(optimizer, lambda step: self.schedule(step, num_steps))
+
+
+def log_metrics(module: lightning.LightningModule, metrics: dict[str, float], step: int) -> None:
+    """Sends metrics to every logger of the trainer with the stage's own step."""
+    for logger in module.loggers:
+        logger.log_metrics(metrics, step)
+
+
+def scalar_values(values: dict[str, Any]) -> dict[str, float]:
+    """Tensors and numbers as floats."""
+    return {key: float(value) for key, value in values.items()}

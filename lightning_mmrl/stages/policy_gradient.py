@@ -1,0 +1,207 @@
+"""Reinforcement learning from verifiable rewards; one `training_step` is one iteration of sample, score, optimize, push."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+import lightning
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+
+from lightning_mmrl.algorithms.advantages.group_normalized import GroupNormalized
+from lightning_mmrl.algorithms.losses.aggregation import SequenceMean
+from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
+from lightning_mmrl.models.policy import Policy
+from lightning_mmrl.protocols.tensors import AdvantageEstimator, Aggregation, PolicyLoss, RolloutEngine
+from lightning_mmrl.rollout.sampling import group_seeds
+from lightning_mmrl.stages.answers import Examiner, Validation, headline
+from lightning_mmrl.stages.context import OptimizerSettings, StageContext, log_metrics, scalar_values
+from lightning_mmrl.stages.optimize import UpdateSettings, accumulate_loss, plan_minibatches, score_old
+from lightning_mmrl.stages.rollout_table import RolloutTable
+from lightning_mmrl.stages.stats import experience_stats, rollout_stats, update_stats
+from lightning_mmrl.types.batches import Experience, PromptBatch, Rollout, Scores
+from lightning_mmrl.types.records import Completion, Sample, Score
+
+
+class RewardSource(Protocol):
+    """Scores the G completions of each of B samples."""
+
+    def score(self, samples: Sequence[Sample], completions: Sequence[Sequence[Completion]]) -> list[list[Score]]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Algorithm:
+    """A point in the space of policy-gradient algorithms.
+
+    Attributes:
+        advantage: Rewards of a group to advantages.
+        loss: The unreduced loss.
+        aggregation: What the loss is divided by.
+        group_size: Completions per prompt, G.
+        mask_truncated: Leave truncated completions out of the loss.
+        update: Epochs, minibatches, microbatches, clipping.
+    """
+
+    advantage: AdvantageEstimator
+    loss: PolicyLoss
+    aggregation: Aggregation
+    group_size: int = 8
+    mask_truncated: bool = False
+    update: UpdateSettings = field(default_factory=UpdateSettings)
+
+    def __post_init__(self) -> None:
+        if self.group_size < 2:
+            raise ValueError(f"group_size is {self.group_size}; a group needs at least 2 completions to be compared")
+
+
+class PolicyGradientModule(lightning.LightningModule):
+    """Policy-gradient training in manual optimization.
+
+    Args:
+        policy: The model to train.
+        engine: Samples completions.
+        rewards: Scores them.
+        optimizer: Optimizer and schedule, stepped once per iteration.
+        context: The stage's name, length, seed and folder.
+        algorithm: Estimator, loss and how they are applied; the preset's own by default.
+        examiner: Judges greedy answers on the validation split, if there is one.
+        table: Where sampled rollouts are written, if anywhere.
+    """
+
+    default_algorithm: ClassVar[Algorithm] = Algorithm(
+        advantage=GroupNormalized(), loss=PPOClip(), aggregation=SequenceMean()
+    )
+
+    def __init__(
+        self,
+        policy: Policy,
+        engine: RolloutEngine,
+        rewards: RewardSource,
+        *,
+        optimizer: OptimizerSettings,
+        context: StageContext,
+        algorithm: Algorithm | None = None,
+        examiner: Examiner | None = None,
+        table: RolloutTable | None = None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.policy = policy
+        self.engine = engine
+        self.rewards = rewards
+        self.algorithm = algorithm or self.default_algorithm
+        self.latest: dict[str, float] = {}
+        self._optimizer = optimizer
+        self._context = context
+        self._table = table
+        self._validation = Validation(examiner) if examiner is not None else None
+        self._seconds: dict[str, float] = {}
+
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        """One iteration: sample, score, optimize, push the weights."""
+        self._seconds = {}
+        iteration = batch_idx + 1
+        prompts = self.policy.with_features(batch)
+        with self._timed("generate"):
+            rollout = self.sample(prompts, iteration)
+        with self._timed("score"):
+            scores = self.score(prompts, rollout)
+        experience = self.build_experience(prompts, rollout, scores)
+        with self._timed("optimize"):
+            update = self.optimize(experience, iteration)
+        with self._timed("push"):
+            self.engine.load_weights(self.policy, iteration)
+        if self._table is not None:
+            self._table.write(iteration, prompts.samples, rollout, scores)
+        seconds = {f"time/{phase}_s": value for phase, value in self._seconds.items()}
+        self._report(rollout_stats(rollout, scores) | experience_stats(experience) | update | seconds, iteration)
+
+    def sample(self, prompts: PromptBatch, iteration: int) -> Rollout:
+        """G completions for each prompt, with noise that depends on (seed, iteration, prompt, sample) alone."""
+        ids = [sample.id for sample in prompts.samples]
+        seeds = group_seeds(self._context.seed, iteration, ids, self.algorithm.group_size)
+        return self.engine.generate(prompts, group_size=self.algorithm.group_size, seeds=seeds)
+
+    def score(self, prompts: PromptBatch, rollout: Rollout) -> Scores:
+        """Rewards [B, G]; a failed verifier is invalid, not zero."""
+        size = rollout.group_size
+        groups = [rollout.completions[i * size : (i + 1) * size] for i in range(len(prompts.samples))]
+        table = self.rewards.score(prompts.samples, groups)
+        names = dict.fromkeys(name for row in table for score in row for name in score.components)
+        device = rollout.completion_ids.device
+
+        def grid(pick: Callable[[Score], float | bool]) -> torch.Tensor:
+            return torch.tensor([[pick(score) for score in row] for row in table], device=device)
+
+        return Scores(
+            rewards=grid(lambda score: float(score.total)),
+            valid=grid(lambda score: score.valid),
+            components={name: grid(lambda score, n=name: float(score.components.get(n, 0.0))) for name in names},
+        )
+
+    def build_experience(self, prompts: PromptBatch, rollout: Rollout, scores: Scores) -> Experience:
+        """Advantages, and which completions count."""
+        trainable = scores.valid
+        if self.algorithm.mask_truncated:
+            truncated = torch.tensor([completion.truncated for completion in rollout.completions])
+            trainable = trainable & ~truncated.to(trainable.device).reshape(trainable.shape)
+        advantages = self.algorithm.advantage(scores.rewards, scores.valid)
+        return Experience(prompts=prompts, rollout=rollout, advantages=advantages, trainable=trainable)
+
+    def optimize(self, experience: Experience, iteration: int) -> dict[str, float]:
+        """The optimizer steps of one iteration; a minibatch without any signal takes none."""
+        algorithm, optimizer = self.algorithm, self.optimizers()
+        settings = algorithm.update
+        generator = torch.Generator().manual_seed(self._context.seed * 1_000_003 + iteration)
+        minibatches = plan_minibatches(experience, settings, generator)
+        old = None if settings.on_policy else score_old(self.policy, experience, settings.prompts_per_microbatch)
+        stats: dict[str, float] = {}
+        for minibatch in minibatches:
+            if not minibatch.live:
+                continue
+            optimizer.zero_grad()
+            totals = accumulate_loss(
+                self.policy,
+                experience,
+                minibatch,
+                loss=algorithm.loss,
+                aggregation=algorithm.aggregation,
+                old_logprobs=old,
+                prompts_per_microbatch=settings.prompts_per_microbatch,
+                backward=self.manual_backward,
+            )
+            norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), settings.max_grad_norm)
+            optimizer.step()
+            stats = update_stats(scalar_values(totals)) | {"train/grad_norm": float(norm)}
+        scheduler = self.lr_schedulers()
+        scheduler.step()  # type: ignore[union-attr]
+        return stats | {"train/learning_rate": optimizer.param_groups[0]["lr"]}
+
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        """Judges greedy answers."""
+        if self._validation is not None:
+            self._validation.step(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Reports the validation metrics at the last finished iteration."""
+        if self._validation is not None:
+            values = headline(self._validation.finish())
+            iteration = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+            self._report({f"validation/{key}": value for key, value in values.items()}, iteration)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer and its schedule, stepped by hand."""
+        optimizer, scheduler = self._optimizer.build(self.policy, self._context.num_steps)
+        return [optimizer], [scheduler]
+
+    def _report(self, values: dict[str, float], step: int) -> None:
+        self.latest |= values
+        log_metrics(self, {f"{self._context.name}/{key}": value for key, value in values.items()}, step)
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._seconds[phase] = time.perf_counter() - start

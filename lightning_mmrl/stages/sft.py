@@ -1,0 +1,71 @@
+"""Supervised fine-tuning: the loss is on assistant tokens only."""
+
+import lightning
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from lightning_mmrl.models.policy import Policy
+from lightning_mmrl.ops.masked import masked_mean
+from lightning_mmrl.stages.answers import Examiner, Validation, headline
+from lightning_mmrl.stages.context import OptimizerSettings, StageContext, log_metrics
+from lightning_mmrl.types.batches import PromptBatch, ScoringBatch, SftBatch
+
+
+class SFTModule(lightning.LightningModule):
+    """Maximises the log-likelihood of targets: loss = -sum of their token log-probs / number of target tokens.
+
+    Args:
+        policy: The model to train.
+        optimizer: Optimizer and schedule.
+        context: The stage's name, length, seed and folder.
+        examiner: Judges greedy answers on the validation split, if there is one.
+    """
+
+    def __init__(
+        self, policy: Policy, *, optimizer: OptimizerSettings, context: StageContext, examiner: Examiner | None = None
+    ) -> None:
+        super().__init__()
+        self.policy = policy
+        self.latest: dict[str, float] = {}
+        self._optimizer = optimizer
+        self._context = context
+        self._validation = Validation(examiner) if examiner is not None else None
+
+    def training_step(self, batch: SftBatch, batch_idx: int) -> Tensor:
+        """One optimizer step over one batch of targets."""
+        scoring = ScoringBatch(
+            prompts=batch.prompts,
+            completion_ids=batch.completion_ids,
+            completion_mask=batch.completion_mask,
+            group_size=1,
+        )
+        output = self.policy(scoring)
+        loss = -masked_mean(output.logprobs, batch.completion_mask)
+        self._report({"train/loss": loss.item(), "train/learning_rate": self._learning_rate()}, batch_idx + 1)
+        return loss
+
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        """Judges greedy answers."""
+        if self._validation is not None:
+            self._validation.step(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Reports the validation metrics."""
+        if self._validation is not None:
+            values = headline(self._validation.finish())
+            self._report({f"validation/{key}": value for key, value in values.items()}, self.trainer.global_step)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer, its schedule stepped every optimizer step."""
+        optimizer, scheduler = self._optimizer.build(self.policy, self._context.num_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _report(self, values: dict[str, float], step: int) -> None:
+        self.latest |= values
+        log_metrics(self, {f"{self._context.name}/{key}": value for key, value in values.items()}, step)
+
+    def _learning_rate(self) -> float:
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        return optimizer.param_groups[0]["lr"]

@@ -1,0 +1,151 @@
+"""Opens an MLflow tracking server or database; a wrong address fails here, at the start."""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from filelock import FileLock, Timeout
+
+from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.tracking.redaction import redact
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+_LOCK_TIMEOUT_S = 120.0
+_DEFAULTS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # MLflow's 7 keep a call for minutes
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """A client, and the experiment that new runs go to."""
+
+    client: "MlflowClient"
+    experiment_id: str
+
+
+def connect(tracking_uri: str, experiment: str) -> Connection:
+    """Opens the database or server and finds or creates the experiment.
+
+    A SQLite database is created, or upgraded after a copy to `<name>.before-upgrade`, by one process at a time, because
+    MLflow's migrations fail when several run at once. Its artifacts go to the folder `mlartifacts` beside it.
+
+    Raises:
+        ConfigError: The URI has another form, or nothing usable answers at it.
+    """
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    if tracking_uri.startswith("sqlite:"):
+        return _connect_sqlite(tracking_uri, experiment)
+    if tracking_uri.startswith(("http://", "https://")) and urlsplit(tracking_uri).hostname:
+        with explained(redact(tracking_uri)):
+            return _find_experiment(_open_client(tracking_uri), experiment, artifacts=None)
+    raise ConfigError(
+        f"tracking_uri={redact(tracking_uri)!r} is neither sqlite:///<file> nor http(s)://<host>. "
+        "Use for example sqlite:///outputs/mlflow.db; MLflow's file store (file:, ./mlruns) no longer works."
+    )
+
+
+def _connect_sqlite(tracking_uri: str, experiment: str) -> Connection:
+    name = tracking_uri.removeprefix("sqlite:///")
+    if name == tracking_uri or name in ("", ":memory:") or "?" in name:
+        raise ConfigError(
+            f"tracking_uri={tracking_uri!r} names no file. Use sqlite:///<file>, four slashes for /an/absolute/path."
+        )
+    path = Path(name).resolve()
+    uri = f"sqlite:///{path}"
+    with explained(uri):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock", timeout=_LOCK_TIMEOUT_S):
+            _check_database(path)
+            _upgrade_if_old(path, uri)
+            return _find_experiment(_open_client(uri), experiment, artifacts=path.parent / "mlartifacts")
+
+
+@contextmanager
+def explained(uri: str) -> Iterator[None]:
+    """Turns failures to reach or open `uri` into a `ConfigError`."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except Timeout as error:
+        raise ConfigError(
+            f"tracking_uri={uri!r}: another process has held {error.lock_file} for {_LOCK_TIMEOUT_S:.0f} s. "
+            "End it, or choose another database."
+        ) from error
+    except (MlflowException, OSError, sqlite3.Error) as error:  # a failed HTTP request is an OSError
+        raise ConfigError(
+            f"tracking_uri={uri!r} cannot be used: {redact(error)}. "
+            "Correct the address, start the server or turn tracking off."
+        ) from error
+
+
+def _open_client(uri: str) -> "MlflowClient":
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+def _check_database(path: Path) -> None:
+    """Raises at once on a file that is no database; SQLAlchemy under MLflow would try for minutes."""
+    connection = sqlite3.connect(path)
+    try:
+        connection.execute("PRAGMA schema_version")
+    finally:
+        connection.close()
+
+
+def _upgrade_if_old(path: Path, uri: str) -> None:
+    """Does what `mlflow db upgrade` does; MLflow has no public call for it."""
+    if path.stat().st_size == 0:
+        return
+    from mlflow.store.db import utils as database
+
+    engine = database.create_sqlalchemy_engine(uri)
+    try:
+        revision = database._get_schema_version(engine)
+        if revision is None or revision == database._get_latest_schema_revision():
+            return
+        _copy_database(path, path.with_name(f"{path.name}.before-upgrade"))
+        database._upgrade_db(engine)
+    finally:
+        engine.dispose()
+
+
+def _copy_database(source: Path, target: Path) -> None:
+    reader, writer = sqlite3.connect(source), sqlite3.connect(target)
+    try:
+        reader.backup(writer)
+    finally:
+        reader.close()
+        writer.close()
+
+
+def _find_experiment(client: "MlflowClient", name: str, *, artifacts: Path | None) -> Connection:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            location = None if artifacts is None else artifacts.as_uri()
+            return Connection(client=client, experiment_id=client.create_experiment(name, artifact_location=location))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)  # another process created it meanwhile
+    if found is None or found.lifecycle_stage != "active":
+        raise ConfigError(
+            f"The MLflow experiment {name!r} was deleted. Restore it (mlflow experiments restore) or rename it."
+        )
+    return Connection(client=client, experiment_id=found.experiment_id)

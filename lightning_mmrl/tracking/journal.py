@@ -1,0 +1,96 @@
+"""The undelivered entries of one run, kept on disk until the tracking server has them."""
+
+import dataclasses
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning_mmrl.tracking.jsonl import append_lines, read_lines
+
+Operation = Literal["create", "metrics", "params", "tags", "dataset", "artifact", "status"]
+
+_POINTS_PER_REQUEST = 1000  # what MLflow takes in one log_batch call
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One call on its way to the tracking server; `payload` holds JSON values only.
+
+    >>> Entry(run_id="4f2a", operation="tags", payload={"stage": "reason"}).operation
+    'tags'
+    """
+
+    run_id: str
+    operation: Operation
+    payload: Mapping[str, Any]
+    key: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+
+class Journal:
+    """An append-only file of entries, and of marks for those that the server has.
+
+    A crash between a delivery and its mark means that the entry is delivered again; every delivery leaves the server as
+    one delivery would, because points carry their own time and step.
+
+    Args:
+        path: `<run id>.jsonl`; it exists only while something is undelivered.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, entries: Iterable[Entry]) -> None:
+        append_lines(self.path, (dataclasses.asdict(entry) for entry in entries), durable=True)
+
+    def pending(self) -> list[Entry]:
+        """Returns what is undelivered, oldest first."""
+        entries: list[Entry] = []
+        positions: dict[str, int] = {}
+        num_delivered = 0
+        for record in read_lines(self.path):
+            if "delivered" in record:
+                num_delivered = max(num_delivered, positions.get(record["delivered"], -1) + 1)
+                continue
+            entry = Entry(**record)
+            positions.setdefault(entry.key, len(entries))
+            entries.append(entry)
+        return entries[num_delivered:]
+
+    def mark_delivered(self, entry: Entry) -> None:
+        """Marks this entry and all before it as delivered."""
+        append_lines(self.path, [{"delivered": entry.key}], durable=True)
+
+    def reject(self, entry: Entry, reason: str) -> Path:
+        """Puts aside an entry that the server will never take, and returns the file where it is kept."""
+        path = self.path.with_suffix(".rejected")
+        append_lines(path, [{**dataclasses.asdict(entry), "reason": reason}], durable=True)
+        return path
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+def merge_points(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """Joins neighboring metric entries of one run, so that a long backlog takes few requests.
+
+    The joined entry carries the key of its last part.
+    """
+    joined: Entry | None = None
+    for entry in entries:
+        if joined is not None and _fits(joined, entry):
+            points = [*joined.payload["points"], *entry.payload["points"]]
+            joined = dataclasses.replace(entry, payload={"points": points})
+            continue
+        if joined is not None:
+            yield joined
+        joined = entry
+    if joined is not None:
+        yield joined
+
+
+def _fits(first: Entry, second: Entry) -> bool:
+    if not first.operation == second.operation == "metrics" or first.run_id != second.run_id:
+        return False
+    return len(first.payload["points"]) + len(second.payload["points"]) <= _POINTS_PER_REQUEST

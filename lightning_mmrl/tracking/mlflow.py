@@ -1,0 +1,218 @@
+"""Runs of a curriculum in MLflow: one parent, and a child for each stage."""
+
+import json
+import logging
+import math
+import os
+import re
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.protocols.plain import RunStatus
+from lightning_mmrl.tracking.connection import Connection, connect, explained
+from lightning_mmrl.tracking.delivery import LOCAL_PREFIX, MlflowDelivery
+from lightning_mmrl.tracking.journal import Entry, Operation
+from lightning_mmrl.tracking.redaction import redact
+from lightning_mmrl.tracking.spool import Spool
+
+_log = logging.getLogger(__name__)
+
+NON_FINITE_KEY = "tracking/non_finite"
+
+_MAX_KEY = 250
+_MAX_PARAM = 6000
+_MAX_TAG = 8000
+_MAX_DATASET_NAME = 500
+_MAX_DIGEST = 36
+
+
+class MlflowTracker:
+    """Opens runs in an MLflow database or server; rank 0 alone may build one.
+
+    A server that cannot be reached at the start is a `ConfigError`. Once the tracker is open, an outage neither stops
+    nor slows training: what the server misses waits in `spool_dir`, is delivered when the server answers again, and at
+    the latest when a tracker is next opened on the same folder. A run opened during an outage gets a local id
+    (`local-...`), which `run_id` and `parent_id` take like any other.
+
+    Under `mlflow run` the first parent opened without a `run_id` is the run that MLflow made (MLFLOW_RUN_ID).
+
+    Args:
+        tracking_uri: `sqlite:///<file>` or `http(s)://<host>`.
+        experiment: Name of the experiment; created where it does not exist.
+        spool_dir: Folder for undelivered entries, used by one tracker at a time.
+
+    Raises:
+        ConfigError: The URI has another form, nothing usable answers at it, or MLFLOW_RUN_ID names no run there.
+    """
+
+    def __init__(self, tracking_uri: str, experiment: str, spool_dir: Path) -> None:
+        self._uri = redact(tracking_uri)
+        self._connection = connect(tracking_uri, experiment)
+        self._project_run_id = os.environ.get("MLFLOW_RUN_ID")
+        if self._project_run_id:
+            with explained(self._uri):
+                experiment_id = self._check_run(self._project_run_id)
+            self._connection = Connection(client=self._connection.client, experiment_id=experiment_id)
+        self._delivery = MlflowDelivery(self._connection)
+        self._spool = Spool(spool_dir, self._delivery)
+
+    def open_run(
+        self,
+        name: str,
+        *,
+        parent_id: str | None = None,
+        run_id: str | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> "MlflowRun":
+        """Opens a new run, or sets `run_id` to RUNNING again and continues it.
+
+        Raises:
+            ConfigError: The server answers that it has no run `run_id`.
+        """
+        all_tags = {**_clean_tags(tags or {}), "mlflow.runName": name}
+        if parent_id is None:
+            run_id, self._project_run_id = run_id or self._project_run_id, None
+        if run_id is None:
+            return self._create_run(all_tags, parent_id)
+        return self._continue_run(run_id, all_tags, parent_id)
+
+    def close(self) -> None:
+        """Delivers what is queued, for at most 30 s; a warning names the files of what is left."""
+        self._spool.close()
+
+    def _create_run(self, tags: Mapping[str, str], parent_id: str | None) -> "MlflowRun":
+        run_key = f"{LOCAL_PREFIX}{time.time_ns()}-{uuid.uuid4().hex[:8]}"
+        payload = {"tags": tags, "parent_id": parent_id, "start_ms": _now_ms()}
+        if not self._spool.is_backlogged:
+            try:
+                return MlflowRun(self._delivery.create_run(run_key, **payload), self._spool)
+            except Exception as error:  # whatever the client raises, the stage starts
+                _log.warning(
+                    "The tracking server failed (%s); run %r starts with a local id.",
+                    redact(error),
+                    tags["mlflow.runName"],
+                )
+        self._spool.submit(Entry(run_id=run_key, operation="create", payload=payload))
+        return MlflowRun(run_key, self._spool)
+
+    def _continue_run(self, run_id: str, tags: dict[str, str], parent_id: str | None) -> "MlflowRun":
+        from mlflow.exceptions import MlflowException
+
+        if not self._spool.is_backlogged and not run_id.startswith(LOCAL_PREFIX):
+            try:
+                self._check_run(run_id)
+            except MlflowException as error:
+                _log.warning("The tracking server failed (%s); run %s goes on.", redact(error), run_id)
+        run = MlflowRun(run_id, self._spool)
+        run.resume()
+        run.set_tags(tags if parent_id is None else {**tags, "mlflow.parentRunId": parent_id})
+        return run
+
+    def _check_run(self, run_id: str) -> str:
+        """Returns the id of the run's experiment."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            info = self._connection.client.get_run(run_id).info
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise ConfigError(
+                f"MLflow at {self._uri} has no run {run_id!r}. Use the tracking_uri that it was made with, "
+                "unset MLFLOW_RUN_ID, or start a new output folder."
+            ) from error
+        if info.lifecycle_stage != "active":
+            raise ConfigError(
+                f"The MLflow run {run_id!r} was deleted. Restore it: mlflow runs restore --run-id {run_id}"
+            )
+        return info.experiment_id
+
+
+class MlflowRun:
+    """One open run; each call is queued and returns at once."""
+
+    def __init__(self, run_id: str, spool: Spool) -> None:
+        self._id = run_id
+        self._spool = spool
+
+    @property
+    def id(self) -> str:
+        return self._id
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Logs values at a step, with the present time.
+
+        What is not a finite number (MLflow would plot infinity as 1.8e308) is left out and counted in
+        `tracking/non_finite`.
+        """
+        values = {clean_key(key): _as_float(value) for key, value in metrics.items()}
+        finite = {key: value for key, value in values.items() if math.isfinite(value)}
+        if len(finite) < len(values):
+            finite[NON_FINITE_KEY] = float(len(values) - len(finite))
+        if finite:
+            now = _now_ms()
+            self._submit("metrics", {"points": [[key, value, now, int(step)] for key, value in finite.items()]})
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Logs parameters as text; a value that differs from the logged one becomes the tag `changed.<key>`."""
+        values = {
+            clean_key(key)[: _MAX_KEY - len("changed.")]: str(value)[:_MAX_PARAM] for key, value in params.items()
+        }
+        self._submit("params", values)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        self._submit("tags", _clean_tags(tags))
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Uploads a file, or a folder with all below it, as `<folder>/<its name>`; it is read later, so keep it."""
+        self._submit("artifact", {"path": str(path.absolute()), "folder": folder})
+
+    def log_dataset(self, name: str, digest: str, source: str, context: str, profile: Mapping[str, Any]) -> None:
+        """Logs a dataset as an input; MLflow keeps 36 characters of the digest."""
+        payload = {
+            "name": name[:_MAX_DATASET_NAME],
+            "digest": digest[:_MAX_DIGEST],
+            "source": json.dumps({"uri": source}),
+            "context": context,
+            "profile": json.dumps(dict(profile), default=str, skipkeys=True),
+        }
+        self._submit("dataset", payload)
+
+    def resume(self) -> None:
+        """Shows the run as RUNNING again."""
+        self._submit("status", {"status": "RUNNING"})
+
+    def finish(self, status: RunStatus) -> None:
+        self._submit("status", {"status": status, "time_ms": _now_ms()})
+
+    def _submit(self, operation: Operation, payload: Mapping[str, Any]) -> None:
+        self._spool.submit(Entry(run_id=self._id, operation=operation, payload=payload))
+
+
+def clean_key(key: str) -> str:
+    """Returns the key as MLflow takes it: letters, digits, `_-. :/`, no empty or dotted path parts, 250 characters.
+
+    >>> clean_key("reason//rollout/reward@k")
+    'reason/rollout/reward_k'
+    """
+    parts = re.sub(r"[^/\w.\- :]", "_", key).split("/")
+    return "/".join(part for part in parts if part not in ("", ".", ".."))[:_MAX_KEY].rstrip("/") or "_"
+
+
+def _as_float(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _clean_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    return {clean_key(key): str(value)[:_MAX_TAG] for key, value in tags.items()}
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

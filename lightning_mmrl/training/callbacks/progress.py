@@ -1,0 +1,60 @@
+"""Shows a stage's progress: stage k of n, iteration, reward, accuracy, time left."""
+
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+
+from lightning_mmrl.training.console import ConsoleProgress, format_metrics
+
+SHOWN = {
+    "train/loss": "loss",
+    "rollout/reward_mean": "reward",
+    "rollout/label": "accuracy",
+    "rollout/groups_with_signal": "signal",
+    "validation/uar": "val UAR",
+}
+
+
+class StageProgress(Callback):
+    """Reads the module's `latest` metrics after every batch.
+
+    Args:
+        console: Where to show them.
+        title: Such as "stage 2 of 3 reason".
+    """
+
+    def __init__(self, console: ConsoleProgress, title: str) -> None:
+        self._console = console
+        self._title = title
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        """One step further."""
+        total = int(trainer.num_training_batches)
+        self._console.update(self._title, batch_idx + 1, total, format_metrics(pl_module.latest, SHOWN))
+
+
+class EvaluationProgress(Callback):
+    """Shows how many evaluation batches are done."""
+
+    def __init__(self, console: ConsoleProgress, title: str) -> None:
+        self._console = console
+        self._title = title
+        self._done = 0
+
+    def on_test_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """One batch further."""
+        self._done += 1
+        batches = trainer.num_test_batches
+        total = sum(int(count) for count in batches) if isinstance(batches, list) else int(batches)
+        self._console.update(self._title, self._done, total)

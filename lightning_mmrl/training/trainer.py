@@ -1,0 +1,88 @@
+"""One Lightning Trainer per stage, configured so that nothing happens behind the stage's back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerSettings:
+    """Where and how precisely a stage runs.
+
+    Attributes:
+        accelerator: "auto", "cpu", "gpu" and so on.
+        devices: Devices of this node.
+        precision: Lightning's precision, such as "32-true" or "bf16-true".
+        num_threads: Threads of torch on a CPU; None leaves torch's own choice.
+    """
+
+    accelerator: str = "auto"
+    devices: int = 1
+    precision: str = "32-true"
+    num_threads: int | None = None
+
+
+def training_trainer(
+    settings: TrainerSettings,
+    *,
+    directory: Path,
+    logger: Logger,
+    callbacks: Sequence[Callback],
+    validate_every: int | None,
+    gradient_clip_val: float | None,
+) -> lightning.Trainer:
+    """A trainer for one epoch, which is the whole stage; checkpoints are the stage's own business.
+
+    Args:
+        settings: Device and precision.
+        directory: Lightning's root directory.
+        logger: Where metrics go.
+        callbacks: Progress and the like.
+        validate_every: Batches between validations; None for none.
+        gradient_clip_val: Gradient norm limit of automatic optimization; None for stages that clip by hand.
+    """
+    return lightning.Trainer(
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        precision=settings.precision,  # type: ignore[arg-type]
+        max_epochs=1,
+        logger=logger,
+        callbacks=list(callbacks),
+        default_root_dir=directory,
+        gradient_clip_val=gradient_clip_val,
+        val_check_interval=validate_every,
+        check_val_every_n_epoch=None if validate_every else 1,
+        limit_val_batches=1.0 if validate_every else 0,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+
+
+def evaluation_trainer(settings: TrainerSettings, *, directory: Path, callbacks: Sequence[Callback]) -> lightning.Trainer:
+    """A trainer that only tests."""
+    return lightning.Trainer(
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        precision=settings.precision,  # type: ignore[arg-type]
+        logger=False,
+        callbacks=list(callbacks),
+        default_root_dir=directory,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+
+
+def apply_threads(settings: TrainerSettings) -> None:
+    """Sets torch's CPU threads, if the settings name a number."""
+    if settings.num_threads is not None:
+        torch.set_num_threads(settings.num_threads)

@@ -1,0 +1,39 @@
+"""What every test shares: offline hub, one torch thread, fixed seeds, checked shapes, a modest hypothesis profile."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from jaxtyping import install_import_hook
+
+# Shapes are checked here and free in training. The hook must stand before the first import of these modules.
+CHECKED_MODULES = ("types", "ops", "algorithms", "models.policy")
+install_import_hook([f"lightning_mmrl.{name}" for name in CHECKED_MODULES], "shape_checker.check")
+
+torch.set_num_threads(1)
+
+settings.register_profile("default", deadline=None, max_examples=30)
+settings.register_profile("ci", deadline=None, max_examples=30, derandomize=True, database=None)
+settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds():
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002  libraries draw from the global generator
+    torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

@@ -1,0 +1,51 @@
+import math
+
+import pytest
+import torch
+
+from lightning_mmrl.algorithms.advantages.group_normalized import GroupNormalized
+from lightning_mmrl.algorithms.advantages.leave_one_out import LeaveOneOut
+
+ESTIMATORS = [GroupNormalized(), GroupNormalized(scale=False), LeaveOneOut()]
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
+def test_a_constant_group_gets_exact_zeros(estimator):
+    # 0.1 is not a float: the mean of seven of them is not 0.1.
+    rewards = torch.full((1, 7), 0.1)
+    assert not torch.any(estimator(rewards, torch.ones(1, 7, dtype=torch.bool)))
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
+def test_a_group_with_fewer_than_two_valid_completions_gets_exact_zeros(estimator):
+    valid = torch.tensor([[True, False, False], [False, False, False]])
+    assert not torch.any(estimator(torch.tensor([[3.0, 1.0, 2.0], [3.0, 1.0, 2.0]]), valid))
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
+def test_a_tiny_difference_is_still_a_difference(estimator):
+    rewards = torch.tensor([[0.0, 1e-6]])
+    advantages = estimator(rewards, torch.ones(1, 2, dtype=torch.bool))
+    assert advantages[0, 0] < 0 < advantages[0, 1]
+
+
+@pytest.mark.parametrize("garbage", [math.nan, math.inf, 1e6])
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
+def test_an_invalid_reward_leaves_its_group(estimator, garbage):
+    rewards = torch.tensor([[1.0, garbage, 0.0, 0.25]])
+    advantages = estimator(rewards, torch.tensor([[True, False, True, True]]))
+    alone = estimator(torch.tensor([[1.0, 0.0, 0.25]]), torch.ones(1, 3, dtype=torch.bool))
+    assert advantages[0, 1] == 0
+    torch.testing.assert_close(advantages[:, [0, 2, 3]], alone)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
+def test_a_valid_nan_is_not_hidden(estimator):
+    advantages = estimator(torch.tensor([[math.nan, 1.0, 1.0]]), torch.ones(1, 3, dtype=torch.bool))
+    assert advantages.isnan().any()
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
+def test_better_completions_get_larger_advantages(estimator):
+    advantages = estimator(torch.tensor([[0.0, 1.0, 2.0]]), torch.ones(1, 3, dtype=torch.bool))
+    assert advantages[0, 0] < 0 < advantages[0, 2]

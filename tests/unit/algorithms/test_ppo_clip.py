@@ -1,0 +1,86 @@
+import math
+
+import pytest
+import torch
+
+from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
+from lightning_mmrl.types.batches import LossInputs
+
+
+def token(ratio: float, advantage: float, **clips: float) -> tuple[float, bool, float]:
+    """Loss, clip flag and gradient by the log-probability of a single token."""
+    logprobs = torch.tensor([[math.log(ratio)]], dtype=torch.float64, requires_grad=True)
+    inputs = LossInputs(
+        logprobs=logprobs,
+        old_logprobs=torch.zeros(1, 1, dtype=torch.float64),
+        advantages=torch.tensor([advantage], dtype=torch.float64),
+        completion_mask=torch.ones(1, 1, dtype=torch.bool),
+    )
+    output = PPOClip(**clips)(inputs)
+    output.token_losses.sum().backward()
+    return output.token_losses.item(), output.clipped.item(), logprobs.grad.item()
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "clipped", "gradient"),
+    [
+        # With clips at 0.9 and 1.3: a raised good token and a lowered bad one stop at their clip; the others do not.
+        (1.1, 2.0, -2.2, False, -2.2),
+        (1.5, 2.0, -2.6, True, 0.0),
+        (0.5, 2.0, -1.0, False, -1.0),
+        (1.5, -2.0, 3.0, False, 3.0),
+        (0.95, -2.0, 1.9, False, 1.9),
+        (0.5, -2.0, 1.8, True, 0.0),
+        (1.5, 0.0, 0.0, False, 0.0),
+    ],
+)
+def test_the_clip_stops_only_what_went_too_far(ratio, advantage, loss, clipped, gradient):
+    found = token(ratio, advantage, clip_low=0.1, clip_high=0.3)
+    assert found[0] == pytest.approx(loss)
+    assert found[1] is clipped
+    assert found[2] == pytest.approx(gradient)
+
+
+def test_a_runaway_ratio_stays_finite():
+    inputs = LossInputs(
+        logprobs=torch.tensor([[0.0, -1000.0, -math.inf]], requires_grad=True),
+        old_logprobs=torch.tensor([[-1000.0, 0.0, 0.0]]),
+        advantages=torch.tensor([-1.0]),
+        completion_mask=torch.ones(1, 3, dtype=torch.bool),
+    )
+    losses = PPOClip()(inputs).token_losses
+    losses.sum().backward()
+    assert losses.tolist()[0] == pytest.approx([math.exp(20.0), 0.8, 0.8])
+    assert inputs.logprobs.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("garbage", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("field", ["logprobs", "old_logprobs"])
+def test_masked_garbage_reaches_neither_loss_nor_gradient(garbage, field):
+    values = {"logprobs": torch.tensor([[-1.0, -1.0]]), "old_logprobs": torch.tensor([[-1.1, -1.1]])}
+    values[field][0, 1] = garbage
+    values["logprobs"].requires_grad_()
+    inputs = LossInputs(**values, advantages=torch.tensor([1.0]), completion_mask=torch.tensor([[True, False]]))
+    output = PPOClip()(inputs)
+    output.token_losses.sum().backward()
+    assert output.token_losses[0, 0].item() == pytest.approx(-math.exp(0.1))
+    assert output.token_losses[0, 1].item() == 0
+    assert inputs.logprobs.grad[0].tolist() == pytest.approx([-math.exp(0.1), 0.0])
+
+
+def test_a_masked_token_is_never_clipped():
+    inputs = LossInputs(
+        logprobs=torch.tensor([[0.0, 0.0]]),
+        old_logprobs=torch.tensor([[-3.0, -3.0]]),
+        advantages=torch.tensor([1.0]),
+        completion_mask=torch.tensor([[True, False]]),
+    )
+    output = PPOClip()(inputs)
+    assert output.clipped.tolist() == [[True, False]]
+    assert output.token_losses[0, 1] == 0
+
+
+@pytest.mark.parametrize("clips", [{"clip_low": -0.1}, {"clip_low": 1.5}, {"clip_high": -0.1}, {"clip_high": math.nan}])
+def test_impossible_clips_are_refused(clips):
+    with pytest.raises(ValueError, match=next(iter(clips))):
+        PPOClip(**clips)

@@ -1,0 +1,167 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lightning_mmrl.errors import ConfigError, DataError
+from lightning_mmrl.evaluation import intervals
+from lightning_mmrl.evaluation.intervals import ClusterBootstrap, Interval
+from lightning_mmrl.evaluation.records import Prediction
+
+LABELS = ("angry", "happy", "sad")
+
+
+def drawn(seed, size, accuracy=0.6, *, speakers=None):
+    """Predictions whose speaker is one of `speakers` in turn."""
+    generator = np.random.default_rng(seed)
+    predictions = []
+    for index in range(size):
+        truth = LABELS[index % 3]
+        right = generator.random() < accuracy
+        guess = generator.choice([label for label in LABELS if label != truth])
+        predictions.append(
+            Prediction(
+                sample_id=f"clip-{index}",
+                speaker=None if speakers is None else f"s{index % speakers}",
+                truth=truth,
+                predicted=truth if right else str(guess),
+                valid_format=True,
+                consistent=None,
+                text="",
+            )
+        )
+    return predictions
+
+
+def test_all_right_and_all_wrong_have_no_width():
+    for accuracy in (0.0, 1.0):
+        for interval in ClusterBootstrap().intervals(drawn(0, 30, accuracy), LABELS).values():
+            assert (interval.estimate, interval.low, interval.high) == (accuracy, accuracy, accuracy)
+
+
+def test_the_settings_are_in_the_interval():
+    interval = ClusterBootstrap(num_resamples=50, level=0.9).intervals(drawn(0, 30), LABELS)["war"]
+    assert isinstance(interval, Interval)
+    assert (interval.level, interval.num_resamples, interval.unit) == (0.9, 50, "clip")
+    assert interval.low < interval.estimate < interval.high
+
+
+def test_the_clip_interval_of_accuracy_is_the_binomial_one():
+    predictions = drawn(1, 400)
+    interval = ClusterBootstrap(num_resamples=4000).intervals(predictions, LABELS)["war"]
+    p = np.mean([each.truth == each.predicted for each in predictions])
+    half = 1.96 * np.sqrt(p * (1 - p) / 400)
+    # Monte-Carlo error of a 2.5 % quantile with 4000 resamples is about 0.05 standard errors; accuracy moves by 1/400.
+    assert [interval.low, interval.high] == pytest.approx([p - half, p + half], abs=0.005)
+
+
+def test_a_higher_level_is_wider():
+    predictions = drawn(2, 60)
+    widths = []
+    for level in (0.5, 0.9, 0.99):
+        interval = ClusterBootstrap(level=level).intervals(predictions, LABELS)["uar"]
+        widths.append(interval.high - interval.low)
+    assert widths == sorted(set(widths))
+
+
+def test_the_seed_decides():
+    predictions = drawn(3, 60)
+    assert ClusterBootstrap().intervals(predictions, LABELS) == ClusterBootstrap().intervals(predictions, LABELS)
+    assert ClusterBootstrap(seed=1).intervals(predictions, LABELS) != ClusterBootstrap().intervals(predictions, LABELS)
+
+
+@pytest.mark.parametrize(("speakers", "unit"), [(None, "clip"), (1, "clip"), (2, "speaker"), (6, "speaker")])
+def test_speakers_are_resampled_if_there_are_several(speakers, unit):
+    assert ClusterBootstrap(num_resamples=10).intervals(drawn(0, 30, speakers=speakers), LABELS)["uar"].unit == unit
+
+
+def test_one_unknown_speaker_means_clips():
+    predictions = drawn(0, 30, speakers=5)
+    predictions[3] = replace(predictions[3], speaker=None)
+    assert ClusterBootstrap(num_resamples=10).intervals(predictions, LABELS)["uar"].unit == "clip"
+
+
+def test_speakers_of_one_clip_each_equal_clips():
+    clips, speakers = drawn(4, 40), drawn(4, 40, speakers=40)
+    order = np.argsort([each.speaker for each in speakers])  # units are sorted by name
+    ours = ClusterBootstrap().intervals([clips[index] for index in order], LABELS)["uar"]
+    theirs = ClusterBootstrap().intervals(speakers, LABELS)["uar"]
+    assert theirs == replace(ours, unit="speaker")
+
+
+def test_the_difference_to_itself_is_exactly_zero():
+    predictions = drawn(5, 50, speakers=5)
+    interval = ClusterBootstrap().paired_uar_difference(predictions, predictions[::-1], LABELS)
+    assert (interval.estimate, interval.low, interval.high, interval.unit) == (0.0, 0.0, 0.0, "speaker")
+
+
+def test_the_difference_is_candidate_minus_baseline():
+    better, worse = drawn(6, 90, 0.9), drawn(7, 90, 0.4)
+    forward = ClusterBootstrap().paired_uar_difference(better, worse, LABELS)
+    backward = ClusterBootstrap().paired_uar_difference(worse, better, LABELS)
+    assert forward.low > 0
+    assert [backward.low, backward.high] == pytest.approx([-forward.high, -forward.low], abs=1e-12)
+    single = ClusterBootstrap(num_resamples=1)
+    estimates = [single.intervals(each, LABELS)["uar"].estimate for each in (better, worse)]
+    assert forward.estimate == pytest.approx(estimates[0] - estimates[1], abs=1e-12)
+
+
+def test_pairing_matters():
+    """Two sets that err on mostly the same clips: unpaired resamples would hide their difference."""
+    baseline = drawn(8, 150, 0.6)
+    candidate = [
+        replace(each, predicted=each.truth) if index % 15 == 0 else each for index, each in enumerate(baseline)
+    ]
+    paired = ClusterBootstrap().paired_uar_difference(candidate, baseline, LABELS)
+    ours = ClusterBootstrap(seed=1).intervals(candidate, LABELS)["uar"]
+    theirs = ClusterBootstrap(seed=2).intervals(baseline, LABELS)["uar"]
+    unpaired = np.hypot(ours.high - ours.low, theirs.high - theirs.low)
+    assert paired.high - paired.low < 0.5 * unpaired
+
+
+def test_clustered_errors_widen_the_speaker_interval():
+    """Speakers that are all right or all wrong: resampling clips would claim too much."""
+    predictions = [
+        replace(each, predicted=each.truth if int(each.speaker[1:]) % 2 else None)
+        for each in drawn(9, 200, speakers=10)
+    ]
+    by_speaker = ClusterBootstrap().intervals(predictions, LABELS)["war"]
+    by_clip = ClusterBootstrap().intervals([replace(each, speaker=None) for each in predictions], LABELS)["war"]
+    assert by_speaker.estimate == by_clip.estimate == 0.5
+    assert by_speaker.high - by_speaker.low > 3 * (by_clip.high - by_clip.low)
+
+
+def test_different_samples_are_refused():
+    full = drawn(0, 10)
+    bootstrap = ClusterBootstrap(num_resamples=10)
+    with pytest.raises(DataError, match="clip-9"):
+        bootstrap.paired_uar_difference(full, full[:-1], LABELS)
+    with pytest.raises(DataError, match="clip-9"):
+        bootstrap.paired_uar_difference(full[:-1], full, LABELS)
+    with pytest.raises(DataError, match="repeated"):
+        bootstrap.paired_uar_difference(full, [*full, full[0]], LABELS)
+    with pytest.raises(DataError, match="repeated"):
+        bootstrap.paired_uar_difference([*full, full[0]], [*full, full[0]], LABELS)
+    for change in ({"truth": "sad"}, {"speaker": "s1"}):
+        with pytest.raises(DataError, match="clip-0"):
+            bootstrap.paired_uar_difference([replace(full[0], **change), *full[1:]], full, LABELS)
+
+
+def test_no_predictions_are_refused():
+    with pytest.raises(DataError, match="no predictions"):
+        ClusterBootstrap().intervals([], LABELS)
+    with pytest.raises(DataError, match="no predictions"):
+        ClusterBootstrap().paired_uar_difference([], [], LABELS)
+
+
+@pytest.mark.parametrize(("knob", "value"), [("level", 0.0), ("level", 1.0), ("level", 95), ("num_resamples", 0)])
+def test_settings_out_of_range_are_refused(knob, value):
+    with pytest.raises(ConfigError, match=f"bootstrap.{knob} is {value}"):
+        ClusterBootstrap(**{knob: value})
+
+
+def test_chunks_do_not_change_the_result(monkeypatch):
+    predictions = drawn(10, 50)
+    whole = ClusterBootstrap(num_resamples=97).intervals(predictions, LABELS)
+    monkeypatch.setattr(intervals, "_MAX_WEIGHTS", 50 * 10)
+    assert ClusterBootstrap(num_resamples=97).intervals(predictions, LABELS) == whole

@@ -1,0 +1,92 @@
+import math
+
+import pytest
+import torch
+
+from lightning_mmrl.ops.logprobs import token_logprobs
+
+NONE_BANNED = torch.zeros(4, dtype=torch.bool)
+LAST_BANNED = torch.tensor([False, False, False, True])
+
+
+def test_logits_are_divided_by_the_temperature():
+    logits = torch.tensor([[math.log(4.0), 0.0]])
+    logprobs, entropy = token_logprobs(
+        logits, torch.tensor([0]), temperature=2.0, banned=torch.zeros(2, dtype=torch.bool)
+    )
+    p = 2 / 3
+    assert logprobs.item() == pytest.approx(math.log(p))
+    assert entropy.item() == pytest.approx(-p * math.log(p) - (1 - p) * math.log(1 - p))
+
+
+def test_banned_ids_get_no_probability():
+    logits = torch.tensor([[0.0, 0.0, 0.0, 50.0]]).repeat(4, 1)
+    logprobs, entropy = token_logprobs(logits, torch.arange(4), temperature=1.0, banned=LAST_BANNED)
+    assert logprobs[:3].tolist() == pytest.approx([-math.log(3)] * 3)
+    assert logprobs[3].item() == -math.inf
+    assert entropy.tolist() == pytest.approx([math.log(3)] * 4)
+
+
+def test_rows_may_have_any_number_of_axes():
+    logits = torch.randn(2, 3, 4)
+    tokens = torch.randint(4, (2, 3))
+    logprobs, entropy = token_logprobs(logits, tokens, temperature=0.7, banned=NONE_BANNED)
+    flat, flat_entropy = token_logprobs(logits.view(6, 4), tokens.view(6), temperature=0.7, banned=NONE_BANNED)
+    assert torch.equal(logprobs.view(6), flat)
+    assert torch.equal(entropy.view(6), flat_entropy)
+
+
+@pytest.mark.parametrize("token", range(4))
+def test_gradients_are_finite_with_banned_ids(token):
+    logits = torch.randn(1, 4, requires_grad=True)
+    logprobs, _ = token_logprobs(logits, torch.tensor([token]), temperature=1.0, banned=LAST_BANNED)
+    logprobs.sum().backward()
+    assert logits.grad.isfinite().all()
+    assert logits.grad[0, 3] == 0
+
+
+def test_gradient_is_the_score_function():
+    logits = torch.randn(1, 4, dtype=torch.float64, requires_grad=True)
+    logprobs, _ = token_logprobs(logits, torch.tensor([1]), temperature=2.0, banned=LAST_BANNED)
+    logprobs.sum().backward()
+    allowed = (logits.detach()[0, :3] / 2).softmax(-1)
+    expected = (torch.tensor([0.0, 1.0, 0.0]) - allowed) / 2
+    torch.testing.assert_close(logits.grad[0, :3], expected)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+)
+def test_low_precision_is_computed_in_float32(dtype, expected):
+    logits = torch.randn(5, 4).to(dtype)
+    tokens = torch.randint(4, (5,))
+    logprobs, entropy = token_logprobs(logits, tokens, temperature=0.9, banned=LAST_BANNED)
+    wide, wide_entropy = token_logprobs(logits.to(expected), tokens, temperature=0.9, banned=LAST_BANNED)
+    assert logprobs.dtype == entropy.dtype == expected
+    assert torch.equal(logprobs, wide)
+    assert torch.equal(entropy, wide_entropy)
+
+
+def test_logits_of_minus_infinity_leave_the_entropy_finite():
+    logits = torch.tensor([[0.0, 0.0, -math.inf, -math.inf]])
+    _, entropy = token_logprobs(logits, torch.tensor([0]), temperature=1.0, banned=NONE_BANNED)
+    assert entropy.item() == pytest.approx(math.log(2))
+
+
+def test_the_entropy_carries_no_gradient():
+    _, entropy = token_logprobs(
+        torch.randn(1, 4, requires_grad=True), torch.tensor([0]), temperature=1.0, banned=NONE_BANNED
+    )
+    assert not entropy.requires_grad
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, math.inf])
+def test_a_temperature_that_is_not_positive_and_finite_is_refused(temperature):
+    with pytest.raises(ValueError, match="temperature is"):
+        token_logprobs(torch.zeros(1, 4), torch.tensor([0]), temperature=temperature, banned=NONE_BANNED)

@@ -1,0 +1,88 @@
+import pytest
+
+from lightning_mmrl.errors import ConfigError, DataError
+from lightning_mmrl.prompts.template import PromptTemplate, media_tags
+from lightning_mmrl.types.records import Message
+
+SYSTEM = Message(role="system", content="Be brief.")
+USER = Message(role="user", content="<video><audio>Which emotion?")
+ASSISTANT = Message(role="assistant", content="<think>Brows.</think><answer>angry</answer>")
+
+
+def test_apply_adds_the_system_turn_and_the_suffix():
+    template = PromptTemplate(system="You watch faces.", suffix=" Think first.")
+    assert template.apply((USER,)) == (
+        Message(role="system", content="You watch faces."),
+        Message(role="user", content="<video><audio>Which emotion? Think first."),
+    )
+
+
+def test_apply_keeps_a_system_turn_that_is_there():
+    assert PromptTemplate(system="You watch faces.").apply((SYSTEM, USER)) == (SYSTEM, USER)
+
+
+def test_the_suffix_goes_on_the_last_user_turn_and_nothing_is_dropped():
+    first, last = Message(role="user", content="Look."), Message(role="user", content="And now?")
+    prompt = PromptTemplate(suffix="!").apply((SYSTEM, first, ASSISTANT, last))
+    assert prompt == (SYSTEM, first, ASSISTANT, Message(role="user", content="And now?!"))
+
+
+def test_an_empty_template_changes_nothing():
+    assert PromptTemplate().apply((SYSTEM, USER)) == (SYSTEM, USER)
+
+
+@pytest.mark.parametrize(
+    ("messages", "sentence"),
+    [
+        ((), "no user turn"),
+        ((SYSTEM,), "no user turn"),
+        ((USER, ASSISTANT), "assistant turn"),
+        ((USER, SYSTEM), "system turn"),
+    ],
+)
+def test_a_prompt_must_end_with_a_user_turn(messages, sentence):
+    with pytest.raises(DataError, match=sentence):
+        PromptTemplate().apply(messages)
+
+
+def test_complete_and_split_target_are_inverse():
+    template = PromptTemplate(prefill="<think>")
+    prompt, target = template.split_target((USER, ASSISTANT))
+    assert prompt == (USER,)
+    assert target == "Brows.</think><answer>angry</answer>"
+    assert template.complete(target) == ASSISTANT.content
+
+
+def test_without_an_assistant_turn_there_is_no_target():
+    assert PromptTemplate(prefill="<think>").split_target((SYSTEM, USER)) == ((SYSTEM, USER), None)
+    assert PromptTemplate().split_target(()) == ((), None)
+
+
+def test_a_target_without_the_prefill_is_refused():
+    with pytest.raises(DataError, match=r"'angry'.*'<think>'"):
+        PromptTemplate(prefill="<think>").split_target((USER, Message(role="assistant", content="angry")))
+
+
+@pytest.mark.parametrize("name", ["system", "suffix", "prefill"])
+def test_a_template_with_a_media_tag_is_refused(name):
+    with pytest.raises(ConfigError, match=f"prompt.{name}.*<audio>"):
+        PromptTemplate(**{name: "Listen: <audio>"})
+
+
+@pytest.mark.parametrize(
+    ("content", "tags"),
+    [
+        ("", ()),
+        ("<video><audio>Which?", ("video", "audio")),
+        ("<audio> then <image> <image>", ("audio", "image", "image")),
+        ("<Video> <video > </video> video <<image>>", ("image",)),
+    ],
+)
+def test_media_tags_come_in_order(content, tags):
+    assert media_tags(content) == tags
+
+
+@pytest.mark.timeout(20)
+def test_media_tags_of_a_flood():
+    assert media_tags("<" * 500_000 + "<video" * 100_000) == ()
+    assert media_tags("<video>" * 100_000) == ("video",) * 100_000

@@ -1,0 +1,243 @@
+"""The spool against a fake server: it never holds up the caller, loses nothing and keeps the order."""
+
+import threading
+
+import pytest
+
+from lightning_mmrl.tracking.journal import Entry, Journal
+from lightning_mmrl.tracking.jsonl import read_lines
+from lightning_mmrl.tracking.spool import Spool, UndeliverableError
+
+PATIENCE_S = 10.0
+
+
+class FakeServer:
+    """Takes entries while `up`; `release` can be cleared to let a delivery hang."""
+
+    def __init__(self):
+        self.up = True
+        self.refused = set()
+        self.received = []
+        self.attempts = threading.Semaphore(0)
+        self.failures = threading.Semaphore(0)
+        self.deliveries = threading.Semaphore(0)
+        self.release = threading.Event()
+        self.release.set()
+
+    def __call__(self, entry):
+        self.attempts.release()
+        assert self.release.wait(PATIENCE_S)
+        if not self.up:
+            self.failures.release()
+            raise ConnectionError("down")
+        if entry.operation in self.refused:
+            raise UndeliverableError("no")
+        self.received.append(entry)
+        self.deliveries.release()
+
+    def steps(self, run_id="run"):
+        entries = [entry for entry in self.received if entry.run_id == run_id and entry.operation == "metrics"]
+        return [point[3] for entry in entries for point in entry.payload["points"]]
+
+    def wait_for(self, event):
+        assert getattr(self, event).acquire(timeout=PATIENCE_S)
+
+
+def metric(step, run_id="run"):
+    return Entry(run_id=run_id, operation="metrics", payload={"points": [["loss", 1.0, step, step]]})
+
+
+def status(value="FINISHED", run_id="run"):
+    return Entry(run_id=run_id, operation="status", payload={"status": value, "time_ms": 1})
+
+
+@pytest.fixture
+def server():
+    return FakeServer()
+
+
+@pytest.fixture
+def spools(tmp_path, server):
+    opened = []
+
+    def start(**options):
+        opened.append(Spool(tmp_path, server, **options))
+        return opened[-1]
+
+    yield start
+    server.release.set()
+    for spool in opened:
+        spool.close(PATIENCE_S)
+
+
+def test_entries_arrive_in_order_and_leave_no_file(spools, server, tmp_path):
+    spool = spools()
+    for step in range(50):
+        spool.submit(metric(step))
+    spool.submit(status())
+    assert spool.close() == []
+    assert server.steps() == list(range(50))
+    assert server.received[-1].operation == "status"
+    assert list(tmp_path.glob("*.jsonl")) == []
+
+
+def test_submit_returns_while_a_delivery_hangs(spools, server):
+    server.release.clear()
+    spool = spools()
+    spool.submit(metric(0))
+    server.wait_for("attempts")
+    for step in range(1, 100):
+        spool.submit(metric(step))
+    assert server.received == []  # all calls came back before the server did
+    server.release.set()
+    spool.close()
+    assert server.steps() == list(range(100))
+
+
+def test_an_outage_is_kept_on_disk_and_replayed_once_in_order(spools, server, tmp_path, caplog):
+    spool = spools(retry_s=PATIENCE_S)
+    server.up = False
+    for step in range(5):
+        spool.submit(metric(step))
+    server.wait_for("failures")
+    spool.submit(status())
+    server.up = True
+    assert spool.close() == []
+    assert server.steps() == list(range(5))
+    assert server.received[-1].operation == "status"
+    assert list(tmp_path.glob("*.jsonl")) == []
+    assert caplog.text.count("The tracking server failed") == 1
+
+
+def test_the_server_is_tried_again_without_further_calls(spools, server):
+    server.up = False
+    spool = spools(retry_s=0.01)
+    spool.submit(metric(0))
+    for _ in range(3):
+        server.wait_for("failures")
+    assert spool.is_backlogged
+    server.up = True
+    server.wait_for("deliveries")
+    assert server.steps() == [0]
+
+
+def test_attempts_become_rarer(spools, server):
+    server.up = False
+    spool = spools(retry_s=0.02)
+    spool.submit(metric(0))
+    for _ in range(4):
+        server.wait_for("failures")
+    assert spool._retry_s >= 0.16
+
+
+def test_what_is_left_at_the_end_is_named_and_delivered_by_the_next_spool(spools, server, tmp_path, caplog):
+    server.up = False
+    first = spools(retry_s=PATIENCE_S)
+    for step in range(3):
+        first.submit(metric(step))
+    first.submit(metric(7, run_id="other"))
+    left = first.close()
+    assert sorted(left) == [tmp_path / "other.jsonl", tmp_path / "run.jsonl"]
+    assert str(tmp_path / "run.jsonl") in caplog.text
+    server.up = True
+    second = spools()
+    second.submit(metric(3))
+    assert second.close() == []
+    assert server.steps() == [0, 1, 2, 3]
+    assert server.steps("other") == [7]
+    assert spools().close() == []
+    assert server.steps() == [0, 1, 2, 3]
+
+
+def test_a_hanging_server_does_not_hold_up_the_end(spools, server, tmp_path):
+    server.release.clear()
+    spool = spools()
+    spool.submit(metric(0))
+    server.wait_for("attempts")
+    spool.submit(metric(1))
+    spool.submit(status())
+    assert spool.close(timeout_s=0.05) == [tmp_path / "run.jsonl"]
+    kept = Journal(tmp_path / "run.jsonl").pending()
+    assert [entry.operation for entry in kept] == ["metrics", "metrics", "status"]
+
+
+def test_a_delivery_that_outlasts_the_end_does_not_remove_what_the_end_kept(spools, server, tmp_path):
+    Journal(tmp_path / "run.jsonl").append([metric(0)])
+    server.release.clear()
+    spool = spools()
+    server.wait_for("attempts")  # the journal's entry hangs
+    spool.submit(metric(1))
+    spool.close(timeout_s=0.05)
+    server.release.set()
+    spool._thread.join(PATIENCE_S)
+    assert not spool._thread.is_alive()
+    kept = Journal(tmp_path / "run.jsonl").pending()
+    assert [entry.payload["points"][0][3] for entry in kept] == [0, 1]
+
+
+def test_a_refused_entry_is_put_aside_and_the_rest_goes_on(spools, server, tmp_path, caplog):
+    server.refused = {"status"}
+    spool = spools()
+    spool.submit(metric(0))
+    spool.submit(status())
+    spool.submit(metric(1))
+    assert spool.close() == []
+    assert server.steps() == [0, 1]
+    assert [line["operation"] for line in read_lines(tmp_path / "run.rejected")] == ["status"]
+    assert "run.rejected" in caplog.text
+
+
+def test_a_full_queue_drops_metrics_but_never_a_status(spools, server, caplog):
+    server.release.clear()
+    spool = spools(limit=3)
+    spool.submit(metric(0))
+    server.wait_for("attempts")
+    for step in range(1, 6):
+        spool.submit(metric(step))
+    spool.submit(status("KILLED"))
+    server.release.set()
+    spool.close()
+    assert server.steps() == [0, 1, 2, 3]
+    assert server.received[-1].payload["status"] == "KILLED"
+    assert "2 metric calls were dropped" in caplog.text
+
+
+def test_a_second_spool_leaves_the_journals_of_a_living_one_alone(spools, server, caplog):
+    server.up = False
+    first = spools(retry_s=PATIENCE_S)
+    first.submit(metric(0))
+    server.wait_for("failures")
+    server.up = True
+    second = spools()
+    assert not second.is_backlogged
+    second.close()
+    assert server.received == []
+    assert "Another process delivers" in caplog.text
+    first.close()
+    assert server.steps() == [0]
+
+
+def test_a_full_disk_keeps_entries_in_memory(spools, server, monkeypatch):
+    def fail(self, entries):
+        failed.set()
+        raise OSError("No space left on device")
+
+    failed = threading.Event()
+    server.up = False
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "append", fail)
+        spool = spools(retry_s=0.01)
+        spool.submit(metric(0))
+        assert failed.wait(PATIENCE_S)
+    spool.submit(metric(1))
+    server.up = True
+    assert spool.close() == []
+    assert server.steps() == [0, 1]
+
+
+def test_a_call_after_the_end_is_reported_and_not_sent(spools, server, caplog):
+    spool = spools()
+    spool.close()
+    spool.submit(metric(0))
+    assert server.received == []
+    assert "Tracking is closed" in caplog.text

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Regenerates requirements.lock and requirements-dev.lock from pyproject.toml and requirements.pins.
+# Versions already locked are kept unless something forces a change; pass --upgrade to renew them.
+# UV names the uv to use; without it the one on PATH or in .uv/ is taken.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+if [[ -z "${UV:-}" ]]; then
+    UV=$(command -v uv || echo .uv/bin/uv)
+fi
+
+compile() {
+    "$UV" pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
+        --no-emit-index-url --no-emit-find-links --no-annotate --no-header "$@"
+}
+
+compile --constraints requirements.pins --output-file requirements.lock "$@"
+compile --extra dev --constraints requirements.lock --output-file requirements-dev.lock "$@"
