@@ -34,7 +34,7 @@ class StageOrchestrator:
         build_stage: Makes a stage ready to run.
         evaluate: Evaluates a hand-over.
         tracker: Tracks the run.
-        artifacts: Files that describe the whole run, uploaded to the parent.
+        on_start: Called with the opened parent run before the first pending stage.
         say: Tells the user what happens.
     """
 
@@ -46,7 +46,7 @@ class StageOrchestrator:
         build_stage: StageFactory,
         evaluate: Evaluator,
         tracker: Callable[[], Tracker],
-        artifacts: Sequence[Path] = (),
+        on_start: Callable[[TrackedRun], None],
         say: Callable[[str], None] = print,
     ) -> None:
         self._curriculum = curriculum
@@ -54,7 +54,7 @@ class StageOrchestrator:
         self._build_stage = build_stage
         self._evaluate = evaluate
         self._open_tracker = tracker
-        self._artifacts = artifacts
+        self._on_start = on_start
         self._say = say
 
     def run(self) -> list[StageResult]:
@@ -82,8 +82,7 @@ class StageOrchestrator:
             manifest = Manifest(stages=manifest.stages, tracking_id=parent.id)
             manifest.write(self._directory)
             with _status_of(parent):
-                for path in self._artifacts:
-                    parent.log_artifact(path)
+                self._on_start(parent)
                 for spec in pending:
                     manifest = self._run_stage(spec, manifest, tracker, parent)
                     manifest.write(self._directory)

@@ -36,6 +36,9 @@ class Backbone(Protocol):
     @property
     def towers(self) -> Sequence[nn.Module]: ...
 
+    @property
+    def parameter_groups(self) -> Mapping[str, Sequence[str]]: ...
+
     def media_features(self, media: MediaInputs) -> Mapping[str, Tensor]: ...
 
 
@@ -181,31 +184,25 @@ class Policy(nn.Module):
         logits = logits if logits.dtype == torch.float64 else logits.float()
         return torch.log_softmax((logits / self.temperature).masked_fill(self.banned, float("-inf")), dim=-1)
 
+    def freeze(self, groups: Iterable[str]) -> int:
+        """Stops groups of parameters (vision, audio, text) from training and returns how many parameters that are.
+
+        Raises:
+            ConfigError: A group is unknown to the family, or selects no parameter of this model.
+        """
+        prefixes, num_frozen = self._backbone.parameter_groups, 0
+        for group in groups:
+            if group not in prefixes:
+                raise ConfigError(f"freeze: unknown group {group!r}; this family has {', '.join(sorted(prefixes))}")
+            chosen = [p for name, p in self.model.named_parameters() if name.startswith(tuple(prefixes[group]))]
+            if not chosen:
+                raise ConfigError(f"freeze: group {group!r} selects no parameter of this model")
+            for parameter in chosen:
+                parameter.requires_grad_(False)
+                num_frozen += parameter.numel()
+        return num_frozen
+
     @property
     def text_model(self) -> nn.Module:
         """The decoder that rollout engines step through."""
         return self._backbone.text_model
-
-
-def freeze(policy: Policy, groups: Iterable[str], prefixes: Mapping[str, Sequence[str]]) -> int:
-    """Freezes parameter groups by name and returns the number of frozen parameters.
-
-    Args:
-        policy: The policy whose model is frozen in part.
-        groups: Names among `prefixes`.
-        prefixes: Group name to the parameter name prefixes it selects.
-
-    Raises:
-        ConfigError: A group is unknown, or selects no parameter.
-    """
-    num_frozen = 0
-    for group in groups:
-        if group not in prefixes:
-            raise ConfigError(f"model.freeze: unknown group {group!r}; known groups are {', '.join(sorted(prefixes))}")
-        chosen = [p for name, p in policy.model.named_parameters() if name.startswith(tuple(prefixes[group]))]
-        if not chosen:
-            raise ConfigError(f"model.freeze: group {group!r} selects no parameter of this model")
-        for parameter in chosen:
-            parameter.requires_grad_(False)
-            num_frozen += parameter.numel()
-    return num_frozen

@@ -101,7 +101,11 @@ class Spool:
         except Timeout:
             _log.warning("Another process delivers what lies in %s; it is left alone.", self._directory)
             return {}
-        return {path.stem: Journal(path) for path in sorted(self._directory.glob("*.jsonl"))}
+        journals = [Journal(path) for path in self._directory.glob("*.jsonl")]
+        for journal in journals:
+            if not journal.pending():
+                journal.remove()
+        return {journal.path.stem: journal for journal in journals if journal.path.exists()}
 
     def _report_rest(self) -> list[Path]:
         left = [journal.path for journal in self._journals.values()]
@@ -160,18 +164,17 @@ class Spool:
     def _replay(self) -> None:
         """Delivers the journals, oldest run first, up to the first failure."""
         for run_id, journal in sorted(self._journals.items()):
-            for entry in merge_points(journal.pending()):
-                if not self._attempt(entry):
+            entries = deque(merge_points(journal.pending()))
+            while entries:
+                if not self._attempt(entries[0]):
                     return
                 with self._disk:
                     if self._abandoned:
                         return
-                    journal.mark_delivered(entry)
-            with self._disk:
-                if self._abandoned:
-                    return
-                journal.remove()
-                del self._journals[run_id]
+                    journal.mark_delivered(entries.popleft())
+                    if not entries:
+                        journal.remove()
+                        del self._journals[run_id]
         _log.info("The tracking server has everything that was kept for it.")
 
     def _attempt(self, entry: Entry) -> bool:

@@ -48,7 +48,7 @@ class PPOClip:
 
     def __call__(self, inputs: LossInputs) -> LossOutput:
         mask = inputs.completion_mask
-        # Masked before the exponential: inf or NaN there would come back through the gradient as 0 * NaN.
+        # A masked token gets ratio 1: whatever lies there, it is neither clipped nor part of a gradient.
         difference = inputs.logprobs - inputs.old_logprobs
         log_ratio = torch.where(mask, difference, torch.zeros_like(difference))
         ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
@@ -58,5 +58,5 @@ class PPOClip:
         losses = -torch.minimum(surrogate, clipped_surrogate)
         return LossOutput(
             token_losses=torch.where(mask, losses, torch.zeros_like(losses)),
-            clipped=mask & (clipped_surrogate < surrogate),
+            clipped=clipped_surrogate < surrogate,
         )

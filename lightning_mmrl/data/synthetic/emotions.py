@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lightning_mmrl.data.synthetic import factors, faces, voices
+from lightning_mmrl.data.synthetic import faces, factors, voices
 from lightning_mmrl.data.synthetic.plan import LICENSE, SPLITS, ClipPlan, manifest_row, plan_split, render_signals
 from lightning_mmrl.data.synthetic.settings import EmotionSetSettings
 from lightning_mmrl.data.synthetic.video_file import write_clip

@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass, field, fields
 
-from lightning_mmrl.data.synthetic.factors import LABELS
 from lightning_mmrl.data.synthetic.faces import OTHER_FACE_STYLE, FaceStyle
+from lightning_mmrl.data.synthetic.factors import LABELS
 from lightning_mmrl.data.synthetic.voices import OTHER_VOICE_STYLE, VoiceStyle
 from lightning_mmrl.errors import DataError
 

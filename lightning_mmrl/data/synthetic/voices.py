@@ -18,8 +18,8 @@ class VoiceStyle:
 
     `strength_range` is the share of the full prosody that a clip shows; `rest_spread` (per speaker) and `jitter` (per
     clip) are standard deviations of every prosody parameter as a share of its full movement. `pitch_ranges_hz` are the
-    ranges of a speaker's base pitch, drawn with equal chance. `noise_range` holds the standard
-    deviation of the hiss against a full scale of 1.
+    ranges of a speaker's base pitch, drawn with equal chance. `noise_range` bounds a clip's hiss (standard
+    deviation against a full scale of 1).
     """
 
     strength_range: tuple[float, float] = (0.6, 1.0)
@@ -64,7 +64,7 @@ _HIGHEST = np.array([9.0, 0.8, 6.0, 20.0, 4.0, 0.9, 1.0, 1.8])
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VoiceIdentity:
-    """What stays the same in all clips of one speaker: base pitch, timbre (one period of the wave, bright and dark) and habits."""
+    """What stays the same in all clips of one speaker: base pitch, habits and timbre (one period, bright and dark)."""
 
     base_pitch_hz: float
     bright_period: np.ndarray

@@ -36,13 +36,6 @@ IMAGE_PIXELS, IMAGE_GRID = "pixel_values", "image_grid_thw"
 VIDEO_PIXELS, VIDEO_GRID, VIDEO_SECONDS = "pixel_values_videos", "video_grid_thw", "video_second_per_grid"
 AUDIO_FEATURES, AUDIO_MASK = "input_features", "feature_attention_mask"
 
-PARAMETER_GROUPS: Mapping[str, tuple[str, ...]] = {
-    "vision": ("visual.",),
-    "audio": ("audio_tower.",),
-    "text": ("model.", "lm_head."),
-}
-"""Parameter name prefixes that `freeze` selects."""
-
 
 class _RopeIndex(Qwen2_5OmniPreTrainedModelForConditionalGeneration):
     """The thinker's position-id method without its weights."""
@@ -263,6 +256,11 @@ class OmniThinker:
     def towers(self) -> list[nn.Module]:
         """The vision and audio encoders with their projectors."""
         return [self.model.visual, self.model.audio_tower]
+
+    @property
+    def parameter_groups(self) -> Mapping[str, tuple[str, ...]]:
+        """Parameter name prefixes that `freeze` selects; projectors belong to their towers."""
+        return {"vision": ("visual.",), "audio": ("audio_tower.",), "text": ("model.", "lm_head.")}
 
     @property
     def placeholder_ids(self) -> dict[str, int]:

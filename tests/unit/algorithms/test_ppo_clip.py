@@ -41,6 +41,11 @@ def test_the_clip_stops_only_what_went_too_far(ratio, advantage, loss, clipped, 
     assert found[2] == pytest.approx(gradient)
 
 
+def test_the_default_clips_are_at_a_fifth():
+    assert token(1.5, 1.0)[0] == pytest.approx(-1.2)
+    assert token(0.5, -1.0)[0] == pytest.approx(0.8)
+
+
 def test_a_runaway_ratio_stays_finite():
     inputs = LossInputs(
         logprobs=torch.tensor([[0.0, -1000.0, -math.inf]], requires_grad=True),

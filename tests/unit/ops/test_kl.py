@@ -13,6 +13,12 @@ def test_k3_by_hand():
     assert approx_kl(logprobs, old_logprobs, mask).item() == pytest.approx((math.exp(0.5) - 1.5) / 2)
 
 
+def test_masked_garbage_does_not_reach_the_gradient():
+    logprobs = torch.tensor([[-1.0, math.nan]], requires_grad=True)
+    approx_kl(logprobs, torch.tensor([[-1.5, 0.0]]), torch.tensor([[True, False]])).backward()
+    assert logprobs.grad[0].tolist() == pytest.approx([math.exp(0.5) - 1, 0.0])
+
+
 def test_zero_for_equal_policies_and_for_no_tokens():
     logprobs = torch.randn(2, 3)
     assert approx_kl(logprobs, logprobs, torch.ones(2, 3, dtype=torch.bool)).item() == 0.0

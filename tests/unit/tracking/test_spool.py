@@ -17,6 +17,7 @@ class FakeServer:
     def __init__(self):
         self.up = True
         self.refused = set()
+        self.broken = set()
         self.received = []
         self.attempts = threading.Semaphore(0)
         self.failures = threading.Semaphore(0)
@@ -27,7 +28,7 @@ class FakeServer:
     def __call__(self, entry):
         self.attempts.release()
         assert self.release.wait(PATIENCE_S)
-        if not self.up:
+        if not self.up or entry.operation in self.broken:
             self.failures.release()
             raise ConnectionError("down")
         if entry.operation in self.refused:
@@ -147,6 +148,25 @@ def test_what_is_left_at_the_end_is_named_and_delivered_by_the_next_spool(spools
     assert server.steps("other") == [7]
     assert spools().close() == []
     assert server.steps() == [0, 1, 2, 3]
+
+
+def test_a_replay_that_is_cut_short_goes_on_where_it_stopped(spools, server, tmp_path):
+    Journal(tmp_path / "run.jsonl").append([metric(0), metric(1), status(), metric(2)])
+    server.broken = {"status"}
+    assert spools().close() == [tmp_path / "run.jsonl"]
+    assert server.steps() == [0, 1]
+    server.broken = set()
+    assert spools().close() == []
+    assert server.steps() == [0, 1, 2]
+
+
+def test_a_journal_with_nothing_left_is_removed(spools, tmp_path):
+    entry = metric(0)
+    Journal(tmp_path / "run.jsonl").append([entry])
+    Journal(tmp_path / "run.jsonl").mark_delivered(entry)
+    spool = spools()
+    assert not spool.is_backlogged
+    assert not (tmp_path / "run.jsonl").exists()
 
 
 def test_a_hanging_server_does_not_hold_up_the_end(spools, server, tmp_path):

@@ -1,0 +1,59 @@
+"""The `mmrl` command: one line per subcommand, each loaded only when it is called."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from lightning_mmrl import __version__
+from lightning_mmrl.errors import MmrlError
+
+COMMANDS = {
+    "train": "run a curriculum, or continue or report one",
+    "plan": "show what train would do, without loading torch",
+    "evaluate": "evaluate a checkpoint on the configured sets",
+    "predict": "answer for one clip: the reasoning and the answer",
+    "data": "synth: generate the emotion set",
+}
+
+EXIT_BAD_INPUT = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a subcommand and returns the exit code."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if argv else EXIT_BAD_INPUT
+    if argv[0] == "--version":
+        print(f"mmrl {__version__}")
+        return 0
+    if argv[0] not in COMMANDS:
+        print(f"mmrl: unknown command {argv[0]!r}; choose one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    command = importlib.import_module(f"lightning_mmrl.cli.{argv[0]}")
+    try:
+        return command.run(argv[1:])
+    except MmrlError as error:
+        print(f"mmrl {argv[0]}: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print(f"mmrl {argv[0]}: interrupted; the same command continues after the last finished stage", file=sys.stderr)
+        return 130
+
+
+def usage() -> str:
+    """The text of `mmrl --help`."""
+    lines = [f"  {name:<10}{what}" for name, what in COMMANDS.items()]
+    return "\n".join(
+        [
+            "mmrl - staged SFT and RL training for multimodal reasoning models",
+            "",
+            "usage: mmrl COMMAND [arguments]; mmrl COMMAND --help says more",
+            "",
+            *lines,
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

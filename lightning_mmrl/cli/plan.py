@@ -1,0 +1,76 @@
+"""`mmrl plan`: what `mmrl train` would do, read off the configuration alone; torch is not loaded."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from lightning_mmrl.cli.hydra_app import run_with_config
+from lightning_mmrl.config.schema import RootConfig, StageConfig
+from lightning_mmrl.config.validate import stage_specs
+from lightning_mmrl.curriculum.manifest import Manifest
+from lightning_mmrl.curriculum.spec import source_stage
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs the command and returns its exit code."""
+    run_with_config(plan, "mmrl plan", arguments)
+    return 0
+
+
+def plan(config: RootConfig) -> None:
+    """Prints stages, sizes, batch arithmetic and where things go."""
+    console = Console(highlight=False, width=None if Console().is_terminal else 140)
+    directory = Path(config.output_dir) / config.run_name
+    finished = Manifest.read(directory).stages
+    table = Table(title=f"{config.run_name}: {len(config.order)} stages")
+    for name in ("stage", "kind", "starts from", "data", "samples", "steps", "per step", "passes", "state"):
+        table.add_column(name)
+    for spec in stage_specs(config):
+        stage = config.stages[spec.name]
+        samples = count_samples(Path(config.data.root) / stage.data.manifest)
+        entry = finished.get(spec.name)
+        state = "to run" if entry is None else "finished" if entry.digest == spec.digest else "finished, configured differently"
+        source = source_stage(spec, config.order) or f"base model {config.model.checkpoint}"
+        table.add_row(
+            spec.name, spec.kind, source, stage.data.manifest, "?" if samples is None else str(samples),
+            str(stage.num_steps), batch_arithmetic(stage), passes(stage, samples), state,
+        )  # fmt: skip
+    console.print(table)
+    sets = ", ".join(f"{name} ({manifest})" for name, manifest in config.evaluation.sets.items())
+    console.print(f"evaluated after each stage on {sets}", markup=False)
+    console.print(f"dataset      {config.data.root}{_generated(config)}", markup=False)
+    console.print(f"run folder   {directory}", markup=False)
+    console.print(f"tracking     {config.tracking.uri or 'none'}", markup=False)
+
+
+def batch_arithmetic(stage: StageConfig) -> str:
+    """How one step is made up."""
+    batch = stage.data.batch_size
+    if stage.algorithm is None:
+        return f"{batch} targets"
+    size, update = stage.algorithm.group_size, stage.algorithm.update
+    steps = update.num_epochs * update.num_minibatches
+    return f"{batch} prompts x {size} = {batch * size} completions, {steps} update{'s' if steps > 1 else ''}"
+
+
+def passes(stage: StageConfig, samples: int | None) -> str:
+    """How often a stage sees its data."""
+    if not samples:
+        return "?"
+    used = min(samples, stage.data.limit or samples)
+    return f"{stage.num_steps * stage.data.batch_size / used:.2f}"
+
+
+def count_samples(manifest: Path) -> int | None:
+    """Lines of a manifest, None if it does not exist yet."""
+    if not manifest.is_file():
+        return None
+    with manifest.open("rb") as lines:
+        return sum(1 for line in lines if line.strip())
+
+
+def _generated(config: RootConfig) -> str:
+    missing = config.data.build is not None and not Path(config.data.root).is_dir()
+    return " (will be generated)" if missing else ""

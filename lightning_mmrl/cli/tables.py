@@ -1,0 +1,60 @@
+"""The tables that commands print."""
+
+from rich.console import Console
+from rich.table import Table
+
+from lightning_mmrl.config.run import Outcome
+from lightning_mmrl.curriculum.compare import Comparison, SetResult
+from lightning_mmrl.evaluation.intervals import Interval
+from lightning_mmrl.training.console import format_seconds
+
+
+def print_comparison(outcome: Outcome) -> None:
+    """What every stage reached, what it added, and where things are."""
+    console = Console(highlight=False, width=None if Console().is_terminal else 120)
+    console.print(results_table(outcome.comparison))
+    console.print(gains_table(outcome.comparison))
+    for result in outcome.results:
+        phases = ", ".join(f"{phase} {format_seconds(value)}" for phase, value in result.seconds.items())
+        console.print(f"{result.name}: {phases}", markup=False)
+    console.print(f"run folder   {outcome.directory}", markup=False)
+    console.print(f"checkpoint   {outcome.directory / outcome.results[-1].handoff}", markup=False)
+    if outcome.tracking_uri:
+        console.print(f"tracking     {outcome.tracking_uri} (make mlflow opens it)", markup=False)
+
+
+def results_table(comparison: Comparison) -> Table:
+    """WAR and UAR in percent with 95 % intervals, valid format and consistency of thought and label."""
+    table = Table(title="Emotion recognition by stage, in %, with 95 % intervals")
+    for name in ("stage", "set", "clips", "WAR", "UAR", "valid format", "consistency"):
+        table.add_column(name, justify="left" if name in ("stage", "set") else "right")
+    for row in comparison.results:
+        table.add_row(*_cells(row))
+    return table
+
+
+def gains_table(comparison: Comparison) -> Table:
+    """UAR differences between neighbouring stages on the same clips."""
+    table = Table(title="UAR gained over the stage before, paired, in points, with 95 % intervals")
+    for name in ("stage", "over", "set", "gain"):
+        table.add_column(name, justify="right" if name == "gain" else "left")
+    for gain in comparison.gains:
+        table.add_row(gain.stage, gain.over, gain.name, _percent(gain.difference, sign="+"))
+    return table
+
+
+def _cells(row: SetResult) -> list[str]:
+    consistency = row.metrics.get("consistency")
+    return [
+        row.stage,
+        row.name,
+        str(row.num_samples),
+        _percent(row.war),
+        _percent(row.uar),
+        f"{100 * row.metrics['valid_format']:.1f}",
+        "-" if consistency is None else f"{100 * consistency:.1f}",
+    ]
+
+
+def _percent(interval: Interval, sign: str = "") -> str:
+    return f"{100 * interval.estimate:{sign}.1f} [{100 * interval.low:{sign}.1f}, {100 * interval.high:{sign}.1f}]"

@@ -1,0 +1,134 @@
+"""One run of a curriculum: its folder, its tracker, its orchestrator and its report."""
+
+import hashlib
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from lightning_mmrl.config import targets
+from lightning_mmrl.config.build import Assembly, CheckpointEvaluator, StageBuilder, quiet_libraries
+from lightning_mmrl.config.schema import RootConfig
+from lightning_mmrl.config.validate import stage_specs
+from lightning_mmrl.curriculum.compare import Comparison, compare_stages
+from lightning_mmrl.curriculum.manifest import write_json
+from lightning_mmrl.curriculum.orchestrator import Curriculum, StageOrchestrator
+from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.evaluation.intervals import ClusterBootstrap
+from lightning_mmrl.protocols.plain import TrackedRun, Tracker
+from lightning_mmrl.tracking.mlflow import MlflowTracker
+from lightning_mmrl.tracking.null import NullTracker
+from lightning_mmrl.training.console import ConsoleProgress
+from lightning_mmrl.types.records import StageResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """A finished run: its folder, its stages and how they compare."""
+
+    directory: Path
+    tracking_uri: str | None
+    results: list[StageResult]
+    comparison: Comparison
+
+
+def run_curriculum(config: RootConfig, console: ConsoleProgress) -> Outcome:
+    """Runs or continues the curriculum of a configuration.
+
+    Raises:
+        MmrlError: With one sentence, before anything is written if the configuration is at fault.
+    """
+    quiet_libraries()
+    check_all_targets(config)
+    specs = stage_specs(config)
+    directory = writable(Path(config.output_dir)) / config.run_name
+    parts = Assembly(config=config, console=console)
+    parts.ensure_data()
+    resolved = directory / "config.yaml"
+    curriculum = Curriculum(name=config.run_name, stages=specs, base=parts.base_checkpoint, facts=parts.facts())
+    orchestrator = StageOrchestrator(
+        curriculum,
+        directory,
+        build_stage=StageBuilder(parts, specs),
+        evaluate=CheckpointEvaluator(parts, specs[-1].name),
+        tracker=lambda: open_tracker(config),
+        on_start=lambda parent: describe_run(config, parent, resolved),
+        say=console.say,
+    )
+    results = orchestrator.run()
+    folders = {spec.name: directory / "stages" / f"{spec.index:02d}-{spec.name}" / "evaluation" for spec in specs}
+    bootstrap = ClusterBootstrap(num_resamples=config.evaluation.num_resamples)
+    comparison = compare_stages(folders, config.data.labels, bootstrap)
+    write_json(directory / "comparison.json", asdict(comparison))
+    return Outcome(directory=directory, tracking_uri=config.tracking.uri, results=results, comparison=comparison)
+
+
+def check_all_targets(config: RootConfig) -> None:
+    """Binds every `_target_` of the configuration before anything is loaded or written.
+
+    Raises:
+        ConfigError: A target does not exist or has no such parameter.
+    """
+    for name in config.order:
+        targets.check_targets(asdict(config.stages[name]), f"stages.{name}")
+    targets.check_targets(asdict(config.model), "model")
+    targets.check_targets(asdict(config.data), "data")
+
+
+def writable(directory: Path) -> Path:
+    """The folder, created; it can be written to.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"output_dir {directory} cannot be written ({os.strerror(error.errno or 0)}); choose another output_dir"
+        ) from error
+    return directory
+
+
+def open_tracker(config: RootConfig) -> Tracker:
+    """The configured tracker."""
+    uri = config.tracking.uri
+    if uri is None:
+        return NullTracker()
+    return MlflowTracker(absolute_sqlite(uri), config.tracking.experiment, Path(config.output_dir) / "spool")
+
+
+def absolute_sqlite(uri: str) -> str:
+    """A relative SQLite path made absolute, so that the UI finds the artifacts from anywhere.
+
+    >>> absolute_sqlite("http://127.0.0.1:5000")
+    'http://127.0.0.1:5000'
+    """
+    prefix = "sqlite:///"
+    if uri.startswith(prefix) and not uri.startswith(prefix + "/"):
+        return prefix + str(Path(uri.removeprefix(prefix)).absolute())
+    return uri
+
+
+def describe_run(config: RootConfig, parent: TrackedRun, resolved: Path) -> None:
+    """Writes the resolved configuration and tells the tracker about it and about the data."""
+    resolved.parent.mkdir(parents=True, exist_ok=True)
+    resolved.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
+    parent.log_artifact(resolved, "config")
+    for context, manifest in manifests(config).items():
+        path = Path(config.data.root) / manifest
+        content = path.read_bytes()
+        profile: dict[str, Any] = {"num_samples": content.count(b"\n")}
+        parent.log_dataset(manifest, hashlib.sha256(content).hexdigest(), str(path), context, profile)
+
+
+def manifests(config: RootConfig) -> dict[str, str]:
+    """What every manifest of the run is used for."""
+    trained = {name: config.stages[name].data.manifest for name in config.order}
+    validated = {"validation": config.data.validation} if config.data.validation else {}
+    return {**trained, **validated, **config.evaluation.sets}

@@ -1,0 +1,197 @@
+"""The typed configuration; field names are the keys a user writes. Nodes of type Any carry a `_target_`."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+@dataclass
+class ModelConfig:
+    """The base model: a hub id or folder, or a recipe that builds one."""
+
+    checkpoint: str = MISSING
+    """Hub id or folder of the base model."""
+    family: Any = MISSING
+    """The model family: `_target_` of the backbone and of the encoder."""
+    build: Any = None
+    """`_target_` that builds the folder `checkpoint` if it does not exist; None for a checkpoint that exists."""
+    dtype: str = "float32"
+    """Parameter type in memory: float32, bfloat16 or float64."""
+
+
+@dataclass
+class MediaConfig:
+    """Decoding, the same in every stage and evaluation."""
+
+    num_frames: int = 8
+    max_duration_s: float = 600.0
+    max_pixels: int = 16_777_216
+    max_bytes: int = 268_435_456
+    decode_workers: int = 2
+    decode_deadline_s: float = 30.0
+    cache_dir: str = MISSING
+
+
+@dataclass
+class DataConfig:
+    """The dataset that stages and evaluations read from."""
+
+    root: str = MISSING
+    """Folder of the manifests; media paths are relative to it."""
+    validation: str | None = None
+    """Manifest evaluated during training."""
+    validation_limit: int | None = None
+    labels: list[str] = MISSING
+    """The closed label set."""
+    cue_lexicon: str | None = None
+    """File below root with cue phrases, for the consistency of thought and label; None for none."""
+    build: Any = None
+    """`_target_` that generates the dataset at `root` if it does not exist; None for data that exist."""
+    media: MediaConfig = field(default_factory=MediaConfig)
+
+
+@dataclass
+class PromptConfig:
+    """What is put around each sample's messages."""
+
+    system: str | None = None
+    suffix: str = ""
+    prefill: str = ""
+
+
+@dataclass
+class DropoutConfig:
+    """Probabilities that a training sample loses its sound or its picture."""
+
+    silent: float = 0.0
+    blank: float = 0.0
+
+
+@dataclass
+class StageDataConfig:
+    """What a stage trains on."""
+
+    manifest: str = MISSING
+    batch_size: int = MISSING
+    """Samples per optimizer step (sft) or prompts per iteration (rl)."""
+    limit: int | None = None
+    modality_dropout: DropoutConfig = field(default_factory=DropoutConfig)
+
+
+@dataclass
+class UpdateConfig:
+    """How a rollout becomes optimizer steps."""
+
+    num_epochs: int = 1
+    num_minibatches: int = 1
+    prompts_per_microbatch: int = 8
+
+
+@dataclass
+class AlgorithmConfig:
+    """A policy-gradient algorithm; null takes the module's own."""
+
+    advantage: Any = None
+    loss: Any = None
+    aggregation: Any = None
+    group_size: int = 8
+    mask_truncated: bool = False
+    update: UpdateConfig = field(default_factory=UpdateConfig)
+
+
+@dataclass
+class SamplingConfig:
+    """How completions are sampled."""
+
+    temperature: float = 1.0
+    max_new_tokens: int = 512
+
+
+@dataclass
+class RewardsConfig:
+    """Named reward functions and their weights; workers > 0 runs them in killable processes."""
+
+    parts: dict[str, Any] = MISSING
+    weights: dict[str, float] = MISSING
+    num_workers: int = 0
+    deadline_s: float = 8.0
+    batch_budget_s: float = 60.0
+
+
+@dataclass
+class StageConfig:
+    """One stage."""
+
+    kind: str = MISSING
+    """sft or rl."""
+    module: Any = MISSING
+    """`_target_` of the LightningModule."""
+    start_from: str = "previous"
+    """base, previous or the name of an earlier stage."""
+    num_steps: int = MISSING
+    """Optimizer steps (sft) or iterations (rl)."""
+    data: StageDataConfig = field(default_factory=StageDataConfig)
+    optimizer: Any = MISSING
+    schedule: Any = MISSING
+    max_grad_norm: float = 1.0
+    freeze: list[str] = field(default_factory=list)
+    """Parameter groups that do not train: vision, audio, text."""
+    validate_every: int | None = None
+    """Steps between validations; null for none."""
+    algorithm: AlgorithmConfig | None = None
+    sampling: SamplingConfig | None = None
+    rewards: RewardsConfig | None = None
+    rollout_table_every: int = 10
+    """Iterations between two rollout tables on disk."""
+
+
+@dataclass
+class TrainerConfig:
+    """Device and precision."""
+
+    accelerator: str = "auto"
+    devices: int = 1
+    precision: str = "32-true"
+    num_threads: int | None = None
+
+
+@dataclass
+class TrackingConfig:
+    """Where runs are tracked; a null uri tracks nothing."""
+
+    uri: str | None = None
+    experiment: str = "lightning_mmrl"
+
+
+@dataclass
+class EvaluationConfig:
+    """What each hand-over is evaluated on."""
+
+    sets: dict[str, str] = MISSING
+    """Set name to manifest."""
+    ablations: list[str] = field(default_factory=list)
+    """silent and blank: evaluate every set also without sound or without picture..."""
+    ablation_stages: str = "last"
+    """...after the `last` stage only, or after `all`."""
+    batch_size: int = 64
+    max_new_tokens: int = 512
+    num_resamples: int = 2000
+    """Bootstrap resamples of the 95 % intervals."""
+
+
+@dataclass
+class RootConfig:
+    """Everything `mmrl train` needs."""
+
+    run_name: str = MISSING
+    output_dir: str = "runs"
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    stages: dict[str, StageConfig] = field(default_factory=dict)
+    order: list[str] = field(default_factory=list)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

@@ -1,0 +1,62 @@
+"""The only place that turns `_target_` nodes into objects; keys are bound against the signature before anything is built."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from hydra.errors import HydraException
+from hydra.utils import get_object, instantiate
+
+from lightning_mmrl.config.validate import did_you_mean, first_line
+from lightning_mmrl.errors import ConfigError, MmrlError
+
+RESERVED = frozenset({"_target_", "_partial_", "_args_", "_convert_", "_recursive_"})
+
+
+def check_targets(tree: Any, path: str) -> None:
+    """Imports every target below a node and binds its keys.
+
+    Raises:
+        ConfigError: A target does not exist, or a key is not one of its parameters.
+    """
+    if isinstance(tree, Mapping):
+        if "_target_" in tree:
+            _check_target(tree, path)
+        for key, value in tree.items():
+            check_targets(value, f"{path}.{key}")
+
+
+def build(node: Any, path: str, **more: Any) -> Any:
+    """The object of a node; `more` are further keyword arguments.
+
+    Raises:
+        ConfigError: The target refuses its arguments.
+    """
+    try:
+        return instantiate(dict(node), _convert_="all", **more)
+    except HydraException as error:
+        cause = error.__cause__
+        if isinstance(cause, MmrlError):
+            raise cause from error
+        if isinstance(cause, TypeError | ValueError):
+            raise ConfigError(f"{path}: {first_line(cause)}") from error
+        raise
+
+
+def optional(node: Any, path: str, default: Any) -> Any:
+    """The object of a node, or the default for a null node."""
+    return default if node is None else build(node, path)
+
+
+def _check_target(node: Mapping[str, Any], path: str) -> None:
+    target = node["_target_"]
+    try:
+        found = get_object(target)
+    except (HydraException, ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{path}._target_: {target!r} cannot be imported ({first_line(error)}); check the path") from error
+    parameters = inspect.signature(found).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    for key in node:
+        if key not in RESERVED and key not in parameters:
+            raise ConfigError(f"{path}.{key}: {target} has no such parameter{did_you_mean(str(key), parameters)}")

@@ -1,0 +1,85 @@
+"""What each stage added: metrics with intervals, and paired differences on the same clips."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_mmrl.evaluation.intervals import ClusterBootstrap, Interval
+from lightning_mmrl.evaluation.records import Prediction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetResult:
+    """One stage on one evaluation set (`test`, or `test-silent` for an ablation); fractions, not percent."""
+
+    stage: str
+    name: str
+    num_samples: int
+    metrics: dict[str, float]
+    war: Interval
+    uar: Interval
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gain:
+    """UAR of a stage minus UAR of the stage before it, on the same clips of one set."""
+
+    stage: str
+    over: str
+    name: str
+    difference: Interval
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """All stages of a run side by side."""
+
+    results: Sequence[SetResult]
+    gains: Sequence[Gain]
+
+    def to_json(self) -> str:
+        """Indented JSON."""
+        return json.dumps(asdict(self), indent=2)
+
+
+def compare_stages(folders: dict[str, Path], labels: Sequence[str], bootstrap: ClusterBootstrap) -> Comparison:
+    """Reads the evaluations of stages, in order, and compares neighbours.
+
+    Args:
+        folders: Stage name to its `evaluation` folder.
+        labels: The closed label set.
+        bootstrap: Estimator of the paired intervals.
+    """
+    results: list[SetResult] = []
+    gains: list[Gain] = []
+    before: tuple[str, dict[str, Any], Path] | None = None
+    for stage, folder in folders.items():
+        summary = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+        results += [_result(stage, name, entry) for name, entry in summary.items()]
+        if before is not None:
+            over, earlier, earlier_folder = before
+            for name in summary:
+                if name in earlier:
+                    pair = (_predictions(folder, name), _predictions(earlier_folder, name))
+                    difference = bootstrap.paired_uar_difference(*pair, labels)
+                    gains.append(Gain(stage=stage, over=over, name=name, difference=difference))
+        before = (stage, summary, folder)
+    return Comparison(results=results, gains=gains)
+
+
+def _result(stage: str, name: str, entry: dict[str, Any]) -> SetResult:
+    return SetResult(
+        stage=stage,
+        name=name,
+        num_samples=entry["num_samples"],
+        metrics=entry["metrics"],
+        war=Interval(**entry["intervals"]["war"]),
+        uar=Interval(**entry["intervals"]["uar"]),
+    )
+
+
+def _predictions(folder: Path, name: str) -> list[Prediction]:
+    lines = (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    return [Prediction.from_json(line) for line in lines]

@@ -1,0 +1,12 @@
+"""Writes a policy as a Hugging Face folder that plain transformers loads."""
+
+from pathlib import Path
+
+from transformers import PreTrainedModel, ProcessorMixin
+
+
+def export_checkpoint(model: PreTrainedModel, processor: ProcessorMixin, directory: Path) -> None:
+    """Weights as safetensors, configuration, generation config, processor, tokenizer and chat template."""
+    model.save_pretrained(directory)
+    model.generation_config.save_pretrained(directory)  # type: ignore[union-attr]
+    processor.save_pretrained(directory)
