@@ -4,17 +4,27 @@ Media decoders and verifiers run foreign code on untrusted input; they hang, cra
 its deadline or takes its process down costs that one call: the process is killed and replaced.
 """
 
-import multiprocessing
+import os
+import pickle
+import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
-from types import TracebackType
 from typing import Any, Self
 
-STARTUP_GRACE_S = 60.0
-"""Extra time a fresh process gets for its imports before its first deadline counts."""
+from lightning_mmrl.errors import MmrlError
+
+_START_LIMIT_S = 120.0
+_EXIT_GRACE_S = 1.0
+
+
+class WorkerError(MmrlError):
+    """A worker process cannot start or cannot load what it is to call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,18 +36,38 @@ class Outcome:
 
 
 class DeadlinePool:
-    """Calls `function(item)` in killable processes.
+    """Calls `function(item)` in `num_workers` spawned processes, killed when an item takes longer than `deadline_s`.
 
-    Args:
-        function: A picklable callable; it is sent to each process once.
-        workers: Number of processes.
-        deadline_s: Seconds a call may take before its process is killed.
+    Each item gets the main thread of a process of its own (math-verify calls `signal.alarm`: huggingface/Math-Verify#55,
+    verl#5839) and a wall-clock deadline. A killed or dead worker is replaced; only the item it held is lost. A worker leads
+    its own process group: what a call started dies with it, and all of them die with this process.
+
+    Build it before CUDA is initialized and close it at the end. The function is pickled once and imported anew in each
+    worker, so a script that builds a pool needs the `if __name__ == "__main__"` guard.
+
+    Raises:
+        WorkerError: the function cannot be pickled, or a worker cannot start.
     """
 
-    def __init__(self, function: Callable[[Any], Any], *, workers: int, deadline_s: float) -> None:
-        self._function = function
+    def __init__(
+        self, function: Callable[[Any], Any], *, num_workers: int, deadline_s: float, process_name: str = "mmrl-worker"
+    ) -> None:
+        self._payload = _pickled(function)
         self._deadline_s = deadline_s
-        self._workers = [_Worker(function) for _ in range(workers)]
+        self._process_name = process_name
+        self._workers: list[_Worker] = []
+        try:
+            self._workers += [self._new_worker() for _ in range(num_workers)]
+            for worker in self._workers:
+                worker.await_ready()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def closed(self) -> bool:
+        """True after `close`."""
+        return not self._workers
 
     def map(
         self,
@@ -52,127 +82,222 @@ class DeadlinePool:
             items: Picklable arguments.
             budget_s: Seconds for the whole batch; items not finished by then get an error.
             on_done: Called with index and outcome as each item ends, in order of completion.
+
+        Raises:
+            WorkerError: A replacement worker cannot start; the pool is closed then.
         """
-        outcomes: list[Outcome | None] = [None] * len(items)
-        waiting = deque(range(len(items)))
-        stop_at = time.monotonic() + budget_s
-
-        def settle(index: int, outcome: Outcome) -> None:
-            outcomes[index] = outcome
-            if on_done is not None:
-                on_done(index, outcome)
-
-        while waiting or any(worker.busy for worker in self._workers):
-            if time.monotonic() >= stop_at:
-                self._abandon(waiting, budget_s, settle)
-                break
-            for worker in self._workers:
-                if waiting and not worker.busy:
-                    index = waiting.popleft()
-                    worker.start(index, items[index], self._deadline_s)
-            self._collect(stop_at, settle)
-        return [outcome for outcome in outcomes if outcome is not None]
-
-    def _collect(self, stop_at: float, settle: Callable[[int, Outcome], None]) -> None:
-        busy = [worker for worker in self._workers if worker.busy]
-        next_deadline = min([stop_at, *(worker.deadline for worker in busy)])
-        timeout = min(max(0.0, next_deadline - time.monotonic()), 3600.0)
-        ready = wait([worker.connection for worker in busy], timeout)
-        now = time.monotonic()
-        for worker in busy:
-            if worker.connection in ready:
-                settle(worker.index, worker.receive())
-            elif now >= worker.deadline:
-                index = worker.index
-                worker.restart()
-                settle(index, Outcome(error=f"deadline of {self._deadline_s:g} s exceeded"))
-
-    def _abandon(self, waiting: deque[int], budget_s: float, settle: Callable[[int, Outcome], None]) -> None:
-        reason = f"batch budget of {budget_s:g} s exceeded"
-        for worker in self._workers:
-            if worker.busy:
-                index = worker.index
-                worker.restart()
-                settle(index, Outcome(error=reason))
-        for index in waiting:
-            settle(index, Outcome(error=reason))
+        batch = _Batch(items=items, end=time.monotonic() + budget_s, on_done=on_done)
+        try:
+            while batch.num_unsettled and time.monotonic() < batch.end:
+                self._assign(batch)
+                self._collect(batch)
+                self._enforce_deadlines(batch)
+        except WorkerError:
+            self.close()
+            raise
+        finally:
+            self._abandon_items()
+        return batch.final_outcomes(f"batch budget of {budget_s} s exceeded")
 
     def close(self) -> None:
-        """Ends the processes."""
-        for worker in self._workers:
-            worker.kill()
-        self._workers = []
+        """Ends all workers; those still busy are killed. May be called again."""
+        workers, self._workers = self._workers, []
+        for worker in workers:
+            worker.connection.close()
+        until = time.monotonic() + _EXIT_GRACE_S
+        for worker in workers:
+            worker.end(grace_s=max(0.0, until - time.monotonic()))
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _new_worker(self) -> "_Worker":
+        return _Worker(self._payload, self._process_name)
+
+    def _assign(self, batch: "_Batch") -> None:
+        for slot, worker in enumerate(self._workers):
+            while worker.idle and batch.pending:
+                item = batch.pending.popleft()
+                try:
+                    worker.give(item, batch.items[item], self._deadline_s)
+                except OSError:  # it died while idle, which is no fault of the item
+                    batch.pending.appendleft(item)
+                    self._replace(slot)
+                    break
+                except Exception as error:
+                    batch.settle(item, Outcome(error=f"cannot be sent to a worker: {error}"))
+
+    def _collect(self, batch: "_Batch") -> None:
+        """Waits until a worker reports, a deadline passes or the budget ends, and takes what is there."""
+        waiting = {slot: worker for slot, worker in enumerate(self._workers) if not worker.idle}
+        until = min([batch.end, *(worker.deadline for worker in waiting.values())])
+        connections = [worker.connection for worker in waiting.values()]
+        reported = wait(connections, timeout=max(0.0, until - time.monotonic())) if connections else []
+        for slot, worker in waiting.items():
+            if worker.connection in reported:
+                self._take(slot, worker, batch)
+
+    def _take(self, slot: int, worker: "_Worker", batch: "_Batch") -> None:
+        try:
+            outcome = worker.take()
+        except (EOFError, OSError) as error:
+            if worker.item is None:
+                raise worker.start_failure() from error
+            worker.end(grace_s=_EXIT_GRACE_S)
+            batch.settle(worker.item, Outcome(error=f"worker died with exit code {worker.process.exitcode}"))
+            self._replace(slot)
+            return
+        if outcome is not None and worker.item is not None:
+            batch.settle(worker.item, outcome)
+            worker.item = None
+
+    def _enforce_deadlines(self, batch: "_Batch") -> None:
+        now = time.monotonic()
+        for slot, worker in enumerate(self._workers):
+            if worker.item is not None and now >= worker.deadline:
+                batch.settle(worker.item, Outcome(error=f"deadline of {self._deadline_s} s exceeded"))
+                self._replace(slot)
+            elif not worker.ready and now >= worker.deadline:
+                raise WorkerError(f"a worker did not start within {_START_LIMIT_S} s")
+
+    def _abandon_items(self) -> None:
+        """Kills the workers that still hold an item, so that the next call does not meet an old result."""
+        for slot, worker in enumerate(self._workers):
+            if worker.item is not None:
+                self._replace(slot)
+
+    def _replace(self, slot: int) -> None:
+        self._workers[slot].end(grace_s=0.0)
+        self._workers[slot] = self._new_worker()
+
+
+@dataclass(slots=True, kw_only=True)
+class _Batch:
+    """The state of one call: `outcomes[i]` is None until item i is settled."""
+
+    items: Sequence[Any]
+    end: float
+    on_done: Callable[[int, Outcome], None] | None
+    outcomes: list[Outcome | None] = field(init=False)
+    pending: deque[int] = field(init=False)
+    num_unsettled: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.outcomes = [None] * len(self.items)
+        self.pending = deque(range(len(self.items)))
+        self.num_unsettled = len(self.items)
+
+    def settle(self, item: int, outcome: Outcome) -> None:
+        self.outcomes[item] = outcome
+        self.num_unsettled -= 1
+        if self.on_done is not None:
+            self.on_done(item, outcome)
+
+    def final_outcomes(self, unsettled_reason: str) -> list[Outcome]:
+        for item, outcome in enumerate(self.outcomes):
+            if outcome is None:
+                self.settle(item, Outcome(error=unsettled_reason))
+        return [outcome for outcome in self.outcomes if outcome is not None]
 
 
 class _Worker:
-    """One process and its pipe."""
+    """One process and what it is busy with; `deadline` is for its start until it is ready, then for its item."""
 
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        self._function = function
-        self.busy = False
-        self.index = -1
-        self.deadline = float("inf")
-        self._spawn()
+    def __init__(self, payload: bytes, name: str) -> None:
+        context = get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, payload), name=name, daemon=True)
+        self.process.start()
+        theirs.close()
+        assert self.process.pid is not None
+        self._group = self.process.pid
+        self._ended = False
+        self.item: int | None = None
+        self.ready = False
+        self.deadline = time.monotonic() + _START_LIMIT_S
 
-    def _spawn(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, child = context.Pipe()
-        self._process = context.Process(target=_serve, args=(child, self._function), daemon=True)
-        self._process.start()
-        child.close()
-        self._fresh = True
+    @property
+    def idle(self) -> bool:
+        return self.ready and self.item is None
 
-    def start(self, index: int, item: Any, deadline_s: float) -> None:
-        self.index, self.busy = index, True
-        grace = STARTUP_GRACE_S if self._fresh else 0.0
-        self.deadline = time.monotonic() + deadline_s + grace
+    def await_ready(self) -> None:
+        """Blocks until the function is loaded."""
+        if not self.connection.poll(max(0.0, self.deadline - time.monotonic())):
+            raise WorkerError(f"a worker did not start within {_START_LIMIT_S} s")
         try:
-            self.connection.send(item)
-        except (BrokenPipeError, ConnectionResetError):
-            # The process died while idle: the item goes to its replacement.
-            self.restart()
-            self.index, self.busy = index, True
-            self.deadline = time.monotonic() + deadline_s + STARTUP_GRACE_S
-            self.connection.send(item)
+            self.take()
+        except (EOFError, OSError) as error:
+            raise self.start_failure() from error
 
-    def receive(self) -> Outcome:
-        try:
-            value, error = self.connection.recv()
-        except (EOFError, ConnectionResetError):
-            self._process.join(timeout=5.0)
-            code = self._process.exitcode
-            self.restart()
-            return Outcome(error=f"worker died with exit code {code}")
-        self.busy, self._fresh = False, False
-        return Outcome(value=value, error=error)
+    def start_failure(self) -> WorkerError:
+        """Ends a worker that died before it was ready and says how."""
+        self.end(grace_s=_EXIT_GRACE_S)
+        return WorkerError(f"a worker died at its start with exit code {self.process.exitcode}")
 
-    def restart(self) -> None:
-        self.kill()
-        self.busy = False
-        self._spawn()
+    def give(self, item: int, argument: Any, deadline_s: float) -> None:
+        self.connection.send(argument)
+        self.item, self.deadline = item, time.monotonic() + deadline_s
 
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.join()
-        self._process.close()
+    def take(self) -> Outcome | None:
+        """The outcome of the item, or None for the message that the worker is ready."""
+        message = self.connection.recv()
+        if isinstance(message, str):
+            raise WorkerError(f"a worker cannot load what it is to call: {message}")
+        self.ready = True
+        return message
+
+    def end(self, grace_s: float) -> None:
+        """Waits `grace_s` seconds for its exit, kills its process group and reaps it; later calls do nothing."""
+        if self._ended:
+            return
+        self._ended = True
+        wait([self.process.sentinel], timeout=grace_s)
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._group, signal.SIGKILL)
+        self.process.kill()  # before its setsid it leads no group
+        self.process.join()
         self.connection.close()
 
 
-def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
-    """The loop of a worker process: items in, (value, error) out, until the pipe closes."""
-    while True:
-        try:
-            item = connection.recv()
-        except EOFError:
-            return
-        try:
-            answer = (function(item), None)
-        except Exception as error:
-            answer = (None, f"{type(error).__name__}: {error}")
-        connection.send(answer)
+def _serve(connection: Connection, payload: bytes) -> None:
+    """Main loop of a worker: loads the function, says so, then serves one item at a time until the pipe closes."""
+    os.setsid()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    try:
+        function = pickle.loads(payload)
+    except Exception as error:
+        connection.send(f"{type(error).__name__}: {error}")
+        return
+    connection.send(None)
+    with suppress(EOFError):
+        while True:
+            connection.send(_call(function, connection.recv()))
+
+
+def _call(function: Callable[[Any], Any], item: Any) -> Outcome:
+    try:
+        return Outcome(value=function(item))
+    except MmrlError as error:
+        return Outcome(error=str(error))
+    except Exception as error:  # whatever foreign code raises is its failure, not the run's
+        return Outcome(error=f"{type(error).__name__}: {error}")
+
+
+def _exit_with_parent() -> None:
+    """A call in an endless loop would outlive a killed run."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os.killpg(os.getpid(), signal.SIGKILL)
+
+
+def _pickled(function: Callable[[Any], Any]) -> bytes:
+    try:
+        return pickle.dumps(function)
+    except Exception as error:
+        raise WorkerError(
+            f"{function!r} cannot be sent to worker processes ({error}); use importable functions and classes"
+        ) from error

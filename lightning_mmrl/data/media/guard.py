@@ -50,7 +50,7 @@ class GuardedDecoder:
         """Decodes everything and hands over each outcome as it comes; nothing is kept."""
         if not tasks:
             return
-        with DeadlinePool(decode, workers=min(self._workers, len(tasks)), deadline_s=self._deadline_s) as pool:
+        with DeadlinePool(decode, num_workers=min(self._workers, len(tasks)), deadline_s=self._deadline_s) as pool:
             for start in range(0, len(tasks), BATCH):
                 chunk = tasks[start : start + BATCH]
                 pool.map(chunk, on_done=lambda index, outcome, base=start: on_done(base + index, outcome))

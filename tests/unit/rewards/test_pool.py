@@ -98,7 +98,7 @@ def test_the_pool_has_full_strength_after_failures(hostile, tmp_path):
 
 def test_a_worker_that_cannot_be_replaced_closes_the_pool(hostile):
     with RewardPool(hostile.Obedient(), num_workers=1) as pool:
-        pool._payload = pickle.dumps(hostile.FailsToLoad())
+        pool._pool._payload = pickle.dumps(hostile.FailsToLoad())
         with pytest.raises(RewardError, match="no weights"):
             score(pool, "exit 3", "give 1")
         with pytest.raises(RewardError, match="closed"):
@@ -128,9 +128,9 @@ def test_an_item_that_cannot_be_sent_is_invalid(pool):
 
 
 def test_a_worker_that_died_while_idle_costs_nothing(pool):
-    while not all(worker.ready for worker in pool._workers):
+    while not all(worker.ready for worker in pool._pool._workers):
         score(pool, "sleep 0.1", "sleep 0.1")
-    for worker in pool._workers:
+    for worker in pool._pool._workers:
         assert worker.ready
         os.kill(worker.process.pid, signal.SIGKILL)
         assert worker.connection.poll(5)  # end of file: its last thread is gone
@@ -187,7 +187,7 @@ def test_a_killed_run_takes_its_busy_workers_along(tmp_path):
         from lightning_mmrl.types.records import Completion, Sample
         if __name__ == "__main__":
             pool = RewardPool(Obedient(), num_workers=1, deadline_s=60.0)
-            print(pool._workers[0].process.pid, flush=True)
+            print(pool._pool._workers[0].process.pid, flush=True)
             pool.score([Sample(id="a", messages=())], [[Completion(text="spin", num_tokens=1, truncated=False)]])
         """)
     )
