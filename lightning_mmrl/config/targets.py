@@ -7,7 +7,7 @@ from typing import Any
 from hydra.errors import HydraException
 from hydra.utils import get_object, instantiate
 
-from lightning_mmrl.config.validate import did_you_mean, first_line
+from lightning_mmrl.config.validate import check_allowed, did_you_mean, first_line
 from lightning_mmrl.errors import ConfigError, MmrlError
 
 RESERVED = frozenset({"_target_", "_partial_", "_args_", "_convert_", "_recursive_"})
@@ -30,8 +30,9 @@ def build(node: Any, path: str, **more: Any) -> Any:
     """The object of a node; `more` are further keyword arguments.
 
     Raises:
-        ConfigError: The target refuses its arguments.
+        ConfigError: A target is outside the allow-list, or refuses its arguments.
     """
+    check_allowed(node, path)
     try:
         return instantiate(dict(node), _convert_="all", **more)
     except HydraException as error:

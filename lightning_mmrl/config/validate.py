@@ -45,10 +45,19 @@ def validated(composed: DictConfig) -> RootConfig:
         raise ConfigError(f"{error.full_key}: {first_line(error)}") from error
     assert isinstance(config, RootConfig)
     _check_values(config)
-    for path, target in _targets(tree, ""):
-        if not str(target).startswith(ALLOWED_TARGETS):
-            raise ConfigError(f"{path}._target_ is {target!r}; it must start with one of {', '.join(ALLOWED_TARGETS)}")
+    check_allowed(tree, "")
     return config
+
+
+def check_allowed(tree: Any, path: str) -> None:
+    """Refuses a `_target_` outside the allow-list: a configuration, also one inside a checkpoint, must not run any code.
+
+    Raises:
+        ConfigError: Naming the key and the target.
+    """
+    for key, target in _targets(tree, path):
+        if not str(target).startswith(ALLOWED_TARGETS):
+            raise ConfigError(f"{key}._target_ is {target!r}; it must start with one of {', '.join(ALLOWED_TARGETS)}")
 
 
 def check_keys(tree: Mapping[str, Any], schema: Any, prefix: str) -> None:

@@ -206,8 +206,9 @@ class Spool:
 
     def _write(self, batch: Sequence[Entry]) -> None:
         for run_id in dict.fromkeys(entry.run_id for entry in batch):
-            journal = self._journals.setdefault(run_id, self._journal(run_id))
+            journal = self._journal(run_id)
             journal.append(entry for entry in batch if entry.run_id == run_id)
+            self._journals.setdefault(run_id, journal)
 
     def _journal(self, run_id: str) -> Journal:
         return Journal(self._directory / f"{run_id}.jsonl")

@@ -47,12 +47,13 @@ class MediaInputs(_Movable):
     counts: Mapping[str, tuple[int, ...]]
 
     def select(self, rows: list[int]) -> "MediaInputs":
-        """The media of the given prompts, in that order."""
-        tensors = {}
-        for key, tensor in self.tensors.items():
-            pieces = tensor.split(list(self.counts[key]))
-            tensors[key] = torch.cat([pieces[row] for row in rows])
+        """The media of the given prompts, in that order; a kind that none of them has leaves."""
         counts = {key: tuple(count[row] for row in rows) for key, count in self.counts.items()}
+        counts = {key: count for key, count in counts.items() if any(count)}
+        tensors = {}
+        for key in counts:
+            pieces = self.tensors[key].split(list(self.counts[key]))
+            tensors[key] = torch.cat([pieces[row] for row in rows])
         return MediaInputs(tensors=tensors, counts=counts)
 
 

@@ -195,11 +195,13 @@ def test_the_first_parent_adopts_the_run_of_mlflow_run(open_tracker, client, mon
     project = client.create_run(client.create_experiment("project"))
     monkeypatch.setenv("MLFLOW_RUN_ID", project.info.run_id)
     tracker = open_tracker()
+    orphan = tracker.open_run("00-sft", parent_id=project.info.run_id)
     parent = tracker.open_run("rl-first")
     child = tracker.open_run("00-rl", parent_id=parent.id)
     other = tracker.open_run("another")
     tracker.close()
-    assert parent.id == project.info.run_id != other.id
+    assert parent.id == project.info.run_id
+    assert len({parent.id, orphan.id, child.id, other.id}) == 4
     assert client.get_run(parent.id).info.run_name == "rl-first"
     assert client.get_run(child.id).info.experiment_id == project.info.experiment_id
     monkeypatch.setenv("MLFLOW_RUN_ID", "feed")

@@ -1,0 +1,60 @@
+"""`mmrl evaluate CHECKPOINT`: metrics with intervals of any checkpoint on the configured sets."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning_mmrl.cli.hydra_app import run_with_config
+from lightning_mmrl.config.schema import RootConfig
+from lightning_mmrl.errors import ConfigError
+
+HELP = """mmrl evaluate - evaluate a checkpoint on the configured sets
+
+usage: mmrl evaluate CHECKPOINT [KEY=VALUE ...]
+
+CHECKPOINT is a stage's handoff folder, any Hugging Face folder of the model family, or a hub id.
+Results go to ${output_dir}/${run_name}/evaluations/NAME and are printed.
+
+examples:
+  mmrl evaluate runs/quickstart/stages/02-reason/handoff experiment=quickstart
+  mmrl evaluate runs/quickstart/stages/01-cold_start/handoff experiment=quickstart 'evaluation.sets={ood: ood.jsonl}'
+"""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs the command and returns its exit code."""
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print(HELP)
+        return 0
+    if not arguments or "=" in arguments[0] or arguments[0].startswith("-"):
+        print(HELP, file=sys.stderr)
+        raise ConfigError("CHECKPOINT is missing; name a folder or a hub id first")
+    checkpoint = Path(arguments[0])
+    run_with_config(lambda config: evaluate(config, checkpoint), "mmrl evaluate", arguments[1:])
+    return 0
+
+
+def evaluate(config: RootConfig, checkpoint: Path) -> None:
+    """Evaluates one checkpoint and prints a table."""
+    # Loaded here: a bad configuration is refused before torch is imported.
+    from rich.console import Console
+
+    from lightning_mmrl.cli.tables import results_table
+    from lightning_mmrl.config.build import Assembly, CheckpointEvaluator, quiet_libraries
+    from lightning_mmrl.config.run import check_all_targets, writable
+    from lightning_mmrl.curriculum.compare import compare_stages
+    from lightning_mmrl.evaluation.intervals import ClusterBootstrap
+    from lightning_mmrl.training.console import ConsoleProgress
+
+    quiet_libraries()
+    check_all_targets(config)
+    name = checkpoint.parent.name if checkpoint.name == "handoff" else checkpoint.name
+    directory = writable(Path(config.output_dir)) / config.run_name / "evaluations" / name
+    with ConsoleProgress() as console:
+        parts = Assembly(config=config, console=console)
+        parts.ensure_data()
+        CheckpointEvaluator(parts, last_stage=name)(checkpoint, directory, name, None)
+    bootstrap = ClusterBootstrap(num_resamples=config.evaluation.num_resamples)
+    comparison = compare_stages({name: directory}, config.data.labels, bootstrap)
+    Console(highlight=False, width=None if Console().is_terminal else 120).print(results_table(comparison))
+    print(f"predictions and figures in {directory}")
