@@ -14,7 +14,15 @@ from lightning_mmrl.types.batches import PromptBatch
 from lightning_mmrl.types.media import DecodedAudio, DecodedVideo
 from lightning_mmrl.types.records import Message, Sample
 
-TEXT = ("system", "user", "assistant", "You are a helpful assistant.", "Which emotion?", "lowered brows and fast tone", "angry")
+TEXT = (
+    "system",
+    "user",
+    "assistant",
+    "You are a helpful assistant.",
+    "Which emotion?",
+    "lowered brows and fast tone",
+    "angry",
+)
 
 
 def build(directory: Path) -> Path:

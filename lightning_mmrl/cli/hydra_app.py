@@ -1,4 +1,4 @@
-"""Runs a function on a validated configuration with all of Hydra's own flags (`--cfg`, `--config-dir`, `--multirun`, `--help`)."""
+"""Runs a function on a validated configuration, with Hydra's own flags (`--cfg`, `--config-dir`, `--multirun`)."""
 
 import os
 import sys
@@ -48,7 +48,18 @@ def _flags_first(arguments: Sequence[str]) -> list[str]:
     overrides: list[str] = []
     rest = iter(arguments)
     for argument in rest:
-        if argument in ("--config-dir", "--config-name", "--config-path", "--cfg", "-cd", "-cn", "-cp", "-c", "--package", "-p"):
+        if argument in (
+            "--config-dir",
+            "--config-name",
+            "--config-path",
+            "--cfg",
+            "-cd",
+            "-cn",
+            "-cp",
+            "-c",
+            "--package",
+            "-p",
+        ):
             flags += [argument, next(rest, "")]
         elif argument.startswith("-"):
             flags.append(argument)

@@ -31,7 +31,13 @@ def plan(config: RootConfig) -> None:
         stage = config.stages[spec.name]
         samples = count_samples(Path(config.data.root) / stage.data.manifest)
         entry = finished.get(spec.name)
-        state = "to run" if entry is None else "finished" if entry.digest == spec.digest else "finished, configured differently"
+        state = (
+            "to run"
+            if entry is None
+            else "finished"
+            if entry.digest == spec.digest
+            else "finished, configured differently"
+        )
         source = source_stage(spec, config.order) or f"base model {config.model.checkpoint}"
         table.add_row(
             spec.name, spec.kind, source, stage.data.manifest, "?" if samples is None else str(samples),

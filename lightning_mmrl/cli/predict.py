@@ -7,7 +7,9 @@ from pathlib import Path
 
 def run(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
-    parser = argparse.ArgumentParser(prog="mmrl predict", description="Answer for one clip: the reasoning and the answer.")
+    parser = argparse.ArgumentParser(
+        prog="mmrl predict", description="Answer for one clip: the reasoning and the answer."
+    )
     parser.add_argument("checkpoint", type=Path, help="a stage's handoff folder")
     parser.add_argument("clip", type=Path, help="a video file; its own sound track is heard too")
     parser.add_argument("--question", default="Which emotion?", help="what to ask (default: %(default)s)")

@@ -10,13 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
 
 from lightning_mmrl.config import targets
 from lightning_mmrl.config.schema import RootConfig, StageConfig
 from lightning_mmrl.curriculum.handoff import SEAL, check_handoff
-from lightning_mmrl.data.datamodules import Feed, OmniDataModule, eval_loader
+from lightning_mmrl.data.datamodules import Feed, OmniDataModule, ValidationFeed, eval_loader
 from lightning_mmrl.data.media.cache import MediaCache
 from lightning_mmrl.data.media.guard import GuardedDecoder
 from lightning_mmrl.data.prepared import MediaPipeline, PreparedSet
@@ -42,7 +41,7 @@ from lightning_mmrl.tracking.lightning_logger import RunLogger
 from lightning_mmrl.training.callbacks.progress import EvaluationProgress, StageProgress
 from lightning_mmrl.training.console import ConsoleProgress
 from lightning_mmrl.training.job import LightningJob
-from lightning_mmrl.training.trainer import TrainerSettings, apply_threads, evaluation_trainer, training_trainer
+from lightning_mmrl.training.trainer import TrainerSettings, evaluation_trainer, prepare_process, training_trainer
 from lightning_mmrl.types.media import MediaSettings
 from lightning_mmrl.types.records import StageSpec
 
@@ -162,6 +161,13 @@ class Assembly:
             on_progress=lambda done, total: self.console.update("generating clips", done, total),
         )
 
+    def validation_feed(self) -> ValidationFeed | None:
+        """What stages are validated on, if anything."""
+        data, batch_size = self.config.data, self.config.evaluation.batch_size
+        if data.validation is None:
+            return None
+        return ValidationFeed(manifest=data.validation, limit=data.validation_limit, batch_size=batch_size)
+
     def facts(self) -> dict[str, Any]:
         """What a user of a hand-over must know to prompt it as it was trained."""
         return {
@@ -185,8 +191,7 @@ class StageBuilder:
         """Builds one stage."""
         parts, config = self._assembly, self._assembly.config
         stage = config.stages[spec.name]
-        lightning.seed_everything(config.seed + spec.index, verbose=False)
-        apply_threads(parts.trainer_settings)
+        prepare_process(parts.trainer_settings, config.seed + spec.index)
         temperature = stage.sampling.temperature if stage.sampling is not None else 1.0
         encoder = parts.encoder(start_from)
         policy = parts.policy(start_from, encoder, temperature)
@@ -228,14 +233,13 @@ class StageBuilder:
             template=parts.template,
             kind=spec.kind,
             feed=feed,
-            validation=config.data.validation if stage.validate_every else None,
-            validation_limit=config.data.validation_limit,
+            validation=parts.validation_feed() if stage.validate_every else None,
             on_progress=parts.console.update,
         )
 
     def _module(
         self, spec: StageSpec, stage: StageConfig, policy: Policy, encoder: Any, directory: Path, resources: ExitStack
-    ) -> lightning.LightningModule:
+    ) -> Any:
         parts = self._assembly
         path = f"stages.{spec.name}"
         common = {
@@ -252,7 +256,7 @@ class StageBuilder:
         make = targets.build({**stage.module, "_partial_": True}, f"{path}.module")
         if spec.kind == "sft":
             return make(**common)
-        assert stage.sampling is not None and stage.rewards is not None
+        assert stage.sampling is not None
         return make(
             engine=parts.engine(policy, encoder, stage.sampling.max_new_tokens),
             rewards=resources.enter_context(build_rewards(stage, path)),
@@ -301,16 +305,14 @@ class CheckpointEvaluator:
         self._assembly = assembly
         self._last_stage = last_stage
 
-    def __call__(
-        self, checkpoint: Path, directory: Path, stage: str, run: TrackedRun | None
-    ) -> Mapping[str, float]:
+    def __call__(self, checkpoint: Path, directory: Path, stage: str, run: TrackedRun | None) -> Mapping[str, float]:
         """Metrics keyed `<set>/<metric>`."""
         parts, settings = self._assembly, self._assembly.config.evaluation
         if (checkpoint / SEAL).exists():
             check_handoff(checkpoint)
         elif checkpoint.is_absolute() and not checkpoint.exists():
             raise StageError(f"checkpoint {checkpoint} does not exist; give a stage's handoff folder or a hub id")
-        apply_threads(parts.trainer_settings)
+        prepare_process(parts.trainer_settings, parts.config.seed)
         encoder = parts.encoder(checkpoint)
         policy = parts.policy(checkpoint, encoder, 1.0)
         ablate = settings.ablation_stages == "all" or stage == self._last_stage
@@ -328,7 +330,9 @@ class CheckpointEvaluator:
         if run is not None:
             run.log_artifact(directory, "evaluation")
         return {
-            f"{name}/{key}": value for name, result in module.results.items() for key, value in result["metrics"].items()
+            f"{name}/{key}": value
+            for name, result in module.results.items()
+            for key, value in result["metrics"].items()
         }
 
     def _loaders(self, encoder: Any, variants: list[str]) -> dict[str, Any]:

@@ -63,7 +63,9 @@ def explained(error: HydraException) -> ConfigError:
     if unknown or (unknown := re.search(r"Could not override '(()[^']+)'", message)):
         return ConfigError(_unknown_key(unknown))
     if isinstance(error, OverrideParseException):
-        return ConfigError(f"{error.override!r} is not an override; write KEY=VALUE, and quote values with special characters")
+        return ConfigError(
+            f"{error.override!r} is not an override; write KEY=VALUE, and quote values with special characters"
+        )
     return ConfigError(first_line(error))
 
 

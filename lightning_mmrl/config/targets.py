@@ -1,4 +1,4 @@
-"""The only place that turns `_target_` nodes into objects; keys are bound against the signature before anything is built."""
+"""The only place that turns `_target_` nodes into objects; keys are bound to the signature before anything is built."""
 
 import inspect
 from collections.abc import Mapping
@@ -54,7 +54,9 @@ def _check_target(node: Mapping[str, Any], path: str) -> None:
     try:
         found = get_object(target)
     except (HydraException, ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{path}._target_: {target!r} cannot be imported ({first_line(error)}); check the path") from error
+        raise ConfigError(
+            f"{path}._target_: {target!r} cannot be imported ({first_line(error)}); check the path"
+        ) from error
     parameters = inspect.signature(found).parameters
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
         return

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
@@ -33,7 +33,7 @@ def validated(composed: DictConfig) -> RootConfig:
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {first_line(error)}") from error
     assert isinstance(tree, dict)
-    check_keys(tree, RootConfig, "")
+    check_keys(cast(dict[str, Any], tree), RootConfig, "")
     try:
         typed = OmegaConf.merge(OmegaConf.structured(RootConfig), tree)
         config = OmegaConf.to_object(typed)
@@ -50,7 +50,7 @@ def validated(composed: DictConfig) -> RootConfig:
 
 
 def check_allowed(tree: Any, path: str) -> None:
-    """Refuses a `_target_` outside the allow-list: a configuration, also one inside a checkpoint, must not run any code.
+    """Refuses a `_target_` outside the allow-list: no configuration, also none inside a checkpoint, runs any code.
 
     Raises:
         ConfigError: Naming the key and the target.
@@ -131,10 +131,17 @@ def _targets(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _check_values(config: RootConfig) -> None:
-    _require(re.fullmatch(r"[\w.-]+", config.run_name), "run_name", config.run_name, "letters, digits, '.', '_' and '-'")
+    _require(
+        re.fullmatch(r"[\w.-]+", config.run_name), "run_name", config.run_name, "letters, digits, '.', '_' and '-'"
+    )
     _require(config.model.dtype in DTYPES, "model.dtype", config.model.dtype, f"one of {', '.join(DTYPES)}")
     _require(config.data.media.num_frames >= 2, "data.media.num_frames", config.data.media.num_frames, "at least 2")
-    _require(config.data.media.decode_workers >= 1, "data.media.decode_workers", config.data.media.decode_workers, "at least 1")
+    _require(
+        config.data.media.decode_workers >= 1,
+        "data.media.decode_workers",
+        config.data.media.decode_workers,
+        "at least 1",
+    )
     for name in config.evaluation.ablations:
         _require(name in ABLATIONS, "evaluation.ablations", name, f"among {', '.join(ABLATIONS)}")
     stages = config.evaluation.ablation_stages
@@ -152,10 +159,17 @@ def _check_stage(path: str, stage: StageConfig) -> None:
     dropout = stage.data.modality_dropout
     total = dropout.silent + dropout.blank
     valid = min(dropout.silent, dropout.blank) >= 0 and total <= 1
-    _require(valid, f"{path}.data.modality_dropout", f"{dropout.silent} + {dropout.blank}", "probabilities that sum to at most 1")
+    _require(
+        valid,
+        f"{path}.data.modality_dropout",
+        f"{dropout.silent} + {dropout.blank}",
+        "probabilities that sum to at most 1",
+    )
     if stage.validate_every is not None:
         valid = 1 <= stage.validate_every <= stage.num_steps
-        _require(valid, f"{path}.validate_every", stage.validate_every, f"null or between 1 and num_steps {stage.num_steps}")
+        _require(
+            valid, f"{path}.validate_every", stage.validate_every, f"null or between 1 and num_steps {stage.num_steps}"
+        )
     if stage.kind == "rl":
         _check_rl(path, stage)
 
@@ -164,11 +178,18 @@ def _check_rl(path: str, stage: StageConfig) -> None:
     for part in ("algorithm", "sampling", "rewards"):
         if getattr(stage, part) is None:
             raise ConfigError(f"{path}.{part}: is missing; an rl stage needs it, take it from stage/grpo")
-    assert stage.algorithm is not None and stage.sampling is not None and stage.rewards is not None
+    assert stage.algorithm is not None
+    assert stage.sampling is not None
+    assert stage.rewards is not None
     size = stage.algorithm.group_size
     _require(size >= 2, f"{path}.algorithm.group_size", size, "at least 2, so that completions can be compared")
     _require(stage.sampling.temperature > 0, f"{path}.sampling.temperature", stage.sampling.temperature, "above 0")
-    _require(stage.sampling.max_new_tokens >= 1, f"{path}.sampling.max_new_tokens", stage.sampling.max_new_tokens, "at least 1")
+    _require(
+        stage.sampling.max_new_tokens >= 1,
+        f"{path}.sampling.max_new_tokens",
+        stage.sampling.max_new_tokens,
+        "at least 1",
+    )
     parts = stage.algorithm.update.num_minibatches
     valid = parts >= 1 and stage.data.batch_size % parts == 0
     rule = f"a divisor of data.batch_size {stage.data.batch_size}"
@@ -178,7 +199,9 @@ def _check_rl(path: str, stage: StageConfig) -> None:
         _require(value >= 1, f"{path}.algorithm.update.{field.name}", value, "at least 1")
     missing = set(stage.rewards.parts) ^ set(stage.rewards.weights)
     if missing:
-        raise ConfigError(f"{path}.rewards: parts and weights differ in {', '.join(sorted(missing))}; give each part a weight")
+        raise ConfigError(
+            f"{path}.rewards: parts and weights differ in {', '.join(sorted(missing))}; give each part a weight"
+        )
 
 
 def _require(valid: object, key: str, value: object, rule: str) -> None:

@@ -51,7 +51,9 @@ def check_handoff(directory: Path) -> dict[str, Any]:
     facts = json.loads(seal.read_text(encoding="utf-8"))
     for name in REQUIRED:
         if name not in facts["files"]:
-            raise StageError(f"{directory} has no {name}; it is not a complete Hugging Face folder, run its stage again")
+            raise StageError(
+                f"{directory} has no {name}; it is not a complete Hugging Face folder, run its stage again"
+            )
     for name, expected in facts["files"].items():
         path = directory / name
         if not path.is_file() or _file_hash(path) != expected:

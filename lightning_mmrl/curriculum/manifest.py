@@ -52,7 +52,9 @@ class Manifest:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["version"] != VERSION:
-                raise StageError(f"{path} has version {content['version']}, this is {VERSION}; start a new run directory")
+                raise StageError(
+                    f"{path} has version {content['version']}, this is {VERSION}; start a new run directory"
+                )
             stages = {
                 name: FinishedStage(digest=entry["digest"], result=StageResult(**entry["result"]))
                 for name, entry in content["stages"].items()

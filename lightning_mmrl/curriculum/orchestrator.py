@@ -1,4 +1,4 @@
-"""Chains stages: each starts from a hand-over on disk, is tracked as a child run, evaluated, and written down as finished."""
+"""Chains stages: each starts from a hand-over on disk, is tracked, evaluated, and written down as finished."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -77,7 +77,10 @@ class StageOrchestrator:
     def _run_pending(self, manifest: Manifest, pending: Sequence[StageSpec]) -> None:
         tracker = self._open_tracker()
         try:
-            tags = {"mmrl.curriculum": self._curriculum.name, "mmrl.order": ",".join(s.name for s in self._curriculum.stages)}
+            tags = {
+                "mmrl.curriculum": self._curriculum.name,
+                "mmrl.order": ",".join(s.name for s in self._curriculum.stages),
+            }
             parent = tracker.open_run(self._curriculum.name, run_id=manifest.tracking_id, tags=tags)
             manifest = Manifest(stages=manifest.stages, tracking_id=parent.id)
             manifest.write(self._directory)

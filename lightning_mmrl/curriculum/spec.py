@@ -20,7 +20,8 @@ def plan_stages(
         digests: Stage name to the hash of its configuration.
 
     Raises:
-        ConfigError: The order is empty, repeats or names an unknown stage, or a stage starts from one that is not earlier.
+        ConfigError: The order is empty, repeats or names an unknown stage, or a stage starts from one that is not
+        earlier.
     """
     if not order:
         raise ConfigError("order is empty; name at least one stage, for example order=[cold_start,reason]")

@@ -1,10 +1,10 @@
 """DataModules: which split feeds a stage, how much of it, and how it is batched."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning
 from torch.utils.data import DataLoader
@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 from lightning_mmrl.data.collate import collate_prompts, collate_targets
 from lightning_mmrl.data.prepared import MediaPipeline, OnProgress, PreparedSet
 from lightning_mmrl.data.sampler import Draw, ModalityDropout, PassSampler, Variant
+from lightning_mmrl.data.schema import read_manifest
 from lightning_mmrl.prompts.template import PromptTemplate
-from lightning_mmrl.types.batches import PromptBatch, SftBatch
 
 StageKind = Literal["sft", "rl"]
 
@@ -35,7 +35,22 @@ class Feed:
     batch_size: int
     num_batches: int
     seed: int = 0
-    dropout: ModalityDropout = ModalityDropout()
+    dropout: ModalityDropout = field(default_factory=ModalityDropout)
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationFeed:
+    """What a stage is validated on.
+
+    Attributes:
+        manifest: File name of the split, below the dataset's root.
+        batch_size: Prompts per batch.
+        limit: Use only the first samples of the manifest.
+    """
+
+    manifest: str
+    batch_size: int = 64
     limit: int | None = None
 
 
@@ -48,9 +63,7 @@ class OmniDataModule(lightning.LightningDataModule):
         template: Prompt template.
         kind: "sft" yields prompts with targets, "rl" prompts alone.
         feed: What the stage trains on.
-        validation: Manifest evaluated during the stage, if any.
-        validation_limit: Use only that many validation samples.
-        eval_batch_size: Prompts per validation batch.
+        validation: What the stage is validated on, if anything.
         on_progress: Told about decoding.
     """
 
@@ -62,30 +75,22 @@ class OmniDataModule(lightning.LightningDataModule):
         template: PromptTemplate,
         kind: StageKind,
         feed: Feed,
-        validation: str | None = None,
-        validation_limit: int | None = None,
-        eval_batch_size: int = 64,
+        validation: ValidationFeed | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
         super().__init__()
-        self.train_set = self._prepared(root, feed.manifest, pipeline, template, kind == "sft")
-        _keep_first(self.train_set, feed.limit)
-        self.validation_set = self._prepared(root, validation, pipeline, template, False) if validation else None
-        if self.validation_set is not None:
-            _keep_first(self.validation_set, validation_limit)
         self._feed = feed
+        self._validation = validation
         self._kind = kind
         self._pad = pipeline.encoder.pad_token_id
-        self._eval_batch_size = eval_batch_size
         self._on_progress = on_progress
 
-    @staticmethod
-    def _prepared(
-        root: Path, manifest: str, pipeline: MediaPipeline, template: PromptTemplate, supervised: bool
-    ) -> PreparedSet:
-        return PreparedSet.from_manifest(
-            root / manifest, media_root=root, pipeline=pipeline, template=template, supervised=supervised
-        )
+        def prepared(manifest: str, supervised: bool, limit: int | None) -> PreparedSet:
+            samples = read_manifest(root / manifest, root)[:limit]
+            return PreparedSet(samples, media_root=root, pipeline=pipeline, template=template, supervised=supervised)
+
+        self.train_set = prepared(feed.manifest, kind == "sft", feed.limit)
+        self.validation_set = prepared(validation.manifest, False, validation.limit) if validation else None
 
     def setup(self, stage: str) -> None:
         """Decodes and encodes what the cache lacks."""
@@ -93,8 +98,8 @@ class OmniDataModule(lightning.LightningDataModule):
         if self.validation_set is not None:
             self.validation_set.prepare("preparing validation", self._on_progress)
 
-    def train_dataloader(self) -> "DataLoader[SftBatch] | DataLoader[PromptBatch]":
-        """A sized loader over the whole stage."""
+    def train_dataloader(self) -> "DataLoader[Any]":
+        """A sized loader of `SftBatch` or `PromptBatch` over the whole stage."""
         sampler = PassSampler(
             len(self.train_set),
             batch_size=self._feed.batch_size,
@@ -105,22 +110,17 @@ class OmniDataModule(lightning.LightningDataModule):
         collate = collate_targets if self._kind == "sft" else collate_prompts
         return DataLoader(self.train_set, batch_sampler=sampler, collate_fn=partial(collate, pad_token_id=self._pad))
 
-    def val_dataloader(self) -> "DataLoader[PromptBatch] | list[DataLoader[PromptBatch]]":
+    def val_dataloader(self) -> "DataLoader[Any] | list[DataLoader[Any]]":
         """Validation prompts in manifest order, each once; an empty list without a validation split."""
-        if self.validation_set is None:
+        if self.validation_set is None or self._validation is None:
             return []
-        return eval_loader(self.validation_set, batch_size=self._eval_batch_size, pad_token_id=self._pad)
+        return eval_loader(self.validation_set, batch_size=self._validation.batch_size, pad_token_id=self._pad)
 
 
 def eval_loader(
     prepared: PreparedSet, *, batch_size: int, pad_token_id: int, variant: Variant = "full"
-) -> "DataLoader[PromptBatch]":
-    """Every sample of a set once, in order, as prompts."""
+) -> "DataLoader[Any]":
+    """Every sample of a set once, in order, in `PromptBatch` batches."""
     draws = [Draw(index=index, serial=index, variant=variant) for index in range(len(prepared))]
     batches: Sequence[list[Draw]] = [draws[start : start + batch_size] for start in range(0, len(draws), batch_size)]
     return DataLoader(prepared, batch_sampler=batches, collate_fn=partial(collate_prompts, pad_token_id=pad_token_id))
-
-
-def _keep_first(prepared: PreparedSet, limit: int | None) -> None:
-    if limit is not None:
-        prepared.samples = prepared.samples[:limit]

@@ -1,10 +1,7 @@
 """A manifest made ready for a model: every medium decoded and encoded once, bad clips in quarantine."""
 
-import hashlib
-import json
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -120,9 +117,7 @@ class PreparedSet(Dataset[EncodedSample]):
         sample = self.samples[draw.index]
         prompt_turns, target = self._template.split_target(sample.messages)
         media = [self._load(ref, draw.variant) for ref in sample.media]
-        prompt = self._pipeline.encoder.encode_prompt(
-            self._template.apply(prompt_turns), self._template.prefill, media
-        )
+        prompt = self._pipeline.encoder.encode_prompt(self._template.apply(prompt_turns), self._template.prefill, media)
         if self._supervised and target is None:
             raise DataError(f"sample {sample.id} has no assistant turn to learn from; add one or use it for RL")
         ids = tuple(self._pipeline.encoder.encode_target(target)) if target is not None else ()

@@ -35,7 +35,9 @@ class ModalityDropout:
 
     def __post_init__(self) -> None:
         if not 0 <= self.silent + self.blank <= 1 or min(self.silent, self.blank) < 0:
-            raise ValueError(f"silent={self.silent} and blank={self.blank} must be probabilities that add up to at most 1")
+            raise ValueError(
+                f"silent={self.silent} and blank={self.blank} must be probabilities that add up to at most 1"
+            )
 
     def variant(self, seed: int, serial: int) -> Variant:
         """The variant of the `serial`-th draw of a run."""

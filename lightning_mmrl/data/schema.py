@@ -7,9 +7,10 @@ Media paths are relative to the dataset's `media_root`. Every error names the fi
 """
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.prompts.template import media_tags
@@ -30,11 +31,12 @@ def read_manifest(path: Path, media_root: Path) -> list[Sample]:
         raise DataError(f"manifest {path} does not exist; check data.root and the split's file name")
     samples: list[Sample] = []
     seen: dict[str, int] = {}
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
+    with path.open("rb") as lines:
+        for number, encoded in enumerate(lines, start=1):
+            place = f"{path} line {number}"
+            line = _utf8(encoded, place)
             if not line.strip():
                 continue
-            place = f"{path} line {number}"
             sample = parse_line(line, place, default_id=f"{path.stem}-{number:06d}")
             if sample.id in seen:
                 raise DataError(f"{place}: id {sample.id!r} was used on line {seen[sample.id]}; make ids unique")
@@ -55,13 +57,13 @@ def parse_line(line: str, place: str, default_id: str) -> Sample:
     """
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{place}: not valid JSON ({error}); fix or remove the line") from error
     if not isinstance(row, dict):
         raise DataError(f"{place}: found a {type(row).__name__}; each line must be one JSON object")
     messages = _messages(row, place)
     return Sample(
-        id=str(row.get("id", default_id)),
+        id=_text(row, "id", place) or default_id,
         messages=messages,
         media=_media(row, messages, place),
         solution=_text(row, "solution", place),
@@ -77,15 +79,28 @@ def resolve_media(path: str, media_root: Path, place: str) -> Path:
     Raises:
         DataError: The path is absolute, has a scheme or `..`, leads out of `media_root` through a link, or is no file.
     """
-    parts = PurePosixPath(path).parts
-    if not path or "\0" in path or "://" in path or PurePosixPath(path).is_absolute() or ".." in parts or "~" in parts[0]:
-        raise DataError(f"{place}: media path {path!r} must be relative to media_root {media_root}, without '..' or a scheme")
-    real = (media_root / path).resolve()
-    if not real.is_relative_to(media_root.resolve()):
+    pure = PurePosixPath(path)
+    if not path or "\0" in path or "://" in path or pure.is_absolute() or ".." in pure.parts or path.startswith("~"):
+        raise DataError(
+            f"{place}: media path {path!r} must be relative to media_root {media_root}, without '..', '~' or a scheme"
+        )
+    try:
+        real = (media_root / path).resolve()
+        inside, exists = real.is_relative_to(media_root.resolve()), real.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # a name too long, a lone surrogate, a loop of links
+        raise DataError(f"{place}: media path {path!r} is no file name ({error}); rename the file") from error
+    if not inside:
         raise DataError(f"{place}: media path {path!r} leads out of media_root {media_root}; copy the file below it")
-    if not real.is_file():
+    if not exists:
         raise DataError(f"{place}: media file {media_root / path} does not exist; add it or remove the line")
     return real
+
+
+def _utf8(encoded: bytes, place: str) -> str:
+    try:
+        return encoded.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{place}: not UTF-8 text ({error}); save the manifest as UTF-8") from error
 
 
 def _messages(row: Mapping[str, Any], place: str) -> tuple[Message, ...]:
@@ -97,8 +112,10 @@ def _messages(row: Mapping[str, Any], place: str) -> tuple[Message, ...]:
         role = turn.get("role") if isinstance(turn, dict) else None
         content = turn.get("content") if isinstance(turn, dict) else None
         if role not in get_args(Role) or not isinstance(content, str):
-            raise DataError(f"{place}: message {turn!r} needs a role of {', '.join(get_args(Role))} and a string content")
-        messages.append(Message(role=role, content=content))
+            raise DataError(
+                f"{place}: message {turn!r} needs a role of {', '.join(get_args(Role))} and a string content"
+            )
+        messages.append(Message(role=cast(Role, role), content=content))
     return tuple(messages)
 
 
@@ -126,6 +143,8 @@ def _references(row: Mapping[str, Any], column: str, kind: MediaKind, place: str
         if not isinstance(span.get("path"), str):
             raise DataError(f"{place}: {column!r} entry {entry!r} must be a path or {{path, start, end}}")
         start, end = (_seconds(span, key, place) for key in ("start", "end"))
+        if end is not None and end <= (start or 0.0):
+            raise DataError(f"{place}: {column!r} entry {entry!r} ends before it starts; 'end' must be after 'start'")
         refs.append(MediaRef(kind=kind, path=span["path"], start_s=start, end_s=end))
     return refs
 
@@ -134,7 +153,7 @@ def _seconds(span: Mapping[str, Any], key: str, place: str) -> float | None:
     value = span.get(key)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise DataError(f"{place}: {key!r} is {value!r}; it must be a time in seconds, at least 0")
     return float(value)
 

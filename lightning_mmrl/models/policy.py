@@ -1,9 +1,9 @@
 """The policy: log-probabilities of completions, with media and prompt computed once for the G completions of a group.
 
 A scoring pass packs `[prompt | c_1 .. c_G]` into one row. A boolean mask lets each completion see the prompt and itself
-but not its siblings, and every completion continues at the prompt's next position. Since a causal decoder's prompt states
-do not depend on what follows, this is the same function as G separate rows (arXiv:2506.05433); gradients into the prompt
-add up over the group.
+but not its siblings, and every completion continues at the prompt's next position. Since a causal decoder's prompt
+states do not depend on what follows, this is the same function as G separate rows (arXiv:2506.05433); gradients into
+the prompt add up over the group.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -50,8 +50,8 @@ FEATURE_PREFIX = "features."
 class PackedLayout:
     """Where things are in a row `[prompt | c_1 .. c_G]` of S = P + G * C tokens.
 
-    `predicts` is the index of the state that predicts each completion token: the prompt's last state for a first token, the
-    token before otherwise.
+    `predicts` is the index of the state that predicts each completion token: the prompt's last state for a first
+    token, the token before otherwise.
     """
 
     attention_mask: Bool[Tensor, "B 1 S S"]
@@ -89,6 +89,8 @@ class Policy(nn.Module):
         banned_token_ids: Ids with probability zero everywhere: media placeholders and unused head rows.
         temperature: T in log_softmax(logits / T), in sampling and scoring alike.
     """
+
+    banned: Tensor
 
     def __init__(self, backbone: Backbone, *, banned_token_ids: Sequence[int], temperature: float = 1.0) -> None:
         super().__init__()
@@ -179,10 +181,10 @@ class Policy(nn.Module):
         return ready or self._backbone.media_features(media)
 
     def next_logprobs(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
-        """Log-probabilities of the token after each state, at the policy's temperature, banned ids at minus infinity."""
+        """Log-probabilities of the token after each state, temperature applied, banned ids at minus infinity."""
         logits = self._backbone.head(hidden)
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        return torch.log_softmax((logits / self.temperature).masked_fill(self.banned, float("-inf")), dim=-1)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature
+        return torch.log_softmax(logits.masked_fill(self.banned, float("-inf")), dim=-1)
 
     def freeze(self, groups: Iterable[str]) -> int:
         """Stops groups of parameters (vision, audio, text) from training and returns how many parameters that are.

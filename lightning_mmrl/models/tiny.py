@@ -1,12 +1,13 @@
 """A tiny, randomly initialised Qwen2.5-Omni thinker with its real processor, built in code and saved as a HF folder.
 
-The architecture, the processor classes and the chat template are those of Qwen2.5-Omni; only the sizes are small and the
-tokenizer is trained on a few sentences. Nothing is downloaded.
+The architecture, the processor classes and the chat template are those of Qwen2.5-Omni; only the sizes are small and
+the tokenizer is trained on a few sentences. Nothing is downloaded.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -105,12 +106,14 @@ def build_tiny_omni(
 
 
 def train_tokenizer(text: Sequence[str], vocab_size: int = 600) -> Qwen2Tokenizer:
-    """A byte-level BPE tokenizer whose merges come from `text`, with Qwen2.5-Omni's special tokens and one token per tag."""
+    """A byte-level BPE tokenizer that learned its merges from `text`, with one token per special token and tag."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False, min_frequency=1)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False, min_frequency=1
+    )
     # Words at the start of a line and after a space are different byte-level tokens: learn both.
     bpe.train_from_iterator([line for sentence in text for line in (sentence, " " + sentence)], trainer)
     model = bpe.model
@@ -124,14 +127,14 @@ def train_tokenizer(text: Sequence[str], vocab_size: int = 600) -> Qwen2Tokenize
         extra_special_tokens=MEDIA_TOKENS,
         model_max_length=4096,
     )
-    tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS)}, replace_extra_special_tokens=False)
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": list(SPECIAL_TOKENS)}, replace_extra_special_tokens=False
+    )
     tokenizer.add_tokens(list(TAG_TOKENS))
     return tokenizer
 
 
-def _vocab_and_merges(model: Any) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    import json
-
+def _vocab_and_merges(model: Any) -> tuple[dict[str, int], Any]:
     state = json.loads(model.__getstate__())
     return state["vocab"], [tuple(pair) for pair in state["merges"]]
 
@@ -151,10 +154,10 @@ def _config(
     tokenizer: Qwen2Tokenizer, *, hidden_size: int, num_layers: int, tower_size: int
 ) -> Qwen2_5OmniThinkerConfig:
     def token_id(token: str) -> int:
-        return tokenizer.convert_tokens_to_ids(token)
+        return cast(int, tokenizer.convert_tokens_to_ids(token))
 
     heads = hidden_size // 32
-    return Qwen2_5OmniThinkerConfig(
+    settings: dict[str, Any] = dict(
         text_config={
             "vocab_size": -(-len(tokenizer) // HEAD_MULTIPLE) * HEAD_MULTIPLE,
             "hidden_size": hidden_size,
@@ -191,3 +194,4 @@ def _config(
         user_token_id=tokenizer.encode("user")[0],
         tie_word_embeddings=False,
     )
+    return Qwen2_5OmniThinkerConfig(**settings)

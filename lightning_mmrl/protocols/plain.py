@@ -41,7 +41,12 @@ class Tracker(Protocol):
     """Opens runs: one parent for a curriculum and a child for each stage; `run_id` continues an earlier run."""
 
     def open_run(
-        self, name: str, *, parent_id: str | None = None, run_id: str | None = None, tags: Mapping[str, str] | None = None
+        self,
+        name: str,
+        *,
+        parent_id: str | None = None,
+        run_id: str | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> TrackedRun: ...
 
     def close(self) -> None:
@@ -70,7 +75,9 @@ class StageFactory(Protocol):
 class Evaluator(Protocol):
     """Evaluates a handed-over checkpoint and writes predictions and figures below `directory`."""
 
-    def __call__(self, checkpoint: Path, directory: Path, stage: str, run: TrackedRun | None) -> Mapping[str, float]: ...
+    def __call__(
+        self, checkpoint: Path, directory: Path, stage: str, run: TrackedRun | None
+    ) -> Mapping[str, float]: ...
 
 
 class Reporter(Protocol):

@@ -58,8 +58,8 @@ class _ScoreTask:
 class RewardPool:
     """Scores in `num_workers` killable processes; see `DeadlinePool` for what a deadline and a death cost.
 
-    An item that takes longer than `deadline_s` seconds becomes invalid, and so does what `batch_budget_s` seconds do not
-    suffice for: a call always returns.
+    An item that takes longer than `deadline_s` seconds becomes invalid, and so does what `batch_budget_s` seconds do
+    not suffice for: a call always returns.
 
     Raises:
         ConfigError: a number is out of range or the reward cannot be pickled.

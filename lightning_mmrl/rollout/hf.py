@@ -1,6 +1,7 @@
-"""Rollouts on the policy's own weights through transformers: one prefill per prompt, its cache shared by G completions."""
+"""Rollouts on the policy's own weights: one prefill per prompt, its cache shared by G completions."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -103,7 +104,7 @@ class _Decoding:
 
     def __init__(self, policy: Policy, prompts: PromptBatch, group_size: int) -> None:
         self._policy = policy
-        cache = DynamicCache(config=policy.text_model.config)
+        cache = DynamicCache(config=cast(Any, policy.text_model).config)
         hidden = policy.text_model(
             inputs_embeds=policy.prompt_embeddings(prompts),
             attention_mask=prompts.prompt_mask.long(),

@@ -12,8 +12,8 @@ from torch import Tensor
 def row_seed(seed: int, iteration: int, prompt_id: str, sample: int) -> int:
     """A 64-bit seed for one completion.
 
-    >>> row_seed(0, 3, "clip-1", 0) == row_seed(0, 3, "clip-1", 0), row_seed(0, 3, "clip-1", 0) == row_seed(0, 3, "clip-1", 1)
-    (True, False)
+    >>> row_seed(0, 3, "clip-1", 0) == row_seed(0, 3, "clip-1", 0), row_seed(0, 3, "clip-1", 0) == row_seed(0, 3,
+    "clip-1", 1) (True, False)
     """
     key = f"{seed}/{iteration}/{sample}/{prompt_id}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")

@@ -51,6 +51,8 @@ class Validation:
         return values
 
 
-def headline(values: dict[str, float], keys: Sequence[str] = ("war", "uar", "valid_format", "consistency")) -> dict[str, float]:
+def headline(
+    values: dict[str, float], keys: Sequence[str] = ("war", "uar", "valid_format", "consistency")
+) -> dict[str, float]:
     """The few metrics worth a curve."""
     return {key: values[key] for key in keys if key in values}

@@ -32,7 +32,7 @@ class OptimizerSettings:
     schedule: Callable[[int, int], float]
 
     def build(self, module: nn.Module, num_steps: int) -> tuple[torch.optim.Optimizer, LambdaLR]:
-        """The optimizer over all parameters that train, and its scheduler, stepped once per optimizer step or iteration."""
+        """The optimizer over all parameters that train, and its scheduler, stepped once per step or iteration."""
         optimizer = self.factory([p for p in module.parameters() if p.requires_grad])
         return optimizer, LambdaLR(optimizer, lambda step: self.schedule(step, num_steps))
 

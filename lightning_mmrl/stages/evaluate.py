@@ -22,8 +22,8 @@ SUMMARY = "evaluation.json"
 class EvaluationModule(lightning.LightningModule):
     """Examines every set of the trainer's test loaders and writes what it finds below `directory`.
 
-    For each set: `<set>.jsonl` with one prediction per line and `<set>.png` with the confusion matrix. `evaluation.json`,
-    written last, holds the metrics and the intervals of all sets.
+    For each set: `<set>.jsonl` with one prediction per line and `<set>.png` with the confusion matrix.
+    `evaluation.json`, written last, holds the metrics and the intervals of all sets.
 
     Args:
         policy: The model, so that the trainer moves it to its device.

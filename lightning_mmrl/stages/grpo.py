@@ -9,7 +9,9 @@ from lightning_mmrl.stages.policy_gradient import Algorithm, PolicyGradientModul
 
 
 class GRPOModule(PolicyGradientModule):
-    """GRPO as a preset of `PolicyGradientModule`: group-normalised advantages, token ratio with PPO clip, sequence mean.
+    """GRPO as a preset of `PolicyGradientModule`.
+
+    Group-normalised advantages, token ratio with PPO clip, sequence mean.
 
     **Deviations** from the paper's eq. 3: no KL term.
     """

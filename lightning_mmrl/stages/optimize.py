@@ -1,4 +1,4 @@
-"""The optimizer step of an RL iteration: microbatches, a global loss denominator, clipping, and what it says of itself."""
+"""The optimizer step of an RL iteration: microbatches, a global loss denominator and what it says of itself."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class UpdateSettings:
 
     @property
     def on_policy(self) -> bool:
-        """True if every gradient is taken at the weights that sampled: the old log-probabilities are the policy's own."""
+        """True if every gradient is taken at the weights that sampled: the old log-probs are the policy's own."""
         return self.num_epochs == 1 and self.num_minibatches == 1
 
 
@@ -47,8 +47,8 @@ class Minibatch:
 def plan_minibatches(experience: Experience, settings: UpdateSettings, generator: torch.Generator) -> list[Minibatch]:
     """Which prompts each optimizer step uses, for all epochs.
 
-    A group whose advantages are all zero has an exactly zero gradient under a loss without KL or entropy term: it stays in
-    the denominator and is not scored.
+    A group whose advantages are all zero has an exactly zero gradient under a loss without KL or entropy term: it
+    stays in the denominator and is not scored.
     """
     num_prompts = len(experience.prompts.samples)
     signal = ((experience.advantages != 0) & experience.trainable).any(-1).tolist()
@@ -57,8 +57,10 @@ def plan_minibatches(experience: Experience, settings: UpdateSettings, generator
         order = list(range(num_prompts))
         if settings.num_minibatches > 1:
             order = torch.randperm(num_prompts, generator=generator).tolist()
-        for rows in _even_split(order, settings.num_minibatches):
-            plans.append(Minibatch(rows=tuple(rows), live=tuple(row for row in rows if signal[row])))
+        plans += [
+            Minibatch(rows=tuple(rows), live=tuple(row for row in rows if signal[row]))
+            for rows in _even_split(order, settings.num_minibatches)
+        ]
     return plans
 
 
@@ -87,7 +89,9 @@ def accumulate_loss(
     `old_logprobs` is None when the policy's own, detached, are the old ones.
     """
     denominator = aggregation.denominator(loss_mask(experience, minibatch.rows))
-    totals = {name: torch.zeros((), device=denominator.device) for name in ("loss", "tokens", "clipped", "kl", "entropy")}
+    totals = {
+        name: torch.zeros((), device=denominator.device) for name in ("loss", "tokens", "clipped", "kl", "entropy")
+    }
     for rows in _chunks(list(minibatch.live), prompts_per_microbatch):
         batch = scoring_batch(experience, rows)
         output = policy(batch)

@@ -1,13 +1,14 @@
-"""Reinforcement learning from verifiable rewards; one `training_step` is one iteration of sample, score, optimize, push."""
+"""Reinforcement learning from verifiable rewards; one `training_step` is one iteration."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, cast
 
 import lightning
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
 from lightning_mmrl.algorithms.advantages.group_normalized import GroupNormalized
@@ -152,7 +153,7 @@ class PolicyGradientModule(lightning.LightningModule):
 
     def optimize(self, experience: Experience, iteration: int) -> dict[str, float]:
         """The optimizer steps of one iteration; a minibatch without any signal takes none."""
-        algorithm, optimizer = self.algorithm, self.optimizers()
+        algorithm, optimizer = self.algorithm, cast(LightningOptimizer, self.optimizers())
         settings = algorithm.update
         generator = torch.Generator().manual_seed(self._context.seed * 1_000_003 + iteration)
         minibatches = plan_minibatches(experience, settings, generator)

@@ -62,7 +62,9 @@ class ConsoleProgress:
         if self._bar is None:
             columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn())
             tail = (TimeElapsedColumn(), TextColumn("{task.fields[eta]}", markup=False))
-            self._bar = Progress(*columns, *tail, TextColumn("{task.fields[details]}", markup=False), console=self._console)
+            self._bar = Progress(
+                *columns, *tail, TextColumn("{task.fields[details]}", markup=False), console=self._console
+            )
             self._task = self._bar.add_task(description, total=total, details="", eta="")
             self._bar.start()
         assert self._task is not None

@@ -33,7 +33,8 @@ class LightningJob:
         """Fits the module and returns its last metrics.
 
         Raises:
-            KeyboardInterrupt: The run was interrupted; Lightning turns that into an exit, which would read as a failure.
+            KeyboardInterrupt: The run was interrupted; Lightning turns that into an exit, which would read as a
+            failure.
         """
         with self.resources:
             try:

@@ -66,7 +66,9 @@ def training_trainer(
     )
 
 
-def evaluation_trainer(settings: TrainerSettings, *, directory: Path, callbacks: Sequence[Callback]) -> lightning.Trainer:
+def evaluation_trainer(
+    settings: TrainerSettings, *, directory: Path, callbacks: Sequence[Callback]
+) -> lightning.Trainer:
     """A trainer that only tests."""
     return lightning.Trainer(
         accelerator=settings.accelerator,
@@ -82,7 +84,8 @@ def evaluation_trainer(settings: TrainerSettings, *, directory: Path, callbacks:
     )
 
 
-def apply_threads(settings: TrainerSettings) -> None:
-    """Sets torch's CPU threads, if the settings name a number."""
+def prepare_process(settings: TrainerSettings, seed: int) -> None:
+    """Seeds Python, NumPy and torch, and sets torch's CPU threads if the settings name a number."""
+    lightning.seed_everything(seed, verbose=False)
     if settings.num_threads is not None:
         torch.set_num_threads(settings.num_threads)

@@ -1,7 +1,7 @@
 """Tensor containers that flow through a stage; every shape of the project is written down here once.
 
-Axes: `B` prompts on this rank, `G` completions per prompt, `N = B * G` (row i belongs to prompt i // G), `P` prompt tokens
-(left-padded), `C` completion tokens (right-padded), `V` vocabulary. Log-probabilities are in nats.
+Axes: `B` prompts on this rank, `G` completions per prompt, `N = B * G` (row i belongs to prompt i // G), `P` prompt
+tokens (left-padded), `C` completion tokens (right-padded), `V` vocabulary. Log-probabilities are in nats.
 """
 
 from collections.abc import Mapping
@@ -61,8 +61,8 @@ class MediaInputs(_Movable):
 class PromptBatch(_Movable):
     """B tokenized prompts with their media.
 
-    `position_ids` are the temporal, height and width rows of the model's rotary embedding. `next_position` is the position
-    of the first completion token on all three axes.
+    `position_ids` are the temporal, height and width rows of the model's rotary embedding. `next_position` is the
+    position of the first completion token on all three axes.
     """
 
     samples: tuple[Sample, ...]
@@ -97,9 +97,9 @@ class SftBatch(_Movable):
 class Rollout(_Movable):
     """G sampled completions for each of B prompts, N rows in all.
 
-    `completion_mask` is True on sampled tokens up to and including the end-of-sequence token. `sampler_logprobs` are the
-    engine's own, of log_softmax(logits / T) with banned ids at minus infinity; they are zero where the mask is False.
-    `policy_version` counts the weight pushes the engine had seen.
+    `completion_mask` is True on sampled tokens up to and including the end-of-sequence token. `sampler_logprobs` are
+    the engine's own, of log_softmax(logits / T) with banned ids at minus infinity; they are zero where the mask is
+    False. `policy_version` counts the weight pushes the engine had seen.
     """
 
     completion_ids: Int[Tensor, "N C"]
@@ -162,7 +162,7 @@ class LossInputs(_Movable):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossOutput(_Movable):
-    """Unreduced losses, to be reduced by an aggregation; both fields are zero (False) where the completion mask is False.
+    """Unreduced losses, to be reduced by an aggregation; zero and False where the completion mask is False.
 
     `clipped` is True where the clip, not the surrogate, decides the gradient.
     """

@@ -78,8 +78,8 @@ class Score:
 class StageSpec:
     """What the orchestrator knows of a stage: its name, place in the order, and where it starts from.
 
-    `start_from` is "base" (the model the curriculum begins with), "previous" or the name of an earlier stage. `digest` is
-    the hash of the stage's resolved configuration; a finished stage is reused only while it is unchanged.
+    `start_from` is "base" (the model the curriculum begins with), "previous" or the name of an earlier stage.
+    `digest` is the hash of the stage's resolved configuration; a finished stage is reused only while it is unchanged.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """A pool of spawned processes that can be killed: one call at a time per process, each with a deadline.
 
-Media decoders and verifiers run foreign code on untrusted input; they hang, crash and exhaust memory. A call that runs past
-its deadline or takes its process down costs that one call: the process is killed and replaced.
+Media decoders and verifiers run foreign code on untrusted input; they hang, crash and exhaust memory. A call that
+runs past its deadline or takes its process down costs that one call: the process is killed and replaced.
 """
 
 import os
@@ -38,9 +38,10 @@ class Outcome:
 class DeadlinePool:
     """Calls `function(item)` in `num_workers` spawned processes, killed when an item takes longer than `deadline_s`.
 
-    Each item gets the main thread of a process of its own (math-verify calls `signal.alarm`: huggingface/Math-Verify#55,
-    verl#5839) and a wall-clock deadline. A killed or dead worker is replaced; only the item it held is lost. A worker leads
-    its own process group: what a call started dies with it, and all of them die with this process.
+    Each item gets the main thread of a process of its own (math-verify calls `signal.alarm`:
+    huggingface/Math-Verify#55, verl#5839) and a wall-clock deadline. A killed or dead worker is replaced; only the
+    item it held is lost. A worker leads its own process group: what a call started dies with it, and all of them die
+    with this process.
 
     Build it before CUDA is initialized and close it at the end. The function is pickled once and imported anew in each
     worker, so a script that builds a pool needs the `if __name__ == "__main__"` guard.

@@ -1,4 +1,4 @@
-"""The packed row `[prompt | c1 .. cG]` equals G separate rows of the stock model, in values and gradients; controls fail."""
+"""The packed row equals G separate rows of the stock model, in values and gradients; controls fail."""
 
 from dataclasses import replace
 
@@ -132,7 +132,8 @@ def test_frozen_towers_run_once_for_sampling_and_scoring(model, batch):
     _, policy = model
     runs = []
     handles = [
-        tower.register_forward_hook(lambda *_: runs.append(1)) for tower in (policy.model.visual, policy.model.audio_tower)
+        tower.register_forward_hook(lambda *_: runs.append(1))
+        for tower in (policy.model.visual, policy.model.audio_tower)
     ]
     try:
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Sound as a mono waveform: soundfile for audio files, the container's own track (PyAV) for video files, soxr to resample."""
+"""Sound as a mono waveform: soundfile for audio files, the container's own track for video files, soxr to resample."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import av
 import numpy as np
 import soundfile
 import soxr
+from av.error import FFmpegError
 
 from lightning_mmrl.errors import MediaError
 from lightning_mmrl.types.media import DecodedAudio, MediaSettings
@@ -25,11 +26,15 @@ def decode_audio(path: Path, ref: MediaRef, settings: MediaSettings) -> DecodedA
     start = round((ref.start_s or 0.0) * rate)
     stop = len(samples) if ref.end_s is None else min(len(samples), round(ref.end_s * rate))
     if stop <= start:
-        raise MediaError(f"{path}: span {ref.start_s}..{ref.end_s} s is empty in {len(samples) / rate:.2f} s of sound; fix start/end")
+        raise MediaError(
+            f"{path}: span {ref.start_s}..{ref.end_s} s is empty in {len(samples) / rate:.2f} s of sound; fix start/end"
+        )
     samples = samples[start:stop]
     if rate != settings.sample_rate_hz:
         samples = soxr.resample(samples, rate, settings.sample_rate_hz)
-    return DecodedAudio(waveform=np.ascontiguousarray(samples, dtype=np.float32), sample_rate_hz=settings.sample_rate_hz)
+    return DecodedAudio(
+        waveform=np.ascontiguousarray(samples, dtype=np.float32), sample_rate_hz=settings.sample_rate_hz
+    )
 
 
 def _read_soundfile(path: Path, settings: MediaSettings) -> tuple[np.ndarray, int]:
@@ -57,7 +62,7 @@ def _read_container(path: Path, settings: MediaSettings) -> tuple[np.ndarray, in
                 for piece in resampler.resample(frame)
             ]
             rate = stream.rate
-    except (av.FFmpegError, ValueError, OSError) as error:
+    except (FFmpegError, ValueError, OSError) as error:
         raise MediaError(f"{path}: sound cannot be decoded ({error}); re-encode or remove the clip") from error
     if not pieces:
         raise MediaError(f"{path}: audio track holds no samples; re-encode or remove the clip")

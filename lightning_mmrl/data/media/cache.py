@@ -1,4 +1,4 @@
-"""A folder of encoded media, so that each file is decoded and processed once, whatever the number of passes and stages."""
+"""A folder of encoded media: each file is decoded and processed once, whatever the number of passes and stages."""
 
 import hashlib
 import os

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.error import FFmpegError
 
 from lightning_mmrl.errors import MediaError
 from lightning_mmrl.types.media import DecodedVideo, MediaSettings
@@ -50,12 +51,12 @@ def _decode_pyav(path: Path, ref: MediaRef, settings: MediaSettings) -> DecodedV
             stream = container.streams.video[0]
             _check_pixels(path, stream.width * stream.height, settings)
             _check_duration(path, float(container.duration or 0) / av.time_base, settings)
-            frames = [frame for frame in container.decode(stream) if frame.pts is not None]
-            starts = np.array([float(frame.pts * frame.time_base) for frame in frames])
+            frames = [frame for frame in container.decode(stream) if frame.time is not None]
+            starts = np.array([frame.time for frame in frames], dtype=np.float64)
             end = starts[-1] + 1.0 / float(stream.average_rate or 25) if len(starts) else 0.0
             chosen, times, duration = _choose(path, starts, end, ref, settings)
             images = np.stack([frames[index].to_ndarray(format="rgb24") for index in chosen])
-    except (av.FFmpegError, ValueError, OSError) as error:
+    except (FFmpegError, ValueError, OSError) as error:
         raise MediaError(f"{path}: video cannot be decoded ({error}); re-encode or remove the clip") from error
     return DecodedVideo(frames=images, timestamps_s=times, duration_s=duration)
 
@@ -70,7 +71,9 @@ def _choose(
     first = float(starts[0]) + (ref.start_s or 0.0)
     last = min(end, float(starts[0]) + ref.end_s) if ref.end_s is not None else end
     if last <= first:
-        raise MediaError(f"{path}: span {ref.start_s}..{ref.end_s} s is empty in a clip of {end - starts[0]:.2f} s; fix start/end")
+        raise MediaError(
+            f"{path}: span {ref.start_s}..{ref.end_s} s is empty in a clip of {end - starts[0]:.2f} s; fix start/end"
+        )
     duration = last - first
     times = first + (np.arange(settings.num_frames) + 0.5) * duration / settings.num_frames
     indices = np.clip(np.searchsorted(starts, times, side="right") - 1, 0, len(starts) - 1)
@@ -79,7 +82,9 @@ def _choose(
 
 def _check_pixels(path: Path, pixels: int, settings: MediaSettings) -> None:
     if pixels > settings.max_pixels:
-        raise MediaError(f"{path}: frames of {pixels} pixels exceed media.max_pixels {settings.max_pixels}; scale the clip down")
+        raise MediaError(
+            f"{path}: frames of {pixels} pixels exceed media.max_pixels {settings.max_pixels}; scale the clip down"
+        )
 
 
 def _check_duration(path: Path, seconds: float, settings: MediaSettings) -> None:

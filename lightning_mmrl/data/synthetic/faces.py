@@ -19,8 +19,8 @@ class FaceStyle:
 
     `strength_range` is the share of the full expression that a clip shows at its peak; `rest_spread` (per speaker) and
     `jitter` (per clip) are standard deviations of every expression parameter as a share of its full movement.
-    `pixel_noise`, `light_spread` and `color_spread` are standard deviations on the 0..255 scale. `center_spread_px` (per
-    speaker) and `drift_px` (per clip) say how far the head lies and moves from the middle of the picture.
+    `pixel_noise`, `light_spread` and `color_spread` are standard deviations on the 0..255 scale. `center_spread_px`
+    (per speaker) and `drift_px` (per clip) say how far the head lies and moves from the middle of the picture.
     """
 
     strength_range: tuple[float, float] = (0.6, 1.0)

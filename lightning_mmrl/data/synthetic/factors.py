@@ -1,7 +1,8 @@
 """The factors of the generated emotion set: seven emotions, what a face and a voice show of each, and the words for it.
 
-A clip's face is drawn from the label's face group alone and its voice from the label's voice group alone. Emotions of one
-group are therefore identical to that modality, while the pair (face group, voice group) names exactly one emotion.
+A clip's face is drawn from the label's face group alone and its voice from the label's voice group alone. Emotions of
+one group are therefore identical to that modality, while the pair (face group, voice group) names exactly one
+emotion.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Decide every clip of a generated emotion set before anything is drawn: label, speaker, task, words and manifest row."""
+"""Decides every clip of a generated emotion set before anything is drawn: label, speaker, task, words, manifest row."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

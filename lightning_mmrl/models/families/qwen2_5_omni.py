@@ -1,9 +1,9 @@
 """The Qwen2.5-Omni thinker: text, image, video and audio in, text out.
 
 The encoder repeats the four steps of `Qwen2_5OmniProcessor.__call__` (video processor, feature extractor, placeholder
-expansion, tokenizer) with its own parts, so that each medium is processed once and cached; a test holds the result equal to
-the processor's own. Two defaults of the processor are left out: padding every sound to the feature extractor's full window
-(300 s for the released models), and 128 visual tokens per frame pair.
+expansion, tokenizer) with its own parts, so that each medium is processed once and cached; a test holds the result
+equal to the processor's own. Two defaults of the processor are left out: padding every sound to the feature
+extractor's full window (300 s for the released models), and 128 visual tokens per frame pair.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ class _RopeIndex(Qwen2_5OmniPreTrainedModelForConditionalGeneration):
 
     def __init__(self, config: Qwen2_5OmniThinkerConfig) -> None:
         super().__init__(config)
-        self.spatial_merge_size = config.vision_config.spatial_merge_size
+        self.spatial_merge_size = cast(Any, config.vision_config).spatial_merge_size
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class OmniEncoder:
         names = ("image_token", "audio_token", "video_token", "vision_bos_token", "vision_eos_token")
         names += ("audio_bos_token", "audio_eos_token")
         media = {tokenizer.convert_tokens_to_ids(getattr(self.processor, name)) for name in names}
-        unused = range(len(tokenizer), self.config.text_config.vocab_size)
+        unused = range(len(tokenizer), cast(Any, self.config.text_config).vocab_size)
         return tuple(sorted(media | set(unused)))
 
     def encode_video(self, video: DecodedVideo) -> dict[str, Tensor]:
@@ -144,7 +144,8 @@ class OmniEncoder:
         text = self._render(messages) + prefill
         text = self._expand(text, stacked)
         ids = self.processor.tokenizer(text, return_tensors="pt").input_ids
-        positions, _ = self._rope.get_rope_index(
+        rope = cast(Any, self._rope)
+        positions, _ = rope.get_rope_index(
             input_ids=ids,
             image_grid_thw=stacked.get(IMAGE_GRID),
             video_grid_thw=stacked.get(VIDEO_GRID),
@@ -271,15 +272,15 @@ class OmniThinker:
     def media_features(self, media: MediaInputs) -> dict[str, Tensor]:
         """Runs each tower once over all media of the batch; rows [tokens, hidden] in prompt order, keyed by kind."""
         features = {}
-        tensors = media.tensors
+        tensors, model = media.tensors, cast(Any, self.model)
         if IMAGE_PIXELS in tensors:
-            out = self.model.get_image_features(tensors[IMAGE_PIXELS], tensors[IMAGE_GRID], return_dict=True)
+            out = model.get_image_features(tensors[IMAGE_PIXELS], tensors[IMAGE_GRID], return_dict=True)
             features["image"] = torch.cat(list(out.pooler_output))
         if VIDEO_PIXELS in tensors:
-            out = self.model.get_video_features(tensors[VIDEO_PIXELS], tensors[VIDEO_GRID], return_dict=True)
+            out = model.get_video_features(tensors[VIDEO_PIXELS], tensors[VIDEO_GRID], return_dict=True)
             features["video"] = torch.cat(list(out.pooler_output))
         if AUDIO_FEATURES in tensors:
-            out = self.model.get_audio_features(tensors[AUDIO_FEATURES], tensors[AUDIO_MASK], return_dict=True)
+            out = model.get_audio_features(tensors[AUDIO_FEATURES], tensors[AUDIO_MASK], return_dict=True)
             features["audio"] = out.last_hidden_state
         return features
 
