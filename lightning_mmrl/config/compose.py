@@ -1,11 +1,12 @@
 """Finds the configs and turns Hydra's complaints into one clear sentence."""
 
-import difflib
-import re
+from dataclasses import is_dataclass
 from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.config.validate import did_you_mean, first_line, validated
@@ -59,9 +60,8 @@ def explained(error: HydraException) -> ConfigError:
     message = str(error)
     if isinstance(error, MissingConfigException):
         return ConfigError(_missing_option(error, message))
-    unknown = re.search(r"Key '([^']+)' is not in struct\s+full_key: (\S+)", message)
-    if unknown or (unknown := re.search(r"Could not override '(()[^']+)'", message)):
-        return ConfigError(_unknown_key(unknown))
+    if isinstance(error.__cause__, ConfigKeyError | ConfigAttributeError):
+        return ConfigError(_unknown_key(error.__cause__))
     if isinstance(error, OverrideParseException):
         return ConfigError(
             f"{error.override!r} is not an override; write KEY=VALUE, and quote values with special characters"
@@ -69,11 +69,15 @@ def explained(error: HydraException) -> ConfigError:
     return ConfigError(first_line(error))
 
 
-def _unknown_key(match: re.Match[str]) -> str:
-    key = match.group(2) or match.group(1)
-    close = difflib.get_close_matches(key.rsplit(".", 1)[-1], _keys_everywhere(), n=1, cutoff=0.6)
-    fix = f"did you mean {close[0]!r}?" if close else f"a new argument of a _target_ is added by +{key}=..."
-    return f"{key}: unknown key; {fix}"
+def _unknown_key(cause: ConfigKeyError | ConfigAttributeError) -> str:
+    """Names the nearest key that stands beside the unknown one."""
+    key = str(cause.full_key)
+    if _in_schema(key):
+        return f"{key}: is not set in this composition; add it by +{key}=..."
+    beside = cause.parent_node
+    known = [str(name) for name in beside] if isinstance(beside, DictConfig) else []
+    addition = f", or add a parameter of the _target_ by +{key}=..." if "_target_" in known else ""
+    return f"{key}: unknown key{did_you_mean(key.rsplit('.', 1)[-1], known)}{addition}"
 
 
 def _missing_option(error: MissingConfigException, message: str) -> str:
@@ -85,19 +89,18 @@ def _missing_option(error: MissingConfigException, message: str) -> str:
     return first_line(error)
 
 
-def _keys_everywhere() -> set[str]:
-    """All key names of the schema."""
-    from dataclasses import is_dataclass
-    from typing import get_args, get_type_hints
-
-    found: set[str] = set()
-
-    def walk(schema: type) -> None:
-        for name, annotation in get_type_hints(schema).items():
-            found.add(name)
-            for kind in (annotation, *get_args(annotation)):
-                if is_dataclass(kind) and isinstance(kind, type):
-                    walk(kind)
-
-    walk(RootConfig)
-    return found
+def _in_schema(key: str) -> bool:
+    """True if the last part of a dotted key is a field of the schema."""
+    kind: Any = RootConfig
+    parts = key.split(".")
+    for number, name in enumerate(parts, start=1):
+        if get_origin(kind) is dict:
+            kind = get_args(kind)[1]
+            if number == len(parts):
+                return False
+            continue
+        fields = next((get_type_hints(each) for each in (kind, *get_args(kind)) if is_dataclass(each)), {})
+        if name not in fields:
+            return False
+        kind = fields[name]
+    return True

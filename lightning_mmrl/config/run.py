@@ -16,6 +16,7 @@ from lightning_mmrl.config.validate import stage_specs
 from lightning_mmrl.curriculum.compare import Comparison, compare_stages
 from lightning_mmrl.curriculum.manifest import write_json
 from lightning_mmrl.curriculum.orchestrator import Curriculum, StageOrchestrator
+from lightning_mmrl.data.schema import read_manifest
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap
 from lightning_mmrl.protocols.plain import TrackedRun, Tracker
@@ -47,6 +48,7 @@ def run_curriculum(config: RootConfig, console: ConsoleProgress) -> Outcome:
     directory = writable(Path(config.output_dir)) / config.run_name
     parts = Assembly(config=config, console=console)
     parts.ensure_data()
+    check_manifests(config)
     resolved = directory / "config.yaml"
     curriculum = Curriculum(name=config.run_name, stages=specs, base=parts.base_checkpoint, facts=parts.facts())
     orchestrator = StageOrchestrator(
@@ -76,6 +78,17 @@ def check_all_targets(config: RootConfig) -> None:
         targets.check_targets(asdict(config.stages[name]), f"stages.{name}")
     targets.check_targets(asdict(config.model), "model")
     targets.check_targets(asdict(config.data), "data")
+
+
+def check_manifests(config: RootConfig) -> None:
+    """Reads every manifest that the run will need, so that a bad line does not show after hours of training.
+
+    Raises:
+        DataError: A manifest is missing or a line of it is wrong.
+    """
+    root = Path(config.data.root)
+    for manifest in dict.fromkeys(manifests(config).values()):
+        read_manifest(root / manifest, root)
 
 
 def writable(directory: Path) -> Path:
@@ -123,7 +136,7 @@ def describe_run(config: RootConfig, parent: TrackedRun, resolved: Path) -> None
     for context, manifest in manifests(config).items():
         path = Path(config.data.root) / manifest
         content = path.read_bytes()
-        profile: dict[str, Any] = {"num_samples": content.count(b"\n")}
+        profile: dict[str, Any] = {"num_samples": sum(1 for line in content.splitlines() if line.strip())}
         parent.log_dataset(manifest, hashlib.sha256(content).hexdigest(), str(path), context, profile)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from hydra.errors import HydraException
 from hydra.utils import get_object, instantiate
 
-from lightning_mmrl.config.validate import check_allowed, did_you_mean, first_line
+from lightning_mmrl.config.validate import ALLOWED_TARGETS, check_allowed, did_you_mean, first_line
 from lightning_mmrl.errors import ConfigError, MmrlError
 
 RESERVED = frozenset({"_target_", "_partial_", "_args_", "_convert_", "_recursive_"})
@@ -24,6 +24,9 @@ def check_targets(tree: Any, path: str) -> None:
             _check_target(tree, path)
         for key, value in tree.items():
             check_targets(value, f"{path}.{key}")
+    elif isinstance(tree, list):
+        for index, value in enumerate(tree):
+            check_targets(value, f"{path}[{index}]")
 
 
 def build(node: Any, path: str, **more: Any) -> Any:
@@ -33,13 +36,14 @@ def build(node: Any, path: str, **more: Any) -> Any:
         ConfigError: A target is outside the allow-list, or refuses its arguments.
     """
     check_allowed(node, path)
+    check_targets(node, path)
     try:
         return instantiate(dict(node), _convert_="all", **more)
     except HydraException as error:
         cause = error.__cause__
         if isinstance(cause, MmrlError):
             raise cause from error
-        if isinstance(cause, TypeError | ValueError):
+        if isinstance(cause, TypeError | ValueError | OSError):
             raise ConfigError(f"{path}: {first_line(cause)}") from error
         raise
 
@@ -57,6 +61,9 @@ def _check_target(node: Mapping[str, Any], path: str) -> None:
         raise ConfigError(
             f"{path}._target_: {target!r} cannot be imported ({first_line(error)}); check the path"
         ) from error
+    if not callable(found) or not str(getattr(found, "__module__", "")).startswith(ALLOWED_TARGETS):
+        # `lightning_mmrl.config.build.os.system` has an allowed prefix, and is not ours.
+        raise ConfigError(f"{path}._target_: {target!r} is no class or function of {', '.join(ALLOWED_TARGETS)}")
     parameters = inspect.signature(found).parameters
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
         return

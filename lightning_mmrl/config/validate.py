@@ -5,15 +5,17 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass, replace
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from lightning_mmrl.config.schema import RootConfig, StageConfig
-from lightning_mmrl.curriculum.spec import plan_stages
+from lightning_mmrl.config.schema import EvaluationConfig, RootConfig, StageConfig
+from lightning_mmrl.curriculum.spec import plan_stages, source_stage
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.prompts.labels import LabelMatcher
+from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.types.records import StageSpec
 
 ALLOWED_TARGETS = ("lightning_mmrl.", "torch.optim.")
@@ -70,8 +72,20 @@ def check_keys(tree: Mapping[str, Any], schema: Any, prefix: str) -> None:
     for key, value in tree.items():
         if key not in types:
             raise ConfigError(f"{prefix}{key}: unknown key{did_you_mean(str(key), types)}")
+        _check_form(value, types[key], f"{prefix}{key}")
         if isinstance(value, Mapping):
             _descend(value, types[key], f"{prefix}{key}.")
+
+
+def _check_form(value: Any, annotation: Any, key: str) -> None:
+    """Refuses a plain value where keys or a list belong."""
+    if value is None or value == MISSING:
+        return
+    kinds = (annotation, *get_args(annotation))
+    if any(is_dataclass(kind) for kind in kinds) or get_origin(annotation) is dict:
+        _require(isinstance(value, Mapping), key, value, f"a group of keys, such as {key}.NAME=...")
+    if get_origin(annotation) is list:
+        _require(isinstance(value, list), key, value, f"a list, such as {key}=[{value}]")
 
 
 def _descend(value: Mapping[str, Any], annotation: Any, prefix: str) -> None:
@@ -112,7 +126,13 @@ def stage_specs(config: RootConfig) -> list[StageSpec]:
     digests = {name: _digest({**shared, "stage": asdict(stage)}) for name, stage in config.stages.items()}
     starts = {name: stage.start_from for name, stage in config.stages.items()}
     kinds = {name: stage.kind for name, stage in config.stages.items()}
-    return plan_stages(config.order, starts, kinds, digests)
+    specs = plan_stages(config.order, starts, kinds, digests)
+    # A stage's seed depends on its place, and its outcome on all that its starting point went through.
+    chained: dict[str | None, str] = {None: ""}
+    for spec in specs:
+        history = chained[source_stage(spec, config.order)]
+        chained[spec.name] = _digest({"stage": spec.digest, "index": spec.index, "history": history})
+    return [replace(spec, digest=chained[spec.name]) for spec in specs]
 
 
 def _digest(content: Mapping[str, Any]) -> str:
@@ -131,45 +151,47 @@ def _targets(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _check_values(config: RootConfig) -> None:
-    _require(
-        re.fullmatch(r"[\w.-]+", config.run_name), "run_name", config.run_name, "letters, digits, '.', '_' and '-'"
-    )
+    rule = "letters, digits, '.', '_' and '-', not starting with '.' or '-'"
+    _require(re.fullmatch(r"\w[\w.-]*", config.run_name), "run_name", config.run_name, rule)
     _require(config.model.dtype in DTYPES, "model.dtype", config.model.dtype, f"one of {', '.join(DTYPES)}")
+    for part in ("backbone", "encoder"):
+        _require_target(config.model.family, f"model.family.{part}", part)
     _require(config.data.media.num_frames >= 2, "data.media.num_frames", config.data.media.num_frames, "at least 2")
-    _require(
-        config.data.media.decode_workers >= 1,
-        "data.media.decode_workers",
-        config.data.media.decode_workers,
-        "at least 1",
-    )
-    for name in config.evaluation.ablations:
-        _require(name in ABLATIONS, "evaluation.ablations", name, f"among {', '.join(ABLATIONS)}")
-    stages = config.evaluation.ablation_stages
-    _require(stages in ("last", "all"), "evaluation.ablation_stages", stages, "last or all")
+    _at_least_one(config.data.media, "data.media", "decode_workers", "max_pixels", "max_bytes")
+    _at_least_one(config.data, "data", "validation_limit")
+    _at_least_one(config.trainer, "trainer", "devices", "num_threads")
+    # What these two refuse would otherwise show when the first stage is built.
+    PromptTemplate(**asdict(config.prompt))
+    LabelMatcher(labels=tuple(config.data.labels))
+    _check_evaluation(config.evaluation)
     stage_specs(config)
     for name in config.order:
         _check_stage(f"stages.{name}", config.stages[name])
 
 
+def _check_evaluation(evaluation: EvaluationConfig) -> None:
+    _at_least_one(evaluation, "evaluation", "batch_size", "max_new_tokens", "num_resamples")
+    for name in evaluation.ablations:
+        _require(name in ABLATIONS, "evaluation.ablations", name, f"among {', '.join(ABLATIONS)}")
+    stages = evaluation.ablation_stages
+    _require(stages in ("last", "all"), "evaluation.ablation_stages", stages, "last or all")
+
+
 def _check_stage(path: str, stage: StageConfig) -> None:
     _require(stage.kind in KINDS, f"{path}.kind", stage.kind, f"one of {', '.join(KINDS)}")
-    _require(stage.num_steps >= 1, f"{path}.num_steps", stage.num_steps, "at least 1")
-    _require(stage.data.batch_size >= 1, f"{path}.data.batch_size", stage.data.batch_size, "at least 1")
+    for part in ("module", "optimizer", "schedule"):
+        _require_target(asdict(stage), f"{path}.{part}", part)
+    _at_least_one(stage, path, "num_steps", "rollout_table_every")
+    _at_least_one(stage.data, f"{path}.data", "batch_size", "limit")
     _require(stage.max_grad_norm > 0, f"{path}.max_grad_norm", stage.max_grad_norm, "above 0")
     dropout = stage.data.modality_dropout
     total = dropout.silent + dropout.blank
     valid = min(dropout.silent, dropout.blank) >= 0 and total <= 1
-    _require(
-        valid,
-        f"{path}.data.modality_dropout",
-        f"{dropout.silent} + {dropout.blank}",
-        "probabilities that sum to at most 1",
-    )
-    if stage.validate_every is not None:
-        valid = 1 <= stage.validate_every <= stage.num_steps
-        _require(
-            valid, f"{path}.validate_every", stage.validate_every, f"null or between 1 and num_steps {stage.num_steps}"
-        )
+    shares = f"{dropout.silent} + {dropout.blank}"
+    _require(valid, f"{path}.data.modality_dropout", shares, "probabilities that sum to at most 1")
+    every = stage.validate_every
+    valid = every is None or 1 <= every <= stage.num_steps
+    _require(valid, f"{path}.validate_every", every, f"null or between 1 and num_steps {stage.num_steps}")
     if stage.kind == "rl":
         _check_rl(path, stage)
 
@@ -184,19 +206,15 @@ def _check_rl(path: str, stage: StageConfig) -> None:
     size = stage.algorithm.group_size
     _require(size >= 2, f"{path}.algorithm.group_size", size, "at least 2, so that completions can be compared")
     _require(stage.sampling.temperature > 0, f"{path}.sampling.temperature", stage.sampling.temperature, "above 0")
-    _require(
-        stage.sampling.max_new_tokens >= 1,
-        f"{path}.sampling.max_new_tokens",
-        stage.sampling.max_new_tokens,
-        "at least 1",
-    )
+    _at_least_one(stage.sampling, f"{path}.sampling", "max_new_tokens")
     parts = stage.algorithm.update.num_minibatches
     valid = parts >= 1 and stage.data.batch_size % parts == 0
     rule = f"a divisor of data.batch_size {stage.data.batch_size}"
     _require(valid, f"{path}.algorithm.update.num_minibatches", parts, rule)
-    for field in fields(stage.algorithm.update):
-        value = getattr(stage.algorithm.update, field.name)
-        _require(value >= 1, f"{path}.algorithm.update.{field.name}", value, "at least 1")
+    update = stage.algorithm.update
+    _at_least_one(update, f"{path}.algorithm.update", *(field.name for field in fields(update)))
+    for name in stage.rewards.parts:
+        _require_target(stage.rewards.parts, f"{path}.rewards.parts.{name}", name)
     missing = set(stage.rewards.parts) ^ set(stage.rewards.weights)
     if missing:
         raise ConfigError(
@@ -207,3 +225,15 @@ def _check_rl(path: str, stage: StageConfig) -> None:
 def _require(valid: object, key: str, value: object, rule: str) -> None:
     if not valid:
         raise ConfigError(f"{key} is {value}; it must be {rule}")
+
+
+def _require_target(parent: object, key: str, part: str) -> None:
+    node = parent.get(part) if isinstance(parent, Mapping) else None
+    _require(isinstance(node, Mapping) and "_target_" in node, key, node, "a node with a _target_")
+
+
+def _at_least_one(owner: object, path: str, *names: str) -> None:
+    """Refuses numbers below 1; null is another word for no number."""
+    for name in names:
+        value = getattr(owner, name)
+        _require(value is None or value >= 1, f"{path}.{name}", value, "at least 1")

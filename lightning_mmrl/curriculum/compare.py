@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning_mmrl.errors import StageError
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap, Interval
 from lightning_mmrl.evaluation.records import Prediction
 
@@ -51,12 +52,15 @@ def compare_stages(folders: dict[str, Path], labels: Sequence[str], bootstrap: C
         folders: Stage name to its `evaluation` folder.
         labels: The closed label set.
         bootstrap: Estimator of the paired intervals.
+
+    Raises:
+        StageError: A stage has no evaluation.
     """
     results: list[SetResult] = []
     gains: list[Gain] = []
     before: tuple[str, dict[str, Any], Path] | None = None
     for stage, folder in folders.items():
-        summary = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+        summary = _summary(stage, folder)
         results += [_result(stage, name, entry) for name, entry in summary.items()]
         if before is not None:
             over, earlier, earlier_folder = before
@@ -67,6 +71,15 @@ def compare_stages(folders: dict[str, Path], labels: Sequence[str], bootstrap: C
                     gains.append(Gain(stage=stage, over=over, name=name, difference=difference))
         before = (stage, summary, folder)
     return Comparison(results=results, gains=gains)
+
+
+def _summary(stage: str, folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StageError(
+            f"stage {stage} has no evaluation in {folder} ({error}); restore it, or set a new run_name"
+        ) from error
 
 
 def _result(stage: str, name: str, entry: dict[str, Any]) -> SetResult:

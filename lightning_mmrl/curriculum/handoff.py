@@ -14,6 +14,8 @@ from lightning_mmrl.errors import StageError
 SEAL = "mmrl.json"
 REQUIRED = ("config.json", "generation_config.json", "tokenizer.json", "processor_config.json", "chat_template.jinja")
 
+_AGAIN = "restore it, or run the stage again under a new run_name"
+
 
 def write_handoff(directory: Path, export: Callable[[Path], None], facts: Mapping[str, Any]) -> str:
     """Exports into a folder beside the target, seals it with the hashes of its files, and renames it into place.
@@ -43,27 +45,38 @@ def check_handoff(directory: Path) -> dict[str, Any]:
     """The facts of a hand-over folder, after checking that every file is there and unchanged.
 
     Raises:
-        StageError: A file is missing or its hash differs.
+        StageError: A file is missing or its hash differs, or the seal is damaged.
     """
     seal = directory / SEAL
     if not seal.is_file():
         raise StageError(f"{directory} is not a finished hand-over: {SEAL} is missing; run the stage that writes it")
-    facts = json.loads(seal.read_text(encoding="utf-8"))
+    facts = _read_seal(seal)
     for name in REQUIRED:
         if name not in facts["files"]:
-            raise StageError(
-                f"{directory} has no {name}; it is not a complete Hugging Face folder, run its stage again"
-            )
+            raise StageError(f"{directory} has no {name}; it is not a complete Hugging Face folder, {_AGAIN}")
+    if not any(name.endswith(".safetensors") for name in facts["files"]):
+        raise StageError(f"{directory} has no *.safetensors; it is not a complete Hugging Face folder, {_AGAIN}")
     for name, expected in facts["files"].items():
         path = directory / name
         if not path.is_file() or _file_hash(path) != expected:
-            raise StageError(f"{path} is missing or changed since the stage wrote it; run the stage again")
+            raise StageError(f"{path} is missing or changed since the stage wrote it; {_AGAIN}")
     return facts
 
 
 def folder_digest(directory: Path) -> str:
     """Hash of a checkpoint folder that this project did not write, such as the base model."""
     return _combined({path.name: _file_hash(path) for path in sorted(directory.iterdir()) if path.is_file()})
+
+
+def _read_seal(seal: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads(seal.read_text(encoding="utf-8"))
+        intact = facts["digest"] == _combined(facts["files"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StageError(f"{seal} is damaged ({error!r}); {_AGAIN}") from error
+    if not intact:
+        raise StageError(f"{seal} lists other files than the stage wrote; {_AGAIN}")
+    return facts
 
 
 def _combined(hashes: Mapping[str, str]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from lightning_mmrl.curriculum.handoff import check_handoff, folder_digest, write_handoff
 from lightning_mmrl.curriculum.manifest import FinishedStage, Manifest
 from lightning_mmrl.curriculum.spec import source_stage
-from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.errors import ConfigError, StageError
 from lightning_mmrl.protocols.plain import Evaluator, StageFactory, TrackedRun, Tracker
 from lightning_mmrl.types.records import StageResult, StageSpec
 
@@ -62,6 +62,7 @@ class StageOrchestrator:
 
         Raises:
             ConfigError: A finished stage was configured differently.
+            StageError: A hand-over is missing or changed.
         """
         manifest = Manifest.read(self._directory)
         self._refuse_changes(manifest)
@@ -126,8 +127,12 @@ class StageOrchestrator:
         if source is None:
             base = self._curriculum.base()
             return base, folder_digest(base) if base.is_dir() else str(base)
-        handoff = self._directory / manifest.stages[source].result.handoff
-        return handoff, check_handoff(handoff)["digest"]
+        result = manifest.stages[source].result
+        handoff = self._directory / result.handoff
+        digest = check_handoff(handoff)["digest"]
+        if digest != result.handoff_digest:
+            raise StageError(f"{handoff} is not what stage {source} left there; restore it, or set a new run_name")
+        return handoff, digest
 
     def _refuse_changes(self, manifest: Manifest) -> None:
         for spec in self._curriculum.stages:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from torch import Tensor
@@ -16,7 +17,7 @@ from lightning_mmrl.errors import DataError, MediaError
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.protocols.tensors import PromptEncoder
 from lightning_mmrl.types.media import DecodedVideo, MediaSettings
-from lightning_mmrl.types.records import MediaRef, Sample
+from lightning_mmrl.types.records import MediaRef, Message, Sample
 from lightning_mmrl.workers.pool import Outcome
 
 OnProgress = Callable[[str, int, int], None]
@@ -25,12 +26,13 @@ OnProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaPipeline:
-    """How media of a dataset become tensors."""
+    """How media of a dataset become tensors; `say` tells the user which samples are left out."""
 
     encoder: PromptEncoder
     settings: MediaSettings
     cache: MediaCache
     decoder: GuardedDecoder
+    say: Callable[[str], None]
 
     def key(self, path: Path, ref: MediaRef) -> str:
         """Cache key of a medium."""
@@ -91,11 +93,13 @@ class PreparedSet(Dataset[EncodedSample]):
         """Decodes and encodes what the cache lacks, and moves samples with a bad medium to `quarantined`.
 
         Raises:
-            DataError: No sample is left.
+            DataError: A sample's turns cannot be used, or no sample is left.
         """
+        for sample in self.samples:
+            self._turns(sample)
         missing = self._missing_media()
         failures: dict[str, str] = {}
-        keys = list(missing)
+        keys, done = list(missing), count(1)
 
         def store(index: int, outcome: Outcome) -> None:
             key = keys[index]
@@ -103,25 +107,35 @@ class PreparedSet(Dataset[EncodedSample]):
             if reason is None:
                 try:
                     self._pipeline.cache.put(key, self._pipeline.encode(outcome.value))
-                except MediaError as error:
+                except (MediaError, ValueError) as error:
                     reason = str(error)
             if reason is not None:
-                failures[key] = reason
+                path = str(missing[key].path)
+                failures[key] = reason if path in reason else f"{path}: {reason}"
             if on_progress is not None:
-                on_progress(description, index + 1, len(keys))
+                on_progress(description, next(done), len(keys))
 
         self._pipeline.decoder.decode_all(list(missing.values()), store)
         self._set_aside(failures)
 
     def __getitem__(self, draw: Draw) -> EncodedSample:
         sample = self.samples[draw.index]
-        prompt_turns, target = self._template.split_target(sample.messages)
+        turns, target = self._turns(sample)
         media = [self._load(ref, draw.variant) for ref in sample.media]
-        prompt = self._pipeline.encoder.encode_prompt(self._template.apply(prompt_turns), self._template.prefill, media)
-        if self._supervised and target is None:
-            raise DataError(f"sample {sample.id} has no assistant turn to learn from; add one or use it for RL")
+        prompt = self._pipeline.encoder.encode_prompt(turns, self._template.prefill, media)
         ids = tuple(self._pipeline.encoder.encode_target(target)) if target is not None else ()
         return EncodedSample(sample=sample, prompt=prompt, target_ids=ids)
+
+    def _turns(self, sample: Sample) -> tuple[tuple[Message, ...], str | None]:
+        """The turns of the prompt, and the target if there is one."""
+        try:
+            turns, target = self._template.split_target(sample.messages)
+            prompt = self._template.apply(turns)
+        except DataError as error:
+            raise DataError(f"sample {sample.id}: {error}") from error
+        if self._supervised and target is None:
+            raise DataError(f"sample {sample.id} has no assistant turn to learn from; add one or use it for RL")
+        return prompt, target
 
     def _load(self, ref: MediaRef, variant: Variant) -> dict[str, Tensor]:
         encoded = self._pipeline.cache.get(self._pipeline.key(self._path(ref), ref))
@@ -156,7 +170,10 @@ class PreparedSet(Dataset[EncodedSample]):
                 bad.append(Quarantined(sample_id=sample.id, reason=reason))
         if not usable:
             raise DataError(f"all {len(bad)} samples failed to decode; the first: {bad[0].reason}")
-        self.samples, self.quarantined = usable, tuple(bad)
+        for each in bad:
+            self._pipeline.say(f"left out sample {each.sample_id}: {each.reason}")
+        self._pipeline.say(f"left out {len(bad)} of {len(self.samples)} samples, whose media cannot be used")
+        self.samples, self.quarantined = usable, (*self.quarantined, *bad)
 
     def _path(self, ref: MediaRef) -> Path:
         return resolve_media(ref.path, self._root, f"medium {ref.path}")

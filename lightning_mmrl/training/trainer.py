@@ -1,5 +1,6 @@
 """One Lightning Trainer per stage, configured so that nothing happens behind the stage's back."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,8 @@ def training_trainer(
         validate_every: Batches between validations; None for none.
         gradient_clip_val: Gradient norm limit of automatic optimization; None for stages that clip by hand.
     """
+    # A stage without a validation split is no mistake.
+    warnings.filterwarnings("ignore", message="You defined a `validation_step` but have no `val_dataloader`")
     return lightning.Trainer(
         accelerator=settings.accelerator,
         devices=settings.devices,
@@ -59,6 +62,7 @@ def training_trainer(
         check_val_every_n_epoch=None if validate_every else 1,
         limit_val_batches=1.0 if validate_every else 0,
         num_sanity_val_steps=0,
+        log_every_n_steps=1,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

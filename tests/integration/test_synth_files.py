@@ -56,7 +56,8 @@ def test_manifests_and_records_describe_the_files(tiny_set: Path) -> None:
     record = json.loads((tiny_set / "dataset.json").read_text())
     labels = json.loads((tiny_set / "labels.json").read_text())
     rows = [json.loads(line) for split in SPLITS for line in (tiny_set / f"{split}.jsonl").read_text().splitlines()]
-    assert record["seed"] == 0 and record["license"] == "CC0-1.0"
+    assert record["seed"] == 0
+    assert record["license"] == "CC0-1.0"
     assert record["sizes"] == dict.fromkeys(SPLITS, 7)
     assert record["manifests"]["test.jsonl"] == hashes(tiny_set)["test.jsonl"]
     assert labels["labels"] == list(LABELS)
@@ -77,7 +78,8 @@ def test_pyav_reads_both_tracks_in_time_with_the_source(tiny_set: Path) -> None:
     assert spans == [1.5, 1.5]
     assert [time for time, _ in pictures] == [index / 8 for index in range(12)]
     assert np.abs(np.stack([picture for _, picture in pictures]).astype(float) - frames).mean() < 12
-    assert blocks[0].time == 0 and blocks[0].sample_rate == 16_000
+    assert blocks[0].time == 0
+    assert blocks[0].sample_rate == 16_000
     assert 24_000 <= len(sound) < 24_000 + 1024
     assert np.corrcoef(sound[:24_000], waveform)[0, 1] > 0.98
     assert abs(np.corrcoef(sound[8:24_000], waveform[:-8])[0, 1]) < 0.95, "eight samples late must be visible"

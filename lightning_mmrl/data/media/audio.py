@@ -23,6 +23,9 @@ def decode_audio(path: Path, ref: MediaRef, settings: MediaSettings) -> DecodedA
     """
     read = _read_soundfile if path.suffix.lower() in SOUNDFILE_SUFFIXES else _read_container
     samples, rate = read(path, settings)
+    if not len(samples):
+        raise MediaError(f"{path}: the sound holds no samples; re-encode or remove the clip")
+    _check_duration(path, len(samples) / rate, settings)
     start = round((ref.start_s or 0.0) * rate)
     stop = len(samples) if ref.end_s is None else min(len(samples), round(ref.end_s * rate))
     if stop <= start:
@@ -64,9 +67,7 @@ def _read_container(path: Path, settings: MediaSettings) -> tuple[np.ndarray, in
             rate = stream.rate
     except (FFmpegError, ValueError, OSError) as error:
         raise MediaError(f"{path}: sound cannot be decoded ({error}); re-encode or remove the clip") from error
-    if not pieces:
-        raise MediaError(f"{path}: audio track holds no samples; re-encode or remove the clip")
-    return np.concatenate(pieces), rate
+    return np.concatenate([np.zeros(0, dtype=np.float32), *pieces]), rate
 
 
 def _check_duration(path: Path, seconds: float, settings: MediaSettings) -> None:

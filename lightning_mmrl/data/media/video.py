@@ -2,10 +2,12 @@
 
 import platform
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import av
 import numpy as np
+from av.container import InputContainer
 from av.error import FFmpegError
 
 from lightning_mmrl.errors import MediaError
@@ -27,7 +29,7 @@ def decode_video(path: Path, ref: MediaRef, settings: MediaSettings) -> DecodedV
 
     try:
         return _decode_decord(path, ref, settings)
-    except (decord.DECORDError, RuntimeError):
+    except (decord.DECORDError, RuntimeError, IndexError):
         # decord's FFmpeg is of 2021 and knows no AV1; PyAV's message is the one to show if it fails too.
         return _decode_pyav(path, ref, settings)
 
@@ -51,14 +53,33 @@ def _decode_pyav(path: Path, ref: MediaRef, settings: MediaSettings) -> DecodedV
             stream = container.streams.video[0]
             _check_pixels(path, stream.width * stream.height, settings)
             _check_duration(path, float(container.duration or 0) / av.time_base, settings)
-            frames = [frame for frame in container.decode(stream) if frame.time is not None]
-            starts = np.array([frame.time for frame in frames], dtype=np.float64)
-            end = starts[-1] + 1.0 / float(stream.average_rate or 25) if len(starts) else 0.0
+            starts, end = _frame_times(container)
             chosen, times, duration = _choose(path, starts, end, ref, settings)
-            images = np.stack([frames[index].to_ndarray(format="rgb24") for index in chosen])
+        with av.open(str(path)) as container:
+            images = _images(container, chosen)
     except (FFmpegError, ValueError, OSError) as error:
         raise MediaError(f"{path}: video cannot be decoded ({error}); re-encode or remove the clip") from error
     return DecodedVideo(frames=images, timestamps_s=times, duration_s=duration)
+
+
+def _frame_times(container: InputContainer) -> tuple[np.ndarray, float]:
+    """Start of each frame and end of the last one; no frame is kept, a long clip would not fit into memory."""
+    starts, length = [], 0.0
+    for frame in container.decode(video=0):
+        if frame.time is not None:
+            starts.append(frame.time)
+            length = float(frame.duration * frame.time_base) if frame.duration else 0.0
+    length = length or 1.0 / float(container.streams.video[0].average_rate or 25)
+    return np.array(starts, dtype=np.float64), starts[-1] + length if starts else 0.0
+
+
+def _images(container: InputContainer, chosen: Sequence[int]) -> np.ndarray:
+    """The chosen frames as [T, H, W, 3]; indices count the frames that have a time."""
+    timed = (frame for frame in container.decode(video=0) if frame.time is not None)
+    wanted, until = set(chosen), max(chosen) + 1
+    numbered = enumerate(islice(timed, until))
+    images = {index: frame.to_ndarray(format="rgb24") for index, frame in numbered if index in wanted}
+    return np.stack([images[index] for index in chosen])
 
 
 def _choose(

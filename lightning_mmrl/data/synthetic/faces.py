@@ -223,5 +223,5 @@ def _coverage(distance: np.ndarray, identity: FaceIdentity) -> np.ndarray:
 
 def _paint(image: np.ndarray, coverage: np.ndarray, color: np.ndarray) -> None:
     """Blend one color (3,) into the image (3, T, H, W) where coverage (T, H, W) says so."""
-    for channel, value in zip(image, color, strict=True):
-        channel += coverage * (np.float32(value) - channel)
+    for channel in range(3):
+        image[channel] += coverage * (np.float32(color[channel]) - image[channel])

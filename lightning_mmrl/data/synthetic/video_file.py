@@ -6,7 +6,16 @@ from pathlib import Path
 import av
 import numpy as np
 
-_VIDEO_OPTIONS = {"preset": "veryfast", "crf": "26", "threads": "1", "bf": "0", "flags": "+bitexact"}
+_VIDEO_OPTIONS = {
+    "preset": "veryfast",
+    "crf": "26",
+    "threads": "1",
+    "bf": "0",
+    "flags": "+bitexact",
+    # With AVX-512, x264 (core 165) gave other bytes for 12 of 19,450 clips on a loaded virtual machine, for 0 of 22,700
+    # without. SSE4.2 is as fast on frames of this size.
+    "x264-params": "asm=SSE4.2",
+}
 _AUDIO_OPTIONS = {"flags": "+bitexact"}
 _AUDIO_BIT_RATE = 64_000
 _AUDIO_FRAME_SAMPLES = 1024

@@ -81,7 +81,8 @@ def test_label_only_splits_have_no_answer(split: str) -> None:
     for row in rows_of(EmotionSetSettings(scale=0.05), split):
         assert [message["role"] for message in row["messages"]] == ["user"]
         assert row["solution"] == cue_to_label()[row["face_cue"] + "+" + row["voice_cue"]]
-        assert "source" not in row and "task" not in row
+        assert "source" not in row
+        assert "task" not in row
 
 
 def test_base_tasks_have_their_shares_and_answers() -> None:
@@ -90,9 +91,11 @@ def test_base_tasks_have_their_shares_and_answers() -> None:
     for row in rows:
         answer = row["messages"][1]["content"]
         if row["task"] == "face_caption":
-            assert answer == row["solution"] and answer in FACE_WORDINGS[row["face_cue"]]
+            assert answer == row["solution"]
+            assert answer in FACE_WORDINGS[row["face_cue"]]
         elif row["task"] == "voice_caption":
-            assert answer == row["solution"] and answer in VOICE_WORDINGS[row["voice_cue"]]
+            assert answer == row["solution"]
+            assert answer in VOICE_WORDINGS[row["voice_cue"]]
         else:
             assert answer == f"<think>{WEAK_THOUGHT}</think><answer>{row['solution']}</answer>"
     assert len({(row["task"], row["messages"][0]["content"]) for row in rows}) == 3

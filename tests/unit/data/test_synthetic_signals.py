@@ -56,9 +56,11 @@ def test_voices_of_the_other_style_lie_outside_the_pitches_of_training() -> None
         return np.array([voices.draw_identity(style, rng).base_pitch_hz for _ in range(60)])
 
     usual, other = pitches_hz(voices.VoiceStyle()), pitches_hz(voices.OTHER_VOICE_STYLE)
-    assert usual.min() >= 110 and usual.max() <= 260
+    assert usual.min() >= 110
+    assert usual.max() <= 260
     assert not ((other >= 110) & (other <= 260)).any()
-    assert (other < 110).any() and (other > 260).any()
+    assert (other < 110).any()
+    assert (other > 260).any()
 
 
 def face_features(frames: np.ndarray) -> np.ndarray:

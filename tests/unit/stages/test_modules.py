@@ -1,0 +1,238 @@
+"""The LightningModules in a real Trainer, on the tiny model."""
+
+import json
+from functools import partial
+
+import omni
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from lightning_mmrl.algorithms.advantages.group_normalized import GroupNormalized
+from lightning_mmrl.algorithms.losses.aggregation import TokenMean
+from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
+from lightning_mmrl.algorithms.schedules import WarmupConstant
+from lightning_mmrl.data.collate import EncodedSample, collate_targets
+from lightning_mmrl.rewards.compose import WeightedReward
+from lightning_mmrl.rewards.pool import InlineRewards
+from lightning_mmrl.rollout.scripted import ScriptedEngine
+from lightning_mmrl.stages.context import OptimizerSettings, StageContext
+from lightning_mmrl.stages.grpo import GRPOModule
+from lightning_mmrl.stages.optimize import UpdateSettings
+from lightning_mmrl.stages.policy_gradient import Algorithm, PolicyGradientModule
+from lightning_mmrl.stages.rollout_table import RolloutTable
+from lightning_mmrl.stages.sft import SFTModule
+from lightning_mmrl.tracking.lightning_logger import RunLogger
+from lightning_mmrl.tracking.null import NullRun
+from lightning_mmrl.training.trainer import TrainerSettings, training_trainer
+from lightning_mmrl.types.batches import ScoringBatch
+
+GOOD = "<think>lowered brows and fast tone</think><answer>angry</answer>"
+BAD = "<think>lowered brows and fast tone</think><answer>user</answer>"
+
+
+@pytest.fixture
+def model(tmp_path):
+    encoder, policy = omni.load(omni.build(tmp_path / "omni"), dtype=torch.float32)
+    return encoder, policy
+
+
+def optimizer(lr=1e-2):
+    return OptimizerSettings(factory=partial(torch.optim.SGD, lr=lr), schedule=WarmupConstant())
+
+
+def context(tmp_path, num_steps):
+    return StageContext(name="stage", num_steps=num_steps, seed=0, directory=tmp_path)
+
+
+def trainer(tmp_path, gradient_clip_val=None):
+    return training_trainer(
+        TrainerSettings(accelerator="cpu"),
+        directory=tmp_path,
+        logger=RunLogger(NullRun("run"), tmp_path),
+        callbacks=[],
+        validate_every=None,
+        gradient_clip_val=gradient_clip_val,
+    )
+
+
+class WantsAngry:
+    """1 for the right answer."""
+
+    def __call__(self, sample, completion):
+        return float("<answer>angry</answer>" in completion.text)
+
+
+class Fails:
+    """A verifier that is down."""
+
+    def __call__(self, sample, completion):
+        raise RuntimeError("verifier down")
+
+
+def rl_module(model, tmp_path, *, reward=None, script=None, algorithm=None, table=None, num_steps=1, lr=1e-2):
+    encoder, policy = model
+    texts = script or {f"p{index}": [GOOD, BAD] for index in range(4)}
+    engine = ScriptedEngine(texts, encode=encoder.encode_target, pad_token_id=encoder.pad_token_id)
+    rewards = InlineRewards(WeightedReward(parts={"label": reward or WantsAngry()}, weights={"label": 1.0}))
+    algorithm = algorithm or Algorithm(
+        advantage=GroupNormalized(), loss=PPOClip(), aggregation=TokenMean(), group_size=2
+    )
+    return GRPOModule(
+        policy,
+        engine,
+        rewards,
+        optimizer=optimizer(lr),
+        context=context(tmp_path, num_steps),
+        algorithm=algorithm,
+        table=table,
+    )
+
+
+def weights(policy):
+    return {name: parameter.detach().clone() for name, parameter in policy.named_parameters()}
+
+
+def changed(policy, before):
+    return any(not torch.equal(parameter, before[name]) for name, parameter in policy.named_parameters())
+
+
+def fit(module, encoder, tmp_path, num_batches=1):
+    batch = omni.prompts(encoder)
+    trainer(tmp_path).fit(module, DataLoader([batch] * num_batches, batch_size=None))
+    return batch
+
+
+def test_an_iteration_raises_what_is_rewarded(model, tmp_path):
+    encoder, policy = model
+    module = rl_module(model, tmp_path, num_steps=3)
+    before = weights(policy)
+    batch = omni.prompts(encoder)
+
+    def gap():
+        rollout = module.engine.generate(batch, group_size=2, seeds=[])
+        scoring = ScoringBatch(
+            prompts=batch,
+            completion_ids=rollout.completion_ids,
+            completion_mask=rollout.completion_mask,
+            group_size=2,
+        )
+        with torch.no_grad():
+            sums = policy(scoring).logprobs.sum(-1).reshape(-1, 2)
+        return (sums[:, 0] - sums[:, 1]).mean().item()
+
+    first = gap()
+    fit(module, encoder, tmp_path, num_batches=3)
+    assert changed(policy, before)
+    assert gap() > first + 0.01
+    assert module.latest["rollout/label"] == 0.5
+    assert module.latest["rollout/groups_with_signal"] == 1.0
+    assert module.engine.version == 3
+
+
+def test_constant_rewards_change_no_weight(model, tmp_path):
+    encoder, policy = model
+    module = rl_module(model, tmp_path, script={f"p{index}": [GOOD, GOOD] for index in range(4)})
+    before = weights(policy)
+    fit(module, encoder, tmp_path)
+    assert not changed(policy, before)
+    assert module.latest["rollout/groups_with_signal"] == 0.0
+
+
+def test_a_failed_verifier_trains_nothing_and_is_counted(model, tmp_path):
+    encoder, policy = model
+    module = rl_module(model, tmp_path, reward=Fails())
+    before = weights(policy)
+    fit(module, encoder, tmp_path)
+    assert not changed(policy, before)
+    assert module.latest["rollout/invalid_scores"] == 1.0
+
+
+def test_the_ratio_is_one_at_the_first_update_and_moves_after(model, tmp_path):
+    encoder, _ = model
+    algorithm = Algorithm(
+        advantage=GroupNormalized(),
+        loss=PPOClip(),
+        aggregation=TokenMean(),
+        group_size=2,
+        update=UpdateSettings(num_epochs=1),
+    )
+    once = rl_module(model, tmp_path, algorithm=algorithm)
+    fit(once, encoder, tmp_path)
+    assert once.latest["train/approx_kl"] == 0.0
+    many = Algorithm(
+        advantage=GroupNormalized(),
+        loss=PPOClip(),
+        aggregation=TokenMean(),
+        group_size=2,
+        update=UpdateSettings(num_epochs=3),
+    )
+    twice = rl_module(model, tmp_path, algorithm=many, lr=0.05)
+    fit(twice, encoder, tmp_path)
+    assert twice.latest["train/approx_kl"] > 0.0
+
+
+def test_presets_override_only_defaults():
+    own = {name for name in vars(GRPOModule) if not name.startswith("__")}
+    assert own <= {"default_algorithm", "_abc_impl"}
+    assert issubclass(GRPOModule, PolicyGradientModule)
+
+
+def test_a_group_of_one_is_refused():
+    with pytest.raises(ValueError, match="group_size is 1"):
+        Algorithm(advantage=GroupNormalized(), loss=PPOClip(), aggregation=TokenMean(), group_size=1)
+
+
+def test_the_rollout_table_holds_every_response(model, tmp_path):
+    encoder, _ = model
+    module = rl_module(model, tmp_path, table=RolloutTable(tmp_path / "rollouts"))
+    fit(module, encoder, tmp_path)
+    [path] = (tmp_path / "rollouts").iterdir()
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["id"] for row in rows] == ["p0", "p1", "p2", "p3"]
+    assert rows[0]["pass_rate"] == 0.5
+    assert [response["text"] for response in rows[0]["responses"]] == [GOOD, BAD]
+    assert rows[0]["responses"][0]["components"] == {"label": 1.0}
+
+
+def targets(encoder, texts):
+    items = []
+    for index, text in enumerate(texts):
+        item = omni.encoded(encoder, f"p{index}", omni.CONTENTS[index], index)
+        items.append(
+            EncodedSample(sample=item.sample, prompt=item.prompt, target_ids=tuple(encoder.encode_target(text)))
+        )
+    return collate_targets(items, encoder.pad_token_id)
+
+
+def test_sft_learns_its_targets(model, tmp_path):
+    encoder, policy = model
+    batch = targets(encoder, [GOOD, "angry", BAD, "user"])
+    module = SFTModule(policy, optimizer=optimizer(0.05), context=context(tmp_path, 8))
+    losses = []
+    step = module.training_step
+    module.training_step = lambda *args: losses.append(step(*args)) or losses[-1]
+    trainer(tmp_path, gradient_clip_val=1.0).fit(module, DataLoader([batch] * 8, batch_size=None))
+    assert losses[-1].item() < 0.7 * losses[0].item()
+
+
+def test_the_sft_loss_is_the_mean_over_target_tokens_alone(model, tmp_path):
+    encoder, policy = model
+    batch = targets(encoder, [GOOD, "angry", BAD, "user"])
+    module = SFTModule(policy, optimizer=optimizer(), context=context(tmp_path, 1))
+    module._report = lambda values, step: None
+    module._learning_rate = lambda: 0.0
+    loss = module.training_step(batch, 0)
+    total, count = 0.0, 0
+    for row in range(4):
+        keep = batch.prompts.prompt_mask[row]
+        target = batch.completion_ids[row][batch.completion_mask[row]]
+        ids = torch.cat([batch.prompts.input_ids[row, keep], target])[None]
+        media = batch.prompts.select([row]).media.tensors
+        seconds = torch.tensor([2 / (4 / 1.5)]) if "video_grid_thw" in media else None
+        logits = policy.model(
+            input_ids=ids, attention_mask=torch.ones_like(ids), video_second_per_grid=seconds, **media
+        ).logits[0, keep.sum() - 1 : -1]
+        logprobs = logits.masked_fill(policy.banned, -torch.inf).log_softmax(-1).gather(-1, target[:, None])
+        total, count = total - logprobs.sum().item(), count + len(target)
+    assert loss.item() == pytest.approx(total / count, abs=1e-4)

@@ -1,0 +1,130 @@
+"""The optimizer step: the split into microbatches does not matter, dead groups are skipped exactly, masks count."""
+
+from dataclasses import replace
+
+import omni
+import pytest
+import torch
+
+from lightning_mmrl.algorithms.advantages.group_normalized import GroupNormalized
+from lightning_mmrl.algorithms.losses.aggregation import SequenceMean, TokenMean
+from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
+from lightning_mmrl.stages.optimize import UpdateSettings, accumulate_loss, plan_minibatches, score_old, scoring_batch
+from lightning_mmrl.types.batches import Experience, Rollout
+from lightning_mmrl.types.records import Completion
+
+GROUP = 3
+REWARDS = torch.tensor([[1.0, 0.0, 2.0], [1.0, 1.0, 1.0], [0.0, 2.0, 2.0], [2.0, 1.0, 0.0]])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return omni.load(omni.build(tmp_path_factory.mktemp("omni")))
+
+
+@pytest.fixture(scope="module")
+def experience(model):
+    encoder, _ = model
+    prompts = omni.prompts(encoder)
+    tokens, mask = omni.ragged_completions(encoder, GROUP * len(prompts.samples))
+    completions = tuple(Completion(text="", num_tokens=int(row.sum()), truncated=False) for row in mask)
+    rollout = Rollout(
+        completion_ids=tokens,
+        completion_mask=mask,
+        sampler_logprobs=torch.zeros(tokens.shape),
+        completions=completions,
+        group_size=GROUP,
+        policy_version=0,
+    )
+    valid = torch.ones_like(REWARDS, dtype=torch.bool)
+    return Experience(prompts=prompts, rollout=rollout, advantages=GroupNormalized()(REWARDS, valid), trainable=valid)
+
+
+def step(policy, experience, *, per_microbatch, aggregation=None, live=None):
+    policy.zero_grad()
+    [minibatch] = plan_minibatches(experience, UpdateSettings(), torch.Generator())
+    minibatch = minibatch if live is None else replace(minibatch, live=live)
+    totals = accumulate_loss(
+        policy,
+        experience,
+        minibatch,
+        loss=PPOClip(),
+        aggregation=aggregation or TokenMean(),
+        old_logprobs=None,
+        prompts_per_microbatch=per_microbatch,
+        backward=lambda loss: loss.backward(),
+    )
+    return totals, {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("aggregation", [TokenMean(), SequenceMean()])
+def test_one_by_one_equals_all_at_once(model, experience, aggregation):
+    _, policy = model
+    together, whole = step(policy, experience, per_microbatch=8, aggregation=aggregation)
+    apart, pieces = step(policy, experience, per_microbatch=1, aggregation=aggregation)
+    torch.testing.assert_close(apart["loss"], together["loss"], rtol=0, atol=1e-7)
+    assert whole.keys() == pieces.keys()
+    for name, gradient in whole.items():
+        # The stock model computes norms and rotary tables in float32.
+        torch.testing.assert_close(pieces[name], gradient, rtol=1e-5, atol=1e-7)
+
+
+def test_groups_without_signal_are_skipped_exactly_but_counted(model, experience):
+    _, policy = model
+    [minibatch] = plan_minibatches(experience, UpdateSettings(), torch.Generator())
+    assert minibatch.live == (0, 2, 3)
+    assert minibatch.rows == (0, 1, 2, 3)
+    _, skipped = step(policy, experience, per_microbatch=2)
+    _, scored = step(policy, experience, per_microbatch=2, live=(0, 1, 2, 3))
+    for name, gradient in scored.items():
+        torch.testing.assert_close(skipped[name], gradient, rtol=1e-5, atol=1e-7)
+
+
+def test_the_gradient_is_that_of_the_policy_gradient_theorem(model, experience):
+    """At the sampling weights: gradient = -sum_i A_i * grad log p(tokens of i) / number of tokens."""
+    _, policy = model
+    _, ours = step(policy, experience, per_microbatch=4)
+    policy.zero_grad()
+    mask = experience.rollout.completion_mask
+    logprobs = policy(scoring_batch(experience, [0, 1, 2, 3])).logprobs
+    objective = (experience.advantages.flatten()[:, None] * logprobs)[mask].sum() / mask.sum()
+    (-objective).backward()
+    for name, parameter in policy.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_a_step_raises_the_probability_of_better_completions(model, experience):
+    _, policy = model
+    before = score_old(policy, experience, 4).sum(-1)
+    saved = {name: p.detach().clone() for name, p in policy.named_parameters()}
+    _, gradients = step(policy, experience, per_microbatch=4)
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if name in gradients:
+                parameter.sub_(1e-3 * gradients[name])
+    change = score_old(policy, experience, 4).sum(-1) - before
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            parameter.copy_(saved[name])
+    assert (change * experience.advantages.flatten()).sum() > 0
+
+
+def test_untrainable_completions_leave_loss_and_denominator(model, experience):
+    _, policy = model
+    only = torch.zeros_like(experience.trainable)
+    only[0, 1] = True
+    totals, _ = step(policy, replace(experience, trainable=only), per_microbatch=4)
+    assert totals["tokens"].item() == experience.rollout.completion_mask[1].sum().item()
+    assert totals["loss"].item() == pytest.approx(-experience.advantages[0, 1].item(), abs=1e-6)
+
+
+def test_minibatches_cover_every_prompt_once_per_epoch(experience):
+    settings = UpdateSettings(num_epochs=3, num_minibatches=2)
+    plans = plan_minibatches(experience, settings, torch.Generator().manual_seed(0))
+    assert len(plans) == 6
+    for epoch in range(3):
+        rows = [row for plan in plans[2 * epoch : 2 * epoch + 2] for row in plan.rows]
+        assert sorted(rows) == [0, 1, 2, 3]
+    assert len({plan.rows for plan in plans}) > 2
+    assert not settings.on_policy
