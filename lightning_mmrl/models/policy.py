@@ -100,6 +100,7 @@ class Policy(nn.Module):
         banned = torch.zeros(backbone.head.out_features, dtype=torch.bool)  # type: ignore[arg-type]
         banned[list(banned_token_ids)] = True
         self.register_buffer("banned", banned, persistent=False)
+        self.train()  # from_pretrained leaves models in eval mode
 
     def forward(self, batch: ScoringBatch) -> PolicyOutput:
         """Log-probabilities and entropies of N = B * G completions; towers and prompt are computed B times."""

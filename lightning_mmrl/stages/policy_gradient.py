@@ -10,6 +10,7 @@ import lightning
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_mmrl.algorithms.advantages.group_normalized import GroupNormalized
 from lightning_mmrl.algorithms.losses.aggregation import SequenceMean
@@ -64,7 +65,7 @@ class PolicyGradientModule(lightning.LightningModule):
         policy: The model to train.
         engine: Samples completions.
         rewards: Scores them.
-        optimizer: Optimizer and schedule, stepped once per iteration.
+        optimizer: Optimizer and schedule, stepped once per iteration that updates the policy.
         context: The stage's name, length, seed and folder.
         algorithm: Estimator, loss and how they are applied; the preset's own by default.
         examiner: Judges greedy answers on the validation split, if there is one.
@@ -176,8 +177,8 @@ class PolicyGradientModule(lightning.LightningModule):
             norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), settings.max_grad_norm)
             optimizer.step()
             stats = update_stats(scalar_values(totals)) | {"train/grad_norm": float(norm)}
-        scheduler = self.lr_schedulers()
-        scheduler.step()  # type: ignore[union-attr]
+        if stats:
+            cast(LambdaLR, self.lr_schedulers()).step()
         return stats | {"train/learning_rate": optimizer.param_groups[0]["lr"]}
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:

@@ -14,6 +14,12 @@ from lightning_mmrl.errors import MediaError
 from lightning_mmrl.types.media import DecodedVideo, MediaSettings
 from lightning_mmrl.types.records import MediaRef
 
+_STILL_S = 0.04
+"""What a clip of a single frame lasts."""
+
+_CLOCK_S = 1e-3
+"""A frame that starts this close counts as begun: decord's clock is float32."""
+
 HAS_DECORD = platform.system() == "Linux" and platform.machine() == "x86_64"
 
 
@@ -40,8 +46,8 @@ def _decode_decord(path: Path, ref: MediaRef, settings: MediaSettings) -> Decode
     reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
     height, width = reader[0].shape[:2]
     _check_pixels(path, height * width, settings)
-    spans = reader.get_frame_timestamp(list(range(len(reader))))
-    chosen, times, duration = _choose(path, spans[:, 0], float(spans[-1, 1]), ref, settings)
+    starts = reader.get_frame_timestamp(list(range(len(reader))))[:, 0].astype(np.float64)
+    chosen, times, duration = _choose(path, starts, ref, settings)
     return DecodedVideo(frames=reader.get_batch(chosen).asnumpy(), timestamps_s=times, duration_s=duration)
 
 
@@ -53,8 +59,7 @@ def _decode_pyav(path: Path, ref: MediaRef, settings: MediaSettings) -> DecodedV
             stream = container.streams.video[0]
             _check_pixels(path, stream.width * stream.height, settings)
             _check_duration(path, float(container.duration or 0) / av.time_base, settings)
-            starts, end = _frame_times(container)
-            chosen, times, duration = _choose(path, starts, end, ref, settings)
+            chosen, times, duration = _choose(path, _frame_times(container), ref, settings)
         with av.open(str(path)) as container:
             images = _images(container, chosen)
     except (FFmpegError, ValueError, OSError) as error:
@@ -62,15 +67,9 @@ def _decode_pyav(path: Path, ref: MediaRef, settings: MediaSettings) -> DecodedV
     return DecodedVideo(frames=images, timestamps_s=times, duration_s=duration)
 
 
-def _frame_times(container: InputContainer) -> tuple[np.ndarray, float]:
-    """Start of each frame and end of the last one; no frame is kept, a long clip would not fit into memory."""
-    starts, length = [], 0.0
-    for frame in container.decode(video=0):
-        if frame.time is not None:
-            starts.append(frame.time)
-            length = float(frame.duration * frame.time_base) if frame.duration else 0.0
-    length = length or 1.0 / float(container.streams.video[0].average_rate or 25)
-    return np.array(starts, dtype=np.float64), starts[-1] + length if starts else 0.0
+def _frame_times(container: InputContainer) -> np.ndarray:
+    """Start of each frame; no frame is kept, a long clip would not fit into memory."""
+    return np.array([frame.time for frame in container.decode(video=0) if frame.time is not None], dtype=np.float64)
 
 
 def _images(container: InputContainer, chosen: Sequence[int]) -> np.ndarray:
@@ -83,21 +82,24 @@ def _images(container: InputContainer, chosen: Sequence[int]) -> np.ndarray:
 
 
 def _choose(
-    path: Path, starts: np.ndarray, end: float, ref: MediaRef, settings: MediaSettings
+    path: Path, starts: np.ndarray, ref: MediaRef, settings: MediaSettings
 ) -> tuple[Sequence[int], tuple[float, ...], float]:
-    """Frame indices on show at the middles of `num_frames` equal segments, their times, and the span's length."""
+    """Frame indices on show at the middles of `num_frames` equal segments, their times, and the span's length.
+
+    Times count from the first frame; a container may start its clock anywhere. The last frame lasts as long as the
+    average one: demuxers disagree on what the container says of it.
+    """
     if not len(starts):
         raise MediaError(f"{path}: video has no frames; re-encode or remove the clip")
-    _check_duration(path, end - float(starts[0]), settings)
-    first = float(starts[0]) + (ref.start_s or 0.0)
-    last = min(end, float(starts[0]) + ref.end_s) if ref.end_s is not None else end
+    starts = starts - starts[0]
+    end = float(starts[-1]) * len(starts) / (len(starts) - 1) if len(starts) > 1 else _STILL_S
+    _check_duration(path, end, settings)
+    first, last = ref.start_s or 0.0, end if ref.end_s is None else min(end, ref.end_s)
     if last <= first:
-        raise MediaError(
-            f"{path}: span {ref.start_s}..{ref.end_s} s is empty in a clip of {end - starts[0]:.2f} s; fix start/end"
-        )
+        raise MediaError(f"{path}: span {ref.start_s}..{ref.end_s} s is empty in a clip of {end:.2f} s; fix start/end")
     duration = last - first
     times = first + (np.arange(settings.num_frames) + 0.5) * duration / settings.num_frames
-    indices = np.clip(np.searchsorted(starts, times, side="right") - 1, 0, len(starts) - 1)
+    indices = np.searchsorted(starts, times + _CLOCK_S, side="right") - 1
     return indices.tolist(), tuple(float(starts[index]) for index in indices), duration
 
 

@@ -213,7 +213,7 @@ def test_sft_learns_its_targets(model, tmp_path):
     step = module.training_step
     module.training_step = lambda *args: losses.append(step(*args)) or losses[-1]
     trainer(tmp_path, gradient_clip_val=1.0).fit(module, DataLoader([batch] * 8, batch_size=None))
-    assert losses[-1].item() < 0.7 * losses[0].item()
+    assert losses[-1].item() < 0.8 * losses[0].item()
 
 
 def test_the_sft_loss_is_the_mean_over_target_tokens_alone(model, tmp_path):
