@@ -103,6 +103,8 @@ class StageOrchestrator:
             with _timed(seconds, "train"):
                 job = self._build_stage(spec, start, folder, run)
                 metrics = dict(job.train())
+            if (folder / "rollouts").is_dir():
+                run.log_artifact(folder / "rollouts")
             lineage = {"stage": spec.name, "started_from": spec.start_from, "input_digest": input_digest}
             facts = {**self._curriculum.facts, "lineage": lineage}
             digest = write_handoff(folder / "handoff", job.export, facts)

@@ -18,7 +18,7 @@ _STILL_S = 0.04
 """What a clip of a single frame lasts."""
 
 _CLOCK_S = 1e-3
-"""A frame that starts this close counts as begun: decord's clock is float32."""
+"""A frame that starts this close to a chosen time counts as begun, so that rounding does not decide."""
 
 HAS_DECORD = platform.system() == "Linux" and platform.machine() == "x86_64"
 
@@ -91,7 +91,7 @@ def _choose(
     """
     if not len(starts):
         raise MediaError(f"{path}: video has no frames; re-encode or remove the clip")
-    starts = starts - starts[0]
+    starts = np.round(starts - starts[0], 4)  # decord's clock is float32
     end = float(starts[-1]) * len(starts) / (len(starts) - 1) if len(starts) > 1 else _STILL_S
     _check_duration(path, end, settings)
     first, last = ref.start_s or 0.0, end if ref.end_s is None else min(end, ref.end_s)

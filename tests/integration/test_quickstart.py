@@ -1,0 +1,144 @@
+"""The quickstart in miniature: real clips, real model, three stages, MLflow; then the same command again, and after a kill."""
+
+import json
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from lightning_mmrl.config import run as run_module
+from lightning_mmrl.config.build import StageBuilder
+from lightning_mmrl.config.compose import compose
+from lightning_mmrl.curriculum.handoff import check_handoff
+from lightning_mmrl.training.console import ConsoleProgress
+
+pytestmark = pytest.mark.slow
+
+SMALL = (
+    "experiment=quickstart",
+    "+data.build.settings.scale=0.02",
+    "data.validation_limit=4",
+    "stages.base.num_steps=2",
+    "stages.base.data.batch_size=4",
+    "stages.cold_start.num_steps=2",
+    "stages.cold_start.data.batch_size=4",
+    "stages.reason.num_steps=2",
+    "stages.reason.validate_every=1",
+    "stages.reason.data.batch_size=2",
+    "stages.reason.algorithm.group_size=2",
+    "stages.reason.rollout_table_every=1",
+    "evaluation.num_resamples=50",
+    "trainer.num_threads=1",
+)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    return tmp_path_factory.mktemp("workplace")
+
+
+def run(workplace: Path, *more: str):
+    config = compose([*SMALL, f"output_dir={workplace}/runs", f"data.root={workplace}/clips", *more])
+    return run_module.run_curriculum(config, ConsoleProgress())
+
+
+def runs_by_name(workplace: Path):
+    client = MlflowClient(f"sqlite:///{workplace}/runs/mlflow.db")
+    [experiment] = [e for e in client.search_experiments() if e.name == "lightning_mmrl"]
+    return client, {each.info.run_name: each for each in client.search_runs([experiment.experiment_id])}
+
+
+@pytest.fixture(scope="module")
+def outcome(workplace):
+    return run(workplace)
+
+
+def test_every_stage_hands_over_and_is_evaluated(outcome):
+    assert [result.name for result in outcome.results] == ["base", "cold_start", "reason"]
+    for earlier, later in zip(outcome.results, outcome.results[1:], strict=False):
+        assert later.input_digest == earlier.handoff_digest
+    for result in outcome.results:
+        facts = check_handoff(outcome.directory / result.handoff)
+        assert facts["digest"] == result.handoff_digest
+    rows = {(row.stage, row.name): row for row in outcome.comparison.results}
+    assert {name for stage, name in rows if stage == "base"} == {"test", "ood"}
+    assert {name for stage, name in rows if stage == "reason"} == {
+        f"{name}{variant}" for name in ("test", "ood") for variant in ("", "-silent", "-blank")
+    }
+    assert len(outcome.comparison.gains) == 4
+    evaluation = outcome.directory / "stages" / "02-reason" / "evaluation"
+    assert (evaluation / "test.png").read_bytes().startswith(b"\x89PNG")
+    assert len((evaluation / "test.jsonl").read_text().splitlines()) == rows["reason", "test"].num_samples
+
+
+def test_mlflow_shows_a_parent_with_a_child_per_stage(outcome, workplace):
+    client, runs = runs_by_name(workplace)
+    assert set(runs) == {"quickstart", "00-base", "01-cold_start", "02-reason"}
+    parent = runs["quickstart"]
+    assert {each.info.status for each in runs.values()} == {"FINISHED"}
+    children = [each for name, each in runs.items() if name != "quickstart"]
+    assert {each.data.tags["mlflow.parentRunId"] for each in children} == {parent.info.run_id}
+    reason = runs["02-reason"]
+    history = client.get_metric_history(reason.info.run_id, "reason/rollout/reward_mean")
+    assert [point.step for point in history] == [1, 2]
+    assert client.get_metric_history(reason.info.run_id, "reason/validation/uar")
+    assert reason.data.tags["mmrl.output_digest"] == outcome.results[-1].handoff_digest
+    assert reason.data.tags["mmrl.input_digest"] == outcome.results[1].handoff_digest
+    assert {each.dataset.name for each in parent.inputs.dataset_inputs} >= {"base.jsonl", "train.jsonl", "test.jsonl"}
+    assert "config/config.yaml" in [item.path for item in client.list_artifacts(parent.info.run_id, "config")]
+    found = {item.path for item in client.list_artifacts(reason.info.run_id, "evaluation/evaluation")}
+    assert "evaluation/evaluation/test.png" in found
+    assert client.list_artifacts(reason.info.run_id, "rollouts")
+
+
+def test_metrics_and_rollouts_are_on_disk_too(outcome):
+    stage = outcome.directory / "stages" / "02-reason"
+    lines = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
+    assert {line["step"] for line in lines} == {1, 2}
+    rows = [json.loads(line) for line in (stage / "rollouts" / "iteration_000002.jsonl").read_text().splitlines()]
+    assert len(rows) == 2
+    assert all(len(row["responses"]) == 2 for row in rows)
+
+
+def test_the_same_command_again_only_reports(outcome, workplace, monkeypatch):
+    monkeypatch.setattr(StageBuilder, "__call__", lambda *_: pytest.fail("a finished stage was built again"))
+    monkeypatch.setattr(run_module, "open_tracker", lambda _: pytest.fail("a finished run opened its tracker"))
+    again = run(workplace)
+    assert again.results == outcome.results
+    assert again.comparison == outcome.comparison
+
+
+def test_a_run_killed_between_stages_continues_with_the_next(outcome, workplace, monkeypatch):
+    build = StageBuilder.__call__
+
+    def killed(self, spec, *rest):
+        if spec.name == "reason":
+            raise KeyboardInterrupt
+        return build(self, spec, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StageBuilder, "__call__", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(workplace, "run_name=killed", "tracking.experiment=killed")
+    client = MlflowClient(f"sqlite:///{workplace}/runs/mlflow.db")
+    experiment = client.get_experiment_by_name("killed").experiment_id
+    statuses = {each.info.run_name: each.info.status for each in client.search_runs([experiment])}
+    assert statuses == {"killed": "KILLED", "00-base": "FINISHED", "01-cold_start": "FINISHED", "02-reason": "KILLED"}
+    folder = workplace / "runs" / "killed" / "stages"
+    before = (folder / "01-cold_start" / "handoff" / "model.safetensors").stat().st_mtime_ns
+
+    finished = run(workplace, "run_name=killed", "tracking.experiment=killed")
+    assert (folder / "01-cold_start" / "handoff" / "model.safetensors").stat().st_mtime_ns == before
+    # Same seed, same configuration: the interrupted run ends with the very weights of the uninterrupted one.
+    assert [result.handoff_digest for result in finished.results] == [
+        result.handoff_digest for result in outcome.results
+    ]
+    parents = [each for each in client.search_runs([experiment]) if each.info.run_name == "killed"]
+    assert [each.info.status for each in parents] == ["FINISHED"]
+
+
+def test_a_changed_configuration_of_a_finished_stage_is_refused(outcome, workplace):
+    from lightning_mmrl.errors import ConfigError
+
+    with pytest.raises(ConfigError, match=r"stages\.cold_start is finished in .* with another configuration"):
+        run(workplace, "stages.cold_start.optimizer.lr=1e-3")

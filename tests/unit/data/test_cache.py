@@ -1,0 +1,76 @@
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lightning_mmrl.data.media.cache import MediaCache, media_key
+from lightning_mmrl.errors import DataError
+from lightning_mmrl.types.media import MediaSettings
+from lightning_mmrl.types.records import MediaRef
+
+KEY = "ab" * 32
+REF = MediaRef(kind="video", path="a.mp4")
+
+
+@pytest.fixture
+def clip(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"content")
+    return tmp_path / "a.mp4"
+
+
+def test_what_is_put_is_there_for_any_cache_of_the_folder(tmp_path):
+    tensors = {"pixels": torch.randn(3, 2), "grid": torch.tensor([[1, 2, 3]])}
+    assert KEY not in MediaCache(tmp_path)
+    MediaCache(tmp_path).put(KEY, tensors)
+    assert KEY in MediaCache(tmp_path)
+    found = MediaCache(tmp_path).get(KEY)
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    assert found["grid"].dtype == torch.int64
+
+
+def test_a_put_that_fails_leaves_nothing(tmp_path):
+    cache = MediaCache(tmp_path)
+    with pytest.raises(ValueError, match="contiguous"):
+        cache.put(KEY, {"pixels": torch.randn(3, 2).t()})
+    assert KEY not in cache
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("spoil", [lambda path: path.unlink(), lambda path: os.truncate(path, 10)])
+def test_a_missing_or_damaged_entry_is_named(spoil, tmp_path):
+    cache = MediaCache(tmp_path)
+    cache.put(KEY, {"pixels": torch.ones(2)})
+    [path] = tmp_path.rglob("*.safetensors")
+    spoil(path)
+    with pytest.raises(DataError, match=rf"{path.name} cannot be read .*; delete it and run again"):
+        cache.get(KEY)
+
+
+def test_the_key_is_of_all_that_decides_the_result(clip, tmp_path):
+    def key(path=clip, ref=REF, settings=MediaSettings(), encoder="e"):  # noqa: B008  frozen
+        return media_key(path, ref, settings, encoder)
+
+    other = tmp_path / "other.mp4"
+    other.write_bytes(b"Content")
+    keys = {
+        key(),
+        key(path=other),
+        key(ref=replace(REF, kind="audio")),
+        key(ref=replace(REF, start_s=1.0)),
+        key(ref=replace(REF, end_s=1.0)),
+        key(settings=MediaSettings(num_frames=5)),
+        key(settings=MediaSettings(sample_rate_hz=8000)),
+        key(encoder="f"),
+    }
+    assert len(keys) == 8
+
+
+def test_the_key_is_of_the_content_and_not_of_the_name(clip, tmp_path):
+    before = media_key(clip, REF, MediaSettings(), "e")
+    copy = tmp_path / "copy.mp4"
+    copy.write_bytes(clip.read_bytes())
+    assert media_key(copy, replace(REF, path="copy.mp4"), MediaSettings(), "e") == before
+    clip.write_bytes(b"other content")
+    assert media_key(clip, REF, MediaSettings(), "e") != before

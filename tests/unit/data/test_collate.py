@@ -1,0 +1,80 @@
+import pytest
+import torch
+
+from lightning_mmrl.data.collate import EncodedSample, collate_prompts, collate_targets
+from lightning_mmrl.types.records import Sample
+
+PAD = 99
+
+
+def item(name, length, target=(), **media):
+    prompt = {
+        "input_ids": torch.arange(1, length + 1),
+        "position_ids": torch.arange(3 * length).reshape(3, length),
+        "next_position": torch.tensor([length + 7]),
+        **media,
+    }
+    return EncodedSample(sample=Sample(id=name, messages=()), prompt=prompt, target_ids=target)
+
+
+def sound(num_clips, num_frames):
+    return torch.full((num_clips, 4, num_frames), float(num_frames))
+
+
+def test_prompts_are_padded_on_the_left():
+    batch = collate_prompts([item("a", 2), item("b", 4)], PAD)
+    assert batch.input_ids.tolist() == [[PAD, PAD, 1, 2], [1, 2, 3, 4]]
+    assert batch.prompt_mask.tolist() == [[False, False, True, True], [True] * 4]
+    assert batch.position_ids.shape == (3, 2, 4)
+    assert batch.position_ids[:, 0, 2:].tolist() == [[0, 1], [2, 3], [4, 5]]
+    assert batch.position_ids[:, 0, :2].eq(0).all()
+    assert batch.position_ids[:, 1].tolist() == torch.arange(12).reshape(3, 4).tolist()
+    assert batch.next_position.tolist() == [9, 11]
+    assert [sample.id for sample in batch.samples] == ["a", "b"]
+    assert not batch.media.tensors
+
+
+def test_targets_are_padded_on_the_right_and_all_their_tokens_count():
+    batch = collate_targets([item("a", 1, (5, 6, 7)), item("b", 2, (8,))], PAD)
+    assert batch.completion_ids.tolist() == [[5, 6, 7], [8, PAD, PAD]]
+    assert batch.completion_mask.tolist() == [[True, True, True], [True, False, False]]
+    assert batch.prompts.input_ids.tolist() == [[PAD, 1], [1, 2]]
+
+
+def test_a_padding_token_inside_a_text_still_counts():
+    batch = collate_targets([item("a", 1, (5, PAD))], PAD)
+    assert batch.completion_mask.tolist() == [[True, True]]
+    ids = item("a", 2)
+    ids.prompt["input_ids"][0] = PAD
+    assert collate_prompts([ids], PAD).prompt_mask.tolist() == [[True, True]]
+
+
+def test_media_of_different_length_are_padded_with_zeros_and_counted():
+    items = [item("a", 1, sound=sound(1, 5)), item("b", 1), item("c", 1, sound=sound(2, 3))]
+    media = collate_prompts(items, PAD).media
+    assert media.tensors["sound"].shape == (3, 4, 5)
+    assert media.tensors["sound"][0].eq(5).all()
+    assert media.tensors["sound"][1:, :, :3].eq(3).all()
+    assert media.tensors["sound"][1:, :, 3:].eq(0).all()
+    assert media.counts == {"sound": (1, 0, 2)}
+
+
+def test_each_prompt_gets_back_its_own_media():
+    items = [item("a", 1, pixels=torch.ones(4, 2)), item("b", 1, sound=sound(1, 3)), item("c", 1, pixels=torch.zeros(6, 2))]
+    batch = collate_prompts(items, PAD)
+    assert batch.media.counts == {"pixels": (4, 0, 6), "sound": (0, 1, 0)}
+    back = batch.select([2, 1])
+    assert torch.equal(back.media.tensors["pixels"], torch.zeros(6, 2))
+    assert back.media.counts == {"pixels": (6, 0), "sound": (0, 1)}
+    assert set(batch.select([0]).media.tensors) == {"pixels"}
+
+
+@pytest.mark.parametrize("lengths", [(3,), (1, 1), (5, 2, 4)])
+def test_padding_does_not_change_what_is_not_padding(lengths):
+    items = [item(str(index), length) for index, length in enumerate(lengths)]
+    batch = collate_prompts(items, PAD)
+    for row, length in enumerate(lengths):
+        kept = batch.prompt_mask[row]
+        assert batch.input_ids[row, kept].tolist() == items[row].prompt["input_ids"].tolist()
+        assert torch.equal(batch.position_ids[:, row, kept], items[row].prompt["position_ids"])
+        assert kept.sum() == length

@@ -1,0 +1,166 @@
+import json
+
+import pytest
+
+from lightning_mmrl.data.schema import read_manifest, resolve_media
+from lightning_mmrl.errors import DataError
+from lightning_mmrl.types.records import MediaRef, Message
+
+USER = [{"role": "user", "content": "Which emotion?"}]
+
+
+def clip_turn(tags="<video>"):
+    return [{"role": "user", "content": f"{tags}Which emotion?"}]
+
+
+@pytest.fixture
+def root(tmp_path):
+    folder = tmp_path / "set"
+    (folder / "clips").mkdir(parents=True)
+    for name in ("a.mp4", "b.mp4", "a~1.mp4"):
+        (folder / "clips" / name).write_bytes(b"x")
+    return folder
+
+
+@pytest.fixture
+def read(root):
+    def read(*rows):
+        lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+        (root / "train.jsonl").write_bytes(b"".join(line + b"\n" for line in lines))
+        return read_manifest(root / "train.jsonl", root)
+
+    return read
+
+
+def test_a_full_line_becomes_a_sample(read):
+    row = {
+        "id": "clip-1",
+        "messages": [{"role": "system", "content": "Be brief."}, *clip_turn("<video><audio>")],
+        "videos": [{"path": "clips/a.mp4", "start": 0.5, "end": 2}],
+        "audios": "clips/b.mp4",
+        "solution": "angry",
+        "speaker": 7,
+        "split": "train",
+        "valence": 0.25,
+        "cues": ["brow"],
+    }
+    [sample] = read(row)
+    assert sample.id == "clip-1"
+    assert sample.messages[1] == Message(role="user", content="<video><audio>Which emotion?")
+    assert sample.media == (
+        MediaRef(kind="video", path="clips/a.mp4", start_s=0.5, end_s=2.0),
+        MediaRef(kind="audio", path="clips/b.mp4"),
+    )
+    assert (sample.solution, sample.speaker, sample.split) == ("angry", "7", "train")
+    assert sample.extras == {"valence": 0.25, "cues": ["brow"]}
+
+
+def test_media_stand_in_the_order_of_their_tags(read):
+    turns = [*clip_turn("<audio><video>"), {"role": "assistant", "content": "sad"}, *clip_turn("<video>")]
+    [sample] = read({"messages": turns, "videos": ["clips/b.mp4", "clips/a.mp4"], "audios": ["clips/a.mp4"]})
+    order = [(ref.kind, ref.path) for ref in sample.media]
+    assert order == [("audio", "clips/a.mp4"), ("video", "clips/b.mp4"), ("video", "clips/a.mp4")]
+
+
+def test_ids_default_to_the_line_number(read):
+    samples = read({"messages": USER}, b"   ", {"messages": USER, "id": None}, {"messages": USER, "id": 12})
+    assert [sample.id for sample in samples] == ["train-000001", "train-000003", "12"]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(read):
+    assert read(b"\xef\xbb\xbf" + json.dumps({"id": "a", "messages": USER}).encode())[0].id == "a"
+
+
+@pytest.mark.parametrize(
+    ("row", "found", "fix"),
+    [
+        (b"{", "not valid JSON", "fix or remove the line"),
+        (b"[" * 200_000, "not valid JSON", "fix or remove the line"),
+        (b'{"id": "\xff"}', "not UTF-8 text", "save the manifest as UTF-8"),
+        ([1], "found a list", "must be one JSON object"),
+        ({}, "'messages' is None", "non-empty list"),
+        ({"messages": []}, r"'messages' is \[\]", "non-empty list"),
+        ({"messages": ["hi"]}, "message 'hi'", "needs a role of system, user, assistant"),
+        ({"messages": [{"role": "robot", "content": "hi"}]}, "'robot'", "needs a role of system, user, assistant"),
+        ({"messages": [{"role": ["user"], "content": "hi"}]}, r"\['user'\]", "needs a role of"),
+        ({"messages": [{"role": "user", "content": 3}]}, "'content': 3", "a string content"),
+        ({"messages": clip_turn()}, "1 <video> tags .* but 0 entries in 'videos'", "one entry per tag"),
+        ({"messages": USER, "audios": ["clips/a.mp4"]}, "0 <audio> tags .* but 1 entries", "one entry per tag"),
+        ({"messages": clip_turn(), "videos": 5}, "'videos' is 5", "must be a list of paths"),
+        ({"messages": clip_turn(), "videos": [5]}, "'videos' entry 5", "must be a path or {path, start, end}"),
+        ({"messages": USER, "solution": ["angry"]}, r"'solution' is \['angry'\]", "must be a string"),
+        ({"messages": USER, "speaker": True}, "'speaker' is True", "must be a string"),
+        ({"messages": USER, "id": {"a": 1}}, "'id' is {'a': 1}", "must be a string"),
+    ],
+)
+def test_a_bad_line_is_named_with_its_value_and_the_fix(read, root, row, found, fix):
+    with pytest.raises(DataError, match=f"(?s)train.jsonl line 2: .*{found}.*{fix}"):
+        read({"messages": USER}, row)
+
+
+@pytest.mark.parametrize(
+    ("span", "found"),
+    [
+        ({"start": -1}, "'start' is -1; it must be a time in seconds, at least 0"),
+        ({"end": -0.5}, "'end' is -0.5"),
+        ({"start": "1"}, "'start' is '1'"),
+        ({"start": True}, "'start' is True"),
+        ({"start": float("nan")}, "'start' is nan"),
+        ({"end": float("inf")}, "'end' is inf"),
+        ({"start": 2, "end": 1}, "'end' must be after 'start'"),
+        ({"end": 0}, "'end' must be after 'start'"),
+    ],
+)
+def test_a_bad_span_is_refused(read, span, found):
+    with pytest.raises(DataError, match=f"train.jsonl line 1: .*{found}"):
+        read({"messages": clip_turn(), "videos": [{"path": "clips/a.mp4", **span}]})
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/etc/passwd", "../secret.mp4", "clips/../../secret.mp4", "http://x/a.mp4", "file:///a.mp4", "~/a.mp4", "a\0b", ""],
+)
+def test_a_path_that_leaves_the_root_is_refused(read, path):
+    with pytest.raises(DataError, match="train.jsonl line 1: media path .* must be relative to media_root"):
+        read({"messages": clip_turn(), "videos": [path]})
+
+
+@pytest.mark.parametrize(("path", "found"), [("clips/none.mp4", "does not exist"), ("clips", "does not exist"), (".", "not exist")])
+def test_a_path_that_is_no_file_is_refused(read, path, found):
+    with pytest.raises(DataError, match=f"train.jsonl line 1: media file .*{found}; add it or remove the line"):
+        read({"messages": clip_turn(), "videos": [path]})
+
+
+@pytest.mark.parametrize("path", ["x" * 5000, "\ud800.mp4"])
+def test_a_path_that_no_file_can_have_is_refused(read, path):
+    with pytest.raises(DataError, match="train.jsonl line 1: media "):
+        read({"messages": clip_turn(), "videos": [path]})
+
+
+def test_links_may_stay_inside_but_not_lead_out(read, root, tmp_path):
+    (tmp_path / "secret.mp4").write_bytes(b"x")
+    (root / "out.mp4").symlink_to(tmp_path / "secret.mp4")
+    (root / "in.mp4").symlink_to(root / "clips" / "a.mp4")
+    (root / "loop.mp4").symlink_to(root / "loop.mp4")
+    assert resolve_media("in.mp4", root, "here") == (root / "clips" / "a.mp4").resolve()
+    with pytest.raises(DataError, match="'out.mp4' leads out of media_root"):
+        read({"messages": clip_turn(), "videos": ["out.mp4"]})
+    with pytest.raises(DataError, match="loop.mp4"):
+        resolve_media("loop.mp4", root, "here")
+
+
+def test_a_tilde_inside_a_name_is_no_home_folder(read, root):
+    [sample] = read({"messages": clip_turn(), "videos": ["clips/a~1.mp4"]})
+    assert resolve_media(sample.media[0].path, root, "here").name == "a~1.mp4"
+
+
+def test_an_id_may_come_once(read):
+    with pytest.raises(DataError, match="train.jsonl line 3: id 'a' was used on line 1; make ids unique"):
+        read({"id": "a", "messages": USER}, {"id": "b", "messages": USER}, {"id": "a", "messages": USER})
+
+
+def test_a_manifest_must_exist_and_hold_samples(read, root):
+    with pytest.raises(DataError, match="none.jsonl does not exist; check data.root"):
+        read_manifest(root / "none.jsonl", root)
+    with pytest.raises(DataError, match="train.jsonl holds no samples"):
+        read(b"", b"  ")

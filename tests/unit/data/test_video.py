@@ -1,0 +1,138 @@
+import sys
+
+import clips
+import numpy as np
+import pytest
+
+from lightning_mmrl.data.media import video
+from lightning_mmrl.data.media.guard import DecodeTask, decode
+from lightning_mmrl.errors import MediaError
+from lightning_mmrl.types.media import MediaSettings
+from lightning_mmrl.types.records import MediaRef
+
+EVEN = [index / 10 for index in range(20)]
+UNEVEN = [0.0, 0.1, 0.2, 0.3, 1.0, 2.0, 2.1]
+
+ENGINES = [
+    pytest.param(video._decode_pyav, id="pyav"),
+    pytest.param(
+        video._decode_decord,
+        id="decord",
+        marks=pytest.mark.skipif(not video.HAS_DECORD, reason="decord has no wheel here"),
+    ),
+]
+engines = pytest.mark.parametrize("engine", ENGINES)
+
+
+def look(engine, path, num_frames, start_s=None, end_s=None, **limits):
+    ref = MediaRef(kind="video", path=path.name, start_s=start_s, end_s=end_s)
+    return engine(path, ref, MediaSettings(num_frames=num_frames, **limits))
+
+
+@engines
+@pytest.mark.parametrize(
+    ("starts", "how", "expected", "duration_s"),
+    [
+        (EVEN, {"num_frames": 4}, [2, 7, 12, 17], 2.0),
+        (EVEN, {"num_frames": 7}, [1, 4, 7, 10, 12, 15, 18], 2.0),
+        (EVEN, {"num_frames": 5}, [2, 6, 10, 14, 18], 2.0),  # the middles are the starts of these frames
+        (EVEN, {"num_frames": 3, "start_s": 0.5, "end_s": 1.1}, [6, 8, 10], 0.6),
+        (EVEN, {"num_frames": 2, "start_s": 1.0}, [12, 17], 1.0),
+        (EVEN, {"num_frames": 2, "end_s": 99.0}, [5, 15], 2.0),
+        (EVEN, {"num_frames": 40}, [index // 2 for index in range(40)], 2.0),
+        (UNEVEN, {"num_frames": 5}, [2, 3, 4, 4, 6], 2.45),  # 0.245, 0.735, 1.225, 1.715, 2.205 s
+        (UNEVEN, {"num_frames": 4, "end_s": 0.4}, [0, 1, 2, 3], 0.4),
+        ([0.0, 0.5], {"num_frames": 4}, [0, 0, 1, 1], 1.0),
+        ([0.0], {"num_frames": 3}, [0, 0, 0], 0.04),
+        ([start_s + 1.5 for start_s in EVEN], {"num_frames": 4}, [2, 7, 12, 17], 2.0),
+    ],
+)
+def test_frames_are_those_on_show_at_the_middles_of_equal_segments(engine, starts, how, expected, duration_s, tmp_path):
+    decoded = look(engine, clips.write_grey(tmp_path / "clip.mp4", starts), **how)
+    assert clips.shown(decoded.frames) == expected
+    assert decoded.frames.shape == (how["num_frames"], 64, 64, 3)
+    assert decoded.frames.dtype == np.uint8
+    assert decoded.timestamps_s == pytest.approx([starts[index] - starts[0] for index in expected], abs=1e-4)
+    assert decoded.duration_s == pytest.approx(duration_s, abs=1e-4)
+
+
+@pytest.mark.skipif(not video.HAS_DECORD, reason="decord has no wheel here")
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_both_engines_see_the_same(suffix, tmp_path):
+    rng = np.random.default_rng(0)
+    starts = np.cumsum(rng.integers(20, 400, 30)) / 1000
+    path = clips.write_grey(tmp_path / f"clip{suffix}", starts[:24])
+    ours, theirs = (look(engine, path, 9, start_s=0.3) for engine in (video._decode_decord, video._decode_pyav))
+    np.testing.assert_allclose(ours.frames.astype(int), theirs.frames.astype(int), atol=2)  # two color converters
+    assert ours.timestamps_s == theirs.timestamps_s
+    assert ours.duration_s == theirs.duration_s
+
+
+def test_what_decord_cannot_open_goes_to_pyav(tmp_path, monkeypatch):
+    path = clips.write_grey(tmp_path / "clip.mp4", EVEN)
+    calls = []
+
+    def fails(*_):
+        calls.append(1)
+        raise RuntimeError("no such codec")
+
+    monkeypatch.setattr(video, "HAS_DECORD", True)
+    monkeypatch.setattr(video, "_decode_decord", fails)
+    assert clips.shown(look(video.decode_video, path, 4).frames) == [2, 7, 12, 17]
+    assert calls == [1]
+
+
+def test_without_decord_it_is_never_imported(tmp_path, monkeypatch):
+    path = clips.write_grey(tmp_path / "clip.mp4", EVEN)
+    monkeypatch.setattr(video, "HAS_DECORD", False)
+    monkeypatch.setitem(sys.modules, "decord", None)
+    assert clips.shown(look(video.decode_video, path, 2).frames) == [5, 15]
+
+
+@pytest.mark.parametrize("content", [b"", b"no film at all\n" * 100, None], ids=["empty", "text", "truncated"])
+def test_a_broken_file_is_named(content, tmp_path):
+    whole = clips.write_grey(tmp_path / "whole.mp4", EVEN).read_bytes()
+    path = tmp_path / "broken.mp4"
+    path.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    with pytest.raises(MediaError, match=r"broken\.mp4: video cannot be decoded .*re-encode or remove the clip"):
+        look(video.decode_video, path, 4)
+
+
+def test_frames_of_garbage_are_an_error_that_names_the_file(tmp_path):
+    path = clips.write_grey(tmp_path / "garbage.mp4", EVEN)
+    content = bytearray(path.read_bytes())
+    start = content.index(b"mdat") + 4
+    content[start : start + 400] = b"\xff" * 400
+    path.write_bytes(content)
+    with pytest.raises(MediaError, match=r"garbage\.mp4"):
+        look(video.decode_video, path, 4)
+
+
+def test_sound_alone_is_no_video(tmp_path):
+    path = clips.write_wav(tmp_path / "a.wav", clips.tone(440, 0.5, 16_000), 16_000)
+    with pytest.raises(MediaError, match=r"a\.wav: no video track; remove the <video> tag"):
+        look(video.decode_video, path, 4)
+
+
+@engines
+@pytest.mark.parametrize(
+    ("how", "sentence"),
+    [
+        ({"max_duration_s": 1.0}, r"[12]\.\d s exceed media.max_duration_s 1; cut the clip"),
+        ({"max_pixels": 64 * 64 - 1}, "frames of 4096 pixels exceed media.max_pixels 4095; scale the clip down"),
+        ({"start_s": 2.5}, r"span 2.5..None s is empty in a clip of 2.00 s; fix start/end"),
+    ],
+)
+def test_limits_and_spans_are_enforced(engine, how, sentence, tmp_path):
+    path = clips.write_grey(tmp_path / "clip.mp4", EVEN)
+    with pytest.raises(MediaError, match=rf"clip\.mp4: {sentence}"):
+        look(engine, path, 4, **how)
+
+
+@pytest.mark.parametrize("kind", ["video", "audio"])
+def test_a_file_of_too_many_bytes_is_not_opened(kind, tmp_path):
+    path = tmp_path / "big.mp4"
+    path.write_bytes(b"x" * 101)
+    task = DecodeTask(path=path, ref=MediaRef(kind=kind, path="big.mp4"), settings=MediaSettings(max_bytes=100))
+    with pytest.raises(MediaError, match=r"big\.mp4: 101 bytes exceed media.max_bytes 100; cut the file"):
+        decode(task)
