@@ -40,7 +40,8 @@ def evaluate(config: RootConfig, checkpoint: Path) -> None:
     from rich.console import Console
 
     from lightning_mmrl.cli.tables import results_table
-    from lightning_mmrl.config.build import Assembly, CheckpointEvaluator, quiet_libraries
+    from lightning_mmrl.config.assembly import Assembly, quiet_libraries
+    from lightning_mmrl.config.build import CheckpointEvaluator
     from lightning_mmrl.config.run import check_all_targets, writable
     from lightning_mmrl.curriculum.compare import compare_stages
     from lightning_mmrl.evaluation.intervals import ClusterBootstrap

@@ -1,5 +1,7 @@
 """The tables that commands print."""
 
+import resource
+
 from rich.console import Console
 from rich.table import Table
 
@@ -17,10 +19,17 @@ def print_comparison(outcome: Outcome) -> None:
     for result in outcome.results:
         phases = ", ".join(f"{phase} {format_seconds(value)}" for phase, value in result.seconds.items())
         console.print(f"{result.name}: {phases}", markup=False)
+    console.print(f"peak memory  {peak_memory_gib():.1f} GiB (this process and its largest worker)", markup=False)
     console.print(f"run folder   {outcome.directory}", markup=False)
     console.print(f"checkpoint   {outcome.directory / outcome.results[-1].handoff}", markup=False)
     if outcome.tracking_uri:
         console.print(f"tracking     {outcome.tracking_uri} (make mlflow opens it)", markup=False)
+
+
+def peak_memory_gib() -> float:
+    """Largest resident size so far of this process plus that of its largest finished child, in GiB."""
+    kibibytes = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return kibibytes / 2**20
 
 
 def results_table(comparison: Comparison) -> Table:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lightning_mmrl.config.build import Assembly, quiet_libraries
+from lightning_mmrl.config.assembly import Assembly, quiet_libraries
 from lightning_mmrl.config.schema import (
     DataConfig,
     EvaluationConfig,

@@ -10,7 +10,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from lightning_mmrl.config import targets
-from lightning_mmrl.config.build import Assembly, CheckpointEvaluator, StageBuilder, quiet_libraries
+from lightning_mmrl.config.assembly import Assembly, quiet_libraries
+from lightning_mmrl.config.build import CheckpointEvaluator, StageBuilder
 from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.config.validate import stage_specs
 from lightning_mmrl.curriculum.compare import Comparison, compare_stages

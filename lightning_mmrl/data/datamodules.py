@@ -10,7 +10,7 @@ import lightning
 from torch.utils.data import DataLoader
 
 from lightning_mmrl.data.collate import collate_prompts, collate_targets
-from lightning_mmrl.data.prepared import MediaPipeline, OnProgress, PreparedSet
+from lightning_mmrl.data.prepared import DataMonitor, MediaPipeline, PreparedSet
 from lightning_mmrl.data.sampler import Draw, ModalityDropout, PassSampler, Variant
 from lightning_mmrl.data.schema import read_manifest
 from lightning_mmrl.prompts.template import PromptTemplate
@@ -64,7 +64,7 @@ class OmniDataModule(lightning.LightningDataModule):
         kind: "sft" yields prompts with targets, "rl" prompts alone.
         feed: What the stage trains on.
         validation: What the stage is validated on, if anything.
-        on_progress: Told about decoding.
+        monitor: Hears of decoding.
     """
 
     def __init__(
@@ -76,14 +76,14 @@ class OmniDataModule(lightning.LightningDataModule):
         kind: StageKind,
         feed: Feed,
         validation: ValidationFeed | None = None,
-        on_progress: OnProgress | None = None,
+        monitor: DataMonitor,
     ) -> None:
         super().__init__()
         self._feed = feed
         self._validation = validation
         self._kind = kind
         self._pad = pipeline.encoder.pad_token_id
-        self._on_progress = on_progress
+        self._monitor = monitor
 
         def prepared(manifest: str, supervised: bool, limit: int | None) -> PreparedSet:
             samples = read_manifest(root / manifest, root)[:limit]
@@ -94,9 +94,9 @@ class OmniDataModule(lightning.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Decodes and encodes what the cache lacks."""
-        self.train_set.prepare(f"preparing {self._feed.manifest}", self._on_progress)
-        if self.validation_set is not None:
-            self.validation_set.prepare("preparing validation", self._on_progress)
+        self.train_set.prepare(self._feed.manifest, self._monitor)
+        if self.validation_set is not None and self._validation is not None:
+            self.validation_set.prepare(self._validation.manifest, self._monitor)
 
     def train_dataloader(self) -> "DataLoader[Any]":
         """A sized loader of `SftBatch` or `PromptBatch` over the whole stage."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Protocol
 
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -20,8 +21,13 @@ from lightning_mmrl.types.media import DecodedVideo, MediaSettings
 from lightning_mmrl.types.records import MediaRef, Message, Sample
 from lightning_mmrl.workers.pool import Outcome
 
-OnProgress = Callable[[str, int, int], None]
-"""Called with a description, the number done and the total."""
+
+class DataMonitor(Protocol):
+    """Hears of decoding: how far it is, and which samples were left out."""
+
+    def progress(self, description: str, done: int, total: int) -> None: ...
+
+    def quarantine(self, manifest: str, num_usable: int, left_out: Sequence["Quarantined"]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +95,7 @@ class PreparedSet(Dataset[EncodedSample]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def prepare(self, description: str, on_progress: OnProgress | None = None) -> None:
+    def prepare(self, manifest: str, monitor: DataMonitor) -> None:
         """Decodes and encodes what the cache lacks, and moves samples with a bad medium to `quarantined`.
 
         Raises:
@@ -117,6 +123,8 @@ class PreparedSet(Dataset[EncodedSample]):
 
         self._pipeline.decoder.decode_all(list(missing.values()), store)
         self._set_aside(failures)
+        if self.quarantined:
+            monitor.quarantine(manifest, len(self.samples), self.quarantined)
 
     def __getitem__(self, draw: Draw) -> EncodedSample:
         sample = self.samples[draw.index]

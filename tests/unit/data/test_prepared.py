@@ -74,8 +74,8 @@ class CountingDecoder:
 def root(tmp_path):
     root = tmp_path / "set"
     root.mkdir()
-    for name, first in (("one.mp4", 0), ("two.mp4", 1), ("hangs.mp4", 0)):
-        clips.write_grey(root / name, [0.1 * (index + first) for index in range(4)])
+    for name, frame_s in (("one.mp4", 0.1), ("two.mp4", 0.2), ("hangs.mp4", 0.3)):
+        clips.write_grey(root / name, [frame_s * index for index in range(4)])
     clips.write_wav(root / "one.wav", clips.tone(440, 1.0, 16_000), 16_000)
     clips.write_wav(root / "long.wav", clips.tone(440, 2.0, 16_000), 16_000)
     (root / "broken.mp4").write_bytes(b"nothing")
@@ -122,7 +122,6 @@ def test_each_medium_is_decoded_once_for_all_sets_and_passes(root, pipeline):
         dataset.prepare("preparing")
         for _ in range(2):
             [dataset[Draw(index=index, serial=index)] for index in range(4)]
-    # The grey levels of both clips are the same, their content is not.
     assert sorted(pipeline.decoder.decoded) == [("one.mp4", "video"), ("one.wav", "audio"), ("two.mp4", "video")]
 
 

@@ -1,0 +1,200 @@
+"""The parts that all stages and evaluations of a run share, built from its configuration on first use."""
+
+import json
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_mmrl.config import targets
+from lightning_mmrl.config.schema import RootConfig
+from lightning_mmrl.data.datamodules import ValidationFeed
+from lightning_mmrl.data.media.cache import MediaCache
+from lightning_mmrl.data.media.guard import GuardedDecoder
+from lightning_mmrl.data.prepared import MediaPipeline, Quarantined
+from lightning_mmrl.errors import DataError
+from lightning_mmrl.evaluation.consistency import CueLexicon
+from lightning_mmrl.models.policy import Policy
+from lightning_mmrl.prompts.labels import LabelMatcher
+from lightning_mmrl.prompts.template import PromptTemplate
+from lightning_mmrl.rollout.hf import HFEngine
+from lightning_mmrl.stages.answers import Examiner
+from lightning_mmrl.training.console import ConsoleProgress
+from lightning_mmrl.training.trainer import TrainerSettings
+from lightning_mmrl.types.media import MediaSettings
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """The parts that all stages and evaluations of a run share."""
+
+    config: RootConfig
+    console: ConsoleProgress
+
+    @cached_property
+    def trainer_settings(self) -> TrainerSettings:
+        """Device and precision."""
+        return TrainerSettings(**asdict(self.config.trainer))
+
+    @cached_property
+    def template(self) -> PromptTemplate:
+        """The prompt template."""
+        return PromptTemplate(**asdict(self.config.prompt))
+
+    @cached_property
+    def matcher(self) -> LabelMatcher:
+        """The closed label set."""
+        return LabelMatcher(labels=tuple(self.config.data.labels))
+
+    @cached_property
+    def lexicon(self) -> CueLexicon | None:
+        """Cue phrases, if the dataset has them."""
+        name = self.config.data.cue_lexicon
+        return CueLexicon.from_file(self.data_root / name) if name else None
+
+    @property
+    def data_root(self) -> Path:
+        """The dataset's folder."""
+        return Path(self.config.data.root)
+
+    @cached_property
+    def media_settings(self) -> MediaSettings:
+        """Decoding limits and frame count."""
+        media = self.config.data.media
+        return MediaSettings(
+            num_frames=media.num_frames,
+            max_duration_s=media.max_duration_s,
+            max_pixels=media.max_pixels,
+            max_bytes=media.max_bytes,
+        )
+
+    @cached_property
+    def monitor(self) -> "ConsoleMonitor":
+        """Shows and writes down what happens to the data."""
+        return ConsoleMonitor(self.console, Path(self.config.output_dir) / self.config.run_name / "quarantine.jsonl")
+
+    def pipeline(self, encoder: Any) -> MediaPipeline:
+        """How media become tensors for one encoder."""
+        media = self.config.data.media
+        return MediaPipeline(
+            encoder=encoder,
+            settings=self.media_settings,
+            cache=MediaCache(Path(media.cache_dir)),
+            decoder=GuardedDecoder(workers=media.decode_workers, deadline_s=media.decode_deadline_s),
+            say=self.console.say,
+        )
+
+    def encoder(self, checkpoint: Path | str) -> Any:
+        """The encoder of a checkpoint."""
+        return targets.build(self.config.model.family["encoder"], "model.family.encoder", checkpoint=str(checkpoint))
+
+    def policy(self, checkpoint: Path | str, encoder: Any, temperature: float) -> Policy:
+        """The policy of a checkpoint."""
+        dtype = getattr(torch, self.config.model.dtype)
+        node = self.config.model.family["backbone"]
+        backbone = targets.build(node, "model.family.backbone", checkpoint=str(checkpoint), dtype=dtype)
+        return Policy(backbone, banned_token_ids=encoder.banned_token_ids(), temperature=temperature)
+
+    def examiner(self, policy: Policy, encoder: Any) -> Examiner:
+        """Greedy answers, judged."""
+        engine = self.engine(policy, encoder, self.config.evaluation.max_new_tokens)
+        return Examiner(engine=engine, matcher=self.matcher, lexicon=self.lexicon)
+
+    def engine(self, policy: Policy, encoder: Any, max_new_tokens: int) -> HFEngine:
+        """Rollouts with transformers."""
+        return HFEngine(
+            policy,
+            decode=encoder.decode,
+            eos_token_ids=encoder.eos_token_ids,
+            pad_token_id=encoder.pad_token_id,
+            max_new_tokens=max_new_tokens,
+            prefill=self.template.prefill,
+        )
+
+    def base_checkpoint(self) -> Path:
+        """The base model, built first if the configuration says how.
+
+        Raises:
+            StageError: The folder does not exist and nothing builds it.
+        """
+        checkpoint = Path(self.config.model.checkpoint)
+        if self.config.model.build is not None and not (checkpoint / "config.json").is_file():
+            self.console.say(f"building the base model in {checkpoint}")
+            partial = checkpoint.with_name(checkpoint.name + ".tmp")
+            targets.build(self.config.model.build, "model.build", directory=partial)
+            os.replace(partial, checkpoint)
+        return checkpoint
+
+    def ensure_data(self) -> None:
+        """Generates the dataset if the configuration says how and it does not exist.
+
+        Raises:
+            DataError: The folder does not exist and nothing builds it.
+        """
+        if self.config.data.build is not None:
+            self._generate_data()
+        elif not self.data_root.is_dir():
+            raise DataError(f"data.root {self.data_root} does not exist; point it at the folder of your manifests")
+
+    def _generate_data(self) -> None:
+        targets.build(
+            self.config.data.build,
+            "data.build",
+            directory=self.data_root,
+            workers=self.config.data.media.decode_workers,
+            on_progress=lambda done, total: self.console.update("generating clips", done, total),
+        )
+
+    def validation_feed(self) -> ValidationFeed | None:
+        """What stages are validated on, if anything."""
+        data, batch_size = self.config.data, self.config.evaluation.batch_size
+        if data.validation is None:
+            return None
+        return ValidationFeed(manifest=data.validation, limit=data.validation_limit, batch_size=batch_size)
+
+    def facts(self) -> dict[str, Any]:
+        """What a user of a hand-over must know to prompt it as it was trained."""
+        return {
+            "prompt": asdict(self.config.prompt),
+            "media": asdict(self.media_settings),
+            "labels": list(self.config.data.labels),
+            "family": self.config.model.family,
+            "dtype": self.config.model.dtype,
+            "max_new_tokens": self.config.evaluation.max_new_tokens,
+        }
+
+
+@dataclass(frozen=True)
+class ConsoleMonitor:
+    """Implements `DataMonitor`: progress on the console, left-out samples there and in a file."""
+
+    console: ConsoleProgress
+    path: Path
+
+    def progress(self, description: str, done: int, total: int) -> None:
+        """Shows how far decoding is."""
+        self.console.update(description, done, total)
+
+    def quarantine(self, manifest: str, num_usable: int, left_out: Sequence[Quarantined]) -> None:
+        """Names the first samples that were left out, and writes all of them down."""
+        total = num_usable + len(left_out)
+        self.console.say(f"{manifest}: {len(left_out)} of {total} samples left out, all named in {self.path}")
+        for item in left_out[:3]:
+            self.console.say(f"  {item.sample_id}: {item.reason}")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps({"manifest": manifest, **asdict(item)}) + "\n" for item in left_out)
+
+
+def quiet_libraries() -> None:
+    """Keeps libraries from writing between the lines of our progress."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

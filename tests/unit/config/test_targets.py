@@ -1,0 +1,68 @@
+from pathlib import Path
+
+import pytest
+
+from lightning_mmrl.config.targets import build, check_targets, optional
+from lightning_mmrl.errors import ConfigError, DataError
+
+SCHEDULE = "lightning_mmrl.algorithms.schedules.WarmupConstant"
+
+NONE = Path("/none.jsonl")
+
+
+def node(target=SCHEDULE, **keys):
+    return {"_target_": target, **keys}
+
+
+def test_a_node_is_built_with_its_keys_and_more():
+    assert build(node(warmup_steps=2), "a").warmup_steps == 2
+    assert build(node(), "a", warmup_steps=3).warmup_steps == 3
+    assert build(node(warmup_steps=4, _partial_=True), "a")().warmup_steps == 4
+
+
+def test_a_null_node_takes_the_default():
+    assert optional(None, "a", "default") == "default"
+    assert optional(node(warmup_steps=2), "a", "default").warmup_steps == 2
+
+
+@pytest.mark.parametrize(
+    ("bad", "sentence"),
+    [
+        (node(warmup_stesp=1), r"a\.b\.warmup_stesp: .*WarmupConstant has no such parameter; did you mean 'warmup_steps'"),
+        (node(SCHEDULE + "s"), r"a\.b\._target_: '.*WarmupConstants' cannot be imported .*; check the path"),
+        (node("lightning_mmrl.none.Thing"), r"a\.b\._target_: .* cannot be imported"),
+        (node("lightning_mmrl.config"), r"a\.b\._target_: 'lightning_mmrl.config' is no class or function"),
+        (node("lightning_mmrl.tracking.spool.os.system", command="x"), r"a\.b\._target_: .* is no class or function"),
+        (node("torch.optim.adam.torch.load", f="x"), r"a\.b\._target_: .* is no class or function of"),
+        ({"deep": {"er": node(x=1)}}, r"a\.b\.deep\.er\.x: .* has no such parameter; known are warmup_steps"),
+        ({"list": [node(warmup_steps=1), node(x=1)]}, r"a\.b\.list\[1\]\.x: .* has no such parameter"),
+        (node(warmup_steps=node(x=1)), r"a\.b\.warmup_steps\.x: .* has no such parameter"),
+    ],
+)
+def test_a_bad_target_is_named_with_its_key(bad, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        check_targets(bad, "a.b")
+    with pytest.raises(ConfigError, match=sentence):
+        build(bad, "a.b")
+
+
+def test_reserved_keys_and_plain_values_pass():
+    check_targets(node(warmup_steps=1, _partial_=True, _convert_="all"), "a")
+    check_targets({"x": 1, "y": [1, "z"]}, "a")
+
+
+@pytest.mark.parametrize("bad", [node("os.system", command="x"), {"x": [node("builtins.eval")]}])
+def test_a_target_outside_of_the_allow_list_is_never_called(bad):
+    with pytest.raises(ConfigError, match="must start with one of lightning_mmrl., torch.optim."):
+        build(bad, "a")
+
+
+def test_what_a_target_refuses_is_one_sentence_with_the_key():
+    with pytest.raises(ConfigError, match="^a.b: .*missing .*labels"):
+        build(node("lightning_mmrl.prompts.labels.LabelMatcher"), "a.b")
+    with pytest.raises(ConfigError, match="labels is empty"):
+        build(node("lightning_mmrl.prompts.labels.LabelMatcher", labels=[]), "a.b")
+    with pytest.raises(DataError, match="none.jsonl does not exist"):
+        build(node("lightning_mmrl.data.schema.read_manifest"), "a", path=NONE, media_root=NONE)
+    with pytest.raises(ConfigError, match="^a: .*No such file"):
+        build(node("lightning_mmrl.curriculum.handoff.folder_digest"), "a", directory=NONE)

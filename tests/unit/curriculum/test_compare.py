@@ -1,0 +1,88 @@
+import json
+from dataclasses import asdict
+
+import pytest
+
+from lightning_mmrl.curriculum.compare import compare_stages
+from lightning_mmrl.errors import DataError, StageError
+from lightning_mmrl.evaluation.intervals import ClusterBootstrap
+from lightning_mmrl.evaluation.records import Prediction
+
+LABELS = ("angry", "sad")
+BOOTSTRAP = ClusterBootstrap(num_resamples=200)
+
+
+def predictions(answers):
+    return [
+        Prediction(
+            sample_id=str(index),
+            speaker=f"s{index % 4}",
+            truth=LABELS[index % 2],
+            predicted=answer,
+            valid_format=True,
+            consistent=None,
+            text="",
+        )
+        for index, answer in enumerate(answers)
+    ]
+
+
+def evaluation(folder, **sets):
+    """Writes an evaluation folder as the evaluation stage does."""
+    folder.mkdir()
+    summary = {}
+    for name, found in sets.items():
+        (folder / f"{name}.jsonl").write_text("".join(each.to_json() + "\n" for each in found))
+        intervals = {key: asdict(value) for key, value in BOOTSTRAP.intervals(found, LABELS).items()}
+        summary[name] = {"num_samples": len(found), "metrics": {"valid_format": 1.0}, "intervals": intervals}
+    (folder / "evaluation.json").write_text(json.dumps(summary))
+    return folder
+
+
+RIGHT = predictions(["angry", "sad"] * 8)
+HALF = predictions(["angry", "angry"] * 8)
+QUARTER = predictions(["angry", "angry", "sad", "angry"] * 4)
+
+
+def test_neighbours_are_compared_on_the_sets_they_share(tmp_path):
+    folders = {
+        "warm": evaluation(tmp_path / "0", test=QUARTER),
+        "cold": evaluation(tmp_path / "1", test=HALF, ood=HALF),
+        "reason": evaluation(tmp_path / "2", test=RIGHT, ood=RIGHT),
+    }
+    comparison = compare_stages(folders, LABELS, BOOTSTRAP)
+    assert [(row.stage, row.name, row.uar.estimate) for row in comparison.results] == [
+        ("warm", "test", 0.25),
+        ("cold", "test", 0.5),
+        ("cold", "ood", 0.5),
+        ("reason", "test", 1.0),
+        ("reason", "ood", 1.0),
+    ]
+    gains = [(gain.stage, gain.over, gain.name, gain.difference.estimate) for gain in comparison.gains]
+    assert gains == [("cold", "warm", "test", 0.25), ("reason", "cold", "test", 0.5), ("reason", "cold", "ood", 0.5)]
+    assert json.loads(comparison.to_json())["gains"][1]["difference"]["estimate"] == 0.5
+
+
+def test_one_stage_has_nothing_to_gain_over(tmp_path):
+    comparison = compare_stages({"warm": evaluation(tmp_path / "0", test=HALF)}, LABELS, BOOTSTRAP)
+    assert len(comparison.results) == 1
+    assert comparison.gains == []
+
+
+def test_a_gain_is_of_the_same_clips(tmp_path):
+    folders = {
+        "warm": evaluation(tmp_path / "0", test=RIGHT),
+        "cold": evaluation(tmp_path / "1", test=RIGHT[:-1]),
+    }
+    with pytest.raises(DataError, match="only one of the two sets has sample '15'"):
+        compare_stages(folders, LABELS, BOOTSTRAP)
+
+
+@pytest.mark.parametrize("content", [None, "", "{"])
+def test_a_stage_without_evaluation_is_named(content, tmp_path):
+    folder = evaluation(tmp_path / "0", test=RIGHT)
+    (folder / "evaluation.json").unlink()
+    if content is not None:
+        (folder / "evaluation.json").write_text(content)
+    with pytest.raises(StageError, match=f"stage warm has no evaluation in {folder}"):
+        compare_stages({"warm": folder}, LABELS, BOOTSTRAP)

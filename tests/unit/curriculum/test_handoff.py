@@ -1,0 +1,113 @@
+import json
+
+import pytest
+
+from lightning_mmrl.curriculum.handoff import REQUIRED, SEAL, check_handoff, folder_digest, write_handoff
+from lightning_mmrl.errors import StageError
+
+WEIGHTS = "model.safetensors"
+
+
+def exporter(weights="w", leave_out=()):
+    def export(directory):
+        for name in {*REQUIRED, WEIGHTS} - set(leave_out):
+            (directory / name).write_text(f"{name} {weights if name == WEIGHTS else ''}")
+
+    return export
+
+
+@pytest.fixture
+def handoff(tmp_path):
+    write_handoff(tmp_path / "handoff", exporter(), {"labels": ["sad"]})
+    return tmp_path / "handoff"
+
+
+def test_a_sealed_folder_passes_with_its_facts(handoff):
+    facts = check_handoff(handoff)
+    assert facts["labels"] == ["sad"]
+    assert set(facts["files"]) == {*REQUIRED, WEIGHTS}
+    assert {path.name for path in handoff.parent.iterdir()} == {"handoff"}
+
+
+def test_the_digest_is_of_the_content_alone(tmp_path):
+    one = write_handoff(tmp_path / "one", exporter("w"), {"labels": ["sad"]})
+    two = write_handoff(tmp_path / "two", exporter("w"), {"labels": ["angry"]})
+    other = write_handoff(tmp_path / "other", exporter("v"), {"labels": ["sad"]})
+    assert one == two == check_handoff(tmp_path / "one")["digest"]
+    assert one != other
+
+
+def test_the_digest_of_a_folder_sees_names_and_bytes(tmp_path):
+    folders = []
+    for number, (name, content) in enumerate([("a", "x"), ("a", "x"), ("b", "x"), ("a", "y")]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / name).write_text(content)
+        folders.append(folder_digest(folder))
+    assert folders[0] == folders[1]
+    assert len(set(folders)) == 3
+
+
+def test_writing_again_replaces_everything(handoff):
+    (handoff / "stray.txt").write_text("old")
+    write_handoff(handoff, exporter("v"), {})
+    assert not (handoff / "stray.txt").exists()
+    assert "labels" not in check_handoff(handoff)
+
+
+def test_an_export_that_fails_leaves_the_old_folder(handoff):
+    def fails(directory):
+        (directory / "config.json").write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_handoff(handoff, fails, {})
+    assert check_handoff(handoff)["labels"] == ["sad"]
+    write_handoff(handoff, exporter("v"), {})  # the half-written folder is in nobody's way
+    assert (handoff / WEIGHTS).read_text().endswith("v")
+
+
+@pytest.mark.parametrize("name", [*REQUIRED, WEIGHTS])
+def test_a_changed_or_missing_file_is_named(handoff, name):
+    content = (handoff / name).read_bytes()
+    (handoff / name).write_bytes(content[:-1] + b"!")
+    with pytest.raises(StageError, match=rf"{name} is missing or changed since the stage wrote it; restore it"):
+        check_handoff(handoff)
+    (handoff / name).unlink()
+    with pytest.raises(StageError, match=rf"{name} is missing or changed"):
+        check_handoff(handoff)
+    (handoff / name).write_bytes(content)
+    check_handoff(handoff)
+
+
+@pytest.mark.parametrize("name", [*REQUIRED, "*.safetensors"])
+def test_a_folder_that_was_never_complete_is_refused(tmp_path, name):
+    left_out = WEIGHTS if name == "*.safetensors" else name
+    write_handoff(tmp_path / "handoff", exporter(leave_out=[left_out]), {})
+    with pytest.raises(StageError, match=f"has no {name.replace('*', '.')}; it is not a complete Hugging Face folder"):
+        check_handoff(tmp_path / "handoff")
+
+
+def test_a_folder_without_a_seal_is_not_finished(handoff, tmp_path):
+    (handoff / SEAL).unlink()
+    for folder in (handoff, tmp_path / "none"):
+        with pytest.raises(StageError, match=f"{folder} is not a finished hand-over: {SEAL} is missing"):
+            check_handoff(folder)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"files": 3, "digest": "a"}'])
+def test_a_damaged_seal_is_refused(handoff, content):
+    (handoff / SEAL).write_text(content)
+    with pytest.raises(StageError, match=rf"{SEAL} is damaged .*; restore it"):
+        check_handoff(handoff)
+
+
+def test_a_seal_that_was_edited_to_fit_is_refused(handoff):
+    seal = json.loads((handoff / SEAL).read_text())
+    (handoff / "generation_config.json").write_text("other")
+    other = write_handoff(handoff.with_name("other"), exporter("v"), {})
+    seal["files"]["generation_config.json"] = check_handoff(handoff.with_name("other"))["files"][WEIGHTS]
+    assert other != seal["digest"]
+    (handoff / SEAL).write_text(json.dumps(seal))
+    with pytest.raises(StageError, match=f"{SEAL} lists other files than the stage wrote"):
+        check_handoff(handoff)

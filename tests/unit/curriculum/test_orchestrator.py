@@ -1,0 +1,293 @@
+"""The orchestrator against fakes: what is run, skipped, tracked and written down, also when something fails."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lightning_mmrl.curriculum.handoff import REQUIRED, SEAL, check_handoff, folder_digest, write_handoff
+from lightning_mmrl.curriculum.manifest import FILE, Manifest
+from lightning_mmrl.curriculum.orchestrator import Curriculum, StageOrchestrator
+from lightning_mmrl.curriculum.spec import plan_stages
+from lightning_mmrl.errors import ConfigError, StageError
+
+NAMES = ["warm", "cold_start", "reason"]
+
+
+class FakeRun:
+    def __init__(self, name, run_id, parent_id, tags):
+        self.name, self.id, self.parent_id, self.tags = name, run_id, parent_id, dict(tags or {})
+        self.status, self.metrics = "RUNNING", []
+
+    def log_metrics(self, metrics, step):
+        self.metrics.append((dict(metrics), step))
+
+    def set_tags(self, tags):
+        self.tags |= tags
+
+    def finish(self, status):
+        assert self.status == "RUNNING"
+        self.status = status
+
+
+class FakeTracker:
+    def __init__(self, attempt):
+        self.attempt, self.runs, self.num_closed = attempt, [], 0
+
+    def __call__(self):
+        return self
+
+    def open_run(self, name, *, parent_id=None, run_id=None, tags=None):
+        self.runs.append(FakeRun(name, run_id or f"run-{self.attempt}.{len(self.runs)}", parent_id, tags))
+        return self.runs[-1]
+
+    def close(self):
+        self.num_closed += 1
+
+    @property
+    def statuses(self):
+        return {run.name: run.status for run in self.runs}
+
+
+class Job:
+    def __init__(self, lab, spec, start_from):
+        self.lab, self.spec, self.start_from = lab, spec, start_from
+
+    def train(self):
+        self.lab.happened.append(f"train {self.spec.name}")
+        self.lab.perhaps_fail("train", self.spec.name)
+        return {"loss": 0.5}
+
+    def export(self, directory):
+        before = (self.start_from / "model.safetensors").read_text()
+        for name in REQUIRED:
+            (directory / name).write_text(name)
+        (directory / "model.safetensors").write_text(f"{before}>{self.spec.name}")
+        self.lab.perhaps_fail("export", self.spec.name)
+
+
+class Lab:
+    """One run directory, a base model, and fakes that record; `failures` maps a place to what it raises."""
+
+    def __init__(self, folder):
+        self.directory, self.base = folder / "run", folder / "base"
+        self.base.mkdir()
+        (self.base / "model.safetensors").write_text("base")
+        self.failures, self.happened, self.said = {}, [], []
+        self.tracker = FakeTracker(0)
+
+    def perhaps_fail(self, place, stage):
+        if (place, stage) in self.failures:
+            raise self.failures[place, stage]
+
+    def build(self, spec, start_from, directory, run):
+        self.perhaps_fail("build", spec.name)
+        return Job(self, spec, start_from)
+
+    def evaluate(self, checkpoint, directory, stage, run):
+        self.happened.append(f"evaluate {stage}")
+        self.perhaps_fail("evaluate", stage)
+        assert check_handoff(checkpoint)
+        return {"test/uar": 0.25}
+
+    def run(self, order=NAMES, digests=None, **starts):
+        given = {name: starts.get(name, "previous") for name in order}
+        known = {name: (digests or {}).get(name, "same") for name in order}
+        specs = plan_stages(order, given, dict.fromkeys(order, "sft"), known)
+        self.tracker, self.happened, self.said = FakeTracker(self.tracker.attempt + 1), [], []
+        orchestrator = StageOrchestrator(
+            Curriculum(name="lab", stages=specs, base=lambda: self.base, facts={"labels": ["sad"]}),
+            self.directory,
+            build_stage=self.build,
+            evaluate=self.evaluate,
+            tracker=self.tracker,
+            on_start=lambda parent: self.happened.append(f"start {parent.id}"),
+            say=self.said.append,
+        )
+        return orchestrator.run()
+
+    def weights(self, folder):
+        return (self.directory / "stages" / folder / "handoff" / "model.safetensors").read_text()
+
+    @property
+    def finished(self):
+        return list(Manifest.read(self.directory).stages)
+
+
+@pytest.fixture
+def lab(tmp_path):
+    return Lab(tmp_path)
+
+
+def test_stages_run_in_order_each_from_the_one_before(lab):
+    results = lab.run()
+    assert lab.happened == ["start run-1.0", *[f"{verb} {name}" for name in NAMES for verb in ("train", "evaluate")]]
+    assert lab.weights("02-reason") == "base>warm>cold_start>reason"
+    assert [result.name for result in results] == NAMES
+    assert results[0].metrics == {"warm/loss": 0.5, "warm/test/uar": 0.25}
+    assert set(results[0].seconds) == {"train", "evaluate"}
+    assert results[2].handoff == "stages/02-reason/handoff"
+    assert results[0].input_digest == folder_digest(lab.base)
+    assert [result.input_digest for result in results[1:]] == [result.handoff_digest for result in results[:2]]
+
+
+def test_every_hand_over_carries_facts_and_lineage(lab):
+    results = lab.run()
+    facts = check_handoff(lab.directory / results[1].handoff)
+    assert facts["labels"] == ["sad"]
+    assert facts["lineage"] == {
+        "stage": "cold_start",
+        "started_from": "previous",
+        "input_digest": results[0].handoff_digest,
+    }
+    assert facts["digest"] == results[1].handoff_digest
+
+
+@pytest.mark.parametrize(
+    ("start", "expected"),
+    [
+        ("previous", "base>warm>cold_start>reason"),
+        ("base", "base>reason"),
+        ("warm", "base>warm>reason"),
+        ("cold_start", "base>warm>cold_start>reason"),
+    ],
+)
+def test_a_stage_starts_from_previous_base_or_a_named_stage(lab, start, expected):
+    lab.run(reason=start)
+    assert lab.weights("02-reason") == expected
+
+
+def test_a_run_is_tracked_as_a_parent_with_children(lab):
+    results = lab.run()
+    parent, *children = lab.tracker.runs
+    assert parent.tags == {"mmrl.curriculum": "lab", "mmrl.order": "warm,cold_start,reason"}
+    assert parent.metrics == [({f"{name}/test/uar": 0.25}, step) for step, name in enumerate(NAMES, start=1)]
+    assert [child.name for child in children] == ["00-warm", "01-cold_start", "02-reason"]
+    assert {child.parent_id for child in children} == {parent.id}
+    assert [child.tags["mmrl.output_digest"] for child in children] == [result.handoff_digest for result in results]
+    assert [child.tags["mmrl.input_digest"] for child in children] == [result.input_digest for result in results]
+    assert set(lab.tracker.statuses.values()) == {"FINISHED"}
+    assert [result.tracking_id for result in results] == [child.id for child in children]
+    assert lab.tracker.num_closed == 1
+
+
+def test_a_finished_run_is_reported_and_not_run(lab):
+    first = lab.run()
+    assert lab.run() == first
+    assert lab.happened == []
+    assert lab.tracker.runs == []
+    assert lab.said == [f"stage {number} of 3 {name}: already finished" for number, name in enumerate(NAMES, start=1)]
+
+
+def test_a_longer_curriculum_runs_only_what_is_new_in_the_same_parent_run(lab):
+    first = lab.run(["warm", "cold_start"])
+    second = lab.run(NAMES)
+    assert second[:2] == first
+    assert lab.happened == ["start run-1.0", "train reason", "evaluate reason"]
+    assert [run.id for run in lab.tracker.runs] == ["run-1.0", "run-2.1"]
+    assert lab.weights("02-reason") == "base>warm>cold_start>reason"
+
+
+def test_a_changed_stage_is_refused_before_anything_happens(lab):
+    lab.run(["warm", "cold_start"])
+    before = (lab.directory / FILE).read_text()
+    with pytest.raises(ConfigError, match="stages.warm is finished in .* with another configuration; set run_name"):
+        lab.run(digests={"warm": "changed"})
+    assert (lab.happened, lab.tracker.runs) == ([], [])
+    assert (lab.directory / FILE).read_text() == before
+
+
+def test_a_pending_stage_may_change(lab):
+    lab.run(["warm"])
+    lab.run(["warm", "reason"], digests={"reason": "changed"})
+    assert lab.finished == ["warm", "reason"]
+
+
+@pytest.mark.parametrize("place", ["build", "train", "export", "evaluate"])
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(RuntimeError("out of memory"), "FAILED"), (KeyboardInterrupt(), "KILLED"), (SystemExit(1), "FAILED")],
+)
+def test_a_stage_that_ends_early_is_not_finished_and_says_how(lab, place, error, status):
+    lab.failures = {(place, "cold_start"): error}
+    with pytest.raises(type(error)):
+        lab.run()
+    assert lab.tracker.statuses == {"lab": status, "00-warm": "FINISHED", "01-cold_start": status}
+    assert lab.tracker.num_closed == 1
+    assert lab.finished == ["warm"]
+
+
+def test_a_run_continues_at_the_stage_that_was_not_finished(lab):
+    lab.failures = {("evaluate", "cold_start"): KeyboardInterrupt()}
+    with pytest.raises(KeyboardInterrupt):
+        lab.run()
+    parent = lab.tracker.runs[0].id
+    lab.failures = {}
+    results = lab.run()
+    assert lab.happened[1:] == ["train cold_start", "evaluate cold_start", "train reason", "evaluate reason"]
+    assert lab.tracker.runs[0].id == parent
+    assert [result.name for result in results] == NAMES
+    assert lab.weights("02-reason") == "base>warm>cold_start>reason"
+
+
+def test_the_run_in_the_tracker_is_known_before_the_first_stage_ends(lab):
+    lab.failures = {("train", "warm"): RuntimeError("x")}
+    with pytest.raises(RuntimeError):
+        lab.run()
+    assert Manifest.read(lab.directory).tracking_id == "run-1.0"
+
+
+def test_a_start_that_fails_fails_the_run(lab, monkeypatch):
+    monkeypatch.setattr(lab, "base", lab.base / "none")
+    with pytest.raises(FileNotFoundError):
+        lab.run()
+    assert lab.tracker.runs[0].status == "FAILED"
+    assert lab.finished == []
+
+
+@pytest.mark.parametrize("spoil", ["weights", "seal", "folder", "another"])
+def test_a_hand_over_that_was_tampered_with_is_not_started_from(lab, spoil):
+    lab.run(["warm"])
+    handoff = lab.directory / "stages" / "00-warm" / "handoff"
+    if spoil == "weights":
+        (handoff / "model.safetensors").write_text("evil")
+    elif spoil == "seal":
+        (handoff / SEAL).write_text("{}")
+    elif spoil == "folder":
+        shutil.rmtree(handoff)
+    else:  # complete and sealed, but not what the stage left
+        write_handoff(handoff, write_all, {})
+    with pytest.raises(StageError, match="00-warm/handoff"):
+        lab.run(["warm", "reason"])
+    assert lab.tracker.statuses == {"lab": "FAILED"}
+    assert lab.happened == ["start run-1.0"]
+    assert lab.finished == ["warm"]
+
+
+def test_a_damaged_manifest_stops_the_run_before_anything_happens(lab):
+    lab.run(["warm"])
+    (lab.directory / FILE).write_text("{")
+    with pytest.raises(StageError, match="is damaged"):
+        lab.run()
+    assert (lab.happened, lab.tracker.runs) == ([], [])
+
+
+def test_a_base_model_of_the_hub_is_named_as_it_is(lab, monkeypatch):
+    monkeypatch.setattr(Job, "export", lambda self, directory: write_all(directory))
+    lab.base = Path("Qwen/Base")
+    [result] = lab.run(["warm"])
+    assert result.input_digest == "Qwen/Base"
+
+
+def write_all(directory):
+    for name in (*REQUIRED, "model.safetensors"):
+        (directory / name).write_text(f"other {name}")
+
+
+def test_the_manifest_is_plain_json(lab):
+    lab.run(["warm"])
+    content = json.loads((lab.directory / FILE).read_text())
+    assert content["version"] == 1
+    assert content["stages"]["warm"]["digest"] == "same"
+    assert content["stages"]["warm"]["result"]["handoff"] == "stages/00-warm/handoff"
