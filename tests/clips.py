@@ -34,7 +34,9 @@ def shown(frames: np.ndarray) -> list[int]:
 
 def tone(frequency_hz: float, duration_s: float, rate_hz: int) -> np.ndarray:
     """A sine [L] float32."""
-    return (0.5 * np.sin(2 * np.pi * frequency_hz * np.arange(round(duration_s * rate_hz)) / rate_hz)).astype(np.float32)
+    return (0.5 * np.sin(2 * np.pi * frequency_hz * np.arange(round(duration_s * rate_hz)) / rate_hz)).astype(
+        np.float32
+    )
 
 
 def write_wav(path: Path, samples: np.ndarray, rate_hz: int) -> Path:

@@ -3,10 +3,11 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning_mmrl.cli.hydra_app import run_with_config
 from lightning_mmrl.config.schema import RootConfig
-from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.errors import ConfigError, StageError
 
 HELP = """mmrl evaluate - evaluate a checkpoint on the configured sets
 
@@ -17,7 +18,7 @@ Results go to ${output_dir}/${run_name}/evaluations/NAME and are printed.
 
 examples:
   mmrl evaluate runs/quickstart/stages/02-reason/handoff experiment=quickstart
-  mmrl evaluate runs/quickstart/stages/01-cold_start/handoff experiment=quickstart 'evaluation.sets={ood: ood.jsonl}'
+  mmrl evaluate runs/quickstart/stages/01-cold_start/handoff experiment=quickstart '~evaluation.sets.test'
 """
 
 
@@ -50,12 +51,24 @@ def evaluate(config: RootConfig, checkpoint: Path) -> None:
     quiet_libraries()
     check_all_targets(config)
     name = checkpoint.parent.name if checkpoint.name == "handoff" else checkpoint.name
-    directory = writable(Path(config.output_dir)) / config.run_name / "evaluations" / name
     with ConsoleProgress() as console:
         parts = Assembly(config=config, console=console)
+        _check_exists(checkpoint, parts)
+        directory = writable(Path(config.output_dir)) / config.run_name / "evaluations" / name
         parts.ensure_data()
         CheckpointEvaluator(parts, last_stage=name)(checkpoint, directory, name, None)
     bootstrap = ClusterBootstrap(num_resamples=config.evaluation.num_resamples)
     comparison = compare_stages({name: directory}, config.data.labels, bootstrap)
     Console(highlight=False, width=None if Console().is_terminal else 120).print(results_table(comparison))
     print(f"predictions and figures in {directory}")
+
+
+def _check_exists(checkpoint: Path, parts: Any) -> None:
+    """Refuses a checkpoint that is neither a folder nor on the hub, before a dataset is generated for it."""
+    if (checkpoint / "config.json").is_file():
+        return
+    if checkpoint.exists() or checkpoint.is_absolute() or checkpoint.name == "handoff" or len(checkpoint.parts) != 2:
+        raise StageError(
+            f"checkpoint {checkpoint} is no Hugging Face folder; give a stage's handoff folder or a hub id"
+        )
+    parts.encoder(checkpoint)

@@ -87,7 +87,6 @@ class Assembly:
             settings=self.media_settings,
             cache=MediaCache(Path(media.cache_dir)),
             decoder=GuardedDecoder(workers=media.decode_workers, deadline_s=media.decode_deadline_s),
-            say=self.console.say,
         )
 
     def encoder(self, checkpoint: Path | str) -> Any:

@@ -2,10 +2,11 @@
 
 import inspect
 from collections.abc import Mapping
+from pkgutil import resolve_name
 from typing import Any
 
 from hydra.errors import HydraException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 
 from lightning_mmrl.config.validate import ALLOWED_TARGETS, check_allowed, did_you_mean, first_line
 from lightning_mmrl.errors import ConfigError, MmrlError
@@ -56,8 +57,8 @@ def optional(node: Any, path: str, default: Any) -> Any:
 def _check_target(node: Mapping[str, Any], path: str) -> None:
     target = node["_target_"]
     try:
-        found = get_object(target)
-    except (HydraException, ImportError, AttributeError, ValueError) as error:
+        found = resolve_name(str(target))
+    except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"{path}._target_: {target!r} cannot be imported ({first_line(error)}); check the path"
         ) from error

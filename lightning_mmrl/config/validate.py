@@ -163,10 +163,12 @@ def _check_values(config: RootConfig) -> None:
     # What these two refuse would otherwise show when the first stage is built.
     PromptTemplate(**asdict(config.prompt))
     LabelMatcher(labels=tuple(config.data.labels))
-    _check_evaluation(config.evaluation)
+    for name, stage in config.stages.items():
+        _require(stage.kind in KINDS, f"stages.{name}.kind", stage.kind, f"one of {', '.join(KINDS)}")
     stage_specs(config)
     for name in config.order:
         _check_stage(f"stages.{name}", config.stages[name])
+    _check_evaluation(config.evaluation)
 
 
 def _check_evaluation(evaluation: EvaluationConfig) -> None:
@@ -178,7 +180,6 @@ def _check_evaluation(evaluation: EvaluationConfig) -> None:
 
 
 def _check_stage(path: str, stage: StageConfig) -> None:
-    _require(stage.kind in KINDS, f"{path}.kind", stage.kind, f"one of {', '.join(KINDS)}")
     for part in ("module", "optimizer", "schedule"):
         _require_target(asdict(stage), f"{path}.{part}", part)
     _at_least_one(stage, path, "num_steps", "rollout_table_every")

@@ -1,6 +1,6 @@
 """A manifest made ready for a model: every medium decoded and encoded once, bad clips in quarantine."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -32,13 +32,12 @@ class DataMonitor(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaPipeline:
-    """How media of a dataset become tensors; `say` tells the user which samples are left out."""
+    """How media of a dataset become tensors."""
 
     encoder: PromptEncoder
     settings: MediaSettings
     cache: MediaCache
     decoder: GuardedDecoder
-    say: Callable[[str], None]
 
     def key(self, path: Path, ref: MediaRef) -> str:
         """Cache key of a medium."""
@@ -118,8 +117,7 @@ class PreparedSet(Dataset[EncodedSample]):
             if reason is not None:
                 path = str(missing[key].path)
                 failures[key] = reason if path in reason else f"{path}: {reason}"
-            if on_progress is not None:
-                on_progress(description, next(done), len(keys))
+            monitor.progress(f"preparing {manifest}", next(done), len(keys))
 
         self._pipeline.decoder.decode_all(list(missing.values()), store)
         self._set_aside(failures)
@@ -178,9 +176,6 @@ class PreparedSet(Dataset[EncodedSample]):
                 bad.append(Quarantined(sample_id=sample.id, reason=reason))
         if not usable:
             raise DataError(f"all {len(bad)} samples failed to decode; the first: {bad[0].reason}")
-        for each in bad:
-            self._pipeline.say(f"left out sample {each.sample_id}: {each.reason}")
-        self._pipeline.say(f"left out {len(bad)} of {len(self.samples)} samples, whose media cannot be used")
         self.samples, self.quarantined = usable, (*self.quarantined, *bad)
 
     def _path(self, ref: MediaRef) -> Path:

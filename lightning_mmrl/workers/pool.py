@@ -275,7 +275,7 @@ def _serve(connection: Connection, payload: bytes) -> None:
     connection.send(None)
     with suppress(EOFError):
         while True:
-            connection.send(_call(function, connection.recv()))
+            _report(connection, _call(function, connection.recv()))
 
 
 def _call(function: Callable[[Any], Any], item: Any) -> Outcome:
@@ -285,6 +285,13 @@ def _call(function: Callable[[Any], Any], item: Any) -> Outcome:
         return Outcome(error=str(error))
     except Exception as error:  # whatever foreign code raises is its failure, not the run's
         return Outcome(error=f"{type(error).__name__}: {error}")
+
+
+def _report(connection: Connection, outcome: Outcome) -> None:
+    try:
+        connection.send(outcome)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:  # raised before anything is written
+        connection.send(Outcome(error=f"its result cannot be sent back: {error}"))
 
 
 def _exit_with_parent() -> None:

@@ -31,8 +31,8 @@ class SplitSizes:
 class BaseTaskWeights:
     """Shares of the three tasks of the base split, in any unit."""
 
-    face_caption: float = 1.0
-    voice_caption: float = 1.0
+    face_caption: float = 3.0
+    voice_caption: float = 3.0
     weak_label: float = 2.0
 
     def __post_init__(self) -> None:
@@ -65,7 +65,7 @@ class EmotionSetSettings:
     sizes: SplitSizes = field(default_factory=SplitSizes)
     base_tasks: BaseTaskWeights = field(default_factory=BaseTaskWeights)
     emer_style_share: float = 0.4
-    weak_label_accuracy: float = 0.5
+    weak_label_accuracy: float = 0.3
     style: Style = field(default_factory=Style)
     ood_style: Style = field(default_factory=lambda: Style(face=OTHER_FACE_STYLE, voice=OTHER_VOICE_STYLE))
 

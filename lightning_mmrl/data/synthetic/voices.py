@@ -52,7 +52,7 @@ class Prosody:
 
 PROSODIES: Mapping[str, Prosody] = {
     "fast": Prosody(syllable_rate_hz=7.0, loudness=0.6, brightness=1.0),
-    "shaky": Prosody(loudness=0.18, vibrato_semitones=1.6, tremolo=0.6, brightness=0.2),
+    "shaky": Prosody(loudness=0.14, vibrato_semitones=2.0, tremolo=0.7, brightness=0.5),
     "flat": Prosody(syllable_rate_hz=2.0, intonation_semitones=0.0, brightness=0.0),
     "rising": Prosody(rise_semitones=12.0, swell=1.5),
 }

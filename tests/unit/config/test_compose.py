@@ -6,13 +6,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from lightning_mmrl.config.compose import compose, compose_tree, configs_dir
-from lightning_mmrl.config.validate import stage_specs
+from lightning_mmrl.config.validate import stage_specs, validated
 from lightning_mmrl.errors import ConfigError
 
 LIST = "must be a list, such as"
 
-REFUSED = {
-    # keys
+SPELLING = {
     "sede=1": "sede: unknown key; did you mean 'seed'?",
     "+sede=1": "sede: unknown key; did you mean 'seed'?",
     "modle=tiny_omni": "modle: unknown key; did you mean 'model'?",
@@ -23,12 +22,16 @@ REFUSED = {
     "stages.reason.optimizer.lrr=1": "did you mean 'lr'?, or add a parameter of the _target_ by +stages.reason.optimizer.lrr",
     "data.media.max_pixels=9": "data.media.max_pixels: is not set in this composition; add it by +data.media.max_pixels=",
     "+seed=1": "An item is already at 'seed'",
-    # group options and syntax
     "model=tiny_omi": "model=tiny_omi: no such option; did you mean 'tiny_omni'?",
     "trainer=gpuu": "trainer=gpuu: no such option; known are auto, cpu",
     "experiment=quickstat": "experiment=quickstat: no such option; did you mean 'quickstart'?",
+    "data=emotions_jsonl": "data.root: has no value; set it, for example data.root=...",
+    "run_name=???": "run_name: has no value",
     "foo": "'foo' is not an override; write KEY=VALUE",
     "a=[1": "'a=[1' is not an override; write KEY=VALUE",
+}
+
+VALUES = {
     # types
     "seed=abc": "seed: Value 'abc' of type 'str' could not be converted to Integer",
     "stages.reason.num_steps=2.5": "stages.reason.num_steps: Value '2.5' of type 'float' could not be converted",
@@ -39,8 +42,6 @@ REFUSED = {
     "data.labels=happy": f"data.labels is happy; it {LIST} data.labels=[happy]",
     "seed=${nothing}": "seed: Interpolation key 'nothing' not found",
     # missing values
-    "data=emotions_jsonl": "data.root: has no value; set it, for example data.root=...",
-    "run_name=???": "run_name: has no value",
     # targets
     "stages.reason.module._target_=os.system": "stages.reason.module._target_ is 'os.system'; it must start with one of",
     "stages.reason.optimizer=5": "stages.reason.optimizer is 5; it must be a node with a _target_",
@@ -79,24 +80,52 @@ REFUSED = {
     "stages.reason.algorithm.update.num_epochs=0": "stages.reason.algorithm.update.num_epochs is 0; it must be at least 1",
     "stages.reason.sampling.temperature=0": "stages.reason.sampling.temperature is 0.0; it must be above 0",
     "stages.reason.sampling.max_new_tokens=0": "stages.reason.sampling.max_new_tokens is 0; it must be at least 1",
-    "+stages.reason.rewards.weights.style=1": "stages.reason.rewards: parts and weights differ in style",
+    "stages.reason.rewards.weights.style=1": "stages.reason.rewards: parts and weights differ in style",
 }
 
 
-@pytest.mark.parametrize("override", REFUSED)
+@pytest.fixture(scope="module")
+def tree():
+    """The composition without overrides; composing takes Hydra a while."""
+    tree = compose_tree([])
+    OmegaConf.set_struct(tree, False)
+    return tree
+
+
+@pytest.fixture(scope="module")
+def changed(tree):
+    """A configuration with other values."""
+    return lambda *overrides: validated(OmegaConf.merge(tree, OmegaConf.from_dotlist(list(overrides))))
+
+
+@pytest.mark.parametrize("override", SPELLING)
 def test_a_bad_override_is_refused_in_one_sentence(override):
-    with pytest.raises(ConfigError, match=re.escape(REFUSED[override])) as caught:
+    with pytest.raises(ConfigError, match=re.escape(SPELLING[override])) as caught:
         compose([override])
     assert "\n" not in str(caught.value)
 
 
-def test_stages_that_do_not_run_are_not_checked():
-    config = compose(["order=[cold_start]", "stages.reason.algorithm.group_size=1"])
+@pytest.mark.parametrize("override", VALUES)
+def test_a_bad_value_is_refused_in_one_sentence(override, changed):
+    with pytest.raises(ConfigError, match=re.escape(VALUES[override])) as caught:
+        changed(override)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_key_that_hydra_let_pass_is_refused_with_its_full_path(changed):
+    with pytest.raises(ConfigError, match=r"^stages\.reason\.sampling\.tempurature: .*did you mean 'temperature'"):
+        changed("stages.reason.sampling.tempurature=1")
+
+
+def test_stages_that_do_not_run_are_not_checked(changed):
+    config = changed("order=[cold_start]", "stages.reason.algorithm.group_size=1")
     assert config.order == ["cold_start"]
 
 
 def test_values_arrive_typed_and_interpolated():
-    config = compose(["seed=3", "output_dir=/x", "stages.reason.optimizer.lr=1e-3", "+stages.reason.optimizer.fused=true"])
+    config = compose(
+        ["seed=3", "output_dir=/x", "stages.reason.optimizer.lr=1e-3", "+stages.reason.optimizer.fused=true"]
+    )
     assert config.model.build["seed"] == 3
     assert config.data.media.cache_dir == "/x/cache"
     assert config.stages["reason"].optimizer["lr"] == 1e-3
@@ -119,15 +148,16 @@ def test_the_shipped_configs_are_found():
     assert (configs_dir() / "train.yaml").is_file()
 
 
-def digests(*overrides):
-    return {spec.name: spec.digest for spec in stage_specs(compose(list(overrides)))}
+@pytest.fixture
+def digests(changed):
+    return lambda *overrides: {spec.name: spec.digest for spec in stage_specs(changed(*overrides))}
 
 
 PLAIN = {"cold_start", "reason"}
 
 
 @pytest.mark.parametrize(
-    ("override", "changed"),
+    ("override", "moved"),
     [
         ("stages.reason.num_steps=300", {"reason"}),
         ("stages.reason.optimizer.lr=1", {"reason"}),
@@ -140,22 +170,22 @@ PLAIN = {"cold_start", "reason"}
         ("run_name=other", set()),
         ("tracking.uri=null", set()),
         ("evaluation.batch_size=8", set()),
-        ("+data.media.decode_workers=1", set()),
+        ("data.media.decode_workers=1", set()),
     ],
 )
-def test_a_digest_is_of_what_decides_the_outcome_and_of_nothing_else(override, changed):
+def test_a_digest_is_of_what_decides_the_outcome_and_of_nothing_else(override, moved, digests):
     before, after = digests(), digests(override)
-    assert {name for name in before if before[name] != after[name]} == changed
+    assert {name for name in before if before[name] != after[name]} == moved
 
 
-def test_a_stage_on_another_base_does_not_depend_on_the_one_before():
+def test_a_stage_on_another_base_does_not_depend_on_the_one_before(digests):
     before = digests("stages.reason.start_from=base")
     after = digests("stages.reason.start_from=base", "stages.cold_start.num_steps=300")
     assert before["reason"] == after["reason"]
     assert before["cold_start"] != after["cold_start"]
 
 
-def test_a_stage_that_moves_in_the_order_is_another_stage():
+def test_a_stage_that_moves_in_the_order_is_another_stage(digests):
     assert digests()["reason"] != digests("order=[reason]")["reason"]
     assert digests()["cold_start"] == digests("order=[cold_start]")["cold_start"]
 

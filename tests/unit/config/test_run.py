@@ -42,7 +42,7 @@ def test_a_folder_that_cannot_be_written_is_refused(place):
 
 
 def test_every_manifest_of_the_run_is_known(root):
-    names = manifests(config(root, "evaluation.sets={test: test.jsonl}", "data.validation=null"))
+    names = manifests(config(root, "~evaluation.sets.ood", "data.validation=null"))
     assert names == {"cold_start": "cold_start.jsonl", "reason": "train.jsonl", "test": "test.jsonl"}
     assert "reason" not in manifests(config(root, "order=[cold_start]"))
 

@@ -3,11 +3,11 @@ from pathlib import Path
 import pytest
 
 from lightning_mmrl.config.targets import build, check_targets, optional
-from lightning_mmrl.errors import ConfigError, DataError
+from lightning_mmrl.errors import ConfigError, StageError
 
 SCHEDULE = "lightning_mmrl.algorithms.schedules.WarmupConstant"
 
-NONE = Path("/none.jsonl")
+NONE = Path("/none")
 
 
 def node(target=SCHEDULE, **keys):
@@ -28,11 +28,17 @@ def test_a_null_node_takes_the_default():
 @pytest.mark.parametrize(
     ("bad", "sentence"),
     [
-        (node(warmup_stesp=1), r"a\.b\.warmup_stesp: .*WarmupConstant has no such parameter; did you mean 'warmup_steps'"),
+        (
+            node(warmup_stesp=1),
+            r"a\.b\.warmup_stesp: .*WarmupConstant has no such parameter; did you mean 'warmup_steps'",
+        ),
         (node(SCHEDULE + "s"), r"a\.b\._target_: '.*WarmupConstants' cannot be imported .*; check the path"),
         (node("lightning_mmrl.none.Thing"), r"a\.b\._target_: .* cannot be imported"),
         (node("lightning_mmrl.config"), r"a\.b\._target_: 'lightning_mmrl.config' is no class or function"),
-        (node("lightning_mmrl.tracking.spool.os.system", command="x"), r"a\.b\._target_: .* is no class or function"),
+        (
+            node("lightning_mmrl.curriculum.manifest.os.system", command="x"),
+            r"a\.b\._target_: .* is no class or function",
+        ),
         (node("torch.optim.adam.torch.load", f="x"), r"a\.b\._target_: .* is no class or function of"),
         ({"deep": {"er": node(x=1)}}, r"a\.b\.deep\.er\.x: .* has no such parameter; known are warmup_steps"),
         ({"list": [node(warmup_steps=1), node(x=1)]}, r"a\.b\.list\[1\]\.x: .* has no such parameter"),
@@ -62,7 +68,7 @@ def test_what_a_target_refuses_is_one_sentence_with_the_key():
         build(node("lightning_mmrl.prompts.labels.LabelMatcher"), "a.b")
     with pytest.raises(ConfigError, match="labels is empty"):
         build(node("lightning_mmrl.prompts.labels.LabelMatcher", labels=[]), "a.b")
-    with pytest.raises(DataError, match="none.jsonl does not exist"):
-        build(node("lightning_mmrl.data.schema.read_manifest"), "a", path=NONE, media_root=NONE)
+    with pytest.raises(StageError, match="/none is not a finished hand-over"):
+        build(node("lightning_mmrl.curriculum.handoff.check_handoff"), "a", directory=NONE)
     with pytest.raises(ConfigError, match="^a: .*No such file"):
         build(node("lightning_mmrl.curriculum.handoff.folder_digest"), "a", directory=NONE)

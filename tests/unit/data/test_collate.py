@@ -60,7 +60,11 @@ def test_media_of_different_length_are_padded_with_zeros_and_counted():
 
 
 def test_each_prompt_gets_back_its_own_media():
-    items = [item("a", 1, pixels=torch.ones(4, 2)), item("b", 1, sound=sound(1, 3)), item("c", 1, pixels=torch.zeros(6, 2))]
+    items = [
+        item("a", 1, pixels=torch.ones(4, 2)),
+        item("b", 1, sound=sound(1, 3)),
+        item("c", 1, pixels=torch.zeros(6, 2)),
+    ]
     batch = collate_prompts(items, PAD)
     assert batch.media.counts == {"pixels": (4, 0, 6), "sound": (0, 1, 0)}
     back = batch.select([2, 1])

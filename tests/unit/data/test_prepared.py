@@ -82,19 +82,31 @@ def root(tmp_path):
     return root
 
 
-@pytest.fixture
-def said():
-    return []
+class Monitor:
+    """Remembers what it hears."""
+
+    def __init__(self):
+        self.steps, self.left_out = [], []
+
+    def progress(self, *step):
+        self.steps.append(step)
+
+    def quarantine(self, manifest, num_usable, left_out):
+        self.left_out.append((manifest, num_usable, [(each.sample_id, each.reason) for each in left_out]))
 
 
 @pytest.fixture
-def pipeline(tmp_path, said):
+def monitor():
+    return Monitor()
+
+
+@pytest.fixture
+def pipeline(tmp_path):
     return MediaPipeline(
         encoder=WordEncoder(),
         settings=MediaSettings(num_frames=2),
         cache=MediaCache(tmp_path / "cache"),
         decoder=CountingDecoder(),
-        say=said.append,
     )
 
 
@@ -119,26 +131,25 @@ def test_each_medium_is_decoded_once_for_all_sets_and_passes(root, pipeline):
     rows = [row("a", ["one.mp4"], ["one.wav"]), row("b", ["one.mp4"]), row("c", ["two.mp4"], ["one.wav"]), row("d")]
     for _ in range(2):
         dataset = prepared(root, pipeline, *rows)
-        dataset.prepare("preparing")
+        dataset.prepare("train.jsonl", Monitor())
         for _ in range(2):
             [dataset[Draw(index=index, serial=index)] for index in range(4)]
     assert sorted(pipeline.decoder.decoded) == [("one.mp4", "video"), ("one.wav", "audio"), ("two.mp4", "video")]
 
 
 def test_other_settings_decode_anew(root, pipeline):
-    prepared(root, pipeline, row("a", ["one.mp4"])).prepare("preparing")
+    prepared(root, pipeline, row("a", ["one.mp4"])).prepare("train.jsonl", Monitor())
     finer = replace(pipeline, settings=MediaSettings(num_frames=4))
     dataset = prepared(root, finer, row("a", ["one.mp4"]))
-    dataset.prepare("preparing")
+    dataset.prepare("train.jsonl", Monitor())
     assert len(pipeline.decoder.decoded) == 2
     assert len(dataset[Draw(index=0, serial=0)].prompt["levels"]) == 4
 
 
-def test_progress_counts_up_whatever_the_order_of_completion(root, pipeline):
-    seen = []
+def test_progress_counts_up_whatever_the_order_of_completion(root, pipeline, monitor):
     dataset = prepared(root, pipeline, row("a", ["one.mp4"], ["one.wav"]), row("b", ["two.mp4"]))
-    dataset.prepare("preparing x", lambda *step: seen.append(step))
-    assert seen == [("preparing x", 1, 3), ("preparing x", 2, 3), ("preparing x", 3, 3)]
+    dataset.prepare("x", monitor)
+    assert monitor.steps == [("preparing x", 1, 3), ("preparing x", 2, 3), ("preparing x", 3, 3)]
 
 
 @pytest.mark.parametrize(
@@ -150,30 +161,30 @@ def test_progress_counts_up_whatever_the_order_of_completion(root, pipeline):
         (row("bad", audios=["long.wav"]), "long.wav: longer than the window"),
     ],
 )
-def test_a_bad_clip_is_counted_named_and_left_out(root, pipeline, said, bad, reason):
+def test_a_bad_clip_is_counted_named_and_left_out(root, pipeline, monitor, bad, reason):
     dataset = prepared(root, pipeline, row("a", ["one.mp4"]), bad, row("c", ["two.mp4"]))
-    dataset.prepare("preparing")
+    dataset.prepare("train.jsonl", monitor)
     assert [sample.id for sample in dataset.samples] == ["a", "c"]
     assert len(dataset) == 2
     [quarantined] = dataset.quarantined
     assert quarantined.sample_id == "bad"
     assert reason in quarantined.reason
-    assert any("bad" in line and reason in line for line in said)
-    assert said[-1] == "left out 1 of 3 samples, whose media cannot be used"
-    assert dataset[Draw(index=1, serial=0)].sample.id == "c"
+    [(manifest, num_usable, [(name, why)])] = monitor.left_out
+    assert (manifest, num_usable, name) == ("train.jsonl", 2, "bad")
+    assert reason in why
 
 
 def test_a_second_preparation_forgets_no_quarantine(root, pipeline):
     dataset = prepared(root, pipeline, row("a", ["one.mp4"]), row("bad", ["broken.mp4"]))
-    dataset.prepare("preparing")
-    dataset.prepare("preparing")
+    dataset.prepare("train.jsonl", Monitor())
+    dataset.prepare("train.jsonl", Monitor())
     assert [each.sample_id for each in dataset.quarantined] == ["bad"]
 
 
 def test_a_set_without_a_usable_clip_is_refused(root, pipeline):
     dataset = prepared(root, pipeline, row("a", ["broken.mp4"]), row("b", ["broken.mp4"]))
     with pytest.raises(DataError, match=r"all 2 samples failed to decode; the first: .*broken\.mp4"):
-        dataset.prepare("preparing")
+        dataset.prepare("train.jsonl", Monitor())
 
 
 def test_an_error_that_is_not_the_clips_is_not_hidden(root, pipeline):
@@ -182,12 +193,12 @@ def test_an_error_that_is_not_the_clips_is_not_hidden(root, pipeline):
 
     pipeline.encoder.encode_video = crash
     with pytest.raises(RuntimeError, match="bug"):
-        prepared(root, pipeline, row("a", ["one.mp4"])).prepare("preparing")
+        prepared(root, pipeline, row("a", ["one.mp4"])).prepare("train.jsonl", Monitor())
 
 
 def test_a_modality_can_be_taken_away(root, pipeline):
     dataset = prepared(root, pipeline, row("a", ["one.mp4"], ["one.wav"]))
-    dataset.prepare("preparing")
+    dataset.prepare("train.jsonl", Monitor())
     shown = {}
     for variant in ("full", "silent", "blank"):
         prompt = dataset[Draw(index=0, serial=0, variant=variant)].prompt
@@ -228,7 +239,7 @@ def test_targets_are_ignored_where_nothing_is_learned_from_them(root, pipeline):
 def test_turns_that_cannot_be_used_are_refused_before_anything_is_decoded(root, pipeline, bad, how, reason):
     dataset = prepared(root, pipeline, row("a", ["one.mp4"], target="<think>sad"), bad, **how)
     with pytest.raises(DataError, match=reason):
-        dataset.prepare("preparing")
+        dataset.prepare("train.jsonl", Monitor())
     assert pipeline.decoder.decoded == []
 
 
@@ -236,13 +247,13 @@ def test_images_are_refused(root, pipeline):
     turns = [{"role": "user", "content": "<image>Which?"}]
     dataset = prepared(root, pipeline, {"id": "a", "messages": turns, "images": ["one.mp4"]})
     with pytest.raises(DataError, match="sample a: images are not read yet"):
-        dataset.prepare("preparing")
+        dataset.prepare("train.jsonl", Monitor())
 
 
 def test_a_clip_that_crashes_or_breaks_limits_costs_that_clip_in_real_workers(root, pipeline):
     guarded = replace(pipeline, decoder=GuardedDecoder(workers=2, deadline_s=60.0))
     dataset = prepared(root, guarded, row("a", ["one.mp4"], ["one.wav"]), row("bad", ["broken.mp4"]))
-    dataset.prepare("preparing")
+    dataset.prepare("train.jsonl", Monitor())
     assert [each.sample_id for each in dataset.quarantined] == ["bad"]
     assert dataset[Draw(index=0, serial=0)].prompt["sound"].tolist() == [[[1.0, 1.0]]]
 
@@ -255,6 +266,7 @@ def module(root, pipeline, kind, validation=None, **feed):
         kind=kind,
         feed=Feed(manifest="train.jsonl", **feed),
         validation=validation,
+        monitor=Monitor(),
     )
 
 
@@ -295,7 +307,7 @@ def test_validation_shows_each_sample_once_in_order(root, pipeline):
 
 def test_an_evaluation_can_take_a_modality_away(root, pipeline):
     dataset = prepared(root, pipeline, row("a", ["one.mp4"]), row("b", ["two.mp4"]))
-    dataset.prepare("preparing")
+    dataset.prepare("train.jsonl", Monitor())
     [batch] = eval_loader(dataset, batch_size=8, pad_token_id=0, variant="blank")
     assert batch.media.tensors["levels"].eq(128).all()
     [batch] = eval_loader(dataset, batch_size=8, pad_token_id=0)

@@ -118,14 +118,25 @@ def test_a_bad_span_is_refused(read, span, found):
 
 @pytest.mark.parametrize(
     "path",
-    ["/etc/passwd", "../secret.mp4", "clips/../../secret.mp4", "http://x/a.mp4", "file:///a.mp4", "~/a.mp4", "a\0b", ""],
+    [
+        "/etc/passwd",
+        "../secret.mp4",
+        "clips/../../secret.mp4",
+        "http://x/a.mp4",
+        "file:///a.mp4",
+        "~/a.mp4",
+        "a\0b",
+        "",
+    ],
 )
 def test_a_path_that_leaves_the_root_is_refused(read, path):
     with pytest.raises(DataError, match="train.jsonl line 1: media path .* must be relative to media_root"):
         read({"messages": clip_turn(), "videos": [path]})
 
 
-@pytest.mark.parametrize(("path", "found"), [("clips/none.mp4", "does not exist"), ("clips", "does not exist"), (".", "not exist")])
+@pytest.mark.parametrize(
+    ("path", "found"), [("clips/none.mp4", "does not exist"), ("clips", "does not exist"), (".", "not exist")]
+)
 def test_a_path_that_is_no_file_is_refused(read, path, found):
     with pytest.raises(DataError, match=f"train.jsonl line 1: media file .*{found}; add it or remove the line"):
         read({"messages": clip_turn(), "videos": [path]})

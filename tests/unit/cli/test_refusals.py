@@ -1,0 +1,190 @@
+"""Commands that cannot run end with one sentence and exit code 2, write nothing, and leave torch unloaded where they can."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from lightning_mmrl import __version__
+from lightning_mmrl.cli.main import COMMANDS, main
+
+# Each is refused before torch is imported.
+TORCH_FREE = {
+    "sede=1": "sede: unknown key; did you mean 'seed'?",
+    "+sede=1": "sede: unknown key; did you mean 'seed'?",
+    "seed=abc": "seed: Value 'abc'",
+    "model=tiny_omi": "model=tiny_omi: no such option; did you mean 'tiny_omni'?",
+    "stages.reason.module._target_=os.system": "stages.reason.module._target_ is 'os.system'",
+    "data=emotions_jsonl": "data.root: has no value",
+    "stages.reason.algorithm.group_size=1": "stages.reason.algorithm.group_size is 1; it must be at least 2",
+    "stages.reason.algorithm.update.num_minibatches=5": "num_minibatches is 5; it must be a divisor of data.batch_size",
+    "order=[raeson]": "order[0]: unknown stage 'raeson'; stages defines cold_start, reason",
+    "order=[]": "order is empty",
+    "order=[reason,reason]": "order[1]: stage 'reason' appears twice",
+    "stages.cold_start.start_from=reason": "stages.cold_start.start_from is 'reason'; choose one of base, previous",
+    "stages.cold_start.data.modality_dropout.silent=1.5": "stages.cold_start.data.modality_dropout is 1.5",
+    "stages.reason.validate_every=999": "stages.reason.validate_every is 999; it must be null or between 1 and num_steps",
+    "--config-dir=/no/such/folder": "Additional config directory '/no/such/folder' not found",
+}
+
+SCRIPT = """
+import contextlib, io, json, sys
+from lightning_mmrl.cli.main import main
+found = {}
+for arguments in json.loads(sys.argv[1]):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(arguments)
+    found[" ".join(arguments)] = [code, out.getvalue(), err.getvalue()]
+heavy = sorted({"torch", "lightning", "transformers", "mlflow"} & set(sys.modules))
+print(json.dumps([found, heavy]))
+"""
+
+
+@pytest.fixture
+def empty(tmp_path, monkeypatch):
+    """An empty working folder that must stay empty."""
+    for name in ("HYDRA_FULL_ERROR", "TRANSFORMERS_VERBOSITY"):  # commands set them for their process
+        monkeypatch.setenv(name, "1" if name == "HYDRA_FULL_ERROR" else "error")
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    assert list(tmp_path.iterdir()) == []
+
+
+def refused(capfd, *arguments):
+    """The one sentence a command is refused with."""
+    assert main(arguments) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith(f"mmrl {arguments[0]}: ")
+    return err
+
+
+def test_bad_configurations_are_refused_and_plans_shown_without_torch(empty):
+    commands = [["train", override] for override in TORCH_FREE] + [["plan", "experiment=quickstart"]]
+    command = [sys.executable, "-c", SCRIPT, json.dumps(commands)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found, heavy = json.loads(done.stdout)
+    assert heavy == []
+    code, plan, errors = found.pop("plan experiment=quickstart")
+    assert (code, errors) == (0, "")
+    assert "quickstart" in plan
+    for override, sentence in TORCH_FREE.items():
+        code, out, err = found[f"train {override}"]
+        assert (code, out) == (2, ""), override
+        assert err.startswith("mmrl train: "), override
+        assert sentence in err
+        assert err.count("\n") == 1, err
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        (
+            "+stages.reason.optimizer.lrr=1",
+            "stages.reason.optimizer.lrr: torch.optim.AdamW has no such parameter; did you mean 'lr'?",
+        ),
+        ("+stages.cold_start.module.x=1", "stages.cold_start.module.x: "),
+        ("stages.reason.schedule._target_=lightning_mmrl.nothing.Here", "stages.reason.schedule._target_: "),
+        ("stages.reason.schedule._target_=lightning_mmrl.curriculum.manifest.os.abort", "is no class or function"),
+        ("output_dir=/dev/null/x", "output_dir /dev/null/x cannot be written (Not a directory); choose another"),
+    ],
+)
+def test_train_refuses_what_only_imports_can_show(override, sentence, empty, capfd):
+    assert sentence in refused(capfd, "train", "experiment=quickstart", override)
+
+
+def test_train_refuses_data_that_are_not_there(empty, tmp_path_factory, capfd):
+    outputs = tmp_path_factory.mktemp("outputs")
+    where = [f"output_dir={outputs}", "data=emotions_jsonl"]
+    assert "data.root /none does not exist" in refused(capfd, "train", *where, "data.root=/none")
+    assert f"manifest {outputs}/cold_start.jsonl does not exist" in refused(
+        capfd, "train", *where, f"data.root={outputs}"
+    )
+    assert list(outputs.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [[], ["seed=1"], ["--cfg", "job"]])
+def test_evaluate_needs_a_checkpoint(arguments, empty, capsys):
+    assert main(["evaluate", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert err.endswith("mmrl evaluate: CHECKPOINT is missing; name a folder or a hub id first\n")
+    assert "usage: mmrl evaluate CHECKPOINT" in err
+
+
+@pytest.mark.parametrize("checkpoint", ["none/handoff", "/none", "a/b/c", "none"])
+def test_evaluate_refuses_a_checkpoint_before_it_generates_data_for_it(checkpoint, empty, capfd):
+    err = refused(capfd, "evaluate", checkpoint, "experiment=quickstart")
+    assert f"checkpoint {checkpoint} is no Hugging Face folder; give a stage's handoff folder or a hub id" in err
+
+
+def test_evaluate_refuses_a_name_that_the_hub_does_not_know(empty, capfd):
+    assert main(["evaluate", "no-such/model", "experiment=quickstart"]) == 2
+    assert "'no-such/model' cannot be loaded" in capfd.readouterr().err
+
+
+def test_predict_refuses_a_folder_that_is_no_hand_over(empty, capfd):
+    assert "none is not a finished hand-over: mmrl.json is missing" in refused(capfd, "predict", "none", "clip.mp4")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["predict"], "the following arguments are required: checkpoint, clip"),
+        (["predict", "handoff"], "the following arguments are required: clip"),
+        (["predict", "handoff", "clip.mp4", "--max-new-tokens", "many"], "invalid int value: 'many'"),
+        (["data"], "the following arguments are required: COMMAND"),
+        (["data", "sync"], "invalid choice: 'sync'"),
+        (["data", "synth"], "the following arguments are required: directory"),
+        (["data", "synth", "x", "--scale", "big"], "invalid float value: 'big'"),
+    ],
+)
+def test_arguments_are_checked(arguments, sentence, empty, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_data_needs_a_worker(empty, capfd):
+    assert "--workers is 0; it must be at least 1" in refused(capfd, "data", "synth", "x", "--workers", "0")
+
+
+def test_an_unknown_command_is_refused_with_the_known_ones(empty, capsys):
+    assert main(["trian"]) == 2
+    assert f"unknown command 'trian'; choose one of {', '.join(COMMANDS)}" in capsys.readouterr().err
+
+
+def test_no_command_shows_the_usage(empty, capsys):
+    assert main([]) == 2
+    assert "usage: mmrl COMMAND" in capsys.readouterr().out
+
+
+def test_an_interrupt_says_how_to_go_on(empty, monkeypatch, capsys):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lightning_mmrl.cli.data.run", interrupted)
+    assert main(["data"]) == 130
+    assert "the same command continues after the last finished stage" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
+def test_help_prints(command, flag, empty, capsys):
+    try:
+        code = main([*command, flag])
+    except SystemExit as end:
+        code = end.code
+    assert code == 0
+    out = capsys.readouterr().out
+    assert "usage: mmrl" in out
+    if command == ["train"]:
+        assert "experiment: quickstart" in out
+
+
+def test_version_prints(empty, capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"mmrl {__version__}\n"

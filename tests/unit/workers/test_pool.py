@@ -1,0 +1,112 @@
+"""What tests/unit/rewards/test_pool.py does not show: the pool alone, its outcomes and its callback."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from lightning_mmrl.workers.pool import DeadlinePool, Outcome, WorkerError
+
+HERE = Path(__file__).parent
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture(scope="module")
+def act():
+    """Spawned workers get this path too."""
+    sys.path.insert(0, str(HERE))
+    import obedient_worker
+
+    yield obedient_worker.act
+    sys.path.remove(str(HERE))
+
+
+@pytest.fixture(scope="module")
+def pool(act):
+    with DeadlinePool(act, num_workers=2, deadline_s=2.0) as pool:
+        yield pool
+
+
+def test_outcomes_stand_in_the_order_of_the_items(pool):
+    outcomes = pool.map([("give", index) for index in range(20)])
+    assert [outcome.value[0] for outcome in outcomes] == list(range(20))
+    assert {outcome.value[1] for outcome in outcomes} & {os.getpid()} == set()
+
+
+def test_items_run_in_other_processes_at_the_same_time(pool):
+    first, second = pool.map([("give", 1), ("sleep", 0.3)])
+    assert first.value[1] != second.value[1]
+
+
+@pytest.mark.parametrize(
+    ("item", "error"),
+    [
+        (("divide", 0), "ZeroDivisionError: division by zero"),
+        (("refuse", "a clear sentence"), "a clear sentence"),  # our own errors speak for themselves
+        (("exit", 5), "worker died with exit code 5"),
+        (("sleep", 60), "deadline of 2.0 s exceeded"),
+    ],
+)
+def test_a_call_that_fails_says_why_and_costs_itself_alone(pool, item, error):
+    bad, good = pool.map([item, ("divide", 2)])
+    assert bad == Outcome(error=error)
+    assert good == Outcome(value=0.5)
+
+
+def test_a_result_that_cannot_be_sent_costs_itself_alone(pool):
+    bad, good = pool.map([("closure", 1), ("divide", 2)])
+    assert bad.value is None
+    assert bad.error.startswith("its result cannot be sent back: ")
+    assert good == Outcome(value=0.5)
+
+
+def test_large_results_pass(pool):
+    [outcome] = pool.map([("big", 5_000_000)])
+    assert outcome.value == bytes(5_000_000)
+
+
+def test_each_item_is_reported_once_as_it_ends(pool):
+    seen = []
+    items = [("sleep", 0.5), ("divide", 2), ("exit", 1), ("divide", 0)]
+    outcomes = pool.map(items, on_done=lambda index, outcome: seen.append((index, outcome)))
+    assert sorted(index for index, _ in seen) == [0, 1, 2, 3]
+    assert seen[-1][0] == 0  # the slow one ends last
+    assert all(outcomes[index] is outcome for index, outcome in seen)
+
+
+def test_items_beyond_the_budget_are_reported_too(pool):
+    seen = []
+    outcomes = pool.map(
+        [("sleep", 60), ("sleep", 60), ("divide", 2)], budget_s=0.2, on_done=lambda index, _: seen.append(index)
+    )
+    assert [outcome.error for outcome in outcomes] == ["batch budget of 0.2 s exceeded"] * 3
+    assert sorted(seen) == [0, 1, 2]
+    assert pool.map([("divide", 2)]) == [Outcome(value=0.5)]  # no worker is left busy
+
+
+def test_a_callback_that_raises_leaves_the_pool_usable(pool):
+    def stop(index, outcome):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pool.map([("divide", 2), ("sleep", 60)], on_done=stop)
+    assert pool.map([("divide", 4)]) == [Outcome(value=0.25)]
+
+
+def test_no_items_give_no_outcomes(pool):
+    assert pool.map([]) == []
+
+
+def test_what_cannot_be_sent_to_workers_is_refused():
+    with pytest.raises(WorkerError, match="use importable functions and classes"):
+        DeadlinePool(lambda item: item, num_workers=1, deadline_s=1.0)
+
+
+def test_a_closed_pool_says_so(act, pool):
+    other = DeadlinePool(act, num_workers=1, deadline_s=1.0)
+    assert not other.closed
+    other.close()
+    other.close()
+    assert other.closed
+    assert not pool.closed
