@@ -1,8 +1,8 @@
-"""Runs the quickstart for several seeds and says, line by line, what its figures are against the bounds they are held to.
+"""Runs the quickstart for several seeds and holds its figures, line by line, against their bounds.
 
     python tools/quickstart_campaign.py --seeds 0 1 2
 
-Each seed is a run of its own (`quickstart-seed0` and so on; the dataset is the same); finished stages are not run again.
+Each seed is a run of its own (`quickstart-seed0` and so on) on the same dataset; finished stages are not run again.
 Writes `runs/quickstart-campaign.json` and exits with 1 if a bound is missed. Hyperparameters were chosen on validation.
 """
 
@@ -15,7 +15,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
 
 CHANCE = 100 / 7
 

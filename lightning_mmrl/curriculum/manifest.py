@@ -25,13 +25,17 @@ class FinishedStage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """The finished stages of a run, and its parent run in the tracker."""
+    """The finished stages of a run, and its parent run in the tracker.
+
+    `running_id` is the tracked run of the stage in progress: one that is still there when a run starts was killed.
+    """
 
     stages: Mapping[str, FinishedStage] = field(default_factory=dict)
     tracking_id: str | None = None
+    running_id: str | None = None
 
     def with_stage(self, name: str, finished: FinishedStage) -> "Manifest":
-        """A manifest that holds one more stage."""
+        """A manifest that holds one more stage, and none in progress."""
         return Manifest(stages={**self.stages, name: finished}, tracking_id=self.tracking_id)
 
     def write(self, directory: Path) -> None:
@@ -59,7 +63,7 @@ class Manifest:
                 name: FinishedStage(digest=entry["digest"], result=StageResult(**entry["result"]))
                 for name, entry in content["stages"].items()
             }
-            return cls(stages=stages, tracking_id=content["tracking_id"])
+            return cls(stages=stages, tracking_id=content["tracking_id"], running_id=content["running_id"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StageError(f"{path} is damaged ({error!r}); restore it or start a new run directory") from error
 

@@ -1,9 +1,10 @@
 """Chains stages: each starts from a hand-over on disk, is tracked, evaluated, and written down as finished."""
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,9 @@ class StageOrchestrator:
                 "mmrl.order": ",".join(s.name for s in self._curriculum.stages),
             }
             parent = tracker.open_run(self._curriculum.name, run_id=manifest.tracking_id, tags=tags)
-            manifest = Manifest(stages=manifest.stages, tracking_id=parent.id)
+            if manifest.running_id is not None:
+                tracker.open_run("killed", run_id=manifest.running_id).finish("KILLED")
+            manifest = replace(manifest, tracking_id=parent.id, running_id=None)
             manifest.write(self._directory)
             with _status_of(parent):
                 self._on_start(parent)
@@ -97,7 +100,9 @@ class StageOrchestrator:
         folder = self._directory / "stages" / f"{spec.index:02d}-{spec.name}"
         start, input_digest = self._starting_point(spec, manifest)
         tags = {"mmrl.stage": spec.name, "mmrl.kind": spec.kind, "mmrl.input_digest": input_digest}
-        run = tracker.open_run(f"{spec.index:02d}-{spec.name}", parent_id=parent.id, tags=tags)
+        shutil.rmtree(folder, ignore_errors=True)  # what an unfinished attempt left
+        run = tracker.open_run(folder.name, parent_id=parent.id, tags=tags)
+        replace(manifest, running_id=run.id).write(self._directory)
         seconds: dict[str, float] = {}
         with _status_of(run):
             with _timed(seconds, "train"):

@@ -94,5 +94,5 @@ def test_an_option_that_cannot_work_would_be_found(tmp_path):
     text = (configs_dir() / "stage" / "sft.yaml").read_text()
     (tmp_path / "stage" / "bad.yaml").write_text(text.replace("warmup_steps", "warmup_stesp"))
     config = compose(["+stage@stages.other=bad", "order=[other]"], config_dir=tmp_path)
-    with pytest.raises(Exception, match="warmup_stesp: .*did you mean 'warmup_steps'"):
+    with pytest.raises(Exception, match=r"warmup_stesp: .*did you mean 'warmup_steps'"):
         check_all_targets(config)

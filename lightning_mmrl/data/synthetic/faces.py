@@ -25,12 +25,12 @@ class FaceStyle:
 
     strength_range: tuple[float, float] = (0.6, 1.0)
     rest_spread: float = 0.1
-    jitter: float = 0.13
-    pixel_noise: float = 11.0
-    light_spread: float = 11.0
-    scale_range_px: tuple[float, float] = (38.0, 44.5)
-    center_spread_px: float = 2.2
-    drift_px: float = 1.6
+    jitter: float = 0.12
+    pixel_noise: float = 10.0
+    light_spread: float = 10.0
+    scale_range_px: tuple[float, float] = (39.0, 44.0)
+    center_spread_px: float = 1.5
+    drift_px: float = 1.1
     color_spread: float = 8.0
     skin_palette: tuple[Color, ...] = ((244, 208, 176), (224, 172, 130), (184, 126, 86), (134, 88, 60), (250, 220, 120))
     background_palette: tuple[Color, ...] = (

@@ -63,7 +63,7 @@ def test_a_plan_in_an_empty_folder_needs_and_writes_nothing(folder, capsys):
 def test_a_plan_counts_samples_and_knows_what_is_finished(folder, capsys):
     (folder / "set").mkdir()
     (folder / "set" / "cold_start.jsonl").write_text("{}\n\n" * 64)
-    cold_start, reason = stage_specs(compose(["data.root=set"]))
+    cold_start, _ = stage_specs(compose(["data.root=set"]))
     result = StageResult(name="x", handoff="x", handoff_digest="", input_digest="", metrics={}, seconds={})
     manifest = Manifest().with_stage("cold_start", FinishedStage(digest=cold_start.digest, result=result))
     manifest.with_stage("reason", FinishedStage(digest="other", result=result)).write(folder / "runs" / "default")

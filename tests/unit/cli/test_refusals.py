@@ -1,4 +1,4 @@
-"""Commands that cannot run end with one sentence and exit code 2, write nothing, and leave torch unloaded where they can."""
+"""Commands that cannot run end with one sentence and exit code 2, write nothing, and leave torch alone if they can."""
 
 import json
 import subprocess
@@ -24,7 +24,7 @@ TORCH_FREE = {
     "order=[reason,reason]": "order[1]: stage 'reason' appears twice",
     "stages.cold_start.start_from=reason": "stages.cold_start.start_from is 'reason'; choose one of base, previous",
     "stages.cold_start.data.modality_dropout.silent=1.5": "stages.cold_start.data.modality_dropout is 1.5",
-    "stages.reason.validate_every=999": "stages.reason.validate_every is 999; it must be null or between 1 and num_steps",
+    "stages.reason.validate_every=999": "stages.reason.validate_every is 999; it must be null or between 1",
     "--config-dir=/no/such/folder": "Additional config directory '/no/such/folder' not found",
 }
 

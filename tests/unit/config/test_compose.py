@@ -19,8 +19,8 @@ SPELLING = {
     "stages.base.num_steps=1": "stages.base: unknown key; known are cold_start, reason",
     "stages.reason.optimzer.lr=1": "stages.reason.optimzer: unknown key; did you mean 'optimizer'?",
     "+stages.reason.algoritm.group_size=4": "stages.reason.algoritm: unknown key; did you mean 'algorithm'?",
-    "stages.reason.optimizer.lrr=1": "did you mean 'lr'?, or add a parameter of the _target_ by +stages.reason.optimizer.lrr",
-    "data.media.max_pixels=9": "data.media.max_pixels: is not set in this composition; add it by +data.media.max_pixels=",
+    "stages.reason.optimizer.lrr=1": "did you mean 'lr'?, or add a parameter of the _target_ by +stages.",
+    "data.media.max_pixels=9": "data.media.max_pixels: is not set in this composition; add it by +data.",
     "+seed=1": "An item is already at 'seed'",
     "model=tiny_omi": "model=tiny_omi: no such option; did you mean 'tiny_omni'?",
     "trainer=gpuu": "trainer=gpuu: no such option; known are auto, cpu",
@@ -41,9 +41,8 @@ VALUES = {
     "order=reason": f"order is reason; it {LIST} order=[reason]",
     "data.labels=happy": f"data.labels is happy; it {LIST} data.labels=[happy]",
     "seed=${nothing}": "seed: Interpolation key 'nothing' not found",
-    # missing values
     # targets
-    "stages.reason.module._target_=os.system": "stages.reason.module._target_ is 'os.system'; it must start with one of",
+    "stages.reason.module._target_=os.system": "module._target_ is 'os.system'; it must start with one of",
     "stages.reason.optimizer=5": "stages.reason.optimizer is 5; it must be a node with a _target_",
     "stages.reason.rewards.parts.label=null": "rewards.parts.label is None; it must be a node with a _target_",
     "model.family.encoder=null": "model.family.encoder is None; it must be a node with a _target_",
@@ -75,9 +74,9 @@ VALUES = {
     "stages.reason.validate_every=0": "validate_every is 0; it must be null or between 1 and num_steps 250",
     "stages.reason.algorithm=null": "stages.reason.algorithm: is missing; an rl stage needs it",
     "stages.reason.algorithm.group_size=1": "stages.reason.algorithm.group_size is 1; it must be at least 2",
-    "stages.reason.algorithm.update.num_minibatches=5": "num_minibatches is 5; it must be a divisor of data.batch_size 32",
+    "stages.reason.algorithm.update.num_minibatches=5": "num_minibatches is 5; it must be a divisor of data.batch_size",
     "stages.reason.algorithm.update.num_minibatches=0": "num_minibatches is 0; it must be a divisor",
-    "stages.reason.algorithm.update.num_epochs=0": "stages.reason.algorithm.update.num_epochs is 0; it must be at least 1",
+    "stages.reason.algorithm.update.num_epochs=0": "algorithm.update.num_epochs is 0; it must be at least 1",
     "stages.reason.sampling.temperature=0": "stages.reason.sampling.temperature is 0.0; it must be above 0",
     "stages.reason.sampling.max_new_tokens=0": "stages.reason.sampling.max_new_tokens is 0; it must be at least 1",
     "stages.reason.rewards.weights.style=1": "stages.reason.rewards: parts and weights differ in style",
@@ -140,7 +139,7 @@ def test_a_users_folder_adds_options_to_the_groups(tmp_path):
     (tmp_path / "experiment" / "mine.yaml").write_text(content)
     config = compose(["experiment=mine"], config_dir=tmp_path)
     assert (config.run_name, config.stages["reason"].num_steps) == ("mine", 7)
-    with pytest.raises(ConfigError, match="experiment=mime: no such option; did you mean 'mine'?"):
+    with pytest.raises(ConfigError, match=r"experiment=mime: no such option; did you mean 'mine'?"):
         compose(["experiment=mime"], config_dir=tmp_path)
 
 

@@ -70,6 +70,8 @@ def test_the_targets_of_the_stages_that_run_are_checked(root):
 
 
 class Recorder:
+    """A tracked run that remembers."""
+
     def __init__(self):
         self.artifacts, self.datasets = [], {}
 

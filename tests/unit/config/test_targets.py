@@ -59,16 +59,16 @@ def test_reserved_keys_and_plain_values_pass():
 
 @pytest.mark.parametrize("bad", [node("os.system", command="x"), {"x": [node("builtins.eval")]}])
 def test_a_target_outside_of_the_allow_list_is_never_called(bad):
-    with pytest.raises(ConfigError, match="must start with one of lightning_mmrl., torch.optim."):
+    with pytest.raises(ConfigError, match=r"must start with one of lightning_mmrl., torch.optim."):
         build(bad, "a")
 
 
 def test_what_a_target_refuses_is_one_sentence_with_the_key():
-    with pytest.raises(ConfigError, match="^a.b: .*missing .*labels"):
+    with pytest.raises(ConfigError, match=r"^a.b: .*missing .*labels"):
         build(node("lightning_mmrl.prompts.labels.LabelMatcher"), "a.b")
     with pytest.raises(ConfigError, match="labels is empty"):
         build(node("lightning_mmrl.prompts.labels.LabelMatcher", labels=[]), "a.b")
     with pytest.raises(StageError, match="/none is not a finished hand-over"):
         build(node("lightning_mmrl.curriculum.handoff.check_handoff"), "a", directory=NONE)
-    with pytest.raises(ConfigError, match="^a: .*No such file"):
+    with pytest.raises(ConfigError, match=r"^a: .*No such file"):
         build(node("lightning_mmrl.curriculum.handoff.folder_digest"), "a", directory=NONE)

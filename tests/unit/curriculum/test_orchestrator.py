@@ -16,6 +16,8 @@ NAMES = ["warm", "cold_start", "reason"]
 
 
 class FakeRun:
+    """A tracked run that remembers, and ends once."""
+
     def __init__(self, name, run_id, parent_id, tags):
         self.name, self.id, self.parent_id, self.tags = name, run_id, parent_id, dict(tags or {})
         self.status, self.metrics = "RUNNING", []
@@ -32,6 +34,8 @@ class FakeRun:
 
 
 class FakeTracker:
+    """Opens runs whose ids say in which attempt they were opened."""
+
     def __init__(self, attempt):
         self.attempt, self.runs, self.num_closed = attempt, [], 0
 
@@ -51,6 +55,8 @@ class FakeTracker:
 
 
 class Job:
+    """A stage whose weights are the names of all stages they went through."""
+
     def __init__(self, lab, spec, start_from):
         self.lab, self.spec, self.start_from = lab, spec, start_from
 
@@ -192,7 +198,7 @@ def test_a_longer_curriculum_runs_only_what_is_new_in_the_same_parent_run(lab):
 def test_a_changed_stage_is_refused_before_anything_happens(lab):
     lab.run(["warm", "cold_start"])
     before = (lab.directory / FILE).read_text()
-    with pytest.raises(ConfigError, match="stages.warm is finished in .* with another configuration; set run_name"):
+    with pytest.raises(ConfigError, match=r"stages.warm is finished in .* with another configuration; set run_name"):
         lab.run(digests={"warm": "changed"})
     assert (lab.happened, lab.tracker.runs) == ([], [])
     assert (lab.directory / FILE).read_text() == before

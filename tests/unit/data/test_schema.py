@@ -130,7 +130,7 @@ def test_a_bad_span_is_refused(read, span, found):
     ],
 )
 def test_a_path_that_leaves_the_root_is_refused(read, path):
-    with pytest.raises(DataError, match="train.jsonl line 1: media path .* must be relative to media_root"):
+    with pytest.raises(DataError, match=r"train.jsonl line 1: media path .* must be relative to media_root"):
         read({"messages": clip_turn(), "videos": [path]})
 
 
@@ -144,7 +144,7 @@ def test_a_path_that_is_no_file_is_refused(read, path, found):
 
 @pytest.mark.parametrize("path", ["x" * 5000, "\ud800.mp4"])
 def test_a_path_that_no_file_can_have_is_refused(read, path):
-    with pytest.raises(DataError, match="train.jsonl line 1: media "):
+    with pytest.raises(DataError, match=r"train.jsonl line 1: media "):
         read({"messages": clip_turn(), "videos": [path]})
 
 
@@ -154,9 +154,9 @@ def test_links_may_stay_inside_but_not_lead_out(read, root, tmp_path):
     (root / "in.mp4").symlink_to(root / "clips" / "a.mp4")
     (root / "loop.mp4").symlink_to(root / "loop.mp4")
     assert resolve_media("in.mp4", root, "here") == (root / "clips" / "a.mp4").resolve()
-    with pytest.raises(DataError, match="'out.mp4' leads out of media_root"):
+    with pytest.raises(DataError, match=r"'out.mp4' leads out of media_root"):
         read({"messages": clip_turn(), "videos": ["out.mp4"]})
-    with pytest.raises(DataError, match="loop.mp4"):
+    with pytest.raises(DataError, match=r"loop.mp4"):
         resolve_media("loop.mp4", root, "here")
 
 
@@ -166,12 +166,12 @@ def test_a_tilde_inside_a_name_is_no_home_folder(read, root):
 
 
 def test_an_id_may_come_once(read):
-    with pytest.raises(DataError, match="train.jsonl line 3: id 'a' was used on line 1; make ids unique"):
+    with pytest.raises(DataError, match=r"train.jsonl line 3: id 'a' was used on line 1; make ids unique"):
         read({"id": "a", "messages": USER}, {"id": "b", "messages": USER}, {"id": "a", "messages": USER})
 
 
 def test_a_manifest_must_exist_and_hold_samples(read, root):
-    with pytest.raises(DataError, match="none.jsonl does not exist; check data.root"):
+    with pytest.raises(DataError, match=r"none.jsonl does not exist; check data.root"):
         read_manifest(root / "none.jsonl", root)
-    with pytest.raises(DataError, match="train.jsonl holds no samples"):
+    with pytest.raises(DataError, match=r"train.jsonl holds no samples"):
         read(b"", b"  ")
