@@ -102,9 +102,8 @@ class StageOrchestrator:
         tags = {"mmrl.stage": spec.name, "mmrl.kind": spec.kind, "mmrl.input_digest": input_digest}
         shutil.rmtree(folder, ignore_errors=True)  # what an unfinished attempt left
         run = tracker.open_run(folder.name, parent_id=parent.id, tags=tags)
-        replace(manifest, running_id=run.id).write(self._directory)
         seconds: dict[str, float] = {}
-        with _status_of(run):
+        with self._in_progress(manifest, run), _status_of(run):
             with _timed(seconds, "train"):
                 job = self._build_stage(spec, start, folder, run)
                 metrics = dict(job.train())
@@ -128,6 +127,15 @@ class StageOrchestrator:
             tracking_id=run.id,
         )
         return manifest.with_stage(spec.name, FinishedStage(digest=spec.digest, result=result))
+
+    @contextmanager
+    def _in_progress(self, manifest: Manifest, run: TrackedRun) -> Iterator[None]:
+        """Notes the stage's tracked run while it lasts: a process that is killed leaves the note behind."""
+        replace(manifest, running_id=run.id).write(self._directory)
+        try:
+            yield
+        finally:
+            manifest.write(self._directory)
 
     def _starting_point(self, spec: StageSpec, manifest: Manifest) -> tuple[Path, str]:
         source = source_stage(spec, [stage.name for stage in self._curriculum.stages])

@@ -30,6 +30,8 @@ def plan_stages(
         earlier = [spec.name for spec in specs]
         if name not in starts:
             raise ConfigError(f"order[{index}]: unknown stage {name!r}; stages defines {', '.join(sorted(starts))}")
+        if name in (BASE, PREVIOUS):
+            raise ConfigError(f"order[{index}]: {name!r} is a reserved name; call the stage something else")
         if name in earlier:
             raise ConfigError(f"order[{index}]: stage {name!r} appears twice; define it again under another name")
         start = starts[name]

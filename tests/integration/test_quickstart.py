@@ -1,4 +1,4 @@
-"""The quickstart in miniature: real clips, real model, three stages, MLflow; then the same command again, and after a kill."""
+"""The quickstart in miniature: real clips, model, stages and MLflow; then the same command again, and after a kill."""
 
 import json
 from pathlib import Path
@@ -18,8 +18,8 @@ SMALL = (
     "experiment=quickstart",
     "+data.build.settings.scale=0.02",
     "data.validation_limit=4",
-    "stages.base.num_steps=2",
-    "stages.base.data.batch_size=4",
+    "stages.pretrain.num_steps=2",
+    "stages.pretrain.data.batch_size=4",
     "stages.cold_start.num_steps=2",
     "stages.cold_start.data.batch_size=4",
     "stages.reason.num_steps=2",
@@ -54,14 +54,14 @@ def outcome(workplace):
 
 
 def test_every_stage_hands_over_and_is_evaluated(outcome):
-    assert [result.name for result in outcome.results] == ["base", "cold_start", "reason"]
+    assert [result.name for result in outcome.results] == ["pretrain", "cold_start", "reason"]
     for earlier, later in zip(outcome.results, outcome.results[1:], strict=False):
         assert later.input_digest == earlier.handoff_digest
     for result in outcome.results:
         facts = check_handoff(outcome.directory / result.handoff)
         assert facts["digest"] == result.handoff_digest
     rows = {(row.stage, row.name): row for row in outcome.comparison.results}
-    assert {name for stage, name in rows if stage == "base"} == {"test", "ood"}
+    assert {name for stage, name in rows if stage == "pretrain"} == {"test", "ood"}
     assert {name for stage, name in rows if stage == "reason"} == {
         f"{name}{variant}" for name in ("test", "ood") for variant in ("", "-silent", "-blank")
     }
@@ -73,7 +73,7 @@ def test_every_stage_hands_over_and_is_evaluated(outcome):
 
 def test_mlflow_shows_a_parent_with_a_child_per_stage(outcome, workplace):
     client, runs = runs_by_name(workplace)
-    assert set(runs) == {"quickstart", "00-base", "01-cold_start", "02-reason"}
+    assert set(runs) == {"quickstart", "00-pretrain", "01-cold_start", "02-reason"}
     parent = runs["quickstart"]
     assert {each.info.status for each in runs.values()} == {"FINISHED"}
     children = [each for name, each in runs.items() if name != "quickstart"]
@@ -123,7 +123,12 @@ def test_a_run_killed_between_stages_continues_with_the_next(outcome, workplace,
     client = MlflowClient(f"sqlite:///{workplace}/runs/mlflow.db")
     experiment = client.get_experiment_by_name("killed").experiment_id
     statuses = {each.info.run_name: each.info.status for each in client.search_runs([experiment])}
-    assert statuses == {"killed": "KILLED", "00-base": "FINISHED", "01-cold_start": "FINISHED", "02-reason": "KILLED"}
+    assert statuses == {
+        "killed": "KILLED",
+        "00-pretrain": "FINISHED",
+        "01-cold_start": "FINISHED",
+        "02-reason": "KILLED",
+    }
     folder = workplace / "runs" / "killed" / "stages"
     before = (folder / "01-cold_start" / "handoff" / "model.safetensors").stat().st_mtime_ns
 

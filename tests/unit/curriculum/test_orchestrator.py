@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -297,3 +298,24 @@ def test_the_manifest_is_plain_json(lab):
     assert content["version"] == 1
     assert content["stages"]["warm"]["digest"] == "same"
     assert content["stages"]["warm"]["result"]["handoff"] == "stages/00-warm/handoff"
+
+
+def test_the_run_of_a_stage_that_was_killed_without_a_word_is_marked(lab):
+    """SIGKILL leaves no time to set a status; the note in the manifest does it at the next start."""
+    lab.failures["train", "cold_start"] = RuntimeError("stop")
+    with pytest.raises(RuntimeError, match="stop"):
+        lab.run()
+    assert Manifest.read(lab.directory).running_id is None
+    replace(Manifest.read(lab.directory), running_id="run-1.9").write(lab.directory)
+    lab.failures.clear()
+    lab.run()
+    assert [run.status for run in lab.tracker.runs if run.id == "run-1.9"] == ["KILLED"]
+    assert Manifest.read(lab.directory).running_id is None
+
+
+def test_the_run_in_progress_is_noted_while_it_lasts(lab):
+    seen = []
+    build = lab.build
+    lab.build = lambda *how: seen.append(Manifest.read(lab.directory).running_id) or build(*how)
+    lab.run()
+    assert seen == [run.id for run in lab.tracker.runs if run.name != "lab"]
