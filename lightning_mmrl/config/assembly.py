@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import logging as transformers_logging
 
 from lightning_mmrl.config import targets
 from lightning_mmrl.config.schema import RootConfig
@@ -195,5 +196,10 @@ def quiet_libraries() -> None:
     """Keeps libraries from writing between the lines of our progress."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # lightning 2.6 walks data loaders with torch's old pytree test.
+    warnings.filterwarnings(
+        "ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated", category=FutureWarning
+    )

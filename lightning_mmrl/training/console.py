@@ -29,7 +29,7 @@ class ConsoleProgress:
 
     def say(self, message: str) -> None:
         """Prints one line, never interpreting markup in it."""
-        self._console.print(Text(message))
+        self._console.print(Text(message), soft_wrap=True)
 
     def update(self, description: str, done: int, total: int, details: str = "") -> None:
         """Shows that `done` of `total` units are finished; a new description starts a new bar."""
