@@ -85,7 +85,8 @@ class StageOrchestrator:
             }
             parent = tracker.open_run(self._curriculum.name, run_id=manifest.tracking_id, tags=tags)
             if manifest.running_id is not None:
-                tracker.open_run("killed", run_id=manifest.running_id).finish("KILLED")
+                # The stage that was in progress is the first that is not finished.
+                tracker.open_run(_folder_name(pending[0]), run_id=manifest.running_id).finish("KILLED")
             manifest = replace(manifest, tracking_id=parent.id, running_id=None)
             manifest.write(self._directory)
             with _status_of(parent):
@@ -97,7 +98,7 @@ class StageOrchestrator:
             tracker.close()
 
     def _run_stage(self, spec: StageSpec, manifest: Manifest, tracker: Tracker, parent: TrackedRun) -> Manifest:
-        folder = self._directory / "stages" / f"{spec.index:02d}-{spec.name}"
+        folder = self._directory / "stages" / _folder_name(spec)
         start, input_digest = self._starting_point(spec, manifest)
         tags = {"mmrl.stage": spec.name, "mmrl.kind": spec.kind, "mmrl.input_digest": input_digest}
         shutil.rmtree(folder, ignore_errors=True)  # what an unfinished attempt left
@@ -157,6 +158,10 @@ class StageOrchestrator:
                     f"stages.{spec.name} is finished in {self._directory} with another configuration; "
                     "set run_name to a new name, or undo the change"
                 )
+
+
+def _folder_name(spec: StageSpec) -> str:
+    return f"{spec.index:02d}-{spec.name}"
 
 
 @contextmanager
