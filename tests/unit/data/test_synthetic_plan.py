@@ -87,7 +87,7 @@ def test_label_only_splits_have_no_answer(split: str) -> None:
 
 def test_base_tasks_have_their_shares_and_answers() -> None:
     rows = rows_of(EmotionSetSettings(), "base")
-    assert Counter(row["task"] for row in rows) == {"face_caption": 200, "voice_caption": 200, "weak_label": 400}
+    assert Counter(row["task"] for row in rows) == {"face_caption": 300, "voice_caption": 300, "weak_label": 200}
     for row in rows:
         answer = row["messages"][1]["content"]
         if row["task"] == "face_caption":
