@@ -1,10 +1,10 @@
 """Protocols that need no torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from lightning_mmrl.types.records import Completion, Sample, StageResult, StageSpec
+from lightning_mmrl.types.records import Completion, Sample, StageSpec
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -78,9 +78,3 @@ class Evaluator(Protocol):
     def __call__(
         self, checkpoint: Path, directory: Path, stage: str, run: TrackedRun | None
     ) -> Mapping[str, float]: ...
-
-
-class Reporter(Protocol):
-    """Shows what a curriculum's stages reached."""
-
-    def __call__(self, results: Sequence[StageResult]) -> None: ...

@@ -77,9 +77,3 @@ class EvaluationModule(lightning.LightningModule):
             "metrics": metrics.compute(),
             "intervals": {key: asdict(interval) for key, interval in intervals.items()},
         }
-
-
-def read_predictions(directory: Path, set_name: str) -> list[Prediction]:
-    """The predictions of one set, as the evaluation wrote them."""
-    lines = (directory / f"{set_name}.jsonl").read_text(encoding="utf-8").splitlines()
-    return [Prediction.from_json(line) for line in lines]
