@@ -12,7 +12,9 @@ COMMANDS = {
     "plan": "show what train would do, without loading torch",
     "evaluate": "evaluate a checkpoint on the configured sets",
     "predict": "answer for one clip: the reasoning and the answer",
-    "data": "synth: generate the emotion set",
+    "data": "validate, describe, convert and generate datasets",
+    "reward-test": "rerun rewards on a saved rollout table and show what changed",
+    "doctor": "check this machine: versions, devices, decoders, disk, tracking",
 }
 
 EXIT_BAD_INPUT = 2
@@ -30,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if argv[0] not in COMMANDS:
         print(f"mmrl: unknown command {argv[0]!r}; choose one of {', '.join(COMMANDS)}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    command = importlib.import_module(f"lightning_mmrl.cli.{argv[0]}")
+    command = importlib.import_module(f"lightning_mmrl.cli.{argv[0].replace('-', '_')}")
     try:
         return command.run(argv[1:])
     except MmrlError as error:
@@ -43,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def usage() -> str:
     """The text of `mmrl --help`."""
-    lines = [f"  {name:<10}{what}" for name, what in COMMANDS.items()]
+    lines = [f"  {name:<13}{what}" for name, what in COMMANDS.items()]
     return "\n".join(
         [
             "mmrl - staged SFT and RL training for multimodal reasoning models",

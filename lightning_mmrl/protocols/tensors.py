@@ -7,8 +7,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from lightning_mmrl.types.batches import LossInputs, LossOutput, PromptBatch, Rollout
-from lightning_mmrl.types.media import DecodedAudio, DecodedVideo
-from lightning_mmrl.types.records import Message
+from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo
+from lightning_mmrl.types.records import MediaKind, Message
 
 
 class AdvantageEstimator(Protocol):
@@ -55,7 +55,8 @@ class PromptEncoder(Protocol):
     """Turns messages and decoded media into model inputs; one implementation per model family.
 
     `encode_prompt` returns `input_ids` [P], `position_ids` [3, P], `next_position` [1] and the media tensors under the
-    family's own names; encoded media are mappings of tensors that may be cached under `fingerprint`.
+    family's own names; encoded media are mappings of tensors that may be cached under `fingerprint`. `media_kinds` are
+    the kinds the family reads; encoding another kind raises MediaError.
     """
 
     @property
@@ -64,9 +65,16 @@ class PromptEncoder(Protocol):
     @property
     def pad_token_id(self) -> int: ...
 
+    @property
+    def media_kinds(self) -> frozenset[MediaKind]: ...
+
+    def encode_image(self, image: DecodedImage) -> dict[str, Tensor]: ...
+
     def encode_video(self, video: DecodedVideo) -> dict[str, Tensor]: ...
 
     def encode_audio(self, audio: DecodedAudio) -> dict[str, Tensor]: ...
+
+    def blank_image(self, encoded: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
 
     def blank_video(self, encoded: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
 

@@ -9,6 +9,13 @@ Float32Array = np.ndarray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DecodedImage:
+    """A picture: `pixels` is [H, W, 3] uint8 RGB, upright."""
+
+    pixels: UInt8Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DecodedVideo:
     """Sampled frames of a clip.
 

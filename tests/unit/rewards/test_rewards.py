@@ -9,7 +9,7 @@ import pytest
 from lightning_mmrl.errors import ConfigError, RewardError
 from lightning_mmrl.protocols.plain import RewardFn
 from lightning_mmrl.rewards.compose import WeightedReward
-from lightning_mmrl.rewards.emotion_label import EmotionLabel
+from lightning_mmrl.rewards.label_answer import LabelAnswer
 from lightning_mmrl.rewards.think_answer_format import ThinkAnswerFormat
 from lightning_mmrl.types.records import Completion, Sample
 
@@ -38,7 +38,7 @@ def raising(error):
 
 def test_rewards_meet_the_protocol():
     assert isinstance(ThinkAnswerFormat(), RewardFn)
-    assert isinstance(EmotionLabel(labels=LABELS), RewardFn)
+    assert isinstance(LabelAnswer(labels=LABELS), RewardFn)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_format(text, value):
 @pytest.mark.parametrize("answer", ["angry", "Angry", "anger", "angry.", "\nangry\n", "**ANGRY**"])
 def test_the_right_label_in_any_dress_earns_one(answer):
     """Exact equality, as in R1-Omni, gives 0 for all but the first, and for a line break inside the tag."""
-    assert EmotionLabel(labels=LABELS)(ANGRY, answered(answer)) == 1.0
+    assert LabelAnswer(labels=LABELS)(ANGRY, answered(answer)) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -79,29 +79,29 @@ def test_the_right_label_in_any_dress_earns_one(answer):
     ],
 )
 def test_everything_else_earns_nothing(text):
-    assert EmotionLabel(labels=LABELS)(ANGRY, completion(text)) == 0.0
+    assert LabelAnswer(labels=LABELS)(ANGRY, completion(text)) == 0.0
 
 
 def test_label_and_format_are_measured_apart():
     text = completion("<think>Knitted brows. <answer>angry</answer>")
-    assert EmotionLabel(labels=LABELS)(ANGRY, text) == 1.0
+    assert LabelAnswer(labels=LABELS)(ANGRY, text) == 1.0
     assert ThinkAnswerFormat()(ANGRY, text) == 0.0
 
 
 def test_the_solution_is_matched_like_an_answer():
     sample = Sample(id="clip", messages=(), solution="Anger")
-    assert EmotionLabel(labels=LABELS)(sample, answered("angry")) == 1.0
+    assert LabelAnswer(labels=LABELS)(sample, answered("angry")) == 1.0
 
 
 @pytest.mark.parametrize("solution", [None, "", "calm", "angry or sad"])
 def test_a_broken_solution_is_an_error_even_if_the_answer_equals_it(solution):
     sample = Sample(id="clip-7", messages=(), solution=solution)
     with pytest.raises(RewardError, match=r"clip-7.*angry"):
-        EmotionLabel(labels=LABELS)(sample, answered(solution))
+        LabelAnswer(labels=LABELS)(sample, answered(solution))
 
 
 def test_own_synonyms():
-    reward = EmotionLabel(labels=["angry"], synonyms={"rage": "angry"})
+    reward = LabelAnswer(labels=["angry"], synonyms={"rage": "angry"})
     assert (reward.match("rage"), reward.match("anger")) == ("angry", None)
 
 
@@ -167,7 +167,7 @@ def test_wrong_weights_are_refused(parts, weights, sentence):
 
 def test_rewards_survive_pickling():
     reward = WeightedReward(
-        parts={"label": EmotionLabel(labels=LABELS), "format": ThinkAnswerFormat()},
+        parts={"label": LabelAnswer(labels=LABELS), "format": ThinkAnswerFormat()},
         weights={"label": 1.0, "format": 1.0},
     )
     assert pickle.loads(pickle.dumps(reward)).score(ANGRY, answered("anger")).total == 2.0
@@ -175,7 +175,7 @@ def test_rewards_survive_pickling():
 
 def test_prompts_and_rewards_leave_torch_unloaded():
     modules = ["prompts.scanner", "prompts.template", "prompts.labels", "rewards.compose", "rewards.pool"]
-    modules += ["rewards.emotion_label", "rewards.think_answer_format"]
+    modules += ["rewards.label_answer", "rewards.think_answer_format"]
     lines = [f"import lightning_mmrl.{module}" for module in modules]
     program = "\n".join(["import sys", *lines, "sys.exit('torch' in sys.modules)"])
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""Accuracy reward: the answer names the sample's label."""
+"""Accuracy reward: the answer names the sample's label, out of a closed set."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from lightning_mmrl.types.records import Completion, Sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EmotionLabel:
+class LabelAnswer:
     """1.0 if the `<answer>` names the sample's label, else 0.0 (accuracy reward of arXiv:2503.05379).
 
     The format may be broken elsewhere as long as there is one unambiguous answer. `synonyms` of None means the usual
@@ -18,7 +18,7 @@ class EmotionLabel:
 
     **Deviations** from R1-Omni: a closed set with synonyms, in place of math-verify and exact string equality.
 
-    >>> reward = EmotionLabel(labels=("angry", "sad"))
+    >>> reward = LabelAnswer(labels=("angry", "sad"))
     >>> sample = Sample(id="clip", messages=(), solution="angry")
     >>> reward(sample, Completion(text="<think>Frowns.</think><answer>Anger</answer>", num_tokens=9, truncated=False))
     1.0
@@ -36,7 +36,7 @@ class EmotionLabel:
     def match(self, answer: str) -> str | None:
         """The label that an answer names, None if it names none or more than one.
 
-        >>> EmotionLabel(labels=("angry", "sad")).match("ANGRY!")
+        >>> LabelAnswer(labels=("angry", "sad")).match("ANGRY!")
         'angry'
         """
         return self.matcher.match(answer)
