@@ -11,7 +11,7 @@ from lightning_mmrl.models.families.qwen2_5_omni import OmniEncoder, OmniThinker
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.models.tiny import build_tiny_omni
 from lightning_mmrl.types.batches import PromptBatch
-from lightning_mmrl.types.media import DecodedAudio, DecodedVideo
+from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo
 from lightning_mmrl.types.records import Message, Sample
 
 TEXT = (
@@ -46,6 +46,12 @@ def spread(model: torch.nn.Module) -> None:
                 parameter.mul_(4.0)
 
 
+def noise_image(seed: int, height: int = 64, width: int = 30) -> DecodedImage:
+    """Random pixels."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return DecodedImage(pixels=pixels)
+
+
 def noise_video(seed: int, num_frames: int = 4, duration_s: float = 1.5) -> DecodedVideo:
     """Random frames."""
     frames = np.random.default_rng(seed).integers(0, 256, (num_frames, 64, 64, 3), dtype=np.uint8)
@@ -62,6 +68,8 @@ def noise_audio(seed: int, num_samples: int = 24_000) -> DecodedAudio:
 def encoded(encoder: OmniEncoder, name: str, content: str, seed: int) -> EncodedSample:
     """One prompt; each media tag in `content` gets noise."""
     media = []
+    if "<image>" in content:
+        media.append(encoder.encode_image(noise_image(seed)))
     if "<video>" in content:
         media.append(encoder.encode_video(noise_video(seed)))
     if "<audio>" in content:
@@ -72,6 +80,7 @@ def encoded(encoder: OmniEncoder, name: str, content: str, seed: int) -> Encoded
 
 
 CONTENTS = ("<video><audio>Which emotion?", "<video>Which emotion?", "<audio>angry", "Which emotion? angry, user")
+WITH_IMAGES = (*CONTENTS, "<image>Which emotion?", "angry<image><audio>user")
 
 
 def prompts(encoder: OmniEncoder, contents: Sequence[str] = CONTENTS) -> PromptBatch:

@@ -86,7 +86,8 @@ def build_tiny_omni(
         hidden_size: Width of the text model; a multiple of 32, the head dimension.
         num_layers: Decoder layers of the text model.
         tower_size: Width of the vision and audio towers.
-        frame_size: Height and width in pixels that frames are resized to; a multiple of 28.
+        frame_size: Height and width in pixels that square pictures and frames are resized to; a multiple of 28. Others
+            keep their aspect ratio, with about as many pixels.
         max_audio_s: Longest sound in seconds the feature extractor accepts.
     """
     tokenizer = train_tokenizer(text)
@@ -140,7 +141,8 @@ def _vocab_and_merges(model: Any) -> tuple[dict[str, int], Any]:
 
 
 def _processor(tokenizer: Qwen2Tokenizer, *, frame_size: int, max_audio_s: int) -> Qwen2_5OmniProcessor:
-    size = {"shortest_edge": frame_size * frame_size, "longest_edge": frame_size * frame_size}
+    # One pixel of play: with equal bounds, rounding in the processor's resizing makes some sizes a patch smaller.
+    size = {"shortest_edge": frame_size * frame_size - 1, "longest_edge": frame_size * frame_size + 1}
     return Qwen2_5OmniProcessor(
         image_processor=Qwen2VLImageProcessor(size=dict(size)),
         video_processor=Qwen2VLVideoProcessor(size=dict(size), cap_pixels_per_frame=False),

@@ -20,7 +20,7 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def batch(model):
     encoder, _ = model
-    prompts = omni.prompts(encoder)
+    prompts = omni.prompts(encoder, omni.WITH_IMAGES)
     tokens, mask = omni.ragged_completions(encoder, GROUP * len(prompts.samples))
     return ScoringBatch(prompts=prompts, completion_ids=tokens, completion_mask=mask, group_size=GROUP)
 

@@ -29,11 +29,12 @@ from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniPr
 from lightning_mmrl.errors import MediaError, StageError
 from lightning_mmrl.prompts.template import media_tags
 from lightning_mmrl.types.batches import MediaInputs
-from lightning_mmrl.types.media import DecodedAudio, DecodedVideo
-from lightning_mmrl.types.records import Message
+from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo
+from lightning_mmrl.types.records import MediaKind, Message
 
 IMAGE_PIXELS, IMAGE_GRID = "pixel_values", "image_grid_thw"
 VIDEO_PIXELS, VIDEO_GRID, VIDEO_SECONDS = "pixel_values_videos", "video_grid_thw", "video_second_per_grid"
+PIXELS = {"image": IMAGE_PIXELS, "video": VIDEO_PIXELS}
 AUDIO_FEATURES, AUDIO_MASK = "input_features", "feature_attention_mask"
 
 
@@ -84,6 +85,16 @@ class OmniEncoder:
         unused = range(len(tokenizer), cast(Any, self.config.text_config).vocab_size)
         return tuple(sorted(media | set(unused)))
 
+    @property
+    def media_kinds(self) -> frozenset[MediaKind]:
+        """What the model reads beside text."""
+        return frozenset({"image", "video", "audio"})
+
+    def encode_image(self, image: DecodedImage) -> dict[str, Tensor]:
+        """Patches [patches, features] and grid [1, 3] of one picture."""
+        out = self.processor.image_processor(images=[image.pixels], return_tensors="pt")
+        return {IMAGE_PIXELS: out[IMAGE_PIXELS], IMAGE_GRID: out[IMAGE_GRID]}
+
     def encode_video(self, video: DecodedVideo) -> dict[str, Tensor]:
         """Patches [patches, features], grid [1, 3] and seconds per temporal patch [1] of one clip."""
         out = self.processor.video_processor(videos=[video.frames], return_tensors="pt")
@@ -114,6 +125,12 @@ class OmniEncoder:
         out = extractor(padded, sampling_rate=audio.sample_rate_hz, padding="longest", return_tensors="pt")
         features = out[AUDIO_FEATURES][:, :, :num_frames].contiguous()
         return {AUDIO_FEATURES: features, AUDIO_MASK: torch.ones(1, num_frames, dtype=torch.int32)}
+
+    def blank_image(self, encoded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A picture of the same size, uniformly grey: what the model sees when the picture is missing."""
+        _, height, width = encoded[IMAGE_GRID][0].tolist()
+        patch = self.processor.image_processor.patch_size
+        return {**encoded, IMAGE_PIXELS: _grey_image(self.processor.image_processor, height * patch, width * patch)}
 
     def blank_video(self, encoded: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The same clip with every frame uniformly grey: what the model sees when the picture is missing."""
@@ -191,9 +208,16 @@ class OmniEncoder:
 
 
 @lru_cache(maxsize=16)
+def _grey_image(image_processor: Any, height: int, width: int) -> Tensor:
+    grey = np.full((height, width, 3), 128, dtype=np.uint8)
+    # The size is already one that the processor chose; resizing a second time may choose another.
+    return image_processor(images=[grey], do_resize=False, return_tensors="pt")[IMAGE_PIXELS]
+
+
+@lru_cache(maxsize=16)
 def _grey_pixels(video_processor: Any, num_frames: int, height: int, width: int) -> Tensor:
     grey = np.full((num_frames, height, width, 3), 128, dtype=np.uint8)
-    return video_processor(videos=[grey], return_tensors="pt")[VIDEO_PIXELS]
+    return video_processor(videos=[grey], do_resize=False, return_tensors="pt")[VIDEO_PIXELS]
 
 
 def _content_parts(content: str) -> list[dict[str, str]]:
@@ -273,16 +297,23 @@ class OmniThinker:
         """Runs each tower once over all media of the batch; rows [tokens, hidden] in prompt order, keyed by kind."""
         features = {}
         tensors, model = media.tensors, cast(Any, self.model)
-        if IMAGE_PIXELS in tensors:
-            out = model.get_image_features(tensors[IMAGE_PIXELS], tensors[IMAGE_GRID], return_dict=True)
-            features["image"] = torch.cat(list(out.pooler_output))
-        if VIDEO_PIXELS in tensors:
-            out = model.get_video_features(tensors[VIDEO_PIXELS], tensors[VIDEO_GRID], return_dict=True)
-            features["video"] = torch.cat(list(out.pooler_output))
+        features |= vision_features(model, tensors)
         if AUDIO_FEATURES in tensors:
             out = model.get_audio_features(tensors[AUDIO_FEATURES], tensors[AUDIO_MASK], return_dict=True)
             features["audio"] = out.last_hidden_state
         return features
+
+
+def vision_features(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Runs the vision tower once over all pictures and clips of the batch; rows [tokens, hidden], keyed by kind."""
+    grids = {"image": tensors.get(IMAGE_GRID), "video": tensors.get(VIDEO_GRID)}
+    present = {kind: grid for kind, grid in grids.items() if grid is not None}
+    if not present:
+        return {}
+    pixels = torch.cat([tensors[PIXELS[kind]] for kind in present])
+    out = model.get_image_features(pixels, torch.cat(list(present.values())), return_dict=True)
+    rows = iter(out.pooler_output)
+    return {kind: torch.cat([next(rows) for _ in grid]) for kind, grid in present.items()}
 
 
 def load_config(checkpoint: str | Path) -> Qwen2_5OmniThinkerConfig:

@@ -5,6 +5,7 @@ import torch
 
 from lightning_mmrl.errors import ConfigError, MediaError
 from lightning_mmrl.models.families.qwen2_5_omni import OmniThinker
+from lightning_mmrl.types.media import DecodedVideo
 from lightning_mmrl.types.records import Message
 
 
@@ -15,21 +16,25 @@ def model(tmp_path_factory):
 
 def test_the_encoder_equals_the_processor(model):
     encoder, _ = model
-    video, audio = omni.noise_video(0), omni.noise_audio(0, 20_000)
-    messages = (Message(role="user", content="<video>look<audio>Which emotion?"),)
-    ours = encoder.encode_prompt(messages, "", [encoder.encode_video(video), encoder.encode_audio(audio)])
-    parts = [{"type": "video"}, {"type": "text", "text": "look"}, {"type": "audio"}]
+    image, video, audio = omni.noise_image(0), omni.noise_video(0), omni.noise_audio(0, 20_000)
+    messages = (Message(role="user", content="<video>look<image><audio>Which emotion?"),)
+    media = [encoder.encode_video(video), encoder.encode_image(image), encoder.encode_audio(audio)]
+    ours = encoder.encode_prompt(messages, "", media)
+    parts = [{"type": "video"}, {"type": "text", "text": "look"}, {"type": "image"}, {"type": "audio"}]
     chat = [{"role": "user", "content": [*parts, {"type": "text", "text": "Which emotion?"}]}]
     text = encoder.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
     size = encoder.processor.video_processor.size
     theirs = encoder.processor(
         text=text,
+        images=[image.pixels],
         videos=[video.frames],
         audio=[audio.waveform],
         videos_kwargs={"fps": video.sampled_fps, "size": dict(size)},
         return_tensors="pt",
     )
     assert torch.equal(ours["input_ids"], theirs["input_ids"][0])
+    assert torch.equal(ours["pixel_values"], theirs["pixel_values"])
+    assert torch.equal(ours["image_grid_thw"], theirs["image_grid_thw"])
     assert torch.equal(ours["pixel_values_videos"], theirs["pixel_values_videos"])
     assert torch.equal(ours["video_grid_thw"], theirs["video_grid_thw"])
     valid = int(theirs["feature_attention_mask"].sum())
@@ -58,6 +63,41 @@ def test_silence_and_grey_keep_every_shape_and_change_the_content(model):
     assert blank["pixel_values_videos"].reshape(len(blank["pixel_values_videos"]), 3, -1).std(-1).max() < 1e-6
     assert silent["input_features"].std() == 0
     assert not torch.equal(blank["pixel_values_videos"], video["pixel_values_videos"])
+
+
+@pytest.mark.parametrize("size", [(56, 56), (64, 30), (200, 40)])
+def test_a_grey_picture_keeps_the_shape_also_where_resizing_twice_would_not(model, size):
+    encoder, _ = model
+    image = encoder.encode_image(omni.noise_image(3, *size))
+    blank = encoder.blank_image(image)
+    assert torch.equal(blank["image_grid_thw"], image["image_grid_thw"])
+    assert blank["pixel_values"].shape == image["pixel_values"].shape
+    assert blank["pixel_values"].reshape(len(blank["pixel_values"]), 3, -1).std(-1).max() < 1e-6
+    frames = np.broadcast_to(omni.noise_image(3, *size).pixels, (4, *size, 3)).copy()
+    video = encoder.encode_video(DecodedVideo(frames=frames, timestamps_s=(0.1, 0.2, 0.3, 0.4), duration_s=0.5))
+    assert encoder.blank_video(video)["pixel_values_videos"].shape == video["pixel_values_videos"].shape
+
+
+@pytest.mark.parametrize("size", [28, 38, 64, 96, 224, 300])
+def test_pictures_and_frames_are_resized_to_the_frame_size(model, size):
+    encoder, _ = model
+    image = omni.noise_image(0, size, size)
+    clip = DecodedVideo(frames=np.stack([image.pixels] * 2), timestamps_s=(0.1, 0.2), duration_s=0.3)
+    assert (14 * encoder.encode_image(image)["image_grid_thw"]).tolist() == [[14, 56, 56]]
+    assert (14 * encoder.encode_video(clip)["video_grid_thw"]).tolist() == [[14, 56, 56]]
+
+
+def test_an_image_a_silent_clip_and_text_share_a_batch(model):
+    encoder, policy = model
+    batch = omni.prompts(encoder, ["<image>angry", "<video>Which emotion?", "Which emotion?"])
+    assert batch.media.counts["pixel_values"] == (24, 0, 0)
+    assert batch.media.counts["pixel_values_videos"] == (0, 32, 0)
+    with torch.no_grad():
+        together = policy.prompt_embeddings(batch)
+        for row in range(3):
+            alone = policy.prompt_embeddings(batch.select([row]))
+            keep = batch.prompt_mask[row]
+            torch.testing.assert_close(together[row, keep], alone[0, keep], rtol=0, atol=1e-9)
 
 
 def test_a_sound_longer_than_the_window_is_refused(model):
