@@ -4,20 +4,59 @@
      "videos": ["clips/1.mp4"], "audios": ["clips/1.mp4"], "solution": "angry", "speaker": "s01", "split": "train"}
 
 Media paths are relative to the dataset's `media_root`. Every error names the file, the line, the value and the fix.
+docs/data.md describes all columns.
 """
 
-import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any, cast, get_args
+from typing import Any
 
-from lightning_mmrl.errors import DataError
+from lightning_mmrl.data.formats.lines import json_object
+from lightning_mmrl.data.formats.turns import quoted, read_turns
+from lightning_mmrl.errors import ConfigError, DataError
+from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.prompts.template import media_tags
-from lightning_mmrl.types.records import MediaKind, MediaRef, Message, Role, Sample
+from lightning_mmrl.types.records import MediaKind, MediaRef, Message, Sample
 
 MEDIA_COLUMNS: Mapping[str, MediaKind] = {"images": "image", "videos": "video", "audios": "audio"}
-_KNOWN = {"id", "messages", "solution", "speaker", "split", *MEDIA_COLUMNS}
+MAX_LINE_BYTES = 16 * 2**20
+
+_KNOWN = {"id", "solution", "speaker", "split", "start", "end", *MEDIA_COLUMNS, *MEDIA_COLUMNS.values()}
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[\\/]")
+
+
+class LineError(DataError):
+    """A line that cannot be used; `group` is the sort of fault, under which a report counts it."""
+
+    def __init__(self, group: str, reason: str) -> None:
+        super().__init__(reason)
+        self.group = group
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A usable line."""
+
+    file: str
+    line: int
+    sample: Sample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """A line that cannot be used: where it is, the sort of fault, and why with the fix."""
+
+    file: str
+    line: int
+    group: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.reason}"
 
 
 def read_manifest(path: Path, media_root: Path) -> list[Sample]:
@@ -27,141 +66,229 @@ def read_manifest(path: Path, media_root: Path) -> list[Sample]:
         DataError: The file is missing or empty, a line does not parse, an id repeats, or a medium is missing or outside
             `media_root`.
     """
-    if not path.is_file():
-        raise DataError(f"manifest {path} does not exist; check data.root and the split's file name")
     samples: list[Sample] = []
-    seen: dict[str, int] = {}
-    with path.open("rb") as lines:
-        for number, encoded in enumerate(lines, start=1):
-            place = f"{path} line {number}"
-            line = _utf8(encoded, place)
-            if not line.strip():
-                continue
-            sample = parse_line(line, place, default_id=f"{path.stem}-{number:06d}")
-            if sample.id in seen:
-                raise DataError(f"{place}: id {sample.id!r} was used on line {seen[sample.id]}; make ids unique")
-            seen[sample.id] = number
-            for ref in sample.media:
-                resolve_media(ref.path, media_root, place)
-            samples.append(sample)
+    for item in scan_manifest(path, media_root):
+        if isinstance(item, Problem):
+            raise DataError(str(item))
+        samples.append(item.sample)
     if not samples:
         raise DataError(f"manifest {path} holds no samples; add at least one line or choose another split")
     return samples
 
 
-def parse_line(line: str, place: str, default_id: str) -> Sample:
-    """One sample; `place` is how errors name the line.
+def scan_manifest(path: Path, media_root: Path) -> Iterator[Entry | Problem]:
+    """Every line that is not blank, as a sample or as a problem, in order.
 
     Raises:
-        DataError: The line is not a JSON object of the documented form.
+        DataError: The file is missing or cannot be read.
     """
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{place}: not valid JSON ({error}); fix or remove the line") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{place}: found a {type(row).__name__}; each line must be one JSON object")
-    messages = _messages(row, place)
-    return Sample(
-        id=_text(row, "id", place) or default_id,
-        messages=messages,
-        media=_media(row, messages, place),
-        solution=_text(row, "solution", place),
-        speaker=_text(row, "speaker", place),
-        split=_text(row, "split", place),
-        extras={key: value for key, value in row.items() if key not in _KNOWN},
-    )
+    if not path.is_file():
+        raise DataError(f"manifest {path} does not exist; check data.root and the split's file name")
+    seen: dict[str, int] = {}
+    for number, encoded in _lines(path):
+        try:
+            sample = _sample(encoded, media_root, default_id=f"{path.stem}-{number:06d}")
+            if sample is None:
+                continue
+            if sample.id in seen:
+                reason = f"id {quoted(sample.id)} was used on line {seen[sample.id]}; make ids unique"
+                raise LineError("repeated id", reason)
+        except LineError as error:
+            yield Problem(file=str(path), line=number, group=error.group, reason=str(error))
+        else:
+            seen[sample.id] = number
+            yield Entry(file=str(path), line=number, sample=sample)
 
 
 def resolve_media(path: str, media_root: Path, place: str) -> Path:
-    """The real file behind a manifest path.
+    """The real file behind a manifest path: free of links, so that what was checked is what is opened.
 
     Raises:
         DataError: The path is absolute, has a scheme or `..`, leads out of `media_root` through a link, or is no file.
     """
-    pure = PurePosixPath(path)
-    if not path or "\0" in path or "://" in path or pure.is_absolute() or ".." in pure.parts or path.startswith("~"):
-        raise DataError(
-            f"{place}: media path {path!r} must be relative to media_root {media_root}, without '..', '~' or a scheme"
-        )
     try:
-        real = (media_root / path).resolve()
-        inside, exists = real.is_relative_to(media_root.resolve()), real.is_file()
-    except (OSError, ValueError, RuntimeError) as error:  # a name too long, a lone surrogate, a loop of links
-        raise DataError(f"{place}: media path {path!r} is no file name ({error}); rename the file") from error
-    if not inside:
-        raise DataError(f"{place}: media path {path!r} leads out of media_root {media_root}; copy the file below it")
-    if not exists:
-        raise DataError(f"{place}: media file {media_root / path} does not exist; add it or remove the line")
-    return real
+        return _real_file(path, media_root)
+    except LineError as error:
+        raise LineError(error.group, f"{place}: {error}") from error
 
 
-def _utf8(encoded: bytes, place: str) -> str:
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines; of one that is too long, its beginning."""
+    try:
+        with path.open("rb") as file:
+            number = 0
+            while encoded := file.readline(MAX_LINE_BYTES + 1):
+                number += 1
+                yield number, encoded
+                while len(encoded) > MAX_LINE_BYTES and not encoded.endswith(b"\n"):
+                    encoded = file.readline(MAX_LINE_BYTES + 1)
+    except OSError as error:
+        raise DataError(f"manifest {path} cannot be read ({error.strerror}); check the file and its rights") from error
+
+
+def _sample(encoded: bytes, media_root: Path, default_id: str) -> Sample | None:
+    """The sample of a line with its media found, None for a blank line."""
+    line = _text_of(encoded)
+    if not line.strip():
+        return None
+    try:
+        row = json_object(line)
+    except DataError as error:
+        raise LineError("not JSON", str(error)) from error
+    sample = _parse(row, default_id)
+    for ref in sample.media:
+        _real_file(ref.path, media_root)
+    return sample
+
+
+def _text_of(encoded: bytes) -> str:
+    if len(encoded) > MAX_LINE_BYTES:
+        raise LineError("not JSON", f"longer than {MAX_LINE_BYTES} bytes; keep media in files and name their paths")
     try:
         return encoded.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{place}: not UTF-8 text ({error}); save the manifest as UTF-8") from error
+        raise LineError("not JSON", f"not UTF-8 text ({error}); save the manifest as UTF-8") from error
 
 
-def _messages(row: Mapping[str, Any], place: str) -> tuple[Message, ...]:
-    turns = row.get("messages")
-    if not isinstance(turns, list) or not turns:
-        raise DataError(f"{place}: 'messages' is {turns!r}; it must be a non-empty list of {{role, content}} objects")
-    messages = []
-    for turn in turns:
-        role = turn.get("role") if isinstance(turn, dict) else None
-        content = turn.get("content") if isinstance(turn, dict) else None
-        if role not in get_args(Role) or not isinstance(content, str):
-            raise DataError(
-                f"{place}: message {turn!r} needs a role of {', '.join(get_args(Role))} and a string content"
-            )
-        messages.append(Message(role=cast(Role, role), content=content))
-    return tuple(messages)
+def _parse(row: Mapping[str, Any], default_id: str) -> Sample:
+    try:
+        messages, used = read_turns(row)
+    except DataError as error:
+        raise LineError("messages", str(error)) from error
+    solution = _text(row, "solution")
+    _check_label(row.get("labels"), solution)
+    known = _KNOWN | used
+    return Sample(
+        id=_text(row, "id") or default_id,
+        messages=messages,
+        media=_media(row, messages),
+        solution=solution,
+        speaker=_text(row, "speaker"),
+        split=_text(row, "split"),
+        extras={key: value for key, value in row.items() if key not in known},
+    )
 
 
-def _media(row: Mapping[str, Any], messages: tuple[Message, ...], place: str) -> tuple[MediaRef, ...]:
-    queues = {kind: _references(row, column, kind, place) for column, kind in MEDIA_COLUMNS.items()}
+def _media(row: Mapping[str, Any], messages: tuple[Message, ...]) -> tuple[MediaRef, ...]:
+    span = _span(row, "the line")
+    queues = {kind: _references(row, column, kind, span) for column, kind in MEDIA_COLUMNS.items()}
+    if span != (None, None) and not queues["video"] and not queues["audio"]:
+        raise LineError("span", "'start' and 'end' stand on a line without video or audio; remove them")
     tags = [kind for message in messages for kind in media_tags(message.content)]
     for column, kind in MEDIA_COLUMNS.items():
         if tags.count(kind) != len(queues[kind]):
-            raise DataError(
-                f"{place}: {tags.count(kind)} <{kind}> tags in the messages but {len(queues[kind])} entries in "
-                f"'{column}'; there must be one entry per tag"
+            raise LineError(
+                "media tags",
+                f"{tags.count(kind)} <{kind}> tags in the messages but {len(queues[kind])} entries in "
+                f"'{column}'; there must be one entry per tag",
             )
     pending = {kind: iter(refs) for kind, refs in queues.items()}
     return tuple(next(pending[kind]) for kind in tags)
 
 
-def _references(row: Mapping[str, Any], column: str, kind: MediaKind, place: str) -> list[MediaRef]:
-    entries = row.get(column) or []
+def _references(
+    row: Mapping[str, Any], column: str, kind: MediaKind, span: tuple[float | None, float | None]
+) -> list[MediaRef]:
+    if row.get(column) and row.get(kind):
+        raise LineError("media entries", f"both {column!r} and {kind!r} are given; keep {column!r}")
+    entries = row.get(column) or row.get(kind) or []
     entries = [entries] if isinstance(entries, str | dict) else entries
     if not isinstance(entries, list):
-        raise DataError(f"{place}: {column!r} is {entries!r}; it must be a list of paths")
-    refs = []
-    for entry in entries:
-        span = entry if isinstance(entry, dict) else {"path": entry}
-        if not isinstance(span.get("path"), str):
-            raise DataError(f"{place}: {column!r} entry {entry!r} must be a path or {{path, start, end}}")
-        start, end = (_seconds(span, key, place) for key in ("start", "end"))
-        if end is not None and end <= (start or 0.0):
-            raise DataError(f"{place}: {column!r} entry {entry!r} ends before it starts; 'end' must be after 'start'")
-        refs.append(MediaRef(kind=kind, path=span["path"], start_s=start, end_s=end))
-    return refs
+        raise LineError("media entries", f"{column!r} is {quoted(entries)}; it must be a list of paths")
+    return [_reference(entry, column, kind, span) for entry in entries]
 
 
-def _seconds(span: Mapping[str, Any], key: str, place: str) -> float | None:
-    value = span.get(key)
+def _reference(entry: Any, column: str, kind: MediaKind, span: tuple[float | None, float | None]) -> MediaRef:
+    what = f"{column!r} entry {quoted(entry)}"
+    fields = {"path": entry} if not isinstance(entry, dict) else {k: v for k, v in entry.items() if v is not None}
+    if "bytes" in fields:
+        raise LineError("media entries", f"{column!r} has an entry with inline bytes; write a file and give its path")
+    if not isinstance(fields.get("path"), str) or not fields.keys() <= {"path", "start", "end"}:
+        raise LineError("media entries", f"{what} must be a path or {{path, start, end}}; correct it")
+    own = _span(fields, what)
+    if kind == "image" and own != (None, None):
+        raise LineError("span", f"{what} gives an image a time; remove 'start' and 'end'")
+    start, end = (None, None) if kind == "image" else span if own == (None, None) else own
+    return MediaRef(kind=kind, path=fields["path"], start_s=start, end_s=end)
+
+
+def _span(fields: Mapping[str, Any], what: str) -> tuple[float | None, float | None]:
+    start, end = (_seconds(fields, key) for key in ("start", "end"))
+    if end is not None and end <= (start or 0.0):
+        raise LineError("span", f"{what} ends before it starts ({start} to {end} s); 'end' must be after 'start'")
+    return start, end
+
+
+def _seconds(fields: Mapping[str, Any], key: str) -> float | None:
+    value = fields.get(key)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise DataError(f"{place}: {key!r} is {value!r}; it must be a time in seconds, at least 0")
+    # 1e9 s are 30 years; beyond about 1e308 an integer is no float at all.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e9:
+        raise LineError("span", f"{key!r} is {quoted(value)}; it must be a time in seconds, at least 0")
     return float(value)
 
 
-def _text(row: Mapping[str, Any], key: str, place: str) -> str | None:
+def _text(row: Mapping[str, Any], key: str) -> str | None:
     value = row.get(key)
     if value is None or isinstance(value, str):
         return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf:
         return str(value)
-    raise DataError(f"{place}: {key!r} is {value!r}; it must be a string")
+    raise LineError("column type", f"{key!r} is {quoted(value)}; it must be a string")
+
+
+def _check_label(labels: Any, solution: str | None) -> None:
+    """Holds the solution against the label set of its own line."""
+    if labels is None:
+        return
+    if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):
+        raise LineError("label", f"'labels' is {quoted(labels)}; it must be a list of strings")
+    try:
+        matcher = label_matcher(tuple(labels))
+    except ConfigError as error:
+        raise LineError("label", f"'labels' is {quoted(labels)}: {str(error)[:200]}") from error
+    if solution is not None and matcher.match(solution) is None:
+        raise LineError(
+            "label", f"solution {quoted(solution)} is none of 'labels' {quoted(labels)}; correct one of them"
+        )
+
+
+@lru_cache(maxsize=64)
+def label_matcher(labels: tuple[str, ...]) -> LabelMatcher:
+    """The matcher that rewards and evaluation use for these labels.
+
+    Raises:
+        ConfigError: Two labels read the same, or one is blank.
+    """
+    return LabelMatcher(labels=labels)
+
+
+def _real_file(path: str, media_root: Path) -> Path:
+    """Path arithmetic first: nothing outside of the root is looked at."""
+    pure = PurePosixPath(path)
+    climbs = ".." in pure.parts or ".." in path.replace("\\", "/").split("/")
+    if not path or "\0" in path or "://" in path or _SCHEME.match(path) or climbs or path[0] in "/~\\":
+        raise LineError(
+            "outside media_root",
+            f"media path {quoted(path)} must be relative to media_root {media_root}, without '..', '~' or a scheme",
+        )
+    try:
+        real = (media_root / path).resolve()
+        inside = real.is_relative_to(media_root.resolve())
+        exists = inside and real.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # a name too long, a lone surrogate, a loop of links
+        why = getattr(error, "strerror", None) or type(error).__name__
+        reason = f"media path {quoted(path)} is no file name ({why}); rename the file"
+        raise LineError("missing file", reason) from error
+    if not inside:
+        raise LineError(
+            "outside media_root",
+            f"media path {quoted(path)} leads out of media_root {media_root}; copy the file below it",
+        )
+    if not exists:
+        raise LineError(
+            "missing file",
+            f"media file {quoted(path)} does not exist in {media_root} or is no regular file; add it or drop the line",
+        )
+    return real

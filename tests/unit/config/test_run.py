@@ -51,7 +51,7 @@ def test_every_manifest_of_the_run_is_known(root):
 def test_a_missing_or_wrong_manifest_is_named_before_the_run(root, name):
     check_manifests(config(root))
     (root / f"{name}.jsonl").write_text(LINE + "{\n")
-    with pytest.raises(DataError, match=f"{name}.jsonl line 2: not valid JSON"):
+    with pytest.raises(DataError, match=f"{name}.jsonl:2: not valid JSON"):
         check_manifests(config(root))
     (root / f"{name}.jsonl").unlink()
     with pytest.raises(DataError, match=f"{name}.jsonl does not exist"):

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from lightning_mmrl.data.schema import read_manifest, resolve_media
+from lightning_mmrl.data.schema import Problem, read_manifest, resolve_media, scan_manifest
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.types.records import MediaRef, Message
 
@@ -78,7 +78,7 @@ def test_a_byte_order_mark_is_no_part_of_the_text(read):
         (b"[" * 200_000, "not valid JSON", "fix or remove the line"),
         (b'{"id": "\xff"}', "not UTF-8 text", "save the manifest as UTF-8"),
         ([1], "found a list", "must be one JSON object"),
-        ({}, "'messages' is None", "non-empty list"),
+        ({}, "'messages' is missing .found nothing.", "give a list of"),
         ({"messages": []}, r"'messages' is \[\]", "non-empty list"),
         ({"messages": ["hi"]}, "message 'hi'", "needs a role of system, user, assistant"),
         ({"messages": [{"role": "robot", "content": "hi"}]}, "'robot'", "needs a role of system, user, assistant"),
@@ -94,8 +94,85 @@ def test_a_byte_order_mark_is_no_part_of_the_text(read):
     ],
 )
 def test_a_bad_line_is_named_with_its_value_and_the_fix(read, root, row, found, fix):
-    with pytest.raises(DataError, match=f"(?s)train.jsonl line 2: .*{found}.*{fix}"):
+    with pytest.raises(DataError, match=f"(?s)train.jsonl:2: .*{found}.*{fix}"):
         read({"messages": USER}, row)
+
+
+def test_a_span_of_the_line_holds_for_media_without_one_of_their_own(read):
+    row = {
+        "messages": clip_turn("<image><video><audio>"),
+        "images": "clips/a.mp4",
+        "videos": ["clips/a.mp4"],
+        "audios": [{"path": "clips/b.mp4", "end": 9, "start": None}],
+        "start": 1,
+        "end": 2.5,
+    }
+    [sample] = read(row)
+    assert [(ref.kind, ref.start_s, ref.end_s) for ref in sample.media] == [
+        ("image", None, None),
+        ("video", 1.0, 2.5),
+        ("audio", None, 9.0),
+    ]
+    assert sample.extras == {}
+
+
+@pytest.mark.parametrize(
+    ("row", "found"),
+    [
+        ({"messages": USER, "start": 1}, "stand on a line without video or audio"),
+        ({"messages": clip_turn("<image>"), "images": [{"path": "clips/a.mp4", "end": 1}]}, "gives an image a time"),
+        ({"messages": clip_turn(), "videos": ["clips/a.mp4"], "start": 2, "end": 1}, "the line ends before it starts"),
+        ({"messages": clip_turn(), "videos": [{"path": "clips/a.mp4", "fps": 2}]}, "must be a path or {path, start"),
+        ({"messages": clip_turn(), "videos": [{"path": "clips/a.mp4", "bytes": "AAA"}]}, "an entry with inline bytes"),
+        ({"messages": clip_turn(), "videos": ["clips/a.mp4"], "video": "clips/b.mp4"}, "both 'videos' and 'video'"),
+        ({"messages": USER, "labels": "angry"}, "'labels' is 'angry'; it must be a list of strings"),
+        ({"messages": USER, "labels": []}, "must be a list of strings"),
+        ({"messages": USER, "labels": ["a", "A"]}, "reads like a word of 'a'"),
+        ({"messages": USER, "labels": ["angry", "sad"], "solution": "glad"}, "'glad' is none of 'labels'"),
+        (b'{"id": "a", "id": "b"}', "key 'id' appears twice"),
+        (b'{"messages": [], "x": 1e999}', "number 1e999 is too large"),
+        (b'{"x": ' + b"9" * 5000 + b"}", "a number with too many digits"),
+        (b'{"id": "\\ud83d"}', r"the lone surrogate .ud83d"),
+        (b'{"id": "a"}' + b" " * 2**24, "longer than 16777216 bytes"),
+    ],
+)
+def test_what_is_ambiguous_is_refused(read, row, found):
+    with pytest.raises(DataError, match=f"train.jsonl:2: .*{found}"):
+        read({"messages": USER}, row)
+
+
+def test_a_solution_may_be_a_usual_word_for_a_label(read):
+    [sample] = read({"messages": USER, "labels": ["angry", "sad"], "solution": "Anger"})
+    assert (sample.solution, sample.extras) == ("Anger", {"labels": ["angry", "sad"]})
+
+
+def test_the_name_of_a_single_medium_may_stand_for_the_list(read):
+    [sample] = read({"messages": clip_turn(), "video": "clips/a.mp4"})
+    assert [ref.path for ref in sample.media] == ["clips/a.mp4"]
+
+
+def test_messages_stay_short_whatever_the_value(read):
+    for row in ({"messages": USER, "speaker": ["x" * 10**6]}, {"messages": [{"role": "x" * 10**6}]}, {"x" * 10**6: 1}):
+        with pytest.raises(DataError) as caught:
+            read(row)
+        assert len(str(caught.value)) < 1000
+
+
+def test_a_scan_goes_on_after_a_bad_line(read, root):
+    with pytest.raises(DataError):
+        read(
+            {"id": "a", "messages": USER},
+            b"{",
+            b"",
+            b"x" * (2**24 + 5),
+            {"id": "a", "messages": USER},
+            {"id": "b", "messages": USER},
+        )
+    items = list(scan_manifest(root / "train.jsonl", root))
+    assert [item.line for item in items] == [1, 2, 4, 5, 6]
+    problems = [item for item in items if isinstance(item, Problem)]
+    assert [problem.group for problem in problems] == ["not JSON", "not JSON", "repeated id"]
+    assert str(problems[0]).startswith(f"{root}/train.jsonl:2: not valid JSON")
 
 
 @pytest.mark.parametrize(
@@ -105,14 +182,15 @@ def test_a_bad_line_is_named_with_its_value_and_the_fix(read, root, row, found, 
         ({"end": -0.5}, "'end' is -0.5"),
         ({"start": "1"}, "'start' is '1'"),
         ({"start": True}, "'start' is True"),
-        ({"start": float("nan")}, "'start' is nan"),
-        ({"end": float("inf")}, "'end' is inf"),
+        ({"start": float("nan")}, "NaN is no JSON number.; write null"),
+        ({"end": float("inf")}, "Infinity is no JSON number"),
+        ({"end": 10**400}, "'end' is 1000"),
         ({"start": 2, "end": 1}, "'end' must be after 'start'"),
         ({"end": 0}, "'end' must be after 'start'"),
     ],
 )
 def test_a_bad_span_is_refused(read, span, found):
-    with pytest.raises(DataError, match=f"train.jsonl line 1: .*{found}"):
+    with pytest.raises(DataError, match=f"train.jsonl:1: .*{found}"):
         read({"messages": clip_turn(), "videos": [{"path": "clips/a.mp4", **span}]})
 
 
@@ -125,27 +203,33 @@ def test_a_bad_span_is_refused(read, span, found):
         "http://x/a.mp4",
         "file:///a.mp4",
         "~/a.mp4",
+        "..\\secret.mp4",
+        "clips\\..\\..\\secret.mp4",
+        "C:\\secret.mp4",
+        "\\\\host\\secret.mp4",
+        "file:/etc/passwd",
         "a\0b",
         "",
     ],
 )
 def test_a_path_that_leaves_the_root_is_refused(read, path):
-    with pytest.raises(DataError, match=r"train.jsonl line 1: media path .* must be relative to media_root"):
+    with pytest.raises(DataError, match=r"train.jsonl:1: media path .* must be relative to media_root"):
         read({"messages": clip_turn(), "videos": [path]})
 
 
 @pytest.mark.parametrize(
-    ("path", "found"), [("clips/none.mp4", "does not exist"), ("clips", "does not exist"), (".", "not exist")]
+    ("path", "found"), [("clips/none.mp4", "does not exist"), ("clips", "no regular file"), (".", "no regular file")]
 )
 def test_a_path_that_is_no_file_is_refused(read, path, found):
-    with pytest.raises(DataError, match=f"train.jsonl line 1: media file .*{found}; add it or remove the line"):
+    with pytest.raises(DataError, match=f"train.jsonl:1: media file .*{found}.*; add it or drop the line"):
         read({"messages": clip_turn(), "videos": [path]})
 
 
-@pytest.mark.parametrize("path", ["x" * 5000, "\ud800.mp4"])
-def test_a_path_that_no_file_can_have_is_refused(read, path):
-    with pytest.raises(DataError, match=r"train.jsonl line 1: media "):
-        read({"messages": clip_turn(), "videos": [path]})
+def test_a_path_that_no_file_can_have_is_refused(read, root):
+    with pytest.raises(DataError, match=r"train.jsonl:1: media .* is no file name .*rename the file"):
+        read({"messages": clip_turn(), "videos": ["x" * 5000]})
+    with pytest.raises(DataError, match=r"here: media path '[^ ]*ud800.mp4' is no file name"):
+        resolve_media("\udc80\ud800.mp4", root, "here")
 
 
 def test_links_may_stay_inside_but_not_lead_out(read, root, tmp_path):
@@ -166,7 +250,7 @@ def test_a_tilde_inside_a_name_is_no_home_folder(read, root):
 
 
 def test_an_id_may_come_once(read):
-    with pytest.raises(DataError, match=r"train.jsonl line 3: id 'a' was used on line 1; make ids unique"):
+    with pytest.raises(DataError, match=r"train.jsonl:3: id 'a' was used on line 1; make ids unique"):
         read({"id": "a", "messages": USER}, {"id": "b", "messages": USER}, {"id": "a", "messages": USER})
 
 

@@ -1,0 +1,59 @@
+"""One line of a manifest as a JSON object, strictly: what two readers could understand differently is refused."""
+
+import json
+import math
+from typing import Any, NoReturn
+
+from lightning_mmrl.data.formats.turns import quoted
+from lightning_mmrl.errors import DataError
+
+
+def json_object(line: str) -> dict[str, Any]:
+    """The object of a line.
+
+    Raises:
+        DataError: The line is no JSON object, repeats a key, or holds NaN, an infinite number or half a character.
+    """
+    try:
+        row = json.loads(line, object_pairs_hook=_object, parse_constant=_constant, parse_float=_number)
+    except json.JSONDecodeError as error:
+        raise DataError(f"not valid JSON ({error.msg} at column {error.colno}); fix or remove the line") from error
+    except RecursionError as error:
+        raise DataError("not valid JSON (nested too deeply); fix or remove the line") from error
+    except ValueError as error:  # more digits than Python turns into a number
+        raise DataError("not valid JSON (a number with too many digits); fix or remove the line") from error
+    if not isinstance(row, dict):
+        raise DataError(f"found a {type(row).__name__}; each line must be one JSON object")
+    _check_characters(line, row)
+    return row
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise DataError(f"not valid JSON (key {quoted(twice)} appears twice in one object); keep one of them")
+    return row
+
+
+def _constant(name: str) -> NoReturn:
+    raise DataError(f"not valid JSON ({name} is no JSON number); write null where a value is missing")
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise DataError(f"not valid JSON (number {text[:40]} is too large); correct or remove it")
+    return value
+
+
+def _check_characters(line: str, row: dict[str, Any]) -> None:
+    """Refuses an escape of half a character: such text can neither be tokenized nor written to a file."""
+    if "\\ud" not in line.lower():
+        return
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start : error.end].encode("unicode_escape").decode("ascii")
+        raise DataError(f"not valid text (the lone surrogate {half[:20]}); write the whole character") from error

@@ -1,0 +1,111 @@
+"""The turns of a manifest line: `messages`, or one of the other layouts of ms-swift that say the same."""
+
+import reprlib
+from collections.abc import Mapping
+from typing import Any, cast, get_args
+
+from lightning_mmrl.errors import DataError
+from lightning_mmrl.types.records import Message, Role
+
+CONVERSATION_ROLES: Mapping[str, Role] = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 100
+_SHORT.maxlevel = 3
+
+
+def quoted(value: object) -> str:
+    """A value as an error message shows it: never long, however large the value.
+
+    >>> quoted("angry"), len(quoted("x" * 10_000)) <= 100
+    ("'angry'", True)
+    """
+    # A lone surrogate could not be printed.
+    return _SHORT.repr(value).encode("utf-8", "backslashreplace").decode()
+
+
+def read_turns(row: Mapping[str, Any]) -> tuple[tuple[Message, ...], frozenset[str]]:
+    """The messages of a line, and the columns they were read from.
+
+    Raises:
+        DataError: No layout is recognized, or a turn is not of its form.
+    """
+    if row.get("messages") is not None:
+        return _messages(row["messages"]), frozenset({"messages"})
+    if row.get("conversations") is not None:
+        return _conversations(row), frozenset({"messages", "conversations", "system"})
+    if row.get("query") is not None:
+        return _query(row), frozenset({"messages", "query", "response", "system", "history"})
+    found = ", ".join(quoted(key) for key in list(row)[:8]) or "nothing"
+    raise DataError(
+        f"'messages' is missing (found {found}); give a list of {{role, content}} objects, or 'query' and 'response'"
+    )
+
+
+def _messages(turns: Any) -> tuple[Message, ...]:
+    if not isinstance(turns, list) or not turns:
+        raise DataError(f"'messages' is {quoted(turns)}; it must be a non-empty list of {{role, content}} objects")
+    return tuple(_message(turn) for turn in turns)
+
+
+def _message(turn: Any) -> Message:
+    role = turn.get("role") if isinstance(turn, dict) else None
+    content = turn.get("content") if isinstance(turn, dict) else None
+    if isinstance(content, list):
+        raise DataError(
+            f"message {quoted(turn)} has a list as content; write text with a <video>, <audio> or <image> tag where "
+            "a medium goes, and its path in 'videos', 'audios' or 'images'"
+        )
+    if role not in get_args(Role) or not isinstance(content, str):
+        raise DataError(
+            f"message {quoted(turn)} needs a role of {', '.join(get_args(Role))} and a string content; correct it"
+        )
+    return Message(role=cast(Role, role), content=content)
+
+
+def _conversations(row: Mapping[str, Any]) -> tuple[Message, ...]:
+    turns = row["conversations"]
+    if not isinstance(turns, list) or not turns:
+        raise DataError(f"'conversations' is {quoted(turns)}; it must be a non-empty list of {{from, value}} objects")
+    return (*_system(row), *(_conversation_turn(turn) for turn in turns))
+
+
+def _conversation_turn(turn: Any) -> Message:
+    speaker = turn.get("from") if isinstance(turn, dict) else None
+    value = turn.get("value") if isinstance(turn, dict) else None
+    if not isinstance(speaker, str) or speaker not in CONVERSATION_ROLES or not isinstance(value, str):
+        raise DataError(
+            f"turn {quoted(turn)} needs a 'from' of {', '.join(CONVERSATION_ROLES)} and a string 'value'; correct it"
+        )
+    return Message(role=CONVERSATION_ROLES[speaker], content=value)
+
+
+def _query(row: Mapping[str, Any]) -> tuple[Message, ...]:
+    turns = list(_system(row))
+    history = row.get("history") or []
+    if not isinstance(history, list):
+        raise DataError(f"'history' is {quoted(history)}; it must be a list of [query, response] pairs")
+    for pair in history:
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise DataError(f"'history' entry {quoted(pair)} must be a pair [query, response] of strings")
+        turns += [Message(role="user", content=pair[0]), Message(role="assistant", content=pair[1])]
+    turns.append(Message(role="user", content=_string(row, "query")))
+    if row.get("response") is not None:
+        turns.append(Message(role="assistant", content=_string(row, "response")))
+    return tuple(turns)
+
+
+def _system(row: Mapping[str, Any]) -> tuple[Message, ...]:
+    return (Message(role="system", content=_string(row, "system")),) if row.get("system") else ()
+
+
+def _string(row: Mapping[str, Any], key: str) -> str:
+    if not isinstance(row[key], str):
+        raise DataError(f"{key!r} is {quoted(row[key])}; it must be a string")
+    return row[key]
