@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning_mmrl.data.media.audio import decode_audio
+from lightning_mmrl.data.media.audio import SOUNDFILE_SUFFIXES, decode_audio
+from lightning_mmrl.data.media.containers import check_container
 from lightning_mmrl.data.media.video import decode_video
 from lightning_mmrl.errors import MediaError
 from lightning_mmrl.types.media import DecodedAudio, DecodedVideo, MediaSettings
@@ -30,6 +31,10 @@ def decode(task: DecodeTask) -> DecodedVideo | DecodedAudio:
     size = task.path.stat().st_size
     if size > task.settings.max_bytes:
         raise MediaError(f"{task.path}: {size} bytes exceed media.max_bytes {task.settings.max_bytes}; cut the file")
+    if task.ref.kind == "video":
+        check_container(task.path, "video")
+    elif task.ref.kind == "audio" and task.path.suffix.lower() not in SOUNDFILE_SUFFIXES:
+        check_container(task.path, "sound")
     decoder = decode_audio if task.ref.kind == "audio" else decode_video
     return decoder(task.path, task.ref, task.settings)
 
