@@ -1,0 +1,91 @@
+import time
+
+import pytest
+
+from lightning_mmrl.errors import RewardError
+from lightning_mmrl.protocols.plain import RewardFn
+from lightning_mmrl.rewards.compose import WeightedReward
+from lightning_mmrl.rewards.math_answer import MathAnswer
+from lightning_mmrl.rewards.pool import RewardPool
+from lightning_mmrl.types.records import Completion, Sample
+
+
+def posed(solution):
+    return Sample(id="sum-3", messages=(), solution=solution)
+
+
+def answered(answer):
+    return Completion(text=f"<think>Count.</think><answer>{answer}</answer>", num_tokens=9, truncated=False)
+
+
+def test_it_meets_the_protocol():
+    assert isinstance(MathAnswer(), RewardFn)
+
+
+@pytest.mark.parametrize(
+    ("solution", "answer"),
+    [
+        ("7", "7"),
+        ("7", " 7. "),
+        ("7", "7.0"),
+        ("7", "14/2"),
+        ("7", "3 + 4"),
+        ("7", "x = 7"),
+        ("7", "\\boxed{7}"),
+        ("7", "$\\frac{14}{2}$"),
+        ("7", "7 apples"),
+        ("1/2", "0.5"),
+        ("0.5", "\\frac{1}{2}"),
+        ("\\frac{1}{2}", "2/4"),
+        ("-3", "-3"),
+        ("1,000", "1000"),
+        ("$x + 1$", "$1 + x$"),
+    ],
+)
+def test_equal_mathematics_earns_one(solution, answer):
+    assert MathAnswer()(posed(solution), answered(answer)) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("solution", "answer"),
+    [
+        ("7", "8"),
+        ("7", "-7"),
+        ("7", "seven"),
+        ("7", ""),
+        ("7", "7 or 5"),
+        ("7", "5 6 7 8 9"),
+        ("7", "$5$ or $7$"),
+        ("7", "7 = " + "0 + " * 80 + "7"),
+        ("1/2", "0.49"),
+        ("$x + 1$", "$x$"),
+    ],
+)
+def test_everything_else_earns_nothing(solution, answer):
+    assert MathAnswer()(posed(solution), answered(answer)) == 0.0
+
+
+def test_an_answer_needs_its_tags_but_not_the_whole_format():
+    text = "<answer>7</answer>"
+    assert MathAnswer()(posed("7"), Completion(text=text, num_tokens=3, truncated=False)) == 1.0
+    for broken in ("7", text + text, "<think>Maybe <answer>7</answer></think>", "<answer>7"):
+        assert MathAnswer()(posed("7"), Completion(text=broken, num_tokens=3, truncated=False)) == 0.0
+
+
+@pytest.mark.parametrize("solution", [None, "", "angry", "x + 1", "x+1", "7 apples"])
+def test_a_solution_that_is_no_mathematics_is_an_error(solution):
+    with pytest.raises(RewardError, match=r"'sum-3' has the solution .* which math-verify cannot read; write a number"):
+        MathAnswer()(posed(solution), answered("7"))
+
+
+@pytest.mark.slow
+def test_an_answer_that_overruns_is_invalid_and_costs_only_itself():
+    tower = "**".join(["9"] * 5)
+    reward = WeightedReward(parts={"math": MathAnswer(timeout_s=1)}, weights={"math": 1.0})
+    with RewardPool(reward, num_workers=1, deadline_s=20.0) as pool:
+        started = time.monotonic()
+        [scores] = pool.score([posed("10")], [[answered(tower), answered("10"), answered("9")]])
+        assert time.monotonic() - started < 20.0
+    assert [score.valid for score in scores] == [False, True, True]
+    assert "needed more than 1 s" in scores[0].reason
+    assert [score.total for score in scores] == [0.0, 1.0, 0.0]
