@@ -15,6 +15,7 @@ from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.tracking.redaction import redact
 
 if TYPE_CHECKING:
+    from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
 _LOCK_TIMEOUT_S = 120.0
@@ -28,35 +29,66 @@ _DEFAULTS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """A client, and the experiment that new runs go to."""
+    """A client, the experiment that new runs go to, and the name of the run that was asked for, if any."""
 
     client: "MlflowClient"
     experiment_id: str
+    run_name: str | None = None
 
 
-def connect(tracking_uri: str, experiment: str) -> Connection:
-    """Opens the database or server and finds or creates the experiment.
+def connect(tracking_uri: str, experiment: str, *, run_id: str | None = None) -> Connection:
+    """Opens the database or server and finds or creates the experiment; `run_id` names a run whose experiment it is.
 
     A SQLite database is created, or upgraded after a copy to `<name>.before-upgrade`, by one process at a time, because
     MLflow's migrations fail when several run at once. Its artifacts go to the folder `mlartifacts` beside it.
 
     Raises:
-        ConfigError: The URI has another form, or nothing usable answers at it.
+        ConfigError: The URI has another form, nothing usable answers at it, or it has no run `run_id`.
     """
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
     if tracking_uri.startswith("sqlite:"):
-        return _connect_sqlite(tracking_uri, experiment)
+        return _connect_sqlite(tracking_uri, experiment, run_id)
     if tracking_uri.startswith(("http://", "https://")) and urlsplit(tracking_uri).hostname:
         with explained(redact(tracking_uri)):
-            return _find_experiment(_open_client(tracking_uri), experiment, artifacts=None)
+            client = _open_client(tracking_uri)
+            if run_id is not None:
+                return _connection_of(client, run_id, redact(tracking_uri))
+            return _find_experiment(client, experiment, artifacts=None)
     raise ConfigError(
         f"tracking_uri={redact(tracking_uri)!r} is neither sqlite:///<file> nor http(s)://<host>. "
         "Use for example sqlite:///outputs/mlflow.db; MLflow's file store (file:, ./mlruns) no longer works."
     )
 
 
-def _connect_sqlite(tracking_uri: str, experiment: str) -> Connection:
+def find_run(client: "MlflowClient", run_id: str, uri: str) -> "Run":
+    """A run that can be continued.
+
+    Raises:
+        ConfigError: The server answers that it has no such run, or that it was deleted.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise ConfigError(
+            f"MLflow at {uri} has no run {run_id!r}. Use the tracking_uri that it was made with, "
+            "unset MLFLOW_RUN_ID, or start a new output folder."
+        ) from error
+    if run.info.lifecycle_stage != "active":
+        raise ConfigError(f"The MLflow run {run_id!r} was deleted. Restore it: mlflow runs restore --run-id {run_id}")
+    return run
+
+
+def _connection_of(client: "MlflowClient", run_id: str, uri: str) -> Connection:
+    info = find_run(client, run_id, uri).info
+    return Connection(client=client, experiment_id=info.experiment_id, run_name=info.run_name)
+
+
+def _connect_sqlite(tracking_uri: str, experiment: str, run_id: str | None) -> Connection:
     name = tracking_uri.removeprefix("sqlite:///")
     if name == tracking_uri or name in ("", ":memory:") or "?" in name:
         raise ConfigError(
@@ -64,12 +96,20 @@ def _connect_sqlite(tracking_uri: str, experiment: str) -> Connection:
         )
     path = Path(name).resolve()
     uri = f"sqlite:///{path}"
+    if run_id is not None and not path.is_file():
+        raise ConfigError(
+            f"MLFLOW_RUN_ID names a run of {tracking_uri}, and there is no {path}. Call mlflow run in the project's "
+            "folder, or set MLFLOW_TRACKING_URI to an absolute path (sqlite:////...)."
+        )
     with explained(uri):
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock", timeout=_LOCK_TIMEOUT_S):
             _check_database(path)
             _upgrade_if_old(path, uri)
-            return _find_experiment(_open_client(uri), experiment, artifacts=path.parent / "mlartifacts")
+            client = _open_client(uri)
+            if run_id is not None:
+                return _connection_of(client, run_id, uri)
+            return _find_experiment(client, experiment, artifacts=path.parent / "mlartifacts")
 
 
 @contextmanager

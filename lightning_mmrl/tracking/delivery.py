@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 RUN_KEY = "mmrl.run_key"
 LOCAL_PREFIX = "local-"
+PARENT_TAG = "mlflow.parentRunId"
 
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST")
 _ARTIFACT_ATTEMPTS = 3
@@ -46,6 +47,7 @@ class MlflowDelivery:
             "tags": self._send_tags,
             "dataset": self._send_dataset,
             "status": self._send_status,
+            "nest": self._send_nest,
         }
         try:
             if entry.operation == "create":
@@ -68,7 +70,7 @@ class MlflowDelivery:
         if parent_id is not None:
             parent = self._client.get_run(self.resolve(parent_id))
             experiment_id = parent.info.experiment_id
-            tags["mlflow.parentRunId"] = parent.info.run_id
+            tags[PARENT_TAG] = parent.info.run_id
         run = self._find_run(run_key, [experiment_id])
         if run is None:
             run = self._client.create_run(
@@ -135,6 +137,37 @@ class MlflowDelivery:
             self._client.update_run(run_id, status="RUNNING")
         else:
             self._client.set_terminated(run_id, status=payload["status"], end_time=payload["time_ms"])
+
+    def _send_nest(self, run_id: str, payload: Mapping[str, Any]) -> None:
+        """Moves a run, and what lies below it, below the run `run_id`; one still RUNNING is shown as KILLED if asked.
+
+        Where the two lie in different stores or experiments only the tags are set: MLflow nests within one experiment.
+        """
+        child, parent = self._find(payload["child"]), self._find(run_id)
+        if child is None:
+            return
+        child_id, tags = child.info.run_id, dict(payload["tags"])
+        if parent is not None and parent.info.experiment_id == child.info.experiment_id:
+            tags[PARENT_TAG] = run_id
+            below = f"tags.`{PARENT_TAG}` = '{child_id}'"
+            for stage in self._client.search_runs([child.info.experiment_id], filter_string=below):
+                self._client.set_tag(stage.info.run_id, PARENT_TAG, run_id)
+        self._send_tags(child_id, tags)
+        if payload["killed"] and child.info.status == "RUNNING":
+            self._client.set_terminated(child_id, status="KILLED")
+
+    def _find(self, run_id: str) -> "Run | None":
+        """The run with this id, None if the server has none."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self._client.get_run(self.resolve(run_id))
+        except UndeliverableError:
+            return None
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
 
     def _send_artifact(self, run_id: str, entry: Entry) -> None:
         """Uploads a file or folder; gives up after three failures while the server answers, so that metrics go on."""

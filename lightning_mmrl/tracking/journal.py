@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from lightning_mmrl.tracking.jsonl import append_lines, read_lines
 
-Operation = Literal["create", "metrics", "params", "tags", "dataset", "artifact", "status"]
+Operation = Literal["create", "metrics", "params", "tags", "dataset", "artifact", "status", "nest"]
 
 _POINTS_PER_REQUEST = 1000  # what MLflow takes in one log_batch call
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mmrl.errors import ConfigError
-from lightning_mmrl.protocols.plain import RunStatus
-from lightning_mmrl.tracking.connection import Connection, connect, explained
-from lightning_mmrl.tracking.delivery import LOCAL_PREFIX, MlflowDelivery
+from lightning_mmrl.protocols.plain import RunStatus, TrackedRun
+from lightning_mmrl.tracking.connection import connect, find_run
+from lightning_mmrl.tracking.delivery import LOCAL_PREFIX, PARENT_TAG, MlflowDelivery
 from lightning_mmrl.tracking.journal import Entry, Operation
+from lightning_mmrl.tracking.null import UNTRACKED, UNTRACKED_STAGE, NullRun
 from lightning_mmrl.tracking.redaction import redact
 from lightning_mmrl.tracking.spool import Spool
 
@@ -23,6 +24,7 @@ _log = logging.getLogger(__name__)
 
 NON_FINITE_KEY = "tracking/non_finite"
 
+_GENERATED_NAME = r"[a-z]+-[a-z]+-\d+"  # MLflow's own, such as bold-fox-12
 _MAX_KEY = 250
 _MAX_PARAM = 6000
 _MAX_TAG = 8000
@@ -38,7 +40,9 @@ class MlflowTracker:
     the latest when a tracker is next opened on the same folder. A run opened during an outage gets a local id
     (`local-...`), which `run_id` and `parent_id` take like any other.
 
-    Under `mlflow run` the first parent opened without a `run_id` is the run that MLflow made (MLFLOW_RUN_ID).
+    Under `mlflow run` the first parent that is opened is the run that MLflow made (MLFLOW_RUN_ID). If that call names
+    an earlier run to continue, the new one gets the tag `mmrl.continues`, and the earlier one moves below it with its
+    stages, where both lie in one experiment: there is one parent, however often the curriculum was started.
 
     Args:
         tracking_uri: `sqlite:///<file>` or `http(s)://<host>`.
@@ -51,12 +55,9 @@ class MlflowTracker:
 
     def __init__(self, tracking_uri: str, experiment: str, spool_dir: Path) -> None:
         self._uri = redact(tracking_uri)
-        self._connection = connect(tracking_uri, experiment)
-        self._project_run_id = os.environ.get("MLFLOW_RUN_ID")
-        if self._project_run_id:
-            with explained(self._uri):
-                experiment_id = self._check_run(self._project_run_id)
-            self._connection = Connection(client=self._connection.client, experiment_id=experiment_id)
+        self._project_run_id = os.environ.get("MLFLOW_RUN_ID") or None
+        self._continues_another = False
+        self._connection = connect(tracking_uri, experiment, run_id=self._project_run_id)
         self._delivery = MlflowDelivery(self._connection)
         self._spool = Spool(spool_dir, self._delivery)
 
@@ -67,18 +68,28 @@ class MlflowTracker:
         parent_id: str | None = None,
         run_id: str | None = None,
         tags: Mapping[str, str] | None = None,
-    ) -> "MlflowRun":
+    ) -> TrackedRun:
         """Opens a new run, or sets `run_id` to RUNNING again and continues it.
 
         Raises:
             ConfigError: The server answers that it has no run `run_id`.
         """
         all_tags = {**_clean_tags(tags or {}), "mlflow.runName": name}
-        if parent_id is None:
-            run_id, self._project_run_id = run_id or self._project_run_id, None
+        if run_id == UNTRACKED_STAGE:
+            return NullRun(run_id)
+        if run_id == UNTRACKED:
+            run_id = None
+        if parent_id is None and self._project_run_id is not None:
+            return self._adopt_run(self._project_run_id, all_tags, earlier=run_id)
         if run_id is None:
             return self._create_run(all_tags, parent_id)
         return self._continue_run(run_id, all_tags, parent_id)
+
+    def note_report(self, run_id: str) -> None:
+        """Nests the run of `mlflow run`, which had nothing to train, below the run `run_id` that it reports."""
+        if self._project_run_id is not None and run_id != UNTRACKED:
+            payload = {"child": self._project_run_id, "tags": {"mmrl.reports": run_id}, "killed": False}
+            self._spool.submit(Entry(run_id=run_id, operation="nest", payload=payload))
 
     def close(self) -> None:
         """Delivers what is queued, for at most 30 s; a warning names the files of what is left."""
@@ -99,37 +110,36 @@ class MlflowTracker:
         self._spool.submit(Entry(run_id=run_key, operation="create", payload=payload))
         return MlflowRun(run_key, self._spool)
 
-    def _continue_run(self, run_id: str, tags: dict[str, str], parent_id: str | None) -> "MlflowRun":
+    def _adopt_run(self, run_id: str, tags: dict[str, str], earlier: str | None) -> TrackedRun:
+        """Takes the run of `mlflow run` as parent; a name that the user gave it stays."""
+        self._project_run_id = None
+        if not re.fullmatch(_GENERATED_NAME, self._connection.run_name or ""):
+            del tags["mlflow.runName"]
+        if earlier in (None, run_id):
+            return self._continue_run(run_id, tags, None)
+        self._continues_another = True
+        run = self._continue_run(run_id, {**tags, "mmrl.continues": str(earlier)}, None)
+        payload = {"child": earlier, "tags": {"mmrl.continued_by": run_id}, "killed": True}
+        self._spool.submit(Entry(run_id=run_id, operation="nest", payload=payload))
+        return run
+
+    def _continue_run(self, run_id: str, tags: dict[str, str], parent_id: str | None) -> TrackedRun:
         from mlflow.exceptions import MlflowException
 
         if not self._spool.is_backlogged and not run_id.startswith(LOCAL_PREFIX):
             try:
-                self._check_run(run_id)
+                find_run(self._connection.client, run_id, self._uri)
+            except ConfigError:
+                if not self._continues_another:
+                    raise
+                _log.warning("Run %s was made in another tracking store; it stays there as it is.", run_id)
+                return NullRun(run_id)
             except MlflowException as error:
                 _log.warning("The tracking server failed (%s); run %s goes on.", redact(error), run_id)
         run = MlflowRun(run_id, self._spool)
         run.resume()
-        run.set_tags(tags if parent_id is None else {**tags, "mlflow.parentRunId": parent_id})
+        run.set_tags(tags if parent_id is None else {**tags, PARENT_TAG: parent_id})
         return run
-
-    def _check_run(self, run_id: str) -> str:
-        """Returns the id of the run's experiment."""
-        from mlflow.exceptions import MlflowException
-
-        try:
-            info = self._connection.client.get_run(run_id).info
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            raise ConfigError(
-                f"MLflow at {self._uri} has no run {run_id!r}. Use the tracking_uri that it was made with, "
-                "unset MLFLOW_RUN_ID, or start a new output folder."
-            ) from error
-        if info.lifecycle_stage != "active":
-            raise ConfigError(
-                f"The MLflow run {run_id!r} was deleted. Restore it: mlflow runs restore --run-id {run_id}"
-            )
-        return info.experiment_id
 
 
 class MlflowRun:

@@ -11,6 +11,7 @@ import pytest
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.tracking.connection import connect
 from lightning_mmrl.tracking.mlflow import MlflowTracker, clean_key
+from lightning_mmrl.tracking.null import NullTracker
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +48,8 @@ def client(uri):
 def open_tracker(uri, tmp_path):
     opened = []
 
-    def start():
-        opened.append(MlflowTracker(uri, "curricula", tmp_path / "spool"))
+    def start(store=uri):
+        opened.append(MlflowTracker(store, "curricula", tmp_path / "spool"))
         return opened[-1]
 
     yield start
@@ -111,11 +112,33 @@ def test_more_points_and_params_than_one_request_takes(open_tracker, client):
     assert data.params == {f"p{index}": str(index) for index in range(250)}
 
 
-@pytest.mark.parametrize("key", ["a/b", "acc@1 (%)", "/a//b/./../c/", "..", "", "x" * 249 + "/y", "a/ /b", "a\n"])
-def test_clean_keys_pass_mlflows_own_check(key):
+def passes_mlflows_own_check(key):
+    from mlflow.exceptions import MlflowException
     from mlflow.utils.validation import _validate_metric
 
-    _validate_metric(clean_key(key), 1.0, 0, 0)
+    try:
+        _validate_metric(key, 1.0, 0, 0)
+    except MlflowException:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("key", "as_it_is"),
+    [
+        ("a/b", True),
+        ("a/ /b", True),
+        ("a\n", True),
+        ("acc@1 (%)", False),
+        ("/a//b/./../c/", False),
+        ("..", False),
+        ("", False),
+        ("x" * 249 + "/y", False),
+    ],
+)
+def test_clean_keys_pass_mlflows_own_check(key, as_it_is):
+    assert passes_mlflows_own_check(key) is as_it_is
+    assert passes_mlflows_own_check(clean_key(key))
 
 
 def test_datasets_are_inputs_of_the_run(open_tracker, client):
@@ -204,9 +227,126 @@ def test_the_first_parent_adopts_the_run_of_mlflow_run(open_tracker, client, mon
     assert len({parent.id, orphan.id, child.id, other.id}) == 4
     assert client.get_run(parent.id).info.run_name == "rl-first"
     assert client.get_run(child.id).info.experiment_id == project.info.experiment_id
+    assert client.get_experiment_by_name("curricula") is None  # nothing would ever be in it
     monkeypatch.setenv("MLFLOW_RUN_ID", "feed")
     with pytest.raises(ConfigError, match="unset MLFLOW_RUN_ID"):
         open_tracker()
+
+
+@pytest.fixture
+def project_run(client, monkeypatch):
+    """Makes a run as `mlflow run` does, and sets the variable by which a process finds it."""
+    experiment = client.create_experiment("project")
+
+    def make(name=None):
+        run = client.create_run(experiment, run_name=name)
+        monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+        return run.info.run_id
+
+    return make
+
+
+def tree(client, run_id):
+    """Name, status and parent of every run of an experiment."""
+    runs = client.search_runs([client.get_run(run_id).info.experiment_id])
+    names = {run.info.run_id: run.info.run_name for run in runs}
+    return {run.info.run_name: (run.info.status, names.get(run.data.tags.get("mlflow.parentRunId"))) for run in runs}
+
+
+@pytest.mark.parametrize(("given", "kept"), [(None, "quickstart"), ("bold-fox-12", "quickstart"), ("mine", "mine")])
+def test_an_adopted_run_keeps_the_name_that_the_user_gave_it(open_tracker, client, project_run, given, kept):
+    run_id = project_run(given)
+    tracker = open_tracker()
+    tracker.open_run("quickstart", tags={"mmrl.curriculum": "quickstart"}).finish("KILLED")
+    tracker.close()
+    run = client.get_run(run_id)
+    assert (run.info.run_name, run.info.status, run.data.tags["mmrl.curriculum"]) == (kept, "KILLED", "quickstart")
+
+
+def test_a_second_mlflow_run_takes_over_the_stages_of_the_first(open_tracker, client, project_run):
+    first_id = project_run("first")
+    tracker = open_tracker()
+    first = tracker.open_run("first")
+    tracker.open_run("00-warm", parent_id=first.id).finish("FINISHED")
+    killed = tracker.open_run("01-reason", parent_id=first.id)
+    tracker.close()  # killed without a last word: both stay RUNNING
+    second_id = project_run("second")
+    tracker = open_tracker()
+    second = tracker.open_run("second", run_id=first.id)
+    tracker.open_run("01-reason", run_id=killed.id).finish("KILLED")
+    tracker.open_run("01-reason-again", parent_id=second.id).finish("FINISHED")
+    second.finish("FINISHED")
+    tracker.close()
+    assert (first.id, second.id) == (first_id, second_id)
+    assert tree(client, second_id) == {
+        "second": ("FINISHED", None),
+        "first": ("KILLED", "second"),
+        "00-warm": ("FINISHED", "second"),
+        "01-reason": ("KILLED", "second"),
+        "01-reason-again": ("FINISHED", "second"),
+    }
+    assert client.get_run(second_id).data.tags["mmrl.continues"] == first_id
+    assert client.get_run(first_id).data.tags["mmrl.continued_by"] == second_id
+
+
+def test_a_curriculum_begun_in_another_store_goes_on_in_that_of_mlflow_run(
+    empty_database, open_tracker, client, project_run, tmp_path
+):
+    elsewhere = tmp_path / "elsewhere.db"
+    shutil.copy(empty_database, elsewhere)
+    tracker = open_tracker(f"sqlite:///{elsewhere}")
+    first = tracker.open_run("first")
+    killed = tracker.open_run("00-warm", parent_id=first.id)
+    tracker.close()
+    second_id = project_run("second")
+    tracker = open_tracker()
+    second = tracker.open_run("second", run_id=first.id)
+    tracker.open_run("00-warm", run_id=killed.id).finish("KILLED")
+    tracker.open_run("00-warm-again", parent_id=second.id).finish("FINISHED")
+    second.finish("FINISHED")
+    tracker.close()
+    assert tree(client, second_id) == {"second": ("FINISHED", None), "00-warm-again": ("FINISHED", "second")}
+    assert client.get_run(second_id).data.tags["mmrl.continues"] == first.id
+    assert list((tmp_path / "spool").glob("*.rejected")) == []
+
+
+def test_a_second_mlflow_run_that_only_reports_lies_below_the_first(open_tracker, client, project_run):
+    first_id = project_run("first")
+    tracker = open_tracker()
+    first = tracker.open_run("first")
+    tracker.open_run("00-warm", parent_id=first.id).finish("FINISHED")
+    first.finish("FINISHED")
+    tracker.close()
+    second_id = project_run("second")
+    tracker = open_tracker()
+    tracker.note_report(first_id)
+    tracker.close()
+    assert tree(client, second_id) == {
+        "first": ("FINISHED", None),
+        "00-warm": ("FINISHED", "first"),
+        "second": ("RUNNING", "first"),  # `mlflow run` itself ends it
+    }
+    assert client.get_run(second_id).data.tags["mmrl.reports"] == first_id
+
+
+def test_a_curriculum_that_began_untracked_can_be_tracked_from_there_on(open_tracker, client):
+    silent = NullTracker()
+    parent_id = silent.open_run("first").id
+    stage_id = silent.open_run("00-warm", parent_id=parent_id).id
+    tracker = open_tracker()
+    parent = tracker.open_run("first", run_id=parent_id)
+    tracker.open_run("00-warm", run_id=stage_id).finish("KILLED")
+    parent.finish("FINISHED")
+    tracker.close()
+    assert tree(client, parent.id) == {"first": ("FINISHED", None)}
+
+
+def test_the_database_of_mlflow_run_is_not_made_anew(monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_RUN_ID", "4f2a")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="Call mlflow run in the project's folder"):
+        MlflowTracker("sqlite:///mlflow.db", "curricula", tmp_path / "spool")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.usefixtures("empty_database")  # MLflow is imported, so that the processes meet at the database

@@ -103,7 +103,8 @@ def test_no_tracking_takes_every_call(tmp_path):
     run.log_dataset("d", "0", "file", "train", {})
     run.finish("FINISHED")
     tracker.close()
-    assert (run.id, tracker.open_run("reason", run_id="4f2a").id) == ("reason", "4f2a")
+    assert (run.id, tracker.open_run("all").id) == ("untracked-stage", "untracked")
+    assert tracker.open_run("reason", run_id="4f2a").id == "4f2a"
 
 
 def test_importing_the_tracker_loads_neither_mlflow_nor_torch():
