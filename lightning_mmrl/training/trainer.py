@@ -32,7 +32,7 @@ def training_trainer(
     settings: TrainerSettings,
     *,
     directory: Path,
-    logger: Logger,
+    logger: Logger | list[Logger],
     callbacks: Sequence[Callback],
     validate_every: int | None,
     gradient_clip_val: float | None,
@@ -42,7 +42,7 @@ def training_trainer(
     Args:
         settings: Device and precision.
         directory: Lightning's root directory.
-        logger: Where metrics go.
+        logger: Where metrics go, one or several.
         callbacks: Progress and the like.
         validate_every: Batches between validations; None for none.
         gradient_clip_val: Gradient norm limit of automatic optimization; None for stages that clip by hand.
