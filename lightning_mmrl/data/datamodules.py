@@ -1,21 +1,52 @@
-"""DataModules: which split feeds a stage, how much of it, and how it is batched."""
+"""DataModules: which sources feed a stage, how they are mixed, and how they are batched."""
 
+import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import lightning
 from torch.utils.data import DataLoader
 
 from lightning_mmrl.data.collate import collate_prompts, collate_targets
-from lightning_mmrl.data.prepared import DataMonitor, MediaPipeline, PreparedSet
-from lightning_mmrl.data.sampler import Draw, ModalityDropout, PassSampler, Variant
+from lightning_mmrl.data.prepared import DataMonitor, JoinedSets, MediaPipeline, PreparedSet
+from lightning_mmrl.data.sampler import Draw, DrawSampler, ModalityDropout, SourceRows, Variant
 from lightning_mmrl.data.schema import read_manifest
+from lightning_mmrl.errors import ConfigError, DataError, StageError
 from lightning_mmrl.prompts.template import PromptTemplate
+from lightning_mmrl.types.records import MediaKind, Sample
 
 StageKind = Literal["sft", "rl"]
+Balance = Literal["label"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A manifest that a stage trains on.
+
+    Attributes:
+        name: How errors name it.
+        root: Folder of the manifest; media paths are relative to it.
+        manifest: File name of the training split, below `root`.
+        weight: Share of the stage's draws, in any unit.
+        limit: Use only the first samples of the manifest; more than it holds means all.
+    """
+
+    name: str
+    root: Path
+    manifest: str
+    weight: float = 1.0
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight < math.inf:
+            raise ConfigError(
+                f"source {self.name}: weight is {self.weight}; it must be above 0; remove the source to leave it out"
+            )
+        _check_limit(f"source {self.name}: limit", self.limit)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,20 +54,30 @@ class Feed:
     """What a stage trains on.
 
     Attributes:
-        manifest: File name of the training split, below the dataset's root.
-        batch_size: Samples per batch: per optimizer step (SFT) or per iteration (RL).
+        sources: Manifests to draw from, by weight.
+        batch_size: Samples per batch: per optimizer step (SFT) or per iteration (RL). A batch may be larger than the
+            data; it then holds samples of several passes.
         num_batches: Batches of the whole stage.
         seed: Seed of the order and of the modality dropout.
         dropout: Modality dropout.
-        limit: Use only the first samples of the manifest.
+        balance: "label" draws every label (`solution`) of a source equally often; None draws samples equally often.
     """
 
-    manifest: str
+    sources: tuple[Source, ...]
     batch_size: int
     num_batches: int
     seed: int = 0
     dropout: ModalityDropout = field(default_factory=ModalityDropout)
-    limit: int | None = None
+    balance: Balance | None = None
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise ConfigError("a stage has no source of data; give a manifest or at least one source")
+        for name, value in (("batch_size", self.batch_size), ("num_batches", self.num_batches)):
+            if value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1")
+        if self.balance not in (None, *get_args(Balance)):
+            raise ConfigError(f"balance is {self.balance!r}; it must be 'label' or null")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,33 +85,48 @@ class ValidationFeed:
     """What a stage is validated on.
 
     Attributes:
-        manifest: File name of the split, below the dataset's root.
+        root: Folder of the manifest; media paths are relative to it.
+        manifest: File name of the split, below `root`.
         batch_size: Prompts per batch.
-        limit: Use only the first samples of the manifest.
+        limit: Use only the first samples of the manifest; more than it holds means all.
     """
 
+    root: Path
     manifest: str
     batch_size: int = 64
     limit: int | None = None
 
+    def __post_init__(self) -> None:
+        _check_limit(f"validation on {self.manifest}: limit", self.limit)
+
 
 class OmniDataModule(lightning.LightningDataModule):
-    """Video, audio and text samples of any manifest, for SFT and RL stages alike.
+    """Samples of any kind, mixed by weight, for SFT and RL stages alike.
+
+    A batch may mix kinds: clips with and without sound, images, sounds and text. The presets below narrow `kinds` and
+    change nothing else.
+
+    A batch counts as consumed when Lightning hands it to the training step, however far a loader has read ahead; the
+    state of the module is that count, and a stage resumed with it goes on with the next batch.
 
     Args:
-        root: Folder of the manifests; media paths are relative to it.
         pipeline: How media become tensors.
         template: Prompt template.
         kind: "sft" yields prompts with targets, "rl" prompts alone.
         feed: What the stage trains on.
         validation: What the stage is validated on, if anything.
         monitor: Hears of decoding.
+
+    Raises:
+        DataError: A manifest cannot be used, or has a medium that this module or the model does not take.
     """
+
+    kinds: ClassVar[frozenset[MediaKind]] = frozenset(get_args(MediaKind))
+    """Media that samples may have."""
 
     def __init__(
         self,
         *,
-        root: Path,
         pipeline: MediaPipeline,
         template: PromptTemplate,
         kind: StageKind,
@@ -84,37 +140,139 @@ class OmniDataModule(lightning.LightningDataModule):
         self._kind = kind
         self._pad = pipeline.encoder.pad_token_id
         self._monitor = monitor
+        self._sampler: DrawSampler | None = None
 
-        def prepared(manifest: str, supervised: bool, limit: int | None) -> PreparedSet:
+        def opened(root: Path, manifest: str, supervised: bool, limit: int | None) -> PreparedSet:
             samples = read_manifest(root / manifest, root)[:limit]
-            return PreparedSet(samples, media_root=root, pipeline=pipeline, template=template, supervised=supervised)
+            self._check_kinds(manifest, samples)
+            found = PreparedSet(samples, media_root=root, pipeline=pipeline, template=template, supervised=supervised)
+            found.check(manifest)
+            return found
 
-        self.train_set = prepared(feed.manifest, kind == "sft", feed.limit)
-        self.validation_set = prepared(validation.manifest, False, validation.limit) if validation else None
+        self.train_sets = tuple(
+            opened(source.root, source.manifest, kind == "sft", source.limit) for source in feed.sources
+        )
+        self.validation_set = (
+            opened(validation.root, validation.manifest, False, validation.limit) if validation else None
+        )
+        if feed.balance is not None:
+            for source, found in zip(feed.sources, self.train_sets, strict=True):
+                _labels(source.manifest, found.samples)
 
     def setup(self, stage: str) -> None:
         """Decodes and encodes what the cache lacks."""
-        self.train_set.prepare(self._feed.manifest, self._monitor)
+        for source, found in zip(self._feed.sources, self.train_sets, strict=True):
+            found.prepare(source.manifest, self._monitor)
         if self.validation_set is not None and self._validation is not None:
             self.validation_set.prepare(self._validation.manifest, self._monitor)
+        if self._sampler is None:
+            self._sampler = self._new_sampler()
+
+    @property
+    def sampler(self) -> DrawSampler:
+        """Which sample comes when, and how many batches are consumed."""
+        if self._sampler is None:
+            raise RuntimeError("the data are not prepared; call setup() first")
+        return self._sampler
 
     def train_dataloader(self) -> "DataLoader[Any]":
-        """A sized loader of `SftBatch` or `PromptBatch` over the whole stage."""
-        sampler = PassSampler(
-            len(self.train_set),
-            batch_size=self._feed.batch_size,
-            num_batches=self._feed.num_batches,
-            seed=self._feed.seed,
-            dropout=self._feed.dropout,
-        )
+        """A sized loader of `SftBatch` or `PromptBatch` over what is left of the stage."""
         collate = collate_targets if self._kind == "sft" else collate_prompts
-        return DataLoader(self.train_set, batch_sampler=sampler, collate_fn=partial(collate, pad_token_id=self._pad))
+        return DataLoader(
+            JoinedSets(self.train_sets),
+            batch_sampler=self.sampler,
+            collate_fn=partial(collate, pad_token_id=self._pad),
+        )
 
     def val_dataloader(self) -> "DataLoader[Any] | list[DataLoader[Any]]":
         """Validation prompts in manifest order, each once; an empty list without a validation split."""
         if self.validation_set is None or self._validation is None:
             return []
         return eval_loader(self.validation_set, batch_size=self._validation.batch_size, pad_token_id=self._pad)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Counts a batch that is about to be trained on."""
+        if self.trainer is not None and self.trainer.training:
+            self.sampler.advance()
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the stage is, and on which samples."""
+        return {"sampler": self.sampler.state_dict(), "samples": self._fingerprint()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continues behind the consumed batches.
+
+        Raises:
+            StageError: The state is of other samples or of another configuration.
+        """
+        if state_dict["samples"] != self._fingerprint():
+            names = ", ".join(source.manifest for source in self._feed.sources)
+            raise StageError(
+                f"cannot resume: the samples of {names} have changed; restore them or start the stage anew"
+            )
+        self.sampler.load_state_dict(state_dict["sampler"])
+
+    def _new_sampler(self) -> DrawSampler:
+        rows = [
+            SourceRows(
+                num_samples=len(found),
+                weight=source.weight,
+                labels=_labels(source.manifest, found.samples) if self._feed.balance else None,
+            )
+            for source, found in zip(self._feed.sources, self.train_sets, strict=True)
+        ]
+        return DrawSampler(
+            rows,
+            batch_size=self._feed.batch_size,
+            num_batches=self._feed.num_batches,
+            seed=self._feed.seed,
+            dropout=self._feed.dropout,
+        )
+
+    def _fingerprint(self) -> str:
+        ids = [[sample.id for sample in found.samples] for found in self.train_sets]
+        return hashlib.blake2b(repr(ids).encode(), digest_size=8).hexdigest()
+
+    def _check_kinds(self, manifest: str, samples: Sequence[Sample]) -> None:
+        present = {ref.kind for sample in samples for ref in sample.media}
+        if present <= self.kinds:
+            return
+        taker = next(module.__name__ for module in _BY_KINDS if present <= module.kinds)
+        for sample in samples:
+            for ref in sample.media:
+                if ref.kind not in self.kinds:
+                    raise DataError(
+                        f"{manifest}: sample {sample.id} has <{ref.kind}> media, which {type(self).__name__} does not "
+                        f"take; use {taker}"
+                    )
+
+
+class ImageDataModule(OmniDataModule):
+    """Images and text."""
+
+    kinds = frozenset({"image"})
+
+
+class VideoDataModule(OmniDataModule):
+    """Clips, with their sound where a sample has an <audio> tag as well, and text."""
+
+    kinds = frozenset({"video", "audio"})
+
+
+class AudioDataModule(OmniDataModule):
+    """Sound and text."""
+
+    kinds = frozenset({"audio"})
+
+
+class TextDataModule(OmniDataModule):
+    """Text alone."""
+
+    kinds = frozenset()
+
+
+_BY_KINDS = (TextDataModule, ImageDataModule, AudioDataModule, VideoDataModule, OmniDataModule)
 
 
 def eval_loader(
@@ -124,3 +282,20 @@ def eval_loader(
     draws = [Draw(index=index, serial=index, variant=variant) for index in range(len(prepared))]
     batches: Sequence[list[Draw]] = [draws[start : start + batch_size] for start in range(0, len(draws), batch_size)]
     return DataLoader(prepared, batch_sampler=batches, collate_fn=partial(collate_prompts, pad_token_id=pad_token_id))
+
+
+def _labels(manifest: str, samples: Sequence[Sample]) -> tuple[str, ...]:
+    labels = []
+    for sample in samples:
+        if sample.solution is None:
+            raise DataError(
+                f"{manifest}: sample {sample.id} has no solution, and balance: label draws by it; add the solution or "
+                "set balance: null"
+            )
+        labels.append(sample.solution)
+    return tuple(labels)
+
+
+def _check_limit(name: str, limit: int | None) -> None:
+    if limit is not None and limit < 1:
+        raise ConfigError(f"{name} is {limit}; it must be at least 1, or null for every sample")

@@ -1,8 +1,9 @@
 """A manifest made ready for a model: every medium decoded and encoded once, bad clips in quarantine."""
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import count
+from dataclasses import dataclass, replace
+from itertools import accumulate, count
 from pathlib import Path
 from typing import Protocol
 
@@ -17,8 +18,8 @@ from lightning_mmrl.data.schema import read_manifest, resolve_media
 from lightning_mmrl.errors import DataError, MediaError
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.protocols.tensors import PromptEncoder
-from lightning_mmrl.types.media import DecodedVideo, MediaSettings
-from lightning_mmrl.types.records import MediaRef, Message, Sample
+from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo, MediaSettings
+from lightning_mmrl.types.records import MediaKind, MediaRef, Message, Sample
 from lightning_mmrl.workers.pool import Outcome
 
 
@@ -43,11 +44,23 @@ class MediaPipeline:
         """Cache key of a medium."""
         return media_key(path, ref, self.settings, self.encoder.fingerprint)
 
-    def encode(self, decoded: object) -> dict[str, Tensor]:
+    def encode(self, decoded: DecodedImage | DecodedVideo | DecodedAudio) -> dict[str, Tensor]:
         """Model inputs of one decoded medium."""
+        if isinstance(decoded, DecodedImage):
+            return self.encoder.encode_image(decoded)
         if isinstance(decoded, DecodedVideo):
             return self.encoder.encode_video(decoded)
-        return self.encoder.encode_audio(decoded)  # type: ignore[arg-type]
+        return self.encoder.encode_audio(decoded)
+
+    def altered(self, encoded: dict[str, Tensor], kind: MediaKind, variant: Variant) -> dict[str, Tensor]:
+        """An encoded medium as the variant shows it: sound silent, or pictures and clips grey."""
+        if variant == "silent" and kind == "audio":
+            return self.encoder.silent_audio(encoded)
+        if variant == "blank" and kind == "video":
+            return self.encoder.blank_video(encoded)
+        if variant == "blank" and kind == "image":
+            return self.encoder.blank_image(encoded)
+        return encoded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,14 +107,36 @@ class PreparedSet(Dataset[EncodedSample]):
     def __len__(self) -> int:
         return len(self.samples)
 
+    def check(self, manifest: str) -> None:
+        """Looks at every sample without decoding anything.
+
+        Raises:
+            DataError: A sample's turns cannot be used, or it has a medium that the model does not read.
+        """
+        encoder = self._pipeline.encoder
+        for sample in self.samples:
+            self._turns(sample)
+            for ref in sample.media:
+                if ref.kind not in encoder.media_kinds:
+                    reads = ", ".join(sorted(encoder.media_kinds)) or "text alone"
+                    raise DataError(
+                        f"{manifest}: sample {sample.id} has <{ref.kind}> media, and the model's "
+                        f"{type(encoder).__name__} reads {reads}; choose a model family that reads {ref.kind} or "
+                        "remove the sample"
+                    )
+                if ref.kind == "image" and (ref.start_s is not None or ref.end_s is not None):
+                    raise DataError(
+                        f"{manifest}: sample {sample.id} gives image {ref.path} the span {ref.start_s}..{ref.end_s} s; "
+                        "an image has no time: remove start/end"
+                    )
+
     def prepare(self, manifest: str, monitor: DataMonitor) -> None:
         """Decodes and encodes what the cache lacks, and moves samples with a bad medium to `quarantined`.
 
         Raises:
-            DataError: A sample's turns cannot be used, or no sample is left.
+            DataError: A sample cannot be used, or no sample is left.
         """
-        for sample in self.samples:
-            self._turns(sample)
+        self.check(manifest)
         missing = self._missing_media()
         failures: dict[str, str] = {}
         keys, done = list(missing), count(1)
@@ -145,18 +180,12 @@ class PreparedSet(Dataset[EncodedSample]):
 
     def _load(self, ref: MediaRef, variant: Variant) -> dict[str, Tensor]:
         encoded = self._pipeline.cache.get(self._pipeline.key(self._path(ref), ref))
-        if variant == "silent" and ref.kind == "audio":
-            return self._pipeline.encoder.silent_audio(encoded)
-        if variant == "blank" and ref.kind == "video":
-            return self._pipeline.encoder.blank_video(encoded)
-        return encoded
+        return self._pipeline.altered(encoded, ref.kind, variant)
 
     def _missing_media(self) -> dict[str, DecodeTask]:
         tasks = {}
         for sample in self.samples:
             for ref in sample.media:
-                if ref.kind == "image":
-                    raise DataError(f"sample {sample.id}: images are not read yet; use <video> and <audio> media")
                 path = self._path(ref)
                 key = self._pipeline.key(path, ref)
                 if key not in tasks and key not in self._pipeline.cache:
@@ -180,3 +209,18 @@ class PreparedSet(Dataset[EncodedSample]):
 
     def _path(self, ref: MediaRef) -> Path:
         return resolve_media(ref.path, self._root, f"medium {ref.path}")
+
+
+class JoinedSets(Dataset[EncodedSample]):
+    """Prepared sets one after the other; the index of a `Draw` counts through all of them."""
+
+    def __init__(self, sets: Sequence[PreparedSet]) -> None:
+        self._sets = tuple(sets)
+        self._starts = [0, *accumulate(len(each) for each in sets)]
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, draw: Draw) -> EncodedSample:
+        number = bisect_right(self._starts, draw.index) - 1
+        return self._sets[number][replace(draw, index=draw.index - self._starts[number])]

@@ -1,12 +1,17 @@
-"""Which sample comes when: permutations of the data, a fixed number of batches, and a draw that knows its place."""
+"""Which sample comes when: seeded walks through one or several sources, by weight, resumable after any batch."""
 
 import hashlib
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from fractions import Fraction
+from itertools import accumulate, count, islice
+from typing import Any, Literal
 
 import numpy as np
 from torch.utils.data import Sampler
+
+from lightning_mmrl.errors import StageError
 
 Variant = Literal["full", "silent", "blank"]
 """What a model gets to see of a sample: everything, no sound, or no picture."""
@@ -48,11 +53,38 @@ class ModalityDropout:
         return "blank" if number < self.silent + self.blank else "full"
 
 
-class PassSampler(Sampler[list[Draw]]):
-    """A sized sequence of batches that walks through one seeded permutation of the data after another.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceRows:
+    """What a sampler knows of a source.
+
+    Attributes:
+        num_samples: Usable samples.
+        weight: Share of the draws, in any unit.
+        labels: Label of each sample, if every label shall be drawn equally often; None draws the samples as they are.
+    """
+
+    num_samples: int
+    weight: float = 1.0
+    labels: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1:
+            raise ValueError(f"num_samples is {self.num_samples}; a source needs at least one sample")
+        if not 0 < self.weight < math.inf:
+            raise ValueError(f"weight is {self.weight}; it must be above 0 and finite")
+        if self.labels is not None and len(self.labels) != self.num_samples:
+            raise ValueError(f"{len(self.labels)} labels for {self.num_samples} samples; give one for each")
+
+
+class DrawSampler(Sampler[list[Draw]]):
+    """A sized sequence of batches over the concatenation of sources.
+
+    A source is walked through one seeded permutation after another, whatever the other sources do; `source_turns` says
+    whose turn it is. With labels, a source walks through permutations of its labels, and each label through
+    permutations of its own samples. A draw depends on the seed and its serial number, not on the batch size.
 
     Args:
-        num_samples: Rows of the dataset.
+        sources: The sources, in the order of the concatenation.
         batch_size: Draws per batch.
         num_batches: Batches of the whole stage.
         seed: Seed of the permutations and of the modality dropout.
@@ -61,33 +93,120 @@ class PassSampler(Sampler[list[Draw]]):
 
     def __init__(
         self,
-        num_samples: int,
+        sources: Sequence[SourceRows],
         *,
         batch_size: int,
         num_batches: int,
         seed: int,
         dropout: ModalityDropout | None = None,
     ) -> None:
-        self._num_samples = num_samples
+        self._sources = tuple(sources)
         self._batch_size = batch_size
         self._num_batches = num_batches
         self._seed = seed
         self._dropout = dropout or ModalityDropout()
+        self._consumed = 0
 
     def __len__(self) -> int:
+        """Batches of the whole stage, also after resuming: Lightning adds the batches that are behind it."""
         return self._num_batches
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        order, current_pass = np.arange(0), -1
-        for batch in range(self._num_batches):
-            draws = []
-            for serial in range(batch * self._batch_size, (batch + 1) * self._batch_size):
-                wanted_pass, place = divmod(serial, self._num_samples)
-                if wanted_pass != current_pass:
-                    order, current_pass = self._permutation(wanted_pass), wanted_pass
-                variant = self._dropout.variant(self._seed, serial)
-                draws.append(Draw(index=int(order[place]), serial=serial, variant=variant))
-            yield draws
+        """The batches that are not consumed yet."""
+        first = self._consumed
+        indices = islice(self._indices(), first * self._batch_size, None)
+        for batch in range(first, self._num_batches):
+            serials = range(batch * self._batch_size, (batch + 1) * self._batch_size)
+            yield [
+                Draw(index=next(indices), serial=serial, variant=self._dropout.variant(self._seed, serial))
+                for serial in serials
+            ]
 
-    def _permutation(self, number: int) -> np.ndarray:
-        return np.random.default_rng([self._seed, number]).permutation(self._num_samples)
+    def advance(self, num_batches: int = 1) -> None:
+        """Counts batches as consumed; reading ahead does not."""
+        self._consumed += num_batches
+
+    def state_dict(self) -> dict[str, Any]:
+        """The number of consumed batches and what the order depends on, as primitives."""
+        return {"consumed": self._consumed, "configuration": self._configuration()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues after the consumed batches of a state.
+
+        A stage may have become longer: its first batches are the same.
+
+        Raises:
+            StageError: The state is of another configuration, or of more batches than the stage has.
+        """
+        ours, theirs = self._configuration(), state["configuration"]
+        for key, value in ours.items():
+            if theirs.get(key) != value:
+                raise StageError(
+                    f"cannot resume the order of the data: {key} was {theirs.get(key)!r} and is {value!r}; "
+                    "restore the configuration and the data, or start the stage anew"
+                )
+        if not 0 <= state["consumed"] <= self._num_batches:
+            raise StageError(
+                f"cannot resume the order of the data after {state['consumed']} batches: "
+                f"the stage has {self._num_batches}; raise num_steps or start the stage anew"
+            )
+        self._consumed = state["consumed"]
+
+    def _configuration(self) -> dict[str, Any]:
+        return {
+            "seed": self._seed,
+            "batch_size": self._batch_size,
+            "num_samples": [source.num_samples for source in self._sources],
+            "weights": [source.weight for source in self._sources],
+            "labels": [source.labels and _digest(source.labels) for source in self._sources],
+            "dropout": [self._dropout.silent, self._dropout.blank],
+        }
+
+    def _indices(self) -> Iterator[int]:
+        walks = [self._walk_source(number, source) for number, source in enumerate(self._sources)]
+        offsets = [0, *accumulate(source.num_samples for source in self._sources)]
+        for turn in source_turns([source.weight for source in self._sources]):
+            yield offsets[turn] + next(walks[turn])
+
+    def _walk_source(self, number: int, source: SourceRows) -> Iterator[int]:
+        if source.labels is None:
+            # The first source has no number in its seeds: alone, it is what a run without sources would draw.
+            yield from self._walk(range(source.num_samples), *([number] if number else []))
+            return
+        names = sorted(set(source.labels))
+        rows = [[row for row, label in enumerate(source.labels) if label == name] for name in names]
+        walks = [self._walk(own, number, label) for label, own in enumerate(rows, start=1)]
+        for label in self._walk(range(len(names)), number, 0):
+            yield next(walks[label])
+
+    def _walk(self, rows: Sequence[int], *stream: int) -> Iterator[int]:
+        for number in count():
+            order = np.random.default_rng([self._seed, number, *stream]).permutation(len(rows))
+            yield from (rows[place] for place in order.tolist())
+
+
+def source_turns(weights: Sequence[float]) -> Iterator[int]:
+    """Whose turn it is, forever: after n turns source i had its share of them, rounded down or up.
+
+    Of the sources that are below their share, the one whose next turn is due first (Balinski and Young, The Quota
+    Method of Apportionment, American Mathematical Monthly 82, 1975). In integers, so that rounding never decides.
+
+    >>> list(islice(source_turns([2.0, 1.0, 1.0]), 8))
+    [0, 1, 0, 2, 0, 1, 0, 2]
+    """
+    exact = [Fraction(weight) for weight in weights]
+    unit = math.lcm(*(weight.denominator for weight in exact))
+    shares = [int(weight * unit) for weight in exact]
+    total = sum(shares)
+    turns = [0] * len(shares)
+    due = [Fraction(1, share) for share in shares]
+    for number in count(1):
+        below = [each for each, share in enumerate(shares) if turns[each] * total < number * share]
+        chosen = min(below, key=due.__getitem__)
+        turns[chosen] += 1
+        due[chosen] = Fraction(turns[chosen] + 1, shares[chosen])
+        yield chosen
+
+
+def _digest(labels: tuple[str, ...]) -> str:
+    return hashlib.blake2b(repr(labels).encode(), digest_size=8).hexdigest()

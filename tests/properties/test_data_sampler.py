@@ -4,17 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_mmrl.data.sampler import ModalityDropout, PassSampler
+from lightning_mmrl.data.sampler import DrawSampler, ModalityDropout, SourceRows
 
 sizes = st.integers(1, 20)
 seeds = st.integers(0, 2**31)
 
 
-def draws(num_samples, *, batch_size, num_batches, seed, dropout=None):
-    sampler = PassSampler(num_samples, batch_size=batch_size, num_batches=num_batches, seed=seed, dropout=dropout)
+def draws(num_samples, **how):
+    sampler = DrawSampler([SourceRows(num_samples=num_samples)], **how)
     batches = list(sampler)
-    assert len(sampler) == len(batches) == num_batches
-    assert all(len(batch) == batch_size for batch in batches)
+    assert len(sampler) == len(batches) == how["num_batches"]
+    assert all(len(batch) == how["batch_size"] for batch in batches)
     return [draw for batch in batches for draw in batch]
 
 
@@ -37,7 +37,7 @@ def test_a_draw_does_not_depend_on_the_batch_size(num_samples, batch_size, seed)
 
 
 def test_iterating_again_gives_the_same_draws_and_another_seed_others():
-    sampler = PassSampler(50, batch_size=10, num_batches=10, seed=3)
+    sampler = DrawSampler([SourceRows(num_samples=50)], batch_size=10, num_batches=10, seed=3)
     assert list(sampler) == list(sampler)
     other = draws(50, batch_size=10, num_batches=10, seed=4)
     ours = [draw for batch in sampler for draw in batch]

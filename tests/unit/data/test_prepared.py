@@ -5,7 +5,7 @@ import clips
 import pytest
 import torch
 
-from lightning_mmrl.data.datamodules import Feed, OmniDataModule, ValidationFeed, eval_loader
+from lightning_mmrl.data.datamodules import Feed, OmniDataModule, Source, ValidationFeed, eval_loader
 from lightning_mmrl.data.media.cache import MediaCache
 from lightning_mmrl.data.media.guard import GuardedDecoder, decode
 from lightning_mmrl.data.prepared import MediaPipeline, PreparedSet
@@ -21,7 +21,13 @@ from lightning_mmrl.workers.pool import Outcome
 class WordEncoder:
     """One token per character; a video is its frames' mean levels, a sound its length."""
 
-    fingerprint, pad_token_id = "words", 0
+    fingerprint, pad_token_id, media_kinds = "words", 0, frozenset({"image", "video", "audio"})
+
+    def encode_image(self, image):
+        return {"corner": torch.tensor(image.pixels[0, 0].tolist())[None]}
+
+    def blank_image(self, encoded):
+        return {"corner": torch.full_like(encoded["corner"], 128)}
 
     def encode_video(self, video):
         return {"levels": torch.tensor(video.frames.mean(axis=(1, 2, 3), dtype="float32"))[:, None].contiguous()}
@@ -243,13 +249,6 @@ def test_turns_that_cannot_be_used_are_refused_before_anything_is_decoded(root, 
     assert pipeline.decoder.decoded == []
 
 
-def test_images_are_refused(root, pipeline):
-    turns = [{"role": "user", "content": "<image>Which?"}]
-    dataset = prepared(root, pipeline, {"id": "a", "messages": turns, "images": ["one.mp4"]})
-    with pytest.raises(DataError, match="sample a: images are not read yet"):
-        dataset.prepare("train.jsonl", Monitor())
-
-
 def test_a_clip_that_crashes_or_breaks_limits_costs_that_clip_in_real_workers(root, pipeline):
     guarded = replace(pipeline, decoder=GuardedDecoder(workers=2, deadline_s=60.0))
     dataset = prepared(root, guarded, row("a", ["one.mp4"], ["one.wav"]), row("bad", ["broken.mp4"]))
@@ -258,13 +257,13 @@ def test_a_clip_that_crashes_or_breaks_limits_costs_that_clip_in_real_workers(ro
     assert dataset[Draw(index=0, serial=0)].prompt["sound"].tolist() == [[[1.0, 1.0]]]
 
 
-def module(root, pipeline, kind, validation=None, **feed):
+def module(root, pipeline, kind, validation=None, limit=None, **feed):
+    source = Source(name="train", root=root, manifest="train.jsonl", limit=limit)
     return OmniDataModule(
-        root=root,
         pipeline=pipeline,
         template=PromptTemplate(),
         kind=kind,
-        feed=Feed(manifest="train.jsonl", **feed),
+        feed=Feed(sources=(source,), **feed),
         validation=validation,
         monitor=Monitor(),
     )
@@ -299,7 +298,7 @@ def test_the_feed_decides_order_dropout_and_limit(root, pipeline):
 def test_validation_shows_each_sample_once_in_order(root, pipeline):
     write(root, row("t", ["two.mp4"]))
     write(root, *[row(str(index), ["one.mp4"]) for index in range(5)], name="validation.jsonl")
-    validation = ValidationFeed(manifest="validation.jsonl", batch_size=2, limit=3)
+    validation = ValidationFeed(root=root, manifest="validation.jsonl", batch_size=2, limit=3)
     data = module(root, pipeline, "rl", validation, batch_size=1, num_batches=1)
     data.setup("fit")
     assert [[sample.id for sample in batch.samples] for batch in data.val_dataloader()] == [["0", "1"], ["2"]]
