@@ -1,0 +1,90 @@
+"""What `mmrl reward-test` prints."""
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lightning_mmrl.evaluation.rescoring import Change, GroupSummary, Rescoring
+from lightning_mmrl.stages.rollout_table import RolloutRow
+from lightning_mmrl.types.records import Score
+
+LONGEST_TEXT = 400
+MOST_REASONS = 3
+
+
+def print_rescoring(result: Rescoring, rows: Sequence[RolloutRow], *, stage: str, show: int) -> None:
+    """Prints totals, components, groups, failures and the responses that changed most."""
+    console = Console(highlight=False, width=None if Console().is_terminal else 120)
+    changed, total = len(result.changes), result.num_responses
+    _say(console, f"{result.num_groups} prompts, {total} responses, rewards of stage {stage}")
+    _say(console, f"{changed} of {total} totals changed ({changed / total:.1%})")
+    console.print(_components(result))
+    console.print(_groups(result.old, result.new))
+    for when, summary in (("before", result.old), ("now", result.new)):
+        for line in _reasons(summary.reasons):
+            _say(console, f"invalid {when}: {line}")
+    for change in result.changes[:show]:
+        _print_change(console, change, rows[change.group])
+    if changed > show:
+        _say(console, f"{changed - show} more changed; --show {changed} shows all")
+
+
+def _components(result: Rescoring) -> Table:
+    table = Table(title="Components: mean over valid responses")
+    for name in ("component", "before", "now", "went up", "went down", "correlation"):
+        table.add_column(name, justify="left" if name == "component" else "right")
+    for each in result.components:
+        table.add_row(
+            Text(each.name),
+            _number(each.old_mean),
+            _number(each.new_mean),
+            str(each.num_up),
+            str(each.num_down),
+            _number(each.correlation),
+        )
+    return table
+
+
+def _groups(old: GroupSummary, new: GroupSummary) -> Table:
+    table = Table(title="Groups: what an advantage is made of")
+    for name in ("", "before", "now"):
+        table.add_column(name, justify="left" if not name else "right")
+    table.add_row("groups without variance", f"{old.flat:.1%}", f"{new.flat:.1%}")
+    table.add_row("mean pass rate", _number(old.pass_rate), _number(new.pass_rate))
+    table.add_row("invalid responses", str(old.num_invalid), str(new.num_invalid))
+    return table
+
+
+def _reasons(reasons: Mapping[str, int]) -> list[str]:
+    """The most frequent reasons, and how many responses have another."""
+    ranked = sorted(reasons.items(), key=lambda item: -item[1])
+    lines = [f"{count} x {reason}" for reason, count in ranked[:MOST_REASONS]]
+    rest = sum(count for _, count in ranked[MOST_REASONS:])
+    return [*lines, f"{rest} x another reason"] if rest else lines
+
+
+def _print_change(console: Console, change: Change, row: RolloutRow) -> None:
+    completion = row.completions[change.response]
+    _say(console, f"\n{row.sample.id}, response {change.response}, solution {row.sample.solution!r}")
+    _say(console, f"  before  {_score(change.old)}")
+    _say(console, f"  now     {_score(change.new)}")
+    text = completion.text if len(completion.text) <= LONGEST_TEXT else completion.text[:LONGEST_TEXT] + "..."
+    _say(console, f"  {text!r}{' (truncated)' if completion.truncated else ''}")
+
+
+def _score(score: Score) -> str:
+    if not score.valid:
+        return f"invalid: {score.reason or 'no reason was recorded'}"
+    parts = ", ".join(f"{name} {value:g}" for name, value in score.components.items())
+    return f"{score.total:g} ({parts})"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _say(console: Console, line: str) -> None:
+    """One line, without markup, and without the control codes that a model may have sampled."""
+    console.print(Text("".join(each if each.isprintable() or each == "\n" else "?" for each in line)), soft_wrap=True)

@@ -1,0 +1,45 @@
+"""The configuration that a run was made with, from its folder."""
+
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+
+from lightning_mmrl.config.compose import explained
+from lightning_mmrl.config.schema import RootConfig
+from lightning_mmrl.config.validate import validated
+from lightning_mmrl.errors import ConfigError
+
+FILE = "config.yaml"
+
+
+def run_folder(path: Path) -> Path | None:
+    """The folder of the run that a file or folder belongs to: the nearest one above it with a `config.yaml`."""
+    for folder in path.absolute().parents:
+        if (folder / FILE).is_file() and (folder / "stages").is_dir():
+            return folder
+    return None
+
+
+def saved_config(run: Path, overrides: list[str]) -> RootConfig:
+    """The resolved configuration in a run's folder, with further overrides on top.
+
+    Raises:
+        ConfigError: There is none, it is damaged or of another version, or an override is refused.
+    """
+    path = run / FILE
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist; name the folder of a run")
+    with initialize_config_dir(config_dir=str(run.resolve()), version_base="1.3"):
+        try:
+            composed = compose(config_name=path.stem, overrides=overrides)
+        except HydraException as error:
+            raise _placed(explained(error), path) from error
+    try:
+        return validated(composed)
+    except ConfigError as error:
+        raise _placed(error, path) from error
+
+
+def _placed(error: ConfigError, path: Path) -> ConfigError:
+    return ConfigError(f"{error} (on top of {path})")
