@@ -93,7 +93,8 @@ def ragged_completions(encoder: OmniEncoder, num_rows: int, width: int = 6) -> t
     """Random allowed tokens [N, C] and a mask with rows of different lengths."""
     generator = torch.Generator().manual_seed(1)
     banned = set(encoder.banned_token_ids())
-    allowed = torch.tensor([token for token in range(len(encoder.processor.tokenizer)) if token not in banned])
+    num_rows_of_head = encoder.config.get_text_config().vocab_size
+    allowed = torch.tensor([token for token in range(num_rows_of_head) if token not in banned])
     tokens = allowed[torch.randint(len(allowed), (num_rows, width), generator=generator)]
     lengths = torch.randint(1, width + 1, (num_rows,), generator=generator)
     lengths[0] = width

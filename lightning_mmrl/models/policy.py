@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from lightning_mmrl.errors import ConfigError, MediaError
 from lightning_mmrl.ops.logprobs import token_logprobs
@@ -38,6 +39,8 @@ class Backbone(Protocol):
 
     @property
     def parameter_groups(self) -> Mapping[str, Sequence[str]]: ...
+
+    def text_positions(self, position_ids: Tensor) -> Tensor: ...
 
     def media_features(self, media: MediaInputs) -> Mapping[str, Tensor]: ...
 
@@ -109,14 +112,25 @@ class Policy(nn.Module):
         layout = pack_groups(prompts, batch.group_size, length)
         tail = self.text_embeddings(batch.completion_ids.reshape(num_prompts, -1))
         embeddings = torch.cat([self.prompt_embeddings(prompts), tail], dim=1)
-        hidden = self._backbone.text_model(
-            inputs_embeds=embeddings,
-            attention_mask=layout.attention_mask,
-            position_ids=layout.position_ids,
-            use_cache=False,
-        ).last_hidden_state
+        hidden = self.hidden_states(embeddings, layout.attention_mask, layout.position_ids)
         states = hidden[:, layout.predicts].reshape(*batch.completion_ids.shape, -1)
         return self._score(states, batch.completion_ids, batch.completion_mask)
+
+    def hidden_states(
+        self,
+        embeddings: Float[Tensor, "B S D"],
+        attention_mask: Tensor,
+        position_ids: Int[Tensor, "3 B S"],
+        cache: DynamicCache | None = None,
+    ) -> Float[Tensor, "B S D"]:
+        """The decoder's last states; with a cache, `attention_mask` also covers what the cache holds."""
+        return self._backbone.text_model(
+            inputs_embeds=embeddings,
+            attention_mask=attention_mask,
+            position_ids=self._backbone.text_positions(position_ids),
+            past_key_values=cache,
+            use_cache=cache is not None,
+        ).last_hidden_state
 
     def _score(
         self, states: Float[Tensor, "N C D"], tokens: Int[Tensor, "N C"], mask: Bool[Tensor, "N C"]
@@ -205,7 +219,6 @@ class Policy(nn.Module):
                 num_frozen += parameter.numel()
         return num_frozen
 
-    @property
-    def text_model(self) -> nn.Module:
-        """The decoder that rollout engines step through."""
-        return self._backbone.text_model
+    def new_cache(self) -> DynamicCache:
+        """An empty cache for the decoder, for `hidden_states`."""
+        return DynamicCache(config=self._backbone.text_model.config)  # type: ignore[arg-type]

@@ -5,8 +5,9 @@ the tokenizer is trained on a few sentences. Nothing is downloaded.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -106,8 +107,17 @@ def build_tiny_omni(
     return directory
 
 
-def train_tokenizer(text: Sequence[str], vocab_size: int = 600) -> Qwen2Tokenizer:
-    """A byte-level BPE tokenizer that learned its merges from `text`, with one token per special token and tag."""
+def train_tokenizer(
+    text: Sequence[str],
+    vocab_size: int = 600,
+    *,
+    special_tokens: Sequence[str] = SPECIAL_TOKENS,
+    media_tokens: Mapping[str, str] = MappingProxyType(MEDIA_TOKENS),
+) -> Qwen2Tokenizer:
+    """A byte-level BPE tokenizer that learned its merges from `text`, with one token per special token and tag.
+
+    Every digit is a token of its own, as in the released tokenizers.
+    """
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -125,14 +135,20 @@ def train_tokenizer(text: Sequence[str], vocab_size: int = 600) -> Qwen2Tokenize
         unk_token="<|endoftext|>",
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        extra_special_tokens=MEDIA_TOKENS,
+        extra_special_tokens=dict(media_tokens),
         model_max_length=4096,
     )
     tokenizer.add_special_tokens(
-        {"additional_special_tokens": list(SPECIAL_TOKENS)}, replace_extra_special_tokens=False
+        {"additional_special_tokens": list(special_tokens)}, replace_extra_special_tokens=False
     )
     tokenizer.add_tokens(list(TAG_TOKENS))
     return tokenizer
+
+
+def frame_bounds(frame_size: int) -> dict[str, int]:
+    """The processors' bounds on the number of pixels that make square pictures `frame_size` high and wide."""
+    # One pixel of play: with equal bounds, rounding in the processor's resizing makes some sizes a patch smaller.
+    return {"shortest_edge": frame_size * frame_size - 1, "longest_edge": frame_size * frame_size + 1}
 
 
 def _vocab_and_merges(model: Any) -> tuple[dict[str, int], Any]:
@@ -141,11 +157,9 @@ def _vocab_and_merges(model: Any) -> tuple[dict[str, int], Any]:
 
 
 def _processor(tokenizer: Qwen2Tokenizer, *, frame_size: int, max_audio_s: int) -> Qwen2_5OmniProcessor:
-    # One pixel of play: with equal bounds, rounding in the processor's resizing makes some sizes a patch smaller.
-    size = {"shortest_edge": frame_size * frame_size - 1, "longest_edge": frame_size * frame_size + 1}
     return Qwen2_5OmniProcessor(
-        image_processor=Qwen2VLImageProcessor(size=dict(size)),
-        video_processor=Qwen2VLVideoProcessor(size=dict(size), cap_pixels_per_frame=False),
+        image_processor=Qwen2VLImageProcessor(size=frame_bounds(frame_size)),
+        video_processor=Qwen2VLVideoProcessor(size=frame_bounds(frame_size), cap_pixels_per_frame=False),
         feature_extractor=WhisperFeatureExtractor(feature_size=128, chunk_length=max_audio_s),
         tokenizer=tokenizer,
         chat_template=CHAT_TEMPLATE,

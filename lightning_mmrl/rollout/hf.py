@@ -1,12 +1,10 @@
 """Rollouts on the policy's own weights: one prefill per prompt, its cache shared by G completions."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.rollout.sampling import sample_tokens, uniform_noise
@@ -104,18 +102,13 @@ class _Decoding:
 
     def __init__(self, policy: Policy, prompts: PromptBatch, group_size: int) -> None:
         self._policy = policy
-        cache = DynamicCache(config=cast(Any, policy.text_model).config)
-        hidden = policy.text_model(
-            inputs_embeds=policy.prompt_embeddings(prompts),
-            attention_mask=prompts.prompt_mask.long(),
-            position_ids=prompts.position_ids,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
+        cache = policy.new_cache()
+        embeddings, mask = policy.prompt_embeddings(prompts), prompts.prompt_mask.long()
+        hidden = policy.hidden_states(embeddings, mask, prompts.position_ids, cache)[:, -1]
         cache.batch_repeat_interleave(group_size)
         self._cache = cache
         self._hidden = hidden.repeat_interleave(group_size, dim=0)
-        self._mask = prompts.prompt_mask.long().repeat_interleave(group_size, dim=0)
+        self._mask = mask.repeat_interleave(group_size, dim=0)
         self._position = prompts.next_position.repeat_interleave(group_size)
 
     def next_logprobs(self) -> Float[Tensor, "N V"]:
@@ -123,11 +116,7 @@ class _Decoding:
 
     def advance(self, tokens: Int[Tensor, " N"]) -> None:
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
-        self._hidden = self._policy.text_model(
-            inputs_embeds=self._policy.text_embeddings(tokens[:, None]),
-            attention_mask=self._mask,
-            position_ids=self._position[None, :, None].expand(3, -1, -1),
-            past_key_values=self._cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
+        embeddings = self._policy.text_embeddings(tokens[:, None])
+        positions = self._position[None, :, None].expand(3, -1, -1)
+        self._hidden = self._policy.hidden_states(embeddings, self._mask, positions, self._cache)[:, -1]
         self._position = self._position + 1

@@ -1,0 +1,234 @@
+"""What the Qwen families share: pictures and clips as patches, placeholders, chat rendering and loading."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
+
+from lightning_mmrl.errors import MediaError, StageError
+from lightning_mmrl.prompts.template import media_tags
+from lightning_mmrl.types.media import DecodedImage, DecodedVideo
+from lightning_mmrl.types.records import MediaKind, Message
+
+IMAGE_PIXELS, IMAGE_GRID = "pixel_values", "image_grid_thw"
+VIDEO_PIXELS, VIDEO_GRID, VIDEO_SECONDS = "pixel_values_videos", "video_grid_thw", "video_second_per_grid"
+_VISION_KEYS = {"image": (IMAGE_PIXELS, IMAGE_GRID), "video": (VIDEO_PIXELS, VIDEO_GRID)}
+
+VISION_GROUPS = {"vision": ("model.visual.",), "text": ("model.language_model.", "lm_head.")}
+"""Parameter name prefixes of the vision-language families."""
+
+Config = TypeVar("Config", bound=PreTrainedConfig)
+
+
+@contextmanager
+def loading(checkpoint: str | Path, what: str) -> Iterator[None]:
+    """Turns what transformers raises for a missing or broken checkpoint into one sentence.
+
+    Raises:
+        StageError: The checkpoint cannot be loaded.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise StageError(
+            f"{what} of {str(checkpoint)!r} cannot be loaded ({reason}); "
+            "model.checkpoint must be a Hugging Face folder or a hub id that is reachable or cached"
+        ) from error
+
+
+def load_config(checkpoint: str | Path) -> PreTrainedConfig:
+    """The configuration of a folder or hub id, whatever its family."""
+    with loading(checkpoint, "model configuration"):
+        return AutoConfig.from_pretrained(checkpoint)
+
+
+def require_family(config: PreTrainedConfig, wanted: type[Config], checkpoint: str | Path, family: str) -> Config:
+    """The configuration as one of the wanted family.
+
+    Raises:
+        StageError: It is of another family.
+    """
+    if not isinstance(config, wanted):
+        raise StageError(
+            f"model checkpoint {str(checkpoint)!r} holds a {config.model_type} model, not {family}; "
+            "choose the model preset of its family"
+        )
+    return config
+
+
+def load_eos_ids(checkpoint: str | Path) -> tuple[int, ...]:
+    """Ids that end a completion, from the checkpoint's generation config; the first one closes targets."""
+    with loading(checkpoint, "generation config"):
+        eos = GenerationConfig.from_pretrained(checkpoint).eos_token_id
+    return tuple(eos) if isinstance(eos, list) else (eos,)
+
+
+def unreadable(family: str, kinds: Iterable[MediaKind], kind: MediaKind) -> MediaError:
+    """What to raise for a medium of a kind that a family does not read."""
+    reads = " and ".join(["text", *sorted(kinds)]) if kinds else "text alone"
+    return MediaError(
+        f"{family} reads {reads}, not {kind}; choose a model that reads {kind} or leave <{kind}> media out"
+    )
+
+
+def fingerprint(parts: Iterable[Any]) -> str:
+    """Hash of the settings of the processors that turn media into tensors."""
+    state = json.dumps([part.to_dict() for part in parts], sort_keys=True, default=str)
+    return hashlib.sha256(state.encode()).hexdigest()[:16]
+
+
+def banned_ids(tokenizer: Any, media_ids: Iterable[int], vocab_size: int) -> tuple[int, ...]:
+    """Ids that must never be sampled: those of media, and head rows without a token."""
+    return tuple(sorted({*media_ids, *range(len(tokenizer), vocab_size)}))
+
+
+def banned_vision_ids(tokenizer: Any, config: Any) -> tuple[int, ...]:
+    """The banned ids of a vision-language family."""
+    media = {config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id}
+    return banned_ids(tokenizer, media, config.text_config.vocab_size)
+
+
+def vision_placeholder_ids(config: Any) -> dict[str, int]:
+    """Token id that stands for one feature row of each media kind, for a vision-language family."""
+    return {"image": config.image_token_id, "video": config.video_token_id}
+
+
+def encode_image(image_processor: Any, image: DecodedImage) -> dict[str, Tensor]:
+    """Patches [patches, features] and grid [1, 3] of one picture."""
+    out = image_processor(images=[image.pixels], return_tensors="pt")
+    return {IMAGE_PIXELS: out[IMAGE_PIXELS], IMAGE_GRID: out[IMAGE_GRID]}
+
+
+def encode_video(video_processor: Any, video: DecodedVideo) -> dict[str, Tensor]:
+    """Patches [patches, features], grid [1, 3] and seconds per temporal patch [1] of one clip."""
+    out = video_processor(videos=[video.frames], return_tensors="pt")
+    seconds = video_processor.temporal_patch_size / video.sampled_fps
+    return {
+        VIDEO_PIXELS: out[VIDEO_PIXELS],
+        VIDEO_GRID: out[VIDEO_GRID],
+        VIDEO_SECONDS: torch.tensor([seconds], dtype=torch.float32),
+    }
+
+
+def blank_image(image_processor: Any, encoded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A picture of the same size, uniformly grey: what a model sees when the picture is missing."""
+    _, height, width = encoded[IMAGE_GRID][0].tolist()
+    patch = image_processor.patch_size
+    return {**encoded, IMAGE_PIXELS: _grey_image(image_processor, height * patch, width * patch)}
+
+
+def blank_video(video_processor: Any, encoded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same clip with every frame uniformly grey."""
+    frames, height, width = encoded[VIDEO_GRID][0].tolist()
+    patch, temporal = video_processor.patch_size, video_processor.temporal_patch_size
+    return {**encoded, VIDEO_PIXELS: _grey_video(video_processor, frames * temporal, height * patch, width * patch)}
+
+
+# Grey media have a size that the processor chose already; resizing a second time may choose another.
+@lru_cache(maxsize=16)
+def _grey_image(image_processor: Any, height: int, width: int) -> Tensor:
+    grey = np.full((height, width, 3), 128, dtype=np.uint8)
+    return image_processor(images=[grey], do_resize=False, return_tensors="pt")[IMAGE_PIXELS]
+
+
+@lru_cache(maxsize=16)
+def _grey_video(video_processor: Any, num_frames: int, height: int, width: int) -> Tensor:
+    grey = np.full((num_frames, height, width, 3), 128, dtype=np.uint8)
+    return video_processor(videos=[grey], do_resize=False, return_tensors="pt")[VIDEO_PIXELS]
+
+
+def stack_media(media: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The media of one prompt, each key concatenated along its first axis in the order of the tags."""
+    keys = dict.fromkeys(key for item in media for key in item)
+    return {key: _cat_frames([item[key] for item in media if key in item]) for key in keys}
+
+
+def _cat_frames(tensors: Sequence[Tensor]) -> Tensor:
+    """Concatenates along the first axis; a ragged last axis (audio frames) is right-padded with zeros."""
+    if tensors[0].dim() < 2 or len({tensor.shape[-1] for tensor in tensors}) == 1:
+        return torch.cat(list(tensors))
+    width = max(tensor.shape[-1] for tensor in tensors)
+    return torch.cat([nn.functional.pad(tensor, (0, width - tensor.shape[-1])) for tensor in tensors])
+
+
+def render_chat(processor: Any, messages: Sequence[Message]) -> str:
+    """The conversation through the checkpoint's chat template, up to the opening of the assistant turn."""
+    chat = [{"role": turn.role, "content": content_parts(turn.content)} for turn in messages]
+    return processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+
+
+def content_parts(content: str) -> list[dict[str, str]]:
+    """A turn's text split at its media tags, as chat templates expect it.
+
+    >>> content_parts("<image>How many?")
+    [{'type': 'image'}, {'type': 'text', 'text': 'How many?'}]
+    """
+    parts: list[dict[str, str]] = []
+    rest = content
+    for kind in media_tags(content):
+        before, rest = rest.split(f"<{kind}>", 1)
+        if before:
+            parts.append({"type": "text", "text": before})
+        parts.append({"type": kind})
+    if rest:
+        parts.append({"type": "text", "text": rest})
+    return parts
+
+
+def vision_prompt_ids(processor: Any, messages: Sequence[Message], prefill: str, media: Mapping[str, Tensor]) -> Tensor:
+    """Token ids [1, P] of a prompt with one placeholder per feature row of its pictures and clips.
+
+    Raises:
+        MediaError: The media tokens of the text are not one for each medium.
+    """
+    text = render_chat(processor, messages) + prefill
+    merge = processor.image_processor.merge_size**2
+    for token, key in ((processor.image_token, IMAGE_GRID), (processor.video_token, VIDEO_GRID)):
+        rows = (media[key].prod(-1) // merge).tolist() if key in media else []
+        text = _expand(text, token, rows)
+    return processor.tokenizer(text, return_tensors="pt").input_ids
+
+
+def _expand(text: str, token: str, num_rows: Sequence[int]) -> str:
+    pieces = text.split(token)
+    if len(pieces) != len(num_rows) + 1:
+        raise MediaError(
+            f"a prompt has {len(pieces) - 1} {token} tokens for {len(num_rows)} media; mark each medium with its tag"
+        )
+    return pieces[0] + "".join(token * rows + piece for rows, piece in zip(num_rows, pieces[1:], strict=True))
+
+
+def vision_token_types(ids: Tensor, config: Any) -> Tensor:
+    """1 where a token stands for a picture's feature row, 2 for a clip's, 0 elsewhere."""
+    return (ids == config.image_token_id).int() + 2 * (ids == config.video_token_id).int()
+
+
+def prompt_tensors(ids: Tensor, positions: Tensor, media: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `encode_prompt` returns, from ids [1, P] and positions [3, 1, P]."""
+    positions = positions[:, 0].long()
+    return {
+        "input_ids": ids[0],
+        "position_ids": positions,
+        "next_position": positions.max().reshape(1) + 1,
+        **{key: value for key, value in media.items() if key != VIDEO_SECONDS},
+    }
+
+
+def vision_features(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Runs the vision tower once over all pictures and clips of the batch; rows [tokens, hidden], keyed by kind."""
+    present = {kind: keys for kind, keys in _VISION_KEYS.items() if keys[0] in tensors}
+    if not present:
+        return {}
+    pixels = torch.cat([tensors[pixels] for pixels, _ in present.values()])
+    grid = torch.cat([tensors[grid] for _, grid in present.values()])
+    rows = iter(model.get_image_features(pixels, grid, return_dict=True).pooler_output)
+    return {kind: torch.cat([next(rows) for _ in tensors[keys[1]]]) for kind, keys in present.items()}

@@ -1,0 +1,107 @@
+"""For every family: packed scoring, stock forward and sampling give the same log-probabilities; controls fail."""
+
+from dataclasses import replace
+
+import families
+import omni
+import pytest
+import torch
+
+from lightning_mmrl.models import policy as policy_module
+from lightning_mmrl.rollout.hf import HFEngine
+from lightning_mmrl.rollout.sampling import group_seeds
+from lightning_mmrl.types.batches import ScoringBatch
+
+GROUP = 3
+EXACT = 1e-9
+
+
+@pytest.fixture(scope="module", params=sorted(families.FAMILIES))
+def family(request, tmp_path_factory):
+    folder = families.build(request.param, tmp_path_factory.mktemp(request.param))
+    encoder, policy = families.load(request.param, folder, temperature=0.8)
+    omni.spread(policy.model)
+    return request.param, encoder, policy
+
+
+@pytest.fixture(scope="module")
+def batch(family):
+    name, encoder, _ = family
+    prompts = families.prompts(name, encoder)
+    tokens, mask = omni.ragged_completions(encoder, GROUP * len(prompts.samples))
+    return ScoringBatch(prompts=prompts, completion_ids=tokens, completion_mask=mask, group_size=GROUP)
+
+
+@torch.no_grad()
+def test_packed_scoring_equals_the_stock_model_row_by_row(family, batch):
+    name, _, policy = family
+    ours = policy(batch).logprobs
+    assert ours.std() > 0.5  # the model must be far from uniform for agreement to mean anything
+    torch.testing.assert_close(ours, families.stock_logprobs(name, policy, batch), rtol=0, atol=EXACT)
+
+
+@torch.no_grad()
+def test_wrong_positions_show(family, batch):
+    _, _, policy = family
+    shifted = replace(batch.prompts, next_position=batch.prompts.next_position + 3)
+    assert (policy(replace(batch, prompts=shifted)).logprobs - policy(batch).logprobs).abs().max() > 0.01
+
+
+@torch.no_grad()
+def test_flat_positions_in_place_of_a_grid_show(family, batch):
+    name, _, policy = family
+    if name == "qwen2":
+        assert torch.equal(batch.prompts.position_ids[0], batch.prompts.position_ids[2])
+        return
+    flat = batch.prompts.position_ids[:1].expand(3, -1, -1)
+    spoiled = replace(batch, prompts=replace(batch.prompts, position_ids=flat))
+    assert (policy(spoiled).logprobs - policy(batch).logprobs).abs().max() > 0.01
+
+
+@torch.no_grad()
+def test_a_leak_between_siblings_shows(family, batch, monkeypatch):
+    _, _, policy = family
+    right, real = policy(batch).logprobs, policy_module.pack_groups
+
+    def leak(*args):
+        layout = real(*args)
+        size = layout.attention_mask.shape[-1]
+        causal = torch.ones(size, size, dtype=torch.bool).tril()
+        return replace(layout, attention_mask=causal.expand_as(layout.attention_mask))
+
+    monkeypatch.setattr(policy_module, "pack_groups", leak)
+    assert (policy(batch).logprobs - right).abs().max() > 0.01
+
+
+@torch.no_grad()
+def test_sampler_logprobs_equal_the_policys_own(family, batch):
+    _, encoder, policy = family
+    engine = HFEngine(
+        policy,
+        decode=encoder.decode,
+        eos_token_ids=encoder.eos_token_ids,
+        pad_token_id=encoder.pad_token_id,
+        max_new_tokens=6,
+    )
+    seeds = group_seeds(0, 1, [sample.id for sample in batch.prompts.samples], GROUP)
+    rollout = engine.generate(batch.prompts, group_size=GROUP, seeds=seeds)
+    scoring = replace(batch, completion_ids=rollout.completion_ids, completion_mask=rollout.completion_mask)
+    torch.testing.assert_close(rollout.sampler_logprobs, policy(scoring).logprobs, rtol=0, atol=EXACT)
+    order = [*range(1, len(seeds)), 0]
+    other = policy(replace(scoring, prompts=batch.prompts.select(order))).logprobs
+    assert (rollout.sampler_logprobs - other).abs().max() > 0.01
+
+
+@torch.no_grad()
+def test_a_batch_of_all_kinds_equals_its_prompts_alone(family, batch):
+    _, _, policy = family
+    together = policy(batch).logprobs
+    for row in range(len(batch.prompts.samples)):
+        rows = slice(row * GROUP, (row + 1) * GROUP)
+        alone = ScoringBatch(
+            prompts=batch.prompts.select([row]),
+            completion_ids=batch.completion_ids[rows],
+            completion_mask=batch.completion_mask[rows],
+            group_size=GROUP,
+        )
+        torch.testing.assert_close(policy(alone).logprobs, together[rows], rtol=0, atol=EXACT)

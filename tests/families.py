@@ -1,0 +1,138 @@
+"""Every model family at tiny size, behind one face, for tests that hold for all of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import omni
+import torch
+from torch import nn
+
+from lightning_mmrl.models.families.qwen2 import Qwen2, Qwen2Encoder
+from lightning_mmrl.models.families.qwen2_5_omni import OmniEncoder, OmniThinker
+from lightning_mmrl.models.families.qwen2_5_vl import Qwen25VL, Qwen25VLEncoder
+from lightning_mmrl.models.families.qwen2_vl import Qwen2VL, Qwen2VLEncoder
+from lightning_mmrl.models.policy import Policy
+from lightning_mmrl.models.tiny import build_tiny_omni
+from lightning_mmrl.models.tiny_qwen import build_tiny_qwen2, build_tiny_qwen2_5_vl, build_tiny_qwen2_vl
+
+SECONDS_PER_GRID = 2 / (4 / 1.5)
+"""Of the noise clips: four frames in 1.5 s, two frames per temporal patch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """How to build and load a family, prompts it can read, and what its stock forward wants beside ids and media."""
+
+    build: Callable[..., Path]
+    encoder: Any
+    backbone: Any
+    contents: tuple[str, ...]
+    stock_inputs: Callable[[Any, torch.Tensor, dict], dict]
+    sizes: dict
+
+
+def _clip_seconds(media):
+    return torch.full((len(media["video_grid_thw"]),), SECONDS_PER_GRID) if "video_grid_thw" in media else None
+
+
+def _token_types(config, ids):
+    return (ids == config.image_token_id).int() + 2 * (ids == config.video_token_id).int()
+
+
+VISION_CONTENTS = (
+    "<video>Which emotion?",
+    "<image>angry",
+    "Which emotion? angry, user",
+    "user<image><video>Which emotion?",
+    "<video>angry<image>",
+)
+SIZES = {"hidden_size": 64, "num_layers": 2}
+
+FAMILIES = {
+    "qwen2_5_omni": Family(
+        build=build_tiny_omni,
+        encoder=OmniEncoder,
+        backbone=OmniThinker,
+        contents=omni.WITH_IMAGES,
+        stock_inputs=lambda config, ids, media: {"video_second_per_grid": _clip_seconds(media)},
+        sizes={**SIZES, "tower_size": 32},
+    ),
+    "qwen2_5_vl": Family(
+        build=build_tiny_qwen2_5_vl,
+        encoder=Qwen25VLEncoder,
+        backbone=Qwen25VL,
+        contents=VISION_CONTENTS,
+        stock_inputs=lambda config, ids, media: {
+            "second_per_grid_ts": _clip_seconds(media),
+            "mm_token_type_ids": _token_types(config, ids),
+        },
+        sizes={**SIZES, "tower_size": 32},
+    ),
+    "qwen2_vl": Family(
+        build=build_tiny_qwen2_vl,
+        encoder=Qwen2VLEncoder,
+        backbone=Qwen2VL,
+        contents=VISION_CONTENTS,
+        stock_inputs=lambda config, ids, media: {"mm_token_type_ids": _token_types(config, ids)},
+        sizes={**SIZES, "tower_size": 32},
+    ),
+    "qwen2": Family(
+        build=build_tiny_qwen2,
+        encoder=Qwen2Encoder,
+        backbone=Qwen2,
+        contents=("Which emotion?", "angry", "Which emotion? angry, user"),
+        stock_inputs=lambda config, ids, media: {},
+        sizes=SIZES,
+    ),
+}
+
+
+def build(name: str, directory: Path) -> Path:
+    """The smallest model of a family that still has every part."""
+    family = FAMILIES[name]
+    return family.build(directory, text=omni.TEXT, **family.sizes)
+
+
+def load(
+    name: str, checkpoint: Path, dtype: torch.dtype = torch.float64, temperature: float = 1.0
+) -> tuple[Any, Policy]:
+    """Encoder and policy, as saved; in float64 all through if that is the dtype."""
+    encoder = FAMILIES[name].encoder.from_checkpoint(checkpoint)
+    backbone = FAMILIES[name].backbone.from_checkpoint(checkpoint, dtype=dtype)
+    if dtype == torch.float64:
+        exact(backbone.model)
+    return encoder, Policy(backbone, banned_token_ids=encoder.banned_token_ids(), temperature=temperature)
+
+
+def exact(model: nn.Module) -> None:
+    """Norms in the states' own precision: transformers computes them in float32 whatever the weights are."""
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = lambda states, norm=module: (
+                norm.weight * states * torch.rsqrt(states.square().mean(-1, keepdim=True) + norm.variance_epsilon)
+            )
+
+
+def prompts(name: str, encoder: Any) -> Any:
+    """A batch with every kind of medium that the family reads."""
+    return omni.prompts(encoder, FAMILIES[name].contents)
+
+
+def stock_logprobs(name: str, policy: Policy, batch: Any) -> torch.Tensor:
+    """Each completion in a row of its own through the stock forward, which finds its own positions."""
+    rows = []
+    stock: Any = policy.model
+    for row in range(len(batch.completion_ids)):
+        prompt = batch.prompts.select([row // batch.group_size])
+        keep = prompt.prompt_mask[0]
+        completion = batch.completion_ids[row, : int(batch.completion_mask[row].sum())]
+        ids = torch.cat([prompt.input_ids[0, keep], completion])[None]
+        media = dict(prompt.media.tensors)
+        more = FAMILIES[name].stock_inputs(stock.config, ids, media)
+        logits = stock(input_ids=ids, attention_mask=torch.ones_like(ids), **media, **more).logits
+        logits = logits[0, keep.sum() - 1 : -1].masked_fill(policy.banned, -torch.inf) / policy.temperature
+        logprobs = logits.log_softmax(-1).gather(-1, completion[:, None])[:, 0]
+        rows.append(nn.functional.pad(logprobs, (0, batch.completion_ids.shape[1] - len(completion))))
+    return torch.stack(rows)
