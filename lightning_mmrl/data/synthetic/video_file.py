@@ -1,10 +1,14 @@
 """Write one clip as H.264 video and AAC sound in an mp4 file, the same bytes for the same input on one machine."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+from av.container import OutputContainer
+from av.video.stream import VideoStream
 
 _VIDEO_OPTIONS = {
     "preset": "veryfast",
@@ -26,19 +30,40 @@ def write_clip(path: Path, frames: np.ndarray, fps: int, waveform: np.ndarray, s
 
     Both tracks start at time zero: the container's edit list hides the priming samples of the AAC encoder.
     """
-    with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        video = container.add_stream("libx264", rate=fps, options=_VIDEO_OPTIONS)
-        video.height, video.width = frames.shape[1:3]
-        video.pix_fmt = "yuv420p"
+    with _new_file(path) as container:
+        video = _video_stream(container, frames, fps)
         audio = container.add_stream("aac", rate=sample_rate_hz, options=_AUDIO_OPTIONS)
         audio.layout = "mono"
         audio.bit_rate = _AUDIO_BIT_RATE
-        for frame in _video_frames(frames, fps):
-            container.mux(video.encode(frame))
-        container.mux(video.encode(None))
+        _mux_video(container, video, frames, fps)
         for block in _audio_frames(waveform, sample_rate_hz):
             container.mux(audio.encode(block))
         container.mux(audio.encode(None))
+
+
+def write_silent_clip(path: Path, frames: np.ndarray, fps: int) -> None:
+    """Write RGB frames uint8 (T, H, W, 3) without a sound track."""
+    with _new_file(path) as container:
+        _mux_video(container, _video_stream(container, frames, fps), frames, fps)
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[OutputContainer]:
+    with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+        yield container
+
+
+def _video_stream(container: OutputContainer, frames: np.ndarray, fps: int) -> VideoStream:
+    video = container.add_stream("libx264", rate=fps, options=_VIDEO_OPTIONS)
+    video.height, video.width = frames.shape[1:3]
+    video.pix_fmt = "yuv420p"
+    return video
+
+
+def _mux_video(container: OutputContainer, video: VideoStream, frames: np.ndarray, fps: int) -> None:
+    for frame in _video_frames(frames, fps):
+        container.mux(video.encode(frame))
+    container.mux(video.encode(None))
 
 
 def _video_frames(frames: np.ndarray, fps: int) -> list[av.VideoFrame]:

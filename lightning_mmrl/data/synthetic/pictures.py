@@ -1,0 +1,45 @@
+"""What the drawn tasks share: smooth outlines on a small canvas, noise, and PNG files."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+SIZE_PX = 56
+"""Height and width of every picture: the tiny model's frame, and the least that Qwen2.5 processors accept."""
+
+_SUPERSAMPLING = 4
+
+
+def coverage(draw: Callable[[ImageDraw.ImageDraw, int], None]) -> np.ndarray:
+    """Return how much of each pixel a drawing covers, float32 (SIZE_PX, SIZE_PX) in 0..1.
+
+    `draw` gets a canvas and its number of units per pixel, and fills with 255.
+    """
+    canvas = Image.new("L", (SIZE_PX * _SUPERSAMPLING, SIZE_PX * _SUPERSAMPLING), 0)
+    draw(ImageDraw.Draw(canvas), _SUPERSAMPLING)
+    units = np.asarray(canvas, dtype=np.float32) / 255.0
+    return units.reshape(SIZE_PX, _SUPERSAMPLING, SIZE_PX, _SUPERSAMPLING).mean(axis=(1, 3))
+
+
+def draw_colors(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a dark background color and a light foreground color, RGB (3,) in 0..255."""
+    return rng.uniform(10.0, 60.0, size=3), rng.uniform(180.0, 250.0, size=3)
+
+
+def paint(
+    covered: np.ndarray, background: np.ndarray, foreground: np.ndarray, noise: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Mix two colors by coverage (..., H, W) and add noise of a standard deviation in color steps.
+
+    Returns:
+        Pixels uint8 (..., H, W, 3).
+    """
+    mixed = background + covered[..., None] * (foreground - background)
+    return np.clip(np.round(mixed + noise * rng.standard_normal(mixed.shape)), 0, 255).astype(np.uint8)
+
+
+def save_png(path: Path, pixels: np.ndarray) -> None:
+    """Write RGB pixels uint8 (H, W, 3)."""
+    Image.fromarray(pixels).save(path, format="PNG")

@@ -1,0 +1,199 @@
+"""Generated tasks with known answers: what a task is, and how its dataset is planned and written."""
+
+import math
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lightning_mmrl.data.synthetic.factors import trace
+from lightning_mmrl.data.synthetic.folder import (
+    RECORD,
+    Progress,
+    Recipe,
+    make_folder,
+    run_in_processes,
+    sha256,
+    write_json,
+    write_rows,
+)
+from lightning_mmrl.data.synthetic.plan import LICENSE
+from lightning_mmrl.errors import DataError
+
+SPLIT_SIZES: Mapping[str, int] = {"cold_start": 360, "train": 1440, "validation": 360, "test": 360}
+"""Samples of each split at scale 1; the cold start is the only split with thoughts to imitate."""
+
+SPLITS = tuple(SPLIT_SIZES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Medium:
+    """A kind of file: its manifest column, its file name suffix and how a signal is saved."""
+
+    column: str
+    suffix: str
+    save: Callable[[Path, np.ndarray], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One sample before it is composed; `serial` counts the samples of its split that have the same label."""
+
+    task: str
+    seed: int
+    split: str
+    index: int
+    label: str
+    serial: int
+
+    @property
+    def name(self) -> str:
+        """The sample's id, e.g. train-00001."""
+        return f"{self.split}-{self.index:05d}"
+
+    def generator(self) -> np.random.Generator:
+        """The sample's own random stream, independent of every other sample's."""
+        return random_stream(self.task, self.seed, SPLITS.index(self.split), self.index)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """A composed sample: the question with its media tag, the thought that leads to the label, and the signal.
+
+    `facts` become manifest columns.
+    """
+
+    question: str
+    thought: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    signal: np.ndarray | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """A generated dataset of one question with a closed set of answers; called with a folder, it writes the dataset.
+
+    Labels are balanced in every split. `compose` is a pure function of the plan, so the same seed gives the same bytes.
+    `generator_version` is raised whenever it would not. A task without a medium is text only.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    compose: Callable[[Plan], Problem]
+    medium: Medium | None = None
+    generator_version: int = 1
+
+    def __call__(
+        self,
+        directory: Path,
+        *,
+        seed: int = 0,
+        scale: float = 1.0,
+        workers: int = 2,
+        overwrite: bool = False,
+        on_progress: Progress | None = None,
+    ) -> Path:
+        """Write cold_start, train, validation and test into `directory`, which appears when all is done.
+
+        A complete set with the same seed and scale is returned as it is. With more than one worker samples are drawn
+        in spawned processes, so a calling script needs the `if __name__ == "__main__"` guard.
+
+        Raises:
+            DataError: A number is out of range, or the directory holds something else or cannot be written.
+        """
+        for key, valid, value, rule in (
+            ("seed", seed >= 0, seed, "0 or more"),
+            ("scale", 0 < scale < math.inf, scale, "more than 0 and finite"),
+            ("workers", workers >= 1, workers, "at least 1"),
+        ):
+            if not valid:
+                raise DataError(f"generated task {self.name}: {key} is {value}; it must be {rule}")
+        recipe = Recipe(
+            name=self.name, settings={"seed": seed, "scale": scale}, generator_version=self.generator_version
+        )
+        plans = {split: self.plan(split, seed=seed, scale=scale) for split in SPLITS}
+        write = partial(_write_task, task=self, recipe=recipe, plans=plans, workers=workers, on_progress=on_progress)
+        return make_folder(directory, recipe, write, overwrite=overwrite)
+
+    def plan(self, split: str, *, seed: int = 0, scale: float = 1.0) -> list[Plan]:
+        """Plan the samples of a split: every label equally often, in random order."""
+        per_label = max(1, round(SPLIT_SIZES[split] * scale / len(self.labels)))
+        pairs = [(label, serial) for serial in range(per_label) for label in self.labels]
+        order = random_stream(self.name, seed, SPLITS.index(split)).permutation(len(pairs))
+        return [
+            Plan(task=self.name, seed=seed, split=split, index=index, label=pairs[k][0], serial=pairs[k][1])
+            for index, k in enumerate(order)
+        ]
+
+
+def random_stream(task: str, seed: int, *key: int) -> np.random.Generator:
+    """Return the random stream of one purpose of a task."""
+    sequence = np.random.SeedSequence(seed, spawn_key=(zlib.crc32(task.encode()), *key))
+    return np.random.Generator(np.random.Philox(sequence))
+
+
+def _write_task(
+    root: Path,
+    *,
+    task: Task,
+    recipe: Recipe,
+    plans: Mapping[str, list[Plan]],
+    workers: int,
+    on_progress: Progress | None,
+) -> None:
+    """Write media, manifests and, last, dataset.json."""
+    if task.medium is not None:
+        for split in SPLITS:
+            (root / "media" / split).mkdir(parents=True)
+    everything = [plan for split in SPLITS for plan in plans[split]]
+    jobs = run_in_processes(partial(_write_samples, root, task), everything, workers=workers, on_progress=on_progress)
+    rows = [row for job in jobs for row in job]
+    for split in SPLITS:
+        write_rows(root / f"{split}.jsonl", [row for row in rows if row["split"] == split])
+    write_json(
+        root / RECORD,
+        {
+            "name": task.name,
+            "generator_version": recipe.generator_version,
+            "license": LICENSE,
+            "labels": task.labels,
+            "sizes": {split: len(plans[split]) for split in SPLITS},
+            "settings": recipe.settings,
+            "manifests": {f"{split}.jsonl": sha256(root / f"{split}.jsonl") for split in SPLITS},
+        },
+    )
+
+
+def _write_samples(root: Path, task: Task, plans: Sequence[Plan]) -> list[dict[str, Any]]:
+    """Compose some samples, save their signals and return their manifest lines."""
+    rows = []
+    for plan in plans:
+        problem = task.compose(plan)
+        media: dict[str, list[str]] = {}
+        if task.medium is not None and problem.signal is not None:
+            path = f"media/{plan.split}/{plan.name}{task.medium.suffix}"
+            task.medium.save(root / path, problem.signal)
+            media = {task.medium.column: [path]}
+        rows.append(_row(task, plan, problem, media))
+    return rows
+
+
+def _row(task: Task, plan: Plan, problem: Problem, media: Mapping[str, list[str]]) -> dict[str, Any]:
+    """Return a manifest line: conversation, media, solution and what the sample was made from."""
+    messages = [{"role": "user", "content": problem.question}]
+    if plan.split == "cold_start":
+        messages.append({"role": "assistant", "content": trace(problem.thought, plan.label)})
+    return {
+        "id": plan.name,
+        "messages": messages,
+        **media,
+        "solution": plan.label,
+        "split": plan.split,
+        "license": LICENSE,
+        "label_set": task.name,
+        **problem.facts,
+    }
