@@ -6,9 +6,10 @@ from pathlib import Path
 
 from lightning_mmrl.data.media.audio import SOUNDFILE_SUFFIXES, decode_audio
 from lightning_mmrl.data.media.containers import check_container
+from lightning_mmrl.data.media.image import decode_image
 from lightning_mmrl.data.media.video import decode_video
 from lightning_mmrl.errors import MediaError
-from lightning_mmrl.types.media import DecodedAudio, DecodedVideo, MediaSettings
+from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo, MediaSettings
 from lightning_mmrl.types.records import MediaRef
 from lightning_mmrl.workers.pool import DeadlinePool, Outcome
 
@@ -22,7 +23,7 @@ class DecodeTask:
     settings: MediaSettings
 
 
-def decode(task: DecodeTask) -> DecodedVideo | DecodedAudio:
+def decode(task: DecodeTask) -> DecodedImage | DecodedVideo | DecodedAudio:
     """Decodes one medium in this process, after the size limit.
 
     Raises:
@@ -35,8 +36,10 @@ def decode(task: DecodeTask) -> DecodedVideo | DecodedAudio:
         check_container(task.path, "video")
     elif task.ref.kind == "audio" and task.path.suffix.lower() not in SOUNDFILE_SUFFIXES:
         check_container(task.path, "sound")
-    decoder = decode_audio if task.ref.kind == "audio" else decode_video
-    return decoder(task.path, task.ref, task.settings)
+    return DECODERS[task.ref.kind](task.path, task.ref, task.settings)
+
+
+DECODERS = {"image": decode_image, "video": decode_video, "audio": decode_audio}
 
 
 class GuardedDecoder:

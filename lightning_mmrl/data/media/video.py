@@ -24,12 +24,12 @@ HAS_DECORD = platform.system() == "Linux" and platform.machine() == "x86_64"
 
 
 def decode_video(path: Path, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:
-    """`num_frames` frames at the middles of equal segments of the span; short clips repeat frames.
+    """`num_frames` frames at the middles of equal segments of the span, upright; short clips repeat frames.
 
     Raises:
         MediaError: The file cannot be decoded, is too large, too long, or its span is empty.
     """
-    if not HAS_DECORD:
+    if not HAS_DECORD or _is_turned(path):
         return _decode_pyav(path, ref, settings)
     import decord
 
@@ -38,6 +38,18 @@ def decode_video(path: Path, ref: MediaRef, settings: MediaSettings) -> DecodedV
     except (decord.DECORDError, RuntimeError, IndexError):
         # decord's FFmpeg is of 2021 and knows no AV1; PyAV's message is the one to show if it fails too.
         return _decode_pyav(path, ref, settings)
+
+
+def _is_turned(path: Path) -> bool:
+    """Whether the container says that frames must be turned, as phones write it.
+
+    decord turns those of an mp4 file and not those of a Matroska file; PyAV turns none, so that we can.
+    """
+    try:
+        with av.open(str(path)) as container:
+            return any(frame.rotation for frame in islice(container.decode(video=0), 1))
+    except (FFmpegError, ValueError, IndexError, OSError):
+        return False  # what is wrong with the file is for the decoders to say
 
 
 def _decode_decord(path: Path, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:
@@ -77,8 +89,13 @@ def _images(container: InputContainer, chosen: Sequence[int]) -> np.ndarray:
     timed = (frame for frame in container.decode(video=0) if frame.time is not None)
     wanted, until = set(chosen), max(chosen) + 1
     numbered = enumerate(islice(timed, until))
-    images = {index: frame.to_ndarray(format="rgb24") for index, frame in numbered if index in wanted}
+    images = {index: _upright(frame) for index, frame in numbered if index in wanted}
     return np.stack([images[index] for index in chosen])
+
+
+def _upright(frame: av.VideoFrame) -> np.ndarray:
+    """[H, W, 3], turned to the nearest quarter of what the display matrix says; its mirroring is ignored."""
+    return np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90))
 
 
 def _choose(

@@ -1,5 +1,7 @@
 import sys
+from fractions import Fraction
 
+import av
 import clips
 import numpy as np
 import pytest
@@ -66,6 +68,36 @@ def test_both_engines_see_the_same(suffix, tmp_path):
     np.testing.assert_allclose(ours.frames.astype(int), theirs.frames.astype(int), atol=2)  # two color converters
     assert ours.timestamps_s == theirs.timestamps_s
     assert ours.duration_s == theirs.duration_s
+
+
+def turned(path, degrees):
+    """A clip whose stored frames have a bright upper left quarter, to be shown turned counter-clockwise."""
+    image = np.zeros((64, 96, 3), dtype=np.uint8)
+    image[:32, :48] = 200
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        stream.set_display_rotation(degrees)
+        for index in range(4):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = index, Fraction(1, 10)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov"])
+@pytest.mark.parametrize(
+    ("degrees", "shape", "bright"),
+    [(0, (64, 96), (0, 0)), (90, (96, 64), (-1, 0)), (180, (64, 96), (-1, -1)), (-90, (96, 64), (0, -1))],
+)
+@pytest.mark.parametrize("has_decord", [True, False])
+def test_a_clip_held_sideways_is_seen_upright(suffix, degrees, shape, bright, has_decord, tmp_path, monkeypatch):
+    monkeypatch.setattr(video, "HAS_DECORD", has_decord and video.HAS_DECORD)
+    frames = look(video.decode_video, turned(tmp_path / f"clip{suffix}", degrees), 2).frames
+    assert frames.shape == (2, *shape, 3)
+    lit = [corner for corner in ((0, 0), (0, -1), (-1, 0), (-1, -1)) if frames[1][corner].mean() > 100]
+    assert lit == [bright]
 
 
 def test_what_decord_cannot_open_goes_to_pyav(tmp_path, monkeypatch):
