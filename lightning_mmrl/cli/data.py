@@ -1,41 +1,126 @@
-"""`mmrl data synth`: generates the video-audio emotion set."""
+"""`mmrl data`: validates, describes, converts and generates datasets."""
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from lightning_mmrl.cli.data_from_csv import add_from_csv
+from lightning_mmrl.cli.data_options import add_guard, guard_of, label_set
 from lightning_mmrl.errors import ConfigError
+
+EXIT_PROBLEMS = 1
+"""Problems were found and reported; a bad argument gives 2."""
 
 
 def run(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
-    parser = argparse.ArgumentParser(prog="mmrl data", description="Make and inspect datasets.")
+    parser = argparse.ArgumentParser(prog="mmrl data", description="Make and inspect datasets; see docs/data.md.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    synth = commands.add_parser("synth", help="generate the emotion set: mp4 clips with sound, and their manifests")
-    synth.add_argument("directory", type=Path, help="where the set goes; it appears when it is complete")
-    synth.add_argument("--seed", type=int, default=0, help="everything follows from it (default 0)")
-    synth.add_argument("--scale", type=float, default=1.0, help="multiplies the size of every split (default 1.0)")
-    synth.add_argument("--workers", type=int, default=2, help="rendering processes (default 2)")
-    synth.add_argument("--overwrite", action="store_true", help="replace a set made with other settings")
+    _add_validate(commands)
+    _add_stats(commands)
+    add_from_csv(commands)
+    _add_synth(commands)
     options = parser.parse_args(arguments)
-    return _synth(options)
+    return options.call(options)
+
+
+def _add_validate(commands: Any) -> None:
+    parser = commands.add_parser(
+        "validate",
+        help="decode everything and report what cannot be used",
+        description="Read every line, decode every medium. Exit code 0 if all is usable, 1 if problems were found.",
+    )
+    _add_manifests(parser)
+    add_guard(parser)
+    parser.set_defaults(call=lambda options: _inspect(options, decode=True))
+
+
+def _add_stats(commands: Any) -> None:
+    parser = commands.add_parser(
+        "stats",
+        help="the same tables without decoding",
+        description="Read every line and look up every file, without decoding. Exit codes as of validate.",
+    )
+    _add_manifests(parser)
+    parser.set_defaults(call=lambda options: _inspect(options, decode=False))
+
+
+def _add_manifests(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("manifests", type=Path, nargs="+", metavar="MANIFEST", help="JSON lines files, one per split")
+    parser.add_argument(
+        "--media-root", type=Path, required=True, metavar="DIR", help="folder that media paths are relative to"
+    )
+    parser.add_argument("--labels", metavar="A,B", help="a solution that is none of these is a problem")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole report there as well")
+    parser.add_argument("--show", type=int, default=20, metavar="N", help="bad lines to print (default %(default)s)")
+
+
+def _inspect(options: argparse.Namespace, *, decode: bool) -> int:
+    if options.show < 0:
+        raise ConfigError(f"--show is {options.show}; it must be at least 0")
+    if not options.media_root.is_dir():
+        raise ConfigError(f"--media-root {options.media_root} is no folder; name the folder that paths are relative to")
+    if options.json is not None and not options.json.parent.is_dir():
+        raise ConfigError(f"--json {options.json}: its folder does not exist; create it or name another file")
+    guard = guard_of(options) if decode else None
+    # Loaded here: argument errors need no decoders.
+    from lightning_mmrl.cli.data_tables import print_report
+    from lightning_mmrl.data.inspection import decode_inventory, take_inventory
+    from lightning_mmrl.data.report import summarize
+    from lightning_mmrl.training.console import ConsoleProgress
+
+    inventory = take_inventory(options.manifests, options.media_root, label_set(options.labels))
+    if guard is not None:
+        with ConsoleProgress() as console:
+            inventory = decode_inventory(
+                inventory, guard, lambda done, total: console.update("decoding media", done, total)
+            )
+    report = summarize(inventory)
+    print_report(report, options.show)
+    if options.json is not None:
+        _write_json(options.json, report.as_json())
+    return 0 if report.sound else EXIT_PROBLEMS
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    try:
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="ascii")
+    except OSError as error:
+        raise ConfigError(f"--json {path} cannot be written ({error.strerror}); name another file") from error
+
+
+def _add_synth(commands: Any) -> None:
+    parser = commands.add_parser("synth", help="generate a dataset with known answers: media files and manifests")
+    parser.add_argument("directory", type=Path, help="where the set goes; it appears when it is complete")
+    parser.add_argument("--task", default="emotions", metavar="NAME", help="what to generate (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="everything follows from it (default 0)")
+    parser.add_argument("--scale", type=float, default=1.0, help="multiplies the size of every split (default 1.0)")
+    parser.add_argument("--workers", type=int, default=2, help="rendering processes (default 2)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a set made with other settings")
+    parser.set_defaults(call=_synth)
 
 
 def _synth(options: argparse.Namespace) -> int:
-    # Loaded here: argument errors need no numpy.
-    from lightning_mmrl.data.synthetic.emotions import synthesize_emotions
-    from lightning_mmrl.data.synthetic.settings import EmotionSetSettings
-    from lightning_mmrl.training.console import ConsoleProgress
-
     if options.workers < 1:
         raise ConfigError(f"--workers is {options.workers}; it must be at least 1")
+    # Loaded here: argument errors need no numpy.
+    from lightning_mmrl.config.suggestions import did_you_mean
+    from lightning_mmrl.data.synthetic.tasks import TASKS
+    from lightning_mmrl.training.console import ConsoleProgress
+
+    if options.task not in TASKS:
+        known = ", ".join(TASKS)
+        raise ConfigError(f"--task {options.task}: no such task{did_you_mean(options.task, TASKS)}; known are {known}")
     with ConsoleProgress() as console:
-        folder = synthesize_emotions(
+        folder = TASKS[options.task](
             options.directory,
-            settings=EmotionSetSettings(seed=options.seed, scale=options.scale),
+            seed=options.seed,
+            scale=options.scale,
             workers=options.workers,
             overwrite=options.overwrite,
-            on_progress=lambda done, total: console.update("generating clips", done, total),
+            on_progress=lambda done, total: console.update(f"generating {options.task}", done, total),
         )
     print(folder)
     return 0

@@ -32,9 +32,10 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[\\/]")
 class LineError(DataError):
     """A line that cannot be used; `group` is the sort of fault, under which a report counts it."""
 
-    def __init__(self, group: str, reason: str) -> None:
-        super().__init__(reason)
+    def __init__(self, group: str, reason: str, place: str | None = None) -> None:
+        super().__init__(reason if place is None else f"{place}: {reason}")
         self.group = group
+        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +95,7 @@ def scan_manifest(path: Path, media_root: Path) -> Iterator[Entry | Problem]:
                 reason = f"id {quoted(sample.id)} was used on line {seen[sample.id]}; make ids unique"
                 raise LineError("repeated id", reason)
         except LineError as error:
-            yield Problem(file=str(path), line=number, group=error.group, reason=str(error))
+            yield Problem(file=str(path), line=number, group=error.group, reason=error.reason)
         else:
             seen[sample.id] = number
             yield Entry(file=str(path), line=number, sample=sample)
@@ -109,7 +110,7 @@ def resolve_media(path: str, media_root: Path, place: str) -> Path:
     try:
         return _real_file(path, media_root)
     except LineError as error:
-        raise LineError(error.group, f"{place}: {error}") from error
+        raise LineError(error.group, error.reason, place) from error
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -1,0 +1,101 @@
+"""`mmrl data from-csv`: a folder of clips and a CSV of labels become a dataset."""
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_mmrl.cli.data_options import add_guard, guard_of, label_set
+from lightning_mmrl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lightning_mmrl.data.formats.from_csv import Conversion
+
+PURPOSES = ("file", "label", "speaker", "split", "start", "end", "reasoning", "id")
+
+
+def add_from_csv(commands: Any) -> None:
+    """Adds the command."""
+    parser = commands.add_parser(
+        "from-csv",
+        help="turn a folder of clips and a CSV of labels into a dataset",
+        description="Decode each clip that the CSV names and write train, validation, test and cold_start manifests, "
+        "labels.json and rejected.csv. Speakers never cross splits.",
+    )
+    parser.add_argument("csv", type=Path, metavar="CSV", help="one row per clip, with a header line")
+    parser.add_argument("--media-root", type=Path, required=True, metavar="DIR", help="folder of the clips")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the dataset, new or not")
+    for purpose in PURPOSES:
+        parser.add_argument(f"--{purpose}-column", metavar="NAME", help=f"column of the {purpose} if it is not found")
+    parser.add_argument("--suffix", default="", metavar=".EXT", help="appended to file names without one")
+    parser.add_argument("--labels", metavar="A,B", help="the label set (default: the labels that come)")
+    parser.add_argument("--question", default="Which emotion?", help="what to ask (default: %(default)s)")
+    parser.add_argument("--validation", type=float, default=0.15, metavar="P", help="its share (default %(default)s)")
+    parser.add_argument("--test", type=float, default=0.15, metavar="P", help="its share (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the splits (default 0)")
+    parser.add_argument("--ignore-speakers", action="store_true", help="let a speaker be in several splits")
+    parser.add_argument("--copy", action="store_true", help="copy clips outside of --out in place of hard links")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier conversion")
+    parser.add_argument("--show", type=int, default=20, metavar="N", help="bad rows to print (default %(default)s)")
+    add_guard(parser)
+    parser.set_defaults(call=_from_csv)
+
+
+def _from_csv(options: argparse.Namespace) -> int:
+    shares = {"validation": options.validation, "test": options.test}
+    if min(shares.values()) < 0 or not sum(shares.values()) < 1:
+        raise ConfigError(
+            f"--validation {options.validation} and --test {options.test} must be at least 0 and leave a rest"
+        )
+    guard, labels = guard_of(options), label_set(options.labels)
+    # Loaded here: argument errors need no decoders.
+    from lightning_mmrl.data.formats.from_csv import CsvSettings, convert_csv
+    from lightning_mmrl.training.console import ConsoleProgress
+
+    settings = CsvSettings(
+        columns={purpose: getattr(options, f"{purpose}_column") for purpose in PURPOSES},
+        suffix=options.suffix,
+        labels=labels,
+        question=options.question,
+        shares=shares,
+        seed=options.seed,
+        by_speaker=not options.ignore_speakers,
+        copy=options.copy,
+        overwrite=options.overwrite,
+    )
+    with ConsoleProgress() as console:
+        conversion = convert_csv(
+            options.csv,
+            options.media_root,
+            options.out,
+            settings=settings,
+            guard=guard,
+            on_progress=lambda done, total: console.update("decoding clips", done, total),
+        )
+    _print_conversion(conversion, options.show)
+    return 0
+
+
+def _print_conversion(conversion: "Conversion", num_shown: int) -> None:
+    from lightning_mmrl.cli.data_tables import print_problems, print_report, report_console
+    from lightning_mmrl.data.formats.from_csv import MANIFESTS
+    from lightning_mmrl.data.inspection import take_inventory
+    from lightning_mmrl.data.report import summarize
+
+    out = conversion.directory
+    console = report_console()
+    print_problems(console, conversion.problems, num_shown)
+    manifests = [out / f"{name}.jsonl" for name in MANIFESTS]
+    print_report(summarize(take_inventory([path for path in manifests if path.stat().st_size], out)), num_shown)
+    lines = [
+        *conversion.notes,
+        f"{conversion.num_without_sound} clips without sound: their lines have no <audio> tag",
+        f"{conversion.num_reasonings} clips with a written reasoning"
+        + ("" if conversion.num_reasonings else "; cold_start.jsonl has a plain thought in its place"),
+        f"{len(conversion.problems)} rows left out, all named in {out / 'rejected.csv'}",
+        "next:",
+        f"  mmrl data validate {shlex.quote(str(out))}/*.jsonl --media-root {shlex.quote(str(out))}",
+        f"  mmrl train experiment=own_clips data.root={shlex.quote(str(out))}",
+    ]
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)

@@ -1,0 +1,54 @@
+"""Options that several `mmrl data` commands share."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lightning_mmrl.errors import ConfigError
+
+if TYPE_CHECKING:  # it loads the decoders, which argument errors need not wait for
+    from lightning_mmrl.data.media.examine import Guard
+
+
+def add_guard(parser: argparse.ArgumentParser) -> None:
+    """Adds the bounds of decoding; limits have the names and defaults of data.media."""
+    cores = os.cpu_count() or 2
+    parser.add_argument("--workers", type=int, default=cores, metavar="N", help="decoding processes (default: cores)")
+    parser.add_argument("--deadline", type=float, default=30.0, metavar="S", help="seconds per medium (default 30)")
+    parser.add_argument("--max-duration-s", type=float, metavar="S", help="longest medium (default 600)")
+    parser.add_argument("--max-pixels", type=int, metavar="N", help="pixels of the largest frame (default 16777216)")
+    parser.add_argument("--max-bytes", type=int, metavar="N", help="largest file (default 268435456)")
+
+
+def guard_of(options: argparse.Namespace) -> "Guard":
+    """The bounds that were asked for.
+
+    Raises:
+        ConfigError: One of them is not above 0.
+    """
+    for name in ("workers", "deadline", "max_duration_s", "max_pixels", "max_bytes"):
+        value = getattr(options, name)
+        if value is not None and not value > 0:
+            raise ConfigError(f"--{name.replace('_', '-')} is {value}; it must be above 0")
+    from lightning_mmrl.data.media.examine import Guard
+    from lightning_mmrl.types.media import MediaSettings
+
+    names = ("max_duration_s", "max_pixels", "max_bytes")
+    limits = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    return Guard(settings=MediaSettings(**limits), num_workers=options.workers, deadline_s=options.deadline)
+
+
+def label_set(text: str | None) -> Sequence[str] | None:
+    """Labels separated by commas, None for none given.
+
+    Raises:
+        ConfigError: Two of them read the same, or one is blank.
+    """
+    if text is None:
+        return None
+    from lightning_mmrl.data.schema import label_matcher
+
+    labels = tuple(label.strip() for label in text.split(","))
+    label_matcher(labels)
+    return labels

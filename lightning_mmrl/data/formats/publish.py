@@ -1,0 +1,142 @@
+"""Puts a converted dataset into its folder: everything is written aside first, then takes its place together."""
+
+import csv
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_mmrl.data.schema import Problem
+from lightning_mmrl.errors import DataError
+
+MEDIA_FOLDER = "media"
+RECORD = "dataset.json"
+MADE_BY = "mmrl data from-csv"
+
+
+class Publication:
+    """Where a dataset goes, and how it names its clips.
+
+    Clips below the dataset's folder stay where they are. Others get hard links in `media/`, so that the folder holds
+    all that it names and no link leads out of it.
+
+    Args:
+        directory: The dataset's folder, new or not.
+        media_root: Folder of the clips.
+        copy: True to copy clips in place of linking them, as from another file system.
+        overwrite: True to replace files of an earlier dataset.
+
+    Raises:
+        DataError: The folder holds files of those names already.
+    """
+
+    def __init__(self, directory: Path, media_root: Path, *, copy: bool, overwrite: bool) -> None:
+        self._directory = directory
+        self._copy = copy
+        root, target = media_root.resolve(), directory.resolve()
+        self._inside = root.is_relative_to(target)
+        below = root.relative_to(target).as_posix() if self._inside else MEDIA_FOLDER
+        self.prefix = "" if below == "." else f"{below}/"
+        names = [*(f"{name}.jsonl" for name in ("train", "validation", "test", "cold_start")), "labels.json"]
+        self._names = [*names, "rejected.csv", RECORD, *([] if self._inside else [MEDIA_FOLDER])]
+        if directory.exists() and not directory.is_dir():
+            raise DataError(f"{directory} is no folder; name another one by --out")
+        found = next((name for name in self._names if (directory / name).exists()), None)
+        if found is not None and not _is_ours(directory / RECORD):
+            raise DataError(f"{directory / found} exists and is no earlier conversion; name another folder by --out")
+        if found is not None and not overwrite:
+            raise DataError(f"{directory / found} exists; give --overwrite, or name another folder by --out")
+
+    def publish(
+        self,
+        *,
+        manifests: Mapping[str, Sequence[Mapping[str, Any]]],
+        labels: Sequence[str],
+        problems: Sequence[Problem],
+        clips: Mapping[str, Path],
+        record: Mapping[str, Any],
+    ) -> None:
+        """Writes all files.
+
+        Raises:
+            DataError: The folder cannot be written, or the clips cannot be linked.
+        """
+        is_new = not self._directory.exists()
+        aside = self._directory / f".partial-{secrets.token_hex(4)}"
+        try:
+            aside.mkdir(parents=True)
+            try:
+                _write(aside, manifests, labels, problems, record)
+                if not self._inside:
+                    self._bring(clips, aside / MEDIA_FOLDER)
+                self._move(aside)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+                if is_new and not any(self._directory.iterdir()):
+                    self._directory.rmdir()
+        except OSError as error:
+            raise DataError(f"{self._directory} cannot be written ({error.strerror}); choose another --out") from error
+
+    def _bring(self, clips: Mapping[str, Path], folder: Path) -> None:
+        for path, real in clips.items():
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if self._copy:
+                shutil.copyfile(real, target)
+                continue
+            try:
+                os.link(real, target)
+            except OSError as error:
+                raise DataError(
+                    f"{real} cannot be linked into {self._directory} ({error.strerror}); choose an --out that contains "
+                    "the clips or lies on their file system, or give --copy"
+                ) from error
+
+    def _move(self, aside: Path) -> None:
+        """The record goes first and comes last: with it the set is complete."""
+        (self._directory / RECORD).unlink(missing_ok=True)
+        for name in self._names:
+            new, place = aside / name, self._directory / name
+            if place.is_dir():
+                place.rename(aside / f"old-{name}")
+            if new.exists():
+                os.replace(new, place)
+
+
+def _is_ours(record: Path) -> bool:
+    try:
+        return json.loads(record.read_text(encoding="utf-8")).get("made_by") == MADE_BY
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _write(
+    folder: Path,
+    manifests: Mapping[str, Sequence[Mapping[str, Any]]],
+    labels: Sequence[str],
+    problems: Sequence[Problem],
+    record: Mapping[str, Any],
+) -> None:
+    digests = {}
+    for name, rows in manifests.items():
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+        digests[f"{name}.jsonl"] = hashlib.sha256(text.encode()).hexdigest()
+    with (folder / "rejected.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("line", "group", "reason"))
+        writer.writerows((problem.line, problem.group, problem.reason) for problem in problems)
+    _write_json(folder / "labels.json", {"labels": list(labels)})
+    sizes = {name: len(rows) for name, rows in manifests.items()}
+    _write_json(
+        folder / RECORD,
+        {"made_by": MADE_BY, **record, "sizes": sizes, "num_rejected": len(problems), "manifests": digests},
+    )
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

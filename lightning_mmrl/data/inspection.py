@@ -1,0 +1,93 @@
+"""All lines of some manifests: which can be used, which cannot and why, and what their media are."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from lightning_mmrl.data.media.examine import Guard, MediaFacts, examine, fault
+from lightning_mmrl.data.schema import Entry, Problem, label_matcher, resolve_media, scan_manifest
+from lightning_mmrl.types.records import MediaRef
+
+MediaKey = tuple[str, str, float | None, float | None]
+"""Kind, file and span: what is decoded once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inventory:
+    """What some manifests hold.
+
+    `media` maps file and line of a usable sample to its media; `facts` is empty as long as nothing was decoded.
+    """
+
+    manifests: tuple[Path, ...]
+    entries: tuple[Entry, ...]
+    problems: tuple[Problem, ...]
+    media: dict[tuple[str, int], tuple[MediaKey, ...]]
+    facts: dict[MediaKey, MediaFacts] = field(default_factory=dict)
+
+
+def take_inventory(manifests: Sequence[Path], media_root: Path, labels: Sequence[str] | None = None) -> Inventory:
+    """Reads all lines; with `labels`, a solution outside of them is a problem.
+
+    Raises:
+        DataError: A manifest cannot be read.
+        ConfigError: Two labels read the same.
+    """
+    entries: list[Entry] = []
+    problems: list[Problem] = []
+    for path in manifests:
+        before = len(entries) + len(problems)
+        for item in scan_manifest(path, media_root):
+            wrong = _label_problem(item, labels) if isinstance(item, Entry) else item
+            if wrong is not None:
+                problems.append(wrong)
+            else:
+                assert isinstance(item, Entry)
+                entries.append(item)
+        if len(entries) + len(problems) == before:
+            reason = "the manifest holds no samples; add a line or leave it out"
+            problems.append(Problem(file=str(path), line=1, group="empty manifest", reason=reason))
+    return Inventory(
+        manifests=tuple(manifests),
+        entries=tuple(entries),
+        problems=tuple(problems),
+        media={(entry.file, entry.line): _media(entry, media_root) for entry in entries},
+    )
+
+
+def decode_inventory(inventory: Inventory, guard: Guard, on_progress: Callable[[int, int], None]) -> Inventory:
+    """Decodes each medium once and moves the lines with a bad one to the problems."""
+    refs: dict[MediaKey, MediaRef] = {}
+    for entry in inventory.entries:
+        refs |= zip(inventory.media[entry.file, entry.line], entry.sample.media, strict=True)
+    outcomes = dict(
+        zip(refs, guard.run(examine, [(Path(key[1]), ref) for key, ref in refs.items()], on_progress), strict=True)
+    )
+    entries, problems = [], list(inventory.problems)
+    for entry in inventory.entries:
+        reasons = (outcomes[key].error for key in inventory.media[entry.file, entry.line])
+        reason = next((reason for reason in reasons if reason is not None), None)
+        if reason is None:
+            entries.append(entry)
+        else:
+            problems.append(Problem(file=entry.file, line=entry.line, group=fault(reason), reason=reason))
+    return replace(
+        inventory,
+        entries=tuple(entries),
+        problems=tuple(problems),
+        facts={key: outcome.value for key, outcome in outcomes.items() if outcome.error is None},
+    )
+
+
+def _media(entry: Entry, media_root: Path) -> tuple[MediaKey, ...]:
+    place = f"{entry.file}:{entry.line}"
+    found = [(resolve_media(ref.path, media_root, place), ref) for ref in entry.sample.media]
+    return tuple((ref.kind, str(path), ref.start_s, ref.end_s) for path, ref in found)
+
+
+def _label_problem(entry: Entry, labels: Sequence[str] | None) -> Problem | None:
+    solution = entry.sample.solution
+    if labels is None or solution is None or label_matcher(tuple(labels)).match(solution) is not None:
+        return None
+    reason = f"solution {solution[:80]!r} is none of the labels {', '.join(labels)[:200]}; correct it or add the label"
+    return Problem(file=entry.file, line=entry.line, group="label", reason=reason)

@@ -1,0 +1,151 @@
+"""What a medium is, found out by decoding it as training would; runs in decode workers."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import soundfile
+
+from lightning_mmrl.data.media.audio import SOUNDFILE_SUFFIXES
+from lightning_mmrl.data.media.containers import open_container
+from lightning_mmrl.data.media.guard import DecodeTask, decode
+from lightning_mmrl.errors import MediaError
+from lightning_mmrl.types.media import DecodedImage, MediaSettings
+from lightning_mmrl.types.records import MediaKind, MediaRef
+from lightning_mmrl.workers.pool import DeadlinePool, Outcome
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+
+# What the decoders' messages say, by the name under which a report counts it; the first that fits.
+_FAULTS: Mapping[str, str] = {
+    "no audio track": "no audio track",
+    "no video track": "no video track",
+    "no video or audio track": "no video or audio track",
+    "media.max_duration_s": "too long",
+    "media.max_pixels": "too many pixels",
+    "media.max_bytes": "too many bytes",
+    "is empty in": "empty span",
+    "deadline of": "decoder ran out of time",
+    "worker died": "decoder crashed",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaFacts:
+    """A decoded medium: of its span the duration, of its file the rates and the content's hash."""
+
+    kind: MediaKind
+    content: str
+    duration_s: float | None = None
+    frame_rate: float | None = None
+    size: tuple[int, int] | None = None
+    sample_rate_hz: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guard:
+    """How examination is kept in bounds: decoding limits, worker processes, seconds per medium."""
+
+    settings: MediaSettings
+    num_workers: int = 2
+    deadline_s: float = 30.0
+
+    def run(
+        self,
+        examination: Callable[[DecodeTask], object],
+        media: Sequence[tuple[Path, MediaRef]],
+        on_progress: Callable[[int, int], None],
+    ) -> list[Outcome]:
+        """Outcomes of `examination` in the order of the media; errors name the file."""
+        if not media:
+            return []
+        tasks = [DecodeTask(path=path, ref=ref, settings=self.settings) for path, ref in media]
+        done = 0
+
+        def count(_: int, __: Outcome) -> None:
+            nonlocal done
+            done += 1
+            on_progress(done, len(tasks))
+
+        workers = min(self.num_workers, len(tasks))
+        with DeadlinePool(examination, num_workers=workers, deadline_s=self.deadline_s) as pool:
+            outcomes = pool.map(tasks, on_done=count)
+        return [
+            outcome
+            if outcome.error is None or str(task.path) in outcome.error
+            else Outcome(error=f"{task.path}: {outcome.error}")
+            for task, outcome in zip(tasks, outcomes, strict=True)
+        ]
+
+
+def examine(task: DecodeTask) -> MediaFacts:
+    """Decodes one medium and says what it is.
+
+    Raises:
+        MediaError: It breaks a limit or cannot be decoded.
+    """
+    decoded = decode(task)
+    content = _content(task.path)
+    if isinstance(decoded, DecodedImage):
+        height, width = decoded.pixels.shape[:2]
+        return MediaFacts(kind="image", content=content, size=(width, height))
+    if task.ref.kind == "audio":
+        rate = _sample_rate(task.path)
+        return MediaFacts(kind="audio", content=content, duration_s=decoded.duration_s, sample_rate_hz=rate)
+    with open_container(task.path) as container:
+        stream = container.streams.video[0]
+        frame_rate = float(stream.average_rate) if stream.average_rate else None
+        size = (stream.width, stream.height)
+    return MediaFacts(kind="video", content=content, duration_s=decoded.duration_s, frame_rate=frame_rate, size=size)
+
+
+def examine_tracks(task: DecodeTask) -> tuple[MediaFacts, ...]:
+    """Decodes everything that a file holds: an image, or its video and its sound; the kind of `task.ref` is ignored.
+
+    Raises:
+        MediaError: A track breaks a limit or cannot be decoded, or there is none.
+    """
+    ref = task.ref
+    kinds = _kinds(task.path, task.settings)
+    refs = [MediaRef(kind=kind, path=ref.path, start_s=ref.start_s, end_s=ref.end_s) for kind in kinds]
+    return tuple(examine(DecodeTask(path=task.path, ref=each, settings=task.settings)) for each in refs)
+
+
+def fault(reason: str) -> str:
+    """The sort of fault that a decoder's message tells of.
+
+    >>> fault("a.mp4: no audio track; remove the <audio> tag"), fault("a.mp4: video cannot be decoded (...)")
+    ('no audio track', 'cannot be decoded')
+    """
+    return next((name for words, name in _FAULTS.items() if words in reason), "cannot be decoded")
+
+
+def _kinds(path: Path, settings: MediaSettings) -> list[MediaKind]:
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return ["image"]
+    if path.suffix.lower() in SOUNDFILE_SUFFIXES:
+        return ["audio"]
+    if path.stat().st_size > settings.max_bytes:
+        raise MediaError(f"{path}: {path.stat().st_size} bytes exceed media.max_bytes {settings.max_bytes}; cut it")
+    with open_container(path) as container:
+        found: list[MediaKind] = []
+        if container.streams.video:
+            found.append("video")
+        if container.streams.audio:
+            found.append("audio")
+    if not found:
+        raise MediaError(f"{path}: no video or audio track; re-encode or remove it")
+    return found
+
+
+def _sample_rate(path: Path) -> int:
+    if path.suffix.lower() in SOUNDFILE_SUFFIXES:
+        return soundfile.info(path).samplerate
+    with open_container(path) as container:
+        return container.streams.audio[0].rate
+
+
+def _content(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

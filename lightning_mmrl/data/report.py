@@ -1,0 +1,223 @@
+"""Figures of an inventory: what each split holds, what is wrong, and what two splits share that they must not."""
+
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from lightning_mmrl.data.inspection import Inventory, MediaKey
+from lightning_mmrl.data.media.examine import MediaFacts
+from lightning_mmrl.data.schema import Entry, Problem
+from lightning_mmrl.types.records import Sample
+
+TRAINING_SPLITS = frozenset({"base", "cold_start", "pretrain", "rl", "sft", "train", "training"})
+"""Splits that may share clips with each other: all of them are trained on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Durations:
+    """Seconds of some media."""
+
+    minimum: float
+    median: float
+    maximum: float
+    total: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaFigures:
+    """All media of one kind in a split; counts by value are of files and most frequent first."""
+
+    kind: str
+    num_files: int
+    durations: Durations | None
+    frame_rates: Mapping[str, int]
+    sizes: Mapping[str, int]
+    sample_rates_hz: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitFigures:
+    """The usable samples of a split."""
+
+    name: str
+    num_samples: int
+    num_bad: int
+    labels: Mapping[str, int]
+    num_unlabeled: int
+    num_speakers: int
+    num_without_speaker: int
+    media: tuple[MediaFigures, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Something about the whole: how often, and for example where. A severe one spoils what an evaluation says."""
+
+    what: str
+    num: int
+    example: str
+    severe: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Everything that `mmrl data validate` and `stats` show."""
+
+    splits: tuple[SplitFigures, ...]
+    problems: tuple[Problem, ...]
+    findings: tuple[Finding, ...]
+    decoded: bool
+
+    @property
+    def num_samples(self) -> int:
+        """Usable samples."""
+        return sum(split.num_samples for split in self.splits)
+
+    @property
+    def sound(self) -> bool:
+        """True if every line is usable and no split leaks into another."""
+        return not self.problems and not any(finding.severe for finding in self.findings)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, all problems included."""
+        counts = {group: len(problems) for group, problems in by_group(self.problems).items()}
+        return {"sound": self.sound, "num_samples": self.num_samples, "problems_by_group": counts, **asdict(self)}
+
+
+def by_group(problems: Iterable[Problem]) -> dict[str, list[Problem]]:
+    """Problems by sort of fault, the most frequent first."""
+    groups: dict[str, list[Problem]] = defaultdict(list)
+    for problem in problems:
+        groups[problem.group].append(problem)
+    return dict(sorted(groups.items(), key=lambda item: -len(item[1])))
+
+
+def summarize(inventory: Inventory) -> Report:
+    """The figures of an inventory."""
+    rows = []
+    for path in inventory.manifests:
+        groups: dict[str, list[Entry]] = defaultdict(list)
+        for entry in inventory.entries:
+            if entry.file == str(path):
+                groups[_table_name(entry)].append(entry)
+        num_bad = sum(problem.file == str(path) for problem in inventory.problems)
+        for name, entries in (groups or {path.stem: []}).items():
+            rows.append(_split(name, entries, num_bad, inventory))
+            num_bad = 0  # a bad line tells no split: it counts once, under the first
+    return Report(
+        splits=tuple(rows),
+        problems=inventory.problems,
+        findings=tuple(_findings(inventory)),
+        decoded=bool(inventory.facts),
+    )
+
+
+def _table_name(entry: Entry) -> str:
+    """The manifest's name, and the split that the line itself names if it is another."""
+    stem, split = Path(entry.file).stem, entry.sample.split
+    return stem if split in (None, stem) else f"{stem} ({split})"
+
+
+def _split(name: str, entries: list[Entry], num_bad: int, inventory: Inventory) -> SplitFigures:
+    samples = [entry.sample for entry in entries]
+    labels = Counter(sample.solution for sample in samples if sample.solution is not None)
+    keys = dict.fromkeys(key for entry in entries for key in inventory.media[entry.file, entry.line])
+    kinds = [kind for kind in ("video", "audio", "image") if any(key[0] == kind for key in keys)]
+    return SplitFigures(
+        name=name,
+        num_samples=len(samples),
+        num_bad=num_bad,
+        labels=dict(sorted(labels.items())),
+        num_unlabeled=sum(sample.solution is None for sample in samples),
+        num_speakers=len({sample.speaker for sample in samples} - {None}),
+        num_without_speaker=sum(sample.speaker is None for sample in samples),
+        media=tuple(_media(kind, [key for key in keys if key[0] == kind], inventory.facts) for kind in kinds),
+    )
+
+
+def _media(kind: str, keys: list[MediaKey], facts: Mapping[MediaKey, MediaFacts]) -> MediaFigures:
+    found = [facts[key] for key in keys if key in facts]
+    seconds = [each.duration_s for each in found if each.duration_s is not None]
+    if not facts:  # nothing was decoded; a span says its own length
+        seconds = [end - (start or 0.0) for _, _, start, end in keys if end is not None]
+    return MediaFigures(
+        kind=kind,
+        num_files=len(keys),
+        durations=_durations(seconds),
+        frame_rates=_counted(f"{each.frame_rate:.4g}" for each in found if each.frame_rate),
+        sizes=_counted(f"{each.size[0]}x{each.size[1]}" for each in found if each.size),
+        sample_rates_hz=_counted(str(each.sample_rate_hz) for each in found if each.sample_rate_hz),
+    )
+
+
+def _durations(seconds: list[float]) -> Durations | None:
+    if not seconds:
+        return None
+    return Durations(minimum=min(seconds), median=median(seconds), maximum=max(seconds), total=sum(seconds))
+
+
+def _counted(values: Iterable[str]) -> dict[str, int]:
+    return dict(Counter(values).most_common())
+
+
+def _findings(inventory: Inventory) -> Iterable[Finding]:
+    ids: dict[Hashable, list[Entry]] = defaultdict(list)
+    media: dict[Hashable, list[Entry]] = defaultdict(list)
+    speakers: dict[Hashable, list[Entry]] = defaultdict(list)
+    for entry in inventory.entries:
+        ids[entry.sample.id].append(entry)
+        speakers[entry.sample.speaker].append(entry)
+        for key in dict.fromkeys(_identity(key, inventory) for key in inventory.media[entry.file, entry.line]):
+            media[key].append(entry)
+    speakers.pop(None, None)
+    yield from _shared(media, "the same clip in several splits", severe=True)
+    yield from _shared(ids, "the same id in several splits", severe=True)
+    yield from _shared(speakers, "the same speaker in several splits", severe=False)
+    yield from _repeated(inventory)
+
+
+def _identity(key: MediaKey, inventory: Inventory) -> Hashable:
+    """What makes two media the same: content and span; before decoding the file stands for its content."""
+    _, path, start, end = key
+    return (inventory.facts[key].content if key in inventory.facts else path, start, end)
+
+
+def _shared(groups: Mapping[Hashable, list[Entry]], what: str, severe: bool) -> Iterable[Finding]:
+    """Groups whose lines lie in two splits that must be apart."""
+    shared = []
+    for entries in groups.values():
+        splits = {_split_name(entry) for entry in entries}
+        if len(splits) > 1 and splits - TRAINING_SPLITS:
+            first = entries[0]
+            other = next(each for each in entries if _split_name(each) != _split_name(first))
+            shared.append(f"{_place(first)} and {_place(other)}")
+    if shared:
+        yield Finding(what=what, num=len(shared), example=shared[0], severe=severe)
+
+
+def _repeated(inventory: Inventory) -> Iterable[Finding]:
+    """The same question about the same media twice in one manifest, under two ids."""
+    groups: dict[Hashable, list[Entry]] = defaultdict(list)
+    for entry in inventory.entries:
+        if entry.sample.media:
+            media = tuple((key[0], _identity(key, inventory)) for key in inventory.media[entry.file, entry.line])
+            groups[entry.file, _question(entry.sample), media].append(entry)
+    repeated = [entries for entries in groups.values() if len(entries) > 1]
+    if repeated:
+        example = f"{_place(repeated[0][0])} and {_place(repeated[0][1])}"
+        yield Finding(what="the same clip under several ids", num=len(repeated), example=example, severe=False)
+
+
+def _question(sample: Sample) -> str:
+    return "\n".join(message.content for message in sample.messages if message.role == "user")
+
+
+def _split_name(entry: Entry) -> str:
+    return entry.sample.split or Path(entry.file).stem
+
+
+def _place(entry: Entry) -> str:
+    return f"{Path(entry.file).name}:{entry.line} ({entry.sample.id[:40]})"
