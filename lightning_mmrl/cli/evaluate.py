@@ -58,7 +58,7 @@ def evaluate(config: RootConfig, checkpoint: Path) -> None:
         parts.ensure_data()
         CheckpointEvaluator(parts, last_stage=name)(checkpoint, directory, name, None)
     bootstrap = ClusterBootstrap(num_resamples=config.evaluation.num_resamples)
-    comparison = compare_stages({name: directory}, config.data.labels, bootstrap)
+    comparison = compare_stages({name: directory}, {}, config.data.labels, bootstrap)
     Console(highlight=False, width=None if Console().is_terminal else 120).print(results_table(comparison))
     print(f"predictions and figures in {directory}")
 

@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import hydra
-from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from lightning_mmrl.config.compose import configs_dir, explained
+from lightning_mmrl.config.complaints import explained
+from lightning_mmrl.config.folders import configs_dir
 from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.config.validate import validated
+from lightning_mmrl.errors import ConfigError
 
 
 def run_with_config(task: Callable[[RootConfig], Any], program: str, arguments: Sequence[str]) -> None:
@@ -33,13 +34,41 @@ def run_with_config(task: Callable[[RootConfig], Any], program: str, arguments: 
     sys.argv = [program, *_flags_first(arguments)]
     try:
         app()
-    except HydraException as error:
-        raise explained(error) from error
+    except Exception as error:
+        # The app only composes: whatever Hydra raises, also beside its own errors, is about the arguments.
+        raise explained(error, arguments) from error
     finally:
         sys.argv = argv
     # Outside of Hydra's job, which would print its own report of an error; --multirun gives several.
     for composed in jobs:
         task(validated(composed))
+
+
+def take_flags(
+    arguments: Sequence[str], *, valued: Sequence[str] = (), switches: Sequence[str] = ()
+) -> tuple[dict[str, str], list[str]]:
+    """Takes a command's own flags (`--flag VALUE`, `--flag=VALUE`, `--switch`) out of its arguments.
+
+    Returns:
+        The flags that were given with their values, and the arguments that are Hydra's.
+
+    Raises:
+        ConfigError: A flag has no value.
+    """
+    found: dict[str, str] = {}
+    others: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if name in valued:
+            found[name] = value if equals else next(rest, "")
+            if not found[name]:
+                raise ConfigError(f"{name} has no value; write {name} NAME")
+        elif argument in switches:
+            found[argument] = ""
+        else:
+            others.append(argument)
+    return found, others
 
 
 def _flags_first(arguments: Sequence[str]) -> list[str]:

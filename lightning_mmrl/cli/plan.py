@@ -8,7 +8,7 @@ from rich.table import Table
 
 from lightning_mmrl.cli.hydra_app import run_with_config
 from lightning_mmrl.config.schema import RootConfig, StageConfig
-from lightning_mmrl.config.validate import stage_specs
+from lightning_mmrl.config.specs import bound, stage_specs
 from lightning_mmrl.curriculum.manifest import Manifest
 from lightning_mmrl.curriculum.spec import source_stage
 
@@ -29,7 +29,7 @@ def plan(config: RootConfig) -> None:
         table.add_column(name)
     for spec in stage_specs(config):
         stage = config.stages[spec.name]
-        samples = count_samples(Path(config.data.root) / stage.data.manifest)
+        samples = num_samples(config, stage)
         entry = finished.get(spec.name)
         state = (
             "to run"
@@ -40,10 +40,13 @@ def plan(config: RootConfig) -> None:
         )
         source = source_stage(spec, config.order) or f"base model {config.model.checkpoint}"
         table.add_row(
-            spec.name, spec.kind, source, stage.data.manifest, "?" if samples is None else str(samples),
+            spec.name, spec.kind, source, data_names(stage), "?" if samples is None else str(samples),
             str(stage.num_steps), batch_arithmetic(stage), passes(stage, samples), state,
         )  # fmt: skip
     console.print(table)
+    for spec in stage_specs(config):
+        for line in conditions(config.stages[spec.name]):
+            console.print(f"{spec.name:<12} {line}", markup=False)
     sets = ", ".join(f"{name} ({manifest})" for name, manifest in config.evaluation.sets.items())
     console.print(f"evaluated after each stage on {sets}", markup=False)
     console.print(f"dataset      {config.data.root}{_generated(config)}", markup=False)
@@ -61,12 +64,39 @@ def batch_arithmetic(stage: StageConfig) -> str:
     return f"{batch} prompts x {size} = {batch * size} completions, {steps} update{'s' if steps > 1 else ''}"
 
 
+def data_names(stage: StageConfig) -> str:
+    """The manifest of a stage, or its sources with their shares."""
+    if stage.data.manifest:
+        return stage.data.manifest
+    total = sum(source.weight for source in stage.data.sources.values())
+    return ", ".join(f"{name} {source.weight / total:.0%}" for name, source in stage.data.sources.items())
+
+
+def num_samples(config: RootConfig, stage: StageConfig) -> int | None:
+    """Samples that a stage draws from, None if a manifest does not exist yet."""
+    root, data = Path(config.data.root), stage.data
+    if data.manifest:
+        files = [(root / data.manifest, data.limit)]
+    else:
+        files = [(Path(each.root or root) / each.manifest, each.limit) for each in data.sources.values()]
+    counts = [(count_samples(path), limit) for path, limit in files]
+    if any(count is None for count, _ in counts):
+        return None
+    return sum(min(count or 0, limit or count or 0) for count, limit in counts)
+
+
+def conditions(stage: StageConfig) -> list[str]:
+    """When a stage ends early, and what the curriculum asks of it."""
+    stop, gate = bound(stage.stop_when), bound(stage.gate)
+    lines = [] if stop is None else [f"ends early once {stop}, checked every {stage.validate_every} steps"]
+    return lines if gate is None else [*lines, f"must reach {gate}, or the curriculum ends there"]
+
+
 def passes(stage: StageConfig, samples: int | None) -> str:
     """How often a stage sees its data."""
     if not samples:
         return "?"
-    used = min(samples, stage.data.limit or samples)
-    return f"{stage.num_steps * stage.data.batch_size / used:.2f}"
+    return f"{stage.num_steps * stage.data.batch_size / samples:.2f}"
 
 
 def count_samples(manifest: Path) -> int | None:

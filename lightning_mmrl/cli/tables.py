@@ -34,8 +34,8 @@ def peak_memory_gib() -> float:
 
 def results_table(comparison: Comparison) -> Table:
     """WAR and UAR in percent with 95 % intervals, valid format and consistency of thought and label."""
-    table = Table(title="Emotion recognition by stage, in %, with 95 % intervals")
-    for name in ("stage", "set", "clips", "WAR", "UAR", "valid format", "consistency"):
+    table = Table(title="Recognition by stage, in %, with 95 % intervals")
+    for name in ("stage", "set", "samples", "WAR", "UAR", "valid format", "consistency"):
         table.add_column(name, justify="left" if name in ("stage", "set") else "right")
     for row in comparison.results:
         table.add_row(*_cells(row))
@@ -43,8 +43,8 @@ def results_table(comparison: Comparison) -> Table:
 
 
 def gains_table(comparison: Comparison) -> Table:
-    """UAR differences between neighbouring stages on the same clips."""
-    table = Table(title="UAR gained over the stage before, paired, in points, with 95 % intervals")
+    """UAR differences between each stage and the one it started from, on the same samples."""
+    table = Table(title="UAR gained over the stage it started from, paired, in points, with 95 % intervals")
     for name in ("stage", "over", "set", "gain"):
         table.add_column(name, justify="right" if name == "gain" else "left")
     for gain in comparison.gains:

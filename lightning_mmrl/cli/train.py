@@ -1,24 +1,38 @@
 """`mmrl train`: runs a curriculum, or reports one that is finished."""
 
 from collections.abc import Sequence
+from functools import partial
 
-from lightning_mmrl.cli.hydra_app import run_with_config
+from lightning_mmrl.cli.hydra_app import run_with_config, take_flags
 from lightning_mmrl.config.schema import RootConfig
+from lightning_mmrl.config.tracking import settle_tracking
 
 
 def run(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
-    run_with_config(train, "mmrl train", arguments)
+    values, rest = take_flags(arguments, valued=("--from-stage", "--only-stage"), switches=("--allow-changes",))
+    task = partial(
+        train,
+        from_stage=values.get("--from-stage"),
+        only_stage=values.get("--only-stage"),
+        allow_changes="--allow-changes" in values,
+    )
+    run_with_config(task, "mmrl train", rest)
     return 0
 
 
-def train(config: RootConfig) -> None:
-    """Trains what is not finished yet, then shows what every stage added."""
+def train(
+    config: RootConfig, from_stage: str | None = None, only_stage: str | None = None, allow_changes: bool = False
+) -> None:
+    """Trains what is not finished yet, or what is selected, then shows what every stage added."""
+    config = settle_tracking(config)
     # Loaded here: a bad configuration is refused before torch is imported.
     from lightning_mmrl.cli.tables import print_comparison
     from lightning_mmrl.config.run import run_curriculum
+    from lightning_mmrl.curriculum.orchestrator import Selection
     from lightning_mmrl.training.console import ConsoleProgress
 
+    selection = Selection(from_stage=from_stage, only_stage=only_stage, allow_changes=allow_changes)
     with ConsoleProgress() as console:
-        outcome = run_curriculum(config, console)
+        outcome = run_curriculum(config, console, selection)
     print_comparison(outcome)

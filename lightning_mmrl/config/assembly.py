@@ -14,8 +14,8 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from lightning_mmrl.config import targets
-from lightning_mmrl.config.schema import RootConfig
-from lightning_mmrl.data.datamodules import ValidationFeed
+from lightning_mmrl.config.schema import RootConfig, StageDataConfig, TrainerConfig
+from lightning_mmrl.data.datamodules import Source, ValidationFeed
 from lightning_mmrl.data.media.cache import MediaCache
 from lightning_mmrl.data.media.guard import GuardedDecoder
 from lightning_mmrl.data.prepared import MediaPipeline, Quarantined
@@ -40,8 +40,8 @@ class Assembly:
 
     @cached_property
     def trainer_settings(self) -> TrainerSettings:
-        """Device and precision."""
-        return TrainerSettings(**asdict(self.config.trainer))
+        """Device and precision of evaluations."""
+        return trainer_settings(self.config.trainer)
 
     @cached_property
     def template(self) -> PromptTemplate:
@@ -156,7 +156,9 @@ class Assembly:
         data, batch_size = self.config.data, self.config.evaluation.batch_size
         if data.validation is None:
             return None
-        return ValidationFeed(manifest=data.validation, limit=data.validation_limit, batch_size=batch_size)
+        return ValidationFeed(
+            root=self.data_root, manifest=data.validation, limit=data.validation_limit, batch_size=batch_size
+        )
 
     def facts(self) -> dict[str, Any]:
         """What a user of a hand-over must know to prompt it as it was trained."""
@@ -190,6 +192,30 @@ class ConsoleMonitor:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps({"manifest": manifest, **asdict(item)}) + "\n" for item in left_out)
+
+
+def trainer_settings(config: TrainerConfig) -> TrainerSettings:
+    """The settings of a trainer; the cap on steps is the stage's business."""
+    values = asdict(config)
+    del values["max_steps"]
+    return TrainerSettings(**values)
+
+
+def training_sources(config: RootConfig, data: StageDataConfig) -> tuple[Source, ...]:
+    """What a stage trains on: its sources, or its manifest as the only one."""
+    root = Path(config.data.root)
+    if data.manifest:
+        return (Source(name=data.manifest, root=root, manifest=data.manifest, limit=data.limit),)
+    return tuple(
+        Source(
+            name=name,
+            root=Path(source.root) if source.root else root,
+            manifest=source.manifest,
+            weight=source.weight,
+            limit=source.limit,
+        )
+        for name, source in data.sources.items()
+    )
 
 
 def quiet_libraries() -> None:

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mmrl.config import targets
-from lightning_mmrl.config.assembly import Assembly
+from lightning_mmrl.config.assembly import Assembly, trainer_settings, training_sources
 from lightning_mmrl.config.schema import StageConfig
+from lightning_mmrl.config.specs import bound, flattened
 from lightning_mmrl.curriculum.handoff import SEAL, check_handoff
 from lightning_mmrl.data.datamodules import Feed, OmniDataModule, eval_loader
 from lightning_mmrl.data.prepared import PreparedSet
 from lightning_mmrl.data.sampler import ModalityDropout
+from lightning_mmrl.data.schema import read_manifest
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap
 from lightning_mmrl.models.export import export_checkpoint
@@ -28,6 +30,7 @@ from lightning_mmrl.stages.rollout_table import RolloutTable
 from lightning_mmrl.tracking.lightning_logger import RunLogger
 from lightning_mmrl.training.callbacks.progress import EvaluationProgress, StageProgress
 from lightning_mmrl.training.job import LightningJob
+from lightning_mmrl.training.loggers import file_loggers
 from lightning_mmrl.training.trainer import evaluation_trainer, prepare_process, training_trainer
 from lightning_mmrl.types.records import StageSpec
 
@@ -43,7 +46,8 @@ class StageBuilder:
         """Builds one stage."""
         parts, config = self._assembly, self._assembly.config
         stage = config.stages[spec.name]
-        prepare_process(parts.trainer_settings, config.seed + spec.index)
+        settings = trainer_settings(stage.trainer)
+        prepare_process(settings, config.seed + spec.index)
         temperature = stage.sampling.temperature if stage.sampling is not None else 1.0
         encoder = parts.encoder(start_from)
         policy = parts.policy(start_from, encoder, temperature)
@@ -54,9 +58,9 @@ class StageBuilder:
         title = f"stage {spec.index + 1} of {self._num_stages} {spec.name}"
         run.log_params(flattened(asdict(stage)))
         trainer = training_trainer(
-            parts.trainer_settings,
+            settings,
             directory=directory,
-            logger=RunLogger(run, directory),
+            logger=[RunLogger(run, directory), *file_loggers(config.tracking.loggers, directory)],
             callbacks=[StageProgress(parts.console, title)],
             validate_every=stage.validate_every if config.data.validation else None,
             gradient_clip_val=stage.max_grad_norm if module.automatic_optimization else None,
@@ -72,15 +76,17 @@ class StageBuilder:
     def _datamodule(self, spec: StageSpec, stage: StageConfig, encoder: Any) -> OmniDataModule:
         parts, config = self._assembly, self._assembly.config
         feed = Feed(
-            manifest=stage.data.manifest,
+            sources=training_sources(config, stage.data),
             batch_size=stage.data.batch_size,
             num_batches=stage.num_steps,
             seed=config.seed + spec.index,
             dropout=ModalityDropout(**asdict(stage.data.modality_dropout)),
-            limit=stage.data.limit,
+            balance=stage.data.balance,  # type: ignore[arg-type]
         )
-        return OmniDataModule(
-            root=parts.data_root,
+        own = stage.data.module is not None
+        node, path = (stage.data.module, f"stages.{spec.name}.data.module") if own else (config.data.module, "data.module")
+        make = targets.build({**node, "_partial_": True}, path)
+        return make(
             pipeline=parts.pipeline(encoder),
             template=parts.template,
             kind=spec.kind,
@@ -100,7 +106,11 @@ class StageBuilder:
                 schedule=targets.build(stage.schedule, f"{path}.schedule"),
             ),
             "context": StageContext(
-                name=spec.name, num_steps=stage.num_steps, seed=parts.config.seed + spec.index, directory=directory
+                name=spec.name,
+                num_steps=stage.num_steps,
+                seed=parts.config.seed + spec.index,
+                directory=directory,
+                stop_when=bound(stage.stop_when),
             ),
             "examiner": parts.examiner(policy, encoder) if stage.validate_every else None,
             "policy": policy,
@@ -192,8 +202,9 @@ class CheckpointEvaluator:
         pipeline = parts.pipeline(encoder)
         loaders = {}
         for name, manifest in settings.sets.items():
-            prepared = PreparedSet.from_manifest(
-                parts.data_root / manifest,
+            samples = read_manifest(parts.data_root / manifest, parts.data_root)[: settings.limit]
+            prepared = PreparedSet(
+                samples,
                 media_root=parts.data_root,
                 pipeline=pipeline,
                 template=parts.template,
@@ -208,18 +219,3 @@ class CheckpointEvaluator:
                     variant=variant,  # type: ignore[arg-type]
                 )
         return loaders
-
-
-def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one level of dotted keys.
-
-    >>> flattened({"a": {"b": 1}, "c": 2})
-    {'a.b': 1, 'c': 2}
-    """
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= flattened(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -10,13 +10,15 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from lightning_mmrl.config import targets
-from lightning_mmrl.config.assembly import Assembly, quiet_libraries
+from lightning_mmrl.config.assembly import Assembly, quiet_libraries, training_sources
 from lightning_mmrl.config.build import CheckpointEvaluator, StageBuilder
 from lightning_mmrl.config.schema import RootConfig
-from lightning_mmrl.config.validate import stage_specs
+from lightning_mmrl.config.specs import stage_specs
+from lightning_mmrl.config.tracking import absolute_sqlite
 from lightning_mmrl.curriculum.compare import Comparison, compare_stages
-from lightning_mmrl.curriculum.manifest import write_json
-from lightning_mmrl.curriculum.orchestrator import Curriculum, StageOrchestrator
+from lightning_mmrl.curriculum.manifest import Manifest, write_json
+from lightning_mmrl.curriculum.orchestrator import Curriculum, Selection, StageOrchestrator
+from lightning_mmrl.curriculum.spec import source_stage
 from lightning_mmrl.data.schema import read_manifest
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap
@@ -37,7 +39,7 @@ class Outcome:
     comparison: Comparison
 
 
-def run_curriculum(config: RootConfig, console: ConsoleProgress) -> Outcome:
+def run_curriculum(config: RootConfig, console: ConsoleProgress, selection: Selection | None = None) -> Outcome:
     """Runs or continues the curriculum of a configuration.
 
     Raises:
@@ -61,10 +63,12 @@ def run_curriculum(config: RootConfig, console: ConsoleProgress) -> Outcome:
         on_start=lambda parent: describe_run(config, parent, resolved),
         say=console.say,
     )
-    results = orchestrator.run()
-    folders = {spec.name: directory / "stages" / f"{spec.index:02d}-{spec.name}" / "evaluation" for spec in specs}
+    results = orchestrator.run(selection)
+    note_report(config, directory)
+    folders = {result.name: (directory / result.handoff).with_name("evaluation") for result in results}
+    sources = {spec.name: source_stage(spec, config.order) for spec in specs}
     bootstrap = ClusterBootstrap(num_resamples=config.evaluation.num_resamples)
-    comparison = compare_stages(folders, config.data.labels, bootstrap)
+    comparison = compare_stages(folders, sources, config.data.labels, bootstrap)
     write_json(directory / "comparison.json", asdict(comparison))
     return Outcome(directory=directory, tracking_uri=config.tracking.uri, results=results, comparison=comparison)
 
@@ -87,8 +91,7 @@ def check_manifests(config: RootConfig) -> None:
     Raises:
         DataError: A manifest is missing or a line of it is wrong.
     """
-    root = Path(config.data.root)
-    for manifest in dict.fromkeys(manifests(config).values()):
+    for root, manifest in dict.fromkeys(manifests(config).values()):
         read_manifest(root / manifest, root)
 
 
@@ -114,19 +117,21 @@ def open_tracker(config: RootConfig) -> Tracker:
     uri = config.tracking.uri
     if uri is None:
         return NullTracker()
-    return MlflowTracker(absolute_sqlite(uri), config.tracking.experiment, Path(config.output_dir) / "spool")
+    uri = absolute_sqlite(uri)
+    # What waits for one store is never delivered to another.
+    spool = Path(config.output_dir) / "spool" / hashlib.sha256(uri.encode()).hexdigest()[:12]
+    return MlflowTracker(uri, config.tracking.experiment, spool)
 
 
-def absolute_sqlite(uri: str) -> str:
-    """A relative SQLite path made absolute, so that the UI finds the artifacts from anywhere.
-
-    >>> absolute_sqlite("http://127.0.0.1:5000")
-    'http://127.0.0.1:5000'
-    """
-    prefix = "sqlite:///"
-    if uri.startswith(prefix) and not uri.startswith(prefix + "/"):
-        return prefix + str(Path(uri.removeprefix(prefix)).absolute())
-    return uri
+def note_report(config: RootConfig, directory: Path) -> None:
+    """Says in the run of `mlflow run`, if nothing was left to train and it stayed empty, which run it reports."""
+    trained = Manifest.read(directory).tracking_id
+    if trained is None or os.environ.get("MLFLOW_RUN_ID") in (None, "", trained):
+        return
+    tracker = open_tracker(config)
+    if isinstance(tracker, MlflowTracker):
+        tracker.note_report(trained)
+    tracker.close()
 
 
 def describe_run(config: RootConfig, parent: TrackedRun, resolved: Path) -> None:
@@ -134,15 +139,23 @@ def describe_run(config: RootConfig, parent: TrackedRun, resolved: Path) -> None
     resolved.parent.mkdir(parents=True, exist_ok=True)
     resolved.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
     parent.log_artifact(resolved, "config")
-    for context, manifest in manifests(config).items():
-        path = Path(config.data.root) / manifest
+    for context, (root, manifest) in manifests(config).items():
+        path = root / manifest
         content = path.read_bytes()
         profile: dict[str, Any] = {"num_samples": sum(1 for line in content.splitlines() if line.strip())}
         parent.log_dataset(manifest, hashlib.sha256(content).hexdigest(), str(path), context, profile)
 
 
-def manifests(config: RootConfig) -> dict[str, str]:
-    """What every manifest of the run is used for."""
-    trained = {name: config.stages[name].data.manifest for name in config.order}
-    validated = {"validation": config.data.validation} if config.data.validation else {}
-    return {**trained, **validated, **config.evaluation.sets}
+def manifests(config: RootConfig) -> dict[str, tuple[Path, str]]:
+    """What every manifest of the run is used for, and its folder and name."""
+    root = Path(config.data.root)
+    found = {}
+    for name in config.order:
+        sources = training_sources(config, config.stages[name].data)
+        found |= {
+            name if len(sources) == 1 else f"{name}/{source.name}": (source.root, source.manifest)
+            for source in sources
+        }
+    if config.data.validation is not None:
+        found["validation"] = (root, config.data.validation)
+    return found | {name: (root, manifest) for name, manifest in config.evaluation.sets.items()}

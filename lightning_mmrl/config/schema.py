@@ -42,6 +42,10 @@ class DataConfig:
     validation: str | None = None
     """Manifest evaluated during training."""
     validation_limit: int | None = None
+    limit: int | None = None
+    """What stages take as data.limit: first samples of their manifest only; null for all."""
+    module: Any = MISSING
+    """`_target_` of the DataModule: which media kinds samples may have."""
     labels: list[str] = MISSING
     """The closed label set."""
     cue_lexicon: str | None = None
@@ -69,13 +73,34 @@ class DropoutConfig:
 
 
 @dataclass
-class StageDataConfig:
-    """What a stage trains on."""
+class SourceConfig:
+    """One of several manifests that a stage mixes."""
 
     manifest: str = MISSING
+    root: str | None = None
+    """Folder of the manifest and its media; null for data.root."""
+    weight: float = 1.0
+    """Share of the draws, in any unit."""
+    limit: int | None = None
+    """Use only the first samples."""
+
+
+@dataclass
+class StageDataConfig:
+    """What a stage trains on: one manifest, or several sources by weight."""
+
+    manifest: str | None = None
+    """File below data.root; null if there are sources."""
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    """Name to source; empty if there is a manifest."""
+    module: Any = None
+    """`_target_` of the DataModule; null for data.module."""
     batch_size: int = MISSING
     """Samples per optimizer step (sft) or prompts per iteration (rl)."""
     limit: int | None = None
+    """Use only the first samples of the manifest."""
+    balance: str | None = None
+    """`label`: every label is drawn equally often; null: as the data are."""
     modality_dropout: DropoutConfig = field(default_factory=DropoutConfig)
 
 
@@ -120,6 +145,28 @@ class RewardsConfig:
 
 
 @dataclass
+class BoundConfig:
+    """A metric held to one bound."""
+
+    metric: str = MISSING
+    """`<set>/<metric>` of the stage, such as validation/uar or test/war."""
+    at_least: float | None = None
+    at_most: float | None = None
+
+
+@dataclass
+class TrainerConfig:
+    """Device and precision."""
+
+    accelerator: str = "auto"
+    devices: int = 1
+    precision: str = "32-true"
+    num_threads: int | None = None
+    max_steps: int | None = None
+    """Cap on the steps of a stage, for debugging; null for none."""
+
+
+@dataclass
 class StageConfig:
     """One stage."""
 
@@ -144,16 +191,11 @@ class StageConfig:
     rewards: RewardsConfig | None = None
     rollout_table_every: int = 10
     """Iterations between two rollout tables on disk."""
-
-
-@dataclass
-class TrainerConfig:
-    """Device and precision."""
-
-    accelerator: str = "auto"
-    devices: int = 1
-    precision: str = "32-true"
-    num_threads: int | None = None
+    stop_when: BoundConfig | None = None
+    """The stage ends at the first validation that meets this bound; null: it runs all its steps."""
+    gate: BoundConfig | None = None
+    """The curriculum continues after this stage only if this bound holds; null: always."""
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
 
 @dataclass
@@ -162,6 +204,8 @@ class TrackingConfig:
 
     uri: str | None = None
     experiment: str = "lightning_mmrl"
+    loggers: list[str] = field(default_factory=list)
+    """csv and tensorboard: each stage's metrics also go to its folder in this form."""
 
 
 @dataclass
@@ -170,6 +214,8 @@ class EvaluationConfig:
 
     sets: dict[str, str] = MISSING
     """Set name to manifest."""
+    limit: int | None = None
+    """Use only the first samples of each set; null for all."""
     ablations: list[str] = field(default_factory=list)
     """silent and blank: evaluate every set also without sound or without picture..."""
     ablation_stages: str = "last"
@@ -185,6 +231,7 @@ class RootConfig:
     """Everything `mmrl train` needs."""
 
     run_name: str = MISSING
+    """The run's folder below output_dir."""
     output_dir: str = "runs"
     seed: int = 0
     model: ModelConfig = field(default_factory=ModelConfig)

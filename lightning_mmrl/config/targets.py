@@ -2,16 +2,20 @@
 
 import inspect
 from collections.abc import Mapping
-from pkgutil import resolve_name
-from typing import Any
+from pkgutil import iter_modules, resolve_name
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
 
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 
-from lightning_mmrl.config.validate import ALLOWED_TARGETS, check_allowed, did_you_mean, first_line
+from lightning_mmrl.config.suggestions import did_you_mean, first_line, nearest, offered, shown
+from lightning_mmrl.config.validate import ALLOWED_TARGETS, WORDS, check_allowed
 from lightning_mmrl.errors import ConfigError, MmrlError
 
 RESERVED = frozenset({"_target_", "_partial_", "_args_", "_convert_", "_recursive_"})
+PLAIN = {int: int, float: (int, float), str: str, bool: bool}
+UNIONS = (None, Union, UnionType)
 
 
 def check_targets(tree: Any, path: str) -> None:
@@ -54,20 +58,53 @@ def optional(node: Any, path: str, default: Any) -> Any:
     return default if node is None else build(node, path)
 
 
+def _importable(target: str) -> Any:
+    """What a target names; None if there is no such thing."""
+    try:
+        return resolve_name(target)
+    except (ImportError, AttributeError, ValueError):
+        return None
+
+
+def _near_target(target: str) -> str:
+    """The nearest name in the nearest module that exists."""
+    parent, _, name = target.rpartition(".")
+    while parent and (found := _importable(parent)) is None:
+        parent, _, name = parent.rpartition(".")
+    known = [each for each in dir(found) if not each.startswith("_")] if parent else []
+    if parent and inspect.ismodule(found):
+        known += [module.name for module in iter_modules(getattr(found, "__path__", []))]
+    close = nearest(name, known)
+    return offered(f"{parent}.{each}" for each in close) if close else "; check the path"
+
+
 def _check_target(node: Mapping[str, Any], path: str) -> None:
     target = node["_target_"]
-    try:
-        found = resolve_name(str(target))
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"{path}._target_: {target!r} cannot be imported ({first_line(error)}); check the path"
-        ) from error
+    found = _importable(str(target))
+    if found is None:
+        raise ConfigError(f"{path}._target_: {target!r} cannot be imported{_near_target(str(target))}")
     if not callable(found) or not str(getattr(found, "__module__", "")).startswith(ALLOWED_TARGETS):
         # `lightning_mmrl.config.build.os.system` has an allowed prefix, and is not ours.
         raise ConfigError(f"{path}._target_: {target!r} is no class or function of {', '.join(ALLOWED_TARGETS)}")
     parameters = inspect.signature(found).parameters
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+    more = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    for key, value in node.items():
+        if key in parameters:
+            _check_plain(value, parameters[key].annotation, f"{path}.{key}")
+        elif key not in RESERVED and not more:
+            hint = did_you_mean(str(key), [*parameters, *(RESERVED if str(key).startswith("_") else [])])
+            raise ConfigError(f"{path}.{key}: {target} has no such parameter{hint}")
+
+
+def _check_plain(value: Any, annotation: Any, key: str) -> None:
+    """Refuses a plain value where the annotation names other plain types; of other annotations nothing is known."""
+    kinds = get_args(annotation) or (annotation,)
+    plain = [kind for kind in kinds if kind in PLAIN]
+    if not plain or not isinstance(value, str | bool | int | float | NoneType) or get_origin(annotation) not in UNIONS:
         return
-    for key in node:
-        if key not in RESERVED and key not in parameters:
-            raise ConfigError(f"{path}.{key}: {target} has no such parameter{did_you_mean(str(key), parameters)}")
+    fits = value is None if NoneType in kinds else False
+    if not fits and not any(
+        isinstance(value, PLAIN[kind]) and (kind is bool or not isinstance(value, bool)) for kind in plain
+    ):
+        words = " or ".join(WORDS[kind] for kind in plain)
+        raise ConfigError(f"{key} is {shown(value)}; it must be {words}{' or null' if NoneType in kinds else ''}")

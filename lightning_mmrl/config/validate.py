@@ -1,27 +1,29 @@
 """Refuses a configuration that cannot work, before torch is imported; every message names key, value and fix."""
 
-import difflib
-import hashlib
-import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, fields, is_dataclass, replace
+from collections.abc import Iterator, Mapping
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from lightning_mmrl.config.schema import EvaluationConfig, RootConfig, StageConfig
-from lightning_mmrl.curriculum.spec import plan_stages, source_stage
+from lightning_mmrl.config.checks import check_values, require
+from lightning_mmrl.config.folders import groups
+from lightning_mmrl.config.label_file import with_labels
+from lightning_mmrl.config.schema import RootConfig
+from lightning_mmrl.config.specs import cap_steps
+from lightning_mmrl.config.suggestions import (
+    annotation_of,
+    dataclass_of,
+    did_you_mean,
+    first_line,
+    shown,
+    unknown_key,
+)
 from lightning_mmrl.errors import ConfigError
-from lightning_mmrl.prompts.labels import LabelMatcher
-from lightning_mmrl.prompts.template import PromptTemplate
-from lightning_mmrl.types.records import StageSpec
 
 ALLOWED_TARGETS = ("lightning_mmrl.", "torch.optim.")
-KINDS = ("sft", "rl")
-ABLATIONS = ("silent", "blank")
-DTYPES = ("float32", "bfloat16", "float64")
+WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
 def validated(composed: DictConfig) -> RootConfig:
@@ -30,24 +32,23 @@ def validated(composed: DictConfig) -> RootConfig:
     Raises:
         ConfigError: A key is unknown or missing, a value has the wrong type, or two keys contradict each other.
     """
+    composed = with_labels(composed)
     try:
         tree = OmegaConf.to_container(composed, resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key}: {first_line(error)}") from error
+        raise _broken_reference(error, composed) from error
     assert isinstance(tree, dict)
-    check_keys(cast(dict[str, Any], tree), RootConfig, "")
+    # Stages take over values of the whole run: those are named first.
+    tree = dict(sorted(tree.items(), key=lambda item: item[0] == "stages"))
+    check_keys(tree)
     try:
-        typed = OmegaConf.merge(OmegaConf.structured(RootConfig), tree)
-        config = OmegaConf.to_object(typed)
-    except ConfigKeyError as error:
-        raise ConfigError(f"{error.full_key}: unknown key") from error
-    except MissingMandatoryValue as error:
-        raise ConfigError(f"{error.full_key}: has no value; set it, for example {error.full_key}=...") from error
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RootConfig), tree))
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key}: {first_line(error)}") from error
+        raise _wrong_type(error, cast(dict[str, Any], tree)) from error
     assert isinstance(config, RootConfig)
-    _check_values(config)
+    check_values(config)
     check_allowed(tree, "")
+    config.stages = {name: cap_steps(stage) for name, stage in config.stages.items()}
     return config
 
 
@@ -62,81 +63,98 @@ def check_allowed(tree: Any, path: str) -> None:
             raise ConfigError(f"{key}._target_ is {target!r}; it must start with one of {', '.join(ALLOWED_TARGETS)}")
 
 
-def check_keys(tree: Mapping[str, Any], schema: Any, prefix: str) -> None:
-    """Refuses keys that the schema does not have, with the nearest one that it has.
+def check_keys(tree: Mapping[Any, Any]) -> None:
+    """Refuses keys that the schema does not have, with the nearest one that it has, and keys where a value belongs.
 
     Raises:
         ConfigError: Naming the key with its full path.
     """
+    for key, annotation, value in _schema_items(tree, RootConfig, ""):
+        if annotation is None:
+            extra = [] if "." in key else groups()
+            raise ConfigError(f"{key}: unknown key{unknown_key(key, tree, RootConfig, extra)}")
+        _check_form(value, annotation, key)
+    for name, stage in (tree.get("stages") or {}).items():
+        # A missing kind means that the stage is taken from nowhere: most likely its name is misspelled.
+        if isinstance(stage, Mapping) and stage.get("kind", MISSING) == MISSING:
+            others = [other for other in tree["stages"] if other != name]
+            raise ConfigError(
+                f"stages.{name}: has no kind{did_you_mean(str(name), others)}; a stage of your own is taken from a"
+                f" file, for example +stage@stages.{name}=sft"
+            )
+
+
+def _schema_items(tree: Mapping[Any, Any], schema: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:
+    """Key, annotation and value of all that the schema describes; the annotation of an unknown key is None."""
     types = get_type_hints(schema)
-    for key, value in tree.items():
-        if key not in types:
-            raise ConfigError(f"{prefix}{key}: unknown key{did_you_mean(str(key), types)}")
-        _check_form(value, types[key], f"{prefix}{key}")
+    for name, value in tree.items():
+        annotation = types.get(name)
+        yield f"{prefix}{name}", annotation, value
         if isinstance(value, Mapping):
-            _descend(value, types[key], f"{prefix}{key}.")
+            yield from _inner_items(value, annotation, f"{prefix}{name}.")
+
+
+def _inner_items(value: Mapping[Any, Any], annotation: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:
+    inner = dataclass_of(annotation)
+    if get_origin(annotation) is not dict:
+        yield from _schema_items(value, inner, prefix) if inner is not None else ()
+        return
+    for name, entry in value.items():
+        yield f"{prefix}{name}", get_args(annotation)[1], entry
+        if inner is not None and isinstance(entry, Mapping):
+            yield from _schema_items(entry, inner, f"{prefix}{name}.")
 
 
 def _check_form(value: Any, annotation: Any, key: str) -> None:
-    """Refuses a plain value where keys or a list belong."""
-    if value is None or value == MISSING:
+    """Refuses a plain value where keys or a list belong, and keys or a list where a plain value belongs."""
+    if annotation is Any or value == MISSING:
         return
-    kinds = (annotation, *get_args(annotation))
-    if any(is_dataclass(kind) for kind in kinds) or get_origin(annotation) is dict:
-        _require(isinstance(value, Mapping), key, value, f"a group of keys, such as {key}.NAME=...")
+    if value is None:
+        if type(None) not in get_args(annotation):
+            raise ConfigError(f"{key} is null; it must be {_words(annotation, key)}")
+    elif dataclass_of(annotation) is not None or get_origin(annotation) is dict:
+        require(isinstance(value, Mapping), key, value, _words(annotation, key))
+    elif get_origin(annotation) is list:
+        fits = isinstance(value, list) and not any(isinstance(each, Mapping | list) for each in value)
+        require(fits, key, value, _words(annotation, key))
+    else:
+        require(not isinstance(value, Mapping | list), key, value, _words(annotation, key))
+
+
+def _words(annotation: Any, key: str) -> str:
+    """What a value of this type is called."""
     if get_origin(annotation) is list:
-        _require(isinstance(value, list), key, value, f"a list, such as {key}=[{value}]")
+        return f"a list of plain values, such as {key}=[...]"
+    if dataclass_of(annotation) is not None or get_origin(annotation) is dict:
+        return f"a group of keys, such as {key}.NAME=..."
+    kinds = [kind for kind in (get_args(annotation) or (annotation,)) if kind is not type(None)]
+    null = " or null" if type(None) in get_args(annotation) else ""
+    return " or ".join(WORDS.get(kind, "a value") for kind in kinds) + null
 
 
-def _descend(value: Mapping[str, Any], annotation: Any, prefix: str) -> None:
-    inner = next((kind for kind in (annotation, *get_args(annotation)) if is_dataclass(kind)), None)
-    if get_origin(annotation) is dict:
-        for name, entry in value.items():
-            if inner is not None and isinstance(entry, Mapping):
-                check_keys(entry, inner, f"{prefix}{name}.")
-    elif inner is not None:
-        check_keys(value, inner, prefix)
+def _wrong_type(error: OmegaConfBaseException, tree: Mapping[str, Any]) -> ConfigError:
+    """OmegaConf's complaint about a value, in our words."""
+    key = str(error.full_key)
+    value: Any = OmegaConf.select(OmegaConf.create(dict(tree)), key)
+    annotation = annotation_of(key.partition("[")[0], RootConfig)
+    if annotation is None:
+        return ConfigError(f"{key}: {shown(first_line(error))}; correct this value")
+    if isinstance(error, MissingMandatoryValue):
+        return ConfigError(f"{key}: has no value; set it, for example {key}=...")
+    return ConfigError(f"{key} is {shown(value)}; it must be {_words(annotation, key)}")
 
 
-def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the nearest choice, or a list of them.
-
-    >>> did_you_mean("sede", ["seed", "order"])
-    "; did you mean 'seed'?"
-    """
-    known = sorted(choices)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
-
-
-def first_line(error: Exception) -> str:
-    """The first line of a message, without the trailing key path that OmegaConf adds."""
-    return str(error).strip().splitlines()[0]
-
-
-def stage_specs(config: RootConfig) -> list[StageSpec]:
-    """The stages in order, each with the digest of everything that decides its outcome."""
-    shared = {
-        "seed": config.seed,
-        "model": asdict(config.model),
-        "data": {**asdict(config.data), "media": {"num_frames": config.data.media.num_frames}},
-        "prompt": asdict(config.prompt),
-        "precision": config.trainer.precision,
-    }
-    digests = {name: _digest({**shared, "stage": asdict(stage)}) for name, stage in config.stages.items()}
-    starts = {name: stage.start_from for name, stage in config.stages.items()}
-    kinds = {name: stage.kind for name, stage in config.stages.items()}
-    specs = plan_stages(config.order, starts, kinds, digests)
-    # A stage's seed depends on its place, and its outcome on all that its starting point went through.
-    chained: dict[str | None, str] = {None: ""}
-    for spec in specs:
-        history = chained[source_stage(spec, config.order)]
-        chained[spec.name] = _digest({"stage": spec.digest, "index": spec.index, "history": history})
-    return [replace(spec, digest=chained[spec.name]) for spec in specs]
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+def _broken_reference(error: OmegaConfBaseException, composed: DictConfig) -> ConfigError:
+    """A `${...}` that cannot be resolved."""
+    key, message = error.full_key, first_line(error)
+    missing = re.search(r"Interpolation key '(.*?)' not found", message)
+    if missing is None:
+        return ConfigError(f"{key}: {shown(message)}; correct the ${{...}} in its value")
+    if annotation_of(missing[1], RootConfig) is not None:
+        return ConfigError(f"{key}: refers to ${{{missing[1]}}}, which is not set; set {missing[1]}")
+    tree = OmegaConf.to_container(composed, resolve=False)
+    hint = unknown_key(missing[1], cast(dict[str, Any], tree), RootConfig)
+    return ConfigError(f"{key}: refers to ${{{missing[1]}}}, which does not exist{hint}")
 
 
 def _targets(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -148,93 +166,3 @@ def _targets(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
     elif isinstance(tree, list):
         for index, value in enumerate(tree):
             yield from _targets(value, f"{path}[{index}]")
-
-
-def _check_values(config: RootConfig) -> None:
-    rule = "letters, digits, '.', '_' and '-', not starting with '.' or '-'"
-    _require(re.fullmatch(r"\w[\w.-]*", config.run_name), "run_name", config.run_name, rule)
-    _require(config.model.dtype in DTYPES, "model.dtype", config.model.dtype, f"one of {', '.join(DTYPES)}")
-    for part in ("backbone", "encoder"):
-        _require_target(config.model.family, f"model.family.{part}", part)
-    _require(config.data.media.num_frames >= 2, "data.media.num_frames", config.data.media.num_frames, "at least 2")
-    _at_least_one(config.data.media, "data.media", "decode_workers", "max_pixels", "max_bytes")
-    _at_least_one(config.data, "data", "validation_limit")
-    _at_least_one(config.trainer, "trainer", "devices", "num_threads")
-    # What these two refuse would otherwise show when the first stage is built.
-    PromptTemplate(**asdict(config.prompt))
-    LabelMatcher(labels=tuple(config.data.labels))
-    for name, stage in config.stages.items():
-        _require(stage.kind in KINDS, f"stages.{name}.kind", stage.kind, f"one of {', '.join(KINDS)}")
-    stage_specs(config)
-    for name in config.order:
-        _check_stage(f"stages.{name}", config.stages[name])
-    _check_evaluation(config.evaluation)
-
-
-def _check_evaluation(evaluation: EvaluationConfig) -> None:
-    _at_least_one(evaluation, "evaluation", "batch_size", "max_new_tokens", "num_resamples")
-    for name in evaluation.ablations:
-        _require(name in ABLATIONS, "evaluation.ablations", name, f"among {', '.join(ABLATIONS)}")
-    stages = evaluation.ablation_stages
-    _require(stages in ("last", "all"), "evaluation.ablation_stages", stages, "last or all")
-
-
-def _check_stage(path: str, stage: StageConfig) -> None:
-    for part in ("module", "optimizer", "schedule"):
-        _require_target(asdict(stage), f"{path}.{part}", part)
-    _at_least_one(stage, path, "num_steps", "rollout_table_every")
-    _at_least_one(stage.data, f"{path}.data", "batch_size", "limit")
-    _require(stage.max_grad_norm > 0, f"{path}.max_grad_norm", stage.max_grad_norm, "above 0")
-    dropout = stage.data.modality_dropout
-    total = dropout.silent + dropout.blank
-    valid = min(dropout.silent, dropout.blank) >= 0 and total <= 1
-    shares = f"{dropout.silent} + {dropout.blank}"
-    _require(valid, f"{path}.data.modality_dropout", shares, "probabilities that sum to at most 1")
-    every = stage.validate_every
-    valid = every is None or 1 <= every <= stage.num_steps
-    _require(valid, f"{path}.validate_every", every, f"null or between 1 and num_steps {stage.num_steps}")
-    if stage.kind == "rl":
-        _check_rl(path, stage)
-
-
-def _check_rl(path: str, stage: StageConfig) -> None:
-    for part in ("algorithm", "sampling", "rewards"):
-        if getattr(stage, part) is None:
-            raise ConfigError(f"{path}.{part}: is missing; an rl stage needs it, take it from stage/grpo")
-    assert stage.algorithm is not None
-    assert stage.sampling is not None
-    assert stage.rewards is not None
-    size = stage.algorithm.group_size
-    _require(size >= 2, f"{path}.algorithm.group_size", size, "at least 2, so that completions can be compared")
-    _require(stage.sampling.temperature > 0, f"{path}.sampling.temperature", stage.sampling.temperature, "above 0")
-    _at_least_one(stage.sampling, f"{path}.sampling", "max_new_tokens")
-    parts = stage.algorithm.update.num_minibatches
-    valid = parts >= 1 and stage.data.batch_size % parts == 0
-    rule = f"a divisor of data.batch_size {stage.data.batch_size}"
-    _require(valid, f"{path}.algorithm.update.num_minibatches", parts, rule)
-    update = stage.algorithm.update
-    _at_least_one(update, f"{path}.algorithm.update", *(field.name for field in fields(update)))
-    for name in stage.rewards.parts:
-        _require_target(stage.rewards.parts, f"{path}.rewards.parts.{name}", name)
-    missing = set(stage.rewards.parts) ^ set(stage.rewards.weights)
-    if missing:
-        raise ConfigError(
-            f"{path}.rewards: parts and weights differ in {', '.join(sorted(missing))}; give each part a weight"
-        )
-
-
-def _require(valid: object, key: str, value: object, rule: str) -> None:
-    if not valid:
-        raise ConfigError(f"{key} is {value}; it must be {rule}")
-
-
-def _require_target(parent: object, key: str, part: str) -> None:
-    node = parent.get(part) if isinstance(parent, Mapping) else None
-    _require(isinstance(node, Mapping) and "_target_" in node, key, node, "a node with a _target_")
-
-
-def _at_least_one(owner: object, path: str, *names: str) -> None:
-    """Refuses numbers below 1; null is another word for no number."""
-    for name in names:
-        value = getattr(owner, name)
-        _require(value is None or value >= 1, f"{path}.{name}", value, "at least 1")

@@ -1,7 +1,7 @@
 """What each stage added: metrics with intervals, and paired differences on the same clips."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ class SetResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gain:
-    """UAR of a stage minus UAR of the stage before it, on the same clips of one set."""
+    """UAR of a stage minus UAR of the stage it started from, on the same samples of one set."""
 
     stage: str
     over: str
@@ -45,31 +45,30 @@ class Comparison:
         return json.dumps(asdict(self), indent=2)
 
 
-def compare_stages(folders: dict[str, Path], labels: Sequence[str], bootstrap: ClusterBootstrap) -> Comparison:
-    """Reads the evaluations of stages, in order, and compares neighbours.
+def compare_stages(
+    folders: Mapping[str, Path], sources: Mapping[str, str | None], labels: Sequence[str], bootstrap: ClusterBootstrap
+) -> Comparison:
+    """Reads the evaluations of stages and compares each with the stage it started from.
 
     Args:
-        folders: Stage name to its `evaluation` folder.
+        folders: Stage name to its `evaluation` folder, in order.
+        sources: Stage name to the stage it started from, None for the base model.
         labels: The closed label set.
         bootstrap: Estimator of the paired intervals.
 
     Raises:
         StageError: A stage has no evaluation.
     """
-    results: list[SetResult] = []
+    summaries = {stage: _summary(stage, folder) for stage, folder in folders.items()}
+    results = [_result(stage, name, entry) for stage, found in summaries.items() for name, entry in found.items()]
     gains: list[Gain] = []
-    before: tuple[str, dict[str, Any], Path] | None = None
     for stage, folder in folders.items():
-        summary = _summary(stage, folder)
-        results += [_result(stage, name, entry) for name, entry in summary.items()]
-        if before is not None:
-            over, earlier, earlier_folder = before
-            for name in summary:
-                if name in earlier:
-                    pair = (_predictions(folder, name), _predictions(earlier_folder, name))
-                    difference = bootstrap.paired_uar_difference(*pair, labels)
-                    gains.append(Gain(stage=stage, over=over, name=name, difference=difference))
-        before = (stage, summary, folder)
+        over = sources.get(stage)
+        for name in summaries[stage] if over in folders else ():
+            if name in summaries[over]:
+                pair = (_predictions(folder, name), _predictions(folders[over], name))
+                difference = bootstrap.paired_uar_difference(*pair, labels)
+                gains.append(Gain(stage=stage, over=over, name=name, difference=difference))
     return Comparison(results=results, gains=gains)
 
 

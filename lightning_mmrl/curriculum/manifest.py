@@ -4,7 +4,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,15 @@ from lightning_mmrl.errors import StageError
 from lightning_mmrl.types.records import StageResult
 
 FILE = "manifest.json"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishedStage:
-    """A stage's result with the hash of the configuration that produced it."""
+    """A stage's result with the configuration that produced it and its hash (see `StageSpec`)."""
 
     digest: str
+    content: Mapping[str, Any]
     result: StageResult
 
 
@@ -27,16 +28,22 @@ class FinishedStage:
 class Manifest:
     """The finished stages of a run, and its parent run in the tracker.
 
-    `running_id` is the tracked run of the stage in progress: one that is still there when a run starts was killed.
+    `running_id` and `running_name` are the tracked run of the stage in progress: one that is still there when a run
+    starts was killed.
     """
 
     stages: Mapping[str, FinishedStage] = field(default_factory=dict)
     tracking_id: str | None = None
     running_id: str | None = None
+    running_name: str | None = None
 
     def with_stage(self, name: str, finished: FinishedStage) -> "Manifest":
         """A manifest that holds one more stage, and none in progress."""
         return Manifest(stages={**self.stages, name: finished}, tracking_id=self.tracking_id)
+
+    def without_stage(self, name: str) -> "Manifest":
+        """A manifest that does not hold a stage."""
+        return replace(self, stages={each: entry for each, entry in self.stages.items() if each != name})
 
     def write(self, directory: Path) -> None:
         """Replaces the manifest of a run directory."""
@@ -60,10 +67,13 @@ class Manifest:
                     f"{path} has version {content['version']}, this is {VERSION}; start a new run directory"
                 )
             stages = {
-                name: FinishedStage(digest=entry["digest"], result=StageResult(**entry["result"]))
+                name: FinishedStage(
+                    digest=entry["digest"], content=entry["content"], result=StageResult(**entry["result"])
+                )
                 for name, entry in content["stages"].items()
             }
-            return cls(stages=stages, tracking_id=content["tracking_id"], running_id=content["running_id"])
+            ids = {key: content[key] for key in ("tracking_id", "running_id", "running_name")}
+            return cls(stages=stages, **ids)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StageError(f"{path} is damaged ({error!r}); restore it or start a new run directory") from error
 

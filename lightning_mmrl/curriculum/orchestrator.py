@@ -1,5 +1,7 @@
 """Chains stages: each starts from a hand-over on disk, is tracked, evaluated, and written down as finished."""
 
+import itertools
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,12 +10,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lightning_mmrl.curriculum.changes import describe_changes
 from lightning_mmrl.curriculum.handoff import check_handoff, folder_digest, write_handoff
 from lightning_mmrl.curriculum.manifest import FinishedStage, Manifest
 from lightning_mmrl.curriculum.spec import source_stage
 from lightning_mmrl.errors import ConfigError, StageError
 from lightning_mmrl.protocols.plain import Evaluator, StageFactory, TrackedRun, Tracker
 from lightning_mmrl.types.records import StageResult, StageSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Which stages a call runs.
+
+    Attributes:
+        from_stage: Run this stage and all after it, again if they are finished; those before must be finished.
+        only_stage: Run this stage alone, again if it is finished; the one it starts from must be finished.
+        allow_changes: Keep finished stages whose configuration has changed since, instead of refusing the run.
+    """
+
+    from_stage: str | None = None
+    only_stage: str | None = None
+    allow_changes: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,25 +76,68 @@ class StageOrchestrator:
         self._on_start = on_start
         self._say = say
 
-    def run(self) -> list[StageResult]:
-        """Runs what is not finished yet and returns the results of all stages, in order.
+    def run(self, selection: Selection | None = None) -> list[StageResult]:
+        """Runs what is not finished yet, or what is selected, and returns the results of the finished stages in order.
 
         Raises:
-            ConfigError: A finished stage was configured differently.
-            StageError: A hand-over is missing or changed.
+            ConfigError: A finished stage was configured differently, or the selection cannot run.
+            StageError: A hand-over is missing or changed, or a gate is not met.
         """
+        selection = selection or Selection()
         manifest = Manifest.read(self._directory)
-        self._refuse_changes(manifest)
-        pending = [spec for spec in self._curriculum.stages if spec.name not in manifest.stages]
+        chosen = self._chosen(selection, manifest)
+        self._refuse_changes(manifest, chosen, selection)
         for spec in self._curriculum.stages:
-            if spec not in pending:
+            if spec.name not in chosen and spec.name in manifest.stages:
                 self._say(f"stage {spec.index + 1} of {len(self._curriculum.stages)} {spec.name}: already finished")
-        if pending:
-            self._run_pending(manifest, pending)
+        if chosen:
+            self._run_chosen(manifest, chosen)
             manifest = Manifest.read(self._directory)
-        return [manifest.stages[spec.name].result for spec in self._curriculum.stages]
+        else:
+            for spec in self._curriculum.stages:
+                self._check_gate(spec, manifest)
+        finished = [spec for spec in self._curriculum.stages if spec.name in manifest.stages]
+        return [manifest.stages[spec.name].result for spec in finished]
 
-    def _run_pending(self, manifest: Manifest, pending: Sequence[StageSpec]) -> None:
+    def _chosen(self, selection: Selection, manifest: Manifest) -> dict[str, StageSpec]:
+        """The stages to run, in order: those selected, else those that are not finished or whose input is not."""
+        stages = self._curriculum.stages
+        names = [spec.name for spec in stages]
+        for flag, name in (("--from-stage", selection.from_stage), ("--only-stage", selection.only_stage)):
+            if name is not None and name not in names:
+                raise ConfigError(f"{flag} {name}: no such stage; order has {', '.join(names)}")
+        if selection.from_stage is not None and selection.only_stage is not None:
+            raise ConfigError("--from-stage and --only-stage exclude each other; give one of them")
+        if selection.only_stage is not None:
+            chosen = [spec for spec in stages if spec.name == selection.only_stage]
+        elif selection.from_stage is not None:
+            chosen = list(stages[names.index(selection.from_stage) :])
+        else:
+            return self._pending(manifest)
+        ready = {None, *manifest.stages}
+        for spec in chosen:
+            source = source_stage(spec, names)
+            if source not in ready:
+                raise ConfigError(f"stage {spec.name} starts from {source}, which is not finished; run {source} first")
+            ready.add(spec.name)
+        return {spec.name: spec for spec in chosen}
+
+    def _pending(self, manifest: Manifest) -> dict[str, StageSpec]:
+        """Stages that are not finished, or started from a hand-over that has been replaced since."""
+        names = [spec.name for spec in self._curriculum.stages]
+        pending: dict[str, StageSpec] = {}
+        for spec in self._curriculum.stages:
+            finished, source = manifest.stages.get(spec.name), source_stage(spec, names)
+            replaced = source in pending or (
+                finished is not None
+                and source in manifest.stages
+                and manifest.stages[source].result.handoff_digest != finished.result.input_digest
+            )
+            if finished is None or replaced:
+                pending[spec.name] = spec
+        return pending
+
+    def _run_chosen(self, manifest: Manifest, chosen: Mapping[str, StageSpec]) -> None:
         tracker = self._open_tracker()
         try:
             tags = {
@@ -85,17 +146,45 @@ class StageOrchestrator:
             }
             parent = tracker.open_run(self._curriculum.name, run_id=manifest.tracking_id, tags=tags)
             if manifest.running_id is not None:
-                # The stage that was in progress is the first that is not finished.
-                tracker.open_run(_folder_name(pending[0]), run_id=manifest.running_id).finish("KILLED")
-            manifest = replace(manifest, tracking_id=parent.id, running_id=None)
+                tracker.open_run(manifest.running_name or "stage", run_id=manifest.running_id).finish("KILLED")
+            manifest = replace(manifest, tracking_id=parent.id, running_id=None, running_name=None)
             manifest.write(self._directory)
             with _status_of(parent):
                 self._on_start(parent)
-                for spec in pending:
-                    manifest = self._run_stage(spec, manifest, tracker, parent)
-                    manifest.write(self._directory)
+                for spec in self._curriculum.stages:
+                    if spec.name in chosen:
+                        self._set_aside(spec, manifest)
+                        manifest = self._run_stage(spec, manifest.without_stage(spec.name), tracker, parent)
+                        manifest.write(self._directory)
+                    self._check_gate(spec, manifest)
         finally:
             tracker.close()
+
+    def _set_aside(self, spec: StageSpec, manifest: Manifest) -> None:
+        """Renames the folder of a finished stage that runs again: nothing that was finished is deleted."""
+        finished = manifest.stages.get(spec.name)
+        if finished is None:
+            return
+        folder = (self._directory / finished.result.handoff).parent
+        if folder.is_dir():
+            number = next(n for n in itertools.count(1) if not folder.with_name(f"{folder.name}.replaced-{n}").exists())
+            kept = folder.with_name(f"{folder.name}.replaced-{number}")
+            folder.rename(kept)
+            self._say(f"stage {spec.name} runs again; what it had left is kept in {kept}")
+        manifest.without_stage(spec.name).write(self._directory)
+
+    def _check_gate(self, spec: StageSpec, manifest: Manifest) -> None:
+        """Ends the curriculum after a finished stage whose metrics do not meet its gate."""
+        finished = manifest.stages.get(spec.name)
+        if finished is None or spec.gate is None:
+            return
+        metrics = {key.removeprefix(f"{spec.name}/"): value for key, value in finished.result.metrics.items()}
+        if not spec.gate.met(metrics):
+            value = metrics.get(spec.gate.metric, math.nan)
+            raise StageError(
+                f"stages.{spec.name}.gate asks for {spec.gate}, found {value:.4g}; the curriculum ends here, "
+                f"change the gate or train the stage again with --from-stage {spec.name}"
+            )
 
     def _run_stage(self, spec: StageSpec, manifest: Manifest, tracker: Tracker, parent: TrackedRun) -> Manifest:
         folder = self._directory / "stages" / _folder_name(spec)
@@ -104,7 +193,7 @@ class StageOrchestrator:
         shutil.rmtree(folder, ignore_errors=True)  # what an unfinished attempt left
         run = tracker.open_run(folder.name, parent_id=parent.id, tags=tags)
         seconds: dict[str, float] = {}
-        with self._in_progress(manifest, run), _status_of(run):
+        with self._in_progress(manifest, run, folder.name), _status_of(run):
             with _timed(seconds, "train"):
                 job = self._build_stage(spec, start, folder, run)
                 metrics = dict(job.train())
@@ -127,12 +216,12 @@ class StageOrchestrator:
             seconds=seconds,
             tracking_id=run.id,
         )
-        return manifest.with_stage(spec.name, FinishedStage(digest=spec.digest, result=result))
+        return manifest.with_stage(spec.name, FinishedStage(digest=spec.digest, content=spec.content, result=result))
 
     @contextmanager
-    def _in_progress(self, manifest: Manifest, run: TrackedRun) -> Iterator[None]:
+    def _in_progress(self, manifest: Manifest, run: TrackedRun, name: str) -> Iterator[None]:
         """Notes the stage's tracked run while it lasts: a process that is killed leaves the note behind."""
-        replace(manifest, running_id=run.id).write(self._directory)
+        replace(manifest, running_id=run.id, running_name=name).write(self._directory)
         try:
             yield
         finally:
@@ -150,14 +239,24 @@ class StageOrchestrator:
             raise StageError(f"{handoff} is not what stage {source} left there; restore it, or set a new run_name")
         return handoff, digest
 
-    def _refuse_changes(self, manifest: Manifest) -> None:
-        for spec in self._curriculum.stages:
-            finished = manifest.stages.get(spec.name)
-            if finished is not None and finished.digest != spec.digest:
-                raise ConfigError(
-                    f"stages.{spec.name} is finished in {self._directory} with another configuration; "
-                    "set run_name to a new name, or undo the change"
-                )
+    def _refuse_changes(self, manifest: Manifest, chosen: Mapping[str, StageSpec], selection: Selection) -> None:
+        kept = {
+            spec.name: manifest.stages[spec.name].content
+            for spec in self._curriculum.stages
+            if spec.name in manifest.stages
+            and spec.name not in chosen
+            and manifest.stages[spec.name].digest != spec.digest
+        }
+        if not kept or selection.allow_changes:
+            return
+        changes = describe_changes(kept, self._curriculum.stages) or ["a stage that they build on"]
+        names = ", ".join(f"stages.{name}" for name in kept)
+        raise ConfigError(
+            f"{names}: finished in {self._directory} with another configuration:\n"
+            + "".join(f"    {line}\n" for line in changes)
+            + "undo the change, set run_name to a new name, keep what is finished with --allow-changes, or run again "
+            f"with --from-stage {next(iter(kept))}"
+        )
 
 
 def _folder_name(spec: StageSpec) -> str:

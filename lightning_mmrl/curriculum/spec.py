@@ -8,16 +8,16 @@ from lightning_mmrl.types.records import StageSpec
 BASE, PREVIOUS = "base", "previous"
 
 
-def plan_stages(
-    order: Sequence[str], starts: Mapping[str, str], kinds: Mapping[str, str], digests: Mapping[str, str]
-) -> list[StageSpec]:
+def plan_stages(order: Sequence[str], starts: Mapping[str, str], kinds: Mapping[str, str]) -> list[StageSpec]:
     """The stages of a curriculum in the order they run.
 
     Args:
         order: Stage names; each at most once.
         starts: Stage name to "base", "previous" or the name of a stage earlier in the order.
         kinds: Stage name to "sft" or "rl".
-        digests: Stage name to the hash of its configuration.
+
+    Returns:
+        Specifications whose content and digest are still empty.
 
     Raises:
         ConfigError: The order is empty, repeats or names an unknown stage, or a stage starts from one that is not
@@ -38,7 +38,7 @@ def plan_stages(
         if start not in (BASE, PREVIOUS, *earlier):
             choices = ", ".join([BASE, PREVIOUS, *earlier])
             raise ConfigError(f"stages.{name}.start_from is {start!r}; choose one of {choices}")
-        specs.append(StageSpec(name=name, index=index, kind=kinds[name], start_from=start, digest=digests[name]))  # type: ignore[arg-type]
+        specs.append(StageSpec(name=name, index=index, kind=kinds[name], start_from=start, digest=""))  # type: ignore[arg-type]
     return specs
 
 

@@ -1,6 +1,6 @@
 """What every stage is told about itself, and the optimizer it builds."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,18 +10,22 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from lightning_mmrl.types.records import Bound
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageContext:
     """A running stage's name, length, seed and folder.
 
-    `num_steps` counts optimizer steps (SFT) or iterations (RL).
+    `num_steps` counts optimizer steps (SFT) or iterations (RL). The stage ends before them at the first validation that
+    meets `stop_when`.
     """
 
     name: str
     num_steps: int
     seed: int
     directory: Path
+    stop_when: Bound | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +39,12 @@ class OptimizerSettings:
         """The optimizer over all parameters that train, and its scheduler, stepped once per step or iteration."""
         optimizer = self.factory([p for p in module.parameters() if p.requires_grad])
         return optimizer, LambdaLR(optimizer, lambda step: self.schedule(step, num_steps))
+
+
+def stop_if_met(module: lightning.LightningModule, context: StageContext, metrics: Mapping[str, float]) -> None:
+    """Ends the stage after a validation that meets its bound."""
+    if context.stop_when is not None and not module.trainer.sanity_checking and context.stop_when.met(metrics):
+        module.trainer.should_stop = True
 
 
 def log_metrics(module: lightning.LightningModule, metrics: dict[str, float], step: int) -> None:

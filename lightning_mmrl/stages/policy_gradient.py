@@ -19,7 +19,7 @@ from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.tensors import AdvantageEstimator, Aggregation, PolicyLoss, RolloutEngine
 from lightning_mmrl.rollout.sampling import group_seeds
 from lightning_mmrl.stages.answers import Examiner, Validation, headline
-from lightning_mmrl.stages.context import OptimizerSettings, StageContext, log_metrics, scalar_values
+from lightning_mmrl.stages.context import OptimizerSettings, StageContext, log_metrics, scalar_values, stop_if_met
 from lightning_mmrl.stages.optimize import UpdateSettings, accumulate_loss, plan_minibatches, score_old
 from lightning_mmrl.stages.rollout_table import RolloutTable
 from lightning_mmrl.stages.stats import experience_stats, rollout_stats, update_stats
@@ -191,7 +191,9 @@ class PolicyGradientModule(lightning.LightningModule):
         if self._validation is not None:
             values = headline(self._validation.finish())
             iteration = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-            self._report({f"validation/{key}": value for key, value in values.items()}, iteration)
+            metrics = {f"validation/{key}": value for key, value in values.items()}
+            self._report(metrics, iteration)
+            stop_if_met(self, self._context, metrics)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer and its schedule, stepped by hand."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.ops.masked import masked_mean
 from lightning_mmrl.stages.answers import Examiner, Validation, headline
-from lightning_mmrl.stages.context import OptimizerSettings, StageContext, log_metrics
+from lightning_mmrl.stages.context import OptimizerSettings, StageContext, log_metrics, stop_if_met
 from lightning_mmrl.types.batches import PromptBatch, ScoringBatch, SftBatch
 
 
@@ -54,7 +54,9 @@ class SFTModule(lightning.LightningModule):
         """Reports the validation metrics."""
         if self._validation is not None:
             values = headline(self._validation.finish())
-            self._report({f"validation/{key}": value for key, value in values.items()}, self.trainer.global_step)
+            metrics = {f"validation/{key}": value for key, value in values.items()}
+            self._report(metrics, self.trainer.global_step)
+            stop_if_met(self, self._context, metrics)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer, its schedule stepped every optimizer step."""

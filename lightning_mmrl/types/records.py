@@ -1,5 +1,6 @@
 """Values that carry no tensors: samples, media references, scores, stage specifications and results."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -75,11 +76,37 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Bound:
+    """A metric and the values it may have; both ends count as met.
+
+    >>> Bound(metric="validation/uar", at_least=0.7).met({"validation/uar": 0.7})
+    True
+    """
+
+    metric: str
+    at_least: float | None = None
+    at_most: float | None = None
+
+    def met(self, metrics: Mapping[str, float]) -> bool:
+        """True if the metric is there and within the bound; NaN is not."""
+        value = metrics.get(self.metric, math.nan)
+        low = -math.inf if self.at_least is None else self.at_least
+        high = math.inf if self.at_most is None else self.at_most
+        return low <= value <= high
+
+    def __str__(self) -> str:
+        sides = [("at least", self.at_least), ("at most", self.at_most)]
+        return f"{self.metric} " + " and ".join(f"{word} {value:g}" for word, value in sides if value is not None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StageSpec:
     """What the orchestrator knows of a stage: its name, place in the order, and where it starts from.
 
     `start_from` is "base" (the model the curriculum begins with), "previous" or the name of an earlier stage.
-    `digest` is the hash of the stage's resolved configuration; a finished stage is reused only while it is unchanged.
+    `content` is the resolved configuration that decides the outcome, dotted keys to values; `digest` is its hash with
+    those of the stages it builds on: a finished stage is reused only while it is unchanged. The curriculum continues
+    after the stage only if `gate` is met by its metrics.
     """
 
     name: str
@@ -87,6 +114,8 @@ class StageSpec:
     kind: Literal["sft", "rl"]
     start_from: str
     digest: str
+    content: Mapping[str, Any] = field(default_factory=dict)
+    gate: Bound | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,6 +36,13 @@ class StageProgress(Callback):
         self._console.update(self._title, batch_idx + 1, total, format_metrics(pl_module.latest, SHOWN))
 
 
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Says so if the stage ended before its last step."""
+        if trainer.should_stop and not trainer.interrupted:
+            done = trainer.fit_loop.epoch_loop.batch_idx + 1
+            self._console.say(f"{self._title}: stop_when is met after {done} of {trainer.num_training_batches} steps")
+
+
 class EvaluationProgress(Callback):
     """Shows how many evaluation batches are done."""
 

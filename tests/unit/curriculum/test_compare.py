@@ -10,6 +10,7 @@ from lightning_mmrl.evaluation.records import Prediction
 
 LABELS = ("angry", "sad")
 BOOTSTRAP = ClusterBootstrap(num_resamples=200)
+SOURCES = {"warm": None, "cold": "warm", "reason": "cold"}
 
 
 def predictions(answers):
@@ -44,13 +45,13 @@ HALF = predictions(["angry", "angry"] * 8)
 QUARTER = predictions(["angry", "angry", "sad", "angry"] * 4)
 
 
-def test_neighbours_are_compared_on_the_sets_they_share(tmp_path):
+def test_a_stage_is_compared_with_the_one_it_started_from_on_the_sets_they_share(tmp_path):
     folders = {
         "warm": evaluation(tmp_path / "0", test=QUARTER),
         "cold": evaluation(tmp_path / "1", test=HALF, ood=HALF),
         "reason": evaluation(tmp_path / "2", test=RIGHT, ood=RIGHT),
     }
-    comparison = compare_stages(folders, LABELS, BOOTSTRAP)
+    comparison = compare_stages(folders, SOURCES, LABELS, BOOTSTRAP)
     assert [(row.stage, row.name, row.uar.estimate) for row in comparison.results] == [
         ("warm", "test", 0.25),
         ("cold", "test", 0.5),
@@ -64,9 +65,20 @@ def test_neighbours_are_compared_on_the_sets_they_share(tmp_path):
 
 
 def test_one_stage_has_nothing_to_gain_over(tmp_path):
-    comparison = compare_stages({"warm": evaluation(tmp_path / "0", test=HALF)}, LABELS, BOOTSTRAP)
+    comparison = compare_stages({"warm": evaluation(tmp_path / "0", test=HALF)}, SOURCES, LABELS, BOOTSTRAP)
     assert len(comparison.results) == 1
     assert comparison.gains == []
+
+
+def test_two_stages_may_start_from_the_same_one(tmp_path):
+    folders = {
+        "warm": evaluation(tmp_path / "0", test=HALF),
+        "cold": evaluation(tmp_path / "1", test=RIGHT),
+        "reason": evaluation(tmp_path / "2", test=QUARTER),
+    }
+    comparison = compare_stages(folders, {**SOURCES, "reason": "warm"}, LABELS, BOOTSTRAP)
+    gains = [(gain.stage, gain.over, gain.difference.estimate) for gain in comparison.gains]
+    assert gains == [("cold", "warm", 0.5), ("reason", "warm", -0.25)]
 
 
 def test_a_gain_is_of_the_same_clips(tmp_path):
@@ -75,7 +87,7 @@ def test_a_gain_is_of_the_same_clips(tmp_path):
         "cold": evaluation(tmp_path / "1", test=RIGHT[:-1]),
     }
     with pytest.raises(DataError, match="only one of the two sets has sample '15'"):
-        compare_stages(folders, LABELS, BOOTSTRAP)
+        compare_stages(folders, SOURCES, LABELS, BOOTSTRAP)
 
 
 @pytest.mark.parametrize("content", [None, "", "{"])
@@ -85,4 +97,4 @@ def test_a_stage_without_evaluation_is_named(content, tmp_path):
     if content is not None:
         (folder / "evaluation.json").write_text(content)
     with pytest.raises(StageError, match=f"stage warm has no evaluation in {folder}"):
-        compare_stages({"warm": folder}, LABELS, BOOTSTRAP)
+        compare_stages({"warm": folder}, SOURCES, LABELS, BOOTSTRAP)

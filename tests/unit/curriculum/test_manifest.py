@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from lightning_mmrl.curriculum.manifest import FILE, FinishedStage, Manifest, write_json
+from lightning_mmrl.curriculum.manifest import FILE, VERSION, FinishedStage, Manifest, write_json
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.types.records import StageResult
 
@@ -18,7 +18,9 @@ RESULT = StageResult(
 
 
 def test_a_manifest_comes_back_as_it_was_written(tmp_path):
-    manifest = Manifest(tracking_id="parent").with_stage("warm", FinishedStage(digest="d", result=RESULT))
+    manifest = Manifest(tracking_id="parent").with_stage(
+        "warm", FinishedStage(digest="d", content={"seed": 0}, result=RESULT)
+    )
     manifest.write(tmp_path / "run")
     assert Manifest.read(tmp_path / "run") == manifest
     assert [path.name for path in (tmp_path / "run").iterdir()] == [FILE]
@@ -30,12 +32,18 @@ def test_a_new_run_has_an_empty_manifest(tmp_path):
 
 def test_one_more_stage_leaves_the_old_manifest_alone():
     before = Manifest(tracking_id="parent")
-    after = before.with_stage("warm", FinishedStage(digest="d", result=RESULT))
+    after = before.with_stage("warm", FinishedStage(digest="d", content={"seed": 0}, result=RESULT))
     assert (list(before.stages), list(after.stages), after.tracking_id) == ([], ["warm"], "parent")
 
 
+def test_a_stage_can_be_taken_out():
+    manifest = Manifest(tracking_id="parent").with_stage("warm", FinishedStage(digest="d", content={}, result=RESULT))
+    assert manifest.without_stage("warm") == Manifest(tracking_id="parent")
+    assert manifest.without_stage("other") == manifest
+
+
 def damaged(stages):
-    return json.dumps({"version": 1, "stages": stages, "tracking_id": None})
+    return json.dumps({"version": VERSION, "stages": stages, "tracking_id": None})
 
 
 @pytest.mark.parametrize(
@@ -48,7 +56,7 @@ def damaged(stages):
         (damaged([]), "is damaged"),
         (damaged({"warm": {"digest": "d"}}), "is damaged"),
         (damaged({"warm": {"digest": "d", "result": {"name": "warm"}}}), "is damaged"),
-        (json.dumps({"version": 99}), "has version 99, this is 1; start a new run directory"),
+        (json.dumps({"version": 99}), "has version 99, this is 2; start a new run directory"),
     ],
 )
 def test_a_damaged_manifest_is_refused_and_kept(content, sentence, tmp_path):

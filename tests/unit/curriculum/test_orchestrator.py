@@ -9,9 +9,10 @@ import pytest
 
 from lightning_mmrl.curriculum.handoff import REQUIRED, SEAL, check_handoff, folder_digest, write_handoff
 from lightning_mmrl.curriculum.manifest import FILE, Manifest
-from lightning_mmrl.curriculum.orchestrator import Curriculum, StageOrchestrator
+from lightning_mmrl.curriculum.orchestrator import Curriculum, Selection, StageOrchestrator
 from lightning_mmrl.curriculum.spec import plan_stages
 from lightning_mmrl.errors import ConfigError, StageError
+from lightning_mmrl.types.records import Bound
 
 NAMES = ["warm", "cold_start", "reason"]
 
@@ -70,7 +71,7 @@ class Job:
         before = (self.start_from / "model.safetensors").read_text()
         for name in REQUIRED:
             (directory / name).write_text(name)
-        (directory / "model.safetensors").write_text(f"{before}>{self.spec.name}")
+        (directory / "model.safetensors").write_text(f"{before}>{self.spec.name}{self.lab.salt}")
         self.lab.perhaps_fail("export", self.spec.name)
 
 
@@ -82,6 +83,7 @@ class Lab:
         self.base.mkdir()
         (self.base / "model.safetensors").write_text("base")
         self.failures, self.happened, self.said = {}, [], []
+        self.salt = ""
         self.tracker = FakeTracker(0)
 
     def perhaps_fail(self, place, stage):
@@ -98,10 +100,17 @@ class Lab:
         assert check_handoff(checkpoint)
         return {"test/uar": 0.25}
 
-    def run(self, order=NAMES, digests=None, **starts):
+    def run(self, order=NAMES, changed=(), gates=None, selection=None, **starts):
         given = {name: starts.get(name, "previous") for name in order}
-        known = {name: (digests or {}).get(name, "same") for name in order}
-        specs = plan_stages(order, given, dict.fromkeys(order, "sft"), known)
+        specs = [
+            replace(
+                spec,
+                digest="changed" if spec.name in changed else "same",
+                content={"stage.num_steps": 300 if spec.name in changed else 200, "seed": 0},
+                gate=(gates or {}).get(spec.name),
+            )
+            for spec in plan_stages(order, given, dict.fromkeys(order, "sft"))
+        ]
         self.tracker, self.happened, self.said = FakeTracker(self.tracker.attempt + 1), [], []
         orchestrator = StageOrchestrator(
             Curriculum(name="lab", stages=specs, base=lambda: self.base, facts={"labels": ["sad"]}),
@@ -112,7 +121,7 @@ class Lab:
             on_start=lambda parent: self.happened.append(f"start {parent.id}"),
             say=self.said.append,
         )
-        return orchestrator.run()
+        return orchestrator.run(selection)
 
     def weights(self, folder):
         return (self.directory / "stages" / folder / "handoff" / "model.safetensors").read_text()
@@ -199,16 +208,100 @@ def test_a_longer_curriculum_runs_only_what_is_new_in_the_same_parent_run(lab):
 def test_a_changed_stage_is_refused_before_anything_happens(lab):
     lab.run(["warm", "cold_start"])
     before = (lab.directory / FILE).read_text()
-    with pytest.raises(ConfigError, match=r"stages.warm is finished in .* with another configuration; set run_name"):
-        lab.run(digests={"warm": "changed"})
+    with pytest.raises(ConfigError, match=r"stages.warm: finished in .* with another configuration:") as refusal:
+        lab.run(changed=["warm"])
+    assert "\n    stages.warm.num_steps: 200 -> 300\n" in str(refusal.value)
+    assert "--allow-changes" in str(refusal.value)
     assert (lab.happened, lab.tracker.runs) == ([], [])
     assert (lab.directory / FILE).read_text() == before
 
 
 def test_a_pending_stage_may_change(lab):
     lab.run(["warm"])
-    lab.run(["warm", "reason"], digests={"reason": "changed"})
+    lab.run(["warm", "reason"], changed=["reason"])
     assert lab.finished == ["warm", "reason"]
+
+
+def test_a_changed_stage_is_kept_where_that_is_allowed(lab):
+    lab.run(["warm"])
+    lab.run(["warm", "reason"], changed=["warm"], selection=Selection(allow_changes=True))
+    assert lab.happened[1:] == ["train reason", "evaluate reason"]
+
+
+def test_from_stage_runs_a_stage_and_all_after_it_again(lab):
+    lab.run()
+    lab.run(changed=["cold_start"], selection=Selection(from_stage="cold_start"))
+    assert lab.happened[1:] == ["train cold_start", "evaluate cold_start", "train reason", "evaluate reason"]
+    assert Manifest.read(lab.directory).stages["cold_start"].digest == "changed"
+    assert lab.weights("01-cold_start.replaced-1") == "base>warm>cold_start"
+    lab.run(changed=["cold_start"], selection=Selection(from_stage="reason"))
+    assert lab.weights("02-reason.replaced-2") == "base>warm>cold_start>reason"
+
+
+def test_only_stage_runs_one_stage(lab):
+    lab.run(["warm"])
+    results = lab.run(selection=Selection(only_stage="cold_start"))
+    assert lab.happened[1:] == ["train cold_start", "evaluate cold_start"]
+    assert [result.name for result in results] == ["warm", "cold_start"]
+    lab.run(selection=Selection(only_stage="cold_start"))
+    assert lab.happened[1:] == ["train cold_start", "evaluate cold_start"]
+
+
+def test_a_stage_runs_again_once_what_it_started_from_was_replaced(lab):
+    lab.run()
+    lab.run(selection=Selection(only_stage="cold_start"))
+    assert lab.run() and lab.happened == []  # the same weights again: nothing is stale
+    lab.salt = "!"
+    lab.run(selection=Selection(only_stage="cold_start"))
+    lab.salt = ""
+    lab.run()
+    assert lab.happened[1:] == ["train reason", "evaluate reason"]
+    assert lab.weights("02-reason") == "base>warm>cold_start!>reason"
+
+
+@pytest.mark.parametrize(
+    ("selection", "message"),
+    [
+        (Selection(from_stage="reson"), "--from-stage reson: no such stage; order has warm, cold_start, reason"),
+        (Selection(only_stage="reason"), "starts from cold_start, which is not finished; run cold_start first"),
+        (Selection(from_stage="reason"), "starts from cold_start, which is not finished"),
+        (Selection(from_stage="warm", only_stage="warm"), "exclude each other"),
+    ],
+)
+def test_a_selection_that_cannot_run_is_refused_before_anything_happens(lab, selection, message):
+    lab.run(["warm"])
+    with pytest.raises(ConfigError, match=message):
+        lab.run(selection=selection)
+    assert (lab.happened, lab.tracker.runs) == ([], [])
+
+
+def test_an_interrupted_second_run_of_a_stage_leaves_the_first_in_its_folder(lab):
+    lab.run(["warm"])
+    lab.failures = {("train", "warm"): KeyboardInterrupt()}
+    with pytest.raises(KeyboardInterrupt):
+        lab.run(["warm"], selection=Selection(only_stage="warm"))
+    assert lab.finished == []
+    assert lab.weights("00-warm.replaced-1") == "base>warm"
+
+
+def test_a_gate_that_is_not_met_ends_the_curriculum(lab):
+    gates = {"warm": Bound(metric="test/uar", at_least=0.5)}
+    message = "stages.warm.gate asks for test/uar at least 0.5, found 0.25"
+    with pytest.raises(StageError, match=message):
+        lab.run(gates=gates)
+    assert lab.finished == ["warm"]
+    assert lab.tracker.statuses == {"lab": "FAILED", "00-warm": "FINISHED"}
+    with pytest.raises(StageError, match=message):
+        lab.run(gates=gates)
+    assert lab.happened == ["start run-1.0"]
+    lab.run(gates={"warm": Bound(metric="test/uar", at_least=0.25)})
+    assert lab.finished == NAMES
+
+
+def test_a_gate_holds_for_a_finished_curriculum_too(lab):
+    lab.run()
+    with pytest.raises(StageError, match=r"stages.reason.gate asks for test/uar at most 0.2, found 0.25"):
+        lab.run(gates={"reason": Bound(metric="test/uar", at_most=0.2)})
 
 
 @pytest.mark.parametrize("place", ["build", "train", "export", "evaluate"])
@@ -295,7 +388,7 @@ def write_all(directory):
 def test_the_manifest_is_plain_json(lab):
     lab.run(["warm"])
     content = json.loads((lab.directory / FILE).read_text())
-    assert content["version"] == 1
+    assert content["version"] == 2
     assert content["stages"]["warm"]["digest"] == "same"
     assert content["stages"]["warm"]["result"]["handoff"] == "stages/00-warm/handoff"
 
@@ -306,7 +399,7 @@ def test_the_run_of_a_stage_that_was_killed_without_a_word_is_marked(lab):
     with pytest.raises(RuntimeError, match="stop"):
         lab.run()
     assert Manifest.read(lab.directory).running_id is None
-    replace(Manifest.read(lab.directory), running_id="run-1.9").write(lab.directory)
+    replace(Manifest.read(lab.directory), running_id="run-1.9", running_name="01-cold_start").write(lab.directory)
     lab.failures.clear()
     lab.run()
     assert [run.status for run in lab.tracker.runs if run.id == "run-1.9"] == ["KILLED"]

@@ -1,6 +1,7 @@
 """The LightningModules in a real Trainer, on the tiny model."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import omni
@@ -9,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_mmrl.algorithms.advantages.group_normalized import GroupNormalized
+from lightning_mmrl.algorithms.advantages.leave_one_out import LeaveOneOut
 from lightning_mmrl.algorithms.losses.aggregation import TokenMean
 from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
 from lightning_mmrl.algorithms.schedules import WarmupConstant
@@ -20,12 +22,14 @@ from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.stages.grpo import GRPOModule
 from lightning_mmrl.stages.optimize import UpdateSettings
 from lightning_mmrl.stages.policy_gradient import Algorithm, PolicyGradientModule
+from lightning_mmrl.stages.rloo import RLOOModule
 from lightning_mmrl.stages.rollout_table import RolloutTable
 from lightning_mmrl.stages.sft import SFTModule
 from lightning_mmrl.tracking.lightning_logger import RunLogger
 from lightning_mmrl.tracking.null import NullRun
 from lightning_mmrl.training.trainer import TrainerSettings, training_trainer
 from lightning_mmrl.types.batches import ScoringBatch
+from lightning_mmrl.types.records import Bound
 
 GOOD = "<think>lowered brows and fast tone</think><answer>angry</answer>"
 BAD = "<think>lowered brows and fast tone</think><answer>user</answer>"
@@ -45,13 +49,13 @@ def context(tmp_path, num_steps):
     return StageContext(name="stage", num_steps=num_steps, seed=0, directory=tmp_path)
 
 
-def trainer(tmp_path, gradient_clip_val=None):
+def trainer(tmp_path, gradient_clip_val=None, validate_every=None):
     return training_trainer(
         TrainerSettings(accelerator="cpu"),
         directory=tmp_path,
         logger=RunLogger(NullRun("run"), tmp_path),
         callbacks=[],
-        validate_every=None,
+        validate_every=validate_every,
         gradient_clip_val=gradient_clip_val,
     )
 
@@ -172,10 +176,65 @@ def test_the_ratio_is_one_at_the_first_update_and_moves_after(model, tmp_path):
     assert twice.latest["train/approx_kl"] > 0.0
 
 
-def test_presets_override_only_defaults():
-    own = {name for name in vars(GRPOModule) if not name.startswith("__")}
+@pytest.mark.parametrize("preset", [GRPOModule, RLOOModule])
+def test_presets_override_only_defaults(preset):
+    own = {name for name in vars(preset) if not name.startswith("__")}
     assert own <= {"default_algorithm", "_abc_impl"}
-    assert issubclass(GRPOModule, PolicyGradientModule)
+    assert issubclass(preset, PolicyGradientModule)
+
+
+def test_rloo_differs_from_grpo_in_its_advantage_alone():
+    grpo, rloo = GRPOModule.default_algorithm, RLOOModule.default_algorithm
+    assert rloo.advantage == LeaveOneOut()
+    assert replace(rloo, advantage=grpo.advantage) == grpo
+
+
+def test_an_rloo_update_is_the_gradient_of_leave_one_out_rewards(model, tmp_path):
+    """One SGD step against the score function written out: w += lr * d/dw mean_i A_i * mean_t log p_it."""
+    encoder, policy = model
+    update = UpdateSettings(max_grad_norm=1e9)
+    module = rl_module(model, tmp_path, algorithm=replace(RLOOModule.default_algorithm, group_size=2, update=update))
+    rollout = module.engine.generate(omni.prompts(encoder), group_size=2, seeds=[])
+    scoring = ScoringBatch(
+        prompts=omni.prompts(encoder),
+        completion_ids=rollout.completion_ids,
+        completion_mask=rollout.completion_mask,
+        group_size=2,
+    )
+    means = policy(scoring).logprobs.sum(-1) / rollout.completion_mask.sum(-1)
+    objective = (torch.tensor([1.0, -1.0]).repeat(4) * means).mean()  # rewards 1 and 0, each minus the other
+    head = policy.model.lm_head.weight
+    [gradient] = torch.autograd.grad(objective, [head])
+    before = head.detach().clone()
+    fit(module, encoder, tmp_path)
+    torch.testing.assert_close(head.detach() - before, 1e-2 * gradient, rtol=1e-3, atol=1e-7)
+    assert not torch.allclose(head.detach() - before, -1e-2 * gradient, rtol=1e-3, atol=1e-7)
+
+
+class Rises:
+    """A validation whose UAR rises by 0.3 each time."""
+
+    def __init__(self):
+        self.uar = 0.0
+
+    def step(self, prompts):
+        pass
+
+    def finish(self):
+        self.uar += 0.3
+        return {"uar": self.uar}
+
+
+@pytest.mark.parametrize(("bound", "steps"), [(0.5, 4), (0.2, 2), (2.0, 6), (None, 6)])
+def test_a_stage_ends_at_the_first_validation_that_meets_its_bound(model, tmp_path, bound, steps):
+    encoder, _ = model
+    stop_when = None if bound is None else Bound(metric="validation/uar", at_least=bound)
+    module = rl_module(model, tmp_path, num_steps=6)
+    module._context = replace(module._context, stop_when=stop_when)
+    module._validation = Rises()
+    loader = DataLoader([omni.prompts(encoder)] * 6, batch_size=None)
+    trainer(tmp_path, validate_every=2).fit(module, loader, DataLoader([omni.prompts(encoder)], batch_size=None))
+    assert module.engine.version == steps
 
 
 def test_a_group_of_one_is_refused():

@@ -1,0 +1,259 @@
+"""Values that cannot work, one by one and against each other; every message names key, value and rule."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields
+
+from lightning_mmrl.config.schema import (
+    BoundConfig,
+    DropoutConfig,
+    EvaluationConfig,
+    RewardsConfig,
+    RootConfig,
+    StageConfig,
+    StageDataConfig,
+    TrainerConfig,
+)
+from lightning_mmrl.config.specs import stage_specs
+from lightning_mmrl.config.suggestions import did_you_mean, shown
+from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.prompts.labels import LabelMatcher
+from lightning_mmrl.prompts.template import PromptTemplate
+
+KINDS = ("sft", "rl")
+RL_PARTS = ("algorithm", "sampling", "rewards")
+FREEZABLE = ("vision", "audio", "text")
+MAX_SEED = 2**31
+MAX_NAME = 100
+ABLATIONS = ("silent", "blank")
+DTYPES = ("float32", "bfloat16", "float64")
+LOGGERS = ("csv", "tensorboard")
+BALANCES = ("label",)
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed", "16-true", "16-mixed")
+VALIDATED = ("war", "uar", "valid_format", "consistency")
+"""Metrics of a validation during training."""
+EVALUATED = (*VALIDATED, "macro_f1", "unparseable")
+"""Metrics of an evaluated set, beside the recall of each label."""
+
+
+def check_values(config: RootConfig) -> None:
+    """Refuses values that cannot work.
+
+    Raises:
+        ConfigError: Naming the first such key, its value and what it must be.
+    """
+    _check_name("run_name", config.run_name)
+    require(0 <= config.seed < MAX_SEED, "seed", config.seed, f"between 0 and {MAX_SEED - 1}")
+    _not_empty(config, "", "output_dir")
+    _not_empty(config.model, "model.", "checkpoint")
+    _not_empty(config.tracking, "tracking.", "uri", "experiment")
+    one_of(config.model.dtype, "model.dtype", DTYPES)
+    for part in ("backbone", "encoder"):
+        _require_target(config.model.family, f"model.family.{part}", part)
+    _optional_target(config.model.build, "model.build")
+    _check_data(config)
+    _check_trainer("trainer", config.trainer)
+    for name in config.tracking.loggers:
+        one_of(name, "tracking.loggers", LOGGERS)
+    # What these two refuse would otherwise show when the first stage is built.
+    PromptTemplate(**asdict(config.prompt))
+    LabelMatcher(labels=tuple(config.data.labels))
+    for name, stage in config.stages.items():
+        _check_name("stages", name)
+        one_of(stage.kind, f"stages.{name}.kind", KINDS)
+    stage_specs(config)
+    _check_evaluation(config.evaluation)
+    for name in config.order:
+        _check_stage(f"stages.{name}", config.stages[name])
+        _check_bounds(f"stages.{name}", config.stages[name], config)
+
+
+def require(valid: object, key: str, value: object, rule: str) -> None:
+    """Refuses a value.
+
+    Raises:
+        ConfigError: `valid` is false.
+    """
+    if not valid:
+        raise ConfigError(f"{key} is {shown(value)}; it must be {rule}")
+
+
+def one_of(value: object, key: str, choices: Iterable[str]) -> None:
+    """Refuses a value that is none of the choices, with the nearest one.
+
+    Raises:
+        ConfigError: Naming key, value and choice.
+    """
+    known = list(choices)
+    if value not in known:
+        raise ConfigError(f"{key} is {shown(repr(value))}, which is no choice{did_you_mean(str(value), known)}")
+
+
+def _check_data(config: RootConfig) -> None:
+    data = config.data
+    require(data.media.num_frames >= 2, "data.media.num_frames", data.media.num_frames, "at least 2")
+    _at_least_one(data.media, "data.media", "decode_workers", "max_pixels", "max_bytes")
+    for name in ("max_duration_s", "decode_deadline_s"):
+        _positive(f"data.media.{name}", getattr(data.media, name))
+    _not_empty(data.media, "data.media.", "cache_dir")
+    _not_empty(data, "data.", "root", "validation")
+    _at_least_one(data, "data", "validation_limit", "limit")
+    _require_target(asdict(data), "data.module", "module")
+    _optional_target(data.build, "data.build")
+
+
+def _check_trainer(path: str, trainer: TrainerConfig) -> None:
+    one_of(trainer.accelerator, f"{path}.accelerator", ACCELERATORS)
+    one_of(trainer.precision, f"{path}.precision", PRECISIONS)
+    _at_least_one(trainer, path, "devices", "num_threads", "max_steps")
+
+
+def _check_evaluation(evaluation: EvaluationConfig) -> None:
+    require(evaluation.sets, "evaluation.sets", evaluation.sets, "at least one set, such as {test: test.jsonl}")
+    for name, manifest in evaluation.sets.items():
+        _check_name("evaluation.sets", name)
+        require(manifest.strip(), f"evaluation.sets.{name}", repr(manifest), "the name of a manifest")
+    _at_least_one(evaluation, "evaluation", "batch_size", "max_new_tokens", "num_resamples", "limit")
+    for name in evaluation.ablations:
+        one_of(name, "evaluation.ablations", ABLATIONS)
+    one_of(evaluation.ablation_stages, "evaluation.ablation_stages", ("last", "all"))
+
+
+def _check_stage(path: str, stage: StageConfig) -> None:
+    for part in ("module", "optimizer", "schedule"):
+        _require_target(asdict(stage), f"{path}.{part}", part)
+    _at_least_one(stage, path, "num_steps", "rollout_table_every")
+    _check_stage_data(f"{path}.data", stage.data)
+    _check_trainer(f"{path}.trainer", stage.trainer)
+    require(stage.max_grad_norm > 0, f"{path}.max_grad_norm", stage.max_grad_norm, "above 0")
+    every = stage.validate_every
+    valid = every is None or 1 <= every <= stage.num_steps
+    require(valid, f"{path}.validate_every", every, f"null or between 1 and num_steps {stage.num_steps}")
+    for group in stage.freeze:
+        one_of(group, f"{path}.freeze", FREEZABLE)
+    require(
+        set(stage.freeze) != set(FREEZABLE), f"{path}.freeze", stage.freeze, "fewer groups, so that something trains"
+    )
+    if stage.kind == "rl":
+        _check_rl(path, stage)
+        return
+    for part in RL_PARTS:
+        if getattr(stage, part) is not None:
+            raise ConfigError(f"{path}.{part}: belongs to rl stages, and {path} is sft; leave it out or take stage/rl")
+
+
+def _check_stage_data(path: str, data: StageDataConfig) -> None:
+    _at_least_one(data, path, "batch_size", "limit")
+    if bool(data.manifest) == bool(data.sources):
+        given = "both" if data.manifest else "neither"
+        raise ConfigError(f"{path} has {given} of manifest and sources; give a manifest, or sources and manifest=null")
+    for name, source in data.sources.items():
+        _check_name(f"{path}.sources", name)
+        _positive(f"{path}.sources.{name}.weight", source.weight)
+        _not_empty(source, f"{path}.sources.{name}.", "manifest", "root")
+        _at_least_one(source, f"{path}.sources.{name}", "limit")
+    if data.balance is not None:
+        one_of(data.balance, f"{path}.balance", BALANCES)
+    _optional_target(data.module, f"{path}.module")
+    _check_dropout(f"{path}.modality_dropout", data.modality_dropout)
+
+
+def _check_dropout(path: str, dropout: DropoutConfig) -> None:
+    valid = min(dropout.silent, dropout.blank) >= 0 and dropout.silent + dropout.blank <= 1
+    shares = f"{dropout.silent} + {dropout.blank}"
+    require(valid, path, shares, "probabilities that sum to at most 1")
+
+
+def _check_rl(path: str, stage: StageConfig) -> None:
+    for part in RL_PARTS:
+        if getattr(stage, part) is None:
+            raise ConfigError(f"{path}.{part}: is missing; an rl stage needs it, take it from stage/rl")
+    assert stage.algorithm is not None
+    assert stage.sampling is not None
+    assert stage.rewards is not None
+    size = stage.algorithm.group_size
+    require(size >= 2, f"{path}.algorithm.group_size", size, "at least 2, so that completions can be compared")
+    _positive(f"{path}.sampling.temperature", stage.sampling.temperature)
+    _at_least_one(stage.sampling, f"{path}.sampling", "max_new_tokens")
+    update = stage.algorithm.update
+    _at_least_one(update, f"{path}.algorithm.update", *(field.name for field in fields(update)))
+    rule = f"a divisor of data.batch_size {stage.data.batch_size}"
+    valid = stage.data.batch_size % update.num_minibatches == 0
+    require(valid, f"{path}.algorithm.update.num_minibatches", update.num_minibatches, rule)
+    for part in ("advantage", "loss", "aggregation"):
+        _optional_target(getattr(stage.algorithm, part), f"{path}.algorithm.{part}")
+    _check_rewards(f"{path}.rewards", stage.rewards)
+
+
+def _check_rewards(path: str, rewards: RewardsConfig) -> None:
+    for name in rewards.parts:
+        _require_target(rewards.parts, f"{path}.parts.{name}", name)
+    for name, weight in rewards.weights.items():
+        if name not in rewards.parts:
+            raise ConfigError(f"{path}.weights.{name}: weighs no part{did_you_mean(name, rewards.parts)}")
+        require(math.isfinite(weight), f"{path}.weights.{name}", weight, "a finite number")
+    for name in rewards.parts:
+        if name not in rewards.weights:
+            raise ConfigError(f"{path}.parts.{name}: has no weight; give it one by +{path}.weights.{name}=1.0")
+    require(rewards.num_workers >= 0, f"{path}.num_workers", rewards.num_workers, "at least 0")
+    _positive(f"{path}.deadline_s", rewards.deadline_s)
+    _positive(f"{path}.batch_budget_s", rewards.batch_budget_s)
+
+
+def _check_bounds(path: str, stage: StageConfig, config: RootConfig) -> None:
+    validated = stage.validate_every is not None and config.data.validation is not None
+    metrics = [f"validation/{name}" for name in VALIDATED] if validated else []
+    if stage.stop_when is not None:
+        if not metrics:
+            raise ConfigError(f"{path}.stop_when needs validations; set {path}.validate_every and data.validation")
+        _check_bound(f"{path}.stop_when", stage.stop_when, metrics)
+    if stage.gate is not None:
+        names = [*EVALUATED, *(f"recall/{label}" for label in config.data.labels)]
+        metrics += [f"{each}/{name}" for each in config.evaluation.sets for name in names]
+        _check_bound(f"{path}.gate", stage.gate, metrics)
+
+
+def _check_bound(path: str, bound: BoundConfig, metrics: Iterable[str]) -> None:
+    one_of(bound.metric, f"{path}.metric", metrics)
+    for name in ("at_least", "at_most"):
+        value = getattr(bound, name)
+        require(value is None or math.isfinite(value), f"{path}.{name}", value, "a finite number")
+    if bound.at_least is None and bound.at_most is None:
+        raise ConfigError(f"{path} has neither at_least nor at_most; give one, for example {path}.at_least=0.5")
+
+
+def _require_target(parent: object, key: str, part: str) -> None:
+    node = parent.get(part) if isinstance(parent, Mapping) else None
+    require(isinstance(node, Mapping) and "_target_" in node, key, node, "a node with a _target_")
+
+
+def _optional_target(node: object, key: str) -> None:
+    valid = node is None or (isinstance(node, Mapping) and "_target_" in node)
+    require(valid, key, node, "null or a node with a _target_")
+
+
+def _check_name(key: str, name: object) -> None:
+    """Refuses names that could not be those of a folder."""
+    rule = f"letters, digits, '.', '_' and '-', not starting with '.' or '-', at most {MAX_NAME} characters"
+    valid = re.fullmatch(r"\w[\w.-]*", str(name)) and len(str(name)) <= MAX_NAME
+    require(valid, key if key == "run_name" else f"a name in {key}", name, rule)
+
+
+def _not_empty(owner: object, prefix: str, *names: str) -> None:
+    """Refuses empty texts: an empty path would be the working folder."""
+    for name in names:
+        value = getattr(owner, name)
+        require(value is None or value.strip(), f"{prefix}{name}", repr(value), "a name or path")
+
+
+def _positive(key: str, value: float) -> None:
+    require(0 < value < math.inf, key, value, "above 0 and finite")
+
+
+def _at_least_one(owner: object, path: str, *names: str) -> None:
+    """Refuses numbers below 1; null is another word for no number."""
+    for name in names:
+        value = getattr(owner, name)
+        require(value is None or value >= 1, f"{path}.{name}", value, "at least 1")

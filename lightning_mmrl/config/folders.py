@@ -1,0 +1,50 @@
+"""Where configs are found: the shipped folder, and a user's own beside it."""
+
+from pathlib import Path
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from omegaconf import DictConfig
+
+from lightning_mmrl.errors import ConfigError
+
+CONFIGS = "configs"
+
+
+def configs_dir() -> Path:
+    """The folder of the shipped configs: inside the package in a wheel, beside it in a checkout.
+
+    Raises:
+        ConfigError: Neither exists.
+    """
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / CONFIGS, package.parent / CONFIGS):
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise ConfigError(f"no configs folder in {package} or {package.parent}; install the package again")
+
+
+def groups(own: Path | None = None) -> list[str]:
+    """Names of the groups that an option can be chosen from."""
+    return sorted({folder.name for root in _roots(own) for folder in root.iterdir() if folder.is_dir()})
+
+
+def options(group: str, own: Path | None = None) -> list[str]:
+    """The options of a group, those in its subfolders as `folder/name`."""
+    found = {
+        path.relative_to(root / group).with_suffix("").as_posix()
+        for root in _roots(own)
+        for path in (root / group).rglob("*.yaml")
+    }
+    return sorted(found)
+
+
+def composed(overrides: list[str], config_name: str = "train", own: Path | None = None) -> DictConfig:
+    """What Hydra makes of the overrides, without its runtime; errors are Hydra's."""
+    search = [f"hydra.searchpath=[file://{own.resolve()}]"] if own else []
+    with initialize_config_dir(config_dir=str(configs_dir()), version_base="1.3"):
+        return hydra_compose(config_name=config_name, overrides=[*overrides, *search])
+
+
+def _roots(own: Path | None) -> list[Path]:
+    return [configs_dir(), *([own] if own is not None and own.is_dir() else [])]

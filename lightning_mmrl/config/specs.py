@@ -1,0 +1,78 @@
+"""What decides the outcome of each stage: the configuration that the orchestrator compares with a finished run's."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from lightning_mmrl.config.schema import BoundConfig, RootConfig, StageConfig
+from lightning_mmrl.curriculum.spec import plan_stages, source_stage
+from lightning_mmrl.types.records import Bound, StageSpec
+
+NOT_DECISIVE = ("gate", "rollout_table_every", "start_from")
+"""Keys of a stage that its outcome does not depend on."""
+
+
+def stage_specs(config: RootConfig) -> list[StageSpec]:
+    """The stages in order, each with the digest of everything that decides its outcome.
+
+    Raises:
+        ConfigError: The order or a starting point is wrong.
+    """
+    starts = {name: stage.start_from for name, stage in config.stages.items()}
+    kinds = {name: stage.kind for name, stage in config.stages.items()}
+    specs = plan_stages(config.order, starts, kinds)
+    # A stage's seed depends on its place, and its outcome on all that its starting point went through.
+    history: dict[str | None, str] = {None: ""}
+    complete = []
+    for spec in specs:
+        source = source_stage(spec, config.order)
+        content = {**_decisive(config, spec.name), "index": spec.index, "starts_from": source or "base"}
+        history[spec.name] = _digest({"content": content, "history": history[source]})
+        gate = bound(config.stages[spec.name].gate)
+        complete.append(replace(spec, content=content, digest=history[spec.name], gate=gate))
+    return complete
+
+
+def bound(config: BoundConfig | None) -> Bound | None:
+    """A configured bound as the value that stages and the orchestrator use."""
+    return None if config is None else Bound(**asdict(config))
+
+
+def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one level of dotted keys.
+
+    >>> flattened({"a": {"b": 1}, "c": 2})
+    {'a.b': 1, 'c': 2}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flattened(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _decisive(config: RootConfig, name: str) -> dict[str, Any]:
+    """Dotted keys of all that decides the outcome of a stage, whatever its name and place."""
+    stage = {key: value for key, value in asdict(config.stages[name]).items() if key not in NOT_DECISIVE}
+    stage["trainer"] = {"precision": config.stages[name].trainer.precision}
+    data = asdict(config.data)
+    data["media"] = {"num_frames": config.data.media.num_frames}
+    shared = {"seed": config.seed, "model": asdict(config.model), "data": data, "prompt": asdict(config.prompt)}
+    return flattened({**shared, "stage": stage})
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def cap_steps(stage: StageConfig) -> StageConfig:
+    """The stage with no more steps than `trainer.max_steps`, and validations that still fall within them."""
+    cap = stage.trainer.max_steps
+    if cap is None or cap >= stage.num_steps:
+        return stage
+    every = None if stage.validate_every is None else min(stage.validate_every, cap)
+    return replace(stage, num_steps=cap, validate_every=every)
