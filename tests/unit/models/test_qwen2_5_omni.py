@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from lightning_mmrl.errors import ConfigError, MediaError
-from lightning_mmrl.models.families.qwen2_5_omni import OmniThinker
 from lightning_mmrl.types.media import DecodedVideo
 from lightning_mmrl.types.records import Message
 
@@ -134,18 +133,6 @@ def test_freezing_selects_real_parameters_and_refuses_unknown_groups(tmp_path):
     assert all(p.requires_grad for p in policy.model.audio_tower.parameters())
     with pytest.raises(ConfigError, match="unknown group 'towers'; this family has audio, text, vision"):
         policy.freeze(["towers"])
-
-
-def test_the_released_architecture_has_the_same_groups_on_the_meta_device(model):
-    from transformers import Qwen2_5OmniThinkerConfig
-
-    backbone = OmniThinker.on_meta(Qwen2_5OmniThinkerConfig())
-    names = [name for name, _ in backbone.model.named_parameters()]
-    for prefixes in backbone.parameter_groups.values():
-        assert any(name.startswith(prefixes) for name in names)
-    covered = tuple(prefix for prefixes in backbone.parameter_groups.values() for prefix in prefixes)
-    assert all(name.startswith(covered) for name in names)
-    assert next(backbone.model.parameters()).device.type == "meta"
 
 
 def test_audio_of_different_length_in_one_batch(model):
