@@ -124,11 +124,6 @@ class PreparedSet(Dataset[EncodedSample]):
                         f"{type(encoder).__name__} reads {reads}; choose a model family that reads {ref.kind} or "
                         "remove the sample"
                     )
-                if ref.kind == "image" and (ref.start_s is not None or ref.end_s is not None):
-                    raise DataError(
-                        f"{manifest}: sample {sample.id} gives image {ref.path} the span {ref.start_s}..{ref.end_s} s; "
-                        "an image has no time: remove start/end"
-                    )
 
     def prepare(self, manifest: str, monitor: DataMonitor) -> None:
         """Decodes and encodes what the cache lacks, and moves samples with a bad medium to `quarantined`.

@@ -1,0 +1,366 @@
+from collections import Counter
+from pathlib import Path
+from shutil import copytree
+
+import lightning
+import pytest
+import torch
+import words
+from words import Monitor, row, write
+
+from lightning_mmrl.data import datamodules
+from lightning_mmrl.data.datamodules import (
+    AudioDataModule,
+    Feed,
+    ImageDataModule,
+    OmniDataModule,
+    Source,
+    TextDataModule,
+    ValidationFeed,
+    VideoDataModule,
+)
+from lightning_mmrl.data.sampler import ModalityDropout
+from lightning_mmrl.errors import ConfigError, DataError, StageError
+from lightning_mmrl.prompts.template import PromptTemplate
+from lightning_mmrl.types.batches import PromptBatch, SftBatch
+
+PRESETS = (ImageDataModule, VideoDataModule, AudioDataModule, TextDataModule)
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory):
+    return words.write_media(tmp_path_factory.mktemp("media") / "set")
+
+
+@pytest.fixture
+def root(media, tmp_path):
+    return copytree(media, tmp_path / "set")
+
+
+@pytest.fixture
+def pipeline(tmp_path):
+    return words.pipeline(tmp_path)
+
+
+def source(root, manifest="train.jsonl", **how):
+    return Source(name=manifest.removesuffix(".jsonl"), root=root, manifest=manifest, **how)
+
+
+def module(pipeline, *sources, kind="rl", validation=None, preset=OmniDataModule, monitor=None, **feed):
+    return preset(
+        pipeline=pipeline,
+        template=PromptTemplate(),
+        kind=kind,
+        feed=Feed(sources=sources, **{"batch_size": 2, "num_batches": 3, **feed}),
+        validation=validation,
+        monitor=monitor or Monitor(),
+    )
+
+
+def batches_of(data):
+    data.setup("fit")
+    return list(data.train_dataloader())
+
+
+def ids_of(data):
+    return [sample.id for batch in batches_of(data) for sample in batch.samples]
+
+
+def texts(*names, root, manifest="train.jsonl", **how):
+    write(root, *[row(name, **how) for name in names], name=manifest)
+
+
+def test_an_sft_stage_gets_targets_and_an_rl_stage_prompts(root, pipeline):
+    write(root, *[row(str(index), ["one.mp4"], target="sad") for index in range(3)])
+    for kind, expected in (("sft", SftBatch), ("rl", PromptBatch)):
+        data = module(pipeline, source(root), kind=kind, num_batches=4)
+        data.setup("fit")
+        loader = data.train_dataloader()
+        batches = list(loader)
+        assert len(loader) == len(batches) == 4
+        assert all(type(batch) is expected for batch in batches)
+        assert data.val_dataloader() == []
+
+
+def test_the_feed_decides_order_dropout_and_limit(root, pipeline):
+    write(root, *[row(str(index), ["one.mp4"]) for index in range(5)])
+    how = {"batch_size": 3, "num_batches": 3}
+    assert sorted(ids_of(module(pipeline, source(root, limit=3), **how))) == sorted("012" * 3)
+    first, again, other = (ids_of(module(pipeline, source(root), seed=seed, **how)) for seed in (1, 1, 2))
+    assert first == again != other
+    blank = batches_of(module(pipeline, source(root), dropout=ModalityDropout(blank=1.0), **how))
+    assert all(batch.media.tensors["levels"].eq(128).all() for batch in blank)
+
+
+def test_validation_shows_each_sample_once_in_order(root, pipeline):
+    write(root, row("t", ["two.mp4"]))
+    write(root, *[row(str(index), ["one.mp4"]) for index in range(5)], name="validation.jsonl")
+    validation = ValidationFeed(root=root, manifest="validation.jsonl", batch_size=2, limit=3)
+    data = module(pipeline, source(root), validation=validation)
+    data.setup("fit")
+    assert [[sample.id for sample in batch.samples] for batch in data.val_dataloader()] == [["0", "1"], ["2"]]
+
+
+def test_sources_have_roots_of_their_own_and_shares_by_weight(root, pipeline, tmp_path):
+    other = copytree(root, tmp_path / "other")
+    (other / "one.mp4").write_bytes((root / "two.mp4").read_bytes())
+    write(root, *[row(f"a{index}", ["one.mp4"]) for index in range(4)])
+    write(other, *[row(f"b{index}", ["one.mp4"]) for index in range(3)])
+    data = module(pipeline, source(root, weight=3), source(other, weight=1), batch_size=4, num_batches=6)
+    batches = batches_of(data)
+    assert all(Counter(sample.id[0] for sample in batch.samples) == {"a": 3, "b": 1} for batch in batches)
+    assert sorted(pipeline.decoder.decoded) == [("one.mp4", "video"), ("one.mp4", "video")]
+    counts = Counter(sample.id for batch in batches for sample in batch.samples)
+    assert {counts[f"b{index}"] for index in range(3)} == {2}
+
+
+def test_balanced_labels_come_equally_often_whatever_their_number(root, pipeline):
+    write(root, *[row(f"s{index}", solution="sad") for index in range(9)], row("a", solution="angry"))
+    data = module(pipeline, source(root), balance="label", num_batches=9)
+    assert Counter(name[0] for name in ids_of(data)) == {"s": 9, "a": 9}
+    assert len(set(ids_of(data))) == 10
+    as_they_are = Counter(name[0] for name in ids_of(module(pipeline, source(root), num_batches=10)))
+    assert as_they_are == {"s": 18, "a": 2}
+
+
+def test_a_sample_without_a_label_cannot_be_balanced(root, pipeline):
+    write(root, row("a", ["one.mp4"]), row("bad", ["one.mp4"], solution=None))
+    with pytest.raises(
+        DataError, match=r"^train.jsonl: sample bad has no solution, and balance: label .*set balance: null"
+    ):
+        module(pipeline, source(root), balance="label")
+    assert pipeline.decoder.decoded == []
+    assert len(batches_of(module(pipeline, source(root)))) == 3
+
+
+def test_presets_change_their_kinds_and_nothing_else():
+    for preset in PRESETS:
+        assert preset.__bases__ == (OmniDataModule,)
+        own = {name for name in vars(preset) if name not in ("__module__", "__doc__", "__firstlineno__")}
+        assert own - {"__static_attributes__", "__abstractmethods__", "_abc_impl"} == {"kinds"}
+    assert {preset.__name__: sorted(preset.kinds) for preset in (*PRESETS, OmniDataModule)} == {
+        "ImageDataModule": ["image"],
+        "VideoDataModule": ["audio", "video"],
+        "AudioDataModule": ["audio"],
+        "TextDataModule": [],
+        "OmniDataModule": ["audio", "image", "video"],
+    }
+    assert set(datamodules._BY_KINDS) == {*PRESETS, OmniDataModule}
+
+
+KINDS = {
+    "text": ({}, "TextDataModule"),
+    "image": ({"images": ["one.png"]}, "ImageDataModule"),
+    "audio": ({"audios": ["one.wav"]}, "AudioDataModule"),
+    "video": ({"videos": ["one.mp4"]}, "VideoDataModule"),
+    "film": ({"videos": ["one.mp4"], "audios": ["one.wav"]}, "VideoDataModule"),
+    "slides": ({"images": ["one.png"], "audios": ["one.wav"]}, "OmniDataModule"),
+}
+TAKES = {
+    ImageDataModule: {"text", "image"},
+    AudioDataModule: {"text", "audio"},
+    VideoDataModule: {"text", "audio", "video", "film"},
+    TextDataModule: {"text"},
+    OmniDataModule: set(KINDS),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("preset", TAKES)
+def test_a_module_takes_its_kinds_and_names_the_one_that_takes_others(preset, name, root, pipeline):
+    media, taker = KINDS[name]
+    write(root, row("good"), row("bad", **media))
+    if name in TAKES[preset]:
+        assert set(ids_of(module(pipeline, source(root), preset=preset))) == {"good", "bad"}
+        return
+    with pytest.raises(
+        DataError,
+        match=rf"^train.jsonl: sample bad has <(image|audio|video)> media, which {preset.__name__} does not take; "
+        f"use {taker}$",
+    ):
+        module(pipeline, source(root), preset=preset)
+    assert pipeline.decoder.decoded == []
+
+
+def test_validation_data_are_held_to_the_kinds_as_well(root, pipeline):
+    write(root, row("a"))
+    write(root, row("v", images=["one.png"]), name="validation.jsonl")
+    with pytest.raises(DataError, match=r"validation.jsonl: sample v has <image> media, which TextDataModule"):
+        module(
+            pipeline,
+            source(root),
+            preset=TextDataModule,
+            validation=ValidationFeed(root=root, manifest="validation.jsonl"),
+        )
+
+
+def test_a_kind_the_model_does_not_read_is_refused_before_another_source_is_decoded(root, pipeline):
+    pipeline.encoder.media_kinds = frozenset({"video"})
+    write(root, row("a", ["one.mp4"]))
+    write(root, row("b", images=["one.png"]), name="more.jsonl")
+    with pytest.raises(DataError, match=r"more.jsonl: sample b has <image> media, and the model's WordEncoder reads"):
+        module(pipeline, source(root), source(root, "more.jsonl"))
+    assert pipeline.decoder.decoded == []
+
+
+def test_bad_clips_are_named_for_their_source_and_never_drawn(root, pipeline):
+    write(root, row("a", ["one.mp4"]), row("bad1", ["broken.mp4"]), row("c"))
+    write(root, row("bad2", images=["broken.png"]), row("e"), name="more.jsonl")
+    monitor = Monitor()
+    data = module(pipeline, source(root), source(root, "more.jsonl"), monitor=monitor, num_batches=10)
+    assert set(ids_of(data)) == {"a", "c", "e"}
+    left_out = [(manifest, usable, [name for name, _ in named]) for manifest, usable, named in monitor.left_out]
+    assert left_out == [("train.jsonl", 2, ["bad1"]), ("more.jsonl", 1, ["bad2"])]
+    assert [len(found.quarantined) for found in data.train_sets] == [1, 1]
+
+
+def test_a_source_without_a_usable_sample_is_refused(root, pipeline):
+    write(root, row("a"))
+    write(root, row("b", ["broken.mp4"]), name="more.jsonl")
+    with pytest.raises(DataError, match=r"all 1 samples failed to decode; the first: .*broken\.mp4"):
+        module(pipeline, source(root), source(root, "more.jsonl")).setup("fit")
+
+
+def test_an_empty_manifest_is_refused(root, pipeline):
+    write(root)
+    with pytest.raises(DataError, match=r"train\.jsonl holds no samples"):
+        module(pipeline, source(root))
+
+
+def test_a_limit_above_the_set_means_all_of_it(root, pipeline):
+    texts("a", "b", root=root)
+    assert ids_of(module(pipeline, source(root, limit=99))) == ids_of(module(pipeline, source(root)))
+
+
+def test_one_sample_fills_every_batch(root, pipeline):
+    texts("a", root=root)
+    assert ids_of(module(pipeline, source(root))) == ["a"] * 6
+
+
+def test_a_batch_larger_than_the_set_goes_on_with_the_next_pass(root, pipeline):
+    texts("a", "b", "c", root=root)
+    found = ids_of(module(pipeline, source(root), batch_size=7, num_batches=1))
+    assert sorted(found[:3]) == sorted(found[3:6]) == ["a", "b", "c"]
+    assert len(found) == 7
+
+
+HERE = Path("set")
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: source(HERE, weight=0), "source train: weight is 0; it must be above 0"),
+        (lambda: source(HERE, weight=float("nan")), "source train: weight is nan; it must be above 0"),
+        (lambda: source(HERE, limit=0), "source train: limit is 0; it must be at least 1, or null"),
+        (
+            lambda: ValidationFeed(root=HERE, manifest="v.jsonl", limit=-1),
+            "validation on v.jsonl: limit is -1; it must be at least 1",
+        ),
+        (lambda: Feed(sources=(), batch_size=1, num_batches=1), "a stage has no source of data; give a manifest"),
+        (lambda: Feed(sources=(source(HERE),), batch_size=0, num_batches=1), "batch_size is 0; it must be at least 1"),
+        (lambda: Feed(sources=(source(HERE),), batch_size=1, num_batches=0), "num_batches is 0; it must be at least"),
+        (
+            lambda: Feed(sources=(source(HERE),), batch_size=1, num_batches=1, balance="speaker"),
+            "balance is 'speaker'; it must be 'label' or null",
+        ),
+    ],
+)
+def test_a_feed_that_makes_no_sense_is_refused(make, reason):
+    with pytest.raises(ConfigError, match=reason):
+        make()
+
+
+def test_the_state_of_other_samples_or_another_order_is_refused(root, pipeline):
+    texts("a", "b", root=root)
+    old = module(pipeline, source(root))
+    old.setup("fit")
+    state = old.state_dict()
+    texts("a", "c", root=root)
+    for new, reason in [
+        (module(pipeline, source(root)), "the samples of train.jsonl have changed"),
+        (old, None),
+        (module(pipeline, source(root), seed=5), "the samples of train.jsonl have changed"),
+    ]:
+        new.setup("fit")
+        if reason is None:
+            new.load_state_dict(state)
+            continue
+        with pytest.raises(StageError, match=reason):
+            new.load_state_dict(state)
+    texts("a", "b", root=root)
+    other = module(pipeline, source(root), seed=5)
+    other.setup("fit")
+    with pytest.raises(StageError, match="seed was 0 and is 5"):
+        other.load_state_dict(state)
+
+
+def test_setting_up_again_does_not_forget_what_is_consumed(root, pipeline):
+    texts("a", "b", root=root)
+    data = module(pipeline, source(root))
+    data.setup("fit")
+    data.sampler.advance(2)
+    data.setup("validate")
+    assert data.state_dict()["sampler"]["consumed"] == 2
+
+
+class Listener(lightning.LightningModule):
+    """Remembers what it trained on, and saves or stops when told."""
+
+    automatic_optimization = False
+
+    def __init__(self, save_after=None, path=None):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.seen, self._save_after, self._path = [], save_after, path
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append([sample.id for sample in batch.samples])
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        if len(self.seen) == self._save_after:
+            self.trainer.save_checkpoint(self._path)
+            self.trainer.should_stop = True
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(data, listener, directory, **how):
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        val_check_interval=2,
+        default_root_dir=directory,
+    )
+    trainer.fit(listener, datamodule=data, **how)
+    return listener.seen
+
+
+@pytest.mark.parametrize("cut", [1, 3, 4])
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec.*is deprecated")
+def test_lightning_resumes_with_the_batch_after_the_last_one(cut, root, pipeline, tmp_path):
+    texts("a", "b", "c", root=root)
+    texts(*"defg", root=root, manifest="more.jsonl")
+    texts("v", root=root, manifest="validation.jsonl")
+
+    def data():
+        validation = ValidationFeed(root=root, manifest="validation.jsonl")
+        sources = source(root, weight=2), source(root, "more.jsonl")
+        return module(pipeline, *sources, num_batches=6, seed=3, validation=validation)
+
+    whole = fit(data(), Listener(), tmp_path)
+    checkpoint = tmp_path / "cut.ckpt"
+    first = fit(data(), Listener(cut, checkpoint), tmp_path)
+    rest = fit(data(), Listener(), tmp_path, ckpt_path=checkpoint, weights_only=True)
+    assert len(first) == cut
+    assert len(whole) == 6
+    assert first + rest == whole

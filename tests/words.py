@@ -1,0 +1,124 @@
+"""A dataset without a model: an encoder of one token per character, a decoder that counts, and manifests to write."""
+
+import json
+
+import clips
+import numpy as np
+import torch
+from PIL import Image
+
+from lightning_mmrl.data.media.cache import MediaCache
+from lightning_mmrl.data.media.guard import decode
+from lightning_mmrl.data.prepared import MediaPipeline
+from lightning_mmrl.errors import MediaError, MmrlError
+from lightning_mmrl.types.media import MediaSettings
+from lightning_mmrl.workers.pool import Outcome
+
+
+class WordEncoder:
+    """One token per character; a video is its frames' mean levels, a sound its length."""
+
+    fingerprint, pad_token_id, media_kinds = "words", 0, frozenset({"image", "video", "audio"})
+
+    def encode_image(self, image):
+        return {"corner": torch.tensor(image.pixels[0, 0].tolist())[None]}
+
+    def blank_image(self, encoded):
+        return {"corner": torch.full_like(encoded["corner"], 128)}
+
+    def encode_video(self, video):
+        return {"levels": torch.tensor(video.frames.mean(axis=(1, 2, 3), dtype="float32"))[:, None].contiguous()}
+
+    def encode_audio(self, audio):
+        if audio.duration_s > 1.5:
+            raise MediaError("longer than the window; cut it")
+        return {"sound": torch.full((1, 1, 2), audio.duration_s)}
+
+    def blank_video(self, encoded):
+        return {"levels": torch.full_like(encoded["levels"], 128.0)}
+
+    def silent_audio(self, encoded):
+        return {"sound": torch.zeros_like(encoded["sound"])}
+
+    def encode_prompt(self, messages, prefill, media):
+        text = "|".join(turn.content for turn in messages) + prefill
+        ids = torch.tensor([ord(letter) for letter in text])
+        merged = {name: value for each in media for name, value in each.items()}
+        return {
+            "input_ids": ids,
+            "position_ids": torch.arange(len(ids)).expand(3, -1),
+            "next_position": torch.tensor([len(ids)]),
+            **merged,
+        }
+
+    def encode_target(self, text):
+        return [*map(ord, text), 1]
+
+
+class CountingDecoder:
+    """Decodes here, in reverse order, and remembers what."""
+
+    def __init__(self):
+        self.decoded = []
+
+    def decode_all(self, tasks, on_done):
+        for index, task in reversed(list(enumerate(tasks))):
+            self.decoded.append((task.path.name, task.ref.kind))
+            try:
+                outcome = Outcome(value=decode(task))
+            except MmrlError as error:
+                outcome = Outcome(error=str(error))
+            if task.path.name == "hangs.mp4":
+                outcome = Outcome(error="deadline of 30 s exceeded")
+            on_done(index, outcome)
+
+
+class Monitor:
+    """Remembers what it hears."""
+
+    def __init__(self):
+        self.steps, self.left_out = [], []
+
+    def progress(self, *step):
+        self.steps.append(step)
+
+    def quarantine(self, manifest, num_usable, left_out):
+        self.left_out.append((manifest, num_usable, [(each.sample_id, each.reason) for each in left_out]))
+
+
+def pipeline(directory):
+    """Everything is decoded in this process, and cached below `directory`."""
+    return MediaPipeline(
+        encoder=WordEncoder(),
+        settings=MediaSettings(num_frames=2),
+        cache=MediaCache(directory / "cache"),
+        decoder=CountingDecoder(),
+    )
+
+
+def write_media(root):
+    """Clips of three lengths, one that a decoder would hang on, sounds of one and two seconds, pictures, and junk."""
+    root.mkdir()
+    for name, frame_s in (("one.mp4", 0.1), ("two.mp4", 0.2), ("hangs.mp4", 0.3)):
+        clips.write_grey(root / name, [frame_s * index for index in range(4)])
+    clips.write_wav(root / "one.wav", clips.tone(440, 1.0, 16_000), 16_000)
+    clips.write_wav(root / "long.wav", clips.tone(440, 2.0, 16_000), 16_000)
+    Image.fromarray(np.full((8, 8, 3), (10, 20, 30), dtype=np.uint8)).save(root / "one.png")
+    (root / "broken.mp4").write_bytes(b"nothing")
+    (root / "broken.png").write_bytes(b"nothing")
+    return root
+
+
+def row(name, videos=(), audios=(), images=(), target=None, text="Which?", solution="sad"):
+    """One line of a manifest."""
+    content = "<image>" * len(images) + "<video>" * len(videos) + "<audio>" * len(audios) + text
+    turns = [{"role": "user", "content": content}]
+    turns += [] if target is None else [{"role": "assistant", "content": target}]
+    media = {"images": list(images), "videos": list(videos), "audios": list(audios)}
+    return {"id": name, "messages": turns, **media, "solution": solution}
+
+
+def write(root, *rows, name="train.jsonl"):
+    """A manifest of these lines."""
+    (root / name).write_text("".join(json.dumps(each) + "\n" for each in rows))
+    return root / name
