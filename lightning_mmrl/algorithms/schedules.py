@@ -11,10 +11,20 @@ class WarmupCosine:
     >>> schedule = WarmupCosine(warmup_steps=2, final_fraction=0.1)
     >>> [round(schedule(step, 11), 3) for step in (0, 1, 2, 6, 10)]
     [0.5, 1.0, 1.0, 0.55, 0.1]
+
+    Raises:
+        ValueError: If `warmup_steps` is negative or `final_fraction` is outside [0, 1].
     """
 
     warmup_steps: int = 0
     final_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check_warmup(self.warmup_steps)
+        if not 0 <= self.final_fraction <= 1:
+            raise ValueError(
+                f"final_fraction is {self.final_fraction}; it is a share of the base rate, between 0 and 1"
+            )
 
     def __call__(self, step: int, num_steps: int) -> float:
         if step < self.warmup_steps:
@@ -30,9 +40,20 @@ class WarmupConstant:
 
     >>> [WarmupConstant(warmup_steps=4)(step, 100) for step in (0, 1, 3, 50)]
     [0.25, 0.5, 1.0, 1.0]
+
+    Raises:
+        ValueError: If `warmup_steps` is negative.
     """
 
     warmup_steps: int = 0
 
+    def __post_init__(self) -> None:
+        _check_warmup(self.warmup_steps)
+
     def __call__(self, step: int, num_steps: int) -> float:
         return min(1.0, (step + 1) / max(1, self.warmup_steps))
+
+
+def _check_warmup(steps: int) -> None:
+    if steps < 0:
+        raise ValueError(f"warmup_steps is {steps}; it must be at least 0")

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from lightning_mmrl.config import targets
 from lightning_mmrl.config.assembly import Assembly, quiet_libraries, training_sources
 from lightning_mmrl.config.build import CheckpointEvaluator, StageBuilder
+from lightning_mmrl.config.rehearsal import rehearse
 from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.config.specs import stage_specs
 from lightning_mmrl.config.tracking import absolute_sqlite
@@ -74,15 +75,16 @@ def run_curriculum(config: RootConfig, console: ConsoleProgress, selection: Sele
 
 
 def check_all_targets(config: RootConfig) -> None:
-    """Binds every `_target_` of the configuration before anything is loaded or written.
+    """Binds every `_target_` and builds the light ones before anything is loaded or written.
 
     Raises:
-        ConfigError: A target does not exist or has no such parameter.
+        ConfigError: A target does not exist, has no such parameter, refuses its values or does not fit its place.
     """
     for name in config.order:
         targets.check_targets(asdict(config.stages[name]), f"stages.{name}")
     targets.check_targets(asdict(config.model), "model")
     targets.check_targets(asdict(config.data), "data")
+    rehearse(config)
 
 
 def check_manifests(config: RootConfig) -> None:

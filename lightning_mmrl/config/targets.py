@@ -46,6 +46,8 @@ def build(node: Any, path: str, **more: Any) -> Any:
         return instantiate(dict(node), _convert_="all", **more)
     except HydraException as error:
         cause = error.__cause__
+        if isinstance(cause, ConfigError):
+            raise ConfigError(f"{path}: {cause}") from error
         if isinstance(cause, MmrlError):
             raise cause from error
         if isinstance(cause, TypeError | ValueError | OSError):
@@ -69,11 +71,13 @@ def _importable(target: str) -> Any:
 def _near_target(target: str) -> str:
     """The nearest name in the nearest module that exists."""
     parent, _, name = target.rpartition(".")
-    while parent and (found := _importable(parent)) is None:
-        parent, _, name = parent.rpartition(".")
-    known = [each for each in dir(found) if not each.startswith("_")] if parent else []
-    if parent and inspect.ismodule(found):
-        known += [module.name for module in iter_modules(getattr(found, "__path__", []))]
+    if not parent:
+        return "; check the path"
+    found = _importable(parent)
+    if found is None:
+        return _near_target(parent)
+    known = [each for each in dir(found) if not each.startswith("_")]
+    known += [module.name for module in iter_modules(getattr(found, "__path__", []))]
     close = nearest(name, known)
     return offered(f"{parent}.{each}" for each in close) if close else "; check the path"
 

@@ -32,8 +32,8 @@ def validated(composed: DictConfig) -> RootConfig:
     Raises:
         ConfigError: A key is unknown or missing, a value has the wrong type, or two keys contradict each other.
     """
-    composed = with_labels(composed)
     try:
+        composed = with_labels(composed)
         tree = OmegaConf.to_container(composed, resolve=True)
     except OmegaConfBaseException as error:
         raise _broken_reference(error, composed) from error
