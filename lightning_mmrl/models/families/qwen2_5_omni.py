@@ -188,6 +188,7 @@ class OmniThinker:
     @classmethod
     def from_checkpoint(cls, checkpoint: str | Path, *, dtype: torch.dtype = torch.float32) -> "OmniThinker":
         """Loads the weights of a local folder or hub id; a full Qwen2.5-Omni checkpoint gives its thinker."""
+        load_config(checkpoint)
         with qwen_media.loading(checkpoint, "model checkpoint"):
             model = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(checkpoint, dtype=dtype)
         return cls(model)

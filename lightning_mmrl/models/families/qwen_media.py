@@ -38,7 +38,8 @@ def loading(checkpoint: str | Path, what: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        missing = Path(checkpoint).is_absolute() and not Path(checkpoint).exists()
+        reason = "there is no such folder" if missing else str(error).strip().partition("\n")[0]
         raise StageError(
             f"{what} of {str(checkpoint)!r} cannot be loaded ({reason}); "
             "model.checkpoint must be a Hugging Face folder or a hub id that is reachable or cached"
@@ -74,9 +75,9 @@ def load_eos_ids(checkpoint: str | Path) -> tuple[int, ...]:
 
 def unreadable(family: str, kinds: Iterable[MediaKind], kind: MediaKind) -> MediaError:
     """What to raise for a medium of a kind that a family does not read."""
-    reads = " and ".join(["text", *sorted(kinds)]) if kinds else "text alone"
+    reads = ", ".join(["text", *sorted(kinds)]) if kinds else "text alone"
     return MediaError(
-        f"{family} reads {reads}, not {kind}; choose a model that reads {kind} or leave <{kind}> media out"
+        f"{family} reads {reads}, not {kind}; choose a model that reads {kind} or leave the <{kind}> media out"
     )
 
 
