@@ -1,0 +1,184 @@
+"""`mmrl doctor` on the machine: cores, memory, disks, file locks, environment variables."""
+
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+import lightning_mmrl
+from lightning_mmrl.cli.doctor_findings import Finding, ok, problem, warning
+
+GIB = 2**30
+MEMORY_WARNING = 4 * GIB
+DISK_PROBLEM = 1 * GIB
+DISK_WARNING = 20 * GIB
+"""A hand-over of a 3B model takes 10 GiB, and two are on disk for a moment."""
+
+CGROUPS = Path("/sys/fs/cgroup")
+MEMBERSHIP = Path("/proc/self/cgroup")
+MEMINFO = Path("/proc/meminfo")
+
+
+def check_cpu() -> list[Finding]:
+    """Cores that this process may use, and the share of them that its control group grants."""
+    cores, quota = len(os.sched_getaffinity(0)), cpu_quota()
+    if quota is None or quota >= cores:
+        return [ok("cpu", f"{cores} cores")]
+    threads = max(1, math.floor(quota))
+    detail = f"{cores} cores are visible, but the control group grants the time of {quota:g}"
+    return [warning("cpu", detail, f"trainer.num_threads={threads}")]
+
+
+def check_memory() -> list[Finding]:
+    """Memory that is left, by the kernel and by the control group."""
+    info = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in MEMINFO.read_text().splitlines()}
+    limit, used = memory_limit(), memory_used()
+    total = info["MemTotal"] if limit is None else min(limit, info["MemTotal"])
+    free = info["MemAvailable"] if limit is None else min(info["MemAvailable"], limit - used)
+    detail = f"{free / GIB:.1f} of {total / GIB:.1f} GiB are free{' (control group)' if total == limit else ''}"
+    if free >= MEMORY_WARNING:
+        return [ok("memory", detail)]
+    return [
+        warning("memory", detail, "end other programs, or set evaluation.batch_size=8 and a smaller data.batch_size")
+    ]
+
+
+def check_disk(name: str, folder: Path, fix: str) -> list[Finding]:
+    """Free space and a whole write, sync, rename, delete at a folder, or at the nearest one above it that exists."""
+    place = nearest_folder(folder)
+    where = str(folder) if place == folder else f"{folder} (to be made in {place})"
+    try:
+        stat = os.statvfs(place)
+        write_and_delete(place)
+    except OSError as error:
+        return [problem(name, f"{where} cannot be written ({error.strerror or error})", fix)]
+    free = stat.f_bavail * stat.f_frsize
+    detail = f"{where} is writable, {free / GIB:.1f} GiB are free"
+    if free < DISK_PROBLEM:
+        return [problem(name, detail, f"free some space, or {fix}")]
+    if free < DISK_WARNING:
+        return [warning(name, detail, f"enough for tiny models only; free some space, or {fix}")]
+    return [ok(name, detail)]
+
+
+def check_locks(folder: Path) -> list[Finding]:
+    """Whether a file lock keeps a second holder out: processes take turns with a database by it."""
+    fix = "put output_dir on a local disk, or track on a server: tracking.uri=http://HOST:5000"
+    with tempfile.TemporaryDirectory(prefix=".mmrl-doctor-", dir=nearest_folder(folder)) as scratch:
+        path = Path(scratch) / "lock"
+        try:
+            with FileLock(path, timeout=1), FileLock(path, timeout=0):
+                return [problem("file locks", f"two holders got the same lock in {folder}", fix)]
+        except Timeout:
+            return [ok("file locks", f"work in {nearest_folder(folder)}")]
+        except (OSError, NotImplementedError) as error:
+            return [problem("file locks", f"do not work in {folder} ({error})", fix)]
+
+
+def check_media_root(folder: Path) -> list[Finding]:
+    """Whether the clips are there and can be read."""
+    fix = "data.root=DIR with the folder of your manifests"
+    if not folder.is_dir():
+        return [problem("media root", f"{folder} {'is no folder' if folder.exists() else 'does not exist'}", fix)]
+    try:
+        entries = sum(1 for _ in os.scandir(folder))
+    except OSError as error:
+        return [problem("media root", f"{folder} cannot be read ({error.strerror or error})", f"chmod u+rx {folder}")]
+    if not entries:
+        return [warning("media root", f"{folder} is empty", fix)]
+    return [ok("media root", f"{folder} holds {entries} entries; mmrl data validate MANIFEST decodes what it lists")]
+
+
+def check_telemetry() -> list[Finding]:
+    """Variables that the package sets to keep libraries quiet, unless the user set them first."""
+    loud = {
+        name: os.environ.get(name) for name, quiet in lightning_mmrl._QUIET.items() if os.environ.get(name) != quiet
+    }
+    if not loud:
+        return [ok("telemetry", f"off: {', '.join(lightning_mmrl._QUIET)}")]
+    shown = ", ".join(f"{name}={value}" for name, value in loud.items())
+    return [warning("telemetry", f"{shown}: a library may report its use", f"unset {' '.join(loud)}")]
+
+
+def nearest_folder(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    absolute = folder.absolute()
+    return next(each for each in (absolute, *absolute.parents) if each.exists())
+
+
+def write_and_delete(folder: Path) -> None:
+    """What a checkpoint does: written beside its place, synced, renamed.
+
+    Raises:
+        OSError: One of the steps fails, or what is read is not what was written.
+    """
+    scratch = Path(tempfile.mkdtemp(prefix=".mmrl-doctor-", dir=folder))
+    try:
+        partial, final = scratch / "partial", scratch / "final"
+        with partial.open("wb") as file:
+            file.write(b"mmrl")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, final)
+        if final.read_bytes() != b"mmrl":
+            raise OSError(f"{final} holds other bytes than were written")
+    finally:
+        shutil.rmtree(scratch)
+
+
+def cpu_quota() -> float | None:
+    """Cores' worth of time that the control group grants, None without a limit."""
+    limits = []
+    for folder in _cgroups("cpu"):
+        words = _read(folder / "cpu.max").split() or [
+            _read(folder / "cpu.cfs_quota_us").strip(),
+            _read(folder / "cpu.cfs_period_us").strip(),
+        ]
+        if all(word.isdigit() for word in words):
+            limits.append(int(words[0]) / int(words[1]))
+    return min(limits, default=None)
+
+
+def memory_limit() -> int | None:
+    """Bytes that the control group may use, None without a limit."""
+    names = ("memory.max", "memory.limit_in_bytes")
+    found = [_read(folder / name).strip() for folder in _cgroups("memory") for name in names]
+    # Version 1 writes a number near 2**63 for no limit.
+    limits = [int(text) for text in found if text.isdigit() and int(text) < 2**60]
+    return min(limits, default=None)
+
+
+def memory_used() -> int:
+    """Bytes that the control group uses, without file pages that can be dropped; 0 if it does not say."""
+    for folder in _cgroups("memory"):
+        for name, reclaimable in (
+            ("memory.current", "inactive_file"),
+            ("memory.usage_in_bytes", "total_inactive_file"),
+        ):
+            used = _read(folder / name).strip()
+            if used.isdigit():
+                stat = dict(line.split() for line in _read(folder / "memory.stat").splitlines())
+                return int(used) - int(stat.get(reclaimable, 0))
+    return 0
+
+
+def _cgroups(controller: str) -> Iterator[Path]:
+    """Folders of this process's control group and of all above it, of either version."""
+    for line in _read(MEMBERSHIP).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        base = CGROUPS / controllers if controllers else CGROUPS
+        inner = base / path.lstrip("/")
+        yield from (each for each in (inner, *inner.parents) if each.is_relative_to(base))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:  # no such controller, or none of that version
+        return ""

@@ -1,0 +1,115 @@
+"""`mmrl doctor` on Python and packages: what is installed against what our own metadata requires."""
+
+import importlib.metadata
+import platform
+from collections.abc import Callable, Sequence
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from lightning_mmrl.cli.doctor_findings import Finding, isolated, ok, problem
+
+DISTRIBUTION = "lightning-mmrl"
+SHOWN = ("torch", "transformers", "lightning", "mlflow")
+REINSTALL = "uv pip install --no-deps -e . (in the checkout)"
+
+
+def check_python() -> list[Finding]:
+    """The interpreter against `requires-python`."""
+    wanted = importlib.metadata.metadata(DISTRIBUTION)["Requires-Python"]
+    version = platform.python_version()
+    if SpecifierSet(wanted).contains(version, prereleases=True):
+        return [ok("python", f"{version} on {platform.system()} {platform.machine()}")]
+    return [problem("python", f"{version} is outside {wanted}", "uv venv --python 3.11, then install again")]
+
+
+def check_packages() -> list[Finding]:
+    """Every requirement that applies here: one line for all that fit, one for each that does not."""
+    requirements = applicable("")
+    complaints = [each for requirement in requirements for each in isolated(requirement.name, _checker(requirement))]
+    if complaints:
+        return complaints
+    shown = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in SHOWN)
+    return [ok("packages", f"all {len(requirements)} within their ranges: {shown}")]
+
+
+def check_vllm() -> list[Finding]:
+    """Optional, so what is said of a missing one follows from whether this version declares it as an extra."""
+    wanted = [each for each in applicable("vllm") if each.name == "vllm"]
+    installed = installed_version("vllm")
+    if installed is None:
+        how = (
+            "uv pip install -e '.[vllm]' adds it" if wanted else "this version samples with transformers and uses none"
+        )
+        return [ok("vllm", f"not installed; optional, {how}")]
+    if not wanted:
+        return [ok("vllm", f"{installed} is installed; this version samples with transformers and does not use it")]
+    complaints = [*_complaints(wanted[0]), *check_pins("vllm")]
+    return complaints or [ok("vllm", f"{installed}, within {wanted[0].specifier}")]
+
+
+def check_pins(name: str) -> list[Finding]:
+    """Whether an installed package gets the torch that it was built against: one that does not fails to load."""
+    pins = [Requirement(line) for line in importlib.metadata.requires(name) or []]
+    pin = next((each for each in pins if each.name == "torch" and each.marker is None), None)
+    torch = installed_version("torch")
+    if pin is None or torch is None or pin.specifier.contains(torch.partition("+")[0], prereleases=True):
+        return []
+    detail = f"{importlib.metadata.version(name)} was built for torch{pin.specifier}, torch {torch} is installed"
+    return [problem(name, detail, reinstall_command("torch", name))]
+
+
+def applicable(extra: str) -> list[Requirement]:
+    """Our requirements on this platform; of an extra, if one is named, its own only.
+
+    Raises:
+        PackageNotFoundError: The package runs without having been installed.
+    """
+    found = [Requirement(line) for line in importlib.metadata.requires(DISTRIBUTION) or []]
+    always = [each for each in found if each.marker is None or each.marker.evaluate({"extra": ""})]
+    if not extra:
+        return always
+    return [each for each in found if each not in always and each.marker and each.marker.evaluate({"extra": extra})]
+
+
+def installed_version(name: str) -> str | None:
+    """The version that is installed, if any."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def reinstall_command(*names: str) -> str:
+    """Installs packages again, from one index and in their ranges, for the device that is there."""
+    ranges = {each.name: str(each.specifier) for each in [*applicable(""), *applicable("vllm")]}
+    wanted = " ".join(f"'{name}{ranges.get(name, '')}'" for name in names)
+    return f"uv pip install --reinstall --torch-backend=auto {wanted}"
+
+
+def check_installation() -> list[Finding]:
+    """Whether our own metadata is there: all other version checks read it."""
+    version = installed_version(DISTRIBUTION)
+    if version is None:
+        return [problem("installation", f"{DISTRIBUTION} has no metadata: it was not installed", REINSTALL)]
+    return [ok("installation", f"{DISTRIBUTION} {version}")]
+
+
+def _checker(requirement: Requirement) -> Callable[[], Sequence[Finding]]:
+    return lambda: _complaints(requirement)
+
+
+def _complaints(requirement: Requirement) -> Sequence[Finding]:
+    name, installed = requirement.name, installed_version(requirement.name)
+    if installed is None:
+        return [problem(name, f"is not installed; {requirement} is needed", _install(requirement))]
+    if not requirement.specifier.contains(installed, prereleases=True):
+        return [problem(name, f"{installed} is outside {requirement.specifier}", _install(requirement))]
+    return []
+
+
+def _install(requirement: Requirement) -> str:
+    if requirement.name in ("torch", "torchvision"):
+        return reinstall_command("torch", "torchvision")
+    extras = f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
+    return f"uv pip install '{requirement.name}{extras}{requirement.specifier}'"

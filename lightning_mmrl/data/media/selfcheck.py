@@ -1,0 +1,95 @@
+"""Writes a small file of each kind and decodes it as training would: do the decoders of this installation work?"""
+
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from PIL import Image
+
+from lightning_mmrl.data.media.audio import decode_audio
+from lightning_mmrl.data.media.image import decode_image
+from lightning_mmrl.data.media.video import HAS_DECORD, _decode_decord, _decode_pyav
+from lightning_mmrl.data.synthetic.video_file import write_clip
+from lightning_mmrl.errors import MediaError
+from lightning_mmrl.types.media import DecodedAudio, DecodedVideo, MediaSettings
+from lightning_mmrl.types.records import MediaKind, MediaRef
+
+FPS = 10
+RATE_HZ = 16_000
+PITCH_HZ = 440
+LEVELS = (40, 90, 140, 190)
+"""Grey levels of the clip's frames: one that is lost, repeated or out of place shows."""
+
+_SETTINGS = MediaSettings(num_frames=len(LEVELS), sample_rate_hz=RATE_HZ)
+
+
+def check_decord(folder: Path) -> str:
+    """H.264 through decord."""
+    if not HAS_DECORD:
+        return "not used on this platform; PyAV decodes video"
+    _check_frames("decord", _decode_decord(_write_clip(folder / "decord.mp4"), _ref("video"), _SETTINGS))
+    return f"decord {version('decord')} decodes H.264"
+
+
+def check_pyav(folder: Path) -> str:
+    """H.264 and AAC through PyAV, which also wrote them."""
+    clip = _write_clip(folder / "pyav.mp4")
+    _check_frames("PyAV", _decode_pyav(clip, _ref("video"), _SETTINGS))
+    _check_tone("PyAV", decode_audio(clip, _ref("audio"), _SETTINGS))
+    return f"PyAV {version('av')} writes and decodes H.264 with AAC"
+
+
+def check_soundfile(folder: Path) -> str:
+    """A wav file through soundfile, resampled by soxr."""
+    path = folder / "tone.wav"
+    soundfile.write(path, _tone(2 * RATE_HZ), 2 * RATE_HZ)
+    _check_tone("soundfile", decode_audio(path, _ref("audio"), _SETTINGS))
+    return f"soundfile {version('soundfile')} decodes wav, soxr {version('soxr')} resamples it"
+
+
+def check_pillow(folder: Path) -> str:
+    """A png through Pillow, which is lossless."""
+    pixels = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
+    path = folder / "picture.png"
+    Image.fromarray(pixels).save(path)
+    if not np.array_equal(decode_image(path, _ref("image"), _SETTINGS).pixels, pixels):
+        raise MediaError("Pillow decodes other pixels than it wrote")
+    return f"Pillow {version('pillow')} writes and decodes png"
+
+
+DECODERS: Mapping[str, Callable[[Path], str]] = {
+    "decord": check_decord,
+    "av": check_pyav,
+    "soundfile": check_soundfile,
+    "pillow": check_pillow,
+}
+"""Package to the check of it, which says what works."""
+
+
+def _write_clip(path: Path) -> Path:
+    frames = np.stack([np.full((64, 64, 3), level, dtype=np.uint8) for level in LEVELS])
+    write_clip(path, frames, FPS, _tone(RATE_HZ)[: RATE_HZ * len(LEVELS) // FPS], RATE_HZ)
+    return path
+
+
+def _tone(rate_hz: int) -> np.ndarray:
+    return (0.5 * np.sin(2 * np.pi * PITCH_HZ * np.arange(rate_hz) / rate_hz)).astype(np.float32)
+
+
+def _check_frames(name: str, video: DecodedVideo) -> None:
+    found = [round(float(frame.mean())) for frame in video.frames]
+    if any(abs(level - expected) > 5 for level, expected in zip(found, LEVELS, strict=True)):
+        raise MediaError(f"{name} decodes frames of grey {found}, written were {list(LEVELS)}")
+
+
+def _check_tone(name: str, sound: DecodedAudio) -> None:
+    spectrum = np.abs(np.fft.rfft(sound.waveform))
+    peak = float(np.fft.rfftfreq(len(sound.waveform), 1 / sound.sample_rate_hz)[spectrum.argmax()])
+    if abs(peak - PITCH_HZ) > 5:
+        raise MediaError(f"{name} decodes a tone of {peak:.0f} Hz, written was one of {PITCH_HZ} Hz")
+
+
+def _ref(kind: MediaKind) -> MediaRef:
+    return MediaRef(kind=kind, path="selfcheck")
