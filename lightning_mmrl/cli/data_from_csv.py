@@ -89,10 +89,10 @@ def _print_conversion(conversion: "Conversion", num_shown: int) -> None:
     print_report(summarize(take_inventory([path for path in manifests if path.stat().st_size], out)), num_shown)
     lines = [
         *conversion.notes,
-        f"{conversion.num_without_sound} clips without sound: their lines have no <audio> tag",
-        f"{conversion.num_reasonings} clips with a written reasoning"
-        + ("" if conversion.num_reasonings else "; cold_start.jsonl has a plain thought in its place"),
-        f"{len(conversion.problems)} rows left out, all named in {out / 'rejected.csv'}",
+        f"clips without sound: {conversion.num_without_sound} (their lines have no <audio> tag)",
+        f"clips with a written reasoning: {conversion.num_reasonings}"
+        + ("" if conversion.num_reasonings else " (cold_start.jsonl has a plain thought in its place)"),
+        f"rows left out: {len(conversion.problems)} (all named in {out / 'rejected.csv'})",
         "next:",
         f"  mmrl data validate {shlex.quote(str(out))}/*.jsonl --media-root {shlex.quote(str(out))}",
         f"  mmrl train experiment=own_clips data.root={shlex.quote(str(out))}",

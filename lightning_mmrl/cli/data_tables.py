@@ -78,12 +78,18 @@ def labels_table(report: Report) -> Table:
 
 def media_table(report: Report) -> Table:
     """What the media of each split are."""
-    title = "Media" if report.decoded else "Media (not decoded: lengths are those of the spans that lines name)"
-    table = _table(title, "split", "kind", "files", "min", "median", "max", "total", "rates and sizes")
+    timed = any(media.durations for split in report.splits for media in split.media)
+    spans = ("min", "median", "max", "total") if timed else ()
+    facts = ("rates and sizes",) if report.decoded else ()
+    title = (
+        f"Media{'' if report.decoded else ', not decoded'}{'; times are those of spans' if timed and not facts else ''}"
+    )
+    table = _table(title, "split", "kind", "files", *spans, *facts)
     for split in report.splits:
         for media in split.media:
-            row = (split.name, media.kind, str(media.num_files), *_durations(media.durations), _rates(media))
-            table.add_row(*row)
+            times = _durations(media.durations) if timed else ()
+            rates = (_rates(media),) if report.decoded else ()
+            table.add_row(split.name, media.kind, str(media.num_files), *times, *rates)
     return table
 
 

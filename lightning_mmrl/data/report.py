@@ -177,6 +177,7 @@ def _findings(inventory: Inventory) -> Iterable[Finding]:
     yield from _shared(ids, "the same id in several splits", severe=True)
     yield from _shared(speakers, "the same speaker in several splits", severe=False)
     yield from _repeated(inventory)
+    yield from _untrained(inventory)
 
 
 def _identity(key: MediaKey, inventory: Inventory) -> Hashable:
@@ -209,6 +210,19 @@ def _repeated(inventory: Inventory) -> Iterable[Finding]:
     if repeated:
         example = f"{_place(repeated[0][0])} and {_place(repeated[0][1])}"
         yield Finding(what="the same clip under several ids", num=len(repeated), example=example, severe=False)
+
+
+def _untrained(inventory: Inventory) -> Iterable[Finding]:
+    """Labels that are evaluated and never trained, if anything is trained with labels."""
+    splits: dict[str, list[Entry]] = defaultdict(list)
+    for entry in inventory.entries:
+        if entry.sample.solution is not None:
+            splits[entry.sample.solution].append(entry)
+    names = {label: {_split_name(entry) for entry in entries} for label, entries in splits.items()}
+    missing = [label for label, found in names.items() if not found & TRAINING_SPLITS]
+    if missing and len(missing) < len(names):
+        example = f"{missing[0][:40]!r} at {_place(splits[missing[0]][0])}"
+        yield Finding(what="a label in no training split", num=len(missing), example=example, severe=False)
 
 
 def _question(sample: Sample) -> str:

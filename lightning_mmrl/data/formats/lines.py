@@ -7,6 +7,8 @@ from typing import Any, NoReturn
 from lightning_mmrl.data.formats.turns import quoted
 from lightning_mmrl.errors import DataError
 
+MAX_DEPTH = 50
+
 
 def json_object(line: str) -> dict[str, Any]:
     """The object of a line.
@@ -24,6 +26,7 @@ def json_object(line: str) -> dict[str, Any]:
         raise DataError("not valid JSON (a number with too many digits); fix or remove the line") from error
     if not isinstance(row, dict):
         raise DataError(f"found a {type(row).__name__}; each line must be one JSON object")
+    _check_depth(row)
     _check_characters(line, row)
     return row
 
@@ -46,6 +49,17 @@ def _number(text: str) -> float:
     if math.isinf(value):
         raise DataError(f"not valid JSON (number {text[:40]} is too large); correct or remove it")
     return value
+
+
+def _check_depth(row: dict[str, Any]) -> None:
+    """Refuses what parses but is too deep to be copied or written again."""
+    level: list[Any] = [row]
+    for _ in range(MAX_DEPTH):
+        values = [value for node in level for value in (node.values() if isinstance(node, dict) else node)]
+        level = [value for value in values if isinstance(value, dict | list)]
+        if not level:
+            return
+    raise DataError(f"nested more than {MAX_DEPTH} levels deep; flatten it")
 
 
 def _check_characters(line: str, row: dict[str, Any]) -> None:
