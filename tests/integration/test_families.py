@@ -1,0 +1,163 @@
+"""Every family learns from targets and from rewards, and comes back from its export with the same log-probabilities."""
+
+from functools import partial
+from types import SimpleNamespace
+
+import families
+import omni
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Qwen2_5OmniThinkerForConditionalGeneration
+
+from lightning_mmrl.algorithms.advantages.group_normalized import GroupNormalized
+from lightning_mmrl.algorithms.losses.aggregation import TokenMean
+from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
+from lightning_mmrl.algorithms.schedules import WarmupConstant
+from lightning_mmrl.data.collate import EncodedSample, collate_targets
+from lightning_mmrl.models.export import export_checkpoint
+from lightning_mmrl.rewards.compose import WeightedReward
+from lightning_mmrl.rewards.pool import InlineRewards
+from lightning_mmrl.rollout.hf import HFEngine
+from lightning_mmrl.stages.context import OptimizerSettings, StageContext
+from lightning_mmrl.stages.grpo import GRPOModule
+from lightning_mmrl.stages.policy_gradient import Algorithm
+from lightning_mmrl.stages.sft import SFTModule
+from lightning_mmrl.tracking.lightning_logger import RunLogger
+from lightning_mmrl.tracking.null import NullRun
+from lightning_mmrl.training.trainer import TrainerSettings, training_trainer
+from lightning_mmrl.types.batches import ScoringBatch
+
+GROUP = 4
+STOCK = {
+    "qwen2_5_omni": Qwen2_5OmniThinkerForConditionalGeneration,
+    "qwen2_5_vl": AutoModelForImageTextToText,
+    "qwen2_vl": AutoModelForImageTextToText,
+    "qwen2": AutoModelForCausalLM,
+}
+
+each_family = pytest.mark.parametrize("name", sorted(families.FAMILIES))
+
+
+class CountsEvens:
+    """Something that any sampled text has more or less of: the share of even characters."""
+
+    def __call__(self, sample, completion):
+        return sum(ord(letter) % 2 == 0 for letter in completion.text) / max(1, len(completion.text))
+
+
+def optimizer():
+    return OptimizerSettings(factory=partial(torch.optim.SGD, lr=0.05), schedule=WarmupConstant())
+
+
+def context(folder):
+    return StageContext(name="stage", num_steps=1, seed=0, directory=folder)
+
+
+def fit(module, batch, folder):
+    trainer = training_trainer(
+        TrainerSettings(accelerator="cpu"),
+        directory=folder,
+        logger=RunLogger(NullRun("run"), folder),
+        callbacks=[],
+        validate_every=None,
+        gradient_clip_val=None,
+    )
+    trainer.fit(module, DataLoader([batch], batch_size=None))
+
+
+def targets(name, encoder):
+    items = []
+    for index, content in enumerate(families.FAMILIES[name].contents):
+        item = omni.encoded(encoder, f"p{index}", content, index)
+        ids = tuple(encoder.encode_target("<think>fast tone</think><answer>angry</answer>"))
+        items.append(EncodedSample(sample=item.sample, prompt=item.prompt, target_ids=ids))
+    return collate_targets(items, encoder.pad_token_id)
+
+
+def scoring_of(batch):
+    return ScoringBatch(
+        prompts=batch.prompts, completion_ids=batch.completion_ids, completion_mask=batch.completion_mask, group_size=1
+    )
+
+
+def moved_groups(policy, before):
+    """The parameter groups of which a parameter has changed."""
+    changed = [name for name, p in policy.model.named_parameters() if not torch.equal(p, before[name])]
+    groups = policy._backbone.parameter_groups
+    return {group for group, prefixes in groups.items() if any(name.startswith(prefixes) for name in changed)}
+
+
+def weights(policy):
+    return {name: parameter.detach().clone() for name, parameter in policy.model.named_parameters()}
+
+
+@pytest.fixture
+def model(name, tmp_path):
+    encoder, policy = families.load(name, families.build(name, tmp_path / "base"), dtype=torch.float32)
+    return SimpleNamespace(encoder=encoder, policy=policy)
+
+
+@each_family
+def test_an_sft_step_teaches_every_part_and_the_export_comes_back(name, model, tmp_path):
+    encoder, policy = model.encoder, model.policy
+    batch = targets(name, encoder)
+    scoring, before = scoring_of(batch), weights(policy)
+    with torch.no_grad():
+        first = policy(scoring).logprobs.sum().item()
+    fit(SFTModule(policy, optimizer=optimizer(), context=context(tmp_path)), batch, tmp_path)
+    assert moved_groups(policy, before) == set(policy._backbone.parameter_groups)
+    with torch.no_grad():
+        trained = policy(scoring).logprobs
+    assert trained.sum().item() > first
+
+    export_checkpoint(policy.model, encoder.processor, tmp_path / "export")
+    again, reloaded = families.load(name, tmp_path / "export", dtype=torch.float32)
+    assert reloaded.model.config.tie_word_embeddings == policy.model.config.tie_word_embeddings
+    assert again.fingerprint == encoder.fingerprint
+    assert again.banned_token_ids() == encoder.banned_token_ids()
+    same = targets(name, again)
+    assert torch.equal(same.prompts.input_ids, batch.prompts.input_ids)
+    with torch.no_grad():
+        assert torch.equal(reloaded(scoring_of(same)).logprobs, trained)
+        _, base = families.load(name, tmp_path / "base", dtype=torch.float32)
+        assert not torch.equal(base(scoring).logprobs, trained)
+
+
+@each_family
+def test_a_grpo_iteration_moves_what_is_not_frozen(name, model, tmp_path):
+    encoder, policy = model.encoder, model.policy
+    frozen = sorted(set(policy._backbone.parameter_groups) - {"text"})
+    policy.freeze(frozen)
+    engine = HFEngine(
+        policy,
+        decode=encoder.decode,
+        eos_token_ids=encoder.eos_token_ids,
+        pad_token_id=encoder.pad_token_id,
+        max_new_tokens=8,
+    )
+    module = GRPOModule(
+        policy,
+        engine,
+        InlineRewards(WeightedReward(parts={"evens": CountsEvens()}, weights={"evens": 1.0})),
+        optimizer=optimizer(),
+        context=context(tmp_path),
+        algorithm=Algorithm(advantage=GroupNormalized(), loss=PPOClip(), aggregation=TokenMean(), group_size=GROUP),
+    )
+    before = weights(policy)
+    fit(module, families.prompts(name, encoder), tmp_path)
+    assert moved_groups(policy, before) == {"text"}
+    assert module.latest["rollout/groups_with_signal"] == 1.0
+    assert module.latest["train/approx_kl"] == 0.0
+    assert engine.version == 1
+
+
+@each_family
+def test_plain_transformers_loads_the_export(name, model, tmp_path):
+    """Under the class that a user of the checkpoint would take, with every weight found and none left over."""
+    export_checkpoint(model.policy.model, model.encoder.processor, tmp_path / "export")
+    stock, report = STOCK[name].from_pretrained(tmp_path / "export", output_loading_info=True)
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    ours, theirs = model.policy.model.state_dict(), stock.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
