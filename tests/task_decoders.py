@@ -85,6 +85,14 @@ def direction_in(frames: np.ndarray) -> str:
     return "down" if down > 0 else "up"
 
 
+def side_in(frame: np.ndarray) -> str:
+    """The side of the frame where the center of what is bright lies."""
+    down, right = np.argwhere(foreground(frame)).mean(axis=0) - (np.array(frame.shape[:2]) - 1) / 2
+    if abs(right) > abs(down):
+        return "right" if right > 0 else "left"
+    return "bottom" if down > 0 else "top"
+
+
 def result_of(question: str) -> str:
     """What a sum or difference of three numbers comes to."""
     terms = re.fullmatch(r"What is (\d) ([+-]) (\d) ([+-]) (\d)\?", question).groups()

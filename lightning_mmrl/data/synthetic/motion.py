@@ -1,4 +1,4 @@
-"""Which way does it move? A disk that crosses a part of the frame, or rests."""
+"""Which way does it move? A disk that crosses the frame, or rests at one side."""
 
 from pathlib import Path
 
@@ -11,30 +11,39 @@ from lightning_mmrl.data.synthetic.video_file import write_silent_clip
 
 FRAMES_PER_SECOND = 8
 NUM_FRAMES = 8
-STEPS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "still": (0, 0)}
-THOUGHTS = {"left": "sideways", "right": "sideways", "up": "upright", "down": "upright", "still": "no change"}
+PATHS = {
+    "left": (("right", "left"),),
+    "right": (("left", "right"),),
+    "up": (("bottom", "top"),),
+    "down": (("top", "bottom"),),
+    "still": (("left", "left"), ("right", "right"), ("top", "top"), ("bottom", "bottom")),
+}
+"""The sides where a disk may start and end, by label: neither side alone tells the label."""
+
 QUESTION = "<video>Which way does it move?"
 
+_SIDES = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1)}
 _NOISE = 6.0
-_RADIUS_PX = (8.0, 11.0)
-_DISTANCE_PX = (20.0, 30.0)
+_RADIUS_PX = (7.0, 10.0)
+_OFF_CENTER_PX = (10.0, 15.0)
+_DRIFT_PX = 4.0
 
 
 def compose(plan: Plan) -> Problem:
     """Film a disk that moves as the label says, at constant speed."""
     rng = plan.generator()
+    start, end = PATHS[plan.label][plan.serial % len(PATHS[plan.label])]
     radius = rng.uniform(*_RADIUS_PX)
-    distance = rng.uniform(*_DISTANCE_PX)
-    margin = radius + 1.0 + distance / 2
-    middle = rng.uniform(margin, SIZE_PX - margin, size=2)
-    travel = np.array(STEPS[plan.label]) * distance
-    centers = middle + np.linspace(-0.5, 0.5, NUM_FRAMES)[:, None] * travel
+    middle = SIZE_PX / 2 + rng.uniform(-_DRIFT_PX, _DRIFT_PX, size=2)
+    sides = np.array([_SIDES[start], _SIDES[end]]) * rng.uniform(*_OFF_CENTER_PX)
+    share = np.linspace(0.0, 1.0, NUM_FRAMES)[:, None]
+    centers = middle + (1.0 - share) * sides[0] + share * sides[1]
     background, foreground = draw_colors(rng)
     covered = np.stack([_disk(x, y, radius) for x, y in centers.tolist()])
     return Problem(
         question=QUESTION,
-        thought=THOUGHTS[plan.label],
-        facts={"distance_px": round(float(np.abs(travel).sum()), 2)},
+        thought=f"{start} to {end}",
+        facts={"from_side": start, "to_side": end},
         signal=paint(covered, background, foreground, _NOISE, rng),
     )
 
@@ -54,7 +63,7 @@ def _disk(x: float, y: float, radius: float) -> np.ndarray:
 
 MOTION = Task(
     name="motion",
-    labels=tuple(STEPS),
+    labels=tuple(PATHS),
     compose=compose,
     medium=Medium(column="videos", suffix=".mp4", save=save_mp4),
 )

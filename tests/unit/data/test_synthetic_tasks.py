@@ -54,6 +54,9 @@ def test_the_thoughts_name_what_is_there() -> None:
     for plan in TONES.plan("test", scale=0.1):
         row, column = divmod(int(decoders.key_in(TONES.compose(plan).signal, SAMPLE_RATE_HZ)) - 1, 3)
         assert TONES.compose(plan).thought == f"row {row + 1} and column {column + 1}"
+    for plan in MOTION.plan("test", scale=0.2):
+        problem = MOTION.compose(plan)
+        assert problem.thought == " to ".join(decoders.side_in(problem.signal[k]) for k in (0, -1))
     for plan in ARITHMETIC.plan("test"):
         problem = ARITHMETIC.compose(plan)
         a, first, b, second, c = problem.question.removeprefix("What is ").removesuffix("?").split()

@@ -1,0 +1,132 @@
+"""The files of generated tasks: the same bytes each time, all or nothing on disk, answers intact after every codec."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import task_decoders as decoders
+
+from lightning_mmrl.data.media.guard import DecodeTask, decode
+from lightning_mmrl.data.schema import read_manifest
+from lightning_mmrl.data.synthetic.task import SPLITS
+from lightning_mmrl.data.synthetic.tasks import TASKS
+from lightning_mmrl.errors import DataError
+from lightning_mmrl.prompts.scanner import scan
+from lightning_mmrl.types.media import MediaSettings
+from lightning_mmrl.types.records import Sample
+
+NAMES = ("geometry", "counting", "tones", "motion", "arithmetic")
+SCALE = 0.05
+SETTINGS = MediaSettings(num_frames=4)
+
+each_task = pytest.mark.parametrize("name", NAMES)
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Every task at a small scale."""
+    root = tmp_path_factory.mktemp("tasks")
+    return {name: TASKS[name](root / name, scale=SCALE, workers=1) for name in NAMES}
+
+
+def hashes(directory: Path) -> dict[str, str]:
+    """The SHA-256 of every file by its path in the set."""
+    return {
+        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+def answer_in(sample: Sample, root: Path) -> str:
+    """The answer, from the decoded file or from the question's own text."""
+    if not sample.media:
+        return decoders.result_of(sample.messages[0].content)
+    [ref] = sample.media
+    decoded = decode(DecodeTask(path=root / ref.path, ref=ref, settings=SETTINGS))
+    match sample.extras["label_set"]:
+        case "geometry":
+            return decoders.shape_in(decoded.pixels)
+        case "counting":
+            return str(sum(decoders.dots_in(decoded.pixels)))
+        case "tones":
+            return decoders.key_in(decoded.waveform, decoded.sample_rate_hz)
+    return decoders.direction_in(decoded.frames)
+
+
+@each_task
+@pytest.mark.parametrize("split", SPLITS)
+def test_manifests_read_back_and_every_decoded_file_shows_its_answer(
+    sets: dict[str, Path], name: str, split: str
+) -> None:
+    samples = read_manifest(sets[name] / f"{split}.jsonl", sets[name])
+    labels = json.loads((sets[name] / "dataset.json").read_text())["labels"]
+    assert {sample.solution for sample in samples} == set(labels)
+    assert {sample.split for sample in samples} == {split}
+    assert [sample.id for sample in samples if answer_in(sample, sets[name]) != sample.solution] == []
+
+
+@each_task
+def test_only_the_cold_start_shows_a_trace_and_it_is_right(sets: dict[str, Path], name: str) -> None:
+    for split in SPLITS:
+        for sample in read_manifest(sets[name] / f"{split}.jsonl", sets[name]):
+            turns = [message.role for message in sample.messages]
+            assert turns == (["user", "assistant"] if split == "cold_start" else ["user"])
+            if split == "cold_start":
+                trace = scan(sample.messages[1].content)
+                assert trace.valid
+                assert trace.answer == sample.solution
+
+
+@each_task
+def test_two_workers_write_the_same_bytes_and_another_seed_others(
+    sets: dict[str, Path], name: str, tmp_path: Path
+) -> None:
+    reports: list[tuple[int, int]] = []
+    again = TASKS[name](tmp_path / "again", scale=SCALE, workers=2, on_progress=lambda *seen: reports.append(seen))
+    other = hashes(TASKS[name](tmp_path / "other", scale=SCALE, seed=1, workers=1))
+    this = hashes(sets[name])
+    assert hashes(again) == this
+    assert other.keys() == this.keys()
+    assert not {path for path in this if this[path] == other[path]}
+    total = sum(json.loads((again / "dataset.json").read_text())["sizes"].values())
+    assert reports[-1] == (total, total)
+
+
+def test_a_complete_set_is_kept_and_another_is_refused(sets: dict[str, Path]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in sets["counting"].rglob("*")}
+    assert TASKS["counting"](sets["counting"], scale=SCALE) == sets["counting"]
+    assert {path: path.stat().st_mtime_ns for path in sets["counting"].rglob("*")} == before
+    with pytest.raises(DataError, match=r"settings\.seed is 0, not 3; give another directory or overwrite=True"):
+        TASKS["counting"](sets["counting"], seed=3, scale=SCALE)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"seed": -1}, "seed is -1; it must be 0 or more"),
+        ({"scale": 0.0}, "scale is 0.0; it must be more than 0 and finite"),
+        ({"workers": 0}, "workers is 0; it must be at least 1"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(tmp_path: Path, wrong: dict[str, float], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        TASKS["tones"](tmp_path / "set", **wrong)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        TASKS["geometry"](tmp_path / "set", scale=SCALE, workers=1, on_progress=stop)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_generating_needs_no_torch() -> None:
+    program = "import sys, lightning_mmrl.data.synthetic.tasks; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
