@@ -68,15 +68,16 @@ def check_disk(name: str, folder: Path, fix: str) -> list[Finding]:
 def check_locks(folder: Path) -> list[Finding]:
     """Whether a file lock keeps a second holder out: processes take turns with a database by it."""
     fix = "put output_dir on a local disk, or track on a server: tracking.uri=http://HOST:5000"
-    with tempfile.TemporaryDirectory(prefix=".mmrl-doctor-", dir=nearest_folder(folder)) as scratch:
-        path = Path(scratch) / "lock"
-        try:
+    place = nearest_folder(folder)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".mmrl-doctor-", dir=place) as scratch:
+            path = Path(scratch) / "lock"
             with FileLock(path, timeout=1), FileLock(path, timeout=0):
-                return [problem("file locks", f"two holders got the same lock in {folder}", fix)]
-        except Timeout:
-            return [ok("file locks", f"work in {nearest_folder(folder)}")]
-        except (OSError, NotImplementedError) as error:
-            return [problem("file locks", f"do not work in {folder} ({error})", fix)]
+                return [problem("file locks", f"two holders got the same lock in {place}", fix)]
+    except Timeout:
+        return [ok("file locks", f"work in {place}")]
+    except (OSError, NotImplementedError) as error:
+        return [problem("file locks", f"cannot be taken in {place} ({error})", fix)]
 
 
 def check_media_root(folder: Path) -> list[Finding]:

@@ -72,6 +72,12 @@ def test_locks_that_do_not_lock_are_a_problem(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_locks_where_nothing_can_be_written_are_a_problem():
+    found = only(doctor_machine.check_locks(Path("/proc/mmrl")))
+    assert (found.status, found.fix.startswith("put output_dir on a local disk")) == ("problem", True)
+    assert found.detail.startswith("cannot be taken in /proc (")
+
+
 def test_media_roots_are_looked_at(tmp_path):
     def checked(folder):
         return only(doctor_machine.check_media_root(folder))
