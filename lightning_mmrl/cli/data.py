@@ -111,8 +111,7 @@ def _synth(options: argparse.Namespace) -> int:
     from lightning_mmrl.training.console import ConsoleProgress
 
     if options.task not in TASKS:
-        known = ", ".join(TASKS)
-        raise ConfigError(f"--task {options.task}: no such task{did_you_mean(options.task, TASKS)}; known are {known}")
+        raise ConfigError(f"--task {options.task}: no such task{did_you_mean(options.task, TASKS)}")
     with ConsoleProgress() as console:
         folder = TASKS[options.task](
             options.directory,
