@@ -221,12 +221,10 @@ def _decoded(
     ]
     usable = []
     for clip, outcome in zip(clips, guard.run(examine_tracks, media, on_progress), strict=True):
-        if outcome.error is not None:
-            reject(clip.row, fault(outcome.error), outcome.error)
-        elif outcome.value[0].kind == "image" and (clip.row.start_s, clip.row.end_s) != (None, None):
-            reject(clip.row, "span", f"{clip.path} is an image and has no time; clear start and end")
-        else:
+        if outcome.error is None:
             usable.append(replace(clip, tracks=outcome.value))
+        else:
+            reject(clip.row, fault(outcome.error), outcome.error)
     return usable
 
 

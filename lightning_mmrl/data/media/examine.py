@@ -26,6 +26,7 @@ _FAULTS: Mapping[str, str] = {
     "media.max_pixels": "too many pixels",
     "media.max_bytes": "too many bytes",
     "is empty in": "empty span",
+    "an image has no time": "span",
     "deadline of": "decoder ran out of time",
     "worker died": "decoder crashed",
 }

@@ -7,6 +7,7 @@ import os
 import av
 import pytest
 from clips import tone, write_grey, write_wav
+from PIL import Image
 
 from lightning_mmrl.data.formats import publish
 from lightning_mmrl.data.formats.from_csv import PLAIN_THOUGHT, CsvSettings, convert_csv
@@ -221,6 +222,15 @@ def test_spans_and_further_columns_come_along(convert, tmp_path):
     assert (first.media[0].start_s, first.media[0].end_s, first.id, first.extras) == (0.0, 0.2, "x", {"valence": "0.5"})
     assert (second.media[0].start_s, second.id) == (0.2, "y")
     assert [problem.group for problem in conversion.problems] == ["empty span"]
+
+
+def test_pictures_are_samples_too_and_have_no_time(convert, tmp_path, clips):
+    Image.new("RGB", (40, 30), "red").save(clips / "red.png")
+    Image.new("RGB", (40, 30), "blue").save(clips / "blue.png")
+    conversion = convert(table("red.png,warm,,", "blue.png,cold,0,1", header="file,label,start,end"), shares={})
+    [sample] = samples(tmp_path / "set", "train")
+    assert (sample.messages[0].content, sample.media[0].kind) == ("<image>Which emotion?", "image")
+    assert [(problem.line, problem.group) for problem in conversion.problems] == [(3, "span")]
 
 
 def test_clips_below_the_folder_stay_where_they_are(convert, clips):
