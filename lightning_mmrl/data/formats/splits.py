@@ -3,17 +3,20 @@
 import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 
 from lightning_mmrl.errors import DataError
 
 _ROUNDS = 20
+_LACKING = 10.0
+_MAX_EXCHANGED = 200
 
 
 def assign_splits(groups: Sequence[str], labels: Sequence[str], *, shares: Mapping[str, float], seed: int) -> list[str]:
     """The split of each clip.
 
     Large groups are placed first, each where it brings the label counts closest to their targets; then single groups
-    move as long as that gets closer. No split is left without a group.
+    move, or pairs of few groups change places, as long as that gets closer. No split is left without a group.
 
     Args:
         groups: The group of each clip, such as its speaker; a group never crosses splits.
@@ -44,6 +47,8 @@ def assign_splits(groups: Sequence[str], labels: Sequence[str], *, shares: Mappi
         plan.place(group, plan.best(group))
     plan.fill_empty(order)
     plan.improve(order)
+    if len(order) <= _MAX_EXCHANGED:
+        plan.exchange(order)
     return [plan.chosen[group] for group in groups]
 
 
@@ -58,6 +63,7 @@ class _Plan:
         }
         self._have: Counter[tuple[str, str]] = Counter()
         self._names = list(shares)
+        self._largest = max(shares, key=lambda name: shares[name])
         self._sizes: Counter[str] = Counter()
         self.chosen: dict[str, str] = {}
 
@@ -103,10 +109,31 @@ class _Plan:
             if not moved:
                 return
 
+    def exchange(self, order: Sequence[str]) -> None:
+        """Lets two groups of different splits change places while that gets the counts closer."""
+        for one, other in combinations(order, 2):
+            here, there = self.chosen[one], self.chosen[other]
+            if here == there:
+                continue
+            before = self._total()
+            self.place(one, there)
+            self.place(other, here)
+            if self._total() >= before - 1e-9:
+                self.place(one, here)
+                self.place(other, there)
+
+    def _total(self) -> float:
+        return sum(self._distance(name, label, self._have[name, label]) for name, label in self._targets)
+
     def _change(self, group: str, name: str, sign: int) -> float:
-        """How the squared distance to the targets, relative to them, changes when a group comes (1) or goes (-1)."""
+        """How the distance to the targets changes when a group comes (1) or goes (-1)."""
         change = 0.0
         for label, number in self._counts[group].items():
-            target, have = self._targets[name, label], self._have[name, label]
-            change += ((have + sign * number - target) ** 2 - (have - target) ** 2) / target
+            have = self._have[name, label]
+            change += self._distance(name, label, have + sign * number) - self._distance(name, label, have)
         return change
+
+    def _distance(self, name: str, label: str, have: int) -> float:
+        """Squared and relative to the target; a label that the largest split lacks cannot be learned."""
+        target = self._targets[name, label]
+        return (have - target) ** 2 / target + (_LACKING if have == 0 and name == self._largest else 0.0)

@@ -41,6 +41,14 @@ def test_speakers_with_one_label_each_are_spread_by_label():
     assert {counts["test", label] for label in "abcd"} == {10}
 
 
+def test_training_gets_every_label_where_one_speaker_has_it_alone():
+    groups = [f"s{index // 3}" for index in range(18)]
+    labels = ["rare" if group == "s4" else "ab"[index % 2] for index, group in enumerate(groups)]
+    for seed in range(10):
+        chosen = assign_splits(groups, labels, shares=SHARES, seed=seed)
+        assert ("train", "rare") in set(zip(chosen, labels, strict=True))
+
+
 def test_the_seed_decides_between_equals():
     groups = [str(index) for index in range(40)]
     chosen = [tuple(assign_splits(groups, ["a"] * 40, shares=SHARES, seed=seed)) for seed in range(3)]
