@@ -56,11 +56,9 @@ def shape_in(pixels: np.ndarray) -> str:
 
 
 def dots_in(pixels: np.ndarray) -> tuple[int, int]:
-    """Numbers of dots in the left and the right half."""
-    middle = pixels.shape[1] / 2
-    centers = [group[:, 1].mean() for group in components(foreground(pixels))]
-    left = sum(center < middle for center in centers)
-    return left, len(centers) - left
+    """Numbers of red and of blue dots."""
+    excess = pixels[..., 0].astype(float) - pixels[..., 2]
+    return len(components(excess > 70)), len(components(excess < -70))
 
 
 def key_in(waveform: np.ndarray, sample_rate_hz: int) -> str:
@@ -74,10 +72,15 @@ def key_in(waveform: np.ndarray, sample_rate_hz: int) -> str:
     return str(3 * loudest(ROWS_HZ) + loudest(COLUMNS_HZ) + 1)
 
 
+def disk_center(frame: np.ndarray) -> np.ndarray:
+    """The center (y, x) of what is light in all three channels, relative to the frame's."""
+    light = np.argwhere(frame.min(axis=2) > 110)
+    return light.mean(axis=0) - (np.array(frame.shape[:2]) - 1) / 2
+
+
 def direction_in(frames: np.ndarray) -> str:
-    """Where the center of what is bright goes between the first and the last frame."""
-    first, last = (np.argwhere(foreground(frame)).mean(axis=0) for frame in (frames[0], frames[-1]))
-    down, right = last - first
+    """Where the disk goes between the first and the last frame."""
+    down, right = disk_center(frames[-1]) - disk_center(frames[0])
     if max(abs(down), abs(right)) < 4:
         return "still"
     if abs(right) > abs(down):
@@ -86,8 +89,8 @@ def direction_in(frames: np.ndarray) -> str:
 
 
 def side_in(frame: np.ndarray) -> str:
-    """The side of the frame where the center of what is bright lies."""
-    down, right = np.argwhere(foreground(frame)).mean(axis=0) - (np.array(frame.shape[:2]) - 1) / 2
+    """The side of the frame where the disk is."""
+    down, right = disk_center(frame)
     if abs(right) > abs(down):
         return "right" if right > 0 else "left"
     return "bottom" if down > 0 else "top"

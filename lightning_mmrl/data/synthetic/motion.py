@@ -1,4 +1,7 @@
-"""Which way does it move? A disk that crosses the frame, or rests at one side."""
+"""Which way does it move? A disk between four walls, each of its own color, that crosses the frame or rests at a side.
+
+The walls make a side visible within a patch: a tiny model of random weights hardly knows left from right by position.
+"""
 
 from pathlib import Path
 
@@ -23,10 +26,12 @@ PATHS = {
 QUESTION = "<video>Which way does it move?"
 
 _SIDES = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1)}
+_WALL_COLORS = {"left": (200, 40, 40), "right": (40, 60, 220), "top": (210, 200, 40), "bottom": (40, 180, 60)}
+_WALL_PX = 6
 _NOISE = 6.0
-_RADIUS_PX = (7.0, 10.0)
-_OFF_CENTER_PX = (10.0, 15.0)
-_DRIFT_PX = 4.0
+_RADIUS_PX = (7.0, 9.0)
+_OFF_CENTER_PX = (9.0, 11.0)
+_DRIFT_PX = 2.0
 
 
 def compose(plan: Plan) -> Problem:
@@ -44,13 +49,23 @@ def compose(plan: Plan) -> Problem:
         question=QUESTION,
         thought=f"{start} to {end}",
         facts={"from_side": start, "to_side": end},
-        signal=paint(covered, background, foreground, _NOISE, rng),
+        signal=paint(covered, _room(background), foreground, _NOISE, rng),
     )
 
 
 def save_mp4(path: Path, frames: np.ndarray) -> None:
     """Write RGB frames uint8 (T, H, W, 3) without sound."""
     write_silent_clip(path, frames, FRAMES_PER_SECOND)
+
+
+def _room(background: np.ndarray) -> np.ndarray:
+    """Return the empty frame (H, W, 3) in 0..255."""
+    room = np.tile(background, (SIZE_PX, SIZE_PX, 1))
+    room[:_WALL_PX] = _WALL_COLORS["top"]
+    room[-_WALL_PX:] = _WALL_COLORS["bottom"]
+    room[_WALL_PX:-_WALL_PX, :_WALL_PX] = _WALL_COLORS["left"]
+    room[_WALL_PX:-_WALL_PX, -_WALL_PX:] = _WALL_COLORS["right"]
+    return room
 
 
 def _disk(x: float, y: float, radius: float) -> np.ndarray:

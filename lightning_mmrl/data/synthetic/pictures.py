@@ -31,7 +31,7 @@ def draw_colors(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 def paint(
     covered: np.ndarray, background: np.ndarray, foreground: np.ndarray, noise: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Mix two colors by coverage (..., H, W) and add noise of a standard deviation in color steps.
+    """Mix two colors, or pictures (H, W, 3), by coverage (..., H, W); add noise of a standard deviation in color steps.
 
     Returns:
         Pixels uint8 (..., H, W, 3).

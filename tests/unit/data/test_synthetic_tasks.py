@@ -48,9 +48,9 @@ def test_every_answer_can_be_read_back_from_the_signal(task: Task) -> None:
 def test_the_thoughts_name_what_is_there() -> None:
     for plan in COUNTING.plan("test", scale=0.3):
         problem = COUNTING.compose(plan)
-        left, right = decoders.dots_in(problem.signal)
-        assert problem.thought == f"{left} left and {right} right"
-        assert problem.facts == {"left": left, "right": right}
+        red, blue = decoders.dots_in(problem.signal)
+        assert problem.thought == f"{red} red and {blue} blue"
+        assert problem.facts == {"red": red, "blue": blue}
     for plan in TONES.plan("test", scale=0.1):
         row, column = divmod(int(decoders.key_in(TONES.compose(plan).signal, SAMPLE_RATE_HZ)) - 1, 3)
         assert TONES.compose(plan).thought == f"row {row + 1} and column {column + 1}"
