@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from lightning_mmrl.cli.hydra_app import run_with_config, take_flags
+from lightning_mmrl.cli.plan import batch_arithmetic
 from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.config.tracking import settle_tracking
 
@@ -33,6 +34,8 @@ def train(
     from lightning_mmrl.training.console import ConsoleProgress
 
     selection = Selection(from_stage=from_stage, only_stage=only_stage, allow_changes=allow_changes)
+    for name in config.order:
+        print(f"{name}: {config.stages[name].num_steps} x {batch_arithmetic(config.stages[name])}")
     with ConsoleProgress() as console:
         outcome = run_curriculum(config, console, selection)
     print_comparison(outcome)

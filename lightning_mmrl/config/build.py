@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning_mmrl.config import targets
 from lightning_mmrl.config.assembly import Assembly, trainer_settings, training_sources
+from lightning_mmrl.config.rewards import build_reward, reward_pool
 from lightning_mmrl.config.schema import StageConfig
 from lightning_mmrl.config.specs import bound, flattened
 from lightning_mmrl.curriculum.handoff import SEAL, check_handoff
@@ -20,7 +21,6 @@ from lightning_mmrl.evaluation.intervals import ClusterBootstrap
 from lightning_mmrl.models.export import export_checkpoint
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.plain import TrackedRun
-from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.pool import InlineRewards, RewardPool
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.stages.evaluate import EvaluationModule
@@ -83,8 +83,8 @@ class StageBuilder:
             dropout=ModalityDropout(**asdict(stage.data.modality_dropout)),
             balance=stage.data.balance,  # type: ignore[arg-type]
         )
-        own = stage.data.module is not None
-        node, path = (stage.data.module, f"stages.{spec.name}.data.module") if own else (config.data.module, "data.module")
+        node = stage.data.module or config.data.module
+        path = f"stages.{spec.name}.data.module" if stage.data.module else "data.module"
         make = targets.build({**node, "_partial_": True}, path)
         return make(
             pipeline=parts.pipeline(encoder),
@@ -119,11 +119,15 @@ class StageBuilder:
         if spec.kind == "sft":
             return make(**common)
         assert stage.sampling is not None
+        assert stage.rewards is not None
+        table = RolloutTable(
+            directory / "rollouts", every=stage.rollout_table_every, pass_component=stage.rewards.pass_part
+        )
         return make(
             engine=parts.engine(policy, encoder, stage.sampling.max_new_tokens),
             rewards=resources.enter_context(build_rewards(stage, path)),
             algorithm=build_algorithm(stage, make, path),
-            table=RolloutTable(directory / "rollouts", every=stage.rollout_table_every),
+            table=table,
             **common,
         )
 
@@ -131,17 +135,9 @@ class StageBuilder:
 def build_rewards(stage: StageConfig, path: str) -> InlineRewards | RewardPool:
     """The rewards of an RL stage, in this process or in killable workers."""
     assert stage.rewards is not None
-    settings = stage.rewards
-    parts = {name: targets.build(node, f"{path}.rewards.parts.{name}") for name, node in settings.parts.items()}
-    reward = WeightedReward(parts=parts, weights=settings.weights)
-    if settings.num_workers == 0:
-        return InlineRewards(reward)
-    return RewardPool(
-        reward,
-        num_workers=settings.num_workers,
-        deadline_s=settings.deadline_s,
-        batch_budget_s=settings.batch_budget_s,
-    )
+    if stage.rewards.num_workers == 0:
+        return InlineRewards(build_reward(stage.rewards, f"{path}.rewards"))
+    return reward_pool(stage.rewards, f"{path}.rewards")
 
 
 def build_algorithm(stage: StageConfig, make: Callable[..., Any], path: str) -> Algorithm:

@@ -24,6 +24,7 @@ from lightning_mmrl.prompts.template import PromptTemplate
 KINDS = ("sft", "rl")
 RL_PARTS = ("algorithm", "sampling", "rewards")
 FREEZABLE = ("vision", "audio", "text")
+FAMILY = ("backbone", "encoder")
 MAX_SEED = 2**31
 MAX_NAME = 100
 ABLATIONS = ("silent", "blank")
@@ -44,13 +45,16 @@ def check_values(config: RootConfig) -> None:
     Raises:
         ConfigError: Naming the first such key, its value and what it must be.
     """
-    _check_name("run_name", config.run_name)
+    check_name("run_name", config.run_name)
     require(0 <= config.seed < MAX_SEED, "seed", config.seed, f"between 0 and {MAX_SEED - 1}")
     _not_empty(config, "", "output_dir")
     _not_empty(config.model, "model.", "checkpoint")
     _not_empty(config.tracking, "tracking.", "uri", "experiment")
     one_of(config.model.dtype, "model.dtype", DTYPES)
-    for part in ("backbone", "encoder"):
+    for part in config.model.family if isinstance(config.model.family, Mapping) else ():
+        if part not in FAMILY:
+            raise ConfigError(f"model.family.{part}: unknown key{did_you_mean(str(part), FAMILY)}")
+    for part in FAMILY:
         _require_target(config.model.family, f"model.family.{part}", part)
     _optional_target(config.model.build, "model.build")
     _check_data(config)
@@ -61,7 +65,6 @@ def check_values(config: RootConfig) -> None:
     PromptTemplate(**asdict(config.prompt))
     LabelMatcher(labels=tuple(config.data.labels))
     for name, stage in config.stages.items():
-        _check_name("stages", name)
         one_of(stage.kind, f"stages.{name}.kind", KINDS)
     stage_specs(config)
     _check_evaluation(config.evaluation)
@@ -91,6 +94,17 @@ def one_of(value: object, key: str, choices: Iterable[str]) -> None:
         raise ConfigError(f"{key} is {shown(repr(value))}, which is no choice{did_you_mean(str(value), known)}")
 
 
+def check_name(key: str, name: object) -> None:
+    """Refuses names that could not be those of a folder.
+
+    Raises:
+        ConfigError: Naming the rule.
+    """
+    rule = f"letters, digits, '.', '_' and '-', not starting with '.' or '-', at most {MAX_NAME} characters"
+    valid = re.fullmatch(r"\w[\w.-]*", str(name)) and len(str(name)) <= MAX_NAME
+    require(valid, key if key == "run_name" else f"a name in {key}", name, rule)
+
+
 def _check_data(config: RootConfig) -> None:
     data = config.data
     require(data.media.num_frames >= 2, "data.media.num_frames", data.media.num_frames, "at least 2")
@@ -113,7 +127,7 @@ def _check_trainer(path: str, trainer: TrainerConfig) -> None:
 def _check_evaluation(evaluation: EvaluationConfig) -> None:
     require(evaluation.sets, "evaluation.sets", evaluation.sets, "at least one set, such as {test: test.jsonl}")
     for name, manifest in evaluation.sets.items():
-        _check_name("evaluation.sets", name)
+        check_name("evaluation.sets", name)
         require(manifest.strip(), f"evaluation.sets.{name}", repr(manifest), "the name of a manifest")
     _at_least_one(evaluation, "evaluation", "batch_size", "max_new_tokens", "num_resamples", "limit")
     for name in evaluation.ablations:
@@ -150,7 +164,7 @@ def _check_stage_data(path: str, data: StageDataConfig) -> None:
         given = "both" if data.manifest else "neither"
         raise ConfigError(f"{path} has {given} of manifest and sources; give a manifest, or sources and manifest=null")
     for name, source in data.sources.items():
-        _check_name(f"{path}.sources", name)
+        check_name(f"{path}.sources", name)
         _positive(f"{path}.sources.{name}.weight", source.weight)
         _not_empty(source, f"{path}.sources.{name}.", "manifest", "root")
         _at_least_one(source, f"{path}.sources.{name}", "limit")
@@ -197,6 +211,7 @@ def _check_rewards(path: str, rewards: RewardsConfig) -> None:
     for name in rewards.parts:
         if name not in rewards.weights:
             raise ConfigError(f"{path}.parts.{name}: has no weight; give it one by +{path}.weights.{name}=1.0")
+    one_of(rewards.pass_part, f"{path}.pass_part", rewards.parts)
     require(rewards.num_workers >= 0, f"{path}.num_workers", rewards.num_workers, "at least 0")
     _positive(f"{path}.deadline_s", rewards.deadline_s)
     _positive(f"{path}.batch_budget_s", rewards.batch_budget_s)
@@ -232,13 +247,6 @@ def _require_target(parent: object, key: str, part: str) -> None:
 def _optional_target(node: object, key: str) -> None:
     valid = node is None or (isinstance(node, Mapping) and "_target_" in node)
     require(valid, key, node, "null or a node with a _target_")
-
-
-def _check_name(key: str, name: object) -> None:
-    """Refuses names that could not be those of a folder."""
-    rule = f"letters, digits, '.', '_' and '-', not starting with '.' or '-', at most {MAX_NAME} characters"
-    valid = re.fullmatch(r"\w[\w.-]*", str(name)) and len(str(name)) <= MAX_NAME
-    require(valid, key if key == "run_name" else f"a name in {key}", name, rule)
 
 
 def _not_empty(owner: object, prefix: str, *names: str) -> None:

@@ -139,6 +139,8 @@ class RewardsConfig:
 
     parts: dict[str, Any] = MISSING
     weights: dict[str, float] = MISSING
+    pass_part: str = "label"
+    """The part that says whether an answer is right: what pass rates count."""
     num_workers: int = 0
     deadline_s: float = 8.0
     batch_budget_s: float = 60.0

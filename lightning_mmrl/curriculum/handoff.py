@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,10 @@ from lightning_mmrl.curriculum.manifest import write_json
 from lightning_mmrl.errors import StageError
 
 SEAL = "mmrl.json"
-REQUIRED = ("config.json", "generation_config.json", "tokenizer.json", "processor_config.json", "chat_template.jinja")
+REQUIRED = ("config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja")
+PROCESSOR = "processor_config.json"
+TOWERS = {"vision_config", "audio_config"}
+"""A model whose configuration has one of them needs its processor; a text model has none."""
 
 _AGAIN = "restore it, or run the stage again under a new run_name"
 
@@ -51,16 +54,22 @@ def check_handoff(directory: Path) -> dict[str, Any]:
     if not seal.is_file():
         raise StageError(f"{directory} is not a finished hand-over: {SEAL} is missing; run the stage that writes it")
     facts = _read_seal(seal)
-    for name in REQUIRED:
-        if name not in facts["files"]:
-            raise StageError(f"{directory} has no {name}; it is not a complete Hugging Face folder, {_AGAIN}")
+    _require(REQUIRED, facts["files"], directory)
     if not any(name.endswith(".safetensors") for name in facts["files"]):
         raise StageError(f"{directory} has no *.safetensors; it is not a complete Hugging Face folder, {_AGAIN}")
     for name, expected in facts["files"].items():
         path = directory / name
         if not path.is_file() or _file_hash(path) != expected:
             raise StageError(f"{path} is missing or changed since the stage wrote it; {_AGAIN}")
+    if TOWERS & json.loads((directory / "config.json").read_bytes()).keys():
+        _require([PROCESSOR], facts["files"], directory)
     return facts
+
+
+def _require(names: Iterable[str], files: Mapping[str, str], directory: Path) -> None:
+    for name in names:
+        if name not in files:
+            raise StageError(f"{directory} has no {name}; it is not a complete Hugging Face folder, {_AGAIN}")
 
 
 def folder_digest(directory: Path) -> str:

@@ -141,6 +141,7 @@ class PolicyGradientModule(lightning.LightningModule):
             rewards=grid(lambda score: float(score.total)),
             valid=grid(lambda score: score.valid),
             components={name: grid(lambda score, n=name: float(score.components.get(n, 0.0))) for name in names},
+            details=tuple(tuple(row) for row in table),
         )
 
     def build_experience(self, prompts: PromptBatch, rollout: Rollout, scores: Scores) -> Experience:

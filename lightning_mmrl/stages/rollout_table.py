@@ -70,19 +70,10 @@ class RolloutTable:
 
     def _row(self, sample: Sample, group: int, rollout: "Rollout", scores: "Scores") -> RolloutRow:
         size = rollout.group_size
-        rewards, valid = scores.rewards[group].tolist(), scores.valid[group].tolist()
-        components = {name: values[group].tolist() for name, values in scores.components.items()}
         return RolloutRow(
             sample=sample,
             completions=tuple(rollout.completions[group * size : (group + 1) * size]),
-            scores=tuple(
-                Score(
-                    total=rewards[index],
-                    valid=valid[index],
-                    components={name: values[index] for name, values in components.items()},
-                )
-                for index in range(size)
-            ),
+            scores=scores.details[group],
             policy_version=rollout.policy_version,
             pass_component=self._pass_component,
         )

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lightning_mmrl.types.records import Completion, Sample
+from lightning_mmrl.types.records import Completion, Sample, Score
 
 
 def _moved(value: Any, device: torch.device | str) -> Any:
@@ -112,11 +112,15 @@ class Rollout(_Movable):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores(_Movable):
-    """Rewards of a rollout. Where `valid` is False a verifier failed; the value there is 0 and must not be read."""
+    """Rewards of a rollout. Where `valid` is False a verifier failed; the value there is 0 and must not be read.
+
+    `details` are the scores as the rewards gave them, [B][G], with the reasons of failures.
+    """
 
     rewards: Float[Tensor, "B G"]
     valid: Bool[Tensor, "B G"]
     components: Mapping[str, Float[Tensor, "B G"]]
+    details: tuple[tuple[Score, ...], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

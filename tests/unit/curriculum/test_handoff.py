@@ -8,10 +8,12 @@ from lightning_mmrl.errors import StageError
 WEIGHTS = "model.safetensors"
 
 
-def exporter(weights="w", leave_out=()):
+def exporter(weights="w", leave_out=(), config=None):
     def export(directory):
         for name in {*REQUIRED, WEIGHTS} - set(leave_out):
             (directory / name).write_text(f"{name} {weights if name == WEIGHTS else ''}")
+        if "config.json" not in leave_out:
+            (directory / "config.json").write_text(json.dumps(config or {}))
 
     return export
 
@@ -27,6 +29,13 @@ def test_a_sealed_folder_passes_with_its_facts(handoff):
     assert facts["labels"] == ["sad"]
     assert set(facts["files"]) == {*REQUIRED, WEIGHTS}
     assert {path.name for path in handoff.parent.iterdir()} == {"handoff"}
+
+
+@pytest.mark.parametrize("tower", ["vision_config", "audio_config"])
+def test_a_model_with_a_tower_needs_its_processor(tower, tmp_path):
+    write_handoff(tmp_path / "handoff", exporter(config={tower: {}}), {})
+    with pytest.raises(StageError, match=r"has no processor_config\.json"):
+        check_handoff(tmp_path / "handoff")
 
 
 def test_the_digest_is_of_the_content_alone(tmp_path):

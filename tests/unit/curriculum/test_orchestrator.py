@@ -70,7 +70,7 @@ class Job:
     def export(self, directory):
         before = (self.start_from / "model.safetensors").read_text()
         for name in REQUIRED:
-            (directory / name).write_text(name)
+            (directory / name).write_text("{}")
         (directory / "model.safetensors").write_text(f"{before}>{self.spec.name}{self.lab.salt}")
         self.lab.perhaps_fail("export", self.spec.name)
 
@@ -383,7 +383,7 @@ def test_a_base_model_of_the_hub_is_named_as_it_is(lab, monkeypatch):
 
 def write_all(directory):
     for name in (*REQUIRED, "model.safetensors"):
-        (directory / name).write_text(f"other {name}")
+        (directory / name).write_text('{"other": 1}')
 
 
 def test_the_manifest_is_plain_json(lab):

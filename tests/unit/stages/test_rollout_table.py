@@ -78,6 +78,13 @@ def test_the_writer_of_a_stage_keeps_all_that_rewards_need(tmp_path):
         rewards=torch.tensor([[1.0, 2.0], [0.0, 0.5]]),
         valid=torch.tensor([[True, True], [False, True]]),
         components={"label": torch.tensor([[0.0, 1.0], [0.0, 0.5]])},
+        details=(
+            (Score(total=1.0, components={"label": 0.0}), Score(total=2.0, components={"label": 1.0})),
+            (
+                Score(total=0.0, components={}, valid=False, reason="label: timed out"),
+                Score(total=0.5, components={"label": 0.5}),
+            ),
+        ),
     )
     other = Sample(id="clip-2", messages=())
     table = RolloutTable(tmp_path / "rollouts", every=10)
@@ -89,6 +96,7 @@ def test_the_writer_of_a_stage_keeps_all_that_rewards_need(tmp_path):
     assert first.completions + second.completions == completions
     assert [score.total for score in first.scores + second.scores] == [1.0, 2.0, 0.0, 0.5]
     assert [score.valid for score in second.scores] == [False, True]
+    assert second.scores[0].reason == "label: timed out"
     assert (first.pass_rate, second.pass_rate) == (0.5, 0.0)
     assert first.policy_version == 9
 
