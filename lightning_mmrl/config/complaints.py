@@ -187,21 +187,20 @@ def _no_group(found: re.Match[str], arguments: Sequence[str]) -> str:
 
 
 def _not_chosen(found: re.Match[str], arguments: Sequence[str]) -> str:
-    """An option for a place that takes none; Hydra lists the places that do."""
+    """An option for a place that takes none; Hydra lists the places of the same group that do."""
     file, key, rest = found[1], found[2], found[3]
+    own = own_folder(arguments)
+    group, _, package = key.partition("@")
+    place = f"{file.replace('/', '=', 1)} overrides {key}" if file else key
+    if group not in groups(own):
+        return f"{shown(place)}: there is no group {group!r}{did_you_mean(group, groups(own))}"
     listed = re.search(r"Did you mean to override (?:one of )?(.*?)\?(?:\n|$)", rest)
     places = listed[1].split(", ") if listed is not None else []
-    if file:
-        name = file.replace("/", "=", 1)
-        where = f"; this composition has {', '.join(places)}" if places else ""
-        return f"{name} overrides {key}, which this composition does not have{where}; choose what {name} builds on"
-    group, _, package = key.partition("@")
-    if group not in groups(own_folder(arguments)):
-        return f"{shown(key)}: there is no group {group!r}{did_you_mean(group, groups(own_folder(arguments)))}"
-    if places:
-        close = nearest(key, places)
-        hint = offered(close) if close else f"; this composition has {', '.join(places)}"
-        return f"{key}: there is nothing to override{hint}"
+    close = nearest(key, places)
+    if close:
+        return f"{place}: there is nothing to override{offered(close)}"
+    if file or places:
+        return f"{place}: this composition has {' and '.join(map(repr, places)) or 'none'} to override, not {key!r}"
     stages = list(_reference(arguments).get("stages", {}))
     stage = package.partition(".")[2]
     if package.startswith("stages.") and stage not in stages:

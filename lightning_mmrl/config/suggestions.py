@@ -1,7 +1,7 @@
 """Nearest valid words and keys, and values in short, for messages."""
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import is_dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -65,6 +65,7 @@ def unknown_key(key: str, tree: Mapping[Any, Any], schema: Any, extra: Iterable[
         schema: Type of the tree.
         extra: Further words that are valid at the top, such as the names of groups.
     """
+    key = first_unknown(key, set(known_paths(tree, schema)))
     # The tree may hold the unknown key itself.
     paths = [path for path in known_paths(tree, schema) if not f"{path}.".startswith(f"{key}.")]
     paths += [word for word in extra if word != key]
@@ -81,6 +82,17 @@ def unknown_key(key: str, tree: Mapping[Any, Any], schema: Any, extra: Iterable[
         or _almost_ending(leaf, paths)
     )
     return offered(found[:MAX_OFFERED]) if found else known_are(beside)
+
+
+def first_unknown(key: str, known: Collection[str]) -> str:
+    """The shortest part of a dotted key, from its start, that is unknown; the key itself if all of it is known.
+
+    >>> first_unknown("stages.raeson.data.limit", {"stages", "stages.reason"})
+    'stages.raeson'
+    """
+    parts = key.split(".")
+    prefixes = (".".join(parts[:depth]) for depth in range(1, len(parts)))
+    return next((prefix for prefix in prefixes if prefix not in known), key)
 
 
 def known_paths(tree: Mapping[Any, Any], schema: Any, prefix: str = "") -> Iterator[str]:

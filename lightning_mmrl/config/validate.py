@@ -7,7 +7,7 @@ from typing import Any, cast, get_args, get_origin, get_type_hints
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from lightning_mmrl.config.checks import check_values, require
+from lightning_mmrl.config.checks import check_name, check_values, require
 from lightning_mmrl.config.folders import groups
 from lightning_mmrl.config.label_file import with_labels
 from lightning_mmrl.config.schema import RootConfig
@@ -69,15 +69,20 @@ def check_keys(tree: Mapping[Any, Any]) -> None:
     Raises:
         ConfigError: Naming the key with its full path.
     """
+    _check_stage_names(tree.get("stages"))
     for key, annotation, value in _schema_items(tree, RootConfig, ""):
         if annotation is None:
             extra = [] if "." in key else groups()
             raise ConfigError(f"{key}: unknown key{unknown_key(key, tree, RootConfig, extra)}")
         _check_form(value, annotation, key)
-    for name, stage in (tree.get("stages") or {}).items():
-        # A missing kind means that the stage is taken from nowhere: most likely its name is misspelled.
+
+
+def _check_stage_names(stages: Any) -> None:
+    """Refuses stages that are taken from nowhere: most likely their name is misspelled."""
+    for name, stage in stages.items() if isinstance(stages, Mapping) else ():
+        check_name("stages", name)
         if isinstance(stage, Mapping) and stage.get("kind", MISSING) == MISSING:
-            others = [other for other in tree["stages"] if other != name]
+            others = [str(other) for other in stages if other != name]
             raise ConfigError(
                 f"stages.{name}: has no kind{did_you_mean(str(name), others)}; a stage of your own is taken from a"
                 f" file, for example +stage@stages.{name}=sft"

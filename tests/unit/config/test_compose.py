@@ -5,8 +5,10 @@ import re
 import pytest
 from omegaconf import OmegaConf
 
-from lightning_mmrl.config.compose import compose, compose_tree, configs_dir
-from lightning_mmrl.config.validate import stage_specs, validated
+from lightning_mmrl.config.compose import compose, compose_tree
+from lightning_mmrl.config.folders import configs_dir, groups, options
+from lightning_mmrl.config.specs import stage_specs
+from lightning_mmrl.config.validate import validated
 from lightning_mmrl.errors import ConfigError
 
 LIST = "must be a list, such as"
@@ -15,37 +17,83 @@ SPELLING = {
     "sede=1": "sede: unknown key; did you mean 'seed'?",
     "+sede=1": "sede: unknown key; did you mean 'seed'?",
     "modle=tiny_omni": "modle: unknown key; did you mean 'model'?",
-    "stages.raeson.num_steps=1": "stages.raeson: unknown key; did you mean 'reason'?",
-    "stages.base.num_steps=1": "stages.base: unknown key; known are cold_start, reason",
+    "stages.raeson.num_steps=1": "stages.raeson: unknown name; did you mean 'reason'?, or add one by",
+    "stages.base.num_steps=1": "stages.base: unknown name; known are cold_start, reason; or add one by",
+    "+stages.raeson.num_steps=1": "stages.raeson: has no kind; did you mean 'reason'?",
     "stages.reason.optimzer.lr=1": "stages.reason.optimzer: unknown key; did you mean 'optimizer'?",
     "+stages.reason.algoritm.group_size=4": "stages.reason.algoritm: unknown key; did you mean 'algorithm'?",
     "stages.reason.optimizer.lrr=1": "did you mean 'lr'?, or add a parameter of the _target_ by +stages.",
     "data.media.max_pixels=9": "data.media.max_pixels: is not set in this composition; add it by +data.",
-    "+seed=1": "An item is already at 'seed'",
+    "+seed=1": "seed: is there already; change it without the plus: seed=...",
+    "~sede": "~sede: unknown key, so it cannot be removed; did you mean 'seed'?",
+    "~seed": "model.checkpoint: refers to ${seed}, which is not set; set seed",
+    "~debug=fast": "~debug: is not chosen in this composition",
+    # groups and options
+    "expermient=quickstart": "expermient: unknown key; did you mean 'experiment'?",
+    "+expermient=quickstart": "expermient: unknown key; did you mean 'experiment'?",
+    "algorithm@stages.raeson=rloo": "there is nothing to override; did you mean 'algorithm@stages.reason'?",
+    "algorithm@stages.cold_start=rloo": "there is nothing to override; did you mean 'algorithm@stages.reason'?",
+    "algorithm@stages.reason=rlo": "algorithm=rlo: no such option; did you mean 'rloo'?",
+    "algoritm@stages.reason=rloo": "there is no group 'algoritm'; did you mean 'algorithm'?",
+    "algorithm=rloo": "algorithm: this composition has 'algorithm@stages.reason' to override",
+    "stage@stages.reason=tiny/reasn": "stage=tiny/reasn: no such option; did you mean 'tiny/reason'?",
+    "+model=tiny_omni": "model: takes one option, without a plus; write model=NAME",
+    "++model=tiny_omni": "++model=tiny_omni: an option cannot be forced; write model=tiny_omni",
+    "+experiment=quickstart": "experiment: takes one option, without a plus; write experiment=NAME",
+    "debug=null": "debug=null: debug needs the name of an option; known are fast, overfit",
+    "hydra/launcher=x": "hydra/launcher=x: no such option; known are basic",
+    # right words in the wrong place
+    "lr=1": "did you mean 'stages.cold_start.optimizer.lr' or 'stages.reason.optimizer.lr'?",
+    "stages.reason.lr=1": "stages.reason.lr: unknown key; did you mean 'stages.reason.optimizer.lr'?",
+    "+stages.reason.lr=1": "stages.reason.lr: unknown key; did you mean 'stages.reason.optimizer.lr'?",
+    "group_size=4": "group_size: unknown key; did you mean 'stages.reason.algorithm.group_size'?",
+    "stages.reason.group_size=4": "did you mean 'stages.reason.algorithm.group_size'?",
+    "reason.num_steps=4": "reason: unknown key; did you mean 'stages.reason'?",
+    "stages.reason.data.sources={a: {manifest: x}}": "unknown name; known are none; or add one by",
     "model=tiny_omi": "model=tiny_omi: no such option; did you mean 'tiny_omni'?",
     "trainer=gpuu": "trainer=gpuu: no such option; known are auto, cpu",
     "experiment=quickstat": "experiment=quickstat: no such option; did you mean 'quickstart'?",
     "data=emotions_jsonl": "data.root: has no value; set it, for example data.root=...",
     "run_name=???": "run_name: has no value",
     "foo": "'foo' is not an override; write KEY=VALUE",
-    "a=[1": "'a=[1' is not an override; write KEY=VALUE",
+    "a=[1": """'a=[1' is not an override; write KEY=VALUE, close every bracket and quote""",
+    "run_name=a\u00e9": """twice, for the shell and for Hydra: 'run_name="a\u00e9"'""",
+    "seed='1": "is not an override; write KEY=VALUE, close every bracket and quote",
+    "=1": "'=1' has no key; write KEY=VALUE",
+    "seed=1,2": """seed=1,2: is ambiguous; write seed=[1,2] for a list, 'seed="1,2"' for one text, or""",
+    # values of another form
+    "stages.reason=[]": "stages.reason is []; it must be a group of keys",
+    "data.labels={a: 1}": "data.labels is {a: 1}; it must be a list, such as data.labels=[...]",
+    "model=5": "model=5: model needs the name of an option",
+    "+algorithm@stages.cold_start=rloo": "stages.cold_start.algorithm: belongs to rl stages, and stages.cold_start",
 }
 
 VALUES = {
     # types
-    "seed=abc": "seed: Value 'abc' of type 'str' could not be converted to Integer",
-    "stages.reason.num_steps=2.5": "stages.reason.num_steps: Value '2.5' of type 'float' could not be converted",
-    "stages.reason.num_steps=null": "stages.reason.num_steps: Incompatible value 'None'",
-    "stages.reason=null": "stages.reason: field 'stages.reason' is not Optional",
+    "seed=abc": "seed is abc; it must be a whole number",
+    "seed=[1]": "seed is [1]; it must be a whole number",
+    "trainer.devices=[0]": "trainer.devices is [0]; it must be a whole number",
+    "stages.reason.num_steps=2.5": "stages.reason.num_steps is 2.5; it must be a whole number",
+    "stages.reason.num_steps=null": "stages.reason.num_steps is null; it must be a whole number",
+    "stages.reason.max_grad_norm=much": "stages.reason.max_grad_norm is much; it must be a number",
+    "stages.reason=null": "stages.reason is null; it must be a group of keys",
+    "stages.reason=5": "stages.reason is 5; it must be a group of keys",
     "stages.reason.data=5": "stages.reason.data is 5; it must be a group of keys",
-    "order=reason": f"order is reason; it {LIST} order=[reason]",
-    "data.labels=happy": f"data.labels is happy; it {LIST} data.labels=[happy]",
-    "seed=${nothing}": "seed: Interpolation key 'nothing' not found",
+    "evaluation.sets.test=null": "evaluation.sets.test is null; it must be text",
+    "order=reason": "order is reason; it must be a list",
+    "order=[{a: 1}]": "order is [{'a': 1}]; it must be a list of plain values",
+    "data.labels=happy": "data.labels is happy; it must be a list",
+    "seed=${nothing}": "seed: refers to ${nothing}, which does not exist; known are",
+    "seed=${sede}": "seed: refers to ${sede}, which does not exist; did you mean 'seed'?",
+    "run_name=${nothing:1}": "run_name: Unsupported interpolation type nothing; correct the ${...} in its value",
     # targets
     "stages.reason.module._target_=os.system": "module._target_ is 'os.system'; it must start with one of",
     "stages.reason.optimizer=5": "stages.reason.optimizer is 5; it must be a node with a _target_",
     "stages.reason.rewards.parts.label=null": "rewards.parts.label is None; it must be a node with a _target_",
     "model.family.encoder=null": "model.family.encoder is None; it must be a node with a _target_",
+    "model.family.encodr.x=1": "model.family.encodr: unknown key; did you mean 'encoder'?",
+    "data.build=5": "data.build is 5; it must be null or a node with a _target_",
+    "stages.reason.algorithm.loss=5": "stages.reason.algorithm.loss is 5; it must be null or a node with a _target_",
     # order
     "order=[]": "order is empty; name at least one stage",
     "order=[cold_start,raeson]": "order[1]: unknown stage 'raeson'; stages defines cold_start, reason",
@@ -54,16 +102,16 @@ VALUES = {
     # values
     "run_name=a/b": "run_name is a/b; it must be letters, digits",
     "run_name=..": "run_name is ..; it must be",
-    "model.dtype=float16": "model.dtype is float16; it must be one of float32, bfloat16, float64",
+    "model.dtype=float16": "model.dtype is 'float16', which is no choice; did you mean 'bfloat16'",
     "data.media.num_frames=1": "data.media.num_frames is 1; it must be at least 2",
     "data.labels=[]": "labels is empty",
     "prompt.suffix='<video>'": "prompt.suffix holds the media tag <video>",
     "trainer.devices=0": "trainer.devices is 0; it must be at least 1",
     "evaluation.batch_size=0": "evaluation.batch_size is 0; it must be at least 1",
     "evaluation.num_resamples=0": "evaluation.num_resamples is 0; it must be at least 1",
-    "evaluation.ablations=[slient]": "evaluation.ablations is slient; it must be among silent, blank",
-    "evaluation.ablation_stages=some": "evaluation.ablation_stages is some; it must be last or all",
-    "stages.reason.kind=ppo": "stages.reason.kind is ppo; it must be one of sft, rl",
+    "evaluation.ablations=[slient]": "evaluation.ablations is 'slient', which is no choice; did you mean 'silent'?",
+    "evaluation.ablation_stages=some": "evaluation.ablation_stages is 'some', which is no choice; known are all, last",
+    "stages.reason.kind=ppo": "stages.reason.kind is 'ppo', which is no choice; known are rl, sft",
     "stages.reason.num_steps=0": "stages.reason.num_steps is 0; it must be at least 1",
     "stages.reason.data.batch_size=0": "stages.reason.data.batch_size is 0; it must be at least 1",
     "stages.reason.data.limit=0": "stages.reason.data.limit is 0; it must be at least 1",
@@ -75,11 +123,50 @@ VALUES = {
     "stages.reason.algorithm=null": "stages.reason.algorithm: is missing; an rl stage needs it",
     "stages.reason.algorithm.group_size=1": "stages.reason.algorithm.group_size is 1; it must be at least 2",
     "stages.reason.algorithm.update.num_minibatches=5": "num_minibatches is 5; it must be a divisor of data.batch_size",
-    "stages.reason.algorithm.update.num_minibatches=0": "num_minibatches is 0; it must be a divisor",
+    "stages.reason.algorithm.update.num_minibatches=0": "num_minibatches is 0; it must be at least 1",
     "stages.reason.algorithm.update.num_epochs=0": "algorithm.update.num_epochs is 0; it must be at least 1",
     "stages.reason.sampling.temperature=0": "stages.reason.sampling.temperature is 0.0; it must be above 0",
     "stages.reason.sampling.max_new_tokens=0": "stages.reason.sampling.max_new_tokens is 0; it must be at least 1",
-    "stages.reason.rewards.weights.style=1": "stages.reason.rewards: parts and weights differ in style",
+    "stages.reason.rewards.weights.labl=1": "rewards.weights.labl: weighs no part; did you mean 'label'?",
+    "stages.reason.rewards.weights.label=nan": "rewards.weights.label is nan; it must be a finite number",
+    "stages.reason.rewards.parts.style={_target_: lightning_mmrl.x}": "rewards.parts.style: has no weight; give it",
+    "stages.reason.rewards.num_workers=-1": "rewards.num_workers is -1; it must be at least 0",
+    "stages.reason.rewards.deadline_s=0": "rewards.deadline_s is 0.0; it must be above 0 and finite",
+    "stages.reason.sampling.temperature=inf": "sampling.temperature is inf; it must be above 0 and finite",
+    "stages.reason.freeze=[vison]": "stages.reason.freeze is 'vison', which is no choice; did you mean 'vision'?",
+    "stages.reason.freeze=[vision,audio,text]": "freeze is ['vision', 'audio', 'text']; it must be fewer groups",
+    "stages.cold_start.sampling={temperature: 1}": "stages.cold_start.sampling: belongs to rl stages",
+    # bounds
+    "stages.reason.gate={metric: test/uarr, at_least: 0.5}": "reason.gate.metric is 'test/uarr', which is no choice;",
+    "stages.reason.gate={metric: ood/recall/hapy, at_least: 0.5}": "did you mean 'ood/recall/happy'?",
+    "stages.reason.gate={metric: test/uar}": "stages.reason.gate has neither at_least nor at_most; give one",
+    "stages.reason.gate={at_least: 0.5}": "stages.reason.gate.metric: has no value; set it",
+    "stages.reason.gate={metric: test/uar, at_least: nan}": "stages.reason.gate.at_least is nan; it must be a finite",
+    "stages.reason.stop_when={metric: test/uar, at_least: 0.5}": "reason.stop_when.metric is 'test/uar', which is no",
+    "stages.reason.stop_when={metric: validation/uar}": "stages.reason.stop_when has neither at_least nor at_most",
+    "stages.cold_start.stop_when={metric: validation/uar, at_least: 0.5}": "cold_start.stop_when needs validations;",
+    # data
+    "stages.reason.data.manifest=null": "stages.reason.data has neither of manifest and sources; give a manifest",
+    "stages.reason.data.sources={a: {manifest: a.jsonl}}": "stages.reason.data has both of manifest and sources",
+    "stages.reason.data={manifest: null, sources: {a: {manifest: a, weight: 0}}}": "sources.a.weight is 0.0; it must",
+    "stages.reason.data={manifest: null, sources: {a: {manifest: a, limit: 0}}}": "sources.a.limit is 0; it must be",
+    "stages.reason.data={manifest: null, sources: {a: {manifst: a}}}": "sources.a.manifst: unknown key; did you mean",
+    "stages.reason.data={manifest: null, sources: {a: {}}}": "stages.reason.data.sources.a.manifest: has no value",
+    "stages.reason.data.balance=lable": "stages.reason.data.balance is 'lable', which is no choice; did you mean",
+    "data.media.decode_deadline_s=inf": "data.media.decode_deadline_s is inf; it must be above 0 and finite",
+    "data.validation=''": "data.validation is ''; it must be a name or path",
+    "output_dir=''": "output_dir is ''; it must be a name or path",
+    # loggers, devices, sets, names
+    "tracking.loggers=[cvs]": "tracking.loggers is 'cvs', which is no choice; did you mean 'csv'?",
+    "tracking.loggers=csv": "tracking.loggers is csv; it must be a list",
+    "trainer.accelerator=cud": "trainer.accelerator is 'cud', which is no choice; did you mean 'cuda'?",
+    "trainer.precision=bf16": "trainer.precision is 'bf16', which is no choice; did you mean 'bf16-",
+    "trainer.max_steps=0": "trainer.max_steps is 0; it must be at least 1",
+    "stages.reason.trainer.accelerator=gpuu": "reason.trainer.accelerator is 'gpuu', which is no choice; did you",
+    "stages.reason.trainer.devices=0": "stages.reason.trainer.devices is 0; it must be at least 1",
+    "seed=99999999999999999999": "seed is 99999999999999999999; it must be between 0 and 2147483647",
+    "seed=-1": "seed is -1; it must be between 0 and",
+    "evaluation.sets.a/b=x": "a name in evaluation.sets is a/b; it must be letters",
 }
 
 
@@ -141,6 +228,88 @@ def test_a_users_folder_adds_options_to_the_groups(tmp_path):
     assert (config.run_name, config.stages["reason"].num_steps) == ("mine", 7)
     with pytest.raises(ConfigError, match=r"experiment=mime: no such option; did you mean 'mine'?"):
         compose(["experiment=mime"], config_dir=tmp_path)
+
+
+OWN = {
+    "experiment/own_order.yaml": """# @package _global_
+defaults:
+  - /stage@stages.describe: captions
+  - _self_
+  - override /curriculum: three
+  - override /algorithm@stages.explore: rloo
+run_name: own_order
+""",
+    "curriculum/three.yaml": """# @package _global_
+defaults:
+  - /stage@stages.explore: rl
+  - /stage@stages.settle: sft
+order: [explore, describe, settle]
+""",
+    "stage/captions.yaml": "defaults: [sft, _self_]\nstart_from: base\nnum_steps: 7\ndata: {manifest: new.jsonl}\n",
+    "data/own.yaml": "defaults: [emotions_jsonl, _self_]\nroot: /clips\nlabels: [happy, sad]\n",
+}
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A user's own folder: three stages in an own order, one of them of an own kind, RLOO in another."""
+    for name, text in OWN.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def test_a_users_folder_holds_a_curriculum_of_its_own(own):
+    config = compose(["experiment=own_order", "data=own"], config_dir=own)
+    assert [(spec.name, spec.kind, spec.start_from) for spec in stage_specs(config)] == [
+        ("explore", "rl", "previous"),
+        ("describe", "sft", "base"),
+        ("settle", "sft", "previous"),
+    ]
+    assert config.stages["explore"].module["_target_"].endswith("RLOOModule")
+    assert (config.stages["describe"].num_steps, config.stages["describe"].data.manifest) == (7, "new.jsonl")
+    assert (config.data.root, config.data.labels) == ("/clips", ["happy", "sad"])
+
+
+def test_misspelled_options_of_a_users_folder_get_its_names(own):
+    for override, sentence in {
+        "data=onw": "data=onw: no such option; did you mean 'own'?",
+        "+stage@stages.x=caption": "stage=caption: no such option; did you mean 'captions'?",
+        "experiment=own_oder": "did you mean 'own_order'?",
+    }.items():
+        with pytest.raises(ConfigError, match=re.escape(sentence)):
+            compose([override], config_dir=own)
+
+
+BAD_FILES = {
+    "stages: {reason: {num_stesp: 5}}": "stages.reason.num_stesp: unknown key; did you mean 'num_steps'?",
+    "stages: {raeson: {num_steps: 5}}": "stages.raeson: has no kind; did you mean 'reason'?",
+    "run_nam: x": "run_nam: unknown key; did you mean 'run_name'?",
+    "stages:\n\treason: 5": "bad.yaml:3: not valid YAML (found character '\\t' that cannot start any token)",
+    "seed: [": "bad.yaml:3: not valid YAML",
+    "defaults: [/stage@stages.base: rl]\norder: [base]": "order[0]: 'base' is a reserved name",
+    "defaults: [override /modle: tiny_omni]": "did you mean 'model'?",
+    "defaults: [override /model: tiny_omi]": "model=tiny_omi: no such option; did you mean 'tiny_omni'?",
+    "defaults: [override /stage@stages.pretrain: sft]": "experiment=bad overrides stage@stages.pretrain: there is",
+    "stages: {reason: {module: {_target_: os.system}}}": "stages.reason.module._target_ is 'os.system'",
+    "stages: {'../x': {kind: sft}}": "a name in stages is ../x; it must be letters",
+}
+
+
+@pytest.mark.parametrize("text", BAD_FILES)
+def test_a_bad_file_is_refused_in_one_sentence(text, tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "bad.yaml").write_text(f"# @package _global_\n{text}\n")
+    with pytest.raises(ConfigError, match=re.escape(BAD_FILES[text])) as caught:
+        compose(["experiment=bad"], config_dir=tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_options_are_listed_with_their_folders(own):
+    assert {"sft", "rl", "tiny/reason"} < set(options("stage"))
+    assert "captions" in options("stage", own)
+    assert set(groups(own)) == set(groups())
+    assert groups(own / "none") == groups()
 
 
 def test_the_shipped_configs_are_found():

@@ -32,7 +32,10 @@ def test_a_null_node_takes_the_default():
             node(warmup_stesp=1),
             r"a\.b\.warmup_stesp: .*WarmupConstant has no such parameter; did you mean 'warmup_steps'",
         ),
-        (node(SCHEDULE + "s"), r"a\.b\._target_: '.*WarmupConstants' cannot be imported .*; check the path"),
+        (
+            node(SCHEDULE + "s"),
+            r"a\.b\._target_: '.*WarmupConstants' cannot be imported; did you mean .*WarmupConstant.\?",
+        ),
         (node("lightning_mmrl.none.Thing"), r"a\.b\._target_: .* cannot be imported"),
         (node("lightning_mmrl.config"), r"a\.b\._target_: 'lightning_mmrl.config' is no class or function"),
         (
