@@ -88,7 +88,8 @@ def num_samples(config: RootConfig, stage: StageConfig) -> int | None:
 def conditions(stage: StageConfig) -> list[str]:
     """When a stage ends early, and what the curriculum asks of it."""
     stop, gate = bound(stage.stop_when), bound(stage.gate)
-    lines = [] if stop is None else [f"ends early once {stop}, checked every {stage.validate_every} steps"]
+    cooldown = f", after {stage.cooldown_steps} more steps" if stage.cooldown_steps else ""
+    lines = [] if stop is None else [f"ends early once {stop}, checked every {stage.validate_every} steps{cooldown}"]
     return lines if gate is None else [*lines, f"must reach {gate}, or the curriculum ends there"]
 
 

@@ -111,6 +111,7 @@ class StageBuilder:
                 seed=parts.config.seed + spec.index,
                 directory=directory,
                 stop_when=bound(stage.stop_when),
+                cooldown_steps=stage.cooldown_steps,
             ),
             "examiner": parts.examiner(policy, encoder) if stage.validate_every else None,
             "policy": policy,

@@ -224,6 +224,9 @@ def _check_bounds(path: str, stage: StageConfig, config: RootConfig) -> None:
         if not metrics:
             raise ConfigError(f"{path}.stop_when needs validations; set {path}.validate_every and data.validation")
         _check_bound(f"{path}.stop_when", stage.stop_when, metrics)
+    require(stage.cooldown_steps >= 0, f"{path}.cooldown_steps", stage.cooldown_steps, "at least 0")
+    if stage.cooldown_steps and stage.stop_when is None:
+        raise ConfigError(f"{path}.cooldown_steps is {stage.cooldown_steps} without stop_when; set {path}.stop_when")
     if stage.gate is not None:
         names = [*EVALUATED, *(f"recall/{label}" for label in config.data.labels)]
         metrics += [f"{each}/{name}" for each in config.evaluation.sets for name in names]

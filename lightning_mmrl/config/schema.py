@@ -195,6 +195,8 @@ class StageConfig:
     """Iterations between two rollout tables on disk."""
     stop_when: BoundConfig | None = None
     """The stage ends at the first validation that meets this bound; null: it runs all its steps."""
+    cooldown_steps: int = 0
+    """Steps after that validation, over which the learning rate falls to zero."""
     gate: BoundConfig | None = None
     """The curriculum continues after this stage only if this bound holds; null: always."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)

@@ -1,6 +1,6 @@
 """What every stage is told about itself, and the optimizer it builds."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from lightning_mmrl.stages.ending import Ending
 from lightning_mmrl.types.records import Bound
 
 
@@ -17,8 +18,8 @@ from lightning_mmrl.types.records import Bound
 class StageContext:
     """A running stage's name, length, seed and folder.
 
-    `num_steps` counts optimizer steps (SFT) or iterations (RL). The stage ends before them at the first validation that
-    meets `stop_when`.
+    `num_steps` counts optimizer steps (SFT) or iterations (RL). The stage ends before them `cooldown_steps` after the
+    first validation that meets `stop_when`.
     """
 
     name: str
@@ -26,6 +27,7 @@ class StageContext:
     seed: int
     directory: Path
     stop_when: Bound | None = None
+    cooldown_steps: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,16 +37,10 @@ class OptimizerSettings:
     factory: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
     schedule: Callable[[int, int], float]
 
-    def build(self, module: nn.Module, num_steps: int) -> tuple[torch.optim.Optimizer, LambdaLR]:
+    def build(self, module: nn.Module, num_steps: int, ending: Ending) -> tuple[torch.optim.Optimizer, LambdaLR]:
         """The optimizer over all parameters that train, and its scheduler, stepped once per step or iteration."""
         optimizer = self.factory([p for p in module.parameters() if p.requires_grad])
-        return optimizer, LambdaLR(optimizer, lambda step: self.schedule(step, num_steps))
-
-
-def stop_if_met(module: lightning.LightningModule, context: StageContext, metrics: Mapping[str, float]) -> None:
-    """Ends the stage after a validation that meets its bound."""
-    if context.stop_when is not None and not module.trainer.sanity_checking and context.stop_when.met(metrics):
-        module.trainer.should_stop = True
+        return optimizer, LambdaLR(optimizer, lambda step: self.schedule(step, num_steps) * ending.factor(step))
 
 
 def log_metrics(module: lightning.LightningModule, metrics: dict[str, float], step: int) -> None:

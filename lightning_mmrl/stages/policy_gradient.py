@@ -19,7 +19,8 @@ from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.tensors import AdvantageEstimator, Aggregation, PolicyLoss, RolloutEngine
 from lightning_mmrl.rollout.sampling import group_seeds
 from lightning_mmrl.stages.answers import Examiner, Validation, headline
-from lightning_mmrl.stages.context import OptimizerSettings, StageContext, log_metrics, scalar_values, stop_if_met
+from lightning_mmrl.stages.context import OptimizerSettings, StageContext, log_metrics, scalar_values
+from lightning_mmrl.stages.ending import Ending
 from lightning_mmrl.stages.optimize import UpdateSettings, accumulate_loss, plan_minibatches, score_old
 from lightning_mmrl.stages.rollout_table import RolloutTable
 from lightning_mmrl.stages.stats import experience_stats, rollout_stats, update_stats
@@ -97,6 +98,7 @@ class PolicyGradientModule(lightning.LightningModule):
         self.latest: dict[str, float] = {}
         self._optimizer = optimizer
         self._context = context
+        self._ending = Ending(context.stop_when, context.cooldown_steps)
         self._table = table
         self._validation = Validation(examiner) if examiner is not None else None
         self._seconds: dict[str, float] = {}
@@ -182,6 +184,10 @@ class PolicyGradientModule(lightning.LightningModule):
             cast(LambdaLR, self.lr_schedulers()).step()
         return stats | {"train/learning_rate": optimizer.param_groups[0]["lr"]}
 
+    def on_train_batch_end(self, outputs: object, batch: PromptBatch, batch_idx: int) -> None:
+        """Ends the stage when its time has come."""
+        self._ending.apply(self.trainer, batch_idx + 1)
+
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """Judges greedy answers."""
         if self._validation is not None:
@@ -194,11 +200,13 @@ class PolicyGradientModule(lightning.LightningModule):
             iteration = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
             metrics = {f"validation/{key}": value for key, value in values.items()}
             self._report(metrics, iteration)
-            stop_if_met(self, self._context, metrics)
+            num_updates = cast(LambdaLR, self.lr_schedulers()).last_epoch
+            self._ending.validated(metrics, step=iteration, num_updates=num_updates)
+            self._ending.apply(self.trainer, iteration)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer and its schedule, stepped by hand."""
-        optimizer, scheduler = self._optimizer.build(self.policy, self._context.num_steps)
+        optimizer, scheduler = self._optimizer.build(self.policy, self._context.num_steps, self._ending)
         return [optimizer], [scheduler]
 
     def _report(self, values: dict[str, float], step: int) -> None:

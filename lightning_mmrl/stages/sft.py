@@ -8,7 +8,8 @@ from torch import Tensor
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.ops.masked import masked_mean
 from lightning_mmrl.stages.answers import Examiner, Validation, headline
-from lightning_mmrl.stages.context import OptimizerSettings, StageContext, log_metrics, stop_if_met
+from lightning_mmrl.stages.context import OptimizerSettings, StageContext, log_metrics
+from lightning_mmrl.stages.ending import Ending
 from lightning_mmrl.types.batches import PromptBatch, ScoringBatch, SftBatch
 
 
@@ -30,6 +31,7 @@ class SFTModule(lightning.LightningModule):
         self.latest: dict[str, float] = {}
         self._optimizer = optimizer
         self._context = context
+        self._ending = Ending(context.stop_when, context.cooldown_steps)
         self._validation = Validation(examiner) if examiner is not None else None
 
     def training_step(self, batch: SftBatch, batch_idx: int) -> Tensor:
@@ -45,6 +47,10 @@ class SFTModule(lightning.LightningModule):
         self._report({"train/loss": loss.item(), "train/learning_rate": self._learning_rate()}, batch_idx + 1)
         return loss
 
+    def on_train_batch_end(self, outputs: object, batch: SftBatch, batch_idx: int) -> None:
+        """Ends the stage when its time has come."""
+        self._ending.apply(self.trainer, batch_idx + 1)
+
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """Judges greedy answers."""
         if self._validation is not None:
@@ -55,12 +61,14 @@ class SFTModule(lightning.LightningModule):
         if self._validation is not None:
             values = headline(self._validation.finish())
             metrics = {f"validation/{key}": value for key, value in values.items()}
-            self._report(metrics, self.trainer.global_step)
-            stop_if_met(self, self._context, metrics)
+            step = self.trainer.global_step
+            self._report(metrics, step)
+            self._ending.validated(metrics, step=step, num_updates=step)
+            self._ending.apply(self.trainer, step)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer, its schedule stepped every optimizer step."""
-        optimizer, scheduler = self._optimizer.build(self.policy, self._context.num_steps)
+        optimizer, scheduler = self._optimizer.build(self.policy, self._context.num_steps, self._ending)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _report(self, values: dict[str, float], step: int) -> None:

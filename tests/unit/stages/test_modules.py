@@ -19,6 +19,7 @@ from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.pool import InlineRewards
 from lightning_mmrl.rollout.scripted import ScriptedEngine
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
+from lightning_mmrl.stages.ending import Ending
 from lightning_mmrl.stages.grpo import GRPOModule
 from lightning_mmrl.stages.optimize import UpdateSettings
 from lightning_mmrl.stages.policy_gradient import Algorithm, PolicyGradientModule
@@ -225,16 +226,31 @@ class Rises:
         return {"uar": self.uar}
 
 
-@pytest.mark.parametrize(("bound", "steps"), [(0.5, 4), (0.2, 2), (2.0, 6), (None, 6)])
-def test_a_stage_ends_at_the_first_validation_that_meets_its_bound(model, tmp_path, bound, steps):
+@pytest.mark.parametrize(
+    ("bound", "cooldown_steps", "steps"),
+    [(0.5, 0, 4), (0.2, 0, 2), (2.0, 0, 6), (None, 0, 6), (0.2, 3, 5), (0.5, 9, 6)],
+)
+def test_a_stage_ends_after_the_first_validation_that_meets_its_bound(model, tmp_path, bound, cooldown_steps, steps):
     encoder, _ = model
-    stop_when = None if bound is None else Bound(metric="validation/uar", at_least=bound)
     module = rl_module(model, tmp_path, num_steps=6)
-    module._context = replace(module._context, stop_when=stop_when)
+    stop_when = None if bound is None else Bound(metric="validation/uar", at_least=bound)
+    module._ending = Ending(stop_when, cooldown_steps)
     module._validation = Rises()
     loader = DataLoader([omni.prompts(encoder)] * 6, batch_size=None)
     trainer(tmp_path, validate_every=2).fit(module, loader, DataLoader([omni.prompts(encoder)], batch_size=None))
     assert module.engine.version == steps
+
+
+def test_the_learning_rate_of_sft_falls_to_nothing_while_the_stage_cools_down(model, tmp_path):
+    encoder, policy = model
+    module = SFTModule(policy, optimizer=optimizer(), context=context(tmp_path, 9))
+    module._ending = Ending(Bound(metric="validation/uar", at_least=0.2), cooldown_steps=4)
+    module._validation = Rises()
+    rates = []
+    module._report = lambda values, step: rates.append(values.get("train/learning_rate"))
+    loader = DataLoader([targets(encoder, [GOOD, "angry", BAD, "user"])] * 9, batch_size=None)
+    trainer(tmp_path, validate_every=2).fit(module, loader, DataLoader([omni.prompts(encoder)], batch_size=None))
+    assert [rate for rate in rates if rate is not None] == pytest.approx([0.01, 0.01, 0.01, 0.0075, 0.005, 0.0025])
 
 
 def test_a_group_of_one_is_refused():
