@@ -1,6 +1,5 @@
-"""How many dots? Separate red and blue dots; the thought counts each color."""
+"""How many dots? Red and blue dots in the cells of a grid; the thought counts each color."""
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -13,8 +12,9 @@ LABELS = ("1", "2", "3", "4", "5", "6")
 QUESTION = "<image>How many dots?"
 
 _NOISE = 6.0
-_RADIUS_PX = (3.5, 5.0)
-_GAP_PX = 2.5
+_RADIUS_PX = (4.0, 4.5)
+_CELL_PX = 14
+_JITTER_PX = 1.5
 
 
 def compose(plan: Plan) -> Problem:
@@ -23,7 +23,7 @@ def compose(plan: Plan) -> Problem:
     total = int(plan.label)
     red = int(rng.integers(total + 1))
     dots = place_dots(total, rng)
-    background = rng.uniform(10.0, 60.0, size=3)
+    background = rng.uniform(10.0, 40.0, size=3)
     reddish = rng.uniform([200.0, 40.0, 40.0], [250.0, 80.0, 80.0])
     bluish = rng.uniform([40.0, 80.0, 200.0], [80.0, 120.0, 250.0])
     covered = coverage(_disks(dots[:red]))[..., None]
@@ -37,14 +37,12 @@ def compose(plan: Plan) -> Problem:
 
 
 def place_dots(number: int, rng: np.random.Generator) -> np.ndarray:
-    """Return (x, y, radius) of dots in pixels, (number, 3), apart from each other and from the edge."""
-    dots: list[tuple[float, float, float]] = []
-    while len(dots) < number:
-        radius = rng.uniform(*_RADIUS_PX)
-        x, y = rng.uniform(radius + 1.0, SIZE_PX - radius - 1.0, size=2)
-        if all(math.hypot(x - a, y - b) > radius + r + _GAP_PX for a, b, r in dots):
-            dots.append((x, y, radius))
-    return np.array(dots)
+    """Return (x, y, radius) of dots in pixels, (number, 3): each near the middle of a grid cell of its own."""
+    per_side = SIZE_PX // _CELL_PX
+    cells = rng.choice(per_side**2, size=number, replace=False)
+    middles = (np.column_stack([cells % per_side, cells // per_side]) + 0.5) * _CELL_PX
+    jitter = rng.uniform(-_JITTER_PX, _JITTER_PX, size=(number, 2))
+    return np.column_stack([middles + jitter, rng.uniform(*_RADIUS_PX, size=number)])
 
 
 def _disks(dots: np.ndarray) -> Callable[[ImageDraw.ImageDraw, int], None]:
