@@ -1,13 +1,17 @@
 """`mmrl evaluate CHECKPOINT`: metrics with intervals of any checkpoint on the configured sets."""
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lightning_mmrl.cli.hydra_app import run_with_config
 from lightning_mmrl.config.schema import RootConfig
+from lightning_mmrl.config.tracking import settle_tracking
 from lightning_mmrl.errors import ConfigError, StageError
+from lightning_mmrl.protocols.plain import TrackedRun
 
 HELP = """mmrl evaluate - evaluate a checkpoint on the configured sets
 
@@ -48,6 +52,7 @@ def evaluate(config: RootConfig, checkpoint: Path) -> None:
     from lightning_mmrl.evaluation.intervals import ClusterBootstrap
     from lightning_mmrl.training.console import ConsoleProgress
 
+    config = settle_tracking(config)
     quiet_libraries()
     check_all_targets(config)
     name = checkpoint.parent.name if checkpoint.name == "handoff" else checkpoint.name
@@ -56,11 +61,32 @@ def evaluate(config: RootConfig, checkpoint: Path) -> None:
         _check_exists(checkpoint, parts)
         directory = writable(Path(config.output_dir)) / config.run_name / "evaluations" / name
         parts.ensure_data()
-        CheckpointEvaluator(parts, last_stage=name)(checkpoint, directory, name, None)
+        with _run_of_mlflow(config, name) as run:
+            metrics = CheckpointEvaluator(parts, last_stage=name)(checkpoint, directory, name, run)
+            if run is not None:
+                run.log_metrics(metrics, step=0)
     bootstrap = ClusterBootstrap(num_resamples=config.evaluation.num_resamples)
     comparison = compare_stages({name: directory}, {}, config.data.labels, bootstrap)
     Console(highlight=False, width=None if Console().is_terminal else 120).print(results_table(comparison))
     print(f"predictions and figures in {directory}")
+
+
+@contextmanager
+def _run_of_mlflow(config: RootConfig, name: str) -> Iterator[TrackedRun | None]:
+    """The run of `mlflow run`, if that started this process: metrics and predictions go there."""
+    from lightning_mmrl.config.run import open_tracker
+    from lightning_mmrl.curriculum.orchestrator import status_of
+
+    if config.tracking.uri is None or not os.environ.get("MLFLOW_RUN_ID"):
+        yield None
+        return
+    tracker = open_tracker(config)
+    try:
+        run = tracker.open_run(f"evaluate {name}")
+        with status_of(run):
+            yield run
+    finally:
+        tracker.close()
 
 
 def _check_exists(checkpoint: Path, parts: Any) -> None:

@@ -23,7 +23,7 @@ def print_comparison(outcome: Outcome) -> None:
     console.print(f"run folder   {outcome.directory}", markup=False)
     console.print(f"checkpoint   {outcome.directory / outcome.results[-1].handoff}", markup=False)
     if outcome.tracking_uri:
-        console.print(f"tracking     {outcome.tracking_uri} (make mlflow opens it)", markup=False)
+        console.print(f"tracking     {outcome.tracking_uri}", markup=False)
 
 
 def peak_memory_gib() -> float:

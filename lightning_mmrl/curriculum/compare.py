@@ -64,7 +64,9 @@ def compare_stages(
     gains: list[Gain] = []
     for stage, folder in folders.items():
         over = sources.get(stage)
-        for name in summaries[stage] if over in folders else ():
+        if over is None or over not in folders:
+            continue
+        for name in summaries[stage]:
             if name in summaries[over]:
                 pair = (_predictions(folder, name), _predictions(folders[over], name))
                 difference = bootstrap.paired_uar_difference(*pair, labels)

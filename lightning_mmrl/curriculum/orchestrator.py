@@ -128,10 +128,11 @@ class StageOrchestrator:
         pending: dict[str, StageSpec] = {}
         for spec in self._curriculum.stages:
             finished, source = manifest.stages.get(spec.name), source_stage(spec, names)
+            origin = None if source is None else manifest.stages.get(source)
             replaced = source in pending or (
                 finished is not None
-                and source in manifest.stages
-                and manifest.stages[source].result.handoff_digest != finished.result.input_digest
+                and origin is not None
+                and origin.result.handoff_digest != finished.result.input_digest
             )
             if finished is None or replaced:
                 pending[spec.name] = spec
@@ -149,7 +150,7 @@ class StageOrchestrator:
                 tracker.open_run(manifest.running_name or "stage", run_id=manifest.running_id).finish("KILLED")
             manifest = replace(manifest, tracking_id=parent.id, running_id=None, running_name=None)
             manifest.write(self._directory)
-            with _status_of(parent):
+            with status_of(parent):
                 self._on_start(parent)
                 for spec in self._curriculum.stages:
                     if spec.name in chosen:
@@ -193,7 +194,7 @@ class StageOrchestrator:
         shutil.rmtree(folder, ignore_errors=True)  # what an unfinished attempt left
         run = tracker.open_run(folder.name, parent_id=parent.id, tags=tags)
         seconds: dict[str, float] = {}
-        with self._in_progress(manifest, run, folder.name), _status_of(run):
+        with self._in_progress(manifest, run, folder.name), status_of(run):
             with _timed(seconds, "train"):
                 job = self._build_stage(spec, start, folder, run)
                 metrics = dict(job.train())
@@ -264,7 +265,7 @@ def _folder_name(spec: StageSpec) -> str:
 
 
 @contextmanager
-def _status_of(run: TrackedRun) -> Iterator[None]:
+def status_of(run: TrackedRun) -> Iterator[None]:
     """Ends a tracked run with the status that is true."""
     try:
         yield
