@@ -44,7 +44,9 @@ def _train(task: str, seed: int, directory: Path, overrides: list[str]) -> None:
         return
     where = [f"output_dir={directory.parent}", f"run_name={directory.name}", f"seed={seed}"]
     command = [sys.executable, "-m", "lightning_mmrl.cli.main", "train", f"experiment=task_{task}", *where, *overrides]
-    subprocess.run(command, check=True)
+    code = subprocess.run(command, check=False).returncode
+    if code:
+        sys.exit(f"task_campaign: {directory.name} ended with exit code {code}; mend it and run the same command again")
 
 
 def _seconds(directory: Path) -> float:

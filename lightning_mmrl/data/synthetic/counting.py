@@ -8,13 +8,13 @@ from PIL import ImageDraw
 from lightning_mmrl.data.synthetic.pictures import SIZE_PX, coverage, paint, save_png
 from lightning_mmrl.data.synthetic.task import Medium, Plan, Problem, Task
 
-LABELS = ("1", "2", "3", "4", "5", "6")
+LABELS = ("1", "2", "3", "4")
 QUESTION = "<image>How many dots?"
 
 _NOISE = 6.0
-_RADIUS_PX = (4.0, 4.5)
+_RADIUS_PX = (4.8, 5.4)
 _CELL_PX = 14
-_JITTER_PX = 1.5
+_JITTER_PX = 0.8
 
 
 def compose(plan: Plan) -> Problem:
