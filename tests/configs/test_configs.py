@@ -5,27 +5,44 @@ from dataclasses import asdict, fields
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
-from lightning_mmrl.config.compose import compose, configs_dir
+from lightning_mmrl.config.compose import compose, compose_tree
+from lightning_mmrl.config.folders import configs_dir
 from lightning_mmrl.config.run import check_all_targets
-from lightning_mmrl.config.schema import RootConfig, StageConfig
+from lightning_mmrl.config.schema import AlgorithmConfig, RootConfig, StageConfig, StageDataConfig, TrainerConfig
+from lightning_mmrl.config.specs import stage_specs
 from lightning_mmrl.config.targets import check_targets
-from lightning_mmrl.config.validate import stage_specs
 
-GROUPS = sorted(folder.name for folder in configs_dir().iterdir() if folder.is_dir())
-FILES = sorted(configs_dir().glob("*/*.yaml"))
+ROOT = configs_dir()
+GROUPS = sorted(folder.name for folder in ROOT.iterdir() if folder.is_dir())
+FILES = sorted(ROOT.rglob("*/*.yaml"))
+EXPERIMENTS = sorted(ROOT.glob("experiment/*.yaml"))
 OPTIONAL_IN_A_STAGE = {"algorithm", "sampling", "rewards", "rollout_table_every"}
 
-each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}={path.stem}")
+
+def group_of(path):
+    return path.relative_to(ROOT).parts[0]
+
+
+def option_of(path):
+    """Also of a file in a subfolder: stage=tiny/reason."""
+    return path.relative_to(ROOT / group_of(path)).with_suffix("").as_posix()
+
+
+each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: f"{group_of(path)}={option_of(path)}")
+each_experiment = pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 
 
 def overrides(path):
     """What chooses a file; a value that its user must give is given."""
-    group = path.parent.name
+    group, option = group_of(path), option_of(path)
     if group == "stage":
-        return [f"+stage@stages.other={path.stem}", "order=[other]"]
-    needed = ["data.root=/data"] if "root: ???" in path.read_text() else []
-    return [f"{group}={path.stem}", *needed]
+        return [f"+stage@stages.other={option}", "order=[other]"]
+    if group == "algorithm":
+        return [f"algorithm@stages.reason={option}"]
+    needed = ["data.root=/data", "data.labels=[happy,sad]"] if "root: ???" in path.read_text() else []
+    return [f"{group}={option}", *needed]
 
 
 def targets(tree):
@@ -38,9 +55,18 @@ def targets(tree):
             yield from targets(value)
 
 
+def without_references(tree):
+    """The tree with a list, whose type no target checks, in place of every `${...}`."""
+    if isinstance(tree, dict):
+        return {key: without_references(value) for key, value in tree.items()}
+    return [] if isinstance(tree, str) and "${" in tree else tree
+
+
 def test_all_groups_have_options():
-    assert {path.parent.name for path in FILES} == set(GROUPS)
-    assert {"model", "data", "prompt", "stage", "curriculum", "trainer", "tracking", "experiment"} <= set(GROUPS)
+    assert {group_of(path) for path in FILES} == set(GROUPS)
+    assert {"model", "data", "prompt", "stage", "algorithm", "curriculum", "trainer", "tracking"} <= set(GROUPS)
+    assert {"experiment", "debug"} <= set(GROUPS)
+    assert "tiny/reason" in {option_of(path) for path in FILES if group_of(path) == "stage"}
     assert not [path for path in configs_dir().rglob("*") if path.is_file() and path.suffix != ".yaml"]
 
 
@@ -54,7 +80,7 @@ def test_a_config_composes_and_its_targets_bind(path):
 @each_file
 def test_every_target_of_a_file_binds_where_it_stands(path):
     """Also those of stages that the composition above does not run."""
-    tree = yaml.safe_load(path.read_text())
+    tree = without_references(yaml.safe_load(path.read_text()))
     for target in targets(tree):
         assert target.startswith(("lightning_mmrl.", "torch.optim."))
     check_targets(tree, path.stem)
@@ -66,21 +92,63 @@ def test_a_config_says_what_it_is_for(path):
     assert comments, "the first line of a config says what it is"
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path.parent.name == "stage"], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in FILES if group_of(path) == "stage"], ids=option_of)
 def test_a_stage_shows_its_knobs_so_that_they_need_no_plus(path):
-    tree = yaml.safe_load(path.read_text())
-    assert {field.name for field in fields(StageConfig)} - set(tree) <= OPTIONAL_IN_A_STAGE
-    assert {"manifest", "batch_size", "limit"} <= set(tree["data"])
+    """Its own or those of the file that it builds on."""
+    tree = OmegaConf.to_container(compose_tree(overrides(path)))["stages"]["other"]
+    optional = OPTIONAL_IN_A_STAGE if tree["kind"] == "sft" else set()
+    assert {field.name for field in fields(StageConfig)} - set(tree) <= optional
+    assert {field.name for field in fields(StageDataConfig)} <= set(tree["data"])
+    assert {field.name for field in fields(TrainerConfig)} <= set(tree["trainer"])
+    if tree["kind"] == "rl":
+        assert {field.name for field in fields(AlgorithmConfig)} <= set(tree["algorithm"])
 
 
-@pytest.mark.parametrize("path", sorted(configs_dir().glob("experiment/*.yaml")), ids=lambda path: path.stem)
+@each_experiment
 def test_an_experiment_only_overrides(path):
     """It names a run of its own, and every stage it changes runs."""
-    config = compose([f"experiment={path.stem}"])
+    config = compose(overrides(path))
     assert config.run_name == path.stem
     tree = yaml.safe_load(path.read_text())
     assert set(tree) - {"defaults"} <= {field.name for field in fields(RootConfig)}
     assert set(tree.get("stages", {})) <= set(config.order)
+
+
+@each_experiment
+def test_debug_overlays_shorten_every_experiment_and_give_it_a_name_of_its_own(path):
+    fast = compose([*overrides(path), "debug=fast"])
+    assert {fast.stages[name].num_steps for name in fast.order} == {2}
+    assert all((fast.stages[name].validate_every or 1) <= 2 for name in fast.order)
+    overfit = compose([*overrides(path), "debug=overfit"])
+    assert all(overfit.stages[name].data.limit == 8 for name in overfit.order if overfit.stages[name].data.manifest)
+    assert path.stem not in (fast.run_name, overfit.run_name)
+    assert fast.run_name != overfit.run_name
+    assert (fast.tracking.uri, overfit.tracking.uri) == (None, None)
+
+
+ORDERS = {
+    "sft_then_rl": ["cold_start", "reason"],
+    "rl_then_sft": ["reason", "cold_start"],
+    "rl_only": ["reason"],
+    "sft_only": ["cold_start"],
+}
+
+
+def test_there_are_four_curricula():
+    assert set(ORDERS) == {path.stem for path in ROOT.glob("curriculum/*.yaml")}
+
+
+@pytest.mark.parametrize(("name", "order"), ORDERS.items())
+def test_a_curriculum_has_its_order(name, order):
+    assert compose([f"curriculum={name}"]).order == order
+
+
+@pytest.mark.parametrize(("algorithm", "module"), [("grpo", "grpo.GRPOModule"), ("rloo", "rloo.RLOOModule")])
+@pytest.mark.parametrize("curriculum", [name for name, order in ORDERS.items() if "reason" in order])
+def test_every_curriculum_takes_every_algorithm_by_an_override(curriculum, algorithm, module):
+    config = compose([f"curriculum={curriculum}", f"algorithm@stages.reason={algorithm}"])
+    assert config.stages["reason"].module["_target_"] == f"lightning_mmrl.stages.{module}"
+    check_all_targets(config)
 
 
 def test_the_default_is_a_complete_configuration():
@@ -91,7 +159,7 @@ def test_the_default_is_a_complete_configuration():
 
 def test_an_option_that_cannot_work_would_be_found(tmp_path):
     (tmp_path / "stage").mkdir()
-    text = (configs_dir() / "stage" / "sft.yaml").read_text()
+    text = (ROOT / "stage" / "sft.yaml").read_text()
     (tmp_path / "stage" / "bad.yaml").write_text(text.replace("warmup_steps", "warmup_stesp"))
     config = compose(["+stage@stages.other=bad", "order=[other]"], config_dir=tmp_path)
     with pytest.raises(Exception, match=r"warmup_stesp: .*did you mean 'warmup_steps'"):
