@@ -33,7 +33,7 @@ LOGGERS = ("csv", "tensorboard")
 BALANCES = ("label",)
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed", "16-true", "16-mixed")
-VALIDATED = ("war", "uar", "valid_format", "consistency")
+VALIDATED = ("war", "uar", "valid_format", "consistency", "grounded")
 """Metrics of a validation during training."""
 EVALUATED = (*VALIDATED, "macro_f1", "unparseable")
 """Metrics of an evaluated set, beside the recall of each label."""

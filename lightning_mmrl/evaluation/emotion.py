@@ -31,13 +31,14 @@ class EmotionMetrics(Metric):
     num_valid_format: Tensor
     num_consistent: Tensor
     num_judged_consistency: Tensor
+    num_grounded: Tensor
 
     def __init__(self, labels: Sequence[str]) -> None:
         super().__init__()
         self.labels = tuple(labels)
         size = len(self.labels)
         self.add_state("confusion", torch.zeros(size, size + 1, dtype=torch.long), dist_reduce_fx="sum")
-        for name in ("num_valid_format", "num_consistent", "num_judged_consistency"):
+        for name in ("num_valid_format", "num_consistent", "num_judged_consistency", "num_grounded"):
             self.add_state(name, torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, predictions: Sequence[Prediction]) -> None:
@@ -51,12 +52,13 @@ class EmotionMetrics(Metric):
         self.num_valid_format += sum(each.valid_format for each in predictions)
         self.num_consistent += sum(each.consistent is True for each in predictions)
         self.num_judged_consistency += sum(each.consistent is not None for each in predictions)
+        self.num_grounded += sum(each.consistent is True and each.predicted == each.truth for each in predictions)
 
     def compute(self) -> dict[str, float]:
         """Fractions in [0, 1]: `war`, `uar`, `macro_f1`, `valid_format`, `unparseable` and `recall/<label>`.
 
-        `consistency` is there if the predictions were judged with a cue lexicon; a class that never is the truth has no
-        recall. Without any prediction the fractions are NaN.
+        `consistency` and `grounded` (the label is right and the thought implies it) are there if the predictions were
+        judged with a cue lexicon; a class that never is the truth has no recall. Without any prediction the fractions are NaN.
         """
         confusion = self.confusion.cpu().numpy()
         total = int(confusion.sum())
@@ -69,6 +71,7 @@ class EmotionMetrics(Metric):
         }
         if judged := int(self.num_judged_consistency):
             values["consistency"] = _fraction(int(self.num_consistent), judged)
+            values["grounded"] = _fraction(int(self.num_grounded), judged)
         recalls = zip(self.labels, per_class_recall(confusion), confusion.sum(-1), strict=True)
         return values | {f"recall/{label}": float(recall) for label, recall, support in recalls if support}
 

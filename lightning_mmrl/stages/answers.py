@@ -51,8 +51,9 @@ class Validation:
         return values
 
 
-def headline(
-    values: dict[str, float], keys: Sequence[str] = ("war", "uar", "valid_format", "consistency")
-) -> dict[str, float]:
+HEADLINE = ("war", "uar", "valid_format", "consistency", "grounded")
+
+
+def headline(values: dict[str, float], keys: Sequence[str] = HEADLINE) -> dict[str, float]:
     """The few metrics worth a curve."""
     return {key: values[key] for key in keys if key in values}
