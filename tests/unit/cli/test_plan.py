@@ -3,9 +3,9 @@ import json
 import pytest
 
 from lightning_mmrl.cli.main import main
-from lightning_mmrl.cli.plan import batch_arithmetic, count_samples, passes
+from lightning_mmrl.cli.plan import batch_arithmetic, conditions, count_samples, data_names, num_samples, passes
 from lightning_mmrl.config.compose import compose
-from lightning_mmrl.config.validate import stage_specs
+from lightning_mmrl.config.specs import stage_specs
 from lightning_mmrl.curriculum.manifest import FILE, FinishedStage, Manifest
 from lightning_mmrl.types.records import StageResult
 
@@ -65,8 +65,10 @@ def test_a_plan_counts_samples_and_knows_what_is_finished(folder, capsys):
     (folder / "set" / "cold_start.jsonl").write_text("{}\n\n" * 64)
     cold_start, _ = stage_specs(compose(["data.root=set"]))
     result = StageResult(name="x", handoff="x", handoff_digest="", input_digest="", metrics={}, seconds={})
-    manifest = Manifest().with_stage("cold_start", FinishedStage(digest=cold_start.digest, result=result))
-    manifest.with_stage("reason", FinishedStage(digest="other", result=result)).write(folder / "runs" / "default")
+    manifest = Manifest().with_stage("cold_start", FinishedStage(digest=cold_start.digest, content={}, result=result))
+    manifest.with_stage("reason", FinishedStage(digest="other", content={}, result=result)).write(
+        folder / "runs" / "default"
+    )
     lines = shown(capsys, "plan", "data.root=set")
     assert row(lines, "cold_start")[4:] == ["64", "200", "32 targets", "100.00", "finished"]
     assert row(lines, "reason")[-1] == "finished, configured differently"
@@ -111,13 +113,33 @@ def test_the_arithmetic_of_a_step():
     assert batch_arithmetic(config.stages["cold_start"]) == "32 targets"
 
 
-def test_passes_are_of_what_the_limit_leaves():
-    stage = compose(
-        ["stages.reason.data.limit=100", "stages.reason.num_steps=25", "stages.reason.validate_every=5"]
-    ).stages["reason"]
-    assert passes(stage, 1000) == "8.00"
-    assert passes(stage, 50) == "16.00"
+def test_passes_are_of_what_the_limits_leave(tmp_path):
+    (tmp_path / "train.jsonl").write_text("{}\n" * 1000)
+    (tmp_path / "more.jsonl").write_text("{}\n" * 30)
+    steps = [f"data.root={tmp_path}", "stages.reason.num_steps=25", "stages.reason.validate_every=5"]
+    config = compose([*steps, "stages.reason.data.limit=100"])
+    stage = config.stages["reason"]
+    assert num_samples(config, stage) == 100
+    assert passes(stage, 100) == "8.00"
     assert passes(stage, None) == passes(stage, 0) == "?"
+    two = "{a: {manifest: train.jsonl, limit: 50, weight: 3}, b: {manifest: more.jsonl}}"
+    config = compose([*steps, "stages.reason.data.manifest=null", f"++stages.reason.data.sources={two}"])
+    assert num_samples(config, config.stages["reason"]) == 80
+    assert data_names(config.stages["reason"]) == "a 75%, b 25%"
+
+
+def test_conditions_are_said_in_words():
+    config = compose(
+        [
+            "++stages.reason.gate={metric: test/uar, at_least: 0.5}",
+            "++stages.reason.stop_when={metric: validation/uar, at_least: 0.9}",
+        ]
+    )
+    ends, gate = conditions(config.stages["reason"])
+    assert ends.startswith("ends early once validation/uar")
+    assert ends.endswith("checked every 50 steps")
+    assert gate.startswith("must reach test/uar")
+    assert conditions(config.stages["cold_start"]) == []
 
 
 def test_samples_are_lines_that_hold_something(tmp_path):

@@ -1,0 +1,79 @@
+"""A slice of the mutations of tools/mutate_configs.py, which judges all of them: refused in one sentence, or valid."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOLS = Path(__file__).parents[2] / "tools"
+STEP = 20
+
+
+def load(name):
+    """A module of the tools folder, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def tool():
+    names = ("config_mutations", "mutate_configs")
+    loaded = [load(name) for name in names]
+    yield loaded[-1]
+    for name in names:
+        del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def verdicts(tool):
+    return [tool.judged(mutation, checked_targets=False) for mutation in tool.mutations(1)[::STEP]]
+
+
+def test_a_mutated_configuration_is_refused_in_one_sentence_or_valid_and_writes_nothing(verdicts):
+    assert [verdict.message for verdict in verdicts if verdict.outcome == "failed"] == []
+    assert len({verdict.mutation.kind for verdict in verdicts}) >= 8
+    assert sum(verdict.outcome == "refused" for verdict in verdicts) > len(verdicts) / 2
+
+
+def test_a_misspelled_key_is_answered_with_the_right_one(verdicts):
+    # A parameter of a `_target_` is known only after the import of torch.
+    typos = [verdict for verdict in verdicts if verdict.mutation.right is not None and verdict.outcome == "refused"]
+    missed = [(verdict.mutation.arguments, verdict.message) for verdict in typos if not verdict.names_the_key]
+    assert len(typos) >= 10
+    assert len(missed) <= 0.1 * len(typos), missed
+
+
+def test_the_same_seed_gives_the_same_mutations(tool):
+    first, second = tool.mutations(3, num_typos=8, num_values=8), tool.mutations(3, num_typos=8, num_values=8)
+    assert first == second
+    assert first != tool.mutations(4, num_typos=8, num_values=8)
+
+
+BAD = {
+    (0, ""): "exit code 0",
+    (2, "Traceback (most recent call last):\n  x\n"): "a traceback",
+    (2, "mmrl train: one\ntwo\n"): "not one line",
+    (2, "hydra says no\n"): "not by mmrl",
+    (2, f"mmrl train: {'x' * 1000}\n"): "too long",
+}
+
+
+@pytest.mark.parametrize("refusal", BAD)
+def test_what_is_no_clear_refusal_is_noticed(refusal, tool):
+    assert BAD[refusal] in tool.refusal_problem(*refusal)
+    assert tool.refusal_problem(2, "mmrl train: seed is x; it must be a whole number\n") == ""
+
+
+def test_a_file_that_a_command_leaves_behind_is_noticed(tool, monkeypatch):
+    def leaves_a_file(arguments):
+        Path("left.txt").write_text("x")
+        sys.stderr.write("mmrl train: no\n")
+        return 2
+
+    monkeypatch.setattr("lightning_mmrl.cli.main.main", leaves_a_file)
+    verdict = tool.judged(tool.Mutation(kind="x", arguments=()), checked_targets=False)
+    assert (verdict.outcome, "wrote something" in verdict.message) == ("failed", True)
