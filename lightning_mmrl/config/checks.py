@@ -33,8 +33,10 @@ LOGGERS = ("csv", "tensorboard")
 BALANCES = ("label",)
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed", "16-true", "16-mixed")
-VALIDATED = ("war", "uar", "valid_format", "consistency", "grounded")
+VALIDATED = ("war", "uar", "valid_format")
 """Metrics of a validation during training."""
+WITH_CUES = ("consistency", "grounded")
+"""Metrics that a dataset with cue phrases has besides."""
 EVALUATED = (*VALIDATED, "macro_f1", "unparseable")
 """Metrics of an evaluated set, beside the recall of each label."""
 
@@ -219,7 +221,8 @@ def _check_rewards(path: str, rewards: RewardsConfig) -> None:
 
 def _check_bounds(path: str, stage: StageConfig, config: RootConfig) -> None:
     validated = stage.validate_every is not None and config.data.validation is not None
-    metrics = [f"validation/{name}" for name in VALIDATED] if validated else []
+    cues = WITH_CUES if config.data.cue_lexicon is not None else ()
+    metrics = [f"validation/{name}" for name in (*VALIDATED, *cues)] if validated else []
     if stage.stop_when is not None:
         if not metrics:
             raise ConfigError(f"{path}.stop_when needs validations; set {path}.validate_every and data.validation")
@@ -228,7 +231,7 @@ def _check_bounds(path: str, stage: StageConfig, config: RootConfig) -> None:
     if stage.cooldown_steps and stage.stop_when is None:
         raise ConfigError(f"{path}.cooldown_steps is {stage.cooldown_steps} without stop_when; set {path}.stop_when")
     if stage.gate is not None:
-        names = [*EVALUATED, *(f"recall/{label}" for label in config.data.labels)]
+        names = [*EVALUATED, *cues, *(f"recall/{label}" for label in config.data.labels)]
         metrics += [f"{each}/{name}" for each in config.evaluation.sets for name in names]
         _check_bound(f"{path}.gate", stage.gate, metrics)
 

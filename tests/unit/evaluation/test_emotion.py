@@ -49,6 +49,7 @@ def test_values_by_hand():
             "valid_format": 3 / 5,
             "unparseable": 1 / 5,
             "consistency": 3 / 5,
+            "grounded": 2 / 5,
             "recall/angry": 2 / 4,
             "recall/happy": 1.0,
         }
@@ -62,6 +63,7 @@ def test_batches_add_up():
 
 def test_consistency_is_there_only_if_it_was_judged():
     assert "consistency" not in computed([prediction("sad", "sad")])
+    assert "grounded" not in computed([prediction("sad", "sad")])
     assert computed([prediction("sad", "sad", consistent=False)])["consistency"] == 0.0
 
 
@@ -90,7 +92,8 @@ def test_every_state_is_summed_over_ranks():
         values = torch.stack([getattr(shard, name) for shard in shards])
         setattr(joined, name, reduction(values))
     assert joined.compute() == computed(PREDICTIONS)
-    assert set(joined._reductions) == {"confusion", "num_valid_format", "num_consistent", "num_judged_consistency"}
+    counts = {"num_valid_format", "num_consistent", "num_judged_consistency", "num_grounded"}
+    assert set(joined._reductions) == {"confusion", *counts}
 
 
 def test_an_unknown_label_is_an_error():
