@@ -12,9 +12,9 @@ LABELS = ("1", "2", "3", "4")
 QUESTION = "<image>How many dots?"
 
 _NOISE = 6.0
-_RADIUS_PX = (4.8, 5.4)
-_CELL_PX = 14
-_JITTER_PX = 0.8
+_RADIUS_PX = (8.0, 11.0)
+_CELL_PX = 28
+_JITTER_PX = 2.0
 
 
 def compose(plan: Plan) -> Problem:

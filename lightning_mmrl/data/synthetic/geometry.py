@@ -1,4 +1,4 @@
-"""Which shape is it? One filled shape on a plain ground, anywhere, at any size and angle."""
+"""Which shape is it? One filled shape on a plain ground, anywhere, at any size, a little turned."""
 
 import math
 
@@ -20,9 +20,12 @@ QUESTION = "<image>Which shape?"
 
 _NOISE = 6.0
 _RADIUS_PX = (14.0, 22.0)
+_LARGEST_TURN_DEGREES = 20.0
 _CROSS_WIDTH = 0.3
 _RING_HOLE = 0.5
 _STAR_WAIST = 0.45
+_UPRIGHT = {"triangle": -math.pi / 2, "square": math.pi / 4, "star": -math.pi / 2, "cross": 0.0}
+"""Angle of the first corner of each shape when it stands upright."""
 
 
 def compose(plan: Plan) -> Problem:
@@ -30,7 +33,7 @@ def compose(plan: Plan) -> Problem:
     rng = plan.generator()
     radius = rng.uniform(*_RADIUS_PX)
     x, y = rng.uniform(radius + 1.0, SIZE_PX - radius - 1.0, size=2)
-    turn = rng.uniform(0.0, 2.0 * math.pi)
+    turn = math.radians(rng.uniform(-_LARGEST_TURN_DEGREES, _LARGEST_TURN_DEGREES))
     background, foreground = draw_colors(rng)
 
     def draw(canvas: ImageDraw.ImageDraw, unit: int) -> None:
@@ -53,11 +56,14 @@ def compose(plan: Plan) -> Problem:
 
 
 def outline(shape: str, turn: float) -> np.ndarray:
-    """Return the corners (x, y) of a shape with straight sides within the unit circle, (corners, 2).
+    """Return the corners (x, y) of a shape with straight sides, turned out of its upright position, (corners, 2).
 
-    >>> outline("square", 0.0).round(2).tolist()
-    [[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [-0.0, -1.0]]
+    The shape touches the unit circle; y points down.
+
+    >>> outline("triangle", 0.0).round(2).tolist()
+    [[0.0, -1.0], [0.87, 0.5], [-0.87, 0.5]]
     """
+    turn += _UPRIGHT[shape]
     if shape == "star":
         angles, radii = np.arange(10) * math.pi / 5, np.array([1.0, _STAR_WAIST] * 5)
     elif shape == "cross":
