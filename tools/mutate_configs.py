@@ -145,7 +145,7 @@ def judge_command(mutation: Mutation) -> Verdict:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Judges all mutations and prints the figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shell", type=int, default=SHELL_SAMPLE, help="refusals that are run again as real commands")
     parser.add_argument("--report", type=Path, help="write every verdict to this JSON file")
