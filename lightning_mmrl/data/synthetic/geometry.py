@@ -1,4 +1,4 @@
-"""Which shape is it? One filled shape on a plain ground, anywhere, at any size, a little turned."""
+"""Which shape is it? One filled shape on a plain ground, a little off center and a little turned."""
 
 import math
 
@@ -19,7 +19,8 @@ THOUGHTS = {
 QUESTION = "<image>Which shape?"
 
 _NOISE = 6.0
-_RADIUS_PX = (14.0, 22.0)
+_RADIUS_PX = (15.0, 22.0)
+_OFF_CENTER_PX = 4.0
 _LARGEST_TURN_DEGREES = 20.0
 _CROSS_WIDTH = 0.3
 _RING_HOLE = 0.5
@@ -32,7 +33,7 @@ def compose(plan: Plan) -> Problem:
     """Draw the shape that the label names."""
     rng = plan.generator()
     radius = rng.uniform(*_RADIUS_PX)
-    x, y = rng.uniform(radius + 1.0, SIZE_PX - radius - 1.0, size=2)
+    x, y = SIZE_PX / 2 + rng.uniform(-_OFF_CENTER_PX, _OFF_CENTER_PX, size=2)
     turn = math.radians(rng.uniform(-_LARGEST_TURN_DEGREES, _LARGEST_TURN_DEGREES))
     background, foreground = draw_colors(rng)
 
