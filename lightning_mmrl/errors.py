@@ -23,3 +23,7 @@ class RewardError(MmrlError):
 
 class StageError(MmrlError):
     """A stage cannot start or continue: a checkpoint is missing, incomplete or of another run."""
+
+
+class GateError(StageError):
+    """The metrics of a finished stage do not meet its gate; the curriculum ended there."""

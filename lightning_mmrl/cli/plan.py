@@ -10,7 +10,9 @@ from lightning_mmrl.cli.hydra_app import run_with_config
 from lightning_mmrl.config.schema import RootConfig, StageConfig
 from lightning_mmrl.config.specs import bound, stage_specs
 from lightning_mmrl.curriculum.manifest import Manifest
+from lightning_mmrl.curriculum.selection import is_stale
 from lightning_mmrl.curriculum.spec import source_stage
+from lightning_mmrl.types.records import StageSpec
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -23,28 +25,20 @@ def plan(config: RootConfig) -> None:
     """Prints stages, sizes, batch arithmetic and where things go."""
     console = Console(highlight=False, width=None if Console().is_terminal else 140)
     directory = Path(config.output_dir) / config.run_name
-    finished = Manifest.read(directory).stages
+    manifest, specs = Manifest.read(directory), stage_specs(config)
     table = Table(title=f"{config.run_name}: {len(config.order)} stages")
     for name in ("stage", "kind", "starts from", "data", "samples", "steps", "per step", "passes", "state"):
         table.add_column(name)
-    for spec in stage_specs(config):
+    for spec in specs:
         stage = config.stages[spec.name]
         samples = num_samples(config, stage)
-        entry = finished.get(spec.name)
-        state = (
-            "to run"
-            if entry is None
-            else "finished"
-            if entry.digest == spec.digest
-            else "finished, configured differently"
-        )
         source = source_stage(spec, config.order) or f"base model {config.model.checkpoint}"
         table.add_row(
             spec.name, spec.kind, source, data_names(stage), "?" if samples is None else str(samples),
-            str(stage.num_steps), batch_arithmetic(stage), passes(stage, samples), state,
+            str(stage.num_steps), batch_arithmetic(stage), passes(stage, samples), state(spec, specs, manifest),
         )  # fmt: skip
     console.print(table)
-    for spec in stage_specs(config):
+    for spec in specs:
         for line in conditions(config.stages[spec.name]):
             console.print(f"{spec.name:<12} {line}", markup=False)
     sets = ", ".join(f"{name} ({manifest})" for name, manifest in config.evaluation.sets.items())
@@ -52,6 +46,18 @@ def plan(config: RootConfig) -> None:
     console.print(f"dataset      {config.data.root}{_generated(config)}", markup=False)
     console.print(f"run folder   {directory}", markup=False)
     console.print(f"tracking     {config.tracking.uri or 'none'}", markup=False)
+
+
+def state(spec: StageSpec, specs: Sequence[StageSpec], manifest: Manifest) -> str:
+    """Whether a stage is finished, and what `mmrl train` would say of it."""
+    finished = manifest.stages.get(spec.name)
+    if finished is None:
+        return "to run"
+    if finished.content != spec.content:
+        return "finished, configured differently"
+    if is_stale(spec, specs, manifest):
+        return "to run again: its start was replaced"
+    return "finished" if finished.evaluation == spec.evaluation else "to evaluate"
 
 
 def batch_arithmetic(stage: StageConfig) -> str:

@@ -7,6 +7,7 @@ from lightning_mmrl.cli.hydra_app import run_with_config, take_flags
 from lightning_mmrl.cli.plan import batch_arithmetic
 from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.config.tracking import settle_tracking
+from lightning_mmrl.errors import GateError
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -30,7 +31,7 @@ def train(
     # Loaded here: a bad configuration is refused before torch is imported.
     from lightning_mmrl.cli.tables import print_comparison
     from lightning_mmrl.config.run import run_curriculum
-    from lightning_mmrl.curriculum.orchestrator import Selection
+    from lightning_mmrl.curriculum.selection import Selection
     from lightning_mmrl.training.console import ConsoleProgress
 
     selection = Selection(from_stage=from_stage, only_stage=only_stage, allow_changes=allow_changes)
@@ -39,3 +40,5 @@ def train(
     with ConsoleProgress() as console:
         outcome = run_curriculum(config, console, selection)
     print_comparison(outcome)
+    if outcome.ended_by_gate is not None:
+        raise GateError(outcome.ended_by_gate)

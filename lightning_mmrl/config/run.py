@@ -3,10 +3,13 @@
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from lightning_mmrl.config import targets
@@ -18,16 +21,18 @@ from lightning_mmrl.config.specs import stage_specs
 from lightning_mmrl.config.tracking import absolute_sqlite
 from lightning_mmrl.curriculum.compare import Comparison, compare_stages
 from lightning_mmrl.curriculum.manifest import Manifest, write_json
-from lightning_mmrl.curriculum.orchestrator import Curriculum, Selection, StageOrchestrator
+from lightning_mmrl.curriculum.orchestrator import Curriculum, StageOrchestrator
+from lightning_mmrl.curriculum.selection import Selection
 from lightning_mmrl.curriculum.spec import source_stage
 from lightning_mmrl.data.schema import read_manifest
-from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.errors import ConfigError, GateError
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap
 from lightning_mmrl.protocols.plain import TrackedRun, Tracker
+from lightning_mmrl.stages.evaluate import SUMMARY
 from lightning_mmrl.tracking.mlflow import MlflowTracker
 from lightning_mmrl.tracking.null import NullTracker
 from lightning_mmrl.training.console import ConsoleProgress
-from lightning_mmrl.types.records import StageResult
+from lightning_mmrl.types.records import StageResult, StageSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +43,7 @@ class Outcome:
     tracking_uri: str | None
     results: list[StageResult]
     comparison: Comparison
+    ended_by_gate: str | None = None
 
 
 def run_curriculum(config: RootConfig, console: ConsoleProgress, selection: Selection | None = None) -> Outcome:
@@ -64,14 +70,59 @@ def run_curriculum(config: RootConfig, console: ConsoleProgress, selection: Sele
         on_start=lambda parent: describe_run(config, parent, resolved),
         say=console.say,
     )
-    results = orchestrator.run(selection)
-    note_report(config, directory)
-    folders = {result.name: (directory / result.handoff).with_name("evaluation") for result in results}
-    sources = {spec.name: source_stage(spec, config.order) for spec in specs}
+    ended_by_gate = None
+    with _locked(directory):
+        try:
+            results = orchestrator.run(selection)
+        except GateError as error:
+            results, ended_by_gate = orchestrator.finished(), str(error)
+        note_report(config, directory)
+        comparison = _compare(config, specs, directory, results)
+        write_json(directory / "comparison.json", asdict(comparison))
+    return Outcome(
+        directory=directory,
+        tracking_uri=config.tracking.uri,
+        results=results,
+        comparison=comparison,
+        ended_by_gate=ended_by_gate,
+    )
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Keeps a second process out of a run folder: it would delete what the first one trains.
+
+    Raises:
+        ConfigError: Another process works in it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(directory / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise ConfigError(
+            f"run folder {directory} is in use by another process; wait for it, or set another run_name"
+        ) from error
+
+
+def _compare(
+    config: RootConfig, specs: Sequence[StageSpec], directory: Path, results: Sequence[StageResult]
+) -> Comparison:
+    """Each evaluated stage beside the one whose weights it started from."""
+    evaluated = {
+        result.name: result
+        for result in results
+        if (directory / result.handoff).with_name("evaluation").joinpath(SUMMARY).is_file()
+    }
+    folders = {name: (directory / result.handoff).with_name("evaluation") for name, result in evaluated.items()}
+    sources: dict[str, str | None] = {}
+    for spec in specs:
+        source = source_stage(spec, config.order)
+        if spec.name in evaluated and source in evaluated:
+            same = evaluated[source].handoff_digest == evaluated[spec.name].input_digest
+            sources[spec.name] = source if same else None
     bootstrap = ClusterBootstrap(num_resamples=config.evaluation.num_resamples)
-    comparison = compare_stages(folders, sources, config.data.labels, bootstrap)
-    write_json(directory / "comparison.json", asdict(comparison))
-    return Outcome(directory=directory, tracking_uri=config.tracking.uri, results=results, comparison=comparison)
+    return compare_stages(folders, sources, config.data.labels, bootstrap)
 
 
 def check_all_targets(config: RootConfig) -> None:
@@ -155,8 +206,7 @@ def manifests(config: RootConfig) -> dict[str, tuple[Path, str]]:
     for name in config.order:
         sources = training_sources(config, config.stages[name].data)
         found |= {
-            name if len(sources) == 1 else f"{name}/{source.name}": (source.root, source.manifest)
-            for source in sources
+            name if len(sources) == 1 else f"{name}/{source.name}": (source.root, source.manifest) for source in sources
         }
     if config.data.validation is not None:
         found["validation"] = (root, config.data.validation)

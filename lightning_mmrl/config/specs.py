@@ -31,7 +31,8 @@ def stage_specs(config: RootConfig) -> list[StageSpec]:
         content = {**_decisive(config, spec.name), "index": spec.index, "starts_from": source or "base"}
         history[spec.name] = _digest({"content": content, "history": history[source]})
         gate = bound(config.stages[spec.name].gate)
-        complete.append(replace(spec, content=content, digest=history[spec.name], gate=gate))
+        evaluation = _evaluated_how(config, spec.name)
+        complete.append(replace(spec, content=content, digest=history[spec.name], evaluation=evaluation, gate=gate))
     return complete
 
 
@@ -63,6 +64,16 @@ def _decisive(config: RootConfig, name: str) -> dict[str, Any]:
     data["media"] = {"num_frames": config.data.media.num_frames}
     shared = {"seed": config.seed, "model": asdict(config.model), "data": data, "prompt": asdict(config.prompt)}
     return flattened({**shared, "stage": stage})
+
+
+def _evaluated_how(config: RootConfig, name: str) -> str:
+    """Hash of how the hand-over of a stage is evaluated."""
+    settings = asdict(config.evaluation)
+    del settings["batch_size"]
+    if settings.pop("ablation_stages") == "last" and name != config.order[-1]:
+        settings["ablations"] = []
+    data = {"root": config.data.root, "labels": config.data.labels, "cue_lexicon": config.data.cue_lexicon}
+    return _digest({"evaluation": settings, "data": data})
 
 
 def _digest(content: Mapping[str, Any]) -> str:

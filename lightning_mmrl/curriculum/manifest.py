@@ -17,11 +17,17 @@ VERSION = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishedStage:
-    """A stage's result with the configuration that produced it and its hash (see `StageSpec`)."""
+    """A trained stage's result with the configuration that produced it and its hash (see `StageSpec`).
+
+    `evaluation` is the hash of how its hand-over was evaluated, None if it has not been. `training_metrics` are the
+    part of the result's metrics that the evaluation leaves alone.
+    """
 
     digest: str
     content: Mapping[str, Any]
     result: StageResult
+    training_metrics: Mapping[str, float]
+    evaluation: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +44,8 @@ class Manifest:
     running_name: str | None = None
 
     def with_stage(self, name: str, finished: FinishedStage) -> "Manifest":
-        """A manifest that holds one more stage, and none in progress."""
-        return Manifest(stages={**self.stages, name: finished}, tracking_id=self.tracking_id)
+        """A manifest that holds one more stage."""
+        return replace(self, stages={**self.stages, name: finished})
 
     def without_stage(self, name: str) -> "Manifest":
         """A manifest that does not hold a stage."""
@@ -68,7 +74,11 @@ class Manifest:
                 )
             stages = {
                 name: FinishedStage(
-                    digest=entry["digest"], content=entry["content"], result=StageResult(**entry["result"])
+                    digest=entry["digest"],
+                    content=entry["content"],
+                    result=StageResult(**entry["result"]),
+                    training_metrics=entry["training_metrics"],
+                    evaluation=entry["evaluation"],
                 )
                 for name, entry in content["stages"].items()
             }

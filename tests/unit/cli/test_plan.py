@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -65,10 +66,15 @@ def test_a_plan_counts_samples_and_knows_what_is_finished(folder, capsys):
     (folder / "set" / "cold_start.jsonl").write_text("{}\n\n" * 64)
     cold_start, _ = stage_specs(compose(["data.root=set"]))
     result = StageResult(name="x", handoff="x", handoff_digest="", input_digest="", metrics={}, seconds={})
-    manifest = Manifest().with_stage("cold_start", FinishedStage(digest=cold_start.digest, content={}, result=result))
-    manifest.with_stage("reason", FinishedStage(digest="other", content={}, result=result)).write(
-        folder / "runs" / "default"
+    finished = FinishedStage(
+        digest=cold_start.digest,
+        content=cold_start.content,
+        result=result,
+        training_metrics={},
+        evaluation=cold_start.evaluation,
     )
+    manifest = Manifest().with_stage("cold_start", finished)
+    manifest.with_stage("reason", replace(finished, content={})).write(folder / "runs" / "default")
     lines = shown(capsys, "plan", "data.root=set")
     assert row(lines, "cold_start")[4:] == ["64", "200", "32 targets", "100.00", "finished"]
     assert row(lines, "reason")[-1] == "finished, configured differently"

@@ -9,9 +9,10 @@ import pytest
 
 from lightning_mmrl.curriculum.handoff import REQUIRED, SEAL, check_handoff, folder_digest, write_handoff
 from lightning_mmrl.curriculum.manifest import FILE, Manifest
-from lightning_mmrl.curriculum.orchestrator import Curriculum, Selection, StageOrchestrator
-from lightning_mmrl.curriculum.spec import plan_stages
-from lightning_mmrl.errors import ConfigError, StageError
+from lightning_mmrl.curriculum.orchestrator import Curriculum, StageOrchestrator
+from lightning_mmrl.curriculum.selection import Selection
+from lightning_mmrl.curriculum.spec import plan_stages, source_stage
+from lightning_mmrl.errors import ConfigError, GateError, StageError
 from lightning_mmrl.types.records import Bound
 
 NAMES = ["warm", "cold_start", "reason"]
@@ -100,13 +101,18 @@ class Lab:
         assert check_handoff(checkpoint)
         return {"test/uar": 0.25}
 
-    def run(self, order=NAMES, changed=(), gates=None, selection=None, **starts):
+    def run(self, order=NAMES, changed=(), gates=None, selection=None, evaluation="", **starts):
         given = {name: starts.get(name, "previous") for name in order}
         specs = [
             replace(
                 spec,
                 digest="changed" if spec.name in changed else "same",
-                content={"stage.num_steps": 300 if spec.name in changed else 200, "seed": 0},
+                content={
+                    "stage.num_steps": 300 if spec.name in changed else 200,
+                    "seed": 0,
+                    "starts_from": source_stage(spec, order) or "base",
+                },
+                evaluation=evaluation,
                 gate=(gates or {}).get(spec.name),
             )
             for spec in plan_stages(order, given, dict.fromkeys(order, "sft"))
@@ -316,11 +322,11 @@ def test_a_stage_that_ends_early_is_not_finished_and_says_how(lab, place, error,
         lab.run()
     assert lab.tracker.statuses == {"lab": status, "00-warm": "FINISHED", "01-cold_start": status}
     assert lab.tracker.num_closed == 1
-    assert lab.finished == ["warm"]
+    assert lab.finished == (["warm", "cold_start"] if place == "evaluate" else ["warm"])
 
 
 def test_a_run_continues_at_the_stage_that_was_not_finished(lab):
-    lab.failures = {("evaluate", "cold_start"): KeyboardInterrupt()}
+    lab.failures = {("train", "cold_start"): KeyboardInterrupt()}
     with pytest.raises(KeyboardInterrupt):
         lab.run()
     parent = lab.tracker.runs[0].id
@@ -330,6 +336,63 @@ def test_a_run_continues_at_the_stage_that_was_not_finished(lab):
     assert lab.tracker.runs[0].id == parent
     assert [result.name for result in results] == NAMES
     assert lab.weights("02-reason") == "base>warm>cold_start>reason"
+
+
+def test_a_failed_evaluation_does_not_lose_the_training(lab):
+    lab.failures = {("evaluate", "cold_start"): RuntimeError("full disk")}
+    with pytest.raises(RuntimeError, match="full disk"):
+        lab.run()
+    lab.failures = {}
+    results = lab.run()
+    assert lab.happened[1:] == ["evaluate cold_start", "train reason", "evaluate reason"]
+    assert results[1].metrics == {"cold_start/loss": 0.5, "cold_start/test/uar": 0.25}
+    assert [run.id for run in lab.tracker.runs if run.name == "01-cold_start"] == [results[1].tracking_id]
+
+
+def test_another_evaluation_is_made_from_the_hand_over_without_training(lab):
+    lab.run()
+    lab.run(evaluation="other sets")
+    assert lab.happened[1:] == [f"evaluate {name}" for name in NAMES]
+    lab.run(evaluation="other sets")
+    assert lab.happened == []
+
+
+def test_a_changed_start_is_refused_also_where_the_other_start_is_finished(lab):
+    lab.run()
+    with pytest.raises(ConfigError, match=r"stages.reason: finished in .*\n    reason starts_from: cold_start -> warm"):
+        lab.run(reason="warm")
+    assert lab.happened == []
+
+
+def test_only_a_changed_stage_may_run_alone_before_what_builds_on_it(lab):
+    lab.run()
+    lab.salt = "!"
+    lab.run(changed=["cold_start"], selection=Selection(only_stage="cold_start"))
+    assert lab.happened[1:] == ["train cold_start", "evaluate cold_start"]
+    assert "stage 3 of 3 reason: what it started from was replaced; the next run trains it again" in lab.said
+
+
+def test_from_stage_leaves_stages_alone_that_do_not_build_on_it(lab):
+    lab.run(reason="warm")
+    lab.run(reason="warm", selection=Selection(from_stage="cold_start"))
+    assert lab.happened[1:] == ["train cold_start", "evaluate cold_start"]
+
+
+def test_a_stage_that_cannot_start_is_not_set_aside(lab):
+    lab.run()
+    (lab.directory / "stages" / "01-cold_start" / "handoff" / "model.safetensors").write_text("evil")
+    with pytest.raises(StageError, match="01-cold_start/handoff"):
+        lab.run(selection=Selection(only_stage="reason"))
+    assert lab.finished == NAMES
+    assert lab.weights("02-reason") == "base>warm>cold_start>reason"
+
+
+def test_a_selection_is_not_held_up_by_the_gates_of_other_stages(lab):
+    lab.run()
+    lab.run(gates={"cold_start": Bound(metric="test/uar", at_least=0.5)}, selection=Selection(only_stage="warm"))
+    assert lab.tracker.statuses["lab"] == "FINISHED"
+    with pytest.raises(GateError):
+        lab.run(gates={"warm": Bound(metric="test/uar", at_least=0.5)}, selection=Selection(only_stage="cold_start"))
 
 
 def test_the_run_in_the_tracker_is_known_before_the_first_stage_ends(lab):
