@@ -89,9 +89,10 @@ def _from_stage(first: str, stages: Sequence[StageSpec], manifest: Manifest) -> 
         if origin(spec, stages) in building:
             building.add(spec.name)
     later = set(names[names.index(first) :])
-    pending = {name: action for name, action in _pending(stages, manifest).items() if name in later}
-    again: dict[str, Action] = dict.fromkeys(building, "train")
-    due = pending | again
+    due = _pending(stages, manifest)
+    due = {name: action for name, action in due.items() if name in later}
+    for name in building:
+        due[name] = "train"
     return {name: due[name] for name in names if name in due}
 
 

@@ -145,5 +145,5 @@ def test_a_run_killed_between_stages_continues_with_the_next(outcome, workplace,
 def test_a_changed_configuration_of_a_finished_stage_is_refused(outcome, workplace):
     from lightning_mmrl.errors import ConfigError
 
-    with pytest.raises(ConfigError, match=r"stages\.cold_start is finished in .* with another configuration"):
+    with pytest.raises(ConfigError, match=r"stages\.cold_start: finished in .* with another configuration"):
         run(workplace, "stages.cold_start.optimizer.lr=1e-3")

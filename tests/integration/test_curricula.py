@@ -1,0 +1,99 @@
+"""Every order of stages with either algorithm, chosen by overrides alone, on real clips and the tiny model."""
+
+import json
+
+import pytest
+
+from lightning_mmrl.cli.main import main
+from lightning_mmrl.curriculum.handoff import check_handoff
+from lightning_mmrl.curriculum.manifest import Manifest
+
+pytestmark = pytest.mark.slow
+
+SMALL = (
+    "data.validation_limit=4",
+    "+data.build.settings.scale=0.02",
+    "evaluation.limit=8",
+    "evaluation.num_resamples=50",
+    "evaluation.max_new_tokens=8",
+    "trainer=cpu",
+    "trainer.num_threads=1",
+    "trainer.max_steps=2",
+    "tracking=none",
+)
+COLD_START = ("stages.cold_start.data.batch_size=4",)
+REASON = (
+    "stages.reason.data.batch_size=2",
+    "stages.reason.algorithm.group_size=2",
+    "stages.reason.sampling.max_new_tokens=8",
+    "stages.reason.optimizer.lr=1e-3",
+)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    return tmp_path_factory.mktemp("workplace")
+
+
+def train(workplace, name, *arguments):
+    places = (f"output_dir={workplace}/runs", f"data.root={workplace}/clips", f"run_name={name}")
+    return main(["train", *SMALL, *places, *arguments])
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+@pytest.mark.parametrize(
+    ("curriculum", "stages"),
+    [
+        ("sft_then_rl", ["cold_start", "reason"]),
+        ("rl_then_sft", ["reason", "cold_start"]),
+        ("rl_only", ["reason"]),
+        ("sft_only", ["cold_start"]),
+    ],
+)
+def test_a_curriculum_runs_from_the_command_line(workplace, curriculum, stages, algorithm):
+    if curriculum == "sft_only" and algorithm == "rloo":
+        assert main(["plan", f"curriculum={curriculum}", f"algorithm@stages.reason={algorithm}"]) == 2
+        return
+    own = [*(COLD_START if "cold_start" in stages else ()), *(REASON if "reason" in stages else ())]
+    chosen = [f"algorithm@stages.reason={algorithm}"] if "reason" in stages else []
+    name = f"{curriculum}-{algorithm}"
+    assert train(workplace, name, f"curriculum={curriculum}", *own, *chosen) == 0
+    manifest = Manifest.read(workplace / "runs" / name)
+    assert list(manifest.stages) == stages
+    started_from = [manifest.stages[stage].result.input_digest for stage in stages]
+    handed_over = [manifest.stages[stage].result.handoff_digest for stage in stages]
+    assert started_from[1:] == handed_over[:-1]
+    for stage in stages:
+        assert check_handoff(workplace / "runs" / name / manifest.stages[stage].result.handoff)
+    if "reason" in stages:
+        target = manifest.stages["reason"].content["stage.module._target_"]
+        assert target == f"lightning_mmrl.stages.{algorithm}.{algorithm.upper()}Module"
+
+
+def test_a_gate_ends_a_run_with_its_report_and_a_second_call_evaluates_or_goes_on(workplace, capsys):
+    arguments = ("curriculum=sft_then_rl", *COLD_START, *REASON)
+    gate = "stages.cold_start.gate={metric: test/uar, at_least: 1.0}"
+    assert train(workplace, "gated", *arguments, gate) == 2
+    captured = capsys.readouterr()
+    assert "stages.cold_start.gate asks for test/uar at least 1, found" in captured.err
+    assert "Recognition by stage" in captured.out
+    run = workplace / "runs" / "gated"
+    assert list(Manifest.read(run).stages) == ["cold_start"]
+    assert [row["stage"] for row in json.loads((run / "comparison.json").read_text())["results"]] == ["cold_start"] * 2
+    weights = (run / "stages" / "00-cold_start" / "handoff" / "model.safetensors").read_bytes()
+    assert train(workplace, "gated", *arguments, "evaluation.limit=4") == 0
+    assert (run / "stages" / "00-cold_start" / "handoff" / "model.safetensors").read_bytes() == weights
+    comparison = json.loads((run / "comparison.json").read_text())
+    assert {row["num_samples"] for row in comparison["results"]} == {4}
+    assert {(gain["stage"], gain["over"]) for gain in comparison["gains"]} == {("reason", "cold_start")}
+
+
+def test_a_run_folder_in_use_is_left_alone(workplace, capsys):
+    from filelock import FileLock
+
+    folder = workplace / "runs" / "busy"
+    folder.mkdir(parents=True)
+    with FileLock(folder / ".lock"):
+        assert train(workplace, "busy", "curriculum=sft_only", *COLD_START) == 2
+    assert "is in use by another process" in capsys.readouterr().err
+    assert not (folder / "stages").exists()
