@@ -88,12 +88,14 @@ def _from_stage(first: str, stages: Sequence[StageSpec], manifest: Manifest) -> 
     for spec in stages:
         if origin(spec, stages) in building:
             building.add(spec.name)
-    later = set(names[names.index(first) :])
-    due = _pending(stages, manifest)
-    due = {name: action for name, action in due.items() if name in later}
-    for name in building:
-        due[name] = "train"
-    return {name: due[name] for name in names if name in due}
+    pending = _pending(stages, manifest)
+    due: dict[str, Action] = {}
+    for name in names[names.index(first) :]:
+        if name in building:
+            due[name] = "train"
+        elif name in pending:
+            due[name] = pending[name]
+    return due
 
 
 def _pending(stages: Sequence[StageSpec], manifest: Manifest) -> dict[str, Action]:
