@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from lightning_mmrl.errors import StageError
 from lightning_mmrl.stages.ending import Ending
 from lightning_mmrl.types.records import Bound
 
@@ -37,10 +38,20 @@ class OptimizerSettings:
     factory: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
     schedule: Callable[[int, int], float]
 
-    def build(self, module: nn.Module, num_steps: int, ending: Ending) -> tuple[torch.optim.Optimizer, LambdaLR]:
-        """The optimizer over all parameters that train, and its scheduler, stepped once per step or iteration."""
-        optimizer = self.factory([p for p in module.parameters() if p.requires_grad])
-        return optimizer, LambdaLR(optimizer, lambda step: self.schedule(step, num_steps) * ending.factor(step))
+    def build(self, module: nn.Module, context: StageContext, ending: Ending) -> tuple[torch.optim.Optimizer, LambdaLR]:
+        """The optimizer over all parameters that train, and its scheduler, stepped once per step or iteration.
+
+        Raises:
+            StageError: Nothing trains.
+        """
+        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        if not parameters:
+            raise StageError(
+                f"stages.{context.name}.freeze leaves no parameter of this model to train; freeze fewer groups"
+            )
+        optimizer = self.factory(parameters)
+        schedule, num_steps = self.schedule, context.num_steps
+        return optimizer, LambdaLR(optimizer, lambda step: schedule(step, num_steps) * ending.factor(step))
 
 
 def log_metrics(module: lightning.LightningModule, metrics: dict[str, float], step: int) -> None:

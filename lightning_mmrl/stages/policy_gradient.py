@@ -206,7 +206,7 @@ class PolicyGradientModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer and its schedule, stepped by hand."""
-        optimizer, scheduler = self._optimizer.build(self.policy, self._context.num_steps, self._ending)
+        optimizer, scheduler = self._optimizer.build(self.policy, self._context, self._ending)
         return [optimizer], [scheduler]
 
     def _report(self, values: dict[str, float], step: int) -> None:

@@ -68,7 +68,7 @@ class SFTModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer, its schedule stepped every optimizer step."""
-        optimizer, scheduler = self._optimizer.build(self.policy, self._context.num_steps, self._ending)
+        optimizer, scheduler = self._optimizer.build(self.policy, self._context, self._ending)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _report(self, values: dict[str, float], step: int) -> None:

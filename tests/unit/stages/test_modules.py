@@ -15,6 +15,7 @@ from lightning_mmrl.algorithms.losses.aggregation import TokenMean
 from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
 from lightning_mmrl.algorithms.schedules import WarmupConstant
 from lightning_mmrl.data.collate import EncodedSample, collate_targets
+from lightning_mmrl.errors import StageError
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.pool import InlineRewards
 from lightning_mmrl.rollout.scripted import ScriptedEngine
@@ -251,6 +252,19 @@ def test_the_learning_rate_of_sft_falls_to_nothing_while_the_stage_cools_down(mo
     loader = DataLoader([targets(encoder, [GOOD, "angry", BAD, "user"])] * 9, batch_size=None)
     trainer(tmp_path, validate_every=2).fit(module, loader, DataLoader([omni.prompts(encoder)], batch_size=None))
     assert [rate for rate in rates if rate is not None] == pytest.approx([0.01, 0.01, 0.01, 0.0075, 0.005, 0.0025])
+
+
+@pytest.mark.parametrize("kind", ["sft", "rl"])
+def test_a_stage_with_everything_frozen_is_refused(model, tmp_path, kind):
+    encoder, policy = model
+    policy.freeze(["vision", "audio", "text"])
+    module = rl_module(model, tmp_path)
+    batch = omni.prompts(encoder)
+    if kind == "sft":
+        module = SFTModule(policy, optimizer=optimizer(), context=context(tmp_path, 1))
+        batch = targets(encoder, [GOOD, "angry", BAD, "user"])
+    with pytest.raises(StageError, match=r"^stages\.stage\.freeze leaves no parameter"):
+        trainer(tmp_path).fit(module, DataLoader([batch], batch_size=None))
 
 
 def test_a_group_of_one_is_refused():
