@@ -18,7 +18,7 @@ from lightning_mmrl.workers.pool import Outcome
 class WordEncoder:
     """One token per character; a video is its frames' mean levels, a sound its length."""
 
-    fingerprint, pad_token_id, media_kinds = "words", 0, frozenset({"image", "video", "audio"})
+    family, fingerprint, pad_token_id, media_kinds = "Words", "words", 0, frozenset({"image", "video", "audio"})
 
     def encode_image(self, image):
         return {"corner": torch.tensor(image.pixels[0, 0].tolist())[None]}

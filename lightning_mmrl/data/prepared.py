@@ -120,8 +120,8 @@ class PreparedSet(Dataset[EncodedSample]):
                 if ref.kind not in encoder.media_kinds:
                     reads = ", ".join(sorted(encoder.media_kinds)) or "text alone"
                     raise DataError(
-                        f"{manifest}: sample {sample.id} has <{ref.kind}> media, and the model's "
-                        f"{type(encoder).__name__} reads {reads}; choose a model family that reads {ref.kind} or "
+                        f"{manifest}: sample {sample.id} has <{ref.kind}> media, and "
+                        f"{encoder.family} reads {reads}; choose a model family that reads {ref.kind} or "
                         "remove the sample"
                     )
 

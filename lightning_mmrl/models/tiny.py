@@ -14,6 +14,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
     Qwen2_5OmniProcessor,
     Qwen2_5OmniThinkerConfig,
     Qwen2_5OmniThinkerForConditionalGeneration,
@@ -46,6 +48,8 @@ MEDIA_TOKENS = {
     "audio_bos_token": "<|audio_bos|>",
     "audio_eos_token": "<|audio_eos|>",
 }
+HEAD_DIM = 32
+MROPE = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0}
 HEAD_MULTIPLE = 32
 """The text head's size is a multiple of this: vLLM's CPU kernels need it."""
 
@@ -94,15 +98,7 @@ def build_tiny_omni(
     tokenizer = train_tokenizer(text)
     processor = _processor(tokenizer, frame_size=frame_size, max_audio_s=max_audio_s)
     config = _config(tokenizer, hidden_size=hidden_size, num_layers=num_layers, tower_size=tower_size)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Qwen2_5OmniThinkerForConditionalGeneration(config)
-    model.generation_config = GenerationConfig(
-        eos_token_id=[tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.convert_tokens_to_ids("<|endoftext|>")],
-        pad_token_id=tokenizer.convert_tokens_to_ids("<|endoftext|>"),
-        do_sample=True,
-    )
-    model.save_pretrained(directory)
+    save_random_model(Qwen2_5OmniThinkerForConditionalGeneration, config, tokenizer, directory, seed)
     processor.save_pretrained(directory)
     return directory
 
@@ -145,7 +141,48 @@ def train_tokenizer(
     return tokenizer
 
 
-def frame_bounds(frame_size: int) -> dict[str, int]:
+def text_settings(tokenizer: Qwen2Tokenizer, hidden_size: int, num_layers: int) -> dict[str, Any]:
+    """The sizes of a text model for a tokenizer's vocabulary."""
+    heads = hidden_size // HEAD_DIM
+    return {
+        "vocab_size": -(-len(tokenizer) // HEAD_MULTIPLE) * HEAD_MULTIPLE,
+        "hidden_size": hidden_size,
+        "intermediate_size": 3 * hidden_size,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": max(1, heads // 2),
+        "max_position_embeddings": 4096,
+    }
+
+
+def save_random_model(
+    model_class: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    tokenizer: Qwen2Tokenizer,
+    directory: Path,
+    seed: int,
+) -> None:
+    """Draws a model's weights from a seed and saves them with the generation config of its tokenizer."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = model_class(config)
+    model.generation_config = GenerationConfig(
+        eos_token_id=[tokenizer.eos_token_id, cast(int, tokenizer.convert_tokens_to_ids("<|endoftext|>"))],
+        pad_token_id=tokenizer.pad_token_id,
+        do_sample=True,
+    )
+    model.save_pretrained(directory)
+
+
+def vision_processors(frame_size: int) -> tuple[Qwen2VLImageProcessor, Qwen2VLVideoProcessor]:
+    """The processors of pictures and of clips, for square ones `frame_size` high and wide."""
+    return (
+        Qwen2VLImageProcessor(size=_frame_bounds(frame_size)),
+        Qwen2VLVideoProcessor(size=_frame_bounds(frame_size), cap_pixels_per_frame=False),
+    )
+
+
+def _frame_bounds(frame_size: int) -> dict[str, int]:
     """The processors' bounds on the number of pixels that make square pictures `frame_size` high and wide."""
     # One pixel of play: with equal bounds, rounding in the processor's resizing makes some sizes a patch smaller.
     return {"shortest_edge": frame_size * frame_size - 1, "longest_edge": frame_size * frame_size + 1}
@@ -157,9 +194,10 @@ def _vocab_and_merges(model: Any) -> tuple[dict[str, int], Any]:
 
 
 def _processor(tokenizer: Qwen2Tokenizer, *, frame_size: int, max_audio_s: int) -> Qwen2_5OmniProcessor:
+    images, videos = vision_processors(frame_size)
     return Qwen2_5OmniProcessor(
-        image_processor=Qwen2VLImageProcessor(size=frame_bounds(frame_size)),
-        video_processor=Qwen2VLVideoProcessor(size=frame_bounds(frame_size), cap_pixels_per_frame=False),
+        image_processor=images,
+        video_processor=videos,
         feature_extractor=WhisperFeatureExtractor(feature_size=128, chunk_length=max_audio_s),
         tokenizer=tokenizer,
         chat_template=CHAT_TEMPLATE,
@@ -172,19 +210,9 @@ def _config(
     def token_id(token: str) -> int:
         return cast(int, tokenizer.convert_tokens_to_ids(token))
 
-    heads = hidden_size // 32
+    text = text_settings(tokenizer, hidden_size, num_layers)
     settings: dict[str, Any] = dict(
-        text_config={
-            "vocab_size": -(-len(tokenizer) // HEAD_MULTIPLE) * HEAD_MULTIPLE,
-            "hidden_size": hidden_size,
-            "intermediate_size": 3 * hidden_size,
-            "num_hidden_layers": num_layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": max(1, heads // 2),
-            "max_position_embeddings": 4096,
-            "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0},
-            "tie_word_embeddings": False,
-        },
+        text_config={**text, "rope_parameters": dict(MROPE), "tie_word_embeddings": False},
         vision_config={
             "depth": 2,
             "hidden_size": tower_size,

@@ -55,9 +55,12 @@ class PromptEncoder(Protocol):
     """Turns messages and decoded media into model inputs; one implementation per model family.
 
     `encode_prompt` returns `input_ids` [P], `position_ids` [3, P], `next_position` [1] and the media tensors under the
-    family's own names; encoded media are mappings of tensors that may be cached under `fingerprint`. `media_kinds` are
-    the kinds the family reads; encoding another kind raises MediaError.
+    family's own names; encoded media are mappings of tensors that may be cached under `fingerprint`. `family` is
+    its name for messages; `media_kinds` are the kinds it reads; encoding another kind raises MediaError.
     """
+
+    @property
+    def family(self) -> str: ...
 
     @property
     def fingerprint(self) -> str: ...

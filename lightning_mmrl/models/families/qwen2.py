@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,6 @@ from lightning_mmrl.types.batches import MediaInputs
 from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo
 from lightning_mmrl.types.records import MediaKind, Message
 
-FAMILY = "Qwen2"
-
 
 @dataclass(frozen=True)
 class Qwen2Encoder:
@@ -24,6 +22,9 @@ class Qwen2Encoder:
 
     `processor` is the tokenizer: it is what an exported checkpoint of this family has in a processor's place.
     """
+
+    family: ClassVar[str] = "Qwen2"
+    kinds: ClassVar[frozenset[MediaKind]] = frozenset()
 
     processor: Any
     config: Qwen2Config
@@ -50,7 +51,7 @@ class Qwen2Encoder:
     @property
     def media_kinds(self) -> frozenset[MediaKind]:
         """Nothing beside text."""
-        return frozenset()
+        return self.kinds
 
     def banned_token_ids(self) -> tuple[int, ...]:
         """Head rows without a token."""
@@ -58,27 +59,27 @@ class Qwen2Encoder:
 
     def encode_image(self, image: DecodedImage) -> dict[str, Tensor]:
         """Always raises MediaError: the model reads text alone."""
-        raise qwen_media.unreadable(FAMILY, self.media_kinds, "image")
+        raise qwen_media.unreadable(self.family, self.kinds, "image")
 
     def encode_video(self, video: DecodedVideo) -> dict[str, Tensor]:
         """Always raises MediaError."""
-        raise qwen_media.unreadable(FAMILY, self.media_kinds, "video")
+        raise qwen_media.unreadable(self.family, self.kinds, "video")
 
     def encode_audio(self, audio: DecodedAudio) -> dict[str, Tensor]:
         """Always raises MediaError."""
-        raise qwen_media.unreadable(FAMILY, self.media_kinds, "audio")
+        raise qwen_media.unreadable(self.family, self.kinds, "audio")
 
     def blank_image(self, encoded: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Always raises MediaError."""
-        raise qwen_media.unreadable(FAMILY, self.media_kinds, "image")
+        raise qwen_media.unreadable(self.family, self.kinds, "image")
 
     def blank_video(self, encoded: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Always raises MediaError."""
-        raise qwen_media.unreadable(FAMILY, self.media_kinds, "video")
+        raise qwen_media.unreadable(self.family, self.kinds, "video")
 
     def silent_audio(self, encoded: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Always raises MediaError."""
-        raise qwen_media.unreadable(FAMILY, self.media_kinds, "audio")
+        raise qwen_media.unreadable(self.family, self.kinds, "audio")
 
     def encode_prompt(
         self, messages: Sequence[Message], prefill: str, media: Sequence[Mapping[str, Tensor]]
@@ -90,7 +91,7 @@ class Qwen2Encoder:
         """
         for turn in messages:
             for kind in media_tags(turn.content):
-                raise qwen_media.unreadable(FAMILY, self.media_kinds, kind)
+                raise qwen_media.unreadable(self.family, self.kinds, kind)
         chat = [{"role": turn.role, "content": turn.content} for turn in messages]
         text = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
         ids = self.processor(text + prefill, return_tensors="pt").input_ids
@@ -160,4 +161,4 @@ class Qwen2:
 
 def load_config(checkpoint: str | Path) -> Qwen2Config:
     """The configuration of a checkpoint of this family."""
-    return qwen_media.require_family(qwen_media.load_config(checkpoint), Qwen2Config, checkpoint, FAMILY)
+    return qwen_media.require_family(qwen_media.load_config(checkpoint), Qwen2Config, checkpoint, Qwen2Encoder.family)

@@ -9,7 +9,7 @@ extractor's full window (300 s for the released models), and 128 visual tokens p
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -29,7 +29,6 @@ from lightning_mmrl.types.batches import MediaInputs
 from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo
 from lightning_mmrl.types.records import MediaKind, Message
 
-FAMILY = "Qwen2.5-Omni"
 AUDIO_FEATURES, AUDIO_MASK = "input_features", "feature_attention_mask"
 
 
@@ -44,6 +43,9 @@ class _RopeIndex(Qwen2_5OmniPreTrainedModelForConditionalGeneration):
 @dataclass(frozen=True)
 class OmniEncoder:
     """Turns messages and decoded media into model inputs with the checkpoint's own processor and chat template."""
+
+    family: ClassVar[str] = "Qwen2.5-Omni"
+    kinds: ClassVar[frozenset[MediaKind]] = frozenset({"image", "video", "audio"})
 
     processor: Qwen2_5OmniProcessor
     config: Qwen2_5OmniThinkerConfig
@@ -83,7 +85,7 @@ class OmniEncoder:
     @property
     def media_kinds(self) -> frozenset[MediaKind]:
         """What the model reads beside text."""
-        return frozenset({"image", "video", "audio"})
+        return self.kinds
 
     def encode_image(self, image: DecodedImage) -> dict[str, Tensor]:
         """Patches [patches, features] and grid [1, 3] of one picture."""
@@ -245,4 +247,4 @@ def load_config(checkpoint: str | Path) -> Qwen2_5OmniThinkerConfig:
     config = qwen_media.load_config(checkpoint)
     if isinstance(config, Qwen2_5OmniConfig):
         return cast(Qwen2_5OmniThinkerConfig, config.thinker_config)
-    return qwen_media.require_family(config, Qwen2_5OmniThinkerConfig, checkpoint, FAMILY)
+    return qwen_media.require_family(config, Qwen2_5OmniThinkerConfig, checkpoint, OmniEncoder.family)

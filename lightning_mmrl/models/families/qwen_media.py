@@ -22,9 +22,6 @@ IMAGE_PIXELS, IMAGE_GRID = "pixel_values", "image_grid_thw"
 VIDEO_PIXELS, VIDEO_GRID, VIDEO_SECONDS = "pixel_values_videos", "video_grid_thw", "video_second_per_grid"
 _VISION_KEYS = {"image": (IMAGE_PIXELS, IMAGE_GRID), "video": (VIDEO_PIXELS, VIDEO_GRID)}
 
-VISION_GROUPS = {"vision": ("model.visual.",), "text": ("model.language_model.", "lm_head.")}
-"""Parameter name prefixes of the vision-language families."""
-
 Config = TypeVar("Config", bound=PreTrainedConfig)
 
 
@@ -90,17 +87,6 @@ def fingerprint(parts: Iterable[Any]) -> str:
 def banned_ids(tokenizer: Any, media_ids: Iterable[int], vocab_size: int) -> tuple[int, ...]:
     """Ids that must never be sampled: those of media, and head rows without a token."""
     return tuple(sorted({*media_ids, *range(len(tokenizer), vocab_size)}))
-
-
-def banned_vision_ids(tokenizer: Any, config: Any) -> tuple[int, ...]:
-    """The banned ids of a vision-language family."""
-    media = {config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id}
-    return banned_ids(tokenizer, media, config.text_config.vocab_size)
-
-
-def vision_placeholder_ids(config: Any) -> dict[str, int]:
-    """Token id that stands for one feature row of each media kind, for a vision-language family."""
-    return {"image": config.image_token_id, "video": config.video_token_id}
 
 
 def encode_image(image_processor: Any, image: DecodedImage) -> dict[str, Tensor]:

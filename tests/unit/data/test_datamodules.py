@@ -198,7 +198,7 @@ def test_a_kind_the_model_does_not_read_is_refused_before_another_source_is_deco
     pipeline.encoder.media_kinds = frozenset({"video"})
     write(root, row("a", ["one.mp4"]))
     write(root, row("b", images=["one.png"]), name="more.jsonl")
-    with pytest.raises(DataError, match=r"more.jsonl: sample b has <image> media, and the model's WordEncoder reads"):
+    with pytest.raises(DataError, match=r"more.jsonl: sample b has <image> media, and Words reads"):
         module(pipeline, source(root), source(root, "more.jsonl"))
     assert pipeline.decoder.decoded == []
 

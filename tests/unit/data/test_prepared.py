@@ -176,7 +176,7 @@ def test_a_medium_that_the_model_does_not_read_is_refused_before_anything_is_dec
     reads = ", ".join(sorted(pipeline.encoder.media_kinds))
     with pytest.raises(
         DataError,
-        match=f"^train.jsonl: sample bad has <{kind}> media, and the model's WordEncoder reads {reads}; choose a model",
+        match=f"^train.jsonl: sample bad has <{kind}> media, and Words reads {reads}; choose a model",
     ):
         dataset.prepare("train.jsonl", Monitor())
     assert pipeline.decoder.decoded == []

@@ -143,6 +143,28 @@ def test_the_fingerprint_follows_the_processor(model, tmp_path):
     assert grid.tolist() == [[1, 6, 6]]
 
 
+READS = {
+    "qwen2": ("Qwen2", set()),
+    "qwen2_vl": ("Qwen2-VL", {"image", "video"}),
+    "qwen2_5_vl": ("Qwen2.5-VL", {"image", "video"}),
+    "qwen2_5_omni": ("Qwen2.5-Omni", {"image", "video", "audio"}),
+}
+
+
+@pytest.mark.parametrize("name", sorted(families.FAMILIES))
+def test_a_family_says_its_name_and_what_it_reads_without_a_checkpoint(name):
+    encoder = families.FAMILIES[name].encoder
+    assert (encoder.family, encoder.kinds) == READS[name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_vision_language_family_is_a_preset(name):
+    family = families.FAMILIES[name]
+    for part in (family.encoder, family.backbone):
+        own = {key for key in vars(part) if not key.startswith("__")}
+        assert own <= {"parts", "family"}, "what the families do is in one place"
+
+
 @pytest.mark.parametrize("name", sorted(families.FAMILIES))
 def test_a_missing_checkpoint_is_one_sentence(name, tmp_path):
     family = families.FAMILIES[name]
