@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from lightning_mmrl.config.schema import BoundConfig, RootConfig, StageConfig
@@ -14,8 +15,12 @@ NOT_DECISIVE = ("gate", "rollout_table_every", "start_from")
 """Keys of a stage that its outcome does not depend on."""
 
 
-def stage_specs(config: RootConfig) -> list[StageSpec]:
+def stage_specs(config: RootConfig, data: Mapping[str, Mapping[str, str]] | None = None) -> list[StageSpec]:
     """The stages in order, each with the digest of everything that decides its outcome.
+
+    Args:
+        config: The configuration.
+        data: Digests of each stage's data, see `manifest_digests`; None before there are any.
 
     Raises:
         ConfigError: The order or a starting point is wrong.
@@ -29,11 +34,33 @@ def stage_specs(config: RootConfig) -> list[StageSpec]:
     for spec in specs:
         source = source_stage(spec, config.order)
         content = {**_decisive(config, spec.name), "index": spec.index, "starts_from": source or "base"}
+        content |= {f"data.{key}": digest for key, digest in (data or {}).get(spec.name, {}).items()}
         history[spec.name] = _digest({"content": content, "history": history[source]})
         gate = bound(config.stages[spec.name].gate)
         evaluation = _evaluated_how(config, spec.name)
         complete.append(replace(spec, content=content, digest=history[spec.name], evaluation=evaluation, gate=gate))
     return complete
+
+
+def manifest_digests(config: RootConfig) -> dict[str, dict[str, str]]:
+    """By stage, the beginning of the sha256 of each manifest that decides its outcome, where the file exists.
+
+    These are the manifests that it trains on and, for a stage that validation may end, that of the validation.
+    """
+    root, found = Path(config.data.root), {}
+    for name in config.order:
+        stage = config.stages[name]
+        files = {stage.data.manifest: root / stage.data.manifest} if stage.data.manifest else {}
+        for key, source in stage.data.sources.items():
+            files[f"{key}/{source.manifest}"] = Path(source.root or root) / source.manifest
+        if stage.stop_when is not None and config.data.validation is not None:
+            files[config.data.validation] = root / config.data.validation
+        found[name] = {key: _file_digest(path) for key, path in files.items() if path.is_file()}
+    return found
+
+
+def _file_digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def bound(config: BoundConfig | None) -> Bound | None:

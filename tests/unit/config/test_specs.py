@@ -1,0 +1,39 @@
+"""Data are part of what a stage was run with: changed manifests are another configuration."""
+
+from lightning_mmrl.config.compose import compose
+from lightning_mmrl.config.specs import manifest_digests, stage_specs
+from lightning_mmrl.curriculum.changes import describe_changes
+
+
+def specs(root, *overrides):
+    config = compose([f"data.root={root}", *overrides])
+    return stage_specs(config, manifest_digests(config))
+
+
+def test_corrected_labels_are_a_change_of_the_stages_that_train_on_them(tmp_path):
+    for name in ("train", "cold_start", "validation"):
+        (tmp_path / f"{name}.jsonl").write_text("{}\n")
+    before = {spec.name: spec.content for spec in specs(tmp_path)}
+    assert describe_changes(before, specs(tmp_path)) == []
+    (tmp_path / "validation.jsonl").write_text("changed")
+    assert describe_changes(before, specs(tmp_path)) == []
+    (tmp_path / "train.jsonl").write_text("changed")
+    old, now = before["reason"]["data.train.jsonl"], specs(tmp_path)[1].content["data.train.jsonl"]
+    assert old != now
+    assert describe_changes(before, specs(tmp_path)) == [f"data.train.jsonl: {old} -> {now}"]
+
+
+def test_validation_data_decide_where_they_end_a_stage(tmp_path):
+    (tmp_path / "validation.jsonl").write_text("{}\n")
+    stop = "++stages.reason.stop_when={metric: validation/uar, at_least: 0.9}"
+    cold_start, reason = specs(tmp_path, stop)
+    assert "data.validation.jsonl" in reason.content
+    assert "data.validation.jsonl" not in cold_start.content
+
+
+def test_sources_are_told_apart_by_their_names(tmp_path):
+    (tmp_path / "a.jsonl").write_text("{}\n")
+    key = "stages.reason.data"
+    both = f"+{key}.sources={{one: {{manifest: a.jsonl}}, two: {{manifest: a.jsonl}}, none: {{manifest: b.jsonl}}}}"
+    content = specs(tmp_path, f"{key}.manifest=null", both)[1].content
+    assert {name for name in content if name.endswith(".jsonl")} == {"data.one/a.jsonl", "data.two/a.jsonl"}
