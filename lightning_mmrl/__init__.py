@@ -8,11 +8,11 @@ import os
 
 __version__ = "0.1.0"
 
-_QUIET = {
+TELEMETRY_OFF = {
     "DO_NOT_TRACK": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
-for _name, _value in _QUIET.items():
+for _name, _value in TELEMETRY_OFF.items():
     os.environ.setdefault(_name, _value)

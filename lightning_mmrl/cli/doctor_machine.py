@@ -96,11 +96,10 @@ def check_media_root(folder: Path) -> list[Finding]:
 
 def check_telemetry() -> list[Finding]:
     """Variables that the package sets to keep libraries quiet, unless the user set them first."""
-    loud = {
-        name: os.environ.get(name) for name, quiet in lightning_mmrl._QUIET.items() if os.environ.get(name) != quiet
-    }
+    found = {name: os.environ.get(name) for name in lightning_mmrl.TELEMETRY_OFF}
+    loud = {name: value for name, value in found.items() if value != lightning_mmrl.TELEMETRY_OFF[name]}
     if not loud:
-        return [ok("telemetry", f"off: {', '.join(lightning_mmrl._QUIET)}")]
+        return [ok("telemetry", f"off: {', '.join(lightning_mmrl.TELEMETRY_OFF)}")]
     shown = ", ".join(f"{name}={value}" for name, value in loud.items())
     return [warning("telemetry", f"{shown}: a library may report its use", f"unset {' '.join(loud)}")]
 

@@ -84,8 +84,8 @@ def rescore(request: Request) -> int:
 
 def _rewards(request: Request) -> "tuple[str, RewardsConfig, int]":
     """The stage's name, its configured rewards, and how many prompts it scores at once."""
-    from lightning_mmrl.config.checks import did_you_mean
     from lightning_mmrl.config.saved import run_folder, saved_config
+    from lightning_mmrl.config.suggestions import did_you_mean
 
     folder = request.run or run_folder(request.table)
     if folder is None:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from lightning_mmrl.data.media.audio import decode_audio
 from lightning_mmrl.data.media.image import decode_image
-from lightning_mmrl.data.media.video import HAS_DECORD, _decode_decord, _decode_pyav
+from lightning_mmrl.data.media.video import HAS_DECORD, decode_decord, decode_pyav
 from lightning_mmrl.data.synthetic.video_file import write_clip
 from lightning_mmrl.errors import MediaError
 from lightning_mmrl.types.media import DecodedAudio, DecodedVideo, MediaSettings
@@ -29,14 +29,14 @@ def check_decord(folder: Path) -> str:
     """H.264 through decord."""
     if not HAS_DECORD:
         return "not used on this platform; PyAV decodes video"
-    _check_frames("decord", _decode_decord(_write_clip(folder / "decord.mp4"), _ref("video"), _SETTINGS))
+    _check_frames("decord", decode_decord(_write_clip(folder / "decord.mp4"), _ref("video"), _SETTINGS))
     return f"decord {version('decord')} decodes H.264"
 
 
 def check_pyav(folder: Path) -> str:
     """H.264 and AAC through PyAV, which also wrote them."""
     clip = _write_clip(folder / "pyav.mp4")
-    _check_frames("PyAV", _decode_pyav(clip, _ref("video"), _SETTINGS))
+    _check_frames("PyAV", decode_pyav(clip, _ref("video"), _SETTINGS))
     _check_tone("PyAV", decode_audio(clip, _ref("audio"), _SETTINGS))
     return f"PyAV {version('av')} writes and decodes H.264 with AAC"
 

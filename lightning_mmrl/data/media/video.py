@@ -30,14 +30,14 @@ def decode_video(path: Path, ref: MediaRef, settings: MediaSettings) -> DecodedV
         MediaError: The file cannot be decoded, is too large, too long, or its span is empty.
     """
     if not HAS_DECORD or _is_turned(path):
-        return _decode_pyav(path, ref, settings)
+        return decode_pyav(path, ref, settings)
     import decord
 
     try:
-        return _decode_decord(path, ref, settings)
+        return decode_decord(path, ref, settings)
     except (decord.DECORDError, RuntimeError, IndexError):
         # decord's FFmpeg is of 2021 and knows no AV1; PyAV's message is the one to show if it fails too.
-        return _decode_pyav(path, ref, settings)
+        return decode_pyav(path, ref, settings)
 
 
 def _is_turned(path: Path) -> bool:
@@ -52,7 +52,7 @@ def _is_turned(path: Path) -> bool:
         return False  # what is wrong with the file is for the decoders to say
 
 
-def _decode_decord(path: Path, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:
+def decode_decord(path: Path, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:
     import decord
 
     reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
@@ -63,7 +63,7 @@ def _decode_decord(path: Path, ref: MediaRef, settings: MediaSettings) -> Decode
     return DecodedVideo(frames=reader.get_batch(chosen).asnumpy(), timestamps_s=times, duration_s=duration)
 
 
-def _decode_pyav(path: Path, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:
+def decode_pyav(path: Path, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:

@@ -150,7 +150,7 @@ def test_without_limits_the_machine_counts(cgroup):
 
 
 def test_telemetry_that_was_switched_on_is_named(monkeypatch):
-    for name, value in lightning_mmrl._QUIET.items():
+    for name, value in lightning_mmrl.TELEMETRY_OFF.items():
         monkeypatch.setenv(name, value)
     assert only(doctor_machine.check_telemetry()).status == "ok"
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "false")

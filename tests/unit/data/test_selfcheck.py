@@ -11,8 +11,8 @@ from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo
 
 FRAMES = np.zeros((4, 64, 64, 3), dtype=np.uint8)
 WRONG = {
-    "_decode_decord": DecodedVideo(frames=FRAMES, timestamps_s=(0.0, 0.1, 0.2, 0.3), duration_s=0.4),
-    "_decode_pyav": DecodedVideo(frames=FRAMES, timestamps_s=(0.0, 0.1, 0.2, 0.3), duration_s=0.4),
+    "decode_decord": DecodedVideo(frames=FRAMES, timestamps_s=(0.0, 0.1, 0.2, 0.3), duration_s=0.4),
+    "decode_pyav": DecodedVideo(frames=FRAMES, timestamps_s=(0.0, 0.1, 0.2, 0.3), duration_s=0.4),
     "decode_audio": DecodedAudio(waveform=np.zeros(16_000, dtype=np.float32), sample_rate_hz=16_000),
     "decode_image": DecodedImage(pixels=np.zeros((8, 8, 3), dtype=np.uint8)),
 }
@@ -26,8 +26,8 @@ def test_decoders_work_here(name, tmp_path):
 @pytest.mark.parametrize(
     ("name", "function"),
     [
-        ("decord", "_decode_decord"),
-        ("av", "_decode_pyav"),
+        ("decord", "decode_decord"),
+        ("av", "decode_pyav"),
         ("av", "decode_audio"),
         ("soundfile", "decode_audio"),
         ("pillow", "decode_image"),
@@ -41,7 +41,7 @@ def test_a_decoder_that_returns_something_else_is_found(name, function, tmp_path
 
 def test_a_platform_without_decord_needs_none(tmp_path, monkeypatch):
     monkeypatch.setattr(selfcheck, "HAS_DECORD", False)
-    monkeypatch.delattr(selfcheck, "_decode_decord")
+    monkeypatch.delattr(selfcheck, "decode_decord")
     assert DECODERS["decord"](tmp_path) == "not used on this platform; PyAV decodes video"
 
 

@@ -16,9 +16,9 @@ EVEN = [index / 10 for index in range(20)]
 UNEVEN = [0.0, 0.1, 0.2, 0.3, 1.0, 2.0, 2.1]
 
 ENGINES = [
-    pytest.param(video._decode_pyav, id="pyav"),
+    pytest.param(video.decode_pyav, id="pyav"),
     pytest.param(
-        video._decode_decord,
+        video.decode_decord,
         id="decord",
         marks=pytest.mark.skipif(not video.HAS_DECORD, reason="decord has no wheel here"),
     ),
@@ -64,7 +64,7 @@ def test_both_engines_see_the_same(suffix, tmp_path):
     rng = np.random.default_rng(0)
     starts = np.cumsum(rng.integers(20, 400, 30)) / 1000
     path = clips.write_grey(tmp_path / f"clip{suffix}", starts[:24])
-    ours, theirs = (look(engine, path, 9, start_s=0.3) for engine in (video._decode_decord, video._decode_pyav))
+    ours, theirs = (look(engine, path, 9, start_s=0.3) for engine in (video.decode_decord, video.decode_pyav))
     np.testing.assert_allclose(ours.frames.astype(int), theirs.frames.astype(int), atol=2)  # two color converters
     assert ours.timestamps_s == theirs.timestamps_s
     assert ours.duration_s == theirs.duration_s
@@ -109,7 +109,7 @@ def test_what_decord_cannot_open_goes_to_pyav(tmp_path, monkeypatch):
         raise RuntimeError("no such codec")
 
     monkeypatch.setattr(video, "HAS_DECORD", True)
-    monkeypatch.setattr(video, "_decode_decord", fails)
+    monkeypatch.setattr(video, "decode_decord", fails)
     assert clips.shown(look(video.decode_video, path, 4).frames) == [2, 7, 12, 17]
     assert calls == [1]
 
