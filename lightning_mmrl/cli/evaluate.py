@@ -1,13 +1,14 @@
 """`mmrl evaluate CHECKPOINT`: metrics with intervals of any checkpoint on the configured sets."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lightning_mmrl.cli.hydra_app import run_with_config
+from lightning_mmrl.cli.hydra_app import VALUED_FLAGS, run_with_config
 from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.config.tracking import settle_tracking
 from lightning_mmrl.errors import ConfigError, StageError
@@ -31,12 +32,38 @@ def run(arguments: Sequence[str]) -> int:
     if any(argument in ("-h", "--help") for argument in arguments):
         print(HELP)
         return 0
-    if not arguments or "=" in arguments[0] or arguments[0].startswith("-"):
-        print(HELP, file=sys.stderr)
-        raise ConfigError("CHECKPOINT is missing; name a folder or a hub id first")
-    checkpoint = Path(arguments[0])
-    run_with_config(lambda config: evaluate(config, checkpoint), "mmrl evaluate", arguments[1:])
+    checkpoint, others = take_checkpoint(arguments)
+    run_with_config(lambda config: evaluate(config, checkpoint), "mmrl evaluate", others)
     return 0
+
+
+def take_checkpoint(arguments: Sequence[str]) -> tuple[Path, list[str]]:
+    """The first argument that is neither a flag, nor a flag's value, nor an override; and all others.
+
+    A Hugging Face folder is no override, whatever its name.
+
+    >>> take_checkpoint(["--config-dir", "mine", "experiment=quickstart", "./lr=0.1/handoff", "seed=1"])
+    (PosixPath('lr=0.1/handoff'), ['--config-dir', 'mine', 'experiment=quickstart', 'seed=1'])
+
+    Raises:
+        ConfigError: There is none.
+    """
+    is_value = False
+    for index, argument in enumerate(arguments):
+        is_other = is_value or argument.startswith("-") or (_is_override(argument) and not _is_model(Path(argument)))
+        is_value = not is_value and argument in VALUED_FLAGS
+        if not is_other:
+            return Path(argument), [*arguments[:index], *arguments[index + 1 :]]
+    print(HELP, file=sys.stderr)
+    raise ConfigError("CHECKPOINT is missing; name a folder or a hub id")
+
+
+def _is_override(argument: str) -> bool:
+    return argument.startswith("~") or re.match(r"[+]{0,2}[A-Za-z_][\w.@/:-]*=", argument) is not None
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
 
 
 def evaluate(config: RootConfig, checkpoint: Path) -> None:
@@ -91,7 +118,7 @@ def _run_of_mlflow(config: RootConfig, name: str) -> Iterator[TrackedRun | None]
 
 def _check_exists(checkpoint: Path, parts: Any) -> None:
     """Refuses a checkpoint that is neither a folder nor on the hub, before a dataset is generated for it."""
-    if (checkpoint / "config.json").is_file():
+    if _is_model(checkpoint):
         return
     if checkpoint.exists() or checkpoint.is_absolute() or checkpoint.name == "handoff" or len(checkpoint.parts) != 2:
         raise StageError(

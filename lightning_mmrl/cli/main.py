@@ -1,6 +1,8 @@
 """The `mmrl` command: one line per subcommand, each loaded only when it is called."""
 
 import importlib
+import os
+import select
 import sys
 from collections.abc import Sequence
 
@@ -18,11 +20,23 @@ COMMANDS = {
 }
 
 EXIT_BAD_INPUT = 2
+EXIT_READER_LEFT = 141
+"""What a shell gives for a command whose reader left, as in `mmrl --help | head -1`."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a subcommand and returns the exit code."""
-    argv = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = _run(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        if not _reader_left():
+            raise
+        return EXIT_READER_LEFT
+
+
+def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return 0 if argv else EXIT_BAD_INPUT
@@ -41,6 +55,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"mmrl {argv[0]}: interrupted; the same command continues after the last finished stage", file=sys.stderr)
         return 130
+
+
+def _reader_left() -> bool:
+    """Whether standard output is what broke, and not a worker's pipe; if so, what is left of it is thrown away."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in output.poll(0)):
+        return False
+    # Python would try once more at its exit, and complain.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def usage() -> str:

@@ -1,0 +1,63 @@
+"""The command's own arguments: what it takes for what, and how it ends when its reader leaves."""
+
+import subprocess
+import sys
+
+import pytest
+
+from lightning_mmrl.cli import main as entry
+from lightning_mmrl.cli.evaluate import take_checkpoint
+from lightning_mmrl.cli.main import EXIT_READER_LEFT, main
+from lightning_mmrl.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        [],
+        ["--config-dir", "mine"],
+        ["--config-dir=mine"],
+        ["experiment=quickstart", "-cd", "mine"],
+        ["~evaluation.sets.test", "+a.b=1", "++a=1"],
+        ["algorithm@stages.reason=rloo", "hydra/job_logging=none"],
+    ],
+)
+@pytest.mark.parametrize("name", ["handoff", "hub/model", "/runs/lr=0.1/handoff", "./lr=0.1"])
+def test_the_checkpoint_may_stand_anywhere(before, name):
+    checkpoint, others = take_checkpoint([*before, name, "seed=1"])
+    assert checkpoint.as_posix() == name.removeprefix("./")
+    assert others == [*before, "seed=1"]
+
+
+def test_a_folder_of_a_model_is_no_override(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["experiment=quickstart", "runs/lr=0.1/handoff"]
+    with pytest.raises(ConfigError, match="CHECKPOINT is missing"):
+        take_checkpoint(arguments)
+    (tmp_path / arguments[1]).mkdir(parents=True)
+    (tmp_path / arguments[1] / "config.json").write_text("{}")
+    assert take_checkpoint(arguments)[0].as_posix() == arguments[1]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--config-dir", "mine"], ["seed=1"], ["--multirun", "seed=1,2"]])
+def test_a_checkpoint_that_is_missing_is_said(arguments):
+    with pytest.raises(ConfigError, match=r"^CHECKPOINT is missing; name a folder or a hub id$"):
+        take_checkpoint(arguments)
+
+
+def test_a_reader_that_leaves_ends_the_command_quietly():
+    """Its standard output is closed at the other end before the first line."""
+    command = [sys.executable, "-m", "lightning_mmrl.cli.main", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        complaint = process.stderr.read()
+    assert (process.returncode, complaint) == (EXIT_READER_LEFT, "")
+
+
+def test_another_pipe_that_breaks_is_no_reader_that_left(monkeypatch):
+    def breaks(argv):
+        raise BrokenPipeError("a worker's")
+
+    monkeypatch.setattr(entry, "_run", breaks)
+    with pytest.raises(BrokenPipeError, match="a worker's"):
+        main(["train"])
