@@ -14,6 +14,20 @@ from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.config.validate import validated
 from lightning_mmrl.errors import ConfigError
 
+VALUED_FLAGS = (
+    "--config-dir",
+    "--config-name",
+    "--config-path",
+    "--cfg",
+    "--package",
+    "-cd",
+    "-cn",
+    "-cp",
+    "-c",
+    "-p",
+)
+"""Hydra's flags that take the next argument for their value."""
+
 
 def run_with_config(task: Callable[[RootConfig], Any], program: str, arguments: Sequence[str]) -> None:
     """Composes `train.yaml` with the overrides in `arguments`, validates it and calls the task.
@@ -41,7 +55,7 @@ def run_with_config(task: Callable[[RootConfig], Any], program: str, arguments: 
         sys.argv = argv
     # Outside of Hydra's job, which would print its own report of an error; --multirun gives several.
     for composed in jobs:
-        task(validated(composed))
+        task(validated(composed, lambda line: print(line, file=sys.stderr)))
 
 
 def take_flags(
@@ -77,18 +91,7 @@ def _flags_first(arguments: Sequence[str]) -> list[str]:
     overrides: list[str] = []
     rest = iter(arguments)
     for argument in rest:
-        if argument in (
-            "--config-dir",
-            "--config-name",
-            "--config-path",
-            "--cfg",
-            "-cd",
-            "-cn",
-            "-cp",
-            "-c",
-            "--package",
-            "-p",
-        ):
+        if argument in VALUED_FLAGS:
             flags += [argument, next(rest, "")]
         elif argument.startswith("-"):
             flags.append(argument)

@@ -236,6 +236,8 @@ class RootConfig:
 
     run_name: str = MISSING
     """The run's folder below output_dir."""
+    trial: str | None = None
+    """What a debug run is called before its run_name; such a run knows no gate and no stop_when. Null afterwards."""
     output_dir: str = "runs"
     seed: int = 0
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -1,7 +1,8 @@
 """Refuses a configuration that cannot work, before torch is imported; every message names key, value and fix."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -26,8 +27,12 @@ ALLOWED_TARGETS = ("lightning_mmrl.", "torch.optim.")
 WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
-def validated(composed: DictConfig) -> RootConfig:
+def validated(composed: DictConfig, say: Callable[[str], object] = lambda line: None) -> RootConfig:
     """The composed tree as typed objects, checked again as a whole (Hydra's `+key` walks past struct mode).
+
+    Args:
+        composed: What Hydra made of files and overrides.
+        say: Is told what a debug run leaves out.
 
     Raises:
         ConfigError: A key is unknown or missing, a value has the wrong type, or two keys contradict each other.
@@ -46,9 +51,17 @@ def validated(composed: DictConfig) -> RootConfig:
     except OmegaConfBaseException as error:
         raise _wrong_type(error, cast(dict[str, Any], tree)) from error
     assert isinstance(config, RootConfig)
+    is_trial = config.trial is not None
+    if is_trial:
+        config.run_name, config.trial = f"{config.trial}-{config.run_name}", None
     check_values(config)
     check_allowed(tree, "")
-    config.stages = {name: cap_steps(stage) for name, stage in config.stages.items()}
+    for name, stage in config.stages.items():
+        config.stages[name] = cap_steps(stage)
+        if is_trial or stage.trainer.max_steps is not None:
+            config.stages[name] = replace(config.stages[name], gate=None, stop_when=None, cooldown_steps=0)
+            if name in config.order and (stage.gate is not None or stage.stop_when is not None):
+                say(f"stages.{name}: gate and stop_when are dropped, since this is a debug run")
     return config
 
 
@@ -81,10 +94,12 @@ def _check_stage_names(stages: Any) -> None:
     """Refuses stages that are taken from nowhere: most likely their name is misspelled."""
     for name, stage in stages.items() if isinstance(stages, Mapping) else ():
         check_name("stages", name)
-        if isinstance(stage, Mapping) and stage.get("kind", MISSING) == MISSING:
+        for part in ("kind", "module") if isinstance(stage, Mapping) else ():
+            if stage.get(part, MISSING) != MISSING:
+                continue
             others = [str(other) for other in stages if other != name]
             raise ConfigError(
-                f"stages.{name}: has no kind{did_you_mean(str(name), others)}; a stage of your own is taken from a"
+                f"stages.{name}: has no {part}{did_you_mean(str(name), others)}; a stage of your own is taken from a"
                 f" file, for example +stage@stages.{name}=sft"
             )
 

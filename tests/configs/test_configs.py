@@ -121,8 +121,11 @@ def test_debug_overlays_shorten_every_experiment_and_give_it_a_name_of_its_own(p
     assert all((fast.stages[name].validate_every or 1) <= 2 for name in fast.order)
     overfit = compose([*overrides(path), "debug=overfit"])
     assert all(overfit.stages[name].data.limit == 8 for name in overfit.order if overfit.stages[name].data.manifest)
-    assert path.stem not in (fast.run_name, overfit.run_name)
-    assert fast.run_name != overfit.run_name
+    assert (fast.run_name, overfit.run_name) == (f"debug-fast-{path.stem}", f"debug-overfit-{path.stem}")
+    bounds = [
+        (config.stages[name].gate, config.stages[name].stop_when) for config in (fast, overfit) for name in config.order
+    ]
+    assert set(bounds) == {(None, None)}
     assert (fast.tracking.uri, overfit.tracking.uri) == (None, None)
 
 
