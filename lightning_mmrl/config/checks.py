@@ -124,17 +124,28 @@ def _check_trainer(path: str, trainer: TrainerConfig) -> None:
     one_of(trainer.accelerator, f"{path}.accelerator", ACCELERATORS)
     one_of(trainer.precision, f"{path}.precision", PRECISIONS)
     _at_least_one(trainer, path, "devices", "num_threads", "max_steps")
+    require(trainer.devices == 1, f"{path}.devices", trainer.devices, "1: one device is used so far")
 
 
 def _check_evaluation(evaluation: EvaluationConfig) -> None:
     require(evaluation.sets, "evaluation.sets", evaluation.sets, "at least one set, such as {test: test.jsonl}")
     for name, manifest in evaluation.sets.items():
-        check_name("evaluation.sets", name)
+        _check_set_name(name, evaluation.sets)
         require(manifest.strip(), f"evaluation.sets.{name}", repr(manifest), "the name of a manifest")
     _at_least_one(evaluation, "evaluation", "batch_size", "max_new_tokens", "num_resamples", "limit")
     for name in evaluation.ablations:
         one_of(name, "evaluation.ablations", ABLATIONS)
     one_of(evaluation.ablation_stages, "evaluation.ablation_stages", ("last", "all"))
+
+
+def _check_set_name(name: str, names: Iterable[str]) -> None:
+    """Refuses a name under which another set's metrics and files are kept."""
+    check_name("evaluation.sets", name)
+    require(name != "validation", "a name in evaluation.sets", name, "another one: validations during training have it")
+    for each in names:
+        for ablation in ABLATIONS:
+            rule = f"another one: set {each} without its {ablation} part has it"
+            require(name != f"{each}-{ablation}", "a name in evaluation.sets", name, rule)
 
 
 def _check_stage(path: str, stage: StageConfig) -> None:
@@ -191,6 +202,10 @@ def _check_rl(path: str, stage: StageConfig) -> None:
     assert stage.rewards is not None
     size = stage.algorithm.group_size
     require(size >= 2, f"{path}.algorithm.group_size", size, "at least 2, so that completions can be compared")
+    if stage.trainer.precision == "16-mixed":
+        raise ConfigError(
+            f"{path}.trainer.precision is 16-mixed, whose scaled gradients an rl stage would clip; take bf16-mixed"
+        )
     _positive(f"{path}.sampling.temperature", stage.sampling.temperature)
     _at_least_one(stage.sampling, f"{path}.sampling", "max_new_tokens")
     update = stage.algorithm.update
@@ -227,7 +242,9 @@ def _check_bounds(path: str, stage: StageConfig, config: RootConfig) -> None:
         if not metrics:
             raise ConfigError(f"{path}.stop_when needs validations; set {path}.validate_every and data.validation")
         _check_bound(f"{path}.stop_when", stage.stop_when, metrics)
-    require(stage.cooldown_steps >= 0, f"{path}.cooldown_steps", stage.cooldown_steps, "at least 0")
+    valid = 0 <= stage.cooldown_steps < stage.num_steps
+    rule = f"at least 0 and less than num_steps {stage.num_steps}"
+    require(valid, f"{path}.cooldown_steps", stage.cooldown_steps, rule)
     if stage.cooldown_steps and stage.stop_when is None:
         raise ConfigError(f"{path}.cooldown_steps is {stage.cooldown_steps} without stop_when; set {path}.stop_when")
     if stage.gate is not None:

@@ -167,6 +167,14 @@ VALUES = {
     "seed=99999999999999999999": "seed is 99999999999999999999; it must be between 0 and 2147483647",
     "seed=-1": "seed is -1; it must be between 0 and",
     "evaluation.sets.a/b=x": "a name in evaluation.sets is a/b; it must be letters",
+    "evaluation.sets.validation=x.jsonl": "a name in evaluation.sets is validation; it must be another one",
+    "evaluation.sets.test-silent=x.jsonl": "is test-silent; it must be another one: set test without its silent part",
+    "evaluation.sets.ood-blank=x.jsonl": "is ood-blank; it must be another one: set ood without its blank part",
+    "trainer.devices=2": "trainer.devices is 2; it must be 1: one device is used so far",
+    "stages.reason.trainer.devices=4": "stages.reason.trainer.devices is 4; it must be 1: one device is used so far",
+    "trainer.precision=16-mixed": "stages.reason.trainer.precision is 16-mixed, whose scaled gradients an rl stage",
+    "stages.reason.cooldown_steps=250": "cooldown_steps is 250; it must be at least 0 and less than num_steps 250",
+    "stages.reason.cooldown_steps=-1": "cooldown_steps is -1; it must be at least 0 and less than num_steps 250",
 }
 
 
@@ -201,6 +209,39 @@ def test_a_bad_value_is_refused_in_one_sentence(override, changed):
 def test_a_key_that_hydra_let_pass_is_refused_with_its_full_path(changed):
     with pytest.raises(ConfigError, match=r"^stages\.reason\.sampling\.tempurature: .*did you mean 'temperature'"):
         changed("stages.reason.sampling.tempurature=1")
+
+
+def test_neighbors_of_what_is_refused_are_not(changed):
+    config = changed("stages.cold_start.trainer.precision=16-mixed", "evaluation.sets.loud-silent=x.jsonl")
+    assert config.stages["cold_start"].trainer.precision == "16-mixed"
+    assert "loud-silent" in config.evaluation.sets
+
+
+GATED = ("stages.reason.gate={metric: test/uar, at_least: 0.5}",)
+ENDING = ("stages.reason.stop_when={metric: validation/uar, at_least: 0.5}", "stages.reason.cooldown_steps=5")
+
+
+@pytest.mark.parametrize("debug", ["trial=short", "trainer.max_steps=2"])
+@pytest.mark.parametrize("bounds", [GATED, ENDING])
+def test_a_debug_run_knows_no_gate_and_says_so(tree, debug, bounds):
+    said = []
+    config = validated(OmegaConf.merge(tree, OmegaConf.from_dotlist([debug, *bounds])), said.append)
+    stage = config.stages["reason"]
+    assert (stage.gate, stage.stop_when, stage.cooldown_steps) == (None, None, 0)
+    assert said == ["stages.reason: gate and stop_when are dropped, since this is a debug run"]
+
+
+def test_other_runs_keep_their_bounds(changed):
+    stage = changed(*GATED, *ENDING).stages["reason"]
+    assert (stage.gate.at_least, stage.stop_when.at_least, stage.cooldown_steps) == (0.5, 0.5, 5)
+
+
+def test_the_name_of_a_trial_is_put_before_the_runs_once(tree, changed):
+    config = changed("trial=short", "run_name=mine")
+    assert (config.run_name, config.trial) == ("short-mine", None)
+    assert validated(OmegaConf.structured(config)).run_name == "short-mine"
+    with pytest.raises(ConfigError, match="run_name is a/b-mine; it must be letters"):
+        changed("trial=a/b", "run_name=mine")
 
 
 def test_stages_that_do_not_run_are_not_checked(changed):
