@@ -86,7 +86,7 @@ def _print_conversion(conversion: "Conversion", num_shown: int) -> None:
     console = report_console()
     print_problems(console, conversion.problems, num_shown)
     manifests = [out / f"{name}.jsonl" for name in MANIFESTS]
-    print_report(summarize(take_inventory([path for path in manifests if path.stat().st_size], out)), num_shown)
+    print_report(summarize(take_inventory([path for path in manifests if path.is_file()], out)), num_shown)
     lines = [
         *conversion.notes,
         f"clips without sound: {conversion.num_without_sound} (their lines have no <audio> tag)",
@@ -95,7 +95,15 @@ def _print_conversion(conversion: "Conversion", num_shown: int) -> None:
         f"rows left out: {len(conversion.problems)} (all named in {out / 'rejected.csv'})",
         "next:",
         f"  mmrl data validate {shlex.quote(str(out))}/*.jsonl --media-root {shlex.quote(str(out))}",
-        f"  mmrl train experiment=own_clips data.root={shlex.quote(str(out))}",
+        f"  mmrl train experiment=own_clips data.root={shlex.quote(str(out))}{_overrides(conversion)}",
     ]
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
+
+
+def _overrides(conversion: "Conversion") -> str:
+    """What a training needs besides if a split has no clips: the sets that there are."""
+    found = [name for name in ("validation", "train") if conversion.sizes.get(name)]
+    validation = "" if conversion.sizes.get("validation") else " data.validation=null"
+    test = "" if conversion.sizes.get("test") or not found else f" evaluation.sets.test={found[0]}.jsonl"
+    return validation + test

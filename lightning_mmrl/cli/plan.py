@@ -8,7 +8,7 @@ from rich.table import Table
 
 from lightning_mmrl.cli.hydra_app import run_with_config
 from lightning_mmrl.config.schema import RootConfig, StageConfig
-from lightning_mmrl.config.specs import bound, stage_specs
+from lightning_mmrl.config.specs import bound, manifest_digests, stage_specs
 from lightning_mmrl.curriculum.manifest import Manifest
 from lightning_mmrl.curriculum.selection import is_stale
 from lightning_mmrl.curriculum.spec import source_stage
@@ -25,7 +25,7 @@ def plan(config: RootConfig) -> None:
     """Prints stages, sizes, batch arithmetic and where things go."""
     console = Console(highlight=False, width=None if Console().is_terminal else 140)
     directory = Path(config.output_dir) / config.run_name
-    manifest, specs = Manifest.read(directory), stage_specs(config)
+    manifest, specs = Manifest.read(directory), stage_specs(config, manifest_digests(config))
     table = Table(title=f"{config.run_name}: {len(config.order)} stages")
     for name in ("stage", "kind", "starts from", "data", "samples", "steps", "per step", "passes", "state"):
         table.add_column(name)
@@ -84,7 +84,7 @@ def num_samples(config: RootConfig, stage: StageConfig) -> int | None:
     if data.manifest:
         files = [(root / data.manifest, data.limit)]
     else:
-        files = [(Path(each.root or root) / each.manifest, each.limit) for each in data.sources.values()]
+        files = [(Path(each.root or root) / each.manifest, each.limit or data.limit) for each in data.sources.values()]
     counts = [(count_samples(path), limit) for path, limit in files]
     if any(count is None for count, _ in counts):
         return None

@@ -184,14 +184,24 @@ class ConsoleMonitor:
         self.console.update(description, done, total)
 
     def quarantine(self, manifest: str, num_usable: int, left_out: Sequence[Quarantined]) -> None:
-        """Names the first samples that were left out, and writes all of them down."""
+        """Names the first samples that were left out, and writes each down once for the whole run."""
         total = num_usable + len(left_out)
         self.console.say(f"{manifest}: {len(left_out)} of {total} samples left out, all named in {self.path}")
         for item in left_out[:3]:
             self.console.say(f"  {item.sample_id}: {item.reason}")
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [json.dumps({"manifest": manifest, **asdict(item)}) for item in left_out]
+        known = map(_without_reason, self.path.read_text(encoding="utf-8").splitlines()) if self.path.exists() else ()
+        new = {_without_reason(row): row for row in rows}
+        for old in known:
+            new.pop(old, None)
         with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps({"manifest": manifest, **asdict(item)}) + "\n" for item in left_out)
+            file.writelines(row + "\n" for row in new.values())
+
+
+def _without_reason(row: str) -> str:
+    """The part of a quarantine line that names manifest and sample; quotes within a text are escaped."""
+    return row.partition(', "reason": ')[0]
 
 
 def trainer_settings(config: TrainerConfig) -> TrainerSettings:
@@ -212,7 +222,7 @@ def training_sources(config: RootConfig, data: StageDataConfig) -> tuple[Source,
             root=Path(source.root) if source.root else root,
             manifest=source.manifest,
             weight=source.weight,
-            limit=source.limit,
+            limit=source.limit or data.limit,
         )
         for name, source in data.sources.items()
     )

@@ -82,6 +82,7 @@ class StageBuilder:
             seed=config.seed + spec.index,
             dropout=ModalityDropout(**asdict(stage.data.modality_dropout)),
             balance=stage.data.balance,  # type: ignore[arg-type]
+            matcher=parts.matcher,
         )
         node = stage.data.module or config.data.module
         path = f"stages.{spec.name}.data.module" if stage.data.module else "data.module"

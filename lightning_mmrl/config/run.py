@@ -15,16 +15,16 @@ from omegaconf import OmegaConf
 from lightning_mmrl.config import targets
 from lightning_mmrl.config.assembly import Assembly, quiet_libraries, training_sources
 from lightning_mmrl.config.build import CheckpointEvaluator, StageBuilder
+from lightning_mmrl.config.data_checks import check_data
 from lightning_mmrl.config.rehearsal import rehearse
 from lightning_mmrl.config.schema import RootConfig
-from lightning_mmrl.config.specs import stage_specs
+from lightning_mmrl.config.specs import manifest_digests, stage_specs
 from lightning_mmrl.config.tracking import absolute_sqlite
 from lightning_mmrl.curriculum.compare import Comparison, compare_stages
 from lightning_mmrl.curriculum.manifest import Manifest, write_json
 from lightning_mmrl.curriculum.orchestrator import Curriculum, StageOrchestrator
 from lightning_mmrl.curriculum.selection import Selection
 from lightning_mmrl.curriculum.spec import source_stage
-from lightning_mmrl.data.schema import read_manifest
 from lightning_mmrl.errors import ConfigError, GateError
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap
 from lightning_mmrl.protocols.plain import TrackedRun, Tracker
@@ -54,11 +54,11 @@ def run_curriculum(config: RootConfig, console: ConsoleProgress, selection: Sele
     """
     quiet_libraries()
     check_all_targets(config)
-    specs = stage_specs(config)
     directory = writable(Path(config.output_dir)) / config.run_name
     parts = Assembly(config=config, console=console)
     parts.ensure_data()
-    check_manifests(config)
+    check_data(config)
+    specs = stage_specs(config, manifest_digests(config))
     resolved = directory / "config.yaml"
     curriculum = Curriculum(name=config.run_name, stages=specs, base=parts.base_checkpoint, facts=parts.facts())
     orchestrator = StageOrchestrator(
@@ -136,16 +136,6 @@ def check_all_targets(config: RootConfig) -> None:
     targets.check_targets(asdict(config.model), "model")
     targets.check_targets(asdict(config.data), "data")
     rehearse(config)
-
-
-def check_manifests(config: RootConfig) -> None:
-    """Reads every manifest that the run will need, so that a bad line does not show after hours of training.
-
-    Raises:
-        DataError: A manifest is missing or a line of it is wrong.
-    """
-    for root, manifest in dict.fromkeys(manifests(config).values()):
-        read_manifest(root / manifest, root)
 
 
 def writable(directory: Path) -> Path:

@@ -37,7 +37,7 @@ def stage_specs(config: RootConfig, data: Mapping[str, Mapping[str, str]] | None
         content |= {f"data.{key}": digest for key, digest in (data or {}).get(spec.name, {}).items()}
         history[spec.name] = _digest({"content": content, "history": history[source]})
         gate = bound(config.stages[spec.name].gate)
-        evaluation = _evaluated_how(config, spec.name)
+        evaluation = _evaluated_how(config, spec.name, with_data=data is not None)
         complete.append(replace(spec, content=content, digest=history[spec.name], evaluation=evaluation, gate=gate))
     return complete
 
@@ -93,14 +93,16 @@ def _decisive(config: RootConfig, name: str) -> dict[str, Any]:
     return flattened({**shared, "stage": stage})
 
 
-def _evaluated_how(config: RootConfig, name: str) -> str:
-    """Hash of how the hand-over of a stage is evaluated."""
+def _evaluated_how(config: RootConfig, name: str, *, with_data: bool) -> str:
+    """Hash of how, and on what, the hand-over of a stage is evaluated."""
     settings = asdict(config.evaluation)
     del settings["batch_size"]
     if settings.pop("ablation_stages") == "last" and name != config.order[-1]:
         settings["ablations"] = []
     data = {"root": config.data.root, "labels": config.data.labels, "cue_lexicon": config.data.cue_lexicon}
-    return _digest({"evaluation": settings, "data": data})
+    files = {each: Path(config.data.root) / manifest for each, manifest in config.evaluation.sets.items()}
+    found = {each: _file_digest(path) for each, path in files.items() if with_data and path.is_file()}
+    return _digest({"evaluation": settings, "data": data, "sets": found})
 
 
 def _digest(content: Mapping[str, Any]) -> str:

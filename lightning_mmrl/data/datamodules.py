@@ -16,6 +16,7 @@ from lightning_mmrl.data.prepared import DataMonitor, JoinedSets, MediaPipeline,
 from lightning_mmrl.data.sampler import Draw, DrawSampler, ModalityDropout, SourceRows, Variant
 from lightning_mmrl.data.schema import read_manifest
 from lightning_mmrl.errors import ConfigError, DataError, StageError
+from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.types.records import MediaKind, Sample
 
@@ -61,6 +62,8 @@ class Feed:
         seed: Seed of the order and of the modality dropout.
         dropout: Modality dropout.
         balance: "label" draws every label (`solution`) of a source equally often; None draws samples equally often.
+        matcher: Label set that solutions are read with for the balance, so that synonyms are one label; what it does
+            not know counts as it is written. None: all solutions count as they are written.
     """
 
     sources: tuple[Source, ...]
@@ -69,6 +72,7 @@ class Feed:
     seed: int = 0
     dropout: ModalityDropout = field(default_factory=ModalityDropout)
     balance: Balance | None = None
+    matcher: LabelMatcher | None = None
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -144,7 +148,7 @@ class OmniDataModule(lightning.LightningDataModule):
 
         def opened(root: Path, manifest: str, supervised: bool, limit: int | None) -> PreparedSet:
             samples = read_manifest(root / manifest, root)[:limit]
-            self._check_kinds(manifest, samples)
+            self.check_kinds(manifest, samples)
             found = PreparedSet(samples, media_root=root, pipeline=pipeline, template=template, supervised=supervised)
             found.check(manifest)
             return found
@@ -157,7 +161,7 @@ class OmniDataModule(lightning.LightningDataModule):
         )
         if feed.balance is not None:
             for source, found in zip(feed.sources, self.train_sets, strict=True):
-                _labels(source.manifest, found.samples)
+                balance_labels(source.manifest, found.samples, feed.matcher)
 
     def setup(self, stage: str) -> None:
         """Decodes and encodes what the cache lacks."""
@@ -218,7 +222,9 @@ class OmniDataModule(lightning.LightningDataModule):
             SourceRows(
                 num_samples=len(found),
                 weight=source.weight,
-                labels=_labels(source.manifest, found.samples) if self._feed.balance else None,
+                labels=balance_labels(source.manifest, found.samples, self._feed.matcher)
+                if self._feed.balance
+                else None,
             )
             for source, found in zip(self._feed.sources, self.train_sets, strict=True)
         ]
@@ -234,16 +240,22 @@ class OmniDataModule(lightning.LightningDataModule):
         ids = [[sample.id for sample in found.samples] for found in self.train_sets]
         return hashlib.blake2b(repr(ids).encode(), digest_size=8).hexdigest()
 
-    def _check_kinds(self, manifest: str, samples: Sequence[Sample]) -> None:
+    @classmethod
+    def check_kinds(cls, manifest: str, samples: Sequence[Sample]) -> None:
+        """Looks at the media kinds of samples.
+
+        Raises:
+            DataError: A sample has a medium that this module does not take.
+        """
         present = {ref.kind for sample in samples for ref in sample.media}
-        if present <= self.kinds:
+        if present <= cls.kinds:
             return
         taker = next(module.__name__ for module in _BY_KINDS if present <= module.kinds)
         for sample in samples:
             for ref in sample.media:
-                if ref.kind not in self.kinds:
+                if ref.kind not in cls.kinds:
                     raise DataError(
-                        f"{manifest}: sample {sample.id} has <{ref.kind}> media, which {type(self).__name__} does not "
+                        f"{manifest}: sample {sample.id} has <{ref.kind}> media, which {cls.__name__} does not "
                         f"take; use {taker}"
                     )
 
@@ -284,7 +296,12 @@ def eval_loader(
     return DataLoader(prepared, batch_sampler=batches, collate_fn=partial(collate_prompts, pad_token_id=pad_token_id))
 
 
-def _labels(manifest: str, samples: Sequence[Sample]) -> tuple[str, ...]:
+def balance_labels(manifest: str, samples: Sequence[Sample], matcher: LabelMatcher | None) -> tuple[str, ...]:
+    """The label that each sample is balanced by.
+
+    Raises:
+        DataError: A sample has no solution.
+    """
     labels = []
     for sample in samples:
         if sample.solution is None:
@@ -292,7 +309,8 @@ def _labels(manifest: str, samples: Sequence[Sample]) -> tuple[str, ...]:
                 f"{manifest}: sample {sample.id} has no solution, and balance: label draws by it; add the solution or "
                 "set balance: null"
             )
-        labels.append(sample.solution)
+        label = None if matcher is None else matcher.match(sample.solution)
+        labels.append(sample.solution if label is None else label)
     return tuple(labels)
 
 

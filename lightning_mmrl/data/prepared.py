@@ -114,8 +114,8 @@ class PreparedSet(Dataset[EncodedSample]):
             DataError: A sample's turns cannot be used, or it has a medium that the model does not read.
         """
         encoder = self._pipeline.encoder
+        check_turns(manifest, self.samples, self._template, supervised=self._supervised)
         for sample in self.samples:
-            self._turns(sample)
             for ref in sample.media:
                 if ref.kind not in encoder.media_kinds:
                     reads = ", ".join(sorted(encoder.media_kinds)) or "text alone"
@@ -156,22 +156,11 @@ class PreparedSet(Dataset[EncodedSample]):
 
     def __getitem__(self, draw: Draw) -> EncodedSample:
         sample = self.samples[draw.index]
-        turns, target = self._turns(sample)
+        turns, target = _turns(sample, self._template, self._supervised)
         media = [self._load(ref, draw.variant) for ref in sample.media]
         prompt = self._pipeline.encoder.encode_prompt(turns, self._template.prefill, media)
         ids = tuple(self._pipeline.encoder.encode_target(target)) if target is not None else ()
         return EncodedSample(sample=sample, prompt=prompt, target_ids=ids)
-
-    def _turns(self, sample: Sample) -> tuple[tuple[Message, ...], str | None]:
-        """The turns of the prompt, and the target if there is one."""
-        try:
-            turns, target = self._template.split_target(sample.messages)
-            prompt = self._template.apply(turns)
-        except DataError as error:
-            raise DataError(f"sample {sample.id}: {error}") from error
-        if self._supervised and target is None:
-            raise DataError(f"sample {sample.id} has no assistant turn to learn from; add one or use it for RL")
-        return prompt, target
 
     def _load(self, ref: MediaRef, variant: Variant) -> dict[str, Tensor]:
         encoded = self._pipeline.cache.get(self._pipeline.key(self._path(ref), ref))
@@ -204,6 +193,31 @@ class PreparedSet(Dataset[EncodedSample]):
 
     def _path(self, ref: MediaRef) -> Path:
         return resolve_media(ref.path, self._root, f"medium {ref.path}")
+
+
+def check_turns(manifest: str, samples: Sequence[Sample], template: PromptTemplate, *, supervised: bool) -> None:
+    """Looks at the turns of samples that will be prompts, or prompts with targets if `supervised`.
+
+    Raises:
+        DataError: A sample has no user turn or no target, or its target does not start with the prefill.
+    """
+    for sample in samples:
+        try:
+            _turns(sample, template, supervised)
+        except DataError as error:
+            raise DataError(f"{manifest}: {error}") from error
+
+
+def _turns(sample: Sample, template: PromptTemplate, supervised: bool) -> tuple[tuple[Message, ...], str | None]:
+    """The turns of the prompt, and the target if there is one."""
+    try:
+        turns, target = template.split_target(sample.messages)
+        prompt = template.apply(turns)
+    except DataError as error:
+        raise DataError(f"sample {sample.id}: {error}") from error
+    if supervised and target is None:
+        raise DataError(f"sample {sample.id} has no assistant turn to learn from; add one or use it for RL")
+    return prompt, target
 
 
 class JoinedSets(Dataset[EncodedSample]):

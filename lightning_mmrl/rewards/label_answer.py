@@ -41,11 +41,11 @@ class LabelAnswer:
         """
         return self.matcher.match(answer)
 
-    def __call__(self, sample: Sample, completion: Completion) -> float:
-        """Scores one completion.
+    def truth(self, sample: Sample) -> str:
+        """The label of a sample.
 
         Raises:
-            RewardError: the sample's own solution is missing or not a label, so nothing can be right or wrong.
+            RewardError: its solution is missing or not a label.
         """
         truth = None if sample.solution is None else self.match(sample.solution)
         if truth is None:
@@ -53,5 +53,14 @@ class LabelAnswer:
                 f"sample {sample.id!r} has the solution {sample.solution!r}, which names none of "
                 f"{list(self.matcher.labels)}; correct the manifest or add a synonym"
             )
+        return truth
+
+    def __call__(self, sample: Sample, completion: Completion) -> float:
+        """Scores one completion.
+
+        Raises:
+            RewardError: the sample's own solution is missing or not a label, so nothing can be right or wrong.
+        """
+        truth = self.truth(sample)
         answer = scan(completion.text).answer
         return 1.0 if answer is not None and self.match(answer) == truth else 0.0

@@ -103,6 +103,8 @@ class Publication:
             new, place = aside / name, self._directory / name
             if place.is_dir():
                 place.rename(aside / f"old-{name}")
+            else:
+                place.unlink(missing_ok=True)
             if new.exists():
                 os.replace(new, place)
 
@@ -123,6 +125,8 @@ def _write(
 ) -> None:
     digests = {}
     for name, rows in manifests.items():
+        if not rows:
+            continue  # nothing can be read from an empty manifest
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
         digests[f"{name}.jsonl"] = hashlib.sha256(text.encode()).hexdigest()

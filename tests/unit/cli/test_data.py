@@ -111,7 +111,9 @@ def test_from_csv_names_the_next_commands(folder, capsys):
     out = capsys.readouterr().out
     assert f"{folder}/labels.csv:4: {folder}/broken.mp4: file cannot be decoded" in out
     assert "rows left out: 1" in out
-    assert f"mmrl train experiment=own_clips data.root={folder}/set" in out
+    overrides = "data.validation=null evaluation.sets.test=train.jsonl"
+    assert f"mmrl train experiment=own_clips data.root={folder}/set {overrides}\n" in out
+    assert not [name for name in ("validation", "test") if (folder / "set" / f"{name}.jsonl").exists()]
 
 
 def test_a_generated_task_is_made(folder, capsys):

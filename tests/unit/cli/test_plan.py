@@ -6,7 +6,7 @@ import pytest
 from lightning_mmrl.cli.main import main
 from lightning_mmrl.cli.plan import batch_arithmetic, conditions, count_samples, data_names, num_samples, passes
 from lightning_mmrl.config.compose import compose
-from lightning_mmrl.config.specs import stage_specs
+from lightning_mmrl.config.specs import manifest_digests, stage_specs
 from lightning_mmrl.curriculum.manifest import FILE, FinishedStage, Manifest
 from lightning_mmrl.types.records import StageResult
 
@@ -64,7 +64,8 @@ def test_a_plan_in_an_empty_folder_needs_and_writes_nothing(folder, capsys):
 def test_a_plan_counts_samples_and_knows_what_is_finished(folder, capsys):
     (folder / "set").mkdir()
     (folder / "set" / "cold_start.jsonl").write_text("{}\n\n" * 64)
-    cold_start, _ = stage_specs(compose(["data.root=set"]))
+    config = compose(["data.root=set"])
+    cold_start, _ = stage_specs(config, manifest_digests(config))
     result = StageResult(name="x", handoff="x", handoff_digest="", input_digest="", metrics={}, seconds={})
     finished = FinishedStage(
         digest=cold_start.digest,

@@ -7,13 +7,12 @@ from lightning_mmrl.config.compose import compose
 from lightning_mmrl.config.run import (
     absolute_sqlite,
     check_all_targets,
-    check_manifests,
     describe_run,
     manifests,
     open_tracker,
     writable,
 )
-from lightning_mmrl.errors import ConfigError, DataError
+from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.tracking.null import NullTracker
 
 LINE = json.dumps({"messages": [{"role": "user", "content": "Which?"}]}) + "\n"
@@ -54,17 +53,6 @@ def test_the_sources_of_a_stage_may_lie_in_other_folders(root, tmp_path):
     found = manifests(config(root, f"{stage}.manifest=null", f"+{stage}.sources={sources}"))
     assert found["cold_start/mine"] == (root, "train.jsonl")
     assert found["cold_start/other"] == (tmp_path / "b", "more.jsonl")
-
-
-@pytest.mark.parametrize("name", ["train", "cold_start", "validation", "test", "ood"])
-def test_a_missing_or_wrong_manifest_is_named_before_the_run(root, name):
-    check_manifests(config(root))
-    (root / f"{name}.jsonl").write_text(LINE + "{\n")
-    with pytest.raises(DataError, match=f"{name}.jsonl:2: not valid JSON"):
-        check_manifests(config(root))
-    (root / f"{name}.jsonl").unlink()
-    with pytest.raises(DataError, match=f"{name}.jsonl does not exist"):
-        check_manifests(config(root))
 
 
 def test_the_targets_of_the_stages_that_run_are_checked(root):

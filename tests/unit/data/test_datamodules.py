@@ -18,11 +18,14 @@ from lightning_mmrl.data.datamodules import (
     TextDataModule,
     ValidationFeed,
     VideoDataModule,
+    balance_labels,
 )
 from lightning_mmrl.data.sampler import ModalityDropout
 from lightning_mmrl.errors import ConfigError, DataError, StageError
+from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.types.batches import PromptBatch, SftBatch
+from lightning_mmrl.types.records import Sample
 
 PRESETS = (ImageDataModule, VideoDataModule, AudioDataModule, TextDataModule)
 
@@ -121,6 +124,14 @@ def test_balanced_labels_come_equally_often_whatever_their_number(root, pipeline
     assert len(set(ids_of(data))) == 10
     as_they_are = Counter(name[0] for name in ids_of(module(pipeline, source(root), num_batches=10)))
     assert as_they_are == {"s": 18, "a": 2}
+
+
+def test_words_for_one_label_are_one_class_of_a_balance():
+    solutions = ["Angry", "anger", "sad", "bored"]
+    samples = [Sample(id=str(number), messages=(), solution=word) for number, word in enumerate(solutions)]
+    matcher = LabelMatcher(labels=("angry", "sad"))
+    assert balance_labels("train.jsonl", samples, matcher) == ("angry", "angry", "sad", "bored")
+    assert balance_labels("train.jsonl", samples, None) == tuple(solutions)
 
 
 def test_a_sample_without_a_label_cannot_be_balanced(root, pipeline):
