@@ -15,7 +15,7 @@ from lightning_mmrl.errors import ConfigError, MmrlError
 
 RESERVED = frozenset({"_target_", "_partial_", "_args_", "_convert_", "_recursive_"})
 PLAIN = {int: int, float: (int, float), str: str, bool: bool}
-UNIONS = (None, Union, UnionType)
+UNIONS = (Union, UnionType)
 
 
 def check_targets(tree: Any, path: str) -> None:
@@ -101,14 +101,24 @@ def _check_target(node: Mapping[str, Any], path: str) -> None:
 
 
 def _check_plain(value: Any, annotation: Any, key: str) -> None:
-    """Refuses a plain value where the annotation names other plain types; of other annotations nothing is known."""
-    kinds = get_args(annotation) or (annotation,)
-    plain = [kind for kind in kinds if kind in PLAIN]
-    if not plain or not isinstance(value, str | bool | int | float | NoneType) or get_origin(annotation) not in UNIONS:
+    """Refuses a value that a plain annotation excludes; of other annotations only null is checked."""
+    if isinstance(annotation, str) or annotation in (Any, inspect.Parameter.empty):
         return
-    fits = value is None if NoneType in kinds else False
-    if not fits and not any(
-        isinstance(value, PLAIN[kind]) and (kind is bool or not isinstance(value, bool)) for kind in plain
-    ):
-        words = " or ".join(WORDS[kind] for kind in plain)
-        raise ConfigError(f"{key} is {shown(value)}; it must be {words}{' or null' if NoneType in kinds else ''}")
+    kinds = get_args(annotation) if get_origin(annotation) in UNIONS else (annotation,)
+    plain = [kind for kind in kinds if kind in PLAIN]
+    if isinstance(value, Mapping) and "_target_" in value:
+        return
+    if value is None:
+        fits = NoneType in kinds
+    elif isinstance(value, str | bool | int | float):
+        fits = not plain or any(_is_a(value, kind) for kind in plain)
+    else:
+        fits = len(plain) < sum(kind is not NoneType for kind in kinds)
+    if not fits:
+        words = [WORDS[kind] for kind in plain] or ["a value"]
+        null = ["null"] if NoneType in kinds else []
+        raise ConfigError(f"{key} is {shown(value)}; it must be {' or '.join([*words, *null])}")
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    return isinstance(value, PLAIN[kind]) and (kind is bool or not isinstance(value, bool))

@@ -58,7 +58,8 @@ class EmotionMetrics(Metric):
         """Fractions in [0, 1]: `war`, `uar`, `macro_f1`, `valid_format`, `unparseable` and `recall/<label>`.
 
         `consistency` and `grounded` (the label is right and the thought implies it) are there if the predictions were
-        judged with a cue lexicon; a class that never is the truth has no recall. Without any prediction the fractions are NaN.
+        judged with a cue lexicon; a class that never is the truth has no recall. Without any prediction the fractions
+        are NaN.
         """
         confusion = self.confusion.cpu().numpy()
         total = int(confusion.sum())

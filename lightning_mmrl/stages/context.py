@@ -11,7 +11,6 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_mmrl.errors import StageError
-from lightning_mmrl.stages.ending import Ending
 from lightning_mmrl.types.records import Bound
 
 
@@ -38,8 +37,12 @@ class OptimizerSettings:
     factory: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
     schedule: Callable[[int, int], float]
 
-    def build(self, module: nn.Module, context: StageContext, ending: Ending) -> tuple[torch.optim.Optimizer, LambdaLR]:
+    def build(
+        self, module: nn.Module, context: StageContext, factor: Callable[[int], float] = lambda step: 1.0
+    ) -> tuple[torch.optim.Optimizer, LambdaLR]:
         """The optimizer over all parameters that train, and its scheduler, stepped once per step or iteration.
+
+        `factor` multiplies the schedule after so many of the scheduler's steps.
 
         Raises:
             StageError: Nothing trains.
@@ -51,7 +54,7 @@ class OptimizerSettings:
             )
         optimizer = self.factory(parameters)
         schedule, num_steps = self.schedule, context.num_steps
-        return optimizer, LambdaLR(optimizer, lambda step: schedule(step, num_steps) * ending.factor(step))
+        return optimizer, LambdaLR(optimizer, lambda step: schedule(step, num_steps) * factor(step))
 
 
 def log_metrics(module: lightning.LightningModule, metrics: dict[str, float], step: int) -> None:

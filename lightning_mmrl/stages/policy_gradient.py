@@ -158,6 +158,12 @@ class PolicyGradientModule(lightning.LightningModule):
     def optimize(self, experience: Experience, iteration: int) -> dict[str, float]:
         """The optimizer steps of one iteration; a minibatch without any signal takes none."""
         algorithm, optimizer = self.algorithm, cast(LightningOptimizer, self.optimizers())
+        scheduler = cast(LambdaLR, self.lr_schedulers())
+        # The schedule counts iterations that update, the cooldown all of them: it could not reach zero otherwise.
+        factor = self._ending.factor(iteration - 1)
+        for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate * factor
+        learning_rate = optimizer.param_groups[0]["lr"]
         settings = algorithm.update
         generator = torch.Generator().manual_seed(self._context.seed * 1_000_003 + iteration)
         minibatches = plan_minibatches(experience, settings, generator)
@@ -181,8 +187,8 @@ class PolicyGradientModule(lightning.LightningModule):
             optimizer.step()
             stats = update_stats(scalar_values(totals)) | {"train/grad_norm": float(norm)}
         if stats:
-            cast(LambdaLR, self.lr_schedulers()).step()
-        return stats | {"train/learning_rate": optimizer.param_groups[0]["lr"]}
+            scheduler.step()
+        return stats | {"train/learning_rate": learning_rate}
 
     def on_train_batch_end(self, outputs: object, batch: PromptBatch, batch_idx: int) -> None:
         """Ends the stage when its time has come."""
@@ -200,13 +206,12 @@ class PolicyGradientModule(lightning.LightningModule):
             iteration = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
             metrics = {f"validation/{key}": value for key, value in values.items()}
             self._report(metrics, iteration)
-            num_updates = cast(LambdaLR, self.lr_schedulers()).last_epoch
-            self._ending.validated(metrics, step=iteration, num_updates=num_updates)
+            self._ending.validated(metrics, step=iteration)
             self._ending.apply(self.trainer, iteration)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer and its schedule, stepped by hand."""
-        optimizer, scheduler = self._optimizer.build(self.policy, self._context, self._ending)
+        optimizer, scheduler = self._optimizer.build(self.policy, self._context)
         return [optimizer], [scheduler]
 
     def _report(self, values: dict[str, float], step: int) -> None:

@@ -63,12 +63,12 @@ class SFTModule(lightning.LightningModule):
             metrics = {f"validation/{key}": value for key, value in values.items()}
             step = self.trainer.global_step
             self._report(metrics, step)
-            self._ending.validated(metrics, step=step, num_updates=step)
+            self._ending.validated(metrics, step=step)
             self._ending.apply(self.trainer, step)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer, its schedule stepped every optimizer step."""
-        optimizer, scheduler = self._optimizer.build(self.policy, self._context, self._ending)
+        optimizer, scheduler = self._optimizer.build(self.policy, self._context, self._ending.factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _report(self, values: dict[str, float], step: int) -> None:

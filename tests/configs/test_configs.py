@@ -56,10 +56,12 @@ def targets(tree):
 
 
 def without_references(tree):
-    """The tree with a list, whose type no target checks, in place of every `${...}`."""
-    if isinstance(tree, dict):
-        return {key: without_references(value) for key, value in tree.items()}
-    return [] if isinstance(tree, str) and "${" in tree else tree
+    """The tree without the keys whose value is a `${...}`: its type is not known yet."""
+    if not isinstance(tree, dict):
+        return tree
+    return {
+        key: without_references(value) for key, value in tree.items() if not (isinstance(value, str) and "${" in value)
+    }
 
 
 def test_all_groups_have_options():

@@ -35,7 +35,6 @@ class StageProgress(Callback):
         total = int(trainer.num_training_batches)
         self._console.update(self._title, batch_idx + 1, total, format_metrics(pl_module.latest, SHOWN))
 
-
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Says so if the stage ended before its last step."""
         if trainer.should_stop and not trainer.interrupted:

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,32 @@ def test_a_bad_target_is_named_with_its_key(bad, sentence):
         check_targets(bad, "a.b")
     with pytest.raises(ConfigError, match=sentence):
         build(bad, "a.b")
+
+
+TINY = "lightning_mmrl.models.tiny.build_tiny_omni"
+
+
+@pytest.mark.parametrize(
+    ("bad", "sentence"),
+    [
+        (node(warmup_steps="abc"), "a.warmup_steps is abc; it must be a whole number"),
+        (node(warmup_steps=2.5), "a.warmup_steps is 2.5; it must be a whole number"),
+        (node(warmup_steps=True), "a.warmup_steps is True; it must be a whole number"),
+        (node(warmup_steps=None), "a.warmup_steps is None; it must be a whole number"),
+        (node(warmup_steps={"b": 1}), "a.warmup_steps is {'b': 1}; it must be a whole number"),
+        (node(TINY, text=None), "a.text is None; it must be a value"),
+        (node("torch.optim.AdamW", lr="fast"), "a.lr is fast; it must be a number"),
+        (node("torch.optim.AdamW", foreach="yes"), "a.foreach is yes; it must be true or false or null"),
+    ],
+)
+def test_a_value_of_another_type_than_the_parameter_is_refused(bad, sentence):
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        check_targets(bad, "a")
+
+
+def test_values_that_an_annotation_allows_pass():
+    check_targets(node("torch.optim.AdamW", lr=1, foreach=None, betas=[0.9, 0.99], _partial_=True), "a")
+    check_targets(node(TINY, text=["a"], seed=0), "a")
 
 
 def test_reserved_keys_and_plain_values_pass():

@@ -254,6 +254,37 @@ def test_the_learning_rate_of_sft_falls_to_nothing_while_the_stage_cools_down(mo
     assert [rate for rate in rates if rate is not None] == pytest.approx([0.01, 0.01, 0.01, 0.0075, 0.005, 0.0025])
 
 
+class Sometimes:
+    """Rewards that differ within a group in every other iteration only: four prompts of two completions each."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, sample, completion):
+        self.calls += 1
+        return float((self.calls - 1) // 8 % 2 == 0 and "<answer>angry</answer>" in completion.text)
+
+
+def test_the_learning_rate_of_rl_falls_to_nothing_also_over_iterations_without_signal(model, tmp_path):
+    encoder, _ = model
+    reward = Sometimes()
+    module = rl_module(model, tmp_path, reward=reward, num_steps=9)
+    module._ending = Ending(Bound(metric="validation/uar", at_least=0.2), cooldown_steps=4)
+    module._validation = Rises()
+    used = {}
+    report = module._report
+
+    def note(values, step):
+        used.setdefault(step, (values.get("train/learning_rate"), "train/grad_norm" in values))
+        report(values, step)
+
+    module._report = note
+    loader = DataLoader([omni.prompts(encoder)] * 9, batch_size=None)
+    trainer(tmp_path, validate_every=2).fit(module, loader, DataLoader([omni.prompts(encoder)], batch_size=None))
+    assert [used[step][0] for step in sorted(used)] == pytest.approx([0.01, 0.01, 0.01, 0.0075, 0.005, 0.0025])
+    assert [used[step][1] for step in sorted(used)] == [True, False] * 3
+
+
 @pytest.mark.parametrize("kind", ["sft", "rl"])
 def test_a_stage_with_everything_frozen_is_refused(model, tmp_path, kind):
     encoder, policy = model
