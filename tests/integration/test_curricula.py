@@ -18,11 +18,12 @@ SMALL = (
     "evaluation.max_new_tokens=8",
     "trainer=cpu",
     "trainer.num_threads=1",
-    "trainer.max_steps=2",
     "tracking=none",
 )
-COLD_START = ("stages.cold_start.data.batch_size=4",)
+COLD_START = ("stages.cold_start.data.batch_size=4", "stages.cold_start.num_steps=2")
 REASON = (
+    "stages.reason.num_steps=2",
+    "stages.reason.validate_every=2",
     "stages.reason.data.batch_size=2",
     "stages.reason.algorithm.group_size=2",
     "stages.reason.sampling.max_new_tokens=8",

@@ -29,7 +29,7 @@ SMALL = (
     "evaluation.num_resamples=50",
     "trainer.num_threads=1",
     "tracking=none",
-    "data.media.decode_workers=1",
+    "+data.media.decode_workers=1",
 )
 
 

@@ -137,7 +137,7 @@ def test_train_refuses_data_that_are_not_there(empty, tmp_path_factory, capfd):
 def test_evaluate_needs_a_checkpoint(arguments, empty, capsys):
     assert main(["evaluate", *arguments]) == 2
     err = capsys.readouterr().err
-    assert err.endswith("mmrl evaluate: CHECKPOINT is missing; name a folder or a hub id first\n")
+    assert err.endswith("mmrl evaluate: CHECKPOINT is missing; name a folder or a hub id\n")
     assert "usage: mmrl evaluate CHECKPOINT" in err
 
 

@@ -168,10 +168,16 @@ def test_codes_that_a_model_sampled_do_not_reach_the_terminal(folder, capsys):
             ["stages.reason.rewards.weight.format=0.5"],
             "stages.reason.rewards.weight: unknown key; did you mean 'weights'?",
         ),
-        (["stages.reason.rewards.weights.format=abc"], "stages.reason.rewards.weights.format: Value 'abc'"),
+        (
+            ["stages.reason.rewards.weights.format=abc"],
+            "stages.reason.rewards.weights.format is abc; it must be a number",
+        ),
         (["stages.reason.rewards.parts.label.lables=[a]"], "lables: unknown key; did you mean 'labels'?"),
         (["stages.reason.rewards.parts.label._target_=os.system"], "parts.label._target_ is 'os.system'"),
-        (["+stages.reason.rewards.weights.lable=1"], "stages.reason.rewards: parts and weights differ in lable"),
+        (
+            ["+stages.reason.rewards.weights.lable=1"],
+            "stages.reason.rewards.weights.lable: weighs no part; did you mean 'label'?",
+        ),
         (["--stage", "raeson"], "--stage raeson is no rl stage of"),
         (["--stage", "cold_start"], "--stage cold_start is no rl stage of"),
         (["--show", "-1"], "--show is -1; it must be at least 0"),
