@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
 
 from lightning_mmrl.config.compose import explained
 from lightning_mmrl.config.schema import RootConfig
@@ -33,8 +32,8 @@ def saved_config(run: Path, overrides: list[str]) -> RootConfig:
     with initialize_config_dir(config_dir=str(run.resolve()), version_base="1.3"):
         try:
             composed = compose(config_name=path.stem, overrides=overrides)
-        except HydraException as error:
-            raise _placed(explained(error), path) from error
+        except Exception as error:  # Hydra raises plain exceptions too, such as for model=null
+            raise _placed(explained(error, overrides), path) from error
     try:
         return validated(composed)
     except ConfigError as error:

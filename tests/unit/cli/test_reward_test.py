@@ -168,6 +168,7 @@ def test_codes_that_a_model_sampled_do_not_reach_the_terminal(folder, capsys):
             ["stages.reason.rewards.weight.format=0.5"],
             "stages.reason.rewards.weight: unknown key; did you mean 'weights'?",
         ),
+        (["model=null"], "model"),
         (
             ["stages.reason.rewards.weights.format=abc"],
             "stages.reason.rewards.weights.format is abc; it must be a number",
