@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from lightning_mmrl.models.families import qwen_media
+from lightning_mmrl.models.families.backbone import QwenBackbone
 from lightning_mmrl.prompts.template import media_tags
 from lightning_mmrl.types.batches import MediaInputs
 from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo
@@ -106,11 +107,10 @@ class Qwen2Encoder:
         return self.processor.decode(list(token_ids), skip_special_tokens=True)
 
 
-class Qwen2:
+class Qwen2(QwenBackbone):
     """What a policy needs to know of a loaded Qwen2 or Qwen2.5 text model."""
 
-    def __init__(self, model: Qwen2ForCausalLM) -> None:
-        self.model = model
+    text_at = "model"
 
     @classmethod
     def from_checkpoint(cls, checkpoint: str | Path, *, dtype: torch.dtype = torch.float32) -> "Qwen2":
@@ -124,26 +124,6 @@ class Qwen2:
         """The architecture without weights, for checks of sizes and parameter groups."""
         with torch.device("meta"):
             return cls(Qwen2ForCausalLM(config))
-
-    @property
-    def text_model(self) -> nn.Module:
-        """The decoder without its head."""
-        return self.model.model
-
-    @property
-    def head(self) -> nn.Module:
-        """The linear layer from hidden states to logits; with tied weights it is the input embedding's."""
-        return self.model.lm_head
-
-    @property
-    def towers(self) -> list[nn.Module]:
-        """None."""
-        return []
-
-    @property
-    def parameter_groups(self) -> Mapping[str, tuple[str, ...]]:
-        """Parameter name prefixes that `freeze` selects."""
-        return {"text": ("model.", "lm_head.")}
 
     @property
     def placeholder_ids(self) -> dict[str, int]:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     Qwen2_5OmniConfig,
     Qwen2_5OmniProcessor,
@@ -24,6 +24,7 @@ from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniPr
 
 from lightning_mmrl.errors import MediaError
 from lightning_mmrl.models.families import qwen_media
+from lightning_mmrl.models.families.backbone import QwenBackbone, audio_rows, vision_rows
 from lightning_mmrl.models.families.qwen_media import IMAGE_GRID, VIDEO_GRID, VIDEO_SECONDS
 from lightning_mmrl.types.batches import MediaInputs
 from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo
@@ -165,8 +166,7 @@ class OmniEncoder:
         return self.processor.tokenizer.decode(list(token_ids), skip_special_tokens=True)
 
     def _expand(self, text: str, media: Mapping[str, Tensor]) -> str:
-        lengths = media[AUDIO_MASK].sum(-1) if AUDIO_MASK in media else torch.zeros(0, dtype=torch.long)
-        audio_lengths = (((lengths - 1) // 2 + 1) - 2) // 2 + 1
+        audio_lengths = audio_rows(media[AUDIO_MASK]) if AUDIO_MASK in media else ()
         empty = torch.zeros(0, 3, dtype=torch.long)
         [expanded] = self.processor.replace_multimodal_special_tokens(
             [text],
@@ -181,11 +181,12 @@ class OmniEncoder:
         return expanded
 
 
-class OmniThinker:
+class OmniThinker(QwenBackbone):
     """What a policy needs to know of a loaded thinker: its parts, and how media become embeddings."""
 
-    def __init__(self, model: Qwen2_5OmniThinkerForConditionalGeneration) -> None:
-        self.model = model
+    text_at = "model"
+    towers_at: ClassVar[Mapping[str, str]] = {"vision": "visual", "audio": "audio_tower"}
+    medium_keys: ClassVar[Mapping[MediaKind, str]] = {"image": IMAGE_GRID, "video": VIDEO_GRID, "audio": AUDIO_MASK}
 
     @classmethod
     def from_checkpoint(cls, checkpoint: str | Path, *, dtype: torch.dtype = torch.float32) -> "OmniThinker":
@@ -202,30 +203,6 @@ class OmniThinker:
             return cls(Qwen2_5OmniThinkerForConditionalGeneration(config))
 
     @property
-    def text_model(self) -> nn.Module:
-        """The decoder without its head."""
-        return self.model.model
-
-    @property
-    def head(self) -> nn.Module:
-        """The linear layer from hidden states to logits."""
-        return self.model.lm_head
-
-    @property
-    def towers(self) -> list[nn.Module]:
-        """The vision and audio encoders with their projectors."""
-        return [self.model.visual, self.model.audio_tower]
-
-    def text_positions(self, position_ids: Tensor) -> Tensor:
-        """All three rows: the decoder's rotary embedding is temporal, height and width."""
-        return position_ids
-
-    @property
-    def parameter_groups(self) -> Mapping[str, tuple[str, ...]]:
-        """Parameter name prefixes that `freeze` selects; projectors belong to their towers."""
-        return {"vision": ("visual.",), "audio": ("audio_tower.",), "text": ("model.", "lm_head.")}
-
-    @property
     def placeholder_ids(self) -> dict[str, int]:
         """Token id that stands for one feature row of each media kind."""
         config = self.model.config
@@ -240,6 +217,13 @@ class OmniThinker:
                 cast(Any, self.model).get_audio_features(waves, mask, return_dict=True).last_hidden_state
             )
         return features
+
+    def feature_rows(self, media: MediaInputs) -> dict[str, Tensor]:
+        """How many feature rows the towers will make of every picture, clip and sound."""
+        rows = vision_rows(media, self.model.config.vision_config.spatial_merge_size)
+        if AUDIO_MASK in media.tensors:
+            rows["audio"] = audio_rows(media.tensors[AUDIO_MASK])
+        return rows
 
 
 def load_config(checkpoint: str | Path) -> Qwen2_5OmniThinkerConfig:

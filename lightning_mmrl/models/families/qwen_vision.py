@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from lightning_mmrl.models.families import qwen_media
+from lightning_mmrl.models.families.backbone import QwenBackbone, vision_rows
 from lightning_mmrl.models.families.qwen_media import IMAGE_GRID, VIDEO_GRID
 from lightning_mmrl.types.batches import MediaInputs
 from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo
@@ -141,16 +142,16 @@ class VisionEncoder:
         return self.processor.tokenizer.decode(list(token_ids), skip_special_tokens=True)
 
 
-class VisionBackbone:
+class VisionBackbone(QwenBackbone):
     """What a policy needs to know of a loaded model: its parts, and how media become embeddings.
 
     A family's backbone is a preset that says `parts`.
     """
 
     parts: ClassVar[VisionFamily]
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
+    text_at = "model.language_model"
+    towers_at: ClassVar[Mapping[str, str]] = {"vision": "model.visual"}
+    medium_keys: ClassVar[Mapping[MediaKind, str]] = {"image": IMAGE_GRID, "video": VIDEO_GRID}
 
     @classmethod
     def from_checkpoint(cls, checkpoint: str | Path, *, dtype: torch.dtype = torch.float32) -> Self:
@@ -166,37 +167,17 @@ class VisionBackbone:
             return cls(cls.parts.model(config))
 
     @property
-    def text_model(self) -> nn.Module:
-        """The decoder without its head."""
-        return self.model.model.language_model
-
-    @property
-    def head(self) -> nn.Module:
-        """The linear layer from hidden states to logits; with tied weights it is the input embedding's."""
-        return self.model.lm_head
-
-    @property
-    def towers(self) -> list[nn.Module]:
-        """The vision encoder with its projector."""
-        return [self.model.model.visual]
-
-    @property
-    def parameter_groups(self) -> Mapping[str, tuple[str, ...]]:
-        """Parameter name prefixes that `freeze` selects; the projector belongs to its tower."""
-        return {"vision": ("model.visual.",), "text": ("model.language_model.", "lm_head.")}
-
-    @property
     def placeholder_ids(self) -> dict[str, int]:
         """Token id that stands for one feature row of each media kind."""
         return {"image": self.model.config.image_token_id, "video": self.model.config.video_token_id}
 
-    def text_positions(self, position_ids: Tensor) -> Tensor:
-        """All three rows: the decoder's rotary embedding is temporal, height and width."""
-        return position_ids
-
     def media_features(self, media: MediaInputs) -> dict[str, Tensor]:
         """Runs the tower once over all media of the batch; rows [tokens, hidden] in prompt order, keyed by kind."""
         return qwen_media.vision_features(self.model, media.tensors)
+
+    def feature_rows(self, media: MediaInputs) -> dict[str, Tensor]:
+        """How many feature rows the tower will make of every picture and clip."""
+        return vision_rows(media, self.model.config.vision_config.spatial_merge_size)
 
 
 def _without_weights(body: type[PreTrainedModel], config: Any) -> PreTrainedModel:

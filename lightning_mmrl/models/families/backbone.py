@@ -1,0 +1,104 @@
+"""What the backbones of all families share: feature rows in placeholder slots, and how many a batch must have."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lightning_mmrl.models.families.qwen_media import IMAGE_GRID, VIDEO_GRID
+from lightning_mmrl.types.batches import MediaInputs
+from lightning_mmrl.types.records import MediaKind
+
+
+class QwenBackbone:
+    """A loaded model and what a policy needs to know of it: its parts, and how media become embeddings.
+
+    A family's class says where its parts are: `text_at` is the path of the decoder without its head, `towers_at` the
+    path of each tower with its projector, by the group that `freeze` knows it as. `medium_keys` names, for each kind
+    that the family reads, a key of `MediaInputs` that has one row per medium: its `counts` then tell how many media of
+    that kind each prompt has.
+    """
+
+    text_at: ClassVar[str]
+    towers_at: ClassVar[Mapping[str, str]] = {}
+    medium_keys: ClassVar[Mapping[MediaKind, str]] = {}
+
+    model: Any
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    @property
+    def text_model(self) -> nn.Module:
+        """The decoder without its head."""
+        return self.model.get_submodule(self.text_at)
+
+    @property
+    def head(self) -> nn.Module:
+        """The linear layer from hidden states to logits; with tied weights it is the input embedding's."""
+        return self.model.lm_head
+
+    @property
+    def towers(self) -> list[nn.Module]:
+        """The media encoders with their projectors."""
+        return [self.model.get_submodule(path) for path in self.towers_at.values()]
+
+    @property
+    def parameter_groups(self) -> Mapping[str, tuple[str, ...]]:
+        """Parameter name prefixes that `freeze` selects; a projector belongs to its tower."""
+        towers = {group: (f"{path}.",) for group, path in self.towers_at.items()}
+        return {**towers, "text": (f"{self.text_at}.", "lm_head.")}
+
+    def text_positions(self, position_ids: Tensor) -> Tensor:
+        """All three rows [3, B, S]: the decoder's rotary embedding is temporal, height and width."""
+        return position_ids
+
+    @property
+    def attention_config(self) -> Any:
+        """The decoder's own configuration: layer types, windows, dropout, and the attention that is used."""
+        return self.text_model.config
+
+    def place_features(
+        self, embeddings: Tensor, slots: Mapping[str, Tensor], features: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Puts feature rows where their placeholders are.
+
+        Rows fill the True slots of their kind in reading order, so any layout works whose media come in the order of
+        their rows. The caller has compared the numbers of slots and rows.
+
+        Args:
+            embeddings: Input embeddings [B, S, D].
+            slots: For each kind, where its placeholders are [B, S].
+            features: For each kind, what `media_features` returned [rows, F].
+
+        Returns:
+            The embeddings with the rows, cast to their dtype, and further keyword arguments of the decoder's forward.
+        """
+        for kind, rows in features.items():
+            embeddings = place_rows(embeddings, slots[kind], rows)
+        return embeddings, {}
+
+    def feature_rows(self, media: MediaInputs) -> dict[str, Tensor]:
+        """For each kind, how many feature rows the towers will make of every medium [media], from their inputs alone.
+
+        Inputs that are features already (`Policy.with_features`) have no entry.
+        """
+        return {}
+
+
+def place_rows(embeddings: Tensor, slots: Tensor, rows: Tensor) -> Tensor:
+    """Embeddings [B, S, D] with rows [rows, D] in the True slots [B, S], in reading order; gradients reach both."""
+    return embeddings.masked_scatter(slots.unsqueeze(-1), rows.to(embeddings.dtype))
+
+
+def vision_rows(media: MediaInputs, merge_size: int) -> dict[str, Tensor]:
+    """Feature rows of every picture and clip: its patches, `merge_size` squared of them in one row."""
+    grids = {"image": media.tensors.get(IMAGE_GRID), "video": media.tensors.get(VIDEO_GRID)}
+    return {kind: grid.prod(-1) // merge_size**2 for kind, grid in grids.items() if grid is not None}
+
+
+def audio_rows(mask: Tensor) -> Tensor:
+    """Feature rows of every sound of a mask [sounds, frames]: two strided convolutions quarter the frames."""
+    frames = mask.sum(-1, dtype=torch.int64)
+    return ((frames - 1) // 2 + 1 - 2) // 2 + 1
