@@ -34,17 +34,39 @@ class _Movable:
         return replace(self, **moved)  # type: ignore[type-var]
 
 
+FEATURES = "features."
+"""Begins the keys of `MediaInputs` under which tower outputs stand; the kind follows."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaInputs(_Movable):
     """Processor outputs of all media of B prompts, concatenated in prompt order; kinds that are absent have no key.
 
     `tensors` uses the model family's own argument names, such as `pixel_values_videos` (patches, features) or
-    `input_features` (clips, mel bins, frames). `counts` maps a key to the number of rows each prompt owns along that
-    tensor's first axis, so that prompts can be selected.
+    `input_features` (clips, mel bins, frames), or holds tower outputs under `features.<kind>` (rows, width) in their
+    place. `counts` maps a key to the number of rows each prompt owns along that tensor's first axis, so that prompts
+    can be selected. `keys` names the content of each prompt's media; "" where it is unknown, and () if it is for all.
     """
 
     tensors: Mapping[str, Tensor]
     counts: Mapping[str, tuple[int, ...]]
+    keys: tuple[str, ...] = ()
+
+    @classmethod
+    def of_features(
+        cls, features: Mapping[str, Tensor], rows: Mapping[str, tuple[int, ...]], keys: tuple[str, ...] = ()
+    ) -> "MediaInputs":
+        """Tower outputs by kind, of which each prompt owns `rows[kind]`."""
+        return cls(
+            tensors={f"{FEATURES}{kind}": tensor for kind, tensor in features.items()},
+            counts={f"{FEATURES}{kind}": rows[kind] for kind in features},
+            keys=keys,
+        )
+
+    @property
+    def features(self) -> dict[str, Tensor]:
+        """Tower outputs by kind; empty while there are the towers' inputs or no media."""
+        return {key.removeprefix(FEATURES): rows for key, rows in self.tensors.items() if key.startswith(FEATURES)}
 
     def select(self, rows: list[int]) -> "MediaInputs":
         """The media of the given prompts, in that order; a kind that none of them has leaves."""
@@ -54,7 +76,8 @@ class MediaInputs(_Movable):
         for key in counts:
             pieces = self.tensors[key].split(list(self.counts[key]))
             tensors[key] = torch.cat([pieces[row] for row in rows])
-        return MediaInputs(tensors=tensors, counts=counts)
+        keys = tuple(self.keys[row] for row in rows) if self.keys else ()
+        return MediaInputs(tensors=tensors, counts=counts, keys=keys)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
