@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -45,12 +46,10 @@ class MediaEncoder:
         Raises:
             MediaError: A placeholder is not backed by a feature row of its own sample; see `checked_rows`.
         """
-        rows = checked_rows(self.backbone, prompts)
-        return prompts.media.features or self._run(prompts, rows)
+        return self.with_features(prompts).media.features
 
-    @torch.no_grad()
-    def encode(self, prompts: PromptBatch) -> PromptBatch:
-        """The same prompts with tower outputs, without gradients, in place of tower inputs: later passes run no tower.
+    def with_features(self, prompts: PromptBatch) -> PromptBatch:
+        """The same prompts with tower outputs in place of tower inputs; gradients follow the mode of the caller.
 
         Raises:
             MediaError: As in `features`.
@@ -58,7 +57,16 @@ class MediaEncoder:
         rows = checked_rows(self.backbone, prompts)
         if prompts.media.features:
             return prompts
-        return with_features(prompts, self._run(prompts, rows), rows)
+        return _carrying(prompts, self._run(prompts, rows), rows)
+
+    @torch.no_grad()
+    def encode(self, prompts: PromptBatch) -> PromptBatch:
+        """The same prompts with tower outputs, without gradients: sampling and scoring then run no tower.
+
+        Raises:
+            MediaError: As in `features`.
+        """
+        return self.with_features(prompts)
 
     def take_counters(self) -> dict[str, int]:
         """What has happened since the last call."""
@@ -75,6 +83,73 @@ class MediaEncoder:
         return features
 
 
-def with_features(prompts: PromptBatch, features: Mapping[str, Tensor], rows: Rows) -> PromptBatch:
-    """The same prompts with these tower outputs, of which each prompt owns `rows`."""
+class TowerGraph:
+    """One differentiable run of the towers for all prompts of an iteration that makes one update.
+
+        graph = TowerGraph(encoder, prompts)
+        rollout = engine.generate(graph.prompts, ...)
+        for rows in microbatches:
+            loss(policy(... graph.leaf(rows) ...)).backward()
+        graph.backward()
+
+    By the chain rule this is the gradient of running the towers inside every microbatch: features enter each of them as
+    leaves, their gradients add up here, and the sum goes through the towers once. A kind of which no microbatch had
+    any medium leaves its tower without a gradient, as there.
+
+    The towers' activations for all prompts are kept until `backward`; checkpointing of the towers bounds them.
+
+    Attributes:
+        prompts: The prompts with features that carry no gradient, for sampling and scoring.
+
+    Args:
+        encoder: Runs the towers.
+        prompts: All prompts of the iteration.
+    """
+
+    def __init__(self, encoder: MediaEncoder, prompts: PromptBatch) -> None:
+        with torch.enable_grad():
+            media = encoder.with_features(prompts).media
+        self._outputs = dict(media.tensors)
+        self._gradients: dict[str, Tensor] = {}
+        self._spent = False
+        detached = {key: output.detach() for key, output in self._outputs.items()}
+        self.prompts = replace(prompts, media=replace(media, tensors=detached))
+
+    def leaf(self, rows: list[int]) -> PromptBatch:
+        """The given prompts with features whose gradients are collected; a prompt may be used any number of times."""
+        self._refuse_if_spent()
+        chosen = self.prompts.select(rows)
+        leaves = {}
+        for key, features in chosen.media.tensors.items():
+            leaves[key] = features.detach()
+            if self._outputs[key].requires_grad:
+                leaves[key].requires_grad_().register_post_accumulate_grad_hook(partial(self._collect, key, rows))
+        return replace(chosen, media=replace(chosen.media, tensors=leaves))
+
+    def backward(self) -> None:
+        """Sends the collected gradient through the towers into their parameters, and frees the graph."""
+        self._refuse_if_spent()
+        outputs = [self._outputs[key] for key in self._gradients]
+        gradients = [gradient.to(self._outputs[key].dtype) for key, gradient in self._gradients.items()]
+        self._spent, self._outputs, self._gradients = True, {}, {}
+        torch.autograd.backward(outputs, gradients)
+
+    def _collect(self, key: str, rows: list[int], leaf: Tensor) -> None:
+        """Adds a microbatch's gradient to those of its prompts; in float32 at least, since many are added."""
+        assert leaf.grad is not None
+        own = self.prompts.media.counts[key]
+        if key not in self._gradients:
+            dtype = torch.promote_types(leaf.dtype, torch.float32)
+            self._gradients[key] = torch.zeros_like(self._outputs[key], dtype=dtype)
+        totals = self._gradients[key].split(own)
+        for row, piece in zip(rows, leaf.grad.split([own[row] for row in rows]), strict=True):
+            totals[row].add_(piece)
+        leaf.grad = None
+
+    def _refuse_if_spent(self) -> None:
+        if self._spent:
+            raise RuntimeError("the towers were differentiated already; another update needs another run of them")
+
+
+def _carrying(prompts: PromptBatch, features: Mapping[str, Tensor], rows: Rows) -> PromptBatch:
     return replace(prompts, media=MediaInputs.of_features(features, rows, prompts.media.keys))

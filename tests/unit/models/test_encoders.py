@@ -13,11 +13,16 @@ from lightning_mmrl.models.encoders import MediaEncoder
 NAMES = ("qwen2_5_omni", "qwen2_5_vl")
 
 
+def load(name, folder):
+    family = families.FAMILIES[name]
+    return family.encoder.from_checkpoint(folder), family.backbone.from_checkpoint(folder, dtype=torch.float64)
+
+
 @pytest.fixture(scope="module", params=NAMES)
 def model(request, tmp_path_factory):
     folder = families.build(request.param, tmp_path_factory.mktemp(request.param))
-    encoder, policy = families.load(request.param, folder)
-    return encoder, policy._backbone, families.prompts(request.param, encoder)
+    encoder, backbone = load(request.param, folder)
+    return encoder, backbone, families.prompts(request.param, encoder)
 
 
 @pytest.fixture
@@ -98,8 +103,8 @@ def test_towers_train_until_every_one_is_frozen(model, runs):
 
 
 def test_a_text_model_has_no_towers(tmp_path):
-    encoder, policy = families.load("qwen2", families.build("qwen2", tmp_path))
-    media = MediaEncoder(policy._backbone)
+    encoder, backbone = load("qwen2", families.build("qwen2", tmp_path))
+    media = MediaEncoder(backbone)
     batch = families.prompts("qwen2", encoder)
     assert not media.towers_train
     assert media.features(media.encode(batch)) == {}

@@ -17,18 +17,22 @@ from lightning_mmrl.types.records import Message, Sample
 NAMES = ("qwen2_5_omni", "qwen2_5_vl")
 
 
+def load(name, folder):
+    family = families.FAMILIES[name]
+    return family.encoder.from_checkpoint(folder), family.backbone.from_checkpoint(folder, dtype=torch.float64)
+
+
 @pytest.fixture(scope="module", params=NAMES)
 def model(request, tmp_path_factory):
     folder = families.build(request.param, tmp_path_factory.mktemp(request.param))
-    encoder, policy = families.load(request.param, folder)
-    return encoder, policy._backbone, families.prompts(request.param, encoder)
+    encoder, backbone = load(request.param, folder)
+    return encoder, backbone, families.prompts(request.param, encoder)
 
 
 @pytest.fixture(scope="module")
 def omni_model(tmp_path_factory):
     folder = families.build("qwen2_5_omni", tmp_path_factory.mktemp("omni"))
-    encoder, policy = families.load("qwen2_5_omni", folder)
-    return encoder, policy._backbone
+    return load("qwen2_5_omni", folder)
 
 
 SMALL, LARGE = (56, 56), (64, 30)
@@ -156,10 +160,10 @@ def test_tower_inputs_that_were_cut_are_named(model):
 
 
 def test_media_that_a_model_does_not_read_are_not_left_out_in_silence(tmp_path):
-    encoder, policy = families.load("qwen2", families.build("qwen2", tmp_path))
+    encoder, backbone = load("qwen2", families.build("qwen2", tmp_path))
     batch = with_media(omni.prompts(encoder, ["angry", "Which?"]), {"clip": torch.ones(3, 2)}, {"clip": (0, 3)})
     with pytest.raises(MediaError, match=r"^sample p1: 3 rows of clip but 0 placeholders of any kind; choose a model"):
-        checked_rows(policy._backbone, batch)
+        checked_rows(backbone, batch)
 
 
 def test_features_are_counted_after_the_towers_ran(model, monkeypatch):
