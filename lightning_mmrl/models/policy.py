@@ -1,26 +1,26 @@
 """The policy: log-probabilities of completions, with media and prompt computed once for the G completions of a group.
 
-A scoring pass packs `[prompt | c_1 .. c_G]` into one row. A boolean mask lets each completion see the prompt and itself
-but not its siblings, and every completion continues at the prompt's next position. Since a causal decoder's prompt
-states do not depend on what follows, this is the same function as G separate rows (arXiv:2506.05433); gradients into
-the prompt add up over the group.
+Where a model allows it exactly, completions share their prompt in a packed row (`models.shared_prefix`); otherwise, and
+as the oracle of that, each completion stands in a row of its own behind a copy of its prompt, through the stock
+forward.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import DynamicCache
+from torch.nn.utils.rnn import pad_sequence
 
-from lightning_mmrl.errors import ConfigError, MediaError
-from lightning_mmrl.ops.logprobs import token_logprobs
-from lightning_mmrl.types.batches import MediaInputs, PolicyOutput, PromptBatch, ScoringBatch
+from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.models.encoders import MediaBackbone, MediaEncoder
+from lightning_mmrl.models.shared_prefix import install, layout_arguments, pack, present_tokens, sharing_refusal
+from lightning_mmrl.ops.logprobs import tiled_token_logprobs
+from lightning_mmrl.types.batches import PolicyOutput, ScoringBatch
 
 
-class Backbone(Protocol):
+class Backbone(MediaBackbone, Protocol):
     """The parts of a loaded model that a policy uses; one implementation per model family."""
 
     model: nn.Module
@@ -32,56 +32,13 @@ class Backbone(Protocol):
     def head(self) -> nn.Module: ...
 
     @property
-    def placeholder_ids(self) -> Mapping[str, int]: ...
-
-    @property
-    def towers(self) -> Sequence[nn.Module]: ...
-
-    @property
     def parameter_groups(self) -> Mapping[str, Sequence[str]]: ...
 
     def text_positions(self, position_ids: Tensor) -> Tensor: ...
 
-    def media_features(self, media: MediaInputs) -> Mapping[str, Tensor]: ...
-
-
-FEATURE_PREFIX = "features."
-"""Marks entries of `MediaInputs` that are tower outputs already."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PackedLayout:
-    """Where things are in a row `[prompt | c_1 .. c_G]` of S = P + G * C tokens.
-
-    `predicts` is the index of the state that predicts each completion token: the prompt's last state for a first
-    token, the token before otherwise.
-    """
-
-    attention_mask: Bool[Tensor, "B 1 S S"]
-    position_ids: Int[Tensor, "3 B S"]
-    predicts: Int[Tensor, " GC"]
-
-
-def pack_groups(prompts: PromptBatch, group_size: int, length: int) -> PackedLayout:
-    """The mask, positions and gather index of B groups whose completions are `length` tokens long."""
-    num_prompts, width = prompts.input_ids.shape
-    device = prompts.input_ids.device
-    tail = group_size * length
-    owner = torch.arange(tail, device=device) // length
-    step = torch.arange(tail, device=device) % length
-
-    mask = torch.zeros(num_prompts, width + tail, width + tail, dtype=torch.bool, device=device)
-    mask[:, :width, :width] = torch.ones(width, width, dtype=torch.bool, device=device).tril()
-    mask[:, :, :width] &= prompts.prompt_mask[:, None, :]
-    mask[:, width:, :width] = prompts.prompt_mask[:, None, :]
-    mask[:, width:, width:] = (owner[:, None] == owner[None, :]) & (step[:, None] >= step[None, :])
-    # A padding position would see nothing, and a softmax over nothing is NaN: let every position see itself.
-    mask |= torch.eye(width + tail, dtype=torch.bool, device=device)
-
-    tail_positions = (prompts.next_position[:, None] + step).expand(3, -1, -1)
-    position_ids = torch.cat([prompts.position_ids, tail_positions], dim=-1)
-    predicts = torch.where(step == 0, width - 1, width + torch.arange(tail, device=device) - 1)
-    return PackedLayout(attention_mask=mask[:, None], position_ids=position_ids, predicts=predicts)
+    def place_features(
+        self, embeddings: Tensor, slots: Mapping[str, Tensor], features: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Any]]: ...
 
 
 class Policy(nn.Module):
@@ -91,15 +48,31 @@ class Policy(nn.Module):
         backbone: The loaded model of one family.
         banned_token_ids: Ids with probability zero everywhere: media placeholders and unused head rows.
         temperature: T in log_softmax(logits / T), in sampling and scoring alike.
+        sharing: Let completions share their prompt where the model allows it; otherwise score a copy for each.
+
+    Attributes:
+        media: Runs the towers; `media.encode` spares later passes over the same prompts from running them again.
+        sharing_refusal: Why completions do not share their prompt, or None if they do.
     """
 
     banned: Tensor
 
-    def __init__(self, backbone: Backbone, *, banned_token_ids: Sequence[int], temperature: float = 1.0) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        banned_token_ids: Sequence[int],
+        temperature: float = 1.0,
+        sharing: bool = True,
+    ) -> None:
         super().__init__()
         self.model = backbone.model
         self.temperature = temperature
+        self.sharing_refusal = sharing_refusal(backbone.text_model) if sharing else "it is switched off"
+        self.media = MediaEncoder(backbone)
         self._backbone = backbone
+        if self.sharing_refusal is None:
+            install(backbone.text_model)
         banned = torch.zeros(backbone.head.out_features, dtype=torch.bool)  # type: ignore[arg-type]
         banned[list(banned_token_ids)] = True
         self.register_buffer("banned", banned, persistent=False)
@@ -107,93 +80,95 @@ class Policy(nn.Module):
 
     def forward(self, batch: ScoringBatch) -> PolicyOutput:
         """Log-probabilities and entropies of N = B * G completions; towers and prompt are computed B times."""
-        prompts, length = batch.prompts, batch.completion_ids.shape[1]
-        num_prompts = len(prompts.samples)
-        layout = pack_groups(prompts, batch.group_size, length)
-        tail = self.text_embeddings(batch.completion_ids.reshape(num_prompts, -1))
-        embeddings = torch.cat([self.prompt_embeddings(prompts), tail], dim=1)
-        hidden = self.hidden_states(embeddings, layout.attention_mask, layout.position_ids)
-        states = hidden[:, layout.predicts].reshape(*batch.completion_ids.shape, -1)
-        return self._score(states, batch.completion_ids, batch.completion_mask)
-
-    def hidden_states(
-        self,
-        embeddings: Float[Tensor, "B S D"],
-        attention_mask: Tensor,
-        position_ids: Int[Tensor, "3 B S"],
-        cache: DynamicCache | None = None,
-    ) -> Float[Tensor, "B S D"]:
-        """The decoder's last states; with a cache, `attention_mask` also covers what the cache holds."""
-        return self._backbone.text_model(
-            inputs_embeds=embeddings,
-            attention_mask=attention_mask,
-            position_ids=self._backbone.text_positions(position_ids),
-            past_key_values=cache,
-            use_cache=cache is not None,
-        ).last_hidden_state
-
-    def _score(
-        self, states: Float[Tensor, "N C D"], tokens: Int[Tensor, "N C"], mask: Bool[Tensor, "N C"]
-    ) -> PolicyOutput:
-        logits = self._backbone.head(states[mask])
-        counted, entropy = token_logprobs(logits, tokens[mask], temperature=self.temperature, banned=self.banned)
-        zeros = torch.zeros(tokens.shape, dtype=counted.dtype, device=counted.device)
+        states = self._shared_states(batch) if self.sharing_refusal is None else self._copied_states(batch)
+        mask = batch.completion_mask
+        counted, entropy = tiled_token_logprobs(
+            self._backbone.head, states, batch.completion_ids[mask], temperature=self.temperature, banned=self.banned
+        )
+        zeros = torch.zeros(mask.shape, dtype=counted.dtype, device=counted.device)
         return PolicyOutput(
             logprobs=zeros.masked_scatter(mask, counted), entropy=zeros.masked_scatter(mask, entropy.to(counted.dtype))
         )
 
-    def text_embeddings(self, token_ids: Int[Tensor, "B S"]) -> Float[Tensor, "B S D"]:
-        """Input embeddings of tokens that are not media."""
-        return self._backbone.text_model.get_input_embeddings()(token_ids)  # type: ignore[operator]
+    def _shared_states(self, batch: ScoringBatch) -> Float[Tensor, "n D"]:
+        """The states that predict the n scored tokens, from one packed row."""
+        prompts, row = batch.prompts, pack(batch)
+        prompt_tokens = prompts.input_ids[prompts.prompt_mask]
+        tokens = torch.cat([prompt_tokens, batch.completion_ids[present_tokens(batch.completion_mask)]])
+        in_prompt = torch.arange(len(tokens), device=tokens.device) < len(prompt_tokens)
+        features = self.media.features(prompts)
+        if row.source is not None:
+            for kind, rows in features.items():
+                slots = (tokens == self._backbone.placeholder_ids[kind]) & in_prompt
+                features = {**features, kind: rows[_ranks(slots)[row.source][slots[row.source]]]}
+            tokens, in_prompt = tokens[row.source], in_prompt[row.source]
+        hidden = self.text_states(
+            tokens[None],
+            row.position_ids[:, None],
+            features=features,
+            in_prompt=in_prompt[None],
+            attention=layout_arguments(row.layout, tokens.device),
+        )
+        return hidden[0, row.predicts]
 
-    def prompt_embeddings(self, prompts: PromptBatch) -> Float[Tensor, "B P D"]:
-        """Input embeddings of B prompts; each tower runs once and its rows take the place of the placeholders.
+    def _copied_states(self, batch: ScoringBatch) -> Float[Tensor, "n D"]:
+        """The same states from one right-padded row per completion."""
+        prompts, present = batch.prompts, present_tokens(batch.completion_mask)
+        rows = present.any(-1).nonzero().flatten().tolist()
+        owners = [row // batch.group_size for row in rows]
+        tokens, positions, scored = [], [], []
+        for row, owner in zip(rows, owners, strict=True):
+            keep, tail = prompts.prompt_mask[owner], present[row]
+            steps = torch.arange(int(tail.sum()), device=tail.device)
+            tokens.append(torch.cat([prompts.input_ids[owner, keep], batch.completion_ids[row, tail]]))
+            ahead = (prompts.next_position[owner] + steps).expand(3, -1)
+            positions.append(torch.cat([prompts.position_ids[:, owner, keep], ahead], dim=1).T)
+            scored.append(torch.cat([torch.zeros_like(keep[keep]), batch.completion_mask[row, tail]]))
+        widths = prompts.prompt_mask.sum(-1)[owners]
+        mask = pad_sequence([torch.ones_like(row) for row in tokens], batch_first=True)
+        ids = pad_sequence(tokens, batch_first=True)
+        hidden = self.text_states(
+            ids,
+            pad_sequence(positions, batch_first=True).permute(2, 0, 1),
+            features=self.media.features(prompts.select(owners)),
+            in_prompt=torch.arange(ids.shape[1], device=ids.device) < widths[:, None],
+            attention={"attention_mask": mask, "use_cache": False},
+        )
+        return hidden[:, :-1][pad_sequence(scored, batch_first=True)[:, 1:]]
 
-        Raises:
-            MediaError: The placeholders of a kind are not backed one to one by feature rows.
+    def text_states(
+        self,
+        token_ids: Int[Tensor, "B S"],
+        position_ids: Int[Tensor, "3 B S"],
+        *,
+        features: Mapping[str, Tensor] | None = None,
+        in_prompt: Bool[Tensor, "B S"] | None = None,
+        attention: Mapping[str, Any],
+    ) -> Float[Tensor, "B S D"]:
+        """The decoder's last states.
+
+        Args:
+            token_ids: Tokens, media placeholders among them.
+            position_ids: Temporal, height and width positions.
+            features: Feature rows by kind, in the order of their placeholders; none by default.
+            in_prompt: Where a placeholder's id stands for a medium; everywhere by default.
+            attention: Arguments that say who attends to whom: a layout, or a mask with or without a cache.
         """
-        embeddings = self.text_embeddings(prompts.input_ids)
-        features = self._features(prompts.media)
-        for kind, token_id in self._backbone.placeholder_ids.items():
-            slots = (prompts.input_ids == token_id) & prompts.prompt_mask
-            num_slots = int(slots.sum())
-            num_rows = len(features[kind]) if kind in features else 0
-            if num_slots != num_rows:
-                ids = ", ".join(sample.id for sample in prompts.samples)
-                raise MediaError(f"{num_slots} {kind} placeholders but {num_rows} {kind} features in samples {ids}")
-            if num_rows:
-                rows = features[kind].to(embeddings.dtype)
-                embeddings = embeddings.masked_scatter(slots.unsqueeze(-1), rows)
-        return embeddings
-
-    def with_features(self, prompts: PromptBatch) -> PromptBatch:
-        """The same prompts with tower outputs in place of tower inputs, so that later passes do not run the towers.
-
-        Only frozen towers allow it: if a tower trains, the prompts come back unchanged.
-        """
-        if not prompts.media.tensors or self.towers_train:
-            return prompts
-        with torch.no_grad():
-            features = self._backbone.media_features(prompts.media)
-        tensors = {FEATURE_PREFIX + kind: rows for kind, rows in features.items()}
-        counts = {}
-        for kind in features:
-            slots = (prompts.input_ids == self._backbone.placeholder_ids[kind]) & prompts.prompt_mask
-            counts[FEATURE_PREFIX + kind] = tuple(slots.sum(-1).tolist())
-        return replace(prompts, media=MediaInputs(tensors=tensors, counts=counts))
+        text_model = self._backbone.text_model
+        embeddings = text_model.get_input_embeddings()(token_ids)  # type: ignore[operator]
+        extras: dict[str, Any] = {}
+        if features:
+            slots = {kind: token_ids == self._backbone.placeholder_ids[kind] for kind in features}
+            if in_prompt is not None:
+                slots = {kind: where & in_prompt for kind, where in slots.items()}
+            embeddings, extras = self._backbone.place_features(embeddings, slots, features)
+        positions = self._backbone.text_positions(position_ids)
+        return text_model(inputs_embeds=embeddings, position_ids=positions, **extras, **attention).last_hidden_state
 
     @property
-    def towers_train(self) -> bool:
-        """True if any parameter of a media tower requires a gradient."""
-        return any(p.requires_grad for tower in self._backbone.towers for p in tower.parameters())
-
-    def _features(self, media: MediaInputs) -> Mapping[str, Tensor]:
-        ready = {
-            key.removeprefix(FEATURE_PREFIX): rows
-            for key, rows in media.tensors.items()
-            if key.startswith(FEATURE_PREFIX)
-        }
-        return ready or self._backbone.media_features(media)
+    def text_config(self) -> Any:
+        """The decoder's configuration."""
+        return self._backbone.text_model.config
 
     def next_logprobs(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
         """Log-probabilities of the token after each state, temperature applied, banned ids at minus infinity."""
@@ -219,6 +194,7 @@ class Policy(nn.Module):
                 num_frozen += parameter.numel()
         return num_frozen
 
-    def new_cache(self) -> DynamicCache:
-        """An empty cache for the decoder, for `hidden_states`."""
-        return DynamicCache(config=self._backbone.text_model.config)  # type: ignore[arg-type]
+
+def _ranks(slots: Bool[Tensor, " T"]) -> Int[Tensor, " T"]:
+    """For each True slot, how many True slots come before it."""
+    return slots.cumsum(0) - 1

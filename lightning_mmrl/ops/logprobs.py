@@ -1,10 +1,15 @@
 """Log-probabilities of given tokens under the project's one convention for temperature and banned ids."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+TILE_ELEMENTS = 2**26
+"""Logits held at once: 256 MiB in float32."""
 
 
 def token_logprobs(
@@ -37,6 +42,32 @@ def token_logprobs(
     scaled = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
     table = scaled.masked_fill(banned, -torch.inf).log_softmax(-1)
     return table.gather(-1, tokens.long().unsqueeze(-1)).squeeze(-1), _entropy(table.detach())
+
+
+def tiled_token_logprobs(
+    head: Callable[[Tensor], Tensor],
+    states: Float[Tensor, "n D"],
+    tokens: Int[Tensor, " n"],
+    *,
+    temperature: float,
+    banned: Bool[Tensor, " V"],
+    tile_elements: int = TILE_ELEMENTS,
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """`token_logprobs(head(states), tokens)` without ever holding all n * V logits.
+
+    Rows go through the head in tiles of at most `tile_elements` logits; the backward pass computes a tile's logits
+    again. If one tile is enough, nothing is computed twice.
+    """
+
+    def score(rows: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        return token_logprobs(head(rows), chosen, temperature=temperature, banned=banned)
+
+    size = max(1, tile_elements // len(banned))
+    if len(states) <= size:
+        return score(states, tokens)
+    tiles = zip(states.split(size), tokens.split(size), strict=True)
+    scored = [checkpoint(score, rows, chosen, use_reentrant=False) for rows, chosen in tiles]
+    return torch.cat([logprobs for logprobs, _ in scored]), torch.cat([entropy for _, entropy in scored])
 
 
 def _entropy(table: Float[Tensor, "*rows V"]) -> Float[Tensor, "*rows"]:

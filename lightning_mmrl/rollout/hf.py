@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from lightning_mmrl.models.decoding import Decoding, start_decoding
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.rollout.sampling import sample_tokens, uniform_noise
 from lightning_mmrl.types.batches import PromptBatch, Rollout
@@ -56,8 +57,8 @@ class HFEngine:
         self.policy.eval()
         try:
             noise = uniform_noise([seed for group in seeds for seed in group], self._max_new_tokens)
-            state = _Decoding(self.policy, prompts, group_size)
-            tokens, logprobs, mask = self._decode_loop(state, noise.to(prompts.input_ids.device), greedy)
+            decoding = start_decoding(self.policy, prompts, group_size)
+            tokens, logprobs, mask = self._decode_loop(decoding, noise.to(prompts.input_ids.device), greedy)
         finally:
             self.policy.train(training)
         return Rollout(
@@ -70,22 +71,32 @@ class HFEngine:
         )
 
     def _decode_loop(
-        self, state: "_Decoding", noise: Float[Tensor, "N C"], greedy: bool
+        self, decoding: Decoding, noise: Float[Tensor, "N C"], greedy: bool
     ) -> tuple[Int[Tensor, "N C"], Float[Tensor, "N C"], Bool[Tensor, "N C"]]:
+        """Samples until every row has ended; rows that ended leave the batch once they are a quarter of it."""
         eos = self._eos.to(noise.device)
-        running = torch.ones(len(noise), dtype=torch.bool, device=noise.device)
-        columns: list[tuple[Tensor, Tensor, Tensor]] = []
+        rows = torch.arange(len(noise), device=noise.device)
+        running = torch.ones_like(rows, dtype=torch.bool)
+        tokens = torch.full(noise.shape, self._pad, device=noise.device)
+        logprobs = noise.new_zeros(noise.shape, dtype=torch.float32)
+        mask = torch.zeros(noise.shape, dtype=torch.bool, device=noise.device)
         for step in range(self._max_new_tokens):
-            distribution = state.next_logprobs()
-            tokens = distribution.argmax(-1) if greedy else sample_tokens(distribution, noise[:, step])
-            chosen = distribution.gather(-1, tokens[:, None]).squeeze(-1)
-            columns.append((tokens.where(running, self._pad), chosen.where(running, 0.0), running))
-            running = running & ~torch.isin(tokens, eos)
-            if not running.any() or step + 1 == self._max_new_tokens:
+            distribution = self.policy.next_logprobs(decoding.states)
+            chosen = distribution.argmax(-1) if greedy else sample_tokens(distribution, noise[rows, step])
+            values = distribution.gather(-1, chosen[:, None]).squeeze(-1)
+            logprobs = logprobs.to(values.dtype)
+            live = rows[running]
+            tokens[live, step], logprobs[live, step], mask[live, step] = chosen[running], values[running], True
+            running = running & ~torch.isin(chosen, eos)
+            num_running = int(running.sum())
+            if num_running == 0 or step + 1 == self._max_new_tokens:
                 break
-            state.advance(columns[-1][0])
-        tokens, logprobs, mask = (torch.stack(column, dim=1) for column in zip(*columns, strict=True))
-        return tokens, logprobs, mask
+            if 4 * num_running <= 3 * len(rows):
+                decoding.keep(running.nonzero().flatten())
+                rows, chosen, running = rows[running], chosen[running], running[running]
+            decoding.advance(chosen)
+        width = int(mask.any(0).sum())
+        return tokens[:, :width], logprobs[:, :width], mask[:, :width]
 
     def _completions(self, tokens: Int[Tensor, "N C"], mask: Bool[Tensor, "N C"]) -> tuple[Completion, ...]:
         eos = set(self._eos.tolist())
@@ -95,28 +106,3 @@ class HFEngine:
             text = self._prefill + self._decode(ids)
             completions.append(Completion(text=text, num_tokens=length, truncated=ids[-1] not in eos))
         return tuple(completions)
-
-
-class _Decoding:
-    """The cache and positions of N rows while they are decoded together."""
-
-    def __init__(self, policy: Policy, prompts: PromptBatch, group_size: int) -> None:
-        self._policy = policy
-        cache = policy.new_cache()
-        embeddings, mask = policy.prompt_embeddings(prompts), prompts.prompt_mask.long()
-        hidden = policy.hidden_states(embeddings, mask, prompts.position_ids, cache)[:, -1]
-        cache.batch_repeat_interleave(group_size)
-        self._cache = cache
-        self._hidden = hidden.repeat_interleave(group_size, dim=0)
-        self._mask = mask.repeat_interleave(group_size, dim=0)
-        self._position = prompts.next_position.repeat_interleave(group_size)
-
-    def next_logprobs(self) -> Float[Tensor, "N V"]:
-        return self._policy.next_logprobs(self._hidden)
-
-    def advance(self, tokens: Int[Tensor, " N"]) -> None:
-        self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
-        embeddings = self._policy.text_embeddings(tokens[:, None])
-        positions = self._position[None, :, None].expand(3, -1, -1)
-        self._hidden = self._policy.hidden_states(embeddings, self._mask, positions, self._cache)[:, -1]
-        self._position = self._position + 1

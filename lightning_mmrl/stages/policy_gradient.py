@@ -107,7 +107,7 @@ class PolicyGradientModule(lightning.LightningModule):
         """One iteration: sample, score, optimize, push the weights."""
         self._seconds = {}
         iteration = batch_idx + 1
-        prompts = self.policy.with_features(batch)
+        prompts = batch if self.policy.media.towers_train else self.policy.media.encode(batch)
         with self._timed("generate"):
             rollout = self.sample(prompts, iteration)
         with self._timed("score"):

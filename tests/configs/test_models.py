@@ -215,9 +215,9 @@ def test_freezing_the_towers_leaves_the_projector_frozen_too(name, backbone):
         with pytest.raises(ConfigError, match="unknown group 'vision'; this family has text"):
             policy.freeze(["vision"])
         return
-    assert policy.towers_train
+    assert policy.media.towers_train
     policy.freeze(towers)
-    assert not policy.towers_train
+    assert not policy.media.towers_train
     assert not any(p.requires_grad for p in backbone.towers[0].merger.parameters())
     assert all(p.requires_grad for p in backbone.text_model.parameters())
 

@@ -7,7 +7,6 @@ import omni
 import pytest
 import torch
 
-from lightning_mmrl.models import policy as policy_module
 from lightning_mmrl.rollout.hf import HFEngine
 from lightning_mmrl.rollout.sampling import group_seeds
 from lightning_mmrl.types.batches import ScoringBatch
@@ -56,21 +55,6 @@ def test_flat_positions_in_place_of_a_grid_show(family, batch):
     flat = batch.prompts.position_ids[:1].expand(3, -1, -1)
     spoiled = replace(batch, prompts=replace(batch.prompts, position_ids=flat))
     assert (policy(spoiled).logprobs - policy(batch).logprobs).abs().max() > 0.01
-
-
-@torch.no_grad()
-def test_a_leak_between_siblings_shows(family, batch, monkeypatch):
-    _, _, policy = family
-    right, real = policy(batch).logprobs, policy_module.pack_groups
-
-    def leak(*args):
-        layout = real(*args)
-        size = layout.attention_mask.shape[-1]
-        causal = torch.ones(size, size, dtype=torch.bool).tril()
-        return replace(layout, attention_mask=causal.expand_as(layout.attention_mask))
-
-    monkeypatch.setattr(policy_module, "pack_groups", leak)
-    assert (policy(batch).logprobs - right).abs().max() > 0.01
 
 
 @torch.no_grad()

@@ -52,7 +52,7 @@ def test_unused_head_rows_are_banned_and_ends_are_not(model):
     encoder, policy = model
     assert encoder.banned_token_ids() == tuple(range(len(encoder.processor), encoder.config.vocab_size))
     assert not set(encoder.eos_token_ids) & set(encoder.banned_token_ids())
-    assert policy.towers_train is False
+    assert policy.media.towers_train is False
 
 
 def test_freezing_text_freezes_the_tied_head_and_there_is_no_tower(model):

@@ -92,11 +92,11 @@ def test_an_image_a_silent_clip_and_text_share_a_batch(model):
     assert batch.media.counts["pixel_values"] == (24, 0, 0)
     assert batch.media.counts["pixel_values_videos"] == (0, 32, 0)
     with torch.no_grad():
-        together = policy.prompt_embeddings(batch)
-        for row in range(3):
-            alone = policy.prompt_embeddings(batch.select([row]))
-            keep = batch.prompt_mask[row]
-            torch.testing.assert_close(together[row, keep], alone[0, keep], rtol=0, atol=1e-9)
+        together = policy.media.features(batch)
+        assert {kind: len(rows) for kind, rows in together.items()} == {"image": 6, "video": 8}
+        for row, kind in enumerate(("image", "video")):
+            alone = policy.media.features(batch.select([row]))
+            torch.testing.assert_close(alone, {kind: together[kind]}, rtol=0, atol=1e-9)
 
 
 def test_a_sound_longer_than_the_window_is_refused(model):
@@ -121,8 +121,8 @@ def test_features_without_placeholders_are_refused(model):
     other = batch.input_ids.clone()
     other[other == encoder.config.audio_token_id] = encoder.pad_token_id
     object.__setattr__(batch, "input_ids", other)
-    with pytest.raises(MediaError, match="0 audio placeholders but 37 audio features in samples p0"):
-        policy.prompt_embeddings(batch)
+    with pytest.raises(MediaError, match="sample p0: 0 audio placeholders but 37 audio feature rows"):
+        policy.media.features(batch)
 
 
 def test_freezing_selects_real_parameters_and_refuses_unknown_groups(tmp_path):
@@ -140,6 +140,6 @@ def test_audio_of_different_length_in_one_batch(model):
     batch = omni.prompts(encoder, ["<audio>angry", "<audio>Which emotion?"])
     assert batch.media.tensors["feature_attention_mask"].sum(-1).tolist() == [150, 140]
     with torch.no_grad():
-        together = policy.prompt_embeddings(batch)
-        alone = policy.prompt_embeddings(batch.select([1]))
-    np.testing.assert_allclose(together[1].numpy(), alone[0].numpy(), atol=1e-6)
+        together = policy.media.features(batch)["audio"]
+        alone = policy.media.features(batch.select([1]))["audio"]
+    np.testing.assert_allclose(together[-len(alone) :].numpy(), alone.numpy(), atol=1e-6)

@@ -108,8 +108,8 @@ def test_features_without_placeholders_are_refused(model):
     _, encoder, policy = model
     batch = omni.prompts(encoder, ["<image>angry"])
     batch.input_ids[batch.input_ids == encoder.config.image_token_id] = encoder.pad_token_id
-    with pytest.raises(MediaError, match="0 image placeholders but 6 image features in samples p0"):
-        policy.prompt_embeddings(batch)
+    with pytest.raises(MediaError, match="sample p0: 0 image placeholders but 6 image feature rows"):
+        policy.media.features(batch)
 
 
 def test_frozen_towers_run_once_for_pictures_and_clips(model):
@@ -120,13 +120,14 @@ def test_frozen_towers_run_once_for_pictures_and_clips(model):
     tokens, mask = omni.ragged_completions(encoder, len(batch.samples))
     try:
         with torch.no_grad():
-            expected = policy.prompt_embeddings(batch)
+            scoring = ScoringBatch(prompts=batch, completion_ids=tokens, completion_mask=mask, group_size=1)
+            expected = policy(scoring).logprobs
             policy.freeze(["vision"])
-            ready = policy.with_features(batch)
+            ready = policy.media.encode(batch)
             scoring = ScoringBatch(prompts=ready, completion_ids=tokens, completion_mask=mask, group_size=1)
-            policy(scoring), policy(scoring)
+            found = [policy(scoring).logprobs for _ in range(2)]
         assert len(runs) == 2
-        torch.testing.assert_close(policy.prompt_embeddings(ready).detach(), expected, rtol=0, atol=1e-9)
+        torch.testing.assert_close(found[1], expected, rtol=0, atol=1e-9)
     finally:
         handle.remove()
         policy.model.requires_grad_(True)

@@ -1,0 +1,266 @@
+"""Rows `[prompts | completions]` in which G completions share one prompt, over unpatched transformers.
+
+Media, prompt and completions of several groups lie side by side in one row without padding, P + sum_j C_j tokens for a
+group instead of G * (P + C) (arXiv:2506.05433). Each completion continues at its prompt's next position and attends to
+its prompt and to itself, nothing else (`ops.tiled_attention`), so the states are those of separate rows, and gradients
+into the prompt add up over the group.
+
+The attention comes in by transformers' own registry, under `ATTENTION`, for the text model alone: towers keep theirs.
+A forward pass without a layout is the stock one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from lightning_mmrl.ops.tiled_attention import Tile, attend
+from lightning_mmrl.types.batches import ScoringBatch
+
+ATTENTION = "lightning_mmrl_shared_prefix"
+LAYOUT = "shared_prefix"
+"""Keyword under which a layout travels through a text model to its attention."""
+
+SMALLEST_GAIN = 1.1
+"""A group shares its prompt if that saves a tenth of its tokens; below, the extra attention calls cost as much."""
+
+
+class AttentionLayout(Protocol):
+    """Who attends to whom in a packed row; called once by every decoder layer."""
+
+    def attend(
+        self,
+        layer: int,
+        query: Float[Tensor, "T H d"],
+        key: Float[Tensor, "T K d"],
+        value: Float[Tensor, "T K d"],
+        scale: float,
+    ) -> Float[Tensor, "T H d"]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TreeLayout:
+    """Prompts and completions of a scoring pass."""
+
+    tiles: tuple[Tile, ...]
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Float[Tensor, "T H d"]:
+        """Every token against its own run and, in a completion, its prompt."""
+        return attend(query, key, value, self.tiles, scale)
+
+
+def attention_forward(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """The attention function that transformers calls: by layout where there is one, stock otherwise."""
+    layout: AttentionLayout | None = kwargs.pop(LAYOUT, None)
+    if layout is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    rows = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    return layout.attend(module.layer_idx, *rows, scale)[None], None  # type: ignore[arg-type]
+
+
+AttentionInterface.register(ATTENTION, attention_forward)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+def install(text_model: nn.Module) -> None:
+    """Makes a text model's attention take layouts. Set once: recomputation in backward must meet the same function."""
+    assert isinstance(text_model, PreTrainedModel)
+    text_model.set_attn_implementation(ATTENTION)
+
+
+def layout_arguments(layout: AttentionLayout, device: torch.device) -> dict[str, Any]:
+    """Arguments that hand a layout to a text model. An empty 4-D mask keeps it from building one of its own."""
+    return {"attention_mask": torch.empty(1, 1, 0, 0, device=device), "use_cache": False, LAYOUT: layout}
+
+
+def sharing_refusal(text_model: nn.Module) -> str | None:
+    """Why completions cannot share a prompt exactly in this text model, or None if they can."""
+    config: Any = text_model.config
+    types = sorted(set(getattr(config, "layer_types", None) or ["full_attention"]) - {"full_attention"})
+    if types:
+        return f"layers of type {', '.join(types)} look at order in the row, not at positions"
+    if getattr(config, "num_experts", 0) or getattr(config, "num_local_experts", 0):
+        return "mixture-of-experts layers balance by counts of tokens, which sharing changes"
+    rates = [config.attention_dropout] if getattr(config, "attention_dropout", 0.0) else []
+    rates += [module.p for module in text_model.modules() if isinstance(module, nn.Dropout) and module.p > 0]
+    if rates:
+        return f"dropout of {max(rates)} would draw one noise for all completions of a prompt"
+    return None
+
+
+def sharing_pays(prompt_length: int, lengths: Sequence[int]) -> bool:
+    """True if one copy of the prompt for all completions saves enough tokens over a copy for each.
+
+    The ratio is rho = (n * P + sum C) / (P + sum C) for n completions that are not left out.
+
+    >>> sharing_pays(3000, [200] * 8), sharing_pays(3000, [200]), sharing_pays(10, [500] * 8)
+    (True, False, False)
+    """
+    tail = sum(lengths)
+    copies = sum(length > 0 for length in lengths)
+    return copies * prompt_length + tail >= SMALLEST_GAIN * (prompt_length + tail)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PackedRow:
+    """One row of T tokens that holds B groups, and where its tokens come from.
+
+    The row's sources are the prompts' tokens without padding, then the completions' without padding and left-out rows.
+    `source` tells for each token of the row which one it is; None if they are the same, that is if every group shares.
+    `predicts` is, for each scored completion token, the row's token whose state predicts it.
+    """
+
+    layout: TreeLayout
+    position_ids: Int[Tensor, "3 T"]
+    source: Int[Tensor, " T"] | None
+    predicts: Int[Tensor, " n"]
+
+
+def pack(batch: ScoringBatch) -> PackedRow:
+    """Lays out a scoring batch. Completions whose mask is False throughout take no token.
+
+    `prompts.prompt_mask` and `present_tokens(batch.completion_mask)` select the sources out of the batch's tensors.
+    """
+    prompts, present = batch.prompts, present_tokens(batch.completion_mask)
+    device = present.device
+    prompt_lengths = prompts.prompt_mask.sum(-1).tolist()
+    lengths = present.sum(-1).unflatten(0, (len(prompt_lengths), batch.group_size)).tolist()
+    plan = _Plan(prompt_lengths, lengths)
+
+    owner = torch.arange(len(present), device=device) // batch.group_size
+    steps = torch.arange(present.shape[1], device=device)
+    tail = (prompts.next_position[owner, None] + steps)[present].expand(3, -1)
+    position_ids = torch.cat([prompts.position_ids[:, prompts.prompt_mask], tail], dim=1)
+    source = None if plan.source is None else torch.cat(plan.source).to(device)
+    if source is not None:
+        position_ids = position_ids[:, source]
+    before = torch.cat(plan.before).to(device)
+    scored = batch.completion_mask[present]
+    layout = TreeLayout(tiles=tuple(_moved(tile, device) for tile in plan.tiles()))
+    return PackedRow(layout=layout, position_ids=position_ids, source=source, predicts=before[scored])
+
+
+def present_tokens(completion_mask: Bool[Tensor, "N C"]) -> Bool[Tensor, "N C"]:
+    """Completion tokens that later ones may attend to: all up to the last that is scored."""
+    return completion_mask.flip(-1).cummax(-1).values.flip(-1)
+
+
+class _Plan:
+    """Runs of tokens and what they attend to, found on the host from lengths alone.
+
+    `before[k]` holds, for the k-th completion that is not left out, the row's tokens before each of its tokens.
+    """
+
+    def __init__(self, prompt_lengths: Sequence[int], lengths: Sequence[Sequence[int]]) -> None:
+        self.before: list[Tensor] = [torch.zeros(0, dtype=torch.long)]
+        self._runs: list[tuple[int, int]] = []
+        self._branches: list[tuple[int, int, int, int]] = []
+        shared = [sharing_pays(width, row) for width, row in zip(prompt_lengths, lengths, strict=True)]
+        self.source: list[Tensor] | None = None if all(shared) else []
+        starts = _starts(prompt_lengths)
+        self._cursor, completion = 0, sum(prompt_lengths)
+        if self.source is None:
+            # Every prompt first, then every completion: the row is its own source.
+            self._runs += zip(starts, prompt_lengths, strict=True)
+            self._cursor = completion
+        for start, width, row, share in zip(starts, prompt_lengths, lengths, shared, strict=True):
+            grow = self._branch if share else self._copy
+            completion = grow((start, width), completion, [length for length in row if length])
+
+    def tiles(self) -> list[Tile]:
+        """Causal tiles of all runs, then the branches' tiles to their prompts."""
+        tiles = _causal_tiles(self._runs)
+        exact: dict[int, list[tuple[int, int, int, int]]] = {}
+        for branch in self._branches:
+            exact.setdefault(branch[1], []).append(branch)
+        for same in exact.values():
+            for blocks in _similar(same, lambda branch: branch[3]):
+                queries, filler = _index([(start, length) for _, _, start, length in blocks])
+                keys, _ = _index([(start, length) for start, length, _, _ in blocks])
+                tiles.append(Tile(queries=queries, keys=keys, causal=False, filler=filler))
+        return tiles
+
+    def _branch(self, prompt: tuple[int, int], completion: int, lengths: Sequence[int]) -> int:
+        """One copy of the prompt and completions that branch off it; returns the next completion's source."""
+        start, width = prompt
+        if self.source is not None:
+            self.source += [torch.arange(start, start + width), torch.arange(completion, completion + sum(lengths))]
+            start, self._cursor = self._cursor, self._cursor + width
+            self._runs.append((start, width))
+        self._branches.append((start, width, self._cursor, sum(lengths)))
+        for length in lengths:
+            first = torch.tensor([start + width - 1])
+            self.before.append(torch.cat([first, torch.arange(self._cursor, self._cursor + length - 1)]))
+            self._runs.append((self._cursor, length))
+            self._cursor += length
+        return completion + sum(lengths)
+
+    def _copy(self, prompt: tuple[int, int], completion: int, lengths: Sequence[int]) -> int:
+        """A run of its own for every completion, prompt included."""
+        assert self.source is not None
+        start, width = prompt
+        for length in lengths:
+            self.source += [torch.arange(start, start + width), torch.arange(completion, completion + length)]
+            first = self._cursor + width - 1
+            self.before.append(torch.arange(first, first + length))
+            self._runs.append((self._cursor, width + length))
+            self._cursor += width + length
+            completion += length
+        return completion
+
+
+def prompt_tiles(lengths: Sequence[int], device: torch.device) -> tuple[tuple[Tile, ...], list[int]]:
+    """Tiles of prompts that lie side by side, and where each one starts."""
+    starts = _starts(lengths)
+    tiles = _causal_tiles(list(zip(starts, lengths, strict=True)))
+    return tuple(_moved(tile, device) for tile in tiles), starts
+
+
+def _causal_tiles(runs: Sequence[tuple[int, int]]) -> list[Tile]:
+    tiles = []
+    for blocks in _similar(runs, lambda run: run[1]):
+        index, filler = _index(blocks)
+        tiles.append(Tile(queries=index, keys=index, causal=True, filler=filler))
+    return tiles
+
+
+def _starts(lengths: Sequence[int]) -> list[int]:
+    ends = torch.tensor([0, *lengths]).cumsum(0).tolist()
+    return ends[:-1]
+
+
+def _similar(blocks: Sequence[Any], length: Any) -> list[list[Any]]:
+    """Blocks of similar length together, so that a tile is one call with little filling: at most a fifth."""
+    groups: list[list[Any]] = []
+    for block in sorted(blocks, key=length, reverse=True):
+        longest = length(groups[-1][0]) if groups else 0
+        if groups and (length(block) >= 0.8 * longest or longest <= 64):
+            groups[-1].append(block)
+        else:
+            groups.append([block])
+    return groups
+
+
+def _index(blocks: Sequence[tuple[int, int]]) -> tuple[Int[Tensor, "b L"], Bool[Tensor, "b L"] | None]:
+    """Tokens of runs (start, length), shorter ones filled up with their last token."""
+    start, length = torch.tensor(blocks).unbind(1)
+    steps = torch.arange(int(length.max()))
+    index = start[:, None] + steps.minimum(length[:, None] - 1)
+    filler = steps >= length[:, None]
+    return index, filler if bool(filler.any()) else None
+
+
+def _moved(tile: Tile, device: torch.device) -> Tile:
+    queries = tile.queries.to(device)
+    keys = queries if tile.causal else tile.keys.to(device)
+    filler = None if tile.filler is None else tile.filler.to(device)
+    return Tile(queries=queries, keys=keys, causal=tile.causal, filler=filler)

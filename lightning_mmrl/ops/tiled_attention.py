@@ -1,0 +1,241 @@
+"""Attention over a tree of tokens, tile by tile: exact, without a mask and without copies of keys.
+
+A row of T tokens is covered by tiles. A causal tile is a run of tokens that attend to themselves and to what precedes
+them in the run; another tile lets tokens attend to all keys of a run further up the tree, such as completions to their
+prompt. Every token lies in one causal tile and in any number of others; tiles that a token does not lie in do not
+exist for it, so neither siblings nor neighbours can leak.
+
+The softmax over several tiles is put together from their parts. With o_k the output and l_k the log-sum-exp of a token
+on tile k,
+
+    l = log sum_k exp(l_k),    o = sum_k exp(l_k - l) o_k
+
+which is the softmax over the union of the keys (arXiv:2205.14135, section 3.1). The backward pass runs each tile's own
+kernel with the merged o and l: the probabilities exp(s - l) and the row sums of do * o that it recomputes from them
+are those of the whole row, so its gradients are the tile's exact share (arXiv:2310.01889, section 3).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+_ATEN = torch.ops.aten
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Tile:
+    """b blocks of L queries against b blocks of M keys, as indices of the row's tokens.
+
+    `filler` is True where a slot of a shorter block only fills up the tile: it repeats the block's last token, and what
+    is computed there is dropped. A causal tile attends to itself (`keys` is `queries`, fillers come last and are seen
+    by fillers alone); the keys of another tile have no fillers.
+    """
+
+    queries: Int[Tensor, "b L"]
+    keys: Int[Tensor, "b M"]
+    causal: bool
+    filler: Bool[Tensor, "b L"] | None = None
+
+
+def attend(
+    query: Float[Tensor, "T H d"],
+    key: Float[Tensor, "T K d"],
+    value: Float[Tensor, "T K d"],
+    tiles: Sequence[Tile],
+    scale: float,
+) -> Float[Tensor, "T H d"]:
+    """softmax(scale * q k) v of each token over the keys of all its tiles; K key heads are shared by H query heads.
+
+    Causal tiles must come first and cover every token once.
+    """
+    return _TiledAttention.apply(query, key, value, tuple(tiles), scale)  # type: ignore[return-value]
+
+
+class PartialAttention(NamedTuple):
+    """Attention to some of the keys, and the log-sum-exp of its scores, with which parts are merged."""
+
+    output: Float[Tensor, "b H L d"]
+    logsumexp: Float[Tensor, "b H L"]
+
+
+def attend_block(
+    query: Float[Tensor, "b H L d"],
+    key: Float[Tensor, "b K M d"],
+    value: Float[Tensor, "b K M d"],
+    *,
+    causal: bool,
+    scale: float,
+) -> PartialAttention:
+    """One dense block without a gradient, for decoding."""
+    output, logsumexp, _ = _kernel(query).forward(query, key, value, causal, scale)
+    return PartialAttention(output, logsumexp)
+
+
+def merge(first: PartialAttention, second: PartialAttention) -> PartialAttention:
+    """Attention to the union of two disjoint sets of keys, in the precision of the sums: float32 at least."""
+    total = torch.logaddexp(first.logsumexp, second.logsumexp)
+    output = first.output * (first.logsumexp - total).exp().unsqueeze(-1)
+    output = output + second.output * (second.logsumexp - total).exp().unsqueeze(-1)
+    return PartialAttention(output, total)
+
+
+class _TiledAttention(torch.autograd.Function):
+    """Forward and backward over the tiles of a row."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, tiles: tuple[Tile, ...], scale: float
+    ) -> Float[Tensor, "T H d"]:
+        kernel, precision = _kernel(query), torch.promote_types(query.dtype, torch.float32)
+        output = query.new_empty(query.shape, dtype=precision)
+        total = query.new_empty(query.shape[:2], dtype=precision)
+        extras = []
+        for tile in tiles:
+            blocks = _blocks(query, tile.queries), _blocks(key, tile.keys), _blocks(value, tile.keys)
+            part, logsumexp, extra = kernel.forward(*blocks, tile.causal, scale)
+            extras.append(extra)
+            rows, part = _tokens(tile, part.transpose(1, 2))
+            _, logsumexp = _tokens(tile, logsumexp.transpose(1, 2))
+            if not tile.causal:
+                merged = merge(PartialAttention(output[rows], total[rows]), PartialAttention(part, logsumexp))
+                part, logsumexp = merged
+            output.index_copy_(0, rows, part.to(precision))
+            total.index_copy_(0, rows, logsumexp)
+        output = output.to(query.dtype)
+        ctx.save_for_backward(query, key, value, output, total)
+        ctx.tiles, ctx.scale, ctx.extras = tiles, scale, extras
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, output, total = ctx.saved_tensors
+        kernel, grad_output = _kernel(query), grads[0]
+        sums = [torch.zeros_like(tensor, memory_format=torch.contiguous_format) for tensor in (query, key, value)]
+        for tile, extra in zip(ctx.tiles, ctx.extras, strict=True):
+            grad_block = _blocks(grad_output, tile.queries)
+            if tile.filler is not None:
+                grad_block = grad_block.masked_fill(tile.filler[:, None, :, None], 0.0)
+            saved = (_blocks(output, tile.queries), _blocks(total.unsqueeze(-1), tile.queries).squeeze(-1))
+            blocks = _blocks(query, tile.queries), _blocks(key, tile.keys), _blocks(value, tile.keys)
+            parts = kernel.backward(grad_block, *blocks, *saved, tile.causal, ctx.scale, extra)
+            for grad_sum, part, index in zip(sums, parts, (tile.queries, tile.keys, tile.keys), strict=True):
+                grad_sum.index_add_(0, index.flatten(), part.transpose(1, 2).flatten(0, 1).to(grad_sum.dtype))
+        return (*sums, None, None)
+
+
+def _blocks(tokens: Float[Tensor, "T H d"], index: Int[Tensor, "b L"]) -> Float[Tensor, "b H L d"]:
+    return tokens.index_select(0, index.flatten()).unflatten(0, index.shape).transpose(1, 2)
+
+
+def _tokens(tile: Tile, values: Float[Tensor, "b L ..."]) -> tuple[Int[Tensor, " n"], Float[Tensor, "n ..."]]:
+    """The tile's real tokens and their values."""
+    if tile.filler is None:
+        return tile.queries.flatten(), values.flatten(0, 1)
+    return tile.queries[~tile.filler], values[~tile.filler]
+
+
+class _Kernel(Protocol):
+    """Attention that also tells its log-sum-exp, and takes the merged one back in its backward pass."""
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float
+    ) -> tuple[Tensor, Tensor, tuple[Any, ...]]: ...
+
+    def backward(
+        self, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, total: Tensor, *how: Any
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+
+
+class _CpuFlash:
+    """The blocked kernel behind scaled_dot_product_attention on the CPU; it knows shared key heads itself.
+
+    Half precision is computed in float32: parts that were rounded before they are merged would be rounded twice.
+    """
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float
+    ) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
+        run = _ATEN._scaled_dot_product_flash_attention_for_cpu
+        query, key, value = _upcast(query, key, value)
+        output, logsumexp = run(query, key, value, 0.0, causal, scale=scale)
+        return output, logsumexp, ()
+
+    def backward(
+        self, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, total: Tensor, *how: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        causal, scale, _ = how
+        run = _ATEN._scaled_dot_product_flash_attention_for_cpu_backward
+        return run(*_upcast(grad, query, key, value, output), total, 0.0, causal, scale=scale)
+
+
+class _CudaFlash:
+    """The same on CUDA for half-precision tensors, called as torch's own context parallelism calls it."""
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float
+    ) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
+        run = _ATEN._scaled_dot_product_flash_attention
+        output, logsumexp, *extra = run(query, key, value, 0.0, causal, False, scale=scale)
+        return output, logsumexp, tuple(extra[:6])
+
+    def backward(
+        self, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, total: Tensor, *how: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        causal, scale, (starts_q, starts_k, longest_q, longest_k, seed, offset) = how
+        run = _ATEN._scaled_dot_product_flash_attention_backward
+        contiguous = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (grad, query, key, value, output))
+        lengths = (starts_q, starts_k, longest_q, longest_k)
+        return run(*contiguous, total.contiguous(), *lengths, 0.0, causal, seed, offset, scale=scale)
+
+
+class _Plain:
+    """Scores in full, for devices and precisions without a kernel; also the oracle of the others."""
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float
+    ) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
+        scores = self._scores(query, key, causal, scale)
+        total = scores.logsumexp(-1)
+        weights = (scores - total.unsqueeze(-1)).exp()
+        output = torch.einsum("bkrlm,bkmd->bkrld", weights, value.to(weights.dtype)).flatten(1, 2)
+        return output, total.flatten(1, 2), ()
+
+    def backward(
+        self, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, total: Tensor, *how: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        causal, scale, _ = how
+        heads = (key.shape[1], -1)
+        scores = self._scores(query, key, causal, scale)
+        weights = (scores - total.unflatten(1, heads).unsqueeze(-1)).exp()
+        grad, output = (x.to(weights.dtype).unflatten(1, heads) for x in (grad, output))
+        grad_value = torch.einsum("bkrlm,bkrld->bkmd", weights, grad)
+        grad_weights = torch.einsum("bkrld,bkmd->bkrlm", grad, value.to(weights.dtype))
+        grad_scores = weights * (grad_weights - (grad * output).sum(-1, keepdim=True)) * scale
+        grad_query = torch.einsum("bkrlm,bkmd->bkrld", grad_scores, key.to(weights.dtype)).flatten(1, 2)
+        grad_key = torch.einsum("bkrlm,bkrld->bkmd", grad_scores, query.to(weights.dtype).unflatten(1, heads))
+        return grad_query, grad_key, grad_value
+
+    def _scores(self, query: Tensor, key: Tensor, causal: bool, scale: float) -> Float[Tensor, "b K r L M"]:
+        precision = torch.promote_types(query.dtype, torch.float32)
+        folded = query.to(precision).unflatten(1, (key.shape[1], -1))
+        scores = torch.einsum("bkrld,bkmd->bkrlm", folded, key.to(precision)) * scale
+        if not causal:
+            return scores
+        later = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).triu(1)
+        return scores.masked_fill(later, float("-inf"))
+
+
+def _upcast(*tensors: Tensor) -> list[Tensor]:
+    return [tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors]
+
+
+def _kernel(query: Tensor) -> _Kernel:
+    if query.device.type == "cpu":
+        return _CpuFlash()
+    if query.device.type == "cuda" and query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] % 8 == 0:
+        return _CudaFlash()
+    return _Plain()

@@ -1,0 +1,137 @@
+"""Attention by tiles against one masked softmax in float64: values, gradients, and controls that must fail."""
+
+import pytest
+import torch
+
+from lightning_mmrl.ops import tiled_attention
+from lightning_mmrl.ops.tiled_attention import PartialAttention, Tile, attend, attend_block, merge
+
+HEADS, KEY_HEADS, WIDTH = 4, 2, 8
+EXACT = 1e-12
+
+
+def row(num_tokens, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(num_tokens, heads, WIDTH) for heads in (HEADS, KEY_HEADS, KEY_HEADS)]
+    return [(3 * torch.randn(shape, generator=generator, dtype=dtype)).requires_grad_() for shape in shapes]
+
+
+def reference(query, key, value, allowed, scale):
+    key, value = (x.repeat_interleave(HEADS // KEY_HEADS, dim=1) for x in (key, value))
+    scores = torch.einsum("qhd,khd->hqk", query, key) * scale
+    weights = scores.masked_fill(~allowed, -torch.inf).softmax(-1)
+    return torch.einsum("hqk,khd->qhd", weights, value)
+
+
+def tree():
+    """A prompt of 5 tokens with completions of 3 and 2, and a lone run of 4: [0..4 | 5 6 7 | 8 9 | 10..13]."""
+    own = Tile(
+        queries=torch.tensor([[5, 6, 7], [8, 9, 9]]),
+        keys=torch.tensor([[5, 6, 7], [8, 9, 9]]),
+        causal=True,
+        filler=torch.tensor([[False, False, False], [False, False, True]]),
+    )
+    prompt, alone = torch.arange(5)[None], torch.arange(10, 14)[None]
+    tiles = [
+        Tile(queries=prompt, keys=prompt, causal=True),
+        Tile(queries=alone, keys=alone, causal=True),
+        own,
+        Tile(queries=torch.arange(5, 10)[None], keys=prompt, causal=False),
+    ]
+    allowed = torch.zeros(14, 14, dtype=torch.bool)
+    for start, end in ((0, 5), (5, 8), (8, 10), (10, 14)):
+        allowed[start:end, start:end] = torch.ones(end - start, end - start, dtype=torch.bool).tril()
+    allowed[5:10, :5] = True
+    return tiles, allowed
+
+
+@pytest.fixture(params=["kernel of this device", "plain"])
+def kernel(request, monkeypatch):
+    if request.param == "plain":
+        monkeypatch.setattr(tiled_attention, "_kernel", lambda query: tiled_attention._Plain())
+
+
+@pytest.mark.usefixtures("kernel")
+def test_tiles_equal_one_masked_softmax_in_values_and_gradients():
+    tiles, allowed = tree()
+    inputs = row(14)
+    ours, expected = attend(*inputs, tiles, 0.3), reference(*inputs, allowed, 0.3)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=EXACT)
+    seed = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for got, want in zip(
+        torch.autograd.grad(ours, inputs, seed), torch.autograd.grad(expected, inputs, seed), strict=True
+    ):
+        assert want.abs().max() > 0.1
+        torch.testing.assert_close(got, want, rtol=0, atol=EXACT)
+
+
+@pytest.mark.usefixtures("kernel")
+def test_gradients_agree_with_finite_differences():
+    tiles, _ = tree()
+    assert torch.autograd.gradcheck(lambda *inputs: attend(*inputs, tiles, 0.1), row(14))
+
+
+def test_large_scores_stay_finite_also_in_fillers():
+    tiles, allowed = tree()
+    inputs = row(14, torch.float32)
+    ours = attend(*inputs, tiles, 100.0)
+    torch.testing.assert_close(ours, reference(*inputs, allowed, 100.0), rtol=0, atol=1e-4)
+    grads = torch.autograd.grad(ours.sum(), inputs)
+    assert all(grad.isfinite().all() for grad in grads)
+
+
+def test_a_tile_that_sees_a_sibling_shows():
+    tiles, allowed = tree()
+    run = torch.arange(5, 10)[None]
+    leaking = [*tiles[:2], Tile(queries=run, keys=run, causal=True), tiles[3]]
+    inputs = row(14)
+    assert (attend(*inputs, leaking, 0.3) - reference(*inputs, allowed, 0.3)).abs().max() > 0.1
+
+
+def test_a_missing_prompt_tile_shows():
+    tiles, allowed = tree()
+    inputs = row(14)
+    assert (attend(*inputs, tiles[:3], 0.3) - reference(*inputs, allowed, 0.3)).abs().max() > 0.1
+
+
+def test_backward_with_each_tiles_own_sums_in_place_of_the_merged_ones_shows(monkeypatch):
+    tiles, allowed = tree()
+    inputs = row(14)
+    real = tiled_attention._kernel(inputs[0])
+
+    class OwnSums:
+        forward = real.forward
+
+        def backward(self, grad, *saved):
+            blocks, (causal, scale, extra) = saved[:3], saved[5:]
+            own, own_total, _ = real.forward(*blocks, causal, scale)
+            return real.backward(grad, *blocks, own, own_total, causal, scale, extra)
+
+    monkeypatch.setattr(tiled_attention, "_kernel", lambda query: OwnSums())
+    ours = torch.autograd.grad(attend(*inputs, tiles, 0.3).sum(), inputs)
+    expected = torch.autograd.grad(reference(*inputs, allowed, 0.3).sum(), inputs)
+    assert max((a - b).abs().max() for a, b in zip(ours, expected, strict=True)) > 0.1
+
+
+@pytest.mark.usefixtures("kernel")
+def test_merged_blocks_equal_attention_to_all_keys():
+    query, key, value = (x.detach().transpose(0, 1)[None] for x in row(9))
+    whole = attend_block(query, key, value, causal=False, scale=0.3)
+    halves = [
+        attend_block(query, key[:, :, part], value[:, :, part], causal=False, scale=0.3)
+        for part in (slice(0, 4), slice(4, 9))
+    ]
+    merged = merge(*halves)
+    assert isinstance(merged, PartialAttention)
+    torch.testing.assert_close(merged.output, whole.output, rtol=0, atol=EXACT)
+    torch.testing.assert_close(merged.logsumexp, whole.logsumexp, rtol=0, atol=EXACT)
+
+
+def test_bfloat16_is_within_its_own_rounding_of_float64():
+    tiles, allowed = tree()
+    inputs = row(14, torch.bfloat16)
+    exact = [x.detach().double() for x in inputs]
+    # Outputs are averages of values below 12; bfloat16 keeps 8 bits, so one rounding is below 12 / 256.
+    torch.testing.assert_close(
+        attend(*inputs, tiles, 0.3).double(), reference(*exact, allowed, 0.3), rtol=0, atol=12 / 256
+    )
