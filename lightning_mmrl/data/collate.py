@@ -15,11 +15,15 @@ TEXT_KEYS = frozenset({"input_ids", "position_ids", "next_position"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedSample:
-    """One sample as tensors: what `PromptEncoder.encode_prompt` returned, and the target's token ids (may be empty)."""
+    """One sample as tensors: what `PromptEncoder.encode_prompt` returned, and the target's token ids (may be empty).
+
+    `media_key` names the content of its media as they are shown to the model; "" if it is unknown or there are none.
+    """
 
     sample: Sample
     prompt: Mapping[str, Tensor]
     target_ids: tuple[int, ...] = ()
+    media_key: str = ""
 
 
 def collate_prompts(items: Sequence[EncodedSample], pad_token_id: int) -> PromptBatch:
@@ -57,7 +61,7 @@ def _collate_media(items: Sequence[EncodedSample]) -> MediaInputs:
         present = [item.prompt[key] for item in items if key in item.prompt]
         tensors[key] = torch.cat(_same_width(present))
         counts[key] = tuple(len(item.prompt[key]) if key in item.prompt else 0 for item in items)
-    return MediaInputs(tensors=tensors, counts=counts)
+    return MediaInputs(tensors=tensors, counts=counts, keys=tuple(item.media_key for item in items))
 
 
 def _same_width(tensors: list[Tensor]) -> list[Tensor]:

@@ -1,5 +1,6 @@
 """A manifest made ready for a model: every medium decoded and encoded once, bad clips in quarantine."""
 
+import hashlib
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -157,14 +158,21 @@ class PreparedSet(Dataset[EncodedSample]):
     def __getitem__(self, draw: Draw) -> EncodedSample:
         sample = self.samples[draw.index]
         turns, target = _turns(sample, self._template, self._supervised)
-        media = [self._load(ref, draw.variant) for ref in sample.media]
+        media, keys = [], []
+        for ref in sample.media:
+            key, shown = self._load(ref, draw.variant)
+            media.append(shown)
+            keys.append(key)
         prompt = self._pipeline.encoder.encode_prompt(turns, self._template.prefill, media)
         ids = tuple(self._pipeline.encoder.encode_target(target)) if target is not None else ()
-        return EncodedSample(sample=sample, prompt=prompt, target_ids=ids)
+        return EncodedSample(sample=sample, prompt=prompt, target_ids=ids, media_key=_joined_key(keys))
 
-    def _load(self, ref: MediaRef, variant: Variant) -> dict[str, Tensor]:
-        encoded = self._pipeline.cache.get(self._pipeline.key(self._path(ref), ref))
-        return self._pipeline.altered(encoded, ref.kind, variant)
+    def _load(self, ref: MediaRef, variant: Variant) -> tuple[str, dict[str, Tensor]]:
+        """What the model is shown of a medium, and a key for it."""
+        key = self._pipeline.key(self._path(ref), ref)
+        encoded = self._pipeline.cache.get(key)
+        shown = self._pipeline.altered(encoded, ref.kind, variant)
+        return key if shown is encoded else f"{key}/{variant}", shown
 
     def _missing_media(self) -> dict[str, DecodeTask]:
         tasks = {}
@@ -193,6 +201,11 @@ class PreparedSet(Dataset[EncodedSample]):
 
     def _path(self, ref: MediaRef) -> Path:
         return resolve_media(ref.path, self._root, f"medium {ref.path}")
+
+
+def _joined_key(keys: Sequence[str]) -> str:
+    """One key for the media of a prompt in their order; "" for none."""
+    return hashlib.sha256("\n".join(keys).encode()).hexdigest() if keys else ""
 
 
 def check_turns(manifest: str, samples: Sequence[Sample], template: PromptTemplate, *, supervised: bool) -> None:

@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from lightning_mmrl.data.collate import EncodedSample, collate_prompts, collate_targets
+from lightning_mmrl.types.batches import MediaInputs
 from lightning_mmrl.types.records import Sample
 
 PAD = 99
@@ -82,3 +85,24 @@ def test_padding_does_not_change_what_is_not_padding(lengths):
         assert batch.input_ids[row, kept].tolist() == items[row].prompt["input_ids"].tolist()
         assert torch.equal(batch.position_ids[:, row, kept], items[row].prompt["position_ids"])
         assert kept.sum() == length
+
+
+def test_the_keys_of_media_follow_their_prompts():
+    items = [
+        replace(item(name, 1, pixels=torch.ones(1, 2)), media_key=key)
+        for name, key in zip("abc", ("x", "", "z"), strict=True)
+    ]
+    media = collate_prompts(items, PAD).media
+    assert media.keys == ("x", "", "z")
+    assert media.select([2, 0]).keys == ("z", "x")
+    assert media.to("cpu").keys == ("x", "", "z")
+    assert replace(media, keys=()).select([2, 0]).keys == ()
+
+
+def test_features_stand_in_for_the_inputs_of_their_prompts():
+    rows = torch.arange(6.0).reshape(3, 2)
+    media = MediaInputs.of_features({"video": rows}, {"video": (1, 0, 2), "audio": (0, 1, 0)}, ("x", "y", "z"))
+    assert media.features.keys() == {"video"}
+    assert torch.equal(media.select([2, 0]).features["video"], rows[[1, 2, 0]])
+    assert media.select([1]).features == {}
+    assert collate_prompts([item("a", 1, pixels=rows)], PAD).media.features == {}

@@ -204,3 +204,25 @@ def test_an_evaluation_can_take_a_modality_away(root, pipeline):
     assert batch.media.tensors["levels"].eq(128).all()
     [batch] = eval_loader(dataset, batch_size=8, pad_token_id=0)
     assert not batch.media.tensors["levels"].eq(128).any()
+
+
+def test_the_media_of_a_prompt_have_one_key_for_what_is_shown(root, pipeline):
+    rows = [row("a", ["one.mp4"], ["one.wav"]), row("b", ["one.mp4"], ["one.wav"], text="Why?"), row("c", ["one.mp4"])]
+    rows += [row("d", ["two.mp4"], ["one.wav"]), row("e", images=["one.png", "one.png"]), row("f")]
+    dataset = prepared(root, pipeline, *rows)
+    dataset.prepare("train.jsonl", Monitor())
+
+    def key(index, variant="full"):
+        return dataset[Draw(index=index, serial=0, variant=variant)].media_key
+
+    assert key(0) == key(1)
+    assert key(5) == key(5, "silent") == ""
+    assert key(2) == key(2, "silent")
+    keys = [key(index) for index in (0, 2, 3, 4)] + [key(0, "silent"), key(0, "blank"), key(2, "blank")]
+    assert len(set(keys)) == len(keys)
+    finer = replace(pipeline, settings=MediaSettings(num_frames=4))
+    other = prepared(root, finer, *rows)
+    other.prepare("train.jsonl", Monitor())
+    assert other[Draw(index=2, serial=0)].media_key not in keys
+    [batch] = eval_loader(dataset, batch_size=8, pad_token_id=0)
+    assert batch.media.keys == tuple(key(index) for index in range(6))
