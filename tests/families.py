@@ -30,6 +30,7 @@ class Family:
     backbone: Any
     contents: tuple[str, ...]
     stock_inputs: Callable[[Any, torch.Tensor, dict], dict]
+    stock_positions: Callable[[Any, torch.Tensor, dict], torch.Tensor]
     sizes: dict
 
 
@@ -39,6 +40,32 @@ def _clip_seconds(media):
 
 def _token_types(config, ids):
     return (ids == config.image_token_id).int() + 2 * (ids == config.video_token_id).int()
+
+
+def _vision_positions(model, ids, media):
+    """Positions [3, P] as the model itself finds them; `media` are encoded, with their times."""
+    more = {"second_per_grid_ts": media["video_second_per_grid"]} if "video_second_per_grid" in media else {}
+    grids = {key: media.get(key) for key in ("image_grid_thw", "video_grid_thw")}
+    return model.model.get_rope_index(ids[None], _token_types(model.config, ids[None]), **grids, **more)[0][:, 0]
+
+
+def _omni_positions(model, ids, media, **more):
+    """The thinker takes the numbers of spectrogram frames of sounds besides."""
+    frames = media["feature_attention_mask"].sum(-1) if "feature_attention_mask" in media else None
+    positions, _ = model.get_rope_index(
+        ids[None],
+        attention_mask=torch.ones_like(ids[None]),
+        audio_seqlens=frames,
+        second_per_grids=media.get("video_second_per_grid"),
+        **{key: media.get(key) for key in ("image_grid_thw", "video_grid_thw")},
+        **more,
+    )
+    return positions[:, 0]
+
+
+def _text_positions(model, ids, media):
+    """A text model counts its tokens."""
+    return torch.arange(len(ids)).expand(3, -1)
 
 
 VISION_CONTENTS = (
@@ -57,6 +84,7 @@ FAMILIES = {
         backbone=OmniThinker,
         contents=omni.WITH_IMAGES,
         stock_inputs=lambda config, ids, media: {"video_second_per_grid": _clip_seconds(media)},
+        stock_positions=_omni_positions,
         sizes={**SIZES, "tower_size": 32},
     ),
     "qwen2_5_vl": Family(
@@ -68,6 +96,7 @@ FAMILIES = {
             "second_per_grid_ts": _clip_seconds(media),
             "mm_token_type_ids": _token_types(config, ids),
         },
+        stock_positions=_vision_positions,
         sizes={**SIZES, "tower_size": 32},
     ),
     "qwen2_vl": Family(
@@ -76,6 +105,7 @@ FAMILIES = {
         backbone=Qwen2VL,
         contents=VISION_CONTENTS,
         stock_inputs=lambda config, ids, media: {"mm_token_type_ids": _token_types(config, ids)},
+        stock_positions=_vision_positions,
         sizes={**SIZES, "tower_size": 32},
     ),
     "qwen2": Family(
@@ -84,6 +114,7 @@ FAMILIES = {
         backbone=Qwen2,
         contents=("Which emotion?", "angry", "Which emotion? angry, user"),
         stock_inputs=lambda config, ids, media: {},
+        stock_positions=_text_positions,
         sizes=SIZES,
     ),
 }
@@ -113,6 +144,11 @@ def exact(model: nn.Module) -> None:
             module.forward = lambda states, norm=module: (
                 norm.weight * states * torch.rsqrt(states.square().mean(-1, keepdim=True) + norm.variance_epsilon)
             )
+
+
+def placeholders(encoder: Any) -> set[int]:
+    """Token ids that stand for feature rows."""
+    return {getattr(encoder.config, f"{kind}_token_id") for kind in encoder.media_kinds}
 
 
 def prompts(name: str, encoder: Any) -> Any:

@@ -1,11 +1,14 @@
 """What the backbones of all families share: feature rows in placeholder slots, and how many a batch must have."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
+from lightning_mmrl.models.families import qwen_media
+from lightning_mmrl.models.families.family import Family
 from lightning_mmrl.models.families.qwen_media import IMAGE_GRID, VIDEO_GRID
 from lightning_mmrl.types.batches import MediaInputs
 from lightning_mmrl.types.records import MediaKind
@@ -14,12 +17,13 @@ from lightning_mmrl.types.records import MediaKind
 class QwenBackbone:
     """A loaded model and what a policy needs to know of it: its parts, and how media become embeddings.
 
-    A family's class says where its parts are: `text_at` is the path of the decoder without its head, `towers_at` the
-    path of each tower with its projector, by the group that `freeze` knows it as. `medium_keys` names, for each kind
-    that the family reads, a key of `MediaInputs` that has one row per medium: its `counts` then tell how many media of
-    that kind each prompt has.
+    A family's class says its `parts`, and where things are: `text_at` is the path of the decoder without its head,
+    `towers_at` the path of each tower with its projector, by the group that `freeze` knows it as. `medium_keys` names,
+    for each kind that the family reads, a key of `MediaInputs` that has one row per medium: its `counts` then tell how
+    many media of that kind each prompt has.
     """
 
+    parts: ClassVar[Family]
     text_at: ClassVar[str]
     towers_at: ClassVar[Mapping[str, str]] = {}
     medium_keys: ClassVar[Mapping[MediaKind, str]] = {}
@@ -28,6 +32,19 @@ class QwenBackbone:
 
     def __init__(self, model: Any) -> None:
         self.model = model
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: str | Path, *, dtype: torch.dtype = torch.float32) -> Self:
+        """Loads the weights of a local folder or hub id; of a full omni checkpoint those of its thinker."""
+        cls.parts.load_config(checkpoint)
+        with qwen_media.loading(checkpoint, "model checkpoint"):
+            return cls(cls.parts.model.from_pretrained(checkpoint, dtype=dtype))
+
+    @classmethod
+    def on_meta(cls, config: Any) -> Self:
+        """The architecture without weights, for checks of sizes and parameter groups."""
+        with torch.device("meta"):
+            return cls(cls.parts.model(config))
 
     @property
     def text_model(self) -> nn.Module:
@@ -50,6 +67,11 @@ class QwenBackbone:
         towers = {group: (f"{path}.",) for group, path in self.towers_at.items()}
         return {**towers, "text": (f"{self.text_at}.", "lm_head.")}
 
+    @property
+    def placeholder_ids(self) -> dict[MediaKind, int]:
+        """Token id that stands for one feature row of each media kind."""
+        return qwen_media.placeholder_ids(self.model.config, self.medium_keys)
+
     def text_positions(self, position_ids: Tensor) -> Tensor:
         """All three rows [3, B, S]: the decoder's rotary embedding is temporal, height and width."""
         return position_ids
@@ -58,6 +80,10 @@ class QwenBackbone:
     def attention_config(self) -> Any:
         """The decoder's own configuration: layer types, windows, dropout, and the attention that is used."""
         return self.text_model.config
+
+    def media_features(self, media: MediaInputs) -> dict[str, Tensor]:
+        """Runs each tower once over all media of the batch; rows [rows, F] in prompt order, keyed by kind."""
+        return {}
 
     def place_features(
         self, embeddings: Tensor, slots: Mapping[str, Tensor], features: Mapping[str, Tensor]

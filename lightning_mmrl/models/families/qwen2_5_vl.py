@@ -1,17 +1,28 @@
 """Qwen2.5-VL: text, image and video in, text out; the temporal positions of a clip follow its clock."""
 
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel, Qwen2_5_VLProcessor
+from functools import partial
+from typing import Any
 
-from lightning_mmrl.models.families.qwen_media import VIDEO_SECONDS
-from lightning_mmrl.models.families.qwen_vision import VisionBackbone, VisionEncoder, VisionFamily
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
-FAMILY = VisionFamily(
+from lightning_mmrl.models.families.family import Family
+from lightning_mmrl.models.families.qwen_vision import VisionBackbone, VisionEncoder
+from lightning_mmrl.models.positions import MediaLayout, PositionRule, interval_clock
+
+
+def layout(config: Any, rule: PositionRule) -> MediaLayout:
+    """As many positions a second as the checkpoint says."""
+    vision = config.vision_config
+    clock = partial(interval_clock, per_second=vision.tokens_per_second)
+    return MediaLayout(rule=rule, merge_size=vision.spatial_merge_size, clock=clock)
+
+
+FAMILY = Family(
     name="Qwen2.5-VL",
     config=Qwen2_5_VLConfig,
     processor=Qwen2_5_VLProcessor,
     model=Qwen2_5_VLForConditionalGeneration,
-    body=Qwen2_5_VLModel,
-    timing={"second_per_grid_ts": VIDEO_SECONDS},
+    layout=layout,
 )
 
 

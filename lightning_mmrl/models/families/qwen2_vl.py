@@ -1,15 +1,25 @@
 """Qwen2-VL: text, image and video in, text out; the temporal positions of a clip count its frame pairs."""
 
-from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLModel, Qwen2VLProcessor
+from typing import Any
 
-from lightning_mmrl.models.families.qwen_vision import VisionBackbone, VisionEncoder, VisionFamily
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 
-FAMILY = VisionFamily(
+from lightning_mmrl.models.families.family import Family
+from lightning_mmrl.models.families.qwen_vision import VisionBackbone, VisionEncoder
+from lightning_mmrl.models.positions import MediaLayout, PositionRule
+
+
+def layout(config: Any, rule: PositionRule) -> MediaLayout:
+    """One position per frame pair, whatever its duration."""
+    return MediaLayout(rule=rule, merge_size=config.vision_config.spatial_merge_size)
+
+
+FAMILY = Family(
     name="Qwen2-VL",
     config=Qwen2VLConfig,
     processor=Qwen2VLProcessor,
     model=Qwen2VLForConditionalGeneration,
-    body=Qwen2VLModel,
+    layout=layout,
 )
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -18,8 +18,14 @@ from lightning_mmrl.prompts.template import media_tags
 from lightning_mmrl.types.media import DecodedImage, DecodedVideo
 from lightning_mmrl.types.records import MediaKind, Message
 
+AUDIO_FEATURES, AUDIO_MASK = "input_features", "feature_attention_mask"
 IMAGE_PIXELS, IMAGE_GRID = "pixel_values", "image_grid_thw"
 VIDEO_PIXELS, VIDEO_GRID, VIDEO_SECONDS = "pixel_values_videos", "video_grid_thw", "video_second_per_grid"
+KINDS: tuple[MediaKind, ...] = ("image", "video", "audio")
+MEDIUM_KEYS: Mapping[MediaKind, str] = {"image": IMAGE_GRID, "video": VIDEO_GRID, "audio": AUDIO_MASK}
+"""For each kind, the key of an encoded medium that has one row."""
+TIMES = frozenset({VIDEO_SECONDS})
+"""Keys that positions and text need, and no tower."""
 _VISION_KEYS = {"image": (IMAGE_PIXELS, IMAGE_GRID), "video": (VIDEO_PIXELS, VIDEO_GRID)}
 
 Config = TypeVar("Config", bound=PreTrainedConfig)
@@ -133,9 +139,9 @@ def _grey_video(video_processor: Any, num_frames: int, height: int, width: int) 
     return video_processor(videos=[grey], do_resize=False, return_tensors="pt")[VIDEO_PIXELS]
 
 
-def stack_media(media: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The media of one prompt, each key concatenated along its first axis in the order of the tags."""
-    keys = dict.fromkeys(key for item in media for key in item)
+def tower_inputs(media: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """What the towers take of one prompt's media, each key concatenated along its first axis in prompt order."""
+    keys = dict.fromkeys(key for item in media for key in item if key not in TIMES)
     return {key: _cat_frames([item[key] for item in media if key in item]) for key in keys}
 
 
@@ -171,43 +177,28 @@ def content_parts(content: str) -> list[dict[str, str]]:
     return parts
 
 
-def vision_prompt_ids(processor: Any, messages: Sequence[Message], prefill: str, media: Mapping[str, Tensor]) -> Tensor:
-    """Token ids [1, P] of a prompt with one placeholder per feature row of its pictures and clips.
+def placeholder_ids(config: Any, kinds: Collection[MediaKind]) -> dict[MediaKind, int]:
+    """Token id that stands for one feature row of each kind."""
+    return {kind: getattr(config, f"{kind}_token_id") for kind in KINDS if kind in kinds}
+
+
+def by_kind(
+    text: str, tokens: Mapping[MediaKind, str], media: Sequence[Mapping[str, Tensor]]
+) -> dict[MediaKind, Iterator[Mapping[str, Tensor]]]:
+    """The media of each kind in order, held against the media tokens of a rendered conversation.
 
     Raises:
-        MediaError: The media tokens of the text are not one for each medium.
+        MediaError: The tokens of a kind are not one for each medium.
     """
-    text = render_chat(processor, messages) + prefill
-    merge = processor.image_processor.merge_size**2
-    for token, key in ((processor.image_token, IMAGE_GRID), (processor.video_token, VIDEO_GRID)):
-        rows = (media[key].prod(-1) // merge).tolist() if key in media else []
-        text = _expand(text, token, rows)
-    return processor.tokenizer(text, return_tensors="pt").input_ids
-
-
-def _expand(text: str, token: str, num_rows: Sequence[int]) -> str:
-    pieces = text.split(token)
-    if len(pieces) != len(num_rows) + 1:
-        raise MediaError(
-            f"a prompt has {len(pieces) - 1} {token} tokens for {len(num_rows)} media; mark each medium with its tag"
-        )
-    return pieces[0] + "".join(token * rows + piece for rows, piece in zip(num_rows, pieces[1:], strict=True))
-
-
-def vision_token_types(ids: Tensor, config: Any) -> Tensor:
-    """1 where a token stands for a picture's feature row, 2 for a clip's, 0 elsewhere."""
-    return (ids == config.image_token_id).int() + 2 * (ids == config.video_token_id).int()
-
-
-def prompt_tensors(ids: Tensor, positions: Tensor, media: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What `encode_prompt` returns, from ids [1, P] and positions [3, 1, P]."""
-    positions = positions[:, 0].long()
-    return {
-        "input_ids": ids[0],
-        "position_ids": positions,
-        "next_position": positions.max().reshape(1) + 1,
-        **{key: value for key, value in media.items() if key != VIDEO_SECONDS},
-    }
+    waiting: dict[MediaKind, Iterator[Mapping[str, Tensor]]] = {}
+    for kind, token in tokens.items():
+        items = [item for item in media if MEDIUM_KEYS[kind] in item]
+        if (found := text.count(token)) != len(items):
+            raise MediaError(
+                f"a prompt has {found} {token} tokens for {len(items)} media; mark each medium with its tag"
+            )
+        waiting[kind] = iter(items)
+    return waiting
 
 
 def vision_features(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

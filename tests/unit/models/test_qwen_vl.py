@@ -193,6 +193,6 @@ def test_a_folder_without_weights_or_of_another_family_is_refused(name, tmp_path
 
 def test_a_full_omni_configuration_gives_its_thinker(tmp_path):
     Qwen2_5OmniConfig().save_pretrained(tmp_path)
-    from lightning_mmrl.models.families.qwen2_5_omni import load_config
+    from lightning_mmrl.models.families.qwen2_5_omni import FAMILY
 
-    assert load_config(tmp_path).model_type == "qwen2_5_omni_thinker"
+    assert FAMILY.load_config(tmp_path).model_type == "qwen2_5_omni_thinker"

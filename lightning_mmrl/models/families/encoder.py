@@ -1,0 +1,158 @@
+"""What the encoders of all families share: from messages and encoded media to ids and positions."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from lightning_mmrl.models.families import qwen_media
+from lightning_mmrl.models.families.family import Family
+from lightning_mmrl.models.positions import MediaLayout, PositionRule, Span, prompt_positions
+from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo
+from lightning_mmrl.types.records import MediaKind, Message
+
+
+@dataclass(frozen=True)
+class QwenEncoder:
+    """Turns messages and decoded media into model inputs with the checkpoint's own processor and chat template.
+
+    A family's encoder says `parts`, `family` and `kinds`. What reads no media stays as it is here.
+    """
+
+    parts: ClassVar[Family]
+    family: ClassVar[str]
+    kinds: ClassVar[frozenset[MediaKind]] = frozenset()
+
+    processor: Any
+    config: Any
+    eos_token_ids: tuple[int, ...]
+    position_rule: PositionRule = "previous_maximum"
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: str | Path, *, position_rule: PositionRule = "previous_maximum") -> Self:
+        """Loads the processor, the configuration and the end-of-sequence ids; no weights.
+
+        Args:
+            checkpoint: A Hugging Face folder or hub id.
+            position_rule: Where text goes on behind a medium.
+        """
+        config = cls.parts.load_config(checkpoint)
+        with qwen_media.loading(checkpoint, "processor"):
+            processor = cls.parts.processor.from_pretrained(checkpoint)
+        eos_ids = qwen_media.load_eos_ids(checkpoint)
+        return cls(processor=processor, config=config, eos_token_ids=eos_ids, position_rule=position_rule)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The checkpoint's tokenizer."""
+        return self.processor.tokenizer
+
+    @property
+    def pad_token_id(self) -> int:
+        """Id that fills padding."""
+        return self.tokenizer.pad_token_id
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything that changes encoded media: part of the cache key."""
+        return qwen_media.fingerprint(())
+
+    @property
+    def media_kinds(self) -> frozenset[MediaKind]:
+        """What the model reads beside text."""
+        return self.kinds
+
+    @cached_property
+    def layout(self) -> MediaLayout:
+        """How media lie in a prompt."""
+        return self.parts.layout(self.config, self.position_rule)
+
+    @property
+    def marker_ids(self) -> frozenset[int]:
+        """Ids around media."""
+        return frozenset()
+
+    def banned_token_ids(self) -> tuple[int, ...]:
+        """Ids that must never be sampled: media placeholders and markers, and head rows without a token."""
+        media = {*qwen_media.placeholder_ids(self.config, self.kinds).values(), *self.marker_ids}
+        return qwen_media.banned_ids(self.tokenizer, media, self.config.get_text_config().vocab_size)
+
+    def encode_image(self, image: DecodedImage) -> dict[str, Tensor]:
+        """Model inputs of one picture.
+
+        Raises:
+            MediaError: The model does not read pictures.
+        """
+        raise qwen_media.unreadable(self.family, self.kinds, "image")
+
+    def encode_video(self, video: DecodedVideo) -> dict[str, Tensor]:
+        """Model inputs of one clip.
+
+        Raises:
+            MediaError: The model does not read clips.
+        """
+        raise qwen_media.unreadable(self.family, self.kinds, "video")
+
+    def encode_audio(self, audio: DecodedAudio) -> dict[str, Tensor]:
+        """Model inputs of one sound.
+
+        Raises:
+            MediaError: The model has no ears.
+        """
+        raise qwen_media.unreadable(self.family, self.kinds, "audio")
+
+    def blank_image(self, encoded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A picture of the same size, uniformly grey."""
+        raise qwen_media.unreadable(self.family, self.kinds, "image")
+
+    def blank_video(self, encoded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same clip with every frame uniformly grey."""
+        raise qwen_media.unreadable(self.family, self.kinds, "video")
+
+    def silent_audio(self, encoded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same sound with every sample zero."""
+        raise qwen_media.unreadable(self.family, self.kinds, "audio")
+
+    def encode_prompt(
+        self, messages: Sequence[Message], prefill: str, media: Sequence[Mapping[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """One prompt: token ids [P], position ids [3, P], the next position [1], and its media's tensors.
+
+        Args:
+            messages: Turns that end with a user turn; tags mark where media go.
+            prefill: Opening of the assistant turn that the prompt already contains.
+            media: Encoded media in the order of the tags.
+
+        Raises:
+            MediaError: The media are not those of the tags, or of a kind that the model does not read.
+        """
+        text, spans = self.insert_media(self.render(messages) + prefill, media)
+        ids = self.tokenizer(text, return_tensors="pt").input_ids[0]
+        kinds = {token_id: kind for kind, token_id in qwen_media.placeholder_ids(self.config, self.kinds).items()}
+        positions, next_position = prompt_positions([kinds.get(token_id) for token_id in ids.tolist()], spans)
+        return {
+            "input_ids": ids,
+            "position_ids": positions,
+            "next_position": torch.tensor([next_position]),
+            **qwen_media.tower_inputs(media),
+        }
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The conversation through the checkpoint's chat template, up to the opening of the assistant turn."""
+        return qwen_media.render_chat(self.processor, messages)
+
+    def insert_media(self, text: str, media: Sequence[Mapping[str, Tensor]]) -> tuple[str, list[Span]]:
+        """A rendered conversation with one placeholder for each feature row, and the media's spans."""
+        return text, []
+
+    def encode_target(self, text: str) -> list[int]:
+        """Token ids of an assistant turn, closed by the end-of-sequence token."""
+        return [*self.tokenizer(text).input_ids, self.eos_token_ids[0]]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of sampled tokens, without special tokens."""
+        return self.tokenizer.decode(list(token_ids), skip_special_tokens=True)

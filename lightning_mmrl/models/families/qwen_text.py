@@ -1,0 +1,48 @@
+"""What the Qwen families without towers share: text in, text out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from lightning_mmrl.models.families import qwen_media
+from lightning_mmrl.models.families.backbone import QwenBackbone
+from lightning_mmrl.models.families.encoder import QwenEncoder
+from lightning_mmrl.prompts.template import media_tags
+from lightning_mmrl.types.records import Message
+
+
+@dataclass(frozen=True)
+class TextEncoder(QwenEncoder):
+    """Turns messages into token ids with the checkpoint's own tokenizer and chat template.
+
+    `processor` is the tokenizer: it is what an exported checkpoint of such a family has in a processor's place.
+    """
+
+    @property
+    def tokenizer(self) -> Any:
+        """The checkpoint's tokenizer."""
+        return self.processor
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The conversation through the chat template, which takes each turn as one text.
+
+        Raises:
+            MediaError: A turn has a media tag.
+        """
+        for turn in messages:
+            for kind in media_tags(turn.content):
+                raise qwen_media.unreadable(self.family, self.kinds, kind)
+        chat = [{"role": turn.role, "content": turn.content} for turn in messages]
+        return self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+
+
+class TextBackbone(QwenBackbone):
+    """What a policy needs to know of a loaded text model."""
+
+    text_at = "model"
+
+    def text_positions(self, position_ids: Tensor) -> Tensor:
+        """One row [B, S] of the three, which are equal for text: the decoder's rotary embedding has one axis."""
+        return position_ids[0]

@@ -1,0 +1,167 @@
+"""The position ids of a prompt: one walk over its text and media, for every family, in scoring and generation alike.
+
+The decoders' rotary embedding has a temporal, a height and a width axis (arXiv:2409.12191, section 2.1). Text moves
+along all three at once; a medium spreads over them from where it starts; and text goes on behind it. Where exactly is
+a matter of rule: the original recipe and vLLM go on behind the largest position so far, transformers behind the longer
+side of the picture, even if a clip of many small frames has come further than that along the temporal axis.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, zip_longest
+from typing import Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from lightning_mmrl.errors import MediaError
+
+PositionRule = Literal["previous_maximum", "transformers"]
+"""Where text goes on behind a medium: at the largest position so far plus one, or where transformers puts it."""
+
+Clock = Callable[[int, Tensor], Tensor]
+"""Temporal positions [T] of a clip's T temporal patches, from their number and the seconds from one to the next."""
+
+
+def patch_clock(num_patches: int, seconds: Tensor) -> Tensor:
+    """One position per temporal patch, however long it lasts."""
+    return torch.arange(num_patches)
+
+
+def interval_clock(num_patches: int, seconds: Tensor, *, per_second: float) -> Tensor:
+    """`per_second` positions a second, as Qwen2.5-VL's transformers code rounds: the interval in float32 first."""
+    return (torch.arange(num_patches) * (per_second * seconds.float())).long()
+
+
+def time_clock(num_patches: int, seconds: Tensor, *, per_second: float) -> Tensor:
+    """`per_second` positions a second, as the omni thinker's code rounds: each patch's time in float32 first."""
+    return (torch.arange(num_patches) * seconds.float() * per_second).long()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """The n tokens of one medium in a prompt.
+
+    `kinds` says of each token whose feature row it stands for, or None for a marker around the medium. `offsets` are
+    positions relative to where the medium starts, `step` is how far from there the next token is.
+    """
+
+    kinds: tuple[str | None, ...]
+    offsets: Int[Tensor, "3 n"]
+    step: int
+
+    @property
+    def num_markers(self) -> int:
+        """Markers before the first placeholder."""
+        return next(index for index, kind in enumerate(self.kinds) if kind is not None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaLayout:
+    """How a family spreads its media over tokens and positions.
+
+    Attributes:
+        rule: Where text goes on behind a medium.
+        merge_size: Patches along each side of a picture that make one feature row.
+        clock: How a clip's time becomes temporal positions.
+        stock_counts_time: What transformers does with this family's clips: False if it goes on behind the longer side.
+        apart: True if text stands between the temporal patches of a clip, each of which is then a picture.
+        chunk: Positions in a turn of a clip that is interleaved with its sound.
+    """
+
+    rule: PositionRule
+    merge_size: int = 2
+    clock: Clock = patch_clock
+    stock_counts_time: bool = False
+    apart: bool = False
+    chunk: int = 50
+
+    def picture(self, grid: Sequence[int], kind: str = "image") -> Span:
+        """A picture of patches (1, height, width)."""
+        return self._grid(kind, torch.zeros(1, dtype=torch.long), grid)
+
+    def clip(self, grid: Sequence[int], seconds: Tensor) -> tuple[Span, ...]:
+        """A clip of patches (time, height, width): one span, or one for each temporal patch."""
+        if self.apart:
+            return (self.picture(grid, "video"),) * grid[0]
+        return (self._grid("video", self.clock(grid[0], seconds), grid),)
+
+    def sound(self, num_tokens: int) -> Span:
+        """A sound, which moves like text: one position per token of 40 ms."""
+        return Span(kinds=("audio",) * num_tokens, offsets=torch.arange(num_tokens).expand(3, -1), step=num_tokens)
+
+    def sounding_clip(self, grid: Sequence[int], seconds: Tensor, num_tokens: int) -> Span:
+        """A clip and its sound from the same moment on, in turns of `chunk` positions, picture first.
+
+        Both opening markers share a position, and so do both closing ones.
+        """
+        [clip], sound = self.clip(grid, seconds), self.sound(num_tokens)
+        offsets = torch.cat([clip.offsets, sound.offsets], dim=1)
+        turns = _turns(clip.offsets[0].tolist(), range(num_tokens), self.chunk)
+        order = torch.tensor([index for turn in turns for index in turn])
+        last = offsets if self.rule == "previous_maximum" else offsets[:, list(turns[-1])]
+        end = int(last.max()) + 2
+        opening, closing = torch.zeros(3, 2, dtype=torch.long), torch.full((3, 2), end)
+        kinds = (*clip.kinds, *sound.kinds)
+        return Span(
+            kinds=(None, None, *(kinds[index] for index in order), None, None),
+            offsets=torch.cat([opening, offsets[:, order] + 1, closing], dim=1),
+            step=end + 1,
+        )
+
+    def _grid(self, kind: str, times: Tensor, grid: Sequence[int]) -> Span:
+        height, width = (side // self.merge_size for side in grid[1:])
+        axes = (times, torch.arange(height), torch.arange(width))
+        offsets = torch.stack(torch.meshgrid(*axes, indexing="ij")).reshape(3, -1)
+        by_maximum = self.rule == "previous_maximum" or self.stock_counts_time
+        step = int(offsets.max()) + 1 if by_maximum else max(height, width)
+        return Span(kinds=(kind,) * offsets.shape[1], offsets=offsets, step=step)
+
+
+def _turns(clip_times: Iterable[int], sound_times: Iterable[int], chunk: int) -> list[range]:
+    """Token indices in the order of a prompt, clip and sound in turns; the sound's count on from the clip's."""
+    clip = _cut(clip_times, chunk)
+    sound = [range(turn.start + clip[-1].stop, turn.stop + clip[-1].stop) for turn in _cut(sound_times, chunk)]
+    return [turn for pair in zip_longest(clip, sound) for turn in pair if turn]
+
+
+def _cut(times: Iterable[int], chunk: int) -> list[range]:
+    """Cuts before the first token at or past each multiple of `chunk`, one cut per token, as the omni processor does.
+
+    A clip that jumps over a whole chunk is therefore also cut behind the token that jumped.
+    """
+    starts, num_tokens = [0], 0
+    for num_tokens, time in enumerate(times, 1):
+        if time >= len(starts) * chunk:
+            starts.append(num_tokens - 1)
+    return [range(first, stop) for first, stop in pairwise([*starts, num_tokens])]
+
+
+def prompt_positions(kinds: Sequence[str | None], spans: Iterable[Span]) -> tuple[Int[Tensor, "3 P"], int]:
+    """The positions of a prompt's tokens, and that of the token after it.
+
+    Args:
+        kinds: For each token of the prompt, whose feature row it stands for; None for text.
+        spans: The prompt's media in order.
+
+    Raises:
+        MediaError: The tokens that stand for media are not those of the spans.
+    """
+    kinds = tuple(kinds)
+    pieces, place, position = [torch.zeros(3, 0, dtype=torch.long)], 0, 0
+    for span in spans:
+        first = next((index for index in range(place, len(kinds)) if kinds[index] is not None), len(kinds))
+        begin, end = first - span.num_markers, first - span.num_markers + len(span.kinds)
+        if begin < place or kinds[begin:end] != span.kinds:
+            raise MediaError(f"the placeholders from token {begin} of a prompt on are not those of its media")
+        pieces += [_text(position, begin - place), span.offsets + position + begin - place]
+        place, position = end, position + begin - place + span.step
+    if any(kinds[place:]):
+        raise MediaError(f"a prompt has placeholders behind its last medium, which ends at token {place}")
+    pieces.append(_text(position, len(kinds) - place))
+    return torch.cat(pieces, dim=1), position + len(kinds) - place
+
+
+def _text(position: int, num_tokens: int) -> Int[Tensor, "3 n"]:
+    return torch.arange(position, position + num_tokens).expand(3, -1)
