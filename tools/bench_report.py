@@ -1,0 +1,147 @@
+"""What benchmarks write down: statistics, the machine they ran on, and the table for docs/benchmarks.md."""
+
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("torch", "transformers", "lightning", "trl")
+GIB = 2**30
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Median, quartiles and the values themselves.
+
+    >>> spread([1.0, 2.0, 3.0])["median"]
+    2.0
+    """
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else 3 * list(values)
+    return {"median": middle, "q1": low, "q3": high, "all": list(values)}
+
+
+def ratio(slow: Sequence[Mapping[str, Any]], fast: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Spread of the quotients of seconds, round by round: what disturbs a round disturbs both of its sides."""
+    return spread([a["seconds"] / b["seconds"] for a, b in zip(slow, fast, strict=True)])
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """What the figures depend on; never a name that tells which machine it was."""
+    cpu = "unknown"
+    if (info := Path("/proc/cpuinfo")).exists():
+        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
+        cpu = names[0] if names else cpu
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    return {
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(memory, 1),
+        "torch_threads": threads,
+        "python": ".".join(map(str, sys.version_info[:3])),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what is compared."""
+    return {name: version(name) for name in PACKAGES}
+
+
+def commit() -> str:
+    """The checkout's commit, with a + if files of the package differ from it; "unknown" outside a checkout."""
+    head = _git("rev-parse", "--short", "HEAD")
+    if head is None:
+        return "unknown"
+    return head + ("+" if _git("status", "--porcelain", "--", "lightning_mmrl", "tools") else "")
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """A column of the table of variants: its heading, and its text for one variant's record (empty: nothing to say)."""
+
+    heading: str
+    text: Callable[[Mapping[str, Any]], str]
+
+
+def counter(heading: str, name: str) -> Column:
+    """A column for one counter."""
+    return Column(heading=heading, text=lambda record: _grouped(record["counters"].get(name)))
+
+
+def phase_columns(names: Sequence[str]) -> list[Column]:
+    """Median seconds of each phase."""
+    return [Column(heading=f"{name} s", text=lambda record, name=name: _phase(record, name)) for name in names]
+
+
+COMMON_COLUMNS = (
+    Column(heading="seconds [IQR]", text=lambda record: seconds_text(record["seconds"])),
+    Column(heading="peak GiB", text=lambda record: f"{record['peak_bytes'] / GIB:.2f}"),
+)
+
+
+def markdown(report: Mapping[str, Any], columns: Sequence[Column]) -> str:
+    """The table of all variants of all cases, and below it the ratios and the machine."""
+    rows = [(key, name, record) for key, case in report["cases"].items() for name, record in case["variants"].items()]
+    used = [column for column in columns if any(column.text(record) for _, _, record in rows)]
+    lines = [["case", "variant", *(column.heading for column in used)], ["---"] * (2 + len(used))]
+    lines += [[key, name, *(column.text(record) or "-" for column in used)] for key, name, record in rows]
+    table = ["| " + " | ".join(line) + " |" for line in lines]
+    ratios = [
+        f"- {key}: {names}: {value['median']:.2f} [{value['q1']:.2f}, {value['q3']:.2f}]"
+        for key, case in report["cases"].items()
+        for names, value in case["ratios"].items()
+    ]
+    parity = [f"- {key}: {brief(case['parity'])}" for key, case in report["cases"].items() if "parity" in case]
+    parts = [table, ["Ratios of seconds, median [IQR]:", "", *ratios], ["Parity:", "", *parity], [_footer(report)]]
+    return "\n\n".join("\n".join(part) for part in parts)
+
+
+def _footer(report: Mapping[str, Any]) -> str:
+    facts = report["machine"]
+    packages = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+    commits = sorted({case["commit"] for case in report["cases"].values()})
+    return (
+        f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_gib']} GiB, {facts['torch_threads']} torch threads, "
+        f"Python {facts['python']}, {packages}; commit {', '.join(commits)}."
+    )
+
+
+def seconds_text(values: Mapping[str, Any]) -> str:
+    """Median and quartiles with three digits that count.
+
+    >>> seconds_text({"median": 1.5, "q1": 1.0, "q3": 12.0})
+    '1.50 [1.00, 12.0]'
+    """
+    return f"{_digits(values['median'])} [{_digits(values['q1'])}, {_digits(values['q3'])}]"
+
+
+def _digits(value: float) -> str:
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.3f}"
+
+
+def _phase(record: Mapping[str, Any], name: str) -> str:
+    return _digits(record["phases"][name]) if name in record["phases"] else ""
+
+
+def _grouped(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}"
+
+
+def brief(values: Mapping[str, Any]) -> str:
+    """Names and values in one line."""
+    return ", ".join(
+        f"{name.replace('_', ' ')} {value:.2g}" if isinstance(value, float) else f"{name.replace('_', ' ')} {value}"
+        for name, value in values.items()
+    )
