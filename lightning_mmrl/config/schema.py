@@ -110,7 +110,10 @@ class UpdateConfig:
 
     num_epochs: int = 1
     num_minibatches: int = 1
-    prompts_per_microbatch: int = 8
+    tokens_per_microbatch: int = 16_384
+    """Tokens scored at once, a prompt counted once for its group; bounds memory, does not change the loss."""
+    pairs_per_microbatch: int | None = None
+    """Attention pairs scored at once; null leaves it to the tokens."""
 
 
 @dataclass

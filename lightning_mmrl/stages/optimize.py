@@ -1,17 +1,18 @@
 """The optimizer step of an RL iteration: microbatches, a global loss denominator and what it says of itself."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.ops.kl import approx_kl
 from lightning_mmrl.ops.masked import masked_sum
+from lightning_mmrl.ops.packing import Budget, GroupPart, pack_groups
 from lightning_mmrl.protocols.tensors import Aggregation, PolicyLoss
-from lightning_mmrl.types.batches import Experience, LossInputs, ScoringBatch
+from lightning_mmrl.types.batches import Experience, LossInputs, PromptBatch, ScoringBatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,19 +22,36 @@ class UpdateSettings:
     Attributes:
         num_epochs: Passes over the rollout.
         num_minibatches: Optimizer steps per pass; prompts are split evenly.
-        prompts_per_microbatch: Prompts whose G completions are scored at once; bounds memory, does not change the loss.
+        tokens_per_microbatch: Tokens that are scored at once, a prompt counted once for its group; bounds memory, does
+            not change the loss. A group that does not fit is split.
+        pairs_per_microbatch: Attention pairs that are scored at once; None leaves it to the tokens.
         max_grad_norm: Gradient norm above which gradients are scaled down; infinity never.
     """
 
     num_epochs: int = 1
     num_minibatches: int = 1
-    prompts_per_microbatch: int = 8
+    tokens_per_microbatch: int = 16_384
+    pairs_per_microbatch: int | None = None
     max_grad_norm: float = 1.0
 
     @property
     def on_policy(self) -> bool:
         """True if every gradient is taken at the weights that sampled: the old log-probs are the policy's own."""
         return self.num_epochs == 1 and self.num_minibatches == 1
+
+    @property
+    def budget(self) -> Budget:
+        """What one microbatch may hold."""
+        pairs = float("inf") if self.pairs_per_microbatch is None else self.pairs_per_microbatch
+        return Budget(tokens=self.tokens_per_microbatch, pairs=pairs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """What is minimised: a loss per token, and what it is divided by."""
+
+    loss: PolicyLoss
+    aggregation: Aggregation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,12 +82,16 @@ def plan_minibatches(experience: Experience, settings: UpdateSettings, generator
     return plans
 
 
-def score_old(policy: Policy, experience: Experience, prompts_per_microbatch: int) -> Tensor:
-    """Log-probabilities [N, C] of the rollout under the policy before its first update."""
+def score_old(policy: Policy, experience: Experience, budget: Budget) -> Tensor:
+    """Log-probabilities [N, C] of the rollout under the policy before its first update, zero where nothing counts."""
+    rows = list(range(len(experience.prompts.samples)))
+    old = torch.zeros_like(experience.rollout.sampler_logprobs)
     with torch.no_grad():
-        rows = list(range(len(experience.prompts.samples)))
-        chunks = _chunks(rows, prompts_per_microbatch)
-        return torch.cat([policy(scoring_batch(experience, chunk)).logprobs for chunk in chunks])
+        for microbatch in _microbatches(experience, rows, budget):
+            batch = scoring_batch(experience, microbatch, experience.prompts.select)
+            logprobs = policy(batch).logprobs
+            old = old.to(logprobs.dtype).index_add(0, _rows(experience, microbatch), logprobs)
+    return old
 
 
 def accumulate_loss(
@@ -77,34 +99,34 @@ def accumulate_loss(
     experience: Experience,
     minibatch: Minibatch,
     *,
-    loss: PolicyLoss,
-    aggregation: Aggregation,
+    objective: Objective,
     old_logprobs: Tensor | None,
-    prompts_per_microbatch: int,
+    budget: Budget,
+    prompts: Callable[[list[int]], PromptBatch],
     backward: Callable[[Tensor], None],
 ) -> dict[str, Tensor]:
     """Adds the gradient of one minibatch, microbatch by microbatch, and returns its statistics.
 
     The denominator is counted over the whole minibatch first, so that the split into microbatches does not matter.
-    `old_logprobs` is None when the policy's own, detached, are the old ones.
+    `old_logprobs` is None when the policy's own, detached, are the old ones. `prompts` gives the rows of a microbatch
+    with their media, as `PromptBatch.select` does.
     """
-    denominator = aggregation.denominator(loss_mask(experience, minibatch.rows))
+    denominator = objective.aggregation.denominator(loss_mask(experience, minibatch.rows))
     totals = {
         name: torch.zeros((), device=denominator.device) for name in ("loss", "tokens", "clipped", "kl", "entropy")
     }
-    for rows in _chunks(list(minibatch.live), prompts_per_microbatch):
-        batch = scoring_batch(experience, rows)
-        output = policy(batch)
-        mask = loss_mask(experience, rows)
-        old = output.logprobs.detach() if old_logprobs is None else old_logprobs[_completion_rows(experience, rows)]
+    for microbatch in _microbatches(experience, minibatch.live, budget):
+        batch = scoring_batch(experience, microbatch, prompts)
+        output, mask, rows = policy(batch), batch.completion_mask, _rows(experience, microbatch)
+        old = output.logprobs.detach() if old_logprobs is None else old_logprobs[rows]
         inputs = LossInputs(
             logprobs=output.logprobs,
             old_logprobs=old,
-            advantages=experience.advantages[rows].flatten(),
+            advantages=experience.advantages.flatten()[rows],
             completion_mask=mask,
         )
-        losses = loss(inputs)
-        value = aggregation.reduce(losses.token_losses, mask, denominator)
+        losses = objective.loss(inputs)
+        value = objective.aggregation.reduce(losses.token_losses, mask, denominator)
         backward(value)
         count = mask.sum()
         totals["loss"] += value.detach()
@@ -115,32 +137,43 @@ def accumulate_loss(
     return totals
 
 
-def loss_mask(experience: Experience, rows: list[int] | tuple[int, ...]) -> Bool[Tensor, "N C"]:
+def loss_mask(experience: Experience, prompts: Sequence[int]) -> Bool[Tensor, "N C"]:
     """Tokens of the given prompts' completions that count: sampled, and of a trainable completion."""
-    chosen = _completion_rows(experience, rows)
-    return experience.rollout.completion_mask[chosen] & experience.trainable[list(rows)].flatten()[:, None]
+    size, chosen = experience.rollout.group_size, list(prompts)
+    mask = experience.rollout.completion_mask.unflatten(0, (-1, size))[chosen]
+    return (mask & experience.trainable[chosen][..., None]).flatten(0, 1)
 
 
-def scoring_batch(experience: Experience, rows: list[int]) -> ScoringBatch:
-    """The completions of the given prompts, as a policy scores them."""
-    chosen = _completion_rows(experience, rows)
-    mask = experience.rollout.completion_mask[chosen]
+def scoring_batch(
+    experience: Experience, parts: Sequence[GroupPart], prompts: Callable[[list[int]], PromptBatch]
+) -> ScoringBatch:
+    """Parts of groups, as a policy scores them; completions of another part, or that do not count, are left out."""
+    chosen = [part.prompt for part in parts]
+    size, rows = experience.rollout.group_size, _rows(experience, parts)
+    inside = torch.zeros(len(parts), size, dtype=torch.bool)
+    for row, part in enumerate(parts):
+        inside[row, list(part.completions)] = True
     return ScoringBatch(
-        prompts=experience.prompts.select(rows),
-        completion_ids=experience.rollout.completion_ids[chosen],
-        completion_mask=mask,
-        group_size=experience.rollout.group_size,
+        prompts=prompts(chosen),
+        completion_ids=experience.rollout.completion_ids[rows],
+        completion_mask=loss_mask(experience, chosen) & inside.flatten()[:, None].to(rows.device),
+        group_size=size,
     )
 
 
-def _completion_rows(experience: Experience, rows: list[int] | tuple[int, ...]) -> list[int]:
+def _microbatches(experience: Experience, prompts: Sequence[int], budget: Budget) -> list[tuple[GroupPart, ...]]:
+    """The given prompts' groups in microbatches within a budget."""
+    widths = experience.prompts.prompt_mask.sum(-1)[list(prompts)].tolist()
+    lengths = loss_mask(experience, prompts).sum(-1).unflatten(0, (-1, experience.rollout.group_size)).tolist()
+    packed = pack_groups(widths, lengths, budget)
+    return [tuple(replace(part, prompt=prompts[part.prompt]) for part in parts) for parts in packed]
+
+
+def _rows(experience: Experience, parts: Sequence[GroupPart]) -> Int[Tensor, " n"]:
+    """Rows of the rollout that belong to the parts' groups."""
     size = experience.rollout.group_size
-    return [row * size + sample for row in rows for sample in range(size)]
-
-
-def _chunks(rows: list[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
+    prompts = torch.tensor([part.prompt for part in parts], device=experience.advantages.device)
+    return (prompts[:, None] * size + torch.arange(size, device=prompts.device)).flatten()
 
 
 def _even_split(order: list[int], parts: int) -> Iterator[list[int]]:

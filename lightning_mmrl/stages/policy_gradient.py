@@ -15,13 +15,15 @@ from torch.optim.lr_scheduler import LambdaLR
 from lightning_mmrl.algorithms.advantages.group_normalized import GroupNormalized
 from lightning_mmrl.algorithms.losses.aggregation import SequenceMean
 from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
+from lightning_mmrl.models.encoders import TowerGraph
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.tensors import AdvantageEstimator, Aggregation, PolicyLoss, RolloutEngine
 from lightning_mmrl.rollout.sampling import group_seeds
 from lightning_mmrl.stages.answers import Examiner, Validation, headline
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext, log_metrics, scalar_values
 from lightning_mmrl.stages.ending import Ending
-from lightning_mmrl.stages.optimize import UpdateSettings, accumulate_loss, plan_minibatches, score_old
+from lightning_mmrl.stages.media import IterationMedia
+from lightning_mmrl.stages.optimize import Objective, UpdateSettings, accumulate_loss, plan_minibatches, score_old
 from lightning_mmrl.stages.rollout_table import RolloutTable
 from lightning_mmrl.stages.stats import experience_stats, rollout_stats, update_stats
 from lightning_mmrl.types.batches import Experience, PromptBatch, Rollout, Scores
@@ -107,20 +109,33 @@ class PolicyGradientModule(lightning.LightningModule):
         """One iteration: sample, score, optimize, push the weights."""
         self._seconds = {}
         iteration = batch_idx + 1
-        prompts = batch if self.policy.media.towers_train else self.policy.media.encode(batch)
+        with self._timed("encode"):
+            media = self.encode(batch)
+        prompts = media.prompts
         with self._timed("generate"):
             rollout = self.sample(prompts, iteration)
         with self._timed("score"):
             scores = self.score(prompts, rollout)
         experience = self.build_experience(prompts, rollout, scores)
         with self._timed("optimize"):
-            update = self.optimize(experience, iteration)
+            update = self.optimize(experience, media, iteration)
         with self._timed("push"):
             self.engine.load_weights(self.policy, iteration)
         if self._table is not None:
             self._table.write(iteration, prompts.samples, rollout, scores)
         seconds = {f"time/{phase}_s": value for phase, value in self._seconds.items()}
         self._report(rollout_stats(rollout, scores) | experience_stats(experience) | update | seconds, iteration)
+
+    def encode(self, prompts: PromptBatch) -> IterationMedia:
+        """Runs the towers once for sampling and scoring; with a gradient if they train and one update is made.
+
+        Further updates need towers of their own weights: they run them again, in each microbatch.
+        """
+        encoder = self.policy.media
+        if encoder.towers_train and self.algorithm.update.on_policy:
+            return IterationMedia.differentiable(TowerGraph(encoder, prompts))
+        encoded = encoder.encode(prompts)
+        return IterationMedia(prompts=encoded, scored=prompts.select if encoder.towers_train else encoded.select)
 
     def sample(self, prompts: PromptBatch, iteration: int) -> Rollout:
         """G completions for each prompt, with noise that depends on (seed, iteration, prompt, sample) alone."""
@@ -155,7 +170,7 @@ class PolicyGradientModule(lightning.LightningModule):
         advantages = self.algorithm.advantage(scores.rewards, scores.valid)
         return Experience(prompts=prompts, rollout=rollout, advantages=advantages, trainable=trainable)
 
-    def optimize(self, experience: Experience, iteration: int) -> dict[str, float]:
+    def optimize(self, experience: Experience, media: IterationMedia, iteration: int) -> dict[str, float]:
         """The optimizer steps of one iteration; a minibatch without any signal takes none."""
         algorithm, optimizer = self.algorithm, cast(LightningOptimizer, self.optimizers())
         scheduler = cast(LambdaLR, self.lr_schedulers())
@@ -167,7 +182,7 @@ class PolicyGradientModule(lightning.LightningModule):
         settings = algorithm.update
         generator = torch.Generator().manual_seed(self._context.seed * 1_000_003 + iteration)
         minibatches = plan_minibatches(experience, settings, generator)
-        old = None if settings.on_policy else score_old(self.policy, experience, settings.prompts_per_microbatch)
+        old = None if settings.on_policy else score_old(self.policy, experience, settings.budget)
         stats: dict[str, float] = {}
         for minibatch in minibatches:
             if not minibatch.live:
@@ -177,12 +192,13 @@ class PolicyGradientModule(lightning.LightningModule):
                 self.policy,
                 experience,
                 minibatch,
-                loss=algorithm.loss,
-                aggregation=algorithm.aggregation,
+                objective=Objective(loss=algorithm.loss, aggregation=algorithm.aggregation),
                 old_logprobs=old,
-                prompts_per_microbatch=settings.prompts_per_microbatch,
+                budget=settings.budget,
+                prompts=media.scored,
                 backward=self.manual_backward,
             )
+            media.finish()
             norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), settings.max_grad_norm)
             optimizer.step()
             stats = update_stats(scalar_values(totals)) | {"train/grad_norm": float(norm)}

@@ -9,11 +9,21 @@ import torch
 from lightning_mmrl.algorithms.advantages.group_normalized import GroupNormalized
 from lightning_mmrl.algorithms.losses.aggregation import SequenceMean, TokenMean
 from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
-from lightning_mmrl.stages.optimize import UpdateSettings, accumulate_loss, plan_minibatches, score_old, scoring_batch
+from lightning_mmrl.models.encoders import TowerGraph
+from lightning_mmrl.ops.packing import Budget, GroupPart
+from lightning_mmrl.stages.optimize import (
+    Objective,
+    UpdateSettings,
+    accumulate_loss,
+    plan_minibatches,
+    score_old,
+    scoring_batch,
+)
 from lightning_mmrl.types.batches import Experience, Rollout
 from lightning_mmrl.types.records import Completion
 
 GROUP = 3
+WHOLE, GROUP_BY_GROUP, ROW_BY_ROW = Budget(tokens=10**6), Budget(tokens=100), Budget(tokens=1)
 REWARDS = torch.tensor([[1.0, 0.0, 2.0], [1.0, 1.0, 1.0], [0.0, 2.0, 2.0], [2.0, 1.0, 0.0]])
 
 
@@ -40,7 +50,7 @@ def experience(model):
     return Experience(prompts=prompts, rollout=rollout, advantages=GroupNormalized()(REWARDS, valid), trainable=valid)
 
 
-def step(policy, experience, *, per_microbatch, aggregation=None, live=None):
+def step(policy, experience, *, budget=WHOLE, aggregation=None, live=None, prompts=None):
     policy.zero_grad()
     [minibatch] = plan_minibatches(experience, UpdateSettings(), torch.Generator())
     minibatch = minibatch if live is None else replace(minibatch, live=live)
@@ -48,20 +58,39 @@ def step(policy, experience, *, per_microbatch, aggregation=None, live=None):
         policy,
         experience,
         minibatch,
-        loss=PPOClip(),
-        aggregation=aggregation or TokenMean(),
+        objective=Objective(loss=PPOClip(), aggregation=aggregation or TokenMean()),
         old_logprobs=None,
-        prompts_per_microbatch=per_microbatch,
+        budget=budget,
+        prompts=prompts or experience.prompts.select,
         backward=lambda loss: loss.backward(),
     )
     return totals, {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
 
 
+def whole_batch(experience):
+    size = experience.rollout.group_size
+    parts = [GroupPart(prompt=row, completions=tuple(range(size))) for row in range(len(experience.prompts.samples))]
+    return scoring_batch(experience, parts, experience.prompts.select)
+
+
+def num_passes(policy, run):
+    passes = []
+    handle = policy.register_forward_hook(lambda *_: passes.append(1))
+    try:
+        return run(), len(passes)
+    finally:
+        handle.remove()
+
+
 @pytest.mark.parametrize("aggregation", [TokenMean(), SequenceMean()])
-def test_one_by_one_equals_all_at_once(model, experience, aggregation):
+@pytest.mark.parametrize(("budget", "expected"), [(GROUP_BY_GROUP, 3), (ROW_BY_ROW, 3 * GROUP)])
+def test_any_split_into_microbatches_equals_all_at_once(model, experience, aggregation, budget, expected):
     _, policy = model
-    together, whole = step(policy, experience, per_microbatch=8, aggregation=aggregation)
-    apart, pieces = step(policy, experience, per_microbatch=1, aggregation=aggregation)
+    together, whole = step(policy, experience, aggregation=aggregation)
+    (apart, pieces), passes = num_passes(
+        policy, lambda: step(policy, experience, budget=budget, aggregation=aggregation)
+    )
+    assert passes == expected
     torch.testing.assert_close(apart["loss"], together["loss"], rtol=0, atol=1e-7)
     assert whole.keys() == pieces.keys()
     for name, gradient in whole.items():
@@ -69,13 +98,40 @@ def test_one_by_one_equals_all_at_once(model, experience, aggregation):
         torch.testing.assert_close(pieces[name], gradient, rtol=1e-5, atol=1e-7)
 
 
+def test_old_logprobs_do_not_depend_on_the_split(model, experience):
+    _, policy = model
+    whole = score_old(policy, experience, WHOLE)
+    torch.testing.assert_close(score_old(policy, experience, ROW_BY_ROW), whole, rtol=0, atol=1e-9)
+    assert torch.equal(whole != 0, experience.rollout.completion_mask)
+
+
+def test_trainable_towers_run_once_with_the_gradient_of_running_them_in_each_microbatch(model, experience):
+    _, policy = model
+    _, expected = step(policy, experience, budget=GROUP_BY_GROUP)
+    runs = []
+    handles = [tower.register_forward_hook(lambda *_: runs.append(1)) for tower in policy.media.backbone.towers]
+    graph = TowerGraph(policy.media, experience.prompts)
+    ready = replace(experience, prompts=graph.prompts)
+    _, found = step(policy, ready, budget=ROW_BY_ROW, prompts=graph.leaf)
+    assert "model.visual.patch_embed.proj.weight" not in found
+    graph.backward()
+    found = {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
+    for handle in handles:
+        handle.remove()
+    assert len(runs) == 2
+    assert expected.keys() == found.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-7)
+
+
 def test_groups_without_signal_are_skipped_exactly_but_counted(model, experience):
     _, policy = model
     [minibatch] = plan_minibatches(experience, UpdateSettings(), torch.Generator())
     assert minibatch.live == (0, 2, 3)
     assert minibatch.rows == (0, 1, 2, 3)
-    _, skipped = step(policy, experience, per_microbatch=2)
-    _, scored = step(policy, experience, per_microbatch=2, live=(0, 1, 2, 3))
+    (_, skipped), passes = num_passes(policy, lambda: step(policy, experience, budget=GROUP_BY_GROUP))
+    assert passes == 3
+    _, scored = step(policy, experience, live=(0, 1, 2, 3))
     for name, gradient in scored.items():
         torch.testing.assert_close(skipped[name], gradient, rtol=1e-5, atol=1e-7)
 
@@ -83,10 +139,10 @@ def test_groups_without_signal_are_skipped_exactly_but_counted(model, experience
 def test_the_gradient_is_that_of_the_policy_gradient_theorem(model, experience):
     """At the sampling weights: gradient = -sum_i A_i * grad log p(tokens of i) / number of tokens."""
     _, policy = model
-    _, ours = step(policy, experience, per_microbatch=4)
+    _, ours = step(policy, experience)
     policy.zero_grad()
     mask = experience.rollout.completion_mask
-    logprobs = policy(scoring_batch(experience, [0, 1, 2, 3])).logprobs
+    logprobs = policy(whole_batch(experience)).logprobs
     objective = (experience.advantages.flatten()[:, None] * logprobs)[mask].sum() / mask.sum()
     (-objective).backward()
     for name, parameter in policy.named_parameters():
@@ -96,14 +152,14 @@ def test_the_gradient_is_that_of_the_policy_gradient_theorem(model, experience):
 
 def test_a_step_raises_the_probability_of_better_completions(model, experience):
     _, policy = model
-    before = score_old(policy, experience, 4).sum(-1)
+    before = score_old(policy, experience, WHOLE).sum(-1)
     saved = {name: p.detach().clone() for name, p in policy.named_parameters()}
-    _, gradients = step(policy, experience, per_microbatch=4)
+    _, gradients = step(policy, experience)
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
             if name in gradients:
                 parameter.sub_(1e-3 * gradients[name])
-    change = score_old(policy, experience, 4).sum(-1) - before
+    change = score_old(policy, experience, WHOLE).sum(-1) - before
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
             parameter.copy_(saved[name])
@@ -114,7 +170,7 @@ def test_untrainable_completions_leave_loss_and_denominator(model, experience):
     _, policy = model
     only = torch.zeros_like(experience.trainable)
     only[0, 1] = True
-    totals, _ = step(policy, replace(experience, trainable=only), per_microbatch=4)
+    totals, _ = step(policy, replace(experience, trainable=only))
     assert totals["tokens"].item() == experience.rollout.completion_mask[1].sum().item()
     assert totals["loss"].item() == pytest.approx(-experience.advantages[0, 1].item(), abs=1e-6)
 

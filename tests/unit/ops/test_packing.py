@@ -1,0 +1,67 @@
+"""Microbatches: every completion once, within the budget, groups whole where they fit."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_mmrl.ops.packing import Budget, GroupPart, pack_groups
+
+groups = st.lists(
+    st.tuples(st.integers(1, 60), st.lists(st.integers(0, 30), min_size=2, max_size=5)), min_size=1, max_size=8
+)
+
+
+def tokens(parts, widths, lengths):
+    return sum(widths[part.prompt] + sum(lengths[part.prompt][row] for row in part.completions) for part in parts)
+
+
+def pairs(parts, widths, lengths):
+    total = 0.0
+    for part in parts:
+        width = widths[part.prompt]
+        total += width**2 / 2
+        total += sum(width * lengths[part.prompt][row] + lengths[part.prompt][row] ** 2 / 2 for row in part.completions)
+    return total
+
+
+@given(groups, st.integers(1, 300), st.one_of(st.none(), st.integers(1, 4000)))
+def test_every_completion_once_within_the_budget(drawn, limit, pair_limit):
+    widths, lengths = [width for width, _ in drawn], [row for _, row in drawn]
+    budget = Budget(tokens=limit) if pair_limit is None else Budget(tokens=limit, pairs=pair_limit)
+    packed = pack_groups(widths, lengths, budget)
+    found = sorted((part.prompt, row) for parts in packed for part in parts for row in part.completions)
+    assert found == sorted((i, row) for i, own in enumerate(lengths) for row, length in enumerate(own) if length)
+    for parts in packed:
+        assert len({part.prompt for part in parts}) == len(parts)
+        alone = len(parts) == 1 and len(parts[0].completions) == 1
+        assert alone or (tokens(parts, widths, lengths) <= limit and pairs(parts, widths, lengths) <= budget.pairs)
+
+
+@given(groups)
+def test_a_group_that_fits_is_not_split(drawn):
+    widths, lengths = [width for width, _ in drawn], [row for _, row in drawn]
+    budget = Budget(tokens=max(width + sum(row) for width, row in drawn))
+    packed = pack_groups(widths, lengths, budget)
+    prompts = [part.prompt for parts in packed for part in parts]
+    assert len(prompts) == len(set(prompts))
+
+
+def test_a_split_group_has_the_fewest_parts_and_about_equal_ones():
+    packed = pack_groups([100], [[50, 10, 40, 20]], Budget(tokens=165))
+    assert packed == [(GroupPart(prompt=0, completions=(0, 1)),), (GroupPart(prompt=0, completions=(2, 3)),)]
+
+
+def test_first_fit_decreasing_fills_the_gaps():
+    packed = pack_groups([6, 6, 3, 3], [[1], [1], [0, 1], [1, 0]], Budget(tokens=11))
+    assert [[part.prompt for part in parts] for parts in packed] == [[0, 2], [1, 3]]
+
+
+@pytest.mark.parametrize("limit", [1, 149])
+def test_pairs_bind_where_tokens_do_not(limit):
+    widths, lengths = [10, 10], [[5, 0], [5, 0]]
+    assert len(pack_groups(widths, lengths, Budget(tokens=1000))) == 1
+    assert len(pack_groups(widths, lengths, Budget(tokens=1000, pairs=limit))) == 2
+
+
+def test_nothing_to_score_is_no_microbatch():
+    assert pack_groups([10], [[0, 0]], Budget(tokens=100)) == []
