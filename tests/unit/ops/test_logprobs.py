@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from lightning_mmrl.ops.logprobs import token_logprobs
+from lightning_mmrl.ops.logprobs import tiled_token_logprobs, token_logprobs
 
 NONE_BANNED = torch.zeros(4, dtype=torch.bool)
 LAST_BANNED = torch.tensor([False, False, False, True])
@@ -90,3 +90,38 @@ def test_the_entropy_carries_no_gradient():
 def test_a_temperature_that_is_not_positive_and_finite_is_refused(temperature):
     with pytest.raises(ValueError, match="temperature is"):
         token_logprobs(torch.zeros(1, 4), torch.tensor([0]), temperature=temperature, banned=NONE_BANNED)
+
+
+def scored(tile_elements, num_rows=10):
+    generator = torch.Generator().manual_seed(0)
+    head = torch.nn.Linear(6, 4, bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        head.weight.copy_(torch.randn(4, 6, generator=generator))
+    calls = []
+    head.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
+    states = torch.randn(num_rows, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+    tokens = torch.randint(3, (num_rows,), generator=generator)
+    logprobs, entropy = tiled_token_logprobs(
+        head, states, tokens, temperature=0.7, banned=LAST_BANNED, tile_elements=tile_elements
+    )
+    forward_calls = list(calls)
+    (logprobs * torch.arange(num_rows)).sum().backward()
+    return (logprobs, entropy, states.grad, head.weight.grad), forward_calls, calls[len(forward_calls) :]
+
+
+@pytest.mark.parametrize(("tile_elements", "rows"), [(12, [3, 3, 3, 1]), (20, [5, 5]), (1, [1] * 10)])
+def test_tiles_of_rows_equal_all_rows_at_once_and_hold_no_more_logits(tile_elements, rows):
+    expected, [whole], again = scored(1000)
+    assert whole == 10
+    assert again == []
+    found, forward, recomputed = scored(tile_elements)
+    assert forward == rows
+    assert sorted(recomputed) == sorted(rows)
+    for ours, want in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, want, rtol=0, atol=1e-12)
+        assert want.abs().max() > 0.1
+
+
+def test_no_row_is_no_logprob():
+    found, _, _ = scored(12, num_rows=0)
+    assert [len(tensor) for tensor in found[:3]] == [0, 0, 0]

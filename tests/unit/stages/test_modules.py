@@ -18,6 +18,7 @@ from lightning_mmrl.data.collate import EncodedSample, collate_targets
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.pool import InlineRewards
+from lightning_mmrl.rollout.hf import HFEngine
 from lightning_mmrl.rollout.scripted import ScriptedEngine
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.stages.ending import Ending
@@ -107,6 +108,75 @@ def fit(module, encoder, tmp_path, num_batches=1):
     batch = omni.prompts(encoder)
     trainer(tmp_path).fit(module, DataLoader([batch] * num_batches, batch_size=None))
     return batch
+
+
+class Counts:
+    """Numbers without a meaning, so that every group has a signal."""
+
+    def __call__(self, sample, completion):
+        return float(sum(completion.text.encode()) % 7)
+
+
+@pytest.mark.parametrize("freeze", [[], ["vision", "audio"], ["text"]])
+def test_an_iteration_runs_each_tower_and_prefills_each_prompt_once(model, tmp_path, freeze):
+    """However many completions, microbatches and passes: towers and prompts are not computed again."""
+    encoder, policy = model
+    policy.freeze(freeze)
+    algorithm = Algorithm(
+        advantage=GroupNormalized(),
+        loss=PPOClip(),
+        aggregation=TokenMean(),
+        group_size=4,
+        update=UpdateSettings(tokens_per_microbatch=150),
+    )
+    module = rl_module(model, tmp_path, reward=Counts(), algorithm=algorithm)
+    module.engine = HFEngine(
+        policy,
+        decode=encoder.decode,
+        eos_token_ids=encoder.eos_token_ids,
+        pad_token_id=encoder.pad_token_id,
+        max_new_tokens=5,
+    )
+    towers, passes, decoder = [], [], []
+    hooks = [tower.register_forward_hook(lambda *_: towers.append(1)) for tower in policy.media.backbone.towers]
+    hooks.append(policy.register_forward_hook(lambda *_: passes.append(len(decoder))))
+    first_layer = policy.model.model.layers[0]
+    hooks.append(first_layer.register_forward_hook(lambda _, inputs, __: decoder.append(inputs[0].shape[1])))
+    before = weights(policy)
+    batch = fit(module, encoder, tmp_path)
+    for hook in hooks:
+        hook.remove()
+    assert changed(policy, before)
+    prompt_tokens = int(batch.prompt_mask.sum())
+    scored = [decoder[at - 1] for at in passes]
+    steps = decoder[1 : passes[0] - 1]
+    num_completion_tokens = int(module.latest["train/tokens"])
+    assert len(towers) == 2
+    assert len(scored) > 1
+    assert decoder[0] == prompt_tokens
+    assert len(steps) == 4
+    assert max(steps) <= 4 * len(batch.samples)
+    assert sum(scored) == prompt_tokens + num_completion_tokens
+
+
+def test_further_updates_run_trainable_towers_again(model, tmp_path):
+    encoder, policy = model
+    module = rl_module(model, tmp_path, algorithm=two_updates())
+    towers = []
+    hook = policy.model.visual.register_forward_hook(lambda *_: towers.append(1))
+    fit(module, encoder, tmp_path)
+    hook.remove()
+    assert len(towers) == 1 + 2
+
+
+def two_updates():
+    return Algorithm(
+        advantage=GroupNormalized(),
+        loss=PPOClip(),
+        aggregation=TokenMean(),
+        group_size=2,
+        update=UpdateSettings(num_epochs=2),
+    )
 
 
 def test_an_iteration_raises_what_is_rewarded(model, tmp_path):
