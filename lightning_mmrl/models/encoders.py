@@ -1,5 +1,7 @@
 """Media towers: run once per prompt, checked before and after, their outputs carried by the prompts."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -7,9 +9,14 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from lightning_mmrl.models.feature_cache import FeatureCache, digest
 from lightning_mmrl.models.integrity import MediaCounter, Rows, check_features, checked_rows
 from lightning_mmrl.types.batches import MediaInputs, PromptBatch
+
+UNDECISIVE = ("_name_or_path", "dtype")
+"""Settings of a tower that its output does not depend on, or that its weights show."""
 
 
 class MediaBackbone(MediaCounter, Protocol):
@@ -25,15 +32,20 @@ class MediaEncoder:
     """Runs the towers of a model on prompts whose placeholders are backed by their media.
 
     Attributes:
+        cache: Outputs of frozen towers on disk, if they are kept; not used while a tower trains.
         tower_prompts: Prompts that entered a tower since `take_counters`.
+        cache_hits: Prompts that did not because their features were on disk.
 
     Args:
         backbone: The loaded model.
+        cache: See above.
     """
 
-    def __init__(self, backbone: MediaBackbone) -> None:
+    def __init__(self, backbone: MediaBackbone, cache: FeatureCache | None = None) -> None:
         self.backbone = backbone
+        self.cache = cache
         self.tower_prompts = 0
+        self.cache_hits = 0
 
     @property
     def towers_train(self) -> bool:
@@ -66,13 +78,37 @@ class MediaEncoder:
         Raises:
             MediaError: As in `features`.
         """
-        return self.with_features(prompts)
+        if self.cache is None or self.towers_train or prompts.media.features:
+            return self.with_features(prompts)
+        return self._encode_with(self.cache, prompts)
 
     def take_counters(self) -> dict[str, int]:
         """What has happened since the last call."""
-        counters = {"tower_prompts": self.tower_prompts}
-        self.tower_prompts = 0
+        counters = {"tower_prompts": self.tower_prompts, "cache_hits": self.cache_hits}
+        self.tower_prompts = self.cache_hits = 0
         return counters
+
+    def _encode_with(self, cache: FeatureCache, prompts: PromptBatch) -> PromptBatch:
+        """As `encode`; only prompts whose features are not on disk enter the towers."""
+        rows, device = checked_rows(self.backbone, prompts), prompts.input_ids.device
+        keys = prompts.media.keys or ("",) * len(prompts.samples)
+        precision = _precision(device)
+        own = [{kind: counts[row] for kind, counts in rows.items() if counts[row]} for row in range(len(keys))]
+        known = {row: cache.get(keys[row], precision, own[row]) for row in range(len(keys)) if keys[row] and own[row]}
+        found = {row: features for row, features in known.items() if features is not None}
+        self.cache_hits += len(found)
+        missing = [row for row in range(len(keys)) if own[row] and row not in found]
+        if missing:
+            fresh = self.with_features(prompts.select(missing)).media
+            for place, row in enumerate(missing):
+                found[row] = fresh.select([place]).features
+                if keys[row]:
+                    cache.put(keys[row], precision, found[row])
+        joined = {
+            kind: torch.cat([found[row][kind].to(device) for row in range(len(keys)) if kind in own[row]])
+            for kind in rows
+        }
+        return _carrying(prompts, joined, rows)
 
     def _run(self, prompts: PromptBatch, rows: Rows) -> Mapping[str, Tensor]:
         if not rows:
@@ -149,6 +185,24 @@ class TowerGraph:
     def _refuse_if_spent(self) -> None:
         if self._spent:
             raise RuntimeError("the towers were differentiated already; another update needs another run of them")
+
+
+def tower_fingerprint(backbone: MediaBackbone) -> str:
+    """Hash of all that decides what towers make of media: their configuration, and every weight with its precision."""
+    total = hashlib.sha256()
+    for tower in backbone.towers:
+        if isinstance(tower, PreTrainedModel):
+            config = {key: value for key, value in tower.config.to_dict().items() if key not in UNDECISIVE}
+            total.update(json.dumps(config, sort_keys=True, default=str).encode())
+        total.update(digest(tower.state_dict()))
+    return total.hexdigest()
+
+
+def _precision(device: torch.device) -> str:
+    """What decides the precision of towers beside that of their weights."""
+    if torch.is_autocast_enabled(device.type):
+        return f"autocast {torch.get_autocast_dtype(device.type)}"
+    return "as their weights"
 
 
 def _carrying(prompts: PromptBatch, features: Mapping[str, Tensor], rows: Rows) -> PromptBatch:

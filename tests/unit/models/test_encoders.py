@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from lightning_mmrl.errors import MediaError
-from lightning_mmrl.models.encoders import MediaEncoder
+from lightning_mmrl.models.encoders import MediaEncoder, tower_fingerprint
+from lightning_mmrl.models.feature_cache import FeatureCache
 
 NAMES = ("qwen2_5_omni", "qwen2_5_vl")
 
@@ -37,8 +38,9 @@ def runs(model):
     backbone.model.requires_grad_(True)
 
 
-def with_media(batch):
-    return sum(map(any, zip(*batch.media.counts.values(), strict=True)))
+def owners(batch):
+    """Rows of prompts with media."""
+    return [row for row in range(len(batch.samples)) if any(counts[row] for counts in batch.media.counts.values())]
 
 
 def test_features_are_the_towers_and_follow_the_gradient_mode(model):
@@ -76,9 +78,9 @@ def test_prompts_are_counted_where_they_enter_a_tower(model):
     media = MediaEncoder(backbone)
     ready = media.encode(batch)
     media.features(ready.select([0]))
-    assert 0 < with_media(batch) < len(batch.samples)
-    assert media.take_counters() == {"tower_prompts": with_media(batch)}
-    assert media.take_counters() == {"tower_prompts": 0}
+    assert 0 < len(owners(batch)) < len(batch.samples)
+    assert media.take_counters() == {"tower_prompts": len(owners(batch)), "cache_hits": 0}
+    assert media.take_counters() == {"tower_prompts": 0, "cache_hits": 0}
 
 
 def test_text_alone_enters_no_tower(model, runs):
@@ -90,7 +92,7 @@ def test_text_alone_enters_no_tower(model, runs):
     assert ready.media.features == {}
     assert media.features(ready.select([1])) == {}
     assert not runs
-    assert media.take_counters() == {"tower_prompts": 0}
+    assert media.take_counters() == {"tower_prompts": 0, "cache_hits": 0}
 
 
 def test_towers_train_until_every_one_is_frozen(model, runs):
@@ -118,3 +120,143 @@ def test_towers_do_not_run_on_prompts_that_are_not_backed(model, runs, use):
     with pytest.raises(MediaError, match=r"^sample p0: \d image placeholders but \d image feature rows"):
         getattr(MediaEncoder(backbone), use)(replace(batch, input_ids=ids))
     assert not runs
+
+
+@pytest.fixture
+def keyed(model):
+    """The batch with a key for the media of each prompt but the last one."""
+    _, _, batch = model
+    keys = tuple(f"key{row}" for row in range(len(batch.samples) - 1))
+    return replace(batch, media=replace(batch.media, keys=(*keys, "")))
+
+
+@pytest.fixture
+def frozen(model, runs):
+    """The backbone with frozen towers."""
+    _, backbone, _ = model
+    for tower in backbone.towers:
+        tower.requires_grad_(False)
+    return backbone
+
+
+def cached(backbone, directory):
+    store = FeatureCache(directory, max_bytes=2**30, towers=tower_fingerprint(backbone))
+    return MediaEncoder(backbone, store)
+
+
+def assert_equal(found, wanted):
+    assert found.media.counts == wanted.media.counts
+    for kind, rows in wanted.media.features.items():
+        torch.testing.assert_close(found.media.features[kind], rows, rtol=0, atol=1e-9)
+
+
+def test_what_is_on_disk_enters_no_tower(model, frozen, keyed, runs, tmp_path):
+    first, second = cached(frozen, tmp_path), cached(frozen, tmp_path)
+    chosen = keyed.select(list(range(len(keyed.samples) - 1)))
+    num_owners = len(owners(chosen))
+    ready = first.encode(chosen)
+    assert first.take_counters() == {"tower_prompts": num_owners, "cache_hits": 0}
+    assert len(list(tmp_path.rglob("*.safetensors"))) == num_owners
+    del runs[:]
+    again = second.encode(chosen)
+    assert not runs
+    assert second.take_counters() == {"tower_prompts": 0, "cache_hits": num_owners}
+    assert_equal(again, MediaEncoder(frozen).encode(chosen))
+    for kind, rows in ready.media.features.items():
+        assert torch.equal(again.media.features[kind], rows)
+
+
+def test_only_the_missing_media_enter_a_tower(model, frozen, keyed, tmp_path, monkeypatch):
+    media = cached(frozen, tmp_path)
+    media.encode(keyed.select([3, 1]))
+    num_known, num_owners = len(owners(keyed.select([3, 1]))), len(owners(keyed))
+    assert 0 < num_known < num_owners
+    assert media.take_counters()["tower_prompts"] == num_known
+    entered, real = [], frozen.media_features
+    monkeypatch.setattr(frozen, "media_features", lambda inputs: entered.append(inputs) or real(inputs))
+    ready = media.encode(keyed)
+    [inputs] = entered
+    rest = [row for row in owners(keyed) if row not in (1, 3)]
+    wanted = keyed.media.select(rest)
+    assert inputs.tensors.keys() == wanted.tensors.keys()
+    assert all(torch.equal(inputs.tensors[key], wanted.tensors[key]) for key in wanted.tensors)
+    assert media.take_counters() == {"tower_prompts": num_owners - num_known, "cache_hits": num_known}
+    assert_equal(ready, MediaEncoder(frozen).encode(keyed))
+    assert not any(rows.requires_grad for rows in ready.media.features.values())
+
+
+def test_media_without_a_key_are_never_stored(model, frozen, keyed, tmp_path):
+    media = cached(frozen, tmp_path)
+    for batch in (keyed.select([len(keyed.samples) - 1]), replace(keyed, media=replace(keyed.media, keys=()))):
+        for _ in range(2):
+            media.encode(batch)
+        assert media.take_counters() == {"tower_prompts": 2 * len(owners(batch)), "cache_hits": 0}
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_damaged_entry_is_computed_anew(model, frozen, keyed, tmp_path, caplog):
+    cached(frozen, tmp_path).encode(keyed)
+    [path, *_] = tmp_path.rglob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+    media = cached(frozen, tmp_path)
+    assert_equal(media.encode(keyed), MediaEncoder(frozen).encode(keyed))
+    assert "are damaged" in caplog.text
+    assert media.take_counters()["tower_prompts"] == 2  # this one, and the one without a key
+    media.encode(keyed)
+    assert media.take_counters()["tower_prompts"] == 1
+
+
+def test_another_precision_or_another_weight_finds_nothing(model, frozen, keyed, tmp_path):
+    cached(frozen, tmp_path).encode(keyed)
+    with torch.autocast("cpu", torch.bfloat16):
+        media = cached(frozen, tmp_path)
+        media.encode(keyed)
+        assert media.take_counters()["cache_hits"] == 0
+    weight = next(frozen.towers[0].parameters()).view(-1)[0]
+    before = weight.clone()
+    weight.add_(1)
+    media = cached(frozen, tmp_path)
+    media.encode(keyed)
+    assert media.take_counters()["cache_hits"] == 0
+    weight.copy_(before)
+    media = cached(frozen, tmp_path)
+    media.encode(keyed)
+    assert media.take_counters()["tower_prompts"] == 1
+
+
+def test_a_tower_that_trains_is_not_cached(model, keyed, tmp_path):
+    _, backbone, _ = model
+    media = cached(backbone, tmp_path)
+    media.encode(keyed)
+    media.encode(keyed)
+    assert media.take_counters() == {"tower_prompts": 2 * len(owners(keyed)), "cache_hits": 0}
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_the_guard_stands_before_the_cache(model, frozen, keyed, tmp_path):
+    media = cached(frozen, tmp_path)
+    media.encode(keyed)
+    ids = keyed.input_ids.clone()
+    ids[0, -1] = frozen.placeholder_ids["image"]
+    with pytest.raises(MediaError, match=r"^sample p0: \d image placeholders but \d image feature rows"):
+        media.encode(replace(keyed, input_ids=ids))
+
+
+def test_the_fingerprint_is_of_all_that_decides_the_output_and_nothing_else(tmp_path):
+    name = "qwen2_5_omni"
+    folder = families.build(name, tmp_path)
+    _, backbone = load(name, folder)
+    known = tower_fingerprint(backbone)
+    assert tower_fingerprint(load(name, folder)[1]) == known
+    with torch.no_grad():
+        backbone.head.weight.add_(1)
+    assert tower_fingerprint(backbone) == known
+    found = [tower_fingerprint(families.FAMILIES[name].backbone.from_checkpoint(folder, dtype=torch.bfloat16))]
+    for tower in backbone.towers:
+        with torch.no_grad():
+            last = list(tower.parameters())[-1].view(-1)
+            last[-1] = last[-1].nextafter(torch.tensor(9.0, dtype=last.dtype))
+        found.append(tower_fingerprint(backbone))
+    backbone.towers[0].config.window_size *= 2
+    found.append(tower_fingerprint(backbone))
+    assert len({known, *found}) == len(found) + 1
