@@ -10,7 +10,7 @@ A forward pass without a layout is the stock one.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -184,9 +184,7 @@ class _Plan:
             exact.setdefault(branch[1], []).append(branch)
         for same in exact.values():
             for blocks in _similar(same, lambda branch: branch[3]):
-                queries, filler = _index([(start, length) for _, _, start, length in blocks])
-                keys, _ = _index([(start, length) for start, length, _, _ in blocks])
-                tiles.append(Tile(queries=queries, keys=keys, causal=False, filler=filler))
+                tiles.append(_tile([block[2:] for block in blocks], [block[:2] for block in blocks]))
         return tiles
 
     def _branch(self, prompt: tuple[int, int], completion: int, lengths: Sequence[int]) -> int:
@@ -226,11 +224,18 @@ def prompt_tiles(lengths: Sequence[int], device: torch.device) -> tuple[tuple[Ti
 
 
 def _causal_tiles(runs: Sequence[tuple[int, int]]) -> list[Tile]:
-    tiles = []
-    for blocks in _similar(runs, lambda run: run[1]):
-        index, filler = _index(blocks)
-        tiles.append(Tile(queries=index, keys=index, causal=True, filler=filler))
-    return tiles
+    return [_tile(blocks, None) for blocks in _similar(runs, lambda run: run[1])]
+
+
+def _tile(queries: Sequence[tuple[int, int]], keys: Sequence[tuple[int, int]] | None) -> Tile:
+    """A tile of runs (start, length) against others, or against themselves."""
+    index, filler = _index(queries)
+    start = queries[0][0] if len(queries) == 1 else None
+    if keys is None:
+        return Tile(queries=index, keys=index, causal=True, filler=filler, query_start=start, key_start=start)
+    key_start = keys[0][0] if len(keys) == 1 else None
+    key_index, _ = _index(keys)
+    return Tile(queries=index, keys=key_index, causal=False, filler=filler, query_start=start, key_start=key_start)
 
 
 def _starts(lengths: Sequence[int]) -> list[int]:
@@ -263,4 +268,4 @@ def _moved(tile: Tile, device: torch.device) -> Tile:
     queries = tile.queries.to(device)
     keys = queries if tile.causal else tile.keys.to(device)
     filler = None if tile.filler is None else tile.filler.to(device)
-    return Tile(queries=queries, keys=keys, causal=tile.causal, filler=filler)
+    return replace(tile, queries=queries, keys=keys, filler=filler)

@@ -32,13 +32,24 @@ class Tile:
 
     `filler` is True where a slot of a shorter block only fills up the tile: it repeats the block's last token, and what
     is computed there is dropped. A causal tile attends to itself (`keys` is `queries`, fillers come last and are seen
-    by fillers alone); the keys of another tile have no fillers.
+    by fillers alone); the keys of another tile have no fillers. `query_start` and `key_start` may say where a single
+    block of neighbouring tokens begins, which spares copies.
     """
 
     queries: Int[Tensor, "b L"]
     keys: Int[Tensor, "b M"]
     causal: bool
     filler: Bool[Tensor, "b L"] | None = None
+    query_start: int | None = None
+    key_start: int | None = None
+
+    def query_blocks(self, tokens: Float[Tensor, "T H d"]) -> Float[Tensor, "b H L d"]:
+        """What the tile's queries are of a row."""
+        return _blocks(tokens, self.queries, self.query_start)
+
+    def key_blocks(self, tokens: Float[Tensor, "T K d"]) -> Float[Tensor, "b K M d"]:
+        """What the tile's keys are of a row."""
+        return _blocks(tokens, self.keys, self.key_start)
 
 
 def attend(
@@ -95,7 +106,7 @@ class _TiledAttention(torch.autograd.Function):
         total = query.new_empty(query.shape[:2], dtype=precision)
         extras = []
         for tile in tiles:
-            blocks = _blocks(query, tile.queries), _blocks(key, tile.keys), _blocks(value, tile.keys)
+            blocks = tile.query_blocks(query), tile.key_blocks(key), tile.key_blocks(value)
             part, logsumexp, extra = kernel.forward(*blocks, tile.causal, scale)
             extras.append(extra)
             rows, part = _tokens(tile, part.transpose(1, 2))
@@ -116,19 +127,31 @@ class _TiledAttention(torch.autograd.Function):
         kernel, grad_output = _kernel(query), grads[0]
         sums = [torch.zeros_like(tensor, memory_format=torch.contiguous_format) for tensor in (query, key, value)]
         for tile, extra in zip(ctx.tiles, ctx.extras, strict=True):
-            grad_block = _blocks(grad_output, tile.queries)
+            grad_block = tile.query_blocks(grad_output)
             if tile.filler is not None:
                 grad_block = grad_block.masked_fill(tile.filler[:, None, :, None], 0.0)
-            saved = (_blocks(output, tile.queries), _blocks(total.unsqueeze(-1), tile.queries).squeeze(-1))
-            blocks = _blocks(query, tile.queries), _blocks(key, tile.keys), _blocks(value, tile.keys)
+            saved = (tile.query_blocks(output), tile.query_blocks(total.unsqueeze(-1)).squeeze(-1))
+            blocks = tile.query_blocks(query), tile.key_blocks(key), tile.key_blocks(value)
             parts = kernel.backward(grad_block, *blocks, *saved, tile.causal, ctx.scale, extra)
-            for grad_sum, part, index in zip(sums, parts, (tile.queries, tile.keys, tile.keys), strict=True):
-                grad_sum.index_add_(0, index.flatten(), part.transpose(1, 2).flatten(0, 1).to(grad_sum.dtype))
+            _add(sums[0], parts[0], tile.queries, tile.query_start)
+            for grad_sum, part in zip(sums[1:], parts[1:], strict=True):
+                _add(grad_sum, part, tile.keys, tile.key_start)
         return (*sums, None, None)
 
 
-def _blocks(tokens: Float[Tensor, "T H d"], index: Int[Tensor, "b L"]) -> Float[Tensor, "b H L d"]:
+def _blocks(tokens: Float[Tensor, "T H d"], index: Int[Tensor, "b L"], start: int | None) -> Float[Tensor, "b H L d"]:
+    if start is not None:
+        return tokens.narrow(0, start, index.shape[1]).transpose(0, 1).unsqueeze(0)
     return tokens.index_select(0, index.flatten()).unflatten(0, index.shape).transpose(1, 2)
+
+
+def _add(
+    total: Float[Tensor, "T H d"], blocks: Float[Tensor, "b H L d"], index: Int[Tensor, "b L"], start: int | None
+) -> None:
+    if start is not None:
+        total.narrow(0, start, index.shape[1]).add_(blocks[0].transpose(0, 1))
+    else:
+        total.index_add_(0, index.flatten(), blocks.transpose(1, 2).flatten(0, 1).to(total.dtype))
 
 
 def _tokens(tile: Tile, values: Float[Tensor, "b L ..."]) -> tuple[Int[Tensor, " n"], Float[Tensor, "n ..."]]:

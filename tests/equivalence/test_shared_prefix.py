@@ -157,7 +157,7 @@ def test_control_a_leak_between_siblings(family, monkeypatch):
         branches = [tile for tile in row.layout.tiles if not tile.causal]
         inside = torch.cat([tile.queries.flatten() for tile in branches])
         own = [t for t in row.layout.tiles if t.causal and not torch.isin(t.queries, inside).any()]
-        tails = [replace(tile, keys=tile.queries, causal=True) for tile in branches]
+        tails = [replace(tile, keys=tile.queries, causal=True, key_start=tile.query_start) for tile in branches]
         mixed = [t for t in row.layout.tiles if t.causal and torch.isin(t.queries, inside).any()]
         rest = [_without(tile, inside) for tile in mixed]
         return _with_tiles(row, [*own, *(tile for tile in rest if tile is not None), *tails, *branches])
@@ -176,7 +176,9 @@ def _without(tile, tokens):
 def test_control_a_leak_between_groups(family, monkeypatch):
     def leak(row):
         """Completions see their prompt without its first token and with the first one of the next prompt."""
-        return _with_tiles(row, [t if t.causal else replace(t, keys=t.keys + 1) for t in row.layout.tiles])
+        return _with_tiles(
+            row, [t if t.causal else replace(t, keys=t.keys + 1, key_start=None) for t in row.layout.tiles]
+        )
 
     assert _error(family, monkeypatch, leak) > 0.01
 

@@ -33,10 +33,10 @@ def tree():
     )
     prompt, alone = torch.arange(5)[None], torch.arange(10, 14)[None]
     tiles = [
-        Tile(queries=prompt, keys=prompt, causal=True),
+        Tile(queries=prompt, keys=prompt, causal=True, query_start=0, key_start=0),
         Tile(queries=alone, keys=alone, causal=True),
         own,
-        Tile(queries=torch.arange(5, 10)[None], keys=prompt, causal=False),
+        Tile(queries=torch.arange(5, 10)[None], keys=prompt, causal=False, key_start=0),
     ]
     allowed = torch.zeros(14, 14, dtype=torch.bool)
     for start, end in ((0, 5), (5, 8), (8, 10), (10, 14)):
