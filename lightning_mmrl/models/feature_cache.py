@@ -35,8 +35,8 @@ class FeatureCache:
     all, and one that another process evicts is a miss. Each holds a hash of its tensors; a damaged one is dropped with
     a warning. A folder that cannot be written, or a full disk, is warned of once; the run goes on without storing.
 
-    At most `max_bytes` are used, also by eight processes at once if no entry is larger than a 64th of that. Entries read
-    least recently leave first; reading one renews the modification time of its file.
+    At most `max_bytes` are used, also by eight processes at once if no entry is larger than a 64th of that. What was
+    read least recently leaves first; reading renews the modification time of a file.
 
     **Deviation**: rows that were computed in another batch may differ from freshly computed ones by rounding.
 
@@ -67,11 +67,9 @@ class FeatureCache:
         features = _opened(content, rows)
         if features is None:
             _log.warning("Cached features %s are damaged; they are dropped and computed anew.", path)
-            path.unlink(missing_ok=True)
-            return None
-        # Where it may not be touched, an entry only leaves earlier.
+        # In a folder that may only be read, damaged entries stay misses, and nothing has to leave.
         with suppress(OSError):
-            os.utime(path)
+            path.unlink() if features is None else os.utime(path)
         return features
 
     def put(self, media_key: str, precision: str, features: Mapping[str, Tensor]) -> None:
