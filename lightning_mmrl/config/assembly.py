@@ -21,6 +21,8 @@ from lightning_mmrl.data.media.guard import GuardedDecoder
 from lightning_mmrl.data.prepared import MediaPipeline, Quarantined
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.evaluation.consistency import CueLexicon
+from lightning_mmrl.models.encoders import MediaEncoder, tower_fingerprint
+from lightning_mmrl.models.feature_cache import FeatureCache
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.prompts.template import PromptTemplate
@@ -100,6 +102,17 @@ class Assembly:
         node = self.config.model.family["backbone"]
         backbone = targets.build(node, "model.family.backbone", checkpoint=str(checkpoint), dtype=dtype)
         return Policy(backbone, banned_token_ids=encoder.banned_token_ids(), temperature=temperature)
+
+    def feature_cache(self, stage: str, media: MediaEncoder) -> FeatureCache | None:
+        """Where a stage keeps the outputs of its towers: nowhere if there is no cache, no tower, or one that trains."""
+        settings = self.config.model.feature_cache
+        if settings is None or not media.backbone.towers:
+            return None
+        if media.towers_train:
+            self.console.say(f"stage {stage} trains a media tower, so it does not use model.feature_cache")
+            return None
+        towers = tower_fingerprint(media.backbone)
+        return FeatureCache(Path(settings.directory), max_bytes=settings.max_bytes, towers=towers)
 
     def examiner(self, policy: Policy, encoder: Any) -> Examiner:
         """Greedy answers, judged."""

@@ -23,7 +23,8 @@ from lightning_mmrl.prompts.template import PromptTemplate
 
 KINDS = ("sft", "rl")
 RL_PARTS = ("algorithm", "sampling", "rewards")
-FREEZABLE = ("vision", "audio", "text")
+TOWERS = ("vision", "audio")
+FREEZABLE = (*TOWERS, "text")
 FAMILY = ("backbone", "encoder")
 MAX_SEED = 2**31
 MAX_NAME = 100
@@ -73,6 +74,7 @@ def check_values(config: RootConfig) -> None:
     for name in config.order:
         _check_stage(f"stages.{name}", config.stages[name])
         _check_bounds(f"stages.{name}", config.stages[name], config)
+    _check_feature_cache(config)
 
 
 def require(valid: object, key: str, value: object, rule: str) -> None:
@@ -105,6 +107,20 @@ def check_name(key: str, name: object) -> None:
     rule = f"letters, digits, '.', '_' and '-', not starting with '.' or '-', at most {MAX_NAME} characters"
     valid = re.fullmatch(r"\w[\w.-]*", str(name)) and len(str(name)) <= MAX_NAME
     require(valid, key if key == "run_name" else f"a name in {key}", name, rule)
+
+
+def _check_feature_cache(config: RootConfig) -> None:
+    """Refuses a cache that no stage could use; the outputs of a tower that trains are out of date after a step."""
+    cache = config.model.feature_cache
+    if cache is None:
+        return
+    _not_empty(cache, "model.feature_cache.", "directory")
+    _at_least_one(cache, "model.feature_cache", "max_bytes")
+    if not any(set(TOWERS) & set(config.stages[name].freeze) for name in config.order):
+        raise ConfigError(
+            "model.feature_cache is set, and no stage freezes its media towers; add vision and audio, as far as the "
+            "model has them, to stages.NAME.freeze, or set model.feature_cache=null"
+        )
 
 
 def _check_data(config: RootConfig) -> None:

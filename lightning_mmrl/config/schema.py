@@ -7,6 +7,16 @@ from omegaconf import MISSING
 
 
 @dataclass
+class FeatureCacheConfig:
+    """Outputs of frozen media towers, kept on disk for later passes, stages and runs."""
+
+    directory: str = MISSING
+    """Folder of the cache; any number of runs may share it."""
+    max_bytes: int = 21_474_836_480
+    """Bound on the folder; what was used least recently is removed."""
+
+
+@dataclass
 class ModelConfig:
     """The base model: a hub id or folder, or a recipe that builds one."""
 
@@ -18,6 +28,8 @@ class ModelConfig:
     """`_target_` that builds the folder `checkpoint` if it does not exist; None for a checkpoint that exists."""
     dtype: str = "float32"
     """Parameter type in memory: float32, bfloat16 or float64."""
+    feature_cache: FeatureCacheConfig | None = None
+    """Where stages that freeze all media towers keep the outputs of these; null: they are computed in every pass."""
 
 
 @dataclass

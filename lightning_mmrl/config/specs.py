@@ -89,7 +89,9 @@ def _decisive(config: RootConfig, name: str) -> dict[str, Any]:
     stage["trainer"] = {"precision": config.stages[name].trainer.precision}
     data = asdict(config.data)
     data["media"] = {"num_frames": config.data.media.num_frames}
-    shared = {"seed": config.seed, "model": asdict(config.model), "data": data, "prompt": asdict(config.prompt)}
+    model = asdict(config.model)
+    del model["feature_cache"]
+    shared = {"seed": config.seed, "model": model, "data": data, "prompt": asdict(config.prompt)}
     return flattened({**shared, "stage": stage})
 
 

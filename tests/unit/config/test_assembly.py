@@ -2,16 +2,23 @@
 
 import json
 
-from lightning_mmrl.config.assembly import ConsoleMonitor, training_sources
+import families
+import pytest
+
+from lightning_mmrl.config.assembly import Assembly, ConsoleMonitor, training_sources
 from lightning_mmrl.config.compose import compose
 from lightning_mmrl.data.prepared import Quarantined
+from lightning_mmrl.models.encoders import MediaEncoder
 
 
 class Console:
-    """Says nothing."""
+    """Remembers what is said."""
+
+    def __init__(self):
+        self.said = []
 
     def say(self, text):
-        pass
+        self.said.append(text)
 
 
 def test_the_limit_of_a_stage_is_that_of_its_sources_unless_they_have_their_own():
@@ -39,3 +46,31 @@ def test_a_sample_that_is_left_out_again_is_written_down_once(tmp_path):
         ("a.jsonl", "z"),
         ("b.jsonl", "x"),
     ]
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    folder = families.build("qwen2_5_omni", tmp_path_factory.mktemp("omni"))
+    return families.FAMILIES["qwen2_5_omni"].backbone.from_checkpoint(folder)
+
+
+@pytest.mark.parametrize("num_frozen", [0, 1, 2])
+def test_a_stage_keeps_the_outputs_of_its_towers_if_all_of_them_are_frozen(num_frozen, backbone, tmp_path):
+    cache = f"+model.feature_cache={{directory: {tmp_path / 'features'}, max_bytes: 1000}}"
+    parts = Assembly(config=compose(["stages.reason.freeze=[vision,audio]", cache]), console=Console())
+    for number, tower in enumerate(backbone.towers):
+        tower.requires_grad_(number >= num_frozen)
+    found = parts.feature_cache("reason", MediaEncoder(backbone))
+    if num_frozen == len(backbone.towers):
+        assert found is not None
+        assert parts.console.said == []
+    else:
+        assert found is None
+        assert parts.console.said == ["stage reason trains a media tower, so it does not use model.feature_cache"]
+
+
+def test_there_is_no_feature_cache_unless_it_is_asked_for(backbone):
+    parts = Assembly(config=compose([]), console=Console())
+    backbone.model.requires_grad_(False)
+    assert parts.feature_cache("reason", MediaEncoder(backbone)) is None
+    assert parts.console.said == []

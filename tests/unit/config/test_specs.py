@@ -37,3 +37,10 @@ def test_sources_are_told_apart_by_their_names(tmp_path):
     both = f"+{key}.sources={{one: {{manifest: a.jsonl}}, two: {{manifest: a.jsonl}}, none: {{manifest: b.jsonl}}}}"
     content = specs(tmp_path, f"{key}.manifest=null", both)[1].content
     assert {name for name in content if name.endswith(".jsonl")} == {"data.one/a.jsonl", "data.two/a.jsonl"}
+
+
+def test_a_feature_cache_is_no_change_of_a_stage(tmp_path):
+    frozen = "stages.reason.freeze=[vision,audio]"
+    before = {spec.name: spec.content for spec in specs(tmp_path, frozen)}
+    cache = "+model.feature_cache={directory: features}"
+    assert describe_changes(before, specs(tmp_path, frozen, cache)) == []
