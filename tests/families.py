@@ -13,9 +13,17 @@ from lightning_mmrl.models.families.qwen2 import Qwen2, Qwen2Encoder
 from lightning_mmrl.models.families.qwen2_5_omni import OmniEncoder, OmniThinker
 from lightning_mmrl.models.families.qwen2_5_vl import Qwen25VL, Qwen25VLEncoder
 from lightning_mmrl.models.families.qwen2_vl import Qwen2VL, Qwen2VLEncoder
+from lightning_mmrl.models.families.qwen3 import Qwen3, Qwen3Encoder
+from lightning_mmrl.models.families.qwen3_vl import Qwen3VL, Qwen3VLEncoder
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.models.tiny import build_tiny_omni
-from lightning_mmrl.models.tiny_qwen import build_tiny_qwen2, build_tiny_qwen2_5_vl, build_tiny_qwen2_vl
+from lightning_mmrl.models.tiny_qwen import (
+    build_tiny_qwen2,
+    build_tiny_qwen2_5_vl,
+    build_tiny_qwen2_vl,
+    build_tiny_qwen3,
+    build_tiny_qwen3_vl,
+)
 
 SECONDS_PER_GRID = 2 / (4 / 1.5)
 """Of the noise clips: four frames in 1.5 s, two frames per temporal patch."""
@@ -112,6 +120,25 @@ FAMILIES = {
         build=build_tiny_qwen2,
         encoder=Qwen2Encoder,
         backbone=Qwen2,
+        contents=("Which emotion?", "angry", "Which emotion? angry, user"),
+        stock_inputs=lambda config, ids, media: {},
+        stock_positions=_text_positions,
+        sizes=SIZES,
+    ),
+    "qwen3_vl": Family(
+        build=build_tiny_qwen3_vl,
+        encoder=Qwen3VLEncoder,
+        backbone=Qwen3VL,
+        contents=VISION_CONTENTS,
+        stock_inputs=lambda config, ids, media: {"mm_token_type_ids": _token_types(config, ids)},
+        stock_positions=_vision_positions,
+        # What the tower adds behind the second layer shows in other tokens' states from the third on.
+        sizes={**SIZES, "num_layers": 3, "tower_size": 32},
+    ),
+    "qwen3": Family(
+        build=build_tiny_qwen3,
+        encoder=Qwen3Encoder,
+        backbone=Qwen3,
         contents=("Which emotion?", "angry", "Which emotion? angry, user"),
         stock_inputs=lambda config, ids, media: {},
         stock_positions=_text_positions,

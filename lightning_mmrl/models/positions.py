@@ -66,7 +66,6 @@ class MediaLayout:
         merge_size: Patches along each side of a picture that make one feature row.
         clock: How a clip's time becomes temporal positions.
         stock_counts_time: What transformers does with this family's clips: False if it goes on behind the longer side.
-        apart: True if text stands between the temporal patches of a clip, each of which is then a picture.
         chunk: Positions in a turn of a clip that is interleaved with its sound.
     """
 
@@ -74,18 +73,19 @@ class MediaLayout:
     merge_size: int = 2
     clock: Clock = patch_clock
     stock_counts_time: bool = False
-    apart: bool = False
     chunk: int = 50
 
-    def picture(self, grid: Sequence[int], kind: str = "image") -> Span:
+    def picture(self, grid: Sequence[int]) -> Span:
         """A picture of patches (1, height, width)."""
-        return self._grid(kind, torch.zeros(1, dtype=torch.long), grid)
+        return self._grid("image", torch.zeros(1, dtype=torch.long), grid)
 
-    def clip(self, grid: Sequence[int], seconds: Tensor) -> tuple[Span, ...]:
-        """A clip of patches (time, height, width): one span, or one for each temporal patch."""
-        if self.apart:
-            return (self.picture(grid, "video"),) * grid[0]
-        return (self._grid("video", self.clock(grid[0], seconds), grid),)
+    def clip(self, grid: Sequence[int], seconds: Tensor) -> Span:
+        """A clip of patches (time, height, width), `seconds` from one temporal patch to the next."""
+        return self._grid("video", self.clock(grid[0], seconds), grid)
+
+    def frames(self, grid: Sequence[int]) -> tuple[Span, ...]:
+        """A clip of patches (time, height, width) as pictures, between which text may stand."""
+        return (self._grid("video", torch.zeros(1, dtype=torch.long), grid),) * grid[0]
 
     def sound(self, num_tokens: int) -> Span:
         """A sound, which moves like text: one position per token of 40 ms."""
@@ -96,7 +96,7 @@ class MediaLayout:
 
         Both opening markers share a position, and so do both closing ones.
         """
-        [clip], sound = self.clip(grid, seconds), self.sound(num_tokens)
+        clip, sound = self.clip(grid, seconds), self.sound(num_tokens)
         offsets = torch.cat([clip.offsets, sound.offsets], dim=1)
         turns = _turns(clip.offsets[0].tolist(), range(num_tokens), self.chunk)
         order = torch.tensor([index for turn in turns for index in turn])

@@ -177,12 +177,12 @@ def save_random_model(
 def vision_processors(frame_size: int) -> tuple[Qwen2VLImageProcessor, Qwen2VLVideoProcessor]:
     """The processors of pictures and of clips, for square ones `frame_size` high and wide."""
     return (
-        Qwen2VLImageProcessor(size=_frame_bounds(frame_size)),
-        Qwen2VLVideoProcessor(size=_frame_bounds(frame_size), cap_pixels_per_frame=False),
+        Qwen2VLImageProcessor(size=frame_bounds(frame_size)),
+        Qwen2VLVideoProcessor(size=frame_bounds(frame_size), cap_pixels_per_frame=False),
     )
 
 
-def _frame_bounds(frame_size: int) -> dict[str, int]:
+def frame_bounds(frame_size: int) -> dict[str, int]:
     """The processors' bounds on the number of pixels that make square pictures `frame_size` high and wide."""
     # One pixel of play: with equal bounds, rounding in the processor's resizing makes some sizes a patch smaller.
     return {"shortest_edge": frame_size * frame_size - 1, "longest_edge": frame_size * frame_size + 1}

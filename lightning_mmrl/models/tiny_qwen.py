@@ -1,7 +1,7 @@
-"""Tiny, randomly initialised Qwen2-VL, Qwen2.5-VL and Qwen2.5 models with their real processors, built in code."""
+"""Tiny, randomly initialised models of the Qwen families but omni with their real processors, built in code."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,21 @@ from transformers import (
     Qwen2Tokenizer,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
+    Qwen2VLImageProcessor,
     Qwen2VLProcessor,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
 )
 
 from lightning_mmrl.models.tiny import (
     CHAT_TEMPLATE,
+    HEAD_DIM,
     MROPE,
+    frame_bounds,
     save_random_model,
     text_settings,
     train_tokenizer,
@@ -48,13 +57,17 @@ _RENAMED = {
 class TinyVisionBuilder:
     """Builds models of one vision-language family: its classes, and its names for the sizes of the vision tower.
 
-    `tower` maps the widths of the tower and of the text model to settings of the tower.
+    `tower` maps the widths of the tower and of the text model to settings of the tower, `processors` the size of frames
+    to the processors of pictures and clips. `unit` is the side in pixels of what becomes one feature row.
     """
 
     config: Any
     model: Any
     processor: Any
     tower: Callable[[int, int], dict[str, Any]]
+    text: Mapping[str, Any] = field(default_factory=lambda: {"rope_parameters": MROPE})
+    processors: Callable[[int], tuple[Any, Any]] = vision_processors
+    unit: int = 28
 
     def __call__(
         self,
@@ -65,7 +78,7 @@ class TinyVisionBuilder:
         hidden_size: int = 128,
         num_layers: int = 3,
         tower_size: int = 64,
-        frame_size: int = 56,
+        frame_size: int | None = None,
     ) -> Path:
         """Saves weights, processor, chat template and generation config to `directory`.
 
@@ -76,19 +89,33 @@ class TinyVisionBuilder:
             hidden_size: Width of the text model; a multiple of 32, the head dimension.
             num_layers: Decoder layers of the text model.
             tower_size: Width of the vision tower.
-            frame_size: Height and width in pixels that square pictures and frames are resized to; a multiple of 28.
+            frame_size: Height and width in pixels that square pictures and frames are resized to; a multiple of the
+                builder's unit, null for twice the unit.
         """
         tokenizer = _tokenizer(text)
         config = self.config(
-            text_config={**_text_settings(tokenizer, hidden_size, num_layers), "rope_parameters": dict(MROPE)},
+            text_config={**_text_settings(tokenizer, hidden_size, num_layers), **self.text},
             vision_config={"depth": 2, "num_heads": 2, **self.tower(tower_size, hidden_size)},
             tie_word_embeddings=True,
             **_vision_ids(tokenizer),
         )
         save_random_model(self.model, config, tokenizer, directory, seed)
-        images, videos = vision_processors(frame_size)
+        images, videos = self.processors(frame_size or 2 * self.unit)
         self.processor(images, tokenizer, videos, _chat_template()).save_pretrained(directory)
         return directory
+
+
+def _qwen3_processors(frame_size: int) -> tuple[Qwen2VLImageProcessor, Qwen3VLVideoProcessor]:
+    """Square pictures get this size; frames at most this size, however many a clip has."""
+    colors: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    videos = Qwen3VLVideoProcessor(
+        size={"shortest_edge": 32 * 32, "longest_edge": 1024 * frame_size * frame_size},
+        cap_pixels_per_frame=True,
+        max_video_tokens=(frame_size // 32) ** 2,
+        do_sample_frames=False,
+        **colors,
+    )
+    return Qwen2VLImageProcessor(patch_size=16, size=frame_bounds(frame_size), **colors), videos
 
 
 build_tiny_qwen2_5_vl = TinyVisionBuilder(
@@ -110,18 +137,49 @@ build_tiny_qwen2_vl = TinyVisionBuilder(
     processor=Qwen2VLProcessor,
     tower=lambda width, out: {"embed_dim": width, "mlp_ratio": 2, "hidden_size": out},
 )
+build_tiny_qwen3_vl = TinyVisionBuilder(
+    config=Qwen3VLConfig,
+    model=Qwen3VLForConditionalGeneration,
+    processor=Qwen3VLProcessor,
+    tower=lambda width, out: {
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "out_hidden_size": out,
+        "num_position_embeddings": 64,
+        "deepstack_visual_indexes": [0, 1],
+    },
+    text={
+        "head_dim": HEAD_DIM,
+        "rope_parameters": {**MROPE, "mrope_section": [6, 5, 5], "mrope_interleaved": True},
+    },
+    processors=_qwen3_processors,
+    unit=32,
+)
 
 
-def build_tiny_qwen2(
-    directory: Path, *, text: Sequence[str], seed: int = 0, hidden_size: int = 128, num_layers: int = 3
-) -> Path:
-    """Builds a text-only Qwen2.5; arguments as for `TinyVisionBuilder`."""
-    tokenizer = _tokenizer(text)
-    tokenizer.chat_template = _chat_template()
-    config = Qwen2Config(**_text_settings(tokenizer, hidden_size, num_layers), tie_word_embeddings=True)
-    save_random_model(Qwen2ForCausalLM, config, tokenizer, directory, seed)
-    tokenizer.save_pretrained(directory)
-    return directory
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TinyTextBuilder:
+    """Builds models of one text-only family: its classes, and settings beside the sizes."""
+
+    config: Any
+    model: Any
+    text: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(
+        self, directory: Path, *, text: Sequence[str], seed: int = 0, hidden_size: int = 128, num_layers: int = 3
+    ) -> Path:
+        """Saves weights, tokenizer, chat template and generation config; arguments as for `TinyVisionBuilder`."""
+        tokenizer = _tokenizer(text)
+        tokenizer.chat_template = _chat_template()
+        settings = {**_text_settings(tokenizer, hidden_size, num_layers), **self.text}
+        config = self.config(**settings, tie_word_embeddings=True)
+        save_random_model(self.model, config, tokenizer, directory, seed)
+        tokenizer.save_pretrained(directory)
+        return directory
+
+
+build_tiny_qwen2 = TinyTextBuilder(config=Qwen2Config, model=Qwen2ForCausalLM)
+build_tiny_qwen3 = TinyTextBuilder(config=Qwen3Config, model=Qwen3ForCausalLM, text={"head_dim": HEAD_DIM})
 
 
 def _tokenizer(text: Sequence[str]) -> Qwen2Tokenizer:

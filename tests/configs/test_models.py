@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Qwen2_5_VLConfig, Qwen2_5OmniThinkerConfig, Qwen2Config, Qwen2VLConfig
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5OmniThinkerConfig,
+    Qwen2Config,
+    Qwen2VLConfig,
+    Qwen3Config,
+    Qwen3VLConfig,
+)
 
 from lightning_mmrl.config.compose import compose, configs_dir
 from lightning_mmrl.config.run import check_all_targets
@@ -15,6 +22,8 @@ from lightning_mmrl.models.families.qwen2 import Qwen2
 from lightning_mmrl.models.families.qwen2_5_omni import OmniThinker
 from lightning_mmrl.models.families.qwen2_5_vl import Qwen25VL
 from lightning_mmrl.models.families.qwen2_vl import Qwen2VL
+from lightning_mmrl.models.families.qwen3 import Qwen3
+from lightning_mmrl.models.families.qwen3_vl import Qwen3VL
 from lightning_mmrl.models.policy import Policy
 
 PRESETS = sorted(path.stem for path in configs_dir().glob("model/*.yaml"))
@@ -37,6 +46,15 @@ TEXT = {
     "1.5B": text_sizes(1536, 28, 12, 2, 8960, 151936),
     "3B": text_sizes(2048, 36, 16, 2, 11008, 151936),
     "7B": text_sizes(3584, 28, 28, 4, 18944, 152064),
+}
+TEXT_3 = {
+    "1.7B": {**text_sizes(2048, 28, 16, 8, 6144, 151936), "head_dim": 128},
+    "4B": {**text_sizes(2560, 36, 32, 8, 9728, 151936), "head_dim": 128},
+    "8B": {**text_sizes(4096, 36, 32, 8, 12288, 151936), "head_dim": 128},
+}
+TOWER_3 = {
+    "small": {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "deepstack_visual_indexes": [5, 11, 17]},
+    "large": {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "deepstack_visual_indexes": [8, 16, 24]},
 }
 MROPE = {"rope_parameters": {"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1000000.0}}
 
@@ -78,11 +96,24 @@ def text_config(text, tied):
     return Qwen2Config(**text, tie_word_embeddings=tied)
 
 
+def text_3_config(text, tied):
+    return Qwen3Config(**text, tie_word_embeddings=tied)
+
+
+def vl_3_config(text, tower, tied):
+    rope = {"rope_type": "default", "mrope_section": [24, 20, 20], "mrope_interleaved": True, "rope_theta": 5000000.0}
+    return Qwen3VLConfig(
+        text_config={**text, "rope_parameters": rope},
+        vision_config={**tower, "num_heads": 16, "out_hidden_size": text["hidden_size"]},
+        tie_word_embeddings=tied,
+    )
+
+
 def modules_of(model, family):
     """The submodules of each group, by hand."""
     if family is OmniThinker:
         return {"vision": [model.visual], "audio": [model.audio_tower], "text": [model.model, model.lm_head]}
-    if family is Qwen2:
+    if family in (Qwen2, Qwen3):
         return {"text": [model.model, model.lm_head]}
     return {"vision": [model.model.visual], "text": [model.model.language_model, model.lm_head]}
 
@@ -122,6 +153,34 @@ RELEASED = {
     "qwen2_5_3b": Released(family=Qwen2, config=text_config(TEXT["3B"], True), num_parameters=3_085_938_688, tied=True),
     "qwen2_5_7b": Released(
         family=Qwen2, config=text_config(TEXT["7B"], False), num_parameters=7_615_616_512, tied=False
+    ),
+    # The hub's total for Qwen3-1.7B counts its tied head a second time.
+    "qwen3_1_7b": Released(
+        family=Qwen3, config=text_3_config(TEXT_3["1.7B"], True), num_parameters=1_720_574_976, tied=True
+    ),
+    "qwen3_4b": Released(
+        family=Qwen3, config=text_3_config(TEXT_3["4B"], True), num_parameters=4_022_468_096, tied=True
+    ),
+    "qwen3_8b": Released(
+        family=Qwen3, config=text_3_config(TEXT_3["8B"], False), num_parameters=8_190_735_360, tied=False
+    ),
+    "qwen3_vl_2b": Released(
+        family=Qwen3VL,
+        config=vl_3_config(TEXT_3["1.7B"], TOWER_3["small"], True),
+        num_parameters=2_127_532_032,
+        tied=True,
+    ),
+    "qwen3_vl_4b": Released(
+        family=Qwen3VL,
+        config=vl_3_config(TEXT_3["4B"], TOWER_3["small"], True),
+        num_parameters=4_437_815_808,
+        tied=True,
+    ),
+    "qwen3_vl_8b": Released(
+        family=Qwen3VL,
+        config=vl_3_config(TEXT_3["8B"], TOWER_3["large"], False),
+        num_parameters=8_767_123_696,
+        tied=False,
     ),
 }
 

@@ -34,6 +34,8 @@ STOCK = {
     "qwen2_5_vl": AutoModelForImageTextToText,
     "qwen2_vl": AutoModelForImageTextToText,
     "qwen2": AutoModelForCausalLM,
+    "qwen3_vl": AutoModelForImageTextToText,
+    "qwen3": AutoModelForCausalLM,
 }
 
 each_family = pytest.mark.parametrize("name", sorted(families.FAMILIES))

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -24,7 +24,8 @@ VIDEO_PIXELS, VIDEO_GRID, VIDEO_SECONDS = "pixel_values_videos", "video_grid_thw
 KINDS: tuple[MediaKind, ...] = ("image", "video", "audio")
 MEDIUM_KEYS: Mapping[MediaKind, str] = {"image": IMAGE_GRID, "video": VIDEO_GRID, "audio": AUDIO_MASK}
 """For each kind, the key of an encoded medium that has one row."""
-TIMES = frozenset({VIDEO_SECONDS})
+VIDEO_TIMES = "video_timestamps"
+TIMES = frozenset({VIDEO_SECONDS, VIDEO_TIMES})
 """Keys that positions and text need, and no tower."""
 _VISION_KEYS = {"image": (IMAGE_PIXELS, IMAGE_GRID), "video": (VIDEO_PIXELS, VIDEO_GRID)}
 
@@ -103,7 +104,7 @@ def encode_image(image_processor: Any, image: DecodedImage) -> dict[str, Tensor]
 
 def encode_video(video_processor: Any, video: DecodedVideo) -> dict[str, Tensor]:
     """Patches [patches, features], grid [1, 3] and seconds per temporal patch [1] of one clip."""
-    out = video_processor(videos=[video.frames], return_tensors="pt")
+    out = video_processor(videos=[video.frames], do_sample_frames=False, return_tensors="pt")
     seconds = video_processor.temporal_patch_size / video.sampled_fps
     return {
         VIDEO_PIXELS: out[VIDEO_PIXELS],
@@ -136,7 +137,7 @@ def _grey_image(image_processor: Any, height: int, width: int) -> Tensor:
 @lru_cache(maxsize=16)
 def _grey_video(video_processor: Any, num_frames: int, height: int, width: int) -> Tensor:
     grey = np.full((num_frames, height, width, 3), 128, dtype=np.uint8)
-    return video_processor(videos=[grey], do_resize=False, return_tensors="pt")[VIDEO_PIXELS]
+    return video_processor(videos=[grey], do_resize=False, do_sample_frames=False, return_tensors="pt")[VIDEO_PIXELS]
 
 
 def tower_inputs(media: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -201,12 +202,17 @@ def by_kind(
     return waiting
 
 
-def vision_features(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Runs the vision tower once over all pictures and clips of the batch; rows [tokens, hidden], keyed by kind."""
+def vision_features(
+    model: Any, tensors: Mapping[str, Tensor], rows_of: Callable[[Any], Iterable[Tensor]]
+) -> dict[str, Tensor]:
+    """Runs the vision tower once over all pictures and clips of the batch; rows [tokens, width], keyed by kind.
+
+    `rows_of` takes the rows of each medium out of what the tower returned.
+    """
     present = {kind: keys for kind, keys in _VISION_KEYS.items() if keys[0] in tensors}
     if not present:
         return {}
     pixels = torch.cat([tensors[pixels] for pixels, _ in present.values()])
     grid = torch.cat([tensors[grid] for _, grid in present.values()])
-    rows = iter(model.get_image_features(pixels, grid, return_dict=True).pooler_output)
+    rows = iter(rows_of(model.get_image_features(pixels, grid, return_dict=True)))
     return {kind: torch.cat([next(rows) for _ in tensors[keys[1]]]) for kind, keys in present.items()}

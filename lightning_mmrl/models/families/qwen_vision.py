@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -86,7 +86,7 @@ class VisionEncoder(QwenEncoder):
 
     def insert_clip(self, clip: Mapping[str, Tensor]) -> tuple[str, Sequence[Span]]:
         """What stands in the place of a clip."""
-        [span] = self.layout.clip(clip[VIDEO_GRID][0].tolist(), clip[VIDEO_SECONDS][0])
+        span = self.layout.clip(clip[VIDEO_GRID][0].tolist(), clip[VIDEO_SECONDS][0])
         return self.tokens["video"] * len(span.kinds), (span,)
 
 
@@ -99,7 +99,11 @@ class VisionBackbone(QwenBackbone):
 
     def media_features(self, media: MediaInputs) -> dict[str, Tensor]:
         """Runs the tower once over all media of the batch; rows [tokens, hidden] in prompt order, keyed by kind."""
-        return qwen_media.vision_features(self.model, media.tensors)
+        return qwen_media.vision_features(self.model, media.tensors, self.tower_rows)
+
+    def tower_rows(self, output: Any) -> Sequence[Tensor]:
+        """The feature rows of each medium in what the tower returned."""
+        return output.pooler_output
 
     def feature_rows(self, media: MediaInputs) -> dict[str, Tensor]:
         """How many feature rows the tower will make of every picture and clip."""

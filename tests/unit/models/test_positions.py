@@ -45,7 +45,7 @@ def test_a_picture_spreads_over_height_and_width_and_text_goes_on_behind_the_lon
 
 def test_a_clip_follows_its_clock():
     layout = MediaLayout(rule="previous_maximum", clock=QWEN25)
-    positions, following = build(layout.clip((2, 2, 2), torch.tensor(0.75)), before=1, after=1)
+    positions, following = build([layout.clip((2, 2, 2), torch.tensor(0.75))], before=1, after=1)
     # 4 positions a second and 0.75 s: the second patch is 3 later.
     assert positions.tolist() == [[0, 1, 4, 5], [0, 1, 1, 5], [0, 1, 1, 5]]
     assert following == 6
@@ -62,7 +62,7 @@ def test_behind_a_long_clip_of_small_frames_the_rules_part(rule, text, following
     # 16 temporal patches of 16x16 patches, 1 s apart at 4 positions a second, after 6 tokens of text. Of the 16x16
     # patches, 2x2 make a row, so height and width reach 6 + 7 = 13; time reaches 6 + 15 * 4 = 66.
     layout = MediaLayout(rule=rule, clock=QWEN25)
-    positions, after = build(layout.clip((16, 16, 16), SECOND), before=6, after=1)
+    positions, after = build([layout.clip((16, 16, 16), SECOND)], before=6, after=1)
     clip = positions[:, 6:-1]
     assert clip.amin(-1).tolist() == [6, 6, 6]
     assert clip.amax(-1).tolist() == [66, 13, 13]
@@ -75,7 +75,7 @@ def test_the_measured_prompt_of_the_hazard():
     ends = {}
     for rule in ("previous_maximum", "transformers"):
         layout = MediaLayout(rule=rule, clock=QWEN25)
-        positions, following = build(layout.clip((16, 16, 16), SECOND), before=6, after=20)
+        positions, following = build([layout.clip((16, 16, 16), SECOND)], before=6, after=20)
         ends[rule] = (positions[0, -1].item(), following, positions.max().item())
     assert ends == {"previous_maximum": (86, 87, 86), "transformers": (33, 34, 66)}
 
@@ -83,7 +83,7 @@ def test_the_measured_prompt_of_the_hazard():
 def test_where_no_clip_outlasts_its_frames_the_rules_agree():
     for seconds in (0.1, 0.5, 1.0):
         ours, theirs = (
-            build(MediaLayout(rule=rule, clock=QWEN25).clip((2, 16, 16), torch.tensor(seconds)), before=3, after=4)
+            build([MediaLayout(rule=rule, clock=QWEN25).clip((2, 16, 16), torch.tensor(seconds))], before=3, after=4)
             for rule in ("previous_maximum", "transformers")
         )
         assert torch.equal(ours[0], theirs[0])
@@ -101,8 +101,8 @@ def test_the_clocks_round_as_their_models_do():
 
 
 def test_a_clip_whose_patches_stand_apart_is_a_row_of_pictures():
-    layout = MediaLayout(rule="previous_maximum", apart=True)
-    positions, following = build(layout.clip((2, 2, 4), SECOND), before=1, between=1, after=1)
+    frames = MediaLayout(rule="previous_maximum").frames((2, 2, 4))
+    positions, following = build(frames, before=1, between=1, after=1)
     assert positions.tolist() == [[0, 1, 1, 3, 4, 4, 6], [0, 1, 1, 3, 4, 4, 6], [0, 1, 2, 3, 4, 5, 6]]
     assert following == 7
 

@@ -1,0 +1,107 @@
+"""Qwen3-VL: text, image and video in, text out; a clip is a row of pictures with their times written between them.
+
+Features of inner layers of the tower are added to the decoder's first layers (deepstack, arXiv:2406.04334). Feature
+rows carry them behind the input embedding's share, so that one tensor per kind is all there is of a medium.
+
+The prompt is that of transformers 5.19, whose processor keeps the chat template's pair of markers around a clip. The
+first release and vLLM (vllm issue 46817) drop that pair.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
+
+from lightning_mmrl.models.families import qwen_media
+from lightning_mmrl.models.families.family import Family
+from lightning_mmrl.models.families.qwen_media import VIDEO_GRID, VIDEO_PIXELS, VIDEO_TIMES
+from lightning_mmrl.models.families.qwen_vision import VisionBackbone, VisionEncoder
+from lightning_mmrl.models.positions import MediaLayout, PositionRule, Span
+from lightning_mmrl.types.media import DecodedVideo
+
+
+def layout(config: Any, rule: PositionRule) -> MediaLayout:
+    """Time stands in the text; positions know only pictures, behind which both rules go on at the same place."""
+    return MediaLayout(rule=rule, merge_size=config.vision_config.spatial_merge_size)
+
+
+FAMILY = Family(
+    name="Qwen3-VL",
+    config=Qwen3VLConfig,
+    processor=Qwen3VLProcessor,
+    model=Qwen3VLForConditionalGeneration,
+    layout=layout,
+)
+
+
+@dataclass(frozen=True)
+class Qwen3VLEncoder(VisionEncoder):
+    """The encoder of Qwen3-VL."""
+
+    parts, family = FAMILY, FAMILY.name
+
+    def encode_video(self, video: DecodedVideo) -> dict[str, Tensor]:
+        """Patches [patches, features], grid [1, 3] and the time in seconds of each temporal patch [T] of one clip."""
+        processor = self.processor.video_processor
+        encoded = qwen_media.encode_video(processor, video)
+        times = patch_times(video.timestamps_s, processor.temporal_patch_size)
+        return {VIDEO_PIXELS: encoded[VIDEO_PIXELS], VIDEO_GRID: encoded[VIDEO_GRID], VIDEO_TIMES: times}
+
+    def insert_clip(self, clip: Mapping[str, Tensor]) -> tuple[str, Sequence[Span]]:
+        """The frames of a clip, each between markers and behind its time."""
+        spans = self.layout.frames(clip[VIDEO_GRID][0].tolist())
+        start, end = self.processor.vision_start_token, self.processor.vision_end_token
+        frames = [
+            f"<{time:.1f} seconds>{start}{self.tokens['video'] * len(span.kinds)}{end}"
+            for time, span in zip(clip[VIDEO_TIMES].tolist(), spans, strict=True)
+        ]
+        return "".join(frames), spans
+
+
+def patch_times(timestamps_s: Sequence[float], frames_per_patch: int) -> Tensor:
+    """When each temporal patch [T] is: between its first and last frame; the last frame fills the last patch.
+
+    >>> patch_times([0.0, 0.5, 1.0], 2).tolist()
+    [0.25, 1.0]
+    """
+    missing = -len(timestamps_s) % frames_per_patch
+    times = torch.tensor([*timestamps_s, *[timestamps_s[-1]] * missing], dtype=torch.float64)
+    patches = times.view(-1, frames_per_patch)
+    return (patches[:, 0] + patches[:, -1]) / 2
+
+
+class Qwen3VL(VisionBackbone):
+    """A loaded Qwen3-VL; its feature rows are as wide as the decoder times one plus the number of deepstack layers."""
+
+    parts = FAMILY
+
+    def tower_rows(self, output: Any) -> list[Tensor]:
+        """The rows of each medium: the projected ones, then those of each deepstack layer."""
+        return [
+            torch.cat(layers, dim=-1) for layers in zip(output.pooler_output, *output.deepstack_features, strict=True)
+        ]
+
+    def place_features(
+        self, embeddings: Tensor, slots: Mapping[str, Tensor], features: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Puts feature rows where their placeholders are, and gives the decoder what it adds there in its first layers.
+
+        Arguments and result are those of `QwenBackbone.place_features`.
+        """
+        width = embeddings.shape[-1]
+        first = {kind: rows[:, :width] for kind, rows in features.items()}
+        embeddings, more = super().place_features(embeddings, slots, first)
+        if not features:
+            return embeddings, more
+        # Rows of all kinds in the order of the tokens, which is how the decoder adds them.
+        places = torch.cat([slots[kind].flatten().nonzero()[:, 0] for kind in features])
+        deep = torch.cat([rows[:, width:] for rows in features.values()])[places.argsort()]
+        seen = torch.stack([slots[kind] for kind in features]).any(0)
+        return embeddings, {
+            **more,
+            "visual_pos_masks": seen,
+            "deepstack_visual_embeds": list(deep.split(width, dim=-1)),
+        }
