@@ -66,10 +66,9 @@ class MediaEncoder:
         Raises:
             MediaError: As in `features`.
         """
-        rows = checked_rows(self.backbone, prompts)
-        if prompts.media.features:
-            return prompts
-        return _carrying(prompts, self._run(prompts, rows), rows)
+        if self.cache is None or self.towers_train or prompts.media.features:
+            return self._computed(prompts)
+        return self._cached(self.cache, prompts)
 
     @torch.no_grad()
     def encode(self, prompts: PromptBatch) -> PromptBatch:
@@ -78,9 +77,7 @@ class MediaEncoder:
         Raises:
             MediaError: As in `features`.
         """
-        if self.cache is None or self.towers_train or prompts.media.features:
-            return self.with_features(prompts)
-        return self._encode_with(self.cache, prompts)
+        return self.with_features(prompts)
 
     def take_counters(self) -> dict[str, int]:
         """What has happened since the last call."""
@@ -88,8 +85,15 @@ class MediaEncoder:
         self.tower_prompts = self.cache_hits = 0
         return counters
 
-    def _encode_with(self, cache: FeatureCache, prompts: PromptBatch) -> PromptBatch:
-        """As `encode`; only prompts whose features are not on disk enter the towers."""
+    def _computed(self, prompts: PromptBatch) -> PromptBatch:
+        rows = checked_rows(self.backbone, prompts)
+        if prompts.media.features:
+            return prompts
+        return _carrying(prompts, self._run(prompts, rows), rows)
+
+    @torch.no_grad()
+    def _cached(self, cache: FeatureCache, prompts: PromptBatch) -> PromptBatch:
+        """Only prompts whose features are not on disk enter the towers."""
         rows, device = checked_rows(self.backbone, prompts), prompts.input_ids.device
         keys = prompts.media.keys or ("",) * len(prompts.samples)
         precision = _precision(device)
@@ -99,7 +103,7 @@ class MediaEncoder:
         self.cache_hits += len(found)
         missing = [row for row in range(len(keys)) if own[row] and row not in found]
         if missing:
-            fresh = self.with_features(prompts.select(missing)).media
+            fresh = self._computed(prompts.select(missing)).media
             for place, row in enumerate(missing):
                 found[row] = fresh.select([place]).features
                 if keys[row]:

@@ -162,6 +162,9 @@ def test_what_is_on_disk_enters_no_tower(model, frozen, keyed, runs, tmp_path):
     assert not runs
     assert second.take_counters() == {"tower_prompts": 0, "cache_hits": num_owners}
     assert_equal(again, MediaEncoder(frozen).encode(chosen))
+    scored = second.features(chosen)
+    assert second.take_counters()["tower_prompts"] == 0
+    assert all(torch.equal(scored[kind], rows) for kind, rows in again.media.features.items())
     for kind, rows in ready.media.features.items():
         assert torch.equal(again.media.features[kind], rows)
 
