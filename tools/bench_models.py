@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from benching import BenchError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from lightning_mmrl.data.collate import EncodedSample, collate_prompts
@@ -27,6 +27,7 @@ WORD = " calm"
 SENTENCES = ("How does the person in these pictures feel?", "calm happy sad angry afraid surprised disgusted")
 VOCABULARY = 4096
 SEED = 0
+SPREAD = 4.0
 
 # The sizes in the released config.json of Qwen2.5-VL-3B-Instruct; the vocabulary's special ids are the tiny one's.
 RELEASED_3B = {
@@ -56,7 +57,8 @@ RELEASED_3B = {
 def model_folder(work: Path) -> Path:
     """A random Qwen2.5-VL: hidden 256, 4 layers, a tower of 2 blocks, 4,096 head rows; built once.
 
-    The tokenizer knows a few hundred tokens; the head rows beyond them are as real as the others to every variant.
+    Its weights are four times as wide as at initialisation. The tokenizer knows a few hundred tokens; the head rows
+    beyond them are as real as the others to every variant.
     """
     folder = work / "models" / f"tiny-{FRAME_PIXELS}"
     if not folder.exists():
@@ -67,9 +69,18 @@ def model_folder(work: Path) -> Path:
             model = Qwen2_5_VLForConditionalGeneration.from_pretrained(partial)
             torch.manual_seed(SEED)
             model.resize_token_embeddings(VOCABULARY, mean_resizing=False)
+            _spread(model)
             model.save_pretrained(partial)
             partial.rename(folder)
     return folder
+
+
+def _spread(model: nn.Module) -> None:
+    """Larger weights than at initialisation: attention and pictures then matter, so that the parity gate means much."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(SPREAD)
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import lightning
 import torch
 from bench_counters import counters_of
-from bench_models import World, masked_logprobs, rewards
+from bench_models import SEED, World, masked_logprobs, rewards
 from bench_worker import Gate
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -26,12 +26,15 @@ from lightning_mmrl.stages.grpo import GRPOModule
 from lightning_mmrl.stages.policy_gradient import Algorithm
 from lightning_mmrl.tracking.lightning_logger import RunLogger
 from lightning_mmrl.tracking.null import NullRun
+from lightning_mmrl.training.callbacks.progress import StageProgress
+from lightning_mmrl.training.console import ConsoleProgress
 from lightning_mmrl.training.trainer import TrainerSettings, training_trainer
 from lightning_mmrl.types.batches import LossInputs, ScoringBatch
 from lightning_mmrl.types.records import Completion, Sample, Score
 
 NUM_PROMPTS = 64
 ENDLESS = 100_000
+PHASES = {"score": "reward", "optimize": "update"}
 LEARNING_RATE = 1e-6  # TRL's default, and the product's for RL
 
 
@@ -82,9 +85,9 @@ class TrainingPart:
         aggregation, mask = TokenMean(), batch.completion_mask
         return aggregation.reduce(PPOClip()(inputs).token_losses, mask, aggregation.denominator(mask)), logprobs
 
-    def evidence(self) -> dict[str, Tensor]:
-        """Input, log-probabilities, loss and gradients on ragged completions, for the parity gate."""
-        batch = self._batch_of(ragged=True)
+    def evidence_of(self, *, ragged: bool) -> dict[str, Tensor]:
+        """Input, log-probabilities, loss and gradients, for the parity gate."""
+        batch = self._batch_of(ragged=ragged)
         loss, logprobs = self._loss(batch)
         loss.backward()
         found = {
@@ -124,12 +127,22 @@ class FreshPrompts(Dataset[EncodedSample]):
 
 
 class GateCallback(lightning.Callback):
-    """Lets one iteration of Lightning's loop pass for each command, its data loading included."""
+    """Lets one step of Lightning's loop pass for each command, its data loading included.
 
-    NAMES: ClassVar[dict[str, str]] = {"generate": "generate", "score": "reward", "optimize": "update"}
+    Args:
+        gate: Where commands come from.
+        describe: Tells the gate about a finished step, given the module and the seconds its data took.
+        other: Does what a command other than "step" asks for.
+    """
 
-    def __init__(self, gate: Gate) -> None:
-        self._gate = gate
+    def __init__(
+        self,
+        gate: Gate,
+        *,
+        describe: Callable[[Any, float], None] | None = None,
+        other: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        self._gate, self._describe, self._other = gate, describe, other
         self._loaded = 0.0
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
@@ -143,40 +156,44 @@ class GateCallback(lightning.Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        own = {phase: module.latest[f"time/{key}_s"] for key, phase in self.NAMES.items()}
-        self._gate.set_phases({"process": self._loaded, **own})
-        self._gate.note(
-            sampled_tokens=round(module.latest["rollout/length_mean"] * module.algorithm.group_size),
-            groups_with_signal=module.latest["rollout/groups_with_signal"],
-        )
+        if self._describe is not None:
+            self._describe(module, self._loaded)
         self._wait()
 
     def _wait(self) -> None:
-        if self._gate.wait() is None:
-            raise SystemExit
+        while (command := self._gate.wait()) is not None:
+            if command["do"] == "step":
+                return
+            assert self._other is not None
+            self._other(command)
+        raise SystemExit
 
 
 def grpo_module(
     world: World, policy: Policy, spec: dict[str, Any], reward: Callable[[str], float], directory: Path
 ) -> GRPOModule:
     """The product's GRPO stage with TRL's default aggregation, in the completions' full length."""
+    return GRPOModule(
+        policy,
+        engine_of(world, policy, spec["tokens"]),
+        InlineRewards(TextReward(reward)),
+        optimizer=optimizer_settings(),
+        context=stage_context(directory),
+        algorithm=Algorithm(
+            advantage=GroupNormalized(), loss=PPOClip(), aggregation=TokenMean(), group_size=spec["group_size"]
+        ),
+    )
+
+
+def engine_of(world: World, policy: Policy, tokens: int) -> HFEngine:
+    """The product's engine."""
     encoder = world.encoder
-    engine = HFEngine(
+    return HFEngine(
         policy,
         decode=encoder.decode,
         eos_token_ids=encoder.eos_token_ids,
         pad_token_id=encoder.pad_token_id,
-        max_new_tokens=spec["tokens"],
-    )
-    return GRPOModule(
-        policy,
-        engine,
-        InlineRewards(TextReward(reward)),
-        optimizer=optimizer_settings(),
-        context=StageContext(name="bench", num_steps=ENDLESS, seed=0, directory=directory),
-        algorithm=Algorithm(
-            advantage=GroupNormalized(), loss=PPOClip(), aggregation=TokenMean(), group_size=spec["group_size"]
-        ),
+        max_new_tokens=tokens,
     )
 
 
@@ -189,13 +206,18 @@ def optimizer_settings() -> OptimizerSettings:
 def stage_trainer(directory: Path, callbacks: list[lightning.Callback], *, clip: float | None) -> lightning.Trainer:
     """The Trainer of a stage as `mmrl train` builds it, with tracking off."""
     return training_trainer(
-        TrainerSettings(accelerator="auto", num_threads=torch.get_num_threads()),
+        TrainerSettings(num_threads=torch.get_num_threads()),
         directory=directory,
         logger=[RunLogger(NullRun("bench"), directory)],
-        callbacks=callbacks,
+        callbacks=[StageProgress(ConsoleProgress(), "benchmark"), *callbacks],
         validate_every=None,
         gradient_clip_val=clip,
     )
+
+
+def stage_context(directory: Path) -> StageContext:
+    """A stage that does not end."""
+    return StageContext(name="bench", num_steps=ENDLESS, seed=SEED, directory=directory)
 
 
 def unending(encoder: Any) -> tuple[int, ...]:
@@ -214,4 +236,13 @@ def run_iterations(world: World, spec: dict[str, Any], reward: Callable[[str], f
     gate = Gate(torch.device(world.device), counters)
     pad = world.encoder.pad_token_id
     loader = DataLoader(FreshPrompts(world, spec["length"]), batch_size=1, collate_fn=lambda i: collate_prompts(i, pad))
-    stage_trainer(directory, [GateCallback(gate)], clip=None).fit(module, loader)
+
+    def describe(module: Any, loaded: float) -> None:
+        ours = {key: value for key, value in module.latest.items() if key.startswith("time/")}
+        phases = {key.removeprefix("time/").removesuffix("_s"): value for key, value in ours.items()}
+        gate.set_phases({"process": loaded, **{PHASES.get(name, name): value for name, value in phases.items()}})
+        size, mean_length = spec["group_size"], module.latest["rollout/length_mean"]
+        signal = module.latest["rollout/groups_with_signal"]
+        gate.note_sampled(round(size * mean_length), size * spec["tokens"], signal)
+
+    stage_trainer(directory, [GateCallback(gate, describe=describe)], clip=None).fit(module, loader)

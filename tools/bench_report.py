@@ -4,6 +4,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -30,20 +31,33 @@ def ratio(slow: Sequence[Mapping[str, Any]], fast: Sequence[Mapping[str, Any]]) 
     return spread([a["seconds"] / b["seconds"] for a, b in zip(slow, fast, strict=True)])
 
 
-def machine(threads: int) -> dict[str, Any]:
+def machine() -> dict[str, Any]:
     """What the figures depend on; never a name that tells which machine it was."""
     cpu = "unknown"
     if (info := Path("/proc/cpuinfo")).exists():
         names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
         cpu = names[0] if names else cpu
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
-    return {
-        "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(memory, 1),
-        "torch_threads": threads,
-        "python": ".".join(map(str, sys.version_info[:3])),
-    }
+    python = ".".join(map(str, sys.version_info[:3]))
+    return {"cpu": cpu, "cores": _num_cores(), "memory_gib": round(memory, 1), "python": python}
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def busy_cores(seconds: float = 1.0) -> float:
+    """How many cores others keep busy, while this process sleeps."""
+
+    def ticks() -> tuple[int, int]:
+        values = [int(value) for value in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+        return sum(values), values[3] + values[4]
+
+    total, idle = ticks()
+    time.sleep(seconds)
+    total_after, idle_after = ticks()
+    elapsed = max(1, total_after - total)
+    return round(_num_cores() * (1 - (idle_after - idle) / elapsed), 2)
 
 
 def versions() -> dict[str, str]:
@@ -103,18 +117,33 @@ def markdown(report: Mapping[str, Any], columns: Sequence[Column]) -> str:
         for key, case in report["cases"].items()
         for names, value in case["ratios"].items()
     ]
+    memory = [
+        f"- {key}: {names}: {value:.2f}"
+        for key, case in report["cases"].items()
+        for names, value in case["memory"].items()
+    ]
     parity = [f"- {key}: {brief(case['parity'])}" for key, case in report["cases"].items() if "parity" in case]
-    parts = [table, ["Ratios of seconds, median [IQR]:", "", *ratios], ["Parity:", "", *parity], [_footer(report)]]
+    parts = [table]
+    for heading, lines in (
+        ("Ratios of seconds, median [IQR]:", ratios),
+        ("Ratios of peak memory:", memory),
+        ("Largest differences found by the parity gate:", parity),
+    ):
+        parts += [[heading, "", *lines]] if lines else []
+    parts.append([_footer(report)])
     return "\n\n".join("\n".join(part) for part in parts)
 
 
 def _footer(report: Mapping[str, Any]) -> str:
-    facts = report["machine"]
+    facts, cases = report["machine"], report["cases"].values()
     packages = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
-    commits = sorted({case["commit"] for case in report["cases"].values()})
+    threads, commits = ({str(case[key]) for case in cases} for key in ("threads", "commit"))
+    device = f"{facts['device']}, " if "device" in facts else ""
+    busy = max((case["busy_cores_before"] for case in cases), default=0.0)
     return (
-        f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_gib']} GiB, {facts['torch_threads']} torch threads, "
-        f"Python {facts['python']}, {packages}; commit {', '.join(commits)}."
+        f"{device}{facts['cpu']}, {facts['cores']} cores (up to {busy} of them busy with other work before a case), "
+        f"{facts['memory_gib']} GiB, torch threads {', '.join(sorted(threads))}, Python {facts['python']}, {packages}; "
+        f"commit {', '.join(sorted(commits))}."
     )
 
 

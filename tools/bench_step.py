@@ -37,7 +37,9 @@ from benching import (
     Worker,
     base_parser,
     one_line_errors,
+    parse_lengths,
     plan_of,
+    positive,
     run_cases,
     say,
 )
@@ -67,26 +69,19 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--lengths",
         nargs="+",
-        type=_lengths,
+        type=parse_lengths,
         metavar="PxC",
         help=f"tokens of prompt and completion (default: {' '.join(TRAINING)}; of --iteration {' '.join(ITERATION)})",
     )
-    parser.add_argument("--group-size", type=int, default=8, help="completions per prompt, G (default: 8)")
+    parser.add_argument("--group-size", type=positive, default=8, help="completions per prompt, G (default: 8)")
     parser.add_argument(
-        "--wide", type=int, metavar="G", help="also measure ours at this G, against ours at --group-size"
+        "--wide", type=positive, metavar="G", help="also measure ours at this G, against ours at --group-size"
     )
     parser.add_argument("--variants", nargs="+", type=_variant, metavar="NAME", help="what to compare; see above")
     parser.add_argument("--freeze-tower", action="store_true", help="the vision tower does not train, in any variant")
     parser.add_argument("--shape", choices=("tiny", "3b"), default="tiny", help="model sizes (default: tiny)")
     parser.add_argument("--peak-tflops", type=float, help="the device's peak in bfloat16, for the useful MFU")
     return parser.parse_args(arguments)
-
-
-def _lengths(text: str) -> tuple[int, int]:
-    prompt, _, completion = text.partition("x")
-    if not (prompt.isdigit() and completion.isdigit() and int(completion)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not PROMPTxCOMPLETION, such as 3000x200")
-    return int(prompt), int(completion)
 
 
 def _variant(text: str) -> str:
@@ -109,7 +104,8 @@ def run(options: argparse.Namespace) -> None:
     if options.shape == "3b" and not torch.cuda.is_available():
         print("bench_step --shape 3b: not measured, this machine has no CUDA device.")
         return
-    plan = plan_of(options, __file__)
+    facts = {"device": torch.cuda.get_device_name()} if options.shape == "3b" else {}
+    plan = plan_of(options, __file__, facts)
     options.folder = bench_models.model_folder(plan.work)
     world = bench_models.World(options.folder)
     say(f"model: {options.folder}, {len(world.encoder.processor.tokenizer)} tokens in the tokenizer")
@@ -117,8 +113,6 @@ def run(options: argparse.Namespace) -> None:
     for length, _ in lengths_of(options):
         world.messages(length)  # refuses a length before anything is measured
     report = run_cases(cases, plan)
-    if options.shape == "3b":
-        report["machine"]["device"] = torch.cuda.get_device_name()
     print(markdown(report, columns(_peak(options, report))))
 
 
@@ -126,7 +120,7 @@ def lengths_of(options: argparse.Namespace) -> list[tuple[int, int]]:
     """What to measure, if the command line does not say."""
     if options.quick and not options.lengths:
         return [(160, 4)]
-    return options.lengths or [_lengths(text) for text in (ITERATION if options.iteration else TRAINING)]
+    return options.lengths or [parse_lengths(text) for text in (ITERATION if options.iteration else TRAINING)]
 
 
 def case_of(options: argparse.Namespace, lengths: tuple[int, int], plan: Plan) -> Case:
@@ -236,7 +230,7 @@ def _train(world: Any, spec: dict[str, Any]) -> None:
     flop = useful_flops(part.model, **sizes, tokens=spec["tokens"], num_patches=part.num_patches)
     for command in gate.commands():
         if command["do"] == "evidence":
-            save_evidence(part.evidence(), Path(command["path"]), gradients=spec["shape"] == "tiny")
+            save_evidence(part.evidence_of(ragged=True), Path(command["path"]), gradients=spec["shape"] == "tiny")
             continue
         part.step(gate)
         gate.note(useful_flop=flop)
@@ -248,7 +242,7 @@ def columns(peak: float | None) -> list[Column]:
     mfu = Column(heading="useful MFU", text=lambda record: _speed(record, peak, "{:.1%}") if peak else "")
     return [
         *COMMON_COLUMNS,
-        *phase_columns(["process", "generate", "reward", "score", "backward", "update"]),
+        *phase_columns(["process", "encode", "generate", "reward", "score", "backward", "update"]),
         counter("LM tokens", "lm_tokens"),
         counter("again in backward", "lm_tokens_again"),
         counter("attention pairs", "attention_pairs"),

@@ -97,9 +97,9 @@ class TrainingPart:
             self._trainer.accelerator.backward(loss)
         self.model.zero_grad()
 
-    def evidence(self) -> dict[str, Tensor]:
-        """Input, log-probabilities, loss and gradients on ragged completions, for the parity gate."""
-        inputs = self._inputs_of(ragged=True)
+    def evidence_of(self, *, ragged: bool) -> dict[str, Tensor]:
+        """Input, log-probabilities, loss and gradients, for the parity gate."""
+        inputs = self._inputs_of(ragged=ragged)
         loss = self._trainer.compute_loss(self.model, inputs)
         self._trainer.accelerator.backward(loss)
         assert self._logprobs is not None
@@ -157,7 +157,7 @@ def run_iterations(world: World, spec: dict[str, Any], reward: Callable[[str], f
         process = prepared - seconds["generate"] - seconds["reward"]
         gate.set_phases({"process": process, **seconds, "update": gate.elapsed - prepared})
         flat = trainer._metrics["train"]["frac_reward_zero_std"][-1]
-        gate.note(sampled_tokens=sum(lengths), groups_with_signal=1.0 - flat)
+        gate.note_sampled(sum(lengths), spec["group_size"] * spec["tokens"], 1.0 - flat)
 
     trainer.add_callback(GateCallback(gate, finish))
     trainer.train()

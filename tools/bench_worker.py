@@ -95,6 +95,17 @@ class Gate:
         """What to say of the step beside its figures."""
         self._notes |= facts
 
+    def note_sampled(self, num_tokens: int, expected: int, groups_with_signal: float) -> None:
+        """Notes what an iteration sampled.
+
+        Raises:
+            SystemExit: Completions were cut short, or no reward differed and the update had nothing to do: the step
+            was not what it is taken for.
+        """
+        if num_tokens != expected or not groups_with_signal:
+            raise SystemExit(f"sampled {num_tokens} of {expected} tokens, groups with signal: {groups_with_signal}")
+        self.note(sampled_tokens=num_tokens, groups_with_signal=groups_with_signal)
+
     def _begin(self) -> None:
         self._phases, self._notes = {}, {}
         self._reset_peak()

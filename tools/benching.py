@@ -19,9 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench_report import ROOT, brief, commit, machine, ratio, spread, versions
+from bench_report import ROOT, brief, busy_cores, commit, machine, ratio, spread, versions
 
 WORKER_FLAG = "--worker"
+BUSY = 0.2
+"""Cores kept busy by others above which a person is warned."""
 
 
 class BenchError(Exception):
@@ -55,7 +57,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """How often and where everything is measured."""
+    """How often and where everything is measured; `facts` say more of the machine than its processor."""
 
     script: Path
     work: Path
@@ -139,7 +141,7 @@ def _worker_environment(plan: Plan) -> dict[str, str]:
 def run_cases(cases: Sequence[Case], plan: Plan) -> dict[str, Any]:
     """Measures what has not been measured yet and returns the whole report, which is on disk after every case."""
     report = read_report(plan.out)
-    report |= {"machine": machine(plan.threads), "versions": versions(), **plan.facts}
+    report |= {"machine": machine() | plan.facts, "versions": versions()}
     report.setdefault("cases", {})
     for number, case in enumerate(cases, start=1):
         heading = f"case {number} of {len(cases)}, {case.key}"
@@ -156,7 +158,10 @@ def run_cases(cases: Sequence[Case], plan: Plan) -> dict[str, Any]:
 def run_case(case: Case, plan: Plan) -> dict[str, Any]:
     """Gate, warm-ups and interleaved repeats of one case."""
     plan.work.mkdir(parents=True, exist_ok=True)
-    record: dict[str, Any] = {"commit": commit(), "load_average": os.getloadavg()[0], "threads": plan.threads}
+    busy = busy_cores()
+    if busy > BUSY:
+        say(f"  warning: others keep {busy:.1f} cores busy; the figures will be noisy")
+    record: dict[str, Any] = {"commit": commit(), "busy_cores_before": busy, "threads": plan.threads}
     with ExitStack() as stack:
         workers: dict[str, Worker] = {}
         for variant in case.variants:
@@ -176,6 +181,8 @@ def run_case(case: Case, plan: Plan) -> dict[str, Any]:
     steps = {name: [round_[name] for round_ in rounds] for name in workers}
     record["variants"] = {name: _summary(counted[name], steps[name]) for name in workers}
     record["ratios"] = {f"{slow} / {fast}": ratio(steps[slow], steps[fast]) for slow, fast in case.ratios}
+    peaks = {name: variant["peak_bytes"] for name, variant in record["variants"].items()}
+    record["memory"] = {f"{fast} / {slow}": peaks[fast] / peaks[slow] for slow, fast in case.ratios}
     return record
 
 
@@ -238,9 +245,9 @@ def say(message: str) -> None:
 def base_parser(description: str | None, *, out: str) -> argparse.ArgumentParser:
     """The options that all benchmarks have."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=_positive, help="measured rounds (default: 5; 2 with --quick)")
-    parser.add_argument("--warmups", type=_positive, help="rounds before them (default: 2; 1 with --quick)")
-    parser.add_argument("--threads", type=_positive, default=2, help="torch threads of every worker (default: 2)")
+    parser.add_argument("--repeats", type=positive, help="measured rounds (default: 5; 2 with --quick)")
+    parser.add_argument("--warmups", type=positive, help="rounds before them (default: 2; 1 with --quick)")
+    parser.add_argument("--threads", type=positive, help="torch threads of every worker (default: 2; 1 with --quick)")
     parser.add_argument("--out", type=Path, help=f"report as JSON (default: {out}; with --quick a file beside it)")
     parser.add_argument("--work", type=Path, default=Path("runs/bench"), help="models and logs (default: runs/bench)")
     parser.add_argument("--again", action="store_true", help="measure cases that are in the report already once more")
@@ -258,17 +265,29 @@ def plan_of(options: argparse.Namespace, script: str, facts: Mapping[str, Any] |
         out=options.out or (out.with_name(f"{out.stem}-quick.json") if quick else out),
         warmups=options.warmups or (1 if quick else 2),
         repeats=options.repeats or (2 if quick else 5),
-        threads=options.threads,
+        threads=options.threads or (1 if quick else 2),
         again=options.again,
         facts=facts or {},
     )
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
+def parse_lengths(text: str) -> tuple[int, int]:
+    """Tokens of prompt and completion.
+
+    >>> parse_lengths("3000x200")
+    (3000, 200)
+    """
+    prompt, _, completion = text.partition("x")
+    if not (prompt.isdigit() and completion.isdigit() and int(completion)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not PROMPTxCOMPLETION, such as 3000x200")
+    return int(prompt), int(completion)
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
 
 
 @contextmanager
