@@ -101,7 +101,11 @@ class Assembly:
         dtype = getattr(torch, self.config.model.dtype)
         node = self.config.model.family["backbone"]
         backbone = targets.build(node, "model.family.backbone", checkpoint=str(checkpoint), dtype=dtype)
-        return Policy(backbone, banned_token_ids=encoder.banned_token_ids(), temperature=temperature)
+        banned, sharing = encoder.banned_token_ids(), self.config.model.sharing
+        policy = Policy(backbone, banned_token_ids=banned, temperature=temperature, sharing=sharing)
+        if sharing and policy.sharing_refusal is not None:
+            self.console.say(f"each completion is scored behind a copy of its prompt: {policy.sharing_refusal}")
+        return policy
 
     def feature_cache(self, stage: str, media: MediaEncoder) -> FeatureCache | None:
         """Where a stage keeps the outputs of its towers: nowhere if there is no cache, no tower, or one that trains."""

@@ -52,6 +52,7 @@ class StageBuilder:
         encoder = parts.encoder(start_from)
         policy = parts.policy(start_from, encoder, temperature)
         policy.freeze(stage.freeze)
+        policy.media.cache = parts.feature_cache(spec.name, policy.media)
         datamodule = self._datamodule(spec, stage, encoder)
         resources = ExitStack()
         module = self._module(spec, stage, policy, encoder, directory, resources)

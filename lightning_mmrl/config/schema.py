@@ -28,6 +28,8 @@ class ModelConfig:
     """`_target_` that builds the folder `checkpoint` if it does not exist; None for a checkpoint that exists."""
     dtype: str = "float32"
     """Parameter type in memory: float32, bfloat16 or float64."""
+    sharing: bool = True
+    """Compute a prompt once for all its completions; false scores a copy for each, to compare with: exact, but slow."""
     feature_cache: FeatureCacheConfig | None = None
     """Where stages that freeze all media towers keep the outputs of these; null: they are computed in every pass."""
 

@@ -123,8 +123,9 @@ class PolicyGradientModule(lightning.LightningModule):
             self.engine.load_weights(self.policy, iteration)
         if self._table is not None:
             self._table.write(iteration, prompts.samples, rollout, scores)
-        seconds = {f"time/{phase}_s": value for phase, value in self._seconds.items()}
-        self._report(rollout_stats(rollout, scores) | experience_stats(experience) | update | seconds, iteration)
+        costs = {f"time/{phase}_s": value for phase, value in self._seconds.items()}
+        costs |= {f"media/{name}": float(count) for name, count in self.policy.media.take_counters().items()}
+        self._report(rollout_stats(rollout, scores) | experience_stats(experience) | update | costs, iteration)
 
     def encode(self, prompts: PromptBatch) -> IterationMedia:
         """Runs the towers once for sampling and scoring; with a gradient if they train and one update is made.

@@ -5,6 +5,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from lightning_mmrl.models.integrity import check_targets
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.ops.masked import masked_mean
 from lightning_mmrl.stages.answers import Examiner, Validation, headline
@@ -36,6 +37,7 @@ class SFTModule(lightning.LightningModule):
 
     def training_step(self, batch: SftBatch, batch_idx: int) -> Tensor:
         """One optimizer step over one batch of targets."""
+        check_targets(batch, self.policy.media.backbone.placeholder_ids)
         scoring = ScoringBatch(
             prompts=batch.prompts,
             completion_ids=batch.completion_ids,

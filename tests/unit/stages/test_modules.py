@@ -15,7 +15,7 @@ from lightning_mmrl.algorithms.losses.aggregation import TokenMean
 from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
 from lightning_mmrl.algorithms.schedules import WarmupConstant
 from lightning_mmrl.data.collate import EncodedSample, collate_targets
-from lightning_mmrl.errors import StageError
+from lightning_mmrl.errors import MediaError, StageError
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.pool import InlineRewards
 from lightning_mmrl.rollout.hf import HFEngine
@@ -152,6 +152,7 @@ def test_an_iteration_runs_each_tower_and_prefills_each_prompt_once(model, tmp_p
     steps = decoder[1 : passes[0] - 1]
     num_completion_tokens = int(module.latest["train/tokens"])
     assert len(towers) == 2
+    assert module.latest["media/tower_prompts"] == 3  # the fourth is text alone
     assert len(scored) > 1
     assert decoder[0] == prompt_tokens
     assert len(steps) == 4
@@ -393,6 +394,14 @@ def targets(encoder, texts):
             EncodedSample(sample=item.sample, prompt=item.prompt, target_ids=tuple(encoder.encode_target(text)))
         )
     return collate_targets(items, encoder.pad_token_id)
+
+
+def test_a_target_that_holds_a_media_token_is_refused(model, tmp_path):
+    encoder, policy = model
+    module = SFTModule(policy, optimizer=optimizer(), context=context(tmp_path, 1))
+    batch = targets(encoder, [GOOD, "<|AUDIO|>angry", BAD, "user"])
+    with pytest.raises(MediaError, match=r"^sample p1: 1 audio placeholders in its target"):
+        trainer(tmp_path).fit(module, DataLoader([batch], batch_size=None))
 
 
 def test_sft_learns_its_targets(model, tmp_path):
