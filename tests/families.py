@@ -57,7 +57,7 @@ def _vision_positions(model, ids, media):
     return model.model.get_rope_index(ids[None], _token_types(model.config, ids[None]), **grids, **more)[0][:, 0]
 
 
-def _omni_positions(model, ids, media, **more):
+def omni_positions(model, ids, media, **more):
     """The thinker takes the numbers of spectrogram frames of sounds besides."""
     frames = media["feature_attention_mask"].sum(-1) if "feature_attention_mask" in media else None
     positions, _ = model.get_rope_index(
@@ -92,7 +92,7 @@ FAMILIES = {
         backbone=OmniThinker,
         contents=omni.WITH_IMAGES,
         stock_inputs=lambda config, ids, media: {"video_second_per_grid": _clip_seconds(media)},
-        stock_positions=_omni_positions,
+        stock_positions=omni_positions,
         sizes={**SIZES, "tower_size": 32},
     ),
     "qwen2_5_vl": Family(
@@ -171,6 +171,16 @@ def exact(model: nn.Module) -> None:
             module.forward = lambda states, norm=module: (
                 norm.weight * states * torch.rsqrt(states.square().mean(-1, keepdim=True) + norm.variance_epsilon)
             )
+
+
+def stacked(media: list) -> dict:
+    """Encoded media of one prompt, each key along its first axis; sounds padded."""
+    keys = {key for item in media for key in item if key != "feature_attention_mask"}
+    out = {key: torch.cat([item[key] for item in media if key in item]) for key in keys}
+    frames = [item["feature_attention_mask"][0] for item in media if "feature_attention_mask" in item]
+    if frames:
+        out["feature_attention_mask"] = nn.utils.rnn.pad_sequence(frames, batch_first=True)
+    return out
 
 
 def placeholders(encoder: Any) -> set[int]:

@@ -16,6 +16,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from lightning_mmrl.errors import MediaError
+from lightning_mmrl.types.records import MediaKind
 
 PositionRule = Literal["previous_maximum", "transformers"]
 """Where text goes on behind a medium: at the largest position so far plus one, or where transformers puts it."""
@@ -47,7 +48,7 @@ class Span:
     positions relative to where the medium starts, `step` is how far from there the next token is.
     """
 
-    kinds: tuple[str | None, ...]
+    kinds: tuple[MediaKind | None, ...]
     offsets: Int[Tensor, "3 n"]
     step: int
 
@@ -103,14 +104,14 @@ class MediaLayout:
         last = offsets if self.rule == "previous_maximum" else offsets[:, list(turns[-1])]
         end = int(last.max()) + 2
         opening, closing = torch.zeros(3, 2, dtype=torch.long), torch.full((3, 2), end)
-        kinds = (*clip.kinds, *sound.kinds)
+        kinds = clip.kinds + sound.kinds
         return Span(
             kinds=(None, None, *(kinds[index] for index in order), None, None),
             offsets=torch.cat([opening, offsets[:, order] + 1, closing], dim=1),
             step=end + 1,
         )
 
-    def _grid(self, kind: str, times: Tensor, grid: Sequence[int]) -> Span:
+    def _grid(self, kind: MediaKind, times: Tensor, grid: Sequence[int]) -> Span:
         height, width = (side // self.merge_size for side in grid[1:])
         axes = (times, torch.arange(height), torch.arange(width))
         offsets = torch.stack(torch.meshgrid(*axes, indexing="ij")).reshape(3, -1)

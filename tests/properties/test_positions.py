@@ -47,15 +47,6 @@ def a_prompt(draw, kinds):
     return content, media
 
 
-def joined(media):
-    keys = {key for item in media for key in item if key != "feature_attention_mask"}
-    out = {key: torch.cat([item[key] for item in media if key in item]) for key in keys}
-    frames = [item["feature_attention_mask"][0] for item in media if "feature_attention_mask" in item]
-    if frames:
-        out["feature_attention_mask"] = torch.nn.utils.rnn.pad_sequence(frames, batch_first=True)
-    return out
-
-
 @pytest.fixture(scope="module", params=sorted(families.FAMILIES))
 def family(request, tmp_path_factory):
     folder = families.build(request.param, tmp_path_factory.mktemp(request.param))
@@ -64,7 +55,7 @@ def family(request, tmp_path_factory):
         rule: each.encoder.from_checkpoint(folder, position_rule=rule) for rule in ("previous_maximum", "transformers")
     }
     model = each.backbone.from_checkpoint(folder).model
-    return request.param, encoders, lambda ids, media: each.stock_positions(model, ids, joined(media))
+    return request.param, encoders, lambda ids, media: each.stock_positions(model, ids, families.stacked(media))
 
 
 def encode(encoder, content, media):

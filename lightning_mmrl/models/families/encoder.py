@@ -1,19 +1,24 @@
 """What the encoders of all families share: from messages and encoded media to ids and positions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
+from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.models.families import qwen_media
 from lightning_mmrl.models.families.family import Family
+from lightning_mmrl.models.families.qwen_media import Encoded
 from lightning_mmrl.models.positions import MediaLayout, PositionRule, Span, prompt_positions
 from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo
 from lightning_mmrl.types.records import MediaKind, Message
+
+AudioInVideo = Literal["separate", "interleaved"]
+"""What `<video><audio>` is: a clip and then a sound, or a clip and its sound in turns."""
 
 
 @dataclass(frozen=True)
@@ -31,20 +36,42 @@ class QwenEncoder:
     config: Any
     eos_token_ids: tuple[int, ...]
     position_rule: PositionRule = "previous_maximum"
+    audio_in_video: AudioInVideo = "separate"
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: str | Path, *, position_rule: PositionRule = "previous_maximum") -> Self:
+    def from_checkpoint(
+        cls,
+        checkpoint: str | Path,
+        *,
+        position_rule: PositionRule = "previous_maximum",
+        audio_in_video: AudioInVideo = "separate",
+    ) -> Self:
         """Loads the processor, the configuration and the end-of-sequence ids; no weights.
 
         Args:
             checkpoint: A Hugging Face folder or hub id.
             position_rule: Where text goes on behind a medium.
+            audio_in_video: Whether a clip and the sound whose tag follows its own are separate media or one.
+
+        Raises:
+            ConfigError: Clip and sound are to be one, and the model has no ears.
         """
+        if audio_in_video == "interleaved" and "audio" not in cls.kinds:
+            raise ConfigError(
+                f"model.audio_in_video is 'interleaved', but {cls.family} reads no sound; set it to 'separate' or "
+                "choose a model that reads audio"
+            )
         config = cls.parts.load_config(checkpoint)
         with qwen_media.loading(checkpoint, "processor"):
             processor = cls.parts.processor.from_pretrained(checkpoint)
         eos_ids = qwen_media.load_eos_ids(checkpoint)
-        return cls(processor=processor, config=config, eos_token_ids=eos_ids, position_rule=position_rule)
+        return cls(
+            processor=processor,
+            config=config,
+            eos_token_ids=eos_ids,
+            position_rule=position_rule,
+            audio_in_video=audio_in_video,
+        )
 
     @property
     def tokenizer(self) -> Any:
@@ -105,21 +132,19 @@ class QwenEncoder:
         """
         raise qwen_media.unreadable(self.family, self.kinds, "audio")
 
-    def blank_image(self, encoded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def blank_image(self, encoded: Encoded) -> dict[str, Tensor]:
         """A picture of the same size, uniformly grey."""
         raise qwen_media.unreadable(self.family, self.kinds, "image")
 
-    def blank_video(self, encoded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def blank_video(self, encoded: Encoded) -> dict[str, Tensor]:
         """The same clip with every frame uniformly grey."""
         raise qwen_media.unreadable(self.family, self.kinds, "video")
 
-    def silent_audio(self, encoded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def silent_audio(self, encoded: Encoded) -> dict[str, Tensor]:
         """The same sound with every sample zero."""
         raise qwen_media.unreadable(self.family, self.kinds, "audio")
 
-    def encode_prompt(
-        self, messages: Sequence[Message], prefill: str, media: Sequence[Mapping[str, Tensor]]
-    ) -> dict[str, Tensor]:
+    def encode_prompt(self, messages: Sequence[Message], prefill: str, media: Sequence[Encoded]) -> dict[str, Tensor]:
         """One prompt: token ids [P], position ids [3, P], the next position [1], and its media's tensors.
 
         Args:
@@ -145,7 +170,7 @@ class QwenEncoder:
         """The conversation through the checkpoint's chat template, up to the opening of the assistant turn."""
         return qwen_media.render_chat(self.processor, messages)
 
-    def insert_media(self, text: str, media: Sequence[Mapping[str, Tensor]]) -> tuple[str, list[Span]]:
+    def insert_media(self, text: str, media: Sequence[Encoded]) -> tuple[str, list[Span]]:
         """A rendered conversation with one placeholder for each feature row, and the media's spans."""
         return text, []
 

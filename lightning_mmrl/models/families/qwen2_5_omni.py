@@ -4,6 +4,10 @@ The encoder repeats the four steps of `Qwen2_5OmniProcessor.__call__` (video pro
 expansion, tokenizer) with its parts, so that each medium is processed once and cached; a test holds the result
 equal to the processor's own. Two defaults of the processor are left out: padding every sound to the feature
 extractor's full window (300 s for the released models), and 128 visual tokens per frame pair.
+
+A clip and its sound may be one medium whose tokens take turns of 2 s (`use_audio_in_video` of the processor), if their
+tags stand together. Turns are cut by the float32 times that positions are made of; the processor's are float64, which
+at some odd frame rates cuts a frame pair that starts at a multiple of 2 s on the other side.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +30,14 @@ from lightning_mmrl.errors import MediaError
 from lightning_mmrl.models.families import qwen_media
 from lightning_mmrl.models.families.backbone import audio_rows
 from lightning_mmrl.models.families.family import Family
-from lightning_mmrl.models.families.qwen_media import AUDIO_FEATURES, AUDIO_MASK, IMAGE_GRID, VIDEO_GRID
+from lightning_mmrl.models.families.qwen_media import (
+    AUDIO_FEATURES,
+    AUDIO_MASK,
+    IMAGE_GRID,
+    VIDEO_GRID,
+    VIDEO_SECONDS,
+    Encoded,
+)
 from lightning_mmrl.models.families.qwen_vision import VisionBackbone, VisionEncoder, Waiting
 from lightning_mmrl.models.positions import MediaLayout, PositionRule, Span, time_clock
 from lightning_mmrl.types.batches import MediaInputs
@@ -107,19 +118,52 @@ class OmniEncoder(VisionEncoder):
         features = out[AUDIO_FEATURES][:, :, :num_frames].contiguous()
         return {AUDIO_FEATURES: features, AUDIO_MASK: torch.ones(1, num_frames, dtype=torch.int32)}
 
-    def silent_audio(self, encoded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def silent_audio(self, encoded: Encoded) -> dict[str, Tensor]:
         """The same sound with every sample zero."""
         num_frames = int(encoded[AUDIO_MASK].sum())
         extractor = self.processor.feature_extractor
         silence = np.zeros(num_frames * extractor.hop_length, dtype=np.float32)
         return self.encode_audio(DecodedAudio(waveform=silence, sample_rate_hz=extractor.sampling_rate))
 
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Where media go; if clip and sound are one, also where one follows the other."""
+        both = (self._clip_and_sound,) if self.audio_in_video == "interleaved" else ()
+        return (*both, *super().places)
+
+    @property
+    def _clip_and_sound(self) -> str:
+        """What the chat template writes for a clip and a sound behind it."""
+        processor = self.processor
+        return (
+            f"{processor.vision_bos_token}{self.tokens['video']}{processor.vision_eos_token}"
+            f"{processor.audio_bos_token}{self.tokens['audio']}{processor.audio_eos_token}"
+        )
+
     def insert(self, place: str, waiting: Waiting) -> tuple[str, Sequence[Span]]:
         """What stands at a place of the prompt, for the next one of the waiting media of its kind."""
-        if place != self.tokens["audio"]:
-            return super().insert(place, waiting)
-        span = self.layout.sound(int(audio_rows(next(waiting["audio"])[AUDIO_MASK])))
-        return place * len(span.kinds), (span,)
+        if place == self.tokens["audio"]:
+            span = self.layout.sound(_num_tokens(next(waiting["audio"])))
+            return place * len(span.kinds), (span,)
+        if place == self._clip_and_sound:
+            return self.insert_sounding_clip(next(waiting["video"]), next(waiting["audio"]))
+        return super().insert(place, waiting)
+
+    def insert_sounding_clip(self, clip: Encoded, sound: Encoded) -> tuple[str, Sequence[Span]]:
+        """A clip and its sound in turns, within both pairs of markers."""
+        grid, seconds = clip[VIDEO_GRID][0].tolist(), clip[VIDEO_SECONDS][0]
+        span = self.layout.sounding_clip(grid, seconds, _num_tokens(sound))
+        processor, tokens = self.processor, self.tokens
+        placeholders = "".join(tokens[kind] for kind in span.kinds if kind is not None)
+        text = (
+            f"{processor.vision_bos_token}{processor.audio_bos_token}{placeholders}"
+            f"{processor.audio_eos_token}{processor.vision_eos_token}"
+        )
+        return text, (span,)
+
+
+def _num_tokens(sound: Encoded) -> int:
+    return int(audio_rows(sound[AUDIO_MASK]))
 
 
 class OmniThinker(VisionBackbone):

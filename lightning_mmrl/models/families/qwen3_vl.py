@@ -17,7 +17,7 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VL
 
 from lightning_mmrl.models.families import qwen_media
 from lightning_mmrl.models.families.family import Family
-from lightning_mmrl.models.families.qwen_media import VIDEO_GRID, VIDEO_PIXELS, VIDEO_TIMES
+from lightning_mmrl.models.families.qwen_media import VIDEO_GRID, VIDEO_PIXELS, VIDEO_TIMES, Encoded
 from lightning_mmrl.models.families.qwen_vision import VisionBackbone, VisionEncoder
 from lightning_mmrl.models.positions import MediaLayout, PositionRule, Span
 from lightning_mmrl.types.media import DecodedVideo
@@ -50,7 +50,7 @@ class Qwen3VLEncoder(VisionEncoder):
         times = patch_times(video.timestamps_s, processor.temporal_patch_size)
         return {VIDEO_PIXELS: encoded[VIDEO_PIXELS], VIDEO_GRID: encoded[VIDEO_GRID], VIDEO_TIMES: times}
 
-    def insert_clip(self, clip: Mapping[str, Tensor]) -> tuple[str, Sequence[Span]]:
+    def insert_clip(self, clip: Encoded) -> tuple[str, Sequence[Span]]:
         """The frames of a clip, each between markers and behind its time."""
         spans = self.layout.frames(clip[VIDEO_GRID][0].tolist())
         start, end = self.processor.vision_start_token, self.processor.vision_end_token

@@ -29,6 +29,9 @@ TIMES = frozenset({VIDEO_SECONDS, VIDEO_TIMES})
 """Keys that positions and text need, and no tower."""
 _VISION_KEYS = {"image": (IMAGE_PIXELS, IMAGE_GRID), "video": (VIDEO_PIXELS, VIDEO_GRID)}
 
+Encoded = Mapping[str, Tensor]
+"""One medium as tensors."""
+
 Config = TypeVar("Config", bound=PreTrainedConfig)
 
 
@@ -140,7 +143,7 @@ def _grey_video(video_processor: Any, num_frames: int, height: int, width: int) 
     return video_processor(videos=[grey], do_resize=False, do_sample_frames=False, return_tensors="pt")[VIDEO_PIXELS]
 
 
-def tower_inputs(media: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def tower_inputs(media: Sequence[Encoded]) -> dict[str, Tensor]:
     """What the towers take of one prompt's media, each key concatenated along its first axis in prompt order."""
     keys = dict.fromkeys(key for item in media for key in item if key not in TIMES)
     return {key: _cat_frames([item[key] for item in media if key in item]) for key in keys}
@@ -183,15 +186,13 @@ def placeholder_ids(config: Any, kinds: Collection[MediaKind]) -> dict[MediaKind
     return {kind: getattr(config, f"{kind}_token_id") for kind in KINDS if kind in kinds}
 
 
-def by_kind(
-    text: str, tokens: Mapping[MediaKind, str], media: Sequence[Mapping[str, Tensor]]
-) -> dict[MediaKind, Iterator[Mapping[str, Tensor]]]:
+def by_kind(text: str, tokens: Mapping[MediaKind, str], media: Sequence[Encoded]) -> dict[MediaKind, Iterator[Encoded]]:
     """The media of each kind in order, held against the media tokens of a rendered conversation.
 
     Raises:
         MediaError: The tokens of a kind are not one for each medium.
     """
-    waiting: dict[MediaKind, Iterator[Mapping[str, Tensor]]] = {}
+    waiting: dict[MediaKind, Iterator[Encoded]] = {}
     for kind, token in tokens.items():
         items = [item for item in media if MEDIUM_KEYS[kind] in item]
         if (found := text.count(token)) != len(items):

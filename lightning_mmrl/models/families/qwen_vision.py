@@ -10,13 +10,13 @@ from torch import Tensor
 from lightning_mmrl.models.families import qwen_media
 from lightning_mmrl.models.families.backbone import QwenBackbone, vision_rows
 from lightning_mmrl.models.families.encoder import QwenEncoder
-from lightning_mmrl.models.families.qwen_media import IMAGE_GRID, KINDS, VIDEO_GRID, VIDEO_SECONDS
+from lightning_mmrl.models.families.qwen_media import IMAGE_GRID, KINDS, VIDEO_GRID, VIDEO_SECONDS, Encoded
 from lightning_mmrl.models.positions import Span
 from lightning_mmrl.types.batches import MediaInputs
 from lightning_mmrl.types.media import DecodedImage, DecodedVideo
 from lightning_mmrl.types.records import MediaKind
 
-Waiting = Mapping[MediaKind, Iterator[Mapping[str, Tensor]]]
+Waiting = Mapping[MediaKind, Iterator[Encoded]]
 """The encoded media that have no place yet."""
 
 
@@ -44,15 +44,15 @@ class VisionEncoder(QwenEncoder):
         """Patches [patches, features], grid [1, 3] and seconds per temporal patch [1] of one clip."""
         return qwen_media.encode_video(self.processor.video_processor, video)
 
-    def blank_image(self, encoded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def blank_image(self, encoded: Encoded) -> dict[str, Tensor]:
         """A picture of the same size, uniformly grey: what the model sees when the picture is missing."""
         return qwen_media.blank_image(self.processor.image_processor, encoded)
 
-    def blank_video(self, encoded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def blank_video(self, encoded: Encoded) -> dict[str, Tensor]:
         """The same clip with every frame uniformly grey."""
         return qwen_media.blank_video(self.processor.video_processor, encoded)
 
-    def insert_media(self, text: str, media: Sequence[Mapping[str, Tensor]]) -> tuple[str, list[Span]]:
+    def insert_media(self, text: str, media: Sequence[Encoded]) -> tuple[str, list[Span]]:
         """A rendered conversation with one placeholder for each feature row, and the media's spans.
 
         Raises:
@@ -84,7 +84,7 @@ class VisionEncoder(QwenEncoder):
         span = self.layout.picture(next(waiting["image"])[IMAGE_GRID][0].tolist())
         return place * len(span.kinds), (span,)
 
-    def insert_clip(self, clip: Mapping[str, Tensor]) -> tuple[str, Sequence[Span]]:
+    def insert_clip(self, clip: Encoded) -> tuple[str, Sequence[Span]]:
         """What stands in the place of a clip."""
         span = self.layout.clip(clip[VIDEO_GRID][0].tolist(), clip[VIDEO_SECONDS][0])
         return self.tokens["video"] * len(span.kinds), (span,)
