@@ -162,6 +162,18 @@ def test_a_gradient_of_zero_is_a_gradient(model):
     assert all((gradient == 0).all() for gradient in found.values())
 
 
+def test_two_backward_passes_over_one_leaf_add_up(model):
+    _, backbone, batch = model
+    wanted = run_inside(backbone, batch, [[0, 1]])
+    graph = TowerGraph(MediaEncoder(backbone), batch)
+    prompts = graph.leaf([0, 1])
+    loss = score(backbone, prompts, prompts.media.features, 0)
+    (0.25 * loss).backward(retain_graph=True)
+    (0.75 * loss).backward()
+    graph.backward()
+    assert gap(gradients(backbone), wanted) < 1e-12
+
+
 def test_text_alone_passes_through(model):
     encoder, backbone, _ = model
     batch = omni.prompts(encoder, ["Which emotion?", "angry"])

@@ -118,12 +118,16 @@ def test_an_entry_larger_than_the_cache_is_not_stored(tmp_path, caplog):
 
 
 def test_files_of_dead_writers_are_removed_and_those_of_live_ones_are_not(tmp_path):
+    size = size_of_entry(tmp_path)
     (tmp_path / "ab").mkdir()
     dead, alive = tmp_path / "ab" / "dead.tmp", tmp_path / "ab" / "alive.tmp"
-    for path in (dead, alive):
+    for path, age in ((dead, 2 * feature_cache.ABANDONED_S), (alive, feature_cache.ABANDONED_S / 2)):
         path.write_bytes(b"half")
-    os.utime(dead, (0, time.time() - 2 * feature_cache.ABANDONED_S))
-    cache(tmp_path).put("a", PRECISION, features())
+        os.utime(path, (0, time.time() - age))
+    store = cache(tmp_path, max_bytes=int(2.4 * size))
+    for number in range(4):
+        store.put(str(number), PRECISION, features(number))
+    assert len(entries(tmp_path)) == 3  # two entries and a file that is being written
     assert alive.exists()
     assert not dead.exists()
 
