@@ -9,10 +9,11 @@ import pytest
 import torch
 from transformers.models.qwen2_5_omni import modeling_qwen2_5_omni
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
+from transformers.models.qwen3_vl import modeling_qwen3_vl
 
 from lightning_mmrl.models.encoders import MediaEncoder, TowerGraph
 
-MODELING = {"qwen2_5_omni": modeling_qwen2_5_omni, "qwen2_5_vl": modeling_qwen2_5_vl}
+MODELING = {"qwen2_5_omni": modeling_qwen2_5_omni, "qwen2_5_vl": modeling_qwen2_5_vl, "qwen3_vl": modeling_qwen3_vl}
 MICROBATCHES = ([0, 1], [1, 3], [2], [4, 1, 0], [3])
 """Rows of the batch: groups are split, come in another order, and one microbatch is of text alone or sound alone."""
 

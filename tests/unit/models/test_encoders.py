@@ -11,7 +11,7 @@ from lightning_mmrl.errors import MediaError
 from lightning_mmrl.models.encoders import MediaEncoder, tower_fingerprint
 from lightning_mmrl.models.feature_cache import FeatureCache
 
-NAMES = ("qwen2_5_omni", "qwen2_5_vl")
+NAMES = ("qwen2_5_omni", "qwen2_5_vl", "qwen3_vl")
 
 
 def load(name, folder):

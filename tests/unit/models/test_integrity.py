@@ -10,6 +10,7 @@ import torch
 from lightning_mmrl.data.collate import EncodedSample, collate_prompts
 from lightning_mmrl.errors import MediaError
 from lightning_mmrl.models.encoders import MediaEncoder
+from lightning_mmrl.models.families.qwen2_5_omni import OmniEncoder, OmniThinker
 from lightning_mmrl.models.integrity import check_features, check_targets, checked_rows
 from lightning_mmrl.types.batches import MediaInputs, SftBatch
 from lightning_mmrl.types.records import Message, Sample
@@ -27,12 +28,6 @@ def model(request, tmp_path_factory):
     folder = families.build(request.param, tmp_path_factory.mktemp(request.param))
     encoder, backbone = load(request.param, folder)
     return encoder, backbone, families.prompts(request.param, encoder)
-
-
-@pytest.fixture(scope="module")
-def omni_model(tmp_path_factory):
-    folder = families.build("qwen2_5_omni", tmp_path_factory.mktemp("omni"))
-    return load("qwen2_5_omni", folder)
 
 
 SMALL, LARGE = (56, 56), (64, 30)
@@ -131,22 +126,34 @@ def test_a_pad_token_that_is_a_placeholder_does_not_count(model):
     assert checked_rows(backbone, replace(batch, input_ids=ids)) == checked_rows(backbone, batch)
 
 
-def test_a_clip_and_its_sound_may_interleave(omni_model):
-    encoder, backbone = omni_model
-    batch = omni.prompts(encoder, ["<video><audio>angry"])
-    ids = batch.input_ids[0]
-    video, audio = (backbone.placeholder_ids[kind] for kind in ("video", "audio"))
-    media = (ids == video) | (ids == audio)
-    num_video, num_audio = int((ids == video).sum()), int((ids == audio).sum())
-    half = num_video // 2, num_audio // 2
-    chunks = [[video] * half[0], [audio] * half[1], [video] * (num_video - half[0]), [audio] * (num_audio - half[1])]
-    mixed = ids.clone()
-    mixed[media] = torch.tensor([token for chunk in chunks for token in chunk])
-    rows = checked_rows(backbone, replace(batch, input_ids=mixed[None]))
-    assert rows == {"video": (num_video,), "audio": (num_audio,)}
-    mixed[media.nonzero()[0]] = encoder.pad_token_id
-    with pytest.raises(MediaError, match=f"{num_video - 1} video placeholders but {num_video} video feature rows"):
-        checked_rows(backbone, replace(batch, input_ids=mixed[None]))
+def num_runs(ids, token):
+    slots = ids == token
+    return int(slots[0]) + int((slots[1:] & ~slots[:-1]).sum())
+
+
+def test_a_clip_and_its_sound_may_take_turns(tmp_path):
+    folder = families.build("qwen2_5_omni", tmp_path)
+    encoder = OmniEncoder.from_checkpoint(folder, audio_in_video="interleaved")
+    backbone = OmniThinker.from_checkpoint(folder)
+    long, short = omni.noise_video(0, num_frames=10, duration_s=3.0), omni.noise_video(1)
+    media = [encoder.encode_video(short), encoder.encode_video(long), encoder.encode_audio(omni.noise_audio(0))]
+    turns = (Message(role="user", content="<video>user<video><audio>angry"),)
+    prompt = encoder.encode_prompt(turns, "", media)
+    batch = collate_prompts([EncodedSample(sample=Sample(id="a", messages=turns), prompt=prompt)], 0)
+    assert num_runs(batch.input_ids[0], backbone.placeholder_ids["video"]) == 3
+    rows = checked_rows(backbone, batch)
+    assert rows == {"video": (8 + 20,), "audio": (37,)}
+    swapped = {"video_grid_thw": batch.media.tensors["video_grid_thw"].flip(0)}
+    with pytest.raises(MediaError, match=r"its video media have \[20, 8\] feature rows, and one of them ends within"):
+        checked_rows(backbone, with_media(batch, swapped))
+
+
+def test_a_clip_may_have_a_run_for_each_of_its_times(tmp_path):
+    encoder, backbone = load("qwen3_vl", families.build("qwen3_vl", tmp_path))
+    batch = families.prompts("qwen3_vl", encoder)
+    assert num_runs(batch.input_ids[0], backbone.placeholder_ids["video"]) > batch.media.counts["video_grid_thw"][0]
+    slots = (batch.input_ids == backbone.placeholder_ids["video"]).sum(-1)
+    assert checked_rows(backbone, batch)["video"] == tuple(slots.tolist())
 
 
 def test_tower_inputs_that_were_cut_are_named(model):
