@@ -167,11 +167,11 @@ class _Ours:
     """The product's engine."""
 
     def __init__(self, world: Any, spec: Mapping[str, Any]) -> None:
-        from bench_ours import engine_of, unending
+        from bench_ours import engine_of
 
         self._spec = spec
         self._prompts = world.prompts(spec["length"], tuple(range(spec["num_prompts"])))
-        policy = world.policy(banned=unending(world.encoder))
+        policy = world.policy(banned=world.unending)
         self.model = policy.model
         self._engine = engine_of(world, policy, spec["tokens"])
 
@@ -194,7 +194,6 @@ class _Transformers:
 
     def __init__(self, world: Any, spec: Mapping[str, Any]) -> None:
         import torch
-        from bench_ours import unending
 
         self._spec = spec
         self.model = world.model().eval()
@@ -205,7 +204,7 @@ class _Transformers:
             "mm_token_type_ids": (prompts.input_ids == self.model.config.image_token_id).int(),
             **prompts.media.tensors,
         }
-        self._settings = {"max_new_tokens": spec["tokens"], "suppress_tokens": sorted(unending(world.encoder))}
+        self._settings = {"max_new_tokens": spec["tokens"], "suppress_tokens": sorted(world.unending)}
 
     def sample(self, number: int) -> int:
         """Samples G completions per prompt and returns how many tokens that were."""

@@ -1,7 +1,5 @@
 """The models, prompts and completions of the benchmarks: the same for every variant, drawn from seeds."""
 
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +10,7 @@ import numpy as np
 import torch
 from benching import BenchError
 from torch import Tensor, nn
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from lightning_mmrl.data.collate import EncodedSample, collate_prompts
 from lightning_mmrl.models.families.qwen2_5_vl import Qwen25VL, Qwen25VLEncoder
@@ -55,24 +53,33 @@ RELEASED_3B = {
 
 
 def model_folder(work: Path) -> Path:
-    """A random Qwen2.5-VL: hidden 256, 4 layers, a tower of 2 blocks, 4,096 head rows; built once.
+    """A random Qwen2.5-VL: hidden 256, 4 layers, a tower of 2 blocks, 4,096 tokens; built once.
 
-    Its weights are four times as wide as at initialisation. The tokenizer knows a few hundred tokens; the head rows
-    beyond them are as real as the others to every variant.
+    Its weights are four times as wide as at initialisation. Most of its tokens are made-up words, so that every row of
+    the head can be sampled and decoded, by all variants alike.
     """
-    folder = work / "models" / f"tiny-{FRAME_PIXELS}"
+    folder = work / "models" / f"tiny-{FRAME_PIXELS}-{VOCABULARY}"
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder.parent) as name:
             sizes = {"hidden_size": 256, "num_layers": 4, "frame_size": FRAME_PIXELS}
             partial = build_tiny_qwen2_5_vl(Path(name) / folder.name, text=SENTENCES, seed=SEED, **sizes)
-            model = Qwen2_5_VLForConditionalGeneration.from_pretrained(partial)
-            torch.manual_seed(SEED)
-            model.resize_token_embeddings(VOCABULARY, mean_resizing=False)
-            _spread(model)
-            model.save_pretrained(partial)
+            _add_words(partial)
             partial.rename(folder)
     return folder
+
+
+def _add_words(folder: Path) -> None:
+    """Words up to the vocabulary's size, and random weights for them."""
+    processor = Qwen2_5_VLProcessor.from_pretrained(folder)
+    tokenizer: Any = processor.tokenizer
+    tokenizer.add_tokens([f"<w{number}>" for number in range(len(tokenizer), VOCABULARY)])
+    processor.save_pretrained(folder)
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
+    torch.manual_seed(SEED)
+    model.resize_token_embeddings(VOCABULARY, mean_resizing=False)
+    _spread(model)
+    model.save_pretrained(folder)
 
 
 def _spread(model: nn.Module) -> None:
@@ -104,10 +111,16 @@ class World:
         """The product's encoder of the folder."""
         return Qwen25VLEncoder.from_checkpoint(self.folder)
 
+    @property
+    def unending(self) -> tuple[int, ...]:
+        """Ids to ban so that every completion has its full length: the encoder's own, and all that end one."""
+        return (*self.encoder.banned_token_ids(), *self.encoder.eos_token_ids)
+
     def model(self) -> Any:
         """The stock model in training mode; each call loads or draws it anew, with the same weights."""
         if self.shape == "tiny":
-            model = Qwen2_5_VLForConditionalGeneration.from_pretrained(self.folder, dtype=self.dtype).to(self.device)
+            model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(self.folder, dtype=self.dtype)
+            model = model.to(self.device)
         else:
             torch.manual_seed(SEED)
             with torch.device(self.device):
@@ -115,7 +128,7 @@ class World:
         return model.train()
 
     def _released_config(self) -> Qwen2_5_VLConfig:
-        config = Qwen2_5_VLConfig.from_pretrained(self.folder)
+        config: Any = Qwen2_5_VLConfig.from_pretrained(self.folder)
         for part, sizes in (config.text_config, RELEASED_3B["text"]), (config.vision_config, RELEASED_3B["vision"]):
             for name, value in sizes.items():
                 setattr(part, name, value)
@@ -124,7 +137,8 @@ class World:
 
     def policy(self, *, banned: tuple[int, ...] = (), sharing: bool = True) -> Policy:
         """The product's policy; by default nothing is banned, as in TRL's scoring."""
-        return _policy(Qwen25VL(self.model()), banned, sharing)
+        backbone: Any = Qwen25VL(self.model())
+        return Policy(backbone, banned_token_ids=banned, sharing=sharing)
 
     def messages(self, length: int) -> tuple[Message, ...]:
         """A user turn with pictures that is `length` tokens long with its template.
@@ -172,15 +186,15 @@ class World:
         )
 
     def completions(self, tokens: int, group_size: int, *, ragged: bool = False) -> tuple[Tensor, Tensor]:
-        """Random ordinary tokens [G, C] and their mask; ragged ones are between a half and all of C long."""
+        """Random ordinary tokens [G, C] and their mask; ragged ones are from half of C long to the first one's C."""
         generator = np.random.default_rng(SEED)
-        tokenizer = self.encoder.processor.tokenizer
-        special = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
-        ordinary = [token for token in range(len(tokenizer)) if token not in special]
+        special = {*self.unending, *self.encoder.processor.tokenizer.all_special_ids}
+        ordinary = [token for token in range(VOCABULARY) if token not in special]
         ids = torch.from_numpy(generator.choice(ordinary, (group_size, tokens)))
         lengths = torch.full((group_size,), tokens)
         if ragged:
-            lengths = torch.from_numpy(generator.integers(-(-tokens // 2), tokens + 1, group_size))
+            lengths = torch.from_numpy(generator.integers(-(-tokens // 2), tokens, group_size, endpoint=True))
+            lengths[0] = tokens
         mask = torch.arange(tokens) < lengths[:, None]
         return ids.masked_fill(~mask, self.encoder.pad_token_id), mask
 
@@ -195,15 +209,6 @@ def pictures_of(messages: tuple[Message, ...], number: int) -> list[np.ndarray]:
     generator = np.random.default_rng([SEED, number])
     size = (FRAME_PIXELS, FRAME_PIXELS, 3)
     return [generator.integers(0, 256, size, dtype=np.uint8) for _ in range(messages[0].content.count("<image>"))]
-
-
-def _policy(backbone: Qwen25VL, banned: tuple[int, ...], sharing: bool) -> Policy:
-    if sharing:
-        return Policy(backbone, banned_token_ids=banned)
-    if "sharing" not in inspect.signature(Policy).parameters:
-        raise BenchError("this version's Policy has no plain path; leave the variant plain out")
-    make: Callable[..., Policy] = Policy
-    return make(backbone, banned_token_ids=banned, sharing=False)
 
 
 def masked_logprobs(model: Any, batch: ScoringBatch) -> Tensor:

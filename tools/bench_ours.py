@@ -1,6 +1,6 @@
 """The product as a variant: its policy alone, and its GRPO stage under Lightning; and a dense 4-D mask to compare."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from lightning_mmrl.types.records import Completion, Sample, Score
 
 NUM_PROMPTS = 64
 ENDLESS = 100_000
-PHASES = {"score": "reward", "optimize": "update"}
+PHASES: dict[str, str] = {"score": "reward", "optimize": "update"}
 LEARNING_RATE = 1e-6  # TRL's default, and the product's for RL
 
 
@@ -52,7 +52,7 @@ class TrainingPart:
             self._logprobs = partial(masked_logprobs, self.model)
         else:
             policy = world.policy(sharing=spec["variant"] != "plain")
-            self.model = policy.model
+            self.model: Any = policy.model
             self._logprobs = lambda batch: policy(batch).logprobs
         if spec["checkpointing"]:
             self.model.gradient_checkpointing_enable()
@@ -145,19 +145,19 @@ class GateCallback(lightning.Callback):
         self._gate, self._describe, self._other = gate, describe, other
         self._loaded = 0.0
 
-    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._wait()
 
     def on_train_batch_start(
-        self, trainer: lightning.Trainer, module: lightning.LightningModule, batch: Any, batch_idx: int
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self._loaded = self._gate.elapsed
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self._describe is not None:
-            self._describe(module, self._loaded)
+            self._describe(pl_module, self._loaded)
         self._wait()
 
     def _wait(self) -> None:
@@ -203,7 +203,7 @@ def optimizer_settings() -> OptimizerSettings:
     return OptimizerSettings(factory=factory, schedule=WarmupConstant())
 
 
-def stage_trainer(directory: Path, callbacks: list[lightning.Callback], *, clip: float | None) -> lightning.Trainer:
+def stage_trainer(directory: Path, callbacks: Sequence[lightning.Callback], *, clip: float | None) -> lightning.Trainer:
     """The Trainer of a stage as `mmrl train` builds it, with tracking off."""
     return training_trainer(
         TrainerSettings(num_threads=torch.get_num_threads()),
@@ -220,15 +220,10 @@ def stage_context(directory: Path) -> StageContext:
     return StageContext(name="bench", num_steps=ENDLESS, seed=SEED, directory=directory)
 
 
-def unending(encoder: Any) -> tuple[int, ...]:
-    """Ids to ban so that every completion has its full length: the encoder's own, and all that end one."""
-    return (*encoder.banned_token_ids(), *encoder.eos_token_ids)
-
-
 def run_iterations(world: World, spec: dict[str, Any], reward: Callable[[str], float]) -> None:
     """Whole iterations of the GRPO stage under Lightning's Trainer."""
     directory = Path(spec["work"]) / "stage"
-    policy = world.policy(banned=unending(world.encoder))
+    policy = world.policy(banned=world.unending)
     if spec["freeze_tower"]:
         policy.freeze(["vision"])
     module = grpo_module(world, policy, spec, reward, directory)
@@ -238,9 +233,12 @@ def run_iterations(world: World, spec: dict[str, Any], reward: Callable[[str], f
     loader = DataLoader(FreshPrompts(world, spec["length"]), batch_size=1, collate_fn=lambda i: collate_prompts(i, pad))
 
     def describe(module: Any, loaded: float) -> None:
-        ours = {key: value for key, value in module.latest.items() if key.startswith("time/")}
-        phases = {key.removeprefix("time/").removesuffix("_s"): value for key, value in ours.items()}
-        gate.set_phases({"process": loaded, **{PHASES.get(name, name): value for name, value in phases.items()}})
+        phases = {"process": loaded}
+        for key, value in module.latest.items():
+            if key.startswith("time/"):
+                name: str = key.removeprefix("time/").removesuffix("_s")
+                phases[PHASES.get(name, name)] = value
+        gate.set_phases(phases)
         size, mean_length = spec["group_size"], module.latest["rollout/length_mean"]
         signal = module.latest["rollout/groups_with_signal"]
         gate.note_sampled(round(size * mean_length), size * spec["tokens"], signal)

@@ -138,12 +138,11 @@ def work(spec: dict[str, Any]) -> None:
     import torch
     from bench_counters import counters_of
     from bench_models import World
-    from bench_ours import unending
     from bench_worker import Gate, save_evidence
 
     torch.set_num_threads(spec["threads"])
     world = World(Path(spec["folder"]))
-    policy = world.policy(banned=unending(world.encoder))
+    policy = world.policy(banned=world.unending)
     counters = counters_of(policy.model, prompt_length=spec["length"], group_size=spec["group_size"])
     gate = Gate(torch.device(world.device), counters)
 
@@ -269,7 +268,7 @@ def _loader(world: Any, spec: dict[str, Any]) -> Any:
     ]
     collate, batch_size = (collate_prompts, 1) if spec["kind"] == "grpo" else (collate_targets, size)
     pad = world.encoder.pad_token_id
-    many = _Repeated(items, ENDLESS * batch_size)
+    many: Any = _Repeated(items, ENDLESS * batch_size)
     return DataLoader(many, batch_size=batch_size, collate_fn=lambda batch: collate(batch, pad))
 
 

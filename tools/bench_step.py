@@ -108,7 +108,7 @@ def run(options: argparse.Namespace) -> None:
     plan = plan_of(options, __file__, facts)
     options.folder = bench_models.model_folder(plan.work)
     world = bench_models.World(options.folder)
-    say(f"model: {options.folder}, {len(world.encoder.processor.tokenizer)} tokens in the tokenizer")
+    say(f"model: {options.folder}")
     cases = [case_of(options, lengths, plan) for lengths in lengths_of(options)]
     for length, _ in lengths_of(options):
         world.messages(length)  # refuses a length before anything is measured

@@ -12,13 +12,14 @@ from datasets import Dataset
 from PIL import Image
 from torch import Tensor
 from transformers import TrainerCallback
-from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
 
 NUM_PROMPTS = 64
 ENDLESS = 100_000
 
 
-def build_trainer(world: World, spec: dict[str, Any], reward: Callable[..., list[float]]) -> GRPOTrainer:
+def build_trainer(world: World, spec: dict[str, Any], reward: Any) -> Any:
     """A trainer with TRL's defaults, in float32, that keeps its reports and checkpoints to itself."""
     arguments = GRPOConfig(
         output_dir=str(Path(spec["work"]) / "trl"),
@@ -35,7 +36,7 @@ def build_trainer(world: World, spec: dict[str, Any], reward: Callable[..., list
         generation_kwargs={"min_new_tokens": spec["tokens"]},
         gradient_checkpointing=spec["checkpointing"],
     )
-    trainer = GRPOTrainer(
+    trainer: Any = GRPOTrainer(
         model=str(world.folder), reward_funcs=reward, args=arguments, train_dataset=_dataset(world, spec["length"])
     )
     if spec["freeze_tower"]:

@@ -141,7 +141,7 @@ def _worker_environment(plan: Plan) -> dict[str, str]:
 def run_cases(cases: Sequence[Case], plan: Plan) -> dict[str, Any]:
     """Measures what has not been measured yet and returns the whole report, which is on disk after every case."""
     report = read_report(plan.out)
-    report |= {"machine": machine() | plan.facts, "versions": versions()}
+    report |= {"machine": machine() | dict(plan.facts), "versions": versions()}
     report.setdefault("cases", {})
     for number, case in enumerate(cases, start=1):
         heading = f"case {number} of {len(cases)}, {case.key}"

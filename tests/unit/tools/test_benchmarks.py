@@ -223,9 +223,9 @@ def test_completions_are_the_same_for_every_variant_and_ragged_when_asked(world)
     assert mask.all()
     assert torch.equal(ids, world.completions(8, 4)[0])
     _, ragged = world.completions(8, 4, ragged=True)
-    lengths = ragged.sum(-1)
-    assert lengths.min() >= 4
-    assert len(set(lengths.tolist())) > 1
+    lengths = ragged.sum(-1).tolist()
+    assert lengths[0] == 8
+    assert 4 <= min(lengths) < 8
 
 
 def test_one_row_with_a_dense_mask_scores_as_the_policy_and_minds_positions(tools, world):
@@ -272,7 +272,7 @@ def counted(tools, part, prompt, size):
 
 
 def test_prefills_and_decode_steps_are_told_apart(tools, world):
-    policy = world.policy(banned=tools.bench_ours.unending(world.encoder))
+    policy = world.policy(banned=world.unending)
     engine = tools.bench_ours.engine_of(world, policy, 4)
     counters = tools.bench_counters.counters_of(policy.model, prompt_length=130, group_size=3)
     counters.start()
@@ -285,7 +285,7 @@ def test_the_large_shape_computes_the_same_in_every_layout(tools, world, monkeyp
     """The code of `--shape 3b`, at sizes for a CPU."""
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
     rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1000000.0}
-    text = {**sizes, "intermediate_size": 128, "vocab_size": 512, "rope_parameters": rope}
+    text = {**sizes, "intermediate_size": 128, "vocab_size": 4096, "rope_parameters": rope}
     vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64}
     monkeypatch.setitem(tools.bench_models.RELEASED_3B, "text", text)
     monkeypatch.setitem(tools.bench_models.RELEASED_3B, "vision", {**vision, "fullatt_block_indexes": [1]})
