@@ -57,6 +57,10 @@ def tiled_token_logprobs(
 
     Rows go through the head in tiles of at most `tile_elements` logits; the backward pass computes a tile's logits
     again. If one tile is enough, nothing is computed twice.
+
+    >>> scored = {"temperature": 1.0, "banned": torch.tensor([False, False]), "tile_elements": 2}
+    >>> tiled_token_logprobs(torch.nn.Identity(), torch.zeros(3, 2), torch.tensor([0, 1, 0]), **scored)[0]
+    tensor([-0.6931, -0.6931, -0.6931])
     """
 
     def score(rows: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:

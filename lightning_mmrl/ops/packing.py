@@ -6,7 +6,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """What one microbatch may hold: tokens bound its memory, attention pairs its time."""
+    """What one microbatch may hold: tokens bound its memory, attention pairs its time.
+
+    >>> Budget(tokens=16_384)
+    Budget(tokens=16384, pairs=inf)
+    """
 
     tokens: int
     pairs: int | float = float("inf")
@@ -14,7 +18,11 @@ class Budget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupPart:
-    """Completions of one prompt that are scored together: all of its group, unless the group had to be split."""
+    """Completions of one prompt that are scored together: all of its group, unless the group had to be split.
+
+    >>> GroupPart(prompt=2, completions=(0, 1)).completions
+    (0, 1)
+    """
 
     prompt: int
     completions: tuple[int, ...]

@@ -34,6 +34,10 @@ class Tile:
     is computed there is dropped. A causal tile attends to itself (`keys` is `queries`, fillers come last and are seen
     by fillers alone); the keys of another tile have no fillers. `query_start` and `key_start` may say where a single
     block of neighbouring tokens begins, which spares copies.
+
+    >>> prompt = torch.tensor([[0, 1]])
+    >>> Tile(queries=prompt, keys=prompt, causal=True).query_blocks(torch.zeros(3, 1, 2)).shape
+    torch.Size([1, 1, 2, 2])
     """
 
     queries: Int[Tensor, "b L"]
@@ -62,12 +66,23 @@ def attend(
     """softmax(scale * q k) v of each token over the keys of all its tiles; K key heads are shared by H query heads.
 
     Causal tiles must come first and cover every token once.
+
+    >>> value = torch.tensor([[[2.0]], [[4.0]], [[8.0]]])
+    >>> prompt, completions = torch.tensor([[0]]), torch.tensor([[1], [2]])
+    >>> runs = [Tile(queries=index, keys=index, causal=True) for index in (prompt, completions)]
+    >>> branch = Tile(queries=completions.T, keys=prompt, causal=False)
+    >>> attend(torch.zeros(3, 1, 1), torch.zeros(3, 1, 1), value, [*runs, branch], 1.0).flatten()
+    tensor([2., 3., 5.])
     """
     return _TiledAttention.apply(query, key, value, tuple(tiles), scale)  # type: ignore[return-value]
 
 
 class PartialAttention(NamedTuple):
-    """Attention to some of the keys, and the log-sum-exp of its scores, with which parts are merged."""
+    """Attention to some of the keys, and the log-sum-exp of its scores, with which parts are merged.
+
+    >>> PartialAttention(torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 1)).logsumexp
+    tensor([[[0.]]])
+    """
 
     output: Float[Tensor, "b H L d"]
     logsumexp: Float[Tensor, "b H L"]
@@ -81,13 +96,23 @@ def attend_block(
     causal: bool,
     scale: float,
 ) -> PartialAttention:
-    """One dense block without a gradient, for decoding."""
+    """One dense block without a gradient, for decoding.
+
+    >>> one = torch.ones(1, 1, 1, 1)
+    >>> attend_block(one, one, 3 * one, causal=False, scale=1.0)
+    PartialAttention(output=tensor([[[[3.]]]]), logsumexp=tensor([[[1.]]]))
+    """
     output, logsumexp, _ = _kernel(query).forward(query, key, value, causal, scale)
     return PartialAttention(output, logsumexp)
 
 
 def merge(first: PartialAttention, second: PartialAttention) -> PartialAttention:
-    """Attention to the union of two disjoint sets of keys, in the precision of the sums: float32 at least."""
+    """Attention to the union of two disjoint sets of keys, in the precision of the sums: float32 at least.
+
+    >>> one = PartialAttention(torch.tensor([[[[1.0]]]]), torch.zeros(1, 1, 1))
+    >>> merge(one, PartialAttention(3 * one.output, one.logsumexp)).output
+    tensor([[[[2.]]]])
+    """
     total = torch.logaddexp(first.logsumexp, second.logsumexp)
     output = first.output * (first.logsumexp - total).exp().unsqueeze(-1)
     output = output + second.output * (second.logsumexp - total).exp().unsqueeze(-1)
