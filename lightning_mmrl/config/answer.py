@@ -63,7 +63,14 @@ def _config(facts: dict) -> RootConfig:
     media = facts["media"]
     return RootConfig(
         run_name="predict",
-        model=ModelConfig(checkpoint="", family=facts["family"], dtype=facts["dtype"]),
+        model=ModelConfig(
+            checkpoint="",
+            family=facts["family"],
+            dtype=facts["dtype"],
+            # A hand-over that does not say was trained before there was a choice.
+            position_rule=facts.get("position_rule", "transformers"),
+            audio_in_video=facts.get("audio_in_video", "separate"),
+        ),
         data=DataConfig(
             root="",
             labels=facts["labels"],

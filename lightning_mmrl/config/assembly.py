@@ -94,7 +94,14 @@ class Assembly:
 
     def encoder(self, checkpoint: Path | str) -> Any:
         """The encoder of a checkpoint."""
-        return targets.build(self.config.model.family["encoder"], "model.family.encoder", checkpoint=str(checkpoint))
+        model = self.config.model
+        return targets.build(
+            model.family["encoder"],
+            "model.family.encoder",
+            checkpoint=str(checkpoint),
+            position_rule=model.position_rule,
+            audio_in_video=model.audio_in_video,
+        )
 
     def policy(self, checkpoint: Path | str, encoder: Any, temperature: float) -> Policy:
         """The policy of a checkpoint."""
@@ -185,6 +192,8 @@ class Assembly:
             "labels": list(self.config.data.labels),
             "family": self.config.model.family,
             "dtype": self.config.model.dtype,
+            "position_rule": self.config.model.position_rule,
+            "audio_in_video": self.config.model.audio_in_video,
             "max_new_tokens": self.config.evaluation.max_new_tokens,
         }
 

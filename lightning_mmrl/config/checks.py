@@ -30,6 +30,8 @@ MAX_SEED = 2**31
 MAX_NAME = 100
 ABLATIONS = ("silent", "blank")
 DTYPES = ("float32", "bfloat16", "float64")
+POSITION_RULES = ("previous_maximum", "transformers")
+AUDIO_IN_VIDEO = ("separate", "interleaved")
 LOGGERS = ("csv", "tensorboard")
 BALANCES = ("label",)
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
@@ -54,6 +56,8 @@ def check_values(config: RootConfig) -> None:
     _not_empty(config.model, "model.", "checkpoint")
     _not_empty(config.tracking, "tracking.", "uri", "experiment")
     one_of(config.model.dtype, "model.dtype", DTYPES)
+    one_of(config.model.position_rule, "model.position_rule", POSITION_RULES)
+    one_of(config.model.audio_in_video, "model.audio_in_video", AUDIO_IN_VIDEO)
     for part in config.model.family if isinstance(config.model.family, Mapping) else ():
         if part not in FAMILY:
             raise ConfigError(f"model.family.{part}: unknown key{did_you_mean(str(part), FAMILY)}")

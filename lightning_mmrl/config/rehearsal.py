@@ -16,6 +16,7 @@ from lightning_mmrl.rewards.compose import WeightedReward
 
 SFT_GIVES = ("policy", "optimizer", "context", "examiner")
 RL_GIVES = (*SFT_GIVES, "engine", "rewards", "algorithm", "table")
+ENCODER_GIVES = ("checkpoint", "position_rule", "audio_in_video")
 DATA_GIVES = ("pipeline", "template", "kind", "feed", "validation", "monitor")
 """What stages give to their modules and DataModules, beside the keys of the node."""
 
@@ -30,7 +31,7 @@ def rehearse(config: RootConfig) -> None:
         _rehearse_stage(f"stages.{name}", config.stages[name])
     _check_takes("data.module", config.data.module, DATA_GIVES)
     _check_takes("model.family.backbone", config.model.family["backbone"], ("checkpoint", "dtype"))
-    _check_takes("model.family.encoder", config.model.family["encoder"], ("checkpoint",))
+    _check_takes("model.family.encoder", config.model.family["encoder"], ENCODER_GIVES)
     if config.model.build is not None:
         _check_takes("model.build", config.model.build, ("directory",))
     if config.data.build is not None:

@@ -28,6 +28,11 @@ class ModelConfig:
     """`_target_` that builds the folder `checkpoint` if it does not exist; None for a checkpoint that exists."""
     dtype: str = "float32"
     """Parameter type in memory: float32, bfloat16 or float64."""
+    position_rule: str = "previous_maximum"
+    """Where text goes on behind a clip: behind the largest position so far, as in the original recipe and vLLM, or
+    where `transformers` puts it."""
+    audio_in_video: str = "separate"
+    """What `<video><audio>` is: `separate` media one after the other, or a clip and its sound `interleaved`."""
     sharing: bool = True
     """Compute a prompt once for all its completions; false scores a copy for each, to compare with: exact, but slow."""
     feature_cache: FeatureCacheConfig | None = None

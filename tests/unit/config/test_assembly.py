@@ -8,6 +8,7 @@ import pytest
 from lightning_mmrl.config.assembly import Assembly, ConsoleMonitor, training_sources
 from lightning_mmrl.config.compose import compose
 from lightning_mmrl.data.prepared import Quarantined
+from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.models.encoders import MediaEncoder
 
 
@@ -46,6 +47,22 @@ def test_a_sample_that_is_left_out_again_is_written_down_once(tmp_path):
         ("a.jsonl", "z"),
         ("b.jsonl", "x"),
     ]
+
+
+def test_an_encoder_is_built_as_the_model_says_and_the_hand_over_repeats_it(tmp_path):
+    folder = families.build("qwen2_5_omni", tmp_path / "omni")
+    for rule, how in (("previous_maximum", "separate"), ("transformers", "interleaved")):
+        config = compose([f"model.position_rule={rule}", f"model.audio_in_video={how}"])
+        parts = Assembly(config=config, console=Console())
+        encoder = parts.encoder(folder)
+        assert (encoder.position_rule, encoder.audio_in_video) == (rule, how)
+        assert {"position_rule": rule, "audio_in_video": how}.items() <= parts.facts().items()
+
+
+def test_a_model_without_ears_cannot_interleave(tmp_path):
+    parts = Assembly(config=compose(["model=tiny_qwen3", "model.audio_in_video=interleaved"]), console=Console())
+    with pytest.raises(ConfigError, match=r"model.audio_in_video is 'interleaved', but Qwen3 reads no"):
+        parts.encoder(tmp_path)
 
 
 @pytest.fixture(scope="module")
