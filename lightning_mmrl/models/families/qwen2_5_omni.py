@@ -1,9 +1,9 @@
 """The Qwen2.5-Omni thinker: text, image, video and audio in, text out.
 
-The encoder repeats the four steps of `Qwen2_5OmniProcessor.__call__` (video processor, feature extractor, placeholder
-expansion, tokenizer) with its parts, so that each medium is processed once and cached; a test holds the result
-equal to the processor's own. Two defaults of the processor are left out: padding every sound to the feature
-extractor's full window (300 s for the released models), and 128 visual tokens per frame pair.
+The encoder takes the four steps of `Qwen2_5OmniProcessor.__call__` (video processor, feature extractor, placeholder
+expansion, tokenizer) one by one, so that each medium is processed once and cached; a test holds the result equal to the
+processor's own. Two defaults of the processor are left out: padding every sound to the feature extractor's full window
+(300 s for the released models), and 128 visual tokens per frame pair.
 
 A clip and its sound may be one medium whose tokens take turns of 2 s (`use_audio_in_video` of the processor), if their
 tags stand together. Turns are cut by the float32 times that positions are made of; the processor's are float64, which
