@@ -11,6 +11,7 @@ import torch
 from benching import BenchError
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+from transformers.utils import logging as transformers_logging
 
 from lightning_mmrl.data.collate import EncodedSample, collate_prompts
 from lightning_mmrl.models.families.qwen2_5_vl import Qwen25VL, Qwen25VLEncoder
@@ -25,6 +26,7 @@ WORD = " calm"
 SENTENCES = ("How does the person in these pictures feel?", "calm happy sad angry afraid surprised disgusted")
 VOCABULARY = 4096
 SEED = 0
+transformers_logging.disable_progress_bar()
 SPREAD = 4.0
 
 # The sizes in the released config.json of Qwen2.5-VL-3B-Instruct; the vocabulary's special ids are the tiny one's.

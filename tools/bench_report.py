@@ -101,6 +101,8 @@ def phase_columns(names: Sequence[str]) -> list[Column]:
 
 COMMON_COLUMNS = (
     Column(heading="seconds [IQR]", text=lambda record: seconds_text(record["seconds"])),
+    # Of all threads: what a busy machine disturbs least.
+    Column(heading="CPU s", text=lambda record: _digits(record["cpu_seconds"]["median"])),
     Column(heading="peak GiB", text=lambda record: f"{record['peak_bytes'] / GIB:.2f}"),
 )
 

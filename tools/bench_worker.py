@@ -43,7 +43,7 @@ class Gate:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         self._baseline = self._held()
         self._command: dict[str, Any] | None = None
-        self._started = 0.0
+        self._started = self._cpu_started = 0.0
         self._phases: dict[str, float] = {}
         self._notes: dict[str, Any] = {}
 
@@ -111,16 +111,19 @@ class Gate:
         self._reset_peak()
         if self._counted:
             self._counting.start()
+        self._cpu_started = time.process_time()
         self._started = self._now()
 
     def _end(self) -> dict[str, Any]:
         seconds = self._now() - self._started
+        cpu_seconds = time.process_time() - self._cpu_started
         peak = self._peak() - self._baseline
         if self._device.type == "cuda":
             torch.cuda.empty_cache()  # other variants wait on the same device
         counters = self._counting.stop() if self._counted else {}
         return {
             "seconds": seconds,
+            "cpu_seconds": cpu_seconds,
             "phases": self._phases,
             "peak_bytes": peak,
             "baseline_bytes": self._baseline,

@@ -200,6 +200,7 @@ def _summary(counted: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> 
     phases = dict.fromkeys(name for step in steps for name in step["phases"])
     return {
         "seconds": spread([step["seconds"] for step in steps]),
+        "cpu_seconds": spread([step["cpu_seconds"] for step in steps]),
         "phases": {name: spread([step["phases"].get(name, 0.0) for step in steps])["median"] for name in phases},
         "peak_bytes": max(step["peak_bytes"] for step in steps),
         "baseline_bytes": counted["baseline_bytes"],

@@ -24,7 +24,7 @@ for line in sys.stdin:
     if spec["name"] == "broken":
         sys.exit("out of paper")
     open(spec["work"] + "/steps", "a").write(spec["name"] + " ")
-    answer = {"seconds": spec["seconds"], "phases": {"all": spec["seconds"]}, "peak_bytes": spec["bytes"], "notes": {}}
+    answer = {"seconds": spec["seconds"], "cpu_seconds": 1.0, "peak_bytes": spec["bytes"], "phases": {}, "notes": {}}
     print(json.dumps(answer | {"counters": {"seen": int(command.get("count", 0))}, "baseline_bytes": 7}), flush=True)
 """
 
