@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.models import tower_attention
 from lightning_mmrl.models.encoders import MediaBackbone, MediaEncoder
 from lightning_mmrl.models.shared_prefix import install, layout_arguments, pack, present_tokens, sharing_refusal
 from lightning_mmrl.ops.logprobs import tiled_token_logprobs
@@ -73,6 +74,9 @@ class Policy(nn.Module):
         self._backbone = backbone
         if self.sharing_refusal is None:
             install(backbone.text_model)
+        if sharing:
+            for tower in backbone.towers:
+                tower_attention.install(tower)
         banned = torch.zeros(backbone.head.out_features, dtype=torch.bool)  # type: ignore[arg-type]
         banned[list(banned_token_ids)] = True
         self.register_buffer("banned", banned, persistent=False)

@@ -1,0 +1,62 @@
+"""Attention of media towers over windows, all windows of one length in one call.
+
+Transformers calls a tower's attention once for each window and each frame of every medium, hundreds of small calls for
+one prompt, unless the attention takes cumulative lengths; it takes that from a name with "flash" in it. This one takes
+them, on any device, and is the same function: scaled_dot_product_attention over the same windows.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+TOWER_ATTENTION = "lightning_mmrl_windows_like_flash"
+
+
+def attention_forward(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """The attention function that towers call, with the cumulative lengths of the windows in `cu_seq_lens_q`."""
+    if attention_mask is not None or kwargs.get("dropout") or kwargs.get("is_causal"):
+        raise NotImplementedError("a tower asks for a mask, dropout or causality, which its windows do not have")
+    rows = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    return attend_windows(*rows, kwargs["cu_seq_lens_q"], kwargs.get("scaling"))[None], None
+
+
+def attend_windows(
+    query: Float[Tensor, "T H d"],
+    key: Float[Tensor, "T H d"],
+    value: Float[Tensor, "T H d"],
+    boundaries: Int[Tensor, " windows+1"],
+    scale: float | None,
+) -> Float[Tensor, "T H d"]:
+    """softmax(scale * q k) v within each window [boundaries[i], boundaries[i + 1])."""
+    starts, lengths = boundaries[:-1], boundaries.diff()
+    found = lengths.unique().tolist()
+    if len(found) == 1:
+        return _equal_windows(query, key, value, found[0], scale)
+    order, parts = [], []
+    for length in (length for length in found if length):
+        index = (starts[lengths == length, None] + torch.arange(length, device=starts.device)).flatten()
+        order.append(index)
+        parts.append(_equal_windows(query[index], key[index], value[index], length, scale))
+    return torch.cat(parts)[torch.cat(order).argsort()]
+
+
+def _equal_windows(query: Tensor, key: Tensor, value: Tensor, length: int, scale: float | None) -> Tensor:
+    windows = (tensor.unflatten(0, (-1, length)).transpose(1, 2) for tensor in (query, key, value))
+    return scaled_dot_product_attention(*windows, scale=scale).transpose(1, 2).flatten(0, 1)
+
+
+AttentionInterface.register(TOWER_ATTENTION, attention_forward)
+
+
+def install(tower: nn.Module) -> None:
+    """Makes a tower attend to all windows of one length at once.
+
+    By its configuration: `set_attn_implementation` would look for a kernel package behind a name with "flash" in it.
+    """
+    tower.config._attn_implementation = TOWER_ATTENTION  # type: ignore[union-attr]
