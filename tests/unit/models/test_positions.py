@@ -153,5 +153,8 @@ def test_placeholders_that_are_not_the_medias_are_refused():
             prompt_positions(kinds, spans)
     with pytest.raises(MediaError, match="a prompt has placeholders behind its last medium, which ends at token 4"):
         prompt_positions([*["image"] * 4, None, "image"], [picture])
-    with pytest.raises(MediaError, match="are not those of its media"):
-        prompt_positions([None, "video", "audio", None, None], [interleaved("previous_maximum", 1, 1)])
+    both, body = interleaved("previous_maximum", 1, 1), ("video", "audio")
+    for kinds in ((None, *body, None, None), (None, None, *body, None, None, *body, None, None)):
+        # A marker is missing, or one pair of markers stands for two.
+        with pytest.raises(MediaError, match="are not those of its media"):
+            prompt_positions(kinds, [both, both])
