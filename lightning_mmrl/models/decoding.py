@@ -1,20 +1,25 @@
 """Token-by-token decoding of N = B * G rows over B prompts that are computed, and kept, once."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.models.shared_prefix import layout_arguments, prompt_tiles
-from lightning_mmrl.ops.tiled_attention import PartialAttention, Tile, attend, attend_block, merge
+from lightning_mmrl.ops.decode_attention import attend_padded, padding_bias
+from lightning_mmrl.ops.tiled_attention import PartialAttention, attend, attend_block, merge
 from lightning_mmrl.types.batches import PromptBatch
 
 PREFILL_TOKENS = 16_384
 """Prompt tokens that enter the decoder together: bounds the memory of a prefill, changes nothing else."""
+
+OWN_TOKENS = 32
+"""Room for a row's own keys at first; it doubles whenever it is full."""
 
 
 class Decoding(Protocol):
@@ -79,29 +84,55 @@ class SharedDecoding:
 
 
 class _Bucket:
-    """Keys and values of prompts of one length, layer by layer [b, K, P, d]."""
+    """Keys and values of prompts of similar length, layer by layer [2, b, K, P, d], filled up to the longest.
 
-    def __init__(self, prompts: list[int], index: Int[Tensor, "b P"]) -> None:
+    Args:
+        prompts: The numbers of the prompts.
+        index: Where the packed row of a prefill has their tokens.
+        padding: True where a prompt is filled up; on the host.
+    """
+
+    def __init__(self, prompts: list[int], index: Int[Tensor, "b P"], padding: Bool[Tensor, "b P"]) -> None:
         self.prompts = prompts
         self._index = index
-        self._layers: list[tuple[Tensor, Tensor]] = []
+        self._end = index.shape[1]
+        self._layers: list[Tensor] = []
+        bias = padding_bias(padding)
+        self._bias = None if bias is None else bias.to(index.device)
 
     def append_layer(self, key: Float[Tensor, "T K d"], value: Float[Tensor, "T K d"]) -> None:
         """Takes the prompts' part of a layer's packed keys and values."""
-        self._layers.append((self._block(key), self._block(value)))
+        self._layers.append(torch.stack([self._block(key), self._block(value)]))
 
-    def layer(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of one layer."""
-        return self._layers[layer]
+    def make_room(self, num_own: int) -> None:
+        """Shows so many tokens behind each prompt, where `extend` puts them."""
+        self._end = self._index.shape[1] + num_own
+        if self._end > self._layers[0].shape[3]:
+            more = max(OWN_TOKENS, num_own)
+            self._layers = [pad(layer, (0, 0, 0, more)) for layer in self._layers]
+            self._bias = None if self._bias is None else pad(self._bias, (0, more))
+
+    def extend(self, layer: int, key: Float[Tensor, "b K d"], value: Float[Tensor, "b K d"]) -> None:
+        """Puts a token at the end of each prompt's part of a layer: for prompts with one row each."""
+        self._layers[layer][0, :, :, self._end - 1] = key
+        self._layers[layer][1, :, :, self._end - 1] = value
+
+    def attend(self, layer: int, query: Float[Tensor, "S H d"], scale: float) -> PartialAttention:
+        """S / b rows of each prompt, prompt by prompt, against the prompt."""
+        key, value = self._layers[layer][:, :, :, : self._end]
+        bias = None if self._bias is None else self._bias[..., : self._end]
+        blocks = query.unflatten(0, (len(self.prompts), -1)).transpose(1, 2)
+        part = attend_padded(blocks, key, value, bias, scale)
+        return PartialAttention(*(tensor.transpose(1, 2).flatten(0, 1) for tensor in part))
 
     def keep(self, slots: list[int]) -> None:
         """Goes on with some of its prompts."""
         self.prompts = [self.prompts[slot] for slot in slots]
-        self._layers = [(key[slots], value[slots]) for key, value in self._layers]
+        self._layers = [layer[:, slots] for layer in self._layers]
+        self._bias = None if self._bias is None else self._bias[slots]
 
     def _block(self, tokens: Float[Tensor, "T K d"]) -> Float[Tensor, "b K P d"]:
-        rows = tokens.index_select(0, self._index.flatten()).unflatten(0, self._index.shape)
-        return rows.transpose(1, 2).contiguous()
+        return tokens.index_select(0, self._index.flatten()).unflatten(0, self._index.shape).transpose(1, 2)
 
 
 class _PrefillLayout:
@@ -111,10 +142,11 @@ class _PrefillLayout:
         self._tiles, starts = prompt_tiles(lengths, device)
         self.last = torch.tensor([start + length - 1 for start, length in zip(starts, lengths, strict=True)]).to(device)
         self.buckets = []
-        for length in sorted(set(lengths)):
-            same = [slot for slot, other in enumerate(lengths) if other == length]
-            index = torch.tensor([starts[slot] for slot in same])[:, None] + torch.arange(length)
-            self.buckets.append(_Bucket([prompts[slot] for slot in same], index.to(device)))
+        for slots in _similar(lengths):
+            start, length = torch.tensor([(starts[slot], lengths[slot]) for slot in slots]).unsqueeze(-1).unbind(1)
+            steps = torch.arange(int(length.max()))
+            index, padding = start + steps.minimum(length - 1), steps >= length
+            self.buckets.append(_Bucket([prompts[slot] for slot in slots], index.to(device), padding))
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Every prompt token against what precedes it."""
@@ -124,41 +156,47 @@ class _PrefillLayout:
 
 
 class _SharedCache:
-    """Prompt keys once per prompt, own keys once per row; a step's layout for the attention of R rows."""
+    """Prompt keys once per prompt, own keys once per row; a step's layout for the attention of R rows.
+
+    Where each prompt has one row, the row's own keys lie behind the prompt's, and one call attends to both.
+    """
 
     def __init__(self, buckets: list[_Bucket], num_prompts: int, group_size: int) -> None:
         self._buckets = buckets
         self._owner = [prompt for prompt in range(num_prompts) for _ in range(group_size)]
-        self._own: dict[int, tuple[Tensor, Tensor]] = {}
+        self._alone = group_size == 1
+        self._own: list[Tensor] = []
         self._length = 0
-        self._plans: list[tuple[_Bucket, Tile]] = []
+        self._plan: _Plan | None = None
 
     def begin_step(self, device: torch.device) -> None:
         """Makes room for one more token per row."""
         self._length += 1
-        if not self._plans:
-            self._plans = [(bucket, self._plan(bucket, device)) for bucket in self._buckets]
+        if self._plan is None:
+            self._plan = _plan([bucket.prompts for bucket in self._buckets], self._owner, device)
+        if self._alone:
+            for bucket in self._buckets:
+                bucket.make_room(self._length)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Float[Tensor, "R H d"]:
         """Each row's token against the row's own tokens and its prompt."""
-        own_key, own_value = self._store(layer, key, value)
-        own = attend_block(query.unsqueeze(2), own_key, own_value, causal=False, scale=scale)
-        output, total = torch.empty_like(own.output.squeeze(2)), torch.empty_like(own.logsumexp.squeeze(2))
-        for bucket, tile in self._plans:
-            rows = query[tile.queries].transpose(1, 2)
-            part = attend_block(rows, *bucket.layer(layer), causal=False, scale=scale)
-            real = slice(None) if tile.filler is None else ~tile.filler
-            index = tile.queries[real].flatten()
-            output[index] = part.output.transpose(1, 2)[real].reshape(len(index), *query.shape[1:])
-            total[index] = part.logsumexp.transpose(1, 2)[real].reshape(len(index), query.shape[1])
-        own = PartialAttention(own.output.squeeze(2), own.logsumexp.squeeze(2))
-        return merge(own, PartialAttention(output, total)).output.to(query.dtype)
+        assert self._plan is not None
+        if self._alone:
+            for bucket, keys, values in zip(self._buckets, *map(self._plan.split, (key, value)), strict=True):
+                bucket.extend(layer, keys, values)
+        asking = zip(self._buckets, self._plan.split(query), strict=True)
+        parts = [bucket.attend(layer, rows, scale) for bucket, rows in asking]
+        attended = PartialAttention(*(self._plan.join(part) for part in zip(*parts, strict=True)))
+        if not self._alone:
+            own = attend_block(query.unsqueeze(2), *self._store(layer, key, value), causal=False, scale=scale)
+            attended = merge(PartialAttention(own.output.squeeze(2), own.logsumexp.squeeze(2)), attended)
+        return attended.output.to(query.dtype)
 
     def keep(self, rows: Int[Tensor, " K"]) -> None:
         """Goes on with some of the rows; a bucket goes with its last row and shrinks when half of it has ended."""
         self._owner = [self._owner[row] for row in rows.tolist()]
-        self._own = {layer: (key[rows], value[rows]) for layer, (key, value) in self._own.items()}
-        needed, self._plans, buckets = set(self._owner), [], []
+        self._own = [tokens[:, rows] for tokens in self._own]
+        needed, self._plan, buckets = set(self._owner), None, []
         for bucket in self._buckets:
             slots = [slot for slot, prompt in enumerate(bucket.prompts) if prompt in needed]
             if slots and 2 * len(slots) <= len(bucket.prompts):
@@ -167,36 +205,55 @@ class _SharedCache:
                 buckets.append(bucket)
         self._buckets = buckets
 
-    def _store(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    def _store(self, layer: int, key: Float[Tensor, "R K d"], value: Float[Tensor, "R K d"]) -> Tensor:
+        """Appends a token to the rows' own keys and values [2, R, K, C, d] of a layer."""
         step = self._length - 1
-        if layer not in self._own or self._own[layer][0].shape[2] <= step:
-            self._own[layer] = self._grown(layer, key), self._grown(layer, value, part=1)
-        kept_key, kept_value = self._own[layer]
-        kept_key[:, :, step], kept_value[:, :, step] = key, value
-        return kept_key[:, :, : step + 1], kept_value[:, :, : step + 1]
+        if layer == len(self._own):
+            self._own.append(key.new_empty(2, *key.shape[:2], OWN_TOKENS, key.shape[2]))
+        if self._own[layer].shape[3] == step:
+            self._own[layer] = torch.cat([self._own[layer], torch.empty_like(self._own[layer])], dim=3)
+        own = self._own[layer]
+        own[0, :, :, step], own[1, :, :, step] = key, value
+        return own[:, :, :, : step + 1]
 
-    def _grown(self, layer: int, tokens: Float[Tensor, "R K d"], part: int = 0) -> Float[Tensor, "R K C d"]:
-        room = tokens.new_empty(*tokens.shape[:2], max(32, 2 * (self._length - 1)), tokens.shape[2])
-        if layer in self._own:
-            old = self._own[layer][part]
-            room[:, :, : old.shape[2]] = old
-        return room
 
-    def _plan(self, bucket: _Bucket, device: torch.device) -> Tile:
-        """Which rows ask which prompt; a prompt whose rows have ended is asked by any row, and the answer dropped."""
-        rows: dict[int, list[int]] = {prompt: [] for prompt in bucket.prompts}
-        for row, prompt in enumerate(self._owner):
-            if prompt in rows:
-                rows[prompt].append(row)
-        width = max(len(own) for own in rows.values())
-        filled = [own + [own[-1] if own else 0] * (width - len(own)) for own in rows.values()]
-        filler = [[slot >= len(own) for slot in range(width)] for own in rows.values()]
-        return Tile(
-            queries=torch.tensor(filled, device=device),
-            keys=torch.zeros(len(filled), 0, dtype=torch.long, device=device),
-            causal=False,
-            filler=torch.tensor(filler, device=device) if any(map(any, filler)) else None,
-        )
+class _Plan(NamedTuple):
+    """Which rows ask which prompt: slots lie bucket by bucket, equally many for each prompt of a bucket.
+
+    `row_of_slot` and `slot_of_row` are None where slots are rows. A slot that no row needs repeats another's question.
+    """
+
+    sizes: list[int]
+    row_of_slot: Int[Tensor, " S"] | None
+    slot_of_row: Int[Tensor, " R"] | None
+
+    def split(self, rows: Float[Tensor, "R ..."]) -> tuple[Float[Tensor, "S ..."], ...]:
+        """The slots of each bucket, filled from the rows."""
+        slots = rows if self.row_of_slot is None else rows.index_select(0, self.row_of_slot)
+        return slots.split(self.sizes)
+
+    def join(self, slots: tuple[Float[Tensor, "S ..."], ...]) -> Float[Tensor, "R ..."]:
+        """What the buckets have for each row."""
+        together = slots[0] if len(slots) == 1 else torch.cat(slots)
+        return together if self.slot_of_row is None else together.index_select(0, self.slot_of_row)
+
+
+def _plan(buckets: Sequence[Sequence[int]], owner: Sequence[int], device: torch.device) -> _Plan:
+    rows: dict[int, list[int]] = {}
+    for row, prompt in enumerate(owner):
+        rows.setdefault(prompt, []).append(row)
+    row_of_slot, slot_of_row, sizes = [], [0] * len(owner), []
+    for prompts in buckets:
+        width = max(len(rows.get(prompt, ())) for prompt in prompts)
+        sizes.append(width * len(prompts))
+        for prompt in prompts:
+            own = rows.get(prompt, [])
+            for place, row in enumerate(own):
+                slot_of_row[row] = len(row_of_slot) + place
+            row_of_slot += own + [own[-1] if own else 0] * (width - len(own))
+    if row_of_slot == list(range(len(owner))):
+        return _Plan(sizes, None, None)
+    return _Plan(sizes, torch.tensor(row_of_slot, device=device), torch.tensor(slot_of_row, device=device))
 
 
 class StockDecoding:
@@ -244,3 +301,16 @@ def _chunks(lengths: Sequence[int], limit: int) -> list[list[int]]:
         chunks[-1].append(row)
         room -= lengths[row]
     return chunks
+
+
+def _similar(lengths: Sequence[int]) -> list[list[int]]:
+    """Prompts that one call attends to, in their order: none is filled up by more than a third of its length."""
+    groups: list[list[int]] = []
+    longest = 0
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        if groups and (4 * lengths[row] >= 3 * longest or longest <= 64):
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+            longest = lengths[row]
+    return [sorted(group) for group in groups]

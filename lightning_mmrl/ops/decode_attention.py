@@ -1,0 +1,53 @@
+"""Attention of new tokens to blocks of keys that were computed before, without gradients: for decoding."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from lightning_mmrl.ops.tiled_attention import PartialAttention, attend_block
+
+
+def padding_bias(padding: Bool[Tensor, "b M"]) -> Float[Tensor, "b 1 1 M"] | None:
+    """What hides padding from `attend_padded`: minus infinity there, zero elsewhere; None if there is no padding.
+
+    >>> padding_bias(torch.tensor([[False, True]]))
+    tensor([[[[0., -inf]]]])
+    """
+    if not bool(padding.any()):
+        return None
+    return torch.zeros(padding.shape, device=padding.device).masked_fill_(padding, -torch.inf)[:, None, None]
+
+
+def attend_padded(
+    query: Float[Tensor, "b H L d"],
+    key: Float[Tensor, "b K M d"],
+    value: Float[Tensor, "b K M d"],
+    bias: Float[Tensor, "b 1 1 M"] | None,
+    scale: float,
+) -> PartialAttention:
+    """softmax(scale * q k + bias) v over each block of keys, and the log-sum-exp of its scores.
+
+    K key heads are shared by H query heads. A bias of minus infinity makes a weight of exactly zero: what fills up a
+    shorter block changes nothing. Half precision is computed in float32, which is then also the output's.
+    """
+    if bias is None:
+        return attend_block(query, key, value, causal=False, scale=scale)
+    precision = torch.promote_types(query.dtype, torch.float32)
+    query, key, value, bias = (tensor.to(precision) for tensor in (query, key, value, bias))
+    if query.device.type == "cpu":
+        run = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        return PartialAttention(*run(query, key, value, attn_mask=bias, scale=scale))
+    return _attend_by_matmul(query, key, value, bias, scale)
+
+
+def _attend_by_matmul(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> PartialAttention:
+    """The same for devices whose kernels either take no bias or do not tell the log-sum-exp."""
+    num_heads, num_queries = query.shape[1:3]
+    folded = query.unflatten(1, (key.shape[1], -1)).flatten(2, 3)
+    scores = torch.matmul(folded * scale, key.transpose(-1, -2)) + bias
+    total = scores.logsumexp(-1)
+    output = torch.matmul((scores - total.unsqueeze(-1)).exp(), value)
+    return PartialAttention(
+        output.flatten(1, 2).unflatten(1, (num_heads, num_queries)),
+        total.flatten(1, 2).unflatten(1, (num_heads, num_queries)),
+    )
