@@ -1,5 +1,7 @@
 """Rollouts on the policy's own weights: one prefill per prompt, its cache shared by G completions."""
 
+import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -8,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_mmrl.models.decoding import Decoding, start_decoding
 from lightning_mmrl.models.policy import Policy
-from lightning_mmrl.rollout.sampling import sample_tokens, uniform_noise
+from lightning_mmrl.rollout.sampling import nucleus, sample_tokens, uniform_noise
 from lightning_mmrl.types.batches import PromptBatch, Rollout
 from lightning_mmrl.types.records import Completion
 
@@ -22,7 +24,12 @@ class HFEngine:
         eos_token_ids: Any of them ends a completion and counts as its last token.
         pad_token_id: Fills rows after their end.
         max_new_tokens: Longest completion; one that reaches it without an end is truncated.
+        top_p: Sample from the likeliest tokens up to this probability alone; 1 for all. `sampler_logprobs` stay those
+            before it, so a policy gradient on such rollouts needs a correction.
         prefill: Opening of the assistant turn that the prompt already holds; prepended to the text that rewards see.
+
+    Raises:
+        ValueError: If `top_p` is not above 0 and at most 1.
     """
 
     def __init__(
@@ -33,31 +40,49 @@ class HFEngine:
         eos_token_ids: Sequence[int],
         pad_token_id: int,
         max_new_tokens: int,
+        top_p: float = 1.0,
         prefill: str = "",
     ) -> None:
+        if not 0 < top_p <= 1:
+            raise ValueError(f"top_p is {top_p}; it must be above 0 and at most 1, which keeps all tokens")
         self.policy = policy
         self.version = 0
         self._decode = decode
         self._eos = torch.tensor(list(eos_token_ids))
         self._pad = pad_token_id
         self._max_new_tokens = max_new_tokens
+        self._top_p = top_p
         self._prefill = prefill
+        self._counters: defaultdict[str, float] = defaultdict(float)
+        self._lap_start = 0.0
 
     def load_weights(self, policy: nn.Module, version: int) -> Mapping[str, float]:
         """Notes the version; the weights are the policy's own."""
         self.version = version
         return {"pushed_tensors": 0.0}
 
+    def take_counters(self) -> dict[str, float]:
+        """What `generate` has done since the last call.
+
+        `prefill_prompts` and `prefill_tokens` that entered the decoder, `decode_steps` after them and `decode_tokens`
+        of all rows in these steps; `first_token_s` until every row had its first token, `decode_s` from there on.
+        """
+        counters = dict(self._counters)
+        self._counters.clear()
+        return counters
+
     @torch.no_grad()
     def generate(
         self, prompts: PromptBatch, *, group_size: int, seeds: Sequence[Sequence[int]], greedy: bool = False
     ) -> Rollout:
         """Samples N = B * G completions; the prompt and its media are computed once for each of the B prompts."""
-        training = self.policy.training
+        training, self._lap_start = self.policy.training, time.perf_counter()
         self.policy.eval()
         try:
             noise = uniform_noise([seed for group in seeds for seed in group], self._max_new_tokens)
             decoding = start_decoding(self.policy, prompts, group_size)
+            self._counters["prefill_prompts"] += len(prompts.samples)
+            self._counters["prefill_tokens"] += int(prompts.prompt_mask.sum())
             tokens, logprobs, mask = self._decode_loop(decoding, noise.to(prompts.input_ids.device), greedy)
         finally:
             self.policy.train(training)
@@ -78,25 +103,35 @@ class HFEngine:
         rows = torch.arange(len(noise), device=noise.device)
         running = torch.ones_like(rows, dtype=torch.bool)
         tokens = torch.full(noise.shape, self._pad, device=noise.device)
-        logprobs = noise.new_zeros(noise.shape, dtype=torch.float32)
         mask = torch.zeros(noise.shape, dtype=torch.bool, device=noise.device)
+        logprobs = torch.zeros_like(noise, dtype=torch.promote_types(decoding.states.dtype, torch.float32))
         for step in range(self._max_new_tokens):
             distribution = self.policy.next_logprobs(decoding.states)
-            chosen = distribution.argmax(-1) if greedy else sample_tokens(distribution, noise[rows, step])
+            chosen = distribution.argmax(-1) if greedy else self._sample(distribution, noise[rows, step])
             values = distribution.gather(-1, chosen[:, None]).squeeze(-1)
-            logprobs = logprobs.to(values.dtype)
-            live = rows[running]
-            tokens[live, step], logprobs[live, step], mask[live, step] = chosen[running], values[running], True
+            tokens[rows, step] = chosen.where(running, self._pad)
+            logprobs[rows, step], mask[rows, step] = values.where(running, 0.0), running
             running = running & ~torch.isin(chosen, eos)
             num_running = int(running.sum())
+            self._counters["decode_s" if step else "first_token_s"] += self._lap_s()
             if num_running == 0 or step + 1 == self._max_new_tokens:
                 break
             if 4 * num_running <= 3 * len(rows):
-                decoding.keep(running.nonzero().flatten())
-                rows, chosen, running = rows[running], chosen[running], running[running]
+                kept = running.nonzero().flatten()
+                decoding.keep(kept)
+                rows, chosen, running = rows[kept], chosen[kept], running[kept]
             decoding.advance(chosen)
+            self._counters["decode_steps"] += 1
+            self._counters["decode_tokens"] += len(rows)
         width = int(mask.any(0).sum())
         return tokens[:, :width], logprobs[:, :width], mask[:, :width]
+
+    def _sample(self, logprobs: Float[Tensor, "R V"], noise: Float[Tensor, " R"]) -> Int[Tensor, " R"]:
+        return sample_tokens(logprobs if self._top_p == 1 else nucleus(logprobs, self._top_p), noise)
+
+    def _lap_s(self) -> float:
+        start, self._lap_start = self._lap_start, time.perf_counter()
+        return self._lap_start - start
 
     def _completions(self, tokens: Int[Tensor, "N C"], mask: Bool[Tensor, "N C"]) -> tuple[Completion, ...]:
         eos = set(self._eos.tolist())

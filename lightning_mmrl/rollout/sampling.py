@@ -12,8 +12,10 @@ from torch import Tensor
 def row_seed(seed: int, iteration: int, prompt_id: str, sample: int) -> int:
     """A 64-bit seed for one completion.
 
-    >>> row_seed(0, 3, "clip-1", 0) == row_seed(0, 3, "clip-1", 0), row_seed(0, 3, "clip-1", 0) == row_seed(0, 3,
-    "clip-1", 1) (True, False)
+    >>> row_seed(0, 3, "clip-1", 0) == row_seed(0, 3, "clip-1", 0)
+    True
+    >>> row_seed(0, 3, "clip-1", 0) == row_seed(0, 3, "clip-1", 1)
+    False
     """
     key = f"{seed}/{iteration}/{sample}/{prompt_id}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
@@ -38,3 +40,18 @@ def sample_tokens(logprobs: Float[Tensor, "N V"], noise: Float[Tensor, " N"]) ->
     cumulative = logprobs.double().exp().cumsum(-1)
     threshold = noise.to(cumulative) * cumulative[:, -1]
     return torch.searchsorted(cumulative, threshold[:, None], right=True).squeeze(-1)
+
+
+def nucleus(logprobs: Float[Tensor, "N V"], top_p: float) -> Float[Tensor, "N V"]:
+    """The likeliest tokens of each row up to a total probability of `top_p`, at least one; minus infinity elsewhere.
+
+    The smallest such set (arXiv:1904.09751, section 3.1) by the rule of transformers' `TopPLogitsWarper`: a token goes
+    if it and all less likely ones together have at most 1 - top_p. What remains is not scaled to one.
+
+    >>> nucleus(torch.tensor([[0.5, 0.3, 0.2]]).log(), 0.7).exp()
+    tensor([[0.5000, 0.3000, 0.0000]])
+    """
+    ascending, order = logprobs.sort(dim=-1)
+    dropped = ascending.exp().cumsum(-1) <= 1 - top_p
+    dropped[:, -1] = False
+    return logprobs.masked_fill(dropped.scatter(-1, order, dropped), -torch.inf)
