@@ -157,7 +157,7 @@ def largest_gap(family, prompts, row, policy):
 
 
 def test_the_sampled_distribution_is_that_of_transformers(family, prompts):
-    """transformers keeps its scores in float32, hence the tolerance."""
+    """Scores of transformers are kept in float32, hence the tolerance."""
     _, _, policy, unshared, _ = family
     policy.eval()
     for row in range(len(prompts.samples)):
