@@ -26,9 +26,9 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     return {"median": middle, "q1": low, "q3": high, "all": list(values)}
 
 
-def ratio(slow: Sequence[Mapping[str, Any]], fast: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Spread of the quotients of seconds, round by round: what disturbs a round disturbs both of its sides."""
-    return spread([a["seconds"] / b["seconds"] for a, b in zip(slow, fast, strict=True)])
+def ratio(slow: Sequence[Mapping[str, Any]], fast: Sequence[Mapping[str, Any]], key: str = "seconds") -> dict[str, Any]:
+    """Spread of the quotients, round by round: what disturbs a round disturbs both of its sides."""
+    return spread([a[key] / b[key] for a, b in zip(slow, fast, strict=True)])
 
 
 def machine() -> dict[str, Any]:
@@ -114,11 +114,6 @@ def markdown(report: Mapping[str, Any], columns: Sequence[Column]) -> str:
     lines = [["case", "variant", *(column.heading for column in used)], ["---"] * (2 + len(used))]
     lines += [[key, name, *(column.text(record) or "-" for column in used)] for key, name, record in rows]
     table = ["| " + " | ".join(line) + " |" for line in lines]
-    ratios = [
-        f"- {key}: {names}: {value['median']:.2f} [{value['q1']:.2f}, {value['q3']:.2f}]"
-        for key, case in report["cases"].items()
-        for names, value in case["ratios"].items()
-    ]
     memory = [
         f"- {key}: {names}: {value:.2f}"
         for key, case in report["cases"].items()
@@ -127,13 +122,22 @@ def markdown(report: Mapping[str, Any], columns: Sequence[Column]) -> str:
     parity = [f"- {key}: {brief(case['parity'])}" for key, case in report["cases"].items() if "parity" in case]
     parts = [table]
     for heading, lines in (
-        ("Ratios of seconds, median [IQR]:", ratios),
+        ("Ratios of seconds, median [IQR]:", _ratio_lines(report, "ratios")),
+        ("Ratios of CPU seconds, median [IQR]:", _ratio_lines(report, "cpu_ratios")),
         ("Ratios of peak memory:", memory),
         ("Largest differences found by the parity gate:", parity),
     ):
         parts += [[heading, "", *lines]] if lines else []
     parts.append([_footer(report)])
     return "\n\n".join("\n".join(part) for part in parts)
+
+
+def _ratio_lines(report: Mapping[str, Any], key: str) -> list[str]:
+    return [
+        f"- {case}: {names}: {value['median']:.3g} [{value['q1']:.3g}, {value['q3']:.3g}]"
+        for case, record in report["cases"].items()
+        for names, value in record[key].items()
+    ]
 
 
 def _footer(report: Mapping[str, Any]) -> str:

@@ -180,7 +180,8 @@ def run_case(case: Case, plan: Plan) -> dict[str, Any]:
         rounds = list(_rounds(workers, plan.repeats))
     steps = {name: [round_[name] for round_ in rounds] for name in workers}
     record["variants"] = {name: _summary(counted[name], steps[name]) for name in workers}
-    record["ratios"] = {f"{slow} / {fast}": ratio(steps[slow], steps[fast]) for slow, fast in case.ratios}
+    for kind, unit in (("ratios", "seconds"), ("cpu_ratios", "cpu_seconds")):
+        record[kind] = {f"{slow} / {fast}": ratio(steps[slow], steps[fast], unit) for slow, fast in case.ratios}
     peaks = {name: variant["peak_bytes"] for name, variant in record["variants"].items()}
     record["memory"] = {f"{fast} / {slow}": peaks[fast] / peaks[slow] for slow, fast in case.ratios}
     return record
