@@ -47,8 +47,8 @@ def attend_windows(
 
 
 def _equal_windows(query: Tensor, key: Tensor, value: Tensor, length: int, scale: float | None) -> Tensor:
-    windows = (tensor.unflatten(0, (-1, length)).transpose(1, 2) for tensor in (query, key, value))
-    return scaled_dot_product_attention(*windows, scale=scale).transpose(1, 2).flatten(0, 1)
+    query, key, value = (tensor.unflatten(0, (-1, length)).transpose(1, 2) for tensor in (query, key, value))
+    return scaled_dot_product_attention(query, key, value, scale=scale).transpose(1, 2).flatten(0, 1)
 
 
 AttentionInterface.register(TOWER_ATTENTION, attention_forward)
