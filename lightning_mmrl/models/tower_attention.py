@@ -22,8 +22,8 @@ def attention_forward(
     """The attention function that towers call, with the cumulative lengths of the windows in `cu_seq_lens_q`."""
     if attention_mask is not None or kwargs.get("dropout") or kwargs.get("is_causal"):
         raise NotImplementedError("a tower asks for a mask, dropout or causality, which its windows do not have")
-    rows = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    return attend_windows(*rows, kwargs["cu_seq_lens_q"], kwargs.get("scaling"))[None], None
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    return attend_windows(query, key, value, kwargs["cu_seq_lens_q"], kwargs.get("scaling"))[None], None
 
 
 def attend_windows(
