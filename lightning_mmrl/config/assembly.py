@@ -130,7 +130,7 @@ class Assembly:
         engine = self.engine(policy, encoder, self.config.evaluation.max_new_tokens)
         return Examiner(engine=engine, matcher=self.matcher, lexicon=self.lexicon)
 
-    def engine(self, policy: Policy, encoder: Any, max_new_tokens: int) -> HFEngine:
+    def engine(self, policy: Policy, encoder: Any, max_new_tokens: int, *, top_p: float = 1.0) -> HFEngine:
         """Rollouts with transformers."""
         return HFEngine(
             policy,
@@ -138,6 +138,7 @@ class Assembly:
             eos_token_ids=encoder.eos_token_ids,
             pad_token_id=encoder.pad_token_id,
             max_new_tokens=max_new_tokens,
+            top_p=top_p,
             prefill=self.template.prefill,
         )
 

@@ -127,7 +127,7 @@ class StageBuilder:
             directory / "rollouts", every=stage.rollout_table_every, pass_component=stage.rewards.pass_part
         )
         return make(
-            engine=parts.engine(policy, encoder, stage.sampling.max_new_tokens),
+            engine=parts.engine(policy, encoder, stage.sampling.max_new_tokens, top_p=stage.sampling.top_p),
             rewards=resources.enter_context(build_rewards(stage, path)),
             algorithm=build_algorithm(stage, make, path),
             table=table,

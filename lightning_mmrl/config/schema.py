@@ -152,6 +152,8 @@ class SamplingConfig:
     """How completions are sampled."""
 
     temperature: float = 1.0
+    top_p: float = 1.0
+    """Sample from the likeliest tokens up to this probability alone; only 1, all tokens, can be trained on."""
     max_new_tokens: int = 512
 
 

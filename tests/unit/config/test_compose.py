@@ -133,6 +133,7 @@ VALUES = {
     "stages.reason.algorithm.update.num_minibatches=0": "num_minibatches is 0; it must be at least 1",
     "stages.reason.algorithm.update.num_epochs=0": "algorithm.update.num_epochs is 0; it must be at least 1",
     "stages.reason.sampling.temperature=0": "stages.reason.sampling.temperature is 0.0; it must be above 0",
+    "stages.reason.sampling.top_p=0.9": "stages.reason.sampling.top_p is 0.9; it must be 1: log-probabilities are those",
     "stages.reason.sampling.max_new_tokens=0": "stages.reason.sampling.max_new_tokens is 0; it must be at least 1",
     "stages.reason.rewards.weights.labl=1": "rewards.weights.labl: weighs no part; did you mean 'label'?",
     "stages.reason.rewards.weights.label=nan": "rewards.weights.label is nan; it must be a finite number",
