@@ -16,16 +16,10 @@ def model(tmp_path_factory):
     return omni.load(omni.build(tmp_path_factory.mktemp("omni")), temperature=0.7)
 
 
-def engine(model, max_new_tokens=8, prefill=""):
+def engine(model, **how):
     encoder, policy = model
-    return HFEngine(
-        policy,
-        decode=encoder.decode,
-        eos_token_ids=encoder.eos_token_ids,
-        pad_token_id=encoder.pad_token_id,
-        max_new_tokens=max_new_tokens,
-        prefill=prefill,
-    )
+    settings = {"eos_token_ids": encoder.eos_token_ids, "max_new_tokens": 8, **how}
+    return HFEngine(policy, decode=encoder.decode, pad_token_id=encoder.pad_token_id, **settings)
 
 
 def sample(model, batch, iteration=1, **how):
@@ -112,6 +106,88 @@ def test_banned_ids_are_never_sampled_and_the_prefill_is_prepended(model):
     sampled = set(rollout.completion_ids[rollout.completion_mask].tolist())
     assert not sampled & set(encoder.banned_token_ids())
     assert all(completion.text.startswith("<think>") for completion in rollout.completions)
+
+
+def sampled(rollout):
+    return [row[mask].tolist() for row, mask in zip(rollout.completion_ids, rollout.completion_mask, strict=True)]
+
+
+def endless(model):
+    """A token that is never sampled, as the only one that ends a row."""
+    return model[0].banned_token_ids()[:1]
+
+
+@pytest.mark.parametrize("contents", [omni.CONTENTS, ["Which emotion?"], ["angry", "<video><audio>" + "angry " * 60]])
+@pytest.mark.parametrize("group_size", [1, 5])
+def test_every_end_token_ends_a_row_and_is_its_last(model, contents, group_size):
+    """Ended rows are those of an endless rollout with the same noise, cut behind the first end."""
+    encoder, _ = model
+    batch = omni.prompts(encoder, contents)
+    seeds = group_seeds(3, 1, [each.id for each in batch.samples], group_size)
+    length = 12
+    long = engine(model, eos_token_ids=endless(model), max_new_tokens=length)
+    rows = sampled(long.generate(batch, group_size=group_size, seeds=seeds))
+    assert {len(row) for row in rows} == {length}
+    ends = {rows[0][4], rows[-1][length - 1]}
+    ended = engine(model, eos_token_ids=tuple(ends), max_new_tokens=length)
+    rollout = ended.generate(batch, group_size=group_size, seeds=seeds)
+    lengths = [next((place + 1 for place, token in enumerate(row) if token in ends), length) for row in rows]
+    assert lengths[0] <= 5
+    assert sampled(rollout) == [row[:stop] for row, stop in zip(rows, lengths, strict=True)]
+    told = [(completion.num_tokens, completion.truncated) for completion in rollout.completions]
+    assert told == [(stop, row[stop - 1] not in ends) for row, stop in zip(rows, lengths, strict=True)]
+    assert rollout.completion_ids.shape == rollout.sampler_logprobs.shape == (len(rows), max(lengths))
+    assert not rollout.sampler_logprobs[~rollout.completion_mask].any()
+    assert (rollout.completion_ids[~rollout.completion_mask] == encoder.pad_token_id).all()
+
+
+def test_a_generation_in_which_all_rows_end_at_once_takes_no_step(model):
+    encoder, policy = model
+    batch = omni.prompts(encoder)
+    running = engine(model, eos_token_ids=range(len(policy.banned)))
+    rollout = running.generate(batch, group_size=2, seeds=[[0, 1]] * len(batch.samples))
+    assert rollout.completion_ids.shape == (8, 1)
+    assert rollout.completion_mask.all()
+    assert not any(completion.truncated for completion in rollout.completions)
+    counters = running.take_counters()
+    assert "decode_steps" not in counters
+    assert counters["prefill_prompts"] == 4
+
+
+def test_one_token_is_all_that_a_limit_of_one_allows(model):
+    encoder, _ = model
+    batch = omni.prompts(encoder)
+    running = engine(model, eos_token_ids=endless(model), max_new_tokens=1)
+    rollout = running.generate(batch, group_size=1, seeds=[[0]] * len(batch.samples), greedy=True)
+    assert rollout.completion_ids.shape == (4, 1)
+    assert all(completion.truncated for completion in rollout.completions)
+    assert "decode_steps" not in running.take_counters()
+    more = engine(model, eos_token_ids=endless(model), max_new_tokens=2)
+    rows = sampled(more.generate(batch, group_size=1, seeds=[[0]] * len(batch.samples), greedy=True))
+    assert [row[:1] for row in rows] == sampled(rollout)
+
+
+def test_a_tiny_nucleus_is_greedy_and_its_logprobs_are_those_of_all_tokens(model):
+    batch = omni.prompts(model[0])
+    seeds = group_seeds(0, 1, [each.id for each in batch.samples], GROUP)
+    narrow = engine(model, top_p=1e-6).generate(batch, group_size=GROUP, seeds=seeds)
+    greedy = engine(model).generate(batch, group_size=GROUP, seeds=seeds, greedy=True)
+    assert torch.equal(narrow.completion_ids, greedy.completion_ids)
+    torch.testing.assert_close(narrow.sampler_logprobs, greedy.sampler_logprobs, rtol=0, atol=1e-9)
+    assert narrow.sampler_logprobs[narrow.completion_mask].max() < -0.01
+    assert not torch.equal(narrow.completion_ids, sample(model, batch).completion_ids)
+
+
+@pytest.mark.parametrize("top_p", [0.0, -0.1, 1.1, float("nan")])
+def test_a_nucleus_without_or_beyond_all_tokens_is_refused(model, top_p):
+    with pytest.raises(ValueError, match=r"top_p is .*; it must be above 0 and at most 1"):
+        engine(model, top_p=top_p)
+
+
+def test_the_default_ends_are_all_of_the_checkpoints_generation_config(model):
+    encoder, policy = model
+    assert list(encoder.eos_token_ids) == policy.model.generation_config.eos_token_id
+    assert len(encoder.eos_token_ids) == 2
 
 
 def test_generation_leaves_the_policy_in_its_mode(model):
