@@ -29,6 +29,10 @@ def attend_padded(
 
     K key heads are shared by H query heads. A bias of minus infinity makes a weight of exactly zero: what fills up a
     shorter block changes nothing. Half precision is computed in float32, which is then also the output's.
+
+    >>> key, value = torch.zeros(1, 1, 2, 1), torch.tensor([[[[3.0], [9.0]]]])
+    >>> attend_padded(torch.ones(1, 1, 1, 1), key, value, padding_bias(torch.tensor([[False, True]])), 1.0).output
+    tensor([[[[3.]]]])
     """
     if bias is None:
         return attend_block(query, key, value, causal=False, scale=scale)
