@@ -113,10 +113,9 @@ def merge(first: PartialAttention, second: PartialAttention) -> PartialAttention
     >>> merge(one, PartialAttention(3 * one.output, one.logsumexp)).output
     tensor([[[[2.]]]])
     """
-    total = torch.logaddexp(first.logsumexp, second.logsumexp)
-    output = first.output * (first.logsumexp - total).exp().unsqueeze(-1)
-    output = output + second.output * (second.logsumexp - total).exp().unsqueeze(-1)
-    return PartialAttention(output, total)
+    share = (second.logsumexp - first.logsumexp).sigmoid().unsqueeze(-1)
+    output = torch.lerp(first.output.to(share), second.output.to(share), share)
+    return PartialAttention(output, torch.logaddexp(first.logsumexp, second.logsumexp))
 
 
 class _TiledAttention(torch.autograd.Function):

@@ -83,7 +83,7 @@ class HFEngine:
             decoding = start_decoding(self.policy, prompts, group_size)
             self._counters["prefill_prompts"] += len(prompts.samples)
             self._counters["prefill_tokens"] += int(prompts.prompt_mask.sum())
-            tokens, logprobs, mask = self._decode_loop(decoding, noise.to(prompts.input_ids.device), greedy)
+            tokens, logprobs, mask = self._sample_rows(decoding, noise.to(prompts.input_ids.device), greedy)
         finally:
             self.policy.train(training)
         return Rollout(
@@ -95,16 +95,31 @@ class HFEngine:
             policy_version=self.version,
         )
 
-    def _decode_loop(
+    def _sample_rows(
         self, decoding: Decoding, noise: Float[Tensor, "N C"], greedy: bool
     ) -> tuple[Int[Tensor, "N C"], Float[Tensor, "N C"], Bool[Tensor, "N C"]]:
-        """Samples until every row has ended; rows that ended leave the batch once they are a quarter of it."""
-        eos = self._eos.to(noise.device)
-        rows = torch.arange(len(noise), device=noise.device)
-        running = torch.ones_like(rows, dtype=torch.bool)
+        """Samples until every row has ended."""
         tokens = torch.full(noise.shape, self._pad, device=noise.device)
         mask = torch.zeros(noise.shape, dtype=torch.bool, device=noise.device)
         logprobs = torch.zeros_like(noise, dtype=torch.promote_types(decoding.states.dtype, torch.float32))
+        with torch.inference_mode():  # the filled tensors are made outside: a loss may save them for its backward pass
+            self._fill(tokens, logprobs, mask, decoding, noise, greedy)
+        width = int(mask.any(0).sum())
+        return tokens[:, :width], logprobs[:, :width], mask[:, :width]
+
+    def _fill(
+        self,
+        tokens: Int[Tensor, "N C"],
+        logprobs: Float[Tensor, "N C"],
+        mask: Bool[Tensor, "N C"],
+        decoding: Decoding,
+        noise: Float[Tensor, "N C"],
+        greedy: bool,
+    ) -> None:
+        """Samples token by token; rows that ended leave the batch once they are a quarter of it."""
+        eos = self._eos.to(noise.device)
+        rows = torch.arange(len(noise), device=noise.device)
+        running = torch.ones_like(rows, dtype=torch.bool)
         for step in range(self._max_new_tokens):
             distribution = self.policy.next_logprobs(decoding.states)
             chosen = distribution.argmax(-1) if greedy else self._sample(distribution, noise[rows, step])
@@ -123,8 +138,6 @@ class HFEngine:
             decoding.advance(chosen)
             self._counters["decode_steps"] += 1
             self._counters["decode_tokens"] += len(rows)
-        width = int(mask.any(0).sum())
-        return tokens[:, :width], logprobs[:, :width], mask[:, :width]
 
     def _sample(self, logprobs: Float[Tensor, "R V"], noise: Float[Tensor, " R"]) -> Int[Tensor, " R"]:
         return sample_tokens(logprobs if self._top_p == 1 else nucleus(logprobs, self._top_p), noise)
