@@ -20,6 +20,7 @@ COMMANDS = {
 }
 
 EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
 EXIT_READER_LEFT = 141
 """What a shell gives for a command whose reader left, as in `mmrl --help | head -1`."""
 
@@ -52,9 +53,11 @@ def _run(argv: list[str]) -> int:
     except MmrlError as error:
         print(f"mmrl {argv[0]}: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        print(f"mmrl {argv[0]}: interrupted; the same command continues after the last finished stage", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as interrupt:
+        # What `Interrupted` says of itself; its module would load torch.
+        what, code = str(interrupt) or "SIGINT", getattr(interrupt, "exit_code", EXIT_INTERRUPTED)
+        print(f"mmrl {argv[0]}: interrupted by {what}; the same command continues", file=sys.stderr)
+        return code
 
 
 def _reader_left() -> bool:

@@ -33,12 +33,13 @@ def train(
     from lightning_mmrl.config.run import run_curriculum
     from lightning_mmrl.curriculum.selection import Selection
     from lightning_mmrl.training.console import ConsoleProgress
+    from lightning_mmrl.training.interruption import Interruption
 
     selection = Selection(from_stage=from_stage, only_stage=only_stage, allow_changes=allow_changes)
     for name in config.order:
         print(f"{name}: {config.stages[name].num_steps} x {batch_arithmetic(config.stages[name])}")
-    with ConsoleProgress() as console:
-        outcome = run_curriculum(config, console, selection)
+    with Interruption() as interruption, ConsoleProgress() as console:
+        outcome = run_curriculum(config, console, selection, interruption)
     print_comparison(outcome)
     if outcome.ended_by_gate is not None:
         raise GateError(outcome.ended_by_gate)

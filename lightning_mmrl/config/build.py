@@ -11,6 +11,7 @@ from lightning_mmrl.config.assembly import Assembly, trainer_settings, training_
 from lightning_mmrl.config.rewards import build_reward, reward_pool
 from lightning_mmrl.config.schema import StageConfig
 from lightning_mmrl.config.specs import bound, flattened
+from lightning_mmrl.curriculum.attempt import STATES
 from lightning_mmrl.curriculum.handoff import SEAL, check_handoff
 from lightning_mmrl.data.datamodules import Feed, OmniDataModule, eval_loader
 from lightning_mmrl.data.prepared import PreparedSet
@@ -28,9 +29,13 @@ from lightning_mmrl.stages.optimize import UpdateSettings
 from lightning_mmrl.stages.policy_gradient import Algorithm
 from lightning_mmrl.stages.rollout_table import RolloutTable
 from lightning_mmrl.tracking.lightning_logger import RunLogger
+from lightning_mmrl.training.callbacks.exact_state import ExactState, SavingSettings
 from lightning_mmrl.training.callbacks.progress import EvaluationProgress, StageProgress
+from lightning_mmrl.training.checkpoint_io import SnapshotIO
+from lightning_mmrl.training.interruption import Interruption
 from lightning_mmrl.training.job import LightningJob
 from lightning_mmrl.training.loggers import file_loggers
+from lightning_mmrl.training.state_store import StateStore
 from lightning_mmrl.training.trainer import evaluation_trainer, prepare_process, training_trainer
 from lightning_mmrl.types.records import StageSpec
 
@@ -38,9 +43,10 @@ from lightning_mmrl.types.records import StageSpec
 class StageBuilder:
     """Implements `StageFactory` for stages that are LightningModules."""
 
-    def __init__(self, assembly: Assembly, specs: list[StageSpec]) -> None:
+    def __init__(self, assembly: Assembly, specs: list[StageSpec], interruption: Interruption) -> None:
         self._assembly = assembly
         self._num_stages = len(specs)
+        self._interruption = interruption
 
     def __call__(self, spec: StageSpec, start_from: Path, directory: Path, run: TrackedRun) -> LightningJob:
         """Builds one stage."""
@@ -58,19 +64,30 @@ class StageBuilder:
         module = self._module(spec, stage, policy, encoder, directory, resources)
         title = f"stage {spec.index + 1} of {self._num_stages} {spec.name}"
         run.log_params(flattened(asdict(stage)))
+        states, io = StateStore(directory / STATES, keep=config.state.keep), SnapshotIO()
+        saving = SavingSettings(every_n_steps=config.state.every_n_steps, in_background=config.state.in_background)
+
+        def say(message: str) -> None:
+            parts.console.say(f"{title}: {message}")
+
+        saver = ExactState(states, self._interruption, io, settings=saving, say=say)
         trainer = training_trainer(
             settings,
             directory=directory,
             logger=[RunLogger(run, directory), *file_loggers(config.tracking.loggers, directory)],
-            callbacks=[StageProgress(parts.console, title)],
+            callbacks=[StageProgress(parts.console, title), saver],
             validate_every=stage.validate_every if config.data.validation else None,
             gradient_clip_val=stage.max_grad_norm if module.automatic_optimization else None,
+            checkpoint_io=io,
         )
         return LightningJob(
             trainer=trainer,
             module=module,
             datamodule=datamodule,
             exporter=lambda folder: export_checkpoint(policy.model, encoder.processor, folder),  # type: ignore[arg-type]
+            states=states,
+            saver=saver,
+            say=say,
             resources=resources,
         )
 

@@ -66,6 +66,7 @@ def check_values(config: RootConfig) -> None:
     _optional_target(config.model.build, "model.build")
     _check_data(config)
     _check_trainer("trainer", config.trainer)
+    _at_least_one(config.state, "state", "every_n_steps", "keep")
     for name in config.tracking.loggers:
         one_of(name, "tracking.loggers", LOGGERS)
     # What these two refuse would otherwise show when the first stage is built.

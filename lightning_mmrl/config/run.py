@@ -32,6 +32,7 @@ from lightning_mmrl.stages.evaluate import SUMMARY
 from lightning_mmrl.tracking.mlflow import MlflowTracker
 from lightning_mmrl.tracking.null import NullTracker
 from lightning_mmrl.training.console import ConsoleProgress
+from lightning_mmrl.training.interruption import Interruption
 from lightning_mmrl.types.records import StageResult, StageSpec
 
 
@@ -46,8 +47,13 @@ class Outcome:
     ended_by_gate: str | None = None
 
 
-def run_curriculum(config: RootConfig, console: ConsoleProgress, selection: Selection | None = None) -> Outcome:
-    """Runs or continues the curriculum of a configuration.
+def run_curriculum(
+    config: RootConfig,
+    console: ConsoleProgress,
+    selection: Selection | None = None,
+    interruption: Interruption | None = None,
+) -> Outcome:
+    """Runs or continues the curriculum of a configuration; `interruption` is what listens to signals, if anything does.
 
     Raises:
         MmrlError: With one sentence, before anything is written if the configuration is at fault.
@@ -64,7 +70,7 @@ def run_curriculum(config: RootConfig, console: ConsoleProgress, selection: Sele
     orchestrator = StageOrchestrator(
         curriculum,
         directory,
-        build_stage=StageBuilder(parts, specs),
+        build_stage=StageBuilder(parts, specs, interruption or Interruption()),
         evaluate=CheckpointEvaluator(parts, specs[-1].name),
         tracker=lambda: open_tracker(config),
         on_start=lambda parent: describe_run(config, parent, resolved),

@@ -193,6 +193,18 @@ class TrainerConfig:
 
 
 @dataclass
+class StateConfig:
+    """When the state of an unfinished stage is saved, so that the same command continues it."""
+
+    every_n_steps: int = 10
+    """Optimizer steps (sft) or iterations (rl) between two states."""
+    keep: int = 2
+    """How many are kept; the newest ones."""
+    in_background: bool = True
+    """Copy the state and write the copy while training goes on; costs its size in host memory."""
+
+
+@dataclass
 class StageConfig:
     """One stage."""
 
@@ -270,5 +282,6 @@ class RootConfig:
     stages: dict[str, StageConfig] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    state: StateConfig = field(default_factory=StateConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

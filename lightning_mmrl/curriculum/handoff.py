@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning_mmrl.curriculum.manifest import write_json
 from lightning_mmrl.errors import StageError
+from lightning_mmrl.training.state_store import sync, sync_tree
 
 SEAL = "mmrl.json"
 REQUIRED = ("config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja")
@@ -38,9 +39,11 @@ def write_handoff(directory: Path, export: Callable[[Path], None], facts: Mappin
     hashes = {path.name: _file_hash(path) for path in sorted(temporary.iterdir()) if path.is_file()}
     digest = _combined(hashes)
     write_json(temporary / SEAL, {"digest": digest, "files": hashes, **facts})
+    sync_tree(temporary)
     if directory.exists():
         shutil.rmtree(directory)
     os.replace(temporary, directory)
+    sync(directory.parent)
     return digest
 
 

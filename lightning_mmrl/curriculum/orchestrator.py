@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lightning_mmrl.curriculum.attempt import STATES, Attempt, refuse_changed_attempts
 from lightning_mmrl.curriculum.changes import describe_changes
 from lightning_mmrl.curriculum.handoff import check_handoff, folder_digest, write_handoff
 from lightning_mmrl.curriculum.manifest import FinishedStage, Manifest
@@ -70,6 +71,7 @@ class StageOrchestrator:
         self._say = say
         self._stages = curriculum.stages
         self._manifest = Manifest()
+        self._selection = Selection()
 
     def run(self, selection: Selection | None = None) -> list[StageResult]:
         """Runs what is not finished yet, or what is selected, and returns the results of the finished stages in order.
@@ -79,16 +81,18 @@ class StageOrchestrator:
             StageError: A hand-over is missing or changed.
             GateError: The metrics of a stage do not meet its gate.
         """
-        selection = selection or Selection()
+        self._selection = selection = selection or Selection()
         self._manifest = Manifest.read(self._directory)
         due = due_actions(self._stages, self._manifest, selection)
         if not selection.allow_changes:
             self._refuse_changes(due)
+            unselected = {spec.name: self._folder(spec) for spec in self._stages if not self._selected(spec)}
+            refuse_changed_attempts({name: unselected[name] for name in due if name in unselected}, self._stages)
         for spec in self._stages:
             if spec.name in self._manifest.stages and spec.name not in due:
                 self._say(f"{self._title(spec)}: already finished")
-        selected = selection.only_stage or selection.from_stage
-        gated = {spec.name for spec in self._stages} if selected is None else with_ancestors(due, self._stages)
+        everything = selection.only_stage is None and selection.from_stage is None
+        gated = {spec.name for spec in self._stages} if everything else with_ancestors(due, self._stages)
         if due:
             self._run_due(due, gated)
             self._tell_stale()
@@ -134,10 +138,11 @@ class StageOrchestrator:
     def _train_stage(self, spec: StageSpec, tracker: Tracker, parent: TrackedRun) -> None:
         start, input_digest = self._starting_point(spec)
         self._set_aside(spec)
-        folder = self._directory / "stages" / _folder_name(spec)
+        folder = self._folder(spec)
         tags = {"mmrl.stage": spec.name, "mmrl.kind": spec.kind, "mmrl.input_digest": input_digest}
-        shutil.rmtree(folder, ignore_errors=True)  # what an unfinished attempt left
-        run = tracker.open_run(folder.name, parent_id=parent.id, tags=tags)
+        run_id = self._continued(spec, folder, input_digest)
+        run = tracker.open_run(folder.name, parent_id=parent.id, run_id=run_id, tags=tags)
+        Attempt(content=spec.content, input_digest=input_digest, tracking_id=run.id).write(folder)
         seconds: dict[str, float] = {}
         with self._in_progress(run, folder.name), status_of(run):
             with _timed(seconds, "train"):
@@ -160,7 +165,22 @@ class StageOrchestrator:
             finished = FinishedStage(digest=spec.digest, content=spec.content, result=result, training_metrics=metrics)
             # Before the evaluation: if that fails, the training is not lost.
             self._save(stages={**self._manifest.stages, spec.name: finished})
+            shutil.rmtree(folder / STATES, ignore_errors=True)  # the hand-over stands in their place
             self._evaluate_stage(spec, run, parent)
+
+    def _continued(self, spec: StageSpec, folder: Path, input_digest: str) -> str | None:
+        """The tracked run of the unfinished attempt that the stage goes on from; else clears the folder for a new one.
+
+        An attempt that cannot be continued is kept beside it.
+        """
+        attempt = Attempt.read(folder)
+        if attempt is not None:
+            same = dict(attempt.content) == dict(spec.content)
+            if attempt.input_digest == input_digest and (same or self._selection.allow_changes):
+                return attempt.tracking_id
+            self._keep_aside(spec, folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
 
     def _evaluate_again(self, spec: StageSpec, tracker: Tracker, parent: TrackedRun) -> None:
         result = self._manifest.stages[spec.name].result
@@ -189,11 +209,14 @@ class StageOrchestrator:
             return
         folder = (self._directory / finished.result.handoff).parent
         if folder.is_dir():
-            number = next(n for n in itertools.count(1) if not folder.with_name(f"{folder.name}.replaced-{n}").exists())
-            kept = folder.with_name(f"{folder.name}.replaced-{number}")
-            folder.rename(kept)
-            self._say(f"stage {spec.name} runs again; what it had left is kept in {kept}")
+            self._keep_aside(spec, folder)
         self._save(stages={name: entry for name, entry in self._manifest.stages.items() if name != spec.name})
+
+    def _keep_aside(self, spec: StageSpec, folder: Path) -> None:
+        number = next(n for n in itertools.count(1) if not folder.with_name(f"{folder.name}.replaced-{n}").exists())
+        kept = folder.with_name(f"{folder.name}.replaced-{number}")
+        folder.rename(kept)
+        self._say(f"stage {spec.name} runs again; what it had left is kept in {kept}")
 
     def _check_gate(self, spec: StageSpec) -> None:
         """Ends the curriculum after a finished stage whose metrics do not meet its gate."""
@@ -245,6 +268,13 @@ class StageOrchestrator:
             + "undo the change, set run_name to a new name, keep what is finished with --allow-changes, or run again "
             f"with --from-stage {next(iter(kept))}"
         )
+
+    def _selected(self, spec: StageSpec) -> bool:
+        """Whether the stage was asked for by its name."""
+        return spec.name in (self._selection.only_stage, self._selection.from_stage)
+
+    def _folder(self, spec: StageSpec) -> Path:
+        return self._directory / "stages" / _folder_name(spec)
 
     def _title(self, spec: StageSpec) -> str:
         return f"stage {spec.index + 1} of {len(self._stages)} {spec.name}"

@@ -57,6 +57,11 @@ class OptimizerSettings:
         return optimizer, LambdaLR(optimizer, lambda step: schedule(step, num_steps) * factor(step))
 
 
+def finished_steps(trainer: lightning.Trainer) -> int:
+    """Batches that a stage had finished when it was saved; 0 for one that starts. To be asked when training starts."""
+    return trainer.fit_loop.epoch_loop.batch_progress.current.completed
+
+
 def log_metrics(module: lightning.LightningModule, metrics: dict[str, float], step: int) -> None:
     """Sends metrics to every logger of the trainer with the stage's own step."""
     for logger in module.loggers:

@@ -44,6 +44,14 @@ class Ending:
             return 1.0
         return min(1.0, max(0.0, 1 - (step - self._met_at) / self._cooldown_steps))
 
+    def state_dict(self) -> dict[str, int | None]:
+        """When the bound was met."""
+        return {"met_at": self._met_at}
+
+    def load_state_dict(self, state: Mapping[str, int | None]) -> None:
+        """Goes on as the ending that `state_dict` was taken of."""
+        self._met_at = state["met_at"]
+
     def apply(self, trainer: lightning.Trainer, step: int) -> None:
         """Stops the trainer once the stage has ended."""
         if self.ended(step):

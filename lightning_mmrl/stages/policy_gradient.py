@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import lightning
 import torch
@@ -20,7 +20,13 @@ from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.tensors import AdvantageEstimator, Aggregation, PolicyLoss, RolloutEngine
 from lightning_mmrl.rollout.sampling import group_seeds
 from lightning_mmrl.stages.answers import Examiner, Validation, headline
-from lightning_mmrl.stages.context import OptimizerSettings, StageContext, log_metrics, scalar_values
+from lightning_mmrl.stages.context import (
+    OptimizerSettings,
+    StageContext,
+    finished_steps,
+    log_metrics,
+    scalar_values,
+)
 from lightning_mmrl.stages.ending import Ending
 from lightning_mmrl.stages.media import IterationMedia
 from lightning_mmrl.stages.optimize import Objective, UpdateSettings, accumulate_loss, plan_minibatches, score_old
@@ -108,6 +114,7 @@ class PolicyGradientModule(lightning.LightningModule):
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """One iteration: sample, score, optimize, push the weights."""
         self._seconds = {}
+        self.policy.media.take_counters()  # a validation in between is not part of the iteration
         iteration = batch_idx + 1
         with self._timed("encode"):
             media = self.encode(batch)
@@ -206,6 +213,22 @@ class PolicyGradientModule(lightning.LightningModule):
         if stats:
             scheduler.step()
         return stats | {"train/learning_rate": learning_rate}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what the stage knows beside weights and counters."""
+        checkpoint["stage"] = {"latest": dict(self.latest), "ending": self._ending.state_dict()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes up what `on_save_checkpoint` added."""
+        self.latest = dict(checkpoint["stage"]["latest"])
+        self._ending.load_state_dict(checkpoint["stage"]["ending"])
+
+    def on_train_start(self) -> None:
+        """Takes up a stage that was saved: the engine gets its weights, and the stage may be at its end."""
+        iteration = finished_steps(self.trainer)
+        if iteration:
+            self.engine.load_weights(self.policy, iteration)
+        self._ending.apply(self.trainer, iteration)
 
     def on_train_batch_end(self, outputs: object, batch: PromptBatch, batch_idx: int) -> None:
         """Ends the stage when its time has come."""

@@ -1,5 +1,7 @@
 """Supervised fine-tuning: the loss is on assistant tokens only."""
 
+from typing import Any
+
 import lightning
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -9,7 +11,7 @@ from lightning_mmrl.models.integrity import check_targets
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.ops.masked import masked_mean
 from lightning_mmrl.stages.answers import Examiner, Validation, headline
-from lightning_mmrl.stages.context import OptimizerSettings, StageContext, log_metrics
+from lightning_mmrl.stages.context import OptimizerSettings, StageContext, finished_steps, log_metrics
 from lightning_mmrl.stages.ending import Ending
 from lightning_mmrl.types.batches import PromptBatch, ScoringBatch, SftBatch
 
@@ -48,6 +50,19 @@ class SFTModule(lightning.LightningModule):
         loss = -masked_mean(output.logprobs, batch.completion_mask)
         self._report({"train/loss": loss.item(), "train/learning_rate": self._learning_rate()}, batch_idx + 1)
         return loss
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what the stage knows beside weights and counters."""
+        checkpoint["stage"] = {"latest": dict(self.latest), "ending": self._ending.state_dict()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes up what `on_save_checkpoint` added."""
+        self.latest = dict(checkpoint["stage"]["latest"])
+        self._ending.load_state_dict(checkpoint["stage"]["ending"])
+
+    def on_train_start(self) -> None:
+        """Takes up a stage that was saved: it may be at its end."""
+        self._ending.apply(self.trainer, finished_steps(self.trainer))
 
     def on_train_batch_end(self, outputs: object, batch: SftBatch, batch_idx: int) -> None:
         """Ends the stage when its time has come."""

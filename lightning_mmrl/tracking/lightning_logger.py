@@ -3,6 +3,7 @@
 import math
 import time
 from argparse import Namespace
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,22 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_mmrl.protocols.plain import TrackedRun
-from lightning_mmrl.tracking.jsonl import append_lines
+from lightning_mmrl.tracking.jsonl import append_lines, read_lines
+
+MOST_REPEATED = 1000
+"""Lines of an earlier process that are read: a stage that goes on repeats the last few of them at most."""
 
 
 class RunLogger(Logger):
     """Lightning's logger over a `TrackedRun`; only rank 0 logs.
 
     Each call is also one line of `<directory>/metrics.jsonl`, `{"step": 3, "time": 1790000000.0, "metrics": {...}}`,
-    with `time` in seconds since 1970 and a value that is not finite as the string "nan", "inf" or "-inf". A step that
-    is run again after a resume has two lines; the later one holds. The key "epoch", which Lightning adds, is dropped.
+    with `time` in seconds since 1970 and a value that is not finite as the string "nan", "inf" or "-inf". The key
+    "epoch", which Lightning adds, is dropped.
+
+    A stage that goes on in a new process finds its file: what it repeats is not logged again, and the last points are
+    sent once more, with the time they had, in case the first process was killed before they were delivered. A tracker
+    keeps a point that it gets twice once.
 
     Args:
         run: Where metrics go; the run is finished by whoever opened it.
@@ -30,6 +38,20 @@ class RunLogger(Logger):
         super().__init__()
         self._run = run
         self._directory = directory
+        self._logged: defaultdict[int, set[str]] = defaultdict(set)
+        self._take_up()
+
+    @rank_zero_only
+    def _take_up(self) -> None:
+        """Reads what an earlier process logged."""
+        for record in read_lines(self._file)[-MOST_REPEATED:]:
+            values = {key: float(value) for key, value in record["metrics"].items()}
+            self._logged[record["step"]] |= values.keys()
+            self._run.log_metrics(values, record["step"], record["time"])
+
+    @property
+    def _file(self) -> Path:
+        return self._directory / "metrics.jsonl"
 
     @property
     def name(self) -> str:
@@ -45,17 +67,15 @@ class RunLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        values = {key: float(value) for key, value in metrics.items() if key != "epoch"}
+        step, now = step or 0, time.time()
+        known = self._logged.get(step, set())
+        values = {key: float(value) for key, value in metrics.items() if key != "epoch" and key not in known}
         if not values:
             return
-        record = {
-            "step": step or 0,
-            "time": time.time(),
-            "metrics": {key: _encode(value) for key, value in values.items()},
-        }
+        record = {"step": step, "time": now, "metrics": {key: _encode(value) for key, value in values.items()}}
         self._directory.mkdir(parents=True, exist_ok=True)
-        append_lines(self._directory / "metrics.jsonl", [record])
-        self._run.log_metrics(values, step or 0)
+        append_lines(self._file, [record])
+        self._run.log_metrics(values, step, now)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Does nothing: the orchestrator logs the resolved configuration."""

@@ -153,8 +153,8 @@ class MlflowRun:
     def id(self) -> str:
         return self._id
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Logs values at a step, with the present time.
+    def log_metrics(self, metrics: Mapping[str, float], step: int, time_s: float | None = None) -> None:
+        """Logs values at a step, with the given time or the present one.
 
         What is not a finite number (MLflow would plot infinity as 1.8e308) is left out and counted in
         `tracking/non_finite`.
@@ -164,8 +164,8 @@ class MlflowRun:
         if len(finite) < len(values):
             finite[NON_FINITE_KEY] = float(len(values) - len(finite))
         if finite:
-            now = _now_ms()
-            self._submit("metrics", {"points": [[key, value, now, int(step)] for key, value in finite.items()]})
+            at = _now_ms() if time_s is None else round(time_s * 1000)
+            self._submit("metrics", {"points": [[key, value, at, int(step)] for key, value in finite.items()]})
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Logs parameters as text; a value that differs from the logged one becomes the tag `changed.<key>`."""

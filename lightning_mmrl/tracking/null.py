@@ -17,7 +17,7 @@ class NullRun:
     def id(self) -> str:
         return self._id
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+    def log_metrics(self, metrics: Mapping[str, float], step: int, time_s: float | None = None) -> None:
         pass
 
     def log_params(self, params: Mapping[str, Any]) -> None:

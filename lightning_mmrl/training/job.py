@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import lightning
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from lightning_mmrl.training.callbacks.exact_state import CHECKPOINT, ExactState
+from lightning_mmrl.training.state_store import StateStore
 
 
 class ReportingModule(Protocol):
@@ -20,29 +22,43 @@ class ReportingModule(Protocol):
 class LightningJob:
     """Implements `StageJob`: fits, then exports.
 
-    `resources` are closed when training ends, however it ends.
+    Attributes:
+        exporter: Writes the Hugging Face folder.
+        states: Where an unfinished stage left its states.
+        saver: Saves them; one of the trainer's callbacks.
+        say: Tells the user what happens.
+        resources: Closed when training ends, however it ends.
     """
 
     trainer: lightning.Trainer
     module: Any
     datamodule: lightning.LightningDataModule
     exporter: Callable[[Path], None]
+    states: StateStore
+    saver: ExactState
+    say: Callable[[str], None]
     resources: ExitStack = field(default_factory=ExitStack)
 
     def train(self) -> Mapping[str, float]:
-        """Fits the module and returns its last metrics.
+        """Fits the module, from its newest state if there is one, and returns its last metrics.
 
         Raises:
-            KeyboardInterrupt: The run was interrupted; Lightning turns that into an exit, which would read as a
-            failure.
+            KeyboardInterrupt: The run was interrupted (`Interrupted`, if by a signal); Lightning turns that into an
+                exit, which would read as a failure.
+            StageError: There are states, and none of them is whole.
         """
+        found = self.states.latest()
+        checkpoint = None
+        if found is not None:
+            self.say(f"continuing after step {found.step}")
+            self.saver.resume(found)
+            checkpoint = found.folder / CHECKPOINT
         with self.resources:
             try:
-                self.trainer.fit(self.module, datamodule=self.datamodule)
-            except (SystemExit, SIGTERMException) as error:
-                raise KeyboardInterrupt from error
-        if self.trainer.interrupted:
-            raise KeyboardInterrupt
+                self.trainer.fit(self.module, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
+            except SystemExit as error:
+                interrupt = error.__context__
+                raise (interrupt if isinstance(interrupt, KeyboardInterrupt) else KeyboardInterrupt()) from error
         return dict(self.module.latest)
 
     def export(self, directory: Path) -> None:

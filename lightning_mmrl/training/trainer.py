@@ -7,6 +7,7 @@ from pathlib import Path
 
 import lightning
 import torch
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
@@ -36,6 +37,7 @@ def training_trainer(
     callbacks: Sequence[Callback],
     validate_every: int | None,
     gradient_clip_val: float | None,
+    checkpoint_io: CheckpointIO | None = None,
 ) -> lightning.Trainer:
     """A trainer for one epoch, which is the whole stage; checkpoints are the stage's own business.
 
@@ -46,9 +48,12 @@ def training_trainer(
         callbacks: Progress and the like.
         validate_every: Batches between validations; None for none.
         gradient_clip_val: Gradient norm limit of automatic optimization; None for stages that clip by hand.
+        checkpoint_io: How states are read and written; None for a stage that is not saved.
     """
     # A stage without a validation split is no mistake.
     warnings.filterwarnings("ignore", message="You defined a `validation_step` but have no `val_dataloader`")
+    # The data module resumes the order of the data, not the loader.
+    warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
     return lightning.Trainer(
         accelerator=settings.accelerator,
         devices=settings.devices,
@@ -56,6 +61,7 @@ def training_trainer(
         max_epochs=1,
         logger=logger,
         callbacks=list(callbacks),
+        plugins=[] if checkpoint_io is None else [checkpoint_io],
         default_root_dir=directory,
         gradient_clip_val=gradient_clip_val,
         val_check_interval=validate_every,

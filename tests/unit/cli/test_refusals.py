@@ -195,7 +195,7 @@ def test_an_interrupt_says_how_to_go_on(empty, monkeypatch, capsys):
 
     monkeypatch.setattr("lightning_mmrl.cli.data.run", interrupted)
     assert main(["data"]) == 130
-    assert "the same command continues after the last finished stage" in capsys.readouterr().err
+    assert "interrupted by SIGINT; the same command continues" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])

@@ -60,11 +60,14 @@ class FakeTracker:
 class Job:
     """A stage whose weights are the names of all stages they went through."""
 
-    def __init__(self, lab, spec, start_from):
-        self.lab, self.spec, self.start_from = lab, spec, start_from
+    def __init__(self, lab, spec, start_from, directory):
+        self.lab, self.spec, self.start_from, self.directory = lab, spec, start_from, directory
 
     def train(self):
-        self.lab.happened.append(f"train {self.spec.name}")
+        state = self.directory / "state" / "step-00000010"
+        self.lab.happened.append(f"{'continue' if state.exists() else 'train'} {self.spec.name}")
+        if self.lab.saves_states:
+            state.mkdir(parents=True, exist_ok=True)
         self.lab.perhaps_fail("train", self.spec.name)
         return {"loss": 0.5}
 
@@ -84,7 +87,7 @@ class Lab:
         self.base.mkdir()
         (self.base / "model.safetensors").write_text("base")
         self.failures, self.happened, self.said = {}, [], []
-        self.salt = ""
+        self.salt, self.saves_states = "", False
         self.tracker = FakeTracker(0)
 
     def perhaps_fail(self, place, stage):
@@ -93,7 +96,7 @@ class Lab:
 
     def build(self, spec, start_from, directory, run):
         self.perhaps_fail("build", spec.name)
-        return Job(self, spec, start_from)
+        return Job(self, spec, start_from, directory)
 
     def evaluate(self, checkpoint, directory, stage, run):
         self.happened.append(f"evaluate {stage}")
@@ -309,6 +312,78 @@ def test_a_gate_holds_for_a_finished_curriculum_too(lab):
     lab.run()
     with pytest.raises(StageError, match=r"stages.reason.gate asks for test/uar at most 0.2, found 0.25"):
         lab.run(gates={"reason": Bound(metric="test/uar", at_most=0.2)})
+
+
+@pytest.fixture
+def interrupted(lab):
+    """A run that was interrupted in its second stage, which had saved a state."""
+    lab.saves_states = True
+    lab.failures = {("train", "cold_start"): KeyboardInterrupt()}
+    with pytest.raises(KeyboardInterrupt):
+        lab.run()
+    lab.failures = {}
+    return lab
+
+
+def test_an_unfinished_stage_goes_on_from_its_state_in_its_own_tracked_run(interrupted):
+    interrupted.run()
+    assert interrupted.happened == [
+        "start run-1.0",
+        "continue cold_start",
+        "evaluate cold_start",
+        "train reason",
+        "evaluate reason",
+    ]
+    assert [run.id for run in interrupted.tracker.runs] == ["run-1.0", "run-1.2", "run-2.2"]
+    assert set(interrupted.tracker.statuses.values()) == {"FINISHED"}
+    assert not list(interrupted.directory.glob("stages/*/state"))
+
+
+def test_a_state_is_left_where_the_hand_over_failed(lab):
+    """Training is not repeated because the disk was full at its end."""
+    lab.saves_states, lab.failures = True, {("export", "warm"): OSError("no space left on device")}
+    with pytest.raises(OSError, match="no space"):
+        lab.run(["warm"])
+    lab.failures = {}
+    lab.run(["warm"])
+    assert lab.happened[1:] == ["continue warm", "evaluate warm"]
+
+
+def test_an_unfinished_stage_that_is_configured_differently_is_refused(interrupted):
+    with pytest.raises(ConfigError, match="stages.cold_start: begun in .* with another configuration and not finished"):
+        interrupted.run(changed=["cold_start"])
+    assert (interrupted.happened, interrupted.tracker.runs) == ([], [])
+    assert (interrupted.directory / "stages" / "01-cold_start" / "state").is_dir()
+
+
+def test_an_unfinished_stage_goes_on_differently_where_that_is_allowed(interrupted):
+    interrupted.run(changed=["cold_start"], selection=Selection(allow_changes=True))
+    assert interrupted.happened[1:3] == ["continue cold_start", "evaluate cold_start"]
+
+
+@pytest.mark.parametrize("changed", [[], ["cold_start"]])
+def test_an_unfinished_stage_that_is_asked_for_begins_again_only_if_it_was_changed(interrupted, changed):
+    interrupted.run(changed=changed, selection=Selection(from_stage="cold_start"))
+    assert interrupted.happened[1] == ("train cold_start" if changed else "continue cold_start")
+    kept = interrupted.directory / "stages" / "01-cold_start.replaced-1" / "state"
+    assert kept.is_dir() == bool(changed)
+
+
+def test_an_unfinished_stage_begins_again_once_what_it_started_from_was_replaced(interrupted):
+    interrupted.salt = "!"
+    interrupted.run(selection=Selection(only_stage="warm"))
+    interrupted.run()
+    assert interrupted.happened[1] == "train cold_start"
+    assert interrupted.weights("01-cold_start") == "base>warm!>cold_start!"
+    assert (interrupted.directory / "stages" / "01-cold_start.replaced-1" / "state").is_dir()
+
+
+def test_states_that_nobody_can_tell_what_they_are_of_stop_the_run(interrupted):
+    note = interrupted.directory / "stages" / "01-cold_start" / "attempt.json"
+    note.write_text(note.read_text()[:30])
+    with pytest.raises(StageError, match=r"attempt.json is missing or damaged .* or remove .*01-cold_start to train"):
+        interrupted.run()
+    assert (note.parent / "state").is_dir()
 
 
 @pytest.mark.parametrize("place", ["build", "train", "export", "evaluate"])

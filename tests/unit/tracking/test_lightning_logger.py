@@ -18,8 +18,11 @@ class RecordingRun(NullRun):
         super().__init__("4f2a")
         self.calls = []
 
-    def log_metrics(self, metrics, step):
+        self.times = []
+
+    def log_metrics(self, metrics, step, time_s=None):
         self.calls.append((dict(metrics), step))
+        self.times.append(time_s)
 
 
 def read(directory):
@@ -39,6 +42,27 @@ def test_a_call_reaches_the_run_and_is_one_line_of_the_file(tmp_path):
     ]
     assert lines[0]["time"] <= lines[1]["time"]
     assert (logger.name, logger.version, logger.save_dir) == ("01-reason", "4f2a", str(tmp_path / "01-reason"))
+
+
+def test_a_new_process_repeats_no_point_and_sends_the_last_ones_again(tmp_path):
+    """The server may lack what was on its way when the first process was killed; the same point twice is one point."""
+    first, second = RecordingRun(), RecordingRun()
+    logger = RunLogger(first, tmp_path)
+    logger.log_metrics({"loss": 0.5}, step=3)
+    logger.log_metrics({"loss": math.inf}, step=4)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "ti')
+    logger = RunLogger(second, tmp_path)
+    logger.log_metrics({"loss": 0.25, "validation": 0.75}, step=4)
+    logger.log_metrics({"loss": 0.125}, step=5)
+    assert second.calls == [
+        ({"loss": 0.5}, 3),
+        ({"loss": math.inf}, 4),
+        ({"validation": 0.75}, 4),
+        ({"loss": 0.125}, 5),
+    ]
+    assert second.times[:2] == first.times
+    assert RunLogger(NullRun("run"), tmp_path)._logged == {3: {"loss"}, 4: {"loss", "validation"}, 5: {"loss"}}
 
 
 def test_the_epoch_alone_is_not_logged(tmp_path):

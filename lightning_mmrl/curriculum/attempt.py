@@ -1,0 +1,76 @@
+"""What an unfinished stage left in its folder, and whether a run may go on from it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_mmrl.curriculum.changes import describe_changes
+from lightning_mmrl.curriculum.manifest import write_json
+from lightning_mmrl.errors import ConfigError, StageError
+from lightning_mmrl.types.records import StageSpec
+
+FILE = "attempt.json"
+STATES = "state"
+"""Folder of the resumable states, below the stage's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """A stage that has begun.
+
+    Attributes:
+        content: The configuration that decides its outcome, as in `StageSpec`.
+        input_digest: Hash of what it started from.
+        tracking_id: Its run in the tracker.
+    """
+
+    content: Mapping[str, Any]
+    input_digest: str
+    tracking_id: str
+
+    def write(self, folder: Path) -> None:
+        """Notes the attempt in the stage's folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / FILE, asdict(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> "Attempt | None":
+        """The attempt whose states lie in a folder; None if nothing there can be continued.
+
+        Raises:
+            StageError: There are states, and the file that says what they are of is damaged.
+        """
+        if not any((folder / STATES).glob("step-*")):
+            return None
+        try:
+            return cls(**json.loads((folder / FILE).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise StageError(
+                f"{folder / FILE} is missing or damaged ({error}); restore it, or remove {folder} to train the stage "
+                "from its start"
+            ) from error
+
+
+def refuse_changed_attempts(folders: Mapping[str, Path], specs: Sequence[StageSpec]) -> None:
+    """Looks whether unfinished stages are still configured as they were begun.
+
+    Args:
+        folders: Stage name to folder, of the stages to look at.
+        specs: All stages as they are configured now.
+
+    Raises:
+        ConfigError: One is not.
+    """
+    begun = {name: attempt.content for name, folder in folders.items() if (attempt := Attempt.read(folder))}
+    now = {spec.name: dict(spec.content) for spec in specs}
+    changed = {name: content for name, content in begun.items() if dict(content) != now[name]}
+    if changed:
+        raise ConfigError(
+            f"{', '.join(f'stages.{name}' for name in changed)}: begun in {folders[next(iter(changed))].parent.parent} "
+            "with another configuration and not finished:\n"
+            + "".join(f"    {line}\n" for line in describe_changes(changed, specs))
+            + "undo the change, set run_name to a new name, go on with --allow-changes, or begin again with "
+            f"--from-stage {next(iter(changed))}"
+        )

@@ -1,0 +1,245 @@
+"""Saves a stage so that it goes on as if it had not been interrupted, bit for bit."""
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from lightning_mmrl.training.checkpoint_io import SnapshotIO
+from lightning_mmrl.training.interruption import Interruption
+from lightning_mmrl.training.rng import restore_rng, rng_state
+from lightning_mmrl.training.state_store import StateStore, StoredState
+
+CHECKPOINT = "checkpoint"
+"""Name of Lightning's part of a state."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavingSettings:
+    """When states are saved.
+
+    Attributes:
+        every_n_steps: Optimizer steps (SFT) or iterations (RL) between two states.
+        in_background: Copy the state, and write the copy while training goes on.
+    """
+
+    every_n_steps: int = 10
+    in_background: bool = True
+
+
+class ExactState(Callback):
+    """Saves at the borders between steps, and on the way out; continues from what `resume` is given.
+
+    A border lies behind a finished step, and again behind its validation. What is small there (loop counters, consumed
+    samples, the stage's own notes, random generators) is kept in memory. Weights and optimizer do not change from one
+    border to the optimizer step that follows, so a stage that is interrupted anywhere in between is saved as it was at
+    the border; from the optimizer step to the next border the interruption waits.
+
+    Lightning saves no random generators, and a checkpoint it takes after a batch skips the validation that is due then.
+
+    Args:
+        store: Where states lie.
+        interruption: Held back while weights change or a state is written.
+        io: The checkpoint plugin of the trainer.
+        settings: When states are saved.
+        say: Tells the user what happens.
+    """
+
+    def __init__(
+        self,
+        store: StateStore,
+        interruption: Interruption,
+        io: SnapshotIO,
+        *,
+        settings: SavingSettings,
+        say: Callable[[str], None],
+    ) -> None:
+        self._store = store
+        self._interruption = interruption
+        self._io = io
+        self._settings = settings
+        self._say = say
+        self._resumed: StoredState | None = None
+        self._border: dict[str, Any] = {}
+        self._step = self._saved_step = 0
+        self._generators: dict[str, Any] = {}
+        self._writer: _Writer | None = None
+
+    def resume(self, state: StoredState) -> None:
+        """Continues the random generators of a state; the rest is in its checkpoint, which Lightning loads."""
+        self._resumed = state
+        self._saved_step = state.step
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Listens to signals in Lightning's place; restores the generators, after the loaders have drawn from them."""
+        self._interruption.listen()
+        if self._resumed is not None:
+            path = _generators_file(self._resumed.folder, trainer.global_rank)
+            if path.exists():
+                restore_rng(torch.load(path, weights_only=True))
+            else:
+                self._say(f"rank {trainer.global_rank} is new; its random generators start anew")
+
+    def on_before_optimizer_step(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """From here to the border the weights are of no step."""
+        self._interruption.hold()
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
+    ) -> None:
+        """A border: saves where it is time."""
+        self._interruption.hold()
+        self._finish_writing()
+        self._step = batch_idx + 1
+        self._take_border(trainer, validated=False)
+        last = self._step == trainer.num_training_batches
+        if last or self._step % self._settings.every_n_steps == 0:
+            self._save(trainer)
+        self._interruption.release()
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """A border: the validation is behind it."""
+        self._take_border(trainer, validated=True)
+
+    def on_save_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Puts what was true at the border in the place of what is true now."""
+        checkpoint.update(self._border)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Waits for what is still being written."""
+        self._finish_writing()
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        """Saves the last border, if the weights are still those of it."""
+        torn = self._interruption.holding
+        with self._interruption.held():
+            self._finish_writing()
+            if self._border and self._step > self._saved_step and not torn:
+                self._save(trainer)
+                self._finish_writing()
+        if self._saved_step:
+            self._say(f"the same command continues after step {self._saved_step}")
+
+    def _take_border(self, trainer: lightning.Trainer, *, validated: bool) -> None:
+        self._border = {"loops": {"fit_loop": _border_loops(trainer.fit_loop.state_dict(), validated=validated)}}
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if datamodule is not None:
+            self._border[type(datamodule).__qualname__] = datamodule.state_dict()
+        self._generators = rng_state()
+
+    def _save(self, trainer: lightning.Trainer) -> None:
+        """Writes the border, in the background if that is possible and wanted."""
+        step, rank = self._step, trainer.global_rank
+        problem = _agreed(trainer, _attempt(partial(self._store.begin, step)) if rank == 0 else None)
+        if problem is None:
+            folder = self._store.partial(step)
+            trainer.save_checkpoint(folder / CHECKPOINT, weights_only=False)
+            write = partial(torch.save, self._generators, _generators_file(folder, rank))
+            problem = _agreed(trainer, _attempt(write))
+        if problem is not None:
+            self._failed(problem)
+            return
+        self._saved_step = step
+        if rank == 0:
+            facts = {"world_size": trainer.world_size}
+            self._writer = _Writer(self._store, step, self._io.take(), facts)
+            self._writer.start(in_background=self._settings.in_background)
+
+    def _finish_writing(self) -> None:
+        if self._writer is not None:
+            problem, self._writer = self._writer.finish(), None
+            if problem is not None:
+                self._failed(problem)
+
+    def _failed(self, problem: str) -> None:
+        found = self._store.newest_step()
+        self._saved_step = found or 0
+        last = "there is none yet" if found is None else f"the last one is that of step {found}"
+        self._say(f"the state after step {self._step} could not be saved ({problem}); training goes on, {last}")
+
+
+class _Writer:
+    """Writes one state."""
+
+    def __init__(
+        self, store: StateStore, step: int, snapshot: Mapping[str, Any] | None, facts: Mapping[str, Any]
+    ) -> None:
+        self._store, self._step, self._snapshot, self._facts = store, step, snapshot, facts
+        self._thread: threading.Thread | None = None
+        self._problem: str | None = None
+
+    def start(self, *, in_background: bool) -> None:
+        if in_background:
+            self._thread = threading.Thread(target=self._run, name="mmrl-state")
+            self._thread.start()
+        else:
+            self._run()
+
+    def finish(self) -> str | None:
+        """Waits; what went wrong, if anything did."""
+        if self._thread is not None:
+            self._thread.join()
+        return self._problem
+
+    def _run(self) -> None:
+        self._problem = _attempt(self._write)
+        self._snapshot = None
+
+    def _write(self) -> None:
+        if self._snapshot is not None:
+            torch.save(self._snapshot, self._store.partial(self._step) / CHECKPOINT)
+        self._store.commit(self._step, self._facts)
+
+
+def _attempt(write: Callable[[], Any]) -> str | None:
+    """Runs what writes to the disk; why it could not, or None. torch.save hides the disk's error in a RuntimeError."""
+    try:
+        write()
+    except (OSError, RuntimeError) as error:
+        return str(error).splitlines()[0]
+    return None
+
+
+def _agreed(trainer: lightning.Trainer, problem: str | None) -> str | None:
+    """The first rank's problem on every rank."""
+    if trainer.world_size == 1:
+        return problem
+    problems: list[str | None] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(problems, problem)
+    return next((each for each in problems if each is not None), None)
+
+
+def _generators_file(folder: Path, rank: int) -> Path:
+    return folder / f"generators-{rank:05d}.pt"
+
+
+def _border_loops(loops: dict[str, Any], *, validated: bool) -> dict[str, Any]:
+    """Lightning's loop counters as they stand behind a step, with its validation behind it or still to come.
+
+    Lightning asks these counters where a checkpoint was taken. Behind a batch it would skip the validation that is due;
+    a validation that has begun and judged nothing is run from its start, and passed over where none is due.
+    """
+    batches, validation = loops["epoch_loop.batch_progress"], loops["epoch_loop.val_loop.batch_progress"]
+    for part in ("total", "current"):
+        batches[part]["completed"] = batches[part]["processed"]
+        done = int(validated)
+        validation[part] = {"ready": 1, "started": 1, "processed": done, "completed": done}
+    validation["is_last_batch"] = validated
+    return loops

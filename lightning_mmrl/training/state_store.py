@@ -1,0 +1,188 @@
+"""Numbered states of an unfinished stage on disk: each whole or not there, the last good one always kept."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_mmrl.errors import StageError
+
+MANIFEST = "MANIFEST.json"
+LATEST = "LATEST"
+VERSION = 1
+_PREFIX = "step-"
+_PARTIAL = ".partial"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredState:
+    """A state whose files are all there and have the hashes they were written with.
+
+    Attributes:
+        step: Steps of the stage that are behind it.
+        folder: Where it lies.
+        facts: What was said of it when it was saved.
+    """
+
+    step: int
+    folder: Path
+    facts: Mapping[str, Any]
+
+
+class StateStore:
+    """Saves and finds the states of one stage.
+
+    A state is written into a folder beside its place, every file is hashed and flushed to the disk, then the folder is
+    renamed, then `LATEST` names it, and only then is an older one removed. A process that is killed at any moment
+    leaves the newest whole state readable; what it left half-written is ignored, and removed by the next save.
+    Lightning's own save stages in the system's folder for temporary files and loses the previous checkpoint if that is
+    another filesystem (Lightning-AI/pytorch-lightning#21253).
+
+    Args:
+        directory: `state/` of the stage.
+        keep: How many states are kept; the newest ones.
+
+    Raises:
+        ValueError: `keep` is less than 1.
+    """
+
+    def __init__(self, directory: Path, *, keep: int = 2) -> None:
+        if keep < 1:
+            raise ValueError(f"keep is {keep}; at least 1 state must be kept")
+        self.directory = directory
+        self._keep = keep
+
+    def begin(self, step: int) -> Path:
+        """An empty folder for the files of a state that is not one yet; `commit` makes it one.
+
+        Raises:
+            OSError: The disk refuses.
+        """
+        partial = self.partial(step)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        return partial
+
+    def partial(self, step: int) -> Path:
+        """The folder that `begin` makes."""
+        return self._place(step).with_suffix(_PARTIAL)
+
+    def commit(self, step: int, facts: Mapping[str, Any]) -> Path:
+        """Makes the files that were written since `begin` a state, and removes the oldest beyond `keep`.
+
+        Raises:
+            OSError: The disk refuses; the states before it are as they were.
+        """
+        place, partial = self._place(step), self.partial(step)
+        files = {str(path.relative_to(partial)): _seal(path) for path in _files(partial)}
+        content = {"version": VERSION, "step": step, "facts": dict(facts), "files": files}
+        _write_text(partial / MANIFEST, json.dumps(content, indent=1))
+        sync_tree(partial)
+        if place.exists():  # found damaged, else the stage would have gone on behind it; a rename does not replace it
+            shutil.rmtree(place)
+        partial.rename(place)
+        sync(self.directory)
+        _write_text(self.directory / f"{LATEST}{_PARTIAL}", place.name)
+        os.replace(self.directory / f"{LATEST}{_PARTIAL}", self.directory / LATEST)
+        sync(self.directory)
+        self._prune()
+        return place
+
+    def latest(self) -> StoredState | None:
+        """The newest state that is whole; None if there never was one. What is damaged is named in the log.
+
+        Raises:
+            StageError: There are states, and none of them is whole.
+        """
+        damaged = []
+        for place in self._states():
+            try:
+                return _verified(place)
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                damaged.append(f"{place.name} ({error})")
+                _log.warning("State %s is damaged and is passed over: %s", place, error)
+        if damaged:
+            raise StageError(
+                f"none of the states in {self.directory} is whole: {'; '.join(damaged)}; restore one of them, or "
+                "remove the folder to train the stage from its start"
+            )
+        return None
+
+    def newest_step(self) -> int | None:
+        """The step of the newest state, damaged or not; None without one."""
+        return next((int(place.name.removeprefix(_PREFIX)) for place in self._states()), None)
+
+    def _place(self, step: int) -> Path:
+        return self.directory / f"{_PREFIX}{step:08d}"
+
+    def _states(self) -> list[Path]:
+        """Newest first."""
+        found = (path for path in self.directory.glob(f"{_PREFIX}*") if path.suffix != _PARTIAL)
+        return sorted(found, reverse=True)
+
+    def _prune(self) -> None:
+        for place in self._states()[self._keep :]:
+            place.rename(place.with_suffix(_PARTIAL))
+        for partial in self.directory.glob(f"{_PREFIX}*{_PARTIAL}"):
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _verified(place: Path) -> StoredState:
+    content = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+    if content["version"] != VERSION:
+        raise ValueError(f"version {content['version']}, this program reads version {VERSION}")
+    for name, expected in content["files"].items():
+        path = place / name
+        if path.stat().st_size != expected["bytes"]:
+            raise ValueError(f"{name} has {path.stat().st_size} bytes, {expected['bytes']} were written")
+        if _digest(path) != expected["sha256"]:
+            raise ValueError(f"{name} is not what was written")
+    return StoredState(step=content["step"], folder=place, facts=content["facts"])
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def _seal(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": _digest(path)}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_tree(folder: Path) -> None:
+    """Flushes a folder and all below it to the disk.
+
+    Raises:
+        OSError: The disk refuses.
+    """
+    for path in [*sorted(folder.rglob("*")), folder]:
+        sync(path)
+
+
+def sync(path: Path) -> None:
+    """Flushes a file, or the names in a folder, to the disk.
+
+    Raises:
+        OSError: The disk refuses.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+    sync(path)

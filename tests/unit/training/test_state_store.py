@@ -1,0 +1,161 @@
+"""States on disk: whole or not there, whatever happens while they are written."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from lightning_mmrl.errors import StageError
+from lightning_mmrl.training import state_store
+from lightning_mmrl.training.state_store import LATEST, MANIFEST, StateStore
+
+
+def save(store, step, content="weights"):
+    folder = store.begin(step)
+    (folder / "checkpoint").mkdir()
+    (folder / "checkpoint" / "shard").write_text(f"{content} {step}")
+    (folder / "generators-00000.pt").write_text("generators")
+    return store.commit(step, {"world_size": 1})
+
+
+def content(state):
+    return (state.folder / "checkpoint" / "shard").read_text()
+
+
+def test_a_store_without_a_state_has_none(tmp_path):
+    assert StateStore(tmp_path / "state").latest() is None
+
+
+def test_the_newest_state_is_found_with_its_facts(tmp_path):
+    store = StateStore(tmp_path / "state")
+    save(store, 9)
+    save(store, 10)
+    found = store.latest()
+    assert (found.step, content(found), dict(found.facts)) == (10, "weights 10", {"world_size": 1})
+    assert (tmp_path / "state" / LATEST).read_text() == found.folder.name
+
+
+def test_only_the_newest_states_are_kept(tmp_path):
+    store = StateStore(tmp_path / "state", keep=2)
+    for step in (1, 2, 3, 4):
+        save(store, step)
+    assert [place.name for place in sorted((tmp_path / "state").glob("step-*"))] == ["step-00000003", "step-00000004"]
+
+
+def test_a_state_of_a_step_that_is_saved_again_is_replaced(tmp_path):
+    store = StateStore(tmp_path / "state")
+    save(store, 3, "first")
+    save(store, 3, "second")
+    assert content(store.latest()) == "second 3"
+
+
+def test_keeping_none_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="keep is 0; at least 1"):
+        StateStore(tmp_path, keep=0)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "remove", "manifest", "version"])
+def test_a_damaged_state_is_passed_over_for_the_one_before(tmp_path, caplog, damage):
+    store = StateStore(tmp_path / "state")
+    save(store, 1)
+    newest = save(store, 2)
+    shard, manifest = newest / "checkpoint" / "shard", newest / MANIFEST
+    if damage == "cut":
+        shard.write_text("wei")
+    elif damage == "flip":
+        shard.write_text("weighty 2"[: len("weights 2")])
+    elif damage == "remove":
+        shard.unlink()
+    elif damage == "manifest":
+        manifest.write_text(manifest.read_text()[:40])
+    else:
+        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "version": 99}))
+    assert content(store.latest()) == "weights 1"
+    assert "step-00000002 is damaged and is passed over" in caplog.text
+
+
+def test_without_any_whole_state_the_error_says_what_is_wrong_with_each(tmp_path):
+    store = StateStore(tmp_path / "state")
+    for step in (1, 2):
+        (save(store, step) / "generators-00000.pt").write_text("gene")
+    with pytest.raises(StageError, match=r"00002 \(generators-00000.pt has 4 bytes, 10 were written\); step-0000"):
+        store.latest()
+
+
+def test_what_was_left_half_written_is_ignored_and_removed(tmp_path):
+    store = StateStore(tmp_path / "state")
+    save(store, 1)
+    (store.begin(2) / "checkpoint").write_text("half")
+    assert store.latest().step == 1
+    save(store, 3)
+    assert not list((tmp_path / "state").glob("*.partial"))
+
+
+@pytest.mark.parametrize("call", ["fsync", "rename", "replace"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EROFS])
+def test_a_disk_that_refuses_leaves_the_states_before(tmp_path, monkeypatch, call, code):
+    store = StateStore(tmp_path / "state")
+    save(store, 1)
+
+    def refuse(*args, **kwargs):
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(state_store.Path if call == "rename" else state_store.os, call, refuse)
+        with pytest.raises(OSError, match=os.strerror(code)):
+            save(store, 2)
+    # A state is one from its rename on; `LATEST` and the removal of older ones come behind it.
+    assert store.latest().step == (2 if call == "replace" else 1)
+    save(store, 3)
+    assert store.latest().step == 3
+
+
+DIES = """
+    import os, signal, sys
+    from pathlib import Path
+    from lightning_mmrl.training import state_store
+
+    left = int(sys.argv[2])
+    def dying(function):
+        def call(*args, **kwargs):
+            global left
+            left -= 1
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+        return call
+
+    for name in ("fsync", "replace", "open"):
+        setattr(state_store.os, name, dying(getattr(os, name)))
+    for name in ("rename", "mkdir", "write_text"):
+        setattr(state_store.Path, name, dying(getattr(Path, name)))
+    state_store.shutil.rmtree = dying(state_store.shutil.rmtree)
+    store = state_store.StateStore(Path(sys.argv[1]), keep=1)
+    for step in (2, 3):
+        folder = store.begin(step)
+        (folder / "checkpoint").write_text(f"weights {step}")
+        store.commit(step, {})
+"""
+
+
+def test_a_process_that_dies_at_any_call_to_the_disk_leaves_a_whole_state(tmp_path):
+    script = tmp_path / "dies.py"
+    script.write_text(textwrap.dedent(DIES))
+    steps = []
+    for calls in range(0, 200, 3):
+        folder = tmp_path / f"state-{calls}"
+        store = StateStore(folder, keep=1)
+        save(store, 1)
+        ended = subprocess.run([sys.executable, script, folder, str(calls)], timeout=60, check=False)
+        steps.append(store.latest().step)
+        if ended.returncode == 0:
+            break
+        assert ended.returncode == -signal.SIGKILL
+    assert steps == sorted(steps)
+    assert set(steps) == {1, 2, 3}
+    assert ended.returncode == 0
