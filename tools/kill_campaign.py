@@ -1,0 +1,286 @@
+"""Kills and interrupts runs of `mmrl train`, continues them, and compares with the run that was left alone.
+
+    python tools/kill_campaign.py                          40 SIGKILLs, then a signal in each place
+    python tools/kill_campaign.py --kills 5 --places       5 SIGKILLs alone
+
+A base is trained first (three minutes, once). The run is SFT, GRPO and RLOO from it, with a state after each step and
+MLflow in a database of its own. A SIGKILL comes at a random moment; the same command then continues. At the end every
+metric of every step (times left out) and the weights of every stage must be bit-identical to those of the run that was
+left alone, at most one step may have been repeated for each kill, and MLflow must hold each point once under true
+statuses. Finished cases are kept in --work; the same command goes on with what is missing.
+"""
+
+import argparse
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+PLACES = ("step", "rollout", "reward", "evaluation", "save", "border")
+SIGNALS = ("SIGTERM", "SIGINT")
+STAGES = ("cold_start", "grpo", "rloo")
+GRACE_S = 30.0
+
+
+def main() -> int:
+    """Runs what is missing and returns the exit code: 1 if anything differed."""
+    options = _options()
+    if options.send is not None:
+        return _send_from(options.send, options.rest)
+    options.work.mkdir(parents=True, exist_ok=True)
+    base = _base(options)
+    reference = _reference(options, base)
+    cases: list[dict[str, Any]] = []
+    if options.kills:
+        cases.append(_kept(options, f"{options.kills} x SIGKILL", lambda name: _kill(options, base, name, reference)))
+    for place in options.places:
+        for name in SIGNALS:
+            case = f"{name} in {place}"
+            cases.append(_kept(options, case, lambda run, p=place, s=name: _interrupt(options, base, run, p, s)))
+    print(
+        "| case | continued | exit s | repeated, most | fell back | equal to the run left alone | MLflow |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for case in cases:
+        print("| " + " | ".join(str(case[key]) for key in _COLUMNS) + " |")
+    failed = [case["case"] for case in cases if case["equal"] != "yes" or case["tracking"] != "yes"]
+    print(f"{len(cases) - len(failed)} of {len(cases)} cases as they must be; reference: {reference['seconds']:.0f} s")
+    return 1 if failed else 0
+
+
+_COLUMNS = ("case", "continued", "exit_s", "repeated", "fell_back", "equal", "tracking")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=40, help="SIGKILLs on one run; 0 for none (default: 40)")
+    parser.add_argument("--places", nargs="*", choices=PLACES, default=list(PLACES), help="where signals are sent")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
+    parser.add_argument("--work", type=Path, default=Path("runs/kill-campaign"), help="runs and results")
+    parser.add_argument("--data-root", type=Path, default=Path("data/emotions"), help="made if it is not there")
+    parser.add_argument("--send", help=argparse.SUPPRESS)
+    parser.add_argument("rest", nargs="*", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _kept(options: argparse.Namespace, case: str, run: Any) -> dict[str, Any]:
+    """The result of a case, from an earlier call or made now."""
+    path = options.work / f"{re.sub('[^A-Za-z0-9]+', '-', case)}-seed{options.seed}.json"
+    if not path.exists():
+        print(f"{time.strftime('%H:%M:%S')} {case}", file=sys.stderr, flush=True)
+        path.write_text(json.dumps({"case": case, **run(path.stem)}, indent=1))
+    return json.loads(path.read_text())
+
+
+def _base(options: argparse.Namespace) -> Path:
+    """A model that answers well enough for RL to have something to learn from."""
+    handoff = options.work / "base" / "stages" / "01-cold_start" / "handoff"
+    if not handoff.is_dir():
+        arguments = ["experiment=quickstart", "order=[pretrain,cold_start]", "run_name=base", "tracking=none"]
+        arguments += ["stages.cold_start.validate_every=null", "evaluation.limit=16", "evaluation.ablations=[]"]
+        _finish(_start(options, [*arguments, *_shared(options)], options.work / "base.log"), options.work / "base.log")
+    return handoff
+
+
+def _shared(options: argparse.Namespace) -> list[str]:
+    return [f"output_dir={options.work}", f"data.root={options.data_root}", "trainer.num_threads=1"]
+
+
+def _arguments(options: argparse.Namespace, base: Path, name: str) -> list[str]:
+    stages = [f"stages.{stage}.num_steps=8" for stage in STAGES]
+    stages += [f"stages.{stage}.start_from={before}" for stage, before in zip(STAGES, ("base", *STAGES), strict=False)]
+    stages += [f"stages.{stage}.data.batch_size=4" for stage in STAGES[1:]]
+    validate = [f"stages.{stage}.validate_every=3" for stage in STAGES]
+    small = ["data.limit=64", "data.validation_limit=16", "evaluation.limit=16", "evaluation.num_resamples=20"]
+    tracking = [f"tracking.uri=sqlite:///{(options.work / f'{name}.db').absolute()}", "state.every_n_steps=1"]
+    model = [f"model.checkpoint={base}", "model.build=null", f"order=[{','.join(STAGES)}]", f"run_name={name}"]
+    return ["experiment=emotions_orders", *stages, *validate, *small, *tracking, *model, *_shared(options)]
+
+
+def _start(
+    options: argparse.Namespace, arguments: Sequence[str], log: Path, *, send: str | None = None
+) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "lightning_mmrl.cli.main", "train", *arguments]
+    if send is not None:
+        command = [sys.executable, str(Path(__file__).absolute()), "--send", send, "--", "train", *arguments]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    with log.open("ab") as file:
+        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+
+
+def _finish(process: "subprocess.Popen[bytes]", log: Path) -> None:
+    if process.wait(3600) != 0:
+        raise SystemExit(f"a run ended with {process.returncode}; see {log}")
+
+
+def _reference(options: argparse.Namespace, base: Path) -> dict[str, Any]:
+    """The run that is left alone, its time, and when its first step was."""
+    path, log, folder = options.work / "reference.json", options.work / "reference.log", options.work / "reference"
+    if not path.exists():
+        start = time.monotonic()
+        process = _start(options, _arguments(options, base, "reference"), log)
+        while process.poll() is None and not list(folder.glob("stages/*/metrics.jsonl")):
+            time.sleep(0.05)
+        begun = time.monotonic() - start
+        _finish(process, log)
+        path.write_text(json.dumps({"seconds": time.monotonic() - start, "begun": begun}))
+    return json.loads(path.read_text())
+
+
+def _kill(options: argparse.Namespace, base: Path, name: str, reference: Mapping[str, float]) -> dict[str, Any]:
+    """Kills one run again and again, spread over its length, and lets it end after the last kill."""
+    generator, log = random.Random(options.seed), options.work / f"{name}.log"
+    pause = (reference["seconds"] - reference["begun"]) / options.kills
+    repeated = 0
+    killed = 0
+    while True:
+        process = _start(options, _arguments(options, base, name), log)
+        # As far into its work as an even share of the whole, on average, after what every start costs.
+        wait = reference["begun"] * generator.uniform(0.3, 1.0) + generator.uniform(0, 2 * pause)
+        try:
+            process.wait(wait if killed < options.kills else 3600)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            killed += 1
+            repeated = max(repeated, _to_repeat(options.work / name))
+            continue
+        break
+    _finish(process, log)
+    return {"continued": f"{killed} of {killed}", "exit_s": "-", "repeated": repeated, **_verdict(options, name, log)}
+
+
+def _to_repeat(folder: Path) -> int:
+    """Steps of an unfinished stage that are logged and that its newest state is not behind."""
+    most = 0
+    for stage in folder.glob("stages/*"):
+        if (stage / "metrics.jsonl").exists() and not (stage / "handoff").exists():
+            states = [int(place.name[5:]) for place in stage.glob("state/step-*") if place.suffix == ""]
+            steps = [step for step, key in _metrics(stage) if "validation" not in key]
+            most = max(most, max(steps, default=0) - max(states, default=0))
+    return most
+
+
+def _interrupt(options: argparse.Namespace, base: Path, name: str, place: str, signame: str) -> dict[str, Any]:
+    """One signal in one place, then the same command again."""
+    log = options.work / f"{name}.log"
+    process = _start(options, _arguments(options, base, name), log, send=f"{signame}:{place}:{options.work / name}")
+    code = process.wait(3600)
+    expected = 128 + getattr(signal, signame)
+    sent = float((options.work / f"{name}.sent").read_text())
+    exit_s = round((options.work / f"{name}.ended").stat().st_mtime - sent, 1)
+    statuses = _statuses(options, name)
+    repeated = _to_repeat(options.work / name)
+    _finish(_start(options, _arguments(options, base, name), log), log)
+    verdict = _verdict(options, name, log)
+    if code != expected or exit_s > GRACE_S or "KILLED" not in statuses.values() or "RUNNING" in statuses.values():
+        verdict["equal"] = f"exit code {code}, {exit_s} s, MLflow {sorted(statuses.values())}"
+    return {"continued": "1 of 1", "exit_s": exit_s, "repeated": repeated, **verdict}
+
+
+def _verdict(options: argparse.Namespace, name: str, log: Path) -> dict[str, Any]:
+    """How a run that was disturbed differs from the one that was not."""
+    differing = []
+    for stage in sorted((options.work / "reference" / "stages").iterdir()):
+        other = options.work / name / "stages" / stage.name
+        if _metrics(stage) != _metrics(other):
+            differing.append(f"metrics of {stage.name}")
+        digests = [json.loads((each / "handoff" / "mmrl.json").read_text())["digest"] for each in (stage, other)]
+        if digests[0] != digests[1]:
+            differing.append(f"weights of {stage.name}")
+    text = log.read_text(errors="replace")
+    return {
+        "equal": ", ".join(differing) or "yes",
+        "fell_back": text.count("is passed over"),
+        "tracking": _tracked(options, name),
+    }
+
+
+def _metrics(stage: Path) -> dict[tuple[int, str], float]:
+    values: dict[tuple[int, str], float] = {}
+    for line in (stage / "metrics.jsonl").read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:  # the line that a kill cut off
+            continue
+        values |= {(record["step"], key): value for key, value in record["metrics"].items() if "/time/" not in key}
+    return values
+
+
+def _client(options: argparse.Namespace, name: str) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(f"sqlite:///{(options.work / f'{name}.db').absolute()}")
+
+
+def _runs(client: Any) -> list[Any]:
+    return client.search_runs([each.experiment_id for each in client.search_experiments()])
+
+
+def _statuses(options: argparse.Namespace, name: str) -> dict[str, str]:
+    return {run.info.run_name: run.info.status for run in _runs(_client(options, name))}
+
+
+def _tracked(options: argparse.Namespace, name: str) -> str:
+    """Whether MLflow has one parent and one run per stage, all finished, with each local point once."""
+    client = _client(options, name)
+    runs = {run.info.run_name: run for run in _runs(client)}
+    if len(runs) != len(_runs(client)) or len(runs) != len(STAGES) + 1:
+        return f"{len(_runs(client))} runs"
+    if {run.info.status for run in runs.values()} != {"FINISHED"}:
+        return f"statuses {sorted(run.info.status for run in runs.values())}"
+    for stage in (options.work / name / "stages").iterdir():
+        points = {}
+        for step, key in _metrics(stage):
+            points.setdefault(key, []).append(step)
+        for key, steps in points.items():
+            found = [point.step for point in client.get_metric_history(runs[stage.name].info.run_id, key)]
+            if sorted(found) != sorted(steps):
+                return f"{key}: {len(found)} points, {len(steps)} steps"
+    return "yes"
+
+
+def _send_from(send: str, arguments: Sequence[str]) -> int:
+    """In the run: sends the signal to itself when it first is in the place for the third time, then goes on as ever."""
+    from lightning_mmrl.cli.main import main as mmrl
+    from lightning_mmrl.curriculum import orchestrator
+    from lightning_mmrl.rewards.pool import InlineRewards
+    from lightning_mmrl.rollout.hf import HFEngine
+    from lightning_mmrl.stages.evaluate import EvaluationModule
+    from lightning_mmrl.stages.policy_gradient import PolicyGradientModule
+    from lightning_mmrl.training.state_store import StateStore
+
+    signame, place, stem = send.split(":")
+    owner, name = {
+        "step": (PolicyGradientModule, "manual_backward"),
+        "rollout": (HFEngine, "_fill"),
+        "reward": (InlineRewards, "score"),
+        "evaluation": (EvaluationModule, "test_step"),
+        "save": (StateStore, "begin"),
+        "border": (orchestrator, "write_handoff"),
+    }[place]
+    whole, count = getattr(owner, name), [0]
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        count[0] += 1
+        if count[0] == (2 if place == "border" else 3):
+            Path(f"{stem}.sent").write_text(repr(time.time()))
+            os.kill(os.getpid(), getattr(signal, signame))
+        return whole(*args, **kwargs)
+
+    setattr(owner, name, call)
+    try:
+        return mmrl(list(arguments))
+    finally:
+        Path(f"{stem}.ended").touch()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
