@@ -44,9 +44,7 @@ def main() -> int:
         for name in SIGNALS:
             case = f"{name} in {place}"
             cases.append(_kept(options, case, lambda run, p=place, s=name: _interrupt(options, base, run, p, s)))
-    print(
-        "| case | continued | exit s | repeated, most | fell back | equal to the run left alone | MLflow |"
-    )
+    print("| case | continued | exit s | repeated, most | fell back | equal to the run left alone | MLflow |")
     print("|---|---|---|---|---|---|---|")
     for case in cases:
         print("| " + " | ".join(str(case[key]) for key in _COLUMNS) + " |")
