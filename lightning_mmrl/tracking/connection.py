@@ -105,7 +105,7 @@ def _connect_sqlite(tracking_uri: str, experiment: str, run_id: str | None) -> C
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock", timeout=_LOCK_TIMEOUT_S):
             _check_database(path)
-            _upgrade_if_old(path, uri)
+            _bring_up_to_date(path)
             client = _open_client(uri)
             if run_id is not None:
                 return _connection_of(client, run_id, uri)
@@ -146,21 +146,30 @@ def _check_database(path: Path) -> None:
         connection.close()
 
 
-def _upgrade_if_old(path: Path, uri: str) -> None:
-    """Does what `mlflow db upgrade` does; MLflow has no public call for it."""
-    if path.stat().st_size == 0:
-        return
+def _bring_up_to_date(path: Path) -> None:
+    """Creates or upgrades the tables as MLflow does, but beside the target: a process killed on the way ruins nothing.
+
+    MLflow has no public call for either. Left half-way, its migrations cannot be begun again ("table already exists").
+    """
     from mlflow.store.db import utils as database
 
-    engine = database.create_sqlalchemy_engine(uri)
-    try:
+    partial = path.with_name(f"{path.name}.partial")
+    partial.unlink(missing_ok=True)
+    is_new = path.stat().st_size == 0
+    if not is_new:
+        engine = database.create_sqlalchemy_engine(f"sqlite:///{path}")
         revision = database._get_schema_version(engine)
+        engine.dispose()
         if revision is None or revision == database._get_latest_schema_revision():
             return
         _copy_database(path, path.with_name(f"{path.name}.before-upgrade"))
-        database._upgrade_db(engine)
+        _copy_database(path, partial)
+    engine = database.create_sqlalchemy_engine(f"sqlite:///{partial}")
+    try:
+        (database._initialize_tables if is_new else database._upgrade_db)(engine)
     finally:
         engine.dispose()
+    os.replace(partial, path)
 
 
 def _copy_database(source: Path, target: Path) -> None:

@@ -364,6 +364,25 @@ def test_four_processes_open_one_fresh_database(tmp_path):
     assert sorted(rows) == [("Default",), ("curricula",)]
 
 
+def test_a_database_whose_creation_was_killed_is_created_anew(tmp_path, monkeypatch):
+    """MLflow cannot begin a half-done migration again ("table secrets already exists")."""
+    from mlflow.store.db import utils
+
+    uri, upgrade = f"sqlite:///{tmp_path / 'mlflow.db'}", utils._upgrade_db
+
+    def killed(engine):
+        upgrade(engine)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(utils, "_upgrade_db", killed)
+        with pytest.raises(KeyboardInterrupt):
+            connect(uri, "emotions")
+    assert (tmp_path / "mlflow.db").stat().st_size == 0
+    assert connect(uri, "emotions").client.get_experiment_by_name("emotions") is not None
+    assert not (tmp_path / "mlflow.db.partial").exists()
+
+
 def test_an_older_database_is_copied_and_upgraded(tmp_path):
     from alembic import command
     from mlflow.store.db import utils as database
