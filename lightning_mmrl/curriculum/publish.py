@@ -1,0 +1,177 @@
+"""A hand-over as a folder to share: the checkpoint, and a model card with its stages, scores and lineage."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from lightning_mmrl.curriculum.handoff import check_handoff
+from lightning_mmrl.curriculum.lineage import ancestry
+from lightning_mmrl.curriculum.manifest import FinishedStage
+from lightning_mmrl.errors import StageError
+from lightning_mmrl.training.state_store import sync, sync_tree
+
+CARD = "README.md"
+SCORES = ("war", "uar", "macro_f1", "valid_format", "consistency")
+"""Metrics of a set that a card shows, where a stage has them."""
+
+
+def publish(handoff: Path, target: Path, *, name: str | None = None, license_id: str | None = None) -> Path:
+    """Copies a hand-over and writes its model card; the folder appears when it is complete.
+
+    Args:
+        handoff: A stage's handoff folder.
+        target: Where the copy goes.
+        name: Title of the card; the target's name by default.
+        license_id: Identifier of the license, such as apache-2.0; the base model's holds for what is trained from it.
+
+    Returns:
+        The path of the card.
+
+    Raises:
+        StageError: The hand-over is not complete, or the target exists.
+    """
+    facts = check_handoff(handoff)
+    if target.exists():
+        raise StageError(f"{target} exists; name a folder that does not, or remove it")
+    stages = ancestry(handoff.parents[2], facts["digest"]) if len(handoff.parents) > 2 else []
+    config = json.loads((handoff / "config.json").read_text(encoding="utf-8"))
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(handoff, partial)
+    card = model_card(name or target.name, facts, config, stages, license_id=license_id)
+    (partial / CARD).write_text(card, encoding="utf-8")
+    sync_tree(partial)
+    os.replace(partial, target)
+    sync(target.parent)
+    return target / CARD
+
+
+def model_card(
+    name: str,
+    facts: Mapping[str, Any],
+    config: Mapping[str, Any],
+    stages: Sequence[FinishedStage],
+    *,
+    license_id: str | None = None,
+) -> str:
+    """The text of a card: metadata as the hub reads it, how to load and prompt the model, stages, scores, lineage.
+
+    Args:
+        name: Title.
+        facts: What the hand-over says of itself.
+        config: The model's configuration.
+        stages: The stages that led to it; none if the run is not at hand.
+        license_id: Identifier of the license.
+    """
+    scores = _scores(stages[-1]) if stages else {}
+    results = [
+        EvalResult(
+            task_type="emotion-recognition",
+            dataset_type=set_name,
+            dataset_name=set_name,
+            metric_type=metric,
+            metric_value=round(value, 4),
+        )
+        for set_name, values in scores.items()
+        for metric, value in values.items()
+    ]
+    data = ModelCardData(
+        license=license_id,
+        library_name="transformers",
+        tags=["lightning_mmrl", *dict.fromkeys(_kind(stage) for stage in stages)],
+        model_name=name if results else None,
+        eval_results=results or None,
+    )
+    parts = [
+        f"# {name}",
+        _loading(config),
+        _prompting(facts),
+        _stage_table(stages),
+        _score_table(scores),
+        _origin(facts, stages),
+    ]
+    return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _loading(config: Mapping[str, Any]) -> str:
+    architecture = (config.get("architectures") or ["AutoModel"])[0]
+    return "\n".join(
+        [
+            "## Load",
+            "",
+            "```python",
+            f"from transformers import AutoProcessor, {architecture}",
+            "",
+            f'model = {architecture}.from_pretrained("PATH")',
+            'processor = AutoProcessor.from_pretrained("PATH")',
+            "```",
+        ]
+    )
+
+
+def _prompting(facts: Mapping[str, Any]) -> str:
+    prompt, media = facts["prompt"], facts["media"]
+    lines = ["## Prompt", "", f"- System prompt: {_quoted(prompt['system'])}"]
+    lines += [
+        f"- Behind each question: {_quoted(prompt['suffix'])}",
+        f"- Begin of the answer: {_quoted(prompt['prefill'])}",
+    ]
+    lines += [f"- Labels: {', '.join(facts['labels'])}"] if facts["labels"] else []
+    lines += [f"- Clips: {media['num_frames']} frames, sound at {media['sample_rate_hz']} Hz"]
+    return "\n".join([*lines, f"- Longest answer in the evaluation: {facts['max_new_tokens']} tokens"])
+
+
+def _stage_table(stages: Sequence[FinishedStage]) -> str:
+    if not stages:
+        return ""
+    rows = [
+        f"| {stage.result.name} | {_kind(stage)} | {stage.content.get('starts_from', '-')} | "
+        f"{stage.content.get('stage.num_steps', '-')} | {stage.content.get('stage.optimizer.lr', '-')} |"
+        for stage in stages
+    ]
+    return "\n".join(
+        ["## Stages", "", "| stage | kind | starts from | steps | learning rate |", "|---|---|---|---|---|", *rows]
+    )
+
+
+def _score_table(scores: Mapping[str, Mapping[str, float]]) -> str:
+    if not scores:
+        return ""
+    shown = [metric for metric in SCORES if any(metric in values for values in scores.values())]
+    rows = [
+        f"| {name} | " + " | ".join(f"{100 * values[key]:.1f}" if key in values else "-" for key in shown) + " |"
+        for name, values in scores.items()
+    ]
+    return "\n".join(["## Scores in %", "", f"| set | {' | '.join(shown)} |", "|---" * (len(shown) + 1) + "|", *rows])
+
+
+def _origin(facts: Mapping[str, Any], stages: Sequence[FinishedStage]) -> str:
+    lines = ["## Lineage", "", f"- This checkpoint: `{facts['digest']}`"]
+    lines += [f"- Stage {stage.result.name} started from `{stage.result.input_digest}`" for stage in reversed(stages)]
+    if stages and "model.checkpoint" in stages[0].content:
+        lines.append(f"- Base model: `{stages[0].content['model.checkpoint']}`")
+    return "\n".join(lines)
+
+
+def _scores(stage: FinishedStage) -> dict[str, dict[str, float]]:
+    """`<stage>/<set>/<metric>` of the evaluated sets."""
+    found: dict[str, dict[str, float]] = {}
+    trained = set(stage.training_metrics)
+    for key, value in stage.result.metrics.items():
+        _, set_name, *rest = key.split("/")
+        if key not in trained and len(rest) == 1 and rest[0] in SCORES:
+            found.setdefault(set_name, {})[rest[0]] = value
+    return found
+
+
+def _kind(stage: FinishedStage) -> str:
+    return str(stage.content.get("stage.kind", "-"))
+
+
+def _quoted(text: str | None) -> str:
+    return f"`{text}`" if text else "none"
