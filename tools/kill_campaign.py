@@ -27,6 +27,7 @@ PLACES = ("step", "rollout", "reward", "evaluation", "save", "border")
 SIGNALS = ("SIGTERM", "SIGINT")
 STAGES = ("cold_start", "grpo", "rloo")
 GRACE_S = 30.0
+KILLS_PER_RUN = 10
 
 
 def main() -> int:
@@ -124,7 +125,7 @@ def _reference(options: argparse.Namespace, base: Path) -> dict[str, Any]:
     if not path.exists():
         start = time.monotonic()
         process = _start(options, _arguments(options, base, "reference"), log)
-        while process.poll() is None and not list(folder.glob("stages/*/metrics.jsonl")):
+        while process.poll() is None and not list(folder.glob("stages/*/attempt.json")):
             time.sleep(0.05)
         begun = time.monotonic() - start
         _finish(process, log)
@@ -133,26 +134,44 @@ def _reference(options: argparse.Namespace, base: Path) -> dict[str, Any]:
 
 
 def _kill(options: argparse.Namespace, base: Path, name: str, reference: Mapping[str, float]) -> dict[str, Any]:
-    """Kills one run again and again, spread over its length, and lets it end after the last kill."""
-    generator, log = random.Random(options.seed), options.work / f"{name}.log"
-    pause = (reference["seconds"] - reference["begun"]) / options.kills
-    repeated = 0
-    killed = 0
-    while True:
-        process = _start(options, _arguments(options, base, name), log)
-        # As far into its work as an even share of the whole, on average, after what every start costs.
-        wait = reference["begun"] * generator.uniform(0.3, 1.0) + generator.uniform(0, 2 * pause)
-        try:
-            process.wait(wait if killed < options.kills else 3600)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            killed += 1
-            repeated = max(repeated, _to_repeat(options.work / name))
-            continue
-        break
-    _finish(process, log)
-    return {"continued": f"{killed} of {killed}", "exit_s": "-", "repeated": repeated, **_verdict(options, name, log)}
+    """Kills runs again and again until that makes as many kills as asked for; each run ends after its last one."""
+    generator = random.Random(options.seed)
+    # Some kills in a row hit one run; each process gets through a share of it on average.
+    pause = 2 * (reference["seconds"] - reference["begun"]) / KILLS_PER_RUN
+    killed = repeated = continued = 0
+    verdicts = []
+    while killed < options.kills:
+        run = f"{name}-run{len(verdicts)}"
+        log, here = options.work / f"{run}.log", 0
+        while True:
+            process = _start(options, _arguments(options, base, run), log)
+            last = here == KILLS_PER_RUN or killed == options.kills
+            if last or not _killed(process, log, generator.uniform(0, pause)):
+                break
+            killed, here = killed + 1, here + 1
+            repeated = max(repeated, _to_repeat(options.work / run))
+        _finish(process, log)
+        continued += log.read_text(errors="replace").count("continuing after step")
+        verdicts.append(_verdict(options, run, log))
+        print(f"{killed} of {options.kills} kills", file=sys.stderr, flush=True)
+    joined = {key: "; ".join(dict.fromkeys(str(verdict[key]) for verdict in verdicts)) for key in ("equal", "tracking")}
+    fell_back = sum(verdict["fell_back"] for verdict in verdicts)
+    told = f"{killed} of {killed}, {continued} within a stage"
+    return {"continued": told, "exit_s": "-", "repeated": repeated, "fell_back": fell_back, **joined}
+
+
+def _killed(process: "subprocess.Popen[bytes]", log: Path, delay_s: float) -> bool:
+    """Kills a process some time after it began to work; False if it ended before."""
+    said = len(log.read_bytes())
+    while process.poll() is None and not re.search(rb"stage |preparing|evaluating|continuing", log.read_bytes()[said:]):
+        time.sleep(0.02)
+    try:
+        process.wait(delay_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return True
+    return False
 
 
 def _to_repeat(folder: Path) -> int:

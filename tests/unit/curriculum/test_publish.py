@@ -1,6 +1,7 @@
 """Hand-overs as folders to share: complete, loaded by plain transformers, with a card that tells the truth."""
 
 import json
+from typing import Any
 
 import omni
 import pytest
@@ -56,7 +57,8 @@ def test_plain_transformers_loads_it_with_equal_log_probs(run, model, tmp_path):
     card = publish(run, tmp_path / "shared").read_text()
     imported = next(line for line in card.splitlines() if line.startswith("from transformers import"))
     kind = getattr(transformers, imported.rpartition(" ")[2])
-    loaded = Policy(OmniThinker(kind.from_pretrained(tmp_path / "shared")), banned_token_ids=encoder.banned_token_ids())
+    backbone: Any = OmniThinker(kind.from_pretrained(tmp_path / "shared"))
+    loaded = Policy(backbone, banned_token_ids=encoder.banned_token_ids())
     ids, mask = omni.ragged_completions(encoder, 8)
     batch = ScoringBatch(prompts=omni.prompts(encoder), completion_ids=ids, completion_mask=mask, group_size=2)
     assert torch.equal(loaded(batch).logprobs, policy(batch).logprobs)
