@@ -13,9 +13,13 @@ from lightning_mmrl.types.batches import ScoringBatch
 GROUP = 3
 
 
-def load(name: str, checkpoint: Any, dtype: torch.dtype = torch.float64, **settings: Any) -> tuple[Any, Policy]:
-    """Encoder and policy with an adapter that changes what the model says."""
+def load(
+    name: str, checkpoint: Any, dtype: torch.dtype = torch.float64, *, spread: bool = False, **settings: Any
+) -> tuple[Any, Policy]:
+    """Encoder and policy with an adapter that changes what the model says; `spread` as in `omni`."""
     encoder, policy = families.load(name, checkpoint, dtype=dtype)
+    if spread:
+        omni.spread(policy.model)
     policy.adapt(AdapterSettings(**{"r": 4, "alpha": 8, **settings}))
     train(policy)
     return encoder, policy

@@ -2,7 +2,6 @@
 
 import adapted
 import families
-import omni
 import pytest
 import torch
 
@@ -23,8 +22,7 @@ def family(request, tmp_path_factory):
 def two_policies(family, groups):
     """The batch, and two policies over the same adapted model: one shares prompts, one copies them."""
     name, folder = family
-    encoder, shared = adapted.load(name, folder, groups=groups)
-    omni.spread(shared.model)
+    encoder, shared = adapted.load(name, folder, spread=True, groups=groups)
     copied = Policy(shared._backbone, banned_token_ids=encoder.banned_token_ids(), sharing=False)
     assert shared.sharing_refusal is None
     return encoder, adapted.batch(name, encoder), shared, copied
