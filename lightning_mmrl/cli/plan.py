@@ -39,7 +39,7 @@ def plan(config: RootConfig) -> None:
         )  # fmt: skip
     console.print(table)
     for spec in specs:
-        for line in conditions(config.stages[spec.name]):
+        for line in [*adapters(config.stages[spec.name]), *conditions(config.stages[spec.name])]:
             console.print(f"{spec.name:<12} {line}", markup=False)
     sets = ", ".join(f"{name} ({manifest})" for name, manifest in config.evaluation.sets.items())
     console.print(f"evaluated after each stage on {sets}", markup=False)
@@ -97,6 +97,17 @@ def conditions(stage: StageConfig) -> list[str]:
     cooldown = f", after {stage.cooldown_steps} more steps" if stage.cooldown_steps else ""
     lines = [] if stop is None else [f"ends early once {stop}, checked every {stage.validate_every} steps{cooldown}"]
     return lines if gate is None else [*lines, f"must reach {gate}, or the curriculum ends there"]
+
+
+def adapters(stage: StageConfig) -> list[str]:
+    """What trains in place of the weights, if anything does."""
+    adapter = stage.adapter
+    if adapter is None:
+        return []
+    targets = adapter.targets if isinstance(adapter.targets, list) else [adapter.targets]
+    dropout = f", dropout {adapter.dropout:g}" if adapter.dropout else ""
+    size = f"rank {adapter.r}, alpha {adapter.alpha}{dropout}"
+    return [f"trains an adapter: {size}, on {', '.join(targets)} linear layers of {', '.join(adapter.groups)}"]
 
 
 def passes(stage: StageConfig, samples: int | None) -> str:

@@ -14,13 +14,14 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from lightning_mmrl.config import targets
-from lightning_mmrl.config.schema import RootConfig, StageDataConfig, TrainerConfig
+from lightning_mmrl.config.schema import AdapterConfig, RootConfig, StageDataConfig, TrainerConfig
 from lightning_mmrl.data.datamodules import Source, ValidationFeed
 from lightning_mmrl.data.media.cache import MediaCache
 from lightning_mmrl.data.media.guard import GuardedDecoder
 from lightning_mmrl.data.prepared import MediaPipeline, Quarantined
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.evaluation.consistency import CueLexicon
+from lightning_mmrl.models.adapters import AdapterSettings
 from lightning_mmrl.models.encoders import MediaEncoder, tower_fingerprint
 from lightning_mmrl.models.feature_cache import FeatureCache
 from lightning_mmrl.models.policy import Policy
@@ -113,6 +114,14 @@ class Assembly:
         if sharing and policy.sharing_refusal is not None:
             self.console.say(f"each completion is scored behind a copy of its prompt: {policy.sharing_refusal}")
         return policy
+
+    def adapt(self, policy: Policy, config: AdapterConfig, stage: str) -> None:
+        """Puts a stage's adapter into its policy, and says what that changes."""
+        refusal = policy.sharing_refusal
+        num_trained = policy.adapt(adapter_settings(config), f"stages.{stage}.adapter")
+        self.console.say(f"stage {stage} trains an adapter of {num_trained} parameters; all weights stay as they are")
+        if policy.sharing_refusal != refusal:
+            self.console.say(f"each completion is scored behind a copy of its prompt: {policy.sharing_refusal}")
 
     def feature_cache(self, stage: str, media: MediaEncoder) -> FeatureCache | None:
         """Where a stage keeps the outputs of its towers: nowhere if there is no cache, no tower, or one that trains."""
@@ -229,6 +238,12 @@ class ConsoleMonitor:
 def _without_reason(row: str) -> str:
     """The part of a quarantine line that names manifest and sample; quotes within a text are escaped."""
     return row.partition(', "reason": ')[0]
+
+
+def adapter_settings(config: AdapterConfig) -> AdapterSettings:
+    """The settings of an adapter; one target may stand for a list of one."""
+    targets = config.targets if isinstance(config.targets, list) else [config.targets]
+    return AdapterSettings(**{**asdict(config), "targets": tuple(targets), "groups": tuple(config.groups)})
 
 
 def trainer_settings(config: TrainerConfig) -> TrainerSettings:

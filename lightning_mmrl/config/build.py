@@ -19,7 +19,7 @@ from lightning_mmrl.data.sampler import ModalityDropout
 from lightning_mmrl.data.schema import read_manifest
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap
-from lightning_mmrl.models.export import export_checkpoint
+from lightning_mmrl.models.export import export_policy
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.plain import TrackedRun
 from lightning_mmrl.rewards.pool import InlineRewards, RewardPool
@@ -58,6 +58,8 @@ class StageBuilder:
         encoder = parts.encoder(start_from)
         policy = parts.policy(start_from, encoder, temperature)
         policy.freeze(stage.freeze)
+        if stage.adapter is not None:
+            parts.adapt(policy, stage.adapter, spec.name)
         policy.media.cache = parts.feature_cache(spec.name, policy.media)
         datamodule = self._datamodule(spec, stage, encoder)
         resources = ExitStack()
@@ -84,7 +86,7 @@ class StageBuilder:
             trainer=trainer,
             module=module,
             datamodule=datamodule,
-            exporter=lambda folder: export_checkpoint(policy.model, encoder.processor, folder),  # type: ignore[arg-type]
+            exporter=lambda folder: export_policy(policy, encoder.processor, folder, started_from=str(start_from)),
             states=states,
             saver=saver,
             say=say,

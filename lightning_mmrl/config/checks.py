@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 
 from lightning_mmrl.config.schema import (
+    AdapterConfig,
     BoundConfig,
     DropoutConfig,
     EvaluationConfig,
@@ -121,11 +122,17 @@ def _check_feature_cache(config: RootConfig) -> None:
         return
     _not_empty(cache, "model.feature_cache.", "directory")
     _at_least_one(cache, "model.feature_cache", "max_bytes")
-    if not any(set(TOWERS) & set(config.stages[name].freeze) for name in config.order):
+    if not any(_freezes_towers(config.stages[name]) for name in config.order):
         raise ConfigError(
             "model.feature_cache is set, and no stage freezes its media towers; add vision and audio, as far as the "
             "model has them, to stages.NAME.freeze, or set model.feature_cache=null"
         )
+
+
+def _freezes_towers(stage: StageConfig) -> bool:
+    """True if a tower stays as it is: an adapter freezes all that it is not within."""
+    trained = FREEZABLE if stage.adapter is None else stage.adapter.groups
+    return bool(set(TOWERS) & set(stage.freeze) or set(TOWERS) - set(trained))
 
 
 def _check_data(config: RootConfig) -> None:
@@ -184,12 +191,31 @@ def _check_stage(path: str, stage: StageConfig) -> None:
     require(
         set(stage.freeze) != set(FREEZABLE), f"{path}.freeze", stage.freeze, "fewer groups, so that something trains"
     )
+    if stage.adapter is not None:
+        _check_adapter(f"{path}.adapter", stage.adapter, stage.freeze)
     if stage.kind == "rl":
         _check_rl(path, stage)
         return
     for part in RL_PARTS:
         if getattr(stage, part) is not None:
             raise ConfigError(f"{path}.{part}: belongs to rl stages, and {path} is sft; leave it out or take stage/rl")
+
+
+def _check_adapter(path: str, adapter: AdapterConfig, frozen: Iterable[str]) -> None:
+    """Which targets a model has is checked when its family has been imported."""
+    _at_least_one(adapter, path, "r", "alpha")
+    require(0 <= adapter.dropout < 1, f"{path}.dropout", adapter.dropout, "at least 0 and below 1")
+    targets = adapter.targets if isinstance(adapter.targets, list) else [adapter.targets]
+    valid = targets and all(isinstance(target, str) and target.strip() for target in targets)
+    require(valid, f"{path}.targets", repr(adapter.targets), "all, attention, mlp or another name, or a list of them")
+    require(adapter.groups, f"{path}.groups", adapter.groups, f"at least one of {', '.join(FREEZABLE)}")
+    for group in adapter.groups:
+        one_of(group, f"{path}.groups", FREEZABLE)
+        if group in frozen:
+            raise ConfigError(
+                f"{path}.groups has {group}, and {path.removesuffix('.adapter')}.freeze as well; take {group} out of "
+                "freeze (weights under an adapter stay as they are anyway), or out of the adapter's groups"
+            )
 
 
 def _check_stage_data(path: str, data: StageDataConfig) -> None:

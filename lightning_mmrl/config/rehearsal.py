@@ -8,10 +8,13 @@ from typing import Any
 import torch
 
 from lightning_mmrl.config import targets
+from lightning_mmrl.config.assembly import adapter_settings
 from lightning_mmrl.config.build import build_algorithm
 from lightning_mmrl.config.schema import RootConfig, StageConfig
 from lightning_mmrl.config.suggestions import first_line, shown
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.models.adapters import check_targets
+from lightning_mmrl.models.families.backbone import QwenBackbone
 from lightning_mmrl.rewards.compose import WeightedReward
 
 SFT_GIVES = ("policy", "optimizer", "context", "examiner")
@@ -30,7 +33,8 @@ def rehearse(config: RootConfig) -> None:
     for name in config.order:
         _rehearse_stage(f"stages.{name}", config.stages[name])
     _check_takes("data.module", config.data.module, DATA_GIVES)
-    _check_takes("model.family.backbone", config.model.family["backbone"], ("checkpoint", "dtype"))
+    backbone = _check_takes("model.family.backbone", config.model.family["backbone"], ("checkpoint", "dtype"))
+    _rehearse_adapters(config, backbone.func)
     _check_takes("model.family.encoder", config.model.family["encoder"], ENCODER_GIVES)
     if config.model.build is not None:
         _check_takes("model.build", config.model.build, ("directory",))
@@ -54,6 +58,14 @@ def _rehearse_stage(path: str, stage: StageConfig) -> None:
         algorithm = build_algorithm(stage, make, path)
         _check_call(f"{path}.algorithm.advantage", algorithm.advantage, "rewards", "valid")
         _check_call(f"{path}.algorithm.loss", algorithm.loss, "inputs")
+
+
+def _rehearse_adapters(config: RootConfig, load: Any) -> None:
+    """Looks for the targets of adapters among what the family has; `load` is a method of its backbone's class."""
+    for name in config.order:
+        adapter, family = config.stages[name].adapter, load.__self__ if inspect.ismethod(load) else None
+        if adapter is not None and isinstance(family, type) and issubclass(family, QwenBackbone):
+            check_targets(family.linear_layers(), adapter_settings(adapter), f"stages.{name}.adapter")
 
 
 def _check_takes(path: str, node: Mapping[str, Any], given: tuple[str, ...]) -> Any:

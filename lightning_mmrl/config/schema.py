@@ -205,6 +205,21 @@ class StateConfig:
 
 
 @dataclass
+class AdapterConfig:
+    """LoRA layers that train in place of the weights: h = W x + (alpha / r) B A x."""
+
+    r: int = 16
+    """Rank of B A."""
+    alpha: int = 32
+    dropout: float = 0.0
+    """Of x before A; above 0, completions no longer share their prompt."""
+    targets: Any = "all"
+    """all, attention, mlp, projector (of a tower) or endings of names of linear layers; one, or a list."""
+    groups: list[str] = field(default_factory=lambda: ["text"])
+    """Parameter groups that have such layers: vision, audio, text."""
+
+
+@dataclass
 class StageConfig:
     """One stage."""
 
@@ -222,6 +237,8 @@ class StageConfig:
     max_grad_norm: float = 1.0
     freeze: list[str] = field(default_factory=list)
     """Parameter groups that do not train: vision, audio, text."""
+    adapter: AdapterConfig | None = None
+    """LoRA layers that train while all weights stay as they are; null: the weights train."""
     validate_every: int | None = None
     """Steps between validations; null for none."""
     algorithm: AlgorithmConfig | None = None

@@ -30,13 +30,14 @@ def write_handoff(directory: Path, export: Callable[[Path], None], facts: Mappin
         facts: What a user of the checkpoint must know (prompt template, media settings, labels, lineage).
 
     Returns:
-        The hash of the folder's weights and configuration.
+        The hash of all its files, those of subfolders included.
     """
     temporary = directory.with_name(directory.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     export(temporary)
-    hashes = {path.name: _file_hash(path) for path in sorted(temporary.iterdir()) if path.is_file()}
+    files = (path for path in sorted(temporary.rglob("*")) if path.is_file())
+    hashes = {path.relative_to(temporary).as_posix(): _file_hash(path) for path in files}
     digest = _combined(hashes)
     write_json(temporary / SEAL, {"digest": digest, "files": hashes, **facts})
     sync_tree(temporary)
@@ -58,7 +59,8 @@ def check_handoff(directory: Path) -> dict[str, Any]:
         raise StageError(f"{directory} is not a finished hand-over: {SEAL} is missing; run the stage that writes it")
     facts = _read_seal(seal)
     _require(REQUIRED, facts["files"], directory)
-    if not any(name.endswith(".safetensors") for name in facts["files"]):
+    # Those of a subfolder are an adapter's, not the model's.
+    if not any(name.endswith(".safetensors") and "/" not in name for name in facts["files"]):
         raise StageError(f"{directory} has no *.safetensors; it is not a complete Hugging Face folder, {_AGAIN}")
     for name, expected in facts["files"].items():
         path = directory / name

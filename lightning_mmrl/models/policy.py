@@ -5,16 +5,19 @@ as the oracle of that, each completion stands in a row of its own behind a copy 
 forward.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
 
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.models import tower_attention
+from lightning_mmrl.models.adapters import Adapter, AdapterSettings, LinearLayers, add_adapter, chosen_layers
 from lightning_mmrl.models.encoders import MediaBackbone, MediaEncoder
 from lightning_mmrl.models.shared_prefix import install, layout_arguments, pack, present_tokens, sharing_refusal
 from lightning_mmrl.ops.logprobs import tiled_token_logprobs
@@ -35,6 +38,8 @@ class Backbone(MediaBackbone, Protocol):
     @property
     def parameter_groups(self) -> Mapping[str, Sequence[str]]: ...
 
+    def linear_layers(self) -> LinearLayers: ...
+
     def text_positions(self, position_ids: Tensor) -> Tensor: ...
 
     def place_features(
@@ -54,6 +59,7 @@ class Policy(nn.Module):
     Attributes:
         media: Runs the towers; `media.encode` spares later passes over the same prompts from running them again.
         sharing_refusal: Why completions do not share their prompt, or None if they do.
+        adapter: LoRA layers, if there are any.
     """
 
     banned: Tensor
@@ -70,6 +76,7 @@ class Policy(nn.Module):
         self.model = backbone.model
         self.temperature = temperature
         self.sharing_refusal = sharing_refusal(backbone.text_model) if sharing else "it is switched off"
+        self.adapter: Adapter | None = None
         self.media = MediaEncoder(backbone)
         self._backbone = backbone
         if self.sharing_refusal is None:
@@ -197,6 +204,38 @@ class Policy(nn.Module):
                 parameter.requires_grad_(False)
                 num_frozen += parameter.numel()
         return num_frozen
+
+    def adapt(self, settings: AdapterSettings, key: str = "adapter") -> int:
+        """Freezes the model and trains LoRA layers within it; returns how many parameters these have.
+
+        With dropout in the text model, completions no longer share their prompt; `sharing_refusal` then says so.
+
+        Raises:
+            ConfigError: There is an adapter already, or the settings, which messages call `key`, select no layer.
+        """
+        if self.adapter is not None:
+            raise ConfigError(
+                f"{key}: this policy has an adapter already; start from a checkpoint with that one merged"
+            )
+        prefixes, known = self._backbone.parameter_groups, self._backbone.linear_layers()
+        names = chosen_layers(self.model, prefixes, known, settings, key)
+        self.adapter = add_adapter(cast(PreTrainedModel, self.model), names, settings)
+        self.sharing_refusal = self.sharing_refusal or sharing_refusal(self._backbone.text_model)
+        return sum(parameter.numel() for parameter in self.adapter.parameters())
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Within it the policy is the model that its stage started from, without gradients: its adapter is off.
+
+        Features that prompts already carry stay what they are: score prompts with their media if towers are adapted.
+
+        Raises:
+            RuntimeError: There is no adapter, so that the weights of that model are gone.
+        """
+        if self.adapter is None:
+            raise RuntimeError("a policy without an adapter has no reference: its weights themselves are trained")
+        with torch.no_grad(), self.adapter.off():
+            yield
 
 
 def _ranks(slots: Bool[Tensor, " T"]) -> Int[Tensor, " T"]:

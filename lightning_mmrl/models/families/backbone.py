@@ -13,6 +13,14 @@ from lightning_mmrl.models.families.qwen_media import IMAGE_GRID, VIDEO_GRID
 from lightning_mmrl.types.batches import MediaInputs
 from lightning_mmrl.types.records import MediaKind
 
+LayerKinds = Mapping[str, tuple[str, ...]]
+"""By kind of linear layer, endings of the layers' names without numbers."""
+
+DECODER_LAYERS: LayerKinds = {
+    "attention": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
+    "mlp": ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
+}
+
 
 class QwenBackbone:
     """A loaded model and what a policy needs to know of it: its parts, and how media become embeddings.
@@ -20,13 +28,15 @@ class QwenBackbone:
     A family's class says its `parts`, and where things are: `text_at` is the path of the decoder without its head,
     `towers_at` the path of each tower with its projector, by the group that `freeze` knows it as. `medium_keys` names,
     for each kind that the family reads, a key of `MediaInputs` that has one row per medium: its `counts` then tell how
-    many media of that kind each prompt has.
+    many media of that kind each prompt has. `tower_layers` are the linear layers of each tower by kind, as endings of
+    their names with the numbers left out; adapters are put there by kind.
     """
 
     parts: ClassVar[Family]
     text_at: ClassVar[str]
     towers_at: ClassVar[Mapping[str, str]] = {}
     medium_keys: ClassVar[Mapping[MediaKind, str]] = {}
+    tower_layers: ClassVar[Mapping[str, LayerKinds]] = {}
 
     model: Any
 
@@ -66,6 +76,11 @@ class QwenBackbone:
         """Parameter name prefixes that `freeze` selects; a projector belongs to its tower."""
         towers = {group: (f"{path}.",) for group, path in self.towers_at.items()}
         return {**towers, "text": (f"{self.text_at}.", "lm_head.")}
+
+    @classmethod
+    def linear_layers(cls) -> dict[str, LayerKinds]:
+        """The linear layers of each parameter group by kind, without the head; see `tower_layers`."""
+        return {"text": DECODER_LAYERS, **cls.tower_layers}
 
     @property
     def placeholder_ids(self) -> dict[MediaKind, int]:

@@ -28,7 +28,7 @@ from transformers import (
 
 from lightning_mmrl.errors import MediaError
 from lightning_mmrl.models.families import qwen_media
-from lightning_mmrl.models.families.backbone import audio_rows
+from lightning_mmrl.models.families.backbone import LayerKinds, audio_rows
 from lightning_mmrl.models.families.family import Family
 from lightning_mmrl.models.families.qwen_media import (
     AUDIO_FEATURES,
@@ -173,6 +173,18 @@ class OmniThinker(VisionBackbone):
     text_at = "model"
     towers_at: ClassVar[Mapping[str, str]] = {"vision": "visual", "audio": "audio_tower"}
     medium_keys: ClassVar[Mapping[MediaKind, str]] = {"image": IMAGE_GRID, "video": VIDEO_GRID, "audio": AUDIO_MASK}
+    tower_layers: ClassVar[Mapping[str, LayerKinds]] = {
+        "vision": {
+            "attention": ("attn.q", "attn.k", "attn.v", "attn.proj"),
+            "mlp": ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
+            "projector": ("merger.mlp",),
+        },
+        "audio": {
+            "attention": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"),
+            "mlp": ("layers.fc1", "layers.fc2"),
+            "projector": ("audio_tower.proj",),
+        },
+    }
 
     def media_features(self, media: MediaInputs) -> dict[str, Tensor]:
         """Runs each tower once over all media of the batch; rows [tokens, hidden] in prompt order, keyed by kind."""

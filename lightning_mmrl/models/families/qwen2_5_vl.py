@@ -1,10 +1,12 @@
 """Qwen2.5-VL: text, image and video in, text out; the temporal positions of a clip follow its clock."""
 
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
+from lightning_mmrl.models.families.backbone import LayerKinds
 from lightning_mmrl.models.families.family import Family
 from lightning_mmrl.models.families.qwen_vision import VisionBackbone, VisionEncoder
 from lightning_mmrl.models.positions import MediaLayout, PositionRule, interval_clock
@@ -36,3 +38,10 @@ class Qwen25VL(VisionBackbone):
     """A loaded Qwen2.5-VL."""
 
     parts = FAMILY
+    tower_layers: ClassVar[Mapping[str, LayerKinds]] = {
+        "vision": {
+            "attention": ("attn.qkv", "attn.proj"),
+            "mlp": ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
+            "projector": ("merger.mlp",),
+        }
+    }

@@ -1,9 +1,11 @@
 """Qwen2-VL: text, image and video in, text out; the temporal positions of a clip count its frame pairs."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 
+from lightning_mmrl.models.families.backbone import LayerKinds
 from lightning_mmrl.models.families.family import Family
 from lightning_mmrl.models.families.qwen_vision import VisionBackbone, VisionEncoder
 from lightning_mmrl.models.positions import MediaLayout, PositionRule
@@ -33,3 +35,10 @@ class Qwen2VL(VisionBackbone):
     """A loaded Qwen2-VL."""
 
     parts = FAMILY
+    tower_layers: ClassVar[Mapping[str, LayerKinds]] = {
+        "vision": {
+            "attention": ("attn.qkv", "attn.proj"),
+            "mlp": ("mlp.fc1", "mlp.fc2"),
+            "projector": ("merger.mlp",),
+        }
+    }

@@ -9,13 +9,14 @@ first release and vLLM (vllm issue 46817) drop that pair.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
 from lightning_mmrl.models.families import qwen_media
+from lightning_mmrl.models.families.backbone import LayerKinds
 from lightning_mmrl.models.families.family import Family
 from lightning_mmrl.models.families.qwen_media import VIDEO_GRID, VIDEO_PIXELS, VIDEO_TIMES, Encoded
 from lightning_mmrl.models.families.qwen_vision import VisionBackbone, VisionEncoder
@@ -77,6 +78,18 @@ class Qwen3VL(VisionBackbone):
     """A loaded Qwen3-VL; its feature rows are as wide as the decoder times one plus the number of deepstack layers."""
 
     parts = FAMILY
+    tower_layers: ClassVar[Mapping[str, LayerKinds]] = {
+        "vision": {
+            "attention": ("attn.qkv", "attn.proj"),
+            "mlp": ("mlp.linear_fc1", "mlp.linear_fc2"),
+            "projector": (
+                "merger.linear_fc1",
+                "merger.linear_fc2",
+                "deepstack_merger_list.linear_fc1",
+                "deepstack_merger_list.linear_fc2",
+            ),
+        }
+    }
 
     def tower_rows(self, output: Any) -> list[Tensor]:
         """The rows of each medium: the projected ones, then those of each deepstack layer."""

@@ -4,7 +4,15 @@ from dataclasses import replace
 import pytest
 
 from lightning_mmrl.cli.main import main
-from lightning_mmrl.cli.plan import batch_arithmetic, conditions, count_samples, data_names, num_samples, passes
+from lightning_mmrl.cli.plan import (
+    adapters,
+    batch_arithmetic,
+    conditions,
+    count_samples,
+    data_names,
+    num_samples,
+    passes,
+)
 from lightning_mmrl.config.compose import compose
 from lightning_mmrl.config.specs import manifest_digests, stage_specs
 from lightning_mmrl.curriculum.manifest import FILE, FinishedStage, Manifest
@@ -147,6 +155,21 @@ def test_conditions_are_said_in_words():
     assert ends.endswith("checked every 50 steps")
     assert gate.startswith("must reach test/uar")
     assert conditions(config.stages["cold_start"]) == []
+
+
+def test_an_adapter_is_said_in_words(capsys):
+    some = "{r: 8, alpha: 8, dropout: 0.1, targets: [attention, down_proj], groups: [vision, text]}"
+    config = compose([f"stages.reason.adapter={some}", "stages.cold_start.adapter={}"])
+    assert adapters(config.stages["reason"]) == [
+        "trains an adapter: rank 8, alpha 8, dropout 0.1, on attention, down_proj linear layers of vision, text"
+    ]
+    assert adapters(config.stages["cold_start"]) == [
+        "trains an adapter: rank 16, alpha 32, on all linear layers of text"
+    ]
+    assert adapters(compose([]).stages["reason"]) == []
+    lines = shown(capsys, "plan", "stages.reason.adapter={r: 8, alpha: 8}")
+    assert "reason trains an adapter: rank 8, alpha 8, on all linear layers of text" in lines
+    assert "alpha: 8" in shown(capsys, "train", "stages.reason.adapter={r: 8, alpha: 8}", "--cfg", "job")
 
 
 def test_samples_are_lines_that_hold_something(tmp_path):

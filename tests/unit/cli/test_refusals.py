@@ -36,6 +36,7 @@ TORCH_FREE = {
     "model=null": "model=null: model needs the name of an option; known are",
     "tracking.loggers=[cvs]": "tracking.loggers is 'cvs', which is no choice; did you mean 'csv'?",
     "++stages.reason.gate={metric: test/uar}": "stages.reason.gate has neither at_least nor at_most; give one",
+    "stages.reason.adapter={r: 0}": "stages.reason.adapter.r is 0; it must be at least 1",
     "run_name=a\u00e9": "is not an override; write KEY=VALUE, close every bracket and quote",
 }
 
@@ -113,6 +114,10 @@ def test_bad_configurations_are_refused_and_plans_shown_without_torch(empty):
         (
             "data.module._target_=lightning_mmrl.data.datamodules.VideoDataModul",
             "did you mean 'lightning_mmrl.data.datamodules.VideoDataModule'?",
+        ),
+        (
+            "stages.cold_start.adapter={targets: atention}",
+            "stages.cold_start.adapter.targets is 'atention', which is no linear layer of these groups; did you mean",
         ),
         ("stages.reason.schedule._target_=lightning_mmrl.nothing.Here", "stages.reason.schedule._target_: "),
         ("stages.reason.schedule._target_=lightning_mmrl.curriculum.manifest.os.abort", "is no class or function"),

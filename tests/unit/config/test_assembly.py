@@ -5,10 +5,11 @@ import json
 import families
 import pytest
 
-from lightning_mmrl.config.assembly import Assembly, ConsoleMonitor, training_sources
+from lightning_mmrl.config.assembly import Assembly, ConsoleMonitor, adapter_settings, training_sources
 from lightning_mmrl.config.compose import compose
 from lightning_mmrl.data.prepared import Quarantined
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.models.adapters import AdapterSettings
 from lightning_mmrl.models.encoders import MediaEncoder
 
 
@@ -91,3 +92,28 @@ def test_there_is_no_feature_cache_unless_it_is_asked_for(backbone):
     backbone.model.requires_grad_(False)
     assert parts.feature_cache("reason", MediaEncoder(backbone)) is None
     assert parts.console.said == []
+
+
+def test_an_adapter_has_usual_sizes_and_its_targets_are_one_or_several():
+    def settings(text):
+        return adapter_settings(compose([f"stages.reason.adapter={text}"]).stages["reason"].adapter)
+
+    assert settings("{}") == AdapterSettings() == AdapterSettings(r=16, alpha=32, targets=("all",), groups=("text",))
+    several = settings("{r: 8, dropout: 0.5, targets: [q_proj, mlp], groups: [vision, text]}")
+    expected = AdapterSettings(r=8, dropout=0.5, targets=("q_proj", "mlp"), groups=("vision", "text"))
+    assert several == expected
+
+
+def test_a_stage_says_what_its_adapter_changes(tmp_path):
+    folder = families.build("qwen2_5_omni", tmp_path / "omni")
+    for dropout, num_said in ((0.0, 1), (0.2, 2)):
+        config = compose([f"stages.reason.adapter={{r: 2, alpha: 2, dropout: {dropout}, targets: q_proj}}"])
+        parts = Assembly(config=config, console=Console())
+        policy = parts.policy(folder, parts.encoder(folder), 1.0)
+        parts.adapt(policy, config.stages["reason"].adapter, "reason")
+        # Two layers of 64 inputs and outputs.
+        first = "stage reason trains an adapter of 512 parameters; all weights stay as they are"
+        copies = "each completion is scored behind a copy of its prompt: dropout of 0.2 would draw one noise for all "
+        assert parts.console.said[0] == first
+        assert len(parts.console.said) == num_said
+        assert all(line.startswith(copies) for line in parts.console.said[1:])

@@ -144,6 +144,22 @@ VALUES = {
     "stages.reason.freeze=[vison]": "stages.reason.freeze is 'vison', which is no choice; did you mean 'vision'?",
     "stages.reason.freeze=[vision,audio,text]": "freeze is ['vision', 'audio', 'text']; it must be fewer groups",
     "stages.cold_start.sampling={temperature: 1}": "stages.cold_start.sampling: belongs to rl stages",
+    # adapters
+    "stages.reason.adapter=5": "stages.reason.adapter is 5; it must be a group of keys",
+    "stages.reason.adapter={rank: 8}": "stages.reason.adapter.rank: unknown key; known are alpha, dropout, groups, r",
+    "stages.reason.adapter={r: 0}": "stages.reason.adapter.r is 0; it must be at least 1",
+    "stages.reason.adapter={r: 2.5}": "stages.reason.adapter.r is 2.5; it must be a whole number",
+    "stages.reason.adapter={alpha: 0}": "stages.reason.adapter.alpha is 0; it must be at least 1",
+    "stages.reason.adapter={dropout: 1}": "stages.reason.adapter.dropout is 1.0; it must be at least 0 and below 1",
+    "stages.reason.adapter={dropout: -0.1}": "stages.reason.adapter.dropout is -0.1; it must be at least 0",
+    "stages.reason.adapter={dropout: nan}": "stages.reason.adapter.dropout is nan; it must be at least 0",
+    "stages.reason.adapter={targets: []}": "stages.reason.adapter.targets is []; it must be all, attention, mlp or",
+    "stages.reason.adapter={targets: null}": "stages.reason.adapter.targets is None; it must be all, attention, mlp",
+    "stages.reason.adapter={targets: [1]}": "stages.reason.adapter.targets is [1]; it must be all, attention, mlp",
+    "stages.reason.adapter={targets: {a: 1}}": "stages.reason.adapter.targets is {'a': 1}; it must be all, attention",
+    "stages.reason.adapter={groups: []}": "adapter.groups is []; it must be at least one of vision, audio, text",
+    "stages.reason.adapter={groups: text}": "stages.reason.adapter.groups is text; it must be a list",
+    "stages.reason.adapter={groups: [txt]}": "adapter.groups is 'txt', which is no choice; did you mean 'text'?",
     # bounds
     "stages.reason.gate={metric: test/uarr, at_least: 0.5}": "reason.gate.metric is 'test/uarr', which is no choice;",
     "stages.reason.gate={metric: ood/recall/hapy, at_least: 0.5}": "did you mean 'ood/recall/happy'?",
@@ -223,6 +239,24 @@ def test_neighbors_of_what_is_refused_are_not(changed):
     config = changed("stages.cold_start.trainer.precision=16-mixed", "evaluation.sets.loud-silent=x.jsonl")
     assert config.stages["cold_start"].trainer.precision == "16-mixed"
     assert "loud-silent" in config.evaluation.sets
+
+
+def test_weights_are_not_frozen_and_adapted_at_once(changed):
+    frozen, adapter = "stages.reason.freeze=[text]", "stages.reason.adapter"
+    sentence = "stages.reason.adapter.groups has text, and stages.reason.freeze as well; take text out of freeze"
+    for value in ("{r: 8}", "{groups: [vision, text]}"):
+        with pytest.raises(ConfigError, match=re.escape(sentence)):
+            changed(frozen, f"{adapter}={value}")
+    assert changed(frozen, f"{adapter}={{groups: [vision, audio]}}").stages["reason"].adapter.groups
+    assert changed("stages.reason.freeze=[vision, audio]", f"{adapter}={{r: 8}}").stages["reason"].adapter.r == 8
+
+
+def test_an_adapter_freezes_the_towers_that_it_is_not_within(changed):
+    cache = "model.feature_cache={directory: x}"
+    assert changed(cache, "stages.reason.adapter={r: 8}").model.feature_cache.directory == "x"
+    assert changed(cache, "stages.reason.adapter={groups: [audio, text]}").model.feature_cache.directory == "x"
+    with pytest.raises(ConfigError, match="no stage freezes its media towers"):
+        changed(cache, "stages.reason.adapter={groups: [vision, audio]}")
 
 
 GATED = ("stages.reason.gate={metric: test/uar, at_least: 0.5}",)

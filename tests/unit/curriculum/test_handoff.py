@@ -31,6 +31,31 @@ def test_a_sealed_folder_passes_with_its_facts(handoff):
     assert {path.name for path in handoff.parent.iterdir()} == {"handoff"}
 
 
+def test_files_of_subfolders_are_sealed_too(tmp_path):
+    def export(directory):
+        exporter()(directory)
+        (directory / "adapter").mkdir()
+        (directory / "adapter" / WEIGHTS).write_text("a")
+
+    digest = write_handoff(tmp_path / "handoff", export, {})
+    assert set(check_handoff(tmp_path / "handoff")["files"]) == {*REQUIRED, WEIGHTS, f"adapter/{WEIGHTS}"}
+    assert digest != write_handoff(tmp_path / "without", exporter(), {})
+    (tmp_path / "handoff" / "adapter" / WEIGHTS).write_text("b")
+    with pytest.raises(StageError, match=rf"adapter/{WEIGHTS} is missing or changed since the stage wrote it"):
+        check_handoff(tmp_path / "handoff")
+
+
+def test_the_weights_of_a_subfolder_do_not_make_a_folder_complete(tmp_path):
+    def export(directory):
+        exporter(leave_out=[WEIGHTS])(directory)
+        (directory / "adapter").mkdir()
+        (directory / "adapter" / WEIGHTS).write_text("a")
+
+    write_handoff(tmp_path / "handoff", export, {})
+    with pytest.raises(StageError, match=r"has no \*\.safetensors; it is not a complete Hugging Face folder"):
+        check_handoff(tmp_path / "handoff")
+
+
 @pytest.mark.parametrize("tower", ["vision_config", "audio_config"])
 def test_a_model_with_a_tower_needs_its_processor(tower, tmp_path):
     write_handoff(tmp_path / "handoff", exporter(config={tower: {}}), {})

@@ -1,0 +1,242 @@
+"""LoRA (arXiv:2106.09685): low-rank layers that train beside frozen linear layers, over peft.
+
+An adapted layer is h = W x + b + (alpha / r) B A x. A is drawn as torch draws a linear layer and B is zero, so that a
+new adapter changes nothing. Without it the model is what it was, bit for bit: the reference policy needs no weights of
+its own.
+
+peft is imported here alone, and with the first adapter: that takes a second, and most stages have none.
+"""
+
+import copy
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lightning_mmrl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraLayer
+
+NAME = "default"
+"""What peft calls an adapter that was given no name."""
+ALL = "all"
+
+LinearLayers = Mapping[str, Mapping[str, Sequence[str]]]
+"""By parameter group and kind, endings of the names of linear layers, without numbers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterSettings:
+    """Size and place of an adapter.
+
+    `targets` are kinds of linear layers (attention, mlp, and projector in a tower), `all` kinds, or endings of names
+    such as `q_proj` or `layers.0.mlp.down_proj`. They are sought in the parameter groups (vision, audio, text) of
+    `groups`; the head belongs to none of them. `dropout` is that of x before A.
+    """
+
+    r: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    targets: tuple[str, ...] = (ALL,)
+    groups: tuple[str, ...] = ("text",)
+
+
+class Adapter:
+    """LoRA layers within a model.
+
+    Args:
+        model: The model that has them.
+        config: What peft made them from.
+        names: The names of the adapted layers.
+    """
+
+    def __init__(self, model: PreTrainedModel, config: "LoraConfig", names: Sequence[str]) -> None:
+        self._model = model
+        self._config = config
+        self._layers = [cast("LoraLayer", model.get_submodule(name)) for name in names]
+        self._scale = config.lora_alpha / config.r
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The weights of A and B, layer by layer."""
+        parts = [part for layer in self._layers for part in (layer.lora_A, layer.lora_B)]
+        return [parameter for part in parts for parameter in part.parameters()]
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Leaves the adapter out of the model; afterwards it is as before, trainable or not, also after an error."""
+        trained = [(parameter, parameter.requires_grad) for parameter in self.parameters()]
+        were_off = [layer.disable_adapters for layer in self._layers]
+        try:
+            for layer in self._layers:
+                layer.enable_adapters(False)
+            yield
+        finally:
+            for layer, was_off in zip(self._layers, were_off, strict=True):
+                layer.enable_adapters(not was_off)
+            # peft makes what it enables trainable.
+            for parameter, requires_grad in trained:
+                parameter.requires_grad_(requires_grad)
+
+    def merged(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The state of the plain model, with W + (alpha / r) B A in the place of every adapted weight W.
+
+        Sums are computed in float32 at least and kept on the CPU, in the dtype of W; nothing else is copied, and
+        neither `state` nor the model changes.
+
+        Args:
+            state: The whole state of the adapted model, its own or gathered from ranks.
+        """
+        plain: dict[str, Tensor] = {}
+        for key, tensor in state.items():
+            layer, adapted, rest = key.rpartition(".base_layer.")
+            if adapted and rest == "weight":
+                down, up = (state[f"{layer}.{part}.{NAME}.weight"] for part in ("lora_A", "lora_B"))
+                plain[f"{layer}.weight"] = self._sum(tensor, down, up)
+            elif adapted:
+                plain[f"{layer}.{rest}"] = tensor
+            elif not key.endswith((f".lora_A.{NAME}.weight", f".lora_B.{NAME}.weight")):
+                plain[key] = tensor
+        return plain
+
+    def save(self, directory: Path, state: Mapping[str, Tensor], *, base: str) -> None:
+        """Writes the adapter alone in peft's format: `PeftModel.from_pretrained(model, directory)` reads it.
+
+        Args:
+            directory: The folder; it is created.
+            state: As for `merged`.
+            base: Hub id or folder of the model that the adapter belongs to.
+        """
+        from peft import get_peft_model_state_dict
+
+        # Embeddings are never adapted; peft would look for those of the base on the hub.
+        own = get_peft_model_state_dict(self._model, state_dict=dict(state), save_embedding_layers=False)
+        directory.mkdir(parents=True, exist_ok=True)
+        # Keys as they are in a PeftModel, which puts the model under `base_model.model`.
+        tensors = {f"base_model.model.{key}": tensor.contiguous() for key, tensor in own.items()}
+        save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+        config = copy.copy(self._config)
+        config.base_model_name_or_path, config.inference_mode = base, True
+        # A set of texts has another order in every process, and the folder's hash would have, too.
+        config.target_modules = sorted(config.target_modules or ())
+        config.save_pretrained(str(directory))
+
+    def _sum(self, weight: Tensor, down: Tensor, up: Tensor) -> Tensor:
+        dtype = torch.promote_types(torch.promote_types(weight.dtype, up.dtype), torch.float32)
+        delta = self._scale * (up.to(dtype) @ down.to(dtype))
+        return (weight.to(dtype) + delta).to(weight.dtype).cpu()
+
+
+def add_adapter(model: PreTrainedModel, names: Sequence[str], settings: AdapterSettings) -> Adapter:
+    """Puts LoRA layers around the named linear layers, and freezes all other parameters of the model.
+
+    Where weights are bfloat16 or float16, A and B are float32.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    kind = type(model)
+    config = LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=list(names),
+        auto_mapping={"base_model_class": kind.__name__, "parent_library": kind.__module__},
+    )
+    inject_adapter_in_model(config, model)
+    adapted = [name.removesuffix(".lora_A") for name, _ in model.named_modules() if name.endswith(".lora_A")]
+    assert adapted == list(names), f"peft adapted {set(adapted) ^ set(names)} beside or in place of what was named"
+    return Adapter(model, config, names)
+
+
+def chosen_layers(
+    model: nn.Module, prefixes: Mapping[str, Sequence[str]], known: LinearLayers, settings: AdapterSettings, key: str
+) -> list[str]:
+    """The names of the linear layers that an adapter is for, in the order of the model.
+
+    Args:
+        model: The model.
+        prefixes: By parameter group, how the names of its parameters begin.
+        known: The linear layers that the family names.
+        settings: Which ones are wanted.
+        key: What messages call the settings.
+
+    Raises:
+        ConfigError: A group or a target selects no layer.
+    """
+    check_targets(known, settings, key)
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    groups = {group: [n for n in linear if n.startswith(tuple(prefixes[group]))] for group in settings.groups}
+    chosen: set[str] = set()
+    for target in settings.targets:
+        found = {
+            name
+            for group, names in groups.items()
+            for ending in _endings(known[group], target)
+            for name in names
+            if _ends_with(name, ending) or _ends_with(_without_numbers(name), ending)
+        }
+        if not found:
+            raise _matches_nothing(f"{key}.targets", target, _words(known, settings.groups), linear)
+        chosen |= found
+    for group, names in groups.items():
+        if chosen.isdisjoint(names):
+            raise ConfigError(f"{key}.groups is {group!r}, where {key}.targets match no linear layer; leave it out")
+    return [name for name in linear if name in chosen]
+
+
+def check_targets(known: LinearLayers, settings: AdapterSettings, key: str) -> None:
+    """Refuses what no model of a family can have, before there is one; arguments are those of `chosen_layers`.
+
+    Raises:
+        ConfigError: The family has no such group, or no such linear layer in any of the groups.
+    """
+    for group in settings.groups:
+        if group not in known:
+            raise ConfigError(f"{key}.groups is {group!r}; this family has {', '.join(sorted(known))}")
+    kinds = {ALL, *(kind for group in settings.groups for kind in known[group])}
+    endings = [ending for group in settings.groups for ending in _endings(known[group], ALL)]
+    for target in settings.targets:
+        plain = _without_numbers(target)
+        if target not in kinds and not any(_ends_with(plain, each) or _ends_with(each, plain) for each in endings):
+            raise _matches_nothing(f"{key}.targets", target, _words(known, settings.groups))
+
+
+def _words(known: LinearLayers, groups: Iterable[str]) -> list[str]:
+    """Kinds, and the last words of endings."""
+    kinds = [kind for group in groups for kind in known[group]]
+    last = [ending.rpartition(".")[2] for group in groups for ending in _endings(known[group], ALL)]
+    return list(dict.fromkeys([ALL, *kinds, *last]))
+
+
+def _endings(kinds: Mapping[str, Sequence[str]], target: str) -> Sequence[str]:
+    if target == ALL:
+        return [ending for endings in kinds.values() for ending in endings]
+    return kinds.get(target, (target,))
+
+
+def _ends_with(name: str, ending: str) -> bool:
+    return f".{name}".endswith(f".{ending}")
+
+
+def _without_numbers(name: str) -> str:
+    """The name of a layer without its place in lists.
+
+    >>> _without_numbers("model.layers.3.mlp.0")
+    'model.layers.mlp'
+    """
+    return re.sub(r"\.\d+(?=\.|$)", "", name)
+
+
+def _matches_nothing(key: str, target: str, words: Sequence[str], names: Sequence[str] = ()) -> ConfigError:
+    close = difflib.get_close_matches(target, [*words, *names], n=1, cutoff=0.6)
+    hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(words)}"
+    return ConfigError(f"{key} is {target!r}, which is no linear layer of these groups; {hint}")

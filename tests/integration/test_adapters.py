@@ -1,0 +1,137 @@
+"""Every kind of stage trains adapters of every family, and a curriculum with one hands over both of its forms."""
+
+import json
+from functools import partial
+
+import families
+import omni
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch.utils.data import DataLoader
+from transformers import Qwen2_5OmniThinkerForConditionalGeneration
+
+from lightning_mmrl.algorithms.schedules import WarmupConstant
+from lightning_mmrl.cli.main import main
+from lightning_mmrl.curriculum.handoff import check_handoff
+from lightning_mmrl.data.collate import EncodedSample, collate_targets
+from lightning_mmrl.errors import StageError
+from lightning_mmrl.models.adapters import AdapterSettings
+from lightning_mmrl.rewards.compose import WeightedReward
+from lightning_mmrl.rewards.pool import InlineRewards
+from lightning_mmrl.rollout.hf import HFEngine
+from lightning_mmrl.stages.context import OptimizerSettings, StageContext
+from lightning_mmrl.stages.grpo import GRPOModule
+from lightning_mmrl.stages.rloo import RLOOModule
+from lightning_mmrl.stages.sft import SFTModule
+from lightning_mmrl.tracking.lightning_logger import RunLogger
+from lightning_mmrl.tracking.null import NullRun
+from lightning_mmrl.training.trainer import TrainerSettings, training_trainer
+
+
+class CountsEvens:
+    """Something that any sampled text has more or less of: the share of even characters."""
+
+    def __call__(self, sample, completion):
+        return sum(ord(letter) % 2 == 0 for letter in completion.text) / max(1, len(completion.text))
+
+
+def targets(name, encoder):
+    items = []
+    for index, content in enumerate(families.FAMILIES[name].contents):
+        item = omni.encoded(encoder, f"p{index}", content, index)
+        ids = tuple(encoder.encode_target("<think>fast tone</think><answer>angry</answer>"))
+        items.append(EncodedSample(sample=item.sample, prompt=item.prompt, target_ids=ids))
+    return collate_targets(items, encoder.pad_token_id)
+
+
+def stage(kind, name, encoder, policy, folder):
+    """A module with one step to do, and its batch."""
+    common = {
+        "optimizer": OptimizerSettings(factory=partial(torch.optim.SGD, lr=0.05), schedule=WarmupConstant()),
+        "context": StageContext(name="stage", num_steps=1, seed=0, directory=folder),
+    }
+    if kind is SFTModule:
+        return SFTModule(policy, **common), targets(name, encoder)
+    engine = HFEngine(
+        policy,
+        decode=encoder.decode,
+        eos_token_ids=encoder.eos_token_ids,
+        pad_token_id=encoder.pad_token_id,
+        max_new_tokens=8,
+    )
+    rewards = InlineRewards(WeightedReward(parts={"evens": CountsEvens()}, weights={"evens": 1.0}))
+    return kind(policy, engine, rewards, **common), families.prompts(name, encoder)
+
+
+@pytest.mark.parametrize("kind", [SFTModule, GRPOModule, RLOOModule])
+@pytest.mark.parametrize("name", sorted(families.FAMILIES))
+def test_a_step_of_any_stage_moves_the_adapter_alone(name, kind, tmp_path):
+    encoder, policy = families.load(name, families.build(name, tmp_path / "base"), dtype=torch.float32)
+    policy.adapt(AdapterSettings(r=4, alpha=8))
+    before = {key: value.clone() for key, value in policy.state_dict().items()}
+    module, batch = stage(kind, name, encoder, policy, tmp_path)
+    trainer = training_trainer(
+        TrainerSettings(accelerator="cpu"),
+        directory=tmp_path,
+        logger=RunLogger(NullRun("run"), tmp_path),
+        callbacks=[],
+        validate_every=None,
+        gradient_clip_val=None,
+    )
+    trainer.fit(module, DataLoader([batch], batch_size=None))
+    moved = {key for key, value in policy.state_dict().items() if not torch.equal(value, before[key])}
+    # A stays where it is in the first step, since B is zero.
+    assert moved == {key for key in before if ".lora_B." in key}
+
+
+SMALL = (
+    "experiment=quickstart_lora",
+    "order=[cold_start,reason]",
+    "data.validation_limit=4",
+    "+data.build.settings.scale=0.02",
+    "evaluation.limit=8",
+    "evaluation.ablations=[]",
+    "evaluation.num_resamples=50",
+    "evaluation.max_new_tokens=8",
+    "trainer.num_threads=1",
+    "tracking=none",
+    "stages.cold_start.data.batch_size=4",
+    "stages.cold_start.num_steps=2",
+    "stages.reason.num_steps=2",
+    "stages.reason.validate_every=2",
+    "stages.reason.data.batch_size=2",
+    "stages.reason.algorithm.group_size=2",
+    "stages.reason.sampling.max_new_tokens=8",
+    "stages.reason.optimizer.lr=1e-2",
+)
+
+
+@pytest.mark.slow
+def test_a_curriculum_hands_over_the_merged_model_and_the_adapter(tmp_path, capsys):
+    """SFT and RL with an adapter, from the command line."""
+    places = (f"output_dir={tmp_path}/runs", f"data.root={tmp_path}/clips")
+    adapter = "stages.cold_start.adapter={r: 4, alpha: 8, targets: attention}"
+    assert main(["train", *SMALL, *places, adapter]) == 0
+    out = capsys.readouterr().out
+    assert "stage cold_start trains an adapter of" in out
+    run = tmp_path / "runs" / "quickstart_lora"
+    starts = [tmp_path / "runs" / "models" / "tiny_omni-seed0", run / "stages" / "00-cold_start" / "handoff"]
+    for start, name in zip(starts, ("00-cold_start", "01-reason"), strict=True):
+        handoff = run / "stages" / name / "handoff"
+        files = check_handoff(handoff)["files"]
+        assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"} <= set(files)
+        config = json.loads((handoff / "adapter" / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == str(start)
+        base = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(start)
+        merged = load_file(handoff / "model.safetensors")
+        plain = PeftModel.from_pretrained(base, str(handoff / "adapter")).merge_and_unload().state_dict()
+        changed = 0
+        for key, value in load_file(start / "model.safetensors").items():
+            torch.testing.assert_close(merged[key], plain[key], rtol=0, atol=1e-6)
+            changed += not torch.equal(merged[key], value)
+        assert changed == {"00-cold_start": 4, "01-reason": 7}[name] * 3  # layers
+    (handoff / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(StageError, match=r"adapter_config\.json is missing or changed"):
+        check_handoff(handoff)
