@@ -5,8 +5,8 @@ as the oracle of that, each completion stands in a row of its own behind a copy 
 forward.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,6 +19,8 @@ from lightning_mmrl.models.encoders import MediaBackbone, MediaEncoder
 from lightning_mmrl.models.shared_prefix import install, layout_arguments, pack, present_tokens, sharing_refusal
 from lightning_mmrl.ops.logprobs import tiled_token_logprobs
 from lightning_mmrl.types.batches import PolicyOutput, ScoringBatch
+
+Result = TypeVar("Result")
 
 
 class Backbone(MediaBackbone, Protocol):
@@ -93,6 +95,13 @@ class Policy(nn.Module):
         return PolicyOutput(
             logprobs=zeros.masked_scatter(mask, counted), entropy=zeros.masked_scatter(mask, entropy.to(counted.dtype))
         )
+
+    def enter(self, function: Callable[[], Result]) -> Result:
+        """Calls a function that runs inner modules, such as the towers alone, as one forward pass of the policy.
+
+        A policy that is sharded may be run through its root only; this is such a call beside `forward`.
+        """
+        return function()
 
     def _shared_states(self, batch: ScoringBatch) -> Float[Tensor, "n D"]:
         """The states that predict the n scored tokens, from one packed row."""
