@@ -4,7 +4,7 @@ import faulthandler
 import json
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,11 +20,13 @@ from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
 from lightning_mmrl.algorithms.schedules import WarmupConstant
 from lightning_mmrl.data.collate import EncodedSample, collate_prompts, collate_targets
 from lightning_mmrl.models.parallelize import Sharding, recompute_activations, whole_weights
+from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.protocols.ranks import ALONE
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.pool import InlineRewards
 from lightning_mmrl.rollout.hf import HFEngine
 from lightning_mmrl.rollout.scripted import ScriptedEngine
+from lightning_mmrl.stages.answers import Examiner
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.stages.grpo import GRPOModule
 from lightning_mmrl.stages.optimize import UpdateSettings
@@ -40,6 +42,7 @@ WATCHDOG_S = float(os.environ.get("RANK_WATCHDOG_S", "60"))
 
 CONTENTS = ("<video><audio>Which emotion?", "<video>angry", "<audio>Which emotion?", "Which emotion? angry, user")
 WORDS = ("angry", "user", "lowered brows and fast tone", "Which emotion?", "assistant angry user")
+MATCHER = LabelMatcher(labels=("angry", "sad"))
 AGGREGATIONS = {"tokens": TokenMean(), "sequences": SequenceMean(), "constant": ConstantLength(max_tokens=8)}
 
 
@@ -163,12 +166,36 @@ def stage_module(case, encoder, policy, folder):
     )
     factory = partial(torch.optim.AdamW, lr=1e-3) if case.get("adam", True) else partial(torch.optim.SGD, lr=1e-2)
     optimizer = OptimizerSettings(factory=factory, schedule=WarmupConstant())
+    examiner = Examiner(engine=Ventriloquist(case, encoder, policy), matcher=MATCHER) if case.get("validate") else None
     if case["stage"] == "sft":
-        return SFTModule(policy, optimizer=optimizer, context=context)
+        return SFTModule(policy, optimizer=optimizer, context=context, examiner=examiner)
     rewards = InlineRewards(WeightedReward(parts={"length": Length()}, weights={"length": 1.0}))
     return GRPOModule(
         policy, engine(case, encoder, policy), rewards, optimizer=optimizer, context=context, algorithm=algorithm(case)
     )
+
+
+class Ventriloquist:
+    """Generates with the policy, so that all ranks take part, and gives answers that can be judged in its place."""
+
+    def __init__(self, case, encoder, policy):
+        self._engine = engine({**case, "engine": "hf"}, encoder, policy)
+
+    def generate(self, prompts, **arguments):
+        """Right for two samples of three."""
+        rollout = self._engine.generate(prompts, **arguments)
+        answers = ["sad" if sum(sample.id.encode()) % 3 == 0 else "angry" for sample in prompts.samples]
+        texts = [f"<think>so</think><answer>{answer}</answer>" for answer in answers]
+        said = [replace(was, text=text) for was, text in zip(rollout.completions, texts, strict=True)]
+        return replace(rollout, completions=tuple(said))
+
+
+def validation_batches(encoder, share):
+    """Seven prompts in batches of three: of the last batch, a rank beside another has none and repeats one."""
+    samples = items(encoder, [CONTENTS[place % len(CONTENTS)] for place in range(7)], 0)
+    chunks = [samples[start : start + 3] for start in range(0, 7, 3)]
+    parts = [[chunk[row] for row in share(len(chunk))] or chunk[:1] for chunk in chunks]
+    return [collate_prompts(part, encoder.pad_token_id) for part in parts]
 
 
 class Notes:
@@ -225,11 +252,12 @@ def run_stage(case, folder):
         directory=folder,
         logger=RunLogger(NullRun("run"), folder),
         callbacks=[],
-        validate_every=None,
+        validate_every=1 if case.get("validate") else None,
         gradient_clip_val=case.get("max_grad_norm", 0.5) if case["stage"] == "sft" else None,
     )
     share = partial(rows_of, trainer.global_rank, trainer.world_size)
-    trainer.fit(module, DataLoader(batches(case, encoder, share), batch_size=None))
+    checked = DataLoader(validation_batches(encoder, share), batch_size=None) if case.get("validate") else None
+    trainer.fit(module, DataLoader(batches(case, encoder, share), batch_size=None), checked)
     weights = {name: tensor.detach().cpu().clone() for name, tensor in whole_weights(policy)}
     return {"steps": notes.steps, "rollouts": notes.rollouts, "weights": weights, "gradients": notes.gradients}
 

@@ -13,7 +13,7 @@ from torch.utils.data import Sampler
 
 from lightning_mmrl.errors import ConfigError, StageError
 
-Rows = TypeVar("Rows", bound=Sequence[Any])
+Row = TypeVar("Row")
 
 Variant = Literal["full", "silent", "blank"]
 """What a model gets to see of a sample: everything, no sound, or no picture."""
@@ -83,16 +83,16 @@ class Share:
     """Which part of every batch is one rank's.
 
     >>> [Share(rank=rank, world_size=2).of("abcde") for rank in range(2)]
-    ['ab', 'cde']
+    [['a', 'b'], ['c', 'd', 'e']]
     """
 
     rank: int = 0
     world_size: int = 1
 
-    def of(self, batch: Rows) -> Rows:
+    def of(self, batch: Sequence[Row]) -> list[Row]:
         """A contiguous part; those of all ranks are the batch."""
         size = len(batch)
-        return batch[self.rank * size // self.world_size : (self.rank + 1) * size // self.world_size]
+        return list(batch[self.rank * size // self.world_size : (self.rank + 1) * size // self.world_size])
 
 
 class DrawSampler(Sampler[list[Draw]]):

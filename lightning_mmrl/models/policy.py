@@ -169,6 +169,9 @@ class Policy(nn.Module):
         """
         text_model = self._backbone.text_model
         embeddings = text_model.get_input_embeddings()(token_ids)  # type: ignore[operator]
+        if torch.is_grad_enabled() and not embeddings.requires_grad:
+            # With a frozen decoder, tokens without media would have no backward pass, which other ranks may wait for.
+            embeddings.requires_grad_()
         extras: dict[str, Any] = {}
         if features:
             slots = {kind: token_ids == self._backbone.placeholder_ids[kind] for kind in features}

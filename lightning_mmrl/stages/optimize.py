@@ -95,11 +95,12 @@ def score_old(policy: Policy, experience: Experience, budget: Budget, ranks: Ran
     old = torch.zeros_like(experience.rollout.sampler_logprobs)
     with torch.no_grad():
         microbatches = _microbatches(experience, rows, budget)
+        num_missing = _missing(ranks, len(microbatches))
         for microbatch in microbatches:
             batch = scoring_batch(experience, microbatch, experience.prompts.select)
             logprobs = policy(batch).logprobs
             old = old.to(logprobs.dtype).index_add(0, _rows(experience, microbatch), logprobs)
-        for _ in range(_missing(ranks, len(microbatches))):
+        for _ in range(num_missing):
             policy(_filler(experience, experience.prompts.select))
     return old
 
@@ -128,6 +129,7 @@ def accumulate_loss(
         name: torch.zeros((), device=denominator.device) for name in ("loss", "tokens", "clipped", "kl", "entropy")
     }
     microbatches = _microbatches(experience, minibatch.live, budget)
+    num_missing = _missing(ranks, len(microbatches))
     for microbatch in microbatches:
         batch = scoring_batch(experience, microbatch, prompts)
         output, mask, rows = policy(batch), batch.completion_mask, _rows(experience, microbatch)
@@ -150,7 +152,7 @@ def accumulate_loss(
             "entropy": masked_sum(output.entropy.detach(), mask),
         }
         totals = {name: total + step[name] for name, total in totals.items()}
-    for _ in range(_missing(ranks, len(microbatches))):
+    for _ in range(num_missing):
         _pass_for_others(policy, _filler(experience, prompts), backward)
     return totals if ranks.world_size == 1 else _summed(totals, ranks)
 
@@ -180,7 +182,7 @@ def scoring_batch(
 
 
 def _missing(ranks: Ranks, num_passes: int) -> int:
-    """How many passes more than this rank another one makes, if all must make the same number."""
+    """How many more passes another rank makes, if all must make the same number; asked before the first."""
     return ranks.most(num_passes) - num_passes if ranks.lockstep else 0
 
 

@@ -13,6 +13,7 @@ STAGES = {
     "grpo-of-frozen-towers": {"stage": "grpo", "freeze": ["vision", "audio"]},
     "grpo-of-frozen-text": {"stage": "grpo", "freeze": ["text"]},
     "grpo-with-generation": {"stage": "grpo", "engine": "hf", "steps": 2, "tokens": 90},
+    "sft-with-validation": {"stage": "sft", "validate": True, "steps": 2},
     "sft-with-recomputation": {"stage": "sft", "recompute": True, "steps": 2},
 }
 STRATEGIES = ("ddp", "fsdp2")
@@ -71,6 +72,12 @@ def test_two_ranks_train_as_one_process(two_ranks, one_process, name):
             assert step == pytest.approx(reference, rel=1e-9, abs=1e-12)
         agree(found["gradients"], expected["gradients"], 1e-9)
         agree(found["weights"], expected["weights"], 1e-9)
+
+
+def test_the_validation_of_the_cases_says_something(one_process):
+    seen = [step["validation/war"] for step in one_process("sft-with-validation")["steps"] if "validation/war" in step]
+    assert len(seen) == 2
+    assert 0 < seen[0] < 1
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
