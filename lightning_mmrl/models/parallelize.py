@@ -37,7 +37,7 @@ class Sharding:
     """How a policy's weights are spread over ranks.
 
     Attributes:
-        compute_dtype: What gathered weights and activations are cast to; None leaves them as they are stored.
+        compute_dtype: What gathered weights are cast to, and so activations; None leaves them as they are stored.
         reduce_dtype: What gradients are summed in; None: in the dtype of the gathered weights.
         cpu_offload: Keep shards, gradients and optimizer state in host memory.
     """
@@ -54,13 +54,13 @@ class Sharding:
         if isinstance(policy, FSDPModule):
             return
         offload = CPUOffloadPolicy() if self.cpu_offload else OffloadPolicy()
+        mixed = MixedPrecisionPolicy(
+            param_dtype=self.compute_dtype,
+            reduce_dtype=self.reduce_dtype,
+            # Models cast to the dtype of their weights themselves, and keep the angles of rotary embeddings exact.
+            cast_forward_inputs=False,
+        )
         for name in unit_names(policy):
-            mixed = MixedPrecisionPolicy(
-                param_dtype=self.compute_dtype,
-                reduce_dtype=self.reduce_dtype,
-                # The root takes token ids, and features that are cast where they are placed.
-                cast_forward_inputs=name != ROOT,
-            )
             unit = policy.get_submodule(name)
             # The root's weights serve the first and the last operation of a pass.
             fully_shard(unit, mesh=mesh, mp_policy=mixed, offload_policy=offload, reshard_after_forward=name != ROOT)
@@ -97,8 +97,7 @@ def unit_parameters(policy: Policy) -> Mapping[str, tuple[str, ...]]:
         unit = max((name for name in names if name == ROOT or path.startswith(f"{name}.")), key=len)
         if owners.setdefault(parameter, unit) != unit:
             raise ValueError(f"parameter {path} of unit {unit!r} belongs to unit {owners[parameter]!r} as well")
-        if path not in plan[unit]:
-            plan[unit].append(path)
+        plan[unit].append(path)
     return {name: tuple(paths) for name, paths in plan.items()}
 
 
