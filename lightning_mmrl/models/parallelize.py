@@ -4,7 +4,8 @@ The units are each decoder layer, each block of each tower, each tower with what
 root with the rest: embedding, last norm and head. A block is what transformers recomputes as one piece. Towers are
 sharded by blocks as the decoder is, since one unit per tower (0.7 B parameters) would hold all its weights, and in the
 backward pass all its gradients, at once on every rank. Embedding and head stay in the root together because tied ones
-are one parameter, which may belong to one unit only; the root is gathered once per pass.
+are one parameter, which may belong to one unit only; the root is gathered once per pass. Gradients are summed into the
+shards in every backward pass, so that no rank ever holds all of them.
 """
 
 from collections.abc import Iterator, Mapping
