@@ -20,6 +20,7 @@ from lightning_mmrl.data.schema import read_manifest
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap
 from lightning_mmrl.models.export import export_policy
+from lightning_mmrl.models.parallelize import recompute_activations
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.plain import TrackedRun
 from lightning_mmrl.rewards.pool import InlineRewards, RewardPool
@@ -61,6 +62,8 @@ class StageBuilder:
         if stage.adapter is not None:
             parts.adapt(policy, stage.adapter, spec.name)
         policy.media.cache = parts.feature_cache(spec.name, policy.media)
+        if settings.activation_checkpointing:
+            recompute_activations(policy)
         datamodule = self._datamodule(spec, stage, encoder)
         resources = ExitStack()
         module = self._module(spec, stage, policy, encoder, directory, resources)
@@ -119,7 +122,7 @@ class StageBuilder:
     def _module(
         self, spec: StageSpec, stage: StageConfig, policy: Policy, encoder: Any, directory: Path, resources: ExitStack
     ) -> Any:
-        parts = self._assembly
+        parts, settings = self._assembly, trainer_settings(stage.trainer)
         path = f"stages.{spec.name}"
         common = {
             "optimizer": OptimizerSettings(
@@ -133,6 +136,8 @@ class StageBuilder:
                 directory=directory,
                 stop_when=bound(stage.stop_when),
                 cooldown_steps=stage.cooldown_steps,
+                ranks=settings.ranks,
+                sharding=settings.sharding,
             ),
             "examiner": parts.examiner(policy, encoder) if stage.validate_every else None,
             "policy": policy,
@@ -203,6 +208,8 @@ class CheckpointEvaluator:
             set_names=list(loaders),
             directory=directory,
             bootstrap=ClusterBootstrap(num_resamples=settings.num_resamples),
+            ranks=parts.trainer_settings.ranks,
+            sharding=parts.trainer_settings.sharding,
         )
         progress = EvaluationProgress(parts.console, f"evaluating {stage}")
         trainer = evaluation_trainer(parts.trainer_settings, directory=directory, callbacks=[progress])

@@ -37,6 +37,8 @@ LOGGERS = ("csv", "tensorboard")
 BALANCES = ("label",)
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed", "16-true", "16-mixed")
+SHARDED_PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed")
+STRATEGIES = ("auto", "ddp", "fsdp2")
 VALIDATED = ("war", "uar", "valid_format")
 """Metrics of a validation during training."""
 WITH_CUES = ("consistency", "grounded")
@@ -151,8 +153,14 @@ def _check_data(config: RootConfig) -> None:
 def _check_trainer(path: str, trainer: TrainerConfig) -> None:
     one_of(trainer.accelerator, f"{path}.accelerator", ACCELERATORS)
     one_of(trainer.precision, f"{path}.precision", PRECISIONS)
-    _at_least_one(trainer, path, "devices", "num_threads", "max_steps")
-    require(trainer.devices == 1, f"{path}.devices", trainer.devices, "1: one device is used so far")
+    one_of(trainer.strategy, f"{path}.strategy", STRATEGIES)
+    _at_least_one(trainer, path, "devices", "num_nodes", "num_threads", "max_steps")
+    for name in ("devices", "num_nodes"):
+        require(getattr(trainer, name) == 1, f"{path}.{name}", getattr(trainer, name), "1: one device is used so far")
+    sharded = trainer.strategy == "fsdp2"
+    require(sharded or not trainer.cpu_offload, f"{path}.cpu_offload", "true", "false unless strategy is fsdp2")
+    rule = f"one that fsdp2 runs: {', '.join(SHARDED_PRECISIONS)}"
+    require(not sharded or trainer.precision in SHARDED_PRECISIONS, f"{path}.precision", trainer.precision, rule)
 
 
 def _check_evaluation(evaluation: EvaluationConfig) -> None:

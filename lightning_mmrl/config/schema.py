@@ -182,10 +182,19 @@ class BoundConfig:
 
 @dataclass
 class TrainerConfig:
-    """Device and precision."""
+    """Devices, how a stage is spread over them, and precision."""
 
     accelerator: str = "auto"
     devices: int = 1
+    """Devices of each node."""
+    num_nodes: int = 1
+    strategy: str = "auto"
+    """`ddp`: all weights on every device; `fsdp2`: weights, gradients and optimizer state sharded; `auto`: ddp if there
+    are several devices."""
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass, layer by layer, in place of keeping them."""
+    cpu_offload: bool = False
+    """With fsdp2: keep shards and optimizer state in host memory."""
     precision: str = "32-true"
     num_threads: int | None = None
     max_steps: int | None = None

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from lightning_mmrl.data.collate import collate_prompts, collate_targets
 from lightning_mmrl.data.prepared import DataMonitor, JoinedSets, MediaPipeline, PreparedSet
-from lightning_mmrl.data.sampler import Draw, DrawSampler, ModalityDropout, SourceRows, Variant
+from lightning_mmrl.data.sampler import Draw, DrawSampler, ModalityDropout, Share, SourceRows, Variant
 from lightning_mmrl.data.schema import read_manifest
 from lightning_mmrl.errors import ConfigError, DataError, StageError
 from lightning_mmrl.prompts.labels import LabelMatcher
@@ -56,8 +56,8 @@ class Feed:
 
     Attributes:
         sources: Manifests to draw from, by weight.
-        batch_size: Samples per batch: per optimizer step (SFT) or per iteration (RL). A batch may be larger than the
-            data; it then holds samples of several passes.
+        batch_size: Samples per batch: per optimizer step (SFT) or per iteration (RL), of all ranks together. A batch
+            may be larger than the data; it then holds samples of several passes.
         num_batches: Batches of the whole stage.
         seed: Seed of the order and of the modality dropout.
         dropout: Modality dropout.
@@ -91,7 +91,7 @@ class ValidationFeed:
     Attributes:
         root: Folder of the manifest; media paths are relative to it.
         manifest: File name of the split, below `root`.
-        batch_size: Prompts per batch.
+        batch_size: Prompts per batch, of all ranks together.
         limit: Use only the first samples of the manifest; more than it holds means all.
     """
 
@@ -192,7 +192,9 @@ class OmniDataModule(lightning.LightningDataModule):
         """Validation prompts in manifest order, each once; an empty list without a validation split."""
         if self.validation_set is None or self._validation is None:
             return []
-        return eval_loader(self.validation_set, batch_size=self._validation.batch_size, pad_token_id=self._pad)
+        return eval_loader(
+            self.validation_set, batch_size=self._validation.batch_size, pad_token_id=self._pad, share=self._share
+        )
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Counts a batch that is about to be trained on."""
@@ -217,6 +219,13 @@ class OmniDataModule(lightning.LightningDataModule):
             )
         self.sampler.load_state_dict(state_dict["sampler"])
 
+    @property
+    def _share(self) -> Share:
+        """This rank's part of every batch."""
+        if self.trainer is None:
+            return Share()
+        return Share(rank=self.trainer.global_rank, world_size=self.trainer.world_size)
+
     def _new_sampler(self) -> DrawSampler:
         rows = [
             SourceRows(
@@ -234,6 +243,7 @@ class OmniDataModule(lightning.LightningDataModule):
             num_batches=self._feed.num_batches,
             seed=self._feed.seed,
             dropout=self._feed.dropout,
+            share=self._share,
         )
 
     def _fingerprint(self) -> str:
@@ -288,11 +298,22 @@ _BY_KINDS = (TextDataModule, ImageDataModule, AudioDataModule, VideoDataModule, 
 
 
 def eval_loader(
-    prepared: PreparedSet, *, batch_size: int, pad_token_id: int, variant: Variant = "full"
+    prepared: PreparedSet,
+    *,
+    batch_size: int,
+    pad_token_id: int,
+    variant: Variant = "full",
+    share: Share | None = None,
 ) -> "DataLoader[Any]":
-    """Every sample of a set once, in order, in `PromptBatch` batches."""
+    """Every sample of a set once, in order, in `PromptBatch` batches.
+
+    Over several ranks each one gets its share of every batch, so that all make the same number of steps. One whose
+    share would be empty gets the batch's first sample, which another rank judges as well.
+    """
     draws = [Draw(index=index, serial=index, variant=variant) for index in range(len(prepared))]
-    batches: Sequence[list[Draw]] = [draws[start : start + batch_size] for start in range(0, len(draws), batch_size)]
+    whole = [draws[start : start + batch_size] for start in range(0, len(draws), batch_size)]
+    own = share or Share()
+    batches: Sequence[list[Draw]] = [own.of(batch) or batch[:1] for batch in whole]
     return DataLoader(prepared, batch_sampler=batches, collate_fn=partial(collate_prompts, pad_token_id=pad_token_id))
 
 

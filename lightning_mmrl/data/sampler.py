@@ -6,12 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate, count, islice
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from torch.utils.data import Sampler
 
-from lightning_mmrl.errors import StageError
+from lightning_mmrl.errors import ConfigError, StageError
+
+Row = TypeVar("Row")
 
 Variant = Literal["full", "silent", "blank"]
 """What a model gets to see of a sample: everything, no sound, or no picture."""
@@ -76,6 +78,23 @@ class SourceRows:
             raise ValueError(f"{len(self.labels)} labels for {self.num_samples} samples; give one for each")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """Which part of every batch is one rank's.
+
+    >>> [Share(rank=rank, world_size=2).of("abcde") for rank in range(2)]
+    [['a', 'b'], ['c', 'd', 'e']]
+    """
+
+    rank: int = 0
+    world_size: int = 1
+
+    def of(self, batch: Sequence[Row]) -> list[Row]:
+        """A contiguous part; those of all ranks are the batch."""
+        size = len(batch)
+        return list(batch[self.rank * size // self.world_size : (self.rank + 1) * size // self.world_size])
+
+
 class DrawSampler(Sampler[list[Draw]]):
     """A sized sequence of batches over the concatenation of sources.
 
@@ -83,12 +102,19 @@ class DrawSampler(Sampler[list[Draw]]):
     whose turn it is. With labels, a source walks through permutations of its labels, and each label through
     permutations of its own samples. A draw depends on the seed and its serial number, not on the batch size.
 
+    Over several ranks a batch is that of one process, split: its first draws are rank 0's. The state counts whole
+    batches and knows of no ranks.
+
     Args:
         sources: The sources, in the order of the concatenation.
-        batch_size: Draws per batch.
+        batch_size: Draws per batch, of all ranks together.
         num_batches: Batches of the whole stage.
         seed: Seed of the permutations and of the modality dropout.
         dropout: Modality dropout.
+        share: This rank's part of each batch.
+
+    Raises:
+        ConfigError: A batch cannot be split evenly.
     """
 
     def __init__(
@@ -99,7 +125,14 @@ class DrawSampler(Sampler[list[Draw]]):
         num_batches: int,
         seed: int,
         dropout: ModalityDropout | None = None,
+        share: Share | None = None,
     ) -> None:
+        self._share = share or Share()
+        if batch_size % self._share.world_size:
+            raise ConfigError(
+                f"batch_size is {batch_size}, which {self._share.world_size} ranks cannot share evenly; it counts the "
+                f"samples of all ranks and must be a multiple of {self._share.world_size}"
+            )
         self._sources = tuple(sources)
         self._batch_size = batch_size
         self._num_batches = num_batches
@@ -117,10 +150,11 @@ class DrawSampler(Sampler[list[Draw]]):
         indices = islice(self._indices(), first * self._batch_size, None)
         for batch in range(first, self._num_batches):
             serials = range(batch * self._batch_size, (batch + 1) * self._batch_size)
-            yield [
+            draws = [
                 Draw(index=next(indices), serial=serial, variant=self._dropout.variant(self._seed, serial))
                 for serial in serials
             ]
+            yield self._share.of(draws)
 
     def advance(self, num_batches: int = 1) -> None:
         """Counts batches as consumed; reading ahead does not."""

@@ -13,7 +13,9 @@ from transformers import PreTrainedModel
 
 from lightning_mmrl.models.feature_cache import FeatureCache, digest
 from lightning_mmrl.models.integrity import MediaCounter, Rows, check_features, checked_rows
+from lightning_mmrl.protocols.ranks import ALONE, Ranks
 from lightning_mmrl.types.batches import MediaInputs, PromptBatch
+from lightning_mmrl.types.records import MediaKind
 
 UNDECISIVE = ("_name_or_path", "dtype")
 """Settings of a tower that its output does not depend on, or that its weights show."""
@@ -27,6 +29,8 @@ class MediaBackbone(MediaCounter, Protocol):
 
     def media_features(self, media: MediaInputs) -> Mapping[str, Tensor]: ...
 
+    def minimal_media(self, kind: MediaKind) -> Mapping[str, Tensor]: ...
+
 
 class MediaEncoder:
     """Runs the towers of a model on prompts whose placeholders are backed by their media.
@@ -35,6 +39,8 @@ class MediaEncoder:
         cache: Outputs of frozen towers on disk, if they are kept; not used while a tower trains.
         tower_prompts: Prompts that entered a tower since `take_counters`.
         cache_hits: Prompts that did not because their features were on disk.
+        ranks: Who runs the towers at the same time. In lockstep every rank enters the towers of all media that any of
+            them has, since their weights are gathered from all; one without such a medium runs the smallest there is.
 
     Args:
         backbone: The loaded model.
@@ -46,6 +52,7 @@ class MediaEncoder:
         self.cache = cache
         self.tower_prompts = 0
         self.cache_hits = 0
+        self.ranks: Ranks = ALONE
 
     @property
     def towers_train(self) -> bool:
@@ -66,7 +73,7 @@ class MediaEncoder:
         Raises:
             MediaError: As in `features`.
         """
-        if self.cache is None or self.towers_train or prompts.media.features:
+        if self.cache is None or self.towers_train or prompts.media.encoded:
             return self._computed(prompts)
         return self._cached(self.cache, prompts)
 
@@ -87,7 +94,7 @@ class MediaEncoder:
 
     def _computed(self, prompts: PromptBatch) -> PromptBatch:
         rows = checked_rows(self.backbone, prompts)
-        if prompts.media.features:
+        if prompts.media.encoded:
             return prompts
         return _carrying(prompts, self._run(prompts, rows), rows)
 
@@ -102,7 +109,7 @@ class MediaEncoder:
         found = {row: features for row, features in known.items() if features is not None}
         self.cache_hits += len(found)
         missing = [row for row in range(len(keys)) if own[row] and row not in found]
-        if missing:
+        if missing or self.ranks.lockstep:
             fresh = self._computed(prompts.select(missing)).media
             for place, row in enumerate(missing):
                 found[row] = fresh.select([place]).features
@@ -115,12 +122,28 @@ class MediaEncoder:
         return _carrying(prompts, joined, rows)
 
     def _run(self, prompts: PromptBatch, rows: Rows) -> Mapping[str, Tensor]:
-        if not rows:
+        lacking = self._lacking(rows)
+        if not rows and not lacking:
             return {}
         self.tower_prompts += sum(map(any, zip(*rows.values(), strict=True)))
-        features = self.backbone.media_features(prompts.media)
+        device = prompts.input_ids.device
+        extra = {
+            key: tensor.to(device) for kind in lacking for key, tensor in self.backbone.minimal_media(kind).items()
+        }
+        media = replace(prompts.media, tensors={**prompts.media.tensors, **extra}) if extra else prompts.media
+        features = self.backbone.media_features(media)
+        # None of these rows is anybody's; their gradient is zero, and not missing.
+        features = {kind: found[:0] if kind in lacking else found for kind, found in features.items()}
         check_features(features, rows, prompts.samples)
         return features
+
+    def _lacking(self, rows: Rows) -> list[MediaKind]:
+        """Kinds that other ranks have and this one has not, where towers are run in step."""
+        if not self.ranks.lockstep:
+            return []
+        kinds = list(self.backbone.medium_keys)
+        anywhere = self.ranks.either([kind in rows for kind in kinds])
+        return [kind for kind, found in zip(kinds, anywhere, strict=True) if found and kind not in rows]
 
 
 class TowerGraph:
@@ -150,6 +173,7 @@ class TowerGraph:
         with torch.enable_grad():
             media = encoder.with_features(prompts).media
         self._outputs = dict(media.tensors)
+        self._ranks = encoder.ranks
         self._gradients: dict[str, Tensor] = {}
         self._spent = False
         detached = {key: output.detach() for key, output in self._outputs.items()}
@@ -169,10 +193,20 @@ class TowerGraph:
     def backward(self) -> None:
         """Sends the collected gradient through the towers into their parameters, and frees the graph."""
         self._refuse_if_spent()
+        self._join_others()
         outputs = [self._outputs[key] for key in self._gradients]
         gradients = [gradient.to(self._outputs[key].dtype) for key, gradient in self._gradients.items()]
         self._spent, self._outputs, self._gradients = True, {}, {}
         torch.autograd.backward(outputs, gradients)
+
+    def _join_others(self) -> None:
+        """Where towers are run in step, kinds that have a gradient on another rank get a zero one."""
+        if not self._ranks.lockstep:
+            return
+        keys = sorted(key for key, output in self._outputs.items() if output.requires_grad)
+        for key, found in zip(keys, self._ranks.either([key in self._gradients for key in keys]), strict=True):
+            if found and key not in self._gradients:
+                self._gradients[key] = torch.zeros_like(self._outputs[key])
 
     def _collect(self, key: str, rows: list[int], leaf: Tensor) -> None:
         """Adds a microbatch's gradient to those of its prompts; in float32 at least, since many are added."""
@@ -210,4 +244,5 @@ def _precision(device: torch.device) -> str:
 
 
 def _carrying(prompts: PromptBatch, features: Mapping[str, Tensor], rows: Rows) -> PromptBatch:
-    return replace(prompts, media=MediaInputs.of_features(features, rows, prompts.media.keys))
+    counts = {kind: rows.get(kind, (0,) * len(prompts.samples)) for kind in features}
+    return replace(prompts, media=MediaInputs.of_features(features, counts, prompts.media.keys))

@@ -5,9 +5,9 @@ as the oracle of that, each completion stands in a row of its own behind a copy 
 forward.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,6 +22,8 @@ from lightning_mmrl.models.encoders import MediaBackbone, MediaEncoder
 from lightning_mmrl.models.shared_prefix import install, layout_arguments, pack, present_tokens, sharing_refusal
 from lightning_mmrl.ops.logprobs import tiled_token_logprobs
 from lightning_mmrl.types.batches import PolicyOutput, ScoringBatch
+
+Result = TypeVar("Result")
 
 
 class Backbone(MediaBackbone, Protocol):
@@ -101,6 +103,13 @@ class Policy(nn.Module):
             logprobs=zeros.masked_scatter(mask, counted), entropy=zeros.masked_scatter(mask, entropy.to(counted.dtype))
         )
 
+    def enter(self, function: Callable[[], Result]) -> Result:
+        """Calls a function that runs inner modules, such as the towers alone, as one forward pass of the policy.
+
+        A policy that is sharded may be run through its root only; this is such a call beside `forward`.
+        """
+        return function()
+
     def _shared_states(self, batch: ScoringBatch) -> Float[Tensor, "n D"]:
         """The states that predict the n scored tokens, from one packed row."""
         prompts, row = batch.prompts, pack(batch)
@@ -167,6 +176,9 @@ class Policy(nn.Module):
         """
         text_model = self._backbone.text_model
         embeddings = text_model.get_input_embeddings()(token_ids)  # type: ignore[operator]
+        if torch.is_grad_enabled() and not embeddings.requires_grad:
+            # With a frozen decoder, tokens without media would have no backward pass, which other ranks may wait for.
+            embeddings.requires_grad_()
         extras: dict[str, Any] = {}
         if features:
             slots = {kind: token_ids == self._backbone.placeholder_ids[kind] for kind in features}

@@ -3,12 +3,14 @@
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from lightning_mmrl.models.decoding import Decoding, start_decoding
+from lightning_mmrl.models.parallelize import whole
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.rollout.sampling import nucleus, sample_tokens, uniform_noise
 from lightning_mmrl.types.batches import PromptBatch, Rollout
@@ -78,12 +80,9 @@ class HFEngine:
         """Samples N = B * G completions; the prompt and its media are computed once for each of the B prompts."""
         training, self._lap_start = self.policy.training, time.perf_counter()
         self.policy.eval()
+        noise = uniform_noise([seed for group in seeds for seed in group], self._max_new_tokens)
         try:
-            noise = uniform_noise([seed for group in seeds for seed in group], self._max_new_tokens)
-            decoding = start_decoding(self.policy, prompts, group_size)
-            self._counters["prefill_prompts"] += len(prompts.samples)
-            self._counters["prefill_tokens"] += int(prompts.prompt_mask.sum())
-            tokens, logprobs, mask = self._sample_rows(decoding, noise.to(prompts.input_ids.device), greedy)
+            tokens, logprobs, mask = self.policy.enter(partial(self._decode_all, prompts, group_size, noise, greedy))
         finally:
             self.policy.train(training)
         return Rollout(
@@ -94,6 +93,16 @@ class HFEngine:
             group_size=group_size,
             policy_version=self.version,
         )
+
+    def _decode_all(
+        self, prompts: PromptBatch, group_size: int, noise: Float[Tensor, "N C"], greedy: bool
+    ) -> tuple[Int[Tensor, "N C"], Float[Tensor, "N C"], Bool[Tensor, "N C"]]:
+        """Prefills and samples, at this rank's own pace."""
+        with whole(self.policy):
+            decoding = start_decoding(self.policy, prompts, group_size)
+            self._counters["prefill_prompts"] += len(prompts.samples)
+            self._counters["prefill_tokens"] += int(prompts.prompt_mask.sum())
+            return self._sample_rows(decoding, noise.to(prompts.input_ids.device), greedy)
 
     def _sample_rows(
         self, decoding: Decoding, noise: Float[Tensor, "N C"], greedy: bool

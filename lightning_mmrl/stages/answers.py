@@ -7,6 +7,7 @@ from lightning_mmrl.evaluation.consistency import CueLexicon
 from lightning_mmrl.evaluation.emotion import EmotionMetrics
 from lightning_mmrl.evaluation.records import Prediction, judge
 from lightning_mmrl.prompts.labels import LabelMatcher
+from lightning_mmrl.protocols.ranks import ALONE, Ranks
 from lightning_mmrl.protocols.tensors import RolloutEngine
 from lightning_mmrl.types.batches import PromptBatch
 
@@ -29,26 +30,43 @@ class Examiner:
         ]
 
     def new_metrics(self) -> EmotionMetrics:
-        """An empty metric over the matcher's labels."""
-        return EmotionMetrics(self.matcher.labels)
+        """An empty metric over the matcher's labels; it counts what it is given, on whatever rank it was judged."""
+        metrics = EmotionMetrics(self.matcher.labels)
+        metrics.sync_on_compute = False
+        return metrics
 
 
 class Validation:
-    """Metrics over one walk through the validation prompts."""
+    """Metrics over one walk of all ranks through the validation prompts; every rank gets the same values."""
 
-    def __init__(self, examiner: Examiner) -> None:
+    def __init__(self, examiner: Examiner, ranks: Ranks = ALONE) -> None:
         self._examiner = examiner
-        self._metrics = examiner.new_metrics()
+        self._ranks = ranks
+        self._judged: list[list[Prediction]] = []
 
     def step(self, prompts: PromptBatch) -> None:
-        """Examines one batch."""
-        self._metrics.update(self._examiner.examine(prompts))
+        """Examines this rank's share of one batch."""
+        self._judged.append(self._examiner.examine(prompts))
 
     def finish(self) -> dict[str, float]:
         """The metrics, and a fresh start."""
-        values = self._metrics.compute()
-        self._metrics.reset()
-        return values
+        metrics = self._examiner.new_metrics()
+        metrics.update(all_predictions(self._judged, self._ranks))
+        self._judged = []
+        return metrics.compute()
+
+
+def all_predictions(judged: Sequence[Sequence[Prediction]], ranks: Ranks) -> list[Prediction]:
+    """The predictions of all ranks, batch by batch in the order of the manifest, each sample once.
+
+    A rank whose share of a batch would be empty repeats a sample of another (`data.datamodules.eval_loader`).
+    """
+    found: dict[str, Prediction] = {}
+    for batch in zip(*ranks.gather(judged), strict=True):
+        for share in batch:
+            for prediction in share:
+                found.setdefault(prediction.sample_id, prediction)
+    return list(found.values())
 
 
 HEADLINE = ("war", "uar", "valid_format", "consistency", "grounded")

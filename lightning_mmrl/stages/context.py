@@ -8,9 +8,13 @@ from typing import Any
 import lightning
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_mmrl.errors import StageError
+from lightning_mmrl.models.parallelize import Sharding
+from lightning_mmrl.models.policy import Policy
+from lightning_mmrl.protocols.ranks import ALONE, Ranks
 from lightning_mmrl.types.records import Bound
 
 
@@ -19,7 +23,8 @@ class StageContext:
     """A running stage's name, length, seed and folder.
 
     `num_steps` counts optimizer steps (SFT) or iterations (RL). The stage ends before them `cooldown_steps` after the
-    first validation that meets `stop_when`.
+    first validation that meets `stop_when`. `ranks` are the processes that run the stage together, and `sharding` says
+    how the weights are spread over them; without it each has them all.
     """
 
     name: str
@@ -28,6 +33,8 @@ class StageContext:
     directory: Path
     stop_when: Bound | None = None
     cooldown_steps: int = 0
+    ranks: Ranks = ALONE
+    sharding: Sharding | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,10 +69,33 @@ def finished_steps(trainer: lightning.Trainer) -> int:
     return trainer.fit_loop.epoch_loop.batch_progress.current.completed
 
 
+def place(module: lightning.LightningModule, policy: Policy, ranks: Ranks, sharding: Sharding | None) -> None:
+    """Spreads the policy of a starting module over the ranks of its trainer.
+
+    Raises:
+        StageError: The trainer has other ranks than the module knows of, or only one of them shards weights.
+    """
+    mesh, world_size = module.device_mesh, module.trainer.world_size
+    if world_size != ranks.world_size or (mesh is None) != (sharding is None):
+        known = "shards its weights" if sharding else "has whole weights"
+        raise StageError(
+            f"{type(module).__name__} counts {ranks.world_size} ranks and {known}, its trainer has {world_size} with "
+            f"{type(module.trainer.strategy).__name__}; build both from the same trainer settings"
+        )
+    if mesh is not None and sharding is not None:
+        sharding.apply(policy, mesh["data_parallel"], ranks)
+
+
 def log_metrics(module: lightning.LightningModule, metrics: dict[str, float], step: int) -> None:
-    """Sends metrics to every logger of the trainer with the stage's own step."""
-    for logger in module.loggers:
+    """Sends metrics from rank 0 to every logger of the trainer with the stage's own step."""
+    for logger in module.loggers if module.global_rank == 0 else ():
         logger.log_metrics(metrics, step)
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
+    """Scales gradients down to a norm over all of them, wherever their shards are, and returns the norm before."""
+    norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
 def scalar_values(values: dict[str, Any]) -> dict[str, float]:

@@ -11,6 +11,7 @@ from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.ops.kl import approx_kl
 from lightning_mmrl.ops.masked import masked_sum
 from lightning_mmrl.ops.packing import Budget, GroupPart, pack_groups
+from lightning_mmrl.protocols.ranks import ALONE, Ranks
 from lightning_mmrl.protocols.tensors import Aggregation, PolicyLoss
 from lightning_mmrl.types.batches import Experience, LossInputs, PromptBatch, ScoringBatch
 
@@ -48,49 +49,59 @@ class UpdateSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """What is minimised: a loss per token, and what it is divided by."""
+    """What is minimised: a loss per token, what it is divided by, and the ranks whose tokens count together."""
 
     loss: PolicyLoss
     aggregation: Aggregation
+    ranks: Ranks = ALONE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Minibatch:
-    """Prompts of one optimizer step: all of them count in the denominator, the live ones are scored."""
+    """This rank's prompts of one optimizer step: all of them count in the denominator, the live ones are scored."""
 
     rows: tuple[int, ...]
     live: tuple[int, ...]
 
 
-def plan_minibatches(experience: Experience, settings: UpdateSettings, generator: torch.Generator) -> list[Minibatch]:
-    """Which prompts each optimizer step uses, for all epochs.
+def plan_minibatches(
+    experience: Experience, settings: UpdateSettings, generator: torch.Generator, ranks: Ranks = ALONE
+) -> list[Minibatch]:
+    """Which of this rank's prompts each optimizer step uses, for all epochs.
+
+    The prompts of all ranks, equally many on each, are split together: every step has the prompts that it would have in
+    one process, on the ranks where they are. A rank may have more or fewer of them than another, or none.
 
     A group whose advantages are all zero has an exactly zero gradient under a loss without KL or entropy term: it
     stays in the denominator and is not scored.
     """
-    num_prompts = len(experience.prompts.samples)
+    own = len(experience.prompts.samples)
+    num_prompts, first = own * ranks.world_size, own * ranks.rank
     signal = ((experience.advantages != 0) & experience.trainable).any(-1).tolist()
     plans = []
     for _ in range(settings.num_epochs):
         order = list(range(num_prompts))
         if settings.num_minibatches > 1:
             order = torch.randperm(num_prompts, generator=generator).tolist()
-        plans += [
-            Minibatch(rows=tuple(rows), live=tuple(row for row in rows if signal[row]))
-            for rows in _even_split(order, settings.num_minibatches)
-        ]
+        for chosen in _even_split(order, settings.num_minibatches):
+            rows = [prompt - first for prompt in chosen if first <= prompt < first + own]
+            plans.append(Minibatch(rows=tuple(rows), live=tuple(row for row in rows if signal[row])))
     return plans
 
 
-def score_old(policy: Policy, experience: Experience, budget: Budget) -> Tensor:
+def score_old(policy: Policy, experience: Experience, budget: Budget, ranks: Ranks = ALONE) -> Tensor:
     """Log-probabilities [N, C] of the rollout under the policy before its first update, zero where nothing counts."""
     rows = list(range(len(experience.prompts.samples)))
     old = torch.zeros_like(experience.rollout.sampler_logprobs)
     with torch.no_grad():
-        for microbatch in _microbatches(experience, rows, budget):
+        microbatches = _microbatches(experience, rows, budget)
+        num_missing = _missing(ranks, len(microbatches))
+        for microbatch in microbatches:
             batch = scoring_batch(experience, microbatch, experience.prompts.select)
             logprobs = policy(batch).logprobs
             old = old.to(logprobs.dtype).index_add(0, _rows(experience, microbatch), logprobs)
+        for _ in range(num_missing):
+            policy(_filler(experience, experience.prompts.select))
     return old
 
 
@@ -107,15 +118,19 @@ def accumulate_loss(
 ) -> dict[str, Tensor]:
     """Adds the gradient of one minibatch, microbatch by microbatch, and returns its statistics.
 
-    The denominator is counted over the whole minibatch first, so that the split into microbatches does not matter.
+    The denominator is counted over the whole minibatch and all ranks first, so that the split into microbatches and
+    ranks does not matter; the gradients of all ranks add up to that of one process, and the statistics are of all.
     `old_logprobs` is None when the policy's own, detached, are the old ones. `prompts` gives the rows of a microbatch
     with their media, as `PromptBatch.select` does.
     """
-    denominator = objective.aggregation.denominator(loss_mask(experience, minibatch.rows))
+    ranks = objective.ranks
+    denominator = ranks.sum(objective.aggregation.denominator(loss_mask(experience, minibatch.rows)))
     totals = {
         name: torch.zeros((), device=denominator.device) for name in ("loss", "tokens", "clipped", "kl", "entropy")
     }
-    for microbatch in _microbatches(experience, minibatch.live, budget):
+    microbatches = _microbatches(experience, minibatch.live, budget)
+    num_missing = _missing(ranks, len(microbatches))
+    for microbatch in microbatches:
         batch = scoring_batch(experience, microbatch, prompts)
         output, mask, rows = policy(batch), batch.completion_mask, _rows(experience, microbatch)
         old = output.logprobs.detach() if old_logprobs is None else old_logprobs[rows]
@@ -129,12 +144,17 @@ def accumulate_loss(
         value = objective.aggregation.reduce(losses.token_losses, mask, denominator)
         backward(value)
         count = mask.sum()
-        totals["loss"] += value.detach()
-        totals["tokens"] += count
-        totals["clipped"] += (losses.clipped & mask).sum()
-        totals["kl"] += approx_kl(output.logprobs.detach(), old, mask) * count
-        totals["entropy"] += masked_sum(output.entropy.detach(), mask)
-    return totals
+        step = {
+            "loss": value.detach(),
+            "tokens": count,
+            "clipped": (losses.clipped & mask).sum(),
+            "kl": approx_kl(output.logprobs.detach(), old, mask) * count,
+            "entropy": masked_sum(output.entropy.detach(), mask),
+        }
+        totals = {name: total + step[name] for name, total in totals.items()}
+    for _ in range(num_missing):
+        _pass_for_others(policy, _filler(experience, prompts), backward)
+    return totals if ranks.world_size == 1 else _summed(totals, ranks)
 
 
 def loss_mask(experience: Experience, prompts: Sequence[int]) -> Bool[Tensor, "N C"]:
@@ -161,8 +181,45 @@ def scoring_batch(
     )
 
 
+def _missing(ranks: Ranks, num_passes: int) -> int:
+    """How many more passes another rank makes, if all must make the same number; asked before the first."""
+    return ranks.most(num_passes) - num_passes if ranks.lockstep else 0
+
+
+def _filler(experience: Experience, prompts: Callable[[list[int]], PromptBatch]) -> ScoringBatch:
+    """The smallest batch a policy can score: one token behind a prompt of one token, without media.
+
+    Its media are marked as those of this rank's microbatches are, so that it enters the towers if and only if they do.
+    """
+    some, token = prompts([0]), experience.rollout.completion_ids[:1, :1]
+    prompt = replace(
+        some,
+        input_ids=token,
+        prompt_mask=torch.ones_like(token, dtype=torch.bool),
+        position_ids=torch.zeros_like(some.position_ids[:, :, :1]),
+        next_position=torch.ones_like(some.next_position),
+        media=replace(some.media, tensors={}, counts={}),
+    )
+    return ScoringBatch(
+        prompts=prompt, completion_ids=token, completion_mask=torch.ones_like(token, dtype=torch.bool), group_size=1
+    )
+
+
+def _pass_for_others(policy: Policy, filler: ScoringBatch, backward: Callable[[Tensor], None]) -> None:
+    """A forward and a backward pass with a gradient of zero."""
+    logprobs = policy(filler).logprobs
+    backward(masked_sum(logprobs, torch.zeros_like(filler.completion_mask)))
+
+
+def _summed(totals: dict[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
+    values = ranks.sum(torch.stack([total.double() for total in totals.values()]))
+    return dict(zip(totals, values, strict=True))
+
+
 def _microbatches(experience: Experience, prompts: Sequence[int], budget: Budget) -> list[tuple[GroupPart, ...]]:
     """The given prompts' groups in microbatches within a budget."""
+    if not prompts:
+        return []
     widths = experience.prompts.prompt_mask.sum(-1)[list(prompts)].tolist()
     lengths = loss_mask(experience, prompts).sum(-1).unflatten(0, (-1, experience.rollout.group_size)).tolist()
     packed = pack_groups(widths, lengths, budget)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Protocol, cast
 
 import lightning
@@ -23,15 +24,17 @@ from lightning_mmrl.stages.answers import Examiner, Validation, headline
 from lightning_mmrl.stages.context import (
     OptimizerSettings,
     StageContext,
+    clip_gradients,
     finished_steps,
     log_metrics,
+    place,
     scalar_values,
 )
 from lightning_mmrl.stages.ending import Ending
 from lightning_mmrl.stages.media import IterationMedia
 from lightning_mmrl.stages.optimize import Objective, UpdateSettings, accumulate_loss, plan_minibatches, score_old
 from lightning_mmrl.stages.rollout_table import RolloutTable
-from lightning_mmrl.stages.stats import experience_stats, rollout_stats, update_stats
+from lightning_mmrl.stages.stats import Outcome, rollout_stats, update_stats
 from lightning_mmrl.types.batches import Experience, PromptBatch, Rollout, Scores
 from lightning_mmrl.types.records import Completion, Sample, Score
 
@@ -108,8 +111,13 @@ class PolicyGradientModule(lightning.LightningModule):
         self._context = context
         self._ending = Ending(context.stop_when, context.cooldown_steps)
         self._table = table
-        self._validation = Validation(examiner) if examiner is not None else None
+        self._ranks = context.ranks
+        self._validation = Validation(examiner, context.ranks) if examiner is not None else None
         self._seconds: dict[str, float] = {}
+
+    def configure_model(self) -> None:
+        """Spreads the policy over the ranks."""
+        place(self, self.policy, self._context.ranks, self._context.sharding)
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """One iteration: sample, score, optimize, push the weights."""
@@ -129,10 +137,13 @@ class PolicyGradientModule(lightning.LightningModule):
         with self._timed("push"):
             self.engine.load_weights(self.policy, iteration)
         if self._table is not None:
-            self._table.write(iteration, prompts.samples, rollout, scores)
+            self._table.write(iteration, prompts.samples, rollout, scores, self._ranks)
         costs = {f"time/{phase}_s": value for phase, value in self._seconds.items()}
-        costs |= {f"media/{name}": float(count) for name, count in self.policy.media.take_counters().items()}
-        self._report(rollout_stats(rollout, scores) | experience_stats(experience) | update | costs, iteration)
+        counters = self.policy.media.take_counters()
+        counts = self._ranks.sum(torch.tensor(list(counters.values()), dtype=torch.float64)).tolist()
+        costs |= {f"media/{name}": count for name, count in zip(counters, counts, strict=True)}
+        outcome = Outcome.joined(self._ranks.gather(Outcome.of(scores, experience)))
+        self._report(rollout_stats(outcome) | update | costs, iteration)
 
     def encode(self, prompts: PromptBatch) -> IterationMedia:
         """Runs the towers once for sampling and scoring; with a gradient if they train and one update is made.
@@ -141,8 +152,8 @@ class PolicyGradientModule(lightning.LightningModule):
         """
         encoder = self.policy.media
         if encoder.towers_train and self.algorithm.update.on_policy:
-            return IterationMedia.differentiable(TowerGraph(encoder, prompts))
-        encoded = encoder.encode(prompts)
+            return IterationMedia.differentiable(self.policy.enter(partial(TowerGraph, encoder, prompts)))
+        encoded = self.policy.enter(partial(encoder.encode, prompts))
         return IterationMedia(prompts=encoded, scored=prompts.select if encoder.towers_train else encoded.select)
 
     def sample(self, prompts: PromptBatch, iteration: int) -> Rollout:
@@ -180,7 +191,8 @@ class PolicyGradientModule(lightning.LightningModule):
 
     def optimize(self, experience: Experience, media: IterationMedia, iteration: int) -> dict[str, float]:
         """The optimizer steps of one iteration; a minibatch without any signal takes none."""
-        algorithm, optimizer = self.algorithm, cast(LightningOptimizer, self.optimizers())
+        algorithm, ranks = self.algorithm, self._ranks
+        optimizer = cast(LightningOptimizer, self.optimizers())
         scheduler = cast(LambdaLR, self.lr_schedulers())
         # The schedule counts iterations that update, the cooldown all of them: it could not reach zero otherwise.
         factor = self._ending.factor(iteration - 1)
@@ -189,27 +201,29 @@ class PolicyGradientModule(lightning.LightningModule):
         learning_rate = optimizer.param_groups[0]["lr"]
         settings = algorithm.update
         generator = torch.Generator().manual_seed(self._context.seed * 1_000_003 + iteration)
-        minibatches = plan_minibatches(experience, settings, generator)
-        old = None if settings.on_policy else score_old(self.policy, experience, settings.budget)
+        minibatches = plan_minibatches(experience, settings, generator, ranks)
+        old = None if settings.on_policy else score_old(self.policy, experience, settings.budget, ranks)
         stats: dict[str, float] = {}
-        for minibatch in minibatches:
-            if not minibatch.live:
+        live = ranks.either([bool(minibatch.live) for minibatch in minibatches])
+        for minibatch, has_signal in zip(minibatches, live, strict=True):
+            if not has_signal:
                 continue
             optimizer.zero_grad()
             totals = accumulate_loss(
                 self.policy,
                 experience,
                 minibatch,
-                objective=Objective(loss=algorithm.loss, aggregation=algorithm.aggregation),
+                objective=Objective(loss=algorithm.loss, aggregation=algorithm.aggregation, ranks=ranks),
                 old_logprobs=old,
                 budget=settings.budget,
                 prompts=media.scored,
                 backward=self.manual_backward,
             )
             media.finish()
-            norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), settings.max_grad_norm)
+            ranks.sum_gradients(self.policy.parameters())
+            norm = clip_gradients(self.policy.parameters(), settings.max_grad_norm)
             optimizer.step()
-            stats = update_stats(scalar_values(totals)) | {"train/grad_norm": float(norm)}
+            stats = update_stats(scalar_values(totals)) | {"train/grad_norm": norm}
         if stats:
             scheduler.step()
         return stats | {"train/learning_rate": learning_rate}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from lightning_mmrl.errors import DataError
+from lightning_mmrl.protocols.ranks import ALONE, Ranks
 from lightning_mmrl.types.records import Completion, MediaKind, MediaRef, Message, Role, Sample, Score
 
 if TYPE_CHECKING:
@@ -59,13 +60,24 @@ class RolloutTable:
         self._every = every
         self._pass_component = pass_component
 
-    def write(self, iteration: int, samples: Sequence[Sample], rollout: "Rollout", scores: "Scores") -> Path | None:
-        """Writes one iteration's table if it is due, and returns its path."""
+    def write(
+        self,
+        iteration: int,
+        samples: Sequence[Sample],
+        rollout: "Rollout",
+        scores: "Scores",
+        ranks: Ranks = ALONE,
+    ) -> Path | None:
+        """Writes one iteration's table with the rows of all ranks, if it is due, on rank 0; returns its path."""
         if iteration % self._every and iteration != 1:
+            return None
+        own = [self._row(sample, group, rollout, scores) for group, sample in enumerate(samples)]
+        rows = [row for share in ranks.gather(own) for row in share]
+        if ranks.rank:
             return None
         self._directory.mkdir(parents=True, exist_ok=True)
         path = self._directory / f"iteration_{iteration:06d}.jsonl"
-        write_table(path, [self._row(sample, group, rollout, scores) for group, sample in enumerate(samples)])
+        write_table(path, rows)
         return path
 
     def _row(self, sample: Sample, group: int, rollout: "Rollout", scores: "Scores") -> RolloutRow:

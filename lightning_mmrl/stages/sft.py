@@ -9,15 +9,17 @@ from torch import Tensor
 
 from lightning_mmrl.models.integrity import check_targets
 from lightning_mmrl.models.policy import Policy
-from lightning_mmrl.ops.masked import masked_mean
+from lightning_mmrl.ops.masked import masked_sum
 from lightning_mmrl.stages.answers import Examiner, Validation, headline
-from lightning_mmrl.stages.context import OptimizerSettings, StageContext, finished_steps, log_metrics
+from lightning_mmrl.stages.context import OptimizerSettings, StageContext, finished_steps, log_metrics, place
 from lightning_mmrl.stages.ending import Ending
 from lightning_mmrl.types.batches import PromptBatch, ScoringBatch, SftBatch
 
 
 class SFTModule(lightning.LightningModule):
     """Maximises the log-likelihood of targets: loss = -sum of their token log-probs / number of target tokens.
+
+    Both are counted over all ranks of an optimizer step.
 
     Args:
         policy: The model to train.
@@ -35,10 +37,15 @@ class SFTModule(lightning.LightningModule):
         self._optimizer = optimizer
         self._context = context
         self._ending = Ending(context.stop_when, context.cooldown_steps)
-        self._validation = Validation(examiner) if examiner is not None else None
+        self._ranks = context.ranks
+        self._validation = Validation(examiner, context.ranks) if examiner is not None else None
+
+    def configure_model(self) -> None:
+        """Spreads the policy over the ranks."""
+        place(self, self.policy, self._context.ranks, self._context.sharding)
 
     def training_step(self, batch: SftBatch, batch_idx: int) -> Tensor:
-        """One optimizer step over one batch of targets."""
+        """One optimizer step over one batch of targets; the result is this rank's part of the loss."""
         check_targets(batch, self.policy.media.backbone.placeholder_ids)
         scoring = ScoringBatch(
             prompts=batch.prompts,
@@ -47,8 +54,10 @@ class SFTModule(lightning.LightningModule):
             group_size=1,
         )
         output = self.policy(scoring)
-        loss = -masked_mean(output.logprobs, batch.completion_mask)
-        self._report({"train/loss": loss.item(), "train/learning_rate": self._learning_rate()}, batch_idx + 1)
+        num_tokens = self._ranks.sum(batch.completion_mask.sum())
+        loss = -(masked_sum(output.logprobs, batch.completion_mask) / num_tokens.clamp(min=1))
+        total = self._ranks.sum(loss.detach()).item()
+        self._report({"train/loss": total, "train/learning_rate": self._learning_rate()}, batch_idx + 1)
         return loss
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -63,6 +72,10 @@ class SFTModule(lightning.LightningModule):
     def on_train_start(self) -> None:
         """Takes up a stage that was saved: it may be at its end."""
         self._ending.apply(self.trainer, finished_steps(self.trainer))
+
+    def on_after_backward(self) -> None:
+        """Adds up the gradients of all ranks."""
+        self._ranks.sum_gradients(self.policy.parameters())
 
     def on_train_batch_end(self, outputs: object, batch: SftBatch, batch_idx: int) -> None:
         """Ends the stage when its time has come."""

@@ -1,30 +1,72 @@
 """What one RL iteration is summarised by."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from lightning_mmrl.ops.groups import group_signal_fraction
-from lightning_mmrl.types.batches import Experience, Rollout, Scores
+from lightning_mmrl.types.batches import Experience, Scores
 
 
-def rollout_stats(rollout: Rollout, scores: Scores) -> dict[str, float]:
-    """Rewards by component, lengths, truncation and failures of one rollout; means are over valid completions."""
-    valid = scores.valid
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What the statistics of a rollout look at, in host memory: small enough to be gathered from all ranks."""
+
+    rewards: Float[Tensor, "B G"]
+    valid: Bool[Tensor, "B G"]
+    components: Mapping[str, Float[Tensor, "B G"]]
+    advantages: Float[Tensor, "B G"]
+    lengths: Float[Tensor, " N"]
+    truncated: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, scores: Scores, experience: Experience) -> Self:
+        """Of this rank's rollout."""
+        rollout = experience.rollout
+        return cls(
+            rewards=scores.rewards.cpu(),
+            valid=scores.valid.cpu(),
+            components={name: values.cpu() for name, values in scores.components.items()},
+            advantages=experience.advantages.cpu(),
+            lengths=rollout.completion_mask.sum(-1).float().cpu(),
+            truncated=tuple(completion.truncated for completion in rollout.completions),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """The rollout of all ranks; a component that a rank has no score of is zero there, and invalid."""
+        names = dict.fromkeys(name for part in parts for name in part.components)
+        return cls(
+            rewards=torch.cat([part.rewards for part in parts]),
+            valid=torch.cat([part.valid for part in parts]),
+            components={
+                name: torch.cat([part.components.get(name, torch.zeros_like(part.rewards)) for part in parts])
+                for name in names
+            },
+            advantages=torch.cat([part.advantages for part in parts]),
+            lengths=torch.cat([part.lengths for part in parts]),
+            truncated=tuple(truncated for part in parts for truncated in part.truncated),
+        )
+
+
+def rollout_stats(outcome: Outcome) -> dict[str, float]:
+    """Rewards by component, lengths, truncation, failures and signal of a rollout; means are over valid completions."""
+    valid = outcome.valid
     num_valid = max(1, int(valid.sum()))
-    lengths = rollout.completion_mask.sum(-1).float()
     stats = {
-        "rollout/reward_mean": float(scores.rewards.where(valid, 0.0).sum()) / num_valid,
-        "rollout/length_mean": float(lengths.mean()),
-        "rollout/truncated": _mean([completion.truncated for completion in rollout.completions]),
+        "rollout/reward_mean": float(outcome.rewards.where(valid, 0.0).sum()) / num_valid,
+        "rollout/length_mean": float(outcome.lengths.mean()),
+        "rollout/truncated": _mean(outcome.truncated),
         "rollout/invalid_scores": 1.0 - float(valid.float().mean()),
+        "rollout/groups_with_signal": float(group_signal_fraction(outcome.advantages)),
     }
-    for name, values in scores.components.items():
+    for name, values in outcome.components.items():
         stats[f"rollout/{name}"] = float(values.where(valid, 0.0).sum()) / num_valid
     return stats
-
-
-def experience_stats(experience: Experience) -> dict[str, float]:
-    """How much of the rollout carries a signal."""
-    return {"rollout/groups_with_signal": float(group_signal_fraction(experience.advantages))}
 
 
 def update_stats(totals: dict[str, float]) -> dict[str, float]:

@@ -2,8 +2,8 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
@@ -11,22 +11,7 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainerSettings:
-    """Where and how precisely a stage runs.
-
-    Attributes:
-        accelerator: "auto", "cpu", "gpu" and so on.
-        devices: Devices of this node.
-        precision: Lightning's precision, such as "32-true" or "bf16-true".
-        num_threads: Threads of torch on a CPU; None leaves torch's own choice.
-    """
-
-    accelerator: str = "auto"
-    devices: int = 1
-    precision: str = "32-true"
-    num_threads: int | None = None
+from lightning_mmrl.training.strategies import TrainerSettings, build_strategy
 
 
 def training_trainer(
@@ -55,9 +40,7 @@ def training_trainer(
     # The data module resumes the order of the data, not the loader.
     warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
     return lightning.Trainer(
-        accelerator=settings.accelerator,
-        devices=settings.devices,
-        precision=settings.precision,  # type: ignore[arg-type]
+        **_placement(settings),
         max_epochs=1,
         logger=logger,
         callbacks=list(callbacks),
@@ -81,9 +64,7 @@ def evaluation_trainer(
 ) -> lightning.Trainer:
     """A trainer that only tests."""
     return lightning.Trainer(
-        accelerator=settings.accelerator,
-        devices=settings.devices,
-        precision=settings.precision,  # type: ignore[arg-type]
+        **_placement(settings),
         logger=False,
         callbacks=list(callbacks),
         default_root_dir=directory,
@@ -92,6 +73,18 @@ def evaluation_trainer(
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
+
+
+def _placement(settings: TrainerSettings) -> dict[str, Any]:
+    return {
+        "accelerator": settings.accelerator,
+        "devices": settings.devices,
+        "num_nodes": settings.num_nodes,
+        "strategy": build_strategy(settings),
+        "precision": settings.lightning_precision,
+        # Weights that are gathered in inference mode could not be trained with afterwards.
+        "inference_mode": not settings.shards,
+    }
 
 
 def prepare_process(settings: TrainerSettings, seed: int) -> None:

@@ -46,11 +46,14 @@ class MediaInputs(_Movable):
     `input_features` (clips, mel bins, frames), or holds tower outputs under `features.<kind>` (rows, width) in their
     place. `counts` maps a key to the number of rows each prompt owns along that tensor's first axis, so that prompts
     can be selected. `keys` names the content of each prompt's media; "" where it is unknown, and () if it is for all.
+    `encoded` is True once the towers have run, also for prompts without media. A kind may have zero rows then: the
+    towers were run for other ranks, and its gradient is zero.
     """
 
     tensors: Mapping[str, Tensor]
     counts: Mapping[str, tuple[int, ...]]
     keys: tuple[str, ...] = ()
+    encoded: bool = False
 
     @classmethod
     def of_features(
@@ -61,6 +64,7 @@ class MediaInputs(_Movable):
             tensors={f"{FEATURES}{kind}": tensor for kind, tensor in features.items()},
             counts={f"{FEATURES}{kind}": rows[kind] for kind in features},
             keys=keys,
+            encoded=True,
         )
 
     @property
@@ -77,7 +81,7 @@ class MediaInputs(_Movable):
             pieces = self.tensors[key].split(list(self.counts[key]))
             tensors[key] = torch.cat([pieces[row] for row in rows])
         keys = tuple(self.keys[row] for row in rows) if self.keys else ()
-        return MediaInputs(tensors=tensors, counts=counts, keys=keys)
+        return MediaInputs(tensors=tensors, counts=counts, keys=keys, encoded=self.encoded)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from lightning_mmrl.data.sampler import DrawSampler, ModalityDropout, SourceRows, source_turns
-from lightning_mmrl.errors import StageError
+from lightning_mmrl.data.sampler import DrawSampler, ModalityDropout, Share, SourceRows, source_turns
+from lightning_mmrl.errors import ConfigError, StageError
 
 sizes = st.integers(1, 20)
 seeds = st.integers(0, 2**31)
@@ -297,3 +297,34 @@ def test_dropout_is_independent_of_the_order():
 def test_shares_must_be_probabilities(shares):
     with pytest.raises(ValueError, match="add up to at most 1"):
         ModalityDropout(**shares)
+
+
+@given(world_size=st.integers(1, 4), per_rank=st.integers(1, 3), consumed=st.integers(0, 5))
+def test_ranks_draw_together_what_one_process_draws(world_size, per_rank, consumed):
+    """Batch by batch and in its order; also after resuming with the state of a run with another number of ranks."""
+
+    def sampler(share=None):
+        return DrawSampler(
+            [SourceRows(num_samples=7), SourceRows(num_samples=3, weight=0.5)],
+            batch_size=12 * per_rank,
+            num_batches=6,
+            seed=3,
+            share=share,
+        )
+
+    alone = sampler()
+    alone.advance(consumed)
+    ranks = [sampler(Share(rank=rank, world_size=world_size)) for rank in range(world_size)]
+    for rank in ranks:
+        rank.load_state_dict(alone.state_dict())
+        assert rank.state_dict() == alone.state_dict()
+    expected = list(alone)
+    assert len(expected) == 6 - consumed
+    for batch, parts in zip(expected, zip(*ranks, strict=True), strict=True):
+        assert [draw for part in parts for draw in part] == batch
+        assert {len(part) for part in parts} == {12 * per_rank // world_size}
+
+
+def test_a_batch_that_ranks_cannot_share_evenly_is_refused():
+    with pytest.raises(ConfigError, match="batch_size is 10, which 4 ranks cannot share evenly"):
+        DrawSampler([SourceRows(num_samples=7)], batch_size=10, num_batches=1, seed=0, share=Share(world_size=4))

@@ -120,6 +120,10 @@ class QwenBackbone:
             embeddings = place_rows(embeddings, slots[kind], rows)
         return embeddings, {}
 
+    def minimal_media(self, kind: MediaKind) -> dict[str, Tensor]:
+        """The smallest medium of a kind that its tower takes, all zeros, under the names of `MediaInputs`."""
+        raise KeyError(kind)
+
     def feature_rows(self, media: MediaInputs) -> dict[str, Tensor]:
         """For each kind, how many feature rows the towers will make of every medium [media], from their inputs alone.
 

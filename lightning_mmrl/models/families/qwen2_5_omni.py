@@ -194,6 +194,14 @@ class OmniThinker(VisionBackbone):
             features["audio"] = self.model.get_audio_features(waves, mask, return_dict=True).last_hidden_state
         return features
 
+    def minimal_media(self, kind: MediaKind) -> dict[str, Tensor]:
+        """One row of a picture, clip or sound, black or silent."""
+        if kind != "audio":
+            return super().minimal_media(kind)
+        frames = 4
+        mel_bins = self.model.config.audio_config.num_mel_bins
+        return {AUDIO_FEATURES: torch.zeros(1, mel_bins, frames), AUDIO_MASK: torch.ones(1, frames, dtype=torch.int32)}
+
     def feature_rows(self, media: MediaInputs) -> dict[str, Tensor]:
         """How many feature rows the towers will make of every picture, clip and sound."""
         rows = super().feature_rows(media)

@@ -5,12 +5,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from lightning_mmrl.models.families import qwen_media
 from lightning_mmrl.models.families.backbone import QwenBackbone, vision_rows
 from lightning_mmrl.models.families.encoder import QwenEncoder
-from lightning_mmrl.models.families.qwen_media import IMAGE_GRID, KINDS, VIDEO_GRID, VIDEO_SECONDS, Encoded
+from lightning_mmrl.models.families.qwen_media import (
+    IMAGE_GRID,
+    IMAGE_PIXELS,
+    KINDS,
+    VIDEO_GRID,
+    VIDEO_PIXELS,
+    VIDEO_SECONDS,
+    Encoded,
+)
 from lightning_mmrl.models.positions import Span
 from lightning_mmrl.types.batches import MediaInputs
 from lightning_mmrl.types.media import DecodedImage, DecodedVideo
@@ -100,6 +109,16 @@ class VisionBackbone(QwenBackbone):
     def media_features(self, media: MediaInputs) -> dict[str, Tensor]:
         """Runs the tower once over all media of the batch; rows [tokens, hidden] in prompt order, keyed by kind."""
         return qwen_media.vision_features(self.model, media.tensors, self.tower_rows)
+
+    def minimal_media(self, kind: MediaKind) -> dict[str, Tensor]:
+        """One row of a picture or clip, black."""
+        config = self.model.config.vision_config
+        grid = torch.tensor([[1, config.spatial_merge_size, config.spatial_merge_size]])
+        width = config.in_channels * config.temporal_patch_size * config.patch_size**2
+        pixels = torch.zeros(int(grid.prod()), width)
+        if kind == "image":
+            return {IMAGE_PIXELS: pixels, IMAGE_GRID: grid}
+        return {VIDEO_PIXELS: pixels, VIDEO_GRID: grid}
 
     def tower_rows(self, output: Any) -> Sequence[Tensor]:
         """The feature rows of each medium in what the tower returned."""

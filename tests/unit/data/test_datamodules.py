@@ -20,7 +20,7 @@ from lightning_mmrl.data.datamodules import (
     VideoDataModule,
     balance_labels,
 )
-from lightning_mmrl.data.sampler import ModalityDropout
+from lightning_mmrl.data.sampler import ModalityDropout, Share
 from lightning_mmrl.errors import ConfigError, DataError, StageError
 from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.prompts.template import PromptTemplate
@@ -375,3 +375,22 @@ def test_lightning_resumes_with_the_batch_after_the_last_one(cut, root, pipeline
     assert len(first) == cut
     assert len(whole) == 6
     assert first + rest == whole
+
+
+@pytest.mark.parametrize(("batch_size", "sizes"), [(3, [[1, 1], [2, 1]]), (64, [[2], [2]]), (1, [[1] * 4, [1] * 4])])
+def test_ranks_validate_in_step_and_together_on_every_sample(root, pipeline, batch_size, sizes):
+    """One whose share of a batch would be empty repeats a sample of another rank."""
+    write(root, row("a"))
+    write(root, *(row(f"v{number}") for number in range(4)), name="val.jsonl")
+    feed = ValidationFeed(root=root, manifest="val.jsonl", batch_size=batch_size)
+    data = module(pipeline, source(root), validation=feed)
+    data.setup("fit")
+    loaders = [
+        datamodules.eval_loader(
+            data.validation_set, batch_size=batch_size, pad_token_id=0, share=Share(rank=rank, world_size=2)
+        )
+        for rank in range(2)
+    ]
+    found = [[[sample.id for sample in batch.samples] for batch in loader] for loader in loaders]
+    assert [[len(batch) for batch in each] for each in found] == sizes
+    assert {name for each in found for batch in each for name in batch} == {f"v{number}" for number in range(4)}

@@ -1,6 +1,7 @@
 """The optimizer step: the split into microbatches does not matter, dead groups are skipped exactly, masks count."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import omni
 import pytest
@@ -11,7 +12,9 @@ from lightning_mmrl.algorithms.losses.aggregation import SequenceMean, TokenMean
 from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
 from lightning_mmrl.models.encoders import TowerGraph
 from lightning_mmrl.ops.packing import Budget, GroupPart
+from lightning_mmrl.protocols.ranks import ALONE, Alone
 from lightning_mmrl.stages.optimize import (
+    Minibatch,
     Objective,
     UpdateSettings,
     accumulate_loss,
@@ -184,3 +187,69 @@ def test_minibatches_cover_every_prompt_once_per_epoch(experience):
         assert sorted(rows) == [0, 1, 2, 3]
     assert len({plan.rows for plan in plans}) > 2
     assert not settings.on_policy
+
+
+class One(Alone):
+    """One of several ranks; the others make more passes, and count nothing."""
+
+    def __init__(self, rank=0, world_size=1, passes=0):
+        self.rank, self.world_size, self._passes = rank, world_size, passes
+        self.lockstep = passes > 0
+
+    def most(self, value):
+        return max(value, self._passes)
+
+
+@pytest.mark.parametrize(("world_size", "num_minibatches"), [(2, 1), (2, 2), (4, 2), (2, 4), (4, 4)])
+def test_ranks_make_the_minibatches_of_one_process(world_size, num_minibatches):
+    """In every step the same prompts, wherever they are; also where a rank has none of them."""
+    advantages = torch.tensor([[1.0, -1.0], [0.0, 0.0], [2.0, -2.0], [1.0, -1.0]] * 2)
+
+    def plan(rows, ranks):
+        part = SimpleNamespace(
+            prompts=SimpleNamespace(samples=rows),
+            advantages=advantages[rows],
+            trainable=torch.ones(len(rows), 2, dtype=torch.bool),
+        )
+        settings = UpdateSettings(num_epochs=2, num_minibatches=num_minibatches)
+        return plan_minibatches(part, settings, torch.Generator().manual_seed(5), ranks)
+
+    size = 8 // world_size
+    plans = [
+        plan(list(range(rank * size, (rank + 1) * size)), One(rank=rank, world_size=world_size))
+        for rank in range(world_size)
+    ]
+    for parts, expected in zip(zip(*plans, strict=True), plan(list(range(8)), One()), strict=True):
+        for what in ("rows", "live"):
+            together = [rank * size + row for rank, part in enumerate(parts) for row in getattr(part, what)]
+            assert sorted(together) == sorted(getattr(expected, what))
+
+
+@pytest.mark.parametrize("live", [(), (0, 2)])
+def test_passes_for_other_ranks_change_neither_gradient_nor_statistics(model, experience, live):
+    _, policy = model
+    found = []
+    for ranks in (ALONE, One(passes=6)):
+        policy.zero_grad()
+        passes = []
+        hook = policy.register_forward_hook(lambda *_, seen=passes: seen.append(1))
+        totals = accumulate_loss(
+            policy,
+            experience,
+            Minibatch(rows=(0, 1, 2, 3), live=live),
+            objective=Objective(loss=PPOClip(), aggregation=TokenMean(), ranks=ranks),
+            old_logprobs=None,
+            budget=GROUP_BY_GROUP,
+            prompts=experience.prompts.select,
+            backward=torch.Tensor.backward,
+        )
+        hook.remove()
+        found.append((len(passes), totals, [parameter.grad for parameter in policy.parameters()]))
+    (few, totals, gradients), (many, same_totals, same_gradients) = found
+    assert few < many == 6
+    assert same_totals == totals
+    for gradient, same in zip(gradients, same_gradients, strict=True):
+        if gradient is None:
+            assert same is None or not same.any()
+        else:
+            assert torch.equal(gradient, same)

@@ -1,0 +1,143 @@
+"""Weights sharded over ranks by FSDP2: which modules are gathered together, and when they are whole.
+
+The units are each decoder layer, each block of each tower, each tower with what its blocks leave, and the policy as the
+root with the rest: embedding, last norm and head. A block is what transformers recomputes as one piece. Towers are
+sharded by blocks as the decoder is, since one unit per tower (0.7 B parameters) would hold all its weights, and in the
+backward pass all its gradients, at once on every rank. Embedding and head stay in the root together because tied ones
+are one parameter, which may belong to one unit only; the root is gathered once per pass. Gradients are summed into the
+shards in every backward pass, so that no rank ever holds all of them.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.distributed.tensor import DTensor
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from lightning_mmrl.models.policy import Policy
+from lightning_mmrl.protocols.ranks import ALONE, Ranks
+
+ROOT = ""
+"""Name of the unit that is the policy itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sharding:
+    """How a policy's weights are spread over ranks.
+
+    Attributes:
+        compute_dtype: What gathered weights are cast to, and so activations; None leaves them as they are stored.
+        reduce_dtype: What gradients are summed in; None: in the dtype of the gathered weights.
+        cpu_offload: Keep shards, gradients and optimizer state in host memory.
+    """
+
+    compute_dtype: torch.dtype | None = None
+    reduce_dtype: torch.dtype | None = None
+    cpu_offload: bool = False
+
+    def apply(self, policy: Policy, mesh: DeviceMesh, ranks: Ranks) -> None:
+        """Shards a policy in place over a mesh of one dimension, once; towers then run in step over the ranks.
+
+        Gradients are summed over the ranks, not averaged: the loss is divided by what all ranks count together.
+        """
+        if isinstance(policy, FSDPModule):
+            return
+        offload = CPUOffloadPolicy() if self.cpu_offload else OffloadPolicy()
+        mixed = MixedPrecisionPolicy(
+            param_dtype=self.compute_dtype,
+            reduce_dtype=self.reduce_dtype,
+            # Models cast to the dtype of their weights themselves, and keep the angles of rotary embeddings exact.
+            cast_forward_inputs=False,
+        )
+        for name in unit_names(policy):
+            unit = policy.get_submodule(name)
+            # The root's weights serve the first and the last operation of a pass.
+            fully_shard(unit, mesh=mesh, mp_policy=mixed, offload_policy=offload, reshard_after_forward=name != ROOT)
+        for unit in _units(policy):
+            # Without the second call, float32 gradients would be scaled by an operation that NCCL alone has.
+            unit.set_gradient_divide_factor(1.0)
+            unit.set_force_sum_reduction_for_comms(True)
+        register_fsdp_forward_method(policy, "enter")
+        policy.media.ranks = ranks
+
+
+def unit_names(policy: Policy) -> list[str]:
+    """The modules that are sharded as units, inner ones before those that hold them."""
+    towers = [
+        name
+        for tower in policy.media.backbone.towers
+        for name, module in policy.named_modules()
+        if module is tower and name
+    ]
+    blocks = [name for name, module in policy.named_modules() if isinstance(module, GradientCheckpointingLayer)]
+    return [*blocks, *towers, ROOT]
+
+
+def unit_parameters(policy: Policy) -> Mapping[str, tuple[str, ...]]:
+    """The wrapping plan: for each unit, the parameters that it gathers; each belongs to the innermost unit around it.
+
+    Raises:
+        ValueError: A parameter that several modules share lies in more than one unit.
+    """
+    names = unit_names(policy)
+    plan: dict[str, list[str]] = {name: [] for name in names}
+    owners: dict[nn.Parameter, str] = {}
+    for path, parameter in policy.named_parameters(remove_duplicate=False):
+        unit = max((name for name in names if name == ROOT or path.startswith(f"{name}.")), key=len)
+        if owners.setdefault(parameter, unit) != unit:
+            raise ValueError(f"parameter {path} of unit {unit!r} belongs to unit {owners[parameter]!r} as well")
+        plan[unit].append(path)
+    return {name: tuple(paths) for name, paths in plan.items()}
+
+
+@contextmanager
+def whole(policy: Policy) -> Iterator[None]:
+    """Has all weights on every rank while it is open; no pass through the model waits for another rank then.
+
+    Generation takes hundreds of passes at unchanged weights, each of which would gather all weights again, and ranks
+    end at different lengths. For the memory of one copy of the weights, gathered once, each rank goes at its own pace.
+    Entering is a collective; a policy that is not sharded is whole anyway. Open it inside `Policy.enter`, which gathers
+    the root.
+    """
+    if not isinstance(policy, FSDPModule):
+        yield
+        return
+    units, ranks = [unit for unit in _units(policy) if unit is not policy], policy.media.ranks
+    for unit in units:
+        unit.set_reshard_after_forward(False, recurse=False)
+        unit.unshard()
+    policy.media.ranks = ALONE
+    try:
+        yield
+    finally:
+        policy.media.ranks = ranks
+        for unit in units:
+            unit.set_reshard_after_forward(True, recurse=False)
+            unit.reshard()
+
+
+def whole_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names and whole tensors of all parameters and persistent buffers, one at a time; all ranks walk through it."""
+    for name, tensor in module.state_dict().items():
+        yield name, tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def recompute_activations(policy: Policy) -> None:
+    """Keeps the inputs of decoder layers and tower blocks alone, and computes them again in the backward pass."""
+    policy.model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+
+
+def _units(policy: Policy) -> list[FSDPModule]:
+    return [module for module in policy.modules() if isinstance(module, FSDPModule)]

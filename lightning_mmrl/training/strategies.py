@@ -1,0 +1,123 @@
+"""From trainer settings to how a stage runs on one or many devices.
+
+- one device: Lightning's own strategy;
+- `ddp`: every rank has all weights, gradients are summed once per optimizer step;
+- `fsdp2`: weights, gradients and optimizer state are sharded (`models.parallelize`).
+
+Processes are started by torchrun, SLURM or Lightning itself, on one node or several; see `lightning` for their
+variables. On a CPU they talk over gloo.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from lightning.pytorch.overrides.distributed import _sync_module_states
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+
+from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.models.parallelize import Sharding
+from lightning_mmrl.protocols.ranks import ALONE, Ranks
+from lightning_mmrl.training.ranks import ProcessRanks
+
+StrategyName = Literal["auto", "ddp", "fsdp2"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerSettings:
+    """Where and how precisely a stage runs.
+
+    Attributes:
+        accelerator: "auto", "cpu", "gpu" and so on.
+        devices: Devices of each node.
+        num_nodes: Nodes.
+        strategy: "ddp" or "fsdp2"; "auto" is one device if there is one, and "ddp" otherwise.
+        precision: Lightning's precision, such as "32-true" or "bf16-true".
+        activation_checkpointing: Compute activations of decoder layers and tower blocks again in the backward pass.
+        cpu_offload: With fsdp2, keep shards and optimizer state in host memory.
+        num_threads: Threads of torch on a CPU; None leaves torch's own choice.
+
+    Raises:
+        ConfigError: The settings contradict each other.
+    """
+
+    accelerator: str = "auto"
+    devices: int = 1
+    num_nodes: int = 1
+    strategy: StrategyName = "auto"
+    precision: str = "32-true"
+    activation_checkpointing: bool = False
+    cpu_offload: bool = False
+    num_threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.strategy not in get_args(StrategyName):
+            raise ConfigError(f"strategy is {self.strategy!r}; it must be one of {', '.join(get_args(StrategyName))}")
+        for name, value in (("devices", self.devices), ("num_nodes", self.num_nodes)):
+            if value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1")
+        if self.cpu_offload and not self.shards:
+            raise ConfigError("cpu_offload is on without sharded weights; set strategy=fsdp2 or cpu_offload=false")
+        if self.shards and self.precision not in FSDP2_PRECISIONS:
+            raise ConfigError(
+                f"precision is {self.precision}, which fsdp2 does not run; take one of {', '.join(FSDP2_PRECISIONS)}"
+            )
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of the job."""
+        return self.devices * self.num_nodes
+
+    @property
+    def shards(self) -> bool:
+        """True if weights are sharded over the ranks."""
+        return self.strategy == "fsdp2"
+
+    @property
+    def lightning_precision(self) -> str:
+        """What the Trainer is told: sharded weights are cast as they are gathered, so it has nothing to do then."""
+        return "32-true" if self.shards and self.precision == "bf16-mixed" else self.precision
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes of the job, as a stage sees them."""
+        if self.world_size == 1 and not self.shards:
+            return ALONE
+        return ProcessRanks(lockstep=self.shards)
+
+    @property
+    def sharding(self) -> Sharding | None:
+        """How weights are spread over the ranks, or None if each has them all."""
+        if not self.shards:
+            return None
+        return Sharding(**FSDP2_PRECISIONS[self.precision], cpu_offload=self.cpu_offload)
+
+
+FSDP2_PRECISIONS: dict[str, dict[str, torch.dtype]] = {
+    "32-true": {},
+    "64-true": {},
+    "bf16-true": {"compute_dtype": torch.bfloat16, "reduce_dtype": torch.float32},
+    "bf16-mixed": {"compute_dtype": torch.bfloat16, "reduce_dtype": torch.float32},
+}
+"""Under "bf16-mixed" weights are stored in float32 and gathered in bfloat16; gradients are always summed in float32."""
+
+
+class ReplicaStrategy(DDPStrategy):
+    """DDP without torch's wrapper: replicas start from the weights of rank 0 and stages sum their gradients.
+
+    torch's wrapper reduces in the backward pass that it was prepared for. An optimizer step here has several: those of
+    the microbatches, and one through the towers after them; and which parameters they reach differs over the ranks.
+    One sum after all of them is exact for any of that, and as many bytes as the last reduction alone.
+    """
+
+    def configure_ddp(self) -> None:
+        """Takes over the weights of rank 0; the module stays unwrapped."""
+        assert self.model is not None
+        _sync_module_states(self.model)
+
+
+def build_strategy(settings: TrainerSettings) -> Strategy | str:
+    """The Lightning strategy of some settings."""
+    if settings.shards:
+        return ModelParallelStrategy(data_parallel_size=settings.world_size, tensor_parallel_size=1)
+    return ReplicaStrategy() if settings.world_size > 1 or settings.strategy == "ddp" else "auto"

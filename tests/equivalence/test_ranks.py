@@ -1,0 +1,111 @@
+"""Two ranks equal one process: losses, statistics, gradients, weights and generated tokens, replicated and sharded."""
+
+import omni
+import pytest
+import rank_cases
+import ranks
+
+STAGES = {
+    "sft": {"stage": "sft"},
+    "grpo": {"stage": "grpo"},
+    "rloo": {"stage": "rloo", "aggregation": "constant"},
+    "grpo-of-four-updates": {"stage": "grpo", "minibatches": 2, "epochs": 2, "aggregation": "sequences"},
+    "grpo-of-frozen-towers": {"stage": "grpo", "freeze": ["vision", "audio"]},
+    "grpo-of-frozen-text": {"stage": "grpo", "freeze": ["text"]},
+    "grpo-with-generation": {"stage": "grpo", "engine": "hf", "steps": 2, "tokens": 90},
+    "sft-with-validation": {"stage": "sft", "validate": True, "steps": 2},
+    "sft-with-recomputation": {"stage": "sft", "recompute": True, "steps": 2},
+}
+STRATEGIES = ("ddp", "fsdp2")
+CASES = [f"{stage}-{strategy}" for stage in STAGES for strategy in STRATEGIES]
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return str(omni.build(tmp_path_factory.mktemp("ranks") / "omni"))
+
+
+@pytest.fixture(scope="module")
+def two_ranks(checkpoint, tmp_path_factory):
+    """All cases on two ranks, which are started once."""
+    cases = [
+        {"name": f"{name}-{strategy}", "strategy": strategy, "checkpoint": checkpoint, **case}
+        for name, case in STAGES.items()
+        for strategy in STRATEGIES
+    ]
+    found = ranks.launch(cases, tmp_path_factory.mktemp("two"), timeout_s=400)
+    return {case["name"]: result for case, result in zip(cases, found, strict=True)}
+
+
+@pytest.fixture(scope="module")
+def one_process(checkpoint, tmp_path_factory):
+    """A case in this process, run once however many tests ask."""
+    known = {}
+
+    def run(name):
+        if name not in known:
+            case = {"name": name, "checkpoint": checkpoint, **STAGES[name]}
+            known[name] = rank_cases.run_stage(case, tmp_path_factory.mktemp("one"))
+        return known[name]
+
+    return run
+
+
+def agree(found, expected, tolerance):
+    """Equal keys, and values within a tolerance relative to the largest of each tensor."""
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        scale = value.abs().max().clamp(min=1e-6)
+        difference = (found[name] - value).abs().max() / scale
+        assert difference <= tolerance, f"{name}: {difference:.1e}"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks_train_as_one_process(two_ranks, one_process, name):
+    stage, _, _ = name.rpartition("-")
+    expected = one_process(stage)
+    for found in two_ranks[name]:
+        assert len(found["steps"]) == len(expected["steps"])
+        for step, reference in zip(found["steps"], expected["steps"], strict=True):
+            assert step == pytest.approx(reference, rel=1e-9, abs=1e-12)
+        agree(found["gradients"], expected["gradients"], 1e-9)
+        agree(found["weights"], expected["weights"], 1e-9)
+
+
+def test_the_validation_of_the_cases_says_something(one_process):
+    seen = [step["validation/war"] for step in one_process("sft-with-validation")["steps"] if "validation/war" in step]
+    assert len(seen) == 2
+    assert 0 < seen[0] < 1
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_ranks_sample_what_one_process_samples(two_ranks, one_process, strategy):
+    """Tokens and log-probabilities, at weights that the first iteration has changed as well."""
+    expected = one_process("grpo-with-generation")["rollouts"]
+    parts = [found["rollouts"] for found in two_ranks[f"grpo-with-generation-{strategy}"]]
+    assert len({len(row) for rollout in expected for row in rollout["ids"]}) > 1, "all rows end at once"
+    for step, reference in enumerate(expected):
+        assert [row for part in parts for row in part[step]["ids"]] == reference["ids"]
+        rows = [row for part in parts for row in part[step]["logprobs"]]
+        for row, wanted in zip(rows, reference["logprobs"], strict=True):
+            assert row == pytest.approx(wanted, rel=1e-9)
+
+
+def test_the_cases_reach_ranks_without_signal_and_with_more_passes(one_process):
+    """Otherwise equality would say little: a quiet rank, clipped gradients, several microbatches."""
+    steps = one_process("grpo")["steps"]
+    assert [step["rollout/groups_with_signal"] for step in steps] == [1.0, 0.5, 1.0]
+    assert all(step["train/grad_norm"] > 0.5 for step in steps)
+
+
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_a_denominator_of_each_rank_would_show(checkpoint, one_process, tmp_path, stage):
+    case = {"name": stage, "checkpoint": checkpoint, "strategy": "ddp", "mistake": "own counts", **STAGES[stage]}
+    [[found, _]] = ranks.launch([case], tmp_path, timeout_s=200)
+    expected = one_process(stage)["gradients"]
+    worst = max(
+        ((found["gradients"][name] - value).abs().max() / value.abs().max()) for name, value in expected.items()
+    )
+    assert worst > 1e-3

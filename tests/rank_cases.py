@@ -1,0 +1,278 @@
+"""Stages on the tiny omni model, for one process and for several: what `ranks.launch` runs and tests compare."""
+
+import faulthandler
+import json
+import os
+import sys
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import omni
+import torch
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader
+
+from lightning_mmrl.algorithms.advantages.group_normalized import GroupNormalized
+from lightning_mmrl.algorithms.advantages.leave_one_out import LeaveOneOut
+from lightning_mmrl.algorithms.losses.aggregation import ConstantLength, SequenceMean, TokenMean
+from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
+from lightning_mmrl.algorithms.schedules import WarmupConstant
+from lightning_mmrl.data.collate import EncodedSample, collate_prompts, collate_targets
+from lightning_mmrl.models.parallelize import Sharding, recompute_activations, whole_weights
+from lightning_mmrl.prompts.labels import LabelMatcher
+from lightning_mmrl.protocols.ranks import ALONE
+from lightning_mmrl.rewards.compose import WeightedReward
+from lightning_mmrl.rewards.pool import InlineRewards
+from lightning_mmrl.rollout.hf import HFEngine
+from lightning_mmrl.rollout.scripted import ScriptedEngine
+from lightning_mmrl.stages.answers import Examiner
+from lightning_mmrl.stages.context import OptimizerSettings, StageContext
+from lightning_mmrl.stages.grpo import GRPOModule
+from lightning_mmrl.stages.optimize import UpdateSettings
+from lightning_mmrl.stages.policy_gradient import Algorithm
+from lightning_mmrl.stages.sft import SFTModule
+from lightning_mmrl.tracking.lightning_logger import RunLogger
+from lightning_mmrl.tracking.null import NullRun
+from lightning_mmrl.training.ranks import ProcessRanks
+from lightning_mmrl.training.trainer import TrainerSettings, training_trainer
+
+WATCHDOG_S = float(os.environ.get("RANK_WATCHDOG_S", "60"))
+"""How long a case may take before its process ends itself."""
+
+CONTENTS = ("<video><audio>Which emotion?", "<video>angry", "<audio>Which emotion?", "Which emotion? angry, user")
+WORDS = ("angry", "user", "lowered brows and fast tone", "Which emotion?", "assistant angry user")
+MATCHER = LabelMatcher(labels=("angry", "sad"))
+AGGREGATIONS = {"tokens": TokenMean(), "sequences": SequenceMean(), "constant": ConstantLength(max_tokens=8)}
+
+
+def rows_of(rank, world_size, count):
+    """A rank's share of a batch."""
+    return list(range(rank * count // world_size, (rank + 1) * count // world_size))
+
+
+def items(encoder, contents, step, *, targets=False):
+    """Samples of one global batch; names tell batch and place."""
+    found = []
+    for index, content in enumerate(contents):
+        item = omni.encoded(encoder, f"s{step}-{index}", content, index + step)
+        ids = tuple(encoder.encode_target(" ".join(WORDS[: 1 + (index + step) % 5]))) if targets else ()
+        found.append(EncodedSample(sample=item.sample, prompt=item.prompt, target_ids=ids))
+    return found
+
+
+def script(step, index, *, quiet):
+    """Four answers; all the same for a quiet prompt, which then carries no signal."""
+    if quiet:
+        return ["angry"] * 4
+    return [" ".join(WORDS[: 1 + (index + step + place) % 5]) for place in range(4)]
+
+
+class Length:
+    """A reward without a meaning, different for different answers."""
+
+    def __call__(self, sample, completion):
+        return float(len(completion.text) % 7)
+
+
+def batches(case, encoder, share):
+    """One batch per step, this rank's part of it."""
+    collate = collate_targets if case["stage"] == "sft" else collate_prompts
+    contents = case.get("contents", CONTENTS)
+    found = []
+    for step in range(case.get("steps", 3)):
+        order = [contents[(place + step * case.get("rotate", 1)) % len(contents)] for place in range(len(contents))]
+        samples = items(encoder, order, step, targets=case["stage"] == "sft")
+        found.append(collate([samples[row] for row in share(len(samples))], encoder.pad_token_id))
+    return found
+
+
+def algorithm(case):
+    """The settings of an RL stage."""
+    update = UpdateSettings(
+        num_epochs=case.get("epochs", 1),
+        num_minibatches=case.get("minibatches", 1),
+        tokens_per_microbatch=case.get("tokens", 120),
+        max_grad_norm=case.get("max_grad_norm", 0.5),
+    )
+    return Algorithm(
+        advantage=LeaveOneOut() if case["stage"] == "rloo" else GroupNormalized(),
+        loss=PPOClip(),
+        aggregation=AGGREGATIONS[case.get("aggregation", "tokens")],
+        group_size=4,
+        update=update,
+    )
+
+
+def engine(case, encoder, policy):
+    """A scripted engine, or the policy itself."""
+    if case.get("engine") == "hf":
+        return HFEngine(
+            policy,
+            decode=encoder.decode,
+            eos_token_ids=[*encoder.eos_token_ids, *range(0, 300, 4)],  # so that rows end early, and not at once
+            pad_token_id=encoder.pad_token_id,
+            max_new_tokens=8,
+        )
+    quiet = case.get("quiet", [[1, 2], [1, 3]])
+    num_prompts = len(case.get("contents", CONTENTS))
+    texts = {
+        f"s{step}-{index}": script(step, index, quiet=[step, index] in quiet)
+        for step in range(case.get("steps", 3))
+        for index in range(num_prompts)
+    }
+    return ScriptedEngine(texts, encode=encoder.encode_target, pad_token_id=encoder.pad_token_id)
+
+
+def settings(case):
+    """One process, or as many ranks as the environment says."""
+    strategy = case.get("strategy", "auto")
+    devices = 1 if strategy == "auto" else case.get("world_size", 2)
+    return TrainerSettings(
+        accelerator="cpu", devices=devices, strategy=strategy, precision=case.get("precision", "32-true")
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnCounts(ProcessRanks):
+    """A mistake: every rank divides by what it counts itself, and the ranks' means are averaged."""
+
+    def sum(self, values):
+        """As if every rank had counted the same."""
+        return values * self.world_size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnTowers(Sharding):
+    """A mistake: a rank enters the towers of its own media alone."""
+
+    def apply(self, policy, mesh, ranks):
+        """Shards, and tells the towers of no other rank."""
+        Sharding.apply(self, policy, mesh, ranks)
+        policy.media.ranks = ALONE
+
+
+def stage_module(case, encoder, policy, folder):
+    """The LightningModule of a case."""
+    place = settings(case)
+    mistake = case.get("mistake")
+    context = StageContext(
+        name="stage",
+        num_steps=case.get("steps", 3),
+        seed=0,
+        directory=folder,
+        ranks=OwnCounts(lockstep=place.shards) if mistake == "own counts" else place.ranks,
+        sharding=OwnTowers() if mistake == "own towers" else place.sharding,
+    )
+    factory = partial(torch.optim.AdamW, lr=1e-3) if case.get("adam", True) else partial(torch.optim.SGD, lr=1e-2)
+    optimizer = OptimizerSettings(factory=factory, schedule=WarmupConstant())
+    examiner = Examiner(engine=Ventriloquist(case, encoder, policy), matcher=MATCHER) if case.get("validate") else None
+    if case["stage"] == "sft":
+        return SFTModule(policy, optimizer=optimizer, context=context, examiner=examiner)
+    rewards = InlineRewards(WeightedReward(parts={"length": Length()}, weights={"length": 1.0}))
+    return GRPOModule(
+        policy, engine(case, encoder, policy), rewards, optimizer=optimizer, context=context, algorithm=algorithm(case)
+    )
+
+
+class Ventriloquist:
+    """Generates with the policy, so that all ranks take part, and gives answers that can be judged in its place."""
+
+    def __init__(self, case, encoder, policy):
+        self._engine = engine({**case, "engine": "hf"}, encoder, policy)
+
+    def generate(self, prompts, **arguments):
+        """Right for two samples of three."""
+        rollout = self._engine.generate(prompts, **arguments)
+        answers = ["sad" if sum(sample.id.encode()) % 3 == 0 else "angry" for sample in prompts.samples]
+        texts = [f"<think>so</think><answer>{answer}</answer>" for answer in answers]
+        said = [replace(was, text=text) for was, text in zip(rollout.completions, texts, strict=True)]
+        return replace(rollout, completions=tuple(said))
+
+
+def validation_batches(encoder, share):
+    """Seven prompts in batches of three: of the last batch, a rank beside another has none and repeats one."""
+    samples = items(encoder, [CONTENTS[place % len(CONTENTS)] for place in range(7)], 0)
+    chunks = [samples[start : start + 3] for start in range(0, 7, 3)]
+    parts = [[chunk[row] for row in share(len(chunk))] or chunk[:1] for chunk in chunks]
+    return [collate_prompts(part, encoder.pad_token_id) for part in parts]
+
+
+class Notes:
+    """What a stage reports and rolls out, step by step, and the gradients of its first optimizer step."""
+
+    def __init__(self, module):
+        self.steps = []
+        self.rollouts = []
+        self.gradients = {}
+        self._module = module
+        module._report = self.note
+        module.on_before_optimizer_step = self.take
+        if not isinstance(module, SFTModule):
+            self._generate, module.engine.generate = module.engine.generate, self.generate
+
+    def note(self, values, step):
+        """Instead of reporting."""
+        self._module.latest |= values
+        self.steps.append({key: value for key, value in values.items() if not key.startswith("time/")})
+
+    def take(self, optimizer):
+        """Keeps the gradients of the first step; a parameter without one has no entry."""
+        for name, parameter in self._module.policy.named_parameters() if not self.gradients else ():
+            if parameter.grad is not None:
+                gradient = parameter.grad
+                self.gradients[name] = (gradient.full_tensor() if isinstance(gradient, DTensor) else gradient).clone()
+
+    def generate(self, prompts, **arguments):
+        """As the engine does, and remembers it."""
+        rollout = self._generate(prompts, **arguments)
+        ids = [
+            list(row[:count])
+            for row, count in zip(
+                rollout.completion_ids.tolist(), rollout.completion_mask.sum(-1).tolist(), strict=True
+            )
+        ]
+        logprobs = [
+            row[mask].tolist() for row, mask in zip(rollout.sampler_logprobs, rollout.completion_mask, strict=True)
+        ]
+        self.rollouts.append({"ids": ids, "logprobs": logprobs})
+        return rollout
+
+
+def run_stage(case, folder):
+    """Trains a stage and returns its reports, rollouts and final weights."""
+    encoder, policy = omni.load(Path(case["checkpoint"]), dtype=getattr(torch, case.get("dtype", "float64")))
+    policy.freeze(case.get("freeze", []))
+    if case.get("recompute"):
+        recompute_activations(policy)
+    module = stage_module(case, encoder, policy, folder)
+    notes = Notes(module)
+    trainer = training_trainer(
+        settings(case),
+        directory=folder,
+        logger=RunLogger(NullRun("run"), folder),
+        callbacks=[],
+        validate_every=1 if case.get("validate") else None,
+        gradient_clip_val=case.get("max_grad_norm", 0.5) if case["stage"] == "sft" else None,
+    )
+    share = partial(rows_of, trainer.global_rank, trainer.world_size)
+    checked = DataLoader(validation_batches(encoder, share), batch_size=None) if case.get("validate") else None
+    trainer.fit(module, DataLoader(batches(case, encoder, share), batch_size=None), checked)
+    weights = {name: tensor.detach().cpu().clone() for name, tensor in whole_weights(policy)}
+    return {"steps": notes.steps, "rollouts": notes.rollouts, "weights": weights, "gradients": notes.gradients}
+
+
+def main(plan, folder):
+    """Runs the cases of a plan as one of several ranks; one that takes longer than its watchdog ends the process."""
+    torch.set_num_threads(1)
+    for case in json.loads(Path(plan).read_text(encoding="utf-8")):
+        faulthandler.dump_traceback_later(case.get("watchdog_s", WATCHDOG_S), exit=True)
+        torch.manual_seed(0)
+        found = RUNS[case.get("run", "stage")](case, Path(folder))
+        torch.save(found, Path(folder) / f"{case['name']}.rank{os.environ['RANK']}.pt")
+
+
+RUNS = {"stage": run_stage}
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,62 @@
+"""Validation over several ranks: every sample judged once, and the same values everywhere."""
+
+from lightning_mmrl.data.sampler import Share
+from lightning_mmrl.evaluation.records import Prediction
+from lightning_mmrl.prompts.labels import LabelMatcher
+from lightning_mmrl.protocols.ranks import Alone
+from lightning_mmrl.stages.answers import Examiner, Validation, all_predictions
+
+LABELS = ("angry", "sad")
+
+
+def prediction(number):
+    truth, predicted = LABELS[number % 2], LABELS[number % 3 == 0]
+    return Prediction(
+        sample_id=f"s{number}",
+        speaker=None,
+        truth=truth,
+        predicted=predicted,
+        valid_format=number % 4 != 0,
+        consistent=None,
+        text="",
+    )
+
+
+class Three(Alone):
+    """Three ranks, of which each has judged its shares."""
+
+    def __init__(self, judged):
+        self._judged = judged
+
+    def gather(self, item):
+        return self._judged
+
+
+def shares(num_samples, batch_size):
+    """What each of three ranks judges of a set, as `eval_loader` deals it out."""
+    rows = [prediction(number) for number in range(num_samples)]
+    batches = [rows[start : start + batch_size] for start in range(0, num_samples, batch_size)]
+    return rows, [[Share(rank=rank, world_size=3).of(batch) or batch[:1] for batch in batches] for rank in range(3)]
+
+
+def test_repeated_samples_count_once_and_the_order_is_that_of_the_manifest():
+    """13 = 6 + 6 + 1: of the last batch two ranks would have nothing."""
+    rows, judged = shares(13, 6)
+    assert [len(each) for each in judged] == [3, 3, 3]
+    assert sum(len(share) for each in judged for share in each) == 15
+    assert all_predictions(judged[0], Three(judged)) == rows
+
+
+def test_all_ranks_get_the_metrics_of_one_process():
+    rows, judged = shares(13, 6)
+    examiner = Examiner(engine=None, matcher=LabelMatcher(labels=LABELS))  # type: ignore[arg-type]
+    alone = Validation(examiner)
+    alone._judged = [rows]
+    expected = alone.finish()
+    for rank in range(3):
+        validation = Validation(examiner, Three(judged))
+        validation._judged = judged[rank]
+        assert validation.finish() == expected
+    repeated = examiner.new_metrics()
+    repeated.update([each for share in judged for batch in share for each in batch])
+    assert repeated.compute() != expected
