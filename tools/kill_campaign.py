@@ -93,11 +93,12 @@ def _shared(options: argparse.Namespace) -> list[str]:
 
 
 def _arguments(options: argparse.Namespace, base: Path, name: str) -> list[str]:
-    stages = [f"stages.{stage}.num_steps=8" for stage in STAGES]
+    stages = [f"stages.{stage}.num_steps=24" for stage in STAGES]
     stages += [f"stages.{stage}.start_from={before}" for stage, before in zip(STAGES, ("base", *STAGES), strict=False)]
     stages += [f"stages.{stage}.data.batch_size=4" for stage in STAGES[1:]]
-    validate = [f"stages.{stage}.validate_every=3" for stage in STAGES]
-    small = ["data.limit=64", "data.validation_limit=16", "evaluation.limit=16", "evaluation.num_resamples=20"]
+    validate = [f"stages.{stage}.validate_every=7" for stage in STAGES]
+    small = ["data.limit=64", "data.validation_limit=16", "evaluation.limit=8", "evaluation.num_resamples=20"]
+    small += ["evaluation.ablations=[]"]
     tracking = [f"tracking.uri=sqlite:///{(options.work / f'{name}.db').absolute()}", "state.every_n_steps=1"]
     model = [f"model.checkpoint={base}", "model.build=null", f"order=[{','.join(STAGES)}]", f"run_name={name}"]
     return ["experiment=emotions_orders", *stages, *validate, *small, *tracking, *model, *_shared(options)]
