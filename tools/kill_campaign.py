@@ -28,6 +28,8 @@ SIGNALS = ("SIGTERM", "SIGINT")
 STAGES = ("cold_start", "grpo", "rloo")
 GRACE_S = 30.0
 KILLS_PER_RUN = 10
+WHILE_STARTING = 0.2
+"""Share of the kills that come before the first step of a process."""
 
 
 def main() -> int:
@@ -93,11 +95,12 @@ def _shared(options: argparse.Namespace) -> list[str]:
 
 
 def _arguments(options: argparse.Namespace, base: Path, name: str) -> list[str]:
-    stages = [f"stages.{stage}.num_steps=8" for stage in STAGES]
+    stages = [f"stages.{stage}.num_steps=24" for stage in STAGES]
     stages += [f"stages.{stage}.start_from={before}" for stage, before in zip(STAGES, ("base", *STAGES), strict=False)]
     stages += [f"stages.{stage}.data.batch_size=4" for stage in STAGES[1:]]
-    validate = [f"stages.{stage}.validate_every=3" for stage in STAGES]
-    small = ["data.limit=64", "data.validation_limit=16", "evaluation.limit=16", "evaluation.num_resamples=20"]
+    validate = [f"stages.{stage}.validate_every=7" for stage in STAGES]
+    small = ["data.limit=64", "data.validation_limit=16", "evaluation.limit=8", "evaluation.num_resamples=20"]
+    small += ["evaluation.ablations=[]"]
     tracking = [f"tracking.uri=sqlite:///{(options.work / f'{name}.db').absolute()}", "state.every_n_steps=1"]
     model = [f"model.checkpoint={base}", "model.build=null", f"order=[{','.join(STAGES)}]", f"run_name={name}"]
     return ["experiment=emotions_orders", *stages, *validate, *small, *tracking, *model, *_shared(options)]
@@ -145,8 +148,11 @@ def _kill(options: argparse.Namespace, base: Path, name: str, reference: Mapping
         log, here = options.work / f"{run}.log", 0
         while True:
             process = _start(options, _arguments(options, base, run), log)
-            last = here == KILLS_PER_RUN or killed == options.kills
-            if last or not _killed(process, log, generator.uniform(0, pause)):
+            if here == KILLS_PER_RUN or killed == options.kills:
+                break
+            early = generator.random() < WHILE_STARTING
+            delay = generator.uniform(0, reference["begun"] if early else pause)
+            if not _killed(process, options.work / run, delay, early=early):
                 break
             killed, here = killed + 1, here + 1
             repeated = max(repeated, _to_repeat(options.work / run))
@@ -160,10 +166,10 @@ def _kill(options: argparse.Namespace, base: Path, name: str, reference: Mapping
     return {"continued": told, "exit_s": "-", "repeated": repeated, "fell_back": fell_back, **joined}
 
 
-def _killed(process: "subprocess.Popen[bytes]", log: Path, delay_s: float) -> bool:
-    """Kills a process some time after it began to work; False if it ended before."""
-    said = len(log.read_bytes())
-    while process.poll() is None and not re.search(rb"stage |preparing|evaluating|continuing", log.read_bytes()[said:]):
+def _killed(process: "subprocess.Popen[bytes]", folder: Path, delay_s: float, *, early: bool) -> bool:
+    """Kills a process some time after its start, or after its first step; False if it ended before."""
+    before = _logged_bytes(folder)
+    while not early and process.poll() is None and _logged_bytes(folder) == before:
         time.sleep(0.02)
     try:
         process.wait(delay_s)
@@ -172,6 +178,10 @@ def _killed(process: "subprocess.Popen[bytes]", log: Path, delay_s: float) -> bo
         process.wait()
         return True
     return False
+
+
+def _logged_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("stages/*/metrics.jsonl"))
 
 
 def _to_repeat(folder: Path) -> int:

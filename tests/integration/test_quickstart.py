@@ -1,6 +1,8 @@
 """The quickstart in miniature: real clips, model, stages and MLflow; then the same command again, and after a kill."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,9 @@ from lightning_mmrl.config import run as run_module
 from lightning_mmrl.config.build import StageBuilder
 from lightning_mmrl.config.compose import compose
 from lightning_mmrl.curriculum.handoff import check_handoff
+from lightning_mmrl.rollout.hf import HFEngine
 from lightning_mmrl.training.console import ConsoleProgress
+from lightning_mmrl.training.interruption import Interrupted, Interruption
 
 pytestmark = pytest.mark.slow
 
@@ -37,9 +41,9 @@ def workplace(tmp_path_factory):
     return tmp_path_factory.mktemp("workplace")
 
 
-def run(workplace: Path, *more: str):
+def run(workplace: Path, *more: str, interruption: Interruption | None = None):
     config = compose([*SMALL, f"output_dir={workplace}/runs", f"data.root={workplace}/clips", *more])
-    return run_module.run_curriculum(config, ConsoleProgress())
+    return run_module.run_curriculum(config, ConsoleProgress(), None, interruption)
 
 
 def runs_by_name(workplace: Path):
@@ -140,6 +144,45 @@ def test_a_run_killed_between_stages_continues_with_the_next(outcome, workplace,
     ]
     parents = [each for each in client.search_runs([experiment]) if each.info.run_name == "killed"]
     assert [each.info.status for each in parents] == ["FINISHED"]
+
+
+def test_a_run_interrupted_within_a_stage_continues_it_with_the_same_weights_and_points(
+    outcome, workplace, monkeypatch, capsys
+):
+    """A signal in the second iteration's rollout: the first one is saved on the way out, and not run again."""
+    generate, iterations = HFEngine.generate, []
+
+    def interrupted(self, prompts, *, group_size, **settings):
+        if group_size > 1:
+            iterations.append(prompts)
+            if len(iterations) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return generate(self, prompts, group_size=group_size, **settings)
+
+    arguments = "run_name=interrupted", "tracking.experiment=interrupted"
+    with monkeypatch.context() as patch, Interruption() as interruption:
+        patch.setattr(HFEngine, "generate", interrupted)
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            run(workplace, *arguments, interruption=interruption)
+    client = MlflowClient(f"sqlite:///{workplace}/runs/mlflow.db")
+    experiment = client.get_experiment_by_name("interrupted").experiment_id
+    first = {each.info.run_name: each.info for each in client.search_runs([experiment])}
+    assert (first["interrupted"].status, first["02-reason"].status) == ("KILLED", "KILLED")
+
+    finished = run(workplace, *arguments)
+    assert "stage 3 of 3 reason: continuing after step 1" in capsys.readouterr().err
+    assert [result.handoff_digest for result in finished.results] == [
+        result.handoff_digest for result in outcome.results
+    ]
+    runs = {each.info.run_name: each for each in client.search_runs([experiment])}
+    assert {name: info.run_id for name, info in first.items()} == {
+        name: each.info.run_id for name, each in runs.items()
+    }
+    assert {each.info.status for each in runs.values()} == {"FINISHED"}
+    reason = runs["02-reason"].info.run_id
+    for key in ("rollout/reward_mean", "train/learning_rate", "validation/uar"):
+        assert [point.step for point in client.get_metric_history(reason, f"reason/{key}")] == [1, 2]
+    assert not (workplace / "runs" / "interrupted" / "stages" / "02-reason" / "state").exists()
 
 
 def test_a_changed_configuration_of_a_finished_stage_is_refused(outcome, workplace):
