@@ -154,7 +154,10 @@ def add_adapter(model: PreTrainedModel, names: Sequence[str], settings: AdapterS
     inject_adapter_in_model(config, model)
     adapted = [name.removesuffix(".lora_A") for name, _ in model.named_modules() if name.endswith(".lora_A")]
     assert adapted == list(names), f"peft adapted {set(adapted) ^ set(names)} beside or in place of what was named"
-    return Adapter(model, config, names)
+    adapter = Adapter(model, config, names)
+    for parameter in adapter.parameters():
+        parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+    return adapter
 
 
 def chosen_layers(

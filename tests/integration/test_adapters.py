@@ -114,8 +114,7 @@ def test_a_curriculum_hands_over_the_merged_model_and_the_adapter(tmp_path, caps
     places = (f"output_dir={tmp_path}/runs", f"data.root={tmp_path}/clips")
     adapter = "stages.cold_start.adapter={r: 4, alpha: 8, targets: attention}"
     assert main(["train", *SMALL, *places, adapter]) == 0
-    out = capsys.readouterr().out
-    assert "stage cold_start trains an adapter of" in out
+    assert "stage cold_start trains an adapter of" in capsys.readouterr().err
     run = tmp_path / "runs" / "quickstart_lora"
     starts = [tmp_path / "runs" / "models" / "tiny_omni-seed0", run / "stages" / "00-cold_start" / "handoff"]
     for start, name in zip(starts, ("00-cold_start", "01-reason"), strict=True):
@@ -131,7 +130,8 @@ def test_a_curriculum_hands_over_the_merged_model_and_the_adapter(tmp_path, caps
         for key, value in load_file(start / "model.safetensors").items():
             torch.testing.assert_close(merged[key], plain[key], rtol=0, atol=1e-6)
             changed += not torch.equal(merged[key], value)
-        assert changed == {"00-cold_start": 4, "01-reason": 7}[name] * 3  # layers
+        # So short a curriculum earns no reward: its RL stage hands over what it started from.
+        assert changed == {"00-cold_start": 4 * 3, "01-reason": 0}[name]
     (handoff / "adapter" / "adapter_config.json").write_text("{}")
     with pytest.raises(StageError, match=r"adapter_config\.json is missing or changed"):
         check_handoff(handoff)
