@@ -9,9 +9,11 @@ from rich.table import Table
 from lightning_mmrl.cli.hydra_app import run_with_config
 from lightning_mmrl.config.schema import RootConfig, StageConfig
 from lightning_mmrl.config.specs import bound, manifest_digests, stage_specs
+from lightning_mmrl.curriculum.attempt import STATES, Attempt, stage_folder
 from lightning_mmrl.curriculum.manifest import Manifest
 from lightning_mmrl.curriculum.selection import is_stale
 from lightning_mmrl.curriculum.spec import source_stage
+from lightning_mmrl.training.state_store import StateStore
 from lightning_mmrl.types.records import StageSpec
 
 
@@ -35,7 +37,8 @@ def plan(config: RootConfig) -> None:
         source = source_stage(spec, config.order) or f"base model {config.model.checkpoint}"
         table.add_row(
             spec.name, spec.kind, source, data_names(stage), "?" if samples is None else str(samples),
-            str(stage.num_steps), batch_arithmetic(stage), passes(stage, samples), state(spec, specs, manifest),
+            str(stage.num_steps), batch_arithmetic(stage), passes(stage, samples),
+            state(spec, specs, manifest, directory),
         )  # fmt: skip
     console.print(table)
     for spec in specs:
@@ -48,16 +51,25 @@ def plan(config: RootConfig) -> None:
     console.print(f"tracking     {config.tracking.uri or 'none'}", markup=False)
 
 
-def state(spec: StageSpec, specs: Sequence[StageSpec], manifest: Manifest) -> str:
+def state(spec: StageSpec, specs: Sequence[StageSpec], manifest: Manifest, directory: Path) -> str:
     """Whether a stage is finished, and what `mmrl train` would say of it."""
     finished = manifest.stages.get(spec.name)
     if finished is None:
-        return "to run"
+        return _unfinished(spec, stage_folder(directory, spec))
     if finished.content != spec.content:
         return "finished, configured differently"
     if is_stale(spec, specs, manifest):
         return "to run again: its start was replaced"
     return "finished" if finished.evaluation == spec.evaluation else "to evaluate"
+
+
+def _unfinished(spec: StageSpec, folder: Path) -> str:
+    attempt, step = Attempt.read(folder), StateStore(folder / STATES).newest_step()
+    if attempt is None or step is None:
+        return "to run"
+    if dict(attempt.content) != dict(spec.content):
+        return f"at step {step}, begun with another configuration"
+    return f"to continue after step {step}"
 
 
 def batch_arithmetic(stage: StageConfig) -> str:

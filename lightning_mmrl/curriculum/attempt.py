@@ -53,6 +53,11 @@ class Attempt:
             ) from error
 
 
+def stage_folder(directory: Path, spec: StageSpec) -> Path:
+    """A stage's folder in a run directory."""
+    return directory / "stages" / f"{spec.index:02d}-{spec.name}"
+
+
 def refuse_changed_attempts(folders: Mapping[str, Path], specs: Sequence[StageSpec]) -> None:
     """Looks whether unfinished stages are still configured as they were begun.
 

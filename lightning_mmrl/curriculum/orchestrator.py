@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lightning_mmrl.curriculum.attempt import STATES, Attempt, refuse_changed_attempts
+from lightning_mmrl.curriculum.attempt import STATES, Attempt, refuse_changed_attempts, stage_folder
 from lightning_mmrl.curriculum.changes import describe_changes
 from lightning_mmrl.curriculum.handoff import check_handoff, folder_digest, write_handoff
 from lightning_mmrl.curriculum.manifest import FinishedStage, Manifest
@@ -186,8 +186,8 @@ class StageOrchestrator:
         result = self._manifest.stages[spec.name].result
         self._say(f"{self._title(spec)}: trained already, evaluating its hand-over")
         check_handoff(self._directory / result.handoff)
-        run = tracker.open_run(_folder_name(spec), parent_id=parent.id, run_id=result.tracking_id)
-        with self._in_progress(run, _folder_name(spec)), status_of(run):
+        run = tracker.open_run(self._folder(spec).name, parent_id=parent.id, run_id=result.tracking_id)
+        with self._in_progress(run, self._folder(spec).name), status_of(run):
             self._evaluate_stage(spec, run, parent)
 
     def _evaluate_stage(self, spec: StageSpec, run: TrackedRun, parent: TrackedRun) -> None:
@@ -274,14 +274,10 @@ class StageOrchestrator:
         return spec.name in (self._selection.only_stage, self._selection.from_stage)
 
     def _folder(self, spec: StageSpec) -> Path:
-        return self._directory / "stages" / _folder_name(spec)
+        return stage_folder(self._directory, spec)
 
     def _title(self, spec: StageSpec) -> str:
         return f"stage {spec.index + 1} of {len(self._stages)} {spec.name}"
-
-
-def _folder_name(spec: StageSpec) -> str:
-    return f"{spec.index:02d}-{spec.name}"
 
 
 @contextmanager

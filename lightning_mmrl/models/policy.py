@@ -65,6 +65,7 @@ class Policy(nn.Module):
     """
 
     banned: Tensor
+    banned_ids: Tensor
 
     def __init__(
         self,
@@ -89,6 +90,7 @@ class Policy(nn.Module):
         banned = torch.zeros(backbone.head.out_features, dtype=torch.bool)  # type: ignore[arg-type]
         banned[list(banned_token_ids)] = True
         self.register_buffer("banned", banned, persistent=False)
+        self.register_buffer("banned_ids", banned.nonzero().flatten(), persistent=False)
         self.train()  # from_pretrained leaves models in eval mode
 
     def forward(self, batch: ScoringBatch) -> PolicyOutput:
@@ -196,8 +198,9 @@ class Policy(nn.Module):
     def next_logprobs(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
         """Log-probabilities of the token after each state, temperature applied, banned ids at minus infinity."""
         logits = self._backbone.head(hidden)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature
-        return torch.log_softmax(logits.masked_fill(self.banned, float("-inf")), dim=-1)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).div_(self.temperature)
+        # A few ids are filled in place: a mask would be read along the whole vocabulary at every step.
+        return torch.log_softmax(logits.index_fill_(-1, self.banned_ids, float("-inf")), dim=-1)
 
     def freeze(self, groups: Iterable[str]) -> int:
         """Stops groups of parameters (vision, audio, text) from training and returns how many parameters that are.

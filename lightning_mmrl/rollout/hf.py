@@ -135,7 +135,7 @@ class HFEngine:
             values = distribution.gather(-1, chosen[:, None]).squeeze(-1)
             tokens[rows, step] = chosen.where(running, self._pad)
             logprobs[rows, step], mask[rows, step] = values.where(running, 0.0), running
-            running = running & ~torch.isin(chosen, eos)
+            running = running & (chosen[:, None] != eos).all(-1)
             num_running = int(running.sum())
             self._counters["decode_s" if step else "first_token_s"] += self._lap_s()
             if num_running == 0 or step + 1 == self._max_new_tokens:

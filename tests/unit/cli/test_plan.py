@@ -15,6 +15,7 @@ from lightning_mmrl.cli.plan import (
 )
 from lightning_mmrl.config.compose import compose
 from lightning_mmrl.config.specs import manifest_digests, stage_specs
+from lightning_mmrl.curriculum.attempt import STATES, Attempt, stage_folder
 from lightning_mmrl.curriculum.manifest import FILE, FinishedStage, Manifest
 from lightning_mmrl.types.records import StageResult
 
@@ -176,3 +177,15 @@ def test_samples_are_lines_that_hold_something(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps({}) + "\n \n{}")
     assert count_samples(tmp_path / "a.jsonl") == 2
     assert count_samples(tmp_path / "none.jsonl") is None
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_plan_says_where_an_unfinished_stage_continues(folder, capsys, changed):
+    config = compose([])
+    spec = stage_specs(config, manifest_digests(config))[0]
+    place = stage_folder(folder / "runs" / "default", spec)
+    (place / STATES / "step-00000120").mkdir(parents=True)
+    content = {**spec.content, "seed": 7} if changed else spec.content
+    Attempt(content=content, input_digest="-", tracking_id="-").write(place)
+    expected = "at step 120, begun with another configuration" if changed else "to continue after step 120"
+    assert row(shown(capsys, "plan"), spec.name)[8] == expected
