@@ -90,7 +90,9 @@ class Policy(nn.Module):
         banned = torch.zeros(backbone.head.out_features, dtype=torch.bool)  # type: ignore[arg-type]
         banned[list(banned_token_ids)] = True
         self.register_buffer("banned", banned, persistent=False)
-        self.register_buffer("banned_ids", banned.nonzero().flatten(), persistent=False)
+        self.register_buffer(
+            "banned_ids", torch.tensor(sorted(set(banned_token_ids)), dtype=torch.long), persistent=False
+        )
         self.train()  # from_pretrained leaves models in eval mode
 
     def forward(self, batch: ScoringBatch) -> PolicyOutput:
