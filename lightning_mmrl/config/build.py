@@ -34,7 +34,7 @@ from lightning_mmrl.training.callbacks.exact_state import ExactState, SavingSett
 from lightning_mmrl.training.callbacks.progress import EvaluationProgress, StageProgress
 from lightning_mmrl.training.checkpoint_io import SnapshotIO
 from lightning_mmrl.training.interruption import Interruption
-from lightning_mmrl.training.job import LightningJob
+from lightning_mmrl.training.job import LightningJob, raising_interrupts
 from lightning_mmrl.training.loggers import file_loggers
 from lightning_mmrl.training.state_store import StateStore
 from lightning_mmrl.training.trainer import evaluation_trainer, prepare_process, training_trainer
@@ -213,7 +213,8 @@ class CheckpointEvaluator:
         )
         progress = EvaluationProgress(parts.console, f"evaluating {stage}")
         trainer = evaluation_trainer(parts.trainer_settings, directory=directory, callbacks=[progress])
-        trainer.test(module, dataloaders=list(loaders.values()), verbose=False)
+        with raising_interrupts():
+            trainer.test(module, dataloaders=list(loaders.values()), verbose=False)
         if run is not None:
             run.log_artifact(directory, "evaluation")
         return {

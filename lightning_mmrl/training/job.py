@@ -1,7 +1,7 @@
 """A stage made of a LightningModule, a LightningDataModule and a Trainer."""
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +10,16 @@ import lightning
 
 from lightning_mmrl.training.callbacks.exact_state import CHECKPOINT, ExactState
 from lightning_mmrl.training.state_store import StateStore
+
+
+@contextmanager
+def raising_interrupts() -> Iterator[None]:
+    """Raises the KeyboardInterrupt that Lightning's trainers turn into an exit, which would read as a failure."""
+    try:
+        yield
+    except SystemExit as error:
+        interrupt = error.__context__
+        raise (interrupt if isinstance(interrupt, KeyboardInterrupt) else KeyboardInterrupt()) from error
 
 
 class ReportingModule(Protocol):
@@ -43,8 +53,7 @@ class LightningJob:
         """Fits the module, from its newest state if there is one, and returns its last metrics.
 
         Raises:
-            KeyboardInterrupt: The run was interrupted (`Interrupted`, if by a signal); Lightning turns that into an
-                exit, which would read as a failure.
+            KeyboardInterrupt: The run was interrupted (`Interrupted`, if by a signal).
             StageError: There are states, and none of them is whole.
         """
         found = self.states.latest()
@@ -53,12 +62,8 @@ class LightningJob:
             self.say(f"continuing after step {found.step}")
             self.saver.resume(found)
             checkpoint = found.folder / CHECKPOINT
-        with self.resources:
-            try:
-                self.trainer.fit(self.module, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
-            except SystemExit as error:
-                interrupt = error.__context__
-                raise (interrupt if isinstance(interrupt, KeyboardInterrupt) else KeyboardInterrupt()) from error
+        with self.resources, raising_interrupts():
+            self.trainer.fit(self.module, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
         return dict(self.module.latest)
 
     def export(self, directory: Path) -> None:

@@ -13,6 +13,7 @@ from lightning_mmrl.config.build import StageBuilder
 from lightning_mmrl.config.compose import compose
 from lightning_mmrl.curriculum.handoff import check_handoff
 from lightning_mmrl.rollout.hf import HFEngine
+from lightning_mmrl.stages.evaluate import EvaluationModule
 from lightning_mmrl.training.console import ConsoleProgress
 from lightning_mmrl.training.interruption import Interrupted, Interruption
 
@@ -183,6 +184,28 @@ def test_a_run_interrupted_within_a_stage_continues_it_with_the_same_weights_and
     for key in ("rollout/reward_mean", "train/learning_rate", "validation/uar"):
         assert [point.step for point in client.get_metric_history(reason, f"reason/{key}")] == [1, 2]
     assert not (workplace / "runs" / "interrupted" / "stages" / "02-reason" / "state").exists()
+
+
+def test_an_interrupted_evaluation_is_killed_and_made_anew(outcome, workplace, monkeypatch):
+    """The stage before stays trained; Lightning's exit on an interrupt is not taken for a failure."""
+    arguments = "run_name=evaluating", "tracking.experiment=evaluating", "order=[pretrain]"
+    step = EvaluationModule.test_step
+
+    def interrupted(self, *settings):
+        os.kill(os.getpid(), signal.SIGINT)
+        return step(self, *settings)
+
+    with monkeypatch.context() as patch, Interruption() as interruption:
+        patch.setattr(EvaluationModule, "test_step", interrupted)
+        with pytest.raises(Interrupted, match="SIGINT"):
+            run(workplace, *arguments, interruption=interruption)
+    client = MlflowClient(f"sqlite:///{workplace}/runs/mlflow.db")
+    experiment = client.get_experiment_by_name("evaluating").experiment_id
+    assert {each.info.status for each in client.search_runs([experiment])} == {"KILLED"}
+    monkeypatch.setattr(StageBuilder, "__call__", lambda *_: pytest.fail("a trained stage was built again"))
+    finished = run(workplace, *arguments)
+    assert finished.results[0].handoff_digest == outcome.results[0].handoff_digest
+    assert {each.info.status for each in client.search_runs([experiment])} == {"FINISHED"}
 
 
 def test_a_changed_configuration_of_a_finished_stage_is_refused(outcome, workplace):
