@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -204,7 +204,7 @@ class OmniDataModule(lightning.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """How far the stage is, and on which samples."""
-        return {"sampler": self.sampler.state_dict(), "samples": self._fingerprint()}
+        return {"sampler": self.sampler.state_dict(), "samples": self._fingerprint}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues behind the consumed batches.
@@ -212,7 +212,7 @@ class OmniDataModule(lightning.LightningDataModule):
         Raises:
             StageError: The state is of other samples or of another configuration.
         """
-        if state_dict["samples"] != self._fingerprint():
+        if state_dict["samples"] != self._fingerprint:
             names = ", ".join(source.manifest for source in self._feed.sources)
             raise StageError(
                 f"cannot resume: the samples of {names} have changed; restore them or start the stage anew"
@@ -246,6 +246,7 @@ class OmniDataModule(lightning.LightningDataModule):
             share=self._share,
         )
 
+    @cached_property
     def _fingerprint(self) -> str:
         ids = [[sample.id for sample in found.samples] for found in self.train_sets]
         return hashlib.blake2b(repr(ids).encode(), digest_size=8).hexdigest()

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from itertools import accumulate, count, islice
 from typing import Any, Literal, TypeVar
 
@@ -162,7 +163,7 @@ class DrawSampler(Sampler[list[Draw]]):
 
     def state_dict(self) -> dict[str, Any]:
         """The number of consumed batches and what the order depends on, as primitives."""
-        return {"consumed": self._consumed, "configuration": self._configuration()}
+        return {"consumed": self._consumed, "configuration": self._configuration}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues after the consumed batches of a state.
@@ -172,7 +173,7 @@ class DrawSampler(Sampler[list[Draw]]):
         Raises:
             StageError: The state is of another configuration, or of more batches than the stage has.
         """
-        ours, theirs = self._configuration(), state["configuration"]
+        ours, theirs = self._configuration, state["configuration"]
         for key, value in ours.items():
             if theirs.get(key) != value:
                 raise StageError(
@@ -186,6 +187,7 @@ class DrawSampler(Sampler[list[Draw]]):
             )
         self._consumed = state["consumed"]
 
+    @cached_property
     def _configuration(self) -> dict[str, Any]:
         return {
             "seed": self._seed,
