@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import exact_cases
 import omni
 import torch
 from torch.distributed.tensor import DTensor
@@ -34,6 +35,7 @@ from lightning_mmrl.stages.policy_gradient import Algorithm
 from lightning_mmrl.stages.sft import SFTModule
 from lightning_mmrl.tracking.lightning_logger import RunLogger
 from lightning_mmrl.tracking.null import NullRun
+from lightning_mmrl.training.interruption import Interrupted, Interruption
 from lightning_mmrl.training.ranks import ProcessRanks
 from lightning_mmrl.training.trainer import TrainerSettings, training_trainer
 
@@ -262,6 +264,31 @@ def run_stage(case, folder):
     return {"steps": notes.steps, "rollouts": notes.rollouts, "weights": weights, "gradients": notes.gradients}
 
 
+def run_exact(case, folder):
+    """Trains a stage that saves itself, until its end or until one rank is sent a signal; goes on from its states."""
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo")
+    kill, options = case.get("kill"), case.get("options", {})
+    with Interruption() as interruption, interruption.together(ProcessRanks(lockstep=False)):
+        stage = exact_cases.Stage(
+            case["kind"],
+            case["checkpoint"],
+            Path(case["folder"]),
+            interruption,
+            trainer=settings(case),
+            reward=getattr(exact_cases, case.get("reward", "noisy")),
+            dtype=getattr(torch, case.get("dtype", "float32")),
+            **options,
+        )
+        if kill is not None and kill["rank"] == torch.distributed.get_rank():
+            exact_cases.kill_in(stage, kill["place"], kill["at"])
+        try:
+            metrics, weights = stage.outcome()
+        except Interrupted as error:
+            return {"interrupted": str(error), "said": stage.said}
+    return {"metrics": metrics, "weights": weights, "said": stage.said}
+
+
 def main(plan, folder):
     """Runs the cases of a plan as one of several ranks; one that takes longer than its watchdog ends the process."""
     torch.set_num_threads(1)
@@ -272,7 +299,7 @@ def main(plan, folder):
         torch.save(found, Path(folder) / f"{case['name']}.rank{os.environ['RANK']}.pt")
 
 
-RUNS = {"stage": run_stage}
+RUNS = {"stage": run_stage, "exact": run_exact}
 
 if __name__ == "__main__":
     main(*sys.argv[1:])

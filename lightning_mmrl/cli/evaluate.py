@@ -5,10 +5,12 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lightning_mmrl.cli.hydra_app import VALUED_FLAGS, run_with_config
+from lightning_mmrl.cli.launch import on_all_ranks
 from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.config.tracking import settle_tracking
 from lightning_mmrl.errors import ConfigError, StageError
@@ -33,8 +35,9 @@ def run(arguments: Sequence[str]) -> int:
         print(HELP)
         return 0
     checkpoint, others = take_checkpoint(arguments)
-    run_with_config(lambda config: evaluate(config, checkpoint), "mmrl evaluate", others)
-    return 0
+    task = partial(evaluate, checkpoint=checkpoint)
+    codes = run_with_config(lambda config: on_all_ranks(task, config, "evaluate", arguments), "mmrl evaluate", others)
+    return max(codes, default=0)
 
 
 def take_checkpoint(arguments: Sequence[str]) -> tuple[Path, list[str]]:
@@ -72,26 +75,34 @@ def evaluate(config: RootConfig, checkpoint: Path) -> None:
     from rich.console import Console
 
     from lightning_mmrl.cli.tables import results_table
-    from lightning_mmrl.config.assembly import Assembly, quiet_libraries
+    from lightning_mmrl.config.assembly import Assembly, quiet_libraries, trainer_settings
     from lightning_mmrl.config.build import CheckpointEvaluator
     from lightning_mmrl.config.run import check_all_targets, writable
     from lightning_mmrl.curriculum.compare import compare_stages
     from lightning_mmrl.evaluation.intervals import ClusterBootstrap
     from lightning_mmrl.training.console import ConsoleProgress
+    from lightning_mmrl.training.group import joined
+    from lightning_mmrl.training.interruption import Interruption
 
     config = settle_tracking(config)
     quiet_libraries()
     check_all_targets(config)
     name = checkpoint.parent.name if checkpoint.name == "handoff" else checkpoint.name
-    with ConsoleProgress() as console:
-        parts = Assembly(config=config, console=console)
-        _check_exists(checkpoint, parts)
-        directory = writable(Path(config.output_dir)) / config.run_name / "evaluations" / name
-        parts.ensure_data()
-        with _run_of_mlflow(config, name) as run:
-            metrics = CheckpointEvaluator(parts, last_stage=name)(checkpoint, directory, name, run)
-            if run is not None:
-                run.log_metrics(metrics, step=0)
+    with joined(trainer_settings(config.trainer), Interruption()) as group:
+        with ConsoleProgress(quiet=not group.leads) as console:
+            parts = Assembly(config=config, console=console, group=group)
+            with group.first():
+                _check_exists(checkpoint, parts)
+                directory = writable(Path(config.output_dir)) / config.run_name / "evaluations" / name
+                parts.ensure_data()
+            evaluate_all = CheckpointEvaluator(parts, last_stage=name)
+            if not group.leads:
+                evaluate_all(checkpoint, directory, name, None)
+                return
+            with _run_of_mlflow(config, name) as run:
+                metrics = evaluate_all(checkpoint, directory, name, run)
+                if run is not None:
+                    run.log_metrics(metrics, step=0)
     bootstrap = ClusterBootstrap(num_resamples=config.evaluation.num_resamples)
     comparison = compare_stages({name: directory}, {}, config.data.labels, bootstrap)
     Console(highlight=False, width=None if Console().is_terminal else 120).print(results_table(comparison))

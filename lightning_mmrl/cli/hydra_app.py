@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeVar
 
 import hydra
 from omegaconf import DictConfig
@@ -13,6 +13,8 @@ from lightning_mmrl.config.folders import configs_dir
 from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.config.validate import validated
 from lightning_mmrl.errors import ConfigError
+
+T = TypeVar("T")
 
 VALUED_FLAGS = (
     "--config-dir",
@@ -29,8 +31,11 @@ VALUED_FLAGS = (
 """Hydra's flags that take the next argument for their value."""
 
 
-def run_with_config(task: Callable[[RootConfig], Any], program: str, arguments: Sequence[str]) -> None:
+def run_with_config(task: Callable[[RootConfig], T], program: str, arguments: Sequence[str]) -> list[T]:
     """Composes `train.yaml` with the overrides in `arguments`, validates it and calls the task.
+
+    Returns:
+        What the task returned, for every job of `--multirun`; it is one without that flag.
 
     Raises:
         ConfigError: The configuration is refused, in one sentence.
@@ -54,8 +59,7 @@ def run_with_config(task: Callable[[RootConfig], Any], program: str, arguments: 
     finally:
         sys.argv = argv
     # Outside of Hydra's job, which would print its own report of an error; --multirun gives several.
-    for composed in jobs:
-        task(validated(composed, lambda line: print(line, file=sys.stderr)))
+    return [task(validated(composed, lambda line: print(line, file=sys.stderr))) for composed in jobs]
 
 
 def take_flags(

@@ -52,12 +52,14 @@ def _run(argv: list[str]) -> int:
     try:
         return command.run(argv[1:])
     except MmrlError as error:
-        print(f"mmrl {argv[0]}: {error}", file=sys.stderr)
+        rank = int(os.environ.get("RANK", "0"))
+        print(f"mmrl {argv[0]}{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt as interrupt:
         # What `Interrupted` says of itself; its module would load torch.
         what, code = str(interrupt) or "SIGINT", getattr(interrupt, "exit_code", EXIT_INTERRUPTED)
-        print(f"mmrl {argv[0]}: interrupted by {what}; the same command continues", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"mmrl {argv[0]}: interrupted by {what}; the same command continues", file=sys.stderr)
         return code
 
 

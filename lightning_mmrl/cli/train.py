@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from lightning_mmrl.cli.hydra_app import run_with_config, take_flags
+from lightning_mmrl.cli.launch import on_all_ranks
 from lightning_mmrl.cli.plan import batch_arithmetic
 from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.config.tracking import settle_tracking
@@ -19,8 +20,8 @@ def run(arguments: Sequence[str]) -> int:
         only_stage=values.get("--only-stage"),
         allow_changes="--allow-changes" in values,
     )
-    run_with_config(task, "mmrl train", rest)
-    return 0
+    codes = run_with_config(lambda config: on_all_ranks(task, config, "train", arguments), "mmrl train", rest)
+    return max(codes, default=0)  # none if the configuration is shown alone
 
 
 def train(
@@ -30,16 +31,22 @@ def train(
     config = settle_tracking(config)
     # Loaded here: a bad configuration is refused before torch is imported.
     from lightning_mmrl.cli.tables import print_comparison
+    from lightning_mmrl.config.assembly import trainer_settings
     from lightning_mmrl.config.run import run_curriculum
     from lightning_mmrl.curriculum.selection import Selection
     from lightning_mmrl.training.console import ConsoleProgress
+    from lightning_mmrl.training.group import joined
     from lightning_mmrl.training.interruption import Interruption
 
     selection = Selection(from_stage=from_stage, only_stage=only_stage, allow_changes=allow_changes)
-    for name in config.order:
-        print(f"{name}: {config.stages[name].num_steps} x {batch_arithmetic(config.stages[name])}")
-    with Interruption() as interruption, ConsoleProgress() as console:
-        outcome = run_curriculum(config, console, selection, interruption)
+    settings = trainer_settings(config.trainer)
+    with Interruption() as interruption, joined(settings, interruption) as group:
+        for name in config.order if group.leads else ():
+            print(f"{name}: {config.stages[name].num_steps} x {batch_arithmetic(config.stages[name])}")
+        with ConsoleProgress(quiet=not group.leads) as console:
+            outcome = run_curriculum(config, console, selection, group)
+    if outcome is None:
+        return
     print_comparison(outcome)
     if outcome.ended_by_gate is not None:
         raise GateError(outcome.ended_by_gate)

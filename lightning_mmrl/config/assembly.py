@@ -5,7 +5,7 @@ import logging
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,16 +30,18 @@ from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.rollout.hf import HFEngine
 from lightning_mmrl.stages.answers import Examiner
 from lightning_mmrl.training.console import ConsoleProgress
+from lightning_mmrl.training.group import RankGroup
 from lightning_mmrl.training.trainer import TrainerSettings
 from lightning_mmrl.types.media import MediaSettings
 
 
 @dataclass(frozen=True)
 class Assembly:
-    """The parts that all stages and evaluations of a run share."""
+    """The parts that all stages and evaluations of a run share, and the processes that run them together."""
 
     config: RootConfig
     console: ConsoleProgress
+    group: RankGroup = field(default_factory=RankGroup)
 
     @cached_property
     def trainer_settings(self) -> TrainerSettings:
@@ -81,7 +83,8 @@ class Assembly:
     @cached_property
     def monitor(self) -> "ConsoleMonitor":
         """Shows and writes down what happens to the data."""
-        return ConsoleMonitor(self.console, Path(self.config.output_dir) / self.config.run_name / "quarantine.jsonl")
+        path = Path(self.config.output_dir) / self.config.run_name / "quarantine.jsonl"
+        return ConsoleMonitor(self.console, path if self.group.leads else None)
 
     def pipeline(self, encoder: Any) -> MediaPipeline:
         """How media become tensors for one encoder."""
@@ -137,7 +140,8 @@ class Assembly:
     def examiner(self, policy: Policy, encoder: Any) -> Examiner:
         """Greedy answers, judged."""
         engine = self.engine(policy, encoder, self.config.evaluation.max_new_tokens)
-        return Examiner(engine=engine, matcher=self.matcher, lexicon=self.lexicon)
+        apart = self.group.interruption.apart
+        return Examiner(engine=engine, matcher=self.matcher, lexicon=self.lexicon, apart=apart)
 
     def engine(self, policy: Policy, encoder: Any, max_new_tokens: int, *, top_p: float = 1.0) -> HFEngine:
         """Rollouts with transformers."""
@@ -149,6 +153,7 @@ class Assembly:
             max_new_tokens=max_new_tokens,
             top_p=top_p,
             prefill=self.template.prefill,
+            poll=self.group.interruption.poll,
         )
 
     def base_checkpoint(self) -> Path:
@@ -210,10 +215,10 @@ class Assembly:
 
 @dataclass(frozen=True)
 class ConsoleMonitor:
-    """Implements `DataMonitor`: progress on the console, left-out samples there and in a file."""
+    """Implements `DataMonitor`: progress on the console, left-out samples there and in a file, if there is one."""
 
     console: ConsoleProgress
-    path: Path
+    path: Path | None
 
     def progress(self, description: str, done: int, total: int) -> None:
         """Shows how far decoding is."""
@@ -221,6 +226,8 @@ class ConsoleMonitor:
 
     def quarantine(self, manifest: str, num_usable: int, left_out: Sequence[Quarantined]) -> None:
         """Names the first samples that were left out, and writes each down once for the whole run."""
+        if self.path is None:
+            return
         total = num_usable + len(left_out)
         self.console.say(f"{manifest}: {len(left_out)} of {total} samples left out, all named in {self.path}")
         for item in left_out[:3]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lightning_mmrl.curriculum.attempt import STATES
 from lightning_mmrl.curriculum.handoff import SEAL, check_handoff
 from lightning_mmrl.data.datamodules import Feed, OmniDataModule, eval_loader
 from lightning_mmrl.data.prepared import PreparedSet
-from lightning_mmrl.data.sampler import ModalityDropout
+from lightning_mmrl.data.sampler import ModalityDropout, Share
 from lightning_mmrl.data.schema import read_manifest
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap
@@ -33,7 +34,6 @@ from lightning_mmrl.tracking.lightning_logger import RunLogger
 from lightning_mmrl.training.callbacks.exact_state import ExactState, SavingSettings
 from lightning_mmrl.training.callbacks.progress import EvaluationProgress, StageProgress
 from lightning_mmrl.training.checkpoint_io import SnapshotIO
-from lightning_mmrl.training.interruption import Interruption
 from lightning_mmrl.training.job import LightningJob, raising_interrupts
 from lightning_mmrl.training.loggers import file_loggers
 from lightning_mmrl.training.state_store import StateStore
@@ -44,13 +44,18 @@ from lightning_mmrl.types.records import StageSpec
 class StageBuilder:
     """Implements `StageFactory` for stages that are LightningModules."""
 
-    def __init__(self, assembly: Assembly, specs: list[StageSpec], interruption: Interruption) -> None:
+    def __init__(self, assembly: Assembly, specs: list[StageSpec]) -> None:
         self._assembly = assembly
         self._num_stages = len(specs)
-        self._interruption = interruption
 
     def __call__(self, spec: StageSpec, start_from: Path, directory: Path, run: TrackedRun) -> LightningJob:
-        """Builds one stage."""
+        """Builds one stage and prepares its data, on rank 0 first."""
+        with self._assembly.group.first():
+            job = self._build(spec, start_from, directory, run)
+            job.datamodule.prepare_data()
+        return job
+
+    def _build(self, spec: StageSpec, start_from: Path, directory: Path, run: TrackedRun) -> LightningJob:
         parts, config = self._assembly, self._assembly.config
         stage = config.stages[spec.name]
         settings = trainer_settings(stage.trainer)
@@ -75,7 +80,7 @@ class StageBuilder:
         def say(message: str) -> None:
             parts.console.say(f"{title}: {message}")
 
-        saver = ExactState(states, self._interruption, io, settings=saving, say=say)
+        saver = ExactState(states, parts.group.interruption, io, settings=saving, say=say)
         trainer = training_trainer(
             settings,
             directory=directory,
@@ -89,8 +94,11 @@ class StageBuilder:
             trainer=trainer,
             module=module,
             datamodule=datamodule,
-            exporter=lambda folder: export_policy(policy, encoder.processor, folder, started_from=str(start_from)),
+            exporter=partial(
+                export_policy, policy, encoder.processor, started_from=str(start_from), writes=parts.group.leads
+            ),
             states=states,
+            group=parts.group,
             saver=saver,
             say=say,
             resources=resources,
@@ -138,6 +146,7 @@ class StageBuilder:
                 cooldown_steps=stage.cooldown_steps,
                 ranks=settings.ranks,
                 sharding=settings.sharding,
+                apart=parts.group.interruption.apart,
             ),
             "examiner": parts.examiner(policy, encoder) if stage.validate_every else None,
             "policy": policy,
@@ -198,10 +207,11 @@ class CheckpointEvaluator:
         elif checkpoint.is_absolute() and not checkpoint.exists():
             raise StageError(f"checkpoint {checkpoint} does not exist; give a stage's handoff folder or a hub id")
         prepare_process(parts.trainer_settings, parts.config.seed)
-        encoder = parts.encoder(checkpoint)
-        policy = parts.policy(checkpoint, encoder, 1.0)
-        ablate = settings.ablation_stages == "all" or stage == self._last_stage
-        loaders = self._loaders(encoder, ["full", *(settings.ablations if ablate else [])])
+        with parts.group.first():
+            encoder = parts.encoder(checkpoint)
+            policy = parts.policy(checkpoint, encoder, 1.0)
+            ablate = settings.ablation_stages == "all" or stage == self._last_stage
+            loaders = self._loaders(encoder, ["full", *(settings.ablations if ablate else [])])
         module = EvaluationModule(
             policy,
             parts.examiner(policy, encoder),
@@ -243,5 +253,6 @@ class CheckpointEvaluator:
                     batch_size=settings.batch_size,
                     pad_token_id=encoder.pad_token_id,
                     variant=variant,  # type: ignore[arg-type]
+                    share=Share(rank=parts.group.rank, world_size=parts.group.world_size),
                 )
         return loaders

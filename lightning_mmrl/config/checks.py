@@ -82,6 +82,7 @@ def check_values(config: RootConfig) -> None:
     for name in config.order:
         _check_stage(f"stages.{name}", config.stages[name])
         _check_bounds(f"stages.{name}", config.stages[name], config)
+        _check_share(f"stages.{name}", config.stages[name], config.trainer)
     _check_feature_cache(config)
 
 
@@ -159,10 +160,16 @@ def _check_trainer(path: str, trainer: TrainerConfig) -> None:
     require(sharded or not trainer.cpu_offload, f"{path}.cpu_offload", "true", "false unless strategy is fsdp2")
     rule = f"one that fsdp2 runs: {', '.join(SHARDED_PRECISIONS)}"
     require(not sharded or trainer.precision in SHARDED_PRECISIONS, f"{path}.precision", trainer.precision, rule)
-    # Stages run on several ranks; the orchestrator, which exports and tracks between them, does not yet.
-    for name, only in (("devices", 1), ("num_nodes", 1), ("strategy", "auto")):
-        value = getattr(trainer, name)
-        require(value == only, f"{path}.{name}", value, f"{only}: one device is used so far")
+
+
+def _check_share(path: str, stage: StageConfig, run: TrainerConfig) -> None:
+    """Refuses a stage that the ranks of the run cannot share; they are joined once, for all stages."""
+    for name in ("devices", "num_nodes"):
+        value, wanted = getattr(stage.trainer, name), getattr(run, name)
+        require(value == wanted, f"{path}.trainer.{name}", value, f"trainer.{name}, which is {wanted}")
+    size, num_ranks = stage.data.batch_size, run.devices * run.num_nodes
+    rule = f"a multiple of {num_ranks} (trainer.devices x trainer.num_nodes): it counts the samples of all ranks"
+    require(size % num_ranks == 0, f"{path}.data.batch_size", size, rule)
 
 
 def _check_evaluation(evaluation: EvaluationConfig) -> None:

@@ -16,6 +16,7 @@ from lightning_mmrl.config import targets
 from lightning_mmrl.config.assembly import Assembly, quiet_libraries, training_sources
 from lightning_mmrl.config.build import CheckpointEvaluator, StageBuilder
 from lightning_mmrl.config.data_checks import check_data
+from lightning_mmrl.config.orders import Follower, Leader
 from lightning_mmrl.config.rehearsal import rehearse
 from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.config.specs import manifest_digests, stage_specs
@@ -32,7 +33,7 @@ from lightning_mmrl.stages.evaluate import SUMMARY
 from lightning_mmrl.tracking.mlflow import MlflowTracker
 from lightning_mmrl.tracking.null import NullTracker
 from lightning_mmrl.training.console import ConsoleProgress
-from lightning_mmrl.training.interruption import Interruption
+from lightning_mmrl.training.group import RankGroup
 from lightning_mmrl.types.records import StageResult, StageSpec
 
 
@@ -51,30 +52,47 @@ def run_curriculum(
     config: RootConfig,
     console: ConsoleProgress,
     selection: Selection | None = None,
-    interruption: Interruption | None = None,
-) -> Outcome:
-    """Runs or continues the curriculum of a configuration; `interruption` is what listens to signals, if anything does.
+    group: RankGroup | None = None,
+) -> Outcome | None:
+    """Runs or continues the curriculum of a configuration; all ranks of a group call it, this process alone by default.
+
+    Returns:
+        What the run came to, on rank 0; None on the others.
 
     Raises:
         MmrlError: With one sentence, before anything is written if the configuration is at fault.
     """
     quiet_libraries()
     check_all_targets(config)
-    directory = writable(Path(config.output_dir)) / config.run_name
-    parts = Assembly(config=config, console=console)
-    parts.ensure_data()
+    parts = Assembly(config=config, console=console, group=group or RankGroup())
+    with parts.group.first():
+        directory = writable(Path(config.output_dir)) / config.run_name
+        parts.ensure_data()
     check_data(config)
     specs = stage_specs(config, manifest_digests(config))
+    build, evaluate = StageBuilder(parts, specs), CheckpointEvaluator(parts, specs[-1].name)
+    if not parts.group.leads:
+        Follower(parts.group, specs, build, evaluate).run()
+        return None
+    with Leader(parts.group, build, evaluate) as leader:
+        return _lead(parts, specs, directory, leader, selection)
+
+
+def _lead(
+    parts: Assembly, specs: Sequence[StageSpec], directory: Path, leader: Leader, selection: Selection | None
+) -> Outcome:
+    """The run as rank 0 sees it: the only one that decides, writes down and tracks."""
+    config = parts.config
     resolved = directory / "config.yaml"
     curriculum = Curriculum(name=config.run_name, stages=specs, base=parts.base_checkpoint, facts=parts.facts())
     orchestrator = StageOrchestrator(
         curriculum,
         directory,
-        build_stage=StageBuilder(parts, specs, interruption or Interruption()),
-        evaluate=CheckpointEvaluator(parts, specs[-1].name),
+        build_stage=leader.build_stage,
+        evaluate=leader.evaluate,
         tracker=lambda: open_tracker(config),
         on_start=lambda parent: describe_run(config, parent, resolved),
-        say=console.say,
+        say=parts.console.say,
     )
     ended_by_gate = None
     with _locked(directory):

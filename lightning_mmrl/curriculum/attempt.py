@@ -42,11 +42,21 @@ class Attempt:
         Raises:
             StageError: There are states, and the file that says what they are of is damaged.
         """
-        if not any((folder / STATES).glob("step-*")):
-            return None
+        return cls.begun(folder) if any((folder / STATES).glob("step-*")) else None
+
+    @classmethod
+    def begun(cls, folder: Path) -> "Attempt | None":
+        """The attempt that was made in a folder, with states or before there was one; None if there was none.
+
+        Raises:
+            StageError: There are states, and the file that says what they are of is damaged.
+        """
+        has_states = any((folder / STATES).glob("step-*"))
         try:
             return cls(**json.loads((folder / FILE).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
+            if not has_states:
+                return None
             raise StageError(
                 f"{folder / FILE} is missing or damaged ({error}); restore it, or remove {folder} to train the stage "
                 "from its start"

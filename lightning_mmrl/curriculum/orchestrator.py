@@ -171,14 +171,16 @@ class StageOrchestrator:
     def _continued(self, spec: StageSpec, folder: Path, input_digest: str) -> str | None:
         """The tracked run of the unfinished attempt that the stage goes on from; else clears the folder for a new one.
 
-        An attempt that cannot be continued is kept beside it.
+        An attempt that was killed before its first state goes on as well: its run has what it logged. One that cannot
+        be continued is kept beside the folder, if it has a state.
         """
-        attempt = Attempt.read(folder)
+        attempt = Attempt.begun(folder)
         if attempt is not None:
             same = dict(attempt.content) == dict(spec.content)
             if attempt.input_digest == input_digest and (same or self._selection.allow_changes):
                 return attempt.tracking_id
-            self._keep_aside(spec, folder)
+            if Attempt.read(folder) is not None:
+                self._keep_aside(spec, folder)
         shutil.rmtree(folder, ignore_errors=True)
         return None
 

@@ -163,12 +163,16 @@ class OmniDataModule(lightning.LightningDataModule):
             for source, found in zip(feed.sources, self.train_sets, strict=True):
                 balance_labels(source.manifest, found.samples, feed.matcher)
 
-    def setup(self, stage: str) -> None:
+    def prepare_data(self) -> None:
         """Decodes and encodes what the cache lacks."""
         for source, found in zip(self._feed.sources, self.train_sets, strict=True):
             found.prepare(source.manifest, self._monitor)
         if self.validation_set is not None and self._validation is not None:
             self.validation_set.prepare(self._validation.manifest, self._monitor)
+
+    def setup(self, stage: str) -> None:
+        """Makes sure that everything is prepared, in this process as well, and starts the walk through the data."""
+        self.prepare_data()
         if self._sampler is None:
             self._sampler = self._new_sampler()
 

@@ -7,6 +7,7 @@ from typing import cast
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
+from lightning_mmrl.models.parallelize import gathered_weights
 from lightning_mmrl.models.policy import Policy
 
 ADAPTER = "adapter"
@@ -14,21 +15,31 @@ ADAPTER = "adapter"
 
 
 def export_policy(
-    policy: Policy, processor: ProcessorMixin | PreTrainedTokenizerBase, directory: Path, *, started_from: str
+    policy: Policy,
+    processor: ProcessorMixin | PreTrainedTokenizerBase,
+    directory: Path,
+    *,
+    started_from: str,
+    writes: bool = True,
 ) -> None:
     """The checkpoint of a policy; an adapter is merged into its weights, and lies beside them under `ADAPTER`.
+
+    Over several ranks all call it, and one of them writes.
 
     Args:
         policy: The policy; it stays as it is, its adapter unmerged.
         processor: As for `export_checkpoint`.
         directory: The folder.
         started_from: Hub id or folder of the model without the adapter.
+        writes: Whether this rank writes.
     """
     model = cast(PreTrainedModel, policy.model)
-    if policy.adapter is None:
-        export_checkpoint(model, processor, directory)
+    state = gathered_weights(model, keep=writes)
+    if not writes:
         return
-    state = model.state_dict()
+    if policy.adapter is None:
+        export_checkpoint(model, processor, directory, state=state)
+        return
     export_checkpoint(model, processor, directory, state=policy.adapter.merged(state))
     policy.adapter.save(directory / ADAPTER, state, base=started_from)
 

@@ -121,6 +121,9 @@ def whole(policy: Policy) -> Iterator[None]:
     policy.media.ranks = ALONE
     try:
         yield
+    except BaseException:
+        policy.reshard()  # the root would stay gathered: the pass that gathered it does not come to its end
+        raise
     finally:
         policy.media.ranks = ranks
         for unit in units:
@@ -132,6 +135,25 @@ def whole_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Names and whole tensors of all parameters and persistent buffers, one at a time; all ranks walk through it."""
     for name, tensor in module.state_dict().items():
         yield name, tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gathered_weights(module: nn.Module, *, keep: bool) -> dict[str, Tensor]:
+    """All parameters and persistent buffers in host memory, gathered one after the other; all ranks call it.
+
+    Args:
+        module: Its weights may be sharded.
+        keep: Whether this rank wants them; without it the result is empty. A weight that has two names is one tensor.
+    """
+    found: dict[str, Tensor] = {}
+    known: dict[int, Tensor] = {}
+    for name, weight in module.state_dict(keep_vars=True).items():
+        if id(weight) not in known:
+            tensor = weight.detach()
+            whole_tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            known[id(weight)] = whole_tensor.cpu() if keep else torch.empty(0)
+        if keep:
+            found[name] = known[id(weight)]
+    return found
 
 
 def recompute_activations(policy: Policy) -> None:

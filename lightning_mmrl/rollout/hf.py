@@ -29,6 +29,7 @@ class HFEngine:
         top_p: Sample from the likeliest tokens up to this probability alone; 1 for all. `sampler_logprobs` stay those
             before it, so a policy gradient on such rollouts needs a correction.
         prefill: Opening of the assistant turn that the prompt already holds; prepended to the text that rewards see.
+        poll: Called before every token; what it raises ends the rollout.
 
     Raises:
         ValueError: If `top_p` is not above 0 and at most 1.
@@ -44,6 +45,7 @@ class HFEngine:
         max_new_tokens: int,
         top_p: float = 1.0,
         prefill: str = "",
+        poll: Callable[[], None] = lambda: None,
     ) -> None:
         if not 0 < top_p <= 1:
             raise ValueError(f"top_p is {top_p}; it must be above 0 and at most 1, which keeps all tokens")
@@ -55,6 +57,7 @@ class HFEngine:
         self._max_new_tokens = max_new_tokens
         self._top_p = top_p
         self._prefill = prefill
+        self._poll = poll
         self._counters: defaultdict[str, float] = defaultdict(float)
         self._lap_start = 0.0
 
@@ -130,6 +133,7 @@ class HFEngine:
         rows = torch.arange(len(noise), device=noise.device)
         running = torch.ones_like(rows, dtype=torch.bool)
         for step in range(self._max_new_tokens):
+            self._poll()
             distribution = self.policy.next_logprobs(decoding.states)
             chosen = distribution.argmax(-1) if greedy else self._sample(distribution, noise[rows, step])
             values = distribution.gather(-1, chosen[:, None]).squeeze(-1)

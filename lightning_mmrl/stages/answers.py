@@ -1,6 +1,7 @@
 """Greedy answers to evaluation prompts, and their judgement: the part that validation and evaluation share."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from lightning_mmrl.evaluation.consistency import CueLexicon
@@ -14,16 +15,25 @@ from lightning_mmrl.types.batches import PromptBatch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Examiner:
-    """Asks an engine for its greedy answer to each prompt and judges it."""
+    """Asks an engine for its greedy answer to each prompt and judges it.
+
+    Attributes:
+        engine: Generates.
+        matcher: The closed label set.
+        lexicon: Cue phrases, if there are any.
+        apart: Entered around each batch, in which no rank waits for another.
+    """
 
     engine: RolloutEngine
     matcher: LabelMatcher
     lexicon: CueLexicon | None = None
+    apart: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def examine(self, prompts: PromptBatch) -> list[Prediction]:
         """One prediction per prompt."""
         seeds = [[0]] * len(prompts.samples)
-        rollout = self.engine.generate(prompts, group_size=1, seeds=seeds, greedy=True)
+        with self.apart():
+            rollout = self.engine.generate(prompts, group_size=1, seeds=seeds, greedy=True)
         return [
             judge(sample, completion, self.matcher, self.lexicon)
             for sample, completion in zip(prompts.samples, rollout.completions, strict=True)

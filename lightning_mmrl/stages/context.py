@@ -1,6 +1,7 @@
 """What every stage is told about itself, and the optimizer it builds."""
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ class StageContext:
 
     `num_steps` counts optimizer steps (SFT) or iterations (RL). The stage ends before them `cooldown_steps` after the
     first validation that meets `stop_when`. `ranks` are the processes that run the stage together, and `sharding` says
-    how the weights are spread over them; without it each has them all.
+    how the weights are spread over them; without it each has them all. `apart` is entered around what each rank does at
+    its own pace: an interruption may cut it short there, and all ranks hear of it at its end.
     """
 
     name: str
@@ -35,6 +37,7 @@ class StageContext:
     cooldown_steps: int = 0
     ranks: Ranks = ALONE
     sharding: Sharding | None = None
+    apart: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -127,9 +127,9 @@ class PolicyGradientModule(lightning.LightningModule):
         with self._timed("encode"):
             media = self.encode(batch)
         prompts = media.prompts
-        with self._timed("generate"):
+        with self._timed("generate"), self._context.apart():
             rollout = self.sample(prompts, iteration)
-        with self._timed("score"):
+        with self._timed("score"), self._context.apart():
             scores = self.score(prompts, rollout)
         experience = self.build_experience(prompts, rollout, scores)
         with self._timed("optimize"):

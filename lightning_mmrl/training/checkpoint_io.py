@@ -1,5 +1,7 @@
 """How Lightning's checkpoint dictionary becomes a file: written once, straight into its place, read without pickles."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,30 +10,41 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.fabric.utilities.types import _PATH
 from torch.utils._pytree import tree_map_only
 
+from lightning_mmrl.training.shards import read_whole
+
 
 class SnapshotIO(CheckpointIO):
-    """Keeps a copy of what is saved in memory, to be written later by `write`; loads tensors and primitives alone.
+    """Keeps a copy of what is saved in memory, to be written later; loads tensors and primitives alone.
 
     Lightning's own `TorchCheckpointIO` holds the file a second time in memory and moves it from the system's temporary
     folder (Lightning-AI/pytorch-lightning#21253). Here the copy is what lets training go on while it is written.
     """
 
     def __init__(self) -> None:
-        self._snapshot: dict[str, Any] | None = None
+        self._write: Callable[[Path], None] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
-        """Copies the tensors to the host; the folder of `path` is written to by `write`."""
-        self._snapshot = tree_map_only(torch.Tensor, _copied, checkpoint)
+        """Copies the tensors to the host, to be written to one file."""
+        self.save_with(torch.save, checkpoint)
 
-    def take(self) -> dict[str, Any] | None:
-        """What was saved since the last call; None where shards are written and on ranks that do not save."""
-        snapshot, self._snapshot = self._snapshot, None
-        return snapshot
+    def save_with(self, write: Callable[..., None], checkpoint: dict[str, Any], *arguments: Any) -> None:
+        """Copies the tensors to the host, to be written by `write(checkpoint, *arguments, path)`."""
+        self._write = partial(write, tree_map_only(torch.Tensor, _copied, checkpoint), *arguments)
+
+    def take(self) -> Callable[[Path], None] | None:
+        """Writes what was saved since the last call to a path; None on ranks that have nothing to write."""
+        write, self._write = self._write, None
+        return write
 
     def load_checkpoint(
         self, path: _PATH, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Reads a checkpoint onto the host; anything but tensors and primitives is refused, whatever is asked for."""
+        """Reads a checkpoint onto the host; anything but tensors and primitives is refused, whatever is asked for.
+
+        Shards are put together: a stage may go on on one device that was saved on several.
+        """
+        if Path(path).is_dir():
+            return read_whole(Path(path))
         return torch.load(path, map_location=map_location or "cpu", weights_only=True)
 
     def remove_checkpoint(self, path: _PATH) -> None:

@@ -16,11 +16,14 @@ class ConsoleProgress:
 
     Args:
         console: Where to write; standard error by default.
+        quiet: Write nothing, as on all ranks but the first.
         seconds_between_lines: Pause between plain lines when there is no terminal.
     """
 
-    def __init__(self, console: Console | None = None, seconds_between_lines: float = 10.0) -> None:
-        self._console = console or Console(file=sys.stderr, highlight=False)
+    def __init__(
+        self, console: Console | None = None, seconds_between_lines: float = 10.0, *, quiet: bool = False
+    ) -> None:
+        self._console = console or Console(file=sys.stderr, highlight=False, quiet=quiet)
         self._pause = seconds_between_lines
         self._bar: Progress | None = None
         self._task: TaskID | None = None

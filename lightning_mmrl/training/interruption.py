@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from lightning_mmrl.protocols.ranks import ALONE, Ranks
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """Preemption, Ctrl-C, and the warning that batch systems send ahead of a time limit."""
 
@@ -33,9 +35,17 @@ class Interruption:
 
     The exception is raised in the main thread wherever it is: in a rollout, a reward, an evaluation. While weights
     change or files are written, it is held back.
+
+    Over several ranks it must not leave the others waiting. Within `together` a signal is noted alone; at the next
+    `safe_point`, which all ranks pass, it is raised on each of them, whichever was sent it:
+
+        with interruption.together(ranks):
+            with interruption.apart():
+                ...  # what a rank does at its own pace; `poll` may cut it short
     """
 
     def __init__(self) -> None:
+        self._ranks: Ranks = ALONE
         self._signum: int | None = None
         self._raised = False
         self._holding = False
@@ -73,8 +83,7 @@ class Interruption:
             Interrupted: A signal came in the meantime.
         """
         self._holding = False
-        if self._signum is not None and not self._raised:
-            self._raise(self._signum)
+        self._raise_if_due()
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -90,12 +99,69 @@ class Interruption:
             raise
         self.release()
 
+    @contextmanager
+    def together(self, ranks: Ranks) -> Iterator[None]:
+        """For the length of a block these ranks must agree on an interruption; `ALONE` is this process by itself.
+
+        Raises:
+            Interrupted: A signal was noted, and this process need not ask the others (any more).
+        """
+        before, self._ranks = self._ranks, ranks
+        try:
+            self._raise_if_due()
+            yield
+        finally:
+            self._ranks = before
+        self._raise_if_due()
+
+    def safe_point(self) -> None:
+        """All ranks of `together` pass here; alone, nothing happens.
+
+        Raises:
+            Interrupted: Any of them was sent a signal.
+        """
+        if self._shared:
+            signum = self._ranks.most(self._signum or 0)
+            if signum:
+                self._raise(signum)
+
+    def poll(self) -> None:
+        """Cuts short what is done within `apart`.
+
+        Raises:
+            Interrupted: This rank was sent a signal that the others may not know of yet.
+        """
+        if self._shared and self._signum is not None:
+            raise Interrupted(self._signum)
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Around what each rank does at its own pace, without waiting for another; ends with a safe point."""
+        try:
+            yield
+        except Interrupted:
+            if not self._shared:
+                raise
+        self.safe_point()
+
+    @property
+    def pending(self) -> int | None:
+        """The signal that was noted, if one was."""
+        return self._signum
+
+    @property
+    def _shared(self) -> bool:
+        return self._ranks.world_size > 1
+
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         if self._signum is not None:
             os._exit(128 + signum)
         self._signum = signum
-        if not self._holding:
-            self._raise(signum)
+        self._raise_if_due()
+
+    def _raise_if_due(self) -> None:
+        if self._signum is not None and not (self._raised or self._holding or self._shared):
+            self._raise(self._signum)
 
     def _raise(self, signum: int) -> None:
         self._raised = True

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import lightning
 
 from lightning_mmrl.training.callbacks.exact_state import CHECKPOINT, ExactState
+from lightning_mmrl.training.group import RankGroup
 from lightning_mmrl.training.state_store import StateStore
 
 
@@ -37,6 +38,7 @@ class LightningJob:
         states: Where an unfinished stage left its states.
         saver: Saves them; one of the trainer's callbacks.
         say: Tells the user what happens.
+        group: The ranks; the first one says where a stage continues.
         resources: Closed when training ends, however it ends.
     """
 
@@ -47,6 +49,7 @@ class LightningJob:
     states: StateStore
     saver: ExactState
     say: Callable[[str], None]
+    group: RankGroup = field(default_factory=RankGroup)
     resources: ExitStack = field(default_factory=ExitStack)
 
     def train(self) -> Mapping[str, float]:
@@ -56,7 +59,7 @@ class LightningJob:
             KeyboardInterrupt: The run was interrupted (`Interrupted`, if by a signal).
             StageError: There are states, and none of them is whole.
         """
-        found = self.states.latest()
+        found = self.group.broadcast(self.states.latest() if self.group.leads else None)
         checkpoint = None
         if found is not None:
             self.say(f"continuing after step {found.step}")

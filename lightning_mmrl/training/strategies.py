@@ -9,16 +9,22 @@ variables. On a CPU they talk over gloo.
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch.overrides.distributed import _sync_module_states
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from torch import nn
+from torch.optim import Optimizer
 
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.models.parallelize import Sharding
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
+from lightning_mmrl.training.checkpoint_io import SnapshotIO
 from lightning_mmrl.training.ranks import ProcessRanks
+from lightning_mmrl.training.shards import load_shards, load_whole, named_state, write_shards
 
 StrategyName = Literal["auto", "ddp", "fsdp2"]
 
@@ -116,8 +122,39 @@ class ReplicaStrategy(DDPStrategy):
         _sync_module_states(self.model)
 
 
+class ShardedStrategy(ModelParallelStrategy):
+    """FSDP2 whose states are copied to the host, to be written by a thread while training goes on."""
+
+    def setup_environment(self) -> None:
+        """Joins the processes; the threads that write talk in a group of their own, over gloo."""
+        super().setup_environment()
+        self._writers = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Its shards on this rank, by the names of parameters."""
+        return named_state(self._module, optimizer)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
+        """Copies this rank's shards."""
+        assert isinstance(self.checkpoint_io, SnapshotIO)
+        self.checkpoint_io.save_with(write_shards, checkpoint, self._writers)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Loads shards, or this rank's parts of a whole checkpoint, into model and optimizers; returns the rest."""
+        path = Path(checkpoint_path)
+        if path.is_dir():
+            return load_shards(path, self._module, self.optimizers)
+        checkpoint = torch.load(path, mmap=True, map_location="cpu", weights_only=True)
+        return load_whole(checkpoint, self._module, self.optimizers)
+
+    @property
+    def _module(self) -> nn.Module:
+        assert self.model is not None
+        return self.model
+
+
 def build_strategy(settings: TrainerSettings) -> Strategy | str:
     """The Lightning strategy of some settings."""
     if settings.shards:
-        return ModelParallelStrategy(data_parallel_size=settings.world_size, tensor_parallel_size=1)
+        return ShardedStrategy(data_parallel_size=settings.world_size, tensor_parallel_size=1)
     return ReplicaStrategy() if settings.world_size > 1 or settings.strategy == "ddp" else "auto"

@@ -11,6 +11,7 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
+from lightning_mmrl.training.group import cluster_environment
 from lightning_mmrl.training.strategies import TrainerSettings, build_strategy
 
 
@@ -44,7 +45,7 @@ def training_trainer(
         max_epochs=1,
         logger=logger,
         callbacks=list(callbacks),
-        plugins=[] if checkpoint_io is None else [checkpoint_io],
+        plugins=[cluster_environment(settings), *([] if checkpoint_io is None else [checkpoint_io])],
         default_root_dir=directory,
         gradient_clip_val=gradient_clip_val,
         val_check_interval=validate_every,
@@ -67,6 +68,7 @@ def evaluation_trainer(
         **_placement(settings),
         logger=False,
         callbacks=list(callbacks),
+        plugins=[cluster_environment(settings)],
         default_root_dir=directory,
         enable_checkpointing=False,
         enable_progress_bar=False,

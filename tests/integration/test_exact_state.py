@@ -1,186 +1,17 @@
 """A stage that is interrupted anywhere and continued equals, bit for bit, the one that was not."""
 
-import os
 import random
-import signal
-from functools import partial
 
-import lightning
 import omni
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
+from exact_cases import KINDS, STEPS, Stage, assert_equal, kill_in, logged
 
-from lightning_mmrl.algorithms.advantages.group_normalized import GroupNormalized
-from lightning_mmrl.algorithms.losses.aggregation import TokenMean
-from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
-from lightning_mmrl.algorithms.schedules import WarmupConstant
-from lightning_mmrl.data.collate import EncodedSample, collate_prompts, collate_targets
-from lightning_mmrl.data.sampler import DrawSampler, SourceRows
 from lightning_mmrl.errors import StageError
-from lightning_mmrl.prompts.labels import LabelMatcher
-from lightning_mmrl.rewards.compose import WeightedReward
-from lightning_mmrl.rewards.pool import InlineRewards
-from lightning_mmrl.rollout.hf import HFEngine
-from lightning_mmrl.stages.answers import Examiner
-from lightning_mmrl.stages.context import OptimizerSettings, StageContext
-from lightning_mmrl.stages.grpo import GRPOModule
-from lightning_mmrl.stages.optimize import UpdateSettings
-from lightning_mmrl.stages.policy_gradient import Algorithm
-from lightning_mmrl.stages.rloo import RLOOModule
-from lightning_mmrl.stages.sft import SFTModule
-from lightning_mmrl.tracking.jsonl import read_lines
-from lightning_mmrl.tracking.lightning_logger import RunLogger
-from lightning_mmrl.tracking.null import NullRun
-from lightning_mmrl.training.callbacks.exact_state import ExactState, SavingSettings
-from lightning_mmrl.training.checkpoint_io import SnapshotIO
 from lightning_mmrl.training.interruption import Interrupted, Interruption
-from lightning_mmrl.training.job import LightningJob
 from lightning_mmrl.training.rng import rng_state
-from lightning_mmrl.training.state_store import MANIFEST, StateStore
-from lightning_mmrl.training.trainer import TrainerSettings, prepare_process, training_trainer
+from lightning_mmrl.training.state_store import MANIFEST
 from lightning_mmrl.types.records import Bound
-
-STEPS = 6
-KINDS = {"sft": SFTModule, "grpo": GRPOModule, "rloo": RLOOModule}
-
-
-class Prompts(Dataset):
-    """A few prompts with media; for SFT with targets of different length."""
-
-    def __init__(self, encoder, supervised):
-        self._encoder, self._supervised = encoder, supervised
-
-    def __len__(self):
-        return len(omni.CONTENTS)
-
-    def __getitem__(self, draw):
-        index = getattr(draw, "index", draw)
-        sample = omni.encoded(self._encoder, f"p{index}", omni.CONTENTS[index], index)
-        if not self._supervised:
-            return sample
-        target = torch.tensor(self._encoder.encode_target("angry " * (index + 1)))
-        return EncodedSample(sample=sample.sample, prompt=sample.prompt, target_ids=target)
-
-
-class Data(lightning.LightningDataModule):
-    """Draws as the product's data modules do, and counts what is consumed."""
-
-    def __init__(self, encoder, supervised, num_batches):
-        super().__init__()
-        self._sets = Prompts(encoder, supervised), Prompts(encoder, False)
-        self._collate = partial(collate_targets if supervised else collate_prompts, pad_token_id=encoder.pad_token_id)
-        self._collate_prompts = partial(collate_prompts, pad_token_id=encoder.pad_token_id)
-        self.sampler = DrawSampler([SourceRows(num_samples=4)], batch_size=2, num_batches=num_batches, seed=3)
-
-    def train_dataloader(self):
-        return DataLoader(self._sets[0], batch_sampler=self.sampler, collate_fn=self._collate)
-
-    def val_dataloader(self):
-        return DataLoader(self._sets[1], batch_size=2, collate_fn=self._collate_prompts)
-
-    def on_after_batch_transfer(self, batch, dataloader_idx):
-        if self.trainer.training:
-            self.sampler.advance()
-        return batch
-
-    def state_dict(self):
-        return self.sampler.state_dict()
-
-    def load_state_dict(self, state_dict):
-        self.sampler.load_state_dict(state_dict)
-
-
-class Noisy:
-    """A reward that also draws from the global generators, as a user's might."""
-
-    def __call__(self, sample, completion):
-        return float(sum(completion.text.encode()) % 7) + random.random() + float(torch.rand(()))
-
-
-class Stage:
-    """One process's attempt at a stage, in a folder that outlives it."""
-
-    def __init__(
-        self, kind, checkpoint, folder, interruption, *, every=1, background=True, stop_when=None, steps=STEPS
-    ):
-        prepare_process(TrainerSettings(accelerator="cpu"), seed=5)
-        encoder, self.policy = omni.load(checkpoint, dtype=torch.float32)
-        engine = HFEngine(
-            self.policy,
-            decode=encoder.decode,
-            eos_token_ids=encoder.eos_token_ids,
-            pad_token_id=encoder.pad_token_id,
-            max_new_tokens=4,
-        )
-        self.engine = engine
-        examiner = Examiner(engine=engine, matcher=LabelMatcher(labels=("angry", "user")))
-        common = {
-            "optimizer": OptimizerSettings(
-                factory=partial(torch.optim.AdamW, lr=1e-3), schedule=WarmupConstant(warmup_steps=3)
-            ),
-            "context": StageContext(
-                name="stage", num_steps=steps, seed=5, directory=folder, stop_when=stop_when, cooldown_steps=2
-            ),
-            "examiner": examiner,
-        }
-        if kind == "sft":
-            self.module = SFTModule(self.policy, **common)
-        else:
-            rewards = InlineRewards(WeightedReward(parts={"noisy": Noisy()}, weights={"noisy": 1.0}))
-            algorithm = Algorithm(
-                advantage=GroupNormalized(),
-                loss=PPOClip(),
-                aggregation=TokenMean(),
-                group_size=3,
-                update=UpdateSettings(num_minibatches=2),
-            )
-            self.module = KINDS[kind](self.policy, engine, rewards, algorithm=algorithm, **common)
-        self.said = []
-        self.store, io = StateStore(folder / "state"), SnapshotIO()
-        settings = SavingSettings(every_n_steps=every, in_background=background)
-        saver = ExactState(self.store, interruption, io, settings=settings, say=self.said.append)
-        self.trainer = training_trainer(
-            TrainerSettings(accelerator="cpu"),
-            directory=folder,
-            logger=RunLogger(NullRun("run"), folder),
-            callbacks=[saver],
-            validate_every=2,
-            gradient_clip_val=1.0 if kind == "sft" else None,
-            checkpoint_io=io,
-        )
-        self.job = LightningJob(
-            trainer=self.trainer,
-            module=self.module,
-            datamodule=Data(encoder, kind == "sft", steps),
-            exporter=lambda directory: None,
-            states=self.store,
-            saver=saver,
-            say=self.said.append,
-        )
-
-    def outcome(self):
-        """All that must not differ."""
-        return self.job.train(), {name: value.clone() for name, value in self.policy.state_dict().items()}
-
-
-def logged(folder):
-    """Each metric of each step once, times left out."""
-    values = {}
-    for record in read_lines(folder / "metrics.jsonl"):
-        for key, value in record["metrics"].items():
-            assert (record["step"], key) not in values
-            if "/time/" not in key:
-                values[record["step"], key] = value
-    return values
-
-
-def assert_equal(first, second):
-    assert {key: value for key, value in first[0].items() if "time/" not in key} == {
-        key: value for key, value in second[0].items() if "time/" not in key
-    }
-    for name, value in first[1].items():
-        assert torch.equal(value, second[1][name]), name
 
 
 @pytest.fixture(scope="module")
@@ -197,28 +28,6 @@ def undisturbed(checkpoint, tmp_path_factory):
         stage = Stage(kind, checkpoint, folder, Interruption(), every=STEPS + 1)
         found[kind] = stage.outcome(), logged(folder), rng_state()["torch"]
     return found
-
-
-def kill_in(stage, place, at):
-    """Sends SIGTERM to this process when the stage is at a place for the `at`-th time."""
-    owner, name = {
-        "rollout": (stage.engine, "generate"),
-        "reward": (getattr(stage.module, "rewards", None), "score"),
-        "scoring": (stage.policy, "forward"),
-        "step": (stage.module, "optimizer_step"),
-        "validation": (stage.module, "validation_step"),
-        "report": (stage.module, "_report"),
-    }[place]
-    whole, count = getattr(owner, name), [0]
-
-    def call(*args, **kwargs):
-        count[0] += 1
-        result = whole(*args, **kwargs)
-        if count[0] == at:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return result
-
-    setattr(owner, name, call)
 
 
 PLACES = [

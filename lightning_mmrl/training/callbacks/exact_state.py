@@ -1,7 +1,7 @@
 """Saves a stage so that it goes on as if it had not been interrupted, bit for bit."""
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,9 +10,12 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch.distributed.checkpoint.api import CheckpointException
 
+from lightning_mmrl.protocols.ranks import ALONE, Ranks
 from lightning_mmrl.training.checkpoint_io import SnapshotIO
-from lightning_mmrl.training.interruption import Interruption
+from lightning_mmrl.training.interruption import Interrupted, Interruption
+from lightning_mmrl.training.ranks import ProcessRanks
 from lightning_mmrl.training.rng import restore_rng, rng_state
 from lightning_mmrl.training.state_store import StateStore, StoredState
 
@@ -70,6 +73,7 @@ class ExactState(Callback):
         self._step = self._saved_step = 0
         self._generators: dict[str, Any] = {}
         self._writer: _Writer | None = None
+        self._ranks: Ranks = ALONE
 
     def resume(self, state: StoredState) -> None:
         """Continues the random generators of a state; the rest is in its checkpoint, which Lightning loads."""
@@ -79,6 +83,8 @@ class ExactState(Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Listens to signals in Lightning's place; restores the generators, after the loaders have drawn from them."""
         self._interruption.listen()
+        if trainer.world_size > 1:
+            self._ranks = ProcessRanks(lockstep=False)
         if self._resumed is not None:
             path = _generators_file(self._resumed.folder, trainer.global_rank)
             if path.exists():
@@ -109,6 +115,7 @@ class ExactState(Callback):
         if last or self._step % self._settings.every_n_steps == 0:
             self._save(trainer)
         self._interruption.release()
+        self._interruption.safe_point()
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """A border: the validation is behind it."""
@@ -127,13 +134,18 @@ class ExactState(Callback):
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        """Saves the last border, if the weights are still those of it."""
+        """Saves the last border, if the weights are still those of it and all ranks are here."""
         torn = self._interruption.holding
+        # Any other error may be one rank's own, and the others elsewhere.
+        together = self._ranks.world_size == 1 or isinstance(exception, Interrupted)
         with self._interruption.held():
-            self._finish_writing()
-            if self._border and self._step > self._saved_step and not torn:
-                self._save(trainer)
+            if together:
                 self._finish_writing()
+                if self._border and self._step > self._saved_step and not torn:
+                    self._save(trainer)
+                    self._finish_writing()
+            elif self._writer is not None:
+                self._writer.finish()
         if self._saved_step:
             self._say(f"the same command continues after step {self._saved_step}")
 
@@ -145,43 +157,44 @@ class ExactState(Callback):
         self._generators = rng_state()
 
     def _save(self, trainer: lightning.Trainer) -> None:
-        """Writes the border, in the background if that is possible and wanted."""
-        step, rank = self._step, trainer.global_rank
-        problem = _agreed(trainer, _attempt(partial(self._store.begin, step)) if rank == 0 else None)
+        """Writes the border, in the background if that is possible and wanted; a collective."""
+        step, rank, folder = self._step, self._ranks.rank, self._store.partial(self._step)
+        problem = self._agreed(_attempt(partial(self._store.begin, step)) if rank == 0 else None)
         if problem is None:
-            folder = self._store.partial(step)
             trainer.save_checkpoint(folder / CHECKPOINT, weights_only=False)
-            write = partial(torch.save, self._generators, _generators_file(folder, rank))
-            problem = _agreed(trainer, _attempt(write))
+            problem = self._agreed(_attempt(partial(torch.save, self._generators, _generators_file(folder, rank))))
+        write = self._io.take()
         if problem is not None:
             self._failed(problem)
             return
         self._saved_step = step
-        if rank == 0:
-            facts = {"world_size": trainer.world_size}
-            self._writer = _Writer(self._store, step, self._io.take(), facts)
-            self._writer.start(in_background=self._settings.in_background)
+        commit = partial(self._store.commit, step, {"world_size": trainer.world_size}) if rank == 0 else None
+        self._writer = _Writer(partial(write, folder / CHECKPOINT) if write is not None else None, commit)
+        self._writer.start(in_background=self._settings.in_background)
 
     def _finish_writing(self) -> None:
+        """Waits for what is being written; a collective if anything is, as it then is on all ranks."""
         if self._writer is not None:
-            problem, self._writer = self._writer.finish(), None
+            problem, self._writer = self._agreed(self._writer.finish()), None
             if problem is not None:
                 self._failed(problem)
 
     def _failed(self, problem: str) -> None:
-        found = self._store.newest_step()
+        found = self._ranks.gather(self._store.newest_step())[0]
         self._saved_step = found or 0
         last = "there is none yet" if found is None else f"the last one is that of step {found}"
         self._say(f"the state after step {self._step} could not be saved ({problem}); training goes on, {last}")
 
+    def _agreed(self, problem: str | None) -> str | None:
+        """The first rank's problem on every rank."""
+        return next((each for each in self._ranks.gather(problem) if each is not None), None)
+
 
 class _Writer:
-    """Writes one state."""
+    """Writes one state: this rank's part of it, and on the first rank what makes it a state."""
 
-    def __init__(
-        self, store: StateStore, step: int, snapshot: Mapping[str, Any] | None, facts: Mapping[str, Any]
-    ) -> None:
-        self._store, self._step, self._snapshot, self._facts = store, step, snapshot, facts
+    def __init__(self, write: Callable[[], None] | None, commit: Callable[[], Any] | None) -> None:
+        self._write, self._commit = write, commit
         self._thread: threading.Thread | None = None
         self._problem: str | None = None
 
@@ -199,31 +212,22 @@ class _Writer:
         return self._problem
 
     def _run(self) -> None:
-        self._problem = _attempt(self._write)
-        self._snapshot = None
-
-    def _write(self) -> None:
-        if self._snapshot is not None:
-            torch.save(self._snapshot, self._store.partial(self._step) / CHECKPOINT)
-        self._store.commit(self._step, self._facts)
+        for part in (self._write, self._commit):
+            if part is not None and self._problem is None:
+                self._problem = _attempt(part)
+        self._write = None  # with its copy of the state
 
 
 def _attempt(write: Callable[[], Any]) -> str | None:
-    """Runs what writes to the disk; why it could not, or None. torch.save hides the disk's error in a RuntimeError."""
+    """Runs what writes to the disk; why it could not, or None.
+
+    torch.save hides the disk's error in a RuntimeError, and DCP those of all ranks in a CheckpointException.
+    """
     try:
         write()
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, CheckpointException) as error:
         return str(error).splitlines()[0]
     return None
-
-
-def _agreed(trainer: lightning.Trainer, problem: str | None) -> str | None:
-    """The first rank's problem on every rank."""
-    if trainer.world_size == 1:
-        return problem
-    problems: list[str | None] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(problems, problem)
-    return next((each for each in problems if each is not None), None)
 
 
 def _generators_file(folder: Path, rank: int) -> Path:

@@ -339,6 +339,26 @@ def test_an_unfinished_stage_goes_on_from_its_state_in_its_own_tracked_run(inter
     assert not list(interrupted.directory.glob("stages/*/state"))
 
 
+def test_a_stage_that_was_killed_before_its_first_state_keeps_its_tracked_run(lab):
+    lab.failures = {("train", "cold_start"): KeyboardInterrupt()}
+    with pytest.raises(KeyboardInterrupt):
+        lab.run()
+    lab.failures = {}
+    lab.run()
+    assert [run.id for run in lab.tracker.runs] == ["run-1.0", "run-1.2", "run-2.2"]
+    assert "train cold_start" in lab.happened
+    assert not list(lab.directory.glob("stages/*.replaced-*"))
+
+
+def test_a_stage_that_was_killed_before_its_first_state_may_change(lab):
+    lab.failures = {("train", "cold_start"): KeyboardInterrupt()}
+    with pytest.raises(KeyboardInterrupt):
+        lab.run()
+    lab.failures = {}
+    lab.run(changed=["cold_start"])
+    assert [run.id for run in lab.tracker.runs] == ["run-1.0", "run-2.1", "run-2.2"]
+
+
 def test_a_state_is_left_where_the_hand_over_failed(lab):
     """Training is not repeated because the disk was full at its end."""
     lab.saves_states, lab.failures = True, {("export", "warm"): OSError("no space left on device")}

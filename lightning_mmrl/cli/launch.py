@@ -1,0 +1,79 @@
+"""Where the processes of a run come from: torchrun, SLURM, or this command, which starts them on its own machine."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+
+from lightning_mmrl.config.schema import RootConfig
+from lightning_mmrl.errors import ConfigError
+
+SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+"""What torchrun passes on to the ranks."""
+
+
+def on_all_ranks(task: Callable[[RootConfig], None], config: RootConfig, command: str, arguments: Sequence[str]) -> int:
+    """Runs a task as one of the ranks that the configuration asks for; starts them if nobody has.
+
+    Args:
+        task: Of one rank.
+        config: `trainer.devices` and `trainer.num_nodes` say how many ranks there are.
+        command: Subcommand that leads here again in each rank.
+        arguments: Its arguments.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ConfigError: Another number of processes was started, or the run needs more nodes than this one.
+    """
+    trainer = config.trainer
+    world_size = trainer.devices * trainer.num_nodes
+    launcher, started = started_processes(os.environ, world_size)
+    if started is not None and started != world_size:
+        raise ConfigError(
+            f"{launcher} started {started} processes, and trainer.devices x trainer.num_nodes is {trainer.devices} x "
+            f"{trainer.num_nodes}; one process per device is needed"
+        )
+    if started is not None or world_size == 1:
+        task(config)
+        return 0
+    if trainer.num_nodes > 1:
+        raise ConfigError(
+            f"trainer.num_nodes is {trainer.num_nodes}, and nobody started a process for each device; "
+            "use torchrun or srun on every node, docs/recipes.md has the commands"
+        )
+    if {"--multirun", "-m"} & set(arguments):
+        raise ConfigError(f"--multirun starts no processes for trainer.devices={trainer.devices}; run the jobs singly")
+    return _started_here(trainer.devices, command, arguments)
+
+
+def started_processes(environ: Mapping[str, str], world_size: int) -> tuple[str, int | None]:
+    """Who started how many processes, this one among them; None if nobody did.
+
+    A job script of SLURM may run several commands on one device each, whatever the number of its tasks.
+
+    >>> started_processes({"SLURM_NTASKS": "8", "SLURM_PROCID": "3", "SLURM_STEP_ID": "0"}, 8)
+    ('SLURM', 8)
+    """
+    if "TORCHELASTIC_RUN_ID" in environ:
+        return "torchrun", int(environ["WORLD_SIZE"])
+    if world_size > 1 and {"SLURM_NTASKS", "SLURM_PROCID", "SLURM_STEP_ID"} <= environ.keys():
+        return "SLURM", int(environ["SLURM_NTASKS"])
+    return "", None
+
+
+def _started_here(num_processes: int, command: str, arguments: Sequence[str]) -> int:
+    """Has torchrun start the processes, waits for them, and returns the exit code of the first that failed."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main as torchrun
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
+    options = ["--standalone", f"--nproc-per-node={num_processes}", f"--signals-to-handle={SIGNALS}"]
+    try:
+        torchrun([*options, "-m", "lightning_mmrl.cli.main", command, *arguments])
+    except SignalException as interrupted:
+        return 128 + int(interrupted.sigval)
+    except ChildFailedError as failed:
+        _, first = failed.get_first_failure()
+        return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
+    return 0

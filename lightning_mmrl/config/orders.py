@@ -1,0 +1,140 @@
+"""How rank 0, which runs the orchestrator, has the other ranks do what needs them all: train, export, evaluate."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from lightning_mmrl.protocols.plain import Evaluator, StageFactory, StageJob, TrackedRun
+from lightning_mmrl.tracking.null import NullRun
+from lightning_mmrl.training.group import RankGroup
+from lightning_mmrl.types.records import StageSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What rank 0 is about to do.
+
+    Attributes:
+        kind: "train" builds and trains a stage, "export" writes the stage that was trained last; "end" is the last one.
+        stage: Name of the stage.
+        source: The checkpoint to start from, or to evaluate.
+        directory: Where it is done.
+    """
+
+    kind: Literal["train", "export", "evaluate", "end"]
+    stage: str = ""
+    source: Path = Path()
+    directory: Path = Path()
+
+
+class Leader:
+    """Rank 0's stage factory and evaluator: as those it wraps, and every other rank does the same.
+
+        with Leader(group, build, evaluate) as leader:
+            StageOrchestrator(..., build_stage=leader.build_stage, evaluate=leader.evaluate, ...).run()
+
+    While an order is carried out all ranks agree on interruptions; in between rank 0 decides alone. On the way out the
+    others are told to end, unless an order failed: then they are at a place where they do not listen, and end because
+    this process does.
+    """
+
+    def __init__(self, group: RankGroup, build: StageFactory, evaluate: Evaluator) -> None:
+        self._group = group
+        self._build = build
+        self._evaluate = evaluate
+        self._listening = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._listening:
+            self._group.broadcast(Order(kind="end"))
+
+    def build_stage(self, spec: StageSpec, start_from: Path, directory: Path, run: TrackedRun) -> StageJob:
+        """A stage that all ranks build, train and export."""
+        return _LedJob(leader=self, spec=spec, start_from=start_from, directory=directory, run=run)
+
+    def evaluate(self, checkpoint: Path, directory: Path, stage: str, run: TrackedRun | None) -> Mapping[str, float]:
+        """Evaluates a checkpoint on all ranks."""
+        with self.ordered(Order(kind="evaluate", stage=stage, source=checkpoint, directory=directory)):
+            return self._evaluate(checkpoint, directory, stage, run)
+
+    @contextmanager
+    def ordered(self, order: Order) -> Iterator[StageFactory]:
+        """Has the other ranks do what this one does in the block.
+
+        Raises:
+            Interrupted: Any rank was sent a signal.
+        """
+        with self._group.interruption.together(self._group.ranks):
+            self._group.broadcast(order)
+            self._listening = False
+            yield self._build
+            self._group.interruption.safe_point()
+            self._listening = True
+
+
+@dataclass(kw_only=True)
+class _LedJob:
+    """A stage of rank 0; it is built when it is trained."""
+
+    leader: Leader
+    spec: StageSpec
+    start_from: Path
+    directory: Path
+    run: TrackedRun
+    job: StageJob | None = None
+
+    def train(self) -> Mapping[str, float]:
+        """Builds and trains the stage on all ranks."""
+        order = Order(kind="train", stage=self.spec.name, source=self.start_from, directory=self.directory)
+        with self.leader.ordered(order) as build:
+            self.job = build(self.spec, self.start_from, self.directory, self.run)
+            return self.job.train()
+
+    def export(self, directory: Path) -> None:
+        """Writes the checkpoint, whose weights may lie on all ranks."""
+        assert self.job is not None, "it was not trained"
+        with self.leader.ordered(Order(kind="export", stage=self.spec.name, directory=directory)):
+            self.job.export(directory)
+
+
+class Follower:
+    """Any rank but the first: carries out orders until there are no more."""
+
+    def __init__(self, group: RankGroup, specs: Sequence[StageSpec], build: StageFactory, evaluate: Evaluator) -> None:
+        self._group = group
+        self._specs = {spec.name: spec for spec in specs}
+        self._build = build
+        self._evaluate = evaluate
+        self._job: StageJob | None = None
+
+    def run(self) -> None:
+        """Listens to rank 0.
+
+        Raises:
+            Interrupted: Any rank was sent a signal.
+        """
+        interruption = self._group.interruption
+        with interruption.together(self._group.ranks):
+            while (order := self._group.broadcast(_NONE)).kind != "end":
+                self._carry_out(order)
+                interruption.safe_point()
+
+    def _carry_out(self, order: Order) -> None:
+        if order.kind == "train":
+            self._job = self._build(self._specs[order.stage], order.source, order.directory, NullRun(order.stage))
+            self._job.train()
+        elif order.kind == "export":
+            assert self._job is not None, "an order to export comes behind one to train"
+            self._job.export(order.directory)
+        else:
+            self._evaluate(order.source, order.directory, order.stage, None)
+
+
+_NONE = Order(kind="end")
+"""Stands in for what rank 0 says."""

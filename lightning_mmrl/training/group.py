@@ -1,0 +1,122 @@
+"""The processes of a run, joined for its whole length: one leads, the others wait for what it says."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
+from lightning_mmrl.errors import StageError
+from lightning_mmrl.protocols.ranks import ALONE, Ranks
+from lightning_mmrl.training.interruption import Interrupted, Interruption
+from lightning_mmrl.training.ranks import ProcessRanks
+from lightning_mmrl.training.strategies import TrainerSettings
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(days=7)
+"""How long ranks wait for rank 0, which may generate a dataset, decode one or download a model in the meantime."""
+
+
+class RankGroup:
+    """The ranks of a run; a run of one process is a group of one.
+
+    Args:
+        interruption: Agreed on by all ranks in whatever they do together.
+    """
+
+    def __init__(self, interruption: Interruption | None = None) -> None:
+        self.interruption = interruption or Interruption()
+        joined = dist.is_available() and dist.is_initialized()
+        self.rank = dist.get_rank() if joined else 0
+        self.world_size = dist.get_world_size() if joined else 1
+        self._patient: dist.ProcessGroup | None = None
+        if self.world_size > 1:
+            self._patient = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=PATIENCE))
+
+    @property
+    def leads(self) -> bool:
+        """True on rank 0, which alone tracks, prints and writes down what is finished."""
+        return self.rank == 0
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes, as whoever must agree with them sees them."""
+        return ProcessRanks(lockstep=False) if self.world_size > 1 else ALONE
+
+    def broadcast(self, item: T) -> T:
+        """The item of rank 0, on every rank, however long it takes to come; it is pickled."""
+        if self._patient is None:
+            return item
+        items = [item]
+        dist.broadcast_object_list(items, src=0, group=self._patient)
+        return items[0]
+
+    @contextmanager
+    def first(self) -> Iterator[None]:
+        """Rank 0 goes through the block before the others do, so that they find what it left on the disk.
+
+        Raises:
+            Interrupted: Rank 0 was interrupted in the block, and so was this one.
+            StageError: Rank 0 failed in the block.
+        """
+        if not self.leads:
+            problem = self.broadcast("")
+            if problem:
+                if self.interruption.pending is not None:
+                    raise Interrupted(self.interruption.pending)
+                raise StageError(f"rank {self.rank} ends because rank 0 failed: {problem}")
+            yield
+            return
+        try:
+            with self.interruption.together(ALONE):
+                yield
+        except BaseException as error:
+            self.broadcast(repr(error))
+            raise
+        self.broadcast("")
+
+
+def cluster_environment(settings: TrainerSettings) -> ClusterEnvironment:
+    """Where the rank of this process is read from: torchrun, SLURM, or nowhere for a process by itself.
+
+    What a signal of SLURM means is the run's own business; Lightning would queue the job again.
+    """
+    if settings.world_size == 1:
+        return LightningEnvironment()
+    if TorchElasticEnvironment.detect():
+        return TorchElasticEnvironment()
+    return SLURMEnvironment(auto_requeue=False)
+
+
+@contextmanager
+def joined(settings: TrainerSettings, interruption: Interruption) -> Iterator[RankGroup]:
+    """Joins the processes that torchrun or SLURM started, and leaves them at the end.
+
+    Args:
+        settings: Of the run; one device that does not shard needs no group.
+        interruption: See `RankGroup`.
+    """
+    if settings.world_size == 1 and not settings.shards:
+        yield RankGroup(interruption)
+        return
+    environment = cluster_environment(settings)
+    on_cuda = settings.accelerator != "cpu" and torch.cuda.is_available()
+    if on_cuda:
+        torch.cuda.set_device(environment.local_rank())
+    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
+    dist.init_process_group(
+        # What is on the host goes over gloo: a rank that waits for another must not hold its GPU.
+        "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
+        rank=environment.global_rank(),
+        world_size=settings.world_size,
+    )
+    yield RankGroup(interruption)
+    dist.destroy_process_group()  # not after an error: another rank may be waiting, and notices that this one is gone

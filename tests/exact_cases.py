@@ -1,0 +1,238 @@
+"""A small stage that saves its state, for one process and for several ranks, and the places where it is interrupted."""
+
+import os
+import random
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import lightning
+import omni
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_mmrl.algorithms.advantages.group_normalized import GroupNormalized
+from lightning_mmrl.algorithms.losses.aggregation import TokenMean
+from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
+from lightning_mmrl.algorithms.schedules import WarmupConstant
+from lightning_mmrl.data.collate import EncodedSample, collate_prompts, collate_targets
+from lightning_mmrl.data.sampler import DrawSampler, Share, SourceRows
+from lightning_mmrl.models.parallelize import whole_weights
+from lightning_mmrl.prompts.labels import LabelMatcher
+from lightning_mmrl.rewards.compose import WeightedReward
+from lightning_mmrl.rewards.pool import InlineRewards
+from lightning_mmrl.rollout.hf import HFEngine
+from lightning_mmrl.stages.answers import Examiner
+from lightning_mmrl.stages.context import OptimizerSettings, StageContext
+from lightning_mmrl.stages.grpo import GRPOModule
+from lightning_mmrl.stages.optimize import UpdateSettings
+from lightning_mmrl.stages.policy_gradient import Algorithm
+from lightning_mmrl.stages.rloo import RLOOModule
+from lightning_mmrl.stages.sft import SFTModule
+from lightning_mmrl.tracking.jsonl import read_lines
+from lightning_mmrl.tracking.lightning_logger import RunLogger
+from lightning_mmrl.tracking.null import NullRun
+from lightning_mmrl.training.callbacks.exact_state import ExactState, SavingSettings
+from lightning_mmrl.training.checkpoint_io import SnapshotIO
+from lightning_mmrl.training.group import RankGroup
+from lightning_mmrl.training.job import LightningJob
+from lightning_mmrl.training.state_store import StateStore
+from lightning_mmrl.training.trainer import TrainerSettings, prepare_process, training_trainer
+from lightning_mmrl.types.records import Bound
+
+STEPS = 6
+KINDS = {"sft": SFTModule, "grpo": GRPOModule, "rloo": RLOOModule}
+
+
+class Prompts(Dataset):
+    """A few prompts with media; for SFT with targets of different length."""
+
+    def __init__(self, encoder, supervised):
+        self._encoder, self._supervised = encoder, supervised
+
+    def __len__(self):
+        return len(omni.CONTENTS)
+
+    def __getitem__(self, draw):
+        index = getattr(draw, "index", draw)
+        sample = omni.encoded(self._encoder, f"p{index}", omni.CONTENTS[index], index)
+        if not self._supervised:
+            return sample
+        target = torch.tensor(self._encoder.encode_target("angry " * (index + 1)))
+        return EncodedSample(sample=sample.sample, prompt=sample.prompt, target_ids=target)
+
+
+class Data(lightning.LightningDataModule):
+    """Draws as the product's data modules do, and counts what is consumed."""
+
+    def __init__(self, encoder, supervised, num_batches):
+        super().__init__()
+        self._sets = Prompts(encoder, supervised), Prompts(encoder, False)
+        self._collate = partial(collate_targets if supervised else collate_prompts, pad_token_id=encoder.pad_token_id)
+        self._collate_prompts = partial(collate_prompts, pad_token_id=encoder.pad_token_id)
+        self._draws = partial(DrawSampler, [SourceRows(num_samples=4)], batch_size=2, num_batches=num_batches, seed=3)
+        self.sampler = self._draws()
+
+    def setup(self, stage):
+        self._share = Share(rank=self.trainer.global_rank, world_size=self.trainer.world_size)
+        self.sampler = self._draws(share=self._share)
+
+    def train_dataloader(self):
+        return DataLoader(self._sets[0], batch_sampler=self.sampler, collate_fn=self._collate)
+
+    def val_dataloader(self):
+        batches = [self._share.of(batch) for batch in ([0, 1], [2, 3])]
+        return DataLoader(self._sets[1], batch_sampler=batches, collate_fn=self._collate_prompts)
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        if self.trainer.training:
+            self.sampler.advance()
+        return batch
+
+    def state_dict(self):
+        return self.sampler.state_dict()
+
+    def load_state_dict(self, state_dict):
+        self.sampler.load_state_dict(state_dict)
+
+
+def plain(sample, completion):
+    """A reward that differs between completions."""
+    return float(sum(completion.text.encode()) % 7)
+
+
+def noisy(sample, completion):
+    """A reward that also draws from the global generators, as a user's might."""
+    return plain(sample, completion) + random.random() + float(torch.rand(()))
+
+
+@dataclass(kw_only=True)
+class Options:
+    """How a stage runs, beside what it trains."""
+
+    every: int = 1
+    background: bool = True
+    stop_when: Bound | None = None
+    steps: int = STEPS
+    reward: Callable[..., float] = noisy
+    dtype: torch.dtype = torch.float32
+    trainer: TrainerSettings = field(default_factory=partial(TrainerSettings, accelerator="cpu"))
+
+
+class Stage:
+    """One attempt at a stage, of this process or of one of several ranks, in a folder that outlives it."""
+
+    def __init__(self, kind, checkpoint, folder, interruption, **options):
+        how = Options(**options)
+        prepare_process(how.trainer, seed=5)
+        encoder, self.policy = omni.load(checkpoint, dtype=how.dtype)
+        engine = HFEngine(
+            self.policy,
+            decode=encoder.decode,
+            eos_token_ids=encoder.eos_token_ids,
+            pad_token_id=encoder.pad_token_id,
+            max_new_tokens=4,
+            poll=interruption.poll,
+        )
+        self.engine = engine
+        examiner = Examiner(engine=engine, matcher=LabelMatcher(labels=("angry", "user")), apart=interruption.apart)
+        common = {
+            "optimizer": OptimizerSettings(
+                factory=partial(torch.optim.AdamW, lr=1e-3), schedule=WarmupConstant(warmup_steps=3)
+            ),
+            "context": StageContext(
+                name="stage",
+                num_steps=how.steps,
+                seed=5,
+                directory=folder,
+                stop_when=how.stop_when,
+                cooldown_steps=2,
+                ranks=how.trainer.ranks,
+                sharding=how.trainer.sharding,
+                apart=interruption.apart,
+            ),
+            "examiner": examiner,
+        }
+        if kind == "sft":
+            self.module = SFTModule(self.policy, **common)
+        else:
+            rewards = InlineRewards(WeightedReward(parts={"length": how.reward}, weights={"length": 1.0}))
+            algorithm = Algorithm(
+                advantage=GroupNormalized(),
+                loss=PPOClip(),
+                aggregation=TokenMean(),
+                group_size=3,
+                update=UpdateSettings(num_minibatches=2),
+            )
+            self.module = KINDS[kind](self.policy, engine, rewards, algorithm=algorithm, **common)
+        self.said = []
+        self.store, io = StateStore(folder / "state"), SnapshotIO()
+        settings = SavingSettings(every_n_steps=how.every, in_background=how.background)
+        saver = ExactState(self.store, interruption, io, settings=settings, say=self.said.append)
+        self.trainer = training_trainer(
+            how.trainer,
+            directory=folder,
+            logger=RunLogger(NullRun("run"), folder),
+            callbacks=[saver],
+            validate_every=2,
+            gradient_clip_val=1.0 if kind == "sft" else None,
+            checkpoint_io=io,
+        )
+        self.job = LightningJob(
+            trainer=self.trainer,
+            module=self.module,
+            datamodule=Data(encoder, kind == "sft", how.steps),
+            exporter=lambda directory: None,
+            states=self.store,
+            saver=saver,
+            say=self.said.append,
+            group=RankGroup(interruption),
+        )
+
+    def outcome(self):
+        """All that must not differ."""
+        metrics = self.job.train()
+        return metrics, {name: value.clone() for name, value in whole_weights(self.policy)}
+
+
+def logged(folder):
+    """Each metric of each step once, times left out."""
+    values = {}
+    for record in read_lines(folder / "metrics.jsonl"):
+        for key, value in record["metrics"].items():
+            assert (record["step"], key) not in values
+            if "/time/" not in key:
+                values[record["step"], key] = value
+    return values
+
+
+def assert_equal(first, second):
+    assert {key: value for key, value in first[0].items() if "time/" not in key} == {
+        key: value for key, value in second[0].items() if "time/" not in key
+    }
+    for name, value in first[1].items():
+        assert torch.equal(value, second[1][name]), name
+
+
+def kill_in(stage, place, at):
+    """Sends SIGTERM to this process when the stage is at a place for the `at`-th time."""
+    owner, name = {
+        "rollout": (stage.engine, "generate"),
+        "token": (stage.engine, "_sample"),
+        "reward": (getattr(stage.module, "rewards", None), "score"),
+        "scoring": (stage.policy, "forward"),
+        "step": (stage.module, "optimizer_step"),
+        "validation": (stage.module, "validation_step"),
+        "report": (stage.module, "_report"),
+    }[place]
+    whole, count = getattr(owner, name), [0]
+
+    def call(*args, **kwargs):
+        count[0] += 1
+        result = whole(*args, **kwargs)
+        if count[0] == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return result
+
+    setattr(owner, name, call)
