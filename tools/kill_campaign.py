@@ -2,6 +2,8 @@
 
     python tools/kill_campaign.py                          40 SIGKILLs, then a signal in each place
     python tools/kill_campaign.py --kills 5 --places       5 SIGKILLs alone
+    python tools/kill_campaign.py --ranks 2 --strategy fsdp2 --kills 10 --signals 4
+                                                           one of two ranks is killed; signals go to torchrun
 
 A base is trained first (three minutes, once). The run is SFT, GRPO and RLOO from it, with a state after each step and
 MLflow in a database of its own. A SIGKILL comes at a random moment; the same command then continues. At the end every
@@ -27,6 +29,8 @@ PLACES = ("step", "rollout", "reward", "evaluation", "save", "border")
 SIGNALS = ("SIGTERM", "SIGINT")
 STAGES = ("cold_start", "grpo", "rloo")
 GRACE_S = 30.0
+RANKS_END_S = 60.0
+"""How long the other ranks may go on after one was killed."""
 KILLS_PER_RUN = 10
 WHILE_STARTING = 0.2
 """Share of the kills that come before the first step of a process."""
@@ -43,7 +47,16 @@ def main() -> int:
     cases: list[dict[str, Any]] = []
     if options.kills:
         cases.append(_kept(options, f"{options.kills} x SIGKILL", lambda name: _kill(options, base, name, reference)))
-    for place in options.places:
+    for number in range(options.signals):
+        name = SIGNALS[number % len(SIGNALS)]
+        cases.append(
+            _kept(
+                options,
+                f"{name} at a random moment {number}",
+                lambda run, s=name: _signal(options, base, run, s, reference),
+            )
+        )
+    for place in options.places if options.ranks == 1 else ():
         for name in SIGNALS:
             case = f"{name} in {place}"
             cases.append(_kept(options, case, lambda run, p=place, s=name: _interrupt(options, base, run, p, s)))
@@ -63,6 +76,11 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=40, help="SIGKILLs on one run; 0 for none (default: 40)")
     parser.add_argument("--places", nargs="*", choices=PLACES, default=list(PLACES), help="where signals are sent")
+    parser.add_argument("--signals", type=int, default=0, help="signals at random moments (default: 0)")
+    parser.add_argument("--ranks", type=int, default=1, help="processes of the run; one of them is killed (default: 1)")
+    parser.add_argument(
+        "--strategy", default="auto", help="of several ranks: ddp or fsdp2 (default: auto, which is ddp)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
     parser.add_argument("--work", type=Path, default=Path("runs/kill-campaign"), help="runs and results")
     parser.add_argument("--data-root", type=Path, default=Path("data/emotions"), help="made if it is not there")
@@ -91,7 +109,8 @@ def _base(options: argparse.Namespace) -> Path:
 
 
 def _shared(options: argparse.Namespace) -> list[str]:
-    return [f"output_dir={options.work}", f"data.root={options.data_root}", "trainer.num_threads=1"]
+    shared = [f"output_dir={options.work}", f"data.root={options.data_root}", "trainer.num_threads=1"]
+    return [*shared, f"data.media.cache_dir={options.work / 'cache'}"]
 
 
 def _arguments(options: argparse.Namespace, base: Path, name: str) -> list[str]:
@@ -103,7 +122,8 @@ def _arguments(options: argparse.Namespace, base: Path, name: str) -> list[str]:
     small += ["evaluation.ablations=[]"]
     tracking = [f"tracking.uri=sqlite:///{(options.work / f'{name}.db').absolute()}", "state.every_n_steps=1"]
     model = [f"model.checkpoint={base}", "model.build=null", f"order=[{','.join(STAGES)}]", f"run_name={name}"]
-    return ["experiment=emotions_orders", *stages, *validate, *small, *tracking, *model, *_shared(options)]
+    ranks = [f"trainer.devices={options.ranks}", f"trainer.strategy={options.strategy}"]
+    return ["experiment=emotions_orders", *stages, *validate, *small, *tracking, *model, *ranks, *_shared(options)]
 
 
 def _start(
@@ -142,6 +162,7 @@ def _kill(options: argparse.Namespace, base: Path, name: str, reference: Mapping
     # Some kills in a row hit one run; each process gets through a share of it on average.
     pause = 2 * (reference["seconds"] - reference["begun"]) / KILLS_PER_RUN
     killed = repeated = continued = 0
+    longest = 0.0
     verdicts = []
     while killed < options.kills:
         run = f"{name}-run{len(verdicts)}"
@@ -152,9 +173,10 @@ def _kill(options: argparse.Namespace, base: Path, name: str, reference: Mapping
                 break
             early = generator.random() < WHILE_STARTING
             delay = generator.uniform(0, reference["begun"] if early else pause)
-            if not _killed(process, options.work / run, delay, early=early):
+            took_s = _killed(process, options.work / run, delay, early=early, rank=generator.randrange(options.ranks))
+            if took_s is None:
                 break
-            killed, here = killed + 1, here + 1
+            killed, here, longest = killed + 1, here + 1, max(longest, took_s)
             repeated = max(repeated, _to_repeat(options.work / run))
         _finish(process, log)
         continued += log.read_text(errors="replace").count("continuing after step")
@@ -163,21 +185,52 @@ def _kill(options: argparse.Namespace, base: Path, name: str, reference: Mapping
     joined = {key: "; ".join(dict.fromkeys(str(verdict[key]) for verdict in verdicts)) for key in ("equal", "tracking")}
     fell_back = sum(verdict["fell_back"] for verdict in verdicts)
     told = f"{killed} of {killed}, {continued} within a stage"
-    return {"continued": told, "exit_s": "-", "repeated": repeated, "fell_back": fell_back, **joined}
+    if longest > RANKS_END_S:
+        joined["equal"] = f"a rank went on for {longest:.0f} s"
+    return {"continued": told, "exit_s": round(longest, 1), "repeated": repeated, "fell_back": fell_back, **joined}
 
 
-def _killed(process: "subprocess.Popen[bytes]", folder: Path, delay_s: float, *, early: bool) -> bool:
-    """Kills a process some time after its start, or after its first step; False if it ended before."""
+def _killed(
+    process: "subprocess.Popen[bytes]", folder: Path, delay_s: float, *, early: bool, rank: int
+) -> float | None:
+    """Kills a rank some time after its start, or after its first step; the seconds until all of them are gone.
+
+    None if the run ended before.
+    """
     before = _logged_bytes(folder)
     while not early and process.poll() is None and _logged_bytes(folder) == before:
         time.sleep(0.02)
     try:
         process.wait(delay_s)
     except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-        return True
-    return False
+        start = time.monotonic()
+        ranks = _ranks(process)
+        os.kill(ranks[rank % len(ranks)], signal.SIGKILL)
+        process.wait(10 * RANKS_END_S)
+        return time.monotonic() - start
+    return None
+
+
+def _ranks(process: "subprocess.Popen[bytes]") -> list[int]:
+    """The processes of a run: those that torchrun started, or the only one."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ranks = [pid for pid in children if b"train" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [int(pid) for pid in ranks] or [process.pid]
+
+
+def _signal(
+    options: argparse.Namespace, base: Path, name: str, signame: str, reference: Mapping[str, float]
+) -> dict[str, Any]:
+    """A signal to whoever started the ranks, after some of the run's steps, then the same command again."""
+    log, generator = options.work / f"{name}.log", random.Random(name)
+    process = _start(options, _arguments(options, base, name), log)
+    while not _logged_bytes(options.work / name):
+        time.sleep(0.02)
+    time.sleep(generator.uniform(0, 0.8 * (reference["seconds"] - reference["begun"])))
+    process.send_signal(getattr(signal, signame))
+    start = time.monotonic()
+    code = process.wait(3600)
+    return _judged(options, base, name, signame, code, round(time.monotonic() - start, 1))
 
 
 def _logged_bytes(folder: Path) -> int:
@@ -200,9 +253,16 @@ def _interrupt(options: argparse.Namespace, base: Path, name: str, place: str, s
     log = options.work / f"{name}.log"
     process = _start(options, _arguments(options, base, name), log, send=f"{signame}:{place}:{options.work / name}")
     code = process.wait(3600)
-    expected = 128 + getattr(signal, signame)
     sent = float((options.work / f"{name}.sent").read_text())
     exit_s = round((options.work / f"{name}.ended").stat().st_mtime - sent, 1)
+    return _judged(options, base, name, signame, code, exit_s)
+
+
+def _judged(
+    options: argparse.Namespace, base: Path, name: str, signame: str, code: int, exit_s: float
+) -> dict[str, Any]:
+    """Continues a run that was sent a signal, and says how it ended and where it came to."""
+    log, expected = options.work / f"{name}.log", 128 + getattr(signal, signame)
     statuses = _statuses(options, name)
     repeated = _to_repeat(options.work / name)
     _finish(_start(options, _arguments(options, base, name), log), log)
@@ -215,7 +275,7 @@ def _interrupt(options: argparse.Namespace, base: Path, name: str, place: str, s
 def _verdict(options: argparse.Namespace, name: str, log: Path) -> dict[str, Any]:
     """How a run that was disturbed differs from the one that was not."""
     differing = []
-    for stage in sorted((options.work / "reference" / "stages").iterdir()):
+    for stage in sorted((options.work / "reference" / "stages").glob("[0-9]*")):
         other = options.work / name / "stages" / stage.name
         if _metrics(stage) != _metrics(other):
             differing.append(f"metrics of {stage.name}")

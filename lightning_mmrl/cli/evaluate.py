@@ -88,21 +88,23 @@ def evaluate(config: RootConfig, checkpoint: Path) -> None:
     quiet_libraries()
     check_all_targets(config)
     name = checkpoint.parent.name if checkpoint.name == "handoff" else checkpoint.name
-    with joined(trainer_settings(config.trainer), Interruption()) as group:
-        with ConsoleProgress(quiet=not group.leads) as console:
-            parts = Assembly(config=config, console=console, group=group)
-            with group.first():
-                _check_exists(checkpoint, parts)
-                directory = writable(Path(config.output_dir)) / config.run_name / "evaluations" / name
-                parts.ensure_data()
-            evaluate_all = CheckpointEvaluator(parts, last_stage=name)
-            if not group.leads:
-                evaluate_all(checkpoint, directory, name, None)
-                return
-            with _run_of_mlflow(config, name) as run:
-                metrics = evaluate_all(checkpoint, directory, name, run)
-                if run is not None:
-                    run.log_metrics(metrics, step=0)
+    with (
+        joined(trainer_settings(config.trainer), Interruption()) as group,
+        ConsoleProgress(quiet=not group.leads) as console,
+    ):
+        parts = Assembly(config=config, console=console, group=group)
+        with group.first():
+            _check_exists(checkpoint, parts)
+            directory = writable(Path(config.output_dir)) / config.run_name / "evaluations" / name
+            parts.ensure_data()
+        evaluate_all = CheckpointEvaluator(parts, last_stage=name)
+        if not group.leads:
+            evaluate_all(checkpoint, directory, name, None)
+            return
+        with _run_of_mlflow(config, name) as run:
+            metrics = evaluate_all(checkpoint, directory, name, run)
+            if run is not None:
+                run.log_metrics(metrics, step=0)
     bootstrap = ClusterBootstrap(num_resamples=config.evaluation.num_resamples)
     comparison = compare_stages({name: directory}, {}, config.data.labels, bootstrap)
     Console(highlight=False, width=None if Console().is_terminal else 120).print(results_table(comparison))
