@@ -2,6 +2,7 @@
 
 import faulthandler
 import json
+import math
 import os
 import sys
 from dataclasses import dataclass, replace
@@ -43,9 +44,49 @@ WATCHDOG_S = float(os.environ.get("RANK_WATCHDOG_S", "60"))
 """How long a case may take before its process ends itself."""
 
 CONTENTS = ("<video><audio>Which emotion?", "<video>angry", "<audio>Which emotion?", "Which emotion? angry, user")
+MODALITIES = {
+    "text": "Which emotion? angry",
+    "image": "<image>Which emotion?",
+    "video": "<video>angry",
+    "audio": "<audio>Which emotion?",
+}
+"""Prompts of one modality each."""
+RECIPES = {
+    "sft": {"stage": "sft"},
+    "one-update": {"stage": "grpo"},
+    "two-updates": {"stage": "grpo", "minibatches": 2},
+}
+STRATEGIES = ("ddp", "fsdp2")
 WORDS = ("angry", "user", "lowered brows and fast tone", "Which emotion?", "assistant angry user")
 MATCHER = LabelMatcher(labels=("angry", "sad"))
 AGGREGATIONS = {"tokens": TokenMean(), "sequences": SequenceMean(), "constant": ConstantLength(max_tokens=8)}
+
+
+def one_step(name, recipe, checkpoint, contents):
+    """A case of one optimizer step over prompts that all have a signal."""
+    fixed = {"name": name, "checkpoint": checkpoint, "contents": contents, "steps": 1, "quiet": [], "adam": False}
+    return {**fixed, **RECIPES[recipe]}
+
+
+def on_strategies(cases):
+    """Each case once with every strategy, which becomes a part of its name."""
+    return [
+        {**case, "name": f"{case['name']}-{strategy}", "strategy": strategy}
+        for case in cases
+        for strategy in STRATEGIES
+    ]
+
+
+def errors(found, expected):
+    """The largest error of each tensor relative to its largest entry.
+
+    It is infinite where only one side has the tensor, and for what is no number.
+    """
+    worst = dict.fromkeys(found.keys() ^ expected.keys(), math.inf)
+    for name in found.keys() & expected.keys():
+        error = (found[name] - expected[name]).abs().max() / expected[name].abs().max().clamp(min=1e-6)
+        worst[name] = math.inf if error.isnan() else float(error)
+    return worst
 
 
 def rows_of(rank, world_size, count):

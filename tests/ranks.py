@@ -40,7 +40,7 @@ def environment(rank, world_size, port):
 
 
 def launch(cases, folder, *, timeout_s, world_size=2):
-    """Runs cases one after the other in every rank and returns, for each case, what each rank found.
+    """Runs cases one after the other in every rank and returns, by the name of the case, what each rank found.
 
     Raises:
         TimeoutError: The ranks were not done in time; they are killed.
@@ -64,10 +64,11 @@ def launch(cases, folder, *, timeout_s, world_size=2):
             if child.poll() is None:
                 child.kill()
                 child.wait()
-    return [
-        [torch.load(folder / f"{case['name']}.rank{rank}.pt", weights_only=True) for rank in range(world_size)]
-        for case in cases
-    ]
+    names = [case["name"] for case in cases]
+    return {
+        name: [torch.load(folder / f"{name}.rank{rank}.pt", weights_only=True) for rank in range(world_size)]
+        for name in names
+    }
 
 
 def wait(children, logs, deadline):

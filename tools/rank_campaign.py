@@ -24,18 +24,6 @@ import omni  # noqa: E402
 import rank_cases  # noqa: E402
 import ranks  # noqa: E402
 
-CONTENT = {
-    "text": "Which emotion? angry",
-    "image": "<image>Which emotion?",
-    "video": "<video>angry",
-    "audio": "<audio>Which emotion?",
-}
-RECIPES = {
-    "sft": {"stage": "sft"},
-    "one-update": {"stage": "grpo"},
-    "two-updates": {"stage": "grpo", "minibatches": 2},
-}
-STRATEGIES = ("ddp", "fsdp2")
 TOLERANCE = 1e-6
 WATCHDOG_S = 60
 
@@ -59,68 +47,48 @@ def deals(subset):
 def samples_of(deal):
     """Contents of a batch whose halves are the ranks'; the shorter half repeats its modalities."""
     size = max(map(len, deal))
-    return [CONTENT[part] for parts in deal for part in itertools.islice(itertools.cycle(parts), size)]
+    return [rank_cases.MODALITIES[part] for parts in deal for part in itertools.islice(itertools.cycle(parts), size)]
 
 
 def cases(checkpoint, all_deals):
     """All cases."""
-    for count in range(1, len(CONTENT) + 1):
-        for subset in itertools.combinations(CONTENT, count):
+    for count in range(1, len(rank_cases.MODALITIES) + 1):
+        for subset in itertools.combinations(rank_cases.MODALITIES, count):
             for deal in itertools.islice(dict.fromkeys(deals(subset)), None if all_deals else 1):
-                for recipe, settings in RECIPES.items():
-                    name = "|".join("+".join(parts) for parts in deal)
-                    yield {
-                        "name": f"{name}-{recipe}",
-                        "recipe": recipe,
-                        "checkpoint": checkpoint,
-                        "contents": samples_of(deal),
-                        "steps": 1,
-                        "quiet": [],
-                        "adam": False,
-                        "watchdog_s": WATCHDOG_S,
-                        **settings,
-                    }
+                name = "|".join("+".join(parts) for parts in deal)
+                for recipe in rank_cases.RECIPES:
+                    case = rank_cases.one_step(f"{name}-{recipe}", recipe, checkpoint, samples_of(deal))
+                    yield {**case, "watchdog_s": WATCHDOG_S}
 
 
 def worst_error(found, expected):
-    """The largest error of a gradient relative to its largest entry; infinite if other parameters have one."""
-    if found.keys() != expected.keys():
-        return float("inf")
-    errors = [(found[name] - value).abs().max() / value.abs().max().clamp(min=1e-6) for name, value in expected.items()]
-    return float(max(errors))
+    """The largest error of a gradient on any rank."""
+    return max(error for each in found for error in rank_cases.errors(each["gradients"], expected).values())
 
 
 def run(case, folder):
     """The errors of a case by strategy; None for one that did not end by itself."""
     expected = rank_cases.run_stage(case, folder)["gradients"]
     errors = {}
-    for strategy in STRATEGIES:
+    for strategy in rank_cases.STRATEGIES:
+        job = {**case, "strategy": strategy}
         try:
-            [found] = ranks.launch([{**case, "strategy": strategy}], folder / strategy, timeout_s=4 * WATCHDOG_S)
+            found = ranks.launch([job], folder / strategy, timeout_s=4 * WATCHDOG_S)[case["name"]]
         except (RuntimeError, TimeoutError) as error:
             print(f"{case['name']} {strategy}: {str(error)[-500:]}")
             errors[strategy] = None
             continue
-        errors[strategy] = max(worst_error(each["gradients"], expected) for each in found)
+        errors[strategy] = worst_error(found, expected)
     return errors
 
 
 def run_together(chosen, folder):
     """The same for several cases whose ranks are started once; they end at the first case that hangs."""
     expected = {case["name"]: rank_cases.run_stage(case, folder)["gradients"] for case in chosen}
-    jobs = [{**case, "strategy": each, "name": f"{case['name']}-{each}"} for case in chosen for each in STRATEGIES]
-    found = dict(
-        zip(
-            [job["name"] for job in jobs],
-            ranks.launch(jobs, folder, timeout_s=WATCHDOG_S * len(jobs)),
-            strict=True,
-        )
-    )
+    jobs = rank_cases.on_strategies(chosen)
+    found = ranks.launch(jobs, folder, timeout_s=WATCHDOG_S * len(jobs))
     return {
-        name: {
-            each: max(worst_error(result["gradients"], gradients) for result in found[f"{name}-{each}"])
-            for each in STRATEGIES
-        }
+        name: {each: worst_error(found[f"{name}-{each}"], gradients) for each in rank_cases.STRATEGIES}
         for name, gradients in expected.items()
     }
 

@@ -18,6 +18,10 @@ PROCESSOR = "processor_config.json"
 TOWERS = {"vision_config", "audio_config"}
 """A model whose configuration has one of them needs its processor; a text model has none."""
 
+ADAPTER_CONFIG = "adapter_config.json"
+PLACE = "base_model_name_or_path"
+"""Where a base lies, in the configuration of an adapter on it (peft's format): a place, and no part of the content."""
+
 _AGAIN = "restore it, or run the stage again under a new run_name"
 
 
@@ -30,14 +34,15 @@ def write_handoff(directory: Path, export: Callable[[Path], None], facts: Mappin
         facts: What a user of the checkpoint must know (prompt template, media settings, labels, lineage).
 
     Returns:
-        The hash of all its files, those of subfolders included.
+        The hash of all its files, those of subfolders included, but for the place of an adapter's base: the same
+        training gives the same hash wherever it lies.
     """
     temporary = directory.with_name(directory.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     export(temporary)
     files = (path for path in sorted(temporary.rglob("*")) if path.is_file())
-    hashes = {path.relative_to(temporary).as_posix(): _file_hash(path) for path in files}
+    hashes = {path.relative_to(temporary).as_posix(): _content_hash(path) for path in files}
     digest = _combined(hashes)
     write_json(temporary / SEAL, {"digest": digest, "files": hashes, **facts})
     sync_tree(temporary)
@@ -64,7 +69,7 @@ def check_handoff(directory: Path) -> dict[str, Any]:
         raise StageError(f"{directory} has no *.safetensors; it is not a complete Hugging Face folder, {_AGAIN}")
     for name, expected in facts["files"].items():
         path = directory / name
-        if not path.is_file() or _file_hash(path) != expected:
+        if not path.is_file() or _content_hash(path) != expected:
             raise StageError(f"{path} is missing or changed since the stage wrote it; {_AGAIN}")
     if TOWERS & json.loads((directory / "config.json").read_bytes()).keys():
         _require([PROCESSOR], facts["files"], directory)
@@ -95,6 +100,19 @@ def _read_seal(seal: Path) -> dict[str, Any]:
 
 def _combined(hashes: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(dict(hashes), sort_keys=True).encode()).hexdigest()
+
+
+def _content_hash(path: Path) -> str:
+    """The hash of a file; of an adapter's configuration that of its values, without the place of the base."""
+    if path.name != ADAPTER_CONFIG:
+        return _file_hash(path)
+    try:
+        values = json.loads(path.read_bytes())
+    except ValueError:  # cut off or damaged: what its bytes hash to is no hash of values
+        return _file_hash(path)
+    if isinstance(values, dict):
+        values.pop(PLACE, None)
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _file_hash(path: Path) -> str:

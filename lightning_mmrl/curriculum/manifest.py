@@ -4,7 +4,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +42,6 @@ class Manifest:
     tracking_id: str | None = None
     running_id: str | None = None
     running_name: str | None = None
-
-    def with_stage(self, name: str, finished: FinishedStage) -> "Manifest":
-        """A manifest that holds one more stage."""
-        return replace(self, stages={**self.stages, name: finished})
-
-    def without_stage(self, name: str) -> "Manifest":
-        """A manifest that does not hold a stage."""
-        return replace(self, stages={each: entry for each, entry in self.stages.items() if each != name})
 
     def write(self, directory: Path) -> None:
         """Replaces the manifest of a run directory."""

@@ -5,9 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, Protocol, cast
+from typing import ClassVar, Protocol, cast
 
-import lightning
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -20,18 +19,16 @@ from lightning_mmrl.models.encoders import TowerGraph
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.tensors import AdvantageEstimator, Aggregation, PolicyLoss, RolloutEngine
 from lightning_mmrl.rollout.sampling import group_seeds
-from lightning_mmrl.stages.answers import Examiner, Validation, headline
+from lightning_mmrl.stages.answers import Examiner
 from lightning_mmrl.stages.context import (
     OptimizerSettings,
     StageContext,
     clip_gradients,
     finished_steps,
-    log_metrics,
-    place,
     scalar_values,
 )
-from lightning_mmrl.stages.ending import Ending
 from lightning_mmrl.stages.media import IterationMedia
+from lightning_mmrl.stages.module import StageModule
 from lightning_mmrl.stages.optimize import Objective, UpdateSettings, accumulate_loss, plan_minibatches, score_old
 from lightning_mmrl.stages.rollout_table import RolloutTable
 from lightning_mmrl.stages.stats import Outcome, rollout_stats, update_stats
@@ -70,7 +67,7 @@ class Algorithm:
             raise ValueError(f"group_size is {self.group_size}; a group needs at least 2 completions to be compared")
 
 
-class PolicyGradientModule(lightning.LightningModule):
+class PolicyGradientModule(StageModule):
     """Policy-gradient training in manual optimization.
 
     Args:
@@ -100,24 +97,13 @@ class PolicyGradientModule(lightning.LightningModule):
         examiner: Examiner | None = None,
         table: RolloutTable | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(policy, optimizer=optimizer, context=context, examiner=examiner)
         self.automatic_optimization = False
-        self.policy = policy
         self.engine = engine
         self.rewards = rewards
         self.algorithm = algorithm or self.default_algorithm
-        self.latest: dict[str, float] = {}
-        self._optimizer = optimizer
-        self._context = context
-        self._ending = Ending(context.stop_when, context.cooldown_steps)
         self._table = table
-        self._ranks = context.ranks
-        self._validation = Validation(examiner, context.ranks) if examiner is not None else None
         self._seconds: dict[str, float] = {}
-
-    def configure_model(self) -> None:
-        """Spreads the policy over the ranks."""
-        place(self, self.policy, self._context.ranks, self._context.sharding)
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """One iteration: sample, score, optimize, push the weights."""
@@ -228,49 +214,17 @@ class PolicyGradientModule(lightning.LightningModule):
             scheduler.step()
         return stats | {"train/learning_rate": learning_rate}
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what the stage knows beside weights and counters."""
-        checkpoint["stage"] = {"latest": dict(self.latest), "ending": self._ending.state_dict()}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes up what `on_save_checkpoint` added."""
-        self.latest = dict(checkpoint["stage"]["latest"])
-        self._ending.load_state_dict(checkpoint["stage"]["ending"])
-
     def on_train_start(self) -> None:
         """Takes up a stage that was saved: the engine gets its weights, and the stage may be at its end."""
         iteration = finished_steps(self.trainer)
         if iteration:
             self.engine.load_weights(self.policy, iteration)
-        self._ending.apply(self.trainer, iteration)
-
-    def on_train_batch_end(self, outputs: object, batch: PromptBatch, batch_idx: int) -> None:
-        """Ends the stage when its time has come."""
-        self._ending.apply(self.trainer, batch_idx + 1)
-
-    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        """Judges greedy answers."""
-        if self._validation is not None:
-            self._validation.step(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        """Reports the validation metrics at the last finished iteration."""
-        if self._validation is not None:
-            values = headline(self._validation.finish())
-            iteration = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-            metrics = {f"validation/{key}": value for key, value in values.items()}
-            self._report(metrics, iteration)
-            self._ending.validated(metrics, step=iteration)
-            self._ending.apply(self.trainer, iteration)
+        super().on_train_start()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer and its schedule, stepped by hand."""
         optimizer, scheduler = self._optimizer.build(self.policy, self._context)
         return [optimizer], [scheduler]
-
-    def _report(self, values: dict[str, float], step: int) -> None:
-        self.latest |= values
-        log_metrics(self, {f"{self._context.name}/{key}": value for key, value in values.items()}, step)
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

@@ -14,10 +14,11 @@ from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
 from lightning_mmrl.algorithms.schedules import WarmupConstant
 from lightning_mmrl.cli.main import main
-from lightning_mmrl.curriculum.handoff import check_handoff
+from lightning_mmrl.curriculum.handoff import check_handoff, write_handoff
 from lightning_mmrl.data.collate import EncodedSample, collate_targets
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.models.adapters import AdapterSettings
+from lightning_mmrl.models.export import export_policy
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.pool import InlineRewards
 from lightning_mmrl.rollout.hf import HFEngine
@@ -65,25 +66,50 @@ def stage(kind, name, encoder, policy, folder):
     return kind(policy, engine, rewards, **common), families.prompts(name, encoder)
 
 
+def train(module, batch, folder):
+    """One step."""
+    trainer = training_trainer(
+        TrainerSettings(accelerator="cpu"),
+        directory=folder,
+        logger=RunLogger(NullRun("run"), folder),
+        callbacks=[],
+        validate_every=None,
+        gradient_clip_val=None,
+    )
+    trainer.fit(module, DataLoader([batch], batch_size=None))
+
+
 @pytest.mark.parametrize("kind", [SFTModule, GRPOModule, RLOOModule])
 @pytest.mark.parametrize("name", sorted(families.FAMILIES))
 def test_a_step_of_any_stage_moves_the_adapter_alone(name, kind, tmp_path):
     encoder, policy = families.load(name, families.build(name, tmp_path / "base"), dtype=torch.float32)
     policy.adapt(AdapterSettings(r=4, alpha=8))
     before = {key: value.clone() for key, value in policy.state_dict().items()}
-    module, batch = stage(kind, name, encoder, policy, tmp_path)
-    trainer = training_trainer(
-        TrainerSettings(accelerator="cpu"),
-        directory=tmp_path,
-        logger=RunLogger(NullRun("run"), tmp_path),
-        callbacks=[],
-        validate_every=None,
-        gradient_clip_val=None,
-    )
-    trainer.fit(module, DataLoader([batch], batch_size=None))
+    train(*stage(kind, name, encoder, policy, tmp_path), tmp_path)
     moved = {key for key, value in policy.state_dict().items() if not torch.equal(value, before[key])}
     # A stays where it is in the first step, since B is zero.
     assert moved == {key for key in before if ".lora_B." in key}
+
+
+def handed_over(folder, seed):
+    """A step of SFT on a base that lies in a run folder, and the digest of what it hands over."""
+    name = "qwen2_5_omni"
+    base = families.build(name, folder / "base")
+    encoder, policy = families.load(name, base, dtype=torch.float32)
+    torch.manual_seed(seed)  # A is random
+    policy.adapt(AdapterSettings(r=4, alpha=8))
+    train(*stage(SFTModule, name, encoder, policy, folder), folder)
+    export = partial(export_policy, policy, encoder.processor, started_from=str(base))
+    return write_handoff(folder / "handoff", export, {})
+
+
+def test_the_digest_of_an_adapter_does_not_depend_on_where_the_run_lies(tmp_path):
+    folders = [tmp_path / "here", tmp_path / "there" / "and_further"]
+    one, same = (handed_over(folder, seed=3) for folder in folders)
+    assert one == same
+    configs = [json.loads((folder / "handoff" / "adapter" / "adapter_config.json").read_bytes()) for folder in folders]
+    assert [config["base_model_name_or_path"] for config in configs] == [str(folder / "base") for folder in folders]
+    assert handed_over(tmp_path / "other", seed=4) != one
 
 
 SMALL = (

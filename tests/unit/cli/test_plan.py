@@ -83,8 +83,8 @@ def test_a_plan_counts_samples_and_knows_what_is_finished(folder, capsys):
         training_metrics={},
         evaluation=cold_start.evaluation,
     )
-    manifest = Manifest().with_stage("cold_start", finished)
-    manifest.with_stage("reason", replace(finished, content={})).write(folder / "runs" / "default")
+    stages = {"cold_start": finished, "reason": replace(finished, content={})}
+    Manifest(stages=stages).write(folder / "runs" / "default")
     lines = shown(capsys, "plan", "data.root=set")
     assert row(lines, "cold_start")[4:] == ["64", "200", "32 targets", "100.00", "finished"]
     assert row(lines, "reason")[-1] == "finished, configured differently"

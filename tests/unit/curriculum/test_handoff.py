@@ -45,6 +45,38 @@ def test_files_of_subfolders_are_sealed_too(tmp_path):
         check_handoff(tmp_path / "handoff")
 
 
+def adapter_config(**changes):
+    return json.dumps({"base_model_name_or_path": "/runs/one", "r": 4, "lora_alpha": 8, **changes})
+
+
+def with_adapter(config):
+    def export(directory):
+        exporter()(directory)
+        (directory / "adapter").mkdir()
+        (directory / "adapter" / "adapter_config.json").write_text(config)
+
+    return export
+
+
+def test_the_place_of_an_adapters_base_is_not_part_of_the_digest(tmp_path):
+    """Everything else in its configuration is."""
+    configs = [adapter_config(), adapter_config(base_model_name_or_path="two"), adapter_config(r=8)]
+    digests = [write_handoff(tmp_path / str(number), with_adapter(config), {}) for number, config in enumerate(configs)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_base_that_moved_may_be_named_anew(tmp_path):
+    handoff = tmp_path / "handoff"
+    write_handoff(handoff, with_adapter(adapter_config()), {})
+    path = handoff / "adapter" / "adapter_config.json"
+    path.write_text(adapter_config(base_model_name_or_path="elsewhere"))
+    check_handoff(handoff)
+    for content in (adapter_config(r=8), adapter_config(more=1), adapter_config()[:-1], "[]", "{}", ""):
+        path.write_text(content)
+        with pytest.raises(StageError, match=r"adapter_config\.json is missing or changed since the stage wrote it"):
+            check_handoff(handoff)
+
+
 def test_the_weights_of_a_subfolder_do_not_make_a_folder_complete(tmp_path):
     def export(directory):
         exporter(leave_out=[WEIGHTS])(directory)

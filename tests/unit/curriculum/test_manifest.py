@@ -18,9 +18,8 @@ RESULT = StageResult(
 
 
 def test_a_manifest_comes_back_as_it_was_written(tmp_path):
-    manifest = Manifest(tracking_id="parent").with_stage(
-        "warm", FinishedStage(digest="d", content={"seed": 0}, result=RESULT, training_metrics={})
-    )
+    finished = FinishedStage(digest="d", content={"seed": 0}, result=RESULT, training_metrics={})
+    manifest = Manifest(stages={"warm": finished}, tracking_id="parent")
     manifest.write(tmp_path / "run")
     assert Manifest.read(tmp_path / "run") == manifest
     assert [path.name for path in (tmp_path / "run").iterdir()] == [FILE]
@@ -28,22 +27,6 @@ def test_a_manifest_comes_back_as_it_was_written(tmp_path):
 
 def test_a_new_run_has_an_empty_manifest(tmp_path):
     assert Manifest.read(tmp_path / "none") == Manifest(stages={}, tracking_id=None)
-
-
-def test_one_more_stage_leaves_the_old_manifest_alone():
-    before = Manifest(tracking_id="parent")
-    after = before.with_stage(
-        "warm", FinishedStage(digest="d", content={"seed": 0}, result=RESULT, training_metrics={})
-    )
-    assert (list(before.stages), list(after.stages), after.tracking_id) == ([], ["warm"], "parent")
-
-
-def test_a_stage_can_be_taken_out():
-    manifest = Manifest(tracking_id="parent").with_stage(
-        "warm", FinishedStage(digest="d", content={}, result=RESULT, training_metrics={})
-    )
-    assert manifest.without_stage("warm") == Manifest(tracking_id="parent")
-    assert manifest.without_stage("other") == manifest
 
 
 def damaged(stages):

@@ -325,6 +325,51 @@ def test_the_learning_rate_of_sft_falls_to_nothing_while_the_stage_cools_down(mo
     assert [rate for rate in rates if rate is not None] == pytest.approx([0.01, 0.01, 0.01, 0.0075, 0.005, 0.0025])
 
 
+@pytest.mark.parametrize("kind", ["sft", "rl"])
+def test_validations_are_numbered_by_steps_of_the_stage(model, tmp_path, kind):
+    """However many optimizer steps one of them takes."""
+    encoder, policy = model
+    if kind == "sft":
+        module = SFTModule(policy, optimizer=optimizer(), context=context(tmp_path, 4))
+        batch = targets(encoder, [GOOD, "angry", BAD, "user"])
+    else:
+        module = rl_module(model, tmp_path, algorithm=two_updates(), num_steps=4)
+        batch = omni.prompts(encoder)
+    module._validation = Rises()
+    steps = []
+    module._report = lambda values, step: steps.append((step, module.global_step, *values))
+    validation = DataLoader([omni.prompts(encoder)], batch_size=None)
+    trainer(tmp_path, validate_every=2).fit(module, DataLoader([batch] * 4, batch_size=None), validation)
+    updates = 1 if kind == "sft" else 2
+    validated = [entry for entry in steps if entry[2:] == ("validation/uar",)]
+    assert [entry[:2] for entry in validated] == [(2, 2 * updates), (4, 4 * updates)]
+
+
+class Counting(SFTModule):
+    """A stage that knows something more."""
+
+    seen = 0
+
+    def stage_state(self):
+        return {**super().stage_state(), "seen": self.seen}
+
+    def load_stage_state(self, state):
+        super().load_stage_state(state)
+        self.seen = state["seen"]
+
+
+def test_a_subclass_adds_to_the_state_of_a_stage(model, tmp_path):
+    first, second = (Counting(model[1], optimizer=optimizer(), context=context(tmp_path, 1)) for _ in range(2))
+    first._ending = Ending(Bound(metric="validation/uar", at_least=0.5))
+    first._ending.validated({"validation/uar": 0.6}, step=2)
+    first.latest, first.seen, checkpoint = {"train/loss": 1.5}, 3, {}
+    first.on_save_checkpoint(checkpoint)
+    assert checkpoint == {"stage": {"latest": {"train/loss": 1.5}, "ending": {"met_at": 2}, "seen": 3}}
+    assert not second._ending.ended(2)
+    second.on_load_checkpoint(checkpoint)
+    assert (second.latest, second.seen, second._ending.ended(2)) == ({"train/loss": 1.5}, 3, True)
+
+
 class Sometimes:
     """Rewards that differ within a group in every other iteration only: four prompts of two completions each."""
 
