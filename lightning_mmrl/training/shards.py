@@ -32,12 +32,8 @@ def named_state(module: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     known = {parameter: name for name, parameter in module.named_parameters()}
     names = [known[parameter] for group in optimizer.param_groups for parameter in group["params"]]
     state = optimizer.state_dict()
-    tensors = {
-        names[place]: {key: value for key, value in values.items() if value is not None}
-        for place, values in state["state"].items()
-    }
     groups = [{**group, "params": [names[place] for place in group["params"]]} for group in state["param_groups"]]
-    return {"state": tensors, "param_groups": groups}
+    return {"state": {names[place]: values for place, values in state["state"].items()}, "param_groups": groups}
 
 
 def write_shards(checkpoint: Mapping[str, Any], group: dist.ProcessGroup, folder: Path) -> None:

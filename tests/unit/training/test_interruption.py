@@ -104,3 +104,71 @@ def test_the_second_signal_ends_the_process_at_once():
         [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60, check=False
     )
     assert (ended.returncode, ended.stdout) == (128 + signal.SIGINT, "saving\n")
+
+
+class Others:
+    """Ranks of which the others have been sent a signal, or none."""
+
+    rank, world_size, lockstep = 0, 2, False
+
+    def __init__(self, signum=0):
+        self.signum = signum
+
+    def most(self, value):
+        return max(value, self.signum)
+
+
+def test_together_a_signal_waits_for_the_safe_point(interruption):
+    passed = []
+
+    def work():
+        with interruption.together(Others()):
+            os.kill(os.getpid(), signal.SIGTERM)
+            passed.append("signal")
+            interruption.release()  # the end of a hold is no safe point
+            interruption.safe_point()
+
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        work()
+    assert passed == ["signal"]
+
+
+def test_a_signal_to_another_rank_is_raised_here_as_well(interruption):
+    with interruption.together(Others(signal.SIGUSR1)), pytest.raises(Interrupted, match="SIGUSR1"):
+        interruption.safe_point()
+
+
+def test_what_a_rank_does_apart_is_cut_short_and_agreed_on_at_its_end(interruption):
+    passed = []
+
+    def work():
+        with interruption.together(Others()):
+            with interruption.apart():
+                os.kill(os.getpid(), signal.SIGINT)
+                interruption.poll()
+                passed.append("went on")
+            passed.append("without an agreement")
+
+    with pytest.raises(Interrupted, match="SIGINT"):
+        work()
+    assert passed == []
+
+
+def test_a_rank_that_leaves_the_others_is_interrupted_then(interruption):
+    passed = []
+
+    def work():
+        with interruption.together(Others()):
+            os.kill(os.getpid(), signal.SIGTERM)
+            passed.append("inside")
+
+    with pytest.raises(Interrupted):
+        work()
+    assert passed == ["inside"]
+
+
+def test_alone_a_safe_point_is_none_and_apart_changes_nothing(interruption):
+    interruption.safe_point()
+    interruption.poll()
+    with pytest.raises(Interrupted), interruption.apart():
+        wait_after(signal.SIGTERM)
