@@ -103,6 +103,9 @@ def joined(settings: TrainerSettings, interruption: Interruption) -> Iterator[Ra
     Args:
         settings: Of the run; one device that does not shard needs no group.
         interruption: See `RankGroup`.
+
+    Raises:
+        StageError: Another rank is gone.
     """
     if settings.world_size == 1 and not settings.shards:
         yield RankGroup(interruption)
@@ -118,5 +121,14 @@ def joined(settings: TrainerSettings, interruption: Interruption) -> Iterator[Ra
         rank=environment.global_rank(),
         world_size=settings.world_size,
     )
-    yield RankGroup(interruption)
+    group = RankGroup(interruption)
+    try:
+        yield group
+    except RuntimeError as error:
+        # What gloo raises has no type of its own.
+        if isinstance(error, dist.DistError) or "/gloo/" in str(error):
+            raise StageError(
+                f"rank {group.rank} ends because another one is gone; that one's message says why"
+            ) from error
+        raise
     dist.destroy_process_group()  # not after an error: another rank may be waiting, and notices that this one is gone

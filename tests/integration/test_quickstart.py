@@ -15,6 +15,7 @@ from lightning_mmrl.curriculum.handoff import check_handoff
 from lightning_mmrl.rollout.hf import HFEngine
 from lightning_mmrl.stages.evaluate import EvaluationModule
 from lightning_mmrl.training.console import ConsoleProgress
+from lightning_mmrl.training.group import RankGroup
 from lightning_mmrl.training.interruption import Interrupted, Interruption
 
 pytestmark = pytest.mark.slow
@@ -44,7 +45,7 @@ def workplace(tmp_path_factory):
 
 def run(workplace: Path, *more: str, interruption: Interruption | None = None):
     config = compose([*SMALL, f"output_dir={workplace}/runs", f"data.root={workplace}/clips", *more])
-    return run_module.run_curriculum(config, ConsoleProgress(), None, interruption)
+    return run_module.run_curriculum(config, ConsoleProgress(), None, RankGroup(interruption))
 
 
 def runs_by_name(workplace: Path):
