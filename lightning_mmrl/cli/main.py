@@ -52,15 +52,20 @@ def _run(argv: list[str]) -> int:
     try:
         return command.run(argv[1:])
     except MmrlError as error:
-        rank = int(os.environ.get("RANK", "0"))
-        print(f"mmrl {argv[0]}{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr)
+        where = "" if _rank() == "0" else f" (rank {_rank()})"
+        print(f"mmrl {argv[0]}{where}: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt as interrupt:
         # What `Interrupted` says of itself; its module would load torch.
         what, code = str(interrupt) or "SIGINT", getattr(interrupt, "exit_code", EXIT_INTERRUPTED)
-        if os.environ.get("RANK", "0") == "0":
+        if _rank() == "0":
             print(f"mmrl {argv[0]}: interrupted by {what}; the same command continues", file=sys.stderr)
         return code
+
+
+def _rank() -> str:
+    """The number of this process among those that torchrun or SLURM started."""
+    return os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
 
 
 def _reader_left() -> bool:

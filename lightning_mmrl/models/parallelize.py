@@ -54,7 +54,9 @@ class Sharding:
         """
         if isinstance(policy, FSDPModule):
             return
-        offload = CPUOffloadPolicy() if self.cpu_offload else OffloadPolicy()
+        # Pinned memory is CUDA's; without it, as on a CPU, shards are where they would be anyway.
+        pinned = mesh.device_type == "cuda"
+        offload = CPUOffloadPolicy(pin_memory=pinned) if self.cpu_offload else OffloadPolicy()
         mixed = MixedPrecisionPolicy(
             param_dtype=self.compute_dtype,
             reduce_dtype=self.reduce_dtype,
