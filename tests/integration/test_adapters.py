@@ -21,7 +21,6 @@ from lightning_mmrl.models.adapters import AdapterSettings
 from lightning_mmrl.models.export import export_policy
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.pool import InlineRewards
-from lightning_mmrl.rollout.hf import HFEngine
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.stages.grpo import GRPOModule
 from lightning_mmrl.stages.rloo import RLOOModule
@@ -55,13 +54,7 @@ def stage(kind, name, encoder, policy, folder):
     }
     if kind is SFTModule:
         return SFTModule(policy, **common), targets(name, encoder)
-    engine = HFEngine(
-        policy,
-        decode=encoder.decode,
-        eos_token_ids=encoder.eos_token_ids,
-        pad_token_id=encoder.pad_token_id,
-        max_new_tokens=8,
-    )
+    engine = omni.engine(encoder, policy, max_new_tokens=8)
     rewards = InlineRewards(WeightedReward(parts={"evens": CountsEvens()}, weights={"evens": 1.0}))
     return kind(policy, engine, rewards, **common), families.prompts(name, encoder)
 

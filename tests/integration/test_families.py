@@ -18,7 +18,6 @@ from lightning_mmrl.data.collate import EncodedSample, collate_targets
 from lightning_mmrl.models.export import export_checkpoint
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.pool import InlineRewards
-from lightning_mmrl.rollout.hf import HFEngine
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.stages.grpo import GRPOModule
 from lightning_mmrl.stages.policy_gradient import Algorithm
@@ -131,13 +130,7 @@ def test_a_grpo_iteration_moves_what_is_not_frozen(name, model, tmp_path):
     encoder, policy = model.encoder, model.policy
     frozen = sorted(set(policy._backbone.parameter_groups) - {"text"})
     policy.freeze(frozen)
-    engine = HFEngine(
-        policy,
-        decode=encoder.decode,
-        eos_token_ids=encoder.eos_token_ids,
-        pad_token_id=encoder.pad_token_id,
-        max_new_tokens=8,
-    )
+    engine = omni.engine(encoder, policy, max_new_tokens=8)
     module = GRPOModule(
         policy,
         engine,
