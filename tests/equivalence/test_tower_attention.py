@@ -17,8 +17,7 @@ WITH_TOWERS = [name for name in sorted(families.FAMILIES) if families.FAMILIES[n
 def loaded(request, tmp_path_factory):
     name = request.param
     folder = families.build(name, tmp_path_factory.mktemp(name))
-    encoder = families.FAMILIES[name].encoder.from_checkpoint(folder)
-    backbone = families.FAMILIES[name].backbone.from_checkpoint(folder, dtype=torch.float64)
+    encoder, backbone = families.parts(name, folder)
     families.exact(backbone.model)
     omni.spread(backbone.model)
     return backbone, families.prompts(name, encoder)
