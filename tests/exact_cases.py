@@ -22,7 +22,6 @@ from lightning_mmrl.models.parallelize import whole_weights
 from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.pool import InlineRewards
-from lightning_mmrl.rollout.hf import HFEngine
 from lightning_mmrl.stages.answers import Examiner
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.stages.grpo import GRPOModule
@@ -127,14 +126,7 @@ class Stage:
         how = Options(**options)
         prepare_process(how.trainer, seed=5)
         encoder, self.policy = omni.load(checkpoint, dtype=how.dtype)
-        engine = HFEngine(
-            self.policy,
-            decode=encoder.decode,
-            eos_token_ids=encoder.eos_token_ids,
-            pad_token_id=encoder.pad_token_id,
-            max_new_tokens=4,
-            poll=interruption.poll,
-        )
+        engine = omni.engine(encoder, self.policy, max_new_tokens=4, poll=interruption.poll)
         self.engine = engine
         examiner = Examiner(engine=engine, matcher=LabelMatcher(labels=("angry", "user")), apart=interruption.apart)
         common = {

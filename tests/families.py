@@ -153,12 +153,17 @@ def build(name: str, directory: Path) -> Path:
     return family.build(directory, text=omni.TEXT, **family.sizes)
 
 
+def parts(name: str, checkpoint: Path, dtype: torch.dtype = torch.float64) -> tuple[Any, Any]:
+    """Encoder and backbone, as saved."""
+    family = FAMILIES[name]
+    return family.encoder.from_checkpoint(checkpoint), family.backbone.from_checkpoint(checkpoint, dtype=dtype)
+
+
 def load(
     name: str, checkpoint: Path, dtype: torch.dtype = torch.float64, temperature: float = 1.0
 ) -> tuple[Any, Policy]:
     """Encoder and policy, as saved; in float64 all through if that is the dtype."""
-    encoder = FAMILIES[name].encoder.from_checkpoint(checkpoint)
-    backbone = FAMILIES[name].backbone.from_checkpoint(checkpoint, dtype=dtype)
+    encoder, backbone = parts(name, checkpoint, dtype)
     if dtype == torch.float64:
         exact(backbone.model)
     return encoder, Policy(backbone, banned_token_ids=encoder.banned_token_ids(), temperature=temperature)

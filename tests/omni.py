@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from lightning_mmrl.data.collate import EncodedSample, collate_prompts
 from lightning_mmrl.models.families.qwen2_5_omni import OmniEncoder, OmniThinker
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.models.tiny import build_tiny_omni
+from lightning_mmrl.rollout.hf import HFEngine
 from lightning_mmrl.types.batches import PromptBatch
 from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo
 from lightning_mmrl.types.records import Message, Sample
@@ -36,6 +38,12 @@ def load(checkpoint: Path, dtype: torch.dtype = torch.float64, temperature: floa
     backbone = OmniThinker.from_checkpoint(checkpoint, dtype=dtype)
     spread(backbone.model)
     return encoder, Policy(backbone, banned_token_ids=encoder.banned_token_ids(), temperature=temperature)
+
+
+def engine(encoder: Any, policy: Policy, **settings: Any) -> HFEngine:
+    """A policy of any family as an engine; it ends at the encoder's end tokens unless it is told others."""
+    settings = {"eos_token_ids": encoder.eos_token_ids, **settings}
+    return HFEngine(policy, decode=encoder.decode, pad_token_id=encoder.pad_token_id, **settings)
 
 
 def spread(model: torch.nn.Module) -> None:

@@ -26,7 +26,6 @@ from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.protocols.ranks import ALONE
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.pool import InlineRewards
-from lightning_mmrl.rollout.hf import HFEngine
 from lightning_mmrl.rollout.scripted import ScriptedEngine
 from lightning_mmrl.stages.answers import Examiner
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
@@ -150,13 +149,8 @@ def algorithm(case):
 def engine(case, encoder, policy):
     """A scripted engine, or the policy itself."""
     if case.get("engine") == "hf":
-        return HFEngine(
-            policy,
-            decode=encoder.decode,
-            eos_token_ids=[*encoder.eos_token_ids, *range(0, 300, 4)],  # so that rows end early, and not at once
-            pad_token_id=encoder.pad_token_id,
-            max_new_tokens=8,
-        )
+        ends = [*encoder.eos_token_ids, *range(0, 300, 4)]  # so that rows end early, and not at once
+        return omni.engine(encoder, policy, eos_token_ids=ends, max_new_tokens=8)
     quiet = case.get("quiet", [[1, 2], [1, 3]])
     num_prompts = len(case.get("contents", CONTENTS))
     texts = {

@@ -8,10 +8,13 @@ them, on any device, and is the same function: scaled_dot_product_attention over
 from typing import Any
 
 import torch
+import transformers
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
+
+from lightning_mmrl.errors import StageError
 
 TOWER_ATTENTION = "lightning_mmrl_windows_like_flash"
 
@@ -19,9 +22,18 @@ TOWER_ATTENTION = "lightning_mmrl_windows_like_flash"
 def attention_forward(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """The attention function that towers call, with the cumulative lengths of the windows in `cu_seq_lens_q`."""
-    if attention_mask is not None or kwargs.get("dropout") or kwargs.get("is_causal"):
-        raise NotImplementedError("a tower asks for a mask, dropout or causality, which its windows do not have")
+    """The attention function that towers call, with the cumulative lengths of the windows in `cu_seq_lens_q`.
+
+    Raises:
+        StageError: The tower wants more of its attention than those of the transformers versions we allow.
+    """
+    wanted = ["a mask"] if attention_mask is not None else []
+    wanted += [f"{key}={kwargs[key]}" for key in ("dropout", "is_causal") if kwargs.get(key)]
+    if wanted:
+        raise StageError(
+            f"{type(module).__name__} of transformers {transformers.__version__} asks its attention for "
+            f"{' and '.join(wanted)}, which whole windows do not have; `mmrl doctor` names the versions that fit"
+        )
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     return attend_windows(query, key, value, kwargs["cu_seq_lens_q"], kwargs.get("scaling"))[None], None
 

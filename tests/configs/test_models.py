@@ -1,10 +1,7 @@
 """Each model preset composes and binds; the released architectures have the published size, and freezing is exact."""
 
-from functools import lru_cache
-
 import pytest
-import released
-from released import RELEASED
+from released_models import RELEASED, on_meta, policy_of
 
 from lightning_mmrl.config.compose import compose, configs_dir
 from lightning_mmrl.config.run import check_all_targets
@@ -27,9 +24,6 @@ def modules_of(model, family):
 
 
 each_released = pytest.mark.parametrize("name", sorted(RELEASED))
-
-
-on_meta = lru_cache(released.backbone)
 
 
 @pytest.fixture
@@ -81,7 +75,7 @@ def test_a_head_is_tied_as_released(name, backbone):
 
 @each_released
 def test_freezing_a_group_stops_exactly_its_parameters(name, backbone):
-    policy = released.policy_of(backbone)
+    policy = policy_of(backbone)
     groups = modules_of(backbone.model, RELEASED[name].family)
     assert set(groups) == set(backbone.parameter_groups)
     for group, modules in groups.items():
@@ -94,7 +88,7 @@ def test_freezing_a_group_stops_exactly_its_parameters(name, backbone):
 
 @each_released
 def test_the_groups_share_nothing_and_leave_nothing(name, backbone):
-    policy = released.policy_of(backbone)
+    policy = policy_of(backbone)
     groups = modules_of(backbone.model, RELEASED[name].family)
     total = sum(parameter.numel() for parameter in backbone.model.parameters())
     assert policy.freeze(list(groups)) == total
@@ -103,7 +97,7 @@ def test_the_groups_share_nothing_and_leave_nothing(name, backbone):
 
 @each_released
 def test_freezing_the_towers_leaves_the_projector_frozen_too(name, backbone):
-    policy = released.policy_of(backbone)
+    policy = policy_of(backbone)
     towers = [group for group in backbone.parameter_groups if group != "text"]
     if not towers:
         with pytest.raises(ConfigError, match="unknown group 'vision'; this family has text"):
@@ -124,7 +118,7 @@ def test_outdated_prefixes_are_refused_or_found():
         def parameter_groups(self):
             return {"vision": ("visual.",), "text": ("model.",)}
 
-    policy = released.policy_of(Outdated(on_meta("qwen2_5_vl_3b").model.requires_grad_(True)))
+    policy = policy_of(Outdated(on_meta("qwen2_5_vl_3b").model.requires_grad_(True)))
     with pytest.raises(ConfigError, match="group 'vision' selects no parameter"):
         policy.freeze(["vision"])
     # The other mistake freezes too much, the tower as well; the counts above would find it.

@@ -2,11 +2,11 @@
 
 import adapted
 import families
+import omni
 import pytest
 import torch
 
 from lightning_mmrl.models.policy import Policy
-from lightning_mmrl.rollout.hf import HFEngine
 from lightning_mmrl.rollout.sampling import group_seeds
 from lightning_mmrl.types.batches import ScoringBatch
 
@@ -67,13 +67,7 @@ def test_samples_have_the_probabilities_that_scoring_finds(family):
     encoder, batch, shared, copied = two_policies(family, ("text",))
     rollouts = []
     for policy in (shared, copied):
-        engine = HFEngine(
-            policy,
-            decode=encoder.decode,
-            eos_token_ids=encoder.eos_token_ids,
-            pad_token_id=encoder.pad_token_id,
-            max_new_tokens=6,
-        )
+        engine = omni.engine(encoder, policy, max_new_tokens=6)
         seeds = group_seeds(0, 1, [sample.id for sample in batch.prompts.samples], adapted.GROUP)
         rollouts.append(engine.generate(batch.prompts, group_size=adapted.GROUP, seeds=seeds))
     one, other = rollouts

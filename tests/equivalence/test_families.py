@@ -7,7 +7,6 @@ import omni
 import pytest
 import torch
 
-from lightning_mmrl.rollout.hf import HFEngine
 from lightning_mmrl.rollout.sampling import group_seeds
 from lightning_mmrl.types.batches import ScoringBatch
 
@@ -60,13 +59,7 @@ def test_flat_positions_in_place_of_a_grid_show(family, batch):
 @torch.no_grad()
 def test_sampler_logprobs_equal_the_policys_own(family, batch):
     _, encoder, policy = family
-    engine = HFEngine(
-        policy,
-        decode=encoder.decode,
-        eos_token_ids=encoder.eos_token_ids,
-        pad_token_id=encoder.pad_token_id,
-        max_new_tokens=6,
-    )
+    engine = omni.engine(encoder, policy, max_new_tokens=6)
     seeds = group_seeds(0, 1, [sample.id for sample in batch.prompts.samples], GROUP)
     rollout = engine.generate(batch.prompts, group_size=GROUP, seeds=seeds)
     scoring = replace(batch, completion_ids=rollout.completion_ids, completion_mask=rollout.completion_mask)

@@ -16,7 +16,6 @@ from torch.nn.functional import pad
 
 from lightning_mmrl.models.decoding import StockDecoding, start_decoding
 from lightning_mmrl.models.policy import Policy
-from lightning_mmrl.rollout.hf import HFEngine
 from lightning_mmrl.rollout.sampling import group_seeds, nucleus
 
 GROUP = 3
@@ -59,8 +58,8 @@ def prompts(family):
 
 def engine(family, **how):
     _, encoder, policy, *_ = family
-    settings = {"policy": policy, "eos_token_ids": encoder.eos_token_ids, "max_new_tokens": LENGTH, **how}
-    return HFEngine(settings.pop("policy"), decode=encoder.decode, pad_token_id=encoder.pad_token_id, **settings)
+    settings = {"policy": policy, "max_new_tokens": LENGTH, **how}
+    return omni.engine(encoder, **settings)
 
 
 def trimmed(prompts, row):

@@ -1,10 +1,13 @@
 """Towers that attend to all windows of one length at once give the stock features and gradients; a control fails."""
 
+from functools import partial
+
 import families
 import omni
 import pytest
 import torch
 
+from lightning_mmrl.errors import StageError
 from lightning_mmrl.models import tower_attention
 
 WITH_TOWERS = [name for name in sorted(families.FAMILIES) if families.FAMILIES[name].contents[0].startswith("<")]
@@ -14,8 +17,7 @@ WITH_TOWERS = [name for name in sorted(families.FAMILIES) if families.FAMILIES[n
 def loaded(request, tmp_path_factory):
     name = request.param
     folder = families.build(name, tmp_path_factory.mktemp(name))
-    encoder = families.FAMILIES[name].encoder.from_checkpoint(folder)
-    backbone = families.FAMILIES[name].backbone.from_checkpoint(folder, dtype=torch.float64)
+    encoder, backbone = families.parts(name, folder)
     families.exact(backbone.model)
     omni.spread(backbone.model)
     return backbone, families.prompts(name, encoder)
@@ -84,7 +86,17 @@ def test_windows_of_different_length_and_none():
         torch.testing.assert_close(ours[inside], torch.einsum("hqk,khd->qhd", weights, value[inside]))
 
 
-def test_a_mask_is_refused():
-    rows = torch.zeros(1, 2, 4, 8)
-    with pytest.raises(NotImplementedError, match="mask, dropout or causality"):
-        tower_attention.attention_forward(torch.nn.Module(), rows, rows, rows, torch.ones(4, 4), cu_seq_lens_q=None)
+@pytest.mark.parametrize(
+    ("mask", "more", "wanted"),
+    [
+        (torch.ones(4, 4), {}, "a mask"),
+        (None, {"dropout": 0.1}, r"dropout=0\.1"),
+        (torch.ones(4, 4), {"is_causal": True}, "a mask and is_causal=True"),
+    ],
+)
+def test_what_windows_do_not_have_is_refused(mask, more, wanted):
+    rows, windows = torch.zeros(1, 2, 4, 8), torch.tensor([0, 4])
+    ask = partial(tower_attention.attention_forward, torch.nn.Module(), rows, rows, rows, cu_seq_lens_q=windows)
+    ask(None, dropout=0.0, is_causal=False)
+    with pytest.raises(StageError, match=rf"^Module of transformers [\d.]+ asks its attention for {wanted}, which"):
+        ask(mask, **more)

@@ -5,78 +5,30 @@ from functools import partial
 
 import families
 import omni
+import one_step
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from torch.utils.data import DataLoader
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
-from lightning_mmrl.algorithms.schedules import WarmupConstant
 from lightning_mmrl.cli.main import main
 from lightning_mmrl.curriculum.handoff import check_handoff, write_handoff
-from lightning_mmrl.data.collate import EncodedSample, collate_targets
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.models.adapters import AdapterSettings
 from lightning_mmrl.models.export import export_policy
-from lightning_mmrl.rewards.compose import WeightedReward
-from lightning_mmrl.rewards.pool import InlineRewards
-from lightning_mmrl.rollout.hf import HFEngine
-from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.stages.grpo import GRPOModule
 from lightning_mmrl.stages.rloo import RLOOModule
 from lightning_mmrl.stages.sft import SFTModule
-from lightning_mmrl.tracking.lightning_logger import RunLogger
-from lightning_mmrl.tracking.null import NullRun
-from lightning_mmrl.training.trainer import TrainerSettings, training_trainer
-
-
-class CountsEvens:
-    """Something that any sampled text has more or less of: the share of even characters."""
-
-    def __call__(self, sample, completion):
-        return sum(ord(letter) % 2 == 0 for letter in completion.text) / max(1, len(completion.text))
-
-
-def targets(name, encoder):
-    items = []
-    for index, content in enumerate(families.FAMILIES[name].contents):
-        item = omni.encoded(encoder, f"p{index}", content, index)
-        ids = tuple(encoder.encode_target("<think>fast tone</think><answer>angry</answer>"))
-        items.append(EncodedSample(sample=item.sample, prompt=item.prompt, target_ids=ids))
-    return collate_targets(items, encoder.pad_token_id)
 
 
 def stage(kind, name, encoder, policy, folder):
     """A module with one step to do, and its batch."""
-    common = {
-        "optimizer": OptimizerSettings(factory=partial(torch.optim.SGD, lr=0.05), schedule=WarmupConstant()),
-        "context": StageContext(name="stage", num_steps=1, seed=0, directory=folder),
-    }
+    common = one_step.settings(folder)
     if kind is SFTModule:
-        return SFTModule(policy, **common), targets(name, encoder)
-    engine = HFEngine(
-        policy,
-        decode=encoder.decode,
-        eos_token_ids=encoder.eos_token_ids,
-        pad_token_id=encoder.pad_token_id,
-        max_new_tokens=8,
-    )
-    rewards = InlineRewards(WeightedReward(parts={"evens": CountsEvens()}, weights={"evens": 1.0}))
-    return kind(policy, engine, rewards, **common), families.prompts(name, encoder)
-
-
-def train(module, batch, folder):
-    """One step."""
-    trainer = training_trainer(
-        TrainerSettings(accelerator="cpu"),
-        directory=folder,
-        logger=RunLogger(NullRun("run"), folder),
-        callbacks=[],
-        validate_every=None,
-        gradient_clip_val=None,
-    )
-    trainer.fit(module, DataLoader([batch], batch_size=None))
+        return SFTModule(policy, **common), one_step.targets(name, encoder)
+    engine = omni.engine(encoder, policy, max_new_tokens=8)
+    return kind(policy, engine, one_step.rewards(), **common), families.prompts(name, encoder)
 
 
 @pytest.mark.parametrize("kind", [SFTModule, GRPOModule, RLOOModule])
@@ -85,7 +37,7 @@ def test_a_step_of_any_stage_moves_the_adapter_alone(name, kind, tmp_path):
     encoder, policy = families.load(name, families.build(name, tmp_path / "base"), dtype=torch.float32)
     policy.adapt(AdapterSettings(r=4, alpha=8))
     before = {key: value.clone() for key, value in policy.state_dict().items()}
-    train(*stage(kind, name, encoder, policy, tmp_path), tmp_path)
+    one_step.fit(*stage(kind, name, encoder, policy, tmp_path), tmp_path)
     moved = {key for key, value in policy.state_dict().items() if not torch.equal(value, before[key])}
     # A stays where it is in the first step, since B is zero.
     assert moved == {key for key in before if ".lora_B." in key}
@@ -98,7 +50,7 @@ def handed_over(folder, seed):
     encoder, policy = families.load(name, base, dtype=torch.float32)
     torch.manual_seed(seed)  # A is random
     policy.adapt(AdapterSettings(r=4, alpha=8))
-    train(*stage(SFTModule, name, encoder, policy, folder), folder)
+    one_step.fit(*stage(SFTModule, name, encoder, policy, folder), folder)
     export = partial(export_policy, policy, encoder.processor, started_from=str(base))
     return write_handoff(folder / "handoff", export, {})
 

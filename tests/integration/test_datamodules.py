@@ -17,7 +17,6 @@ from lightning_mmrl.data.prepared import MediaPipeline
 from lightning_mmrl.data.sampler import ModalityDropout
 from lightning_mmrl.data.synthetic.video_file import write_clip
 from lightning_mmrl.prompts.template import PromptTemplate
-from lightning_mmrl.rollout.hf import HFEngine
 from lightning_mmrl.types.batches import ScoringBatch
 from lightning_mmrl.types.media import MediaSettings
 
@@ -196,14 +195,7 @@ def test_dropout_takes_one_modality_of_a_mixed_batch(variant, keys, model, root,
 def test_rollouts_of_a_mixed_batch_do_not_depend_on_its_order(model, root, cache):
     encoder, policy = model
     prompts, _ = batch_of("rl", model, root, cache)
-    engine = HFEngine(
-        policy,
-        decode=encoder.decode,
-        eos_token_ids=encoder.eos_token_ids,
-        pad_token_id=encoder.pad_token_id,
-        max_new_tokens=6,
-        prefill="",
-    )
+    engine = omni.engine(encoder, policy, max_new_tokens=6)
     seeds = [[7 * row, 7 * row + 1] for row in range(len(SAMPLES))]
     order = [3, 0, 6, 2, 5, 1, 4]
     first = engine.generate(prompts, group_size=2, seeds=seeds)

@@ -1,31 +1,21 @@
 """Every family learns from targets and from rewards, and comes back from its export with the same log-probabilities."""
 
-from functools import partial
 from types import SimpleNamespace
 
 import families
 import omni
+import one_step
 import pytest
 import torch
-from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Qwen2_5OmniThinkerForConditionalGeneration
 
 from lightning_mmrl.algorithms.advantages.group_normalized import GroupNormalized
 from lightning_mmrl.algorithms.losses.aggregation import TokenMean
 from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
-from lightning_mmrl.algorithms.schedules import WarmupConstant
-from lightning_mmrl.data.collate import EncodedSample, collate_targets
 from lightning_mmrl.models.export import export_checkpoint
-from lightning_mmrl.rewards.compose import WeightedReward
-from lightning_mmrl.rewards.pool import InlineRewards
-from lightning_mmrl.rollout.hf import HFEngine
-from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.stages.grpo import GRPOModule
 from lightning_mmrl.stages.policy_gradient import Algorithm
 from lightning_mmrl.stages.sft import SFTModule
-from lightning_mmrl.tracking.lightning_logger import RunLogger
-from lightning_mmrl.tracking.null import NullRun
-from lightning_mmrl.training.trainer import TrainerSettings, training_trainer
 from lightning_mmrl.types.batches import ScoringBatch
 
 GROUP = 4
@@ -39,42 +29,6 @@ STOCK = {
 }
 
 each_family = pytest.mark.parametrize("name", sorted(families.FAMILIES))
-
-
-class CountsEvens:
-    """Something that any sampled text has more or less of: the share of even characters."""
-
-    def __call__(self, sample, completion):
-        return sum(ord(letter) % 2 == 0 for letter in completion.text) / max(1, len(completion.text))
-
-
-def optimizer():
-    return OptimizerSettings(factory=partial(torch.optim.SGD, lr=0.05), schedule=WarmupConstant())
-
-
-def context(folder):
-    return StageContext(name="stage", num_steps=1, seed=0, directory=folder)
-
-
-def fit(module, batch, folder):
-    trainer = training_trainer(
-        TrainerSettings(accelerator="cpu"),
-        directory=folder,
-        logger=RunLogger(NullRun("run"), folder),
-        callbacks=[],
-        validate_every=None,
-        gradient_clip_val=None,
-    )
-    trainer.fit(module, DataLoader([batch], batch_size=None))
-
-
-def targets(name, encoder):
-    items = []
-    for index, content in enumerate(families.FAMILIES[name].contents):
-        item = omni.encoded(encoder, f"p{index}", content, index)
-        ids = tuple(encoder.encode_target("<think>fast tone</think><answer>angry</answer>"))
-        items.append(EncodedSample(sample=item.sample, prompt=item.prompt, target_ids=ids))
-    return collate_targets(items, encoder.pad_token_id)
 
 
 def scoring_of(batch):
@@ -103,11 +57,11 @@ def model(name, tmp_path):
 @each_family
 def test_an_sft_step_teaches_every_part_and_the_export_comes_back(name, model, tmp_path):
     encoder, policy = model.encoder, model.policy
-    batch = targets(name, encoder)
+    batch = one_step.targets(name, encoder)
     scoring, before = scoring_of(batch), weights(policy)
     with torch.no_grad():
         first = policy(scoring).logprobs.sum().item()
-    fit(SFTModule(policy, optimizer=optimizer(), context=context(tmp_path)), batch, tmp_path)
+    one_step.fit(SFTModule(policy, **one_step.settings(tmp_path)), batch, tmp_path)
     assert moved_groups(policy, before) == set(policy._backbone.parameter_groups)
     with torch.no_grad():
         trained = policy(scoring).logprobs
@@ -118,7 +72,7 @@ def test_an_sft_step_teaches_every_part_and_the_export_comes_back(name, model, t
     assert reloaded.model.config.tie_word_embeddings == policy.model.config.tie_word_embeddings
     assert again.fingerprint == encoder.fingerprint
     assert again.banned_token_ids() == encoder.banned_token_ids()
-    same = targets(name, again)
+    same = one_step.targets(name, again)
     assert torch.equal(same.prompts.input_ids, batch.prompts.input_ids)
     with torch.no_grad():
         assert torch.equal(reloaded(scoring_of(same)).logprobs, trained)
@@ -131,23 +85,16 @@ def test_a_grpo_iteration_moves_what_is_not_frozen(name, model, tmp_path):
     encoder, policy = model.encoder, model.policy
     frozen = sorted(set(policy._backbone.parameter_groups) - {"text"})
     policy.freeze(frozen)
-    engine = HFEngine(
-        policy,
-        decode=encoder.decode,
-        eos_token_ids=encoder.eos_token_ids,
-        pad_token_id=encoder.pad_token_id,
-        max_new_tokens=8,
-    )
+    engine = omni.engine(encoder, policy, max_new_tokens=8)
     module = GRPOModule(
         policy,
         engine,
-        InlineRewards(WeightedReward(parts={"evens": CountsEvens()}, weights={"evens": 1.0})),
-        optimizer=optimizer(),
-        context=context(tmp_path),
+        one_step.rewards(),
+        **one_step.settings(tmp_path),
         algorithm=Algorithm(advantage=GroupNormalized(), loss=PPOClip(), aggregation=TokenMean(), group_size=GROUP),
     )
     before = weights(policy)
-    fit(module, families.prompts(name, encoder), tmp_path)
+    one_step.fit(module, families.prompts(name, encoder), tmp_path)
     assert moved_groups(policy, before) == {"text"}
     assert module.latest["rollout/groups_with_signal"] == 1.0
     assert module.latest["train/approx_kl"] == 0.0

@@ -14,15 +14,6 @@ from lightning_mmrl.tracking.mlflow import MlflowTracker, clean_key
 from lightning_mmrl.tracking.null import NullTracker
 
 
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory):
-    """Returns a database with tables and nothing in it, made once per session, because that takes seconds."""
-    path = tmp_path_factory.getbasetemp() / "empty-mlflow.db"
-    if not path.exists():
-        connect(f"sqlite:///{path}", "unused")
-    return path
-
-
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)

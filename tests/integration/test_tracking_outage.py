@@ -10,7 +10,6 @@ import pytest
 
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.tracking import connection as connection_module
-from lightning_mmrl.tracking.connection import connect
 from lightning_mmrl.tracking.mlflow import MlflowTracker
 
 PATIENCE_S = 10.0
@@ -59,15 +58,6 @@ class FlakyClient:
     def __getattr__(self, name):
         method = getattr(self._client, name)
         return lambda *args, **kwargs: self._outage.call(method, *args, **kwargs)
-
-
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory):
-    """Returns a database with tables and nothing in it, made once per session, because that takes seconds."""
-    path = tmp_path_factory.getbasetemp() / "empty-mlflow.db"
-    if not path.exists():
-        connect(f"sqlite:///{path}", "unused")
-    return path
 
 
 @pytest.fixture

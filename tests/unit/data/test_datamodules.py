@@ -5,7 +5,6 @@ from shutil import copytree
 import lightning
 import pytest
 import torch
-import words
 from words import Monitor, row, write
 
 from lightning_mmrl.data import datamodules
@@ -28,21 +27,6 @@ from lightning_mmrl.types.batches import PromptBatch, SftBatch
 from lightning_mmrl.types.records import Sample
 
 PRESETS = (ImageDataModule, VideoDataModule, AudioDataModule, TextDataModule)
-
-
-@pytest.fixture(scope="module")
-def media(tmp_path_factory):
-    return words.write_media(tmp_path_factory.mktemp("media") / "set")
-
-
-@pytest.fixture
-def root(media, tmp_path):
-    return copytree(media, tmp_path / "set")
-
-
-@pytest.fixture
-def pipeline(tmp_path):
-    return words.pipeline(tmp_path)
 
 
 def source(root, manifest="train.jsonl", **how):

@@ -1,8 +1,6 @@
 from dataclasses import replace
-from shutil import copytree
 
 import pytest
-import words
 from words import Monitor, row, write
 
 from lightning_mmrl.data.datamodules import eval_loader
@@ -13,21 +11,6 @@ from lightning_mmrl.data.schema import read_manifest
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.types.media import MediaSettings
-
-
-@pytest.fixture(scope="module")
-def media(tmp_path_factory):
-    return words.write_media(tmp_path_factory.mktemp("media") / "set")
-
-
-@pytest.fixture
-def root(media, tmp_path):
-    return copytree(media, tmp_path / "set")
-
-
-@pytest.fixture
-def pipeline(tmp_path):
-    return words.pipeline(tmp_path)
 
 
 @pytest.fixture

@@ -14,15 +14,10 @@ from lightning_mmrl.models.feature_cache import FeatureCache
 NAMES = ("qwen2_5_omni", "qwen2_5_vl", "qwen3_vl")
 
 
-def load(name, folder):
-    family = families.FAMILIES[name]
-    return family.encoder.from_checkpoint(folder), family.backbone.from_checkpoint(folder, dtype=torch.float64)
-
-
 @pytest.fixture(scope="module", params=NAMES)
 def model(request, tmp_path_factory):
     folder = families.build(request.param, tmp_path_factory.mktemp(request.param))
-    encoder, backbone = load(request.param, folder)
+    encoder, backbone = families.parts(request.param, folder)
     return encoder, backbone, families.prompts(request.param, encoder)
 
 
@@ -105,7 +100,7 @@ def test_towers_train_until_every_one_is_frozen(model, runs):
 
 
 def test_a_text_model_has_no_towers(tmp_path):
-    encoder, backbone = load("qwen2", families.build("qwen2", tmp_path))
+    encoder, backbone = families.parts("qwen2", families.build("qwen2", tmp_path))
     media = MediaEncoder(backbone)
     batch = families.prompts("qwen2", encoder)
     assert not media.towers_train
@@ -248,9 +243,9 @@ def test_the_guard_stands_before_the_cache(model, frozen, keyed, tmp_path):
 def test_the_fingerprint_is_of_all_that_decides_the_output_and_nothing_else(tmp_path):
     name = "qwen2_5_omni"
     folder = families.build(name, tmp_path)
-    _, backbone = load(name, folder)
+    _, backbone = families.parts(name, folder)
     known = tower_fingerprint(backbone)
-    assert tower_fingerprint(load(name, folder)[1]) == known
+    assert tower_fingerprint(families.parts(name, folder)[1]) == known
     with torch.no_grad():
         backbone.head.weight.add_(1)
     assert tower_fingerprint(backbone) == known

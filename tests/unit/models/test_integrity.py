@@ -18,15 +18,10 @@ from lightning_mmrl.types.records import Message, Sample
 NAMES = ("qwen2_5_omni", "qwen2_5_vl")
 
 
-def load(name, folder):
-    family = families.FAMILIES[name]
-    return family.encoder.from_checkpoint(folder), family.backbone.from_checkpoint(folder, dtype=torch.float64)
-
-
 @pytest.fixture(scope="module", params=NAMES)
 def model(request, tmp_path_factory):
     folder = families.build(request.param, tmp_path_factory.mktemp(request.param))
-    encoder, backbone = load(request.param, folder)
+    encoder, backbone = families.parts(request.param, folder)
     return encoder, backbone, families.prompts(request.param, encoder)
 
 
@@ -149,7 +144,7 @@ def test_a_clip_and_its_sound_may_take_turns(tmp_path):
 
 
 def test_a_clip_may_have_a_run_for_each_of_its_times(tmp_path):
-    encoder, backbone = load("qwen3_vl", families.build("qwen3_vl", tmp_path))
+    encoder, backbone = families.parts("qwen3_vl", families.build("qwen3_vl", tmp_path))
     batch = families.prompts("qwen3_vl", encoder)
     assert num_runs(batch.input_ids[0], backbone.placeholder_ids["video"]) > batch.media.counts["video_grid_thw"][0]
     slots = (batch.input_ids == backbone.placeholder_ids["video"]).sum(-1)
@@ -167,7 +162,7 @@ def test_tower_inputs_that_were_cut_are_named(model):
 
 
 def test_media_that_a_model_does_not_read_are_not_left_out_in_silence(tmp_path):
-    encoder, backbone = load("qwen2", families.build("qwen2", tmp_path))
+    encoder, backbone = families.parts("qwen2", families.build("qwen2", tmp_path))
     batch = with_media(omni.prompts(encoder, ["angry", "Which?"]), {"clip": torch.ones(3, 2)}, {"clip": (0, 3)})
     with pytest.raises(MediaError, match=r"^sample p1: 3 rows of clip but 0 placeholders of any kind; choose a model"):
         checked_rows(backbone, batch)

@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-import released
+import released_models
 
 from lightning_mmrl.models.parallelize import ROOT, unit_names, unit_parameters
 
@@ -18,7 +18,7 @@ MODELS = {
 
 @pytest.mark.parametrize("name", list(MODELS))
 def test_every_parameter_of_the_released_sizes_is_in_exactly_one_unit(name):
-    policy = released.policy(name)
+    policy = released_models.policy(name)
     plan = unit_parameters(policy)
     assert len(plan) == MODELS[name]
     owners = Counter(path for paths in plan.values() for path in paths)
@@ -31,7 +31,7 @@ def test_every_parameter_of_the_released_sizes_is_in_exactly_one_unit(name):
 @pytest.mark.parametrize("name", list(MODELS))
 def test_no_unit_holds_a_large_part_of_the_model_but_the_embeddings(name):
     """What a rank holds beside its shards is the root and two units: the one in use, and the next."""
-    policy = released.policy(name)
+    policy = released_models.policy(name)
     sizes = {name: parameter.numel() for name, parameter in policy.named_parameters()}
     plan = unit_parameters(policy)
     total = sum(sizes.values())
@@ -43,21 +43,21 @@ def test_no_unit_holds_a_large_part_of_the_model_but_the_embeddings(name):
 
 def test_inner_units_come_before_those_that_hold_them():
     """`fully_shard` gives a module what its parts have not taken."""
-    names = unit_names(released.policy("qwen2_5_omni_3b"))
+    names = unit_names(released_models.policy("qwen2_5_omni_3b"))
     assert names[-1] == ROOT
     for place, name in enumerate(names):
         assert not any(later.startswith(f"{name}.") for later in names[place + 1 :] if name)
 
 
 def test_tied_embeddings_are_one_parameter_of_the_root():
-    policy = released.policy("qwen2_5_vl_3b")
+    policy = released_models.policy("qwen2_5_vl_3b")
     embedding, head = "model.model.language_model.embed_tokens.weight", "model.lm_head.weight"
     assert policy.get_parameter(embedding) is policy.get_parameter(head)
     assert {embedding, head} <= set(unit_parameters(policy)[ROOT])
 
 
 def test_a_parameter_that_two_units_share_is_refused():
-    policy = released.policy("qwen2_5_vl_3b")
+    policy = released_models.policy("qwen2_5_vl_3b")
     layers = policy.model.model.language_model.layers
     layers[1].mlp.up_proj.weight = layers[0].mlp.up_proj.weight
     with pytest.raises(ValueError, match=r"layers\.1\.mlp\.up_proj\.weight"):

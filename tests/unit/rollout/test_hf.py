@@ -4,7 +4,6 @@ import omni
 import pytest
 import torch
 
-from lightning_mmrl.rollout.hf import HFEngine
 from lightning_mmrl.rollout.sampling import group_seeds
 from lightning_mmrl.types.batches import ScoringBatch
 
@@ -18,8 +17,7 @@ def model(tmp_path_factory):
 
 def engine(model, **how):
     encoder, policy = model
-    settings = {"eos_token_ids": encoder.eos_token_ids, "max_new_tokens": 8, **how}
-    return HFEngine(policy, decode=encoder.decode, pad_token_id=encoder.pad_token_id, **settings)
+    return omni.engine(encoder, policy, **{"max_new_tokens": 8, **how})
 
 
 def sample(model, batch, iteration=1, **how):

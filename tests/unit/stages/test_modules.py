@@ -18,7 +18,6 @@ from lightning_mmrl.data.collate import EncodedSample, collate_targets
 from lightning_mmrl.errors import MediaError, StageError
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.pool import InlineRewards
-from lightning_mmrl.rollout.hf import HFEngine
 from lightning_mmrl.rollout.scripted import ScriptedEngine
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.stages.ending import Ending
@@ -130,13 +129,7 @@ def test_an_iteration_runs_each_tower_and_prefills_each_prompt_once(model, tmp_p
         update=UpdateSettings(tokens_per_microbatch=150),
     )
     module = rl_module(model, tmp_path, reward=Counts(), algorithm=algorithm)
-    module.engine = HFEngine(
-        policy,
-        decode=encoder.decode,
-        eos_token_ids=encoder.eos_token_ids,
-        pad_token_id=encoder.pad_token_id,
-        max_new_tokens=5,
-    )
+    module.engine = omni.engine(encoder, policy, max_new_tokens=5)
     towers, passes, decoder = [], [], []
     hooks = [tower.register_forward_hook(lambda *_: towers.append(1)) for tower in policy.media.backbone.towers]
     hooks.append(policy.register_forward_hook(lambda *_: passes.append(len(decoder))))

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -170,11 +171,17 @@ RELEASED = {
 }
 
 
-def backbone(name: str) -> Any:
-    """A released model without weights; one of its own for every caller."""
+def built(name: str) -> Any:
+    """The backbone of a released model, without weights; one of its own for every caller."""
     model = RELEASED[name]
     # A model keeps its configuration and writes into it, so that the next one could not be built from it.
     return model.family.on_meta(copy.deepcopy(model.config))
+
+
+@lru_cache
+def on_meta(name: str) -> Any:
+    """The same one for all callers, who leave it as it was."""
+    return built(name)
 
 
 def policy_of(backbone: Any) -> Policy:
@@ -184,5 +191,5 @@ def policy_of(backbone: Any) -> Policy:
 
 
 def policy(name: str) -> Policy:
-    """The same as a policy."""
-    return policy_of(backbone(name))
+    """A released model as a policy of its own."""
+    return policy_of(built(name))
