@@ -19,10 +19,14 @@ ALL = "all"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Linear:
-    """A linear layer: the ending of its name, the kind that adapters know it by, and its sizes."""
+    """A linear layer: the ending of its name, the kind that adapters know it by, its sizes and what it reads.
+
+    It reads the output of the block's first or second norm, of its attention, or of its activation function (`inner`).
+    """
 
     name: str
     kind: str
+    reads: str
     inputs: int
     outputs: int
     bias: bool = True
@@ -37,10 +41,11 @@ class Linear:
 class Stack:
     """Equal blocks of one parameter group.
 
-    `path` is where the blocks are. `queries` and `keys` are the widths of all query heads and of all key heads.
-    `inner_copies` counts what the feed-forward layers of a block keep for the backward pass, in units of `inner` values
-    per row. `rest` are the group's parameters outside of its blocks, `projector` the linear layers among them, by their
-    whole names. A feature row of a tower comes from `rows_per_token` rows within it, each of `input_values` numbers.
+    `path` is where the blocks are. `queries` and `keys` are the widths of all query heads and of all key heads, which
+    have norms of their own if `normed_heads`. `inner_copies` counts what the activation function of a block keeps for
+    the backward pass, in units of `inner` values per row. `rest` are the group's parameters outside of its blocks,
+    `projector` the linear layers among them, by their whole names. A feature row of a tower comes from `rows_per_token`
+    rows within it, each of `input_values` numbers; the decoder has none.
     """
 
     path: str
@@ -56,6 +61,7 @@ class Stack:
     inner_copies: int
     rest: int
     projector: tuple[Linear, ...] = ()
+    normed_heads: bool = False
     rows_per_token: int = 1
     input_values: int = 0
 
@@ -156,10 +162,17 @@ def _decoder(text: Mapping[str, Any], *, normed_heads: bool, tied: bool) -> Stac
     bias = bool(text.get("attention_bias")) if normed_heads else True
     names = (("q_proj", width, queries), ("k_proj", width, keys), ("v_proj", width, keys))
     attention = [
-        Linear(name=f"self_attn.{name}", kind="attention", inputs=inputs, outputs=outputs, bias=bias)
+        Linear(name=f"self_attn.{name}", kind="attention", reads="first", inputs=inputs, outputs=outputs, bias=bias)
         for name, inputs, outputs in names
     ]
-    last = Linear(name="self_attn.o_proj", kind="attention", inputs=queries, outputs=width, bias=normed_heads and bias)
+    last = Linear(
+        name="self_attn.o_proj",
+        kind="attention",
+        reads="attention",
+        inputs=queries,
+        outputs=width,
+        bias=normed_heads and bias,
+    )
     embeddings = (1 if tied else 2) * text["vocab_size"] * width
     return Stack(
         path="model.layers",
@@ -172,8 +185,9 @@ def _decoder(text: Mapping[str, Any], *, normed_heads: bool, tied: bool) -> Stac
         linears=(*attention, last, *_gated(width, inner, bias=False)),
         norm_parameters=2 * width + (2 * head if normed_heads else 0),
         rms_norms=True,
-        inner_copies=4,
+        inner_copies=3,
         rest=embeddings + width,
+        normed_heads=normed_heads,
     )
 
 
@@ -189,7 +203,7 @@ def _vision_2_5(split: bool) -> Callable[[Mapping[str, Any]], Stack]:
             inner=inner,
             linears=(*_attention(width, split), *_gated(width, inner, bias=True)),
             rms_norms=True,
-            inner_copies=4,
+            inner_copies=3,
             rest=_patch_values(vision) * width + width + sum(linear.parameters for linear in merger),
             projector=merger,
         )
@@ -208,7 +222,7 @@ def _vision_2(vision: Mapping[str, Any]) -> Stack:
         inner=inner,
         linears=(*_attention(width, split=False), *_plain("mlp.fc1", "mlp.fc2", width, inner)),
         rms_norms=False,
-        inner_copies=3,
+        inner_copies=2,
         rest=_patch_values(vision) * width + 2 * width + sum(linear.parameters for linear in merger),
         projector=merger,
     )
@@ -232,7 +246,7 @@ def _vision_3(vision: Mapping[str, Any]) -> Stack:
         inner=inner,
         linears=(*_attention(width, split=False), *_plain("mlp.linear_fc1", "mlp.linear_fc2", width, inner)),
         rms_norms=False,
-        inner_copies=2,
+        inner_copies=1,
         rest=patches + 2 * width + 2 * merged * deep + sum(linear.parameters for linear in mergers),
         projector=mergers,
     )
@@ -242,10 +256,15 @@ def _audio(audio: Mapping[str, Any]) -> Stack:
     """The sound tower of Qwen2.5-Omni: Whisper's, without a bias of keys."""
     width, inner, bins = audio["d_model"], audio["encoder_ffn_dim"], audio["num_mel_bins"]
     attention = tuple(
-        Linear(name=f"self_attn.{name}", kind="attention", inputs=width, outputs=width, bias=name != "k_proj")
-        for name in ("q_proj", "k_proj", "v_proj", "out_proj")
+        Linear(name=f"self_attn.{name}", kind="attention", reads=reads, inputs=width, outputs=width, bias=bias)
+        for name, reads, bias in (
+            ("q_proj", "first", True),
+            ("k_proj", "first", False),
+            ("v_proj", "first", True),
+            ("out_proj", "attention", True),
+        )
     )
-    projector = Linear(name="audio_tower.proj", kind="projector", inputs=width, outputs=audio["output_dim"])
+    projector = Linear(name="audio_tower.proj", kind="projector", reads="", inputs=width, outputs=audio["output_dim"])
     convolutions = (3 * bins + 1) * width + (3 * width + 1) * width
     return Stack(
         path="audio_tower.layers",
@@ -258,7 +277,7 @@ def _audio(audio: Mapping[str, Any]) -> Stack:
         linears=(*attention, *_plain("fc1", "fc2", width, inner)),
         norm_parameters=4 * width,
         rms_norms=False,
-        inner_copies=2,
+        inner_copies=1,
         rest=convolutions + 2 * audio["output_dim"] + 2 * width + projector.parameters,
         projector=(projector,),
         rows_per_token=2,
@@ -297,28 +316,34 @@ def _tower(vision: Mapping[str, Any], *, width: int, rms_norms: bool, **sizes: A
 def _attention(width: int, split: bool) -> tuple[Linear, ...]:
     names = [(name, width) for name in ("q", "k", "v")] if split else [("qkv", 3 * width)]
     return tuple(
-        Linear(name=f"attn.{name}", kind="attention", inputs=width, outputs=outputs)
+        Linear(
+            name=f"attn.{name}",
+            kind="attention",
+            reads="attention" if name == "proj" else "first",
+            inputs=width,
+            outputs=outputs,
+        )
         for name, outputs in [*names, ("proj", width)]
     )
 
 
 def _gated(width: int, inner: int, *, bias: bool) -> tuple[Linear, ...]:
     up, down = ("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj"
-    first = [Linear(name=name, kind="mlp", inputs=width, outputs=inner, bias=bias) for name in up]
-    return (*first, Linear(name=down, kind="mlp", inputs=inner, outputs=width, bias=bias))
+    first = [Linear(name=name, kind="mlp", reads="second", inputs=width, outputs=inner, bias=bias) for name in up]
+    return (*first, Linear(name=down, kind="mlp", reads="inner", inputs=inner, outputs=width, bias=bias))
 
 
 def _plain(first: str, second: str, width: int, inner: int) -> tuple[Linear, ...]:
     return (
-        Linear(name=first, kind="mlp", inputs=width, outputs=inner),
-        Linear(name=second, kind="mlp", inputs=inner, outputs=width),
+        Linear(name=first, kind="mlp", reads="second", inputs=width, outputs=inner),
+        Linear(name=second, kind="mlp", reads="inner", inputs=inner, outputs=width),
     )
 
 
 def _merger(first: str, second: str, width: int, out: int) -> tuple[Linear, Linear]:
     return (
-        Linear(name=f"visual.{first}", kind="projector", inputs=width, outputs=width),
-        Linear(name=f"visual.{second}", kind="projector", inputs=width, outputs=out),
+        Linear(name=f"visual.{first}", kind="projector", reads="", inputs=width, outputs=width),
+        Linear(name=f"visual.{second}", kind="projector", reads="", inputs=width, outputs=out),
     )
 
 
