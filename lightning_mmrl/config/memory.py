@@ -231,10 +231,15 @@ class _Rank:
     def group_size(self) -> int:
         return 1 if self.stage.algorithm is None else self.stage.algorithm.group_size
 
-    def scored_prompts(self) -> int:
-        """Prompts whose towers have a graph at once: all, unless each microbatch runs them again."""
+    @property
+    def one_run(self) -> bool:
+        """True if towers that learn run once per iteration; with several updates each microbatch runs them."""
         algorithm = self.stage.algorithm
-        if algorithm is None or algorithm.update.num_epochs * algorithm.update.num_minibatches == 1:
+        return algorithm is not None and algorithm.update.num_epochs * algorithm.update.num_minibatches == 1
+
+    def scored_prompts(self) -> int:
+        """Prompts whose towers have a graph at once."""
+        if self.one_run or self.stage.algorithm is None:
             return self.prompts
         return max(1, self.tokens() // (self.lengths.prompt + self.group_size * self.answer))
 
@@ -309,5 +314,5 @@ class _Rank:
             "gathered weights": weights,
             "keys and values": held * text.depth * 2 * text.keys * precision.stream,
             "logits": max(logits, prefill * computed_per_row(text, precision)),
-            "activations": self.tower_graph() if self.scored_prompts() == self.prompts else 0,
+            "activations": self.tower_graph() if self.one_run else 0,
         }
