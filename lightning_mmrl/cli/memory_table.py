@@ -46,10 +46,11 @@ def estimates(config: RootConfig, stage: StageConfig, shape: ModelShape, lengths
 def hints(config: RootConfig, name: str, shape: ModelShape, lengths: Lengths) -> list[str]:
     """The fewest changes of keys with which a stage fits most devices: with its weights, then with an adapter."""
     stage, found = config.stages[name], []
+    towers = [group for group in shape.stacks if group != "text"]
     best = _fitting(config, stage, shape, lengths)
     for adapts in (False, True):
         words = None
-        for keys, changed in _alternatives(name, stage, adapts=adapts):
+        for keys, changed in _alternatives(name, stage, towers, adapts=adapts):
             fitting = _fitting(config, changed, shape, lengths)
             if len(fitting) > len(best):
                 best, words = fitting, f"fits {_places(fitting)} with {keys}"
@@ -99,16 +100,19 @@ def _strategy(stage: StageConfig) -> str:
     return ", ".join(words)
 
 
-def _alternatives(name: str, stage: StageConfig, *, adapts: bool) -> list[tuple[str, StageConfig]]:
+def _alternatives(name: str, stage: StageConfig, towers: list[str], *, adapts: bool) -> list[tuple[str, StageConfig]]:
     """Keys to set and the stage with them, the fewest first."""
     path = f"stages.{name}"
     changes: list[tuple[str, Change]] = [
         (f"{path}.trainer.activation_checkpointing=true", _recomputing),
         (f"{path}.trainer.strategy=fsdp2", _sharding),
     ]
-    if stage.adapter is None and not adapts:
-        changes.append((f"{path}.freeze=[vision,audio]", _freezing))
-    start = [(f"{path}.adapter={{}}", _adapting)] if adapts and stage.adapter is None else []
+    start: list[tuple[str, Change]] = []
+    if stage.adapter is None and "text" not in stage.freeze:
+        if adapts:
+            start.append((f"{path}.adapter={{}}", _adapting))
+        elif towers:
+            changes.append((f"{path}.freeze=[{','.join(towers)}]", lambda found: replace(found, freeze=towers)))
     return [
         (" ".join(keys for keys, _ in chosen), reduce(lambda found, change: change[1](found), chosen, stage))
         for count in range(len(changes) + 1)
@@ -124,12 +128,8 @@ def _sharding(stage: StageConfig) -> StageConfig:
     return replace(stage, trainer=replace(stage.trainer, strategy="fsdp2"))
 
 
-def _freezing(stage: StageConfig) -> StageConfig:
-    return replace(stage, freeze=["vision", "audio"])
-
-
 def _adapting(stage: StageConfig) -> StageConfig:
-    return replace(stage, adapter=AdapterConfig(), freeze=[])
+    return replace(stage, adapter=AdapterConfig())
 
 
 def _fitting(config: RootConfig, stage: StageConfig, shape: ModelShape, lengths: Lengths) -> set[tuple[int, int]]:

@@ -275,6 +275,17 @@ def test_hints_hold_what_they_promise():
     assert not without.fits(24), "the second key is needed"
 
 
+def test_hints_name_no_group_that_a_model_has_not():
+    for model in ("qwen2_5_7b", "qwen2_5_vl_7b", "qwen2_5_omni_7b"):
+        config = compose([f"model={model}"])
+        shape = read_shape(config.model.checkpoint)
+        own, _ = hints(config, "cold_start", shape, Lengths(prompt=1024))
+        towers = ",".join(group for group in shape.stacks if group != "text")
+        assert own.partition("freeze=")[2] == (f"[{towers}]" if towers else "")
+        config.stages["cold_start"].freeze = ["text"]
+        assert not any("adapter" in each for each in hints(config, "cold_start", shape, Lengths(prompt=1024)))
+
+
 def test_offloading_is_said_with_its_host_memory(capsys):
     config = compose(["model=qwen2_5_omni_7b"])
     config.stages["reason"].trainer.strategy, config.stages["reason"].trainer.cpu_offload = "fsdp2", True
