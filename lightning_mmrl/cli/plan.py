@@ -1,30 +1,51 @@
 """`mmrl plan`: what `mmrl train` would do, read off the configuration alone; torch is not loaded."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from lightning_mmrl.cli.hydra_app import run_with_config
+from lightning_mmrl.cli.hydra_app import run_with_config, take_flags
+from lightning_mmrl.cli.memory_table import show_memory
+from lightning_mmrl.config.memory import Lengths
 from lightning_mmrl.config.schema import RootConfig, StageConfig
 from lightning_mmrl.config.specs import bound, manifest_digests, stage_specs
 from lightning_mmrl.curriculum.attempt import STATES, Attempt, stage_folder
 from lightning_mmrl.curriculum.manifest import Manifest
 from lightning_mmrl.curriculum.selection import is_stale
 from lightning_mmrl.curriculum.spec import source_stage
+from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.training.state_store import StateStore
 from lightning_mmrl.types.records import StageSpec
+
+PROMPT_TOKENS = "--prompt-tokens"
+"""Flag of the length of a prompt that memory is estimated for."""
 
 
 def run(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
-    run_with_config(plan, "mmrl plan", arguments)
+    flags, rest = take_flags(arguments, valued=(PROMPT_TOKENS,))
+    run_with_config(partial(plan, lengths=assumed_lengths(flags.get(PROMPT_TOKENS))), "mmrl plan", rest)
     return 0
 
 
-def plan(config: RootConfig) -> None:
-    """Prints stages, sizes, batch arithmetic and where things go."""
+def assumed_lengths(prompt_tokens: str | None) -> Lengths:
+    """The lengths that memory is estimated for.
+
+    Raises:
+        ConfigError: The number is none.
+    """
+    if prompt_tokens is None:
+        return Lengths()
+    if not prompt_tokens.isdecimal() or int(prompt_tokens) < 1:
+        raise ConfigError(f"{PROMPT_TOKENS} is {prompt_tokens!r}; it must be a whole number of tokens, at least 1")
+    return Lengths(prompt=int(prompt_tokens))
+
+
+def plan(config: RootConfig, lengths: Lengths) -> None:
+    """Prints stages, sizes, batch arithmetic, memory and where things go."""
     console = Console(highlight=False, width=None if Console().is_terminal else 140)
     directory = Path(config.output_dir) / config.run_name
     manifest, specs = Manifest.read(directory), stage_specs(config, manifest_digests(config))
@@ -44,6 +65,7 @@ def plan(config: RootConfig) -> None:
     for spec in specs:
         for line in [*adapters(config.stages[spec.name]), *conditions(config.stages[spec.name])]:
             console.print(f"{spec.name:<12} {line}", markup=False)
+    show_memory(console, config, [spec.name for spec in specs], lengths)
     sets = ", ".join(f"{name} ({manifest})" for name, manifest in config.evaluation.sets.items())
     console.print(f"evaluated after each stage on {sets}", markup=False)
     console.print(f"dataset      {config.data.root}{_generated(config)}", markup=False)

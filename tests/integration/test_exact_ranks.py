@@ -59,19 +59,11 @@ def found(checkpoint, folder):
             kill = {"rank": 0, "place": "report", "at": 3}
             plans[0].append(of_halves(kind, strategy, checkpoint, folder, f"{kind}-{strategy}-first", kill=kill))
             plans[1].append(of_halves(kind, strategy, checkpoint, folder, f"{kind}-{strategy}-third"))
-    results = dict(
-        zip([each["name"] for each in plans[0]], ranks.launch(plans[0], folder / "1", timeout_s=300), strict=True)
-    )
+    results = ranks.launch(plans[0], folder / "1", timeout_s=300)
     for strategy in STRATEGIES:
         for kind in HALVES:
             results[f"{kind}-{strategy}-second"] = alone(kind, checkpoint, folder / f"{kind}-{strategy}", stop=True)
-    return results | launched(plans[1], folder / "2")
-
-
-def launched(plan, folder):
-    """What each rank found, by case."""
-    found = ranks.launch(plan, folder, timeout_s=300)
-    return {each["name"]: result for each, result in zip(plan, found, strict=True)}
+    return results | ranks.launch(plans[1], folder / "2", timeout_s=300)
 
 
 def alone(kind, checkpoint, folder, *, stop):

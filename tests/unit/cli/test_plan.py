@@ -1,9 +1,14 @@
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
+from rich.console import Console
 
 from lightning_mmrl.cli.main import main
+from lightning_mmrl.cli.memory_table import hints, show_memory
 from lightning_mmrl.cli.plan import (
     adapters,
     batch_arithmetic,
@@ -14,6 +19,9 @@ from lightning_mmrl.cli.plan import (
     passes,
 )
 from lightning_mmrl.config.compose import compose
+from lightning_mmrl.config.memory import Lengths, estimate
+from lightning_mmrl.config.released import RELEASED
+from lightning_mmrl.config.shapes import read_shape
 from lightning_mmrl.config.specs import manifest_digests, stage_specs
 from lightning_mmrl.curriculum.attempt import STATES, Attempt, stage_folder
 from lightning_mmrl.curriculum.manifest import FILE, FinishedStage, Manifest
@@ -189,3 +197,120 @@ def test_a_plan_says_where_an_unfinished_stage_continues(folder, capsys, changed
     Attempt(content=content, input_digest="-", tracking_id="-").write(place)
     expected = "at step 120, begun with another configuration" if changed else "to continue after step 120"
     assert row(shown(capsys, "plan"), spec.name)[8] == expected
+
+
+def memory_rows(lines, stage):
+    """The rows of a stage's memory table by the number of GPUs."""
+    start = next(number for number, line in enumerate(lines) if line.startswith(f"{stage}: memory per rank"))
+    rows = [[cell.strip() for cell in line.strip("\u2502").split("\u2502")] for line in lines[start + 4 : start + 8]]
+    return {int(cells[0]): cells[1:] for cells in rows}
+
+
+def test_a_plan_estimates_the_memory_of_a_released_model(capsys):
+    arguments = ("model=qwen2_5_omni_3b", "stages.reason.freeze=[vision,audio]")
+    lines = shown(capsys, "plan", *arguments)
+    stage = compose(list(arguments)).stages["reason"]
+    rows = memory_rows(lines, "reason")
+    assert list(rows) == [1, 2, 4, 8]
+    for ranks, cells in rows.items():
+        found = estimate(read_shape("Qwen/Qwen2.5-Omni-3B"), stage, "bfloat16", ranks, Lengths())
+        assert cells[0] == f"{found.needed / 2**30:.1f} GiB"
+        assert cells[1:3] == ["fits" if found.fits(size) else "no" for size in (24, 80)]
+        assert cells[3] == found.phase
+        assert cells[4].startswith(found.largest)
+    assert any("for prompts of 2,048 tokens" in line for line in lines)
+
+
+def test_longer_prompts_take_more(capsys):
+    short = memory_rows(shown(capsys, "plan", "model=qwen2_5_omni_3b", "--prompt-tokens", "1024"), "cold_start")
+    long = memory_rows(shown(capsys, "plan", "model=qwen2_5_omni_3b", "--prompt-tokens=4096"), "cold_start")
+    assert all(float(short[ranks][0].split()[0]) < float(long[ranks][0].split()[0]) for ranks in short)
+    assert main(["plan", "--prompt-tokens", "many"]) == 2
+    assert "--prompt-tokens is 'many'" in capsys.readouterr().err
+
+
+def test_a_stage_that_fits_everywhere_takes_one_line(folder, capsys):
+    (folder / "tiny").mkdir()
+    config = {"model_type": "qwen2", "hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config |= {"intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 600}
+    (folder / "tiny" / "config.json").write_text(json.dumps(config))
+    lines = [line for line in shown(capsys, "plan", "model.checkpoint=tiny") if "memory" in line]
+    assert [line.partition(" memory")[0] for line in lines] == ["cold_start", "reason"]
+    assert all(line.endswith("fits 24 GB on any number of GPUs") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((), "memory estimated once runs/models/tiny_omni-seed0 is built"),
+        (("model=qwen2_5_3b", "model.checkpoint=me/mine"), "memory no estimate: me/mine is no preset of configs/model"),
+        (("model=qwen2_5_3b", "model.checkpoint=."), "memory no estimate: . has no config.json"),
+    ],
+)
+def test_a_model_of_unknown_size_is_said_to_be_so(capsys, arguments, expected):
+    found = [line for line in shown(capsys, "plan", *arguments) if line.startswith("memory")]
+    assert len(found) == 1
+    assert found[0].startswith(expected)
+
+
+def test_another_architecture_is_said_to_have_no_estimate(folder, capsys):
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    lines = shown(capsys, "plan", "model.checkpoint=.")
+    assert any(line.startswith("memory no estimate for .: model_type is 'llama'") for line in lines)
+
+
+def test_hints_hold_what_they_promise():
+    config = compose(["model=qwen2_5_omni_3b"])
+    shape, lengths = read_shape(config.model.checkpoint), Lengths()
+    own, adapted = hints(config, "reason", shape, lengths)
+    assert "adapter" not in own
+    assert adapted.endswith("stages.reason.adapter={} stages.reason.trainer.activation_checkpointing=true")
+    assert adapted.startswith("fits 24 GB on 1 GPU or more")
+    keys = ["stages.reason.adapter={}", "stages.reason.trainer.activation_checkpointing=true"]
+    changed = compose(["model=qwen2_5_omni_3b", *keys])
+    found = estimate(shape, changed.stages["reason"], "bfloat16", 1, lengths)
+    assert found.fits(24)
+    assert hints(changed, "reason", shape, lengths) == []
+    without = estimate(shape, compose(["model=qwen2_5_omni_3b", keys[0]]).stages["reason"], "bfloat16", 1, lengths)
+    assert not without.fits(24), "the second key is needed"
+
+
+def test_hints_name_no_group_that_a_model_has_not():
+    for model in ("qwen2_5_7b", "qwen2_5_vl_7b", "qwen2_5_omni_7b"):
+        config = compose([f"model={model}"])
+        shape = read_shape(config.model.checkpoint)
+        own, _ = hints(config, "cold_start", shape, Lengths(prompt=1024))
+        towers = ",".join(group for group in shape.stacks if group != "text")
+        assert own.partition("freeze=")[2] == (f"[{towers}]" if towers else "")
+        config.stages["cold_start"].freeze = ["text"]
+        assert not any("adapter" in each for each in hints(config, "cold_start", shape, Lengths(prompt=1024)))
+
+
+def test_offloading_is_said_with_its_host_memory(capsys):
+    config = compose(["model=qwen2_5_omni_7b"])
+    config.stages["reason"].trainer.strategy, config.stages["reason"].trainer.cpu_offload = "fsdp2", True
+    show_memory(Console(width=140), config, ["reason"], Lengths())
+    out = " ".join(capsys.readouterr().out.split())
+    assert "memory per rank, sharded by fsdp2, offloaded to the host" in out
+    weights = read_shape(config.model.checkpoint).parameters * 2
+    assert f"{4 * weights / 2**30:.1f} GiB of host memory in all" in out
+
+
+@pytest.mark.parametrize("checkpoint", sorted(RELEASED))
+def test_every_released_model_has_an_estimate_for_every_stage(checkpoint, capsys):
+    config = compose(["model=qwen2_5_omni_3b", f"model.checkpoint={checkpoint}"])
+    show_memory(Console(width=140), config, config.order, Lengths())
+    assert capsys.readouterr().out.count("memory per rank") == 2
+
+
+def test_a_plan_with_memory_leaves_torch_unloaded(folder):
+    statement = (
+        "import sys; from lightning_mmrl.cli.main import main; main(['plan', 'model=qwen2_5_omni_7b']); "
+        "print(sorted({name.partition('.')[0] for name in sys.modules} & {'torch', 'transformers', 'lightning'}))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", statement], env=environment, capture_output=True, text=True, check=True
+    )
+    assert "reason: memory per rank" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,150 @@
+"""The memory part of `mmrl plan`: an estimate per rank for each stage, and what to set where it does not fit."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import reduce
+from itertools import combinations
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from lightning_mmrl.config.memory import Estimate, Lengths, estimate
+from lightning_mmrl.config.schema import AdapterConfig, ModelConfig, RootConfig, StageConfig
+from lightning_mmrl.config.shapes import ModelShape, read_shape
+
+RANKS = (1, 2, 4, 8)
+GIGABYTES = (24, 80)
+
+Change = Callable[[StageConfig], StageConfig]
+
+
+def show_memory(console: Console, config: RootConfig, names: Sequence[str], lengths: Lengths) -> None:
+    """One line for a stage that fits the smallest device, a table and a hint for another."""
+    try:
+        shape = read_shape(config.model.checkpoint)
+    except ValueError as error:
+        console.print(f"memory       no estimate for {config.model.checkpoint}: {error}", markup=False)
+        return
+    if shape is None:
+        console.print(f"memory       {_unknown(config.model)}", markup=False)
+        return
+    assumed = [name for name in names if not _show_stage(console, config, name, shape, lengths)]
+    if assumed:
+        console.print(
+            f"memory       estimated, not measured, for prompts of {lengths.prompt:,} tokens (--prompt-tokens N) and "
+            f"targets of {lengths.answer:,}",
+            markup=False,
+        )
+
+
+def estimates(config: RootConfig, stage: StageConfig, shape: ModelShape, lengths: Lengths) -> dict[int, Estimate]:
+    """The memory of one of 1, 2, 4 and 8 ranks."""
+    return {ranks: estimate(shape, stage, config.model.dtype, ranks, lengths) for ranks in RANKS}
+
+
+def hints(config: RootConfig, name: str, shape: ModelShape, lengths: Lengths) -> list[str]:
+    """The fewest changes of keys with which a stage fits most devices: with its weights, then with an adapter."""
+    stage, found = config.stages[name], []
+    towers = [group for group in shape.stacks if group != "text"]
+    best = _fitting(config, stage, shape, lengths)
+    for adapts in (False, True):
+        words = None
+        for keys, changed in _alternatives(name, stage, towers, adapts=adapts):
+            fitting = _fitting(config, changed, shape, lengths)
+            if len(fitting) > len(best):
+                best, words = fitting, f"fits {_places(fitting)} with {keys}"
+        found += [words] if words is not None else []
+    return found
+
+
+def _show_stage(console: Console, config: RootConfig, name: str, shape: ModelShape, lengths: Lengths) -> bool:
+    """Shows a stage; True if it fits everywhere."""
+    stage = config.stages[name]
+    found = estimates(config, stage, shape, lengths)
+    if all(each.fits(GIGABYTES[0]) for each in found.values()):
+        first = found[RANKS[0]]
+        console.print(
+            f"{name:<12} memory per rank about {_gib(first.needed)}, fits {GIGABYTES[0]} GB on any number of GPUs",
+            markup=False,
+        )
+        return True
+    table = Table(title=f"{name}: memory per rank, {_strategy(stage)}")
+    for column in ("GPUs", "memory", *(f"{size} GB" for size in GIGABYTES), "at its peak in", "most of it"):
+        table.add_column(column)
+    for ranks, each in found.items():
+        fits = ["fits" if each.fits(size) else "no" for size in GIGABYTES]
+        largest = f"{each.largest}, {_gib(each.phases[each.phase][each.largest])}"
+        table.add_row(str(ranks), _gib(each.needed), *fits, each.phase, largest)
+    console.print(table)
+    host = found[RANKS[0]].host
+    if host:
+        console.print(f"{name:<12} {_gib(host)} of host memory in all for shards and optimizer state", markup=False)
+    for line in hints(config, name, shape, lengths):
+        console.print(f"{name:<12} {line}", markup=False)
+    return False
+
+
+def _unknown(model: ModelConfig) -> str:
+    if model.build is not None:
+        return f"estimated once {model.checkpoint} is built"
+    if Path(model.checkpoint).is_dir():
+        return f"no estimate: {model.checkpoint} has no config.json"
+    return f"no estimate: {model.checkpoint} is no preset of configs/model; download it and give its folder"
+
+
+def _strategy(stage: StageConfig) -> str:
+    words = ["sharded by fsdp2" if stage.trainer.strategy == "fsdp2" else "replicated"]
+    words += ["activations computed again"] if stage.trainer.activation_checkpointing else []
+    words += ["offloaded to the host"] if stage.trainer.cpu_offload else []
+    return ", ".join(words)
+
+
+def _alternatives(name: str, stage: StageConfig, towers: list[str], *, adapts: bool) -> list[tuple[str, StageConfig]]:
+    """Keys to set and the stage with them, the fewest first."""
+    path = f"stages.{name}"
+    changes: list[tuple[str, Change]] = [
+        (f"{path}.trainer.activation_checkpointing=true", _recomputing),
+        (f"{path}.trainer.strategy=fsdp2", _sharding),
+    ]
+    start: list[tuple[str, Change]] = []
+    if stage.adapter is None and "text" not in stage.freeze:
+        if adapts:
+            start.append((f"{path}.adapter={{}}", _adapting))
+        elif towers:
+            changes.append((f"{path}.freeze=[{','.join(towers)}]", lambda found: replace(found, freeze=towers)))
+    return [
+        (" ".join(keys for keys, _ in chosen), reduce(lambda found, change: change[1](found), chosen, stage))
+        for count in range(len(changes) + 1)
+        for chosen in ([*start, *some] for some in combinations(changes, count))
+    ]
+
+
+def _recomputing(stage: StageConfig) -> StageConfig:
+    return replace(stage, trainer=replace(stage.trainer, activation_checkpointing=True))
+
+
+def _sharding(stage: StageConfig) -> StageConfig:
+    return replace(stage, trainer=replace(stage.trainer, strategy="fsdp2"))
+
+
+def _adapting(stage: StageConfig) -> StageConfig:
+    return replace(stage, adapter=AdapterConfig())
+
+
+def _fitting(config: RootConfig, stage: StageConfig, shape: ModelShape, lengths: Lengths) -> set[tuple[int, int]]:
+    found = estimates(config, stage, shape, lengths)
+    return {(size, ranks) for size in GIGABYTES for ranks, each in found.items() if each.fits(size)}
+
+
+def _places(fitting: set[tuple[int, int]]) -> str:
+    """From how many devices of each size on."""
+    least = {size: min(ranks for each, ranks in fitting if each == size) for size in {size for size, _ in fitting}}
+    return " and ".join(
+        f"{size} GB on {ranks} GPU{'s' if ranks > 1 else ''}{' or more' if ranks < RANKS[-1] else ''}"
+        for size, ranks in sorted(least.items())
+    )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
