@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lightning_mmrl.algorithms.phases import Limits, Phase
 from lightning_mmrl.config import targets
 from lightning_mmrl.config.assembly import Assembly, trainer_settings, training_sources
 from lightning_mmrl.config.rewards import build_reward, reward_pool
@@ -188,6 +189,15 @@ def build_algorithm(stage: StageConfig, make: Callable[..., Any], path: str) -> 
         aggregation=targets.optional(settings.aggregation, f"{path}.aggregation", preset.aggregation),
         group_size=settings.group_size,
         mask_truncated=settings.mask_truncated,
+        phases=[
+            Phase(
+                after=phase.after,
+                limits=Limits(
+                    group_size=phase.group_size, max_new_tokens=phase.max_new_tokens, temperature=phase.temperature
+                ),
+            )
+            for phase in settings.phases
+        ],
         update=update,
     )
 

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 
 from lightning_mmrl.config.schema import (
@@ -10,6 +10,7 @@ from lightning_mmrl.config.schema import (
     BoundConfig,
     DropoutConfig,
     EvaluationConfig,
+    PhaseConfig,
     RewardsConfig,
     RootConfig,
     StageConfig,
@@ -281,7 +282,21 @@ def _check_rl(path: str, stage: StageConfig) -> None:
     require(valid, f"{path}.algorithm.update.num_minibatches", update.num_minibatches, rule)
     for part in ("advantage", "loss", "aggregation"):
         _optional_target(getattr(stage.algorithm, part), f"{path}.algorithm.{part}")
+    _check_phases(f"{path}.algorithm.phases", stage.algorithm.phases, stage.num_steps)
     _check_rewards(f"{path}.rewards", stage.rewards)
+
+
+def _check_phases(path: str, phases: Sequence[PhaseConfig], num_steps: int) -> None:
+    before = 0
+    for number, phase in enumerate(phases):
+        rule = f"more than {before} and less than num_steps {num_steps}: phases come one after the other"
+        require(before < phase.after < num_steps, f"{path}[{number}].after", phase.after, rule)
+        _at_least_one(phase, f"{path}[{number}]", "max_new_tokens")
+        size = phase.group_size
+        require(size is None or size >= 2, f"{path}[{number}].group_size", size, "null or at least 2")
+        if phase.temperature is not None:
+            _positive(f"{path}[{number}].temperature", phase.temperature)
+        before = phase.after
 
 
 def _check_rewards(path: str, rewards: RewardsConfig) -> None:

@@ -136,6 +136,16 @@ class UpdateConfig:
 
 
 @dataclass
+class PhaseConfig:
+    """What changes in an rl stage once so many iterations are done; null leaves a value as it was."""
+
+    after: int = MISSING
+    group_size: int | None = None
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+
+
+@dataclass
 class AlgorithmConfig:
     """A policy-gradient algorithm; null takes the module's own."""
 
@@ -144,6 +154,8 @@ class AlgorithmConfig:
     aggregation: Any = None
     group_size: int = 8
     mask_truncated: bool = False
+    phases: list[PhaseConfig] = field(default_factory=list)
+    """Progressive lengths and group sizes, in the order of `after`."""
     update: UpdateConfig = field(default_factory=UpdateConfig)
 
 

@@ -41,9 +41,18 @@ class RolloutEngine(Protocol):
     """Samples completions with a copy of the policy's weights."""
 
     def generate(
-        self, prompts: PromptBatch, *, group_size: int, seeds: Sequence[Sequence[int]], greedy: bool = False
+        self,
+        prompts: PromptBatch,
+        *,
+        group_size: int,
+        seeds: Sequence[Sequence[int]],
+        greedy: bool = False,
+        max_new_tokens: int | None = None,
     ) -> Rollout:
-        """Samples `group_size` completions for each prompt; `seeds[b][g]` alone decides the noise of that row."""
+        """Samples `group_size` completions for each prompt; `seeds[b][g]` alone decides the noise of that row.
+
+        A completion is at most `max_new_tokens` long; None takes the engine's own limit.
+        """
         ...
 
     def load_weights(self, policy: nn.Module, version: int) -> Mapping[str, float]:

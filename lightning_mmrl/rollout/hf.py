@@ -78,12 +78,19 @@ class HFEngine:
 
     @torch.no_grad()
     def generate(
-        self, prompts: PromptBatch, *, group_size: int, seeds: Sequence[Sequence[int]], greedy: bool = False
+        self,
+        prompts: PromptBatch,
+        *,
+        group_size: int,
+        seeds: Sequence[Sequence[int]],
+        greedy: bool = False,
+        max_new_tokens: int | None = None,
     ) -> Rollout:
         """Samples N = B * G completions; the prompt and its media are computed once for each of the B prompts."""
         training, self._lap_start = self.policy.training, time.perf_counter()
         self.policy.eval()
-        noise = uniform_noise([seed for group in seeds for seed in group], self._max_new_tokens)
+        limit = self._max_new_tokens if max_new_tokens is None else max_new_tokens
+        noise = uniform_noise([seed for group in seeds for seed in group], limit)
         try:
             tokens, logprobs, mask = self.policy.enter(partial(self._decode_all, prompts, group_size, noise, greedy))
         finally:
@@ -132,7 +139,8 @@ class HFEngine:
         eos = self._eos.to(noise.device)
         rows = torch.arange(len(noise), device=noise.device)
         running = torch.ones_like(rows, dtype=torch.bool)
-        for step in range(self._max_new_tokens):
+        num_steps = noise.shape[1]
+        for step in range(num_steps):
             self._poll()
             distribution = self.policy.next_logprobs(decoding.states)
             chosen = distribution.argmax(-1) if greedy else self._sample(distribution, noise[rows, step])
@@ -142,7 +150,7 @@ class HFEngine:
             running = running & (chosen[:, None] != eos).all(-1)
             num_running = int(running.sum())
             self._counters["decode_s" if step else "first_token_s"] += self._lap_s()
-            if num_running == 0 or step + 1 == self._max_new_tokens:
+            if num_running == 0 or step + 1 == num_steps:
                 break
             if 4 * num_running <= 3 * len(rows):
                 kept = running.nonzero().flatten()

@@ -32,9 +32,15 @@ class ScriptedEngine:
         return {"pushed_tensors": 0.0}
 
     def generate(
-        self, prompts: PromptBatch, *, group_size: int, seeds: Sequence[Sequence[int]], greedy: bool = False
+        self,
+        prompts: PromptBatch,
+        *,
+        group_size: int,
+        seeds: Sequence[Sequence[int]],
+        greedy: bool = False,
+        max_new_tokens: int | None = None,
     ) -> Rollout:
-        """The scripted completions of each prompt, in order."""
+        """The scripted completions of each prompt, in order and at full length."""
         texts = [text for sample in prompts.samples for text in self._script[sample.id][:group_size]]
         rows = [self._encode(text) for text in texts]
         width = max(len(row) for row in rows)

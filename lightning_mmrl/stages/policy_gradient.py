@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lightning_mmrl.algorithms.advantages.group_normalized import GroupNormalized
 from lightning_mmrl.algorithms.losses.aggregation import SequenceMean
 from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
+from lightning_mmrl.algorithms.phases import Limits, Phase, Phases
 from lightning_mmrl.models.encoders import TowerGraph
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.tensors import AdvantageEstimator, Aggregation, PolicyLoss, RolloutEngine
@@ -52,6 +53,7 @@ class Algorithm:
         aggregation: What the loss is divided by.
         group_size: Completions per prompt, G.
         mask_truncated: Leave truncated completions out of the loss.
+        phases: How rollouts change within the stage.
         update: Epochs, minibatches, microbatches, clipping.
     """
 
@@ -60,11 +62,13 @@ class Algorithm:
     aggregation: Aggregation
     group_size: int = 8
     mask_truncated: bool = False
+    phases: Sequence[Phase] = ()
     update: UpdateSettings = field(default_factory=UpdateSettings)
 
     def __post_init__(self) -> None:
-        if self.group_size < 2:
-            raise ValueError(f"group_size is {self.group_size}; a group needs at least 2 completions to be compared")
+        for size in (self.group_size, *(phase.limits.group_size for phase in self.phases)):
+            if size is not None and size < 2:
+                raise ValueError(f"group_size is {size}; a group needs at least 2 completions to be compared")
 
 
 class PolicyGradientModule(StageModule):
@@ -103,6 +107,8 @@ class PolicyGradientModule(StageModule):
         self.rewards = rewards
         self.algorithm = algorithm or self.default_algorithm
         self._table = table
+        first = Limits(group_size=self.algorithm.group_size, temperature=policy.temperature)
+        self._phases = Phases(first=first, later=self.algorithm.phases)
         self._seconds: dict[str, float] = {}
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
@@ -144,9 +150,14 @@ class PolicyGradientModule(StageModule):
 
     def sample(self, prompts: PromptBatch, iteration: int) -> Rollout:
         """G completions for each prompt, with noise that depends on (seed, iteration, prompt, sample) alone."""
-        ids = [sample.id for sample in prompts.samples]
-        seeds = group_seeds(self._context.seed, iteration, ids, self.algorithm.group_size)
-        return self.engine.generate(prompts, group_size=self.algorithm.group_size, seeds=seeds)
+        limits = self._phases.at(iteration)
+        assert limits.group_size is not None
+        assert limits.temperature is not None
+        self.policy.temperature = limits.temperature
+        seeds = group_seeds(self._context.seed, iteration, [each.id for each in prompts.samples], limits.group_size)
+        return self.engine.generate(
+            prompts, group_size=limits.group_size, seeds=seeds, max_new_tokens=limits.max_new_tokens
+        )
 
     def score(self, prompts: PromptBatch, rollout: Rollout) -> Scores:
         """Rewards [B, G]; a failed verifier is invalid, not zero."""
