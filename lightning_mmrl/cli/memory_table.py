@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from lightning_mmrl.config.checks import SHARDED_PRECISIONS
 from lightning_mmrl.config.memory import Estimate, Lengths, estimate
 from lightning_mmrl.config.schema import AdapterConfig, ModelConfig, RootConfig, StageConfig
 from lightning_mmrl.config.shapes import ModelShape, read_shape
@@ -103,10 +104,9 @@ def _strategy(stage: StageConfig) -> str:
 def _alternatives(name: str, stage: StageConfig, towers: list[str], *, adapts: bool) -> list[tuple[str, StageConfig]]:
     """Keys to set and the stage with them, the fewest first."""
     path = f"stages.{name}"
-    changes: list[tuple[str, Change]] = [
-        (f"{path}.trainer.activation_checkpointing=true", _recomputing),
-        (f"{path}.trainer.strategy=fsdp2", _sharding),
-    ]
+    changes: list[tuple[str, Change]] = [(f"{path}.trainer.activation_checkpointing=true", _recomputing)]
+    if stage.trainer.precision in SHARDED_PRECISIONS:
+        changes.append((f"{path}.trainer.strategy=fsdp2", _sharding))
     start: list[tuple[str, Change]] = []
     if stage.adapter is None and "text" not in stage.freeze:
         if adapts:

@@ -184,11 +184,9 @@ class _Rank:
             return int(bool(settings.get("momentum")))
         return 2 + bool(settings.get("amsgrad"))
 
-    def gathered(self, copies: int = 2) -> int:
-        """The root and as many units as are whole at once: the one in use, and the next."""
-        if not self.sharded:
-            return 0
-        return (self.shape.root + copies * self.shape.largest_unit) * self.precision.computed
+    def gathered(self) -> int:
+        """The root and two units at most: the one in use, and the next."""
+        return (self.shape.root + 2 * self.shape.largest_unit) * self.precision.computed if self.sharded else 0
 
     def backward(self) -> dict[str, int]:
         """What scoring and its backward pass take."""

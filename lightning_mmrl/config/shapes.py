@@ -125,11 +125,14 @@ def read_shape(checkpoint: str) -> ModelShape | None:
     """The shape of a local folder or of a released model's hub id; None if nothing is known of the checkpoint.
 
     Raises:
-        ValueError: Its architecture is none of the families.
+        ValueError: Its architecture is none of the families, or its config.json says no sizes.
     """
     file = Path(checkpoint) / "config.json"
     if file.is_file():
-        return shape_of(json.loads(file.read_text(encoding="utf-8")))
+        try:
+            return shape_of(json.loads(file.read_text(encoding="utf-8")))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"its config.json is not as its family's are ({error})") from error
     return shape_of(RELEASED[checkpoint]) if checkpoint in RELEASED else None
 
 
@@ -137,7 +140,7 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
     """The shape that a `config.json` describes, with text settings nested or flat; of an omni one, its thinker's.
 
     Raises:
-        ValueError: As in `read_shape`.
+        ValueError: Its architecture is none of the families.
     """
     config = config.get("thinker_config") or config
     family = config.get("model_type")

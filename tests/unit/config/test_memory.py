@@ -10,13 +10,16 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from lightning_mmrl.config import memory
 from lightning_mmrl.config.compose import compose
 from lightning_mmrl.config.memory import CONTEXT, Estimate, Lengths, estimate
 from lightning_mmrl.config.shapes import read_shape
 from lightning_mmrl.data.collate import EncodedSample, collate_prompts
+from lightning_mmrl.models import decoding
 from lightning_mmrl.models.adapters import AdapterSettings
 from lightning_mmrl.models.decoding import start_decoding
 from lightning_mmrl.models.parallelize import Sharding, recompute_activations
+from lightning_mmrl.ops import logprobs
 from lightning_mmrl.protocols.ranks import ALONE
 from lightning_mmrl.rollout.hf import HFEngine
 from lightning_mmrl.types.batches import ScoringBatch
@@ -244,11 +247,11 @@ def test_sampling_with_shards_holds_all_weights_once(text, mesh):
 def test_keys_and_values_are_those_of_the_cache(text):
     encoder, policy = families.load("qwen2", text, dtype=torch.bfloat16)
     batch, length = scoring(encoder)
-    decoding = start_decoding(policy, batch.prompts, GROUP)
+    rows = start_decoding(policy, batch.prompts, GROUP)
     for step in range(ANSWER - 1):
-        decoding.advance(batch.completion_ids[:, step])
-    layers = [layer for bucket in decoding._cache._buckets for layer in bucket._layers]
-    measured = size_of([*layers, *decoding._cache._own])
+        rows.advance(batch.completion_ids[:, step])
+    layers = [layer for bucket in rows._cache._buckets for layer in bucket._layers]
+    measured = size_of([*layers, *rows._cache._own])
     shape, lengths = read_shape(str(text)), Lengths(prompt=length)
     found = estimate(shape, stage_of(), "bfloat16", 1, lengths).phases["generation"]["keys and values"]
     assert found == measured
@@ -292,6 +295,11 @@ def test_more_ranks_and_smaller_microbatches_never_take_more(folder):
         for tokens in (3000, 30_000)
     ]
     assert sizes[0]["activations"] < sizes[1]["activations"]
+
+
+def test_the_sizes_of_chunks_are_those_that_are_used():
+    assert memory.TILE_ELEMENTS == logprobs.TILE_ELEMENTS
+    assert (memory.PREFILL_TOKENS, memory.OWN_TOKENS) == (decoding.PREFILL_TOKENS, decoding.OWN_TOKENS)
 
 
 def test_what_fits_includes_a_reserve():

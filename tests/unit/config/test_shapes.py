@@ -160,3 +160,10 @@ def test_what_is_not_known_is_said():
     assert read_shape("somebody/some-model") is None
     with pytest.raises(ValueError, match="model_type is 'llama'; known are qwen2, qwen3"):
         shape_of({"model_type": "llama"})
+
+
+@pytest.mark.parametrize("text", ['{"model_type": "qwen2", "hidden_size": 64}', "[]", "{", '{"thinker_config": [1]}'])
+def test_a_config_without_sizes_is_refused_in_one_sentence(text, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError):
+        read_shape(str(tmp_path))
