@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_mmrl.algorithms.advantages.group_normalized import GroupNormalized
 from lightning_mmrl.algorithms.losses.aggregation import TokenMean
 from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
+from lightning_mmrl.algorithms.phases import Limits, Phase
 from lightning_mmrl.algorithms.schedules import WarmupConstant
 from lightning_mmrl.data.collate import EncodedSample, collate_prompts, collate_targets
 from lightning_mmrl.data.sampler import DrawSampler, Share, SourceRows
@@ -155,6 +156,7 @@ class Stage:
                 loss=PPOClip(),
                 aggregation=TokenMean(),
                 group_size=3,
+                phases=[Phase(after=3, limits=Limits(group_size=2, max_new_tokens=3, temperature=0.7))],
                 update=UpdateSettings(num_minibatches=2),
             )
             self.module = KINDS[kind](self.policy, engine, rewards, algorithm=algorithm, **common)

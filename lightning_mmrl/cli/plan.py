@@ -10,7 +10,7 @@ from rich.table import Table
 from lightning_mmrl.cli.hydra_app import run_with_config, take_flags
 from lightning_mmrl.cli.memory_table import show_memory
 from lightning_mmrl.config.memory import Lengths
-from lightning_mmrl.config.schema import RootConfig, StageConfig
+from lightning_mmrl.config.schema import PhaseConfig, RootConfig, StageConfig
 from lightning_mmrl.config.specs import bound, manifest_digests, stage_specs
 from lightning_mmrl.curriculum.attempt import STATES, Attempt, stage_folder
 from lightning_mmrl.curriculum.manifest import Manifest
@@ -129,8 +129,19 @@ def conditions(stage: StageConfig) -> list[str]:
     """When a stage ends early, and what the curriculum asks of it."""
     stop, gate = bound(stage.stop_when), bound(stage.gate)
     cooldown = f", after {stage.cooldown_steps} more steps" if stage.cooldown_steps else ""
-    lines = [] if stop is None else [f"ends early once {stop}, checked every {stage.validate_every} steps{cooldown}"]
+    lines = [] if stage.algorithm is None else [_phase(phase) for phase in stage.algorithm.phases.values()]
+    lines += [] if stop is None else [f"ends early once {stop}, checked every {stage.validate_every} steps{cooldown}"]
     return lines if gate is None else [*lines, f"must reach {gate}, or the curriculum ends there"]
+
+
+def _phase(phase: PhaseConfig) -> str:
+    given = {
+        "completions per prompt": phase.group_size,
+        "tokens at most": phase.max_new_tokens,
+        "temperature": phase.temperature,
+    }
+    changes = ", ".join(f"{value:g} {name}" for name, value in given.items() if value is not None)
+    return f"from iteration {phase.after + 1}: {changes or 'as before'}"
 
 
 def adapters(stage: StageConfig) -> list[str]:

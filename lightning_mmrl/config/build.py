@@ -196,7 +196,7 @@ def build_algorithm(stage: StageConfig, make: Callable[..., Any], path: str) -> 
                     group_size=phase.group_size, max_new_tokens=phase.max_new_tokens, temperature=phase.temperature
                 ),
             )
-            for phase in settings.phases
+            for phase in settings.phases.values()
         ],
         update=update,
     )

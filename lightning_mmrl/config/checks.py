@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 
 from lightning_mmrl.config.schema import (
@@ -286,16 +286,16 @@ def _check_rl(path: str, stage: StageConfig) -> None:
     _check_rewards(f"{path}.rewards", stage.rewards)
 
 
-def _check_phases(path: str, phases: Sequence[PhaseConfig], num_steps: int) -> None:
+def _check_phases(path: str, phases: Mapping[str, PhaseConfig], num_steps: int) -> None:
     before = 0
-    for number, phase in enumerate(phases):
+    for name, phase in phases.items():
         rule = f"more than {before} and less than num_steps {num_steps}: phases come one after the other"
-        require(before < phase.after < num_steps, f"{path}[{number}].after", phase.after, rule)
-        _at_least_one(phase, f"{path}[{number}]", "max_new_tokens")
+        require(before < phase.after < num_steps, f"{path}.{name}.after", phase.after, rule)
+        _at_least_one(phase, f"{path}.{name}", "max_new_tokens")
         size = phase.group_size
-        require(size is None or size >= 2, f"{path}[{number}].group_size", size, "null or at least 2")
+        require(size is None or size >= 2, f"{path}.{name}.group_size", size, "null or at least 2")
         if phase.temperature is not None:
-            _positive(f"{path}[{number}].temperature", phase.temperature)
+            _positive(f"{path}.{name}.temperature", phase.temperature)
         before = phase.after
 
 

@@ -154,8 +154,8 @@ class AlgorithmConfig:
     aggregation: Any = None
     group_size: int = 8
     mask_truncated: bool = False
-    phases: list[PhaseConfig] = field(default_factory=list)
-    """Progressive lengths and group sizes, in the order of `after`."""
+    phases: dict[str, PhaseConfig] = field(default_factory=dict)
+    """Name to phase, in the order of `after`: progressive lengths and group sizes; empty for none."""
     update: UpdateConfig = field(default_factory=UpdateConfig)
 
 

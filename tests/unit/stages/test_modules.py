@@ -13,6 +13,7 @@ from lightning_mmrl.algorithms.advantages.group_normalized import GroupNormalize
 from lightning_mmrl.algorithms.advantages.leave_one_out import LeaveOneOut
 from lightning_mmrl.algorithms.losses.aggregation import TokenMean
 from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
+from lightning_mmrl.algorithms.phases import Limits, Phase
 from lightning_mmrl.algorithms.schedules import WarmupConstant
 from lightning_mmrl.data.collate import EncodedSample, collate_targets
 from lightning_mmrl.errors import MediaError, StageError
@@ -473,3 +474,26 @@ def test_the_sft_loss_is_the_mean_over_target_tokens_alone(model, tmp_path):
         logprobs = logits.masked_fill(policy.banned, -torch.inf).log_softmax(-1).gather(-1, target[:, None])
         total, count = total - logprobs.sum().item(), count + len(target)
     assert loss.item() == pytest.approx(total / count, abs=1e-4)
+
+
+def test_phases_change_what_is_sampled_and_the_temperature_that_is_trained(model, tmp_path):
+    encoder, policy = model
+    phases = [
+        Phase(after=1, limits=Limits(group_size=3, max_new_tokens=2)),
+        Phase(after=2, limits=Limits(temperature=0.5)),
+    ]
+    algorithm = Algorithm(
+        advantage=GroupNormalized(), loss=PPOClip(), aggregation=TokenMean(), group_size=4, phases=phases
+    )
+    module = rl_module(model, tmp_path, reward=Counts(), algorithm=algorithm, num_steps=3)
+    module.engine = omni.engine(encoder, policy, max_new_tokens=5, eos_token_ids=[])
+    found, generate = [], module.engine.generate
+
+    def remember(prompts, **arguments):
+        rollout = generate(prompts, **arguments)
+        found.append((rollout.group_size, rollout.completion_ids.shape[1], policy.temperature))
+        return rollout
+
+    module.engine.generate = remember
+    fit(module, encoder, tmp_path, num_batches=3)
+    assert found == [(4, 5, 1.0), (3, 2, 1.0), (3, 2, 0.5)]
