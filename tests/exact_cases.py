@@ -71,12 +71,11 @@ class Data(lightning.LightningDataModule):
         self._sets = Prompts(encoder, supervised), Prompts(encoder, False)
         self._collate = partial(collate_targets if supervised else collate_prompts, pad_token_id=encoder.pad_token_id)
         self._collate_prompts = partial(collate_prompts, pad_token_id=encoder.pad_token_id)
-        self._draws = partial(DrawSampler, [SourceRows(num_samples=4)], batch_size=2, num_batches=num_batches, seed=3)
-        self.sampler = self._draws()
+        self.sampler = DrawSampler([SourceRows(num_samples=4)], batch_size=2, num_batches=num_batches, seed=3)
 
     def setup(self, stage):
         self._share = Share(rank=self.trainer.global_rank, world_size=self.trainer.world_size)
-        self.sampler = self._draws(share=self._share)
+        self.sampler._share = self._share
 
     def train_dataloader(self):
         return DataLoader(self._sets[0], batch_sampler=self.sampler, collate_fn=self._collate)
