@@ -7,6 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lightning_mmrl.algorithms.penalties.entropy import EntropyBonus
+from lightning_mmrl.algorithms.penalties.kl import KLPenalty
+from lightning_mmrl.algorithms.schedules import WarmupConstant
 from lightning_mmrl.config import targets
 from lightning_mmrl.config.assembly import Assembly, trainer_settings, training_sources
 from lightning_mmrl.config.rewards import build_reward, reward_pool
@@ -182,12 +185,17 @@ def build_algorithm(stage: StageConfig, make: Callable[..., Any], path: str) -> 
     settings, preset = stage.algorithm, make.func.default_algorithm  # type: ignore[attr-defined]
     update = UpdateSettings(**asdict(settings.update), max_grad_norm=stage.max_grad_norm)
     path = f"{path}.algorithm"
+    kl, entropy = asdict(settings.kl), asdict(settings.entropy)
+    for name, values in (("kl", kl), ("entropy", entropy)):
+        values["schedule"] = targets.optional(values["schedule"], f"{path}.{name}.schedule", WarmupConstant())
     return Algorithm(
         advantage=targets.optional(settings.advantage, f"{path}.advantage", preset.advantage),
         loss=targets.optional(settings.loss, f"{path}.loss", preset.loss),
         aggregation=targets.optional(settings.aggregation, f"{path}.aggregation", preset.aggregation),
         group_size=settings.group_size,
         mask_truncated=settings.mask_truncated,
+        kl=KLPenalty(**kl),
+        entropy=EntropyBonus(**entropy),
         update=update,
     )
 
