@@ -7,7 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lightning_mmrl.algorithms.penalties.entropy import EntropyBonus
+from lightning_mmrl.algorithms.penalties.kl import KLPenalty
 from lightning_mmrl.algorithms.phases import Limits, Phase
+from lightning_mmrl.algorithms.schedules import WarmupConstant
 from lightning_mmrl.config import targets
 from lightning_mmrl.config.assembly import Assembly, trainer_settings, training_sources
 from lightning_mmrl.config.rewards import build_reward, reward_pool
@@ -183,6 +186,9 @@ def build_algorithm(stage: StageConfig, make: Callable[..., Any], path: str) -> 
     settings, preset = stage.algorithm, make.func.default_algorithm  # type: ignore[attr-defined]
     update = UpdateSettings(**asdict(settings.update), max_grad_norm=stage.max_grad_norm)
     path = f"{path}.algorithm"
+    kl, entropy = asdict(settings.kl), asdict(settings.entropy)
+    for name, values in (("kl", kl), ("entropy", entropy)):
+        values["schedule"] = targets.optional(values["schedule"], f"{path}.{name}.schedule", WarmupConstant())
     return Algorithm(
         advantage=targets.optional(settings.advantage, f"{path}.advantage", preset.advantage),
         loss=targets.optional(settings.loss, f"{path}.loss", preset.loss),
@@ -198,6 +204,8 @@ def build_algorithm(stage: StageConfig, make: Callable[..., Any], path: str) -> 
             )
             for phase in settings.phases.values()
         ],
+        kl=KLPenalty(**kl),
+        entropy=EntropyBonus(**entropy),
         update=update,
     )
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, fields
 
 from lightning_mmrl.config.schema import (
     AdapterConfig,
+    AlgorithmConfig,
     BoundConfig,
     DropoutConfig,
     EvaluationConfig,
@@ -40,6 +41,8 @@ ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed", "16-true", "16-mixed")
 SHARDED_PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed")
 STRATEGIES = ("auto", "ddp", "fsdp2")
+KL_ESTIMATORS = ("k1", "k2", "k3")
+KL_PLACES = ("loss", "reward")
 VALIDATED = ("war", "uar", "valid_format")
 """Metrics of a validation during training."""
 WITH_CUES = ("consistency", "grounded")
@@ -280,10 +283,20 @@ def _check_rl(path: str, stage: StageConfig) -> None:
     rule = f"a divisor of data.batch_size {stage.data.batch_size}"
     valid = stage.data.batch_size % update.num_minibatches == 0
     require(valid, f"{path}.algorithm.update.num_minibatches", update.num_minibatches, rule)
-    for part in ("advantage", "loss", "aggregation"):
-        _optional_target(getattr(stage.algorithm, part), f"{path}.algorithm.{part}")
+    _check_algorithm(f"{path}.algorithm", stage.algorithm)
     _check_phases(f"{path}.algorithm.phases", stage.algorithm.phases, stage.num_steps)
     _check_rewards(f"{path}.rewards", stage.rewards)
+
+
+def _check_algorithm(path: str, algorithm: AlgorithmConfig) -> None:
+    for part in ("advantage", "loss", "aggregation"):
+        _optional_target(getattr(algorithm, part), f"{path}.{part}")
+    one_of(algorithm.kl.estimator, f"{path}.kl.estimator", KL_ESTIMATORS)
+    one_of(algorithm.kl.where, f"{path}.kl.where", KL_PLACES)
+    for name, part in (("kl", algorithm.kl), ("entropy", algorithm.entropy)):
+        valid = 0 <= part.coefficient < math.inf
+        require(valid, f"{path}.{name}.coefficient", part.coefficient, "at least 0 and finite")
+        _optional_target(part.schedule, f"{path}.{name}.schedule")
 
 
 def _check_phases(path: str, phases: Mapping[str, PhaseConfig], num_steps: int) -> None:

@@ -58,6 +58,10 @@ def _rehearse_stage(path: str, stage: StageConfig) -> None:
         algorithm = build_algorithm(stage, make, path)
         _check_call(f"{path}.algorithm.advantage", algorithm.advantage, "rewards", "valid")
         _check_call(f"{path}.algorithm.loss", algorithm.loss, "inputs")
+        for part in ("kl", "entropy"):
+            node = getattr(stage.algorithm, part).schedule
+            if node is not None:
+                _rehearse_schedule(f"{path}.algorithm.{part}.schedule", node, stage.num_steps)
 
 
 def _rehearse_adapters(config: RootConfig, load: Any) -> None:

@@ -146,6 +146,31 @@ class PhaseConfig:
 
 
 @dataclass
+class KLConfig:
+    """Penalty on the divergence from the policy that the stage starts from."""
+
+    coefficient: float = 0.0
+    """0: no penalty, and no reference policy."""
+    estimator: str = "k3"
+    """k1, k2 or k3."""
+    where: str = "loss"
+    """loss: of each token; reward: subtracted, summed over a completion, before advantages are taken."""
+    ratio_correction: bool = False
+    """Multiply the estimates in the loss by the ratio to the policy that sampled."""
+    schedule: Any = None
+    """Multiplier of the coefficient by iteration, such as WarmupCosine; null: always 1."""
+
+
+@dataclass
+class EntropyConfig:
+    """Bonus on the entropy of the policy at each token."""
+
+    coefficient: float = 0.0
+    schedule: Any = None
+    """Multiplier of the coefficient by iteration; null: always 1."""
+
+
+@dataclass
 class AlgorithmConfig:
     """A policy-gradient algorithm; null takes the module's own."""
 
@@ -156,6 +181,8 @@ class AlgorithmConfig:
     mask_truncated: bool = False
     phases: dict[str, PhaseConfig] = field(default_factory=dict)
     """Name to phase, in the order of `after`: progressive lengths and group sizes; empty for none."""
+    kl: KLConfig = field(default_factory=KLConfig)
+    entropy: EntropyConfig = field(default_factory=EntropyConfig)
     update: UpdateConfig = field(default_factory=UpdateConfig)
 
 

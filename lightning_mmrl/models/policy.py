@@ -95,12 +95,20 @@ class Policy(nn.Module):
         )
         self.train()  # from_pretrained leaves models in eval mode
 
-    def forward(self, batch: ScoringBatch) -> PolicyOutput:
-        """Log-probabilities and entropies of N = B * G completions; towers and prompt are computed B times."""
+    def forward(self, batch: ScoringBatch, *, entropy_gradient: bool = False) -> PolicyOutput:
+        """Log-probabilities and entropies of N = B * G completions; towers and prompt are computed B times.
+
+        Entropies are statistics without a gradient unless `entropy_gradient` asks for it.
+        """
         states = self._shared_states(batch) if self.sharing_refusal is None else self._copied_states(batch)
         mask = batch.completion_mask
         counted, entropy = tiled_token_logprobs(
-            self._backbone.head, states, batch.completion_ids[mask], temperature=self.temperature, banned=self.banned
+            self._backbone.head,
+            states,
+            batch.completion_ids[mask],
+            temperature=self.temperature,
+            banned=self.banned,
+            entropy_gradient=entropy_gradient,
         )
         zeros = torch.zeros(mask.shape, dtype=counted.dtype, device=counted.device)
         return PolicyOutput(

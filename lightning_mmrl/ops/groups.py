@@ -28,6 +28,18 @@ def group_std(values: Float[Tensor, "B G"], valid: Bool[Tensor, "B G"]) -> Float
     return (masked_sum(deviations.square(), valid, dim=-1) / (valid.sum(-1) - 1).clamp(min=1)).sqrt()
 
 
+def batch_std(values: Float[Tensor, "B G"], valid: Bool[Tensor, "B G"]) -> Float[Tensor, ""]:
+    """Unbiased standard deviation over the n valid entries of all groups together; zero where n < 2.
+
+    std = sqrt(sum_i (x_i - mean)^2 / (n - 1)) with the mean over all groups
+
+    >>> batch_std(torch.tensor([[1.0, 3.0], [5.0, 9.0]]), torch.tensor([[True, True], [True, False]]))
+    tensor(2.)
+    """
+    deviations = values - masked_mean(values, valid)
+    return (masked_sum(deviations.square(), valid) / (valid.sum() - 1).clamp(min=1)).sqrt()
+
+
 def constant_groups(values: Float[Tensor, "B G"], valid: Bool[Tensor, "B G"]) -> Bool[Tensor, " B"]:
     """True for groups whose valid entries are all exactly equal, and for groups with fewer than two of them.
 

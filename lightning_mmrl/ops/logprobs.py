@@ -18,6 +18,7 @@ def token_logprobs(
     *,
     temperature: float,
     banned: Bool[Tensor, " V"],
+    entropy_gradient: bool = False,
 ) -> tuple[Float[Tensor, "*rows"], Float[Tensor, "*rows"]]:
     """Log-probability of each token and entropy of its distribution, in nats.
 
@@ -25,8 +26,8 @@ def token_logprobs(
     entropy H = -sum_v p(v) log p(v) with 0 log 0 = 0.
 
     Nothing is shifted: `logits[..., :]` are the ones that predict `tokens[...]`. bfloat16 and float16 logits are
-    computed in float32, float64 stays. A token that is banned gets minus infinity. The entropy is a statistic and
-    carries no gradient, which spares two float32 copies of the logits in the backward pass.
+    computed in float32, float64 stays. A token that is banned gets minus infinity. The entropy carries a gradient only
+    with `entropy_gradient`: as a statistic it spares two float32 copies of the logits in the backward pass.
 
     Raises:
         ValueError: If the temperature is not a positive finite number.
@@ -41,7 +42,9 @@ def token_logprobs(
         )
     scaled = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
     table = scaled.masked_fill(banned, -torch.inf).log_softmax(-1)
-    return table.gather(-1, tokens.long().unsqueeze(-1)).squeeze(-1), _entropy(table.detach())
+    return table.gather(-1, tokens.long().unsqueeze(-1)).squeeze(-1), _entropy(
+        table if entropy_gradient else table.detach()
+    )
 
 
 def tiled_token_logprobs(
@@ -51,6 +54,7 @@ def tiled_token_logprobs(
     *,
     temperature: float,
     banned: Bool[Tensor, " V"],
+    entropy_gradient: bool = False,
     tile_elements: int = TILE_ELEMENTS,
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     """`token_logprobs(head(states), tokens)` without ever holding all n * V logits.
@@ -64,7 +68,8 @@ def tiled_token_logprobs(
     """
 
     def score(rows: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        return token_logprobs(head(rows), chosen, temperature=temperature, banned=banned)
+        logits = head(rows)
+        return token_logprobs(logits, chosen, temperature=temperature, banned=banned, entropy_gradient=entropy_gradient)
 
     size = max(1, tile_elements // len(banned))
     if len(states) <= size:

@@ -12,9 +12,24 @@ from lightning_mmrl.types.records import MediaKind, Message
 
 
 class AdvantageEstimator(Protocol):
-    """Turns the rewards of B groups of G completions into advantages; invalid rows get zero."""
+    """Turns the rewards of B groups of G completions into advantages; invalid rows get zero.
+
+    The groups are those of all ranks, so that statistics of the batch are the same however many ranks share it.
+    """
 
     def __call__(self, rewards: Float[Tensor, "B G"], valid: Bool[Tensor, "B G"]) -> Float[Tensor, "B G"]: ...
+
+
+class Ratio(Protocol):
+    """Probability ratios of policy and sampling policy, one per token; 1 where the completion mask is False."""
+
+    def __call__(self, inputs: LossInputs) -> Float[Tensor, "N C"]: ...
+
+
+class Schedule(Protocol):
+    """A multiplier by step, counted from 0, and number of steps."""
+
+    def __call__(self, step: int, num_steps: int) -> float: ...
 
 
 class PolicyLoss(Protocol):

@@ -4,16 +4,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lightning_mmrl.algorithms.penalties.kl import KLPenalty
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.ops.kl import approx_kl
 from lightning_mmrl.ops.masked import masked_sum
 from lightning_mmrl.ops.packing import Budget, GroupPart, pack_groups
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
 from lightning_mmrl.protocols.tensors import Aggregation, PolicyLoss
-from lightning_mmrl.types.batches import Experience, LossInputs, PromptBatch, ScoringBatch
+from lightning_mmrl.types.batches import Experience, LossInputs, LossOutput, PolicyOutput, PromptBatch, ScoringBatch
+
+SUMS = ("loss", "tokens", "clipped", "clipped_low", "clipped_high", "kl", "entropy", "ratio")
+"""What an optimizer step adds up over its tokens, beside the divergence from a reference policy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,11 +53,28 @@ class UpdateSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """What is minimised: a loss per token, what it is divided by, and the ranks whose tokens count together."""
+    """What is minimised in one iteration.
+
+    Attributes:
+        loss: A loss per token.
+        aggregation: What it is divided by.
+        ranks: Whose tokens count together.
+        kl: The divergence from the reference policy, of experience that has its log-probabilities.
+        kl_coefficient: Its part in the loss of this iteration; 0 if it is in the reward, or only reported.
+        entropy_coefficient: The part of the entropy in the loss of this iteration.
+    """
 
     loss: PolicyLoss
     aggregation: Aggregation
     ranks: Ranks = ALONE
+    kl: KLPenalty | None = None
+    kl_coefficient: float = 0.0
+    entropy_coefficient: float = 0.0
+
+    @property
+    def regularized(self) -> bool:
+        """True if completions without an advantage have a gradient as well."""
+        return self.kl_coefficient != 0 or self.entropy_coefficient != 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +86,12 @@ class Minibatch:
 
 
 def plan_minibatches(
-    experience: Experience, settings: UpdateSettings, generator: torch.Generator, ranks: Ranks = ALONE
+    experience: Experience,
+    settings: UpdateSettings,
+    generator: torch.Generator,
+    ranks: Ranks = ALONE,
+    *,
+    regularized: bool = False,
 ) -> list[Minibatch]:
     """Which of this rank's prompts each optimizer step uses, for all epochs.
 
@@ -73,11 +99,12 @@ def plan_minibatches(
     one process, on the ranks where they are. A rank may have more or fewer of them than another, or none.
 
     A group whose advantages are all zero has an exactly zero gradient under a loss without KL or entropy term: it
-    stays in the denominator and is not scored.
+    stays in the denominator and is not scored. With `regularized`, the loss has such a term.
     """
     own = len(experience.prompts.samples)
     num_prompts, first = own * ranks.world_size, own * ranks.rank
-    signal = ((experience.advantages != 0) & experience.trainable).any(-1).tolist()
+    moved = experience.trainable if regularized else (experience.advantages != 0) & experience.trainable
+    signal = moved.any(-1).tolist()
     plans = []
     for _ in range(settings.num_epochs):
         order = list(range(num_prompts))
@@ -89,19 +116,29 @@ def plan_minibatches(
     return plans
 
 
-def score_old(policy: Policy, experience: Experience, budget: Budget, ranks: Ranks = ALONE) -> Tensor:
-    """Log-probabilities [N, C] of the rollout under the policy before its first update, zero where nothing counts."""
-    rows = list(range(len(experience.prompts.samples)))
+def score_old(
+    policy: Policy,
+    experience: Experience,
+    budget: Budget,
+    ranks: Ranks = ALONE,
+    prompts: Callable[[list[int]], PromptBatch] | None = None,
+) -> Float[Tensor, "N C"]:
+    """Log-probabilities of the rollout under a policy that is not updated, zero where nothing counts.
+
+    That is the policy before its first update, or the reference policy. `prompts` gives the rows of a microbatch with
+    their media, for a policy that other towers belong to than those that encoded the prompts of the experience.
+    """
+    rows, prompts = list(range(len(experience.prompts.samples))), prompts or experience.prompts.select
     old = torch.zeros_like(experience.rollout.sampler_logprobs)
     with torch.no_grad():
         microbatches = _microbatches(experience, rows, budget)
         num_missing = _missing(ranks, len(microbatches))
         for microbatch in microbatches:
-            batch = scoring_batch(experience, microbatch, experience.prompts.select)
+            batch = scoring_batch(experience, microbatch, prompts)
             logprobs = policy(batch).logprobs
             old = old.to(logprobs.dtype).index_add(0, _rows(experience, microbatch), logprobs)
         for _ in range(num_missing):
-            policy(_filler(experience, experience.prompts.select))
+            policy(_filler(experience, prompts))
     return old
 
 
@@ -125,36 +162,35 @@ def accumulate_loss(
     """
     ranks = objective.ranks
     denominator = ranks.sum(objective.aggregation.denominator(loss_mask(experience, minibatch.rows)))
-    totals = {
-        name: torch.zeros((), device=denominator.device) for name in ("loss", "tokens", "clipped", "kl", "entropy")
-    }
+    totals: dict[str, Tensor] = {}
+    largest = torch.zeros((), device=denominator.device)
     microbatches = _microbatches(experience, minibatch.live, budget)
     num_missing = _missing(ranks, len(microbatches))
     for microbatch in microbatches:
         batch = scoring_batch(experience, microbatch, prompts)
-        output, mask, rows = policy(batch), batch.completion_mask, _rows(experience, microbatch)
-        old = output.logprobs.detach() if old_logprobs is None else old_logprobs[rows]
+        output = policy(batch, entropy_gradient=objective.entropy_coefficient != 0)
+        mask, rows = batch.completion_mask, _rows(experience, microbatch)
         inputs = LossInputs(
             logprobs=output.logprobs,
-            old_logprobs=old,
+            old_logprobs=output.logprobs.detach() if old_logprobs is None else old_logprobs[rows],
             advantages=experience.advantages.flatten()[rows],
             completion_mask=mask,
         )
         losses = objective.loss(inputs)
-        value = objective.aggregation.reduce(losses.token_losses, mask, denominator)
+        divergence = _divergence(objective, inputs, experience.reference_logprobs, rows)
+        token_losses = _regularized(objective, losses.token_losses, divergence, output)
+        value = objective.aggregation.reduce(token_losses, mask, denominator)
         backward(value)
-        count = mask.sum()
-        step = {
-            "loss": value.detach(),
-            "tokens": count,
-            "clipped": (losses.clipped & mask).sum(),
-            "kl": approx_kl(output.logprobs.detach(), old, mask) * count,
-            "entropy": masked_sum(output.entropy.detach(), mask),
-        }
-        totals = {name: total + step[name] for name, total in totals.items()}
+        step = {"loss": value.detach()} | _token_sums(inputs, losses, output)
+        if divergence is not None:
+            step["reference_kl"] = masked_sum(divergence.detach(), mask)
+        totals = {name: totals.get(name, 0.0) + amount for name, amount in step.items()}
+        largest = torch.maximum(largest, torch.where(mask, losses.ratios.detach(), 0.0).max().to(largest.dtype))
     for _ in range(num_missing):
         _pass_for_others(policy, _filler(experience, prompts), backward)
-    return totals if ranks.world_size == 1 else _summed(totals, ranks)
+    names = (*SUMS, "reference_kl") if experience.reference_logprobs is not None else SUMS
+    totals = {name: totals.get(name, torch.zeros_like(largest)) for name in names}
+    return _joined(totals, largest, ranks)
 
 
 def loss_mask(experience: Experience, prompts: Sequence[int]) -> Bool[Tensor, "N C"]:
@@ -211,9 +247,48 @@ def _pass_for_others(policy: Policy, filler: ScoringBatch, backward: Callable[[T
     backward(masked_sum(logprobs, torch.zeros_like(filler.completion_mask)))
 
 
-def _summed(totals: dict[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
+def _divergence(
+    objective: Objective, inputs: LossInputs, reference_logprobs: Tensor | None, rows: Tensor
+) -> Float[Tensor, "N C"] | None:
+    """The estimate of the divergence at each token, or None if nothing is compared."""
+    if objective.kl is None or reference_logprobs is None:
+        return None
+    reference = reference_logprobs[rows].to(inputs.logprobs.dtype)
+    return objective.kl(inputs.logprobs, inputs.old_logprobs, reference, inputs.completion_mask)
+
+
+def _regularized(
+    objective: Objective, token_losses: Tensor, divergence: Tensor | None, output: PolicyOutput
+) -> Float[Tensor, "N C"]:
+    """The losses of the tokens with the terms that do not depend on advantages."""
+    if objective.kl_coefficient and divergence is not None:
+        token_losses = token_losses + objective.kl_coefficient * divergence
+    if objective.entropy_coefficient:
+        token_losses = token_losses - objective.entropy_coefficient * output.entropy
+    return token_losses
+
+
+def _token_sums(inputs: LossInputs, losses: LossOutput, output: PolicyOutput) -> dict[str, Tensor]:
+    """What is reported as means over tokens, summed over those of a microbatch."""
+    mask, ratios = inputs.completion_mask, losses.ratios.detach()
+    clipped, count = losses.clipped & mask, mask.sum()
+    return {
+        "tokens": count,
+        "clipped": clipped.sum(),
+        "clipped_low": (clipped & (ratios < 1)).sum(),
+        "clipped_high": (clipped & (ratios > 1)).sum(),
+        "kl": approx_kl(inputs.logprobs.detach(), inputs.old_logprobs, mask) * count,
+        "entropy": masked_sum(output.entropy.detach(), mask),
+        "ratio": masked_sum(ratios, mask),
+    }
+
+
+def _joined(totals: dict[str, Tensor], largest: Tensor, ranks: Ranks) -> dict[str, Tensor]:
+    """Sums over the ranks, and the largest ratio of any of them."""
+    if ranks.world_size == 1:
+        return totals | {"ratio_max": largest}
     values = ranks.sum(torch.stack([total.double() for total in totals.values()]))
-    return dict(zip(totals, values, strict=True))
+    return dict(zip(totals, values, strict=True)) | {"ratio_max": torch.tensor(max(ranks.gather(float(largest))))}
 
 
 def _microbatches(experience: Experience, prompts: Sequence[int], budget: Budget) -> list[tuple[GroupPart, ...]]:

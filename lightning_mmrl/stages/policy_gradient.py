@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import ClassVar, Protocol, cast
 
@@ -15,9 +15,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from lightning_mmrl.algorithms.advantages.group_normalized import GroupNormalized
 from lightning_mmrl.algorithms.losses.aggregation import SequenceMean
 from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
+from lightning_mmrl.algorithms.penalties.entropy import EntropyBonus
+from lightning_mmrl.algorithms.penalties.kl import KLPenalty
 from lightning_mmrl.algorithms.phases import Limits, Phase, Phases
 from lightning_mmrl.models.encoders import TowerGraph
 from lightning_mmrl.models.policy import Policy
+from lightning_mmrl.models.reference import Reference
 from lightning_mmrl.protocols.tensors import AdvantageEstimator, Aggregation, PolicyLoss, RolloutEngine
 from lightning_mmrl.rollout.sampling import group_seeds
 from lightning_mmrl.stages.answers import Examiner
@@ -54,6 +57,8 @@ class Algorithm:
         group_size: Completions per prompt, G.
         mask_truncated: Leave truncated completions out of the loss.
         phases: How rollouts change within the stage.
+        kl: Penalty on leaving the policy that the stage starts from.
+        entropy: Bonus on staying undecided.
         update: Epochs, minibatches, microbatches, clipping.
     """
 
@@ -63,6 +68,8 @@ class Algorithm:
     group_size: int = 8
     mask_truncated: bool = False
     phases: Sequence[Phase] = ()
+    kl: KLPenalty = field(default_factory=lambda: KLPenalty(coefficient=0.0))
+    entropy: EntropyBonus = field(default_factory=lambda: EntropyBonus(coefficient=0.0))
     update: UpdateSettings = field(default_factory=UpdateSettings)
 
     def __post_init__(self) -> None:
@@ -106,6 +113,7 @@ class PolicyGradientModule(StageModule):
         self.engine = engine
         self.rewards = rewards
         self.algorithm = algorithm or self.default_algorithm
+        self._reference = Reference(policy, context.sharding) if self.algorithm.kl.coefficient else None
         self._table = table
         first = Limits(group_size=self.algorithm.group_size, temperature=policy.temperature)
         self._phases = Phases(first=first, later=self.algorithm.phases)
@@ -124,6 +132,10 @@ class PolicyGradientModule(StageModule):
         with self._timed("score"), self._context.apart():
             scores = self.score(prompts, rollout)
         experience = self.build_experience(prompts, rollout, scores)
+        if self._reference is not None:
+            with self._timed("reference"):
+                experience = self.compare(experience, batch, scores, self._reference)
+        experience = replace(experience, advantages=self.advantages(experience, scores, iteration))
         with self._timed("optimize"):
             update = self.optimize(experience, media, iteration)
         with self._timed("push"):
@@ -178,13 +190,42 @@ class PolicyGradientModule(StageModule):
         )
 
     def build_experience(self, prompts: PromptBatch, rollout: Rollout, scores: Scores) -> Experience:
-        """Advantages, and which completions count."""
+        """Which completions count; there are no advantages yet."""
         trainable = scores.valid
         if self.algorithm.mask_truncated:
             truncated = torch.tensor([completion.truncated for completion in rollout.completions])
             trainable = trainable & ~truncated.to(trainable.device).reshape(trainable.shape)
-        advantages = self.algorithm.advantage(scores.rewards, scores.valid)
-        return Experience(prompts=prompts, rollout=rollout, advantages=advantages, trainable=trainable)
+        nothing = torch.zeros_like(scores.rewards)
+        return Experience(prompts=prompts, rollout=rollout, advantages=nothing, trainable=trainable)
+
+    def compare(self, experience: Experience, raw: PromptBatch, scores: Scores, reference: Reference) -> Experience:
+        """Adds log-probabilities of the reference policy and, where the reward has a penalty, those of the policy.
+
+        A penalty in the reward is of all completions that are compared, also of truncated ones that leave the loss.
+        Towers that train are run again, as the reference has other ones: `raw` has the prompts before they were
+        encoded.
+        """
+        towers_differ = self.policy.media.towers_train
+        budget, in_reward = self.algorithm.update.budget, self.algorithm.kl.in_reward
+        scored = replace(experience, trainable=scores.valid) if in_reward else experience
+        with reference.entered() as frozen:
+            prompts = raw.select if towers_differ else None
+            found = score_old(frozen, scored, budget, self._ranks, prompts)
+        old = score_old(self.policy, scored, budget, self._ranks) if in_reward else None
+        return replace(experience, reference_logprobs=found, old_logprobs=old)
+
+    def advantages(self, experience: Experience, scores: Scores, iteration: int) -> torch.Tensor:
+        """Advantages [B, G] of this rank's completions, among those of all ranks."""
+        rewards = scores.rewards
+        old, reference = experience.old_logprobs, experience.reference_logprobs
+        if old is not None and reference is not None:
+            mask = experience.rollout.completion_mask & scores.valid.reshape(-1, 1)
+            penalties = self.algorithm.kl(old, old, reference, mask).sum(-1).reshape(rewards.shape)
+            rewards = rewards - self._coefficients(iteration)[0] * penalties.to(rewards.dtype)
+        parts = self._ranks.gather((rewards.cpu(), scores.valid.cpu()))
+        everyone = [torch.cat(column).to(rewards.device) for column in zip(*parts, strict=True)]
+        first = self._ranks.rank * len(rewards)
+        return self.algorithm.advantage(*everyone)[first : first + len(rewards)]
 
     def optimize(self, experience: Experience, media: IterationMedia, iteration: int) -> dict[str, float]:
         """The optimizer steps of one iteration; a minibatch without any signal takes none."""
@@ -198,8 +239,11 @@ class PolicyGradientModule(StageModule):
         learning_rate = optimizer.param_groups[0]["lr"]
         settings = algorithm.update
         generator = torch.Generator().manual_seed(self._context.seed * 1_000_003 + iteration)
-        minibatches = plan_minibatches(experience, settings, generator, ranks)
-        old = None if settings.on_policy else score_old(self.policy, experience, settings.budget, ranks)
+        objective = self._objective(iteration)
+        minibatches = plan_minibatches(experience, settings, generator, ranks, regularized=objective.regularized)
+        old = None if settings.on_policy else experience.old_logprobs
+        if old is None and not settings.on_policy:
+            old = score_old(self.policy, experience, settings.budget, ranks)
         stats: dict[str, float] = {}
         live = ranks.either([bool(minibatch.live) for minibatch in minibatches])
         for minibatch, has_signal in zip(minibatches, live, strict=True):
@@ -210,7 +254,7 @@ class PolicyGradientModule(StageModule):
                 self.policy,
                 experience,
                 minibatch,
-                objective=Objective(loss=algorithm.loss, aggregation=algorithm.aggregation, ranks=ranks),
+                objective=objective,
                 old_logprobs=old,
                 budget=settings.budget,
                 prompts=media.scored,
@@ -223,7 +267,35 @@ class PolicyGradientModule(StageModule):
             stats = update_stats(scalar_values(totals)) | {"train/grad_norm": norm}
         if stats:
             scheduler.step()
-        return stats | {"train/learning_rate": learning_rate}
+        return stats | self._regularizers(iteration) | {"train/learning_rate": learning_rate}
+
+    def _objective(self, iteration: int) -> Objective:
+        algorithm, (kl, entropy) = self.algorithm, self._coefficients(iteration)
+        return Objective(
+            loss=algorithm.loss,
+            aggregation=algorithm.aggregation,
+            ranks=self._ranks,
+            kl=algorithm.kl,
+            kl_coefficient=0.0 if algorithm.kl.in_reward else kl,
+            entropy_coefficient=entropy,
+        )
+
+    def _coefficients(self, iteration: int) -> tuple[float, float]:
+        """Those of the divergence, wherever it is penalised, and of the entropy."""
+        step, num_steps = iteration - 1, self._context.num_steps
+        return self.algorithm.kl.coefficient_at(step, num_steps), self.algorithm.entropy.coefficient_at(step, num_steps)
+
+    def _regularizers(self, iteration: int) -> dict[str, float]:
+        """The coefficients of what is switched on."""
+        kl, entropy = self._coefficients(iteration)
+        known = {"train/kl_coefficient": kl} if self.algorithm.kl.coefficient else {}
+        return known | ({"train/entropy_coefficient": entropy} if self.algorithm.entropy.coefficient else {})
+
+    def on_fit_start(self) -> None:
+        """Puts the reference policy where the policy is."""
+        if self._reference is not None:
+            mesh = self.device_mesh
+            self._reference.place(None if mesh is None else mesh["data_parallel"], self._ranks)
 
     def on_train_start(self) -> None:
         """Takes up a stage that was saved: the engine gets its weights, and the stage may be at its end."""

@@ -72,13 +72,18 @@ def rollout_stats(outcome: Outcome) -> dict[str, float]:
 def update_stats(totals: dict[str, float]) -> dict[str, float]:
     """Per-token means of what an optimizer step accumulated."""
     tokens = max(1.0, totals["tokens"])
+    compared = {"train/reference_kl": totals["reference_kl"] / tokens} if "reference_kl" in totals else {}
     return {
         "train/loss": totals["loss"],
         "train/clip_fraction": totals["clipped"] / tokens,
+        "train/clip_fraction_low": totals["clipped_low"] / tokens,
+        "train/clip_fraction_high": totals["clipped_high"] / tokens,
+        "train/ratio_mean": totals["ratio"] / tokens,
+        "train/ratio_max": totals["ratio_max"],
         "train/approx_kl": totals["kl"] / tokens,
         "train/entropy": totals["entropy"] / tokens,
         "train/tokens": totals["tokens"],
-    }
+    } | compared
 
 
 def _mean(values: Sequence[bool]) -> float:

@@ -155,12 +155,16 @@ class Experience(_Movable):
     """A scored rollout with its advantages, ready to be optimized on.
 
     `trainable` is True for completions that count: a valid score and, where asked for, not truncated.
+    `reference_logprobs` are those of the policy that the stage started from, if the loss or its statistics need them.
+    `old_logprobs` are those of the policy that sampled, if they are known already. Both are zero where nothing counts.
     """
 
     prompts: PromptBatch
     rollout: Rollout
     advantages: Float[Tensor, "B G"]
     trainable: Bool[Tensor, "B G"]
+    reference_logprobs: Float[Tensor, "N C"] | None = None
+    old_logprobs: Float[Tensor, "N C"] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,10 +197,11 @@ class LossInputs(_Movable):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossOutput(_Movable):
-    """Unreduced losses, to be reduced by an aggregation; zero and False where the completion mask is False.
+    """Unreduced losses, to be reduced by an aggregation; zero, False and 1 where the completion mask is False.
 
-    `clipped` is True where the clip, not the surrogate, decides the gradient.
+    `clipped` is True where the clip, not the surrogate, decides the gradient. `ratios` are those that were clipped.
     """
 
     token_losses: Float[Tensor, "N C"]
     clipped: Bool[Tensor, "N C"]
+    ratios: Float[Tensor, "N C"]

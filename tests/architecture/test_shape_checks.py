@@ -14,7 +14,9 @@ from lightning_mmrl.types.batches import LossOutput
     [
         lambda: group_mean(torch.zeros(2, 3), torch.ones(2, 2, dtype=torch.bool)),
         lambda: LeaveOneOut()(torch.zeros(2, 3), torch.ones(2, 3)),
-        lambda: LossOutput(token_losses=torch.zeros(2, 3), clipped=torch.zeros(3, 2, dtype=torch.bool)),
+        lambda: LossOutput(
+            token_losses=torch.zeros(2, 3), clipped=torch.zeros(3, 2, dtype=torch.bool), ratios=torch.ones(2, 3)
+        ),
     ],
     ids=["ops", "algorithms", "types"],
 )

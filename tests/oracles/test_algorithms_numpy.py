@@ -43,7 +43,7 @@ def standardized(reward, others, eps=1e-4):
     [
         (GroupNormalized(), standardized),
         (GroupNormalized(eps=0.5), lambda reward, others: standardized(reward, others, eps=0.5)),
-        (GroupNormalized(scale=False), lambda reward, others: reward - np.mean([reward, *others])),
+        (GroupNormalized(std=None), lambda reward, others: reward - np.mean([reward, *others])),
         (LeaveOneOut(), lambda reward, others: reward - np.mean(others)),
     ],
     ids=["normalized", "normalized-eps", "centered", "leave-one-out"],

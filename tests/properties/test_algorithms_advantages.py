@@ -7,7 +7,7 @@ from lightning_mmrl.algorithms.advantages.group_normalized import GroupNormalize
 from lightning_mmrl.algorithms.advantages.leave_one_out import LeaveOneOut
 from lightning_mmrl.ops.groups import live_groups
 
-ESTIMATORS = [GroupNormalized(), GroupNormalized(scale=False), LeaveOneOut()]
+ESTIMATORS = [GroupNormalized(), GroupNormalized(std=None), LeaveOneOut()]
 every_estimator = pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
 
 # Eighths are exact in binary, so that a shift changes no difference.
@@ -69,7 +69,7 @@ def test_a_group_lives_exactly_if_its_valid_rewards_differ(estimator, case):
 def test_leave_one_out_is_a_rescaled_centering(case):
     rewards, valid = case
     k = valid.sum(-1, keepdim=True)
-    centered = GroupNormalized(scale=False)(rewards, valid)
+    centered = GroupNormalized(std=None)(rewards, valid)
     torch.testing.assert_close(LeaveOneOut()(rewards, valid), centered * k / (k - 1).clamp(min=1))
 
 

@@ -1,12 +1,12 @@
 """The clipped surrogate of PPO, which GRPO shares."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
+from lightning_mmrl.algorithms.losses.ratios import TokenRatio
+from lightning_mmrl.protocols.tensors import Ratio
 from lightning_mmrl.types.batches import LossInputs, LossOutput
-
-MAX_LOG_RATIO = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,13 +15,19 @@ class PPOClip:
 
     loss = -min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A) with ratio = exp(logprob - old_logprob)
     (arXiv:1707.06347, eq. 7; per token as in arXiv:2402.03300, eq. 3; separate clips: arXiv:2503.14476, section 3.1).
-    `clipped` is True where the clipped term is strictly smaller.
+    `clipped` is True where a bound is strictly beyond the surrogate, so that there is no gradient.
+
+    `ratio` may also be that of the completion (`SequenceRatio`, GSPO, arXiv:2507.18071, eq. 5). Where A < 0 the loss
+    has no bound in the ratio yet. Two options give it one, and are the same function: `dual_clip`, which takes
+    max(.., dual_clip * A) there (arXiv:1912.09729, section "Dual-clip PPO"), and `ratio_cap`, which takes
+    min(ratio, ratio_cap) in place of the ratio (the two-sided clip of arXiv:2505.07291, TRL's `delta`, MM-Eureka v2).
 
     **Deviations**: the log-ratio is clamped to +-20 before the exponential, so that one runaway token cannot overflow
     the loss; a token out there gets no gradient.
 
     Raises:
-        ValueError: If `clip_low` is outside [0, 1] or `clip_high` is negative.
+        ValueError: If `clip_low` is outside [0, 1], `clip_high` is negative, or one of the further bounds is not above
+            1 and at least at 1 + clip_high.
 
     >>> inputs = LossInputs(
     ...     logprobs=torch.tensor([[-1.0, -1.0]]),
@@ -29,12 +35,16 @@ class PPOClip:
     ...     advantages=torch.tensor([2.0]),
     ...     completion_mask=torch.ones(1, 2, dtype=torch.bool),
     ... )
-    >>> PPOClip(clip_low=0.2, clip_high=0.25)(inputs)
-    LossOutput(token_losses=tensor([[-2.0000, -2.5000]]), clipped=tensor([[False,  True]]))
+    >>> output = PPOClip(clip_low=0.2, clip_high=0.25)(inputs)
+    >>> output.token_losses, output.clipped
+    (tensor([[-2.0000, -2.5000]]), tensor([[False,  True]]))
     """
 
     clip_low: float = 0.2
     clip_high: float = 0.2
+    dual_clip: float | None = None
+    ratio_cap: float | None = None
+    ratio: Ratio = field(default_factory=TokenRatio)
 
     def __post_init__(self) -> None:
         if not 0 <= self.clip_low <= 1:
@@ -45,18 +55,27 @@ class PPOClip:
             raise ValueError(
                 f"clip_high is {self.clip_high}; the ratio is clipped at 1 + clip_high, so it must be at least 0"
             )
+        for name, bound in (("dual_clip", self.dual_clip), ("ratio_cap", self.ratio_cap)):
+            if bound is not None and not (bound > 1 and bound >= 1 + self.clip_high):
+                raise ValueError(
+                    f"{name} is {bound}; it bounds ratios that clip_high does not, so it must be above 1 and at least "
+                    f"1 + clip_high, which is {1 + self.clip_high}"
+                )
 
     def __call__(self, inputs: LossInputs) -> LossOutput:
-        mask = inputs.completion_mask
-        # A masked token gets ratio 1: whatever lies there, it is neither clipped nor part of a gradient.
-        difference = inputs.logprobs - inputs.old_logprobs
-        log_ratio = torch.where(mask, difference, torch.zeros_like(difference))
-        ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+        mask, ratios = inputs.completion_mask, self.ratio(inputs)
         advantages = inputs.advantages.unsqueeze(-1)
-        surrogate = ratio * advantages
-        clipped_surrogate = ratio.clamp(1 - self.clip_low, 1 + self.clip_high) * advantages
-        losses = -torch.minimum(surrogate, clipped_surrogate)
+        bounded = ratios if self.ratio_cap is None else ratios.clamp(max=self.ratio_cap)
+        surrogate = bounded * advantages
+        clipped_surrogate = ratios.clamp(1 - self.clip_low, 1 + self.clip_high) * advantages
+        objective = torch.minimum(surrogate, clipped_surrogate)
+        clipped = clipped_surrogate < surrogate
+        if self.ratio_cap is not None:
+            clipped = clipped | ((ratios > self.ratio_cap) & (advantages < 0))
+        if self.dual_clip is not None:
+            floor = self.dual_clip * advantages
+            clipped = clipped | ((objective < floor) & (advantages < 0))
+            objective = torch.where(advantages < 0, torch.maximum(objective, floor), objective)
         return LossOutput(
-            token_losses=torch.where(mask, losses, torch.zeros_like(losses)),
-            clipped=clipped_surrogate < surrogate,
+            token_losses=torch.where(mask, -objective, torch.zeros_like(objective)), clipped=clipped, ratios=ratios
         )

@@ -6,7 +6,7 @@ import torch
 from lightning_mmrl.algorithms.advantages.group_normalized import GroupNormalized
 from lightning_mmrl.algorithms.advantages.leave_one_out import LeaveOneOut
 
-ESTIMATORS = [GroupNormalized(), GroupNormalized(scale=False), LeaveOneOut()]
+ESTIMATORS = [GroupNormalized(), GroupNormalized(std=None), LeaveOneOut()]
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)

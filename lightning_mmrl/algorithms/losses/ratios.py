@@ -1,0 +1,81 @@
+"""Ratios of the probabilities of a completion's tokens under the policy and under the one that sampled them.
+
+Each class implements the `Ratio` protocol: one value per token, 1 where the completion mask is False. Log-ratios are
+clamped to +-20 before the exponential, so that one runaway token cannot overflow the loss; out there is no gradient.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_mmrl.ops.kl import MAX_LOG_RATIO
+from lightning_mmrl.ops.masked import masked_mean, masked_sum
+from lightning_mmrl.types.batches import LossInputs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRatio:
+    """Every token has its own: ratio_t = exp(logprob_t - old_logprob_t) (PPO, arXiv:1707.06347, section 3).
+
+    >>> from lightning_mmrl.algorithms.losses.ratios import _example
+    >>> TokenRatio()(_example())
+    tensor([[1.0000, 2.7183, 1.0000]])
+    """
+
+    def __call__(self, inputs: LossInputs) -> Float[Tensor, "N C"]:
+        return _log_ratios(inputs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceRatio:
+    """All tokens have that of their completion, by its length: exp(mean_t log ratio_t) (GSPO, arXiv:2507.18071, eq. 7).
+
+    Clips are much narrower then: the paper takes 3e-4 and 4e-4. GSPO-token (section 4.3) has the same value and
+    gradient as long as all tokens of a completion have one advantage, as they have here.
+
+    >>> from lightning_mmrl.algorithms.losses.ratios import _example
+    >>> SequenceRatio()(_example())
+    tensor([[1.6487, 1.6487, 1.0000]])
+    """
+
+    def __call__(self, inputs: LossInputs) -> Float[Tensor, "N C"]:
+        return _of_completions(masked_mean(_log_ratios(inputs), inputs.completion_mask, dim=-1), inputs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionRatio:
+    """All tokens have that of their completion as one action: exp(sum_t log ratio_t) (RLOO, arXiv:2402.14740).
+
+    With `SequenceMean` the loss of a completion is then that of TRL's `RLOOTrainer`, whose gradient at ratio 1 is that
+    of A * log p(completion), not of its mean over tokens.
+
+    >>> from lightning_mmrl.algorithms.losses.ratios import _example
+    >>> CompletionRatio()(_example())
+    tensor([[2.7183, 2.7183, 1.0000]])
+    """
+
+    def __call__(self, inputs: LossInputs) -> Float[Tensor, "N C"]:
+        return _of_completions(masked_sum(_log_ratios(inputs), inputs.completion_mask, dim=-1), inputs)
+
+
+def _log_ratios(inputs: LossInputs) -> Float[Tensor, "N C"]:
+    """Zero for a masked token: whatever lies there, it is neither clipped nor part of a gradient."""
+    difference = inputs.logprobs - inputs.old_logprobs
+    return torch.where(inputs.completion_mask, difference, torch.zeros_like(difference))
+
+
+def _of_completions(log_ratios: Float[Tensor, " N"], inputs: LossInputs) -> Float[Tensor, "N C"]:
+    ratios = log_ratios.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp().unsqueeze(-1)
+    return torch.where(inputs.completion_mask, ratios, torch.ones_like(ratios))
+
+
+def _example() -> LossInputs:
+    """Two tokens, the second e times as likely as when it was sampled, and one that does not count."""
+    return LossInputs(
+        logprobs=torch.tensor([[-1.0, -1.0, -9.0]]),
+        old_logprobs=torch.tensor([[-1.0, -2.0, -1.0]]),
+        advantages=torch.tensor([1.0]),
+        completion_mask=torch.tensor([[True, True, False]]),
+    )
