@@ -5,8 +5,8 @@
 
 Prints the median, the 99th percentile and the longest time of each reward in ms: processor time, so that other work on
 the machine does not count, but for math-verify, which runs in a killable process and is timed by the clock. Exits
-with 1 if a hack pays, an honest text does not, a reward other than math-verify fails, or the 99th percentile of a format
-or emotion reward is not below 50 ms.
+with 1 if a hack pays, an honest text does not, a reward other than math-verify fails, or the 99th percentile of a
+format or emotion reward is not below 50 ms.
 """
 
 import argparse
