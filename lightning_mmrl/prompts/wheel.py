@@ -133,7 +133,7 @@ def _from_yaml(text: str, path: Path) -> list[tuple[str, Any, str]]:
 
 
 def _plain(node: yaml.Node) -> Any:
-    """The text of a scalar, the texts of a sequence; anything else is shown and refused."""
+    """The text of a scalar, the texts of a sequence; None for anything else, which is refused."""
     if isinstance(node, yaml.SequenceNode):
-        return [each.value if isinstance(each, yaml.ScalarNode) else None for each in node.value]
-    return node.value if isinstance(node, yaml.ScalarNode) else node.tag
+        return [_plain(each) if isinstance(each, yaml.ScalarNode) else None for each in node.value]
+    return node.value if isinstance(node, yaml.ScalarNode) else None

@@ -73,6 +73,55 @@ class Obedient:
         return self.sleep("60")
 
 
+class Misbehaves:
+    """A reward that does what the completion says, in ways that a verifier may fail."""
+
+    def __call__(self, sample: Sample, completion: Completion) -> float:
+        match completion.text:
+            case "sleep":
+                time.sleep(60)
+            case "spin":
+                while True:
+                    pass
+            case "block":
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+                time.sleep(60)
+            case "swallow":
+                _swallow()
+            case "gigabytes":
+                return float(len(bytearray(4_000_000_000)))
+            case "grow":
+                _grow()
+            case "nan":
+                return float("nan")
+            case "raise":
+                raise ValueError("bad luck")
+            case "exit":
+                os._exit(3)
+            case "crash":
+                os.kill(os.getpid(), signal.SIGSEGV)
+        return 1.0
+
+
+def fine(sample: Sample, completion: Completion) -> float:
+    """A part that runs before the other one."""
+    return 0.5
+
+
+def _swallow() -> None:
+    while True:
+        try:
+            time.sleep(60)
+        except Exception:
+            continue
+
+
+def _grow() -> None:
+    held = []
+    while True:
+        held.append(bytearray(10_000_000))
+
+
 class FailsToLoad:
     """Can be pickled, but not loaded."""
 
