@@ -129,7 +129,10 @@ def _from_yaml(text: str, path: Path) -> list[tuple[str, Any, str]]:
         return []
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError(f"wheel {path} holds a {root.tag.rpartition(':')[2]}; {FIX}")
-    return [(_plain(key), _plain(groups), f"wheel {path} line {key.start_mark.line + 1}") for key, groups in root.value]
+    return [
+        (_plain(key) or "", _plain(groups), f"wheel {path} line {key.start_mark.line + 1}")
+        for key, groups in root.value
+    ]
 
 
 def _plain(node: yaml.Node) -> Any:

@@ -41,7 +41,8 @@ def test_yaml_words_stay_words(tmp_path):
         ("happy\n", "wheel.yaml holds a str"),
         ("sad: sadness\nhappy:\n", r"wheel.yaml line 2: the group of 'happy' is ''; write one label"),
         ("sad: sadness\nhappy: []\n", r"line 2: the group of 'happy' is \[\]"),
-        ("happy: {joy: 1}\n", "line 1: the group of 'happy' is 'tag:yaml.org,2002:map'|line 1: the group"),
+        ("happy: {joy: 1}\n", "line 1: the group of 'happy' is None; write one label"),
+        ("[joy]: happy\n", "line 1: the label"),
         ("happy: [joy, [x]]\n", r"line 1: the group of 'happy' is \['joy', None\]"),
         ("'...': joy\n", "line 1: the label '...' is blank"),
         (

@@ -103,7 +103,7 @@ def limited(hostile):
         ("gigabytes", "odd: memory limit exceeded"),
         ("grow", "odd: memory limit exceeded"),
         ("nan", "odd: returned nan, not a finite number"),
-        ("raise", "odd: ValueError: bad luck"),
+        ("fail", "odd: ValueError: bad luck"),
         ("exit", "odd: worker died with exit code 3"),
         ("crash", "odd: worker died with exit code -11"),
     ],

@@ -66,10 +66,10 @@ def test_a_function_of_a_module_is_a_reward(file, monkeypatch):
 
 def test_a_file_is_loaded_once(tmp_path):
     path = tmp_path / "counted.py"
-    path.write_text(f"open({str(tmp_path / 'log')!r}, 'a').write('x')\ndef f(sample, completion): return 1\n")
+    path.write_text("loads = []\ndef f(sample, completion):\n    loads.append(1)\n    return len(loads)\n")
     first, second = (UserFunction(function=f"{path}:f") for _ in range(2))
     assert first == second
-    assert (tmp_path / "log").read_text() == "x"
+    assert (first(SAMPLE, TEXT), second(SAMPLE, TEXT)) == (1, 2)
 
 
 @pytest.mark.timeout(120)

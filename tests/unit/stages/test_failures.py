@@ -46,8 +46,8 @@ def test_failures_up_to_the_limit_are_borne(limit):
 def test_more_failures_stop_the_run_with_counts_and_the_first_reason():
     scores = scored([GOOD, bad("math")], [bad("label"), bad("label")])
     sentence = (
-        r"3 of 4 scores of an iteration are invalid \(label 2, math 1\), more than rewards.max_invalid_rate 0.5 allows; "
-        "the first: math: down; mend the data or the reward, or raise the limit"
+        r"3 of 4 scores of an iteration are invalid \(label 2, math 1\), more than rewards.max_invalid_rate 0.5 "
+        "allows; the first: math: down; mend the data or the reward, or raise the limit"
     )
     with pytest.raises(RewardError, match=sentence):
         refuse_failures(scores, 0.5, ALONE)
