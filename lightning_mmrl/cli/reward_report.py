@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_mmrl.evaluation.rescoring import Change, GroupSummary, Rescoring
+from lightning_mmrl.evaluation.responses import response_stats
 from lightning_mmrl.stages.rollout_table import RolloutRow
 from lightning_mmrl.types.records import Score
 
@@ -22,6 +23,10 @@ def print_rescoring(result: Rescoring, rows: Sequence[RolloutRow], *, stage: str
     _say(console, f"{changed} of {total} totals changed ({changed / total:.1%})")
     console.print(_components(result))
     console.print(_groups(result.old, result.new))
+    stats = response_stats([completion for row in rows for completion in row.completions])
+    if stats is not None:
+        lengths = f"{stats.length_mean:.1f} on average, {stats.length_p95:g} at the 95th percentile"
+        _say(console, f"tokens: {lengths}; truncated {stats.truncated:.1%}; with reflection {stats.reflecting:.1%}")
     for when, summary in (("before", result.old), ("now", result.new)):
         for line in _reasons(summary.reasons):
             _say(console, f"invalid {when}: {line}")

@@ -13,7 +13,7 @@ from lightning_mmrl.algorithms.phases import Limits, Phase
 from lightning_mmrl.algorithms.schedules import WarmupConstant
 from lightning_mmrl.config import targets
 from lightning_mmrl.config.assembly import Assembly, trainer_settings, training_sources
-from lightning_mmrl.config.rewards import build_reward, reward_pool
+from lightning_mmrl.config.rewards import training_rewards
 from lightning_mmrl.config.schema import StageConfig
 from lightning_mmrl.config.specs import bound, flattened
 from lightning_mmrl.curriculum.attempt import STATES
@@ -28,7 +28,6 @@ from lightning_mmrl.models.export import export_policy
 from lightning_mmrl.models.parallelize import recompute_activations
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.plain import TrackedRun
-from lightning_mmrl.rewards.pool import InlineRewards, RewardPool
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.stages.evaluate import EvaluationModule
 from lightning_mmrl.stages.optimize import UpdateSettings
@@ -165,19 +164,11 @@ class StageBuilder:
         )
         return make(
             engine=parts.engine(policy, encoder, stage.sampling.max_new_tokens, top_p=stage.sampling.top_p),
-            rewards=resources.enter_context(build_rewards(stage, path)),
+            rewards=resources.enter_context(training_rewards(stage.rewards, f"{path}.rewards")),
             algorithm=build_algorithm(stage, make, path),
             table=table,
             **common,
         )
-
-
-def build_rewards(stage: StageConfig, path: str) -> InlineRewards | RewardPool:
-    """The rewards of an RL stage, in this process or in killable workers."""
-    assert stage.rewards is not None
-    if stage.rewards.num_workers == 0:
-        return InlineRewards(build_reward(stage.rewards, f"{path}.rewards"))
-    return reward_pool(stage.rewards, f"{path}.rewards")
 
 
 def build_algorithm(stage: StageConfig, make: Callable[..., Any], path: str) -> Algorithm:

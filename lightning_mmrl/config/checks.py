@@ -326,6 +326,10 @@ def _check_rewards(path: str, rewards: RewardsConfig) -> None:
     require(rewards.num_workers >= 0, f"{path}.num_workers", rewards.num_workers, "at least 0")
     _positive(f"{path}.deadline_s", rewards.deadline_s)
     _positive(f"{path}.batch_budget_s", rewards.batch_budget_s)
+    if rewards.soft_deadline_s is not None:
+        _positive(f"{path}.soft_deadline_s", rewards.soft_deadline_s)
+    _at_least_one(rewards, path, "memory_limit_mb")
+    require(0 <= rewards.max_invalid_rate <= 1, f"{path}.max_invalid_rate", rewards.max_invalid_rate, "from 0 to 1")
 
 
 def _check_bounds(path: str, stage: StageConfig, config: RootConfig) -> None:

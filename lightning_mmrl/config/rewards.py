@@ -3,7 +3,7 @@
 from lightning_mmrl.config import targets
 from lightning_mmrl.config.schema import RewardsConfig
 from lightning_mmrl.rewards.compose import WeightedReward
-from lightning_mmrl.rewards.pool import RewardPool
+from lightning_mmrl.rewards.pool import InlineRewards, RewardPool
 
 
 def build_reward(settings: RewardsConfig, path: str) -> WeightedReward:
@@ -27,5 +27,20 @@ def reward_pool(settings: RewardsConfig, path: str) -> RewardPool:
         build_reward(settings, path),
         num_workers=max(1, settings.num_workers),
         deadline_s=settings.deadline_s,
+        soft_deadline_s=settings.soft_deadline_s,
         batch_budget_s=settings.batch_budget_s,
+        memory_limit_mb=settings.memory_limit_mb,
+        max_invalid_rate=settings.max_invalid_rate,
     )
+
+
+def training_rewards(settings: RewardsConfig, path: str) -> InlineRewards | RewardPool:
+    """The rewards of an RL stage, in this process or in killable workers.
+
+    Raises:
+        ConfigError: A part cannot be built or sent to a process.
+        RewardError: A process cannot start.
+    """
+    if settings.num_workers == 0:
+        return InlineRewards(build_reward(settings, path), max_invalid_rate=settings.max_invalid_rate)
+    return reward_pool(settings, path)

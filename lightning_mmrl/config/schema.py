@@ -205,8 +205,17 @@ class RewardsConfig:
     pass_part: str = "label"
     """The part that says whether an answer is right: what pass rates count."""
     num_workers: int = 0
+    """Killable processes that score; 0: the training process does, without deadlines and memory limit."""
     deadline_s: float = 8.0
+    """Seconds for one completion; then its process is killed and replaced."""
+    soft_deadline_s: float | None = 4.0
+    """Seconds after which an exception interrupts it, which costs no process; null: only deadline_s counts."""
     batch_budget_s: float = 60.0
+    """Seconds for all completions of an iteration; what is left is invalid."""
+    memory_limit_mb: int | None = 4096
+    """Megabytes a process may take on top of what it starts with; null: no limit."""
+    max_invalid_rate: float = 0.5
+    """Share of invalid scores of an iteration above which the run stops; 1: never."""
 
 
 @dataclass

@@ -26,6 +26,11 @@ EMOTION_WORDS = (
     ("anxious", "anxiety"),
 )
 
+MINUS_SIGN = "\u2212"
+BEFORE_A_NUMBER = "-\u2010\u2013\u2014.,/\\&"
+AFTER_A_NUMBER = "%\u2030/\\-\u2010\u2013\u2014&"
+"""Punctuation that is part of a number: -3, .5, 3%, 3-, /3."""
+
 
 def emotion_synonyms(labels: Sequence[str]) -> dict[str, str]:
     """The usual other words for the given labels, each mapped to its label.
@@ -48,9 +53,9 @@ class LabelMatcher:
     """Reads an answer as one label of a closed set, or as none.
 
     The whole answer must be one label or synonym after Unicode NFKC, case folding, collapsing whitespace and removing
-    punctuation at both ends. Several labels, a negation, a sentence around the label or more than `max_characters`
-    characters match nothing, so neither listing all labels nor a verbose answer earns anything. `synonyms` of None
-    means `emotion_synonyms(labels)`.
+    punctuation at both ends, but for signs and the like at a number. Several labels, a negation, a sentence around the
+    label or more than `max_characters` characters match nothing, so neither listing all labels nor a verbose answer
+    earns anything. `synonyms` of None means `emotion_synonyms(labels)`.
 
     Raises:
         ConfigError: no label, two labels or synonyms that read the same, or a synonym of an unknown label.
@@ -91,16 +96,28 @@ class LabelMatcher:
         """The label that `answer` names, None if it names none or more than one."""
         if len(answer) > self.max_characters:
             return None
-        return self._lookup.get(_normalized(answer))
+        return self._lookup.get(normalized(answer))
 
 
-def _normalized(text: str) -> str:
-    text = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+def normalized(text: str) -> str:
+    """Text as labels are compared: NFKC, case-folded, whitespace collapsed, punctuation at both ends removed.
+
+    What changes the value of a number beside it stays.
+
+    >>> normalized(' "Angry." '), normalized("**-3.**"), normalized("(3)"), normalized("50 %")
+    ('angry', '-3', '3', '50 %')
+    """
+    text = " ".join(unicodedata.normalize("NFKC", text).replace(MINUS_SIGN, "-").casefold().split())
     start, end = 0, len(text)
     while start < end and _trimmed(text[start]):
         start += 1
     while end > start and _trimmed(text[end - 1]):
         end -= 1
+    before, after = text[:start].rstrip(), text[end:].lstrip()
+    if start < end and text[start].isdigit() and before and before[-1] in BEFORE_A_NUMBER:
+        start = len(before) - 1
+    if end > start and text[end - 1].isdigit() and after and after[0] in AFTER_A_NUMBER:
+        end = len(text) - len(after) + 1
     return text[start:end]
 
 
@@ -115,7 +132,7 @@ def _lookup(labels: tuple[str, ...], synonyms: Mapping[str, str]) -> dict[str, s
     for word, label in [*((label, label) for label in labels), *synonyms.items()]:
         if label not in labels:
             raise ConfigError(f"synonyms.{word} is {label!r}, which is not one of the labels {list(labels)}")
-        key = _normalized(word)
+        key = normalized(word)
         if not key or key in lookup:
             raise ConfigError(
                 f"{word!r} of {label!r} is blank or reads like a word of {lookup.get(key)!r}; remove one of them"

@@ -5,11 +5,16 @@ repeated tags and accepts nested, duplicated and empty ones (the format reward o
 src/r1-v/src/open_r1/grpo.py). Only `str.count`, `str.find` and one pass over characters are used here.
 """
 
+import unicodedata
 from dataclasses import dataclass
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
 TAGS = (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)
+CONTENT = "LNS"
+"""Unicode categories that say something: letters, numbers, symbols."""
+INVISIBLE = "\u115f\u1160\u3164\uffa0\u2800"
+"""Letters and symbols without a picture: Hangul fillers, a Braille pattern without dots."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +36,7 @@ def scan(text: str) -> ScannedAnswer:
     """Scans one completion, with any pre-filled tag prepended.
 
     Valid means: each of the four tags exactly once and in order, only whitespace outside of them, and at least one
-    visible character in the thought and in the answer. Tags are matched exactly; `<Think>` is ordinary text.
+    letter, digit or symbol in the thought and in the answer. Tags are matched exactly; `<Think>` is ordinary text.
 
     `answer` is filled if there is exactly one `<answer>` and one `</answer>`, in order, with no think tag between
     them, and the pair does not lie inside a thought (no `</think>` comes next after it).
@@ -71,8 +76,8 @@ def _order_problem(think_open: int, think_close: int, answer_open: int, answer_c
 
 
 def _blank(text: str) -> bool:
-    """True without any visible character; zero-width characters do not make a thought."""
-    return not any(character.isprintable() and not character.isspace() for character in text)
+    """True without any letter, digit or symbol: neither dots nor zero-width characters make a thought."""
+    return not any(unicodedata.category(each)[0] in CONTENT and each not in INVISIBLE for each in text)
 
 
 def _only_pair(text: str, opening: str, closing: str) -> str | None:

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
 
-from lightning_mmrl.errors import ConfigError, RewardError
+from lightning_mmrl.errors import ConfigError, MmrlError, RewardError
 from lightning_mmrl.protocols.plain import RewardFn
 from lightning_mmrl.types.records import Completion, Sample, Score
+from lightning_mmrl.workers.serving import announce
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,10 +57,12 @@ class WeightedReward:
         """
         components: dict[str, float] = {}
         for name, part in self.parts.items():
+            announce(name)
             try:
-                value = _evaluate(part, sample, completion)
+                value = evaluate(part, sample, completion)
             except Exception as error:  # whatever a verifier raises is its failure, not the run's
-                return Score(total=0.0, components=components, valid=False, reason=f"{name}: {_why(error)}")
+                reason = f"{name}: {_why(error)}"
+                return Score(total=0.0, components=components, valid=False, reason=reason, failed=name)
             if value is not None:
                 components[name] = value
         if not components:
@@ -68,7 +71,16 @@ class WeightedReward:
         return Score(total=total, components=components)
 
 
-def _evaluate(part: RewardFn, sample: Sample, completion: Completion) -> float | None:
+def evaluate(part: RewardFn, sample: Sample, completion: Completion) -> float | None:
+    """What one reward says of one completion.
+
+    Raises:
+        RewardError: It is neither a finite number nor None.
+
+    >>> evaluate(lambda sample, completion: True, Sample(id="clip", messages=()), Completion(
+    ...     text="", num_tokens=0, truncated=False))
+    1.0
+    """
     value = part(sample, completion)
     if value is None:
         return None
@@ -82,4 +94,6 @@ def _is_finite(value: object) -> bool:
 
 
 def _why(error: Exception) -> str:
-    return str(error) if isinstance(error, RewardError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, MmrlError):
+        return str(error)
+    return "memory limit exceeded" if isinstance(error, MemoryError) else f"{type(error).__name__}: {error}"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lightning_mmrl.errors import RewardError
+from lightning_mmrl.errors import ConfigError, RewardError
 from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.prompts.scanner import scan
 from lightning_mmrl.types.records import Completion, Sample
@@ -16,7 +16,16 @@ class LabelAnswer:
     The format may be broken elsewhere as long as there is one unambiguous answer. `synonyms` of None means the usual
     words of the labels, see `LabelMatcher`.
 
-    **Deviations** from R1-Omni: a closed set with synonyms, in place of math-verify and exact string equality.
+    `groups` gives labels that are near each other a name, such as a quadrant of valence and arousal: another label of
+    the solution's group earns `partial_credit`. It is below 1, and one label alone is read, so that a hedge earns
+    nothing. A label without a group has no neighbors.
+
+    **Deviations** from R1-Omni: a closed set with synonyms, in place of math-verify and exact string equality; the
+    partial credit, which is ours and off by default.
+
+    Raises:
+        ConfigError: a group names an unknown label or shares one with another group, or the partial credit is not from
+            0 to below 1, or is given without groups.
 
     >>> reward = LabelAnswer(labels=("angry", "sad"))
     >>> sample = Sample(id="clip", messages=(), solution="angry")
@@ -24,14 +33,25 @@ class LabelAnswer:
     1.0
     >>> reward(sample, Completion(text="<think>Eyes.</think><answer>angry sad</answer>", num_tokens=9, truncated=False))
     0.0
+    >>> near = LabelAnswer(labels=("angry", "fear", "sad"), groups={"tense": ["angry", "fear"]}, partial_credit=0.5)
+    >>> near(sample, Completion(text="<answer>fear</answer>", num_tokens=3, truncated=False))
+    0.5
     """
 
     labels: Sequence[str]
     synonyms: Mapping[str, str] | None = None
+    groups: Mapping[str, Sequence[str]] | None = None
+    partial_credit: float = 0.0
     matcher: LabelMatcher = field(init=False, repr=False, compare=False)
+    _group_of: Mapping[str, str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "matcher", LabelMatcher(labels=self.labels, synonyms=self.synonyms))
+        object.__setattr__(self, "_group_of", _group_of(self.groups or {}, self.matcher.labels))
+        if not 0 <= self.partial_credit < 1:
+            raise ConfigError(f"partial_credit is {self.partial_credit}; it must be from 0 to below 1")
+        if self.partial_credit and not self.groups:
+            raise ConfigError(f"partial_credit is {self.partial_credit} without groups; say which labels are near")
 
     def match(self, answer: str) -> str | None:
         """The label that an answer names, None if it names none or more than one.
@@ -63,4 +83,21 @@ class LabelAnswer:
         """
         truth = self.truth(sample)
         answer = scan(completion.text).answer
-        return 1.0 if answer is not None and self.match(answer) == truth else 0.0
+        label = None if answer is None else self.match(answer)
+        if label == truth:
+            return 1.0
+        near = label is not None and self._group_of.get(label, label) == self._group_of.get(truth, truth)
+        return self.partial_credit if near else 0.0
+
+
+def _group_of(groups: Mapping[str, Sequence[str]], labels: Sequence[str]) -> dict[str, str]:
+    """The group of each label that has one; names are told apart from labels."""
+    found: dict[str, str] = {}
+    for name, members in groups.items():
+        for label in members:
+            if label not in labels:
+                raise ConfigError(f"groups.{name} has {label!r}, which is not one of the labels {list(labels)}")
+            if label in found:
+                raise ConfigError(f"groups.{name} has {label!r}, which {found[label]} has as well; keep one")
+            found[label] = f"groups.{name}"
+    return found

@@ -6,7 +6,10 @@ from typing import Protocol, Self
 
 from lightning_mmrl.errors import ConfigError, RewardError
 from lightning_mmrl.types.records import Completion, Sample, Score
-from lightning_mmrl.workers.pool import DeadlinePool, Outcome, WorkerError
+from lightning_mmrl.workers.pool import DeadlinePool, WorkerError
+from lightning_mmrl.workers.serving import Limits, Outcome
+
+MEGABYTE = 1_000_000
 
 
 class Scorer(Protocol):
@@ -27,8 +30,9 @@ class InlineRewards:
     0.0
     """
 
-    def __init__(self, reward: Scorer) -> None:
+    def __init__(self, reward: Scorer, *, max_invalid_rate: float = 1.0) -> None:
         self._reward = reward
+        self.max_invalid_rate = max_invalid_rate
 
     def score(self, samples: Sequence[Sample], completions: Sequence[Sequence[Completion]]) -> list[list[Score]]:
         """Scores `completions[i]`, all of `samples[i]`; the result has the same shape."""
@@ -58,8 +62,17 @@ class _ScoreTask:
 class RewardPool:
     """Scores in `num_workers` killable processes; see `DeadlinePool` for what a deadline and a death cost.
 
-    An item that takes longer than `deadline_s` seconds becomes invalid, and so does what `batch_budget_s` seconds do
-    not suffice for: a call always returns.
+    An item that takes too long, takes too much memory, crashes or takes its process down becomes invalid, named for the
+    part that was running, and so does what the budget does not suffice for: a call always returns.
+
+    Args:
+        reward: What to score with.
+        num_workers: Processes.
+        deadline_s: Seconds for one completion; then its process is killed and replaced.
+        soft_deadline_s: Seconds after which an exception interrupts it, which costs no process; None: never.
+        batch_budget_s: Seconds for one call of `score`.
+        memory_limit_mb: Megabytes that a process may take on top of what it starts with (on Linux); None: no limit.
+        max_invalid_rate: The share of invalid scores of an iteration above which training stops.
 
     Raises:
         ConfigError: a number is out of range or the reward cannot be pickled.
@@ -67,19 +80,33 @@ class RewardPool:
     """
 
     def __init__(
-        self, reward: Scorer, *, num_workers: int = 2, deadline_s: float = 8.0, batch_budget_s: float = 60.0
+        self,
+        reward: Scorer,
+        *,
+        num_workers: int = 2,
+        deadline_s: float = 8.0,
+        soft_deadline_s: float | None = None,
+        batch_budget_s: float = 60.0,
+        memory_limit_mb: int | None = None,
+        max_invalid_rate: float = 1.0,
     ) -> None:
-        for name, value in (
-            ("num_workers", num_workers),
-            ("deadline_s", deadline_s),
-            ("batch_budget_s", batch_budget_s),
-        ):
-            if value <= 0:
-                raise ConfigError(f"rewards.pool.{name} is {value}; it must be above 0")
+        _require_positive(
+            num_workers=num_workers,
+            deadline_s=deadline_s,
+            soft_deadline_s=soft_deadline_s,
+            batch_budget_s=batch_budget_s,
+            memory_limit_mb=memory_limit_mb,
+        )
+        self.max_invalid_rate = max_invalid_rate
         self._batch_budget_s = batch_budget_s
+        memory = None if memory_limit_mb is None else memory_limit_mb * MEGABYTE
         try:
             self._pool = DeadlinePool(
-                _ScoreTask(reward), num_workers=num_workers, deadline_s=deadline_s, process_name="mmrl-reward"
+                _ScoreTask(reward),
+                num_workers=num_workers,
+                deadline_s=deadline_s,
+                limits=Limits(soft_deadline_s=soft_deadline_s, memory_bytes=memory),
+                process_name="mmrl-reward",
             )
         except WorkerError as error:
             kind = ConfigError if "cannot be sent" in str(error) else RewardError
@@ -110,8 +137,14 @@ class RewardPool:
         self.close()
 
 
+def _require_positive(**numbers: float | None) -> None:
+    for name, value in numbers.items():
+        if value is not None and value <= 0:
+            raise ConfigError(f"rewards.pool.{name} is {value}; it must be above 0")
+
+
 def _as_score(outcome: Outcome) -> Score:
-    return _invalid(outcome.error) if outcome.error is not None else outcome.value
+    return _invalid(outcome.error, outcome.doing) if outcome.error is not None else outcome.value
 
 
 def _score_safely(reward: Scorer, sample: Sample, completion: Completion) -> Score:
@@ -122,8 +155,9 @@ def _score_safely(reward: Scorer, sample: Sample, completion: Completion) -> Sco
     return score if isinstance(score, Score) else _invalid(f"returned {score!r}, not a Score")
 
 
-def _invalid(reason: str) -> Score:
-    return Score(total=0.0, components={}, valid=False, reason=reason)
+def _invalid(reason: str, failed: str | None = None) -> Score:
+    named = reason if failed is None else f"{failed}: {reason}"
+    return Score(total=0.0, components={}, valid=False, reason=named, failed=failed)
 
 
 def _paired(samples: Sequence[Sample], completions: Sequence[Sequence[Completion]]) -> list[tuple[Sample, Completion]]:

@@ -12,6 +12,9 @@ class ThinkAnswerFormat:
 
     The format reward of arXiv:2501.12948, section 2.2.2.
 
+    A thought needs at least `min_think_characters` characters: MM-EUREKA's reward for base models asks for 300
+    (arXiv:2503.07365, examples/scripts of its repository).
+
     **Deviations** from R1-Omni's reward (arXiv:2503.05379): nested, duplicated and empty tags earn nothing, and the
     time is linear in the text.
 
@@ -23,5 +26,8 @@ class ThinkAnswerFormat:
     0.0
     """
 
+    min_think_characters: int = 0
+
     def __call__(self, sample: Sample, completion: Completion) -> float:
-        return 1.0 if scan(completion.text).valid else 0.0
+        scanned = scan(completion.text)
+        return float(scanned.valid and len(scanned.think or "") >= self.min_think_characters)

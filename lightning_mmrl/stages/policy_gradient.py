@@ -31,6 +31,7 @@ from lightning_mmrl.stages.context import (
     finished_steps,
     scalar_values,
 )
+from lightning_mmrl.stages.failures import refuse_failures
 from lightning_mmrl.stages.media import IterationMedia
 from lightning_mmrl.stages.module import StageModule
 from lightning_mmrl.stages.optimize import Objective, UpdateSettings, accumulate_loss, plan_minibatches, score_old
@@ -41,7 +42,10 @@ from lightning_mmrl.types.records import Completion, Sample, Score
 
 
 class RewardSource(Protocol):
-    """Scores the G completions of each of B samples."""
+    """Scores the G completions of each of B samples; more than `max_invalid_rate` failures stop the stage."""
+
+    @property
+    def max_invalid_rate(self) -> float: ...
 
     def score(self, samples: Sequence[Sample], completions: Sequence[Sequence[Completion]]) -> list[list[Score]]: ...
 
@@ -131,6 +135,7 @@ class PolicyGradientModule(StageModule):
             rollout = self.sample(prompts, iteration)
         with self._timed("score"), self._context.apart():
             scores = self.score(prompts, rollout)
+        refuse_failures(scores, self.rewards.max_invalid_rate, self._ranks)
         experience = self.build_experience(prompts, rollout, scores)
         if self._reference is not None:
             with self._timed("reference"):

@@ -138,6 +138,7 @@ def _as_json(row: RolloutRow) -> dict[str, Any]:
             **asdict(completion),
             "valid": score.valid,
             "reason": score.reason,
+            "failed": score.failed,
             "reward": score.total,
             "components": dict(score.components),
         }
@@ -222,6 +223,7 @@ def _response(entry: Mapping[str, Any], place: str) -> tuple[Completion, Score]:
         components={name: _number(components, name, place) for name in components},
         valid=_value(entry, "valid", bool, place),
         reason=_value(entry, "reason", (str, type(None)), place),
+        failed=_value({"failed": None, **entry}, "failed", (str, type(None)), place),
     )
     return completion, score
 

@@ -1,5 +1,6 @@
 """What one RL iteration is summarised by."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -9,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lightning_mmrl.ops.groups import group_signal_fraction
+from lightning_mmrl.stages.failures import failed_parts
 from lightning_mmrl.types.batches import Experience, Scores
 
 
@@ -22,6 +24,7 @@ class Outcome:
     advantages: Float[Tensor, "B G"]
     lengths: Float[Tensor, " N"]
     truncated: tuple[bool, ...]
+    failed: Counter[str]
 
     @classmethod
     def of(cls, scores: Scores, experience: Experience) -> Self:
@@ -34,6 +37,7 @@ class Outcome:
             advantages=experience.advantages.cpu(),
             lengths=rollout.completion_mask.sum(-1).float().cpu(),
             truncated=tuple(completion.truncated for completion in rollout.completions),
+            failed=failed_parts(scores),
         )
 
     @classmethod
@@ -50,6 +54,7 @@ class Outcome:
             advantages=torch.cat([part.advantages for part in parts]),
             lengths=torch.cat([part.lengths for part in parts]),
             truncated=tuple(truncated for part in parts for truncated in part.truncated),
+            failed=sum((part.failed for part in parts), Counter[str]()),
         )
 
 
@@ -64,6 +69,8 @@ def rollout_stats(outcome: Outcome) -> dict[str, float]:
         "rollout/invalid_scores": 1.0 - float(valid.float().mean()),
         "rollout/groups_with_signal": float(group_signal_fraction(outcome.advantages)),
     }
+    for name, count in outcome.failed.items():
+        stats[f"rollout/invalid/{name}"] = count / valid.numel()
     for name, values in outcome.components.items():
         stats[f"rollout/{name}"] = float(values.where(valid, 0.0).sum()) / num_valid
     return stats

@@ -66,13 +66,15 @@ class Score:
     """The reward of one completion.
 
     `total` is the weighted sum of `components`. With `valid=False` a verifier failed: the row leaves its group's
-    statistics and the loss, it is never a silent zero; `reason` says what failed.
+    statistics and the loss, it is never a silent zero; `reason` says what failed, and `failed` names the component that
+    did, None if it is none of them or not known.
     """
 
     total: float
     components: Mapping[str, float]
     valid: bool = True
     reason: str | None = None
+    failed: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,17 +7,17 @@ runs past its deadline or takes its process down costs that one call: the proces
 import os
 import pickle
 import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing import get_context, parent_process
-from multiprocessing.connection import Connection, wait
+from multiprocessing import get_context
+from multiprocessing.connection import wait
 from typing import Any, Self
 
 from lightning_mmrl.errors import MmrlError
+from lightning_mmrl.workers.serving import Announced, Limits, Outcome, serve
 
 _START_LIMIT_S = 120.0
 _EXIT_GRACE_S = 1.0
@@ -25,14 +25,6 @@ _EXIT_GRACE_S = 1.0
 
 class WorkerError(MmrlError):
     """A worker process cannot start or cannot load what it is to call."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """The value a call returned, or in `error` why there is none."""
-
-    value: Any = None
-    error: str | None = None
 
 
 class DeadlinePool:
@@ -44,16 +36,24 @@ class DeadlinePool:
     with this process.
 
     Build it before CUDA is initialized and close it at the end. The function is pickled once and imported anew in each
-    worker, so a script that builds a pool needs the `if __name__ == "__main__"` guard.
+    worker, so a script that builds a pool needs the `if __name__ == "__main__"` guard. `limits` are a softer deadline,
+    which costs no process, and a bound on memory.
 
     Raises:
         WorkerError: the function cannot be pickled, or a worker cannot start.
     """
 
     def __init__(
-        self, function: Callable[[Any], Any], *, num_workers: int, deadline_s: float, process_name: str = "mmrl-worker"
+        self,
+        function: Callable[[Any], Any],
+        *,
+        num_workers: int,
+        deadline_s: float,
+        limits: Limits | None = None,
+        process_name: str = "mmrl-worker",
     ) -> None:
         self._payload = _pickled(function)
+        self._limits = limits or Limits()
         self._deadline_s = deadline_s
         self._process_name = process_name
         self._workers: list[_Worker] = []
@@ -116,7 +116,7 @@ class DeadlinePool:
         self.close()
 
     def _new_worker(self) -> "_Worker":
-        return _Worker(self._payload, self._process_name)
+        return _Worker(self._payload, self._limits, self._process_name)
 
     def _assign(self, batch: "_Batch") -> None:
         for slot, worker in enumerate(self._workers):
@@ -148,7 +148,7 @@ class DeadlinePool:
             if worker.item is None:
                 raise worker.start_failure() from error
             worker.end(grace_s=_EXIT_GRACE_S)
-            batch.settle(worker.item, Outcome(error=f"worker died with exit code {worker.process.exitcode}"))
+            batch.settle(worker.item, worker.failed(f"worker died with exit code {worker.process.exitcode}"))
             self._replace(slot)
             return
         if outcome is not None and worker.item is not None:
@@ -159,7 +159,7 @@ class DeadlinePool:
         now = time.monotonic()
         for slot, worker in enumerate(self._workers):
             if worker.item is not None and now >= worker.deadline:
-                batch.settle(worker.item, Outcome(error=f"deadline of {self._deadline_s} s exceeded"))
+                batch.settle(worker.item, worker.failed(f"deadline of {self._deadline_s} s exceeded"))
                 self._replace(slot)
             elif not worker.ready and now >= worker.deadline:
                 raise WorkerError(f"a worker did not start within {_START_LIMIT_S} s")
@@ -207,16 +207,17 @@ class _Batch:
 class _Worker:
     """One process and what it is busy with; `deadline` is for its start until it is ready, then for its item."""
 
-    def __init__(self, payload: bytes, name: str) -> None:
+    def __init__(self, payload: bytes, limits: Limits, name: str) -> None:
         context = get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, payload), name=name, daemon=True)
+        self.process = context.Process(target=serve, args=(theirs, payload, limits), name=name, daemon=True)
         self.process.start()
         theirs.close()
         assert self.process.pid is not None
         self._group = self.process.pid
         self._ended = False
         self.item: int | None = None
+        self.doing: str | None = None
         self.ready = False
         self.deadline = time.monotonic() + _START_LIMIT_S
 
@@ -240,15 +241,23 @@ class _Worker:
 
     def give(self, item: int, argument: Any, deadline_s: float) -> None:
         self.connection.send(argument)
+        self.doing = None
         self.item, self.deadline = item, time.monotonic() + deadline_s
 
     def take(self) -> Outcome | None:
-        """The outcome of the item, or None for the message that the worker is ready."""
+        """The outcome of the item, or None for the message that the worker is ready or what it is doing."""
         message = self.connection.recv()
+        if isinstance(message, Announced):
+            self.doing = message.what
+            return None
         if isinstance(message, str):
             raise WorkerError(f"a worker cannot load what it is to call: {message}")
         self.ready = True
         return message
+
+    def failed(self, error: str) -> Outcome:
+        """The outcome of an item that took its worker down or was taken from it."""
+        return Outcome(error=error, doing=self.doing)
 
     def end(self, grace_s: float) -> None:
         """Waits `grace_s` seconds for its exit, kills its process group and reaps it; later calls do nothing."""
@@ -261,45 +270,6 @@ class _Worker:
         self.process.kill()  # before its setsid it leads no group
         self.process.join()
         self.connection.close()
-
-
-def _serve(connection: Connection, payload: bytes) -> None:
-    """Main loop of a worker: loads the function, says so, then serves one item at a time until the pipe closes."""
-    os.setsid()
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-    try:
-        function = pickle.loads(payload)
-    except Exception as error:
-        connection.send(f"{type(error).__name__}: {error}")
-        return
-    connection.send(None)
-    with suppress(EOFError):
-        while True:
-            _report(connection, _call(function, connection.recv()))
-
-
-def _call(function: Callable[[Any], Any], item: Any) -> Outcome:
-    try:
-        return Outcome(value=function(item))
-    except MmrlError as error:
-        return Outcome(error=str(error))
-    except Exception as error:  # whatever foreign code raises is its failure, not the run's
-        return Outcome(error=f"{type(error).__name__}: {error}")
-
-
-def _report(connection: Connection, outcome: Outcome) -> None:
-    try:
-        connection.send(outcome)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:  # raised before anything is written
-        connection.send(Outcome(error=f"its result cannot be sent back: {error}"))
-
-
-def _exit_with_parent() -> None:
-    """A call in an endless loop would outlive a killed run."""
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os.killpg(os.getpid(), signal.SIGKILL)
 
 
 def _pickled(function: Callable[[Any], Any]) -> bytes:

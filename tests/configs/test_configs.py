@@ -41,6 +41,8 @@ def overrides(path):
         return [f"+stage@stages.other={option}", "order=[other]"]
     if group == "algorithm":
         return [f"algorithm@stages.reason={option}"]
+    if group == "reward":
+        return [f"+reward@stages.reason.rewards={option}"]
     needed = ["data.root=/data", "data.labels=[happy,sad]"] if "root: ???" in path.read_text() else []
     return [f"{group}={option}", *needed]
 

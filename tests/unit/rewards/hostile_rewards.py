@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from lightning_mmrl.types.records import Completion, Sample, Score
@@ -71,6 +72,59 @@ class Obedient:
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
         Path(path).write_text(str(child.pid))
         return self.sleep("60")
+
+
+class Misbehaves:
+    """A reward that does what the completion says, in ways that a verifier may fail."""
+
+    def __call__(self, sample: Sample, completion: Completion) -> float:
+        return getattr(self, completion.text)()
+
+    def good(self) -> float:
+        return 1.0
+
+    def sleep(self) -> float:
+        time.sleep(60)
+        return 1.0
+
+    def spin(self) -> float:
+        while True:
+            pass
+
+    def block(self) -> float:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+        return self.sleep()
+
+    def swallow(self) -> float:
+        while True:
+            with suppress(Exception):
+                time.sleep(60)
+
+    def gigabytes(self) -> float:
+        return float(len(bytearray(4_000_000_000)))
+
+    def grow(self) -> float:
+        held = []
+        while True:
+            held.append(bytearray(10_000_000))
+
+    def nan(self) -> float:
+        return float("nan")
+
+    def fail(self) -> float:
+        raise ValueError("bad luck")
+
+    def exit(self) -> float:
+        os._exit(3)
+
+    def crash(self) -> float:
+        os.kill(os.getpid(), signal.SIGSEGV)
+        return 1.0
+
+
+def fine(sample: Sample, completion: Completion) -> float:
+    """A part that runs before the other one."""
+    return 0.5
 
 
 class FailsToLoad:

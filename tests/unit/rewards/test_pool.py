@@ -84,6 +84,52 @@ def test_a_failing_item_is_invalid_and_harms_no_other(pool, text, reason):
     assert all(each.valid for each in good)
 
 
+@pytest.fixture(scope="module")
+def limited(hostile):
+    reward = WeightedReward(
+        parts={"fine": hostile.fine, "odd": hostile.Misbehaves()}, weights={"fine": 1.0, "odd": 1.0}
+    )
+    with RewardPool(reward, num_workers=1, deadline_s=3.0, soft_deadline_s=1.0, memory_limit_mb=500) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("sleep", "odd: soft deadline of 1.0 s exceeded"),
+        ("spin", "odd: soft deadline of 1.0 s exceeded"),
+        ("block", "odd: deadline of 3.0 s exceeded"),
+        ("swallow", "odd: deadline of 3.0 s exceeded"),
+        ("gigabytes", "odd: memory limit exceeded"),
+        ("grow", "odd: memory limit exceeded"),
+        ("nan", "odd: returned nan, not a finite number"),
+        ("fail", "odd: ValueError: bad luck"),
+        ("exit", "odd: worker died with exit code 3"),
+        ("crash", "odd: worker died with exit code -11"),
+    ],
+)
+def test_a_part_that_fails_costs_its_item_alone_and_is_named(limited, text, reason):
+    before, bad, after = score(limited, "good", text, "good")
+    assert (bad.valid, bad.total, bad.failed, bad.reason) == (False, 0.0, "odd", reason)
+    assert [each.total for each in (before, after)] == [1.5, 1.5]
+
+
+def test_a_soft_deadline_costs_no_process_and_a_hard_one_does(limited):
+    score(limited, "good")
+    [worker] = limited._pool._workers
+    pid = worker.process.pid
+    score(limited, "sleep", "good")
+    assert limited._pool._workers[0].process.pid == pid
+    score(limited, "block")
+    assert limited._pool._workers[0].process.pid != pid
+
+
+def test_without_a_memory_limit_memory_is_free(hostile):
+    """Or the test above would pass on a machine that has no memory."""
+    with RewardPool(WeightedReward(parts={"odd": hostile.Misbehaves()}, weights={"odd": 1.0}), num_workers=1) as pool:
+        assert score(pool, "gigabytes")[0].total == 4e9
+
+
 def test_an_exception_that_cannot_be_pickled_is_a_reason(pool):
     assert "UnpicklableError" in score(pool, "fail_badly")[0].reason
 
@@ -219,7 +265,7 @@ def test_a_reward_that_cannot_be_loaded_is_an_error_at_once(hostile, name, sente
     assert worker_pids() <= before
 
 
-@pytest.mark.parametrize("knob", ["num_workers", "deadline_s", "batch_budget_s"])
+@pytest.mark.parametrize("knob", ["num_workers", "deadline_s", "soft_deadline_s", "batch_budget_s", "memory_limit_mb"])
 def test_numbers_out_of_range_are_refused(hostile, knob):
     with pytest.raises(ConfigError, match=f"rewards.pool.{knob} is 0"):
         RewardPool(hostile.Obedient(), **{knob: 0})

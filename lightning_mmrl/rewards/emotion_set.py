@@ -1,0 +1,78 @@
+"""Open-vocabulary reward: the set of emotions an answer names, by F1 on an emotion wheel."""
+
+import re
+from dataclasses import dataclass, field
+
+from lightning_mmrl.errors import ConfigError, RewardError
+from lightning_mmrl.prompts.labels import normalized
+from lightning_mmrl.prompts.scanner import scan
+from lightning_mmrl.prompts.wheel import Wheel
+from lightning_mmrl.types.records import Completion, Sample
+
+_SEPARATOR = re.compile(r"[,;/|\n\uff0c\u3001\uff1b]| and | & ")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmotionSet:
+    """F1 between the wheel groups of the answer and of the solution, less a penalty for every word too many.
+
+    P = |A & S| / |A|, R = |A & S| / |S|, reward = max(0, 2 P R / (P + R) - extra_penalty * max(0, n - m)), with the
+    groups A of the answer's words and S of the solution's, n words in the answer and m in the solution. Both are lists
+    with commas, semicolons, slashes, line breaks or "and" between the words. The emotion-wheel metric of AffectGPT
+    (arXiv:2501.16566), which AffectGPT-R1 takes as its reward.
+
+    With the usual penalty of 0.25 a second guess earns less than it costs, however unsure the first one is; F1 alone
+    pays for guessing. `wheel` is a YAML or JSON file that maps each word to its group or groups; None takes a small
+    built-in wheel. A word of the answer that the wheel does not have counts as a group of its own, a wrong one; words
+    of the solution that it does not have are left out.
+
+    **Deviations** from the metric: per sample and not from mean precision and recall; one wheel in place of five; a
+    fixed rule in place of a language model that finds the labels; unknown words of the answer are wrong, not free; the
+    penalty.
+
+    Raises:
+        ConfigError: the wheel cannot be used or a number is out of range.
+
+    >>> reward = EmotionSet()
+    >>> sample = Sample(id="clip", messages=(), solution="happy, hopeful")
+    >>> [
+    ...     reward(sample, Completion(text=f"<answer>{answer}</answer>", num_tokens=3, truncated=False))
+    ...     for answer in ("joyful", "cheerful, sad", "happy, sad, angry, fearful")
+    ... ]
+    [1.0, 0.6666666666666666, 0.0]
+    """
+
+    wheel: str | None = None
+    extra_penalty: float = 0.25
+    max_characters: int = 256
+    _wheel: Wheel = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.extra_penalty <= 1:
+            raise ConfigError(f"extra_penalty is {self.extra_penalty}; it must be from 0 to 1")
+        object.__setattr__(self, "_wheel", Wheel.built_in() if self.wheel is None else Wheel.read(self.wheel))
+
+    def __call__(self, sample: Sample, completion: Completion) -> float:
+        """Scores one completion.
+
+        Raises:
+            RewardError: The sample's own solution is missing or has no word of the wheel.
+        """
+        wanted = _words(sample.solution or "")
+        truth = frozenset[str]().union(*map(self._wheel.groups_of, wanted))
+        if not truth:
+            raise RewardError(
+                f"sample {sample.id!r} has the solution {sample.solution!r}, of which the wheel has no word; "
+                "correct the manifest or add its words to the wheel"
+            )
+        answer = scan(completion.text).answer
+        if answer is None or len(answer) > self.max_characters:
+            return 0.0
+        words = _words(answer)
+        named = frozenset[str]().union(*(self._wheel.groups_of(word) or {f"unknown {word}"} for word in words))
+        f1 = 2 * len(named & truth) / (len(named) + len(truth))
+        return max(0.0, f1 - self.extra_penalty * max(0, len(words) - len(wanted)))
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in map(normalized, _SEPARATOR.split(text)) if word]

@@ -1,0 +1,41 @@
+"""Hard format-result reward: all or nothing."""
+
+from dataclasses import dataclass
+
+from lightning_mmrl.protocols.plain import RewardFn
+from lightning_mmrl.rewards.compose import evaluate
+from lightning_mmrl.types.records import Completion, Sample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HardFormatResult:
+    """1.0 if `format` and `result` both earn their 1, else 0.0 (HFRRF of arXiv:2503.06749, section 3.4).
+
+    `result` is asked first, whatever the format: a solution that cannot be read is counted, not hidden behind a broken
+    format. If one of them does not apply (None), neither does this.
+
+    **Deviations**: none known; a result with partial credit below 1 does not hold.
+
+    >>> from lightning_mmrl.rewards.label_answer import LabelAnswer
+    >>> from lightning_mmrl.rewards.think_answer_format import ThinkAnswerFormat
+    >>> reward = HardFormatResult(format=ThinkAnswerFormat(), result=LabelAnswer(labels=("angry", "sad")))
+    >>> sample = Sample(id="clip", messages=(), solution="angry")
+    >>> reward(sample, Completion(text="<think>Frowns.</think><answer>angry</answer>", num_tokens=9, truncated=False))
+    1.0
+    >>> reward(sample, Completion(text="<answer>angry</answer>", num_tokens=3, truncated=False))
+    0.0
+    """
+
+    format: RewardFn
+    result: RewardFn
+
+    def __call__(self, sample: Sample, completion: Completion) -> float | None:
+        """Scores one completion.
+
+        Raises:
+            RewardError: One of the two fails or is not a finite number.
+        """
+        values = [evaluate(part, sample, completion) for part in (self.result, self.format)]
+        if None in values:
+            return None
+        return float(all(value is not None and value >= 1.0 for value in values))

@@ -1,0 +1,24 @@
+"""Per-token length reward: every token pays. Known to fail."""
+
+from dataclasses import dataclass
+
+from lightning_mmrl.types.records import Completion, Sample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLength:
+    """`per_token` times the number of tokens (arXiv:2503.05132, section 5.3).
+
+    It fails: lengths rise, accuracy does not, and the policy learns to repeat itself. Any long text earns it. It is
+    here to show that; for a length that helps use `EfficientLength` or `SoftOverlong`.
+
+    **Deviations**: none.
+
+    >>> TokenLength()(Sample(id="sum", messages=()), Completion(text="la " * 500, num_tokens=500, truncated=False))
+    0.5
+    """
+
+    per_token: float = 0.001
+
+    def __call__(self, sample: Sample, completion: Completion) -> float:
+        return self.per_token * completion.num_tokens

@@ -1,0 +1,116 @@
+"""A reward of the user's own: any Python function, by its path."""
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from lightning_mmrl.errors import ConfigError, MmrlError, RewardError
+from lightning_mmrl.protocols.plain import RewardFn
+from lightning_mmrl.types.records import Completion, Sample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserFunction:
+    """Calls `function(sample, completion)`, which returns a number, or None where it does not apply.
+
+    `function` is `path/to/file.py:name` or `package.module:name`. **This runs the file's code**, here and in every
+    reward process, with all rights of the run: name only files that you trust. It is loaded once per process; other
+    files beside it are not importable from it. Rewards that may hang or crash belong in processes:
+    `rewards.num_workers` of at least 1.
+
+    Raises:
+        ConfigError: there is no such file, module or function, loading it fails, or it cannot be called with a sample
+            and a completion.
+
+    >>> longest = UserFunction(function="lightning_mmrl.rewards.token_length:TokenLength.__call__")
+    Traceback (most recent call last):
+    ...
+    lightning_mmrl.errors.ConfigError: lightning_mmrl.rewards.token_length has no function 'TokenLength.__call__'; ...
+    """
+
+    function: str
+    _loaded: RewardFn = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        place, separator, name = self.function.rpartition(":")
+        if not separator or not place or not name:
+            raise ConfigError(f"function is {self.function!r}; write path/to/file.py:name or package.module:name")
+        if place.endswith(".py"):
+            place = str(Path(place).absolute())  # a process may be started elsewhere
+            object.__setattr__(self, "function", f"{place}:{name}")
+        object.__setattr__(self, "_loaded", _function(_module(place), name, place))
+
+    def __reduce__(self) -> tuple[Callable[[], "UserFunction"], tuple[()]]:
+        return partial(UserFunction, function=self.function), ()
+
+    def __call__(self, sample: Sample, completion: Completion) -> float | None:
+        """Scores one completion.
+
+        Raises:
+            RewardError: The function raised; with its name, file and line.
+        """
+        try:
+            return self._loaded(sample, completion)
+        except MmrlError:
+            raise
+        except Exception as error:  # whatever it raises is its failure, not the run's
+            line = traceback.extract_tb(error.__traceback__)[-1]
+            raise RewardError(
+                f"{self.function} raised {type(error).__name__}: {error} ({line.filename} line {line.lineno})"
+            ) from error
+
+
+def _module(place: str) -> ModuleType:
+    try:
+        return _module_of_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except Exception as error:  # the code of the user runs here
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"function: {place} cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+def _module_of_file(path: Path) -> ModuleType:
+    """The module of a file; registered under a name of its own, so that its classes can be pickled and are one."""
+    name = f"mmrl_reward_{sha256(str(path).encode()).hexdigest()[:16]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    if not path.is_file():
+        raise ConfigError(f"function: there is no file {path}; correct the path")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _function(module: ModuleType, name: str, place: str) -> Any:
+    found = getattr(module, name, None)
+    if not callable(found):
+        known = [each for each, value in vars(module).items() if inspect.isfunction(value)]
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known) or 'none'}"
+        raise ConfigError(f"{place} has no function {name!r}; {hint}")
+    try:
+        inspect.signature(found).bind(None, None)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{place}:{name} cannot be called with (sample, completion): {error}; "
+            f"write def {name}(sample, completion) -> float"
+        ) from error
+    return found

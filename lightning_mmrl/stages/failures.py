@@ -1,0 +1,36 @@
+"""Training stops when too many rewards fail: it would learn from what is left."""
+
+from collections import Counter
+
+from lightning_mmrl.errors import RewardError
+from lightning_mmrl.protocols.ranks import Ranks
+from lightning_mmrl.types.batches import Scores
+
+UNNAMED = "other"
+"""Counts failures of no known part, such as a batch budget that was exceeded."""
+
+
+def failed_parts(scores: Scores) -> Counter[str]:
+    """How many scores are invalid, by the name of the reward that failed."""
+    return Counter(score.failed or UNNAMED for row in scores.details for score in row if not score.valid)
+
+
+def refuse_failures(scores: Scores, max_rate: float, ranks: Ranks) -> None:
+    """Stops if more than `max_rate` of an iteration's scores, over all ranks, are invalid; a collective.
+
+    Raises:
+        RewardError: They are; it counts them by reward and gives the first reason.
+    """
+    reasons = [score.reason for row in scores.details for score in row if not score.valid]
+    shares = ranks.gather((scores.valid.numel(), failed_parts(scores), reasons[:1]))
+    total = sum(count for count, _, _ in shares)
+    failed = sum((parts for _, parts, _ in shares), Counter[str]())
+    if failed.total() <= max_rate * total:
+        return
+    first = next(reason for _, _, some in shares for reason in some)
+    counts = ", ".join(f"{name} {count}" for name, count in failed.most_common())
+    raise RewardError(
+        f"{failed.total()} of {total} scores of an iteration are invalid ({counts}), more than "
+        f"rewards.max_invalid_rate {max_rate:g} allows; the first: {first}; "
+        "mend the data or the reward, or raise the limit"
+    )

@@ -1,0 +1,182 @@
+"""What a worker process of a `DeadlinePool` runs: it limits itself, then serves one call at a time."""
+
+import os
+import pickle
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing import parent_process
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from lightning_mmrl.errors import MmrlError
+
+
+class OverrunError(MmrlError):
+    """A call was interrupted at its soft deadline."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a call may take; None: no limit.
+
+    After `soft_deadline_s` seconds an exception interrupts the call, if it runs Python code or sleeps; the process
+    lives on. `memory_bytes` bounds the address space (RLIMIT_AS, Linux alone) on top of what the process has when it is
+    ready: more is a MemoryError, or the end of the process in foreign code that does not check.
+    """
+
+    soft_deadline_s: float | None = None
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """The value a call returned, or in `error` why there is none; `doing` is what it announced last."""
+
+    value: Any = None
+    error: str | None = None
+    doing: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """What the call of a worker is busy with from now on."""
+
+    what: str
+
+
+_listeners: list[Callable[[str], None]] = []
+
+
+def announce(what: str) -> None:
+    """Says what the running call is busy with, to be named if its process dies or is killed; elsewhere does nothing."""
+    for listener in _listeners:
+        listener(what)
+
+
+def serve(connection: Connection, payload: bytes, limits: Limits) -> None:
+    """Loads the function, says so, then serves one item at a time until the pipe closes."""
+    os.setsid()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    try:
+        function = pickle.loads(payload)
+    except Exception as error:
+        connection.send(f"{type(error).__name__}: {error}")
+        return
+    watchdog = _Watchdog(limits.soft_deadline_s)
+    _listeners[:] = [lambda what: _tell(connection, watchdog, what)]
+    _limit_memory(limits.memory_bytes)
+    connection.send(None)
+    with suppress(EOFError):
+        while True:
+            item = connection.recv()
+            _report(connection, _call(function, item, watchdog))
+
+
+class _Watchdog:
+    """Interrupts the main thread by an exception when a watched call takes too long.
+
+    A thread of its own sends SIGUSR2: math-verify needs SIGALRM for itself.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        self._seconds = seconds
+        self._changed = threading.Condition()
+        self._due: float | None = None
+        self._armed = False
+        self._main = threading.main_thread().ident
+        if seconds is not None:
+            signal.signal(signal.SIGUSR2, self._interrupt)
+            threading.Thread(target=self._watch, daemon=True).start()
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """A call that must end in time."""
+        if self._seconds is None:
+            yield
+            return
+        self._set(time.monotonic() + self._seconds)
+        self._armed = True
+        try:
+            yield
+        finally:
+            self._armed = False
+            self._set(None)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Code of ours within a call, which must not be interrupted."""
+        armed, self._armed = self._armed, False
+        try:
+            yield
+        finally:
+            self._armed = armed
+
+    def _set(self, due: float | None) -> None:
+        with self._changed:
+            self._due = due
+            self._changed.notify()
+
+    def _watch(self) -> None:
+        with self._changed:
+            while True:
+                left = None if self._due is None else self._due - time.monotonic()
+                if left is None or left > 0:
+                    self._changed.wait(left)
+                elif self._armed and self._main is not None:
+                    self._due = None
+                    signal.pthread_kill(self._main, signal.SIGUSR2)
+                else:  # held for a moment
+                    self._changed.wait(0.01)
+
+    def _interrupt(self, *_: object) -> None:
+        if self._armed:
+            self._armed = False
+            raise OverrunError(f"soft deadline of {self._seconds} s exceeded")
+
+
+def _call(function: Callable[[Any], Any], item: Any, watchdog: _Watchdog) -> Outcome:
+    try:
+        with watchdog.watching():
+            return Outcome(value=function(item))
+    except MmrlError as error:
+        return Outcome(error=str(error))
+    except MemoryError:
+        return Outcome(error="memory limit exceeded")
+    except Exception as error:  # whatever foreign code raises is its failure, not the run's
+        return Outcome(error=f"{type(error).__name__}: {error}")
+
+
+def _report(connection: Connection, outcome: Outcome) -> None:
+    try:
+        connection.send(outcome)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:  # raised before anything is written
+        connection.send(Outcome(error=f"its result cannot be sent back: {error}"))
+
+
+def _tell(connection: Connection, watchdog: _Watchdog, what: str) -> None:
+    with watchdog.held():
+        connection.send(Announced(what))
+
+
+def _limit_memory(extra_bytes: int | None) -> None:
+    if extra_bytes is None or sys.platform != "linux":
+        return
+    held_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = held_bytes + extra_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (wanted if most == resource.RLIM_INFINITY else min(wanted, most), most))
+
+
+def _exit_with_parent() -> None:
+    """A call in an endless loop would outlive a killed run."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os.killpg(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,120 @@
+import pickle
+
+import pytest
+
+from lightning_mmrl.errors import ConfigError, RewardError
+from lightning_mmrl.protocols.plain import RewardFn
+from lightning_mmrl.rewards.compose import WeightedReward
+from lightning_mmrl.rewards.pool import RewardPool
+from lightning_mmrl.rewards.user_function import UserFunction
+from lightning_mmrl.types.records import Completion, Sample
+
+FILE = """
+STRICT = 2.0
+
+def brevity(sample, completion):
+    return 1.0 / completion.num_tokens
+
+def only_questions(sample, completion):
+    return 1.0 if "?" in completion.text else None
+
+def fails(sample, completion):
+    return {}["missing"]
+
+def takes_one(completion):
+    return 1.0
+
+def takes_three(sample, completion, weight):
+    return 1.0
+
+def takes_default(sample, completion, weight=0.5):
+    return weight
+"""
+SAMPLE = Sample(id="clip", messages=())
+TEXT = Completion(text="Why?", num_tokens=4, truncated=False)
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(FILE)
+    return path
+
+
+def test_a_function_of_a_file_is_a_reward(file):
+    reward = UserFunction(function=f"{file}:brevity")
+    assert isinstance(reward, RewardFn)
+    assert reward(SAMPLE, TEXT) == 0.25
+    assert (
+        UserFunction(function=f"{file}:only_questions")(SAMPLE, Completion(text="", num_tokens=1, truncated=True))
+        is None
+    )
+    assert UserFunction(function=f"{file}:takes_default")(SAMPLE, TEXT) == 0.5
+
+
+def test_a_relative_path_is_made_absolute(file, monkeypatch):
+    monkeypatch.chdir(file.parent)
+    reward = UserFunction(function="mine.py:brevity")
+    monkeypatch.chdir("/")
+    assert pickle.loads(pickle.dumps(reward))(SAMPLE, TEXT) == 0.25
+
+
+def test_a_function_of_a_module_is_a_reward(file, monkeypatch):
+    monkeypatch.syspath_prepend(str(file.parent))
+    assert UserFunction(function="mine:brevity")(SAMPLE, TEXT) == 0.25
+
+
+def test_a_file_is_loaded_once(tmp_path):
+    path = tmp_path / "counted.py"
+    path.write_text("loads = []\ndef f(sample, completion):\n    loads.append(1)\n    return len(loads)\n")
+    first, second = (UserFunction(function=f"{path}:f") for _ in range(2))
+    assert first == second
+    assert (first(SAMPLE, TEXT), second(SAMPLE, TEXT)) == (1, 2)
+
+
+@pytest.mark.timeout(120)
+def test_it_runs_in_processes(file):
+    reward = WeightedReward(
+        parts={"brevity": UserFunction(function=f"{file}:brevity"), "bad": UserFunction(function=f"{file}:fails")},
+        weights={"brevity": 1.0, "bad": 1.0},
+    )
+    with RewardPool(reward, num_workers=1) as pool:
+        [[score]] = pool.score([SAMPLE], [[TEXT]])
+    assert (score.valid, score.failed, score.components) == (False, "bad", {"brevity": 0.25})
+    assert score.reason == f"bad: {file}:fails raised KeyError: 'missing' ({file} line 11)"
+
+
+def test_what_it_raises_is_named_with_file_function_and_line(file):
+    with pytest.raises(RewardError, match=r"mine.py:fails raised KeyError: 'missing' \(.*mine.py line 11\)"):
+        UserFunction(function=f"{file}:fails")(SAMPLE, TEXT)
+
+
+@pytest.mark.parametrize(
+    ("function", "sentence"),
+    [
+        ("brevity", "function is 'brevity'; write path/to/file.py:name or package.module:name"),
+        (":brevity", "function is ':brevity'"),
+        ("mine.py:", "function is 'mine.py:'"),
+        ("none.py:brevity", "there is no file .*none.py; correct the path"),
+        ("no_such_module:f", "no_such_module cannot be loaded: ModuleNotFoundError"),
+        ("mine.py:brevty", "mine.py has no function 'brevty'; did you mean 'brevity'?"),
+        ("mine.py:STRICT", "mine.py has no function 'STRICT'"),
+        ("mine.py:takes_one", r"mine.py:takes_one cannot be called with \(sample, completion\): too many positional"),
+        ("mine.py:takes_three", r"missing a required argument: 'weight'; write def takes_three\(sample, completion\)"),
+    ],
+)
+def test_a_function_that_cannot_be_called_is_refused(file, monkeypatch, function, sentence):
+    monkeypatch.chdir(file.parent)
+    with pytest.raises(ConfigError, match=sentence):
+        UserFunction(function=function)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"), [("def f(:\n", "SyntaxError"), ("1 / 0\n", "ZeroDivisionError: division by zero")]
+)
+def test_a_file_that_cannot_be_loaded_is_refused_each_time(tmp_path, text, sentence):
+    path = tmp_path / "broken.py"
+    path.write_text(text)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=f"broken.py cannot be loaded: {sentence}"):
+            UserFunction(function=f"{path}:f")
