@@ -90,7 +90,9 @@ def killed(alone, workplace):
 def test_all_ranks_end_when_one_is_killed_and_the_command_says_so(killed):
     _, code, log = killed
     assert code == 128 + signal.SIGKILL
-    assert "mmrl train: rank 0 ends because another one is gone" in log
+    # It notices by itself, or torchrun's signal to end comes first.
+    gone = "mmrl train: rank 0 ends because another one is gone" in log
+    assert gone or "mmrl train: interrupted by SIGTERM" in log
 
 
 def test_the_same_command_continues_within_the_stage(killed):
