@@ -75,7 +75,12 @@ def run(module, encoder, folder, steps=1):
     seen = []
     module._report = lambda values, step: seen.append(dict(values))
     trainer = training_trainer(
-        TrainerSettings(accelerator="cpu"), directory=folder, logger=RunLogger(NullRun("run"), folder), callbacks=[]
+        TrainerSettings(accelerator="cpu"),
+        directory=folder,
+        logger=RunLogger(NullRun("run"), folder),
+        callbacks=[],
+        validate_every=None,
+        gradient_clip_val=None,
     )
     trainer.fit(module, DataLoader([omni.prompts(encoder)] * steps, batch_size=None))
     return seen
