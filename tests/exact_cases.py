@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_mmrl.algorithms.advantages.group_normalized import GroupNormalized
 from lightning_mmrl.algorithms.losses.aggregation import TokenMean
 from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
+from lightning_mmrl.algorithms.penalties.entropy import EntropyBonus
+from lightning_mmrl.algorithms.penalties.kl import KLPenalty
 from lightning_mmrl.algorithms.phases import Limits, Phase
 from lightning_mmrl.algorithms.schedules import WarmupConstant
 from lightning_mmrl.data.collate import EncodedSample, collate_prompts, collate_targets
@@ -116,6 +118,8 @@ class Options:
     steps: int = STEPS
     reward: Callable[..., float] = noisy
     dtype: torch.dtype = torch.float32
+    kl: KLPenalty = field(default_factory=partial(KLPenalty, coefficient=0.0))
+    entropy: EntropyBonus = field(default_factory=partial(EntropyBonus, coefficient=0.0))
     trainer: TrainerSettings = field(default_factory=partial(TrainerSettings, accelerator="cpu"))
 
 
@@ -156,6 +160,8 @@ class Stage:
                 aggregation=TokenMean(),
                 group_size=3,
                 phases=[Phase(after=3, limits=Limits(group_size=2, max_new_tokens=3, temperature=0.7))],
+                kl=how.kl,
+                entropy=how.entropy,
                 update=UpdateSettings(num_minibatches=2),
             )
             self.module = KINDS[kind](self.policy, engine, rewards, algorithm=algorithm, **common)

@@ -17,8 +17,11 @@ from torch.utils.data import DataLoader
 
 from lightning_mmrl.algorithms.advantages.group_normalized import GroupNormalized
 from lightning_mmrl.algorithms.advantages.leave_one_out import LeaveOneOut
+from lightning_mmrl.algorithms.advantages.reinforce_plus_plus import ReinforcePlusPlusBaseline
 from lightning_mmrl.algorithms.losses.aggregation import ConstantLength, SequenceMean, TokenMean
 from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
+from lightning_mmrl.algorithms.penalties.entropy import EntropyBonus
+from lightning_mmrl.algorithms.penalties.kl import KLPenalty
 from lightning_mmrl.algorithms.schedules import WarmupConstant
 from lightning_mmrl.data.collate import EncodedSample, collate_prompts, collate_targets
 from lightning_mmrl.models.parallelize import Sharding, recompute_activations, whole_weights
@@ -137,9 +140,12 @@ def algorithm(case):
         tokens_per_microbatch=case.get("tokens", 120),
         max_grad_norm=case.get("max_grad_norm", 0.5),
     )
+    advantages = {"rloo": LeaveOneOut(), "reinforce": ReinforcePlusPlusBaseline()}
     return Algorithm(
-        advantage=LeaveOneOut() if case["stage"] == "rloo" else GroupNormalized(),
+        advantage=advantages.get(case.get("advantage", case["stage"]), GroupNormalized()),
         loss=PPOClip(),
+        kl=KLPenalty(**case.get("kl", {"coefficient": 0.0})),
+        entropy=EntropyBonus(coefficient=case.get("entropy", 0.0)),
         aggregation=AGGREGATIONS[case.get("aggregation", "tokens")],
         group_size=4,
         update=update,

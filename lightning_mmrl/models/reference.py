@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
@@ -56,9 +57,9 @@ class Reference:
 
 def _copied(policy: Policy, *, share_frozen: bool) -> Policy:
     shared = [parameter for parameter in policy.parameters() if share_frozen and not parameter.requires_grad]
-    memo = {id(parameter): parameter for parameter in shared}
+    memo: dict[int, Any] = {id(parameter): parameter for parameter in shared}
     # Features on disk are of the policy's towers, and a policy whose towers train has none.
-    memo |= {id(policy.media.cache): None}
+    memo[id(policy.media.cache)] = None
     found = copy.deepcopy(policy, memo)
     found.media.cache = None
     return found.requires_grad_(False).eval()

@@ -23,6 +23,7 @@ from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.models.reference import Reference
 from lightning_mmrl.protocols.tensors import AdvantageEstimator, Aggregation, PolicyLoss, RolloutEngine
 from lightning_mmrl.rollout.sampling import group_seeds
+from lightning_mmrl.stages.advantages import penalized_rewards, shared_advantages
 from lightning_mmrl.stages.answers import Examiner
 from lightning_mmrl.stages.context import (
     OptimizerSettings,
@@ -221,16 +222,9 @@ class PolicyGradientModule(StageModule):
 
     def advantages(self, experience: Experience, scores: Scores, iteration: int) -> torch.Tensor:
         """Advantages [B, G] of this rank's completions, among those of all ranks."""
-        rewards = scores.rewards
-        old, reference = experience.old_logprobs, experience.reference_logprobs
-        if old is not None and reference is not None:
-            mask = experience.rollout.completion_mask & scores.valid.reshape(-1, 1)
-            penalties = self.algorithm.kl(old, old, reference, mask).sum(-1).reshape(rewards.shape)
-            rewards = rewards - self._coefficients(iteration)[0] * penalties.to(rewards.dtype)
-        parts = self._ranks.gather((rewards.cpu(), scores.valid.cpu()))
-        everyone = [torch.cat(column).to(rewards.device) for column in zip(*parts, strict=True)]
-        first = self._ranks.rank * len(rewards)
-        return self.algorithm.advantage(*everyone)[first : first + len(rewards)]
+        coefficient, _ = self._coefficients(iteration)
+        rewards = penalized_rewards(experience, scores, self.algorithm.kl, coefficient)
+        return shared_advantages(self.algorithm.advantage, rewards, scores, self._ranks)
 
     def optimize(self, experience: Experience, media: IterationMedia, iteration: int) -> dict[str, float]:
         """The optimizer steps of one iteration; a minibatch without any signal takes none."""

@@ -14,6 +14,18 @@ STAGES = {
     "grpo-of-four-updates": {"stage": "grpo", "minibatches": 2, "epochs": 2, "aggregation": "sequences"},
     "grpo-of-frozen-towers": {"stage": "grpo", "freeze": ["vision", "audio"]},
     "grpo-of-frozen-text": {"stage": "grpo", "freeze": ["text"]},
+    "reinforce-with-divergence": {
+        "stage": "grpo",
+        "advantage": "reinforce",
+        "kl": {"coefficient": 0.1, "estimator": "k2"},
+        "entropy": 0.02,
+    },
+    "reinforce-with-penalized-rewards": {
+        "stage": "grpo",
+        "advantage": "reinforce",
+        "kl": {"coefficient": 0.1, "estimator": "k1", "where": "reward"},
+        "minibatches": 2,
+    },
     "grpo-with-generation": {"stage": "grpo", "engine": "hf", "steps": 2, "tokens": 90},
     "sft-with-validation": {"stage": "sft", "validate": True, "steps": 2},
     "sft-with-recomputation": {"stage": "sft", "recompute": True, "steps": 2},

@@ -1,12 +1,16 @@
 """A stage that is interrupted anywhere and continued equals, bit for bit, the one that was not."""
 
 import random
+import shutil
 
 import omni
 import pytest
 import torch
 from exact_cases import KINDS, STEPS, Stage, assert_equal, kill_in, logged
 
+from lightning_mmrl.algorithms.penalties.entropy import EntropyBonus
+from lightning_mmrl.algorithms.penalties.kl import KLPenalty
+from lightning_mmrl.algorithms.schedules import WarmupCosine
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.training.interruption import Interrupted, Interruption
 from lightning_mmrl.training.rng import rng_state
@@ -113,6 +117,34 @@ def test_each_part_of_a_state_is_needed(checkpoint, undisturbed, tmp_path, part)
     outcome = Stage("grpo", checkpoint, tmp_path, Interruption(), every=STEPS + 1).outcome()
     with pytest.raises(AssertionError):
         assert_equal(outcome, undisturbed["grpo"][0])
+
+
+@pytest.mark.parametrize("where", ["loss", "reward"])
+def test_a_stage_with_a_reference_policy_goes_on_exactly_though_no_state_has_it(checkpoint, tmp_path, where):
+    """Also the schedules of the coefficients; negative control: a reference of other weights leads elsewhere."""
+    options = {
+        "every": STEPS + 1,
+        "kl": KLPenalty(coefficient=0.3, estimator="k1" if where == "reward" else "k3", where=where),
+        "entropy": EntropyBonus(coefficient=0.05, schedule=WarmupCosine(warmup_steps=2, final_fraction=0.0)),
+    }
+    whole = Stage("grpo", checkpoint, tmp_path / "whole", Interruption(), **options).outcome()
+    assert whole[0]["train/reference_kl"] != 0
+    with Interruption() as interruption:
+        first = Stage("grpo", checkpoint, tmp_path / "cut", interruption, **options)
+        kill_in(first, "reward", 4)
+        with pytest.raises(Interrupted):
+            first.job.train()
+    found = first.store.latest()
+    state = torch.load(found.folder / "checkpoint", weights_only=True)
+    assert state["state_dict"].keys() == first.module.state_dict().keys()
+    assert all(key.startswith("policy.model.") for key in state["state_dict"])
+    shutil.copytree(tmp_path / "cut", tmp_path / "other")
+    assert_equal(Stage("grpo", checkpoint, tmp_path / "cut", Interruption(), **options).outcome(), whole)
+    other = Stage("grpo", checkpoint, tmp_path / "other", Interruption(), **options)
+    for parameter in other.module._reference._copy.parameters():
+        parameter.data.mul_(1.05)
+    with pytest.raises(AssertionError):
+        assert_equal(other.outcome(), whole)
 
 
 def test_a_stage_that_validation_ended_stays_ended(checkpoint, tmp_path):

@@ -5,9 +5,17 @@ from hypothesis import strategies as st
 
 from lightning_mmrl.algorithms.advantages.group_normalized import GroupNormalized
 from lightning_mmrl.algorithms.advantages.leave_one_out import LeaveOneOut
+from lightning_mmrl.algorithms.advantages.reinforce_plus_plus import ReinforcePlusPlusBaseline
 from lightning_mmrl.ops.groups import live_groups
 
-ESTIMATORS = [GroupNormalized(), GroupNormalized(std=None), LeaveOneOut()]
+ESTIMATORS = [
+    GroupNormalized(),
+    GroupNormalized(std="batch"),
+    GroupNormalized(std=None),
+    LeaveOneOut(),
+    LeaveOneOut(normalize=True),
+    ReinforcePlusPlusBaseline(),
+]
 every_estimator = pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
 
 # Eighths are exact in binary, so that a shift changes no difference.
@@ -71,6 +79,22 @@ def test_leave_one_out_is_a_rescaled_centering(case):
     k = valid.sum(-1, keepdim=True)
     centered = GroupNormalized(std=None)(rewards, valid)
     torch.testing.assert_close(LeaveOneOut()(rewards, valid), centered * k / (k - 1).clamp(min=1))
+
+
+@every_estimator
+@given(scored(), st.randoms(use_true_random=False))
+def test_groups_have_no_order(estimator, case, random):
+    rewards, valid = case
+    order = random.sample(range(len(rewards)), len(rewards))
+    torch.testing.assert_close(estimator(rewards[order], valid[order]), estimator(rewards, valid)[order])
+
+
+@given(scored())
+def test_differences_of_the_batch_have_unit_deviation(case):
+    rewards, valid = case
+    advantages = ReinforcePlusPlusBaseline(eps=0.0)(rewards, valid)
+    if live_groups(advantages).any():
+        torch.testing.assert_close(advantages[valid].std(), torch.tensor(1.0, dtype=torch.float64))
 
 
 @given(scored(), st.sampled_from([0.25, 2.0, 8.0]))

@@ -4,10 +4,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_mmrl.algorithms.losses.aggregation import ConstantLength, SequenceMean, TokenMean
+from lightning_mmrl.algorithms.losses.cispo import CISPO
 from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
+from lightning_mmrl.algorithms.losses.ratios import CompletionRatio, SequenceRatio
 from lightning_mmrl.types.batches import LossInputs
 
 AGGREGATIONS = [TokenMean(), SequenceMean(), ConstantLength(max_tokens=9)]
+LOSSES = [
+    PPOClip(),
+    PPOClip(dual_clip=3.0),
+    PPOClip(ratio=SequenceRatio()),
+    PPOClip(ratio=CompletionRatio()),
+    CISPO(),
+]
+every_loss = pytest.mark.parametrize("loss", LOSSES, ids=["token", "dual", "sequence", "completion", "cispo"])
 every_aggregation = pytest.mark.parametrize("aggregation", AGGREGATIONS, ids=repr)
 
 
@@ -34,27 +44,29 @@ def part(inputs: LossInputs, rows: slice) -> LossInputs:
     )
 
 
-def reduced(inputs: LossInputs, aggregation, denominator) -> torch.Tensor:
-    return aggregation.reduce(PPOClip()(inputs).token_losses, inputs.completion_mask, denominator)
+def reduced(inputs: LossInputs, aggregation, denominator, loss=LOSSES[0]) -> torch.Tensor:
+    return aggregation.reduce(loss(inputs).token_losses, inputs.completion_mask, denominator)
 
 
+@every_loss
 @every_aggregation
 @given(loss_inputs(), st.integers(0, 6))
-def test_microbatches_add_up_to_the_step(aggregation, inputs, cut):
+def test_microbatches_add_up_to_the_step(aggregation, loss, inputs, cut):
     whole_denominator = aggregation.denominator(inputs.completion_mask)
     parts = [part(inputs, slice(0, cut)), part(inputs, slice(cut, None))]
     denominator = torch.stack([aggregation.denominator(piece.completion_mask) for piece in parts]).sum()
     assert denominator == whole_denominator
-    total = torch.stack([reduced(piece, aggregation, denominator) for piece in parts]).sum()
-    whole = reduced(inputs, aggregation, whole_denominator)
+    total = torch.stack([reduced(piece, aggregation, denominator, loss) for piece in parts]).sum()
+    whole = reduced(inputs, aggregation, whole_denominator, loss)
     torch.testing.assert_close(total, whole)
     gradients = [torch.autograd.grad(loss, inputs.logprobs)[0] for loss in (total, whole)]
     torch.testing.assert_close(*gradients)
 
 
+@every_loss
 @every_aggregation
 @given(loss_inputs(), st.integers(1, 3))
-def test_right_padding_changes_nothing(aggregation, inputs, extra):
+def test_right_padding_changes_nothing(aggregation, loss, inputs, extra):
     garbage = torch.full((len(inputs.advantages), extra), torch.nan, dtype=torch.float64)
     padded = LossInputs(
         logprobs=torch.cat([inputs.logprobs, garbage], 1),
@@ -62,7 +74,9 @@ def test_right_padding_changes_nothing(aggregation, inputs, extra):
         advantages=inputs.advantages,
         completion_mask=torch.cat([inputs.completion_mask, torch.zeros_like(garbage).bool()], 1),
     )
-    losses = [reduced(case, aggregation, aggregation.denominator(case.completion_mask)) for case in (inputs, padded)]
+    losses = [
+        reduced(case, aggregation, aggregation.denominator(case.completion_mask), loss) for case in (inputs, padded)
+    ]
     torch.testing.assert_close(*losses)
     gradients = [torch.autograd.grad(loss, inputs.logprobs)[0] for loss in losses]
     torch.testing.assert_close(*gradients)
@@ -97,3 +111,24 @@ def test_clipped_tokens_have_no_gradient(inputs):
     output = PPOClip()(inputs)
     (gradient,) = torch.autograd.grad(output.token_losses.sum(), inputs.logprobs)
     assert torch.equal(gradient != 0, inputs.completion_mask & ~output.clipped)
+
+
+@given(loss_inputs(), st.floats(1.3, 4))
+def test_dual_clip_and_ratio_cap_are_one_function(inputs, bound):
+    found = [PPOClip(**{name: bound})(inputs) for name in ("dual_clip", "ratio_cap")]
+    torch.testing.assert_close(found[0].token_losses, found[1].token_losses)
+    assert torch.equal(found[0].clipped, found[1].clipped)
+    gradients = [torch.autograd.grad(output.token_losses.sum(), inputs.logprobs)[0] for output in found]
+    torch.testing.assert_close(*gradients)
+    assert torch.equal(gradients[0] != 0, inputs.completion_mask & ~found[0].clipped)
+    largest = (bound * inputs.advantages.abs())[:, None]
+    assert (found[0].token_losses <= largest + 1e-9)[inputs.completion_mask & (inputs.advantages < 0)[:, None]].all()
+
+
+@given(loss_inputs())
+def test_cispo_clips_no_token(inputs):
+    output = CISPO(weight_high=1.5)(inputs)
+    (gradient,) = torch.autograd.grad(output.token_losses.sum(), inputs.logprobs)
+    weights = (inputs.logprobs - inputs.old_logprobs).detach().exp().clamp(max=1.5)
+    expected = torch.where(inputs.completion_mask, -weights * inputs.advantages[:, None], 0.0)
+    torch.testing.assert_close(gradient, expected)

@@ -18,8 +18,8 @@ class ReinforcePlusPlusBaseline:
 
     **Deviations**: std is the unbiased one and eps is 1e-4, as in `GroupNormalized`; the paper names neither. mean(D)
     is not subtracted, since it is zero: the differences of each group cancel. OpenRLHF weighs completions by their
-    tokens there; here they weigh the same, as in the paper. Groups with fewer than two valid completions, or whose rewards are
-    exactly equal, get exact zeros. Invalid completions get zero.
+    tokens there; here they weigh the same, as in the paper. Groups with fewer than two valid completions, or whose
+    rewards are exactly equal, get exact zeros. Invalid completions get zero.
 
     Raises:
         ValueError: If `eps` is negative.

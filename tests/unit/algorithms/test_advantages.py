@@ -5,8 +5,16 @@ import torch
 
 from lightning_mmrl.algorithms.advantages.group_normalized import GroupNormalized
 from lightning_mmrl.algorithms.advantages.leave_one_out import LeaveOneOut
+from lightning_mmrl.algorithms.advantages.reinforce_plus_plus import ReinforcePlusPlusBaseline
 
-ESTIMATORS = [GroupNormalized(), GroupNormalized(std=None), LeaveOneOut()]
+ESTIMATORS = [
+    GroupNormalized(),
+    GroupNormalized(std="batch"),
+    GroupNormalized(std=None),
+    LeaveOneOut(),
+    LeaveOneOut(normalize=True),
+    ReinforcePlusPlusBaseline(),
+]
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
@@ -49,3 +57,22 @@ def test_a_valid_nan_is_not_hidden(estimator):
 def test_better_completions_get_larger_advantages(estimator):
     advantages = estimator(torch.tensor([[0.0, 1.0, 2.0]]), torch.ones(1, 3, dtype=torch.bool))
     assert advantages[0, 0] < 0 < advantages[0, 2]
+
+
+def test_a_constant_group_beside_others_gets_exact_zeros_also_from_statistics_of_the_batch():
+    rewards = torch.tensor([[0.1] * 3, [1.0, 0.0, 2.0]])
+    for estimator in ESTIMATORS:
+        advantages = estimator(rewards, torch.ones(2, 3, dtype=torch.bool))
+        assert not advantages[0].any()
+        assert advantages[1].any()
+
+
+@pytest.mark.parametrize("make", [GroupNormalized, LeaveOneOut, ReinforcePlusPlusBaseline])
+def test_a_negative_eps_is_refused(make):
+    with pytest.raises(ValueError, match=r"eps is -0\.1"):
+        make(eps=-0.1)
+
+
+def test_a_deviation_of_nothing_known_is_refused():
+    with pytest.raises(ValueError, match="std is 'rank'; it must be group, batch or null"):
+        GroupNormalized(std="rank")

@@ -86,6 +86,28 @@ def test_the_entropy_carries_no_gradient():
     assert not entropy.requires_grad
 
 
+@pytest.mark.parametrize("tile_elements", [1000, 8])
+def test_the_gradient_of_the_entropy_is_that_of_finite_differences_where_it_is_asked_for(tile_elements):
+    def entropies(logits):
+        return tiled_token_logprobs(
+            torch.nn.Identity(),
+            logits,
+            torch.tensor([0, 2, 1]),
+            temperature=0.7,
+            banned=LAST_BANNED,
+            entropy_gradient=True,
+            tile_elements=tile_elements,
+        )[1]
+
+    generator = torch.Generator().manual_seed(4)
+    logits = torch.randn(3, 4, dtype=torch.float64, generator=generator).requires_grad_()
+    assert torch.autograd.gradcheck(entropies, (logits,))
+    (gradient,) = torch.autograd.grad(entropies(logits).sum(), logits)
+    assert gradient.isfinite().all()
+    assert gradient[:, :3].abs().min() > 1e-3
+    assert not gradient[:, 3].any()
+
+
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, math.inf])
 def test_a_temperature_that_is_not_positive_and_finite_is_refused(temperature):
     with pytest.raises(ValueError, match="temperature is"):

@@ -1,0 +1,226 @@
+"""Every preset written out again from its paper, in plain loops over single tokens, and compared with what a step does.
+
+A preset without a formula here fails: what is shipped under a paper's name is proven.
+"""
+
+import math
+
+import pytest
+import torch
+from step_cases import PRESETS, ROW_BY_ROW, drawn, experience_of, preset, taken
+
+from lightning_mmrl.protocols.ranks import ALONE
+from lightning_mmrl.stages.advantages import shared_advantages
+
+SIZES = (2, 4, 8)
+SEEDS = range(3)
+MAX_TOKENS = 24  # the completion limit of the quickstart
+
+
+def mean(values):
+    return math.fsum(values) / len(values)
+
+
+def deviation(values):
+    center = mean(values)
+    return math.sqrt(math.fsum((value - center) ** 2 for value in values) / (len(values) - 1))
+
+
+def z_score(group, everyone):
+    return [(reward - mean(group)) / (deviation(group) + 1e-4) for reward in group]
+
+
+def centered(group, everyone):
+    return [reward - mean(group) for reward in group]
+
+
+def leave_one_out(group, everyone):
+    return [reward - mean(group[:place] + group[place + 1 :]) for place, reward in enumerate(group)]
+
+
+def reinforce_baseline(group, everyone):
+    differences = [reward - mean(each) for each in everyone for reward in each]
+    spread = deviation(differences)
+    return [(reward - mean(group) - mean(differences)) / (spread + 1e-4) for reward in group]
+
+
+def clipped(low, high):
+    def loss(ratio, advantage, logprob):
+        bounded = min(max(ratio.item(), 1 - low), 1 + high)
+        # Within the bounds both terms are the ratio times the advantage, whose gradient counts once.
+        return -bounded * advantage if bounded * advantage < ratio.item() * advantage else -ratio * advantage
+
+    return loss
+
+
+def weighted(ratio, advantage, logprob):
+    return -min(ratio.item(), 5.0) * advantage * logprob
+
+
+def token_ratios(new, old):
+    return [(a - b).exp() for a, b in zip(new, old, strict=True)]
+
+
+def sequence_ratios(new, old):
+    logs = [a - b for a, b in zip(new, old, strict=True)]
+    return [(sum(logs) / len(logs)).exp()] * len(logs)
+
+
+def product_ratios(new, old):
+    return [(sum(new) - sum(old)).exp()] * len(new)
+
+
+PAPERS = {
+    "grpo": (z_score, token_ratios, clipped(0.2, 0.2), "completion", {}),
+    "grpo_token_mean": (z_score, token_ratios, clipped(0.2, 0.2), "token", {}),
+    "dr_grpo": (centered, token_ratios, clipped(0.2, 0.2), "constant", {}),
+    "dapo": (z_score, token_ratios, clipped(0.2, 0.28), "token", {"drop_truncated": True}),
+    "gspo": (z_score, sequence_ratios, clipped(3e-4, 4e-4), "completion", {}),
+    "cispo": (z_score, token_ratios, weighted, "token", {}),
+    "rloo": (leave_one_out, token_ratios, clipped(0.2, 0.2), "completion", {}),
+    "rloo_token_mean": (leave_one_out, token_ratios, clipped(0.2, 0.2), "token", {}),
+    "rloo_sequence": (leave_one_out, product_ratios, clipped(0.2, 0.2), "completion", {"k1_in_reward": 0.05}),
+    "reinforce_pp": (reinforce_baseline, token_ratios, clipped(0.2, 0.2), "token", {"k2_in_loss": 1e-5}),
+}
+
+
+def written_out(name, table, *, on_policy=False, entropy=0.0):
+    """Loss and its gradients by each log-probability and entropy."""
+    estimate, ratios_of, loss_of, divided_by, terms = PAPERS[name]
+    new = [[value.clone().requires_grad_() for value in row] for row in table.logprobs]
+    entropies = [[value.clone().requires_grad_() for value in row] for row in table.entropy]
+    lengths = table.mask.sum(-1).tolist()
+    groups, members = [], []
+    for prompt, valid in enumerate(table.valid.tolist()):
+        rows = [prompt * table.size + place for place in range(table.size) if valid[place]]
+        rewards = [table.rewards.flatten()[row].item() for row in rows]
+        for place, row in enumerate(rows):
+            drift = [(table.old[row, c] - table.reference[row, c]).item() for c in range(lengths[row])]
+            rewards[place] -= terms.get("k1_in_reward", 0.0) * sum(drift)
+        groups.append(rewards)
+        members.append(rows)
+    completions = []
+    for rows, rewards in zip(members, groups, strict=True):
+        same = len(rewards) < 2 or len(set(rewards)) == 1
+        advantages = [0.0] * len(rows) if same else estimate(rewards, groups)
+        for row, advantage in zip(rows, advantages, strict=True):
+            if terms.get("drop_truncated") and table.truncated.flatten()[row]:
+                continue
+            logprobs = new[row][: lengths[row]]
+            old = [p.detach() if on_policy else q for p, q in zip(logprobs, table.old[row], strict=False)]
+            losses = [loss_of(ratio, advantage, p) for ratio, p in zip(ratios_of(logprobs, old), logprobs, strict=True)]
+            for c in range(lengths[row]):
+                distance = logprobs[c] - table.reference[row, c]
+                losses[c] = losses[c] + terms.get("k2_in_loss", 0.0) * distance**2 / 2 - entropy * entropies[row][c]
+            completions.append(losses)
+    if divided_by == "completion":
+        loss = sum(sum(losses) / len(losses) for losses in completions) / len(completions)
+    else:
+        count = sum(map(len, completions)) if divided_by == "token" else MAX_TOKENS * len(completions)
+        loss = sum(map(sum, completions)) / count
+    (loss + 0 * new[0][0]).backward()
+    return loss.item(), gradient(new), gradient(entropies)
+
+
+def gradient(rows):
+    return torch.tensor(
+        [[0.0 if value.grad is None else value.grad.item() for value in row] for row in rows], dtype=torch.float64
+    )
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_its_paper(name, size):
+    """Also in microbatches of single completions; negative control: no other paper's formula fits."""
+    for seed in SEEDS:
+        table = drawn(seed, size)
+        loss, by_logprobs, _ = written_out(name, table)
+        totals, found, _ = taken(preset(name), table)
+        assert totals["loss"].item() == pytest.approx(loss, rel=1e-9, abs=1e-12)
+        torch.testing.assert_close(found, by_logprobs, rtol=1e-9, atol=1e-12)
+        assert by_logprobs.abs().max() > 1e-4
+        pieces, apart, _ = taken(preset(name), table, budget=ROW_BY_ROW)
+        assert pieces["loss"].item() == pytest.approx(loss, rel=1e-9, abs=1e-12)
+        torch.testing.assert_close(apart, by_logprobs, rtol=1e-9, atol=1e-12)
+
+
+def test_no_preset_fits_the_formula_of_another():
+    table = drawn(0, 4)
+    gradients = {name: written_out(name, table)[1] for name in PAPERS}
+    for name in PRESETS:
+        found = taken(preset(name), table)[1]
+        for other, wrong in gradients.items():
+            if other != name:
+                assert (found - wrong).abs().max() > 1e-6, (name, other)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_at_ratio_one_the_gradient_is_that_of_reinforce(name):
+    """The first update of a rollout: all ratios are exactly 1, nothing is clipped, whatever the ratio and the clip."""
+    table = drawn(3, 4)
+    totals, found, _ = taken(preset(name), table, on_policy=True)
+    _, expected, _ = written_out(name, table, on_policy=True)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    assert totals["ratio"].item() == totals["tokens"].item()
+    assert totals["ratio_max"].item() == 1.0
+    assert totals["clipped"].item() == totals["kl"].item() == 0
+    estimate, _, _, divided_by, terms = PAPERS[name]
+    if not terms and divided_by == "token":
+        counted = (table.mask & table.valid.reshape(-1, 1)).double()
+        plain = torch.zeros_like(found)
+        groups = [group[valid].tolist() for group, valid in zip(table.rewards, table.valid, strict=True)]
+        for prompt, group in enumerate(groups):
+            advantages = estimate(group, groups) if len(set(group)) > 1 else [0.0] * len(group)
+            rows = prompt * 4 + table.valid[prompt].nonzero().flatten()
+            for row, advantage in zip(rows.tolist(), advantages, strict=True):
+                plain[row] = -advantage * counted[row] / counted.sum()
+        torch.testing.assert_close(found, plain, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["grpo", "dapo", "dr_grpo"])
+def test_an_entropy_bonus_is_reduced_as_the_loss_is(name):
+    table = drawn(1, 4)
+    loss, by_logprobs, by_entropy = written_out(name, table, entropy=0.03)
+    totals, found, found_by_entropy = taken(preset(name), table, entropy_coefficient=0.03)
+    assert totals["loss"].item() == pytest.approx(loss, rel=1e-9)
+    torch.testing.assert_close(found, by_logprobs, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found_by_entropy, by_entropy, rtol=1e-9, atol=1e-12)
+    assert by_entropy.abs().max() > 1e-5
+    assert taken(preset(name), table)[2] is None
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if not PAPERS[name][4]])
+def test_a_constant_group_moves_nothing(name):
+    """Exactly: its rewards are 0.1, which is no float."""
+    table = drawn(2, 8)
+    _, found, _ = taken(preset(name), table)
+    assert not found[8:16].any()
+    assert found[:8].any()
+
+
+class Other:
+    """One of two ranks; the other one is asked for what it has."""
+
+    world_size, lockstep = 2, False
+
+    def __init__(self, rank, parts):
+        self.rank, self._parts = rank, parts
+
+    def gather(self, item):
+        return self._parts
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_two_ranks_have_the_advantages_of_one_process(name):
+    """Bit for bit; negative control: statistics of the batch need the completions of all ranks."""
+    table, estimator = drawn(4, 4, num_prompts=6), preset(name).advantage
+    _, scores = experience_of(table)
+    whole = shared_advantages(estimator, scores.rewards, scores, ALONE)
+    shares = [experience_of(table.select(rows))[1] for rows in ([0, 1, 2], [3, 4, 5])]
+    parts = [(share.rewards, share.valid) for share in shares]
+    found = [
+        shared_advantages(estimator, share.rewards, share, Other(rank, parts)) for rank, share in enumerate(shares)
+    ]
+    assert torch.equal(torch.cat(found), whole)
+    alone = torch.cat([shared_advantages(estimator, share.rewards, share, ALONE) for share in shares])
+    assert torch.equal(alone, whole) == (name != "reinforce_pp")

@@ -1,0 +1,84 @@
+"""The reference policy is what the policy was when its stage began."""
+
+import omni
+import pytest
+import torch
+
+from lightning_mmrl.models.adapters import AdapterSettings
+from lightning_mmrl.models.reference import Reference
+from lightning_mmrl.protocols.ranks import ALONE
+from lightning_mmrl.types.batches import ScoringBatch
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return omni.build(tmp_path_factory.mktemp("omni"))
+
+
+@pytest.fixture
+def model(checkpoint):
+    return omni.load(checkpoint)
+
+
+def batch_of(encoder):
+    prompts = omni.prompts(encoder)
+    tokens, mask = omni.ragged_completions(encoder, 2 * len(prompts.samples))
+    return ScoringBatch(prompts=prompts, completion_ids=tokens, completion_mask=mask, group_size=2)
+
+
+def move(policy):
+    """Changes all that trains, as optimizer steps do."""
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+
+
+@pytest.mark.parametrize("freeze", [[], ["vision", "audio"], ["text"]])
+def test_a_copy_stays_what_the_policy_was(model, freeze):
+    """Towers and decoder, whichever train; negative control: the policy itself moves."""
+    encoder, policy = model
+    policy.freeze(freeze)
+    batch = batch_of(encoder)
+    with torch.no_grad():
+        before = policy(batch).logprobs
+    reference = Reference(policy)
+    move(policy)
+    reference.place(None, ALONE)
+    with reference.entered() as frozen, torch.no_grad():
+        assert torch.equal(frozen(batch).logprobs, before)
+        assert (policy(batch).logprobs - before).abs().max() > 1e-3
+        assert not any(parameter.requires_grad for parameter in frozen.parameters())
+
+
+def test_weights_that_do_not_train_are_shared_and_no_others(model):
+    _, policy = model
+    policy.freeze(["vision", "audio"])
+    with Reference(policy).entered() as frozen:
+        for (name, own), theirs in zip(frozen.named_parameters(), policy.parameters(), strict=True):
+            assert (own is theirs) == (not theirs.requires_grad), name
+
+
+def test_a_copy_follows_the_policy_to_another_dtype(model):
+    _, policy = model
+    reference = Reference(policy)
+    policy.to(torch.float32)
+    reference.place(None, ALONE)
+    with reference.entered() as frozen:
+        assert {parameter.dtype for parameter in frozen.parameters()} == {torch.float32}
+
+
+def test_an_adapted_policy_is_its_own_reference(model):
+    encoder, policy = model
+    batch = batch_of(encoder)
+    with torch.no_grad():
+        before = policy(batch).logprobs
+    policy.adapt(AdapterSettings(r=2))
+    reference = Reference(policy)
+    move(policy)
+    reference.place(None, ALONE)
+    with reference.entered() as frozen:
+        assert frozen is policy
+        torch.testing.assert_close(frozen(batch).logprobs, before, rtol=0, atol=1e-12)
+    with torch.no_grad():
+        assert (policy(batch).logprobs - before).abs().max() > 1e-3
