@@ -119,6 +119,7 @@ def _from_json(text: str, path: Path) -> list[tuple[str, Any, str]]:
 
 def _from_yaml(text: str, path: Path) -> list[tuple[str, Any, str]]:
     """Read as nodes: they know their lines, keep duplicate keys, and leave words such as `no` as they are."""
+    place = f"wheel {path}"
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
@@ -128,9 +129,13 @@ def _from_yaml(text: str, path: Path) -> list[tuple[str, Any, str]]:
     if root is None:
         return []
     if not isinstance(root, yaml.MappingNode):
-        raise ConfigError(f"wheel {path} holds a {root.tag.rpartition(':')[2]}; {FIX}")
+        raise ConfigError(f"{place} holds a {root.tag.rpartition(':')[2]}; {FIX}")
     return [
-        (_plain(key) or "", _plain(groups), f"wheel {path} line {key.start_mark.line + 1}")
+        (
+            key.value if isinstance(key, yaml.ScalarNode) else "",
+            _plain(groups),
+            f"{place} line {key.start_mark.line + 1}",
+        )
         for key, groups in root.value
     ]
 
