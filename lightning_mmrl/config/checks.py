@@ -283,6 +283,12 @@ def _check_rl(path: str, stage: StageConfig) -> None:
     valid = stage.data.batch_size % update.num_minibatches == 0
     require(valid, f"{path}.algorithm.update.num_minibatches", update.num_minibatches, rule)
     _check_algorithm(f"{path}.algorithm", stage.algorithm)
+    copied = stage.algorithm.kl.coefficient > 0 and stage.adapter is None
+    if copied and stage.trainer.strategy == "fsdp2":
+        raise ConfigError(
+            f"{path}.algorithm.kl.coefficient is {stage.algorithm.kl.coefficient}, and {path}.trainer.strategy fsdp2 "
+            f"takes no second copy of the weights to compare with; train an adapter, take ddp, or set it to 0"
+        )
     _check_rewards(f"{path}.rewards", stage.rewards)
 
 
