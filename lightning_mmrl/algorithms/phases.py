@@ -8,6 +8,9 @@ from dataclasses import dataclass, fields, replace
 class Limits:
     """How completions are sampled in an iteration; None leaves a value as it was.
 
+    >>> Limits(group_size=8, max_new_tokens=8192).temperature is None
+    True
+
     Attributes:
         group_size: Completions per prompt, G.
         max_new_tokens: Longest completion.
@@ -21,7 +24,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
-    """What changes once so many iterations of a stage are done."""
+    """What changes once so many iterations of a stage are done.
+
+    >>> Phase(after=100, limits=Limits(group_size=8)).limits.group_size
+    8
+    """
 
     after: int
     limits: Limits

@@ -46,4 +46,5 @@ class LeaveOneOut:
         if not self.normalize:
             return advantages
         compared = valid & (valid.sum(-1, keepdim=True) > 1)
-        return advantages / (batch_std(advantages, compared) + self.eps)
+        # Where all are zero the deviation is, and eps may be.
+        return torch.where(counted, advantages / (batch_std(advantages, compared) + self.eps), advantages)

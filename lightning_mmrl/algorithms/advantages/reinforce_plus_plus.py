@@ -40,4 +40,5 @@ class ReinforcePlusPlusBaseline:
         differences = rewards - group_mean(rewards, valid).unsqueeze(-1)
         counted = valid & ~constant_groups(rewards, valid).unsqueeze(-1)
         differences = torch.where(counted, differences, torch.zeros_like(differences))
-        return differences / (batch_std(differences, valid) + self.eps)
+        # Without any difference the deviation is zero, and so may eps be.
+        return torch.where(counted, differences / (batch_std(differences, valid) + self.eps), differences)
