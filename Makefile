@@ -40,7 +40,7 @@ lint: $(DEV)  ## Check style, formatting, import layers and types
 	.venv/bin/pyright
 
 pytest: $(DEV)
-	.venv/bin/pytest -n 2 $(ARGS)
+	.venv/bin/pytest -n 2 --dist worksteal $(ARGS)
 
 mlflow: $(RUNTIME)  ## Browse the recorded runs on 127.0.0.1 (PORT=5000)
 	@mkdir -p runs
