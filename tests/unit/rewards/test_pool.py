@@ -126,7 +126,8 @@ def test_a_soft_deadline_costs_no_process_and_a_hard_one_does(limited):
 
 def test_without_a_memory_limit_memory_is_free(hostile):
     """Or the test above would pass on a machine that has no memory."""
-    with RewardPool(WeightedReward(parts={"odd": hostile.Misbehaves()}, weights={"odd": 1.0}), num_workers=1) as pool:
+    reward = WeightedReward(parts={"odd": hostile.Misbehaves()}, weights={"odd": 1.0})
+    with RewardPool(reward, num_workers=1, deadline_s=50.0) as pool:  # a busy machine takes its time for 4 GB
         assert score(pool, "gigabytes")[0].total == 4e9
 
 
