@@ -115,13 +115,12 @@ def _placed(value: Any, like: Tensor) -> Any:
 
 def _by_place(found: Mapping[_Path, Any], number: int, groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The state of an optimizer as `torch.optim` takes it, from tensors by name."""
-    names = [name for group in groups for name in group["params"]]
+    numbers = {name: place for place, name in enumerate(name for group in groups for name in group["params"])}
     state: dict[int, dict[str, Any]] = {}
     for path, value in found.items():
         if path[0] == f"{_OPTIMIZERS}.{number}":
-            state.setdefault(names.index(path[1]), {})[path[2]] = value
-    places = iter(range(len(names)))
-    numbered = [{**group, "params": [next(places) for _ in group["params"]]} for group in groups]
+            state.setdefault(numbers[path[1]], {})[path[2]] = value
+    numbered = [{**group, "params": [numbers[name] for name in group["params"]]} for group in groups]
     return {"state": state, "param_groups": numbered}
 
 
