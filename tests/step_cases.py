@@ -67,7 +67,7 @@ def drawn(seed, size, *, num_prompts=5, all_valid=False):
     valid[2] = torch.arange(size) == 1
     old = noise[0] * 0.4 - 2
     return Table(
-        logprobs=old + noise[1] * 0.4,
+        logprobs=old + noise[1] * 0.6,  # ratios above 3, where some presets bound them
         old=old,
         reference=old + noise[2] * 0.3,
         entropy=noise[3].abs(),

@@ -26,8 +26,12 @@ def deviation(values):
     return math.sqrt(math.fsum((value - center) ** 2 for value in values) / (len(values) - 1))
 
 
-def z_score(group, everyone):
-    return [(reward - mean(group)) / (deviation(group) + 1e-4) for reward in group]
+def z_score(group, everyone, eps=1e-4):
+    return [(reward - mean(group)) / (deviation(group) + eps) for reward in group]
+
+
+def sharper_z_score(group, everyone):
+    return z_score(group, everyone, eps=1e-6)
 
 
 def centered(group, everyone):
@@ -38,15 +42,24 @@ def leave_one_out(group, everyone):
     return [reward - mean(group[:place] + group[place + 1 :]) for place, reward in enumerate(group)]
 
 
+def normalized_leave_one_out(group, everyone):
+    """Over the deviation of those of all completions with a sibling, as MM-Eureka and LMM-R1 release it."""
+    compared = [each for each in everyone if len(each) > 1]
+    spread = deviation([value for each in compared for value in leave_one_out(each, everyone)])
+    return [value / (spread + 1e-8) for value in leave_one_out(group, everyone)]
+
+
 def reinforce_baseline(group, everyone):
     differences = [reward - mean(each) for each in everyone for reward in each]
     spread = deviation(differences)
     return [(reward - mean(group) - mean(differences)) / (spread + 1e-4) for reward in group]
 
 
-def clipped(low, high):
+def clipped(low, high, dual=math.inf):
     def loss(ratio, advantage, logprob):
         bounded = min(max(ratio.item(), 1 - low), 1 + high)
+        if advantage < 0 and ratio.item() > dual:
+            return -dual * advantage * torch.ones((), dtype=torch.float64)
         # Within the bounds both terms are the ratio times the advantage, whose gradient counts once.
         return -bounded * advantage if bounded * advantage < ratio.item() * advantage else -ratio * advantage
 
@@ -81,7 +94,15 @@ PAPERS = {
     "rloo_token_mean": (leave_one_out, token_ratios, clipped(0.2, 0.2), "token", {}),
     "rloo_sequence": (leave_one_out, product_ratios, clipped(0.2, 0.2), "completion", {"k1_in_reward": 0.05}),
     "reinforce_pp": (reinforce_baseline, token_ratios, clipped(0.2, 0.2), "token", {"k2_in_loss": 1e-5}),
+    "r1_omni": (z_score, token_ratios, clipped(0.2, 0.2), "completion", {"k3_in_loss": 0.04}),
+    "visualthinker": (z_score, token_ratios, clipped(0.2, 0.2), "completion", {"k3_in_loss": 0.04}),
+    "rlcs": (sharper_z_score, token_ratios, clipped(0.2, 0.3, dual=3.0), "token", {"k3_in_loss": 0.01}),
+    "metis_rise_rl": (z_score, token_ratios, clipped(0.2, 0.28), "completion", {}),
+    "mm_eureka_v1": (normalized_leave_one_out, token_ratios, clipped(0.2, 0.2), "completion", {}),
+    "vision_r1_ptst": (z_score, token_ratios, clipped(0.2, 0.2), "token", {"k3_in_loss": 0.01}),
 }
+SAME_FORMULA = [{"r1_omni", "visualthinker"}]
+STATISTICS_OF_THE_BATCH = (reinforce_baseline, normalized_leave_one_out)
 
 
 def written_out(name, table, *, on_policy=False, entropy=0.0):
@@ -112,6 +133,7 @@ def written_out(name, table, *, on_policy=False, entropy=0.0):
             for c in range(lengths[row]):
                 distance = logprobs[c] - table.reference[row, c]
                 losses[c] = losses[c] + terms.get("k2_in_loss", 0.0) * distance**2 / 2 - entropy * entropies[row][c]
+                losses[c] = losses[c] + terms.get("k3_in_loss", 0.0) * ((-distance).exp() + distance - 1)
             completions.append(losses)
     if divided_by == "completion":
         loss = sum(sum(losses) / len(losses) for losses in completions) / len(completions)
@@ -150,8 +172,17 @@ def test_no_preset_fits_the_formula_of_another():
     for name in PRESETS:
         found = taken(preset(name), table)[1]
         for other, wrong in gradients.items():
-            if other != name:
+            if other != name and {name, other} not in SAME_FORMULA:
                 assert (found - wrong).abs().max() > 1e-6, (name, other)
+
+
+def test_the_dual_clip_of_a_preset_decides_gradients(monkeypatch):
+    tables = [drawn(seed, 8) for seed in SEEDS]
+    found = [taken(preset("rlcs"), table)[1] for table in tables]
+    estimate, ratios_of, _, divided_by, terms = PAPERS["rlcs"]
+    monkeypatch.setitem(PAPERS, "rlcs", (estimate, ratios_of, clipped(0.2, 0.3), divided_by, terms))
+    without = [written_out("rlcs", table)[1] for table in tables]
+    assert max((one - other).abs().max() for one, other in zip(found, without, strict=True)) > 1e-4
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -223,4 +254,4 @@ def test_two_ranks_have_the_advantages_of_one_process(name):
     ]
     assert torch.equal(torch.cat(found), whole)
     alone = torch.cat([shared_advantages(estimator, share.rewards, share, ALONE) for share in shares])
-    assert torch.equal(alone, whole) == (name != "reinforce_pp")
+    assert torch.equal(alone, whole) == (PAPERS[name][0] not in STATISTICS_OF_THE_BATCH)
