@@ -8,11 +8,13 @@ out, a constant off by one, a truth value inverted, a reduction exchanged (sum, 
 `where` or bounds of `clamp` swapped. It is written into a copy of the checkout, and a forked process, which has torch
 and pytest loaded already, runs the tests of that file, then all tests of formulas; the first failure kills it. Edits
 that change nothing anyone can see are named in `EQUIVALENT`, each with the reason. Exits with 1 if a mutant survives.
+Killed ones are kept in --work by their source: the same command goes on with the others.
 """
 
 import argparse
 import ast
 import copy
+import hashlib
 import importlib
 import os
 import shutil
@@ -89,12 +91,17 @@ class Mutant:
     def name(self) -> str:
         return f"{self.path}:{self.line}: {self.what}"
 
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(f"{self.path}\n{self.source}".encode()).hexdigest()
+
 
 def main() -> int:
     """Runs the mutants and returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="*", default=list(PACKAGES), help="files or folders (default: all formulas)")
     parser.add_argument("--list", action="store_true", help="say what would be changed")
+    parser.add_argument("--work", type=Path, default=Path("runs/mutants"), help="verdicts (default: runs/mutants)")
     options = parser.parse_args()
     files = [file for path in options.paths for file in _files(ROOT / path)]
     mutants = [mutant for file in files for mutant in mutants_of(file.relative_to(ROOT).as_posix(), file.read_text())]
@@ -102,7 +109,7 @@ def main() -> int:
         print("\n".join(mutant.name for mutant in mutants))
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        survivors = _run(mutants, Path(folder))
+        survivors = _run(mutants, Path(folder), options.work.resolve())
     print(f"{len(mutants)} mutants: {len(mutants) - len(survivors)} killed or without effect, {len(survivors)} survive")
     return 1 if survivors else 0
 
@@ -207,7 +214,12 @@ def _to(pick: Callable[[ast.AST], ast.AST]) -> Callable[[ast.AST], None]:
     return edit
 
 
-def _run(mutants: Sequence[Mutant], folder: Path) -> list[Mutant]:
+def _run(mutants: Sequence[Mutant], folder: Path, work: Path) -> list[Mutant]:
+    work.mkdir(parents=True, exist_ok=True)
+    killed = work / "killed.txt"
+    known = set(killed.read_text().split()) if killed.exists() else set()
+    print(f"{sum(mutant.digest in known for mutant in mutants)} of {len(mutants)} are known to be killed", flush=True)
+    mutants = [mutant for mutant in mutants if mutant.digest not in known]
     for name in KEPT:
         source = ROOT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
@@ -220,6 +232,9 @@ def _run(mutants: Sequence[Mutant], folder: Path) -> list[Mutant]:
         verdict = _verdict(folder, mutant)
         if verdict == "SURVIVES":
             survivors.append(mutant)
+        elif verdict == "killed":
+            with killed.open("a") as lines:
+                lines.write(f"{mutant.digest}\n")
         minutes = (time.monotonic() - start) / number * (len(mutants) - number) / 60
         print(f"{number}/{len(mutants)}  ETA {minutes:.0f} min  {verdict}  {mutant.name}", flush=True)
     return survivors
