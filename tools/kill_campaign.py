@@ -25,6 +25,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from quick_runs import finish, shared_arguments, start_training, trained_base
+
 PLACES = ("step", "rollout", "reward", "evaluation", "save", "border")
 SIGNALS = ("SIGTERM", "SIGINT")
 STAGES = ("cold_start", "grpo", "rloo")
@@ -42,7 +44,7 @@ def main() -> int:
     if options.send is not None:
         return _send_from(options.send, options.rest)
     options.work.mkdir(parents=True, exist_ok=True)
-    base = _base(options)
+    base = trained_base(options.work, options.data_root)
     reference = _reference(options, base)
     cases: list[dict[str, Any]] = []
     if options.kills:
@@ -98,21 +100,6 @@ def _kept(options: argparse.Namespace, case: str, run: Any) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def _base(options: argparse.Namespace) -> Path:
-    """A model that answers well enough for RL to have something to learn from."""
-    handoff = options.work / "base" / "stages" / "01-cold_start" / "handoff"
-    if not handoff.is_dir():
-        arguments = ["experiment=quickstart", "order=[pretrain,cold_start]", "run_name=base", "tracking=none"]
-        arguments += ["stages.cold_start.validate_every=null", "evaluation.limit=16", "evaluation.ablations=[]"]
-        _finish(_start(options, [*arguments, *_shared(options)], options.work / "base.log"), options.work / "base.log")
-    return handoff
-
-
-def _shared(options: argparse.Namespace) -> list[str]:
-    shared = [f"output_dir={options.work}", f"data.root={options.data_root}", "trainer.num_threads=1"]
-    return [*shared, f"data.media.cache_dir={options.work / 'cache'}"]
-
-
 def _arguments(options: argparse.Namespace, base: Path, name: str) -> list[str]:
     stages = [f"stages.{stage}.num_steps=24" for stage in STAGES]
     stages += [f"stages.{stage}.start_from={before}" for stage, before in zip(STAGES, ("base", *STAGES), strict=False)]
@@ -123,23 +110,16 @@ def _arguments(options: argparse.Namespace, base: Path, name: str) -> list[str]:
     tracking = [f"tracking.uri=sqlite:///{(options.work / f'{name}.db').absolute()}", "state.every_n_steps=1"]
     model = [f"model.checkpoint={base}", "model.build=null", f"order=[{','.join(STAGES)}]", f"run_name={name}"]
     ranks = [f"trainer.devices={options.ranks}", f"trainer.strategy={options.strategy}"]
-    return ["experiment=emotions_orders", *stages, *validate, *small, *tracking, *model, *ranks, *_shared(options)]
-
-
-def _start(
-    options: argparse.Namespace, arguments: Sequence[str], log: Path, *, send: str | None = None
-) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "lightning_mmrl.cli.main", "train", *arguments]
-    if send is not None:
-        command = [sys.executable, str(Path(__file__).absolute()), "--send", send, "--", "train", *arguments]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    with log.open("ab") as file:
-        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
-
-
-def _finish(process: "subprocess.Popen[bytes]", log: Path) -> None:
-    if process.wait(3600) != 0:
-        raise SystemExit(f"a run ended with {process.returncode}; see {log}")
+    return [
+        "experiment=emotions_orders",
+        *stages,
+        *validate,
+        *small,
+        *tracking,
+        *model,
+        *ranks,
+        *shared_arguments(options.work, options.data_root),
+    ]
 
 
 def _reference(options: argparse.Namespace, base: Path) -> dict[str, Any]:
@@ -147,11 +127,11 @@ def _reference(options: argparse.Namespace, base: Path) -> dict[str, Any]:
     path, log, folder = options.work / "reference.json", options.work / "reference.log", options.work / "reference"
     if not path.exists():
         start = time.monotonic()
-        process = _start(options, _arguments(options, base, "reference"), log)
+        process = start_training(_arguments(options, base, "reference"), log)
         while process.poll() is None and not list(folder.glob("stages/*/attempt.json")):
             time.sleep(0.05)
         begun = time.monotonic() - start
-        _finish(process, log)
+        finish(process, log)
         path.write_text(json.dumps({"seconds": time.monotonic() - start, "begun": begun}))
     return json.loads(path.read_text())
 
@@ -168,7 +148,7 @@ def _kill(options: argparse.Namespace, base: Path, name: str, reference: Mapping
         run = f"{name}-run{len(verdicts)}"
         log, here = options.work / f"{run}.log", 0
         while True:
-            process = _start(options, _arguments(options, base, run), log)
+            process = start_training(_arguments(options, base, run), log)
             if here == KILLS_PER_RUN or killed == options.kills:
                 break
             early = generator.random() < WHILE_STARTING
@@ -178,7 +158,7 @@ def _kill(options: argparse.Namespace, base: Path, name: str, reference: Mapping
                 break
             killed, here, longest = killed + 1, here + 1, max(longest, took_s)
             repeated = max(repeated, _to_repeat(options.work / run))
-        _finish(process, log)
+        finish(process, log)
         continued += log.read_text(errors="replace").count("continuing after step")
         verdicts.append(_verdict(options, run, log))
         print(f"{killed} of {options.kills} kills", file=sys.stderr, flush=True)
@@ -223,7 +203,7 @@ def _signal(
 ) -> dict[str, Any]:
     """A signal to whoever started the ranks, after some of the run's steps, then the same command again."""
     log, generator = options.work / f"{name}.log", random.Random(name)
-    process = _start(options, _arguments(options, base, name), log)
+    process = start_training(_arguments(options, base, name), log)
     while not _logged_bytes(options.work / name):
         time.sleep(0.02)
     time.sleep(generator.uniform(0, 0.8 * (reference["seconds"] - reference["begun"])))
@@ -251,7 +231,9 @@ def _to_repeat(folder: Path) -> int:
 def _interrupt(options: argparse.Namespace, base: Path, name: str, place: str, signame: str) -> dict[str, Any]:
     """One signal in one place, then the same command again."""
     log = options.work / f"{name}.log"
-    process = _start(options, _arguments(options, base, name), log, send=f"{signame}:{place}:{options.work / name}")
+    send = f"{signame}:{place}:{options.work / name}"
+    through = (str(Path(__file__).absolute()), "--send", send, "--")
+    process = start_training(_arguments(options, base, name), log, through=through)
     code = process.wait(3600)
     sent = float((options.work / f"{name}.sent").read_text())
     exit_s = round((options.work / f"{name}.ended").stat().st_mtime - sent, 1)
@@ -265,7 +247,7 @@ def _judged(
     log, expected = options.work / f"{name}.log", 128 + getattr(signal, signame)
     statuses = _statuses(options, name)
     repeated = _to_repeat(options.work / name)
-    _finish(_start(options, _arguments(options, base, name), log), log)
+    finish(start_training(_arguments(options, base, name), log), log)
     verdict = _verdict(options, name, log)
     if code != expected or exit_s > GRACE_S or "KILLED" not in statuses.values() or "RUNNING" in statuses.values():
         verdict["equal"] = f"exit code {code}, {exit_s} s, MLflow {sorted(statuses.values())}"
