@@ -13,6 +13,9 @@ from lightning_mmrl.config.run import check_all_targets
 from lightning_mmrl.config.schema import AlgorithmConfig, RootConfig, StageConfig, StageDataConfig, TrainerConfig
 from lightning_mmrl.config.specs import stage_specs
 from lightning_mmrl.config.targets import check_targets
+from lightning_mmrl.prompts.template import PromptTemplate
+from lightning_mmrl.rewards.think_answer_format import ThinkAnswerFormat
+from lightning_mmrl.types.records import Completion, Message, Sample
 
 ROOT = configs_dir()
 GROUPS = sorted(folder.name for folder in ROOT.iterdir() if folder.is_dir())
@@ -131,6 +134,17 @@ def test_debug_overlays_shorten_every_experiment_and_give_it_a_name_of_its_own(p
     ]
     assert set(bounds) == {(None, None)}
     assert (fast.tracking.uri, overfit.tracking.uri) == (None, None)
+
+
+def test_behind_the_prompt_for_base_models_a_completion_without_the_opening_tag_has_the_format():
+    config = compose(["prompt=visualthinker"]).prompt
+    template = PromptTemplate(system=config.system, suffix=config.suffix, prefill=config.prefill)
+    sample = Sample(id="clip", messages=(Message(role="user", content="Which emotion?"),))
+    assert "<think> </think>" in template.apply(sample.messages)[0].content
+    sampled = "Lowered brows.</think><answer>sad</answer>"
+    texts = [sampled, template.complete(sampled), template.complete("<think>" + sampled)]
+    completions = [Completion(text=text, num_tokens=9, truncated=False) for text in texts]
+    assert [ThinkAnswerFormat()(sample, completion) for completion in completions] == [0.0, 1.0, 0.0]
 
 
 ORDERS = {
