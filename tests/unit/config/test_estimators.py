@@ -42,7 +42,10 @@ TAKEN = (
 
 @pytest.fixture(scope="module")
 def trees():
-    return {name: compose_tree([f"algorithm@stages.reason={name}"]) for name in ("grpo", "ppo")}
+    found = {name: compose_tree([f"algorithm@stages.reason={name}"]) for name in ("grpo", "ppo")}
+    for tree in found.values():
+        OmegaConf.set_struct(tree, False)
+    return found
 
 
 @pytest.fixture
