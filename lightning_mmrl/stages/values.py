@@ -20,6 +20,9 @@ from lightning_mmrl.types.batches import Experience, PromptBatch, Scores, Scorin
 MIN_VARIANCE = 1e-8
 """What advantages are at least taken to vary by when they are whitened, as in OpenRLHF."""
 
+ROUNDING = 1e-10
+"""Variance over squared mean below which numbers are the same: the rounding of float32 returns is of 1e-14."""
+
 ValueFunction = Callable[[ScoringBatch], Tensor]
 """Values [N, C] of a scoring batch, such as a `models.critic.Critic`."""
 
@@ -179,7 +182,7 @@ def value_stats(experience: Experience, ranks: Ranks) -> dict[str, float]:
     """Mean value and return at the rollout, and the share of the returns' variance that the values explain.
 
     The share is 1 - Var(return - value) / Var(return): 1 for a perfect critic, 0 for a constant. It is left out where
-    all returns are the same.
+    all returns are the same, but for their rounding.
     """
     assert experience.old_values is not None
     assert experience.returns is not None
@@ -195,4 +198,5 @@ def value_stats(experience: Experience, ranks: Ranks) -> dict[str, float]:
     error = returns - values
     left = mean((error - mean(error)).square())
     stats = {"rollout/value_mean": float(means[0]), "rollout/return_mean": float(means[1])}
-    return stats if spread == 0 else stats | {"rollout/explained_variance": float(1 - left / spread)}
+    constant = spread <= ROUNDING * means[1].square()
+    return stats if constant else stats | {"rollout/explained_variance": float(1 - left / spread)}
