@@ -30,8 +30,10 @@ from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.stages.grpo import GRPOModule
 from lightning_mmrl.stages.optimize import UpdateSettings
 from lightning_mmrl.stages.policy_gradient import Algorithm
+from lightning_mmrl.stages.ppo import PPOModule
 from lightning_mmrl.stages.rloo import RLOOModule
 from lightning_mmrl.stages.sft import SFTModule
+from lightning_mmrl.stages.values import CriticSettings
 from lightning_mmrl.tracking.jsonl import read_lines
 from lightning_mmrl.tracking.lightning_logger import RunLogger
 from lightning_mmrl.tracking.null import NullRun
@@ -44,7 +46,7 @@ from lightning_mmrl.training.trainer import TrainerSettings, prepare_process, tr
 from lightning_mmrl.types.records import Bound
 
 STEPS = 6
-KINDS = {"sft": SFTModule, "grpo": GRPOModule, "rloo": RLOOModule}
+KINDS = {"sft": SFTModule, "grpo": GRPOModule, "rloo": RLOOModule, "ppo": PPOModule}
 
 
 class Prompts(Dataset):
@@ -154,8 +156,10 @@ class Stage:
             self.module = SFTModule(self.policy, **common)
         else:
             rewards = InlineRewards(WeightedReward(parts={"length": how.reward}, weights={"length": 1.0}))
+            critic = CriticSettings(learning_rate=2e-3) if kind == "ppo" else None
             algorithm = Algorithm(
-                advantage=GroupNormalized(),
+                advantage=None if critic else GroupNormalized(),
+                critic=critic,
                 loss=PPOClip(),
                 aggregation=TokenMean(),
                 group_size=3,
@@ -192,7 +196,7 @@ class Stage:
     def outcome(self):
         """All that must not differ."""
         metrics = self.job.train()
-        return metrics, {name: value.clone() for name, value in whole_weights(self.policy)}
+        return metrics, {name: value.clone() for name, value in whole_weights(self.module)}
 
 
 def logged(folder):

@@ -1,6 +1,6 @@
 """Every model family at tiny size, behind one face, for tests that hold for all of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,6 +201,25 @@ def prompts(name: str, encoder: Any) -> Any:
 def stock_logprobs(name: str, policy: Policy, batch: Any) -> torch.Tensor:
     """Each completion in a row of its own through the stock forward, which finds its own positions."""
     rows = []
+    for logits, completion in stock_rows(name, policy, batch):
+        masked = logits[:-1].masked_fill(policy.banned, -torch.inf) / policy.temperature
+        logprobs = masked.log_softmax(-1).gather(-1, completion[:, None])[:, 0]
+        rows.append(nn.functional.pad(logprobs, (0, batch.completion_ids.shape[1] - len(completion))))
+    return torch.stack(rows)
+
+
+def stock_values(name: str, trunk: Policy, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the one output of a critic's head says in the same rows before each token, and behind it."""
+    before, behind = [], []
+    for values, completion in stock_rows(name, trunk, batch):
+        padding = (0, batch.completion_ids.shape[1] - len(completion))
+        before.append(nn.functional.pad(values[:-1, 0], padding))
+        behind.append(nn.functional.pad(values[1:, 0], padding))
+    return torch.stack(before), torch.stack(behind)
+
+
+def stock_rows(name: str, policy: Policy, batch: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """For each completion what the head says from the prompt's last token to its own last one, and its tokens."""
     stock: Any = policy.model
     for row in range(len(batch.completion_ids)):
         prompt = batch.prompts.select([row // batch.group_size])
@@ -210,7 +229,4 @@ def stock_logprobs(name: str, policy: Policy, batch: Any) -> torch.Tensor:
         media = dict(prompt.media.tensors)
         more = FAMILIES[name].stock_inputs(stock.config, ids, media)
         logits = stock(input_ids=ids, attention_mask=torch.ones_like(ids), **media, **more).logits
-        logits = logits[0, keep.sum() - 1 : -1].masked_fill(policy.banned, -torch.inf) / policy.temperature
-        logprobs = logits.log_softmax(-1).gather(-1, completion[:, None])[:, 0]
-        rows.append(nn.functional.pad(logprobs, (0, batch.completion_ids.shape[1] - len(completion))))
-    return torch.stack(rows)
+        yield logits[0, keep.sum() - 1 :], completion

@@ -35,7 +35,9 @@ from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.stages.grpo import GRPOModule
 from lightning_mmrl.stages.optimize import UpdateSettings
 from lightning_mmrl.stages.policy_gradient import Algorithm
+from lightning_mmrl.stages.ppo import PPOModule
 from lightning_mmrl.stages.sft import SFTModule
+from lightning_mmrl.stages.values import CriticSettings
 from lightning_mmrl.tracking.lightning_logger import RunLogger
 from lightning_mmrl.tracking.null import NullRun
 from lightning_mmrl.training.interruption import Interrupted, Interruption
@@ -141,13 +143,15 @@ def algorithm(case):
         max_grad_norm=case.get("max_grad_norm", 0.5),
     )
     advantages = {"rloo": LeaveOneOut(), "reinforce": ReinforcePlusPlusBaseline()}
+    critic = CriticSettings(learning_rate=2e-3, value_clip=0.05) if case["stage"] == "ppo" else None
     return Algorithm(
-        advantage=advantages.get(case.get("advantage", case["stage"]), GroupNormalized()),
+        advantage=None if critic else advantages.get(case.get("advantage", case["stage"]), GroupNormalized()),
+        critic=critic,
         loss=PPOClip(),
         kl=KLPenalty(**case.get("kl", {"coefficient": 0.0})),
         entropy=EntropyBonus(coefficient=case.get("entropy", 0.0)),
         aggregation=AGGREGATIONS[case.get("aggregation", "tokens")],
-        group_size=4,
+        group_size=case.get("group_size", 4),
         update=update,
     )
 
@@ -213,7 +217,8 @@ def stage_module(case, encoder, policy, folder):
     if case["stage"] == "sft":
         return SFTModule(policy, optimizer=optimizer, context=context, examiner=examiner)
     rewards = InlineRewards(WeightedReward(parts={"length": Length()}, weights={"length": 1.0}))
-    return GRPOModule(
+    kind = PPOModule if case["stage"] == "ppo" else GRPOModule
+    return kind(
         policy, engine(case, encoder, policy), rewards, optimizer=optimizer, context=context, algorithm=algorithm(case)
     )
 
@@ -242,12 +247,13 @@ def validation_batches(encoder, share):
 
 
 class Notes:
-    """What a stage reports and rolls out, step by step, and the gradients of its first optimizer step."""
+    """What a stage reports and rolls out, step by step, and the gradients of its first optimizer steps."""
 
     def __init__(self, module):
         self.steps = []
         self.rollouts = []
         self.gradients = {}
+        self._optimizers = []
         self._module = module
         module._report = self.note
         module.on_before_optimizer_step = self.take
@@ -260,9 +266,13 @@ class Notes:
         self.steps.append({key: value for key, value in values.items() if not key.startswith("time/")})
 
     def take(self, optimizer):
-        """Keeps the gradients of the first step; a parameter without one has no entry."""
-        for name, parameter in self._module.policy.named_parameters() if not self.gradients else ():
-            if parameter.grad is not None:
+        """Keeps the gradients of an optimizer's first step; a parameter without one has no entry."""
+        if any(optimizer is known for known in self._optimizers):
+            return
+        self._optimizers.append(optimizer)
+        trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        for name, parameter in self._module.named_parameters():
+            if id(parameter) in trained and parameter.grad is not None:
                 gradient = parameter.grad
                 self.gradients[name] = (gradient.full_tensor() if isinstance(gradient, DTensor) else gradient).clone()
 
@@ -301,7 +311,7 @@ def run_stage(case, folder):
     share = partial(rows_of, trainer.global_rank, trainer.world_size)
     checked = DataLoader(validation_batches(encoder, share), batch_size=None) if case.get("validate") else None
     trainer.fit(module, DataLoader(batches(case, encoder, share), batch_size=None), checked)
-    weights = {name: tensor.detach().cpu().clone() for name, tensor in whole_weights(policy)}
+    weights = {name: tensor.detach().cpu().clone() for name, tensor in whole_weights(module)}
     return {"steps": notes.steps, "rollouts": notes.rollouts, "weights": weights, "gradients": notes.gradients}
 
 

@@ -79,7 +79,9 @@ class TrainingPart:
         inputs = LossInputs(
             logprobs=logprobs,
             old_logprobs=logprobs.detach(),
-            advantages=GroupNormalized()(scores, torch.ones_like(scores, dtype=torch.bool)).flatten(),
+            advantages=GroupNormalized()(scores, torch.ones_like(scores, dtype=torch.bool))
+            .reshape(-1, 1)
+            .expand_as(batch.completion_mask),
             completion_mask=batch.completion_mask,
         )
         aggregation, mask = TokenMean(), batch.completion_mask

@@ -219,7 +219,7 @@ def _grpo_steps(world: Any, policy: Any, optimizer: Any, spec: dict[str, Any]) -
         inputs = LossInputs(
             logprobs=output.logprobs,
             old_logprobs=output.logprobs.detach(),
-            advantages=advantage(scores, torch.ones_like(scores, dtype=torch.bool)).flatten(),
+            advantages=advantage(scores, torch.ones_like(scores, dtype=torch.bool)).reshape(-1, 1).expand_as(mask),
             completion_mask=mask,
         )
         aggregation.reduce(loss(inputs).token_losses, mask, aggregation.denominator(mask)).backward()

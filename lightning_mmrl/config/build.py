@@ -22,7 +22,7 @@ from lightning_mmrl.data.datamodules import Feed, OmniDataModule, eval_loader
 from lightning_mmrl.data.prepared import PreparedSet
 from lightning_mmrl.data.sampler import ModalityDropout, Share
 from lightning_mmrl.data.schema import read_manifest
-from lightning_mmrl.errors import StageError
+from lightning_mmrl.errors import ConfigError, StageError
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap
 from lightning_mmrl.models.export import export_policy
 from lightning_mmrl.models.parallelize import recompute_activations
@@ -33,6 +33,7 @@ from lightning_mmrl.stages.evaluate import EvaluationModule
 from lightning_mmrl.stages.optimize import UpdateSettings
 from lightning_mmrl.stages.policy_gradient import Algorithm
 from lightning_mmrl.stages.rollout_table import RolloutTable
+from lightning_mmrl.stages.values import CriticSettings
 from lightning_mmrl.tracking.lightning_logger import RunLogger
 from lightning_mmrl.training.callbacks.exact_state import ExactState, SavingSettings
 from lightning_mmrl.training.callbacks.progress import EvaluationProgress, StageProgress
@@ -176,6 +177,11 @@ def build_algorithm(stage: StageConfig, make: Callable[..., Any], path: str) -> 
     assert stage.algorithm is not None
     settings, preset = stage.algorithm, make.func.default_algorithm  # type: ignore[attr-defined]
     update = UpdateSettings(**asdict(settings.update), max_grad_norm=stage.max_grad_norm)
+    if settings.critic is not None and preset.critic is None:
+        raise ConfigError(
+            f"{path}.algorithm.critic is set, and {path}.module trains none; set it to null, or take "
+            f"algorithm@{path}=ppo"
+        )
     path = f"{path}.algorithm"
     kl, entropy = asdict(settings.kl), asdict(settings.entropy)
     for name, values in (("kl", kl), ("entropy", entropy)):
@@ -197,6 +203,7 @@ def build_algorithm(stage: StageConfig, make: Callable[..., Any], path: str) -> 
         ],
         kl=KLPenalty(**kl),
         entropy=EntropyBonus(**entropy),
+        critic=preset.critic if settings.critic is None else CriticSettings(**asdict(settings.critic)),
         update=update,
     )
 

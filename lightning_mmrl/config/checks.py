@@ -268,8 +268,6 @@ def _check_rl(path: str, stage: StageConfig) -> None:
     assert stage.algorithm is not None
     assert stage.sampling is not None
     assert stage.rewards is not None
-    size = stage.algorithm.group_size
-    require(size >= 2, f"{path}.algorithm.group_size", size, "at least 2, so that completions can be compared")
     if stage.trainer.precision == "16-mixed":
         raise ConfigError(
             f"{path}.trainer.precision is 16-mixed, whose scaled gradients an rl stage would clip; take bf16-mixed"
@@ -315,8 +313,6 @@ def _check_phases(path: str, phases: Mapping[str, PhaseConfig], num_steps: int) 
         rule = f"more than {before} and less than num_steps {num_steps}: phases come one after the other"
         require(before < phase.after < num_steps, f"{path}.{name}.after", phase.after, rule)
         _at_least_one(phase, f"{path}.{name}", "max_new_tokens")
-        size = phase.group_size
-        require(size is None or size >= 2, f"{path}.{name}.group_size", size, "null or at least 2")
         if phase.temperature is not None:
             _positive(f"{path}.{name}.temperature", phase.temperature)
         before = phase.after

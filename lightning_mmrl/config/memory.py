@@ -123,11 +123,19 @@ class _Rank:
         precision, adapters = self.precision, self.adapters()
         size = precision.adapter if adapters else precision.stored
         trained = self.split(self.trained() * size)
+        weights = self.split(self.shape.parameters * precision.stored + adapters * precision.adapter)
+        # A critic shares what does not train, unless weights are sharded. Its missing head is counted nevertheless.
+        copied = weights if self.sharded else trained
         return {
-            "weights": self.split(self.shape.parameters * precision.stored + adapters * precision.adapter),
-            "gradients": trained,
-            "optimizer state": self.moments() * trained,
+            "weights": weights + (self.models - 1) * copied,
+            "gradients": self.models * trained,
+            "optimizer state": self.models * self.moments() * trained,
         }
+
+    @property
+    def models(self) -> int:
+        """The policy, and a critic if there is one."""
+        return 1 if self.stage.algorithm is None or self.stage.algorithm.critic is None else 2
 
     @property
     def sharded(self) -> bool:
@@ -243,7 +251,7 @@ class _Rank:
 
     def activations(self) -> int:
         """What decoder and towers that learn keep."""
-        return self.kept("text", self.tokens()) + self.tower_graph()
+        return self.kept("text", self.tokens()) + (self.models if self.one_run else 1) * self.tower_graph()
 
     def tower_graph(self) -> int:
         """What towers that learn keep."""

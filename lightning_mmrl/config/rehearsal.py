@@ -56,7 +56,8 @@ def _rehearse_stage(path: str, stage: StageConfig) -> None:
         WeightedReward(parts=parts, weights=stage.rewards.weights)
     if stage.algorithm is not None:
         algorithm = build_algorithm(stage, make, path)
-        _check_call(f"{path}.algorithm.advantage", algorithm.advantage, "rewards", "valid")
+        if algorithm.advantage is not None:
+            _check_call(f"{path}.algorithm.advantage", algorithm.advantage, "rewards", "valid")
         _check_call(f"{path}.algorithm.loss", algorithm.loss, "inputs")
         for part in ("kl", "entropy"):
             node = getattr(stage.algorithm, part).schedule

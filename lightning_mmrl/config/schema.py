@@ -171,6 +171,23 @@ class EntropyConfig:
 
 
 @dataclass
+class CriticConfig:
+    """A second model beside the policy, of whose values advantages are made (PPO)."""
+
+    learning_rate: float = 9.0e-6
+    """Of its own optimizer, which is of the stage's kind and schedule."""
+    max_grad_norm: float = 1.0
+    value_clip: float | None = 0.2
+    """How far values may move from those at the rollout and still pay; null: any distance."""
+    gamma: float = 1.0
+    """Discount of a reward for each token before it."""
+    gae_lambda: float = 1.0
+    """1: returns as they are; 0: the value of the next token's state."""
+    whiten: bool = True
+    """Advantages get mean 0 and variance 1 over all tokens of the iteration on all ranks."""
+
+
+@dataclass
 class AlgorithmConfig:
     """A policy-gradient algorithm; null takes the module's own."""
 
@@ -183,6 +200,8 @@ class AlgorithmConfig:
     """Name to phase, in the order of `after`: progressive lengths and group sizes; empty for none."""
     kl: KLConfig = field(default_factory=KLConfig)
     entropy: EntropyConfig = field(default_factory=EntropyConfig)
+    critic: CriticConfig | None = None
+    """Takes the place of advantage, in a module that trains one; null: the module's own, if it does."""
     update: UpdateConfig = field(default_factory=UpdateConfig)
 
 

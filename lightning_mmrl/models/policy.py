@@ -100,7 +100,7 @@ class Policy(nn.Module):
 
         Entropies are statistics without a gradient unless `entropy_gradient` asks for it.
         """
-        states = self._shared_states(batch) if self.sharing_refusal is None else self._copied_states(batch)
+        states = self.scored_states(batch)
         mask = batch.completion_mask
         counted, entropy = tiled_token_logprobs(
             self._backbone.head,
@@ -121,6 +121,10 @@ class Policy(nn.Module):
         A policy that is sharded may be run through its root only; this is such a call beside `forward`.
         """
         return function()
+
+    def scored_states(self, batch: ScoringBatch) -> Float[Tensor, "n D"]:
+        """The states that predict the n scored tokens, row by row, as the completion mask selects them."""
+        return self._shared_states(batch) if self.sharing_refusal is None else self._copied_states(batch)
 
     def _shared_states(self, batch: ScoringBatch) -> Float[Tensor, "n D"]:
         """The states that predict the n scored tokens, from one packed row."""
@@ -199,6 +203,11 @@ class Policy(nn.Module):
             embeddings, extras = self._backbone.place_features(embeddings, slots, features)
         positions = self._backbone.text_positions(position_ids)
         return text_model(inputs_embeds=embeddings, position_ids=positions, **extras, **attention).last_hidden_state
+
+    @property
+    def head(self) -> nn.Module:
+        """What makes logits of the last states."""
+        return self._backbone.head
 
     @property
     def text_config(self) -> Any:

@@ -42,10 +42,14 @@ class StageContext:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerSettings:
-    """A factory from parameters to an optimizer, and the learning-rate multiplier of (step, number of steps)."""
+    """A factory from parameters to an optimizer, and the learning-rate multiplier of (step, number of steps).
+
+    A `learning_rate` takes the place of the factory's own, for all parameters.
+    """
 
     factory: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
     schedule: Callable[[int, int], float]
+    learning_rate: float | None = None
 
     def build(
         self, module: nn.Module, context: StageContext, factor: Callable[[int], float] = lambda step: 1.0
@@ -63,6 +67,9 @@ class OptimizerSettings:
                 f"stages.{context.name}.freeze leaves no parameter of this model to train; freeze fewer groups"
             )
         optimizer = self.factory(parameters)
+        if self.learning_rate is not None:
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate
         schedule, num_steps = self.schedule, context.num_steps
         return optimizer, LambdaLR(optimizer, lambda step: schedule(step, num_steps) * factor(step))
 

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from lightning_mmrl.models.encoders import TowerGraph
+from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.types.batches import PromptBatch
 
 
@@ -20,6 +22,18 @@ class IterationMedia:
     prompts: PromptBatch
     scored: Callable[[list[int]], PromptBatch]
     finish: Callable[[], None] = lambda: None
+
+    @classmethod
+    def of(cls, policy: Policy, prompts: PromptBatch, *, one_update: bool) -> "IterationMedia":
+        """Runs the towers once for sampling and scoring; with a gradient if they train and one update is made.
+
+        Further updates need towers of their own weights: they run them again, in each microbatch.
+        """
+        encoder = policy.media
+        if encoder.towers_train and one_update:
+            return cls.differentiable(policy.enter(partial(TowerGraph, encoder, prompts)))
+        encoded = policy.enter(partial(encoder.encode, prompts))
+        return cls(prompts=encoded, scored=prompts.select if encoder.towers_train else encoded.select)
 
     @classmethod
     def differentiable(cls, graph: TowerGraph) -> "IterationMedia":

@@ -173,7 +173,7 @@ def accumulate_loss(
         inputs = LossInputs(
             logprobs=output.logprobs,
             old_logprobs=output.logprobs.detach() if old_logprobs is None else old_logprobs[rows],
-            advantages=experience.advantages.flatten()[rows],
+            advantages=token_advantages(experience)[rows],
             completion_mask=mask,
         )
         losses = objective.loss(inputs)
@@ -191,6 +191,33 @@ def accumulate_loss(
     names = (*SUMS, "reference_kl") if experience.reference_logprobs is not None else SUMS
     totals = {name: totals.get(name, torch.zeros_like(largest)) for name in names}
     return _joined(totals, largest, ranks)
+
+
+def passes(
+    experience: Experience,
+    minibatch: Minibatch,
+    *,
+    budget: Budget,
+    ranks: Ranks,
+    prompts: Callable[[list[int]], PromptBatch],
+) -> Iterator[tuple[ScoringBatch, Int[Tensor, " n"] | None]]:
+    """What another model than the policy scores for a minibatch, with the rows of the rollout that it is about.
+
+    Where passes are made in step, a rank with fewer of them gets batches that nothing counts of, and no rows.
+    """
+    microbatches = _microbatches(experience, minibatch.live, budget)
+    num_missing = _missing(ranks, len(microbatches))
+    for microbatch in microbatches:
+        yield scoring_batch(experience, microbatch, prompts), _rows(experience, microbatch)
+    for _ in range(num_missing):
+        yield _filler(experience, prompts), None
+
+
+def token_advantages(experience: Experience) -> Float[Tensor, "N C"]:
+    """The advantage of each token: its own, or that of its completion."""
+    if experience.token_advantages is not None:
+        return experience.token_advantages
+    return experience.advantages.reshape(-1, 1).expand(experience.rollout.completion_mask.shape)
 
 
 def loss_mask(experience: Experience, prompts: Sequence[int]) -> Bool[Tensor, "N C"]:

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import ClassVar, Protocol, cast
 
 import torch
@@ -18,7 +17,6 @@ from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
 from lightning_mmrl.algorithms.penalties.entropy import EntropyBonus
 from lightning_mmrl.algorithms.penalties.kl import KLPenalty
 from lightning_mmrl.algorithms.phases import Limits, Phase, Phases
-from lightning_mmrl.models.encoders import TowerGraph
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.models.reference import Reference
 from lightning_mmrl.protocols.tensors import AdvantageEstimator, Aggregation, PolicyLoss, RolloutEngine
@@ -35,9 +33,17 @@ from lightning_mmrl.stages.context import (
 from lightning_mmrl.stages.failures import refuse_failures
 from lightning_mmrl.stages.media import IterationMedia
 from lightning_mmrl.stages.module import StageModule
-from lightning_mmrl.stages.optimize import Objective, UpdateSettings, accumulate_loss, plan_minibatches, score_old
+from lightning_mmrl.stages.optimize import (
+    Minibatch,
+    Objective,
+    UpdateSettings,
+    accumulate_loss,
+    plan_minibatches,
+    score_old,
+)
 from lightning_mmrl.stages.rollout_table import RolloutTable
 from lightning_mmrl.stages.stats import Outcome, rollout_stats, update_stats
+from lightning_mmrl.stages.values import CriticSettings
 from lightning_mmrl.types.batches import Experience, PromptBatch, Rollout, Scores
 from lightning_mmrl.types.records import Completion, Sample, Score
 
@@ -56,7 +62,7 @@ class Algorithm:
     """A point in the space of policy-gradient algorithms.
 
     Attributes:
-        advantage: Rewards of a group to advantages.
+        advantage: Rewards of a group to advantages; None if they are made of a critic's values.
         loss: The unreduced loss.
         aggregation: What the loss is divided by.
         group_size: Completions per prompt, G.
@@ -64,10 +70,11 @@ class Algorithm:
         phases: How rollouts change within the stage.
         kl: Penalty on leaving the policy that the stage starts from.
         entropy: Bonus on staying undecided.
+        critic: How values are learnt, of which advantages are made; None without a critic.
         update: Epochs, minibatches, microbatches, clipping.
     """
 
-    advantage: AdvantageEstimator
+    advantage: AdvantageEstimator | None
     loss: PolicyLoss
     aggregation: Aggregation
     group_size: int = 8
@@ -75,12 +82,18 @@ class Algorithm:
     phases: Sequence[Phase] = ()
     kl: KLPenalty = field(default_factory=lambda: KLPenalty(coefficient=0.0))
     entropy: EntropyBonus = field(default_factory=lambda: EntropyBonus(coefficient=0.0))
+    critic: CriticSettings | None = None
     update: UpdateSettings = field(default_factory=UpdateSettings)
 
     def __post_init__(self) -> None:
+        if (self.advantage is None) == (self.critic is None):
+            raise ValueError("advantages come from an estimator or from a critic; give one of the two")
+        least = 2 if self.critic is None else 1
         for size in (self.group_size, *(phase.limits.group_size for phase in self.phases)):
-            if size is not None and size < 2:
-                raise ValueError(f"group_size is {size}; a group needs at least 2 completions to be compared")
+            if size is not None and size < least:
+                raise ValueError(
+                    f"group_size is {size}; it must be at least {least}, to compare completions or have any"
+                )
 
 
 class PolicyGradientModule(StageModule):
@@ -118,6 +131,8 @@ class PolicyGradientModule(StageModule):
         self.engine = engine
         self.rewards = rewards
         self.algorithm = algorithm or self.default_algorithm
+        if (self.algorithm.critic is None) != (self.default_algorithm.critic is None):
+            raise ValueError(f"{type(self).__name__} and its algorithm disagree on whether there is a critic")
         self._reference = Reference(policy, context.sharding) if self.algorithm.kl.coefficient else None
         self._table = table
         first = Limits(group_size=self.algorithm.group_size, temperature=policy.temperature)
@@ -141,7 +156,7 @@ class PolicyGradientModule(StageModule):
         if self._reference is not None:
             with self._timed("reference"):
                 experience = self.compare(experience, batch, scores, self._reference)
-        experience = replace(experience, advantages=self.advantages(experience, scores, iteration))
+        experience = self.estimate(experience, batch, scores, iteration)
         with self._timed("optimize"):
             update = self.optimize(experience, media, iteration)
         with self._timed("push"):
@@ -156,15 +171,8 @@ class PolicyGradientModule(StageModule):
         self._report(rollout_stats(outcome) | update | costs, iteration)
 
     def encode(self, prompts: PromptBatch) -> IterationMedia:
-        """Runs the towers once for sampling and scoring; with a gradient if they train and one update is made.
-
-        Further updates need towers of their own weights: they run them again, in each microbatch.
-        """
-        encoder = self.policy.media
-        if encoder.towers_train and self.algorithm.update.on_policy:
-            return IterationMedia.differentiable(self.policy.enter(partial(TowerGraph, encoder, prompts)))
-        encoded = self.policy.enter(partial(encoder.encode, prompts))
-        return IterationMedia(prompts=encoded, scored=prompts.select if encoder.towers_train else encoded.select)
+        """Runs the towers once for sampling and scoring, or again in each microbatch of further updates."""
+        return IterationMedia.of(self.policy, prompts, one_update=self.algorithm.update.on_policy)
 
     def sample(self, prompts: PromptBatch, iteration: int) -> Rollout:
         """G completions for each prompt, with noise that depends on (seed, iteration, prompt, sample) alone."""
@@ -220,8 +228,13 @@ class PolicyGradientModule(StageModule):
         old = score_old(self.policy, scored, budget, self._ranks) if in_reward else None
         return replace(experience, reference_logprobs=found, old_logprobs=old)
 
+    def estimate(self, experience: Experience, raw: PromptBatch, scores: Scores, iteration: int) -> Experience:
+        """Adds advantages; `raw` has the prompts before they were encoded."""
+        return replace(experience, advantages=self.advantages(experience, scores, iteration))
+
     def advantages(self, experience: Experience, scores: Scores, iteration: int) -> torch.Tensor:
         """Advantages [B, G] of this rank's completions, among those of all ranks."""
+        assert self.algorithm.advantage is not None
         coefficient, _ = self._coefficients(iteration)
         rewards = penalized_rewards(experience, scores, self.algorithm.kl, coefficient)
         return shared_advantages(self.algorithm.advantage, rewards, scores, self._ranks)
@@ -229,17 +242,19 @@ class PolicyGradientModule(StageModule):
     def optimize(self, experience: Experience, media: IterationMedia, iteration: int) -> dict[str, float]:
         """The optimizer steps of one iteration; a minibatch without any signal takes none."""
         algorithm, ranks = self.algorithm, self._ranks
-        optimizer = cast(LightningOptimizer, self.optimizers())
-        scheduler = cast(LambdaLR, self.lr_schedulers())
+        optimizers, schedulers = self._optimizers()
+        optimizer = optimizers[0]
         # The schedule counts iterations that update, the cooldown all of them: it could not reach zero otherwise.
         factor = self._ending.factor(iteration - 1)
-        for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
-            group["lr"] = rate * factor
+        for each, scheduler in zip(optimizers, schedulers, strict=True):
+            for group, rate in zip(each.param_groups, scheduler.get_last_lr(), strict=True):
+                group["lr"] = rate * factor
         learning_rate = optimizer.param_groups[0]["lr"]
         settings = algorithm.update
         generator = torch.Generator().manual_seed(self._context.seed * 1_000_003 + iteration)
         objective = self._objective(iteration)
-        minibatches = plan_minibatches(experience, settings, generator, ranks, regularized=objective.regularized)
+        regularized = objective.regularized or algorithm.critic is not None  # which learns from every completion
+        minibatches = plan_minibatches(experience, settings, generator, ranks, regularized=regularized)
         old = None if settings.on_policy else experience.old_logprobs
         if old is None and not settings.on_policy:
             old = score_old(self.policy, experience, settings.budget, ranks)
@@ -264,9 +279,21 @@ class PolicyGradientModule(StageModule):
             norm = clip_gradients(self.policy.parameters(), settings.max_grad_norm)
             optimizer.step()
             stats = update_stats(scalar_values(totals)) | {"train/grad_norm": norm}
-        if stats:
+            stats |= self.update_beside(experience, minibatch)
+        for scheduler in schedulers if stats else ():
             scheduler.step()
         return stats | self._regularizers(iteration) | {"train/learning_rate": learning_rate}
+
+    def update_beside(self, experience: Experience, minibatch: Minibatch) -> dict[str, float]:
+        """What a subclass trains beside the policy, from the same minibatch, and its statistics."""
+        return {}
+
+    def _optimizers(self) -> tuple[list[LightningOptimizer], list[LambdaLR]]:
+        """The policy's optimizer and scheduler, and those of what is trained beside it."""
+        optimizers, schedulers = self.optimizers(), self.lr_schedulers()
+        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
+        schedulers = schedulers if isinstance(schedulers, list) else [schedulers]
+        return cast(list[LightningOptimizer], optimizers), cast(list[LambdaLR], schedulers)
 
     def _objective(self, iteration: int) -> Objective:
         algorithm, (kl, entropy) = self.algorithm, self._coefficients(iteration)

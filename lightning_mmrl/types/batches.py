@@ -157,6 +157,10 @@ class Experience(_Movable):
     `trainable` is True for completions that count: a valid score and, where asked for, not truncated.
     `reference_logprobs` are those of the policy that the stage started from, if the loss or its statistics need them.
     `old_logprobs` are those of the policy that sampled, if they are known already. Both are zero where nothing counts.
+
+    With a critic the tokens of a completion differ: `token_advantages` are theirs, and the completion's own in
+    `advantages` is the largest of them by magnitude, zero only if all are. `old_values` are the critic's at the states
+    that the tokens were sampled in, `returns` what it is to learn. All are zero where nothing counts.
     """
 
     prompts: PromptBatch
@@ -165,6 +169,9 @@ class Experience(_Movable):
     trainable: Bool[Tensor, "B G"]
     reference_logprobs: Float[Tensor, "N C"] | None = None
     old_logprobs: Float[Tensor, "N C"] | None = None
+    token_advantages: Float[Tensor, "N C"] | None = None
+    old_values: Float[Tensor, "N C"] | None = None
+    returns: Float[Tensor, "N C"] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,11 +194,14 @@ class PolicyOutput(_Movable):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossInputs(_Movable):
-    """What a policy-gradient loss may look at. `old_logprobs` carry no gradient."""
+    """What a policy-gradient loss may look at. `old_logprobs` carry no gradient.
+
+    An estimator that knows groups of completions gives all tokens of a completion the same advantage.
+    """
 
     logprobs: Float[Tensor, "N C"]
     old_logprobs: Float[Tensor, "N C"]
-    advantages: Float[Tensor, " N"]
+    advantages: Float[Tensor, "N C"]
     completion_mask: Bool[Tensor, "N C"]
 
 

@@ -164,7 +164,9 @@ def test_a_curriculum_has_its_order(name, order):
     assert compose([f"curriculum={name}"]).order == order
 
 
-@pytest.mark.parametrize(("algorithm", "module"), [("grpo", "grpo.GRPOModule"), ("rloo", "rloo.RLOOModule")])
+@pytest.mark.parametrize(
+    ("algorithm", "module"), [("grpo", "grpo.GRPOModule"), ("rloo", "rloo.RLOOModule"), ("ppo", "ppo.PPOModule")]
+)
 @pytest.mark.parametrize("curriculum", [name for name, order in ORDERS.items() if "reason" in order])
 def test_every_curriculum_takes_every_algorithm_by_an_override(curriculum, algorithm, module):
     config = compose([f"curriculum={curriculum}", f"algorithm@stages.reason={algorithm}"])

@@ -26,6 +26,13 @@ STAGES = {
         "kl": {"coefficient": 0.1, "estimator": "k1", "where": "reward"},
         "minibatches": 2,
     },
+    "ppo": {
+        "stage": "ppo",
+        "epochs": 2,
+        "minibatches": 2,
+        "kl": {"coefficient": 0.1, "estimator": "k1", "where": "reward"},
+    },
+    "ppo-of-frozen-towers": {"stage": "ppo", "freeze": ["vision", "audio"], "group_size": 1},
     "grpo-with-generation": {"stage": "grpo", "engine": "hf", "steps": 2, "tokens": 90},
     "sft-with-validation": {"stage": "sft", "validate": True, "steps": 2},
     "sft-with-recomputation": {"stage": "sft", "recompute": True, "steps": 2},

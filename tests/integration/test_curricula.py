@@ -1,6 +1,7 @@
 """Every order of stages with either algorithm, chosen by overrides alone, on real clips and the tiny model."""
 
 import json
+import math
 
 import pytest
 
@@ -69,6 +70,21 @@ def test_a_curriculum_runs_from_the_command_line(workplace, curriculum, stages, 
     if "reason" in stages:
         target = manifest.stages["reason"].content["stage.module._target_"]
         assert target == f"lightning_mmrl.stages.{algorithm}.{algorithm.upper()}Module"
+
+
+def test_ppo_runs_twenty_iterations_from_the_command_line(workplace):
+    """All that is reported is a number, at every iteration; a group may be one completion."""
+    own = [*(each for each in REASON if "num_steps" not in each and "group_size" not in each)]
+    own += ["stages.reason.num_steps=20", "stages.reason.algorithm.group_size=1"]
+    chosen = ("algorithm@stages.reason=ppo", "stages.reason.algorithm.critic.learning_rate=3e-3")
+    assert train(workplace, "ppo", "curriculum=rl_only", *own, *chosen) == 0
+    folder = workplace / "runs" / "ppo" / "stages" / "00-reason"
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    values = [record["metrics"]["reason/train/value_loss"] for record in records if len(record["metrics"]) > 20]
+    assert len(values) == 20
+    assert all(math.isfinite(value) for record in records for value in record["metrics"].values())
+    assert not any("critic" in path.name for path in (folder / "handoff").iterdir())
+    assert check_handoff(folder / "handoff")
 
 
 def test_a_gate_ends_a_run_with_its_report_and_a_second_call_evaluates_or_goes_on(workplace, capsys):

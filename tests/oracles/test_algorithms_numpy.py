@@ -87,7 +87,8 @@ def losses_by_row(seed, low, high):
 )
 def test_clipped_loss_and_its_aggregation(aggregation, formula, seed):
     logprobs, old, advantages, mask = (torch.tensor(value) for value in drawn_tokens(seed))
-    inputs = LossInputs(logprobs=logprobs, old_logprobs=old, advantages=advantages, completion_mask=mask)
+    of_tokens = advantages[:, None].expand(mask.shape)
+    inputs = LossInputs(logprobs=logprobs, old_logprobs=old, advantages=of_tokens, completion_mask=mask)
     token_losses = PPOClip(clip_low=0.1, clip_high=0.4)(inputs).token_losses
     found = aggregation.reduce(token_losses, mask, aggregation.denominator(mask)).item()
     counted = [row for row in losses_by_row(seed, 0.1, 0.4) if row]

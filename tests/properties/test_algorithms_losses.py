@@ -30,7 +30,7 @@ def loss_inputs(draw):
     return LossInputs(
         logprobs=noise[0].requires_grad_(),
         old_logprobs=noise[1],
-        advantages=noise[2, :, 0],
+        advantages=noise[2],
         completion_mask=torch.arange(width) < torch.tensor(lengths)[:, None],
     )
 
@@ -71,7 +71,7 @@ def test_right_padding_changes_nothing(aggregation, loss, inputs, extra):
     padded = LossInputs(
         logprobs=torch.cat([inputs.logprobs, garbage], 1),
         old_logprobs=torch.cat([inputs.old_logprobs, garbage], 1),
-        advantages=inputs.advantages,
+        advantages=torch.cat([inputs.advantages, garbage], 1),
         completion_mask=torch.cat([inputs.completion_mask, torch.zeros_like(garbage).bool()], 1),
     )
     losses = [
@@ -92,7 +92,7 @@ def test_on_policy_the_loss_and_its_gradient_are_minus_the_advantage(inputs, low
     )
     output = PPOClip(clip_low=low, clip_high=high)(on_policy)
     (gradient,) = torch.autograd.grad(output.token_losses.sum(), inputs.logprobs)
-    expected = torch.where(inputs.completion_mask, -inputs.advantages[:, None], 0.0)
+    expected = torch.where(inputs.completion_mask, -inputs.advantages, 0.0)
     torch.testing.assert_close(output.token_losses, expected)
     torch.testing.assert_close(gradient, expected)
     assert not output.clipped.any()
@@ -121,8 +121,8 @@ def test_dual_clip_and_ratio_cap_are_one_function(inputs, bound):
     gradients = [torch.autograd.grad(output.token_losses.sum(), inputs.logprobs)[0] for output in found]
     torch.testing.assert_close(*gradients)
     assert torch.equal(gradients[0] != 0, inputs.completion_mask & ~found[0].clipped)
-    largest = (bound * inputs.advantages.abs())[:, None]
-    assert (found[0].token_losses <= largest + 1e-9)[inputs.completion_mask & (inputs.advantages < 0)[:, None]].all()
+    largest = bound * inputs.advantages.abs()
+    assert (found[0].token_losses <= largest + 1e-9)[inputs.completion_mask & (inputs.advantages < 0)].all()
 
 
 @given(loss_inputs())
@@ -130,5 +130,5 @@ def test_cispo_clips_no_token(inputs):
     output = CISPO(weight_high=1.5)(inputs)
     (gradient,) = torch.autograd.grad(output.token_losses.sum(), inputs.logprobs)
     weights = (inputs.logprobs - inputs.old_logprobs).detach().exp().clamp(max=1.5)
-    expected = torch.where(inputs.completion_mask, -weights * inputs.advantages[:, None], 0.0)
+    expected = torch.where(inputs.completion_mask, -weights * inputs.advantages, 0.0)
     torch.testing.assert_close(gradient, expected)

@@ -25,7 +25,7 @@ class CISPO:
     >>> inputs = LossInputs(
     ...     logprobs=torch.tensor([[-1.0, -1.0]]),
     ...     old_logprobs=torch.tensor([[-1.0, -4.0]]),
-    ...     advantages=torch.tensor([2.0]),
+    ...     advantages=torch.tensor([[2.0, 2.0]]),
     ...     completion_mask=torch.ones(1, 2, dtype=torch.bool),
     ... )
     >>> CISPO()(inputs).token_losses
@@ -46,7 +46,7 @@ class CISPO:
         mask, ratios = inputs.completion_mask, self.ratio(inputs)
         weights = ratios.detach().clamp(self.weight_low, self.weight_high)
         counted = torch.where(mask, inputs.logprobs, torch.zeros_like(inputs.logprobs))
-        token_losses = -weights * inputs.advantages.unsqueeze(-1) * counted
+        token_losses = -weights * inputs.advantages * counted
         return LossOutput(
             token_losses=torch.where(mask, token_losses, torch.zeros_like(token_losses)),
             clipped=weights != ratios,

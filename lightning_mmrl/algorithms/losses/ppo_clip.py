@@ -32,7 +32,7 @@ class PPOClip:
     >>> inputs = LossInputs(
     ...     logprobs=torch.tensor([[-1.0, -1.0]]),
     ...     old_logprobs=torch.tensor([[-1.0, -2.0]]),
-    ...     advantages=torch.tensor([2.0]),
+    ...     advantages=torch.tensor([[2.0, 2.0]]),
     ...     completion_mask=torch.ones(1, 2, dtype=torch.bool),
     ... )
     >>> output = PPOClip(clip_low=0.2, clip_high=0.25)(inputs)
@@ -64,7 +64,7 @@ class PPOClip:
 
     def __call__(self, inputs: LossInputs) -> LossOutput:
         mask, ratios = inputs.completion_mask, self.ratio(inputs)
-        advantages = inputs.advantages.unsqueeze(-1)
+        advantages = inputs.advantages
         bounded = ratios if self.ratio_cap is None else ratios.clamp(max=self.ratio_cap)
         surrogate = bounded * advantages
         clipped_surrogate = ratios.clamp(1 - self.clip_low, 1 + self.clip_high) * advantages

@@ -33,7 +33,7 @@ class SequenceRatio:
     """All tokens have that of their completion, by its length: exp(mean_t log ratio_t) (GSPO, arXiv:2507.18071, eq. 7).
 
     Clips are much narrower then: the paper takes 3e-4 and 4e-4. GSPO-token (section 4.3) has the same value and
-    gradient as long as all tokens of a completion have one advantage, as they have here.
+    gradient as long as all tokens of a completion have one advantage, as they have without a critic.
 
     >>> from lightning_mmrl.algorithms.losses.ratios import _example
     >>> SequenceRatio()(_example())
@@ -76,6 +76,6 @@ def _example() -> LossInputs:
     return LossInputs(
         logprobs=torch.tensor([[-1.0, -1.0, -9.0]]),
         old_logprobs=torch.tensor([[-1.0, -2.0, -1.0]]),
-        advantages=torch.tensor([1.0]),
+        advantages=torch.ones(1, 3),
         completion_mask=torch.tensor([[True, True, False]]),
     )

@@ -13,7 +13,7 @@ def token(ratio: float, advantage: float, **clips: float) -> tuple[float, bool, 
     inputs = LossInputs(
         logprobs=logprobs,
         old_logprobs=torch.zeros(1, 1, dtype=torch.float64),
-        advantages=torch.tensor([advantage], dtype=torch.float64),
+        advantages=torch.tensor([[advantage]], dtype=torch.float64),
         completion_mask=torch.ones(1, 1, dtype=torch.bool),
     )
     output = PPOClip(**clips)(inputs)
@@ -50,7 +50,7 @@ def test_a_runaway_ratio_stays_finite():
     inputs = LossInputs(
         logprobs=torch.tensor([[0.0, -1000.0, -math.inf]], requires_grad=True),
         old_logprobs=torch.tensor([[-1000.0, 0.0, 0.0]]),
-        advantages=torch.tensor([-1.0]),
+        advantages=-torch.ones(1, 3),
         completion_mask=torch.ones(1, 3, dtype=torch.bool),
     )
     losses = PPOClip()(inputs).token_losses
@@ -65,7 +65,7 @@ def test_masked_garbage_reaches_neither_loss_nor_gradient(garbage, field):
     values = {"logprobs": torch.tensor([[-1.0, -1.0]]), "old_logprobs": torch.tensor([[-1.1, -1.1]])}
     values[field][0, 1] = garbage
     values["logprobs"].requires_grad_()
-    inputs = LossInputs(**values, advantages=torch.tensor([1.0]), completion_mask=torch.tensor([[True, False]]))
+    inputs = LossInputs(**values, advantages=torch.ones(1, 2), completion_mask=torch.tensor([[True, False]]))
     output = PPOClip()(inputs)
     output.token_losses.sum().backward()
     assert output.token_losses[0, 0].item() == pytest.approx(-math.exp(0.1))
@@ -77,7 +77,7 @@ def test_a_masked_token_is_never_clipped():
     inputs = LossInputs(
         logprobs=torch.tensor([[0.0, 0.0]]),
         old_logprobs=torch.tensor([[-3.0, -3.0]]),
-        advantages=torch.tensor([1.0]),
+        advantages=torch.ones(1, 2),
         completion_mask=torch.tensor([[True, False]]),
     )
     output = PPOClip()(inputs)

@@ -17,6 +17,7 @@ from lightning_mmrl.config.shapes import read_shape
 from lightning_mmrl.data.collate import EncodedSample, collate_prompts
 from lightning_mmrl.models import decoding
 from lightning_mmrl.models.adapters import AdapterSettings
+from lightning_mmrl.models.critic import Critic
 from lightning_mmrl.models.decoding import start_decoding
 from lightning_mmrl.models.parallelize import Sharding, recompute_activations
 from lightning_mmrl.ops import logprobs
@@ -106,6 +107,27 @@ def test_what_is_stored_is_exact(folder, dtype, how):
     assert found == stepped(policy)
     other = resident(estimate(read_shape(str(folder)), stage_of("freeze=[text]"), dtype, 1, Lengths()))
     assert found != other
+
+
+def test_a_critic_is_a_second_model_of_what_trains(folder):
+    """Its head over the vocabulary is counted, and has one output; shards are all its own."""
+    _, policy = omni.load(folder, dtype=torch.float32)
+    policy.freeze(["vision", "audio"])
+    critic, shape = Critic(policy), read_shape(str(folder))
+    trained = [parameter for parameter in critic.parameters() if parameter.requires_grad]
+    missing = policy.head.weight.numel() - critic.trunk.head.weight.numel()
+    own = 4 * (sum(parameter.numel() for parameter in trained) + missing)
+    found = {}
+    for name in ("grpo", "ppo"):
+        for strategy in ("auto", "fsdp2"):
+            changes = [f"algorithm@stages.reason={name}", "stages.reason.freeze=[vision,audio]"]
+            stage = compose([*changes, f"trainer.strategy={strategy}", "stages.reason.algorithm.kl.coefficient=0"])
+            phases = estimate(shape, stage.stages["reason"], "float32", 1, Lengths()).phases
+            found[name, strategy] = phases["optimizer step"]
+    assert found["ppo", "auto"]["weights"] == found["grpo", "auto"]["weights"] + own
+    assert found["ppo", "fsdp2"]["weights"] == 2 * found["grpo", "fsdp2"]["weights"]
+    for part, size in (("gradients", own), ("optimizer state", 2 * own)):
+        assert found["ppo", "auto"][part] == found["grpo", "auto"][part] + size == 2 * size
 
 
 def test_replicas_hold_what_one_device_holds_and_plain_sgd_keeps_nothing(folder):

@@ -1,0 +1,82 @@
+"""The critic: what a completion is worth before each of its tokens is sampled."""
+
+import copy
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.modules.module import _IncompatibleKeys
+
+from lightning_mmrl.models.policy import Policy
+from lightning_mmrl.types.batches import ScoringBatch
+
+
+class Critic(nn.Module):
+    """A copy of the policy as it is now, with one value in the place of its head's logits.
+
+    A model of its own, as in LMM-R1 (arXiv:2503.07536) and OpenRLHF, and not a second head of the policy: its loss does
+    not move the policy. The value head has no bias and starts at zero, so that every value does; the first advantages
+    are what the rewards alone say.
+
+    Weights that do not train (frozen towers, the model under an adapter) are not copied but shared, as long as weights
+    are not sharded. They are in the state of the policy and in no other.
+
+    Args:
+        policy: The policy, with the weights that its stage starts from.
+        share_frozen: Whether weights that do not train are shared.
+
+    Attributes:
+        trunk: The copy. As the root of what is sharded it has the value head in it.
+    """
+
+    def __init__(self, policy: Policy, *, share_frozen: bool = True) -> None:
+        super().__init__()
+        memo: dict[int, Any] = {
+            id(parameter): parameter
+            for parameter in policy.parameters()
+            if share_frozen and not parameter.requires_grad
+        }
+        # Features on disk are of the policy's towers; prompts come with them where these do not train.
+        memo[id(policy.media.cache)] = None
+        memo[id(policy.head)] = value_head(policy.head)
+        self.trunk = copy.deepcopy(policy, memo)
+        self.trunk.media.cache = None
+        own = {id(parameter) for parameter in policy.parameters()}
+        named = self.named_parameters(remove_duplicate=False)
+        self._shared = {name for name, parameter in named if id(parameter) in own}
+        self.register_state_dict_post_hook(_without_shared)
+        self.register_load_state_dict_post_hook(_misses_no_shared)
+
+    def forward(self, batch: ScoringBatch) -> Float[Tensor, "N C"]:
+        """Values of the states that the tokens were sampled in; zero where the completion mask is False."""
+        return self.trunk.enter(partial(self._values, batch))
+
+    def _values(self, batch: ScoringBatch) -> Float[Tensor, "N C"]:
+        values = self.trunk.head(self.trunk.scored_states(batch)).squeeze(-1)
+        values = values.to(torch.promote_types(values.dtype, torch.float32))
+        zeros = torch.zeros(batch.completion_mask.shape, dtype=values.dtype, device=values.device)
+        return zeros.masked_scatter(batch.completion_mask, values)
+
+
+def value_head(head: nn.Module) -> nn.Linear:
+    """One output from the states that a head over the vocabulary takes; zero."""
+    weight = head.weight
+    assert isinstance(weight, Tensor)
+    found = nn.Linear(weight.shape[1], 1, bias=False, dtype=weight.dtype, device=weight.device)
+    nn.init.zeros_(found.weight)
+    return found
+
+
+def _without_shared(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Mapping[str, Any]) -> None:
+    assert isinstance(module, Critic)
+    for name in module._shared:
+        state.pop(f"{prefix}{name}")
+
+
+def _misses_no_shared(module: nn.Module, keys: _IncompatibleKeys) -> None:
+    """What is shared comes with the policy."""
+    assert isinstance(module, Critic)
+    keys.missing_keys[:] = [key for key in keys.missing_keys if not key.endswith(tuple(module._shared))]
