@@ -32,7 +32,7 @@ from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.stages.evaluate import EvaluationModule
 from lightning_mmrl.stages.optimize import UpdateSettings
 from lightning_mmrl.stages.policy_gradient import Algorithm
-from lightning_mmrl.stages.rollout_table import RolloutTable
+from lightning_mmrl.stages.rollout_table import PASS_COMPONENT, RolloutTable
 from lightning_mmrl.tracking.lightning_logger import RunLogger
 from lightning_mmrl.training.callbacks.exact_state import ExactState, SavingSettings
 from lightning_mmrl.training.callbacks.progress import EvaluationProgress, StageProgress
@@ -74,7 +74,7 @@ class StageBuilder:
             recompute_activations(policy)
         datamodule = self._datamodule(spec, stage, encoder)
         resources = ExitStack()
-        module = self._module(spec, stage, policy, encoder, directory, resources)
+        module = self._module(spec, stage, policy, encoder, directory, resources, datamodule)
         title = f"stage {spec.index + 1} of {self._num_stages} {spec.name}"
         run.log_params(flattened(asdict(stage)))
         states, io = StateStore(directory / STATES, keep=config.state.keep), SnapshotIO()
@@ -131,7 +131,14 @@ class StageBuilder:
         )
 
     def _module(
-        self, spec: StageSpec, stage: StageConfig, policy: Policy, encoder: Any, directory: Path, resources: ExitStack
+        self,
+        spec: StageSpec,
+        stage: StageConfig,
+        policy: Policy,
+        encoder: Any,
+        directory: Path,
+        resources: ExitStack,
+        datamodule: OmniDataModule,
     ) -> Any:
         parts, settings = self._assembly, trainer_settings(stage.trainer)
         path = f"stages.{spec.name}"
@@ -150,6 +157,8 @@ class StageBuilder:
                 ranks=settings.ranks,
                 sharding=settings.sharding,
                 apart=parts.group.interruption.apart,
+                refill=datamodule.refill_batch,
+                pass_part=PASS_COMPONENT if stage.rewards is None else stage.rewards.pass_part,
             ),
             "examiner": parts.examiner(policy, encoder) if stage.validate_every else None,
             "policy": policy,
@@ -195,6 +204,9 @@ def build_algorithm(stage: StageConfig, make: Callable[..., Any], path: str) -> 
             )
             for phase in settings.phases.values()
         ],
+        select=targets.optional(settings.select, f"{path}.select", None),
+        max_samplings=settings.max_samplings,
+        select_after=settings.select_after,
         kl=KLPenalty(**kl),
         entropy=EntropyBonus(**entropy),
         update=update,

@@ -58,6 +58,8 @@ def _rehearse_stage(path: str, stage: StageConfig) -> None:
         algorithm = build_algorithm(stage, make, path)
         _check_call(f"{path}.algorithm.advantage", algorithm.advantage, "rewards", "valid")
         _check_call(f"{path}.algorithm.loss", algorithm.loss, "inputs")
+        if algorithm.select is not None:
+            _check_call(f"{path}.algorithm.select", algorithm.select, "rewards", "passed", "valid")
         for part in ("kl", "entropy"):
             node = getattr(stage.algorithm, part).schedule
             if node is not None:

@@ -20,6 +20,17 @@ class AdvantageEstimator(Protocol):
     def __call__(self, rewards: Float[Tensor, "B G"], valid: Bool[Tensor, "B G"]) -> Float[Tensor, "B G"]: ...
 
 
+class GroupSelector(Protocol):
+    """Says which of B groups are trained on; `passed` is True for completions whose answer is right.
+
+    Each group is judged by itself: it does not matter which other groups there are.
+    """
+
+    def __call__(
+        self, rewards: Float[Tensor, "B G"], passed: Bool[Tensor, "B G"], valid: Bool[Tensor, "B G"]
+    ) -> Bool[Tensor, " B"]: ...
+
+
 class Ratio(Protocol):
     """Probability ratios of policy and sampling policy, one per token; 1 where the completion mask is False."""
 
