@@ -23,6 +23,7 @@ from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
 from lightning_mmrl.algorithms.penalties.entropy import EntropyBonus
 from lightning_mmrl.algorithms.penalties.kl import KLPenalty
 from lightning_mmrl.algorithms.schedules import WarmupConstant
+from lightning_mmrl.algorithms.selection.has_signal import HasSignal
 from lightning_mmrl.data.collate import EncodedSample, collate_prompts, collate_targets
 from lightning_mmrl.models.parallelize import Sharding, recompute_activations, whole_weights
 from lightning_mmrl.prompts.labels import LabelMatcher
@@ -148,6 +149,7 @@ def algorithm(case):
         entropy=EntropyBonus(coefficient=case.get("entropy", 0.0)),
         aggregation=AGGREGATIONS[case.get("aggregation", "tokens")],
         group_size=4,
+        select=HasSignal() if case.get("select") else None,
         update=update,
     )
 
