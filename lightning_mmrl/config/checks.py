@@ -285,7 +285,6 @@ def _check_rl(path: str, stage: StageConfig) -> None:
     require(valid, f"{path}.algorithm.update.num_minibatches", update.num_minibatches, rule)
     _check_algorithm(f"{path}.algorithm", stage.algorithm)
     _check_phases(f"{path}.algorithm.phases", stage.algorithm.phases, stage.num_steps)
-    _check_selection(f"{path}.algorithm", stage.algorithm, stage.num_steps)
     _check_reference(path, stage, stage.algorithm)
     _check_rewards(f"{path}.rewards", stage.rewards)
 
@@ -321,19 +320,6 @@ def _check_phases(path: str, phases: Mapping[str, PhaseConfig], num_steps: int) 
         if phase.temperature is not None:
             _positive(f"{path}.{name}.temperature", phase.temperature)
         before = phase.after
-
-
-def _check_selection(path: str, algorithm: AlgorithmConfig, num_steps: int) -> None:
-    _optional_target(algorithm.select, f"{path}.select")
-    _at_least_one(algorithm, path, "max_samplings")
-    after = algorithm.select_after
-    valid = 0 <= after < num_steps
-    require(valid, f"{path}.select_after", after, f"at least 0 and less than num_steps {num_steps}")
-    for name, value, neutral in (("max_samplings", algorithm.max_samplings, 1), ("select_after", after, 0)):
-        if algorithm.select is None and value != neutral:
-            raise ConfigError(
-                f"{path}.{name} is {value}, and nothing is selected; set {path}.select, or {path}.{name}={neutral}"
-            )
 
 
 def _check_rewards(path: str, rewards: RewardsConfig) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -29,6 +30,24 @@ class GroupSelector(Protocol):
     def __call__(
         self, rewards: Float[Tensor, "B G"], passed: Bool[Tensor, "B G"], valid: Bool[Tensor, "B G"]
     ) -> Bool[Tensor, " B"]: ...
+
+
+class CompletionSelector(Protocol):
+    """Says how often each completion is trained on, 0 for not at all; `candidates` are those that may be.
+
+    All are those of all ranks. `step` counts the iterations of the stage from 0; whatever is random comes from the
+    generator.
+    """
+
+    def __call__(
+        self,
+        advantages: Float[Tensor, "B G"],
+        candidates: Bool[Tensor, "B G"],
+        *,
+        step: int,
+        num_steps: int,
+        generator: torch.Generator,
+    ) -> Float[Tensor, "B G"]: ...
 
 
 class Ratio(Protocol):

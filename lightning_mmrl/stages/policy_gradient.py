@@ -21,7 +21,14 @@ from lightning_mmrl.algorithms.phases import Limits, Phase, Phases
 from lightning_mmrl.models.encoders import TowerGraph
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.models.reference import Reference
-from lightning_mmrl.protocols.tensors import AdvantageEstimator, Aggregation, GroupSelector, PolicyLoss, RolloutEngine
+from lightning_mmrl.protocols.tensors import (
+    AdvantageEstimator,
+    Aggregation,
+    CompletionSelector,
+    GroupSelector,
+    PolicyLoss,
+    RolloutEngine,
+)
 from lightning_mmrl.rollout.sampling import group_seeds
 from lightning_mmrl.stages.advantages import penalized_rewards, shared_advantages
 from lightning_mmrl.stages.answers import Examiner
@@ -33,6 +40,7 @@ from lightning_mmrl.stages.context import (
     finished_steps,
     scalar_values,
 )
+from lightning_mmrl.stages.distill import distilled
 from lightning_mmrl.stages.failures import refuse_failures
 from lightning_mmrl.stages.media import IterationMedia
 from lightning_mmrl.stages.module import StageModule
@@ -66,6 +74,7 @@ class Algorithm:
         select: Which groups are trained on; None for all.
         max_samplings: Batches of prompts that an iteration may sample until enough groups pass; 1 for no refill.
         select_after: Iterations before the first that selects.
+        distill: How often each completion of these groups is trained on; None for once.
         kl: Penalty on leaving the policy that the stage starts from.
         entropy: Bonus on staying undecided.
         update: Epochs, minibatches, microbatches, clipping.
@@ -80,6 +89,7 @@ class Algorithm:
     select: GroupSelector | None = None
     max_samplings: int = 1
     select_after: int = 0
+    distill: CompletionSelector | None = None
     kl: KLPenalty = field(default_factory=lambda: KLPenalty(coefficient=0.0))
     entropy: EntropyBonus = field(default_factory=lambda: EntropyBonus(coefficient=0.0))
     update: UpdateSettings = field(default_factory=UpdateSettings)
@@ -148,6 +158,9 @@ class PolicyGradientModule(StageModule):
             with self._timed("reference"):
                 experience = self.compare(experience, collected.raw, scores, self._reference)
         experience = replace(experience, advantages=self.advantages(experience, scores, iteration))
+        advantages, drawn = experience.advantages, {}
+        if self.algorithm.distill is not None:
+            experience, drawn = distilled(experience, self.algorithm.distill, self._context, iteration)
         with self._timed("optimize"):
             update = self.optimize(experience, media, iteration)
         with self._timed("push"):
@@ -158,10 +171,10 @@ class PolicyGradientModule(StageModule):
         counters = self.policy.media.take_counters()
         counts = self._ranks.sum(torch.tensor(list(counters.values()), dtype=torch.float64)).tolist()
         costs |= {f"media/{name}": count for name, count in zip(counters, counts, strict=True)}
-        sampled = Outcome.of(collected.earned, collected.sampled, collected.spread(experience.advantages))
+        sampled = Outcome.of(collected.earned, collected.sampled, collected.spread(advantages))
         outcome = Outcome.joined(self._ranks.gather(sampled))
         selection = selection_stats(collected, self._ranks) if self.algorithm.select is not None else {}
-        self._report(rollout_stats(outcome) | selection | update | costs, iteration)
+        self._report(rollout_stats(outcome) | selection | drawn | update | costs, iteration)
 
     def collect(self, batch: PromptBatch, iteration: int) -> Collected:
         """What the iteration is trained on: its prompts, or as many of those sampled as pass the selection."""

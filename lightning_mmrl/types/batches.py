@@ -157,6 +157,7 @@ class Experience(_Movable):
     `trainable` is True for completions that count: a valid score and, where asked for, not truncated.
     `reference_logprobs` are those of the policy that the stage started from, if the loss or its statistics need them.
     `old_logprobs` are those of the policy that sampled, if they are known already. Both are zero where nothing counts.
+    `weights` are how often each completion counts, in the loss and in its denominator; None: each one once.
     """
 
     prompts: PromptBatch
@@ -165,6 +166,7 @@ class Experience(_Movable):
     trainable: Bool[Tensor, "B G"]
     reference_logprobs: Float[Tensor, "N C"] | None = None
     old_logprobs: Float[Tensor, "N C"] | None = None
+    weights: Float[Tensor, "B G"] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ import rank_cases
 import ranks
 import torch
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 REFILLED = {"run": "exact", "kind": "grpo", "reward": "rare_alone"}
 OPTIONS = {"every": exact_cases.STEPS + 1, "select": True}
@@ -42,8 +42,8 @@ def found(checkpoint, folder):
         plans[1].append({"name": f"again-{strategy}", "folder": places["cut"], **common})
     cases = [{"name": name, "checkpoint": checkpoint, **case} for name, case in STAGES.items()]
     plans[1] += rank_cases.on_strategies(cases)
-    first = ranks.launch(plans[0], folder / "1", timeout_s=250)
-    return first | ranks.launch(plans[1], folder / "2", timeout_s=250)
+    first = ranks.launch(plans[0], folder / "1", timeout_s=400)
+    return first | ranks.launch(plans[1], folder / "2", timeout_s=400)
 
 
 @pytest.mark.parametrize("strategy", rank_cases.STRATEGIES)
