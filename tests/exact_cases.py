@@ -20,6 +20,7 @@ from lightning_mmrl.algorithms.penalties.kl import KLPenalty
 from lightning_mmrl.algorithms.phases import Limits, Phase
 from lightning_mmrl.algorithms.schedules import WarmupConstant
 from lightning_mmrl.algorithms.selection.accuracy_band import AccuracyBand
+from lightning_mmrl.algorithms.selection.pad import ReleasedPAD
 from lightning_mmrl.data.collate import EncodedSample, collate_prompts, collate_targets
 from lightning_mmrl.data.sampler import DrawSampler, Share, SourceRows
 from lightning_mmrl.models.parallelize import whole_weights
@@ -188,6 +189,7 @@ class Stage:
                 select=AccuracyBand() if how.select else None,
                 max_samplings=3 if how.select else 1,
                 select_after=1 if how.select else 0,
+                distill=ReleasedPAD() if how.select else None,
                 update=UpdateSettings(num_minibatches=2),
             )
             self.module = KINDS[kind](self.policy, engine, rewards, algorithm=algorithm, **common)
