@@ -157,8 +157,9 @@ class PolicyGradientModule(StageModule):
         if self._reference is not None:
             with self._timed("reference"):
                 experience = self.compare(experience, collected.raw, scores, self._reference)
-        experience = replace(experience, advantages=self.advantages(experience, scores, iteration))
-        advantages, drawn = experience.advantages, {}
+        advantages = self.advantages(experience, scores, iteration)
+        experience = replace(experience, advantages=advantages)
+        drawn: dict[str, float] = {}
         if self.algorithm.distill is not None:
             experience, drawn = distilled(experience, self.algorithm.distill, self._context, iteration)
         with self._timed("optimize"):
