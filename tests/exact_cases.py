@@ -19,6 +19,8 @@ from lightning_mmrl.algorithms.penalties.entropy import EntropyBonus
 from lightning_mmrl.algorithms.penalties.kl import KLPenalty
 from lightning_mmrl.algorithms.phases import Limits, Phase
 from lightning_mmrl.algorithms.schedules import WarmupConstant
+from lightning_mmrl.algorithms.selection.accuracy_band import AccuracyBand
+from lightning_mmrl.algorithms.selection.pad import ReleasedPAD
 from lightning_mmrl.data.collate import EncodedSample, collate_prompts, collate_targets
 from lightning_mmrl.data.sampler import DrawSampler, Share, SourceRows
 from lightning_mmrl.models.parallelize import whole_weights
@@ -76,6 +78,7 @@ class Data(lightning.LightningDataModule):
         self._collate = partial(collate_targets if supervised else collate_prompts, pad_token_id=encoder.pad_token_id)
         self._collate_prompts = partial(collate_prompts, pad_token_id=encoder.pad_token_id)
         self.sampler = DrawSampler([SourceRows(num_samples=4)], batch_size=2, num_batches=num_batches, seed=3)
+        self._num_refills = 0
 
     def setup(self, stage):
         self._share = Share(rank=self.trainer.global_rank, world_size=self.trainer.world_size)
@@ -93,11 +96,18 @@ class Data(lightning.LightningDataModule):
             self.sampler.advance()
         return batch
 
+    def refill_batch(self):
+        further = DrawSampler([SourceRows(num_samples=4)], batch_size=2, num_batches=10**6, seed=4, share=self._share)
+        further.advance(self._num_refills)
+        self._num_refills += 1
+        return self._collate_prompts([self._sets[1][draw] for draw in next(iter(further))])
+
     def state_dict(self):
-        return self.sampler.state_dict()
+        return self.sampler.state_dict() | {"refills": self._num_refills}
 
     def load_state_dict(self, state_dict):
         self.sampler.load_state_dict(state_dict)
+        self._num_refills = state_dict["refills"]
 
 
 def plain(sample, completion):
@@ -108,6 +118,16 @@ def plain(sample, completion):
 def noisy(sample, completion):
     """A reward that also draws from the global generators, as a user's might."""
     return plain(sample, completion) + random.random() + float(torch.rand(()))
+
+
+def rare(sample, completion):
+    """Right or wrong, and a little noise from the global generator, which leaves that as it is."""
+    return rare_alone(sample, completion) + 0.01 * random.random()
+
+
+def rare_alone(sample, completion):
+    """Right one time of four."""
+    return float(sum(completion.text.encode()) % 4 == 0)
 
 
 @dataclass(kw_only=True)
@@ -122,6 +142,7 @@ class Options:
     dtype: torch.dtype = torch.float32
     kl: KLPenalty = field(default_factory=partial(KLPenalty, coefficient=0.0))
     entropy: EntropyBonus = field(default_factory=partial(EntropyBonus, coefficient=0.0))
+    select: bool = False
     trainer: TrainerSettings = field(default_factory=partial(TrainerSettings, accelerator="cpu"))
 
 
@@ -134,6 +155,7 @@ class Stage:
         encoder, self.policy = omni.load(checkpoint, dtype=how.dtype)
         engine = omni.engine(encoder, self.policy, max_new_tokens=4, poll=interruption.poll)
         self.engine = engine
+        data = Data(encoder, kind == "sft", how.steps)
         examiner = Examiner(engine=engine, matcher=LabelMatcher(labels=("angry", "user")), apart=interruption.apart)
         common = {
             "optimizer": OptimizerSettings(
@@ -149,6 +171,8 @@ class Stage:
                 ranks=how.trainer.ranks,
                 sharding=how.trainer.sharding,
                 apart=interruption.apart,
+                refill=data.refill_batch,
+                pass_part="length",
             ),
             "examiner": examiner,
         }
@@ -166,6 +190,10 @@ class Stage:
                 phases=[Phase(after=3, limits=Limits(group_size=2, max_new_tokens=3, temperature=0.7))],
                 kl=how.kl,
                 entropy=how.entropy,
+                select=AccuracyBand() if how.select else None,
+                max_samplings=3 if how.select else 1,
+                select_after=1 if how.select else 0,
+                distill=ReleasedPAD() if how.select else None,
                 update=UpdateSettings(num_minibatches=2),
             )
             self.module = KINDS[kind](self.policy, engine, rewards, algorithm=algorithm, **common)
@@ -185,7 +213,7 @@ class Stage:
         self.job = LightningJob(
             trainer=self.trainer,
             module=self.module,
-            datamodule=Data(encoder, kind == "sft", how.steps),
+            datamodule=data,
             exporter=lambda directory: None,
             states=self.store,
             saver=saver,

@@ -23,6 +23,8 @@ from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
 from lightning_mmrl.algorithms.penalties.entropy import EntropyBonus
 from lightning_mmrl.algorithms.penalties.kl import KLPenalty
 from lightning_mmrl.algorithms.schedules import WarmupConstant
+from lightning_mmrl.algorithms.selection.has_signal import HasSignal
+from lightning_mmrl.algorithms.selection.pad import PaperPAD
 from lightning_mmrl.data.collate import EncodedSample, collate_prompts, collate_targets
 from lightning_mmrl.models.parallelize import Sharding, recompute_activations, whole_weights
 from lightning_mmrl.prompts.labels import LabelMatcher
@@ -152,6 +154,8 @@ def algorithm(case):
         entropy=EntropyBonus(coefficient=case.get("entropy", 0.0)),
         aggregation=AGGREGATIONS[case.get("aggregation", "tokens")],
         group_size=case.get("group_size", 4),
+        select=HasSignal() if case.get("select") else None,
+        distill=PaperPAD(rho=0.7) if case.get("distill") else None,
         update=update,
     )
 

@@ -56,8 +56,11 @@ class Table:
         return Table(**tokens, **scores)
 
 
-def drawn(seed, size, *, num_prompts=5, all_valid=False):
-    """Ragged completions, some invalid or truncated; a constant group, and one with a single valid completion."""
+def drawn(seed, size, *, num_prompts=5, all_valid=False, moved=0.4):
+    """Ragged completions, some invalid or truncated; a constant group, and one with a single valid completion.
+
+    `moved` is how far a log-probability typically is from the one at rollout.
+    """
     generator = torch.Generator().manual_seed(1000 * size + seed)
     num_rows = num_prompts * size
     noise = torch.randn(4, num_rows, WIDTH, generator=generator, dtype=torch.float64)
@@ -69,7 +72,7 @@ def drawn(seed, size, *, num_prompts=5, all_valid=False):
     valid[2] = torch.arange(size) == 1
     old = noise[0] * 0.4 - 2
     return Table(
-        logprobs=old + noise[1] * 0.6,  # ratios above 3, where some presets bound them
+        logprobs=old + noise[1] * moved,
         old=old,
         reference=old + noise[2] * 0.3,
         entropy=noise[3].abs(),
@@ -137,9 +140,13 @@ def experience_of(table):
     return experience, scores
 
 
-def taken(algorithm, table, *, budget=WHOLE, ranks=ALONE, on_policy=False, entropy_coefficient=0.0):
-    """Statistics and gradients by log-probabilities and entropies of one optimizer step on a whole table."""
+def taken(algorithm, table, *, budget=WHOLE, ranks=ALONE, on_policy=False, entropy_coefficient=0.0, weights=None):
+    """Statistics and gradients by log-probabilities and entropies of one optimizer step on a whole table.
+
+    `weights` are how often each completion counts; PAD draws them from advantages, which is not done here.
+    """
     experience, scores = experience_of(table)
+    experience = replace(experience, weights=weights)
     if algorithm.mask_truncated:
         experience = replace(experience, trainable=table.valid & ~table.truncated)
     rewards = penalized_rewards(experience, scores, algorithm.kl, algorithm.kl.coefficient)

@@ -1,4 +1,4 @@
-"""Learning-rate schedules as multipliers of the base rate."""
+"""Schedules as multipliers of a base value: of the learning rate or of a coefficient."""
 
 import math
 from dataclasses import dataclass
@@ -54,6 +54,31 @@ class WarmupConstant:
         return min(1.0, (step + 1) / max(1, self.warmup_steps))
 
 
-def _check_warmup(steps: int) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DelayedDecay:
+    """Nothing for `delay_steps`, then the base value, which each further step multiplies by `factor`.
+
+    The entropy coefficient of ReVisual-R1's text stage (arXiv:2506.04207; 20 updates and 0.985 in the released code).
+
+    >>> [round(DelayedDecay(delay_steps=2, factor=0.9)(step, 100), 3) for step in (0, 1, 2, 3, 4)]
+    [0.0, 0.0, 1.0, 0.9, 0.81]
+
+    Raises:
+        ValueError: If `delay_steps` is negative or `factor` is outside [0, 1].
+    """
+
+    delay_steps: int = 0
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_warmup(self.delay_steps, "delay_steps")
+        if not 0 <= self.factor <= 1:
+            raise ValueError(f"factor is {self.factor}; it is what a step leaves of the value, between 0 and 1")
+
+    def __call__(self, step: int, num_steps: int) -> float:
+        return 0.0 if step < self.delay_steps else self.factor ** (step - self.delay_steps)
+
+
+def _check_warmup(steps: int, name: str = "warmup_steps") -> None:
     if steps < 0:
-        raise ValueError(f"warmup_steps is {steps}; it must be at least 0")
+        raise ValueError(f"{name} is {steps}; it must be at least 0")

@@ -32,7 +32,7 @@ from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.stages.evaluate import EvaluationModule
 from lightning_mmrl.stages.optimize import UpdateSettings
 from lightning_mmrl.stages.policy_gradient import Algorithm
-from lightning_mmrl.stages.rollout_table import RolloutTable
+from lightning_mmrl.stages.rollout_table import PASS_COMPONENT, RolloutTable
 from lightning_mmrl.stages.values import CriticSettings
 from lightning_mmrl.tracking.lightning_logger import RunLogger
 from lightning_mmrl.training.callbacks.exact_state import ExactState, SavingSettings
@@ -75,7 +75,7 @@ class StageBuilder:
             recompute_activations(policy)
         datamodule = self._datamodule(spec, stage, encoder)
         resources = ExitStack()
-        module = self._module(spec, stage, policy, encoder, directory, resources)
+        module = self._module(spec, stage, policy, encoder, directory, resources, datamodule)
         title = f"stage {spec.index + 1} of {self._num_stages} {spec.name}"
         run.log_params(flattened(asdict(stage)))
         states, io = StateStore(directory / STATES, keep=config.state.keep), SnapshotIO()
@@ -132,7 +132,14 @@ class StageBuilder:
         )
 
     def _module(
-        self, spec: StageSpec, stage: StageConfig, policy: Policy, encoder: Any, directory: Path, resources: ExitStack
+        self,
+        spec: StageSpec,
+        stage: StageConfig,
+        policy: Policy,
+        encoder: Any,
+        directory: Path,
+        resources: ExitStack,
+        datamodule: OmniDataModule,
     ) -> Any:
         parts, settings = self._assembly, trainer_settings(stage.trainer)
         path = f"stages.{spec.name}"
@@ -151,6 +158,8 @@ class StageBuilder:
                 ranks=settings.ranks,
                 sharding=settings.sharding,
                 apart=parts.group.interruption.apart,
+                refill=datamodule.refill_batch,
+                pass_part=PASS_COMPONENT if stage.rewards is None else stage.rewards.pass_part,
             ),
             "examiner": parts.examiner(policy, encoder) if stage.validate_every else None,
             "policy": policy,
@@ -201,6 +210,10 @@ def build_algorithm(stage: StageConfig, make: Callable[..., Any], path: str) -> 
             )
             for phase in settings.phases.values()
         ],
+        select=targets.optional(settings.select, f"{path}.select", None),
+        max_samplings=settings.max_samplings,
+        select_after=settings.select_after,
+        distill=targets.optional(settings.distill, f"{path}.distill", None),
         kl=KLPenalty(**kl),
         entropy=EntropyBonus(**entropy),
         critic=preset.critic if settings.critic is None else CriticSettings(**asdict(settings.critic)),

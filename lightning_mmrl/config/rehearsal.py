@@ -22,6 +22,7 @@ RL_GIVES = (*SFT_GIVES, "engine", "rewards", "algorithm", "table")
 ENCODER_GIVES = ("checkpoint", "position_rule", "audio_in_video")
 DATA_GIVES = ("pipeline", "template", "kind", "feed", "validation", "monitor")
 """What stages give to their modules and DataModules, beside the keys of the node."""
+DISTILL_GIVES = ("advantages", "candidates", "step", "num_steps", "generator")
 
 
 def rehearse(config: RootConfig) -> None:
@@ -59,6 +60,10 @@ def _rehearse_stage(path: str, stage: StageConfig) -> None:
         if algorithm.advantage is not None:
             _check_call(f"{path}.algorithm.advantage", algorithm.advantage, "rewards", "valid")
         _check_call(f"{path}.algorithm.loss", algorithm.loss, "inputs")
+        if algorithm.select is not None:
+            _check_call(f"{path}.algorithm.select", algorithm.select, "rewards", "passed", "valid")
+        if algorithm.distill is not None:
+            _check_call(f"{path}.algorithm.distill", algorithm.distill, *DISTILL_GIVES)
         for part in ("kl", "entropy"):
             node = getattr(stage.algorithm, part).schedule
             if node is not None:

@@ -198,6 +198,14 @@ class AlgorithmConfig:
     mask_truncated: bool = False
     phases: dict[str, PhaseConfig] = field(default_factory=dict)
     """Name to phase, in the order of `after`: progressive lengths and group sizes; empty for none."""
+    select: Any = None
+    """Which groups are trained on, such as AccuracyBand; null: all."""
+    max_samplings: int = 1
+    """Batches of prompts an iteration may sample until enough groups pass; 1: what does not pass is left out."""
+    select_after: int = 0
+    """Iterations before the first that selects."""
+    distill: Any = None
+    """How often each completion is trained on, such as PaperPAD; null: once."""
     kl: KLConfig = field(default_factory=KLConfig)
     entropy: EntropyConfig = field(default_factory=EntropyConfig)
     critic: CriticConfig | None = None

@@ -13,6 +13,7 @@ from lightning_mmrl.config.estimators import check_estimators
 from lightning_mmrl.config.folders import groups
 from lightning_mmrl.config.label_file import with_labels
 from lightning_mmrl.config.schema import RootConfig
+from lightning_mmrl.config.selection_checks import check_selections
 from lightning_mmrl.config.specs import cap_steps
 from lightning_mmrl.config.suggestions import (
     annotation_of,
@@ -57,6 +58,7 @@ def validated(composed: DictConfig, say: Callable[[str], object] = lambda line: 
         config.run_name, config.trial = f"{config.trial}-{config.run_name}", None
     check_values(config)
     check_estimators(config)
+    check_selections(config)
     check_allowed(tree, "")
     for name, stage in config.stages.items():
         config.stages[name] = cap_steps(stage)

@@ -59,12 +59,12 @@ def _collate_media(items: Sequence[EncodedSample]) -> MediaInputs:
     tensors, counts = {}, {}
     for key in keys:
         present = [item.prompt[key] for item in items if key in item.prompt]
-        tensors[key] = torch.cat(_same_width(present))
+        tensors[key] = torch.cat(same_width(present))
         counts[key] = tuple(len(item.prompt[key]) if key in item.prompt else 0 for item in items)
     return MediaInputs(tensors=tensors, counts=counts, keys=tuple(item.media_key for item in items))
 
 
-def _same_width(tensors: list[Tensor]) -> list[Tensor]:
+def same_width(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Pads a ragged last axis (audio frames) on the right with zeros."""
     width = max(tensor.shape[-1] for tensor in tensors)
     return [tensor if tensor.shape[-1] == width else pad(tensor, (0, width - tensor.shape[-1])) for tensor in tensors]

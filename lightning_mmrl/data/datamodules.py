@@ -2,7 +2,8 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from lightning_mmrl.data.schema import read_manifest
 from lightning_mmrl.errors import ConfigError, DataError, StageError
 from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.prompts.template import PromptTemplate
+from lightning_mmrl.types.batches import PromptBatch
 from lightning_mmrl.types.records import MediaKind, Sample
 
 StageKind = Literal["sft", "rl"]
@@ -145,6 +147,8 @@ class OmniDataModule(lightning.LightningDataModule):
         self._pad = pipeline.encoder.pad_token_id
         self._monitor = monitor
         self._sampler: DrawSampler | None = None
+        self._further: Iterator[list[Draw]] | None = None
+        self._num_refills = 0
 
         def opened(root: Path, manifest: str, supervised: bool, limit: int | None) -> PreparedSet:
             samples = read_manifest(root / manifest, root)[:limit]
@@ -174,7 +178,7 @@ class OmniDataModule(lightning.LightningDataModule):
         """Makes sure that everything is prepared, in this process as well, and starts the walk through the data."""
         self.prepare_data()
         if self._sampler is None:
-            self._sampler = self._new_sampler()
+            self._sampler = self._new_sampler(self._feed.seed, self._feed.num_batches)
 
     @property
     def sampler(self) -> DrawSampler:
@@ -200,6 +204,21 @@ class OmniDataModule(lightning.LightningDataModule):
             self.validation_set, batch_size=self._validation.batch_size, pad_token_id=self._pad, share=self._share
         )
 
+    def refill_batch(self) -> PromptBatch:
+        """This rank's share of the next batch of further prompts, for an iteration that needs more than its own.
+
+        They come from the same sources by the same weights, in an order of their own: batch n of them depends on the
+        seed and n alone, and the loader's order does not depend on how many were taken.
+        """
+        if self._further is None:
+            digest = hashlib.blake2b(f"{self._feed.seed}/refill".encode(), digest_size=4).digest()
+            further = self._new_sampler(int.from_bytes(digest, "little"), sys.maxsize)
+            further.advance(self._num_refills)
+            self._further = iter(further)
+        self._num_refills += 1
+        rows = JoinedSets(self.train_sets)
+        return collate_prompts([rows[draw] for draw in next(self._further)], pad_token_id=self._pad)
+
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Counts a batch that is about to be trained on."""
         if self.trainer is not None and self.trainer.training:
@@ -208,7 +227,7 @@ class OmniDataModule(lightning.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """How far the stage is, and on which samples."""
-        return {"sampler": self.sampler.state_dict(), "samples": self._fingerprint}
+        return {"sampler": self.sampler.state_dict(), "samples": self._fingerprint, "refills": self._num_refills}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues behind the consumed batches.
@@ -222,6 +241,7 @@ class OmniDataModule(lightning.LightningDataModule):
                 f"cannot resume: the samples of {names} have changed; restore them or start the stage anew"
             )
         self.sampler.load_state_dict(state_dict["sampler"])
+        self._num_refills, self._further = state_dict["refills"], None
 
     @property
     def _share(self) -> Share:
@@ -230,7 +250,7 @@ class OmniDataModule(lightning.LightningDataModule):
             return Share()
         return Share(rank=self.trainer.global_rank, world_size=self.trainer.world_size)
 
-    def _new_sampler(self) -> DrawSampler:
+    def _new_sampler(self, seed: int, num_batches: int) -> DrawSampler:
         rows = [
             SourceRows(
                 num_samples=len(found),
@@ -244,8 +264,8 @@ class OmniDataModule(lightning.LightningDataModule):
         return DrawSampler(
             rows,
             batch_size=self._feed.batch_size,
-            num_batches=self._feed.num_batches,
-            seed=self._feed.seed,
+            num_batches=num_batches,
+            seed=seed,
             dropout=self._feed.dropout,
             share=self._share,
         )

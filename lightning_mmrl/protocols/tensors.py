@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -18,6 +19,35 @@ class AdvantageEstimator(Protocol):
     """
 
     def __call__(self, rewards: Float[Tensor, "B G"], valid: Bool[Tensor, "B G"]) -> Float[Tensor, "B G"]: ...
+
+
+class GroupSelector(Protocol):
+    """Says which of B groups are trained on; `passed` is True for completions whose answer is right.
+
+    Each group is judged by itself: it does not matter which other groups there are.
+    """
+
+    def __call__(
+        self, rewards: Float[Tensor, "B G"], passed: Bool[Tensor, "B G"], valid: Bool[Tensor, "B G"]
+    ) -> Bool[Tensor, " B"]: ...
+
+
+class CompletionSelector(Protocol):
+    """Says how often each completion is trained on, 0 for not at all; `candidates` are those that may be.
+
+    All are those of all ranks. `step` counts the iterations of the stage from 0; whatever is random comes from the
+    generator.
+    """
+
+    def __call__(
+        self,
+        advantages: Float[Tensor, "B G"],
+        candidates: Bool[Tensor, "B G"],
+        *,
+        step: int,
+        num_steps: int,
+        generator: torch.Generator,
+    ) -> Float[Tensor, "B G"]: ...
 
 
 class Ratio(Protocol):

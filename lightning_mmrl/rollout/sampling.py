@@ -9,21 +9,27 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-def row_seed(seed: int, iteration: int, prompt_id: str, sample: int) -> int:
-    """A 64-bit seed for one completion.
+def row_seed(seed: int, iteration: int, prompt_id: str, sample: int, sampling: int = 0) -> int:
+    """A 64-bit seed for one completion; `sampling` counts the batches of prompts within an iteration, from 0.
 
     >>> row_seed(0, 3, "clip-1", 0) == row_seed(0, 3, "clip-1", 0)
     True
-    >>> row_seed(0, 3, "clip-1", 0) == row_seed(0, 3, "clip-1", 1)
+    >>> row_seed(0, 3, "clip-1", 0) in (row_seed(0, 3, "clip-1", 1), row_seed(0, 3, "clip-1", 0, sampling=1))
     False
     """
-    key = f"{seed}/{iteration}/{sample}/{prompt_id}".encode()
+    moment = f"{iteration}.{sampling}" if sampling else f"{iteration}"
+    key = f"{seed}/{moment}/{sample}/{prompt_id}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
 
 
-def group_seeds(seed: int, iteration: int, prompt_ids: Sequence[str], group_size: int) -> list[list[int]]:
+def group_seeds(
+    seed: int, iteration: int, prompt_ids: Sequence[str], group_size: int, sampling: int = 0
+) -> list[list[int]]:
     """Seeds [B][G] of a rollout."""
-    return [[row_seed(seed, iteration, prompt_id, sample) for sample in range(group_size)] for prompt_id in prompt_ids]
+    return [
+        [row_seed(seed, iteration, prompt_id, sample, sampling) for sample in range(group_size)]
+        for prompt_id in prompt_ids
+    ]
 
 
 def uniform_noise(seeds: Sequence[int], num_tokens: int) -> Float[Tensor, "N C"]:

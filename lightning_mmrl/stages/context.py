@@ -16,6 +16,8 @@ from lightning_mmrl.errors import StageError
 from lightning_mmrl.models.parallelize import Sharding
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
+from lightning_mmrl.stages.rollout_table import PASS_COMPONENT
+from lightning_mmrl.types.batches import PromptBatch
 from lightning_mmrl.types.records import Bound
 
 
@@ -26,7 +28,9 @@ class StageContext:
     `num_steps` counts optimizer steps (SFT) or iterations (RL). The stage ends before them `cooldown_steps` after the
     first validation that meets `stop_when`. `ranks` are the processes that run the stage together, and `sharding` says
     how the weights are spread over them; without it each has them all. `apart` is entered around what each rank does at
-    its own pace: an interruption may cut it short there, and all ranks hear of it at its end.
+    its own pace: an interruption may cut it short there, and all ranks hear of it at its end. `refill` gives prompts
+    beside those of the loader, this rank's share of one more batch with each call. `pass_part` is the reward component
+    that says whether an answer is right.
     """
 
     name: str
@@ -38,6 +42,8 @@ class StageContext:
     ranks: Ranks = ALONE
     sharding: Sharding | None = None
     apart: Callable[[], AbstractContextManager[None]] = nullcontext
+    refill: Callable[[], PromptBatch] | None = None
+    pass_part: str = PASS_COMPONENT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

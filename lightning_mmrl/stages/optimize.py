@@ -161,7 +161,7 @@ def accumulate_loss(
     with their media, as `PromptBatch.select` does.
     """
     ranks = objective.ranks
-    denominator = ranks.sum(objective.aggregation.denominator(loss_mask(experience, minibatch.rows)))
+    denominator = ranks.sum(_denominator(objective.aggregation, experience, minibatch.rows))
     totals: dict[str, Tensor] = {}
     largest = torch.zeros((), device=denominator.device)
     microbatches = _microbatches(experience, minibatch.live, budget)
@@ -179,6 +179,8 @@ def accumulate_loss(
         losses = objective.loss(inputs)
         divergence = _divergence(objective, inputs, experience.reference_logprobs, rows)
         token_losses = _regularized(objective, losses.token_losses, divergence, output)
+        if experience.weights is not None:
+            token_losses = token_losses * experience.weights.flatten()[rows][:, None]
         value = objective.aggregation.reduce(token_losses, mask, denominator)
         backward(value)
         step = {"loss": value.detach()} | _token_sums(inputs, losses, output)
@@ -225,6 +227,18 @@ def loss_mask(experience: Experience, prompts: Sequence[int]) -> Bool[Tensor, "N
     size, chosen = experience.rollout.group_size, list(prompts)
     mask = experience.rollout.completion_mask.unflatten(0, (-1, size))[chosen]
     return (mask & experience.trainable[chosen][..., None]).flatten(0, 1)
+
+
+def _denominator(aggregation: Aggregation, experience: Experience, prompts: Sequence[int]) -> Float[Tensor, ""]:
+    """That of completions as often as they count: it is additive, so equal weights are counted together."""
+    mask = loss_mask(experience, prompts)
+    if experience.weights is None:
+        return aggregation.denominator(mask)
+    weights = experience.weights[list(prompts)].flatten()
+    total = aggregation.denominator(torch.zeros_like(mask))
+    for weight in weights.unique():
+        total = total + weight * aggregation.denominator(mask & (weights == weight)[:, None])
+    return total
 
 
 def scoring_batch(

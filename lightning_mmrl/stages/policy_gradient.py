@@ -19,10 +19,18 @@ from lightning_mmrl.algorithms.penalties.kl import KLPenalty
 from lightning_mmrl.algorithms.phases import Limits, Phase, Phases
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.models.reference import Reference
-from lightning_mmrl.protocols.tensors import AdvantageEstimator, Aggregation, PolicyLoss, RolloutEngine
+from lightning_mmrl.protocols.tensors import (
+    AdvantageEstimator,
+    Aggregation,
+    CompletionSelector,
+    GroupSelector,
+    PolicyLoss,
+    RolloutEngine,
+)
 from lightning_mmrl.rollout.sampling import group_seeds
 from lightning_mmrl.stages.advantages import penalized_rewards, shared_advantages
 from lightning_mmrl.stages.answers import Examiner
+from lightning_mmrl.stages.collect import Collected, Collector, Sampling
 from lightning_mmrl.stages.context import (
     OptimizerSettings,
     StageContext,
@@ -30,6 +38,7 @@ from lightning_mmrl.stages.context import (
     finished_steps,
     scalar_values,
 )
+from lightning_mmrl.stages.distill import distilled
 from lightning_mmrl.stages.failures import refuse_failures
 from lightning_mmrl.stages.media import IterationMedia
 from lightning_mmrl.stages.module import StageModule
@@ -42,7 +51,7 @@ from lightning_mmrl.stages.optimize import (
     score_old,
 )
 from lightning_mmrl.stages.rollout_table import RolloutTable
-from lightning_mmrl.stages.stats import Outcome, rollout_stats, update_stats
+from lightning_mmrl.stages.stats import Outcome, rollout_stats, selection_stats, update_stats
 from lightning_mmrl.stages.values import CriticSettings
 from lightning_mmrl.types.batches import Experience, PromptBatch, Rollout, Scores
 from lightning_mmrl.types.records import Completion, Sample, Score
@@ -68,6 +77,10 @@ class Algorithm:
         group_size: Completions per prompt, G.
         mask_truncated: Leave truncated completions out of the loss.
         phases: How rollouts change within the stage.
+        select: Which groups are trained on; None for all.
+        max_samplings: Batches of prompts that an iteration may sample until enough groups pass; 1 for no refill.
+        select_after: Iterations before the first that selects.
+        distill: How often each completion of these groups is trained on; None for once.
         kl: Penalty on leaving the policy that the stage starts from.
         entropy: Bonus on staying undecided.
         critic: How values are learnt, of which advantages are made; None without a critic.
@@ -80,6 +93,10 @@ class Algorithm:
     group_size: int = 8
     mask_truncated: bool = False
     phases: Sequence[Phase] = ()
+    select: GroupSelector | None = None
+    max_samplings: int = 1
+    select_after: int = 0
+    distill: CompletionSelector | None = None
     kl: KLPenalty = field(default_factory=lambda: KLPenalty(coefficient=0.0))
     entropy: EntropyBonus = field(default_factory=lambda: EntropyBonus(coefficient=0.0))
     critic: CriticSettings | None = None
@@ -94,6 +111,11 @@ class Algorithm:
                 raise ValueError(
                     f"group_size is {size}; it must be at least {least}, to compare completions or have any"
                 )
+        if self.max_samplings < 1 or (self.max_samplings > 1 and self.select is None):
+            rule = "it must be at least 1, and 1 without a selection, which is what calls for more"
+            raise ValueError(f"max_samplings is {self.max_samplings}; {rule}")
+        if self.distill is not None and self.critic is not None:
+            raise ValueError("distill draws completions by their advantages, and a critic's are of tokens; drop one")
 
 
 class PolicyGradientModule(StageModule):
@@ -133,6 +155,8 @@ class PolicyGradientModule(StageModule):
         self.algorithm = algorithm or self.default_algorithm
         if (self.algorithm.critic is None) != (self.default_algorithm.critic is None):
             raise ValueError(f"{type(self).__name__} and its algorithm disagree on whether there is a critic")
+        if self.algorithm.max_samplings > 1 and context.refill is None:
+            raise ValueError(f"max_samplings is {self.algorithm.max_samplings}; the context must have a refill for it")
         self._reference = Reference(policy, context.sharding) if self.algorithm.kl.coefficient else None
         self._table = table
         first = Limits(group_size=self.algorithm.group_size, temperature=policy.temperature)
@@ -144,43 +168,80 @@ class PolicyGradientModule(StageModule):
         self._seconds = {}
         self.policy.media.take_counters()  # a validation in between is not part of the iteration
         iteration = batch_idx + 1
-        with self._timed("encode"):
-            media = self.encode(batch)
-        prompts = media.prompts
-        with self._timed("generate"), self._context.apart():
-            rollout = self.sample(prompts, iteration)
-        with self._timed("score"), self._context.apart():
-            scores = self.score(prompts, rollout)
-        refuse_failures(scores, self.rewards.max_invalid_rate, self._ranks)
-        experience = self.build_experience(prompts, rollout, scores)
+        collected = self.collect(batch, iteration)
+        media, scores = collected.media, collected.scores
+        experience = self.build_experience(media.prompts, collected.rollout, scores)
         if self._reference is not None:
             with self._timed("reference"):
-                experience = self.compare(experience, batch, scores, self._reference)
-        experience = self.estimate(experience, batch, scores, iteration)
+                experience = self.compare(experience, collected.raw, scores, self._reference)
+        experience = self.estimate(experience, collected.raw, scores, iteration)
+        advantages = experience.advantages
+        drawn: dict[str, float] = {}
+        if self.algorithm.distill is not None:
+            experience, drawn = distilled(experience, self.algorithm.distill, self._context, iteration)
         with self._timed("optimize"):
             update = self.optimize(experience, media, iteration)
         with self._timed("push"):
             self.engine.load_weights(self.policy, iteration)
         if self._table is not None:
-            self._table.write(iteration, prompts.samples, rollout, scores, self._ranks)
+            self._table.write(iteration, collected.samples, collected.sampled, collected.earned, self._ranks)
         costs = {f"time/{phase}_s": value for phase, value in self._seconds.items()}
         counters = self.policy.media.take_counters()
         counts = self._ranks.sum(torch.tensor(list(counters.values()), dtype=torch.float64)).tolist()
         costs |= {f"media/{name}": count for name, count in zip(counters, counts, strict=True)}
-        outcome = Outcome.joined(self._ranks.gather(Outcome.of(scores, experience)))
-        self._report(rollout_stats(outcome) | update | costs, iteration)
+        sampled = Outcome.of(collected.earned, collected.sampled, collected.spread(advantages))
+        outcome = Outcome.joined(self._ranks.gather(sampled))
+        selection = selection_stats(collected, self._ranks) if self.algorithm.select is not None else {}
+        self._report(rollout_stats(outcome) | selection | drawn | update | costs, iteration)
 
-    def encode(self, prompts: PromptBatch) -> IterationMedia:
-        """Runs the towers once for sampling and scoring, or again in each microbatch of further updates."""
-        return IterationMedia.of(self.policy, prompts, one_update=self.algorithm.update.on_policy)
+    def collect(self, batch: PromptBatch, iteration: int) -> Collected:
+        """What the iteration is trained on: its prompts, or as many of those sampled as pass the selection."""
+        algorithm = self.algorithm
+        collector = Collector(
+            select=algorithm.select if iteration > algorithm.select_after else None,
+            max_samplings=algorithm.max_samplings,
+            pass_part=self._context.pass_part,
+            ranks=self._ranks,
+        )
+        collected = collector.collect(batch, partial(self._sampling, iteration), self._refill)
+        if not (collected.moved and self.policy.media.towers_train):
+            return collected
+        if not algorithm.update.on_policy:
+            return replace(collected, media=replace(collected.media, scored=collected.raw.select))
+        with self._timed("encode"):
+            return replace(collected, media=self.encode(collected.raw))
 
-    def sample(self, prompts: PromptBatch, iteration: int) -> Rollout:
-        """G completions for each prompt, with noise that depends on (seed, iteration, prompt, sample) alone."""
+    def _sampling(self, iteration: int, batch: PromptBatch, number: int) -> Sampling:
+        """Samples and scores a batch of prompts, of which `number` were before in this iteration."""
+        with self._timed("encode"):
+            media = self.encode(batch, gradient=number == 0)
+        with self._timed("generate"), self._context.apart():
+            rollout = self.sample(media.prompts, iteration, number)
+        with self._timed("score"), self._context.apart():
+            scores = self.score(media.prompts, rollout)
+        refuse_failures(scores, self.rewards.max_invalid_rate, self._ranks)
+        return Sampling(raw=batch, media=media, rollout=rollout, scores=scores)
+
+    def _refill(self) -> PromptBatch:
+        """Further prompts, where the policy is."""
+        assert self._context.refill is not None
+        return self._context.refill().to(self.device)
+
+    def encode(self, prompts: PromptBatch, *, gradient: bool = True) -> IterationMedia:
+        """Runs the towers once for sampling and scoring, or again in each microbatch of further updates.
+
+        Without `gradient` it is for sampling alone.
+        """
+        return IterationMedia.of(self.policy, prompts, one_update=gradient and self.algorithm.update.on_policy)
+
+    def sample(self, prompts: PromptBatch, iteration: int, sampling: int = 0) -> Rollout:
+        """G completions for each prompt; their noise depends on (seed, iteration, sampling, prompt, sample) alone."""
         limits = self._phases.at(iteration)
         assert limits.group_size is not None
         assert limits.temperature is not None
         self.policy.temperature = limits.temperature
-        seeds = group_seeds(self._context.seed, iteration, [each.id for each in prompts.samples], limits.group_size)
+        ids = [each.id for each in prompts.samples]
+        seeds = group_seeds(self._context.seed, iteration, ids, limits.group_size, sampling)
         return self.engine.generate(
             prompts, group_size=limits.group_size, seeds=seeds, max_new_tokens=limits.max_new_tokens
         )
@@ -339,4 +400,4 @@ class PolicyGradientModule(StageModule):
     def _timed(self, phase: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self._seconds[phase] = time.perf_counter() - start
+        self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - start

@@ -10,8 +10,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lightning_mmrl.ops.groups import group_signal_fraction
+from lightning_mmrl.protocols.ranks import Ranks
+from lightning_mmrl.stages.collect import Collected
 from lightning_mmrl.stages.failures import failed_parts
-from lightning_mmrl.types.batches import Experience, Scores
+from lightning_mmrl.types.batches import Rollout, Scores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,14 +29,13 @@ class Outcome:
     failed: Counter[str]
 
     @classmethod
-    def of(cls, scores: Scores, experience: Experience) -> Self:
+    def of(cls, scores: Scores, rollout: Rollout, advantages: Float[Tensor, "B G"]) -> Self:
         """Of this rank's rollout."""
-        rollout = experience.rollout
         return cls(
             rewards=scores.rewards.cpu(),
             valid=scores.valid.cpu(),
             components={name: values.cpu() for name, values in scores.components.items()},
-            advantages=experience.advantages.cpu(),
+            advantages=advantages.cpu(),
             lengths=rollout.completion_mask.sum(-1).float().cpu(),
             truncated=tuple(completion.truncated for completion in rollout.completions),
             failed=failed_parts(scores),
@@ -74,6 +75,18 @@ def rollout_stats(outcome: Outcome) -> dict[str, float]:
     for name, values in outcome.components.items():
         stats[f"rollout/{name}"] = float(values.where(valid, 0.0).sum()) / num_valid
     return stats
+
+
+def selection_stats(collected: Collected, ranks: Ranks) -> dict[str, float]:
+    """How many batches of prompts were sampled, the share of their groups that passed, and how full the batch is."""
+    filled = collected.kept[list(collected.rows)]
+    counts = torch.tensor([collected.kept.sum(), collected.kept.numel(), filled.sum(), filled.numel()])
+    num_kept, num_sampled, num_filled, num_wanted = ranks.sum(counts.double()).tolist()
+    return {
+        "rollout/samplings": float(collected.num_samplings),
+        "rollout/groups_kept": num_kept / num_sampled,
+        "rollout/batch_filled": num_filled / num_wanted,
+    }
 
 
 def update_stats(totals: dict[str, float]) -> dict[str, float]:

@@ -161,6 +161,7 @@ class Experience(_Movable):
     With a critic the tokens of a completion differ: `token_advantages` are theirs, and the completion's own in
     `advantages` is the largest of them by magnitude, zero only if all are. `old_values` are the critic's at the states
     that the tokens were sampled in, `returns` what it is to learn. All are zero where nothing counts.
+    `weights` are how often each completion counts, in the loss and in its denominator; None: each one once.
     """
 
     prompts: PromptBatch
@@ -172,6 +173,7 @@ class Experience(_Movable):
     token_advantages: Float[Tensor, "N C"] | None = None
     old_values: Float[Tensor, "N C"] | None = None
     returns: Float[Tensor, "N C"] | None = None
+    weights: Float[Tensor, "B G"] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

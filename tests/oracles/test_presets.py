@@ -4,10 +4,11 @@ A preset without a formula here fails: what is shipped under a paper's name is p
 """
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from step_cases import PRESETS, ROW_BY_ROW, drawn, experience_of, preset, taken
+from step_cases import PRESETS, ROW_BY_ROW, Table, drawn, experience_of, preset, taken
 
 from lightning_mmrl.protocols.ranks import ALONE
 from lightning_mmrl.stages.advantages import shared_advantages
@@ -55,11 +56,13 @@ def reinforce_baseline(group, everyone):
     return [(reward - mean(group) - mean(differences)) / (spread + 1e-4) for reward in group]
 
 
-def clipped(low, high, dual=math.inf):
+def clipped(low, high, most=math.inf):
+    """`most` bounds ratios where the advantage is negative: there a cap of the ratio and a dual clip are the same."""
+
     def loss(ratio, advantage, logprob):
         bounded = min(max(ratio.item(), 1 - low), 1 + high)
-        if advantage < 0 and ratio.item() > dual:
-            return -dual * advantage * torch.ones((), dtype=torch.float64)
+        if advantage < 0 and ratio.item() > most:
+            return -most * advantage + 0 * ratio
         # Within the bounds both terms are the ratio times the advantage, whose gradient counts once.
         return -bounded * advantage if bounded * advantage < ratio.item() * advantage else -ratio * advantage
 
@@ -93,10 +96,13 @@ PAPERS = {
     "rloo": (leave_one_out, token_ratios, clipped(0.2, 0.2), "completion", {}),
     "rloo_token_mean": (leave_one_out, token_ratios, clipped(0.2, 0.2), "token", {}),
     "rloo_sequence": (leave_one_out, product_ratios, clipped(0.2, 0.2), "completion", {"k1_in_reward": 0.05}),
+    "mm_eureka_v2": (z_score, token_ratios, clipped(0.2, 0.2, 3.0), "completion", {}),
+    "revisual_mm": (z_score, token_ratios, clipped(0.2, 0.25, 3.0), "token", {}),
+    "revisual_text": (z_score, token_ratios, clipped(0.2, 0.25, 3.0), "token", {"k3_in_loss": 1e-2}),
     "reinforce_pp": (reinforce_baseline, token_ratios, clipped(0.2, 0.2), "token", {"k2_in_loss": 1e-5}),
     "r1_omni": (z_score, token_ratios, clipped(0.2, 0.2), "completion", {"k3_in_loss": 0.04}),
     "visualthinker": (z_score, token_ratios, clipped(0.2, 0.2), "completion", {"k3_in_loss": 0.04}),
-    "rlcs": (sharper_z_score, token_ratios, clipped(0.2, 0.3, dual=3.0), "token", {"k3_in_loss": 0.01}),
+    "rlcs": (sharper_z_score, token_ratios, clipped(0.2, 0.3, most=3.0), "token", {"k3_in_loss": 0.01}),
     "metis_rise_rl": (z_score, token_ratios, clipped(0.2, 0.28), "completion", {}),
     "mm_eureka_v1": (normalized_leave_one_out, token_ratios, clipped(0.2, 0.2), "completion", {}),
     "vision_r1_ptst": (z_score, token_ratios, clipped(0.2, 0.2), "token", {"k3_in_loss": 0.01}),
@@ -132,8 +138,9 @@ def written_out(name, table, *, on_policy=False, entropy=0.0):
             losses = [loss_of(ratio, advantage, p) for ratio, p in zip(ratios_of(logprobs, old), logprobs, strict=True)]
             for c in range(lengths[row]):
                 distance = logprobs[c] - table.reference[row, c]
+                excess = (-distance).exp() - 1 + distance
                 losses[c] = losses[c] + terms.get("k2_in_loss", 0.0) * distance**2 / 2 - entropy * entropies[row][c]
-                losses[c] = losses[c] + terms.get("k3_in_loss", 0.0) * ((-distance).exp() + distance - 1)
+                losses[c] = losses[c] + terms.get("k3_in_loss", 0.0) * excess
             completions.append(losses)
     if divided_by == "completion":
         loss = sum(sum(losses) / len(losses) for losses in completions) / len(completions)
@@ -155,7 +162,7 @@ def gradient(rows):
 def test_a_preset_is_its_paper(name, size):
     """Also in microbatches of single completions; negative control: no other paper's formula fits."""
     for seed in SEEDS:
-        table = drawn(seed, size)
+        table = drawn(seed, size, moved=0.4 if seed else 1.5)
         loss, by_logprobs, _ = written_out(name, table)
         totals, found, _ = taken(preset(name), table)
         assert totals["loss"].item() == pytest.approx(loss, rel=1e-9, abs=1e-12)
@@ -167,7 +174,7 @@ def test_a_preset_is_its_paper(name, size):
 
 
 def test_no_preset_fits_the_formula_of_another():
-    table = drawn(0, 4)
+    table = drawn(0, 4, moved=1.5)
     gradients = {name: written_out(name, table)[1] for name in PAPERS}
     for name in PRESETS:
         found = taken(preset(name), table)[1]
@@ -177,7 +184,7 @@ def test_no_preset_fits_the_formula_of_another():
 
 
 def test_the_dual_clip_of_a_preset_decides_gradients(monkeypatch):
-    tables = [drawn(seed, 8) for seed in SEEDS]
+    tables = [drawn(seed, 8, moved=1.5) for seed in SEEDS]
     found = [taken(preset("rlcs"), table)[1] for table in tables]
     estimate, ratios_of, _, divided_by, terms = PAPERS["rlcs"]
     monkeypatch.setitem(PAPERS, "rlcs", (estimate, ratios_of, clipped(0.2, 0.3), divided_by, terms))
@@ -255,3 +262,42 @@ def test_two_ranks_have_the_advantages_of_one_process(name):
     assert torch.equal(torch.cat(found), whole)
     alone = torch.cat([shared_advantages(estimator, share.rewards, share, ALONE) for share in shares])
     assert torch.equal(alone, whole) == (PAPERS[name][0] not in STATISTICS_OF_THE_BATCH)
+
+
+TIMES = torch.tensor(
+    [[1.0, 2.0, 0.0, 1.0], [3.0, 0.0, 1.0, 1.0], [0.0, 2.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 2.0, 4.0]]
+)
+
+
+@pytest.mark.parametrize("name", ["revisual_mm", "mm_eureka_v2", "dr_grpo", "reinforce_pp"])
+def test_a_completion_that_counts_twice_is_one_that_is_there_twice(name):
+    """By tokens, completions and constant; with a divergence; control: weights that are not in the denominator."""
+    table, algorithm = drawn(5, 4), preset(name)
+    scores = experience_of(table)[1]
+    advantages = shared_advantages(algorithm.advantage, scores.rewards, scores, ALONE)
+    weights = TIMES.double()
+    fixed = replace(algorithm, advantage=lambda rewards, valid: advantages)
+    kept = replace(table, valid=table.valid & (weights > 0))
+    totals, found, _ = taken(fixed, kept, weights=weights, budget=ROW_BY_ROW)
+    slots = [(prompt, place) for prompt in range(5) for place in range(4) for _ in range(int(TIMES[prompt, place]))]
+    rows = [prompt * 4 + place for prompt, place in slots]
+    copies = Table(
+        **{part: getattr(table, part)[rows] for part in ("logprobs", "old", "reference", "entropy", "mask")},
+        **{part: getattr(table, part).flatten()[rows][:, None] for part in ("rewards", "valid", "truncated")},
+    )
+    doubled = replace(algorithm, advantage=lambda rewards, valid: advantages.flatten()[rows][:, None])
+    expected, by_copies, _ = taken(doubled, copies)
+    assert totals["loss"].item() == pytest.approx(expected["loss"].item(), rel=1e-12)
+    together = torch.zeros_like(found).index_add(0, torch.tensor(rows), by_copies)
+    torch.testing.assert_close(found, together, rtol=1e-12, atol=1e-14)
+    assert (taken(fixed, kept)[1] - together).abs().max() > 1e-3
+    unbalanced = taken(fixed, kept, weights=2 * weights)[1]
+    torch.testing.assert_close(unbalanced, found, rtol=1e-12, atol=1e-14)
+
+
+def test_the_bonus_of_the_text_stage_waits_and_then_fades():
+    entropy = preset("revisual_text").entropy
+    assert [entropy.coefficient_at(step, 200) for step in (0, 19)] == [0.0, 0.0]
+    assert [entropy.coefficient_at(step, 200) for step in (20, 21, 120)] == pytest.approx(
+        [0.02, 0.02 * 0.985, 0.02 * 0.985**100]
+    )

@@ -378,3 +378,40 @@ def test_ranks_validate_in_step_and_together_on_every_sample(root, pipeline, bat
     found = [[[sample.id for sample in batch.samples] for batch in loader] for loader in loaders]
     assert [[len(batch) for batch in each] for each in found] == sizes
     assert {name for each in found for batch in each for name in batch} == {f"v{number}" for number in range(4)}
+
+
+def refills(data, count):
+    return [[sample.id for sample in data.refill_batch().samples] for _ in range(count)]
+
+
+def test_further_prompts_have_an_order_of_their_own_which_the_loader_does_not_notice(root, pipeline):
+    texts(*"abcdefgh", root=root)
+    data, other = module(pipeline, source(root), num_batches=8), module(pipeline, source(root), num_batches=8)
+    data.setup("fit")
+    found = refills(data, 8)
+    names = [name for batch in found for name in batch]
+    assert sorted(names[:8]) == sorted(names[8:]) == list("abcdefgh")
+    assert names != ids_of(other)
+    assert ids_of(data) == ids_of(other)
+    again = module(pipeline, source(root, weight=3.0), num_batches=2)
+    again.setup("fit")
+    assert refills(again, 8) == found
+    reseeded = module(pipeline, source(root), num_batches=8, seed=1)
+    reseeded.setup("fit")
+    assert refills(reseeded, 8) != found
+
+
+def test_further_prompts_go_on_where_a_state_left_them_and_keep_the_mixture(root, pipeline):
+    texts(*"abcdefgh", root=root)
+    texts(*"xyz", root=root, manifest="other.jsonl")
+    sources = source(root, weight=3.0), source(root, "other.jsonl", weight=1.0)
+    data, later = module(pipeline, *sources), module(pipeline, *sources)
+    data.setup("fit")
+    found = refills(data, 3)
+    state = data.state_dict()
+    found += refills(data, 5)
+    assert sum(name in "xyz" for batch in found for name in batch) == 4
+    later.setup("fit")
+    assert refills(later, 1) == found[:1]
+    later.load_state_dict(state)
+    assert refills(later, 5) == found[3:]

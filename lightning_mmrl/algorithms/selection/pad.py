@@ -1,0 +1,165 @@
+"""Prioritized Advantage Distillation of ReVisual-R1: completions are drawn by how much they say, in two forms.
+
+Both take the magnitudes a_i = |A_i| of the completions that may be trained on and answer how often each of them is: 0
+leaves a completion out, 2 counts it twice in the loss and in its denominator.
+
+The upper threshold is infinite by default. The released one, 0.97, drops what is rarest: with 0/1 rewards, G = 8 and
+the unbiased standard deviation, a right answer of a prompt that is solved by 1, 2 or 3 of 8 has |A| = 2.47, 1.62 or
+1.21. No right answer of a prompt with a pass rate below one half would be trained on, and no wrong one of a prompt
+above it.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaperPAD:
+    """PAD as the paper has it: draws without replacement by a softmax whose temperature falls over the stage.
+
+    Of N completions, E = {i: low <= a_i <= high}; k = min(ceil(rho * N), |E|) are drawn from E with probability
+    exp(a_i / tau) / sum_E exp(a_j / tau), or with equal ones if that is no number; an empty E gives an empty batch
+    (arXiv:2506.04207, section 4.1.1; algorithm 1 of v2). tau falls linearly from `tau_first` to `tau_last`.
+
+    **Deviations**: `high` is infinite, see the module. Whether draws are replaced is not said; bounding k by |E| makes
+    sense only where they are not. N counts valid completions that are not masked as truncated. `low` is that of the
+    released code, and `rho` is ours.
+
+    Raises:
+        ValueError: For thresholds, a share or a temperature that cannot be.
+
+    >>> advantages, candidates = torch.tensor([[2.5, -0.35, 0.0, -0.5]]), torch.ones(1, 4, dtype=torch.bool)
+    >>> PaperPAD(rho=0.75)(advantages, candidates, step=0, num_steps=10, generator=torch.Generator())
+    tensor([[1., 1., 0., 1.]])
+    """
+
+    low: float = 0.03
+    high: float = math.inf
+    rho: float = 0.5
+    tau_first: float = 1.0
+    tau_last: float = 0.3
+
+    def __post_init__(self) -> None:
+        _check_thresholds(self.low, self.high)
+        if not 0 < self.rho <= 1:
+            raise ValueError(f"rho is {self.rho}; it is a share of the completions, above 0 and at most 1")
+        for name, tau in (("tau_first", self.tau_first), ("tau_last", self.tau_last)):
+            if not 0 < tau < math.inf:
+                raise ValueError(f"{name} is {tau}; a temperature must be above 0 and finite")
+
+    def __call__(
+        self,
+        advantages: Float[Tensor, "B G"],
+        candidates: Bool[Tensor, "B G"],
+        *,
+        step: int,
+        num_steps: int,
+        generator: torch.Generator,
+    ) -> Float[Tensor, "B G"]:
+        magnitudes = _magnitudes(advantages)
+        eligible = candidates.flatten() & (self.low <= magnitudes) & (magnitudes <= self.high)
+        rows = eligible.nonzero().flatten()
+        count = min(math.ceil(self.rho * int(candidates.sum())), len(rows))
+        logits = self.probabilities(magnitudes[rows], step, num_steps).log()
+        # The largest of logits with Gumbel noise are draws without replacement (arXiv:1903.06059, section 2).
+        uniform = torch.rand(len(rows), dtype=torch.float64, generator=generator)
+        drawn = rows[(logits - (-uniform.log()).log()).topk(count).indices]
+        return _multiplicities(drawn, advantages)
+
+    def probabilities(self, magnitudes: Float[Tensor, " E"], step: int, num_steps: int) -> Float[Tensor, " E"]:
+        """The probability of each eligible completion to be drawn first.
+
+        >>> PaperPAD().probabilities(torch.tensor([1.0, 2.0]), 0, 10)
+        tensor([0.2689, 0.7311])
+        """
+        return _normalized(torch.softmax(magnitudes / self.tau(step, num_steps), dim=-1))
+
+    def tau(self, step: int, num_steps: int) -> float:
+        """The temperature of an iteration of a stage, counted from 0.
+
+        >>> [round(PaperPAD().tau(step, 8), 3) for step in (0, 1, 7)]
+        [1.0, 0.9, 0.3]
+        """
+        progress = min(1.0, step / max(1, num_steps - 1))
+        return self.tau_first + (self.tau_last - self.tau_first) * progress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleasedPAD:
+    """PAD as the released code has it: more draws than completions, with replacement, by a power law.
+
+    E = {i: low < a_i < high}; floor(share * N) draws from E with replacement and probability
+    a_i^power / sum_E a_j^power, or with equal ones if that is no number; an empty E keeps all completions
+    (CSfufu/Revisual-R1, verl/trainer/ray_trainer.py). There is no temperature.
+
+    **Deviations**: `high` is infinite in place of 0.97, see the module. A completion that is drawn k times is computed
+    once and counts k times; the code computes it k times. N counts valid completions that are not masked as truncated.
+
+    Raises:
+        ValueError: For thresholds, a share or a power that cannot be.
+
+    >>> advantages, candidates = torch.tensor([[2.5, -0.35, 0.0, -0.5]]), torch.ones(1, 4, dtype=torch.bool)
+    >>> ReleasedPAD()(advantages, candidates, step=0, num_steps=10, generator=torch.Generator()).sum()
+    tensor(6.)
+    """
+
+    low: float = 0.03
+    high: float = math.inf
+    share: float = 1.5
+    power: float = 1.5
+
+    def __post_init__(self) -> None:
+        _check_thresholds(self.low, self.high)
+        for name, value in (("share", self.share), ("power", self.power)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value}; it must be above 0 and finite")
+
+    def __call__(
+        self,
+        advantages: Float[Tensor, "B G"],
+        candidates: Bool[Tensor, "B G"],
+        *,
+        step: int,
+        num_steps: int,
+        generator: torch.Generator,
+    ) -> Float[Tensor, "B G"]:
+        magnitudes = _magnitudes(advantages)
+        rows = (candidates.flatten() & (self.low < magnitudes) & (magnitudes < self.high)).nonzero().flatten()
+        count = int(self.share * int(candidates.sum()))
+        if not len(rows) or not count:
+            return candidates.to(advantages.dtype)
+        drawn = self.probabilities(magnitudes[rows]).multinomial(count, replacement=True, generator=generator)
+        return _multiplicities(rows[drawn], advantages)
+
+    def probabilities(self, magnitudes: Float[Tensor, " E"]) -> Float[Tensor, " E"]:
+        """The probability of each eligible completion in every draw.
+
+        >>> ReleasedPAD().probabilities(torch.tensor([1.0, 4.0]))
+        tensor([0.1111, 0.8889])
+        """
+        return _normalized(magnitudes**self.power)
+
+
+def _check_thresholds(low: float, high: float) -> None:
+    if not 0 <= low < high:
+        raise ValueError(f"low is {low} and high is {high}; they bound magnitudes, so 0 <= low < high")
+
+
+def _magnitudes(advantages: Float[Tensor, "B G"]) -> Float[Tensor, " N"]:
+    """In float64 on the host, where the generator draws: the same completions then come out on every machine."""
+    return advantages.detach().double().cpu().abs().flatten()
+
+
+def _normalized(shares: Float[Tensor, " E"]) -> Float[Tensor, " E"]:
+    total = shares.sum()
+    fits = bool(total > 0) and bool(total.isfinite())
+    return shares / total if fits else torch.full_like(shares, 1 / max(1, len(shares)))
+
+
+def _multiplicities(drawn: Int[Tensor, " k"], advantages: Float[Tensor, "B G"]) -> Float[Tensor, "B G"]:
+    counts = torch.bincount(drawn, minlength=advantages.numel())
+    return counts.reshape(advantages.shape).to(advantages)

@@ -1,0 +1,111 @@
+"""Batches of prompts and their rollouts as one, and some of their groups: nothing is computed, padding grows."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from lightning_mmrl.data.collate import same_width
+from lightning_mmrl.types.batches import MediaInputs, PromptBatch, Rollout, Scores
+
+
+def join_prompts(parts: Sequence[PromptBatch]) -> PromptBatch:
+    """All prompts in order, padded on the left to the widest; what a padded position holds is masked."""
+    if len(parts) == 1:
+        return parts[0]
+    gaps = _gaps([part.input_ids for part in parts])
+    return PromptBatch(
+        samples=tuple(sample for part in parts for sample in part.samples),
+        input_ids=torch.cat([pad(part.input_ids, (gap, 0)) for part, gap in zip(parts, gaps, strict=True)]),
+        prompt_mask=torch.cat([pad(part.prompt_mask, (gap, 0)) for part, gap in zip(parts, gaps, strict=True)]),
+        position_ids=torch.cat(
+            [pad(part.position_ids, (gap, 0)) for part, gap in zip(parts, gaps, strict=True)], dim=1
+        ),
+        next_position=torch.cat([part.next_position for part in parts]),
+        media=_join_media([part.media for part in parts], [len(part.samples) for part in parts]),
+    )
+
+
+def join_rollouts(parts: Sequence[Rollout]) -> Rollout:
+    """All completions in order, padded on the right to the longest."""
+    if len(parts) == 1:
+        return parts[0]
+    gaps = _gaps([part.completion_ids for part in parts])
+
+    def joined(tensors: Sequence[Tensor]) -> Tensor:
+        return torch.cat([pad(tensor, (0, gap)) for tensor, gap in zip(tensors, gaps, strict=True)])
+
+    return Rollout(
+        completion_ids=joined([part.completion_ids for part in parts]),
+        completion_mask=joined([part.completion_mask for part in parts]),
+        sampler_logprobs=joined([part.sampler_logprobs for part in parts]),
+        completions=tuple(completion for part in parts for completion in part.completions),
+        group_size=parts[0].group_size,
+        policy_version=parts[0].policy_version,
+    )
+
+
+def join_scores(parts: Sequence[Scores]) -> Scores:
+    """All scores in order; a component that a part has no score of is zero there."""
+    if len(parts) == 1:
+        return parts[0]
+    names = dict.fromkeys(name for part in parts for name in part.components)
+    return Scores(
+        rewards=torch.cat([part.rewards for part in parts]),
+        valid=torch.cat([part.valid for part in parts]),
+        components={
+            name: torch.cat([part.components.get(name, torch.zeros_like(part.rewards)) for part in parts])
+            for name in names
+        },
+        details=tuple(row for part in parts for row in part.details),
+    )
+
+
+def select_rollout(rollout: Rollout, groups: Sequence[int]) -> Rollout:
+    """The completions of the given prompts, in that order; padding is kept."""
+    size = rollout.group_size
+    rows = [group * size + place for group in groups for place in range(size)]
+    return replace(
+        rollout,
+        completion_ids=rollout.completion_ids[rows],
+        completion_mask=rollout.completion_mask[rows],
+        sampler_logprobs=rollout.sampler_logprobs[rows],
+        completions=tuple(rollout.completions[row] for row in rows),
+    )
+
+
+def select_scores(scores: Scores, groups: Sequence[int]) -> Scores:
+    """The scores of the given prompts, in that order."""
+    rows = list(groups)
+    return Scores(
+        rewards=scores.rewards[rows],
+        valid=scores.valid[rows],
+        components={name: values[rows] for name, values in scores.components.items()},
+        details=tuple(scores.details[row] for row in rows),
+    )
+
+
+def _join_media(parts: Sequence[MediaInputs], num_prompts: Sequence[int]) -> MediaInputs:
+    names = dict.fromkeys(name for part in parts for name in part.tensors)
+    counts = {
+        name: tuple(
+            count
+            for part, number in zip(parts, num_prompts, strict=True)
+            for count in part.counts.get(name, (0,) * number)
+        )
+        for name in names
+    }
+    keys = tuple(key for part, number in zip(parts, num_prompts, strict=True) for key in (part.keys or ("",) * number))
+    return MediaInputs(
+        tensors={name: torch.cat(same_width([p.tensors[name] for p in parts if name in p.tensors])) for name in names},
+        counts=counts,
+        keys=keys if any(part.keys for part in parts) else (),
+        encoded=parts[0].encoded,
+    )
+
+
+def _gaps(tensors: Sequence[Tensor]) -> list[int]:
+    width = max(tensor.shape[1] for tensor in tensors)
+    return [width - tensor.shape[1] for tensor in tensors]

@@ -1,0 +1,48 @@
+"""Selections that cannot work are refused by key, value and rule, before anything is loaded."""
+
+import pytest
+
+from lightning_mmrl.config.compose import compose
+from lightning_mmrl.config.rehearsal import rehearse
+from lightning_mmrl.errors import ConfigError
+
+STAGE = "stages.reason.algorithm"
+BAND = "{_target_: lightning_mmrl.algorithms.selection.accuracy_band.AccuracyBand, low: 0.9, high: 0.1}"
+LOSS = "{_target_: lightning_mmrl.algorithms.losses.ppo_clip.PPOClip}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["max_samplings=0"], "max_samplings is 0; it must be at least 1"),
+        (["max_samplings=3"], "max_samplings is 3, and nothing is selected; set .*select, or .*max_samplings=1"),
+        (["select_after=2"], "select_after is 2, and nothing is selected"),
+        (["select_after=-1"], "select_after is -1; it must be at least 0 and less than num_steps"),
+        (["select=band"], "select is band; it must be null or a node with a _target_"),
+        (["distill=0.5"], "distill is 0.5; it must be null or a node with a _target_"),
+        (["max_samplings=many"], "max_samplings is many; it must be a whole number"),
+        (["max_sampling=3"], "max_sampling: unknown key.*did you mean .*max_samplings"),
+    ],
+)
+def test_a_selection_that_cannot_work_is_refused(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        compose(["experiment=quickstart", *(f"++{STAGE}.{each}" for each in overrides)])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (f"{STAGE}.select={BAND}", "algorithm.select: low is 0.9 and high is 0.1"),
+        (f"{STAGE}.select={LOSS}", "algorithm.select is PPOClip, which does not take rewards and passed and valid"),
+        (f"{STAGE}.distill={LOSS}", "algorithm.distill is PPOClip, which does not take advantages and candidates"),
+    ],
+)
+def test_a_part_that_does_not_fit_is_refused_before_anything_is_loaded(override, message):
+    config = compose(["experiment=quickstart", override])
+    with pytest.raises(ConfigError, match=message):
+        rehearse(config)
+
+
+def test_a_refill_belongs_to_rl_stages():
+    with pytest.raises(ConfigError, match=r"stages\.cold_start\.algorithm: belongs to rl stages"):
+        compose(["experiment=quickstart", "++stages.cold_start.algorithm.max_samplings=3"])
