@@ -27,11 +27,11 @@ from lightning_mmrl.models.parallelize import whole_weights
 from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.pool import InlineRewards
+from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.answers import Examiner
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.stages.grpo import GRPOModule
 from lightning_mmrl.stages.optimize import UpdateSettings
-from lightning_mmrl.stages.policy_gradient import Algorithm
 from lightning_mmrl.stages.ppo import PPOModule
 from lightning_mmrl.stages.rloo import RLOOModule
 from lightning_mmrl.stages.sft import SFTModule

@@ -16,7 +16,7 @@ from lightning_mmrl.stages.optimize import Minibatch, Objective, accumulate_loss
 from lightning_mmrl.types.batches import Experience, MediaInputs, PolicyOutput, PromptBatch, Rollout, Scores
 from lightning_mmrl.types.records import Completion, Message, Sample
 
-WITH_CRITIC = ("ppo",)
+WITH_CRITIC = ("lmm_r1", "ppo")
 """Presets whose advantages are of tokens; `test_ppo.py` has them, and `test_presets.py` all others."""
 PRESETS = sorted({path.stem for path in configs_dir().glob("algorithm/*.yaml")} - set(WITH_CRITIC))
 WHOLE, ROW_BY_ROW = Budget(tokens=10**6), Budget(tokens=1)

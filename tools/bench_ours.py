@@ -21,9 +21,9 @@ from lightning_mmrl.data.collate import EncodedSample, collate_prompts
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.rewards.pool import InlineRewards
 from lightning_mmrl.rollout.hf import HFEngine
+from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.stages.grpo import GRPOModule
-from lightning_mmrl.stages.policy_gradient import Algorithm
 from lightning_mmrl.tracking.lightning_logger import RunLogger
 from lightning_mmrl.tracking.null import NullRun
 from lightning_mmrl.training.callbacks.progress import StageProgress

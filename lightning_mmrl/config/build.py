@@ -28,10 +28,10 @@ from lightning_mmrl.models.export import export_policy
 from lightning_mmrl.models.parallelize import recompute_activations
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.plain import TrackedRun
+from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.stages.evaluate import EvaluationModule
 from lightning_mmrl.stages.optimize import UpdateSettings
-from lightning_mmrl.stages.policy_gradient import Algorithm
 from lightning_mmrl.stages.rollout_table import PASS_COMPONENT, RolloutTable
 from lightning_mmrl.stages.values import CriticSettings
 from lightning_mmrl.tracking.lightning_logger import RunLogger

@@ -24,6 +24,11 @@ def _check_selection(path: str, algorithm: AlgorithmConfig, num_steps: int) -> N
         node = getattr(algorithm, part)
         valid = node is None or (isinstance(node, Mapping) and "_target_" in node)
         require(valid, f"{path}.{part}", node, "null or a node with a _target_")
+    if algorithm.distill is not None and algorithm.critic is not None:
+        raise ConfigError(
+            f"{path} has both distill and a critic; completions are drawn by advantages of their own, and a critic's "
+            "are of tokens, so set one of them to null"
+        )
     most, after = algorithm.max_samplings, algorithm.select_after
     require(most >= 1, f"{path}.max_samplings", most, "at least 1")
     require(0 <= after < num_steps, f"{path}.select_after", after, f"at least 0 and less than num_steps {num_steps}")

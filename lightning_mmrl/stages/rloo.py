@@ -5,7 +5,8 @@ from typing import ClassVar
 from lightning_mmrl.algorithms.advantages.leave_one_out import LeaveOneOut
 from lightning_mmrl.algorithms.losses.aggregation import SequenceMean
 from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
-from lightning_mmrl.stages.policy_gradient import Algorithm, PolicyGradientModule
+from lightning_mmrl.stages.algorithm import Algorithm
+from lightning_mmrl.stages.policy_gradient import PolicyGradientModule
 
 
 class RLOOModule(PolicyGradientModule):

@@ -13,8 +13,8 @@ from lightning_mmrl.algorithms.advantages.group_normalized import GroupNormalize
 from lightning_mmrl.algorithms.losses.aggregation import TokenMean
 from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
 from lightning_mmrl.models.export import export_checkpoint
+from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.grpo import GRPOModule
-from lightning_mmrl.stages.policy_gradient import Algorithm
 from lightning_mmrl.stages.sft import SFTModule
 from lightning_mmrl.types.batches import ScoringBatch
 

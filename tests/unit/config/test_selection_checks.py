@@ -43,6 +43,12 @@ def test_a_part_that_does_not_fit_is_refused_before_anything_is_loaded(override,
         rehearse(config)
 
 
+def test_a_critic_gives_no_advantages_to_draw_completions_by():
+    pad = "{_target_: lightning_mmrl.algorithms.selection.pad.PaperPAD}"
+    with pytest.raises(ConfigError, match="has both distill and a critic"):
+        compose(["experiment=quickstart", "algorithm@stages.reason=ppo", f"{STAGE}.distill={pad}"])
+
+
 def test_a_refill_belongs_to_rl_stages():
     with pytest.raises(ConfigError, match=r"stages\.cold_start\.algorithm: belongs to rl stages"):
         compose(["experiment=quickstart", "++stages.cold_start.algorithm.max_samplings=3"])

@@ -18,13 +18,13 @@ from lightning_mmrl.data.collate import collate_prompts
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.pool import InlineRewards
 from lightning_mmrl.rollout.scripted import ScriptedEngine
+from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.collect import Collector, Sampling
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.stages.grpo import GRPOModule
 from lightning_mmrl.stages.join import join_prompts, join_rollouts, select_rollout
 from lightning_mmrl.stages.media import IterationMedia
 from lightning_mmrl.stages.optimize import UpdateSettings
-from lightning_mmrl.stages.policy_gradient import Algorithm
 from lightning_mmrl.stages.rollout_table import RolloutTable, read_table
 from lightning_mmrl.tracking.lightning_logger import RunLogger
 from lightning_mmrl.tracking.null import NullRun

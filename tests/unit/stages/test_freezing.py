@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lightning_mmrl.algorithms.losses.aggregation import TokenMean
+from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.grpo import GRPOModule
-from lightning_mmrl.stages.policy_gradient import Algorithm
 from lightning_mmrl.stages.sft import SFTModule
 
 GROUPS = ("vision", "audio", "text")

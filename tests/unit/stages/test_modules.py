@@ -20,11 +20,12 @@ from lightning_mmrl.errors import MediaError, StageError
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.pool import InlineRewards
 from lightning_mmrl.rollout.scripted import ScriptedEngine
+from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.stages.ending import Ending
 from lightning_mmrl.stages.grpo import GRPOModule
 from lightning_mmrl.stages.optimize import UpdateSettings
-from lightning_mmrl.stages.policy_gradient import Algorithm, PolicyGradientModule
+from lightning_mmrl.stages.policy_gradient import PolicyGradientModule
 from lightning_mmrl.stages.rloo import RLOOModule
 from lightning_mmrl.stages.rollout_table import RolloutTable
 from lightning_mmrl.stages.sft import SFTModule

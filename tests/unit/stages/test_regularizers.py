@@ -17,9 +17,10 @@ from lightning_mmrl.algorithms.schedules import WarmupConstant
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.pool import InlineRewards
 from lightning_mmrl.rollout.scripted import ScriptedEngine
+from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.stages.optimize import UpdateSettings
-from lightning_mmrl.stages.policy_gradient import Algorithm, PolicyGradientModule
+from lightning_mmrl.stages.policy_gradient import PolicyGradientModule
 from lightning_mmrl.tracking.lightning_logger import RunLogger
 from lightning_mmrl.tracking.null import NullRun
 from lightning_mmrl.training.trainer import TrainerSettings, training_trainer

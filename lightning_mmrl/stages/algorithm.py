@@ -1,0 +1,69 @@
+"""A point in the space of policy-gradient algorithms: what the modules of RL stages differ in."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from lightning_mmrl.algorithms.penalties.entropy import EntropyBonus
+from lightning_mmrl.algorithms.penalties.kl import KLPenalty
+from lightning_mmrl.algorithms.phases import Phase
+from lightning_mmrl.protocols.tensors import (
+    AdvantageEstimator,
+    Aggregation,
+    CompletionSelector,
+    GroupSelector,
+    PolicyLoss,
+)
+from lightning_mmrl.stages.optimize import UpdateSettings
+from lightning_mmrl.stages.values import CriticSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Algorithm:
+    """A point in the space of policy-gradient algorithms.
+
+    Attributes:
+        advantage: Rewards of a group to advantages; None if they are made of a critic's values.
+        loss: The unreduced loss.
+        aggregation: What the loss is divided by.
+        group_size: Completions per prompt, G.
+        mask_truncated: Leave truncated completions out of the loss.
+        phases: How rollouts change within the stage.
+        select: Which groups are trained on; None for all.
+        max_samplings: Batches of prompts that an iteration may sample until enough groups pass; 1 for no refill.
+        select_after: Iterations before the first that selects.
+        distill: How often each completion of these groups is trained on; None for once.
+        kl: Penalty on leaving the policy that the stage starts from.
+        entropy: Bonus on staying undecided.
+        critic: How values are learnt, of which advantages are made; None without a critic.
+        update: Epochs, minibatches, microbatches, clipping.
+    """
+
+    advantage: AdvantageEstimator | None
+    loss: PolicyLoss
+    aggregation: Aggregation
+    group_size: int = 8
+    mask_truncated: bool = False
+    phases: Sequence[Phase] = ()
+    select: GroupSelector | None = None
+    max_samplings: int = 1
+    select_after: int = 0
+    distill: CompletionSelector | None = None
+    kl: KLPenalty = field(default_factory=lambda: KLPenalty(coefficient=0.0))
+    entropy: EntropyBonus = field(default_factory=lambda: EntropyBonus(coefficient=0.0))
+    critic: CriticSettings | None = None
+    update: UpdateSettings = field(default_factory=UpdateSettings)
+
+    def __post_init__(self) -> None:
+        if (self.advantage is None) == (self.critic is None):
+            raise ValueError("advantages come from an estimator or from a critic; give one of the two")
+        least = 2 if self.critic is None else 1
+        for size in (self.group_size, *(phase.limits.group_size for phase in self.phases)):
+            if size is not None and size < least:
+                raise ValueError(
+                    f"group_size is {size}; it must be at least {least}, to compare completions or have any"
+                )
+        if self.max_samplings < 1 or (self.max_samplings > 1 and self.select is None):
+            rule = "it must be at least 1, and 1 without a selection, which is what calls for more"
+            raise ValueError(f"max_samplings is {self.max_samplings}; {rule}")
+        if self.distill is not None and self.critic is not None:
+            raise ValueError("distill draws completions by their advantages, and a critic's are of tokens; drop one")
