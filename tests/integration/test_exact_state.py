@@ -45,6 +45,8 @@ PLACES = [
     ("grpo", "report", 4),
     ("rloo", "reward", 2),
     ("rloo", "validation", 5),
+    ("ppo", "scoring", 9),
+    ("ppo", "report", 4),
 ]
 
 
@@ -117,6 +119,31 @@ def test_each_part_of_a_state_is_needed(checkpoint, undisturbed, tmp_path, part)
     outcome = Stage("grpo", checkpoint, tmp_path, Interruption(), every=STEPS + 1).outcome()
     with pytest.raises(AssertionError):
         assert_equal(outcome, undisturbed["grpo"][0])
+
+
+@pytest.mark.parametrize("part", ["values", "optimizer"])
+def test_a_state_has_the_critic_and_its_optimizer(checkpoint, undisturbed, tmp_path, part):
+    """The negative control: with another critic, or another optimizer of it, the stage ends elsewhere."""
+    with Interruption() as interruption:
+        first = Stage("ppo", checkpoint, tmp_path, interruption, every=STEPS + 1)
+        kill_in(first, "reward", 4)
+        with pytest.raises(Interrupted):
+            first.job.train()
+    second = Stage("ppo", checkpoint, tmp_path, Interruption(), every=STEPS + 1)
+    start = second.module.on_train_start
+
+    def spoil():
+        start()
+        if part == "values":
+            second.module.critic.trunk.head.weight.data.mul_(1.01)
+        else:
+            for slot in second.module.optimizers()[1].state.values():
+                slot["exp_avg"].zero_()
+
+    second.module.on_train_start = spoil
+    outcome = second.outcome()
+    with pytest.raises(AssertionError):
+        assert_equal(outcome, undisturbed["ppo"][0])
 
 
 @pytest.mark.parametrize("where", ["loss", "reward"])
