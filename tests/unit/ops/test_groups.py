@@ -3,7 +3,14 @@ import math
 import pytest
 import torch
 
-from lightning_mmrl.ops.groups import constant_groups, group_mean, group_signal_fraction, group_std, live_groups
+from lightning_mmrl.ops.groups import (
+    batch_std,
+    constant_groups,
+    group_mean,
+    group_signal_fraction,
+    group_std,
+    live_groups,
+)
 
 NAN = math.nan
 REWARDS = torch.tensor([[1.0, 2.0, 6.0, NAN], [5.0, NAN, NAN, NAN], [NAN] * 4])
@@ -32,3 +39,9 @@ def test_a_group_lives_if_any_advantage_is_not_zero():
     advantages = torch.tensor([[0.0, 0.0], [0.0, -1e-30], [1.0, -1.0], [0.0, 0.0]])
     assert live_groups(advantages).tolist() == [False, True, True, False]
     assert group_signal_fraction(advantages).item() == 0.5
+
+
+@pytest.mark.parametrize("num_valid", [0, 1])
+def test_a_batch_with_fewer_than_two_valid_entries_has_no_deviation(num_valid):
+    valid = torch.arange(4).reshape(2, 2) < num_valid
+    assert batch_std(torch.tensor([[3.0, 5.0], [7.0, 9.0]]), valid) == 0.0
