@@ -22,7 +22,7 @@ class Critic(nn.Module):
     are what the rewards alone say.
 
     Weights that do not train (frozen towers, the model under an adapter) are not copied but shared, as long as weights
-    are not sharded. They are in the state of the policy and in no other.
+    are not sharded. Either way they are in no state of the critic: they are those that the stage starts from.
 
     Args:
         policy: The policy, with the weights that its stage starts from.
@@ -44,11 +44,10 @@ class Critic(nn.Module):
         memo[id(policy.head)] = value_head(policy.head)
         self.trunk = copy.deepcopy(policy, memo)
         self.trunk.media.cache = None
-        own = {id(parameter) for parameter in policy.parameters()}
         named = self.named_parameters(remove_duplicate=False)
-        self._shared = {name for name, parameter in named if id(parameter) in own}
-        self.register_state_dict_post_hook(_without_shared)
-        self.register_load_state_dict_post_hook(_misses_no_shared)
+        self._frozen = {name for name, parameter in named if not parameter.requires_grad}
+        self.register_state_dict_post_hook(_without_frozen)
+        self.register_load_state_dict_post_hook(_misses_no_frozen)
 
     def forward(self, batch: ScoringBatch) -> Float[Tensor, "N C"]:
         """Values of the states that the tokens were sampled in; zero where the completion mask is False."""
@@ -70,13 +69,13 @@ def value_head(head: nn.Module) -> nn.Linear:
     return found
 
 
-def _without_shared(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Mapping[str, Any]) -> None:
+def _without_frozen(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Mapping[str, Any]) -> None:
     assert isinstance(module, Critic)
-    for name in module._shared:
+    for name in module._frozen:
         state.pop(f"{prefix}{name}")
 
 
-def _misses_no_shared(module: nn.Module, keys: _IncompatibleKeys) -> None:
-    """What is shared comes with the policy."""
+def _misses_no_frozen(module: nn.Module, keys: _IncompatibleKeys) -> None:
+    """What is frozen is there before a state is loaded."""
     assert isinstance(module, Critic)
-    keys.missing_keys[:] = [key for key in keys.missing_keys if not key.endswith(tuple(module._shared))]
+    keys.missing_keys[:] = [key for key in keys.missing_keys if not key.endswith(tuple(module._frozen))]
