@@ -100,8 +100,6 @@ def limited(hostile):
         ("spin", "odd: soft deadline of 1.0 s exceeded"),
         ("block", "odd: deadline of 3.0 s exceeded"),
         ("swallow", "odd: deadline of 3.0 s exceeded"),
-        ("gigabytes", "odd: memory limit exceeded"),
-        ("grow", "odd: memory limit exceeded"),
         ("nan", "odd: returned nan, not a finite number"),
         ("fail", "odd: ValueError: bad luck"),
         ("exit", "odd: worker died with exit code 3"),
@@ -112,6 +110,17 @@ def test_a_part_that_fails_costs_its_item_alone_and_is_named(limited, text, reas
     before, bad, after = score(limited, "good", text, "good")
     assert (bad.valid, bad.total, bad.failed, bad.reason) == (False, 0.0, "odd", reason)
     assert [each.total for each in (before, after)] == [1.5, 1.5]
+
+
+@pytest.mark.parametrize("text", ["gigabytes", "grow"])
+def test_memory_costs_its_item_alone(hostile, text):
+    """With time to take it: on a busy machine growing takes longer than a second."""
+    reward = WeightedReward(parts={"odd": hostile.Misbehaves()}, weights={"odd": 1.0})
+    with RewardPool(reward, num_workers=1, deadline_s=40.0, soft_deadline_s=30.0, memory_limit_mb=500) as pool:
+        before, bad, after = score(pool, "good", text, "good")
+    assert (bad.valid, bad.total, bad.failed, bad.reason) == (False, 0.0, "odd", "odd: memory limit exceeded")
+    assert before.valid
+    assert after.valid
 
 
 def test_a_soft_deadline_costs_no_process_and_a_hard_one_does(limited):
