@@ -47,8 +47,8 @@ def targets(name, encoder):
     return collate_targets(items, encoder.pad_token_id)
 
 
-def fit(module, batch, folder):
-    """Trains on one batch."""
+def fit(module, batch, folder, steps=1):
+    """Trains on one batch, again and again."""
     trainer = training_trainer(
         TrainerSettings(accelerator="cpu"),
         directory=folder,
@@ -57,4 +57,12 @@ def fit(module, batch, folder):
         validate_every=None,
         gradient_clip_val=None,
     )
-    trainer.fit(module, DataLoader([batch], batch_size=None))
+    trainer.fit(module, DataLoader([batch] * steps, batch_size=None))
+
+
+def reports(module, batch, folder, steps=1):
+    """Trains and returns what was reported at each step."""
+    seen = []
+    module._report = lambda values, step: seen.append(dict(values))
+    fit(module, batch, folder, steps)
+    return seen

@@ -103,6 +103,10 @@ class PolicyGradientModule(StageModule):
         first = Limits(group_size=self.algorithm.group_size, temperature=policy.temperature)
         self._phases = Phases(first=first, later=self.algorithm.phases)
         self._seconds: dict[str, float] = {}
+        self.prepare_beside(policy)
+
+    def prepare_beside(self, policy: Policy) -> None:
+        """Makes what a subclass trains beside the policy."""
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """One iteration: sample, score, optimize, push the weights."""

@@ -9,13 +9,11 @@ from lightning_mmrl.algorithms.losses.aggregation import TokenMean
 from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
 from lightning_mmrl.models.critic import Critic
 from lightning_mmrl.models.policy import Policy
-from lightning_mmrl.protocols.tensors import RolloutEngine
-from lightning_mmrl.stages.answers import Examiner
-from lightning_mmrl.stages.context import OptimizerSettings, StageContext, clip_gradients
+from lightning_mmrl.stages.algorithm import Algorithm
+from lightning_mmrl.stages.context import clip_gradients
 from lightning_mmrl.stages.media import IterationMedia
 from lightning_mmrl.stages.optimize import Minibatch
-from lightning_mmrl.stages.policy_gradient import Algorithm, PolicyGradientModule, RewardSource
-from lightning_mmrl.stages.rollout_table import RolloutTable
+from lightning_mmrl.stages.policy_gradient import PolicyGradientModule
 from lightning_mmrl.stages.values import (
     CriticSettings,
     accumulate_value_loss,
@@ -47,29 +45,9 @@ class PPOModule(PolicyGradientModule):
         advantage=None, loss=PPOClip(), aggregation=TokenMean(), critic=CriticSettings()
     )
 
-    def __init__(
-        self,
-        policy: Policy,
-        engine: RolloutEngine,
-        rewards: RewardSource,
-        *,
-        optimizer: OptimizerSettings,
-        context: StageContext,
-        algorithm: Algorithm | None = None,
-        examiner: Examiner | None = None,
-        table: RolloutTable | None = None,
-    ) -> None:
-        super().__init__(
-            policy,
-            engine,
-            rewards,
-            optimizer=optimizer,
-            context=context,
-            algorithm=algorithm,
-            examiner=examiner,
-            table=table,
-        )
-        self.critic = Critic(policy, share_frozen=context.sharding is None)
+    def prepare_beside(self, policy: Policy) -> None:
+        """The critic, from the policy as the stage starts."""
+        self.critic = Critic(policy, share_frozen=self._context.sharding is None)
         self._critic_media: IterationMedia | None = None
 
     @property

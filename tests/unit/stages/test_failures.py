@@ -40,7 +40,10 @@ def test_failures_are_counted_by_the_part_that_failed():
 
 @pytest.mark.parametrize("limit", [0.5, 0.75, 1.0])
 def test_failures_up_to_the_limit_are_borne(limit):
-    refuse_failures(scored([bad("label"), GOOD], [bad("label"), GOOD]), limit, ALONE)
+    half = scored([bad("label"), GOOD], [bad("label"), GOOD])
+    refuse_failures(half, limit, ALONE)
+    with pytest.raises(RewardError, match="2 of 4"):
+        refuse_failures(half, 0.49, ALONE)
 
 
 def test_more_failures_stop_the_run_with_counts_and_the_first_reason():

@@ -7,9 +7,9 @@ from functools import partial
 
 import families
 import omni
+import one_step
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from lightning_mmrl.algorithms.advantages.leave_one_out import LeaveOneOut
 from lightning_mmrl.algorithms.losses.aggregation import TokenMean
@@ -25,9 +25,6 @@ from lightning_mmrl.stages.grpo import GRPOModule
 from lightning_mmrl.stages.optimize import UpdateSettings
 from lightning_mmrl.stages.ppo import PPOModule
 from lightning_mmrl.stages.values import CriticSettings
-from lightning_mmrl.tracking.lightning_logger import RunLogger
-from lightning_mmrl.tracking.null import NullRun
-from lightning_mmrl.training.trainer import TrainerSettings, training_trainer
 from lightning_mmrl.types.batches import ScoringBatch
 
 WORDS = ("angry", "user", "lowered brows and fast tone", "Which emotion?", "assistant angry user", "fast", "tone user")
@@ -99,18 +96,7 @@ def stage(model, folder, *, size=2, steps=1, reward=None, lr=1e-2, critic=CRITIC
 
 def fit(module, encoder, folder, steps=1):
     """Trains and returns what was reported at each iteration."""
-    seen = []
-    module._report = lambda values, step: seen.append(dict(values))
-    trainer = training_trainer(
-        TrainerSettings(accelerator="cpu"),
-        directory=folder,
-        logger=RunLogger(NullRun("run"), folder),
-        callbacks=[],
-        validate_every=None,
-        gradient_clip_val=None,
-    )
-    trainer.fit(module, DataLoader([omni.prompts(encoder)] * steps, batch_size=None))
-    return seen
+    return one_step.reports(module, omni.prompts(encoder), folder, steps)
 
 
 def gradients(module):

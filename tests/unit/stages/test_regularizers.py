@@ -4,9 +4,9 @@ from functools import partial
 from itertools import pairwise
 
 import omni
+import one_step
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from lightning_mmrl.algorithms.advantages.group_normalized import GroupNormalized
 from lightning_mmrl.algorithms.losses.aggregation import TokenMean
@@ -21,9 +21,6 @@ from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.stages.optimize import UpdateSettings
 from lightning_mmrl.stages.policy_gradient import PolicyGradientModule
-from lightning_mmrl.tracking.lightning_logger import RunLogger
-from lightning_mmrl.tracking.null import NullRun
-from lightning_mmrl.training.trainer import TrainerSettings, training_trainer
 
 TEXTS = ["angry", "user lowered brows"]
 
@@ -73,18 +70,7 @@ def stage(model, folder, *, scale=1.0, steps=1, lr=1e-2, update=None, **terms):
 
 def run(module, encoder, folder, steps=1):
     """Trains and returns what was reported at each iteration."""
-    seen = []
-    module._report = lambda values, step: seen.append(dict(values))
-    trainer = training_trainer(
-        TrainerSettings(accelerator="cpu"),
-        directory=folder,
-        logger=RunLogger(NullRun("run"), folder),
-        callbacks=[],
-        validate_every=None,
-        gradient_clip_val=None,
-    )
-    trainer.fit(module, DataLoader([omni.prompts(encoder)] * steps, batch_size=None))
-    return seen
+    return one_step.reports(module, omni.prompts(encoder), folder, steps)
 
 
 def move(policy, size=0.01):
