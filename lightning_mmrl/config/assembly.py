@@ -14,7 +14,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from lightning_mmrl.config import targets
-from lightning_mmrl.config.schema import AdapterConfig, RootConfig, StageDataConfig, TrainerConfig
+from lightning_mmrl.config.schema import AdapterConfig, RootConfig, SamplingConfig, StageDataConfig, TrainerConfig
 from lightning_mmrl.data.datamodules import Source, ValidationFeed
 from lightning_mmrl.data.media.cache import MediaCache
 from lightning_mmrl.data.media.guard import GuardedDecoder
@@ -27,6 +27,7 @@ from lightning_mmrl.models.feature_cache import FeatureCache
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.prompts.template import PromptTemplate
+from lightning_mmrl.protocols.tensors import RolloutEngine
 from lightning_mmrl.rollout.hf import HFEngine
 from lightning_mmrl.stages.answers import Examiner
 from lightning_mmrl.training.console import ConsoleProgress
@@ -143,18 +144,18 @@ class Assembly:
         apart = self.group.interruption.apart
         return Examiner(engine=engine, matcher=self.matcher, lexicon=self.lexicon, apart=apart)
 
-    def engine(self, policy: Policy, encoder: Any, max_new_tokens: int, *, top_p: float = 1.0) -> HFEngine:
-        """Rollouts with transformers."""
-        return HFEngine(
-            policy,
-            decode=encoder.decode,
-            eos_token_ids=encoder.eos_token_ids,
-            pad_token_id=encoder.pad_token_id,
-            max_new_tokens=max_new_tokens,
-            top_p=top_p,
-            prefill=self.template.prefill,
-            poll=self.group.interruption.poll,
-        )
+    def engine(self, policy: Policy, encoder: Any, max_new_tokens: int) -> HFEngine:
+        """Answers of the policy itself."""
+        return HFEngine.of(policy, encoder=encoder, max_new_tokens=max_new_tokens, **self._engine_settings())
+
+    def rollout_engine(self, policy: Policy, encoder: Any, sampling: SamplingConfig) -> RolloutEngine:
+        """What RL stages sample with."""
+        make = targets.build({**self.config.rollout, "_partial_": True}, "rollout")
+        limits = {"max_new_tokens": sampling.max_new_tokens, "top_p": sampling.top_p}
+        return make(policy, encoder=encoder, **limits, **self._engine_settings())
+
+    def _engine_settings(self) -> dict[str, Any]:
+        return {"prefill": self.template.prefill, "poll": self.group.interruption.poll}
 
     def base_checkpoint(self) -> Path:
         """The base model, built first if the configuration says how.

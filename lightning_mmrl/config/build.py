@@ -172,8 +172,10 @@ class StageBuilder:
         table = RolloutTable(
             directory / "rollouts", every=stage.rollout_table_every, pass_component=stage.rewards.pass_part
         )
+        engine = parts.rollout_engine(policy, encoder, stage.sampling)
+        resources.callback(engine.close)
         return make(
-            engine=parts.engine(policy, encoder, stage.sampling.max_new_tokens, top_p=stage.sampling.top_p),
+            engine=engine,
             rewards=resources.enter_context(training_rewards(stage.rewards, f"{path}.rewards")),
             algorithm=build_algorithm(stage, make, path),
             table=table,

@@ -22,6 +22,7 @@ RL_GIVES = (*SFT_GIVES, "engine", "rewards", "algorithm", "table")
 ENCODER_GIVES = ("checkpoint", "position_rule", "audio_in_video")
 DATA_GIVES = ("pipeline", "template", "kind", "feed", "validation", "monitor")
 """What stages give to their modules and DataModules, beside the keys of the node."""
+ENGINE_GIVES = ("policy", "encoder", "max_new_tokens", "top_p", "prefill", "poll")
 DISTILL_GIVES = ("advantages", "candidates", "step", "num_steps", "generator")
 
 
@@ -37,6 +38,7 @@ def rehearse(config: RootConfig) -> None:
     backbone = _check_takes("model.family.backbone", config.model.family["backbone"], ("checkpoint", "dtype"))
     _rehearse_adapters(config, backbone.func)
     _check_takes("model.family.encoder", config.model.family["encoder"], ENCODER_GIVES)
+    _check_takes("rollout", config.rollout, ENGINE_GIVES)
     if config.model.build is not None:
         _check_takes("model.build", config.model.build, ("directory",))
     if config.data.build is not None:

@@ -18,6 +18,7 @@ from lightning_mmrl.config.build import CheckpointEvaluator, StageBuilder
 from lightning_mmrl.config.data_checks import check_data
 from lightning_mmrl.config.orders import Follower, Leader
 from lightning_mmrl.config.rehearsal import rehearse
+from lightning_mmrl.config.rollout_checks import require_engine
 from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.config.specs import manifest_digests, stage_specs
 from lightning_mmrl.config.tracking import absolute_sqlite
@@ -64,6 +65,7 @@ def run_curriculum(
     """
     quiet_libraries()
     check_all_targets(config)
+    require_engine(config)
     parts = Assembly(config=config, console=console, group=group or RankGroup())
     with parts.group.first():
         directory = writable(Path(config.output_dir)) / config.run_name

@@ -383,6 +383,8 @@ class RootConfig:
     stages: dict[str, StageConfig] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    rollout: Any = field(default_factory=lambda: {"_target_": "lightning_mmrl.rollout.hf.HFEngine.of"})
+    """`_target_` of the engine that RL stages sample with."""
     state: StateConfig = field(default_factory=StateConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

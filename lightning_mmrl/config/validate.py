@@ -12,6 +12,7 @@ from lightning_mmrl.config.checks import check_name, check_values, require
 from lightning_mmrl.config.estimators import check_estimators
 from lightning_mmrl.config.folders import groups
 from lightning_mmrl.config.label_file import with_labels
+from lightning_mmrl.config.rollout_checks import check_rollout
 from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.config.selection_checks import check_selections
 from lightning_mmrl.config.specs import cap_steps
@@ -59,6 +60,7 @@ def validated(composed: DictConfig, say: Callable[[str], object] = lambda line: 
     check_values(config)
     check_estimators(config)
     check_selections(config)
+    check_rollout(config)
     check_allowed(tree, "")
     for name, stage in config.stages.items():
         config.stages[name] = cap_steps(stage)

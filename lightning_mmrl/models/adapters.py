@@ -90,23 +90,25 @@ class Adapter:
     def merged(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The state of the plain model, with W + (alpha / r) B A in the place of every adapted weight W.
 
-        Sums are computed in float32 at least and kept on the CPU, in the dtype of W; nothing else is copied, and
-        neither `state` nor the model changes.
+        Sums are computed in float32 at least and kept in the dtype of W; nothing else is copied, and neither `state`
+        nor the model changes.
 
         Args:
             state: The whole state of the adapted model, its own or gathered from ranks.
         """
-        plain: dict[str, Tensor] = {}
-        for key, tensor in state.items():
+        return dict(self.merging(state))
+
+    def merging(self, state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Names and weights of `merged`, one at a time; each one of `state` is read once, in its order."""
+        for key in state:
             layer, adapted, rest = key.rpartition(".base_layer.")
             if adapted and rest == "weight":
                 down, up = (state[f"{layer}.{part}.{NAME}.weight"] for part in ("lora_A", "lora_B"))
-                plain[f"{layer}.weight"] = self._sum(tensor, down, up)
+                yield f"{layer}.weight", self._sum(state[key], down, up)
             elif adapted:
-                plain[f"{layer}.{rest}"] = tensor
+                yield f"{layer}.{rest}", state[key]
             elif not key.endswith((f".lora_A.{NAME}.weight", f".lora_B.{NAME}.weight")):
-                plain[key] = tensor
-        return plain
+                yield key, state[key]
 
     def save(self, directory: Path, state: Mapping[str, Tensor], *, base: str) -> None:
         """Writes the adapter alone in peft's format: `PeftModel.from_pretrained(model, directory)` reads it.
@@ -133,7 +135,7 @@ class Adapter:
     def _sum(self, weight: Tensor, down: Tensor, up: Tensor) -> Tensor:
         dtype = torch.promote_types(torch.promote_types(weight.dtype, up.dtype), torch.float32)
         delta = self._scale * (up.to(dtype) @ down.to(dtype))
-        return (weight.to(dtype) + delta).to(weight.dtype).cpu()
+        return (weight.to(dtype) + delta).to(weight.dtype)
 
 
 def add_adapter(model: PreTrainedModel, names: Sequence[str], settings: AdapterSettings) -> Adapter:

@@ -83,7 +83,14 @@ class Aggregation(Protocol):
 
 
 class RolloutEngine(Protocol):
-    """Samples completions with a copy of the policy's weights."""
+    """Samples completions with a copy of the policy's weights.
+
+    `reads_features` is True if prompts may hold tower outputs in place of the towers' inputs; an engine with towers of
+    its own takes the inputs alone.
+    """
+
+    @property
+    def reads_features(self) -> bool: ...
 
     def generate(
         self,
@@ -102,6 +109,14 @@ class RolloutEngine(Protocol):
 
     def load_weights(self, policy: nn.Module, version: int) -> Mapping[str, float]:
         """Takes over the policy's weights and returns counters (seconds, tensors pushed)."""
+        ...
+
+    def rest(self) -> None:
+        """The sampling of an iteration is over: gives device memory back until the next push or rollout."""
+        ...
+
+    def close(self) -> None:
+        """The stage is over, or has failed: frees everything."""
         ...
 
 

@@ -4,6 +4,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -35,6 +36,8 @@ class HFEngine:
         ValueError: If `top_p` is not above 0 and at most 1.
     """
 
+    reads_features = True
+
     def __init__(
         self,
         policy: Policy,
@@ -61,10 +64,27 @@ class HFEngine:
         self._counters: defaultdict[str, float] = defaultdict(float)
         self._lap_start = 0.0
 
+    @classmethod
+    def of(cls, policy: Policy, *, encoder: Any, **settings: Any) -> "HFEngine":
+        """An engine that ends, pads and decodes as a family's encoder says; `settings` are further arguments."""
+        return cls(
+            policy,
+            decode=encoder.decode,
+            eos_token_ids=encoder.eos_token_ids,
+            pad_token_id=encoder.pad_token_id,
+            **settings,
+        )
+
     def load_weights(self, policy: nn.Module, version: int) -> Mapping[str, float]:
         """Notes the version; the weights are the policy's own."""
         self.version = version
         return {"pushed_tensors": 0.0}
+
+    def rest(self) -> None:
+        """There is nothing to give back."""
+
+    def close(self) -> None:
+        """The policy is not the engine's."""
 
     def take_counters(self) -> dict[str, float]:
         """What `generate` has done since the last call.

@@ -18,6 +18,8 @@ class ScriptedEngine:
         pad_token_id: Fills shorter rows.
     """
 
+    reads_features = True
+
     def __init__(
         self, script: Mapping[str, Sequence[str]], *, encode: Callable[[str], list[int]], pad_token_id: int
     ) -> None:
@@ -30,6 +32,12 @@ class ScriptedEngine:
         """Notes the version."""
         self.version = version
         return {"pushed_tensors": 0.0}
+
+    def rest(self) -> None:
+        """There is nothing to give back."""
+
+    def close(self) -> None:
+        """There is nothing to free."""
 
     def generate(
         self,

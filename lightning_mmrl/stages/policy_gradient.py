@@ -114,6 +114,7 @@ class PolicyGradientModule(StageModule):
         self.policy.media.take_counters()  # a validation in between is not part of the iteration
         iteration = batch_idx + 1
         collected = self.collect(batch, iteration)
+        self.engine.rest()
         media, scores = collected.media, collected.scores
         experience = self.build_experience(media.prompts, collected.rollout, scores)
         if self._reference is not None:
@@ -161,7 +162,7 @@ class PolicyGradientModule(StageModule):
         with self._timed("encode"):
             media = self.encode(batch, gradient=number == 0)
         with self._timed("generate"), self._context.apart():
-            rollout = self.sample(media.prompts, iteration, number)
+            rollout = self.sample(media.prompts if self.engine.reads_features else batch, iteration, number)
         with self._timed("score"), self._context.apart():
             scores = self.score(media.prompts, rollout)
         refuse_failures(scores, self.rewards.max_invalid_rate, self._ranks)

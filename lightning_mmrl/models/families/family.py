@@ -31,6 +31,12 @@ class Family:
     processor: Any
     model: Any
     layout: Callable[[Any, PositionRule], MediaLayout]
+    engine_prefix: str = ""
+    """What names of weights begin with in the released checkpoints, which vLLM reads, and not in those of `model`."""
+
+    def engine_config(self, config: Any) -> Any:
+        """The configuration that vLLM knows the family by: that of the released checkpoints."""
+        return config
 
     def load_config(self, checkpoint: str | Path) -> Any:
         """The configuration of a checkpoint of this family."""

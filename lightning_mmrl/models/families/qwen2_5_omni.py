@@ -55,6 +55,12 @@ class ThinkerFamily(Family):
             return config.thinker_config
         return qwen_media.require_family(config, self.config, checkpoint, self.name)
 
+    def engine_config(self, config: Any) -> Any:
+        """A full Qwen2.5-Omni whose thinker this is; its talker is never built."""
+        whole = Qwen2_5OmniConfig(thinker_config=config.to_dict(), enable_audio_output=False)
+        whole.architectures = ["Qwen2_5OmniForConditionalGeneration"]
+        return whole
+
 
 def layout(config: Any, rule: PositionRule) -> MediaLayout:
     """25 positions a second in the released checkpoints, also for sound; text goes on behind what is heard and seen."""
@@ -73,6 +79,7 @@ FAMILY = ThinkerFamily(
     processor=Qwen2_5OmniProcessor,
     model=Qwen2_5OmniThinkerForConditionalGeneration,
     layout=layout,
+    engine_prefix="thinker.",
 )
 
 

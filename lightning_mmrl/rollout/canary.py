@@ -1,0 +1,172 @@
+"""Proof that an engine samples from the policy: the same tokens, the same log-probabilities, the same media.
+
+An engine with weights of its own can fall behind the policy in silence: a push that missed a tensor, encoder outputs of
+old weights that stay in a cache (trl issue 7198), media that never reach the model. Each shows as a difference between
+the engine's log-probabilities and the trainer's, or as none where there must be one.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_mmrl.errors import RolloutError
+from lightning_mmrl.models.families.qwen_media import AUDIO_FEATURES, IMAGE_PIXELS, VIDEO_PIXELS
+from lightning_mmrl.models.policy import Policy
+from lightning_mmrl.protocols.tensors import RolloutEngine
+from lightning_mmrl.types.batches import PromptBatch, Rollout, ScoringBatch
+
+INPUTS = {"audio": AUDIO_FEATURES, "video": VIDEO_PIXELS, "image": IMAGE_PIXELS}
+"""What each kind's tower takes."""
+TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-4}
+"""By the dtype of the weights, nats between two log-probabilities of one token."""
+COARSE = 0.5
+"""That of other dtypes, whose kernels round differently. Not measured on a GPU."""
+
+
+class ProvableEngine(RolloutEngine, Protocol):
+    """An engine that can be asked for the distribution of the first token."""
+
+    def first_logprobs(self, prompts: PromptBatch) -> list[dict[int, float]]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Canary:
+    """Compares an engine with the policy whose weights it was given.
+
+    Attributes:
+        every: Pushes between two comparisons, after those at the start and after the first push; 0: these two alone.
+        num_prompts: Prompts that are compared; those of the iteration that comes.
+        max_new_tokens: Tokens of each.
+        tolerance: Largest difference of a token's log-probabilities in nats; None: 1e-4 for float32 weights, 0.5 for
+            bfloat16 and float16.
+    """
+
+    every: int = 50
+    num_prompts: int = 4
+    max_new_tokens: int = 16
+    tolerance: float | None = None
+
+    def due(self, num_pushes: int) -> bool:
+        """Whether to compare after a number of pushes in this stage, the one at its start included.
+
+        >>> [number for number in range(1, 120) if Canary().due(number)]
+        [1, 2, 52, 102]
+        """
+        return num_pushes <= 2 or (self.every > 0 and (num_pushes - 2) % self.every == 0)
+
+    @torch.no_grad()
+    def check(self, engine: ProvableEngine, trainer: RolloutEngine, policy: Policy, prompts: PromptBatch) -> float:
+        """Compares, and returns the largest difference of a token's log-probabilities in nats.
+
+        Args:
+            engine: What is to be proven.
+            trainer: Samples with the policy itself.
+            policy: The trainer's weights.
+            prompts: With their media as the towers take them.
+
+        Raises:
+            RolloutError: The engine samples other tokens, gives them other log-probabilities, or does not hear or see.
+        """
+        prompts = prompts.select(list(range(min(self.num_prompts, len(prompts.samples)))))
+        with _set_aside(policy):
+            bound = (
+                TOLERANCES.get(next(policy.parameters()).dtype, COARSE) if self.tolerance is None else self.tolerance
+            )
+            largest = self._compare_logprobs(engine, policy, prompts, bound)
+            self._compare_tokens(engine, trainer, policy, prompts, bound)
+            for kind in INPUTS:
+                _require_sense(engine, kind, prompts)
+        return largest
+
+    def _compare_logprobs(self, engine: RolloutEngine, policy: Policy, prompts: PromptBatch, bound: float) -> float:
+        rollout = engine.generate(prompts, group_size=1, seeds=_seeds(prompts), max_new_tokens=self.max_new_tokens)
+        gaps = (_scored(policy, prompts, rollout) - rollout.sampler_logprobs).abs().amax(-1)
+        worst = int(gaps.nan_to_num(torch.inf).argmax())
+        gap = float(gaps[worst])
+        if not gap <= bound:
+            raise RolloutError(
+                f"the engine's log-probabilities are up to {gap:.3g} nats from the trainer's, for sample "
+                f"{_named(prompts, worst)}; they may differ by {bound:.3g} (rollout.canary.tolerance)"
+            )
+        return gap
+
+    def _compare_tokens(
+        self, engine: RolloutEngine, trainer: RolloutEngine, policy: Policy, prompts: PromptBatch, bound: float
+    ) -> None:
+        """Greedy tokens are equal up to the first one that the trainer finds as likely as its own, within the bound."""
+        limit, seeds = self.max_new_tokens, _seeds(prompts)
+        theirs = engine.generate(prompts, group_size=1, seeds=seeds, greedy=True, max_new_tokens=limit)
+        own = trainer.generate(prompts, group_size=1, seeds=seeds, greedy=True, max_new_tokens=limit)
+        scored = _scored(policy, prompts, theirs)
+        for row in range(len(prompts.samples)):
+            pairs = zip(_tokens(own, row), _tokens(theirs, row), strict=False)
+            place = next((place for place, (wanted, got) in enumerate(pairs) if wanted != got), None)
+            if place is None:
+                continue
+            behind = float(own.sampler_logprobs[row, place] - scored[row, place])
+            if behind > 2 * bound:
+                raise RolloutError(
+                    f"the engine's greedy token {place + 1} for sample {_named(prompts, row)} is "
+                    f"{_tokens(theirs, row)[place]}, the trainer's {_tokens(own, row)[place]} is {behind:.3g} nats "
+                    "likelier"
+                )
+
+
+def _require_sense(engine: ProvableEngine, kind: str, prompts: PromptBatch) -> None:
+    """What the engine says changes with what it hears or sees."""
+    key = INPUTS[kind]
+    rows = [
+        row for row in range(len(prompts.samples)) if prompts.media.counts.get(key, ())[row : row + 1] not in ((), (0,))
+    ]
+    if not rows:
+        return
+    shown = prompts.select(rows)
+    inputs = shown.media.tensors[key]
+    # Silence is a constant spectrogram at its floor, and a frame of one grey has one value: the processors' mean.
+    nothing = torch.full_like(inputs, float(inputs.min())) if kind == "audio" else torch.zeros_like(inputs)
+    media = replace(shown.media, tensors={**shown.media.tensors, key: nothing}, keys=())
+    with_it, without = engine.first_logprobs(shown), engine.first_logprobs(replace(shown, media=media))
+    for row, (first, second) in enumerate(zip(with_it, without, strict=True)):
+        if first == second:
+            raise RolloutError(
+                f"the engine gives the same probabilities with and without {kind} for sample {_named(shown, row)}: "
+                f"the {kind} does not reach its model"
+            )
+
+
+def _scored(policy: Policy, prompts: PromptBatch, rollout: Rollout) -> Float[Tensor, "B C"]:
+    """The trainer's log-probabilities of what an engine sampled, one completion per prompt."""
+    ids, mask = rollout.completion_ids, rollout.completion_mask
+    return policy(ScoringBatch(prompts=prompts, completion_ids=ids, completion_mask=mask, group_size=1)).logprobs
+
+
+def _tokens(rollout: Rollout, row: int) -> list[int]:
+    return rollout.completion_ids[row][rollout.completion_mask[row]].tolist()
+
+
+def _seeds(prompts: PromptBatch) -> list[list[int]]:
+    return [[row] for row in range(len(prompts.samples))]
+
+
+def _named(prompts: PromptBatch, row: int) -> str:
+    """A sample and the kinds of its media."""
+    kinds = [kind for kind, key in INPUTS.items() if prompts.select([row]).media.counts.get(key)]
+    return f"{prompts.samples[row].id} ({' and '.join(kinds) or 'text'})"
+
+
+@contextmanager
+def _set_aside(policy: Policy) -> Iterator[None]:
+    """A policy without dropout, whose counters go on afterwards as if nothing had been."""
+    training, media = policy.training, policy.media
+    before = media.tower_prompts, media.cache_hits
+    policy.eval()
+    try:
+        yield
+    finally:
+        policy.train(training)
+        media.tower_prompts, media.cache_hits = before
