@@ -104,7 +104,7 @@ def test_the_policy_leaves_its_reference(one_process, name):
     assert all(abs(divergence) > 1e-4 for divergence in later)
 
 
-@pytest.mark.parametrize("name", COMPARED)
+@pytest.mark.parametrize("name", COMPARED[:2])
 def test_a_reference_that_moves_with_the_policy_would_show(checkpoint, two_ranks, tmp_path, name):
     """The negative control, in the loss and in the reward."""
     case = {"name": name, "checkpoint": checkpoint, "mistake": "moving reference", **STAGES[name]}

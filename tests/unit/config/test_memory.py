@@ -123,11 +123,12 @@ def test_a_critic_is_a_second_model_of_what_trains(folder):
     for name in ("grpo", "ppo"):
         for strategy in ("auto", "fsdp2"):
             changes = [f"algorithm@stages.reason={name}", "stages.reason.freeze=[vision,audio]"]
-            stage = compose([*changes, f"trainer.strategy={strategy}", "stages.reason.algorithm.kl.coefficient=0"])
+            stage = compose([*changes, f"trainer.strategy={strategy}"])
             phases = estimate(shape, stage.stages["reason"], "float32", 1, Lengths()).phases
             found[name, strategy] = phases["optimizer step"]
     assert found["ppo", "auto"]["weights"] == found["grpo", "auto"]["weights"] + own
     assert found["ppo", "fsdp2"]["weights"] == 2 * found["grpo", "fsdp2"]["weights"]
+    assert found["ppo", "fsdp2"]["reference weights"] == found["grpo", "fsdp2"]["weights"], "of the KL penalty"
     for part, size in (("gradients", own), ("optimizer state", 2 * own)):
         assert found["ppo", "auto"][part] == found["grpo", "auto"][part] + size == 2 * size
 
