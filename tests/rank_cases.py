@@ -5,6 +5,7 @@ import json
 import math
 import os
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -180,7 +181,11 @@ def settings(case):
     strategy = case.get("strategy", "auto")
     devices = 1 if strategy == "auto" else case.get("world_size", 2)
     return TrainerSettings(
-        accelerator="cpu", devices=devices, strategy=strategy, precision=case.get("precision", "32-true")
+        accelerator="cpu",
+        devices=devices,
+        strategy=strategy,
+        precision=case.get("precision", "32-true"),
+        cpu_offload=case.get("offload", False) and strategy == "fsdp2",
     )
 
 
@@ -203,6 +208,22 @@ class OwnTowers(Sharding):
         policy.media.ranks = ALONE
 
 
+class MovingReference:
+    """A mistake: the policy is compared with itself, as it moves."""
+
+    def __init__(self, policy):
+        self._policy = policy
+
+    def place(self, mesh, ranks):
+        """It is where the policy is."""
+
+    @contextmanager
+    def entered(self):
+        """The policy itself."""
+        with torch.no_grad():
+            yield self._policy
+
+
 def stage_module(case, encoder, policy, folder):
     """The LightningModule of a case."""
     place = settings(case)
@@ -222,9 +243,12 @@ def stage_module(case, encoder, policy, folder):
         return SFTModule(policy, optimizer=optimizer, context=context, examiner=examiner)
     rewards = InlineRewards(WeightedReward(parts={"length": Length()}, weights={"length": 1.0}))
     kind = PPOModule if case["stage"] == "ppo" else GRPOModule
-    return kind(
+    module = kind(
         policy, engine(case, encoder, policy), rewards, optimizer=optimizer, context=context, algorithm=algorithm(case)
     )
+    if mistake == "moving reference":
+        module._reference = MovingReference(policy)
+    return module
 
 
 class Ventriloquist:
@@ -323,7 +347,9 @@ def run_exact(case, folder):
     """Trains a stage that saves itself, until its end or until one rank is sent a signal; goes on from its states."""
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo")
-    kill, options = case.get("kill"), case.get("options", {})
+    kill, options = case.get("kill"), dict(case.get("options", {}))
+    if "kl" in options:
+        options["kl"] = KLPenalty(**options["kl"])
     with Interruption() as interruption, interruption.together(ProcessRanks(lockstep=False)):
         stage = exact_cases.Stage(
             case["kind"],
@@ -335,6 +361,8 @@ def run_exact(case, folder):
             dtype=getattr(torch, case.get("dtype", "float32")),
             **options,
         )
+        if case.get("mistake") == "late reference":
+            exact_cases.compare_with_state(stage)
         if kill is not None and kill["rank"] == torch.distributed.get_rank():
             exact_cases.kill_in(stage, kill["place"], kill["at"])
         try:

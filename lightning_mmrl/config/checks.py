@@ -283,17 +283,7 @@ def _check_rl(path: str, stage: StageConfig) -> None:
     require(valid, f"{path}.algorithm.update.num_minibatches", update.num_minibatches, rule)
     _check_algorithm(f"{path}.algorithm", stage.algorithm)
     _check_phases(f"{path}.algorithm.phases", stage.algorithm.phases, stage.num_steps)
-    _check_reference(path, stage, stage.algorithm)
     _check_rewards(f"{path}.rewards", stage.rewards)
-
-
-def _check_reference(path: str, stage: StageConfig, algorithm: AlgorithmConfig) -> None:
-    copied = algorithm.kl.coefficient > 0 and stage.adapter is None
-    if copied and stage.trainer.strategy == "fsdp2":
-        raise ConfigError(
-            f"{path}.algorithm.kl.coefficient is {algorithm.kl.coefficient}, and {path}.trainer.strategy fsdp2 takes "
-            "no second copy of the weights to compare with; train an adapter, take ddp, or set it to 0"
-        )
 
 
 def _check_algorithm(path: str, algorithm: AlgorithmConfig) -> None:

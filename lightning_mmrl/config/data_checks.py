@@ -1,8 +1,7 @@
 """Looks at every sample that a run will need before anything trains: no decoding, no weights."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 from lightning_mmrl.config import targets
@@ -11,8 +10,7 @@ from lightning_mmrl.config.schema import RootConfig, StageConfig
 from lightning_mmrl.data.datamodules import OmniDataModule, balance_labels
 from lightning_mmrl.data.prepared import check_turns
 from lightning_mmrl.data.schema import read_manifest
-from lightning_mmrl.errors import DataError, MmrlError
-from lightning_mmrl.evaluation.records import true_label
+from lightning_mmrl.errors import DataError
 from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.rewards.label_answer import LabelAnswer
@@ -58,7 +56,7 @@ class _DataCheck:
             if stage.data.balance is not None:
                 balance_labels(source.manifest, samples, self._matcher)
             for reward in rewards:
-                _check_solutions(source.manifest, samples, reward.truth)
+                _check_solutions(source.manifest, samples, reward.matcher)
         data = self._config.data
         if stage.validate_every and data.validation is not None:
             samples = self._samples(self._root, data.validation, data.validation_limit)
@@ -67,7 +65,7 @@ class _DataCheck:
 
     def _check_examined(self, manifest: str, samples: Sequence[Sample]) -> None:
         check_turns(manifest, samples, self._template, supervised=False)
-        _check_solutions(manifest, samples, partial(true_label, matcher=self._matcher))
+        _check_solutions(manifest, samples, self._matcher)
 
     def _datamodule(self, name: str, stage: StageConfig) -> type[OmniDataModule]:
         node, path = stage.data.module or self._config.data.module, f"stages.{name}.data.module"
@@ -85,9 +83,9 @@ class _DataCheck:
         return self._read[key][:limit]
 
 
-def _check_solutions(manifest: str, samples: Sequence[Sample], truth: Callable[[Sample], str]) -> None:
+def _check_solutions(manifest: str, samples: Sequence[Sample], matcher: LabelMatcher) -> None:
     for sample in samples:
         try:
-            truth(sample)
-        except MmrlError as error:
+            matcher.truth(sample)
+        except DataError as error:
             raise DataError(f"{manifest}: {error}") from error

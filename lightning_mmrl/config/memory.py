@@ -1,7 +1,7 @@
 """How much memory of its device one rank of a stage takes, estimated from the configuration alone, without torch.
 
 The estimate is the largest of the phases that a step or iteration goes through. In all of them a rank has weights,
-gradients (kept until the next update) and optimizer state; besides:
+gradients (kept until the next update), optimizer state and the weights of a reference policy; besides:
 
 - `towers`: one pass of the frozen towers over all media of the rank's prompts, nothing kept;
 - `generation`: under FSDP2 all weights once, keys and values of all rows at full length, one step's logits;
@@ -124,13 +124,21 @@ class _Rank:
         size = precision.adapter if adapters else precision.stored
         trained = self.split(self.trained() * size)
         weights = self.split(self.shape.parameters * precision.stored + adapters * precision.adapter)
-        # A critic shares what does not train, unless weights are sharded. Its missing head is counted nevertheless.
+        # Critic and reference policy share what does not train, unless weights are sharded. The head that a critic
+        # lacks is counted nevertheless.
         copied = weights if self.sharded else trained
         return {
             "weights": weights + (self.models - 1) * copied,
             "gradients": self.models * trained,
             "optimizer state": self.models * self.moments() * trained,
+            "reference weights": copied if self.compared else 0,
         }
+
+    @property
+    def compared(self) -> bool:
+        """True if there is a reference policy with weights of its own, as a KL penalty without an adapter has."""
+        algorithm = self.stage.algorithm
+        return algorithm is not None and algorithm.kl.coefficient > 0 and self.stage.adapter is None
 
     @property
     def models(self) -> int:

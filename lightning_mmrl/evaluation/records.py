@@ -54,21 +54,6 @@ class Prediction:
         return cls(**values)
 
 
-def true_label(sample: Sample, matcher: LabelMatcher) -> str:
-    """The label of a sample.
-
-    Raises:
-        DataError: its solution is missing or names no label.
-    """
-    truth = None if sample.solution is None else matcher.match(sample.solution)
-    if truth is None:
-        raise DataError(
-            f"sample {sample.id!r} has the solution {sample.solution!r}, which names none of {list(matcher.labels)}; "
-            "correct the manifest or add a synonym"
-        )
-    return truth
-
-
 def judge(
     sample: Sample, completion: Completion, matcher: LabelMatcher, lexicon: CueLexicon | None = None
 ) -> Prediction:
@@ -79,7 +64,7 @@ def judge(
     Raises:
         DataError: the sample's solution is missing or names no label.
     """
-    truth = true_label(sample, matcher)
+    truth = matcher.truth(sample)
     scanned = scan(completion.text)
     predicted = None if scanned.answer is None else matcher.match(scanned.answer)
     return Prediction(

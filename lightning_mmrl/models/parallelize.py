@@ -133,6 +133,15 @@ def whole(policy: Policy) -> Iterator[None]:
             unit.reshard()
 
 
+def reshard_root(policy: Policy) -> None:
+    """Frees the root of a sharded policy, which stays gathered from a forward pass to the backward pass behind it.
+
+    For passes that none follows. The root has embedding and head, the largest weights of a policy.
+    """
+    if isinstance(policy, FSDPModule):
+        policy.reshard()
+
+
 def whole_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Names and whole tensors of all parameters and persistent buffers, one at a time; all ranks walk through it."""
     for name, tensor in module.state_dict().items():

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 
-from lightning_mmrl.models.parallelize import Sharding
+from lightning_mmrl.models.parallelize import Sharding, reshard_root
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.ranks import Ranks
 
@@ -17,9 +17,10 @@ class Reference:
     """A policy as it is now, kept while it trains.
 
     A policy with an adapter is its own reference while the adapter is off. Any other is copied, without gradients; as
-    long as weights are not sharded, those that do not train are not copied but shared. The copy is no module of the
-    stage: it is in no optimizer, state or hand-over. A stage that is continued takes the copy of what it started from
-    before the weights of its state are loaded.
+    long as weights are not sharded, those that do not train are not copied but shared. Sharded, the copy has the units
+    of the policy, and none of them is gathered but while it scores. The copy is no module of the stage: it is in no
+    optimizer, state or hand-over. A stage that is continued takes the copy of what it started from before the weights
+    of its state are loaded.
 
     Args:
         policy: The policy, with the weights that its stage starts from.
@@ -53,6 +54,7 @@ class Reference:
             self._copy.temperature = self._policy.temperature
             with torch.no_grad():
                 yield self._copy
+            reshard_root(self._copy)
 
 
 def _copied(policy: Policy, *, share_frozen: bool) -> Policy:

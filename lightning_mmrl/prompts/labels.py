@@ -4,7 +4,8 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.errors import ConfigError, DataError
+from lightning_mmrl.types.records import Sample
 
 DFEW7 = ("happy", "sad", "neutral", "angry", "surprise", "disgust", "fear")
 MAFW11 = (*DFEW7, "contemptuous", "anxious", "helpless", "disappointed")
@@ -97,6 +98,20 @@ class LabelMatcher:
         if len(answer) > self.max_characters:
             return None
         return self._lookup.get(normalized(answer))
+
+    def truth(self, sample: Sample) -> str:
+        """The label of a sample, whose solution is read like an answer.
+
+        Raises:
+            DataError: Its solution is missing or names no label.
+        """
+        truth = None if sample.solution is None else self.match(sample.solution)
+        if truth is None:
+            raise DataError(
+                f"sample {sample.id!r} has the solution {sample.solution!r}, which names none of {list(self.labels)}; "
+                "correct the manifest or add a synonym"
+            )
+        return truth
 
 
 def normalized(text: str) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lightning_mmrl.errors import ConfigError, RewardError
+from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.prompts.scanner import scan
 from lightning_mmrl.types.records import Completion, Sample
@@ -61,27 +61,13 @@ class LabelAnswer:
         """
         return self.matcher.match(answer)
 
-    def truth(self, sample: Sample) -> str:
-        """The label of a sample.
-
-        Raises:
-            RewardError: its solution is missing or not a label.
-        """
-        truth = None if sample.solution is None else self.match(sample.solution)
-        if truth is None:
-            raise RewardError(
-                f"sample {sample.id!r} has the solution {sample.solution!r}, which names none of "
-                f"{list(self.matcher.labels)}; correct the manifest or add a synonym"
-            )
-        return truth
-
     def __call__(self, sample: Sample, completion: Completion) -> float:
         """Scores one completion.
 
         Raises:
-            RewardError: the sample's own solution is missing or not a label, so nothing can be right or wrong.
+            DataError: the sample's own solution is missing or not a label, so nothing can be right or wrong.
         """
-        truth = self.truth(sample)
+        truth = self.matcher.truth(sample)
         answer = scan(completion.text).answer
         label = None if answer is None else self.match(answer)
         if label == truth:

@@ -18,8 +18,12 @@ def row_seed(seed: int, iteration: int, prompt_id: str, sample: int, sampling: i
     False
     """
     moment = f"{iteration}.{sampling}" if sampling else f"{iteration}"
-    key = f"{seed}/{moment}/{sample}/{prompt_id}".encode()
-    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
+    return hashed_seed(f"{seed}/{moment}/{sample}/{prompt_id}")
+
+
+def hashed_seed(key: str, num_bytes: int = 8) -> int:
+    """A seed from what it depends on, written as one text."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=num_bytes).digest(), "little")
 
 
 def group_seeds(

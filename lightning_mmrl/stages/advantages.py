@@ -1,12 +1,12 @@
 """From rewards to advantages: a penalty in the reward, and statistics over the completions of all ranks."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lightning_mmrl.algorithms.penalties.kl import KLPenalty
 from lightning_mmrl.protocols.ranks import Ranks
 from lightning_mmrl.protocols.tensors import AdvantageEstimator
+from lightning_mmrl.stages.join import gather_rows
 from lightning_mmrl.types.batches import Experience, Scores
 
 
@@ -32,7 +32,5 @@ def shared_advantages(
 
     Statistics of the batch are therefore, bit for bit, what one process with all prompts computes.
     """
-    parts = ranks.gather((rewards.cpu(), scores.valid.cpu()))
-    everyone = [torch.cat(column).to(rewards.device) for column in zip(*parts, strict=True)]
-    first = sum(len(part) for part, _ in parts[: ranks.rank])
-    return estimator(*everyone)[first : first + len(rewards)]
+    everyone, own = gather_rows(ranks, rewards, scores.valid)
+    return estimator(*(column.to(rewards.device) for column in everyone))[own]

@@ -1,4 +1,4 @@
-"""Batches of prompts and their rollouts as one, and some of their groups: nothing is computed, padding grows."""
+"""Batches of prompts and their rollouts as one, some of their groups, and rows of all ranks: nothing is computed."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lightning_mmrl.data.collate import same_width
+from lightning_mmrl.protocols.ranks import Ranks
 from lightning_mmrl.types.batches import MediaInputs, PromptBatch, Rollout, Scores
 
 
@@ -85,6 +86,13 @@ def select_scores(scores: Scores, groups: Sequence[int]) -> Scores:
         components={name: values[rows] for name, values in scores.components.items()},
         details=tuple(scores.details[row] for row in rows),
     )
+
+
+def gather_rows(ranks: Ranks, *columns: Tensor) -> tuple[list[Tensor], slice]:
+    """Columns of rows over all ranks, in host memory, and which of their rows are this rank's; all ranks call it."""
+    parts = ranks.gather(tuple(column.cpu() for column in columns))
+    first = sum(len(part[0]) for part in parts[: ranks.rank])
+    return [torch.cat(column) for column in zip(*parts, strict=True)], slice(first, first + len(columns[0]))
 
 
 def _join_media(parts: Sequence[MediaInputs], num_prompts: Sequence[int]) -> MediaInputs:

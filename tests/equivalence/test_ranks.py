@@ -25,6 +25,7 @@ STAGES = {
         "advantage": "reinforce",
         "kl": {"coefficient": 0.1, "estimator": "k1", "where": "reward"},
         "minibatches": 2,
+        "offload": True,
     },
     "ppo": {
         "stage": "ppo",
@@ -32,7 +33,12 @@ STAGES = {
         "minibatches": 2,
         "kl": {"coefficient": 0.1, "estimator": "k1", "where": "reward"},
     },
-    "ppo-of-frozen-towers": {"stage": "ppo", "freeze": ["vision", "audio"], "group_size": 1},
+    "ppo-of-frozen-towers": {
+        "stage": "ppo",
+        "freeze": ["vision", "audio"],
+        "group_size": 1,
+        "kl": {"coefficient": 0.1, "estimator": "k3"},
+    },
     "grpo-with-generation": {"stage": "grpo", "engine": "hf", "steps": 2, "tokens": 90},
     "sft-with-validation": {"stage": "sft", "validate": True, "steps": 2},
     "sft-with-recomputation": {"stage": "sft", "recompute": True, "steps": 2},
@@ -85,6 +91,26 @@ def test_two_ranks_train_as_one_process(two_ranks, one_process, name):
             assert step == pytest.approx(reference, rel=1e-9, abs=1e-12)
         agree(found["gradients"], expected["gradients"], 1e-9)
         agree(found["weights"], expected["weights"], 1e-9)
+
+
+COMPARED = [name for name, case in STAGES.items() if "kl" in case]
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_the_policy_leaves_its_reference(one_process, name):
+    """Otherwise equality would say nothing of the reference."""
+    _, *later = (step["train/reference_kl"] for step in one_process(name)["steps"])
+    assert len(later) == 2
+    assert all(abs(divergence) > 1e-4 for divergence in later)
+
+
+@pytest.mark.parametrize("name", COMPARED[:2])
+def test_a_reference_that_moves_with_the_policy_would_show(checkpoint, two_ranks, tmp_path, name):
+    """The negative control, in the loss and in the reward."""
+    case = {"name": name, "checkpoint": checkpoint, "mistake": "moving reference", **STAGES[name]}
+    moved = rank_cases.run_stage(case, tmp_path)["weights"]
+    found = two_ranks[f"{name}-fsdp2"][0]["weights"]
+    assert 1e-6 < max(rank_cases.errors(found, moved).values()) < math.inf
 
 
 def test_the_validation_of_the_cases_says_something(one_process):

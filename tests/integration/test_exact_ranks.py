@@ -1,5 +1,7 @@
 """Two ranks that are interrupted, or go on as one process and back, end where the undisturbed stage ends."""
 
+import shutil
+
 import exact_cases
 import omni
 import pytest
@@ -7,6 +9,7 @@ import ranks
 import torch
 
 from lightning_mmrl.training.interruption import Interruption
+from lightning_mmrl.training.shards import read_whole
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -27,6 +30,12 @@ def checkpoint(tmp_path_factory):
     return str(omni.build(tmp_path_factory.mktemp("model") / "omni"))
 
 
+KL = {"coefficient": 0.3, "estimator": "k3"}
+"""Of the stages that are GRPO, which so have a reference policy."""
+
+COMPARED = "grpo-validation-fsdp2"
+
+
 def case(name, kind, strategy, checkpoint, folder, **more):
     common = {"run": "exact", "kind": kind, "strategy": strategy, "checkpoint": checkpoint, "folder": str(folder)}
     return {"name": name, **common, **more}
@@ -35,6 +44,11 @@ def case(name, kind, strategy, checkpoint, folder, **more):
 def of_halves(kind, strategy, checkpoint, folder, name, **more):
     plain = {"reward": "plain", "dtype": "float64", "options": {"every": 2}}
     return case(name, kind, strategy, checkpoint, folder / f"{kind}-{strategy}", **plain, **more)
+
+
+def options_of(kind):
+    """Saved on the way out alone."""
+    return {"every": exact_cases.STEPS + 1, **({"kl": KL} if kind == "grpo" else {})}
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +63,9 @@ def found(checkpoint, folder):
     for strategy in STRATEGIES:
         for kind in ("sft", "grpo"):
             name = f"{kind}-{strategy}-undisturbed"
-            never = {"every": exact_cases.STEPS + 1}
-            plans[0].append(case(name, kind, strategy, checkpoint, folder / name, options=never))
+            plans[0].append(case(name, kind, strategy, checkpoint, folder / name, options=options_of(kind)))
         for stage, (kind, kill) in STAGES.items():
-            name, options = f"{stage}-{strategy}", {"every": exact_cases.STEPS + 1}
+            name, options = f"{stage}-{strategy}", options_of(kind)
             plans[0].append(case(name, kind, strategy, checkpoint, folder / name, kill=kill, options=options))
             plans[1].append(case(f"{name}-again", kind, strategy, checkpoint, folder / name, options=options))
         for kind in HALVES:
@@ -60,6 +73,10 @@ def found(checkpoint, folder):
             plans[0].append(of_halves(kind, strategy, checkpoint, folder, f"{kind}-{strategy}-first", kill=kill))
             plans[1].append(of_halves(kind, strategy, checkpoint, folder, f"{kind}-{strategy}-third"))
     results = ranks.launch(plans[0], folder / "1", timeout_s=300)
+    spoiled = f"{COMPARED}-spoiled"
+    shutil.copytree(folder / COMPARED, folder / spoiled)
+    more = {"options": options_of("grpo"), "mistake": "late reference"}
+    plans[1].append(case(spoiled, "grpo", "fsdp2", checkpoint, folder / spoiled, **more))
     for strategy in STRATEGIES:
         for kind in HALVES:
             results[f"{kind}-{strategy}-second"] = alone(kind, checkpoint, folder / f"{kind}-{strategy}", stop=True)
@@ -94,6 +111,19 @@ def test_all_ranks_agree_on_an_interruption_and_go_on_exactly(found, folder, sta
         exact_cases.assert_equal((again["metrics"], again["weights"]), (expected["metrics"], expected["weights"]))
     logged = [exact_cases.logged(folder / name) for name in (f"{stage}-{strategy}", f"{kind}-{strategy}-undisturbed")]
     assert logged[0] == logged[1]
+
+
+def test_no_state_has_the_reference_policy_that_a_stage_goes_on_with(found, folder):
+    """The negative control: compared with the weights of the state, the stage ends elsewhere."""
+    spoiled, expected = (found[name][0] for name in (f"{COMPARED}-spoiled", "grpo-fsdp2-undisturbed"))
+    assert expected["metrics"]["train/reference_kl"] > 0
+    assert spoiled["said"][0].startswith("continuing after step")
+    with pytest.raises(AssertionError):
+        exact_cases.assert_equal((spoiled["metrics"], spoiled["weights"]), (expected["metrics"], expected["weights"]))
+    states = list((folder / COMPARED / "state").glob("step-*/checkpoint"))
+    assert states
+    for state in states:
+        assert read_whole(state)["state_dict"].keys() == expected["weights"].keys()
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -20,6 +20,7 @@ from lightning_mmrl.models.adapters import AdapterSettings
 from lightning_mmrl.models.critic import Critic
 from lightning_mmrl.models.decoding import start_decoding
 from lightning_mmrl.models.parallelize import Sharding, recompute_activations
+from lightning_mmrl.models.reference import Reference
 from lightning_mmrl.ops import logprobs
 from lightning_mmrl.protocols.ranks import ALONE
 from lightning_mmrl.rollout.hf import HFEngine
@@ -27,6 +28,7 @@ from lightning_mmrl.types.batches import ScoringBatch
 from lightning_mmrl.types.records import Message, Sample
 
 GROUP, ANSWER, BATCH = 4, 64, 2
+PENALTY = "algorithm.kl.coefficient=0.04"
 
 
 def stage_of(*overrides, batch=BATCH):
@@ -121,13 +123,30 @@ def test_a_critic_is_a_second_model_of_what_trains(folder):
     for name in ("grpo", "ppo"):
         for strategy in ("auto", "fsdp2"):
             changes = [f"algorithm@stages.reason={name}", "stages.reason.freeze=[vision,audio]"]
-            stage = compose([*changes, f"trainer.strategy={strategy}", "stages.reason.algorithm.kl.coefficient=0"])
+            stage = compose([*changes, f"trainer.strategy={strategy}"])
             phases = estimate(shape, stage.stages["reason"], "float32", 1, Lengths()).phases
             found[name, strategy] = phases["optimizer step"]
     assert found["ppo", "auto"]["weights"] == found["grpo", "auto"]["weights"] + own
     assert found["ppo", "fsdp2"]["weights"] == 2 * found["grpo", "fsdp2"]["weights"]
+    assert found["ppo", "fsdp2"]["reference weights"] == found["grpo", "fsdp2"]["weights"], "of the KL penalty"
     for part, size in (("gradients", own), ("optimizer state", 2 * own)):
         assert found["ppo", "auto"][part] == found["grpo", "auto"][part] + size == 2 * size
+
+
+def test_a_reference_policy_is_a_copy_of_what_trains(folder):
+    """An adapter needs none, and without a penalty there is none."""
+    _, policy = omni.load(folder, dtype=torch.float32)
+    policy.freeze(["vision", "audio"])
+    with Reference(policy).entered() as frozen:
+        own = {id(parameter) for parameter in policy.parameters()}
+        copied = size_of(parameter for parameter in frozen.parameters() if id(parameter) not in own)
+    shape, freeze = read_shape(str(folder)), "freeze=[vision,audio]"
+    found = {
+        how: estimate(shape, stage_of(*how), "float32", 1, Lengths()).phases["optimizer step"]["reference weights"]
+        for how in ((freeze,), (freeze, PENALTY), ("adapter={}", PENALTY))
+    }
+    assert found == {(freeze,): 0, (freeze, PENALTY): copied, ("adapter={}", PENALTY): 0}
+    assert 0 < copied < size_of(policy.parameters())
 
 
 def test_replicas_hold_what_one_device_holds_and_plain_sgd_keeps_nothing(folder):
@@ -228,6 +247,32 @@ def test_scoring_with_shards_stays_below_the_estimate_and_near_it(text, mesh):
     stage = sharded(stage_of(batch=BATCH * mesh.size()))
     found = scored(estimate(read_shape(str(text)), stage, "float32", mesh.size(), Lengths(prompt=length)))
     assert measured <= found <= 1.3 * measured
+
+
+@pytest.mark.parametrize("mesh", [4], indirect=True)
+def test_a_sharded_reference_policy_scores_in_less_than_the_policy_trains_in(text, mesh):
+    """The policy's own root is gathered meanwhile, as sampling has left it."""
+    encoder, policy = families.load("qwen2", text, dtype=torch.float32)
+    batch, length = scoring(encoder)
+    sizes = [(parameter.shape[0], parameter[0].numel()) for parameter in policy.parameters()]
+    reference = Reference(policy, Sharding())
+    Sharding().apply(policy, mesh, ALONE)
+    reference.place(mesh, ALONE)
+    for parameter in policy.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    with reference.entered() as frozen:
+        copied = [local(parameter) for parameter in frozen.parameters()]
+    own = [local(tensor) for parameter in policy.parameters() for tensor in (parameter, parameter.grad)]
+    stage = sharded(stage_of(PENALTY, batch=BATCH * mesh.size()))
+    found = estimate(read_shape(str(text)), stage, "float32", mesh.size(), Lengths(prompt=length))
+    shards, padding = found.phases["backward"]["reference weights"], 4 * sum(-rows % 4 * row for rows, row in sizes)
+    assert shards <= size_of(copied) <= shards + padding
+    with LiveBytes([*own, *copied]) as live:
+        policy.enter(lambda: None)
+        gathered = live.peak
+        with reference.entered() as frozen:
+            frozen(batch)
+    assert size_of([*own, *copied]) < gathered < live.peak <= scored(found)
 
 
 def sampled(policy, batch):

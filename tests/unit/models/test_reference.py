@@ -3,8 +3,13 @@
 import omni
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from lightning_mmrl.models.adapters import AdapterSettings
+from lightning_mmrl.models.parallelize import ROOT, Sharding, unit_parameters
 from lightning_mmrl.models.reference import Reference
 from lightning_mmrl.protocols.ranks import ALONE
 from lightning_mmrl.types.batches import ScoringBatch
@@ -18,6 +23,14 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture
 def model(checkpoint):
     return omni.load(checkpoint)
+
+
+@pytest.fixture
+def mesh():
+    """Two ranks, the other of which hears nothing."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    yield init_device_mesh("cpu", (2,))
+    dist.destroy_process_group()
 
 
 def batch_of(encoder):
@@ -66,6 +79,20 @@ def test_a_copy_follows_the_policy_to_another_dtype(model):
     reference.place(None, ALONE)
     with reference.entered() as frozen:
         assert {parameter.dtype for parameter in frozen.parameters()} == {torch.float32}
+
+
+def test_a_sharded_copy_is_gathered_only_while_it_scores(model, mesh):
+    """Its root as well, which a policy that trains keeps until its backward pass."""
+    encoder, policy = model
+    policy.freeze(["vision", "audio"])
+    reference, batch = Reference(policy, Sharding()), batch_of(encoder)
+    reference.place(mesh, ALONE)
+    with reference.entered() as frozen:
+        frozen(batch)
+        gathered = {name for name, parameter in frozen.named_parameters() if not isinstance(parameter, DTensor)}
+    assert gathered == set(unit_parameters(frozen)[ROOT])
+    assert all(isinstance(parameter, DTensor) for parameter in frozen.parameters())
+    assert not any(isinstance(parameter, DTensor) for parameter in policy.parameters())
 
 
 def test_an_adapted_policy_is_its_own_reference(model):

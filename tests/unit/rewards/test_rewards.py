@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from lightning_mmrl.errors import ConfigError, RewardError
+from lightning_mmrl.errors import ConfigError, DataError, RewardError
 from lightning_mmrl.protocols.plain import RewardFn
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.label_answer import LabelAnswer
@@ -96,7 +96,7 @@ def test_the_solution_is_matched_like_an_answer():
 @pytest.mark.parametrize("solution", [None, "", "calm", "angry or sad"])
 def test_a_broken_solution_is_an_error_even_if_the_answer_equals_it(solution):
     sample = Sample(id="clip-7", messages=(), solution=solution)
-    with pytest.raises(RewardError, match=r"clip-7.*angry"):
+    with pytest.raises(DataError, match=r"clip-7.*angry"):
         LabelAnswer(labels=LABELS)(sample, answered(solution))
 
 
