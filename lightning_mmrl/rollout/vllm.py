@@ -162,6 +162,8 @@ class VLLMEngine:
             "mm_processor_cache_gb": 0,  # media come processed,
             "mm_device_do_normalize": False,  # and pixels normalized
             "skip_mm_profiling": True,
+            # A seeded request whose prompt is cut turns its generator back, which a CPU's cannot.
+            "enable_chunked_prefill": False if on_cpu else None,
             **ranks,
         }
 
@@ -192,7 +194,8 @@ class VLLMEngine:
         """Streams the policy's weights into the engine, one tensor at a time, and empties its caches.
 
         Raises:
-            RolloutError: A weight has no place in the engine's model, or not the shape of its place, or one is missing.
+            RolloutError: A weight has no place in the engine's model, or not the shape of its place, or one is missing;
+                the engine cannot be used any more.
         """
         from lightning_mmrl.rollout.vllm_worker import reload
 
@@ -288,10 +291,10 @@ class VLLMEngine:
                 while engine.has_unfinished_requests():
                     self._poll()
                     done |= {output.request_id: output for output in engine.step() if output.finished}
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise RolloutError(f"vLLM failed while it sampled: {_first_line(error)}") from error
-        except BaseException:
+        except BaseException as error:
             engine.abort_request([name for name in names if name not in done])
+            if isinstance(error, RuntimeError | ValueError | KeyError):
+                raise RolloutError(f"vLLM failed while it sampled: {_first_line(error)}") from error
             raise
         return [done[name].outputs[0] for name in names]
 

@@ -1,0 +1,57 @@
+"""Weights that are not the model's, and a model that does not fit, end the run in one sentence."""
+
+import families
+import pytest
+import torch
+
+from lightning_mmrl.errors import RolloutError
+from lightning_mmrl.rollout import vllm as product
+
+
+@pytest.fixture
+def world(tmp_path):
+    """An engine of its own: one that was refused a push cannot take another."""
+    from vllm_worlds import world
+
+    made = world("qwen2_5_omni", tmp_path / "model")
+    yield made
+    made.engine.close()
+
+
+NAME = "thinker.model.layers.0.mlp.up_proj.weight"
+
+
+def _without(weights):
+    return ((name, tensor) for name, tensor in weights if not name.endswith("layers.0.mlp.down_proj.weight"))
+
+
+def _cut(weights):
+    return ((name, tensor[:, :-1] if name == NAME else tensor) for name, tensor in weights)
+
+
+def _more(weights):
+    yield from weights
+    yield "thinker.model.layers.7.mlp.up_proj.weight", torch.zeros(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_without, r"has no language_model.model.layers.0.mlp.down_proj.weight, which vLLM's model needs"),
+        (_cut, r"at thinker.model.layers.0.mlp.up_proj.weight \(192, 63\)"),
+        (_more, r"at thinker.model.layers.7.mlp.up_proj.weight \(2, 2\): There is no module"),
+    ],
+)
+def test_weights_that_are_not_those_of_the_model_are_refused(world, monkeypatch, change, message):
+    pushed = product.pushed_weights
+    monkeypatch.setattr(product, "pushed_weights", lambda policy, prefix: change(pushed(policy, prefix)))
+    with pytest.raises(RolloutError, match=message):
+        world.engine.load_weights(world.policy, 1)
+
+
+def test_a_model_that_does_not_fit_is_one_sentence(tmp_path):
+    checkpoint = families.build("qwen2", tmp_path / "model")
+    encoder, policy = families.load("qwen2", checkpoint, torch.float32)
+    settings = product.VLLMSettings(kv_cache_gib=0.0001)
+    with pytest.raises(RolloutError, match=r"^vLLM cannot load the model: .*; lower rollout.settings"):
+        product.VLLMEngine(policy, encoder=encoder, max_new_tokens=4, settings=settings)

@@ -1,0 +1,89 @@
+"""A tiny model of a family with a vLLM engine and a batch of prompts, for the tests here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import families
+import omni
+import torch
+
+from lightning_mmrl.models.policy import Policy
+from lightning_mmrl.rollout.vllm import VLLMEngine
+from lightning_mmrl.types.batches import PromptBatch, Rollout, ScoringBatch
+
+MAX_NEW_TOKENS = 8
+INTERLEAVED = "<video><audio>Which emotion?"
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """What a test needs."""
+
+    name: str
+    checkpoint: Path
+    encoder: Any
+    policy: Policy
+    engine: VLLMEngine
+    batch: PromptBatch
+
+    def move(self, seed: int, size: float = 0.02) -> None:
+        """Changes every weight of the policy, towers and head included."""
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in self.policy.model.parameters():
+                parameter.add_(size * torch.randn(parameter.shape, generator=generator))
+
+    def rollout(self, batch: PromptBatch | None = None, group_size: int = 2, **settings: Any) -> Rollout:
+        """Completions of the engine, each row with a seed of its own."""
+        batch = batch or self.batch
+        seeds = [[100 * prompt + sample for sample in range(group_size)] for prompt in range(len(batch.samples))]
+        return self.engine.generate(batch, group_size=group_size, seeds=seeds, **settings)
+
+    def gap(self, rollout: Rollout, batch: PromptBatch | None = None) -> float:
+        """The largest difference between the engine's log-probabilities and the trainer's, in nats."""
+        scoring = ScoringBatch(
+            prompts=batch or self.batch,
+            completion_ids=rollout.completion_ids,
+            completion_mask=rollout.completion_mask,
+            group_size=rollout.group_size,
+        )
+        self.policy.eval()
+        with torch.no_grad():
+            return float((self.policy(scoring).logprobs - rollout.sampler_logprobs).abs().max())
+
+    def own_greedy(self, batch: PromptBatch | None = None) -> list[list[int]]:
+        """Greedy answers of the policy itself."""
+        engine = omni.engine(self.encoder, self.policy, max_new_tokens=MAX_NEW_TOKENS)
+        return answers(engine.generate(batch or self.batch, group_size=1, seeds=self.one_seed(batch), greedy=True))
+
+    def greedy(self, batch: PromptBatch | None = None) -> list[list[int]]:
+        """Greedy answers of the engine."""
+        return answers(self.rollout(batch, 1, greedy=True))
+
+    def one_seed(self, batch: PromptBatch | None = None) -> list[list[int]]:
+        return [[0]] * len((batch or self.batch).samples)
+
+
+def answers(rollout: Rollout) -> list[list[int]]:
+    """Token ids of every row."""
+    return [ids[mask].tolist() for ids, mask in zip(rollout.completion_ids, rollout.completion_mask, strict=True)]
+
+
+def world(name: str, checkpoint: Path, temperature: float = 1.0, **settings: Any) -> World:
+    """A policy whose weights are large enough for media and positions to matter, and its engine."""
+    families.build(name, checkpoint)
+    encoder, policy = families.load(name, checkpoint, torch.float32, temperature)
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(2.0)
+    engine = VLLMEngine(policy, encoder=encoder, max_new_tokens=MAX_NEW_TOKENS, **settings)
+    batch = families.prompts(name, encoder)
+    return World(name=name, checkpoint=checkpoint, encoder=encoder, policy=policy, engine=engine, batch=batch)
+
+
+def interleaved(world: World) -> PromptBatch:
+    """A clip whose sound lies within it."""
+    encoder = type(world.encoder).from_checkpoint(world.checkpoint, audio_in_video="interleaved")
+    return omni.prompts(encoder, [INTERLEAVED])
