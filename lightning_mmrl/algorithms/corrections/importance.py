@@ -19,12 +19,13 @@ class ImportanceCorrection:
     completion's tokens for all of them (importance sampling of whole completions). `mode` truncate takes
     clip(w, floor, cap): truncated importance sampling (F. Yao et al., 2025, "Your efficient RL framework secretly
     brings you off-policy RL training"; verl's `rollout_is`). `mode` mask takes 0 where w is outside [floor, cap] and w
-    inside: the tokens or completions out there leave the loss, and stay in its denominator (IcePop, arXiv:2510.18855;
-    MIS). Level and mode are TRL 1.16's `vllm_importance_sampling_mode`, `floor` and `cap` its `.._clip_min` and
+    inside: the tokens or completions out there leave the loss, and stay in its denominator (IcePop, arXiv:2510.18855).
+    Level and mode are TRL 1.16's `vllm_importance_sampling_mode`, `floor` and `cap` its `.._clip_min` and
     `.._clip_max`. Weights carry no gradient. They multiply the policy loss alone: no KL or entropy term, as in TRL.
 
-    With an infinite cap the token losses' expectation under the engine is that under the policy, if the engine could
-    have sampled all that the policy can; the variance grows with the mismatch. A bounded one has a small bias.
+    Whole completions with an infinite cap give the gradient the mean that it has under the policy's own samples, if the
+    engine could have sampled all that the policy can; the variance grows with the mismatch and the length. Weights of
+    tokens, and those that are bounded, have a bias in its place.
 
     **Deviations**: the log of w is clamped to +-20 before the exponential. TRL takes w = 1 where the engine gave no
     number; here every sampled token has its log-probability. The critic of PPO learns from all tokens alike.
