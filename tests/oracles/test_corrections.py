@@ -136,20 +136,21 @@ def test_statistics_of_several_steps_are_of_all_their_tokens():
     assert mismatch_stats([]) == {}
 
 
-class Second:
-    """The second of two ranks; the first one has told what it adds up and what its largest values are."""
+class One:
+    """One of two ranks; the other one has told what it adds up and what its largest values are."""
 
-    rank, world_size, lockstep = 1, 2, False
+    rank, world_size, lockstep = 0, 2, False
 
-    def __init__(self, first):
-        self._first = first
+    def __init__(self, other):
+        self._other = other
 
     def sum(self, values):
         """Denominators are fixed by the test; statistics of both ranks."""
-        return values if values.dim() == 0 else values + self._first["sums"]
+        return values if values.dim() == 0 else values + self._other["sums"]
 
     def gather(self, item):
-        return [self._first["most"], item]
+        """Advantages are fixed by the test as well."""
+        return [item, self._other["most"]] if isinstance(item, dict) else [item]
 
 
 def test_statistics_of_ranks_are_of_all_their_tokens():
@@ -160,11 +161,11 @@ def test_statistics_of_ranks_are_of_all_their_tokens():
         tables = [drawn(seed, 4), drawn(3 - seed, 4)]
         alone = [taken(algorithm, table)[0] for table in tables]
         names = [name for name in alone[0] if not name.endswith("_max")]
-        first = {
+        other = {
             "sums": torch.stack([alone[0][name].double() for name in names]),
             "most": {name: float(value) for name, value in alone[0].items() if name.endswith("_max")},
         }
-        together, _, _ = taken(algorithm, tables[1], ranks=Second(first))
+        together, _, _ = taken(algorithm, tables[1], ranks=One(other))
         steps = [scalar_values(each) for each in alone]
         found, expected = mismatch_stats([scalar_values(together)]), mismatch_stats(steps)
         assert found == pytest.approx(expected, rel=1e-9)

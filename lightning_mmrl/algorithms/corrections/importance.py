@@ -68,7 +68,8 @@ class ImportanceCorrection:
         completion_mask: Bool[Tensor, "N C"],
     ) -> CorrectionOutput:
         """The weights of the tokens; `completion_mask` has whole completions or nothing of them."""
-        logs = k1(old_logprobs.detach(), sampler_logprobs.to(old_logprobs.dtype), completion_mask)
+        sampler = sampler_logprobs.detach().to(old_logprobs.dtype)
+        logs = k1(old_logprobs.detach(), sampler, completion_mask)
         logs, counted = LEVELS[self.level](logs, completion_mask)
         ones = torch.ones_like(logs)
         ratios = torch.where(completion_mask, logs.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp(), ones)
