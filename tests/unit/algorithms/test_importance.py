@@ -9,7 +9,7 @@ import torch
 from lightning_mmrl.algorithms.corrections.importance import ImportanceCorrection
 
 each_kind = pytest.mark.parametrize(
-    ("level", "mode"), itertools.product(("token", "sequence"), ("truncate", "mask")), ids="-".join
+    ("level", "mode"), list(itertools.product(("token", "sequence"), ("truncate", "mask")))
 )
 
 
