@@ -29,7 +29,7 @@ LATE = {
     "mode: clip": f"{KEY}: mode is 'clip'; it must be one of truncate, mask",
     "cap: 1.0": f"{KEY}: cap is 1.0; weights are 1 where engine and policy agree, so it must be above 1",
     "cap: many": f"{KEY}.cap is many; it must be a number",
-    "floor: 1": f"{KEY}: floor is 1; it must be at least 0 and below 1",
+    "floor: 1.0": f"{KEY}: floor is 1.0; it must be at least 0 and below 1",
     "caps: 2": f"{KEY}.caps: {TARGET} has no such parameter",
 }
 
