@@ -33,7 +33,7 @@ def preset(name):
 
 @dataclass(kw_only=True)
 class Table:
-    """Log-probabilities [N, C] under three policies, entropies, and what the completions earned."""
+    """Log-probabilities [N, C] under three policies and the engine, entropies, and what the completions earned."""
 
     logprobs: torch.Tensor
     old: torch.Tensor
@@ -43,6 +43,7 @@ class Table:
     rewards: torch.Tensor
     valid: torch.Tensor
     truncated: torch.Tensor
+    sampler: torch.Tensor | None = None
 
     @property
     def size(self):
@@ -53,13 +54,14 @@ class Table:
         rows = [prompt * self.size + place for prompt in prompts for place in range(self.size)]
         tokens = {name: getattr(self, name)[rows] for name in ("logprobs", "old", "reference", "entropy", "mask")}
         scores = {name: getattr(self, name)[prompts] for name in ("rewards", "valid", "truncated")}
-        return Table(**tokens, **scores)
+        return Table(**tokens, **scores, sampler=None if self.sampler is None else self.sampler[rows])
 
 
-def drawn(seed, size, *, num_prompts=5, all_valid=False, moved=0.4):
+def drawn(seed, size, *, num_prompts=5, all_valid=False, moved=0.4, apart=0.5):
     """Ragged completions, some invalid or truncated; a constant group, and one with a single valid completion.
 
-    `moved` is how far a log-probability typically is from the one at rollout.
+    `moved` is how far a log-probability typically is from the one at rollout, `apart` how far that is from the
+    engine's.
     """
     generator = torch.Generator().manual_seed(1000 * size + seed)
     num_rows = num_prompts * size
@@ -80,6 +82,7 @@ def drawn(seed, size, *, num_prompts=5, all_valid=False, moved=0.4):
         rewards=rewards,
         valid=torch.ones_like(valid) if all_valid else valid,
         truncated=torch.rand(num_prompts, size, generator=generator) < 0.2,
+        sampler=old + apart * torch.randn(num_rows, WIDTH, generator=generator, dtype=torch.float64),
     )
 
 
@@ -118,7 +121,7 @@ def experience_of(table):
     rollout = Rollout(
         completion_ids=torch.arange(num_prompts * size)[:, None].expand(-1, WIDTH),
         completion_mask=table.mask,
-        sampler_logprobs=torch.zeros(table.mask.shape),
+        sampler_logprobs=torch.zeros(table.mask.shape) if table.sampler is None else table.sampler,
         completions=tuple(
             Completion(text="", num_tokens=int(row.sum()), truncated=bool(cut))
             for row, cut in zip(table.mask, table.truncated.flatten(), strict=True)
@@ -161,6 +164,7 @@ def taken(algorithm, table, *, budget=WHOLE, ranks=ALONE, on_policy=False, entro
         objective=Objective(
             loss=algorithm.loss,
             aggregation=algorithm.aggregation,
+            correction=algorithm.correction,
             ranks=ranks,
             kl=algorithm.kl,
             kl_coefficient=0.0 if algorithm.kl.in_reward else algorithm.kl.coefficient,

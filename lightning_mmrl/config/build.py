@@ -201,6 +201,7 @@ def build_algorithm(stage: StageConfig, make: Callable[..., Any], path: str) -> 
         advantage=targets.optional(settings.advantage, f"{path}.advantage", preset.advantage),
         loss=targets.optional(settings.loss, f"{path}.loss", preset.loss),
         aggregation=targets.optional(settings.aggregation, f"{path}.aggregation", preset.aggregation),
+        correction=targets.optional(settings.correction, f"{path}.correction", None),
         group_size=settings.group_size,
         mask_truncated=settings.mask_truncated,
         phases=[

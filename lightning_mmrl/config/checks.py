@@ -273,8 +273,6 @@ def _check_rl(path: str, stage: StageConfig) -> None:
             f"{path}.trainer.precision is 16-mixed, whose scaled gradients an rl stage would clip; take bf16-mixed"
         )
     _positive(f"{path}.sampling.temperature", stage.sampling.temperature)
-    rule = "1: log-probabilities are those before top-p, and nothing corrects the gradient for the tokens it removes"
-    require(stage.sampling.top_p == 1, f"{path}.sampling.top_p", stage.sampling.top_p, rule)
     _at_least_one(stage.sampling, f"{path}.sampling", "max_new_tokens")
     update = stage.algorithm.update
     _at_least_one(update, f"{path}.algorithm.update", *(field.name for field in fields(update)))

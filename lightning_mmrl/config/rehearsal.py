@@ -21,9 +21,14 @@ SFT_GIVES = ("policy", "optimizer", "context", "examiner")
 RL_GIVES = (*SFT_GIVES, "engine", "rewards", "algorithm", "table")
 ENCODER_GIVES = ("checkpoint", "position_rule", "audio_in_video")
 DATA_GIVES = ("pipeline", "template", "kind", "feed", "validation", "monitor")
-"""What stages give to their modules and DataModules, beside the keys of the node."""
 ENGINE_GIVES = ("policy", "encoder", "max_new_tokens", "top_p", "prefill", "poll")
-DISTILL_GIVES = ("advantages", "candidates", "step", "num_steps", "generator")
+"""What stages give to their modules, DataModules and engines, beside the keys of the node."""
+OPTIONAL_PARTS = {
+    "correction": ("old_logprobs", "sampler_logprobs", "completion_mask"),
+    "select": ("rewards", "passed", "valid"),
+    "distill": ("advantages", "candidates", "step", "num_steps", "generator"),
+}
+"""What they are called with in parts of an algorithm that may be null."""
 
 
 def rehearse(config: RootConfig) -> None:
@@ -62,10 +67,9 @@ def _rehearse_stage(path: str, stage: StageConfig) -> None:
         if algorithm.advantage is not None:
             _check_call(f"{path}.algorithm.advantage", algorithm.advantage, "rewards", "valid")
         _check_call(f"{path}.algorithm.loss", algorithm.loss, "inputs")
-        if algorithm.select is not None:
-            _check_call(f"{path}.algorithm.select", algorithm.select, "rewards", "passed", "valid")
-        if algorithm.distill is not None:
-            _check_call(f"{path}.algorithm.distill", algorithm.distill, *DISTILL_GIVES)
+        for part, given in OPTIONAL_PARTS.items():
+            if getattr(algorithm, part) is not None:
+                _check_call(f"{path}.algorithm.{part}", getattr(algorithm, part), *given)
         for part in ("kl", "entropy"):
             node = getattr(stage.algorithm, part).schedule
             if node is not None:

@@ -194,6 +194,8 @@ class AlgorithmConfig:
     advantage: Any = None
     loss: Any = None
     aggregation: Any = None
+    correction: Any = None
+    """Weights for what the engine's probabilities differ by, such as ImportanceCorrection; null: none."""
     group_size: int = 8
     mask_truncated: bool = False
     phases: dict[str, PhaseConfig] = field(default_factory=dict)
@@ -219,7 +221,7 @@ class SamplingConfig:
 
     temperature: float = 1.0
     top_p: float = 1.0
-    """Sample from the likeliest tokens up to this probability alone; only 1, all tokens, can be trained on."""
+    """Sample from the likeliest tokens up to this probability alone; below 1 only with an algorithm.correction."""
     max_new_tokens: int = 512
 
 

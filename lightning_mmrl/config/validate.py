@@ -9,6 +9,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from lightning_mmrl.config.checks import check_name, check_values, require
+from lightning_mmrl.config.correction_checks import check_corrections
 from lightning_mmrl.config.estimators import check_estimators
 from lightning_mmrl.config.folders import groups
 from lightning_mmrl.config.label_file import with_labels
@@ -61,6 +62,7 @@ def validated(composed: DictConfig, say: Callable[[str], object] = lambda line: 
     check_estimators(config)
     check_selections(config)
     check_rollout(config)
+    check_corrections(config)
     check_allowed(tree, "")
     for name, stage in config.stages.items():
         config.stages[name] = cap_steps(stage)

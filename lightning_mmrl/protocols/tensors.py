@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from lightning_mmrl.types.batches import LossInputs, LossOutput, PromptBatch, Rollout
+from lightning_mmrl.types.batches import CorrectionOutput, LossInputs, LossOutput, PromptBatch, Rollout
 from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo
 from lightning_mmrl.types.records import MediaKind, Message
 
@@ -66,6 +66,17 @@ class PolicyLoss(Protocol):
     """An unreduced policy-gradient loss."""
 
     def __call__(self, inputs: LossInputs) -> LossOutput: ...
+
+
+class Correction(Protocol):
+    """Weights of token losses where an engine sampled whose log-probabilities are not quite the policy's."""
+
+    def __call__(
+        self,
+        old_logprobs: Float[Tensor, "N C"],
+        sampler_logprobs: Float[Tensor, "N C"],
+        completion_mask: Bool[Tensor, "N C"],
+    ) -> CorrectionOutput: ...
 
 
 class Aggregation(Protocol):

@@ -27,8 +27,8 @@ class HFEngine:
         eos_token_ids: Any of them ends a completion and counts as its last token.
         pad_token_id: Fills rows after their end.
         max_new_tokens: Longest completion; one that reaches it without an end is truncated.
-        top_p: Sample from the likeliest tokens up to this probability alone; 1 for all. `sampler_logprobs` stay those
-            before it, so a policy gradient on such rollouts needs a correction.
+        top_p: Sample from the likeliest tokens up to this probability alone; 1 for all. `sampler_logprobs` are then
+            those of what is left, scaled to one: a policy gradient on such rollouts needs a correction by them.
         prefill: Opening of the assistant turn that the prompt already holds; prepended to the text that rewards see.
         poll: Called before every token; what it raises ends the rollout.
 
@@ -163,7 +163,9 @@ class HFEngine:
         for step in range(num_steps):
             self._poll()
             distribution = self.policy.next_logprobs(decoding.states)
-            chosen = distribution.argmax(-1) if greedy else self._sample(distribution, noise[rows, step])
+            if self._top_p < 1 and not greedy:
+                distribution = nucleus(distribution, self._top_p).log_softmax(-1)
+            chosen = distribution.argmax(-1) if greedy else sample_tokens(distribution, noise[rows, step])
             values = distribution.gather(-1, chosen[:, None]).squeeze(-1)
             tokens[rows, step] = chosen.where(running, self._pad)
             logprobs[rows, step], mask[rows, step] = values.where(running, 0.0), running
@@ -179,9 +181,6 @@ class HFEngine:
             decoding.advance(chosen)
             self._counters["decode_steps"] += 1
             self._counters["decode_tokens"] += len(rows)
-
-    def _sample(self, logprobs: Float[Tensor, "R V"], noise: Float[Tensor, " R"]) -> Int[Tensor, " R"]:
-        return sample_tokens(logprobs if self._top_p == 1 else nucleus(logprobs, self._top_p), noise)
 
     def _lap_s(self) -> float:
         start, self._lap_start = self._lap_start, time.perf_counter()

@@ -10,6 +10,7 @@ from lightning_mmrl.protocols.tensors import (
     AdvantageEstimator,
     Aggregation,
     CompletionSelector,
+    Correction,
     GroupSelector,
     PolicyLoss,
 )
@@ -25,6 +26,7 @@ class Algorithm:
         advantage: Rewards of a group to advantages; None if they are made of a critic's values.
         loss: The unreduced loss.
         aggregation: What the loss is divided by.
+        correction: Weights of token losses for what engine and policy differ by; None for none.
         group_size: Completions per prompt, G.
         mask_truncated: Leave truncated completions out of the loss.
         phases: How rollouts change within the stage.
@@ -41,6 +43,7 @@ class Algorithm:
     advantage: AdvantageEstimator | None
     loss: PolicyLoss
     aggregation: Aggregation
+    correction: Correction | None = None
     group_size: int = 8
     mask_truncated: bool = False
     phases: Sequence[Phase] = ()

@@ -13,11 +13,20 @@ from lightning_mmrl.ops.kl import approx_kl
 from lightning_mmrl.ops.masked import masked_sum
 from lightning_mmrl.ops.packing import Budget, GroupPart, pack_groups
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
-from lightning_mmrl.protocols.tensors import Aggregation, PolicyLoss
+from lightning_mmrl.protocols.tensors import Aggregation, Correction, PolicyLoss
+from lightning_mmrl.stages.mismatch import (
+    MISMATCH_MAXIMA,
+    MISMATCH_SUMS,
+    correction_of,
+    mismatch_maxima,
+    mismatch_sums,
+)
 from lightning_mmrl.types.batches import Experience, LossInputs, LossOutput, PolicyOutput, PromptBatch, ScoringBatch
 
-SUMS = ("loss", "tokens", "clipped", "clipped_low", "clipped_high", "kl", "entropy", "ratio")
-"""What an optimizer step adds up over its tokens, beside the divergence from a reference policy."""
+SUMS = ("loss", "tokens", "clipped", "clipped_low", "clipped_high", "kl", "entropy", "ratio", *MISMATCH_SUMS)
+"""What an optimizer step adds up over its tokens, beside the divergence from a reference policy..."""
+MAXIMA = ("ratio_max", *MISMATCH_MAXIMA)
+"""...and what it takes the largest of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +67,7 @@ class Objective:
     Attributes:
         loss: A loss per token.
         aggregation: What it is divided by.
+        correction: Weights of the losses, but not of the terms that do not depend on advantages; None for none.
         ranks: Whose tokens count together.
         kl: The divergence from the reference policy, of experience that has its log-probabilities.
         kl_coefficient: Its part in the loss of this iteration; 0 if it is in the reward, or only reported.
@@ -66,6 +76,7 @@ class Objective:
 
     loss: PolicyLoss
     aggregation: Aggregation
+    correction: Correction | None = None
     ranks: Ranks = ALONE
     kl: KLPenalty | None = None
     kl_coefficient: float = 0.0
@@ -163,7 +174,7 @@ def accumulate_loss(
     ranks = objective.ranks
     denominator = ranks.sum(_denominator(objective.aggregation, experience, minibatch.rows))
     totals: dict[str, Tensor] = {}
-    largest = torch.zeros((), device=denominator.device)
+    largest = {name: torch.zeros((), device=denominator.device) for name in MAXIMA}
     microbatches = _microbatches(experience, minibatch.live, budget)
     num_missing = _missing(ranks, len(microbatches))
     for microbatch in microbatches:
@@ -176,22 +187,27 @@ def accumulate_loss(
             advantages=token_advantages(experience)[rows],
             completion_mask=mask,
         )
-        losses = objective.loss(inputs)
+        losses, sampler = objective.loss(inputs), experience.rollout.sampler_logprobs[rows]
+        correction = correction_of(objective.correction, inputs, sampler)
+        weights = 1.0 if objective.correction is None else correction.weights
         divergence = _divergence(objective, inputs, experience.reference_logprobs, rows)
-        token_losses = _regularized(objective, losses.token_losses, divergence, output)
+        token_losses = _regularized(objective, losses.token_losses * weights, divergence, output)
         if experience.weights is not None:
             token_losses = token_losses * experience.weights.flatten()[rows][:, None]
         value = objective.aggregation.reduce(token_losses, mask, denominator)
         backward(value)
         step = {"loss": value.detach()} | _token_sums(inputs, losses, output)
+        step |= mismatch_sums(correction, inputs, sampler)
         if divergence is not None:
             step["reference_kl"] = masked_sum(divergence.detach(), mask)
         totals = {name: totals.get(name, 0.0) + amount for name, amount in step.items()}
-        largest = torch.maximum(largest, torch.where(mask, losses.ratios.detach(), 0.0).max().to(largest.dtype))
+        most = {"ratio_max": torch.where(mask, losses.ratios.detach(), 0.0).max()}
+        most |= mismatch_maxima(correction, inputs, sampler)
+        largest = {name: torch.maximum(largest[name], value.to(largest[name].dtype)) for name, value in most.items()}
     for _ in range(num_missing):
         _pass_for_others(policy, _filler(experience, prompts), backward)
     names = (*SUMS, "reference_kl") if experience.reference_logprobs is not None else SUMS
-    totals = {name: totals.get(name, torch.zeros_like(largest)) for name in names}
+    totals = {name: totals.get(name, torch.zeros_like(denominator)) for name in names}
     return _joined(totals, largest, ranks)
 
 
@@ -324,12 +340,14 @@ def _token_sums(inputs: LossInputs, losses: LossOutput, output: PolicyOutput) ->
     }
 
 
-def _joined(totals: dict[str, Tensor], largest: Tensor, ranks: Ranks) -> dict[str, Tensor]:
-    """Sums over the ranks, and the largest ratio of any of them."""
+def _joined(totals: dict[str, Tensor], largest: dict[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
+    """Sums over the ranks, and the largest values of any of them."""
     if ranks.world_size == 1:
-        return totals | {"ratio_max": largest}
+        return totals | largest
     values = ranks.sum(torch.stack([total.double() for total in totals.values()]))
-    return dict(zip(totals, values, strict=True)) | {"ratio_max": torch.tensor(max(ranks.gather(float(largest))))}
+    parts = ranks.gather({name: float(value) for name, value in largest.items()})
+    most = {name: torch.tensor(max(part[name] for part in parts)) for name in largest}
+    return dict(zip(totals, values, strict=True)) | most
 
 
 def _microbatches(experience: Experience, prompts: Sequence[int], budget: Budget) -> list[tuple[GroupPart, ...]]:

@@ -36,6 +36,7 @@ from lightning_mmrl.stages.context import (
 from lightning_mmrl.stages.distill import distilled
 from lightning_mmrl.stages.failures import refuse_failures
 from lightning_mmrl.stages.media import IterationMedia
+from lightning_mmrl.stages.mismatch import mismatch_stats
 from lightning_mmrl.stages.module import StageModule
 from lightning_mmrl.stages.optimize import (
     Minibatch,
@@ -266,6 +267,7 @@ class PolicyGradientModule(StageModule):
         if old is None and not settings.on_policy:
             old = score_old(self.policy, experience, settings.budget, ranks)
         stats: dict[str, float] = {}
+        steps: list[dict[str, float]] = []
         live = ranks.either([bool(minibatch.live) for minibatch in minibatches])
         for minibatch, has_signal in zip(minibatches, live, strict=True):
             if not has_signal:
@@ -285,11 +287,12 @@ class PolicyGradientModule(StageModule):
             ranks.sum_gradients(self.policy.parameters())
             norm = clip_gradients(self.policy.parameters(), settings.max_grad_norm)
             optimizer.step()
-            stats = update_stats(scalar_values(totals)) | {"train/grad_norm": norm}
+            steps.append(scalar_values(totals))
+            stats = update_stats(steps[-1]) | {"train/grad_norm": norm}
             stats |= self.update_beside(experience, minibatch)
         for scheduler in schedulers if stats else ():
             scheduler.step()
-        return stats | self._regularizers(iteration) | {"train/learning_rate": learning_rate}
+        return stats | mismatch_stats(steps) | self._regularizers(iteration) | {"train/learning_rate": learning_rate}
 
     def update_beside(self, experience: Experience, minibatch: Minibatch) -> dict[str, float]:
         """What a subclass trains beside the policy, from the same minibatch, and its statistics."""
@@ -307,6 +310,7 @@ class PolicyGradientModule(StageModule):
         return Objective(
             loss=algorithm.loss,
             aggregation=algorithm.aggregation,
+            correction=algorithm.correction,
             ranks=self._ranks,
             kl=algorithm.kl,
             kl_coefficient=0.0 if algorithm.kl.in_reward else kl,

@@ -125,8 +125,9 @@ class Rollout(_Movable):
     """G sampled completions for each of B prompts, N rows in all.
 
     `completion_mask` is True on sampled tokens up to and including the end-of-sequence token. `sampler_logprobs` are
-    the engine's own, of log_softmax(logits / T) with banned ids at minus infinity; they are zero where the mask is
-    False. `policy_version` counts the weight pushes the engine had seen.
+    the engine's own, of log_softmax(logits / T) with banned ids at minus infinity; where it sampled from a part of the
+    tokens alone (top-p), of these, scaled to one. They are zero where the mask is False. `policy_version` counts the
+    weight pushes the engine had seen.
     """
 
     completion_ids: Int[Tensor, "N C"]
@@ -217,3 +218,18 @@ class LossOutput(_Movable):
     token_losses: Float[Tensor, "N C"]
     clipped: Bool[Tensor, "N C"]
     ratios: Float[Tensor, "N C"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CorrectionOutput(_Movable):
+    """What token losses are multiplied by, since an engine sampled and not the policy; nothing carries a gradient.
+
+    `ratios` are the weights before they were bounded, and `clipped` is True where a bound decides; where the completion
+    mask is False they are 1, 1 and False. `counted` is True once for each ratio: at every token that has one of its
+    own, at the first of those that share it.
+    """
+
+    weights: Float[Tensor, "N C"]
+    ratios: Float[Tensor, "N C"]
+    clipped: Bool[Tensor, "N C"]
+    counted: Bool[Tensor, "N C"]

@@ -9,6 +9,7 @@ from step_cases import drawn, experience_of, preset, taken
 
 from lightning_mmrl.algorithms.advantages.group_normalized import GroupNormalized
 from lightning_mmrl.algorithms.advantages.leave_one_out import LeaveOneOut
+from lightning_mmrl.algorithms.corrections.importance import ImportanceCorrection
 from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
 from lightning_mmrl.algorithms.penalties.kl import KLPenalty
 from lightning_mmrl.protocols.ranks import ALONE
@@ -84,7 +85,8 @@ def scored(trainer, table, beta=0.0):
     ids = [[3] * length for length in lengths]
     rewards = torch.where(table.valid, table.rewards, torch.nan).reshape(-1, 1)
     answers = [[2]] * len(ids), ids, ["a"] * len(ids)
-    grpo = (answers[0], answers[1], None, answers[2], None, {}, None, None)
+    sampler = [row[:length].tolist() for row, length in zip(table.sampler, lengths, strict=True)]
+    grpo = (answers[0], answers[1], None, answers[2], sampler, {}, None, None)
     trainer._generate = lambda prompts: grpo if hasattr(trainer, "loss_type") else answers
     trainer._calculate_rewards = lambda *args: rewards
     tables = iter((table.old, table.reference))
@@ -185,6 +187,28 @@ def test_a_divergence_in_the_loss_is_that_of_trl(trainers, monkeypatch, correcti
     agree(taken(replace(preset("grpo"), kl=kl), table), expected)
     other = replace(preset("grpo"), kl=replace(kl, ratio_correction=not correction))
     assert (taken(other, table)[1] - expected[1]).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.6])
+@pytest.mark.parametrize("mode", ["truncate", "mask"])
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_a_correction_is_that_of_trl_for_vllm(trainers, monkeypatch, level, mode, floor):
+    """From the engine's log-probabilities to the gradient, by TRL; a divergence in the loss has no weight."""
+    trainer = trainers["grpo"]
+    set_up(trainer, "grpo", monkeypatch)
+    for key, value in {"correction": True, "mode": f"{level}_{mode}", "clip_max": 1.4, "clip_min": floor}.items():
+        monkeypatch.setattr(trainer, f"vllm_importance_sampling_{key}", value)
+    kl, correction = KLPenalty(coefficient=0.04), ImportanceCorrection(level=level, mode=mode, cap=1.4, floor=floor)
+    for seed, size in ((5, 2), (6, 4)):
+        table = full_table(seed, size)
+        table.sampler = table.sampler.float().double()  # TRL takes the engine's in single precision
+        monkeypatch.setattr(trainer, "use_vllm", True)
+        inputs = scored(trainer, table)
+        monkeypatch.setattr(trainer, "beta", 0.04)
+        inputs |= {"old_per_token_logps": table.old, "ref_per_token_logps": table.reference}
+        expected = compared(trainer, table, inputs)
+        agree(taken(replace(preset("grpo"), kl=kl, correction=correction), table), expected)
+        assert (taken(replace(preset("grpo"), kl=kl), table)[1] - expected[1]).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("option", ["ratio_cap", "dual_clip"])

@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import omni
@@ -165,15 +166,35 @@ def test_one_token_is_all_that_a_limit_of_one_allows(model):
     assert [row[:1] for row in rows] == sampled(rollout)
 
 
-def test_a_tiny_nucleus_is_greedy_and_its_logprobs_are_those_of_all_tokens(model):
+def test_a_tiny_nucleus_is_greedy_and_was_sure_of_its_tokens(model):
+    """Greedy itself has the log-probabilities of all tokens."""
     batch = omni.prompts(model[0])
     seeds = group_seeds(0, 1, [each.id for each in batch.samples], GROUP)
     narrow = engine(model, top_p=1e-6).generate(batch, group_size=GROUP, seeds=seeds)
-    greedy = engine(model).generate(batch, group_size=GROUP, seeds=seeds, greedy=True)
+    greedy = engine(model, top_p=1e-6).generate(batch, group_size=GROUP, seeds=seeds, greedy=True)
     assert torch.equal(narrow.completion_ids, greedy.completion_ids)
-    torch.testing.assert_close(narrow.sampler_logprobs, greedy.sampler_logprobs, rtol=0, atol=1e-9)
-    assert narrow.sampler_logprobs[narrow.completion_mask].max() < -0.01
+    assert not narrow.sampler_logprobs.any()
+    assert greedy.sampler_logprobs[greedy.completion_mask].max() < -0.01
     assert not torch.equal(narrow.completion_ids, sample(model, batch).completion_ids)
+
+
+def test_logprobs_of_a_nucleus_are_of_what_it_leaves(model):
+    """Each exceeds that of all tokens by minus the log of a mass between top_p and 1; with all tokens by nothing."""
+    batch = omni.prompts(model[0])
+    gains = {}
+    for top_p in (0.5, 1.0):
+        rollout = sample(model, batch, top_p=top_p)
+        scoring = ScoringBatch(
+            prompts=batch,
+            completion_ids=rollout.completion_ids,
+            completion_mask=rollout.completion_mask,
+            group_size=GROUP,
+        )
+        with torch.no_grad():
+            gains[top_p] = (rollout.sampler_logprobs - model[1](scoring).logprobs)[rollout.completion_mask]
+    assert gains[0.5].min() > 0.01
+    assert gains[0.5].max() < math.log(2) + 5e-5
+    assert gains[1.0].abs().max() < 5e-5
 
 
 @pytest.mark.parametrize("top_p", [0.0, -0.1, 1.1, float("nan")])

@@ -1,0 +1,103 @@
+"""Importance weights for rollouts of an engine whose probabilities are not quite the policy's."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from lightning_mmrl.ops.kl import MAX_LOG_RATIO, k1
+from lightning_mmrl.types.batches import CorrectionOutput
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportanceCorrection:
+    """Multiplies token losses by w = pi_old / mu, the policy at the rollout over the engine that sampled, bounded.
+
+    w_t = exp(old_logprob_t - sampler_logprob_t) for each token, or with `level` sequence the product of these over the
+    completion's tokens for all of them (importance sampling of whole completions). `mode` truncate takes
+    clip(w, floor, cap): truncated importance sampling (F. Yao et al., 2025, "Your efficient RL framework secretly
+    brings you off-policy RL training"; verl's `rollout_is`). `mode` mask takes 0 where w is outside [floor, cap] and w
+    inside: the tokens or completions out there leave the loss, and stay in its denominator (IcePop, arXiv:2510.18855).
+    Level and mode are TRL 1.16's `vllm_importance_sampling_mode`, `floor` and `cap` its `.._clip_min` and
+    `.._clip_max`. Weights carry no gradient. They multiply the policy loss alone: no KL or entropy term, as in TRL.
+
+    Whole completions with an infinite cap give the gradient the mean that it has under the policy's own samples, if the
+    engine could have sampled all that the policy can; the variance grows with the mismatch and the length. Weights of
+    tokens, and those that are bounded, have a bias in its place.
+
+    **Deviations**: the log of w is clamped to +-20 before the exponential. TRL takes w = 1 where the engine gave no
+    number; here every sampled token has its log-probability. The critic of PPO learns from all tokens alike.
+
+    Attributes:
+        level: token or sequence.
+        mode: truncate or mask.
+        cap: Largest weight; infinity bounds nothing. TRL's default is 3 with whole sequences masked, verl's 2.
+        floor: Smallest weight.
+
+    Raises:
+        ValueError: For another level or mode, a cap that is not above 1, or a floor that is not in [0, 1).
+
+    >>> old, mask = torch.zeros(1, 3), torch.tensor([[True, True, False]])
+    >>> sampler = torch.tensor([[0.5, 4.0, 1.0]]).log().neg()
+    >>> ImportanceCorrection()(old, sampler, mask).weights
+    tensor([[0.5000, 2.0000, 1.0000]])
+    >>> ImportanceCorrection(level="sequence", mode="mask")(old, sampler, mask).weights
+    tensor([[2., 2., 1.]])
+    """
+
+    level: str = "token"
+    mode: str = "truncate"
+    cap: float = 2.0
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("level", self.level, LEVELS), ("mode", self.mode, MODES)):
+            if value not in known:
+                raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
+        if not self.cap > 1:
+            raise ValueError(f"cap is {self.cap}; weights are 1 where engine and policy agree, so it must be above 1")
+        if not 0 <= self.floor < 1:
+            raise ValueError(f"floor is {self.floor}; it must be at least 0 and below 1, the weight without a mismatch")
+
+    def __call__(
+        self,
+        old_logprobs: Float[Tensor, "N C"],
+        sampler_logprobs: Float[Tensor, "N C"],
+        completion_mask: Bool[Tensor, "N C"],
+    ) -> CorrectionOutput:
+        """The weights of the tokens; `completion_mask` has whole completions or nothing of them."""
+        sampler = sampler_logprobs.detach().to(old_logprobs.dtype)
+        logs = k1(old_logprobs.detach(), sampler, completion_mask)
+        logs, counted = LEVELS[self.level](logs, completion_mask)
+        ones = torch.ones_like(logs)
+        ratios = torch.where(completion_mask, logs.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp(), ones)
+        clipped = (ratios > self.cap) | (ratios < self.floor)
+        weights = MODES[self.mode](ratios, self.floor, self.cap)
+        return CorrectionOutput(weights=weights, ratios=ratios, clipped=clipped, counted=counted)
+
+
+def _of_tokens(
+    logs: Float[Tensor, "N C"], mask: Bool[Tensor, "N C"]
+) -> tuple[Float[Tensor, "N C"], Bool[Tensor, "N C"]]:
+    return logs, mask
+
+
+def _of_completions(
+    logs: Float[Tensor, "N C"], mask: Bool[Tensor, "N C"]
+) -> tuple[Float[Tensor, "N C"], Bool[Tensor, "N C"]]:
+    """The sum over a completion at each of its tokens, which counts once: at the first of them."""
+    return logs.sum(-1, keepdim=True).expand_as(logs), mask & (mask.cumsum(-1) == 1)
+
+
+def _truncated(ratios: Float[Tensor, "N C"], floor: float, cap: float) -> Float[Tensor, "N C"]:
+    return ratios.clamp(floor, cap)
+
+
+def _masked(ratios: Float[Tensor, "N C"], floor: float, cap: float) -> Float[Tensor, "N C"]:
+    return torch.where((ratios >= floor) & (ratios <= cap), ratios, torch.zeros_like(ratios))
+
+
+LEVELS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"token": _of_tokens, "sequence": _of_completions}
+MODES: dict[str, Callable[..., Tensor]] = {"truncate": _truncated, "mask": _masked}

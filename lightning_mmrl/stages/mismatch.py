@@ -1,0 +1,68 @@
+"""How far the engine that sampled is from the policy: measured in every update, corrected where the algorithm does."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_mmrl.algorithms.corrections.importance import ImportanceCorrection
+from lightning_mmrl.ops.kl import k1, k3
+from lightning_mmrl.ops.masked import masked_sum
+from lightning_mmrl.protocols.tensors import Correction
+from lightning_mmrl.types.batches import CorrectionOutput, LossInputs
+
+MEASURE = ImportanceCorrection(cap=math.inf)
+"""What ratios are measured by where nothing is corrected: those of tokens."""
+MISMATCH_SUMS = ("weights", "weight", "weights_clipped", "sampler_kl_k1", "sampler_kl_k3")
+"""What is added up over microbatches, ranks and optimizer steps..."""
+MISMATCH_MAXIMA = ("weight_max", "logprob_gap_max")
+"""...and what the largest is taken of."""
+
+
+def correction_of(
+    correction: Correction | None, inputs: LossInputs, sampler_logprobs: Float[Tensor, "n C"]
+) -> CorrectionOutput:
+    """The weights of a microbatch; without a correction only its ratios mean something."""
+    return (correction or MEASURE)(inputs.old_logprobs, sampler_logprobs, inputs.completion_mask)
+
+
+def mismatch_sums(
+    found: CorrectionOutput, inputs: LossInputs, sampler_logprobs: Float[Tensor, "n C"]
+) -> dict[str, Tensor]:
+    """Of the ratios, each once, and of KL(engine || policy at the rollout), which the engine's samples estimate."""
+    old, mask = inputs.old_logprobs, inputs.completion_mask
+    sampler = sampler_logprobs.to(old.dtype)
+    return {
+        "weights": found.counted.sum(),
+        "weight": masked_sum(found.ratios, found.counted),
+        "weights_clipped": (found.clipped & found.counted).sum(),
+        "sampler_kl_k1": k1(sampler, old, mask).sum(),
+        "sampler_kl_k3": k3(sampler, old, mask).sum(),
+    }
+
+
+def mismatch_maxima(
+    found: CorrectionOutput, inputs: LossInputs, sampler_logprobs: Float[Tensor, "n C"]
+) -> dict[str, Tensor]:
+    """The largest ratio and the largest difference of a token's log-probabilities; 0 if nothing counts."""
+    gaps = k1(sampler_logprobs.to(inputs.old_logprobs.dtype), inputs.old_logprobs, inputs.completion_mask).abs()
+    ratios = torch.where(found.counted, found.ratios, torch.zeros_like(found.ratios))
+    return {"weight_max": ratios.max(), "logprob_gap_max": gaps.max()}
+
+
+def mismatch_stats(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of all tokens that an iteration's optimizer steps scored; nothing if there was no step."""
+    if not steps:
+        return {}
+    sums = {name: math.fsum(step[name] for step in steps) for name in ("tokens", *MISMATCH_SUMS)}
+    tokens, weights = max(1.0, sums["tokens"]), max(1.0, sums["weights"])
+    return {
+        "mismatch/weight_mean": sums["weight"] / weights,
+        "mismatch/weight_max": max(step["weight_max"] for step in steps),
+        "mismatch/clip_fraction": sums["weights_clipped"] / weights,
+        "mismatch/kl_k1": sums["sampler_kl_k1"] / tokens,
+        "mismatch/kl_k3": sums["sampler_kl_k3"] / tokens,
+        "mismatch/logprob_gap_max": max(step["logprob_gap_max"] for step in steps),
+    }

@@ -1,0 +1,82 @@
+"""Corrections that cannot work are refused by key and value before anything is loaded, and so is top-p without one."""
+
+import re
+
+import pytest
+from omegaconf import OmegaConf
+
+from lightning_mmrl.algorithms.corrections.importance import ImportanceCorrection
+from lightning_mmrl.config.build import build_algorithm
+from lightning_mmrl.config.compose import compose_tree
+from lightning_mmrl.config.rehearsal import rehearse
+from lightning_mmrl.config.targets import build
+from lightning_mmrl.config.validate import validated
+from lightning_mmrl.errors import ConfigError
+
+KEY, TOP_P = "stages.reason.algorithm.correction", "stages.reason.sampling.top_p"
+TARGET = "lightning_mmrl.algorithms.corrections.importance.ImportanceCorrection"
+ON = f"{KEY}={{_target_: {TARGET}}}"
+EARLY = {
+    (f"{KEY}=token",): f"{KEY} is token; it must be null or a node with a _target_",
+    (f"{KEY}={{level: token}}",): f"{KEY} is {{'level': 'token'}}; it must be null or a node with a _target_",
+    (f"{TOP_P}=0.9",): f"{TOP_P} is 0.9; it must be 1, since without {KEY} the policy's probabilities",
+    (f"{TOP_P}=0", ON): f"{TOP_P} is 0.0; it must be above 0 and at most 1",
+    (f"{TOP_P}=1.1", ON): f"{TOP_P} is 1.1; it must be above 0 and at most 1",
+    (f"{TOP_P}=nan", ON): f"{TOP_P} is nan; it must be above 0 and at most 1",
+}
+LATE = {
+    "level: batch": f"{KEY}: level is 'batch'; it must be one of token, sequence",
+    "mode: clip": f"{KEY}: mode is 'clip'; it must be one of truncate, mask",
+    "cap: 1.0": f"{KEY}: cap is 1.0; weights are 1 where engine and policy agree, so it must be above 1",
+    "cap: many": f"{KEY}.cap is many; it must be a number",
+    "floor: 1.0": f"{KEY}: floor is 1.0; it must be at least 0 and below 1",
+    "caps: 2": f"{KEY}.caps: {TARGET} has no such parameter",
+}
+
+
+@pytest.fixture(scope="module")
+def tree():
+    tree = compose_tree([])
+    OmegaConf.set_struct(tree, False)
+    return tree
+
+
+@pytest.fixture
+def changed(tree):
+    """The configuration with other values."""
+    return lambda *overrides: validated(OmegaConf.merge(tree, OmegaConf.from_dotlist(list(overrides))))
+
+
+def algorithm(config):
+    stage = config.stages["reason"]
+    return build_algorithm(stage, build({**stage.module, "_partial_": True}, "module"), "stages.reason")
+
+
+@pytest.mark.parametrize("overrides", EARLY, ids=str)
+def test_what_cannot_work_is_refused_in_one_sentence(changed, overrides):
+    with pytest.raises(ConfigError, match=re.escape(EARLY[overrides])) as caught:
+        changed(*overrides)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("values", LATE)
+def test_a_value_that_the_correction_refuses_is_named_before_anything_is_loaded(changed, values):
+    config = changed(f"{KEY}={{_target_: {TARGET}, {values}}}")
+    with pytest.raises(ConfigError, match=re.escape(LATE[values])):
+        rehearse(config)
+
+
+def test_another_part_is_no_correction(changed):
+    config = changed(f"{KEY}={{_target_: lightning_mmrl.algorithms.losses.ppo_clip.PPOClip}}")
+    with pytest.raises(
+        ConfigError, match="correction is PPOClip, which does not take old_logprobs and sampler_logprobs"
+    ):
+        rehearse(config)
+
+
+def test_nothing_is_corrected_unless_it_is_asked_for(changed):
+    assert algorithm(changed()).correction is None
+    config = changed(f"{KEY}={{_target_: {TARGET}, level: sequence, mode: mask, cap: .inf}}", f"{TOP_P}=0.9")
+    rehearse(config)
+    assert algorithm(config).correction == ImportanceCorrection(level="sequence", mode="mask", cap=float("inf"))
+    assert config.stages["reason"].sampling.top_p == 0.9
