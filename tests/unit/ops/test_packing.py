@@ -78,6 +78,16 @@ def test_a_budget_may_be_used_up_and_no_more(budget, num_batches):
     assert len(pack_groups([10, 10], [[5, 0], [5, 0]], budget)) == num_batches
 
 
+def test_parts_of_one_group_share_no_microbatch_though_both_would_fit():
+    """The longest completion exceeds the budget alone, so that all of its group stand alone."""
+    packed = pack_groups([4, 5], [[30, 6, 4], [4, 0]], Budget(tokens=27))
+    assert [[(part.prompt, part.completions) for part in parts] for parts in packed] == [
+        [(0, (0,))],
+        [(0, (1,)), (1, (0,))],
+        [(0, (2,))],
+    ]
+
+
 def test_lengths_of_other_prompts_are_refused():
     with pytest.raises(ValueError, match="shorter"):
         pack_groups([10, 10], [[5, 5]], Budget(tokens=100))
