@@ -67,6 +67,23 @@ def test_a_constant_group_beside_others_gets_exact_zeros_also_from_statistics_of
         assert advantages[1].any()
 
 
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        GroupNormalized(eps=0.0),
+        GroupNormalized(std="batch", eps=0.0),
+        LeaveOneOut(normalize=True, eps=0.0),
+        ReinforcePlusPlusBaseline(eps=0.0),
+    ],
+    ids=repr,
+)
+def test_eps_may_be_zero(estimator):
+    """Two rewards are then a standard deviation apart, times the square root of two; equal ones are still zero."""
+    advantages = estimator(torch.tensor([[3.0, 1.0]]), torch.ones(1, 2, dtype=torch.bool))
+    assert advantages[0].tolist() == pytest.approx([math.sqrt(0.5), -math.sqrt(0.5)])
+    assert estimator(torch.ones(1, 2), torch.ones(1, 2, dtype=torch.bool)).tolist() == [[0.0, 0.0]]
+
+
 @pytest.mark.parametrize("make", [GroupNormalized, LeaveOneOut, ReinforcePlusPlusBaseline])
 def test_a_negative_eps_is_refused(make):
     with pytest.raises(ValueError, match=r"eps is -0\.1"):
