@@ -73,9 +73,9 @@ class PPOClip:
             surrogate = ratios.clamp(max=self.ratio_cap) * advantages
         objective = torch.minimum(surrogate, clipped_surrogate)
         if self.dual_clip is not None:
-            floor = self.dual_clip * advantages
-            clipped = clipped | ((objective < floor) & (advantages < 0))
-            objective = torch.where(advantages < 0, torch.maximum(objective, floor), objective)
+            floor = self.dual_clip * advantages.clamp(max=0)  # objectives of good tokens are above zero
+            clipped = clipped | (objective < floor)
+            objective = torch.maximum(objective, floor)
         return LossOutput(
             token_losses=torch.where(mask, -objective, torch.zeros_like(objective)), clipped=clipped, ratios=ratios
         )
