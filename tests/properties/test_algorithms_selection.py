@@ -103,6 +103,14 @@ def test_the_code_draws_half_again_as_many_or_keeps_all(drawn, high):
         assert torch.equal(weights, candidates.double())
 
 
+def test_thresholds_belong_to_what_is_eligible_in_the_paper_alone():
+    advantages, candidates = torch.tensor([[0.25, -0.5, 9.0, 0.125]]), torch.tensor([[True, True, True, True]])
+    paper = drawn_by(PaperPAD(low=0.25, high=0.5, rho=1.0), advantages, candidates)
+    assert paper.tolist() == [[1.0, 1.0, 0.0, 0.0]]
+    released = drawn_by(ReleasedPAD(low=0.25, high=0.5), advantages, candidates)
+    assert released.tolist() == [[1.0, 1.0, 1.0, 1.0]], "none is eligible, so all are kept"
+
+
 VALUES = [2.47, 0.35, 1.62, 0.54, 0.94]
 
 
