@@ -50,11 +50,12 @@ NAMES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mutant:
-    """One edit of one file; `function` is the outermost one whose body it lies in, None for what runs on import."""
+    """One edit of one file; `scope` is the function, method or class whose body it lies in, empty outside of them."""
 
     path: str
     line: int
-    function: str | None
+    scope: str
+    on_import: bool
     before: str
     after: str
     source: str
@@ -62,6 +63,10 @@ class Mutant:
     @property
     def name(self) -> str:
         return f"{self.path}:{self.line}: {self.before} -> {self.after}"
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.path, self.scope, self.after
 
     @property
     def digest(self) -> str:
@@ -72,7 +77,7 @@ def mutants_of(path: str, source: str) -> list[Mutant]:
     """Every mutant of a file whose source differs from all before it."""
     tree = ast.parse(source)
     nodes = [node for node in ast.walk(tree) if hasattr(node, "lineno")]
-    skipped, functions = _without_effect(tree), _functions(tree)
+    skipped, classes, functions = _without_effect(tree), _classes(tree), _functions(tree)
     unchanged = ast.unparse(tree)
     known = {unchanged}
     found = []
@@ -86,10 +91,9 @@ def mutants_of(path: str, source: str) -> list[Mutant]:
             if text not in known:
                 known.add(text)
                 before, after = _changed_line(unchanged, text)
-                line, function = getattr(node, "lineno", 0), functions.get(id(node))
-                found.append(
-                    Mutant(path=path, line=line, function=function, before=before, after=after, source=text)
-                )
+                where = {"path": path, "line": getattr(node, "lineno", 0), "on_import": id(node) not in functions}
+                scope = functions.get(id(node), classes.get(id(node), ""))
+                found.append(Mutant(**where, scope=scope, before=before, after=after, source=text))
     return sorted(found, key=lambda mutant: mutant.line)
 
 
@@ -113,6 +117,10 @@ def _without_effect(tree: ast.Module) -> set[int]:
         elif isinstance(node, ast.Import | ast.ImportFrom | ast.Raise | ast.JoinedStr):
             roots.append(node)
     return {id(inner) for root in roots for inner in ast.walk(root)}
+
+
+def _classes(tree: ast.Module) -> dict[int, str]:
+    return {id(inner): node.name for node in tree.body if isinstance(node, ast.ClassDef) for inner in ast.walk(node)}
 
 
 def _functions(tree: ast.Module) -> dict[int, str]:

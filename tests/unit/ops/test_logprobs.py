@@ -145,6 +145,13 @@ def test_tiles_of_rows_equal_all_rows_at_once_and_hold_no_more_logits(tile_eleme
         assert want.abs().max() > 0.1
 
 
+@pytest.mark.parametrize("tile_elements", [12, 1000])
+def test_the_entropy_of_tiles_carries_no_gradient_either(tile_elements):
+    (logprobs, entropy, *_), _, _ = scored(tile_elements)
+    assert logprobs.requires_grad
+    assert not entropy.requires_grad
+
+
 def test_a_tile_that_holds_all_rows_is_computed_once():
     assert scored(40)[1:] == ([10], [])
 
