@@ -129,9 +129,7 @@ def _functions(tree: ast.Module) -> dict[int, str]:
     functions = [
         (f"{prefix}{node.name}", node) for prefix, body in scopes for node in body if isinstance(node, ast.FunctionDef)
     ]
-    return {
-        id(inner): name for name, node in functions for statement in node.body for inner in ast.walk(statement)
-    }
+    return {id(inner): name for name, node in functions for statement in node.body for inner in ast.walk(statement)}
 
 
 _Edit = Callable[[Any], None]
