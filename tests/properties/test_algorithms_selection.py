@@ -41,6 +41,12 @@ def test_the_band_is_that_of_exact_fractions(drawn, one, other):
         assert keeps == exact
 
 
+def test_what_a_failed_verifier_called_right_is_in_no_share():
+    passed, valid = torch.tensor([[False, False, True, True]]), torch.tensor([[True, True, False, False]])
+    assert AccuracyBand(low=0.5, high=1.0)(torch.zeros(1, 4), passed, valid).tolist() == [False]
+    assert AccuracyBand(low=0.5, high=1.0)(torch.zeros(1, 4), passed, ~valid).tolist() == [True]
+
+
 @given(groups())
 def test_a_group_has_a_signal_if_and_only_if_its_advantages_have(drawn):
     rewards, passed, valid = drawn
