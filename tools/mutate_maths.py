@@ -5,16 +5,15 @@
 
 A mutant is one edit of the syntax tree: an operator or a comparison exchanged, a sign flipped, one side of a mask left
 out, a constant off by one, a truth value inverted, a reduction exchanged (sum, mean, min, max, std, var), branches of
-`where` or bounds of `clamp` swapped. It is written into a copy of the checkout, and a forked process, which has torch
-and pytest loaded already, runs the tests of that file, then all tests of formulas; the first failure kills it. Edits
-that change nothing anyone can see are named in `EQUIVALENT`, each with the reason. Exits with 1 if a mutant survives.
-Killed ones are kept in --work by their source: the same command goes on with the others.
+`where` or bounds of `clamp` swapped. Tests are collected and run once with the formulas as they are. Then a forked
+process exchanges the code of the one function that is changed and runs the tests that call it, the fastest first. An
+edit of what runs on import is written into a copy of the checkout and imported anew. The first failure kills a mutant,
+and is named. Edits that change nothing anyone can see are named in `EQUIVALENT`, each with the reason. Exits with 1 if
+a mutant survives. Killed ones are kept in --work by their source: the same command goes on with the others.
 """
 
 import argparse
-import ast
-import copy
-import hashlib
+import gc
 import importlib
 import os
 import shutil
@@ -22,82 +21,58 @@ import signal
 import sys
 import tempfile
 import time
+import types
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+from maths_mutations import Mutant, mutants_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("lightning_mmrl/ops", "lightning_mmrl/algorithms")
 KEPT = ("lightning_mmrl", "tests", "configs", "pyproject.toml", "README.md")
-ALL_GUARDS = ("tests/unit/ops", "tests/unit/algorithms", "tests/properties/test_algorithms_advantages.py")
-MORE_GUARDS = ("tests/properties/test_algorithms_losses.py", "tests/oracles", "tests/unit/stages/test_optimize.py")
-LIMIT_S = 240
-"""Of one run of tests; a mutant that loops is killed by it."""
+GUARDS = (
+    *PACKAGES,  # their doctests
+    "tests/unit/ops",
+    "tests/unit/algorithms",
+    "tests/properties/test_ops_gae.py",
+    "tests/properties/test_algorithms_advantages.py",
+    "tests/properties/test_algorithms_losses.py",
+    "tests/properties/test_algorithms_selection.py",
+    "tests/oracles/test_ops_numpy.py",
+    "tests/oracles/test_algorithms_numpy.py",
+    "tests/oracles/test_algorithms_trl.py",
+    "tests/oracles/test_ppo.py",
+    "tests/oracles/test_presets.py",
+)
+LEAST_LIMIT_S = 20.0
+"""Of the tests of one mutant; five times what they take without it, if that is more. To loop is not to be killed."""
+IMPORT_LIMIT_S = 900.0
+"""Of all tests, with what they import."""
 
-EQUIVALENT: dict[tuple[str, str], str] = {
-    ("lightning_mmrl/ops/decode_attention.py", "query.device.type == 'cpu' -> query.device.type != 'cpu'"): (
+EQUIVALENT: dict[tuple[str, str, str], str] = {
+    ("lightning_mmrl/ops/decode_attention.py", "attend_padded", "if query.device.type != 'cpu':"): (
         "both branches are the same function; which one runs is a matter of speed, and CUDA has the second alone"
     ),
+    (
+        "lightning_mmrl/ops/logprobs.py",
+        "_entropy",
+        "return -(table.exp() * table.masked_fill(table == -torch.inf, 1.0)).sum(-1)",
+    ): "what is filled in is multiplied by exp(-inf), which is zero, and has no gradient: any finite number does",
+    (
+        "lightning_mmrl/ops/tiled_attention.py",
+        "_CpuFlash.backward",
+        "return run(*_upcast(grad, query, key, value, output), total, 1.0, causal, scale=scale)",
+    ): "torch's CPU kernel has no dropout: forward it refuses any, and backward it does not read the number",
+    ("lightning_mmrl/algorithms/schedules.py", "WarmupConstant", "warmup_steps: int = 1"): (
+        "the first of one step of warm-up already has the full rate, (0 + 1) / 1, as it has without a warm-up"
+    ),
 }
-"""(file, mutant as it is listed, without its line) to why it changes nothing."""
+"""(file, function or class, changed line) to why it changes nothing."""
 
-BINARY = {
-    ast.Add: ast.Sub,
-    ast.Sub: ast.Add,
-    ast.Mult: ast.Div,
-    ast.Div: ast.Mult,
-    ast.FloorDiv: ast.Mult,
-    ast.BitAnd: ast.BitOr,
-    ast.BitOr: ast.BitAnd,
-}
-COMPARE = {
-    ast.Lt: ast.LtE,
-    ast.LtE: ast.Lt,
-    ast.Gt: ast.GtE,
-    ast.GtE: ast.Gt,
-    ast.Eq: ast.NotEq,
-    ast.NotEq: ast.Eq,
-}
-NAMES = {
-    "minimum": "maximum",
-    "maximum": "minimum",
-    "min": "max",
-    "max": "min",
-    "amin": "amax",
-    "amax": "amin",
-    "sum": "mean",
-    "mean": "sum",
-    "any": "all",
-    "all": "any",
-    "masked_sum": "masked_mean",
-    "masked_mean": "masked_sum",
-    "std": "var",
-    "exp": "expm1",
-    "expm1": "exp",
-    "sqrt": "square",
-    "square": "sqrt",
-    "group_mean": "group_std",
-    "group_std": "group_mean",
-}
-"""Of functions and methods that are called."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mutant:
-    """One edit of one file."""
-
-    path: str
-    line: int
-    what: str
-    source: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.path}:{self.line}: {self.what}"
-
-    @property
-    def digest(self) -> str:
-        return hashlib.sha256(f"{self.path}\n{self.source}".encode()).hexdigest()
+Judged = Callable[[Mutant, str], None]
 
 
 def main() -> int:
@@ -112,10 +87,15 @@ def main() -> int:
     if options.list:
         print("\n".join(mutant.name for mutant in mutants))
         return 0
+    effective = _effective(mutants)
     with tempfile.TemporaryDirectory() as folder:
-        survivors = _run(mutants, Path(folder), options.work.resolve())
-    print(f"{len(mutants)} mutants: {len(mutants) - len(survivors)} killed or without effect, {len(survivors)} survive")
-    return 1 if survivors else 0
+        num_killed = _run(effective, Path(folder).resolve(), options.work.resolve())
+    num_survivors = len(effective) - num_killed
+    print(
+        f"{len(mutants)} mutants: {num_killed} killed, {len(mutants) - len(effective)} without effect, "
+        f"{num_survivors} survive"
+    )
+    return 1 if num_survivors else 0
 
 
 def _files(path: Path) -> list[Path]:
@@ -123,149 +103,47 @@ def _files(path: Path) -> list[Path]:
     return [file for file in found if file.name != "__init__.py"]
 
 
-def mutants_of(path: str, source: str) -> list[Mutant]:
-    """Every mutant of a file whose source differs from all before it."""
-    tree = ast.parse(source)
-    nodes = [node for node in ast.walk(tree) if hasattr(node, "lineno")]
-    skipped = _without_effect(tree)
-    known = {ast.unparse(tree)}
-    found = []
-    for place, node in enumerate(nodes):
-        if id(node) in skipped:
-            continue
-        for what, edit in _edits(node):
-            changed = copy.deepcopy(tree)
-            edit([each for each in ast.walk(changed) if hasattr(each, "lineno")][place])
-            text = ast.unparse(ast.fix_missing_locations(changed))
-            if text not in known:
-                known.add(text)
-                found.append(Mutant(path=path, line=node.lineno, what=what, source=text))
-    return sorted(found, key=lambda mutant: mutant.line)
+def _effective(mutants: Sequence[Mutant]) -> list[Mutant]:
+    """All but those of `EQUIVALENT`, each of which must name one mutant of its file."""
+    matched = Counter(mutant.key for mutant in mutants)
+    paths = {mutant.path for mutant in mutants}
+    if unclear := [key for key in EQUIVALENT if key[0] in paths and matched[key] != 1]:
+        raise SystemExit(f"EQUIVALENT does not name one mutant each: {unclear}")
+    return [mutant for mutant in mutants if mutant.key not in EQUIVALENT]
 
 
-def _without_effect(tree: ast.Module) -> set[int]:
-    """Nodes of annotations, decorators, imports, messages and docstrings."""
-    roots: list[ast.AST] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef):
-            roots += [*node.decorator_list, *([node.returns] if node.returns else [])]
-        elif isinstance(node, ast.ClassDef):
-            roots += [*node.decorator_list, *node.bases]
-        elif isinstance(node, ast.arg | ast.AnnAssign):
-            roots += [node.annotation] if node.annotation else []
-        elif isinstance(node, ast.Import | ast.ImportFrom | ast.Raise | ast.JoinedStr):
-            roots.append(node)
-    return {id(inner) for root in roots for inner in ast.walk(root)}
-
-
-_Edit = tuple[str, Callable[[ast.AST], None]]
-
-
-def _edits(node: ast.AST) -> Iterator[_Edit]:
-    """Names of edits and what makes them, given the same node of a copy of the tree."""
-    text = ast.unparse(node) if isinstance(node, ast.expr) else ""
-    if isinstance(node, ast.BinOp):
-        yield from _edits_of_operation(node, text)
-    elif isinstance(node, ast.UnaryOp) and text != "-1":  # the last dimension of two is the same as the second
-        yield f"{text} -> {ast.unparse(node.operand)}", _to(lambda same: same.operand)
-    elif isinstance(node, ast.Compare) and type(node.ops[0]) in COMPARE:
-        other = COMPARE[type(node.ops[0])]()
-        changed = ast.unparse(ast.Compare(left=node.left, ops=[other], comparators=node.comparators))
-        yield f"{text} -> {changed}", lambda same: same.ops.__setitem__(0, other)
-    elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
-        yield f"{text} -> {not node.value}", lambda same: setattr(same, "value", not same.value)
-    elif isinstance(node, ast.Constant) and isinstance(node.value, int | float):
-        yield f"{text} -> {node.value + 1}", lambda same: setattr(same, "value", same.value + 1)
-    elif isinstance(node, ast.Call):
-        yield from _edits_of_call(node, text)
-
-
-def _edits_of_operation(node: ast.BinOp, text: str) -> Iterator[_Edit]:
-    if type(node.op) in BINARY:
-        other = BINARY[type(node.op)]()
-        changed = ast.unparse(ast.BinOp(left=node.left, op=other, right=node.right))
-        yield f"{text} -> {changed}", lambda same: setattr(same, "op", other)
-    if isinstance(node.op, ast.BitAnd):
-        yield f"{text} -> {ast.unparse(node.left)}", _to(lambda same: same.left)
-        yield f"{text} -> {ast.unparse(node.right)}", _to(lambda same: same.right)
-
-
-def _edits_of_call(node: ast.Call, text: str) -> Iterator[_Edit]:
-    function = node.func
-    name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
-    if name in NAMES:
-        key = "attr" if isinstance(function, ast.Attribute) else "id"
-        yield f"{text}: {name} -> {NAMES[name]}", lambda same: setattr(same.func, key, NAMES[name])
-    if name == "where" and len(node.args) == 3:
-        yield f"{text}: branches swapped", lambda same: _swap(same.args, 1, 2)
-    if name == "clamp" and len(node.args) == 2:
-        yield f"{text}: bounds swapped", lambda same: _swap(same.args, 0, 1)
-    if name in ("clamp", "detach") and isinstance(function, ast.Attribute):
-        yield f"{text}: no {name}", _to(lambda same: same.func.value)
-
-
-def _swap(items: list[ast.expr], first: int, second: int) -> None:
-    items[first], items[second] = items[second], items[first]
-
-
-def _to(pick: Callable[[ast.AST], ast.AST]) -> Callable[[ast.AST], None]:
-    """Turns a node into one of those below it, in place."""
-
-    def edit(node: ast.AST) -> None:
-        chosen = pick(node)
-        node.__class__, node.__dict__ = chosen.__class__, chosen.__dict__
-
-    return edit
-
-
-def _run(mutants: Sequence[Mutant], folder: Path, work: Path) -> list[Mutant]:
+def _run(mutants: Sequence[Mutant], folder: Path, work: Path) -> int:
+    """Judges what is not known to be killed, and returns how many are."""
     work.mkdir(parents=True, exist_ok=True)
     killed = work / "killed.txt"
     known = set(killed.read_text().split()) if killed.exists() else set()
-    print(f"{sum(mutant.digest in known for mutant in mutants)} of {len(mutants)} are known to be killed", flush=True)
-    mutants = [mutant for mutant in mutants if mutant.digest not in known]
+    left = [mutant for mutant in mutants if mutant.digest not in known]
+    print(f"{len(mutants) - len(left)} of {len(mutants)} are known to be killed", flush=True)
+    if not left:
+        return len(mutants)
+    out, start, verdicts = os.fdopen(os.dup(1), "w", buffering=1), time.monotonic(), []
+
+    def judged(mutant: Mutant, verdict: str) -> None:
+        verdicts.append(verdict)
+        if not verdict.startswith("SURVIVES"):
+            with killed.open("a") as lines:
+                lines.write(f"{mutant.digest}\n")
+        minutes = (time.monotonic() - start) / len(verdicts) * (len(left) - len(verdicts)) / 60
+        print(f"{len(verdicts)}/{len(left)}  ETA {minutes:.0f} min  {mutant.name}  {verdict}", file=out)
+
     for name in KEPT:
         source = ROOT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
-    _load()
-    os.chdir(folder)
-    if _tests_fail(folder, [*ALL_GUARDS, *MORE_GUARDS]):
-        raise SystemExit("the tests fail with unchanged sources; mend them first")
-    survivors, start = [], time.monotonic()
-    for number, mutant in enumerate(mutants, 1):
-        verdict = _verdict(folder, mutant)
-        if verdict == "SURVIVES":
-            survivors.append(mutant)
-        elif verdict == "killed":
-            with killed.open("a") as lines:
-                lines.write(f"{mutant.digest}\n")
-        minutes = (time.monotonic() - start) / number * (len(mutants) - number) / 60
-        print(f"{number}/{len(mutants)}  ETA {minutes:.0f} min  {verdict}  {mutant.name}", flush=True)
-    return survivors
+    _load(folder)
+    _judge_on_import([mutant for mutant in left if mutant.on_import], folder, judged)
+    plugin = _InMemory([mutant for mutant in left if not mutant.on_import], folder, judged)
+    _pytest(GUARDS, [plugin])
+    if plugin.problem:
+        raise SystemExit(plugin.problem)
+    return len(mutants) - sum(verdict.startswith("SURVIVES") for verdict in verdicts)
 
 
-def _verdict(folder: Path, mutant: Mutant) -> str:
-    if (mutant.path, mutant.what) in EQUIVALENT:
-        return "without effect"
-    path = folder / mutant.path
-    before = path.read_text()
-    path.write_text(mutant.source)
-    try:
-        for guards in _guards(folder, mutant.path):
-            if _tests_fail(folder, guards):
-                return "killed"
-    finally:
-        path.write_text(before)
-    return "SURVIVES"
-
-
-def _guards(folder: Path, path: str) -> list[list[str]]:
-    """Tests of the file itself first: they are few, and see most."""
-    own = [f"tests/unit/{Path(path).parts[1]}/test_{Path(path).stem}.py"]
-    return [*([own] if (folder / own[0]).exists() else []), [path, *ALL_GUARDS], list(MORE_GUARDS)]
-
-
-def _load() -> None:
+def _load(folder: Path) -> None:
     """What every fork of this process needs not load again; not what pytest would rewrite."""
     for name in ("lightning", "transformers"):
         importlib.import_module(name)
@@ -273,37 +151,188 @@ def _load() -> None:
 
     torch.set_num_threads(1)
     sys.dont_write_bytecode = True
+    sys.path.insert(0, str(folder))
+    os.chdir(folder)
+    os.environ["CI"] = "true"  # hypothesis draws the same examples each time
 
 
-def _tests_fail(folder: Path, guards: Sequence[str]) -> bool:
+def _pytest(guards: Sequence[str], plugins: Sequence[object] = ()) -> int:
+    """Quietly, with doctests."""
+    import pytest
+
+    printed, sink = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(sink, 1)
+    options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "--capture=sys", "--doctest-modules"]
+    options += ["-m", "not slow", "-W", "ignore::pytest.PytestAssertRewriteWarning"]  # what is loaded already
+    code = int(pytest.main([*options, *guards], plugins=plugins))
+    os.dup2(printed, 1)
+    return code
+
+
+def _judge_on_import(mutants: Sequence[Mutant], folder: Path, judged: Judged) -> None:
+    """Each in a process that has not imported the package: the file's own tests first, they are few."""
+    for mutant in mutants:
+        path = folder / mutant.path
+        before = path.read_text()
+        path.write_text(mutant.source)
+        own = f"tests/unit/{Path(mutant.path).parts[1]}/test_{Path(mutant.path).stem}.py"
+        rest = [mutant.path, *GUARDS[len(PACKAGES) :]]
+        stages = [[mutant.path, own] if (folder / own).exists() else [mutant.path], rest]
+        verdicts = (_in_a_fork(partial(_import_and_test, guards), IMPORT_LIMIT_S) for guards in stages)
+        judged(mutant, next((verdict for verdict in verdicts if verdict != "SURVIVES"), "SURVIVES"))
+        path.write_text(before)
+
+
+def _import_and_test(guards: Sequence[str], tell: Callable[[str], object]) -> int:
+    first = _FirstFailure()
+    code = _pytest(guards, [first])
+    tell(first.name)
+    return code
+
+
+class _FirstFailure:
+    """A plugin of pytest that keeps the name of the first test that fails."""
+
+    name = ""
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed and not self.name:
+            self.name = report.nodeid
+
+
+def _in_a_fork(run: Callable[[Callable[[str], object]], int], limit_s: float) -> str:
+    """What a process that ends with 0 unless a test fails says about a mutant; `run` may tell the name of the test."""
+    read, write = os.pipe()
     child = os.fork()
     if child == 0:
-        os._exit(_pytest(folder, guards))
-    until = time.monotonic() + LIMIT_S
+        code = 4
+        try:
+            code = run(lambda name: os.write(write, name.encode()[:4096]))
+        finally:
+            os._exit(code)
+    os.close(write)
+    until = time.monotonic() + limit_s
     while time.monotonic() < until:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
+            with os.fdopen(read) as told:
+                test = told.read()
             code = os.waitstatus_to_exitcode(status)
             if code not in (0, 1, 2, 3):  # 2 and 3: the mutant does not even load
-                raise SystemExit(f"pytest ended with {code} for {' '.join(guards)}")
-            return code != 0
-        time.sleep(0.02)
+                raise _UnfitError(f"the tests of a mutant end with {code} {test}")
+            return "SURVIVES" if code == 0 else f"killed by {test or 'what it raises on import'}"
+        time.sleep(0.005)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    return True
+    os.close(read)
+    return f"SURVIVES {limit_s:.0f} s without a failed test: it loops, or the machine is too busy"
 
 
-def _pytest(folder: Path, guards: Sequence[str]) -> int:
-    import pytest
+class _UnfitError(Exception):
+    """The tests cannot judge mutants."""
 
-    sys.path.insert(0, str(folder))
-    os.environ["CI"] = "true"  # hypothesis draws the same examples each time
-    sink = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(sink, 1)
-    os.dup2(sink, 2)
-    options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "--doctest-modules", "-m", "not slow"]
-    options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # what is loaded already
-    return int(pytest.main([*options, *guards]))
+
+class _InMemory(_FirstFailure):
+    """A plugin of pytest that, in place of one run of the tests, forks a process for each mutant."""
+
+    def __init__(self, mutants: Sequence[Mutant], folder: Path, judged: Judged) -> None:
+        self._mutants, self._judged = mutants, judged
+        self._start = f"{folder}/"
+        self.problem = "pytest did not come to the mutants"
+        self._seconds: dict[Any, float] = {}
+        self._callers: dict[tuple[str, str], list[Any]] = defaultdict(list)
+        self._functions: dict[str, list[types.FunctionType]] = defaultdict(list)
+
+    def pytest_runtestloop(self, session: Any) -> bool:
+        try:
+            self._judge(session.items)
+            self.problem = ""
+        except _UnfitError as error:  # pytest would not let it pass
+            self.problem = str(error)
+        return True
+
+    def _judge(self, items: Sequence[Any]) -> None:
+        for item, following in _with_next(items):
+            self._profile(item, following)
+        if self.name:
+            raise _UnfitError(f"{self.name} fails while the sources are unchanged; mend it first")
+        for function in gc.get_objects():
+            # isinstance would ask some of them for a class that they only pretend to have.
+            if type(function) is types.FunctionType and "<locals>" not in function.__code__.co_qualname:
+                self._functions[function.__code__.co_filename.removeprefix(self._start)].append(function)
+        self._check_the_exchange()
+        for mutant in self._mutants:
+            self._judged(mutant, self._verdict(mutant, self._callers[mutant.path, mutant.scope]))
+
+    def _profile(self, item: Any, following: Any) -> None:
+        """Runs a test, and notes its time and which functions it calls."""
+        called = set()
+
+        def note(frame: types.FrameType, event: str, value: object) -> None:  # None asks for no events within
+            code = frame.f_code
+            if code.co_filename.startswith(self._start):
+                called.add((code.co_filename.removeprefix(self._start), code.co_qualname.split(".<locals>")[0]))
+
+        doctest = getattr(item, "dtest", None)
+        names = dict(doctest.globs) if doctest else {}
+        start = time.monotonic()
+        sys.settrace(note)
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+        sys.settrace(None)
+        if doctest:  # doctest clears them after a run
+            doctest.globs.update(names)
+        self._seconds[item] = time.monotonic() - start
+        for function in called:
+            self._callers[function].append(item)
+
+    def _check_the_exchange(self) -> None:
+        """Control: functions exchanged for themselves fail no test, and the tests may run in another order too."""
+        paths = sorted({mutant.path for mutant in self._mutants})
+        same = [
+            Mutant(path=path, line=0, scope="", on_import=True, before="", after="", source=Path(path).read_text())
+            for path in paths
+        ]
+        callers = {item for function, items in self._callers.items() if function[0] in paths for item in items}
+        verdict = self._verdict(same, list(callers))
+        if verdict != "SURVIVES":
+            raise _UnfitError(f"unchanged functions: {verdict}")
+
+    def _verdict(self, mutants: Mutant | Sequence[Mutant], items: Sequence[Any]) -> str:
+        mutants = [mutants] if isinstance(mutants, Mutant) else mutants
+        items = sorted(items, key=self._seconds.__getitem__)
+
+        def run(tell: Callable[[str], object]) -> int:
+            for mutant in mutants:
+                self._exchange(mutant)
+            for item, following in _with_next(items):
+                item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+                if self.name:
+                    tell(self.name)
+                    return 1
+            return 0
+
+        return _in_a_fork(run, max(LEAST_LIMIT_S, 5 * sum(self._seconds[item] for item in items)))
+
+    def _exchange(self, mutant: Mutant) -> None:
+        """Gives the functions of a loaded file the code that they have in the mutant."""
+        codes = {code.co_qualname: code for code in _codes(compile(mutant.source, mutant.path, "exec"))}
+        names = set()
+        for function in self._functions[mutant.path]:
+            function.__code__ = codes[function.__code__.co_qualname]
+            names.add(function.__code__.co_qualname)
+        if not (mutant.on_import or mutant.scope in names):
+            raise _UnfitError(f"{mutant.path} is loaded without {mutant.scope}, or from elsewhere")
+
+
+def _with_next(items: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    return zip(items, [*items[1:], None], strict=True)
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield constant
+            yield from _codes(constant)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def _attend_by_matmul(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, s
     """The same for devices whose kernels either take no bias or do not tell the log-sum-exp."""
     num_heads, num_queries = query.shape[1:3]
     folded = query.unflatten(1, (key.shape[1], -1)).flatten(2, 3)
-    scores = torch.matmul(folded * scale, key.transpose(-1, -2)) + bias
+    scores = torch.matmul(folded * scale, key.mT) + bias
     total = scores.logsumexp(-1)
     output = torch.matmul((scores - total.unsqueeze(-1)).exp(), value)
     return PartialAttention(

@@ -128,11 +128,11 @@ class _TiledAttention(torch.autograd.Function):
         kernel, precision = _kernel(query), torch.promote_types(query.dtype, torch.float32)
         output = query.new_empty(query.shape, dtype=precision)
         total = query.new_empty(query.shape[:2], dtype=precision)
-        extras = []
+        parts = []
         for tile in tiles:
             blocks = tile.query_blocks(query), tile.key_blocks(key), tile.key_blocks(value)
             part, logsumexp, extra = kernel.forward(*blocks, tile.causal, scale)
-            extras.append(extra)
+            parts.append((tile, extra))
             rows, part = _tokens(tile, part.transpose(1, 2))
             _, logsumexp = _tokens(tile, logsumexp.transpose(1, 2))
             if not tile.causal:
@@ -142,7 +142,7 @@ class _TiledAttention(torch.autograd.Function):
             total.index_copy_(0, rows, logsumexp)
         output = output.to(query.dtype)
         ctx.save_for_backward(query, key, value, output, total)
-        ctx.tiles, ctx.scale, ctx.extras = tiles, scale, extras
+        ctx.parts, ctx.scale = parts, scale
         return output
 
     @staticmethod
@@ -150,16 +150,16 @@ class _TiledAttention(torch.autograd.Function):
         query, key, value, output, total = ctx.saved_tensors
         kernel, grad_output = _kernel(query), grads[0]
         sums = [torch.zeros_like(tensor, memory_format=torch.contiguous_format) for tensor in (query, key, value)]
-        for tile, extra in zip(ctx.tiles, ctx.extras, strict=True):
+        for tile, extra in ctx.parts:
             grad_block = tile.query_blocks(grad_output)
             if tile.filler is not None:
                 grad_block = grad_block.masked_fill(tile.filler[:, None, :, None], 0.0)
             saved = (tile.query_blocks(output), tile.query_blocks(total.unsqueeze(-1)).squeeze(-1))
             blocks = tile.query_blocks(query), tile.key_blocks(key), tile.key_blocks(value)
-            parts = kernel.backward(grad_block, *blocks, *saved, tile.causal, ctx.scale, extra)
-            _add(sums[0], parts[0], tile.queries, tile.query_start)
-            for grad_sum, part in zip(sums[1:], parts[1:], strict=True):
-                _add(grad_sum, part, tile.keys, tile.key_start)
+            shares = kernel.backward(grad_block, *blocks, *saved, tile.causal, ctx.scale, extra)
+            _add(sums[0], shares[0], tile.queries, tile.query_start)
+            _add(sums[1], shares[1], tile.keys, tile.key_start)
+            _add(sums[2], shares[2], tile.keys, tile.key_start)
         return (*sums, None, None)
 
 

@@ -8,6 +8,7 @@ import torch
 
 from lightning_mmrl.algorithms.advantages.group_normalized import GroupNormalized
 from lightning_mmrl.algorithms.advantages.leave_one_out import LeaveOneOut
+from lightning_mmrl.algorithms.advantages.reinforce_plus_plus import ReinforcePlusPlusBaseline
 from lightning_mmrl.algorithms.losses.aggregation import ConstantLength, SequenceMean, TokenMean
 from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
 from lightning_mmrl.types.batches import LossInputs
@@ -52,6 +53,30 @@ def test_advantages(estimator, formula, seed):
     rewards, valid = drawn_rewards(seed)
     found = estimator(torch.tensor(rewards), torch.tensor(valid)).numpy()
     np.testing.assert_allclose(found, by_group(rewards, valid, formula), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("eps", [1e-4, 0.5])
+def test_advantages_over_a_deviation_of_the_step(eps, seed):
+    """Of all valid rewards; of the leave-one-out advantages of those that have a sibling; of all centered rewards."""
+    rewards, valid = drawn_rewards(seed)
+    rewards[0], valid[0] = 7 * rewards[0], np.arange(6) == 2  # one that has no sibling
+
+    def centered(reward, others):
+        return reward - np.mean([reward, *others])
+
+    def left_out(reward, others):
+        return reward - np.mean(others)
+
+    compared = valid & (valid.sum(1, keepdims=True) > 1)
+    for estimator, formula, over in (
+        (GroupNormalized(std="batch", eps=eps), centered, rewards[valid]),
+        (LeaveOneOut(normalize=True, eps=eps), left_out, by_group(rewards, valid, left_out)[compared]),
+        (ReinforcePlusPlusBaseline(eps=eps), centered, by_group(rewards, valid, centered)[valid]),
+    ):
+        found = estimator(torch.tensor(rewards), torch.tensor(valid)).numpy()
+        expected = by_group(rewards, valid, formula) / (np.std(over, ddof=1) + eps)
+        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def drawn_tokens(seed):

@@ -41,6 +41,12 @@ def test_the_band_is_that_of_exact_fractions(drawn, one, other):
         assert keeps == exact
 
 
+def test_what_a_failed_verifier_called_right_is_in_no_share():
+    passed, valid = torch.tensor([[False, False, True, True]]), torch.tensor([[True, True, False, False]])
+    assert AccuracyBand(low=0.5, high=1.0)(torch.zeros(1, 4), passed, valid).tolist() == [False]
+    assert AccuracyBand(low=0.5, high=1.0)(torch.zeros(1, 4), passed, ~valid).tolist() == [True]
+
+
 @given(groups())
 def test_a_group_has_a_signal_if_and_only_if_its_advantages_have(drawn):
     rewards, passed, valid = drawn
@@ -101,6 +107,14 @@ def test_the_code_draws_half_again_as_many_or_keeps_all(drawn, high):
         assert not weights[0][~torch.tensor(inside)].any()
     else:
         assert torch.equal(weights, candidates.double())
+
+
+def test_thresholds_belong_to_what_is_eligible_in_the_paper_alone():
+    advantages, candidates = torch.tensor([[0.25, -0.5, 9.0, 0.125]]), torch.tensor([[True, True, True, True]])
+    paper = drawn_by(PaperPAD(low=0.25, high=0.5, rho=1.0), advantages, candidates)
+    assert paper.tolist() == [[1.0, 1.0, 0.0, 0.0]]
+    released = drawn_by(ReleasedPAD(low=0.25, high=0.5), advantages, candidates)
+    assert released.tolist() == [[1.0, 1.0, 1.0, 1.0]], "none is eligible, so all are kept"
 
 
 VALUES = [2.47, 0.35, 1.62, 0.54, 0.94]
@@ -167,12 +181,30 @@ def test_the_second_draw_of_the_paper_is_without_the_first():
         assert share == pytest.approx(expected, abs=4.5 * math.sqrt(expected * (1 - expected) / rounds))
 
 
-@pytest.mark.parametrize("values", [[math.inf, 1.0], [1e-250, 2e-250]])
+def test_a_temperature_reaches_its_last_value_with_the_last_step():
+    rule = PaperPAD(tau_first=2.0, tau_last=0.5)
+    assert [rule.tau(step, 4) for step in (0, 1, 2, 3, 4)] == pytest.approx([2.0, 1.5, 1.0, 0.5, 0.5])
+    assert [rule.tau(step, 2) for step in (0, 1)] == [2.0, 0.5]
+    assert rule.tau(0, 1) == 2.0
+
+
+def test_a_lower_threshold_of_zero_makes_all_eligible_in_the_paper():
+    advantages, candidates = torch.tensor([[0.0, 0.01, 5.0]]), torch.ones(1, 3, dtype=torch.bool)
+    assert drawn_by(PaperPAD(low=0.0, rho=1.0), advantages, candidates).tolist() == [[1.0, 1.0, 1.0]]
+
+
+def test_fewer_draws_than_one_keep_all_in_the_code():
+    advantages, candidates = torch.tensor([[1.0, 2.0]]), torch.ones(1, 2, dtype=torch.bool)
+    assert drawn_by(ReleasedPAD(share=0.4), advantages, candidates).tolist() == [[1.0, 1.0]]
+    assert drawn_by(ReleasedPAD(share=0.5), advantages, candidates).sum() == 1
+
+
+@pytest.mark.parametrize("values", [[math.inf], [math.inf, 1.0], [1e-250, 2e-250]])
 def test_probabilities_that_are_no_numbers_become_equal_ones(values):
     rule = PaperPAD() if values[0] == math.inf else ReleasedPAD()
     tensor = torch.tensor(values, dtype=torch.float64)
     found = rule.probabilities(tensor, 0, 8) if isinstance(rule, PaperPAD) else rule.probabilities(tensor)
-    assert found.tolist() == [0.5, 0.5]
+    assert found.tolist() == [1 / len(values)] * len(values)
 
 
 def test_an_empty_pool_is_an_empty_batch_in_the_paper_and_the_full_one_in_the_code():
@@ -210,7 +242,9 @@ def test_rare_answers_are_dropped_only_if_asked(num_right):
         (lambda: PaperPAD(rho=0.0), "rho is 0.0; it is a share"),
         (lambda: PaperPAD(rho=1.5), "rho is 1.5; it is a share"),
         (lambda: PaperPAD(tau_last=0.0), "tau_last is 0.0; a temperature"),
+        (lambda: PaperPAD(tau_first=math.inf), "tau_first is inf; a temperature"),
         (lambda: ReleasedPAD(share=0.0), "share is 0.0; it must be above 0"),
+        (lambda: ReleasedPAD(share=math.inf), "share is inf; it must be above 0 and finite"),
         (lambda: ReleasedPAD(power=math.nan), "power is nan; it must be above 0"),
     ],
 )

@@ -40,7 +40,7 @@ class LeaveOneOut:
 
     def __call__(self, rewards: Float[Tensor, "B G"], valid: Bool[Tensor, "B G"]) -> Float[Tensor, "B G"]:
         others = masked_sum(rewards, valid, dim=-1).unsqueeze(-1) - rewards
-        num_others = (valid.sum(-1, keepdim=True) - 1).clamp(min=1)
+        num_others = valid.sum(-1, keepdim=True) - 1
         counted = valid & ~constant_groups(rewards, valid).unsqueeze(-1)
         advantages = torch.where(counted, rewards - others / num_others, torch.zeros_like(rewards))
         if not self.normalize:

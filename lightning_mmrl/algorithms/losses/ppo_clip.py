@@ -65,17 +65,17 @@ class PPOClip:
     def __call__(self, inputs: LossInputs) -> LossOutput:
         mask, ratios = inputs.completion_mask, self.ratio(inputs)
         advantages = inputs.advantages
-        bounded = ratios if self.ratio_cap is None else ratios.clamp(max=self.ratio_cap)
-        surrogate = bounded * advantages
+        surrogate = ratios * advantages
         clipped_surrogate = ratios.clamp(1 - self.clip_low, 1 + self.clip_high) * advantages
-        objective = torch.minimum(surrogate, clipped_surrogate)
         clipped = clipped_surrogate < surrogate
         if self.ratio_cap is not None:
             clipped = clipped | ((ratios > self.ratio_cap) & (advantages < 0))
+            surrogate = ratios.clamp(max=self.ratio_cap) * advantages
+        objective = torch.minimum(surrogate, clipped_surrogate)
         if self.dual_clip is not None:
-            floor = self.dual_clip * advantages
-            clipped = clipped | ((objective < floor) & (advantages < 0))
-            objective = torch.where(advantages < 0, torch.maximum(objective, floor), objective)
+            floor = self.dual_clip * advantages.clamp(max=0)  # objectives of good tokens are above zero
+            clipped = clipped | (objective < floor)
+            objective = torch.maximum(objective, floor)
         return LossOutput(
             token_losses=torch.where(mask, -objective, torch.zeros_like(objective)), clipped=clipped, ratios=ratios
         )

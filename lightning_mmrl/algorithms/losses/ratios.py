@@ -19,8 +19,13 @@ from lightning_mmrl.types.batches import LossInputs
 class TokenRatio:
     """Every token has its own: ratio_t = exp(logprob_t - old_logprob_t) (PPO, arXiv:1707.06347, section 3).
 
-    >>> from lightning_mmrl.algorithms.losses.ratios import _example
-    >>> TokenRatio()(_example())
+    >>> inputs = LossInputs(
+    ...     logprobs=torch.tensor([[-1.0, -1.0, -9.0]]),
+    ...     old_logprobs=torch.tensor([[-1.0, -2.0, -1.0]]),
+    ...     advantages=torch.ones(1, 3),
+    ...     completion_mask=torch.tensor([[True, True, False]]),
+    ... )
+    >>> TokenRatio()(inputs)
     tensor([[1.0000, 2.7183, 1.0000]])
     """
 
@@ -35,8 +40,13 @@ class SequenceRatio:
     Clips are much narrower then: the paper takes 3e-4 and 4e-4. GSPO-token (section 4.3) has the same value and
     gradient as long as all tokens of a completion have one advantage, as they have without a critic.
 
-    >>> from lightning_mmrl.algorithms.losses.ratios import _example
-    >>> SequenceRatio()(_example())
+    >>> inputs = LossInputs(
+    ...     logprobs=torch.tensor([[-1.0, -1.0, -9.0]]),
+    ...     old_logprobs=torch.tensor([[-1.0, -2.0, -1.0]]),
+    ...     advantages=torch.ones(1, 3),
+    ...     completion_mask=torch.tensor([[True, True, False]]),
+    ... )
+    >>> SequenceRatio()(inputs)
     tensor([[1.6487, 1.6487, 1.0000]])
     """
 
@@ -51,8 +61,13 @@ class CompletionRatio:
     With `SequenceMean` the loss of a completion is then that of TRL's `RLOOTrainer`, whose gradient at ratio 1 is that
     of A * log p(completion), not of its mean over tokens.
 
-    >>> from lightning_mmrl.algorithms.losses.ratios import _example
-    >>> CompletionRatio()(_example())
+    >>> inputs = LossInputs(
+    ...     logprobs=torch.tensor([[-1.0, -1.0, -9.0]]),
+    ...     old_logprobs=torch.tensor([[-1.0, -2.0, -1.0]]),
+    ...     advantages=torch.ones(1, 3),
+    ...     completion_mask=torch.tensor([[True, True, False]]),
+    ... )
+    >>> CompletionRatio()(inputs)
     tensor([[2.7183, 2.7183, 1.0000]])
     """
 
@@ -69,13 +84,3 @@ def _log_ratios(inputs: LossInputs) -> Float[Tensor, "N C"]:
 def _of_completions(log_ratios: Float[Tensor, " N"], inputs: LossInputs) -> Float[Tensor, "N C"]:
     ratios = log_ratios.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp().unsqueeze(-1)
     return torch.where(inputs.completion_mask, ratios, torch.ones_like(ratios))
-
-
-def _example() -> LossInputs:
-    """Two tokens, the second e times as likely as when it was sampled, and one that does not count."""
-    return LossInputs(
-        logprobs=torch.tensor([[-1.0, -1.0, -9.0]]),
-        old_logprobs=torch.tensor([[-1.0, -2.0, -1.0]]),
-        advantages=torch.ones(1, 3),
-        completion_mask=torch.tensor([[True, True, False]]),
-    )

@@ -38,6 +38,7 @@ class AccuracyBand:
         self, rewards: Float[Tensor, "B G"], passed: Bool[Tensor, "B G"], valid: Bool[Tensor, "B G"]
     ) -> Bool[Tensor, " B"]:
         num_valid = valid.sum(-1)
-        # In float64 k / n is the float that a bound of the same value is written as: 1 of 10 is within 0.1.
-        accuracy = (passed & valid).sum(-1).double() / num_valid.clamp(min=1).double()
+        # Without a valid completion it is NaN, which lies in no band. In float64 k / n is the float that a bound of the
+        # same value is written as: 1 of 10 is within 0.1.
+        accuracy = (passed & valid).sum(-1).double() / num_valid.double()
         return (self.low <= accuracy) & (accuracy <= self.high) & (num_valid >= 2)

@@ -151,7 +151,7 @@ def _check_thresholds(low: float, high: float) -> None:
 
 def _magnitudes(advantages: Float[Tensor, "B G"]) -> Float[Tensor, " N"]:
     """In float64 on the host, where the generator draws: the same completions then come out on every machine."""
-    return advantages.detach().double().cpu().abs().flatten()
+    return advantages.double().cpu().abs().flatten()
 
 
 def _normalized(shares: Float[Tensor, " E"]) -> Float[Tensor, " E"]:

@@ -67,6 +67,39 @@ def test_a_constant_group_beside_others_gets_exact_zeros_also_from_statistics_of
         assert advantages[1].any()
 
 
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [
+        (GroupNormalized, {}),
+        (GroupNormalized, {"std": "batch"}),
+        (LeaveOneOut, {"normalize": True}),
+        (ReinforcePlusPlusBaseline, {}),
+    ],
+)
+def test_eps_may_be_zero(make, settings):
+    """Two rewards are then a standard deviation apart, times the square root of two; equal ones are still zero."""
+    estimator = make(eps=0.0, **settings)
+    advantages = estimator(torch.tensor([[3.0, 1.0]]), torch.ones(1, 2, dtype=torch.bool))
+    assert advantages[0].tolist() == pytest.approx([math.sqrt(0.5), -math.sqrt(0.5)])
+    assert estimator(torch.ones(1, 2), torch.ones(1, 2, dtype=torch.bool)).tolist() == [[0.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("estimator", "spread"),
+    [
+        (GroupNormalized(), math.sqrt(2)),
+        (GroupNormalized(std="batch"), math.sqrt(2)),
+        (LeaveOneOut(normalize=True), math.sqrt(8)),
+        (ReinforcePlusPlusBaseline(), math.sqrt(2)),
+    ],
+    ids=repr,
+)
+def test_eps_is_a_ten_thousandth_by_default(estimator, spread):
+    rewards = torch.tensor([[3.0, 1.0]], dtype=torch.float64)
+    found = estimator(rewards, torch.ones(1, 2, dtype=torch.bool))[0, 0].item()
+    assert found == pytest.approx(math.sqrt(0.5) * spread / (spread + 1e-4), rel=1e-9)
+
+
 @pytest.mark.parametrize("make", [GroupNormalized, LeaveOneOut, ReinforcePlusPlusBaseline])
 def test_a_negative_eps_is_refused(make):
     with pytest.raises(ValueError, match=r"eps is -0\.1"):

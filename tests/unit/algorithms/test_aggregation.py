@@ -46,5 +46,6 @@ def test_masked_losses_do_not_leak(aggregation):
 
 
 def test_a_constant_length_must_be_positive():
+    assert ConstantLength(max_tokens=1).denominator(MASK).item() == 2.0
     with pytest.raises(ValueError, match="max_tokens is 0"):
         ConstantLength(max_tokens=0)

@@ -25,7 +25,7 @@ def test_what_a_phase_does_not_name_stays_as_it_was():
     assert Phases(first=FIRST, later=later).at(3) == Limits(group_size=2, max_new_tokens=4096, temperature=0.5)
 
 
-@pytest.mark.parametrize("starts", [(0,), (5, 5), (5, 3)])
+@pytest.mark.parametrize("starts", [(0,), (0, 5), (5, 5), (5, 3)])
 def test_phases_come_one_after_the_other(starts):
     with pytest.raises(ValueError, match="each must begin later than the one before it"):
         Phases(first=FIRST, later=[Phase(after=start, limits=Limits()) for start in starts])

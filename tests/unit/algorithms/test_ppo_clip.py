@@ -9,7 +9,11 @@ from lightning_mmrl.types.batches import LossInputs
 
 def token(ratio: float, advantage: float, **clips: float) -> tuple[float, bool, float]:
     """Loss, clip flag and gradient by the log-probability of a single token."""
-    logprobs = torch.tensor([[math.log(ratio)]], dtype=torch.float64, requires_grad=True)
+    return moved(math.log(ratio), advantage, **clips)
+
+
+def moved(log_ratio: float, advantage: float, **clips: float) -> tuple[float, bool, float]:
+    logprobs = torch.tensor([[log_ratio]], dtype=torch.float64, requires_grad=True)
     inputs = LossInputs(
         logprobs=logprobs,
         old_logprobs=torch.zeros(1, 1, dtype=torch.float64),
@@ -44,6 +48,46 @@ def test_the_clip_stops_only_what_went_too_far(ratio, advantage, loss, clipped, 
 def test_the_default_clips_are_at_a_fifth():
     assert token(1.5, 1.0)[0] == pytest.approx(-1.2)
     assert token(0.5, -1.0)[0] == pytest.approx(0.8)
+
+
+further_bounds = pytest.mark.parametrize("name", ["dual_clip", "ratio_cap"])
+
+
+@further_bounds
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "clipped", "gradient"),
+    [
+        # At 1.5 like the clip of a raised good token, which is then beyond both; below zero it is the only one.
+        (2.0, 1.0, -1.5, True, 0.0),
+        (2.0, -2.0, 3.0, True, 0.0),
+        (1.25, -2.0, 2.5, False, 2.5),
+        (0.5, -2.0, 1.8, True, 0.0),
+        (0.5, 0.5, -0.25, False, -0.25),
+        (2.0, 0.0, 0.0, False, 0.0),
+    ],
+)
+def test_a_further_bound_stops_a_bad_token_that_was_raised(name, ratio, advantage, loss, clipped, gradient):
+    found = token(ratio, advantage, clip_low=0.1, clip_high=0.5, **{name: 1.5})
+    assert found == (pytest.approx(loss), clipped, pytest.approx(gradient))
+
+
+@further_bounds
+def test_a_token_exactly_at_a_further_bound_is_not_beyond_it(name):
+    bound = torch.tensor(0.7, dtype=torch.float64).exp().item()
+    loss, clipped, _ = moved(0.7, -1.0, **{name: bound})
+    assert (loss, clipped) == (bound, False)
+
+
+@further_bounds
+@pytest.mark.parametrize(("bound", "high"), [(1.0, 0.0), (1.25, 0.5), (0.5, 0.2), (math.nan, 0.2)])
+def test_a_further_bound_that_another_makes_void_is_refused(name, bound, high):
+    with pytest.raises(ValueError, match=f"{name} is {bound}; it bounds ratios that clip_high does not"):
+        PPOClip(clip_high=high, **{name: bound})
+
+
+def test_clips_may_be_at_their_limits():
+    assert token(1.5, 1.0, clip_low=0.0, clip_high=0.0) == (-1.0, True, 0.0)
+    assert token(1e-6, -1.0, clip_low=1.0)[0] == pytest.approx(1e-6)
 
 
 def test_a_runaway_ratio_stays_finite():

@@ -1,9 +1,10 @@
+import inspect
 import math
 
 import pytest
 import torch
 
-from lightning_mmrl.ops.logprobs import tiled_token_logprobs, token_logprobs
+from lightning_mmrl.ops.logprobs import TILE_ELEMENTS, tiled_token_logprobs, token_logprobs
 
 NONE_BANNED = torch.zeros(4, dtype=torch.bool)
 LAST_BANNED = torch.tensor([False, False, False, True])
@@ -142,6 +143,34 @@ def test_tiles_of_rows_equal_all_rows_at_once_and_hold_no_more_logits(tile_eleme
     for ours, want in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, want, rtol=0, atol=1e-12)
         assert want.abs().max() > 0.1
+
+
+@pytest.mark.parametrize("tile_elements", [12, 1000])
+def test_the_entropy_of_tiles_carries_no_gradient_either(tile_elements):
+    (logprobs, entropy, *_), _, _ = scored(tile_elements)
+    assert logprobs.requires_grad
+    assert not entropy.requires_grad
+
+
+def test_a_tile_that_holds_all_rows_is_computed_once():
+    assert scored(40)[1:] == ([10], [])
+
+
+def test_a_tile_is_256_mib_of_float32_by_default():
+    assert TILE_ELEMENTS * torch.float32.itemsize == 256 * 2**20
+    assert inspect.signature(tiled_token_logprobs).parameters["tile_elements"].default == TILE_ELEMENTS
+
+
+def test_rows_without_a_token_are_refused_also_where_shapes_are_not_checked():
+    with pytest.raises(ValueError, match="zip"):
+        inspect.unwrap(tiled_token_logprobs)(
+            torch.nn.Identity(),
+            torch.zeros(5, 4),
+            torch.zeros(2, dtype=torch.long),
+            temperature=1.0,
+            banned=NONE_BANNED,
+            tile_elements=8,
+        )
 
 
 def test_no_row_is_no_logprob():

@@ -63,5 +63,35 @@ def test_pairs_bind_where_tokens_do_not(limit):
     assert len(pack_groups(widths, lengths, Budget(tokens=1000, pairs=limit))) == 2
 
 
+@pytest.mark.parametrize(
+    ("budget", "num_batches"),
+    [
+        (Budget(tokens=30), 1),
+        (Budget(tokens=29), 2),
+        (Budget(tokens=30, pairs=225), 1),
+        (Budget(tokens=30, pairs=224.5), 2),
+    ],
+    ids=repr,
+)
+def test_a_budget_may_be_used_up_and_no_more(budget, num_batches):
+    """Two groups of 10 + 5 tokens and of 10^2/2 + 10 * 5 + 5^2/2 = 112.5 pairs."""
+    assert len(pack_groups([10, 10], [[5, 0], [5, 0]], budget)) == num_batches
+
+
+def test_parts_of_one_group_share_no_microbatch_though_both_would_fit():
+    """The longest completion exceeds the budget alone, so that all of its group stand alone."""
+    packed = pack_groups([4, 5], [[30, 6, 4], [4, 0]], Budget(tokens=27))
+    assert [[(part.prompt, part.completions) for part in parts] for parts in packed] == [
+        [(0, (0,))],
+        [(0, (1,)), (1, (0,))],
+        [(0, (2,))],
+    ]
+
+
+def test_lengths_of_other_prompts_are_refused():
+    with pytest.raises(ValueError, match="shorter"):
+        pack_groups([10, 10], [[5, 5]], Budget(tokens=100))
+
+
 def test_nothing_to_score_is_no_microbatch():
     assert pack_groups([10], [[0, 0]], Budget(tokens=100)) == []

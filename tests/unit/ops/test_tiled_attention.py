@@ -1,5 +1,7 @@
 """Attention by tiles against one masked softmax in float64: values, gradients, and controls that must fail."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -45,10 +47,80 @@ def tree():
     return tiles, allowed
 
 
-@pytest.fixture(params=["kernel of this device", "plain"])
+HANDED_OVER = {
+    "cum_seq_q": torch.tensor(1),
+    "cum_seq_k": torch.tensor(2),
+    "max_q": 3,
+    "max_k": 4,
+    "philox_seed": torch.tensor(5),
+    "philox_offset": torch.tensor(6),
+}
+"""By its names in the backward pass, in the order in which the forward pass returns it."""
+
+
+def named(operator, values, keywords):
+    """Every argument of a CUDA operator by the name that its schema in torch gives it."""
+    names = [argument.name for argument in operator.default._schema.arguments]
+    found = dict(zip(names, values, strict=False)) | keywords
+    assert set(found) == set(names)
+    assert found["dropout_p"] == 0
+    return found
+
+
+def cuda_forward(*values, **keywords):
+    given = named(torch.ops.aten._scaled_dot_product_flash_attention, values, keywords)
+    assert given["return_debug_mask"] is False, "it is as large as the scores"
+    names = ("query", "key", "value", "is_causal", "scale")
+    output, total, _ = tiled_attention._Plain().forward(*(given[name] for name in names))
+    return output, total, *HANDED_OVER.values(), torch.empty(0)
+
+
+def cuda_backward(*values, **keywords):
+    given = named(torch.ops.aten._scaled_dot_product_flash_attention_backward, values, keywords)
+    assert all(given[name] is value for name, value in HANDED_OVER.items())
+    names = ("grad_out", "query", "key", "value", "out")
+    assert all(given[name].transpose(1, 2).is_contiguous() for name in names), "the kernel reads [b, L, H, d]"
+    how = (given["is_causal"], given["scale"], ())
+    return tiled_attention._Plain().backward(*(given[name] for name in names), given["logsumexp"], *how)
+
+
+@pytest.fixture(params=["kernel of this device", "plain", "as CUDA is called"])
 def kernel(request, monkeypatch):
     if request.param == "plain":
         monkeypatch.setattr(tiled_attention, "_kernel", lambda query: tiled_attention._Plain())
+    if request.param == "as CUDA is called":
+        monkeypatch.setattr(tiled_attention, "_kernel", lambda query: tiled_attention._CudaFlash())
+        operators = {
+            "_scaled_dot_product_flash_attention": cuda_forward,
+            "_scaled_dot_product_flash_attention_backward": cuda_backward,
+        }
+        monkeypatch.setattr(tiled_attention, "_ATEN", SimpleNamespace(**operators))
+
+
+class Elsewhere(torch.Tensor):
+    """Says on which device it lies, and holds nothing."""
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        raise NotImplementedError(func)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "width", "expected"),
+    [
+        ("cpu", torch.float32, 8, "_CpuFlash"),
+        ("cpu", torch.bfloat16, 8, "_CpuFlash"),
+        ("cuda", torch.bfloat16, 8, "_CudaFlash"),
+        ("cuda", torch.float16, 64, "_CudaFlash"),
+        ("cuda", torch.float32, 8, "_Plain"),
+        ("cuda", torch.bfloat16, 12, "_Plain"),
+        ("meta", torch.bfloat16, 8, "_Plain"),
+    ],
+)
+def test_which_kernel_computes_what(device, dtype, width, expected):
+    """The flash kernel of CUDA takes half precision and heads of a multiple of 8 alone."""
+    query = torch.Tensor._make_wrapper_subclass(Elsewhere, (1, 2, 3, width), dtype=dtype, device=device)
+    assert type(tiled_attention._kernel(query)).__name__ == expected
 
 
 @pytest.mark.usefixtures("kernel")
@@ -65,10 +137,11 @@ def test_tiles_equal_one_masked_softmax_in_values_and_gradients():
         torch.testing.assert_close(got, want, rtol=0, atol=EXACT)
 
 
+@pytest.mark.parametrize("kernel", ["kernel of this device", "plain"], indirect=True)
 @pytest.mark.usefixtures("kernel")
 def test_gradients_agree_with_finite_differences():
     tiles, _ = tree()
-    assert torch.autograd.gradcheck(lambda *inputs: attend(*inputs, tiles, 0.1), row(14))
+    assert torch.autograd.gradcheck(lambda *inputs: attend(*inputs, tiles, 0.1), row(14), fast_mode=True)
 
 
 def test_large_scores_stay_finite_also_in_fillers():
