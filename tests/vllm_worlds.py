@@ -1,6 +1,6 @@
-"""A tiny model of a family with a vLLM engine and a batch of prompts, for the tests here."""
+"""A tiny model of a family with a vLLM engine and a batch of prompts, for tests/vllm."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +8,14 @@ import families
 import omni
 import torch
 
+from lightning_mmrl.data.collate import EncodedSample, collate_prompts
+from lightning_mmrl.models.families.qwen_media import VIDEO_SECONDS
 from lightning_mmrl.models.policy import Policy
+from lightning_mmrl.rollout.engine_inputs import EnginePrompt, engine_prompts
 from lightning_mmrl.rollout.vllm import VLLMEngine
 from lightning_mmrl.types.batches import PromptBatch, Rollout, ScoringBatch
+from lightning_mmrl.types.media import DecodedVideo
+from lightning_mmrl.types.records import Message, Sample
 
 MAX_NEW_TOKENS = 8
 INTERLEAVED = "<video><audio>Which emotion?"
@@ -87,3 +92,28 @@ def interleaved(world: World) -> PromptBatch:
     """A clip whose sound lies within it."""
     encoder = type(world.encoder).from_checkpoint(world.checkpoint, audio_in_video="interleaved")
     return omni.prompts(encoder, [INTERLEAVED])
+
+
+def own_positions(world: World, clip: DecodedVideo) -> tuple[EnginePrompt, torch.Tensor]:
+    """A prompt with a clip, and its positions [3, P + 1] as vLLM's model finds them itself."""
+    from vllm.multimodal.inputs import MultiModalFeatureSpec
+
+    media = [world.encoder.encode_video(clip)]
+    messages = (Message(role="user", content="<video>Which emotion?"),)
+    encoded = EncodedSample(
+        sample=Sample(id="clip", messages=messages, solution="angry"),
+        prompt=world.encoder.encode_prompt(messages, "", media),
+    )
+    (prompt,) = engine_prompts(collate_prompts([encoded], world.encoder.pad_token_id), world.policy.media.backbone)
+    # Qwen3-VL writes times into the text; the others' models ask for the seconds from one patch to the next.
+    seconds = {"second_per_grid_ts": media[0][VIDEO_SECONDS]} if VIDEO_SECONDS in media[0] else {}
+    timed = replace(prompt, tensors={**prompt.tensors, **seconds})
+    request = world.engine._engine_input(timed)
+    (item,), (place,) = request["mm_kwargs"]["video"], request["mm_placeholders"]["video"]
+    if world.name == "qwen3_vl":  # whose clips begin with the marker of their first frame
+        place = replace(place, offset=place.offset - 1, length=place.length + 1, is_embed=None)
+    feature = MultiModalFeatureSpec(data=item, modality="video", identifier="clip", mm_position=place)
+    (model,) = world.engine._llm.collective_rpc(lambda worker: worker.model_runner.get_model())
+    positions, delta = type(model).get_mrope_input_positions(model, prompt.token_ids, [feature])
+    following = torch.full((3, 1), len(prompt.token_ids) + delta)
+    return prompt, torch.cat([positions, following], dim=1)

@@ -50,6 +50,19 @@ def installed() -> bool:
     return importlib.util.find_spec("vllm") is not None
 
 
+@contextmanager
+def _generators_kept() -> Iterator[None]:
+    """Leaves the process's generators as they were: the trainer draws from them as if there were no engine."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  the generator that all libraries share
+    device = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(device):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002  the generator that all libraries share
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VLLMSettings:
     """How the engine shares its device.
@@ -121,10 +134,11 @@ class VLLMEngine:
         self._asleep: set[str] = set()
         self._llm = self._load()
 
+    @_generators_kept()
     def _load(self) -> Any:
         """The engine with random weights."""
         _prepare_environment()
-        with TemporaryDirectory(prefix="mmrl-vllm-") as folder, _generators_kept(), _threads_kept(), _loading():
+        with TemporaryDirectory(prefix="mmrl-vllm-") as folder, _threads_kept(), _loading():
             import vllm
 
             from lightning_mmrl.rollout.vllm_worker import take_given_positions
@@ -190,6 +204,7 @@ class VLLMEngine:
         if not self._joined:
             cleanup_dist_env_and_memory()
 
+    @_generators_kept()
     def load_weights(self, policy: nn.Module, version: int) -> Mapping[str, float]:
         """Streams the policy's weights into the engine, one tensor at a time, and empties its caches.
 
@@ -208,8 +223,7 @@ class VLLMEngine:
                 yield name, tensor
 
         try:
-            with _generators_kept():
-                (missing,) = self._llm.collective_rpc(reload, args=(noted(),))
+            (missing,) = self._llm.collective_rpc(reload, args=(noted(),))
         except (ValueError, RuntimeError, AssertionError, KeyError) as error:
             last = names[-1] if names else "the first weight"
             raise RolloutError(f"vLLM does not take the policy's weights at {last}: {_first_line(error)}") from error
@@ -227,6 +241,7 @@ class VLLMEngine:
         self._llm.reset_mm_cache()
         self._llm.llm_engine.reset_encoder_cache()
 
+    @_generators_kept()
     def generate(
         self,
         prompts: PromptBatch,
@@ -257,6 +272,7 @@ class VLLMEngine:
         ]
         return self._rollout(self._run(rows), prompts, group_size, greedy)
 
+    @_generators_kept()
     def first_logprobs(self, prompts: PromptBatch) -> list[dict[int, float]]:
         """The likeliest first tokens of each prompt, by id, and their log-probabilities at temperature 1."""
         params = self._sampling(1, None, logprobs=20)
@@ -285,12 +301,11 @@ class VLLMEngine:
         names = [f"{self._number + place}" for place in range(len(rows))]
         self._number += len(rows)
         try:
-            with _generators_kept():
-                for name, (prompt, params) in zip(names, rows, strict=True):
-                    engine.add_request(name, prompt, params)
-                while engine.has_unfinished_requests():
-                    self._poll()
-                    done |= {output.request_id: output for output in engine.step() if output.finished}
+            for name, (prompt, params) in zip(names, rows, strict=True):
+                engine.add_request(name, prompt, params)
+            while engine.has_unfinished_requests():
+                self._poll()
+                done |= {output.request_id: output for output in engine.step() if output.finished}
         except BaseException as error:
             engine.abort_request([name for name in names if name not in done])
             if isinstance(error, RuntimeError | ValueError | KeyError):
@@ -354,19 +369,6 @@ def _prepare_environment() -> None:
         raise RolloutError("rollout.engine is vLLM's, and vllm is not installed; run uv pip install -e '.[vllm]'")
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-
-
-@contextmanager
-def _generators_kept() -> Iterator[None]:
-    """Leaves the process's generators as they were: the trainer draws from them as if there were no engine."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  the generator that all libraries share
-    device = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(device):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002  the generator that all libraries share
 
 
 @contextmanager
