@@ -263,7 +263,7 @@ def kill_in(stage, place, at):
     """Sends SIGTERM to this process when the stage is at a place for the `at`-th time."""
     owner, name = {
         "rollout": (stage.engine, "generate"),
-        "token": (stage.engine, "_sample"),
+        "token": (stage.policy, "next_logprobs"),
         "reward": (getattr(stage.module, "rewards", None), "score"),
         "scoring": (stage.policy, "forward"),
         "step": (stage.module, "optimizer_step"),
