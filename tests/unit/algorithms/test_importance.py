@@ -76,3 +76,14 @@ def test_values_that_make_no_sense_are_refused(values, message):
 
 def test_no_cap_at_all_is_taken():
     assert ImportanceCorrection(cap=math.inf, floor=0.999).cap == math.inf
+
+
+@each_kind
+@pytest.mark.parametrize("side", [0, 1])
+def test_no_gradient_flows_into_a_weight(level, mode, side):
+    """Each side alone: the weight is a constant of the step, whatever its log-probabilities were computed from."""
+    sides = [torch.tensor([[-1.0, -2.0]]), torch.tensor([[-1.1, -2.2]])]
+    sides[side].requires_grad_()
+    found = ImportanceCorrection(level=level, mode=mode)(*sides, torch.ones(1, 2, dtype=torch.bool))
+    assert not found.weights.requires_grad
+    assert not found.ratios.requires_grad
