@@ -173,8 +173,8 @@ class VLLMEngine:
             "max_num_seqs": settings.max_num_seqs,
             "enforce_eager": settings.enforce_eager or on_cpu,
             "enable_sleep_mode": self._sleeps,
-            "mm_processor_cache_gb": 0,  # media come processed,
-            "mm_device_do_normalize": False,  # and pixels normalized
+            "mm_processor_cache_gb": 0,  # media come processed
+            "mm_device_do_normalize": False,  # and pixels normalized: vLLM would do it once more
             "skip_mm_profiling": True,
             # A seeded request whose prompt is cut turns its generator back, which a CPU's cannot.
             "enable_chunked_prefill": False if on_cpu else None,
@@ -366,7 +366,7 @@ class VLLMEngine:
 
 def _prepare_environment() -> None:
     if not installed():
-        raise RolloutError("rollout.engine is vLLM's, and vllm is not installed; run uv pip install -e '.[vllm]'")
+        raise RolloutError("rollout is vllm, which is not installed; run uv pip install -e '.[vllm]'")
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 

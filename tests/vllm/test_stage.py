@@ -1,0 +1,60 @@
+"""An RL stage whose rollouts are vLLM's: weights are pushed after each update, and engine and trainer stay one."""
+
+from dataclasses import replace
+
+import one_step
+import pytest
+
+from lightning_mmrl.rollout.canary import Canary
+from lightning_mmrl.stages.grpo import GRPOModule
+
+STEPS = 4
+BOUND = 1e-4
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    from vllm_worlds import world
+
+    made = world("qwen2_5_omni", tmp_path_factory.mktemp("model") / "model", canary=Canary(every=1))
+    yield made
+    made.engine.close()
+
+
+def train(world, folder, monkeypatch):
+    """Reports of a stage that trains everything, and the versions that its rollouts were sampled with."""
+    versions, generate = [], world.engine.generate
+
+    def noting(*args, **kwargs):
+        rollout = generate(*args, **kwargs)
+        versions.append(rollout.policy_version)
+        return rollout
+
+    monkeypatch.setattr(world.engine, "generate", noting)
+    algorithm = replace(GRPOModule.default_algorithm, group_size=4)
+    module = GRPOModule(
+        world.policy, world.engine, one_step.rewards(), **one_step.settings(folder), algorithm=algorithm
+    )
+    return one_step.reports(module, world.batch, folder, STEPS), versions
+
+
+def test_rollouts_follow_every_update(world, tmp_path, monkeypatch):
+    reports, versions = train(world, tmp_path, monkeypatch)
+    assert len(reports) == STEPS
+    for report in reports:
+        assert report["train/grad_norm"] > 0
+        assert report["mismatch/weight_mean"] == pytest.approx(1.0, abs=BOUND)
+        assert report["mismatch/logprob_gap_max"] < BOUND
+        # The canary scores prompts as well; that is in no count of the iteration.
+        assert report["media/tower_prompts"] == len(world.batch.samples) - 1  # one is of text alone
+    assert sorted(set(versions)) == list(range(STEPS))
+
+
+def test_an_engine_without_the_push_drifts_away_from_the_policy(world, tmp_path, monkeypatch):
+    """The negative control: the first iteration is right, and then the statistics say how far it is off."""
+    monkeypatch.setattr(world.engine, "_canary", None)
+    world.engine.load_weights(world.policy, 0)
+    monkeypatch.setattr(world.engine, "load_weights", lambda policy, version: {})
+    first, *later = [report["mismatch/logprob_gap_max"] for report in train(world, tmp_path, monkeypatch)[0]]
+    assert first < BOUND
+    assert min(later) > 10 * BOUND
