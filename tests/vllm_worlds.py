@@ -1,4 +1,4 @@
-"""A tiny model of a family with a vLLM engine and a batch of prompts, for tests/vllm."""
+"""A tiny model of a family with a vLLM engine and a batch of prompts, for tests/engine_vllm."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from lightning_mmrl.errors import ConfigError, RewardError
+from lightning_mmrl.errors import ConfigError, DataError, RewardError
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.protocols.plain import RewardFn
 from lightning_mmrl.rewards.choice_answer import ChoiceAnswer
@@ -88,7 +88,7 @@ def test_hard_format_result_needs_full_credit_and_both_to_apply():
 def test_hard_format_result_hides_neither_a_broken_solution_nor_nan():
     """Also where the format is broken: a zero would be a silent one."""
     reward = HardFormatResult(format=ThinkAnswerFormat(), result=LabelAnswer(labels=LABELS))
-    with pytest.raises(RewardError, match="clip-7"):
+    with pytest.raises(DataError, match="clip-7"):
         reward(posed("calm"), completion("no format"))
     with pytest.raises(RewardError, match="nan, not a finite number"):
         HardFormatResult(format=constant(math.nan), result=constant(1.0))(posed("sad"), answered("sad"))
