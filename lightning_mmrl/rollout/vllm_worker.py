@@ -54,8 +54,8 @@ def reload(worker: Any, weights: Iterator[tuple[str, Tensor]]) -> set[str]:
 def take_given_positions(worker: Any) -> None:
     """Has a worker take a prompt's positions from its media, where vLLM would compute them a second time.
 
-    Its own agree where text goes on behind the largest position (tests/engine_vllm), but for the markers around a clip that is
-    interleaved with its sound, which transformers and the released models put at one position each side.
+    Its own agree where text goes on behind the largest position (tests/engine_vllm), but for the markers around a clip
+    that is interleaved with its sound, which transformers and the released models put at one position each side.
     """
     model = worker.model_runner.get_model()
     if not hasattr(model, "get_mrope_input_positions"):
