@@ -25,11 +25,15 @@ def world(made):
     return made
 
 
-def test_an_engine_that_follows_passes(world):
+def test_an_engine_that_follows_passes(world, monkeypatch):
+    gaps, check = [], Canary.check
+    monkeypatch.setattr(Canary, "check", lambda *arguments: gaps.append(check(*arguments)))
     for version in range(3):
         world.move(version)
         world.engine.load_weights(world.policy, version)
         world.rollout()
+    assert len(gaps) == 3
+    assert max(gaps) < 1e-4
 
 
 def test_weights_that_stay_behind_are_found(world):
