@@ -12,7 +12,7 @@ from lightning_mmrl.data.collate import EncodedSample, collate_prompts
 from lightning_mmrl.models.families.qwen_media import VIDEO_SECONDS
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.rollout.engine_inputs import EnginePrompt, engine_prompts
-from lightning_mmrl.rollout.vllm import VLLMEngine
+from lightning_mmrl.rollout.vllm.engine import VLLMEngine
 from lightning_mmrl.types.batches import PromptBatch, Rollout, ScoringBatch
 from lightning_mmrl.types.media import DecodedVideo
 from lightning_mmrl.types.records import Message, Sample
@@ -108,12 +108,12 @@ def own_positions(world: World, clip: DecodedVideo) -> tuple[EnginePrompt, torch
     # Qwen3-VL writes times into the text; the others' models ask for the seconds from one patch to the next.
     seconds = {"second_per_grid_ts": media[0][VIDEO_SECONDS]} if VIDEO_SECONDS in media[0] else {}
     timed = replace(prompt, tensors={**prompt.tensors, **seconds})
-    request = world.engine._engine_input(timed)
+    request = world.engine._host._engine_input(timed)
     (item,), (place,) = request["mm_kwargs"]["video"], request["mm_placeholders"]["video"]
     if world.name == "qwen3_vl":  # whose clips begin with the marker of their first frame
         place = replace(place, offset=place.offset - 1, length=place.length + 1, is_embed=None)
     feature = MultiModalFeatureSpec(data=item, modality="video", identifier="clip", mm_position=place)
-    (model,) = world.engine._llm.collective_rpc(lambda worker: worker.model_runner.get_model())
+    (model,) = world.engine._host._llm.collective_rpc(lambda worker: worker.model_runner.get_model())
     positions, delta = type(model).get_mrope_input_positions(model, prompt.token_ids, [feature])
     following = torch.full((3, 1), len(prompt.token_ids) + delta)
     return prompt, torch.cat([positions, following], dim=1)

@@ -11,6 +11,7 @@ from lightning_mmrl.errors import MmrlError
 
 COMMANDS = {
     "train": "run a curriculum, or continue or report one",
+    "serve": "start a vLLM server for a run with rollout=vllm_server",
     "plan": "show what train would do, without loading torch",
     "evaluate": "evaluate a checkpoint on the configured sets",
     "predict": "answer for one clip: the reasoning and the answer",

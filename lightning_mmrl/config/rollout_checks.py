@@ -2,12 +2,20 @@
 
 from importlib.util import find_spec
 from typing import Any
+from urllib.request import urlopen
 
 from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.errors import ConfigError
 
 VLLM = "lightning_mmrl.rollout.vllm"
-"""Module of the engine that samples with vLLM."""
+"""Package of the engine that samples with vLLM."""
+
+PROBE_S = 5.0
+"""Seconds that a healthy server takes at most to say so."""
+
+
+def _is_vllm(config: RootConfig) -> bool:
+    return str(config.rollout["_target_"]).startswith(f"{VLLM}.")
 
 
 def check_rollout(config: RootConfig) -> None:
@@ -19,7 +27,7 @@ def check_rollout(config: RootConfig) -> None:
     node: Any = config.rollout
     if not isinstance(node, dict) or "_target_" not in node:
         raise ConfigError(f"rollout is {node!r}; it must be an engine: choose one with rollout=hf or rollout=vllm")
-    if not str(node["_target_"]).startswith(f"{VLLM}."):
+    if not _is_vllm(config):
         return
     for name in config.order:
         sampling = config.stages[name].sampling
@@ -30,14 +38,50 @@ def check_rollout(config: RootConfig) -> None:
             )
 
 
-def require_engine(config: RootConfig) -> None:
+def require_engine(config: RootConfig, *, connect: bool = True) -> None:
     """Refuses to start what this machine cannot run.
 
+    Args:
+        config: Of the run.
+        connect: Also ask for the run's server, if it has one and a stage samples.
+
     Raises:
-        ConfigError: The engine is vLLM's, and vllm is not installed.
+        ConfigError: The engine is vLLM's, and vllm is not installed, or its server does not answer.
     """
-    if str(config.rollout["_target_"]).startswith(f"{VLLM}.") and find_spec("vllm") is None:
+    if not _is_vllm(config):
+        return
+    if find_spec("vllm") is None:
         raise ConfigError(
             "rollout is vllm, which is not installed; run uv pip install -e '.[vllm]' (on a CPU: make quickstart "
             "ROLLOUT=vllm has an environment of its own for it), or take rollout=hf"
         )
+    server = _server(config)
+    if connect and server and any(config.stages[name].sampling for name in config.order):
+        _require_answer(str(server.get("url", "")))
+
+
+def require_server_node(config: RootConfig) -> None:
+    """Refuses to serve for a run that samples by itself.
+
+    Raises:
+        ConfigError: `rollout` names no server.
+    """
+    if not _is_vllm(config) or not _server(config):
+        raise ConfigError("the configuration has no rollout.settings.server to start; add rollout=vllm_server")
+
+
+def _server(config: RootConfig) -> Any:
+    """The node of the server, or None."""
+    settings = config.rollout.get("settings")
+    return settings.get("server") if isinstance(settings, dict) else None
+
+
+def _require_answer(url: str) -> None:
+    try:
+        with urlopen(f"{url.rstrip('/')}/health", timeout=PROBE_S):
+            return
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"rollout.settings.server.url is {url}, where no vLLM server answers ({error}); start it with mmrl serve "
+            "and this run's overrides, or take rollout=hf"
+        ) from error

@@ -5,7 +5,7 @@ old weights that stay in a cache (trl issue 7198), media that never reach the mo
 the engine's log-probabilities and the trainer's, or as none where there must be one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -31,7 +31,7 @@ COARSE = 0.5
 class ProvableEngine(RolloutEngine, Protocol):
     """An engine that can be asked for the distribution of the first token."""
 
-    def first_logprobs(self, prompts: PromptBatch) -> list[dict[int, float]]: ...
+    def first_logprobs(self, prompts: PromptBatch) -> list[Mapping[int, float]]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

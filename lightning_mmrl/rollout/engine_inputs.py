@@ -1,15 +1,16 @@
 """Prompts as an engine with towers of its own takes them: token ids, positions, the towers' inputs, where media lie."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from lightning_mmrl.errors import RolloutError
 from lightning_mmrl.models.encoders import MediaBackbone
-from lightning_mmrl.models.families.qwen_media import AUDIO_FEATURES, AUDIO_MASK
+from lightning_mmrl.models.families.qwen_media import AUDIO_FEATURES, AUDIO_MASK, VIDEO_GRID
 from lightning_mmrl.types.batches import PromptBatch
 
 
@@ -81,6 +82,71 @@ def media_spans(ids: Int[Tensor, " P"], placeholder: int, rows: Int[Tensor, " me
         mask[own - first] = True
         spans.append(MediaSpan(offset=first, mask=mask))
     return spans
+
+
+FRAMES_PER_ROW = 4
+"""Spectrogram frames that become one feature row of a sound."""
+
+
+def without_gaps(prompt: EnginePrompt, sound_window: int) -> EnginePrompt:
+    """The same prompt with every clip and sound cut where other tokens stand between its placeholders.
+
+    Nothing changes for the towers: a clip's frame pairs attend to themselves alone, and a sound's rows to those of
+    their window. So a clip of t frame pairs may be t clips of one, and a sound may be cut between two windows.
+
+    Args:
+        prompt: Its pictures have no gaps.
+        sound_window: Feature rows within which a sound's tower attends (2 s: 50 in the released checkpoints).
+
+    Raises:
+        RolloutError: A clip has a gap within a frame pair, or a sound one within a window.
+    """
+    tensors, spans = dict(prompt.tensors), dict(prompt.spans)
+    if "video" in spans:
+        runs = [_runs(span) for span in spans["video"]]
+        tensors[VIDEO_GRID] = _cut_grids(tensors[VIDEO_GRID], runs)
+        spans["video"] = [run for each in runs for run in each]
+    if "audio" in spans:
+        runs = [_runs(span) for span in spans["audio"]]
+        tensors |= _cut_sounds(tensors[AUDIO_FEATURES], tensors[AUDIO_MASK], runs, sound_window)
+        spans["audio"] = [run for each in runs for run in each]
+    return replace(prompt, tensors=tensors, spans=spans)
+
+
+def _runs(span: MediaSpan) -> list[MediaSpan]:
+    """The parts of a span without a gap."""
+    edges = torch.diff(span.mask.int(), prepend=torch.zeros(1), append=torch.zeros(1))
+    starts, ends = (edges == 1).nonzero().flatten().tolist(), (edges == -1).nonzero().flatten().tolist()
+    return [
+        MediaSpan(offset=span.offset + start, mask=torch.ones(end - start, dtype=torch.bool))
+        for start, end in zip(starts, ends, strict=True)
+    ]
+
+
+def _cut_grids(grids: Tensor, runs: Sequence[Sequence[MediaSpan]]) -> Tensor:
+    """Grids [parts, 3] of clips' parts, whose patches stay where they are."""
+    cut = []
+    for (pairs, height, width), parts in zip(grids.tolist(), runs, strict=True):
+        lengths = [len(part.mask) for part in parts]
+        rows, uneven = divmod(sum(lengths), pairs)
+        if uneven or any(length % rows for length in lengths):
+            raise RolloutError(f"a clip of {pairs} frame pairs lies in the prompt in parts of {lengths} tokens")
+        cut += [[length // rows, height, width] for length in lengths]
+    return torch.tensor(cut, dtype=grids.dtype)
+
+
+def _cut_sounds(features: Tensor, mask: Tensor, runs: Sequence[Sequence[MediaSpan]], window: int) -> dict[str, Tensor]:
+    """Spectrograms [parts, mel bins, frames] of sounds' parts, with their mask."""
+    pieces = []
+    for sound, frames, parts in zip(features, mask.sum(-1).tolist(), runs, strict=True):
+        lengths = [len(part.mask) for part in parts]
+        if any(length % window for length in lengths[:-1]):
+            raise RolloutError(f"a sound lies in the prompt in parts of {lengths} tokens; its tower takes {window}")
+        ends = [FRAMES_PER_ROW * sum(lengths[: place + 1]) for place in range(len(lengths) - 1)]
+        pieces += sound[:, :frames].tensor_split(ends, dim=1)
+    sizes = torch.tensor([piece.shape[1] for piece in pieces])
+    padded = torch.nn.utils.rnn.pad_sequence([piece.T for piece in pieces], batch_first=True).transpose(1, 2)
+    return {AUDIO_FEATURES: padded, AUDIO_MASK: (torch.arange(int(sizes.max())) < sizes[:, None]).to(mask.dtype)}
 
 
 def named_for_vllm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

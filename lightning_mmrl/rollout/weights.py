@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -29,14 +30,35 @@ class GatheredState(Mapping[str, Tensor]):
         return len(self._state)
 
 
-def pushed_weights(policy: Policy, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Names and weights of the plain model: an adapter is merged into them on the way, and stays as it is.
+class PolicyWeights:
+    """Names and weights of the plain model, one at a time: an adapter is merged into them, and stays as it is.
+
+    All ranks walk through the weights of a sharded policy together. `walk` starts over; whoever shares one walk goes on
+    where the other stopped.
 
     Args:
-        policy: Its weights may be sharded; all ranks walk through the weights together then.
+        policy: Its weights.
         prefix: What names begin with in a checkpoint of the family (`Family.engine_prefix`).
     """
-    state = GatheredState(policy.model)
-    weights = policy.adapter.merging(state) if policy.adapter is not None else state.items()
-    for name, tensor in weights:
-        yield f"{prefix}{name}", tensor
+
+    def __init__(self, policy: Policy, prefix: str = "") -> None:
+        self._policy, self._prefix = policy, prefix
+
+    def walk(self) -> Iterator[tuple[str, Tensor]]:
+        """All weights, whole."""
+        return self._named(GatheredState(self._policy.model))
+
+    def described(self) -> list[tuple[str, Tensor]]:
+        """The same names with tensors of the same shapes and dtypes that hold nothing; nothing is gathered."""
+        state = self._policy.model.state_dict()
+        return list(self._named({name: torch.empty_like(_whole(item), device="meta") for name, item in state.items()}))
+
+    def _named(self, state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        adapter = self._policy.adapter
+        for name, tensor in state.items() if adapter is None else adapter.merging(state):
+            yield f"{self._prefix}{name}", tensor
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A tensor of the size that all shards have together, without their data."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") if isinstance(tensor, DTensor) else tensor

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lightning_mmrl.errors import RolloutError
-from lightning_mmrl.rollout import vllm as product
 from lightning_mmrl.rollout.canary import Canary
+from lightning_mmrl.rollout.vllm import engine as product
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_weights_that_stay_behind_are_found(world):
 def test_a_push_that_leaves_the_caches_is_found(world, monkeypatch):
     """The negative control of emptying them: encoder outputs of old weights, or a scheduler that believes in them."""
     world.rollout()
-    monkeypatch.setattr(world.engine, "_empty_caches", lambda: None)
+    monkeypatch.setattr(world.engine._host, "_empty_caches", lambda: None)
     world.move(11, size=0.05)
     world.engine.load_weights(world.policy, 11)
     with pytest.raises(RolloutError, match=r"Encoder cache miss|from the trainer's"):
@@ -58,9 +58,9 @@ def test_a_push_that_leaves_the_caches_is_found(world, monkeypatch):
 def test_stale_encoder_outputs_are_found_without_any_error_of_vllm(world, monkeypatch):
     """As in trl issue 7198: nothing is emptied, on either side, and nothing complains."""
     world.rollout()
-    monkeypatch.setattr(world.engine, "_empty_caches", lambda: None)
+    monkeypatch.setattr(world.engine._host, "_empty_caches", lambda: None)
     keep = {"reset_encoder_cache": lambda: None, "reset_mm_cache": lambda: None}
-    (runner,) = world.engine._llm.collective_rpc(lambda worker: worker.model_runner)
+    (runner,) = world.engine._host._llm.collective_rpc(lambda worker: worker.model_runner)
     for name, nothing in keep.items():
         monkeypatch.setattr(runner, name, nothing)
     with torch.no_grad():

@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from lightning_mmrl.errors import RolloutError
-from lightning_mmrl.rollout import vllm as product
+from lightning_mmrl.rollout.vllm.engine import VLLMEngine
+from lightning_mmrl.rollout.vllm.settings import VLLMSettings
+from lightning_mmrl.rollout.weights import PolicyWeights
 
 
 @pytest.fixture
@@ -43,15 +45,21 @@ def _more(weights):
     ],
 )
 def test_weights_that_are_not_those_of_the_model_are_refused(world, monkeypatch, change, message):
-    pushed = product.pushed_weights
-    monkeypatch.setattr(product, "pushed_weights", lambda policy, prefix: change(pushed(policy, prefix)))
+    walk = PolicyWeights.walk
+    monkeypatch.setattr(PolicyWeights, "walk", lambda weights: change(walk(weights)))
     with pytest.raises(RolloutError, match=message):
         world.engine.load_weights(world.policy, 1)
 
 
-def test_a_model_that_does_not_fit_is_one_sentence(tmp_path):
+def test_a_model_that_does_not_fit_is_one_sentence_and_leaves_no_trace(tmp_path):
     checkpoint = families.build("qwen2", tmp_path / "model")
     encoder, policy = families.load("qwen2", checkpoint, torch.float32)
-    settings = product.VLLMSettings(kv_cache_gib=0.0001)
+    settings = VLLMSettings(kv_cache_gib=0.0001)
     with pytest.raises(RolloutError, match=r"^vLLM cannot load the model: .*; lower rollout.settings"):
-        product.VLLMEngine(policy, encoder=encoder, max_new_tokens=4, settings=settings)
+        VLLMEngine(policy, encoder=encoder, max_new_tokens=4, settings=settings)
+    # An engine of the same process takes a group that is there for that of the trainer's ranks.
+    assert not torch.distributed.is_initialized()
+    fitting = VLLMEngine(policy, encoder=encoder, max_new_tokens=4)
+    assert fitting.load_weights(policy, 0)["pushed_tensors"] == len(policy.model.state_dict())
+    fitting.close()
+    assert not torch.distributed.is_initialized()

@@ -3,11 +3,15 @@
 """What runs inside vLLM: in the worker of this process or of a server, which imports it by name."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from vllm.v1.sample.logits_processor import LogitsProcessor
+
+from lightning_mmrl.rollout.vllm.settings import first_line
 
 POSITIONS = "given_positions"
 """Field of a medium that holds the positions of the whole prompt, as `EnginePrompt.positions`."""
@@ -32,23 +36,58 @@ class BannedTokens(LogitsProcessor):
         """All requests are treated alike."""
 
 
-def reload(worker: Any, weights: Iterator[tuple[str, Tensor]]) -> set[str]:
-    """Loads weights into a worker's model and returns the names of those that it got none for."""
+def reload(worker: Any, weights: Iterator[tuple[str, Tensor]]) -> dict[str, Any]:
+    """Loads weights into a worker's model and reports how that went.
+
+    Returns:
+        `num_read`: how many weights came; `refused`: the one that was not taken, and why, or None; `missing`: names of
+        those that the model got none for. With one refused or missing the model is part old, part new.
+    """
     model = worker.model_runner.get_model()
-    load, loaded = model.load_weights, set[str]()
+    load, loaded, read = model.load_weights, set[str](), list[str]()
 
     def noting(weights: Iterator[tuple[str, Tensor]]) -> set[str]:
         found = load(weights)
         loaded.update(found)
         return found
 
-    wanted = {name for name, _ in model.named_parameters()}
+    def named() -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in weights:
+            read.append(f"{name} {tuple(tensor.shape)}")
+            yield name, tensor
+
+    wanted, refused = {name for name, _ in model.named_parameters()}, None
     model.load_weights = noting
     try:
-        worker.reload_weights(weights_iterator=weights)
+        worker.reload_weights(weights_iterator=named())
+    except (ValueError, RuntimeError, AssertionError, KeyError) as error:
+        refused = f"{read[-1] if read else 'the first'}: {first_line(error)}"
     finally:
         del model.load_weights
-    return wanted - loaded
+    missing = sorted(wanted - loaded) if refused is None else []
+    return {"num_read": len(read), "refused": refused, "missing": missing}
+
+
+class WorkerExtension:
+    """What a server's workers can do besides (`--worker-extension-cls`), called by name over HTTP."""
+
+    model_runner: Any
+
+    def mmrl_use_given_positions(self) -> None:
+        """Has the worker take positions from the prompts' media."""
+        take_given_positions(self)
+
+    def mmrl_load_files(self, folder: str) -> dict[str, Any]:
+        """Loads the weights that a trainer wrote to a folder, one at a time; answers as `reload`."""
+        return reload(self, stored_weights(Path(folder)))
+
+
+def stored_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of all safetensors files of a folder, in the order of their names."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118  it is no mapping
+                yield name, file.get_tensor(name)
 
 
 def take_given_positions(worker: Any) -> None:
@@ -56,9 +95,10 @@ def take_given_positions(worker: Any) -> None:
 
     Its own agree where text goes on behind the largest position (tests/engine_vllm), but for the markers around a clip
     that is interleaved with its sound, which transformers and the released models put at one position each side.
+    A second call changes nothing.
     """
     model = worker.model_runner.get_model()
-    if not hasattr(model, "get_mrope_input_positions"):
+    if not hasattr(model, "get_mrope_input_positions") or "get_mrope_input_positions" in vars(model):
         return
     own = model.get_mrope_input_positions
 

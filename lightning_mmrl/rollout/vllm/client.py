@@ -1,0 +1,148 @@
+"""HTTP to a vLLM server: many requests at once from a thread of their own, each with a limit, none that cannot end."""
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
+
+import aiohttp
+
+from lightning_mmrl.errors import RolloutError
+
+T = TypeVar("T")
+
+POLL_S = 0.1
+"""Seconds between two looks at whether the run is to end."""
+
+
+class UnreachableError(RolloutError):
+    """No server answers, or it left in the middle of an answer."""
+
+
+class TooLateError(RolloutError):
+    """The server leaves something without an answer for longer than it may."""
+
+
+class Client:
+    """Talks to one server.
+
+    Args:
+        url: Of the server, without a path.
+        timeout_s: How long it may take to answer; of many requests at once, to answer one of them.
+        connections: Requests that are open at a time.
+    """
+
+    def __init__(self, url: str, timeout_s: float, connections: int = 128) -> None:
+        self.url = url.rstrip("/")
+        self.timeout_s = timeout_s
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="vllm-client", daemon=True)
+        self._thread.start()
+        self._session = self.wait(self._open(connections))
+
+    async def _open(self, connections: int) -> aiohttp.ClientSession:
+        key = os.environ.get("VLLM_API_KEY")
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=connections),
+            # Limits are those of `call` and `gather`; one that is waiting for a connection is not late.
+            timeout=aiohttp.ClientTimeout(total=None),
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+        )
+
+    def close(self) -> None:
+        """Ends all connections; the server drops what they asked for."""
+        self.wait(self._session.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def wait(self, work: Coroutine[Any, Any, T], poll: Callable[[], None] = lambda: None) -> T:
+        """The result of work on the client's thread; what `poll` raises cancels it."""
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            while True:
+                try:
+                    return future.result(POLL_S)
+                except TimeoutError:
+                    if future.done():
+                        raise
+                    poll()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def call(self, method: str, path: str, body: Any = None, timeout_s: float | None = None) -> Any:
+        """The JSON that the server answers, or None.
+
+        Raises:
+            UnreachableError: No server answers.
+            TooLateError: It takes longer than the limit.
+            RolloutError: It refuses.
+        """
+        limit = self.timeout_s if timeout_s is None else timeout_s
+
+        async def limited() -> Any:
+            try:
+                async with asyncio.timeout(limit):
+                    return await self.request(method, path, body)
+            except TimeoutError:
+                raise TooLateError(self._late(path, limit)) from None
+
+        return self.wait(limited())
+
+    async def request(self, method: str, path: str, body: Any = None) -> Any:
+        """The JSON that the server answers, or None, whenever it does."""
+        try:
+            async with self._session.request(method, f"{self.url}{path}", json=body) as answer:
+                text = await answer.text()
+                if answer.status >= 400:
+                    raise RolloutError(self._refusal(path, answer.status, text))
+                return await answer.json() if text else None
+        except (aiohttp.ClientError, ConnectionError) as error:
+            raise UnreachableError(
+                f"the vLLM server at {self.url} does not answer: {error or type(error).__name__}"
+            ) from None
+
+    def gather(self, bodies: Mapping[int, Any], path: str, answers: dict[int, Any], poll: Callable[[], None]) -> None:
+        """Posts all bodies and puts each answer under its body's key as it comes.
+
+        Raises:
+            UnreachableError: The server left; `answers` has what came until then.
+            TooLateError: It answers none within the limit.
+            RolloutError: It refuses a body.
+        """
+        self.wait(self._gather(bodies, path, answers), poll)
+
+    async def _gather(self, bodies: Mapping[int, Any], path: str, answers: dict[int, Any]) -> None:
+        tasks = {asyncio.create_task(self.request("POST", path, body)): key for key, body in bodies.items()}
+        waiting: set[asyncio.Task[Any]] = set(tasks)
+        try:
+            while waiting:
+                done, waiting = await asyncio.wait(waiting, timeout=self.timeout_s, return_when=asyncio.FIRST_COMPLETED)
+                if not done:
+                    raise TooLateError(self._late(path, self.timeout_s))
+                failures = [task.exception() for task in done if task.exception() is not None]
+                answers |= {tasks[task]: task.result() for task in done if task.exception() is None}
+                if failures:
+                    raise _gravest(failures)
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+    def _late(self, path: str, limit: float) -> str:
+        return (
+            f"the vLLM server at {self.url} has not answered {path} for {limit:g} s "
+            "(rollout.settings.server.timeout_s); it hangs, or is too slow for this limit"
+        )
+
+    def _refusal(self, path: str, status: int, text: str) -> str:
+        hint = "; start it with mmrl serve, which switches on what training needs" if status in (403, 404, 405) else ""
+        return f"the vLLM server at {self.url} answers {path} with {status}: {text.strip()[:300]}{hint}"
+
+
+def _gravest(failures: Sequence[BaseException | None]) -> BaseException:
+    """A refusal rather than a lost connection, which might be tried again."""
+    found = [failure for failure in failures if failure is not None]
+    return next((failure for failure in found if not isinstance(failure, UnreachableError)), found[0])

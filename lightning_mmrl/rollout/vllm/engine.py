@@ -1,0 +1,175 @@
+"""Rollouts with vLLM: its own copy of the policy's weights, proven equal to the policy.
+
+vLLM gets what the trainer's towers get: token ids and media as the family's encoder made them, with the places of their
+placeholders. Nothing is decoded, resized or tokenized a second time, so nothing can come out differently; what remains
+to differ is the model, and that is compared (`rollout.canary`).
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from lightning_mmrl.models.policy import Policy
+from lightning_mmrl.rollout.canary import Canary
+from lightning_mmrl.rollout.engine_inputs import engine_prompts
+from lightning_mmrl.rollout.hf import HFEngine
+from lightning_mmrl.rollout.vllm.host import Host, Sampled, SamplingRequest
+from lightning_mmrl.rollout.vllm.process import ProcessHost
+from lightning_mmrl.rollout.vllm.settings import VLLMSettings
+from lightning_mmrl.rollout.weights import PolicyWeights
+from lightning_mmrl.types.batches import PromptBatch, Rollout
+from lightning_mmrl.types.records import Completion
+
+
+class VLLMEngine:
+    """Samples with vLLM, in this process or with a server.
+
+    Args:
+        policy: Whose weights are sampled from; they are pushed before the first sampling, if not earlier.
+        encoder: The encoder of its family, which made the prompts.
+        max_new_tokens: Longest completion; one that reaches it without an end is truncated.
+        prefill: Opening of the assistant turn that the prompt already holds; prepended to the text that rewards see.
+        poll: Called again and again while vLLM samples; what it raises ends the rollout.
+        top_p: 1; vLLM's log-probabilities are of what it leaves.
+        settings: Where vLLM runs, and how it shares its device.
+        canary: Compares the engine with the policy; None: never.
+
+    Raises:
+        ValueError: `top_p` is not 1.
+        RolloutError: vllm is not installed, the model cannot be loaded, or no server answers.
+    """
+
+    reads_features = False
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        encoder: Any,
+        max_new_tokens: int,
+        top_p: float = 1.0,
+        prefill: str = "",
+        poll: Callable[[], None] = lambda: None,
+        settings: VLLMSettings | None = None,
+        canary: Canary | None = None,
+    ) -> None:
+        if top_p != 1:
+            raise ValueError(f"top_p is {top_p}; with vLLM it must be 1, which keeps all tokens")
+        self.policy = policy
+        self.version: int | None = None
+        self._encoder = encoder
+        self._max_new_tokens = max_new_tokens
+        self._prefill = prefill
+        self._poll = poll
+        self._canary = canary
+        self._trainer = HFEngine.of(policy, encoder=encoder, max_new_tokens=max_new_tokens, poll=poll)
+        self._pushes, self._unproven = 0, False
+        self._host: Host
+        settings = settings or VLLMSettings()
+        if settings.server is None:
+            self._host = ProcessHost(policy, encoder, settings)
+        else:
+            from lightning_mmrl.rollout.vllm.server import ServerHost  # its HTTP library comes with vllm
+
+            self._host = ServerHost(settings.server, encoder, restore=self._restore)
+
+    def rest(self) -> None:
+        """Gives device memory back; it returns with the next push or rollout. Nothing on a CPU, nothing of a server."""
+        self._host.rest()
+
+    def close(self) -> None:
+        """Frees the engine's memory, or leaves the server."""
+        self._host.close()
+
+    def load_weights(self, policy: nn.Module, version: int) -> Mapping[str, float]:
+        """Streams the policy's weights to vLLM, one tensor at a time, and empties its caches.
+
+        Raises:
+            RolloutError: A weight has no place in vLLM's model, or not the shape of its place, or one is missing; the
+                engine cannot be used any more.
+        """
+        start = time.perf_counter()
+        num_pushed = self._host.push(PolicyWeights(cast(Policy, policy), self._encoder.parts.engine_prefix), version)
+        self.version = version
+        self._pushes += 1
+        self._unproven = self._canary is not None and self._canary.due(self._pushes)
+        return {"pushed_tensors": float(num_pushed), "push_s": time.perf_counter() - start}
+
+    def _restore(self) -> None:
+        """A server came back without the weights: they are the policy's still, and are proven anew."""
+        self.load_weights(self.policy, self.version or 0)
+        self._unproven = self._canary is not None
+
+    def generate(
+        self,
+        prompts: PromptBatch,
+        *,
+        group_size: int,
+        seeds: Sequence[Sequence[int]],
+        greedy: bool = False,
+        max_new_tokens: int | None = None,
+    ) -> Rollout:
+        """Samples N = B * G completions; each prompt's media enter vLLM's towers once.
+
+        Greedy rows have no noise and no temperature: where the policy's is not 1, their log-probabilities are NaN.
+
+        Raises:
+            RolloutError: The engine does not sample from the policy, or vLLM fails.
+        """
+        if self.version is None:
+            self.load_weights(self.policy, 0)
+        if self._unproven and self._canary is not None:
+            self._unproven = False
+            self._canary.check(self, self._trainer, self.policy, prompts)
+        limit = self._max_new_tokens if max_new_tokens is None else max_new_tokens
+        rows = [(None,) * group_size if greedy else tuple(group[:group_size]) for group in seeds]
+        sampled = self._host.sample(self._requests(prompts, rows, max_tokens=limit), self._poll)
+        known = not greedy or self.policy.temperature == 1
+        return self._rollout([row for group in sampled for row in group], prompts, group_size, known)
+
+    def first_logprobs(self, prompts: PromptBatch) -> list[Mapping[int, float]]:
+        """The likeliest first tokens of each prompt, by id, and their log-probabilities at temperature 1."""
+        rows = [(None,)] * len(prompts.samples)
+        sampled = self._host.sample(self._requests(prompts, rows, max_tokens=1, num_logprobs=20), self._poll)
+        return [group[0].logprobs[0] for group in sampled]
+
+    def _requests(
+        self, prompts: PromptBatch, rows: Sequence[tuple[int | None, ...]], **limits: int
+    ) -> list[SamplingRequest]:
+        return [
+            SamplingRequest(
+                prompt=prompt,
+                seeds=seeds,
+                temperature=self.policy.temperature,
+                stop_token_ids=tuple(self._encoder.eos_token_ids),
+                **limits,
+            )
+            for prompt, seeds in zip(engine_prompts(prompts, self.policy.media.backbone), rows, strict=True)
+        ]
+
+    def _rollout(self, rows: Sequence[Sampled], prompts: PromptBatch, group_size: int, known: bool) -> Rollout:
+        device = prompts.input_ids.device
+        shape = (len(rows), max(len(row.token_ids) for row in rows))
+        tokens = torch.full(shape, self._encoder.pad_token_id, device=device)
+        logprobs, mask = torch.zeros(shape, device=device), torch.zeros(shape, dtype=torch.bool, device=device)
+        for place, row in enumerate(rows):
+            length = len(row.token_ids)
+            tokens[place, :length] = torch.tensor(row.token_ids, device=device)
+            values = [step[token] for step, token in zip(row.logprobs, row.token_ids, strict=True)]
+            logprobs[place, :length] = torch.tensor(values if known else [float("nan")] * length, device=device)
+            mask[place, :length] = True
+        return Rollout(
+            completion_ids=tokens,
+            completion_mask=mask,
+            sampler_logprobs=logprobs,
+            completions=tuple(self._completion(row) for row in rows),
+            group_size=group_size,
+            policy_version=self.version or 0,
+        )
+
+    def _completion(self, row: Sampled) -> Completion:
+        text = self._prefill + self._encoder.decode(row.token_ids)
+        return Completion(text=text, num_tokens=len(row.token_ids), truncated=row.truncated)

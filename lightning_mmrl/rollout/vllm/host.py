@@ -1,0 +1,98 @@
+"""What stands between an engine and a running vLLM, in this process or behind HTTP."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from lightning_mmrl.errors import RolloutError
+from lightning_mmrl.rollout.engine_inputs import EnginePrompt
+from lightning_mmrl.rollout.weights import PolicyWeights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingRequest:
+    """One prompt and what to sample for it.
+
+    Attributes:
+        prompt: The prompt; its media are the towers' inputs.
+        seeds: One per completion; None: greedy, without noise and without temperature.
+        temperature: Divides the logits.
+        max_tokens: Longest completion.
+        stop_token_ids: Any of them ends a completion and counts as its last token.
+        num_logprobs: How many of the likeliest tokens come with their log-probabilities at each place, beside the
+            sampled one.
+    """
+
+    prompt: EnginePrompt
+    seeds: tuple[int | None, ...]
+    temperature: float
+    max_tokens: int
+    stop_token_ids: tuple[int, ...]
+    num_logprobs: int = 0
+
+    def sampling(self, seed: int | None, **more: Any) -> dict[str, Any]:
+        """Arguments of vLLM's SamplingParams for completions of one seed."""
+        return {
+            "temperature": 0.0 if seed is None else self.temperature,
+            # vLLM counts up from the seed for further completions, in 64 bits.
+            "seed": None if seed is None else seed % 2**62,
+            "max_tokens": self.max_tokens,
+            "stop_token_ids": list(self.stop_token_ids),
+            "ignore_eos": True,  # of the tokenizer; the policy's own are above
+            "logprobs": self.num_logprobs,
+            "detokenize": False,
+            **more,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampled:
+    """One completion: its tokens, log-probabilities by token id at each place, and whether the limit cut it."""
+
+    token_ids: list[int]
+    logprobs: Sequence[Mapping[int, float]]
+    truncated: bool
+
+
+class Host(Protocol):
+    """A running vLLM with the model of the policy's family."""
+
+    def sample(self, requests: Sequence[SamplingRequest], poll: Callable[[], None]) -> list[list[Sampled]]:
+        """Completions of every request, in its order of seeds; `poll` is called meanwhile, what it raises ends it.
+
+        Raises:
+            RolloutError: vLLM fails, or does not answer within its time.
+        """
+        ...
+
+    def push(self, weights: PolicyWeights, version: int) -> int:
+        """Takes over all weights, one tensor at a time, and forgets everything computed with others.
+
+        Returns:
+            How many tensors there were.
+
+        Raises:
+            RolloutError: A weight has no place in the model, or not the shape of its place, or one is missing.
+        """
+        ...
+
+    def rest(self) -> None:
+        """Gives device memory back until the next push or sampling."""
+        ...
+
+    def close(self) -> None:
+        """Frees everything."""
+        ...
+
+
+def require_loaded(report: Mapping[str, Any]) -> int:
+    """The number of tensors that `worker.reload` reports as loaded.
+
+    Raises:
+        RolloutError: A weight was refused, or one is missing.
+    """
+    if report["refused"]:
+        raise RolloutError(f"vLLM does not take the policy's weights at {report['refused']}")
+    if report["missing"]:
+        raise RolloutError(f"the policy has no {', '.join(report['missing'][:5])}, which vLLM's model needs")
+    return report["num_read"]

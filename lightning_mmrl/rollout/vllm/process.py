@@ -1,0 +1,186 @@
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+# vllm is an extra that the type checker's environment does not have.
+"""vLLM in this process, on the device that trains.
+
+The model is built with random weights; all that count come with the first push. After every push the prefix, multimodal
+and encoder caches are emptied, in the scheduler and in the worker: encoder outputs of old weights would stay in use
+otherwise (trl issue 7198), and emptying the worker's alone ends in "Encoder cache miss".
+"""
+
+import os
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from lightning_mmrl.errors import RolloutError
+from lightning_mmrl.models.policy import Policy
+from lightning_mmrl.rollout.engine_inputs import EnginePrompt
+from lightning_mmrl.rollout.vllm.host import Sampled, SamplingRequest, require_loaded
+from lightning_mmrl.rollout.vllm.media import media_items, sparse_places
+from lightning_mmrl.rollout.vllm.settings import VLLMSettings, first_line, prepare_environment, write_model
+from lightning_mmrl.rollout.weights import PolicyWeights
+
+
+@contextmanager
+def _generators_kept() -> Iterator[None]:
+    """Leaves the process's generators as they were: the trainer draws from them as if there were no engine."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  the generator that all libraries share
+    device = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(device):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002  the generator that all libraries share
+
+
+class ProcessHost:
+    """Implements `Host` with an LLM of this process; under several ranks each has one of its own.
+
+    Raises:
+        RolloutError: vllm is not installed, or the model cannot be loaded.
+    """
+
+    def __init__(self, policy: Policy, encoder: Any, settings: VLLMSettings) -> None:
+        self._joined = dist.is_initialized()
+        self._number = 0
+        self._sleeps = settings.sleep_level > 0 and torch.cuda.is_available()
+        self._asleep: set[str] = set()
+        arguments = settings.arguments(next(policy.model.parameters()).dtype, policy.banned_ids.tolist())
+        self._llm = self._load(encoder, {**arguments, "enable_sleep_mode": self._sleeps})
+
+    @_generators_kept()
+    def _load(self, encoder: Any, arguments: dict[str, Any]) -> Any:
+        # The engine shares this process and its weights; its own lines would lie among those of the console.
+        prepare_environment(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="ERROR")
+        if self._joined:
+            arguments["distributed_executor_backend"] = "external_launcher"
+            os.environ.update(RANK=str(dist.get_rank()), LOCAL_RANK=os.environ.get("LOCAL_RANK", "0"))
+        with TemporaryDirectory(prefix="mmrl-vllm-") as folder, _threads_kept(), self._loading():
+            import vllm
+
+            from lightning_mmrl.rollout.vllm.worker import take_given_positions
+
+            write_model(encoder, Path(folder))
+            llm = vllm.LLM(model=folder, **arguments)
+            llm.collective_rpc(take_given_positions)
+            return llm
+
+    @contextmanager
+    def _loading(self) -> Iterator[None]:
+        """Turns what vLLM raises into one sentence, and takes back what it did to the process until then."""
+        try:
+            yield
+        except (RuntimeError, ValueError, MemoryError, ImportError) as error:
+            self._leave_groups()
+            raise RolloutError(
+                f"vLLM cannot load the model: {first_line(error)}; lower rollout.settings.gpu_memory_utilization, "
+                "kv_cache_gib or max_model_len if memory is short"
+            ) from error
+
+    def _leave_groups(self) -> None:
+        """Ends the process groups that vLLM made; one that was there before stays."""
+        from vllm.distributed import cleanup_dist_env_and_memory, destroy_model_parallel
+
+        destroy_model_parallel()
+        if not self._joined:
+            cleanup_dist_env_and_memory()
+
+    def close(self) -> None:
+        """Frees the memory of the model and its cache."""
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm
+        self._leave_groups()
+
+    def rest(self) -> None:
+        """Gives weights and cache back to the device; they return with the next push or sampling. Nothing on a CPU."""
+        if self._sleeps and not self._asleep:
+            self._llm.sleep(level=1)
+            self._asleep = {"weights", "kv_cache"}
+
+    def _wake(self, *parts: str) -> None:
+        """Brings back what `rest` gave back: weights before a push, the cache behind it, for a lower peak."""
+        wanted = [part for part in parts if part in self._asleep]
+        if wanted:
+            self._llm.wake_up(tags=wanted)
+            self._asleep -= set(wanted)
+
+    @_generators_kept()
+    def push(self, weights: PolicyWeights, version: int) -> int:
+        """Streams weights into the model and empties its caches; after a refusal it cannot be used any more."""
+        from lightning_mmrl.rollout.vllm.worker import reload
+
+        self._wake("weights")
+        (report,) = self._llm.collective_rpc(reload, args=(weights.walk(),))
+        num_pushed = require_loaded(report)
+        self._empty_caches()
+        return num_pushed
+
+    def _empty_caches(self) -> None:
+        self._llm.reset_prefix_cache()
+        self._llm.reset_mm_cache()
+        self._llm.llm_engine.reset_encoder_cache()
+
+    @_generators_kept()
+    def sample(self, requests: Sequence[SamplingRequest], poll: Callable[[], None]) -> list[list[Sampled]]:
+        """Samples; a completion is a request with a seed of its own, and the prefix cache shares the prompt."""
+        from vllm import SamplingParams
+
+        rows = [
+            (prompt, SamplingParams(**request.sampling(seed)))
+            for request in requests
+            for prompt in (self._engine_input(request.prompt),)
+            for seed in request.seeds
+        ]
+        outputs = iter(self._run(rows, poll))
+        return [[_sampled(next(outputs)) for _ in request.seeds] for request in requests]
+
+    def _run(self, rows: Sequence[tuple[Any, Any]], poll: Callable[[], None]) -> list[Any]:
+        """The completed outputs of all rows, in their order; nothing is left in the engine if it is cut short."""
+        engine, done = self._llm.llm_engine, {}
+        self._wake("weights", "kv_cache")
+        names = [f"{self._number + place}" for place in range(len(rows))]
+        self._number += len(rows)
+        try:
+            for name, (prompt, params) in zip(names, rows, strict=True):
+                engine.add_request(name, prompt, params)
+            while engine.has_unfinished_requests():
+                poll()
+                done |= {output.request_id: output for output in engine.step() if output.finished}
+        except BaseException as error:
+            engine.abort_request([name for name in names if name not in done])
+            if isinstance(error, RuntimeError | ValueError | KeyError):
+                raise RolloutError(f"vLLM failed while it sampled: {first_line(error)}") from error
+            raise
+        return [done[name].outputs[0] for name in names]
+
+    def _engine_input(self, prompt: EnginePrompt) -> Any:
+        from vllm.inputs.engine import mm_input, tokens_input
+
+        if not prompt.spans:
+            return tokens_input(prompt.token_ids)
+        items, hashes = media_items(prompt, self._llm.renderer.get_mm_processor())
+        return mm_input(prompt.token_ids, items, hashes, sparse_places(prompt))
+
+
+def _sampled(output: Any) -> Sampled:
+    logprobs = [{token: value.logprob for token, value in step.items()} for step in output.logprobs]
+    return Sampled(token_ids=list(output.token_ids), logprobs=logprobs, truncated=output.finish_reason == "length")
+
+
+@contextmanager
+def _threads_kept() -> Iterator[None]:
+    """Lets threads be set again: vLLM's CPU worker replaces the function that does it with one that does nothing."""
+    set_threads, num_threads = torch.set_num_threads, torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads = set_threads
+        torch.set_num_threads(num_threads)

@@ -1,0 +1,242 @@
+# pyright: reportMissingImports=false
+# vllm is an extra that the type checker's environment does not have.
+"""vLLM as a server on other devices or machines: `mmrl serve` starts it, and this is the trainer's end.
+
+Prompts with their media, and weights (`transfer`), go to `vllm serve` by its own interfaces. Every completion names the
+weights it was sampled with, so none of other weights is taken. A server that restarts in between has lost them: they
+are pushed again, and what was not answered is asked again, with the same seeds.
+"""
+
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch.distributed as dist
+
+from lightning_mmrl.errors import RolloutError
+from lightning_mmrl.rollout.engine_inputs import EnginePrompt, without_gaps
+from lightning_mmrl.rollout.vllm.client import Client, TooLateError, UnreachableError
+from lightning_mmrl.rollout.vllm.host import Sampled, SamplingRequest
+from lightning_mmrl.rollout.vllm.media import media_items
+from lightning_mmrl.rollout.vllm.settings import VLLMServer, prepare_environment, write_model
+from lightning_mmrl.rollout.vllm.transfer import Transfer, Walk, named_transfer
+from lightning_mmrl.rollout.weights import PolicyWeights
+
+GENERATE = "/inference/v1/generate"
+FRESH = "default"
+"""What vLLM calls weights that nobody pushed."""
+PROBE_S = 5.0
+"""Longest a healthy server takes to say so."""
+MAX_RETURNS = 3
+"""Restarts of the server that one rollout survives."""
+
+
+class ServerHost:
+    """Implements `Host` with a server; under several ranks each samples for itself, and rank 0 pushes.
+
+    Args:
+        settings: Where the server is, and its limits.
+        encoder: Of the policy's family.
+        restore: Pushes the policy's weights again; called after a restart.
+
+    Raises:
+        RolloutError: vllm is not installed here, or no server answers.
+    """
+
+    def __init__(self, settings: VLLMServer, encoder: Any, restore: Callable[[], None]) -> None:
+        prepare_environment()
+        self._settings, self._restore = settings, restore
+        self._rank, self._world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self._name = self._from_leader(uuid.uuid4().hex[:12])
+        self._label = FRESH
+        self._sound_window = _sound_window(encoder.config)
+        self._processor = _media_processor(encoder) if encoder.media_kinds else None
+        self._client = Client(settings.url, settings.timeout_s)
+        self._transfer: Transfer = named_transfer(settings.transfer, self._client, settings.exchange_dir)
+        try:
+            self._client.call("GET", "/health", timeout_s=PROBE_S)
+        except RolloutError as error:
+            self._client.close()
+            raise RolloutError(f"{error}; start it with mmrl serve, or mend rollout.settings.server.url") from error
+
+    def _from_leader(self, item: Any) -> Any:
+        """The item of rank 0, on every rank."""
+        items = [item]
+        if self._world_size > 1:
+            dist.broadcast_object_list(items, src=0)
+        return items[0]
+
+    def close(self) -> None:
+        """Leaves the server, which runs on."""
+        self._transfer.close()
+        self._client.close()
+
+    def rest(self) -> None:
+        """The server's memory is its own."""
+
+    def push(self, weights: PolicyWeights, version: int) -> int:
+        """Sends weights; all ranks walk through them together, whatever becomes of the server."""
+        label, walk = f"{self._name}-{version}", Walk(weights)
+        problem = None
+        try:
+            if self._rank == 0:
+                self._push(walk, label)
+        except RolloutError as error:
+            problem = str(error)
+        walk.finish()
+        problem = self._from_leader(problem)
+        if problem is not None:
+            raise RolloutError(problem)
+        self._label = label
+        return walk.num_read
+
+    def _push(self, walk: Walk, label: str) -> None:
+        call = self._client.call
+        if not self._healthy():
+            self._await_return(lambda: None, "it did not answer before a push")
+        # From here to the end no version is right, should this process or the server end in between.
+        call("POST", "/update_weight_version", {"new_version": f"{label} is being pushed"})
+        call("POST", "/collective_rpc", {"method": "mmrl_use_given_positions"})
+        self._transfer.send(walk)
+        self._reset_prefix_cache()
+        call("POST", "/reset_mm_cache")
+        call("POST", "/reset_encoder_cache")
+        call("POST", "/update_weight_version", {"new_version": label})
+
+    def _reset_prefix_cache(self) -> None:
+        """Blocks stay held for a moment by requests whose client has just left."""
+        deadline = time.monotonic() + self._settings.timeout_s
+        while not self._client.call("POST", "/reset_prefix_cache")["success"]:
+            if time.monotonic() > deadline:
+                raise RolloutError(
+                    f"the vLLM server at {self._client.url} cannot empty its prefix cache: requests of others keep it "
+                    "busy; a server takes one run"
+                )
+            time.sleep(0.2)
+
+    def sample(self, requests: Sequence[SamplingRequest], poll: Callable[[], None]) -> list[list[Sampled]]:
+        """Samples; completions of one prompt are one request, whose seed is the first, counted up by vLLM."""
+        bodies, owners = {}, []
+        for owner, request in enumerate(requests):
+            for body in self._bodies(request):
+                bodies[len(owners)] = body
+                owners.append(owner)
+        answers: dict[int, Any] = {}
+        returns = 0
+        while len(answers) < len(bodies):
+            missing = {key: body for key, body in bodies.items() if key not in answers}
+            try:
+                self._require_weights()
+                self._client.gather(missing, GENERATE, answers, poll)
+            except RolloutError as error:
+                returns += 1
+                if isinstance(error, TooLateError) or returns > MAX_RETURNS:
+                    raise
+                if not isinstance(error, UnreachableError) and self._healthy():
+                    raise
+                self._await_return(poll, str(error))
+        sampled: list[list[Sampled]] = [[] for _ in requests]
+        for key, owner in enumerate(owners):
+            sampled[owner] += [self._sampled(choice) for choice in answers[key]["choices"]]
+        return sampled
+
+    def _require_weights(self) -> None:
+        """Has the server hold the weights that were pushed last.
+
+        Raises:
+            RolloutError: It holds those of another run, or lost them under several ranks.
+        """
+        found = self._client.call("GET", "/weight_info")["weight_version"]
+        if found == self._label:
+            return
+        if found != FRESH:
+            raise RolloutError(
+                f"the vLLM server at {self._client.url} holds the weights {found!r}, not {self._label!r} of this run; "
+                "a server takes one run"
+            )
+        if self._world_size > 1:
+            raise RolloutError(
+                f"the vLLM server at {self._client.url} was restarted within a rollout of several ranks, and lost the "
+                "weights; the same command continues"
+            )
+        self._restore()
+
+    def _healthy(self) -> bool:
+        try:
+            self._client.call("GET", "/health", timeout_s=PROBE_S)
+        except RolloutError:
+            return False
+        return True
+
+    def _await_return(self, poll: Callable[[], None], reason: str) -> None:
+        """Waits until the server is back.
+
+        Raises:
+            RolloutError: It did not come back in time.
+        """
+        limit = self._settings.restart_s
+        deadline = time.monotonic() + limit
+        while not self._healthy():
+            poll()
+            if time.monotonic() > deadline:
+                raise RolloutError(
+                    f"the vLLM server at {self._client.url} went away and was not back within {limit:g} s "
+                    f"(rollout.settings.server.restart_s): {reason}; start it again with mmrl serve, "
+                    "then the same command continues"
+                )
+            time.sleep(0.2)
+
+    def _bodies(self, request: SamplingRequest) -> list[dict[str, Any]]:
+        """One body for all completions with noise; greedy ones are asked for one by one, as vLLM wants it."""
+        prompt = {"token_ids": request.prompt.token_ids, **self._features(request.prompt)}
+        if request.seeds[0] is None:
+            return [{**prompt, "sampling_params": request.sampling(None)} for _ in request.seeds]
+        return [{**prompt, "sampling_params": request.sampling(request.seeds[0], n=len(request.seeds))}]
+
+    def _features(self, prompt: EnginePrompt) -> dict[str, Any]:
+        if not prompt.spans:
+            return {}
+        from vllm.entrypoints.scale_out.token_in_token_out.mm_serde import encode_mm_kwargs_item
+
+        prompt = without_gaps(prompt, self._sound_window)  # the interface has no masks for what lies between
+        items, hashes = media_items(prompt, self._processor)
+        places = {
+            kind: [{"offset": span.offset, "length": len(span.mask)} for span in spans]
+            for kind, spans in prompt.spans.items()
+        }
+        data = {kind: [encode_mm_kwargs_item(item) for item in items[kind]] for kind in items}
+        return {"features": {"mm_hashes": hashes, "mm_placeholders": places, "kwargs_data": data}}
+
+    def _sampled(self, choice: dict[str, Any]) -> Sampled:
+        versions = {span["version"] for span in choice["weight_versions"] or ()}
+        if versions != {self._label}:
+            raise RolloutError(
+                f"the vLLM server at {self._client.url} sampled with the weights {sorted(versions)}, not with "
+                f"{self._label!r}; a server takes one run"
+            )
+        logprobs = [
+            {step["token_id"]: step["logprob"]}
+            | {other["token_id"]: other["logprob"] for other in step["top_logprobs"]}
+            for step in choice["logprobs"]["content"]
+        ]
+        return Sampled(token_ids=choice["token_ids"], logprobs=logprobs, truncated=choice["finish_reason"] == "length")
+
+
+def _sound_window(config: Any) -> int:
+    """Feature rows within which the sound tower attends: a quarter of its window, which is twice `n_window` frames."""
+    audio = getattr(config, "audio_config", None)
+    return 0 if audio is None else audio.n_window // 2
+
+
+def _media_processor(encoder: Any) -> Any:
+    """VLLM's processor of the family: it alone knows where one medium ends in each of the towers' inputs."""
+    from vllm.config import ModelConfig
+    from vllm.multimodal import MULTIMODAL_REGISTRY
+
+    with TemporaryDirectory(prefix="mmrl-vllm-") as folder:
+        write_model(encoder, Path(folder))
+        config = ModelConfig(model=folder, mm_device_do_normalize=False, mm_processor_cache_gb=0)
+        return MULTIMODAL_REGISTRY.create_processor(config)

@@ -1,0 +1,166 @@
+"""How vLLM is set up for a policy: the same in this process and in a server."""
+
+import importlib.util
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+
+from lightning_mmrl.errors import RolloutError
+
+ENVIRONMENT = {
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # threads that are bound stay so for the trainer
+    "VLLM_NO_USAGE_STATS": "1",
+}
+"""Set before vllm is imported, unless the user has set them."""
+
+TRANSFERS = ("auto", "nccl", "files")
+"""Ways for weights to a server."""
+
+WORKER = "lightning_mmrl.rollout.vllm.worker"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VLLMServer:
+    """Where a server is and how long it may take.
+
+    Attributes:
+        url: As `mmrl serve` was given it.
+        timeout_s: How long it may leave a call, or all completions of a rollout, without an answer.
+        restart_s: How long a server that went away may take to come back; 0: it may not.
+        transfer: How weights get there: `nccl`, `files`, or `auto`, which is NCCL on CUDA and files elsewhere.
+        exchange_dir: Folder for `files` that trainer and server both see under this path; None: the system's
+            temporary one, for a server on this machine.
+    """
+
+    url: str = "http://127.0.0.1:8000"
+    timeout_s: float = 600.0
+    restart_s: float = 300.0
+    transfer: str = "auto"
+    exchange_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        if urlsplit(self.url).scheme not in ("http", "https") or not urlsplit(self.url).hostname:
+            raise ValueError(f"rollout.settings.server.url is {self.url!r}; it must be like http://127.0.0.1:8000")
+        if self.timeout_s <= 0 or self.restart_s < 0:
+            raise ValueError(
+                f"rollout.settings.server.timeout_s is {self.timeout_s} and restart_s {self.restart_s}; they must be "
+                "above 0 and at least 0"
+            )
+        if self.transfer not in TRANSFERS:
+            raise ValueError(
+                f"rollout.settings.server.transfer is {self.transfer!r}; it must be one of {', '.join(TRANSFERS)}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VLLMSettings:
+    """How the engine shares its device.
+
+    Attributes:
+        gpu_memory_utilization: Share of a GPU's memory for the engine's weights, activations and cache.
+        kv_cache_gib: Size of the key-value cache in GiB; None: what the share leaves, and on a CPU a quarter.
+        max_model_len: Longest prompt with its completion, in tokens; None: as long as the model's positions go.
+        max_num_seqs: Completions sampled at a time.
+        enforce_eager: Run the model without CUDA graphs; on a CPU it always is.
+        sleep_level: What `rest` gives back until the next rollout: 0 nothing, 1 weights and cache. Not of a server.
+        server: Where vLLM runs; None: in this process. `mmrl serve` starts one with the rest of these settings.
+    """
+
+    gpu_memory_utilization: float = 0.3
+    kv_cache_gib: float | None = None
+    max_model_len: int | None = None
+    max_num_seqs: int = 256
+    enforce_eager: bool = False
+    sleep_level: int = 1
+    server: VLLMServer | None = None
+
+    def arguments(self, dtype: torch.dtype, banned_token_ids: list[int]) -> dict[str, Any]:
+        """VLLM's engine arguments, but for the model; None leaves vLLM's default."""
+        on_cpu = not torch.cuda.is_available()
+        cache_gib = self.kv_cache_gib or (0.25 if on_cpu else None)
+        return {
+            "load_format": "dummy",  # weights are the policy's alone, and come with the first push
+            "dtype": str(dtype).removeprefix("torch."),
+            "logprobs_mode": "processed_logprobs",
+            "logits_processors": [f"{WORKER}:BannedTokens"],
+            "additional_config": {"banned_token_ids": banned_token_ids},
+            "gpu_memory_utilization": self.gpu_memory_utilization,
+            "kv_cache_memory_bytes": int(cache_gib * 2**30) if cache_gib else None,
+            "max_model_len": self.max_model_len,
+            "max_num_seqs": self.max_num_seqs,
+            "enforce_eager": self.enforce_eager or on_cpu,
+            "mm_processor_cache_gb": 0,  # media come processed
+            "mm_device_do_normalize": False,  # and pixels normalized: vLLM would do it once more
+            "skip_mm_profiling": True,
+            # A seeded request whose prompt is cut turns its generator back, which a CPU's cannot.
+            "enable_chunked_prefill": False if on_cpu else None,
+        }
+
+
+def flags(arguments: Mapping[str, Any]) -> list[str]:
+    """Engine arguments as `vllm serve` takes them.
+
+    >>> flags({"max_num_seqs": 2, "dtype": None, "enforce_eager": True, "additional_config": {"a": [1]}})
+    ['--max-num-seqs', '2', '--enforce-eager', '--additional-config', '{"a": [1]}']
+    """
+    found = []
+    for name, value in arguments.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            found += [f"--{flag}" if value else f"--no-{flag}"]
+        elif isinstance(value, list):
+            found += [f"--{flag}", *map(str, value)]
+        elif value is not None:
+            found += [f"--{flag}", json.dumps(value) if isinstance(value, dict) else str(value)]
+    return found
+
+
+def installed() -> bool:
+    """Whether vllm, in any of its builds, can be imported."""
+    return importlib.util.find_spec("vllm") is not None
+
+
+def prepare_environment(**more: str) -> None:
+    """Sets what vLLM reads when it is imported.
+
+    Raises:
+        RolloutError: vllm is not installed.
+    """
+    if not installed():
+        raise RolloutError("rollout is vllm, which is not installed; run uv pip install -e '.[vllm]'")
+    for name, value in {**ENVIRONMENT, **more}.items():
+        os.environ.setdefault(name, value)
+
+
+def server_arguments(server: VLLMServer) -> dict[str, Any]:
+    """VLLM's arguments besides, for a server that a trainer can push to."""
+    address = urlsplit(server.url)
+    on_cpu = not torch.cuda.is_available()
+    return {
+        "host": address.hostname,
+        "port": address.port or 80,
+        "enable_scale_out": True,  # tokens in, tokens out
+        "worker_extension_cls": f"{WORKER}.WorkerExtension",
+        "weight_transfer_config": None if on_cpu else {"backend": "nccl"},
+        "distributed_executor_backend": "uni" if on_cpu else None,
+        "disable_log_stats": True,
+        "disable_uvicorn_access_log": True,
+    }
+
+
+def write_model(encoder: Any, folder: Path) -> None:
+    """Writes what vLLM reads of a model beside its weights."""
+    encoder.parts.engine_config(encoder.config).save_pretrained(folder)
+    encoder.processor.save_pretrained(folder)
+
+
+def first_line(error: BaseException) -> str:
+    """What vLLM says first, which is what is wrong."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".")

@@ -1,0 +1,123 @@
+"""How weights get into a server: over vLLM's own transfer interface with NCCL, or through files that both sides see."""
+
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lightning_mmrl.errors import RolloutError
+from lightning_mmrl.rollout.vllm.client import Client
+from lightning_mmrl.rollout.vllm.host import require_loaded
+from lightning_mmrl.rollout.weights import PolicyWeights
+
+FILE_BYTES = 2**30
+"""Size at which a file is closed and the next one begun: what a push holds in memory."""
+
+
+class Walk:
+    """One walk through a policy's weights, by whoever needs them next."""
+
+    def __init__(self, weights: PolicyWeights) -> None:
+        self._weights, self._walk = weights, weights.walk()
+        self.num_read = 0
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        for item in self._walk:
+            self.num_read += 1
+            yield item
+
+    def described(self) -> list[tuple[str, Tensor]]:
+        """What the walk gives, as tensors without data."""
+        return self._weights.described()
+
+    def finish(self) -> None:
+        """Walks to the end, for the ranks that walk along."""
+        for _ in self:
+            pass
+
+
+class Transfer(Protocol):
+    """Brings weights into the workers of a server."""
+
+    def send(self, weights: Walk) -> None:
+        """Sends all weights, on the one rank that does.
+
+        Raises:
+            RolloutError: They do not arrive.
+        """
+        ...
+
+    def close(self) -> None:
+        """Ends what the transfer keeps open."""
+        ...
+
+
+def named_transfer(name: str, client: Client, exchange_dir: str | None) -> Transfer:
+    """The transfer of a name, one of `settings.TRANSFERS`."""
+    if name == "auto":
+        name = "nccl" if torch.cuda.is_available() else "files"
+    if name == "files":
+        return FileTransfer(client, exchange_dir)
+    from lightning_mmrl.rollout.vllm.nccl import NCCLTransfer
+
+    return NCCLTransfer(client)
+
+
+class FileTransfer:
+    """Writes weights as safetensors and has the workers load them.
+
+    Args:
+        client: Of the server.
+        exchange_dir: A folder that both sides see under this path; None: the system's temporary one.
+    """
+
+    def __init__(self, client: Client, exchange_dir: str | None) -> None:
+        self._client, self._parent = client, exchange_dir
+
+    def send(self, weights: Walk) -> None:
+        """Writes, has them loaded, and removes the files, whatever comes of it."""
+        try:
+            if self._parent is not None:
+                Path(self._parent).mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix="mmrl-weights-", dir=self._parent))
+        except OSError as error:
+            raise RolloutError(
+                f"rollout.settings.server.exchange_dir {self._parent} cannot be written: {error}"
+            ) from error
+        try:
+            write_files(weights, folder)
+            loaded = self._client.call("POST", "/collective_rpc", {"method": "mmrl_load_files", "args": [str(folder)]})
+        except OSError as error:
+            raise RolloutError(f"the policy's weights cannot be written to {folder}: {error}") from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        for report in loaded["results"]:
+            require_loaded(report)
+
+    def close(self) -> None:
+        """Nothing stays open."""
+
+
+def write_files(weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
+    """Writes tensors to numbered safetensors files of about `FILE_BYTES`; no more than one is held in memory."""
+    held: dict[str, Tensor] = {}
+    number = 0
+
+    def write() -> None:
+        nonlocal number
+        save_file(held, folder / f"{number:05}.safetensors")
+        number += 1
+        held.clear()
+
+    for name, tensor in weights:
+        # A file takes no two tensors that share memory, as tied weights do.
+        held[name] = tensor.detach().to("cpu", copy=True).contiguous()
+        if sum(each.nbytes for each in held.values()) >= FILE_BYTES:
+            write()
+    if held:
+        write()
