@@ -13,6 +13,8 @@ PORT ?= 5000
 ARGS ?=
 ROLLOUT ?= hf
 
+# Where Python may not write bytecode (PYTHONDONTWRITEBYTECODE), every process would compile all that it imports.
+export UV_COMPILE_BYTECODE := 1
 export DO_NOT_TRACK := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export VLLM_NO_USAGE_STATS := 1

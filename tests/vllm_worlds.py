@@ -77,7 +77,8 @@ def answers(rollout: Rollout) -> list[list[int]]:
 
 def world(name: str, checkpoint: Path, temperature: float = 1.0, **settings: Any) -> World:
     """A policy whose weights are large enough for media and positions to matter, and its engine."""
-    families.build(name, checkpoint)
+    if not checkpoint.exists():
+        families.build(name, checkpoint)
     encoder, policy = families.load(name, checkpoint, torch.float32, temperature)
     with torch.no_grad():
         for parameter in policy.model.parameters():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from transformers.utils import logging as transformers_logging
 
 from lightning_mmrl.config import targets
@@ -165,11 +166,18 @@ class Assembly:
         """
         checkpoint = Path(self.config.model.checkpoint)
         if self.config.model.build is not None and not (checkpoint / "config.json").is_file():
-            self.console.say(f"building the base model in {checkpoint}")
-            partial = checkpoint.with_name(checkpoint.name + ".tmp")
-            targets.build(self.config.model.build, "model.build", directory=partial)
-            os.replace(partial, checkpoint)
+            checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(checkpoint.with_name(checkpoint.name + ".lock")):
+                self._build_base(checkpoint)
         return checkpoint
+
+    def _build_base(self, checkpoint: Path) -> None:
+        if (checkpoint / "config.json").is_file():
+            return  # another run of the same seed was first
+        self.console.say(f"building the base model in {checkpoint}")
+        partial = checkpoint.with_name(checkpoint.name + ".tmp")
+        targets.build(self.config.model.build, "model.build", directory=partial)
+        os.replace(partial, checkpoint)
 
     def ensure_data(self) -> None:
         """Generates the dataset if the configuration says how and it does not exist.

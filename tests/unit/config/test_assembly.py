@@ -1,6 +1,8 @@
 """What the parts of a run take from its configuration, and write down."""
 
 import json
+import threading
+import time
 
 import families
 import pytest
@@ -117,3 +119,28 @@ def test_a_stage_says_what_its_adapter_changes(tmp_path):
         assert parts.console.said[0] == first
         assert len(parts.console.said) == num_said
         assert all(line.startswith(copies) for line in parts.console.said[1:])
+
+
+def test_two_runs_of_a_seed_build_one_base_model(tmp_path, monkeypatch):
+    """Started at once, as seeds of a campaign are: the second finds what the first built."""
+    built = []
+
+    def slow(node, path, *, directory):
+        built.append(directory)
+        time.sleep(0.3)
+        directory.mkdir()
+        (directory / "config.json").write_text("{}")
+
+    monkeypatch.setattr("lightning_mmrl.config.assembly.targets.build", slow)
+    config = compose(["model=tiny_omni", f"output_dir={tmp_path}"])
+    found = []
+    runs = [
+        threading.Thread(target=lambda: found.append(Assembly(config=config, console=Console()).base_checkpoint()))
+        for _ in range(2)
+    ]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join()
+    assert len(built) == 1
+    assert found == [tmp_path / "models" / "tiny_omni-seed0"] * 2

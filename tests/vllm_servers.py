@@ -1,0 +1,71 @@
+"""A vLLM server of a test's own, started as users start it."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+START_S = 240
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Server:
+    """`mmrl serve` on the loopback, with its log in a file; the processes that it starts are a group of their own."""
+
+    def __init__(self, folder: Path, overrides: Sequence[str], port: int | None = None) -> None:
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = folder / f"server-{self.port}.log"
+        self._overrides = [
+            *overrides,
+            f"output_dir={folder}",
+            "rollout=vllm_server",
+            f"rollout.settings.server.url={self.url}",
+        ]
+        self._process: subprocess.Popen | None = None
+
+    def start(self) -> "Server":
+        """Starts the process, without waiting for it."""
+        command = [sys.executable, "-m", "lightning_mmrl.cli.main", "serve", *self._overrides]
+        with self.log.open("a") as log:
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, cwd=Path(__file__).parents[1]
+            )
+        return self
+
+    def wait(self) -> "Server":
+        """Waits until it answers."""
+        assert self._process is not None
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            assert self._process.poll() is None, self.log.read_text()[-2000:]
+            try:
+                with urlopen(f"{self.url}/health", timeout=5):
+                    return self
+            except (URLError, ConnectionError, TimeoutError):
+                time.sleep(0.5)
+        raise AssertionError(f"the server did not start within {START_S} s: {self.log.read_text()[-2000:]}")
+
+    def signal(self, number: int) -> None:
+        """Sends a signal to the server and all that it started."""
+        assert self._process is not None
+        os.killpg(self._process.pid, number)
+
+    def kill(self) -> None:
+        """Ends it at once, as a machine that goes away does."""
+        if self._process is not None and self._process.poll() is None:
+            self.signal(signal.SIGKILL)
+        if self._process is not None:
+            self._process.wait()
