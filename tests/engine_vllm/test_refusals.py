@@ -55,8 +55,10 @@ def test_a_model_that_does_not_fit_is_one_sentence_and_leaves_no_trace(tmp_path)
     checkpoint = families.build("qwen2", tmp_path / "model")
     encoder, policy = families.load("qwen2", checkpoint, torch.float32)
     settings = VLLMSettings(kv_cache_gib=0.0001)
+    engine = VLLMEngine(policy, encoder=encoder, max_new_tokens=4, settings=settings)
     with pytest.raises(RolloutError, match=r"^vLLM cannot load the model: .*; lower rollout.settings"):
-        VLLMEngine(policy, encoder=encoder, max_new_tokens=4, settings=settings)
+        engine.load_weights(policy, 0)
+    engine.close()
     # An engine of the same process takes a group that is there for that of the trainer's ranks.
     assert not torch.distributed.is_initialized()
     fitting = VLLMEngine(policy, encoder=encoder, max_new_tokens=4)

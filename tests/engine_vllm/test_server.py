@@ -142,8 +142,10 @@ def test_no_server_is_one_sentence(tmp_path):
     from vllm_worlds import world
 
     settings = VLLMSettings(server=VLLMServer(url=f"http://127.0.0.1:{free_port()}"))
+    unanswered = world("qwen2", tmp_path / "model", settings=settings)
     with pytest.raises(RolloutError, match=r"does not answer: .*start it with mmrl serve"):
-        world("qwen2", tmp_path / "model", settings=settings)
+        unanswered.rollout()
+    unanswered.engine.close()
 
 
 SMALL = (

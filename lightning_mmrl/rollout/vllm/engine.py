@@ -7,6 +7,7 @@ to differ is the model, and that is compared (`rollout.canary`).
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -25,7 +26,7 @@ from lightning_mmrl.types.records import Completion
 
 
 class VLLMEngine:
-    """Samples with vLLM, in this process or with a server.
+    """Samples with vLLM, in this process or with a server; either is loaded or connected to with the first push.
 
     Args:
         policy: Whose weights are sampled from; they are pushed before the first sampling, if not earlier.
@@ -39,7 +40,6 @@ class VLLMEngine:
 
     Raises:
         ValueError: `top_p` is not 1.
-        RolloutError: vllm is not installed, the model cannot be loaded, or no server answers.
     """
 
     reads_features = False
@@ -66,30 +66,35 @@ class VLLMEngine:
         self._poll = poll
         self._canary = canary
         self._trainer = HFEngine.of(policy, encoder=encoder, max_new_tokens=max_new_tokens, poll=poll)
+        self._settings = settings or VLLMSettings()
         self._pushes, self._unproven = 0, False
-        self._host: Host
-        settings = settings or VLLMSettings()
-        if settings.server is None:
-            self._host = ProcessHost(policy, encoder, settings)
-        else:
-            from lightning_mmrl.rollout.vllm.server import ServerHost  # its HTTP library comes with vllm
 
-            self._host = ServerHost(settings.server, encoder, restore=self._restore)
+    @cached_property
+    def _host(self) -> Host:
+        """Loaded with the first push, by all ranks together, which vLLM joins; stages are built by rank 0 first."""
+        if self._settings.server is None:
+            return ProcessHost(self.policy, self._encoder, self._settings)
+        from lightning_mmrl.rollout.vllm.server import ServerHost  # its HTTP library comes with vllm
+
+        return ServerHost(self._settings.server, self._encoder, restore=self._restore)
 
     def rest(self) -> None:
         """Gives device memory back; it returns with the next push or rollout. Nothing on a CPU, nothing of a server."""
-        self._host.rest()
+        if "_host" in vars(self):
+            self._host.rest()
 
     def close(self) -> None:
         """Frees the engine's memory, or leaves the server."""
-        self._host.close()
+        if "_host" in vars(self):
+            self._host.close()
 
     def load_weights(self, policy: nn.Module, version: int) -> Mapping[str, float]:
         """Streams the policy's weights to vLLM, one tensor at a time, and empties its caches.
 
         Raises:
-            RolloutError: A weight has no place in vLLM's model, or not the shape of its place, or one is missing; the
-                engine cannot be used any more.
+            RolloutError: vllm is not installed, its model cannot be loaded, or no server answers. Or a weight has no
+                place in vLLM's model, or not the shape of its place, or one is missing: the engine cannot be used any
+                more.
         """
         start = time.perf_counter()
         num_pushed = self._host.push(PolicyWeights(cast(Policy, policy), self._encoder.parts.engine_prefix), version)

@@ -10,7 +10,7 @@ otherwise (trl issue 7198), and emptying the worker's alone ends in "Encoder cac
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -86,16 +86,16 @@ class ProcessHost:
             ) from error
 
     def _leave_groups(self) -> None:
-        """Ends the process groups that vLLM made; one that was there before stays."""
-        from vllm.distributed import cleanup_dist_env_and_memory, destroy_model_parallel
+        """Ends the process groups that vLLM made; that of the trainer's ranks stays."""
+        from vllm.distributed import cleanup_dist_env_and_memory
 
-        destroy_model_parallel()
-        if not self._joined:
+        with _default_group_kept() if self._joined else nullcontext():
             cleanup_dist_env_and_memory()
 
     def close(self) -> None:
         """Frees the memory of the model and its cache."""
-        self._llm.llm_engine.engine_core.shutdown()
+        with _default_group_kept() if self._joined else nullcontext():
+            self._llm.llm_engine.engine_core.shutdown()
         del self._llm
         self._leave_groups()
 
@@ -173,6 +173,22 @@ class ProcessHost:
 def _sampled(output: Any) -> Sampled:
     logprobs = [{token: value.logprob for token, value in step.items()} for step in output.logprobs]
     return Sampled(token_ids=list(output.token_ids), logprobs=logprobs, truncated=output.finish_reason == "length")
+
+
+@contextmanager
+def _default_group_kept() -> Iterator[None]:
+    """Has vLLM end its own process groups and not the default one, which it takes for its own as well."""
+    destroy = dist.destroy_process_group
+
+    def destroy_others(group: Any = None) -> None:
+        if group is not None:
+            destroy(group)
+
+    dist.destroy_process_group = destroy_others
+    try:
+        yield
+    finally:
+        dist.destroy_process_group = destroy
 
 
 @contextmanager
