@@ -15,7 +15,8 @@ usage: mmrl serve OVERRIDES [-- FLAGS OF vllm serve]
 Starts a vLLM server for a run whose configuration has rollout=vllm_server, at rollout.settings.server.url: with the
 model of model.checkpoint, random weights until the run pushes its own, and what training needs switched on. It takes
 one run at a time, and ends with Ctrl-C. Anyone who reaches its port can replace its weights: keep it within a network
-you trust.
+you trust. mmrl train starts when the server answers, which takes minutes. Its host and port are those of the URL; where
+that names something that stands before the machine, add -- --host 0.0.0.0.
 
   mmrl serve experiment=quickstart rollout=vllm_server
   mmrl serve rollout=vllm_server rollout.settings.server.url=http://node2:8000 -- --tensor-parallel-size 2

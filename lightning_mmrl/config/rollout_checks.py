@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 from typing import Any
-from urllib.request import urlopen
+from urllib.request import ProxyHandler, build_opener
 
 from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.errors import ConfigError
@@ -78,7 +78,8 @@ def _server(config: RootConfig) -> Any:
 
 def _require_answer(url: str) -> None:
     try:
-        with urlopen(f"{url.rstrip('/')}/health", timeout=PROBE_S):
+        # No proxy: the engine uses none either.
+        with build_opener(ProxyHandler({})).open(f"{url.rstrip('/')}/health", timeout=PROBE_S):
             return
     except (OSError, ValueError) as error:
         raise ConfigError(

@@ -1,5 +1,6 @@
 """The command of a vLLM server that fits a configuration."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from lightning_mmrl.config import targets
 from lightning_mmrl.config.assembly import Assembly, quiet_libraries
 from lightning_mmrl.config.schema import RootConfig
+from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.rollout.vllm.settings import (
     ENVIRONMENT,
     VLLMSettings,
@@ -29,6 +31,11 @@ def server_command(config: RootConfig) -> tuple[list[str], dict[str, str]]:
     parts = Assembly(config=config, console=ConsoleProgress())
     settings: VLLMSettings = targets.build(config.rollout["settings"], "rollout.settings")
     assert settings.server is not None
+    if not settings.server.url.startswith("http:"):
+        raise ConfigError(
+            f"rollout.settings.server.url is {settings.server.url}; mmrl serve speaks plain http: for https, "
+            "start a server yourself"
+        )
     checkpoint = parts.base_checkpoint()
     encoder = parts.encoder(checkpoint)
     folder = Path(config.output_dir).absolute() / "served" / checkpoint.name
@@ -36,5 +43,6 @@ def server_command(config: RootConfig) -> tuple[list[str], dict[str, str]]:
     arguments = settings.arguments(getattr(torch, config.model.dtype), list(encoder.banned_token_ids()))
     # `python -m` rather than the `vllm` command, which asks for a distribution of that name: the CPU build has another.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
-    environment = {**ENVIRONMENT, "VLLM_SERVER_DEV_MODE": "1"}  # the development mode is what can take weights
+    environment = {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
+    environment["VLLM_SERVER_DEV_MODE"] = "1"  # the development mode is what can take weights
     return [*command, *flags({**arguments, **server_arguments(settings.server)})], environment

@@ -44,7 +44,8 @@ class Client:
     async def _open(self, connections: int) -> aiohttp.ClientSession:
         key = os.environ.get("VLLM_API_KEY")
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=connections),
+            # The server closes what is idle for 5 s; a request that meets that would look like a server that left.
+            connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=2),
             # Limits are those of `call` and `gather`; one that is waiting for a connection is not late.
             timeout=aiohttp.ClientTimeout(total=None),
             headers={"Authorization": f"Bearer {key}"} if key else {},
@@ -65,8 +66,8 @@ class Client:
                 try:
                     return future.result(POLL_S)
                 except TimeoutError:
-                    if future.done():
-                        raise
+                    if future.done():  # just now, or with an error of this kind
+                        return future.result()
                     poll()
         except BaseException:
             future.cancel()

@@ -104,7 +104,7 @@ class VLLMEngine:
         return {"pushed_tensors": float(num_pushed), "push_s": time.perf_counter() - start}
 
     def _restore(self) -> None:
-        """A server came back without the weights: they are the policy's still, and are proven anew."""
+        """A server came back without the weights: they are the policy's still."""
         self.load_weights(self.policy, self.version or 0)
         self._unproven = self._canary is not None
 
@@ -126,14 +126,18 @@ class VLLMEngine:
         """
         if self.version is None:
             self.load_weights(self.policy, 0)
-        if self._unproven and self._canary is not None:
-            self._unproven = False
-            self._canary.check(self, self._trainer, self.policy, prompts)
+        self._prove(prompts)
         limit = self._max_new_tokens if max_new_tokens is None else max_new_tokens
         rows = [(None,) * group_size if greedy else tuple(group[:group_size]) for group in seeds]
         sampled = self._host.sample(self._requests(prompts, rows, max_tokens=limit), self._poll)
+        self._prove(prompts)  # the weights may have been restored meanwhile
         known = not greedy or self.policy.temperature == 1
         return self._rollout([row for group in sampled for row in group], prompts, group_size, known)
+
+    def _prove(self, prompts: PromptBatch) -> None:
+        if self._unproven and self._canary is not None:
+            self._unproven = False
+            self._canary.check(self, self._trainer, self.policy, prompts)
 
     def first_logprobs(self, prompts: PromptBatch) -> list[Mapping[int, float]]:
         """The likeliest first tokens of each prompt, by id, and their log-probabilities at temperature 1."""

@@ -4,12 +4,12 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
-from vllm.distributed.weight_transfer.clients import HTTPVLLMWeightSyncClient
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLTrainerWeightTransferEngine
 from vllm.utils.network_utils import get_ip, get_open_port
 
@@ -17,6 +17,9 @@ from lightning_mmrl.errors import RolloutError
 from lightning_mmrl.rollout.vllm.client import Client
 from lightning_mmrl.rollout.vllm.settings import first_line
 from lightning_mmrl.rollout.vllm.transfer import Walk
+
+LEAVE_S = 10.0
+"""How long a server may take to leave a group."""
 
 
 class PolicySource(WeightSource):
@@ -33,6 +36,29 @@ class PolicySource(WeightSource):
         return iter(self._walk)
 
 
+class Control:
+    """The calls that vLLM's sender makes of a server, with this client's limits and key."""
+
+    def __init__(self, client: Client) -> None:
+        self._call = partial(client.call, "POST")
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        """Has the workers join a group."""
+        self._call("/init_weight_transfer_engine", {"init_info": init_info})
+
+    def start_weight_update(self) -> None:
+        """Has them wait for weights."""
+        self._call("/start_weight_update")
+
+    def update_weights(self, update_info: Any) -> None:
+        """Tells them what comes."""
+        self._call("/update_weights", {"update_info": update_info})
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        """Has them take what came."""
+        self._call("/finish_weight_update", {"weight_version": weight_version})
+
+
 class NCCLTransfer:
     """Rank 0 of the trainer joins the server's workers in a group of their own, and broadcasts to them.
 
@@ -46,16 +72,17 @@ class NCCLTransfer:
     def send(self, weights: Walk) -> None:
         """Joins the workers on first use, then sends."""
         source = PolicySource(weights)
-        if self._engine is None:
-            self._engine = self._limited(lambda: self._join(source), "join the server's workers")
-        self._engine.source = source
-        self._limited(self._engine.send_weights, "send the weights")
+        engine, self._engine = self._engine, None  # kept only if it did its work
+        if engine is None:
+            engine = self._limited(lambda: self._join(source), "join the server's workers")
+        engine.source = source
+        self._limited(engine.send_weights, "send the weights")
+        self._engine = engine
 
     def _join(self, source: PolicySource) -> Any:
         workers = self._client.call("GET", "/get_world_size")["world_size"]
         info = NCCLTrainerInitInfo(get_ip(), get_open_port(), workers + 1, rank=0)
-        client = HTTPVLLMWeightSyncClient(self._client.url, self._client.timeout_s)
-        return NCCLTrainerWeightTransferEngine.trainer_init(info, client=client, source=source)
+        return NCCLTrainerWeightTransferEngine.trainer_init(info, client=Control(self._client), source=source)
 
     def _limited(self, work: Callable[[], Any], what: str) -> Any:
         """The result of work that may never end.
@@ -74,10 +101,14 @@ class NCCLTransfer:
             raise RolloutError(f"could not {what}: {first_line(outcome.error)}") from outcome.error
         return outcome.value
 
+    def forget(self) -> None:
+        """The next push joins the workers anew; a group whose other side is gone cannot be left."""
+        self._engine = None
+
     def close(self) -> None:
         """Leaves the workers' group."""
         if self._engine is not None:
-            self._client.call("POST", "/shutdown_weight_transfer_engine")
+            self._client.call("POST", "/shutdown_weight_transfer_engine", timeout_s=LEAVE_S)
             self._engine.shutdown()
 
 

@@ -10,7 +10,7 @@ otherwise (trl issue 7198), and emptying the worker's alone ends in "Encoder cac
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -50,6 +50,7 @@ class ProcessHost:
 
     def __init__(self, policy: Policy, encoder: Any, settings: VLLMSettings) -> None:
         self._joined = dist.is_initialized()
+        self._device = next(policy.model.parameters()).device
         self._number = 0
         self._sleeps = settings.sleep_level > 0 and torch.cuda.is_available()
         self._asleep: set[str] = set()
@@ -62,7 +63,8 @@ class ProcessHost:
         prepare_environment(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="ERROR")
         if self._joined:
             arguments["distributed_executor_backend"] = "external_launcher"
-            os.environ.update(RANK=str(dist.get_rank()), LOCAL_RANK=os.environ.get("LOCAL_RANK", "0"))
+            # The launcher of vLLM reads them, and not every cluster sets them.
+            os.environ.update(RANK=str(dist.get_rank()), LOCAL_RANK=str(self._device.index or 0))
         with TemporaryDirectory(prefix="mmrl-vllm-") as folder, _threads_kept(), self._loading():
             import vllm
 
@@ -78,8 +80,9 @@ class ProcessHost:
         """Turns what vLLM raises into one sentence, and takes back what it did to the process until then."""
         try:
             yield
-        except (RuntimeError, ValueError, MemoryError, ImportError) as error:
-            self._leave_groups()
+        except (RuntimeError, ValueError, AssertionError, MemoryError, ImportError) as error:
+            with suppress(ImportError):  # of a vllm that is broken
+                self._leave_groups()
             raise RolloutError(
                 f"vLLM cannot load the model: {first_line(error)}; lower rollout.settings.gpu_memory_utilization, "
                 "kv_cache_gib or max_model_len if memory is short"

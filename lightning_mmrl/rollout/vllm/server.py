@@ -9,7 +9,8 @@ are pushed again, and what was not answered is asked again, with the same seeds.
 
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,6 +31,8 @@ FRESH = "default"
 """What vLLM calls weights that nobody pushed."""
 PROBE_S = 5.0
 """Longest a healthy server takes to say so."""
+LEAVING_S = 2.0
+"""How long a server that is being stopped may still look well."""
 MAX_RETURNS = 3
 """Restarts of the server that one rollout survives."""
 
@@ -71,7 +74,8 @@ class ServerHost:
 
     def close(self) -> None:
         """Leaves the server, which runs on."""
-        self._transfer.close()
+        with suppress(RolloutError):  # it may be gone, and what ended the run is what matters
+            self._transfer.close()
         self._client.close()
 
     def rest(self) -> None:
@@ -79,24 +83,54 @@ class ServerHost:
 
     def push(self, weights: PolicyWeights, version: int) -> int:
         """Sends weights; all ranks walk through them together, whatever becomes of the server."""
-        label, walk = f"{self._name}-{version}", Walk(weights)
+        label = f"{self._name}-{version}"
+        self._together(self._require_server)
+        try:
+            num_pushed = self._push(weights, label)
+        except UnreachableError as error:
+            if self._world_size > 1:
+                raise
+            self._transfer.forget()
+            self._await_return(lambda: None, str(error))
+            num_pushed = self._push(weights, label)
+        self._label = label
+        return num_pushed
+
+    def _together(self, work: Callable[[], None]) -> None:
+        """Work of rank 0, whose failure is that of all."""
         problem = None
         try:
             if self._rank == 0:
-                self._push(walk, label)
+                work()
         except RolloutError as error:
+            if self._world_size == 1:
+                raise
             problem = str(error)
-        walk.finish()
         problem = self._from_leader(problem)
         if problem is not None:
             raise RolloutError(problem)
-        self._label = label
-        return walk.num_read
 
-    def _push(self, walk: Walk, label: str) -> None:
-        call = self._client.call
+    def _require_server(self) -> None:
         if not self._healthy():
             self._await_return(lambda: None, "it did not answer before a push")
+
+    def _push(self, weights: PolicyWeights, label: str) -> int:
+        walk = Walk(weights)
+
+        def send_then_finish() -> None:
+            try:
+                self._send(walk, label)
+            finally:
+                if self._world_size > 1:
+                    walk.finish()  # the others wait for each tensor
+
+        if self._rank != 0:
+            walk.finish()
+        self._together(send_then_finish)
+        return walk.num_read
+
+    def _send(self, walk: Walk, label: str) -> None:
+        call = self._client.call
         # From here to the end no version is right, should this process or the server end in between.
         call("POST", "/update_weight_version", {"new_version": f"{label} is being pushed"})
         call("POST", "/collective_rpc", {"method": "mmrl_use_given_positions"})
@@ -130,7 +164,7 @@ class ServerHost:
             missing = {key: body for key, body in bodies.items() if key not in answers}
             try:
                 self._require_weights()
-                self._client.gather(missing, GENERATE, answers, poll)
+                self._ask(missing, answers, poll)
             except RolloutError as error:
                 returns += 1
                 if isinstance(error, TooLateError) or returns > MAX_RETURNS:
@@ -142,6 +176,17 @@ class ServerHost:
         for key, owner in enumerate(owners):
             sampled[owner] += [self._sampled(choice) for choice in answers[key]["choices"]]
         return sampled
+
+    def _ask(self, bodies: Mapping[int, Any], answers: dict[int, Any], poll: Callable[[], None]) -> None:
+        """Puts the answers to all bodies under their keys; a server that is being stopped cuts completions off."""
+        try:
+            self._client.gather(bodies, GENERATE, answers, poll)
+        finally:
+            cut = [key for key in bodies if key in answers and not _complete(answers[key])]
+            for key in cut:
+                del answers[key]
+        if cut:
+            raise UnreachableError(f"the vLLM server at {self._client.url} cut {len(cut)} requests off")
 
     def _require_weights(self) -> None:
         """Has the server hold the weights that were pushed last.
@@ -162,6 +207,7 @@ class ServerHost:
                 f"the vLLM server at {self._client.url} was restarted within a rollout of several ranks, and lost the "
                 "weights; the same command continues"
             )
+        self._transfer.forget()
         self._restore()
 
     def _healthy(self) -> bool:
@@ -179,6 +225,7 @@ class ServerHost:
         """
         limit = self._settings.restart_s
         deadline = time.monotonic() + limit
+        time.sleep(min(LEAVING_S, limit))
         while not self._healthy():
             poll()
             if time.monotonic() > deadline:
@@ -223,6 +270,11 @@ class ServerHost:
             for step in choice["logprobs"]["content"]
         ]
         return Sampled(token_ids=choice["token_ids"], logprobs=logprobs, truncated=choice["finish_reason"] == "length")
+
+
+def _complete(answer: Mapping[str, Any]) -> bool:
+    """Whether all completions ended by themselves or at their limit."""
+    return all(choice["finish_reason"] in ("stop", "length") for choice in answer["choices"])
 
 
 def _sound_window(config: Any) -> int:

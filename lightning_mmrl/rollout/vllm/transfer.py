@@ -52,8 +52,12 @@ class Transfer(Protocol):
         """
         ...
 
+    def forget(self) -> None:
+        """The server is another one: what is kept open to it is of no use."""
+        ...
+
     def close(self) -> None:
-        """Ends what the transfer keeps open."""
+        """Ends what is kept open."""
         ...
 
 
@@ -97,7 +101,15 @@ class FileTransfer:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         for report in loaded["results"]:
+            if report["refused"] is None and report["num_read"] != weights.num_read:
+                raise RolloutError(
+                    f"the vLLM server at {self._client.url} found {report['num_read']} of {weights.num_read} weights "
+                    f"in {folder}; rollout.settings.server.exchange_dir must be a folder that both sides can read"
+                )
             require_loaded(report)
+
+    def forget(self) -> None:
+        """Nothing is kept open."""
 
     def close(self) -> None:
         """Nothing stays open."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from vllm.v1.sample.logits_processor import LogitsProcessor
 
@@ -41,9 +41,12 @@ def reload(worker: Any, weights: Iterator[tuple[str, Tensor]]) -> dict[str, Any]
 
     Returns:
         `num_read`: how many weights came; `refused`: the one that was not taken, and why, or None; `missing`: names of
-        those that the model got none for. With one refused or missing the model is part old, part new.
+        those that the model got none for. After a refusal the model is part old, part new: layers that wait for the
+        rest of a fused weight would take it from the next push, so it takes none any more.
     """
     model = worker.model_runner.get_model()
+    if getattr(model, "half_loaded", False):
+        return {"num_read": 0, "refused": "all: an earlier push ended halfway; start vLLM again", "missing": []}
     load, loaded, read = model.load_weights, set[str](), list[str]()
 
     def noting(weights: Iterator[tuple[str, Tensor]]) -> set[str]:
@@ -57,10 +60,11 @@ def reload(worker: Any, weights: Iterator[tuple[str, Tensor]]) -> dict[str, Any]
             yield name, tensor
 
     wanted, refused = {name for name, _ in model.named_parameters()}, None
-    model.load_weights = noting
+    model.load_weights, model.half_loaded = noting, True
     try:
         worker.reload_weights(weights_iterator=named())
-    except (ValueError, RuntimeError, AssertionError, KeyError) as error:
+        model.half_loaded = False
+    except (ValueError, RuntimeError, AssertionError, KeyError, OSError, SafetensorError) as error:
         refused = f"{read[-1] if read else 'the first'}: {first_line(error)}"
     finally:
         del model.load_weights
