@@ -48,7 +48,7 @@ pytest: $(DEV)
 	.venv/bin/pytest -n 2 --dist worksteal $(ARGS)
 
 test-vllm: $(VLLM)  ## Run the tests that need vLLM, on its CPU build
-	.venv-vllm/bin/pytest $(or $(filter tests/%,$(ARGS)),tests/engine_vllm) $(filter-out tests/%,$(ARGS))
+	.venv-vllm/bin/pytest -n 2 --dist loadfile $(or $(filter tests/%,$(ARGS)),tests/engine_vllm) $(filter-out tests/%,$(ARGS))
 
 mlflow: $(RUNTIME)  ## Browse the recorded runs on 127.0.0.1 (PORT=5000)
 	@mkdir -p runs
