@@ -5,6 +5,7 @@ import omni
 import pytest
 import torch
 
+from lightning_mmrl.rollout.weights import PolicyWeights
 from lightning_mmrl.training.rng import restore_rng, rng_state
 
 FAMILIES = list(families.FAMILIES)
@@ -104,9 +105,12 @@ def test_completions_end_at_the_limit_or_at_an_end_token(world):
 
 
 def test_sampling_and_pushing_leave_the_process_as_it_was(world):
+    host, weights = world.engine._host, PolicyWeights(world.policy, world.encoder.parts.engine_prefix)
+    requests = world.engine._requests(world.batch, [(1, 2)] * len(world.batch.samples), max_tokens=4)
+    # vLLM alone: the checks of shapes that tests switch on draw from the generators as well.
     threads, state = torch.get_num_threads(), rng_state()
-    world.engine.load_weights(world.policy, 400)
-    world.rollout()
+    host.push(weights, 400)
+    host.sample(requests, lambda: None)
     after = rng_state()
     restore_rng(state)
     assert torch.equal(after["torch"], state["torch"])
