@@ -87,9 +87,7 @@ class ServerHost:
         self._together(self._require_server)
         try:
             num_pushed = self._push(weights, label)
-        except UnreachableError as error:
-            if self._world_size > 1:
-                raise
+        except UnreachableError as error:  # of one rank; of several it is plain, and ends the run
             self._transfer.forget()
             self._await_return(lambda: None, str(error))
             num_pushed = self._push(weights, label)

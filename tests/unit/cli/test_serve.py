@@ -22,6 +22,7 @@ class Health(BaseHTTPRequestHandler):
     """Says that it is well."""
 
     def do_GET(self):
+        self.server.asked.append(self.path)
         self.send_response(200 if self.path == "/health" else 404)
         self.end_headers()
 
@@ -87,10 +88,12 @@ def test_a_run_whose_server_does_not_answer_does_not_start(installed):
 
 def test_a_run_whose_server_answers_starts(installed):
     with HTTPServer(("127.0.0.1", 0), Health) as server:
+        server.asked = []
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
         rollout_checks.require_engine(compose(["rollout=vllm_server", f"rollout.settings.server.url={url}"]))
         server.shutdown()
+    assert server.asked == ["/health"]
 
 
 @pytest.mark.parametrize(
