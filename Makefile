@@ -12,6 +12,7 @@ UV_MINIMUM := 0.8
 PORT ?= 5000
 ARGS ?=
 ROLLOUT ?= hf
+WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 
 # Where Python may not write bytecode (PYTHONDONTWRITEBYTECODE), every process would compile all that it imports.
 export UV_COMPILE_BYTECODE := 1
@@ -45,10 +46,10 @@ lint: $(DEV)  ## Check style, formatting, import layers and types
 	.venv/bin/pyright
 
 pytest: $(DEV)
-	.venv/bin/pytest -n 2 --dist worksteal $(ARGS)
+	.venv/bin/pytest $(WORKERS) $(ARGS)
 
 test-vllm: $(VLLM)  ## Run the tests that need vLLM, on its CPU build
-	.venv-vllm/bin/pytest -n 2 --dist loadfile $(or $(filter tests/%,$(ARGS)),tests/engine_vllm) $(filter-out tests/%,$(ARGS))
+	.venv-vllm/bin/pytest $(WORKERS) $(or $(filter tests/%,$(ARGS)),tests/engine_vllm) $(filter-out tests/%,$(ARGS))
 
 mlflow: $(RUNTIME)  ## Browse the recorded runs on 127.0.0.1 (PORT=5000)
 	@mkdir -p runs

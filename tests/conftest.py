@@ -31,7 +31,11 @@ def fixed_seeds():
     torch.manual_seed(0)
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    if hasattr(config, "workerinput"):
+        # A file is one worker's (--dist loadfile). The long ones come first, and short ones fill up the end.
+        long = {item.path for item in items if "slow" in item.keywords}
+        items.sort(key=lambda item: item.path not in long)
     if torch.cuda.is_available():
         return
     for item in items:
