@@ -15,10 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_mmrl.errors import RolloutError
-from lightning_mmrl.models.families.qwen_media import AUDIO_FEATURES, IMAGE_PIXELS, VIDEO_PIXELS
+from lightning_mmrl.models.families.qwen_media import AUDIO_FEATURES, AUDIO_MASK, IMAGE_PIXELS, VIDEO_PIXELS
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.tensors import RolloutEngine
-from lightning_mmrl.types.batches import PromptBatch, Rollout, ScoringBatch
+from lightning_mmrl.types.batches import MediaInputs, PromptBatch, Rollout, ScoringBatch
 
 INPUTS = {"audio": AUDIO_FEATURES, "video": VIDEO_PIXELS, "image": IMAGE_PIXELS}
 """What each kind's tower takes."""
@@ -118,11 +118,9 @@ class Canary:
 
 
 def _require_sense(engine: ProvableEngine, kind: str, prompts: PromptBatch) -> None:
-    """What the engine says changes with what it hears or sees."""
+    """What the engine says changes with what it hears or sees, where there is anything to hear or to see."""
     key = INPUTS[kind]
-    rows = [
-        row for row in range(len(prompts.samples)) if prompts.media.counts.get(key, ())[row : row + 1] not in ((), (0,))
-    ]
+    rows = [row for row in range(len(prompts.samples)) if _tells(prompts.select([row]).media, key)]
     if not rows:
         return
     shown = prompts.select(rows)
@@ -137,6 +135,16 @@ def _require_sense(engine: ProvableEngine, kind: str, prompts: PromptBatch) -> N
                 f"the engine gives the same probabilities with and without {kind} for sample {_named(shown, row)}: "
                 f"the {kind} does not reach its model"
             )
+
+
+def _tells(media: MediaInputs, key: str) -> bool:
+    """Whether a prompt has media of a kind that are not all one value: of a silent sound nothing can be taken away."""
+    if not any(media.counts.get(key, ())):
+        return False
+    values = media.tensors[key]
+    if key == AUDIO_FEATURES:
+        values = values.transpose(1, 2)[media.tensors[AUDIO_MASK].bool()]
+    return bool(values.min() < values.max())
 
 
 def _scored(policy: Policy, prompts: PromptBatch, rollout: Rollout) -> Float[Tensor, "B C"]:

@@ -2,12 +2,15 @@
 
 from dataclasses import replace
 
+import numpy as np
+import omni
 import pytest
 import torch
 
 from lightning_mmrl.errors import RolloutError
 from lightning_mmrl.rollout.canary import Canary
 from lightning_mmrl.rollout.vllm import engine as product
+from lightning_mmrl.types.media import DecodedAudio
 
 
 @pytest.fixture(scope="module")
@@ -93,4 +96,26 @@ def test_media_that_do_not_reach_the_model_are_found(world, monkeypatch, kind):
     loose = replace(world.engine._canary, tolerance=100.0)
     monkeypatch.setattr(world.engine, "_canary", loose)
     with pytest.raises(RolloutError, match=f"the same probabilities with and without {kind} for sample"):
+        world.rollout()
+
+
+def test_a_silent_sound_passes(world, monkeypatch):
+    """Nothing can be taken away from it, so that nothing changes says nothing."""
+    silence = DecodedAudio(waveform=np.zeros(8000, dtype=np.float32), sample_rate_hz=16_000)
+    monkeypatch.setattr(omni, "noise_audio", lambda *_: silence)
+    world.rollout(omni.prompts(world.encoder, ["<audio>angry"]))
+
+
+def test_log_probabilities_that_are_no_numbers_end_the_rollout(world, monkeypatch):
+    monkeypatch.setattr(world.engine, "_canary", None)
+    world.engine.load_weights(world.policy, 15)
+    sample = world.engine._host.sample
+
+    def broken(*arguments):
+        (first, *rest) = sample(*arguments)
+        values = [{token: float("nan") for token in step} for step in first[0].logprobs]
+        return [[replace(first[0], logprobs=values), *first[1:]], *rest]
+
+    monkeypatch.setattr(world.engine._host, "sample", broken)
+    with pytest.raises(RolloutError, match=r"vLLM gave a token of sample p0 the log-probability nan"):
         world.rollout()

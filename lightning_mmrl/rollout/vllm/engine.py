@@ -5,6 +5,7 @@ placeholders. Nothing is decoded, resized or tokenized a second time, so nothing
 to differ is the model, and that is compared (`rollout.canary`).
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -13,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from lightning_mmrl.errors import RolloutError
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.rollout.canary import Canary
 from lightning_mmrl.rollout.engine_inputs import engine_prompts
@@ -167,7 +169,7 @@ class VLLMEngine:
         for place, row in enumerate(rows):
             length = len(row.token_ids)
             tokens[place, :length] = torch.tensor(row.token_ids, device=device)
-            values = [step[token] for step, token in zip(row.logprobs, row.token_ids, strict=True)]
+            values = _logprobs_of(row, prompts.samples[place // group_size].id)
             logprobs[place, :length] = torch.tensor(values if known else [float("nan")] * length, device=device)
             mask[place, :length] = True
         return Rollout(
@@ -182,3 +184,19 @@ class VLLMEngine:
     def _completion(self, row: Sampled) -> Completion:
         text = self._prefill + self._encoder.decode(row.token_ids)
         return Completion(text=text, num_tokens=len(row.token_ids), truncated=row.truncated)
+
+
+def _logprobs_of(row: Sampled, sample_id: str) -> list[float]:
+    """Log-probabilities of the sampled tokens.
+
+    Raises:
+        RolloutError: One is not a finite number; the loss would spread it to all weights.
+    """
+    values = [step[token] for step, token in zip(row.logprobs, row.token_ids, strict=True)]
+    wrong = next((value for value in values if not math.isfinite(value)), None)
+    if wrong is not None:
+        raise RolloutError(
+            f"vLLM gave a token of sample {sample_id} the log-probability {wrong}; weights of the policy are no "
+            "numbers, or too large for their dtype"
+        )
+    return values
