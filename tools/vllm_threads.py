@@ -2,16 +2,18 @@
 
     .venv-vllm/bin/python tools/vllm_threads.py                  two processes: as it is here, and as vLLM leaves it
 
-Each process times the same work before it loads the engine and after, so the ratio is of one process. vLLM's CPU worker
-binds its threads to cores and has torch take one of them, for the whole process; here it does neither.
+Each process times the same work before it loads the engine and after, so the ratio is of one process. In turn with that
+it times the work with one thread, so that a measurement that could not find a thread less is seen for what it is.
 """
 
 import argparse
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -45,7 +47,8 @@ def measure(name: str) -> None:
     from lightning_mmrl.rollout.vllm import process
     from lightning_mmrl.rollout.vllm.engine import VLLMEngine
 
-    torch.set_num_threads(os.cpu_count() or 1)
+    set_threads = torch.set_num_threads  # vLLM replaces it
+    set_threads(os.cpu_count() or 1)
     if name == "left":
         process._threads_kept = nullcontext
     square = torch.randn(SIZE, SIZE)
@@ -55,31 +58,45 @@ def measure(name: str) -> None:
         layer(square).square().mean().backward()
 
     work = {"product": lambda: square @ square, "step": step}
-    before = {each: median(work[each]) for each in work}
+
+    def times() -> dict[tuple[str, int], float]:
+        """Seconds by kind of work and number of threads: as many as there are, and one."""
+        found = torch.get_num_threads()
+        counts = sorted({found, 1})
+        seconds = {(each, count): [] for each in work for count in counts}
+        for _ in range(REPEATS):
+            for (each, count), kept in seconds.items():
+                set_threads(count)
+                work[each]()  # the threads' first work with this number
+                kept.append(duration(work[each]))
+        set_threads(found)
+        return {key: statistics.median(kept) for key, kept in seconds.items()}
+
+    before, threads = times(), [torch.get_num_threads()]
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = families.build("qwen2_5_omni", Path(folder) / "model")
         encoder, policy = families.load("qwen2_5_omni", checkpoint, torch.float32)
         engine = VLLMEngine(policy, encoder=encoder, max_new_tokens=4)
         engine.load_weights(policy, 0)
-        after = {each: median(work[each]) for each in work}
+        threads.append(torch.get_num_threads())
+        after = times()
         engine.close()
     what = {"kept": "as it is here", "left": "as vLLM leaves it"}[name]
+    print(f"{what}: {threads[0]} threads, then {threads[1]}; cores {sorted(os.sched_getaffinity(0))}")
     for each in work:
+        first, then, one = before[each, threads[0]], after[each, threads[1]], after[each, 1]
         print(
-            f"{what:<18} {each:<8} {1000 * before[each]:6.1f} ms, then {1000 * after[each]:6.1f} ms: "
-            f"{after[each] / before[each]:.2f} times as long",
+            f"    {each:<8} {1000 * first:6.1f} ms, then {1000 * then:6.1f} ms: {then / first:.2f} times as long; "
+            f"with one thread {1000 * one:6.1f} ms: {one / first:.2f}",
             flush=True,
         )
 
 
-def median(work) -> float:
-    """Seconds of one call, the middle of many."""
-    seconds = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - start)
-    return sorted(seconds)[REPEATS // 2]
+def duration(work: Callable[[], object]) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
 
 
 if __name__ == "__main__":
