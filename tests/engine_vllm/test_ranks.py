@@ -8,6 +8,7 @@ from pathlib import Path
 
 import omni
 import pytest
+from small_runs import SMALL_RL
 
 BOUND = 1e-4
 STEPS = 3
@@ -24,34 +25,25 @@ def arguments(folder, checkpoint):
     key = "stages.reason"
     part = f"{{_target_: lightning_mmrl.rewards.user_function.UserFunction, function: '{folder}/reward.py:letters'}}"
     return [
-        "curriculum=rl_only",
+        *SMALL_RL,
         f"model.checkpoint={checkpoint}",
         f"output_dir={folder}/runs",
         f"data.root={folder}/clips",
         "run_name=ranks",
         "tracking=none",
-        "data.validation=null",
-        "+data.build.settings.scale=0.02",
-        "evaluation.limit=8",
-        "evaluation.num_resamples=50",
-        "evaluation.max_new_tokens=4",
-        "trainer=cpu",
-        "trainer.num_threads=1",
         "trainer.devices=2",
         "trainer.strategy=fsdp2",
         "rollout.canary.every=1",
         f"{key}.num_steps={STEPS}",
-        f"{key}.validate_every=null",
         f"{key}.freeze=[]",
         f"{key}.optimizer.lr=1e-3",
         f"{key}.data.batch_size=4",
-        f"{key}.algorithm.group_size=2",
-        f"{key}.sampling.max_new_tokens=4",
         f"+{key}.rewards.parts.letters={part}",
         f"+{key}.rewards.weights.letters=1.0",
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_engines_of_two_ranks_follow_a_sharded_policy(tmp_path):
     checkpoint = omni.build(tmp_path / "omni")

@@ -1,5 +1,6 @@
 """vLLM as a server: the same proof as in the process, and what may happen to a server meanwhile."""
 
+import os
 import re
 import shutil
 import signal
@@ -11,6 +12,7 @@ import families
 import pytest
 import torch
 from mlflow import MlflowClient
+from small_runs import SMALL_RL
 from vllm_servers import Server, free_port
 
 from lightning_mmrl.cli.main import main
@@ -21,9 +23,12 @@ from lightning_mmrl.rollout.vllm.settings import VLLMServer, VLLMSettings
 from lightning_mmrl.rollout.weights import PolicyWeights
 
 BOUND = 1e-4
-TIMEOUT_S = 4.0
+TIMEOUT_S = float(os.environ.get("STALL_S", "4"))
+"""How long the server may stall."""
+LIMIT = "rollout.settings.server.timeout_s"
 
-pytestmark = pytest.mark.timeout(900)  # a server takes minutes to start where a run of all tests has both cores
+# A server takes minutes to start where a run of all tests has both cores.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +113,7 @@ def test_a_stall_ends_within_the_limit_and_a_shorter_one_is_survived(connected, 
     before = world.rollout()
     server.signal(signal.SIGSTOP)
     start = time.monotonic()
-    with pytest.raises(
-        RolloutError, match=r"has not answered /weight_info for 4 s \(rollout.settings.server.timeout_s"
-    ):
+    with pytest.raises(RolloutError, match=rf"has not answered /weight_info for {TIMEOUT_S:g} s \({LIMIT}"):
         world.rollout()
     assert time.monotonic() - start < 3 * TIMEOUT_S
     threading.Timer(TIMEOUT_S / 4, server.signal, [signal.SIGCONT]).start()
@@ -148,21 +151,10 @@ def test_no_server_is_one_sentence(tmp_path):
     unanswered.engine.close()
 
 
-SMALL = (
-    "curriculum=rl_only",
-    "data.validation=null",
-    "+data.build.settings.scale=0.02",
-    "evaluation.limit=8",
-    "evaluation.num_resamples=50",
-    "evaluation.max_new_tokens=4",
-    "trainer=cpu",
-    "trainer.num_threads=1",
+OVERRIDES = (
+    *SMALL_RL,
     "state.every_n_steps=1",
     "stages.reason.num_steps=4",
-    "stages.reason.validate_every=null",
-    "stages.reason.data.batch_size=2",
-    "stages.reason.algorithm.group_size=2",
-    "stages.reason.sampling.max_new_tokens=4",
 )
 FAULT = 3
 """The sampling of an attempt before which something happens."""
@@ -185,7 +177,7 @@ class Run:
     def train(self, rollout, *more):
         """The exit code of `mmrl train`."""
         places = self._places if rollout == "vllm_server" else self._places[:-1]
-        return main(["train", *SMALL, *places, f"rollout={rollout}", *more])
+        return main(["train", *OVERRIDES, *places, f"rollout={rollout}", *more])
 
     def states(self):
         """The stage's saved states, with the bytes of each file."""
@@ -254,10 +246,10 @@ def test_a_run_whose_server_fails_is_failed_keeps_its_state_and_goes_on_with_eit
     # The server stalls for longer than it may.
     with monkeypatch.context() as patch:
         at_sampling(patch, 2, lambda: server.signal(signal.SIGSTOP))
-        code = run.train("vllm_server", "rollout.canary=null", f"rollout.settings.server.timeout_s={TIMEOUT_S}")
+        code = run.train("vllm_server", "rollout.canary=null", f"{LIMIT}={TIMEOUT_S}")
     server.signal(signal.SIGCONT)
     assert code == 2
-    failed(r"^mmrl train: the vLLM server at .* has not answered /\w+ for 4 s \(rollout.settings.server.timeout_s\)")
+    failed(rf"^mmrl train: the vLLM server at .* has not answered /\w+ for {TIMEOUT_S:g} s \({LIMIT}\)")
     # A weight has the wrong shape: what is half replaced has no version, so nothing is sampled with it.
     name, walk = "thinker.model.layers.0.mlp.up_proj.weight", PolicyWeights.walk
     with monkeypatch.context() as patch:

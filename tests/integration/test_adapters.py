@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from small_runs import SMALL
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
 from lightning_mmrl.cli.main import main
@@ -64,16 +65,14 @@ def test_the_digest_of_an_adapter_does_not_depend_on_where_the_run_lies(tmp_path
     assert handed_over(tmp_path / "other", seed=4) != one
 
 
-SMALL = (
+CURRICULUM = (
+    *SMALL,
     "experiment=quickstart_lora",
     "order=[cold_start,reason]",
     "data.validation_limit=4",
-    "+data.build.settings.scale=0.02",
     "evaluation.limit=8",
     "evaluation.ablations=[]",
-    "evaluation.num_resamples=50",
     "evaluation.max_new_tokens=8",
-    "trainer.num_threads=1",
     "tracking=none",
     "stages.cold_start.data.batch_size=4",
     "stages.cold_start.num_steps=2",
@@ -91,7 +90,7 @@ def test_a_curriculum_hands_over_the_merged_model_and_the_adapter(tmp_path, caps
     """SFT and RL with an adapter, from the command line."""
     places = (f"output_dir={tmp_path}/runs", f"data.root={tmp_path}/clips")
     adapter = "stages.cold_start.adapter={r: 4, alpha: 8, targets: attention}"
-    assert main(["train", *SMALL, *places, adapter]) == 0
+    assert main(["train", *CURRICULUM, *places, adapter]) == 0
     assert "stage cold_start trains an adapter of" in capsys.readouterr().err
     run = tmp_path / "runs" / "quickstart_lora"
     starts = [tmp_path / "runs" / "models" / "tiny_omni-seed0", run / "stages" / "00-cold_start" / "handoff"]

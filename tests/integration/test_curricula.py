@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+from small_runs import SMALL
 
 from lightning_mmrl.cli.main import main
 from lightning_mmrl.curriculum.handoff import check_handoff
@@ -11,14 +12,12 @@ from lightning_mmrl.curriculum.manifest import Manifest
 
 pytestmark = pytest.mark.slow
 
-SMALL = (
+CURRICULUM = (
+    *SMALL,
     "data.validation_limit=4",
-    "+data.build.settings.scale=0.02",
     "evaluation.limit=8",
-    "evaluation.num_resamples=50",
     "evaluation.max_new_tokens=8",
     "trainer=cpu",
-    "trainer.num_threads=1",
     "tracking=none",
 )
 COLD_START = ("stages.cold_start.data.batch_size=4", "stages.cold_start.num_steps=2")
@@ -39,7 +38,7 @@ def workplace(tmp_path_factory):
 
 def train(workplace, name, *arguments):
     places = (f"output_dir={workplace}/runs", f"data.root={workplace}/clips", f"run_name={name}")
-    return main(["train", *SMALL, *places, *arguments])
+    return main(["train", *CURRICULUM, *places, *arguments])
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo"])

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
+from small_runs import SMALL
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 
-SMALL = (
-    "+data.build.settings.scale=0.02",
+QUICKSTART = (
+    *SMALL,
     "data.validation_limit=4",
     "stages.pretrain.num_steps=2",
     "stages.pretrain.data.batch_size=4",
@@ -27,9 +28,7 @@ SMALL = (
     "stages.reason.validate_every=1",
     "stages.reason.data.batch_size=2",
     "stages.reason.algorithm.group_size=2",
-    "evaluation.num_resamples=50",
     "evaluation.ablations=[]",
-    "trainer.num_threads=1",
 )
 
 
@@ -52,7 +51,7 @@ class Workplace:
         return {**kept, **quiet, "PATH": path, "MLFLOW_TRACKING_URI": self.uri}
 
     def overrides(self, *more):
-        return " ".join([*SMALL, f"output_dir={self.folder}/runs", f"data.root={self.clips}", *more])
+        return " ".join([*QUICKSTART, f"output_dir={self.folder}/runs", f"data.root={self.clips}", *more])
 
     def run(self, entry_point, **parameters):
         return subprocess.run(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
+from small_runs import SMALL
 
 from lightning_mmrl.config import run as run_module
 from lightning_mmrl.config.build import StageBuilder
@@ -20,9 +21,9 @@ from lightning_mmrl.training.interruption import Interrupted, Interruption
 
 pytestmark = pytest.mark.slow
 
-SMALL = (
+QUICKSTART = (
+    *SMALL,
     "experiment=quickstart",
-    "+data.build.settings.scale=0.02",
     "data.validation_limit=4",
     "stages.pretrain.num_steps=2",
     "stages.pretrain.data.batch_size=4",
@@ -33,8 +34,6 @@ SMALL = (
     "stages.reason.data.batch_size=2",
     "stages.reason.algorithm.group_size=2",
     "stages.reason.rollout_table_every=1",
-    "evaluation.num_resamples=50",
-    "trainer.num_threads=1",
 )
 
 
@@ -44,7 +43,7 @@ def workplace(tmp_path_factory):
 
 
 def run(workplace: Path, *more: str, interruption: Interruption | None = None):
-    config = compose([*SMALL, f"output_dir={workplace}/runs", f"data.root={workplace}/clips", *more])
+    config = compose([*QUICKSTART, f"output_dir={workplace}/runs", f"data.root={workplace}/clips", *more])
     return run_module.run_curriculum(config, ConsoleProgress(), None, RankGroup(interruption))
 
 

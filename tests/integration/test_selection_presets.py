@@ -3,26 +3,18 @@
 import json
 
 import pytest
+from small_runs import SMALL_RL
 
 from lightning_mmrl.cli.main import main
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 STEPS = 20
-SMALL = (
-    "curriculum=rl_only",
-    "data.validation=null",
-    "+data.build.settings.scale=0.02",
+OVERRIDES = (
+    *SMALL_RL,
     "evaluation.limit=2",
-    "evaluation.num_resamples=50",
-    "evaluation.max_new_tokens=4",
-    "trainer=cpu",
-    "trainer.num_threads=1",
     "tracking=none",
     f"stages.reason.num_steps={STEPS}",
-    "stages.reason.validate_every=null",
-    "stages.reason.data.batch_size=2",
-    "stages.reason.sampling.max_new_tokens=4",
     "stages.reason.algorithm.group_size=4",
     "stages.reason.rollout_table_every=10",
     "stages.reason.optimizer.lr=1e-3",
@@ -51,7 +43,7 @@ def test_a_preset_runs_from_the_command_line(workplace, name):
     part = f"{{_target_: lightning_mmrl.rewards.user_function.UserFunction, function: '{workplace}/coin.py:coin'}}"
     settings = [f"algorithm@stages.reason={name}", f"+stages.reason.rewards.parts.coin={part}"]
     settings += ["stages.reason.algorithm.max_samplings=3"] if name in REFILLED else []
-    assert main(["train", *SMALL, *places, *settings]) == 0
+    assert main(["train", *OVERRIDES, *places, *settings]) == 0
     log = workplace / "runs" / name / "stages" / "00-reason" / "metrics.jsonl"
     steps = {}
     for line in log.read_text().splitlines():

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_runs import SMALL
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-SMALL = (
+CURRICULUM = (
+    *SMALL,
     "experiment=quickstart",
     "order=[cold_start,reason]",
-    "+data.build.settings.scale=0.02",
     "model.dtype=float64",
     "data.validation_limit=4",
     "stages.cold_start.num_steps=4",
@@ -27,10 +28,8 @@ SMALL = (
     "stages.reason.validate_every=3",
     "stages.reason.data.batch_size=2",
     "stages.reason.algorithm.group_size=2",
-    "evaluation.num_resamples=20",
     "evaluation.limit=4",
     "evaluation.ablations=[]",
-    "trainer.num_threads=1",
     "state.every_n_steps=1",
 )
 STAGES = ("00-cold_start", "01-reason")
@@ -38,7 +37,7 @@ STAGES = ("00-cold_start", "01-reason")
 
 def start(workplace, name, *more):
     """The command, as a user types it."""
-    arguments = [*SMALL, f"output_dir={workplace}/runs", f"data.root={workplace}/clips", f"run_name={name}", *more]
+    arguments = [*CURRICULUM, f"output_dir={workplace}/runs", f"data.root={workplace}/clips", f"run_name={name}", *more]
     command = [sys.executable, "-m", "lightning_mmrl.cli.main", "train", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     with (workplace / f"{name}.log").open("ab") as log:
