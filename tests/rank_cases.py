@@ -4,7 +4,6 @@ import faulthandler
 import json
 import math
 import os
-import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -383,6 +382,3 @@ def main(plan, folder):
 
 
 RUNS = {"stage": run_stage, "exact": run_exact}
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

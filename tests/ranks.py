@@ -1,12 +1,17 @@
-"""Runs cases of `rank_cases` in several processes that talk over the loopback interface."""
+"""Runs cases of `rank_cases` in several processes that talk over the loopback interface.
+
+The processes are forked from one that has imported everything, which takes longer than most cases.
+"""
 
 import json
+import multiprocessing
 import os
 import socket
-import subprocess
-import sys
 import time
+import warnings
+from multiprocessing import forkserver
 from pathlib import Path
+from unittest import mock
 
 import torch
 
@@ -22,9 +27,7 @@ def free_port():
 
 def environment(rank, world_size, port):
     """What torchrun tells a process of one node."""
-    path = [str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")]
     return {
-        **os.environ,
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "GROUP_RANK": "0",
@@ -34,9 +37,30 @@ def environment(rank, world_size, port):
         "MASTER_PORT": str(port),
         "TORCHELASTIC_RUN_ID": "test",
         "GLOO_SOCKET_IFNAME": "lo",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(part for part in path if part),
     }
+
+
+def start_forks():
+    """Starts the process that all ranks are forked from; its search path is not that of this one."""
+    path = [str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")]
+    environ = {"PYTHONPATH": os.pathsep.join(part for part in path if part), "OMP_NUM_THREADS": "1"}
+    with mock.patch.dict(os.environ, environ):
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["rank_cases"])
+        forkserver.ensure_running()
+    return context
+
+
+def run_rank(environ, log, plan, folder):
+    """The inside of a rank."""
+    import rank_cases
+
+    with log.open("wb") as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+    os.environ.update(environ)
+    warnings.simplefilter("ignore")
+    rank_cases.main(plan, folder)
 
 
 def launch(cases, folder, *, timeout_s, world_size=2):
@@ -49,21 +73,21 @@ def launch(cases, folder, *, timeout_s, world_size=2):
     folder.mkdir(parents=True, exist_ok=True)
     plan = folder / "cases.json"
     plan.write_text(json.dumps(cases), encoding="utf-8")
-    port = free_port()
-    command = [sys.executable, "-W", "ignore", "-m", "rank_cases", str(plan), str(folder)]
+    port, context = free_port(), start_forks()
     logs = [folder / f"rank{rank}.log" for rank in range(world_size)]
-    children = []
+    ranks = [
+        context.Process(target=run_rank, args=(environment(rank, world_size, port), log, plan, folder))
+        for rank, log in enumerate(logs)
+    ]
     try:
-        for rank, log in enumerate(logs):
-            with log.open("wb") as stream:
-                environ = environment(rank, world_size, port)
-                children.append(subprocess.Popen(command, env=environ, stdout=stream, stderr=subprocess.STDOUT))
-        wait(children, logs, time.monotonic() + timeout_s)
+        for rank in ranks:
+            rank.start()
+        wait(ranks, logs, time.monotonic() + timeout_s)
     finally:
-        for child in children:
-            if child.poll() is None:
-                child.kill()
-                child.wait()
+        for rank in ranks:
+            if rank.is_alive():
+                rank.kill()
+                rank.join()
     names = [case["name"] for case in cases]
     return {
         name: [torch.load(folder / f"{name}.rank{rank}.pt", weights_only=True) for rank in range(world_size)]
@@ -71,13 +95,13 @@ def launch(cases, folder, *, timeout_s, world_size=2):
     }
 
 
-def wait(children, logs, deadline):
-    """Waits for all children, for none longer than until the deadline, and for no other once one has failed."""
+def wait(ranks, logs, deadline):
+    """Waits for all ranks, for none longer than until the deadline, and for no other once one has failed."""
     while True:
-        codes = [child.poll() for child in children]
+        codes = [rank.exitcode for rank in ranks]
         if all(code == 0 for code in codes):
             return
-        tails = "\n".join(f"{log.name}: {log.read_text(errors='replace')[-3000:]}" for log in logs)
+        tails = "\n".join(f"{log.name}: {log.read_text(errors='replace')[-3000:]}" for log in logs if log.exists())
         if any(code not in (None, 0) for code in codes):
             raise RuntimeError(f"exit codes {codes}\n{tails}")
         if time.monotonic() > deadline:
