@@ -132,9 +132,6 @@ def _worker_environment(plan: Plan) -> dict[str, str]:
     offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
     threads = {name: str(plan.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     own = {**threads, "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(ROOT)}
-    if sys.dont_write_bytecode:
-        # Without compiled files every worker would take half a minute to import the libraries.
-        own |= {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(plan.work / "bytecode")}
     return {**os.environ, **offline, **own}
 
 

@@ -1,13 +1,13 @@
-"""Every benchmark at toy size, as a person runs it: it passes its gate, counts what was claimed, prints a table."""
+"""Every benchmark at toy size: it passes its gate, counts what was claimed, prints a table."""
 
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+TOOLS = Path(__file__).parents[2] / "tools"
 PATCHES = 256  # of the one picture in a prompt of 160 tokens
 
 # On a machine that is busy with other tests, a toy run takes minutes.
@@ -20,17 +20,16 @@ def work(tmp_path_factory):
 
 
 @pytest.fixture
-def run(work, tmp_path):
-    """Runs a tool and returns its cases and what it printed."""
+def run(work, tmp_path, monkeypatch, capfd):
+    """Runs a tool and returns its cases and what it printed; its workers are processes of their own, as ever."""
+    monkeypatch.syspath_prepend(TOOLS)
 
     def command(tool, *options):
-        out = tmp_path / "report.json"
-        program = [sys.executable, str(ROOT / "tools" / f"{tool}.py"), "--quick", "--repeats", "1"]
-        done = subprocess.run(
-            [*program, "--work", str(work), "--out", str(out), *options], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(out.read_text())["cases"], done.stdout
+        script, out = TOOLS / f"{tool}.py", tmp_path / "report.json"
+        places = ["--work", str(work), "--out", str(out)]
+        monkeypatch.setattr(sys, "argv", [str(script), "--quick", "--repeats", "1", *places, *options])
+        runpy.run_path(str(script), run_name="__main__")
+        return json.loads(out.read_text())["cases"], capfd.readouterr().out
 
     return command
 
