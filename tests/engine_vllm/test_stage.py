@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import one_step
 import pytest
+import torch
 
+from lightning_mmrl.errors import RolloutError
 from lightning_mmrl.rollout.canary import Canary
 from lightning_mmrl.stages.grpo import GRPOModule
 
@@ -58,3 +60,23 @@ def test_an_engine_without_the_push_drifts_away_from_the_policy(world, tmp_path,
     first, *later = [report["mismatch/logprob_gap_max"] for report in train(world, tmp_path, monkeypatch)[0]]
     assert first < BOUND
     assert min(later) > 10 * BOUND
+
+
+def test_device_memory_is_given_back_and_returns_in_parts(world, monkeypatch):
+    """The order on a GPU, where weights return before the push and the cache behind it; a CPU keeps its memory."""
+    host, calls, free = world.engine._host, [], iter([0, 2**30, 0, 1000])
+    empty, step = host._empty_caches, host._llm.llm_engine.step
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (next(free), 2**40))
+    monkeypatch.setattr(host, "_sleeps", True)
+    monkeypatch.setattr(host._llm, "sleep", lambda level: calls.append(f"sleep {level}"))
+    monkeypatch.setattr(host._llm, "wake_up", lambda tags: calls.append(f"wake {tags}"))
+    monkeypatch.setattr(host, "_empty_caches", lambda: calls.append("pushed") or empty())
+    monkeypatch.setattr(host._llm.llm_engine, "step", lambda: calls.append("step") or step())
+    world.engine.rest()
+    world.engine.rest()
+    world.engine.load_weights(world.policy, 50)
+    world.rollout()
+    assert calls[:5] == ["sleep 1", "wake ['weights']", "pushed", "wake ['kv_cache']", "step"]
+    assert set(calls[5:]) <= {"step"}
+    with pytest.raises(RolloutError, match=r"gave 0.00 GiB of the device back .*set rollout.settings.sleep_level=0"):
+        world.engine.rest()

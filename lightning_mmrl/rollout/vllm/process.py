@@ -51,6 +51,7 @@ class ProcessHost:
     def __init__(self, policy: Policy, encoder: Any, settings: VLLMSettings) -> None:
         self._joined = dist.is_initialized()
         self._device = next(policy.model.parameters()).device
+        self._weight_bytes = sum(each.numel() * each.element_size() for each in policy.model.parameters())
         self._number = 0
         self._sleeps = settings.sleep_level > 0 and torch.cuda.is_available()
         self._asleep: set[str] = set()
@@ -103,10 +104,21 @@ class ProcessHost:
         self._leave_groups()
 
     def rest(self) -> None:
-        """Gives weights and cache back to the device; they return with the next push or sampling. Nothing on a CPU."""
+        """Gives weights and cache back to the device; they return with the next push or sampling. Nothing on a CPU.
+
+        Raises:
+            RolloutError: Less came back than the weights take.
+        """
         if self._sleeps and not self._asleep:
+            before, _ = torch.cuda.mem_get_info(self._device)
             self._llm.sleep(level=1)
             self._asleep = {"weights", "kv_cache"}
+            after, _ = torch.cuda.mem_get_info(self._device)
+            if after - before < self._weight_bytes:
+                raise RolloutError(
+                    f"vLLM gave {(after - before) / 2**30:.2f} GiB of the device back after a rollout, and its weights "
+                    f"alone take {self._weight_bytes / 2**30:.2f}; set rollout.settings.sleep_level=0 to do without"
+                )
 
     def _wake(self, *parts: str) -> None:
         """Brings back what `rest` gave back: weights before a push, the cache behind it, for a lower peak."""

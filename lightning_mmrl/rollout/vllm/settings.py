@@ -22,6 +22,9 @@ ENVIRONMENT = {
 TRANSFERS = ("auto", "nccl", "files")
 """Ways for weights to a server."""
 
+SLEEP_LEVELS = (0, 1)
+"""What may be given back between rollouts: nothing, or the weights and the cache."""
+
 WORKER = "lightning_mmrl.rollout.vllm.worker"
 
 
@@ -79,6 +82,18 @@ class VLLMSettings:
     enforce_eager: bool = False
     sleep_level: int = 1
     server: VLLMServer | None = None
+
+    def __post_init__(self) -> None:
+        fits = {
+            "gpu_memory_utilization": (0 < self.gpu_memory_utilization <= 1, "above 0 and at most 1"),
+            "kv_cache_gib": (self.kv_cache_gib is None or self.kv_cache_gib > 0, "above 0, or null"),
+            "max_model_len": (self.max_model_len is None or self.max_model_len > 1, "above 1, or null"),
+            "max_num_seqs": (self.max_num_seqs > 0, "above 0"),
+            "sleep_level": (self.sleep_level in SLEEP_LEVELS, "0 or 1"),
+        }
+        for name, (fit, wanted) in fits.items():
+            if not fit:
+                raise ValueError(f"rollout.settings.{name} is {getattr(self, name)}; it must be {wanted}")
 
     def arguments(self, dtype: torch.dtype, banned_token_ids: list[int]) -> dict[str, Any]:
         """VLLM's engine arguments, but for the model; None leaves vLLM's default."""
