@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from lightning_mmrl.cli.hydra_app import VALUED_FLAGS, run_with_config
 from lightning_mmrl.cli.launch import on_all_ranks
@@ -71,6 +70,7 @@ def _is_model(folder: Path) -> bool:
 
 def evaluate(config: RootConfig, checkpoint: Path) -> None:
     """Evaluates one checkpoint and prints a table."""
+    is_folder = _is_folder(checkpoint)
     # Loaded here: a bad configuration is refused before torch is imported.
     from rich.console import Console
 
@@ -94,7 +94,8 @@ def evaluate(config: RootConfig, checkpoint: Path) -> None:
     ):
         parts = Assembly(config=config, console=console, group=group)
         with group.first():
-            _check_exists(checkpoint, parts)
+            if not is_folder:
+                parts.encoder(checkpoint)  # refuses what is not on the hub, before a dataset is generated for it
             directory = writable(Path(config.output_dir)) / config.run_name / "evaluations" / name
             parts.ensure_data()
         evaluate_all = CheckpointEvaluator(parts, last_stage=name)
@@ -129,12 +130,16 @@ def _run_of_mlflow(config: RootConfig, name: str) -> Iterator[TrackedRun | None]
         tracker.close()
 
 
-def _check_exists(checkpoint: Path, parts: Any) -> None:
-    """Refuses a checkpoint that is neither a folder nor on the hub, before a dataset is generated for it."""
+def _is_folder(checkpoint: Path) -> bool:
+    """Whether a checkpoint is a folder, or may be a hub id.
+
+    Raises:
+        StageError: It is neither.
+    """
     if _is_model(checkpoint):
-        return
+        return True
     if checkpoint.exists() or checkpoint.is_absolute() or checkpoint.name == "handoff" or len(checkpoint.parts) != 2:
         raise StageError(
             f"checkpoint {checkpoint} is no Hugging Face folder; give a stage's handoff folder or a hub id"
         )
-    parts.encoder(checkpoint)
+    return False
