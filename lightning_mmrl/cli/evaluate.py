@@ -34,6 +34,7 @@ def run(arguments: Sequence[str]) -> int:
         print(HELP)
         return 0
     checkpoint, others = take_checkpoint(arguments)
+    _require_possible(checkpoint)
     task = partial(evaluate, checkpoint=checkpoint)
     codes = run_with_config(lambda config: on_all_ranks(task, config, "evaluate", arguments), "mmrl evaluate", others)
     return max(codes, default=0)
@@ -70,7 +71,6 @@ def _is_model(folder: Path) -> bool:
 
 def evaluate(config: RootConfig, checkpoint: Path) -> None:
     """Evaluates one checkpoint and prints a table."""
-    is_folder = _is_folder(checkpoint)
     # Loaded here: a bad configuration is refused before torch is imported.
     from rich.console import Console
 
@@ -94,7 +94,7 @@ def evaluate(config: RootConfig, checkpoint: Path) -> None:
     ):
         parts = Assembly(config=config, console=console, group=group)
         with group.first():
-            if not is_folder:
+            if not _is_model(checkpoint):
                 parts.encoder(checkpoint)  # refuses what is not on the hub, before a dataset is generated for it
             directory = writable(Path(config.output_dir)) / config.run_name / "evaluations" / name
             parts.ensure_data()
@@ -130,16 +130,15 @@ def _run_of_mlflow(config: RootConfig, name: str) -> Iterator[TrackedRun | None]
         tracker.close()
 
 
-def _is_folder(checkpoint: Path) -> bool:
-    """Whether a checkpoint is a folder, or may be a hub id.
+def _require_possible(checkpoint: Path) -> None:
+    """Refuses what is no model's folder and cannot be a hub id, before anything is loaded.
 
     Raises:
         StageError: It is neither.
     """
     if _is_model(checkpoint):
-        return True
+        return
     if checkpoint.exists() or checkpoint.is_absolute() or checkpoint.name == "handoff" or len(checkpoint.parts) != 2:
         raise StageError(
             f"checkpoint {checkpoint} is no Hugging Face folder; give a stage's handoff folder or a hub id"
         )
-    return False
