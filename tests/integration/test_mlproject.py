@@ -106,11 +106,12 @@ def workplace(tmp_path, clips, empty_database, monkeypatch):
 
 def test_train_leaves_one_parent_with_its_stages_and_a_second_call_reports_below_it(workplace):
     overrides = workplace.overrides("experiment=quickstart", "order=[pretrain,reason]", "tracking.loggers=[csv]")
+    experiments = {each.experiment_id for each in workplace.client.search_experiments()}
     first = workplace.run("train", overrides=overrides)
     assert first.returncode == 0, first.stderr
     stages = [("00-pretrain", "FINISHED", "quickstart"), ("01-reason", "FINISHED", "quickstart")]
     assert workplace.tree() == [*stages, ("quickstart", "FINISHED", None)]
-    assert [each.name for each in workplace.client.search_experiments()] == ["Default"]
+    assert {each.experiment_id for each in workplace.client.search_experiments()} == experiments
     [parent] = [run for run in workplace.client.search_runs(["0"]) if run.info.run_name == "quickstart"]
     assert parent.data.tags["mlflow.project.entryPoint"] == "train"
     assert parent.data.tags["mmrl.order"] == "pretrain,reason"
