@@ -2,8 +2,9 @@
 
     .venv-vllm/bin/python tools/vllm_cycles.py                   200 cycles of push and rollout on the tiny omni model
 
-Every cycle changes all weights, pushes them and samples from prompts with every kind of medium. The slope is that of a
-straight line through the resident memory behind the first tenth of the cycles, with its standard error.
+Every cycle changes all weights, pushes them and samples from prompts with every kind of medium. The slopes are those of
+straight lines through the resident memory behind the first tenth of the cycles, and behind the first half, with their
+standard errors.
 """
 
 import argparse
@@ -33,10 +34,11 @@ def main() -> int:
         resident, seconds = run(world, options.cycles)
         world.engine.close()
     kept = resident[len(resident) // 10 :]
-    slope, error = line(kept)
     print(f"{len(resident)} cycles in {sum(seconds):.0f} s, {np.median(seconds):.2f} s each (median)")
     print(f"resident memory {kept[0]:.1f} to {kept[-1]:.1f} MiB, at most {max(kept):.1f}")
-    print(f"slope {1024 * slope:+.1f} +- {1024 * error:.1f} KiB a cycle")
+    for what, values in (("tenth", kept), ("half", resident[len(resident) // 2 :])):
+        slope, error = line(values)
+        print(f"behind the first {what}: slope {1024 * slope:+.1f} +- {1024 * error:.1f} KiB a cycle")
     print(f"peak of the process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
     return 0
 
