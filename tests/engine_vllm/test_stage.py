@@ -66,7 +66,7 @@ def test_device_memory_is_given_back_and_returns_in_parts(world, monkeypatch):
     """The order on a GPU, where weights return before the push and the cache behind it; a CPU keeps its memory."""
     host, calls, free = world.engine._host, [], iter([0, 2**30, 0, 1000])
     empty, step = host._empty_caches, host._llm.llm_engine.step
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (next(free), 2**40))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (next(free), 2**40))
     monkeypatch.setattr(host, "_sleeps", True)
     monkeypatch.setattr(host._llm, "sleep", lambda level: calls.append(f"sleep {level}"))
     monkeypatch.setattr(host._llm, "wake_up", lambda tags: calls.append(f"wake {tags}"))

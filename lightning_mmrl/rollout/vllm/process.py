@@ -50,7 +50,6 @@ class ProcessHost:
 
     def __init__(self, policy: Policy, encoder: Any, settings: VLLMSettings) -> None:
         self._joined = dist.is_initialized()
-        self._device = next(policy.model.parameters()).device
         self._weight_bytes = sum(each.numel() * each.element_size() for each in policy.model.parameters())
         self._number = 0
         self._sleeps = settings.sleep_level > 0 and torch.cuda.is_available()
@@ -64,8 +63,9 @@ class ProcessHost:
         prepare_environment(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="ERROR")
         if self._joined:
             arguments["distributed_executor_backend"] = "external_launcher"
-            # The launcher of vLLM reads them, and not every cluster sets them.
-            os.environ.update(RANK=str(dist.get_rank()), LOCAL_RANK=str(self._device.index or 0))
+            # The launcher of vLLM reads them, and not every cluster sets them. Weights may lie on the CPU meanwhile.
+            own = torch.cuda.current_device() if torch.cuda.is_available() else 0
+            os.environ.update(RANK=str(dist.get_rank()), LOCAL_RANK=str(own))
         with TemporaryDirectory(prefix="mmrl-vllm-") as folder, _threads_kept(), self._loading():
             import vllm
 
@@ -110,10 +110,10 @@ class ProcessHost:
             RolloutError: Less came back than the weights take.
         """
         if self._sleeps and not self._asleep:
-            before, _ = torch.cuda.mem_get_info(self._device)
+            before, _ = torch.cuda.mem_get_info()
             self._llm.sleep(level=1)
             self._asleep = {"weights", "kv_cache"}
-            after, _ = torch.cuda.mem_get_info(self._device)
+            after, _ = torch.cuda.mem_get_info()
             if after - before < self._weight_bytes:
                 raise RolloutError(
                     f"vLLM gave {(after - before) / 2**30:.2f} GiB of the device back after a rollout, and its weights "
