@@ -5,17 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import soundfile
-
-from lightning_mmrl.data.media.audio import SOUNDFILE_SUFFIXES
 from lightning_mmrl.data.media.containers import open_container
-from lightning_mmrl.data.media.guard import DecodeTask, decode
+from lightning_mmrl.data.media.guard import DecodeTask, check_bytes, decode
+from lightning_mmrl.data.media.image import identify
+from lightning_mmrl.data.media.tracks import find_tracks
 from lightning_mmrl.errors import MediaError
-from lightning_mmrl.types.media import DecodedImage, MediaSettings
+from lightning_mmrl.types.media import DecodedAudio, DecodedImage, MediaSettings
 from lightning_mmrl.types.records import MediaKind, MediaRef
 from lightning_mmrl.workers.pool import DeadlinePool, Outcome
-
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 # What the decoders' messages say, by the name under which a report counts it; the first that fits.
 _FAULTS: Mapping[str, str] = {
@@ -95,25 +92,21 @@ def examine(task: DecodeTask) -> MediaFacts:
     if isinstance(decoded, DecodedImage):
         height, width = decoded.pixels.shape[:2]
         return MediaFacts(kind="image", content=content, size=(width, height), warnings=decoded.warnings)
-    if task.ref.kind == "audio":
-        rate = _sample_rate(task.path)
+    if isinstance(decoded, DecodedAudio):
         return MediaFacts(
             kind="audio",
             content=content,
             duration_s=decoded.duration_s,
-            sample_rate_hz=rate,
+            sample_rate_hz=_rates(task.path)[1],
             warnings=decoded.warnings,
         )
-    with open_container(task.path) as container:
-        stream = container.streams.video[0]
-        frame_rate = float(stream.average_rate) if stream.average_rate else None
-        size = (stream.width, stream.height)
+    height, width = decoded.frames.shape[1:3]
     return MediaFacts(
         kind="video",
         content=content,
         duration_s=decoded.duration_s,
-        frame_rate=frame_rate,
-        size=size,
+        frame_rate=_rates(task.path)[0],
+        size=(width, height),
         warnings=decoded.warnings,
     )
 
@@ -140,33 +133,35 @@ def fault(reason: str) -> str:
 
 
 def media_kinds(path: Path, settings: MediaSettings) -> list[MediaKind]:
-    """The kinds that a file holds: an image, or a video, a sound or both.
+    """The kinds that a file holds by its content: an image, or a video, a sound or both; covers do not count.
 
     Raises:
         MediaError: It breaks the limit on bytes, is of no known format, or holds no track.
     """
-    if path.suffix.lower() in IMAGE_SUFFIXES:
-        return ["image"]
-    if path.suffix.lower() in SOUNDFILE_SUFFIXES:
-        return ["audio"]
-    if path.stat().st_size > settings.max_bytes:
-        raise MediaError(f"{path}: {path.stat().st_size} bytes exceed media.max_bytes {settings.max_bytes}; cut it")
+    check_bytes(path, settings)
+    picture = identify(path)
+    if picture is not None:
+        return ["video"] if picture == "moving" else ["image"]
     with open_container(path) as container:
+        tracks = find_tracks(container)
         found: list[MediaKind] = []
-        if container.streams.video:
+        if tracks.video is not None:
             found.append("video")
-        if container.streams.audio:
+        if tracks.sound is not None:
             found.append("audio")
     if not found:
         raise MediaError(f"{path}: no video or audio track; re-encode or remove it")
     return found
 
 
-def _sample_rate(path: Path) -> int:
-    if path.suffix.lower() in SOUNDFILE_SUFFIXES:
-        return soundfile.info(path).samplerate
+def _rates(path: Path) -> tuple[float | None, int | None]:
+    """Frames per second and samples per second that a file declares."""
+    if identify(path) is not None:
+        return None, None
     with open_container(path) as container:
-        return container.streams.audio[0].rate
+        tracks = find_tracks(container)
+        frame_rate = tracks.video.average_rate if tracks.video is not None else None
+        return float(frame_rate) if frame_rate else None, tracks.sound.rate if tracks.sound is not None else None
 
 
 def _content(path: Path) -> str:

@@ -1,0 +1,144 @@
+"""A container's tracks, its clock and its packets, found by its content; no frame is decoded here.
+
+**The clock.** Picture and sound of a file count from one zero: the earliest start of its tracks, in the order of
+presentation. FFmpeg and players do the same: edit lists are applied, encoder delay is skipped, and the offset that
+MPEG-TS and MPEG-PS start with is subtracted.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.frame import Frame
+from av.packet import Packet
+from av.stream import Disposition
+from av.video.stream import VideoStream
+
+MICROSECONDS = 1_000_000
+"""FFmpeg's unit for the duration of a container."""
+
+_DECLARING = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "asf", "flac", "aiff", "caf", "au"})
+"""Formats whose header says how long the file is; for the others FFmpeg guesses from the bit rate or reads the end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tracks:
+    """The tracks of an open container that are used: the first with pictures that is no cover, the first with sound.
+
+    `zero_s` is the container's time that counts as 0; `declared_s` the length that its header promises, if it does.
+    """
+
+    format: str
+    zero_s: float
+    declared_s: float | None
+    num_video: int
+    video: VideoStream | None
+    sound: AudioStream | None
+
+    @property
+    def used(self) -> list[VideoStream | AudioStream]:
+        """Both tracks, as far as there are any."""
+        return [track for track in (self.video, self.sound) if track is not None]
+
+
+def find_tracks(container: InputContainer) -> Tracks:
+    """Tracks and clock of an open container."""
+    videos = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    sounds = container.streams.audio
+    starts = [stream.start_time * stream.time_base for stream in (*videos, *sounds) if stream.start_time is not None]
+    name = container.format.name
+    declares = name in _DECLARING and container.duration is not None
+    return Tracks(
+        format=name,
+        zero_s=float(min(starts, default=0)),
+        declared_s=container.duration / MICROSECONDS if declares else None,
+        num_video=len(videos),
+        video=videos[0] if videos else None,
+        sound=sounds[0] if sounds else None,
+    )
+
+
+class Pass:
+    """One pass through a container, up to its end or to where it breaks off.
+
+    Attributes:
+        reach_s: Where the packets of each track end that were read so far, on the container's clock, by track index.
+    """
+
+    def __init__(self, container: InputContainer, tracks: Tracks) -> None:
+        self._container = container
+        self._tracks = tracks
+        self.reach_s = {track.index: 0.0 for track in tracks.used}
+
+    def packets(self) -> Iterator[Packet]:
+        """The packets of both tracks; half of a download ends where it breaks off."""
+        num = 0
+        try:
+            for packet in self._container.demux(self._tracks.used):
+                if packet.size:
+                    num += 1
+                    self._note(packet)
+                    yield packet
+        except FFmpegError:
+            if not num:
+                raise
+
+    def frames(self, track: VideoStream | AudioStream) -> Iterator[Frame]:
+        """The frames of a track in the order of presentation.
+
+        A recording may start between key frames and end within a packet; an error anywhere else is raised.
+        """
+        num, broken = 0, None
+        for packet in self.packets():
+            if packet.stream_index != track.index:
+                continue
+            if broken is not None:
+                raise broken
+            try:
+                frames = packet.decode()
+            except FFmpegError as error:
+                if num or packet.is_keyframe:
+                    broken = error
+                continue
+            num += len(frames)
+            yield from frames
+        if broken is not None and not num:
+            raise broken
+        yield from track.decode(None)
+
+    def time_s(self, frame: Frame, track: VideoStream | AudioStream) -> float | None:
+        """When a frame is first on show or heard, on the container's clock.
+
+        `frame.time` is of no use: PyAV gives the last frames of a decoder another time base.
+        """
+        return None if frame.pts is None else float(frame.pts * track.time_base) - self._tracks.zero_s
+
+    def promised_s(self, track: VideoStream | AudioStream) -> float:
+        """How long a track should be: as its packets say, or, of a file that is cut off, as the header says."""
+        declared_s = self._tracks.declared_s
+        cut_off = declared_s is not None and _far_less(max(self.reach_s.values()), declared_s)
+        return declared_s if cut_off else self.reach_s[track.index]
+
+    def _note(self, packet: Packet) -> None:
+        start = packet.pts if packet.pts is not None else packet.dts
+        if start is not None and not packet.is_discard:
+            end_s = float((start + (packet.duration or 0)) * packet.time_base) - self._tracks.zero_s
+            self.reach_s[packet.stream_index] = max(self.reach_s[packet.stream_index], end_s)
+
+
+def shortfall(path: Path, promised_s: float, decoded_s: float) -> tuple[str, ...]:
+    """A warning where far less was decoded than the file promises."""
+    if not _far_less(decoded_s, promised_s):
+        return ()
+    return (
+        f"{path}: {decoded_s:.2f} s were decoded of {promised_s:.2f} s that the file declares; it may be cut off: "
+        "fetch it again or re-encode it",
+    )
+
+
+def _far_less(found_s: float, promised_s: float) -> bool:
+    """A tenth less, and more than 0.1 s: headers round, and encoders count their delay in."""
+    return promised_s - found_s > max(0.1, 0.1 * promised_s)
