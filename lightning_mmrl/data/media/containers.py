@@ -24,14 +24,14 @@ av.logging.set_level(av.logging.PANIC)
 _ONLY_THESE = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
 
 
-def open_container(path: Path, what: str = "file") -> InputContainer:
-    """Opens a media file; `what` is how an error names it.
+def open_container(path: Path, what: str = "file", **options: str) -> InputContainer:
+    """Opens a media file; `what` is how an error names it, `options` are FFmpeg's.
 
     Raises:
         MediaError: It is of no known format, or of one that refers to other files.
     """
     try:
-        return av.open(str(path), options=dict(_ONLY_THESE))
+        return av.open(str(path), options={**options, **_ONLY_THESE})
     except (FFmpegError, ValueError, OSError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise MediaError(f"{path}: {what} cannot be decoded ({reason}); re-encode or remove it") from error

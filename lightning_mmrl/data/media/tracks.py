@@ -17,10 +17,15 @@ from av.packet import Packet
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
+from lightning_mmrl.data.media.containers import open_container
+
 MICROSECONDS = 1_000_000
 """FFmpeg's unit for the duration of a container."""
 
-_DECLARING = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "asf", "flac", "aiff", "caf", "au"})
+MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
+"""FFmpeg's name of the MP4 family."""
+
+_DECLARING = frozenset({MP4, "matroska,webm", "avi", "flv", "asf", "flac", "aiff", "caf", "au"})
 """Formats whose header says how long the file is; for the others FFmpeg guesses from the bit rate or reads the end."""
 
 
@@ -127,6 +132,29 @@ class Pass:
         if start is not None and not packet.is_discard:
             end_s = float((start + (packet.duration or 0)) * packet.time_base) - self._tracks.zero_s
             self.reach_s[packet.stream_index] = max(self.reach_s[packet.stream_index], end_s)
+
+
+def edit_lag_s(path: Path, first: Packet) -> float:
+    """By how much too early FFmpeg shows the pictures of a cut MP4 file.
+
+    Where an edit list begins within a frame, FFmpeg leaves that frame out and starts the next one at the edit's start,
+    up to a frame before its time. Its older reading of edit lists (`advanced_editlist=0`) only moves pictures by the
+    edit's start, to the right time.
+
+    Args:
+        path: The file.
+        first: The first packet that is shown, as FFmpeg reads it by default.
+    """
+    if first.pts is None or first.pos is None:
+        return 0.0
+    with open_container(path, advanced_editlist="0") as container:
+        for packet in container.demux(container.streams[first.stream_index]):
+            if packet.pos == first.pos and packet.pts is not None:
+                lag_s = float((packet.pts - first.pts) * packet.time_base)
+                longest_s = float((first.duration or 0) * packet.time_base)
+                # With several edits the older reading is another one altogether.
+                return lag_s if 0 < lag_s < longest_s else 0.0
+    return 0.0
 
 
 def shortfall(path: Path, promised_s: float, decoded_s: float) -> tuple[str, ...]:

@@ -9,6 +9,8 @@ from pathlib import Path
 import av
 import numpy as np
 from av.error import FFmpegError
+from av.packet import Packet
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from lightning_mmrl.data.media.containers import open_container
@@ -21,15 +23,16 @@ from lightning_mmrl.data.media.selection import (
     frames_on_show,
     select_frames,
 )
-from lightning_mmrl.data.media.tracks import Pass, Tracks, find_tracks, shortfall
+from lightning_mmrl.data.media.tracks import MP4, Pass, Tracks, edit_lag_s, find_tracks, shortfall
 from lightning_mmrl.errors import MediaError
 from lightning_mmrl.types.media import DecodedVideo, MediaSettings
 from lightning_mmrl.types.records import MediaRef
 
 HAS_DECORD = platform.system() == "Linux" and platform.machine() == "x86_64"
 
-_MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
 _AVI = "avi"
+_NAL_LENGTH = 4
+_IDR_SLICE = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,9 +41,10 @@ class Outline:
 
     Attributes:
         format: FFmpeg's name of the container.
-        codec: Of the pictures.
         starts_s: Start of each packet that is shown, sorted, on the container's clock.
-        simple: True if every packet has a time, is shown, and is stored in the order of display from a key frame on.
+        lag_s: By how much frames are later than FFmpeg says, see `edit_lag_s`; counted into `starts_s`.
+        simple: True if the track is H.264, every packet has a time, is shown, and is stored in the order of display, and
+            decoding can start at every key frame.
         only_track: True if no other track holds pictures.
         rotation: Degrees that the display matrix turns frames by.
         rate: Frames per second on average, where the container has no times.
@@ -48,8 +52,8 @@ class Outline:
     """
 
     format: str
-    codec: str
     starts_s: np.ndarray
+    lag_s: float
     simple: bool
     only_track: bool
     rotation: int
@@ -83,18 +87,16 @@ def decode_video(path: Path, ref: MediaRef, settings: MediaSettings) -> DecodedV
 
 
 def is_safe_for_decord(outline: Outline) -> bool:
-    """Whether decord delivers the right frames at the right times, as tools/frame_truth.py proves.
+    """Whether decord delivers the right frames, as tools/frame_truth.py proves; times always come from the packets.
 
-    Only H.264 in MP4 whose packets are stored in the order of display, all shown, the first at the container's zero,
-    and not turned. decord takes an edit list or a late track for a part of the picture's own clock, loses its place
-    among B-frames of MPEG-4, seeks to the wrong frame in MPEG-TS and WMV, and turns frames in some containers only.
+    Only H.264 in MP4 that is simple and not turned. decord shows frames that an edit list cuts off, loses its place
+    among B-frames (MPEG-4, MPEG-2, HEVC), after key frames that need earlier ones, in MPEG-TS, MPEG-PS and WMV, turns
+    frames in some containers only, and knows no AV1: its FFmpeg is of 2021.
     """
     return (
-        outline.format == _MP4
-        and outline.codec == "h264"
+        outline.format == MP4
         and outline.only_track
         and outline.simple
-        and abs(outline.starts_s[0]) < 1e-6
         and outline.rotation == 0
     )
 
@@ -121,7 +123,7 @@ def read_outline(path: Path, settings: MediaSettings) -> Outline:
         check_pixels(path, stream.width * stream.height, settings)
         reading, rotation = Pass(container, tracks), None
         times: list[int] = []
-        simple = True
+        simple, cut, first_shown = stream.codec_context.name == "h264", False, None
         for packet in reading.packets():
             if packet.stream_index != stream.index:
                 continue
@@ -129,17 +131,21 @@ def read_outline(path: Path, settings: MediaSettings) -> Outline:
             time = packet.dts if tracks.format == _AVI else packet.pts
             shown = time is not None and not packet.is_discard
             simple = simple and shown and (time > times[-1] if times else packet.is_keyframe)
+            cut = cut or packet.is_discard
             if shown:
                 times.append(time)
+                first_shown = first_shown or packet
+            simple = simple and (not packet.is_keyframe or _is_closed(packet))
             if simple and rotation is None:
                 rotation = next((frame.rotation for frame in packet.decode()), None)
-        starts_s = np.sort(np.array(times, dtype=np.float64)) * float(stream.time_base) - tracks.zero_s
+        lag_s = edit_lag_s(path, first_shown) if cut and tracks.format == MP4 and first_shown is not None else 0.0
+        starts_s = np.sort(np.array(times, dtype=np.float64)) * float(stream.time_base) - tracks.zero_s + lag_s
         if times:
             check_duration(path, float(starts_s[-1]), settings)
         return Outline(
             format=tracks.format,
-            codec=stream.codec_context.name,
             starts_s=starts_s,
+            lag_s=lag_s,
             simple=simple and bool(times),
             only_track=tracks.num_video == 1,
             rotation=rotation or 0,
@@ -148,14 +154,25 @@ def read_outline(path: Path, settings: MediaSettings) -> Outline:
         )
 
 
+def _is_closed(packet: Packet) -> bool:
+    """Whether an H.264 packet of an MP4 file holds a slice of an IDR picture, before which nothing needs to be known.
+
+    A key frame may also be one from which the picture recovers bit by bit (ITU-T H.264, D.2.8).
+    """
+    content, at = bytes(packet), 0
+    while at + _NAL_LENGTH < len(content):
+        if content[at + _NAL_LENGTH] & 0x1F == _IDR_SLICE:
+            return True
+        at += _NAL_LENGTH + int.from_bytes(content[at : at + _NAL_LENGTH], "big")
+    return False
+
+
 def _by_decord(path: Path, outline: Outline, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:
     import decord
 
     reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
     if len(reader) != len(outline.starts_s):
         raise IndexError(f"decord finds {len(reader)} frames of {len(outline.starts_s)}")
-    height, width = reader[0].shape[:2]
-    check_pixels(path, height * width, settings)
     chosen = select_frames(path, outline.starts_s, ref, settings)
     return DecodedVideo(
         frames=reader.get_batch(list(chosen.indices)).asnumpy(),
@@ -193,10 +210,12 @@ def _read_frames(
     """Times of all frames on the container's clock, and the wanted ones as [H, W, 3] of the first frame's size."""
     times: list[float | None] = []
     images: dict[int, np.ndarray] = {}
-    size: tuple[int, int] | None = None
+    # One for all frames: each would set up its own, which takes longer than to decode a small frame.
+    reformatter, size = VideoReformatter(), None
     with _named(path), open_container(path, "video") as container:
         tracks = find_tracks(container)
         stream = _pictures(path, tracks)
+        stream.codec_context.thread_count = 1  # decode workers are as many as there is work for
         reading = Pass(container, tracks)
         for index, frame in enumerate(reading.frames(stream)):
             check_pixels(path, frame.width * frame.height, settings)
@@ -204,7 +223,7 @@ def _read_frames(
             check_duration(path, times[-1] or 0.0, settings)
             size = size or (frame.width, frame.height)
             if index in wanted:
-                images[index] = _upright(frame, size)
+                images[index] = _upright(frame, size, reformatter)
     return times, images
 
 
@@ -216,7 +235,7 @@ def _starts_s(times: Sequence[float | None], outline: Outline) -> np.ndarray:
     """
     known = [time for time in times if time is not None]
     if outline.format != _AVI and len(known) == len(times) and known == sorted(known):
-        return np.array(known, dtype=np.float64)
+        return np.array(known, dtype=np.float64) + outline.lag_s
     ranked = outline.starts_s[: len(times)]
     first_s = ranked[-1] + 1 / outline.rate if len(ranked) else 0.0
     return np.concatenate([ranked, first_s + np.arange(len(times) - len(ranked)) / outline.rate])
@@ -228,10 +247,10 @@ def _pictures(path: Path, tracks: Tracks) -> VideoStream:
     return tracks.video
 
 
-def _upright(frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
+def _upright(frame: av.VideoFrame, size: tuple[int, int], reformatter: VideoReformatter) -> np.ndarray:
     """[H, W, 3], turned to the nearest quarter of what the display matrix says; its mirroring is ignored."""
-    sized = frame if (frame.width, frame.height) == size else frame.reformat(width=size[0], height=size[1])
-    return np.rot90(sized.to_ndarray(format="rgb24"), k=round(frame.rotation / 90))
+    pixels = reformatter.reformat(frame, width=size[0], height=size[1], format="rgb24").to_ndarray()
+    return np.rot90(pixels, k=round(frame.rotation / 90))
 
 
 @contextmanager
