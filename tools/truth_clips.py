@@ -1,7 +1,7 @@
 """Clips whose truth is known from how they were written: a number in each picture, a click about once per second.
 
-Picture and sound are encoded from times that are chosen here, packets are moved, cut and dropped here, and `Clip` says when
-which frame is on show and which click is heard. No decoder is asked.
+Picture and sound are encoded from times that are chosen here, packets are moved, cut and dropped here, and `Clip` says
+when which frame is on show and which click is heard. No decoder is asked.
 """
 
 from collections.abc import Mapping, Sequence

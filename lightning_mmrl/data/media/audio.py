@@ -10,10 +10,10 @@ from av.container import InputContainer
 from av.error import FFmpegError
 
 from lightning_mmrl.data.media.containers import open_container
+from lightning_mmrl.data.media.declared_size import whole_s
 from lightning_mmrl.data.media.mixdown import Mixdown, check_waveform
 from lightning_mmrl.data.media.selection import beyond_the_end
 from lightning_mmrl.data.media.tracks import Pass, Tracks, find_tracks, shortfall
-from lightning_mmrl.data.media.wav_header import declared_wav_s
 from lightning_mmrl.errors import MediaError
 from lightning_mmrl.types.media import DecodedAudio, MediaSettings
 from lightning_mmrl.types.records import MediaRef
@@ -34,7 +34,7 @@ def decode_audio(path: Path, ref: MediaRef, settings: MediaSettings) -> DecodedA
         MediaError: The file cannot be decoded, has no sound, is too long, its span is empty, or its samples are no
             sound: not finite, or whole numbers stored as floating point.
     """
-    mix, declared_s = _read(path, settings)
+    mix, promised_s = _read(path, settings)
     samples, rate = mix.waveform(), mix.rate_hz
     if not len(samples):
         raise MediaError(f"{path}: the sound holds no samples; re-encode or remove the clip")
@@ -55,7 +55,7 @@ def decode_audio(path: Path, ref: MediaRef, settings: MediaSettings) -> DecodedA
         warnings=(
             *mix.cancellation(),
             *beyond_the_end(path, ref, duration_s),
-            *shortfall(path, declared_s, duration_s),
+            *shortfall(path, promised_s, duration_s),
         ),
     )
 
@@ -90,15 +90,14 @@ def _read_soundfile(path: Path, settings: MediaSettings) -> tuple[Mixdown, float
         # By blocks: the number of samples that a header declares may be absurd, and would be allocated at once.
         while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):
             mix.append(block.T)
-        declared_s = declared_wav_s(path) if file.format.startswith("WAV") else file.frames / file.samplerate
-        return mix, declared_s if declared_s is not None else len(mix) / file.samplerate
+        return mix, whole_s(path, file.frames / file.samplerate)
 
 
 def _read_track(
     path: Path, container: InputContainer, tracks: Tracks, settings: MediaSettings
 ) -> tuple[Mixdown, float]:
     assert tracks.sound is not None
-    reading, mix = Pass(container, tracks), None
+    reading, mix = Pass(path, container, tracks), None
     for frame in reading.frames(tracks.sound):
         block, rate = _channels(frame), frame.sample_rate
         if mix is None:

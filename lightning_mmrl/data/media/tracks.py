@@ -18,6 +18,7 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from lightning_mmrl.data.media.containers import open_container
+from lightning_mmrl.data.media.declared_size import whole_s
 
 MICROSECONDS = 1_000_000
 """FFmpeg's unit for the duration of a container."""
@@ -73,7 +74,8 @@ class Pass:
         reach_s: Where the packets of each track end that were read so far, on the container's clock, by track index.
     """
 
-    def __init__(self, container: InputContainer, tracks: Tracks) -> None:
+    def __init__(self, path: Path, container: InputContainer, tracks: Tracks) -> None:
+        self._path = path
         self._container = container
         self._tracks = tracks
         self.reach_s = {track.index: 0.0 for track in tracks.used}
@@ -123,9 +125,10 @@ class Pass:
 
     def promised_s(self, track: VideoStream | AudioStream) -> float:
         """How long a track should be: as its packets say, or, of a file that is cut off, as the header says."""
-        declared_s = self._tracks.declared_s
-        cut_off = declared_s is not None and _far_less(max(self.reach_s.values()), declared_s)
-        return declared_s if cut_off else self.reach_s[track.index]
+        declared_s, own_s = self._tracks.declared_s, self.reach_s[track.index]
+        if declared_s is not None and _far_less(max(self.reach_s.values()), declared_s):
+            return declared_s
+        return whole_s(self._path, own_s)
 
     def _note(self, packet: Packet) -> None:
         start = packet.pts if packet.pts is not None else packet.dts

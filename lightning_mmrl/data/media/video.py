@@ -43,7 +43,7 @@ class Outline:
         format: FFmpeg's name of the container.
         starts_s: Start of each packet that is shown, sorted, on the container's clock.
         lag_s: By how much frames are later than FFmpeg says, see `edit_lag_s`; counted into `starts_s`.
-        simple: True if the track is H.264, every packet has a time, is shown, and is stored in the order of display, and
+        simple: True if the track is H.264, every packet has a time, is shown and is stored in the order of display, and
             decoding can start at every key frame.
         only_track: True if no other track holds pictures.
         rotation: Degrees that the display matrix turns frames by.
@@ -121,7 +121,7 @@ def read_outline(path: Path, settings: MediaSettings) -> Outline:
         tracks = find_tracks(container)
         stream = _pictures(path, tracks)
         check_pixels(path, stream.width * stream.height, settings)
-        reading, rotation = Pass(container, tracks), None
+        reading, rotation = Pass(path, container, tracks), None
         times: list[int] = []
         simple, cut, first_shown = stream.codec_context.name == "h264", False, None
         for packet in reading.packets():
@@ -216,7 +216,7 @@ def _read_frames(
         tracks = find_tracks(container)
         stream = _pictures(path, tracks)
         stream.codec_context.thread_count = 1  # decode workers are as many as there is work for
-        reading = Pass(container, tracks)
+        reading = Pass(path, container, tracks)
         for index, frame in enumerate(reading.frames(stream)):
             check_pixels(path, frame.width * frame.height, settings)
             times.append(reading.time_s(frame, stream))
