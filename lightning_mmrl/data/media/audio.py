@@ -121,6 +121,5 @@ def _channels(frame: av.AudioFrame) -> np.ndarray:
         samples = samples.reshape(-1, frame.layout.nb_channels).T
     if samples.dtype == np.uint8:
         return (samples.astype(np.float32) - 128) / 128
-    if np.issubdtype(samples.dtype, np.integer):
-        return samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min)
-    return samples.astype(np.float32)
+    full_scale = 1.0 if samples.dtype.kind == "f" else 2.0 ** (8 * samples.dtype.itemsize - 1)
+    return samples.astype(np.float32) / full_scale

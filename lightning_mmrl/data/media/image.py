@@ -1,4 +1,4 @@
-"""Pictures as upright RGB pixels, decoded by Pillow after the limits are checked on the header alone."""
+"""Pictures as upright RGB pixels by what they hold: through Pillow, and through FFmpeg those of HEIC."""
 
 import struct
 import warnings
@@ -11,6 +11,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps
 
+from lightning_mmrl.data.media.heif import check_image_pixels, decode_heif
+from lightning_mmrl.data.media.heif_items import is_heif
 from lightning_mmrl.errors import MediaError
 from lightning_mmrl.types.media import DecodedImage, MediaSettings
 from lightning_mmrl.types.records import MediaRef
@@ -33,7 +35,8 @@ def identify(path: Path) -> Literal["still", "moving"] | None:
     except Image.DecompressionBombError:
         return "still"  # `decode_image` refuses it
     except DAMAGE:
-        return None  # the decoder that opens it next says what is wrong with it
+        # The decoder that opens it next says what is wrong with it.
+        return "still" if is_heif(path) else None
 
 
 @contextmanager
@@ -64,9 +67,11 @@ def decode_image(path: Path, ref: MediaRef, settings: MediaSettings) -> DecodedI
     """
     if ref.start_s is not None or ref.end_s is not None:
         raise MediaError(f"{path}: span {ref.start_s}..{ref.end_s} s, but an image has no time; remove start/end")
+    if is_heif(path):
+        return DecodedImage(pixels=decode_heif(path, settings))
     try:
         with open_picture(path) as image:
-            _check_pixels(path, image.width * image.height, settings)
+            check_image_pixels(path, image.width * image.height, settings)
             image.load()
             return DecodedImage(pixels=np.array(rgb(ImageOps.exif_transpose(image))))
     except Image.DecompressionBombError as error:
@@ -85,8 +90,3 @@ def rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
-
-
-def _check_pixels(path: Path, pixels: int, settings: MediaSettings) -> None:
-    if pixels > settings.max_pixels:
-        raise MediaError(f"{path}: {pixels} pixels exceed media.max_pixels {settings.max_pixels}; scale the image down")

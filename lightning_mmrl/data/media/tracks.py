@@ -7,14 +7,17 @@ MPEG-TS and MPEG-PS start with is subtracted.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
+from typing import overload
 
+from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.error import FFmpegError
-from av.frame import Frame
 from av.packet import Packet
 from av.stream import Disposition
+from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from lightning_mmrl.data.media.containers import open_container
@@ -54,17 +57,27 @@ def find_tracks(container: InputContainer) -> Tracks:
     """Tracks and clock of an open container."""
     videos = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     sounds = container.streams.audio
-    starts = [stream.start_time * stream.time_base for stream in (*videos, *sounds) if stream.start_time is not None]
+    starts = [
+        in_seconds(stream.start_time, stream.time_base)
+        for stream in (*videos, *sounds)
+        if stream.start_time is not None
+    ]
     name = container.format.name
-    declares = name in _DECLARING and container.duration is not None
+    duration = container.duration if name in _DECLARING else None
     return Tracks(
         format=name,
-        zero_s=float(min(starts, default=0)),
-        declared_s=container.duration / MICROSECONDS if declares else None,
+        zero_s=min(starts, default=0.0),
+        declared_s=duration / MICROSECONDS if duration is not None else None,
         num_video=len(videos),
         video=videos[0] if videos else None,
         sound=sounds[0] if sounds else None,
     )
+
+
+def in_seconds(ticks: int, time_base: Fraction | None) -> float:
+    """A time in the unit of a stream or packet; each that comes from a file has one."""
+    assert time_base is not None
+    return float(ticks * time_base)
 
 
 class Pass:
@@ -93,7 +106,13 @@ class Pass:
             if not num:
                 raise
 
-    def frames(self, track: VideoStream | AudioStream) -> Iterator[Frame]:
+    @overload
+    def frames(self, track: VideoStream) -> Iterator[VideoFrame]: ...
+
+    @overload
+    def frames(self, track: AudioStream) -> Iterator[AudioFrame]: ...
+
+    def frames(self, track: VideoStream | AudioStream) -> Iterator[VideoFrame | AudioFrame]:
         """The frames of a track in the order of presentation.
 
         A recording may start between key frames and end within a packet; an error anywhere else is raised.
@@ -105,7 +124,7 @@ class Pass:
             if broken is not None:
                 raise broken
             try:
-                frames = packet.decode()
+                frames = track.decode(packet)
             except FFmpegError as error:
                 if num or packet.is_keyframe:
                     broken = error
@@ -116,12 +135,12 @@ class Pass:
             raise broken
         yield from track.decode(None)
 
-    def time_s(self, frame: Frame, track: VideoStream | AudioStream) -> float | None:
+    def time_s(self, frame: VideoFrame | AudioFrame, track: VideoStream | AudioStream) -> float | None:
         """When a frame is first on show or heard, on the container's clock.
 
         `frame.time` is of no use: PyAV gives the last frames of a decoder another time base.
         """
-        return None if frame.pts is None else float(frame.pts * track.time_base) - self._tracks.zero_s
+        return None if frame.pts is None else in_seconds(frame.pts, track.time_base) - self._tracks.zero_s
 
     def promised_s(self, track: VideoStream | AudioStream) -> float:
         """How long a track should be: as its packets say, or, of a file that is cut off, as the header says."""
@@ -133,7 +152,7 @@ class Pass:
     def _note(self, packet: Packet) -> None:
         start = packet.pts if packet.pts is not None else packet.dts
         if start is not None and not packet.is_discard:
-            end_s = float((start + (packet.duration or 0)) * packet.time_base) - self._tracks.zero_s
+            end_s = in_seconds(start + (packet.duration or 0), packet.time_base) - self._tracks.zero_s
             self.reach_s[packet.stream_index] = max(self.reach_s[packet.stream_index], end_s)
 
 
@@ -153,8 +172,8 @@ def edit_lag_s(path: Path, first: Packet) -> float:
     with open_container(path, advanced_editlist="0") as container:
         for packet in container.demux(container.streams[first.stream_index]):
             if packet.pos == first.pos and packet.pts is not None:
-                lag_s = float((packet.pts - first.pts) * packet.time_base)
-                longest_s = float((first.duration or 0) * packet.time_base)
+                lag_s = in_seconds(packet.pts - first.pts, packet.time_base)
+                longest_s = in_seconds(first.duration or 0, packet.time_base)
                 # With several edits the older reading is another one altogether.
                 return lag_s if 0 < lag_s < longest_s else 0.0
     return 0.0

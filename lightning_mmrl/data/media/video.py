@@ -23,7 +23,7 @@ from lightning_mmrl.data.media.selection import (
     frames_on_show,
     select_frames,
 )
-from lightning_mmrl.data.media.tracks import MP4, Pass, Tracks, edit_lag_s, find_tracks, shortfall
+from lightning_mmrl.data.media.tracks import MP4, Pass, Tracks, edit_lag_s, find_tracks, in_seconds, shortfall
 from lightning_mmrl.errors import MediaError
 from lightning_mmrl.types.media import DecodedVideo, MediaSettings
 from lightning_mmrl.types.records import MediaRef
@@ -93,12 +93,7 @@ def is_safe_for_decord(outline: Outline) -> bool:
     among B-frames (MPEG-4, MPEG-2, HEVC), after key frames that need earlier ones, in MPEG-TS, MPEG-PS and WMV, turns
     frames in some containers only, and knows no AV1: its FFmpeg is of 2021.
     """
-    return (
-        outline.format == MP4
-        and outline.only_track
-        and outline.simple
-        and outline.rotation == 0
-    )
+    return outline.format == MP4 and outline.only_track and outline.simple and outline.rotation == 0
 
 
 def decode_decord(path: Path, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:
@@ -123,23 +118,26 @@ def read_outline(path: Path, settings: MediaSettings) -> Outline:
         check_pixels(path, stream.width * stream.height, settings)
         reading, rotation = Pass(path, container, tracks), None
         times: list[int] = []
-        simple, cut, first_shown = stream.codec_context.name == "h264", False, None
+        first_shown: Packet | None = None
+        simple, cut = stream.codec_context.name == "h264", False
         for packet in reading.packets():
             if packet.stream_index != stream.index:
                 continue
             # AVI stores when a frame is decoded, not when it is shown.
             time = packet.dts if tracks.format == _AVI else packet.pts
-            shown = time is not None and not packet.is_discard
-            simple = simple and shown and (time > times[-1] if times else packet.is_keyframe)
             cut = cut or packet.is_discard
-            if shown:
-                times.append(time)
-                first_shown = first_shown or packet
+            if time is None or packet.is_discard:
+                simple = False
+                continue
+            simple = simple and (time > times[-1] if times else packet.is_keyframe)
             simple = simple and (not packet.is_keyframe or _is_closed(packet))
+            times.append(time)
+            first_shown = first_shown or packet
             if simple and rotation is None:
                 rotation = next((frame.rotation for frame in packet.decode()), None)
         lag_s = edit_lag_s(path, first_shown) if cut and tracks.format == MP4 and first_shown is not None else 0.0
-        starts_s = np.sort(np.array(times, dtype=np.float64)) * float(stream.time_base) - tracks.zero_s + lag_s
+        tick_s = in_seconds(1, stream.time_base)
+        starts_s = np.sort(np.array(times, dtype=np.float64)) * tick_s - tracks.zero_s + lag_s
         if times:
             check_duration(path, float(starts_s[-1]), settings)
         return Outline(
