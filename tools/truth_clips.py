@@ -87,15 +87,16 @@ def write_clip(path: Path, recipe: Recipe, duration_s: float = DURATION_S) -> Cl
         pictures, sounds = _edit(recipe, pictures), _edit_sound(recipe, sounds)
         for packet in sorted((*pictures, *sounds), key=lambda packet: float(packet.dts * packet.time_base)):
             container.mux(packet)
-    zero_s = _zero_s(recipe, delay_s, decoded_from_s)
+        picture_from_s = min(_time_s(packet) for packet in pictures)
+    zero_s = _zero_s(recipe, delay_s, decoded_from_s, picture_from_s)
     # AVI stores no start of a track: what the sound's encoder put in front of it moves the sound alone.
     return _truth(path, recipe, starts, duration_s, zero_s, delay_s if recipe.container == "avi" else 0.0)
 
 
-def _zero_s(recipe: Recipe, delay_s: float, decoded_from_s: float) -> float:
+def _zero_s(recipe: Recipe, delay_s: float, decoded_from_s: float, picture_from_s: float) -> float:
     """What time of the source the file's clock starts at: the earliest that is seen or heard."""
     if "cut" in recipe.edits:
-        return CUT_S
+        return CUT_S if recipe.container in _MP4 else CUT_S + picture_from_s
     if recipe.container in _MP4 and recipe.muxing.keys() & {"use_editlist", "movflags"} and not _moves_header(recipe):
         return decoded_from_s
     if recipe.container == "avi":

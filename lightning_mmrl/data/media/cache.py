@@ -16,7 +16,6 @@ from lightning_mmrl.errors import DataError
 from lightning_mmrl.types.media import MediaSettings
 from lightning_mmrl.types.records import MediaRef
 
-
 _DECODING = 2
 """Counts up whenever the same file, span and settings decode to other frames or samples than before."""
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lightning_mmrl.data.media.selection import check_order
 from lightning_mmrl.errors import MediaError
 from lightning_mmrl.types.media import MediaSettings
 
@@ -62,8 +63,9 @@ class Mixdown:
         """Adds a block at its time: a gap before it becomes silence, what overlaps with earlier blocks is dropped.
 
         Raises:
-            MediaError: The sound is too long.
+            MediaError: The sound is too long, or its clock jumps back.
         """
+        check_order(self._path, self._size / self.rate_hz, start_s)
         ahead = round(start_s * self.rate_hz) - self._size
         if abs(ahead) <= _JITTER_S * self.rate_hz and self._size:
             ahead = 0

@@ -22,6 +22,9 @@ _BEYOND_S = 0.1
 _LATE_S = 0.5
 """A picture that starts later than this is worth a word."""
 
+_BACK_S = 1.0
+"""Neighbors whose times are further apart the wrong way round are not just written down in another order."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
@@ -81,6 +84,16 @@ def select_frames(
         end_s=end_s,
         warnings=(*([late] if late else []), *beyond_the_end(path, ref, end_s)),
     )
+
+
+def check_order(path: Path, before_s: float, after_s: float) -> None:
+    """Looks at the times of two neighbors in the order of display.
+
+    Raises:
+        MediaError: They are not on one clock, as after two recordings were put end to end.
+    """
+    if before_s - after_s > _BACK_S:
+        raise MediaError(f"{path}: its clock jumps from {before_s:.2f} s back to {after_s:.2f} s; re-encode it")
 
 
 def clip_end_s(starts_s: np.ndarray) -> float:

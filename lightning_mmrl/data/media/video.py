@@ -18,6 +18,7 @@ from lightning_mmrl.data.media.image import identify
 from lightning_mmrl.data.media.moving import decode_moving
 from lightning_mmrl.data.media.selection import (
     check_duration,
+    check_order,
     check_pixels,
     clip_end_s,
     frames_on_show,
@@ -168,6 +169,7 @@ def _is_closed(packet: Packet) -> bool:
 def _by_decord(path: Path, outline: Outline, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:
     import decord
 
+    decord.logging.set_level(decord.logging.QUIET)
     reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
     if len(reader) != len(outline.starts_s):
         raise IndexError(f"decord finds {len(reader)} frames of {len(outline.starts_s)}")
@@ -207,6 +209,7 @@ def _read_frames(
 ) -> tuple[list[float | None], dict[int, np.ndarray]]:
     """Times of all frames on the container's clock, and the wanted ones as [H, W, 3] of the first frame's size."""
     times: list[float | None] = []
+    latest_s = 0.0
     images: dict[int, np.ndarray] = {}
     # One for all frames: each would set up its own, which takes longer than to decode a small frame.
     reformatter, size = VideoReformatter(), None
@@ -219,6 +222,9 @@ def _read_frames(
             check_pixels(path, frame.width * frame.height, settings)
             times.append(reading.time_s(frame, stream))
             check_duration(path, times[-1] or 0.0, settings)
+            if times[-1] is not None:
+                check_order(path, latest_s, times[-1])
+                latest_s = max(latest_s, times[-1])
             size = size or (frame.width, frame.height)
             if index in wanted:
                 images[index] = _upright(frame, size, reformatter)
