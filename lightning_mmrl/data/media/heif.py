@@ -49,9 +49,9 @@ def _tiles(path: Path, shown: Shown, settings: MediaSettings) -> list[np.ndarray
         for stream in streams.values():
             check_image_pixels(path, stream.width * stream.height, settings)
             stream.codec_context.thread_count = 1
-        for packet in container.demux(list(streams.values())):
-            stream = streams[packet.stream_index]
-            if packet.size and stream.id not in pixels:
+        for packet in container.demux():
+            stream = streams.get(packet.stream_index)
+            if stream is not None and packet.size and stream.id not in pixels:
                 for frame in [*stream.decode(packet), *stream.decode(None)][:1]:
                     pixels[stream.id] = frame.to_ndarray(format="rgb24")
     if pixels.keys() != wanted:

@@ -52,8 +52,8 @@ class Mixdown:
         Raises:
             MediaError: The sound is too long.
         """
-        mono = block.mean(axis=0, dtype=np.float32)
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused as a whole later
+            mono = block.mean(axis=0, dtype=np.float32)
             self.peak = float(np.maximum(self.peak, np.abs(block).max(initial=0.0)))
             self._mixed_energy += float(np.square(mono, dtype=np.float64).sum())
             self._energy += float(np.square(block, dtype=np.float64).mean(axis=0).sum())

@@ -169,6 +169,68 @@ def test_limits_and_spans_are_enforced(engine, how, sentence, tmp_path):
         look(engine, path, 4, **how)
 
 
+def two_sizes(path):
+    """A recording whose picture grows from 64 to 96 pixels after ten grey frames of twenty."""
+    with av.open(str(path), "w", format="mpegts") as container:
+        stream = container.add_stream("libx264", rate=10, options={"bf": "0"})
+        for part, size in enumerate((64, 96)):
+            encoder = stream.codec_context
+            if part:
+                encoder = av.CodecContext.create("libx264", "w")
+                encoder.time_base, encoder.options = Fraction(1, 10), {"bf": "0"}
+            encoder.width = encoder.height = size
+            encoder.pix_fmt = "yuv420p"
+            packets = []
+            for index in range(10 * part, 10 * part + 10):
+                image = np.full((size, size, 3), clips.LEVEL_STEP * (index + 1), dtype=np.uint8)
+                frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+                frame.pts, frame.time_base = index, Fraction(1, 10)
+                packets += encoder.encode(frame)
+            for packet in [*packets, *encoder.encode(None)]:
+                packet.stream, packet.time_base = stream, Fraction(1, 10)
+                container.mux(packet)
+    return path
+
+
+def test_a_picture_that_changes_its_size_keeps_that_of_its_first_frame(tmp_path):
+    decoded = look(video.decode_video, two_sizes(tmp_path / "a.ts"), 4)
+    assert decoded.frames.shape == (4, 64, 64, 3)
+    assert clips.shown(decoded.frames) == [2, 7, 12, 17]
+
+
+def test_every_frame_is_held_against_the_limit_and_not_the_header(tmp_path):
+    with pytest.raises(MediaError, match=r"a\.ts: frames of 9216 pixels exceed media.max_pixels 5000"):
+        look(video.decode_video, two_sizes(tmp_path / "a.ts"), 4, max_pixels=5000)
+
+
+def test_before_a_late_picture_its_first_frame_stands_and_it_is_said(tmp_path):
+    path = tmp_path / "late.mkv"
+    with av.open(str(path), "w") as container:
+        pictures = container.add_stream("mpeg4", rate=10)
+        pictures.width = pictures.height = 64
+        pictures.pix_fmt = "yuv420p"
+        sound = container.add_stream("pcm_s16le", rate=16_000)
+        sound.layout = "mono"
+        block = av.AudioFrame.from_ndarray(np.zeros((1, 32_000), dtype=np.int16), "s16", "mono")
+        block.rate, block.pts, block.time_base = 16_000, 0, Fraction(1, 16_000)
+        container.mux(sound.encode(block))
+        for index in range(10):
+            image = np.full((64, 64, 3), clips.LEVEL_STEP * (index + 1), dtype=np.uint8)
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = index + 10, Fraction(1, 10)
+            container.mux(pictures.encode(frame))
+        container.mux(pictures.encode(None))
+    decoded = look(video.decode_video, path, 8)
+    assert clips.shown(decoded.frames) == [0, 0, 0, 0, 1, 3, 6, 8]
+    assert decoded.timestamps_s == pytest.approx([1.0, 1.0, 1.0, 1.0, 1.1, 1.3, 1.6, 1.8])
+    assert decoded.duration_s == pytest.approx(2.0)
+    assert decoded.warnings == (
+        f"{path}: its picture starts 1.00 s after its sound; the first frame stands for that time",
+    )
+    within = look(video.decode_video, path, 2, start_s=0.2, end_s=0.8)
+    assert (clips.shown(within.frames), within.duration_s) == ([0, 0], pytest.approx(0.6))
+
+
 @pytest.mark.parametrize("kind", ["video", "audio"])
 def test_a_file_of_too_many_bytes_is_not_opened(kind, tmp_path):
     path = tmp_path / "big.mp4"
