@@ -1,4 +1,4 @@
-"""Sound as a mono waveform: soundfile for audio files, the container's own track for video files, soxr to resample."""
+"""Sound as a mono waveform on its file's clock: soundfile for plain audio files, PyAV otherwise, soxr to resample."""
 
 from pathlib import Path
 
@@ -6,71 +6,120 @@ import av
 import numpy as np
 import soundfile
 import soxr
+from av.container import InputContainer
 from av.error import FFmpegError
 
+from lightning_mmrl.data.media.containers import open_container
+from lightning_mmrl.data.media.declared_size import whole_s
+from lightning_mmrl.data.media.mixdown import Mixdown, check_waveform
+from lightning_mmrl.data.media.selection import beyond_the_end
+from lightning_mmrl.data.media.tracks import Pass, Tracks, find_tracks, shortfall
 from lightning_mmrl.errors import MediaError
 from lightning_mmrl.types.media import DecodedAudio, MediaSettings
 from lightning_mmrl.types.records import MediaRef
 
-SOUNDFILE_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif"})
+_SOUNDFILE_FORMATS = frozenset({"wav", "w64", "flac", "aiff", "caf", "au", "mp3", "ogg"})
+"""FFmpeg's names of the containers that soundfile reads to the sample, as tools/frame_truth.py proves."""
+
+_BLOCK = 16_384
 
 
 def decode_audio(path: Path, ref: MediaRef, settings: MediaSettings) -> DecodedAudio:
     """The waveform of the span, mixed to mono, at `sample_rate_hz`.
 
+    It counts from the container's zero, see tracks.py: a track that starts later is preceded by silence, as are
+    gaps filled with it. Of a plain sound file the zero is its first sample.
+
     Raises:
-        MediaError: The file cannot be decoded, has no sound, is too long, or its span is empty.
+        MediaError: The file cannot be decoded, has no sound, is too long, its span is empty, or its samples are no
+            sound: not finite, or whole numbers stored as floating point.
     """
-    read = _read_soundfile if path.suffix.lower() in SOUNDFILE_SUFFIXES else _read_container
-    samples, rate = read(path, settings)
+    mix, promised_s = _read(path, settings)
+    samples, rate = mix.waveform(), mix.rate_hz
     if not len(samples):
         raise MediaError(f"{path}: the sound holds no samples; re-encode or remove the clip")
-    _check_duration(path, len(samples) / rate, settings)
+    duration_s = len(samples) / rate
+    check_waveform(path, samples, rate, mix.peak)
     start = round((ref.start_s or 0.0) * rate)
     stop = len(samples) if ref.end_s is None else min(len(samples), round(ref.end_s * rate))
     if stop <= start:
         raise MediaError(
-            f"{path}: span {ref.start_s}..{ref.end_s} s is empty in {len(samples) / rate:.2f} s of sound; fix start/end"
+            f"{path}: span {ref.start_s}..{ref.end_s} s is empty in {duration_s:.2f} s of sound; fix start/end"
         )
     samples = samples[start:stop]
     if rate != settings.sample_rate_hz:
         samples = soxr.resample(samples, rate, settings.sample_rate_hz)
     return DecodedAudio(
-        waveform=np.ascontiguousarray(samples, dtype=np.float32), sample_rate_hz=settings.sample_rate_hz
+        waveform=np.ascontiguousarray(samples, dtype=np.float32),
+        sample_rate_hz=settings.sample_rate_hz,
+        warnings=(
+            *mix.cancellation(),
+            *beyond_the_end(path, ref, duration_s),
+            *shortfall(path, promised_s, duration_s),
+        ),
     )
 
 
-def _read_soundfile(path: Path, settings: MediaSettings) -> tuple[np.ndarray, int]:
+def _read(path: Path, settings: MediaSettings) -> tuple[Mixdown, float]:
+    """The sound of a file, and how long it should be."""
+    with open_container(path, "sound") as container:
+        tracks = find_tracks(container)
+        if tracks.sound is None:
+            raise MediaError(f"{path}: no audio track; remove the <audio> tag or name a separate sound file")
+        try:
+            if tracks.format in _SOUNDFILE_FORMATS and tracks.video is None:
+                return _read_plain(path, container, tracks, settings)
+            return _read_track(path, container, tracks, settings)
+        except (FFmpegError, ValueError, OSError) as error:
+            raise MediaError(f"{path}: sound cannot be decoded ({error}); re-encode or remove the clip") from error
+
+
+def _read_plain(
+    path: Path, container: InputContainer, tracks: Tracks, settings: MediaSettings
+) -> tuple[Mixdown, float]:
     try:
-        with soundfile.SoundFile(path) as file:
-            _check_duration(path, file.frames / file.samplerate, settings)
-            samples = file.read(dtype="float32", always_2d=True)
-            rate = file.samplerate
-    except (soundfile.SoundFileError, RuntimeError) as error:
-        raise MediaError(f"{path}: sound cannot be decoded ({error}); re-encode or remove the clip") from error
-    return samples.mean(axis=1), rate
+        return _read_soundfile(path, settings)
+    except (soundfile.SoundFileError, RuntimeError):
+        # FFmpeg knows more codecs in these containers, and says what is wrong if it is none of them.
+        return _read_track(path, container, tracks, settings)
 
 
-def _read_container(path: Path, settings: MediaSettings) -> tuple[np.ndarray, int]:
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.audio:
-                raise MediaError(f"{path}: no audio track; remove the <audio> tag or name a separate sound file")
-            _check_duration(path, float(container.duration or 0) / av.time_base, settings)
-            stream = container.streams.audio[0]
-            resampler = av.AudioResampler(format="fltp", layout="mono", rate=stream.rate)
-            pieces = [
-                piece.to_ndarray()[0]
-                for frame in [*container.decode(stream), None]
-                for piece in resampler.resample(frame)
-            ]
-            rate = stream.rate
-    except (FFmpegError, ValueError, OSError) as error:
-        raise MediaError(f"{path}: sound cannot be decoded ({error}); re-encode or remove the clip") from error
-    return np.concatenate([np.zeros(0, dtype=np.float32), *pieces]), rate
+def _read_soundfile(path: Path, settings: MediaSettings) -> tuple[Mixdown, float]:
+    with soundfile.SoundFile(path) as file:
+        mix = Mixdown(path, file.samplerate, settings)
+        # By blocks: the number of samples that a header declares may be absurd, and would be allocated at once.
+        while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):
+            mix.append(block.T)
+        return mix, whole_s(path, file.frames / file.samplerate)
 
 
-def _check_duration(path: Path, seconds: float, settings: MediaSettings) -> None:
-    if seconds > settings.max_duration_s:
-        limit = settings.max_duration_s
-        raise MediaError(f"{path}: {seconds:.1f} s of sound exceed media.max_duration_s {limit:g}; cut the clip")
+def _read_track(
+    path: Path, container: InputContainer, tracks: Tracks, settings: MediaSettings
+) -> tuple[Mixdown, float]:
+    assert tracks.sound is not None
+    reading, mix = Pass(path, container, tracks), None
+    for frame in reading.frames(tracks.sound):
+        block, rate = _channels(frame), frame.sample_rate
+        if mix is None:
+            mix = Mixdown(path, rate, settings)
+        if rate != mix.rate_hz:
+            block = soxr.resample(block.T, rate, mix.rate_hz).T
+        start_s = reading.time_s(frame, tracks.sound)
+        if start_s is None:
+            mix.append(block)
+        else:
+            mix.place(block, start_s)
+    if mix is None:
+        mix = Mixdown(path, tracks.sound.rate, settings)
+    return mix, reading.promised_s(tracks.sound)
+
+
+def _channels(frame: av.AudioFrame) -> np.ndarray:
+    """A frame as float32 [channels, L], full scale at 1."""
+    samples = frame.to_ndarray()
+    if not frame.format.is_planar:
+        samples = samples.reshape(-1, frame.layout.nb_channels).T
+    if samples.dtype == np.uint8:
+        return (samples.astype(np.float32) - 128) / 128
+    full_scale = 1.0 if samples.dtype.kind == "f" else 2.0 ** (8 * samples.dtype.itemsize - 1)
+    return samples.astype(np.float32) / full_scale

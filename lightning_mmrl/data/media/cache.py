@@ -16,6 +16,9 @@ from lightning_mmrl.errors import DataError
 from lightning_mmrl.types.media import MediaSettings
 from lightning_mmrl.types.records import MediaRef
 
+_DECODING = 2
+"""Counts up whenever the same file, span and settings decode to other frames or samples than before."""
+
 
 @lru_cache(maxsize=65_536)
 def _content_hash(path: str, size: int, modified_ns: int) -> str:
@@ -24,11 +27,11 @@ def _content_hash(path: str, size: int, modified_ns: int) -> str:
 
 
 def media_key(path: Path, ref: MediaRef, settings: MediaSettings, encoder_fingerprint: str) -> str:
-    """Cache key of one encoded medium: file content, span, decode settings and encoder."""
+    """Cache key of one encoded medium: file content, span, decode settings, how decoding works, and encoder."""
     stat = path.stat()
     content = _content_hash(str(path), stat.st_size, stat.st_mtime_ns)
     how = sorted(asdict(settings).items())
-    text = f"{content}/{ref.kind}/{ref.start_s}/{ref.end_s}/{how}/{encoder_fingerprint}"
+    text = f"{content}/{ref.kind}/{ref.start_s}/{ref.end_s}/{how}/{_DECODING}/{encoder_fingerprint}"
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -7,6 +7,7 @@ playlist inside of `media_root` could read a file outside of it.
 from pathlib import Path
 
 import av
+import av.logging
 from av.container import InputContainer
 from av.error import FFmpegError
 
@@ -17,26 +18,20 @@ FORMATS = (
     *("ogg", "wav", "mp3", "flac", "aac", "aiff", "w64", "rm", "gif", "apng", "m4v", "h264", "hevc", "ivf", "obu"),
     *("dv", "mxf", "nut", "amr", "ac3", "eac3", "caf", "au", "wv", "ape", "tta"),
 )
+# FFmpeg would print what it thinks of each damaged packet; errors are raised and warnings of our own say the rest.
+av.logging.set_level(av.logging.PANIC)
+
 _ONLY_THESE = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
 
 
-def open_container(path: Path, what: str = "file") -> InputContainer:
-    """Opens a media file; `what` is how an error names it.
+def open_container(path: Path, what: str = "file", **options: str) -> InputContainer:
+    """Opens a media file; `what` is how an error names it, `options` are FFmpeg's.
 
     Raises:
         MediaError: It is of no known format, or of one that refers to other files.
     """
     try:
-        return av.open(str(path), options=dict(_ONLY_THESE))
+        return av.open(str(path), options={**options, **_ONLY_THESE})
     except (FFmpegError, ValueError, OSError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise MediaError(f"{path}: {what} cannot be decoded ({reason}); re-encode or remove it") from error
-
-
-def check_container(path: Path, what: str = "file") -> None:
-    """Refuses what only FFmpeg's other formats could read, before a decoder opens it.
-
-    Raises:
-        MediaError: See `open_container`.
-    """
-    open_container(path, what).close()

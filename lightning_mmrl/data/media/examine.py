@@ -5,17 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import soundfile
-
-from lightning_mmrl.data.media.audio import SOUNDFILE_SUFFIXES
 from lightning_mmrl.data.media.containers import open_container
-from lightning_mmrl.data.media.guard import DecodeTask, decode
+from lightning_mmrl.data.media.guard import DecodeTask, check_bytes, decode
+from lightning_mmrl.data.media.image import identify
+from lightning_mmrl.data.media.tracks import find_tracks
 from lightning_mmrl.errors import MediaError
-from lightning_mmrl.types.media import DecodedImage, MediaSettings
+from lightning_mmrl.types.media import DecodedAudio, DecodedImage, MediaSettings
 from lightning_mmrl.types.records import MediaKind, MediaRef
 from lightning_mmrl.workers.pool import DeadlinePool, Outcome
-
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 # What the decoders' messages say, by the name under which a report counts it; the first that fits.
 _FAULTS: Mapping[str, str] = {
@@ -34,7 +31,10 @@ _FAULTS: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaFacts:
-    """A decoded medium: of its span the duration, of its file the rates and the content's hash."""
+    """A decoded medium: of its span the duration, of its file the rates and the content's hash.
+
+    `warnings` are the decoder's: what is odd about a medium that can be used, a sentence each that names the file.
+    """
 
     kind: MediaKind
     content: str
@@ -42,6 +42,7 @@ class MediaFacts:
     frame_rate: float | None = None
     size: tuple[int, int] | None = None
     sample_rate_hz: int | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,15 +91,24 @@ def examine(task: DecodeTask) -> MediaFacts:
     content = _content(task.path)
     if isinstance(decoded, DecodedImage):
         height, width = decoded.pixels.shape[:2]
-        return MediaFacts(kind="image", content=content, size=(width, height))
-    if task.ref.kind == "audio":
-        rate = _sample_rate(task.path)
-        return MediaFacts(kind="audio", content=content, duration_s=decoded.duration_s, sample_rate_hz=rate)
-    with open_container(task.path) as container:
-        stream = container.streams.video[0]
-        frame_rate = float(stream.average_rate) if stream.average_rate else None
-        size = (stream.width, stream.height)
-    return MediaFacts(kind="video", content=content, duration_s=decoded.duration_s, frame_rate=frame_rate, size=size)
+        return MediaFacts(kind="image", content=content, size=(width, height), warnings=decoded.warnings)
+    if isinstance(decoded, DecodedAudio):
+        return MediaFacts(
+            kind="audio",
+            content=content,
+            duration_s=decoded.duration_s,
+            sample_rate_hz=_rates(task.path)[1],
+            warnings=decoded.warnings,
+        )
+    height, width = decoded.frames.shape[1:3]
+    return MediaFacts(
+        kind="video",
+        content=content,
+        duration_s=decoded.duration_s,
+        frame_rate=_rates(task.path)[0],
+        size=(width, height),
+        warnings=decoded.warnings,
+    )
 
 
 def examine_tracks(task: DecodeTask) -> tuple[MediaFacts, ...]:
@@ -108,7 +118,7 @@ def examine_tracks(task: DecodeTask) -> tuple[MediaFacts, ...]:
         MediaError: A track breaks a limit or cannot be decoded, or there is none.
     """
     ref = task.ref
-    kinds = _kinds(task.path, task.settings)
+    kinds = media_kinds(task.path, task.settings)
     refs = [MediaRef(kind=kind, path=ref.path, start_s=ref.start_s, end_s=ref.end_s) for kind in kinds]
     return tuple(examine(DecodeTask(path=task.path, ref=each, settings=task.settings)) for each in refs)
 
@@ -122,29 +132,36 @@ def fault(reason: str) -> str:
     return next((name for words, name in _FAULTS.items() if words in reason), "cannot be decoded")
 
 
-def _kinds(path: Path, settings: MediaSettings) -> list[MediaKind]:
-    if path.suffix.lower() in IMAGE_SUFFIXES:
-        return ["image"]
-    if path.suffix.lower() in SOUNDFILE_SUFFIXES:
-        return ["audio"]
-    if path.stat().st_size > settings.max_bytes:
-        raise MediaError(f"{path}: {path.stat().st_size} bytes exceed media.max_bytes {settings.max_bytes}; cut it")
+def media_kinds(path: Path, settings: MediaSettings) -> list[MediaKind]:
+    """The kinds that a file holds by its content: an image, or a video, a sound or both; covers do not count.
+
+    Raises:
+        MediaError: It breaks the limit on bytes, is of no known format, or holds no track.
+    """
+    check_bytes(path, settings)
+    picture = identify(path)
+    if picture is not None:
+        return ["video"] if picture == "moving" else ["image"]
     with open_container(path) as container:
+        tracks = find_tracks(container)
         found: list[MediaKind] = []
-        if container.streams.video:
+        if tracks.video is not None:
             found.append("video")
-        if container.streams.audio:
+        if tracks.sound is not None:
             found.append("audio")
     if not found:
         raise MediaError(f"{path}: no video or audio track; re-encode or remove it")
     return found
 
 
-def _sample_rate(path: Path) -> int:
-    if path.suffix.lower() in SOUNDFILE_SUFFIXES:
-        return soundfile.info(path).samplerate
+def _rates(path: Path) -> tuple[float | None, int | None]:
+    """Frames per second and samples per second that a file declares."""
+    if identify(path) is not None:
+        return None, None
     with open_container(path) as container:
-        return container.streams.audio[0].rate
+        tracks = find_tracks(container)
+        frame_rate = tracks.video.average_rate if tracks.video is not None else None
+        return float(frame_rate) if frame_rate else None, tracks.sound.rate if tracks.sound is not None else None
 
 
 def _content(path: Path) -> str:

@@ -4,8 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning_mmrl.data.media.audio import SOUNDFILE_SUFFIXES, decode_audio
-from lightning_mmrl.data.media.containers import check_container
+from lightning_mmrl.data.media.audio import decode_audio
 from lightning_mmrl.data.media.image import decode_image
 from lightning_mmrl.data.media.video import decode_video
 from lightning_mmrl.errors import MediaError
@@ -29,14 +28,19 @@ def decode(task: DecodeTask) -> DecodedImage | DecodedVideo | DecodedAudio:
     Raises:
         MediaError: It breaks a limit or cannot be decoded.
     """
-    size = task.path.stat().st_size
-    if size > task.settings.max_bytes:
-        raise MediaError(f"{task.path}: {size} bytes exceed media.max_bytes {task.settings.max_bytes}; cut the file")
-    if task.ref.kind == "video":
-        check_container(task.path, "video")
-    elif task.ref.kind == "audio" and task.path.suffix.lower() not in SOUNDFILE_SUFFIXES:
-        check_container(task.path, "sound")
+    check_bytes(task.path, task.settings)
     return DECODERS[task.ref.kind](task.path, task.ref, task.settings)
+
+
+def check_bytes(path: Path, settings: MediaSettings) -> None:
+    """Looks at a file's size before anything opens it.
+
+    Raises:
+        MediaError: It is too large.
+    """
+    size = path.stat().st_size
+    if size > settings.max_bytes:
+        raise MediaError(f"{path}: {size} bytes exceed media.max_bytes {settings.max_bytes}; cut the file")
 
 
 DECODERS = {"image": decode_image, "video": decode_video, "audio": decode_audio}

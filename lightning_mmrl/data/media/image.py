@@ -1,22 +1,62 @@
-"""Pictures as upright RGB pixels, decoded by Pillow after the limits are checked on the header alone."""
+"""Pictures as upright RGB pixels by what they hold: through Pillow, and through FFmpeg those of HEIC."""
 
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from lightning_mmrl.data.media.heif import check_image_pixels, decode_heif
+from lightning_mmrl.data.media.heif_items import is_heif
 from lightning_mmrl.errors import MediaError
 from lightning_mmrl.types.media import DecodedImage, MediaSettings
 from lightning_mmrl.types.records import MediaRef
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """What is opened at all: Pillow would hand some others (EPS) to foreign programs. JPEG includes phones' MPO."""
 
-# What Pillow's readers raise for damaged files; UnidentifiedImageError and truncation are OSErrors.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+_MOVING = frozenset({"GIF", "PNG", "WEBP", "AVIF"})
+"""Formats whose frames follow one another in time; the pages of a TIFF and the views of an MPO do not."""
+
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+"""What Pillow's readers raise for damaged files; UnidentifiedImageError and truncation are OSErrors."""
+
+
+def identify(path: Path) -> Literal["still", "moving"] | None:
+    """What picture a file holds by its content, whatever its name; None if it is none that is opened here."""
+    try:
+        with open_picture(path) as image:
+            return "moving" if image.format in _MOVING and _has_second_frame(image) else "still"
+    except Image.DecompressionBombError:
+        return "still"  # `decode_image` refuses it
+    except DAMAGE:
+        # The decoder that opens it next says what is wrong with it.
+        return "still" if is_heif(path) else None
+
+
+@contextmanager
+def open_picture(path: Path) -> Iterator[Image.Image]:
+    """Opens a picture and reads its header.
+
+    Our own limit on pixels decides, not Pillow's warning. Pillow's hard limit (179 million pixels) stays.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(path, formats=FORMATS) as image:
+            yield image
+
+
+def _has_second_frame(image: Image.Image) -> bool:
+    try:
+        image.seek(1)
+    except EOFError:
+        return False
+    return True
 
 
 def decode_image(path: Path, ref: MediaRef, settings: MediaSettings) -> DecodedImage:
@@ -27,21 +67,21 @@ def decode_image(path: Path, ref: MediaRef, settings: MediaSettings) -> DecodedI
     """
     if ref.start_s is not None or ref.end_s is not None:
         raise MediaError(f"{path}: span {ref.start_s}..{ref.end_s} s, but an image has no time; remove start/end")
+    if is_heif(path):
+        return DecodedImage(pixels=decode_heif(path, settings))
     try:
-        with warnings.catch_warnings():
-            # Our own limit decides, not Pillow's warning. Pillow's hard limit (179 million pixels) stays.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:
-                _check_pixels(path, image.width * image.height, settings)
-                image.load()
-                return DecodedImage(pixels=np.array(_rgb(ImageOps.exif_transpose(image))))
+        with open_picture(path) as image:
+            check_image_pixels(path, image.width * image.height, settings)
+            image.load()
+            return DecodedImage(pixels=np.array(rgb(ImageOps.exif_transpose(image))))
     except Image.DecompressionBombError as error:
         raise MediaError(f"{path}: {error}; scale the image down") from error
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise MediaError(f"{path}: image cannot be decoded ({error}); save it anew or remove the sample") from error
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def rgb(image: Image.Image) -> Image.Image:
+    """The picture in RGB, its transparency over white."""
     if image.mode.startswith("I"):  # 16 bits per pixel; Pillow's own conversion would clip at 255
         image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
     if image.mode == "F":
@@ -50,8 +90,3 @@ def _rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
-
-
-def _check_pixels(path: Path, pixels: int, settings: MediaSettings) -> None:
-    if pixels > settings.max_pixels:
-        raise MediaError(f"{path}: {pixels} pixels exceed media.max_pixels {settings.max_pixels}; scale the image down")

@@ -1,133 +1,266 @@
-"""Frames of a clip by time: decord by default, PyAV where decord is missing or cannot open the file."""
+"""Frames of a clip by time, on the container's clock: decord where it is proven right, PyAV everywhere else."""
 
 import platform
-from collections.abc import Sequence
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import av
 import numpy as np
-from av.container import InputContainer
 from av.error import FFmpegError
+from av.packet import Packet
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
 
+from lightning_mmrl.data.media.containers import open_container
+from lightning_mmrl.data.media.image import identify
+from lightning_mmrl.data.media.moving import decode_moving
+from lightning_mmrl.data.media.selection import (
+    check_duration,
+    check_order,
+    check_pixels,
+    clip_end_s,
+    frames_on_show,
+    select_frames,
+)
+from lightning_mmrl.data.media.tracks import MP4, Pass, Tracks, edit_lag_s, find_tracks, in_seconds, shortfall
 from lightning_mmrl.errors import MediaError
 from lightning_mmrl.types.media import DecodedVideo, MediaSettings
 from lightning_mmrl.types.records import MediaRef
 
-_STILL_S = 0.04
-"""What a clip of a single frame lasts."""
-
-_CLOCK_S = 1e-3
-"""A frame that starts this close to a chosen time counts as begun, so that rounding does not decide."""
-
 HAS_DECORD = platform.system() == "Linux" and platform.machine() == "x86_64"
+
+_AVI = "avi"
+_NAL_LENGTH = 4
+_IDR_SLICE = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outline:
+    """A file's picture track as its packets tell, and as its first frame looks.
+
+    Attributes:
+        format: FFmpeg's name of the container.
+        starts_s: Start of each packet that is shown, sorted, on the container's clock.
+        lag_s: By how much frames are later than FFmpeg says, see `edit_lag_s`; counted into `starts_s`.
+        simple: True if the track is H.264, every packet has a time, is shown and is stored in the order of display, and
+            decoding can start at every key frame.
+        only_track: True if no other track holds pictures.
+        rotation: Degrees that the display matrix turns frames by.
+        rate: Frames per second on average, where the container has no times.
+        promised_s: How long the track should be.
+    """
+
+    format: str
+    starts_s: np.ndarray
+    lag_s: float
+    simple: bool
+    only_track: bool
+    rotation: int
+    rate: float
+    promised_s: float
 
 
 def decode_video(path: Path, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:
     """`num_frames` frames at the middles of equal segments of the span, upright; short clips repeat frames.
 
+    Timestamps count from the container's zero, see tracks.py. GIF, APNG, WebP and AVIF that move are clips as well.
+
     Raises:
         MediaError: The file cannot be decoded, is too large, too long, or its span is empty.
     """
-    if not HAS_DECORD or _is_turned(path):
-        return decode_pyav(path, ref, settings)
+    picture = identify(path)
+    if picture == "moving":
+        return decode_moving(path, ref, settings)
+    if picture == "still":
+        raise MediaError(f"{path}: no video track, it holds a still picture; use an <image> tag or give another file")
+    outline = read_outline(path, settings)
+    if not (HAS_DECORD and is_safe_for_decord(outline)):
+        return _by_pyav(path, outline, ref, settings)
     import decord
 
     try:
-        return decode_decord(path, ref, settings)
+        return _by_decord(path, outline, ref, settings)
     except (decord.DECORDError, RuntimeError, IndexError):
-        # decord's FFmpeg is of 2021 and knows no AV1; PyAV's message is the one to show if it fails too.
-        return decode_pyav(path, ref, settings)
+        # PyAV's message is the one to show if it fails too.
+        return _by_pyav(path, outline, ref, settings)
 
 
-def _is_turned(path: Path) -> bool:
-    """Whether the container says that frames must be turned, as phones write it.
+def is_safe_for_decord(outline: Outline) -> bool:
+    """Whether decord delivers the right frames, as tools/frame_truth.py proves; times always come from the packets.
 
-    decord turns those of an mp4 file and not those of a Matroska file; PyAV turns none, so that we can.
+    Only H.264 in MP4 that is simple and not turned. decord shows frames that an edit list cuts off, loses its place
+    among B-frames (MPEG-4, MPEG-2, HEVC), after key frames that need earlier ones, in MPEG-TS, MPEG-PS and WMV, turns
+    frames in some containers only, and knows no AV1: its FFmpeg is of 2021.
     """
-    try:
-        with av.open(str(path)) as container:
-            return any(frame.rotation for frame in islice(container.decode(video=0), 1))
-    except (FFmpegError, ValueError, IndexError, OSError):
-        return False  # what is wrong with the file is for the decoders to say
+    return outline.format == MP4 and outline.only_track and outline.simple and outline.rotation == 0
 
 
 def decode_decord(path: Path, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:
-    import decord
-
-    reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
-    height, width = reader[0].shape[:2]
-    _check_pixels(path, height * width, settings)
-    starts = reader.get_frame_timestamp(list(range(len(reader))))[:, 0].astype(np.float64)
-    chosen, times, duration = _choose(path, starts, ref, settings)
-    return DecodedVideo(frames=reader.get_batch(chosen).asnumpy(), timestamps_s=times, duration_s=duration)
+    """A clip through decord, whether or not it is safe there."""
+    return _by_decord(path, read_outline(path, settings), ref, settings)
 
 
 def decode_pyav(path: Path, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise MediaError(f"{path}: no video track; remove the <video> tag or give another file")
-            stream = container.streams.video[0]
-            _check_pixels(path, stream.width * stream.height, settings)
-            _check_duration(path, float(container.duration or 0) / av.time_base, settings)
-            chosen, times, duration = _choose(path, _frame_times(container), ref, settings)
-        with av.open(str(path)) as container:
-            images = _images(container, chosen)
-    except (FFmpegError, ValueError, OSError) as error:
-        raise MediaError(f"{path}: video cannot be decoded ({error}); re-encode or remove the clip") from error
-    return DecodedVideo(frames=images, timestamps_s=times, duration_s=duration)
+    """A clip through PyAV."""
+    return _by_pyav(path, read_outline(path, settings), ref, settings)
 
 
-def _frame_times(container: InputContainer) -> np.ndarray:
-    """Start of each frame; no frame is kept, a long clip would not fit into memory."""
-    return np.array([frame.time for frame in container.decode(video=0) if frame.time is not None], dtype=np.float64)
+def read_outline(path: Path, settings: MediaSettings) -> Outline:
+    """Reads all packets, and decodes one frame.
 
-
-def _images(container: InputContainer, chosen: Sequence[int]) -> np.ndarray:
-    """The chosen frames as [T, H, W, 3]; indices count the frames that have a time."""
-    timed = (frame for frame in container.decode(video=0) if frame.time is not None)
-    wanted, until = set(chosen), max(chosen) + 1
-    numbered = enumerate(islice(timed, until))
-    images = {index: _upright(frame) for index, frame in numbered if index in wanted}
-    return np.stack([images[index] for index in chosen])
-
-
-def _upright(frame: av.VideoFrame) -> np.ndarray:
-    """[H, W, 3], turned to the nearest quarter of what the display matrix says; its mirroring is ignored."""
-    return np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90))
-
-
-def _choose(
-    path: Path, starts: np.ndarray, ref: MediaRef, settings: MediaSettings
-) -> tuple[Sequence[int], tuple[float, ...], float]:
-    """Frame indices on show at the middles of `num_frames` equal segments, their times, and the span's length.
-
-    Times count from the first frame; a container may start its clock anywhere. The last frame lasts as long as the
-    average one: demuxers disagree on what the container says of it.
+    Raises:
+        MediaError: The file cannot be read, holds no pictures, or breaks a limit.
     """
-    if not len(starts):
-        raise MediaError(f"{path}: video has no frames; re-encode or remove the clip")
-    starts = np.round(starts - starts[0], 4)  # decord's clock is float32
-    end = float(starts[-1]) * len(starts) / (len(starts) - 1) if len(starts) > 1 else _STILL_S
-    _check_duration(path, end, settings)
-    first, last = ref.start_s or 0.0, end if ref.end_s is None else min(end, ref.end_s)
-    if last <= first:
-        raise MediaError(f"{path}: span {ref.start_s}..{ref.end_s} s is empty in a clip of {end:.2f} s; fix start/end")
-    duration = last - first
-    times = first + (np.arange(settings.num_frames) + 0.5) * duration / settings.num_frames
-    indices = np.searchsorted(starts, times + _CLOCK_S, side="right") - 1
-    return indices.tolist(), tuple(float(starts[index]) for index in indices), duration
-
-
-def _check_pixels(path: Path, pixels: int, settings: MediaSettings) -> None:
-    if pixels > settings.max_pixels:
-        raise MediaError(
-            f"{path}: frames of {pixels} pixels exceed media.max_pixels {settings.max_pixels}; scale the clip down"
+    with _named(path), open_container(path, "video") as container:
+        tracks = find_tracks(container)
+        stream = _pictures(path, tracks)
+        check_pixels(path, stream.width * stream.height, settings)
+        reading, rotation = Pass(path, container, tracks), None
+        times: list[int] = []
+        first_shown: Packet | None = None
+        simple, cut = stream.codec_context.name == "h264", False
+        for packet in reading.packets():
+            if packet.stream_index != stream.index:
+                continue
+            # AVI stores when a frame is decoded, not when it is shown.
+            time = packet.dts if tracks.format == _AVI else packet.pts
+            cut = cut or packet.is_discard
+            if time is None or packet.is_discard:
+                simple = False
+                continue
+            simple = simple and (time > times[-1] if times else packet.is_keyframe)
+            simple = simple and (not packet.is_keyframe or _is_closed(packet))
+            times.append(time)
+            first_shown = first_shown or packet
+            if simple and rotation is None:
+                rotation = next((frame.rotation for frame in packet.decode()), None)
+        lag_s = edit_lag_s(path, first_shown) if cut and tracks.format == MP4 and first_shown is not None else 0.0
+        tick_s = in_seconds(1, stream.time_base)
+        starts_s = np.sort(np.array(times, dtype=np.float64)) * tick_s - tracks.zero_s + lag_s
+        if times:
+            check_duration(path, float(starts_s[-1]), settings)
+        return Outline(
+            format=tracks.format,
+            starts_s=starts_s,
+            lag_s=lag_s,
+            simple=simple and bool(times),
+            only_track=tracks.num_video == 1,
+            rotation=rotation or 0,
+            rate=float(stream.average_rate or stream.guessed_rate or 25),
+            promised_s=reading.promised_s(stream),
         )
 
 
-def _check_duration(path: Path, seconds: float, settings: MediaSettings) -> None:
-    if seconds > settings.max_duration_s:
-        limit = settings.max_duration_s
-        raise MediaError(f"{path}: {seconds:.1f} s exceed media.max_duration_s {limit:g}; cut the clip")
+def _is_closed(packet: Packet) -> bool:
+    """Whether an H.264 packet of an MP4 file holds a slice of an IDR picture, before which nothing needs to be known.
+
+    A key frame may also be one from which the picture recovers bit by bit (ITU-T H.264, D.2.8).
+    """
+    content, at = bytes(packet), 0
+    while at + _NAL_LENGTH < len(content):
+        if content[at + _NAL_LENGTH] & 0x1F == _IDR_SLICE:
+            return True
+        at += _NAL_LENGTH + int.from_bytes(content[at : at + _NAL_LENGTH], "big")
+    return False
+
+
+def _by_decord(path: Path, outline: Outline, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:
+    import decord
+
+    decord.logging.set_level(decord.logging.QUIET)
+    reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
+    if len(reader) != len(outline.starts_s):
+        raise IndexError(f"decord finds {len(reader)} frames of {len(outline.starts_s)}")
+    chosen = select_frames(path, outline.starts_s, ref, settings)
+    return DecodedVideo(
+        frames=reader.get_batch(list(chosen.indices)).asnumpy(),
+        timestamps_s=chosen.timestamps_s,
+        duration_s=chosen.duration_s,
+        warnings=(*chosen.warnings, *shortfall(path, outline.promised_s, chosen.end_s)),
+    )
+
+
+def _by_pyav(path: Path, outline: Outline, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:
+    """Decodes once and keeps the frames that the packets' times lead to; again if the frames' own lead to others.
+
+    Not all frames are kept: a long clip would not fit into memory.
+    """
+    expected: Sequence[int] = ()
+    if len(outline.starts_s):
+        end_s = clip_end_s(outline.starts_s)
+        last_s = end_s if ref.end_s is None else min(ref.end_s, end_s)
+        expected = frames_on_show(outline.starts_s, ref.start_s or 0.0, last_s, settings.num_frames)
+    times, images = _read_frames(path, set(expected), settings)
+    chosen = select_frames(path, _starts_s(times, outline), ref, settings)
+    if not images.keys() >= set(chosen.indices):
+        _, images = _read_frames(path, set(chosen.indices), settings)
+    return DecodedVideo(
+        frames=np.stack([images[index] for index in chosen.indices]),
+        timestamps_s=chosen.timestamps_s,
+        duration_s=chosen.duration_s,
+        warnings=(*chosen.warnings, *shortfall(path, outline.promised_s, chosen.end_s)),
+    )
+
+
+def _read_frames(
+    path: Path, wanted: set[int], settings: MediaSettings
+) -> tuple[list[float | None], dict[int, np.ndarray]]:
+    """Times of all frames on the container's clock, and the wanted ones as [H, W, 3] of the first frame's size."""
+    times: list[float | None] = []
+    latest_s = 0.0
+    images: dict[int, np.ndarray] = {}
+    # One for all frames: each would set up its own, which takes longer than to decode a small frame.
+    reformatter, size = VideoReformatter(), None
+    with _named(path), open_container(path, "video") as container:
+        tracks = find_tracks(container)
+        stream = _pictures(path, tracks)
+        stream.codec_context.thread_count = 1  # decode workers are as many as there is work for
+        reading = Pass(path, container, tracks)
+        for index, frame in enumerate(reading.frames(stream)):
+            check_pixels(path, frame.width * frame.height, settings)
+            times.append(reading.time_s(frame, stream))
+            check_duration(path, times[-1] or 0.0, settings)
+            if times[-1] is not None:
+                check_order(path, latest_s, times[-1])
+                latest_s = max(latest_s, times[-1])
+            size = size or (frame.width, frame.height)
+            if index in wanted:
+                images[index] = _upright(frame, size, reformatter)
+    return times, images
+
+
+def _starts_s(times: Sequence[float | None], outline: Outline) -> np.ndarray:
+    """Start of each frame, in the order of display.
+
+    Where frames have no times of their own (AVI, raw streams), the n-th frame shown has the n-th time of the packets,
+    and where packets have none either, frames follow at the average rate.
+    """
+    known = [time for time in times if time is not None]
+    if outline.format != _AVI and len(known) == len(times) and known == sorted(known):
+        return np.array(known, dtype=np.float64) + outline.lag_s
+    ranked = outline.starts_s[: len(times)]
+    first_s = ranked[-1] + 1 / outline.rate if len(ranked) else 0.0
+    return np.concatenate([ranked, first_s + np.arange(len(times) - len(ranked)) / outline.rate])
+
+
+def _pictures(path: Path, tracks: Tracks) -> VideoStream:
+    if tracks.video is None:
+        raise MediaError(f"{path}: no video track; remove the <video> tag or give another file")
+    return tracks.video
+
+
+def _upright(frame: av.VideoFrame, size: tuple[int, int], reformatter: VideoReformatter) -> np.ndarray:
+    """[H, W, 3], turned to the nearest quarter of what the display matrix says; its mirroring is ignored."""
+    pixels = reformatter.reformat(frame, width=size[0], height=size[1], format="rgb24").to_ndarray()
+    return np.rot90(pixels, k=round(frame.rotation / 90))
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Turns what FFmpeg raises into an error that names the file."""
+    try:
+        yield
+    except (FFmpegError, ValueError, OSError) as error:
+        raise MediaError(f"{path}: video cannot be decoded ({error}); re-encode or remove the clip") from error

@@ -77,7 +77,7 @@ def test_a_film_without_sound_is_refused_with_the_fix(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"no sound at all\n" * 50], ids=["empty", "text"])
 def test_a_broken_file_is_named(name, content, tmp_path):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(MediaError, match=rf"{name}: sound cannot be decoded .*re-encode or remove the clip"):
+    with pytest.raises(MediaError, match=rf"{name}: sound cannot be decoded .*re-encode or remove"):
         listen(tmp_path / name)
 
 
@@ -96,7 +96,7 @@ def test_a_truncated_film_is_an_error_that_names_it(mp4):
 def test_long_sound_is_refused(mp4, tmp_path):
     wav = clips.write_wav(tmp_path / "a.wav", clips.tone(440, 1.0, 16_000), 16_000)
     for path in (wav, mp4):
-        with pytest.raises(MediaError, match=rf"{path.name}: 1\.\d s of sound exceed media.max_duration_s 0.5"):
+        with pytest.raises(MediaError, match=rf"{path.name}: its sound exceeds media.max_duration_s 0.5; cut"):
             listen(path, max_duration_s=0.5)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from lightning_mmrl.data.media import video
 from lightning_mmrl.data.media.guard import DecodeTask, decode
+from lightning_mmrl.data.synthetic.video_file import write_silent_clip
 from lightning_mmrl.errors import MediaError
 from lightning_mmrl.types.media import MediaSettings
 from lightning_mmrl.types.records import MediaRef
@@ -100,8 +101,15 @@ def test_a_clip_held_sideways_is_seen_upright(suffix, degrees, shape, bright, ha
     assert lit == [bright]
 
 
+def plain(path):
+    """The clip EVEN as decord is trusted with: H.264 in MP4 without B-frames."""
+    levels = [clips.LEVEL_STEP * (index + 1) for index in range(len(EVEN))]
+    write_silent_clip(path, np.stack([np.full((64, 64, 3), level, dtype=np.uint8) for level in levels]), 10)
+    return path
+
+
 def test_what_decord_cannot_open_goes_to_pyav(tmp_path, monkeypatch):
-    path = clips.write_grey(tmp_path / "clip.mp4", EVEN)
+    path = plain(tmp_path / "clip.mp4")
     calls = []
 
     def fails(*_):
@@ -109,7 +117,7 @@ def test_what_decord_cannot_open_goes_to_pyav(tmp_path, monkeypatch):
         raise RuntimeError("no such codec")
 
     monkeypatch.setattr(video, "HAS_DECORD", True)
-    monkeypatch.setattr(video, "decode_decord", fails)
+    monkeypatch.setattr(video, "_by_decord", fails)
     assert clips.shown(look(video.decode_video, path, 4).frames) == [2, 7, 12, 17]
     assert calls == [1]
 
@@ -126,7 +134,7 @@ def test_a_broken_file_is_named(content, tmp_path):
     whole = clips.write_grey(tmp_path / "whole.mp4", EVEN).read_bytes()
     path = tmp_path / "broken.mp4"
     path.write_bytes(whole[: len(whole) // 2] if content is None else content)
-    with pytest.raises(MediaError, match=r"broken\.mp4: video cannot be decoded .*re-encode or remove the clip"):
+    with pytest.raises(MediaError, match=r"broken\.mp4: video cannot be decoded .*re-encode or remove"):
         look(video.decode_video, path, 4)
 
 
@@ -159,6 +167,68 @@ def test_limits_and_spans_are_enforced(engine, how, sentence, tmp_path):
     path = clips.write_grey(tmp_path / "clip.mp4", EVEN)
     with pytest.raises(MediaError, match=rf"clip\.mp4: {sentence}"):
         look(engine, path, 4, **how)
+
+
+def two_sizes(path):
+    """A recording whose picture grows from 64 to 96 pixels after ten grey frames of twenty."""
+    with av.open(str(path), "w", format="mpegts") as container:
+        stream = container.add_stream("libx264", rate=10, options={"bf": "0"})
+        for part, size in enumerate((64, 96)):
+            encoder = stream.codec_context
+            if part:
+                encoder = av.CodecContext.create("libx264", "w")
+                encoder.time_base, encoder.options = Fraction(1, 10), {"bf": "0"}
+            encoder.width = encoder.height = size
+            encoder.pix_fmt = "yuv420p"
+            packets = []
+            for index in range(10 * part, 10 * part + 10):
+                image = np.full((size, size, 3), clips.LEVEL_STEP * (index + 1), dtype=np.uint8)
+                frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+                frame.pts, frame.time_base = index, Fraction(1, 10)
+                packets += encoder.encode(frame)
+            for packet in [*packets, *encoder.encode(None)]:
+                packet.stream, packet.time_base = stream, Fraction(1, 10)
+                container.mux(packet)
+    return path
+
+
+def test_a_picture_that_changes_its_size_keeps_that_of_its_first_frame(tmp_path):
+    decoded = look(video.decode_video, two_sizes(tmp_path / "a.ts"), 4)
+    assert decoded.frames.shape == (4, 64, 64, 3)
+    assert clips.shown(decoded.frames) == [2, 7, 12, 17]
+
+
+def test_every_frame_is_held_against_the_limit_and_not_the_header(tmp_path):
+    with pytest.raises(MediaError, match=r"a\.ts: frames of 9216 pixels exceed media.max_pixels 5000"):
+        look(video.decode_video, two_sizes(tmp_path / "a.ts"), 4, max_pixels=5000)
+
+
+def test_before_a_late_picture_its_first_frame_stands_and_it_is_said(tmp_path):
+    path = tmp_path / "late.mkv"
+    with av.open(str(path), "w") as container:
+        pictures = container.add_stream("mpeg4", rate=10)
+        pictures.width = pictures.height = 64
+        pictures.pix_fmt = "yuv420p"
+        sound = container.add_stream("pcm_s16le", rate=16_000)
+        sound.layout = "mono"
+        block = av.AudioFrame.from_ndarray(np.zeros((1, 32_000), dtype=np.int16), "s16", "mono")
+        block.rate, block.pts, block.time_base = 16_000, 0, Fraction(1, 16_000)
+        container.mux(sound.encode(block))
+        for index in range(10):
+            image = np.full((64, 64, 3), clips.LEVEL_STEP * (index + 1), dtype=np.uint8)
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = index + 10, Fraction(1, 10)
+            container.mux(pictures.encode(frame))
+        container.mux(pictures.encode(None))
+    decoded = look(video.decode_video, path, 8)
+    assert clips.shown(decoded.frames) == [0, 0, 0, 0, 1, 3, 6, 8]
+    assert decoded.timestamps_s == pytest.approx([1.0, 1.0, 1.0, 1.0, 1.1, 1.3, 1.6, 1.8])
+    assert decoded.duration_s == pytest.approx(2.0)
+    assert decoded.warnings == (
+        f"{path}: its picture starts 1.00 s after its sound; the first frame stands for that time",
+    )
+    within = look(video.decode_video, path, 2, start_s=0.2, end_s=0.8)
+    assert (clips.shown(within.frames), within.duration_s) == ([0, 0], pytest.approx(0.6))
 
 
 @pytest.mark.parametrize("kind", ["video", "audio"])

@@ -1,0 +1,67 @@
+"""HEIC pictures, as phones take them: tiles decoded by FFmpeg, put together and turned upright here.
+
+FFmpeg knows the grid as well, but PyAV does not hand it on; Pillow reads no HEIC.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from av.error import FFmpegError
+from av.video.stream import VideoStream
+
+from lightning_mmrl.data.media.containers import open_container
+from lightning_mmrl.data.media.heif_items import Shown, read_shown
+from lightning_mmrl.errors import MediaError
+from lightning_mmrl.types.media import MediaSettings
+
+
+def decode_heif(path: Path, settings: MediaSettings) -> np.ndarray:
+    """The primary picture [H, W, 3] uint8, upright; transparency, thumbnails and depth are left out.
+
+    Raises:
+        MediaError: The file cannot be decoded or has too many pixels.
+    """
+    try:
+        shown = read_shown(path)
+        if shown.size is not None:
+            check_image_pixels(path, shown.size[0] * shown.size[1], settings)
+        pixels = _together(shown, _tiles(path, shown, settings))
+    except (FFmpegError, ValueError, OSError) as error:
+        raise MediaError(f"{path}: image cannot be decoded ({error}); save it anew or remove the sample") from error
+    for kind, value in shown.turns:
+        pixels = np.rot90(pixels, k=value) if kind == "irot" else np.flip(pixels, axis=value)
+    return np.ascontiguousarray(pixels)
+
+
+def check_image_pixels(path: Path, pixels: int, settings: MediaSettings) -> None:
+    """Raises: MediaError: A picture has too many pixels."""
+    if pixels > settings.max_pixels:
+        raise MediaError(f"{path}: {pixels} pixels exceed media.max_pixels {settings.max_pixels}; scale the image down")
+
+
+def _tiles(path: Path, shown: Shown, settings: MediaSettings) -> list[np.ndarray]:
+    wanted = set(shown.tiles)
+    pixels: dict[int, np.ndarray] = {}
+    with open_container(path, "image") as container:
+        streams: dict[int, VideoStream] = {
+            stream.index: stream for stream in container.streams.video if stream.id in wanted
+        }
+        for stream in streams.values():
+            check_image_pixels(path, stream.width * stream.height, settings)
+            stream.codec_context.thread_count = 1
+        for packet in container.demux():
+            stream = streams.get(packet.stream_index)
+            if stream is not None and packet.size and stream.id not in pixels:
+                for frame in [*stream.decode(packet), *stream.decode(None)][:1]:
+                    pixels[stream.id] = frame.to_ndarray(format="rgb24")
+    if pixels.keys() != wanted:
+        raise ValueError(f"{len(wanted - pixels.keys())} of its {len(wanted)} tiles are missing")
+    return [pixels[tile] for tile in shown.tiles]
+
+
+def _together(shown: Shown, tiles: list[np.ndarray]) -> np.ndarray:
+    """The tiles side by side, cut to the grid's size."""
+    rows = [np.concatenate(tiles[at : at + shown.columns], axis=1) for at in range(0, len(tiles), shown.columns)]
+    whole = np.concatenate(rows, axis=0)
+    width, height = shown.size or (whole.shape[1], whole.shape[0])
+    return whole[:height, :width]

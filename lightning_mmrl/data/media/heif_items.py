@@ -1,0 +1,196 @@
+"""What an HEIC file shows: its primary item as one coded picture or a grid of them, from the boxes of its header.
+
+Formats: ISO/IEC 14496-12 (boxes), ISO/IEC 23008-12 (items and their properties).
+"""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis"})
+
+_MAX_HEADER_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """The primary item.
+
+    Attributes:
+        tiles: Ids of its coded pictures, row by row.
+        columns: Tiles per row.
+        size: Width and height of a grid, whose last tiles may stick out; None for a single picture.
+        turns: What is done to the pixels in this order: quarter turns counter-clockwise ("irot"), or a flip ("imir")
+            of top and bottom (0) or left and right (1).
+    """
+
+    tiles: tuple[int, ...]
+    columns: int
+    size: tuple[int, int] | None
+    turns: tuple[tuple[str, int], ...]
+
+
+def is_heif(path: Path) -> bool:
+    """Whether a file says that it is a picture coded by HEVC."""
+    with path.open("rb") as file:
+        head = file.read(256)
+    if head[4:8] != b"ftyp":
+        return False
+    end = min(len(head), int.from_bytes(head[:4], "big"))
+    return head[8:12] in BRANDS or any(head[at : at + 4] in BRANDS for at in range(16, end, 4))
+
+
+def read_shown(path: Path) -> Shown:
+    """Reads which items make up the picture.
+
+    Raises:
+        ValueError: The header is damaged or of another kind.
+    """
+    try:
+        return _Header(path).shown()
+    except (struct.error, IndexError, KeyError) as error:
+        raise ValueError("the header of the HEIC file is damaged") from error
+
+
+class _Header:
+    """The `meta` box of a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._data = _meta(path)
+        self._boxes = {name: (start, end) for name, start, end in _split(self._data, 4, len(self._data))}
+
+    def shown(self) -> Shown:
+        version, at = self._full(b"pitm")
+        primary = self._number(at, 2 if version == 0 else 4)
+        kind = self._kinds()[primary]
+        turns = tuple(self._turns(primary))
+        if kind != b"grid":
+            return Shown(tiles=(primary,), columns=1, size=None, turns=turns)
+        grid = self._content(primary)
+        wide = grid[1] & 1
+        rows, columns = grid[2] + 1, grid[3] + 1
+        size = struct.unpack_from(">II" if wide else ">HH", grid, 4)
+        tiles = self._parts(primary)
+        if len(tiles) != rows * columns:
+            raise ValueError(f"the grid has {len(tiles)} tiles and not {rows} x {columns}")
+        return Shown(tiles=tiles, columns=columns, size=size, turns=turns)
+
+    def _kinds(self) -> dict[int, bytes]:
+        """Type of each item by its id."""
+        version, at = self._full(b"iinf")
+        kinds = {}
+        for name, start, _ in _split(self._data, at + (2 if version == 0 else 4), self._boxes[b"iinf"][1]):
+            if name == b"infe":
+                wide = self._data[start] >= 3
+                id_size = 4 if wide else 2
+                kinds[self._number(start + 4, id_size)] = self._data[start + 6 + id_size : start + 10 + id_size]
+        return kinds
+
+    def _parts(self, item: int) -> tuple[int, ...]:
+        """The items that an item is derived from."""
+        version, at = self._full(b"iref")
+        size = 2 if version == 0 else 4
+        for name, start, _ in _split(self._data, at, self._boxes[b"iref"][1]):
+            if name == b"dimg" and self._number(start, size) == item:
+                count, first = self._number(start + size, 2), start + size + 2
+                return tuple(self._number(first + index * size, size) for index in range(count))
+        raise ValueError("the grid has no tiles")
+
+    def _turns(self, item: int) -> Iterator[tuple[str, int]]:
+        inner = {name: (start, end) for name, start, end in _split(self._data, *self._boxes[b"iprp"])}
+        properties = list(_split(self._data, *inner[b"ipco"]))
+        for index in self._associated(item, inner[b"ipma"][0]):
+            if index == 0:
+                continue
+            name, start, _ = properties[index - 1]
+            if name == b"irot":
+                yield "irot", self._data[start] & 3
+            if name == b"imir":
+                yield "imir", self._data[start] & 1
+
+    def _associated(self, item: int, at: int) -> list[int]:
+        """Numbers of an item's properties."""
+        version, wide = self._data[at], self._data[at + 3] & 1
+        id_size, entry_size = (2 if version < 1 else 4), (2 if wide else 1)
+        count, at = self._number(at + 4, 4), at + 8
+        for _ in range(count):
+            owner, num = self._number(at, id_size), self._data[at + id_size]
+            at += id_size + 1
+            if owner == item:
+                mask = 0x7FFF if wide else 0x7F
+                return [self._number(at + index * entry_size, entry_size) & mask for index in range(num)]
+            at += num * entry_size
+        return []
+
+    def _content(self, item: int) -> bytes:
+        """The bytes of an item that is stored in one piece."""
+        version, at = self._full(b"iloc")
+        offset_size, length_size = self._data[at] >> 4, self._data[at] & 15
+        base_size, index_size = self._data[at + 1] >> 4, self._data[at + 1] & 15 if version else 0
+        id_size = 2 if version < 2 else 4
+        count, at = self._number(at + 2, id_size), at + 2 + id_size
+        for _ in range(count):
+            owner, at = self._number(at, id_size), at + id_size
+            in_idat, at = (self._number(at, 2) & 15 == 1, at + 2) if version else (False, at)
+            base, at = self._number(at + 2, base_size), at + 2 + base_size
+            extents, at = self._number(at, 2), at + 2
+            if owner == item:
+                at += index_size
+                offset = base + self._number(at, offset_size)
+                return self._stored(offset, self._number(at + offset_size, length_size), in_idat)
+            at += extents * (index_size + offset_size + length_size)
+        raise ValueError("the grid is not stored anywhere")
+
+    def _stored(self, offset: int, length: int, in_idat: bool) -> bytes:
+        if in_idat:
+            start = self._boxes[b"idat"][0] + offset
+            return self._data[start : start + length]
+        with self._path.open("rb") as file:
+            file.seek(offset)
+            return file.read(min(length, 64))
+
+    def _full(self, name: bytes) -> tuple[int, int]:
+        """Version of a box, and where its content starts."""
+        start, _ = self._boxes[name]
+        return self._data[start], start + 4
+
+    def _number(self, at: int, size: int) -> int:
+        if at + size > len(self._data):
+            raise IndexError(at)
+        return int.from_bytes(self._data[at : at + size], "big")
+
+
+def _meta(path: Path) -> bytes:
+    """The content of the box that describes all items."""
+    size_on_disk = path.stat().st_size
+    with path.open("rb") as file:
+        at = 0
+        while at + 8 <= size_on_disk:
+            file.seek(at)
+            size, name = struct.unpack(">I4s", file.read(8))
+            start = at + 8
+            if size == 1:
+                size, start = struct.unpack(">Q", file.read(8))[0], at + 16
+            size = size or size_on_disk - at
+            if name == b"meta":
+                return file.read(min(size - (start - at), _MAX_HEADER_BYTES))
+            if size < 8:
+                break
+            at += size
+    raise ValueError("the HEIC file has no header")
+
+
+def _split(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Name, start and end of the content of each box."""
+    while at + 8 <= end:
+        size, name = struct.unpack_from(">I4s", data, at)
+        start = at + 8
+        if size == 1:
+            size, start = struct.unpack_from(">Q", data, start)[0], at + 16
+        stop = at + size if size else end
+        if stop > end or stop < start:
+            raise ValueError("a box of the HEIC file sticks out of its header")
+        yield name, start, stop
+        at = stop

@@ -1,0 +1,119 @@
+"""The channels of a sound become one, on one clock, and what is wrong with them is noticed on the way."""
+
+from pathlib import Path
+
+import numpy as np
+
+from lightning_mmrl.data.media.selection import check_order
+from lightning_mmrl.errors import MediaError
+from lightning_mmrl.types.media import MediaSettings
+
+_JITTER_S = 0.010
+"""Timestamps of a sound without gaps miss by this much at most: containers round them to 1 ms, some to a packet."""
+
+_LOUDEST = 32.0
+"""30 dB above full scale. Codecs and mixes overshoot by less; 16-bit samples stored as floats reach thousands."""
+
+_CANCELLED = 0.05
+"""Power of the mixture over the mean power of the channels: 1 for equal channels, 1/2 for two that are unrelated."""
+
+_SILENCE = 1e-8
+"""Power below -80 dB, where noise decides how channels are related."""
+
+
+class Mixdown:
+    """Collects a sound block by block as the mean of its channels.
+
+    Args:
+        path: The file, for messages.
+        rate_hz: Of all blocks.
+        settings: How long a sound may be.
+
+    Attributes:
+        peak: The largest absolute sample of any channel; NaN if one is NaN.
+    """
+
+    def __init__(self, path: Path, rate_hz: int, settings: MediaSettings) -> None:
+        self.rate_hz = rate_hz
+        self.peak = 0.0
+        self._path = path
+        self._settings = settings
+        self._pieces: list[np.ndarray] = []
+        self._size = 0
+        self._mixed_energy = 0.0
+        self._energy = 0.0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def append(self, block: np.ndarray) -> None:
+        """Adds a block float32 [channels, L] where the last one ended.
+
+        Raises:
+            MediaError: The sound is too long.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused as a whole later
+            mono = block.mean(axis=0, dtype=np.float32)
+            self.peak = float(np.maximum(self.peak, np.abs(block).max(initial=0.0)))
+            self._mixed_energy += float(np.square(mono, dtype=np.float64).sum())
+            self._energy += float(np.square(block, dtype=np.float64).mean(axis=0).sum())
+        self._add(mono)
+
+    def place(self, block: np.ndarray, start_s: float) -> None:
+        """Adds a block at its time: a gap before it becomes silence, what overlaps with earlier blocks is dropped.
+
+        Raises:
+            MediaError: The sound is too long, or its clock jumps back.
+        """
+        check_order(self._path, self._size / self.rate_hz, start_s)
+        ahead = round(start_s * self.rate_hz) - self._size
+        if abs(ahead) <= _JITTER_S * self.rate_hz and self._size:
+            ahead = 0
+        if ahead > 0:
+            self._check_duration(self._size + ahead)
+            self._add(np.zeros(ahead, dtype=np.float32))
+        kept = block[:, max(0, -ahead) :]
+        if kept.shape[1]:
+            self.append(kept)
+
+    def waveform(self) -> np.ndarray:
+        """All that was collected, float32 [L]."""
+        return np.concatenate([np.zeros(0, dtype=np.float32), *self._pieces])
+
+    def cancellation(self) -> tuple[str, ...]:
+        """A warning where the channels cancel in their mean, as with one of them wired with reversed polarity."""
+        if self._energy <= _SILENCE * self._size or self._mixed_energy > _CANCELLED * self._energy:
+            return ()
+        return (
+            f"{self._path}: its channels cancel in the mix to mono, as if one had reversed polarity; "
+            "invert that channel",
+        )
+
+    def _add(self, mono: np.ndarray) -> None:
+        self._check_duration(self._size + len(mono))
+        self._pieces.append(mono)
+        self._size += len(mono)
+
+    def _check_duration(self, size: int) -> None:
+        limit = self._settings.max_duration_s
+        if size > limit * self.rate_hz:
+            raise MediaError(f"{self._path}: its sound exceeds media.max_duration_s {limit:g}; cut the clip")
+
+
+def check_waveform(path: Path, samples: np.ndarray, rate_hz: int, peak: float) -> None:
+    """Refuses what is no sound.
+
+    Raises:
+        MediaError: A sample is not finite, or far above full scale.
+    """
+    wrong = np.flatnonzero(~np.isfinite(samples))
+    if len(wrong):
+        raise MediaError(
+            f"{path}: its sound holds NaN or infinity ({len(wrong)} of {len(samples)} samples, the first at "
+            f"{wrong[0] / rate_hz:.2f} s); write the sound anew from its source"
+        )
+    if not peak <= _LOUDEST:
+        raise MediaError(
+            f"{path}: its sound reaches {peak:g} where full scale is 1, as if whole numbers were stored as floating "
+            "point; divide the samples by their full scale (32768 for 16 bits) and save it anew"
+        )

@@ -1,0 +1,64 @@
+"""Pictures that move (GIF, APNG, WebP, AVIF) as clips, through Pillow: FFmpeg moves neither WebP nor AVIF."""
+
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from lightning_mmrl.data.media.image import DAMAGE, open_picture, rgb
+from lightning_mmrl.data.media.selection import check_duration, check_pixels, select_frames
+from lightning_mmrl.errors import MediaError
+from lightning_mmrl.types.media import DecodedVideo, MediaSettings
+from lightning_mmrl.types.records import MediaRef
+
+_SHORTEST_MS = 20
+_USUAL_MS = 100
+"""Browsers and FFmpeg show a frame that asks for less than the first number for the second one."""
+
+
+def decode_moving(path: Path, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:
+    """`num_frames` frames at the middles of equal segments of the span; transparency over white.
+
+    Raises:
+        MediaError: The file cannot be decoded, is too large, too long, or its span is empty.
+    """
+    try:
+        with open_picture(path) as image:
+            check_pixels(path, image.width * image.height, settings)
+            ends_s = frame_ends_s(path, image, settings)
+            starts_s = np.concatenate([[0.0], ends_s[:-1]])
+            chosen = select_frames(path, starts_s, ref, settings, end_s=float(ends_s[-1]))
+            pixels = {}
+            for index in sorted(set(chosen.indices)):
+                image.seek(index)
+                pixels[index] = np.array(rgb(image))
+    except Image.DecompressionBombError as error:
+        raise MediaError(f"{path}: {error}; scale the clip down") from error
+    except DAMAGE as error:
+        raise MediaError(f"{path}: video cannot be decoded ({error}); re-encode or remove the clip") from error
+    return DecodedVideo(
+        frames=np.stack([pixels[index] for index in chosen.indices]),
+        timestamps_s=chosen.timestamps_s,
+        duration_s=chosen.duration_s,
+        warnings=chosen.warnings,
+    )
+
+
+def frame_ends_s(path: Path, image: Image.Image, settings: MediaSettings) -> np.ndarray:
+    """When each frame of a moving picture gives way to the next.
+
+    Raises:
+        MediaError: The picture is too long.
+    """
+    ends_ms: list[float] = []
+    for index in count():
+        try:
+            image.seek(index)
+            image.load()  # WebP and AVIF know how long a frame lasts once it is decoded
+        except EOFError:
+            break
+        asked_ms = float(image.info.get("duration", 0))
+        ends_ms.append((ends_ms[-1] if ends_ms else 0.0) + (asked_ms if asked_ms >= _SHORTEST_MS else _USUAL_MS))
+        check_duration(path, ends_ms[-1] / 1000, settings)
+    return np.array(ends_ms) / 1000

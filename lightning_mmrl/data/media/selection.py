@@ -1,0 +1,131 @@
+"""Which frames of a clip are shown, by time alone; limits and warnings that all decoders share."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lightning_mmrl.errors import MediaError
+from lightning_mmrl.types.media import MediaSettings
+from lightning_mmrl.types.records import MediaRef
+
+_STILL_S = 0.04
+"""How long a clip of a single frame lasts."""
+
+_CLOCK_S = 1e-3
+"""A frame that starts this close to a chosen time counts as begun, so that rounding does not decide."""
+
+_BEYOND_S = 0.1
+"""By how much an `end` may miss the clip's: people round, and sound ends some samples earlier than the picture."""
+
+_LATE_S = 0.5
+"""A picture that starts later than this is worth a word."""
+
+_BACK_S = 1.0
+"""Neighbors whose times are further apart the wrong way round are not just written down in another order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """The frames of a clip that are shown.
+
+    Attributes:
+        indices: Of the frames, in the order of display.
+        timestamps_s: When each is first on show, on the clip's clock.
+        duration_s: Length of the span.
+        end_s: Where the clip ends.
+        warnings: A sentence each.
+    """
+
+    indices: tuple[int, ...]
+    timestamps_s: tuple[float, ...]
+    duration_s: float
+    end_s: float
+    warnings: tuple[str, ...]
+
+
+def select_frames(
+    path: Path, starts_s: np.ndarray, ref: MediaRef, settings: MediaSettings, end_s: float | None = None
+) -> Selection:
+    """The frames on show at the middles of `num_frames` equal segments of the span.
+
+    Args:
+        path: The clip's file, for messages.
+        starts_s: Start of each frame on the clip's clock, counted in 0.1 ms here. The first frame also stands for the
+            time before it.
+        ref: The span.
+        settings: Number of frames and limits.
+        end_s: Where the last frame ends; None lets it last as long as the average one, since demuxers disagree on it.
+
+    Raises:
+        MediaError: The clip has no frames, is too long, or its span is empty.
+    """
+    if not len(starts_s):
+        raise MediaError(f"{path}: video has no frames; re-encode or remove the clip")
+    starts_s = np.round(starts_s, 4)
+    end_s = clip_end_s(starts_s) if end_s is None else end_s
+    check_duration(path, end_s, settings)
+    first, last = ref.start_s or 0.0, end_s if ref.end_s is None else min(end_s, ref.end_s)
+    if last <= first:
+        raise MediaError(
+            f"{path}: span {ref.start_s}..{ref.end_s} s is empty in a clip of {end_s:.2f} s; fix start/end"
+        )
+    indices = frames_on_show(starts_s, first, last, settings.num_frames)
+    late = (
+        f"{path}: its picture starts {starts_s[0]:.2f} s after its sound; the first frame stands for that time"
+        if starts_s[0] > _LATE_S
+        else None
+    )
+    return Selection(
+        indices=tuple(indices),
+        timestamps_s=tuple(float(starts_s[index]) for index in indices),
+        duration_s=last - first,
+        end_s=end_s,
+        warnings=(*([late] if late else []), *beyond_the_end(path, ref, end_s)),
+    )
+
+
+def check_order(path: Path, before_s: float, after_s: float) -> None:
+    """Looks at the times of two neighbors in the order of display.
+
+    Raises:
+        MediaError: They are not on one clock, as after two recordings were put end to end.
+    """
+    if before_s - after_s > _BACK_S:
+        raise MediaError(f"{path}: its clock jumps from {before_s:.2f} s back to {after_s:.2f} s; re-encode it")
+
+
+def clip_end_s(starts_s: np.ndarray) -> float:
+    """Where a clip ends whose last frame lasts as long as the average one."""
+    if len(starts_s) == 1:
+        return float(starts_s[0]) + _STILL_S
+    return float(starts_s[-1]) + float(starts_s[-1] - starts_s[0]) / (len(starts_s) - 1)
+
+
+def frames_on_show(starts_s: np.ndarray, first_s: float, last_s: float, num_frames: int) -> Sequence[int]:
+    """Indices of the frames on show at the middles of equal segments of a span."""
+    times = first_s + (np.arange(num_frames) + 0.5) * (last_s - first_s) / num_frames
+    return np.maximum(np.searchsorted(starts_s, times + _CLOCK_S, side="right") - 1, 0).tolist()
+
+
+def beyond_the_end(path: Path, ref: MediaRef, end_s: float) -> tuple[str, ...]:
+    """A warning where a span ends after what it is cut from."""
+    if ref.end_s is None or ref.end_s <= end_s + _BEYOND_S:
+        return ()
+    return (f"{path}: end {ref.end_s:g} lies beyond the {end_s:.2f} s that its {ref.kind} lasts; correct end",)
+
+
+def check_pixels(path: Path, pixels: int, settings: MediaSettings) -> None:
+    """Raises: MediaError: A frame has too many pixels."""
+    if pixels > settings.max_pixels:
+        raise MediaError(
+            f"{path}: frames of {pixels} pixels exceed media.max_pixels {settings.max_pixels}; scale the clip down"
+        )
+
+
+def check_duration(path: Path, seconds: float, settings: MediaSettings) -> None:
+    """Raises: MediaError: A clip is too long."""
+    if seconds > settings.max_duration_s:
+        limit = settings.max_duration_s
+        raise MediaError(f"{path}: {seconds:.1f} s exceed media.max_duration_s {limit:g}; cut the clip")
