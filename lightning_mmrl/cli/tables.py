@@ -35,10 +35,12 @@ def peak_memory_gib() -> float:
 def results_table(comparison: Comparison) -> Table:
     """WAR and UAR in percent with 95 % intervals, valid format and consistency of thought and label."""
     table = Table(title="Recognition by stage, in %, with 95 % intervals")
-    for name in ("stage", "set", "samples", "WAR", "UAR", "valid format", "consistency"):
+    both_ways = any(row.num_left_out for row in comparison.results)
+    wrong = ("left out", "WAR counted wrong", "UAR counted wrong") if both_ways else ()
+    for name in ("stage", "set", "samples", "WAR", "UAR", "valid format", "consistency", *wrong):
         table.add_column(name, justify="left" if name in ("stage", "set") else "right")
     for row in comparison.results:
-        table.add_row(*_cells(row))
+        table.add_row(*_cells(row), *(_counted_wrong(row) if both_ways else ()))
     return table
 
 
@@ -63,6 +65,13 @@ def _cells(row: SetResult) -> list[str]:
         f"{100 * row.metrics['valid_format']:.1f}",
         "-" if consistency is None else f"{100 * consistency:.1f}",
     ]
+
+
+def _counted_wrong(row: SetResult) -> list[str]:
+    """How many samples were left out, and the headline with each of them as a wrong answer."""
+    if not row.num_left_out:
+        return ["0", "-", "-"]
+    return [str(row.num_left_out), *(_percent(row.counted_wrong[key]) for key in ("war", "uar"))]
 
 
 def _percent(interval: Interval, sign: str = "") -> str:

@@ -214,6 +214,10 @@ class OmniDataModule(lightning.LightningDataModule):
             self.validation_set, batch_size=self._validation.batch_size, pad_token_id=self._pad, share=self._share
         )
 
+    def num_validated(self) -> int:
+        """Samples that a validation judges, of all ranks together."""
+        return 0 if self.validation_set is None else len(self.validation_set)
+
     def refill_batch(self) -> PromptBatch:
         """This rank's share of the next batch of further prompts, for an iteration that needs more than its own.
 

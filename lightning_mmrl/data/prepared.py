@@ -1,4 +1,4 @@
-"""A manifest made ready for a model: every medium decoded and encoded once, every prompt tried, bad samples left out."""
+"""A manifest made ready for a model: media decoded and encoded once, prompts tried, what fails left out by name."""
 
 import hashlib
 from bisect import bisect_right

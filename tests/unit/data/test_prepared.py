@@ -141,11 +141,11 @@ def test_no_error_leaves_the_data_set_as_a_loop_would_take_for_its_end(root, pip
         raise error
 
     monkeypatch.setattr(pipeline.encoder, "encode_prompt", odd)
-    with pytest.raises(DataError, match="^sample a: ") as caught:
+    with pytest.raises(DataError, match=r"^sample a: ") as caught:
         list(loader)
     assert caught.value.__cause__ is error
     joined = JoinedSets([dataset])
-    with pytest.raises(DataError, match="^sample b: "):
+    with pytest.raises(DataError, match=r"^sample b: "):
         joined[Draw(index=1, serial=0)]
 
 
