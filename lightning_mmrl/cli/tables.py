@@ -8,6 +8,7 @@ from rich.table import Table
 from lightning_mmrl.config.run import Outcome
 from lightning_mmrl.curriculum.compare import Comparison, SetResult
 from lightning_mmrl.evaluation.intervals import Interval
+from lightning_mmrl.evaluation.records import COUNTED_WRONG
 from lightning_mmrl.training.console import format_seconds
 
 
@@ -33,14 +34,17 @@ def peak_memory_gib() -> float:
 
 
 def results_table(comparison: Comparison) -> Table:
-    """WAR and UAR in percent with 95 % intervals, valid format and consistency of thought and label."""
+    """WAR and UAR in percent with 95 % intervals, valid format and consistency of thought and label.
+
+    A set of which samples were left out has a second row, in which they count as wrong answers.
+    """
     table = Table(title="Recognition by stage, in %, with 95 % intervals")
-    both_ways = any(row.num_left_out for row in comparison.results)
-    wrong = ("left out", "WAR counted wrong", "UAR counted wrong") if both_ways else ()
-    for name in ("stage", "set", "samples", "WAR", "UAR", "valid format", "consistency", *wrong):
+    for name in ("stage", "set", "samples", "WAR", "UAR", "valid format", "consistency"):
         table.add_column(name, justify="left" if name in ("stage", "set") else "right")
     for row in comparison.results:
-        table.add_row(*_cells(row), *(_counted_wrong(row) if both_ways else ()))
+        table.add_row(*_cells(row))
+        if row.num_left_out:
+            table.add_row(*_cells(_counting_wrong(row)))
     return table
 
 
@@ -67,11 +71,18 @@ def _cells(row: SetResult) -> list[str]:
     ]
 
 
-def _counted_wrong(row: SetResult) -> list[str]:
-    """How many samples were left out, and the headline with each of them as a wrong answer."""
-    if not row.num_left_out:
-        return ["0", "-", "-"]
-    return [str(row.num_left_out), *(_percent(row.counted_wrong[key]) for key in ("war", "uar"))]
+def _counting_wrong(row: SetResult) -> SetResult:
+    """The same result with every sample that was left out as a wrong answer."""
+    metrics = {
+        key: row.metrics[f"{key}{COUNTED_WRONG}"] for key in row.metrics if f"{key}{COUNTED_WRONG}" in row.metrics
+    }
+    return SetResult(
+        stage=row.stage,
+        name=f"{row.name} + {row.num_left_out} left out, as wrong",
+        num_samples=row.num_samples + row.num_left_out,
+        metrics=metrics,
+        **row.counted_wrong,
+    )
 
 
 def _percent(interval: Interval, sign: str = "") -> str:
