@@ -77,8 +77,8 @@ def serve(connection: Connection, payload: bytes, limits: Limits) -> None:
     watchdog = _Watchdog(limits.soft_deadline_s)
     _listeners[:] = [lambda what: _tell(connection, watchdog, what)]
     _limit_memory(limits.memory_bytes)
-    connection.send(None)
-    with suppress(EOFError):
+    with suppress(EOFError, BrokenPipeError):  # the pool was closed
+        connection.send(None)
         while True:
             item = connection.recv()
             _report(connection, _call(function, item, watchdog))

@@ -145,11 +145,11 @@ def test_attempts_are_counted_and_the_last_one_may_take_longer(hasty, tmp_path):
 def test_a_worker_that_is_killed_while_it_starts_or_idles_is_replaced(act):
     with DeadlinePool(act, num_workers=1, deadline_s=20.0) as pool:
         for _ in range(2):
-            os.kill(pool.map([("give", 1)])[0].value[1], signal.SIGKILL)
-        assert pool.map([("divide", 2)]) == [Outcome(value=0.5)]
+            os.kill(pool.map_patiently([("give", 1)])[0].value[1], signal.SIGKILL)
+        assert pool.map_patiently([("divide", 2)]) == [Outcome(value=0.5)]
         pool.map([("exit", 1)])  # the next worker is starting now
         os.kill(pool._workers[0].process.pid, signal.SIGKILL)
-        assert pool.map([("divide", 4)]) == [Outcome(value=0.25)]
+        assert pool.map_patiently([("divide", 4)]) == [Outcome(value=0.25)]
 
 
 def test_a_worker_that_ends_by_itself_before_it_is_ready_is_not_tried_again(act):
