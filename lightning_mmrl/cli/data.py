@@ -87,12 +87,12 @@ def _inspect(options: argparse.Namespace, *, decode: bool) -> int:
         raise ConfigError("--config-dir is given without --for; add --for experiment=NAME")
     config = _experiment(options) if options.experiment else None
     # Loaded here: argument errors need no decoders.
-    from lightning_mmrl.cli.data_tables import print_report
+    from lightning_mmrl.cli.data_tables import print_report, warning_lines
     from lightning_mmrl.data.inspection import decode_inventory, take_inventory
     from lightning_mmrl.data.report import summarize
     from lightning_mmrl.training.console import ConsoleProgress
 
-    note = ENCODING_NOT_CHECKED if decode else ""
+    notes = [ENCODING_NOT_CHECKED] if decode else []
     with ConsoleProgress() as console:
         check = None
         if config is not None and guard is not None:
@@ -100,7 +100,7 @@ def _inspect(options: argparse.Namespace, *, decode: bool) -> int:
 
             check = EncodingCheck(config, options.media_root, console)
             guard = replace(guard, settings=check.parts.media_settings)
-            note = check.note(options.manifests)
+            notes = [check.note(options.manifests)]
         inventory = take_inventory(options.manifests, options.media_root, label_set(options.labels))
         if guard is not None:
             inventory = decode_inventory(
@@ -109,7 +109,7 @@ def _inspect(options: argparse.Namespace, *, decode: bool) -> int:
         if check is not None:
             inventory = check.run(inventory)
     report = summarize(inventory)
-    print_report(report, options.show, note)
+    print_report(report, options.show, [*warning_lines(report, options.show), *notes])
     if options.json is not None:
         _write_json(options.json, {**report.as_json(), "encoding_checked": check is not None})
     return 0 if report.sound else EXIT_PROBLEMS
