@@ -19,6 +19,7 @@ class WordEncoder:
     """One token per character; a video is its frames' mean levels, a sound its length."""
 
     family, fingerprint, pad_token_id, media_kinds = "Words", "words", 0, frozenset({"image", "video", "audio"})
+    max_positions = 100
 
     def encode_image(self, image):
         return {"corner": torch.tensor(image.pixels[0, 0].tolist())[None]}
@@ -54,6 +55,9 @@ class WordEncoder:
     def encode_target(self, text):
         return [*map(ord, text), 1]
 
+    def banned_token_ids(self):
+        return (ord("@"),)
+
 
 class CountingDecoder:
     """Decodes here, in reverse order, and remembers what."""
@@ -77,13 +81,16 @@ class Monitor:
     """Remembers what it hears."""
 
     def __init__(self):
-        self.steps, self.left_out = [], []
+        self.steps, self.left_out, self.warnings = [], [], []
 
     def progress(self, *step):
         self.steps.append(step)
 
     def quarantine(self, manifest, num_usable, left_out):
         self.left_out.append((manifest, num_usable, [(each.sample_id, each.reason) for each in left_out]))
+
+    def warn(self, manifest, warnings):
+        self.warnings.append((manifest, warnings))
 
 
 def pipeline(directory):

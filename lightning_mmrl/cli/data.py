@@ -3,13 +3,20 @@
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning_mmrl.cli.data_from_csv import add_from_csv
 from lightning_mmrl.cli.data_options import add_guard, guard_of, label_set
 from lightning_mmrl.errors import ConfigError
 
+if TYPE_CHECKING:
+    from lightning_mmrl.config.schema import RootConfig
+
+ENCODING_NOT_CHECKED = (
+    "encoding not checked: add --for experiment=NAME to find what the model of a training cannot take"
+)
 EXIT_PROBLEMS = 1
 """Problems were found and reported; a bad argument gives 2."""
 
@@ -30,9 +37,20 @@ def _add_validate(commands: Any) -> None:
     parser = commands.add_parser(
         "validate",
         help="decode everything and report what cannot be used",
-        description="Read every line, decode every medium. Exit code 0 if all is usable, 1 if problems were found.",
+        description="Read every line, decode every medium, and with --for encode all as an experiment would. Exit code "
+        "0 if all is usable, 1 if problems were found.",
     )
     _add_manifests(parser)
+    parser.add_argument(
+        "--for",
+        dest="experiment",
+        nargs="+",
+        action="extend",
+        metavar="OVERRIDE",
+        help="encode as this experiment's training would, such as --for experiment=own_clips model=...; its data.media "
+        "sets the limits",
+    )
+    parser.add_argument("--config-dir", metavar="DIR", help="a folder of your own configs for --for")
     add_guard(parser)
     parser.set_defaults(call=lambda options: _inspect(options, decode=True))
 
@@ -44,7 +62,7 @@ def _add_stats(commands: Any) -> None:
         description="Read every line and look up every file, without decoding. Exit codes as of validate.",
     )
     _add_manifests(parser)
-    parser.set_defaults(call=lambda options: _inspect(options, decode=False))
+    parser.set_defaults(call=lambda options: _inspect(options, decode=False), experiment=None, config_dir=None)
 
 
 def _add_manifests(parser: argparse.ArgumentParser) -> None:
@@ -65,23 +83,56 @@ def _inspect(options: argparse.Namespace, *, decode: bool) -> int:
     if options.json is not None and not options.json.parent.is_dir():
         raise ConfigError(f"--json {options.json}: its folder does not exist; create it or name another file")
     guard = guard_of(options) if decode else None
+    if options.config_dir is not None and not options.experiment:
+        raise ConfigError("--config-dir is given without --for; add --for experiment=NAME")
+    config = _experiment(options) if options.experiment else None
     # Loaded here: argument errors need no decoders.
-    from lightning_mmrl.cli.data_tables import print_report
+    from lightning_mmrl.cli.data_tables import print_report, warning_lines
     from lightning_mmrl.data.inspection import decode_inventory, take_inventory
     from lightning_mmrl.data.report import summarize
     from lightning_mmrl.training.console import ConsoleProgress
 
-    inventory = take_inventory(options.manifests, options.media_root, label_set(options.labels))
-    if guard is not None:
-        with ConsoleProgress() as console:
+    notes = [ENCODING_NOT_CHECKED] if decode else []
+    with ConsoleProgress() as console:
+        check = None
+        if config is not None and guard is not None:
+            from lightning_mmrl.config.encoding_checks import EncodingCheck
+
+            check = EncodingCheck(config, options.media_root, console)
+            guard = replace(guard, settings=check.parts.media_settings)
+            notes = [check.note(options.manifests)]
+        inventory = take_inventory(options.manifests, options.media_root, label_set(options.labels))
+        if guard is not None:
             inventory = decode_inventory(
                 inventory, guard, lambda done, total: console.update("decoding media", done, total)
             )
+        if check is not None:
+            inventory = check.run(inventory)
     report = summarize(inventory)
-    print_report(report, options.show)
+    print_report(report, options.show, [*warning_lines(report, options.show), *notes])
     if options.json is not None:
-        _write_json(options.json, report.as_json())
+        _write_json(options.json, {**report.as_json(), "encoding_checked": check is not None})
     return 0 if report.sound else EXIT_PROBLEMS
+
+
+def _experiment(options: argparse.Namespace) -> "RootConfig":
+    """The configuration that --for names; data.root is --media-root unless it says otherwise.
+
+    Raises:
+        ConfigError: It is refused, or a limit is given that is the experiment's own.
+    """
+    given = [name for name in ("max_duration_s", "max_pixels", "max_bytes") if getattr(options, name) is not None]
+    if given:
+        flag = given[0].replace("_", "-")
+        raise ConfigError(f"--{flag} is given with --for, whose data.media.{given[0]} counts; set that behind --for")
+    from lightning_mmrl.cli.hydra_app import run_with_config
+
+    overrides = list(options.experiment)
+    if not any(override.lstrip("+").startswith("data.root=") for override in overrides):
+        overrides.append(f"data.root={json.dumps(str(options.media_root))}")
+    own = [] if options.config_dir is None else ["--config-dir", options.config_dir]
+    [config] = run_with_config(lambda config: config, "mmrl data validate", [*own, *overrides])
+    return config
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -17,8 +17,8 @@ def report_console() -> Console:
     return Console(highlight=False, width=None if Console().is_terminal else 120)
 
 
-def print_report(report: Report, num_shown: int) -> None:
-    """What is wrong, then what the splits hold."""
+def print_report(report: Report, num_shown: int, notes: Sequence[str] = ()) -> None:
+    """What is wrong, then what the splits hold; the notes stand before the last line."""
     console = report_console()
     print_problems(console, report.problems, num_shown)
     console.print(splits_table(report))
@@ -29,8 +29,17 @@ def print_report(report: Report, num_shown: int) -> None:
     for finding in report.findings:
         word = "error" if finding.severe else "warning"
         console.print(f"{word}: {finding.what}: {finding.num}, such as {finding.example}", markup=False, soft_wrap=True)
+    for note in notes:
+        console.print(note, markup=False, soft_wrap=True)
     num_bad = len(report.problems)
     console.print(f"{report.num_samples} samples usable, {num_bad} bad", markup=False)
+
+
+def warning_lines(report: Report, num_shown: int) -> list[str]:
+    """The first warnings about labels and of decoders, a line each, and how many more there are."""
+    lines = [f"warning: {warning}" for warning in report.warnings[:num_shown]]
+    num = len(report.warnings)
+    return lines if num <= num_shown else [*lines, f"... and {num - num_shown} more warnings; --show {num} shows all"]
 
 
 def print_problems(console: Console, problems: Sequence[Problem], num_shown: int) -> None:

@@ -98,7 +98,7 @@ def evaluate(config: RootConfig, checkpoint: Path) -> None:
                 parts.encoder(checkpoint)  # refuses what is not on the hub, before a dataset is generated for it
             directory = writable(Path(config.output_dir)) / config.run_name / "evaluations" / name
             parts.ensure_data()
-        evaluate_all = CheckpointEvaluator(parts, last_stage=name)
+        evaluate_all = CheckpointEvaluator(parts, last_stage=name, afresh=True)
         if not group.leads:
             evaluate_all(checkpoint, directory, name, None)
             return

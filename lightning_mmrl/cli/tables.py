@@ -8,6 +8,7 @@ from rich.table import Table
 from lightning_mmrl.config.run import Outcome
 from lightning_mmrl.curriculum.compare import Comparison, SetResult
 from lightning_mmrl.evaluation.intervals import Interval
+from lightning_mmrl.evaluation.records import COUNTED_WRONG
 from lightning_mmrl.training.console import format_seconds
 
 
@@ -33,12 +34,17 @@ def peak_memory_gib() -> float:
 
 
 def results_table(comparison: Comparison) -> Table:
-    """WAR and UAR in percent with 95 % intervals, valid format and consistency of thought and label."""
+    """WAR and UAR in percent with 95 % intervals, valid format and consistency of thought and label.
+
+    A set of which samples were left out has a second row, in which they count as wrong answers.
+    """
     table = Table(title="Recognition by stage, in %, with 95 % intervals")
     for name in ("stage", "set", "samples", "WAR", "UAR", "valid format", "consistency"):
         table.add_column(name, justify="left" if name in ("stage", "set") else "right")
     for row in comparison.results:
         table.add_row(*_cells(row))
+        if row.num_left_out:
+            table.add_row(*_cells(_counting_wrong(row)))
     return table
 
 
@@ -63,6 +69,20 @@ def _cells(row: SetResult) -> list[str]:
         f"{100 * row.metrics['valid_format']:.1f}",
         "-" if consistency is None else f"{100 * consistency:.1f}",
     ]
+
+
+def _counting_wrong(row: SetResult) -> SetResult:
+    """The same result with every sample that was left out as a wrong answer."""
+    metrics = {
+        key: row.metrics[f"{key}{COUNTED_WRONG}"] for key in row.metrics if f"{key}{COUNTED_WRONG}" in row.metrics
+    }
+    return SetResult(
+        stage=row.stage,
+        name=f"{row.name} + {row.num_left_out} left out, as wrong",
+        num_samples=row.num_samples + row.num_left_out,
+        metrics=metrics,
+        **row.counted_wrong,
+    )
 
 
 def _percent(interval: Interval, sign: str = "") -> str:

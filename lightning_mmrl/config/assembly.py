@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 from lightning_mmrl.config import targets
 from lightning_mmrl.config.schema import AdapterConfig, RootConfig, SamplingConfig, StageDataConfig, TrainerConfig
 from lightning_mmrl.data.datamodules import Source, ValidationFeed
+from lightning_mmrl.data.exclusions import EXCLUSIONS, Exclusions
 from lightning_mmrl.data.media.cache import MediaCache
 from lightning_mmrl.data.media.guard import GuardedDecoder
 from lightning_mmrl.data.prepared import MediaPipeline, Quarantined
@@ -87,6 +88,12 @@ class Assembly:
         """Shows and writes down what happens to the data."""
         path = Path(self.config.output_dir) / self.config.run_name / "quarantine.jsonl"
         return ConsoleMonitor(self.console, path if self.group.leads else None)
+
+    @cached_property
+    def exclusions(self) -> Exclusions:
+        """Which samples the run leaves out."""
+        directory = Path(self.config.output_dir) / self.config.run_name
+        return Exclusions(directory / EXCLUSIONS, decides=self.group.leads)
 
     def pipeline(self, encoder: Any) -> MediaPipeline:
         """How media become tensors for one encoder."""
@@ -196,7 +203,7 @@ class Assembly:
             "data.build",
             directory=self.data_root,
             workers=self.config.data.media.decode_workers,
-            on_progress=lambda done, total: self.console.update("generating clips", done, total),
+            on_progress=lambda done, total: self.console.update("generating samples", done, total),
         )
 
     def validation_feed(self) -> ValidationFeed | None:
@@ -224,10 +231,14 @@ class Assembly:
 
 @dataclass(frozen=True)
 class ConsoleMonitor:
-    """Implements `DataMonitor`: progress on the console, left-out samples there and in a file, if there is one."""
+    """Implements `DataMonitor`: progress on the console, left-out samples there and in a file, if there is one.
+
+    What several stages would say alike is said once.
+    """
 
     console: ConsoleProgress
     path: Path | None
+    told: set[tuple[str, ...]] = field(default_factory=set)
 
     def progress(self, description: str, done: int, total: int) -> None:
         """Shows how far decoding is."""
@@ -235,8 +246,10 @@ class ConsoleMonitor:
 
     def quarantine(self, manifest: str, num_usable: int, left_out: Sequence[Quarantined]) -> None:
         """Names the first samples that were left out, and writes each down once for the whole run."""
-        if self.path is None:
+        news = (manifest, *(item.sample_id for item in left_out))
+        if self.path is None or news in self.told:
             return
+        self.told.add(news)
         total = num_usable + len(left_out)
         self.console.say(f"{manifest}: {len(left_out)} of {total} samples left out, all named in {self.path}")
         for item in left_out[:3]:
@@ -249,6 +262,21 @@ class ConsoleMonitor:
             new.pop(old, None)
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(row + "\n" for row in new.values())
+
+    def warn(self, manifest: str, warnings: Sequence[str]) -> None:
+        """Says what decoders find odd, each once; of many the first."""
+        new = [text for text in warnings if (text,) not in self.told]
+        self.told.update((text,) for text in new)
+        if self.path is None:
+            return
+        for text in new[:_MAX_WARNINGS]:
+            self.console.say(f"{manifest}: warning: {text}")
+        if len(new) > _MAX_WARNINGS:
+            rest = len(new) - _MAX_WARNINGS
+            self.console.say(f"{manifest}: {rest} more such warnings; mmrl data validate shows all")
+
+
+_MAX_WARNINGS = 10
 
 
 def _without_reason(row: str) -> str:

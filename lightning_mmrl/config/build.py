@@ -19,6 +19,7 @@ from lightning_mmrl.config.specs import bound, flattened
 from lightning_mmrl.curriculum.attempt import STATES
 from lightning_mmrl.curriculum.handoff import SEAL, check_handoff
 from lightning_mmrl.data.datamodules import Feed, OmniDataModule, eval_loader
+from lightning_mmrl.data.exclusions import EXCLUSIONS, Exclusions
 from lightning_mmrl.data.prepared import PreparedSet
 from lightning_mmrl.data.sampler import ModalityDropout, Share
 from lightning_mmrl.data.schema import read_manifest
@@ -30,7 +31,7 @@ from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.plain import TrackedRun
 from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
-from lightning_mmrl.stages.evaluate import EvaluationModule
+from lightning_mmrl.stages.evaluate import EvaluationModule, ExaminedSet
 from lightning_mmrl.stages.optimize import UpdateSettings
 from lightning_mmrl.stages.rollout_table import PASS_COMPONENT, RolloutTable
 from lightning_mmrl.stages.values import CriticSettings
@@ -129,6 +130,7 @@ class StageBuilder:
             feed=feed,
             validation=parts.validation_feed() if stage.validate_every else None,
             monitor=parts.monitor,
+            exclusions=parts.exclusions,
         )
 
     def _module(
@@ -159,6 +161,7 @@ class StageBuilder:
                 sharding=settings.sharding,
                 apart=parts.group.interruption.apart,
                 refill=datamodule.refill_batch,
+                num_validated=datamodule.num_validated,
                 pass_part=PASS_COMPONENT if stage.rewards is None else stage.rewards.pass_part,
             ),
             "examiner": parts.examiner(policy, encoder) if stage.validate_every else None,
@@ -225,11 +228,18 @@ def build_algorithm(stage: StageConfig, make: Callable[..., Any], path: str) -> 
 
 
 class CheckpointEvaluator:
-    """Implements `Evaluator`: every configured set, and its ablations where they are asked for."""
+    """Implements `Evaluator`: every configured set, and its ablations where they are asked for.
 
-    def __init__(self, assembly: Assembly, last_stage: str) -> None:
+    Args:
+        assembly: The parts of the run.
+        last_stage: The stage that is evaluated without a modality as well.
+        afresh: True decides anew which samples are left out, for an evaluation that is no part of a run.
+    """
+
+    def __init__(self, assembly: Assembly, last_stage: str, *, afresh: bool = False) -> None:
         self._assembly = assembly
         self._last_stage = last_stage
+        self._afresh = afresh
 
     def __call__(self, checkpoint: Path, directory: Path, stage: str, run: TrackedRun | None) -> Mapping[str, float]:
         """Metrics keyed `<set>/<metric>`."""
@@ -243,11 +253,12 @@ class CheckpointEvaluator:
             encoder = parts.encoder(checkpoint)
             policy = parts.policy(checkpoint, encoder, 1.0)
             ablate = settings.ablation_stages == "all" or stage == self._last_stage
-            loaders = self._loaders(encoder, ["full", *(settings.ablations if ablate else [])])
+            variants = ["full", *(settings.ablations if ablate else [])]
+            loaders = self._loaders(encoder, variants, self._exclusions(directory))
         module = EvaluationModule(
             policy,
             parts.examiner(policy, encoder),
-            set_names=list(loaders),
+            sets=[_examined(name, loader.dataset) for name, loader in loaders.items()],
             directory=directory,
             bootstrap=ClusterBootstrap(num_resamples=settings.num_resamples),
             ranks=parts.trainer_settings.ranks,
@@ -265,7 +276,16 @@ class CheckpointEvaluator:
             for key, value in result["metrics"].items()
         }
 
-    def _loaders(self, encoder: Any, variants: list[str]) -> dict[str, Any]:
+    def _exclusions(self, directory: Path) -> Exclusions:
+        parts = self._assembly
+        if not self._afresh:
+            return parts.exclusions
+        path = directory / EXCLUSIONS
+        if parts.group.leads:
+            path.unlink(missing_ok=True)
+        return Exclusions(path, decides=parts.group.leads)
+
+    def _loaders(self, encoder: Any, variants: list[str], exclusions: Exclusions) -> dict[str, Any]:
         parts, settings = self._assembly, self._assembly.config.evaluation
         pipeline = parts.pipeline(encoder)
         loaders = {}
@@ -277,6 +297,7 @@ class CheckpointEvaluator:
                 pipeline=pipeline,
                 template=parts.template,
                 supervised=False,
+                exclusions=exclusions,
             )
             prepared.prepare(manifest, parts.monitor)
             for variant in variants:
@@ -288,3 +309,9 @@ class CheckpointEvaluator:
                     share=Share(rank=parts.group.rank, world_size=parts.group.world_size),
                 )
         return loaders
+
+
+def _examined(name: str, prepared: PreparedSet) -> ExaminedSet:
+    reasons = [each.reason for each in prepared.quarantined]
+    left_out = tuple(zip(prepared.excluded, reasons, strict=True))
+    return ExaminedSet(name=name, num_samples=len(prepared), left_out=left_out)

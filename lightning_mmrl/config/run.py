@@ -70,7 +70,8 @@ def run_curriculum(
     with parts.group.first():
         directory = writable(Path(config.output_dir)) / config.run_name
         parts.ensure_data()
-    check_data(config)
+    for warning in check_data(config):
+        parts.console.say(f"warning: {warning}")
     specs = stage_specs(config, manifest_digests(config))
     build, evaluate = StageBuilder(parts, specs), CheckpointEvaluator(parts, specs[-1].name)
     if not parts.group.leads:

@@ -2,18 +2,22 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap, Interval
-from lightning_mmrl.evaluation.records import Prediction
+from lightning_mmrl.evaluation.records import COUNTED_WRONG, Prediction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetResult:
-    """One stage on one evaluation set (`test`, or `test-silent` for an ablation); fractions, not percent."""
+    """One stage on one evaluation set (`test`, or `test-silent` for an ablation); fractions, not percent.
+
+    `num_left_out` samples of the set could not be used. If there are any, `counted_wrong` has the intervals of `war`
+    and `uar` with each of them as a wrong answer of its class.
+    """
 
     stage: str
     name: str
@@ -21,6 +25,8 @@ class SetResult:
     metrics: dict[str, float]
     war: Interval
     uar: Interval
+    num_left_out: int = 0
+    counted_wrong: dict[str, Interval] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +97,12 @@ def _result(stage: str, name: str, entry: dict[str, Any]) -> SetResult:
         metrics=entry["metrics"],
         war=Interval(**entry["intervals"]["war"]),
         uar=Interval(**entry["intervals"]["uar"]),
+        num_left_out=len(entry.get("left_out", ())),
+        counted_wrong={
+            key.removesuffix(COUNTED_WRONG): Interval(**interval)
+            for key, interval in entry["intervals"].items()
+            if key.endswith(COUNTED_WRONG)
+        },
     )
 
 

@@ -13,6 +13,7 @@ import lightning
 from torch.utils.data import DataLoader
 
 from lightning_mmrl.data.collate import collate_prompts, collate_targets
+from lightning_mmrl.data.exclusions import Exclusions
 from lightning_mmrl.data.prepared import DataMonitor, JoinedSets, MediaPipeline, PreparedSet
 from lightning_mmrl.data.sampler import Draw, DrawSampler, ModalityDropout, Share, SourceRows, Variant
 from lightning_mmrl.data.schema import read_manifest
@@ -122,6 +123,7 @@ class OmniDataModule(lightning.LightningDataModule):
         feed: What the stage trains on.
         validation: What the stage is validated on, if anything.
         monitor: Hears of decoding.
+        exclusions: Which samples the run leaves out; None decides afresh.
 
     Raises:
         DataError: A manifest cannot be used, or has a medium that this module or the model does not take.
@@ -139,6 +141,7 @@ class OmniDataModule(lightning.LightningDataModule):
         feed: Feed,
         validation: ValidationFeed | None = None,
         monitor: DataMonitor,
+        exclusions: Exclusions | None = None,
     ) -> None:
         super().__init__()
         self._feed = feed
@@ -153,7 +156,14 @@ class OmniDataModule(lightning.LightningDataModule):
         def opened(root: Path, manifest: str, supervised: bool, limit: int | None) -> PreparedSet:
             samples = read_manifest(root / manifest, root)[:limit]
             self.check_kinds(manifest, samples)
-            found = PreparedSet(samples, media_root=root, pipeline=pipeline, template=template, supervised=supervised)
+            found = PreparedSet(
+                samples,
+                media_root=root,
+                pipeline=pipeline,
+                template=template,
+                supervised=supervised,
+                exclusions=exclusions,
+            )
             found.check(manifest)
             return found
 
@@ -204,6 +214,10 @@ class OmniDataModule(lightning.LightningDataModule):
             self.validation_set, batch_size=self._validation.batch_size, pad_token_id=self._pad, share=self._share
         )
 
+    def num_validated(self) -> int:
+        """Samples that a validation judges, of all ranks together."""
+        return 0 if self.validation_set is None else len(self.validation_set)
+
     def refill_batch(self) -> PromptBatch:
         """This rank's share of the next batch of further prompts, for an iteration that needs more than its own.
 
@@ -217,7 +231,10 @@ class OmniDataModule(lightning.LightningDataModule):
             self._further = iter(further)
         self._num_refills += 1
         rows = JoinedSets(self.train_sets)
-        return collate_prompts([rows[draw] for draw in next(self._further)], pad_token_id=self._pad)
+        draws = next(self._further, None)
+        if draws is None:
+            raise DataError("there are no further prompts; this must not happen, since their order has no end")
+        return collate_prompts([rows[draw] for draw in draws], pad_token_id=self._pad)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Counts a batch that is about to be trained on."""

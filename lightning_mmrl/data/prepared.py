@@ -1,22 +1,25 @@
-"""A manifest made ready for a model: every medium decoded and encoded once, bad clips in quarantine."""
+"""A manifest made ready for a model: media decoded and encoded once, prompts tried, what fails left out by name."""
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate, count
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_mmrl.data.collate import EncodedSample
+from lightning_mmrl.data.exclusions import Exclusions, context_of
 from lightning_mmrl.data.media.cache import MediaCache, media_key
 from lightning_mmrl.data.media.guard import DecodeTask, GuardedDecoder
 from lightning_mmrl.data.sampler import Draw, Variant
 from lightning_mmrl.data.schema import read_manifest, resolve_media
-from lightning_mmrl.errors import DataError, MediaError
+from lightning_mmrl.errors import DataError, MediaError, MmrlError
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.protocols.tensors import PromptEncoder
 from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo, MediaSettings
@@ -25,11 +28,13 @@ from lightning_mmrl.workers.pool import Outcome
 
 
 class DataMonitor(Protocol):
-    """Hears of decoding: how far it is, and which samples were left out."""
+    """Hears of decoding: how far it is, which samples were left out, and what decoders find odd."""
 
     def progress(self, description: str, done: int, total: int) -> None: ...
 
     def quarantine(self, manifest: str, num_usable: int, left_out: Sequence["Quarantined"]) -> None: ...
+
+    def warn(self, manifest: str, warnings: Sequence[str]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,12 +51,24 @@ class MediaPipeline:
         return media_key(path, ref, self.settings, self.encoder.fingerprint)
 
     def encode(self, decoded: DecodedImage | DecodedVideo | DecodedAudio) -> dict[str, Tensor]:
-        """Model inputs of one decoded medium."""
+        """Model inputs of one decoded medium.
+
+        Raises:
+            MediaError: The encoder refuses it, or makes values that are not finite.
+        """
         if isinstance(decoded, DecodedImage):
-            return self.encoder.encode_image(decoded)
-        if isinstance(decoded, DecodedVideo):
-            return self.encoder.encode_video(decoded)
-        return self.encoder.encode_audio(decoded)
+            encoded = self.encoder.encode_image(decoded)
+        elif isinstance(decoded, DecodedVideo):
+            encoded = self.encoder.encode_video(decoded)
+        else:
+            encoded = self.encoder.encode_audio(decoded)
+        for name, tensor in encoded.items():
+            bad = 0 if not tensor.is_floating_point() else int((~torch.isfinite(tensor)).sum())
+            if bad:
+                raise MediaError(
+                    f"{bad} of {tensor.numel()} encoded values ({name}) are not finite; re-encode the file"
+                )
+        return encoded
 
     def altered(self, encoded: dict[str, Tensor], kind: MediaKind, variant: Variant) -> dict[str, Tensor]:
         """An encoded medium as the variant shows it: sound silent, or pictures and clips grey."""
@@ -81,6 +98,7 @@ class PreparedSet(Dataset[EncodedSample]):
         pipeline: How media become tensors.
         template: Prompt template.
         supervised: True if each sample must end with an assistant turn, the target.
+        exclusions: Which samples were left out before; None decides afresh.
     """
 
     def __init__(
@@ -91,9 +109,13 @@ class PreparedSet(Dataset[EncodedSample]):
         pipeline: MediaPipeline,
         template: PromptTemplate,
         supervised: bool,
+        exclusions: Exclusions | None = None,
     ) -> None:
         self.samples = list(samples)
+        self.excluded: tuple[Sample, ...] = ()
         self.quarantined: tuple[Quarantined, ...] = ()
+        self._exclusions = exclusions or Exclusions()
+        self._prepared = False
         self._root = media_root
         self._pipeline = pipeline
         self._template = template
@@ -127,45 +149,90 @@ class PreparedSet(Dataset[EncodedSample]):
                     )
 
     def prepare(self, manifest: str, monitor: DataMonitor) -> None:
-        """Decodes and encodes what the cache lacks, and moves samples with a bad medium to `quarantined`.
+        """Decodes and encodes what the cache lacks, tries every prompt, and moves what cannot be used to `quarantined`.
+
+        Whether a sample is used is decided once, here; later it is as it was decided.
 
         Raises:
-            DataError: A sample cannot be used, or no sample is left.
+            DataError: A sample cannot be used at all, was used before and cannot be read now, or no sample is left.
         """
+        if self._prepared:
+            return
         self.check(manifest)
-        missing = self._missing_media()
-        failures: dict[str, str] = {}
-        keys, done = list(missing), count(1)
-
-        def store(index: int, outcome: Outcome) -> None:
-            key = keys[index]
-            reason = outcome.error
-            if reason is None:
-                try:
-                    self._pipeline.cache.put(key, self._pipeline.encode(outcome.value))
-                except (MediaError, ValueError) as error:
-                    reason = str(error)
-            if reason is not None:
-                path = str(missing[key].path)
-                failures[key] = reason if path in reason else f"{path}: {reason}"
-            monitor.progress(f"preparing {manifest}", next(done), len(keys))
-
-        self._pipeline.decoder.decode_all(list(missing.values()), store)
-        self._set_aside(failures)
+        name = f"{self._root / manifest} {self._context}"
+        decided = self._exclusions.decided(name, self.samples)
+        reasons = {sample_id: reason for sample_id, reason in decided.items() if reason is not None}
+        undecided = [sample for sample in self.samples if sample.id not in decided]
+        if undecided and not self._exclusions.decides:
+            raise DataError(
+                f"{manifest}: rank 0 decided nothing about sample {undecided[0].id} in {self._exclusions.path}; "
+                "put the run folder on a file system that all ranks share"
+            )
+        used = decided.keys() - reasons.keys()
+        candidates = [sample for sample in self.samples if sample.id not in reasons]
+        faults = self._faults(manifest, monitor, candidates, tried=used)
+        for sample_id in used & faults.keys():
+            raise DataError(
+                f"{manifest}: sample {sample_id} was used before in this run and cannot be now: {faults[sample_id]}; "
+                "restore the file, without which the run cannot continue as it began, or set a new run_name"
+            )
+        self._set_aside({**reasons, **faults})
+        if undecided:
+            self._exclusions.decide(name, undecided, faults)
+        self._prepared = True
         if self.quarantined:
             monitor.quarantine(manifest, len(self.samples), self.quarantined)
 
+    def faults(self, manifest: str, monitor: DataMonitor) -> dict[str, str]:
+        """By id, why a sample cannot be used: what `prepare` would leave out if it decided now."""
+        return self._faults(manifest, monitor, self.samples, tried=())
+
     def __getitem__(self, draw: Draw) -> EncodedSample:
         sample = self.samples[draw.index]
+        try:
+            return self._encoded(sample, draw.variant)
+        except Exception as error:
+            if _short_of_memory(error):
+                raise
+            # Not as it is: a loop over a loader takes a StopIteration for the end of the data.
+            raise DataError(f"sample {sample.id}: {_words(error)}") from error
+
+    def _encoded(self, sample: Sample, variant: Variant) -> EncodedSample:
+        encoder = self._pipeline.encoder
         turns, target = _turns(sample, self._template, self._supervised)
         media, keys = [], []
         for ref in sample.media:
-            key, shown = self._load(ref, draw.variant)
+            key, shown = self._load(ref, variant)
             media.append(shown)
             keys.append(key)
-        prompt = self._pipeline.encoder.encode_prompt(turns, self._template.prefill, media)
-        ids = tuple(self._pipeline.encoder.encode_target(target)) if target is not None else ()
+        prompt = encoder.encode_prompt(turns, self._template.prefill, media)
+        ids = tuple(encoder.encode_target(target)) if target is not None else ()
+        if self._supervised:
+            self._check_target(ids, int(prompt["next_position"]))
         return EncodedSample(sample=sample, prompt=prompt, target_ids=ids, media_key=_joined_key(keys))
+
+    def _check_target(self, ids: Sequence[int], first: int) -> None:
+        if not self._banned.isdisjoint(ids):
+            raise DataError(
+                "its target holds a token that stands for media, which the model can never say; take it out of the "
+                "assistant turn"
+            )
+        limit = self._pipeline.encoder.max_positions
+        if first + len(ids) > limit:
+            raise DataError(
+                f"its prompt and target take {first + len(ids)} positions, and the model has {limit}; shorten them"
+            )
+
+    @cached_property
+    def _banned(self) -> frozenset[int]:
+        return frozenset(self._pipeline.encoder.banned_token_ids())
+
+    @cached_property
+    def _context(self) -> str:
+        """What decides beside the files whether a sample can be used; with other settings it is decided anew."""
+        encoder = self._pipeline.encoder
+        model = (encoder.family, encoder.fingerprint, encoder.max_positions)
+        return context_of(self._supervised, self._pipeline.settings, model, self._template)
 
     def _load(self, ref: MediaRef, variant: Variant) -> tuple[str, dict[str, Tensor]]:
         """What the model is shown of a medium, and a key for it."""
@@ -174,30 +241,86 @@ class PreparedSet(Dataset[EncodedSample]):
         shown = self._pipeline.altered(encoded, ref.kind, variant)
         return key if shown is encoded else f"{key}/{variant}", shown
 
-    def _missing_media(self) -> dict[str, DecodeTask]:
-        tasks = {}
-        for sample in self.samples:
-            for ref in sample.media:
-                path = self._path(ref)
-                key = self._pipeline.key(path, ref)
-                if key not in tasks and key not in self._pipeline.cache:
-                    tasks[key] = DecodeTask(path=path, ref=ref, settings=self._pipeline.settings)
-        return tasks
+    def _faults(
+        self, manifest: str, monitor: DataMonitor, samples: Sequence[Sample], tried: Collection[str]
+    ) -> dict[str, str]:
+        """By id, why samples cannot be used; prompts of samples that were tried before are not tried again."""
+        by_path = self._encode_media(manifest, monitor, samples)
+        found: dict[str, str] = {}
+        pending = sum(sample.id not in tried for sample in samples)
+        done = count(1)
+        for sample in samples:
+            reason = next((by_path[ref] for ref in sample.media if ref in by_path), None)
+            if sample.id not in tried:
+                reason = reason or self._prompt_fault(sample)
+                monitor.progress(f"trying prompts of {manifest}", next(done), pending)
+            if reason is not None:
+                found[sample.id] = reason
+        return found
 
-    def _set_aside(self, failures: Mapping[str, str]) -> None:
-        if not failures:
+    def _prompt_fault(self, sample: Sample) -> str | None:
+        try:
+            self._encoded(sample, "full")
+        except Exception as error:
+            if _short_of_memory(error):
+                raise
+            return _words(error)
+        return None
+
+    def _encode_media(self, manifest: str, monitor: DataMonitor, samples: Sequence[Sample]) -> dict[MediaRef, str]:
+        """Decodes and encodes each medium that the cache lacks; why it cannot be, for those that cannot."""
+        keys: dict[MediaRef, str] = {}
+        failures: dict[MediaRef, str] = {}
+        for ref in dict.fromkeys(ref for sample in samples for ref in sample.media):
+            path = self._path(ref)
+            try:
+                keys[ref] = self._pipeline.key(path, ref)
+            except OSError as error:
+                failures[ref] = f"{path}: cannot be read ({error.strerror})"
+        missing = {key: ref for ref, key in keys.items() if key not in self._pipeline.cache}
+        tasks = [
+            DecodeTask(path=self._path(ref), ref=ref, settings=self._pipeline.settings) for ref in missing.values()
+        ]
+        order = list(missing)
+        reasons: dict[str, str] = {}
+        warnings: list[str] = []
+        done = count(1)
+
+        def store(index: int, outcome: Outcome) -> None:
+            key, path = order[index], str(tasks[index].path)
+            reason, encoded = self._encoded_medium(outcome)
+            if encoded is not None:
+                warnings.extend(outcome.value.warnings)
+                self._pipeline.cache.put(key, encoded)
+            if reason is not None:
+                reasons[key] = reason if path in reason else f"{path}: {reason}"
+            monitor.progress(f"preparing {manifest}", next(done), len(tasks))
+
+        self._pipeline.decoder.decode_all(tasks, store)
+        if warnings:
+            monitor.warn(manifest, list(dict.fromkeys(warnings)))
+        return failures | {ref: reasons[key] for ref, key in keys.items() if key in reasons}
+
+    def _encoded_medium(self, outcome: Outcome) -> tuple[str | None, dict[str, Tensor] | None]:
+        """Why there are no tensors of a medium, or the tensors."""
+        if outcome.error is not None:
+            return outcome.error, None
+        try:
+            return None, self._pipeline.encode(outcome.value)
+        except Exception as error:  # whatever an encoder raises is about what it was given
+            if _short_of_memory(error):
+                raise
+            return _words(error), None
+
+    def _set_aside(self, reasons: Mapping[str, str]) -> None:
+        if not reasons:
             return
-        usable, bad = [], []
-        for sample in self.samples:
-            keys = [self._pipeline.key(self._path(ref), ref) for ref in sample.media]
-            reason = next((failures[key] for key in keys if key in failures), None)
-            if reason is None:
-                usable.append(sample)
-            else:
-                bad.append(Quarantined(sample_id=sample.id, reason=reason))
+        usable = [sample for sample in self.samples if sample.id not in reasons]
+        bad = [sample for sample in self.samples if sample.id in reasons]
         if not usable:
-            raise DataError(f"all {len(bad)} samples failed to decode; the first: {bad[0].reason}")
-        self.samples, self.quarantined = usable, (*self.quarantined, *bad)
+            raise DataError(f"all {len(bad)} samples cannot be used; the first: {reasons[bad[0].id]}")
+        self.samples, self.excluded = usable, tuple(bad)
+        self.quarantined = tuple(Quarantined(sample_id=sample.id, reason=reasons[sample.id]) for sample in bad)
 
     def _path(self, ref: MediaRef) -> Path:
         return resolve_media(ref.path, self._root, f"medium {ref.path}")
@@ -206,6 +329,16 @@ class PreparedSet(Dataset[EncodedSample]):
 def _joined_key(keys: Sequence[str]) -> str:
     """One key for the media of a prompt in their order; "" for none."""
     return hashlib.sha256("\n".join(keys).encode()).hexdigest() if keys else ""
+
+
+def _words(error: Exception) -> str:
+    """An error in words: ours are sentences, others need their type."""
+    return str(error) if isinstance(error, MmrlError) else f"{type(error).__name__}: {error}"
+
+
+def _short_of_memory(error: Exception) -> bool:
+    """True for what says nothing of a sample; torch has no type for it on the CPU."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
 
 
 def check_turns(manifest: str, samples: Sequence[Sample], template: PromptTemplate, *, supervised: bool) -> None:

@@ -1,13 +1,14 @@
 """Figures of an inventory: what each split holds, what is wrong, and what two splits share that they must not."""
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from lightning_mmrl.data.inspection import Inventory, MediaKey
+from lightning_mmrl.data.label_findings import label_findings
 from lightning_mmrl.data.media.examine import MediaFacts
 from lightning_mmrl.data.schema import Entry, Problem
 from lightning_mmrl.types.records import Sample
@@ -64,17 +65,18 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """Everything that `mmrl data validate` and `stats` show."""
+    """Everything that `mmrl data validate` and `stats` show.
+
+    `num_samples` counts a usable sample once, in however many manifests it stands. `warnings` are sentences about
+    labels and of decoders.
+    """
 
     splits: tuple[SplitFigures, ...]
     problems: tuple[Problem, ...]
     findings: tuple[Finding, ...]
+    warnings: tuple[str, ...]
     decoded: bool
-
-    @property
-    def num_samples(self) -> int:
-        """Usable samples."""
-        return sum(split.num_samples for split in self.splits)
+    num_samples: int
 
     @property
     def sound(self) -> bool:
@@ -84,7 +86,7 @@ class Report:
     def as_json(self) -> dict[str, Any]:
         """Plain values, all problems included."""
         counts = {group: len(problems) for group, problems in by_group(self.problems).items()}
-        return {"sound": self.sound, "num_samples": self.num_samples, "problems_by_group": counts, **asdict(self)}
+        return {"sound": self.sound, "problems_by_group": counts, **asdict(self)}
 
 
 def by_group(problems: Iterable[Problem]) -> dict[str, list[Problem]]:
@@ -107,12 +109,38 @@ def summarize(inventory: Inventory) -> Report:
         for name, entries in (groups or {path.stem: []}).items():
             rows.append(_split(name, entries, num_bad, inventory))
             num_bad = 0  # a bad line tells no split: it counts once, under the first
+    distinct = _distinct(inventory)
     return Report(
         splits=tuple(rows),
         problems=inventory.problems,
         findings=tuple(_findings(inventory)),
+        warnings=(*_label_warnings(rows, distinct), *_decoder_warnings(inventory)),
         decoded=bool(inventory.facts),
+        num_samples=len(distinct),
     )
+
+
+def _distinct(inventory: Inventory) -> list[Sample]:
+    """Each sample once: lines with the same id and the same media, or the same question without any, are one."""
+    found: dict[Hashable, Sample] = {}
+    for entry in inventory.entries:
+        media = inventory.media[entry.file, entry.line]
+        found.setdefault((entry.sample.id, media or _question(entry.sample)), entry.sample)
+    return list(found.values())
+
+
+def _label_warnings(splits: Sequence[SplitFigures], samples: Sequence[Sample]) -> Iterable[str]:
+    """What looks like a mistake in the labels of all samples, and splits with one class if there are several."""
+    labels = Counter(sample.solution for sample in samples if sample.solution is not None)
+    yield from label_findings(labels)
+    if len(labels) > 1:
+        for split in splits:
+            if len(split.labels) == 1:
+                yield from (f"{split.name}: {finding}" for finding in label_findings(split.labels))
+
+
+def _decoder_warnings(inventory: Inventory) -> Iterable[str]:
+    return dict.fromkeys(warning for facts in inventory.facts.values() for warning in facts.warnings)
 
 
 def _table_name(entry: Entry) -> str:

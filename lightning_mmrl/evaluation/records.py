@@ -14,6 +14,9 @@ from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.prompts.scanner import scan
 from lightning_mmrl.types.records import Completion, Sample
 
+COUNTED_WRONG = "_counted_wrong"
+"""Ends the names of figures in which samples that were left out count as wrong answers of their classes."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:

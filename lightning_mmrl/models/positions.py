@@ -54,8 +54,15 @@ class Span:
 
     @property
     def num_markers(self) -> int:
-        """Markers before the first placeholder."""
-        return next(index for index, kind in enumerate(self.kinds) if kind is not None)
+        """Markers before the first placeholder.
+
+        Raises:
+            MediaError: There is none: the medium is too short or too small to make a token.
+        """
+        first = next((index for index, kind in enumerate(self.kinds) if kind is not None), None)
+        if first is None:
+            raise MediaError("a medium makes no token: it is too short or too small; use a longer or larger one")
+        return first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +154,7 @@ def prompt_positions(kinds: Sequence[str | None], spans: Iterable[Span]) -> tupl
         spans: The prompt's media in order.
 
     Raises:
-        MediaError: The tokens that stand for media are not those of the spans.
+        MediaError: The tokens that stand for media are not those of the spans, or a medium has none.
     """
     kinds = tuple(kinds)
     pieces, place, position = [torch.zeros(3, 0, dtype=torch.long)], 0, 0

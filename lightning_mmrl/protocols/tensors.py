@@ -137,6 +137,7 @@ class PromptEncoder(Protocol):
     `encode_prompt` returns `input_ids` [P], `position_ids` [3, P], `next_position` [1] and the media tensors under the
     family's own names; encoded media are mappings of tensors that may be cached under `fingerprint`. `family` is
     its name for messages; `media_kinds` are the kinds it reads; encoding another kind raises MediaError.
+    `max_positions` is how many positions a prompt and its answer may take; `banned_token_ids` are never sampled.
     """
 
     @property
@@ -150,6 +151,11 @@ class PromptEncoder(Protocol):
 
     @property
     def media_kinds(self) -> frozenset[MediaKind]: ...
+
+    @property
+    def max_positions(self) -> int: ...
+
+    def banned_token_ids(self) -> Sequence[int]: ...
 
     def encode_image(self, image: DecodedImage) -> dict[str, Tensor]: ...
 

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import zip_longest
 
+from lightning_mmrl.errors import StageError
 from lightning_mmrl.evaluation.consistency import CueLexicon
 from lightning_mmrl.evaluation.emotion import EmotionMetrics
 from lightning_mmrl.evaluation.records import Prediction, judge
@@ -11,6 +13,7 @@ from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
 from lightning_mmrl.protocols.tensors import RolloutEngine
 from lightning_mmrl.types.batches import PromptBatch
+from lightning_mmrl.types.records import Completion, Sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +42,10 @@ class Examiner:
             for sample, completion in zip(prompts.samples, rollout.completions, strict=True)
         ]
 
+    def unanswered(self, sample: Sample) -> Prediction:
+        """What counts as the answer to a sample that could not be asked: nothing, which is wrong."""
+        return judge(sample, Completion(text="", num_tokens=0, truncated=False), self.matcher, self.lexicon)
+
     def new_metrics(self) -> EmotionMetrics:
         """An empty metric over the matcher's labels; it counts what it is given, on whatever rank it was judged."""
         metrics = EmotionMetrics(self.matcher.labels)
@@ -47,11 +54,18 @@ class Examiner:
 
 
 class Validation:
-    """Metrics over one walk of all ranks through the validation prompts; every rank gets the same values."""
+    """Metrics over one walk of all ranks through the validation prompts; every rank gets the same values.
 
-    def __init__(self, examiner: Examiner, ranks: Ranks = ALONE) -> None:
+    Args:
+        examiner: Asks and judges.
+        ranks: The processes that share the prompts.
+        num_samples: Says how many samples all ranks have together; None if that is not known.
+    """
+
+    def __init__(self, examiner: Examiner, ranks: Ranks = ALONE, num_samples: Callable[[], int] | None = None) -> None:
         self._examiner = examiner
         self._ranks = ranks
+        self._num_samples = num_samples
         self._judged: list[list[Prediction]] = []
 
     def step(self, prompts: PromptBatch) -> None:
@@ -59,9 +73,16 @@ class Validation:
         self._judged.append(self._examiner.examine(prompts))
 
     def finish(self) -> dict[str, float]:
-        """The metrics, and a fresh start."""
+        """The metrics, and a fresh start.
+
+        Raises:
+            StageError: Fewer samples were judged than there are.
+        """
         metrics = self._examiner.new_metrics()
-        metrics.update(all_predictions(self._judged, self._ranks))
+        predictions = all_predictions(self._judged, self._ranks)
+        if self._num_samples is not None:
+            require_all("the validation", predictions, self._num_samples())
+        metrics.update(predictions)
         self._judged = []
         return metrics.compute()
 
@@ -72,11 +93,25 @@ def all_predictions(judged: Sequence[Sequence[Prediction]], ranks: Ranks) -> lis
     A rank whose share of a batch would be empty repeats a sample of another (`data.datamodules.eval_loader`).
     """
     found: dict[str, Prediction] = {}
-    for batch in zip(*ranks.gather(judged), strict=True):
+    for batch in zip_longest(*ranks.gather(judged), fillvalue=()):  # a loop that was cut short has fewer
         for share in batch:
             for prediction in share:
                 found.setdefault(prediction.sample_id, prediction)
     return list(found.values())
+
+
+def require_all(what: str, predictions: Sequence[Prediction], num_samples: int) -> None:
+    """Holds the number of judged samples against that of the set, so that no walk ends early without a word.
+
+    Raises:
+        StageError: They differ.
+    """
+    if len(predictions) != num_samples:
+        last = f" after sample {predictions[-1].sample_id}" if predictions else ""
+        raise StageError(
+            f"{what} judged {len(predictions)} of {num_samples} samples: its loop ended early{last}; nothing was "
+            "written, since metrics of a part would pass for those of the whole"
+        )
 
 
 HEADLINE = ("war", "uar", "valid_format", "consistency", "grounded")

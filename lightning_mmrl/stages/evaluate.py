@@ -3,35 +3,46 @@
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning
 
 from lightning_mmrl.evaluation.figures import save_confusion_figure
-from lightning_mmrl.evaluation.intervals import ClusterBootstrap
-from lightning_mmrl.evaluation.records import Prediction
+from lightning_mmrl.evaluation.intervals import ClusterBootstrap, Interval
+from lightning_mmrl.evaluation.records import COUNTED_WRONG, Prediction
 from lightning_mmrl.models.parallelize import Sharding
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
-from lightning_mmrl.stages.answers import Examiner, all_predictions
+from lightning_mmrl.stages.answers import Examiner, all_predictions, headline, require_all
 from lightning_mmrl.stages.context import place
 from lightning_mmrl.types.batches import PromptBatch
+from lightning_mmrl.types.records import Sample
 
 SUMMARY = "evaluation.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExaminedSet:
+    """What a test loader holds: so many samples of a set, and those that were left out with the reasons."""
+
+    name: str
+    num_samples: int
+    left_out: Sequence[tuple[Sample, str]] = ()
 
 
 class EvaluationModule(lightning.LightningModule):
     """Examines every set of the trainer's test loaders and writes what it finds below `directory`.
 
     For each set: `<set>.jsonl` with one prediction per line and `<set>.png` with the confusion matrix.
-    `evaluation.json`, written last, holds the metrics and the intervals of all sets.
+    `evaluation.json`, written last, holds the metrics and the intervals of all sets, and names the samples that were
+    left out. If there are any, the headline comes twice: without them, and with each as a wrong answer of its class.
 
     Args:
         policy: The model, so that the trainer moves it to its device.
         examiner: Asks and judges.
-        set_names: Names of the test loaders, in their order.
+        sets: What the test loaders hold, in their order.
         directory: Where results go.
         bootstrap: Interval estimator.
         ranks: The processes that share the sets; rank 0 writes.
@@ -43,7 +54,7 @@ class EvaluationModule(lightning.LightningModule):
         policy: Policy,
         examiner: Examiner,
         *,
-        set_names: Sequence[str],
+        sets: Sequence[ExaminedSet],
         directory: Path,
         bootstrap: ClusterBootstrap,
         ranks: Ranks = ALONE,
@@ -53,12 +64,12 @@ class EvaluationModule(lightning.LightningModule):
         self.policy = policy
         self.results: dict[str, dict[str, Any]] = {}
         self._examiner = examiner
-        self._names = list(set_names)
+        self._sets = list(sets)
         self._directory = directory
         self._bootstrap = bootstrap
         self._ranks = ranks
         self._sharding = sharding
-        self._predictions: list[list[list[Prediction]]] = [[] for _ in self._names]
+        self._predictions: list[list[list[Prediction]]] = [[] for _ in self._sets]
 
     def configure_model(self) -> None:
         """Spreads the policy over the ranks."""
@@ -69,30 +80,48 @@ class EvaluationModule(lightning.LightningModule):
         self._predictions[dataloader_idx].append(self._examiner.examine(batch))
 
     def on_test_epoch_end(self) -> None:
-        """Computes and writes the results of all sets."""
+        """Computes and writes the results of all sets.
+
+        Raises:
+            StageError: Fewer samples were judged than a set holds.
+        """
+        found = {
+            each.name: all_predictions(judged, self._ranks)
+            for each, judged in zip(self._sets, self._predictions, strict=True)
+        }
+        for each in self._sets:
+            require_all(f"the evaluation on {each.name}", found[each.name], each.num_samples)
         writes = self._ranks.rank == 0
         if writes:
             self._directory.mkdir(parents=True, exist_ok=True)
-        for name, judged in zip(self._names, self._predictions, strict=True):
-            predictions = all_predictions(judged, self._ranks)
-            self.results[name] = self._summarise(predictions)
+        for each in self._sets:
+            self.results[each.name] = self._summarise(found[each.name], each.left_out)
             if writes:
-                self._write(name, predictions)
+                self._write(each.name, found[each.name])
         if not writes:
             return
         partial = self._directory / (SUMMARY + ".tmp")
         partial.write_text(json.dumps(self.results, indent=2) + "\n", encoding="utf-8")
         os.replace(partial, self._directory / SUMMARY)
 
-    def _summarise(self, predictions: list[Prediction]) -> dict[str, Any]:
-        metrics = self._examiner.new_metrics()
-        metrics.update(predictions)
-        intervals = self._bootstrap.intervals(predictions, self._examiner.matcher.labels)
+    def _summarise(self, predictions: list[Prediction], left_out: Sequence[tuple[Sample, str]]) -> dict[str, Any]:
+        values, intervals = self._measured(predictions)
+        if left_out:
+            wrong = [self._examiner.unanswered(sample) for sample, _ in left_out]
+            more, wider = self._measured([*predictions, *wrong])
+            values |= {f"{key}{COUNTED_WRONG}": value for key, value in headline(more).items()}
+            intervals |= {f"{key}{COUNTED_WRONG}": interval for key, interval in wider.items()}
         return {
             "num_samples": len(predictions),
-            "metrics": metrics.compute(),
+            "left_out": [{"sample_id": sample.id, "reason": reason} for sample, reason in left_out],
+            "metrics": values,
             "intervals": {key: asdict(interval) for key, interval in intervals.items()},
         }
+
+    def _measured(self, predictions: list[Prediction]) -> tuple[dict[str, float], dict[str, Interval]]:
+        metrics = self._examiner.new_metrics()
+        metrics.update(predictions)
+        return metrics.compute(), self._bootstrap.intervals(predictions, self._examiner.matcher.labels)
 
     def _write(self, name: str, predictions: list[Prediction]) -> None:
         metrics = self._examiner.new_metrics()

@@ -36,7 +36,7 @@ class StageModule(lightning.LightningModule):
         self._context = context
         self._ending = Ending(context.stop_when, context.cooldown_steps)
         self._ranks = context.ranks
-        self._validation = Validation(examiner, context.ranks) if examiner is not None else None
+        self._validation = Validation(examiner, context.ranks, context.num_validated) if examiner is not None else None
 
     def configure_model(self) -> None:
         """Spreads the policy over the ranks."""

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from multiprocessing.connection import wait
 from typing import Any, Self
@@ -21,6 +21,13 @@ from lightning_mmrl.workers.serving import Announced, Limits, Outcome, serve
 
 _START_LIMIT_S = 120.0
 _EXIT_GRACE_S = 1.0
+_MAX_LOST_STARTS = 3
+"""Workers in a row that may be killed before they are ready, by whatever kills processes on this machine."""
+
+ATTEMPTS = 4
+"""How often `map_patiently` calls an item whose worker died or ran out of time."""
+LAST_PATIENCE = 2.0
+"""How many deadlines the last of them may take: a machine that is busy for a while is no fault of the item."""
 
 
 class WorkerError(MmrlError):
@@ -56,11 +63,12 @@ class DeadlinePool:
         self._limits = limits or Limits()
         self._deadline_s = deadline_s
         self._process_name = process_name
+        self._lost_starts = 0
         self._workers: list[_Worker] = []
         try:
             self._workers += [self._new_worker() for _ in range(num_workers)]
-            for worker in self._workers:
-                worker.await_ready()
+            for slot in range(num_workers):
+                self._await_ready(slot)
         except BaseException:
             self.close()
             raise
@@ -76,6 +84,7 @@ class DeadlinePool:
         *,
         budget_s: float = float("inf"),
         on_done: Callable[[int, Outcome], None] | None = None,
+        patience: float = 1.0,
     ) -> list[Outcome]:
         """Outcomes in the order of the items.
 
@@ -83,11 +92,13 @@ class DeadlinePool:
             items: Picklable arguments.
             budget_s: Seconds for the whole batch; items not finished by then get an error.
             on_done: Called with index and outcome as each item ends, in order of completion.
+            patience: How many deadlines an item may take.
 
         Raises:
             WorkerError: A replacement worker cannot start; the pool is closed then.
         """
-        batch = _Batch(items=items, end=time.monotonic() + budget_s, on_done=on_done)
+        deadline_s = patience * self._deadline_s
+        batch = _Batch(items=items, end=time.monotonic() + budget_s, deadline_s=deadline_s, on_done=on_done)
         try:
             while batch.num_unsettled and time.monotonic() < batch.end:
                 self._assign(batch)
@@ -99,6 +110,36 @@ class DeadlinePool:
         finally:
             self._abandon_items()
         return batch.final_outcomes(f"batch budget of {budget_s} s exceeded")
+
+    def map_patiently(
+        self, items: Sequence[Any], *, on_done: Callable[[int, Outcome], None] | None = None
+    ) -> list[Outcome]:
+        """As `map`, but an item that was lost is called again, alone; its error says how often if it never ended.
+
+        So a worker that something else killed or stopped does not decide what becomes of its item.
+
+        Raises:
+            WorkerError: As `map`.
+        """
+
+        def settled(index: int, outcome: Outcome) -> None:
+            if on_done is not None and not outcome.lost:
+                on_done(index, outcome)
+
+        outcomes = self.map(items, on_done=settled)
+        for index, outcome in enumerate(outcomes):
+            if outcome.lost:
+                outcomes[index] = self._again(items[index], outcome)
+                if on_done is not None:
+                    on_done(index, outcomes[index])
+        return outcomes
+
+    def _again(self, item: Any, outcome: Outcome) -> Outcome:
+        for attempt in range(2, ATTEMPTS + 1):
+            [outcome] = self.map([item], patience=LAST_PATIENCE if attempt == ATTEMPTS else 1.0)
+            if not outcome.lost:
+                return outcome
+        return replace(outcome, error=f"{outcome.error}, the last of {ATTEMPTS} attempts")
 
     def close(self) -> None:
         """Ends all workers; those still busy are killed. May be called again."""
@@ -123,7 +164,7 @@ class DeadlinePool:
             while worker.idle and batch.pending:
                 item = batch.pending.popleft()
                 try:
-                    worker.give(item, batch.items[item], self._deadline_s)
+                    worker.give(item, batch.items[item], batch.deadline_s)
                 except OSError:  # it died while idle, which is no fault of the item
                     batch.pending.appendleft(item)
                     self._replace(slot)
@@ -146,11 +187,13 @@ class DeadlinePool:
             outcome = worker.take()
         except (EOFError, OSError) as error:
             if worker.item is None:
-                raise worker.start_failure() from error
+                self._restart(slot, worker.start_failure(), error)
+                return
             worker.end(grace_s=_EXIT_GRACE_S)
             batch.settle(worker.item, worker.failed(f"worker died with exit code {worker.process.exitcode}"))
             self._replace(slot)
             return
+        self._lost_starts = 0
         if outcome is not None and worker.item is not None:
             batch.settle(worker.item, outcome)
             worker.item = None
@@ -159,16 +202,38 @@ class DeadlinePool:
         now = time.monotonic()
         for slot, worker in enumerate(self._workers):
             if worker.item is not None and now >= worker.deadline:
-                batch.settle(worker.item, worker.failed(f"deadline of {self._deadline_s} s exceeded"))
+                batch.settle(worker.item, worker.failed(f"deadline of {batch.deadline_s} s exceeded"))
                 self._replace(slot)
             elif not worker.ready and now >= worker.deadline:
-                raise WorkerError(f"a worker did not start within {_START_LIMIT_S} s")
+                self._restart(slot, worker.late())
 
     def _abandon_items(self) -> None:
         """Kills the workers that still hold an item, so that the next call does not meet an old result."""
         for slot, worker in enumerate(self._workers):
             if worker.item is not None:
                 self._replace(slot)
+
+    def _await_ready(self, slot: int) -> None:
+        """Blocks until a worker has loaded the function."""
+        while not self._workers[slot].ready:
+            try:
+                self._workers[slot].await_ready()
+            except TimeoutError as error:
+                self._restart(slot, self._workers[slot].late(), error)
+            except (EOFError, OSError) as error:
+                self._restart(slot, self._workers[slot].start_failure(), error)
+
+    def _restart(self, slot: int, failure: WorkerError, cause: BaseException | None = None) -> None:
+        """Replaces a worker that never was ready, if that may have been the machine's fault.
+
+        Raises:
+            WorkerError: It ended by itself, or too many in a row were lost.
+        """
+        ended_itself = (self._workers[slot].process.exitcode or 0) > 0
+        self._lost_starts += 1
+        if ended_itself or self._lost_starts > _MAX_LOST_STARTS:
+            raise failure from cause
+        self._replace(slot)
 
     def _replace(self, slot: int) -> None:
         self._workers[slot].end(grace_s=0.0)
@@ -181,6 +246,7 @@ class _Batch:
 
     items: Sequence[Any]
     end: float
+    deadline_s: float
     on_done: Callable[[int, Outcome], None] | None
     outcomes: list[Outcome | None] = field(init=False)
     pending: deque[int] = field(init=False)
@@ -228,16 +294,18 @@ class _Worker:
     def await_ready(self) -> None:
         """Blocks until the function is loaded."""
         if not self.connection.poll(max(0.0, self.deadline - time.monotonic())):
-            raise WorkerError(f"a worker did not start within {_START_LIMIT_S} s")
-        try:
-            self.take()
-        except (EOFError, OSError) as error:
-            raise self.start_failure() from error
+            raise TimeoutError
+        self.take()
 
     def start_failure(self) -> WorkerError:
         """Ends a worker that died before it was ready and says how."""
         self.end(grace_s=_EXIT_GRACE_S)
         return WorkerError(f"a worker died at its start with exit code {self.process.exitcode}")
+
+    def late(self) -> WorkerError:
+        """Kills a worker that is not ready in time and says so."""
+        self.end(grace_s=0.0)
+        return WorkerError(f"a worker did not start within {_START_LIMIT_S} s")
 
     def give(self, item: int, argument: Any, deadline_s: float) -> None:
         self.connection.send(argument)
@@ -257,7 +325,7 @@ class _Worker:
 
     def failed(self, error: str) -> Outcome:
         """The outcome of an item that took its worker down or was taken from it."""
-        return Outcome(error=error, doing=self.doing)
+        return Outcome(error=error, doing=self.doing, lost=True)
 
     def end(self, grace_s: float) -> None:
         """Waits `grace_s` seconds for its exit, kills its process group and reaps it; later calls do nothing."""

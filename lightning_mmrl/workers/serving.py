@@ -37,11 +37,16 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """The value a call returned, or in `error` why there is none; `doing` is what it announced last."""
+    """The value a call returned, or in `error` why there is none; `doing` is what it announced last.
+
+    With `lost` the call was not heard to its end, since its worker died or was killed at the deadline. That may be the
+    item's fault or the machine's: another attempt can end otherwise.
+    """
 
     value: Any = None
     error: str | None = None
     doing: str | None = None
+    lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +77,8 @@ def serve(connection: Connection, payload: bytes, limits: Limits) -> None:
     watchdog = _Watchdog(limits.soft_deadline_s)
     _listeners[:] = [lambda what: _tell(connection, watchdog, what)]
     _limit_memory(limits.memory_bytes)
-    connection.send(None)
-    with suppress(EOFError):
+    with suppress(EOFError, BrokenPipeError):  # the pool was closed
+        connection.send(None)
         while True:
             item = connection.recv()
             _report(connection, _call(function, item, watchdog))

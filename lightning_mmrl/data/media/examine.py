@@ -72,7 +72,7 @@ class Guard:
 
         workers = min(self.num_workers, len(tasks))
         with DeadlinePool(examination, num_workers=workers, deadline_s=self.deadline_s) as pool:
-            outcomes = pool.map(tasks, on_done=count)
+            outcomes = pool.map_patiently(tasks, on_done=count)
         return [
             outcome
             if outcome.error is None or str(task.path) in outcome.error

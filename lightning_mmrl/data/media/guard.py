@@ -65,7 +65,7 @@ class GuardedDecoder:
         with DeadlinePool(decode, num_workers=min(self._workers, len(tasks)), deadline_s=self._deadline_s) as pool:
             for start in range(0, len(tasks), BATCH):
                 chunk = tasks[start : start + BATCH]
-                pool.map(chunk, on_done=lambda index, outcome, base=start: on_done(base + index, outcome))
+                pool.map_patiently(chunk, on_done=lambda index, outcome, base=start: on_done(base + index, outcome))
 
 
 BATCH = 64

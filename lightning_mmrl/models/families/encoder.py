@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.errors import ConfigError, DataError
 from lightning_mmrl.models.families import qwen_media
 from lightning_mmrl.models.families.family import Family
 from lightning_mmrl.models.families.qwen_media import Encoded
@@ -94,6 +94,17 @@ class QwenEncoder:
         return self.kinds
 
     @cached_property
+    def max_positions(self) -> int:
+        """Positions that the model was made for, as its configuration says; YaRN multiplies those it started from.
+
+        Not the tokenizer's limit, which counts tokens: a clip's tokens share positions.
+        """
+        config = self.config.get_text_config()
+        scaling = config.rope_parameters or {}
+        stretched = scaling.get("factor", 1.0) * (scaling.get("original_max_position_embeddings") or 0)
+        return max(config.max_position_embeddings, int(stretched))
+
+    @cached_property
     def layout(self) -> MediaLayout:
         """How media lie in a prompt."""
         return self.parts.layout(self.config, self.position_rule)
@@ -154,11 +165,17 @@ class QwenEncoder:
 
         Raises:
             MediaError: The media are not those of the tags, or of a kind that the model does not read.
+            DataError: The prompt is longer than the model's positions.
         """
         text, spans = self.insert_media(self.render(messages) + prefill, media)
         ids = self.tokenizer(text, return_tensors="pt").input_ids[0]
         kinds = {token_id: kind for kind, token_id in qwen_media.placeholder_ids(self.config, self.kinds).items()}
         positions, next_position = prompt_positions([kinds.get(token_id) for token_id in ids.tolist()], spans)
+        if next_position > self.max_positions:
+            raise DataError(
+                f"a prompt of {len(ids)} tokens takes {next_position} positions, and the model has "
+                f"{self.max_positions}; shorten its text or its media"
+            )
         return {
             "input_ids": ids,
             "position_ids": positions,

@@ -109,6 +109,9 @@ class OmniEncoder(VisionEncoder):
 
         The processor pads with zeros to its window before the spectrogram; one analysis window of zeros gives the same
         valid frames.
+
+        Raises:
+            MediaError: The sound is longer than the model's window, or too short for one token.
         """
         extractor = self.processor.feature_extractor
         num_samples = len(audio.waveform)
@@ -119,11 +122,17 @@ class OmniEncoder(VisionEncoder):
                 "cut it with start/end in the manifest"
             )
         num_frames = -(-num_samples // extractor.hop_length)
+        mask = torch.ones(1, num_frames, dtype=torch.int32)
+        if not audio_rows(mask):
+            raise MediaError(
+                f"sound of {1000 * audio.duration_s:.3g} ms is too short: the model makes no token of it; "
+                "use a longer one or remove its <audio> tag"
+            )
         padded = np.zeros(num_samples + 2 * extractor.n_fft, dtype=np.float32)
         padded[:num_samples] = audio.waveform
         out = extractor(padded, sampling_rate=audio.sample_rate_hz, padding="longest", return_tensors="pt")
         features = out[AUDIO_FEATURES][:, :, :num_frames].contiguous()
-        return {AUDIO_FEATURES: features, AUDIO_MASK: torch.ones(1, num_frames, dtype=torch.int32)}
+        return {AUDIO_FEATURES: features, AUDIO_MASK: mask}
 
     def silent_audio(self, encoded: Encoded) -> dict[str, Tensor]:
         """The same sound with every sample zero."""
@@ -150,10 +159,11 @@ class OmniEncoder(VisionEncoder):
     def insert(self, place: str, waiting: Waiting) -> tuple[str, Sequence[Span]]:
         """What stands at a place of the prompt, for the next one of the waiting media of its kind."""
         if place == self.tokens["audio"]:
-            span = self.layout.sound(_num_tokens(next(waiting["audio"])))
+            span = self.layout.sound(_num_tokens(qwen_media.taken(waiting, "audio")))
             return place * len(span.kinds), (span,)
         if place == self._clip_and_sound:
-            return self.insert_sounding_clip(next(waiting["video"]), next(waiting["audio"]))
+            clip, sound = qwen_media.taken(waiting, "video"), qwen_media.taken(waiting, "audio")
+            return self.insert_sounding_clip(clip, sound)
         return super().insert(place, waiting)
 
     def insert_sounding_clip(self, clip: Encoded, sound: Encoded) -> tuple[str, Sequence[Span]]:

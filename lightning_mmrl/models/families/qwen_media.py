@@ -29,6 +29,11 @@ TIMES = frozenset({VIDEO_SECONDS, VIDEO_TIMES})
 """Keys that positions and text need, and no tower."""
 _VISION_KEYS = {"image": (IMAGE_PIXELS, IMAGE_GRID), "video": (VIDEO_PIXELS, VIDEO_GRID)}
 
+ENCODING = 2
+"""Counts changes of what is handed to the processors, so that no cache holds what an earlier version made."""
+CHANNEL_AXIS = "channels_last"
+"""Of decoded pictures; a processor that is not told takes 3 rows for the three colors."""
+
 Encoded = Mapping[str, Tensor]
 """One medium as tensors."""
 
@@ -90,7 +95,7 @@ def unreadable(family: str, kinds: Iterable[MediaKind], kind: MediaKind) -> Medi
 
 def fingerprint(parts: Iterable[Any]) -> str:
     """Hash of the settings of the processors that turn media into tensors."""
-    state = json.dumps([part.to_dict() for part in parts], sort_keys=True, default=str)
+    state = json.dumps([ENCODING, *(part.to_dict() for part in parts)], sort_keys=True, default=str)
     return hashlib.sha256(state.encode()).hexdigest()[:16]
 
 
@@ -101,13 +106,15 @@ def banned_ids(tokenizer: Any, media_ids: Iterable[int], vocab_size: int) -> tup
 
 def encode_image(image_processor: Any, image: DecodedImage) -> dict[str, Tensor]:
     """Patches [patches, features] and grid [1, 3] of one picture."""
-    out = image_processor(images=[image.pixels], return_tensors="pt")
+    out = image_processor(images=[image.pixels], input_data_format=CHANNEL_AXIS, return_tensors="pt")
     return {IMAGE_PIXELS: out[IMAGE_PIXELS], IMAGE_GRID: out[IMAGE_GRID]}
 
 
 def encode_video(video_processor: Any, video: DecodedVideo) -> dict[str, Tensor]:
     """Patches [patches, features], grid [1, 3] and seconds per temporal patch [1] of one clip."""
-    out = video_processor(videos=[video.frames], do_sample_frames=False, return_tensors="pt")
+    out = video_processor(
+        videos=[video.frames], input_data_format=CHANNEL_AXIS, do_sample_frames=False, return_tensors="pt"
+    )
     seconds = video_processor.temporal_patch_size / video.sampled_fps
     return {
         VIDEO_PIXELS: out[VIDEO_PIXELS],
@@ -134,13 +141,15 @@ def blank_video(video_processor: Any, encoded: Mapping[str, Tensor]) -> dict[str
 @lru_cache(maxsize=16)
 def _grey_image(image_processor: Any, height: int, width: int) -> Tensor:
     grey = np.full((height, width, 3), 128, dtype=np.uint8)
-    return image_processor(images=[grey], do_resize=False, return_tensors="pt")[IMAGE_PIXELS]
+    out = image_processor(images=[grey], input_data_format=CHANNEL_AXIS, do_resize=False, return_tensors="pt")
+    return out[IMAGE_PIXELS]
 
 
 @lru_cache(maxsize=16)
 def _grey_video(video_processor: Any, num_frames: int, height: int, width: int) -> Tensor:
     grey = np.full((num_frames, height, width, 3), 128, dtype=np.uint8)
-    return video_processor(videos=[grey], do_resize=False, do_sample_frames=False, return_tensors="pt")[VIDEO_PIXELS]
+    how = {"input_data_format": CHANNEL_AXIS, "do_resize": False, "do_sample_frames": False, "return_tensors": "pt"}
+    return video_processor(videos=[grey], **how)[VIDEO_PIXELS]
 
 
 def tower_inputs(media: Sequence[Encoded]) -> dict[str, Tensor]:
@@ -151,6 +160,8 @@ def tower_inputs(media: Sequence[Encoded]) -> dict[str, Tensor]:
 
 def _cat_frames(tensors: Sequence[Tensor]) -> Tensor:
     """Concatenates along the first axis; a ragged last axis (audio frames) is right-padded with zeros."""
+    if len(tensors) == 1:
+        return tensors[0]
     if tensors[0].dim() < 2 or len({tensor.shape[-1] for tensor in tensors}) == 1:
         return torch.cat(list(tensors))
     width = max(tensor.shape[-1] for tensor in tensors)
@@ -203,17 +214,39 @@ def by_kind(text: str, tokens: Mapping[MediaKind, str], media: Sequence[Encoded]
     return waiting
 
 
+def taken(waiting: Mapping[MediaKind, Iterator[Encoded]], kind: MediaKind) -> Encoded:
+    """The next of the media that `by_kind` found.
+
+    Raises:
+        MediaError: None of this kind is left.
+    """
+    medium = next(waiting[kind], None)
+    if medium is None:
+        raise MediaError(f"a prompt has more places for <{kind}> media than media; mark each medium with its tag once")
+    return medium
+
+
 def vision_features(
     model: Any, tensors: Mapping[str, Tensor], rows_of: Callable[[Any], Iterable[Tensor]]
 ) -> dict[str, Tensor]:
     """Runs the vision tower once over all pictures and clips of the batch; rows [tokens, width], keyed by kind.
 
     `rows_of` takes the rows of each medium out of what the tower returned.
+
+    Raises:
+        MediaError: The tower returned rows of more or fewer media than it was given.
     """
     present = {kind: keys for kind, keys in _VISION_KEYS.items() if keys[0] in tensors}
     if not present:
         return {}
     pixels = torch.cat([tensors[pixels] for pixels, _ in present.values()])
     grid = torch.cat([tensors[grid] for _, grid in present.values()])
-    rows = iter(rows_of(model.get_image_features(pixels, grid, return_dict=True)))
-    return {kind: torch.cat([next(rows) for _ in tensors[keys[1]]]) for kind, keys in present.items()}
+    rows = list(rows_of(model.get_image_features(pixels, grid, return_dict=True)))
+    if len(rows) != len(grid):
+        raise MediaError(f"the vision tower made feature rows of {len(rows)} media out of {len(grid)}")
+    found, place = {}, 0
+    for kind, (_, grid_key) in present.items():
+        number = len(tensors[grid_key])
+        found[kind] = torch.cat(rows[place : place + number])
+        place += number
+    return found

@@ -89,8 +89,8 @@ class VisionEncoder(QwenEncoder):
     def insert(self, place: str, waiting: Waiting) -> tuple[str, Sequence[Span]]:
         """What stands at a place of the prompt, for the next one of the waiting media of its kind."""
         if place == self.tokens["video"]:
-            return self.insert_clip(next(waiting["video"]))
-        span = self.layout.picture(next(waiting["image"])[IMAGE_GRID][0].tolist())
+            return self.insert_clip(qwen_media.taken(waiting, "video"))
+        span = self.layout.picture(qwen_media.taken(waiting, "image")[IMAGE_GRID][0].tolist())
         return place * len(span.kinds), (span,)
 
     def insert_clip(self, clip: Encoded) -> tuple[str, Sequence[Span]]:

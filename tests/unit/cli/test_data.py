@@ -130,3 +130,28 @@ def test_the_reports_load_no_torch(folder):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_validate_says_that_encoding_was_not_checked_and_stats_do_not(folder, capsys):
+    assert run("validate", folder / "train.jsonl", "--media-root", folder, "--workers", 1) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2].startswith("encoding not checked: add --for experiment=NAME")
+    assert lines[-1] == "1 samples usable, 0 bad"
+    assert run("stats", folder / "train.jsonl", "--media-root", folder) == 0
+    assert "encoding" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--for", "experiment=own_clip"], "did you mean 'own_clips'"),
+        (["--for", "experiment=own_clips", "--max-pixels", "9"], "--max-pixels is given with --for"),
+        (["--for", "experiment=own_clips", "data.labels=[sad]", "nonsense=1"], "nonsense"),
+        (["--config-dir", "conf"], "--config-dir is given without --for"),
+    ],
+)
+def test_an_experiment_that_cannot_be_is_refused_before_anything_is_decoded(folder, capsys, arguments, words):
+    assert run("validate", folder / "train.jsonl", "--media-root", folder, *arguments) == 2
+    captured = capsys.readouterr()
+    assert words in captured.err
+    assert captured.out == ""

@@ -144,3 +144,29 @@ def test_two_runs_of_a_seed_build_one_base_model(tmp_path, monkeypatch):
         run.join()
     assert len(built) == 1
     assert found == [tmp_path / "models" / "tiny_omni-seed0"] * 2
+
+
+def test_what_several_stages_would_say_alike_is_said_once(tmp_path):
+    console = Console()
+    monitor = ConsoleMonitor(console, tmp_path / "quarantine.jsonl")
+    items = [Quarantined(sample_id="x", reason="broken")]
+    for _ in range(2):
+        monitor.quarantine("a.jsonl", 5, items)
+        monitor.warn("a.jsonl", ["one.wav: odd"])
+    assert console.said == [
+        f"a.jsonl: 1 of 6 samples left out, all named in {tmp_path / 'quarantine.jsonl'}",
+        "  x: broken",
+        "a.jsonl: warning: one.wav: odd",
+    ]
+    monitor.quarantine("b.jsonl", 5, items)
+    monitor.quarantine("a.jsonl", 4, [*items, Quarantined(sample_id="y", reason="broken")])
+    assert [line.split(":")[0] for line in console.said[3:] if line[0] != " "] == ["b.jsonl", "a.jsonl"]
+
+
+def test_of_many_warnings_the_first_are_said(tmp_path):
+    console = Console()
+    ConsoleMonitor(console, tmp_path / "quarantine.jsonl").warn("a.jsonl", [f"{index}: odd" for index in range(13)])
+    assert len(console.said) == 11
+    assert console.said[-1] == "a.jsonl: 3 more such warnings; mmrl data validate shows all"
+    ConsoleMonitor(console, None).warn("a.jsonl", ["another rank"])
+    assert len(console.said) == 11

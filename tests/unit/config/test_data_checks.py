@@ -125,3 +125,13 @@ def test_every_source_of_a_stage_is_looked_at_up_to_its_limit(write, check):
     with pytest.raises(DataError, match=r"^more.jsonl: sample bad"):
         check(*sources)
     check(*sources, f"{key}.limit=1")
+
+
+def test_labels_that_look_like_a_mistake_are_named_with_their_manifest(write, check):
+    assert check() == []
+    write("train", row("a"), row("b"), row("c"))
+    write("validation", *[row(str(index), solution=label) for index, label in enumerate(["happy", "Happy", "sad"])])
+    found = check("data.limit=1")
+    assert [warning.partition(":")[0] for warning in found] == ["train.jsonl", "validation.jsonl"]
+    assert "all 3 samples have the label 'happy'" in found[0]
+    assert "'happy' (1 sample) and 'Happy' (1 sample) differ only in case" in found[1]

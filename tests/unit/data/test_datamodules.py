@@ -1,6 +1,8 @@
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
+from types import SimpleNamespace
 
 import lightning
 import pytest
@@ -19,12 +21,14 @@ from lightning_mmrl.data.datamodules import (
     VideoDataModule,
     balance_labels,
 )
+from lightning_mmrl.data.exclusions import Exclusions
 from lightning_mmrl.data.sampler import ModalityDropout, Share
 from lightning_mmrl.errors import ConfigError, DataError, StageError
 from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.types.batches import PromptBatch, SftBatch
 from lightning_mmrl.types.records import Sample
+from lightning_mmrl.workers.pool import Outcome
 
 PRESETS = (ImageDataModule, VideoDataModule, AudioDataModule, TextDataModule)
 
@@ -33,7 +37,9 @@ def source(root, manifest="train.jsonl", **how):
     return Source(name=manifest.removesuffix(".jsonl"), root=root, manifest=manifest, **how)
 
 
-def module(pipeline, *sources, kind="rl", validation=None, preset=OmniDataModule, monitor=None, **feed):
+def module(
+    pipeline, *sources, kind="rl", validation=None, preset=OmniDataModule, monitor=None, exclusions=None, **feed
+):
     return preset(
         pipeline=pipeline,
         template=PromptTemplate(),
@@ -41,6 +47,7 @@ def module(pipeline, *sources, kind="rl", validation=None, preset=OmniDataModule
         feed=Feed(sources=sources, **{"batch_size": 2, "num_batches": 3, **feed}),
         validation=validation,
         monitor=monitor or Monitor(),
+        exclusions=exclusions,
     )
 
 
@@ -212,7 +219,7 @@ def test_bad_clips_are_named_for_their_source_and_never_drawn(root, pipeline):
 def test_a_source_without_a_usable_sample_is_refused(root, pipeline):
     write(root, row("a"))
     write(root, row("b", ["broken.mp4"]), name="more.jsonl")
-    with pytest.raises(DataError, match=r"all 1 samples failed to decode; the first: .*broken\.mp4"):
+    with pytest.raises(DataError, match=r"all 1 samples cannot be used; the first: .*broken\.mp4"):
         module(pipeline, source(root), source(root, "more.jsonl")).setup("fit")
 
 
@@ -415,3 +422,47 @@ def test_further_prompts_go_on_where_a_state_left_them_and_keep_the_mixture(root
     assert refills(later, 1) == found[:1]
     later.load_state_dict(state)
     assert refills(later, 5) == found[3:]
+
+
+@pytest.mark.parametrize("first_failing", [("two.mp4",), ()])
+def test_a_resume_draws_the_same_samples_whatever_can_be_decoded_by_then(root, pipeline, tmp_path, first_failing):
+    """A worker that died for good in the first run is well in the second: the order of the data is as it was."""
+    write(root, row("a", ["one.mp4"]), row("b", ["two.mp4"]), *[row(name) for name in "cde"])
+    path = tmp_path / "run" / "exclusions.json"
+
+    def process(failing, exclusions):
+        decode_all = pipeline.decoder.decode_all
+
+        def decode(tasks, on_done):
+            def told(index, outcome):
+                failed = tasks[index].path.name in failing
+                on_done(index, Outcome(error="worker died") if failed else outcome)
+
+            decode_all(tasks, told)
+
+        own = replace(pipeline, decoder=SimpleNamespace(decode_all=decode))
+        data = module(own, source(root), exclusions=exclusions, num_batches=4)
+        data.setup("fit")
+        return data
+
+    first = process(first_failing, Exclusions(path))
+    expected = [sample.id for batch in first.train_dataloader() for sample in batch.samples]
+    first.sampler.advance()
+    state = first.state_dict()
+    again = process((), Exclusions(path))
+    again.load_state_dict(state)
+    assert [sample.id for batch in again.train_dataloader() for sample in batch.samples] == expected[2:]
+    assert ("b" in expected) == (not first_failing)
+    if first_failing:
+        with pytest.raises(StageError, match=r"the samples of train\.jsonl have changed"):
+            process((), None).load_state_dict(state)
+
+
+def test_a_validation_knows_how_many_samples_it_judges(root, pipeline):
+    texts("a", root=root)
+    write(root, row("b"), row("bad", ["broken.mp4"]), row("c"), name="validation.jsonl")
+    data = module(pipeline, source(root), validation=ValidationFeed(root=root, manifest="validation.jsonl"))
+    assert data.num_validated() == 3
+    data.setup("fit")
+    assert data.num_validated() == 2
+    assert module(pipeline, source(root)).num_validated() == 0

@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from words import Monitor, row, write
 
 from lightning_mmrl.data.datamodules import eval_loader
@@ -8,7 +9,7 @@ from lightning_mmrl.data.media.guard import GuardedDecoder
 from lightning_mmrl.data.prepared import JoinedSets, PreparedSet
 from lightning_mmrl.data.sampler import Draw
 from lightning_mmrl.data.schema import read_manifest
-from lightning_mmrl.errors import DataError
+from lightning_mmrl.errors import DataError, MediaError
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.types.media import MediaSettings
 
@@ -51,7 +52,8 @@ def test_other_settings_decode_anew(root, pipeline):
 def test_progress_counts_up_whatever_the_order_of_completion(root, pipeline, monitor):
     dataset = prepared(root, pipeline, row("a", ["one.mp4"], ["one.wav"]), row("b", ["two.mp4"]))
     dataset.prepare("x", monitor)
-    assert monitor.steps == [("preparing x", 1, 3), ("preparing x", 2, 3), ("preparing x", 3, 3)]
+    media = [("preparing x", 1, 3), ("preparing x", 2, 3), ("preparing x", 3, 3)]
+    assert monitor.steps == [*media, ("trying prompts of x", 1, 2), ("trying prompts of x", 2, 2)]
 
 
 @pytest.mark.parametrize(
@@ -86,17 +88,160 @@ def test_a_second_preparation_forgets_no_quarantine(root, pipeline):
 
 def test_a_set_without_a_usable_clip_is_refused(root, pipeline):
     dataset = prepared(root, pipeline, row("a", ["broken.mp4"]), row("b", ["broken.mp4"]))
-    with pytest.raises(DataError, match=r"all 2 samples failed to decode; the first: .*broken\.mp4"):
+    with pytest.raises(DataError, match=r"all 2 samples cannot be used; the first: .*broken\.mp4"):
         dataset.prepare("train.jsonl", Monitor())
 
 
-def test_an_error_that_is_not_the_clips_is_not_hidden(root, pipeline):
-    def crash(_):
-        raise RuntimeError("bug")
+ODD = [
+    RuntimeError("shape [1, 0]"),
+    IndexError("index out of range"),
+    StopIteration(),
+    ZeroDivisionError("division by zero"),
+    AssertionError("width"),
+    MediaError("too short"),
+    AttributeError("no such thing"),
+]
 
-    pipeline.encoder.encode_video = crash
-    with pytest.raises(RuntimeError, match="bug"):
-        prepared(root, pipeline, row("a", ["one.mp4"])).prepare("train.jsonl", Monitor())
+
+@pytest.mark.parametrize("error", ODD, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("where", ["encode_audio", "encode_prompt", "encode_target"])
+def test_whatever_an_encoder_raises_is_the_samples(root, pipeline, error, where, monkeypatch):
+    """The sound of two seconds, or the prompt or target with a Q, is more than the encoder can take."""
+    encoder, original = pipeline.encoder, getattr(pipeline.encoder, where)
+
+    def odd(*arguments):
+        if "Q" in repr(arguments) or getattr(arguments[0], "duration_s", 0) > 1.5:
+            raise error
+        return original(*arguments)
+
+    monkeypatch.setattr(encoder, where, odd)
+    bad = {
+        "encode_audio": row("bad", audios=["long.wav"], target="sad"),
+        "encode_prompt": row("bad", text="Q", target="sad"),
+        "encode_target": row("bad", target="Q"),
+    }[where]
+    good = [row(name, audios=["one.wav"], target="sad") for name in ("a", "b")]
+    dataset = prepared(root, pipeline, good[0], bad, good[1], supervised=True)
+    dataset.prepare("train.jsonl", Monitor())
+    assert [sample.id for sample in dataset.samples] == ["a", "b"]
+    [left_out] = dataset.quarantined
+    assert left_out.sample_id == "bad"
+    expected = str(error) if isinstance(error, MediaError) else f"{type(error).__name__}: {error}"
+    assert left_out.reason == (f"{root / 'long.wav'}: {expected}" if where == "encode_audio" else expected)
+
+
+@pytest.mark.parametrize("error", ODD, ids=lambda error: type(error).__name__)
+def test_no_error_leaves_the_data_set_as_a_loop_would_take_for_its_end(root, pipeline, error, monkeypatch):
+    """A list that reads to the first StopIteration would be short, without a word."""
+    dataset = prepared(root, pipeline, *[row(name) for name in "abc"])
+    dataset.prepare("train.jsonl", Monitor())
+    loader = eval_loader(dataset, batch_size=1, pad_token_id=0)
+
+    def odd(*_):
+        raise error
+
+    monkeypatch.setattr(pipeline.encoder, "encode_prompt", odd)
+    with pytest.raises(DataError, match=r"^sample a: ") as caught:
+        list(loader)
+    assert caught.value.__cause__ is error
+    joined = JoinedSets([dataset])
+    with pytest.raises(DataError, match=r"^sample b: "):
+        joined[Draw(index=1, serial=0)]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: tried 9")])
+def test_a_machine_without_memory_is_no_fault_of_a_sample(root, pipeline, error, monkeypatch):
+    def short(*_):
+        raise error
+
+    for name, bad in (("encode_video", row("a", ["one.mp4"])), ("encode_prompt", row("a"))):
+        with monkeypatch.context() as patched:
+            patched.setattr(pipeline.encoder, name, short)
+            with pytest.raises(type(error)) as caught:
+                prepared(root, pipeline, row("b"), bad).prepare("train.jsonl", Monitor())
+            assert caught.value is error
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("kind", ["image", "video", "audio"])
+def test_encoded_values_that_are_not_finite_are_found_before_they_are_cached(root, pipeline, kind, value, monkeypatch):
+    def spoiled(_):
+        return {"values": torch.tensor([[0.0, value, 1.0, value]])}
+
+    monkeypatch.setattr(pipeline.encoder, f"encode_{kind}", spoiled)
+    bad = {
+        "image": row("bad", images=["one.png"]),
+        "video": row("bad", ["one.mp4"]),
+        "audio": row("bad", [], ["one.wav"]),
+    }
+    dataset = prepared(root, pipeline, row("a"), bad[kind])
+    for _ in range(2):  # a second time too: nothing of it lies in the cache
+        dataset = prepared(root, pipeline, row("a"), bad[kind])
+        dataset.prepare("train.jsonl", Monitor())
+        [left_out] = dataset.quarantined
+        assert "2 of 4 encoded values (values) are not finite" in left_out.reason
+        assert left_out.reason.startswith(str(root / "one."))
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (row("bad", text="x" * 60, target="y" * 39), None),
+        (row("bad", text="x" * 60, target="y" * 40), "its prompt and target take 101 positions, and the model has 100"),
+        (row("bad", target="like @"), "its target holds a token that stands for media"),
+    ],
+)
+def test_a_target_that_the_model_cannot_say_is_left_out(root, pipeline, bad, reason):
+    dataset = prepared(root, pipeline, row("a", target="sad"), bad, supervised=True)
+    dataset.prepare("train.jsonl", Monitor())
+    assert [left_out.reason[: len(reason or "")] for left_out in dataset.quarantined] == (
+        [] if reason is None else [reason]
+    )
+    dataset = prepared(root, pipeline, row("a", target="sad"), bad)
+    dataset.prepare("train.jsonl", Monitor())
+    assert dataset.quarantined == ()  # nothing is learned from the target here
+
+
+def test_what_a_decoder_finds_odd_is_told_once_by_file(root, pipeline, monitor, monkeypatch):
+    warned = f"{root / 'one.wav'}: both channels cancel out"
+    decode_all = pipeline.decoder.decode_all
+
+    def odd(tasks, on_done):
+        def told(index, outcome):
+            if tasks[index].path.name == "one.wav":
+                outcome = replace(outcome, value=replace(outcome.value, warnings=(warned,)))
+            on_done(index, outcome)
+
+        decode_all(tasks, told)
+
+    monkeypatch.setattr(pipeline.decoder, "decode_all", odd)
+    spans = {"path": "one.wav", "start": 0.0, "end": 0.5}
+    dataset = prepared(root, pipeline, row("a", [], ["one.wav"]), row("b", [], [spans]), row("c", ["one.mp4"]))
+    dataset.prepare("train.jsonl", monitor)
+    assert monitor.warnings == [("train.jsonl", [warned])]
+    assert dataset.quarantined == ()
+
+
+def test_a_file_that_cannot_be_read_costs_its_sample(root, pipeline, monkeypatch):
+    def key(path, ref, *_):
+        if path.name == "two.mp4":
+            raise PermissionError(13, "Permission denied")
+        return path.name
+
+    monkeypatch.setattr("lightning_mmrl.data.prepared.media_key", key)
+    dataset = prepared(root, pipeline, row("a", ["one.mp4"]), row("bad", ["two.mp4"]))
+    dataset.prepare("train.jsonl", Monitor())
+    [left_out] = dataset.quarantined
+    assert left_out.reason == f"{root / 'two.mp4'}: cannot be read (Permission denied)"
+
+
+def test_a_cache_that_cannot_be_written_is_no_fault_of_a_sample(root, pipeline, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pipeline.cache, "put", full)
+    with pytest.raises(OSError, match="No space left"):
+        prepared(root, pipeline, row("a", ["one.mp4"]), row("b")).prepare("train.jsonl", Monitor())
 
 
 def test_a_modality_can_be_taken_away(root, pipeline):

@@ -1,6 +1,7 @@
 """Inventories and reports: bad lines counted by reason, figures per split, what leaks."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -188,3 +189,56 @@ def test_faults_of_workers_have_names():
     assert fault("a.mp4: worker died with exit code -9") == "decoder crashed"
     assert fault("a.mp4: 99 bytes exceed media.max_bytes 5; cut the file") == "too many bytes"
     assert fault("a.mp4: frames of 99 pixels exceed media.max_pixels 5") == "too many pixels"
+
+
+def test_a_sample_that_stands_in_several_manifests_counts_once(inventory):
+    rows = [clip("a"), clip("b", "b.mp4"), line("c")]
+    report = summarize(inventory(train=rows, cold_start=[*rows, clip("d", "copy.mp4")], test=[clip("e", "b.mp4")]))
+    assert [split.num_samples for split in report.splits] == [3, 4, 1]
+    assert report.num_samples == 5
+    assert report.as_json()["num_samples"] == 5
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([clip("a"), clip("b", start=0.1)], 2),
+        ([clip("a", "a.mp4"), clip("b", "a.mp4")], 2),
+        ([line("a"), {**line("b"), "messages": [{"role": "user", "content": "another"}]}], 2),
+    ],
+    ids=["spans", "ids", "texts"],
+)
+def test_samples_that_differ_count_each(inventory, rows, expected):
+    """In the second manifest, the ids are those of the first in another order."""
+    swapped = [{**row, "id": other["id"]} for row, other in zip(rows, reversed(rows), strict=True)]
+    assert summarize(inventory(train=rows)).num_samples == expected
+    both = summarize(inventory(train=rows, sft=swapped)).num_samples
+    same_media = rows[0].get("videos") == rows[1].get("videos") and "start" not in rows[1] and "videos" in rows[0]
+    assert both == (expected if same_media else 2 * expected)
+
+
+def test_labels_that_look_like_a_mistake_are_warned_about_once(inventory):
+    rows = [clip(str(index), solution=label) for index, label in enumerate(["sad"] * 3 + ["Sad", "nan", "happy"])]
+    report = summarize(
+        inventory(train=rows, cold_start=rows, test=[clip("x", solution="sad"), clip("y", solution="sad")])
+    )
+    assert [warning.split(":")[0] for warning in report.warnings] == [
+        "label 'nan' (1 sample) looks like a missing value; drop its lines if it is one",
+        "labels 'sad' (5 samples) and 'Sad' (1 sample) differ only in case, accents, spaces or punctuation; "
+        "if they are one class, spell them alike",
+        "test",
+    ]
+    assert report.warnings[-1].startswith("test: all 2 samples have the label 'sad'")
+    assert summarize(inventory(train=[clip("a", solution="sad"), clip("b", solution="nan")])).sound
+    assert summarize(inventory(train=[clip("a", solution="sad"), clip("b", solution="glad")])).warnings == ()
+    assert summarize(inventory(train=[clip("a", solution="sad"), clip("b", solution="sad")])).warnings == (
+        "all 2 samples have the label 'sad': whoever always says it is right, and nothing can be learned from it",
+    )
+
+
+def test_what_decoders_find_odd_is_shown_once_by_file(inventory):
+    found = decoded(inventory(train=[clip("a"), clip("b", start=0.2), clip("c", "b.mp4")]))
+    odd = {key: replace(facts, warnings=(f"{key[1]}: odd",)) for key, facts in found.facts.items()}
+    report = summarize(replace(found, facts=odd))
+    assert sorted(warning.rpartition("/")[2] for warning in report.warnings) == ["a.mp4: odd", "b.mp4: odd"]
+    assert report.as_json()["warnings"] == report.warnings

@@ -28,6 +28,8 @@ def model(tmp_path_factory):
         for rule in ("previous_maximum", "transformers")
         for how in ("separate", "interleaved")
     }
+    for encoder in encoders.values():
+        encoder.config.get_text_config().max_position_embeddings = 10**6  # the clips here may be an hour long
     backbone = OmniThinker.from_checkpoint(folder, dtype=torch.float64)
     families.exact(backbone.model)
     omni.spread(backbone.model)

@@ -1,8 +1,10 @@
 """What a worker is told to do; a module of its own, so that spawned workers can import it."""
 
 import os
+import signal
 import time
 from operator import truediv
+from pathlib import Path
 
 from lightning_mmrl.errors import DataError
 
@@ -18,8 +20,22 @@ def act(order):
         return truediv(1, argument)
     if verb == "exit":
         os._exit(argument)
+    if verb == "strike":
+        return struck(*argument)
     if verb == "big":
         return bytes(argument)
     if verb == "closure":
         return lambda: argument
     return (argument, os.getpid())
+
+
+def struck(counter, cause, times):
+    """Dies or stops by a signal, as from outside, the first `times` times that it is called."""
+    path = Path(counter)
+    earlier = path.read_text() if path.exists() else ""
+    if len(earlier) >= times:
+        return "lived"
+    path.write_text(earlier + "x")
+    os.kill(os.getpid(), getattr(signal, f"SIG{cause}"))
+    time.sleep(60)
+    return "not struck"

@@ -1,12 +1,13 @@
 """What tests/unit/rewards/test_pool.py does not show: the pool alone, its outcomes and its callback."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
-from lightning_mmrl.workers.pool import DeadlinePool, Outcome, WorkerError
+from lightning_mmrl.workers.pool import ATTEMPTS, DeadlinePool, Outcome, WorkerError
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.timeout(60)
@@ -40,17 +41,17 @@ def test_items_run_in_other_processes_at_the_same_time(pool):
 
 
 @pytest.mark.parametrize(
-    ("item", "error"),
+    ("item", "error", "lost"),
     [
-        (("divide", 0), "ZeroDivisionError: division by zero"),
-        (("refuse", "a clear sentence"), "a clear sentence"),  # our own errors speak for themselves
-        (("exit", 5), "worker died with exit code 5"),
-        (("sleep", 60), "deadline of 2.0 s exceeded"),
+        (("divide", 0), "ZeroDivisionError: division by zero", False),
+        (("refuse", "a clear sentence"), "a clear sentence", False),  # our own errors speak for themselves
+        (("exit", 5), "worker died with exit code 5", True),
+        (("sleep", 60), "deadline of 2.0 s exceeded", True),
     ],
 )
-def test_a_call_that_fails_says_why_and_costs_itself_alone(pool, item, error):
+def test_a_call_that_fails_says_why_and_costs_itself_alone(pool, item, error, lost):
     bad, good = pool.map([item, ("divide", 2)])
-    assert bad == Outcome(error=error)
+    assert bad == Outcome(error=error, lost=lost)
     assert good == Outcome(value=0.5)
 
 
@@ -110,3 +111,53 @@ def test_a_closed_pool_says_so(act, pool):
     other.close()
     assert other.closed
     assert not pool.closed
+
+
+@pytest.fixture(scope="module")
+def hasty(act):
+    with DeadlinePool(act, num_workers=2, deadline_s=0.4) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize("cause", ["KILL", "TERM", "SEGV", "STOP"])
+def test_a_worker_that_something_else_kills_or_stops_does_not_decide_about_its_item(hasty, cause, tmp_path):
+    items = [("give", 1), ("strike", (str(tmp_path / "once"), cause, 1)), ("divide", 2)]
+    seen = []
+    outcomes = hasty.map_patiently(items, on_done=lambda index, outcome: seen.append((index, outcome.error)))
+    assert [outcome.error for outcome in outcomes] == [None] * 3
+    assert outcomes[1].value == "lived"
+    assert sorted(seen) == [(0, None), (1, None), (2, None)]
+
+
+def test_attempts_are_counted_and_the_last_one_may_take_longer(hasty, tmp_path):
+    """An item that sleeps 0.6 s ends in the last attempt alone, whose deadline is 0.8 s."""
+    [patient] = hasty.map_patiently([("sleep", 0.6)])
+    assert patient.error is None
+    counter = tmp_path / "always"
+    [dead, hung] = hasty.map_patiently([("strike", (str(counter), "KILL", 99)), ("sleep", 60)])
+    assert dead.error == f"worker died with exit code -9, the last of {ATTEMPTS} attempts"
+    assert len(counter.read_text()) == ATTEMPTS
+    assert hung.error == f"deadline of 0.8 s exceeded, the last of {ATTEMPTS} attempts"
+    [judged] = hasty.map_patiently([("refuse", "broken")])
+    assert judged == Outcome(error="broken")
+
+
+def test_a_worker_that_is_killed_while_it_starts_or_idles_is_replaced(act):
+    with DeadlinePool(act, num_workers=1, deadline_s=20.0) as pool:
+        for _ in range(2):
+            os.kill(pool.map_patiently([("give", 1)])[0].value[1], signal.SIGKILL)
+        assert pool.map_patiently([("divide", 2)]) == [Outcome(value=0.5)]
+        pool.map([("exit", 1)])  # the next worker is starting now
+        os.kill(pool._workers[0].process.pid, signal.SIGKILL)
+        assert pool.map_patiently([("divide", 4)]) == [Outcome(value=0.25)]
+
+
+def test_a_worker_that_ends_by_itself_before_it_is_ready_is_not_tried_again(act):
+    with DeadlinePool(act, num_workers=1, deadline_s=20.0) as pool:
+        pool._workers[0].ready = False
+        os.kill(pool._workers[0].process.pid, signal.SIGSTOP)
+        pool._workers[0].connection.send(("exit", 3))
+        os.kill(pool._workers[0].process.pid, signal.SIGCONT)
+        with pytest.raises(WorkerError, match="a worker died at its start with exit code 3"):
+            pool.map([("divide", 2)])
+    assert pool.closed

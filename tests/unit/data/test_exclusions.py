@@ -1,0 +1,168 @@
+"""Which samples a run uses is decided once: later stages, resumes and ranks see the same ones."""
+
+import json
+import re
+from dataclasses import replace
+from shutil import copytree
+
+import pytest
+from words import Monitor, row, write
+
+from lightning_mmrl.data.exclusions import Exclusions
+from lightning_mmrl.data.prepared import PreparedSet
+from lightning_mmrl.data.schema import read_manifest
+from lightning_mmrl.errors import DataError
+from lightning_mmrl.prompts.template import PromptTemplate
+from lightning_mmrl.types.media import MediaSettings
+from lightning_mmrl.workers.pool import Outcome
+
+ROWS = [row("a", ["one.mp4"]), row("bad", ["two.mp4"]), row("c", audios=["one.wav"])]
+
+
+class Decoder:
+    """Knows what becomes of each file, and remembers what it was asked for."""
+
+    def __init__(self, decoder, failing=()):
+        self.failing, self.asked, self._decoder = set(failing), [], decoder
+
+    def decode_all(self, tasks, on_done):
+        def told(index, outcome):
+            name = tasks[index].path.name
+            self.asked.append(name)
+            on_done(index, Outcome(error="worker died") if name in self.failing else outcome)
+
+        self._decoder.decode_all(tasks, told)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "run" / "exclusions.json"
+
+
+def prepare(root, pipeline, exclusions, rows=ROWS, failing=("two.mp4",), monitor=None, **how):
+    """A set prepared in a process of its own, as a resume or another rank is, without what an earlier one cached."""
+    decoder = Decoder(pipeline.decoder, failing)
+    fresh = replace(pipeline, decoder=decoder, **how)
+    samples = read_manifest(write(root, *rows), root)
+    found = PreparedSet(
+        samples,
+        media_root=root,
+        pipeline=fresh,
+        template=PromptTemplate(),
+        supervised=False,
+        exclusions=exclusions,
+    )
+    found.prepare("train.jsonl", monitor or Monitor())
+    return found, decoder
+
+
+def ids(prepared):
+    return [sample.id for sample in prepared.samples]
+
+
+@pytest.fixture
+def no_cache(pipeline, monkeypatch):
+    monkeypatch.setattr(type(pipeline.cache), "__contains__", lambda *_: False)
+
+
+def test_a_sample_that_was_left_out_stays_out_though_it_could_be_read_now(root, pipeline, path):
+    first, _ = prepare(root, pipeline, Exclusions(path))
+    assert ids(first) == ["a", "c"]
+    again, decoder = prepare(root, pipeline, Exclusions(path), failing=())
+    assert ids(again) == ["a", "c"]
+    assert again.quarantined == first.quarantined
+    assert [sample.id for sample in again.excluded] == ["bad"]
+    assert decoder.asked == []
+    afresh, _ = prepare(root, pipeline, None, failing=())
+    assert ids(afresh) == ["a", "bad", "c"]
+
+
+@pytest.mark.parametrize("failing", [("one.mp4",), ("two.mp4", "one.wav"), ("one.mp4", "one.wav")])
+def test_a_sample_that_was_used_must_be_there(root, pipeline, path, no_cache, failing):
+    prepare(root, pipeline, Exclusions(path))
+    before = path.read_bytes()
+    with pytest.raises(
+        DataError, match=r"train.jsonl: sample [ac] was used before in this run and cannot be now: .*one"
+    ):
+        prepare(root, pipeline, Exclusions(path), failing=failing)
+    assert path.read_bytes() == before
+    again, _ = prepare(root, pipeline, Exclusions(path))  # restored
+    assert ids(again) == ["a", "c"]
+
+
+def test_prompts_are_tried_once_in_a_run(root, pipeline, path):
+    first, second = Monitor(), Monitor()
+    prepare(root, pipeline, Exclusions(path), monitor=first)
+    prepare(root, pipeline, Exclusions(path), monitor=second)
+    assert [step for step in first.steps if "prompts" in step[0]][-1] == ("trying prompts of train.jsonl", 3, 3)
+    assert second.steps == []
+    assert second.left_out == first.left_out
+
+
+def test_another_rank_follows_and_never_decides(root, pipeline, path, no_cache):
+    with pytest.raises(
+        DataError, match=f"rank 0 decided nothing about sample a in {re.escape(str(path))}; put the run"
+    ):
+        prepare(root, pipeline, Exclusions(path, decides=False))
+    prepare(root, pipeline, Exclusions(path))
+    before = path.read_bytes()
+    other, _ = prepare(root, pipeline, Exclusions(path, decides=False), failing=())
+    assert ids(other) == ["a", "c"]
+    assert path.read_bytes() == before
+
+
+def test_a_longer_part_of_a_manifest_decides_about_the_rest(root, pipeline, path):
+    short, _ = prepare(root, pipeline, Exclusions(path), rows=ROWS[:2])
+    assert ids(short) == ["a"]
+    whole, decoder = prepare(root, pipeline, Exclusions(path), failing=())
+    assert ids(whole) == ["a", "c"]
+    assert decoder.asked == ["one.wav"]
+    short, _ = prepare(root, pipeline, Exclusions(path), rows=ROWS[:2])
+    assert ids(short) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rows": [ROWS[0], row("bad", ["one.mp4"]), ROWS[2]]},
+        {"rows": [ROWS[0], row("bad", ["two.mp4"], text="Another question"), ROWS[2]]},
+        {"rows": [ROWS[0], row("bad", [{"path": "two.mp4", "start": 0.1}]), ROWS[2]]},
+        {"settings": MediaSettings(num_frames=3)},
+    ],
+    ids=["media", "text", "span", "settings"],
+)
+def test_another_line_or_other_settings_are_decided_anew(root, pipeline, path, change):
+    prepare(root, pipeline, Exclusions(path))
+    found, _ = prepare(root, pipeline, Exclusions(path), failing=(), **change)
+    assert ids(found) == ["a", "bad", "c"]
+
+
+def test_sets_of_the_same_name_in_two_folders_are_two(root, pipeline, path, tmp_path):
+    prepare(root, pipeline, Exclusions(path))
+    other = copytree(root, tmp_path / "other")
+    found, _ = prepare(other, pipeline, Exclusions(path), failing=())
+    assert ids(found) == ["a", "bad", "c"]
+    assert len(json.loads(path.read_text())["sets"]) == 2
+
+
+def test_nothing_is_decided_where_nothing_can_be_used(root, pipeline, path):
+    with pytest.raises(DataError, match="all 1 samples cannot be used"):
+        prepare(root, pipeline, Exclusions(path), rows=ROWS[1:2])
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 9, "sets": {}}', '{"sets": {}}'])
+def test_a_damaged_file_is_refused_by_name(root, pipeline, path, content):
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with pytest.raises(DataError, match=r"exclusions\.json cannot be read .*: restore it, or set a new"):
+        prepare(root, pipeline, Exclusions(path))
+    assert path.read_text() == content
+
+
+def test_without_a_file_decisions_last_as_long_as_the_object(root, pipeline):
+    memory = Exclusions()
+    prepare(root, pipeline, memory)
+    again, decoder = prepare(root, pipeline, memory, failing=())
+    assert ids(again) == ["a", "c"]
+    assert decoder.asked == []

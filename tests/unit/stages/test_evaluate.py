@@ -1,0 +1,191 @@
+"""An evaluation counts what it judged, names what was left out, and gives the headline both ways."""
+
+import json
+
+import lightning
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from words import Monitor, pipeline, row, write, write_media
+
+from lightning_mmrl.data.datamodules import eval_loader
+from lightning_mmrl.data.prepared import PreparedSet
+from lightning_mmrl.data.schema import read_manifest
+from lightning_mmrl.errors import DataError, StageError
+from lightning_mmrl.evaluation.consistency import CueLexicon
+from lightning_mmrl.evaluation.intervals import ClusterBootstrap
+from lightning_mmrl.prompts.labels import LabelMatcher
+from lightning_mmrl.prompts.template import PromptTemplate
+from lightning_mmrl.stages.answers import Examiner, Validation
+from lightning_mmrl.stages.evaluate import EvaluationModule, ExaminedSet
+from lightning_mmrl.types.records import Completion, Message, Sample
+
+LABELS = ("angry", "sad")
+ANSWER = "<think>a smile</think><answer>{}</answer>"
+
+
+class Engine:
+    """Says "sad" to everything."""
+
+    def generate(self, prompts, **_):
+        completion = Completion(text=ANSWER.format("sad"), num_tokens=3, truncated=False)
+        return type("Rollout", (), {"completions": [completion] * len(prompts.samples)})()
+
+
+class Prompts:
+    """A batch as far as the examiner looks at it."""
+
+    def __init__(self, *samples):
+        self.samples = samples
+
+    def to(self, *_, **__):
+        return self
+
+
+def sample(name, solution):
+    return Sample(id=name, messages=(Message(role="user", content="?"),), solution=solution)
+
+
+def examiner(lexicon=None):
+    return Examiner(engine=Engine(), matcher=LabelMatcher(labels=LABELS), lexicon=lexicon)
+
+
+def module(directory, *sets, **how):
+    return EvaluationModule(
+        nn.Linear(1, 1),  # type: ignore[arg-type]
+        examiner(**how),
+        sets=sets,
+        directory=directory,
+        bootstrap=ClusterBootstrap(num_resamples=20),
+    )
+
+
+SAD, ANGRY = [sample(f"s{index}", "sad") for index in range(6)], [sample(f"a{index}", "angry") for index in range(3)]
+LEFT_OUT = ((sample("x", "sad"), "x.wav: too short"), (sample("y", "sad"), "y.wav: broken"))
+
+
+def results(directory, left_out, **how):
+    found = module(directory, ExaminedSet(name="test", num_samples=9, left_out=left_out), **how)
+    for batch in (SAD[:4], SAD[4:] + ANGRY):
+        found.test_step(Prompts(*batch), 0)
+    found.on_test_epoch_end()
+    written = json.loads((directory / "evaluation.json").read_text())
+    assert written == found.results
+    return written["test"]
+
+
+def test_without_exclusions_there_is_one_headline(tmp_path):
+    found = results(tmp_path, ())
+    assert found["num_samples"] == 9
+    assert found["left_out"] == []
+    assert set(found["intervals"]) == {"war", "uar"}
+    assert [key for key in found["metrics"] if "wrong" in key] == []
+
+
+def test_an_excluded_sample_is_named_and_the_headline_comes_both_ways(tmp_path):
+    """6 of 6 sad and 0 of 3 angry are right; with two sad ones as wrong, 6 of 8 and 0 of 3."""
+    found, without = results(tmp_path / "with", LEFT_OUT), results(tmp_path / "without", ())
+    assert found["num_samples"] == 9
+    assert found["left_out"] == [
+        {"sample_id": "x", "reason": "x.wav: too short"},
+        {"sample_id": "y", "reason": "y.wav: broken"},
+    ]
+    assert {key: found["metrics"][key] for key in without["metrics"]} == without["metrics"]
+    assert {key: found["intervals"][key] for key in without["intervals"]} == without["intervals"]
+    wrong = {key: value for key, value in found["metrics"].items() if key not in without["metrics"]}
+    assert wrong == pytest.approx(
+        {"war_counted_wrong": 6 / 11, "uar_counted_wrong": (6 / 8) / 2, "valid_format_counted_wrong": 9 / 11}
+    )
+    assert found["intervals"]["uar_counted_wrong"]["estimate"] == pytest.approx(0.375)
+    assert len((tmp_path / "with" / "test.jsonl").read_text().splitlines()) == 9
+
+
+def test_a_class_of_which_everything_was_left_out_counts_in_the_average(tmp_path):
+    found = module(tmp_path, ExaminedSet(name="test", num_samples=6, left_out=((sample("x", "angry"), "broken"),)))
+    found.test_step(Prompts(*SAD), 0)
+    found.on_test_epoch_end()
+    metrics = found.results["test"]["metrics"]
+    assert (metrics["uar"], metrics["uar_counted_wrong"]) == (1.0, 0.5)
+
+
+def test_grounding_counts_both_ways_where_thoughts_are_judged(tmp_path):
+    lexicon = CueLexicon(
+        cues={"face": {"smile": ("a smile",), "frown": ("a frown",)}},
+        cue_to_label={"smile": "sad", "frown": "angry"},
+    )
+    metrics = results(tmp_path, LEFT_OUT, lexicon=lexicon)["metrics"]
+    assert (metrics["grounded"], metrics["consistency"]) == pytest.approx((6 / 9, 1.0))
+    assert metrics["grounded_counted_wrong"] == pytest.approx(6 / 11)
+    assert metrics["consistency_counted_wrong"] == pytest.approx(9 / 11)
+
+
+@pytest.mark.parametrize("judged", [0, 1, 8, 10])
+def test_an_evaluation_of_another_number_of_samples_is_an_error_and_writes_nothing(tmp_path, judged):
+    found = module(tmp_path / "out", ExaminedSet(name="test", num_samples=9, left_out=LEFT_OUT))
+    for each in [*SAD, *ANGRY, sample("z", "sad")][:judged]:
+        found.test_step(Prompts(each), 0)
+    with pytest.raises(StageError, match=f"the evaluation on test judged {judged} of 9 samples: its loop ended early"):
+        found.on_test_epoch_end()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("judged", [0, 4, 8])
+def test_a_validation_of_fewer_samples_is_an_error(judged):
+    validation = Validation(examiner(), num_samples=lambda: 9)
+    if judged:
+        validation.step(Prompts(*[*SAD, *ANGRY][:judged]))
+    with pytest.raises(StageError, match=f"the validation judged {judged} of 9 samples"):
+        validation.finish()
+    whole = Validation(examiner(), num_samples=lambda: 9)
+    whole.step(Prompts(*SAD, *ANGRY))
+    assert whole.finish()["war"] == pytest.approx(6 / 9)
+
+
+class Short(torch.utils.data.Dataset):
+    """As a data set without a wall: its third item raises what a loop takes for the end."""
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        if index == 2:
+            next(iter(()))
+        return SAD[index]
+
+
+def run_test(module, loader, tmp_path):
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = lightning.Trainer(accelerator="cpu", devices=1, default_root_dir=tmp_path, **quiet)
+    trainer.test(module, dataloaders=[loader], verbose=False)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_a_loop_that_lightning_ends_in_silence_does_not_pass_for_an_evaluation(tmp_path, monkeypatch):
+    monkeypatch.setattr("lightning_mmrl.stages.evaluate.place", lambda *_: None)
+    judging = module(tmp_path, ExaminedSet(name="test", num_samples=5))
+    loader = DataLoader(Short(), batch_size=1, collate_fn=lambda items: Prompts(*items))
+    with pytest.raises(StageError, match="the evaluation on test judged 2 of 5 samples"):
+        run_test(judging, loader, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_an_encoder_that_ends_the_loop_is_an_error_that_names_the_sample(tmp_path, monkeypatch):
+    monkeypatch.setattr("lightning_mmrl.stages.evaluate.place", lambda *_: None)
+    root, parts = write_media(tmp_path / "set"), pipeline(tmp_path)
+    samples = read_manifest(write(root, *[row(name) for name in "abc"]), root)
+    prepared = PreparedSet(samples, media_root=root, pipeline=parts, template=PromptTemplate(), supervised=False)
+    prepared.prepare("train.jsonl", Monitor())
+    judging = module(tmp_path, ExaminedSet(name="test", num_samples=3))
+    loader, asked = eval_loader(prepared, batch_size=1, pad_token_id=0), []
+    original = parts.encoder.encode_prompt
+
+    def ends(*arguments):
+        asked.append(arguments)
+        if len(asked) == 2:
+            raise StopIteration
+        return original(*arguments)
+
+    monkeypatch.setattr(parts.encoder, "encode_prompt", ends)
+    with pytest.raises(DataError, match=r"^sample b: StopIteration"):
+        run_test(judging, loader, tmp_path)
