@@ -1,0 +1,115 @@
+"""Labels that look like a mistake: one class alone, placeholders of missing values, two spellings of one word."""
+
+import unicodedata
+from collections.abc import Mapping
+from itertools import combinations
+
+from lightning_mmrl.prompts.labels import normalized
+
+MISSING_WORDS = frozenset(
+    {"nan", "na", "n/a", "none", "null", "nil", "nat", "missing", "undefined", "#n/a", "<na>", "#value!", "#ref!"}
+)
+"""How spreadsheets, pandas and databases write a value that is not there, case-folded."""
+
+_MAX_LABELS = 200
+_MIN_LETTERS = 5
+_LOOKALIKE_SCRIPTS = frozenset({"LATIN", "CYRILLIC", "GREEK"})
+
+
+def label_findings(labels: Mapping[str, int]) -> list[str]:
+    """One sentence about each sort of label that a person would look at twice; they are warnings, not faults.
+
+    Spellings of one word are labels that differ in case, accents, punctuation, spaces or invisible characters, or, if
+    one has five letters, in one letter after the first. Labels with digits may differ in case and spaces alone, for
+    "class 1" and "class 2", "-3" and "3" are not one word. Sets of more than 200 labels are free answers, where close
+    ones are no mistake.
+
+    Args:
+        labels: How many samples have each label.
+
+    >>> label_findings({"happy": 20, "hapy": 1, "sad": 20})
+    ["labels 'happy' (20 samples) and 'hapy' (1 sample) differ in one letter; if they are one class, spell them alike"]
+    >>> label_findings({"sad": 3})
+    ["all 3 samples have the label 'sad': whoever always says it is right, and nothing can be learned from it"]
+    """
+    findings = []
+    if len(labels) == 1 and sum(labels.values()) > 1:
+        ((label, num),) = labels.items()
+        findings.append(
+            f"all {num} samples have the label {label!r}: whoever always says it is right, and nothing can be learned "
+            "from it"
+        )
+    for label, num in labels.items():
+        if label.strip().casefold() in MISSING_WORDS or not normalized(label):
+            findings.append(
+                f"label {label!r} ({_samples(num)}) looks like a missing value; drop its lines if it is one"
+            )
+        if len(scripts := _scripts(label)) > 1:
+            findings.append(
+                f"label {label!r} ({_samples(num)}) mixes {' and '.join(scripts)} letters, which look alike; "
+                "type it anew if it is a mistake"
+            )
+    if len(labels) <= _MAX_LABELS:
+        findings += _close_labels(labels)
+    return findings
+
+
+def _close_labels(labels: Mapping[str, int]) -> list[str]:
+    findings = []
+    for first, second in combinations(labels, 2):
+        how = _difference(first, second)
+        if how is not None:
+            findings.append(
+                f"labels {first!r} ({_samples(labels[first])}) and {second!r} ({_samples(labels[second])}) differ "
+                f"{how}; if they are one class, spell them alike"
+            )
+    return findings
+
+
+def _difference(first: str, second: str) -> str | None:
+    """How two spellings of what may be one word differ, None if they are words of their own."""
+    one, other = _letters(first), _letters(second)
+    if one == other:
+        return "only in case, accents, spaces or punctuation"
+    if any(character.isdigit() for character in one + other) or max(len(one), len(other)) < _MIN_LETTERS:
+        return None
+    return "in one letter" if one[0] == other[0] and _one_edit_apart(one, other) else None
+
+
+def _letters(label: str) -> str:
+    """The label as the eye takes it in: without case, accents, spaces, punctuation and invisible characters."""
+    text = normalized(label)
+    if any(character.isdigit() for character in text):
+        return "".join(text.split())  # punctuation and signs are part of numbers
+    parts = unicodedata.normalize("NFKD", text)
+    # Combining classes from 200 on are accents around a letter; those below change it, as Japanese voicing does.
+    # Symbols such as + stay.
+    return "".join(
+        each for each in parts if unicodedata.category(each)[0] not in "PZC" and unicodedata.combining(each) < 200
+    )
+
+
+def _one_edit_apart(one: str, other: str) -> bool:
+    """Whether one insertion, deletion, replacement or swap of neighbors makes one text the other."""
+    if abs(len(one) - len(other)) > 1:
+        return False
+    short, long = sorted((one, other), key=len)
+    start = next((index for index, (a, b) in enumerate(zip(short, long, strict=False)) if a != b), len(short))
+    if len(short) < len(long):
+        return short[start:] == long[start + 1 :]
+    rest, others = short[start + 1 :], long[start + 1 :]
+    swapped = short[start : start + 2] == long[start : start + 2][::-1] and rest[1:] == others[1:]
+    return rest == others or swapped
+
+
+def _scripts(label: str) -> list[str]:
+    """Alphabets whose letters look alike, if one word of the label mixes them."""
+    for word in label.split():
+        found = {unicodedata.name(each, "").split(" ")[0] for each in word if each.isalpha()} & _LOOKALIKE_SCRIPTS
+        if len(found) > 1:
+            return sorted(each.capitalize() for each in found)
+    return []
+
+
+def _samples(num: int) -> str:
+    return f"{num} sample" if num == 1 else f"{num} samples"
