@@ -10,9 +10,10 @@ Float32Array = np.ndarray
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodedImage:
-    """A picture: `pixels` is [H, W, 3] uint8 RGB, upright."""
+    """A picture: `pixels` is [H, W, 3] uint8 RGB, upright; `warnings` says what is odd about it, a sentence each."""
 
     pixels: UInt8Array
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,12 +21,13 @@ class DecodedVideo:
     """Sampled frames of a clip.
 
     `frames` is [T, H, W, 3] uint8 RGB; `timestamps_s` holds the T presentation times in seconds, which are the contract
-    (not frame indices); `duration_s` is the length of the decoded span.
+    (not frame indices); `duration_s` is the length of the decoded span. `warnings` says what is odd, a sentence each.
     """
 
     frames: UInt8Array
     timestamps_s: tuple[float, ...]
     duration_s: float
+    warnings: tuple[str, ...] = ()
 
     @property
     def sampled_fps(self) -> float:
@@ -35,10 +37,11 @@ class DecodedVideo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodedAudio:
-    """A mono waveform [L] float32 in [-1, 1] at `sample_rate_hz`."""
+    """A mono waveform [L] float32 in [-1, 1] at `sample_rate_hz`; `warnings` says what is odd, a sentence each."""
 
     waveform: Float32Array
     sample_rate_hz: int
+    warnings: tuple[str, ...] = ()
 
     @property
     def duration_s(self) -> float:

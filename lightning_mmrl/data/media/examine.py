@@ -34,7 +34,10 @@ _FAULTS: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaFacts:
-    """A decoded medium: of its span the duration, of its file the rates and the content's hash."""
+    """A decoded medium: of its span the duration, of its file the rates and the content's hash.
+
+    `warnings` are the decoder's: what is odd about a medium that can be used, a sentence each that names the file.
+    """
 
     kind: MediaKind
     content: str
@@ -42,6 +45,7 @@ class MediaFacts:
     frame_rate: float | None = None
     size: tuple[int, int] | None = None
     sample_rate_hz: int | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,15 +94,28 @@ def examine(task: DecodeTask) -> MediaFacts:
     content = _content(task.path)
     if isinstance(decoded, DecodedImage):
         height, width = decoded.pixels.shape[:2]
-        return MediaFacts(kind="image", content=content, size=(width, height))
+        return MediaFacts(kind="image", content=content, size=(width, height), warnings=decoded.warnings)
     if task.ref.kind == "audio":
         rate = _sample_rate(task.path)
-        return MediaFacts(kind="audio", content=content, duration_s=decoded.duration_s, sample_rate_hz=rate)
+        return MediaFacts(
+            kind="audio",
+            content=content,
+            duration_s=decoded.duration_s,
+            sample_rate_hz=rate,
+            warnings=decoded.warnings,
+        )
     with open_container(task.path) as container:
         stream = container.streams.video[0]
         frame_rate = float(stream.average_rate) if stream.average_rate else None
         size = (stream.width, stream.height)
-    return MediaFacts(kind="video", content=content, duration_s=decoded.duration_s, frame_rate=frame_rate, size=size)
+    return MediaFacts(
+        kind="video",
+        content=content,
+        duration_s=decoded.duration_s,
+        frame_rate=frame_rate,
+        size=size,
+        warnings=decoded.warnings,
+    )
 
 
 def examine_tracks(task: DecodeTask) -> tuple[MediaFacts, ...]:
@@ -108,7 +125,7 @@ def examine_tracks(task: DecodeTask) -> tuple[MediaFacts, ...]:
         MediaError: A track breaks a limit or cannot be decoded, or there is none.
     """
     ref = task.ref
-    kinds = _kinds(task.path, task.settings)
+    kinds = media_kinds(task.path, task.settings)
     refs = [MediaRef(kind=kind, path=ref.path, start_s=ref.start_s, end_s=ref.end_s) for kind in kinds]
     return tuple(examine(DecodeTask(path=task.path, ref=each, settings=task.settings)) for each in refs)
 
@@ -122,7 +139,12 @@ def fault(reason: str) -> str:
     return next((name for words, name in _FAULTS.items() if words in reason), "cannot be decoded")
 
 
-def _kinds(path: Path, settings: MediaSettings) -> list[MediaKind]:
+def media_kinds(path: Path, settings: MediaSettings) -> list[MediaKind]:
+    """The kinds that a file holds: an image, or a video, a sound or both.
+
+    Raises:
+        MediaError: It breaks the limit on bytes, is of no known format, or holds no track.
+    """
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return ["image"]
     if path.suffix.lower() in SOUNDFILE_SUFFIXES:
