@@ -7,14 +7,10 @@ from rich.table import Table
 
 from lightning_mmrl.data.report import Durations, MediaFigures, Report, by_group
 from lightning_mmrl.data.schema import Problem
+from lightning_mmrl.training.console import report_console
 
 _MAX_LABELS = 30
 _MAX_VALUES = 3
-
-
-def report_console() -> Console:
-    """Standard output: as wide as the terminal, or 120 columns without one."""
-    return Console(highlight=False, width=None if Console().is_terminal else 120)
 
 
 def print_report(report: Report, num_shown: int) -> None:

@@ -53,8 +53,11 @@ def _run(argv: list[str]) -> int:
     try:
         return command.run(argv[1:])
     except MmrlError as error:
+        # Loaded here: Rich is slower than the rest of this module.
+        from lightning_mmrl.training.console import printable
+
         where = "" if _rank() == "0" else f" (rank {_rank()})"
-        print(f"mmrl {argv[0]}{where}: {error}", file=sys.stderr)
+        print(f"mmrl {argv[0]}{where}: {printable(str(error))}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt as interrupt:
         # What `Interrupted` says of itself; its module would load torch.
