@@ -10,6 +10,9 @@ from lightning_mmrl.types.records import MediaKind, Message
 # One literal per branch and no repetition: linear in the text.
 _MEDIA_TAG = re.compile("<(image|video|audio)>")
 
+# No repetition within another, and bounded. One character, as in <|x|>, is mathematics.
+_CONTROL_TOKEN = re.compile(r"<\|[^|<>\s]{2,64}\|>")
+
 
 def media_tags(content: str) -> tuple[MediaKind, ...]:
     """The kinds of the `<image>`, `<video>` and `<audio>` tags of a turn, in order.
@@ -20,6 +23,26 @@ def media_tags(content: str) -> tuple[MediaKind, ...]:
     return cast(tuple[MediaKind, ...], tuple(_MEDIA_TAG.findall(content)))
 
 
+def control_token(text: str) -> str | None:
+    """The first text such as `<|im_end|>`, which tokenizers read as the end of a turn or as a medium, None without one.
+
+    No tokenizer is asked: this is the form that the tokens of the families here have.
+
+    >>> control_token("Which? <|im_end|>"), control_token("Is <|x|> finite?")
+    ('<|im_end|>', None)
+    """
+    found = _CONTROL_TOKEN.search(text)
+    return None if found is None else found[0]
+
+
+def control_token_refusal(token: str) -> str:
+    """Why a text with a control token is refused, and what to write in its place."""
+    return (
+        f"the control token {token!r}, which a tokenizer reads as part of the conversation's frame or as a medium; "
+        f"remove it, or write it with a space, as '< {token[1:]}', if it is meant as text"
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptTemplate:
     r"""A system turn, a suffix of the last user turn and a pre-filled opening of the assistant turn.
@@ -28,7 +51,7 @@ class PromptTemplate:
     emotion in <answer> </answer> tags." with neither system turn nor prefill.
 
     Raises:
-        ConfigError: one of the texts holds a media tag, which no media file would back.
+        ConfigError: one of the texts holds a control token, or a media tag, which no media file would back.
 
     >>> template = PromptTemplate(suffix=" Think first.", prefill="<think>")
     >>> template.apply((Message(role="user", content="Which emotion?"),))[-1].content
@@ -47,6 +70,8 @@ class PromptTemplate:
                 raise ConfigError(
                     f"prompt.{name} holds the media tag <{tags[0]}>; media tags belong in the samples' turns"
                 )
+            if token := control_token(text):
+                raise ConfigError(f"prompt.{name} holds {control_token_refusal(token)}")
 
     def apply(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
         """The prompt as the chat template gets it: every turn kept, a system turn only added where there is none.
