@@ -1,6 +1,7 @@
 """What is put around a sample's conversation before it reaches the model, and taken off or added after."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -12,6 +13,10 @@ _MEDIA_TAG = re.compile("<(image|video|audio)>")
 
 # No repetition within another, and bounded. One character, as in <|x|>, is mathematics.
 _CONTROL_TOKEN = re.compile(r"<\|[^|<>\s]{2,64}\|>")
+
+
+DEFAULT_QUESTION = "Which emotion?"
+"""What is asked about a clip if nobody says otherwise."""
 
 
 def media_tags(content: str) -> tuple[MediaKind, ...]:
@@ -41,6 +46,24 @@ def control_token_refusal(token: str) -> str:
         f"the control token {token!r}, which a tokenizer reads as part of the conversation's frame or as a medium; "
         f"remove it, or write it with a space, as '< {token[1:]}', if it is meant as text"
     )
+
+
+def question_about(kinds: Sequence[MediaKind], question: str) -> str:
+    """A user turn that asks a question about media of these kinds: their tags, then the question.
+
+    Raises:
+        ConfigError: The question holds a media tag or a control token of its own.
+
+    >>> question_about(["video", "audio"], "Which emotion?")
+    '<video><audio>Which emotion?'
+    """
+    if tags := media_tags(question):
+        raise ConfigError(
+            f"the question {question[:80]!r} holds the media tag <{tags[0]}>; tags are added by themselves"
+        )
+    if token := control_token(question):
+        raise ConfigError(f"the question {question[:80]!r} holds {control_token_refusal(token)}")
+    return "".join(f"<{kind}>" for kind in kinds) + question
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,8 @@ from clips import tone, write_grey, write_wav
 from PIL import Image
 
 from lightning_mmrl.data.formats import publish
-from lightning_mmrl.data.formats.from_csv import PLAIN_THOUGHT, CsvSettings, convert_csv
+from lightning_mmrl.data.formats.csv_clips import PLAIN_THOUGHT
+from lightning_mmrl.data.formats.from_csv import CsvSettings, convert_csv
 from lightning_mmrl.data.media import examine
 from lightning_mmrl.data.media.examine import Guard
 from lightning_mmrl.data.schema import read_manifest
