@@ -62,10 +62,10 @@ def _text_problem(row: CsvRow) -> tuple[str, str] | None:
         return "reasoning", f"the reasoning or label holds the media tag <{tags[0]}>; remove it"
     if token := control_token(target):
         return "control token", f"the reasoning or label holds {control_token_refusal(token)}"
-    if problem := scan(target).problem:
-        return "reasoning", f"the reasoning or label breaks the answer format ({problem}); remove its tags"
     if problem := label_problem(row.label):
         return "label", problem
+    if problem := scan(target).problem:
+        return "reasoning", f"the reasoning or label breaks the answer format ({problem}); remove its tags"
     return None
 
 
