@@ -14,7 +14,7 @@ COMMANDS = {
     "serve": "start a vLLM server for a run with rollout=vllm_server",
     "plan": "show what train would do, without loading torch",
     "evaluate": "evaluate a checkpoint on the configured sets",
-    "predict": "answer for one clip: the reasoning and the answer",
+    "predict": "answer one question about files or text: the reasoning and the answer",
     "export": "copy a checkpoint to share, with a model card",
     "data": "validate, describe, convert and generate datasets",
     "reward-test": "rerun rewards on a saved rollout table and show what changed",
