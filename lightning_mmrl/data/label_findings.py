@@ -69,6 +69,8 @@ def _close_labels(labels: Mapping[str, int]) -> list[str]:
 def _difference(first: str, second: str) -> str | None:
     """How two spellings of what may be one word differ, None if they are words of their own."""
     one, other = _letters(first), _letters(second)
+    if not one or not other:
+        return None  # punctuation alone is no word, and a finding of its own
     if one == other:
         return "only in case, accents, spaces or punctuation"
     if any(character.isdigit() for character in one + other) or max(len(one), len(other)) < _MIN_LETTERS:

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from clips import tone, write_wav
@@ -11,7 +12,8 @@ from lightning_mmrl.cli.data_tables import print_report
 from lightning_mmrl.cli.main import main
 from lightning_mmrl.cli.tables import gains_table, results_table
 from lightning_mmrl.curriculum.compare import Comparison, Gain, SetResult
-from lightning_mmrl.data.report import Finding, Report, SplitFigures
+from lightning_mmrl.data.inspection import take_inventory
+from lightning_mmrl.data.report import Finding, summarize
 from lightning_mmrl.data.schema import Problem
 from lightning_mmrl.evaluation.intervals import Interval
 from lightning_mmrl.training.console import ConsoleProgress, PlainConsole, printable, report_console
@@ -63,15 +65,14 @@ def test_lines_and_cells_of_tables_are_text(hostile):
     assert sent(console).count(read) == 1 + 2 + 3
 
 
-def test_the_tables_of_datasets_are_text(hostile, capsys):
+def test_the_tables_of_datasets_are_text(hostile, tmp_path, capsys):
     given, read = hostile
-    split = SplitFigures(
-        name=given, num_samples=1, num_bad=1, labels={given: 1}, num_unlabeled=0, num_speakers=0,
-        num_without_speaker=1, media=(),
-    )  # fmt: skip
+    (tmp_path / "train.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "?"}]}))
+    report = summarize(take_inventory([tmp_path / "train.jsonl"], tmp_path))
+    split = replace(report.splits[0], name=given, labels={given: 1}, num_bad=1)
     problems = (Problem(file=given, line=1, group=given, reason=given),)
     finding = Finding(what=given, num=1, example=given, severe=False)
-    print_report(Report(splits=(split,), problems=problems, findings=(finding,), decoded=False), 5)
+    print_report(replace(report, splits=(split,), problems=problems, findings=(finding,)), 5)
     # The problem's file and reason, its group and place, the split twice, the label, and the finding.
     assert capsys.readouterr().out.count(read) == 2 + 2 + 2 + 1 + 2
 

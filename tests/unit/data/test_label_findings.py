@@ -42,6 +42,7 @@ def test_a_label_that_looks_like_a_mistake_is_named(labels: dict[str, int], word
         {"class 1": 3, "class 2": 3, "class 11": 3},
         {"3": 1, "-3": 1, "3.5": 1, "35": 1},
         {"C": 1, "C++": 1},
+        {"C": 1, "+": 1, "<3": 1},
         {"typical": 1, "atypical": 1},
         {"\u9ad8\u5174": 2, "\u9ad8\u5927": 2},
         {"\u304b\u304d": 2, "\u304c\u304d": 2},
@@ -52,3 +53,8 @@ def test_a_label_that_looks_like_a_mistake_is_named(labels: dict[str, int], word
 )
 def test_labels_that_differ_are_left_alone(labels: dict[str, int]) -> None:
     assert label_findings(labels) == []
+
+
+def test_labels_of_punctuation_alone_are_missing_values_and_no_spellings_of_one_word() -> None:
+    findings = label_findings({"[/]": 1, "?": 1, "sadness": 1})
+    assert [finding.split(" looks")[0] for finding in findings] == ["label '[/]' (1 sample)", "label '?' (1 sample)"]
