@@ -77,7 +77,7 @@ def _from_csv(options: argparse.Namespace) -> int:
             options.out,
             settings=settings,
             guard=guard,
-            on_progress=lambda done, total: console.update("decoding clips", done, total),
+            on_progress=lambda done, total: console.update("decoding files", done, total),
         )
     _print_conversion(conversion, options.show)
     return 0
@@ -99,8 +99,8 @@ def _print_conversion(conversion: "Conversion", num_shown: int) -> None:
         *conversion.notes,
         *(f"warning: {warning}" for warning in _first(conversion.warnings, num_shown)),
         *_taken(conversion),
-        f"clips without sound: {conversion.num_without_sound} (their lines have no <audio> tag)",
-        f"clips with a written reasoning: {conversion.num_reasonings}"
+        *_silent(conversion),
+        f"samples with a written reasoning: {conversion.num_reasonings}"
         + ("" if conversion.num_reasonings else " (cold_start.jsonl has a plain thought in its place)"),
         f"rows left out: {len(conversion.problems)} (all named in {out / 'rejected.csv'})",
         "next:",
@@ -115,6 +115,13 @@ def _first(warnings: Sequence[str], num_shown: int) -> list[str]:
     rest = len(warnings) - num_shown
     more = [f"{rest} more warnings; --show {len(warnings)} shows all"] if rest > 0 else []
     return [*warnings[:num_shown], *more]
+
+
+def _silent(conversion: "Conversion") -> list[str]:
+    """How many videos have no sound, if there are videos."""
+    if not any("video" in kinds for kinds in conversion.taken_as):
+        return []
+    return [f"clips without sound: {conversion.num_without_sound} (their lines have no <audio> tag)"]
 
 
 def _taken(conversion: "Conversion") -> list[str]:

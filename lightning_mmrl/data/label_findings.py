@@ -4,6 +4,7 @@ import unicodedata
 from collections.abc import Mapping
 from itertools import combinations
 
+from lightning_mmrl.data.formats.turns import quoted
 from lightning_mmrl.prompts.labels import normalized
 
 MISSING_WORDS = frozenset(
@@ -36,17 +37,17 @@ def label_findings(labels: Mapping[str, int]) -> list[str]:
     if len(labels) == 1 and sum(labels.values()) > 1:
         ((label, num),) = labels.items()
         findings.append(
-            f"all {num} samples have the label {label!r}: whoever always says it is right, and nothing can be learned "
-            "from it"
+            f"all {num} samples have the label {quoted(label)}: whoever always says it is right, and nothing can be "
+            "learned from it"
         )
     for label, num in labels.items():
         if label.strip().casefold() in MISSING_WORDS or not normalized(label):
             findings.append(
-                f"label {label!r} ({_samples(num)}) looks like a missing value; drop its lines if it is one"
+                f"label {quoted(label)} ({_samples(num)}) looks like a missing value; drop its lines if it is one"
             )
         if len(scripts := _scripts(label)) > 1:
             findings.append(
-                f"label {label!r} ({_samples(num)}) mixes {' and '.join(scripts)} letters, which look alike; "
+                f"label {quoted(label)} ({_samples(num)}) mixes {' and '.join(scripts)} letters, which look alike; "
                 "type it anew if it is a mistake"
             )
     if len(labels) <= _MAX_LABELS:
@@ -60,8 +61,8 @@ def _close_labels(labels: Mapping[str, int]) -> list[str]:
         how = _difference(first, second)
         if how is not None:
             findings.append(
-                f"labels {first!r} ({_samples(labels[first])}) and {second!r} ({_samples(labels[second])}) differ "
-                f"{how}; if they are one class, spell them alike"
+                f"labels {quoted(first)} ({_samples(labels[first])}) and {quoted(second)} ({_samples(labels[second])}) "
+                f"differ {how}; if they are one class, spell them alike"
             )
     return findings
 

@@ -129,3 +129,11 @@ def test_text_for_people_stays_as_it_is():
 
 def test_the_width_without_a_terminal_is_that_of_the_report():
     assert report_console(77).width == (77 if not Console().is_terminal else Console().width)
+
+
+@pytest.mark.parametrize("key", ["data.root", "model.checkpoint", "output_dir"])
+def test_a_plan_shows_names_as_they_are(tmp_path, monkeypatch, capsys, key):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # the command sets it for its process
+    assert main(["plan", f"{key}='[bold]x[/] :smile:'"]) == 0
+    assert "[bold]x[/] :smile:" in " ".join(capsys.readouterr().out.split())

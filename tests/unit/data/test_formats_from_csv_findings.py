@@ -126,6 +126,8 @@ def test_what_was_made_of_each_file_is_shown(convert):
     assert "files taken as audio: 6 (a0.wav, a1.wav, a2.wav, a3.wav, a4.wav, ...)\n" in said
     assert "files taken as video: 1 (v.mp4)\n" in said
     assert "files taken as image: 1 (p.png)\n" in said
+    assert "clips without sound: 1 (their lines have no <audio> tag)\n" in said
+    assert "without sound" not in convert("a0.wav,sad,", "a1.wav,glad,", out="sounds")[1]
     assert "though its name says" not in said
 
 

@@ -58,3 +58,8 @@ def test_labels_that_differ_are_left_alone(labels: dict[str, int]) -> None:
 def test_labels_of_punctuation_alone_are_missing_values_and_no_spellings_of_one_word() -> None:
     findings = label_findings({"[/]": 1, "?": 1, "sadness": 1})
     assert [finding.split(" looks")[0] for finding in findings] == ["label '[/]' (1 sample)", "label '?' (1 sample)"]
+
+
+def test_long_labels_are_shortened() -> None:
+    (finding,) = label_findings({"x" * 10_000: 2})
+    assert len(finding) < 300
