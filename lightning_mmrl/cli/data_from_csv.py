@@ -2,15 +2,18 @@
 
 import argparse
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_mmrl.cli.data_options import add_guard, guard_of, label_set
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.prompts.template import DEFAULT_QUESTION
 
 if TYPE_CHECKING:
     from lightning_mmrl.data.formats.from_csv import Conversion
 
+MAX_NAMES = 5
 PURPOSES = ("file", "label", "speaker", "split", "start", "end", "reasoning", "id")
 
 
@@ -27,9 +30,12 @@ def add_from_csv(commands: Any) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the dataset, new or not")
     for purpose in PURPOSES:
         parser.add_argument(f"--{purpose}-column", metavar="NAME", help=f"column of the {purpose} if it is not found")
+    parser.add_argument(
+        "--encoding", metavar="NAME", help="what the CSV was saved in, such as cp1252 (default: UTF-8, or its mark)"
+    )
     parser.add_argument("--suffix", default="", metavar=".EXT", help="appended to file names without one")
     parser.add_argument("--labels", metavar="A,B", help="the label set (default: the labels that come)")
-    parser.add_argument("--question", default="Which emotion?", help="what to ask (default: %(default)s)")
+    parser.add_argument("--question", default=DEFAULT_QUESTION, help="what to ask (default: %(default)s)")
     parser.add_argument("--validation", type=float, default=0.15, metavar="P", help="its share (default %(default)s)")
     parser.add_argument("--test", type=float, default=0.15, metavar="P", help="its share (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the splits (default 0)")
@@ -54,6 +60,7 @@ def _from_csv(options: argparse.Namespace) -> int:
 
     settings = CsvSettings(
         columns={purpose: getattr(options, f"{purpose}_column") for purpose in PURPOSES},
+        encoding=options.encoding,
         suffix=options.suffix,
         labels=labels,
         question=options.question,
@@ -70,17 +77,18 @@ def _from_csv(options: argparse.Namespace) -> int:
             options.out,
             settings=settings,
             guard=guard,
-            on_progress=lambda done, total: console.update("decoding clips", done, total),
+            on_progress=lambda done, total: console.update("decoding files", done, total),
         )
     _print_conversion(conversion, options.show)
     return 0
 
 
 def _print_conversion(conversion: "Conversion", num_shown: int) -> None:
-    from lightning_mmrl.cli.data_tables import print_problems, print_report, report_console
+    from lightning_mmrl.cli.data_tables import print_problems, print_report
     from lightning_mmrl.data.formats.from_csv import MANIFESTS
     from lightning_mmrl.data.inspection import take_inventory
     from lightning_mmrl.data.report import summarize
+    from lightning_mmrl.training.console import report_console
 
     out = conversion.directory
     console = report_console()
@@ -89,8 +97,10 @@ def _print_conversion(conversion: "Conversion", num_shown: int) -> None:
     print_report(summarize(take_inventory([path for path in manifests if path.is_file()], out)), num_shown)
     lines = [
         *conversion.notes,
-        f"clips without sound: {conversion.num_without_sound} (their lines have no <audio> tag)",
-        f"clips with a written reasoning: {conversion.num_reasonings}"
+        *(f"warning: {warning}" for warning in _first(conversion.warnings, num_shown)),
+        *_taken(conversion),
+        *_silent(conversion),
+        f"samples with a written reasoning: {conversion.num_reasonings}"
         + ("" if conversion.num_reasonings else " (cold_start.jsonl has a plain thought in its place)"),
         f"rows left out: {len(conversion.problems)} (all named in {out / 'rejected.csv'})",
         "next:",
@@ -98,7 +108,29 @@ def _print_conversion(conversion: "Conversion", num_shown: int) -> None:
         f"  mmrl train experiment=own_clips data.root={shlex.quote(str(out))}{_overrides(conversion)}",
     ]
     for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
+
+
+def _first(warnings: Sequence[str], num_shown: int) -> list[str]:
+    rest = len(warnings) - num_shown
+    more = [f"{rest} more warnings; --show {len(warnings)} shows all"] if rest > 0 else []
+    return [*warnings[:num_shown], *more]
+
+
+def _silent(conversion: "Conversion") -> list[str]:
+    """How many videos have no sound, if there are videos."""
+    if not any("video" in kinds for kinds in conversion.taken_as):
+        return []
+    return [f"clips without sound: {conversion.num_without_sound} (their lines have no <audio> tag)"]
+
+
+def _taken(conversion: "Conversion") -> list[str]:
+    """What was made of the files: for each sort how many, and which if they are few."""
+    lines = []
+    for kinds, paths in conversion.taken_as.items():
+        shown = ", ".join(paths[:MAX_NAMES]) + (", ..." if len(paths) > MAX_NAMES else "")
+        lines.append(f"files taken as {' and '.join(kinds)}: {len(paths)} ({shown})")
+    return lines
 
 
 def _overrides(conversion: "Conversion") -> str:

@@ -7,14 +7,10 @@ from rich.table import Table
 
 from lightning_mmrl.data.report import Durations, MediaFigures, Report, by_group
 from lightning_mmrl.data.schema import Problem
+from lightning_mmrl.training.console import report_console
 
 _MAX_LABELS = 30
 _MAX_VALUES = 3
-
-
-def report_console() -> Console:
-    """Standard output: as wide as the terminal, or 120 columns without one."""
-    return Console(highlight=False, width=None if Console().is_terminal else 120)
 
 
 def print_report(report: Report, num_shown: int, notes: Sequence[str] = ()) -> None:
@@ -28,11 +24,11 @@ def print_report(report: Report, num_shown: int, notes: Sequence[str] = ()) -> N
         console.print(media_table(report))
     for finding in report.findings:
         word = "error" if finding.severe else "warning"
-        console.print(f"{word}: {finding.what}: {finding.num}, such as {finding.example}", markup=False, soft_wrap=True)
+        console.print(f"{word}: {finding.what}: {finding.num}, such as {finding.example}", soft_wrap=True)
     for note in notes:
-        console.print(note, markup=False, soft_wrap=True)
+        console.print(note, soft_wrap=True)
     num_bad = len(report.problems)
-    console.print(f"{report.num_samples} samples usable, {num_bad} bad", markup=False)
+    console.print(f"{report.num_samples} samples usable, {num_bad} bad")
 
 
 def warning_lines(report: Report, num_shown: int) -> list[str]:
@@ -47,10 +43,10 @@ def print_problems(console: Console, problems: Sequence[Problem], num_shown: int
     if not problems:
         return
     for problem in problems[:num_shown]:
-        console.print(str(problem), markup=False, soft_wrap=True)
+        console.print(str(problem), soft_wrap=True)
     if len(problems) > num_shown:
         rest = len(problems) - num_shown
-        console.print(f"... and {rest} more; --show {len(problems)} shows all", markup=False)
+        console.print(f"... and {rest} more; --show {len(problems)} shows all")
     table = Table(title="Bad lines by reason", title_justify="left")
     table.add_column("reason")
     table.add_column("lines", justify="right")

@@ -9,10 +9,10 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
 from rich.text import Text
 
 from lightning_mmrl.cli.doctor_findings import Finding, isolated
+from lightning_mmrl.training.console import PlainConsole, printable
 
 EXIT_PROBLEM = 1
 COLORS = {"ok": "green", "warning": "yellow", "problem": "red"}
@@ -89,11 +89,13 @@ def diagnose(checks: Mapping[str, Callable[[], Sequence[Finding]]]) -> Iterator[
 
 
 def _print_finding(finding: Finding) -> None:
-    console = Console(highlight=False)
-    line = Text.assemble((f"{finding.status:<9}", COLORS[finding.status]), f"{finding.name:<14}{finding.detail}")
+    console = PlainConsole()
+    line = Text.assemble(
+        (f"{finding.status:<9}", COLORS[finding.status]), f"{finding.name:<14}{printable(finding.detail)}"
+    )
     console.print(line, soft_wrap=True)
     if finding.fix is not None:
-        console.print(Text(f"{'':<9}fix: {finding.fix}"), soft_wrap=True)
+        console.print(f"{'':<9}fix: {finding.fix}", soft_wrap=True)
 
 
 def _parser() -> argparse.ArgumentParser:

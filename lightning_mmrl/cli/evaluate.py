@@ -72,15 +72,13 @@ def _is_model(folder: Path) -> bool:
 def evaluate(config: RootConfig, checkpoint: Path) -> None:
     """Evaluates one checkpoint and prints a table."""
     # Loaded here: a bad configuration is refused before torch is imported.
-    from rich.console import Console
-
     from lightning_mmrl.cli.tables import results_table
     from lightning_mmrl.config.assembly import Assembly, quiet_libraries, trainer_settings
     from lightning_mmrl.config.build import CheckpointEvaluator
     from lightning_mmrl.config.run import check_all_targets, writable
     from lightning_mmrl.curriculum.compare import compare_stages
     from lightning_mmrl.evaluation.intervals import ClusterBootstrap
-    from lightning_mmrl.training.console import ConsoleProgress
+    from lightning_mmrl.training.console import ConsoleProgress, report_console
     from lightning_mmrl.training.group import joined
     from lightning_mmrl.training.interruption import Interruption
 
@@ -108,8 +106,9 @@ def evaluate(config: RootConfig, checkpoint: Path) -> None:
                 run.log_metrics(metrics, step=0)
     bootstrap = ClusterBootstrap(num_resamples=config.evaluation.num_resamples)
     comparison = compare_stages({name: directory}, {}, config.data.labels, bootstrap)
-    Console(highlight=False, width=None if Console().is_terminal else 120).print(results_table(comparison))
-    print(f"predictions and figures in {directory}")
+    console = report_console()
+    console.print(results_table(comparison))
+    console.print(f"predictions and figures in {directory}", soft_wrap=True)
 
 
 @contextmanager

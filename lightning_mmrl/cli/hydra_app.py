@@ -13,6 +13,7 @@ from lightning_mmrl.config.folders import configs_dir
 from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.config.validate import validated
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.training.console import printable
 
 T = TypeVar("T")
 
@@ -59,7 +60,7 @@ def run_with_config(task: Callable[[RootConfig], T], program: str, arguments: Se
     finally:
         sys.argv = argv
     # Outside of Hydra's job, which would print its own report of an error; --multirun gives several.
-    return [task(validated(composed, lambda line: print(line, file=sys.stderr))) for composed in jobs]
+    return [task(validated(composed, lambda line: print(printable(line), file=sys.stderr))) for composed in jobs]
 
 
 def take_flags(

@@ -14,7 +14,7 @@ COMMANDS = {
     "serve": "start a vLLM server for a run with rollout=vllm_server",
     "plan": "show what train would do, without loading torch",
     "evaluate": "evaluate a checkpoint on the configured sets",
-    "predict": "answer for one clip: the reasoning and the answer",
+    "predict": "answer one question about files or text: the reasoning and the answer",
     "export": "copy a checkpoint to share, with a model card",
     "data": "validate, describe, convert and generate datasets",
     "reward-test": "rerun rewards on a saved rollout table and show what changed",
@@ -53,8 +53,11 @@ def _run(argv: list[str]) -> int:
     try:
         return command.run(argv[1:])
     except MmrlError as error:
+        # Loaded here: Rich is slower than the rest of this module.
+        from lightning_mmrl.training.console import printable
+
         where = "" if _rank() == "0" else f" (rank {_rank()})"
-        print(f"mmrl {argv[0]}{where}: {error}", file=sys.stderr)
+        print(f"mmrl {argv[0]}{where}: {printable(str(error))}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt as interrupt:
         # What `Interrupted` says of itself; its module would load torch.

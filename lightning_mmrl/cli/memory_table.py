@@ -25,17 +25,16 @@ def show_memory(console: Console, config: RootConfig, names: Sequence[str], leng
     try:
         shape = read_shape(config.model.checkpoint)
     except ValueError as error:
-        console.print(f"memory       no estimate for {config.model.checkpoint}: {error}", markup=False)
+        console.print(f"memory       no estimate for {config.model.checkpoint}: {error}")
         return
     if shape is None:
-        console.print(f"memory       {_unknown(config.model)}", markup=False)
+        console.print(f"memory       {_unknown(config.model)}")
         return
     assumed = [name for name in names if not _show_stage(console, config, name, shape, lengths)]
     if assumed:
         console.print(
             f"memory       estimated, not measured, for prompts of {lengths.prompt:,} tokens (--prompt-tokens N) and "
-            f"targets of {lengths.answer:,}",
-            markup=False,
+            f"targets of {lengths.answer:,}"
         )
 
 
@@ -66,8 +65,7 @@ def _show_stage(console: Console, config: RootConfig, name: str, shape: ModelSha
     if all(each.fits(GIGABYTES[0]) for each in found.values()):
         first = found[RANKS[0]]
         console.print(
-            f"{name:<12} memory per rank about {_gib(first.needed)}, fits {GIGABYTES[0]} GB on any number of GPUs",
-            markup=False,
+            f"{name:<12} memory per rank about {_gib(first.needed)}, fits {GIGABYTES[0]} GB on any number of GPUs"
         )
         return True
     table = Table(title=f"{name}: memory per rank, {_strategy(stage)}")
@@ -80,9 +78,9 @@ def _show_stage(console: Console, config: RootConfig, name: str, shape: ModelSha
     console.print(table)
     host = found[RANKS[0]].host
     if host:
-        console.print(f"{name:<12} {_gib(host)} of host memory in all for shards and optimizer state", markup=False)
+        console.print(f"{name:<12} {_gib(host)} of host memory in all for shards and optimizer state")
     for line in hints(config, name, shape, lengths):
-        console.print(f"{name:<12} {line}", markup=False)
+        console.print(f"{name:<12} {line}")
     return False
 
 

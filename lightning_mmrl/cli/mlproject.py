@@ -8,6 +8,7 @@ from types import FrameType
 
 from lightning_mmrl.cli.main import EXIT_BAD_INPUT, main
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.training.console import printable
 
 PARAMETERS = {
     "quickstart": ("overrides",),
@@ -22,7 +23,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         command = mmrl_arguments(arguments)
     except ConfigError as error:
-        print(f"mlflow run: {error}", file=sys.stderr)
+        print(f"mlflow run: {printable(str(error))}", file=sys.stderr)
         return EXIT_BAD_INPUT
     _interrupt_on_sigterm()
     return main(command)

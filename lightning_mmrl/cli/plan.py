@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from lightning_mmrl.cli.hydra_app import run_with_config, take_flags
@@ -17,6 +16,7 @@ from lightning_mmrl.curriculum.manifest import Manifest
 from lightning_mmrl.curriculum.selection import is_stale
 from lightning_mmrl.curriculum.spec import source_stage
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.training.console import report_console
 from lightning_mmrl.training.state_store import StateStore
 from lightning_mmrl.types.records import StageSpec
 
@@ -46,7 +46,7 @@ def assumed_lengths(prompt_tokens: str | None) -> Lengths:
 
 def plan(config: RootConfig, lengths: Lengths) -> None:
     """Prints stages, sizes, batch arithmetic, memory and where things go."""
-    console = Console(highlight=False, width=None if Console().is_terminal else 140)
+    console = report_console(width=140)
     directory = Path(config.output_dir) / config.run_name
     manifest, specs = Manifest.read(directory), stage_specs(config, manifest_digests(config))
     table = Table(title=f"{config.run_name}: {len(config.order)} stages")
@@ -64,13 +64,13 @@ def plan(config: RootConfig, lengths: Lengths) -> None:
     console.print(table)
     for spec in specs:
         for line in [*adapters(config.stages[spec.name]), *conditions(config.stages[spec.name])]:
-            console.print(f"{spec.name:<12} {line}", markup=False)
+            console.print(f"{spec.name:<12} {line}")
     show_memory(console, config, [spec.name for spec in specs], lengths)
     sets = ", ".join(f"{name} ({manifest})" for name, manifest in config.evaluation.sets.items())
-    console.print(f"evaluated after each stage on {sets}", markup=False)
-    console.print(f"dataset      {config.data.root}{_generated(config)}", markup=False)
-    console.print(f"run folder   {directory}", markup=False)
-    console.print(f"tracking     {config.tracking.uri or 'none'}", markup=False)
+    console.print(f"evaluated after each stage on {sets}")
+    console.print(f"dataset      {config.data.root}{_generated(config)}")
+    console.print(f"run folder   {directory}")
+    console.print(f"tracking     {config.tracking.uri or 'none'}")
 
 
 def state(spec: StageSpec, specs: Sequence[StageSpec], manifest: Manifest, directory: Path) -> str:

@@ -1,35 +1,67 @@
-"""`mmrl predict CHECKPOINT clip.mp4`: the reasoning and the answer for one clip."""
+"""`mmrl predict CHECKPOINT [FILE ...]`: reasoning and answer to one question about files, or about text alone."""
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.prompts.template import DEFAULT_QUESTION
+
+if TYPE_CHECKING:
+    from lightning_mmrl.config.answer import Medium
 
 
 def run(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="mmrl predict", description="Answer for one clip: the reasoning and the answer."
-    )
-    parser.add_argument("checkpoint", type=Path, help="a stage's handoff folder")
-    parser.add_argument("clip", type=Path, help="a video file; its own sound track is heard too")
-    parser.add_argument("--question", default="Which emotion?", help="what to ask (default: %(default)s)")
-    parser.add_argument("--audio", type=Path, help="a separate sound file instead of the clip's own track")
-    parser.add_argument("--no-audio", action="store_true", help="show the picture alone")
-    parser.add_argument("--max-new-tokens", type=int, help="longest answer (default: as the checkpoint was evaluated)")
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
+    if not options.files and options.audio is None and options.question is None:
+        raise ConfigError("there is nothing to ask about; name a video, picture or sound file, or give --question")
 
     # Loaded here: argument errors need no torch.
-    from lightning_mmrl.config.answer import answer_clip
+    from lightning_mmrl.config.answer import answer_question
+    from lightning_mmrl.prompts.scanner import scan
+    from lightning_mmrl.training.console import report_console
 
-    answer = answer_clip(
+    completion, media = answer_question(
         options.checkpoint,
-        options.clip,
-        question=options.question,
-        sound=None if options.no_audio else options.audio or options.clip,
+        options.files,
+        question=DEFAULT_QUESTION if options.question is None else options.question,
+        sound=options.audio,
+        hear=not options.no_audio,
         max_new_tokens=options.max_new_tokens,
     )
-    print(f"reasoning: {answer.think if answer.think is not None else '-'}")
-    print(f"answer:    {answer.answer if answer.answer is not None else '-'}")
-    if not answer.valid:
-        print(f"the answer is not in the expected format: {answer.problem}")
+    answer = scan(completion.text)
+    lines = [
+        f"about:     {_about(media)}",
+        f"reasoning: {answer.think if answer.think is not None else '-'}",
+        f"answer:    {answer.answer if answer.answer is not None else '-'}",
+    ]
+    lines += [] if answer.valid else [f"the answer is not in the expected format: {answer.problem}"]
+    console = report_console()
+    for line in lines:
+        console.print(line, soft_wrap=True)
     return 0
+
+
+def _about(media: "Sequence[Medium]") -> str:
+    """What the question was about, file by file."""
+    files: dict[Path, list[str]] = {}
+    for path, ref in media:
+        files.setdefault(path, []).append(ref.kind)
+    return "; ".join(f"{' and '.join(kinds)} of {path}" for path, kinds in files.items()) or "text alone"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mmrl predict",
+        description="Answer one question: the reasoning and the answer. Each file is shown and heard as far as it "
+        "holds pictures and sound; without a file the question is about text alone.",
+    )
+    parser.add_argument("checkpoint", type=Path, help="a stage's handoff folder")
+    parser.add_argument("files", type=Path, nargs="*", metavar="FILE", help="a video, picture or sound, or several")
+    parser.add_argument("--question", help=f"what to ask (default: {DEFAULT_QUESTION})")
+    parser.add_argument("--audio", type=Path, help="a separate sound file in place of the videos' own sound")
+    parser.add_argument("--no-audio", action="store_true", help="leave out the sound of videos")
+    parser.add_argument("--max-new-tokens", type=int, help="longest answer (default: as the checkpoint was evaluated)")
+    return parser

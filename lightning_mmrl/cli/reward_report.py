@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from lightning_mmrl.evaluation.rescoring import Change, GroupSummary, Rescoring
 from lightning_mmrl.evaluation.responses import response_stats
 from lightning_mmrl.stages.rollout_table import RolloutRow
+from lightning_mmrl.training.console import report_console
 from lightning_mmrl.types.records import Score
 
 LONGEST_TEXT = 400
@@ -17,7 +17,7 @@ MOST_REASONS = 3
 
 def print_rescoring(result: Rescoring, rows: Sequence[RolloutRow], *, stage: str, show: int) -> None:
     """Prints totals, components, groups, failures and the responses that changed most."""
-    console = Console(highlight=False, width=None if Console().is_terminal else 120)
+    console = report_console()
     changed, total = len(result.changes), result.num_responses
     _say(console, f"{result.num_groups} prompts, {total} responses, rewards of stage {stage}")
     _say(console, f"{changed} of {total} totals changed ({changed / total:.1%})")
@@ -42,7 +42,7 @@ def _components(result: Rescoring) -> Table:
         table.add_column(name, justify="left" if name == "component" else "right")
     for each in result.components:
         table.add_row(
-            Text(each.name),
+            each.name,
             _number(each.old_mean),
             _number(each.new_mean),
             str(each.num_up),
@@ -91,5 +91,4 @@ def _number(value: float | None) -> str:
 
 
 def _say(console: Console, line: str) -> None:
-    """One line, without markup, and without the control codes that a model may have sampled."""
-    console.print(Text("".join(each if each.isprintable() or each == "\n" else "?" for each in line)), soft_wrap=True)
+    console.print(line, soft_wrap=True)

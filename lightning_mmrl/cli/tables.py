@@ -2,29 +2,28 @@
 
 import resource
 
-from rich.console import Console
 from rich.table import Table
 
 from lightning_mmrl.config.run import Outcome
 from lightning_mmrl.curriculum.compare import Comparison, SetResult
 from lightning_mmrl.evaluation.intervals import Interval
 from lightning_mmrl.evaluation.records import COUNTED_WRONG
-from lightning_mmrl.training.console import format_seconds
+from lightning_mmrl.training.console import format_seconds, report_console
 
 
 def print_comparison(outcome: Outcome) -> None:
     """What every stage reached, what it added, and where things are."""
-    console = Console(highlight=False, width=None if Console().is_terminal else 120)
+    console = report_console()
     console.print(results_table(outcome.comparison))
     console.print(gains_table(outcome.comparison))
     for result in outcome.results:
         phases = ", ".join(f"{phase} {format_seconds(value)}" for phase, value in result.seconds.items())
-        console.print(f"{result.name}: {phases}", markup=False)
-    console.print(f"peak memory  {peak_memory_gib():.1f} GiB (this process and its largest worker)", markup=False)
-    console.print(f"run folder   {outcome.directory}", markup=False)
-    console.print(f"checkpoint   {outcome.directory / outcome.results[-1].handoff}", markup=False)
+        console.print(f"{result.name}: {phases}")
+    console.print(f"peak memory  {peak_memory_gib():.1f} GiB (this process and its largest worker)")
+    console.print(f"run folder   {outcome.directory}")
+    console.print(f"checkpoint   {outcome.directory / outcome.results[-1].handoff}")
     if outcome.tracking_uri:
-        console.print(f"tracking     {outcome.tracking_uri}", markup=False)
+        console.print(f"tracking     {outcome.tracking_uri}")
 
 
 def peak_memory_gib() -> float:

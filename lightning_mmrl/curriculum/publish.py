@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from lightning_mmrl.curriculum.card_call import call_of, places_text_otherwise
 from lightning_mmrl.curriculum.handoff import check_handoff
 from lightning_mmrl.curriculum.lineage import ancestry
 from lightning_mmrl.curriculum.manifest import FinishedStage
@@ -18,6 +19,14 @@ from lightning_mmrl.training.state_store import sync, sync_tree
 CARD = "README.md"
 SCORES = ("war", "uar", "macro_f1", "valid_format", "consistency")
 """Metrics of a set that a card shows, where a stage has them."""
+
+_ABOUT_THE_CALL = """\
+With plain transformers, greedily, and as the model was trained and evaluated: the same frames and their size, the same
+sound, the same prompt. Others give other answers."""
+
+_ABOUT_POSITIONS = """
+In training, text behind a clip went on at the largest position so far. transformers puts it behind the longer side of
+the picture. Both are the same unless a clip has more positions in time than its frames have rows and columns."""
 
 
 def publish(handoff: Path, target: Path, *, name: str | None = None, license_id: str | None = None) -> Path:
@@ -89,7 +98,7 @@ def model_card(
     )
     parts = [
         f"# {name}",
-        _loading(config),
+        _call(facts, config),
         _prompting(facts),
         _stage_table(stages),
         _score_table(scores),
@@ -98,20 +107,13 @@ def model_card(
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _loading(config: Mapping[str, Any]) -> str:
-    architecture = (config.get("architectures") or ["AutoModel"])[0]
-    return "\n".join(
-        [
-            "## Load",
-            "",
-            "```python",
-            f"from transformers import AutoProcessor, {architecture}",
-            "",
-            f'model = {architecture}.from_pretrained("PATH")',
-            'processor = AutoProcessor.from_pretrained("PATH")',
-            "```",
-        ]
-    )
+def _call(facts: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    code = call_of(facts, config)
+    fence = "```"
+    while fence in code:
+        fence += "`"
+    positions = [_ABOUT_POSITIONS] if places_text_otherwise(facts, config) else []
+    return "\n".join(["## Ask it", "", _ABOUT_THE_CALL, "", f"{fence}python", code, fence, *positions])
 
 
 def _prompting(facts: Mapping[str, Any]) -> str:

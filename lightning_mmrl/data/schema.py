@@ -19,7 +19,7 @@ from lightning_mmrl.data.formats.lines import json_object
 from lightning_mmrl.data.formats.turns import quoted, read_turns
 from lightning_mmrl.errors import ConfigError, DataError
 from lightning_mmrl.prompts.labels import LabelMatcher
-from lightning_mmrl.prompts.template import media_tags
+from lightning_mmrl.prompts.template import control_token, control_token_refusal, media_tags
 from lightning_mmrl.types.records import MediaKind, MediaRef, Message, Sample
 
 MEDIA_COLUMNS: Mapping[str, MediaKind] = {"images": "image", "videos": "video", "audios": "audio"}
@@ -156,6 +156,7 @@ def _parse(row: Mapping[str, Any], default_id: str) -> Sample:
         messages, used = read_turns(row)
     except DataError as error:
         raise LineError("messages", str(error)) from error
+    _check_texts(messages)
     solution = _text(row, "solution")
     _check_label(row.get("labels"), solution)
     known = _KNOWN | used
@@ -168,6 +169,20 @@ def _parse(row: Mapping[str, Any], default_id: str) -> Sample:
         split=_text(row, "split"),
         extras={key: value for key, value in row.items() if key not in known},
     )
+
+
+def _check_texts(messages: tuple[Message, ...]) -> None:
+    """Refuses in a turn's text what would become more than text."""
+    for message in messages:
+        if token := control_token(message.content):
+            raise LineError("control token", f"the {message.role} turn holds {control_token_refusal(token)}")
+        # The last turn is a target or is dropped, and in those before it the model said something: no media.
+        if message.role == "assistant" and (tags := media_tags(message.content)):
+            raise LineError(
+                "media tags",
+                f"the assistant turn {quoted(message.content)} holds the media tag <{tags[0]}>; media belong to the "
+                "turns of user and system: reword the answer",
+            )
 
 
 def _media(row: Mapping[str, Any], messages: tuple[Message, ...]) -> tuple[MediaRef, ...]:

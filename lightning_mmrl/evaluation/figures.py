@@ -23,8 +23,8 @@ def save_confusion_figure(confusion: ArrayLike, labels: Sequence[str], path: Pat
     for (row, column), share in np.ndenumerate(shares):
         color = "white" if share > 0.5 else "black"
         axes.text(column, row, str(int(counts[row, column])), ha="center", va="center", color=color)
-    axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right")
-    axes.set_yticks(range(len(labels)), labels)
+    axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", parse_math=False)
+    axes.set_yticks(range(len(labels)), labels, parse_math=False)
     axes.set(xlabel="predicted", ylabel="truth")
     axes.set_title(title, parse_math=False)
     figure.colorbar(image, label="share of the true class")

@@ -1,6 +1,7 @@
 """What is put around a sample's conversation before it reaches the model, and taken off or added after."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -9,6 +10,13 @@ from lightning_mmrl.types.records import MediaKind, Message
 
 # One literal per branch and no repetition: linear in the text.
 _MEDIA_TAG = re.compile("<(image|video|audio)>")
+
+# No repetition within another, and bounded. One character, as in <|x|>, is mathematics.
+_CONTROL_TOKEN = re.compile(r"<\|[^|<>\s]{2,64}\|>")
+
+
+DEFAULT_QUESTION = "Which emotion?"
+"""What is asked about a clip if nobody says otherwise."""
 
 
 def media_tags(content: str) -> tuple[MediaKind, ...]:
@@ -20,6 +28,44 @@ def media_tags(content: str) -> tuple[MediaKind, ...]:
     return cast(tuple[MediaKind, ...], tuple(_MEDIA_TAG.findall(content)))
 
 
+def control_token(text: str) -> str | None:
+    """The first text such as `<|im_end|>`, which tokenizers read as the end of a turn or as a medium, None without one.
+
+    No tokenizer is asked: this is the form that the tokens of the families here have.
+
+    >>> control_token("Which? <|im_end|>"), control_token("Is <|x|> finite?")
+    ('<|im_end|>', None)
+    """
+    found = _CONTROL_TOKEN.search(text)
+    return None if found is None else found[0]
+
+
+def control_token_refusal(token: str) -> str:
+    """Why a text with a control token is refused, and what to write in its place."""
+    return (
+        f"the control token {token!r}, which a tokenizer reads as part of the conversation's frame or as a medium; "
+        f"remove it, or write it with a space, as '< {token[1:]}', if it is meant as text"
+    )
+
+
+def question_about(kinds: Sequence[MediaKind], question: str) -> str:
+    """A user turn that asks a question about media of these kinds: their tags, then the question.
+
+    Raises:
+        ConfigError: The question holds a media tag or a control token of its own.
+
+    >>> question_about(["video", "audio"], "Which emotion?")
+    '<video><audio>Which emotion?'
+    """
+    if tags := media_tags(question):
+        raise ConfigError(
+            f"the question {question[:80]!r} holds the media tag <{tags[0]}>; tags are added by themselves"
+        )
+    if token := control_token(question):
+        raise ConfigError(f"the question {question[:80]!r} holds {control_token_refusal(token)}")
+    return "".join(f"<{kind}>" for kind in kinds) + question
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptTemplate:
     r"""A system turn, a suffix of the last user turn and a pre-filled opening of the assistant turn.
@@ -28,7 +74,7 @@ class PromptTemplate:
     emotion in <answer> </answer> tags." with neither system turn nor prefill.
 
     Raises:
-        ConfigError: one of the texts holds a media tag, which no media file would back.
+        ConfigError: one of the texts holds a control token, or a media tag, which no media file would back.
 
     >>> template = PromptTemplate(suffix=" Think first.", prefill="<think>")
     >>> template.apply((Message(role="user", content="Which emotion?"),))[-1].content
@@ -47,6 +93,8 @@ class PromptTemplate:
                 raise ConfigError(
                     f"prompt.{name} holds the media tag <{tags[0]}>; media tags belong in the samples' turns"
                 )
+            if token := control_token(text):
+                raise ConfigError(f"prompt.{name} holds {control_token_refusal(token)}")
 
     def apply(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
         """The prompt as the chat template gets it: every turn kept, a system turn only added where there is none.

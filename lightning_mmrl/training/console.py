@@ -1,14 +1,47 @@
-"""What a person sees while it runs: a live bar on a terminal, a plain line every few seconds elsewhere."""
+"""What a person sees: progress as a live bar or a plain line every few seconds, tables, and text as it is written."""
 
+import re
 import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
+
+# Control codes but for tab and line feed, separators that some terminals take for line ends, what turns the reading
+# direction (CVE-2021-42574), and halves of characters, which no stream can encode.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    r"""Text that a terminal shows and never obeys: control codes as their escapes.
+
+    >>> printable("\x1b[2Jangry"), printable("\u8352\u8c2c")
+    ('\\x1b[2Jangry', '\u8352\u8c2c')
+    """
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+class PlainConsole(Console):
+    """A console to which every string is text, in lines and in tables: no markup, no emoji codes, no escapes.
+
+    Labels, ids, answers and file names come from elsewhere. Whoever wants a style passes a `Text`.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **settings)
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        """What Rich calls for every string that it is given."""
+        return super().render_str(printable(text), **how)
+
+
+def report_console(width: int = 120) -> PlainConsole:
+    """Standard output: as wide as the terminal, or `width` columns without one."""
+    return PlainConsole(width=None if Console().is_terminal else width)
 
 
 class ConsoleProgress:
@@ -23,7 +56,7 @@ class ConsoleProgress:
     def __init__(
         self, console: Console | None = None, seconds_between_lines: float = 10.0, *, quiet: bool = False
     ) -> None:
-        self._console = console or Console(file=sys.stderr, highlight=False, quiet=quiet)
+        self._console = console or PlainConsole(file=sys.stderr, quiet=quiet)
         self._pause = seconds_between_lines
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -32,11 +65,12 @@ class ConsoleProgress:
 
     def say(self, message: str) -> None:
         """Prints one line, never interpreting markup in it."""
-        self._console.print(Text(message), soft_wrap=True)
+        self._console.print(Text(printable(message)), soft_wrap=True)
 
     def update(self, description: str, done: int, total: int, details: str = "") -> None:
         """Shows that `done` of `total` units are finished; a new description starts a new bar."""
         now = time.monotonic()
+        description, details = printable(description), printable(details)
         if description != self._description:
             self.finish()
             self._description, self._started, self._last_line = description, now, now

@@ -1,25 +1,26 @@
 """A folder of clips and a CSV of labels become a dataset: manifests in canonical form, labels.json, rejected.csv."""
 
+import mimetypes
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, get_args
 
+from lightning_mmrl.data.formats.clip_files import ClipFolder
+from lightning_mmrl.data.formats.csv_clips import Clip, decoded, found, label_problem, labelled, once, target_of
 from lightning_mmrl.data.formats.label_csv import CsvRow, read_label_csv
 from lightning_mmrl.data.formats.publish import Publication
 from lightning_mmrl.data.formats.splits import assign_splits
-from lightning_mmrl.data.media.examine import Guard, MediaFacts, examine_tracks, fault
-from lightning_mmrl.data.schema import LineError, Problem, label_matcher, resolve_media
+from lightning_mmrl.data.label_findings import label_findings
+from lightning_mmrl.data.media.examine import Guard
+from lightning_mmrl.data.schema import Problem, label_matcher
 from lightning_mmrl.errors import ConfigError, DataError
-from lightning_mmrl.prompts.scanner import scan
-from lightning_mmrl.prompts.template import media_tags
-from lightning_mmrl.types.records import MediaRef
+from lightning_mmrl.prompts.template import DEFAULT_QUESTION, question_about
+from lightning_mmrl.types.records import MediaKind
 
 SPLITS = ("train", "validation", "test")
 MANIFESTS = (*SPLITS, "cold_start")
-PLAIN_THOUGHT = "The clip shows it."
-"""Stands where nobody wrote a reasoning: the format needs a thought, and this one claims nothing."""
 
 _COLUMNS = {"image": "images", "video": "videos", "audio": "audios"}
 _RESERVED = frozenset(
@@ -33,7 +34,8 @@ class CsvSettings:
     """How a CSV becomes a dataset.
 
     Attributes:
-        columns: Column names by purpose where the usual ones do not fit.
+        columns: Column names by purpose where the usual ones do not fit; see `read_label_csv`.
+        encoding: What the CSV was saved in; None for UTF-8, or what its byte order mark says.
         suffix: Appended to file names that have none, such as ".mp4".
         labels: The label set; None takes the labels that come.
         question: What every sample asks.
@@ -45,9 +47,10 @@ class CsvSettings:
     """
 
     columns: Mapping[str, str | None] = field(default_factory=dict)
+    encoding: str | None = None
     suffix: str = ""
     labels: Sequence[str] | None = None
-    question: str = "Which emotion?"
+    question: str = DEFAULT_QUESTION
     shares: Mapping[str, float] = field(default_factory=lambda: {"validation": 0.15, "test": 0.15})
     seed: int = 0
     by_speaker: bool = True
@@ -56,23 +59,12 @@ class CsvSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Clip:
-    """A row whose clip was found: its path below the media root, and its tracks once it is decoded."""
-
-    row: CsvRow
-    real: Path
-    path: str
-    tracks: tuple[MediaFacts, ...] = ()
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """The kinds of its tracks."""
-        return tuple(track.kind for track in self.tracks)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Conversion:
-    """What became of a CSV: the files that were written, the clips of each split, the rows that were left out."""
+    """What became of a CSV: the files that were written, the clips of each split, the rows that were left out.
+
+    `taken_as` maps the kinds that files hold to their paths. `notes` say what was understood, `warnings` what a person
+    should look at.
+    """
 
     directory: Path
     sizes: Mapping[str, int]
@@ -81,6 +73,8 @@ class Conversion:
     labels: tuple[str, ...]
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+    taken_as: Mapping[tuple[MediaKind, ...], tuple[str, ...]]
 
 
 def convert_csv(
@@ -100,16 +94,17 @@ def convert_csv(
     if not media_root.is_dir():
         raise DataError(f"media root {media_root} is no folder; name the folder of the clips")
     publication = Publication(directory, media_root, copy=settings.copy, overwrite=settings.overwrite)
-    table = read_label_csv(csv_file, settings.columns)
-    problems, notes = list(table.problems), []
+    _check_settings(settings)
+    table = read_label_csv(csv_file, settings.columns, encoding=settings.encoding)
+    problems, notes = list(table.problems), list(table.notes)
 
     def reject(row: CsvRow, group: str, reason: str) -> None:
         problems.append(Problem(file=str(csv_file), line=row.line, group=group, reason=reason))
 
     _check_extras(csv_file, table.rows)
-    clips = _found(table.rows, media_root, settings.suffix, reject)
-    clips, labels = _labelled(clips, settings.labels, reject, notes)
-    clips = _decoded(_once(clips, reject), guard, reject, on_progress)
+    clips = found(table.rows, ClipFolder(media_root, settings.suffix), reject)
+    clips, labels = labelled(clips, settings.labels, reject, notes)
+    clips = decoded(once(clips, reject), guard, reject, on_progress)
     problems.sort(key=lambda problem: problem.line)
     if not clips:
         first = f"; the first: {problems[0]}" if problems else ""
@@ -117,13 +112,15 @@ def convert_csv(
     splits = _assigned(clips, settings, notes)
     labels = labels or tuple(sorted({clip.row.label for clip in clips}))
     _check_labels(csv_file, labels)
+    notes += _unlike_names(clips)
+    warnings = _warnings(clips)
     rows = _rows(clips, splits, publication.prefix, settings.question)
     publication.publish(
         manifests={**_manifests(rows), "cold_start": _cold_start(rows, clips)},
         labels=labels,
         problems=problems,
         clips={clip.path: clip.real for clip in clips},
-        record={"source": csv_file.name, "seed": settings.seed, "columns": dict(table.columns)},
+        record={"source": csv_file.name, "seed": settings.seed, "columns": dict(table.columns), "warnings": warnings},
     )
     return Conversion(
         directory=directory,
@@ -133,99 +130,23 @@ def convert_csv(
         labels=labels,
         problems=tuple(problems),
         notes=tuple(notes),
+        warnings=tuple(warnings),
+        taken_as=_taken_as(clips),
     )
 
 
-Reject = Callable[[CsvRow, str, str], None]
+def _check_settings(settings: CsvSettings) -> None:
+    """Refuses what would be found only after everything is decoded."""
+    question_about((), settings.question)
+    problem = next(filter(None, map(label_problem, settings.labels or ())), None)
+    if problem is not None:
+        raise ConfigError(f"--labels: {problem}")
 
 
 def _check_extras(csv_file: Path, rows: Sequence[CsvRow]) -> None:
     taken = next((name for row in rows for name in row.extras if name in _RESERVED), None)
     if taken is not None:
         raise DataError(f"{csv_file}:1: column {taken!r} would hide the manifest's own; rename or remove it")
-
-
-def _found(rows: Sequence[CsvRow], media_root: Path, suffix: str, reject: Reject) -> list[Clip]:
-    clips = []
-    root = media_root.resolve()
-    for row in rows:
-        name = row.file if PurePosixPath(row.file).suffix or not suffix else row.file + suffix
-        try:
-            real = resolve_media(name, media_root, f"row {row.line}")
-        except LineError as error:
-            reject(row, error.group, error.reason)
-            continue
-        problem = _reasoning_problem(row)
-        if problem is None:
-            clips.append(Clip(row=row, real=real, path=real.relative_to(root).as_posix()))
-        else:
-            reject(row, "reasoning", problem)
-    return clips
-
-
-def _reasoning_problem(row: CsvRow) -> str | None:
-    """Why a target made of this row would break the format."""
-    target = _target(row)
-    if tags := media_tags(target):
-        return f"the reasoning or label holds the media tag <{tags[0]}>; remove it"
-    problem = scan(target).problem
-    return None if problem is None else f"the reasoning or label breaks the answer format ({problem}); remove its tags"
-
-
-def _labelled(
-    clips: list[Clip], labels: Sequence[str] | None, reject: Reject, notes: list[str]
-) -> tuple[list[Clip], tuple[str, ...]]:
-    """Clips with their label in one spelling: that of the given set, or the most frequent one."""
-    if labels is not None:
-        matcher = label_matcher(tuple(labels))
-        kept = []
-        for clip in clips:
-            label = matcher.match(clip.row.label)
-            if label is None:
-                known = ", ".join(labels)[:200]
-                reject(clip.row, "label", f"label {clip.row.label[:80]!r} is none of {known}; correct it or --labels")
-            else:
-                kept.append(replace(clip, row=replace(clip.row, label=label)))
-        return kept, tuple(labels)
-    spellings: dict[str, Counter[str]] = {}
-    for clip in clips:
-        spellings.setdefault(clip.row.label.casefold(), Counter())[clip.row.label] += 1
-    usual = {folded: counts.most_common(1)[0][0] for folded, counts in spellings.items()}
-    for folded, counts in spellings.items():
-        notes += [
-            f"{number} rows spell the label {usual[folded]!r} as {other!r}; read as the same"
-            for other, number in counts.items()
-            if other != usual[folded]
-        ]
-    return [replace(clip, row=replace(clip.row, label=usual[clip.row.label.casefold()])) for clip in clips], ()
-
-
-def _once(clips: Sequence[Clip], reject: Reject) -> list[Clip]:
-    """Each clip and span once; a second row of it is left out, whatever its label says."""
-    first: dict[tuple[Path, float | None, float | None], Clip] = {}
-    for clip in clips:
-        earlier = first.setdefault((clip.real, clip.row.start_s, clip.row.end_s), clip)
-        if earlier is clip:
-            continue
-        conflict = "" if earlier.row.label == clip.row.label else f", with the other label {earlier.row.label!r}"
-        reject(clip.row, "repeated clip", f"{clip.path} stands on line {earlier.row.line} already{conflict}")
-    return list(first.values())
-
-
-def _decoded(
-    clips: Sequence[Clip], guard: Guard, reject: Reject, on_progress: Callable[[int, int], None]
-) -> list[Clip]:
-    media = [
-        (clip.real, MediaRef(kind="video", path=clip.path, start_s=clip.row.start_s, end_s=clip.row.end_s))
-        for clip in clips
-    ]
-    usable = []
-    for clip, outcome in zip(clips, guard.run(examine_tracks, media, on_progress), strict=True):
-        if outcome.error is None:
-            usable.append(replace(clip, tracks=outcome.value))
-        else:
-            reject(clip.row, fault(outcome.error), outcome.error)
-    return usable
 
 
 def _assigned(clips: Sequence[Clip], settings: CsvSettings, notes: list[str]) -> list[str]:
@@ -280,16 +201,39 @@ def _check_labels(csv_file: Path, labels: tuple[str, ...]) -> None:
         raise DataError(f"{csv_file}: {error}; or give the set by --labels") from error
 
 
+def _warnings(clips: Sequence[Clip]) -> list[str]:
+    """What is odd about the labels, then about each file."""
+    of_files = [warning for clip in clips for track in clip.tracks for warning in track.warnings]
+    return [*label_findings(Counter(clip.row.label for clip in clips)), *dict.fromkeys(of_files)]
+
+
+def _unlike_names(clips: Sequence[Clip]) -> list[str]:
+    """Files that hold something else than their names say: what is decoded decides, and not the name."""
+    notes = []
+    for path, kinds in dict.fromkeys((clip.path, clip.kinds) for clip in clips):
+        named = (mimetypes.guess_type(path)[0] or "").partition("/")[0]
+        if named in get_args(MediaKind) and named not in kinds:
+            notes.append(f"{path}: taken as {' and '.join(kinds)}, though its name says {named}")
+    return notes
+
+
+def _taken_as(clips: Sequence[Clip]) -> dict[tuple[MediaKind, ...], tuple[str, ...]]:
+    """The files by what they hold, the most frequent first."""
+    files: dict[tuple[MediaKind, ...], dict[str, None]] = {}
+    for clip in clips:
+        files.setdefault(clip.kinds, {})[clip.path] = None
+    return {kinds: tuple(paths) for kinds, paths in sorted(files.items(), key=lambda item: -len(item[1]))}
+
+
 def _rows(clips: Sequence[Clip], splits: Sequence[str], prefix: str, question: str) -> list[dict[str, Any]]:
     """One manifest line per clip, without an assistant turn."""
     names = [clip.row.id or PurePosixPath(clip.path).with_suffix("").as_posix() for clip in clips]
     times = Counter(names)
     rows = []
     for clip, split, name in zip(clips, splits, names, strict=True):
-        tags = "".join(f"<{kind}>" for kind in clip.kinds)
         row: dict[str, Any] = {
             "id": name if times[name] == 1 else f"{name}-line{clip.row.line}",
-            "messages": [{"role": "user", "content": tags + question}],
+            "messages": [{"role": "user", "content": question_about(clip.kinds, question)}],
             **{_COLUMNS[kind]: [prefix + clip.path] for kind in clip.kinds},
             "solution": clip.row.label,
             "speaker": clip.row.speaker,
@@ -311,10 +255,6 @@ def _cold_start(rows: Sequence[dict[str, Any]], clips: Sequence[Clip]) -> list[d
     training = [(row, clip.row) for row, clip in zip(rows, clips, strict=True) if row["split"] == "train"]
     reasoned = [(row, source) for row, source in training if source.reasoning is not None]
     return [
-        {**row, "messages": [*row["messages"], {"role": "assistant", "content": _target(source)}]}
+        {**row, "messages": [*row["messages"], {"role": "assistant", "content": target_of(source)}]}
         for row, source in reasoned or training
     ]
-
-
-def _target(row: CsvRow) -> str:
-    return f"<think>{row.reasoning or PLAIN_THOUGHT}</think><answer>{row.label}</answer>"

@@ -1,11 +1,14 @@
 """A CSV of labels: one clip per row, column names and delimiter found out or given."""
 
 import csv
-import math
-from collections.abc import Iterator, Mapping
+import io
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lightning_mmrl.data.formats.csv_text import csv_text, delimiter_of
+from lightning_mmrl.data.formats.csv_times import seconds_of
 from lightning_mmrl.data.formats.turns import quoted
 from lightning_mmrl.data.schema import LineError, Problem
 from lightning_mmrl.errors import DataError
@@ -28,7 +31,8 @@ SPLIT_NAMES: Mapping[str, str] = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 
-_DELIMITERS = ",;\t|"
+NO_COLUMN = ""
+"""Stands in place of a column's name for: there is none, whatever the header has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,78 +53,113 @@ class CsvRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelCsv:
-    """What a CSV holds; `columns` says which of its columns was taken for what."""
+    """What a CSV holds; `columns` says which of its columns was taken for what, `notes` what else one must know."""
 
     rows: tuple[CsvRow, ...]
     problems: tuple[Problem, ...]
     columns: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
 
-def read_label_csv(path: Path, names: Mapping[str, str | None] | None = None) -> LabelCsv:
-    """All rows; one that cannot be used becomes a problem.
+def read_label_csv(
+    path: Path, names: Mapping[str, str | None] | None = None, *, encoding: str | None = None
+) -> LabelCsv:
+    """All rows; one that cannot be used becomes a problem. CR and LF alone end a row.
 
     Args:
-        path: The CSV, in UTF-8, with a header line.
-        names: Column names by purpose (see `COLUMN_NAMES`) where the usual ones do not fit.
+        path: The CSV, with a header line.
+        names: Column names by purpose (see `COLUMN_NAMES`) where the usual ones do not fit; `NO_COLUMN` for none.
+        encoding: See `csv_text`.
 
     Raises:
         DataError: The file cannot be read, or has no column of files or of labels.
     """
-    lines = _text(path).splitlines(keepends=True)
-    reader = csv.reader(lines, delimiter=_delimiter(lines[0] if lines else ""), strict=True)
-    rows: list[CsvRow] = []
-    problems: list[Problem] = []
+    text = csv_text(path, encoding)
+    delimiter, is_declared = delimiter_of(text)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
-        header = [name.strip() for name in next(reader, [])]
-        columns = _columns(path, header, names or {})
-        for line, fields in _records(reader):
-            try:
-                rows.append(_row(line, _cells(header, fields), columns))
-            except LineError as error:
-                problems.append(Problem(file=str(path), line=line, group=error.group, reason=error.reason))
+        records = list(_records(reader))[1 if is_declared else 0 :]
     except csv.Error as error:
         raise DataError(f"{path}:{reader.line_num}: not a CSV row ({error}); check its quotes") from error
-    return LabelCsv(rows=tuple(rows), problems=tuple(problems), columns=columns)
+    (line, names_found), *records = records or [(1, [])]
+    header = [name.strip() for name in names_found]
+    columns = _columns(f"{path}:{line}", header, names or {})
+    columns, notes = _with_split(header, columns, names or {}, [fields for _, fields in records])
+    ignored = {name for name in header if _usual_purpose(name) in _switched_off(names or {})}
+    rows: list[CsvRow] = []
+    problems: list[Problem] = []
+    for line, fields in records:
+        try:
+            cells = _cells(header, fields)
+            extras = {name: cell for name, cell in cells.items() if name not in (*columns.values(), *ignored) and cell}
+            rows.append(_row(line, cells, columns, extras, comma_is_decimal=delimiter != ","))
+        except LineError as error:
+            problems.append(Problem(file=str(path), line=line, group=error.group, reason=error.reason))
+    return LabelCsv(rows=tuple(rows), problems=tuple(problems), columns=columns, notes=tuple(notes))
 
 
-def _text(path: Path) -> str:
-    if not path.is_file():
-        raise DataError(f"{path} does not exist; name the CSV of labels")
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        before = error.object[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}:{before}: not UTF-8 text; save the file as CSV UTF-8") from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); check its rights") from error
-
-
-def _delimiter(header: str) -> str:
-    """The most frequent one in the header: names hold none of them, unlike the texts below."""
-    return max(_DELIMITERS, key=header.count)
-
-
-def _columns(path: Path, header: list[str], names: Mapping[str, str | None]) -> dict[str, str]:
+def _columns(place: str, header: list[str], names: Mapping[str, str | None]) -> dict[str, str]:
     """Purpose to column name; the first usual name that the header has, whatever its case."""
     if len(set(header)) < len(header):
         twice = next(name for name in header if header.count(name) > 1)
-        raise DataError(f"{path}:1: column {quoted(twice)} appears twice; rename one")
+        raise DataError(f"{place}: column {quoted(twice)} appears twice; rename one")
     by_case = {name.lower(): name for name in reversed(header)}
     columns = {}
     for purpose, usual in COLUMN_NAMES.items():
         wanted = names.get(purpose)
         found = next((by_case[name] for name in usual if name in by_case), None) if wanted is None else wanted
-        if wanted is not None and wanted not in header:
-            raise DataError(f"{path}:1: no column {quoted(wanted)}; the header has {_shown(header)}")
-        if found is not None:
+        if wanted and wanted not in header:
+            raise DataError(f"{place}: no column {quoted(wanted)}; the header has {_shown(header)}")
+        if found:
             columns[purpose] = found
     for purpose in ("file", "label"):
         if purpose not in columns:
             raise DataError(
-                f"{path}:1: no column of {purpose}s ({', '.join(COLUMN_NAMES[purpose])}); "
+                f"{place}: no column of {purpose}s ({', '.join(COLUMN_NAMES[purpose])}); "
                 f"name it by --{purpose}-column, the header has {_shown(header)}"
             )
     return columns
+
+
+def _with_split(
+    header: list[str], columns: dict[str, str], names: Mapping[str, str | None], records: Sequence[list[str]]
+) -> tuple[dict[str, str], list[str]]:
+    """The columns with the one of splits that its values bear out, and what to say of others.
+
+    A column `set` may be a set of anything; one that is named `split`, or that the user names, is believed.
+    """
+    if "split" not in columns or names.get("split") is not None:
+        return columns, []
+    found = {name: _values(header, records, name) for name in header if _usual_purpose(name) == "split"}
+    of_splits = [name for name, values in found.items() if any(value.lower() in SPLIT_NAMES for value in values)]
+    named = [name for name in found if name.lower() == "split"]
+    chosen = next(iter(sorted(of_splits, key=_rank_of_split) or named), None)
+    rest = {purpose: name for purpose, name in columns.items() if purpose != "split"}
+    notes = [
+        f"column {quoted(name)} names no splits (it has {', '.join(map(quoted, sorted(values)[:3]))}): kept as a "
+        f"column of its own; --split-column {shlex.quote(name)} takes it for the split"
+        for name, values in found.items()
+        if name != chosen and name not in of_splits and values
+    ]
+    return (rest if chosen is None else {**rest, "split": chosen}), notes
+
+
+def _values(header: list[str], records: Sequence[list[str]], name: str) -> set[str]:
+    index = header.index(name)
+    return {fields[index].strip() for fields in records if index < len(fields)} - {""}
+
+
+def _rank_of_split(name: str) -> int:
+    return COLUMN_NAMES["split"].index(name.lower())
+
+
+def _usual_purpose(name: str) -> str | None:
+    """What a column of this name is for, if it has a usual name."""
+    return next((purpose for purpose, usual in COLUMN_NAMES.items() if name.lower() in usual), None)
+
+
+def _switched_off(names: Mapping[str, str | None]) -> set[str]:
+    return {purpose for purpose, name in names.items() if name == NO_COLUMN}
 
 
 def _shown(header: list[str]) -> str:
@@ -142,7 +181,14 @@ def _cells(header: list[str], fields: list[str]) -> dict[str, str]:
     return {name: text.strip() for name, text in zip(header, fields, strict=True)}
 
 
-def _row(line: int, cells: Mapping[str, str], columns: Mapping[str, str]) -> CsvRow:
+def _row(
+    line: int,
+    cells: Mapping[str, str],
+    columns: Mapping[str, str],
+    extras: Mapping[str, str],
+    *,
+    comma_is_decimal: bool,
+) -> CsvRow:
     def cell(purpose: str) -> str | None:
         return cells[columns[purpose]] or None if purpose in columns else None
 
@@ -157,28 +203,31 @@ def _row(line: int, cells: Mapping[str, str], columns: Mapping[str, str]) -> Csv
         label=label,
         speaker=cell("speaker"),
         split=_split(cell("split"), columns),
-        start_s=_seconds(cell("start"), "start"),
-        end_s=_seconds(cell("end"), "end"),
+        start_s=_seconds(cell("start"), "start", comma_is_decimal),
+        end_s=_seconds(cell("end"), "end", comma_is_decimal),
         reasoning=cell("reasoning"),
         id=cell("id"),
-        extras={name: text for name, text in cells.items() if name not in columns.values() and text},
+        extras=extras,
     )
 
 
 def _split(name: str | None, columns: Mapping[str, str]) -> str | None:
     if name is not None and name.lower() not in SPLIT_NAMES:
         known = ", ".join(SPLIT_NAMES)
-        raise LineError("split", f"{columns['split']} is {quoted(name)}; it must be one of {known}")
+        raise LineError(
+            "split",
+            f"{columns['split']} is {quoted(name)}; it must be one of {known}, or give --split-column '' for no split",
+        )
     return None if name is None else SPLIT_NAMES[name.lower()]
 
 
-def _seconds(text: str | None, purpose: str) -> float | None:
+def _seconds(text: str | None, purpose: str, comma_is_decimal: bool) -> float | None:
     if text is None:
         return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1e9:
-        raise LineError("span", f"{purpose} is {quoted(text)}; it must be a time in seconds, at least 0")
+    value = seconds_of(text, comma_is_decimal=comma_is_decimal)
+    if value is None or value > 1e9:
+        raise LineError(
+            "span",
+            f"{purpose} is {quoted(text)}; it must be a time in seconds, such as 65.5, or a clock time, as 1:05.5",
+        )
     return value

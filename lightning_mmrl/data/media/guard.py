@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lightning_mmrl.data.media.audio import decode_audio
 from lightning_mmrl.data.media.image import decode_image
+from lightning_mmrl.data.media.quiet import quietly
 from lightning_mmrl.data.media.video import decode_video
 from lightning_mmrl.errors import MediaError
 from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo, MediaSettings
@@ -22,6 +23,7 @@ class DecodeTask:
     settings: MediaSettings
 
 
+@quietly
 def decode(task: DecodeTask) -> DecodedImage | DecodedVideo | DecodedAudio:
     """Decodes one medium in this process, after the size limit.
 

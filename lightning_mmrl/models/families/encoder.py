@@ -14,6 +14,7 @@ from lightning_mmrl.models.families import qwen_media
 from lightning_mmrl.models.families.family import Family
 from lightning_mmrl.models.families.qwen_media import Encoded
 from lightning_mmrl.models.positions import MediaLayout, PositionRule, Span, prompt_positions
+from lightning_mmrl.prompts.template import control_token_refusal
 from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo
 from lightning_mmrl.types.records import MediaKind, Message
 
@@ -165,8 +166,10 @@ class QwenEncoder:
 
         Raises:
             MediaError: The media are not those of the tags, or of a kind that the model does not read.
-            DataError: The prompt is longer than the model's positions.
+            DataError: A text holds what the tokenizer reads as a control token, or the prompt is longer than the
+                model's positions.
         """
+        self._check_text(*(message.content for message in messages), prefill)
         text, spans = self.insert_media(self.render(messages) + prefill, media)
         ids = self.tokenizer(text, return_tensors="pt").input_ids[0]
         kinds = {token_id: kind for kind, token_id in qwen_media.placeholder_ids(self.config, self.kinds).items()}
@@ -192,8 +195,23 @@ class QwenEncoder:
         return text, []
 
     def encode_target(self, text: str) -> list[int]:
-        """Token ids of an assistant turn, closed by the end-of-sequence token."""
+        """Token ids of an assistant turn, closed by the end-of-sequence token.
+
+        Raises:
+            DataError: The text holds what the tokenizer reads as a control token.
+        """
+        self._check_text(text)
         return [*self.tokenizer(text).input_ids, self.eos_token_ids[0]]
+
+    @cached_property
+    def _control_tokens(self) -> tuple[str, ...]:
+        """What the tokenizer reads as a token of its own wherever it stands, beside tags that are learnt as text."""
+        return tuple(token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special)
+
+    def _check_text(self, *texts: str) -> None:
+        for text in texts:
+            if token := next((token for token in self._control_tokens if token in text), None):
+                raise DataError(f"the text {text[:80]!r} holds {control_token_refusal(token)}")
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of sampled tokens, without special tokens."""

@@ -157,7 +157,7 @@ def test_codes_that_a_model_sampled_do_not_reach_the_terminal(folder, capsys):
     write_table(folder / "iteration_000001.jsonl", [row("\x1b[31mp0", text, text, scores=[scored(RIGHT)] * 2)])
     done = reward_test(capsys, folder)
     assert "\x1b" not in done.out
-    assert "?[31mp0, response 0" in done.out
+    assert "\\x1b[31mp0, response 0" in done.out
     assert "[bold]angry[/bold]" in done.out
 
 

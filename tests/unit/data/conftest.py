@@ -5,6 +5,10 @@ from shutil import copytree
 import pytest
 import words
 
+from lightning_mmrl.data.media import examine
+from lightning_mmrl.data.media.examine import Guard
+from lightning_mmrl.workers.pool import Outcome
+
 
 @pytest.fixture(scope="module")
 def media(tmp_path_factory):
@@ -19,3 +23,22 @@ def root(media, tmp_path):
 @pytest.fixture
 def pipeline(tmp_path):
     return words.pipeline(tmp_path)
+
+
+@pytest.fixture
+def decoding_here(monkeypatch):
+    """Decodes in this process: the workers have tests of their own."""
+
+    def run(self, examination, media, on_progress):
+        outcomes = []
+        for path, ref in media:
+            try:
+                outcomes.append(
+                    Outcome(value=examination(examine.DecodeTask(path=path, ref=ref, settings=self.settings)))
+                )
+            except examine.MediaError as error:
+                outcomes.append(Outcome(error=str(error)))
+            on_progress(len(outcomes), len(media))
+        return outcomes
+
+    monkeypatch.setattr(Guard, "run", run)

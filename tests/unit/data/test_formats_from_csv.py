@@ -10,14 +10,13 @@ from clips import tone, write_grey, write_wav
 from PIL import Image
 
 from lightning_mmrl.data.formats import publish
-from lightning_mmrl.data.formats.from_csv import PLAIN_THOUGHT, CsvSettings, convert_csv
-from lightning_mmrl.data.media import examine
+from lightning_mmrl.data.formats.csv_clips import PLAIN_THOUGHT
+from lightning_mmrl.data.formats.from_csv import CsvSettings, convert_csv
 from lightning_mmrl.data.media.examine import Guard
 from lightning_mmrl.data.schema import read_manifest
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.prompts.scanner import scan
 from lightning_mmrl.types.media import MediaSettings
-from lightning_mmrl.workers.pool import Outcome
 
 TIMES = [index / 10 for index in range(5)]
 GUARD = Guard(settings=MediaSettings(), num_workers=1)
@@ -35,23 +34,7 @@ def clips(tmp_path_factory):
 
 
 @pytest.fixture
-def convert(clips, tmp_path, monkeypatch):
-    """Decodes in this process: the workers have tests of their own."""
-
-    def run(self, examination, media, on_progress):
-        outcomes = []
-        for path, ref in media:
-            try:
-                outcomes.append(
-                    Outcome(value=examination(examine.DecodeTask(path=path, ref=ref, settings=self.settings)))
-                )
-            except examine.MediaError as error:
-                outcomes.append(Outcome(error=str(error)))
-            on_progress(len(outcomes), len(media))
-        return outcomes
-
-    monkeypatch.setattr(Guard, "run", run)
-
+def convert(clips, tmp_path, decoding_here):
     def convert(text, out=None, media_root=clips, **settings):
         (tmp_path / "labels.csv").write_text(text)
         return convert_csv(

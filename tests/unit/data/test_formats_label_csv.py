@@ -73,7 +73,7 @@ def test_an_unknown_split_is_a_problem(read):
         ("a,b\n", "labels.csv:1: no column of files .file, path, clip.*the header has 'a', 'b'"),
         ("file,b\n", "no column of labels .*--label-column"),
         ("file,label,file\n", "column 'file' appears twice"),
-        (b"file,label\na.mp4,tr\xe4urig\n", "labels.csv:2: not UTF-8 text; save the file as CSV UTF-8"),
+        (b"file,label\na.mp4,tr\xe4urig\n", "labels.csv:2: byte 0xe4 is not UTF-8; save the file as CSV UTF-8"),
         ('file,label\na.mp4,"sad\n', "labels.csv:2: not a CSV row .unexpected end of data.; check its quotes"),
         ('file,label\na.mp4,"sad"x\n', "labels.csv:2: not a CSV row"),
         ("file,label\na.mp4," + "x" * 200_000 + "\n", "labels.csv:2: not a CSV row .field larger than"),

@@ -48,3 +48,9 @@ save_confusion_figure([[1, 0]], ["a"], tempfile.mkdtemp() + "/a.png", "t")
 sys.exit("matplotlib.pyplot" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("label", ["$x", "$a$ and $b$", r"$\frac{1$", r"\$5", "$^"])
+def test_a_label_with_dollars_is_plain_text(tmp_path, label):
+    save_confusion_figure(np.eye(2, 3), [label, "sad"], tmp_path / "a.png", "t")
+    assert size(tmp_path / "a.png")

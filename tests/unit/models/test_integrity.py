@@ -232,7 +232,7 @@ def test_a_target_with_a_media_token_is_refused(model):
         check_targets(targets([[True, True], [True, True]]), backbone.placeholder_ids)
     check_targets(targets([[True, True], [True, False]]), backbone.placeholder_ids)
     check_targets(targets([[True, True], [True, True]]), {})
-    said = torch.tensor([encoder.encode_target("angry<|image_pad|><|IMAGE|>")])
+    said = torch.tensor([encoder.tokenizer("angry<|image_pad|><|IMAGE|>").input_ids])
     written = SftBatch(prompts=batch.select([1]), completion_ids=said, completion_mask=torch.ones_like(said).bool())
     with pytest.raises(MediaError, match=r"^sample p1: 1 image placeholders in its target"):
         check_targets(written, backbone.placeholder_ids)

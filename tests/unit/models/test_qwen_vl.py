@@ -8,7 +8,7 @@ import torch
 from transformers import Qwen2_5OmniConfig
 from transformers.video_utils import VideoMetadata
 
-from lightning_mmrl.errors import MediaError, StageError
+from lightning_mmrl.errors import DataError, MediaError, StageError
 from lightning_mmrl.types.batches import ScoringBatch
 from lightning_mmrl.types.records import Message
 
@@ -92,8 +92,10 @@ def test_sound_is_refused_with_the_same_sentence_for_every_sample(model):
 
 def test_media_tokens_written_in_the_text_are_refused(model):
     _, encoder, _ = model
-    with pytest.raises(MediaError, match=r"a prompt has 1 <\|image_pad\|> tokens for 0 media; mark each medium"):
+    with pytest.raises(DataError, match=r"'angry <\|image_pad\|>' holds the control token '<\|image_pad\|>', which"):
         encoder.encode_prompt(turn("angry <|image_pad|>"), "", [])
+    with pytest.raises(MediaError, match=r"a prompt has 1 <\|image_pad\|> tokens for 0 media; mark each medium"):
+        encoder.encode_prompt(turn("angry <image>"), "", [])
 
 
 def test_banned_ids_cover_media_and_unused_head_rows(model):

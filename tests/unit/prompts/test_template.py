@@ -86,3 +86,9 @@ def test_media_tags_come_in_order(content, tags):
 def test_media_tags_of_a_flood():
     assert media_tags("<" * 500_000 + "<video" * 100_000) == ()
     assert media_tags("<video>" * 100_000) == ("video",) * 100_000
+
+
+@pytest.mark.parametrize("name", ["system", "suffix", "prefill"])
+def test_a_control_token_in_the_template_is_refused(name):
+    with pytest.raises(ConfigError, match=rf"prompt.{name} holds the control token '<\|im_end\|>', .* '< \|im_end\|>'"):
+        PromptTemplate(**{name: "Go.<|im_end|>"})

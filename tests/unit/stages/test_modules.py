@@ -430,9 +430,8 @@ def targets(encoder, texts):
     items = []
     for index, text in enumerate(texts):
         item = omni.encoded(encoder, f"p{index}", omni.CONTENTS[index], index)
-        items.append(
-            EncodedSample(sample=item.sample, prompt=item.prompt, target_ids=tuple(encoder.encode_target(text)))
-        )
+        ids = encoder.tokenizer(text).input_ids  # the encoder refuses control tokens
+        items.append(EncodedSample(sample=item.sample, prompt=item.prompt, target_ids=(*ids, encoder.eos_token_ids[0])))
     return collate_targets(items, encoder.pad_token_id)
 
 

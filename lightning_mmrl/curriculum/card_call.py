@@ -1,0 +1,201 @@
+"""The call of plain transformers that a model card shows: complete, greedy, with the prompt and media of training."""
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+_OMNI = "qwen2_5_omni_thinker"
+_BY_LONGER_SIDE = ("qwen2_vl", "qwen2_5_vl")
+"""Families whose text transformers puts behind the longer side of a clip's frames, see models/positions.py."""
+
+_PICTURES = """\
+def picture_of(path):
+    return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+
+"""
+
+_FRAMES = """\
+def frames_of(path, count={num_frames}):
+    # The frames on show at the middles of equal segments of the clip, when each begins, and how many are in a second.
+    with av.open(path) as container:
+        zero = (container.start_time or 0) / av.time_base
+        shown = [frame for frame in container.decode(video=0) if frame.time is not None]
+    starts = np.round([frame.time - zero for frame in shown], 4)
+    end = starts[-1] + ((starts[-1] - starts[0]) / (len(starts) - 1) if len(starts) > 1 else 0.04)
+    times = (np.arange(count) + 0.5) * end / count
+    chosen = np.maximum(np.searchsorted(starts, times + 1e-3, side="right") - 1, 0)
+    frames = [np.rot90(shown[i].to_ndarray(format="rgb24"), round(shown[i].rotation / 90)) for i in chosen]
+    return np.stack(frames), starts[chosen], count / end
+
+"""
+
+_SOUND = """\
+def sound_of(path, rate={sample_rate_hz}):
+    with av.open(path) as container:
+        found = container.streams.audio[0].rate
+        planes = av.AudioResampler(format="fltp")
+        frames = [*container.decode(audio=0), None]
+        pieces = [piece.to_ndarray().mean(0) for frame in frames for piece in planes.resample(frame)]
+    samples = np.concatenate(pieces)
+    return samples if found == rate else soxr.resample(samples, found, rate).astype(np.float32)
+"""
+
+
+_CLIP = (
+    '    shown = {"total_num_frames": len(frames), "fps": fps, "frames_indices": times * fps}',
+    '    media |= {"do_sample_frames": False, "video_metadata": [shown]}',
+)
+
+_OMNI_CLIP = (
+    "    # Without this size the processor takes one of its own, which training did not use.",
+    '    size = {edge: processor.video_processor.size[edge] for edge in ("shortest_edge", "longest_edge")}',
+    '    media["videos_kwargs"] = {"do_sample_frames": False, "fps": fps, "size": size}',
+)
+
+_SOUND_OF_CLIP = (
+    "    if VIDEO:  # the sound is part of the clip",
+    "        per_second, chunk = model.config.position_id_per_seconds, float(model.config.seconds_per_chunk)",
+    '        turns = {"position_id_per_seconds": per_second, "seconds_per_chunk": chunk}',
+    '        media["videos_kwargs"] |= {"use_audio_in_video": True, **turns}',
+    "    else:",
+    '        content += [{"type": "audio"}]',
+)
+
+
+def call_of(facts: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """Python code that asks the model about media or text alone, as the hand-over was trained and is evaluated.
+
+    Without a network and this package; it needs torch, transformers and, for media, av, pillow and soxr. The folder,
+    the files and the question stand in its first lines.
+
+    Args:
+        facts: What the hand-over says of itself.
+        config: The model's configuration.
+    """
+    kinds = _kinds(config)
+    parts = [_imports(config, kinds), _settings(kinds), _loading(facts, config, kinds)]
+    parts += [_PICTURES] if "image" in kinds else []
+    parts += [_FRAMES.format(**facts["media"])] if "video" in kinds else []
+    parts += [_SOUND.format(**facts["media"])] if "audio" in kinds else []
+    is_omni, interleaves = config.get("model_type") == _OMNI, _interleaves(facts, config)
+    parts += [_content(kinds, facts["media"], is_omni=is_omni, interleaves=interleaves)] if kinds else []
+    return "\n".join(
+        [*parts, _prompt(facts, kinds), _answer(facts, kinds, _media_ids(config), interleaves=interleaves)]
+    )
+
+
+def places_text_otherwise(facts: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether transformers may put text behind a clip at other positions than training did."""
+    by_maximum = facts.get("position_rule") == "previous_maximum"
+    return by_maximum and (config.get("model_type") in _BY_LONGER_SIDE or _interleaves(facts, config))
+
+
+def _interleaves(facts: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    return config.get("model_type") == _OMNI and facts.get("audio_in_video") == "interleaved"
+
+
+def _kinds(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the model reads beside text, by its towers."""
+    seen = ("image", "video") if "vision_config" in config else ()
+    return (*seen, "audio") if "audio_config" in config else seen
+
+
+def _imports(config: Mapping[str, Any], kinds: tuple[str, ...]) -> str:
+    architecture = (config.get("architectures") or ["AutoModelForCausalLM"])[0]
+    needed = ", ".join(
+        ["torch", *(["av", "numpy", "pillow"] if kinds else []), *(["soxr"] if "audio" in kinds else [])]
+    )
+    lines = [f"# With transformers {version('transformers')} and {needed}."]
+    lines += ["import av", "import numpy as np"] if kinds else []
+    lines += ["import soxr"] if "audio" in kinds else []
+    lines += ["import torch"]
+    lines += ["from PIL import Image, ImageOps"] if "image" in kinds else []
+    lines += [f"from transformers import {'AutoProcessor' if kinds else 'AutoTokenizer'}, {architecture}"]
+    return "\n".join([*lines, ""])
+
+
+def _settings(kinds: tuple[str, ...]) -> str:
+    lines = ['PATH = "PATH"  # this folder']
+    if "audio" in kinds:
+        lines += ['VIDEO, SOUND, IMAGE = "clip.mp4", "clip.mp4", None  # None for what there is not']
+    elif kinds:
+        lines += ['VIDEO, IMAGE = "clip.mp4", None  # None for what there is not']
+    return "\n".join([*lines, 'QUESTION = "Which emotion?"', ""])
+
+
+def _loading(facts: Mapping[str, Any], config: Mapping[str, Any], kinds: tuple[str, ...]) -> str:
+    architecture = (config.get("architectures") or ["AutoModelForCausalLM"])[0]
+    loader = "AutoProcessor" if kinds else "AutoTokenizer"
+    dtype = facts.get("dtype", "float32")
+    return "\n".join(
+        [
+            f"model = {architecture}.from_pretrained(PATH, dtype=torch.{dtype}).eval()",
+            f"processor = {loader}.from_pretrained(PATH)",
+            "",
+            *([""] if kinds else []),
+        ]
+    )
+
+
+def _content(kinds: tuple[str, ...], media: Mapping[str, Any], *, is_omni: bool, interleaves: bool) -> str:
+    """Fills `content`, the media of the user's turn, and `media`, what the processor gets of them."""
+    lines = [
+        "",
+        "content, media = [], {}",
+        "if IMAGE:",
+        '    content += [{"type": "image"}]',
+        '    media["images"] = [picture_of(IMAGE)]',
+        "if VIDEO:",
+        "    frames, times, fps = frames_of(VIDEO)",
+        '    content += [{"type": "video"}]',
+        '    media["videos"] = [frames]',
+        *(_OMNI_CLIP if is_omni else _CLIP),
+    ]
+    if "audio" in kinds:
+        lines += ["if SOUND:"]
+        lines += _SOUND_OF_CLIP if interleaves else ['    content += [{"type": "audio"}]']
+        lines += ['    media["audio"] = [sound_of(SOUND)]']
+        lines += [f'    media["audio_kwargs"] = {{"sampling_rate": {media["sample_rate_hz"]}}}']
+    return "\n".join([*lines, ""])
+
+
+def _prompt(facts: Mapping[str, Any], kinds: tuple[str, ...]) -> str:
+    prompt = facts["prompt"]
+    question = "QUESTION" + (f" + {prompt['suffix']!r}" if prompt["suffix"] else "")
+    user = f'[*content, {{"type": "text", "text": {question}}}]' if kinds else question
+    lines = [f'messages = [{{"role": "user", "content": {user}}}]']
+    if prompt["system"] is not None:
+        system = f'[{{"type": "text", "text": {prompt["system"]!r}}}]' if kinds else repr(prompt["system"])
+        lines += [f'messages.insert(0, {{"role": "system", "content": {system}}})']
+    lines += ["text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)"]
+    lines += [f"text += {prompt['prefill']!r}"] if prompt["prefill"] else []
+    return "\n".join(lines)
+
+
+def _media_ids(config: Mapping[str, Any]) -> list[int]:
+    """Ids of media and of the markers around them."""
+    marks = (f"{what}_{side}_token_id" for what in ("vision", "audio") for side in ("start", "end"))
+    kinds = (f"{kind}_token_{word}" for kind in ("image", "video", "audio") for word in ("id", "index"))
+    return sorted({config[key] for key in (*marks, *kinds) if config.get(key) is not None})
+
+
+def _answer(facts: Mapping[str, Any], kinds: tuple[str, ...], media_ids: list[int], *, interleaves: bool) -> str:
+    prefill = facts["prompt"]["prefill"]
+    given = 'text=[text], return_tensors="pt", **media' if kinds else '[text], return_tensors="pt"'
+    tokenizer = "processor.tokenizer" if kinds else "processor"
+    settings = ["do_sample=False", "repetition_penalty=1.0", "suppress_tokens=unsaid or None"]
+    settings += [f"max_new_tokens={facts['max_new_tokens']}"]
+    settings += ['use_audio_in_video="audio" in media and "videos" in media'] if interleaves else []
+    lines = [
+        f"inputs = processor({given}).to(model.device)",
+        f"# Never said in training: {'media, and ' if kinds else ''}rows of the head that stand for no token.",
+        f"unsaid = [*range(len({tokenizer}), model.config.get_text_config().vocab_size)]",
+        *([f"unsaid += {media_ids}"] if media_ids else []),
+        "output = model.generate(",
+        "    **inputs,",
+        *(f"    {setting}," for setting in settings),
+        ")",
+        'answer = processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)',
+        f"print({f'{prefill!r} + ' if prefill else ''}answer)",
+    ]
+    return "\n".join(lines)

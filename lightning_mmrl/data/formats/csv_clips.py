@@ -1,0 +1,150 @@
+"""The clips that the rows of a CSV name: found, with labels that can be read, each once, decoded."""
+
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lightning_mmrl.data.formats.clip_files import ClipFolder
+from lightning_mmrl.data.formats.label_csv import CsvRow
+from lightning_mmrl.data.formats.turns import quoted
+from lightning_mmrl.data.media.examine import Guard, MediaFacts, examine_tracks, fault
+from lightning_mmrl.data.schema import LineError, label_matcher
+from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.prompts.scanner import scan
+from lightning_mmrl.prompts.template import control_token, control_token_refusal, media_tags
+from lightning_mmrl.types.records import MediaKind, MediaRef
+
+PLAIN_THOUGHT = "The clip shows it."
+"""Stands where nobody wrote a reasoning: the format needs a thought, and this one claims nothing."""
+
+Reject = Callable[[CsvRow, str, str], None]
+"""Hears of a row that is left out: the sort of fault, and the reason with the fix."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clip:
+    """A row whose clip was found: its path below the media root, and its tracks once it is decoded."""
+
+    row: CsvRow
+    real: Path
+    path: str
+    tracks: tuple[MediaFacts, ...] = ()
+
+    @property
+    def kinds(self) -> tuple[MediaKind, ...]:
+        """The kinds of its tracks."""
+        return tuple(track.kind for track in self.tracks)
+
+
+def found(rows: Sequence[CsvRow], folder: ClipFolder, reject: Reject) -> list[Clip]:
+    """The rows whose file exists and whose texts can be taught."""
+    clips = []
+    for row in rows:
+        try:
+            real = folder.find(row.file)
+        except LineError as error:
+            reject(row, error.group, error.reason)
+            continue
+        problem = _text_problem(row)
+        if problem is None:
+            clips.append(Clip(row=row, real=real, path=real.relative_to(folder.real).as_posix()))
+        else:
+            reject(row, *problem)
+    return clips
+
+
+def _text_problem(row: CsvRow) -> tuple[str, str] | None:
+    """The sort of fault and the reason why a target made of this row would break the format or end early."""
+    target = target_of(row)
+    if tags := media_tags(target):
+        return "reasoning", f"the reasoning or label holds the media tag <{tags[0]}>; remove it"
+    if token := control_token(target):
+        return "control token", f"the reasoning or label holds {control_token_refusal(token)}"
+    if problem := label_problem(row.label):
+        return "label", problem
+    if problem := scan(target).problem:
+        return "reasoning", f"the reasoning or label breaks the answer format ({problem}); remove its tags"
+    return None
+
+
+def label_problem(label: str) -> str | None:
+    """Why no answer would ever be read as this label, None if one is."""
+    try:
+        matcher = label_matcher((label,))
+    except ConfigError:
+        return f"label {quoted(label)} has no letter and no digit; name the class in words"
+    if len(label) > matcher.max_characters:
+        return (
+            f"label {quoted(label)} has {len(label)} characters, and no answer of more than {matcher.max_characters} "
+            "is read as a label; shorten it"
+        )
+    if matcher.match(label) is None:
+        return f"label {quoted(label)} is not read as an answer; reword it"
+    return None
+
+
+def labelled(
+    clips: list[Clip], labels: Sequence[str] | None, reject: Reject, notes: list[str]
+) -> tuple[list[Clip], tuple[str, ...]]:
+    """Clips with their label in one spelling: that of the given set, or the most frequent one."""
+    if labels is not None:
+        matcher = label_matcher(tuple(labels))
+        kept = []
+        for clip in clips:
+            label = matcher.match(clip.row.label)
+            if label is None:
+                known = ", ".join(labels)[:200]
+                reject(clip.row, "label", f"label {clip.row.label[:80]!r} is none of {known}; correct it or --labels")
+            else:
+                kept.append(replace(clip, row=replace(clip.row, label=label)))
+        return kept, tuple(labels)
+    spellings: dict[str, Counter[str]] = {}
+    for clip in clips:
+        spellings.setdefault(_folded(clip.row.label), Counter())[clip.row.label] += 1
+    usual = {folded: counts.most_common(1)[0][0] for folded, counts in spellings.items()}
+    for folded, counts in spellings.items():
+        notes += [
+            f"{number} rows spell the label {usual[folded]!r} as {other!r}; read as the same"
+            for other, number in counts.items()
+            if other != usual[folded]
+        ]
+    return [replace(clip, row=replace(clip.row, label=usual[_folded(clip.row.label)])) for clip in clips], ()
+
+
+def _folded(label: str) -> str:
+    """A label without what keyboards and systems change: case, width, how accents are stored, spaces."""
+    return " ".join(unicodedata.normalize("NFKC", label).casefold().split())
+
+
+def once(clips: Sequence[Clip], reject: Reject) -> list[Clip]:
+    """Each clip and span once; a second row of it is left out, whatever its label says."""
+    first: dict[tuple[Path, float | None, float | None], Clip] = {}
+    for clip in clips:
+        earlier = first.setdefault((clip.real, clip.row.start_s, clip.row.end_s), clip)
+        if earlier is clip:
+            continue
+        conflict = "" if earlier.row.label == clip.row.label else f", with the other label {earlier.row.label!r}"
+        reject(clip.row, "repeated clip", f"{clip.path} stands on line {earlier.row.line} already{conflict}")
+    return list(first.values())
+
+
+def decoded(clips: Sequence[Clip], guard: Guard, reject: Reject, on_progress: Callable[[int, int], None]) -> list[Clip]:
+    """The clips that can be decoded, with their tracks."""
+    media = [
+        (clip.real, MediaRef(kind="video", path=clip.path, start_s=clip.row.start_s, end_s=clip.row.end_s))
+        for clip in clips
+    ]
+    usable = []
+    for clip, outcome in zip(clips, guard.run(examine_tracks, media, on_progress), strict=True):
+        if outcome.error is None:
+            usable.append(replace(clip, tracks=outcome.value))
+        else:
+            reject(clip.row, fault(outcome.error), outcome.error)
+    return usable
+
+
+def target_of(row: CsvRow) -> str:
+    """What a supervised stage would teach of a row."""
+    return f"<think>{row.reasoning or PLAIN_THOUGHT}</think><answer>{row.label}</answer>"

@@ -1,0 +1,82 @@
+"""The text of a CSV, whatever program saved it: its encoding, and the delimiter that its first line may declare."""
+
+import codecs
+import re
+from pathlib import Path
+
+from lightning_mmrl.errors import DataError
+
+# Longer marks first: that of UTF-16 begins that of UTF-32.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_USUAL = ("gb18030", "shift_jis", "euc_kr", "cp1251", "cp1252")
+"""What spreadsheets save a plain CSV in: Chinese, Japanese, Korean, Cyrillic, Western European."""
+
+_DELIMITERS = ",;\t|"
+_DECLARED = re.compile(r'"?sep=([^\w\s"]|\t)\W*', re.IGNORECASE)
+
+
+def csv_text(path: Path, encoding: str | None = None) -> str:
+    """The characters of a file, without a byte order mark.
+
+    Args:
+        path: The CSV.
+        encoding: What it was saved in, by Python's name; None for UTF-8, or what its byte order mark says.
+
+    Raises:
+        DataError: There is no such file or encoding, or its bytes are not of that encoding.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} does not exist; name the CSV of labels")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); check its rights") from error
+    used = encoding or next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
+    try:
+        text = content.decode(used)
+    except LookupError as error:
+        raise DataError(f"--encoding {used} is no encoding of text that Python knows; such as cp1252") from error
+    except UnicodeDecodeError as error:
+        raise DataError(_undecodable(path, content, used, error)) from error
+    if "\0" in text:
+        twin = "utf-16-be" if content.startswith(b"\0") else "utf-16-le"
+        raise DataError(f"{path} holds NUL characters, as other encodings read as {used} do; try --encoding {twin}")
+    return text.removeprefix("\ufeff")
+
+
+def delimiter_of(text: str) -> tuple[str, bool]:
+    r"""The delimiter, and whether the first line is there to declare it (`sep=;`, as Excel reads and writes it).
+
+    Without such a line it is the most frequent one of the header: names hold none of them, unlike the texts below.
+
+    >>> delimiter_of("sep=;\nfile;label\n"), delimiter_of("file,label\n")
+    ((';', True), (',', False))
+    """
+    first = re.split("[\r\n]", text.lstrip("\r\n"), maxsplit=1)[0]
+    declared = _DECLARED.fullmatch(first)
+    if declared is not None:
+        return declared[1], True
+    return max(_DELIMITERS, key=first.count), False
+
+
+def _undecodable(path: Path, content: bytes, used: str, error: UnicodeDecodeError) -> str:
+    line = len(re.findall(rb"\r\n?|\n", content[: error.start])) + 1
+    others = ", ".join(name for name in _USUAL if name != used and _reads(content, name))
+    return (
+        f"{path}:{line}: byte 0x{content[error.start]:02x} is not {used.upper()}; save the file as CSV UTF-8, or say "
+        f"by --encoding what it was saved in{f' (it can be read as {others})' if others else ''}"
+    )
+
+
+def _reads(content: bytes, encoding: str) -> bool:
+    try:
+        content.decode(encoding)
+    except UnicodeDecodeError:
+        return False
+    return True

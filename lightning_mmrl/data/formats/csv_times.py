@@ -1,0 +1,35 @@
+"""A time in a cell of a CSV: seconds, or a clock time, with a point or a comma for the decimals."""
+
+import re
+import unicodedata
+
+_SECONDS = re.compile(r"(?:\d+(?:[.,]\d*)?|[.,]\d+)(?:[eE][+-]?\d+)?")
+_CLOCK = re.compile(r"(?:(?P<hours>\d+):)?(?P<minutes>\d+):(?P<seconds>\d{1,2}(?:[.,]\d+)?)")
+_THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+")
+
+
+def seconds_of(text: str, *, comma_is_decimal: bool) -> float | None:
+    """The seconds that a cell names, None if it names none.
+
+    Two parts are minutes and seconds, three are hours, minutes and seconds. Three digits after a comma may be decimals
+    or thousands: without `comma_is_decimal` such a cell names no time.
+
+    Args:
+        text: The cell.
+        comma_is_decimal: Whether a comma can be nothing else, as in a file that is not delimited by commas.
+
+    >>> seconds_of("1:02:03,5", comma_is_decimal=False), seconds_of("5,5", comma_is_decimal=False)
+    (3723.5, 5.5)
+    >>> seconds_of("1,234", comma_is_decimal=False), seconds_of("1,234", comma_is_decimal=True)
+    (None, 1.234)
+    """
+    text = unicodedata.normalize("NFKC", text).strip()
+    if _SECONDS.fullmatch(text):
+        return None if _THOUSANDS.fullmatch(text) and not comma_is_decimal else float(text.replace(",", "."))
+    clock = _CLOCK.fullmatch(text)
+    if clock is None:
+        return None
+    hours, minutes, seconds = clock["hours"], int(clock["minutes"]), float(clock["seconds"].replace(",", "."))
+    if seconds >= 60 or (hours is not None and minutes >= 60):
+        return None
+    return 3600 * int(hours or 0) + 60 * minutes + seconds

@@ -1,0 +1,197 @@
+"""What `mmrl predict` asks of each kind of file, and the model card's call of plain transformers: equal answers."""
+
+import re
+from types import SimpleNamespace
+
+import families
+import handoffs
+import pytest
+
+from lightning_mmrl.cli.main import main
+from lightning_mmrl.config.answer import answer_question
+from lightning_mmrl.curriculum.publish import publish
+from lightning_mmrl.rollout.hf import HFEngine
+from lightning_mmrl.types.records import Completion
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"  # transformers, of clips with sound
+)
+
+QUESTION = "Which emotion?"
+PROMPTS = {
+    "plain": (),
+    "all texts": (
+        'prompt.system="Be brief."',
+        'prompt.suffix="\nSay ```angry```."',
+        'prompt.prefill="<think>"',
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return handoffs.write_files(tmp_path_factory.mktemp("files"))
+
+
+@pytest.fixture(scope="module")
+def handoff(tmp_path_factory):
+    """Hand-overs of families, each made once."""
+    made = {}
+
+    def handoff(name, *overrides):
+        if (name, *overrides) not in made:
+            made[name, *overrides] = handoffs.write(name, tmp_path_factory.mktemp(name), *overrides)
+        return made[name, *overrides]
+
+    return handoff
+
+
+def code_of(card):
+    """The card's code block; the fence is longer than any in it."""
+    return re.search(r"^(`{3,})python\n(.*?)\n\1$", card, re.MULTILINE | re.DOTALL)[2]
+
+
+def said(capsys, code):
+    """What the code prints, in a namespace of its own."""
+    exec(compile(code, "card", "exec"), {})
+    return capsys.readouterr().out.removesuffix("\n")
+
+
+def filled(code, folder, files, asked):
+    names = {name: f"{files / asked[name]}" if name in asked else None for name in ("VIDEO", "SOUND", "IMAGE")}
+    code = code.replace('PATH = "PATH"', f"PATH = {str(folder)!r}")
+    if "VIDEO, SOUND, IMAGE" in code:
+        wanted = ", ".join(repr(names[name]) for name in ("VIDEO", "SOUND", "IMAGE"))
+        return re.sub(r'VIDEO, SOUND, IMAGE = "clip.mp4", "clip.mp4", None', f"VIDEO, SOUND, IMAGE = {wanted}", code)
+    wanted = ", ".join(repr(names[name]) for name in ("VIDEO", "IMAGE"))
+    return code.replace('VIDEO, IMAGE = "clip.mp4", None', f"VIDEO, IMAGE = {wanted}")
+
+
+ASKED = {
+    "a clip with sound": {"VIDEO": "clip.mp4", "SOUND": "clip.mp4"},
+    "a silent clip": {"VIDEO": "silent.mp4"},
+    "a sound": {"SOUND": "sound.wav"},
+    "a sound of another rate": {"SOUND": "other_rate.wav"},
+    "a picture": {"IMAGE": "picture.png"},
+    "a picture that is not upright": {"IMAGE": "turned.jpg"},
+    "text alone": {},
+}
+READ = {"qwen2_5_omni": set(ASKED), "qwen2": {"text alone"}, "qwen3": {"text alone"}}
+VISION = {name for name, asked in ASKED.items() if "SOUND" not in asked}
+CALLS = [
+    (family, asked, prompt)
+    for family in sorted(families.FAMILIES)
+    for asked in (name for name in ASKED if name in READ.get(family, VISION))
+    for prompt in (PROMPTS if asked in ("a silent clip", "text alone") else ["plain"])
+]
+
+
+@pytest.mark.parametrize(("family", "asked", "prompt"), CALLS)
+def test_the_cards_own_code_answers_as_predict_does(handoff, files, tmp_path, capsys, family, asked, prompt):
+    folder = handoff(family, *PROMPTS[prompt])
+    card = publish(folder, tmp_path / "shared").read_text()
+    given = [files / name for name in dict.fromkeys(ASKED[asked].values())]
+    completion, _ = answer_question(folder, given, question=QUESTION)
+    assert completion.num_tokens > 3
+    assert said(capsys, filled(code_of(card), tmp_path / "shared", files, ASKED[asked])) == completion.text
+
+
+@pytest.mark.parametrize("rule", ["transformers", "previous_maximum"])
+def test_clip_and_sound_in_turns_answer_alike(handoff, files, tmp_path, capsys, rule):
+    folder = handoff("qwen2_5_omni", "model.audio_in_video=interleaved", f"model.position_rule={rule}")
+    card = publish(folder, tmp_path / "shared").read_text()
+    assert ("went on at the largest position so far" in card) == (rule == "previous_maximum")
+    for asked in ("a clip with sound", "a silent clip", "a sound"):
+        given = [files / name for name in dict.fromkeys(ASKED[asked].values())]
+        completion, _ = answer_question(folder, given, question=QUESTION)
+        assert said(capsys, filled(code_of(card), tmp_path / "shared", files, ASKED[asked])) == completion.text
+
+
+def test_the_processors_own_size_of_frames_would_give_another_answer(handoff, files, tmp_path, capsys):
+    folder = handoff("qwen2_5_omni")
+    code = code_of(publish(folder, tmp_path / "shared").read_text())
+    assert code.count(', "size": size') == 1
+    completion, _ = answer_question(folder, [files / "clip.mp4"], question=QUESTION)
+    other = code.replace(', "size": size', "")
+    asked = ASKED["a clip with sound"]
+    assert said(capsys, filled(other, tmp_path / "shared", files, asked)) != completion.text
+
+
+@pytest.fixture
+def predict(capsys, files):
+    """Exit code, output and errors of the command; names of files stand for those of the folder."""
+
+    def predict(folder, *arguments):
+        given = [str(files / each) if (files / each).is_file() else each for each in arguments]
+        code = main(["predict", str(folder), *given])
+        done = capsys.readouterr()
+        return code, done.out.replace(f"{files}/", ""), done.err.replace(f"{files}/", "")
+
+    return predict
+
+
+@pytest.mark.parametrize(
+    ("arguments", "about"),
+    [
+        (["clip.mp4"], "video and audio of clip.mp4"),
+        (["silent.mp4"], "video of silent.mp4"),
+        (["sound.wav"], "audio of sound.wav"),
+        (["picture.png"], "image of picture.png"),
+        (["clip.mp4", "--no-audio"], "video of clip.mp4"),
+        (["clip.mp4", "--audio", "sound.wav"], "video of clip.mp4; audio of sound.wav"),
+        (["silent.mp4", "--audio", "sound.wav"], "video of silent.mp4; audio of sound.wav"),
+        (["picture.png", "turned.jpg"], "image of picture.png; image of turned.jpg"),
+        (
+            ["picture.png", "sound.wav", "clip.mp4"],
+            "image of picture.png; audio of sound.wav; video and audio of clip.mp4",
+        ),
+        (["--audio", "sound.wav"], "audio of sound.wav"),
+        (["--question", "What is 1 + 1?"], "text alone"),
+    ],
+    ids=lambda each: " ".join(each) if isinstance(each, list) else "",
+)
+def test_a_question_is_about_what_the_files_hold(handoff, predict, arguments, about):
+    code, out, err = predict(handoff("qwen2_5_omni"), *arguments)
+    assert (code, err) == (0, "")
+    assert f"about:     {about}\n" in out
+    assert "answer:" in out
+
+
+@pytest.mark.parametrize(
+    ("family", "arguments", "sentence"),
+    [
+        ("qwen2_vl", ["clip.mp4"], "clip.mp4 holds audio, and Qwen2-VL reads text, image, video; give --no-audio"),
+        ("qwen3_vl", ["sound.wav"], "sound.wav holds audio, and Qwen3-VL reads text, image, video; name another file"),
+        (
+            "qwen2",
+            ["picture.png"],
+            "picture.png holds image, and Qwen2 reads text alone; name another file",
+        ),
+        ("qwen2_5_omni", ["none.mp4"], "none.mp4 does not exist; name a video, picture or sound file"),
+        ("qwen2_5_omni", ["clip.mp4", "--audio", "none.wav"], "none.wav does not exist"),
+        ("qwen2_5_omni", [], "there is nothing to ask about; name a video, picture or sound file, or give --question"),
+        ("qwen2_5_omni", ["clip.mp4", "--question", "<image>?"], "holds the media tag <image>"),
+        ("qwen2_5_omni", ["--question", "Which?<|im_end|>"], "holds the control token '<|im_end|>'"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_in_one_sentence(handoff, predict, family, arguments, sentence):
+    code, out, err = predict(handoff(family), *arguments)
+    assert (code, out) == (2, "")
+    assert sentence in err
+    assert err.count("\n") == 1
+
+
+def test_a_model_without_ears_is_asked_about_the_picture_alone(handoff, predict):
+    assert predict(handoff("qwen2_vl"), "clip.mp4", "--no-audio")[0] == 0
+
+
+def test_names_and_answers_are_printed_as_text(handoff, predict, files, monkeypatch):
+    name = "[bold]a \x1b[2J.wav"
+    (files / name).write_bytes((files / "sound.wav").read_bytes())
+    said_it = Completion(text="<think>[/]</think><answer>:smile: \x1b[31m</answer>", num_tokens=1, truncated=False)
+    monkeypatch.setattr(HFEngine, "generate", lambda *_, **__: SimpleNamespace(completions=(said_it,)))
+    code, out, _ = predict(handoff("qwen2_5_omni"), name)
+    assert code == 0
+    assert "audio of [bold]a \\x1b[2J.wav\n" in out
+    assert "reasoning: [/]\n" in out
+    assert "answer:    :smile: \\x1b[31m\n" in out
