@@ -3,9 +3,10 @@
     python tools/judge_verdicts.py                       the share that is right, of every file in tests/verdicts
     python tools/judge_verdicts.py --judge math --show   and every disagreement of one judge
 
-Verdicts are read from tests/verdicts/NAME.jsonl; its README.md says who wrote them and by which rules. The odd lines are
-for development, the even ones are looked at afterwards: both shares are printed. Exits with 1 if a judge is right in
-fewer than 99 % of its cases, or if a case is invalid where it has a verdict.
+Verdicts are read from tests/verdicts/NAME.jsonl; the README.md there says who wrote them, by which rules. The odd lines
+are for development, the even ones are looked at afterwards: both shares are printed. A solution that the judge cannot
+read is a disagreement; an answer on which math-verify runs out of time is not paid. Exits with 1 if a judge is right in
+fewer than 99 % of its cases.
 """
 
 import argparse
@@ -28,6 +29,8 @@ from lightning_mmrl.types.records import Completion, Sample
 VERDICTS = Path(__file__).parents[1] / "tests" / "verdicts"
 NAMES = ("choice", "math", "label", "emotion_set")
 NEEDED = 0.99
+OUT_OF_TIME = "needed more than"
+"""What math-verify's error says where an answer took too long: invalid, and not paid."""
 JUDGES: Mapping[str, RewardFn] = {"choice": ChoiceAnswer(), "math": MathAnswer(), "emotion_set": EmotionSet()}
 SHARES = {"full": (1.0, 1.0), "part": (1e-9, 1.0 - 1e-9), "none": (0.0, 0.0), "notfull": (0.0, 1.0 - 1e-9)}
 """The least and the most that a verdict on a set of emotions leaves to the reward."""
@@ -78,7 +81,7 @@ def reward_of(case: Case) -> float | str:
 def agrees(verdict: bool | str, reward: float | str) -> bool:
     """True if the reward is what the verdict says."""
     if isinstance(reward, str):
-        return verdict == "invalid"
+        return verdict is False and OUT_OF_TIME in reward
     low, high = SHARES[verdict] if isinstance(verdict, str) else (float(verdict), float(verdict))
     return low <= reward <= high
 
@@ -112,7 +115,7 @@ def report(name: str, show: str | None) -> bool:
     print(f"{name:12} {share(cases, wrong):18}", *(f"{half} lines {part:18}" for half, part in halves))
     for case, reward in found:
         if show == "all" or (show is not None and case.held_out == (show == "even")):
-            print(f"  {name}.jsonl:{case.line}: {ascii(case.solution)} {ascii(case.answer)}", end="")
+            print(f"  {name}.jsonl:{case.line}: {case.solution!a} {case.answer!a}", end="")
             print(f" wanted {case.verdict}, got {reward} ({case.note})")
     return len(wrong) <= (1 - NEEDED) * len(cases)
 
