@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mmrl.errors import MmrlError
-from lightning_mmrl.prompts.labels import DFEW7
+from lightning_mmrl.prompts.labels import DFEW7, MAFW11, RAVDESS8
 from lightning_mmrl.protocols.plain import RewardFn
 from lightning_mmrl.rewards.choice_answer import ChoiceAnswer
 from lightning_mmrl.rewards.emotion_set import EmotionSet
@@ -31,6 +31,15 @@ NAMES = ("choice", "math", "label", "emotion_set")
 NEEDED = 0.99
 OUT_OF_TIME = "needed more than"
 """What math-verify's error says where an answer took too long: invalid, and not paid."""
+LABELS: Mapping[str, tuple[str, ...]] = {
+    "dfew7": DFEW7,
+    "mafw11": MAFW11,
+    "ravdess8": RAVDESS8,
+    "numbers": ("1", "2", "3", "4", "-3"),
+    "chinese": ("\u5f00\u5fc3", "\u60b2\u4f24", "\u751f\u6c14", "\u5e73\u9759"),
+    "places": ("new york", "san francisco", "rock 'n' roll", "none", "c++"),
+}
+"""The label sets that the file of labels names."""
 JUDGES: Mapping[str, RewardFn] = {"choice": ChoiceAnswer(), "math": MathAnswer(), "emotion_set": EmotionSet()}
 SHARES = {"full": (1.0, 1.0), "part": (1e-9, 1.0 - 1e-9), "none": (0.0, 0.0), "notfull": (0.0, 1.0 - 1e-9)}
 """The least and the most that a verdict on a set of emotions leaves to the reward."""
@@ -38,7 +47,7 @@ SHARES = {"full": (1.0, 1.0), "part": (1e-9, 1.0 - 1e-9), "none": (0.0, 0.0), "n
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One line of a file of verdicts; `labels` are the label set of a label's case."""
+    """One line of a file of verdicts; `labels` names the label set of a label's case."""
 
     judge: str
     line: int
@@ -46,7 +55,7 @@ class Case:
     answer: str
     verdict: bool | str
     note: str
-    labels: tuple[str, ...] | None
+    labels: str | None
 
     @property
     def held_out(self) -> bool:
@@ -61,14 +70,13 @@ def read_cases(name: str, folder: Path = VERDICTS) -> list[Case]:
 
 
 def _case(name: str, number: int, row: dict[str, Any]) -> Case:
-    labels = tuple(row["labels"]) if "labels" in row else None
-    texts = {key: row[key] for key in ("solution", "answer", "verdict")}
-    return Case(judge=name, line=number, note=row.get("note", ""), labels=labels, **texts)
+    texts = {key: row[key] for key in ("solution", "answer", "verdict", "note")}
+    return Case(judge=name, line=number, labels=row.get("labels"), **texts)
 
 
 def reward_of(case: Case) -> float | str:
     """What the judge pays, or why it cannot judge."""
-    judge = LabelAnswer(labels=case.labels or DFEW7) if case.judge == "label" else JUDGES[case.judge]
+    judge = JUDGES[case.judge] if case.labels is None else LabelAnswer(labels=LABELS[case.labels])
     text = f"<think>Lowered brows.</think><answer>{case.answer}</answer>"
     sample = Sample(id=f"{case.judge}:{case.line}", messages=(), solution=case.solution)
     try:
