@@ -31,6 +31,8 @@ EMOTION_WORDS = (
 BEFORE_A_NUMBER = "-.,/\\&"
 AFTER_A_NUMBER = "%\u2030/\\-&"
 """Punctuation that is part of a number: -3, .5, 3%, 3-, /3."""
+PATTERN = ".*"
+"""A search pattern, which is no label, whatever stands in it."""
 ROOM = 50
 """Characters that a statement may have beside the longest label."""
 
@@ -145,6 +147,8 @@ def normalized(text: str) -> str:
     ('angry', '-3', '3', '50 %', '!sad')
     """
     text = typeset(without_latex(typeset(text))).casefold()
+    if PATTERN in text:
+        return text
     start, end = 0, len(text)
     while start < end and _trimmed(text[start]) and text[start] != "!":
         start += 1

@@ -123,7 +123,7 @@ class ChoiceAnswer:
         return [each for each in found if each.upper() in self.choices and each.upper() != letter.upper()]
 
     def _is_about(self, letter: str, text: str) -> bool:
-        """True if a text may follow a letter: its option or a reason, and neither a remark that denies nor another choice."""
+        """True if a text may follow a letter: an option or a reason that neither denies it nor names another choice."""
         alone = _LETTER.fullmatch(text)
         if alone is not None:
             return alone[1].upper() == letter or alone[1].upper() not in self.choices
@@ -138,7 +138,7 @@ class ChoiceAnswer:
         return not self._others(_MARKED, text, letter) and not self._mentions_another(text, letter)
 
     def _mentions_another(self, text: str, letter: str) -> bool:
-        """True if a word such as "or" or "option" leads to another choice, unless the text lists letters as its option."""
+        """True if a word such as "or" leads to another choice, unless the text of the option is a list of letters."""
         for found in _MENTIONED.finditer(text):
             before = text[: found.start()].rstrip(" ,")
             listed = before[-1:].isupper() and not before[-2:-1].isalpha()
@@ -169,5 +169,5 @@ def _is_doubtful(remark: str, is_reason: bool) -> bool:
 
 
 def _denies(text: str, words: list[str]) -> bool:
-    """True if a sentence about the letter, such as "is wrong", denies it; `Cannot be determined` is an option's text."""
+    """True if a sentence about the letter, such as "is wrong", denies it; "Cannot be determined" is an option."""
     return not _JUDGED_WRONG.isdisjoint(words) or (text[:1].islower() and doubts(text))
