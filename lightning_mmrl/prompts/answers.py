@@ -271,7 +271,7 @@ NEGATIONS = frozenset(
         *("excluded", "exclude", "anything", "everything", "opposite", "rather", "instead", "unlike", "lack", "lacks"),
         *("lacking", "absence", "absent", "free", "far", "hardly", "barely", "scarcely", "wrong", "false", "incorrect"),
         *("untrue", "mistaken", "mistake", "eliminate", "rule", "ain't", "isnt", "arent", "dont", "doesnt", "wasnt"),
-        *("nicht", "kein", "keine", "ni", "pas", "sin", "sans"),
+        *("nicht", "kein", "keine", "nunca", "jamais", "sans"),
     )
 )
 GUESSES = frozenset(
@@ -321,11 +321,17 @@ _DOUBT_SIGN = re.compile(rf"[?\u00ac\u2260\u2248\u00b1{NEGATIVE_PICTURES}]|!=|~~
 def doubts(text: str) -> bool:
     """True if the text holds a word or a sign of negation, of hedging or of a question.
 
-    >>> doubts("The man is not red"), doubts("B?"), doubts("isn't it"), doubts("it is red")
-    (True, True, True, True)
+    >>> [doubts(text) for text in ("The man is not red", "B?", "isn't it", "it is red")]
+    [True, True, True, False]
     """
-    if _DOUBT_SIGN.search(text) or any(sign in text for sign in _CHINESE_DOUBTS):
-        return True
-    return any(
-        word in NEGATIONS or word in HEDGES or word.endswith("n't") for word in map(str.casefold, _WORD.findall(text))
-    )
+    words = map(str.casefold, _WORD.findall(text))
+    return has_doubt_sign(text) or any(word in NEGATIONS or word in HEDGES or word.endswith("n't") for word in words)
+
+
+def has_doubt_sign(text: str) -> bool:
+    r"""True if the text holds a sign of doubt, also as a command of LaTeX or in Chinese.
+
+    >>> has_doubt_sign("7?"), has_doubt_sign(r"x \neq 7"), has_doubt_sign("not 7")
+    (True, True, False)
+    """
+    return _DOUBT_SIGN.search(text) is not None or any(sign in text for sign in _CHINESE_DOUBTS)

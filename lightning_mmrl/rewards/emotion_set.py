@@ -19,10 +19,11 @@ _LEAST_WORDS = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmotionSet:
-    """F1 between the wheel groups of the answer and of the solution, less a penalty for every group too many.
+    """F1 between the wheel groups of the answer and of the solution, less a penalty for every guess too many.
 
-    P = |A & S| / |A|, R = |A & S| / |S|, reward = max(0, 2 P R / (P + R) - extra_penalty * max(0, |A| - |S|)), with the
-    groups A of the answer's words and S of the solution's: synonyms are one guess, in the answer as in the solution.
+    P = |A & S| / |A|, R = |A & S| / |S|, reward = max(0, 2 P R / (P + R) - extra_penalty * max(0, n - m)), with the
+    groups A of the answer's words and S of the solution's, n guesses in the answer and m in the solution. Synonyms are one
+    guess, and so is a word with two groups: guesses are the fewer of words and groups.
     Both are lists with commas, semicolons, slashes, line breaks, numbers or "and" between the words, by themselves or in
     a bare statement (`He feels sad and lonely.`, see `readings`). The emotion-wheel metric of AffectGPT
     (arXiv:2501.16566), which AffectGPT-R1 takes as its reward.
@@ -85,7 +86,8 @@ class EmotionSet:
         if not named:
             return 0.0
         f1 = 2 * len(named & truth) / (len(named) + len(truth))
-        return max(0.0, f1 - self.extra_penalty * max(0, len(named) - len(truth)))
+        guesses, wanted_guesses = min(len(words), len(named)), min(len(wanted), len(truth))
+        return max(0.0, f1 - self.extra_penalty * max(0, guesses - wanted_guesses))
 
     def _words(self, text: str) -> list[str]:
         """The words that a text lists: in the first reading with words of the wheel alone, else in the shortest one."""

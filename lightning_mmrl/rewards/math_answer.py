@@ -9,8 +9,9 @@ from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, veri
 from math_verify.errors import TimeoutException
 
 from lightning_mmrl.errors import RewardError
+from lightning_mmrl.prompts.answers import doubts
 from lightning_mmrl.prompts.scanner import scan
-from lightning_mmrl.rewards.mathematics import Quantity, bracketed, read_mathematics, with_decimal_point
+from lightning_mmrl.rewards.mathematics import Quantity, bracketed, read_mathematics, verbatim, with_decimal_point
 from lightning_mmrl.types.records import Completion, Sample
 
 _EXTRACTION = (LatexExtractionConfig(), ExprExtractionConfig())
@@ -58,8 +59,8 @@ class MathAnswer:
         Raises:
             RewardError: the sample's own solution is missing or no mathematics, or the verifier ran out of time.
         """
-        solution = None if sample.solution is None else _read_solution(sample.solution, self.timeout_s)
-        if sample.solution is None or solution is None:
+        wanted = None if sample.solution is None else _read_solution(sample.solution, self.timeout_s)
+        if wanted is None:
             raise RewardError(
                 f"sample {sample.id!r} has the solution {sample.solution!r}, which math-verify cannot read; "
                 "write a number or an expression, also in LaTeX"
@@ -68,27 +69,30 @@ class MathAnswer:
         if answer is None or len(answer) > self.max_characters:
             return 0.0
         stated = read_mathematics(answer)
-        if stated is not None and len(stated) != len(solution):
+        if stated is not None and len(stated) != len(wanted):
             point = with_decimal_point(answer)
             stated = None if point is None else read_mathematics(point)
-        return float(stated is not None and _same(solution, stated, self.timeout_s))
+        if stated is None and wanted[0].is_verbatim and doubts(answer) == doubts(sample.solution or ""):
+            stated = (verbatim(answer),)
+        return float(stated is not None and _same(wanted, stated, self.timeout_s))
 
 
 def _read_solution(solution: str, timeout_s: int) -> tuple[Quantity, ...] | None:
-    """The quantities of a solution, None if there are none or math-verify cannot read one."""
+    """The quantities of a solution, or math-verify's own reading of one in LaTeX; None if it cannot read it."""
     stated = read_mathematics(solution)
-    if stated is None or not all(_is_readable(quantity.formula, timeout_s) for quantity in stated):
-        return None
-    return stated
+    if stated is not None and all(_is_readable(quantity.formula, timeout_s) for quantity in stated):
+        return stated
+    whole = verbatim(solution)
+    delimited = "$" in solution or "\\" in solution
+    return (whole,) if delimited and _read(whole.formula, timeout_s) else None
 
 
 def _is_readable(formula: str, timeout_s: int) -> bool:
-    parts = bracketed(formula)
-    return (
-        all(_read(item, timeout_s) for item in (formula,))
-        if parts is None
-        else all(_is_readable(item, timeout_s) for item in parts[1])
-    )
+    """True if math-verify reads the formula, or each item in its brackets."""
+    found = bracketed(formula)
+    if found is None:
+        return bool(_read(formula, timeout_s))
+    return all(_is_readable(item, timeout_s) for item in found[1])
 
 
 def _same(solution: Sequence[Quantity], stated: Sequence[Quantity], timeout_s: int) -> bool:
@@ -139,9 +143,11 @@ def _same_formula(wanted: str, given: str, timeout_s: int) -> bool:
             _same_formula(one, other, timeout_s) for one, other in zip(ours[1], theirs[1], strict=True)
         )
     related = [any(sign in formula for sign in _RELATIONS) for formula in (wanted, given)]
-    if (ours is None) != (theirs is None) and not any(related) or related == [False, True] and ours is None:
+    if any(related):
+        return (related[0] or ours is not None) and _equal(wanted, given, timeout_s)
+    if (ours is None) != (theirs is None):
         return False
-    if "=" in wanted or any(related):
+    if "=" in wanted:
         return _equal(wanted, given, timeout_s)
     return all(side.strip() and _equal(wanted, side.strip(), timeout_s) for side in given.split("="))
 
@@ -153,7 +159,13 @@ def _equal(solution: str, answer: str, timeout_s: int) -> bool:
     if not found:
         return False
     try:
-        return verify(_read(solution, timeout_s), found, timeout_seconds=timeout_s, raise_on_error=True)
+        return verify(
+            _read(solution, timeout_s),
+            found,
+            allow_set_relation_comp=True,
+            timeout_seconds=timeout_s,
+            raise_on_error=True,
+        )
     except TimeoutException as error:  # a BaseException, which would end the worker
         raise RewardError(f"math-verify needed more than {timeout_s} s to compare {answer!r}") from error
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from lightning_mmrl.prompts.answers import doubts, typeset, without_latex
+from lightning_mmrl.prompts.answers import doubts, has_doubt_sign, typeset, without_latex
 from lightning_mmrl.rewards.units import CURRENCY_SIGNS, Unit, read_unit
 
 MOST_WORDS = 25
@@ -95,12 +95,16 @@ _SEPARATOR_WORDS = ("and", "or")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantity:
-    """One number or expression in LaTeX, without its unit and the name before it; `noun` is what it counts."""
+    """One number or expression in LaTeX, without its unit and the name before it.
+
+    `noun` is what it counts. `is_verbatim` says that it is a whole text, which only math-verify understands.
+    """
 
     formula: str
     name: str | None = None
     unit: Unit | None = None
     noun: frozenset[str] = frozenset()
+    is_verbatim: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,22 +126,26 @@ def read_mathematics(text: str) -> tuple[Quantity, ...] | None:
     (Fraction(1, 100), None)
     """
     flat = _flattened(text)
-    parts = _parts(flat)
-    if (
-        parts is None
-        or "~" in flat
-        or doubts(" ".join(word for part in parts for word in part.words))
-        or doubts(_without_words(flat))
-    ):
+    parts = None if "~" in flat or has_doubt_sign(flat) else _parts(flat)
+    if parts is None:
         return None
     words = [word.casefold() for part in parts for word in part.words]
-    if len(words) > MOST_WORDS or not CHANGING_WORDS.isdisjoint(words):
+    if len(words) > MOST_WORDS or doubts(" ".join(words)) or not CHANGING_WORDS.isdisjoint(words):
         return None
     stated = [quantity for part in parts if part.core is not None for quantity in _quantities(part)]
     if not stated or len(stated) > MOST_ELEMENTS or any(not quantity.formula for quantity in stated):
         return None
     items = set_items(stated[0].formula) if len(stated) == 1 and stated[0].unit is None else None
     return tuple(stated) if not items else tuple(Quantity(formula=item) for item in items)
+
+
+def verbatim(text: str) -> Quantity:
+    r"""A text as one formula, whatever it says.
+
+    >>> verbatim(r"$x \neq 3$").formula
+    'x \\neq 3'
+    """
+    return Quantity(formula=_flattened(text), is_verbatim=True)
 
 
 def _flattened(text: str) -> str:
@@ -149,11 +157,6 @@ def _flattened(text: str) -> str:
     if text.endswith("!") and not text[-2:-1].isdigit() and text[-2:-1] not in (")", "}"):
         text = text[:-1]
     return text.rstrip(" .;,").lstrip(" :")
-
-
-def _without_words(text: str) -> str:
-    """The signs of a text: words are looked at by themselves, and letters may be variables."""
-    return re.sub(r"(?<!\\)\b[A-Za-z]+\b", " ", text)
 
 
 def _is_word(text: str, found: re.Match[str]) -> bool:
