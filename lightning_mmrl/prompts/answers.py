@@ -1,9 +1,9 @@
-r"""How every judge reads an answer: one normalization of typography, one grammar of bare statements, one list of doubts.
+r"""How every judge reads an answer: one normalization, one grammar of bare statements, one list of words that doubt.
 
 An answer names something either by itself (`B`) or in a bare statement (`The answer is B.`). The grammar of a statement
-is a list of words that may stand around the one thing it names; words outside of the list, such as a negation, are never
-skipped, so that `The answer is not B` names nothing. Everything here is linear in the text, or in the text times the few
-words of an opening.
+is a list of words that may stand around the one thing it names. A word outside of the list, such as a negation, is never
+skipped, so that `The answer is not B` names nothing. Everything here is linear in the text, or in the text times the
+few words of an opening.
 """
 
 import json
@@ -32,7 +32,8 @@ _FRACTION = re.compile("([0-9]?)([\u00bc-\u00be\u2150-\u215e])")
 
 # Linear in the text: what a repetition passes cannot hold the character that ends it.
 _MARKUP = re.compile(r"<(b|strong|i|em|u|code)>([^<>]*)</\1>", re.IGNORECASE)
-_BACKTICKS = re.compile(r"`+([^`]+)`+")
+_HEADING = re.compile(r"^#{1,6} ")
+_BACKTICKS = re.compile(r"(?<!`)`+([^`]+)`+")
 _STARS = re.compile(r"(?<![^\s(\[{\"'])\*+(?=[^\s*])([^*]*)(?<=[^\s*])\*+(?![^\s.,:;!?)\]}\"'])")
 _UNDERSCORES = re.compile(r"(?<!\w)_+(?=[^\W_])([^_]*)(?<=[^\s_])_+(?!\w)")
 _DOLLARS = re.compile(r"\$\$([^$]+)\$\$|(?<![\\$])\$(?! )([^$]+)(?<![ \\])\$")
@@ -49,15 +50,15 @@ _JOINERS = "\ufe0f\u200d\u20e3"
 def typeset(text: str) -> str:
     """Text without typography: one form for every kind of dash, quote, full stop, digit, width and emphasis.
 
-    NFKC, but a superscript stays a power and a fraction one number; whitespace collapsed; Markdown and HTML emphasis and
-    decorative pictures at both ends removed. Invisible and look-alike characters stay, and so do pictures that deny.
+    NFKC, but a superscript stays a power and a fraction one number; whitespace collapsed; headings, Markdown and HTML
+    emphasis and decorative pictures at both ends removed. Invisible and look-alike characters stay, and so do pictures that deny.
 
     >>> typeset("**\uff22\u3002**"), typeset("\u22125 m\u00b2"), typeset("2\u00bd"), typeset("`happy` \U0001f60a")
     ('B.', '-5 m^2', '2 1/2', 'happy')
     """
     text = _RAISED.sub(_power, _FRACTION.sub(_number, text))
     text = " ".join(unicodedata.normalize("NFKC", text).translate(_TYPOGRAPHY).split())
-    text = _BACKTICKS.sub(r"\1", _MARKUP.sub(r"\2", text))
+    text = _HEADING.sub("", _BACKTICKS.sub(r"\1", _MARKUP.sub(r"\2", text)))
     return _without_pictures(_UNDERSCORES.sub(r"\1", _STARS.sub(r"\1", text)).strip())
 
 
@@ -127,7 +128,7 @@ def bare(answer: str) -> str:
         before = (start, end)
         while end > start and text[end - 1] in " .!:;,":
             end -= 1
-        while start < end and (text[start] in " #>" or _is_bullet(text, start)):
+        while start < end and (text[start] == " " or _is_bullet(text, start)):
             start += 1
         if end - start > 1 and text[start] in QUOTES and text[end - 1] == text[start]:
             start, end = start + 1, end - 1

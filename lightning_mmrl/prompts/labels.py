@@ -139,7 +139,7 @@ class LabelMatcher:
 
 
 def normalized(text: str) -> str:
-    """Text as labels are compared: without typography and LaTeX wrappers, case-folded, punctuation at both ends removed.
+    """Text as labels are compared: without typography, LaTeX wrappers, case and punctuation at both ends.
 
     What changes the meaning stays: a question mark, an exclamation mark at the front, a sign or percent at a number.
 

@@ -61,7 +61,7 @@ class ChoiceAnswer:
     are none. An option's own text may deny or list (`D) None of the above`). The solution is read in the same way.
 
     **Deviations** from the letter that VisualThinker-R1-Zero (the last one, arXiv:2503.05132) and MM-EUREKA (the only
-    one, arXiv:2503.07365) fall back to: an allowed statement around it, so that neither lists nor negations earn anything.
+    one, arXiv:2503.07365) fall back to: the words around it are an allow-list, so that no list or negation earns anything.
 
     >>> reward = ChoiceAnswer()
     >>> sample = Sample(id="q1", messages=(), solution="B")

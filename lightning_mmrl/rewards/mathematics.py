@@ -1,7 +1,7 @@
 r"""What a mathematical answer states: numbers or expressions with their units, out of a bare statement; no judgement.
 
-A statement may have words around its one number (`She earns $35`), but none that denies, hedges, compares or changes the
-value (`about 7`, `7 million`, `7 below zero`). All expressions here are linear in the text.
+A statement may have words around its one number (`She earns $35`), but none that denies, hedges, compares or changes
+the value (`about 7`, `7 million`, `7 below zero`). All regular expressions here are linear in the text.
 """
 
 import re
@@ -21,7 +21,7 @@ CHANGING_WORDS = frozenset(
         *("dozen", "dozens", "score", "half", "halves", "quarter", "quarters", "third", "thirds", "fourths", "fifths"),
         *("tenth", "tenths", "hundredth", "hundredths", "thousandths", "double", "doubled", "twice", "triple", "pair"),
         *("pairs", "k", "squared", "cubed", "root", "factorial", "negative", "minus", "plus", "times", "divided"),
-        *("multiplied", "modulo", "mod", "div", "choose", "power", "base", "remainder", "point", "over", "under"),
+        *("multiplied", "modulo", "mod", "div", "choose", "power", "base", "remainder", "over", "under"),
         *(
             "above",
             "below",
@@ -80,6 +80,10 @@ _SINGLE_UNIT = re.compile(
 _ROOT_OR_BRACKET = re.compile(r"\\?(?<![A-Za-z])sqrt ?\(|\\?\bsqrt ?\(|[()]")
 _DECIMAL_COMMA = re.compile(r"(-?[0-9]+),([0-9]+)")
 _MINUS_WORD = re.compile(r"\b(?:minus|negative) (?=[0-9\\$])", re.IGNORECASE)
+_EQUALS = re.compile(r"\b(?:is equal to|equals)\b|(?<=\b[A-Za-z] )is(?= [-(\[\\.0-9])")
+_WORD = re.compile(r"(?<!\\)\b[A-Za-z]{2,}\b")
+_LEFT_SIDE = re.compile(r"[^0-9+*/^<>=!-]+=(?=[^=]*[0-9])")
+"""A name before an equation's number: no calculation and no relation."""
 _NAME = re.compile(r"((?:[A-Za-z]|\\[a-z]+)(?:_\{?[A-Za-z0-9]+\}?)?(?: ?\( ?[a-z] ?\))?) ?= ?(?=\S)")
 _THOUSANDS = re.compile(
     r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])|(?<![0-9.,])[1-9][0-9]{0,2}(?: [0-9]{3})+(?![0-9,])"
@@ -120,7 +124,7 @@ class _Part:
 def read_mathematics(text: str) -> tuple[Quantity, ...] | None:
     r"""What a text states, mostly one quantity; several for a list or a set. None if it states nothing clearly.
 
-    >>> [[each.formula for each in read_mathematics(text) or ()] for text in ("The answer is $7$.", r"\{1, 2\}", "not 7")]
+    >>> [[each.formula for each in read_mathematics(text) or ()] for text in ("It is $7$.", r"\{1, 2\}", "not 7")]
     [['7'], ['1', '2'], []]
     >>> read_mathematics("5 cm")[0].unit.factor, read_mathematics("5 million")
     (Fraction(1, 100), None)
@@ -154,9 +158,9 @@ def _flattened(text: str) -> str:
     text = _INLINE.sub(lambda found: f" {found[1] or found[2]} ", _DISPLAY.sub(r" \1 ", text))
     text = without_latex(text).replace("\\$", "$") if "\\" in text else text
     text = _MINUS_WORD.sub("-", _ROOT.sub(r"\\sqrt{\1}", " ".join(text.split())))
-    if text.endswith("!") and not text[-2:-1].isdigit() and text[-2:-1] not in (")", "}"):
-        text = text[:-1]
-    return text.rstrip(" .;,").lstrip(" :")
+    text = _EQUALS.sub("=", text)
+    is_sentence = _WORD.search(text) is not None
+    return text.rstrip(" .;,!" if is_sentence else " .;,").lstrip(" :")
 
 
 def _is_word(text: str, found: re.Match[str]) -> bool:
@@ -203,6 +207,10 @@ def _parts(text: str) -> list[_Part] | None:
 def _part(piece: str) -> _Part | None:
     """Words, one formula, its unit, words."""
     before: list[str] = []
+    named = _LEFT_SIDE.match(piece)
+    if named is not None and _NAME.match(piece) is None:
+        before += _WORD.findall(named[0])
+        piece = piece[named.end() :].strip()
     tokens = list(_TOKEN.finditer(piece))
     first = 0
     while first < len(tokens) and (
@@ -221,7 +229,7 @@ def _part(piece: str) -> _Part | None:
     if any(not (token[0].isalpha() or token in ".:!\"'") for token in after):
         return None
     nouns = tuple(token.casefold() for token in after if token[0].isalpha())
-    return _Part(words=(*before, *nouns), core=core.strip(" .:;"), unit=unit, nouns=nouns)
+    return _Part(words=(*before, *nouns), core=core.lstrip(" :;").rstrip(" .:;"), unit=unit, nouns=nouns)
 
 
 def _with_unit(core: str, rest: str) -> tuple[str, Unit | None, str]:

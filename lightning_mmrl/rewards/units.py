@@ -1,4 +1,4 @@
-"""Units that a number may have, an allow-list with conversion: `5 m`, `40 km/h`, `36 square centimeters`, `7 percent`."""
+"""Units that a number may have, an allow-list with conversion: `5 m`, `40 km/h`, `36 square feet`, `7 percent`."""
 
 import re
 from collections.abc import Mapping
