@@ -1,9 +1,9 @@
 r"""How every judge reads an answer: one normalization, one grammar of bare statements, one list of words that doubt.
 
-An answer names something either by itself (`B`) or in a bare statement (`The answer is B.`). The grammar of a statement
-is a list of words that may stand around the one thing it names. A word outside of the list, such as a negation, is never
-skipped, so that `The answer is not B` names nothing. Everything here is linear in the text, or in the text times the
-few words of an opening.
+An answer names something either by itself (`B`) or in a bare statement (`The answer is B.`). The grammar of a
+statement is a list of words that may stand around the one thing it names. A word outside of the list, such as a
+negation, is never skipped, so that `The answer is not B` names nothing. Everything here is linear in the text, or in
+the text times the few words of an opening.
 """
 
 import json
@@ -51,7 +51,8 @@ def typeset(text: str) -> str:
     """Text without typography: one form for every kind of dash, quote, full stop, digit, width and emphasis.
 
     NFKC, but a superscript stays a power and a fraction one number; whitespace collapsed; headings, Markdown and HTML
-    emphasis and decorative pictures at both ends removed. Invisible and look-alike characters stay, and so do pictures that deny.
+    emphasis and decorative pictures at both ends removed. Invisible and look-alike characters stay, and so do pictures
+    that deny.
 
     >>> typeset("**\uff22\u3002**"), typeset("\u22125 m\u00b2"), typeset("2\u00bd"), typeset("`happy` \U0001f60a")
     ('B.', '-5 m^2', '2 1/2', 'happy')

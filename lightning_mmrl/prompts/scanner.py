@@ -35,8 +35,8 @@ class ScannedAnswer:
 def scan(text: str) -> ScannedAnswer:
     """Scans one completion, with any pre-filled tag prepended.
 
-    Valid means: each of the four tags exactly once and in order, only whitespace outside of them, at least one letter or
-    digit in the thought and one letter, digit or symbol in the answer: `+` or a smiley may answer, but is no thought.
+    Valid means: each of the four tags exactly once and in order, only whitespace outside of them, at least one letter
+    or digit in the thought and one letter, digit or symbol in the answer: `+` may answer, but is no thought.
     Tags are matched exactly; `<Think>` is ordinary text.
 
     `answer` is filled if there is exactly one `<answer>` and one `</answer>`, in order, with no think tag between

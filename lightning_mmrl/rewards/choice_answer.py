@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from lightning_mmrl.errors import ConfigError, RewardError
-from lightning_mmrl.prompts.answers import GUESSES, HEDGES, doubts, readings
+from lightning_mmrl.prompts.answers import GUESSES, HEDGES, NEGATIVE_PICTURES, doubts, readings
 from lightning_mmrl.prompts.scanner import scan
 from lightning_mmrl.types.records import Completion, Sample
 
@@ -23,6 +23,8 @@ _MENTIONED = re.compile(
     re.IGNORECASE,
 )
 _JOINED = re.compile(r"(?:[,/&|+]|->|(?:or|and|nor|but|then|vs)\b)[ .]?", re.IGNORECASE)
+_CROSSED = re.compile(rf"[?{NEGATIVE_PICTURES}]|~~")
+_FIRST = re.compile(r"[(\[\"']*([A-Z])(?![A-Za-z0-9'\u00b0+#])(?!,| [a-z&])")
 _ALONE = re.compile(r"(?<![A-Za-z'])([A-Z])(?![A-Za-z'])(?! [a-z])")
 _WORD = re.compile(r"[A-Za-z]+(?:'[A-Za-z]+)?|[0-9]+")
 _ABOUT_THE_LETTER = frozenset(
@@ -61,7 +63,7 @@ class ChoiceAnswer:
     are none. An option's own text may deny or list (`D) None of the above`). The solution is read in the same way.
 
     **Deviations** from the letter that VisualThinker-R1-Zero (the last one, arXiv:2503.05132) and MM-EUREKA (the only
-    one, arXiv:2503.07365) fall back to: the words around it are an allow-list, so that no list or negation earns anything.
+    one, arXiv:2503.07365) fall back to: the words around it are an allow-list, so that no list or negation pays.
 
     >>> reward = ChoiceAnswer()
     >>> sample = Sample(id="q1", messages=(), solution="B")
@@ -91,7 +93,7 @@ class ChoiceAnswer:
         if len(answer) > self.max_characters:
             return None
         for lead, rest in readings(answer):
-            if "?" in rest:
+            if _CROSSED.search(rest):
                 return None
             named = self._named(rest)
             if named is not None:
@@ -128,9 +130,12 @@ class ChoiceAnswer:
         if alone is not None:
             return alone[1].upper() == letter or alone[1].upper() not in self.choices
         words = [word.casefold() for word in _WORD.findall(text)]
-        if words and words[0] in _ABOUT_THE_LETTER and _denies(text, words):
+        if words and _denies(text, words):
             return False
-        if any(word in HEDGES for word in words) and all(word in HEDGES or word in _FILLING for word in words):
+        first = _FIRST.match(text)
+        if first is not None and self._others(_FIRST, first[0], letter):
+            return False
+        if {"not"}.union(HEDGES).intersection(words) and all(word in HEDGES or word in _FILLING for word in words):
             return False
         joined = _JOINED.match(text)
         if joined is not None and self._named(text[joined.end() :]) is not None:
@@ -169,5 +174,11 @@ def _is_doubtful(remark: str, is_reason: bool) -> bool:
 
 
 def _denies(text: str, words: list[str]) -> bool:
-    """True if a sentence about the letter, such as "is wrong", denies it; "Cannot be determined" is an option."""
-    return not _JUDGED_WRONG.isdisjoint(words) or (text[:1].islower() and doubts(text))
+    """True if a text judges the letter before it: "wrong", "is wrong", "isn't it".
+
+    "False" and "Cannot be determined" are texts of options.
+    """
+    is_lower = words[0] in text
+    if words[0] in _ABOUT_THE_LETTER:
+        return not _JUDGED_WRONG.isdisjoint(words) or (is_lower and doubts(text))
+    return is_lower and words[0] in _JUDGED_WRONG - {"false"}

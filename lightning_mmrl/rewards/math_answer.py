@@ -1,11 +1,11 @@
 """Accuracy reward for mathematics: the answer equals the sample's solution, judged by math-verify."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+from math_verify import LatexExtractionConfig, parse, verify
 from math_verify.errors import TimeoutException
 
 from lightning_mmrl.errors import RewardError
@@ -14,7 +14,9 @@ from lightning_mmrl.prompts.scanner import scan
 from lightning_mmrl.rewards.mathematics import Quantity, bracketed, read_mathematics, verbatim, with_decimal_point
 from lightning_mmrl.types.records import Completion, Sample
 
-_EXTRACTION = (LatexExtractionConfig(), ExprExtractionConfig())
+_WITH_UNITS = LatexExtractionConfig()
+_EXTRACTION = (replace(_WITH_UNITS, normalization_config=replace(_WITH_UNITS.normalization_config, units=False)),)
+"""Units are read here; math-verify would drop an `m`, whatever it means. Without LaTeX it would read a part."""
 _NUM_REMEMBERED = 4096
 _RELATIONS = ("<", ">", "\\le", "\\ge", "\\lt", "\\gt", "\\in")
 

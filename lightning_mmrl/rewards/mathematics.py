@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from lightning_mmrl.prompts.answers import doubts, has_doubt_sign, typeset, without_latex
+from lightning_mmrl.prompts.answers import QUOTES, doubts, has_doubt_sign, typeset, without_latex
 from lightning_mmrl.rewards.units import CURRENCY_SIGNS, Unit, read_unit
 
 MOST_WORDS = 25
@@ -59,12 +59,15 @@ _SIGNS = str.maketrans(
             "\u2217": "*",
             "\u00f7": "/",
             "\u221e": "\\infty ",
+            "\u00b1": "\\pm ",
         },
         **{"\u2264": "\\le ", "\u2265": "\\ge ", "\u222a": "\\cup ", "\u2229": "\\cap ", "\u2208": "\\in "},
         **{"\u03c0": "\\pi ", "\u03b8": "\\theta ", "\u03b1": "\\alpha ", "\u03b2": "\\beta ", "\u03bb": "\\lambda "},
         **{"\u221a": "\\sqrt", "\u2205": "\\emptyset "},
     }
 )
+_MONEY = "\u00a4"
+"""Stands for a dollar sign that is money, while the others enclose formulas."""
 _DISPLAY = re.compile(r"\$\$([^$]+)\$\$")
 _INLINE = re.compile(r"(?<!\\)\$([^$]*[^$\\ ]) ?\$(?![0-9])|(?<!\\)\$ ([^$]+) \$")
 _ROOT = re.compile(r"\\sqrt ?([0-9]+|[a-z])(?![0-9])")
@@ -82,7 +85,7 @@ _DECIMAL_COMMA = re.compile(r"(-?[0-9]+),([0-9]+)")
 _MINUS_WORD = re.compile(r"\b(?:minus|negative) (?=[0-9\\$])", re.IGNORECASE)
 _EQUALS = re.compile(r"\b(?:is equal to|equals)\b|(?<=\b[A-Za-z] )is(?= [-(\[\\.0-9])")
 _WORD = re.compile(r"(?<!\\)\b[A-Za-z]{2,}\b")
-_LEFT_SIDE = re.compile(r"[^0-9+*/^<>=!-]+=(?=[^=]*[0-9])")
+_LEFT_SIDE = re.compile(r"(?:[^\W\d]|[ \\.,:'(){}])+=(?=[^=]*[0-9])")
 """A name before an equation's number: no calculation and no relation."""
 _NAME = re.compile(r"((?:[A-Za-z]|\\[a-z]+)(?:_\{?[A-Za-z0-9]+\}?)?(?: ?\( ?[a-z] ?\))?) ?= ?(?=\S)")
 _THOUSANDS = re.compile(
@@ -95,6 +98,29 @@ _FUNCTION = re.compile(r"(?<![\\A-Za-z])(sin|cos|tan|cot|sec|csc|log|ln|exp|arcs
 _EXPONENT = re.compile(r"(?<=[0-9])[eE]([+-]?[0-9]+)$")
 _RATIO = re.compile(r"[0-9.]+(?: ?: ?[0-9.]+)+")
 _SEPARATOR_WORDS = ("and", "or")
+_FORMULA = re.compile(r"[A-Za-z0-9\\{}()\[\]+*/^=<>.,|_'!& -]+")
+_BROKEN = re.compile(
+    r"^(?:[*/^_=)\]},.!&']|\\(?:cdot|times|div|le|ge|in|cup|cap)\b)"
+    r"|(?:[-+*/^_=<>(\[{,\\&.]|\\(?:cdot|times|div|le|ge|in|cup|cap|frac|sqrt))$"
+    r"|[0-9)\]}!]_|[0-9)\]}] ?\[|\.\.|(?<![A-Za-z)])'|(?<!\\)\{ ?\}|[(\[,] ?[*/^_=,)\]}]|[-+*/^_=<>] ?[*/^_=,)\]}!]"
+    r"|\\[dtc]?frac(?! ?\{| ?[0-9] ?[0-9{])|\\sqrt(?! ?[{\[0-9a-z])|\\(?![A-Za-z{}\\])"
+)
+"""What no formula begins, ends or goes on with: an operator or index without its number, a lone backslash."""
+_COMMAND = re.compile(r"\\([A-Za-z]+)")
+_COMMANDS = _FUNCTIONS | frozenset(
+    (
+        *("frac", "dfrac", "tfrac", "cfrac", "cdot", "times", "div", "mp", "le", "leq", "ge", "geq", "lt", "gt", "in"),
+        *("cup", "cap", "setminus", "emptyset", "varnothing", "mathbb", "sinh", "cosh", "tanh", "lim", "sum", "int"),
+        *("prod", "binom", "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"),
+        *("lambda", "mu", "nu", "xi", "rho", "sigma", "tau", "phi", "varphi", "chi", "psi", "omega", "Gamma", "Delta"),
+        *("Theta", "Lambda", "Xi", "Pi", "Sigma", "Phi", "Psi", "Omega", "begin", "end", "overline", "bar", "vec"),
+        *("hat", "max", "min", "gcd", "lcm", "lfloor", "rfloor", "lceil", "rceil", "langle", "rangle", "to", "pmod"),
+        *("bmod", "limits", "displaystyle", "circ", "deg", "det", "lvert", "rvert", "mid", "prime"),
+    )
+)
+_BRACKET = re.compile(r"\\?[{}]|[()\[\]]")
+_CLOSED_BY = dict(zip(_OPENING, _CLOSING, strict=True))
+_SETS = re.compile(r"(?:^|\\cup|\\cap|\\in|\\setminus) ?$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,12 +180,14 @@ def verbatim(text: str) -> Quantity:
 
 def _flattened(text: str) -> str:
     """One line without delimiters of formulas, fonts and boxes; a dollar sign that is left is money."""
-    text = typeset(text).replace("{,}", ",").replace("\\!", "").translate(_SIGNS)
+    text = typeset(text).replace("{,}", ",").replace("\\!", "").replace("\\$", _MONEY).translate(_SIGNS)
     text = _INLINE.sub(lambda found: f" {found[1] or found[2]} ", _DISPLAY.sub(r" \1 ", text))
-    text = without_latex(text).replace("\\$", "$") if "\\" in text else text
+    text = (without_latex(text) if "\\" in text else text).replace(_MONEY, "$")
     text = _MINUS_WORD.sub("-", _ROOT.sub(r"\\sqrt{\1}", " ".join(text.split())))
     text = _EQUALS.sub("=", text)
     is_sentence = _WORD.search(text) is not None
+    if len(text) > 1 and text[0] == text[-1] and text[0] in QUOTES:
+        text = text[1:-1]
     return text.rstrip(" .;,!" if is_sentence else " .;,").lstrip(" :")
 
 
@@ -208,7 +236,11 @@ def _part(piece: str) -> _Part | None:
     """Words, one formula, its unit, words."""
     before: list[str] = []
     named = _LEFT_SIDE.match(piece)
-    if named is not None and _NAME.match(piece) is None:
+    if (
+        named is not None
+        and _NAME.match(piece) is None
+        and all(named[0].count(opening) == named[0].count(closing) for opening, closing in ("()", "{}"))
+    ):
         before += _WORD.findall(named[0])
         piece = piece[named.end() :].strip()
     tokens = list(_TOKEN.finditer(piece))
@@ -220,6 +252,9 @@ def _part(piece: str) -> _Part | None:
         first += 1
     if first == len(tokens):
         return _Part(words=tuple(before), core=None, unit=None, nouns=())
+    glued = first > 0 and before and tokens[first - 1].end() == tokens[first].start() and tokens[first - 1][0].isascii()
+    if glued and tokens[first - 1][0].isalpha() and tokens[first][0][0].isdigit():
+        return None
     last = first
     while last < len(tokens) and not _is_word(piece, tokens[last]):
         last += 1
@@ -264,6 +299,7 @@ def _quantities(part: _Part) -> Iterator[Quantity]:
     signs = ("+", "-") if core.count("\\pm") == 1 else ("",)
     for sign in signs:
         formula = _latex(core.replace("\\pm", sign).strip().removeprefix("+"))
+        formula = formula if is_well_formed(formula) else ""
         yield Quantity(formula=formula, name=name, unit=part.unit, noun=frozenset(_stem(noun) for noun in part.nouns))
 
 
@@ -303,6 +339,36 @@ def _braced_roots(core: str) -> str:
             stack.append(found[0] != "(")
             pieces.append("(" if found[0] == "(" else "\\sqrt{")
     return "".join(pieces) + core[position:]
+
+
+def is_well_formed(formula: str) -> bool:
+    r"""True for a formula that math-verify reads as a whole: of `7|8` or `7)` it would read the 7.
+
+    >>> [is_well_formed(text) for text in (r"\frac{1}{2}", "(0, 4]", "x^2 + 1", "7|8", "7)", "7_5", "7 -")]
+    [True, True, True, False, False, False, False]
+    """
+    if _RATIO.fullmatch(formula):
+        return True
+    if _FORMULA.fullmatch(formula) is None or _BROKEN.search(formula) is not None or formula.count("|") % 2:
+        return False
+    commands = _COMMAND.findall(formula)
+    if any(command not in _COMMANDS for command in commands) or ("&" in formula and "begin" not in commands):
+        return False
+    return _brackets_match(formula)
+
+
+def _brackets_match(formula: str) -> bool:
+    """True if each bracket has its own; a half-open interval stands at the front or behind a sign of sets."""
+    opened: list[tuple[str, int]] = []
+    for found in _BRACKET.finditer(formula):
+        if found[0] in _OPENING:
+            opened.append((found[0], found.start()))
+            continue
+        opening, start = opened.pop() if opened else ("", 0)
+        interval = found[0] in ")]" and opening and opening in "([" and _SETS.search(formula[:start]) is not None
+        if found[0] != _CLOSED_BY.get(opening) and not interval:
+            return False
+    return not opened
 
 
 def bracketed(formula: str) -> tuple[str, list[str], str] | None:

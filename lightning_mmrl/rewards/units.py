@@ -98,7 +98,7 @@ _ONE = Unit(powers={}, factor=Fraction(1))
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _AFTER = {"squared": 2, "cubed": 3}
 _TOKEN = re.compile(
-    r" *(\^? ?\{? ?\\circ ?\}? ?(?:[CF]\b)?|\u00b0 ?(?:[CF]\b)?|\\?%|per ?cent\b|\^ ?\{?-?[1-9]\}?|/|\\cdot|[A-Za-z]+|"
+    r" *(\^? ?\{? ?\\circ ?\}? ?(?:[CF]\b)?|\u00b0 ?(?:[CF]\b)?|\\?%|per ?cent\b|\^ ?\{?-?[1-9]\}?|/|[A-Za-z]+|"
     rf"[{CURRENCY_SIGNS}\u00a2])"
 )
 _DEGREE = re.compile(r"\^? ?\{? ?\\circ ?\}? ?|\u00b0 ?")
@@ -118,11 +118,9 @@ def read_unit(text: str) -> tuple[Unit | None, str]:
             sign = -1
         elif token.casefold() in _POWERS and pending == 1:
             pending = _POWERS[token.casefold()]
-        elif token == "\\cdot" and unit is not None and end == found.start():
-            continue
         else:
             known = _named(token)
-            if known is None or (unit is not None and end != found.start() and sign == 1 and pending == 1):
+            if known is None or (unit is not None and sign == 1):
                 break
             power, position = _power(text, position)
             unit = (unit or _ONE).times(known, sign * pending * power)

@@ -181,7 +181,8 @@ def test_wrong_groups_are_refused(settings, sentence):
 @pytest.mark.parametrize(
     "answer",
     ["B", "b", " B. ", "(B)", "[B]", "B)", "B:", "**B**", "`B`", "$B$", "\uff22", r"\boxed{B}", r"$\boxed{\text{B}}$",
-     r"\boxed{(B)}", "B) a red car", "(B) A dog and a cat", "B. it's red", "B: the second one", "B) I see a car", "The answer is B", "Option B", "B is correct.", "\u9009\u9879B"],
+     r"\boxed{(B)}", "B) a red car", "(B) A dog and a cat", "B. it's red", "B: the second one", "B) I see a car",
+     "The answer is B", "Option B", "B is correct.", "\u9009\u9879B", "B\u3002", "\u201cB\u201d", "B \u2705"],
 )  # fmt: skip
 def test_a_letter_is_read(answer):
     assert ChoiceAnswer().read(answer) == "B"
@@ -190,7 +191,22 @@ def test_a_letter_is_read(answer):
 
 
 @pytest.mark.parametrize(
-    "answer", ["B) or C)", "A or B", "B, C", "not B", "The answer is not B", "B is wrong", "B?", "B) C", "B" * 300, ""]
+    "answer",
+    [
+        "B) or C)",
+        "A or B",
+        "B, C",
+        "not B",
+        "The answer is not B",
+        "B is wrong",
+        "B) is wrong",
+        "B: wrong",
+        "B?",
+        "B \u274c",
+        "B) C",
+        "B" * 300,
+        "",
+    ],
 )
 def test_no_or_several_letters_are_none(answer):
     assert ChoiceAnswer().read(answer) is None
