@@ -106,7 +106,7 @@ class Honest:
 
 
 def read_hacks(path: Path = HACKS) -> tuple[list[Hack], list[Honest]]:
-    """All hacks, and an honest text for each group of them."""
+    """All hacks, and at least one honest text for each group of them."""
     hacks, honest = [], []
     for group in yaml.safe_load(path.read_text(encoding="utf-8")):
         texts = {name: _formatted(answer) for name, answer in group.get("answers", {}).items()}
@@ -119,6 +119,8 @@ def read_hacks(path: Path = HACKS) -> tuple[list[Hack], list[Honest]]:
         text = group.get("honest_text") or _formatted(group["honest"])
         value = group.get("honest_value", 1.0)
         honest.append(Honest(group=group["group"], text=text, value=value, **common))
+        for name, answer in group.get("pays", {}).items():
+            honest.append(Honest(group=f"{group['group']}/{name}", text=_formatted(answer), value=value, **common))
     return hacks, honest
 
 

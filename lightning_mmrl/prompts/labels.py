@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lightning_mmrl.errors import ConfigError, DataError
+from lightning_mmrl.prompts.answers import readings, typeset, without_latex
 from lightning_mmrl.types.records import Sample
 
 DFEW7 = ("happy", "sad", "neutral", "angry", "surprise", "disgust", "fear")
@@ -27,10 +28,13 @@ EMOTION_WORDS = (
     ("anxious", "anxiety"),
 )
 
-MINUS_SIGN = "\u2212"
-BEFORE_A_NUMBER = "-\u2010\u2013\u2014.,/\\&"
-AFTER_A_NUMBER = "%\u2030/\\-\u2010\u2013\u2014&"
+BEFORE_A_NUMBER = "-.,/\\&"
+AFTER_A_NUMBER = "%\u2030/\\-&"
 """Punctuation that is part of a number: -3, .5, 3%, 3-, /3."""
+PATTERN = ".*"
+"""A search pattern, which is no label, whatever stands in it."""
+ROOM = 50
+"""Characters that a statement may have beside the longest label."""
 
 
 def emotion_synonyms(labels: Sequence[str]) -> dict[str, str]:
@@ -53,23 +57,24 @@ def emotion_synonyms(labels: Sequence[str]) -> dict[str, str]:
 class LabelMatcher:
     """Reads an answer as one label of a closed set, or as none.
 
-    The whole answer must be one label or synonym after Unicode NFKC, case folding, collapsing whitespace and removing
-    punctuation at both ends, but for signs and the like at a number. Several labels, a negation, a sentence around the
-    label or more than `max_characters` characters match nothing, so neither listing all labels nor a verbose answer
-    earns anything. `synonyms` of None means `emotion_synonyms(labels)`.
+    The answer must be one label or synonym as `normalized` reads it, by itself or in a bare statement (`The emotion is
+    sad.`, see `readings`). Several labels, a negation, a hedge, a question and any word that a statement does not need
+    match nothing, and neither do more than `max_characters` characters, or than the longest label and 50 if that is
+    more. `synonyms` of None means `emotion_synonyms(labels)`.
 
     Raises:
         ConfigError: no label, two labels or synonyms that read the same, or a synonym of an unknown label.
 
     >>> matcher = LabelMatcher(labels=("angry", "sad"))
-    >>> matcher.match(" Anger. "), matcher.match("angry or sad"), matcher.match("not angry")
-    ('angry', None, None)
+    >>> [matcher.match(answer) for answer in (" Anger. ", "She is angry", "angry or sad", "not angry", "angry?")]
+    ['angry', 'angry', None, None, None]
     """
 
     labels: Sequence[str]
     synonyms: Mapping[str, str] | None = None
     max_characters: int = 64
     _lookup: dict[str, str] = field(init=False, repr=False, compare=False)
+    _limit: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         labels = tuple(self.labels)
@@ -77,6 +82,8 @@ class LabelMatcher:
         object.__setattr__(self, "labels", labels)
         object.__setattr__(self, "synonyms", synonyms)
         object.__setattr__(self, "_lookup", _lookup(labels, synonyms))
+        longest = max(len(word) for word in (*labels, *synonyms))
+        object.__setattr__(self, "_limit", max(self.max_characters, longest + ROOM))
 
     @classmethod
     def dfew7(cls) -> "LabelMatcher":
@@ -95,9 +102,26 @@ class LabelMatcher:
 
     def match(self, answer: str) -> str | None:
         """The label that `answer` names, None if it names none or more than one."""
-        if len(answer) > self.max_characters:
+        if len(answer) > self._limit:
             return None
-        return self._lookup.get(normalized(answer))
+        label = self._lookup.get(normalized(answer))
+        if label is not None:
+            return label
+        found = (self._named(rest) for lead, rest in readings(answer) if not self._in_words(lead))
+        return next((label for label in found if label is not None), None)
+
+    def _named(self, text: str) -> str | None:
+        """The label that a text is, also with the same one once more in brackets: `fearful (fear)`."""
+        label = self._lookup.get(normalized(text))
+        word, opened, again = text.partition(" (")
+        if label is None and opened and again.endswith(")"):
+            label = self._lookup.get(normalized(word))
+            return label if label == self._lookup.get(normalized(again)) else None
+        return label
+
+    def _in_words(self, lead: str) -> bool:
+        """True if a word of a lead-in is a label by itself."""
+        return any(normalized(word) in self._lookup for word in lead.split())
 
     def truth(self, sample: Sample) -> str:
         """The label of a sample, whose solution is read like an answer.
@@ -115,16 +139,18 @@ class LabelMatcher:
 
 
 def normalized(text: str) -> str:
-    """Text as labels are compared: NFKC, case-folded, whitespace collapsed, punctuation at both ends removed.
+    """Text as labels are compared: without typography, LaTeX wrappers, case and punctuation at both ends.
 
-    What changes the value of a number beside it stays.
+    What changes the meaning stays: a question mark, an exclamation mark at the front, a sign or percent at a number.
 
-    >>> normalized(' "Angry." '), normalized("**-3.**"), normalized("(3)"), normalized("50 %")
-    ('angry', '-3', '3', '50 %')
+    >>> normalized(' "Angry." '), normalized("**-3.**"), normalized("(3)"), normalized("50 %"), normalized("!sad")
+    ('angry', '-3', '3', '50 %', '!sad')
     """
-    text = " ".join(unicodedata.normalize("NFKC", text).replace(MINUS_SIGN, "-").casefold().split())
+    text = typeset(without_latex(typeset(text))).casefold()
+    if PATTERN in text:
+        return text
     start, end = 0, len(text)
-    while start < end and _trimmed(text[start]):
+    while start < end and _trimmed(text[start]) and text[start] != "!":
         start += 1
     while end > start and _trimmed(text[end - 1]):
         end -= 1
@@ -137,7 +163,7 @@ def normalized(text: str) -> str:
 
 
 def _trimmed(character: str) -> bool:
-    return character == " " or unicodedata.category(character).startswith("P")
+    return character == " " or (unicodedata.category(character).startswith("P") and character not in "?\u00bf")
 
 
 def _lookup(labels: tuple[str, ...], synonyms: Mapping[str, str]) -> dict[str, str]:

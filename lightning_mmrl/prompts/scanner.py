@@ -11,8 +11,8 @@ from dataclasses import dataclass
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
 TAGS = (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)
-CONTENT = "LNS"
-"""Unicode categories that say something: letters, numbers, symbols."""
+THOUGHT, ANSWER = "LN", "LNS"
+"""Unicode categories that say something: letters and numbers of any script; as an answer also a symbol."""
 INVISIBLE = "\u115f\u1160\u3164\uffa0\u2800"
 """Letters and symbols without a picture: Hangul fillers, a Braille pattern without dots."""
 
@@ -35,8 +35,9 @@ class ScannedAnswer:
 def scan(text: str) -> ScannedAnswer:
     """Scans one completion, with any pre-filled tag prepended.
 
-    Valid means: each of the four tags exactly once and in order, only whitespace outside of them, and at least one
-    letter, digit or symbol in the thought and in the answer. Tags are matched exactly; `<Think>` is ordinary text.
+    Valid means: each of the four tags exactly once and in order, only whitespace outside of them, at least one letter
+    or digit in the thought and one letter, digit or symbol in the answer: `+` may answer, but is no thought.
+    Tags are matched exactly; `<Think>` is ordinary text.
 
     `answer` is filled if there is exactly one `<answer>` and one `</answer>`, in order, with no think tag between
     them, and the pair does not lie inside a thought (no `</think>` comes next after it).
@@ -45,6 +46,8 @@ def scan(text: str) -> ScannedAnswer:
     'angry'
     >>> scan("<think>Lowered brows. <answer>angry</answer>").problem
     'missing </think>'
+    >>> scan("<think>+</think><answer>angry</answer>").problem
+    'empty thought'
     """
     problem = _problem(text)
     return ScannedAnswer(
@@ -63,9 +66,9 @@ def _problem(text: str) -> str | None:
     ends = [start + len(tag) for start, tag in zip(starts, TAGS, strict=True)]
     if (text[: starts[0]] + text[ends[1] : starts[2]] + text[ends[3] :]).strip():
         return "text outside tags"
-    if _blank(text[ends[0] : starts[1]]):
+    if _blank(text[ends[0] : starts[1]], THOUGHT):
         return "empty thought"
-    return "empty answer" if _blank(text[ends[2] : starts[3]]) else None
+    return "empty answer" if _blank(text[ends[2] : starts[3]], ANSWER) else None
 
 
 def _order_problem(think_open: int, think_close: int, answer_open: int, answer_close: int) -> str:
@@ -75,9 +78,9 @@ def _order_problem(think_open: int, think_close: int, answer_open: int, answer_c
     return "nested" if paired and overlapping else "wrong order"
 
 
-def _blank(text: str) -> bool:
-    """True without any letter, digit or symbol: neither dots nor zero-width characters make a thought."""
-    return not any(unicodedata.category(each)[0] in CONTENT and each not in INVISIBLE for each in text)
+def _blank(text: str, content: str) -> bool:
+    """True without any character of these categories: neither dots nor zero-width characters say something."""
+    return not any(unicodedata.category(each)[0] in content and each not in INVISIBLE for each in text)
 
 
 def _only_pair(text: str, opening: str, closing: str) -> str | None:

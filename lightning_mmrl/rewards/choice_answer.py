@@ -1,41 +1,77 @@
 r"""Accuracy reward for multiple choice: the answer names the right letter."""
 
 import re
-import unicodedata
 from dataclasses import dataclass
 
 from lightning_mmrl.errors import ConfigError, RewardError
+from lightning_mmrl.prompts.answers import GUESSES, HEDGES, NEGATIVE_PICTURES, doubts, readings
 from lightning_mmrl.prompts.scanner import scan
 from lightning_mmrl.types.records import Completion, Sample
 
 # No two neighboring repetitions share a character: linear in the text.
-_BOXED = re.compile(r"\\boxed ?\{ ?(?:\\text|\\mathrm|\\mathbf|\\textbf)? ?\{? ?\(?([A-Za-z])\)? ?\}? ?\}")
-_BARE = re.compile(r"[(\[]?([A-Za-z])[)\]]?[.:]?")
-_LEADING = re.compile(r"(?:[(\[]([A-Za-z])[)\]]|([A-Za-z])[).:])[.:]? ?(?=\S)")
-_MARKED = re.compile(r"(?<![A-Za-z])([A-Za-z])[).:](?![A-Za-z])|[(\[]([A-Za-z])[)\]]")
-_ALONE = re.compile(r"(?<![A-Za-z'])([A-Z])(?![A-Za-z'])")
-_JOINED = re.compile(r"(?:\b(?:or|and|not|nor)|[,/&|+]) ?([A-Za-z])(?![A-Za-z'])(?! [a-z])", re.IGNORECASE)
-ONE_LETTER_WORDS = "AI"
+_LETTER = re.compile(r"[(\[\"']* ?([A-Za-z]) ?[)\]\"']*")
+_LEADING = re.compile(r"(?:[(\[] ?([A-Za-z]) ?[)\]]|([A-Za-z]) ?[).:])[.:,]? ?(?=\S)")
+_DASHED = re.compile(r"([A-Z]) (?:-+|=) (?=\S)")
+_BRACKETED = re.compile(r"([A-Z]) \((?=.*\)$)")
+_REASONED = re.compile(r"([A-Z]),? (?:because|since|as|for) (?=\S)|([A-Z]): because (?=\S)", re.IGNORECASE)
+_MARKED = re.compile(
+    r"(?<![A-Za-z0-9\u00b0])(?:([A-Z])[).:]|([a-z])\))(?![A-Za-z])|(?<![A-Za-z0-9])[(\[]([A-Za-z])[)\]]"
+)
+_MENTIONED = re.compile(
+    r"(?<![A-Za-z])(?:or|and|but|then|options?|choices?|answer|letter|actually|rather|wait|no|not|is|instead|maybe)"
+    r"[ ,:]{1,2}([A-Z])(?![A-Za-z'])(?! [a-z])",
+    re.IGNORECASE,
+)
+_JOINED = re.compile(r"(?:[,/&|+]|->|(?:or|and|nor|but|then|vs)\b)[ .]?", re.IGNORECASE)
+_CROSSED = re.compile(rf"[?{NEGATIVE_PICTURES}]|~~")
+_FIRST = re.compile(r"[(\[\"']*([A-Z])(?![A-Za-z0-9'\u00b0+#])(?!,| [a-z&])")
+_ALONE = re.compile(r"(?<![A-Za-z'])([A-Z])(?![A-Za-z'])(?! [a-z])")
+_WORD = re.compile(r"[A-Za-z]+(?:'[A-Za-z]+)?|[0-9]+")
+_ABOUT_THE_LETTER = frozenset(
+    (
+        *(
+            "is",
+            "isn't",
+            "was",
+            "wasn't",
+            "cannot",
+            "can't",
+            "can",
+            "could",
+            "couldn't",
+            "might",
+            "may",
+            "would",
+            "seems",
+        ),
+        *("looks", "must", "should", "does", "doesn't", "has", "will", "won't"),
+    )
+)
+_JUDGED_WRONG = frozenset(("wrong", "incorrect", "false", "untrue", "mistaken"))
+_FILLING = frozenset(
+    ("i", "i'm", "i'd", "am", "think", "it", "is", "the", "a", "not", "sure", "so", "be", "would", "my")
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChoiceAnswer:
     r"""1.0 if the `<answer>` names the letter of the sample's solution and no other, else 0.0.
 
-    Read as a letter are `B`, `b`, `(B)`, `B.`, `**B**`, `\boxed{B}`, `$B$` and a letter with the text of its option, as
-    in `B) a red car`. A letter in a sentence, several letters and a text that names another choice are none. The
-    solution is read in the same way.
+    Read as a letter are `B`, `b`, `(B)`, `B.`, `**B**`, `\boxed{B}`, `$B$`, a letter with the text of its option or a
+    short reason (`B) a red car`, `B, because it is red`), and each of them in a bare statement (`The answer is B.`, see
+    `readings`). Several letters, a letter that is denied, doubted or asked about and a text that names another choice
+    are none. An option's own text may deny or list (`D) None of the above`). The solution is read in the same way.
 
     **Deviations** from the letter that VisualThinker-R1-Zero (the last one, arXiv:2503.05132) and MM-EUREKA (the only
-    one, arXiv:2503.07365) fall back to: the answer begins with it, so that neither lists nor negations earn anything.
+    one, arXiv:2503.07365) fall back to: the words around it are an allow-list, so that no list or negation pays.
 
     >>> reward = ChoiceAnswer()
     >>> sample = Sample(id="q1", messages=(), solution="B")
     >>> [
     ...     reward(sample, Completion(text=f"<answer>{answer}</answer>", num_tokens=3, truncated=False))
-    ...     for answer in ("(B)", "B) a red car", "A or B")
+    ...     for answer in ("(B)", "B) a red car", "The answer is B.", "A or B", "B is wrong")
     ... ]
-    [1.0, 1.0, 0.0]
+    [1.0, 1.0, 1.0, 0.0, 0.0]
     """
 
     choices: str = "ABCDEFGH"
@@ -56,24 +92,64 @@ class ChoiceAnswer:
         """
         if len(answer) > self.max_characters:
             return None
-        text = " ".join(unicodedata.normalize("NFKC", answer).split()).strip("$*`'\" ")
-        whole = _BOXED.fullmatch(text.rstrip(".")) or _BARE.fullmatch(text)
+        for lead, rest in readings(answer):
+            if _CROSSED.search(rest):
+                return None
+            named = self._named(rest)
+            if named is not None:
+                letter, text = named
+                return letter if self._is_about(letter, text) and not self._others(_ALONE, lead, letter) else None
+        return None
+
+    def _named(self, text: str) -> tuple[str, str] | None:
+        """The letter that a text begins with, and the text of its option; None if it begins with none."""
+        whole = _LETTER.fullmatch(text)
         if whole is not None:
-            return self._choice(whole[1])
-        leading = _LEADING.match(text)
-        if leading is None:
-            return None
-        letter = self._choice(leading[1] or leading[2])
-        return None if self._names_another(text[leading.end() :]) else letter
+            return self._choice(whole[1], "")
+        for pattern in (_REASONED, _LEADING, _DASHED, _BRACKETED):
+            found = pattern.match(text)
+            if found is not None:
+                letter, rest = next(each for each in found.groups() if each), text[found.end() :].strip(" .")
+                remark = pattern in (_REASONED, _BRACKETED)
+                if remark and (self._others(_ALONE, rest, letter) or _is_doubtful(rest, pattern is _REASONED)):
+                    return None
+                return self._choice(letter, rest)
+        return None
 
-    def _choice(self, letter: str) -> str | None:
-        return letter.upper() if letter.upper() in self.choices else None
+    def _choice(self, letter: str, text: str) -> tuple[str, str] | None:
+        return (letter.upper(), text) if letter.upper() in self.choices else None
 
-    def _names_another(self, rest: str) -> bool:
-        """True if the text of an option names a choice: marked, joined to another, or a capital letter alone."""
-        marked = [first or second for first, second in _MARKED.findall(rest)] + _JOINED.findall(rest)
-        alone = [letter for letter in _ALONE.findall(rest) if letter not in ONE_LETTER_WORDS or letter == rest]
-        return any(letter.upper() in self.choices for letter in marked + alone)
+    def _others(self, pattern: re.Pattern[str], text: str, letter: str) -> list[str]:
+        """The other choices that a pattern finds in a text."""
+        found = ["".join(groups) if isinstance(groups, tuple) else groups for groups in pattern.findall(text)]
+        return [each for each in found if each.upper() in self.choices and each.upper() != letter.upper()]
+
+    def _is_about(self, letter: str, text: str) -> bool:
+        """True if a text may follow a letter: an option or a reason that neither denies it nor names another choice."""
+        alone = _LETTER.fullmatch(text)
+        if alone is not None:
+            return alone[1].upper() == letter or alone[1].upper() not in self.choices
+        words = [word.casefold() for word in _WORD.findall(text)]
+        if words and _denies(text, words):
+            return False
+        first = _FIRST.match(text)
+        if first is not None and self._others(_FIRST, first[0], letter):
+            return False
+        if {"not"}.union(HEDGES).intersection(words) and all(word in HEDGES or word in _FILLING for word in words):
+            return False
+        joined = _JOINED.match(text)
+        if joined is not None and self._named(text[joined.end() :]) is not None:
+            return False
+        return not self._others(_MARKED, text, letter) and not self._mentions_another(text, letter)
+
+    def _mentions_another(self, text: str, letter: str) -> bool:
+        """True if a word such as "or" leads to another choice, unless the text of the option is a list of letters."""
+        for found in _MENTIONED.finditer(text):
+            before = text[: found.start()].rstrip(" ,")
+            listed = before[-1:].isupper() and not before[-2:-1].isalpha()
+            if found[1].isupper() and found[1] in self.choices and found[1] != letter and not listed:
+                return True
+        return False
 
     def __call__(self, sample: Sample, completion: Completion) -> float:
         """Scores one completion.
@@ -89,3 +165,20 @@ class ChoiceAnswer:
             )
         answer = scan(completion.text).answer
         return 1.0 if answer is not None and self.read(answer) == truth else 0.0
+
+
+def _is_doubtful(remark: str, is_reason: bool) -> bool:
+    """True for a reason that guesses, and for brackets with any doubt: a reason may deny and compare."""
+    guesses = any(word.casefold() in GUESSES for word in _WORD.findall(remark))
+    return guesses if is_reason else doubts(remark)
+
+
+def _denies(text: str, words: list[str]) -> bool:
+    """True if a text judges the letter before it: "wrong", "is wrong", "isn't it".
+
+    "False" and "Cannot be determined" are texts of options.
+    """
+    is_lower = words[0] in text
+    if words[0] in _ABOUT_THE_LETTER:
+        return not _JUDGED_WRONG.isdisjoint(words) or (is_lower and doubts(text))
+    return is_lower and words[0] in _JUDGED_WRONG - {"false"}

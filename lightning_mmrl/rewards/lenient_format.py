@@ -11,7 +11,8 @@ class LenientFormat:
     r"""1.0 where `<think>.*?</think>\s*<answer>.*?</answer>` matches the whole text, else 0.0.
 
     The format reward of arXiv:2503.05379 as released (HumanMLLM/R1-Omni, src/r1-v/src/open_r1/grpo.py). It pays for
-    empty, nested and repeated tags, so prefer `ThinkAnswerFormat`; it is here to reproduce that recipe.
+    empty, nested and repeated tags and for a thought of one symbol, so prefer `ThinkAnswerFormat`; it is here to
+    reproduce that recipe.
 
     **Deviations**: none in what matches; the expression takes cubic time on repeated tags, this one linear time.
 

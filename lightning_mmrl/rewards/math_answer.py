@@ -1,54 +1,48 @@
 """Accuracy reward for mathematics: the answer equals the sample's solution, judged by math-verify."""
 
-import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+from math_verify import LatexExtractionConfig, parse, verify
 from math_verify.errors import TimeoutException
 
 from lightning_mmrl.errors import RewardError
+from lightning_mmrl.prompts.answers import doubts
 from lightning_mmrl.prompts.scanner import scan
+from lightning_mmrl.rewards.mathematics import Quantity, bracketed, read_mathematics, verbatim, with_decimal_point
 from lightning_mmrl.types.records import Completion, Sample
 
-_EXTRACTION = (LatexExtractionConfig(), ExprExtractionConfig())
+_WITH_UNITS = LatexExtractionConfig()
+_EXTRACTION = (replace(_WITH_UNITS, normalization_config=replace(_WITH_UNITS.normalization_config, units=False)),)
+"""Units are read here; math-verify would drop an `m`, whatever it means. Without LaTeX it would read a part."""
 _NUM_REMEMBERED = 4096
-MOST_UNITS = 2
-"""Words of a unit beside a formula, such as square meters."""
-
-# Linear in the text: repetitions stand beside characters that they cannot hold.
-_STATED = re.compile(r"(?:[A-Za-z] ?= ?)?([-+0-9.,*/^() ]+)(\u00b0 ?[CF]?|%|[A-Za-z]*(?: [A-Za-z]+)?)\.?")
-_SEVERAL = re.compile(r"[0-9.)] [0-9.(]|,(?![0-9]{3}(?![0-9]))|,[0-9]{3}[0-9]")
-_LATEX_COMMAND = re.compile(r"\\[A-Za-z]+")
-_LATEX_NAMES = re.compile(r"\\(?:text|mathrm|mathbf|operatorname|textbf|mbox) ?\{[^{}]*\}")
-_WORD = re.compile(r"[A-Za-z']{2,}")
-_BEFORE = frozenset(("the", "final", "answer", "is", "result", "value", "equals", "so", "thus", "hence", "it's", "it"))
-_NO_UNIT = frozenset(
-    (
-        *("not", "no", "nor", "or", "and", "but", "never", "nope", "wrong", "false", "incorrect", "neither", "either"),
-        *("except", "maybe", "isn't", "isnt", "mod", "div", "choose", "log", "ln", "sin", "cos", "tan", "exp", "sqrt"),
-        *("i", "e", "x", "y", "z", "n", "a", "b", "t", "pi"),
-    )
-)
-_NEGATIONS = ("\\neg", "\\lnot", "\\not", "\\sim", "\\lor", "\\vee", "\\land", "\\wedge")
+_RELATIONS = ("<", ">", "\\le", "\\ge", "\\lt", "\\gt", "\\in")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MathAnswer:
     r"""1.0 if the `<answer>` is mathematically equal to the sample's solution, else 0.0.
 
-    Numbers, fractions, expressions and LaTeX are read by math-verify, so that 0.5, 1/2 and \frac{1}{2} are one answer.
-    The format may be broken elsewhere as long as there is one unambiguous `<answer>`, and it states one thing: a number
-    or expression, with a name before it (`x = 7`, `The answer is 7`) and a unit behind it. Several of them, other words
-    around it (`not 7`, `7 is wrong`), a chain of equations and more than `max_characters` characters earn nothing.
-    Where the solution itself is several things, such as two roots, math-verify judges alone.
+    Numbers, fractions and expressions, in LaTeX or not, are compared by math-verify, so that 0.5, 1/2 and \frac{1}{2}
+    are one answer. The format may be broken elsewhere as long as there is one unambiguous `<answer>`, and it states one
+    thing: an expression with a name before it (`x = 7`), in a bare statement (`The answer is 7.`, `She earns $35.`) and
+    with a unit. Words that deny, hedge, compare or change the value (`not 7`, `about 7`, `7 million`), several numbers
+    where the solution is one, and more than `max_characters` characters earn nothing. A chain of equations pays where
+    each side is equal to the solution. Lists and sets pay with all of their elements in any order, pairs and intervals
+    with theirs in order.
+
+    Units are converted (`0.05 m` is `5 cm`); one that measures something else earns nothing. A number without a unit
+    pays for one with it, and the reverse, as in published sets: the unit is mostly in the question. Percent is a value:
+    50 % is 0.5, and 7 % is not 7; a bare 50 pays for a solution of 50 %. What a number counts (`7 apples`) must not
+    contradict what the solution counts.
 
     math-verify sets an alarm signal and sympy can hang on hostile answers: run it with `rewards.num_workers` of at
     least 1, in processes that are killed at their deadline. Its own limit, `timeout_s`, must be shorter than that.
 
     **Deviations** from math-verify's metric: a timeout or a crash is a failed verifier, not a wrong answer; to it
-    the last number of any sentence is the answer, so that `5 or 7` and `not 7` are 7.
+    the last number of any sentence is the answer, so that `5 or 7` and `not 7` are 7; it has no units.
 
     >>> reward = MathAnswer()
     >>> sample = Sample(id="sum", messages=(), solution="1/2")
@@ -67,54 +61,97 @@ class MathAnswer:
         Raises:
             RewardError: the sample's own solution is missing or no mathematics, or the verifier ran out of time.
         """
-        if sample.solution is None or not _is_mathematics(sample.solution, self.timeout_s):
+        wanted = None if sample.solution is None else _read_solution(sample.solution, self.timeout_s)
+        if wanted is None:
             raise RewardError(
                 f"sample {sample.id!r} has the solution {sample.solution!r}, which math-verify cannot read; "
-                "write a number, or LaTeX between dollar signs"
+                "write a number or an expression, also in LaTeX"
             )
         answer = scan(completion.text).answer
         if answer is None or len(answer) > self.max_characters:
             return 0.0
-        if states_one_thing(sample.solution) and not states_one_thing(answer):
-            return 0.0
-        return 1.0 if _equal(sample.solution, answer, self.timeout_s) else 0.0
+        stated = read_mathematics(answer)
+        if stated is not None and len(stated) != len(wanted):
+            point = with_decimal_point(answer)
+            stated = None if point is None else read_mathematics(point)
+        if stated is None and wanted[0].is_verbatim and doubts(answer) == doubts(sample.solution or ""):
+            stated = (verbatim(answer),)
+        return float(stated is not None and _same(wanted, stated, self.timeout_s))
 
 
-def states_one_thing(answer: str) -> bool:
-    r"""True for one number or expression with nothing around it but a name, `the answer is`, and a unit.
-
-    >>> [states_one_thing(answer) for answer in ("x = 7", "7 apples", r"\boxed{7}", "5 or 7", "not 7", "7 is wrong")]
-    [True, True, True, False, False, False]
-    """
-    words = answer.strip().split()
-    while words and words[0].lower().rstrip(":,") in _BEFORE:
-        words = words[1:]
-    text = " ".join(words)
-    if "\\" in text or "$" in text:
-        return _is_one_formula(text)
-    stated = _STATED.fullmatch(text)
-    if stated is None or _SEVERAL.search(stated[1].strip()):
-        return False
-    return not _NO_UNIT.intersection(stated[2].lower().split())
-
-
-def _is_one_formula(text: str) -> bool:
-    if text.count("$") not in (0, 2) or text.count("\\boxed") > 1 or text.count("=") > 1:
-        return False
-    if any(command in _NEGATIONS for command in _LATEX_COMMAND.findall(text)):
-        return False
-    inside = text.split("$")[1] if "$" in text else text
-    named = _LATEX_NAMES.findall(inside)
-    loose = _WORD.findall(_LATEX_COMMAND.sub(" ", _LATEX_NAMES.sub(" ", inside)))
-    around = _WORD.findall(text.replace(inside, " ")) if "$" in text else []
-    units = [word.lower() for name in named for word in _WORD.findall(name.partition("{")[2])] + around
-    return not loose and len(units) <= MOST_UNITS and not _NO_UNIT.intersection(units)
-
-
-def _is_mathematics(solution: str, timeout_s: int) -> bool:
-    """True if it can be read as a whole; of a bare `x + 1` math-verify would read the 1 alone."""
+def _read_solution(solution: str, timeout_s: int) -> tuple[Quantity, ...] | None:
+    """The quantities of a solution, or math-verify's own reading of one in LaTeX; None if it cannot read it."""
+    stated = read_mathematics(solution)
+    if stated is not None and all(_is_readable(quantity.formula, timeout_s) for quantity in stated):
+        return stated
+    whole = verbatim(solution)
     delimited = "$" in solution or "\\" in solution
-    return (delimited or not any(map(str.isalpha, solution))) and bool(_read(solution, timeout_s))
+    return (whole,) if delimited and _read(whole.formula, timeout_s) else None
+
+
+def _is_readable(formula: str, timeout_s: int) -> bool:
+    """True if math-verify reads the formula, or each item in its brackets."""
+    found = bracketed(formula)
+    if found is None:
+        return bool(_read(formula, timeout_s))
+    return all(_is_readable(item, timeout_s) for item in found[1])
+
+
+def _same(solution: Sequence[Quantity], stated: Sequence[Quantity], timeout_s: int) -> bool:
+    """True if each quantity of the solution has its own equal one in the answer."""
+    remaining = list(stated)
+    for wanted in solution:
+        found = next((each for each in remaining if _same_quantity(wanted, each, timeout_s)), None)
+        if found is None:
+            return False
+        remaining.remove(found)
+    return not remaining
+
+
+def _same_quantity(wanted: Quantity, given: Quantity, timeout_s: int) -> bool:
+    if wanted.name and given.name and wanted.name != given.name:
+        return False
+    if wanted.noun and given.noun and wanted.noun.isdisjoint(given.noun):
+        return False
+    return any(_same_formula(wanted.formula, formula, timeout_s) for formula in _converted(wanted, given))
+
+
+def _converted(wanted: Quantity, given: Quantity) -> list[str]:
+    """The formulas of the answer in the solution's unit, none if it is another kind of unit."""
+    ours, theirs = wanted.unit, given.unit
+    if ours is not None and theirs is not None:
+        if ours.powers != theirs.powers:
+            return []
+        factor = theirs.factor / ours.factor
+        return [given.formula if factor == 1 else _scaled(given.formula, f"{factor.numerator}/{factor.denominator}")]
+    if theirs is not None:
+        return [_scaled(given.formula, "1/100")] if theirs.is_percent else [given.formula]
+    if ours is not None and given.noun:
+        return []
+    percent = ours is not None and ours.is_percent
+    return [given.formula, _scaled(given.formula, "100/1")] if percent else [given.formula]
+
+
+def _scaled(formula: str, ratio: str) -> str:
+    numerator, _, denominator = ratio.partition("/")
+    return f"\\frac{{({formula}) \\cdot {numerator}}}{{{denominator}}}"
+
+
+def _same_formula(wanted: str, given: str, timeout_s: int) -> bool:
+    """Brackets item by item, relations as a whole, a chain of equations side by side."""
+    ours, theirs = bracketed(wanted), bracketed(given)
+    if ours is not None and theirs is not None:
+        return (ours[0], ours[2], len(ours[1])) == (theirs[0], theirs[2], len(theirs[1])) and all(
+            _same_formula(one, other, timeout_s) for one, other in zip(ours[1], theirs[1], strict=True)
+        )
+    related = [any(sign in formula for sign in _RELATIONS) for formula in (wanted, given)]
+    if any(related):
+        return (related[0] or ours is not None) and _equal(wanted, given, timeout_s)
+    if (ours is None) != (theirs is None):
+        return False
+    if "=" in wanted:
+        return _equal(wanted, given, timeout_s)
+    return all(side.strip() and _equal(wanted, side.strip(), timeout_s) for side in given.split("="))
 
 
 @lru_cache(maxsize=_NUM_REMEMBERED)
@@ -124,18 +161,23 @@ def _equal(solution: str, answer: str, timeout_s: int) -> bool:
     if not found:
         return False
     try:
-        return verify(_read(solution, timeout_s), found, timeout_seconds=timeout_s, raise_on_error=True)
+        return verify(
+            _read(solution, timeout_s),
+            found,
+            allow_set_relation_comp=True,
+            timeout_seconds=timeout_s,
+            raise_on_error=True,
+        )
     except TimeoutException as error:  # a BaseException, which would end the worker
         raise RewardError(f"math-verify needed more than {timeout_s} s to compare {answer!r}") from error
 
 
 @lru_cache(maxsize=_NUM_REMEMBERED)
-def _read(text: str, timeout_s: int) -> list[Any]:
-    """What math-verify reads, empty if nothing; bare LaTeX is put between dollar signs."""
-    delimited = f"${text}$" if "\\" in text and "$" not in text else text
+def _read(formula: str, timeout_s: int) -> list[Any]:
+    """What math-verify reads in a formula, empty if nothing."""
     try:
         return parse(
-            delimited, _EXTRACTION, fallback_mode="no_fallback", parsing_timeout=timeout_s, raise_on_error=True
+            f"${formula}$", _EXTRACTION, fallback_mode="no_fallback", parsing_timeout=timeout_s, raise_on_error=True
         )
     except TimeoutException as error:
-        raise RewardError(f"math-verify needed more than {timeout_s} s to read {text!r}") from error
+        raise RewardError(f"math-verify needed more than {timeout_s} s to read {formula!r}") from error

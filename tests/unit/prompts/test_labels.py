@@ -27,6 +27,11 @@ MATCHER = LabelMatcher.dfew7()
         ("surprised", "surprise"),
         ("disgusted", "disgust"),
         ("neutral", "neutral"),
+        ("The answer is happy.", "happy"),
+        ("answer is happy", "happy"),
+        ("`happy`", "happy"),
+        ("Angry \U0001f620", "angry"),
+        ("\\boxed{angry}", "angry"),
     ],
 )
 def test_a_label_or_synonym_is_read(answer, label):
@@ -52,8 +57,8 @@ def test_a_label_or_synonym_is_read(answer, label):
         "angr",
         "angryy",
         "an angry face",
-        "answer is happy",
-        "The answer is happy.",
+        "the answer is not happy",
+        "is happy",
         "<answer>happy</answer>",
         "{'emotion': 'happy'}",
         "\u0430ngry",
@@ -61,6 +66,9 @@ def test_a_label_or_synonym_is_read(answer, label):
         "calm",
         "contempt",
         "happy" + "." * 60,
+        "!happy",
+        "happy (?)",
+        "happy?",
         " " * 65 + "happy",
     ],
 )
@@ -70,7 +78,14 @@ def test_anything_else_is_unparseable(answer):
 
 def test_the_length_cap_counts_characters():
     assert MATCHER.match("happy" + "." * 59) == "happy"
-    assert LabelMatcher(labels=("happy",), max_characters=4).match("happy") is None
+    assert LabelMatcher(labels=("happy",), synonyms={}, max_characters=4).match("happy" + "." * 51) is None
+
+
+def test_the_length_cap_follows_the_longest_label():
+    long = "a person who looks out of the window and waits for a letter that nobody has written"
+    matcher = LabelMatcher(labels=(long, "sad"))
+    assert [matcher.match(text) for text in (long, f"The answer is {long}.", long + "." * 51)] == [long, long, None]
+    assert matcher.match("sad" + "." * 90) == "sad"
 
 
 def test_calm_is_a_class_of_its_own():

@@ -72,7 +72,7 @@ def test_an_answer_needs_its_tags_but_not_the_whole_format():
         assert MathAnswer()(posed("7"), Completion(text=broken, num_tokens=3, truncated=False)) == 0.0
 
 
-@pytest.mark.parametrize("solution", [None, "", "angry", "x + 1", "x+1", "7 apples"])
+@pytest.mark.parametrize("solution", [None, "", "angry", "about 7", "not 7", "7 or 8 or so", "seven"])
 def test_a_solution_that_is_no_mathematics_is_an_error(solution):
     with pytest.raises(RewardError, match=r"'sum-3' has the solution .* which math-verify cannot read; write a number"):
         MathAnswer()(posed(solution), answered("7"))
@@ -80,7 +80,7 @@ def test_a_solution_that_is_no_mathematics_is_an_error(solution):
 
 @pytest.mark.slow
 def test_an_answer_that_overruns_is_invalid_and_costs_only_itself():
-    tower = "**".join(["9"] * 5)
+    tower = "9^{9^{9^{9^9}}}"
     reward = WeightedReward(parts={"math": MathAnswer(timeout_s=1)}, weights={"math": 1.0})
     with RewardPool(reward, num_workers=1, deadline_s=20.0) as pool:
         started = time.monotonic()

@@ -14,7 +14,7 @@ from lightning_mmrl.rewards.emotion_set import EmotionSet
 from lightning_mmrl.rewards.hard_format_result import HardFormatResult
 from lightning_mmrl.rewards.label_answer import LabelAnswer
 from lightning_mmrl.rewards.lenient_format import LenientFormat
-from lightning_mmrl.rewards.math_answer import MathAnswer, states_one_thing
+from lightning_mmrl.rewards.math_answer import MathAnswer
 from lightning_mmrl.rewards.repetition import Repetition
 from lightning_mmrl.rewards.soft_overlong import SoftOverlong
 from lightning_mmrl.rewards.think_answer_format import ThinkAnswerFormat
@@ -122,7 +122,24 @@ def test_a_thought_may_need_a_length():
     assert ThinkAnswerFormat(min_think_characters=301)(posed("sad"), text) == 0.0
 
 
-@pytest.mark.parametrize("thought", ["...", "\u200b", "\u3164", "\u0301", "?!"])
+@pytest.mark.parametrize(
+    "thought",
+    [
+        "...",
+        "\u200b",
+        "\u3164",
+        "\u0301",
+        "?!",
+        "+",
+        "$",
+        "=",
+        "\u2192",
+        "\u2713",
+        "\U0001f622",
+        "~ \u00b0 |",
+        "\u20ac",
+    ],
+)
 def test_a_thought_says_something(thought):
     assert ThinkAnswerFormat()(posed("sad"), completion(f"<think>{thought}</think><answer>sad</answer>")) == 0.0
 
@@ -164,7 +181,8 @@ def test_wrong_groups_are_refused(settings, sentence):
 @pytest.mark.parametrize(
     "answer",
     ["B", "b", " B. ", "(B)", "[B]", "B)", "B:", "**B**", "`B`", "$B$", "\uff22", r"\boxed{B}", r"$\boxed{\text{B}}$",
-     r"\boxed{(B)}", "B) a red car", "(B) A dog and a cat", "B. it's red", "B: the second one", "B) I see a car"],
+     r"\boxed{(B)}", "B) a red car", "(B) A dog and a cat", "B. it's red", "B: the second one", "B) I see a car",
+     "The answer is B", "Option B", "B is correct.", "\u9009\u9879B", "B\u3002", "\u201cB\u201d", "B \u2705"],
 )  # fmt: skip
 def test_a_letter_is_read(answer):
     assert ChoiceAnswer().read(answer) == "B"
@@ -172,7 +190,24 @@ def test_a_letter_is_read(answer):
     assert ChoiceAnswer()(posed("C"), answered(answer)) == 0.0
 
 
-@pytest.mark.parametrize("answer", ["B) or C)", "A or B", "B, C", "not B", "The answer is B", "B) C", "B" * 300, ""])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "B) or C)",
+        "A or B",
+        "B, C",
+        "not B",
+        "The answer is not B",
+        "B is wrong",
+        "B) is wrong",
+        "B: wrong",
+        "B?",
+        "B \u274c",
+        "B) C",
+        "B" * 300,
+        "",
+    ],
+)
 def test_no_or_several_letters_are_none(answer):
     assert ChoiceAnswer().read(answer) is None
 
@@ -187,12 +222,6 @@ def test_a_letter_beyond_the_choices_is_none():
     assert (ChoiceAnswer(choices="AB").read("C"), ChoiceAnswer(choices="ABC").read("C")) == (None, "C")
 
 
-def test_where_the_solution_is_several_things_math_verify_judges_alone():
-    two_roots = "$x = 1$ or $x = 2$"
-    assert not states_one_thing(two_roots)
-    assert MathAnswer()(posed("$\\{1, 2\\}$"), answered("$\\{2, 1\\}$")) == 1.0
-
-
 @pytest.mark.parametrize(
     ("solution", "answer", "value"),
     [
@@ -202,7 +231,8 @@ def test_where_the_solution_is_several_things_math_verify_judges_alone():
         ("happy, sad", "glad and unhappy", 1.0),
         ("happy, sad", "glad", 2 / 3),
         ("happy", "happy, sad", 2 / 3 - 0.25),
-        ("happy", "happy, glad", 1.0 - 0.25),
+        ("happy", "happy, glad", 1.0),
+        ("happy, glad", "happy, sad", 2 / 3 - 0.25),
         ("happy", "happy, flummoxed", 2 / 3 - 0.25),
         ("happy, flummoxed", "happy", 1.0),
         ("happy", "happy, sad, angry, scared", 0.0),

@@ -1,0 +1,148 @@
+"""Units that a number may have, an allow-list with conversion: `5 m`, `40 km/h`, `36 square feet`, `7 percent`."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+PERCENT = "percent"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """A product of powers: `powers` by name of the dimension, `factor` times the dimensions' own unit.
+
+    >>> unit, rest = read_unit("km/h")
+    >>> unit.powers, unit.factor
+    ({'m': 1, 's': -1}, Fraction(5, 18))
+    """
+
+    powers: Mapping[str, int]
+    factor: Fraction
+
+    @property
+    def is_percent(self) -> bool:
+        """True for a hundredth, which is a value and not a unit."""
+        return PERCENT in self.powers
+
+    def times(self, other: "Unit", power: int) -> "Unit":
+        """This unit times a power of another one."""
+        powers = {
+            name: self.powers.get(name, 0) + power * other.powers.get(name, 0)
+            for name in dict.fromkeys((*self.powers, *other.powers))
+        }
+        return Unit(
+            powers={name: each for name, each in powers.items() if each}, factor=self.factor * other.factor**power
+        )
+
+
+_NAMES: tuple[tuple[str, str, int | Fraction], ...] = (
+    ("m meter meters metre metres", "m", 1),
+    ("cm centimeter centimeters centimetre centimetres", "m", Fraction(1, 100)),
+    ("mm millimeter millimeters millimetre millimetres", "m", Fraction(1, 1000)),
+    ("dm decimeter decimeters decimetre decimetres", "m", Fraction(1, 10)),
+    ("km kilometer kilometers kilometre kilometres", "m", 1000),
+    ("inch inches", "m", Fraction(254, 10_000)),
+    ("ft foot feet", "m", Fraction(3048, 10_000)),
+    ("yd yard yards", "m", Fraction(9144, 10_000)),
+    ("mi mile miles", "m", Fraction(1_609_344, 1000)),
+    ("kg kilogram kilograms kilogramme kilogrammes", "g", 1000),
+    ("g gram grams gramme grammes", "g", 1),
+    ("mg milligram milligrams", "g", Fraction(1, 1000)),
+    ("ton tons tonne tonnes", "g", 1_000_000),
+    ("lb lbs pound pounds", "g", Fraction(45_359_237, 100_000)),
+    ("oz ounce ounces", "g", Fraction(45_359_237, 1_600_000)),
+    ("s sec secs second seconds", "s", 1),
+    ("ms millisecond milliseconds", "s", Fraction(1, 1000)),
+    ("min mins minute minutes", "s", 60),
+    ("h hr hrs hour hours", "s", 3600),
+    ("day days", "s", 86_400),
+    ("week weeks", "s", 604_800),
+    ("month months", "year", Fraction(1, 12)),
+    ("year years", "year", 1),
+    ("\u00b0 degree degrees deg", "degree", 1),
+    ("rad radian radians", "radian", 1),
+    ("\u00b0c celsius", "celsius", 1),
+    ("\u00b0f fahrenheit", "fahrenheit", 1),
+    ("kelvin kelvins", "kelvin", 1),
+    ("$ dollar dollars usd buck bucks", "dollar", 1),
+    ("cent cents \u00a2", "dollar", Fraction(1, 100)),
+    ("\u20ac euro euros eur", "euro", 1),
+    ("\u00a3 gbp", "sterling", 1),
+    ("\u00a5 yuan yen rmb", "yuan", 1),
+    ("\u20b9 rupee rupees", "rupee", 1),
+    ("% percent pct", PERCENT, 1),
+    ("N newton newtons", "newton", 1),
+    ("J joule joules", "joule", 1),
+    ("kJ kilojoule kilojoules", "joule", 1000),
+    ("W watt watts", "watt", 1),
+    ("kW kilowatt kilowatts", "watt", 1000),
+    ("V volt volts", "volt", 1),
+    ("Hz hertz", "hertz", 1),
+    ("Pa pascal pascals", "pascal", 1),
+    ("mol mole moles", "mole", 1),
+)
+UNITS: Mapping[str, Unit] = {
+    **{
+        name: Unit(powers={dimension: 1}, factor=Fraction(factor))
+        for names, dimension, factor in _NAMES
+        for name in names.split()
+    },
+    **dict.fromkeys(("L", "l", "liter", "liters", "litre", "litres"), Unit(powers={"m": 3}, factor=Fraction(1, 1000))),
+    **dict.fromkeys(("mL", "ml", "milliliter", "milliliters"), Unit(powers={"m": 3}, factor=Fraction(1, 1_000_000))),
+    "mph": Unit(powers={"m": 1, "s": -1}, factor=Fraction(1_609_344, 3_600_000)),
+    "kph": Unit(powers={"m": 1, "s": -1}, factor=Fraction(5, 18)),
+}
+CURRENCY_SIGNS = "$\u20ac\u00a3\u00a5\u20b9"
+_ONE = Unit(powers={}, factor=Fraction(1))
+_POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
+_AFTER = {"squared": 2, "cubed": 3}
+_TOKEN = re.compile(
+    r" *(\^? ?\{? ?\\circ ?\}? ?(?:[CF]\b)?|\u00b0 ?(?:[CF]\b)?|\\?%|per ?cent\b|\^ ?\{?-?[1-9]\}?|/|[A-Za-z]+|"
+    rf"[{CURRENCY_SIGNS}\u00a2])"
+)
+_DEGREE = re.compile(r"\^? ?\{? ?\\circ ?\}? ?|\u00b0 ?")
+
+
+def read_unit(text: str) -> tuple[Unit | None, str]:
+    """The unit that a text begins with, and the rest; None and the text itself if it begins with none.
+
+    >>> read_unit("percent of it")[1], read_unit("apples"), read_unit("m^2 long")[0].powers
+    (' of it', (None, 'apples'), {'m': 2})
+    """
+    unit, end, sign, pending = None, 0, 1, 1
+    position = 0
+    while (found := _TOKEN.match(text, position)) is not None:
+        token, position = found[1], found.end()
+        if token.casefold() in ("per", "/") and unit is not None and sign == 1:
+            sign = -1
+        elif token.casefold() in _POWERS and pending == 1:
+            pending = _POWERS[token.casefold()]
+        else:
+            known = _named(token)
+            if known is None or (unit is not None and sign == 1):
+                break
+            power, position = _power(text, position)
+            unit = (unit or _ONE).times(known, sign * pending * power)
+            end, pending = position, 1
+            if sign == -1:
+                break
+    return unit, text[end:]
+
+
+def _named(token: str) -> Unit | None:
+    plain = _DEGREE.sub("\u00b0", token).strip("\\") if "\u00b0" in token or "circ" in token else token.strip("\\")
+    plain = "percent" if plain.replace(" ", "").casefold() == "percent" else plain
+    return UNITS.get(plain) or (UNITS.get(plain.casefold()) if len(plain) > 1 else None)
+
+
+def _power(text: str, position: int) -> tuple[int, int]:
+    """The exponent that stands at a position, 1 without one, and where it ends."""
+    found = _TOKEN.match(text, position)
+    if found is None:
+        return 1, position
+    token = found[1]
+    if token.casefold() in _AFTER:
+        return _AFTER[token.casefold()], found.end()
+    digits = token.strip("^{} ")
+    return (int(digits), found.end()) if token[0] == "^" and digits.lstrip("-").isdigit() else (1, position)

@@ -1,0 +1,90 @@
+"""What a mathematical answer states, before math-verify compares it."""
+
+from fractions import Fraction
+
+import pytest
+
+from lightning_mmrl.rewards.math_answer import MathAnswer
+from lightning_mmrl.rewards.mathematics import bracketed, is_well_formed, read_mathematics
+from lightning_mmrl.rewards.units import UNITS, read_unit
+from lightning_mmrl.types.records import Completion, Sample
+
+
+def reward(solution, answer):
+    text = f"<think>Count.</think><answer>{answer}</answer>"
+    return MathAnswer(timeout_s=1)(
+        Sample(id="sum", messages=(), solution=solution), Completion(text=text, num_tokens=9, truncated=False)
+    )
+
+
+@pytest.mark.parametrize(
+    ("solution", "paid", "unpaid"),
+    [
+        ("1, 2", ["1, 2", "2, 1", "x = 1 or x = 2", "{2, 1}", "1 and 2", "$1$ and $2$"],
+         ["2", "1, 3", "1, 2, 3", "1, 1", "(1, 2)"]),
+        ("{1, 2}", ["1, 2", r"\{2, 1\}", "$1, 2$"], ["1", "{1}", "{1, 2, 3}"]),
+        ("-3, 4", ["4 and -3", r"\boxed{-3}, \boxed{4}"], ["-3", "3, 4", "-3 + 4"]),
+        ("5", ["5 apples", "5 cm", "5 m/s", "$5$ dollars", "$5", "5 square units", "5\u00b0"],
+         ["5 million", "5 dozen", "5 percent", "5 below zero", "5 squared", "5 hundredths", "half of 5", "5 or so"]),
+        ("5 cm", ["0.05 m", "50 mm", "5 centimeters", "5", "$5\\text{ cm}$"],
+         ["5 m", "5 cm^2", "5 g", "5 cm/s", "5 percent", "5 apples"]),
+        ("$5\\text{ cm}$", ["5 cm", "0.05 m"], ["5 m", "0.5 m"]),
+        ("40 km/h", ["40 kilometers per hour", "40,000 m/h", "40"], ["40 km", "40 m/s", "40 h"]),
+        ("90 minutes", ["1.5 h", "5400 s", "1 1/2 hours"], ["1.5 minutes", "90 hours", "90 km"]),
+        ("50%", ["50 percent", "0.5", "1/2", "50", "50\\%"], ["5%", "500", "0.05", "50 apples"]),
+        ("7", ["\u0037", "\uff17", "7\u3002", "$$7$$", r"\[7\]", r"\(7\)", "**7**", "`7`", "7.", "x = 7", "2 + 5 = 7",
+               "The answer is 7!"],
+         ["7!", "7?", "7x", "x^7", "7:1", "7 = 8", "x \u2260 7", "\u00b17", "~7", "7\u200b0", "7 8", "x7"]),
+        ("-5", ["\u22125", "\u20135", "minus 5", "negative 5"], ["5", "- -5"]),
+        ("0.5", [".5", "\u00bd", "1/2", r"\frac12", "50%"], ["5", "2", "\u00bc"]),
+        ("2.5", ["2\u00bd", "2 1/2", r"2\frac{1}{2}", "5/2", "2,5"], ["2, 5", "21/2"]),
+        ("x^2+1", ["x^2+1", "1 + x^2", "x\u00b2 + 1", "$x^{2}+1$", "x**2 + 1", "x*x + 1"],
+         ["x^2", "x^2 - 1", "1", "x^{21}"]),
+        ("\\pi", ["\u03c0", "pi", "$\\pi$", "\\pi"], ["3.14", "p"]),
+        ("(1,2)", ["(1, 2)", "$(1,2)$", r"\left(1, 2\right)", "The point is (1, 2)."],
+         ["(2, 1)", "1, 2", "[1, 2]", "(1, 2, 3)", "{1, 2}"]),
+        ("x = 7", ["7", "x = 7", "x=7.0", "x is 7"], ["y = 7", "x = 8", "x"]),
+        ("x < 3", ["x<3", "3 > x", r"(-\infty, 3)"], ["x > 3", "3", r"x \le 3"]),
+        ("\\pm 3", ["3, -3", "x = 3 or x = -3", "\u00b13", "$\\pm 3$"], ["3", "-3"]),
+        ("1,234,567", ["1234567", "1 234 567", "$1{,}234{,}567$"], ["1,234", "1234.567"]),
+        ("7 apples", ["7", "7 apple", "7 red apples"], ["7 pears", "7 cm or so"]),
+        ("$ab$", ["ab", "$ba$"], ["$ac$", "not ab"]),
+    ],
+)  # fmt: skip
+def test_each_kind_of_answer_pays_or_not(solution, paid, unpaid):
+    assert [answer for answer in paid if reward(solution, answer) != 1.0] == []
+    assert [answer for answer in unpaid if reward(solution, answer) != 0.0] == []
+
+
+def test_units_have_one_name_each_and_convert_by_a_rational_number():
+    assert all(unit.factor > 0 and isinstance(unit.factor, Fraction) and unit.powers for unit in UNITS.values())
+    miles, _ = read_unit("miles per hour")
+    assert miles == UNITS["mph"]
+    assert read_unit("cubic meters")[0].powers == read_unit("m^3")[0].powers == read_unit("liters")[0].powers
+    assert read_unit("square units") == (None, "square units")
+
+
+def test_a_word_that_is_no_unit_is_a_noun():
+    assert read_mathematics("7 red apples")[0].noun == {"red", "apple"}
+    assert read_mathematics("7 cm long")[0].noun == {"long"}
+
+
+@pytest.mark.parametrize(
+    "text", ["seven", "", "7 million", "not 7", "7 8", "7 or", "7 or not", "the 7 of 8", "7|8", "word " * 30 + "7"]
+)
+def test_what_states_nothing_clearly_is_none(text):
+    assert read_mathematics(text) is None
+
+
+@pytest.mark.parametrize(
+    "formula",
+    ["7)", "(7", "7_5", "7|8", "7 -", "*7", "7..8", r"7\the", r"\frac 7", "7[8", "()", "7 & 8", "7'", "7 = = 8"],
+)
+def test_a_formula_of_which_a_part_would_be_read_is_none(formula):
+    assert not is_well_formed(formula)
+
+
+def test_brackets_hold_items():
+    assert bracketed(r"\{1, \frac{1}{2}\}") == ("\\{", ["1", r"\frac{1}{2}"], "\\}")
+    assert bracketed("(x+1)(x-1)") is None
+    assert bracketed("(7)") is None

@@ -1,0 +1,94 @@
+"""Judges against the verdicts of tests/verdicts, and evaluation against the reward."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from lightning_mmrl.evaluation.records import judge
+from lightning_mmrl.prompts.labels import LabelMatcher
+from lightning_mmrl.types.records import Completion, Sample
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def tool():
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        import judge_verdicts
+    finally:
+        sys.path.remove(str(ROOT / "tools"))
+    return judge_verdicts
+
+
+NAMES = ("choice", "math", "label", "emotion_set")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_judge_is_right_in_99_of_100_cases_in_each_half(tool, name):
+    cases = tool.read_cases(name)
+    wrong = [case for case, _ in tool.disagreements(cases)]
+    for held_out in (False, True):
+        half = [case for case in cases if case.held_out == held_out]
+        assert len(half) >= 200
+        assert sum(case.held_out == held_out for case in wrong) <= (1 - tool.NEEDED) * len(half), wrong
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cases_differ_are_balanced_and_say_why(tool, name):
+    cases = tool.read_cases(name)
+    assert len({(case.labels, case.solution, case.answer) for case in cases}) == len(cases)
+    assert all(case.note for case in cases)
+    unpaid = sum(case.verdict in (False, "none") for case in cases)
+    assert 0.4 < unpaid / len(cases) < 0.6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_changed_verdict_says_what_it_was_and_why(name):
+    lines = (ROOT / "tests" / "verdicts" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    changed = [row["changed"] for row in map(json.loads, lines) if "changed" in row]
+    assert all(set(change) == {"from", "reason"} and len(change["reason"]) > 20 for change in changed)
+    assert len(changed) <= 4  # what the file shows would be the judge's own opinion otherwise
+
+
+def test_verdicts_of_every_kind_are_told_apart(tool):
+    agrees = {
+        verdict: [tool.agrees(verdict, reward) for reward in (0.0, 0.4, 1.0, "invalid: no mathematics")]
+        for verdict in (True, False, "full", "part", "none", "notfull")
+    }
+    assert agrees == {
+        True: [False, False, True, False],
+        False: [True, False, False, False],
+        "full": [False, False, True, False],
+        "part": [False, True, False, False],
+        "none": [True, False, False, False],
+        "notfull": [True, True, False, False],
+    }
+
+
+def test_a_judge_that_pays_everything_would_be_found(tool, monkeypatch):
+    monkeypatch.setitem(tool.JUDGES, "choice", lambda sample, completion: 1.0)
+    cases = tool.read_cases("choice")
+    assert len(list(tool.disagreements(cases))) > 150
+
+
+def test_the_command_prints_the_shares_and_says_with_its_code_whether_they_suffice(tool, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["judge_verdicts.py", "--judge", "label"])
+    assert tool.main() == 0
+    assert "odd lines" in capsys.readouterr().out
+    monkeypatch.setitem(tool.JUDGES, "choice", lambda sample, completion: 1.0)
+    monkeypatch.setattr(sys, "argv", ["judge_verdicts.py", "--judge", "choice", "--show", "even"])
+    assert tool.main() == 1
+    assert "wanted False, got 1.0" in capsys.readouterr().out
+
+
+def test_evaluation_reads_what_the_reward_reads(tool):
+    """Accuracy in training and in evaluation are of one matcher."""
+    for case in tool.read_cases("label"):
+        matcher = LabelMatcher(labels=tool.LABELS[case.labels])
+        text = f"<think>Lowered brows.</think><answer>{case.answer}</answer>"
+        sample = Sample(id="clip", messages=(), solution=case.solution)
+        judged = judge(sample, Completion(text=text, num_tokens=9, truncated=False), matcher)
+        assert float(judged.predicted == judged.truth) == tool.reward_of(case), case
