@@ -42,6 +42,7 @@ def write_files(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
     Image.fromarray(noise).save(folder / "picture.png")
+    Image.fromarray(np.dstack([noise, noise[..., 0]])).save(folder / "transparent.png")
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
     Image.fromarray(noise).save(folder / "turned.jpg", exif=exif)

@@ -109,7 +109,7 @@ def _inspect(options: argparse.Namespace, *, decode: bool) -> int:
         if check is not None:
             inventory = check.run(inventory)
     report = summarize(inventory)
-    print_report(report, options.show, [*warning_lines(report, options.show), *notes])
+    print_report(report, options.show, [*warning_lines(report.warnings, options.show), *notes])
     if options.json is not None:
         _write_json(options.json, {**report.as_json(), "encoding_checked": check is not None})
     return 0 if report.sound else EXIT_PROBLEMS

@@ -84,7 +84,7 @@ def _from_csv(options: argparse.Namespace) -> int:
 
 
 def _print_conversion(conversion: "Conversion", num_shown: int) -> None:
-    from lightning_mmrl.cli.data_tables import print_problems, print_report
+    from lightning_mmrl.cli.data_tables import print_problems, print_report, warning_lines
     from lightning_mmrl.data.formats.from_csv import MANIFESTS
     from lightning_mmrl.data.inspection import take_inventory
     from lightning_mmrl.data.report import summarize
@@ -97,7 +97,7 @@ def _print_conversion(conversion: "Conversion", num_shown: int) -> None:
     print_report(summarize(take_inventory([path for path in manifests if path.is_file()], out)), num_shown)
     lines = [
         *conversion.notes,
-        *(f"warning: {warning}" for warning in _first(conversion.warnings, num_shown)),
+        *warning_lines(conversion.warnings, num_shown),
         *_taken(conversion),
         *_silent(conversion),
         f"samples with a written reasoning: {conversion.num_reasonings}"
@@ -109,12 +109,6 @@ def _print_conversion(conversion: "Conversion", num_shown: int) -> None:
     ]
     for line in lines:
         console.print(line, soft_wrap=True)
-
-
-def _first(warnings: Sequence[str], num_shown: int) -> list[str]:
-    rest = len(warnings) - num_shown
-    more = [f"{rest} more warnings; --show {len(warnings)} shows all"] if rest > 0 else []
-    return [*warnings[:num_shown], *more]
 
 
 def _silent(conversion: "Conversion") -> list[str]:

@@ -31,11 +31,11 @@ def print_report(report: Report, num_shown: int, notes: Sequence[str] = ()) -> N
     console.print(f"{report.num_samples} samples usable, {num_bad} bad")
 
 
-def warning_lines(report: Report, num_shown: int) -> list[str]:
-    """The first warnings about labels and of decoders, a line each, and how many more there are."""
-    lines = [f"warning: {warning}" for warning in report.warnings[:num_shown]]
-    num = len(report.warnings)
-    return lines if num <= num_shown else [*lines, f"... and {num - num_shown} more warnings; --show {num} shows all"]
+def warning_lines(warnings: Sequence[str], num_shown: int) -> list[str]:
+    """The first warnings, a line each, and how many more there are."""
+    rest = len(warnings) - num_shown
+    more = [f"... and {rest} more warnings; --show {len(warnings)} shows all"] if rest > 0 else []
+    return [*(f"warning: {warning}" for warning in warnings[:num_shown]), *more]
 
 
 def print_problems(console: Console, problems: Sequence[Problem], num_shown: int) -> None:

@@ -10,7 +10,9 @@ _BY_LONGER_SIDE = ("qwen2_vl", "qwen2_5_vl")
 
 _PICTURES = """\
 def picture_of(path):
-    return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    # Upright, and over white where it is transparent.
+    picture = ImageOps.exif_transpose(Image.open(path)).convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 """
 

@@ -74,6 +74,7 @@ ASKED = {
     "a sound of another rate": {"SOUND": "other_rate.wav"},
     "a picture": {"IMAGE": "picture.png"},
     "a picture that is not upright": {"IMAGE": "turned.jpg"},
+    "a picture with transparency": {"IMAGE": "transparent.png"},
     "text alone": {},
 }
 READ = {"qwen2_5_omni": set(ASKED), "qwen2": {"text alone"}, "qwen3": {"text alone"}}

@@ -212,7 +212,9 @@ def _unlike_names(clips: Sequence[Clip]) -> list[str]:
     notes = []
     for path, kinds in dict.fromkeys((clip.path, clip.kinds) for clip in clips):
         named = (mimetypes.guess_type(path)[0] or "").partition("/")[0]
-        if named in get_args(MediaKind) and named not in kinds:
+        # A video may have sound; what is named a sound or a picture is that alone.
+        as_named = named in kinds if named == "video" else kinds == (named,)
+        if named in get_args(MediaKind) and not as_named:
             notes.append(f"{path}: taken as {' and '.join(kinds)}, though its name says {named}")
     return notes
 

@@ -131,12 +131,23 @@ def test_what_was_made_of_each_file_is_shown(convert):
     assert "though its name says" not in said
 
 
-def test_a_file_that_is_not_what_its_name_says_is_shown(convert, clips, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "kinds", "taken"),
+    [
+        ("p.png", ("video",), "video, though its name says image"),
+        ("a0.wav", ("video", "audio"), "video and audio, though its name says audio"),
+        ("a0.wav", ("audio",), None),
+        ("v.mp4", ("audio",), "audio, though its name says video"),
+        ("v.mp4", ("video", "audio"), None),
+    ],
+)
+def test_a_file_that_is_not_what_its_name_says_is_shown(convert, monkeypatch, name, kinds, taken):
     real = csv_clips.examine_tracks
     monkeypatch.setattr(
-        csv_clips, "examine_tracks", lambda task: tuple(replace(each, kind="video") for each in real(task))
+        csv_clips, "examine_tracks", lambda task: tuple(replace(real(task)[0], kind=kind) for kind in kinds)
     )
-    assert "p.png: taken as video, though its name says image" in convert("p.png,sad,", "v.mp4,glad,")[1]
+    _, said = convert(f"{name},sad,", "a1.wav,glad,")
+    assert f"{name}: taken as {taken}\n" in said if taken else f"{name}: taken as" not in said
 
 
 @pytest.mark.parametrize(
