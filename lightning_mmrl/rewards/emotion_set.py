@@ -52,7 +52,7 @@ class EmotionSet:
     ...     reward(sample, Completion(text=f"<answer>{answer}</answer>", num_tokens=3, truncated=False))
     ...     for answer in ("joyful", "cheerful, sad", "happy, sad, angry, fearful")
     ... ]
-    [1.0, 0.6666666666666666, 0.0]
+    [1.0, 0.41666666666666663, 0.0]
     """
 
     wheel: str | None = None

@@ -11,7 +11,8 @@ from math_verify.errors import TimeoutException
 from lightning_mmrl.errors import RewardError
 from lightning_mmrl.prompts.answers import doubts
 from lightning_mmrl.prompts.scanner import scan
-from lightning_mmrl.rewards.mathematics import Quantity, bracketed, read_mathematics, verbatim, with_decimal_point
+from lightning_mmrl.rewards.formulas import bracketed
+from lightning_mmrl.rewards.mathematics import Quantity, read_mathematics, verbatim, with_decimal_point
 from lightning_mmrl.types.records import Completion, Sample
 
 _WITH_UNITS = LatexExtractionConfig()

@@ -5,10 +5,19 @@ the value (`about 7`, `7 million`, `7 below zero`). All regular expressions here
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lightning_mmrl.prompts.answers import QUOTES, doubts, has_doubt_sign, typeset, without_latex
+from lightning_mmrl.rewards.formulas import (
+    FUNCTIONS,
+    SEPARATOR_WORDS,
+    TOKEN,
+    in_latex,
+    is_well_formed,
+    pieces,
+    set_items,
+)
 from lightning_mmrl.rewards.units import CURRENCY_SIGNS, Unit, read_unit
 
 MOST_WORDS = 25
@@ -40,12 +49,6 @@ CHANGING_WORDS = frozenset(
         *("seven", "eight", "nine", "ten", "eleven", "twelve", "twenty", "estimate", "estimated", "rounded", "first"),
     )
 )
-_FUNCTIONS = frozenset(
-    (
-        *("sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "sqrt", "pi", "arcsin", "arccos", "arctan"),
-        *("infinity", "inf", "infty", "oo"),
-    )
-)
 _SHORT_WORDS = frozenset(
     ("and", "or", "not", "is", "no", "the", "so", "to", "of", "if", "in", "at", "by", "an", "as", "it")
 )
@@ -71,16 +74,10 @@ _MONEY = "\u00a4"
 _DISPLAY = re.compile(r"\$\$([^$]+)\$\$")
 _INLINE = re.compile(r"(?<!\\)\$([^$]*[^$\\ ]) ?\$(?![0-9])|(?<!\\)\$ ([^$]+) \$")
 _ROOT = re.compile(r"\\sqrt ?([0-9]+|[a-z])(?![0-9])")
-_TOKEN = re.compile(
-    r"\\(?:begin|end) ?\{[a-z*]+\}|\\[A-Za-z]+|\\.|[^\W\d_]+(?:'[^\W\d_]+)*"
-    r"|[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|\.[0-9]+|\S"
-)
-_OPENING, _CLOSING = ("(", "[", "{", "\\{"), (")", "]", "}", "\\}")
 _DEGREES = re.compile(r"\^? ?\{? ?\\circ|\u00b0|\\?%|[\u20ac\u00a3\u00a5\u20b9$\u00a2]$")
 _SINGLE_UNIT = re.compile(
     r"^(-?[0-9\\][0-9., ^/{}\\a-z]*?(?<=[0-9}]))(?: +[A-Za-z]| ?[mgshLl])(?:\^[23]|\^\{-?[1-3]\})?(?:/.*)?$"
 )
-_ROOT_OR_BRACKET = re.compile(r"\\?(?<![A-Za-z])sqrt ?\(|\\?\bsqrt ?\(|[()]")
 _DECIMAL_COMMA = re.compile(r"(-?[0-9]+),([0-9]+)")
 _MINUS_WORD = re.compile(r"\b(?:minus|negative) (?=[0-9\\$])", re.IGNORECASE)
 _EQUALS = re.compile(r"\b(?:is equal to|equals)\b|(?<=\b[A-Za-z] )is(?= [-(\[\\.0-9])")
@@ -88,39 +85,6 @@ _WORD = re.compile(r"(?<!\\)\b[A-Za-z]{2,}\b")
 _LEFT_SIDE = re.compile(r"(?:[^\W\d]|[ \\.,:'(){}])+=(?=[^=]*[0-9])")
 """A name before an equation's number: no calculation and no relation."""
 _NAME = re.compile(r"((?:[A-Za-z]|\\[a-z]+)(?:_\{?[A-Za-z0-9]+\}?)?(?: ?\( ?[a-z] ?\))?) ?= ?(?=\S)")
-_THOUSANDS = re.compile(
-    r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])|(?<![0-9.,])[1-9][0-9]{0,2}(?: [0-9]{3})+(?![0-9,])"
-)
-_MIXED = re.compile(r"(-?) ?([0-9]+) ?(?:([0-9]+) ?/ ?([0-9]+)|\\[dt]?frac ?\{([0-9]+)\} ?\{([0-9]+)\})")
-_TWO_NUMBERS = re.compile(r"[0-9] +[0-9.]")
-_POWER = re.compile(r"\^ ?(\( ?-?[0-9a-z/ ]+ ?\)|-?[0-9]{2,}|-[0-9a-z])")
-_FUNCTION = re.compile(r"(?<![\\A-Za-z])(sin|cos|tan|cot|sec|csc|log|ln|exp|arcsin|arccos|arctan|pi)(?![A-Za-z])")
-_EXPONENT = re.compile(r"(?<=[0-9])[eE]([+-]?[0-9]+)$")
-_RATIO = re.compile(r"[0-9.]+(?: ?: ?[0-9.]+)+")
-_SEPARATOR_WORDS = ("and", "or")
-_FORMULA = re.compile(r"[A-Za-z0-9\\{}()\[\]+*/^=<>.,|_'!& -]+")
-_BROKEN = re.compile(
-    r"^(?:[*/^_=)\]},.!&']|\\(?:cdot|times|div|le|ge|in|cup|cap)\b)"
-    r"|(?:[-+*/^_=<>(\[{,\\&.]|\\(?:cdot|times|div|le|ge|in|cup|cap|frac|sqrt))$"
-    r"|[0-9)\]}!]_|[0-9)\]}] ?\[|\.\.|(?<![A-Za-z)])'|(?<!\\)\{ ?\}|[(\[,] ?[*/^_=,)\]}]|[-+*/^_=<>] ?[*/^_=,)\]}!]"
-    r"|\\[dtc]?frac(?! ?\{| ?[0-9] ?[0-9{])|\\sqrt(?! ?[{\[0-9a-z])|\\(?![A-Za-z{}\\])"
-)
-"""What no formula begins, ends or goes on with: an operator or index without its number, a lone backslash."""
-_COMMAND = re.compile(r"\\([A-Za-z]+)")
-_COMMANDS = _FUNCTIONS | frozenset(
-    (
-        *("frac", "dfrac", "tfrac", "cfrac", "cdot", "times", "div", "mp", "le", "leq", "ge", "geq", "lt", "gt", "in"),
-        *("cup", "cap", "setminus", "emptyset", "varnothing", "mathbb", "sinh", "cosh", "tanh", "lim", "sum", "int"),
-        *("prod", "binom", "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"),
-        *("lambda", "mu", "nu", "xi", "rho", "sigma", "tau", "phi", "varphi", "chi", "psi", "omega", "Gamma", "Delta"),
-        *("Theta", "Lambda", "Xi", "Pi", "Sigma", "Phi", "Psi", "Omega", "begin", "end", "overline", "bar", "vec"),
-        *("hat", "max", "min", "gcd", "lcm", "lfloor", "rfloor", "lceil", "rceil", "langle", "rangle", "to", "pmod"),
-        *("bmod", "limits", "displaystyle", "circ", "deg", "det", "lvert", "rvert", "mid", "prime"),
-    )
-)
-_BRACKET = re.compile(r"\\?[{}]|[()\[\]]")
-_CLOSED_BY = dict(zip(_OPENING, _CLOSING, strict=True))
-_SETS = re.compile(r"(?:^|\\cup|\\cap|\\in|\\setminus) ?$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +158,7 @@ def _flattened(text: str) -> str:
 def _is_word(text: str, found: re.Match[str]) -> bool:
     """True for a word of a language, in contrast to a variable, a product of variables or a function."""
     token, before, after = found[0], text[: found.start()], text[found.end() :].lstrip(" ")[:1]
-    if not token[0].isalpha() or token.casefold() in _FUNCTIONS:
+    if not token[0].isalpha() or token.casefold() in FUNCTIONS:
         return False
     if len(token) == 1:
         alone = before[-1:] in ("", " ") and before.rstrip()[-1:] not in tuple("+-*/^=<>0123456789")
@@ -204,28 +168,13 @@ def _is_word(text: str, found: re.Match[str]) -> bool:
     return not (is_product and token not in _SHORT_WORDS and read_unit(token)[0] is None)
 
 
-def _pieces(text: str) -> Iterator[tuple[str, str]]:
-    """The text between separators at depth 0, each with the separator before it."""
-    depth, start, separator = 0, 0, ""
-    for found in _TOKEN.finditer(text):
-        token = found[0]
-        if token in _OPENING or token.startswith("\\begin"):
-            depth += 1
-        elif token in _CLOSING or token.startswith("\\end"):
-            depth -= 1
-        elif depth == 0 and (token in (",", ";") or token.casefold() in _SEPARATOR_WORDS):
-            yield separator, text[start : found.start()].strip()
-            start, separator = found.end(), token.casefold()
-    yield separator, text[start:].strip()
-
-
 def _parts(text: str) -> list[_Part] | None:
     """The parts of a statement; None where several formulas stand without a separator, or "or" leads to words."""
     parts: list[_Part] = []
-    for separator, piece in _pieces(text):
+    for separator, piece in pieces(text):
         part = _part(piece)
         if part is None or (
-            separator in _SEPARATOR_WORDS and (not parts or parts[-1].core is None or part.core is None)
+            separator in SEPARATOR_WORDS and (not parts or parts[-1].core is None or part.core is None)
         ):
             return None
         parts.append(part)
@@ -243,7 +192,7 @@ def _part(piece: str) -> _Part | None:
     ):
         before += _WORD.findall(named[0])
         piece = piece[named.end() :].strip()
-    tokens = list(_TOKEN.finditer(piece))
+    tokens = list(TOKEN.finditer(piece))
     first = 0
     while first < len(tokens) and (
         _is_word(piece, tokens[first]) or tokens[first][0] in ":\"'" or tokens[first][0] == "="
@@ -260,7 +209,7 @@ def _part(piece: str) -> _Part | None:
         last += 1
     start, end = tokens[first].start(), tokens[last].start() if last < len(tokens) else len(piece)
     core, unit, rest = _with_unit(piece[start:end], piece[end:])
-    after = [found[0] for found in _TOKEN.finditer(rest)]
+    after = [found[0] for found in TOKEN.finditer(rest)]
     if any(not (token[0].isalpha() or token in ".:!\"'") for token in after):
         return None
     nouns = tuple(token.casefold() for token in after if token[0].isalpha())
@@ -298,107 +247,13 @@ def _quantities(part: _Part) -> Iterator[Quantity]:
         name, core = found[1].replace(" ", ""), core[found.end() :]
     signs = ("+", "-") if core.count("\\pm") == 1 else ("",)
     for sign in signs:
-        formula = _latex(core.replace("\\pm", sign).strip().removeprefix("+"))
+        formula = in_latex(core.replace("\\pm", sign).strip().removeprefix("+"))
         formula = formula if is_well_formed(formula) else ""
         yield Quantity(formula=formula, name=name, unit=part.unit, noun=frozenset(_stem(noun) for noun in part.nouns))
 
 
 def _stem(noun: str) -> str:
     return noun.removesuffix("s")
-
-
-def _latex(core: str) -> str:
-    """A formula in LaTeX, also from plain text; empty where numbers stand side by side."""
-    mixed = _MIXED.fullmatch(core)
-    if mixed is not None and (mixed[3] is None or " " in core):
-        return f"{mixed[1]}({mixed[2]} + \\frac{{{mixed[3] or mixed[5]}}}{{{mixed[4] or mixed[6]}}})"
-    if mixed is not None:
-        return core
-    core = _THOUSANDS.sub(lambda found: re.sub("[ ,]", "", found[0]), core)
-    if _TWO_NUMBERS.search(core):
-        return ""
-    core = _EXPONENT.sub(r" \\times 10^{\1}", core.replace("**", "^").replace("*", "\\cdot "))
-    core = re.sub(r"(?<![0-9])\.(?=[0-9])", "0.", core)
-    core = re.sub(r"\\?\b(?:infinity|infty|inf|oo)\b", r"\\infty", core)
-    core = _braced_roots(_FUNCTION.sub(r"\\\1 ", core))
-    core = _POWER.sub(lambda found: f"^{{{found[1].strip('() ')}}}", core)
-    if core.startswith("{") and core.endswith("}"):
-        core = f"\\{core[:-1]}\\}}"
-    return " ".join(core.split())
-
-
-def _braced_roots(core: str) -> str:
-    """sqrt(x) as LaTeX has it; one pass over the brackets."""
-    pieces, stack, position = [], [], 0
-    for found in _ROOT_OR_BRACKET.finditer(core):
-        pieces.append(core[position : found.start()])
-        position = found.end()
-        if found[0] == ")":
-            pieces.append("}" if stack and stack.pop() else ")")
-        else:
-            stack.append(found[0] != "(")
-            pieces.append("(" if found[0] == "(" else "\\sqrt{")
-    return "".join(pieces) + core[position:]
-
-
-def is_well_formed(formula: str) -> bool:
-    r"""True for a formula that math-verify reads as a whole: of `7|8` or `7)` it would read the 7.
-
-    >>> [is_well_formed(text) for text in (r"\frac{1}{2}", "(0, 4]", "x^2 + 1", "7|8", "7)", "7_5", "7 -")]
-    [True, True, True, False, False, False, False]
-    """
-    if _RATIO.fullmatch(formula):
-        return True
-    if _FORMULA.fullmatch(formula) is None or _BROKEN.search(formula) is not None or formula.count("|") % 2:
-        return False
-    commands = _COMMAND.findall(formula)
-    if any(command not in _COMMANDS for command in commands) or ("&" in formula and "begin" not in commands):
-        return False
-    return _brackets_match(formula)
-
-
-def _brackets_match(formula: str) -> bool:
-    """True if each bracket has its own; a half-open interval stands at the front or behind a sign of sets."""
-    opened: list[tuple[str, int]] = []
-    for found in _BRACKET.finditer(formula):
-        if found[0] in _OPENING:
-            opened.append((found[0], found.start()))
-            continue
-        opening, start = opened.pop() if opened else ("", 0)
-        interval = found[0] in ")]" and opening and opening in "([" and _SETS.search(formula[:start]) is not None
-        if found[0] != _CLOSED_BY.get(opening) and not interval:
-            return False
-    return not opened
-
-
-def bracketed(formula: str) -> tuple[str, list[str], str] | None:
-    r"""The brackets and items of a pair, interval or set in brackets, or of a ratio; None for any other formula.
-
-    >>> bracketed("(0, 4]"), bracketed("(1)(2)"), bracketed("2:3")
-    (('(', ['0', '4'], ']'), None, (':', ['2', '3'], ':'))
-    """
-    if _RATIO.fullmatch(formula):
-        return ":", [item.strip() for item in formula.split(":")], ":"
-    tokens = list(_TOKEN.finditer(formula))
-    if len(tokens) < 2 or tokens[0][0] not in _OPENING or tokens[-1][0] not in _CLOSING:
-        return None
-    depth = 0
-    for found in tokens[:-1]:
-        depth += (found[0] in _OPENING) - (found[0] in _CLOSING)
-        if depth == 0:
-            return None
-    inside = formula[tokens[0].end() : tokens[-1].start()].strip()
-    items = [item for _, item in _pieces(inside)]
-    is_set = tokens[0][0] == "\\{"
-    if len(items) < 2 and not is_set:
-        return None
-    return tokens[0][0], [_latex(item) for item in items] if inside else [], tokens[-1][0]
-
-
-def set_items(formula: str) -> Sequence[str]:
-    """The items of a set in braces, empty for any other formula."""
-    found = bracketed(formula)
-    return () if found is None or (found[0], found[2]) != ("\\{", "\\}") else found[1]
 
 
 def with_decimal_point(text: str) -> str | None:

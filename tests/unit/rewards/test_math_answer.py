@@ -65,6 +65,23 @@ def test_everything_else_earns_nothing(solution, answer):
     assert MathAnswer()(posed(solution), answered(answer)) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("solution", "answer", "value"),
+    [
+        ("1, 2", "2", 0.0),
+        ("1, 2", "1, 2", 1.0),
+        ("5", "5 million", 0.0),
+        (r"$5\text{ cm}$", "5 m", 0.0),
+        ("-5", "\u22125", 1.0),
+        ("5", "5\u3002", 1.0),
+        ("5", "$$5$$", 1.0),
+        ("$x^2+1$", "x^2+1", 1.0),
+    ],
+)
+def test_typography_units_and_lists_are_read_before_math_verify_compares(solution, answer, value):
+    assert MathAnswer()(posed(solution), answered(answer)) == value
+
+
 def test_an_answer_needs_its_tags_but_not_the_whole_format():
     text = "<answer>7</answer>"
     assert MathAnswer()(posed("7"), Completion(text=text, num_tokens=3, truncated=False)) == 1.0

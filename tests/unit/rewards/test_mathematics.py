@@ -4,8 +4,9 @@ from fractions import Fraction
 
 import pytest
 
+from lightning_mmrl.rewards.formulas import bracketed, is_well_formed
 from lightning_mmrl.rewards.math_answer import MathAnswer
-from lightning_mmrl.rewards.mathematics import bracketed, is_well_formed, read_mathematics
+from lightning_mmrl.rewards.mathematics import read_mathematics
 from lightning_mmrl.rewards.units import UNITS, read_unit
 from lightning_mmrl.types.records import Completion, Sample
 
