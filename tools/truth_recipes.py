@@ -40,6 +40,10 @@ RECIPES: tuple[Recipe, ...] = (
     *_clips("mp4.mp4", "libx264+aac", {**_NO_B, "tune": "zerolatency", "x264-params": "slices=4"}),
     *_clips("mp4.mp4", "libx264+aac", {"bf": "3", "g": "25", "x264-params": "open-gop=1"}),
     *_clips("mp4.mp4", "libx264+aac", {"bf": "3", "g": "25", "flags": "+ildct+ilme"}),
+    *_clips("mp4.mp4", "libx264+aac", {"bf": "8", "g": "250", "x264-params": "b-pyramid=normal:ref=8"}, "plain|vfr"),
+    *_clips(
+        "mp4.mp4", "libx264+aac", {"bf": "3", "g": "12", "x264-params": "b-pyramid=strict"}, "plain|vfr|late_picture"
+    ),
     *_clips("mp4.mp4", "libx264+aac", _NO_B, muxing=_FRAGMENTS),
     *_clips("mp4.mp4", "libx264+aac", _B, muxing=_FRAGMENTS),
     *_clips("mp4.mp4", "libx264+aac", _B, muxing={"movflags": "faststart"}),

@@ -44,8 +44,8 @@ class Outline:
         format: FFmpeg's name of the container.
         starts_s: Start of each packet that is shown, sorted, on the container's clock.
         lag_s: By how much frames are later than FFmpeg says, see `edit_lag_s`; counted into `starts_s`.
-        simple: True if the track is H.264, every packet has a time, is shown and is stored in the order of display, and
-            decoding can start at every key frame.
+        simple: True if the track is H.264, every packet has a time of its own and is shown, and decoding can start at
+            every key frame.
         only_track: True if no other track holds pictures.
         rotation: Degrees that the display matrix turns frames by.
         rate: Frames per second on average, where the container has no times.
@@ -91,8 +91,8 @@ def is_safe_for_decord(outline: Outline) -> bool:
     """Whether decord delivers the right frames, as tools/frame_truth.py proves; times always come from the packets.
 
     Only H.264 in MP4 that is simple and not turned. decord shows frames that an edit list cuts off, loses its place
-    among B-frames (MPEG-4, MPEG-2, HEVC), after key frames that need earlier ones, in MPEG-TS, MPEG-PS and WMV, turns
-    frames in some containers only, and knows no AV1: its FFmpeg is of 2021.
+    among B-frames of other codecs (MPEG-4, MPEG-2, HEVC), after key frames that need earlier ones, in MPEG-TS, MPEG-PS
+    and WMV, turns frames in some containers only, and knows no AV1: its FFmpeg is of 2021.
     """
     return outline.format == MP4 and outline.only_track and outline.simple and outline.rotation == 0
 
@@ -130,8 +130,7 @@ def read_outline(path: Path, settings: MediaSettings) -> Outline:
             if time is None or packet.is_discard:
                 simple = False
                 continue
-            simple = simple and (time > times[-1] if times else packet.is_keyframe)
-            simple = simple and (not packet.is_keyframe or _is_closed(packet))
+            simple = simple and (_is_closed(packet) if packet.is_keyframe else bool(times))
             times.append(time)
             first_shown = first_shown or packet
             if simple and rotation is None:
@@ -145,7 +144,7 @@ def read_outline(path: Path, settings: MediaSettings) -> Outline:
             format=tracks.format,
             starts_s=starts_s,
             lag_s=lag_s,
-            simple=simple and bool(times),
+            simple=simple and 0 < len(times) == len(set(times)),
             only_track=tracks.num_video == 1,
             rotation=rotation or 0,
             rate=float(stream.average_rate or stream.guessed_rate or 25),

@@ -166,4 +166,5 @@ def test_a_recording_that_is_joined_midway_keeps_its_clock(truth, films, tmp_pat
     assert shifts == pytest.approx([shifts[0]] * 20, abs=1e-3)
     loud = np.flatnonzero(np.abs(sound.waveform) > 0.2) / 16_000
     clicks = [time for time in truth.click_times_s(3.5) if time > shifts[0] and not 1.9 < time < 3.1]
-    assert [loud[0], loud[-1]] == pytest.approx([clicks[0] - shifts[0], clicks[-1] - shifts[0] + 0.01], abs=0.02)
+    first_s, last_s = clicks[0] - shifts[0], clicks[-1] - shifts[0] + 0.01
+    assert [loud[0], loud[-1]] == pytest.approx([first_s, last_s], abs=0.02)  # what nobody notices, as in the tool

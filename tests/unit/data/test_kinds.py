@@ -127,7 +127,8 @@ def test_the_content_decides_and_not_the_suffix(name, write, kinds, tmp_path):
     found = examine_tracks(task)
     assert [each.kind for each in found] == kinds
     assert all(each.warnings == () for each in found)
-    assert all(each.duration_s == pytest.approx(1.0, abs=0.09) for each in found if each.kind != "image")
+    lasts = [each.duration_s for each in found if each.kind != "image"]
+    assert lasts == pytest.approx([1.0] * len(lasts), abs=0.09)  # AAC fills its last block of 64 ms
 
 
 @pytest.mark.parametrize(
