@@ -80,7 +80,8 @@ def _counting_wrong(row: SetResult) -> SetResult:
         name=f"{row.name} + {row.num_left_out} left out, as wrong",
         num_samples=row.num_samples + row.num_left_out,
         metrics=metrics,
-        **row.counted_wrong,
+        war=row.counted_wrong["war"],
+        uar=row.counted_wrong["uar"],
     )
 
 

@@ -21,8 +21,10 @@ from lightning_mmrl.workers.serving import Announced, Limits, Outcome, serve
 
 _START_LIMIT_S = 120.0
 _EXIT_GRACE_S = 1.0
-_MAX_LOST_STARTS = 3
+_MAX_LOST_STARTS = 12
 """Workers in a row that may be killed before they are ready, by whatever kills processes on this machine."""
+_LATE_COST = 4
+"""How many of them one counts for that was not ready in time, which costs minutes."""
 
 ATTEMPTS = 4
 """How often `map_patiently` calls an item whose worker died or ran out of time."""
@@ -205,7 +207,7 @@ class DeadlinePool:
                 batch.settle(worker.item, worker.failed(f"deadline of {batch.deadline_s} s exceeded"))
                 self._replace(slot)
             elif not worker.ready and now >= worker.deadline:
-                self._restart(slot, worker.late())
+                self._restart(slot, worker.late(), cost=_LATE_COST)
 
     def _abandon_items(self) -> None:
         """Kills the workers that still hold an item, so that the next call does not meet an old result."""
@@ -219,18 +221,18 @@ class DeadlinePool:
             try:
                 self._workers[slot].await_ready()
             except TimeoutError as error:
-                self._restart(slot, self._workers[slot].late(), error)
+                self._restart(slot, self._workers[slot].late(), error, _LATE_COST)
             except (EOFError, OSError) as error:
                 self._restart(slot, self._workers[slot].start_failure(), error)
 
-    def _restart(self, slot: int, failure: WorkerError, cause: BaseException | None = None) -> None:
+    def _restart(self, slot: int, failure: WorkerError, cause: BaseException | None = None, cost: int = 1) -> None:
         """Replaces a worker that never was ready, if that may have been the machine's fault.
 
         Raises:
             WorkerError: It ended by itself, or too many in a row were lost.
         """
         ended_itself = (self._workers[slot].process.exitcode or 0) > 0
-        self._lost_starts += 1
+        self._lost_starts += cost
         if ended_itself or self._lost_starts > _MAX_LOST_STARTS:
             raise failure from cause
         self._replace(slot)

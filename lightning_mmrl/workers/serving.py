@@ -77,7 +77,7 @@ def serve(connection: Connection, payload: bytes, limits: Limits) -> None:
     watchdog = _Watchdog(limits.soft_deadline_s)
     _listeners[:] = [lambda what: _tell(connection, watchdog, what)]
     _limit_memory(limits.memory_bytes)
-    with suppress(EOFError, BrokenPipeError):  # the pool was closed
+    with suppress(EOFError, ConnectionError):  # the pool was closed
         connection.send(None)
         while True:
             item = connection.recv()

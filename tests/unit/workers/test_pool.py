@@ -69,7 +69,7 @@ def test_large_results_pass(pool):
 
 def test_each_item_is_reported_once_as_it_ends(pool):
     seen = []
-    items = [("sleep", 0.5), ("divide", 2), ("exit", 1), ("divide", 0)]
+    items = [("sleep", 1.5), ("divide", 2), ("exit", 1), ("divide", 0)]
     outcomes = pool.map(items, on_done=lambda index, outcome: seen.append((index, outcome)))
     assert sorted(index for index, _ in seen) == [0, 1, 2, 3]
     assert seen[-1][0] == 0  # the slow one ends last
