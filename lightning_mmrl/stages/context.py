@@ -30,7 +30,8 @@ class StageContext:
     how the weights are spread over them; without it each has them all. `apart` is entered around what each rank does at
     its own pace: an interruption may cut it short there, and all ranks hear of it at its end. `refill` gives prompts
     beside those of the loader, this rank's share of one more batch with each call. `pass_part` is the reward component
-    that says whether an answer is right.
+    that says whether an answer is right. A stage of which more than `max_bad_steps` steps, or half of all, were skipped
+    since a number was not finite ends in an error. `say` tells the user what happens.
     """
 
     name: str
@@ -44,6 +45,8 @@ class StageContext:
     apart: Callable[[], AbstractContextManager[None]] = nullcontext
     refill: Callable[[], PromptBatch] | None = None
     pass_part: str = PASS_COMPONENT
+    max_bad_steps: int = 10
+    say: Callable[[str], None] = lambda message: None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -73,6 +73,16 @@ def _stored(folder: Path) -> Iterator[tuple[_Path, TensorStorageMetadata]]:
         yield tuple(metadata.planner_data[flat]), about
 
 
+def stored_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a checkpoint in shards, put together one after the other, by name."""
+    for path, about in _stored(folder):
+        tensor = torch.empty(about.size, dtype=about.properties.dtype)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it is asked to be
+            load(_nested({path: tensor}), checkpoint_id=folder, no_dist=True)
+        yield " ".join(path[1:]), tensor
+
+
 def load_shards(folder: Path, module: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
     """Loads this rank's shards of a checkpoint of any number of ranks, in place; returns what is small in it."""
     rest = torch.load(folder / REST, weights_only=True)
