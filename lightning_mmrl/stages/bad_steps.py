@@ -29,8 +29,8 @@ class BadSteps:
     """Decides with all ranks whether a step is skipped, and ends the stage after too many.
 
     The stage ends at once if the weights themselves are not finite: no further step could mend them. Else it ends at
-    the step that is one more than `max_bad_steps`, or than half of the stage's steps. A step that is repeated after an
-    interruption counts once.
+    the step that is one more than `max_bad_steps`, or than half of the stage's steps; and in an error at its end if its
+    last two steps were skipped. A step that is repeated after an interruption counts once.
 
     Args:
         context: The stage's name, length, bound, folder and ranks.
@@ -97,6 +97,20 @@ class BadSteps:
     def _file(self) -> Path:
         return self._context.directory / FILE
 
+    def refuse_end(self, num_steps: int) -> None:
+        """Looks whether a stage ends in steps that were skipped: its weights then gave nothing finite any more.
+
+        Raises:
+            StageError: The last two of its steps were.
+        """
+        if {num_steps - 1, num_steps} <= self._steps:
+            name = self._context.name
+            raise StageError(
+                f"stages.{name}: its last steps were skipped, {len(self)} of {num_steps} in all, so its weights are not "
+                f"handed over; {self._file} names their samples: leave these out, or lower stages.{name}.optimizer.lr, "
+                f"and train the stage with --from-stage {name}"
+            )
+
     def _write(self, step: int, wrong: Sequence[str], samples: Sequence[Sample]) -> None:
         ids = [each for part in self._context.ranks.gather([sample.id for sample in samples]) for each in part]
         if self._context.ranks.rank != 0:
@@ -113,8 +127,9 @@ class BadSteps:
         if wrong:
             name = self._context.name
             raise StageError(
-                f"stages.{name}: at step {step} the weights are not finite ({wrong[0]} is the first); lower "
-                f"stages.{name}.optimizer.lr, or look at the checkpoint that the stage started from"
+                f"stages.{name}: at step {step} the weights are not finite ({wrong[0]} is the first); look at the "
+                f"checkpoint that the stage started from, or lower stages.{name}.optimizer.lr and train the stage with "
+                f"--from-stage {name}"
             )
 
     def _refuse_too_many(self, step: int, wrong: Sequence[str]) -> None:
@@ -126,8 +141,9 @@ class BadSteps:
             bound = f"half of its {context.num_steps} steps"
         raise StageError(
             f"stages.{context.name}: {_are(wrong)} not finite in step {step}, the {number}. step that is skipped for "
-            f"such a reason, which is more than {bound}; {self._file} names their samples: leave these out, lower "
-            f"stages.{context.name}.optimizer.lr, or raise stages.{context.name}.max_bad_steps"
+            f"such a reason, which is more than {bound}; {self._file} names their samples: leave these out or "
+            f"lower stages.{context.name}.optimizer.lr and train the stage with --from-stage {context.name}, or raise "
+            f"stages.{context.name}.max_bad_steps and go on"
         )
 
 

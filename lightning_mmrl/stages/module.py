@@ -93,7 +93,8 @@ class StageModule(lightning.LightningModule):
         """What the stage came to; all ranks ask when the trainer is done.
 
         Raises:
-            StageError: The trainer ended before the last step, and no validation had met `stop_when`.
+            StageError: The trainer ended before the last step, and no validation had met `stop_when`; or the last steps
+                were skipped.
         """
         context, num_steps = self._context, self._num_steps
         if num_steps < context.num_steps and not self._ending.ended(num_steps):
@@ -102,6 +103,7 @@ class StageModule(lightning.LightningModule):
                 "for it: its data came to an end; look at the messages above for media that could not be read, and run "
                 "the same command again"
             )
+        self._bad_steps.refuse_end(num_steps)
         changed = None
         if self._start_digest is not None:
             changed = self._start_digest != weight_digest(self.policy, self._ranks)

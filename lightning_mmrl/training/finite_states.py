@@ -19,13 +19,15 @@ CHECKPOINT = "checkpoint"
 FINITE = "finite"
 """Fact of a state that was checked before it was saved."""
 
-REMEDY = "lower the stage's optimizer.lr, or look at the samples of its last steps"
+REMEDY = "lower the stage's optimizer.lr and train it with --from-stage, or look at the samples of its last steps"
 
 
 def saved_tensors(module: LightningModule, optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
-    """The weights of a stage and what its optimizers keep of them, by name; of sharded tensors this rank's shards."""
+    """Weights of a stage, what its optimizers keep of them, and rates, by name; of sharded tensors this rank's shards."""
     found: dict[str, Tensor] = dict(module.named_parameters())
-    for optimizer in optimizers:
+    for number, optimizer in enumerate(optimizers):
+        rates = [float(group["lr"]) for group in optimizer.param_groups]
+        found[f"the learning rate of optimizer {number}"] = torch.tensor(rates, dtype=torch.float64)
         for name, values in named_state(module, optimizer)["state"].items():
             found |= {f"{key} of {name}": value for key, value in values.items() if isinstance(value, Tensor)}
     return found
