@@ -175,7 +175,7 @@ def first_row(rows, value):
     return rows
 
 
-class OutOfMemory(RuntimeError):
+class OutOfMemoryError(RuntimeError):
     """Whatever ends a process."""
 
 
@@ -192,7 +192,7 @@ def old_state(stage):
 
     def ends(batch, batch_idx):
         if batch_idx == AT:
-            raise OutOfMemory("no room")
+            raise OutOfMemoryError("no room")
         return batch, batch_idx
 
     stage.change(stage.job.saver, "on_train_batch_end", before=saves)
@@ -312,7 +312,7 @@ def strike(kind, name, checkpoint, folder, interruption=None, **options):
     try:
         came_to = stage.job.train()
         stage.export()
-    except (MmrlError, OutOfMemory) as error_:
+    except (MmrlError, OutOfMemoryError) as error_:
         ended, error = type(error_).__name__, str(error_)
     problems = [] if name == "state of an earlier version" else _wrong_states(folder)
     if (ended is not None) != (fault.last is not None):

@@ -106,9 +106,9 @@ class BadSteps:
         if {num_steps - 1, num_steps} <= self._steps:
             name = self._context.name
             raise StageError(
-                f"stages.{name}: its last steps were skipped, {len(self)} of {num_steps} in all, so its weights are not "
-                f"handed over; {self._file} names their samples: leave these out, or lower stages.{name}.optimizer.lr, "
-                f"and train the stage with --from-stage {name}"
+                f"stages.{name}: its last steps were skipped, {len(self)} of {num_steps} in all, so its weights are "
+                f"not handed over; {self._file} names their samples: leave these out, or lower "
+                f"stages.{name}.optimizer.lr, and train the stage with --from-stage {name}"
             )
 
     def _write(self, step: int, wrong: Sequence[str], samples: Sequence[Sample]) -> None:
@@ -169,4 +169,5 @@ def _read(numbers: Iterable[Sequence[Tensor | float]]) -> list[bool]:
 
 def _are(names: Sequence[str]) -> str:
     """Names as the subject of a sentence, with its verb."""
-    return f"{' and '.join(names)} {'is' if len(names) == 1 and not names[0].endswith('s') else 'are'}"
+    plural = len(names) > 1 or (names[0].endswith("s") and not names[0].endswith("ss"))
+    return f"{' and '.join(names)} {'are' if plural else 'is'}"

@@ -23,7 +23,7 @@ REMEDY = "lower the stage's optimizer.lr and train it with --from-stage, or look
 
 
 def saved_tensors(module: LightningModule, optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
-    """Weights of a stage, what its optimizers keep of them, and rates, by name; of sharded tensors this rank's shards."""
+    """Weights of a stage, what its optimizers keep of them, and their rates; of sharded tensors this rank's shards."""
     found: dict[str, Tensor] = dict(module.named_parameters())
     for number, optimizer in enumerate(optimizers):
         rates = [float(group["lr"]) for group in optimizer.param_groups]

@@ -1,5 +1,6 @@
-"""A number that is not finite is in no state and no handoff, whatever place it comes from; the campaign has all places."""
+"""A number that is not finite is in no state and no handoff, wherever it comes from; the campaign has all places."""
 
+import itertools
 import json
 from dataclasses import replace
 
@@ -94,7 +95,7 @@ def test_a_skipped_step_moves_nothing_and_is_written_down(checkpoint, tmp_path, 
     came_to = stage.job.train()
     differ = [
         [name for name in after if name not in before or not torch.equal(after[name], before[name])]
-        for before, after in zip(seen[:-1], seen[1:], strict=True)
+        for before, after in itertools.pairwise(seen)
     ]
     assert [bool(names) for names in differ] == [step != AT for step in range(2, exact_cases.STEPS + 1)]
     assert (came_to.num_steps, came_to.num_skipped, came_to.changed) == (exact_cases.STEPS, 1, True)
@@ -141,7 +142,7 @@ def test_a_stage_without_a_good_state_says_so(checkpoint, tmp_path):
     """All states are of an earlier version, and none is finite."""
     stage = Stage("sft", checkpoint, tmp_path, Interruption())
     nonfinite_cases.FAULTS["sft"]["state of an earlier version"].put(stage)
-    with pytest.raises(nonfinite_cases.OutOfMemory):
+    with pytest.raises(nonfinite_cases.OutOfMemoryError):
         stage.job.train()
     for place in stage.store._states()[1:]:
         place.rename(place.with_suffix(".partial"))
