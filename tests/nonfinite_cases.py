@@ -142,15 +142,14 @@ def spoiled_old(stage):
 def overflow(stage):
     """An update that is too large for the type of the weights, made of finite gradients."""
 
-    def grown(result):
+    def grow(*_):
         if stage.struck:
             for parameter in stage.policy.parameters():
                 local(parameter).mul_(3e38).mul_(3e38)
-        return result
 
     def before(batch, batch_idx):
         if batch_idx == 0:
-            stage.change(stage.trainer.optimizers[0], "step", after=grown)
+            stage.trainer.optimizers[0].register_step_post_hook(grow)
         return batch, batch_idx
 
     stage.change(stage.module, "training_step", before=before)

@@ -173,7 +173,9 @@ def gathered_weights(module: nn.Module, *, keep: bool) -> dict[str, Tensor]:
 
 def weight_digest(module: nn.Module, ranks: Ranks) -> str:
     """Hash of the parameters that train, the same however they are spread over the ranks; all ranks call it."""
-    trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+    weights = module.state_dict()  # which shards what a forward pass has gathered
+    trained = {name: weights[name] for name in names}
     own = bit_digests(list(trained.values()))
     parts = ranks.gather(own) if any(isinstance(each, DTensor) for each in trained.values()) else [own]
     joined = [reduce(xor, column) for column in zip(*parts, strict=True)]

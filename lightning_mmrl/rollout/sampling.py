@@ -83,5 +83,5 @@ def refuse_broken(logprobs: Float[Tensor, "N C"], prompts: PromptBatch, group_si
         name = prompts.samples[broken[0] // group_size].id
         raise RolloutError(
             f"the model has no finite probabilities for sample {name}: its weights or the outputs of its towers are "
-            "not finite; look at the checkpoint and at the media of this sample"
+            "not finite, or too large; look at the learning rate that it was trained with and at this sample's media"
         )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_mmrl.ops.finite import not_finite
@@ -22,9 +22,18 @@ FINITE = "finite"
 REMEDY = "lower the stage's optimizer.lr and train it with --from-stage, or look at the samples of its last steps"
 
 
+def saved_weights(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name, in shards if they are sharded; all ranks call it.
+
+    Between a forward and a backward pass the parameters of a sharded module may be gathered ones; to ask for its state
+    shards them again.
+    """
+    return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+
+
 def saved_tensors(module: LightningModule, optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
     """Weights of a stage, what its optimizers keep of them, and their rates; of sharded tensors this rank's shards."""
-    found: dict[str, Tensor] = dict(module.named_parameters())
+    found = saved_weights(module)
     for number, optimizer in enumerate(optimizers):
         rates = [float(group["lr"]) for group in optimizer.param_groups]
         found[f"the learning rate of optimizer {number}"] = torch.tensor(rates, dtype=torch.float64)

@@ -10,7 +10,7 @@ import lightning
 
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.training.callbacks.exact_state import ExactState
-from lightning_mmrl.training.finite_states import CHECKPOINT, REMEDY, not_finite_anywhere
+from lightning_mmrl.training.finite_states import CHECKPOINT, REMEDY, not_finite_anywhere, saved_weights
 from lightning_mmrl.training.group import RankGroup
 from lightning_mmrl.training.state_store import StateStore
 from lightning_mmrl.types.records import Training
@@ -73,7 +73,7 @@ class LightningJob:
         Raises:
             StageError: A weight of any rank is not finite; raised on all of them.
         """
-        problem = not_finite_anywhere(dict(self.module.named_parameters()), self.group.ranks)
+        problem = not_finite_anywhere(saved_weights(self.module), self.group.ranks)
         if problem is not None:
             raise StageError(f"{self.states.directory.parent}: {problem}, so nothing is handed over; {REMEDY}")
         self.exporter(directory)

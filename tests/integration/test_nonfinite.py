@@ -12,29 +12,24 @@ import ranks
 import torch
 from nonfinite_cases import AT, NAN, Stage, local, spoiled_output
 
-from lightning_mmrl.errors import StageError
+from lightning_mmrl.errors import RolloutError, StageError
 from lightning_mmrl.models.parallelize import whole_weights
 from lightning_mmrl.training.interruption import Interrupted, Interruption
 
 pytestmark = pytest.mark.slow
 
 HERE = [
-    ("sft", "gradient"),
     ("sft", "loss of float32"),
     ("sft", "update"),
     ("sft", "moments without an update"),
-    ("sft", "handoff"),
     ("grpo", "distribution"),
-    ("grpo", "sampler"),
     ("grpo", "component"),
     ("grpo", "state of an earlier version"),
     ("ppo", "critic's gradient"),
 ]
 TWO_RANKS = [
-    ("sft", "media", "ddp"),
     ("sft", "gradient", "fsdp2"),
     ("grpo", "advantages", "ddp"),
-    ("grpo", "distribution", "fsdp2"),
     ("grpo", "handoff", "fsdp2"),
 ]
 
@@ -99,10 +94,10 @@ def test_a_skipped_step_moves_nothing_and_is_written_down(checkpoint, tmp_path, 
     ]
     assert [bool(names) for names in differ] == [step != AT for step in range(2, exact_cases.STEPS + 1)]
     assert (came_to.num_steps, came_to.num_skipped, came_to.changed) == (exact_cases.STEPS, 1, True)
-    (line,) = {json.dumps(json.loads(each)) for each in (tmp_path / "bad_steps.jsonl").read_text().splitlines()}
-    noted = json.loads(line)
-    assert (noted["step"], noted["not_finite"]) == (AT, ["gradient norm"])
-    assert noted["samples"]
+    notes = [json.loads(line) for line in (tmp_path / "bad_steps.jsonl").read_text().splitlines()]
+    assert {(each["step"], *each["not_finite"]) for each in notes} == {(AT, "gradient norm")}
+    assert len(notes) == (1 if kind == "sft" else 2)  # minibatches
+    assert all(each["samples"] for each in notes)
     assert exact_cases.logged(tmp_path)[AT, "stage/train/skipped_steps"] == 1.0
 
 
@@ -130,10 +125,10 @@ def test_a_skipped_step_is_exact_when_the_stage_is_interrupted_after_it(checkpoi
 
 
 @pytest.mark.parametrize("kind", ["sft", "grpo"])
-def test_a_learning_rate_of_a_million_ends_the_stage_and_hands_over_nothing(checkpoint, tmp_path, kind):
+def test_a_learning_rate_that_is_much_too_high_ends_the_stage_and_hands_over_nothing(checkpoint, tmp_path, kind):
     stage = Stage(kind, checkpoint, tmp_path, Interruption())
     stage.module._optimizer = replace(stage.module._optimizer, schedule=lambda step, num_steps: 1e38)
-    with pytest.raises(StageError, match="not finite"):
+    with pytest.raises((StageError, RolloutError), match="not finite"):  # by a step, or by a validation before it
         stage.job.train()
     assert nonfinite_cases._wrong_states(tmp_path) == []
 
