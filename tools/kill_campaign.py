@@ -1,8 +1,10 @@
 """Kills and interrupts runs of `mmrl train`, continues them, and compares with the run that was left alone.
 
-    python tools/kill_campaign.py                          40 SIGKILLs, then a signal in each place
-    python tools/kill_campaign.py --kills 5 --places       5 SIGKILLs alone
-    python tools/kill_campaign.py --ranks 2 --strategy fsdp2 --kills 10 --signals 4
+    python tools/kill_campaign.py                          40 SIGKILLs, 20 strikes on decode workers, then a signal in
+                                                           each place
+    python tools/kill_campaign.py --kills 5 --places --workers 0
+                                                           5 SIGKILLs alone
+    python tools/kill_campaign.py --ranks 2 --strategy fsdp2 --kills 10 --signals 4 --workers 0
                                                            one of two ranks is killed; signals go to torchrun
     python tools/kill_campaign.py --kills 0 --places --workers 20
                                                            20 decode workers killed or stopped, and nothing else

@@ -136,14 +136,14 @@ class BadSteps:
         context, number = self._context, self.number(step)
         if number <= min(context.max_bad_steps, context.num_steps // 2):
             return
-        bound = f"stages.{context.name}.max_bad_steps {context.max_bad_steps} allows"
+        key = f"stages.{context.name}.max_bad_steps"
+        bound, other = f"{key} {context.max_bad_steps} allows", f", or raise {key} and go on"
         if number <= context.max_bad_steps:
-            bound = f"half of its {context.num_steps} steps"
+            bound, other = f"half of its {context.num_steps} steps", ""
         raise StageError(
-            f"stages.{context.name}: {_are(wrong)} not finite in step {step}, the {number}. step that is skipped for "
-            f"such a reason, which is more than {bound}; {self._file} names their samples: leave these out or "
-            f"lower stages.{context.name}.optimizer.lr and train the stage with --from-stage {context.name}, or raise "
-            f"stages.{context.name}.max_bad_steps and go on"
+            f"stages.{context.name}: {_are(wrong)} not finite in step {step}; that makes {number} skipped steps, more "
+            f"than {bound}; {self._file} names their samples: leave these out or lower "
+            f"stages.{context.name}.optimizer.lr and train the stage with --from-stage {context.name}{other}"
         )
 
 

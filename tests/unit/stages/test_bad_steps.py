@@ -100,8 +100,9 @@ def test_one_step_too_many_ends_the_stage_in_one_sentence(tmp_path, num_steps, m
         assert found.found(step, {"loss": [NAN]}, SAMPLES)
     with pytest.raises(StageError) as error:
         found.found(borne + 1, {"loss": [NAN]}, SAMPLES)
-    assert f"loss is not finite in step {borne + 1}, the {borne + 1}. step that is skipped" in str(error.value)
-    assert f"which is more than {bound}; {tmp_path / FILE} names their samples" in str(error.value)
+    assert f"loss is not finite in step {borne + 1}; that makes {borne + 1} skipped steps" in str(error.value)
+    assert f"more than {bound}; {tmp_path / FILE} names their samples" in str(error.value)
+    assert ("or raise stages.reason.max_bad_steps" in str(error.value)) == ("allows" in bound)
     assert len(lines(tmp_path)) == borne + 1
 
 
