@@ -41,6 +41,7 @@ from lightning_mmrl.tracking.lightning_logger import RunLogger
 from lightning_mmrl.tracking.null import NullRun
 from lightning_mmrl.training.callbacks.exact_state import ExactState, SavingSettings
 from lightning_mmrl.training.checkpoint_io import SnapshotIO
+from lightning_mmrl.training.finite_states import check_finite
 from lightning_mmrl.training.group import RankGroup
 from lightning_mmrl.training.job import LightningJob
 from lightning_mmrl.training.state_store import StateStore
@@ -153,6 +154,7 @@ class Stage:
         how = Options(**options)
         prepare_process(how.trainer, seed=5)
         encoder, self.policy = omni.load(checkpoint, dtype=how.dtype)
+        self.encoder = encoder
         engine = omni.engine(encoder, self.policy, max_new_tokens=4, poll=interruption.poll)
         self.engine = engine
         data = Data(encoder, kind == "sft", how.steps)
@@ -198,7 +200,7 @@ class Stage:
             )
             self.module = KINDS[kind](self.policy, engine, rewards, algorithm=algorithm, **common)
         self.said = []
-        self.store, io = StateStore(folder / "state"), SnapshotIO()
+        self.store, io = StateStore(folder / "state", check=check_finite), SnapshotIO()
         settings = SavingSettings(every_n_steps=how.every, in_background=how.background)
         saver = ExactState(self.store, interruption, io, settings=settings, say=self.said.append)
         self.trainer = training_trainer(
@@ -223,7 +225,7 @@ class Stage:
 
     def outcome(self):
         """All that must not differ."""
-        metrics = self.job.train()
+        metrics = self.job.train().metrics
         return metrics, {name: value.clone() for name, value in whole_weights(self.module)}
 
 

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import exact_cases
+import nonfinite_cases
 import omni
 import torch
 from torch.distributed.tensor import DTensor
@@ -381,4 +382,19 @@ def main(plan, folder):
         torch.save(found, Path(folder) / f"{case['name']}.rank{os.environ['RANK']}.pt")
 
 
-RUNS = {"stage": run_stage, "exact": run_exact}
+def run_nonfinite(case, folder):
+    """A stage into which a number is put that is not finite; what is wrong afterwards."""
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo")
+    with Interruption() as interruption, interruption.together(ProcessRanks(lockstep=False)):
+        return nonfinite_cases.strike(
+            case["kind"],
+            case["fault"],
+            case["checkpoint"],
+            Path(case["folder"]),
+            interruption,
+            trainer=settings(case),
+        )
+
+
+RUNS = {"stage": run_stage, "exact": run_exact, "nonfinite": run_nonfinite}

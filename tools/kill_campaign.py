@@ -1,15 +1,20 @@
 """Kills and interrupts runs of `mmrl train`, continues them, and compares with the run that was left alone.
 
-    python tools/kill_campaign.py                          40 SIGKILLs, then a signal in each place
-    python tools/kill_campaign.py --kills 5 --places       5 SIGKILLs alone
-    python tools/kill_campaign.py --ranks 2 --strategy fsdp2 --kills 10 --signals 4
+    python tools/kill_campaign.py                          40 SIGKILLs, 20 strikes on decode workers, then a signal in
+                                                           each place
+    python tools/kill_campaign.py --kills 5 --places --workers 0
+                                                           5 SIGKILLs alone
+    python tools/kill_campaign.py --ranks 2 --strategy fsdp2 --kills 10 --signals 4 --workers 0
                                                            one of two ranks is killed; signals go to torchrun
+    python tools/kill_campaign.py --kills 0 --places --workers 20
+                                                           20 decode workers killed or stopped, and nothing else
 
 A base is trained first (three minutes, once). The run is SFT, GRPO and RLOO from it, with a state after each step and
 MLflow in a database of its own. A SIGKILL comes at a random moment; the same command then continues. At the end every
 metric of every step (times left out) and the weights of every stage must be bit-identical to those of the run that was
 left alone, at most one step may have been repeated for each kill, and MLflow must hold each point once under true
-statuses. Finished cases are kept in --work; the same command goes on with what is missing.
+statuses. Decode workers are sent SIGKILL or SIGSTOP while a run without a cache prepares its data; it must train on the
+same samples, to the same weights. Finished cases are kept in --work; the same command goes on with what is missing.
 """
 
 import argparse
@@ -22,6 +27,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +40,11 @@ GRACE_S = 30.0
 RANKS_END_S = 60.0
 """How long the other ranks may go on after one was killed."""
 KILLS_PER_RUN = 10
+STRIKES = ("SIGKILL", "SIGSTOP")
+DECODE_S = 5.0
+"""Deadline of a medium where workers are stopped: nobody lets them go on."""
+MOST_WITHOUT = 3
+"""Runs in a row without a strike before it is given up."""
 WHILE_STARTING = 0.2
 """Share of the kills that come before the first step of a process."""
 
@@ -49,6 +60,9 @@ def main() -> int:
     cases: list[dict[str, Any]] = []
     if options.kills:
         cases.append(_kept(options, f"{options.kills} x SIGKILL", lambda name: _kill(options, base, name, reference)))
+    if options.workers:
+        case = f"{options.workers} decode workers killed or stopped"
+        cases.append(_kept(options, case, lambda name: _disturb(options, base, name)))
     for number in range(options.signals):
         name = SIGNALS[number % len(SIGNALS)]
         cases.append(
@@ -79,6 +93,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=40, help="SIGKILLs on one run; 0 for none (default: 40)")
     parser.add_argument("--places", nargs="*", choices=PLACES, default=list(PLACES), help="where signals are sent")
     parser.add_argument("--signals", type=int, default=0, help="signals at random moments (default: 0)")
+    parser.add_argument("--workers", type=int, default=20, help="strikes on decode workers; 0 for none (default: 20)")
     parser.add_argument("--ranks", type=int, default=1, help="processes of the run; one of them is killed (default: 1)")
     parser.add_argument(
         "--strategy", default="auto", help="of several ranks: ddp or fsdp2 (default: auto, which is ddp)"
@@ -196,6 +211,53 @@ def _ranks(process: "subprocess.Popen[bytes]") -> list[int]:
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     ranks = [pid for pid in children if b"train" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     return [int(pid) for pid in ranks] or [process.pid]
+
+
+def _disturb(options: argparse.Namespace, base: Path, name: str) -> dict[str, Any]:
+    """Kills or stops decode workers of run after run, until that makes as many strikes as asked for."""
+    generator, sent, verdicts, without = random.Random(options.seed), dict.fromkeys(STRIKES, 0), [], 0
+    while sum(sent.values()) < options.workers:
+        run = f"{name}-run{len(verdicts)}"
+        log, before = options.work / f"{run}.log", sum(sent.values())
+        fresh = [f"data.media.cache_dir={options.work / run / 'cache'}", f"data.media.decode_deadline_s={DECODE_S}"]
+        process = start_training([*_arguments(options, base, run), *fresh], log)
+        while process.poll() is None and sum(sent.values()) < options.workers:
+            time.sleep(generator.uniform(0.05, 1.0))
+            workers = _decode_workers(process.pid)
+            if workers:
+                name_of_signal = generator.choice(STRIKES)
+                with suppress(ProcessLookupError):  # it ended meanwhile
+                    os.kill(generator.choice(workers), getattr(signal, name_of_signal))
+                    sent[name_of_signal] += 1
+        finish(process, log)
+        verdicts.append(_verdict(options, run, log))
+        without = 0 if sum(sent.values()) > before else without + 1
+        if without == MOST_WITHOUT:
+            raise SystemExit(f"no decode worker was found in {MOST_WITHOUT} runs; see {log}")
+        print(f"{sum(sent.values())} of {options.workers} strikes", file=sys.stderr, flush=True)
+    joined = {key: "; ".join(dict.fromkeys(str(verdict[key]) for verdict in verdicts)) for key in ("equal", "tracking")}
+    told = f"{len(verdicts)} runs, " + ", ".join(f"{number} x {each}" for each, number in sent.items())
+    return {"continued": told, "exit_s": "-", "repeated": 0, "fell_back": 0, **joined}
+
+
+def _decode_workers(pid: int) -> list[int]:
+    """The processes that a run has spawned through multiprocessing, of all its ranks."""
+    found = []
+    for child in _children(pid):
+        found += _decode_workers(child)
+        with suppress(OSError):
+            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                found.append(child)
+    return found
+
+
+def _children(pid: int) -> list[int]:
+    """Of all threads of a process; none if it is gone."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            found += map(int, task.read_text().split())
+    return found
 
 
 def _signal(

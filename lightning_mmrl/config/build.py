@@ -39,6 +39,7 @@ from lightning_mmrl.tracking.lightning_logger import RunLogger
 from lightning_mmrl.training.callbacks.exact_state import ExactState, SavingSettings
 from lightning_mmrl.training.callbacks.progress import EvaluationProgress, StageProgress
 from lightning_mmrl.training.checkpoint_io import SnapshotIO
+from lightning_mmrl.training.finite_states import check_finite
 from lightning_mmrl.training.job import LightningJob, raising_interrupts
 from lightning_mmrl.training.loggers import file_loggers
 from lightning_mmrl.training.state_store import StateStore
@@ -77,14 +78,11 @@ class StageBuilder:
         datamodule = self._datamodule(spec, stage, encoder)
         resources = ExitStack()
         module = self._module(spec, stage, policy, encoder, directory, resources, datamodule)
-        title = f"stage {spec.index + 1} of {self._num_stages} {spec.name}"
+        title, say = self._title(spec), self._say(spec)
         run.log_params(flattened(asdict(stage)))
-        states, io = StateStore(directory / STATES, keep=config.state.keep), SnapshotIO()
+        states = StateStore(directory / STATES, keep=config.state.keep, check=check_finite)
+        io = SnapshotIO()
         saving = SavingSettings(every_n_steps=config.state.every_n_steps, in_background=config.state.in_background)
-
-        def say(message: str) -> None:
-            parts.console.say(f"{title}: {message}")
-
         saver = ExactState(states, parts.group.interruption, io, settings=saving, say=say)
         trainer = training_trainer(
             settings,
@@ -108,6 +106,13 @@ class StageBuilder:
             say=say,
             resources=resources,
         )
+
+    def _title(self, spec: StageSpec) -> str:
+        return f"stage {spec.index + 1} of {self._num_stages} {spec.name}"
+
+    def _say(self, spec: StageSpec) -> Callable[[str], None]:
+        """Tells the user what happens in a stage."""
+        return lambda message: self._assembly.console.say(f"{self._title(spec)}: {message}")
 
     def _datamodule(self, spec: StageSpec, stage: StageConfig, encoder: Any) -> OmniDataModule:
         parts, config = self._assembly, self._assembly.config
@@ -163,6 +168,8 @@ class StageBuilder:
                 refill=datamodule.refill_batch,
                 num_validated=datamodule.num_validated,
                 pass_part=PASS_COMPONENT if stage.rewards is None else stage.rewards.pass_part,
+                max_bad_steps=stage.max_bad_steps,
+                say=self._say(spec),
             ),
             "examiner": parts.examiner(policy, encoder) if stage.validate_every else None,
             "policy": policy,

@@ -204,6 +204,7 @@ def _check_stage(path: str, stage: StageConfig) -> None:
     _check_stage_data(f"{path}.data", stage.data)
     _check_trainer(f"{path}.trainer", stage.trainer)
     require(stage.max_grad_norm > 0, f"{path}.max_grad_norm", stage.max_grad_norm, "above 0")
+    require(stage.max_bad_steps >= 0, f"{path}.max_bad_steps", stage.max_bad_steps, "at least 0")
     every = stage.validate_every
     valid = every is None or 1 <= every <= stage.num_steps
     require(valid, f"{path}.validate_every", every, f"null or between 1 and num_steps {stage.num_steps}")

@@ -10,7 +10,7 @@ from typing import Literal, Self
 from lightning_mmrl.protocols.plain import Evaluator, StageFactory, StageJob, TrackedRun
 from lightning_mmrl.tracking.null import NullRun
 from lightning_mmrl.training.group import RankGroup
-from lightning_mmrl.types.records import StageSpec
+from lightning_mmrl.types.records import StageSpec, Training
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +89,7 @@ class _LedJob:
     run: TrackedRun
     job: StageJob | None = None
 
-    def train(self) -> Mapping[str, float]:
+    def train(self) -> Training:
         """Builds and trains the stage on all ranks."""
         order = Order(kind="train", stage=self.spec.name, source=self.start_from, directory=self.directory)
         with self.leader.ordered(order) as build:

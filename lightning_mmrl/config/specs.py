@@ -11,7 +11,7 @@ from lightning_mmrl.config.schema import BoundConfig, RootConfig, StageConfig
 from lightning_mmrl.curriculum.spec import plan_stages, source_stage
 from lightning_mmrl.types.records import Bound, StageSpec
 
-NOT_DECISIVE = ("gate", "rollout_table_every", "start_from")
+NOT_DECISIVE = ("gate", "max_bad_steps", "rollout_table_every", "start_from")
 """Keys of a stage that its outcome does not depend on."""
 
 

@@ -11,6 +11,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from lightning_mmrl.config.checks import check_name, check_values, require
 from lightning_mmrl.config.correction_checks import check_corrections
 from lightning_mmrl.config.estimators import check_estimators
+from lightning_mmrl.config.fitting import fitted
 from lightning_mmrl.config.folders import groups
 from lightning_mmrl.config.label_file import with_labels
 from lightning_mmrl.config.rollout_checks import check_rollout
@@ -36,7 +37,7 @@ def validated(composed: DictConfig, say: Callable[[str], object] = lambda line: 
 
     Args:
         composed: What Hydra made of files and overrides.
-        say: Is told what a debug run leaves out.
+        say: Is told what is fitted to few steps, and what a debug run leaves out.
 
     Raises:
         ConfigError: A key is unknown or missing, a value has the wrong type, or two keys contradict each other.
@@ -55,6 +56,9 @@ def validated(composed: DictConfig, say: Callable[[str], object] = lambda line: 
     except OmegaConfBaseException as error:
         raise _wrong_type(error, cast(dict[str, Any], tree)) from error
     assert isinstance(config, RootConfig)
+    for name in config.order:
+        if name in config.stages:
+            config.stages[name] = fitted(config.stages[name], f"stages.{name}", say)
     is_trial = config.trial is not None
     if is_trial:
         config.run_name, config.trial = f"{config.trial}-{config.run_name}", None

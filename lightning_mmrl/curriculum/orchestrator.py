@@ -147,10 +147,18 @@ class StageOrchestrator:
         with self._in_progress(run, folder.name), status_of(run):
             with _timed(seconds, "train"):
                 job = self._build_stage(spec, start, folder, run)
-                metrics = {f"{spec.name}/{key}": value for key, value in job.train().items()}
+                training = job.train()
+            metrics = {f"{spec.name}/{key}": value for key, value in training.metrics.items()}
             if (folder / "rollouts").is_dir():
                 run.log_artifact(folder / "rollouts")
-            lineage = {"stage": spec.name, "started_from": spec.start_from, "input_digest": input_digest}
+            lineage = {
+                "stage": spec.name,
+                "started_from": spec.start_from,
+                "input_digest": input_digest,
+                "steps": training.num_steps,
+                "skipped_steps": training.num_skipped,
+                "changed_weights": training.changed,
+            }
             digest = write_handoff(folder / "handoff", job.export, {**self._curriculum.facts, "lineage": lineage})
             run.set_tags({"mmrl.output_digest": digest})
             result = StageResult(
@@ -161,6 +169,9 @@ class StageOrchestrator:
                 metrics=metrics,
                 seconds=seconds,
                 tracking_id=run.id,
+                num_steps=training.num_steps,
+                num_skipped=training.num_skipped,
+                changed=training.changed,
             )
             finished = FinishedStage(digest=spec.digest, content=spec.content, result=result, training_metrics=metrics)
             # Before the evaluation: if that fails, the training is not lost.

@@ -7,8 +7,10 @@ from typing import cast
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
+from lightning_mmrl.errors import StageError
 from lightning_mmrl.models.parallelize import gathered_weights
 from lightning_mmrl.models.policy import Policy
+from lightning_mmrl.ops.finite import not_finite
 
 ADAPTER = "adapter"
 """Folder within a checkpoint that has the adapter alone, in peft's format."""
@@ -24,7 +26,7 @@ def export_policy(
 ) -> None:
     """The checkpoint of a policy; an adapter is merged into its weights, and lies beside them under `ADAPTER`.
 
-    Over several ranks all call it, and one of them writes.
+    Over several ranks all call it, and one of them writes. The weights themselves are taken to be finite.
 
     Args:
         policy: The policy; it stays as it is, its adapter unmerged.
@@ -32,6 +34,9 @@ def export_policy(
         directory: The folder.
         started_from: Hub id or folder of the model without the adapter.
         writes: Whether this rank writes.
+
+    Raises:
+        StageError: A weight is not finite once the adapter is merged into it.
     """
     model = cast(PreTrainedModel, policy.model)
     state = gathered_weights(model, keep=writes)
@@ -40,7 +45,11 @@ def export_policy(
     if policy.adapter is None:
         export_checkpoint(model, processor, directory, state=state)
         return
-    export_checkpoint(model, processor, directory, state=policy.adapter.merged(state))
+    merged = policy.adapter.merged(state)
+    wrong = not_finite(merged)
+    if wrong:
+        raise StageError(f"{wrong[0]} is not finite once the adapter is merged into it; lower the stage's optimizer.lr")
+    export_checkpoint(model, processor, directory, state=merged)
     policy.adapter.save(directory / ADAPTER, state, base=started_from)
 
 

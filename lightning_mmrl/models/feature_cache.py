@@ -14,6 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from lightning_mmrl.ops.finite import all_finite
+
 DIGEST = "sha256"
 """Name under which an entry holds the hash of its tensors."""
 
@@ -65,6 +67,8 @@ class FeatureCache:
             self._warn_once(f"cannot be read ({error.strerror}); features are computed anew")
             return None
         features = _opened(content, rows)
+        if features is not None and not bool(all_finite(features.values())):
+            features = None  # an earlier version stored whatever it was given
         if features is None:
             _log.warning("Cached features %s are damaged; they are dropped and computed anew.", path)
         # In a folder that may only be read, damaged entries stay misses, and nothing has to leave.
@@ -73,8 +77,8 @@ class FeatureCache:
         return features
 
     def put(self, media_key: str, precision: str, features: Mapping[str, Tensor]) -> None:
-        """Stores the features of a prompt, if there is room."""
-        if not self._writes:
+        """Stores the features of a prompt, if there is room and they are finite; others are computed again."""
+        if not self._writes or not bool(all_finite(features.values())):
             return
         tensors = {kind: rows.detach().cpu().contiguous() for kind, rows in features.items()}
         content = save({**tensors, DIGEST: torch.tensor(list(digest(tensors)), dtype=torch.uint8)})

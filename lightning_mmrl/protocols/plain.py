@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from lightning_mmrl.types.records import Completion, Sample, StageSpec
+from lightning_mmrl.types.records import Completion, Sample, StageSpec, Training
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -59,8 +59,8 @@ class Tracker(Protocol):
 class StageJob(Protocol):
     """A built stage, ready to run."""
 
-    def train(self) -> Mapping[str, float]:
-        """Trains to the end and returns the last metrics."""
+    def train(self) -> Training:
+        """Trains to the end and says what that came to."""
         ...
 
     def export(self, directory: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_mmrl.models.decoding import Decoding, start_decoding
 from lightning_mmrl.models.parallelize import whole
 from lightning_mmrl.models.policy import Policy
-from lightning_mmrl.rollout.sampling import nucleus, sample_tokens, uniform_noise
+from lightning_mmrl.rollout.sampling import nucleus, refuse_broken, sample_tokens, uniform_noise
 from lightning_mmrl.types.batches import PromptBatch, Rollout
 from lightning_mmrl.types.records import Completion
 
@@ -106,7 +106,14 @@ class HFEngine:
         greedy: bool = False,
         max_new_tokens: int | None = None,
     ) -> Rollout:
-        """Samples N = B * G completions; the prompt and its media are computed once for each of the B prompts."""
+        """Samples N = B * G completions; the prompt and its media are computed once for each of the B prompts.
+
+        A row whose distribution is not finite ends there, with NaN for its log-probability: the stage decides with all
+        ranks what comes of it.
+
+        Raises:
+            RolloutError: That happens to a greedy row, which is an answer and no exploration.
+        """
         training, self._lap_start = self.policy.training, time.perf_counter()
         self.policy.eval()
         limit = self._max_new_tokens if max_new_tokens is None else max_new_tokens
@@ -115,6 +122,8 @@ class HFEngine:
             tokens, logprobs, mask = self.policy.enter(partial(self._decode_all, prompts, group_size, noise, greedy))
         finally:
             self.policy.train(training)
+        if greedy:
+            refuse_broken(logprobs, prompts, group_size)
         return Rollout(
             completion_ids=tokens,
             completion_mask=mask,
@@ -169,7 +178,7 @@ class HFEngine:
             values = distribution.gather(-1, chosen[:, None]).squeeze(-1)
             tokens[rows, step] = chosen.where(running, self._pad)
             logprobs[rows, step], mask[rows, step] = values.where(running, 0.0), running
-            running = running & (chosen[:, None] != eos).all(-1)
+            running = running & (chosen[:, None] != eos).all(-1) & values.isfinite()
             num_running = int(running.sum())
             self._counters["decode_s" if step else "first_token_s"] += self._lap_s()
             if num_running == 0 or step + 1 == num_steps:

@@ -8,6 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lightning_mmrl.errors import RolloutError
+from lightning_mmrl.types.batches import PromptBatch
+
 
 def row_seed(seed: int, iteration: int, prompt_id: str, sample: int, sampling: int = 0) -> int:
     """A 64-bit seed for one completion; `sampling` counts the batches of prompts within an iteration, from 0.
@@ -45,11 +48,13 @@ def uniform_noise(seeds: Sequence[int], num_tokens: int) -> Float[Tensor, "N C"]
 def sample_tokens(logprobs: Float[Tensor, "N V"], noise: Float[Tensor, " N"]) -> Int[Tensor, " N"]:
     """Inverse-CDF sampling: the first token whose cumulative probability exceeds the noise.
 
-    A token of probability zero is never chosen: its cumulative probability equals that of the token before.
+    A token of probability zero is never chosen: its cumulative probability equals that of the token before. In a row
+    that is not finite the last token is.
     """
     cumulative = logprobs.double().exp().cumsum(-1)
     threshold = noise.to(cumulative) * cumulative[:, -1]
-    return torch.searchsorted(cumulative, threshold[:, None], right=True).squeeze(-1)
+    found = torch.searchsorted(cumulative, threshold[:, None], right=True).squeeze(-1)
+    return found.clamp(max=logprobs.shape[-1] - 1)
 
 
 def nucleus(logprobs: Float[Tensor, "N V"], top_p: float) -> Float[Tensor, "N V"]:
@@ -65,3 +70,18 @@ def nucleus(logprobs: Float[Tensor, "N V"], top_p: float) -> Float[Tensor, "N V"
     dropped = ascending.exp().cumsum(-1) <= 1 - top_p
     dropped[:, -1] = False
     return logprobs.masked_fill(dropped.scatter(-1, order, dropped), -torch.inf)
+
+
+def refuse_broken(logprobs: Float[Tensor, "N C"], prompts: PromptBatch, group_size: int) -> None:
+    """Refuses completions with a log-probability that is not finite.
+
+    Raises:
+        RolloutError: Naming the first sample.
+    """
+    broken = (~logprobs.isfinite()).any(-1).nonzero().flatten().tolist()
+    if broken:
+        name = prompts.samples[broken[0] // group_size].id
+        raise RolloutError(
+            f"the model has no finite probabilities for sample {name}: its weights or the outputs of its towers are "
+            "not finite, or too large; look at the learning rate that it was trained with and at this sample's media"
+        )

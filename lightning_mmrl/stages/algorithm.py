@@ -56,6 +56,12 @@ class Algorithm:
     critic: CriticSettings | None = None
     update: UpdateSettings = field(default_factory=UpdateSettings)
 
+    @property
+    def regularized(self) -> bool:
+        """True if weights move without an advantage: by a KL or entropy term of the loss, or in a critic."""
+        penalized = self.kl.coefficient != 0 and not self.kl.in_reward
+        return penalized or self.entropy.coefficient != 0 or self.critic is not None
+
     def __post_init__(self) -> None:
         if (self.advantage is None) == (self.critic is None):
             raise ValueError("advantages come from an estimator or from a critic; give one of the two")

@@ -30,7 +30,9 @@ class StageContext:
     how the weights are spread over them; without it each has them all. `apart` is entered around what each rank does at
     its own pace: an interruption may cut it short there, and all ranks hear of it at its end. `refill` gives prompts
     beside those of the loader, this rank's share of one more batch with each call. `pass_part` is the reward component
-    that says whether an answer is right. `num_validated` says how many samples a validation must judge.
+    that says whether an answer is right. `num_validated` says how many samples a validation must judge. A stage of
+    which more than `max_bad_steps` steps, or half of all, were skipped since a number was not finite ends in an error.
+    `say` tells the user what happens.
     """
 
     name: str
@@ -45,6 +47,8 @@ class StageContext:
     refill: Callable[[], PromptBatch] | None = None
     pass_part: str = PASS_COMPONENT
     num_validated: Callable[[], int] | None = None
+    max_bad_steps: int = 10
+    say: Callable[[str], None] = lambda message: None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,15 +1,19 @@
 """What the LightningModule of every training stage does: place, validate, report, end and continue."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning
 
+from lightning_mmrl.errors import StageError
+from lightning_mmrl.models.parallelize import weight_digest
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.stages.answers import Examiner, Validation, headline
+from lightning_mmrl.stages.bad_steps import BadSteps
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext, finished_steps, log_metrics, place
 from lightning_mmrl.stages.ending import Ending
 from lightning_mmrl.types.batches import PromptBatch
+from lightning_mmrl.types.records import Training
 
 
 class StageModule(lightning.LightningModule):
@@ -26,6 +30,9 @@ class StageModule(lightning.LightningModule):
         examiner: Judges greedy answers on the validation split, if there is one.
     """
 
+    idle_causes: ClassVar[str] = "a learning rate of 0, or steps too small for the type of the weights"
+    """Why a stage may have changed no weight."""
+
     def __init__(
         self, policy: Policy, *, optimizer: OptimizerSettings, context: StageContext, examiner: Examiner | None = None
     ) -> None:
@@ -36,6 +43,9 @@ class StageModule(lightning.LightningModule):
         self._context = context
         self._ending = Ending(context.stop_when, context.cooldown_steps)
         self._ranks = context.ranks
+        self._bad_steps = BadSteps(context, lambda: dict(self.named_parameters()))
+        self._num_steps = 0
+        self._start_digest: str | None = None
         self._validation = Validation(examiner, context.ranks, context.num_validated) if examiner is not None else None
 
     def configure_model(self) -> None:
@@ -44,12 +54,20 @@ class StageModule(lightning.LightningModule):
 
     def stage_state(self) -> dict[str, Any]:
         """What the stage knows beside weights and counters: tensors and primitives."""
-        return {"latest": dict(self.latest), "ending": self._ending.state_dict()}
+        return {
+            "latest": dict(self.latest),
+            "ending": self._ending.state_dict(),
+            "bad_steps": self._bad_steps.state_dict(),
+            "start_digest": self._start_digest,
+        }
 
     def load_stage_state(self, state: Mapping[str, Any]) -> None:
         """Takes up what `stage_state` gave."""
         self.latest = dict(state["latest"])
         self._ending.load_state_dict(state["ending"])
+        # States of earlier versions have neither.
+        self._bad_steps.load_state_dict(state.get("bad_steps", ()))
+        self._start_digest = state.get("start_digest")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the state of the stage."""
@@ -61,11 +79,42 @@ class StageModule(lightning.LightningModule):
 
     def on_train_start(self) -> None:
         """Takes up a stage that was saved: it may be at its end."""
-        self._ending.apply(self.trainer, finished_steps(self.trainer))
+        self._num_steps = finished_steps(self.trainer)
+        if not self._num_steps:
+            self._start_digest = weight_digest(self.policy, self._ranks)
+        self._ending.apply(self.trainer, self._num_steps)
 
     def on_train_batch_end(self, outputs: object, batch: object, batch_idx: int) -> None:
-        """Ends the stage when its time has come."""
-        self._ending.apply(self.trainer, batch_idx + 1)
+        """Counts the step, and ends the stage when its time has come."""
+        self._num_steps = batch_idx + 1
+        self._ending.apply(self.trainer, self._num_steps)
+
+    def outcome(self) -> Training:
+        """What the stage came to; all ranks ask when the trainer is done.
+
+        Raises:
+            StageError: The trainer ended before the last step, and no validation had met `stop_when`; or the last steps
+                were skipped.
+        """
+        context, num_steps = self._context, self._num_steps
+        if num_steps < context.num_steps and not self._ending.ended(num_steps):
+            raise StageError(
+                f"stages.{context.name} ended after {num_steps} of {context.num_steps} steps, and nothing had asked "
+                "for it: its data came to an end; look at the messages above for media that could not be read, and run "
+                "the same command again"
+            )
+        self._bad_steps.refuse_end(num_steps)
+        changed = None
+        if self._start_digest is not None:
+            changed = self._start_digest != weight_digest(self.policy, self._ranks)
+        if changed is False:
+            context.say(f"no weight changed in {num_steps} steps; the likely causes are {self.idle_causes}")
+        return Training(
+            metrics=dict(self.latest),
+            num_steps=num_steps,
+            num_skipped=self._bad_steps.number(num_steps),
+            changed=changed,
+        )
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """Judges greedy answers."""

@@ -1,11 +1,11 @@
 """Reinforcement learning from verifiable rewards; one `training_step` is one iteration."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import ClassVar, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -25,6 +25,7 @@ from lightning_mmrl.rollout.sampling import group_seeds
 from lightning_mmrl.stages.advantages import penalized_rewards, shared_advantages
 from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.answers import Examiner
+from lightning_mmrl.stages.bad_steps import NotFiniteError, estimates
 from lightning_mmrl.stages.collect import Collected, Collector, Sampling
 from lightning_mmrl.stages.context import (
     OptimizerSettings,
@@ -34,7 +35,7 @@ from lightning_mmrl.stages.context import (
     scalar_values,
 )
 from lightning_mmrl.stages.distill import distilled
-from lightning_mmrl.stages.failures import refuse_failures
+from lightning_mmrl.stages.failures import finite_scores, refuse_failures
 from lightning_mmrl.stages.media import IterationMedia
 from lightning_mmrl.stages.mismatch import mismatch_stats
 from lightning_mmrl.stages.module import StageModule
@@ -46,6 +47,7 @@ from lightning_mmrl.stages.optimize import (
     score_old,
 )
 from lightning_mmrl.stages.rollout_table import RolloutTable
+from lightning_mmrl.stages.signal import SignalWatch
 from lightning_mmrl.stages.stats import Outcome, rollout_stats, selection_stats, update_stats
 from lightning_mmrl.types.batches import Experience, PromptBatch, Rollout, Scores
 from lightning_mmrl.types.records import Completion, Sample, Score
@@ -74,6 +76,7 @@ class PolicyGradientModule(StageModule):
         table: Where sampled rollouts are written, if anywhere.
     """
 
+    idle_causes: ClassVar[str] = f"no group with a signal, {StageModule.idle_causes}"
     default_algorithm: ClassVar[Algorithm] = Algorithm(
         advantage=GroupNormalized(), loss=PPOClip(), aggregation=SequenceMean()
     )
@@ -104,16 +107,32 @@ class PolicyGradientModule(StageModule):
         first = Limits(group_size=self.algorithm.group_size, temperature=policy.temperature)
         self._phases = Phases(first=first, later=self.algorithm.phases)
         self._seconds: dict[str, float] = {}
+        self._signal = SignalWatch(pass_part=context.pass_part, regularized=self.algorithm.regularized)
         self.prepare_beside(policy)
 
     def prepare_beside(self, policy: Policy) -> None:
         """Makes what a subclass trains beside the policy."""
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        """One iteration: sample, score, optimize, push the weights."""
+        """One iteration: sample, score, optimize, push the weights; nothing moves if a number is not finite."""
         self._seconds = {}
         self.policy.media.take_counters()  # a validation in between is not part of the iteration
         iteration = batch_idx + 1
+        try:
+            values = self.iterate(batch, iteration)
+        except NotFiniteError:
+            values = {}
+        with self._timed("push"):
+            self.engine.load_weights(self.policy, iteration)
+        costs = {f"time/{phase}_s": value for phase, value in self._seconds.items()}
+        self._report(values | costs | self._bad_steps.reported(iteration), iteration)
+
+    def iterate(self, batch: PromptBatch, iteration: int) -> dict[str, float]:
+        """An iteration up to its update, and what is reported of it.
+
+        Raises:
+            NotFiniteError: A number before the update is not finite; on all ranks.
+        """
         collected = self.collect(batch, iteration)
         self.engine.rest()
         media, scores = collected.media, collected.scores
@@ -122,24 +141,25 @@ class PolicyGradientModule(StageModule):
             with self._timed("reference"):
                 experience = self.compare(experience, collected.raw, scores, self._reference)
         experience = self.estimate(experience, collected.raw, scores, iteration)
+        self._bad_steps.require(iteration, estimates(experience), media.prompts.samples)
         advantages = experience.advantages
         drawn: dict[str, float] = {}
         if self.algorithm.distill is not None:
             experience, drawn = distilled(experience, self.algorithm.distill, self._context, iteration)
         with self._timed("optimize"):
             update = self.optimize(experience, media, iteration)
-        with self._timed("push"):
-            self.engine.load_weights(self.policy, iteration)
         if self._table is not None:
             self._table.write(iteration, collected.samples, collected.sampled, collected.earned, self._ranks)
-        costs = {f"time/{phase}_s": value for phase, value in self._seconds.items()}
         counters = self.policy.media.take_counters()
         counts = self._ranks.sum(torch.tensor(list(counters.values()), dtype=torch.float64)).tolist()
-        costs |= {f"media/{name}": count for name, count in zip(counters, counts, strict=True)}
+        media_counts = {f"media/{name}": count for name, count in zip(counters, counts, strict=True)}
         sampled = Outcome.of(collected.earned, collected.sampled, collected.spread(advantages))
         outcome = Outcome.joined(self._ranks.gather(sampled))
         selection = selection_stats(collected, self._ranks) if self.algorithm.select is not None else {}
-        self._report(rollout_stats(outcome) | selection | drawn | update | costs, iteration)
+        message = self._signal.noted(outcome, iteration)
+        if message is not None:
+            self._context.say(message)
+        return rollout_stats(outcome) | selection | drawn | update | media_counts
 
     def collect(self, batch: PromptBatch, iteration: int) -> Collected:
         """What the iteration is trained on: its prompts, or as many of those sampled as pass the selection."""
@@ -164,6 +184,9 @@ class PolicyGradientModule(StageModule):
             media = self.encode(batch, gradient=number == 0)
         with self._timed("generate"), self._context.apart():
             rollout = self.sample(media.prompts if self.engine.reads_features else batch, iteration, number)
+        features = list(media.prompts.media.features.values())
+        sampled = {"tower outputs": features, "sampler log-probabilities": [rollout.sampler_logprobs]}
+        self._bad_steps.require(iteration, sampled, batch.samples)
         with self._timed("score"), self._context.apart():
             scores = self.score(media.prompts, rollout)
         refuse_failures(scores, self.rewards.max_invalid_rate, self._ranks)
@@ -197,7 +220,7 @@ class PolicyGradientModule(StageModule):
         """Rewards [B, G]; a failed verifier is invalid, not zero."""
         size = rollout.group_size
         groups = [rollout.completions[i * size : (i + 1) * size] for i in range(len(prompts.samples))]
-        table = self.rewards.score(prompts.samples, groups)
+        table = finite_scores(self.rewards.score(prompts.samples, groups), torch.get_default_dtype())
         names = dict.fromkeys(name for row in table for score in row for name in score.components)
         device = rollout.completion_ids.device
 
@@ -286,16 +309,22 @@ class PolicyGradientModule(StageModule):
             media.finish()
             ranks.sum_gradients(self.policy.parameters())
             norm = clip_gradients(self.policy.parameters(), settings.max_grad_norm)
-            optimizer.step()
-            steps.append(scalar_values(totals))
-            stats = update_stats(steps[-1]) | {"train/grad_norm": norm}
-            stats |= self.update_beside(experience, minibatch)
+            beside = self.gradients_beside(experience, minibatch)
+            taken = scalar_values(totals)
+            numbers = {"loss": taken["loss"], "gradient norm": norm, **beside}
+            samples = [experience.prompts.samples[row] for row in minibatch.rows]
+            if self._bad_steps.found(iteration, {name: [value] for name, value in numbers.items()}, samples):
+                continue
+            for each in optimizers:
+                each.step()
+            steps.append(taken)
+            stats = update_stats(taken) | {"train/grad_norm": norm} | beside
         for scheduler in schedulers if stats else ():
             scheduler.step()
         return stats | mismatch_stats(steps) | self._regularizers(iteration) | {"train/learning_rate": learning_rate}
 
-    def update_beside(self, experience: Experience, minibatch: Minibatch) -> dict[str, float]:
-        """What a subclass trains beside the policy, from the same minibatch, and its statistics."""
+    def gradients_beside(self, experience: Experience, minibatch: Minibatch) -> dict[str, float]:
+        """Gradients of what a subclass trains beside the policy, from the same minibatch, and their statistics."""
         return {}
 
     def _optimizers(self) -> tuple[list[LightningOptimizer], list[LambdaLR]]:
@@ -327,6 +356,16 @@ class PolicyGradientModule(StageModule):
         kl, entropy = self._coefficients(iteration)
         known = {"train/kl_coefficient": kl} if self.algorithm.kl.coefficient else {}
         return known | ({"train/entropy_coefficient": entropy} if self.algorithm.entropy.coefficient else {})
+
+    def stage_state(self) -> dict[str, Any]:
+        """What the stage knows beside weights and counters, and since when there was no signal."""
+        return super().stage_state() | {"signal": self._signal.state_dict()}
+
+    def load_stage_state(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `stage_state` gave."""
+        super().load_stage_state(state)
+        if "signal" in state:  # states of earlier versions have none
+            self._signal.load_state_dict(state["signal"])
 
     def on_fit_start(self) -> None:
         """Puts the reference policy where the policy is."""

@@ -89,8 +89,8 @@ class PPOModule(PolicyGradientModule):
         before = value_stats(experience, self._ranks)
         return before | super().optimize(experience, media, iteration)
 
-    def update_beside(self, experience: Experience, minibatch: Minibatch) -> dict[str, float]:
-        """One step of the critic on the values of a minibatch."""
+    def gradients_beside(self, experience: Experience, minibatch: Minibatch) -> dict[str, float]:
+        """The critic's gradients on the values of a minibatch."""
         settings, media, ranks = self.critic_settings, self._critic_media, self._ranks
         assert media is not None
         optimizer = self._optimizers()[0][1]
@@ -108,6 +108,5 @@ class PPOModule(PolicyGradientModule):
         media.finish()
         ranks.sum_gradients(self.critic.parameters())
         norm = clip_gradients(self.critic.parameters(), settings.max_grad_norm)
-        optimizer.step()
         rate = optimizer.param_groups[0]["lr"]
         return stats | {"train/critic_grad_norm": norm, "train/critic_learning_rate": rate}

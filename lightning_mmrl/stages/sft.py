@@ -1,19 +1,36 @@
 """Supervised fine-tuning: the loss is on assistant tokens only."""
 
+import math
+from dataclasses import dataclass
+from typing import Any
+
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from lightning.pytorch.plugins.precision.amp import MixedPrecision
+from lightning.pytorch.utilities.types import LRSchedulerTypeUnion, OptimizerLRScheduler
 from torch import Tensor
 
 from lightning_mmrl.models.integrity import check_targets
 from lightning_mmrl.ops.masked import masked_sum
+from lightning_mmrl.stages.context import clip_gradients
 from lightning_mmrl.stages.module import StageModule
 from lightning_mmrl.types.batches import ScoringBatch, SftBatch
+from lightning_mmrl.types.records import Sample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Step:
+    """The step that is taken: its number from 1, the loss of all ranks, and the samples of this one."""
+
+    number: int
+    loss: float
+    samples: tuple[Sample, ...]
 
 
 class SFTModule(StageModule):
     """Maximises the log-likelihood of targets: loss = -sum of their token log-probs / number of target tokens.
 
-    Both are counted over all ranks of an optimizer step.
+    Both are counted over all ranks of an optimizer step. A step whose loss or gradient is not finite moves neither
+    weights nor optimizer nor schedule.
 
     Args:
         policy: The model to train.
@@ -21,6 +38,9 @@ class SFTModule(StageModule):
         context: The stage's name, length, seed and folder.
         examiner: Judges greedy answers on the validation split, if there is one.
     """
+
+    _skips = False
+    """Whether the step that was taken last was skipped."""
 
     def training_step(self, batch: SftBatch, batch_idx: int) -> Tensor:
         """One optimizer step over one batch of targets; the result is this rank's part of the loss."""
@@ -35,17 +55,48 @@ class SFTModule(StageModule):
         num_tokens = self._ranks.sum(batch.completion_mask.sum())
         loss = -(masked_sum(output.logprobs, batch.completion_mask) / num_tokens.clamp(min=1))
         total = self._ranks.sum(loss.detach()).item()
-        self._report({"train/loss": total, "train/learning_rate": self._learning_rate()}, batch_idx + 1)
+        self._step = _Step(number=batch_idx + 1, loss=total, samples=batch.prompts.samples)
+        reported = {"train/loss": total} if math.isfinite(total) else {}
+        self._report(reported | {"train/learning_rate": self._learning_rate()}, batch_idx + 1)
         return loss
 
     def on_after_backward(self) -> None:
         """Adds up the gradients of all ranks."""
         self._ranks.sum_gradients(self.policy.parameters())
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Scales gradients down, or takes them away if the step is skipped: an optimizer leaves what has none.
+
+        Under a loss scaler a gradient that is not finite says that the scale is too large; it skips such a step itself.
+        """
+        step, max_norm = self._step, math.inf if gradient_clip_val is None else gradient_clip_val
+        norm = clip_gradients(self.policy.parameters(), max_norm)
+        plugin = self.trainer.precision_plugin
+        scaled = isinstance(plugin, MixedPrecision) and plugin.scaler is not None and math.isfinite(step.loss)
+        numbers = {"loss": [step.loss], "gradient norm": [] if scaled else [norm]}
+        self._skips = self._bad_steps.found(step.number, numbers, step.samples)
+        if self._skips:
+            optimizer.zero_grad()
+            self._report(self._bad_steps.reported(step.number), step.number)
+
+    def lr_scheduler_step(self, scheduler: LRSchedulerTypeUnion, metric: Any | None) -> None:
+        """The next learning rate, but after a skipped step."""
+        if not self._skips:
+            super().lr_scheduler_step(scheduler, metric)
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer, its schedule stepped every optimizer step."""
-        optimizer, scheduler = self._optimizer.build(self.policy, self._context, self._ending.factor)
+        """The optimizer, its schedule stepped every optimizer step that is not skipped."""
+        optimizer, scheduler = self._optimizer.build(self.policy, self._context, self._cooldown_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _cooldown_factor(self, step: int) -> float:
+        """The cooldown counts all steps, the schedule those that were not skipped: else it would not reach zero."""
+        return self._ending.factor(step + len(self._bad_steps))
 
     def _learning_rate(self) -> float:
         optimizer = self.optimizers()

@@ -1,16 +1,19 @@
 """A stage made of a LightningModule, a LightningDataModule and a Trainer."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import lightning
 
-from lightning_mmrl.training.callbacks.exact_state import CHECKPOINT, ExactState
+from lightning_mmrl.errors import StageError
+from lightning_mmrl.training.callbacks.exact_state import ExactState
+from lightning_mmrl.training.finite_states import CHECKPOINT, REMEDY, not_finite_anywhere, saved_weights
 from lightning_mmrl.training.group import RankGroup
 from lightning_mmrl.training.state_store import StateStore
+from lightning_mmrl.types.records import Training
 
 
 @contextmanager
@@ -21,12 +24,6 @@ def raising_interrupts() -> Iterator[None]:
     except SystemExit as error:
         interrupt = error.__context__
         raise (interrupt if isinstance(interrupt, KeyboardInterrupt) else KeyboardInterrupt()) from error
-
-
-class ReportingModule(Protocol):
-    """A LightningModule that keeps its last metrics in `latest`."""
-
-    latest: dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +49,13 @@ class LightningJob:
     group: RankGroup = field(default_factory=RankGroup)
     resources: ExitStack = field(default_factory=ExitStack)
 
-    def train(self) -> Mapping[str, float]:
-        """Fits the module, from its newest state if there is one, and returns its last metrics.
+    def train(self) -> Training:
+        """Fits the module, from its newest state if there is one, and returns what that came to.
 
         Raises:
             KeyboardInterrupt: The run was interrupted (`Interrupted`, if by a signal).
-            StageError: There are states, and none of them is whole.
+            StageError: There are states, and none of them is whole; or the stage ended before its last step, or of
+                itself since numbers were not finite.
         """
         found = self.group.broadcast(self.states.latest() if self.group.leads else None)
         checkpoint = None
@@ -67,8 +65,15 @@ class LightningJob:
             checkpoint = found.folder / CHECKPOINT
         with self.resources, raising_interrupts():
             self.trainer.fit(self.module, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
-        return dict(self.module.latest)
+        return self.module.outcome()
 
     def export(self, directory: Path) -> None:
-        """Writes the Hugging Face folder."""
+        """Writes the Hugging Face folder.
+
+        Raises:
+            StageError: A weight of any rank is not finite; raised on all of them.
+        """
+        problem = not_finite_anywhere(saved_weights(self.module), self.group.ranks)
+        if problem is not None:
+            raise StageError(f"{self.states.directory.parent}: {problem}, so nothing is handed over; {REMEDY}")
         self.exporter(directory)

@@ -24,6 +24,9 @@ from torch.optim import Optimizer
 REST = "rest.pt"
 """File beside the shards with all that is small."""
 
+ELEMENTS_AT_ONCE = 2**28
+"""Elements of tensors that are put together at once: 1 GiB in float32. Each read looks at the metadata of all."""
+
 _WEIGHTS, _OPTIMIZERS = "state_dict", "optimizer_states"
 
 
@@ -54,9 +57,7 @@ def read_whole(folder: Path) -> dict[str, Any]:
     """A checkpoint in shards, put together in host memory as a single process would have saved it."""
     rest, tensors = torch.load(folder / REST, weights_only=True), dict(_stored(folder))
     found = {path: torch.empty(about.size, dtype=about.properties.dtype) for path, about in tensors.items()}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it is asked to be
-        load(_nested(found), checkpoint_id=folder, no_dist=True)
+    _fill(folder, found)
     weights = {path[1]: value for path, value in found.items() if path[0] == _WEIGHTS}
     optimizers = [_by_place(found, number, groups) for number, groups in enumerate(rest[_OPTIMIZERS])]
     return {**rest, _WEIGHTS: weights, _OPTIMIZERS: optimizers}
@@ -66,11 +67,34 @@ _Path = tuple[str, ...]
 """Where a tensor is in a checkpoint: ("state_dict", name), or ("optimizer_states.0", name, key)."""
 
 
+def _fill(folder: Path, found: Mapping[_Path, Tensor]) -> None:
+    """Reads whole tensors in place, by this process alone."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it is asked to be
+        load(_nested(found), checkpoint_id=folder, no_dist=True)
+
+
 def _stored(folder: Path) -> Iterator[tuple[_Path, TensorStorageMetadata]]:
     metadata = FileSystemReader(folder).read_metadata()
     for flat, about in metadata.state_dict_metadata.items():
         assert isinstance(about, TensorStorageMetadata), f"{flat} is no tensor"
         yield tuple(metadata.planner_data[flat]), about
+
+
+def stored_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a checkpoint in shards, put together some at a time, by name."""
+    found: dict[_Path, Tensor] = {}
+    for path, about in _stored(folder):
+        if sum(tensor.numel() for tensor in found.values()) + about.size.numel() > ELEMENTS_AT_ONCE:
+            yield from _read(folder, found)
+            found = {}
+        found[path] = torch.empty(about.size, dtype=about.properties.dtype)
+    yield from _read(folder, found)
+
+
+def _read(folder: Path, found: Mapping[_Path, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    _fill(folder, found)
+    return ((" ".join(path[1:]), tensor) for path, tensor in found.items())
 
 
 def load_shards(folder: Path, module: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Any]:

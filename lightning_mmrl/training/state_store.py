@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,16 +48,20 @@ class StateStore:
     Args:
         directory: `state/` of the stage.
         keep: How many states are kept; the newest ones.
+        check: Looks into a state whose files are whole before it is gone on from; a ValueError says what is wrong.
 
     Raises:
         ValueError: `keep` is less than 1.
     """
 
-    def __init__(self, directory: Path, *, keep: int = 2) -> None:
+    def __init__(
+        self, directory: Path, *, keep: int = 2, check: Callable[[StoredState], None] = lambda state: None
+    ) -> None:
         if keep < 1:
             raise ValueError(f"keep is {keep}; at least 1 state must be kept")
         self.directory = directory
         self._keep = keep
+        self._check = check
 
     def begin(self, step: int) -> Path:
         """An empty folder for the files of a state that is not one yet; `commit` makes it one.
@@ -92,11 +96,13 @@ class StateStore:
         _write_text(self.directory / f"{LATEST}{_PARTIAL}", place.name)
         os.replace(self.directory / f"{LATEST}{_PARTIAL}", self.directory / LATEST)
         sync(self.directory)
-        self._prune()
+        self._prune(newest=step)
         return place
 
     def latest(self) -> StoredState | None:
-        """The newest state that is whole; None if there never was one. What is damaged is named in the log.
+        """The newest state that is whole and passes the check; None if there never was one.
+
+        What is damaged is named in the log.
 
         Raises:
             StageError: There are states, and none of them is whole.
@@ -104,7 +110,9 @@ class StateStore:
         damaged = []
         for place in self._states():
             try:
-                return _verified(place)
+                found = _verified(place)
+                self._check(found)
+                return found
             except (OSError, ValueError, KeyError, TypeError) as error:
                 damaged.append(f"{place.name} ({error})")
                 _log.warning("State %s is damaged and is passed over: %s", place, error)
@@ -127,8 +135,13 @@ class StateStore:
         found = (path for path in self.directory.glob(f"{_PREFIX}*") if path.suffix != _PARTIAL)
         return sorted(found, reverse=True)
 
-    def _prune(self) -> None:
-        for place in self._states()[self._keep :]:
+    def _prune(self, newest: int) -> None:
+        """Removes older states beyond `keep`, and later ones: the stage went on before them, so they were passed over.
+
+        One of these would otherwise be the newest, and take the place of a good one among those that are kept.
+        """
+        behind = [place for place in self._states() if place.name <= self._place(newest).name]
+        for place in {*self._states()} - {*behind[: self._keep]}:
             place.rename(place.with_suffix(_PARTIAL))
         for partial in self.directory.glob(f"{_PREFIX}*{_PARTIAL}"):
             shutil.rmtree(partial, ignore_errors=True)

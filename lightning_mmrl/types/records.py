@@ -122,12 +122,27 @@ class StageSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """What the training of a stage came to.
+
+    `metrics` are the last values keyed `<group>/<name>`. Of `num_steps` steps that were taken, `num_skipped` moved
+    nothing since a number was not finite. `changed` says whether any weight is another one than at the start; None if
+    that is not known.
+    """
+
+    metrics: Mapping[str, float]
+    num_steps: int
+    num_skipped: int = 0
+    changed: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StageResult:
     """What a finished stage left behind.
 
     `handoff` is the folder the next stage starts from, relative to the run directory; `handoff_digest` the hash of its
     weights. `metrics` are final values keyed `<stage>/<group>/<name>`; `seconds` maps a phase (train, evaluate) to wall
-    time.
+    time. `num_steps`, `num_skipped` and `changed` are those of its `Training`; None in a run of an earlier version.
     """
 
     name: str
@@ -137,3 +152,6 @@ class StageResult:
     metrics: Mapping[str, float]
     seconds: Mapping[str, float]
     tracking_id: str | None = None
+    num_steps: int | None = None
+    num_skipped: int | None = None
+    changed: bool | None = None

@@ -5,20 +5,20 @@ placeholders. Nothing is decoded, resized or tokenized a second time, so nothing
 to differ is the model, and that is compared (`rollout.canary`).
 """
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, cast
 
 import torch
 from torch import nn
 
-from lightning_mmrl.errors import RolloutError
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.rollout.canary import Canary
 from lightning_mmrl.rollout.engine_inputs import engine_prompts
 from lightning_mmrl.rollout.hf import HFEngine
+from lightning_mmrl.rollout.sampling import refuse_broken
 from lightning_mmrl.rollout.vllm.host import Host, Sampled, SamplingRequest
 from lightning_mmrl.rollout.vllm.process import ProcessHost
 from lightning_mmrl.rollout.vllm.settings import VLLMSettings
@@ -121,10 +121,11 @@ class VLLMEngine:
     ) -> Rollout:
         """Samples N = B * G completions; each prompt's media enter vLLM's towers once.
 
-        Greedy rows have no noise and no temperature: where the policy's is not 1, their log-probabilities are NaN.
+        Greedy rows have no noise and no temperature: where the policy's is not 1, their log-probabilities are NaN. Of
+        others one that is not finite stays what it is: the stage decides what comes of it, with all ranks.
 
         Raises:
-            RolloutError: The engine does not sample from the policy, or vLLM fails.
+            RolloutError: The engine does not sample from the policy, vLLM fails, or a greedy row is not finite.
         """
         if self.version is None:
             self.load_weights(self.policy, 0)
@@ -133,8 +134,13 @@ class VLLMEngine:
         rows = [(None,) * group_size if greedy else tuple(group[:group_size]) for group in seeds]
         sampled = self._host.sample(self._requests(prompts, rows, max_tokens=limit), self._poll)
         self._prove(prompts)  # the weights may have been restored meanwhile
-        known = not greedy or self.policy.temperature == 1
-        return self._rollout([row for group in sampled for row in group], prompts, group_size, known)
+        rollout = self._rollout([row for group in sampled for row in group], prompts, group_size)
+        if greedy:
+            refuse_broken(rollout.sampler_logprobs, prompts, group_size)
+        if greedy and self.policy.temperature != 1:
+            unknown = rollout.sampler_logprobs.masked_fill(rollout.completion_mask, torch.nan)
+            return replace(rollout, sampler_logprobs=unknown)
+        return rollout
 
     def _prove(self, prompts: PromptBatch) -> None:
         if self._unproven and self._canary is not None:
@@ -161,7 +167,7 @@ class VLLMEngine:
             for prompt, seeds in zip(engine_prompts(prompts, self.policy.media.backbone), rows, strict=True)
         ]
 
-    def _rollout(self, rows: Sequence[Sampled], prompts: PromptBatch, group_size: int, known: bool) -> Rollout:
+    def _rollout(self, rows: Sequence[Sampled], prompts: PromptBatch, group_size: int) -> Rollout:
         device = prompts.input_ids.device
         shape = (len(rows), max(len(row.token_ids) for row in rows))
         tokens = torch.full(shape, self._encoder.pad_token_id, device=device)
@@ -169,8 +175,8 @@ class VLLMEngine:
         for place, row in enumerate(rows):
             length = len(row.token_ids)
             tokens[place, :length] = torch.tensor(row.token_ids, device=device)
-            values = _logprobs_of(row, prompts.samples[place // group_size].id)
-            logprobs[place, :length] = torch.tensor(values if known else [float("nan")] * length, device=device)
+            values = [step[token] for step, token in zip(row.logprobs, row.token_ids, strict=True)]
+            logprobs[place, :length] = torch.tensor(values, device=device)
             mask[place, :length] = True
         return Rollout(
             completion_ids=tokens,
@@ -184,19 +190,3 @@ class VLLMEngine:
     def _completion(self, row: Sampled) -> Completion:
         text = self._prefill + self._encoder.decode(row.token_ids)
         return Completion(text=text, num_tokens=len(row.token_ids), truncated=row.truncated)
-
-
-def _logprobs_of(row: Sampled, sample_id: str) -> list[float]:
-    """Log-probabilities of the sampled tokens.
-
-    Raises:
-        RolloutError: One is not a finite number; the loss would spread it to all weights.
-    """
-    values = [step[token] for step, token in zip(row.logprobs, row.token_ids, strict=True)]
-    wrong = next((value for value in values if not math.isfinite(value)), None)
-    if wrong is not None:
-        raise RolloutError(
-            f"vLLM gave a token of sample {sample_id} the log-probability {wrong}; weights of the policy are no "
-            "numbers, or too large for their dtype"
-        )
-    return values

@@ -12,15 +12,14 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch.distributed.checkpoint.api import CheckpointException
 
+from lightning_mmrl.errors import StageError
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
 from lightning_mmrl.training.checkpoint_io import SnapshotIO
+from lightning_mmrl.training.finite_states import CHECKPOINT, FINITE, REMEDY, not_finite_anywhere, saved_tensors
 from lightning_mmrl.training.interruption import Interrupted, Interruption
 from lightning_mmrl.training.ranks import ProcessRanks
 from lightning_mmrl.training.rng import restore_rng, rng_state
 from lightning_mmrl.training.state_store import StateStore, StoredState
-
-CHECKPOINT = "checkpoint"
-"""Name of Lightning's part of a state."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,13 +105,21 @@ class ExactState(Callback):
         batch: object,
         batch_idx: int,
     ) -> None:
-        """A border: saves where it is time."""
+        """A border: saves where it is time.
+
+        Raises:
+            StageError: The weights or the optimizer's state are not finite; nothing was written, on no rank.
+        """
         self._interruption.hold()
         self._finish_writing()
         self._step = batch_idx + 1
         self._take_border(trainer, validated=False)
         last = self._step == trainer.num_training_batches
         if last or self._step % self._settings.every_n_steps == 0:
+            problem = self._not_finite(trainer)
+            if problem is not None:
+                where = self._store.directory
+                raise StageError(f"{where}: {problem} after step {self._step}, so no state is saved; {REMEDY}")
             self._save(trainer)
         self._interruption.release()
         self._interruption.safe_point()
@@ -142,12 +149,23 @@ class ExactState(Callback):
             if together:
                 self._finish_writing()
                 if self._border and self._step > self._saved_step and not torn:
-                    self._save(trainer)
-                    self._finish_writing()
+                    self._save_on_the_way_out(trainer)
             elif self._writer is not None:
                 self._writer.finish()
         if self._saved_step:
             self._say(f"the same command continues after step {self._saved_step}")
+
+    def _save_on_the_way_out(self, trainer: lightning.Trainer) -> None:
+        problem = self._not_finite(trainer)
+        if problem is not None:
+            self._say(f"{problem} after step {self._step}, so no state is saved")
+            return
+        self._save(trainer)
+        self._finish_writing()
+
+    def _not_finite(self, trainer: lightning.Trainer) -> str | None:
+        """What of the state is not finite on any rank; a collective."""
+        return not_finite_anywhere(saved_tensors(trainer.lightning_module, trainer.optimizers), self._ranks)
 
     def _take_border(self, trainer: lightning.Trainer, *, validated: bool) -> None:
         self._border = {"loops": {"fit_loop": _border_loops(trainer.fit_loop.state_dict(), validated=validated)}}
@@ -168,7 +186,8 @@ class ExactState(Callback):
             self._failed(problem)
             return
         self._saved_step = step
-        commit = partial(self._store.commit, step, {"world_size": trainer.world_size}) if rank == 0 else None
+        facts = {"world_size": trainer.world_size, FINITE: True}
+        commit = partial(self._store.commit, step, facts) if rank == 0 else None
         self._writer = _Writer(partial(write, folder / CHECKPOINT) if write is not None else None, commit)
         self._writer.start(in_background=self._settings.in_background)
 

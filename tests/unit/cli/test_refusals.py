@@ -27,7 +27,6 @@ TORCH_FREE = {
     "order=[reason,reason]": "order[1]: stage 'reason' appears twice",
     "stages.cold_start.start_from=reason": "stages.cold_start.start_from is 'reason'; choose one of base, previous",
     "stages.cold_start.data.modality_dropout.silent=1.5": "stages.cold_start.data.modality_dropout is 1.5",
-    "stages.reason.validate_every=999": "stages.reason.validate_every is 999; it must be null or between 1",
     "--config-dir=/no/such/folder": "--config-dir /no/such/folder: is no folder; name the folder",
     "+seed=1": "seed: is there already; change it without the plus: seed=...",
     "stages.reason.lr=1": "did you mean 'stages.reason.optimizer.lr'?",

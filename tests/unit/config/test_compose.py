@@ -125,7 +125,6 @@ VALUES = {
     "stages.reason.max_grad_norm=nan": "stages.reason.max_grad_norm is nan; it must be above 0",
     "stages.cold_start.data.modality_dropout.silent=1.5": "modality_dropout is 1.5 + 0.0; it must be probabilities",
     "stages.cold_start.data.modality_dropout={silent: 0.6, blank: 0.6}": "modality_dropout is 0.6 + 0.6; it must be",
-    "stages.reason.validate_every=999": "validate_every is 999; it must be null or between 1 and num_steps 250",
     "stages.reason.validate_every=0": "validate_every is 0; it must be null or between 1 and num_steps 250",
     "stages.reason.algorithm=null": "stages.reason.algorithm: is missing; an rl stage needs it",
     "stages.reason.algorithm.group_size=1": "stages.reason.algorithm.group_size is 1; it must be at least 2",
@@ -206,7 +205,6 @@ VALUES = {
     "trainer.strategy=fsdp": "trainer.strategy is 'fsdp', which is no choice",
     "trainer.cpu_offload=true": "trainer.cpu_offload is true; it must be false unless strategy is fsdp2",
     "trainer.precision=16-mixed": "stages.reason.trainer.precision is 16-mixed, whose scaled gradients an rl stage",
-    "stages.reason.cooldown_steps=250": "cooldown_steps is 250; it must be at least 0 and less than num_steps 250",
     "stages.reason.cooldown_steps=-1": "cooldown_steps is -1; it must be at least 0 and less than num_steps 250",
 }
 

@@ -13,7 +13,7 @@ from lightning_mmrl.curriculum.orchestrator import Curriculum, StageOrchestrator
 from lightning_mmrl.curriculum.selection import Selection
 from lightning_mmrl.curriculum.spec import plan_stages, source_stage
 from lightning_mmrl.errors import ConfigError, GateError, StageError
-from lightning_mmrl.types.records import Bound
+from lightning_mmrl.types.records import Bound, Training
 
 NAMES = ["warm", "cold_start", "reason"]
 
@@ -69,7 +69,7 @@ class Job:
         if self.lab.saves_states:
             state.mkdir(parents=True, exist_ok=True)
         self.lab.perhaps_fail("train", self.spec.name)
-        return {"loss": 0.5}
+        return Training(metrics={"loss": 0.5}, num_steps=200, num_skipped=1, changed=self.lab.changed)
 
     def export(self, directory):
         before = (self.start_from / "model.safetensors").read_text()
@@ -87,7 +87,7 @@ class Lab:
         self.base.mkdir()
         (self.base / "model.safetensors").write_text("base")
         self.failures, self.happened, self.said = {}, [], []
-        self.salt, self.saves_states = "", False
+        self.salt, self.saves_states, self.changed = "", False, True
         self.tracker = FakeTracker(0)
 
     def perhaps_fail(self, place, stage):
@@ -165,8 +165,19 @@ def test_every_hand_over_carries_facts_and_lineage(lab):
         "stage": "cold_start",
         "started_from": "previous",
         "input_digest": results[0].handoff_digest,
+        "steps": 200,
+        "skipped_steps": 1,
+        "changed_weights": True,
     }
     assert facts["digest"] == results[1].handoff_digest
+
+
+def test_a_stage_that_changed_no_weight_is_known_by_lineage_and_manifest(lab):
+    lab.changed = False
+    (result,) = lab.run(order=["warm"])
+    assert check_handoff(lab.directory / result.handoff)["lineage"]["changed_weights"] is False
+    entry = Manifest.read(lab.directory).stages["warm"].result
+    assert (entry.num_steps, entry.num_skipped, entry.changed) == (200, 1, False)
 
 
 @pytest.mark.parametrize(

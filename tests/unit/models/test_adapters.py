@@ -12,7 +12,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import nn
 
-from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.errors import ConfigError, StageError
 from lightning_mmrl.models.adapters import AdapterSettings, check_targets, chosen_layers
 from lightning_mmrl.models.export import ADAPTER, export_checkpoint, export_policy
 from lightning_mmrl.models.policy import Policy
@@ -288,6 +288,16 @@ def test_a_policy_without_an_adapter_exports_its_weights_alone(omni_folder, tmp_
     contents = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two")]
     assert contents[0] == contents[1]
     assert not (tmp_path / "one" / ADAPTER).exists()
+
+
+def test_an_adapter_that_overflows_in_the_merge_is_not_exported(omni_folder, tmp_path):
+    """Each of its weights is finite, their product is not."""
+    encoder, policy = adapted.load("qwen2_5_omni", omni_folder, dtype=torch.float32)
+    for parameter in policy.adapter.parameters():
+        parameter.data.fill_(torch.finfo(parameter.dtype).max / 2)
+    with pytest.raises(StageError, match="is not finite once the adapter is merged into it"):
+        export_policy(policy, encoder.processor, tmp_path / "out", started_from="base")
+    assert not list(tmp_path.glob("out/*.safetensors"))
 
 
 def test_two_exports_are_the_same_files(omni_folder, tmp_path):

@@ -47,6 +47,19 @@ def test_media_towers_and_precision_each_have_their_own_entry(tmp_path):
     assert cache(tmp_path, towers="others").get("a", PRECISION, ROWS) is None
 
 
+def test_features_that_are_not_finite_are_neither_stored_nor_found(tmp_path, monkeypatch):
+    broken = features()
+    broken["image"][0, 0] = float("nan")
+    cache(tmp_path).put("a", PRECISION, broken)
+    assert entries(tmp_path) == []
+    with monkeypatch.context() as earlier:
+        earlier.setattr(feature_cache, "all_finite", lambda tensors: True)
+        cache(tmp_path).put("a", PRECISION, broken)
+    assert len(entries(tmp_path)) == 1
+    assert cache(tmp_path).get("a", PRECISION, ROWS) is None
+    assert entries(tmp_path) == []
+
+
 def test_every_damaged_byte_is_noticed(tmp_path):
     cache(tmp_path).put("a", PRECISION, features())
     [path] = entries(tmp_path)

@@ -5,6 +5,7 @@ import omni
 import pytest
 import torch
 
+from lightning_mmrl.errors import RolloutError
 from lightning_mmrl.rollout.sampling import group_seeds
 from lightning_mmrl.types.batches import ScoringBatch
 
@@ -225,3 +226,33 @@ def test_the_version_is_the_last_push(model):
     running.load_weights(policy, 7)
     rollout = running.generate(omni.prompts(encoder, ["angry"]), group_size=1, seeds=[[0]])
     assert rollout.policy_version == 7
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_row_without_finite_probabilities_ends_there_and_the_others_are_what_they_were(
+    model, monkeypatch, top_p, value
+):
+    """No index out of bounds: what comes of it is decided by whoever asked, on all ranks."""
+    encoder, policy = model
+    batch, text_states = omni.prompts(encoder), policy.text_states
+    expected = sample(model, batch, top_p=top_p)
+
+    def broken(token_ids, *args, **kwargs):
+        states = text_states(token_ids, *args, **kwargs)
+        first = torch.tensor([0])
+        return states.index_fill(1, first, value) if states.shape[1] == len(batch.samples) * GROUP else states
+
+    monkeypatch.setattr(policy, "text_states", broken)
+    found = sample(model, batch, top_p=top_p)
+    assert (found.completion_mask[0].sum(), bool(found.sampler_logprobs[0, 1].isnan())) == (2, True)
+    assert found.completions[0].truncated
+    assert torch.equal(found.completion_ids[4:, :2], expected.completion_ids[4:, :2])
+
+
+def test_a_greedy_answer_without_finite_probabilities_is_refused_by_sample(model, monkeypatch):
+    encoder, policy = model
+    batch = omni.prompts(encoder)
+    monkeypatch.setattr(policy, "next_logprobs", lambda states: states.new_full((len(states), 9), torch.nan))
+    with pytest.raises(RolloutError, match="the model has no finite probabilities for sample p0: its weights or the"):
+        engine(model).generate(batch, group_size=1, seeds=[[0]] * 4, greedy=True)

@@ -72,3 +72,11 @@ def test_tokens_outside_the_nucleus_are_never_sampled():
     # The two share the probability as before: 5 to 3, with a standard error of 0.011.
     share = (sample_tokens(nucleus(logprobs, 0.75), noise) == 1).double().mean()
     assert abs(float(share) - 0.625) < 0.044  # four of them
+
+
+@pytest.mark.parametrize("row", [[torch.nan] * 3, [0.0, torch.nan, 0.0], [torch.inf, 0.0, 0.0], [-torch.inf] * 3])
+def test_a_row_that_is_not_finite_gives_a_token_that_exists(row):
+    logprobs = torch.tensor([row, [-1.0, -1.0, -1.0]])
+    chosen = sample_tokens(logprobs, torch.tensor([0.5, 0.5], dtype=torch.float64))
+    assert 0 <= int(chosen[0]) < 3
+    assert int(chosen[1]) == 1

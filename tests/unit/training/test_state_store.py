@@ -159,3 +159,30 @@ def test_a_process_that_dies_at_any_call_to_the_disk_leaves_a_whole_state(tmp_pa
     assert steps == sorted(steps)
     assert set(steps) == {1, 2, 3}
     assert ended.returncode == 0
+
+
+def test_a_state_that_the_check_refuses_is_passed_over_by_name(tmp_path, caplog):
+    def check(state):
+        if state.step > 2:
+            raise ValueError("weights are not finite")
+
+    store = StateStore(tmp_path / "state", keep=9, check=check)
+    for step in (1, 2, 3, 4):
+        save(store, step)
+    assert store.latest().step == 2
+    assert [record.args[0].name for record in caplog.records] == ["step-00000004", "step-00000003"]
+    assert "weights are not finite" in caplog.text
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_state_that_was_passed_over_takes_the_place_of_no_good_one(tmp_path, keep):
+    """The stage goes on before it: it is gone with the next save, and what is kept is good."""
+    store = StateStore(tmp_path / "state", keep=keep)
+    save(store, 10)
+    save(StateStore(tmp_path / "state", keep=9), 20)
+    (tmp_path / "state" / "step-00000020" / "checkpoint" / "shard").write_text("damaged")
+    assert store.latest().step == 10
+    save(store, 11)
+    expected = ["step-00000010", "step-00000011"][-keep:]
+    assert [place.name for place in sorted((tmp_path / "state").glob("step-*"))] == expected
+    assert store.latest().step == 11

@@ -1,0 +1,38 @@
+"""A stage with few steps: what its recipe counts in steps is fitted to them, and said."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from lightning_mmrl.config.schema import StageConfig
+
+
+def fitted(stage: StageConfig, path: str, say: Callable[[str], object]) -> StageConfig:
+    """The stage with validations, cooldown and phases that lie within `num_steps`, so that this key alone can be set.
+
+    A warm-up that is longer than the stage stays: it decides the learning rate of every step, and none is wrong.
+
+    Args:
+        stage: As it was composed.
+        path: Its key, such as stages.reason.
+        say: Is told each change, in a sentence.
+    """
+    num_steps = stage.num_steps
+    if num_steps < 1:
+        return stage  # refused by the checks
+    fits = replace(stage)
+    if stage.validate_every is not None and stage.validate_every > num_steps:
+        fits.validate_every = num_steps
+        say(f"{path}.validate_every is {stage.validate_every}, and the stage has {num_steps} steps: its last validates")
+    if stage.cooldown_steps >= num_steps:
+        fits.cooldown_steps = num_steps - 1
+        say(f"{path}.cooldown_steps is {stage.cooldown_steps}, and the stage has {num_steps} steps: taken as the most")
+    if stage.algorithm is not None:
+        phases = stage.algorithm.phases
+        within = {name: phase for name, phase in phases.items() if phase.after < num_steps}
+        for name in phases.keys() - within.keys():
+            say(f"{path}.algorithm.phases.{name} begins after step {phases[name].after} of {num_steps}: it never does")
+        fits.algorithm = replace(stage.algorithm, phases=within)
+    warmup = stage.schedule.get("warmup_steps") if isinstance(stage.schedule, Mapping) else None
+    if isinstance(warmup, int) and warmup > num_steps:
+        say(f"{path}.schedule.warmup_steps is {warmup}, and the stage has {num_steps}: optimizer.lr is never reached")
+    return fits

@@ -1,0 +1,173 @@
+"""Steps in which a number is not finite: all ranks skip them together; they are counted, written down and bounded."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lightning_mmrl.errors import StageError
+from lightning_mmrl.ops.finite import all_finite, not_finite
+from lightning_mmrl.stages.context import StageContext
+from lightning_mmrl.types.batches import Experience
+from lightning_mmrl.types.records import Sample
+
+FILE = "bad_steps.jsonl"
+"""In the stage's folder: a line for each skipped update with `step`, `not_finite` and the `samples` of all ranks."""
+
+
+Numbers = Mapping[str, Sequence[Tensor | float]]
+"""What a step computed, by the name that the user reads."""
+
+
+class NotFiniteError(Exception):
+    """Ends an iteration before its update; raised on all ranks."""
+
+
+class BadSteps:
+    """Decides with all ranks whether a step is skipped, and ends the stage after too many.
+
+    The stage ends at once if the weights themselves are not finite: no further step could mend them. Else it ends at
+    the step that is one more than `max_bad_steps`, or than half of the stage's steps; and in an error at its end if its
+    last two steps were skipped. A step that is repeated after an interruption counts once.
+
+    Args:
+        context: The stage's name, length, bound, folder and ranks.
+        weights: The parameters by name.
+    """
+
+    def __init__(self, context: StageContext, weights: Callable[[], Mapping[str, Tensor]]) -> None:
+        self._context = context
+        self._weights = weights
+        self._steps: set[int] = set()
+
+    def found(self, step: int, numbers: Numbers, samples: Sequence[Sample]) -> bool:
+        """Whether any of the numbers is not finite on any rank, in which case the step is noted; a collective.
+
+        Args:
+            step: The step of the stage, from 1.
+            numbers: What it computed, by the name that the user reads; ranks give the same names.
+            samples: This rank's samples that it computed them from.
+
+        Raises:
+            StageError: The weights are not finite, or too many steps were skipped.
+        """
+        flags = self._context.ranks.either([not finite for finite in _read(numbers.values())])
+        wrong = [name for name, flag in zip(numbers, flags, strict=True) if flag]
+        if wrong:
+            self._steps.add(step)
+            self._write(step, wrong, samples)
+            self._refuse_weights(step)
+            self._refuse_too_many(step, wrong)
+            self._context.say(f"step {step} is skipped: {_are(wrong)} not finite; {self._file} names its samples")
+        return bool(wrong)
+
+    def require(self, step: int, numbers: Numbers, samples: Sequence[Sample]) -> None:
+        """As `found`, for numbers that anything computed from would not be finite either.
+
+        Raises:
+            NotFiniteError: One is not finite on some rank; raised on all of them.
+            StageError: As in `found`.
+        """
+        if self.found(step, numbers, samples):
+            raise NotFiniteError
+
+    def number(self, step: int) -> int:
+        """How many of the first `step` steps were skipped."""
+        return sum(each <= step for each in self._steps)
+
+    def __len__(self) -> int:
+        """How many steps were skipped."""
+        return len(self._steps)
+
+    def reported(self, step: int) -> dict[str, float]:
+        """The metric of a skipped step; nothing for any other one."""
+        return {"train/skipped_steps": float(self.number(step))} if step in self._steps else {}
+
+    def state_dict(self) -> list[int]:
+        """The skipped steps."""
+        return sorted(self._steps)
+
+    def load_state_dict(self, state: Sequence[int]) -> None:
+        """Goes on as the one that `state_dict` was taken of."""
+        self._steps = set(state)
+
+    @property
+    def _file(self) -> Path:
+        return self._context.directory / FILE
+
+    def refuse_end(self, num_steps: int) -> None:
+        """Looks whether a stage ends in steps that were skipped: its weights then gave nothing finite any more.
+
+        Raises:
+            StageError: The last two of its steps were.
+        """
+        if {num_steps - 1, num_steps} <= self._steps:
+            name = self._context.name
+            raise StageError(
+                f"stages.{name}: its last steps were skipped, {len(self)} of {num_steps} in all, so its weights are "
+                f"not handed over; {self._file} names their samples: leave these out, or lower "
+                f"stages.{name}.optimizer.lr, and train the stage with --from-stage {name}"
+            )
+
+    def _write(self, step: int, wrong: Sequence[str], samples: Sequence[Sample]) -> None:
+        ids = [each for part in self._context.ranks.gather([sample.id for sample in samples]) for each in part]
+        if self._context.ranks.rank != 0:
+            return
+        line = json.dumps({"step": step, "not_finite": list(wrong), "samples": ids})
+        known = self._file.read_text(encoding="utf-8").splitlines() if self._file.exists() else []
+        if line not in known:  # else a stage that goes on repeats the step
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+    def _refuse_weights(self, step: int) -> None:
+        wrong = [name for part in self._context.ranks.gather(not_finite(self._weights())) for name in part]
+        if wrong:
+            name = self._context.name
+            raise StageError(
+                f"stages.{name}: at step {step} the weights are not finite ({wrong[0]} is the first); look at the "
+                f"checkpoint that the stage started from, or lower stages.{name}.optimizer.lr and train the stage with "
+                f"--from-stage {name}"
+            )
+
+    def _refuse_too_many(self, step: int, wrong: Sequence[str]) -> None:
+        context, number = self._context, self.number(step)
+        if number <= min(context.max_bad_steps, context.num_steps // 2):
+            return
+        key = f"stages.{context.name}.max_bad_steps"
+        bound, other = f"{key} {context.max_bad_steps} allows", f", or raise {key} and go on"
+        if number <= context.max_bad_steps:
+            bound, other = f"half of its {context.num_steps} steps", ""
+        raise StageError(
+            f"stages.{context.name}: {_are(wrong)} not finite in step {step}; that makes {number} skipped steps, more "
+            f"than {bound}; {self._file} names their samples: leave these out or lower "
+            f"stages.{context.name}.optimizer.lr and train the stage with --from-stage {context.name}{other}"
+        )
+
+
+def estimates(experience: Experience) -> Numbers:
+    """What an update is made from, of the completions that count."""
+    found = {
+        "reference log-probabilities": experience.reference_logprobs,
+        "log-probabilities": experience.old_logprobs,
+        "values": experience.old_values,
+        "returns": experience.returns,
+        "advantages": experience.advantages[experience.trainable],
+        "token advantages": experience.token_advantages,
+    }
+    return {name: [] if tensor is None else [tensor] for name, tensor in found.items()}
+
+
+def _read(numbers: Iterable[Sequence[Tensor | float]]) -> list[bool]:
+    """Whether each of them is finite; a device is waited for once."""
+    flags = [all_finite([torch.as_tensor(value) for value in values]) for values in numbers]
+    device = next((flag.device for flag in flags if flag.device.type != "cpu"), torch.device("cpu"))
+    return torch.stack([flag.to(device) for flag in flags]).tolist()
+
+
+def _are(names: Sequence[str]) -> str:
+    """Names as the subject of a sentence, with its verb."""
+    plural = len(names) > 1 or (names[0].endswith("s") and not names[0].endswith("ss"))
+    return f"{' and '.join(names)} {'are' if plural else 'is'}"

@@ -1,0 +1,73 @@
+"""States hold finite numbers: their tensors are asked before they are saved, and older files before they are used."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_mmrl.ops.finite import not_finite
+from lightning_mmrl.protocols.ranks import Ranks
+from lightning_mmrl.training.shards import named_state, stored_tensors
+from lightning_mmrl.training.state_store import StoredState
+
+CHECKPOINT = "checkpoint"
+"""Name of Lightning's part of a state."""
+
+FINITE = "finite"
+"""Fact of a state that was checked before it was saved."""
+
+REMEDY = "lower the stage's optimizer.lr and train it with --from-stage, or look at the samples of its last steps"
+
+
+def saved_weights(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name, in shards if they are sharded; all ranks call it.
+
+    Between a forward and a backward pass the parameters of a sharded module may be gathered ones; to ask for its state
+    shards them again.
+    """
+    return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+
+
+def saved_tensors(module: LightningModule, optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
+    """Weights of a stage, what its optimizers keep of them, and their rates; of sharded tensors this rank's shards."""
+    found = saved_weights(module)
+    for number, optimizer in enumerate(optimizers):
+        rates = [float(group["lr"]) for group in optimizer.param_groups]
+        found[f"the learning rate of optimizer {number}"] = torch.tensor(rates, dtype=torch.float64)
+        for name, values in named_state(module, optimizer)["state"].items():
+            found |= {f"{key} of {name}": value for key, value in values.items() if isinstance(value, Tensor)}
+    return found
+
+
+def not_finite_anywhere(tensors: Mapping[str, Tensor], ranks: Ranks) -> str | None:
+    """What is not finite on any rank, as the begin of a sentence; None if all is. A collective."""
+    names = [name for part in ranks.gather(not_finite(tensors)) for name in part]
+    return f"{names[0]} is not finite" if names else None
+
+
+def check_finite(state: StoredState) -> None:
+    """Looks into a state that was not checked when it was saved.
+
+    Raises:
+        ValueError: A weight, or what an optimizer keeps of it, is not finite.
+    """
+    if state.facts.get(FINITE):
+        return
+    for name, tensor in _tensors(state.folder / CHECKPOINT):
+        if not_finite({name: tensor}):
+            raise ValueError(f"{name} is not finite")
+
+
+def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Weights and optimizer state of a checkpoint, one at a time."""
+    if path.is_dir():
+        yield from stored_tensors(path)
+        return
+    checkpoint = torch.load(path, mmap=True, map_location="cpu", weights_only=True)
+    yield from checkpoint["state_dict"].items()
+    for optimizer in checkpoint["optimizer_states"]:
+        for place, values in optimizer["state"].items():
+            yield from ((f"{key} of parameter {place}", each) for key, each in values.items() if torch.is_tensor(each))
