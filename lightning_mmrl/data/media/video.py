@@ -135,7 +135,9 @@ def read_outline(path: Path, settings: MediaSettings) -> Outline:
             times.append(time)
             first_shown = first_shown or packet
             if simple and rotation is None:
-                rotation = next((frame.rotation for frame in packet.decode()), None)
+                rotation = _rotation(packet.decode())
+        if simple and rotation is None:
+            rotation = _rotation(stream.decode(None))  # of a clip shorter than its decoder's delay
         lag_s = edit_lag_s(path, first_shown) if cut and tracks.format == MP4 and first_shown is not None else 0.0
         tick_s = in_seconds(1, stream.time_base)
         starts_s = np.sort(np.array(times, dtype=np.float64)) * tick_s - tracks.zero_s + lag_s
@@ -151,6 +153,11 @@ def read_outline(path: Path, settings: MediaSettings) -> Outline:
             rate=float(stream.average_rate or stream.guessed_rate or 25),
             promised_s=reading.promised_s(stream),
         )
+
+
+def _rotation(frames: Sequence[av.VideoFrame]) -> int | None:
+    """Degrees that the display matrix turns frames by; None if there is no frame."""
+    return frames[0].rotation if frames else None
 
 
 def _is_closed(packet: Packet) -> bool:
