@@ -84,6 +84,12 @@ RECIPES: tuple[Recipe, ...] = (
     *_clips("flv.flv", "libx264+aac", _B, "plain|late_sound|vfr|cut"),
     *_clips("flv.flv", "flv+libmp3lame", {}),
     *_clips("nut.nut", "mpeg4+libmp3lame", _B),
+    *_clips("mxf.mxf", "mpeg2video+pcm_s16le", _B, "silent"),
+    *_clips("ivf.ivf", "libvpx+none", _VPX, "silent"),
+    *_clips("h264.h264", "libx264+none", _B, "silent"),
+    *_clips("hevc.hevc", "libx265+none", _HEVC, "silent"),
+    *_clips("m4v.m4v", "mpeg4+none", _B, "silent"),
+    *_clips("mpeg2video.m2v", "mpeg2video+none", _B, "silent"),
     *(
         recipe
         for name in ("gif", "png", "webp", "avif")

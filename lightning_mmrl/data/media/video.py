@@ -31,7 +31,9 @@ from lightning_mmrl.types.records import MediaRef
 
 HAS_DECORD = platform.system() == "Linux" and platform.machine() == "x86_64"
 
-_AVI = "avi"
+_NO_DISPLAY_TIMES = frozenset({"avi", "mpegvideo"})
+"""Containers that store when a frame is decoded, if anything, and not when it is shown."""
+
 _NAL_LENGTH = 4
 _IDR_SLICE = 5
 
@@ -124,8 +126,7 @@ def read_outline(path: Path, settings: MediaSettings) -> Outline:
         for packet in reading.packets():
             if packet.stream_index != stream.index:
                 continue
-            # AVI stores when a frame is decoded, not when it is shown.
-            time = packet.dts if tracks.format == _AVI else packet.pts
+            time = packet.dts if tracks.format in _NO_DISPLAY_TIMES else packet.pts
             cut = cut or packet.is_discard
             if time is None or packet.is_discard:
                 simple = False
@@ -134,7 +135,9 @@ def read_outline(path: Path, settings: MediaSettings) -> Outline:
             times.append(time)
             first_shown = first_shown or packet
             if simple and rotation is None:
-                rotation = next((frame.rotation for frame in packet.decode()), None)
+                rotation = _rotation(packet.decode())
+        if simple and rotation is None:
+            rotation = _rotation(stream.decode(None))  # of a clip shorter than its decoder's delay
         lag_s = edit_lag_s(path, first_shown) if cut and tracks.format == MP4 and first_shown is not None else 0.0
         tick_s = in_seconds(1, stream.time_base)
         starts_s = np.sort(np.array(times, dtype=np.float64)) * tick_s - tracks.zero_s + lag_s
@@ -150,6 +153,11 @@ def read_outline(path: Path, settings: MediaSettings) -> Outline:
             rate=float(stream.average_rate or stream.guessed_rate or 25),
             promised_s=reading.promised_s(stream),
         )
+
+
+def _rotation(frames: Sequence[av.VideoFrame]) -> int | None:
+    """Degrees that the display matrix turns frames by; None if there is no frame."""
+    return frames[0].rotation if frames else None
 
 
 def _is_closed(packet: Packet) -> bool:
@@ -237,7 +245,7 @@ def _starts_s(times: Sequence[float | None], outline: Outline) -> np.ndarray:
     and where packets have none either, frames follow at the average rate.
     """
     known = [time for time in times if time is not None]
-    if outline.format != _AVI and len(known) == len(times) and known == sorted(known):
+    if outline.format not in _NO_DISPLAY_TIMES and len(known) == len(times) and known == sorted(known):
         return np.array(known, dtype=np.float64) + outline.lag_s
     ranked = outline.starts_s[: len(times)]
     first_s = ranked[-1] + 1 / outline.rate if len(ranked) else 0.0

@@ -71,7 +71,7 @@ def test_both_engines_see_the_same(suffix, tmp_path):
     assert ours.duration_s == theirs.duration_s
 
 
-def turned(path, degrees):
+def turned(path, degrees, num_frames=4):
     """A clip whose stored frames have a bright upper left quarter, to be shown turned counter-clockwise."""
     image = np.zeros((64, 96, 3), dtype=np.uint8)
     image[:32, :48] = 200
@@ -79,12 +79,19 @@ def turned(path, degrees):
         stream = container.add_stream("libx264", rate=10)
         stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
         stream.set_display_rotation(degrees)
-        for index in range(4):
+        for index in range(num_frames):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.pts, frame.time_base = index, Fraction(1, 10)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 3])
+def test_a_clip_shorter_than_its_decoders_delay_is_seen_upright(num_frames, tmp_path):
+    path = turned(tmp_path / "clip.mp4", 90, num_frames)
+    assert video.read_outline(path, MediaSettings()).rotation == 90
+    assert look(video.decode_video, path, 2).frames.shape == (2, 96, 64, 3)
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov"])
