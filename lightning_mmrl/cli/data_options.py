@@ -50,5 +50,8 @@ def label_set(text: str | None) -> Sequence[str] | None:
     from lightning_mmrl.data.schema import label_matcher
 
     labels = tuple(label.strip() for label in text.split(","))
-    label_matcher(labels)
+    try:
+        label_matcher(labels)
+    except ConfigError as error:
+        raise ConfigError(f"--labels: {error}") from error
     return labels

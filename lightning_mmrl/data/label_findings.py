@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from itertools import combinations
 
 from lightning_mmrl.data.formats.turns import quoted
-from lightning_mmrl.prompts.labels import normalized
+from lightning_mmrl.prompts.labels import is_blank, normalized
 
 MISSING_WORDS = frozenset(
     {"nan", "na", "n/a", "none", "null", "nil", "nat", "missing", "undefined", "#n/a", "<na>", "#value!", "#ref!"}
@@ -13,6 +13,7 @@ MISSING_WORDS = frozenset(
 """How spreadsheets, pandas and databases write a value that is not there, case-folded."""
 
 _MAX_LABELS = 200
+_MANY_CHARACTERS = 64
 _MIN_LETTERS = 5
 _LOOKALIKE_SCRIPTS = frozenset({"LATIN", "CYRILLIC", "GREEK"})
 
@@ -41,9 +42,14 @@ def label_findings(labels: Mapping[str, int]) -> list[str]:
             "learned from it"
         )
     for label, num in labels.items():
-        if label.strip().casefold() in MISSING_WORDS or not normalized(label):
+        if label.strip().casefold() in MISSING_WORDS or is_blank(normalized(label)):
             findings.append(
                 f"label {quoted(label)} ({_samples(num)}) looks like a missing value; drop its lines if it is one"
+            )
+        if len(label) > _MANY_CHARACTERS:
+            findings.append(
+                f"label {quoted(label)} ({_samples(num)}) has {len(label)} characters, which an answer must say word "
+                "for word; is it a sentence of another column?"
             )
         if len(scripts := _scripts(label)) > 1:
             findings.append(

@@ -162,6 +162,15 @@ def normalized(text: str) -> str:
     return text[start:end]
 
 
+def is_blank(text: str) -> bool:
+    """True for a text without a letter, a digit or a symbol, which no answer can be told by.
+
+    >>> is_blank("?"), is_blank("-- ..."), is_blank("c++")
+    (True, True, False)
+    """
+    return not any(unicodedata.category(character)[0] in "LNS" for character in text)
+
+
 def _trimmed(character: str) -> bool:
     return character == " " or (unicodedata.category(character).startswith("P") and character not in "?\u00bf")
 
@@ -174,9 +183,9 @@ def _lookup(labels: tuple[str, ...], synonyms: Mapping[str, str]) -> dict[str, s
         if label not in labels:
             raise ConfigError(f"synonyms.{word} is {label!r}, which is not one of the labels {list(labels)}")
         key = normalized(word)
-        if not key or key in lookup:
-            raise ConfigError(
-                f"{word!r} of {label!r} is blank or reads like a word of {lookup.get(key)!r}; remove one of them"
-            )
+        if is_blank(key):
+            raise ConfigError(f"label {word!r} has no letter, digit or symbol to be told by; name the class in words")
+        if key in lookup:
+            raise ConfigError(f"{word!r} of {label!r} reads like a word of {lookup[key]!r}; remove one of them")
         lookup[key] = label
     return lookup

@@ -73,13 +73,8 @@ def label_problem(label: str) -> str | None:
     """Why no answer would ever be read as this label, None if one is."""
     try:
         matcher = label_matcher((label,))
-    except ConfigError:
-        return f"label {quoted(label)} has no letter and no digit; name the class in words"
-    if len(label) > matcher.max_characters:
-        return (
-            f"label {quoted(label)} has {len(label)} characters, and no answer of more than {matcher.max_characters} "
-            "is read as a label; shorten it"
-        )
+    except ConfigError as error:
+        return str(error)
     if matcher.match(label) is None:
         return f"label {quoted(label)} is not read as an answer; reword it"
     return None
