@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from lightning_mmrl.algorithms.penalties.kl import KLPenalty
 from lightning_mmrl.errors import MmrlError
 from lightning_mmrl.models.export import export_policy
-from lightning_mmrl.ops.finite import not_finite
+from lightning_mmrl.models.finite import not_finite
 from lightning_mmrl.training.finite_states import check_finite
 from lightning_mmrl.training.interruption import Interruption
 from lightning_mmrl.training.state_store import StoredState
@@ -198,6 +198,12 @@ def old_state(stage):
     stage.change(stage.module, "training_step", before=ends)
 
 
+def spoil_critic(stage):
+    """The head of the critic."""
+    stage.module.state_dict()  # a sharded one is gathered after a forward pass without a backward pass
+    local(stage.module.critic.trunk.head.weight).fill_(NAN)
+
+
 def spoiled_handoff(stage):
     """A weight, when training is done."""
     stage.change(
@@ -292,7 +298,7 @@ PPO = {
         )
     ),
     "critic's weights": Fault(
-        put=lambda stage: stage.at_start(lambda: local(stage.module.critic.trunk.head.weight).fill_(NAN)),
+        put=lambda stage: stage.at_start(lambda: spoil_critic(stage)),
         last=AT - 1,
     ),
 }
@@ -313,7 +319,8 @@ def strike(kind, name, checkpoint, folder, interruption=None, **options):
         stage.export()
     except (MmrlError, OutOfMemoryError) as error_:
         ended, error = type(error_).__name__, str(error_)
-    problems = [] if name == "state of an earlier version" else _wrong_states(folder)
+    first = stage.trainer.global_rank == 0
+    problems = _wrong_states(folder) if first and name != "state of an earlier version" else []
     if (ended is not None) != (fault.last is not None):
         problems.append(f"ended by {ended}: {error}")
     if ended is None and came_to.num_skipped != fault.skipped:
@@ -321,7 +328,7 @@ def strike(kind, name, checkpoint, folder, interruption=None, **options):
     noted = (folder / "bad_steps.jsonl").read_text().splitlines() if (folder / "bad_steps.jsonl").exists() else []
     if len(noted) < fault.skipped:
         problems.append(f"bad_steps.jsonl has {noted}")
-    if (folder / "handoff").exists():
+    if first and ended is None:
         problems += _wrong_handoff(folder)
     again = Stage(kind, checkpoint, folder, interruption, **options)
     again.job.train()
@@ -329,7 +336,7 @@ def strike(kind, name, checkpoint, folder, interruption=None, **options):
     last = exact_cases.STEPS if fault.last is None else fault.last
     if again.said[0] != f"continuing after step {last}":
         problems.append(f"expected to continue after step {last}: {again.said[0]}")
-    if again.trainer.global_rank == 0:
+    if first:
         problems += [*_wrong_states(folder), *_wrong_handoff(folder)]
     return {"problems": problems, "error": error or "", "said": stage.said}
 

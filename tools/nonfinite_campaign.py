@@ -29,7 +29,7 @@ import ranks  # noqa: E402
 import torch  # noqa: E402
 
 PLACES = ("1 process", "2 ranks, ddp", "2 ranks, fsdp2")
-TIMEOUT_S = 120
+TIMEOUT_S = 300
 
 
 def cases():
@@ -44,7 +44,7 @@ def outcome(kind, fault, place, checkpoint, work):
     if place == PLACES[0]:
         return [nonfinite_cases.strike(kind, fault, checkpoint, work / "stage")]
     case = {"name": "case", "run": "nonfinite", "kind": kind, "fault": fault, "checkpoint": str(checkpoint)}
-    case |= {"folder": str(work / "stage"), "strategy": place.rpartition(" ")[2]}
+    case |= {"folder": str(work / "stage"), "strategy": place.rpartition(" ")[2], "watchdog_s": TIMEOUT_S}
     return ranks.launch([case], work, timeout_s=TIMEOUT_S)["case"]
 
 

@@ -8,9 +8,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from lightning_mmrl.errors import StageError
+from lightning_mmrl.models.finite import not_finite
 from lightning_mmrl.models.parallelize import gathered_weights
 from lightning_mmrl.models.policy import Policy
-from lightning_mmrl.ops.finite import not_finite
 
 ADAPTER = "adapter"
 """Folder within a checkpoint that has the adapter alone, in peft's format."""

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from lightning_mmrl.ops.finite import all_finite
+from lightning_mmrl.models.finite import all_finite
 
 DIGEST = "sha256"
 """Name under which an entry holds the hash of its tensors."""

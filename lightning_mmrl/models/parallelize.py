@@ -29,8 +29,8 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from lightning_mmrl.models.finite import bit_digests
 from lightning_mmrl.models.policy import Policy
-from lightning_mmrl.ops.finite import bit_digests
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
 
 ROOT = ""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_mmrl.errors import StageError
-from lightning_mmrl.ops.finite import all_finite, not_finite
+from lightning_mmrl.models.finite import all_finite, not_finite
 from lightning_mmrl.stages.context import StageContext
 from lightning_mmrl.types.batches import Experience
 from lightning_mmrl.types.records import Sample

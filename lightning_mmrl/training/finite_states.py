@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_mmrl.ops.finite import not_finite
+from lightning_mmrl.models.finite import not_finite
 from lightning_mmrl.protocols.ranks import Ranks
 from lightning_mmrl.training.shards import named_state, stored_tensors
 from lightning_mmrl.training.state_store import StoredState

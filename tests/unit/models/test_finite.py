@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_mmrl.ops.finite import all_finite, bit_digests, not_finite
+from lightning_mmrl.models.finite import all_finite, bit_digests, not_finite
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
