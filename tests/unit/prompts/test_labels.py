@@ -121,7 +121,7 @@ def test_given_synonyms_replace_the_usual_ones():
     [
         ((), {}, "labels is empty"),
         (("angry", "Angry."), {}, "'Angry.'"),
-        (("angry", "!"), {}, "blank"),
+        (("angry", "!"), {}, "no letter, digit or symbol"),
         (("angry",), {"mad": "crazy"}, "synonyms.mad is 'crazy'"),
         (("angry", "sad"), {"SAD": "angry"}, "'SAD'"),
     ],
