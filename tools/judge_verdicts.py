@@ -2,11 +2,12 @@
 
     python tools/judge_verdicts.py                       the share that is right, of every file in tests/verdicts
     python tools/judge_verdicts.py --judge math --show   and every disagreement of one judge
+    python tools/judge_verdicts.py --folder second       the verdicts of another reader, or of your own folder
 
-Verdicts are read from tests/verdicts/NAME.jsonl; the README.md there says who wrote them, by which rules. The odd lines
-are for development, the even ones are looked at afterwards: both shares are printed. A solution that the judge cannot
-read is a disagreement; an answer on which math-verify runs out of time is not paid. Exits with 1 if a judge is right in
-fewer than 99 % of its cases.
+Verdicts are read from NAME.jsonl in tests/verdicts; the README.md there says who wrote them, by which rules. The odd
+lines are for development, the even ones are looked at afterwards: both shares are printed. A solution that the judge
+cannot read is a disagreement; an answer on which math-verify runs out of time is not paid. Exits with 1 if a judge is
+right in fewer than 99 % of its cases.
 """
 
 import argparse
@@ -108,9 +109,9 @@ def share(cases: list[Case], wrong: list[Case]) -> str:
     return f"{right}/{len(cases)} = {100 * right / len(cases):.1f} %"
 
 
-def report(name: str, show: str | None) -> bool:
+def report(name: str, show: str | None, folder: Path = VERDICTS) -> bool:
     """Prints the score of one judge; True if it suffices."""
-    cases = read_cases(name)
+    cases = read_cases(name, folder)
     found = list(disagreements(cases))
     wrong = [case for case, _ in found]
     halves = [
@@ -133,8 +134,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--judge", choices=NAMES, action="append", help="one judge; all without it")
     parser.add_argument("--show", nargs="?", const="all", choices=("all", "odd", "even"), help="print disagreements")
+    parser.add_argument("--folder", type=Path, default=VERDICTS, help="of the files, below tests/verdicts if relative")
     options = parser.parse_args()
-    return 0 if all([report(name, options.show) for name in options.judge or NAMES]) else 1
+    return 0 if all([report(name, options.show, VERDICTS / options.folder) for name in options.judge or NAMES]) else 1
 
 
 if __name__ == "__main__":

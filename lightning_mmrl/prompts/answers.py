@@ -96,7 +96,8 @@ def without_latex(text: str) -> str:
     if "$" in text:
         text = _DOLLARS.sub(lambda found: f" {found[1] or found[2]} ", text)
     if "\\" in text:
-        text = _LATEX_SPACE.sub(" ", _unwrapped(text))
+        # A power belongs to what stands before it, also where that was wrapped: \text{ m}^2.
+        text = _LATEX_SPACE.sub(" ", _unwrapped(text)).replace("  ", " ").replace(" ^", "^")
     return " ".join(text.split())
 
 
@@ -166,8 +167,9 @@ STATEMENT_WORDS = frozenset(
         *("clearly", "definitely", "certainly", "surely", "obviously", "simply", "just", "only", "both", "am", "is"),
         *("are", "was", "be", "to", "of", "in", "for", "on", "by", "with", "from", "certain", "sure", "confident"),
         *("answer", "answers", "ans", "option", "choice", "letter", "result", "solution", "solutions", "conclusion"),
-        *("response", "prediction", "label", "class", "category", "emotion", "emotions", "feeling", "feelings"),
-        *("mood", "expression", "sentiment", "state", "tone", "facial", "vocal", "emotional", "voice", "face"),
+        *("response", "prediction", "label", "labels", "class", "category", "emotion", "emotions", "feeling"),
+        *("feelings", "mood", "moods", "expression", "expressions", "sentiment", "state", "tone", "facial"),
+        *("vocal", "emotional", "voice", "face"),
         *("speaker", "person", "man", "woman", "boy", "girl", "child", "character", "subject", "individual"),
         *("guy", "lady", "actor", "actress", "people", "video", "clip", "image", "picture", "scene", "audio"),
         *("recording", "question", "final", "correct", "right", "best", "true", "predicted", "detected"),

@@ -10,7 +10,9 @@ from lightning_mmrl.types.records import Completion, Sample
 
 # No two neighboring repetitions share a character: linear in the text.
 _LETTER = re.compile(r"[(\[\"']* ?([A-Za-z]) ?[)\]\"']*")
-_LEADING = re.compile(r"(?:[(\[] ?([A-Za-z]) ?[)\]]|([A-Za-z]) ?[).:])[.:,]? ?(?=\S)")
+_LEADING = re.compile(r"(?:[(\[] ?([A-Za-z]) ?[)\]]|([A-Za-z]) ?[).:](?!\.))[.:,]? ?(?=\S)")
+# With a comma a letter may begin a list: no other letter may stand alone in what follows, but for "A" and "I" as words.
+_COMMA = re.compile(r"([A-Z]), ?(?=\S)(?!.*(?<![A-Za-z'])(?:A(?! [a-z])|[B-HJ-Z])(?![A-Za-z']))")
 _DASHED = re.compile(r"([A-Z]) (?:-+|=) (?=\S)")
 _BRACKETED = re.compile(r"([A-Z]) \((?=.*\)$)")
 _REASONED = re.compile(r"([A-Z]),? (?:because|since|as|for) (?=\S)|([A-Z]): because (?=\S)", re.IGNORECASE)
@@ -106,11 +108,11 @@ class ChoiceAnswer:
         whole = _LETTER.fullmatch(text)
         if whole is not None:
             return self._choice(whole[1], "")
-        for pattern in (_REASONED, _LEADING, _DASHED, _BRACKETED):
+        for pattern in (_REASONED, _LEADING, _DASHED, _BRACKETED, _COMMA):
             found = pattern.match(text)
             if found is not None:
                 letter, rest = next(each for each in found.groups() if each), text[found.end() :].strip(" .")
-                remark = pattern in (_REASONED, _BRACKETED)
+                remark = pattern in (_REASONED, _BRACKETED, _COMMA)
                 if remark and (self._others(_ALONE, rest, letter) or _is_doubtful(rest, pattern is _REASONED)):
                     return None
                 return self._choice(letter, rest)
@@ -168,7 +170,7 @@ class ChoiceAnswer:
 
 
 def _is_doubtful(remark: str, is_reason: bool) -> bool:
-    """True for a reason that guesses, and for brackets with any doubt: a reason may deny and compare."""
+    """True for a reason that guesses, and for any other remark with any doubt: a reason may deny and compare."""
     guesses = any(word.casefold() in GUESSES for word in _WORD.findall(remark))
     return guesses if is_reason else doubts(remark)
 
