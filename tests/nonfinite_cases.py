@@ -296,6 +296,7 @@ PPO = {
     "critic's weights": Fault(
         put=lambda stage: stage.at_start(lambda: local(next(stage.module.critic.parameters())).fill_(NAN)),
         last=AT - 1,
+        skipped=0,
     ),
 }
 
