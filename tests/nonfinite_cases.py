@@ -88,8 +88,10 @@ class Stage(exact_cases.Stage):
         """Does something as the step of the fault begins."""
 
         def before(batch, batch_idx):
-            if batch_idx + 1 == AT and self.trainer.global_rank == self.last_rank:
-                strike()
+            if batch_idx + 1 == AT:
+                self.module.state_dict()  # on all ranks: shards what a forward pass has gathered
+                if self.trainer.global_rank == self.last_rank:
+                    strike()
             return batch, batch_idx
 
         self.change(self.module, "training_step", before=before)
@@ -198,12 +200,6 @@ def old_state(stage):
     stage.change(stage.module, "training_step", before=ends)
 
 
-def spoil_critic(stage):
-    """The head of the critic."""
-    stage.module.state_dict()  # a sharded one is gathered after a forward pass without a backward pass
-    local(stage.module.critic.trunk.head.weight).fill_(NAN)
-
-
 def spoiled_handoff(stage):
     """A weight, when training is done."""
     stage.change(
@@ -298,8 +294,9 @@ PPO = {
         )
     ),
     "critic's weights": Fault(
-        put=lambda stage: stage.at_start(lambda: spoil_critic(stage)),
+        put=lambda stage: stage.at_start(lambda: local(next(stage.module.critic.parameters())).fill_(NAN)),
         last=AT - 1,
+        skipped=0,
     ),
 }
 
