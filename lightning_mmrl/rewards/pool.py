@@ -1,5 +1,6 @@
 """Scores many completions: in the calling process, or in spawned processes that can be killed."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
@@ -62,8 +63,8 @@ class _ScoreTask:
 class RewardPool:
     """Scores in `num_workers` killable processes; see `DeadlinePool` for what a deadline and a death cost.
 
-    An item that takes too long, takes too much memory, crashes or takes its process down becomes invalid, named for the
-    part that was running, and so does what the budget does not suffice for: a call always returns.
+    An item that takes too long, takes too much memory, crashes or takes its process down twice becomes invalid, named
+    for the part that was running, and so does what the budget does not suffice for: a call always returns.
 
     Args:
         reward: What to score with.
@@ -121,10 +122,26 @@ class RewardPool:
         if self._pool.closed:
             raise RewardError("the reward pool is closed; score before close()")
         try:
-            outcomes = self._pool.map(_paired(samples, completions), budget_s=self._batch_budget_s)
+            outcomes = self._judged(_paired(samples, completions))
         except WorkerError as error:
             raise RewardError(f"rewards: {error}") from error
         return _shaped_like(completions, [_as_score(outcome) for outcome in outcomes])
+
+    def _judged(self, items: Sequence[tuple[Sample, Completion]]) -> list[Outcome]:
+        """An outcome for each item; lost ones are tried once more, since something else may have killed their worker.
+
+        Both attempts share the budget.
+        """
+        end = time.monotonic() + self._batch_budget_s
+        outcomes = self._pool.map(items, budget_s=self._batch_budget_s)
+        lost = [index for index, outcome in enumerate(outcomes) if outcome.lost]
+        left_s = end - time.monotonic()
+        if lost and left_s > 0:
+            again = self._pool.map([items[index] for index in lost], budget_s=left_s)
+            for index, outcome in zip(lost, again, strict=True):
+                if outcome.error is None:
+                    outcomes[index] = outcome
+        return outcomes
 
     def close(self) -> None:
         """Ends all workers; those still busy are killed. May be called again."""

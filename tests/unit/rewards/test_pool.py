@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -191,6 +192,17 @@ def test_a_worker_that_died_while_idle_costs_nothing(pool):
         os.kill(worker.process.pid, signal.SIGKILL)
         assert worker.connection.poll(5)  # end of file: its last thread is gone
     assert [each.total for each in score(pool, "give 1", "give 2", "give 3")] == [1.0, 2.0, 3.0]
+
+
+def test_a_worker_that_something_else_kills_costs_no_score(hostile):
+    with RewardPool(hostile.Obedient(), num_workers=1, deadline_s=20.0) as pool:
+        [worker] = pool._pool._workers
+        killer = threading.Timer(0.3, os.kill, (worker.process.pid, signal.SIGKILL))
+        killer.start()
+        scores = score(pool, "sleep 1", "give 2")
+        killer.join()
+        assert pool._pool._workers[0] is not worker
+    assert [each.valid for each in scores] == [True, True]
 
 
 def test_an_item_runs_in_a_main_thread(pool):
