@@ -121,7 +121,7 @@ def _converted(wanted: Quantity, given: Quantity) -> list[str]:
     """The formulas of the answer in the solution's unit, none if it is another kind of unit."""
     ours, theirs = wanted.unit, given.unit
     if ours is not None and theirs is not None:
-        if ours.powers != theirs.powers:
+        if not ours.measures_like(theirs):
             return []
         factor = theirs.factor / ours.factor
         return [given.formula if factor == 1 else _scaled(given.formula, f"{factor.numerator}/{factor.denominator}")]
