@@ -9,10 +9,11 @@ from math_verify import LatexExtractionConfig, parse, verify
 from math_verify.errors import TimeoutException
 
 from lightning_mmrl.errors import RewardError
-from lightning_mmrl.prompts.answers import doubts
+from lightning_mmrl.prompts.answers import doubts, question_of
 from lightning_mmrl.prompts.scanner import scan
 from lightning_mmrl.rewards.formulas import bracketed
 from lightning_mmrl.rewards.mathematics import Quantity, read_mathematics, verbatim, with_decimal_point
+from lightning_mmrl.rewards.wording import Named
 from lightning_mmrl.types.records import Completion, Sample
 
 _WITH_UNITS = LatexExtractionConfig()
@@ -71,10 +72,11 @@ class MathAnswer:
         answer = scan(completion.text).answer
         if answer is None or len(answer) > self.max_characters:
             return 0.0
-        stated = read_mathematics(answer)
+        named = Named(question=question_of(sample), solution=sample.solution or "")
+        stated = read_mathematics(answer, named)
         if stated is not None and len(stated) != len(wanted):
             point = with_decimal_point(answer)
-            stated = None if point is None else read_mathematics(point)
+            stated = None if point is None else read_mathematics(point, named)
         if stated is None and wanted[0].is_verbatim and doubts(answer) == doubts(sample.solution or ""):
             stated = (verbatim(answer),)
         return float(stated is not None and _same(wanted, stated, self.timeout_s))
@@ -82,7 +84,7 @@ class MathAnswer:
 
 def _read_solution(solution: str, timeout_s: int) -> tuple[Quantity, ...] | None:
     """The quantities of a solution, or math-verify's own reading of one in LaTeX; None if it cannot read it."""
-    stated = read_mathematics(solution)
+    stated = read_mathematics(solution, Named(solution=solution))
     if stated is not None and all(_is_readable(quantity.formula, timeout_s) for quantity in stated):
         return stated
     whole = verbatim(solution)

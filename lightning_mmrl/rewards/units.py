@@ -65,7 +65,7 @@ _NAMES: tuple[tuple[str, str, int | Fraction], ...] = (
     ("mm millimeter millimeters millimetre millimetres", "m", Fraction(1, 1000)),
     ("dm decimeter decimeters decimetre decimetres", "m", Fraction(1, 10)),
     ("km Km KM kilometer kilometers kilometre kilometres", "m", 1000),
-    ("inch inches", "m", Fraction(254, 10_000)),
+    ("inch inches in", "m", Fraction(254, 10_000)),
     ("ft foot feet", "m", Fraction(3048, 10_000)),
     ("yd yard yards", "m", Fraction(9144, 10_000)),
     ("mi mile miles", "m", Fraction(1_609_344, 1000)),
@@ -118,7 +118,34 @@ UNITS: Mapping[str, Unit] = {
     "mph": Unit(powers={"m": 1, "s": -1}, factor=Fraction(1_609_344, 3_600_000)),
     "kph": Unit(powers={"m": 1, "s": -1}, factor=Fraction(5, 18)),
 }
-_SYMBOLS = frozenset("m cm mm dm km kg g mg s ms h N J kJ W kW V Hz Pa mol L l mL ml".split())
+_SYMBOLS = frozenset(
+    (
+        "m",
+        "cm",
+        "mm",
+        "dm",
+        "km",
+        "kg",
+        "g",
+        "mg",
+        "s",
+        "ms",
+        "h",
+        "N",
+        "J",
+        "kJ",
+        "W",
+        "kW",
+        "V",
+        "Hz",
+        "Pa",
+        "mol",
+        "L",
+        "l",
+        "mL",
+        "ml",
+    )
+)
 """Their case tells them apart: mg is a milligram and Mg a ton, ms a millisecond and MS none."""
 CURRENCY_SIGNS = "$\u20ac\u00a3\u00a5\u20b9"
 _ONE = Unit(powers={}, factor=Fraction(1))
@@ -128,6 +155,8 @@ _TOKEN = re.compile(
     r" *(\^? ?\{? ?\\circ ?\}? ?(?:[CF]\b)?|\u00b0 ?(?:[CF]\b)?|\\?%|per ?cent\b|\^ ?\{?-?[1-9]\}?|/|[A-Za-z]+|"
     rf"[{CURRENCY_SIGNS}\u00a2])"
 )
+_GOES_ON = re.compile(r" +[A-Za-z]")
+"""After "in": a preposition then (`5 in total`), else inches."""
 _DEGREE = re.compile(r"\^? ?\{? ?\\circ ?\}? ?|\u00b0 ?")
 
 
@@ -147,7 +176,8 @@ def read_unit(text: str) -> tuple[Unit | None, str]:
             pending = _POWERS[token.casefold()]
         else:
             known = _named(token)
-            if known is None or (unit is not None and sign == 1):
+            is_preposition = token.casefold() == "in" and _GOES_ON.match(text, position) is not None
+            if known is None or is_preposition or (unit is not None and sign == 1):
                 break
             power, position = _power(text, position)
             unit = (unit or _ONE).times(known, sign * pending * power)
