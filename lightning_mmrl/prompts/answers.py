@@ -50,7 +50,7 @@ _JOINERS = "\ufe0f\u200d\u20e3"
 
 
 def question_of(sample: Sample) -> str:
-    """What the user asks in a sample, all turns together.
+    """The user's part of a sample, all turns together.
 
     >>> from lightning_mmrl.types.records import Message
     >>> question_of(Sample(id="q1", messages=(Message(role="user", content="How many apples?"),)))
@@ -234,7 +234,7 @@ def is_statement_word(word: str) -> bool:
 
 
 def readings(answer: str) -> Iterator[tuple[str, str]]:
-    """What an answer may name: pairs of a lead-in, mostly empty, and the text that is left of a statement.
+    """The ways to read an answer: pairs of a lead-in, mostly empty, and the text that is left of a statement.
 
     First the whole answer, then without more and more words of its opening, and without a closing such as "is correct".
     Whoever reads takes the first that names something, and looks at the lead-in for other candidates.

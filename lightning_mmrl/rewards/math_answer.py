@@ -30,15 +30,16 @@ class MathAnswer:
     Numbers, fractions and expressions, in LaTeX or not, are compared by math-verify, so that 0.5, 1/2 and \frac{1}{2}
     are one answer. The format may be broken elsewhere as long as there is one unambiguous `<answer>`, and it states one
     thing: an expression with a name before it (`x = 7`), in a bare statement (`The answer is 7.`, `She earns $35.`) and
-    with a unit. Words that deny, hedge, compare or change the value (`not 7`, `about 7`, `7 million`), several numbers
-    where the solution is one, and more than `max_characters` characters earn nothing. A chain of equations pays where
-    each side is equal to the solution. Lists and sets pay with all of their elements in any order, pairs and intervals
-    with theirs in order.
+    with a unit. Words around it must be of a statement, a counted noun (a plural, or named by the sample's question or
+    solution) or what goes on from it (`7 apples left`); all others earn nothing, such as those that deny, hedge,
+    compare or change the value (`not 7`, `about 7`, `7 lakh`, `less 7`). Several numbers where the solution is one, and
+    more than `max_characters` characters earn nothing. A chain of equations pays where each side is equal to the
+    solution. Lists and sets pay with all of their elements in any order, pairs and intervals with theirs in order.
 
     Units are converted (`0.05 m` is `5 cm`); one that measures something else earns nothing. A number without a unit
     pays for one with it, and the reverse, as in published sets: the unit is mostly in the question. Percent is a value:
-    50 % is 0.5, and 7 % is not 7; a bare 50 pays for a solution of 50 %. What a number counts (`7 apples`) must not
-    contradict what the solution counts.
+    50 % is 0.5, and 7 % is not 7; a bare 50 pays for a solution of 50 %. The noun that a number counts (`7 apples`)
+    must not contradict what the solution counts.
 
     math-verify sets an alarm signal and sympy can hang on hostile answers: run it with `rewards.num_workers` of at
     least 1, in processes that are killed at their deadline. Its own limit, `timeout_s`, must be shorter than that.
@@ -177,7 +178,7 @@ def _equal(solution: str, answer: str, timeout_s: int) -> bool:
 
 @lru_cache(maxsize=_NUM_REMEMBERED)
 def _read(formula: str, timeout_s: int) -> list[Any]:
-    """What math-verify reads in a formula, empty if nothing."""
+    """The mathematics that math-verify reads in a formula, empty if none."""
     try:
         return parse(
             f"${formula}$", _EXTRACTION, fallback_mode="no_fallback", parsing_timeout=timeout_s, raise_on_error=True

@@ -1,4 +1,4 @@
-r"""What a mathematical answer states: numbers or expressions with their units, out of a bare statement; no judgement.
+r"""The content of a mathematical answer: numbers or expressions with their units, out of a bare statement.
 
 A statement may have words around its one number (`She earns $35`), out of an allow-list (see `wording`); none of them
 denies, hedges, compares or changes the value (`about 7`, `7 million`, `less 7`). All regular
@@ -80,7 +80,7 @@ class Quantity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Part:
-    """What stands between two separators: words, a formula's text or none, words."""
+    """The text between two separators: words, a formula's text or none, words."""
 
     before: tuple[str, ...]
     core: str | None = None
@@ -93,7 +93,7 @@ class _Part:
 
 
 def read_mathematics(text: str, named: Named | None = None) -> tuple[Quantity, ...] | None:
-    r"""What a text states, mostly one quantity; several for a list or a set. None if it states nothing clearly.
+    r"""The quantities that a text states: one, or several for a list or a set. None if it states nothing clearly.
 
     The words that the question and the solution name may stand around a number.
 

@@ -2,7 +2,7 @@
 
 Words are an allow-list. Before the number: words of a bare statement, names of values (`total`, `area`), a proper
 name with its verb. After it and its unit: a counted noun, words that qualify one, words that go on (`left`,
-`in total`). What the question or the solution names may stand in each of these places.
+`in total`). Words that the question or the solution names may stand in each of these places.
 
 A plural pays as a counted noun though nobody named it (`7 packs`), a singular only if somebody did (`1 pack`). A list
 of words that change a value wherever they stand is the second wall.
