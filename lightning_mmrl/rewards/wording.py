@@ -36,9 +36,9 @@ _CHANGING_SIGN = re.compile(
 """Chinese: ten to trillion, minus, half, -fold; but a kilogram, kilometer, kilowatt, kilocalorie is a unit."""
 _RELATING_WORDS = _words(
     "couple couples tens ones zero negatives reciprocal inverse hexadecimal hexadecimals hex binary octal decimal "
-    "decimals bases ago off short less fewer late early later earlier too away backward backwards behind past down "
+    "decimals bases ago off short less late early too away backward backwards behind past down "
     "fails miss misses lies contradicts overshoots undershoots differs sometimes otherwise besides perhaps "
-    "plusminus smaller larger greater lower higher lesser but yet except though although unlike"
+    "wrongs nots inverses minuses exponents doublings halvings logs but yet except though although unlike"
 )
 """They set a number against another one or judge it. A question that has them does not make nouns of them."""
 _NO_NOUNS = CHANGING_WORDS | _RELATING_WORDS | NEGATIONS | HEDGES | GUESSES
@@ -47,8 +47,8 @@ _IRREGULAR_PLURALS = _words(
     "data criteria phenomena"
 )
 _NO_PLURALS = frozenset(("always", "does", "goes", "says", "this", "thus", "yes"))
-_PLURAL = re.compile(r"[a-z]*[aeiouy][a-z]*(?<![sui])s")
-"""Ends as a plural does, and has a vowel: `apples`, but neither `plus`, `less`, `axis` nor `bps`."""
+_NO_PLURAL_ENDINGS = ("ss", "us", "is")
+_VOWELS = frozenset("aeiouy")
 _MIN_LETTERS = 4
 _QUALIFYING_WORDS = _words(
     "square cubic units unit of the a an such different distinct whole full red green blue yellow white black "
@@ -75,9 +75,14 @@ _LEADING_WORDS = (
     STATEMENT_WORDS
     | _VALUES
     | _VERBS
-    | _words("there now still also a an will must exactly precisely all let where when at")
+    | _QUALIFYING_WORDS
+    | _words(
+        "there now still also will must can all exactly precisely let where when at which us i'd i've we've going find "
+        "found obtain obtained calculated computed remaining missing other"
+    )
 )
 _PREPOSITIONS = frozenset(("of", "by", "from", "with", "on", "to"))
+_NEVER_LAST = _PREPOSITIONS | {"missing", "other"}
 """Directly before a number they may relate it to another one: `the product of 7`, `away from 7`, `increased by 7`."""
 _PAIRS = frozenset(
     (
@@ -100,14 +105,17 @@ class Named:
 
     def __init__(self, question: str = "", solution: str = "") -> None:
         asked = {word.casefold() for word in _WORD.findall(question)} - _NO_NOUNS - _PREPOSITIONS
-        self._stems = {stem(word) for word in (*asked, *map(str.casefold, _WORD.findall(solution)))}
+        self._asked = set(map(stem, asked))
+        self._solved = {stem(word.casefold()) for word in _WORD.findall(solution)}
         self._unspaced = tuple(word for word in asked if not _is_spaced(word))
 
     def __contains__(self, word: str) -> bool:
         word = word.casefold()
-        if not _is_spaced(word):
-            return stem(word) in self._stems or any(word in each for each in self._unspaced)
-        return stem(word) in self._stems
+        if stem(word) in self._solved:
+            return True
+        if not _is_spaced(word) and any(word in each for each in self._unspaced):
+            return True
+        return word not in _NO_NOUNS and stem(word) in self._asked
 
 
 def _is_spaced(word: str) -> bool:
@@ -155,14 +163,15 @@ def may_follow(words: Sequence[str], named: Named) -> bool:
 
 
 def is_plural(word: str) -> bool:
-    """True for a word in lower case that looks like the plural of a noun.
+    """True for a word in lower case that ends as the plural of a noun does, and has a vowel.
 
     >>> [is_plural(word) for word in ("apples", "children", "lakh", "plus", "less", "off", "ago", "bps")]
     [True, True, False, False, False, False, False, False]
     """
     if word in _NO_NOUNS or word in _NO_PLURALS:
         return False
-    return word in _IRREGULAR_PLURALS or (len(word) >= _MIN_LETTERS and _PLURAL.fullmatch(word) is not None)
+    is_regular = len(word) >= _MIN_LETTERS and word.endswith("s") and not word.endswith(_NO_PLURAL_ENDINGS)
+    return word in _IRREGULAR_PLURALS or (is_regular and "'" not in word and not _VOWELS.isdisjoint(word))
 
 
 def may_lead(words: Sequence[str], named: Named) -> bool:
@@ -173,7 +182,7 @@ def may_lead(words: Sequence[str], named: Named) -> bool:
     """
     folded = [word.casefold() for word in words]
     last, pair = folded[-1:], tuple(folded[-2:])
-    if last and last[0] in _PREPOSITIONS and pair not in _PAIRS and last[0] not in named:
+    if last and last[0] in _NEVER_LAST and pair not in _PAIRS and last[0] not in named:
         return False
     return all(word in named or _leads(words, folded, position) for position, word in enumerate(folded))
 

@@ -85,7 +85,14 @@ def test_counted_nouns_and_bare_statements_pay_without_the_question():
         *("7 apples", "7 students", "7 people", "7 boxes", "7 different ways", "7 of the apples", "She has 7 left"),
         *("There are 7 girls.", "7 is the answer", "7 in total", "Number of apples = 7", "Total apples: 7"),
         *("Emma has 7 marbles", "The sum of the numbers is 7", "a total of 7 apples", "\u7b54\u6848\u662f7"),
-        *("Adding them, the answer is 7", "7 meters long", "$7 each", "7 bananas"),
+        *(
+            "Adding them, the answer is 7",
+            "The missing number is 7",
+            "which gives us 7",
+            "7 meters long",
+            "$7 each",
+            "7 bananas",
+        ),
     )
     assert [answer for answer in answers if reward("7", answer) != 1.0] == []
 
@@ -95,6 +102,8 @@ def test_counted_nouns_and_bare_statements_pay_without_the_question():
     [
         ("How many apples?", "1", "1 apple"),
         ("How far does the train travel?", "7", "The train travels 7 km"),
+        ("Which is the larger number?", "7", "The larger number is 7"),
+        ("How many fewer?", "7", "7 fewer"),
         ("How many more does he need?", "7", "he needs 7 more"),
         ("\u6709\u591a\u5c11\u4e2a\u82f9\u679c", "7", "7\u4e2a"),
         ("Wie viele \u00c4pfel?", "7", "7 \u00c4pfel"),
@@ -108,6 +117,11 @@ def test_words_of_the_question_may_stand_around_the_number(question, solution, a
 def test_a_solution_may_have_any_words_that_do_not_change_it():
     assert reward("20% off", "20% off") == reward("20% off", "20%") == reward("7\u5343\u514b", "7") == 1.0
     assert reward("20", "20 off") == 0.0
+
+
+def test_another_number_of_a_word_of_the_question_is_not_named_where_it_judges():
+    assert reward("7", "7 lies", "Does he lie?") == reward("7", "7 fails", "Did it fail?") == 0.0
+    assert reward("7", "7 missing", "How many are missing?") == 1.0
 
 
 def test_units_have_one_name_each_and_convert_by_a_rational_number():
