@@ -31,7 +31,7 @@ VERDICTS = Path(__file__).parents[1] / "tests" / "verdicts"
 NAMES = ("choice", "math", "label", "emotion_set")
 NEEDED = 0.99
 OUT_OF_TIME = "needed more than"
-"""What math-verify's error says where an answer took too long: invalid, and not paid."""
+"""Part of math-verify's error where an answer took too long: invalid, and not paid."""
 LABELS: Mapping[str, tuple[str, ...]] = {
     "dfew7": DFEW7,
     "mafw11": MAFW11,
@@ -76,7 +76,7 @@ def _case(name: str, number: int, row: dict[str, Any]) -> Case:
 
 
 def reward_of(case: Case) -> float | str:
-    """What the judge pays, or why it cannot judge."""
+    """The reward that the judge pays, or why it cannot judge."""
     judge = JUDGES[case.judge] if case.labels is None else LabelAnswer(labels=LABELS[case.labels])
     text = f"<think>Lowered brows.</think><answer>{case.answer}</answer>"
     sample = Sample(id=f"{case.judge}:{case.line}", messages=(), solution=case.solution)

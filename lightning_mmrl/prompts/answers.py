@@ -11,6 +11,8 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
+from lightning_mmrl.types.records import Sample
+
 QUOTES = "\"'"
 _FRACTION_SLASH = "\u2044"
 _TYPOGRAPHY = str.maketrans(
@@ -45,6 +47,16 @@ _LATEX_SPACE = re.compile(r"\\(?:[ ,;:!]|quad\b|qquad\b|left\b|right\b)|~(?=[\\\
 NEGATIVE_PICTURES = "\u274c\u274e\u2715\u2716\u2717\u2718\u26d4\U0001f6ab\U0001f44e\U0001f645\U0001f914\U0001f937"
 """Pictures that deny or doubt: a cross, a thumb down, a shrug."""
 _JOINERS = "\ufe0f\u200d\u20e3"
+
+
+def question_of(sample: Sample) -> str:
+    """The user's part of a sample, all turns together.
+
+    >>> from lightning_mmrl.types.records import Message
+    >>> question_of(Sample(id="q1", messages=(Message(role="user", content="How many apples?"),)))
+    'How many apples?'
+    """
+    return "\n".join(message.content for message in sample.messages if message.role == "user")
 
 
 def typeset(text: str) -> str:
@@ -193,6 +205,7 @@ _CHINESE = (
     *("\u662f", "\u4e3a", "\u7684", "\u8be5", "\u6211", "\u5f88"),
 )
 """final, correct, answer, option, emotion, label, therefore, feels, person, is and the like."""
+_CHINESE_WORDS = re.compile(f"(?:{'|'.join(_CHINESE)})+")
 _CLOSING_WORDS = frozenset(
     (
         *("the", "my", "a", "final", "correct", "right", "best", "true", "answer", "option", "choice", "letter"),
@@ -202,16 +215,26 @@ _CLOSING_WORDS = frozenset(
 _CERTAINLY = re.compile(r"\b(?:without (?:a |any )?doubt|no doubt|beyond doubt)\b", re.IGNORECASE)
 _WORD = re.compile(r"[A-Za-z\u00c0-\u024f\u0400-\u04ff]+(?:'[A-Za-z]+)?")
 _LINK = re.compile(r"[ \"]*(?:(?:->|=>|[:=,.]) *)*")
-_LEAD_INS = frozenset(
+LEAD_INS = frozenset(
     (
         *("based", "looking", "according", "given", "judging", "considering", "because", "since", "as", "after"),
         *("from", "in", "by", "with", "on", "for", "listening", "watching"),
     )
 )
+"""Words that a lead-in begins with: `Based on the picture, it is B`."""
+
+
+def is_statement_word(word: str) -> bool:
+    """True for a word in lower case, or a run of Chinese words, that may stand in a bare statement.
+
+    >>> is_statement_word("answer"), is_statement_word("\u7b54\u6848\u662f"), is_statement_word("less")
+    (True, True, False)
+    """
+    return word in STATEMENT_WORDS or _CHINESE_WORDS.fullmatch(word) is not None
 
 
 def readings(answer: str) -> Iterator[tuple[str, str]]:
-    """What an answer may name: pairs of a lead-in, mostly empty, and the text that is left of a statement.
+    """The ways to read an answer: pairs of a lead-in, mostly empty, and the text that is left of a statement.
 
     First the whole answer, then without more and more words of its opening, and without a closing such as "is correct".
     Whoever reads takes the first that names something, and looks at the lead-in for other candidates.
@@ -227,7 +250,7 @@ def readings(answer: str) -> Iterator[tuple[str, str]]:
     for start in _openings(text):
         yield from _closed("", text[start:])
     first = _WORD.match(text)
-    if first is None or first[0].casefold() not in _LEAD_INS:
+    if first is None or first[0].casefold() not in LEAD_INS:
         return
     comma = text.find(", ")
     while comma >= 0:

@@ -4,7 +4,15 @@ import re
 from dataclasses import dataclass
 
 from lightning_mmrl.errors import ConfigError, RewardError
-from lightning_mmrl.prompts.answers import GUESSES, HEDGES, NEGATIVE_PICTURES, doubts, readings
+from lightning_mmrl.prompts.answers import (
+    GUESSES,
+    HEDGES,
+    NEGATIVE_PICTURES,
+    doubts,
+    question_of,
+    readings,
+    typeset,
+)
 from lightning_mmrl.prompts.scanner import scan
 from lightning_mmrl.types.records import Completion, Sample
 
@@ -50,6 +58,21 @@ _ABOUT_THE_LETTER = frozenset(
     )
 )
 _JUDGED_WRONG = frozenset(("wrong", "incorrect", "false", "untrue", "mistaken"))
+_REJECTIONS = _JUDGED_WRONG - {"false"} | frozenset(
+    (
+        *("no", "nope", "nah", "not", "never", "none", "neither", "eliminated", "ruled", "rejected", "discarded"),
+        *("dismissed", "excluded", "crossed", "struck", "removed", "disproved", "impossible"),
+    )
+)
+_POINTERS = frozenset(("this", "that", "it", "it's", "that's", "option", "choice", "answer", "letter", "candidate"))
+"""With a rejection they speak of the letter, not for an option: `Not this one`."""
+_REMARKING = frozenset(
+    (
+        *("out", "off", "is", "was", "be", "been", "has", "can", "should", "must", "by", "the", "a", "one", "i", "we"),
+        *("as", "already", "definitely", "clearly", "certainly", "obviously", "correct", "right", "true", "possible"),
+        *("so", "therefore", "of", "process", "elimination", "my", "first", "final"),
+    )
+)
 _FILLING = frozenset(
     ("i", "i'm", "i'd", "am", "think", "it", "is", "the", "a", "not", "sure", "so", "be", "would", "my")
 )
@@ -63,6 +86,11 @@ class ChoiceAnswer:
     short reason (`B) a red car`, `B, because it is red`), and each of them in a bare statement (`The answer is B.`, see
     `readings`). Several letters, a letter that is denied, doubted or asked about and a text that names another choice
     are none. An option's own text may deny or list (`D) None of the above`). The solution is read in the same way.
+
+    A remark that rejects the letter is no text of an option: a rejection in lower case (`B) no`, `B) ruled out`), and
+    one that points at the letter (`B) Not this one`). Where the question or the solution has it after that letter (`A)
+    yes B) no`), it is the option's text. A capitalized rejection alone (`B. No.`, `B) Eliminated`) reads as an option's
+    text and pays.
 
     **Deviations** from the letter that VisualThinker-R1-Zero (the last one, arXiv:2503.05132) and MM-EUREKA (the only
     one, arXiv:2503.07365) fall back to: the words around it are an allow-list, so that no list or negation pays.
@@ -86,8 +114,10 @@ class ChoiceAnswer:
         if len(set(choices)) < len(choices):
             raise ConfigError(f"choices is {choices!r}; it must name each letter once")
 
-    def read(self, answer: str) -> str | None:
+    def read(self, answer: str, options: str = "") -> str | None:
         r"""The letter that an answer names, None if it names none or more than one.
+
+        `options` is a text that lists the options, such as the question.
 
         >>> ChoiceAnswer().read(r"\boxed{c}")
         'C'
@@ -100,7 +130,8 @@ class ChoiceAnswer:
             named = self._named(rest)
             if named is not None:
                 letter, text = named
-                return letter if self._is_about(letter, text) and not self._others(_ALONE, lead, letter) else None
+                about = self._is_about(letter, text) and (not _rejects(text) or _lists(options, letter, text))
+                return letter if about and not self._others(_ALONE, lead, letter) else None
         return None
 
     def _named(self, text: str) -> tuple[str, str] | None:
@@ -159,14 +190,15 @@ class ChoiceAnswer:
         Raises:
             RewardError: The sample's own solution is missing or names no choice.
         """
-        truth = None if sample.solution is None else self.read(sample.solution)
+        truth = None if sample.solution is None else self.read(sample.solution, sample.solution)
         if truth is None:
             raise RewardError(
                 f"sample {sample.id!r} has the solution {sample.solution!r}, which names none of the choices "
                 f"{self.choices}; write a letter, or widen choices"
             )
         answer = scan(completion.text).answer
-        return 1.0 if answer is not None and self.read(answer) == truth else 0.0
+        options = f"{question_of(sample)}\n{sample.solution}"
+        return 1.0 if answer is not None and self.read(answer, options) == truth else 0.0
 
 
 def _is_doubtful(remark: str, is_reason: bool) -> bool:
@@ -184,3 +216,21 @@ def _denies(text: str, words: list[str]) -> bool:
     if words[0] in _ABOUT_THE_LETTER:
         return not _JUDGED_WRONG.isdisjoint(words) or (is_lower and doubts(text))
     return is_lower and words[0] in _JUDGED_WRONG - {"false"}
+
+
+def _rejects(text: str) -> bool:
+    """True for a remark that only rejects: in lower case, or with a word that points at the letter.
+
+    "No one" is a text of an option.
+    """
+    words = [word.casefold() for word in _WORD.findall(text)]
+    allowed = _REJECTIONS | _POINTERS | _REMARKING
+    if _REJECTIONS.isdisjoint(words) or not allowed.issuperset(words) or words == ["no", "one"]:
+        return False
+    return words[0] in text or not _POINTERS.isdisjoint(words)
+
+
+def _lists(options: str, letter: str, text: str) -> bool:
+    """True if a text stands after its letter among the options."""
+    option = rf"(?<![A-Za-z]){letter}[).:,\] -]{{1,4}}{re.escape(text)}(?![A-Za-z])"
+    return re.search(option, typeset(options), re.IGNORECASE) is not None

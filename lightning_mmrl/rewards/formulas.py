@@ -35,7 +35,7 @@ _BROKEN = re.compile(
     r"|[0-9)\]}!]_|[0-9)\]}] ?\[|\.\.|(?<![A-Za-z)])'|(?<!\\)\{ ?\}|[(\[,] ?[*/^_=,)\]}]|[-+*/^_=<>] ?[*/^_=,)\]}!]"
     r"|\\[dtc]?frac(?! ?\{| ?[0-9] ?[0-9{])|\\sqrt(?! ?[{\[0-9a-z])|\\(?![A-Za-z{}\\])"
 )
-"""What no formula begins, ends or goes on with: an operator or index without its number, a lone backslash."""
+"""No formula begins, ends or goes on with these: an operator or index without its number, a lone backslash."""
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _COMMANDS = FUNCTIONS | frozenset(
     (
@@ -127,7 +127,7 @@ def is_well_formed(formula: str) -> bool:
 
 
 def _brackets_match(formula: str) -> bool:
-    """True if each bracket has its own; a half-open interval stands at the front or behind a sign of sets."""
+    """True if each bracket has its own; a half-open interval stands at the front or after a sign of sets."""
     opened: list[tuple[str, int]] = []
     for found in _BRACKET.finditer(formula):
         if found[0] in _OPENING:

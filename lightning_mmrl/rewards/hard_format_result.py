@@ -11,7 +11,7 @@ from lightning_mmrl.types.records import Completion, Sample
 class HardFormatResult:
     """1.0 if `format` and `result` both earn their 1, else 0.0 (HFRRF of arXiv:2503.06749, section 3.4).
 
-    `result` is asked first, whatever the format: a solution that cannot be read is counted, not hidden behind a broken
+    `result` is asked first, whatever the format: a solution that cannot be read is counted, not hidden by a broken
     format. If one of them does not apply (None), neither does this.
 
     **Deviations**: none known; a result with partial credit below 1 does not hold.

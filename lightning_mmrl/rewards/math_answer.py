@@ -9,10 +9,11 @@ from math_verify import LatexExtractionConfig, parse, verify
 from math_verify.errors import TimeoutException
 
 from lightning_mmrl.errors import RewardError
-from lightning_mmrl.prompts.answers import doubts
+from lightning_mmrl.prompts.answers import doubts, question_of
 from lightning_mmrl.prompts.scanner import scan
 from lightning_mmrl.rewards.formulas import bracketed
 from lightning_mmrl.rewards.mathematics import Quantity, read_mathematics, verbatim, with_decimal_point
+from lightning_mmrl.rewards.wording import Named
 from lightning_mmrl.types.records import Completion, Sample
 
 _WITH_UNITS = LatexExtractionConfig()
@@ -29,15 +30,16 @@ class MathAnswer:
     Numbers, fractions and expressions, in LaTeX or not, are compared by math-verify, so that 0.5, 1/2 and \frac{1}{2}
     are one answer. The format may be broken elsewhere as long as there is one unambiguous `<answer>`, and it states one
     thing: an expression with a name before it (`x = 7`), in a bare statement (`The answer is 7.`, `She earns $35.`) and
-    with a unit. Words that deny, hedge, compare or change the value (`not 7`, `about 7`, `7 million`), several numbers
-    where the solution is one, and more than `max_characters` characters earn nothing. A chain of equations pays where
-    each side is equal to the solution. Lists and sets pay with all of their elements in any order, pairs and intervals
-    with theirs in order.
+    with a unit. Words around it must be of a statement, a counted noun (a plural, or named by the sample's question or
+    solution) or what goes on from it (`7 apples left`); all others earn nothing, such as those that deny, hedge,
+    compare or change the value (`not 7`, `about 7`, `7 lakh`, `less 7`). Several numbers where the solution is one, and
+    more than `max_characters` characters earn nothing. A chain of equations pays where each side is equal to the
+    solution. Lists and sets pay with all of their elements in any order, pairs and intervals with theirs in order.
 
     Units are converted (`0.05 m` is `5 cm`); one that measures something else earns nothing. A number without a unit
     pays for one with it, and the reverse, as in published sets: the unit is mostly in the question. Percent is a value:
-    50 % is 0.5, and 7 % is not 7; a bare 50 pays for a solution of 50 %. What a number counts (`7 apples`) must not
-    contradict what the solution counts.
+    50 % is 0.5, and 7 % is not 7; a bare 50 pays for a solution of 50 %. The noun that a number counts (`7 apples`)
+    must not contradict what the solution counts.
 
     math-verify sets an alarm signal and sympy can hang on hostile answers: run it with `rewards.num_workers` of at
     least 1, in processes that are killed at their deadline. Its own limit, `timeout_s`, must be shorter than that.
@@ -71,10 +73,11 @@ class MathAnswer:
         answer = scan(completion.text).answer
         if answer is None or len(answer) > self.max_characters:
             return 0.0
-        stated = read_mathematics(answer)
+        named = Named(question=question_of(sample), solution=sample.solution or "")
+        stated = read_mathematics(answer, named)
         if stated is not None and len(stated) != len(wanted):
             point = with_decimal_point(answer)
-            stated = None if point is None else read_mathematics(point)
+            stated = None if point is None else read_mathematics(point, named)
         if stated is None and wanted[0].is_verbatim and doubts(answer) == doubts(sample.solution or ""):
             stated = (verbatim(answer),)
         return float(stated is not None and _same(wanted, stated, self.timeout_s))
@@ -82,7 +85,7 @@ class MathAnswer:
 
 def _read_solution(solution: str, timeout_s: int) -> tuple[Quantity, ...] | None:
     """The quantities of a solution, or math-verify's own reading of one in LaTeX; None if it cannot read it."""
-    stated = read_mathematics(solution)
+    stated = read_mathematics(solution, Named(solution=solution))
     if stated is not None and all(_is_readable(quantity.formula, timeout_s) for quantity in stated):
         return stated
     whole = verbatim(solution)
@@ -121,7 +124,7 @@ def _converted(wanted: Quantity, given: Quantity) -> list[str]:
     """The formulas of the answer in the solution's unit, none if it is another kind of unit."""
     ours, theirs = wanted.unit, given.unit
     if ours is not None and theirs is not None:
-        if ours.powers != theirs.powers:
+        if not ours.measures_like(theirs):
             return []
         factor = theirs.factor / ours.factor
         return [given.formula if factor == 1 else _scaled(given.formula, f"{factor.numerator}/{factor.denominator}")]
@@ -175,7 +178,7 @@ def _equal(solution: str, answer: str, timeout_s: int) -> bool:
 
 @lru_cache(maxsize=_NUM_REMEMBERED)
 def _read(formula: str, timeout_s: int) -> list[Any]:
-    """What math-verify reads in a formula, empty if nothing."""
+    """The mathematics that math-verify reads in a formula, empty if none."""
     try:
         return parse(
             f"${formula}$", _EXTRACTION, fallback_mode="no_fallback", parsing_timeout=timeout_s, raise_on_error=True

@@ -1,14 +1,15 @@
-r"""What a mathematical answer states: numbers or expressions with their units, out of a bare statement; no judgement.
+r"""The content of a mathematical answer: numbers or expressions with their units, out of a bare statement.
 
-A statement may have words around its one number (`She earns $35`), but none that denies, hedges, compares or changes
-the value (`about 7`, `7 million`, `7 below zero`). All regular expressions here are linear in the text.
+A statement may have words around its one number (`She earns $35`), out of an allow-list (see `wording`); none of them
+denies, hedges, compares or changes the value (`about 7`, `7 million`, `less 7`). All regular
+expressions here are linear in the text.
 """
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lightning_mmrl.prompts.answers import QUOTES, doubts, has_doubt_sign, typeset, without_latex
+from lightning_mmrl.prompts.answers import LEAD_INS, QUOTES, doubts, has_doubt_sign, typeset, without_latex
 from lightning_mmrl.rewards.formulas import (
     FUNCTIONS,
     SEPARATOR_WORDS,
@@ -19,36 +20,12 @@ from lightning_mmrl.rewards.formulas import (
     set_items,
 )
 from lightning_mmrl.rewards.units import CURRENCY_SIGNS, Unit, read_unit
+from lightning_mmrl.rewards.wording import Named, changes, counts, is_point, may_follow, may_lead, stem
 
 MOST_WORDS = 25
 """Words around the numbers of a statement; more are an essay."""
 MOST_ELEMENTS = 16
 
-CHANGING_WORDS = frozenset(
-    (
-        *("hundred", "hundreds", "thousand", "thousands", "million", "millions", "billion", "billions", "trillion"),
-        *("dozen", "dozens", "score", "half", "halves", "quarter", "quarters", "third", "thirds", "fourths", "fifths"),
-        *("tenth", "tenths", "hundredth", "hundredths", "thousandths", "double", "doubled", "twice", "triple", "pair"),
-        *("pairs", "k", "squared", "cubed", "root", "factorial", "negative", "minus", "plus", "times", "divided"),
-        *("multiplied", "modulo", "mod", "div", "choose", "power", "base", "remainder", "over", "under"),
-        *(
-            "above",
-            "below",
-            "beyond",
-            "within",
-            "than",
-            "least",
-            "most",
-            "minimum",
-            "maximum",
-            "up",
-            "exceeds",
-            "before",
-        ),
-        *("percentage", "log", "ln", "sin", "cos", "tan", "exp", "sqrt", "wait", "two", "three", "four", "five", "six"),
-        *("seven", "eight", "nine", "ten", "eleven", "twelve", "twenty", "estimate", "estimated", "rounded", "first"),
-    )
-)
 _SHORT_WORDS = frozenset(
     ("and", "or", "not", "is", "no", "the", "so", "to", "of", "if", "in", "at", "by", "an", "as", "it")
 )
@@ -103,16 +80,22 @@ class Quantity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Part:
-    """What stands between two separators: words, a formula's text or none, words."""
+    """The text between two separators: words, a formula's text or none, words."""
 
-    words: tuple[str, ...]
-    core: str | None
-    unit: Unit | None
-    nouns: tuple[str, ...]
+    before: tuple[str, ...]
+    core: str | None = None
+    unit: Unit | None = None
+    after: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        return (*self.before, *self.after)
 
 
-def read_mathematics(text: str) -> tuple[Quantity, ...] | None:
-    r"""What a text states, mostly one quantity; several for a list or a set. None if it states nothing clearly.
+def read_mathematics(text: str, named: Named | None = None) -> tuple[Quantity, ...] | None:
+    r"""The quantities that a text states: one, or several for a list or a set. None if it states nothing clearly.
+
+    The words that the question and the solution name may stand around a number.
 
     >>> [[each.formula for each in read_mathematics(text) or ()] for text in ("It is $7$.", r"\{1, 2\}", "not 7")]
     [['7'], ['1', '2'], []]
@@ -124,13 +107,31 @@ def read_mathematics(text: str) -> tuple[Quantity, ...] | None:
     if parts is None:
         return None
     words = [word.casefold() for part in parts for word in part.words]
-    if len(words) > MOST_WORDS or doubts(" ".join(words)) or not CHANGING_WORDS.isdisjoint(words):
+    if len(words) > MOST_WORDS or doubts(" ".join(words)) or changes(words):
+        return None
+    if not _words_fit(parts, named or Named()):
         return None
     stated = [quantity for part in parts if part.core is not None for quantity in _quantities(part)]
     if not stated or len(stated) > MOST_ELEMENTS or any(not quantity.formula for quantity in stated):
         return None
     items = set_items(stated[0].formula) if len(stated) == 1 and stated[0].unit is None else None
     return tuple(stated) if not items else tuple(Quantity(formula=item) for item in items)
+
+
+def _words_fit(parts: list[_Part], named: Named) -> bool:
+    """True if all words around the numbers are allowed, also in the parts between commas that have no number."""
+    reached = False
+    for part, following in zip(parts, (*parts[1:], None), strict=True):
+        if part.core is not None:
+            reached = True
+            if not (may_lead(part.before, named) and may_follow(part.after, named)):
+                return False
+        elif not may_lead(part.before, named) and not (reached and may_follow(part.before, named)):
+            first = part.before[0].casefold()
+            leads_in = first in LEAD_INS or first.endswith("ing")
+            if reached or not leads_in or following is None or not following.before:
+                return False
+    return True
 
 
 def verbatim(text: str) -> Quantity:
@@ -190,7 +191,7 @@ def _part(piece: str) -> _Part | None:
         and _NAME.match(piece) is None
         and all(named[0].count(opening) == named[0].count(closing) for opening, closing in ("()", "{}"))
     ):
-        before += _WORD.findall(named[0])
+        before += [word for word in _WORD.findall(named[0]) if not is_point(word)]
         piece = piece[named.end() :].strip()
     tokens = list(TOKEN.finditer(piece))
     first = 0
@@ -200,7 +201,7 @@ def _part(piece: str) -> _Part | None:
         before += [tokens[first][0]] if tokens[first][0][0].isalpha() else []
         first += 1
     if first == len(tokens):
-        return _Part(words=tuple(before), core=None, unit=None, nouns=())
+        return _Part(before=tuple(before))
     glued = first > 0 and before and tokens[first - 1].end() == tokens[first].start() and tokens[first - 1][0].isascii()
     if glued and tokens[first - 1][0].isalpha() and tokens[first][0][0].isdigit():
         return None
@@ -212,8 +213,8 @@ def _part(piece: str) -> _Part | None:
     after = [found[0] for found in TOKEN.finditer(rest)]
     if any(not (token[0].isalpha() or token in ".:!\"'") for token in after):
         return None
-    nouns = tuple(token.casefold() for token in after if token[0].isalpha())
-    return _Part(words=(*before, *nouns), core=core.lstrip(" :;").rstrip(" .:;"), unit=unit, nouns=nouns)
+    words = tuple(token for token in after if token[0].isalpha())
+    return _Part(before=tuple(before), core=core.lstrip(" :;").rstrip(" .:;"), unit=unit, after=words)
 
 
 def _with_unit(core: str, rest: str) -> tuple[str, Unit | None, str]:
@@ -245,15 +246,12 @@ def _quantities(part: _Part) -> Iterator[Quantity]:
     found = _NAME.match(core)
     if found is not None:
         name, core = found[1].replace(" ", ""), core[found.end() :]
+    noun = frozenset(stem(word) for word in map(str.casefold, part.after) if counts(word))
     signs = ("+", "-") if core.count("\\pm") == 1 else ("",)
     for sign in signs:
         formula = in_latex(core.replace("\\pm", sign).strip().removeprefix("+"))
         formula = formula if is_well_formed(formula) else ""
-        yield Quantity(formula=formula, name=name, unit=part.unit, noun=frozenset(_stem(noun) for noun in part.nouns))
-
-
-def _stem(noun: str) -> str:
-    return noun.removesuffix("s")
+        yield Quantity(formula=formula, name=name, unit=part.unit, noun=noun)
 
 
 def with_decimal_point(text: str) -> str | None:

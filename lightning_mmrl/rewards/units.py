@@ -1,4 +1,7 @@
-"""Units that a number may have, an allow-list with conversion: `5 m`, `40 km/h`, `36 square feet`, `7 percent`."""
+"""Units that a number may have, an allow-list with conversion: `5 m`, `40 km/h`, `36 square feet`, `7 percent`.
+
+Symbols are compared with their case (`mg` is not `Mg`), words and abbreviations without (`Minutes`, `FT`).
+"""
 
 import re
 from collections.abc import Mapping
@@ -6,11 +9,15 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 PERCENT = "percent"
+_YEN_OR_YUAN = "yen or yuan"
+"""The base unit of a sign that two currencies share."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
-    """A product of powers: `powers` by name of the dimension, `factor` times the dimensions' own unit.
+    """A product of powers of base units: `powers` maps each base unit's name to its exponent.
+
+    One of this unit is `factor` of the product; 1 km/h is 5/18 m/s:
 
     >>> unit, rest = read_unit("km/h")
     >>> unit.powers, unit.factor
@@ -25,6 +32,17 @@ class Unit:
         """True for a hundredth, which is a value and not a unit."""
         return PERCENT in self.powers
 
+    def measures_like(self, other: "Unit") -> bool:
+        """True for units of one kind; the sign that yen and yuan share is of either's kind.
+
+        >>> sign, yen, yuan = UNITS["\u00a5"], UNITS["yen"], UNITS["yuan"]
+        >>> sign.measures_like(yen), sign.measures_like(yuan), yen.measures_like(yuan)
+        (True, True, False)
+        """
+        if self.powers == other.powers:
+            return True
+        return _YEN_OR_YUAN in {*self.powers, *other.powers} and _signed(self.powers) == _signed(other.powers)
+
     def times(self, other: "Unit", power: int) -> "Unit":
         """This unit times a power of another one."""
         powers = {
@@ -36,17 +54,22 @@ class Unit:
         )
 
 
+def _signed(powers: Mapping[str, int]) -> dict[str, int]:
+    """Powers with the shared sign in place of either currency."""
+    return {_YEN_OR_YUAN if name in ("yen", "yuan") else name: power for name, power in powers.items()}
+
+
 _NAMES: tuple[tuple[str, str, int | Fraction], ...] = (
     ("m meter meters metre metres", "m", 1),
-    ("cm centimeter centimeters centimetre centimetres", "m", Fraction(1, 100)),
+    ("cm Cm CM centimeter centimeters centimetre centimetres", "m", Fraction(1, 100)),
     ("mm millimeter millimeters millimetre millimetres", "m", Fraction(1, 1000)),
     ("dm decimeter decimeters decimetre decimetres", "m", Fraction(1, 10)),
-    ("km kilometer kilometers kilometre kilometres", "m", 1000),
-    ("inch inches", "m", Fraction(254, 10_000)),
+    ("km Km KM kilometer kilometers kilometre kilometres", "m", 1000),
+    ("inch inches in", "m", Fraction(254, 10_000)),
     ("ft foot feet", "m", Fraction(3048, 10_000)),
     ("yd yard yards", "m", Fraction(9144, 10_000)),
     ("mi mile miles", "m", Fraction(1_609_344, 1000)),
-    ("kg kilogram kilograms kilogramme kilogrammes", "g", 1000),
+    ("kg Kg KG kilogram kilograms kilogramme kilogrammes", "g", 1000),
     ("g gram grams gramme grammes", "g", 1),
     ("mg milligram milligrams", "g", Fraction(1, 1000)),
     ("ton tons tonne tonnes", "g", 1_000_000),
@@ -69,7 +92,9 @@ _NAMES: tuple[tuple[str, str, int | Fraction], ...] = (
     ("cent cents \u00a2", "dollar", Fraction(1, 100)),
     ("\u20ac euro euros eur", "euro", 1),
     ("\u00a3 gbp", "sterling", 1),
-    ("\u00a5 yuan yen rmb", "yuan", 1),
+    ("\u00a5", _YEN_OR_YUAN, 1),
+    ("yen jpy", "yen", 1),
+    ("yuan yuans rmb cny", "yuan", 1),
     ("\u20b9 rupee rupees", "rupee", 1),
     ("% percent pct", PERCENT, 1),
     ("N newton newtons", "newton", 1),
@@ -93,6 +118,35 @@ UNITS: Mapping[str, Unit] = {
     "mph": Unit(powers={"m": 1, "s": -1}, factor=Fraction(1_609_344, 3_600_000)),
     "kph": Unit(powers={"m": 1, "s": -1}, factor=Fraction(5, 18)),
 }
+_SYMBOLS = frozenset(
+    (
+        "m",
+        "cm",
+        "mm",
+        "dm",
+        "km",
+        "kg",
+        "g",
+        "mg",
+        "s",
+        "ms",
+        "h",
+        "N",
+        "J",
+        "kJ",
+        "W",
+        "kW",
+        "V",
+        "Hz",
+        "Pa",
+        "mol",
+        "L",
+        "l",
+        "mL",
+        "ml",
+    )
+)
+"""Their case tells them apart: mg is a milligram and Mg a ton, ms a millisecond and MS none."""
 CURRENCY_SIGNS = "$\u20ac\u00a3\u00a5\u20b9"
 _ONE = Unit(powers={}, factor=Fraction(1))
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
@@ -101,6 +155,8 @@ _TOKEN = re.compile(
     r" *(\^? ?\{? ?\\circ ?\}? ?(?:[CF]\b)?|\u00b0 ?(?:[CF]\b)?|\\?%|per ?cent\b|\^ ?\{?-?[1-9]\}?|/|[A-Za-z]+|"
     rf"[{CURRENCY_SIGNS}\u00a2])"
 )
+_GOES_ON = re.compile(r" +[A-Za-z]")
+"""After "in": a preposition then (`5 in total`), else inches."""
 _DEGREE = re.compile(r"\^? ?\{? ?\\circ ?\}? ?|\u00b0 ?")
 
 
@@ -120,7 +176,8 @@ def read_unit(text: str) -> tuple[Unit | None, str]:
             pending = _POWERS[token.casefold()]
         else:
             known = _named(token)
-            if known is None or (unit is not None and sign == 1):
+            is_preposition = token.casefold() == "in" and _GOES_ON.match(text, position) is not None
+            if known is None or is_preposition or (unit is not None and sign == 1):
                 break
             power, position = _power(text, position)
             unit = (unit or _ONE).times(known, sign * pending * power)
@@ -133,7 +190,8 @@ def read_unit(text: str) -> tuple[Unit | None, str]:
 def _named(token: str) -> Unit | None:
     plain = _DEGREE.sub("\u00b0", token).strip("\\") if "\u00b0" in token or "circ" in token else token.strip("\\")
     plain = "percent" if plain.replace(" ", "").casefold() == "percent" else plain
-    return UNITS.get(plain) or (UNITS.get(plain.casefold()) if len(plain) > 1 else None)
+    folded = plain.casefold()
+    return UNITS.get(plain) or (UNITS.get(folded) if len(plain) > 1 and folded not in _SYMBOLS else None)
 
 
 def _power(text: str, position: int) -> tuple[int, int]:

@@ -8,13 +8,14 @@ from lightning_mmrl.rewards.formulas import bracketed, is_well_formed
 from lightning_mmrl.rewards.math_answer import MathAnswer
 from lightning_mmrl.rewards.mathematics import read_mathematics
 from lightning_mmrl.rewards.units import UNITS, read_unit
-from lightning_mmrl.types.records import Completion, Sample
+from lightning_mmrl.types.records import Completion, Message, Sample
 
 
-def reward(solution, answer):
+def reward(solution, answer, question=""):
     text = f"<think>Count.</think><answer>{answer}</answer>"
     return MathAnswer(timeout_s=1)(
-        Sample(id="sum", messages=(), solution=solution), Completion(text=text, num_tokens=9, truncated=False)
+        Sample(id="sum", messages=(Message(role="user", content=question),), solution=solution),
+        Completion(text=text, num_tokens=9, truncated=False),
     )
 
 
@@ -48,6 +49,14 @@ def reward(solution, answer):
         ("x < 3", ["x<3", "3 > x", r"(-\infty, 3)"], ["x > 3", "3", r"x \le 3"]),
         ("\\pm 3", ["3, -3", "x = 3 or x = -3", "\u00b13", "$\\pm 3$"], ["3", "-3"]),
         ("1,234,567", ["1234567", "1 234 567", "$1{,}234{,}567$"], ["1,234", "1234.567"]),
+        ("5 yuan", ["5 yuan", "\u00a55", "5 RMB", "5", "5 Yuan"], ["5 yen", "$5", "5 JPY"]),
+        ("5 yen", ["5 yen", "\uffe55", "\u00a5 5", "5 Yen"], ["5 yuan", "5 rmb"]),
+        ("\u00a55", ["5 yen", "5 yuan", "\u00a55"], ["$5", "5 euros"]),
+        ("5 mg", ["5 mg", "0.005 g", "5 Milligrams", "5 milligrams"], ["5 Mg", "5 MG", "5 g"]),
+        ("5 ms", ["5 ms", "0.005 s", "5 MILLISECONDS"], ["5 Ms", "5 MS"]),
+        ("5 km", ["5 KM", "5 Km", "5 Kilometers"], ["5 KG", "5 m"]),
+        ("5 ft", ["5 FT", "5 Feet", "60 Inches"], ["5 IN", "5 in", "5 yd"]),
+        ("5 inches", ["5 in", "5 in.", "5 in total"], ["5 in^2", "5 cm"]),
         ("7 apples", ["7", "7 apple", "7 red apples"], ["7 pears", "7 cm or so"]),
         ("$ab$", ["ab", "$ba$"], ["$ac$", "not ab"]),
     ],
@@ -55,6 +64,64 @@ def reward(solution, answer):
 def test_each_kind_of_answer_pays_or_not(solution, paid, unpaid):
     assert [answer for answer in paid if reward(solution, answer) != 1.0] == []
     assert [answer for answer in unpaid if reward(solution, answer) != 0.0] == []
+
+
+CHANGED = (
+    *("7 lakh", "7 crore", "7 grand", "7 short", "7 ago", "7 off", "7 hexadecimal", "less 7", "Less 7", "LESS 7"),
+    *("7 lakhs", "7 crore rupees", "7 lakh apples", "7 fewer", "7 too many", "7 minutes ago", "7 points short"),
+    *("7 bps", "7 ppm", "7 bn", "7 sixths", "7 plus", "7 fails", "7, short", "short, 7", "a loss of 7", "off by 7"),
+    *("the product of 7", "the inverse of 7", "divided by 7", "In hexadecimal, 7", "less = 7", "LESS = 7"),
+    *("7 per mille", "7\u4e07", "7 thousandfold", "7 percentage points"),
+)
+
+
+@pytest.mark.parametrize("question", ["", "How many lakh are 5 less, an hour ago? Give a short answer, 5% off."])
+def test_a_word_that_changes_a_number_does_not_pay_even_where_the_question_has_it(question):
+    assert [answer for answer in CHANGED if reward("7", answer, question) != 0.0] == []
+
+
+def test_counted_nouns_and_bare_statements_pay_without_the_question():
+    answers = (
+        *("7 apples", "7 students", "7 people", "7 boxes", "7 different ways", "7 of the apples", "She has 7 left"),
+        *("There are 7 girls.", "7 is the answer", "7 in total", "Number of apples = 7", "Total apples: 7"),
+        *("Emma has 7 marbles", "The sum of the numbers is 7", "a total of 7 apples", "\u7b54\u6848\u662f7"),
+        *(
+            "Adding them, the answer is 7",
+            "The missing number is 7",
+            "which gives us 7",
+            "7 meters long",
+            "$7 each",
+            "7 bananas",
+        ),
+    )
+    assert [answer for answer in answers if reward("7", answer) != 1.0] == []
+
+
+@pytest.mark.parametrize(
+    ("question", "solution", "answer"),
+    [
+        ("How many apples?", "1", "1 apple"),
+        ("How far does the train travel?", "7", "The train travels 7 km"),
+        ("Which is the larger number?", "7", "The larger number is 7"),
+        ("How many fewer?", "7", "7 fewer"),
+        ("How many more does he need?", "7", "he needs 7 more"),
+        ("\u6709\u591a\u5c11\u4e2a\u82f9\u679c", "7", "7\u4e2a"),
+        ("Wie viele \u00c4pfel?", "7", "7 \u00c4pfel"),
+    ],
+)
+def test_words_of_the_question_may_stand_around_the_number(question, solution, answer):
+    assert reward(solution, answer, question) == 1.0
+    assert reward(solution, answer) == 0.0
+
+
+def test_a_solution_may_have_any_words_that_do_not_change_it():
+    assert reward("20% off", "20% off") == reward("20% off", "20%") == reward("7\u5343\u514b", "7") == 1.0
+    assert reward("20", "20 off") == 0.0
+
+
+def test_another_number_of_a_word_of_the_question_is_not_named_where_it_judges():
+    assert reward("7", "7 lies", "Does he lie?") == reward("7", "7 fails", "Did it fail?") == 0.0
+    assert reward("7", "7 missing", "How many are missing?") == 1.0
 
 
 def test_units_have_one_name_each_and_convert_by_a_rational_number():
@@ -67,7 +134,7 @@ def test_units_have_one_name_each_and_convert_by_a_rational_number():
 
 def test_a_word_that_is_no_unit_is_a_noun():
     assert read_mathematics("7 red apples")[0].noun == {"red", "apple"}
-    assert read_mathematics("7 cm long")[0].noun == {"long"}
+    assert read_mathematics("7 cm long")[0].noun == set()
 
 
 @pytest.mark.parametrize(

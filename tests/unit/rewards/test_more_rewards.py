@@ -1,6 +1,7 @@
 """Formats, choices, emotion sets, lengths and repetition, each against its definition."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -19,7 +20,7 @@ from lightning_mmrl.rewards.repetition import Repetition
 from lightning_mmrl.rewards.soft_overlong import SoftOverlong
 from lightning_mmrl.rewards.think_answer_format import ThinkAnswerFormat
 from lightning_mmrl.rewards.token_length import TokenLength
-from lightning_mmrl.types.records import Completion, Sample
+from lightning_mmrl.types.records import Completion, Message, Sample
 
 LABELS = ("angry", "fear", "sad", "happy")
 
@@ -210,6 +211,24 @@ def test_a_letter_is_read(answer):
 )
 def test_no_or_several_letters_are_none(answer):
     assert ChoiceAnswer().read(answer) is None
+
+
+REJECTED = ("no", "nope", "Not this one", "not this", "eliminated", "ruled out", "It is ruled out", "not correct")
+
+
+def test_a_remark_that_rejects_the_letter_does_not_pay_and_an_option_of_the_question_does():
+    for text in REJECTED:
+        listing = Message(role="user", content=f"Which is it? A) a dog\nB) {text}\nC) a cat")
+        asked = replace(posed("B"), messages=(listing,))
+        assert [ChoiceAnswer()(sample, answered(f"B) {text}")) for sample in (posed("B"), asked)] == [0.0, 1.0], text
+        assert ChoiceAnswer()(posed(f"B) {text}"), answered("B")) == 1.0
+    other = Message(role="user", content="A) no\nB) yes")
+    assert ChoiceAnswer()(replace(posed("B"), messages=(other,)), answered("B) no")) == 0.0
+
+
+@pytest.mark.parametrize("text", ["No.", "Eliminated", "False", "None of the above", "none of the above", "no one"])
+def test_a_negative_text_of_an_option_pays_with_its_letter(text):
+    assert ChoiceAnswer()(posed("B"), answered(f"B) {text}")) == 1.0
 
 
 @pytest.mark.parametrize("choices", ["", "AB1", "AA", "ab", "\u0410"])

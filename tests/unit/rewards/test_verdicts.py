@@ -1,4 +1,7 @@
-"""Judges against the verdicts of tests/verdicts, and evaluation against the reward."""
+"""Judges against the verdicts of tests/verdicts, and evaluation against the reward.
+
+The judges were mended on all of these cases, so that the tests here find what goes back and measure nothing unseen.
+"""
 
 import json
 import sys
