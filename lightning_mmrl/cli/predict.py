@@ -9,7 +9,7 @@ from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.prompts.template import DEFAULT_QUESTION
 
 if TYPE_CHECKING:
-    from lightning_mmrl.config.answer import Medium
+    from lightning_mmrl.data.media.asked import Medium
 
 
 def run(arguments: Sequence[str]) -> int:

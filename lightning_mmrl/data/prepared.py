@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from lightning_mmrl.data.collate import EncodedSample
 from lightning_mmrl.data.exclusions import DecidedSet, Exclusions
+from lightning_mmrl.data.media.asked import unread
 from lightning_mmrl.data.media.cache import MediaCache, media_key
 from lightning_mmrl.data.media.guard import DecodeTask, GuardedDecoder
 from lightning_mmrl.data.sampler import Draw, Variant
@@ -140,12 +141,10 @@ class PreparedSet(Dataset[EncodedSample]):
         check_turns(manifest, self.samples, self._template, supervised=self._supervised)
         for sample in self.samples:
             for ref in sample.media:
-                if ref.kind not in encoder.media_kinds:
-                    reads = ", ".join(sorted(encoder.media_kinds)) or "text alone"
+                if reads := unread(ref.kind, encoder):
                     raise DataError(
-                        f"{manifest}: sample {sample.id} has <{ref.kind}> media, and "
-                        f"{encoder.family} reads {reads}; choose a model family that reads {ref.kind} or "
-                        "remove the sample"
+                        f"{manifest}: sample {sample.id} has <{ref.kind}> media, and {reads}; choose a model family "
+                        f"that reads {ref.kind} or remove the sample"
                     )
 
     def prepare(self, manifest: str, monitor: DataMonitor) -> None:

@@ -10,6 +10,7 @@ import pytest
 from lightning_mmrl.cli.main import main
 from lightning_mmrl.config.answer import answer_question
 from lightning_mmrl.curriculum.publish import publish
+from lightning_mmrl.data.media import guard
 from lightning_mmrl.rollout.hf import HFEngine
 from lightning_mmrl.types.records import Completion
 
@@ -184,6 +185,18 @@ def test_what_cannot_be_asked_is_refused_in_one_sentence(handoff, predict, famil
 
 def test_a_model_without_ears_is_asked_about_the_picture_alone(handoff, predict):
     assert predict(handoff("qwen2_vl"), "clip.mp4", "--no-audio")[0] == 0
+
+
+def test_files_are_decoded_in_workers_which_have_a_deadline(handoff, predict, files, monkeypatch):
+    def hangs(*_):
+        raise AssertionError("decoded in the process of the command")
+
+    monkeypatch.setitem(guard.DECODERS, "image", hangs)
+    assert predict(handoff("qwen2_vl"), "picture.png")[0] == 0
+    (files / "cut.png").write_bytes((files / "picture.png").read_bytes()[:200])
+    code, out, err = predict(handoff("qwen2_vl"), "cut.png")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.count("cut.png: ") == 1
 
 
 def test_names_and_answers_are_printed_as_text(handoff, predict, files, monkeypatch):
