@@ -171,7 +171,8 @@ def _has_long_lengths(extradata: bytes | None) -> bool:
 def _is_closed(packet: Packet) -> bool:
     """Whether an H.264 packet holds a slice of an IDR picture, before which nothing needs to be known.
 
-    Its units have lengths of four bytes, see `_has_long_lengths`. A key frame may also be one from which the picture recovers bit by bit (ITU-T H.264, D.2.8).
+    Lengths of its units are of four bytes, see `_has_long_lengths`. A key frame may also be one from which the picture
+    recovers bit by bit (ITU-T H.264, D.2.8).
     """
     content, at = bytes(packet), 0
     while at + _NAL_LENGTH < len(content):
