@@ -108,6 +108,7 @@ def test_every_step_is_trained_and_the_short_sound_is_named(checkpoint, dataset)
 
 
 def test_an_evaluation_judges_all_but_the_short_sound_and_counts_it_both_ways(checkpoint, overrides, dataset, capsys):
+    """The case evaluation_cut_short."""
     assert main(["evaluate", str(checkpoint), *overrides]) == 0
     captured = capsys.readouterr()
     assert "test.jsonl: 1 of 100 samples left out" in captured.err

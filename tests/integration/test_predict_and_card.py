@@ -90,6 +90,7 @@ CALLS = [
 
 @pytest.mark.parametrize(("family", "asked", "prompt"), CALLS)
 def test_the_cards_own_code_answers_as_predict_does(handoff, files, tmp_path, capsys, family, asked, prompt):
+    """The case export_in_transformers."""
     folder = handoff(family, *PROMPTS[prompt])
     card = publish(folder, tmp_path / "shared").read_text()
     given = [files / name for name in dict.fromkeys(ASKED[asked].values())]
@@ -153,6 +154,7 @@ def predict(capsys, files):
     ids=lambda each: " ".join(each) if isinstance(each, list) else "",
 )
 def test_a_question_is_about_what_the_files_hold(handoff, predict, arguments, about):
+    """The case predict_sound_or_still."""
     code, out, err = predict(handoff("qwen2_5_omni"), *arguments)
     assert (code, err) == (0, "")
     assert f"about:     {about}\n" in out
