@@ -45,7 +45,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _about(media: "Sequence[Medium]") -> str:
-    """What the question was about, file by file."""
+    """The media of the question, file by file."""
     files: dict[Path, list[str]] = {}
     for path, ref in media:
         files.setdefault(path, []).append(ref.kind)

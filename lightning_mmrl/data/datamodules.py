@@ -246,7 +246,7 @@ class OmniDataModule(lightning.LightningDataModule):
         return {"sampler": self.sampler.state_dict(), "samples": self._fingerprint, "refills": self._num_refills}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continues behind the consumed batches.
+        """Continues after the consumed batches.
 
         Raises:
             StageError: The state is of other samples or of another configuration.

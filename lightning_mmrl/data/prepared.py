@@ -230,7 +230,7 @@ class PreparedSet(Dataset[EncodedSample]):
 
     @property
     def _use(self) -> dict[str, object]:
-        """What decides beside the files whether a sample can be used; with other values it is decided anew.
+        """All that decides, beside the files, whether a sample can be used; with other values it is decided anew.
 
         By name and one by one: a new setting is added here only if it decides, since that voids what runs decided.
         """
