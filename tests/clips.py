@@ -11,10 +11,16 @@ import soundfile
 LEVEL_STEP = 10
 
 
-def write_grey(path: Path, starts_s: Sequence[float], size: int = 64, codec: str = "libx264") -> Path:
+def write_grey(
+    path: Path,
+    starts_s: Sequence[float],
+    size: int = 64,
+    codec: str = "libx264",
+    options: dict[str, str] | None = None,
+) -> Path:
     """A clip whose frame i is uniformly grey at level `LEVEL_STEP * (i + 1)` and starts at `starts_s[i]`."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25)
+        stream = container.add_stream(codec, rate=25, options=options or {})
         stream.width = stream.height = size
         stream.pix_fmt = "yuv420p"
         stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)

@@ -124,7 +124,7 @@ def _experiment(options: argparse.Namespace) -> "RootConfig":
     given = [name for name in ("max_duration_s", "max_pixels", "max_bytes") if getattr(options, name) is not None]
     if given:
         flag = given[0].replace("_", "-")
-        raise ConfigError(f"--{flag} is given with --for, whose data.media.{given[0]} counts; set that behind --for")
+        raise ConfigError(f"--{flag} is given with --for, whose data.media.{given[0]} counts; set that after --for")
     from lightning_mmrl.cli.hydra_app import run_with_config
 
     overrides = list(options.experiment)

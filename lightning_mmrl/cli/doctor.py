@@ -12,7 +12,8 @@ from pathlib import Path
 from rich.text import Text
 
 from lightning_mmrl.cli.doctor_findings import Finding, isolated
-from lightning_mmrl.training.console import PlainConsole, printable
+from lightning_mmrl.training.console import PlainConsole
+from lightning_mmrl.types.text import printable
 
 EXIT_PROBLEM = 1
 COLORS = {"ok": "green", "warning": "yellow", "problem": "red"}

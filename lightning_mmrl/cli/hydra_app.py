@@ -13,7 +13,7 @@ from lightning_mmrl.config.folders import configs_dir
 from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.config.validate import validated
 from lightning_mmrl.errors import ConfigError
-from lightning_mmrl.training.console import printable
+from lightning_mmrl.types.text import printable
 
 T = TypeVar("T")
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from lightning_mmrl import __version__
 from lightning_mmrl.errors import MmrlError
+from lightning_mmrl.types.text import printable
 
 COMMANDS = {
     "train": "run a curriculum, or continue or report one",
@@ -53,9 +54,6 @@ def _run(argv: list[str]) -> int:
     try:
         return command.run(argv[1:])
     except MmrlError as error:
-        # Loaded here: Rich is slower than the rest of this module.
-        from lightning_mmrl.training.console import printable
-
         where = "" if _rank() == "0" else f" (rank {_rank()})"
         print(f"mmrl {argv[0]}{where}: {printable(str(error))}", file=sys.stderr)
         return EXIT_BAD_INPUT

@@ -8,7 +8,7 @@ from types import FrameType
 
 from lightning_mmrl.cli.main import EXIT_BAD_INPUT, main
 from lightning_mmrl.errors import ConfigError
-from lightning_mmrl.training.console import printable
+from lightning_mmrl.types.text import printable
 
 PARAMETERS = {
     "quickstart": ("overrides",),

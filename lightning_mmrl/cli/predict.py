@@ -9,7 +9,7 @@ from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.prompts.template import DEFAULT_QUESTION
 
 if TYPE_CHECKING:
-    from lightning_mmrl.config.answer import Medium
+    from lightning_mmrl.data.media.asked import Medium
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -45,7 +45,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _about(media: "Sequence[Medium]") -> str:
-    """What the question was about, file by file."""
+    """The media of the question, file by file."""
     files: dict[Path, list[str]] = {}
     for path, ref in media:
         files.setdefault(path, []).append(ref.kind)

@@ -1,4 +1,4 @@
-"""Answers to a single question, with everything a hand-over says about how it was trained."""
+"""Answers to a single question, with everything a handoff says about how it was trained."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,16 +15,14 @@ from lightning_mmrl.config.schema import (
 )
 from lightning_mmrl.curriculum.handoff import check_handoff
 from lightning_mmrl.data.collate import EncodedSample, collate_prompts
-from lightning_mmrl.data.media.examine import media_kinds
-from lightning_mmrl.data.media.guard import DecodeTask, decode
+from lightning_mmrl.data.media.asked import Medium, check_read, chosen_media
+from lightning_mmrl.data.media.guard import DecodeTask
+from lightning_mmrl.data.prepared import MediaPipeline
 from lightning_mmrl.errors import MediaError
 from lightning_mmrl.prompts.template import question_about
 from lightning_mmrl.training.console import ConsoleProgress
-from lightning_mmrl.types.media import MediaSettings
-from lightning_mmrl.types.records import Completion, MediaRef, Message, Sample
-
-Medium = tuple[Path, MediaRef]
-"""A file, and which of its tracks is asked about."""
+from lightning_mmrl.types.records import Completion, Message, Sample
+from lightning_mmrl.workers.pool import Outcome
 
 
 def answer_question(
@@ -36,7 +34,7 @@ def answer_question(
     hear: bool = True,
     max_new_tokens: int | None = None,
 ) -> tuple[Completion, tuple[Medium, ...]]:
-    """The greedy answer of a hand-over to a question about what some files hold, and what that was.
+    """The greedy answer of a handoff to a question about what some files hold, and what that was.
 
     Args:
         checkpoint: A stage's handoff folder.
@@ -47,7 +45,7 @@ def answer_question(
         max_new_tokens: Longest answer; None takes the checkpoint's own limit.
 
     Raises:
-        StageError: The folder is not a complete hand-over.
+        StageError: The folder is not a complete handoff.
         MediaError: A file does not exist, cannot be decoded, or holds what the model does not read.
         ConfigError: The question holds a media tag or a control token.
     """
@@ -57,11 +55,10 @@ def answer_question(
     media = chosen_media(files, parts.media_settings, sound=sound, hear=hear)
     messages = (Message(role="user", content=question_about([ref.kind for _, ref in media], question)),)
     encoder = parts.encoder(checkpoint)
-    _check_kinds(media, encoder)
+    check_read(media, encoder)
     pipeline = parts.pipeline(encoder)
     encoded = []
-    for path, ref in media:
-        decoded = decode(DecodeTask(path=path, ref=ref, settings=pipeline.settings))
+    for decoded in _decoded(media, pipeline):
         for warning in decoded.warnings:
             parts.console.say(f"warning: {warning}")
         encoded.append(pipeline.encode(decoded))
@@ -74,34 +71,15 @@ def answer_question(
     return rollout.completions[0], media
 
 
-def chosen_media(
-    files: Sequence[Path], settings: MediaSettings, *, sound: Path | None, hear: bool
-) -> tuple[Medium, ...]:
-    """What is asked about: all tracks of each file by its content; a separate sound comes last.
-
-    Raises:
-        MediaError: A file does not exist or holds nothing of use.
-    """
-    for path in (*files, *([] if sound is None else [sound])):
-        if not path.is_file():
-            raise MediaError(f"{path} does not exist; name a video, picture or sound file")
-    media: list[Medium] = []
-    for path in files:
-        kinds = media_kinds(path, settings)
-        drops_sound = "video" in kinds and (sound is not None or not hear)
-        media += [
-            (path, MediaRef(kind=kind, path=path.name)) for kind in kinds if not (kind == "audio" and drops_sound)
-        ]
-    return (*media, *([] if sound is None else [(sound, MediaRef(kind="audio", path=sound.name))]))
-
-
-def _check_kinds(media: Sequence[Medium], encoder: Any) -> None:
-    for path, ref in media:
-        if ref.kind not in encoder.media_kinds:
-            reads = ", ".join(["text", *sorted(encoder.media_kinds)]) if encoder.media_kinds else "text alone"
-            is_of_video = ref.kind == "audio" and any(other == path and each.kind == "video" for other, each in media)
-            fix = "give --no-audio" if is_of_video else "name another file, or a model that reads it"
-            raise MediaError(f"{path} holds {ref.kind}, and {encoder.family} reads {reads}; {fix}")
+def _decoded(media: Sequence[Medium], pipeline: MediaPipeline) -> list[Any]:
+    """Each medium as the decode workers of training see it."""
+    tasks = [DecodeTask(path=path, ref=ref, settings=pipeline.settings) for path, ref in media]
+    outcomes: dict[int, Outcome] = {}
+    pipeline.decoder.decode_all(tasks, outcomes.__setitem__)
+    for index, task in enumerate(tasks):
+        if error := outcomes[index].error:
+            raise MediaError(error if str(task.path) in error else f"{task.path}: {error}")
+    return [outcomes[index].value for index in range(len(tasks))]
 
 
 def _config(facts: dict) -> RootConfig:
@@ -112,7 +90,7 @@ def _config(facts: dict) -> RootConfig:
             checkpoint="",
             family=facts["family"],
             dtype=facts["dtype"],
-            # A hand-over that does not say was trained before there was a choice.
+            # A handoff that does not say was trained before there was a choice.
             position_rule=facts.get("position_rule", "transformers"),
             audio_in_video=facts.get("audio_in_video", "separate"),
         ),

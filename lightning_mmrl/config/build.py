@@ -240,7 +240,7 @@ class CheckpointEvaluator:
     Args:
         assembly: The parts of the run.
         last_stage: The stage that is evaluated without a modality as well.
-        afresh: True decides anew which samples are left out, for an evaluation that is no part of a run.
+        afresh: True for an evaluation that is no part of a run: it decides itself which samples are left out.
     """
 
     def __init__(self, assembly: Assembly, last_stage: str, *, afresh: bool = False) -> None:

@@ -30,6 +30,7 @@ class Use:
         manifest: Its file name below it.
         limit: How many of its samples are used; None for all.
         supervised: True if each sample must end with the target.
+        by_label: True if a reward, a balance or an evaluation reads solutions as labels; others may be free answers.
         checks: Each raises a DataError for samples, of the manifest with this name, that do not serve the use.
     """
 
@@ -37,6 +38,7 @@ class Use:
     manifest: str
     limit: int | None
     supervised: bool
+    by_label: bool
     checks: tuple[Callable[[str, Sequence[Sample]], object], ...]
 
 
@@ -46,22 +48,25 @@ def check_data(config: RootConfig) -> list[str]:
     What a model family reads is checked where its encoder is loaded, when a stage is built.
 
     Returns:
-        Sentences about labels that look like a mistake, which names their manifest.
+        Sentences that begin with a manifest's name, about labels of it that look like a mistake.
 
     Raises:
         DataError: A manifest is missing, a line of it is wrong, or a sample does not serve its use.
     """
     read: dict[tuple[Path, str], list[Sample]] = {}
+    labeled: set[tuple[Path, str]] = set()
     for use in uses(config):
         key = use.root, use.manifest
+        labeled |= {key} if use.by_label else set()
         if key not in read:
             read[key] = read_manifest(use.root / use.manifest, use.root)
         for check in use.checks:
             check(use.manifest, read[key][: use.limit])
     warnings = []
-    for (_, manifest), samples in read.items():
-        labels = Counter(sample.solution for sample in samples if sample.solution is not None)
-        warnings += [f"{manifest}: {finding}" for finding in label_findings(labels)]
+    for (root, manifest), samples in read.items():
+        if (root, manifest) in labeled:
+            labels = Counter(sample.solution for sample in samples if sample.solution is not None)
+            warnings += [f"{manifest}: {finding}" for finding in label_findings(labels)]
     return list(dict.fromkeys(warnings))
 
 
@@ -93,13 +98,15 @@ class _Uses:
         checks = [module.check_kinds, partial(check_turns, template=self._template, supervised=supervised)]
         if stage.data.balance is not None:
             checks.append(partial(balance_labels, matcher=self._matcher))
-        checks += [partial(_check_solutions, matcher=reward.matcher) for reward in self._label_rewards(name, stage)]
+        rewards = self._label_rewards(name, stage)
+        checks += [partial(_check_solutions, matcher=reward.matcher) for reward in rewards]
         found = [
             Use(
                 root=source.root,
                 manifest=source.manifest,
                 limit=source.limit,
                 supervised=supervised,
+                by_label=bool(rewards) or stage.data.balance is not None,
                 checks=tuple(checks),
             )
             for source in training_sources(self._config, stage.data)
@@ -111,7 +118,8 @@ class _Uses:
         return found
 
     def _examined(self, manifest: str, limit: int | None, checks: tuple[Any, ...]) -> Use:
-        return Use(root=self._root, manifest=manifest, limit=limit, supervised=False, checks=checks)
+        judged = bool(checks)
+        return Use(root=self._root, manifest=manifest, limit=limit, supervised=False, by_label=judged, checks=checks)
 
     def _judgeable(self) -> tuple[Any, ...]:
         turns = partial(check_turns, template=self._template, supervised=False)

@@ -6,7 +6,7 @@ from typing import Any
 
 _OMNI = "qwen2_5_omni_thinker"
 _BY_LONGER_SIDE = ("qwen2_vl", "qwen2_5_vl")
-"""Families whose text transformers puts behind the longer side of a clip's frames, see models/positions.py."""
+"""Families whose text transformers counts from the longer side of a clip's frames, see models/positions.py."""
 
 _PICTURES = """\
 def picture_of(path):
@@ -65,13 +65,13 @@ _SOUND_OF_CLIP = (
 
 
 def call_of(facts: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """Python code that asks the model about media or text alone, as the hand-over was trained and is evaluated.
+    """Python code that asks the model about media or text alone, as the handoff was trained and is evaluated.
 
     Without a network and this package; it needs torch, transformers and, for media, av, pillow and soxr. The folder,
     the files and the question stand in its first lines.
 
     Args:
-        facts: What the hand-over says of itself.
+        facts: What the handoff says of itself.
         config: The model's configuration.
     """
     kinds = _kinds(config)
@@ -87,7 +87,7 @@ def call_of(facts: Mapping[str, Any], config: Mapping[str, Any]) -> str:
 
 
 def places_text_otherwise(facts: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
-    """Whether transformers may put text behind a clip at other positions than training did."""
+    """Whether transformers may put text after a clip at other positions than training did."""
     by_maximum = facts.get("position_rule") == "previous_maximum"
     return by_maximum and (config.get("model_type") in _BY_LONGER_SIDE or _interleaves(facts, config))
 

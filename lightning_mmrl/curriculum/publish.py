@@ -1,4 +1,4 @@
-"""A hand-over as a folder to share: the checkpoint, and a model card with its stages, scores and lineage."""
+"""A handoff as a folder to share: the checkpoint, and a model card with its stages, scores and lineage."""
 
 import json
 import os
@@ -24,13 +24,17 @@ _ABOUT_THE_CALL = """\
 With plain transformers, greedily, and as the model was trained and evaluated: the same frames and their size, the same
 sound, the same prompt. Others give other answers."""
 
+_ABOUT_FILES = """
+The functions for media are short. They give what `mmrl predict` gives for files whose picture and sound start together
+and have no gaps, without a cover picture or an edit list that cuts something off. Ask `mmrl predict` about others."""
+
 _ABOUT_POSITIONS = """
-In training, text behind a clip went on at the largest position so far. transformers puts it behind the longer side of
+In training, text after a clip went on at the largest position so far. transformers counts it from the longer side of
 the picture. Both are the same unless a clip has more positions in time than its frames have rows and columns."""
 
 
 def publish(handoff: Path, target: Path, *, name: str | None = None, license_id: str | None = None) -> Path:
-    """Copies a hand-over and writes its model card; the folder appears when it is complete.
+    """Copies a handoff and writes its model card; the folder appears when it is complete.
 
     Args:
         handoff: A stage's handoff folder.
@@ -42,7 +46,7 @@ def publish(handoff: Path, target: Path, *, name: str | None = None, license_id:
         The path of the card.
 
     Raises:
-        StageError: The hand-over is not complete, or the target exists.
+        StageError: The handoff is not complete, or the target exists.
     """
     facts = check_handoff(handoff)
     if target.exists():
@@ -72,7 +76,7 @@ def model_card(
 
     Args:
         name: Title.
-        facts: What the hand-over says of itself.
+        facts: What the handoff says of itself.
         config: The model's configuration.
         stages: The stages that led to it; none if the run is not at hand.
         license_id: Identifier of the license.
@@ -112,15 +116,16 @@ def _call(facts: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     fence = "```"
     while fence in code:
         fence += "`"
+    files = [_ABOUT_FILES] if "audio_config" in config or "vision_config" in config else []
     positions = [_ABOUT_POSITIONS] if places_text_otherwise(facts, config) else []
-    return "\n".join(["## Ask it", "", _ABOUT_THE_CALL, "", f"{fence}python", code, fence, *positions])
+    return "\n".join(["## Ask it", "", _ABOUT_THE_CALL, "", f"{fence}python", code, fence, *files, *positions])
 
 
 def _prompting(facts: Mapping[str, Any]) -> str:
     prompt, media = facts["prompt"], facts["media"]
     lines = ["## Prompt", "", f"- System prompt: {_quoted(prompt['system'])}"]
     lines += [
-        f"- Behind each question: {_quoted(prompt['suffix'])}",
+        f"- After each question: {_quoted(prompt['suffix'])}",
         f"- Begin of the answer: {_quoted(prompt['prefill'])}",
     ]
     lines += [f"- Labels: {', '.join(facts['labels'])}"] if facts["labels"] else []

@@ -232,8 +232,7 @@ class OmniDataModule(lightning.LightningDataModule):
         self._num_refills += 1
         rows = JoinedSets(self.train_sets)
         draws = next(self._further, None)
-        if draws is None:
-            raise DataError("there are no further prompts; this must not happen, since their order has no end")
+        assert draws is not None, "an order of sys.maxsize batches has no end"
         return collate_prompts([rows[draw] for draw in draws], pad_token_id=self._pad)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -247,7 +246,7 @@ class OmniDataModule(lightning.LightningDataModule):
         return {"sampler": self.sampler.state_dict(), "samples": self._fingerprint, "refills": self._num_refills}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continues behind the consumed batches.
+        """Continues after the consumed batches.
 
         Raises:
             StageError: The state is of other samples or of another configuration.

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_mmrl.data.collate import EncodedSample
-from lightning_mmrl.data.exclusions import Exclusions, context_of
+from lightning_mmrl.data.exclusions import DecidedSet, Exclusions
+from lightning_mmrl.data.media.asked import unread
 from lightning_mmrl.data.media.cache import MediaCache, media_key
 from lightning_mmrl.data.media.guard import DecodeTask, GuardedDecoder
 from lightning_mmrl.data.sampler import Draw, Variant
@@ -140,12 +141,10 @@ class PreparedSet(Dataset[EncodedSample]):
         check_turns(manifest, self.samples, self._template, supervised=self._supervised)
         for sample in self.samples:
             for ref in sample.media:
-                if ref.kind not in encoder.media_kinds:
-                    reads = ", ".join(sorted(encoder.media_kinds)) or "text alone"
+                if reads := unread(ref.kind, encoder):
                     raise DataError(
-                        f"{manifest}: sample {sample.id} has <{ref.kind}> media, and "
-                        f"{encoder.family} reads {reads}; choose a model family that reads {ref.kind} or "
-                        "remove the sample"
+                        f"{manifest}: sample {sample.id} has <{ref.kind}> media, and {reads}; choose a model family "
+                        f"that reads {ref.kind} or remove the sample"
                     )
 
     def prepare(self, manifest: str, monitor: DataMonitor) -> None:
@@ -159,8 +158,10 @@ class PreparedSet(Dataset[EncodedSample]):
         if self._prepared:
             return
         self.check(manifest)
-        name = f"{self._root / manifest} {self._context}"
-        decided = self._exclusions.decided(name, self.samples)
+        which = DecidedSet(manifest=manifest, root=self._root, use=self._use)
+        if void := self._exclusions.void(which, self.samples):
+            monitor.warn(manifest, [void])
+        decided = self._exclusions.decided(which, self.samples)
         reasons = {sample_id: reason for sample_id, reason in decided.items() if reason is not None}
         undecided = [sample for sample in self.samples if sample.id not in decided]
         if undecided and not self._exclusions.decides:
@@ -178,7 +179,7 @@ class PreparedSet(Dataset[EncodedSample]):
             )
         self._set_aside({**reasons, **faults})
         if undecided:
-            self._exclusions.decide(name, undecided, faults)
+            self._exclusions.decide(which, undecided, faults)
         self._prepared = True
         if self.quarantined:
             monitor.quarantine(manifest, len(self.samples), self.quarantined)
@@ -227,12 +228,27 @@ class PreparedSet(Dataset[EncodedSample]):
     def _banned(self) -> frozenset[int]:
         return frozenset(self._pipeline.encoder.banned_token_ids())
 
-    @cached_property
-    def _context(self) -> str:
-        """What decides beside the files whether a sample can be used; with other settings it is decided anew."""
-        encoder = self._pipeline.encoder
-        model = (encoder.family, encoder.fingerprint, encoder.max_positions)
-        return context_of(self._supervised, self._pipeline.settings, model, self._template)
+    @property
+    def _use(self) -> dict[str, object]:
+        """All that decides, beside the files, whether a sample can be used; with other values it is decided anew.
+
+        By name and one by one: a new setting is added here only if it decides, since that voids what runs decided.
+        """
+        encoder, media, prompt = self._pipeline.encoder, self._pipeline.settings, self._template
+        return {
+            "supervised": self._supervised,
+            "num_frames": media.num_frames,
+            "sample_rate_hz": media.sample_rate_hz,
+            "max_duration_s": media.max_duration_s,
+            "max_pixels": media.max_pixels,
+            "max_bytes": media.max_bytes,
+            "family": encoder.family,
+            "processor": encoder.fingerprint,
+            "max_positions": encoder.max_positions,
+            "system": prompt.system,
+            "suffix": prompt.suffix,
+            "prefill": prompt.prefill,
+        }
 
     def _load(self, ref: MediaRef, variant: Variant) -> tuple[str, dict[str, Tensor]]:
         """What the model is shown of a medium, and a key for it."""

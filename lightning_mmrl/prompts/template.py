@@ -1,4 +1,4 @@
-"""What is put around a sample's conversation before it reaches the model, and taken off or added after."""
+"""Texts put around a sample's conversation before it reaches the model, and taken off or added after."""
 
 import re
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ _CONTROL_TOKEN = re.compile(r"<\|[^|<>\s]{2,64}\|>")
 
 
 DEFAULT_QUESTION = "Which emotion?"
-"""What is asked about a clip if nobody says otherwise."""
+"""The question about a clip if nobody gives another."""
 
 
 def media_tags(content: str) -> tuple[MediaKind, ...]:

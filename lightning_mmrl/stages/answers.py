@@ -43,7 +43,7 @@ class Examiner:
         ]
 
     def unanswered(self, sample: Sample) -> Prediction:
-        """What counts as the answer to a sample that could not be asked: nothing, which is wrong."""
+        """The verdict on a sample that could not be asked: an empty answer, which is wrong."""
         return judge(sample, Completion(text="", num_tokens=0, truncated=False), self.matcher, self.lexicon)
 
     def new_metrics(self) -> EmotionMetrics:

@@ -24,12 +24,12 @@ _EXIT_GRACE_S = 1.0
 _MAX_LOST_STARTS = 12
 """Workers in a row that may be killed before they are ready, by whatever kills processes on this machine."""
 _LATE_COST = 4
-"""How many of them one counts for that was not ready in time, which costs minutes."""
+"""A worker that was not ready in time counts as so many that were killed, since each takes minutes."""
 
 ATTEMPTS = 4
 """How often `map_patiently` calls an item whose worker died or ran out of time."""
-LAST_PATIENCE = 2.0
-"""How many deadlines the last of them may take: a machine that is busy for a while is no fault of the item."""
+LAST_DEADLINE_FACTOR = 2.0
+"""Times the deadline in the last of them: a machine that is busy for a while is no fault of the item."""
 
 
 class WorkerError(MmrlError):
@@ -86,7 +86,7 @@ class DeadlinePool:
         *,
         budget_s: float = float("inf"),
         on_done: Callable[[int, Outcome], None] | None = None,
-        patience: float = 1.0,
+        deadline_factor: float = 1.0,
     ) -> list[Outcome]:
         """Outcomes in the order of the items.
 
@@ -94,12 +94,12 @@ class DeadlinePool:
             items: Picklable arguments.
             budget_s: Seconds for the whole batch; items not finished by then get an error.
             on_done: Called with index and outcome as each item ends, in order of completion.
-            patience: How many deadlines an item may take.
+            deadline_factor: Times the deadline that an item may take.
 
         Raises:
             WorkerError: A replacement worker cannot start; the pool is closed then.
         """
-        deadline_s = patience * self._deadline_s
+        deadline_s = deadline_factor * self._deadline_s
         batch = _Batch(items=items, end=time.monotonic() + budget_s, deadline_s=deadline_s, on_done=on_done)
         try:
             while batch.num_unsettled and time.monotonic() < batch.end:
@@ -116,32 +116,37 @@ class DeadlinePool:
     def map_patiently(
         self, items: Sequence[Any], *, on_done: Callable[[int, Outcome], None] | None = None
     ) -> list[Outcome]:
-        """As `map`, but an item that was lost is called again, alone; its error says how often if it never ended.
+        """As `map`, but items that were lost are called again, together; their errors say how often if they never end.
 
-        So a worker that something else killed or stopped does not decide what becomes of its item.
+        So a worker that something else killed or stopped does not decide what becomes of its item. The last attempt
+        takes them one after another, since they may be too much for the machine together.
 
         Raises:
             WorkerError: As `map`.
         """
+        outcomes: dict[int, Outcome] = {}
 
-        def settled(index: int, outcome: Outcome) -> None:
-            if on_done is not None and not outcome.lost:
-                on_done(index, outcome)
+        def attempt(indices: Sequence[int], *, is_last: bool = False) -> list[int]:
+            """The indices of what was lost again."""
 
-        outcomes = self.map(items, on_done=settled)
-        for index, outcome in enumerate(outcomes):
-            if outcome.lost:
-                outcomes[index] = self._again(items[index], outcome)
-                if on_done is not None:
-                    on_done(index, outcomes[index])
-        return outcomes
+            def settled(place: int, outcome: Outcome) -> None:
+                index = indices[place]
+                if is_last and outcome.lost:
+                    outcome = replace(outcome, error=f"{outcome.error}, the last of {ATTEMPTS} attempts")
+                outcomes[index] = outcome
+                if on_done is not None and (is_last or not outcome.lost):
+                    on_done(index, outcome)
 
-    def _again(self, item: Any, outcome: Outcome) -> Outcome:
-        for attempt in range(2, ATTEMPTS + 1):
-            [outcome] = self.map([item], patience=LAST_PATIENCE if attempt == ATTEMPTS else 1.0)
-            if not outcome.lost:
-                return outcome
-        return replace(outcome, error=f"{outcome.error}, the last of {ATTEMPTS} attempts")
+            factor = LAST_DEADLINE_FACTOR if is_last else 1.0
+            self.map([items[index] for index in indices], on_done=settled, deadline_factor=factor)
+            return [index for index in indices if outcomes[index].lost]
+
+        lost = list(range(len(items)))
+        for _ in range(ATTEMPTS - 1):
+            lost = attempt(lost)
+        for index in lost:
+            attempt([index], is_last=True)
+        return [outcomes[index] for index in range(len(items))]
 
     def close(self) -> None:
         """Ends all workers; those still busy are killed. May be called again."""

@@ -1,4 +1,4 @@
-"""What a worker process of a `DeadlinePool` runs: it limits itself, then serves one call at a time."""
+"""The program of a worker process of a `DeadlinePool`: it limits itself, then serves one call at a time."""
 
 import os
 import pickle
@@ -24,7 +24,7 @@ class OverrunError(MmrlError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a call may take; None: no limit.
+    """Bounds of a call; None: no limit.
 
     After `soft_deadline_s` seconds an exception interrupts the call, if it runs Python code or sleeps; the process
     lives on. `memory_bytes` bounds the address space (RLIMIT_AS, Linux alone) on top of what the process has when it is
@@ -51,7 +51,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Announced:
-    """What the call of a worker is busy with from now on."""
+    """A message of a worker: its call is busy with this from now on."""
 
     what: str
 

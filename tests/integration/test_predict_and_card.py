@@ -10,6 +10,7 @@ import pytest
 from lightning_mmrl.cli.main import main
 from lightning_mmrl.config.answer import answer_question
 from lightning_mmrl.curriculum.publish import publish
+from lightning_mmrl.data.media import guard
 from lightning_mmrl.rollout.hf import HFEngine
 from lightning_mmrl.types.records import Completion
 
@@ -89,6 +90,7 @@ CALLS = [
 
 @pytest.mark.parametrize(("family", "asked", "prompt"), CALLS)
 def test_the_cards_own_code_answers_as_predict_does(handoff, files, tmp_path, capsys, family, asked, prompt):
+    """The case export_in_transformers."""
     folder = handoff(family, *PROMPTS[prompt])
     card = publish(folder, tmp_path / "shared").read_text()
     given = [files / name for name in dict.fromkeys(ASKED[asked].values())]
@@ -152,6 +154,7 @@ def predict(capsys, files):
     ids=lambda each: " ".join(each) if isinstance(each, list) else "",
 )
 def test_a_question_is_about_what_the_files_hold(handoff, predict, arguments, about):
+    """The case predict_sound_or_still."""
     code, out, err = predict(handoff("qwen2_5_omni"), *arguments)
     assert (code, err) == (0, "")
     assert f"about:     {about}\n" in out
@@ -184,6 +187,18 @@ def test_what_cannot_be_asked_is_refused_in_one_sentence(handoff, predict, famil
 
 def test_a_model_without_ears_is_asked_about_the_picture_alone(handoff, predict):
     assert predict(handoff("qwen2_vl"), "clip.mp4", "--no-audio")[0] == 0
+
+
+def test_files_are_decoded_in_workers_which_have_a_deadline(handoff, predict, files, monkeypatch):
+    def hangs(*_):
+        raise AssertionError("decoded in the process of the command")
+
+    monkeypatch.setitem(guard.DECODERS, "image", hangs)
+    assert predict(handoff("qwen2_vl"), "picture.png")[0] == 0
+    (files / "cut.png").write_bytes((files / "picture.png").read_bytes()[:200])
+    code, out, err = predict(handoff("qwen2_vl"), "cut.png")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.count("cut.png: ") == 1
 
 
 def test_names_and_answers_are_printed_as_text(handoff, predict, files, monkeypatch):

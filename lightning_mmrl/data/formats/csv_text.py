@@ -15,7 +15,7 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _USUAL = ("gb18030", "shift_jis", "euc_kr", "cp1251", "cp1252")
-"""What spreadsheets save a plain CSV in: Chinese, Japanese, Korean, Cyrillic, Western European."""
+"""Encodings that spreadsheets save a plain CSV in: Chinese, Japanese, Korean, Cyrillic, Western European."""
 
 _DELIMITERS = ",;\t|"
 _DECLARED = re.compile(r'"?sep=([^\w\s"]|\t)\W*', re.IGNORECASE)

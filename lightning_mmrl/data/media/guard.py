@@ -71,4 +71,4 @@ class GuardedDecoder:
 
 
 BATCH = 64
-"""Media in flight between two hand-overs: bounds the memory that decoded frames take."""
+"""Media in flight between two reports: bounds the memory that decoded frames take."""

@@ -24,11 +24,11 @@ _MOVING = frozenset({"GIF", "PNG", "WEBP", "AVIF"})
 """Formats whose frames follow one another in time; the pages of a TIFF and the views of an MPO do not."""
 
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
-"""What Pillow's readers raise for damaged files; UnidentifiedImageError and truncation are OSErrors."""
+"""Errors that Pillow's readers raise for damaged files; UnidentifiedImageError and truncation are OSErrors."""
 
 
 def identify(path: Path) -> Literal["still", "moving"] | None:
-    """What picture a file holds by its content, whatever its name; None if it is none that is opened here."""
+    """Which picture a file holds by its content, whatever its name; None if it is none that is opened here."""
     try:
         with open_picture(path) as image:
             return "moving" if image.format in _MOVING and _has_second_frame(image) else "still"

@@ -15,7 +15,7 @@ def quietly(function: Callable[P, T]) -> Callable[P, T]:
     """The same function; what it and the C libraries below it write to standard error while it runs goes nowhere.
 
     Its exceptions say what went wrong, in one sentence with the file's name. Most of these libraries offer no other way
-    to be silenced. The redirection is the whole process's: for decode workers, and processes that decode in one thread.
+    to be silenced. The redirection is the whole process's: use it in decode workers alone, where nobody else writes.
     """
 
     @wraps(function)
@@ -28,11 +28,12 @@ def quietly(function: Callable[P, T]) -> Callable[P, T]:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    if sys.stderr is None:  # closed by whoever started the process: nothing to keep clean
+    if sys.stderr is not None:
+        sys.stderr.flush()
+    kept = _copy_of_stderr()
+    if kept is None:
         yield
         return
-    sys.stderr.flush()
-    kept = os.dup(_STDERR)
     try:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         try:
@@ -43,6 +44,14 @@ def _silence() -> Iterator[None]:
     finally:
         os.dup2(kept, _STDERR)
         os.close(kept)
+
+
+def _copy_of_stderr() -> int | None:
+    """None if whoever started the process closed it: there is nothing to keep clean."""
+    try:
+        return os.dup(_STDERR)
+    except OSError:
+        return None
 
 
 _STDERR = 2

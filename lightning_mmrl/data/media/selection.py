@@ -16,6 +16,9 @@ _STILL_S = 0.04
 _CLOCK_S = 1e-3
 """A frame that starts this close to a chosen time counts as begun, so that rounding does not decide."""
 
+_DIGITS = 4
+"""Starts count in 0.1 ms: containers round them, each in its own way."""
+
 _BEYOND_S = 0.1
 """By how much an `end` may miss the clip's: people round, and sound ends some samples earlier than the picture."""
 
@@ -63,7 +66,7 @@ def select_frames(
     """
     if not len(starts_s):
         raise MediaError(f"{path}: video has no frames; re-encode or remove the clip")
-    starts_s = np.round(starts_s, 4)
+    starts_s = np.round(starts_s, _DIGITS)
     end_s = clip_end_s(starts_s) if end_s is None else end_s
     check_duration(path, end_s, settings)
     first, last = ref.start_s or 0.0, end_s if ref.end_s is None else min(end_s, ref.end_s)

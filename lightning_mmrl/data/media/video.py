@@ -46,8 +46,8 @@ class Outline:
         format: FFmpeg's name of the container.
         starts_s: Start of each packet that is shown, sorted, on the container's clock.
         lag_s: By how much frames are later than FFmpeg says, see `edit_lag_s`; counted into `starts_s`.
-        simple: True if the track is H.264, every packet has a time of its own and is shown, and decoding can start at
-            every key frame.
+        simple: True if the track is H.264 with units as `_has_long_lengths` says, every packet has a time of its own
+            and is shown, and decoding can start at every key frame.
         only_track: True if no other track holds pictures.
         rotation: Degrees that the display matrix turns frames by.
         rate: Frames per second on average, where the container has no times.
@@ -122,7 +122,7 @@ def read_outline(path: Path, settings: MediaSettings) -> Outline:
         reading, rotation = Pass(path, container, tracks), None
         times: list[int] = []
         first_shown: Packet | None = None
-        simple, cut = stream.codec_context.name == "h264", False
+        simple, cut = stream.codec_context.name == "h264" and _has_long_lengths(stream.codec_context.extradata), False
         for packet in reading.packets():
             if packet.stream_index != stream.index:
                 continue
@@ -160,10 +160,19 @@ def _rotation(frames: Sequence[av.VideoFrame]) -> int | None:
     return frames[0].rotation if frames else None
 
 
-def _is_closed(packet: Packet) -> bool:
-    """Whether an H.264 packet of an MP4 file holds a slice of an IDR picture, before which nothing needs to be known.
+def _has_long_lengths(extradata: bytes | None) -> bool:
+    """Whether each unit of an H.264 packet follows its length in four bytes, as nearly all MP4 files have it.
 
-    A key frame may also be one from which the picture recovers bit by bit (ITU-T H.264, D.2.8).
+    Others are allowed (ISO/IEC 14496-15, 5.3.3.1: lengthSizeMinusOne) and left to PyAV.
+    """
+    return extradata is not None and len(extradata) > 4 and extradata[0] == 1 and extradata[4] & 3 == _NAL_LENGTH - 1
+
+
+def _is_closed(packet: Packet) -> bool:
+    """Whether an H.264 packet holds a slice of an IDR picture, before which nothing needs to be known.
+
+    Lengths of its units are of four bytes, see `_has_long_lengths`. A key frame may also be one from which the picture
+    recovers bit by bit (ITU-T H.264, D.2.8).
     """
     content, at = bytes(packet), 0
     while at + _NAL_LENGTH < len(content):

@@ -30,7 +30,7 @@ TIMES = frozenset({VIDEO_SECONDS, VIDEO_TIMES})
 _VISION_KEYS = {"image": (IMAGE_PIXELS, IMAGE_GRID), "video": (VIDEO_PIXELS, VIDEO_GRID)}
 
 ENCODING = 2
-"""Counts changes of what is handed to the processors, so that no cache holds what an earlier version made."""
+"""Version of what processors are given: a part of cache keys, which counts up when the same media give other inputs."""
 CHANNEL_AXIS = "channels_last"
 """Of decoded pictures; a processor that is not told takes 3 rows for the three colors."""
 

@@ -61,3 +61,13 @@ def test_another_pipe_that_breaks_is_no_reader_that_left(monkeypatch):
     monkeypatch.setattr(entry, "_run", breaks)
     with pytest.raises(BrokenPipeError, match="a worker's"):
         main(["train"])
+
+
+def test_an_error_is_said_without_loading_what_draws_tables():
+    code = (
+        "import sys; from lightning_mmrl.cli.main import main; "
+        "sys.exit(main(['predict', 'x']) * 10 + ('rich' in sys.modules or 'torch' in sys.modules))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert ran.returncode == 20
+    assert ran.stderr.startswith("mmrl predict: there is nothing to ask about")

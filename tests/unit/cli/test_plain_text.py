@@ -16,7 +16,8 @@ from lightning_mmrl.data.inspection import take_inventory
 from lightning_mmrl.data.report import Finding, summarize
 from lightning_mmrl.data.schema import Problem
 from lightning_mmrl.evaluation.intervals import Interval
-from lightning_mmrl.training.console import ConsoleProgress, PlainConsole, printable, report_console
+from lightning_mmrl.training.console import ConsoleProgress, PlainConsole, report_console
+from lightning_mmrl.types.text import printable
 
 HOSTILE = {
     "markup": ("[bold]x[/]", "[bold]x[/]"),

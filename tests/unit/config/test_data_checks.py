@@ -135,3 +135,14 @@ def test_labels_that_look_like_a_mistake_are_named_with_their_manifest(write, ch
     assert [warning.partition(":")[0] for warning in found] == ["train.jsonl", "validation.jsonl"]
     assert "all 3 samples have the label 'happy'" in found[0]
     assert "'happy' (1 sample) and 'Happy' (1 sample) differ only in case" in found[1]
+
+
+def test_free_answers_are_no_labels_and_nothing_is_said_of_them(write, check):
+    answers = [row(str(index), solution=text) for index, text in enumerate(["seven", "sevens", "none"])]
+    write("train", *answers)
+    write("cold_start", *[{**each, "messages": [*each["messages"], TARGET]} for each in answers])
+    label = "stages.reason.rewards.parts.label"
+    math = f"+{label}={{_target_: lightning_mmrl.rewards.math_answer.MathAnswer}}"
+    assert check("stages.reason.validate_every=null", f"~{label}", math) == []
+    balanced = check("stages.reason.validate_every=null", f"~{label}", math, "stages.reason.data.balance=label")
+    assert [warning.partition(":")[0] for warning in balanced] == ["train.jsonl", "train.jsonl"]

@@ -75,6 +75,7 @@ def test_the_card_has_metadata_stages_scores_and_lineage(run, tmp_path):
     assert [result["dataset"]["name"] for result in data["model-index"][0]["results"]] == ["test"]
     assert data["model-index"][0]["results"][0]["metrics"] == [{"type": "uar", "value": 0.8125}]
     assert "\n# Emotions\n" in text
+    assert "without a cover picture or an edit list that cuts something off. Ask `mmrl predict` about others." in text
     assert "- System prompt: `Be brief.`" in text
     assert "| reason | rl | base | 300 | - |" in text
     assert "| test | 81.2 |" in text

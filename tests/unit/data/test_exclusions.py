@@ -2,7 +2,8 @@
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from shutil import copytree
 
 import pytest
@@ -145,13 +146,81 @@ def test_sets_of_the_same_name_in_two_folders_are_two(root, pipeline, path, tmp_
     assert len(json.loads(path.read_text())["sets"]) == 2
 
 
+@pytest.mark.parametrize("spell", ["relative", "dots", "link", "moved"])
+def test_decisions_hold_however_the_root_is_spelled(root, pipeline, path, tmp_path, monkeypatch, spell):
+    prepare(root, pipeline, Exclusions(path))
+    monkeypatch.chdir(tmp_path)
+    spelled = {"relative": Path(root.name), "dots": root / ".." / root.name, "link": tmp_path / "link"}
+    if spell == "link":
+        spelled["link"].symlink_to(root)
+    if spell == "moved":
+        spelled["moved"] = (tmp_path / "elsewhere" / root.name).absolute()
+        spelled["moved"].parent.mkdir()
+        root.rename(spelled["moved"])
+    monitor = Monitor()
+    found, decoder = prepare(spelled[spell], pipeline, Exclusions(path), failing=(), monitor=monitor)
+    assert ids(found) == ["a", "c"]
+    assert decoder.asked == []
+    assert monitor.warnings == []
+
+
+def test_of_two_sources_of_one_name_each_keeps_its_own_decisions(root, pipeline, path, tmp_path, no_cache):
+    """Also when both were moved: the ends of their paths tell them apart."""
+    sources = [copytree(root, tmp_path / "old" / each / root.name) for each in "xy"]
+    for source, failing, used in zip(sources, ("two.mp4", "one.mp4"), (["a", "c"], ["bad", "c"]), strict=True):
+        assert ids(prepare(source, pipeline, Exclusions(path), failing=(failing,))[0]) == used
+    (tmp_path / "old").rename(tmp_path / "new")
+    for each, used in (("y", ["bad", "c"]), ("x", ["a", "c"])):
+        moved = tmp_path / "new" / each / root.name
+        assert ids(prepare(moved, pipeline, Exclusions(path), failing=())[0]) == used
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"settings": MediaSettings(num_frames=3)}, "another num_frames"),
+        ({"settings": MediaSettings(num_frames=2, max_bytes=10**6)}, "another max_bytes"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_decisions_that_are_void_are_said_in_one_sentence(root, pipeline, path, how, said):
+    prepare(root, pipeline, Exclusions(path))
+    first, second = Monitor(), Monitor()
+    prepare(root, pipeline, Exclusions(path), monitor=first, **how)
+    [(_, [sentence])] = [warning for warning in first.warnings if "decided anew" in str(warning)]
+    assert sentence == f"{path} holds decisions made with {said}; which samples are left out is decided anew"
+    prepare(root, pipeline, Exclusions(path), monitor=second, **how)
+    assert second.warnings == []
+
+
+def test_a_copy_of_a_folder_that_is_there_is_decided_anew_and_said_to_be(root, pipeline, path, tmp_path):
+    prepare(root, pipeline, Exclusions(path))
+    monitor = Monitor()
+    copy = copytree(root, tmp_path / "other" / root.name)
+    found, _ = prepare(copy, pipeline, Exclusions(path), failing=(), monitor=monitor)
+    assert ids(found) == ["a", "bad", "c"]
+    assert f"the media of {root.resolve()}, which is still there" in str(monitor.warnings)
+
+
+def test_a_setting_that_is_new_leaves_decisions_as_they_are(root, pipeline, path):
+    """Neither the words nor the number of the settings' fields name a use."""
+
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Later(MediaSettings):
+        sharpness: int = 1
+
+    prepare(root, pipeline, Exclusions(path))
+    found, _ = prepare(root, pipeline, Exclusions(path), failing=(), settings=Later(num_frames=2))
+    assert ids(found) == ["a", "c"]
+
+
 def test_nothing_is_decided_where_nothing_can_be_used(root, pipeline, path):
     with pytest.raises(DataError, match="all 1 samples cannot be used"):
         prepare(root, pipeline, Exclusions(path), rows=ROWS[1:2])
     assert not path.exists()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 9, "sets": {}}', '{"sets": {}}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 9, "sets": []}', '{"sets": []}'])
 def test_a_damaged_file_is_refused_by_name(root, pipeline, path, content):
     path.parent.mkdir(parents=True)
     path.write_text(content)

@@ -26,6 +26,7 @@ SEPARATORS = ("\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"
 @pytest.mark.parametrize("separator", SEPARATORS, ids=lambda each: f"U+{ord(each):04X}")
 @pytest.mark.parametrize("quote", ["", '"'], ids=["bare", "quoted"])
 def test_only_cr_and_lf_end_a_row(read, separator, quote):
+    """The case csv_linebreaks."""
     text = f"He frowns.{separator}Then he shouts."
     table = read(f"file,label,reasoning\na.wav,a,{quote}{text}{quote}\nb.wav,b,\n")
     assert table.problems == ()

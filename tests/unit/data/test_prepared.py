@@ -301,7 +301,7 @@ def test_a_medium_that_the_model_does_not_read_is_refused_before_anything_is_dec
     }[kind]
     good = row("a", ["one.mp4"]) if kind != "video" else row("a", images=["one.png"])
     dataset = prepared(root, pipeline, good, bad)
-    reads = ", ".join(sorted(pipeline.encoder.media_kinds))
+    reads = ", ".join(["text", *sorted(pipeline.encoder.media_kinds)])
     with pytest.raises(
         DataError,
         match=f"^train.jsonl: sample bad has <{kind}> media, and Words reads {reads}; choose a model",

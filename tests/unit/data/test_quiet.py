@@ -2,6 +2,7 @@
 
 import os
 import random
+import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -106,3 +107,23 @@ def test_no_file_descriptor_is_left(capfd):
     for _ in range(5):
         quietly(len)([1])
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_process_without_standard_error_decodes_all_the_same():
+    """As under a service manager that closes it: `2>&-`."""
+    code = "from lightning_mmrl.data.media.quiet import quietly; print(quietly(len)([1, 2]))"
+    for without in ("import os; os.close(2); ", "import os, sys; sys.stderr = None; os.close(2); "):
+        ran = subprocess.run([sys.executable, "-c", without + code], stdout=subprocess.PIPE, check=True)
+        assert ran.stdout == b"2\n"
+
+
+def test_what_the_caller_raises_without_standard_error_is_its_own(monkeypatch):
+    def closed(_):
+        raise OSError(9, "Bad file descriptor")
+
+    def full():
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "dup", closed)
+    with pytest.raises(OSError, match="No space left"):
+        quietly(full)()

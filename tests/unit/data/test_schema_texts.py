@@ -92,6 +92,7 @@ def test_a_text_that_only_looks_like_a_control_token_stays(scan, text):
 
 
 def test_validate_and_training_name_the_lines(tmp_path, scan, capsys):
+    """The case tag_in_answer."""
     scan(TAGGED["a target"], {"messages": turns("?")}, CONTROL["a medium"][0])
     assert main(["data", "validate", f"{tmp_path}/train.jsonl", "--media-root", str(tmp_path)]) == 1
     out = capsys.readouterr().out

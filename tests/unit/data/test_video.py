@@ -176,6 +176,64 @@ def test_limits_and_spans_are_enforced(engine, how, sentence, tmp_path):
         look(engine, path, 4, **how)
 
 
+def with_short_lengths(source, target):
+    """The same H.264 track whose units have lengths of two bytes, and a message before each picture.
+
+    Read with lengths of four bytes, the message looks like a slice of an IDR picture.
+    """
+    message = bytes([0x06, 200, 5, 1, 2, 3, 4, 5, 0x80])  # SEI, a reserved type, five bytes
+    with av.open(str(source)) as container, av.open(str(target), "w") as out:
+        stream = container.streams.video[0]
+        copy = out.add_stream_from_template(stream)
+        header = bytearray(stream.codec_context.extradata)
+        header[4] = 0xFC | 1
+        copy.codec_context.extradata = bytes(header)
+        for packet in container.demux(stream):
+            if packet.pts is None:
+                continue
+            content, at, units = bytes(packet), 0, [message]
+            while at < len(content):
+                size = int.from_bytes(content[at : at + 4], "big")
+                units.append(content[at + 4 : at + 4 + size])
+                at += 4 + size
+            short = av.Packet(b"".join(len(unit).to_bytes(2, "big") + unit for unit in units))
+            short.pts, short.dts, short.duration = packet.pts, packet.dts, packet.duration
+            short.time_base, short.is_keyframe, short.stream = packet.time_base, packet.is_keyframe, copy
+            out.mux(short)
+    return target
+
+
+def test_a_track_whose_lengths_are_not_four_bytes_is_left_to_pyav(tmp_path):
+    """Its key frames need earlier frames, which only the lengths that it declares tell."""
+    open_groups = {"bf": "2", "g": "5", "x264-params": "open-gop=1"}
+    source = clips.write_grey(tmp_path / "four.mp4", EVEN, options=open_groups)
+    path = with_short_lengths(source, tmp_path / "two.mp4")
+    with av.open(str(path)) as container:
+        keys = [packet for packet in container.demux(video=0) if packet.is_keyframe]
+        assert container.streams.video[0].codec_context.extradata[4] & 3 == 1
+    assert len(keys) > 1
+    assert all(video._is_closed(packet) for packet in keys)  # the negative control: as if lengths had four bytes
+    assert not video.read_outline(path, MediaSettings()).simple
+    assert clips.shown(look(video.decode_video, path, 4).frames) == [2, 7, 12, 17]
+
+
+@pytest.mark.parametrize(
+    ("extradata", "long"),
+    [
+        (b"\x01d\x00\x0b\xff\xe1", True),
+        (b"\x01d\x00\x0b\x03", True),
+        (b"\x01d\x00\x0b\xfd\xe1", False),
+        (b"\x01d\x00\x0b\xfc\xe1", False),
+        (b"\x00\x00\x00\x01gd", False),  # start codes, as in MPEG-TS
+        (b"\x01d\x00\x0b", False),
+        (b"", False),
+        (None, False),
+    ],
+)
+def test_lengths_are_as_the_header_says(extradata, long):
+    assert video._has_long_lengths(extradata) is long
+
+
 def two_sizes(path):
     """A recording whose picture grows from 64 to 96 pixels after ten grey frames of twenty."""
     with av.open(str(path), "w", format="mpegts") as container:

@@ -36,6 +36,7 @@ def noise(height, width, *more):
 
 @pytest.mark.parametrize("size", THIN)
 def test_a_thin_picture_is_read_as_pillow_would_give_it(encoder, size):
+    """The case thin_image."""
     pixels = noise(*size)
     ours = encoder.encode_image(DecodedImage(pixels=pixels))
     theirs = encoder.processor.image_processor(images=[Image.fromarray(pixels)], return_tensors="pt")

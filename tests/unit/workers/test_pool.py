@@ -142,6 +142,25 @@ def test_attempts_are_counted_and_the_last_one_may_take_longer(hasty, tmp_path):
     assert judged == Outcome(error="broken")
 
 
+def test_what_was_lost_is_tried_again_together(hasty, monkeypatch):
+    """Many files that hang cost three attempts of all workers, and only the last one each for itself."""
+    attempts, whole = [], DeadlinePool.map
+
+    def counting(pool, items, **how):
+        attempts.append((len(items), how["deadline_factor"]))
+        return whole(pool, items, **how)
+
+    monkeypatch.setattr(DeadlinePool, "map", counting)
+    seen = []
+    outcomes = hasty.map_patiently(
+        [("sleep", 60), ("divide", 2), ("exit", 5), ("divide", 0)], on_done=lambda *each: seen.append(each)
+    )
+    assert attempts == [(4, 1.0), (2, 1.0), (2, 1.0), (1, 2.0), (1, 2.0)]
+    assert sorted(index for index, _ in seen) == [0, 1, 2, 3]
+    assert all(outcomes[index] is outcome for index, outcome in seen)
+    assert [outcome.lost for outcome in outcomes] == [True, False, True, False]
+
+
 def test_a_worker_that_is_killed_while_it_starts_or_idles_is_replaced(act):
     with DeadlinePool(act, num_workers=1, deadline_s=20.0) as pool:
         for _ in range(2):

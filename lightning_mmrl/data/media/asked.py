@@ -1,0 +1,61 @@
+"""Which media a question is about, and whether a model reads them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning_mmrl.data.media.examine import media_kinds
+from lightning_mmrl.errors import MediaError
+from lightning_mmrl.protocols.tensors import PromptEncoder
+from lightning_mmrl.types.media import MediaSettings
+from lightning_mmrl.types.records import MediaKind, MediaRef
+
+Medium = tuple[Path, MediaRef]
+"""A file, and which of its tracks is asked about."""
+
+
+def unread(kind: MediaKind, encoder: PromptEncoder) -> str | None:
+    """The model's name and what it reads, if a medium of this kind is not among that."""
+    if kind in encoder.media_kinds:
+        return None
+    reads = ", ".join(["text", *sorted(encoder.media_kinds)]) if encoder.media_kinds else "text alone"
+    return f"{encoder.family} reads {reads}"
+
+
+def chosen_media(
+    files: Sequence[Path], settings: MediaSettings, *, sound: Path | None, hear: bool
+) -> tuple[Medium, ...]:
+    """All tracks of each file by its content; a separate sound comes last.
+
+    Args:
+        files: Videos, pictures and sounds.
+        settings: The limit on bytes.
+        sound: A file whose sound is heard in place of the videos' own.
+        hear: False to leave out the sound of videos.
+
+    Raises:
+        MediaError: A file does not exist or holds nothing of use.
+    """
+    for path in (*files, *([] if sound is None else [sound])):
+        if not path.is_file():
+            raise MediaError(f"{path} does not exist; name a video, picture or sound file")
+    media: list[Medium] = []
+    for path in files:
+        kinds = media_kinds(path, settings)
+        drops_sound = "video" in kinds and (sound is not None or not hear)
+        media += [
+            (path, MediaRef(kind=kind, path=path.name)) for kind in kinds if not (kind == "audio" and drops_sound)
+        ]
+    return (*media, *([] if sound is None else [(sound, MediaRef(kind="audio", path=sound.name))]))
+
+
+def check_read(media: Sequence[Medium], encoder: PromptEncoder) -> None:
+    """Looks at the kinds of what is asked about.
+
+    Raises:
+        MediaError: The model does not read one of them.
+    """
+    for path, ref in media:
+        if reads := unread(ref.kind, encoder):
+            is_of_video = ref.kind == "audio" and any(other == path and each.kind == "video" for other, each in media)
+            fix = "give --no-audio" if is_of_video else "name another file, or a model that reads it"
+            raise MediaError(f"{path} holds {ref.kind}, and {reads}; {fix}")

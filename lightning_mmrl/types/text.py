@@ -1,0 +1,16 @@
+"""Text as a terminal shows it."""
+
+import re
+
+# Control codes but for tab and line feed, separators that some terminals take for line ends, what turns the reading
+# direction (CVE-2021-42574), and halves of characters, which no stream can encode.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    r"""Text that a terminal shows and never obeys: control codes as their escapes.
+
+    >>> printable("\x1b[2Jangry"), printable("\u8352\u8c2c")
+    ('\\x1b[2Jangry', '\u8352\u8c2c')
+    """
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
