@@ -1,7 +1,7 @@
 """Reinforcement learning from verifiable rewards; one `training_step` is one iteration."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -35,7 +35,7 @@ from lightning_mmrl.stages.context import (
     scalar_values,
 )
 from lightning_mmrl.stages.distill import distilled
-from lightning_mmrl.stages.failures import finite_scores, refuse_failures
+from lightning_mmrl.stages.failures import refuse_failures
 from lightning_mmrl.stages.media import IterationMedia
 from lightning_mmrl.stages.mismatch import mismatch_stats
 from lightning_mmrl.stages.module import StageModule
@@ -47,6 +47,7 @@ from lightning_mmrl.stages.optimize import (
     score_old,
 )
 from lightning_mmrl.stages.rollout_table import RolloutTable
+from lightning_mmrl.stages.scores import score_tensors
 from lightning_mmrl.stages.signal import SignalWatch
 from lightning_mmrl.stages.stats import Outcome, rollout_stats, selection_stats, update_stats
 from lightning_mmrl.types.batches import Experience, PromptBatch, Rollout, Scores
@@ -220,19 +221,7 @@ class PolicyGradientModule(StageModule):
         """Rewards [B, G]; a failed verifier is invalid, not zero."""
         size = rollout.group_size
         groups = [rollout.completions[i * size : (i + 1) * size] for i in range(len(prompts.samples))]
-        table = finite_scores(self.rewards.score(prompts.samples, groups), torch.get_default_dtype())
-        names = dict.fromkeys(name for row in table for score in row for name in score.components)
-        device = rollout.completion_ids.device
-
-        def grid(pick: Callable[[Score], float | bool]) -> torch.Tensor:
-            return torch.tensor([[pick(score) for score in row] for row in table], device=device)
-
-        return Scores(
-            rewards=grid(lambda score: float(score.total)),
-            valid=grid(lambda score: score.valid),
-            components={name: grid(lambda score, n=name: float(score.components.get(n, 0.0))) for name in names},
-            details=tuple(tuple(row) for row in table),
-        )
+        return score_tensors(self.rewards.score(prompts.samples, groups), rollout.completion_ids.device)
 
     def build_experience(self, prompts: PromptBatch, rollout: Rollout, scores: Scores) -> Experience:
         """Which completions count; there are no advantages yet."""
