@@ -66,6 +66,19 @@ def test_one_number_that_is_not_finite_is_enough(tmp_path, value):
     assert (found.reported(7), found.reported(8)) == ({"train/skipped_steps": 1.0}, {})
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_float_is_as_finite_as_it_is_whatever_type_is_the_default(tmp_path, dtype):
+    """Lightning makes the model's type the default in a training step."""
+    found, _ = bad_steps(tmp_path)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        bad = [found.found(1, {"loss": [value]}, SAMPLES) for value in (70_000.0, 1e39, INF)]
+    finally:
+        torch.set_default_dtype(before)
+    assert bad == [False, False, True]
+
+
 def test_what_only_another_rank_found_counts_and_samples_of_all_are_written(tmp_path):
     found, _ = bad_steps(tmp_path, ranks=OfTwo([False, True]))
     with pytest.raises(NotFiniteError):
