@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import lightning
 
 from lightning_mmrl.errors import StageError
-from lightning_mmrl.models.parallelize import weight_digest
+from lightning_mmrl.models.digest import weight_digest
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.stages.answers import Examiner, Validation, headline
 from lightning_mmrl.stages.bad_steps import BadSteps
