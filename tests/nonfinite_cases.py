@@ -55,11 +55,14 @@ class Stage(exact_cases.Stage):
 
     def export(self):
         """Writes the handoff as a run does."""
-        writes = self.trainer.global_rank == 0
         job = replace(
             self.job,
             exporter=partial(
-                export_policy, self.policy, self.encoder.processor, started_from=self.started_from, writes=writes
+                export_policy,
+                self.policy,
+                self.encoder.processor,
+                started_from=self.started_from,
+                ranks=self.job.group.ranks,
             ),
         )
         job.export(self.job.states.directory.with_name("handoff"))
