@@ -30,6 +30,7 @@ HERE = [
 TWO_RANKS = [
     ("sft", "gradient", "fsdp2"),
     ("grpo", "advantages", "ddp"),
+    ("sft", "answer", "ddp"),
     ("grpo", "handoff", "fsdp2"),
 ]
 
@@ -59,6 +60,9 @@ def test_two_ranks_decide_together(checkpoint, tmp_path):
         for kind, fault, strategy in TWO_RANKS
     ]
     found = ranks.launch(plan, tmp_path / "ranks", timeout_s=300)
+    answers = [each["error"] for each in found["sft-answer-ddp"]]
+    assert answers[0] == answers[1]
+    assert answers[0].startswith("the model has no finite probabilities for sample ")
     assert {name: [each["problems"] for each in parts] for name, parts in found.items()} == {
         case["name"]: [[], []] for case in plan
     }
