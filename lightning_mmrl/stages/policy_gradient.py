@@ -115,7 +115,7 @@ class PolicyGradientModule(StageModule):
         """Makes what a subclass trains beside the policy."""
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        """One iteration: sample, score, optimize, push the weights; nothing moves if a number is not finite."""
+        """One iteration: sample, score, optimize, push the weights; an update that is not finite is skipped."""
         self._seconds = {}
         self.policy.media.take_counters()  # a validation in between is not part of the iteration
         iteration = batch_idx + 1
@@ -281,7 +281,7 @@ class PolicyGradientModule(StageModule):
         stats: dict[str, float] = {}
         steps: list[dict[str, float]] = []
         live = ranks.either([bool(minibatch.live) for minibatch in minibatches])
-        for minibatch, has_signal in zip(minibatches, live, strict=True):
+        for number, (minibatch, has_signal) in enumerate(zip(minibatches, live, strict=True), start=1):
             if not has_signal:
                 continue
             optimizer.zero_grad()
@@ -298,11 +298,13 @@ class PolicyGradientModule(StageModule):
             media.finish()
             ranks.sum_gradients(self.policy.parameters())
             norm = clip_gradients(self.policy.parameters(), settings.max_grad_norm)
-            beside = self.gradients_beside(experience, minibatch)
+            beside, checked = self.gradients_beside(experience, minibatch)
             taken = scalar_values(totals)
-            numbers = {"loss": taken["loss"], "gradient norm": norm, **beside}
+            numbers = {
+                name: [value] for name, value in {"loss": taken["loss"], "gradient norm": norm, **checked}.items()
+            }
             samples = [experience.prompts.samples[row] for row in minibatch.rows]
-            if self._bad_steps.found(iteration, {name: [value] for name, value in numbers.items()}, samples):
+            if self._bad_steps.found(iteration, numbers, samples, update=(number, len(minibatches))):
                 continue
             for each in optimizers:
                 each.step()
@@ -312,9 +314,15 @@ class PolicyGradientModule(StageModule):
             scheduler.step()
         return stats | mismatch_stats(steps) | self._regularizers(iteration) | {"train/learning_rate": learning_rate}
 
-    def gradients_beside(self, experience: Experience, minibatch: Minibatch) -> dict[str, float]:
-        """Gradients of what a subclass trains beside the policy, from the same minibatch, and their statistics."""
-        return {}
+    def gradients_beside(
+        self, experience: Experience, minibatch: Minibatch
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Gradients of what a subclass trains beside the policy, from the same minibatch.
+
+        Returns:
+            Their statistics, and the numbers that must be finite for an update, by the name that the user reads.
+        """
+        return {}, {}
 
     def _optimizers(self) -> tuple[list[LightningOptimizer], list[LambdaLR]]:
         """The policy's optimizer and scheduler, and those of what is trained beside it."""
@@ -353,7 +361,7 @@ class PolicyGradientModule(StageModule):
     def load_stage_state(self, state: Mapping[str, Any]) -> None:
         """Takes up what `stage_state` gave."""
         super().load_stage_state(state)
-        if "signal" in state:  # states of earlier versions have none
+        if "signal" in state:  # a state without the key starts the watch anew
             self._signal.load_state_dict(state["signal"])
 
     def on_fit_start(self) -> None:

@@ -105,6 +105,34 @@ def test_a_skipped_step_moves_nothing_and_is_written_down(checkpoint, tmp_path, 
     assert exact_cases.logged(tmp_path)[AT, "stage/train/skipped_steps"] == 1.0
 
 
+def test_a_later_update_of_a_step_is_skipped_alone_and_said_to_be_one(checkpoint, tmp_path):
+    stage = Stage("grpo", checkpoint, tmp_path, Interruption())
+    said, losses = [], [0]
+    stage.module._bad_steps._context = replace(stage.module._context, say=said.append)
+
+    def poison(output):
+        if stage.struck and torch.is_grad_enabled():
+            losses[0] += 1
+            if losses[0] == 2:
+                return replace(output, logprobs=nonfinite_cases.Poisoned.apply(output.logprobs, NAN))
+        return output
+
+    stage.change(stage.policy, "forward", after=poison)
+    weights = []
+
+    def note(*args):
+        weights.append({name: value.clone() for name, value in whole_weights(stage.module)})
+        return args
+
+    stage.change(stage.job.saver, "on_train_batch_end", before=note)
+    came_to = stage.job.train()
+    assert losses == [2]
+    assert any(not torch.equal(value, weights[AT - 2][name]) for name, value in weights[AT - 1].items())
+    assert came_to.num_skipped == 1
+    (sentence,) = [line for line in said if "skipped" in line]
+    assert sentence.startswith(f"update 2 of 2 in step {AT} is skipped: gradient norm is not finite;")
+
+
 @pytest.mark.parametrize("kind", ["sft", "grpo"])
 def test_a_skipped_step_is_exact_when_the_stage_is_interrupted_after_it(checkpoint, tmp_path, kind):
     """Counter, schedule and the order of the data are those of the stage that was left alone."""
