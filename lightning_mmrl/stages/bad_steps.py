@@ -114,7 +114,7 @@ class BadSteps:
             name = self._context.name
             raise StageError(
                 f"stages.{name}: its last steps were skipped, {len(self)} of {num_steps} in all, so its weights are "
-                f"not handed over; {self._file} names their samples: leave these out, or lower "
+                f"not written as the handoff; {self._file} names their samples: leave these out, or lower "
                 f"stages.{name}.optimizer.lr, and train the stage with --from-stage {name}"
             )
 
