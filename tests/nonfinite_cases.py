@@ -55,11 +55,14 @@ class Stage(exact_cases.Stage):
 
     def export(self):
         """Writes the handoff as a run does."""
-        writes = self.trainer.global_rank == 0
         job = replace(
             self.job,
             exporter=partial(
-                export_policy, self.policy, self.encoder.processor, started_from=self.started_from, writes=writes
+                export_policy,
+                self.policy,
+                self.encoder.processor,
+                started_from=self.started_from,
+                ranks=self.job.group.ranks,
             ),
         )
         job.export(self.job.states.directory.with_name("handoff"))
@@ -164,6 +167,23 @@ def spoiled_schedule(stage, factor):
     stage.module._optimizer = replace(stage.module._optimizer, schedule=wrong)
 
 
+def spoiled_answer(stage):
+    """An answer of the validation after the step that follows: no step computes it."""
+    last = stage.trainer.global_rank == stage.last_rank
+
+    def validation(*args):
+        stage.validates = last and stage.now == AT + 1
+        return args
+
+    def over(result):
+        stage.validates = False
+        return result
+
+    stage.validates = False
+    stage.change(stage.module, "validation_step", before=validation, after=over)
+    stage.change(stage.policy, "next_logprobs", after=lambda rows: first_row(rows, NAN) if stage.validates else rows)
+
+
 def spoiled_scores(stage, change):
     """Of the first completion of each group."""
     stage.spoil(stage.module.rewards, "score", lambda table: [[change(row[0]), *row[1:]] for row in table])
@@ -244,6 +264,7 @@ SHARED = {
         put=lambda stage: stage.at_start(lambda: stage.fill_moments("exp_avg_sq", INF)), last=AT - 1, skipped=0
     ),
     "state of an earlier version": Fault(put=old_state, last=AT - 1, skipped=0),
+    "answer": Fault(put=spoiled_answer, last=AT + 1, skipped=0),
     "handoff": Fault(put=spoiled_handoff, last=exact_cases.STEPS, skipped=0),
 }
 
@@ -304,7 +325,12 @@ FAULTS = {"sft": SFT, "grpo": GRPO, "ppo": PPO}
 
 
 def strike(kind, name, checkpoint, folder, interruption=None, **options):
-    """Trains with a fault and again without it; what is wrong, in words, and None if nothing is."""
+    """Trains with a fault and again without it.
+
+    Returns:
+        `problems`: what is wrong, in words; `error`: the sentence that ended the first training, if one did; `said`:
+        what the user was told meanwhile.
+    """
     fault, interruption = FAULTS[kind][name], interruption or Interruption()
     options |= dict(fault.options)
     stage = Stage(kind, checkpoint, folder, interruption, **options)

@@ -98,7 +98,7 @@ class StageBuilder:
             module=module,
             datamodule=datamodule,
             exporter=partial(
-                export_policy, policy, encoder.processor, started_from=str(start_from), writes=parts.group.leads
+                export_policy, policy, encoder.processor, started_from=str(start_from), ranks=parts.group.ranks
             ),
             states=states,
             group=parts.group,

@@ -337,7 +337,7 @@ class StageConfig:
     cooldown_steps: int = 0
     """Steps after that validation, over which the learning rate falls to zero."""
     max_bad_steps: int = 10
-    """Steps that may be skipped since a number was not finite; one more, or more than half of all, end the run."""
+    """Steps that may be skipped because a number was not finite; one more, or more than half of all, end the run."""
     gate: BoundConfig | None = None
     """The curriculum continues after this stage only if this bound holds; null: always."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)

@@ -11,6 +11,7 @@ from lightning_mmrl.errors import StageError
 from lightning_mmrl.models.finite import not_finite
 from lightning_mmrl.models.parallelize import gathered_weights
 from lightning_mmrl.models.policy import Policy
+from lightning_mmrl.protocols.ranks import ALONE, Ranks
 
 ADAPTER = "adapter"
 """Folder within a checkpoint that has the adapter alone, in peft's format."""
@@ -22,35 +23,35 @@ def export_policy(
     directory: Path,
     *,
     started_from: str,
-    writes: bool = True,
+    ranks: Ranks = ALONE,
 ) -> None:
     """The checkpoint of a policy; an adapter is merged into its weights, and lies beside them under `ADAPTER`.
 
-    Over several ranks all call it, and one of them writes. The weights themselves are taken to be finite.
+    Over several ranks all call it, and the first one writes. The weights themselves are taken to be finite.
 
     Args:
         policy: The policy; it stays as it is, its adapter unmerged.
         processor: As for `export_checkpoint`.
         directory: The folder.
         started_from: Hub id or folder of the model without the adapter.
-        writes: Whether this rank writes.
+        ranks: The processes that the weights lie on.
 
     Raises:
-        StageError: A weight is not finite once the adapter is merged into it.
+        StageError: A weight is not finite once the adapter is merged into it; raised on all ranks.
     """
     model = cast(PreTrainedModel, policy.model)
+    writes = ranks.rank == 0
     state = gathered_weights(model, keep=writes)
-    if not writes:
-        return
-    if policy.adapter is None:
-        export_checkpoint(model, processor, directory, state=state)
-        return
-    merged = policy.adapter.merged(state)
-    wrong = not_finite(merged)
+    adapter = policy.adapter
+    merged = state if adapter is None else adapter.merged(state)
+    # Only the first rank has the weights, and all of them end if one is wrong.
+    wrong = [] if adapter is None else [name for part in ranks.gather(not_finite(merged)) for name in part]
     if wrong:
         raise StageError(f"{wrong[0]} is not finite once the adapter is merged into it; lower the stage's optimizer.lr")
-    export_checkpoint(model, processor, directory, state=merged)
-    policy.adapter.save(directory / ADAPTER, state, base=started_from)
+    if writes:
+        export_checkpoint(model, processor, directory, state=merged)
+    if writes and adapter is not None:
+        adapter.save(directory / ADAPTER, state, base=started_from)
 
 
 def export_checkpoint(

@@ -68,7 +68,7 @@ class FeatureCache:
             return None
         features = _opened(content, rows)
         if features is not None and not bool(all_finite(features.values())):
-            features = None  # an earlier version stored whatever it was given
+            features = None  # whole, but of no use
         if features is None:
             _log.warning("Cached features %s are damaged; they are dropped and computed anew.", path)
         # In a folder that may only be read, damaged entries stay misses, and nothing has to leave.

@@ -1,6 +1,6 @@
-"""Whether tensors hold finite numbers only, and whether their bits have changed: one read each, without a copy."""
+"""Whether tensors hold finite numbers only: one read each, without a copy."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import torch
 from jaxtyping import Bool
@@ -34,24 +34,6 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     if bool(all_finite(tensors.values())):
         return []
     return [name for name, tensor in tensors.items() if not bool(all_finite([tensor]))]
-
-
-def bit_digests(tensors: Sequence[Tensor]) -> list[int]:
-    """The exclusive or over the bits of the entries of each tensor, in 64 bits; of sharded tensors over this rank's.
-
-    The digest of a sharded tensor is the exclusive or of what the ranks find. The device is waited for once.
-
-    >>> before = bit_digests([torch.ones(3), torch.zeros(2)])
-    >>> before == bit_digests([torch.ones(3), torch.tensor([0.0, 1e-30])])
-    False
-    """
-    found = [_digest(_local(tensor)) for tensor in tensors]
-    return torch.stack([each.to(found[0].device) for each in found]).tolist() if found else []
-
-
-def _digest(tensor: Tensor) -> Tensor:
-    nothing = torch.zeros((), dtype=torch.int64, device=tensor.device)
-    return torch.hash_tensor(tensor).view(torch.int64) if tensor.numel() else nothing
 
 
 def _local(tensor: Tensor) -> Tensor:

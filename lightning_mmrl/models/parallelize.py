@@ -8,12 +8,9 @@ are one parameter, which may belong to one unit only; the root is gathered once 
 shards in every backward pass, so that no rank ever holds all of them.
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import reduce
-from operator import xor
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +26,6 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from lightning_mmrl.models.finite import bit_digests
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
 
@@ -169,17 +165,6 @@ def gathered_weights(module: nn.Module, *, keep: bool) -> dict[str, Tensor]:
         if keep:
             found[name] = known[id(weight)]
     return found
-
-
-def weight_digest(module: nn.Module, ranks: Ranks) -> str:
-    """Hash of the parameters that train, the same however they are spread over the ranks; all ranks call it."""
-    names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
-    weights = module.state_dict()  # which shards what a forward pass has gathered
-    trained = {name: weights[name] for name in names}
-    own = bit_digests(list(trained.values()))
-    parts = ranks.gather(own) if any(isinstance(each, DTensor) for each in trained.values()) else [own]
-    joined = [reduce(xor, column) for column in zip(*parts, strict=True)]
-    return hashlib.sha256(repr(list(zip(trained, joined, strict=True))).encode()).hexdigest()
 
 
 def recompute_activations(policy: Policy) -> None:

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from lightning_mmrl.errors import StageError
+from lightning_mmrl.errors import RolloutError, StageError
 from lightning_mmrl.evaluation.consistency import CueLexicon
 from lightning_mmrl.evaluation.emotion import EmotionMetrics
 from lightning_mmrl.evaluation.records import Prediction, judge
@@ -32,14 +32,24 @@ class Examiner:
     lexicon: CueLexicon | None = None
     apart: Callable[[], AbstractContextManager[None]] = nullcontext
 
-    def examine(self, prompts: PromptBatch) -> list[Prediction]:
-        """One prediction per prompt."""
-        seeds = [[0]] * len(prompts.samples)
+    def examine(self, prompts: PromptBatch, ranks: Ranks = ALONE) -> list[Prediction]:
+        """One prediction per prompt; all ranks call it.
+
+        Raises:
+            RolloutError: The engine has no answers for some rank; raised on all of them.
+        """
+        seeds, completions, problem = [[0]] * len(prompts.samples), (), None
         with self.apart():
-            rollout = self.engine.generate(prompts, group_size=1, seeds=seeds, greedy=True)
+            try:
+                completions = self.engine.generate(prompts, group_size=1, seeds=seeds, greedy=True).completions
+            except RolloutError as error:  # raised below: here the others would wait for this rank
+                problem = error
+        problems = [each for each in ranks.gather(None if problem is None else str(problem)) if each is not None]
+        if problems:
+            raise problem or RolloutError(problems[0])
         return [
             judge(sample, completion, self.matcher, self.lexicon)
-            for sample, completion in zip(prompts.samples, rollout.completions, strict=True)
+            for sample, completion in zip(prompts.samples, completions, strict=True)
         ]
 
     def unanswered(self, sample: Sample) -> Prediction:
@@ -70,7 +80,7 @@ class Validation:
 
     def step(self, prompts: PromptBatch) -> None:
         """Examines this rank's share of one batch."""
-        self._judged.append(self._examiner.examine(prompts))
+        self._judged.append(self._examiner.examine(prompts, self._ranks))
 
     def finish(self) -> dict[str, float]:
         """The metrics, and a fresh start.

@@ -1,4 +1,4 @@
-"""Steps in which a number is not finite: all ranks skip them together; they are counted, written down and bounded."""
+"""Updates whose numbers are not finite: all ranks skip them together; steps with one are counted, noted and bounded."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,7 +26,9 @@ class NotFiniteError(Exception):
 
 
 class BadSteps:
-    """Decides with all ranks whether a step is skipped, and ends the stage after too many.
+    """Decides with all ranks whether an update is skipped, and ends the stage after too many.
+
+    A step with a skipped update is a skipped step, whether it was its only update or another one moved the weights.
 
     The stage ends at once if the weights themselves are not finite: no further step could mend them. Else it ends at
     the step that is one more than `max_bad_steps`, or than half of the stage's steps; and in an error at its end if its
@@ -42,13 +44,16 @@ class BadSteps:
         self._weights = weights
         self._steps: set[int] = set()
 
-    def found(self, step: int, numbers: Numbers, samples: Sequence[Sample]) -> bool:
+    def found(
+        self, step: int, numbers: Numbers, samples: Sequence[Sample], *, update: tuple[int, int] = (1, 1)
+    ) -> bool:
         """Whether any of the numbers is not finite on any rank, in which case the step is noted; a collective.
 
         Args:
             step: The step of the stage, from 1.
             numbers: What it computed, by the name that the user reads; ranks give the same names.
             samples: This rank's samples that it computed them from.
+            update: The update of the step that they are about, from 1, and how many there are.
 
         Raises:
             StageError: The weights are not finite, or too many steps were skipped.
@@ -60,7 +65,9 @@ class BadSteps:
             self._write(step, wrong, samples)
             self._refuse_weights(step)
             self._refuse_too_many(step, wrong)
-            self._context.say(f"step {step} is skipped: {_are(wrong)} not finite; {self._file} names its samples")
+            number, count = update
+            subject = f"step {step}" if count == 1 else f"update {number} of {count} in step {step}"
+            self._context.say(f"{subject} is skipped: {_are(wrong)} not finite; {self._file} names its samples")
         return bool(wrong)
 
     def require(self, step: int, numbers: Numbers, samples: Sequence[Sample]) -> None:
@@ -74,7 +81,7 @@ class BadSteps:
             raise NotFiniteError
 
     def number(self, step: int) -> int:
-        """How many of the first `step` steps were skipped."""
+        """How many of the first `step` steps were skipped, or an update of theirs."""
         return sum(each <= step for each in self._steps)
 
     def __len__(self) -> int:
@@ -107,7 +114,7 @@ class BadSteps:
             name = self._context.name
             raise StageError(
                 f"stages.{name}: its last steps were skipped, {len(self)} of {num_steps} in all, so its weights are "
-                f"not handed over; {self._file} names their samples: leave these out, or lower "
+                f"not written as the handoff; {self._file} names their samples: leave these out, or lower "
                 f"stages.{name}.optimizer.lr, and train the stage with --from-stage {name}"
             )
 
@@ -162,9 +169,14 @@ def estimates(experience: Experience) -> Numbers:
 
 def _read(numbers: Iterable[Sequence[Tensor | float]]) -> list[bool]:
     """Whether each of them is finite; a device is waited for once."""
-    flags = [all_finite([torch.as_tensor(value) for value in values]) for values in numbers]
+    flags = [all_finite([_tensor(value) for value in values]) for values in numbers]
     device = next((flag.device for flag in flags if flag.device.type != "cpu"), torch.device("cpu"))
     return torch.stack([flag.to(device) for flag in flags]).tolist()
+
+
+def _tensor(value: Tensor | float) -> Tensor:
+    """The value, a float in float64: in torch's default type, float16 under precision 16-true, 70,000 is infinite."""
+    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
 
 
 def _are(names: Sequence[str]) -> str:

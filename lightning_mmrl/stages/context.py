@@ -30,9 +30,9 @@ class StageContext:
     how the weights are spread over them; without it each has them all. `apart` is entered around what each rank does at
     its own pace: an interruption may cut it short there, and all ranks hear of it at its end. `refill` gives prompts
     beside those of the loader, this rank's share of one more batch with each call. `pass_part` is the reward component
-    that says whether an answer is right. `num_validated` says how many samples a validation must judge. A stage of
-    which more than `max_bad_steps` steps, or half of all, were skipped since a number was not finite ends in an error.
-    `say` tells the user what happens.
+    that says whether an answer is right. `num_validated` says how many samples a validation must judge. A stage
+    that skipped more than `max_bad_steps` steps, or than half of its steps, because numbers were not finite ends in an
+    error. `say` tells the user what happens.
     """
 
     name: str

@@ -77,7 +77,7 @@ class EvaluationModule(lightning.LightningModule):
 
     def test_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Examines one batch of one set."""
-        self._predictions[dataloader_idx].append(self._examiner.examine(batch))
+        self._predictions[dataloader_idx].append(self._examiner.examine(batch, self._ranks))
 
     def on_test_epoch_end(self) -> None:
         """Computes and writes the results of all sets.

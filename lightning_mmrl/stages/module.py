@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import lightning
 
 from lightning_mmrl.errors import StageError
-from lightning_mmrl.models.parallelize import weight_digest
+from lightning_mmrl.models.digest import weight_digest
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.stages.answers import Examiner, Validation, headline
 from lightning_mmrl.stages.bad_steps import BadSteps
@@ -65,7 +65,7 @@ class StageModule(lightning.LightningModule):
         """Takes up what `stage_state` gave."""
         self.latest = dict(state["latest"])
         self._ending.load_state_dict(state["ending"])
-        # States of earlier versions have neither.
+        # A state without the keys has no skipped steps, and does not know what the stage started from.
         self._bad_steps.load_state_dict(state.get("bad_steps", ()))
         self._start_digest = state.get("start_digest")
 

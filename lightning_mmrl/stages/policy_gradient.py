@@ -1,7 +1,7 @@
 """Reinforcement learning from verifiable rewards; one `training_step` is one iteration."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -35,7 +35,7 @@ from lightning_mmrl.stages.context import (
     scalar_values,
 )
 from lightning_mmrl.stages.distill import distilled
-from lightning_mmrl.stages.failures import finite_scores, refuse_failures
+from lightning_mmrl.stages.failures import refuse_failures
 from lightning_mmrl.stages.media import IterationMedia
 from lightning_mmrl.stages.mismatch import mismatch_stats
 from lightning_mmrl.stages.module import StageModule
@@ -47,6 +47,7 @@ from lightning_mmrl.stages.optimize import (
     score_old,
 )
 from lightning_mmrl.stages.rollout_table import RolloutTable
+from lightning_mmrl.stages.scores import score_tensors
 from lightning_mmrl.stages.signal import SignalWatch
 from lightning_mmrl.stages.stats import Outcome, rollout_stats, selection_stats, update_stats
 from lightning_mmrl.types.batches import Experience, PromptBatch, Rollout, Scores
@@ -114,7 +115,7 @@ class PolicyGradientModule(StageModule):
         """Makes what a subclass trains beside the policy."""
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        """One iteration: sample, score, optimize, push the weights; nothing moves if a number is not finite."""
+        """One iteration: sample, score, optimize, push the weights; an update that is not finite is skipped."""
         self._seconds = {}
         self.policy.media.take_counters()  # a validation in between is not part of the iteration
         iteration = batch_idx + 1
@@ -220,19 +221,7 @@ class PolicyGradientModule(StageModule):
         """Rewards [B, G]; a failed verifier is invalid, not zero."""
         size = rollout.group_size
         groups = [rollout.completions[i * size : (i + 1) * size] for i in range(len(prompts.samples))]
-        table = finite_scores(self.rewards.score(prompts.samples, groups), torch.get_default_dtype())
-        names = dict.fromkeys(name for row in table for score in row for name in score.components)
-        device = rollout.completion_ids.device
-
-        def grid(pick: Callable[[Score], float | bool]) -> torch.Tensor:
-            return torch.tensor([[pick(score) for score in row] for row in table], device=device)
-
-        return Scores(
-            rewards=grid(lambda score: float(score.total)),
-            valid=grid(lambda score: score.valid),
-            components={name: grid(lambda score, n=name: float(score.components.get(n, 0.0))) for name in names},
-            details=tuple(tuple(row) for row in table),
-        )
+        return score_tensors(self.rewards.score(prompts.samples, groups), rollout.completion_ids.device)
 
     def build_experience(self, prompts: PromptBatch, rollout: Rollout, scores: Scores) -> Experience:
         """Which completions count; there are no advantages yet."""
@@ -292,7 +281,7 @@ class PolicyGradientModule(StageModule):
         stats: dict[str, float] = {}
         steps: list[dict[str, float]] = []
         live = ranks.either([bool(minibatch.live) for minibatch in minibatches])
-        for minibatch, has_signal in zip(minibatches, live, strict=True):
+        for number, (minibatch, has_signal) in enumerate(zip(minibatches, live, strict=True), start=1):
             if not has_signal:
                 continue
             optimizer.zero_grad()
@@ -309,11 +298,13 @@ class PolicyGradientModule(StageModule):
             media.finish()
             ranks.sum_gradients(self.policy.parameters())
             norm = clip_gradients(self.policy.parameters(), settings.max_grad_norm)
-            beside = self.gradients_beside(experience, minibatch)
+            beside, checked = self.gradients_beside(experience, minibatch)
             taken = scalar_values(totals)
-            numbers = {"loss": taken["loss"], "gradient norm": norm, **beside}
+            numbers = {
+                name: [value] for name, value in {"loss": taken["loss"], "gradient norm": norm, **checked}.items()
+            }
             samples = [experience.prompts.samples[row] for row in minibatch.rows]
-            if self._bad_steps.found(iteration, {name: [value] for name, value in numbers.items()}, samples):
+            if self._bad_steps.found(iteration, numbers, samples, update=(number, len(minibatches))):
                 continue
             for each in optimizers:
                 each.step()
@@ -323,9 +314,15 @@ class PolicyGradientModule(StageModule):
             scheduler.step()
         return stats | mismatch_stats(steps) | self._regularizers(iteration) | {"train/learning_rate": learning_rate}
 
-    def gradients_beside(self, experience: Experience, minibatch: Minibatch) -> dict[str, float]:
-        """Gradients of what a subclass trains beside the policy, from the same minibatch, and their statistics."""
-        return {}
+    def gradients_beside(
+        self, experience: Experience, minibatch: Minibatch
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Gradients of what a subclass trains beside the policy, from the same minibatch.
+
+        Returns:
+            Their statistics, and the numbers that must be finite for an update, by the name that the user reads.
+        """
+        return {}, {}
 
     def _optimizers(self) -> tuple[list[LightningOptimizer], list[LambdaLR]]:
         """The policy's optimizer and scheduler, and those of what is trained beside it."""
@@ -364,7 +361,7 @@ class PolicyGradientModule(StageModule):
     def load_stage_state(self, state: Mapping[str, Any]) -> None:
         """Takes up what `stage_state` gave."""
         super().load_stage_state(state)
-        if "signal" in state:  # states of earlier versions have none
+        if "signal" in state:  # a state without the key starts the watch anew
             self._signal.load_state_dict(state["signal"])
 
     def on_fit_start(self) -> None:

@@ -89,7 +89,9 @@ class PPOModule(PolicyGradientModule):
         before = value_stats(experience, self._ranks)
         return before | super().optimize(experience, media, iteration)
 
-    def gradients_beside(self, experience: Experience, minibatch: Minibatch) -> dict[str, float]:
+    def gradients_beside(
+        self, experience: Experience, minibatch: Minibatch
+    ) -> tuple[dict[str, float], dict[str, float]]:
         """The critic's gradients on the values of a minibatch."""
         settings, media, ranks = self.critic_settings, self._critic_media, self._ranks
         assert media is not None
@@ -109,4 +111,5 @@ class PPOModule(PolicyGradientModule):
         ranks.sum_gradients(self.critic.parameters())
         norm = clip_gradients(self.critic.parameters(), settings.max_grad_norm)
         rate = optimizer.param_groups[0]["lr"]
-        return stats | {"train/critic_grad_norm": norm, "train/critic_learning_rate": rate}
+        checked = {"critic's loss": stats["train/value_loss"], "critic's gradient norm": norm}
+        return stats | {"train/critic_grad_norm": norm, "train/critic_learning_rate": rate}, checked

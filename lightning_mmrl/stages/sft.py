@@ -1,6 +1,7 @@
 """Supervised fine-tuning: the loss is on assistant tokens only."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,9 @@ from lightning_mmrl.stages.module import StageModule
 from lightning_mmrl.types.batches import ScoringBatch, SftBatch
 from lightning_mmrl.types.records import Sample
 
+SCALINGS = 16
+"""Steps in a row that a loss scaler may skip on its own: after as many halvings the usual first scale, 2**16, is 1."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Step:
@@ -30,7 +34,9 @@ class SFTModule(StageModule):
     """Maximises the log-likelihood of targets: loss = -sum of their token log-probs / number of target tokens.
 
     Both are counted over all ranks of an optimizer step. A step whose loss or gradient is not finite moves neither
-    weights nor optimizer nor schedule.
+    weights nor optimizer nor schedule. Under a loss scaler (precision 16-mixed) a gradient that is not finite says that
+    the scale is too large, unless it comes more than `SCALINGS` times in a row; before that such a step is the scaler's
+    own business: it moves neither weights nor optimizer, and does not count as skipped.
 
     Args:
         policy: The model to train.
@@ -41,6 +47,9 @@ class SFTModule(StageModule):
 
     _skips = False
     """Whether the step that was taken last was skipped."""
+
+    _scalings = 0
+    """Steps in a row whose scaled gradient was not finite."""
 
     def training_step(self, batch: SftBatch, batch_idx: int) -> Tensor:
         """One optimizer step over one batch of targets; the result is this rank's part of the loss."""
@@ -70,19 +79,31 @@ class SFTModule(StageModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Scales gradients down, or takes them away if the step is skipped: an optimizer leaves what has none.
-
-        Under a loss scaler a gradient that is not finite says that the scale is too large; it skips such a step itself.
-        """
-        step, max_norm = self._step, math.inf if gradient_clip_val is None else gradient_clip_val
+        """Scales gradients down, or takes them away if they are not used: an optimizer leaves what has none."""
+        max_norm = math.inf if gradient_clip_val is None else gradient_clip_val
         norm = clip_gradients(self.policy.parameters(), max_norm)
-        plugin = self.trainer.precision_plugin
-        scaled = isinstance(plugin, MixedPrecision) and plugin.scaler is not None and math.isfinite(step.loss)
-        numbers = {"loss": [step.loss], "gradient norm": [] if scaled else [norm]}
-        self._skips = self._bad_steps.found(step.number, numbers, step.samples)
+        self._skips = self._is_skipped(norm)
         if self._skips:
+            self._report(self._bad_steps.reported(self._step.number), self._step.number)
+        if self._skips or not math.isfinite(norm):
             optimizer.zero_grad()
-            self._report(self._bad_steps.reported(step.number), step.number)
+
+    def _is_skipped(self, norm: float) -> bool:
+        """Whether the step whose gradients have this norm is skipped; all ranks ask, and have the same norm."""
+        step, plugin = self._step, self.trainer.precision_plugin
+        scaled = isinstance(plugin, MixedPrecision) and plugin.scaler is not None and math.isfinite(step.loss)
+        self._scalings = self._scalings + 1 if scaled and not math.isfinite(norm) else 0
+        numbers = {"loss": [step.loss], "gradient norm": [] if 0 < self._scalings <= SCALINGS else [norm]}
+        return self._bad_steps.found(step.number, numbers, step.samples)
+
+    def stage_state(self) -> dict[str, Any]:
+        """What the stage knows beside weights and counters, and how often in a row the loss scaler skipped."""
+        return super().stage_state() | {"scalings": self._scalings}
+
+    def load_stage_state(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `stage_state` gave."""
+        super().load_stage_state(state)
+        self._scalings = state.get("scalings", 0)
 
     def lr_scheduler_step(self, scheduler: LRSchedulerTypeUnion, metric: Any | None) -> None:
         """The next learning rate, but after a skipped step."""

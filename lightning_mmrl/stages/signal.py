@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from lightning_mmrl.ops.groups import constant_groups, live_groups
 from lightning_mmrl.stages.stats import Outcome
 
-PATIENCE = 5
+SILENT_ITERATIONS = 5
 """Iterations in a row without any signal after which it is said."""
 
 
@@ -32,7 +32,7 @@ class SignalWatch:
         """Takes in an iteration of all ranks, from 1; what is to be said now, if anything is."""
         if bool(live_groups(outcome.advantages).any()):
             self.last = iteration
-        if iteration - self.last < PATIENCE or self.told:
+        if iteration - self.last < SILENT_ITERATIONS or self.told:
             return None
         self.told = True
         moved = "only the terms beside the advantages still move the weights" if self.regularized else "no weight moves"

@@ -1,4 +1,4 @@
-"""States hold finite numbers: their tensors are asked before they are saved, and older files before they are used."""
+"""States hold finite numbers: their tensors are asked before they are saved, or else before they are used."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ CHECKPOINT = "checkpoint"
 """Name of Lightning's part of a state."""
 
 FINITE = "finite"
-"""Fact of a state that was checked before it was saved."""
+"""Fact of a state that was checked before it was saved; a state without it is checked before it is used."""
 
 REMEDY = "lower the stage's optimizer.lr and train it with --from-stage, or look at the samples of its last steps"
 

@@ -55,7 +55,7 @@ class LightningJob:
         Raises:
             KeyboardInterrupt: The run was interrupted (`Interrupted`, if by a signal).
             StageError: There are states, and none of them is whole; or the stage ended before its last step, or of
-                itself since numbers were not finite.
+                itself because numbers were not finite.
         """
         found = self.group.broadcast(self.states.latest() if self.group.leads else None)
         checkpoint = None
@@ -75,5 +75,7 @@ class LightningJob:
         """
         problem = not_finite_anywhere(saved_weights(self.module), self.group.ranks)
         if problem is not None:
-            raise StageError(f"{self.states.directory.parent}: {problem}, so nothing is handed over; {REMEDY}")
+            raise StageError(
+                f"{self.states.directory.parent}: {problem}, so nothing is written as the handoff; {REMEDY}"
+            )
         self.exporter(directory)

@@ -140,8 +140,8 @@ class StateStore:
 
         One of these would otherwise be the newest, and take the place of a good one among those that are kept.
         """
-        behind = [place for place in self._states() if place.name <= self._place(newest).name]
-        for place in {*self._states()} - {*behind[: self._keep]}:
+        up_to_newest = [place for place in self._states() if place.name <= self._place(newest).name]
+        for place in {*self._states()} - {*up_to_newest[: self._keep]}:
             place.rename(place.with_suffix(_PARTIAL))
         for partial in self.directory.glob(f"{_PREFIX}*{_PARTIAL}"):
             shutil.rmtree(partial, ignore_errors=True)

@@ -125,9 +125,9 @@ class StageSpec:
 class Training:
     """What the training of a stage came to.
 
-    `metrics` are the last values keyed `<group>/<name>`. Of `num_steps` steps that were taken, `num_skipped` moved
-    nothing since a number was not finite. `changed` says whether any weight is another one than at the start; None if
-    that is not known.
+    `metrics` are the last values keyed `<group>/<name>`. Of `num_steps` steps that were taken, `num_skipped` were
+    skipped, whole or in one of their updates, because a number was not finite. `changed` says whether any weight is
+    another one than at the start; None if that is not known.
     """
 
     metrics: Mapping[str, float]
@@ -142,7 +142,7 @@ class StageResult:
 
     `handoff` is the folder the next stage starts from, relative to the run directory; `handoff_digest` the hash of its
     weights. `metrics` are final values keyed `<stage>/<group>/<name>`; `seconds` maps a phase (train, evaluate) to wall
-    time. `num_steps`, `num_skipped` and `changed` are those of its `Training`; None in a run of an earlier version.
+    time. `num_steps`, `num_skipped` and `changed` are those of its `Training`; None in a manifest without them.
     """
 
     name: str

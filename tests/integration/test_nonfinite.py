@@ -30,6 +30,7 @@ HERE = [
 TWO_RANKS = [
     ("sft", "gradient", "fsdp2"),
     ("grpo", "advantages", "ddp"),
+    ("sft", "answer", "ddp"),
     ("grpo", "handoff", "fsdp2"),
 ]
 
@@ -59,6 +60,9 @@ def test_two_ranks_decide_together(checkpoint, tmp_path):
         for kind, fault, strategy in TWO_RANKS
     ]
     found = ranks.launch(plan, tmp_path / "ranks", timeout_s=300)
+    answers = [each["error"] for each in found["sft-answer-ddp"]]
+    assert answers[0] == answers[1]
+    assert answers[0].startswith("the model has no finite probabilities for sample ")
     assert {name: [each["problems"] for each in parts] for name, parts in found.items()} == {
         case["name"]: [[], []] for case in plan
     }
@@ -99,6 +103,34 @@ def test_a_skipped_step_moves_nothing_and_is_written_down(checkpoint, tmp_path, 
     assert len(notes) == (1 if kind == "sft" else 2)  # minibatches
     assert all(each["samples"] for each in notes)
     assert exact_cases.logged(tmp_path)[AT, "stage/train/skipped_steps"] == 1.0
+
+
+def test_a_later_update_of_a_step_is_skipped_alone_and_said_to_be_one(checkpoint, tmp_path):
+    stage = Stage("grpo", checkpoint, tmp_path, Interruption())
+    said, losses = [], [0]
+    stage.module._bad_steps._context = replace(stage.module._context, say=said.append)
+
+    def poison(output):
+        if stage.struck and torch.is_grad_enabled():
+            losses[0] += 1
+            if losses[0] == 2:
+                return replace(output, logprobs=nonfinite_cases.Poisoned.apply(output.logprobs, NAN))
+        return output
+
+    stage.change(stage.policy, "forward", after=poison)
+    weights = []
+
+    def note(*args):
+        weights.append({name: value.clone() for name, value in whole_weights(stage.module)})
+        return args
+
+    stage.change(stage.job.saver, "on_train_batch_end", before=note)
+    came_to = stage.job.train()
+    assert losses == [2]
+    assert any(not torch.equal(value, weights[AT - 2][name]) for name, value in weights[AT - 1].items())
+    assert came_to.num_skipped == 1
+    (sentence,) = [line for line in said if "skipped" in line]
+    assert sentence.startswith(f"update 2 of 2 in step {AT} is skipped: gradient norm is not finite;")
 
 
 @pytest.mark.parametrize("kind", ["sft", "grpo"])

@@ -8,7 +8,7 @@ import torch
 from exact_cases import STEPS, Prompts, Stage
 
 from lightning_mmrl.errors import StageError
-from lightning_mmrl.models.parallelize import weight_digest
+from lightning_mmrl.models.digest import weight_digest
 from lightning_mmrl.protocols.ranks import ALONE
 from lightning_mmrl.training.interruption import Interruption
 from lightning_mmrl.types.records import Bound

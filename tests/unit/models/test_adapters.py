@@ -16,6 +16,7 @@ from lightning_mmrl.errors import ConfigError, StageError
 from lightning_mmrl.models.adapters import AdapterSettings, check_targets, chosen_layers
 from lightning_mmrl.models.export import ADAPTER, export_checkpoint, export_policy
 from lightning_mmrl.models.policy import Policy
+from lightning_mmrl.protocols.ranks import Alone
 
 pytestmark = pytest.mark.filterwarnings(
     # peft 0.21 looks for a tokenizer beside the adapter, then on the hub, which is offline.
@@ -298,6 +299,35 @@ def test_an_adapter_that_overflows_in_the_merge_is_not_exported(omni_folder, tmp
     with pytest.raises(StageError, match="is not finite once the adapter is merged into it"):
         export_policy(policy, encoder.processor, tmp_path / "out", started_from="base")
     assert not list(tmp_path.glob("out/*.safetensors"))
+
+
+class OfTwo(Alone):
+    """One of two ranks, and a list that both add to: what they gather."""
+
+    def __init__(self, rank, gathered):
+        self.rank, self.gathered = rank, gathered
+
+    def gather(self, item):
+        self.gathered.append(item)
+        return self.gathered
+
+
+def test_an_overflow_in_the_merge_is_raised_on_the_ranks_that_do_not_write(omni_folder, tmp_path):
+    """They have no weights to look at, and would wait for the first one for ever."""
+    encoder, policy = adapted.load("qwen2_5_omni", omni_folder, dtype=torch.float32)
+    for values, wrong in ((1e-3, False), (torch.finfo(torch.float32).max / 2, True)):
+        for parameter in policy.adapter.parameters():
+            parameter.data.fill_(values)
+        gathered, sentences = [], []
+        for rank in (0, 1):
+            where = {"started_from": "base", "ranks": OfTwo(rank, gathered)}
+            try:
+                export_policy(policy, encoder.processor, tmp_path / f"{wrong}{rank}", **where)
+            except StageError as error:
+                sentences.append(str(error))
+        assert len(sentences) == 2 * wrong
+        assert len({*sentences}) == wrong
+    assert [path.parent.name for path in tmp_path.rglob("model.safetensors")] == ["False0"]
 
 
 def test_two_exports_are_the_same_files(omni_folder, tmp_path):

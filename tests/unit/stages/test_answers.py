@@ -1,10 +1,16 @@
 """Validation over several ranks: every sample judged once, and the same values everywhere."""
 
+from contextlib import contextmanager
+
+import pytest
+
 from lightning_mmrl.data.sampler import Share
+from lightning_mmrl.errors import RolloutError
 from lightning_mmrl.evaluation.records import Prediction
 from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.protocols.ranks import Alone
 from lightning_mmrl.stages.answers import Examiner, Validation, all_predictions
+from lightning_mmrl.types.records import Completion, Sample
 
 LABELS = ("angry", "sad")
 
@@ -60,3 +66,57 @@ def test_all_ranks_get_the_metrics_of_one_process():
     repeated = examiner.new_metrics()
     repeated.update([each for share in judged for batch in share for each in batch])
     assert repeated.compute() != expected
+
+
+class OfTwo(Alone):
+    """The first of two ranks, of which the other one gathers what is given."""
+
+    def __init__(self, other):
+        self.other = other
+
+    def gather(self, item):
+        return [item, self.other]
+
+
+class Engine:
+    """Has an answer to every prompt, or to none."""
+
+    def __init__(self, problem=None):
+        self.problem = problem
+
+    def generate(self, prompts, **_):
+        if self.problem is not None:
+            raise self.problem
+        completion = Completion(text="<answer>sad</answer>", num_tokens=1, truncated=False)
+        return type("Rollout", (), {"completions": [completion] * len(prompts.samples)})()
+
+
+class Prompts:
+    """A batch as far as the examiner looks at it."""
+
+    samples = (Sample(id="s1", messages=(), solution="sad"),)
+
+
+BROKEN = RolloutError("the model has no finite probabilities for sample s1")
+
+
+@pytest.mark.parametrize(("own", "other"), [(None, str(BROKEN)), (BROKEN, None), (BROKEN, "also there")])
+def test_an_answer_that_is_not_finite_on_one_rank_ends_the_walk_of_all(own, other):
+    """Each of them has passed the safe point before it raises, so that none waits there for another."""
+    passed = []
+
+    @contextmanager
+    def apart():
+        yield
+        passed.append("safe point")
+
+    examiner = Examiner(engine=Engine(own), matcher=LabelMatcher(labels=LABELS), apart=apart)  # type: ignore[arg-type]
+    with pytest.raises(RolloutError, match="no finite probabilities for sample s1"):
+        Validation(examiner, OfTwo(other)).step(Prompts())  # type: ignore[arg-type]
+    assert passed == ["safe point"]
+
+
+def test_ranks_that_all_have_their_answers_go_on():
+    examiner = Examiner(engine=Engine(), matcher=LabelMatcher(labels=LABELS))  # type: ignore[arg-type]
+    (found,) = examiner.examine(Prompts(), OfTwo(None))  # type: ignore[arg-type]
+    assert found.predicted == "sad"

@@ -66,6 +66,29 @@ def test_one_number_that_is_not_finite_is_enough(tmp_path, value):
     assert (found.reported(7), found.reported(8)) == ({"train/skipped_steps": 1.0}, {})
 
 
+def test_one_of_several_updates_is_said_to_be_one(tmp_path):
+    """Another update of the step may have moved the weights."""
+    found, said = bad_steps(tmp_path)
+    found.found(7, {"critic's gradient norm": [NAN]}, SAMPLES, update=(2, 4))
+    assert said == [
+        f"update 2 of 4 in step 7 is skipped: critic's gradient norm is not finite; {tmp_path / FILE} names its samples"
+    ]
+    assert (found.number(7), found.reported(7)) == (1, {"train/skipped_steps": 1.0})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_float_is_as_finite_as_it_is_whatever_type_is_the_default(tmp_path, dtype):
+    """Lightning makes the model's type the default in a training step."""
+    found, _ = bad_steps(tmp_path)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        bad = [found.found(1, {"loss": [value]}, SAMPLES) for value in (70_000.0, 1e39, INF)]
+    finally:
+        torch.set_default_dtype(before)
+    assert bad == [False, False, True]
+
+
 def test_what_only_another_rank_found_counts_and_samples_of_all_are_written(tmp_path):
     found, _ = bad_steps(tmp_path, ranks=OfTwo([False, True]))
     with pytest.raises(NotFiniteError):

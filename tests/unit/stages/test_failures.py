@@ -2,9 +2,8 @@ import pytest
 import torch
 
 from lightning_mmrl.errors import RewardError
-from lightning_mmrl.ops.groups import group_std
 from lightning_mmrl.protocols.ranks import ALONE, Alone
-from lightning_mmrl.stages.failures import failed_parts, finite_scores, refuse_failures
+from lightning_mmrl.stages.failures import failed_parts, refuse_failures
 from lightning_mmrl.types.batches import Scores
 from lightning_mmrl.types.records import Score
 
@@ -70,42 +69,3 @@ def test_the_rate_is_that_of_all_ranks():
     refuse_failures(broken, 0.5, OfTwo(fine))
     with pytest.raises(RewardError, match=r"2 of 4 .*the first: label: elsewhere"):
         refuse_failures(fine, 0.4, OfTwo(broken))
-
-
-def score(total, **components):
-    return Score(total=total, components=components)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "dtype", "reason", "failed"),
-    [
-        (score(1e39, label=1e39), torch.float32, "label: 1e+39 is too large for float32", "label"),
-        (score(-1e39, label=-1e39), torch.float32, "label: -1e+39 is too large for float32", "label"),
-        (score(1e20, label=1e20), torch.float32, "label: 1e+20 is too large for float32", "label"),  # its square is
-        (score(1e39, label=1.0), torch.float32, "the total: 1e+39 is too large for float32", None),
-        (score(1.0, label=1.0, length=1e39), torch.float32, "length: 1e+39 is too large for float32", "length"),
-        (score(float("nan"), label=1.0), torch.float32, "the total: nan is too large for float32", None),
-        (score(float("inf"), label=1.0), torch.float64, "the total: inf is too large for float64", None),
-        (score(7e4, label=7e4), torch.float16, "label: 70000 is too large for float16", "label"),
-    ],
-)
-def test_a_reward_that_is_too_large_for_its_type_is_a_failed_verifier(wrong, dtype, reason, failed):
-    ((good, bad_one),) = finite_scores([[GOOD if dtype != torch.float16 else score(0.1), wrong]], dtype)
-    assert good.valid
-    assert (bad_one.valid, bad_one.total, bad_one.failed) == (False, 0.0, failed)
-    assert bad_one.reason.startswith(reason)
-
-
-@pytest.mark.parametrize(("value", "dtype"), [(1e16, torch.float32), (-1e16, torch.float32), (1e39, torch.float64)])
-def test_a_reward_within_its_type_stays_what_it_is(value, dtype):
-    """Also one that failed before: its reason is the first one."""
-    row = [score(value, label=value), bad("math")]
-    assert finite_scores([row], dtype) == [row]
-
-
-def test_the_largest_reward_has_finite_statistics():
-    """As many of them as one batch may have: the deviation is not infinite, where every advantage would be zero."""
-    rewards = torch.full((1, 4096), 1e16)
-    rewards[0, ::2] *= -1
-    assert group_std(rewards, torch.ones_like(rewards, dtype=torch.bool)).isfinite()
-    assert group_std(rewards * 1e4, torch.ones_like(rewards, dtype=torch.bool)).isinf()

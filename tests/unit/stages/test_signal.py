@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lightning_mmrl.stages.signal import PATIENCE, SignalWatch
+from lightning_mmrl.stages.signal import SILENT_ITERATIONS, SignalWatch
 from lightning_mmrl.stages.stats import Outcome
 
 
@@ -41,30 +41,32 @@ def said(outcomes, **settings):
     ],
 )
 def test_the_likely_cause_is_named(silent, cause):
-    (message,) = said([silent] * 3 * PATIENCE)
-    assert message.startswith(f"no group had a signal in {PATIENCE} iterations in a row, so no weight moves; {cause}")
+    (message,) = said([silent] * 3 * SILENT_ITERATIONS)
+    assert message.startswith(
+        f"no group had a signal in {SILENT_ITERATIONS} iterations in a row, so no weight moves; {cause}"
+    )
 
 
 def test_terms_beside_the_advantages_still_move_weights():
-    (message,) = said([outcome()] * PATIENCE, regularized=True)
+    (message,) = said([outcome()] * SILENT_ITERATIONS, regularized=True)
     assert "so only the terms beside the advantages still move the weights" in message
 
 
 def test_one_signal_in_between_starts_the_count_anew():
     live = replace(outcome(), advantages=torch.tensor([[0.0, 0.0], [0.5, -0.5]]))
-    quiet = [outcome()] * (PATIENCE - 1)
+    quiet = [outcome()] * (SILENT_ITERATIONS - 1)
     assert said([*quiet, live, *quiet, live]) == []
     assert len(said([*quiet, live, *quiet, outcome()])) == 1
 
 
 def test_a_stage_that_goes_on_neither_forgets_nor_counts_a_step_twice():
     first = SignalWatch(pass_part="label")
-    for step in range(1, PATIENCE):
+    for step in range(1, SILENT_ITERATIONS):
         assert first.noted(outcome(), step) is None
     second = SignalWatch(pass_part="label")
     second.load_state_dict(first.state_dict())
-    assert second.noted(outcome(), PATIENCE - 1) is None
-    assert second.noted(outcome(), PATIENCE) is not None
+    assert second.noted(outcome(), SILENT_ITERATIONS - 1) is None
+    assert second.noted(outcome(), SILENT_ITERATIONS) is not None
     third = SignalWatch(pass_part="label")
     third.load_state_dict(second.state_dict())
-    assert third.noted(outcome(), PATIENCE + 1) is None
+    assert third.noted(outcome(), SILENT_ITERATIONS + 1) is None

@@ -1,0 +1,68 @@
+"""A hash of the weights that train, by which a stage knows whether it changed any; made on their device, in place."""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from lightning_mmrl.protocols.ranks import Ranks
+
+CHUNK, DEVICE_CHUNK = 2**16, 2**22
+"""Entries that are hashed at once, as 64-bit integers: on a CPU what its cache holds, elsewhere 32 MiB."""
+
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integers as wide as the entries of a tensor, by their bytes."""
+
+FACTORS = (-7046029254386353131, -4658895280553007687, -7723592293110705685)
+"""Odd 64-bit factors of splitmix64 (doi:10.1145/2660193.2660195), as signed numbers."""
+
+
+def weight_digest(module: nn.Module, ranks: Ranks) -> str:
+    """Hash of the parameters that train, the same however they are spread over the ranks; all ranks call it."""
+    names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+    weights = module.state_dict()  # which shards what a forward pass has gathered
+    trained = {name: weights[name] for name in names}
+    own = entry_digests(list(trained.values()))
+    parts = ranks.gather(own) if any(isinstance(each, DTensor) for each in trained.values()) else [own]
+    joined = [sum(column) % 2**64 for column in zip(*parts, strict=True)]
+    return hashlib.sha256(repr(list(zip(trained, joined, strict=True))).encode()).hexdigest()
+
+
+def entry_digests(tensors: Sequence[Tensor]) -> list[int]:
+    """For each tensor the sum modulo 2**64 of a hash of each entry's bits and place; of sharded ones this rank's part.
+
+    The digest of a sharded tensor is the sum of its ranks' parts, so that of the whole tensor. The device is waited for
+    once.
+
+    >>> one, other = entry_digests([torch.zeros(4), torch.full((4,), 1e-3)])
+    >>> one == other
+    False
+    """
+    found = [_digest(tensor) for tensor in tensors]
+    return (
+        [each % 2**64 for each in torch.stack([each.to(found[0].device) for each in found]).tolist()] if found else []
+    )
+
+
+def _digest(tensor: Tensor) -> Tensor:
+    local, first = (tensor.to_local(), _first_place(tensor)) if isinstance(tensor, DTensor) else (tensor, 0)
+    local = local.detach()
+    total = torch.zeros((), dtype=torch.int64, device=local.device)
+    size = CHUNK if local.device.type == "cpu" else DEVICE_CHUNK
+    for number, chunk in enumerate(local.reshape(-1).split(size) if local.numel() else ()):
+        start = first + number * size
+        # Integers overflow modulo 2**64. The shift brings upper bits down, which a product alone only carries up.
+        hashes = torch.arange(start, start + len(chunk), device=local.device).mul_(FACTORS[0])
+        hashes.bitwise_xor_(chunk.view(BITS[chunk.element_size()])).mul_(FACTORS[1])
+        total += hashes.bitwise_xor_(hashes >> 32).mul_(FACTORS[2]).sum()
+    return total
+
+
+def _first_place(tensor: DTensor) -> int:
+    """The place of this rank's first entry among all, of a tensor that is sharded by its first dimension."""
+    shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    assert tuple(shape[1:]) == tuple(tensor.shape[1:]), "weights are sharded by their first dimension alone"
+    return offset[0] * tensor.shape[1:].numel()

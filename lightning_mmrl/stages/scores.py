@@ -1,0 +1,59 @@
+"""The scores of an iteration as tensors, in one type whatever the model computes in."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+
+from lightning_mmrl.types.batches import Scores
+from lightning_mmrl.types.records import Score
+
+REWARD_TYPE = torch.float32
+"""Type of rewards; under precision 16-true torch's default would be float16, whose squares end at 65,504."""
+
+SQUARES = 2**20
+"""How many squares of the largest reward that is used may be added up, as for the deviation of a batch."""
+
+LARGEST = math.sqrt(torch.finfo(REWARD_TYPE).max / SQUARES)
+"""Largest magnitude of a reward that is used, 1.8e16."""
+
+
+def score_tensors(table: Sequence[Sequence[Score]], device: torch.device) -> Scores:
+    """Rewards, components and their validity [B, G] of `finite_scores`; a missing component is 0.
+
+    >>> score_tensors([[Score(total=0.5, components={"label": 0.5})]], torch.device("cpu")).rewards
+    tensor([[0.5000]])
+    """
+    table = finite_scores(table)
+    names = dict.fromkeys(name for row in table for score in row for name in score.components)
+
+    def grid(pick: Callable[[Score], float | bool], dtype: torch.dtype = REWARD_TYPE) -> torch.Tensor:
+        return torch.tensor([[pick(score) for score in row] for row in table], dtype=dtype, device=device)
+
+    return Scores(
+        rewards=grid(lambda score: score.total),
+        valid=grid(lambda score: score.valid, torch.bool),
+        components={name: grid(lambda score, n=name: score.components.get(n, 0.0)) for name in names},
+        details=tuple(tuple(row) for row in table),
+    )
+
+
+def finite_scores(table: Sequence[Sequence[Score]]) -> list[list[Score]]:
+    """The scores; one that is too large for `REWARD_TYPE` is invalid.
+
+    Rewards are squared and added up in that type. One that a reward returned as a finite number, such as 1e39, may be
+    infinite there; as any failure of a verifier it leaves its group.
+    """
+    return [[_within(score) for score in row] for row in table]
+
+
+def _within(score: Score) -> Score:
+    # False for NaN as well.
+    if not score.valid or all(abs(value) <= LARGEST for value in (score.total, *score.components.values())):
+        return score
+    part = next((name for name, value in score.components.items() if not abs(value) <= LARGEST), None)
+    value = score.total if part is None else score.components[part]
+    name = str(REWARD_TYPE).removeprefix("torch.")
+    reason = f"{part or 'the total'}: {value:g} is too large for {name}, in which rewards up to {LARGEST:.2g} are used"
+    return replace(score, total=0.0, components={}, valid=False, reason=reason, failed=part)
