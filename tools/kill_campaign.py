@@ -219,7 +219,7 @@ def _disturb(options: argparse.Namespace, base: Path, name: str) -> dict[str, An
     while sum(sent.values()) < options.workers:
         run = f"{name}-run{len(verdicts)}"
         log, before = options.work / f"{run}.log", sum(sent.values())
-        fresh = [f"data.media.cache_dir={options.work / run / 'cache'}", f"data.media.decode_deadline_s={DECODE_S}"]
+        fresh = [f"data.media.cache_dir={options.work / run / 'cache'}", f"+data.media.decode_deadline_s={DECODE_S}"]
         process = start_training([*_arguments(options, base, run), *fresh], log)
         while process.poll() is None and sum(sent.values()) < options.workers:
             time.sleep(generator.uniform(0.05, 1.0))
