@@ -14,9 +14,13 @@ if TYPE_CHECKING:
 
 def run(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_intermixed_args(arguments)
     if not options.files and options.audio is None and options.question is None:
         raise ConfigError("there is nothing to ask about; name a video, picture or sound file, or give --question")
+    if options.question is not None and not options.question.strip():
+        raise ConfigError(f"--question is {options.question!r}, which is empty; say what to ask or leave it out")
+    if options.max_new_tokens is not None and options.max_new_tokens < 1:
+        raise ConfigError(f"--max-new-tokens is {options.max_new_tokens}; it must be at least 1")
 
     # Loaded here: argument errors need no torch.
     from lightning_mmrl.config.answer import answer_question

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from torch import Tensor
 
 from lightning_mmrl.config.assembly import Assembly, quiet_libraries
 from lightning_mmrl.config.schema import (
@@ -17,8 +18,7 @@ from lightning_mmrl.curriculum.handoff import check_handoff
 from lightning_mmrl.data.collate import EncodedSample, collate_prompts
 from lightning_mmrl.data.media.asked import Medium, check_read, chosen_media
 from lightning_mmrl.data.media.guard import DecodeTask
-from lightning_mmrl.data.prepared import MediaPipeline
-from lightning_mmrl.errors import MediaError
+from lightning_mmrl.data.pipeline import MediaPipeline
 from lightning_mmrl.prompts.template import question_about
 from lightning_mmrl.training.console import ConsoleProgress
 from lightning_mmrl.types.records import Completion, Message, Sample
@@ -42,11 +42,11 @@ def answer_question(
         question: What to ask.
         sound: A file whose sound is heard in place of the videos' own.
         hear: False to leave out the sound of videos.
-        max_new_tokens: Longest answer; None takes the checkpoint's own limit.
+        max_new_tokens: Longest answer, at least 1; None takes the checkpoint's own limit.
 
     Raises:
         StageError: The folder is not a complete handoff.
-        MediaError: A file does not exist, cannot be decoded, or holds what the model does not read.
+        MediaError: A file does not exist, cannot be decoded or encoded, or holds what the model does not read.
         ConfigError: The question holds a media tag or a control token.
     """
     quiet_libraries()
@@ -57,29 +57,26 @@ def answer_question(
     encoder = parts.encoder(checkpoint)
     check_read(media, encoder)
     pipeline = parts.pipeline(encoder)
-    encoded = []
-    for decoded in _decoded(media, pipeline):
-        for warning in decoded.warnings:
-            parts.console.say(f"warning: {warning}")
-        encoded.append(pipeline.encode(decoded))
+    encoded = _encoded(media, pipeline, parts.console)
     prompt = encoder.encode_prompt(parts.template.apply(messages), parts.template.prefill, encoded)
     sample = Sample(id="question", messages=messages, media=tuple(ref for _, ref in media))
     batch = collate_prompts([EncodedSample(sample=sample, prompt=prompt)], encoder.pad_token_id)
     policy = parts.policy(checkpoint, encoder, 1.0)
-    engine = parts.engine(policy, encoder, max_new_tokens or facts["max_new_tokens"])
+    engine = parts.engine(policy, encoder, facts["max_new_tokens"] if max_new_tokens is None else max_new_tokens)
     rollout = engine.generate(batch, group_size=1, seeds=[[0]], greedy=True)
     return rollout.completions[0], media
 
 
-def _decoded(media: Sequence[Medium], pipeline: MediaPipeline) -> list[Any]:
-    """Each medium as the decode workers of training see it."""
+def _encoded(media: Sequence[Medium], pipeline: MediaPipeline, console: ConsoleProgress) -> list[dict[str, Tensor]]:
+    """Each medium as training sees it, decoded by workers; what decoders find odd is said."""
     tasks = [DecodeTask(path=path, ref=ref, settings=pipeline.settings) for path, ref in media]
     outcomes: dict[int, Outcome] = {}
     pipeline.decoder.decode_all(tasks, outcomes.__setitem__)
-    for index, task in enumerate(tasks):
-        if error := outcomes[index].error:
-            raise MediaError(error if str(task.path) in error else f"{task.path}: {error}")
-    return [outcomes[index].value for index in range(len(tasks))]
+    encoded = [pipeline.encode_file(task.path, outcomes[index]) for index, task in enumerate(tasks)]
+    for index in range(len(tasks)):
+        for warning in outcomes[index].value.warnings:
+            console.say(f"warning: {warning}")
+    return encoded
 
 
 def _config(facts: dict) -> RootConfig:

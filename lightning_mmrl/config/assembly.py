@@ -20,7 +20,8 @@ from lightning_mmrl.data.datamodules import Source, ValidationFeed
 from lightning_mmrl.data.exclusions import EXCLUSIONS, Exclusions
 from lightning_mmrl.data.media.cache import MediaCache
 from lightning_mmrl.data.media.guard import GuardedDecoder
-from lightning_mmrl.data.prepared import MediaPipeline, Quarantined
+from lightning_mmrl.data.pipeline import MediaPipeline
+from lightning_mmrl.data.prepared import Quarantined
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.evaluation.consistency import CueLexicon
 from lightning_mmrl.models.adapters import AdapterSettings

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 
 from lightning_mmrl.data.collate import collate_prompts, collate_targets
 from lightning_mmrl.data.exclusions import Exclusions
-from lightning_mmrl.data.prepared import DataMonitor, JoinedSets, MediaPipeline, PreparedSet
+from lightning_mmrl.data.pipeline import MediaPipeline
+from lightning_mmrl.data.prepared import DataMonitor, JoinedSets, PreparedSet
 from lightning_mmrl.data.sampler import Draw, DrawSampler, ModalityDropout, Share, SourceRows, Variant
 from lightning_mmrl.data.schema import read_manifest
 from lightning_mmrl.errors import ConfigError, DataError, StageError

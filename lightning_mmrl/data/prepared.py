@@ -9,22 +9,19 @@ from itertools import accumulate, count
 from pathlib import Path
 from typing import Protocol
 
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_mmrl.data.collate import EncodedSample
 from lightning_mmrl.data.exclusions import DecidedSet, Exclusions
 from lightning_mmrl.data.media.asked import unread
-from lightning_mmrl.data.media.cache import MediaCache, media_key
-from lightning_mmrl.data.media.guard import DecodeTask, GuardedDecoder
+from lightning_mmrl.data.media.guard import DecodeTask
+from lightning_mmrl.data.pipeline import MediaPipeline, in_words, short_of_memory
 from lightning_mmrl.data.sampler import Draw, Variant
 from lightning_mmrl.data.schema import read_manifest, resolve_media
-from lightning_mmrl.errors import DataError, MediaError, MmrlError
+from lightning_mmrl.errors import DataError, MediaError
 from lightning_mmrl.prompts.template import PromptTemplate
-from lightning_mmrl.protocols.tensors import PromptEncoder
-from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo, MediaSettings
-from lightning_mmrl.types.records import MediaKind, MediaRef, Message, Sample
+from lightning_mmrl.types.records import MediaRef, Message, Sample
 from lightning_mmrl.workers.pool import Outcome
 
 
@@ -36,50 +33,6 @@ class DataMonitor(Protocol):
     def quarantine(self, manifest: str, num_usable: int, left_out: Sequence["Quarantined"]) -> None: ...
 
     def warn(self, manifest: str, warnings: Sequence[str]) -> None: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MediaPipeline:
-    """How media of a dataset become tensors."""
-
-    encoder: PromptEncoder
-    settings: MediaSettings
-    cache: MediaCache
-    decoder: GuardedDecoder
-
-    def key(self, path: Path, ref: MediaRef) -> str:
-        """Cache key of a medium."""
-        return media_key(path, ref, self.settings, self.encoder.fingerprint)
-
-    def encode(self, decoded: DecodedImage | DecodedVideo | DecodedAudio) -> dict[str, Tensor]:
-        """Model inputs of one decoded medium.
-
-        Raises:
-            MediaError: The encoder refuses it, or makes values that are not finite.
-        """
-        if isinstance(decoded, DecodedImage):
-            encoded = self.encoder.encode_image(decoded)
-        elif isinstance(decoded, DecodedVideo):
-            encoded = self.encoder.encode_video(decoded)
-        else:
-            encoded = self.encoder.encode_audio(decoded)
-        for name, tensor in encoded.items():
-            bad = 0 if not tensor.is_floating_point() else int((~torch.isfinite(tensor)).sum())
-            if bad:
-                raise MediaError(
-                    f"{bad} of {tensor.numel()} encoded values ({name}) are not finite; re-encode the file"
-                )
-        return encoded
-
-    def altered(self, encoded: dict[str, Tensor], kind: MediaKind, variant: Variant) -> dict[str, Tensor]:
-        """An encoded medium as the variant shows it: sound silent, or pictures and clips grey."""
-        if variant == "silent" and kind == "audio":
-            return self.encoder.silent_audio(encoded)
-        if variant == "blank" and kind == "video":
-            return self.encoder.blank_video(encoded)
-        if variant == "blank" and kind == "image":
-            return self.encoder.blank_image(encoded)
-        return encoded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,10 +146,10 @@ class PreparedSet(Dataset[EncodedSample]):
         try:
             return self._encoded(sample, draw.variant)
         except Exception as error:
-            if _short_of_memory(error):
+            if short_of_memory(error):
                 raise
             # Not as it is: a loop over a loader takes a StopIteration for the end of the data.
-            raise DataError(f"sample {sample.id}: {_words(error)}") from error
+            raise DataError(f"sample {sample.id}: {in_words(error)}") from error
 
     def _encoded(self, sample: Sample, variant: Variant) -> EncodedSample:
         encoder = self._pipeline.encoder
@@ -278,9 +231,9 @@ class PreparedSet(Dataset[EncodedSample]):
         try:
             self._encoded(sample, "full")
         except Exception as error:
-            if _short_of_memory(error):
+            if short_of_memory(error):
                 raise
-            return _words(error)
+            return in_words(error)
         return None
 
     def _encode_media(self, manifest: str, monitor: DataMonitor, samples: Sequence[Sample]) -> dict[MediaRef, str]:
@@ -303,30 +256,20 @@ class PreparedSet(Dataset[EncodedSample]):
         done = count(1)
 
         def store(index: int, outcome: Outcome) -> None:
-            key, path = order[index], str(tasks[index].path)
-            reason, encoded = self._encoded_medium(outcome)
-            if encoded is not None:
+            key = order[index]
+            try:
+                encoded = self._pipeline.encode_file(tasks[index].path, outcome)
+            except MediaError as error:
+                reasons[key] = str(error)
+            else:
                 warnings.extend(outcome.value.warnings)
                 self._pipeline.cache.put(key, encoded)
-            if reason is not None:
-                reasons[key] = reason if path in reason else f"{path}: {reason}"
             monitor.progress(f"preparing {manifest}", next(done), len(tasks))
 
         self._pipeline.decoder.decode_all(tasks, store)
         if warnings:
             monitor.warn(manifest, list(dict.fromkeys(warnings)))
         return failures | {ref: reasons[key] for ref, key in keys.items() if key in reasons}
-
-    def _encoded_medium(self, outcome: Outcome) -> tuple[str | None, dict[str, Tensor] | None]:
-        """Why there are no tensors of a medium, or the tensors."""
-        if outcome.error is not None:
-            return outcome.error, None
-        try:
-            return None, self._pipeline.encode(outcome.value)
-        except Exception as error:  # whatever an encoder raises is about what it was given
-            if _short_of_memory(error):
-                raise
-            return _words(error), None
 
     def _set_aside(self, reasons: Mapping[str, str]) -> None:
         if not reasons:
@@ -345,16 +288,6 @@ class PreparedSet(Dataset[EncodedSample]):
 def _joined_key(keys: Sequence[str]) -> str:
     """One key for the media of a prompt in their order; "" for none."""
     return hashlib.sha256("\n".join(keys).encode()).hexdigest() if keys else ""
-
-
-def _words(error: Exception) -> str:
-    """An error in words: ours are sentences, others need their type."""
-    return str(error) if isinstance(error, MmrlError) else f"{type(error).__name__}: {error}"
-
-
-def _short_of_memory(error: Exception) -> bool:
-    """True for what says nothing of a sample; torch has no type for it on the CPU."""
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
 
 
 def check_turns(manifest: str, samples: Sequence[Sample], template: PromptTemplate, *, supervised: bool) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from lightning_mmrl.data.datamodules import Feed, OmniDataModule, Source
 from lightning_mmrl.data.media.cache import MediaCache
 from lightning_mmrl.data.media.guard import GuardedDecoder
-from lightning_mmrl.data.prepared import MediaPipeline
+from lightning_mmrl.data.pipeline import MediaPipeline
 from lightning_mmrl.data.sampler import ModalityDropout
 from lightning_mmrl.data.synthetic.video_file import write_clip
 from lightning_mmrl.prompts.template import PromptTemplate

@@ -6,11 +6,14 @@ from types import SimpleNamespace
 import families
 import handoffs
 import pytest
+from clips import tone, write_wav
+from PIL import Image
 
 from lightning_mmrl.cli.main import main
 from lightning_mmrl.config.answer import answer_question
 from lightning_mmrl.curriculum.publish import publish
 from lightning_mmrl.data.media import guard
+from lightning_mmrl.models.families.qwen2_5_omni import OmniEncoder
 from lightning_mmrl.rollout.hf import HFEngine
 from lightning_mmrl.types.records import Completion
 
@@ -150,6 +153,8 @@ def predict(capsys, files):
         ),
         (["--audio", "sound.wav"], "audio of sound.wav"),
         (["--question", "What is 1 + 1?"], "text alone"),
+        (["--audio", "sound.wav", "clip.mp4"], "video of clip.mp4; audio of sound.wav"),
+        (["picture.png", "--question", "Who?", "turned.jpg"], "image of picture.png; image of turned.jpg"),
     ],
     ids=lambda each: " ".join(each) if isinstance(each, list) else "",
 )
@@ -187,6 +192,39 @@ def test_what_cannot_be_asked_is_refused_in_one_sentence(handoff, predict, famil
 
 def test_a_model_without_ears_is_asked_about_the_picture_alone(handoff, predict):
     assert predict(handoff("qwen2_vl"), "clip.mp4", "--no-audio")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "sentence"),
+    [
+        ("thin.png", lambda path: Image.new("RGB", (1, 300)).save(path), "ValueError: absolute aspect ratio must be"),
+        ("wide.png", lambda path: Image.new("RGB", (900, 2)).save(path), "ValueError: absolute aspect ratio must be"),
+        (
+            "tick.wav",
+            lambda path: write_wav(path, tone(440, 0.01, 16_000), 16_000),
+            "sound of 10 ms is too short: the model makes no token of it; use a longer one or leave its sound out",
+        ),
+    ],
+)
+def test_a_file_that_the_encoder_refuses_is_named(handoff, predict, files, name, make, sentence):
+    make(files / name)
+    code, out, err = predict(handoff("qwen2_5_omni"), "picture.png", name)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"mmrl predict: {name}: {sentence}")
+
+
+def test_a_lack_of_memory_is_not_said_of_a_file(handoff, files, monkeypatch):
+    def fails(*_):
+        raise MemoryError("full")
+
+    monkeypatch.setattr(OmniEncoder, "encode_image", fails)
+    with pytest.raises(MemoryError, match="full"):
+        answer_question(handoff("qwen2_5_omni"), [files / "picture.png"], question=QUESTION)
+
+
+def test_the_longest_answer_is_as_asked(handoff, files):
+    completion, _ = answer_question(handoff("qwen2"), [], question=QUESTION, max_new_tokens=1)
+    assert completion.num_tokens == 1
 
 
 def test_files_are_decoded_in_workers_which_have_a_deadline(handoff, predict, files, monkeypatch):

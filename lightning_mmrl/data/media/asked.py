@@ -33,9 +33,11 @@ def chosen_media(
         hear: False to leave out the sound of videos.
 
     Raises:
-        MediaError: A file does not exist or holds nothing of use.
+        MediaError: A file does not exist, is a folder or holds nothing of use.
     """
     for path in (*files, *([] if sound is None else [sound])):
+        if path.is_dir():
+            raise MediaError(f"{path} is a folder; name a video, picture or sound file")
         if not path.is_file():
             raise MediaError(f"{path} does not exist; name a video, picture or sound file")
     media: list[Medium] = []

@@ -119,14 +119,14 @@ class OmniEncoder(VisionEncoder):
             limit = extractor.n_samples / extractor.sampling_rate
             raise MediaError(
                 f"sound of {audio.duration_s:.2f} s is longer than the model's audio window of {limit:.2f} s; "
-                "cut it with start/end in the manifest"
+                "use a shorter one, or cut it with start/end"
             )
         num_frames = -(-num_samples // extractor.hop_length)
         mask = torch.ones(1, num_frames, dtype=torch.int32)
         if not audio_rows(mask):
             raise MediaError(
                 f"sound of {1000 * audio.duration_s:.3g} ms is too short: the model makes no token of it; "
-                "use a longer one or remove its <audio> tag"
+                "use a longer one or leave its sound out"
             )
         padded = np.zeros(num_samples + 2 * extractor.n_fft, dtype=np.float32)
         padded[:num_samples] = audio.waveform

@@ -228,7 +228,7 @@ def test_a_file_that_cannot_be_read_costs_its_sample(root, pipeline, monkeypatch
             raise PermissionError(13, "Permission denied")
         return path.name
 
-    monkeypatch.setattr("lightning_mmrl.data.prepared.media_key", key)
+    monkeypatch.setattr("lightning_mmrl.data.pipeline.media_key", key)
     dataset = prepared(root, pipeline, row("a", ["one.mp4"]), row("bad", ["two.mp4"]))
     dataset.prepare("train.jsonl", Monitor())
     [left_out] = dataset.quarantined

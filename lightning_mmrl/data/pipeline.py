@@ -1,0 +1,85 @@
+"""How media become what a model is given, and what is said when they do not."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lightning_mmrl.data.media.cache import MediaCache, media_key
+from lightning_mmrl.data.media.guard import GuardedDecoder
+from lightning_mmrl.data.sampler import Variant
+from lightning_mmrl.errors import MediaError, MmrlError
+from lightning_mmrl.protocols.tensors import PromptEncoder
+from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo, MediaSettings
+from lightning_mmrl.types.records import MediaKind, MediaRef
+from lightning_mmrl.workers.pool import Outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaPipeline:
+    """How media of a dataset become tensors."""
+
+    encoder: PromptEncoder
+    settings: MediaSettings
+    cache: MediaCache
+    decoder: GuardedDecoder
+
+    def key(self, path: Path, ref: MediaRef) -> str:
+        """Cache key of a medium."""
+        return media_key(path, ref, self.settings, self.encoder.fingerprint)
+
+    def encode(self, decoded: DecodedImage | DecodedVideo | DecodedAudio) -> dict[str, Tensor]:
+        """Model inputs of one decoded medium.
+
+        Raises:
+            MediaError: The encoder refuses it, or makes values that are not finite.
+        """
+        if isinstance(decoded, DecodedImage):
+            encoded = self.encoder.encode_image(decoded)
+        elif isinstance(decoded, DecodedVideo):
+            encoded = self.encoder.encode_video(decoded)
+        else:
+            encoded = self.encoder.encode_audio(decoded)
+        for name, tensor in encoded.items():
+            bad = 0 if not tensor.is_floating_point() else int((~torch.isfinite(tensor)).sum())
+            if bad:
+                raise MediaError(
+                    f"{bad} of {tensor.numel()} encoded values ({name}) are not finite; re-encode the file"
+                )
+        return encoded
+
+    def encode_file(self, path: Path, outcome: Outcome) -> dict[str, Tensor]:
+        """Model inputs of a file that a decoder was given.
+
+        Raises:
+            MediaError: It cannot be decoded or encoded; the file is named.
+        """
+        try:
+            if outcome.error is not None:
+                raise MediaError(outcome.error.removeprefix(f"{path}: "))
+            return self.encode(outcome.value)
+        except Exception as error:  # whatever an encoder raises is about what it was given
+            if short_of_memory(error):
+                raise
+            raise MediaError(f"{path}: {in_words(error)}") from error
+
+    def altered(self, encoded: dict[str, Tensor], kind: MediaKind, variant: Variant) -> dict[str, Tensor]:
+        """An encoded medium as the variant shows it: sound silent, or pictures and clips grey."""
+        if variant == "silent" and kind == "audio":
+            return self.encoder.silent_audio(encoded)
+        if variant == "blank" and kind == "video":
+            return self.encoder.blank_video(encoded)
+        if variant == "blank" and kind == "image":
+            return self.encoder.blank_image(encoded)
+        return encoded
+
+
+def in_words(error: Exception) -> str:
+    """An error in words: ours are sentences, others need their type."""
+    return str(error) if isinstance(error, MmrlError) else f"{type(error).__name__}: {error}"
+
+
+def short_of_memory(error: Exception) -> bool:
+    """True for what says nothing of a sample; torch has no type for it on the CPU."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error))

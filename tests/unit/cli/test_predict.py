@@ -1,0 +1,60 @@
+"""Arguments of `mmrl predict` that are refused before a model is looked for, and files that are not there."""
+
+from pathlib import Path
+
+import pytest
+
+from lightning_mmrl.cli.main import main
+from lightning_mmrl.config import answer
+from lightning_mmrl.data.media.asked import chosen_media
+from lightning_mmrl.errors import MediaError
+from lightning_mmrl.types.media import MediaSettings
+from lightning_mmrl.types.records import Completion
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--max-new-tokens", "0", "a.wav"], "--max-new-tokens is 0; it must be at least 1"),
+        (["a.wav", "--max-new-tokens", "-1"], "--max-new-tokens is -1; it must be at least 1"),
+        (["--question", "Who?", "--max-new-tokens=-7"], "--max-new-tokens is -7; it must be at least 1"),
+        (["--question", ""], "--question is '', which is empty; say what to ask or leave it out"),
+        (["--question", " \n", "a.wav"], "--question is ' \\n', which is empty; say what to ask"),
+        ([], "there is nothing to ask about; name a video, picture or sound file, or give --question"),
+    ],
+)
+def test_arguments_that_say_nothing_are_refused(capsys, arguments, sentence):
+    assert main(["predict", "no handoff", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"mmrl predict: {sentence}")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["H", "--audio", "a.wav", "v.mp4"],
+        ["H", "v.mp4", "--audio", "a.wav"],
+        ["--audio", "a.wav", "H", "v.mp4"],
+        ["H", "--audio", "a.wav", "--", "v.mp4"],
+    ],
+)
+def test_options_may_stand_anywhere(monkeypatch, arguments):
+    asked = []
+
+    def answers(checkpoint, files, *, sound, **_):
+        asked.append((checkpoint, files, sound))
+        return Completion(text="", num_tokens=1, truncated=False), ()
+
+    monkeypatch.setattr(answer, "answer_question", answers)
+    assert main(["predict", *arguments]) == 0
+    assert asked == [(Path("H"), [Path("v.mp4")], Path("a.wav"))]
+
+
+@pytest.mark.parametrize(("name", "what"), [("folder", "is a folder"), ("none.wav", "does not exist")])
+@pytest.mark.parametrize("as_sound", [False, True])
+def test_no_file_is_said_as_it_is(tmp_path, name, what, as_sound):
+    (tmp_path / "folder").mkdir()
+    path = tmp_path / name
+    with pytest.raises(MediaError, match=f"{name} {what}; name a video, picture or sound file$"):
+        chosen_media([] if as_sound else [path], MediaSettings(), sound=path if as_sound else None, hear=True)
