@@ -64,6 +64,21 @@ def test_quoted_values_are_short_and_printable():
         text.encode()
 
 
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ('{"a": "b', "Unterminated string starting at column 7"),
+        ('{"a": "b\tc"}', "Invalid control character at column 9"),
+        ('{"a": "\\x"}', "Invalid \\escape at column 8"),
+        ('{"a": 1', "Expecting ',' delimiter at column 8"),
+    ],
+)
+def test_a_cut_line_says_where(line, fault):
+    with pytest.raises(DataError) as caught:
+        json_object(line)
+    assert f"({fault})" in str(caught.value)
+
+
 def test_a_strict_reader_takes_what_json_writes():
     row = {"a": [1, -2.5, 1e-300, None, True], "b": {"a": "\U0001f600"}}
     assert json_object(json.dumps(row)) == row
