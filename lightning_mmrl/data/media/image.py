@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps
 
+from lightning_mmrl.data.media.gif import missing_end
 from lightning_mmrl.data.media.heif import check_image_pixels, decode_heif
 from lightning_mmrl.data.media.heif_items import is_heif
 from lightning_mmrl.errors import MediaError
@@ -73,7 +74,10 @@ def decode_image(path: Path, ref: MediaRef, settings: MediaSettings) -> DecodedI
         with open_picture(path) as image:
             check_image_pixels(path, image.width * image.height, settings)
             image.load()
-            return DecodedImage(pixels=np.array(rgb(ImageOps.exif_transpose(image))))
+            return DecodedImage(
+                pixels=np.array(rgb(ImageOps.exif_transpose(image))),
+                warnings=missing_end(path) if image.format == "GIF" else (),
+            )
     except Image.DecompressionBombError as error:
         raise MediaError(f"{path}: {error}; scale the image down") from error
     except DAMAGE as error:
