@@ -12,6 +12,7 @@ from lightning_mmrl.data.formats.csv_clips import Clip, decoded, found, label_pr
 from lightning_mmrl.data.formats.label_csv import CsvRow, read_label_csv
 from lightning_mmrl.data.formats.publish import Publication
 from lightning_mmrl.data.formats.splits import assign_splits
+from lightning_mmrl.data.formats.turns import TURN_COLUMNS
 from lightning_mmrl.data.label_findings import label_findings
 from lightning_mmrl.data.media.examine import Guard
 from lightning_mmrl.data.schema import Problem, label_matcher
@@ -23,8 +24,8 @@ SPLITS = ("train", "validation", "test")
 MANIFESTS = (*SPLITS, "cold_start")
 
 _COLUMNS = {"image": "images", "video": "videos", "audio": "audios"}
-_RESERVED = frozenset(
-    {"messages", "images", "videos", "audios", "image", "video", "audio", "solution", "labels"}
+_RESERVED = TURN_COLUMNS | frozenset(
+    {"images", "videos", "audios", "image", "video", "audio", "solution", "labels"}
     | {"speaker", "split", "start", "end", "id"}
 )
 

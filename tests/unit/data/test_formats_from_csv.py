@@ -274,6 +274,7 @@ def test_a_dataset_of_another_making_is_never_overwritten(convert, tmp_path):
     [
         (table("none.mp4,sad,s"), r"none .* is usable; rows left out: 1, the first: .*csv:2: media file 'none.mp4'"),
         (table("0.mp4,sad,s,x", header="file,label,speaker,messages"), r"column 'messages' would hide"),
+        (table("0.mp4,sad,s,x", header="file,label,speaker,response"), r"column 'response' would hide"),
         (table("0.mp4,sad.,a", "1.mp4,sad,b"), r"reads like a word of .*or give the set by --labels"),
     ],
 )
