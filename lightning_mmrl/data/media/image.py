@@ -24,7 +24,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _MOVING = frozenset({"GIF", "PNG", "WEBP", "AVIF"})
 """Formats whose frames follow one another in time; the pages of a TIFF and the views of an MPO do not."""
 
-DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 """Errors that Pillow's readers raise for damaged files; UnidentifiedImageError and truncation are OSErrors."""
 
 

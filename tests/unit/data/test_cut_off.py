@@ -122,6 +122,18 @@ def test_a_gif_that_is_cut_between_two_frames_is_warned_about(num, filling, gif,
     )
 
 
+def test_a_gif_that_is_cut_anywhere_is_refused_or_warned_about(gif, tmp_path):
+    content, ends = gif
+    path = tmp_path / "cut.gif"
+    for end in (ends[0] + more for more in range(60)):  # all of a frame's headers
+        path.write_bytes(content[:end])
+        try:
+            facts = found(path)
+        except MediaError:
+            continue
+        assert all("it may be cut off" in each.warnings[-1] for each in facts), end
+
+
 @pytest.mark.parametrize("after", [b"", b"\x00" * 600, b"made by a camera"])
 def test_a_whole_gif_is_not_warned_about(after, gif, tmp_path):
     path = tmp_path / "whole.gif"
