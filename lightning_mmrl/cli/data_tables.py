@@ -27,8 +27,11 @@ def print_report(report: Report, num_shown: int, notes: Sequence[str] = ()) -> N
         console.print(f"{word}: {finding.what}: {finding.num}, such as {finding.example}", soft_wrap=True)
     for note in notes:
         console.print(note, soft_wrap=True)
-    num_bad = len(report.problems)
-    console.print(f"{report.num_samples} samples usable, {num_bad} bad")
+    console.print(f"{_counted(report.num_samples, 'sample')} usable, {_counted(len(report.problems), 'bad line')}")
+
+
+def _counted(num: int, noun: str) -> str:
+    return f"{num} {noun}{'' if num == 1 else 's'}"
 
 
 def warning_lines(warnings: Sequence[str], num_shown: int) -> list[str]:

@@ -130,7 +130,7 @@ class PreparedSet(Dataset[EncodedSample]):
                 f"{manifest}: sample {sample_id} was used before in this run and cannot be now: {faults[sample_id]}; "
                 "restore the file, without which the run cannot continue as it began, or set a new run_name"
             )
-        self._set_aside({**reasons, **faults})
+        self._set_aside(manifest, {**reasons, **faults})
         if undecided:
             self._exclusions.decide(which, undecided, faults)
         self._prepared = True
@@ -271,13 +271,13 @@ class PreparedSet(Dataset[EncodedSample]):
             monitor.warn(manifest, list(dict.fromkeys(warnings)))
         return failures | {ref: reasons[key] for ref, key in keys.items() if key in reasons}
 
-    def _set_aside(self, reasons: Mapping[str, str]) -> None:
+    def _set_aside(self, manifest: str, reasons: Mapping[str, str]) -> None:
         if not reasons:
             return
         usable = [sample for sample in self.samples if sample.id not in reasons]
         bad = [sample for sample in self.samples if sample.id in reasons]
         if not usable:
-            raise DataError(f"all {len(bad)} samples cannot be used; the first: {reasons[bad[0].id]}")
+            raise DataError(f"{manifest}: all {len(bad)} samples cannot be used; the first: {reasons[bad[0].id]}")
         self.samples, self.excluded = usable, tuple(bad)
         self.quarantined = tuple(Quarantined(sample_id=sample.id, reason=reasons[sample.id]) for sample in bad)
 

@@ -81,7 +81,7 @@ def test_validate_finds_with_the_model_what_it_cannot_find_without(dataset, over
     validate(dataset)
     without = capsys.readouterr().out
     assert "encoding not checked" in without
-    assert without.splitlines()[-1] == "106 samples usable, 0 bad"
+    assert without.splitlines()[-1] == "106 samples usable, 0 bad lines"
     report = dataset.parent / "report.json"
     assert validate(dataset, "--json", str(report), "--for", *overrides) == 1
     found = json.loads(report.read_text())
@@ -167,4 +167,4 @@ def test_validate_names_each_line_that_training_would_not_take(own, overrides, c
     assert validate(own, "--for", *overrides, f"data.root={own}", manifests=(manifest,)) == 1
     out = capsys.readouterr().out
     assert f"{own / manifest}.jsonl:2: " in out
-    assert out.splitlines()[-1] == "1 samples usable, 1 bad"
+    assert out.splitlines()[-1] == "1 sample usable, 1 bad line"

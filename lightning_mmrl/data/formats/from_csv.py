@@ -12,6 +12,7 @@ from lightning_mmrl.data.formats.csv_clips import Clip, decoded, found, label_pr
 from lightning_mmrl.data.formats.label_csv import CsvRow, read_label_csv
 from lightning_mmrl.data.formats.publish import Publication
 from lightning_mmrl.data.formats.splits import assign_splits
+from lightning_mmrl.data.formats.turns import TURN_COLUMNS
 from lightning_mmrl.data.label_findings import label_findings
 from lightning_mmrl.data.media.examine import Guard
 from lightning_mmrl.data.schema import Problem, label_matcher
@@ -23,8 +24,8 @@ SPLITS = ("train", "validation", "test")
 MANIFESTS = (*SPLITS, "cold_start")
 
 _COLUMNS = {"image": "images", "video": "videos", "audio": "audios"}
-_RESERVED = frozenset(
-    {"messages", "images", "videos", "audios", "image", "video", "audio", "solution", "labels"}
+_RESERVED = TURN_COLUMNS | frozenset(
+    {"images", "videos", "audios", "image", "video", "audio", "solution", "labels"}
     | {"speaker", "split", "start", "end", "id"}
 )
 
@@ -107,9 +108,11 @@ def convert_csv(
     clips = decoded(once(clips, reject), guard, reject, on_progress)
     problems.sort(key=lambda problem: problem.line)
     if not clips:
-        first = f"; the first: {problems[0]}" if problems else ""
-        raise DataError(f"{csv_file}: none of its rows is usable{first}")
-    splits = _assigned(clips, settings, notes)
+        raise DataError(f"{csv_file}: none of its rows is usable{_left_out(problems)}")
+    try:
+        splits = _assigned(clips, settings, notes)
+    except DataError as error:
+        raise DataError(f"{csv_file}: {error}{_left_out(problems)}") from error
     labels = labels or tuple(sorted({clip.row.label for clip in clips}))
     _check_labels(csv_file, labels)
     notes += _unlike_names(clips)
@@ -147,6 +150,11 @@ def _check_extras(csv_file: Path, rows: Sequence[CsvRow]) -> None:
     taken = next((name for row in rows for name in row.extras if name in _RESERVED), None)
     if taken is not None:
         raise DataError(f"{csv_file}:1: column {taken!r} would hide the manifest's own; rename or remove it")
+
+
+def _left_out(problems: Sequence[Problem]) -> str:
+    """What an error adds about rows that were rejected before it: they may be why, and nothing else prints them."""
+    return f"; rows left out: {len(problems)}, the first: {problems[0]}" if problems else ""
 
 
 def _assigned(clips: Sequence[Clip], settings: CsvSettings, notes: list[str]) -> list[str]:

@@ -19,7 +19,8 @@ def json_object(line: str) -> dict[str, Any]:
     try:
         row = json.loads(line, object_pairs_hook=_object, parse_constant=_constant, parse_float=_number)
     except json.JSONDecodeError as error:
-        raise DataError(f"not valid JSON ({error.msg} at column {error.colno}); fix or remove the line") from error
+        fault = error.msg.removesuffix(" at")
+        raise DataError(f"not valid JSON ({fault} at column {error.colno}); fix or remove the line") from error
     except RecursionError as error:
         raise DataError("not valid JSON (nested too deeply); fix or remove the line") from error
     except ValueError as error:  # more digits than Python turns into a number

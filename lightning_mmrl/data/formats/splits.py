@@ -35,8 +35,9 @@ def assign_splits(groups: Sequence[str], labels: Sequence[str], *, shares: Mappi
     for group, label in zip(groups, labels, strict=True):
         counts[group][label] += 1
     if len(counts) < len(shares):
+        found = "1 group" if len(counts) == 1 else f"{len(counts)} groups"
         raise DataError(
-            f"{len(counts)} groups of clips cannot fill the splits {', '.join(shares)}; name more speakers, "
+            f"{found} of clips cannot fill the splits {', '.join(shares)}; name more speakers, "
             "give a split column, or use --ignore-speakers"
         )
     plan = _Plan(counts, shares, Counter(labels))

@@ -15,6 +15,15 @@ CONVERSATION_ROLES: Mapping[str, Role] = {
     "system": "system",
 }
 
+LAYOUTS: Mapping[str, frozenset[str]] = {
+    "messages": frozenset({"messages", "system"}),
+    "conversations": frozenset({"conversations", "system"}),
+    "query": frozenset({"query", "response", "history", "system"}),
+}
+"""The columns of each layout by the one that marks it; where several do, the first is read."""
+
+TURN_COLUMNS = frozenset[str]().union(*LAYOUTS.values())
+
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 100
 _SHORT.maxlevel = 3
@@ -34,21 +43,62 @@ def read_turns(row: Mapping[str, Any]) -> tuple[tuple[Message, ...], frozenset[s
     """The messages of a line, and the columns they were read from.
 
     Raises:
-        DataError: No layout is recognized, or a turn is not of its form.
+        DataError: No layout is recognized or several are, a turn is not of its form or blank, or a system turn is not
+            the first or differs from the column `system`.
     """
-    if row.get("messages") is not None:
-        return _messages(row["messages"]), frozenset({"messages"})
-    if row.get("conversations") is not None:
-        return _conversations(row), frozenset({"messages", "conversations", "system"})
-    if row.get("query") is not None:
-        return _query(row), frozenset({"messages", "query", "response", "system", "history"})
-    found = ", ".join(quoted(key) for key in list(row)[:8]) or "nothing"
-    raise DataError(
-        f"'messages' is missing (found {found}); give a list of {{role, content}} objects, or 'query' and 'response'"
-    )
+    layout = next((column for column in LAYOUTS if row.get(column) is not None), None)
+    if layout is None:
+        found = ", ".join(quoted(key) for key in list(row)[:8]) or "nothing"
+        raise DataError(
+            f"'messages' is missing (found {found}); give a list of {{role, content}} objects, "
+            "or 'query' and 'response'"
+        )
+    others = [column for column in sorted(TURN_COLUMNS - LAYOUTS[layout]) if _is_given(row, column)]
+    if others:
+        beside = ", ".join(map(quoted, others))
+        raise DataError(
+            f"{layout!r} stands beside {beside}, another layout of the turns; keep one layout, or rename what is "
+            "meant for rewards"
+        )
+    read = {"messages": _messages, "conversations": _conversations, "query": _query}[layout]
+    turns = _with_system(row, layout, read(row))
+    _check_turns(turns)
+    return turns, TURN_COLUMNS
 
 
-def _messages(turns: Any) -> tuple[Message, ...]:
+def _is_given(row: Mapping[str, Any], column: str) -> bool:
+    """False for what a table writes where it has nothing."""
+    value = row.get(column)
+    return bool(value.strip()) if isinstance(value, str) else value not in (None, [], {})
+
+
+def _with_system(row: Mapping[str, Any], layout: str, turns: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The turns, with the text of the column `system` before them if they have no system turn of their own."""
+    if not _is_given(row, "system"):
+        return turns
+    text = _string(row, "system")
+    own = next((turn.content for turn in turns if turn.role == "system"), None)
+    if own is None:
+        return (Message(role="system", content=text), *turns)
+    if own.strip() != text.strip():
+        raise DataError(
+            f"the column 'system' is {quoted(text)}, but the system turn of {layout!r} is {quoted(own)}; "
+            "keep one of them"
+        )
+    return turns
+
+
+def _check_turns(turns: tuple[Message, ...]) -> None:
+    """Refuses what no conversation has, and a chat template would take or drop without a word."""
+    for number, turn in enumerate(turns, start=1):
+        if turn.role == "system" and number > 1:
+            raise DataError(f"turn {number} is a system turn, but only the first may be; move or merge its text")
+        if turn.role != "system" and not turn.content.strip():
+            raise DataError(f"turn {number}, the {turn.role}'s, is blank; write its text or leave the turn out")
+
+
+def _messages(row: Mapping[str, Any]) -> tuple[Message, ...]:
+    turns = row["messages"]
     if not isinstance(turns, list) or not turns:
         raise DataError(f"'messages' is {quoted(turns)}; it must be a non-empty list of {{role, content}} objects")
     return tuple(_message(turn) for turn in turns)
@@ -73,7 +123,7 @@ def _conversations(row: Mapping[str, Any]) -> tuple[Message, ...]:
     turns = row["conversations"]
     if not isinstance(turns, list) or not turns:
         raise DataError(f"'conversations' is {quoted(turns)}; it must be a non-empty list of {{from, value}} objects")
-    return (*_system(row), *(_conversation_turn(turn) for turn in turns))
+    return tuple(_conversation_turn(turn) for turn in turns)
 
 
 def _conversation_turn(turn: Any) -> Message:
@@ -87,7 +137,7 @@ def _conversation_turn(turn: Any) -> Message:
 
 
 def _query(row: Mapping[str, Any]) -> tuple[Message, ...]:
-    turns = list(_system(row))
+    turns: list[Message] = []
     history = row.get("history") or []
     if not isinstance(history, list):
         raise DataError(f"'history' is {quoted(history)}; it must be a list of [query, response] pairs")
@@ -99,10 +149,6 @@ def _query(row: Mapping[str, Any]) -> tuple[Message, ...]:
     if row.get("response") is not None:
         turns.append(Message(role="assistant", content=_string(row, "response")))
     return tuple(turns)
-
-
-def _system(row: Mapping[str, Any]) -> tuple[Message, ...]:
-    return (Message(role="system", content=_string(row, "system")),) if row.get("system") else ()
 
 
 def _string(row: Mapping[str, Any], key: str) -> str:

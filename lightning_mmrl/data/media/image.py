@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps
 
+from lightning_mmrl.data.media.gif import missing_end
 from lightning_mmrl.data.media.heif import check_image_pixels, decode_heif
 from lightning_mmrl.data.media.heif_items import is_heif
 from lightning_mmrl.errors import MediaError
@@ -23,7 +24,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _MOVING = frozenset({"GIF", "PNG", "WEBP", "AVIF"})
 """Formats whose frames follow one another in time; the pages of a TIFF and the views of an MPO do not."""
 
-DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 """Errors that Pillow's readers raise for damaged files; UnidentifiedImageError and truncation are OSErrors."""
 
 
@@ -73,7 +74,10 @@ def decode_image(path: Path, ref: MediaRef, settings: MediaSettings) -> DecodedI
         with open_picture(path) as image:
             check_image_pixels(path, image.width * image.height, settings)
             image.load()
-            return DecodedImage(pixels=np.array(rgb(ImageOps.exif_transpose(image))))
+            return DecodedImage(
+                pixels=np.array(rgb(ImageOps.exif_transpose(image))),
+                warnings=missing_end(path) if image.format == "GIF" else (),
+            )
     except Image.DecompressionBombError as error:
         raise MediaError(f"{path}: {error}; scale the image down") from error
     except DAMAGE as error:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from lightning_mmrl.data.media.gif import missing_end
 from lightning_mmrl.data.media.image import DAMAGE, open_picture, rgb
 from lightning_mmrl.data.media.selection import check_duration, check_pixels, select_frames
 from lightning_mmrl.errors import MediaError
@@ -33,6 +34,7 @@ def decode_moving(path: Path, ref: MediaRef, settings: MediaSettings) -> Decoded
             for index in sorted(set(chosen.indices)):
                 image.seek(index)
                 pixels[index] = np.array(rgb(image))
+            cut_off = missing_end(path) if image.format == "GIF" else ()
     except Image.DecompressionBombError as error:
         raise MediaError(f"{path}: {error}; scale the clip down") from error
     except DAMAGE as error:
@@ -41,7 +43,7 @@ def decode_moving(path: Path, ref: MediaRef, settings: MediaSettings) -> Decoded
         frames=np.stack([pixels[index] for index in chosen.indices]),
         timestamps_s=chosen.timestamps_s,
         duration_s=chosen.duration_s,
-        warnings=chosen.warnings,
+        warnings=(*chosen.warnings, *cut_off),
     )
 
 

@@ -29,6 +29,10 @@ _BACK_S = 1.0
 """Neighbors whose times are further apart the wrong way round are not just written down in another order."""
 
 
+CUT_OFF = "it may be cut off: fetch it again or re-encode it"
+"""What a warning says of a file that holds less than it declares."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
     """The frames of a clip that are shown.

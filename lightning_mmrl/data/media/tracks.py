@@ -22,6 +22,7 @@ from av.video.stream import VideoStream
 
 from lightning_mmrl.data.media.containers import open_container
 from lightning_mmrl.data.media.declared_size import whole_s
+from lightning_mmrl.data.media.selection import CUT_OFF
 
 MICROSECONDS = 1_000_000
 """FFmpeg's unit for the duration of a container."""
@@ -183,10 +184,7 @@ def shortfall(path: Path, promised_s: float, decoded_s: float) -> tuple[str, ...
     """A warning where far less was decoded than the file promises."""
     if not _far_less(decoded_s, promised_s):
         return ()
-    return (
-        f"{path}: {decoded_s:.2f} s were decoded of {promised_s:.2f} s that the file declares; it may be cut off: "
-        "fetch it again or re-encode it",
-    )
+    return (f"{path}: {decoded_s:.2f} s were decoded of {promised_s:.2f} s that the file declares; {CUT_OFF}",)
 
 
 def _far_less(found_s: float, promised_s: float) -> bool:

@@ -36,7 +36,7 @@ def run(*arguments):
 def test_a_sound_dataset_exits_with_0(folder, capsys):
     assert run("validate", folder / "train.jsonl", folder / "test.jsonl", "--media-root", folder, "--workers", 1) == 0
     out = capsys.readouterr().out
-    assert "2 samples usable, 0 bad" in out
+    assert "2 samples usable, 0 bad lines" in out
     assert "64x64" in out
     assert "\x1b[" not in out
     assert max(map(len, out.splitlines())) <= 120
@@ -50,7 +50,7 @@ def test_problems_are_reported_and_exit_with_1(folder, capsys):
     assert f"{folder}/bad.jsonl:2: not valid JSON" in out
     assert f"{folder}/bad.jsonl:3: media file 'none.mp4' does not exist" in out
     assert "... and 1 more; --show 3 shows all" in out
-    assert "1 samples usable, 3 bad" in out
+    assert "1 sample usable, 3 bad lines" in out
     content = json.loads(report.read_text())
     assert content["problems_by_group"] == {"not JSON": 1, "missing file": 1, "cannot be decoded": 1}
     assert [problem["line"] for problem in content["problems"]] == [2, 3, 4]
@@ -136,7 +136,7 @@ def test_validate_says_that_encoding_was_not_checked_and_stats_do_not(folder, ca
     assert run("validate", folder / "train.jsonl", "--media-root", folder, "--workers", 1) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2].startswith("encoding not checked: add --for experiment=NAME")
-    assert lines[-1] == "1 samples usable, 0 bad"
+    assert lines[-1] == "1 sample usable, 0 bad lines"
     assert run("stats", folder / "train.jsonl", "--media-root", folder) == 0
     assert "encoding" not in capsys.readouterr().out
 

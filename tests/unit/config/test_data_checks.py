@@ -91,8 +91,8 @@ def test_targets_begin_with_the_prefill(write, check):
 
 
 def test_an_evaluation_set_needs_prompts(write, check):
-    write("ood", row("bad", {"role": "system", "content": "x"}))
-    with pytest.raises(DataError, match=r"^ood.jsonl: sample bad: a prompt ends with the system turn"):
+    write("ood", {**row("bad"), "messages": [{"role": "system", "content": "x"}]})
+    with pytest.raises(DataError, match=r"^ood.jsonl: sample bad: a prompt has no user turn"):
         check()
 
 

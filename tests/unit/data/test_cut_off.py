@@ -8,6 +8,7 @@ import clips
 import numpy as np
 import pytest
 import soundfile
+from PIL import Image
 
 from lightning_mmrl.data.media.audio import decode_audio
 from lightning_mmrl.data.media.examine import examine_tracks
@@ -93,6 +94,52 @@ def test_half_of_a_sound_is_warned_about(suffix, tmp_path):
     assert warning.startswith(f"{path}: {facts.duration_s:.2f} s were decoded of ")
     assert facts.duration_s < 1.6
     assert found(whole)[0].warnings == ()
+
+
+@pytest.fixture(scope="module")
+def gif(tmp_path_factory):
+    """A GIF of four frames, and where each frame's blocks end."""
+    path = tmp_path_factory.mktemp("gif") / "whole.gif"
+    images = [Image.fromarray(np.full((8, 8, 3), 60 * index, dtype=np.uint8)) for index in range(4)]
+    images[0].save(path, save_all=True, append_images=images[1:], duration=200)
+    content = path.read_bytes()
+    starts = [at for at in range(len(content)) if content[at:].startswith(b"\x21\xf9\x04")]
+    assert len(starts) == 4
+    return content, [*starts[1:], len(content) - 1]
+
+
+@pytest.mark.parametrize("num", [1, 2, 3, 4])
+@pytest.mark.parametrize("filling", [b"", b"\x00" * 600], ids=["short", "filled with zeros"])
+def test_a_gif_that_is_cut_between_two_frames_is_warned_about(num, filling, gif, tmp_path):
+    content, ends = gif
+    path = tmp_path / "cut.gif"
+    path.write_bytes(content[: ends[num - 1]] + filling)
+    [facts] = found(path)
+    assert facts.kind == ("image" if num == 1 else "video")
+    assert facts.duration_s == (None if num == 1 else pytest.approx(0.2 * num))
+    assert facts.warnings == (
+        f"{path}: it stops before the end that a GIF declares; it may be cut off: fetch it again or re-encode it",
+    )
+
+
+def test_a_gif_that_is_cut_anywhere_is_refused_or_warned_about(gif, tmp_path):
+    content, ends = gif
+    path = tmp_path / "cut.gif"
+    for end in (ends[0] + more for more in range(60)):  # all of a frame's headers
+        path.write_bytes(content[:end])
+        try:
+            facts = found(path)
+        except MediaError:
+            continue
+        assert all("it may be cut off" in each.warnings[-1] for each in facts), end
+
+
+@pytest.mark.parametrize("after", [b"", b"\x00" * 600, b"made by a camera"])
+def test_a_whole_gif_is_not_warned_about(after, gif, tmp_path):
+    path = tmp_path / "whole.gif"
+    path.write_bytes(gif[0] + after)
+    [facts] = found(path)
+    assert (facts.kind, facts.duration_s, facts.warnings) == ("video", pytest.approx(0.8), ())
 
 
 @pytest.mark.parametrize("size", [0, 0xFFFFFFFF, 0x7FFFF024])

@@ -219,7 +219,7 @@ def test_bad_clips_are_named_for_their_source_and_never_drawn(root, pipeline):
 def test_a_source_without_a_usable_sample_is_refused(root, pipeline):
     write(root, row("a"))
     write(root, row("b", ["broken.mp4"]), name="more.jsonl")
-    with pytest.raises(DataError, match=r"all 1 samples cannot be used; the first: .*broken\.mp4"):
+    with pytest.raises(DataError, match=r"^more\.jsonl: all 1 samples cannot be used; the first: .*broken\.mp4"):
         module(pipeline, source(root), source(root, "more.jsonl")).setup("fit")
 
 

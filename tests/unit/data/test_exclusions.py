@@ -215,7 +215,7 @@ def test_a_setting_that_is_new_leaves_decisions_as_they_are(root, pipeline, path
 
 
 def test_nothing_is_decided_where_nothing_can_be_used(root, pipeline, path):
-    with pytest.raises(DataError, match="all 1 samples cannot be used"):
+    with pytest.raises(DataError, match=r"^train\.jsonl: all 1 samples cannot be used"):
         prepare(root, pipeline, Exclusions(path), rows=ROWS[1:2])
     assert not path.exists()
 

@@ -148,9 +148,19 @@ def test_a_split_that_the_table_lacks_is_drawn_from_training_clips(convert, tmp_
     assert len(samples(tmp_path / "set", "validation")) == 2
 
 
+def test_too_few_speakers_are_told_with_the_rows_that_were_left_out(convert):
+    rows = ["0.mp4,glad,one", "none.mp4,sad,two", "1.mp4,glad,one", "broken.mp4,sad,three"]
+    with pytest.raises(DataError) as caught:
+        convert(table(*rows))
+    told = str(caught.value)
+    assert "1 group of clips cannot fill the splits train, validation, test" in told
+    assert "; rows left out: 2, the first: " in told
+    assert "labels.csv:3: media file 'none.mp4'" in told
+
+
 def test_too_few_speakers_are_told(convert, tmp_path):
     rows = [row.rpartition(",")[0] + ",one" for row in EIGHT]
-    with pytest.raises(DataError, match=r"1 groups of clips cannot fill the splits .*--ignore-speakers"):
+    with pytest.raises(DataError, match=r"labels\.csv: 1 group of clips cannot fill the splits .*--ignore-speakers$"):
         convert(table(*rows))
     assert not (tmp_path / "set").exists()
     assert set(convert(table(*rows), by_speaker=False).sizes) == {"train", "validation", "test"}
@@ -262,8 +272,9 @@ def test_a_dataset_of_another_making_is_never_overwritten(convert, tmp_path):
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        (table("none.mp4,sad,s"), r"none of its rows is usable; the first: .*labels.csv:2: media file 'none.mp4'"),
+        (table("none.mp4,sad,s"), r"none .* is usable; rows left out: 1, the first: .*csv:2: media file 'none.mp4'"),
         (table("0.mp4,sad,s,x", header="file,label,speaker,messages"), r"column 'messages' would hide"),
+        (table("0.mp4,sad,s,x", header="file,label,speaker,response"), r"column 'response' would hide"),
         (table("0.mp4,sad.,a", "1.mp4,sad,b"), r"reads like a word of .*or give the set by --labels"),
     ],
 )

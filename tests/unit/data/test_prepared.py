@@ -88,7 +88,7 @@ def test_a_second_preparation_forgets_no_quarantine(root, pipeline):
 
 def test_a_set_without_a_usable_clip_is_refused(root, pipeline):
     dataset = prepared(root, pipeline, row("a", ["broken.mp4"]), row("b", ["broken.mp4"]))
-    with pytest.raises(DataError, match=r"all 2 samples cannot be used; the first: .*broken\.mp4"):
+    with pytest.raises(DataError, match=r"^train\.jsonl: all 2 samples cannot be used; the first: .*broken\.mp4"):
         dataset.prepare("train.jsonl", Monitor())
 
 

@@ -98,6 +98,6 @@ def test_validate_and_training_name_the_lines(tmp_path, scan, capsys):
     out = capsys.readouterr().out
     assert "train.jsonl:1: the assistant turn 'The <image> is red' holds the media tag <image>" in out
     assert "train.jsonl:3: the user turn holds the control token '<|AUDIO|>'" in out
-    assert "1 samples usable, 2 bad" in out
+    assert "1 sample usable, 2 bad lines" in out
     with pytest.raises(DataError, match=r"train.jsonl:1: the assistant turn"):
         read_manifest(tmp_path / "train.jsonl", tmp_path)
