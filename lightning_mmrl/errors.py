@@ -31,3 +31,7 @@ class StageError(MmrlError):
 
 class GateError(StageError):
     """The metrics of a finished stage do not meet its gate; the curriculum ended there."""
+
+
+FOREIGN_FAILURES = (Exception, SystemExit)
+"""What code of others may raise as its own failure; `sys.exit` there must not end the run, and Ctrl-C must."""

@@ -31,6 +31,8 @@ FREEZABLE = (*TOWERS, "text")
 FAMILY = ("backbone", "encoder")
 MAX_SEED = 2**31
 MAX_NAME = 100
+MAX_WEIGHT = 3.4e38
+"""Of a reward: totals are float32."""
 ABLATIONS = ("silent", "blank")
 DTYPES = ("float32", "bfloat16", "float64")
 POSITION_RULES = ("previous_maximum", "transformers")
@@ -200,6 +202,7 @@ def _check_set_name(name: str, names: Iterable[str]) -> None:
 def _check_stage(path: str, stage: StageConfig) -> None:
     for part in ("module", "optimizer", "schedule"):
         _require_target(asdict(stage), f"{path}.{part}", part)
+    _check_optimizer(f"{path}.optimizer", stage.optimizer)
     _at_least_one(stage, path, "num_steps", "rollout_table_every")
     _check_stage_data(f"{path}.data", stage.data)
     _check_trainer(f"{path}.trainer", stage.trainer)
@@ -221,6 +224,15 @@ def _check_stage(path: str, stage: StageConfig) -> None:
     for part in RL_PARTS:
         if getattr(stage, part) is not None:
             raise ConfigError(f"{path}.{part}: belongs to rl stages, and {path} is sft; leave it out or take stage/rl")
+
+
+def _check_optimizer(path: str, node: Mapping[str, object]) -> None:
+    """What else its class asks for is checked when torch has been loaded."""
+    rate = node.get("lr", 0.0)
+    valid = isinstance(rate, int | float) and 0 <= rate < math.inf
+    require(valid, f"{path}.lr", rate, "a finite number of at least 0, such as 1.0e-5")
+    for key, value in node.items():
+        require(not isinstance(value, float) or math.isfinite(value), f"{path}.{key}", value, "a finite number")
 
 
 def _check_adapter(path: str, adapter: AdapterConfig, frozen: Iterable[str]) -> None:
@@ -313,7 +325,8 @@ def _check_rewards(path: str, rewards: RewardsConfig) -> None:
     for name, weight in rewards.weights.items():
         if name not in rewards.parts:
             raise ConfigError(f"{path}.weights.{name}: weighs no part{did_you_mean(name, rewards.parts)}")
-        require(math.isfinite(weight), f"{path}.weights.{name}", weight, "a finite number")
+        rule = f"a finite number of float32, at most {MAX_WEIGHT} in size"
+        require(abs(weight) <= MAX_WEIGHT, f"{path}.weights.{name}", weight, rule)
     for name in rewards.parts:
         if name not in rewards.weights:
             raise ConfigError(f"{path}.parts.{name}: has no weight; give it one by +{path}.weights.{name}=1.0")

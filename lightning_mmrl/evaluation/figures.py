@@ -6,25 +6,30 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+MAX_TICK = 24
+"""Characters of a label that are drawn."""
+
 
 def save_confusion_figure(confusion: ArrayLike, labels: Sequence[str], path: Path | str, title: str) -> None:
     """Writes a confusion matrix [K, K + 1] as PNG: counts as numbers, shares of the true class as colors.
 
-    The last column, unparsed answers, is drawn only if it holds any.
+    The last column, unparsed answers, is drawn only if it holds any. Labels of more than 24 characters are shortened.
     """
     # Loaded here: importing matplotlib takes about a second. A bare Figure draws with Agg and needs no closing.
     from matplotlib.figure import Figure
 
     counts, columns = _drawn(np.asarray(confusion), labels)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure = Figure(figsize=(2 + 0.7 * len(columns), 1.6 + 0.6 * len(labels)), layout="constrained")
+    ticks = shortened(columns)
+    room = 0.14 * max(0, max(map(len, ticks)) - 8)  # inches: a W is as wide, and without room there is no layout
+    figure = Figure(figsize=(2 + 0.7 * len(columns) + room, 1.6 + 0.6 * len(labels) + room), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for (row, column), share in np.ndenumerate(shares):
         color = "white" if share > 0.5 else "black"
         axes.text(column, row, str(int(counts[row, column])), ha="center", va="center", color=color)
-    axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", parse_math=False)
-    axes.set_yticks(range(len(labels)), labels, parse_math=False)
+    axes.set_xticks(range(len(columns)), ticks, rotation=45, ha="right", parse_math=False)
+    axes.set_yticks(range(len(labels)), ticks[: len(labels)], parse_math=False)
     axes.set(xlabel="predicted", ylabel="truth")
     axes.set_title(title, parse_math=False)
     figure.colorbar(image, label="share of the true class")
@@ -37,3 +42,23 @@ def _drawn(counts: NDArray[np.int64], labels: Sequence[str]) -> tuple[NDArray[np
     if counts[:, -1].any():
         return counts, [*labels, "unparsed"]
     return counts[:, :-1], list(labels)
+
+
+def shortened(labels: Sequence[str]) -> list[str]:
+    """Labels of at most 24 characters; where two would look the same, the later one gets its place in the list.
+
+    >>> shortened(["sad", "a" * 30, "a" * 31])
+    ['sad', 'aaaaaaaaaaaaaaaaaaaaa...', 'aaaaaaaaaaaaaaaaa... (3)']
+    """
+    found: list[str] = []
+    for place, label in enumerate(labels, start=1):
+        short = _cut(label, MAX_TICK)
+        if short != label and (short in found or short in labels):
+            suffix = f" ({place})"
+            short = _cut(label, MAX_TICK - len(suffix)) + suffix
+        found.append(short)
+    return found
+
+
+def _cut(label: str, length: int) -> str:
+    return label if len(label) <= length else f"{label[: length - 3]}..."

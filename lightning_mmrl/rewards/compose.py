@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
 
-from lightning_mmrl.errors import ConfigError, MmrlError, RewardError
+from lightning_mmrl.errors import FOREIGN_FAILURES, ConfigError, MmrlError, RewardError
 from lightning_mmrl.protocols.plain import RewardFn
 from lightning_mmrl.types.records import Completion, Sample, Score
 from lightning_mmrl.workers.serving import announce
@@ -60,7 +60,7 @@ class WeightedReward:
             announce(name)
             try:
                 value = evaluate(part, sample, completion)
-            except Exception as error:  # whatever a verifier raises is its failure, not the run's
+            except FOREIGN_FAILURES as error:  # whatever a verifier raises is its failure, not the run's
                 reason = f"{name}: {_why(error)}"
                 return Score(total=0.0, components=components, valid=False, reason=reason, failed=name)
             if value is not None:
@@ -93,7 +93,7 @@ def _is_finite(value: object) -> bool:
     return isinstance(value, Real) and math.isfinite(value)
 
 
-def _why(error: Exception) -> str:
+def _why(error: BaseException) -> str:
     if isinstance(error, MmrlError):
         return str(error)
     return "memory limit exceeded" if isinstance(error, MemoryError) else f"{type(error).__name__}: {error}"

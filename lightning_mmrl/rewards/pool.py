@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
-from lightning_mmrl.errors import ConfigError, RewardError
+from lightning_mmrl.errors import FOREIGN_FAILURES, ConfigError, RewardError
 from lightning_mmrl.types.records import Completion, Sample, Score
 from lightning_mmrl.workers.pool import DeadlinePool, WorkerError
 from lightning_mmrl.workers.serving import Limits, Outcome
@@ -167,7 +167,7 @@ def _as_score(outcome: Outcome) -> Score:
 def _score_safely(reward: Scorer, sample: Sample, completion: Completion) -> Score:
     try:
         score = reward.score(sample, completion)
-    except Exception as error:  # whatever a verifier raises is its failure, not the run's
+    except FOREIGN_FAILURES as error:  # whatever a verifier raises is its failure, not the run's
         return _invalid(f"{type(error).__name__}: {error}")
     return score if isinstance(score, Score) else _invalid(f"returned {score!r}, not a Score")
 

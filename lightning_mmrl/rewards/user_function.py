@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lightning_mmrl.errors import ConfigError, MmrlError, RewardError
+from lightning_mmrl.errors import FOREIGN_FAILURES, ConfigError, MmrlError, RewardError
 from lightning_mmrl.protocols.plain import RewardFn
 from lightning_mmrl.types.records import Completion, Sample
 
@@ -57,13 +57,13 @@ class UserFunction:
         """Scores one completion.
 
         Raises:
-            RewardError: The function raised; with its name, file and line.
+            RewardError: The function raised or called `sys.exit`; with its name, file and line.
         """
         try:
             return self._loaded(sample, completion)
         except MmrlError:
             raise
-        except Exception as error:  # whatever it raises is its failure, not the run's
+        except FOREIGN_FAILURES as error:  # whatever it raises is its failure, not the run's
             line = traceback.extract_tb(error.__traceback__)[-1]
             raise RewardError(
                 f"{self.function} raised {type(error).__name__}: {error} ({line.filename} line {line.lineno})"
@@ -73,7 +73,7 @@ class UserFunction:
 def _module(place: str) -> ModuleType:
     try:
         return _module_of_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except Exception as error:  # the code of the user runs here
+    except FOREIGN_FAILURES as error:  # the code of the user runs here
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"function: {place} cannot be loaded: {type(error).__name__}: {error}") from error

@@ -1,5 +1,6 @@
 """A stage made of a LightningModule, a LightningDataModule and a Trainer."""
 
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -18,12 +19,23 @@ from lightning_mmrl.types.records import Training
 
 @contextmanager
 def raising_interrupts() -> Iterator[None]:
-    """Raises the KeyboardInterrupt that Lightning's trainers turn into an exit, which would read as a failure."""
+    """Raises the KeyboardInterrupt that Lightning's trainers turn into an exit, which would read as a failure.
+
+    Raises:
+        KeyboardInterrupt: The trainer was interrupted.
+        StageError: Code that the trainer ran called `sys.exit`; with its file and line.
+    """
     try:
         yield
     except SystemExit as error:
-        interrupt = error.__context__
-        raise (interrupt if isinstance(interrupt, KeyboardInterrupt) else KeyboardInterrupt()) from error
+        interrupt = error.__context__  # Lightning exits while it handles the interrupt
+        if isinstance(interrupt, KeyboardInterrupt):
+            raise interrupt from error
+        line = traceback.extract_tb(error.__traceback__)[-1]
+        raise StageError(
+            f"{line.filename} line {line.lineno}: sys.exit({error.code!r}) would end the run; "
+            "raise an exception there instead"
+        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)

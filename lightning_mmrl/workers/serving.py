@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from lightning_mmrl.errors import MmrlError
+from lightning_mmrl.errors import FOREIGN_FAILURES, MmrlError
 
 
 class OverrunError(MmrlError):
@@ -71,7 +71,7 @@ def serve(connection: Connection, payload: bytes, limits: Limits) -> None:
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     try:
         function = pickle.loads(payload)
-    except Exception as error:
+    except FOREIGN_FAILURES as error:
         connection.send(f"{type(error).__name__}: {error}")
         return
     watchdog = _Watchdog(limits.soft_deadline_s)
@@ -154,7 +154,7 @@ def _call(function: Callable[[Any], Any], item: Any, watchdog: _Watchdog) -> Out
         return Outcome(error=str(error))
     except MemoryError:
         return Outcome(error="memory limit exceeded")
-    except Exception as error:  # whatever foreign code raises is its failure, not the run's
+    except FOREIGN_FAILURES as error:  # whatever foreign code raises is its failure, not the run's
         return Outcome(error=f"{type(error).__name__}: {error}")
 
 

@@ -135,7 +135,16 @@ VALUES = {
     "stages.reason.sampling.top_p=0.9": "stages.reason.sampling.top_p is 0.9; it must be 1, since without",
     "stages.reason.sampling.max_new_tokens=0": "stages.reason.sampling.max_new_tokens is 0; it must be at least 1",
     "stages.reason.rewards.weights.labl=1": "rewards.weights.labl: weighs no part; did you mean 'label'?",
-    "stages.reason.rewards.weights.label=nan": "rewards.weights.label is nan; it must be a finite number",
+    "stages.reason.rewards.weights.label=nan": "rewards.weights.label is nan; it must be a finite number of float32",
+    "stages.reason.rewards.weights.label=inf": "rewards.weights.label is inf; it must be a finite number of float32",
+    "stages.reason.rewards.weights.label=1e39": "rewards.weights.label is 1e+39; it must be a finite number of float32",
+    "stages.reason.rewards.weights.label=-1e39": "weights.label is -1e+39; it must be a finite number of float32",
+    "stages.reason.optimizer.lr=nan": "stages.reason.optimizer.lr is nan; it must be a finite number of at least 0",
+    "stages.cold_start.optimizer.lr=inf": "cold_start.optimizer.lr is inf; it must be a finite number of at least 0",
+    "stages.reason.optimizer.lr=-1e-3": "optimizer.lr is -0.001; it must be a finite number of at least 0",
+    "stages.reason.optimizer.lr=fast": "optimizer.lr is fast; it must be a finite number of at least 0",
+    "stages.reason.optimizer.lr=null": "optimizer.lr is None; it must be a finite number of at least 0",
+    "stages.reason.optimizer.weight_decay=.inf": "stages.reason.optimizer.weight_decay is inf; it must be a finite",
     "stages.reason.rewards.parts.style={_target_: lightning_mmrl.x}": "rewards.parts.style: has no weight; give it",
     "stages.reason.rewards.num_workers=-1": "rewards.num_workers is -1; it must be at least 0",
     "stages.reason.rewards.deadline_s=0": "rewards.deadline_s is 0.0; it must be above 0 and finite",
@@ -244,6 +253,8 @@ def test_a_key_that_hydra_let_pass_is_refused_with_its_full_path(changed):
 
 def test_neighbors_of_what_is_refused_are_not(changed):
     config = changed("stages.cold_start.trainer.precision=16-mixed", "evaluation.sets.loud-silent=x.jsonl")
+    resting = changed("stages.reason.optimizer.lr=0", "stages.reason.rewards.weights.label=-3.4e38").stages["reason"]
+    assert (resting.optimizer["lr"], resting.rewards.weights["label"]) == (0, -3.4e38)
     assert config.stages["cold_start"].trainer.precision == "16-mixed"
     assert "loud-silent" in config.evaluation.sets
 

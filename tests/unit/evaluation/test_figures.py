@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lightning_mmrl.evaluation.figures import save_confusion_figure
+from lightning_mmrl.evaluation.figures import MAX_TICK, save_confusion_figure, shortened
 
 LABELS = ["angry", "sad"]
 pytestmark = pytest.mark.filterwarnings(
@@ -54,3 +54,22 @@ sys.exit("matplotlib.pyplot" in sys.modules)
 def test_a_label_with_dollars_is_plain_text(tmp_path, label):
     save_confusion_figure(np.eye(2, 3), [label, "sad"], tmp_path / "a.png", "t")
     assert size(tmp_path / "a.png")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("num_labels", [1, 2, 7])
+@pytest.mark.parametrize("character", ["a", "W"])
+@pytest.mark.parametrize("length", [12, 24, 73, 5000])
+def test_long_labels_leave_room_for_the_matrix(tmp_path, num_labels, character, length):
+    labels = [character * (length - 1) + str(index) for index in range(num_labels)]
+    save_confusion_figure(np.eye(num_labels, num_labels + 1), labels, tmp_path / "a.png", "t")
+    assert max(size(tmp_path / "a.png")) < 1500
+
+
+def test_shortened_labels_stay_short_and_distinct():
+    labels = ["sad", "b" * 24, "a" * 73, "a" * 74, "a" * 21 + "...", "c" * 25, *["x" * 30 + str(n) for n in range(120)]]
+    short = shortened(labels)
+    assert short[:2] == labels[:2]
+    assert short[5] == "c" * 21 + "..."
+    assert len(set(short)) == len(labels)
+    assert max(map(len, short)) <= MAX_TICK

@@ -117,6 +117,9 @@ class Misbehaves:
     def exit(self) -> float:
         os._exit(3)
 
+    def leave(self) -> float:
+        raise SystemExit(3)
+
     def crash(self) -> float:
         os.kill(os.getpid(), signal.SIGSEGV)
         return 1.0
@@ -132,6 +135,13 @@ class FailsToLoad:
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return (_refuse, ("no weights",))
+
+
+class LeavesOnLoad:
+    """Calls `sys.exit` where it is loaded."""
+
+    def __reduce__(self) -> tuple[object, tuple[int]]:
+        return (sys.exit, (0,))
 
 
 class DiesOnLoad:

@@ -70,7 +70,7 @@ def worker_pids():
         ("spin", "deadline of 1.0 s exceeded"),
         ("exit 3", "worker died with exit code 3"),
         ("exit 0", "worker died with exit code 0"),
-        ("leave 4", "worker died with exit code 4"),
+        ("leave 4", "SystemExit: 4"),
         ("suicide", "worker died with exit code -9"),
         ("fail bad luck", "ValueError: bad luck"),
         ("nothing", "returned None, not a Score"),
@@ -122,6 +122,14 @@ def test_memory_costs_its_item_alone(hostile, text):
     assert (bad.valid, bad.total, bad.failed, bad.reason) == (False, 0.0, "odd", "odd: memory limit exceeded")
     assert before.valid
     assert after.valid
+
+
+def test_parts_that_exit_cost_no_process(limited):
+    """Or each completion would cost two starts of a worker, seconds each."""
+    score(limited, "good")
+    pid = limited._pool._workers[0].process.pid
+    assert {each.reason for each in score(limited, *["leave"] * 20)} == {"odd: SystemExit: 3"}
+    assert limited._pool._workers[0].process.pid == pid
 
 
 def test_a_soft_deadline_costs_no_process_and_a_hard_one_does(limited):
@@ -278,7 +286,12 @@ def test_a_reward_that_cannot_be_pickled_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("name", "sentence"), [("FailsToLoad", "FileNotFoundError: no weights"), ("DiesOnLoad", "exit code 7")]
+    ("name", "sentence"),
+    [
+        ("FailsToLoad", "FileNotFoundError: no weights"),
+        ("LeavesOnLoad", "SystemExit: 0"),
+        ("DiesOnLoad", "exit code 7"),
+    ],
 )
 def test_a_reward_that_cannot_be_loaded_is_an_error_at_once(hostile, name, sentence):
     before = worker_pids()

@@ -5,7 +5,7 @@ import pytest
 from lightning_mmrl.errors import ConfigError, RewardError
 from lightning_mmrl.protocols.plain import RewardFn
 from lightning_mmrl.rewards.compose import WeightedReward
-from lightning_mmrl.rewards.pool import RewardPool
+from lightning_mmrl.rewards.pool import InlineRewards, RewardPool
 from lightning_mmrl.rewards.user_function import UserFunction
 from lightning_mmrl.types.records import Completion, Sample
 
@@ -20,6 +20,12 @@ def only_questions(sample, completion):
 
 def fails(sample, completion):
     return {}["missing"]
+
+def leaves(sample, completion):
+    raise SystemExit(3)
+
+def is_interrupted(sample, completion):
+    raise KeyboardInterrupt
 
 def takes_one(completion):
     return 1.0
@@ -89,6 +95,22 @@ def test_what_it_raises_is_named_with_file_function_and_line(file):
         UserFunction(function=f"{file}:fails")(SAMPLE, TEXT)
 
 
+def test_a_function_that_exits_fails_its_completion_alone(file):
+    function = f"{file}:leaves"
+    with pytest.raises(RewardError, match=r"mine.py:leaves raised SystemExit: 3 \(.*mine.py line 14\)"):
+        UserFunction(function=function)(SAMPLE, TEXT)
+    reward = WeightedReward(parts={"mine": UserFunction(function=function)}, weights={"mine": 1.0})
+    [[score]] = InlineRewards(reward).score([SAMPLE], [[TEXT]])
+    assert (score.valid, score.failed) == (False, "mine")
+    assert score.reason == f"mine: {function} raised SystemExit: 3 ({file} line 14)"
+
+
+def test_an_interrupt_passes_through_it(file):
+    reward = WeightedReward(parts={"mine": UserFunction(function=f"{file}:is_interrupted")}, weights={"mine": 1.0})
+    with pytest.raises(KeyboardInterrupt):
+        InlineRewards(reward).score([SAMPLE], [[TEXT]])
+
+
 @pytest.mark.parametrize(
     ("function", "sentence"),
     [
@@ -110,7 +132,8 @@ def test_a_function_that_cannot_be_called_is_refused(file, monkeypatch, function
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"), [("def f(:\n", "SyntaxError"), ("1 / 0\n", "ZeroDivisionError: division by zero")]
+    ("text", "sentence"),
+    [("def f(:\n", "SyntaxError"), ("1 / 0\n", "ZeroDivisionError: division by zero"), ("exit(4)", "SystemExit: 4")],
 )
 def test_a_file_that_cannot_be_loaded_is_refused_each_time(tmp_path, text, sentence):
     path = tmp_path / "broken.py"

@@ -20,6 +20,8 @@ def act(order):
         return truediv(1, argument)
     if verb == "exit":
         os._exit(argument)
+    if verb == "leave":
+        raise SystemExit(argument)
     if verb == "strike":
         return struck(*argument)
     if verb == "big":

@@ -45,6 +45,7 @@ def test_items_run_in_other_processes_at_the_same_time(pool):
     [
         (("divide", 0), "ZeroDivisionError: division by zero", False),
         (("refuse", "a clear sentence"), "a clear sentence", False),  # our own errors speak for themselves
+        (("leave", 5), "SystemExit: 5", False),
         (("exit", 5), "worker died with exit code 5", True),
         (("sleep", 60), "deadline of 2.0 s exceeded", True),
     ],
