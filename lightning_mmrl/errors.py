@@ -34,4 +34,4 @@ class GateError(StageError):
 
 
 FOREIGN_FAILURES = (Exception, SystemExit)
-"""What code of others may raise as its own failure; `sys.exit` there must not end the run, and Ctrl-C must."""
+"""Failures that code of others may raise; `sys.exit` there must not end the run, and Ctrl-C must."""

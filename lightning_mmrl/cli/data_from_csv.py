@@ -118,7 +118,7 @@ def _silent(conversion: "Conversion") -> list[str]:
 
 
 def _taken(conversion: "Conversion") -> list[str]:
-    """What was made of the files: for each sort how many, and which if they are few."""
+    """For each sort of file how many there are, and which if they are few."""
     lines = []
     for kinds, paths in conversion.taken_as.items():
         shown = ", ".join(paths[:MAX_NAMES]) + (", ..." if len(paths) > MAX_NAMES else "")

@@ -14,7 +14,7 @@ _MAX_VALUES = 3
 
 
 def print_report(report: Report, num_shown: int, notes: Sequence[str] = ()) -> None:
-    """What is wrong, then what the splits hold; the notes stand before the last line."""
+    """Prints the problems, then the splits; the notes stand before the last line."""
     console = report_console()
     print_problems(console, report.problems, num_shown)
     console.print(splits_table(report))

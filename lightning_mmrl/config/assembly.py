@@ -234,7 +234,7 @@ class Assembly:
 class ConsoleMonitor:
     """Implements `DataMonitor`: progress on the console, left-out samples there and in a file, if there is one.
 
-    What several stages would say alike is said once.
+    A notice that several stages would give alike is given once.
     """
 
     console: ConsoleProgress

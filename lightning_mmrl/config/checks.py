@@ -227,7 +227,7 @@ def _check_stage(path: str, stage: StageConfig) -> None:
 
 
 def _check_optimizer(path: str, node: Mapping[str, object]) -> None:
-    """What else its class asks for is checked when torch has been loaded."""
+    """Its class checks the rest when torch has been loaded."""
     rate = node.get("lr", 0.0)
     valid = isinstance(rate, int | float) and 0 <= rate < math.inf
     require(valid, f"{path}.lr", rate, "a finite number of at least 0, such as 1.0e-5")

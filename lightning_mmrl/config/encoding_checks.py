@@ -1,4 +1,4 @@
-"""What training would leave out or refuse of some manifests: the same preparation, without training."""
+"""Samples that training would leave out or refuse: the same preparation, without training."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,7 +22,7 @@ UNENCODABLE = "cannot be encoded"
 class EncodingCheck:
     """Holds samples against an experiment: its stages' checks, its model's processor, its prompt and its positions.
 
-    What is encoded is kept in data.media.cache_dir, where training finds it.
+    Encoded media are kept in data.media.cache_dir, where training finds it.
 
     Args:
         config: The experiment.
@@ -42,7 +42,7 @@ class EncodingCheck:
         self._pipeline = self.parts.pipeline(self.parts.encoder(self.parts.base_checkpoint()))
 
     def note(self, manifests: Sequence[Path]) -> str:
-        """What was checked, in a line."""
+        """A line that says what was checked."""
         model = self.parts.config.model.checkpoint
         unused = [path.name for path in manifests if not self._uses_of(path)]
         rest = f"; the experiment does not use {', '.join(unused)}, tried as prompts" if unused else ""

@@ -97,7 +97,7 @@ def _interleaves(facts: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
 
 
 def _kinds(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """What the model reads beside text, by its towers."""
+    """Kinds of media that the model's towers read."""
     seen = ("image", "video") if "vision_config" in config else ()
     return (*seen, "audio") if "audio_config" in config else seen
 

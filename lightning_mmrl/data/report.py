@@ -130,7 +130,7 @@ def _distinct(inventory: Inventory) -> list[Sample]:
 
 
 def _label_warnings(splits: Sequence[SplitFigures], samples: Sequence[Sample]) -> Iterable[str]:
-    """What looks like a mistake in the labels of all samples, and splits with one class if there are several."""
+    """Mistakes that the labels of all samples hint at, and splits with one class if there are several."""
     labels = Counter(sample.solution for sample in samples if sample.solution is not None)
     yield from label_findings(labels)
     if len(labels) > 1:

@@ -141,7 +141,7 @@ class LabelMatcher:
 def normalized(text: str) -> str:
     """Text as labels are compared: without typography, LaTeX wrappers, case and punctuation at both ends.
 
-    What changes the meaning stays: a question mark, an exclamation mark at the front, a sign or percent at a number.
+    Characters that change the meaning stay: a question mark, an exclamation mark in front, a sign or percent.
 
     >>> normalized(' "Angry." '), normalized("**-3.**"), normalized("(3)"), normalized("50 %"), normalized("!sad")
     ('angry', '-3', '3', '50 %', '!sad')

@@ -18,7 +18,7 @@ FILE = "bad_steps.jsonl"
 
 
 Numbers = Mapping[str, Sequence[Tensor | float]]
-"""What a step computed, by the name that the user reads."""
+"""Numbers that a step computed, by the name that the user reads."""
 
 
 class NotFiniteError(Exception):
@@ -155,7 +155,7 @@ class BadSteps:
 
 
 def estimates(experience: Experience) -> Numbers:
-    """What an update is made from, of the completions that count."""
+    """Numbers that an update is made from, of the completions that count."""
     found = {
         "reference log-probabilities": experience.reference_logprobs,
         "log-probabilities": experience.old_logprobs,

@@ -25,7 +25,7 @@ SUMMARY = "evaluation.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExaminedSet:
-    """What a test loader holds: so many samples of a set, and those that were left out with the reasons."""
+    """The content of a test loader: so many samples of a set, and those that were left out with the reasons."""
 
     name: str
     num_samples: int

@@ -90,7 +90,7 @@ class StageModule(lightning.LightningModule):
         self._ending.apply(self.trainer, self._num_steps)
 
     def outcome(self) -> Training:
-        """What the stage came to; all ranks ask when the trainer is done.
+        """The stage's outcome; all ranks ask when the trainer is done.
 
         Raises:
             StageError: The trainer ended before the last step, and no validation had met `stop_when`; or the last steps

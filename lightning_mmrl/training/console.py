@@ -1,4 +1,4 @@
-"""What a person sees: progress as a live bar or a plain line every few seconds, tables, and text as it is written."""
+"""Output for a person: progress as a live bar or a plain line every few seconds, tables, and text as it is written."""
 
 import sys
 import time

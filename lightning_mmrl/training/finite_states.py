@@ -43,7 +43,7 @@ def saved_tensors(module: LightningModule, optimizers: Sequence[Optimizer]) -> d
 
 
 def not_finite_anywhere(tensors: Mapping[str, Tensor], ranks: Ranks) -> str | None:
-    """What is not finite on any rank, as the begin of a sentence; None if all is. A collective."""
+    """The first tensor that is not finite on any rank, as the beginning of a sentence; None if all are."""
     names = [name for part in ranks.gather(not_finite(tensors)) for name in part]
     return f"{names[0]} is not finite" if names else None
 

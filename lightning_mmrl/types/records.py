@@ -123,7 +123,7 @@ class StageSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """What the training of a stage came to.
+    """The outcome of a stage's training.
 
     `metrics` are the last values keyed `<group>/<name>`. Of `num_steps` steps that were taken, `num_skipped` were
     skipped, whole or in one of their updates, because a number was not finite. `changed` says whether any weight is

@@ -85,7 +85,7 @@ class ClipFolder:
         return "/".join(parts)
 
     def _names(self, folder: Path) -> dict[str, str | None]:
-        """What the folder holds, by name as it is and by its composed form; None for a form that several have."""
+        """The folder's files, by name as it is and by its composed form; None for a form that several have."""
         if folder not in self._listed:
             # A folder that may not be read offers no names to compare; the refusal of the name as it stands says so.
             real = os.listdir(folder) if folder.is_dir() and os.access(folder, os.R_OK) else []

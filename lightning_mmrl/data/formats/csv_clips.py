@@ -141,5 +141,5 @@ def decoded(clips: Sequence[Clip], guard: Guard, reject: Reject, on_progress: Ca
 
 
 def target_of(row: CsvRow) -> str:
-    """What a supervised stage would teach of a row."""
+    """The target that a supervised stage would learn from a row."""
     return f"<think>{row.reasoning or PLAIN_THOUGHT}</think><answer>{row.label}</answer>"

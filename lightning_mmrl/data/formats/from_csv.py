@@ -61,7 +61,7 @@ class CsvSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversion:
-    """What became of a CSV: the files that were written, the clips of each split, the rows that were left out.
+    """The outcome of a CSV: the files that were written, the clips of each split, the rows that were left out.
 
     `taken_as` maps the kinds that files hold to their paths. `notes` say what was understood, `warnings` what a person
     should look at.
@@ -153,7 +153,7 @@ def _check_extras(csv_file: Path, rows: Sequence[CsvRow]) -> None:
 
 
 def _left_out(problems: Sequence[Problem]) -> str:
-    """What an error adds about rows that were rejected before it: they may be why, and nothing else prints them."""
+    """The end of an error that tells of rows rejected before it: they may be why, and nothing else prints them."""
     return f"; rows left out: {len(problems)}, the first: {problems[0]}" if problems else ""
 
 
@@ -210,7 +210,7 @@ def _check_labels(csv_file: Path, labels: tuple[str, ...]) -> None:
 
 
 def _warnings(clips: Sequence[Clip]) -> list[str]:
-    """What is odd about the labels, then about each file."""
+    """Oddities of the labels, then of each file."""
     of_files = [warning for clip in clips for track in clip.tracks for warning in track.warnings]
     return [*label_findings(Counter(clip.row.label for clip in clips)), *dict.fromkeys(of_files)]
 

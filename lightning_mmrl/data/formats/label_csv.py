@@ -53,7 +53,7 @@ class CsvRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelCsv:
-    """What a CSV holds; `columns` says which of its columns was taken for what, `notes` what else one must know."""
+    """The rows of a CSV; `columns` says which of its columns was taken for what, `notes` what else one must know."""
 
     rows: tuple[CsvRow, ...]
     problems: tuple[Problem, ...]
@@ -154,7 +154,7 @@ def _rank_of_split(name: str) -> int:
 
 
 def _usual_purpose(name: str) -> str | None:
-    """What a column of this name is for, if it has a usual name."""
+    """The purpose of a column by its usual name; None without one."""
     return next((purpose for purpose, usual in COLUMN_NAMES.items() if name.lower() in usual), None)
 
 

@@ -1,4 +1,4 @@
-"""What an HEIC file shows: its primary item as one coded picture or a grid of them, from the boxes of its header.
+"""The picture of an HEIC file: its primary item as one coded picture or a grid of them, from the boxes of its header.
 
 Formats: ISO/IEC 14496-12 (boxes), ISO/IEC 23008-12 (items and their properties).
 """

@@ -30,7 +30,7 @@ _BACK_S = 1.0
 
 
 CUT_OFF = "it may be cut off: fetch it again or re-encode it"
-"""What a warning says of a file that holds less than it declares."""
+"""End of the warning about a file that holds less than it declares."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -205,7 +205,7 @@ class QwenEncoder:
 
     @cached_property
     def _control_tokens(self) -> tuple[str, ...]:
-        """What the tokenizer reads as a token of its own wherever it stands, beside tags that are learnt as text."""
+        """Texts that the tokenizer reads as one token wherever they stand, beside tags that are learnt as text."""
         return tuple(token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special)
 
     def _check_text(self, *texts: str) -> None:

@@ -164,7 +164,7 @@ class ExactState(Callback):
         self._finish_writing()
 
     def _not_finite(self, trainer: lightning.Trainer) -> str | None:
-        """What of the state is not finite on any rank; a collective."""
+        """The first part of the state that is not finite on any rank; a collective."""
         return not_finite_anywhere(saved_tensors(trainer.lightning_module, trainer.optimizers), self._ranks)
 
     def _take_border(self, trainer: lightning.Trainer, *, validated: bool) -> None:
