@@ -110,7 +110,8 @@ def test_a_silent_sound_passes(world, monkeypatch):
     assert gap < 1e-4
 
 
-def test_log_probabilities_that_are_no_numbers_end_the_rollout(world, monkeypatch):
+def test_log_probabilities_that_are_no_numbers_are_handed_to_the_stage_or_refused_by_name(world, monkeypatch):
+    """Sampled ones: the stage skips the step on all ranks. A greedy answer has no such end."""
     monkeypatch.setattr(world.engine, "_canary", None)
     world.engine.load_weights(world.policy, 15)
     sample = world.engine._host.sample
@@ -121,5 +122,9 @@ def test_log_probabilities_that_are_no_numbers_end_the_rollout(world, monkeypatc
         return [[replace(first[0], logprobs=values), *first[1:]], *rest]
 
     monkeypatch.setattr(world.engine._host, "sample", broken)
-    with pytest.raises(RolloutError, match=r"vLLM gave a token of sample p0 the log-probability nan"):
-        world.rollout()
+    rollout = world.rollout()
+    finite = rollout.sampler_logprobs.isfinite().all(-1)
+    assert not finite[0]
+    assert finite[1:].all()
+    with pytest.raises(RolloutError, match="no finite probabilities for sample p0"):
+        world.greedy()
