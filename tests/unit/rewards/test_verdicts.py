@@ -1,6 +1,6 @@
 """Judges against the verdicts of tests/verdicts, and evaluation against the reward.
 
-The judges were mended on all of these cases, so that the tests here find what goes back and measure nothing unseen.
+The judges were mended on all of these cases but the third reader's; on the others the tests find what goes back.
 """
 
 import json
@@ -46,7 +46,13 @@ def test_a_judge_is_right_in_99_of_100_cases_of_a_second_reader(tool, name):
     assert len(list(tool.disagreements(cases))) <= (1 - tool.NEEDED) * len(cases)
 
 
-@pytest.mark.parametrize("folder", [".", "second"])
+def test_the_judges_are_right_in_99_of_100_cases_of_a_third_reader_on_which_nothing_was_mended(tool):
+    cases = [case for name in NAMES for case in tool.read_cases(name, tool.VERDICTS / "third")]
+    assert len(cases) == 240
+    assert len(list(tool.disagreements(cases))) <= (1 - tool.NEEDED) * len(cases)
+
+
+@pytest.mark.parametrize("folder", [".", "second", "third"])
 @pytest.mark.parametrize("name", NAMES)
 def test_cases_differ_are_balanced_and_say_why(tool, name, folder):
     cases = tool.read_cases(name, tool.VERDICTS / folder)
