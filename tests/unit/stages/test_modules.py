@@ -359,7 +359,13 @@ def test_a_subclass_adds_to_the_state_of_a_stage(model, tmp_path):
     first._ending.validated({"validation/uar": 0.6}, step=2)
     first.latest, first.seen, checkpoint = {"train/loss": 1.5}, 3, {}
     first.on_save_checkpoint(checkpoint)
-    known = {"latest": {"train/loss": 1.5}, "ending": {"met_at": 2}, "bad_steps": [], "start_digest": None}
+    known = {
+        "latest": {"train/loss": 1.5},
+        "ending": {"met_at": 2},
+        "bad_steps": [],
+        "start_digest": None,
+        "scalings": 0,
+    }
     assert checkpoint == {"stage": {**known, "seen": 3}}
     assert not second._ending.ended(2)
     second.on_load_checkpoint(checkpoint)
