@@ -80,9 +80,8 @@ class Exclusions:
             if is_other or not _decisions(entry, samples):
                 continue
             changed = [key for key in {**use, **which.use} if use.get(key) != which.use.get(key)]
-            cause = (
-                f"another {', '.join(changed)}" if changed else f"the media of {entry['root']}, which is still there"
-            )
+            where = "is still there" if Path(entry["root"]).exists() else "had another name"
+            cause = f"another {', '.join(changed)}" if changed else f"the media of {entry['root']}, which {where}"
             return f"{self.path} holds decisions made with {cause}; which samples are left out is decided anew"
         return None
 

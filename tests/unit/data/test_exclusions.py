@@ -202,6 +202,14 @@ def test_a_copy_of_a_folder_that_is_there_is_decided_anew_and_said_to_be(root, p
     assert f"the media of {root.resolve()}, which is still there" in str(monitor.warnings)
 
 
+def test_a_folder_of_another_name_is_decided_anew_and_said_to_be(root, pipeline, path, tmp_path):
+    prepare(root, pipeline, Exclusions(path))
+    monitor = Monitor()
+    found, _ = prepare(root.rename(tmp_path / "renamed"), pipeline, Exclusions(path), failing=(), monitor=monitor)
+    assert ids(found) == ["a", "bad", "c"]
+    assert f"the media of {root.resolve()}, which had another name" in str(monitor.warnings)
+
+
 def test_a_setting_that_is_new_leaves_decisions_as_they_are(root, pipeline, path):
     """Neither the words nor the number of the settings' fields name a use."""
 
