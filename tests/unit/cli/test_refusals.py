@@ -98,8 +98,6 @@ def test_bad_configurations_are_refused_and_plans_shown_without_torch(empty):
             "stages.reason.optimizer.lrr: torch.optim.AdamW has no such parameter; did you mean 'lr'?",
         ),
         ("+stages.cold_start.module.x=1", "stages.cold_start.module.x: "),
-        ("stages.reason.optimizer.lr=much", "stages.reason.optimizer.lr is much; it must be a number"),
-        ("stages.reason.optimizer.lr=-1", "stages.reason.optimizer: Invalid learning rate: -1"),
         ("stages.reason.schedule.warmup_steps=-5", "stages.reason.schedule: warmup_steps is -5; it must be at least 0"),
         ("data.build.settings.seed=-1", "synthetic emotion setting seed is -1; it must be 0 or more"),
         (
