@@ -237,7 +237,7 @@ class PreparedSet(Dataset[EncodedSample]):
         return None
 
     def _encode_media(self, manifest: str, monitor: DataMonitor, samples: Sequence[Sample]) -> dict[MediaRef, str]:
-        """Decodes and encodes each medium that the cache lacks; why it cannot be, for those that cannot."""
+        """Decodes and encodes each medium that the cache lacks; the reason for each that fails."""
         keys: dict[MediaRef, str] = {}
         failures: dict[MediaRef, str] = {}
         for ref in dict.fromkeys(ref for sample in samples for ref in sample.media):

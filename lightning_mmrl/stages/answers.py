@@ -120,7 +120,7 @@ def require_all(what: str, predictions: Sequence[Prediction], num_samples: int) 
         last = f" after sample {predictions[-1].sample_id}" if predictions else ""
         raise StageError(
             f"{what} judged {len(predictions)} of {num_samples} samples: its loop ended early{last}; nothing was "
-            "written, since metrics of a part would pass for those of the whole"
+            "written, because metrics of a part would pass for metrics of the whole"
         )
 
 

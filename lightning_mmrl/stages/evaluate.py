@@ -25,7 +25,7 @@ SUMMARY = "evaluation.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExaminedSet:
-    """The content of a test loader: so many samples of a set, and those that were left out with the reasons."""
+    """The content of a test loader: its number of samples, and the samples left out with their reasons."""
 
     name: str
     num_samples: int

@@ -1,4 +1,4 @@
-"""Pictures as upright RGB pixels by what they hold: through Pillow, and through FFmpeg those of HEIC."""
+"""Pictures as upright RGB pixels, told by their content; Pillow reads them, and FFmpeg reads HEIC."""
 
 import struct
 import warnings
