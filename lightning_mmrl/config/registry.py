@@ -1,7 +1,7 @@
 """Everything that a configuration may name in `_target_`: exact names by kind, and the places where each kind stands.
 
-A prefix would not do: a module of ours holds what it imports (`lightning_mmrl.config.build.os.system`), and functions that
-were never meant for a configuration. Nothing that is named here is imported here.
+A prefix would not do: a module of ours also holds what it imports, such as `os`, and functions that were never meant for
+a configuration. Nothing that is named here is imported here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -125,3 +125,37 @@ REGISTRY: Mapping[str, Sequence[str]] = {
     "canary": ("lightning_mmrl.rollout.canary.Canary",),
 }
 """Kind to the targets of that kind."""
+
+PLACES: Mapping[str, str] = {
+    "model.family.backbone": "backbone",
+    "model.family.encoder": "encoder",
+    "model.build": "model builder",
+    "data.module": "data module",
+    "data.build": "generator",
+    "rollout": "engine",
+    "stages.*.module": "stage module",
+    "stages.*.data.module": "data module",
+    "stages.*.optimizer": "optimizer",
+    "stages.*.schedule": "schedule",
+    "stages.*.rewards.parts.*": "reward",
+    "stages.*.algorithm.advantage": "advantage",
+    "stages.*.algorithm.loss": "loss",
+    "stages.*.algorithm.aggregation": "aggregation",
+    "stages.*.algorithm.correction": "correction",
+    "stages.*.algorithm.select": "selection",
+    "stages.*.algorithm.distill": "distillation",
+    "stages.*.algorithm.kl.schedule": "schedule",
+    "stages.*.algorithm.entropy.schedule": "schedule",
+}
+"""Key to the kind that stands there; a star is one name of the user's."""
+
+NESTED: Mapping[str, str] = {
+    "loss.ratio": "ratio",
+    "reward.*": "reward",
+    "generator.settings": "generator setting",
+    "generator setting.*": "generator setting",
+    "engine.settings": "engine setting",
+    "engine.canary": "canary",
+    "engine setting.server": "server",
+}
+"""Kind and parameter to the kind that stands there; a star is any parameter."""

@@ -1,6 +1,7 @@
 """The only place that turns `_target_` nodes into objects; keys are bound to the signature before anything is built."""
 
 import inspect
+import sys
 from collections.abc import Mapping
 from pkgutil import iter_modules, resolve_name
 from types import NoneType, UnionType
@@ -9,11 +10,12 @@ from typing import Any, Union, get_args, get_origin
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 
+from lightning_mmrl.config.allowed import INSTRUCTIONS, check_known
 from lightning_mmrl.config.suggestions import did_you_mean, first_line, nearest, offered, shown
-from lightning_mmrl.config.validate import ALLOWED_TARGETS, WORDS, check_allowed
+from lightning_mmrl.config.validate import WORDS
 from lightning_mmrl.errors import ConfigError, MmrlError
 
-RESERVED = frozenset({"_target_", "_partial_", "_args_", "_convert_", "_recursive_"})
+RESERVED = frozenset({"_target_", *INSTRUCTIONS})
 PLAIN = {int: int, float: (int, float), str: str, bool: bool}
 UNIONS = (Union, UnionType)
 
@@ -38,9 +40,9 @@ def build(node: Any, path: str, **more: Any) -> Any:
     """The object of a node; `more` are further keyword arguments.
 
     Raises:
-        ConfigError: A target is outside the allow-list, or refuses its arguments.
+        ConfigError: A target is not registered or opened, or refuses its arguments.
     """
-    check_allowed(node, path)
+    check_known(node, path)
     check_targets(node, path)
     try:
         return instantiate(dict(node), _convert_="all", **more)
@@ -58,6 +60,23 @@ def build(node: Any, path: str, **more: Any) -> Any:
 def optional(node: Any, path: str, default: Any) -> Any:
     """The object of a node, or the default for a null node."""
     return default if node is None else build(node, path)
+
+
+def is_defined_at(found: Any, target: str) -> bool:
+    """Whether an object is defined at or below the module that a target names, and not only imported there.
+
+    An opened package holds what it imports, such as `mine.os.system`; `mine.Reward` may be defined in `mine.rewards`.
+    """
+    if inspect.ismethod(found) and isinstance(found.__self__, type):
+        return is_defined_at(found.__self__, target.rpartition(".")[0])
+    if isinstance(found, type) or inspect.isfunction(found):
+        module, name = found.__module__, found.__qualname__
+        place = target.removesuffix(f".{name}")
+        return place != target and (module == place or module.startswith(f"{place}."))
+    # A constant such as ARITHMETIC: of a module itself, and of a class of that package or of ours.
+    place = sys.modules.get(target.rpartition(".")[0])
+    top = type(found).__module__.partition(".")[0]
+    return place is not None and top in (target.partition(".")[0], "lightning_mmrl")
 
 
 def _importable(target: str) -> Any:
@@ -87,9 +106,10 @@ def _check_target(node: Mapping[str, Any], path: str) -> None:
     found = _importable(str(target))
     if found is None:
         raise ConfigError(f"{path}._target_: {target!r} cannot be imported{_near_target(str(target))}")
-    if not callable(found) or not str(getattr(found, "__module__", "")).startswith(ALLOWED_TARGETS):
-        # `lightning_mmrl.config.build.os.system` has an allowed prefix, and is not ours.
-        raise ConfigError(f"{path}._target_: {target!r} is no class or function of {', '.join(ALLOWED_TARGETS)}")
+    if not callable(found) or not is_defined_at(found, target):
+        raise ConfigError(
+            f"{path}._target_: {target!r} is no class or function of that module; name it where it is defined"
+        )
     parameters = inspect.signature(found).parameters
     more = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
     for key, value in node.items():
