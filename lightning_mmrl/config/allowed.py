@@ -30,21 +30,14 @@ def check_allowed(tree: Mapping[str, Any]) -> None:
                 raise ConfigError(f"{key}.{name} is refused; remove it, and give every parameter by its name")
 
 
-def check_known(node: Any, path: str) -> None:
-    """Refuses targets that no place takes, whatever made the node: also one inside a checkpoint runs no code.
+def check_known(target: object, key: str) -> None:
+    """Refuses a target that no place takes, before it is imported and wherever its node came from.
 
     Raises:
         ConfigError: Naming the key and the target.
     """
-    if isinstance(node, Mapping):
-        target = node.get("_target_")
-        if target is not None and target not in ALL_NAMES and not is_opened(str(target)):
-            raise _refusal(f"{path}._target_", str(target), sorted(ALL_NAMES), "nothing that can be built")
-        for key, value in node.items():
-            check_known(value, f"{path}.{key}")
-    elif isinstance(node, list):
-        for index, value in enumerate(node):
-            check_known(value, f"{path}[{index}]")
+    if target not in ALL_NAMES and not is_opened(str(target)):
+        raise _refusal(key, str(target), sorted(ALL_NAMES), "nothing that can be built")
 
 
 def _nodes(tree: Any, path: tuple[str, ...], kind: str | None) -> Iterator[tuple[tuple[str, ...], Any, str | None]]:

@@ -1,6 +1,7 @@
 """Composes configurations with Hydra, and runs nothing else of it: no callback, launcher, sweeper, logging or plugin.
 
-Files may come from anyone. They are read as data: nothing that they name is imported, and they do not see the environment.
+Files may come from anyone. They are read as data: nothing that they name is imported, and they cannot ask for variables
+of the environment.
 """
 
 import re
@@ -146,7 +147,7 @@ def _refuse_environment(name: str, *default: Any) -> NoReturn:
 
 @contextmanager
 def _hydra(root: Path) -> Iterator[Hydra]:
-    """Hydra without its plugins: they run as soon as they are found, by their name alone, also in the current folder."""
+    """Hydra without its plugins, which run as soon as they are found: by name alone, also in the current folder."""
     hidden = PLUGINS not in sys.modules
     if hidden:
         sys.modules[PLUGINS] = cast(Any, None)  # an import of it fails, as if there were none

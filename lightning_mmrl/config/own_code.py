@@ -161,7 +161,7 @@ def _foreign_packages() -> Mapping[str, str]:
 
 
 def _requirements(name: str) -> list[str]:
-    """Normalized names of what a distribution needs, those of extras with our own alone; none if it is not installed."""
+    """Normalized names of what a distribution needs, of extras with our own alone; none if it is not installed."""
     try:
         lines = importlib.metadata.requires(name) or []
     except importlib.metadata.PackageNotFoundError:

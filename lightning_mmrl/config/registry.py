@@ -1,7 +1,7 @@
 """Everything that a configuration may name in `_target_`: exact names by kind, and the places where each kind stands.
 
-A prefix would not do: a module of ours also holds what it imports, such as `os`, and functions that were never meant for
-a configuration. Nothing that is named here is imported here.
+A prefix would not do: a module of ours also holds what it imports, such as `os`, and functions that were never meant
+for a configuration. Nothing that is named here is imported here.
 """
 
 from collections.abc import Mapping, Sequence

@@ -11,9 +11,10 @@ from hydra.errors import HydraException
 from hydra.utils import instantiate
 
 from lightning_mmrl.config.allowed import INSTRUCTIONS, check_known
+from lightning_mmrl.config.own_code import is_opened
 from lightning_mmrl.config.suggestions import did_you_mean, first_line, nearest, offered, shown
 from lightning_mmrl.config.validate import WORDS
-from lightning_mmrl.errors import ConfigError, MmrlError
+from lightning_mmrl.errors import FOREIGN_FAILURES, ConfigError, MmrlError
 
 RESERVED = frozenset({"_target_", *INSTRUCTIONS})
 PLAIN = {int: int, float: (int, float), str: str, bool: bool}
@@ -24,7 +25,7 @@ def check_targets(tree: Any, path: str) -> None:
     """Imports every target below a node and binds its keys.
 
     Raises:
-        ConfigError: A target does not exist, or a key is not one of its parameters.
+        ConfigError: A target is not registered or opened, does not exist, or a key is not one of its parameters.
     """
     if isinstance(tree, Mapping):
         if "_target_" in tree:
@@ -40,9 +41,8 @@ def build(node: Any, path: str, **more: Any) -> Any:
     """The object of a node; `more` are further keyword arguments.
 
     Raises:
-        ConfigError: A target is not registered or opened, or refuses its arguments.
+        ConfigError: As of `check_targets`, or a target refuses its arguments.
     """
-    check_known(node, path)
     check_targets(node, path)
     try:
         return instantiate(dict(node), _convert_="all", **more)
@@ -79,6 +79,17 @@ def is_defined_at(found: Any, target: str) -> bool:
     return place is not None and top in (target.partition(".")[0], "lightning_mmrl")
 
 
+def _loaded(target: str, key: str) -> Any:
+    """What a target names; the import may run code of the user's own."""
+    try:
+        return resolve_name(target)
+    except (ImportError, AttributeError, ValueError) as error:
+        reason = f" ({first_line(error)})" if is_opened(target) else ""
+        raise ConfigError(f"{key}: {target!r} cannot be imported{reason}{_near_target(target)}") from error
+    except FOREIGN_FAILURES as error:
+        raise ConfigError(f"{key}: {target!r} cannot be loaded: {type(error).__name__}: {first_line(error)}") from error
+
+
 def _importable(target: str) -> Any:
     """What a target names; None if there is no such thing."""
     try:
@@ -102,10 +113,9 @@ def _near_target(target: str) -> str:
 
 
 def _check_target(node: Mapping[str, Any], path: str) -> None:
-    target = node["_target_"]
-    found = _importable(str(target))
-    if found is None:
-        raise ConfigError(f"{path}._target_: {target!r} cannot be imported{_near_target(str(target))}")
+    target = str(node["_target_"])
+    check_known(node["_target_"], f"{path}._target_")
+    found = _loaded(target, f"{path}._target_")
     if not callable(found) or not is_defined_at(found, target):
         raise ConfigError(
             f"{path}._target_: {target!r} is no class or function of that module; name it where it is defined"
