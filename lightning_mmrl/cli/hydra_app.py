@@ -10,7 +10,7 @@ from typing import NoReturn, TypeVar
 from omegaconf import Container, DictConfig, OmegaConf
 
 from lightning_mmrl.config.complaints import explained
-from lightning_mmrl.config.composing import Composer, composing, without_hydra
+from lightning_mmrl.config.composing import SEARCH, Composer, composing, without_hydra
 from lightning_mmrl.config.folders import configs_dir
 from lightning_mmrl.config.own_code import FLAG, opened, split_prefixes
 from lightning_mmrl.config.schema import RootConfig
@@ -113,7 +113,7 @@ def _trees(flags: argparse.Namespace, composer: Composer) -> list[DictConfig]:
         return []
     if flags.info is not None:
         composer.compose(flags.overrides, flags.config_name)  # refuses what Hydra would only show
-        composer.hydra.show_info(flags.info, flags.config_name, [composer.search, *flags.overrides])
+        composer.hydra.show_info(flags.info, flags.config_name, [SEARCH, *flags.overrides])
         return []
     return composer.jobs(flags.overrides, flags.config_name, sweep=flags.multirun)
 

@@ -67,8 +67,6 @@ def own_folder(arguments: Sequence[str]) -> Path | None:
         name, equals, value = argument.partition("=")
         if name in DIRECTORY_FLAGS:
             return Path(value if equals else next(iter(arguments[index + 1 :]), ""))
-        if name == "hydra.searchpath":
-            return Path(value.strip("[]").removeprefix("file://"))
     return None
 
 

@@ -4,7 +4,6 @@ Files may come from anyone. They are read as data: nothing that they name is imp
 of the environment.
 """
 
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,8 @@ from typing import Any, NoReturn, cast
 from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -36,6 +37,8 @@ FILLED_IN = (
     "hydra.job.override_dirname", "hydra.job.config_name",
 )  # fmt: skip
 """What Hydra or this module fills in, whatever stands there."""
+SEARCH = "hydra.searchpath=[]"
+"""Takes the place of folders and packages that a file wants to be searched."""
 PLUGINS = "hydra_plugins"
 
 _sealed: ContextVar[bool] = ContextVar("sealed", default=False)
@@ -47,12 +50,10 @@ class Composer:
 
     Attributes:
         hydra: Hydra, which knows the folders.
-        search: Override with the user's own folder; it also takes the place of what a file says.
         references: What may stand in Hydra's own node.
     """
 
     hydra: Hydra
-    search: str
     references: Sequence[Mapping[str, Any]]
 
     def compose(self, overrides: Sequence[str], config_name: str | None, mode: RunMode = RunMode.RUN) -> DictConfig:
@@ -62,7 +63,7 @@ class Composer:
             ConfigError: An override or a file sets what Hydra would run.
         """
         _check_overrides(overrides)
-        tree = self.hydra.compose_config(config_name, [self.search, *overrides], run_mode=mode)
+        tree = self.hydra.compose_config(config_name, [SEARCH, *overrides], run_mode=mode)
         _check_node(tree, self.references)
         return tree
 
@@ -96,10 +97,9 @@ def composing(root: Path, own: Path | None = None) -> Iterator[Composer]:
         raise ConfigError(
             f"--config-dir {shown(own)}: is no folder; name the folder that holds your experiment/, stage/ or data/"
         )
-    folders = "" if own is None else _quoted(f"file://{own.resolve()}")
     references = _references()
-    with sealed(), _hydra(root) as hydra:
-        yield Composer(hydra=hydra, search=f"hydra.searchpath=[{folders}]", references=references)
+    with sealed(), _hydra(root, own) as hydra:
+        yield Composer(hydra=hydra, references=references)
 
 
 def composed(overrides: Sequence[str], config_name: str = "train", own: Path | None = None) -> DictConfig:
@@ -146,16 +146,18 @@ def _refuse_environment(name: str, *default: Any) -> NoReturn:
 
 
 @contextmanager
-def _hydra(root: Path) -> Iterator[Hydra]:
+def _hydra(root: Path, own: Path | None = None) -> Iterator[Hydra]:
     """Hydra without its plugins, which run as soon as they are found: by name alone, also in the current folder."""
     hidden = PLUGINS not in sys.modules
     if hidden:
         sys.modules[PLUGINS] = cast(Any, None)  # an import of it fails, as if there were none
     try:
         with initialize_config_dir(config_dir=str(root.resolve()), version_base="1.3"):
-            hydra = GlobalHydra.instance().hydra
-            assert hydra is not None
-            yield hydra
+            folders = create_config_search_path(str(root.resolve()))
+            if own is not None:
+                folders.prepend("own", f"file://{own.resolve()}", anchor=SearchPathQuery(provider="schema"))
+            GlobalHydra.instance().clear()
+            yield Hydra.create_main_hydra2("app", folders)
     finally:
         if hidden:
             del sys.modules[PLUGINS]
@@ -205,9 +207,3 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
             yield from _leaves(inner, f"{key}.{name}")
     else:
         yield key, value
-
-
-def _quoted(text: str) -> str:
-    """A text as Hydra's grammar takes it: backslashes count only before a quote and at the end."""
-    escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)
-    return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"

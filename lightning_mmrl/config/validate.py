@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
 from lightning_mmrl.config.allowed import check_allowed
 from lightning_mmrl.config.checks import check_name, check_values, require
@@ -80,6 +80,8 @@ def _typed(composed: DictConfig) -> RootConfig:
     check_keys(tree)
     try:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RootConfig), tree))
+    except InterpolationResolutionError as error:  # of a text that is `${...}` once it is resolved
+        raise _broken_reference(error, composed) from error
     except OmegaConfBaseException as error:
         raise _wrong_type(error, cast(dict[str, Any], tree)) from error
     assert isinstance(config, RootConfig)
