@@ -36,7 +36,7 @@ def check_known(target: object, key: str) -> None:
     Raises:
         ConfigError: Naming the key and the target.
     """
-    if target not in ALL_NAMES and not is_opened(str(target)):
+    if not isinstance(target, str) or (target not in ALL_NAMES and not is_opened(target)):
         raise _refusal(key, str(target), sorted(ALL_NAMES), "nothing that can be built")
 
 

@@ -4,9 +4,8 @@ import os
 import subprocess
 from functools import partial
 
-from own_code.rewards import Brevity
-
 from lightning_mmrl.rewards.token_length import TokenLength
+from own_code.rewards import Brevity
 
 __all__ = ["Brevity", "TokenLength", "os", "subprocess", "touch"]
 
