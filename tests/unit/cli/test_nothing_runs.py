@@ -17,7 +17,7 @@ from lightning_mmrl.types.records import Completion, Message, Sample, Score
 HEAD = "# @package _global_\n"
 MARK = "{_target_: builtins.open, file: MARKER, mode: w}"
 """What Hydra itself would call."""
-HANDLER = "{version: 1, disable_existing_loggers: false, handlers: {x: {(): builtins.open, file: MARKER, mode: w}}}"
+HANDLER = "{version: 1, root: {handlers: [x]}, handlers: {x: {(): logging.FileHandler, filename: MARKER}}}"
 """What logging would call."""
 OWN = ("--config-dir", "mine", "experiment=mine")
 PART = "stages.reason.rewards.parts.mine"
@@ -49,8 +49,8 @@ def place(tmp_path, monkeypatch):
             del sys.modules[name]
 
 
-def refuse(place, capsys, arguments, files=()):
-    """Runs a command in a folder with these files; it is refused in one sentence, and nothing was executed."""
+def attempt(place, arguments, files=()):
+    """Runs a command in a folder with these files; nothing was executed."""
     marker = place / "marker"
     for name, text in {**EVIL_FILES, **dict(files)}.items():
         (place / name).parent.mkdir(parents=True, exist_ok=True)
@@ -60,6 +60,12 @@ def refuse(place, capsys, arguments, files=()):
     except Exception as error:  # what was executed may fail afterwards; the marker is what counts
         code = error
     assert not marker.exists(), "the payload ran"
+    return code
+
+
+def refuse(place, capsys, arguments, files=()):
+    """As `attempt`, and the command is refused in one sentence."""
+    code = attempt(place, arguments, files)
     err = capsys.readouterr().err
     assert (code, err.count("\n")) == (2, 1), err
     return err
@@ -86,15 +92,15 @@ HYDRA = {
         {"mine/prompt/evil.yaml": f"{MARK}\n"},
         "hydra.callbacks.x",
     ),
-    "logging": (["plan", f"hydra.job_logging={HANDLER}"], {}, "hydra.job_logging"),
+    "logging": (["plan", "hydra/job_logging=stdout"], {}, "hydra/job_logging"),
     "logging in a file": (
         ["plan", *OWN],
         {"mine/experiment/mine.yaml": f"{HEAD}hydra: {{job_logging: {HANDLER}}}\n"},
         "hydra.job_logging.",
     ),
     "logging of a help": (
-        ["plan", "--help", "--config-dir", "mine", "experiment=mine", f"hydra.hydra_logging={HANDLER}"],
-        {"mine/experiment/mine.yaml": HEAD},
+        ["plan", "--help", *OWN],
+        {"mine/experiment/mine.yaml": f"{HEAD}hydra: {{hydra_logging: {HANDLER}}}\n"},
         None,
     ),
     "logging of a job of a sweep": (
@@ -135,10 +141,8 @@ def test_hydra_runs_nothing(name, place, capsys, monkeypatch):
     arguments, files, key = HYDRA[name]
     (place / "job.pickle").write_bytes(pickle.dumps(Marks(str(place / "marker"))))
     monkeypatch.delitem(Singleton._instances, Plugins, raising=False)  # plugins are looked for once
-    if key is None:  # a help composes none of it
-        (place / "mine").mkdir()
-        assert main([argument.replace("MARKER", str(place / "marker")) for argument in arguments]) == 0
-        assert not (place / "marker").exists()
+    if key is None:  # a help composes nothing of it
+        assert attempt(place, arguments, files) == 0
         return
     assert key in refuse(place, capsys, arguments, files)
 

@@ -18,7 +18,9 @@ USER_FUNCTION = "lightning_mmrl.rewards.user_function.UserFunction"
 
 @pytest.fixture(scope="module")
 def tree():
-    return compose_tree([])
+    found = compose_tree([])
+    OmegaConf.set_struct(found, False)
+    return found
 
 
 @pytest.fixture
