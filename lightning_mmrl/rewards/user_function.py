@@ -24,9 +24,9 @@ class UserFunction:
     """Calls `function(sample, completion)`, which returns a number, or None where it does not apply.
 
     `function` is `path/to/file.py:name` or `package.module:name`. **This runs the file's code**, here and in every
-    reward process, with all rights of the run: name only files that you trust. It is loaded once per process; other
-    files beside it are not importable from it. Rewards that may hang or crash belong in processes:
-    `rewards.num_workers` of at least 1.
+    reward process, with all rights of the run: name only files that you trust. A configuration may name what
+    `--allow-targets` opens on the command line. It is loaded once per process; other files beside it are not
+    importable from it. Rewards that may hang or crash belong in processes: `rewards.num_workers` of at least 1.
 
     Raises:
         ConfigError: there is no such file, module or function, loading it fails, or it cannot be called with a sample

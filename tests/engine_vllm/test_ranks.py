@@ -25,6 +25,7 @@ def arguments(folder, checkpoint):
     key = "stages.reason"
     part = f"{{_target_: lightning_mmrl.rewards.user_function.UserFunction, function: '{folder}/reward.py:letters'}}"
     return [
+        f"--allow-targets={folder}/reward.py",
         *SMALL_RL,
         f"model.checkpoint={checkpoint}",
         f"output_dir={folder}/runs",

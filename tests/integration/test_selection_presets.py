@@ -43,7 +43,7 @@ def test_a_preset_runs_from_the_command_line(workplace, name):
     part = f"{{_target_: lightning_mmrl.rewards.user_function.UserFunction, function: '{workplace}/coin.py:coin'}}"
     settings = [f"algorithm@stages.reason={name}", f"+stages.reason.rewards.parts.coin={part}"]
     settings += ["stages.reason.algorithm.max_samplings=3"] if name in REFILLED else []
-    assert main(["train", *OVERRIDES, *places, *settings]) == 0
+    assert main(["train", "--allow-targets", f"{workplace}/coin.py", *OVERRIDES, *places, *settings]) == 0
     log = workplace / "runs" / name / "stages" / "00-reason" / "metrics.jsonl"
     steps = {}
     for line in log.read_text().splitlines():

@@ -17,6 +17,7 @@ from lightning_mmrl.errors import ConfigError
         [],
         ["--config-dir", "mine"],
         ["--config-dir=mine"],
+        ["--allow-targets", "mine", "--allow-targets=other"],
         ["experiment=quickstart", "-cd", "mine"],
         ["~evaluation.sets.test", "+a.b=1", "++a=1"],
         ["algorithm@stages.reason=rloo", "hydra/job_logging=none"],

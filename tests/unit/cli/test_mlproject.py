@@ -82,11 +82,51 @@ def test_text_that_is_no_override_runs_nothing_either(text, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@given(st.lists(st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"))))
+NO_FLAG = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0")).filter(
+    lambda text: not text.startswith("-")
+)
+
+
+@given(st.lists(NO_FLAG))
 def test_any_list_of_overrides_survives_the_quoting(values):
     text = shlex.join(values)
     [quoted] = shlex.split(command("train", overrides=text).removeprefix(PROGRAM + "train"))
     assert mmrl_arguments(["train", quoted]) == ["train", *values]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "--allow-targets evil seed=1",
+        "seed=1 --allow-targets=evil",
+        "'--allow-targets' evil",
+        "--config-dir evil experiment=mine",
+        "-cd evil",
+        "--cfg=job",
+        "--experimental-rerun job.pickle",
+        "--multirun seed=1,2",
+        "--help",
+        "--",
+    ],
+)
+@pytest.mark.parametrize("entry_point", ["train", "quickstart", "evaluate"])
+def test_a_project_takes_no_flags(overrides, entry_point, capsys):
+    values = ["runs/a/handoff", overrides] if entry_point == "evaluate" else [overrides]
+    assert mlproject.run([entry_point, *values]) == 2
+    assert "is a flag, and parameters hold none; call mmrl itself with it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["evaluate", "--allow-targets=evil", ""],
+        ["validate_data", "--json=x", "clips"],
+        ["validate_data", "a.jsonl", "--allow-targets=evil"],
+    ],
+)
+def test_no_other_parameter_is_a_flag_either(arguments, capsys):
+    assert mlproject.run(arguments) == 2
+    assert "is a flag" in capsys.readouterr().err
 
 
 def test_the_example_of_the_documentation():

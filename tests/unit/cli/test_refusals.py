@@ -110,14 +110,14 @@ def test_bad_configurations_are_refused_and_plans_shown_without_torch(empty):
         ),
         (
             "data.module._target_=lightning_mmrl.data.datamodules.VideoDataModul",
-            "did you mean 'lightning_mmrl.data.datamodules.VideoDataModule'?",
+            "which is no data module; the nearest one is 'lightning_mmrl.data.datamodules.VideoDataModule'",
         ),
         (
             "stages.cold_start.adapter={targets: atention}",
             "stages.cold_start.adapter.targets is 'atention', which is no linear layer of these groups; did you mean",
         ),
-        ("stages.reason.schedule._target_=lightning_mmrl.nothing.Here", "stages.reason.schedule._target_: "),
-        ("stages.reason.schedule._target_=lightning_mmrl.curriculum.manifest.os.abort", "is no class or function"),
+        ("stages.reason.schedule._target_=lightning_mmrl.nothing.Here", "stages.reason.schedule._target_ is "),
+        ("stages.reason.schedule._target_=lightning_mmrl.curriculum.manifest.os.abort", "which is no schedule"),
         ("output_dir=/dev/null/x", "output_dir /dev/null/x cannot be written (Not a directory); choose another"),
     ],
 )

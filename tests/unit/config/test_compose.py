@@ -41,7 +41,7 @@ SPELLING = {
     "++model=tiny_omni": "++model=tiny_omni: an option cannot be forced; write model=tiny_omni",
     "+experiment=quickstart": "experiment: takes one option, without a plus; write experiment=NAME",
     "debug=null": "debug=null: debug needs the name of an option; known are fast, overfit",
-    "hydra/launcher=x": "hydra/launcher=x: no such option; known are basic",
+    "hydra/launcher=x": "hydra/launcher: is refused; of Hydra's own keys hydra.sweeper.params alone can be set",
     # right words in the wrong place
     "lr=1": "did you mean 'stages.cold_start.optimizer.lr' or 'stages.reason.optimizer.lr'?",
     "stages.reason.lr=1": "stages.reason.lr: unknown key; did you mean 'stages.reason.optimizer.lr'?",
@@ -87,7 +87,7 @@ VALUES = {
     "seed=${sede}": "seed: refers to ${sede}, which does not exist; did you mean 'seed'?",
     "run_name=${nothing:1}": "run_name: Unsupported interpolation type nothing; correct the ${...} in its value",
     # targets
-    "stages.reason.module._target_=os.system": "module._target_ is 'os.system'; it must start with one of",
+    "stages.reason.module._target_=os.system": "'os.system', which is no stage module; the nearest one is",
     "stages.reason.optimizer=5": "stages.reason.optimizer is 5; it must be a node with a _target_",
     "stages.reason.rewards.parts.label=null": "rewards.parts.label is None; it must be a node with a _target_",
     "model.family.encoder=null": "model.family.encoder is None; it must be a node with a _target_",
