@@ -1,8 +1,8 @@
 """The index of a checkpoint in shards, read as data.
 
 torch's distributed checkpoint keeps its index as a pickle, and its own reader calls whatever that pickle names. Here
-each of the few names that an index consists of makes an empty holder of values, any other name is refused, and the index
-is built anew from the values once they are looked at.
+each of the few names that an index consists of makes an empty holder of values, and any other name is refused. The
+index is then built anew from the values, once they are looked at.
 """
 
 import pickle
@@ -24,16 +24,8 @@ from torch.distributed.checkpoint.metadata import (
 from lightning_mmrl.errors import StageError
 
 INDEX = ".metadata"
-_DTYPES = (
-    torch.float64,
-    torch.float32,
-    torch.float16,
-    torch.bfloat16,
-    torch.int64,
-    torch.int32,
-    torch.uint8,
-    torch.bool,
-)
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_DTYPES = (*_FLOATS, torch.int64, torch.int32, torch.uint8, torch.bool)
 
 
 class IndexReader(FileSystemReader):
