@@ -39,6 +39,7 @@ _FOREIGN = {
     "custom_pipelines": "names code of its own",
     "audio_tokenizer": "names another model to load",
     "transformers_weights": "names other weights than its own",
+    "init_inputs": "gives its tokenizer arguments",
 }
 """Keys of settings that lead transformers elsewhere, and what they do."""
 _KERNELS = ("attn_implementation", "experts_implementation")
@@ -51,6 +52,8 @@ _CLASSES = {
     "feature_extractor_type": ("FeatureExtractor",),
 }
 """Keys that name a class of transformers, and how the name of such a class ends: it is looked up among all it has."""
+_FILES = ("_file", "_files")
+"""How keys end that name a file to read in place of the folder's own, or several."""
 _DEPTHS = ("num_hidden_layers", "depth", "encoder_layers", "num_layers")
 MOST_LAYERS = 1024
 """A model is built layer by layer before its weights are looked for."""
@@ -98,7 +101,7 @@ def check_weights(checkpoint: str | Path) -> None:
     if not isinstance(names, Mapping):
         raise StageError(f"{folder / INDEX} has no weight_map; restore it")
     for name in names.values():
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+        if not _is_plain_name(name) or not name.endswith(".safetensors"):
             raise StageError(f"{folder / INDEX} names {str(name)[:80]!r}, which is no *.safetensors of this folder")
 
 
@@ -121,6 +124,10 @@ def _read(path: Path) -> Any:
         raise StageError(f"{path} cannot be read ({error}); restore it") from error
 
 
+def _is_plain_name(name: Any) -> bool:
+    return isinstance(name, str) and name not in ("", "..") and Path(name).name == name
+
+
 def _entries(tree: Any) -> Iterator[tuple[str, Any]]:
     """All keys of a tree with their values; `json` has bounded its depth."""
     if isinstance(tree, Mapping):
@@ -133,7 +140,7 @@ def _entries(tree: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _check_entry(key: str, value: Any, path: Path) -> None:
-    if value is None:
+    if value in (None, [], {}):
         return
     if key in _FOREIGN:
         raise StageError(
@@ -145,5 +152,9 @@ def _check_entry(key: str, value: Any, path: Path) -> None:
         raise StageError(f"{path} asks for the kernel {shown} of the hub under {key!r}; remove the key")
     if key in _CLASSES and not (isinstance(value, str) and value.isidentifier() and value.endswith(_CLASSES[key])):
         raise StageError(f"{path} has the {key} {shown}, which is no class of that kind; name one of its kind")
+    if key.endswith(_FILES) and not all(
+        _is_plain_name(each) for each in (value if isinstance(value, list) else [value])
+    ):
+        raise StageError(f"{path} has the {key} {shown}, which is no file of its folder; remove the key")
     if key in _DEPTHS and not (isinstance(value, int) and 0 <= value <= MOST_LAYERS):
         raise StageError(f"{path} has {key} {shown}; it must be a whole number of at most {MOST_LAYERS}")
