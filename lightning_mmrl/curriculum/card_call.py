@@ -190,7 +190,7 @@ def _media_ids(config: Mapping[str, Any]) -> list[int]:
     """Ids of media and of the markers around them."""
     marks = (f"{what}_{side}_token_id" for what in ("vision", "audio") for side in ("start", "end"))
     kinds = (f"{kind}_token_{word}" for kind in ("image", "video", "audio") for word in ("id", "index"))
-    return sorted({config[key] for key in (*marks, *kinds) if config.get(key) is not None})
+    return sorted({config[key] for key in (*marks, *kinds) if isinstance(config.get(key), int)})
 
 
 def _answer(facts: Mapping[str, Any], kinds: tuple[str, ...], media_ids: list[int], *, interleaves: bool) -> str:
