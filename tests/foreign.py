@@ -1,5 +1,6 @@
 """Handoffs of strangers: folders as a stage seals them, with facts that no run writes."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,3 +46,8 @@ def edit_seal(directory: Path, **changes: Any) -> None:
     content = json.loads((directory / SEAL).read_text()) | changes
     kept = {key: value for key, value in content.items() if value is not None}
     (directory / SEAL).write_text(json.dumps(kept))
+
+
+def combined(content: Mapping[str, Any]) -> str:
+    """The digest that a stranger can make as well as a stage."""
+    return hashlib.sha256(json.dumps(dict(content), sort_keys=True).encode()).hexdigest()

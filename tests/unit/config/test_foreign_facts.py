@@ -44,12 +44,13 @@ NESTED = {
 }
 
 
+PAYLOADS = {each.__name__: each for each in (reads_a_file, calls_what_is_private, runs_another_command)}
+
+
 @pytest.mark.parametrize("place", NESTED)
-@pytest.mark.parametrize(
-    "payload", [reads_a_file, calls_what_is_private, runs_another_command], ids=lambda each: each.__name__
-)
+@pytest.mark.parametrize("payload", PAYLOADS)
 def test_no_target_of_a_family_is_called(payload, place, tmp_path):
-    handoff = foreign.write(tmp_path / "handoff", {"family": NESTED[place](payload(tmp_path))})
+    handoff = foreign.write(tmp_path / "handoff", {"family": NESTED[place](PAYLOADS[payload](tmp_path))})
     with pytest.raises(StageError, match="it must be the name of a family"):
         answer_question(handoff, [], question="Why?")
     assert not (tmp_path / "marker").exists()
@@ -67,7 +68,7 @@ STRANGE = {
         {"backbone": BACKBONE, "encoder": {**ENCODER, "_convert_": "all"}},
     ],
     "dtype": ["load", "hub", 32, None, {"_target_": "torch.load"}],
-    "labels": ["angry", [], [1], ["sad", "sad"], [{"_target_": "os.system"}], [" "]],
+    "labels": ["angry", [1], ["sad", "sad"], [{"_target_": "os.system"}], [" "]],
     "max_new_tokens": ["1, **__import__('os').environ", 0, -1, 2.5, True, 10**30],
     "position_rule": ["any", 1, {"_target_": "os.system"}],
     "audio_in_video": ["any", None],
@@ -76,7 +77,6 @@ STRANGE = {
     "_target_": ["os.system"],
     "_args_": [["touch marker"]],
 }
-STRANGE["labels"].remove([])  # a model without a closed label set has none
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_a_handoff_of_the_first_version_is_read(tmp_path):
     """It reaches the loader, which finds that these files are no tokenizer."""
     handoff = foreign.write(tmp_path / "handoff", {})
     foreign.edit_seal(handoff, **VERSION_1, family={"backbone": BACKBONE, "encoder": ENCODER})
-    with pytest.raises(StageError, match="cannot be (loaded|read)"):
+    with pytest.raises(StageError, match=r"cannot be (loaded|read)"):
         answer_question(handoff, [], question="Why?")
 
 
