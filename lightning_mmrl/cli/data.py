@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_mmrl.cli.data_from_csv import add_from_csv
 from lightning_mmrl.cli.data_options import add_guard, guard_of, label_set
+from lightning_mmrl.config.own_code import FLAG, opened, split_prefixes
 from lightning_mmrl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -51,8 +52,11 @@ def _add_validate(commands: Any) -> None:
         "sets the limits",
     )
     parser.add_argument("--config-dir", metavar="DIR", help="a folder of your own configs for --for")
+    parser.add_argument(
+        FLAG, action="append", default=[], metavar="PREFIX", help="code of your own that --for may name"
+    )
     add_guard(parser)
-    parser.set_defaults(call=lambda options: _inspect(options, decode=True))
+    parser.set_defaults(call=_validate)
 
 
 def _add_stats(commands: Any) -> None:
@@ -73,6 +77,11 @@ def _add_manifests(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", metavar="A,B", help="a solution that is none of these is a problem")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole report there as well")
     parser.add_argument("--show", type=int, default=20, metavar="N", help="bad lines to print (default %(default)s)")
+
+
+def _validate(options: argparse.Namespace) -> int:
+    with opened(split_prefixes(options.allow_targets)):
+        return _inspect(options, decode=True)
 
 
 def _inspect(options: argparse.Namespace, *, decode: bool) -> int:

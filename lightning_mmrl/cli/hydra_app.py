@@ -1,15 +1,18 @@
-"""Runs a function on a validated configuration, with Hydra's own flags (`--cfg`, `--config-dir`, `--multirun`)."""
+"""Runs a function on a validated configuration, with the flags that Hydra's commands have (`--cfg`, `--multirun`)."""
 
-import os
+import argparse
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from pathlib import Path
+from string import Template
+from typing import NoReturn, TypeVar
 
-import hydra
-from omegaconf import DictConfig
+from omegaconf import Container, DictConfig, OmegaConf
 
 from lightning_mmrl.config.complaints import explained
+from lightning_mmrl.config.composing import SEARCH, Composer, composing, without_hydra
 from lightning_mmrl.config.folders import configs_dir
+from lightning_mmrl.config.own_code import FLAG, opened, split_prefixes
 from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.config.validate import validated
 from lightning_mmrl.errors import ConfigError
@@ -17,19 +20,11 @@ from lightning_mmrl.types.text import printable
 
 T = TypeVar("T")
 
-VALUED_FLAGS = (
-    "--config-dir",
-    "--config-name",
-    "--config-path",
-    "--cfg",
-    "--package",
-    "-cd",
-    "-cn",
-    "-cp",
-    "-c",
-    "-p",
-)
-"""Hydra's flags that take the next argument for their value."""
+VALUED_FLAGS = ("--config-dir", "--config-name", "--config-path", "--cfg", "--package", "--info", FLAG) + (
+    "-cd", "-cn", "-cp", "-c", "-p", "-i",
+)  # fmt: skip
+"""Flags that take the next argument for their value."""
+INFO = ("all", "config", "defaults", "defaults-tree", "searchpath")
 
 
 def run_with_config(task: Callable[[RootConfig], T], program: str, arguments: Sequence[str]) -> list[T]:
@@ -41,26 +36,20 @@ def run_with_config(task: Callable[[RootConfig], T], program: str, arguments: Se
     Raises:
         ConfigError: The configuration is refused, in one sentence.
     """
-    # Without it Hydra prints its own report of an error and exits.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-
-    jobs: list[DictConfig] = []
-
-    @hydra.main(version_base="1.3", config_path=str(configs_dir()), config_name="train")
-    def app(composed: DictConfig) -> None:
-        jobs.append(composed)
-
-    argv = sys.argv
-    sys.argv = [program, *_flags_first(arguments)]
-    try:
-        app()
-    except Exception as error:
-        # The app only composes: whatever Hydra raises, also beside its own errors, is about the arguments.
-        raise explained(error, arguments) from error
-    finally:
-        sys.argv = argv
-    # Outside of Hydra's job, which would print its own report of an error; --multirun gives several.
-    return [task(validated(composed, lambda line: print(printable(line), file=sys.stderr))) for composed in jobs]
+    flags = _parser(program).parse_intermixed_args(arguments)
+    if flags.config_path is not None:
+        raise ConfigError(
+            "--config-path is refused; leave it out, and use --config-dir for a folder of your own configs"
+        )
+    with opened(split_prefixes(flags.allow_targets)):
+        try:
+            with composing(configs_dir(), flags.config_dir) as composer:
+                trees = _trees(flags, composer)
+        except Exception as error:
+            # Nothing of ours runs in there: whatever Hydra raises, also beside its own errors, is about the arguments.
+            raise explained(error, arguments) from error
+        configs = [validated(without_hydra(tree), _warn) for tree in trees]
+        return [task(config) for config in configs]
 
 
 def take_flags(
@@ -90,16 +79,69 @@ def take_flags(
     return found, others
 
 
-def _flags_first(arguments: Sequence[str]) -> list[str]:
-    """Moves flags with a value before the overrides: Hydra refuses them in between."""
-    flags: list[str] = []
-    overrides: list[str] = []
-    rest = iter(arguments)
-    for argument in rest:
-        if argument in VALUED_FLAGS:
-            flags += [argument, next(rest, "")]
-        elif argument.startswith("-"):
-            flags.append(argument)
-        else:
-            overrides.append(argument)
-    return [*flags, *overrides]
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; {self.prog} --help lists the flags")
+
+
+def _parser(program: str) -> argparse.ArgumentParser:
+    """The flags that Hydra's commands have, but for those that run what a file names, and ours."""
+    parser = _Parser(prog=program, add_help=False, allow_abbrev=False)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
+    parser.add_argument("--resolve", action="store_true")
+    parser.add_argument("--package", "-p")
+    parser.add_argument("--multirun", "-m", action="store_true")
+    parser.add_argument("--config-dir", "-cd", type=Path)
+    parser.add_argument("--config-name", "-cn", default="train")
+    parser.add_argument("--config-path", "-cp")
+    parser.add_argument("--info", "-i", nargs="?", const="all", choices=INFO)
+    parser.add_argument(FLAG, action="append", default=[])
+    return parser
+
+
+def _trees(flags: argparse.Namespace, composer: Composer) -> list[DictConfig]:
+    """What to run; none if something is shown instead."""
+    if flags.help:
+        _show_help(composer)
+        return []
+    if flags.cfg is not None:
+        _show_config(flags, composer.compose(flags.overrides, flags.config_name))
+        return []
+    if flags.info is not None:
+        composer.compose(flags.overrides, flags.config_name)  # refuses what Hydra would only show
+        composer.hydra.show_info(flags.info, flags.config_name, [SEARCH, *flags.overrides])
+        return []
+    return composer.jobs(flags.overrides, flags.config_name, sweep=flags.multirun)
+
+
+def _show_help(composer: Composer) -> None:
+    template = composer.compose([], "train").hydra.help.template
+    groups = composer.hydra.format_config_groups(lambda name: name.partition("/")[0] != "hydra")
+    print(Template(template).substitute(APP_CONFIG_GROUPS=groups))
+
+
+def _show_config(flags: argparse.Namespace, tree: DictConfig) -> None:
+    OmegaConf.set_readonly(tree.hydra, None)
+    shown = without_hydra(tree) if flags.cfg == "job" else tree
+    if flags.cfg == "hydra":
+        shown = OmegaConf.masked_copy(tree, "hydra")
+    package = None if flags.package == "_global_" else flags.package
+    part = shown if package is None else OmegaConf.select(shown, package)
+    if part is None:
+        raise ConfigError(f"--package {package}: there is no such part of the configuration")
+    if not isinstance(part, Container):
+        print(part)
+        return
+    if package is not None:
+        print(f"# @package {package}")
+    if flags.resolve:
+        OmegaConf.resolve(part)
+    print(OmegaConf.to_yaml(part), end="")
+
+
+def _warn(line: str) -> None:
+    print(printable(line), file=sys.stderr)

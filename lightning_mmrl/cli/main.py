@@ -30,6 +30,8 @@ EXIT_READER_LEFT = 141
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a subcommand and returns the exit code."""
+    if arguments is None:
+        _shield_children()
     try:
         code = _run(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
@@ -63,6 +65,16 @@ def _run(argv: list[str]) -> int:
         if _rank() == "0":
             print(f"mmrl {argv[0]}: interrupted by {what}; the same command continues", file=sys.stderr)
         return code
+
+
+def _shield_children() -> None:
+    """Lets processes that this one starts import from the folders that it imports from itself.
+
+    Python puts the current folder first for `-m` and `-c`, as ranks and workers are started: a `yaml.py` in a folder of
+    somebody else would run in them.
+    """
+    if not {"", os.getcwd()} & set(sys.path):
+        os.environ.setdefault("PYTHONSAFEPATH", "1")
 
 
 def _rank() -> str:

@@ -3,7 +3,7 @@
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import FrameType
 
 from lightning_mmrl.cli.main import EXIT_BAD_INPUT, main
@@ -36,7 +36,7 @@ def mmrl_arguments(arguments: Sequence[str]) -> list[str]:
     ['train', 'experiment=quickstart', 'seed=1', 'order=[pretrain,reason]']
 
     Raises:
-        ConfigError: There are more values than parameters, or the overrides have an open quote.
+        ConfigError: There are more values than parameters, the overrides have an open quote, or a value is a flag.
     """
     entry_point, *values = arguments
     names = PARAMETERS[entry_point]
@@ -50,6 +50,7 @@ def mmrl_arguments(arguments: Sequence[str]) -> list[str]:
         )
     given = dict(zip(names, values, strict=True))
     overrides = split_overrides(given.get("overrides", ""))
+    _refuse_flags({**given, "overrides": ""}, overrides)
     if entry_point == "quickstart":
         return ["train", "experiment=quickstart", *overrides]
     if entry_point == "validate_data":
@@ -72,6 +73,17 @@ def split_overrides(text: str) -> list[str]:
         return shlex.split(text)
     except ValueError as error:
         raise ConfigError(f"overrides={text!r}: {error}; close the quote, or escape it with a backslash") from error
+
+
+def _refuse_flags(given: Mapping[str, str], overrides: Sequence[str]) -> None:
+    """Refuses flags: a project's parameters may come from a file or a form, and flags open what files must not.
+
+    Raises:
+        ConfigError: Naming the parameter and the flag.
+    """
+    for name, value in [*given.items(), *(("overrides", override) for override in overrides)]:
+        if value.startswith("-"):
+            raise ConfigError(f"-P {name}: {value!r} is a flag, and parameters hold none; call mmrl itself with it")
 
 
 def _interrupt_on_sigterm() -> None:

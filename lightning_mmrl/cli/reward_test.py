@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lightning_mmrl.config.own_code import FLAG, opened, split_prefixes
 from lightning_mmrl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -50,8 +51,9 @@ def run(arguments: Sequence[str]) -> int:
     if options.out is not None and not options.out.absolute().parent.is_dir():
         raise ConfigError(f"--out {options.out}: {options.out.absolute().parent} is no folder; make it first")
     settings = vars(options)
-    fail_on_change = settings.pop("fail_on_change")
-    num_changed = rescore(Request(**settings))
+    fail_on_change, prefixes = settings.pop("fail_on_change"), settings.pop("allow_targets")
+    with opened(split_prefixes(prefixes)):
+        num_changed = rescore(Request(**settings))
     return EXIT_CHANGED if fail_on_change and num_changed else 0
 
 
@@ -126,6 +128,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--run", type=Path, metavar="DIR", help="the run (default: the one that TABLE lies in)")
     parser.add_argument("--stage", metavar="NAME", help="whose rewards (default: the stage that TABLE lies in)")
     parser.add_argument("--show", type=int, default=5, metavar="N", help="most changed responses shown (default 5)")
+    parser.add_argument(
+        FLAG,
+        action="append",
+        default=[],
+        metavar="PREFIX",
+        help="code of your own that the run's rewards may be, as given to mmrl train",
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write a rollout table with the new scores")
     parser.add_argument(
         "--fail-on-change", action="store_true", help=f"exit with {EXIT_CHANGED} if any total or validity changed"

@@ -10,7 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import MarkedYAMLError
 
-from lightning_mmrl.config.folders import composed, groups, options
+from lightning_mmrl.config.composing import composed
+from lightning_mmrl.config.folders import groups, options
+from lightning_mmrl.config.own_code import KEYS, NO_KEY
 from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.config.suggestions import (
     annotation_of,
@@ -35,6 +37,8 @@ def explained(error: Exception, arguments: Sequence[str] = ()) -> ConfigError:
         error: Raised while the arguments were composed.
         arguments: Overrides and Hydra's own flags, to find a user's own folder and which override is at fault.
     """
+    if isinstance(error, ConfigError):
+        return error
     own = own_folder(arguments)
     cause = error.__cause__
     keyless = [argument for argument in arguments if argument.lstrip("+~").startswith("=")]
@@ -63,8 +67,6 @@ def own_folder(arguments: Sequence[str]) -> Path | None:
         name, equals, value = argument.partition("=")
         if name in DIRECTORY_FLAGS:
             return Path(value if equals else next(iter(arguments[index + 1 :]), ""))
-        if name == "hydra.searchpath":
-            return Path(value.strip("[]").removeprefix("file://"))
     return None
 
 
@@ -72,8 +74,8 @@ def _unknown(cause: ConfigKeyError | ConfigAttributeError, own: Path | None) -> 
     key = str(cause.full_key)
     beside = cause.parent_node
     names = [str(name) for name in beside] if isinstance(beside, DictConfig) else []
-    if key.startswith("hydra."):
-        return f"{key}: unknown key{did_you_mean(key.rpartition('.')[2], names)}"
+    if key.rpartition(".")[2] in KEYS:
+        return f"{key}: {NO_KEY}"
     tree = _plain(beside._get_root() if isinstance(beside, DictConfig) else None)
     annotation = annotation_of(key, RootConfig)
     parent = annotation_of(key.rpartition(".")[0], RootConfig) if "." in key else None
@@ -97,9 +99,6 @@ def _other_name(key: str, known: list[str]) -> str:
 def _missing_option(error: MissingConfigException, own: Path | None) -> str:
     wanted = str(error.missing_cfg_file or "")
     group, slash, name = wanted.partition("/")
-    if group == "hydra":
-        group, _, name = wanted.rpartition("/")
-        return f"{group}={name}: no such option{did_you_mean(name, error.options or [])}"
     if not slash:
         return f"--config-name {wanted}: no such config; leave it out, and choose an experiment by experiment=NAME"
     known = options(group, own)
@@ -254,7 +253,7 @@ def _reference(arguments: Sequence[str]) -> dict[str, Any]:
     for overrides in (choices, []):
         try:
             return _plain(composed(overrides, own=own))
-        except (HydraException, OSError, ValueError, MarkedYAMLError):
+        except (HydraException, ConfigError, OSError, ValueError, MarkedYAMLError):
             # The choice itself may be what is wrong; the plain composition is then the best reference.
             continue
     return {}

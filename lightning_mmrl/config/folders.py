@@ -2,10 +2,6 @@
 
 from pathlib import Path
 
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from omegaconf import DictConfig
-
 from lightning_mmrl.errors import ConfigError
 
 CONFIGS = "configs"
@@ -37,13 +33,6 @@ def options(group: str, own: Path | None = None) -> list[str]:
         for path in (root / group).rglob("*.yaml")
     }
     return sorted(found)
-
-
-def composed(overrides: list[str], config_name: str = "train", own: Path | None = None) -> DictConfig:
-    """What Hydra makes of the overrides, without its runtime; errors are Hydra's."""
-    search = [f"hydra.searchpath=[file://{own.resolve()}]"] if own else []
-    with initialize_config_dir(config_dir=str(configs_dir()), version_base="1.3"):
-        return hydra_compose(config_name=config_name, overrides=[*overrides, *search])
 
 
 def _roots(own: Path | None) -> list[Path]:

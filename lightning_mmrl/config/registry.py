@@ -1,8 +1,19 @@
-"""The model families, by the names that handoffs know them by."""
+"""Everything that a configuration may name in `_target_`: exact names by kind, and the places where each kind stands.
 
-from collections.abc import Mapping
+A prefix would not do: a module of ours also holds what it imports, such as `os`, and functions that were never meant
+for a configuration. Nothing that is named here is imported here.
+"""
 
+from collections.abc import Mapping, Sequence
+
+ALGORITHMS = "lightning_mmrl.algorithms"
 FAMILY_MODULES = "lightning_mmrl.models.families"
+SYNTHETIC = "lightning_mmrl.data.synthetic"
+VLLM = "lightning_mmrl.rollout.vllm"
+
+
+def _of(module: str, *names: str) -> tuple[str, ...]:
+    return tuple(f"{module}.{name}" for name in names)
 
 
 def _family(module: str, backbone: str, encoder: str) -> tuple[str, str]:
@@ -21,3 +32,130 @@ FAMILIES: Mapping[str, tuple[str, str]] = {
     "qwen3_vl": _family("qwen3_vl", "Qwen3VL", "Qwen3VLEncoder"),
 }
 """Name of a model family to the targets of its backbone and its encoder."""
+
+REGISTRY: Mapping[str, Sequence[str]] = {
+    "backbone": tuple(backbone for backbone, _ in FAMILIES.values()),
+    "encoder": tuple(encoder for _, encoder in FAMILIES.values()),
+    "model builder": (
+        "lightning_mmrl.models.tiny.build_tiny_omni",
+        *_of(
+            "lightning_mmrl.models.tiny_qwen",
+            "build_tiny_qwen2",
+            "build_tiny_qwen2_vl",
+            "build_tiny_qwen2_5_vl",
+            "build_tiny_qwen3",
+            "build_tiny_qwen3_vl",
+        ),
+    ),
+    "data module": _of(
+        "lightning_mmrl.data.datamodules",
+        "OmniDataModule",
+        "ImageDataModule",
+        "VideoDataModule",
+        "AudioDataModule",
+        "TextDataModule",
+    ),
+    "generator": (
+        f"{SYNTHETIC}.emotions.synthesize_emotions",
+        f"{SYNTHETIC}.arithmetic.ARITHMETIC",
+        f"{SYNTHETIC}.counting.COUNTING",
+        f"{SYNTHETIC}.geometry.GEOMETRY",
+        f"{SYNTHETIC}.motion.MOTION",
+        f"{SYNTHETIC}.tones.TONES",
+    ),
+    "generator setting": (
+        *_of(f"{SYNTHETIC}.settings", "EmotionSetSettings", "SplitSizes", "BaseTaskWeights", "Style"),
+        f"{SYNTHETIC}.faces.FaceStyle",
+        f"{SYNTHETIC}.voices.VoiceStyle",
+    ),
+    "stage module": (
+        "lightning_mmrl.stages.sft.SFTModule",
+        "lightning_mmrl.stages.grpo.GRPOModule",
+        "lightning_mmrl.stages.rloo.RLOOModule",
+        "lightning_mmrl.stages.ppo.PPOModule",
+    ),
+    # Those that train dense tensors of any shape without a closure.
+    "optimizer": _of(
+        "torch.optim",
+        "Adafactor",
+        "Adadelta",
+        "Adagrad",
+        "Adam",
+        "Adamax",
+        "AdamW",
+        "ASGD",
+        "NAdam",
+        "RAdam",
+        "RMSprop",
+        "Rprop",
+        "SGD",
+    ),
+    "schedule": _of(f"{ALGORITHMS}.schedules", "WarmupConstant", "WarmupCosine", "DelayedDecay"),
+    "advantage": (
+        f"{ALGORITHMS}.advantages.group_normalized.GroupNormalized",
+        f"{ALGORITHMS}.advantages.leave_one_out.LeaveOneOut",
+        f"{ALGORITHMS}.advantages.reinforce_plus_plus.ReinforcePlusPlusBaseline",
+    ),
+    "loss": (f"{ALGORITHMS}.losses.ppo_clip.PPOClip", f"{ALGORITHMS}.losses.cispo.CISPO"),
+    "ratio": _of(f"{ALGORITHMS}.losses.ratios", "TokenRatio", "SequenceRatio", "CompletionRatio"),
+    "aggregation": _of(f"{ALGORITHMS}.losses.aggregation", "TokenMean", "SequenceMean", "ConstantLength"),
+    "correction": (f"{ALGORITHMS}.corrections.importance.ImportanceCorrection",),
+    "selection": (
+        f"{ALGORITHMS}.selection.accuracy_band.AccuracyBand",
+        f"{ALGORITHMS}.selection.has_signal.HasSignal",
+    ),
+    "distillation": _of(f"{ALGORITHMS}.selection.pad", "PaperPAD", "ReleasedPAD"),
+    "reward": (
+        "lightning_mmrl.rewards.choice_answer.ChoiceAnswer",
+        "lightning_mmrl.rewards.efficient_length.EfficientLength",
+        "lightning_mmrl.rewards.emotion_set.EmotionSet",
+        "lightning_mmrl.rewards.hard_format_result.HardFormatResult",
+        "lightning_mmrl.rewards.label_answer.LabelAnswer",
+        "lightning_mmrl.rewards.lenient_format.LenientFormat",
+        "lightning_mmrl.rewards.math_answer.MathAnswer",
+        "lightning_mmrl.rewards.repetition.Repetition",
+        "lightning_mmrl.rewards.soft_overlong.SoftOverlong",
+        "lightning_mmrl.rewards.think_answer_format.ThinkAnswerFormat",
+        "lightning_mmrl.rewards.token_length.TokenLength",
+        "lightning_mmrl.rewards.user_function.UserFunction",
+    ),
+    "engine": ("lightning_mmrl.rollout.hf.HFEngine.of", f"{VLLM}.engine.VLLMEngine"),
+    "engine setting": (f"{VLLM}.settings.VLLMSettings",),
+    "server": (f"{VLLM}.settings.VLLMServer",),
+    "canary": ("lightning_mmrl.rollout.canary.Canary",),
+}
+"""Kind to the targets of that kind."""
+
+PLACES: Mapping[str, str] = {
+    "model.family.backbone": "backbone",
+    "model.family.encoder": "encoder",
+    "model.build": "model builder",
+    "data.module": "data module",
+    "data.build": "generator",
+    "rollout": "engine",
+    "stages.*.module": "stage module",
+    "stages.*.data.module": "data module",
+    "stages.*.optimizer": "optimizer",
+    "stages.*.schedule": "schedule",
+    "stages.*.rewards.parts.*": "reward",
+    "stages.*.algorithm.advantage": "advantage",
+    "stages.*.algorithm.loss": "loss",
+    "stages.*.algorithm.aggregation": "aggregation",
+    "stages.*.algorithm.correction": "correction",
+    "stages.*.algorithm.select": "selection",
+    "stages.*.algorithm.distill": "distillation",
+    "stages.*.algorithm.kl.schedule": "schedule",
+    "stages.*.algorithm.entropy.schedule": "schedule",
+}
+"""Key to the kind that stands there; a star is one name of the user's."""
+
+NESTED: Mapping[str, str] = {
+    "loss.ratio": "ratio",
+    "reward.*": "reward",
+    "generator.settings": "generator setting",
+    "generator setting.*": "generator setting",
+    "engine.settings": "engine setting",
+    "engine.canary": "canary",
+    "engine setting.server": "server",
+}
+"""Kind and parameter to the kind that stands there; a star is any parameter."""

@@ -17,6 +17,7 @@ from lightning_mmrl.config.assembly import Assembly, quiet_libraries, training_s
 from lightning_mmrl.config.build import CheckpointEvaluator, StageBuilder
 from lightning_mmrl.config.data_checks import check_data
 from lightning_mmrl.config.orders import Follower, Leader
+from lightning_mmrl.config.own_code import FLAG, opened_now
 from lightning_mmrl.config.rehearsal import rehearse
 from lightning_mmrl.config.rollout_checks import require_engine
 from lightning_mmrl.config.schema import RootConfig
@@ -207,7 +208,9 @@ def note_report(config: RootConfig, directory: Path) -> None:
 def describe_run(config: RootConfig, parent: TrackedRun, resolved: Path) -> None:
     """Writes the resolved configuration and tells the tracker about it and about the data."""
     resolved.parent.mkdir(parents=True, exist_ok=True)
-    resolved.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
+    # For who reads it: a comment opens nothing.
+    opened = f"# run with {FLAG} {','.join(opened_now())}\n" if opened_now() else ""
+    resolved.write_text(opened + OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
     parent.log_artifact(resolved, "config")
     for context, (root, manifest) in manifests(config).items():
         path = root / manifest

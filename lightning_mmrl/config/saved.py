@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-
-from lightning_mmrl.config.compose import explained
+from lightning_mmrl.config.complaints import explained
+from lightning_mmrl.config.composing import composing, without_hydra
 from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.config.validate import validated
 from lightning_mmrl.errors import ConfigError
@@ -29,11 +28,11 @@ def saved_config(run: Path, overrides: list[str]) -> RootConfig:
     path = run / FILE
     if not path.is_file():
         raise ConfigError(f"{path} does not exist; name the folder of a run")
-    with initialize_config_dir(config_dir=str(run.resolve()), version_base="1.3"):
-        try:
-            composed = compose(config_name=path.stem, overrides=overrides)
-        except Exception as error:  # Hydra raises plain exceptions too, such as for model=null
-            raise _placed(explained(error, overrides), path) from error
+    try:
+        with composing(run) as composer:
+            composed = without_hydra(composer.compose(overrides, path.stem))
+    except Exception as error:  # Hydra raises plain exceptions too, such as for model=null
+        raise _placed(explained(error, overrides), path) from error
     try:
         return validated(composed)
     except ConfigError as error:

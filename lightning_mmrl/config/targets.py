@@ -1,6 +1,7 @@
 """The only place that turns `_target_` nodes into objects; keys are bound to the signature before anything is built."""
 
 import inspect
+import sys
 from collections.abc import Mapping
 from pkgutil import iter_modules, resolve_name
 from types import NoneType, UnionType
@@ -9,11 +10,13 @@ from typing import Any, Union, get_args, get_origin
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 
+from lightning_mmrl.config.allowed import INSTRUCTIONS, check_known
+from lightning_mmrl.config.own_code import is_opened
 from lightning_mmrl.config.suggestions import did_you_mean, first_line, nearest, offered, shown
-from lightning_mmrl.config.validate import ALLOWED_TARGETS, WORDS, check_allowed
-from lightning_mmrl.errors import ConfigError, MmrlError
+from lightning_mmrl.config.validate import WORDS
+from lightning_mmrl.errors import FOREIGN_FAILURES, ConfigError, MmrlError
 
-RESERVED = frozenset({"_target_", "_partial_", "_args_", "_convert_", "_recursive_"})
+RESERVED = frozenset({"_target_", *INSTRUCTIONS})
 PLAIN = {int: int, float: (int, float), str: str, bool: bool}
 UNIONS = (Union, UnionType)
 
@@ -22,7 +25,7 @@ def check_targets(tree: Any, path: str) -> None:
     """Imports every target below a node and binds its keys.
 
     Raises:
-        ConfigError: A target does not exist, or a key is not one of its parameters.
+        ConfigError: A target is not registered or opened, does not exist, or a key is not one of its parameters.
     """
     if isinstance(tree, Mapping):
         if "_target_" in tree:
@@ -38,9 +41,8 @@ def build(node: Any, path: str, **more: Any) -> Any:
     """The object of a node; `more` are further keyword arguments.
 
     Raises:
-        ConfigError: A target is outside the allow-list, or refuses its arguments.
+        ConfigError: As of `check_targets`, or a target refuses its arguments.
     """
-    check_allowed(node, path)
     check_targets(node, path)
     try:
         return instantiate(dict(node), _convert_="all", **more)
@@ -58,6 +60,34 @@ def build(node: Any, path: str, **more: Any) -> Any:
 def optional(node: Any, path: str, default: Any) -> Any:
     """The object of a node, or the default for a null node."""
     return default if node is None else build(node, path)
+
+
+def is_defined_at(found: Any, target: str) -> bool:
+    """Whether an object is defined at or below the module that a target names, and not only imported there.
+
+    An opened package holds what it imports, such as `mine.os.system`; `mine.Reward` may be defined in `mine.rewards`.
+    """
+    if inspect.ismethod(found) and isinstance(found.__self__, type):
+        return is_defined_at(found.__self__, target.rpartition(".")[0])
+    if isinstance(found, type) or inspect.isfunction(found):
+        module, name = found.__module__, found.__qualname__
+        place = target.removesuffix(f".{name}")
+        return place != target and (module == place or module.startswith(f"{place}."))
+    # A constant such as ARITHMETIC: of a module itself, and of a class of that package or of ours.
+    place = sys.modules.get(target.rpartition(".")[0])
+    top = type(found).__module__.partition(".")[0]
+    return place is not None and top in (target.partition(".")[0], "lightning_mmrl")
+
+
+def _loaded(target: str, key: str) -> Any:
+    """What a target names; the import may run code of the user's own."""
+    try:
+        return resolve_name(target)
+    except (ImportError, AttributeError, ValueError) as error:
+        reason = f" ({first_line(error)})" if is_opened(target) else ""
+        raise ConfigError(f"{key}: {target!r} cannot be imported{reason}{_near_target(target)}") from error
+    except FOREIGN_FAILURES as error:
+        raise ConfigError(f"{key}: {target!r} cannot be loaded: {type(error).__name__}: {first_line(error)}") from error
 
 
 def _importable(target: str) -> Any:
@@ -83,13 +113,13 @@ def _near_target(target: str) -> str:
 
 
 def _check_target(node: Mapping[str, Any], path: str) -> None:
-    target = node["_target_"]
-    found = _importable(str(target))
-    if found is None:
-        raise ConfigError(f"{path}._target_: {target!r} cannot be imported{_near_target(str(target))}")
-    if not callable(found) or not str(getattr(found, "__module__", "")).startswith(ALLOWED_TARGETS):
-        # `lightning_mmrl.config.build.os.system` has an allowed prefix, and is not ours.
-        raise ConfigError(f"{path}._target_: {target!r} is no class or function of {', '.join(ALLOWED_TARGETS)}")
+    target = str(node["_target_"])
+    check_known(node["_target_"], f"{path}._target_")
+    found = _loaded(target, f"{path}._target_")
+    if not callable(found) or not is_defined_at(found, target):
+        raise ConfigError(
+            f"{path}._target_: {target!r} is no class or function of that module; name it where it is defined"
+        )
     parameters = inspect.signature(found).parameters
     more = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
     for key, value in node.items():

@@ -2,18 +2,21 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
+from lightning_mmrl.config.allowed import check_allowed
 from lightning_mmrl.config.checks import check_name, check_values, require
+from lightning_mmrl.config.composing import sealed
 from lightning_mmrl.config.correction_checks import check_corrections
 from lightning_mmrl.config.estimators import check_estimators
 from lightning_mmrl.config.fitting import fitted
 from lightning_mmrl.config.folders import groups
 from lightning_mmrl.config.label_file import with_labels
+from lightning_mmrl.config.own_code import KEYS, NO_KEY
 from lightning_mmrl.config.rollout_checks import check_rollout
 from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.config.selection_checks import check_selections
@@ -28,7 +31,6 @@ from lightning_mmrl.config.suggestions import (
 )
 from lightning_mmrl.errors import ConfigError
 
-ALLOWED_TARGETS = ("lightning_mmrl.", "torch.optim.")
 WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
@@ -42,20 +44,8 @@ def validated(composed: DictConfig, say: Callable[[str], object] = lambda line: 
     Raises:
         ConfigError: A key is unknown or missing, a value has the wrong type, or two keys contradict each other.
     """
-    try:
-        composed = with_labels(composed)
-        tree = OmegaConf.to_container(composed, resolve=True)
-    except OmegaConfBaseException as error:
-        raise _broken_reference(error, composed) from error
-    assert isinstance(tree, dict)
-    # Stages take over values of the whole run: those are named first.
-    tree = dict(sorted(tree.items(), key=lambda item: item[0] == "stages"))
-    check_keys(tree)
-    try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RootConfig), tree))
-    except OmegaConfBaseException as error:
-        raise _wrong_type(error, cast(dict[str, Any], tree)) from error
-    assert isinstance(config, RootConfig)
+    with sealed():
+        config = _typed(composed)
     for name in config.order:
         if name in config.stages:
             config.stages[name] = fitted(config.stages[name], f"stages.{name}", say)
@@ -67,7 +57,8 @@ def validated(composed: DictConfig, say: Callable[[str], object] = lambda line: 
     check_selections(config)
     check_rollout(config)
     check_corrections(config)
-    check_allowed(tree, "")
+    # The values as they are used: a text that stood for one is resolved by now.
+    check_allowed(asdict(config))
     for name, stage in config.stages.items():
         config.stages[name] = cap_steps(stage)
         if is_trial or stage.trainer.max_steps is not None:
@@ -77,15 +68,24 @@ def validated(composed: DictConfig, say: Callable[[str], object] = lambda line: 
     return config
 
 
-def check_allowed(tree: Any, path: str) -> None:
-    """Refuses a `_target_` outside the allow-list: no configuration, also none inside a checkpoint, runs any code.
-
-    Raises:
-        ConfigError: Naming the key and the target.
-    """
-    for key, target in _targets(tree, path):
-        if not str(target).startswith(ALLOWED_TARGETS):
-            raise ConfigError(f"{key}._target_ is {target!r}; it must start with one of {', '.join(ALLOWED_TARGETS)}")
+def _typed(composed: DictConfig) -> RootConfig:
+    try:
+        composed = with_labels(composed)
+        tree = OmegaConf.to_container(composed, resolve=True)
+    except OmegaConfBaseException as error:
+        raise _broken_reference(error, composed) from error
+    assert isinstance(tree, dict)
+    # Stages take over values of the whole run: those are named first.
+    tree = dict(sorted(tree.items(), key=lambda item: item[0] == "stages"))
+    check_keys(tree)
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RootConfig), tree))
+    except InterpolationResolutionError as error:  # of a text that is `${...}` once it is resolved
+        raise _broken_reference(error, composed) from error
+    except OmegaConfBaseException as error:
+        raise _wrong_type(error, cast(dict[str, Any], tree)) from error
+    assert isinstance(config, RootConfig)
+    return config
 
 
 def check_keys(tree: Mapping[Any, Any]) -> None:
@@ -97,6 +97,8 @@ def check_keys(tree: Mapping[Any, Any]) -> None:
     _check_stage_names(tree.get("stages"))
     for key, annotation, value in _schema_items(tree, RootConfig, ""):
         if annotation is None:
+            if key.rpartition(".")[2] in KEYS:
+                raise ConfigError(f"{key}: {NO_KEY}")
             extra = [] if "." in key else groups()
             raise ConfigError(f"{key}: unknown key{unknown_key(key, tree, RootConfig, extra)}")
         _check_form(value, annotation, key)
@@ -179,6 +181,9 @@ def _wrong_type(error: OmegaConfBaseException, tree: Mapping[str, Any]) -> Confi
 def _broken_reference(error: OmegaConfBaseException, composed: DictConfig) -> ConfigError:
     """A `${...}` that cannot be resolved."""
     key, message = error.full_key, first_line(error)
+    refused = message.partition(f"{ConfigError.__name__} raised while resolving interpolation: ")[2]
+    if refused:
+        return ConfigError(f"{key}: {refused}")
     missing = re.search(r"Interpolation key '(.*?)' not found", message)
     if missing is None:
         return ConfigError(f"{key}: {shown(message)}; correct the ${{...}} in its value")
@@ -187,14 +192,3 @@ def _broken_reference(error: OmegaConfBaseException, composed: DictConfig) -> Co
     tree = OmegaConf.to_container(composed, resolve=False)
     hint = unknown_key(missing[1], cast(dict[str, Any], tree), RootConfig)
     return ConfigError(f"{key}: refers to ${{{missing[1]}}}, which does not exist{hint}")
-
-
-def _targets(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(tree, Mapping):
-        if "_target_" in tree:
-            yield path, tree["_target_"]
-        for key, value in tree.items():
-            yield from _targets(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(tree, list):
-        for index, value in enumerate(tree):
-            yield from _targets(value, f"{path}[{index}]")

@@ -1,0 +1,209 @@
+"""Composes configurations with Hydra, and runs nothing else of it: no callback, launcher, sweeper, logging or plugin.
+
+Files may come from anyone. They are read as data: nothing that they name is imported, and they cannot ask for variables
+of the environment.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
+from itertools import chain
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+from hydra import initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.resolvers import oc
+
+from lightning_mmrl.config.folders import configs_dir
+from lightning_mmrl.config.suggestions import shown
+from lightning_mmrl.errors import ConfigError
+
+SETTABLE = "hydra.sweeper.params"
+"""What a user may set of Hydra's own keys: the values that `--multirun` goes through."""
+FILLED_IN = (
+    "hydra.runtime", "hydra.overrides", "hydra.searchpath", "hydra.job.name", "hydra.job.num", "hydra.job.id",
+    "hydra.job.override_dirname", "hydra.job.config_name",
+)  # fmt: skip
+"""What Hydra or this module fills in, whatever stands there."""
+SEARCH = "hydra.searchpath=[]"
+"""Takes the place of folders and packages that a file wants to be searched."""
+PLUGINS = "hydra_plugins"
+
+_sealed: ContextVar[bool] = ContextVar("sealed", default=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Composer:
+    """Composes configs of one folder, and of a user's own beside it.
+
+    Attributes:
+        hydra: Hydra, which knows the folders.
+        references: What may stand in Hydra's own node.
+    """
+
+    hydra: Hydra
+    references: Sequence[Mapping[str, Any]]
+
+    def compose(self, overrides: Sequence[str], config_name: str | None, mode: RunMode = RunMode.RUN) -> DictConfig:
+        """The composed tree with Hydra's own node; errors are Hydra's.
+
+        Raises:
+            ConfigError: An override or a file sets what Hydra would run.
+        """
+        _check_overrides(overrides)
+        tree = self.hydra.compose_config(config_name, [SEARCH, *overrides], run_mode=mode)
+        _check_node(tree, self.references)
+        return tree
+
+    def jobs(self, overrides: Sequence[str], config_name: str, *, sweep: bool) -> list[DictConfig]:
+        """The composed tree of each job with Hydra's node; see `without_hydra`.
+
+        Args:
+            overrides: The user's.
+            config_name: Primary config.
+            sweep: Whether to make a job of each combination of values, those of a file among them.
+        """
+        if not sweep:
+            return [self.compose(overrides, config_name)]
+        whole = self.compose(overrides, config_name, RunMode.MULTIRUN)
+        params = [f"{key}={value}" for key, value in (whole.hydra.sweeper.params or {}).items()]
+        parser = OverridesParser.create(config_loader=self.hydra.config_loader)
+        parsed = parser.parse_overrides([*params, *whole.hydra.overrides.task])
+        # Hydra's own way of combining them; the sweeper itself, which a file could choose, is never built.
+        jobs = chain.from_iterable(BasicSweeper.split_arguments(parsed, None))
+        return [self.compose(job, config_name) for job in jobs]
+
+
+@contextmanager
+def composing(root: Path, own: Path | None = None) -> Iterator[Composer]:
+    """Sets Hydra up to compose configs of a folder, and of a user's own beside it.
+
+    Raises:
+        ConfigError: The user's own folder does not exist.
+    """
+    if own is not None and not own.is_dir():
+        raise ConfigError(
+            f"--config-dir {shown(own)}: is no folder; name the folder that holds your experiment/, stage/ or data/"
+        )
+    references = _references()
+    with sealed(), _hydra(root, own) as hydra:
+        yield Composer(hydra=hydra, references=references)
+
+
+def composed(overrides: Sequence[str], config_name: str = "train", own: Path | None = None) -> DictConfig:
+    """What becomes of overrides on the shipped configs; errors are Hydra's.
+
+    Raises:
+        ConfigError: An override or a file sets what Hydra would run.
+    """
+    with composing(configs_dir(), own) as composer:
+        return without_hydra(composer.compose(overrides, config_name))
+
+
+def without_hydra(tree: DictConfig) -> DictConfig:
+    """The tree without Hydra's own node, from which `${hydra:...}` in it is still taken."""
+    HydraConfig.instance().set_config(tree)
+    with open_dict(tree):
+        del tree["hydra"]
+    return tree
+
+
+@contextmanager
+def sealed() -> Iterator[None]:
+    """Refuses `${oc.env:NAME}` while configurations are composed and resolved.
+
+    A file of somebody else could ask for a password, which would go to config.yaml, to MLflow and into prompts.
+    """
+    if _sealed.get():
+        yield
+        return
+    token = _sealed.set(True)
+    OmegaConf.register_new_resolver("oc.env", _refuse_environment, replace=True)
+    try:
+        yield
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
+        _sealed.reset(token)
+
+
+def _refuse_environment(name: str, *default: Any) -> NoReturn:
+    raise ConfigError(
+        f"${{oc.env:{name}}} is refused, no configuration reads the environment; give the value on the command line, "
+        f'KEY="${name}"'
+    )
+
+
+@contextmanager
+def _hydra(root: Path, own: Path | None = None) -> Iterator[Hydra]:
+    """Hydra without its plugins, which run as soon as they are found: by name alone, also in the current folder."""
+    hidden = PLUGINS not in sys.modules
+    if hidden:
+        sys.modules[PLUGINS] = cast(Any, None)  # an import of it fails, as if there were none
+    try:
+        with initialize_config_dir(config_dir=str(root.resolve()), version_base="1.3"):
+            folders = create_config_search_path(str(root.resolve()))
+            if own is not None:
+                folders.prepend("own", f"file://{own.resolve()}", anchor=SearchPathQuery(provider="schema"))
+            GlobalHydra.instance().clear()
+            yield Hydra.create_main_hydra2("app", folders)
+    finally:
+        if hidden:
+            del sys.modules[PLUGINS]
+
+
+def _check_overrides(overrides: Sequence[str]) -> None:
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        for place in (override.key_or_group, override.package or ""):
+            key = place.replace("/", ".")
+            if key.partition(".")[0] == "hydra" and not _is_below(key, [SETTABLE]):
+                raise _refusal(place)
+
+
+def _check_node(tree: DictConfig, references: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses what differs in Hydra's node both from the shipped configs and from Hydra's defaults."""
+    for key, value in _leaves(OmegaConf.to_container(tree.hydra, resolve=False), "hydra"):
+        usual = any(key in reference and reference[key] == value for reference in references)
+        if not usual and not _is_below(key, [SETTABLE, *FILLED_IN]):
+            raise _refusal(key)
+
+
+@cache
+def _references() -> tuple[Mapping[str, Any], ...]:
+    """Hydra's node as it is with the shipped configs, and without any."""
+    found = []
+    with _hydra(configs_dir()) as hydra:
+        for name in ("train", None):
+            tree = hydra.compose_config(name, [], run_mode=RunMode.RUN)
+            found.append(dict(_leaves(OmegaConf.to_container(tree.hydra, resolve=False), "hydra")))
+    return tuple(found)
+
+
+def _refusal(key: str) -> ConfigError:
+    return ConfigError(
+        f"{shown(key)}: is refused; of Hydra's own keys {SETTABLE} alone can be set, since nothing of Hydra runs but "
+        "the composition: output_dir and run_name say where a run goes, and --multirun makes a sweep"
+    )
+
+
+def _is_below(key: str, places: Sequence[str]) -> bool:
+    return any(key == place or key.startswith(f"{place}.") for place in places)
+
+
+def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from _leaves(inner, f"{key}.{name}")
+    else:
+        yield key, value

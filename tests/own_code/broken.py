@@ -1,0 +1,3 @@
+"""A module of a user that cannot be loaded."""
+
+raise RuntimeError("no license")
