@@ -7,6 +7,7 @@ that this package may be.
 from collections.abc import Mapping
 from typing import Any
 
+from lightning_mmrl.config.own_code import how_to_open, is_opened
 from lightning_mmrl.config.registry import FAMILIES
 from lightning_mmrl.errors import ConfigError, StageError
 
@@ -49,14 +50,7 @@ def loaded_family(stored: str | Mapping[str, Any], where: object) -> dict[str, d
         pair = tuple(stored[part]["_target_"] if isinstance(stored[part], Mapping) else stored[part] for part in PARTS)
     for place, target in enumerate(pair):
         ours = {family[place] for family in FAMILIES.values()}
-        if target not in ours and not target.startswith(allowed_prefixes()):
-            raise StageError(
-                f"{where} is of the family {target!r}, which is none of this program's ({', '.join(FAMILIES)}); if its "
-                f"code is your own, allow it on the command line: --allow-targets {target.partition('.')[0]}."
-            )
+        if target not in ours and not is_opened(target):
+            flag = how_to_open(target)
+            raise StageError(f"{where} is of the family {target!r}; this program has {', '.join(FAMILIES)}{flag}")
     return {part: {"_target_": target} for part, target in zip(PARTS, pair, strict=True)}
-
-
-def allowed_prefixes() -> tuple[str, ...]:
-    """How the names of the user's own package begin, as the command line says; nothing else says it."""
-    return ()

@@ -12,7 +12,7 @@ from typing import Any
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from lightning_mmrl.errors import DataError, StageError
-from lightning_mmrl.workers.pool import ATTEMPTS, DeadlinePool
+from lightning_mmrl.workers.pool import DeadlinePool
 from lightning_mmrl.workers.serving import Limits
 
 DEADLINE_S = 5.0
@@ -60,8 +60,8 @@ def render_chat(processor: Any, tokenizer: Any, chat: Sequence[Mapping[str, Any]
         outcome = _pool().map_patiently([item])[0]
     if outcome.lost:
         raise StageError(
-            f"the chat template of the checkpoint did not render a conversation within {DEADLINE_S:g} s, in {ATTEMPTS} "
-            "attempts; look for an endless loop in its chat_template.jinja"
+            f"the chat template of the checkpoint did not render a conversation within {DEADLINE_S:g} s, "
+            f"{outcome.error}; look for an endless loop in its chat_template.jinja"
         )
     if outcome.error is not None:
         raise DataError(f"the chat template of the checkpoint refuses a conversation: {outcome.error}")

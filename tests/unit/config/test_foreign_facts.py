@@ -8,9 +8,12 @@ import pytest
 from foreign import FACTS, MODULES
 
 from lightning_mmrl.config.answer import answer_question
+from lightning_mmrl.config.families import loaded_family, stored_family
+from lightning_mmrl.config.own_code import opened
+from lightning_mmrl.config.registry import FAMILIES
 from lightning_mmrl.curriculum.handoff import SEAL
 from lightning_mmrl.curriculum.publish import publish
-from lightning_mmrl.errors import StageError
+from lightning_mmrl.errors import ConfigError, StageError
 
 BACKBONE = {"_target_": f"{MODULES}.qwen2.Qwen2.from_checkpoint"}
 ENCODER = {"_target_": f"{MODULES}.qwen2.Qwen2Encoder.from_checkpoint"}
@@ -170,8 +173,31 @@ def run(command, handoff):
 def test_a_family_of_the_users_own_needs_the_flag(tmp_path):
     own = {"backbone": "mine.Backbone.from_checkpoint", "encoder": "mine.Encoder.from_checkpoint"}
     handoff = foreign.write(tmp_path / "handoff", {"family": own})
-    with pytest.raises(StageError, match=r"is of the family 'mine\.Backbone.*--allow-targets mine\.$"):
+    with pytest.raises(StageError, match=r"is of the family 'mine\.Backbone.*; .* --allow-targets mine$"):
         answer_question(handoff, [], question="Why?")
+
+
+def test_the_flag_opens_a_family_by_its_names():
+    own = {"backbone": "own_code.families.Backbone", "encoder": f"{MODULES}.qwen2.Qwen2Encoder.from_checkpoint"}
+    node = {"backbone": {"_target_": own["backbone"]}, "encoder": ENCODER}
+    assert stored_family(node) == own
+    with opened(["own_code"]):
+        assert loaded_family(own, "here") == node
+    with pytest.raises(StageError, match=r"here is of the family 'own_code\.families\.Backbone'"):
+        loaded_family(own, "here")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_of_ours_is_stored_by_its_name(name):
+    node = {part: {"_target_": target} for part, target in zip(("backbone", "encoder"), FAMILIES[name], strict=True)}
+    assert stored_family(node) == name
+    assert loaded_family(name, "here") == node
+
+
+def test_a_family_with_options_cannot_be_stored():
+    node = {"backbone": BACKBONE, "encoder": {**ENCODER, "fps": 2}}
+    with pytest.raises(ConfigError, match=r"model\.family\.encoder\.fps: a handoff holds a family by name"):
+        stored_family(node)
 
 
 VERSION_1 = {"version": None, "seal": None}
