@@ -75,8 +75,9 @@ def rendered(item: _Item) -> str:
         ValueError: It has more than `MOST_CHARACTERS`.
     """
     template, chat, tokens = item
+    conversations: Any = [list(chat)]
     # transformers declares one text, and returns the text of each conversation.
-    texts: Any = render_jinja_template([list(chat)], chat_template=template, add_generation_prompt=True, **tokens)
+    texts: Any = render_jinja_template(conversations, chat_template=template, add_generation_prompt=True, **tokens)
     text = texts[0][0]
     if len(text) > MOST_CHARACTERS:
         raise ValueError(f"it makes {len(text)} characters of it, more than {MOST_CHARACTERS}")
