@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lightning_mmrl.config.own_code import FLAG, opened, split_prefixes
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.prompts.template import DEFAULT_QUESTION
 
@@ -27,14 +28,15 @@ def run(arguments: Sequence[str]) -> int:
     from lightning_mmrl.prompts.scanner import scan
     from lightning_mmrl.training.console import report_console
 
-    completion, media = answer_question(
-        options.checkpoint,
-        options.files,
-        question=DEFAULT_QUESTION if options.question is None else options.question,
-        sound=options.audio,
-        hear=not options.no_audio,
-        max_new_tokens=options.max_new_tokens,
-    )
+    with opened(split_prefixes(options.allow_targets)):
+        completion, media = answer_question(
+            options.checkpoint,
+            options.files,
+            question=DEFAULT_QUESTION if options.question is None else options.question,
+            sound=options.audio,
+            hear=not options.no_audio,
+            max_new_tokens=options.max_new_tokens,
+        )
     answer = scan(completion.text)
     lines = [
         f"about:     {_about(media)}",
@@ -68,4 +70,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--audio", type=Path, help="a separate sound file in place of the videos' own sound")
     parser.add_argument("--no-audio", action="store_true", help="leave out the sound of videos")
     parser.add_argument("--max-new-tokens", type=int, help="longest answer (default: as the checkpoint was evaluated)")
+    parser.add_argument(FLAG, action="append", default=[], metavar="PREFIX", help="your own code that builds the model")
     return parser

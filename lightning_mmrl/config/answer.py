@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from lightning_mmrl.config.assembly import Assembly, quiet_libraries
+from lightning_mmrl.config.families import loaded_family
 from lightning_mmrl.config.schema import (
     DataConfig,
     EvaluationConfig,
@@ -14,7 +15,9 @@ from lightning_mmrl.config.schema import (
     PromptConfig,
     RootConfig,
 )
-from lightning_mmrl.curriculum.handoff import check_handoff
+from lightning_mmrl.curriculum.facts import check_facts
+from lightning_mmrl.curriculum.handoff import SEAL
+from lightning_mmrl.curriculum.lineage import checked_handoff
 from lightning_mmrl.data.collate import EncodedSample, collate_prompts
 from lightning_mmrl.data.media.asked import Medium, check_read, chosen_media
 from lightning_mmrl.data.media.guard import DecodeTask
@@ -45,13 +48,15 @@ def answer_question(
         max_new_tokens: Longest answer, at least 1; None takes the checkpoint's own limit.
 
     Raises:
-        StageError: The folder is not a complete handoff.
+        StageError: The folder is not a complete handoff, or says what no run writes.
         MediaError: A file does not exist, cannot be decoded or encoded, or holds what the model does not read.
         ConfigError: The question holds a media tag or a control token.
     """
     quiet_libraries()
-    facts = check_handoff(checkpoint)
-    parts = Assembly(config=_config(facts), console=ConsoleProgress())
+    facts = checked_handoff(checkpoint)
+    check_facts(facts, checkpoint / SEAL)
+    family = loaded_family(facts["family"], checkpoint / SEAL)
+    parts = Assembly(config=_config(facts, family), console=ConsoleProgress())
     media = chosen_media(files, parts.media_settings, sound=sound, hear=hear)
     messages = (Message(role="user", content=question_about([ref.kind for _, ref in media], question)),)
     encoder = parts.encoder(checkpoint)
@@ -79,13 +84,13 @@ def _encoded(media: Sequence[Medium], pipeline: MediaPipeline, console: ConsoleP
     return encoded
 
 
-def _config(facts: dict) -> RootConfig:
+def _config(facts: dict, family: dict) -> RootConfig:
     media = facts["media"]
     return RootConfig(
         run_name="predict",
         model=ModelConfig(
             checkpoint="",
-            family=facts["family"],
+            family=family,
             dtype=facts["dtype"],
             # A handoff that does not say was trained before there was a choice.
             position_rule=facts.get("position_rule", "transformers"),

@@ -15,6 +15,7 @@ from filelock import FileLock
 from transformers.utils import logging as transformers_logging
 
 from lightning_mmrl.config import targets
+from lightning_mmrl.config.families import stored_family
 from lightning_mmrl.config.schema import AdapterConfig, RootConfig, SamplingConfig, StageDataConfig, TrainerConfig
 from lightning_mmrl.data.datamodules import Source, ValidationFeed
 from lightning_mmrl.data.exclusions import EXCLUSIONS, Exclusions
@@ -217,12 +218,12 @@ class Assembly:
         )
 
     def facts(self) -> dict[str, Any]:
-        """What a user of a hand-over must know to prompt it as it was trained."""
+        """What a user of a hand-over must know to prompt it as it was trained: plain values alone."""
         return {
             "prompt": asdict(self.config.prompt),
             "media": asdict(self.media_settings),
             "labels": list(self.config.data.labels),
-            "family": self.config.model.family,
+            "family": stored_family(self.config.model.family),
             "dtype": self.config.model.dtype,
             "position_rule": self.config.model.position_rule,
             "audio_in_video": self.config.model.audio_in_video,

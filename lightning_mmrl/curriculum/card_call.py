@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
+from lightning_mmrl.errors import StageError
+
 _OMNI = "qwen2_5_omni_thinker"
 _BY_LONGER_SIDE = ("qwen2_vl", "qwen2_5_vl")
 """Families whose text transformers counts from the longer side of a clip's frames, see models/positions.py."""
@@ -103,7 +105,6 @@ def _kinds(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _imports(config: Mapping[str, Any], kinds: tuple[str, ...]) -> str:
-    architecture = (config.get("architectures") or ["AutoModelForCausalLM"])[0]
     needed = ", ".join(
         ["torch", *(["av", "numpy", "pillow"] if kinds else []), *(["soxr"] if "audio" in kinds else [])]
     )
@@ -112,8 +113,20 @@ def _imports(config: Mapping[str, Any], kinds: tuple[str, ...]) -> str:
     lines += ["import soxr"] if "audio" in kinds else []
     lines += ["import torch"]
     lines += ["from PIL import Image, ImageOps"] if "image" in kinds else []
-    lines += [f"from transformers import {'AutoProcessor' if kinds else 'AutoTokenizer'}, {architecture}"]
+    lines += [f"from transformers import {'AutoProcessor' if kinds else 'AutoTokenizer'}, {_architecture(config)}"]
     return "\n".join([*lines, ""])
+
+
+def _architecture(config: Mapping[str, Any]) -> str:
+    """The class of the model, as the card's code imports it.
+
+    Raises:
+        StageError: The configuration has another text there, which would be part of the code.
+    """
+    name = (config.get("architectures") or ["AutoModelForCausalLM"])[0]
+    if not isinstance(name, str) or not name.isidentifier():
+        raise StageError(f"config.json has the architecture {str(name)[:80]!r}, which is no name of a class; name one")
+    return name
 
 
 def _settings(kinds: tuple[str, ...]) -> str:
@@ -126,12 +139,11 @@ def _settings(kinds: tuple[str, ...]) -> str:
 
 
 def _loading(facts: Mapping[str, Any], config: Mapping[str, Any], kinds: tuple[str, ...]) -> str:
-    architecture = (config.get("architectures") or ["AutoModelForCausalLM"])[0]
     loader = "AutoProcessor" if kinds else "AutoTokenizer"
     dtype = facts.get("dtype", "float32")
     return "\n".join(
         [
-            f"model = {architecture}.from_pretrained(PATH, dtype=torch.{dtype}).eval()",
+            f"model = {_architecture(config)}.from_pretrained(PATH, dtype=torch.{dtype}).eval()",
             f"processor = {loader}.from_pretrained(PATH)",
             "",
             *([""] if kinds else []),
@@ -178,7 +190,7 @@ def _media_ids(config: Mapping[str, Any]) -> list[int]:
     """Ids of media and of the markers around them."""
     marks = (f"{what}_{side}_token_id" for what in ("vision", "audio") for side in ("start", "end"))
     kinds = (f"{kind}_token_{word}" for kind in ("image", "video", "audio") for word in ("id", "index"))
-    return sorted({config[key] for key in (*marks, *kinds) if config.get(key) is not None})
+    return sorted({config[key] for key in (*marks, *kinds) if isinstance(config.get(key), int)})
 
 
 def _answer(facts: Mapping[str, Any], kinds: tuple[str, ...], media_ids: list[int], *, interleaves: bool) -> str:

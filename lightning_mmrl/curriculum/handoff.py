@@ -1,10 +1,15 @@
-"""The folder that one stage leaves and the next one starts from: complete, hashed, checked on load."""
+"""The folder that one stage leaves and the next one starts from: complete, hashed, checked on load.
+
+Its seal, `mmrl.json`, lists the hash of every file, what a user of the checkpoint must know, and the digest of both. It
+shows damage and changes, and says nothing of who wrote the folder: whoever can write there can write another seal.
+"""
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +18,21 @@ from lightning_mmrl.errors import StageError
 from lightning_mmrl.training.state_store import sync, sync_tree
 
 SEAL = "mmrl.json"
+VERSION = 2
+"""Seals of version 1 have no version, and no digest of their own."""
+MOST_BYTES = 2**24
+"""Of a seal. One with a thousand files has a hundredth of it."""
+
 REQUIRED = ("config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja")
 PROCESSOR = "processor_config.json"
 TOWERS = {"vision_config", "audio_config"}
 """A model whose configuration has one of them needs its processor; a text model has none."""
+
+BESIDE = ("README.md", "LICENSE", ".gitattributes", ".DS_Store")
+"""Files that may lie in a handoff without being sealed: no loader reads them. `mmrl export` writes a card for its user
+to amend; the hub, git and file managers add the others."""
+BESIDE_FOLDERS = (".git", ".cache/huggingface")
+"""As `BESIDE`: what git and the hub's download leave."""
 
 ADAPTER_CONFIG = "adapter_config.json"
 PLACE = "base_model_name_or_path"
@@ -35,7 +51,7 @@ def write_handoff(directory: Path, export: Callable[[Path], None], facts: Mappin
 
     Returns:
         The hash of all its files, those of subfolders included, but for the place of an adapter's base: the same
-        training gives the same hash wherever it lies.
+        training gives the same hash wherever it lies. The facts are no part of it; `sealed` has a digest with them.
     """
     temporary = directory.with_name(directory.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -44,7 +60,8 @@ def write_handoff(directory: Path, export: Callable[[Path], None], facts: Mappin
     files = (path for path in sorted(temporary.rglob("*")) if path.is_file())
     hashes = {path.relative_to(temporary).as_posix(): _content_hash(path) for path in files}
     digest = _combined(hashes)
-    write_json(temporary / SEAL, {"digest": digest, "files": hashes, **facts})
+    content = {"version": VERSION, "digest": digest, "files": hashes, **facts}
+    write_json(temporary / SEAL, {**content, "seal": _combined(content)})
     sync_tree(temporary)
     if directory.exists():
         shutil.rmtree(directory)
@@ -53,27 +70,98 @@ def write_handoff(directory: Path, export: Callable[[Path], None], facts: Mappin
     return digest
 
 
-def check_handoff(directory: Path) -> dict[str, Any]:
-    """The facts of a hand-over folder, after checking that every file is there and unchanged.
+def sealed(directory: Path) -> dict[str, Any]:
+    """What the seal of a handoff says, after checking that it says it of itself; the files are not read.
+
+    `digest` is the hash of the files, `seal` that of everything in the seal, None before version 2.
 
     Raises:
-        StageError: A file is missing or its hash differs, or the seal is damaged.
+        StageError: There is no seal, or it is damaged, of another version or changed.
     """
     seal = directory / SEAL
     if not seal.is_file():
         raise StageError(f"{directory} is not a finished hand-over: {SEAL} is missing; run the stage that writes it")
-    facts = _read_seal(seal)
-    _require(REQUIRED, facts["files"], directory)
+    try:
+        if seal.stat().st_size > MOST_BYTES:
+            raise ValueError(f"more than {MOST_BYTES} bytes")
+        content = json.loads(seal.read_text(encoding="utf-8"))
+        version, own = content.get("version", 1), content.pop("seal", None)
+        intact = content["digest"] == _combined(content["files"]) and (own is None or own == _combined(content))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise StageError(f"{seal} is damaged ({error!r}); {_AGAIN}") from error
+    if version not in (1, VERSION):
+        raise StageError(f"{seal} has version {version!r}, this program reads up to {VERSION}; update lightning_mmrl")
+    if not intact or (version == 1) != (own is None):
+        raise StageError(f"{seal} lists other files or facts than the stage wrote; {_AGAIN}")
+    return {**content, "seal": own}
+
+
+def check_handoff(directory: Path) -> dict[str, Any]:
+    """What the seal of a handoff says, after checking that its files are there, unchanged, and the only ones.
+
+    Raises:
+        StageError: A file is missing, changed, or not one that was sealed, or the seal is damaged.
+    """
+    facts = sealed(directory)
+    files = facts["files"]
+    _require(REQUIRED, files, directory)
     # Those of a subfolder are an adapter's, not the model's.
-    if not any(name.endswith(".safetensors") and "/" not in name for name in facts["files"]):
+    if not any(name.endswith(".safetensors") and "/" not in name for name in files):
         raise StageError(f"{directory} has no *.safetensors; it is not a complete Hugging Face folder, {_AGAIN}")
-    for name, expected in facts["files"].items():
-        path = directory / name
-        if not path.is_file() or _content_hash(path) != expected:
-            raise StageError(f"{path} is missing or changed since the stage wrote it; {_AGAIN}")
-    if TOWERS & json.loads((directory / "config.json").read_bytes()).keys():
-        _require([PROCESSOR], facts["files"], directory)
+    try:
+        found = {path.relative_to(directory).as_posix(): path for path in _own_files(directory, directory, files)}
+        for name, expected in files.items():
+            if name not in found or _content_hash(found[name]) != expected:
+                raise StageError(f"{directory / name} is missing or changed since the stage wrote it; {_AGAIN}")
+    except OSError as error:
+        raise StageError(f"{directory} cannot be read ({error}); see to its permissions") from error
+    if _has_towers(directory / "config.json"):
+        _require([PROCESSOR], files, directory)
     return facts
+
+
+def _has_towers(config: Path) -> bool:
+    try:
+        return bool(TOWERS & json.loads(config.read_bytes()).keys())
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise StageError(f"{config} is no configuration of a model ({error!r}); {_AGAIN}") from error
+
+
+def _own_files(folder: Path, directory: Path, files: Mapping[str, str]) -> Iterator[Path]:
+    """The sealed files that lie in a folder of a handoff.
+
+    Raises:
+        StageError: Something else lies there, which a loader might read.
+    """
+    for path in sorted(folder.iterdir()):
+        name, mode = path.relative_to(directory).as_posix(), path.lstat().st_mode
+        if stat.S_ISDIR(mode):
+            if any(each.startswith(f"{name}/") for each in files):
+                yield from _own_files(path, directory, files)
+            elif name not in BESIDE_FOLDERS and not _only_holds(path, directory):
+                raise _stray(path)
+        elif not stat.S_ISREG(mode) and not (stat.S_ISLNK(mode) and _of_hub_cache(path, directory)):
+            raise StageError(f"{path} is no plain file, and a handoff has no others; put the file itself in its place")
+        elif name in files:
+            yield path
+        elif name not in (SEAL, *BESIDE):
+            raise _stray(path)
+
+
+def _only_holds(folder: Path, directory: Path) -> bool:
+    """Whether a folder leads to one of `BESIDE_FOLDERS` and to nothing else."""
+    within = {path.relative_to(directory).as_posix() for path in folder.iterdir()}
+    return bool(within) and within <= {*BESIDE_FOLDERS}
+
+
+def _of_hub_cache(path: Path, directory: Path) -> bool:
+    """Whether a link leads from a snapshot in the hub's cache to the file that the cache keeps for it."""
+    snapshots = directory.absolute().parent
+    return snapshots.name == "snapshots" and path.resolve().parent == (snapshots.parent / "blobs").resolve()
+
+
+def _stray(path: Path) -> StageError:
+    return StageError(f"{path} is no part of this handoff, and a loader might read it; move it elsewhere")
 
 
 def _require(names: Iterable[str], files: Mapping[str, str], directory: Path) -> None:
@@ -87,19 +175,8 @@ def folder_digest(directory: Path) -> str:
     return _combined({path.name: _file_hash(path) for path in sorted(directory.iterdir()) if path.is_file()})
 
 
-def _read_seal(seal: Path) -> dict[str, Any]:
-    try:
-        facts = json.loads(seal.read_text(encoding="utf-8"))
-        intact = facts["digest"] == _combined(facts["files"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StageError(f"{seal} is damaged ({error!r}); {_AGAIN}") from error
-    if not intact:
-        raise StageError(f"{seal} lists other files than the stage wrote; {_AGAIN}")
-    return facts
-
-
-def _combined(hashes: Mapping[str, str]) -> str:
-    return hashlib.sha256(json.dumps(dict(hashes), sort_keys=True).encode()).hexdigest()
+def _combined(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(dict(content), sort_keys=True).encode()).hexdigest()
 
 
 def _content_hash(path: Path) -> str:

@@ -1,8 +1,13 @@
-"""Which stages a hand-over went through, by the hashes that each of them noted."""
+"""Which stages a hand-over went through, by the hashes that each noted, and whether it is still what they left."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from lightning_mmrl.curriculum.manifest import FinishedStage, Manifest
+from lightning_mmrl.curriculum.handoff import SEAL, check_handoff, sealed
+from lightning_mmrl.curriculum.manifest import FILE, FinishedStage, Manifest
+from lightning_mmrl.errors import StageError
+from lightning_mmrl.types.records import StageResult
 
 
 def ancestry(directory: Path, digest: str) -> list[FinishedStage]:
@@ -22,3 +27,48 @@ def ancestry(directory: Path, digest: str) -> list[FinishedStage]:
         chain.insert(0, stage)
         digest = stage.result.input_digest
     return chain
+
+
+def checked_handoff(handoff: Path) -> dict[str, Any]:
+    """What the seal of a handoff says, after checking its files, and the record of the run if it lies in one.
+
+    Raises:
+        StageError: The folder is not a whole handoff, or not what the run's stage left there.
+    """
+    facts = check_handoff(handoff)
+    place = handoff.resolve()
+    run = place.parents[2] if len(place.parents) > 2 else place
+    if (run / FILE).is_file():
+        for stage in Manifest.read(run).stages.values():
+            if (run / stage.result.handoff).resolve() == place:
+                check_record(stage.result, facts, handoff)
+    return facts
+
+
+def check_finished(directory: Path, stages: Iterable[FinishedStage]) -> None:
+    """Holds the seals of finished stages against the run's record; their files are not read, and one may be gone.
+
+    Raises:
+        StageError: A seal is not the one that its stage left.
+    """
+    for stage in stages:
+        handoff = directory / stage.result.handoff
+        if (handoff / SEAL).is_file():
+            check_record(stage.result, sealed(handoff), handoff)
+
+
+def check_record(result: StageResult, facts: Mapping[str, Any], handoff: Path) -> None:
+    """Holds what a handoff's seal says against what its stage noted.
+
+    Whoever rewrites files and seal alike is found out here. A manifest of before seals had a digest knows the files'.
+
+    Raises:
+        StageError: They differ.
+    """
+    same = facts["digest"] == result.handoff_digest
+    if not same or (result.handoff_seal is not None and facts["seal"] != result.handoff_seal):
+        what = "facts" if same else "files"
+        raise StageError(
+            f"{handoff} is not what stage {result.name} left there: its {what} were written anew; restore it, "
+            f"set a new run_name, or train the stage again with --from-stage {result.name}"
+        )

@@ -12,7 +12,8 @@ from typing import Any
 
 from lightning_mmrl.curriculum.attempt import STATES, Attempt, refuse_changed_attempts, stage_folder
 from lightning_mmrl.curriculum.changes import describe_changes
-from lightning_mmrl.curriculum.handoff import check_handoff, folder_digest, write_handoff
+from lightning_mmrl.curriculum.handoff import check_handoff, folder_digest, sealed, write_handoff
+from lightning_mmrl.curriculum.lineage import check_finished, check_record
 from lightning_mmrl.curriculum.manifest import FinishedStage, Manifest
 from lightning_mmrl.curriculum.selection import (
     Action,
@@ -23,7 +24,7 @@ from lightning_mmrl.curriculum.selection import (
     origin,
     with_ancestors,
 )
-from lightning_mmrl.errors import ConfigError, GateError, StageError
+from lightning_mmrl.errors import ConfigError, GateError
 from lightning_mmrl.protocols.plain import Evaluator, StageFactory, TrackedRun, Tracker
 from lightning_mmrl.types.records import StageResult, StageSpec
 
@@ -84,6 +85,8 @@ class StageOrchestrator:
         self._selection = selection = selection or Selection()
         self._manifest = Manifest.read(self._directory)
         due = due_actions(self._stages, self._manifest, selection)
+        again = {name for name, action in due.items() if action == "train"}
+        check_finished(self._directory, [s for name, s in self._manifest.stages.items() if name not in again])
         if not selection.allow_changes:
             self._refuse_changes(due)
             unselected = {spec.name: self._folder(spec) for spec in self._stages if not self._selected(spec)}
@@ -136,7 +139,7 @@ class StageOrchestrator:
             tracker.close()
 
     def _train_stage(self, spec: StageSpec, tracker: Tracker, parent: TrackedRun) -> None:
-        start, input_digest = self._starting_point(spec)
+        start, input_digest, input_seal = self._starting_point(spec)
         self._set_aside(spec)
         folder = self._folder(spec)
         tags = {"mmrl.stage": spec.name, "mmrl.kind": spec.kind, "mmrl.input_digest": input_digest}
@@ -155,12 +158,14 @@ class StageOrchestrator:
                 "stage": spec.name,
                 "started_from": spec.start_from,
                 "input_digest": input_digest,
+                "input_seal": input_seal,
                 "steps": training.num_steps,
                 "skipped_steps": training.num_skipped,
                 "changed_weights": training.changed,
             }
             digest = write_handoff(folder / "handoff", job.export, {**self._curriculum.facts, "lineage": lineage})
-            run.set_tags({"mmrl.output_digest": digest})
+            seal = sealed(folder / "handoff")["seal"]
+            run.set_tags({"mmrl.output_digest": digest, "mmrl.output_seal": seal})
             result = StageResult(
                 name=spec.name,
                 handoff=str((folder / "handoff").relative_to(self._directory)),
@@ -172,6 +177,7 @@ class StageOrchestrator:
                 num_steps=training.num_steps,
                 num_skipped=training.num_skipped,
                 changed=training.changed,
+                handoff_seal=seal,
             )
             finished = FinishedStage(digest=spec.digest, content=spec.content, result=result, training_metrics=metrics)
             # Before the evaluation: if that fails, the training is not lost.
@@ -198,7 +204,8 @@ class StageOrchestrator:
     def _evaluate_again(self, spec: StageSpec, tracker: Tracker, parent: TrackedRun) -> None:
         result = self._manifest.stages[spec.name].result
         self._say(f"{self._title(spec)}: trained already, evaluating its hand-over")
-        check_handoff(self._directory / result.handoff)
+        handoff = self._directory / result.handoff
+        check_record(result, check_handoff(handoff), handoff)
         run = tracker.open_run(self._folder(spec).name, parent_id=parent.id, run_id=result.tracking_id)
         with self._in_progress(run, self._folder(spec).name), status_of(run):
             self._evaluate_stage(spec, run, parent)
@@ -258,17 +265,17 @@ class StageOrchestrator:
         self._manifest = replace(self._manifest, **changes)
         self._manifest.write(self._directory)
 
-    def _starting_point(self, spec: StageSpec) -> tuple[Path, str]:
+    def _starting_point(self, spec: StageSpec) -> tuple[Path, str, str | None]:
+        """The folder, the digest of its files, and that of its seal if it has one."""
         source = origin(spec, self._stages)
         if source is None:
             base = self._curriculum.base()
-            return base, folder_digest(base) if base.is_dir() else str(base)
+            return base, folder_digest(base) if base.is_dir() else str(base), None
         result = self._manifest.stages[source].result
         handoff = self._directory / result.handoff
-        digest = check_handoff(handoff)["digest"]
-        if digest != result.handoff_digest:
-            raise StageError(f"{handoff} is not what stage {source} left there; restore it, or set a new run_name")
-        return handoff, digest
+        facts = check_handoff(handoff)
+        check_record(result, facts, handoff)
+        return handoff, facts["digest"], facts["seal"]
 
     def _refuse_changes(self, due: Mapping[str, Action]) -> None:
         kept = changed_stages(self._stages, self._manifest, due)

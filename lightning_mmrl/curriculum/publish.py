@@ -10,8 +10,9 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from lightning_mmrl.curriculum.card_call import call_of, places_text_otherwise
-from lightning_mmrl.curriculum.handoff import check_handoff
-from lightning_mmrl.curriculum.lineage import ancestry
+from lightning_mmrl.curriculum.facts import check_facts
+from lightning_mmrl.curriculum.handoff import SEAL
+from lightning_mmrl.curriculum.lineage import ancestry, checked_handoff
 from lightning_mmrl.curriculum.manifest import FinishedStage
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.training.state_store import sync, sync_tree
@@ -46,16 +47,20 @@ def publish(handoff: Path, target: Path, *, name: str | None = None, license_id:
         The path of the card.
 
     Raises:
-        StageError: The handoff is not complete, or the target exists.
+        StageError: The handoff is not complete, says what no run writes, or the target exists.
     """
-    facts = check_handoff(handoff)
+    facts = checked_handoff(handoff)
+    check_facts(facts, handoff / SEAL)
     if target.exists():
         raise StageError(f"{target} exists; name a folder that does not, or remove it")
     stages = ancestry(handoff.parents[2], facts["digest"]) if len(handoff.parents) > 2 else []
     config = json.loads((handoff / "config.json").read_text(encoding="utf-8"))
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(handoff, partial)
+    # What lies beside the sealed files, such as a `.git` folder, is not the handoff's.
+    for file in (SEAL, *facts["files"]):
+        (partial / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(handoff / file, partial / file)
     card = model_card(name or target.name, facts, config, stages, license_id=license_id)
     (partial / CARD).write_text(card, encoding="utf-8")
     sync_tree(partial)

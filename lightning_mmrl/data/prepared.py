@@ -19,7 +19,7 @@ from lightning_mmrl.data.media.guard import DecodeTask
 from lightning_mmrl.data.pipeline import MediaPipeline, in_words, short_of_memory
 from lightning_mmrl.data.sampler import Draw, Variant
 from lightning_mmrl.data.schema import read_manifest, resolve_media
-from lightning_mmrl.errors import DataError, MediaError
+from lightning_mmrl.errors import DataError, MediaError, StageError
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.types.records import MediaRef, Message, Sample
 from lightning_mmrl.workers.pool import Outcome
@@ -230,6 +230,8 @@ class PreparedSet(Dataset[EncodedSample]):
     def _prompt_fault(self, sample: Sample) -> str | None:
         try:
             self._encoded(sample, "full")
+        except StageError:  # the checkpoint's fault, and no sample's
+            raise
         except Exception as error:
             if short_of_memory(error):
                 raise

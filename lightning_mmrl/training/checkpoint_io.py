@@ -11,6 +11,7 @@ from lightning.fabric.utilities.types import _PATH
 from torch.utils._pytree import tree_map_only
 
 from lightning_mmrl.training.shards import read_whole
+from lightning_mmrl.training.stored import read_stored
 
 
 class SnapshotIO(CheckpointIO):
@@ -45,7 +46,7 @@ class SnapshotIO(CheckpointIO):
         """
         if Path(path).is_dir():
             return read_whole(Path(path))
-        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        return read_stored(Path(path))
 
     def remove_checkpoint(self, path: _PATH) -> None:
         """Removes the file."""

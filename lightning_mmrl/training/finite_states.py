@@ -12,6 +12,7 @@ from lightning_mmrl.models.finite import not_finite
 from lightning_mmrl.protocols.ranks import Ranks
 from lightning_mmrl.training.shards import named_state, stored_tensors
 from lightning_mmrl.training.state_store import StoredState
+from lightning_mmrl.training.stored import read_stored
 
 CHECKPOINT = "checkpoint"
 """Name of Lightning's part of a state."""
@@ -66,7 +67,7 @@ def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     if path.is_dir():
         yield from stored_tensors(path)
         return
-    checkpoint = torch.load(path, mmap=True, map_location="cpu", weights_only=True)
+    checkpoint = read_stored(path, mmap=True)
     yield from checkpoint["state_dict"].items()
     for optimizer in checkpoint["optimizer_states"]:
         for place, values in optimizer["state"].items():

@@ -14,12 +14,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
+
+from lightning_mmrl.errors import StageError
+from lightning_mmrl.training.shard_index import IndexReader, read_index
+from lightning_mmrl.training.stored import read_stored
 
 REST = "rest.pt"
 """File beside the shards with all that is small."""
@@ -55,7 +59,7 @@ def write_shards(checkpoint: Mapping[str, Any], group: dist.ProcessGroup, folder
 
 def read_whole(folder: Path) -> dict[str, Any]:
     """A checkpoint in shards, put together in host memory as a single process would have saved it."""
-    rest, tensors = torch.load(folder / REST, weights_only=True), dict(_stored(folder))
+    rest, tensors = read_stored(folder / REST), dict(_stored(folder))
     found = {path: torch.empty(about.size, dtype=about.properties.dtype) for path, about in tensors.items()}
     _fill(folder, found)
     weights = {path[1]: value for path, value in found.items() if path[0] == _WEIGHTS}
@@ -71,11 +75,27 @@ def _fill(folder: Path, found: Mapping[_Path, Tensor]) -> None:
     """Reads whole tensors in place, by this process alone."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it is asked to be
-        load(_nested(found), checkpoint_id=folder, no_dist=True)
+        _load_parts(folder, found, no_dist=True)
+
+
+def _load_parts(folder: Path, found: Mapping[_Path, Tensor], *, no_dist: bool = False) -> None:
+    """Reads what this rank has of tensors, in place.
+
+    Raises:
+        StageError: A part is missing or damaged, or holds something else than a tensor.
+    """
+    try:
+        load(_nested(found), storage_reader=IndexReader(folder), no_dist=no_dist)
+    except CheckpointException as error:
+        rank, (cause, _) = next(iter(error.failures.items()))
+        raise StageError(
+            f"{folder} cannot be read on rank {rank} ({str(cause).partition(chr(10))[0]}); restore the state, or "
+            "remove its folder to go on from the one before it"
+        ) from error
 
 
 def _stored(folder: Path) -> Iterator[tuple[_Path, TensorStorageMetadata]]:
-    metadata = FileSystemReader(folder).read_metadata()
+    metadata = read_index(folder)
     for flat, about in metadata.state_dict_metadata.items():
         assert isinstance(about, TensorStorageMetadata), f"{flat} is no tensor"
         yield tuple(metadata.planner_data[flat]), about
@@ -99,7 +119,7 @@ def _read(folder: Path, found: Mapping[_Path, Tensor]) -> Iterator[tuple[str, Te
 
 def load_shards(folder: Path, module: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
     """Loads this rank's shards of a checkpoint of any number of ranks, in place; returns what is small in it."""
-    rest = torch.load(folder / REST, weights_only=True)
+    rest = read_stored(folder / REST)
     parameters = dict(module.named_parameters())
     found: dict[_Path, Tensor] = {(_WEIGHTS, name): value for name, value in module.state_dict().items()}
     for path, about in _stored(folder):
@@ -108,7 +128,7 @@ def load_shards(folder: Path, module: nn.Module, optimizers: Sequence[Optimizer]
             same = like.shape == about.size
             dtype = about.properties.dtype
             found[path] = torch.zeros_like(like, dtype=dtype) if same else torch.empty(about.size, dtype=dtype)
-    load(_nested(found), checkpoint_id=folder)
+    _load_parts(folder, found)
     for number, (optimizer, groups) in enumerate(zip(optimizers, rest.pop(_OPTIMIZERS), strict=True)):
         optimizer.load_state_dict(_by_place(found, number, groups))
     return rest

@@ -151,8 +151,13 @@ def _verified(place: Path) -> StoredState:
     content = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
     if content["version"] != VERSION:
         raise ValueError(f"version {content['version']}, this program reads version {VERSION}")
+    found = {str(path.relative_to(place)): path for path in _files(place)}
+    for name in found.keys() - content["files"].keys() - {MANIFEST}:
+        raise ValueError(f"{name} was not written with it")
     for name, expected in content["files"].items():
-        path = place / name
+        path = found.get(name)
+        if path is None or path.is_symlink():
+            raise ValueError(f"{name} is missing")
         if path.stat().st_size != expected["bytes"]:
             raise ValueError(f"{name} has {path.stat().st_size} bytes, {expected['bytes']} were written")
         if _digest(path) != expected["sha256"]:

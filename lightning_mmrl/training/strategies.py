@@ -25,6 +25,7 @@ from lightning_mmrl.protocols.ranks import ALONE, Ranks
 from lightning_mmrl.training.checkpoint_io import SnapshotIO
 from lightning_mmrl.training.ranks import ProcessRanks
 from lightning_mmrl.training.shards import load_shards, load_whole, named_state, write_shards
+from lightning_mmrl.training.stored import read_stored
 
 StrategyName = Literal["auto", "ddp", "fsdp2"]
 
@@ -144,7 +145,7 @@ class ShardedStrategy(ModelParallelStrategy):
         path = Path(checkpoint_path)
         if path.is_dir():
             return load_shards(path, self._module, self.optimizers)
-        checkpoint = torch.load(path, mmap=True, map_location="cpu", weights_only=True)
+        checkpoint = read_stored(path, mmap=True)
         return load_whole(checkpoint, self._module, self.optimizers)
 
     @property

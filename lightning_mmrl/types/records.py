@@ -141,8 +141,9 @@ class StageResult:
     """What a finished stage left behind.
 
     `handoff` is the folder the next stage starts from, relative to the run directory; `handoff_digest` the hash of its
-    weights. `metrics` are final values keyed `<stage>/<group>/<name>`; `seconds` maps a phase (train, evaluate) to wall
-    time. `num_steps`, `num_skipped` and `changed` are those of its `Training`; None in a manifest without them.
+    files and `handoff_seal` that of its seal, so also of what it says of itself. `metrics` are final values keyed
+    `<stage>/<group>/<name>`; `seconds` maps a phase (train, evaluate) to wall time. `num_steps`, `num_skipped` and
+    `changed` are those of its `Training`. What a manifest lacks is None.
     """
 
     name: str
@@ -155,3 +156,4 @@ class StageResult:
     num_steps: int | None = None
     num_skipped: int | None = None
     changed: bool | None = None
+    handoff_seal: str | None = None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_mmrl.models.families import qwen_media
 from lightning_mmrl.models.families.family import Family
 from lightning_mmrl.models.families.qwen_media import IMAGE_GRID, VIDEO_GRID
+from lightning_mmrl.models.folder import WEIGHTS, check_weights
 from lightning_mmrl.types.batches import MediaInputs
 from lightning_mmrl.types.records import MediaKind
 
@@ -48,7 +49,8 @@ class QwenBackbone:
         """Loads the weights of a local folder or hub id; of a full omni checkpoint those of its thinker."""
         cls.parts.load_config(checkpoint)
         with qwen_media.loading(checkpoint, "model checkpoint"):
-            return cls(cls.parts.model.from_pretrained(checkpoint, dtype=dtype))
+            check_weights(checkpoint)
+            return cls(cls.parts.model.from_pretrained(checkpoint, dtype=dtype, **WEIGHTS))
 
     @classmethod
     def on_meta(cls, config: Any) -> Self:

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from lightning_mmrl.errors import ConfigError, DataError
+from lightning_mmrl.models.chat import render_chat
 from lightning_mmrl.models.families import qwen_media
 from lightning_mmrl.models.families.family import Family
 from lightning_mmrl.models.families.qwen_media import Encoded
+from lightning_mmrl.models.folder import NO_CODE
 from lightning_mmrl.models.positions import MediaLayout, PositionRule, Span, prompt_positions
 from lightning_mmrl.prompts.template import control_token_refusal
 from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo
@@ -64,7 +66,7 @@ class QwenEncoder:
             )
         config = cls.parts.load_config(checkpoint)
         with qwen_media.loading(checkpoint, "processor"):
-            processor = cls.parts.processor.from_pretrained(checkpoint)
+            processor = cls.parts.processor.from_pretrained(checkpoint, **NO_CODE)
         eos_ids = qwen_media.load_eos_ids(checkpoint)
         return cls(
             processor=processor,
@@ -188,7 +190,8 @@ class QwenEncoder:
 
     def render(self, messages: Sequence[Message]) -> str:
         """The conversation through the checkpoint's chat template, up to the opening of the assistant turn."""
-        return qwen_media.render_chat(self.processor, messages)
+        chat = [{"role": turn.role, "content": qwen_media.content_parts(turn.content)} for turn in messages]
+        return render_chat(self.processor, self.tokenizer, chat)
 
     def insert_media(self, text: str, media: Sequence[Encoded]) -> tuple[str, list[Span]]:
         """A rendered conversation with one placeholder for each feature row, and the media's spans."""

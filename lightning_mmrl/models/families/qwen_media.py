@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 
-from lightning_mmrl.errors import MediaError, StageError
+from lightning_mmrl.errors import MediaError, MmrlError, StageError
+from lightning_mmrl.models.folder import NO_CODE, check_settings
 from lightning_mmrl.prompts.template import media_tags
 from lightning_mmrl.types.media import DecodedImage, DecodedVideo
-from lightning_mmrl.types.records import MediaKind, Message
+from lightning_mmrl.types.records import MediaKind
 
 AUDIO_FEATURES, AUDIO_MASK = "input_features", "feature_attention_mask"
 IMAGE_PIXELS, IMAGE_GRID = "pixel_values", "image_grid_thw"
@@ -44,12 +45,16 @@ Config = TypeVar("Config", bound=PreTrainedConfig)
 def loading(checkpoint: str | Path, what: str) -> Iterator[None]:
     """Turns what transformers raises for a missing or broken checkpoint into one sentence.
 
+    Files of others are parsed there, and may hold anything.
+
     Raises:
         StageError: The checkpoint cannot be loaded.
     """
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (MmrlError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
         missing = Path(checkpoint).is_absolute() and not Path(checkpoint).exists()
         reason = "there is no such folder" if missing else str(error).strip().partition("\n")[0]
         raise StageError(
@@ -61,7 +66,8 @@ def loading(checkpoint: str | Path, what: str) -> Iterator[None]:
 def load_config(checkpoint: str | Path) -> PreTrainedConfig:
     """The configuration of a folder or hub id, whatever its family."""
     with loading(checkpoint, "model configuration"):
-        return AutoConfig.from_pretrained(checkpoint)
+        check_settings(checkpoint)
+        return AutoConfig.from_pretrained(checkpoint, **NO_CODE)
 
 
 def require_family(config: PreTrainedConfig, wanted: type[Config], checkpoint: str | Path, family: str) -> Config:
@@ -166,12 +172,6 @@ def _cat_frames(tensors: Sequence[Tensor]) -> Tensor:
         return torch.cat(list(tensors))
     width = max(tensor.shape[-1] for tensor in tensors)
     return torch.cat([nn.functional.pad(tensor, (0, width - tensor.shape[-1])) for tensor in tensors])
-
-
-def render_chat(processor: Any, messages: Sequence[Message]) -> str:
-    """The conversation through the checkpoint's chat template, up to the opening of the assistant turn."""
-    chat = [{"role": turn.role, "content": content_parts(turn.content)} for turn in messages]
-    return processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
 
 
 def content_parts(content: str) -> list[dict[str, str]]:

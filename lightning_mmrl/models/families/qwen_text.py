@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_mmrl.models.chat import render_chat
 from lightning_mmrl.models.families import qwen_media
 from lightning_mmrl.models.families.backbone import QwenBackbone
 from lightning_mmrl.models.families.encoder import QwenEncoder
@@ -35,7 +36,7 @@ class TextEncoder(QwenEncoder):
             for kind in media_tags(turn.content):
                 raise qwen_media.unreadable(self.family, self.kinds, kind)
         chat = [{"role": turn.role, "content": turn.content} for turn in messages]
-        return self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        return render_chat(self.processor, self.tokenizer, chat)
 
 
 class TextBackbone(QwenBackbone):

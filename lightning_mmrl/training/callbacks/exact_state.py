@@ -20,6 +20,7 @@ from lightning_mmrl.training.interruption import Interrupted, Interruption
 from lightning_mmrl.training.ranks import ProcessRanks
 from lightning_mmrl.training.rng import restore_rng, rng_state
 from lightning_mmrl.training.state_store import StateStore, StoredState
+from lightning_mmrl.training.stored import read_stored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +88,7 @@ class ExactState(Callback):
         if self._resumed is not None:
             path = _generators_file(self._resumed.folder, trainer.global_rank)
             if path.exists():
-                restore_rng(torch.load(path, weights_only=True))
+                restore_rng(read_stored(path))
             else:
                 self._say(f"rank {trainer.global_rank} is new; its random generators start anew")
 

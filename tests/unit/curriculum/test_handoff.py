@@ -175,5 +175,5 @@ def test_a_seal_that_was_edited_to_fit_is_refused(handoff):
     seal["files"]["generation_config.json"] = check_handoff(handoff.with_name("other"))["files"][WEIGHTS]
     assert other != seal["digest"]
     (handoff / SEAL).write_text(json.dumps(seal))
-    with pytest.raises(StageError, match=f"{SEAL} lists other files than the stage wrote"):
+    with pytest.raises(StageError, match=f"{SEAL} lists other files or facts than the stage wrote"):
         check_handoff(handoff)

@@ -165,11 +165,12 @@ def test_every_hand_over_carries_facts_and_lineage(lab):
         "stage": "cold_start",
         "started_from": "previous",
         "input_digest": results[0].handoff_digest,
+        "input_seal": results[0].handoff_seal,
         "steps": 200,
         "skipped_steps": 1,
         "changed_weights": True,
     }
-    assert facts["digest"] == results[1].handoff_digest
+    assert (facts["digest"], facts["seal"]) == (results[1].handoff_digest, results[1].handoff_seal)
 
 
 def test_a_stage_that_changed_no_weight_is_known_by_lineage_and_manifest(lab):
@@ -530,9 +531,13 @@ def test_a_hand_over_that_was_tampered_with_is_not_started_from(lab, spoil):
         write_handoff(handoff, write_all, {})
     with pytest.raises(StageError, match="00-warm/handoff"):
         lab.run(["warm", "reason"])
-    assert lab.tracker.statuses == {"lab": "FAILED"}
-    assert lab.happened == ["start run-1.0"]
+    # The seal is read before anything begins, the files when a stage starts from them.
+    begun = spoil in ("weights", "folder")
+    assert lab.tracker.statuses == ({"lab": "FAILED"} if begun else {})
+    assert lab.happened == (["start run-1.0"] if begun else [])
     assert lab.finished == ["warm"]
+    lab.run(["warm", "reason"], selection=Selection(from_stage="warm"))
+    assert lab.finished == ["warm", "reason"]
 
 
 def test_a_damaged_manifest_stops_the_run_before_anything_happens(lab):

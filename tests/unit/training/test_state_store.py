@@ -186,3 +186,28 @@ def test_a_state_that_was_passed_over_takes_the_place_of_no_good_one(tmp_path, k
     expected = ["step-00000010", "step-00000011"][-keep:]
     assert [place.name for place in sorted((tmp_path / "state").glob("step-*"))] == expected
     assert store.latest().step == 11
+
+
+STRAY = ["generators-00009.pt", "checkpoint/.metadata", ".hidden", "folder/file", "extra.pt"]
+
+
+@pytest.mark.parametrize("name", STRAY)
+def test_a_file_that_was_not_written_with_a_state_makes_it_none(tmp_path, caplog, name):
+    """Some files are read if they are there, such as the generators of one more rank."""
+    store = StateStore(tmp_path)
+    save(store, 1, "one")
+    stray = save(store, 2, "two") / name
+    stray.parent.mkdir(exist_ok=True)
+    stray.write_text("x")
+    assert store.latest().step == 1
+    assert f"{name} was not written with it" in caplog.text
+
+
+def test_a_link_is_no_file_of_a_state(tmp_path, caplog):
+    store = StateStore(tmp_path)
+    save(store, 1, "one")
+    path = save(store, 2, "two") / "generators-00000.pt"
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    assert store.latest().step == 1
+    assert f"{path.name} is missing" in caplog.text

@@ -1,0 +1,152 @@
+"""What a handoff says of itself, held against what it may say: plain values under known keys, nothing to be built.
+
+A handoff may come from anywhere. Its facts choose a data type, fill a prompt and the code of a model card, and limit
+decoders. None of them names something to call but the family, which the reader looks up (`config/families.py`).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lightning_mmrl.errors import ConfigError, StageError
+from lightning_mmrl.prompts.template import PromptTemplate
+
+DTYPES = ("float32", "bfloat16", "float64")
+SEALED = ("version", "digest", "files", "seal")
+"""Keys of the seal itself."""
+
+_Problem = str | None
+_Rule = Callable[[Any], _Problem]
+"""What is wrong with a value, as the end of `it must be ...`; None if nothing is."""
+
+
+def check_facts(content: Mapping[str, Any], where: object) -> None:
+    """Looks at every fact of a seal.
+
+    Args:
+        content: What `curriculum.handoff.check_handoff` returned.
+        where: The handoff, for the message.
+
+    Raises:
+        StageError: A fact is missing or unknown, or has a value that no run writes.
+    """
+    facts = {key: value for key, value in content.items() if key not in SEALED}
+    _check(facts, _FACTS, _OPTIONAL, "", where)
+    prompt = facts["prompt"]
+    try:
+        PromptTemplate(**prompt)
+    except ConfigError as error:
+        raise StageError(f"{where}: {error}") from error
+
+
+def _check(
+    found: Mapping[str, Any], required: Mapping[str, _Rule], optional: Mapping[str, _Rule], path: str, where: object
+) -> None:
+    for key in required:
+        if key not in found:
+            raise StageError(f"{where} does not say {path}{key!r}; write it again with the run that trained it")
+    rules = {**required, **optional}
+    for key, value in found.items():
+        if key not in rules:
+            raise StageError(f"{where} has the unknown key {path}{key!r}; a handoff holds data alone, remove the key")
+        problem = rules[key](value)
+        if problem is not None:
+            raise StageError(f"{where} has {path}{key} {_short(value)}; it must be {problem}")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+def _text(value: Any) -> _Problem:
+    return None if isinstance(value, str) else "text"
+
+
+def _text_or_null(value: Any) -> _Problem:
+    return None if value is None or isinstance(value, str) else "text or null"
+
+
+def _whole(least: int, most: int) -> _Rule:
+    def rule(value: Any) -> _Problem:
+        fits = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+        return None if fits else f"a whole number from {least} to {most}"
+
+    return rule
+
+
+def _seconds(value: Any) -> _Problem:
+    # The comparison is false for what is not a number.
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1e9
+    return None if fits else "a number of seconds above 0"
+
+
+def _one_of(*choices: str) -> _Rule:
+    return lambda value: None if isinstance(value, str) and value in choices else f"one of {', '.join(choices)}"
+
+
+def _labels(value: Any) -> _Problem:
+    fits = isinstance(value, list) and all(isinstance(label, str) and label.strip() for label in value)
+    return None if fits and len(set(value)) == len(value) else "a list of different texts"
+
+
+def _family(value: Any) -> _Problem:
+    """A name; or the names of two functions, as in a seal of version 1 nodes that have nothing else."""
+    if isinstance(value, str):
+        return None
+    if isinstance(value, Mapping) and set(value) == {"backbone", "encoder"}:
+        parts = (part["_target_"] if _is_bare_node(part) else part for part in value.values())
+        if all(isinstance(part, str) for part in parts):
+            return None
+    return "the name of a family, or the names of its backbone and encoder without any option"
+
+
+def _is_bare_node(part: Any) -> bool:
+    return isinstance(part, Mapping) and set(part) == {"_target_"}
+
+
+def _mapping(required: Mapping[str, _Rule]) -> _Rule:
+    def rule(value: Any) -> _Problem:
+        if not isinstance(value, Mapping):
+            return f"a mapping of {', '.join(required)}"
+        if missing := [key for key in required if key not in value]:
+            return f"a mapping with {missing[0]}"
+        for key, each in value.items():
+            if key not in required:
+                return f"a mapping of {', '.join(required)} alone, without {key!r}"
+            if (problem := required[key](each)) is not None:
+                return f"a mapping with a {key} that is {problem}"
+        return None
+
+    return rule
+
+
+def _plain_values(value: Any) -> _Problem:
+    """The lineage: texts, numbers and truth values, which are shown and never used."""
+    plain = isinstance(value, Mapping) and all(
+        each is None or isinstance(each, str | bool | int | float) for each in value.values()
+    )
+    return None if plain else "a mapping of texts, numbers, true, false or null"
+
+
+_FACTS: Mapping[str, _Rule] = {
+    "prompt": _mapping({"system": _text_or_null, "suffix": _text, "prefill": _text}),
+    "media": _mapping(
+        {
+            "num_frames": _whole(2, 100_000),
+            "sample_rate_hz": _whole(1, 1_000_000),
+            "max_duration_s": _seconds,
+            "max_pixels": _whole(1, 2**40),
+            "max_bytes": _whole(1, 2**50),
+        }
+    ),
+    "labels": _labels,
+    "family": _family,
+    "dtype": _one_of(*DTYPES),
+    "max_new_tokens": _whole(1, 2**31),
+}
+_OPTIONAL: Mapping[str, _Rule] = {
+    "position_rule": _one_of("previous_maximum", "transformers"),
+    "audio_in_video": _one_of("separate", "interleaved"),
+    "lineage": _plain_values,
+}
+"""Handoffs that lack these were written before there was a choice."""

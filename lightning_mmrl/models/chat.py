@@ -1,0 +1,93 @@
+"""Conversations through a checkpoint's chat template: a program of others, so a worker runs it and may be killed.
+
+transformers renders templates in a sandbox without files and imports, and with loops as long and texts as large as a
+template likes. Which ones it makes may depend on the conversation: to try a template once would prove nothing.
+"""
+
+import hashlib
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from lightning_mmrl.errors import DataError, StageError
+from lightning_mmrl.workers.pool import DeadlinePool
+from lightning_mmrl.workers.serving import Limits
+
+DEADLINE_S = 5.0
+"""A template takes milliseconds; a machine that is busy for a while is no fault of it, so it is tried again."""
+MEMORY_BYTES = 2**30
+MOST_CHARACTERS = 2**24
+"""Of a rendered conversation; a model of a million positions reads a quarter of it."""
+
+OWN = frozenset(
+    {
+        "60c02df4e16dc04cc258b84fab086105b1288e0ba8e932ab6fac323a7c3cab05",
+        "dcb7470f6f18ca9f30cf93e5ae361f3e57465bb289749c54104c438177539478",
+    }
+)
+"""SHA-256 of the templates that this package writes itself, for its tiny models. They need no worker."""
+
+_Item = tuple[str, Sequence[Mapping[str, Any]], Mapping[str, Any]]
+
+_lock = threading.Lock()
+_pools: list[DeadlinePool] = []
+"""The worker of this process, once a template needs it; it ends with the process."""
+
+
+def render_chat(processor: Any, tokenizer: Any, chat: Sequence[Mapping[str, Any]]) -> str:
+    """A conversation as `apply_chat_template` gives it, up to the opening of the assistant turn.
+
+    Args:
+        processor: What holds the template: a processor, or the tokenizer of a family of text alone.
+        tokenizer: The tokenizer, whose special tokens templates may use.
+        chat: The turns.
+
+    Raises:
+        StageError: There is no template, or it takes too long or too much memory.
+        DataError: The template refuses the conversation.
+    """
+    template = processor.chat_template
+    if isinstance(template, Mapping):
+        template = template.get("default")
+    if not isinstance(template, str):
+        raise StageError("the checkpoint has no chat template of its own; add its chat_template.jinja")
+    item = (template, chat, dict(tokenizer.special_tokens_map))
+    if hashlib.sha256(template.encode()).hexdigest() in OWN:
+        return rendered(item)
+    with _lock:
+        outcome = _pool().map_patiently([item])[0]
+    if outcome.lost:
+        raise StageError(
+            f"the chat template of the checkpoint did not render a conversation within {DEADLINE_S:g} s, "
+            f"{outcome.error}; look for an endless loop in its chat_template.jinja"
+        )
+    if outcome.error is not None:
+        raise DataError(f"the chat template of the checkpoint refuses a conversation: {outcome.error}")
+    return outcome.value
+
+
+def rendered(item: _Item) -> str:
+    """The text of a template for a conversation, in this process.
+
+    Raises:
+        ValueError: It has more than `MOST_CHARACTERS`.
+    """
+    template, chat, tokens = item
+    conversations: Any = [list(chat)]
+    # transformers declares one text, and returns the text of each conversation.
+    texts: Any = render_jinja_template(conversations, chat_template=template, add_generation_prompt=True, **tokens)
+    text = texts[0][0]
+    if len(text) > MOST_CHARACTERS:
+        raise ValueError(f"it makes {len(text)} characters of it, more than {MOST_CHARACTERS}")
+    return text
+
+
+def _pool() -> DeadlinePool:
+    if not _pools or _pools[0].closed:
+        limits = Limits(memory_bytes=MEMORY_BYTES)
+        _pools[:] = [
+            DeadlinePool(rendered, num_workers=1, deadline_s=DEADLINE_S, limits=limits, process_name="mmrl-template")
+        ]
+    return _pools[0]

@@ -1,0 +1,160 @@
+"""A model's folder or hub id, looked at before transformers reads it: data is read from there, and no code is run.
+
+transformers follows what files of a folder say: where code lies (`auto_map`), which of its classes to make, which
+kernel of the hub to fetch, which other model to load beside it, which adapter to put on. It also unpickles `*.bin`, if
+there are no safetensors. None of that belongs to a checkpoint here.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers.utils.hub import cached_file
+
+from lightning_mmrl.errors import StageError
+
+NO_CODE: Mapping[str, Any] = {"trust_remote_code": False}
+"""For every `from_pretrained`. Without it transformers asks on the terminal."""
+WEIGHTS: Mapping[str, Any] = {**NO_CODE, "use_safetensors": True}
+"""For every `from_pretrained` of weights."""
+
+SETTINGS = (
+    "config.json",
+    "generation_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.json",
+)
+ADAPTER = "adapter_config.json"
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
+
+_FOREIGN = {
+    "auto_map": "names code of its own",
+    "custom_pipelines": "names code of its own",
+    "audio_tokenizer": "names another model to load",
+    "transformers_weights": "names other weights than its own",
+    "init_inputs": "gives its tokenizer arguments",
+}
+"""Keys of settings that lead transformers elsewhere, and what they do."""
+_KERNELS = ("attn_implementation", "experts_implementation")
+"""Keys that may name a kernel of the hub, by a name with a slash; with underscores before and words behind, too."""
+_CLASSES = {
+    "tokenizer_class": ("Tokenizer", "TokenizerFast", "TokenizersBackend"),
+    "processor_class": ("Processor",),
+    "image_processor_type": ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil"),
+    "video_processor_type": ("VideoProcessor",),
+    "feature_extractor_type": ("FeatureExtractor",),
+}
+"""Keys that name a class of transformers, and how the name of such a class ends: it is looked up among all it has."""
+_FILES = ("_file", "_files")
+"""How keys end that name a file to read in place of the folder's own, or several."""
+_DEPTHS = ("num_hidden_layers", "depth", "encoder_layers", "num_layers")
+MOST_LAYERS = 1024
+"""A model is built layer by layer before its weights are looked for."""
+
+
+def check_settings(checkpoint: str | Path) -> None:
+    """Looks at the settings of a model.
+
+    Args:
+        checkpoint: A folder, or a hub id, whose settings are fetched as transformers fetches them.
+
+    Raises:
+        StageError: They name code, another model, another adapter or a class that is none of their kind.
+    """
+    for name in SETTINGS:
+        path = _found(checkpoint, name)
+        if path is not None:
+            for key, value in _entries(_read(path)):
+                _check_entry(key, value, path)
+    if (path := _found(checkpoint, ADAPTER)) is not None:
+        raise StageError(
+            f"{path} would put an adapter on the model of this folder; move it into a folder of its own, or merge it"
+        )
+
+
+def check_weights(checkpoint: str | Path) -> None:
+    """Looks for the weights of a folder; those of a hub id are fetched as safetensors or not at all.
+
+    Raises:
+        StageError: There are none as safetensors, or their index names files that are not in the folder.
+    """
+    folder = Path(checkpoint)
+    if not folder.is_dir() or (folder / SINGLE).is_file():
+        return
+    if not (folder / INDEX).is_file():
+        pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+        if pickles:
+            raise StageError(
+                f"{folder / pickles[0]} is a pickle, which runs code of others when it is read, and there is no "
+                f"{SINGLE}; convert it where you trust it, by save_pretrained of transformers"
+            )
+        return  # transformers says what is missing
+    index = _read(folder / INDEX)
+    names = index.get("weight_map") if isinstance(index, Mapping) else None
+    if not isinstance(names, Mapping):
+        raise StageError(f"{folder / INDEX} has no weight_map; restore it")
+    for name in names.values():
+        if not _is_plain_name(name) or not name.endswith(".safetensors"):
+            raise StageError(f"{folder / INDEX} names {str(name)[:80]!r}, which is no *.safetensors of this folder")
+
+
+def _found(checkpoint: str | Path, name: str) -> Path | None:
+    """A file of a folder or hub id; None without it, or without a way to the hub, which the loader says better."""
+    if Path(checkpoint).is_dir():
+        path = Path(checkpoint) / name
+        return path if path.exists() else None
+    try:
+        path = cached_file(str(checkpoint), name, _raise_exceptions_for_missing_entries=False)
+    except (OSError, ValueError):
+        return None
+    return None if path is None else Path(path)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise StageError(f"{path} cannot be read ({error}); restore it") from error
+
+
+def _is_plain_name(name: Any) -> bool:
+    return isinstance(name, str) and name not in ("", "..") and Path(name).name == name
+
+
+def _entries(tree: Any) -> Iterator[tuple[str, Any]]:
+    """All keys of a tree with their values; `json` has bounded its depth."""
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield key, value
+            yield from _entries(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _entries(value)
+
+
+def _check_entry(key: str, value: Any, path: Path) -> None:
+    if value in (None, [], {}):
+        return
+    if key in _FOREIGN:
+        raise StageError(
+            f"{path} {_FOREIGN[key]} under {key!r}; nothing of a checkpoint is run or followed, remove the key if the "
+            "model works without it"
+        )
+    shown = json.dumps(value)[:80]
+    if key.strip("_").startswith(_KERNELS) and "/" in json.dumps(value):
+        raise StageError(f"{path} asks for the kernel {shown} of the hub under {key!r}; remove the key")
+    if key in _CLASSES and not (isinstance(value, str) and value.isidentifier() and value.endswith(_CLASSES[key])):
+        raise StageError(f"{path} has the {key} {shown}, which is no class of that kind; name one of its kind")
+    if key.endswith(_FILES) and not all(
+        _is_plain_name(each) for each in (value if isinstance(value, list) else [value])
+    ):
+        raise StageError(f"{path} has the {key} {shown}, which is no file of its folder; remove the key")
+    if key in _DEPTHS and not (isinstance(value, int) and 0 <= value <= MOST_LAYERS):
+        raise StageError(f"{path} has {key} {shown}; it must be a whole number of at most {MOST_LAYERS}")
