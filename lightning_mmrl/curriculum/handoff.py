@@ -11,6 +11,7 @@ from typing import Any
 from lightning_mmrl.curriculum.manifest import write_json
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.training.state_store import sync, sync_tree
+from lightning_mmrl.types.files import follow_umask
 
 SEAL = "mmrl.json"
 REQUIRED = ("config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja")
@@ -45,6 +46,7 @@ def write_handoff(directory: Path, export: Callable[[Path], None], facts: Mappin
     hashes = {path.relative_to(temporary).as_posix(): _content_hash(path) for path in files}
     digest = _combined(hashes)
     write_json(temporary / SEAL, {"digest": digest, "files": hashes, **facts})
+    follow_umask(temporary)  # safetensors writes weights that only their owner may read
     sync_tree(temporary)
     if directory.exists():
         shutil.rmtree(directory)
