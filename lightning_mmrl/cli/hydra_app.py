@@ -1,9 +1,12 @@
 """Runs a function on a validated configuration, with Hydra's own flags (`--cfg`, `--config-dir`, `--multirun`)."""
 
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TextIO, TypeVar
 
 import hydra
 from omegaconf import DictConfig
@@ -13,6 +16,7 @@ from lightning_mmrl.config.folders import configs_dir
 from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.config.validate import validated
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.types.redaction import redact
 from lightning_mmrl.types.text import printable
 
 T = TypeVar("T")
@@ -53,14 +57,36 @@ def run_with_config(task: Callable[[RootConfig], T], program: str, arguments: Se
     argv = sys.argv
     sys.argv = [program, *_flags_first(arguments)]
     try:
-        app()
+        with redirect_stdout(_Redacted(sys.stdout)):
+            app()
     except Exception as error:
         # The app only composes: whatever Hydra raises, also beside its own errors, is about the arguments.
         raise explained(error, arguments) from error
     finally:
         sys.argv = argv
+        if {"--multirun", "-m"} & set(arguments):
+            _redact_file(Path("multirun.yaml"))  # Hydra's record of the sweep, with all overrides
     # Outside of Hydra's job, which would print its own report of an error; --multirun gives several.
     return [task(validated(composed, lambda line: print(printable(line), file=sys.stderr))) for composed in jobs]
+
+
+def _redact_file(path: Path) -> None:
+    if path.is_file():
+        path.write_text(redact(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+class _Redacted(io.TextIOBase):
+    """Standard output while Hydra prints a configuration (`--cfg`, `--info`): credentials are left out."""
+
+    def __init__(self, output: TextIO) -> None:
+        self._output = output
+
+    def write(self, text: str) -> int:
+        self._output.write(redact(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._output.flush()
 
 
 def take_flags(
