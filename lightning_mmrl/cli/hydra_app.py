@@ -4,7 +4,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TextIO, TypeVar
 
@@ -57,7 +57,7 @@ def run_with_config(task: Callable[[RootConfig], T], program: str, arguments: Se
     argv = sys.argv
     sys.argv = [program, *_flags_first(arguments)]
     try:
-        with redirect_stdout(_Redacted(sys.stdout)):
+        with redirect_stdout(_Redacted(sys.stdout)), redirect_stderr(_Redacted(sys.stderr)):
             app()
     except Exception as error:
         # The app only composes: whatever Hydra raises, also beside its own errors, is about the arguments.
@@ -76,7 +76,7 @@ def _redact_file(path: Path) -> None:
 
 
 class _Redacted(io.TextIOBase):
-    """Standard output while Hydra prints a configuration (`--cfg`, `--info`): credentials are left out."""
+    """An output while Hydra prints or logs a configuration (`--cfg`, `--info`): credentials are left out."""
 
     def __init__(self, output: TextIO) -> None:
         self._output = output
