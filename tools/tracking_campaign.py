@@ -24,6 +24,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +53,18 @@ def main() -> int:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["lightning_mmrl.tracking.mlflow", "lightning_mmrl.tracking.lightning_logger"])
         with Servers(options.work) as servers:
-            for kind, seed in missing:
-                print(f"{kind}, {seed}", file=sys.stderr, flush=True)
-                result = run_case(servers, options, kind, seed)
-                _result_file(options.work, kind, seed).write_text(json.dumps(result) + "\n")
+            for kind in options.kinds:
+                seeds = [seed for each, seed in missing if each == kind]
+                together = 1 if kind == "server_killed" else options.parallel  # they would kill each other's server
+                with ThreadPoolExecutor(together) as pool:
+                    list(pool.map(partial(_run_and_keep, servers, options, kind), seeds))
     return _report(options)
+
+
+def _run_and_keep(servers: "Servers", options: argparse.Namespace, kind: str, seed: int) -> None:
+    print(f"{kind}, {seed}", file=sys.stderr, flush=True)
+    result = run_case(servers, options, kind, seed)
+    _result_file(options.work, kind, seed).write_text(json.dumps(result) + "\n")
 
 
 def _options() -> argparse.Namespace:
@@ -64,6 +73,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="of the moments (default: 0-4)")
     parser.add_argument("--steps", type=int, default=160, help="of a run (default: 160)")
     parser.add_argument("--outage", type=float, default=3.0, help="how long the server fails, in s (default: 3)")
+    parser.add_argument("--parallel", type=int, default=1, help="moments of a kind at the same time (default: 1)")
     parser.add_argument("--work", type=Path, default=Path("runs/tracking-campaign"), help="databases and results")
     return parser.parse_args()
 
@@ -81,6 +91,9 @@ class Servers:
         self.ports = {"main": _free_port(), "spare": _free_port()}
 
     def __enter__(self) -> "Servers":
+        # Loaded here, before the first outage: it takes seconds.
+        import mlflow.tracking  # noqa: F401
+
         for name in self.ports:
             self._start(name)
         for name in self.ports:

@@ -13,10 +13,12 @@ from filelock import FileLock, Timeout
 
 from lightning_mmrl.tracking.journal import Entry, Journal, merge_points
 from lightning_mmrl.tracking.notices import THREAD, Notices, quiet_clients
+from lightning_mmrl.types.redaction import redact
 
 _log = logging.getLogger(__name__)
 
 _LONGEST_RETRY_S = 30.0
+_LONGEST_REASON = 200
 
 
 class UndeliverableError(Exception):
@@ -256,7 +258,7 @@ class Spool:
             raise
         except Exception as error:
             where = f"entries are kept in {self._directory}"
-            self._notices.say("failed", f"The tracking server failed ({error}); training goes on, {where}.")
+            self._notices.say("failed", f"The tracking server failed ({_brief(error)}); training goes on, {where}.")
             self._put_off()
             self._is_down = True
             if isinstance(error, NotYetError):
@@ -288,8 +290,8 @@ class Spool:
         path = self._journal(entry.run_id).reject(entry, error)
         self._notices.say(
             "refused",
-            f"The tracking server does not get {entry.operation} of run {entry.run_id} ({error}). It is kept in {path},"
-            " with what else is refused; mmrl tracking status shows it, mmrl tracking flush sends it again.",
+            f"The tracking server does not get {entry.operation} of run {entry.run_id} ({_brief(error)}). It is kept in "
+            f"{path}, with what else is refused; mmrl tracking status shows it, mmrl tracking flush sends it again.",
         )
 
     def _store(self, batch: Sequence[Entry]) -> None:
@@ -305,3 +307,9 @@ class Spool:
 
     def _journal(self, run_id: str) -> Journal:
         return Journal(self._directory / f"{run_id}.jsonl")
+
+
+def _brief(error: Exception) -> str:
+    """The begin of a message that may hold a whole page, on one line and without credentials."""
+    text = " ".join(redact(error).split())
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."
