@@ -23,6 +23,7 @@ PAGES = {
 """Answers of something that stands before the server, which sees nothing of the request."""
 
 HANG_S = 600.0
+SLOW_CREATE_S = 12.0
 
 
 class Proxy:
@@ -58,7 +59,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if mode == "slow_create" and self.path.endswith("/runs/create"):
             proxy.failures += 1
-            time.sleep(12)
+            time.sleep(SLOW_CREATE_S)
         if mode in ("up", "slow_create") or (mode == "part" and not self.path.endswith("log-batch")):
             self._answer(*self._forward(body))
             return

@@ -122,11 +122,11 @@ class Servers:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.ports[name])]
         command += ["--backend-store-uri", f"sqlite:///{self.database(name)}", "--workers", "1"]
         command += ["--artifacts-destination", str(self._work / f"{name}-artifacts")]
-        log = (self._work / f"{name}.log").open("ab")
         environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
-        self._processes[name] = subprocess.Popen(
-            command, stdout=log, stderr=log, env=environment, start_new_session=True
-        )
+        with (self._work / f"{name}.log").open("ab") as log:
+            self._processes[name] = subprocess.Popen(
+                command, stdout=log, stderr=log, env=environment, start_new_session=True
+            )
 
     def _wait(self, name: str) -> None:
         deadline = time.monotonic() + PATIENCE_S
@@ -174,10 +174,10 @@ def run_case(servers: Servers, options: argparse.Namespace, kind: str, seed: int
     finally:
         for proxy in proxies.values():
             proxy.close()
-    lines = (folder / "main" / "output.txt").read_text().splitlines()
+    *lines, package = (folder / "main" / "output.txt").read_text().splitlines()
     times = {each: json.loads((folder / each / "times.json").read_text()) for each in proxies}
     return {
-        "kind": kind, "seed": seed, "moment": moment, "exit_code": codes["main"], "failures": num_failures,
+        "kind": kind, "seed": seed, "moment": moment, "exit_code": codes["main"], "package": package, "failures": num_failures,
         "at_the_end": counts[0], "later": counts[-1], "lines": len(lines), "output": lines[:20], "step_s": times,
     }  # fmt: skip
 
@@ -212,6 +212,7 @@ def _log(folder: str, uri: str, name: str, num_steps: int) -> None:
     run.finish("FINISHED")
     tracker.close()
     (place / "times.json").write_text(json.dumps(times))
+    print(f"with {sys.modules[MlflowTracker.__module__].__file__}")
 
 
 def _wait_for_step(metrics: Path, step: int, process: Any) -> None:

@@ -290,8 +290,8 @@ class Spool:
         path = self._journal(entry.run_id).reject(entry, error)
         self._notices.say(
             "refused",
-            f"The tracking server does not get {entry.operation} of run {entry.run_id} ({_brief(error)}). It is kept in "
-            f"{path}, with what else is refused; mmrl tracking status shows it, mmrl tracking flush sends it again.",
+            f"The tracking server does not get {entry.operation} of run {entry.run_id} ({_brief(error)}). It is kept "
+            f"in {path}, with what else is refused; mmrl tracking status shows it, mmrl tracking flush sends it again.",
         )
 
     def _store(self, batch: Sequence[Entry]) -> None:
