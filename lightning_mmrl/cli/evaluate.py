@@ -11,7 +11,7 @@ from pathlib import Path
 from lightning_mmrl.cli.hydra_app import VALUED_FLAGS, run_with_config
 from lightning_mmrl.cli.launch import on_all_ranks
 from lightning_mmrl.config.schema import RootConfig
-from lightning_mmrl.config.tracking import settle_tracking
+from lightning_mmrl.config.tracking import deliver_leftovers, settle_tracking
 from lightning_mmrl.errors import ConfigError, StageError
 from lightning_mmrl.protocols.plain import TrackedRun
 
@@ -108,6 +108,7 @@ def evaluate(config: RootConfig, checkpoint: Path) -> None:
     comparison = compare_stages({name: directory}, {}, config.data.labels, bootstrap)
     console = report_console()
     console.print(results_table(comparison))
+    deliver_leftovers(config, console.print)
     console.print(f"predictions and figures in {directory}", soft_wrap=True)
 
 

@@ -1,8 +1,10 @@
 """Runs a function on a validated configuration, with the flags that Hydra's commands have (`--cfg`, `--multirun`)."""
 
 import argparse
+import io
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from string import Template
 from typing import NoReturn, TypeVar
@@ -16,6 +18,7 @@ from lightning_mmrl.config.own_code import FLAG, opened, split_prefixes
 from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.config.validate import validated
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.types.redaction import redact
 from lightning_mmrl.types.text import printable
 
 T = TypeVar("T")
@@ -113,7 +116,9 @@ def _trees(flags: argparse.Namespace, composer: Composer) -> list[DictConfig]:
         return []
     if flags.info is not None:
         composer.compose(flags.overrides, flags.config_name)  # refuses what Hydra would only show
-        composer.hydra.show_info(flags.info, flags.config_name, [SEARCH, *flags.overrides])
+        with redirect_stdout(io.StringIO()) as shown:
+            composer.hydra.show_info(flags.info, flags.config_name, [SEARCH, *flags.overrides])
+        print(redact(shown.getvalue()), end="")
         return []
     return composer.jobs(flags.overrides, flags.config_name, sweep=flags.multirun)
 
@@ -134,13 +139,13 @@ def _show_config(flags: argparse.Namespace, tree: DictConfig) -> None:
     if part is None:
         raise ConfigError(f"--package {package}: there is no such part of the configuration")
     if not isinstance(part, Container):
-        print(part)
+        print(redact(part))
         return
     if package is not None:
         print(f"# @package {package}")
     if flags.resolve:
         OmegaConf.resolve(part)
-    print(OmegaConf.to_yaml(part), end="")
+    print(redact(OmegaConf.to_yaml(part)), end="")
 
 
 def _warn(line: str) -> None:

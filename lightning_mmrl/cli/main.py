@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 from lightning_mmrl import __version__
 from lightning_mmrl.errors import MmrlError
+from lightning_mmrl.types.files import refusal
+from lightning_mmrl.types.redaction import redact, remember
 from lightning_mmrl.types.text import printable
 
 COMMANDS = {
@@ -19,6 +21,7 @@ COMMANDS = {
     "export": "copy a checkpoint to share, with a model card",
     "data": "validate, describe, convert and generate datasets",
     "reward-test": "rerun rewards on a saved rollout table and show what changed",
+    "tracking": "show or deliver what waits for the tracking server",
     "doctor": "check this machine: versions, devices, decoders, disk, tracking",
 }
 
@@ -52,12 +55,16 @@ def _run(argv: list[str]) -> int:
     if argv[0] not in COMMANDS:
         print(f"mmrl: unknown command {argv[0]!r}; choose one of {', '.join(COMMANDS)}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    remember(*argv)
     command = importlib.import_module(f"lightning_mmrl.cli.{argv[0].replace('-', '_')}")
     try:
         return command.run(argv[1:])
     except MmrlError as error:
         where = "" if _rank() == "0" else f" (rank {_rank()})"
-        print(f"mmrl {argv[0]}{where}: {printable(str(error))}", file=sys.stderr)
+        print(f"mmrl {argv[0]}{where}: {printable(redact(error))}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except PermissionError as error:
+        print(f"mmrl {argv[0]}: {printable(refusal(error))}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt as interrupt:
         # What `Interrupted` says of itself; its module would load torch.

@@ -11,6 +11,7 @@ from lightning_mmrl.cli.memory_table import show_memory
 from lightning_mmrl.config.memory import Lengths
 from lightning_mmrl.config.schema import PhaseConfig, RootConfig, StageConfig
 from lightning_mmrl.config.specs import bound, manifest_digests, stage_specs
+from lightning_mmrl.config.tracking import deliver_leftovers
 from lightning_mmrl.curriculum.attempt import STATES, Attempt, stage_folder
 from lightning_mmrl.curriculum.manifest import Manifest
 from lightning_mmrl.curriculum.selection import is_stale
@@ -19,6 +20,7 @@ from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.training.console import report_console
 from lightning_mmrl.training.state_store import StateStore
 from lightning_mmrl.types.records import StageSpec
+from lightning_mmrl.types.redaction import redact
 
 PROMPT_TOKENS = "--prompt-tokens"
 """Flag of the length of a prompt that memory is estimated for."""
@@ -70,7 +72,8 @@ def plan(config: RootConfig, lengths: Lengths) -> None:
     console.print(f"evaluated after each stage on {sets}")
     console.print(f"dataset      {config.data.root}{_generated(config)}")
     console.print(f"run folder   {directory}")
-    console.print(f"tracking     {config.tracking.uri or 'none'}")
+    deliver_leftovers(config, console.print)
+    console.print(f"tracking     {redact(config.tracking.uri or 'none')}")
 
 
 def state(spec: StageSpec, specs: Sequence[StageSpec], manifest: Manifest, directory: Path) -> str:

@@ -9,6 +9,7 @@ from lightning_mmrl.curriculum.compare import Comparison, SetResult
 from lightning_mmrl.evaluation.intervals import Interval
 from lightning_mmrl.evaluation.records import COUNTED_WRONG
 from lightning_mmrl.training.console import format_seconds, report_console
+from lightning_mmrl.types.redaction import redact
 
 
 def print_comparison(outcome: Outcome) -> None:
@@ -23,7 +24,7 @@ def print_comparison(outcome: Outcome) -> None:
     console.print(f"run folder   {outcome.directory}")
     console.print(f"checkpoint   {outcome.directory / outcome.results[-1].handoff}")
     if outcome.tracking_uri:
-        console.print(f"tracking     {outcome.tracking_uri}")
+        console.print(f"tracking     {redact(outcome.tracking_uri)}")
 
 
 def peak_memory_gib() -> float:

@@ -7,7 +7,7 @@ from lightning_mmrl.cli.hydra_app import run_with_config, take_flags
 from lightning_mmrl.cli.launch import on_all_ranks
 from lightning_mmrl.cli.plan import batch_arithmetic
 from lightning_mmrl.config.schema import RootConfig
-from lightning_mmrl.config.tracking import settle_tracking
+from lightning_mmrl.config.tracking import deliver_leftovers, settle_tracking
 from lightning_mmrl.errors import GateError
 
 
@@ -48,5 +48,6 @@ def train(
     if outcome is None:
         return
     print_comparison(outcome)
+    deliver_leftovers(config, print)
     if outcome.ended_by_gate is not None:
         raise GateError(outcome.ended_by_gate)

@@ -37,6 +37,7 @@ from lightning_mmrl.stages.answers import Examiner
 from lightning_mmrl.training.console import ConsoleProgress
 from lightning_mmrl.training.group import RankGroup
 from lightning_mmrl.training.trainer import TrainerSettings
+from lightning_mmrl.types.files import follow_umask
 from lightning_mmrl.types.media import MediaSettings
 
 
@@ -186,6 +187,7 @@ class Assembly:
         self.console.say(f"building the base model in {checkpoint}")
         partial = checkpoint.with_name(checkpoint.name + ".tmp")
         targets.build(self.config.model.build, "model.build", directory=partial)
+        follow_umask(partial)
         os.replace(partial, checkpoint)
 
     def ensure_data(self) -> None:

@@ -22,7 +22,7 @@ from lightning_mmrl.config.rehearsal import rehearse
 from lightning_mmrl.config.rollout_checks import require_engine
 from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.config.specs import manifest_digests, stage_specs
-from lightning_mmrl.config.tracking import absolute_sqlite
+from lightning_mmrl.config.tracking import absolute_sqlite, spool_folder
 from lightning_mmrl.curriculum.compare import Comparison, compare_stages
 from lightning_mmrl.curriculum.manifest import Manifest, write_json
 from lightning_mmrl.curriculum.orchestrator import Curriculum, StageOrchestrator
@@ -37,6 +37,7 @@ from lightning_mmrl.tracking.null import NullTracker
 from lightning_mmrl.training.console import ConsoleProgress
 from lightning_mmrl.training.group import RankGroup
 from lightning_mmrl.types.records import StageResult, StageSpec
+from lightning_mmrl.types.redaction import redacted_tree
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,10 +189,7 @@ def open_tracker(config: RootConfig) -> Tracker:
     uri = config.tracking.uri
     if uri is None:
         return NullTracker()
-    uri = absolute_sqlite(uri)
-    # What waits for one store is never delivered to another.
-    spool = Path(config.output_dir) / "spool" / hashlib.sha256(uri.encode()).hexdigest()[:12]
-    return MlflowTracker(uri, config.tracking.experiment, spool)
+    return MlflowTracker(absolute_sqlite(uri), config.tracking.experiment, spool_folder(config, uri))
 
 
 def note_report(config: RootConfig, directory: Path) -> None:
@@ -206,11 +204,11 @@ def note_report(config: RootConfig, directory: Path) -> None:
 
 
 def describe_run(config: RootConfig, parent: TrackedRun, resolved: Path) -> None:
-    """Writes the resolved configuration and tells the tracker about it and about the data."""
+    """Writes the resolved configuration, without credentials, and tells the tracker about it and about the data."""
     resolved.parent.mkdir(parents=True, exist_ok=True)
     # For who reads it: a comment opens nothing.
     opened = f"# run with {FLAG} {','.join(opened_now())}\n" if opened_now() else ""
-    resolved.write_text(opened + OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
+    resolved.write_text(opened + OmegaConf.to_yaml(redacted_tree(asdict(config))), encoding="utf-8")
     parent.log_artifact(resolved, "config")
     for context, (root, manifest) in manifests(config).items():
         path = root / manifest

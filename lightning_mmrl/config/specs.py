@@ -10,6 +10,7 @@ from typing import Any
 from lightning_mmrl.config.schema import BoundConfig, RootConfig, StageConfig
 from lightning_mmrl.curriculum.spec import plan_stages, source_stage
 from lightning_mmrl.types.records import Bound, StageSpec
+from lightning_mmrl.types.redaction import redacted_tree
 
 NOT_DECISIVE = ("gate", "max_bad_steps", "rollout_table_every", "start_from")
 """Keys of a stage that its outcome does not depend on."""
@@ -84,7 +85,7 @@ def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _decisive(config: RootConfig, name: str) -> dict[str, Any]:
-    """Dotted keys of all that decides the outcome of a stage, whatever its name and place."""
+    """Dotted keys of all that decides the outcome of a stage, whatever its name, place and credentials."""
     stage = {key: value for key, value in asdict(config.stages[name]).items() if key not in NOT_DECISIVE}
     stage["trainer"] = {"precision": config.stages[name].trainer.precision}
     data = asdict(config.data)
@@ -92,7 +93,7 @@ def _decisive(config: RootConfig, name: str) -> dict[str, Any]:
     model = asdict(config.model)
     del model["feature_cache"]
     shared = {"seed": config.seed, "model": model, "data": data, "prompt": asdict(config.prompt)}
-    return flattened({**shared, "stage": stage})
+    return flattened(redacted_tree({**shared, "stage": stage}))
 
 
 def _evaluated_how(config: RootConfig, name: str, *, with_data: bool) -> str:

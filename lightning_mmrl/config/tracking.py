@@ -1,13 +1,16 @@
 """Where a run is tracked, settled before torch is imported: the store of `mlflow run`, and missing packages."""
 
+import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 from lightning_mmrl.config.schema import RootConfig
-from lightning_mmrl.errors import ConfigError
-from lightning_mmrl.tracking.redaction import redact
+from lightning_mmrl.errors import ConfigError, MmrlError
+from lightning_mmrl.tracking.leftovers import SPOOL, leftovers
+from lightning_mmrl.types.redaction import redact, redact_addresses, remember
 
 DATABASE = "mlflow.db"
 """In output_dir; configs/tracking/mlflow.yaml says the same."""
@@ -29,6 +32,7 @@ def settle_tracking(config: RootConfig) -> RootConfig:
             "or leave it out"
         )
     uri, theirs = config.tracking.uri, os.environ.get("MLFLOW_TRACKING_URI")
+    remember(uri or "", theirs or "")
     if uri is None or not theirs or not os.environ.get("MLFLOW_RUN_ID"):
         return config
     default = f"{_PREFIX}{config.output_dir}/{DATABASE}"
@@ -49,3 +53,43 @@ def absolute_sqlite(uri: str) -> str:
     if uri.startswith(_PREFIX) and not uri.startswith(_PREFIX + "/"):
         return _PREFIX + str(Path(uri.removeprefix(_PREFIX)).absolute())
     return uri
+
+
+def spool_folder(config: RootConfig, uri: str) -> Path:
+    """Where entries for a store wait: what waits for one is never delivered to another, whatever the credentials."""
+    spools = Path(config.output_dir) / SPOOL
+    folder, with_credentials = (spools / _name(each) for each in (redact_addresses(uri), uri))
+    if with_credentials.is_dir() and not folder.exists():
+        with_credentials.rename(folder)
+    return folder
+
+
+def _name(uri: str) -> str:
+    return hashlib.sha256(absolute_sqlite(uri).encode()).hexdigest()[:12]
+
+
+def deliver_leftovers(config: RootConfig, say: Callable[[str], object]) -> None:
+    """Delivers what earlier commands of this output_dir left undelivered, if there is anything; it never fails.
+
+    Args:
+        config: The settled configuration.
+        say: Is told, in a line or two, what was delivered, or why not.
+    """
+    uri = config.tracking.uri
+    if uri is None:
+        return
+    spool = spool_folder(config, uri)
+    if not leftovers(spool):
+        return
+    # Loaded here: MLflow takes seconds, and most often nothing is left.
+    from lightning_mmrl.tracking.flushing import flush_store
+
+    try:
+        rest = flush_store(spool, absolute_sqlite(uri), config.tracking.experiment)
+    except MmrlError as error:
+        say(f"tracking: {redact(error)}; what is undelivered is kept in {spool}")
+        return
+    if rest:
+        say(f"tracking: what is undelivered is kept in {spool}; mmrl tracking status {config.output_dir} says why")
+    else:
+        say("tracking: the server now has what earlier commands had left")

@@ -16,6 +16,7 @@ from typing import Any
 from lightning_mmrl.curriculum.manifest import write_json
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.training.state_store import sync, sync_tree
+from lightning_mmrl.types.files import follow_umask
 
 SEAL = "mmrl.json"
 VERSION = 2
@@ -62,6 +63,7 @@ def write_handoff(directory: Path, export: Callable[[Path], None], facts: Mappin
     digest = _combined(hashes)
     content = {"version": VERSION, "digest": digest, "files": hashes, **facts}
     write_json(temporary / SEAL, {**content, "seal": _combined(content)})
+    follow_umask(temporary)  # safetensors writes weights that only their owner may read
     sync_tree(temporary)
     if directory.exists():
         shutil.rmtree(directory)

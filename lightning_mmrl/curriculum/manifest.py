@@ -1,14 +1,13 @@
 """What a run has finished, on disk: replaced as a whole after every stage, so it is never half-written."""
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lightning_mmrl.errors import StageError
+from lightning_mmrl.types.files import replacing
 from lightning_mmrl.types.records import StageResult
 
 FILE = "manifest.json"
@@ -82,14 +81,22 @@ class Manifest:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes JSON beside the target, syncs it and renames it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(json.dumps(content, indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path, durable=True) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def tracked_runs(directory: Path) -> set[str]:
+    """Ids of the runs in the tracker that belong to a run directory: the parent, the stages, begun ones included.
+
+    Raises:
+        StageError: The manifest is damaged or of another version.
+    """
+    manifest = Manifest.read(directory)
+    found = {manifest.tracking_id, manifest.running_id}
+    found |= {stage.result.tracking_id for stage in manifest.stages.values()}
+    for path in directory.glob("stages/*/attempt.json"):
+        try:
+            found.add(json.loads(path.read_text(encoding="utf-8")).get("tracking_id"))
+        except (ValueError, AttributeError) as error:
+            raise StageError(f"{path} is damaged ({error}); remove it, or the folder it lies in") from error
+    return {run_id for run_id in found if run_id}

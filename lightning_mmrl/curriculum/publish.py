@@ -16,6 +16,7 @@ from lightning_mmrl.curriculum.lineage import ancestry, checked_handoff
 from lightning_mmrl.curriculum.manifest import FinishedStage
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.training.state_store import sync, sync_tree
+from lightning_mmrl.types.files import follow_umask
 
 CARD = "README.md"
 SCORES = ("war", "uar", "macro_f1", "valid_format", "consistency")
@@ -63,6 +64,7 @@ def publish(handoff: Path, target: Path, *, name: str | None = None, license_id:
         shutil.copyfile(handoff / file, partial / file)
     card = model_card(name or target.name, facts, config, stages, license_id=license_id)
     (partial / CARD).write_text(card, encoding="utf-8")
+    follow_umask(partial)
     sync_tree(partial)
     os.replace(partial, target)
     sync(target.parent)

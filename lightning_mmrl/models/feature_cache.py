@@ -3,7 +3,6 @@
 import hashlib
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -15,6 +14,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from lightning_mmrl.models.finite import all_finite
+from lightning_mmrl.types.files import refusal, replacing
 
 DIGEST = "sha256"
 """Name under which an entry holds the hash of its tensors."""
@@ -64,7 +64,8 @@ class FeatureCache:
         except FileNotFoundError:
             return None
         except OSError as error:
-            self._warn_once(f"cannot be read ({error.strerror}); features are computed anew")
+            why = refusal(error) if isinstance(error, PermissionError) else error.strerror
+            self._warn_once(f"cannot be read ({why}); features are computed anew")
             return None
         features = _opened(content, rows)
         if features is not None and not bool(all_finite(features.values())):
@@ -84,7 +85,8 @@ class FeatureCache:
         content = save({**tensors, DIGEST: torch.tensor(list(digest(tensors)), dtype=torch.uint8)})
         try:
             if self._make_room(len(content)):
-                _write(self._path(media_key, precision), content)
+                with replacing(self._path(media_key, precision)) as temporary:
+                    temporary.write_bytes(content)
         except OSError as error:
             self._writes = False
             self._warn_once(f"cannot be written ({error.strerror}); no further features are stored in this run")
@@ -130,19 +132,6 @@ def _opened(content: bytes, rows: Mapping[str, int]) -> dict[str, Tensor] | None
     if stored is None or bytes(stored.tolist()) != digest(features):
         return None
     return features if {kind: len(tensor) for kind, tensor in features.items()} == rows else None
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Puts a file in place as a whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _evict(directory: Path, limit: float) -> None:

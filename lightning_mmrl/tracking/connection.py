@@ -12,16 +12,18 @@ from urllib.parse import urlsplit
 from filelock import FileLock, Timeout
 
 from lightning_mmrl.errors import ConfigError
-from lightning_mmrl.tracking.redaction import redact
+from lightning_mmrl.tracking.answers import NoAnswerError, is_answer
+from lightning_mmrl.types.redaction import redact, redact_addresses, remember
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.entities import Experiment, Run
     from mlflow.tracking import MlflowClient
 
 _LOCK_TIMEOUT_S = 120.0
 _DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # MLflow's 7 keep a call for minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",  # a proxy may ask for a day; the spool has its own pace
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
@@ -29,10 +31,15 @@ _DEFAULTS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """A client, the experiment that new runs go to, and the name of the run that was asked for, if any."""
+    """A client, the experiment that new runs go to, and the name of the run that was asked for, if any.
+
+    `uri` is the address without credentials; `remote` says whether a server is there, and maybe a proxy before it.
+    """
 
     client: "MlflowClient"
     experiment_id: str
+    uri: str
+    remote: bool
     run_name: str | None = None
 
 
@@ -50,42 +57,59 @@ def connect(tracking_uri: str, experiment: str, *, run_id: str | None = None) ->
     if tracking_uri.startswith("sqlite:"):
         return _connect_sqlite(tracking_uri, experiment, run_id)
     if tracking_uri.startswith(("http://", "https://")) and urlsplit(tracking_uri).hostname:
-        with explained(redact(tracking_uri)):
+        remember(tracking_uri)
+        uri = redact_addresses(tracking_uri)
+        with explained(uri):
             client = _open_client(tracking_uri)
             if run_id is not None:
-                return _connection_of(client, run_id, redact(tracking_uri))
-            return _find_experiment(client, experiment, artifacts=None)
+                return _connection_of(client, run_id, uri, remote=True)
+            return _find_experiment(client, experiment, uri, artifacts=None)
     raise ConfigError(
         f"tracking_uri={redact(tracking_uri)!r} is neither sqlite:///<file> nor http(s)://<host>. "
         "Use for example sqlite:///outputs/mlflow.db; MLflow's file store (file:, ./mlruns) no longer works."
     )
 
 
-def find_run(client: "MlflowClient", run_id: str, uri: str) -> "Run":
+def find_run(client: "MlflowClient", run_id: str, uri: str, *, remote: bool) -> "Run":
     """A run that can be continued.
 
     Raises:
         ConfigError: The server answers that it has no such run, or that it was deleted.
+        NoAnswerError: Something else answered.
+        MlflowException: Nothing answered.
     """
     from mlflow.exceptions import MlflowException
 
     try:
         run = client.get_run(run_id)
     except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST" or not is_answer(error, remote=remote):
             raise
         raise ConfigError(
             f"MLflow at {uri} has no run {run_id!r}. Use the tracking_uri that it was made with, "
             "unset MLFLOW_RUN_ID, or start a new output folder."
         ) from error
+    if run.info.run_id != run_id:
+        raise NoAnswerError(f"{uri} answers a request for run {run_id!r} with something else")
     if run.info.lifecycle_stage != "active":
-        raise ConfigError(f"The MLflow run {run_id!r} was deleted. Restore it: mlflow runs restore --run-id {run_id}")
+        experiment = client.get_experiment(run.info.experiment_id)
+        deleted = f"The MLflow run {run_id!r} was deleted. Restore it: "
+        raise ConfigError(deleted + how_to_restore(uri, run_id, experiment))
     return run
 
 
-def _connection_of(client: "MlflowClient", run_id: str, uri: str) -> Connection:
-    info = find_run(client, run_id, uri).info
-    return Connection(client=client, experiment_id=info.experiment_id, run_name=info.run_name)
+def how_to_restore(uri: str, run_id: str | None, experiment: "Experiment") -> str:
+    """The command that brings back a deleted run: its experiment's, if that was deleted, which brings back both."""
+    if run_id is None or experiment.lifecycle_stage != "active":
+        what = f"experiments restore --experiment-id {experiment.experiment_id}"
+    else:
+        what = f"runs restore --run-id {run_id}"
+    return f"MLFLOW_TRACKING_URI={uri} mlflow {what}"
+
+
+def _connection_of(client: "MlflowClient", run_id: str, uri: str, *, remote: bool) -> Connection:
+    info = find_run(client, run_id, uri, remote=remote).info
+    return Connection(client=client, experiment_id=info.experiment_id, uri=uri, remote=remote, run_name=info.run_name)
 
 
 def _connect_sqlite(tracking_uri: str, experiment: str, run_id: str | None) -> Connection:
@@ -108,8 +132,8 @@ def _connect_sqlite(tracking_uri: str, experiment: str, run_id: str | None) -> C
             _bring_up_to_date(path)
             client = _open_client(uri)
             if run_id is not None:
-                return _connection_of(client, run_id, uri)
-            return _find_experiment(client, experiment, artifacts=path.parent / "mlartifacts")
+                return _connection_of(client, run_id, uri, remote=False)
+            return _find_experiment(client, experiment, uri, artifacts=path.parent / "mlartifacts")
 
 
 @contextmanager
@@ -124,7 +148,7 @@ def explained(uri: str) -> Iterator[None]:
             f"tracking_uri={uri!r}: another process has held {error.lock_file} for {_LOCK_TIMEOUT_S:.0f} s. "
             "End it, or choose another database."
         ) from error
-    except (MlflowException, OSError, sqlite3.Error) as error:  # a failed HTTP request is an OSError
+    except (MlflowException, NoAnswerError, OSError, sqlite3.Error) as error:  # a failed HTTP request is an OSError
         raise ConfigError(
             f"tracking_uri={uri!r} cannot be used: {redact(error)}. "
             "Correct the address, start the server or turn tracking off."
@@ -181,20 +205,27 @@ def _copy_database(source: Path, target: Path) -> None:
         writer.close()
 
 
-def _find_experiment(client: "MlflowClient", name: str, *, artifacts: Path | None) -> Connection:
+def _find_experiment(client: "MlflowClient", name: str, uri: str, *, artifacts: Path | None) -> Connection:
     from mlflow.exceptions import MlflowException
 
+    remote = artifacts is None
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
             location = None if artifacts is None else artifacts.as_uri()
-            return Connection(client=client, experiment_id=client.create_experiment(name, artifact_location=location))
+            found_id = client.create_experiment(name, artifact_location=location)
+            if not found_id:
+                raise NoAnswerError("it does not answer as MLflow does")
+            return Connection(client=client, experiment_id=found_id, uri=uri, remote=remote)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
             found = client.get_experiment_by_name(name)  # another process created it meanwhile
-    if found is None or found.lifecycle_stage != "active":
+    if found is None or found.name != name:
+        raise NoAnswerError("it does not answer as MLflow does")
+    if found.lifecycle_stage != "active":
         raise ConfigError(
-            f"The MLflow experiment {name!r} was deleted. Restore it (mlflow experiments restore) or rename it."
+            f"The MLflow experiment {name!r} was deleted. Restore it: {how_to_restore(uri, None, found)} "
+            "- or choose another name with tracking.experiment."
         )
-    return Connection(client=client, experiment_id=found.experiment_id)
+    return Connection(client=client, experiment_id=found.experiment_id, uri=uri, remote=remote)

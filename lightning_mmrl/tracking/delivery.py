@@ -1,13 +1,17 @@
 """Turns journal entries into MLflow calls; sending one again leaves the server as it was."""
 
+import threading
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_mmrl.tracking.connection import Connection
+from lightning_mmrl.tracking.answers import NoAnswerError, is_answer, post
+from lightning_mmrl.tracking.confirm import has_params, has_points, has_tags
+from lightning_mmrl.tracking.connection import Connection, how_to_restore
 from lightning_mmrl.tracking.journal import Entry
-from lightning_mmrl.tracking.spool import UndeliverableError
+from lightning_mmrl.tracking.spool import NotYetError, RefusedError, UndeliverableError, WaitingError
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -16,32 +20,41 @@ RUN_KEY = "mmrl.run_key"
 LOCAL_PREFIX = "local-"
 PARENT_TAG = "mlflow.parentRunId"
 
-_REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST")
+_REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE")
 _ARTIFACT_ATTEMPTS = 3
+_CREATE_LIMIT_S = 120.0
+_SETTLING_S = 5.0
+"""How long a run whose creation was not answered is looked for before it is created again."""
 
 
 class MlflowDelivery:
-    """Sends entries through an MLflow client.
+    """Sends entries through an MLflow client, and reads back whether the server has them.
 
-    A run opened during an outage has a local id (`local-...`); the server's run carries it as the tag `mmrl.run_key`,
-    by which later entries, and later processes, find it.
+    A new run has a local key (`local-...`); the server's run carries it as the tag `mmrl.run_key`, by which later
+    attempts, entries and processes find it.
     """
 
     def __init__(self, connection: Connection) -> None:
         self._client = connection.client
-        self._experiment_id = connection.experiment_id
+        self._connection = connection
         self._server_ids: dict[str, str] = {}
         self._artifact_failures: Counter[str] = Counter()
+        self._unanswered: dict[str, float] = {}
+        self._opened = threading.Condition()
+        self._tried: set[str] = set()
 
     def __call__(self, entry: Entry) -> None:
-        """Sends one entry.
+        """Sends one entry, and returns once the server has it.
 
         Raises:
-            UndeliverableError: The server answered that it will not take it, or its file is gone.
+            UndeliverableError: It can never be sent: its file is gone, or it is malformed.
+            RefusedError: The server is well, has its run, and will not take it.
+            WaitingError: The server does not have its run, or has deleted it.
+            Exception: Anything else is an outage.
         """
         from mlflow.exceptions import MlflowException
 
-        send = {
+        send: dict[str, Callable[[str, Mapping[str, Any]], None]] = {
             "metrics": self._send_metrics,
             "params": self._send_params,
             "tags": self._send_tags,
@@ -51,73 +64,210 @@ class MlflowDelivery:
         }
         try:
             if entry.operation == "create":
-                self.create_run(entry.run_id, **entry.payload)
+                self._create(entry)
             elif entry.operation == "artifact":
                 self._send_artifact(self.resolve(entry.run_id), entry)
             else:
-                send[entry.operation](self.resolve(entry.run_id), entry.payload)
+                run_id = self.resolve(entry.run_id)
+                send[entry.operation](run_id, self._still_true(run_id, entry) if entry.late else entry.payload)
         except MlflowException as error:
-            if error.error_code in _REFUSALS:
-                raise UndeliverableError(str(error)) from error
+            if error.error_code in _REFUSALS and is_answer(error, remote=self._connection.remote):
+                self._look_for_cause(entry)
+                raise RefusedError(str(error)) from error
             raise
         except (TypeError, KeyError) as error:  # a journal of another version
             raise UndeliverableError(f"malformed entry: {error!r}") from error
 
-    def create_run(self, run_key: str, *, tags: Mapping[str, str], parent_id: str | None, start_ms: int) -> str:
-        """Creates the run with this key, unless an earlier attempt whose answer was lost has, and returns its id."""
-        experiment_id = self._experiment_id
-        tags = {**tags, RUN_KEY: run_key}
-        if parent_id is not None:
-            parent = self._client.get_run(self.resolve(parent_id))
-            experiment_id = parent.info.experiment_id
-            tags[PARENT_TAG] = parent.info.run_id
-        run = self._find_run(run_key, [experiment_id])
-        if run is None:
-            run = self._client.create_run(
-                experiment_id, start_time=start_ms, tags=tags, run_name=tags["mlflow.runName"]
-            )
-        self._server_ids[run_key] = run.info.run_id
-        return run.info.run_id
+    def _still_true(self, run_id: str, entry: Entry) -> Mapping[str, Any]:
+        """What is left of a late entry: no tag that the run has, no status but that of a run which has not ended."""
+        run = self._active_run(run_id)
+        if entry.operation == "tags":
+            return {key: value for key, value in entry.payload.items() if key not in run.data.tags}
+        if entry.operation == "status" and run.info.status != "RUNNING":
+            return {"status": run.info.status, "time_ms": run.info.end_time}
+        return entry.payload
+
+    def wait_for_run(self, run_key: str, timeout_s: float) -> str | None:
+        """The server's id of a new run, as soon as it was created; None if the first attempt failed or takes longer."""
+        with self._opened:
+            self._opened.wait_for(lambda: run_key in self._tried, timeout_s)
+            return self._server_ids.get(run_key)
 
     def resolve(self, run_id: str) -> str:
-        """Returns the server's id for a local one, and any other as it is."""
+        """Returns the server's id for a local one, and any other as it is.
+
+        Raises:
+            WaitingError: The server has no such run.
+        """
         if not run_id.startswith(LOCAL_PREFIX):
             return run_id
         if run_id not in self._server_ids:
             experiments = [experiment.experiment_id for experiment in self._client.search_experiments()]
-            run = self._find_run(run_id, experiments)
-            if run is None:
-                raise UndeliverableError(f"the server has no run with the tag {RUN_KEY}={run_id}")
-            self._server_ids[run_id] = run.info.run_id
+            found = self._find_run(run_id, [*dict.fromkeys([self._connection.experiment_id, *experiments])])
+            if found is None:
+                raise WaitingError(f"{self._connection.uri} has no run with the tag {RUN_KEY}={run_id}")
+            self._server_ids[run_id] = found
         return self._server_ids[run_id]
 
-    def _find_run(self, run_key: str, experiment_ids: list[str]) -> "Run | None":
-        found = self._client.search_runs(experiment_ids, filter_string=f"tags.`{RUN_KEY}` = '{run_key}'", max_results=1)
-        return found[0] if found else None
+    def _create(self, entry: Entry) -> None:
+        try:
+            self._create_run(entry.run_id, **entry.payload)
+        finally:
+            with self._opened:
+                self._tried.add(entry.run_id)
+                self._opened.notify_all()
+
+    def _create_run(self, run_key: str, *, tags: Mapping[str, str], parent_id: str | None, start_ms: int) -> None:
+        """Creates the run with this key, unless an earlier attempt whose answer was lost has."""
+        experiment_id = self._connection.experiment_id
+        tags = {**tags, RUN_KEY: run_key}
+        if parent_id is not None:
+            parent = self._active_run(self.resolve(parent_id))
+            experiment_id = parent.info.experiment_id
+            tags[PARENT_TAG] = parent.info.run_id
+        run_id = self._find_run(run_key, [experiment_id])
+        if run_id is None:
+            settling_s = self._unanswered.get(run_key, 0.0) + _SETTLING_S - time.monotonic()
+            if run_key in self._unanswered and settling_s > 0:
+                raise NotYetError("the creation of a run was not answered; it may still happen", settling_s)
+            run_id = self._created(experiment_id, run_key, start_ms, tags)
+        self._unanswered.pop(run_key, None)
+        self._server_ids[run_key] = run_id
+
+    def _created(self, experiment_id: str, run_key: str, start_ms: int, tags: Mapping[str, str]) -> str:
+        """One request, with a long deadline: sent again, a late one makes a second run."""
+        name = tags["mlflow.runName"]
+        if not self._connection.remote:
+            return self._client.create_run(
+                experiment_id, start_time=start_ms, tags=dict(tags), run_name=name
+            ).info.run_id
+        body = {
+            "experiment_id": experiment_id,
+            "start_time": start_ms,
+            "run_name": name,
+            "tags": [{"key": key, "value": value} for key, value in tags.items()],
+        }
+        try:
+            answer = post(self._client, "runs/create", body, timeout_s=_CREATE_LIMIT_S)
+            return str(answer["run"]["info"]["run_id"])
+        except Exception as error:
+            if not is_answer(error, remote=True):
+                self._unanswered[run_key] = time.monotonic()
+            if isinstance(error, KeyError | TypeError):
+                raise NoAnswerError(f"the answer to runs/create has no run ({error!r})") from error
+            raise
+
+    def _find_run(self, run_key: str, experiment_ids: list[str]) -> str | None:
+        """The id of the run with this key, deleted or not.
+
+        Raises:
+            WaitingError: It was deleted.
+        """
+        from mlflow.entities import ViewType
+
+        query = f"tags.`{RUN_KEY}` = '{run_key}'"
+        if self._connection.remote:
+            body = {"experiment_ids": experiment_ids, "filter": query, "run_view_type": "ALL", "max_results": 1}
+            runs = post(self._client, "runs/search", body, timeout_s=_CREATE_LIMIT_S).get("runs", [])
+            infos = [(run["info"]["run_id"], run["info"].get("lifecycle_stage", "active")) for run in runs]
+        else:
+            found = self._client.search_runs(experiment_ids, query, ViewType.ALL, max_results=1)
+            infos = [(run.info.run_id, run.info.lifecycle_stage) for run in found]
+        for run_id, stage in infos:
+            if stage != "active":
+                self._active_run(run_id)
+            return run_id
+        return None
+
+    def _look_for_cause(self, entry: Entry) -> None:
+        """Tells a refusal of this entry from a run or an experiment that is not there.
+
+        Raises:
+            WaitingError: It is not there.
+        """
+        if entry.operation == "create":
+            self._require_experiment(self._connection.experiment_id)
+        else:
+            self._active_run(self.resolve(entry.run_id))
+
+    def _active_run(self, run_id: str) -> "Run":
+        """A run as the server has it.
+
+        Raises:
+            WaitingError: It has none, or it was deleted.
+            NoAnswerError: Something else answered.
+        """
+        from mlflow.exceptions import MlflowException
+
+        uri = self._connection.uri
+        try:
+            run = self._client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST" or not is_answer(error, remote=self._connection.remote):
+                raise
+            raise WaitingError(
+                f"{uri} has no run {run_id}; if its database was replaced, put it back, then mmrl tracking flush"
+            ) from error
+        if run.info.run_id != run_id:
+            raise NoAnswerError(f"a request for run {run_id} was answered with something else")
+        if run.info.lifecycle_stage != "active":
+            experiment = self._client.get_experiment(run.info.experiment_id)
+            raise WaitingError(f"run {run_id} was deleted; restore it: {how_to_restore(uri, run_id, experiment)}")
+        return run
+
+    def _require_experiment(self, experiment_id: str) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            experiment = self._client.get_experiment(experiment_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST" or not is_answer(error, remote=self._connection.remote):
+                raise
+            raise WaitingError(f"{self._connection.uri} has no experiment {experiment_id}") from error
+        if experiment.lifecycle_stage != "active":
+            restore = how_to_restore(self._connection.uri, None, experiment)
+            raise WaitingError(f"the experiment {experiment.name!r} was deleted; restore it: {restore}")
+
+    def _confirm(self, run_id: str, is_there: Callable[["Run"], bool]) -> None:
+        """Reads back what was sent: an answer without content, or a proxy's, says nothing about the database.
+
+        Raises:
+            NoAnswerError: The run is not as it must be.
+        """
+        if not is_there(self._active_run(run_id)):
+            raise NoAnswerError("it was answered, but is not there when it is read back")
 
     def _send_metrics(self, run_id: str, payload: Mapping[str, Any]) -> None:
         from mlflow.entities import Metric
 
-        self._client.log_batch(run_id, metrics=[Metric(*point) for point in payload["points"]])
+        points = [Metric(*point) for point in payload["points"]]
+        self._client.log_batch(run_id, metrics=points)
+        self._confirm(run_id, lambda run: has_points(self._client, run, points))
 
     def _send_params(self, run_id: str, payload: Mapping[str, Any]) -> None:
         """Logs new parameters; one whose value differs becomes a tag, because MLflow refuses to change it."""
         from mlflow.entities import Param, RunTag
 
-        data = self._client.get_run(run_id).data
-        new, changed = [], []
+        data = self._active_run(run_id).data
+        new, changed = {}, {}
         for key, value in payload.items():
             tag = f"changed.{key}"
             if key not in data.params:
-                new.append(Param(key, value))
+                new[key] = value
             elif data.params[key] != value or tag in data.tags:
-                changed.append(RunTag(tag, value))
-        self._client.log_batch(run_id, params=new, tags=changed)
+                changed[tag] = value
+        self._client.log_batch(
+            run_id,
+            params=[Param(key, value) for key, value in new.items()],
+            tags=[RunTag(key, value) for key, value in changed.items()],
+        )
+        self._confirm(run_id, lambda run: has_params(run, new) and has_tags(run, changed))
 
     def _send_tags(self, run_id: str, payload: Mapping[str, Any]) -> None:
         from mlflow.entities import RunTag
 
         self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in payload.items()])
+        self._confirm(run_id, lambda run: has_tags(run, payload))
 
     def _send_dataset(self, run_id: str, payload: Mapping[str, Any]) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -131,12 +281,18 @@ class MlflowDelivery:
         )
         context = InputTag("mlflow.data.context", payload["context"])
         self._client.log_inputs(run_id, datasets=[DatasetInput(dataset=dataset, tags=[context])])
+        wanted = (dataset.name, dataset.digest)
+        self._confirm(
+            run_id,
+            lambda run: wanted in [(each.dataset.name, each.dataset.digest) for each in run.inputs.dataset_inputs],
+        )
 
     def _send_status(self, run_id: str, payload: Mapping[str, Any]) -> None:
         if payload["status"] == "RUNNING":
             self._client.update_run(run_id, status="RUNNING")
         else:
             self._client.set_terminated(run_id, status=payload["status"], end_time=payload["time_ms"])
+        self._confirm(run_id, lambda run: run.info.status == payload["status"])
 
     def _send_nest(self, run_id: str, payload: Mapping[str, Any]) -> None:
         """Moves a run, and what lies below it, below the run `run_id`; one still RUNNING is shown as KILLED if asked.
@@ -158,26 +314,23 @@ class MlflowDelivery:
 
     def _find(self, run_id: str) -> "Run | None":
         """The run with this id, None if the server has none."""
-        from mlflow.exceptions import MlflowException
-
         try:
-            return self._client.get_run(self.resolve(run_id))
-        except UndeliverableError:
-            return None
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
+            return self._active_run(self.resolve(run_id))
+        except WaitingError:
             return None
 
     def _send_artifact(self, run_id: str, entry: Entry) -> None:
         """Uploads a file or folder; gives up after three failures while the server answers, so that metrics go on."""
-        path = Path(entry.payload["path"])
+        path, folder = Path(entry.payload["path"]), entry.payload["folder"]
         if not path.exists():
             raise UndeliverableError(f"{path} is gone")
         try:
-            self._client.log_artifact(run_id, str(path), entry.payload["folder"])
+            self._client.log_artifact(run_id, str(path), folder)
+            listed = [Path(item.path).name for item in self._client.list_artifacts(run_id, folder)]
+            if path.name not in listed:
+                raise NoAnswerError(f"{path} was uploaded and is not listed")
         except Exception as error:  # each artifact store raises its own
-            self._client.get_run(run_id)
+            self._active_run(run_id)
             self._artifact_failures[entry.key] += 1
             if self._artifact_failures[entry.key] >= _ARTIFACT_ATTEMPTS:
                 raise UndeliverableError(f"{path} cannot be uploaded: {error}") from error

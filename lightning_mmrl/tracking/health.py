@@ -9,7 +9,7 @@ from urllib.parse import quote
 from urllib.request import urlopen
 
 from lightning_mmrl.errors import ConfigError
-from lightning_mmrl.tracking.redaction import redact
+from lightning_mmrl.types.redaction import redact
 
 ANSWER_LIMIT_S = 5.0
 

@@ -7,9 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock
+
 from lightning_mmrl.tracking.jsonl import append_lines, read_lines
+from lightning_mmrl.types.files import replacing
+from lightning_mmrl.types.redaction import redact
 
 Operation = Literal["create", "metrics", "params", "tags", "dataset", "artifact", "status", "nest"]
+
+REJECTED = ".rejected"
+"""Suffix of the file of what a server did not take."""
 
 _POINTS_PER_REQUEST = 1000  # what MLflow takes in one log_batch call
 
@@ -17,6 +24,8 @@ _POINTS_PER_REQUEST = 1000  # what MLflow takes in one log_batch call
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """One call on its way to the tracking server; `payload` holds JSON values only.
+
+    One that is `late` comes after calls that were made after it: a tag or a status in it yields to theirs.
 
     >>> Entry(run_id="4f2a", operation="tags", payload={"stage": "reason"}).operation
     'tags'
@@ -26,6 +35,7 @@ class Entry:
     operation: Operation
     payload: Mapping[str, Any]
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
+    late: bool = False
 
 
 class Journal:
@@ -42,7 +52,8 @@ class Journal:
         self.path = path
 
     def append(self, entries: Iterable[Entry]) -> None:
-        append_lines(self.path, (dataclasses.asdict(entry) for entry in entries), durable=True)
+        with self._writing:
+            append_lines(self.path, (dataclasses.asdict(entry) for entry in entries), durable=True)
 
     def pending(self) -> list[Entry]:
         """Returns what is undelivered, oldest first."""
@@ -62,14 +73,42 @@ class Journal:
         """Marks this entry and all before it as delivered."""
         append_lines(self.path, [{"delivered": entry.key}], durable=True)
 
-    def reject(self, entry: Entry, reason: str) -> Path:
-        """Puts aside an entry that the server will never take, and returns the file where it is kept."""
-        path = self.path.with_suffix(".rejected")
-        append_lines(path, [{**dataclasses.asdict(entry), "reason": reason}], durable=True)
+    def reject(self, entry: Entry, reason: object) -> Path:
+        """Puts aside an entry that the server does not take, and returns the file where it is kept."""
+        path = self.path.with_suffix(REJECTED)
+        append_lines(path, [{**dataclasses.asdict(entry), "reason": redact(reason)}], durable=True)
         return path
 
-    def remove(self) -> None:
-        self.path.unlink(missing_ok=True)
+    def rejected(self) -> list[tuple[Entry, str]]:
+        """Returns what was put aside, oldest first, with the reasons."""
+        found = []
+        for record in read_lines(self.path.with_suffix(REJECTED)):
+            reason = record.pop("reason", "")
+            found.append((Entry(**record), str(reason)))
+        return found
+
+    def keep_rejected(self, kept: Iterable[tuple[Entry, str]]) -> None:
+        """Replaces what is put aside."""
+        path = self.path.with_suffix(REJECTED)
+        records = [{**dataclasses.asdict(entry), "reason": reason} for entry, reason in kept]
+        if not records:
+            path.unlink(missing_ok=True)
+            return
+        with replacing(path, durable=True) as temporary:
+            append_lines(temporary, records)
+
+    def remove_if_done(self) -> bool:
+        """Removes the file if nothing in it is undelivered, and says whether it did."""
+        with self._writing:
+            if self.pending():
+                return False
+            self.path.unlink(missing_ok=True)
+            return True
+
+    @property
+    def _writing(self) -> FileLock:
+        """Held for as long as a file is appended to or removed: several processes may share the folder."""
+        return FileLock(self.path.with_name(".writing"))
 
 
 def merge_points(entries: Iterable[Entry]) -> Iterator[Entry]:

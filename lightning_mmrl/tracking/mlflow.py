@@ -13,18 +13,21 @@ from typing import Any
 
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.protocols.plain import RunStatus, TrackedRun
+from lightning_mmrl.tracking.answers import NoAnswerError
 from lightning_mmrl.tracking.connection import connect, find_run
 from lightning_mmrl.tracking.delivery import LOCAL_PREFIX, PARENT_TAG, MlflowDelivery
 from lightning_mmrl.tracking.journal import Entry, Operation
+from lightning_mmrl.tracking.leftovers import note_store
 from lightning_mmrl.tracking.null import UNTRACKED, UNTRACKED_STAGE, NullRun
-from lightning_mmrl.tracking.redaction import redact
 from lightning_mmrl.tracking.spool import Spool
+from lightning_mmrl.types.redaction import redact, redacted_tree
 
 _log = logging.getLogger(__name__)
 
 NON_FINITE_KEY = "tracking/non_finite"
 
 _GENERATED_NAME = r"[a-z]+-[a-z]+-\d+"  # MLflow's own, such as bold-fox-12
+_OPENING_S = 10.0
 _MAX_KEY = 250
 _MAX_PARAM = 6000
 _MAX_TAG = 8000
@@ -37,8 +40,8 @@ class MlflowTracker:
 
     A server that cannot be reached at the start is a `ConfigError`. Once the tracker is open, an outage neither stops
     nor slows training: what the server misses waits in `spool_dir`, is delivered when the server answers again, and at
-    the latest when a tracker is next opened on the same folder. A run opened during an outage gets a local id
-    (`local-...`), which `run_id` and `parent_id` take like any other.
+    the latest when a tracker is next opened on the same folder. A run that the server has not made after 10 s, as in
+    an outage, gets a local id (`local-...`), which `run_id` and `parent_id` take like any other.
 
     Under `mlflow run` the first parent that is opened is the run that MLflow made (MLFLOW_RUN_ID). If that call names
     an earlier run to continue, the new one gets the tag `mmrl.continues`, and the earlier one moves below it with its
@@ -54,11 +57,11 @@ class MlflowTracker:
     """
 
     def __init__(self, tracking_uri: str, experiment: str, spool_dir: Path) -> None:
-        self._uri = redact(tracking_uri)
         self._project_run_id = os.environ.get("MLFLOW_RUN_ID") or None
         self._continues_another = False
         self._connection = connect(tracking_uri, experiment, run_id=self._project_run_id)
         self._delivery = MlflowDelivery(self._connection)
+        note_store(spool_dir, self._connection.uri, experiment)
         self._spool = Spool(spool_dir, self._delivery)
 
     def open_run(
@@ -98,17 +101,10 @@ class MlflowTracker:
     def _create_run(self, tags: Mapping[str, str], parent_id: str | None) -> "MlflowRun":
         run_key = f"{LOCAL_PREFIX}{time.time_ns()}-{uuid.uuid4().hex[:8]}"
         payload = {"tags": tags, "parent_id": parent_id, "start_ms": _now_ms()}
-        if not self._spool.is_backlogged:
-            try:
-                return MlflowRun(self._delivery.create_run(run_key, **payload), self._spool)
-            except Exception as error:  # whatever the client raises, the stage starts
-                _log.warning(
-                    "The tracking server failed (%s); run %r starts with a local id.",
-                    redact(error),
-                    tags["mlflow.runName"],
-                )
+        is_backlogged = self._spool.is_backlogged
         self._spool.submit(Entry(run_id=run_key, operation="create", payload=payload))
-        return MlflowRun(run_key, self._spool)
+        run_id = None if is_backlogged else self._delivery.wait_for_run(run_key, _OPENING_S)
+        return MlflowRun(run_id or run_key, self._spool)
 
     def _adopt_run(self, run_id: str, tags: dict[str, str], earlier: str | None) -> TrackedRun:
         """Takes the run of `mlflow run` as parent; a name that the user gave it stays."""
@@ -128,13 +124,13 @@ class MlflowTracker:
 
         if not self._spool.is_backlogged and not run_id.startswith(LOCAL_PREFIX):
             try:
-                find_run(self._connection.client, run_id, self._uri)
+                find_run(self._connection.client, run_id, self._connection.uri, remote=self._connection.remote)
             except ConfigError:
                 if not self._continues_another:
                     raise
                 _log.warning("Run %s was made in another tracking store; it stays there as it is.", run_id)
                 return NullRun(run_id)
-            except MlflowException as error:
+            except (MlflowException, NoAnswerError) as error:
                 _log.warning("The tracking server failed (%s); run %s goes on.", redact(error), run_id)
         run = MlflowRun(run_id, self._spool)
         run.resume()
@@ -200,6 +196,8 @@ class MlflowRun:
         self._submit("status", {"status": status, "time_ms": _now_ms()})
 
     def _submit(self, operation: Operation, payload: Mapping[str, Any]) -> None:
+        if operation in ("params", "tags", "dataset"):
+            payload = redacted_tree(payload)
         self._spool.submit(Entry(run_id=self._id, operation=operation, payload=payload))
 
 

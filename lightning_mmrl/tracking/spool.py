@@ -4,21 +4,45 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from lightning_mmrl.tracking.journal import Entry, Journal, merge_points
-from lightning_mmrl.tracking.redaction import redact
+from lightning_mmrl.tracking.notices import THREAD, Notices, quiet_clients
+from lightning_mmrl.types.redaction import redact
 
 _log = logging.getLogger(__name__)
 
 _LONGEST_RETRY_S = 30.0
+_LONGEST_REASON = 200
 
 
 class UndeliverableError(Exception):
-    """The server answered, and will never take this entry."""
+    """This entry can never be sent."""
+
+
+class RefusedError(Exception):
+    """The server is well, has the entry's run, and will not take the entry."""
+
+
+class WaitingError(Exception):
+    """The server does not have the entry's run, or has deleted it; those of other runs may go on."""
+
+
+class NotYetError(Exception):
+    """Too early to say whether the server has it; worth another attempt after `wait_s` seconds."""
+
+    def __init__(self, message: str, wait_s: float) -> None:
+        super().__init__(message)
+        self.wait_s = wait_s
+
+
+class _OutageError(Exception):
+    """A delivery failed otherwise; the next attempt is put off."""
 
 
 class Spool:
@@ -26,12 +50,14 @@ class Spool:
 
     Entries wait in memory. When a delivery fails, it and all that follow go to `<directory>/<run id>.jsonl`, which is
     tried again after `retry_s` (doubling up to 30 s), at `close`, and by the next spool of this directory. An entry
-    that `deliver` calls `UndeliverableError` is kept in `<run id>.rejected`, so that it does not hold up the rest.
+    that cannot be sent, or that a server that is well refuses twice, is kept in `<run id>.rejected`, so that it does
+    not hold up the rest; `mmrl tracking flush` sends it again. A run that the server does not have holds up its own
+    entries alone.
 
     Args:
         directory: Where the journals lie; those of an earlier process are delivered first, by one spool at a time.
         deliver: Sends one entry; raises on failure. Only the spool's thread calls it.
-        limit: Entries kept in memory while one delivery hangs; metrics above it are counted and dropped.
+        limit: Entries kept in memory while one delivery hangs; metrics above it go to the disk at once.
         retry_s: Shortest time between two attempts, in seconds.
     """
 
@@ -45,16 +71,20 @@ class Spool:
         self._shortest_retry_s = retry_s
         self._retry_s = retry_s
         self._next_attempt = 0.0
+        self._notices = Notices()
         self._changed = threading.Condition()
         self._pending: deque[Entry] = deque()
         self._in_flight: list[Entry] = []
-        self._num_dropped = 0
+        self._is_down = False
+        self._refused: set[str] = set()
         self._closing = False
+        self._close_by = 0.0
         self._disk = threading.Lock()
         self._abandoned = False
         self._lock = FileLock(directory / ".lock", thread_local=False)
         self._journals = self._adopt_journals()
-        self._thread = threading.Thread(target=self._work, name="mmrl-tracking", daemon=True)
+        quiet_clients()
+        self._thread = threading.Thread(target=self._work, name=THREAD, daemon=True)
         self._thread.start()
 
     @property
@@ -71,15 +101,18 @@ class Spool:
                 self._pending.append(entry)
                 self._changed.notify()
                 return
-            self._num_dropped += 1
-            first = self._num_dropped == 1
-        if first:
-            _log.warning("The tracking queue is full (%d entries); metrics are dropped.", self._limit)
+        # A point carries its step and its time: it may overtake what waits in memory.
+        try:
+            self._store([entry])
+        except OSError:  # memory is the last place that is left
+            with self._changed:
+                self._pending.append(entry)
 
     def close(self, timeout_s: float = 30.0) -> list[Path]:
         """Delivers what it can within `timeout_s` and returns the journals of what is left."""
         with self._changed:
             self._closing = True
+            self._close_by = time.monotonic() + timeout_s
             self._changed.notify()
         self._thread.join(timeout_s)
         with self._disk:
@@ -102,18 +135,16 @@ class Spool:
             _log.warning("Another process delivers what lies in %s; it is left alone.", self._directory)
             return {}
         journals = [Journal(path) for path in self._directory.glob("*.jsonl")]
-        for journal in journals:
-            if not journal.pending():
-                journal.remove()
-        return {journal.path.stem: journal for journal in journals if journal.path.exists()}
+        return {journal.path.stem: journal for journal in journals if not journal.remove_if_done()}
 
     def _report_rest(self) -> list[Path]:
         left = [journal.path for journal in self._journals.values()]
         if left:
-            names = ", ".join(map(str, left))
-            _log.warning("The tracking server lacks what is in %s; the next start of this run delivers it.", names)
-        if self._num_dropped:
-            _log.warning("%d metric calls were dropped because the tracking queue was full.", self._num_dropped)
+            self._notices.say(
+                "left",
+                f"The tracking server lacks what is in {', '.join(map(str, left))}. The next mmrl train, evaluate or "
+                f"plan of this run delivers it, and so does: mmrl tracking flush {self._directory.parent.parent}",
+            )
         return left
 
     def _work(self) -> None:
@@ -124,21 +155,25 @@ class Spool:
             try:
                 self._turn(batch, last_turn)
             except OSError as error:  # the local disk: keep the entries in memory, and try again
-                _log.warning("Tracking entries cannot be kept in %s: %s", self._directory, error)
+                self._notices.say("disk", f"Tracking entries cannot be kept in {self._directory}: {error}")
                 with self._changed:
                     self._pending.extendleft(reversed(self._in_flight))
                     self._in_flight = []
                     self._changed.wait_for(lambda: self._closing, self._retry_s)
 
     def _turn(self, batch: list[Entry], last_turn: bool) -> None:
-        if not self._journals:
-            batch = self._send(batch)
-        if batch:
-            self._store(batch)
+        rest = self._send(batch)
+        if rest:
+            self._store(rest)
         with self._changed:
             self._in_flight = []
         if self._journals and (last_turn or time.monotonic() >= self._next_attempt):
-            self._replay()
+            settling_s = self._replay()
+            if last_turn and settling_s and time.monotonic() + settling_s < self._close_by:
+                time.sleep(settling_s)
+                self._replay()
+        if not self._journals:
+            self._notices.well()
 
     def _take(self) -> tuple[list[Entry], bool]:
         """Waits for entries, for the next attempt or for the end; returns the entries and whether it is the end."""
@@ -152,63 +187,129 @@ class Spool:
             return batch, self._closing
 
     def _send(self, batch: Sequence[Entry]) -> list[Entry]:
-        """Delivers a batch from memory and returns what is left of it at the first failure."""
-        entries = list(merge_points(batch))
+        """Delivers a batch from memory and returns what is to be kept: all of a run from its first failure on."""
+        entries, kept = list(merge_points(batch)), []
+        held = set(self._journals)
+        is_down = self._is_down
         for index, entry in enumerate(entries):
-            if self._abandoned or not self._attempt(entry):
-                return entries[index:]
+            if self._abandoned or is_down or entry.run_id in held:
+                kept.append(entry)
+                continue
+            try:
+                self._attempt(entry)
+            except (WaitingError, RefusedError):
+                held.add(entry.run_id)
+                kept.append(entry)
+            except (NotYetError, _OutageError):
+                is_down = True
+                kept.append(entry)
             with self._changed:
-                self._in_flight = entries[index + 1 :]
-        return []
+                self._in_flight = [*kept, *entries[index + 1 :]]
+        return kept
 
-    def _replay(self) -> None:
-        """Delivers the journals, oldest run first, up to the first failure."""
-        for run_id, journal in sorted(self._journals.items()):
-            entries = deque(merge_points(journal.pending()))
-            while entries:
-                if not self._attempt(entries[0]):
-                    return
+    def _replay(self) -> float:
+        """Delivers the journals, oldest run first, up to an outage; the time after which to try again, if it is known.
+
+        A run that the server lacks, or of which it refuses an entry for the first time, keeps its journal.
+        """
+        with self._disk:
+            journals = sorted(self._journals.items())
+        for run_id, journal in journals:
+            try:
+                self._replay_run(run_id, journal)
+            except (WaitingError, RefusedError):
+                continue
+            except NotYetError as error:
+                return error.wait_s
+            except _OutageError:
+                return 0.0
+        if not self._journals:
+            _log.info("The tracking server has everything that was kept for it.")
+        return 0.0
+
+    def _replay_run(self, run_id: str, journal: Journal) -> None:
+        while True:
+            for entry in merge_points(journal.pending()):
+                self._attempt(entry)
                 with self._disk:
                     if self._abandoned:
                         return
-                    journal.mark_delivered(entries.popleft())
-                    if not entries:
-                        journal.remove()
-                        del self._journals[run_id]
-        _log.info("The tracking server has everything that was kept for it.")
+                    journal.mark_delivered(entry)
+            with self._disk:
+                if journal.remove_if_done():
+                    del self._journals[run_id]
+                    return
 
-    def _attempt(self, entry: Entry) -> bool:
-        """Delivers or rejects one entry; returns False, and sets the time of the next attempt, on an outage."""
+    def _attempt(self, entry: Entry) -> None:
+        """Delivers or rejects one entry; else says why not, sets the time of the next attempt, and raises."""
         try:
             self._deliver(entry)
         except UndeliverableError as error:
-            path = self._journal(entry.run_id).reject(entry, redact(error))
-            _log.warning(
-                "The tracking server refused %s of run %s (%s); kept in %s.",
-                entry.operation,
-                entry.run_id,
-                redact(error),
-                path,
-            )
-        except Exception as error:  # whatever the client raises, training goes on
-            self._next_attempt = time.monotonic() + self._retry_s
-            if self._retry_s == self._shortest_retry_s:
-                _log.warning("The tracking server failed (%s); entries are kept in %s.", redact(error), self._directory)
-            self._retry_s = min(2 * self._retry_s, _LONGEST_RETRY_S)
-            return False
+            self._reject(entry, error)
+        except RefusedError as error:
+            if entry.run_id not in self._refused:
+                self._refused.add(entry.run_id)
+                self._put_off()
+                raise
+            self._settle(entry, error)
+        except WaitingError as error:
+            self._notices.say("waiting", f"Tracking waits, its entries are kept in {self._directory}: {error}")
+            self._put_off()
+            raise
+        except Exception as error:
+            where = f"entries are kept in {self._directory}"
+            self._notices.say("failed", f"The tracking server failed ({_brief(error)}); training goes on, {where}.")
+            self._put_off()
+            self._is_down = True
+            if isinstance(error, NotYetError):
+                raise
+            raise _OutageError from error
+        self._refused.discard(entry.run_id)
+        self._is_down = False
         self._retry_s = self._shortest_retry_s
-        return True
+
+    def _settle(self, entry: Entry, error: Exception) -> None:
+        """Rejects what the server refused twice; of joined points only the refused ones."""
+        points = entry.payload["points"] if entry.operation == "metrics" else []
+        if len(points) < 2:
+            self._reject(entry, error)
+            return
+        middle = len(points) // 2
+        for half in (points[:middle], points[middle:]):
+            part = replace(entry, payload={"points": half}, key=f"{entry.key}-{half[0][3]}")
+            try:
+                self._deliver(part)
+            except RefusedError as again:
+                self._settle(part, again)
+
+    def _put_off(self) -> None:
+        self._next_attempt = time.monotonic() + self._retry_s
+        self._retry_s = min(2 * self._retry_s, _LONGEST_RETRY_S)
+
+    def _reject(self, entry: Entry, error: Exception) -> None:
+        path = self._journal(entry.run_id).reject(entry, error)
+        self._notices.say(
+            "refused",
+            f"The tracking server does not get {entry.operation} of run {entry.run_id} ({_brief(error)}). It is kept "
+            f"in {path}, with what else is refused; mmrl tracking status shows it, mmrl tracking flush sends it again.",
+        )
 
     def _store(self, batch: Sequence[Entry]) -> None:
         with self._disk:
             if not self._abandoned:
                 self._write(batch)
 
-    def _write(self, batch: Sequence[Entry]) -> None:
-        for run_id in dict.fromkeys(entry.run_id for entry in batch):
+    def _write(self, batch: Iterable[Entry]) -> None:
+        for run_id, entries in groupby(sorted(batch, key=lambda entry: entry.run_id), key=lambda entry: entry.run_id):
             journal = self._journal(run_id)
-            journal.append(entry for entry in batch if entry.run_id == run_id)
+            journal.append(entries)
             self._journals.setdefault(run_id, journal)
 
     def _journal(self, run_id: str) -> Journal:
         return Journal(self._directory / f"{run_id}.jsonl")
+
+
+def _brief(error: Exception) -> str:
+    """The begin of a message that may hold a whole page, on one line and without credentials."""
+    text = " ".join(redact(error).split())
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mmrl.errors import StageError
+from lightning_mmrl.types.files import follow_umask
 
 MANIFEST = "MANIFEST.json"
 LATEST = "LATEST"
@@ -88,6 +89,7 @@ class StateStore:
         files = {str(path.relative_to(partial)): _seal(path) for path in _files(partial)}
         content = {"version": VERSION, "step": step, "facts": dict(facts), "files": files}
         _write_text(partial / MANIFEST, json.dumps(content, indent=1))
+        follow_umask(partial)
         sync_tree(partial)
         if place.exists():  # found damaged, else the stage would have gone on behind it; a rename does not replace it
             shutil.rmtree(place)

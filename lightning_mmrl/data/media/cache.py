@@ -1,8 +1,6 @@
 """A folder of encoded media: each file is decoded and processed once, whatever the number of passes and stages."""
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import lru_cache
@@ -13,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lightning_mmrl.errors import DataError
+from lightning_mmrl.types.files import refusal, replacing
 from lightning_mmrl.types.media import MediaSettings
 from lightning_mmrl.types.records import MediaRef
 
@@ -52,22 +51,17 @@ class MediaCache:
         """
         path = self._path(key)
         try:
-            return load_file(path)
+            with path.open("rb"):  # safetensors says of a file that may not be read that it does not exist
+                return load_file(path)
+        except PermissionError as error:
+            raise DataError(f"{refusal(error)} with data.media.cache_dir") from error
         except (OSError, SafetensorError) as error:
             raise DataError(f"cache entry {path} cannot be read ({error}); delete it and run again") from error
 
     def put(self, key: str, tensors: Mapping[str, Tensor]) -> None:
         """Stores an encoded medium."""
-        path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        os.close(handle)
-        try:
+        with replacing(self._path(key)) as temporary:
             save_file(dict(tensors), temporary)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
 
     def _path(self, key: str) -> Path:
         return self._directory / key[:2] / f"{key}.safetensors"

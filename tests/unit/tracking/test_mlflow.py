@@ -10,7 +10,7 @@ from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.tracking.connection import connect
 from lightning_mmrl.tracking.mlflow import MlflowRun, clean_key
 from lightning_mmrl.tracking.null import NullTracker
-from lightning_mmrl.tracking.redaction import redact
+from lightning_mmrl.types.redaction import redact
 
 
 class FakeSpool:

@@ -207,7 +207,7 @@ def test_a_refused_entry_is_put_aside_and_the_rest_goes_on(spools, server, tmp_p
     assert "run.rejected" in caplog.text
 
 
-def test_a_full_queue_drops_metrics_but_never_a_status(spools, server, caplog):
+def test_a_full_queue_sends_metrics_to_the_disk_and_drops_nothing(spools, server, tmp_path):
     server.release.clear()
     spool = spools(limit=3)
     spool.submit(metric(0))
@@ -215,11 +215,11 @@ def test_a_full_queue_drops_metrics_but_never_a_status(spools, server, caplog):
     for step in range(1, 6):
         spool.submit(metric(step))
     spool.submit(status("KILLED"))
+    assert [entry.payload["points"][0][3] for entry in Journal(tmp_path / "run.jsonl").pending()] == [4, 5]
     server.release.set()
-    spool.close()
-    assert server.steps() == [0, 1, 2, 3]
-    assert server.received[-1].payload["status"] == "KILLED"
-    assert "2 metric calls were dropped" in caplog.text
+    assert spool.close() == []
+    assert sorted(server.steps()) == [0, 1, 2, 3, 4, 5]
+    assert [entry.payload["status"] for entry in server.received if entry.operation == "status"] == ["KILLED"]
 
 
 def test_a_second_spool_leaves_the_journals_of_a_living_one_alone(spools, server, caplog):

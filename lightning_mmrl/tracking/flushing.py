@@ -1,0 +1,24 @@
+"""Opens the store that a spool is for and delivers to it what lies there."""
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from lightning_mmrl.tracking.connection import connect
+from lightning_mmrl.tracking.delivery import MlflowDelivery
+from lightning_mmrl.tracking.leftovers import Leftover, flush
+
+
+def flush_store(
+    spool: Path,
+    uri: str,
+    experiment: str,
+    *,
+    runs: Collection[str] | None = None,
+    say: Callable[[str], object] = lambda line: None,
+) -> list[Leftover]:
+    """Delivers what lies in a spool and returns what is left; `uri` may carry credentials.
+
+    Raises:
+        ConfigError: The store cannot be opened, or another process delivers.
+    """
+    return flush(spool, MlflowDelivery(connect(uri, experiment)), runs=runs, say=say)
