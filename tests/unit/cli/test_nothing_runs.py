@@ -196,10 +196,11 @@ TARGETS = {
         "{_target_: lightning_mmrl.config.targets.build, path: x, "
         "node: {_target_: lightning_mmrl.rewards.user_function._module, place: evil.py}}"
     ),
-    "another kind": "{_target_: lightning_mmrl.data.synthetic.emotions.synthesize_emotions, directory: MARKER}",
+    "another kind": "{_target_: lightning_mmrl.data.synthetic.arithmetic.ARITHMETIC, directory: MARKER, scale: 0.05}",
     "below a reward": (
         "{_target_: lightning_mmrl.rewards.hard_format_result.HardFormatResult, format: "
-        "{_target_: lightning_mmrl.rewards.user_function._module, place: evil.py}, result: null}"
+        "{_target_: lightning_mmrl.rewards.user_function._module, place: evil.py}, result: "
+        "{_target_: lightning_mmrl.rewards.lenient_format.LenientFormat}}"
     ),
     "arguments without names": "{_target_: lightning_mmrl.rewards.token_length.TokenLength, _args_: [MARKER]}",
     "a function of the user's": f"{{_target_: {FUNCTION}, function: 'evil.py:reward'}}",
