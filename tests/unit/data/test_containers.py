@@ -4,9 +4,10 @@ import av
 import pytest
 from clips import tone, write_grey, write_wav
 
+from lightning_mmrl.data.media import containers
 from lightning_mmrl.data.media.audio import decode_audio
-from lightning_mmrl.data.media.containers import open_container
 from lightning_mmrl.data.media.guard import DecodeTask, decode
+from lightning_mmrl.data.media.opened import open_media
 from lightning_mmrl.data.media.video import decode_video
 from lightning_mmrl.errors import MediaError
 from lightning_mmrl.types.media import MediaSettings
@@ -54,10 +55,15 @@ def test_without_the_list_of_formats_a_playlist_reads_outside_of_its_folder(tmp_
             decoder(path, MediaRef(kind="video", path="list.m3u8"), MediaSettings())
 
 
-def test_usual_files_are_opened(tmp_path):
-    for name in ("a.mp4", "a.mkv", "a.avi", "a.mov", "a.ts", "a.flv"):
-        open_container(write_grey(tmp_path / name, TIMES)).close()
-    for suffix in (".wav", ".flac", ".ogg", ".aiff"):
-        with open_container(write_wav(tmp_path / f"a{suffix}", tone(440, 0.2, 16_000), 16_000)) as container:
-            assert container.streams.audio
-    open_container(write_grey(tmp_path / "a.webm", TIMES, codec="libvpx")).close()
+def test_usual_files_are_opened_again_and_again(tmp_path):
+    paths = [write_grey(tmp_path / name, TIMES) for name in ("a.mp4", "a.mkv", "a.avi", "a.mov", "a.ts", "a.flv")]
+    paths.append(write_grey(tmp_path / "a.webm", TIMES, codec="libvpx"))
+    paths += [
+        write_wav(tmp_path / f"a{suffix}", tone(440, 0.2, 16_000), 16_000)
+        for suffix in (".wav", ".flac", ".ogg", ".aiff")
+    ]
+    for path in paths:
+        with open_media(path) as file:
+            for _ in range(2):
+                with containers.open_container(file, MediaSettings()) as container:
+                    assert container.streams.video or container.streams.audio
