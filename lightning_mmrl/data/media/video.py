@@ -1,7 +1,7 @@
 """Frames of a clip by time, on the container's clock: decord where it is proven right, PyAV everywhere else."""
 
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,9 @@ HAS_DECORD = platform.system() == "Linux" and platform.machine() == "x86_64"
 _NO_DISPLAY_TIMES = frozenset({"avi", "mpegvideo"})
 """Containers that store when a frame is decoded, if anything, and not when it is shown."""
 
+_DECORD_PIXELS = 4096 * 2304
+"""decord keeps about 13 converted frames beside what it delivers; of larger ones that is too much for a worker."""
+
 _NAL_LENGTH = 4
 _IDR_SLICE = 5
 
@@ -46,6 +49,7 @@ class Outline:
 
     Attributes:
         format: FFmpeg's name of the container.
+        pixels: Of a frame.
         starts_s: Start of each packet that is shown, sorted, on the container's clock.
         lag_s: By how much frames are later than FFmpeg says, see `edit_lag_s`; counted into `starts_s`.
         simple: True if the track is H.264 with units as `_has_long_lengths` says, every packet has a time of its own
@@ -57,6 +61,7 @@ class Outline:
     """
 
     format: str
+    pixels: int
     starts_s: np.ndarray
     lag_s: float
     simple: bool
@@ -81,13 +86,13 @@ def read_video(file: MediaFile, ref: MediaRef, settings: MediaSettings) -> Decod
     if picture == "still":
         raise MediaError(f"{path}: no video track, it holds a still picture; use an <image> tag or give another file")
     outline = outline_of(file, settings)
-    if not (HAS_DECORD and is_safe_for_decord(outline) and is_plain_mp4(file)):
+    if not (HAS_DECORD and outline.pixels <= _DECORD_PIXELS and is_safe_for_decord(outline) and is_plain_mp4(file)):
         return _by_pyav(file, outline, ref, settings)
     import decord
 
     try:
         return _by_decord(file, outline, ref, settings)
-    except (decord.DECORDError, RuntimeError, IndexError):
+    except (decord.DECORDError, RuntimeError, IndexError, MemoryError):
         # PyAV's message is the one to show if it fails too.
         return _by_pyav(file, outline, ref, settings)
 
@@ -156,6 +161,7 @@ def outline_of(file: MediaFile, settings: MediaSettings) -> Outline:
             check_duration(path, float(starts_s[-1]), settings)
         return Outline(
             format=tracks.format,
+            pixels=stream.width * stream.height,
             starts_s=starts_s,
             lag_s=lag_s,
             simple=simple and 0 < len(times) == len(set(times)),
@@ -207,7 +213,7 @@ def _by_decord(file: MediaFile, outline: Outline, ref: MediaRef, settings: Media
         raise IndexError(f"decord finds {len(reader)} frames of {len(outline.starts_s)}")
     chosen = select_frames(path, outline.starts_s, ref, settings)
     return DecodedVideo(
-        frames=reader.get_batch(list(chosen.indices)).asnumpy(),
+        frames=_stacked(chosen.indices, lambda index: reader[index].asnumpy()),
         timestamps_s=chosen.timestamps_s,
         duration_s=chosen.duration_s,
         warnings=(*chosen.warnings, *shortfall(path, outline.promised_s, chosen.end_s)),
@@ -225,27 +231,46 @@ def _by_pyav(file: MediaFile, outline: Outline, ref: MediaRef, settings: MediaSe
         end_s = clip_end_s(outline.starts_s)
         last_s = end_s if ref.end_s is None else min(ref.end_s, end_s)
         expected = frames_on_show(outline.starts_s, ref.start_s or 0.0, last_s, settings.num_frames)
-    times, images = _read_frames(file, set(expected), settings)
+    times, frames = _read_frames(file, expected, settings)
     chosen = select_frames(path, _starts_s(times, outline), ref, settings)
-    if not images.keys() >= set(chosen.indices):
-        del images  # both would have to fit into memory
-        _, images = _read_frames(file, set(chosen.indices), settings)
+    if frames is None or chosen.indices != tuple(expected):
+        del frames  # both would have to fit into memory
+        _, frames = _read_frames(file, chosen.indices, settings)
+    if frames is None:
+        raise MediaError(f"{path}: video cannot be decoded (frames get lost); re-encode or remove the clip")
     return DecodedVideo(
-        frames=np.stack([images[index] for index in chosen.indices]),
+        frames=frames,
         timestamps_s=chosen.timestamps_s,
         duration_s=chosen.duration_s,
         warnings=(*chosen.warnings, *shortfall(path, outline.promised_s, chosen.end_s)),
     )
 
 
+def _stacked(indices: Sequence[int], frame: Callable[[int], np.ndarray]) -> np.ndarray:
+    """Frames [T, H, W, 3] in order; each is asked for once, and no more of them are held than there must be."""
+    first = frame(indices[0])
+    frames = np.empty((len(indices), *first.shape), dtype=first.dtype)
+    frames[0] = first
+    del first
+    for place in range(1, len(indices)):
+        again = indices[place] == indices[place - 1]
+        frames[place] = frames[place - 1] if again else frame(indices[place])
+    return frames
+
+
 def _read_frames(
-    file: MediaFile, wanted: set[int], settings: MediaSettings
-) -> tuple[list[float | None], dict[int, np.ndarray]]:
-    """Times of all frames on the container's clock, and the wanted ones as [H, W, 3] of the first frame's size."""
+    file: MediaFile, wanted: Sequence[int], settings: MediaSettings
+) -> tuple[list[float | None], np.ndarray | None]:
+    """Times of all frames on the container's clock, and the wanted ones as [T, H, W, 3] of the first frame's size.
+
+    None in place of the wanted ones if the clip ends before the last of them. They are written where they belong at
+    once: as a list, they would be in memory twice in the end.
+    """
     path = file.path
     times: list[float | None] = []
     latest_s = 0.0
-    images: dict[int, np.ndarray] = {}
+    frames: np.ndarray | None = None
+    missing = set(wanted)
     # One for all frames: each would set up its own, which takes longer than to decode a small frame.
     reformatter, size = VideoReformatter(), None
     with _named(path), open_container(file, settings, "video") as container:
@@ -260,9 +285,12 @@ def _read_frames(
                 check_order(path, latest_s, times[-1])
                 latest_s = max(latest_s, times[-1])
             size = size or (frame.width, frame.height)
-            if index in wanted:
-                images[index] = _upright(frame, size, reformatter)
-    return times, images
+            if index in missing:
+                missing.remove(index)
+                image = _upright(frame, size, reformatter)
+                frames = np.empty((len(wanted), *image.shape), dtype=image.dtype) if frames is None else frames
+                frames[[place for place, each in enumerate(wanted) if each == index]] = image
+    return times, None if missing else frames
 
 
 def _starts_s(times: Sequence[float | None], outline: Outline) -> np.ndarray:
