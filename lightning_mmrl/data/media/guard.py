@@ -22,7 +22,7 @@ T = TypeVar("T")
 _TRIES = 3
 """How often a file is read that is written to at the same time."""
 
-_LEAST_SHARE, _SHARE_PER_MIB = 0.2, 0.125
+_LEAST_SHARE, _SHARE_PER_MIB = 0.2, 0.05
 """Of the deadline, the processor time that a file may take: a small one that takes long is made to."""
 
 

@@ -14,6 +14,7 @@ from lightning_mmrl.data.media.gif import missing_end
 from lightning_mmrl.data.media.heif import check_image_pixels, decode_heif
 from lightning_mmrl.data.media.heif_items import is_heif
 from lightning_mmrl.data.media.opened import MediaFile, of_path
+from lightning_mmrl.data.media.webp import canvas
 from lightning_mmrl.errors import MediaError
 from lightning_mmrl.types.media import DecodedImage, MediaSettings
 from lightning_mmrl.types.records import MediaRef
@@ -37,7 +38,7 @@ def identify(file: MediaFile, settings: MediaSettings) -> Literal["still", "movi
         MediaError: It has too many pixels.
     """
     try:
-        with open_picture(file) as image:
+        with open_picture(file, settings) as image:
             check_image_pixels(file.path, image.width * image.height, settings)  # a second frame follows a decoded one
             return "moving" if image.format in _MOVING and _has_second_frame(image) else "still"
     except Image.DecompressionBombError:
@@ -48,11 +49,17 @@ def identify(file: MediaFile, settings: MediaSettings) -> Literal["still", "movi
 
 
 @contextmanager
-def open_picture(file: MediaFile) -> Iterator[Image.Image]:
+def open_picture(file: MediaFile, settings: MediaSettings) -> Iterator[Image.Image]:
     """Opens a picture and reads its header.
 
     Our own limit on pixels decides, not Pillow's warning. Pillow's hard limit (179 million pixels) stays.
+
+    Raises:
+        MediaError: It is a WebP of too many pixels.
     """
+    size = canvas(file.head(30))
+    if size is not None:
+        check_image_pixels(file.path, size[0] * size[1], settings)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         with Image.open(file.reader(), formats=FORMATS) as image:
@@ -78,7 +85,7 @@ def read_image(file: MediaFile, ref: MediaRef, settings: MediaSettings) -> Decod
     if is_heif(file):
         return DecodedImage(pixels=decode_heif(file, settings))
     try:
-        with open_picture(file) as image:
+        with open_picture(file, settings) as image:
             check_image_pixels(file.path, image.width * image.height, settings)
             image.load()
             return DecodedImage(

@@ -27,7 +27,7 @@ def read_moving(file: MediaFile, ref: MediaRef, settings: MediaSettings) -> Deco
     """
     path = file.path
     try:
-        with open_picture(file) as image:
+        with open_picture(file, settings) as image:
             check_pixels(path, image.width * image.height, settings)
             ends_s = frame_ends_s(path, image, settings)
             starts_s = np.concatenate([[0.0], ends_s[:-1]])
