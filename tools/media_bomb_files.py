@@ -11,6 +11,8 @@ import numpy as np
 import soundfile
 from PIL import Image
 
+from lightning_mmrl.types.records import MediaKind
+
 BIG = 13_000
 """Pixels a side: more than `max_pixels` lets pass, and less than Pillow's own limit."""
 
@@ -152,7 +154,7 @@ def endless_jpeg(path: Path) -> None:
     path.write_bytes(content[:scans] + content[scans:-2] + content[last:-2] * 2000 + content[-2:])
 
 
-BOMBS: Mapping[str, tuple[str, Callable[[Path], None]]] = {
+BOMBS: Mapping[str, tuple[MediaKind, Callable[[Path], None]]] = {
     "huge_frames.mp4": ("video", huge_frames),
     "huge_hevc.mkv": ("video", huge_hevc),
     "grows_midstream.mp4": ("video", grows_midstream),

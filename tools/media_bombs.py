@@ -3,9 +3,9 @@
     python tools/media_bombs.py DIR                all of them, in validation, preparation for training, and prediction
     python tools/media_bombs.py DIR --only NAME    one of them
 
-A line for each: MiB of a worker at its peak over a worker that refuses a file unread, seconds in all and on a processor,
-and what is said. Processor seconds are what counts on a busy machine. Exit code 1 if a worker took 1 GiB or more, an
-attempt took more than 10 s on a processor, or a file was not refused in one sentence that names it.
+A line for each: MiB of a worker at its peak over a worker that refuses a file unread, seconds in all and on a
+processor, and what is said. Processor seconds are what counts on a busy machine. Exit code 1 if a worker took 1 GiB or
+more, an attempt took more than 10 s on a processor, or a file was not refused in one sentence that names it.
 """
 
 import argparse

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
-from PIL import AvifImagePlugin, Image, ImageOps
+from PIL import AvifImagePlugin, Image, ImageOps, UnidentifiedImageError
 
 from lightning_mmrl.data.media.gif import missing_end
 from lightning_mmrl.data.media.heif import check_image_pixels, decode_heif
@@ -96,11 +96,16 @@ def read_image(file: MediaFile, ref: MediaRef, settings: MediaSettings) -> Decod
         raise MediaError(f"{file.path}: {error}; scale the image down") from error
     except DAMAGE as error:
         raise MediaError(
-            f"{file.path}: image cannot be decoded ({error}); save it anew or remove the sample"
+            f"{file.path}: image cannot be decoded ({in_words(error)}); save it anew or remove the sample"
         ) from error
 
 
 decode_image = of_path(read_image)
+
+
+def in_words(error: Exception) -> str:
+    """An error of Pillow's; where it knows no format, it would name our reader in place of the file."""
+    return "cannot identify image file" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
 def rgb(image: Image.Image) -> Image.Image:

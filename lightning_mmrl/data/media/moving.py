@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from lightning_mmrl.data.media.gif import missing_end
-from lightning_mmrl.data.media.image import DAMAGE, open_picture, rgb
+from lightning_mmrl.data.media.image import DAMAGE, in_words, open_picture, rgb
 from lightning_mmrl.data.media.opened import MediaFile
 from lightning_mmrl.data.media.selection import check_duration, check_pixels, select_frames
 from lightning_mmrl.errors import MediaError
@@ -40,7 +40,9 @@ def read_moving(file: MediaFile, ref: MediaRef, settings: MediaSettings) -> Deco
     except Image.DecompressionBombError as error:
         raise MediaError(f"{path}: {error}; scale the clip down") from error
     except DAMAGE as error:
-        raise MediaError(f"{path}: video cannot be decoded ({error}); re-encode or remove the clip") from error
+        raise MediaError(
+            f"{path}: video cannot be decoded ({in_words(error)}); re-encode or remove the clip"
+        ) from error
     return DecodedVideo(
         frames=np.stack([pixels[index] for index in chosen.indices]),
         timestamps_s=chosen.timestamps_s,
