@@ -185,6 +185,7 @@ def _write_black(
     """Black frames, encoded once and repeated as packets."""
     with av.open(str(path), "w", format=container) as output:
         stream = output.add_stream(codec, rate=25)
+        assert isinstance(stream, av.VideoStream)
         stream.width, stream.height = width, height
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1

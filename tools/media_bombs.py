@@ -144,7 +144,11 @@ class _Watch:
     def _look(self) -> None:
         while not self._done.wait(0.005):
             for task in Path("/proc/self/task").iterdir():
-                for child in (task / "children").read_text().split():
+                try:
+                    children = (task / "children").read_text().split()
+                except OSError:  # a thread that has ended in the meantime
+                    continue
+                for child in children:
                     self._note(int(child))
 
     def _note(self, process: int) -> None:
