@@ -16,6 +16,7 @@ def add_guard(parser: argparse.ArgumentParser) -> None:
     cores = os.cpu_count() or 2
     parser.add_argument("--workers", type=int, default=cores, metavar="N", help="decoding processes (default: cores)")
     parser.add_argument("--deadline", type=float, default=30.0, metavar="S", help="seconds per medium (default 30)")
+    parser.add_argument("--memory-mb", type=int, default=1024, metavar="N", help="MiB per process (default 1024)")
     parser.add_argument("--max-duration-s", type=float, metavar="S", help="longest medium (default 600)")
     parser.add_argument("--max-pixels", type=int, metavar="N", help="pixels of the largest frame (default 16777216)")
     parser.add_argument("--max-bytes", type=int, metavar="N", help="largest file (default 268435456)")
@@ -27,7 +28,7 @@ def guard_of(options: argparse.Namespace) -> "Guard":
     Raises:
         ConfigError: One of them is not above 0.
     """
-    for name in ("workers", "deadline", "max_duration_s", "max_pixels", "max_bytes"):
+    for name in ("workers", "deadline", "memory_mb", "max_duration_s", "max_pixels", "max_bytes"):
         value = getattr(options, name)
         if value is not None and not value > 0:
             raise ConfigError(f"--{name.replace('_', '-')} is {value}; it must be above 0")
@@ -36,7 +37,12 @@ def guard_of(options: argparse.Namespace) -> "Guard":
 
     names = ("max_duration_s", "max_pixels", "max_bytes")
     limits = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    return Guard(settings=MediaSettings(**limits), num_workers=options.workers, deadline_s=options.deadline)
+    return Guard(
+        settings=MediaSettings(**limits),
+        num_workers=options.workers,
+        deadline_s=options.deadline,
+        memory_mb=options.memory_mb,
+    )
 
 
 def label_set(text: str | None) -> Sequence[str] | None:

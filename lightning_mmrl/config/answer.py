@@ -57,7 +57,7 @@ def answer_question(
     check_facts(facts, checkpoint / SEAL)
     family = loaded_family(facts["family"], checkpoint / SEAL)
     parts = Assembly(config=_config(facts, family), console=ConsoleProgress())
-    media = chosen_media(files, parts.media_settings, sound=sound, hear=hear)
+    media = chosen_media(files, parts.media_settings, parts.decoder, sound=sound, hear=hear)
     messages = (Message(role="user", content=question_about([ref.kind for _, ref in media], question)),)
     encoder = parts.encoder(checkpoint)
     check_read(media, encoder)

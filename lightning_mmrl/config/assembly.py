@@ -98,14 +98,21 @@ class Assembly:
         directory = Path(self.config.output_dir) / self.config.run_name
         return Exclusions(directory / EXCLUSIONS, decides=self.group.leads)
 
+    @property
+    def decoder(self) -> GuardedDecoder:
+        """The workers that decode media."""
+        media = self.config.data.media
+        return GuardedDecoder(
+            workers=media.decode_workers, deadline_s=media.decode_deadline_s, memory_mb=media.decode_memory_mb
+        )
+
     def pipeline(self, encoder: Any) -> MediaPipeline:
         """How media become tensors for one encoder."""
-        media = self.config.data.media
         return MediaPipeline(
             encoder=encoder,
             settings=self.media_settings,
-            cache=MediaCache(Path(media.cache_dir)),
-            decoder=GuardedDecoder(workers=media.decode_workers, deadline_s=media.decode_deadline_s),
+            cache=MediaCache(Path(self.config.data.media.cache_dir)),
+            decoder=self.decoder,
         )
 
     def encoder(self, checkpoint: Path | str) -> Any:

@@ -147,7 +147,7 @@ def _freezes_towers(stage: StageConfig) -> bool:
 def _check_data(config: RootConfig) -> None:
     data = config.data
     require(data.media.num_frames >= 2, "data.media.num_frames", data.media.num_frames, "at least 2")
-    _at_least_one(data.media, "data.media", "decode_workers", "max_pixels", "max_bytes")
+    _at_least_one(data.media, "data.media", "decode_workers", "decode_memory_mb", "max_pixels", "max_bytes")
     for name in ("max_duration_s", "decode_deadline_s"):
         _positive(f"data.media.{name}", getattr(data.media, name))
     _not_empty(data.media, "data.media.", "cache_dir")

@@ -49,6 +49,8 @@ class MediaConfig:
     max_bytes: int = 268_435_456
     decode_workers: int = 2
     decode_deadline_s: float = 30.0
+    decode_memory_mb: int = 1024
+    """MiB that a decode worker may take on top of what it starts with (on Linux)."""
     cache_dir: str = MISSING
 
 

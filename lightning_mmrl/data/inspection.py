@@ -20,6 +20,7 @@ class Inventory:
     """
 
     manifests: tuple[Path, ...]
+    media_root: Path
     entries: tuple[Entry, ...]
     problems: tuple[Problem, ...]
     media: dict[tuple[str, int], tuple[MediaKey, ...]]
@@ -49,6 +50,7 @@ def take_inventory(manifests: Sequence[Path], media_root: Path, labels: Sequence
             problems.append(Problem(file=str(path), line=1, group="empty manifest", reason=reason))
     return Inventory(
         manifests=tuple(manifests),
+        media_root=media_root,
         entries=tuple(entries),
         problems=tuple(problems),
         media={(entry.file, entry.line): _media(entry, media_root) for entry in entries},
@@ -60,9 +62,8 @@ def decode_inventory(inventory: Inventory, guard: Guard, on_progress: Callable[[
     refs: dict[MediaKey, MediaRef] = {}
     for entry in inventory.entries:
         refs |= zip(inventory.media[entry.file, entry.line], entry.sample.media, strict=True)
-    outcomes = dict(
-        zip(refs, guard.run(examine, [(Path(key[1]), ref) for key, ref in refs.items()], on_progress), strict=True)
-    )
+    media = [(Path(key[1]), ref) for key, ref in refs.items()]
+    outcomes = dict(zip(refs, guard.run(examine, media, inventory.media_root, on_progress), strict=True))
     entries, problems = [], list(inventory.problems)
     for entry in inventory.entries:
         reasons = (outcomes[key].error for key in inventory.media[entry.file, entry.line])

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from lightning_mmrl.data.media.cache import MediaCache, media_key
-from lightning_mmrl.data.media.guard import GuardedDecoder
+from lightning_mmrl.data.media.guard import DecodeTask, GuardedDecoder
+from lightning_mmrl.data.media.opened import open_media
 from lightning_mmrl.data.sampler import Variant
 from lightning_mmrl.errors import MediaError, MmrlError
 from lightning_mmrl.protocols.tensors import PromptEncoder
@@ -25,9 +26,18 @@ class MediaPipeline:
     cache: MediaCache
     decoder: GuardedDecoder
 
-    def key(self, path: Path, ref: MediaRef) -> str:
-        """Cache key of a medium."""
-        return media_key(path, ref, self.settings, self.encoder.fingerprint)
+    def keyed_task(self, path: Path, ref: MediaRef, root: Path) -> tuple[str, DecodeTask]:
+        """Cache key of a medium below `root`, and the task to decode the file that the key is of.
+
+        Raises:
+            MediaError: The file cannot be read or lies elsewhere.
+        """
+        try:
+            with open_media(path, root) as file:
+                key = media_key(file, ref, self.settings, self.encoder.fingerprint)
+                return key, DecodeTask(path=path, ref=ref, settings=self.settings, root=root, seen=file.identity)
+        except OSError as error:
+            raise MediaError(f"{path}: cannot be read ({error.strerror})") from error
 
     def encode(self, decoded: DecodedImage | DecodedVideo | DecodedAudio) -> dict[str, Tensor]:
         """Model inputs of one decoded medium.

@@ -205,7 +205,7 @@ class PreparedSet(Dataset[EncodedSample]):
 
     def _load(self, ref: MediaRef, variant: Variant) -> tuple[str, dict[str, Tensor]]:
         """What the model is shown of a medium, and a key for it."""
-        key = self._pipeline.key(self._path(ref), ref)
+        key, _ = self._pipeline.keyed_task(self._path(ref), ref, self._root)
         encoded = self._pipeline.cache.get(key)
         shown = self._pipeline.altered(encoded, ref.kind, variant)
         return key if shown is encoded else f"{key}/{variant}", shown
@@ -242,17 +242,16 @@ class PreparedSet(Dataset[EncodedSample]):
         """Decodes and encodes each medium that the cache lacks; the reason for each that fails."""
         keys: dict[MediaRef, str] = {}
         failures: dict[MediaRef, str] = {}
+        missing: dict[str, DecodeTask] = {}
         for ref in dict.fromkeys(ref for sample in samples for ref in sample.media):
-            path = self._path(ref)
             try:
-                keys[ref] = self._pipeline.key(path, ref)
-            except OSError as error:
-                failures[ref] = f"{path}: cannot be read ({error.strerror})"
-        missing = {key: ref for ref, key in keys.items() if key not in self._pipeline.cache}
-        tasks = [
-            DecodeTask(path=self._path(ref), ref=ref, settings=self._pipeline.settings) for ref in missing.values()
-        ]
-        order = list(missing)
+                keys[ref], task = self._pipeline.keyed_task(self._path(ref), ref, self._root)
+            except MediaError as error:
+                failures[ref] = str(error)
+            else:
+                missing[keys[ref]] = task
+        missing = {key: task for key, task in missing.items() if key not in self._pipeline.cache}
+        order, tasks = list(missing), list(missing.values())
         reasons: dict[str, str] = {}
         warnings: list[str] = []
         done = count(1)

@@ -17,7 +17,7 @@ from multiprocessing.connection import wait
 from typing import Any, Self
 
 from lightning_mmrl.errors import MmrlError
-from lightning_mmrl.workers.serving import Announced, Limits, Outcome, serve
+from lightning_mmrl.workers.serving import OVERTIME, Announced, Limits, Outcome, Parcel, serve
 
 _START_LIMIT_S = 120.0
 _EXIT_GRACE_S = 1.0
@@ -197,7 +197,7 @@ class DeadlinePool:
                 self._restart(slot, worker.start_failure(), error)
                 return
             worker.end(grace_s=_EXIT_GRACE_S)
-            batch.settle(worker.item, worker.failed(f"worker died with exit code {worker.process.exitcode}"))
+            batch.settle(worker.item, worker.died())
             self._replace(slot)
             return
         self._lost_starts = 0
@@ -328,7 +328,19 @@ class _Worker:
         if isinstance(message, str):
             raise WorkerError(f"a worker cannot load what it is to call: {message}")
         self.ready = True
-        return message
+        return self._unpacked(message) if isinstance(message, Parcel) else message
+
+    def _unpacked(self, parcel: Parcel) -> Outcome:
+        arrays = [bytearray(size) for size in parcel.sizes]
+        for array in arrays:
+            self.connection.recv_bytes_into(array)
+        return pickle.loads(parcel.content, buffers=arrays)
+
+    def died(self) -> Outcome:
+        """The outcome of an item during which its worker ended."""
+        if self.process.exitcode == -signal.SIGXCPU:
+            return Outcome(error=OVERTIME, doing=self.doing)
+        return self.failed(f"worker died with exit code {self.process.exitcode}")
 
     def failed(self, error: str) -> Outcome:
         """The outcome of an item that took its worker down or was taken from it."""

@@ -1,5 +1,6 @@
 """The program of a worker process of a `DeadlinePool`: it limits itself, then serves one call at a time."""
 
+import math
 import os
 import pickle
 import resource
@@ -28,11 +29,14 @@ class Limits:
 
     After `soft_deadline_s` seconds an exception interrupts the call, if it runs Python code or sleeps; the process
     lives on. `memory_bytes` bounds the address space (RLIMIT_AS, Linux alone) on top of what the process has when it is
-    ready: more is a MemoryError, or the end of the process in foreign code that does not check.
+    ready: more is a MemoryError, or the end of the process in foreign code that does not check. After `processor_s`
+    seconds on a processor, rounded up, the call ends with its process and the error `OVERTIME`, and is not `lost`: that
+    is the call's doing however busy the machine is.
     """
 
     soft_deadline_s: float | None = None
     memory_bytes: int | None = None
+    processor_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,11 +54,22 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Parcel:
+    """A message of a worker: an outcome whose `sizes` bytes of large arrays follow, so that nobody holds them twice."""
+
+    content: bytes
+    sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Announced:
     """A message of a worker: its call is busy with this from now on."""
 
     what: str
 
+
+OVERTIME = "processor time exceeded"
+"""The error of a call that took more processor time than it may."""
 
 _listeners: list[Callable[[str], None]] = []
 
@@ -63,6 +78,15 @@ def announce(what: str) -> None:
     """Says what the running call is busy with, to be named if its process dies or is killed; elsewhere does nothing."""
     for listener in _listeners:
         listener(what)
+
+
+_processor: "list[_ProcessorTime]" = []
+
+
+def lower_processor_time(share: float) -> None:
+    """Leaves the running call this share of the processor time that any call may take; elsewhere does nothing."""
+    for bound in _processor:
+        bound.set(min(1.0, share))
 
 
 def serve(connection: Connection, payload: bytes, limits: Limits) -> None:
@@ -77,11 +101,28 @@ def serve(connection: Connection, payload: bytes, limits: Limits) -> None:
     watchdog = _Watchdog(limits.soft_deadline_s)
     _listeners[:] = [lambda what: _tell(connection, watchdog, what)]
     _limit_memory(limits.memory_bytes)
+    if limits.processor_s is not None:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # of a call that is ended on purpose nobody wants the memory
+        _processor[:] = [_ProcessorTime(limits.processor_s)]
     with suppress(EOFError, ConnectionError):  # the pool was closed
         connection.send(None)
         while True:
             item = connection.recv()
+            lower_processor_time(1.0)
             _report(connection, _call(function, item, watchdog))
+
+
+class _ProcessorTime:
+    """Lets the kernel end this process when a call was on a processor for too long, in whatever code."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def set(self, share: float) -> None:
+        """Bounds the call; the whole time counts anew from where the process is now."""
+        until = math.ceil(time.process_time() + share * self._seconds)
+        _, most = resource.getrlimit(resource.RLIMIT_CPU)
+        resource.setrlimit(resource.RLIMIT_CPU, (until if most == resource.RLIM_INFINITY else min(until, most), most))
 
 
 class _Watchdog:
@@ -159,10 +200,16 @@ def _call(function: Callable[[Any], Any], item: Any, watchdog: _Watchdog) -> Out
 
 
 def _report(connection: Connection, outcome: Outcome) -> None:
+    arrays: list[pickle.PickleBuffer] = []
     try:
-        connection.send(outcome)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:  # raised before anything is written
+        content = pickle.dumps(outcome, protocol=5, buffer_callback=arrays.append)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
         connection.send(Outcome(error=f"its result cannot be sent back: {error}"))
+        return
+    views = [array.raw() for array in arrays]
+    connection.send(Parcel(content, tuple(view.nbytes for view in views)))
+    for view in views:
+        connection.send_bytes(view)
 
 
 def _tell(connection: Connection, watchdog: _Watchdog, what: str) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from lightning_mmrl.cli.main import main
 from lightning_mmrl.config.answer import answer_question
 from lightning_mmrl.curriculum.publish import publish
-from lightning_mmrl.data.media import guard
+from lightning_mmrl.data.media import examine, guard
 from lightning_mmrl.models.families.qwen2_5_omni import OmniEncoder
 from lightning_mmrl.rollout.hf import HFEngine
 from lightning_mmrl.types.records import Completion
@@ -231,7 +231,8 @@ def test_files_are_decoded_in_workers_which_have_a_deadline(handoff, predict, fi
     def hangs(*_):
         raise AssertionError("decoded in the process of the command")
 
-    monkeypatch.setitem(guard.DECODERS, "image", hangs)
+    monkeypatch.setitem(guard.READERS, "image", hangs)
+    monkeypatch.setattr(examine, "media_kinds", hangs)
     assert predict(handoff("qwen2_vl"), "picture.png")[0] == 0
     (files / "cut.png").write_bytes((files / "picture.png").read_bytes()[:200])
     code, out, err = predict(handoff("qwen2_vl"), "cut.png")

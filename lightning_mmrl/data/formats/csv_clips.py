@@ -125,14 +125,16 @@ def once(clips: Sequence[Clip], reject: Reject) -> list[Clip]:
     return list(first.values())
 
 
-def decoded(clips: Sequence[Clip], guard: Guard, reject: Reject, on_progress: Callable[[int, int], None]) -> list[Clip]:
+def decoded(
+    clips: Sequence[Clip], root: Path, guard: Guard, reject: Reject, on_progress: Callable[[int, int], None]
+) -> list[Clip]:
     """The clips that can be decoded, with their tracks."""
     media = [
         (clip.real, MediaRef(kind="video", path=clip.path, start_s=clip.row.start_s, end_s=clip.row.end_s))
         for clip in clips
     ]
     usable = []
-    for clip, outcome in zip(clips, guard.run(examine_tracks, media, on_progress), strict=True):
+    for clip, outcome in zip(clips, guard.run(examine_tracks, media, root, on_progress), strict=True):
         if outcome.error is None:
             usable.append(replace(clip, tracks=outcome.value))
         else:

@@ -105,7 +105,7 @@ def convert_csv(
     _check_extras(csv_file, table.rows)
     clips = found(table.rows, ClipFolder(media_root, settings.suffix), reject)
     clips, labels = labelled(clips, settings.labels, reject, notes)
-    clips = decoded(once(clips, reject), guard, reject, on_progress)
+    clips = decoded(once(clips, reject), media_root, guard, reject, on_progress)
     problems.sort(key=lambda problem: problem.line)
     if not clips:
         raise DataError(f"{csv_file}: none of its rows is usable{_left_out(problems)}")

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_mmrl.data.media.examine import media_kinds
+from lightning_mmrl.data.media.examine import held_kinds
+from lightning_mmrl.data.media.guard import DecodeTask, GuardedDecoder
 from lightning_mmrl.errors import MediaError
 from lightning_mmrl.protocols.tensors import PromptEncoder
 from lightning_mmrl.types.media import MediaSettings
 from lightning_mmrl.types.records import MediaKind, MediaRef
+from lightning_mmrl.workers.pool import Outcome
 
 Medium = tuple[Path, MediaRef]
 """A file, and which of its tracks is asked about."""
@@ -22,13 +24,14 @@ def unread(kind: MediaKind, encoder: PromptEncoder) -> str | None:
 
 
 def chosen_media(
-    files: Sequence[Path], settings: MediaSettings, *, sound: Path | None, hear: bool
+    files: Sequence[Path], settings: MediaSettings, decoder: GuardedDecoder, *, sound: Path | None, hear: bool
 ) -> tuple[Medium, ...]:
     """All tracks of each file by its content; a separate sound comes last.
 
     Args:
         files: Videos, pictures and sounds.
-        settings: The limit on bytes.
+        settings: The limits.
+        decoder: Its workers look into the files.
         sound: A file whose sound is heard in place of the videos' own.
         hear: False to leave out the sound of videos.
 
@@ -41,13 +44,22 @@ def chosen_media(
         if not path.is_file():
             raise MediaError(f"{path} does not exist; name a video, picture or sound file")
     media: list[Medium] = []
-    for path in files:
-        kinds = media_kinds(path, settings)
+    for path, kinds in zip(files, _kinds(files, settings, decoder), strict=True):
         drops_sound = "video" in kinds and (sound is not None or not hear)
         media += [
             (path, MediaRef(kind=kind, path=path.name)) for kind in kinds if not (kind == "audio" and drops_sound)
         ]
     return (*media, *([] if sound is None else [(sound, MediaRef(kind="audio", path=sound.name))]))
+
+
+def _kinds(files: Sequence[Path], settings: MediaSettings, decoder: GuardedDecoder) -> list[list[MediaKind]]:
+    anything = [DecodeTask(path=path, ref=MediaRef(kind="video", path=path.name), settings=settings) for path in files]
+    outcomes: dict[int, Outcome] = {}
+    decoder.run(held_kinds, anything, outcomes.__setitem__)
+    for index in range(len(files)):
+        if outcomes[index].error is not None:
+            raise MediaError(outcomes[index].error)
+    return [outcomes[index].value for index in range(len(files))]
 
 
 def check_read(media: Sequence[Medium], encoder: PromptEncoder) -> None:

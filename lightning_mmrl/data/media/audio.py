@@ -1,7 +1,5 @@
 """Sound as a mono waveform on its file's clock: soundfile for plain audio files, PyAV otherwise, soxr to resample."""
 
-from pathlib import Path
-
 import av
 import numpy as np
 import soundfile
@@ -12,6 +10,7 @@ from av.error import FFmpegError
 from lightning_mmrl.data.media.containers import open_container
 from lightning_mmrl.data.media.declared_size import whole_s
 from lightning_mmrl.data.media.mixdown import Mixdown, check_waveform
+from lightning_mmrl.data.media.opened import MediaFile, of_path
 from lightning_mmrl.data.media.selection import beyond_the_end
 from lightning_mmrl.data.media.tracks import Pass, Tracks, find_tracks, shortfall
 from lightning_mmrl.errors import MediaError
@@ -24,7 +23,7 @@ _SOUNDFILE_FORMATS = frozenset({"wav", "w64", "flac", "aiff", "caf", "au", "mp3"
 _BLOCK = 16_384
 
 
-def decode_audio(path: Path, ref: MediaRef, settings: MediaSettings) -> DecodedAudio:
+def read_audio(file: MediaFile, ref: MediaRef, settings: MediaSettings) -> DecodedAudio:
     """The waveform of the span, mixed to mono, at `sample_rate_hz`.
 
     It counts from the container's zero, see tracks.py: a track that starts later is preceded by silence, as are
@@ -34,7 +33,8 @@ def decode_audio(path: Path, ref: MediaRef, settings: MediaSettings) -> DecodedA
         MediaError: The file cannot be decoded, has no sound, is too long, its span is empty, or its samples are no
             sound: not finite, or whole numbers stored as floating point.
     """
-    mix, promised_s = _read(path, settings)
+    path = file.path
+    mix, promised_s = _read(file, settings)
     samples, rate = mix.waveform(), mix.rate_hz
     if not len(samples):
         raise MediaError(f"{path}: the sound holds no samples; re-encode or remove the clip")
@@ -60,48 +60,54 @@ def decode_audio(path: Path, ref: MediaRef, settings: MediaSettings) -> DecodedA
     )
 
 
-def _read(path: Path, settings: MediaSettings) -> tuple[Mixdown, float]:
+decode_audio = of_path(read_audio)
+
+
+def _read(file: MediaFile, settings: MediaSettings) -> tuple[Mixdown, float]:
     """The sound of a file, and how long it should be."""
-    with open_container(path, "sound") as container:
-        tracks = find_tracks(container)
+    path = file.path
+    with open_container(file, settings, "sound") as container:
+        tracks = find_tracks(file, container)
         if tracks.sound is None:
             raise MediaError(f"{path}: no audio track; remove the <audio> tag or name a separate sound file")
         try:
             if tracks.format in _SOUNDFILE_FORMATS and tracks.video is None:
-                return _read_plain(path, container, tracks, settings)
-            return _read_track(path, container, tracks, settings)
+                return _read_plain(file, container, tracks, settings)
+            return _read_track(file, container, tracks, settings)
+        except MemoryError:
+            raise
         except (FFmpegError, ValueError, OSError) as error:
             raise MediaError(f"{path}: sound cannot be decoded ({error}); re-encode or remove the clip") from error
 
 
 def _read_plain(
-    path: Path, container: InputContainer, tracks: Tracks, settings: MediaSettings
+    file: MediaFile, container: InputContainer, tracks: Tracks, settings: MediaSettings
 ) -> tuple[Mixdown, float]:
     try:
-        return _read_soundfile(path, settings)
+        return _read_soundfile(file, settings)
     except (soundfile.SoundFileError, RuntimeError):
         # FFmpeg knows more codecs in these containers, and says what is wrong if it is none of them.
-        return _read_track(path, container, tracks, settings)
+        return _read_track(file, container, tracks, settings)
 
 
-def _read_soundfile(path: Path, settings: MediaSettings) -> tuple[Mixdown, float]:
-    with soundfile.SoundFile(path) as file:
-        mix = Mixdown(path, file.samplerate, settings)
+def _read_soundfile(file: MediaFile, settings: MediaSettings) -> tuple[Mixdown, float]:
+    with soundfile.SoundFile(file.reader()) as sound:
+        mix = Mixdown(file.path, sound.samplerate, settings)
         # By blocks: the number of samples that a header declares may be absurd, and would be allocated at once.
-        while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):
+        while len(block := sound.read(_BLOCK, dtype="float32", always_2d=True)):
             mix.append(block.T)
-        return mix, whole_s(path, file.frames / file.samplerate)
+        return mix, whole_s(file, sound.frames / sound.samplerate)
 
 
 def _read_track(
-    path: Path, container: InputContainer, tracks: Tracks, settings: MediaSettings
+    file: MediaFile, container: InputContainer, tracks: Tracks, settings: MediaSettings
 ) -> tuple[Mixdown, float]:
     assert tracks.sound is not None
-    reading, mix = Pass(path, container, tracks), None
+    reading, mix = Pass(file, container, tracks), None
     for frame in reading.frames(tracks.sound):
         block, rate = _channels(frame), frame.sample_rate
         if mix is None:
-            mix = Mixdown(path, rate, settings)
+            mix = Mixdown(file.path, rate, settings)
         if rate != mix.rate_hz:
             block = soxr.resample(block.T, rate, mix.rate_hz).T
         start_s = reading.time_s(frame, tracks.sound)
@@ -110,7 +116,7 @@ def _read_track(
         else:
             mix.place(block, start_s)
     if mix is None:
-        mix = Mixdown(path, tracks.sound.rate, settings)
+        mix = Mixdown(file.path, tracks.sound.rate, settings)
     return mix, reading.promised_s(tracks.sound)
 
 

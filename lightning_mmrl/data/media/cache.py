@@ -3,13 +3,13 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict
-from functools import lru_cache
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lightning_mmrl.data.media.opened import Identity, MediaFile
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.types.files import refusal, replacing
 from lightning_mmrl.types.media import MediaSettings
@@ -19,16 +19,22 @@ _DECODING = 2
 """Counts up whenever the same file, span and settings decode to other frames or samples than before."""
 
 
-@lru_cache(maxsize=65_536)
-def _content_hash(path: str, size: int, modified_ns: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+_MAX_HASHES = 65_536
+_hashes: dict[Identity, str] = {}
+"""Of the files that this process has read already."""
 
 
-def media_key(path: Path, ref: MediaRef, settings: MediaSettings, encoder_fingerprint: str) -> str:
+def _content_hash(file: MediaFile) -> str:
+    if file.identity not in _hashes:
+        if len(_hashes) >= _MAX_HASHES:
+            _hashes.clear()
+        _hashes[file.identity] = file.sha256()
+    return _hashes[file.identity]
+
+
+def media_key(file: MediaFile, ref: MediaRef, settings: MediaSettings, encoder_fingerprint: str) -> str:
     """Cache key of one encoded medium: file content, span, decode settings, how decoding works, and encoder."""
-    stat = path.stat()
-    content = _content_hash(str(path), stat.st_size, stat.st_mtime_ns)
+    content = _content_hash(file)
     how = sorted(asdict(settings).items())
     text = f"{content}/{ref.kind}/{ref.start_s}/{ref.end_s}/{how}/{_DECODING}/{encoder_fingerprint}"
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,7 +1,8 @@
 """How many bytes a file says that it has, in formats where FFmpeg and libsndfile believe the size on disk instead."""
 
 import struct
-from pathlib import Path
+
+from lightning_mmrl.data.media.opened import MediaFile
 
 _UNKNOWN_FROM = 0x7FFF_F000
 """Programs that do not know the end when they begin write sizes near the largest possible one, or 0."""
@@ -11,16 +12,14 @@ _ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 _HEAD_BYTES = 4096
 
 
-def whole_s(path: Path, found_s: float) -> float:
+def whole_s(file: MediaFile, found_s: float) -> float:
     """How long the media of a file would be that now last `found_s`, were it as large as it declares."""
-    declared, found = _declared_bytes(path), path.stat().st_size
+    declared, found = _declared_bytes(file.head(_HEAD_BYTES)), file.size
     return found_s * declared / found if declared is not None and declared > found else found_s
 
 
-def _declared_bytes(path: Path) -> int | None:
+def _declared_bytes(head: bytes) -> int | None:
     """The size that the header of a WAV, AVI, AIFF or ASF file declares; None for others, and if it does not say."""
-    with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES)
     if len(head) >= 8 and head[:4] in (b"RIFF", b"FORM"):
         size = struct.unpack_from("<I" if head[:4] == b"RIFF" else ">I", head, 4)[0]
         return size + 8 if 0 < size < _UNKNOWN_FROM else None

@@ -1,18 +1,18 @@
 """What a medium is, found out by decoding it as training would; runs in decode workers."""
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lightning_mmrl.data.media.containers import open_container
-from lightning_mmrl.data.media.guard import DecodeTask, check_bytes, decode
+from lightning_mmrl.data.media.guard import READERS, DecodeTask, GuardedDecoder, within_limits
 from lightning_mmrl.data.media.image import identify
+from lightning_mmrl.data.media.opened import MediaFile
 from lightning_mmrl.data.media.tracks import find_tracks
 from lightning_mmrl.errors import MediaError
 from lightning_mmrl.types.media import DecodedAudio, DecodedImage, MediaSettings
 from lightning_mmrl.types.records import MediaKind, MediaRef
-from lightning_mmrl.workers.pool import DeadlinePool, Outcome
+from lightning_mmrl.workers.pool import Outcome
 
 # What the decoders' messages say, by the name under which a report counts it; the first that fits.
 _FAULTS: Mapping[str, str] = {
@@ -27,6 +27,8 @@ _FAULTS: Mapping[str, str] = {
     "where full scale is 1": "sound out of scale",
     "its clock jumps": "clock jumps back",
     "an image has no time": "span",
+    "decode_memory_mb": "too much memory",
+    "processor time": "decoder ran out of time",
     "deadline of": "decoder ran out of time",
     "worker died": "decoder crashed",
 }
@@ -55,33 +57,26 @@ class Guard:
     settings: MediaSettings
     num_workers: int = 2
     deadline_s: float = 30.0
+    memory_mb: int = 1024
 
     def run(
         self,
         examination: Callable[[DecodeTask], object],
         media: Sequence[tuple[Path, MediaRef]],
+        root: Path,
         on_progress: Callable[[int, int], None],
     ) -> list[Outcome]:
-        """Outcomes of `examination` in the order of the media; errors name the file."""
-        if not media:
-            return []
-        tasks = [DecodeTask(path=path, ref=ref, settings=self.settings) for path, ref in media]
-        done = 0
+        """Outcomes of `examination` in the order of the media, which lie below `root`; errors name the file."""
+        tasks = [DecodeTask(path=path, ref=ref, settings=self.settings, root=root) for path, ref in media]
+        outcomes: dict[int, Outcome] = {}
 
-        def count(_: int, __: Outcome) -> None:
-            nonlocal done
-            done += 1
-            on_progress(done, len(tasks))
+        def count(index: int, outcome: Outcome) -> None:
+            outcomes[index] = outcome
+            on_progress(len(outcomes), len(tasks))
 
-        workers = min(self.num_workers, len(tasks))
-        with DeadlinePool(examination, num_workers=workers, deadline_s=self.deadline_s) as pool:
-            outcomes = pool.map_patiently(tasks, on_done=count)
-        return [
-            outcome
-            if outcome.error is None or str(task.path) in outcome.error
-            else Outcome(error=f"{task.path}: {outcome.error}")
-            for task, outcome in zip(tasks, outcomes, strict=True)
-        ]
+        decoder = GuardedDecoder(workers=self.num_workers, deadline_s=self.deadline_s, memory_mb=self.memory_mb)
+        decoder.run(examination, tasks, count)
+        return [outcomes[index] for index in range(len(tasks))]
 
 
 def examine(task: DecodeTask) -> MediaFacts:
@@ -90,28 +85,7 @@ def examine(task: DecodeTask) -> MediaFacts:
     Raises:
         MediaError: It breaks a limit or cannot be decoded.
     """
-    decoded = decode(task)
-    content = _content(task.path)
-    if isinstance(decoded, DecodedImage):
-        height, width = decoded.pixels.shape[:2]
-        return MediaFacts(kind="image", content=content, size=(width, height), warnings=decoded.warnings)
-    if isinstance(decoded, DecodedAudio):
-        return MediaFacts(
-            kind="audio",
-            content=content,
-            duration_s=decoded.duration_s,
-            sample_rate_hz=_rates(task.path)[1],
-            warnings=decoded.warnings,
-        )
-    height, width = decoded.frames.shape[1:3]
-    return MediaFacts(
-        kind="video",
-        content=content,
-        duration_s=decoded.duration_s,
-        frame_rate=_rates(task.path)[0],
-        size=(width, height),
-        warnings=decoded.warnings,
-    )
+    return within_limits(task, lambda file: _facts(file, task.ref, task.settings))
 
 
 def examine_tracks(task: DecodeTask) -> tuple[MediaFacts, ...]:
@@ -120,10 +94,46 @@ def examine_tracks(task: DecodeTask) -> tuple[MediaFacts, ...]:
     Raises:
         MediaError: A track breaks a limit or cannot be decoded, or there is none.
     """
-    ref = task.ref
-    kinds = media_kinds(task.path, task.settings)
-    refs = [MediaRef(kind=kind, path=ref.path, start_s=ref.start_s, end_s=ref.end_s) for kind in kinds]
-    return tuple(examine(DecodeTask(path=task.path, ref=each, settings=task.settings)) for each in refs)
+
+    def all_tracks(file: MediaFile) -> tuple[MediaFacts, ...]:
+        kinds = media_kinds(file, task.settings)
+        return tuple(_facts(file, replace(task.ref, kind=kind), task.settings) for kind in kinds)
+
+    return within_limits(task, all_tracks)
+
+
+def held_kinds(task: DecodeTask) -> list[MediaKind]:
+    """The kinds that a file holds, see `media_kinds`; that of `task.ref` is ignored.
+
+    Raises:
+        MediaError: It breaks the limit on bytes, is of no known format, or holds no track.
+    """
+    return within_limits(task, lambda file: media_kinds(file, task.settings))
+
+
+def _facts(file: MediaFile, ref: MediaRef, settings: MediaSettings) -> MediaFacts:
+    decoded = READERS[ref.kind](file, ref, settings)
+    content = file.sha256()
+    if isinstance(decoded, DecodedImage):
+        height, width = decoded.pixels.shape[:2]
+        return MediaFacts(kind="image", content=content, size=(width, height), warnings=decoded.warnings)
+    if isinstance(decoded, DecodedAudio):
+        return MediaFacts(
+            kind="audio",
+            content=content,
+            duration_s=decoded.duration_s,
+            sample_rate_hz=_rates(file, settings)[1],
+            warnings=decoded.warnings,
+        )
+    height, width = decoded.frames.shape[1:3]
+    return MediaFacts(
+        kind="video",
+        content=content,
+        duration_s=decoded.duration_s,
+        frame_rate=_rates(file, settings)[0],
+        size=(width, height),
+        warnings=decoded.warnings,
+    )
 
 
 def fault(reason: str) -> str:
@@ -135,38 +145,32 @@ def fault(reason: str) -> str:
     return next((name for words, name in _FAULTS.items() if words in reason), "cannot be decoded")
 
 
-def media_kinds(path: Path, settings: MediaSettings) -> list[MediaKind]:
+def media_kinds(file: MediaFile, settings: MediaSettings) -> list[MediaKind]:
     """The kinds that a file holds by its content: an image, or a video, a sound or both; covers do not count.
 
     Raises:
-        MediaError: It breaks the limit on bytes, is of no known format, or holds no track.
+        MediaError: It is of no known format, has too many pixels, or holds no track.
     """
-    check_bytes(path, settings)
-    picture = identify(path)
+    picture = identify(file, settings)
     if picture is not None:
         return ["video"] if picture == "moving" else ["image"]
-    with open_container(path) as container:
-        tracks = find_tracks(container)
+    with open_container(file, settings) as container:
+        tracks = find_tracks(file, container)
         found: list[MediaKind] = []
         if tracks.video is not None:
             found.append("video")
         if tracks.sound is not None:
             found.append("audio")
     if not found:
-        raise MediaError(f"{path}: no video or audio track; re-encode or remove it")
+        raise MediaError(f"{file.path}: no video or audio track; re-encode or remove it")
     return found
 
 
-def _rates(path: Path) -> tuple[float | None, int | None]:
+def _rates(file: MediaFile, settings: MediaSettings) -> tuple[float | None, int | None]:
     """Frames per second and samples per second that a file declares."""
-    if identify(path) is not None:
+    if identify(file, settings) is not None:
         return None, None
-    with open_container(path) as container:
-        tracks = find_tracks(container)
+    with open_container(file, settings) as container:
+        tracks = find_tracks(file, container)
         frame_rate = tracks.video.average_rate if tracks.video is not None else None
         return float(frame_rate) if frame_rate else None, tracks.sound.rate if tracks.sound is not None else None
-
-
-def _content(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,7 +1,6 @@
 """Whether a GIF is whole: of one that is cut off between two frames Pillow takes what there is, without a word."""
 
-from pathlib import Path
-
+from lightning_mmrl.data.media.opened import MediaFile
 from lightning_mmrl.data.media.selection import CUT_OFF
 
 _HEADER = 13
@@ -9,15 +8,15 @@ _EXTENSION, _FRAME, _TRAILER = 0x21, 0x2C, 0x3B
 _FRAME_HEADER = 10
 
 
-def missing_end(path: Path) -> tuple[str, ...]:
+def missing_end(file: MediaFile) -> tuple[str, ...]:
     """A warning where the blocks of a GIF do not lead to its trailer (GIF89a, section 27).
 
     Args:
-        path: A file that opens as a GIF.
+        file: It opens as a GIF.
     """
-    if _has_trailer(path.read_bytes()):
+    if _has_trailer(file.head(file.size)):
         return ()
-    return (f"{path}: it stops before the end that a GIF declares; {CUT_OFF}",)
+    return (f"{file.path}: it stops before the end that a GIF declares; {CUT_OFF}",)
 
 
 def _has_trailer(content: bytes) -> bool:

@@ -3,6 +3,7 @@
 FFmpeg knows the grid as well, but PyAV does not hand it on; Pillow reads no HEIC.
 """
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,23 +12,31 @@ from av.video.stream import VideoStream
 
 from lightning_mmrl.data.media.containers import open_container
 from lightning_mmrl.data.media.heif_items import Shown, read_shown
+from lightning_mmrl.data.media.opened import MediaFile
 from lightning_mmrl.errors import MediaError
 from lightning_mmrl.types.media import MediaSettings
 
+_STICKING_OUT = 4
+"""A grid of two tiles or more in a direction is less than twice as long in it as what it shows."""
 
-def decode_heif(path: Path, settings: MediaSettings) -> np.ndarray:
+
+def decode_heif(file: MediaFile, settings: MediaSettings) -> np.ndarray:
     """The primary picture [H, W, 3] uint8, upright; transparency, thumbnails and depth are left out.
 
     Raises:
         MediaError: The file cannot be decoded or has too many pixels.
     """
     try:
-        shown = read_shown(path)
+        shown = read_shown(file)
         if shown.size is not None:
-            check_image_pixels(path, shown.size[0] * shown.size[1], settings)
-        pixels = _together(shown, _tiles(path, shown, settings))
+            check_image_pixels(file.path, shown.size[0] * shown.size[1], settings)
+        pixels = _together(shown, _tiles(file, shown, settings))
+    except MemoryError:
+        raise
     except (FFmpegError, ValueError, OSError) as error:
-        raise MediaError(f"{path}: image cannot be decoded ({error}); save it anew or remove the sample") from error
+        raise MediaError(
+            f"{file.path}: image cannot be decoded ({error}); save it anew or remove the sample"
+        ) from error
     for kind, value in shown.turns:
         pixels = np.rot90(pixels, k=value) if kind == "irot" else np.flip(pixels, axis=value)
     return np.ascontiguousarray(pixels)
@@ -39,16 +48,18 @@ def check_image_pixels(path: Path, pixels: int, settings: MediaSettings) -> None
         raise MediaError(f"{path}: {pixels} pixels exceed media.max_pixels {settings.max_pixels}; scale the image down")
 
 
-def _tiles(path: Path, shown: Shown, settings: MediaSettings) -> list[np.ndarray]:
+def _tiles(file: MediaFile, shown: Shown, settings: MediaSettings) -> list[np.ndarray]:
     wanted = set(shown.tiles)
     pixels: dict[int, np.ndarray] = {}
-    with open_container(path, "image") as container:
+    with open_container(file, settings, "image") as container:
         streams: dict[int, VideoStream] = {
             stream.index: stream for stream in container.streams.video if stream.id in wanted
         }
         for stream in streams.values():
-            check_image_pixels(path, stream.width * stream.height, settings)
-            stream.codec_context.thread_count = 1
+            check_image_pixels(file.path, stream.width * stream.height, settings)
+        shared = Counter(shown.tiles)
+        covered = sum(shared[stream.id] * stream.width * stream.height for stream in streams.values())
+        check_image_pixels(file.path, covered // _STICKING_OUT, settings)
         for packet in container.demux():
             stream = streams.get(packet.stream_index)
             if stream is not None and packet.size and stream.id not in pixels:

@@ -6,7 +6,8 @@ Formats: ISO/IEC 14496-12 (boxes), ISO/IEC 23008-12 (items and their properties)
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+
+from lightning_mmrl.data.media.opened import MediaFile
 
 BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis"})
 
@@ -31,24 +32,23 @@ class Shown:
     turns: tuple[tuple[str, int], ...]
 
 
-def is_heif(path: Path) -> bool:
+def is_heif(file: MediaFile) -> bool:
     """Whether a file says that it is a picture coded by HEVC."""
-    with path.open("rb") as file:
-        head = file.read(256)
+    head = file.head(256)
     if head[4:8] != b"ftyp":
         return False
     end = min(len(head), int.from_bytes(head[:4], "big"))
     return head[8:12] in BRANDS or any(head[at : at + 4] in BRANDS for at in range(16, end, 4))
 
 
-def read_shown(path: Path) -> Shown:
+def read_shown(file: MediaFile) -> Shown:
     """Reads which items make up the picture.
 
     Raises:
         ValueError: The header is damaged or of another kind.
     """
     try:
-        return _Header(path).shown()
+        return _Header(file).shown()
     except (struct.error, IndexError, KeyError) as error:
         raise ValueError("the header of the HEIC file is damaged") from error
 
@@ -56,9 +56,9 @@ def read_shown(path: Path) -> Shown:
 class _Header:
     """The `meta` box of a file."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._data = _meta(path)
+    def __init__(self, file: MediaFile) -> None:
+        self._file = file
+        self._data = _meta(file)
         self._boxes = {name: (start, end) for name, start, end in _split(self._data, 4, len(self._data))}
 
     def shown(self) -> Shown:
@@ -147,9 +147,9 @@ class _Header:
         if in_idat:
             start = self._boxes[b"idat"][0] + offset
             return self._data[start : start + length]
-        with self._path.open("rb") as file:
-            file.seek(offset)
-            return file.read(min(length, 64))
+        with self._file.reader() as content:
+            content.seek(offset)
+            return content.read(min(length, 64))
 
     def _full(self, name: bytes) -> tuple[int, int]:
         """Version of a box, and where its content starts."""
@@ -162,20 +162,19 @@ class _Header:
         return int.from_bytes(self._data[at : at + size], "big")
 
 
-def _meta(path: Path) -> bytes:
+def _meta(file: MediaFile) -> bytes:
     """The content of the box that describes all items."""
-    size_on_disk = path.stat().st_size
-    with path.open("rb") as file:
+    with file.reader() as content:
         at = 0
-        while at + 8 <= size_on_disk:
-            file.seek(at)
-            size, name = struct.unpack(">I4s", file.read(8))
+        while at + 8 <= file.size:
+            content.seek(at)
+            size, name = struct.unpack(">I4s", content.read(8))
             start = at + 8
             if size == 1:
-                size, start = struct.unpack(">Q", file.read(8))[0], at + 16
-            size = size or size_on_disk - at
+                size, start = struct.unpack(">Q", content.read(8))[0], at + 16
+            size = size or file.size - at
             if name == b"meta":
-                return file.read(min(size - (start - at), _MAX_HEADER_BYTES))
+                return content.read(min(size - (start - at), _MAX_HEADER_BYTES))
             if size < 8:
                 break
             at += size

@@ -5,15 +5,16 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import AvifImagePlugin, Image, ImageOps, UnidentifiedImageError
 
 from lightning_mmrl.data.media.gif import missing_end
 from lightning_mmrl.data.media.heif import check_image_pixels, decode_heif
 from lightning_mmrl.data.media.heif_items import is_heif
+from lightning_mmrl.data.media.opened import MediaFile, of_path
+from lightning_mmrl.data.media.webp import canvas
 from lightning_mmrl.errors import MediaError
 from lightning_mmrl.types.media import DecodedImage, MediaSettings
 from lightning_mmrl.types.records import MediaRef
@@ -27,28 +28,41 @@ _MOVING = frozenset({"GIF", "PNG", "WEBP", "AVIF"})
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 """Errors that Pillow's readers raise for damaged files; UnidentifiedImageError and truncation are OSErrors."""
 
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # decode workers are as many as there is work for
 
-def identify(path: Path) -> Literal["still", "moving"] | None:
-    """Which picture a file holds by its content, whatever its name; None if it is none that is opened here."""
+
+def identify(file: MediaFile, settings: MediaSettings) -> Literal["still", "moving"] | None:
+    """Which picture a file holds by its content, whatever its name; None if it is none that is opened here.
+
+    Raises:
+        MediaError: It has too many pixels.
+    """
     try:
-        with open_picture(path) as image:
+        with open_picture(file, settings) as image:
+            check_image_pixels(file.path, image.width * image.height, settings)  # a second frame follows a decoded one
             return "moving" if image.format in _MOVING and _has_second_frame(image) else "still"
     except Image.DecompressionBombError:
         return "still"  # `decode_image` refuses it
     except DAMAGE:
         # The decoder that opens it next says what is wrong with it.
-        return "still" if is_heif(path) else None
+        return "still" if is_heif(file) else None
 
 
 @contextmanager
-def open_picture(path: Path) -> Iterator[Image.Image]:
+def open_picture(file: MediaFile, settings: MediaSettings) -> Iterator[Image.Image]:
     """Opens a picture and reads its header.
 
     Our own limit on pixels decides, not Pillow's warning. Pillow's hard limit (179 million pixels) stays.
+
+    Raises:
+        MediaError: It is a WebP of too many pixels.
     """
+    size = canvas(file.head(30))
+    if size is not None:
+        check_image_pixels(file.path, size[0] * size[1], settings)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(file.reader(), formats=FORMATS) as image:
             yield image
 
 
@@ -60,28 +74,38 @@ def _has_second_frame(image: Image.Image) -> bool:
     return True
 
 
-def decode_image(path: Path, ref: MediaRef, settings: MediaSettings) -> DecodedImage:
+def read_image(file: MediaFile, ref: MediaRef, settings: MediaSettings) -> DecodedImage:
     """The picture, turned upright by its EXIF orientation, its transparency over white; the first frame if it moves.
 
     Raises:
         MediaError: The file cannot be decoded completely, is too large, or the manifest gives it a time span.
     """
     if ref.start_s is not None or ref.end_s is not None:
-        raise MediaError(f"{path}: span {ref.start_s}..{ref.end_s} s, but an image has no time; remove start/end")
-    if is_heif(path):
-        return DecodedImage(pixels=decode_heif(path, settings))
+        raise MediaError(f"{file.path}: span {ref.start_s}..{ref.end_s} s, but an image has no time; remove start/end")
+    if is_heif(file):
+        return DecodedImage(pixels=decode_heif(file, settings))
     try:
-        with open_picture(path) as image:
-            check_image_pixels(path, image.width * image.height, settings)
+        with open_picture(file, settings) as image:
+            check_image_pixels(file.path, image.width * image.height, settings)
             image.load()
             return DecodedImage(
                 pixels=np.array(rgb(ImageOps.exif_transpose(image))),
-                warnings=missing_end(path) if image.format == "GIF" else (),
+                warnings=missing_end(file) if image.format == "GIF" else (),
             )
     except Image.DecompressionBombError as error:
-        raise MediaError(f"{path}: {error}; scale the image down") from error
+        raise MediaError(f"{file.path}: {error}; scale the image down") from error
     except DAMAGE as error:
-        raise MediaError(f"{path}: image cannot be decoded ({error}); save it anew or remove the sample") from error
+        raise MediaError(
+            f"{file.path}: image cannot be decoded ({in_words(error)}); save it anew or remove the sample"
+        ) from error
+
+
+decode_image = of_path(read_image)
+
+
+def in_words(error: Exception) -> str:
+    """An error of Pillow's; where it knows no format, it would name our reader in place of the file."""
+    return "cannot identify image file" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
 def rgb(image: Image.Image) -> Image.Image:

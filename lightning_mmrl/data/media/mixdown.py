@@ -17,6 +17,9 @@ _LOUDEST = 32.0
 _CANCELLED = 0.05
 """Power of the mixture over the mean power of the channels: 1 for equal channels, 1/2 for two that are unrelated."""
 
+_FASTEST_HZ = 768_000
+"""The highest rate that recorders know; of a higher one, `max_duration_s` would let in any number of samples."""
+
 _SILENCE = 1e-8
 """Power below -80 dB, where noise decides how channels are related."""
 
@@ -29,16 +32,21 @@ class Mixdown:
         rate_hz: Of all blocks.
         settings: How long a sound may be.
 
+    Raises:
+        MediaError: No sound has such a rate.
+
     Attributes:
         peak: The largest absolute sample of any channel; NaN if one is NaN.
     """
 
     def __init__(self, path: Path, rate_hz: int, settings: MediaSettings) -> None:
+        if not 0 < rate_hz <= _FASTEST_HZ:
+            raise MediaError(f"{path}: its sound has {rate_hz} samples per second, over {_FASTEST_HZ}; resample it")
         self.rate_hz = rate_hz
         self.peak = 0.0
         self._path = path
         self._settings = settings
-        self._pieces: list[np.ndarray] = []
+        self._mono = bytearray()
         self._size = 0
         self._mixed_energy = 0.0
         self._energy = 0.0
@@ -78,7 +86,7 @@ class Mixdown:
 
     def waveform(self) -> np.ndarray:
         """All that was collected, float32 [L]."""
-        return np.concatenate([np.zeros(0, dtype=np.float32), *self._pieces])
+        return np.frombuffer(self._mono, dtype=np.float32)
 
     def cancellation(self) -> tuple[str, ...]:
         """A warning where the channels cancel in their mean, as with one of them wired with reversed polarity."""
@@ -91,7 +99,7 @@ class Mixdown:
 
     def _add(self, mono: np.ndarray) -> None:
         self._check_duration(self._size + len(mono))
-        self._pieces.append(mono)
+        self._mono += mono.data  # grows in place: pieces would have to be copied in the end
         self._size += len(mono)
 
     def _check_duration(self, size: int) -> None:

@@ -7,7 +7,8 @@ import numpy as np
 from PIL import Image
 
 from lightning_mmrl.data.media.gif import missing_end
-from lightning_mmrl.data.media.image import DAMAGE, open_picture, rgb
+from lightning_mmrl.data.media.image import DAMAGE, in_words, open_picture, rgb
+from lightning_mmrl.data.media.opened import MediaFile
 from lightning_mmrl.data.media.selection import check_duration, check_pixels, select_frames
 from lightning_mmrl.errors import MediaError
 from lightning_mmrl.types.media import DecodedVideo, MediaSettings
@@ -18,14 +19,15 @@ _USUAL_MS = 100
 """Browsers and FFmpeg show a frame that asks for less than the first number for the second one."""
 
 
-def decode_moving(path: Path, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:
+def read_moving(file: MediaFile, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:
     """`num_frames` frames at the middles of equal segments of the span; transparency over white.
 
     Raises:
         MediaError: The file cannot be decoded, is too large, too long, or its span is empty.
     """
+    path = file.path
     try:
-        with open_picture(path) as image:
+        with open_picture(file, settings) as image:
             check_pixels(path, image.width * image.height, settings)
             ends_s = frame_ends_s(path, image, settings)
             starts_s = np.concatenate([[0.0], ends_s[:-1]])
@@ -34,11 +36,13 @@ def decode_moving(path: Path, ref: MediaRef, settings: MediaSettings) -> Decoded
             for index in sorted(set(chosen.indices)):
                 image.seek(index)
                 pixels[index] = np.array(rgb(image))
-            cut_off = missing_end(path) if image.format == "GIF" else ()
+            cut_off = missing_end(file) if image.format == "GIF" else ()
     except Image.DecompressionBombError as error:
         raise MediaError(f"{path}: {error}; scale the clip down") from error
     except DAMAGE as error:
-        raise MediaError(f"{path}: video cannot be decoded ({error}); re-encode or remove the clip") from error
+        raise MediaError(
+            f"{path}: video cannot be decoded ({in_words(error)}); re-encode or remove the clip"
+        ) from error
     return DecodedVideo(
         frames=np.stack([pixels[index] for index in chosen.indices]),
         timestamps_s=chosen.timestamps_s,

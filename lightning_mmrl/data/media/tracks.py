@@ -22,7 +22,9 @@ from av.video.stream import VideoStream
 
 from lightning_mmrl.data.media.containers import open_container
 from lightning_mmrl.data.media.declared_size import whole_s
+from lightning_mmrl.data.media.opened import MediaFile
 from lightning_mmrl.data.media.selection import CUT_OFF
+from lightning_mmrl.types.media import MediaSettings
 
 MICROSECONDS = 1_000_000
 """FFmpeg's unit for the duration of a container."""
@@ -54,8 +56,8 @@ class Tracks:
         return [track for track in (self.video, self.sound) if track is not None]
 
 
-def find_tracks(container: InputContainer) -> Tracks:
-    """Tracks and clock of an open container."""
+def find_tracks(file: MediaFile, container: InputContainer) -> Tracks:
+    """Tracks and clock of a file that is open as a container."""
     videos = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     sounds = container.streams.audio
     starts = [
@@ -63,7 +65,7 @@ def find_tracks(container: InputContainer) -> Tracks:
         for stream in (*videos, *sounds)
         if stream.start_time is not None
     ]
-    name = container.format.name
+    name = file.container or container.format.name
     duration = container.duration if name in _DECLARING else None
     return Tracks(
         format=name,
@@ -88,8 +90,8 @@ class Pass:
         reach_s: Where the packets of each track end that were read so far, on the container's clock, by track index.
     """
 
-    def __init__(self, path: Path, container: InputContainer, tracks: Tracks) -> None:
-        self._path = path
+    def __init__(self, file: MediaFile, container: InputContainer, tracks: Tracks) -> None:
+        self._file = file
         self._container = container
         self._tracks = tracks
         self.reach_s = {track.index: 0.0 for track in tracks.used}
@@ -103,8 +105,8 @@ class Pass:
                     num += 1
                     self._note(packet)
                     yield packet
-        except FFmpegError:
-            if not num:
+        except FFmpegError as error:
+            if not num or isinstance(error, MemoryError):
                 raise
 
     @overload
@@ -127,6 +129,8 @@ class Pass:
             try:
                 frames = track.decode(packet)
             except FFmpegError as error:
+                if isinstance(error, MemoryError):
+                    raise
                 if num or packet.is_keyframe:
                     broken = error
                 continue
@@ -148,7 +152,7 @@ class Pass:
         declared_s, own_s = self._tracks.declared_s, self.reach_s[track.index]
         if declared_s is not None and _far_less(max(self.reach_s.values()), declared_s):
             return declared_s
-        return whole_s(self._path, own_s)
+        return whole_s(self._file, own_s)
 
     def _note(self, packet: Packet) -> None:
         start = packet.pts if packet.pts is not None else packet.dts
@@ -157,7 +161,7 @@ class Pass:
             self.reach_s[packet.stream_index] = max(self.reach_s[packet.stream_index], end_s)
 
 
-def edit_lag_s(path: Path, first: Packet) -> float:
+def edit_lag_s(file: MediaFile, settings: MediaSettings, first: Packet) -> float:
     """By how much too early FFmpeg shows the pictures of a cut MP4 file.
 
     Where an edit list begins within a frame, FFmpeg leaves that frame out and starts the next one at the edit's start,
@@ -165,12 +169,13 @@ def edit_lag_s(path: Path, first: Packet) -> float:
     edit's start, to the right time.
 
     Args:
-        path: The file.
+        file: The file.
+        settings: The limit on pixels.
         first: The first packet that is shown, as FFmpeg reads it by default.
     """
     if first.pts is None or first.pos is None:
         return 0.0
-    with open_container(path, advanced_editlist="0") as container:
+    with open_container(file, settings, advanced_editlist="0") as container:
         for packet in container.demux(container.streams[first.stream_index]):
             if packet.pos == first.pos and packet.pts is not None:
                 lag_s = in_seconds(packet.pts - first.pts, packet.time_base)

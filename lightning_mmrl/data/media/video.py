@@ -1,7 +1,7 @@
 """Frames of a clip by time, on the container's clock: decord where it is proven right, PyAV everywhere else."""
 
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,11 @@ from av.packet import Packet
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
+from lightning_mmrl.data.media.boxes import is_plain_mp4
 from lightning_mmrl.data.media.containers import open_container
 from lightning_mmrl.data.media.image import identify
-from lightning_mmrl.data.media.moving import decode_moving
+from lightning_mmrl.data.media.moving import read_moving
+from lightning_mmrl.data.media.opened import MediaFile, of_path
 from lightning_mmrl.data.media.selection import (
     check_duration,
     check_order,
@@ -34,6 +36,9 @@ HAS_DECORD = platform.system() == "Linux" and platform.machine() == "x86_64"
 _NO_DISPLAY_TIMES = frozenset({"avi", "mpegvideo"})
 """Containers that store when a frame is decoded, if anything, and not when it is shown."""
 
+_DECORD_PIXELS = 4096 * 2304
+"""decord keeps about 13 converted frames beside what it delivers; of larger ones that is too much for a worker."""
+
 _NAL_LENGTH = 4
 _IDR_SLICE = 5
 
@@ -44,6 +49,7 @@ class Outline:
 
     Attributes:
         format: FFmpeg's name of the container.
+        pixels: Of a frame.
         starts_s: Start of each packet that is shown, sorted, on the container's clock.
         lag_s: By how much frames are later than FFmpeg says, see `edit_lag_s`; counted into `starts_s`.
         simple: True if the track is H.264 with units as `_has_long_lengths` says, every packet has a time of its own
@@ -55,6 +61,7 @@ class Outline:
     """
 
     format: str
+    pixels: int
     starts_s: np.ndarray
     lag_s: float
     simple: bool
@@ -64,7 +71,7 @@ class Outline:
     promised_s: float
 
 
-def decode_video(path: Path, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:
+def read_video(file: MediaFile, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:
     """`num_frames` frames at the middles of equal segments of the span, upright; short clips repeat frames.
 
     Timestamps count from the container's zero, see tracks.py. GIF, APNG, WebP and AVIF that move are clips as well.
@@ -72,21 +79,25 @@ def decode_video(path: Path, ref: MediaRef, settings: MediaSettings) -> DecodedV
     Raises:
         MediaError: The file cannot be decoded, is too large, too long, or its span is empty.
     """
-    picture = identify(path)
+    path = file.path
+    picture = identify(file, settings)
     if picture == "moving":
-        return decode_moving(path, ref, settings)
+        return read_moving(file, ref, settings)
     if picture == "still":
         raise MediaError(f"{path}: no video track, it holds a still picture; use an <image> tag or give another file")
-    outline = read_outline(path, settings)
-    if not (HAS_DECORD and is_safe_for_decord(outline)):
-        return _by_pyav(path, outline, ref, settings)
+    outline = outline_of(file, settings)
+    if not (HAS_DECORD and outline.pixels <= _DECORD_PIXELS and is_safe_for_decord(outline) and is_plain_mp4(file)):
+        return _by_pyav(file, outline, ref, settings)
     import decord
 
     try:
-        return _by_decord(path, outline, ref, settings)
-    except (decord.DECORDError, RuntimeError, IndexError):
+        return _by_decord(file, outline, ref, settings)
+    except (decord.DECORDError, RuntimeError, IndexError, MemoryError):
         # PyAV's message is the one to show if it fails too.
-        return _by_pyav(path, outline, ref, settings)
+        return _by_pyav(file, outline, ref, settings)
+
+
+decode_video = of_path(read_video)
 
 
 def is_safe_for_decord(outline: Outline) -> bool:
@@ -99,27 +110,30 @@ def is_safe_for_decord(outline: Outline) -> bool:
     return outline.format == MP4 and outline.only_track and outline.simple and outline.rotation == 0
 
 
-def decode_decord(path: Path, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:
+@of_path
+def decode_decord(file: MediaFile, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:
     """A clip through decord, whether or not it is safe there."""
-    return _by_decord(path, read_outline(path, settings), ref, settings)
+    return _by_decord(file, outline_of(file, settings), ref, settings)
 
 
-def decode_pyav(path: Path, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:
+@of_path
+def decode_pyav(file: MediaFile, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:
     """A clip through PyAV."""
-    return _by_pyav(path, read_outline(path, settings), ref, settings)
+    return _by_pyav(file, outline_of(file, settings), ref, settings)
 
 
-def read_outline(path: Path, settings: MediaSettings) -> Outline:
+def outline_of(file: MediaFile, settings: MediaSettings) -> Outline:
     """Reads all packets, and decodes one frame.
 
     Raises:
         MediaError: The file cannot be read, holds no pictures, or breaks a limit.
     """
-    with _named(path), open_container(path, "video") as container:
-        tracks = find_tracks(container)
+    path = file.path
+    with _named(path), open_container(file, settings, "video") as container:
+        tracks = find_tracks(file, container)
         stream = _pictures(path, tracks)
         check_pixels(path, stream.width * stream.height, settings)
-        reading, rotation = Pass(path, container, tracks), None
+        reading, rotation = Pass(file, container, tracks), None
         times: list[int] = []
         first_shown: Packet | None = None
         simple, cut = stream.codec_context.name == "h264" and _has_long_lengths(stream.codec_context.extradata), False
@@ -138,13 +152,16 @@ def read_outline(path: Path, settings: MediaSettings) -> Outline:
                 rotation = _rotation(packet.decode())
         if simple and rotation is None:
             rotation = _rotation(stream.decode(None))  # of a clip shorter than its decoder's delay
-        lag_s = edit_lag_s(path, first_shown) if cut and tracks.format == MP4 and first_shown is not None else 0.0
+        lag_s = (
+            edit_lag_s(file, settings, first_shown) if cut and tracks.format == MP4 and first_shown is not None else 0.0
+        )
         tick_s = in_seconds(1, stream.time_base)
         starts_s = np.sort(np.array(times, dtype=np.float64)) * tick_s - tracks.zero_s + lag_s
         if times:
             check_duration(path, float(starts_s[-1]), settings)
         return Outline(
             format=tracks.format,
+            pixels=stream.width * stream.height,
             starts_s=starts_s,
             lag_s=lag_s,
             simple=simple and 0 < len(times) == len(set(times)),
@@ -153,6 +170,9 @@ def read_outline(path: Path, settings: MediaSettings) -> Outline:
             rate=float(stream.average_rate or stream.guessed_rate or 25),
             promised_s=reading.promised_s(stream),
         )
+
+
+read_outline = of_path(outline_of)
 
 
 def _rotation(frames: Sequence[av.VideoFrame]) -> int | None:
@@ -182,58 +202,81 @@ def _is_closed(packet: Packet) -> bool:
     return False
 
 
-def _by_decord(path: Path, outline: Outline, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:
+def _by_decord(file: MediaFile, outline: Outline, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:
     import decord
 
     decord.logging.set_level(decord.logging.QUIET)
-    reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
+    path = file.path
+    # The name of what is open: whatever the file's own name leads to by now is not opened.
+    reader = decord.VideoReader(f"/proc/self/fd/{file.descriptor}", ctx=decord.cpu(0), num_threads=1)
     if len(reader) != len(outline.starts_s):
         raise IndexError(f"decord finds {len(reader)} frames of {len(outline.starts_s)}")
     chosen = select_frames(path, outline.starts_s, ref, settings)
     return DecodedVideo(
-        frames=reader.get_batch(list(chosen.indices)).asnumpy(),
+        frames=_stacked(chosen.indices, lambda index: reader[index].asnumpy()),
         timestamps_s=chosen.timestamps_s,
         duration_s=chosen.duration_s,
         warnings=(*chosen.warnings, *shortfall(path, outline.promised_s, chosen.end_s)),
     )
 
 
-def _by_pyav(path: Path, outline: Outline, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:
+def _by_pyav(file: MediaFile, outline: Outline, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:
     """Decodes once and keeps the frames that the packets' times lead to; again if the frames' own lead to others.
 
     Not all frames are kept: a long clip would not fit into memory.
     """
+    path = file.path
     expected: Sequence[int] = ()
     if len(outline.starts_s):
         end_s = clip_end_s(outline.starts_s)
         last_s = end_s if ref.end_s is None else min(ref.end_s, end_s)
         expected = frames_on_show(outline.starts_s, ref.start_s or 0.0, last_s, settings.num_frames)
-    times, images = _read_frames(path, set(expected), settings)
+    times, frames = _read_frames(file, expected, settings)
     chosen = select_frames(path, _starts_s(times, outline), ref, settings)
-    if not images.keys() >= set(chosen.indices):
-        _, images = _read_frames(path, set(chosen.indices), settings)
+    if frames is None or chosen.indices != tuple(expected):
+        del frames  # both would have to fit into memory
+        _, frames = _read_frames(file, chosen.indices, settings)
+    if frames is None:
+        raise MediaError(f"{path}: video cannot be decoded (frames get lost); re-encode or remove the clip")
     return DecodedVideo(
-        frames=np.stack([images[index] for index in chosen.indices]),
+        frames=frames,
         timestamps_s=chosen.timestamps_s,
         duration_s=chosen.duration_s,
         warnings=(*chosen.warnings, *shortfall(path, outline.promised_s, chosen.end_s)),
     )
 
 
+def _stacked(indices: Sequence[int], frame: Callable[[int], np.ndarray]) -> np.ndarray:
+    """Frames [T, H, W, 3] in order; each is asked for once, and no more of them are held than there must be."""
+    first = frame(indices[0])
+    frames = np.empty((len(indices), *first.shape), dtype=first.dtype)
+    frames[0] = first
+    del first
+    for place in range(1, len(indices)):
+        again = indices[place] == indices[place - 1]
+        frames[place] = frames[place - 1] if again else frame(indices[place])
+    return frames
+
+
 def _read_frames(
-    path: Path, wanted: set[int], settings: MediaSettings
-) -> tuple[list[float | None], dict[int, np.ndarray]]:
-    """Times of all frames on the container's clock, and the wanted ones as [H, W, 3] of the first frame's size."""
+    file: MediaFile, wanted: Sequence[int], settings: MediaSettings
+) -> tuple[list[float | None], np.ndarray | None]:
+    """Times of all frames on the container's clock, and the wanted ones as [T, H, W, 3] of the first frame's size.
+
+    None in place of the wanted ones if the clip ends before the last of them. They are written where they belong at
+    once: as a list, they would be in memory twice in the end.
+    """
+    path = file.path
     times: list[float | None] = []
     latest_s = 0.0
-    images: dict[int, np.ndarray] = {}
+    frames: np.ndarray | None = None
+    missing = set(wanted)
     # One for all frames: each would set up its own, which takes longer than to decode a small frame.
     reformatter, size = VideoReformatter(), None
-    with _named(path), open_container(path, "video") as container:
-        tracks = find_tracks(container)
+    with _named(path), open_container(file, settings, "video") as container:
+        tracks = find_tracks(file, container)
         stream = _pictures(path, tracks)
-        stream.codec_context.thread_count = 1  # decode workers are as many as there is work for
-        reading = Pass(path, container, tracks)
+        reading = Pass(file, container, tracks)
         for index, frame in enumerate(reading.frames(stream)):
             check_pixels(path, frame.width * frame.height, settings)
             times.append(reading.time_s(frame, stream))
@@ -242,9 +285,12 @@ def _read_frames(
                 check_order(path, latest_s, times[-1])
                 latest_s = max(latest_s, times[-1])
             size = size or (frame.width, frame.height)
-            if index in wanted:
-                images[index] = _upright(frame, size, reformatter)
-    return times, images
+            if index in missing:
+                missing.remove(index)
+                image = _upright(frame, size, reformatter)
+                frames = np.empty((len(wanted), *image.shape), dtype=image.dtype) if frames is None else frames
+                frames[[place for place, each in enumerate(wanted) if each == index]] = image
+    return times, None if missing else frames
 
 
 def _starts_s(times: Sequence[float | None], outline: Outline) -> np.ndarray:
@@ -278,5 +324,7 @@ def _named(path: Path) -> Iterator[None]:
     """Turns what FFmpeg raises into an error that names the file."""
     try:
         yield
+    except MemoryError:
+        raise
     except (FFmpegError, ValueError, OSError) as error:
         raise MediaError(f"{path}: video cannot be decoded ({error}); re-encode or remove the clip") from error

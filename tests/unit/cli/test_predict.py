@@ -7,6 +7,7 @@ import pytest
 from lightning_mmrl.cli.main import main
 from lightning_mmrl.config import answer
 from lightning_mmrl.data.media.asked import chosen_media
+from lightning_mmrl.data.media.guard import GuardedDecoder
 from lightning_mmrl.errors import MediaError
 from lightning_mmrl.types.media import MediaSettings
 from lightning_mmrl.types.records import Completion
@@ -57,4 +58,6 @@ def test_no_file_is_said_as_it_is(tmp_path, name, what, as_sound):
     (tmp_path / "folder").mkdir()
     path = tmp_path / name
     with pytest.raises(MediaError, match=f"{name} {what}; name a video, picture or sound file$"):
-        chosen_media([] if as_sound else [path], MediaSettings(), sound=path if as_sound else None, hear=True)
+        chosen_media(
+            [] if as_sound else [path], MediaSettings(), GuardedDecoder(), sound=path if as_sound else None, hear=True
+        )

@@ -5,8 +5,9 @@ from shutil import copytree
 import pytest
 import words
 
-from lightning_mmrl.data.media import examine
 from lightning_mmrl.data.media.examine import Guard
+from lightning_mmrl.data.media.guard import DecodeTask
+from lightning_mmrl.errors import MediaError
 from lightning_mmrl.workers.pool import Outcome
 
 
@@ -29,14 +30,14 @@ def pipeline(tmp_path):
 def decoding_here(monkeypatch):
     """Decodes in this process: the workers have tests of their own."""
 
-    def run(self, examination, media, on_progress):
+    def run(self, examination, media, root, on_progress):
         outcomes = []
         for path, ref in media:
             try:
                 outcomes.append(
-                    Outcome(value=examination(examine.DecodeTask(path=path, ref=ref, settings=self.settings)))
+                    Outcome(value=examination(DecodeTask(path=path, ref=ref, settings=self.settings, root=root)))
                 )
-            except examine.MediaError as error:
+            except MediaError as error:
                 outcomes.append(Outcome(error=str(error)))
             on_progress(len(outcomes), len(media))
         return outcomes

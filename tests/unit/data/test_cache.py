@@ -4,12 +4,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lightning_mmrl.data.media.cache import MediaCache, media_key
+from lightning_mmrl.data.media import cache as module
+from lightning_mmrl.data.media.cache import MediaCache
+from lightning_mmrl.data.media.opened import of_path
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.types.media import MediaSettings
 from lightning_mmrl.types.records import MediaRef
 
 KEY = "ab" * 32
+media_key = of_path(module.media_key)
 REF = MediaRef(kind="video", path="a.mp4")
 
 

@@ -57,7 +57,10 @@ def test_validation_and_conversion_read_what_they_read_without(tasks, struck, mo
     monkeypatch.setenv("STRUCK_SIGNAL", name)
     done = []
     examined = Guard(settings=MediaSettings(), num_workers=2, deadline_s=1.5).run(
-        struck.examine_struck, [(task.path, task.ref) for task in tasks], lambda *step: done.append(step)
+        struck.examine_struck,
+        [(task.path, task.ref) for task in tasks],
+        tasks[0].path.parent,
+        lambda *step: done.append(step),
     )
     assert [index for index, outcome in enumerate(examined) if outcome.error is not None] == [BROKEN]
     assert done == [(number, 12) for number in range(1, 13)]

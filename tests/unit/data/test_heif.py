@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from heif_files import write_grid
 
-from lightning_mmrl.data.media.examine import media_kinds
+from lightning_mmrl.data.media.examine import held_kinds
+from lightning_mmrl.data.media.guard import DecodeTask
 from lightning_mmrl.data.media.image import decode_image
 from lightning_mmrl.errors import MediaError
 from lightning_mmrl.types.media import MediaSettings
@@ -39,7 +40,8 @@ TURNED = [
 @pytest.mark.parametrize(("turns", "expected"), TURNED)
 def test_a_grid_is_put_together_and_turned(turns, expected, tmp_path):
     path = write_grid(tmp_path / "a.heic", picture(), turns=turns)
-    assert media_kinds(path, MediaSettings()) == ["image"]
+    task = DecodeTask(path=path, ref=MediaRef(kind="video", path="a.heic"), settings=MediaSettings())
+    assert held_kinds(task) == ["image"]
     pixels, right = look(path).astype(int), expected(picture()).astype(int)
     assert pixels.shape == right.shape
     assert np.abs(pixels - right).mean() < 3  # HEVC is not exact; a tile in the wrong place makes it 40

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from lightning_mmrl.data.media.audio import decode_audio
-from lightning_mmrl.data.media.examine import examine_tracks, media_kinds
+from lightning_mmrl.data.media.examine import examine_tracks, held_kinds
 from lightning_mmrl.data.media.guard import DecodeTask, decode
 from lightning_mmrl.data.media.video import decode_video
 from lightning_mmrl.data.synthetic.video_file import write_clip
@@ -20,6 +20,10 @@ from lightning_mmrl.types.records import MediaRef
 SETTINGS = MediaSettings(num_frames=4)
 TIMES = [index / 10 for index in range(10)]
 TONE = clips.tone(300, 1.0, 16_000)
+
+
+def asked(path, **limits):
+    return DecodeTask(path=path, ref=MediaRef(kind="image", path=path.name), settings=MediaSettings(**limits))
 
 
 def film(path):
@@ -121,9 +125,8 @@ def flac(path):
     ],
 )
 def test_the_content_decides_and_not_the_suffix(name, write, kinds, tmp_path):
-    path = write(tmp_path / name)
-    assert media_kinds(path, SETTINGS) == kinds
-    task = DecodeTask(path=path, ref=MediaRef(kind="image", path=name), settings=SETTINGS)
+    task = asked(write(tmp_path / name))
+    assert held_kinds(task) == kinds
     found = examine_tracks(task)
     assert [each.kind for each in found] == kinds
     assert all(each.warnings == () for each in found)
@@ -185,11 +188,11 @@ def test_a_still_picture_is_no_video(tmp_path):
 def test_too_many_bytes_are_refused_before_the_file_is_opened(tmp_path):
     (tmp_path / "a.mp4").write_bytes(bytes(200))
     with pytest.raises(MediaError, match=r"a\.mp4: 200 bytes exceed media\.max_bytes 100"):
-        media_kinds(tmp_path / "a.mp4", MediaSettings(max_bytes=100))
+        held_kinds(asked(tmp_path / "a.mp4", max_bytes=100))
 
 
 @pytest.mark.parametrize("content", [b"", b"no medium at all\n" * 50])
 def test_what_is_no_medium_has_no_kind(content, tmp_path):
     (tmp_path / "a.mp4").write_bytes(content)
     with pytest.raises(MediaError, match=r"a\.mp4: file cannot be decoded"):
-        media_kinds(tmp_path / "a.mp4", SETTINGS)
+        held_kinds(asked(tmp_path / "a.mp4"))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lightning_mmrl.data.media.audio import decode_audio
-from lightning_mmrl.data.media.examine import examine_tracks, media_kinds
+from lightning_mmrl.data.media.examine import examine_tracks, held_kinds
 from lightning_mmrl.data.media.guard import DecodeTask, decode
 from lightning_mmrl.data.media.video import decode_video
 from lightning_mmrl.errors import MediaError
@@ -17,10 +17,13 @@ CASES = Path(__file__).parents[2] / "cases"
 SETTINGS = MediaSettings()
 
 
+def task(path):
+    return DecodeTask(path=path, ref=MediaRef(kind="video", path=path.name), settings=SETTINGS)
+
+
 def facts(path):
     """What `from-csv` and `validate` learn of a file, by kind."""
-    task = DecodeTask(path=path, ref=MediaRef(kind="video", path=path.name), settings=SETTINGS)
-    return {each.kind: each for each in examine_tracks(task)}
+    return {each.kind: each for each in examine_tracks(task(path))}
 
 
 def number(image):
@@ -87,7 +90,7 @@ def test_renamed_sound():
 )
 def test_stills_and_motion(name, kinds):
     path = CASES / "stills_and_motion" / name
-    assert media_kinds(path, SETTINGS) == kinds
+    assert held_kinds(task(path)) == kinds
     assert list(facts(path)) == kinds
 
 

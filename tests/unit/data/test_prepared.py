@@ -223,10 +223,10 @@ def test_what_a_decoder_finds_odd_is_told_once_by_file(root, pipeline, monitor, 
 
 
 def test_a_file_that_cannot_be_read_costs_its_sample(root, pipeline, monkeypatch):
-    def key(path, ref, *_):
-        if path.name == "two.mp4":
+    def key(file, ref, *_):
+        if file.path.name == "two.mp4":
             raise PermissionError(13, "Permission denied")
-        return path.name
+        return file.path.name
 
     monkeypatch.setattr("lightning_mmrl.data.pipeline.media_key", key)
     dataset = prepared(root, pipeline, row("a", ["one.mp4"]), row("bad", ["two.mp4"]))

@@ -6,6 +6,8 @@ import time
 from operator import truediv
 from pathlib import Path
 
+import numpy as np
+
 from lightning_mmrl.errors import DataError
 
 
@@ -24,11 +26,17 @@ def act(order):
         raise SystemExit(argument)
     if verb == "strike":
         return struck(*argument)
-    if verb == "big":
-        return bytes(argument)
+    if verb in MAKERS:
+        return MAKERS[verb](argument)
     if verb == "closure":
         return lambda: argument
     return (argument, os.getpid())
+
+
+def spin(_):
+    """Works for ever."""
+    while True:
+        pass
 
 
 def struck(counter, cause, times):
@@ -41,3 +49,6 @@ def struck(counter, cause, times):
     os.kill(os.getpid(), getattr(signal, f"SIG{cause}"))
     time.sleep(60)
     return "not struck"
+
+
+MAKERS = {"big": bytes, "array": np.arange, "spin": spin}

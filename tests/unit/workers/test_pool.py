@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lightning_mmrl.workers.pool import ATTEMPTS, DeadlinePool, Outcome, WorkerError
+from lightning_mmrl.workers.serving import OVERTIME, Limits
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.timeout(60)
@@ -66,6 +67,19 @@ def test_a_result_that_cannot_be_sent_costs_itself_alone(pool):
 def test_large_results_pass(pool):
     [outcome] = pool.map([("big", 5_000_000)])
     assert outcome.value == bytes(5_000_000)
+
+
+def test_arrays_come_as_they_are_and_may_be_written_to(pool):
+    [large, empty] = pool.map([("array", 3_000_000), ("array", 0)])
+    assert large.value[-1] == 2_999_999
+    assert (large.value.flags.writeable, len(empty.value)) == (True, 0)
+
+
+def test_processor_time_is_the_calls_own_doing_and_counts_for_each_call_alone(act):
+    with DeadlinePool(act, num_workers=1, deadline_s=50.0, limits=Limits(processor_s=1.0)) as pool:
+        outcomes = pool.map_patiently([("sleep", 1.5), ("spin", None), ("divide", 2)])
+    assert outcomes[1] == Outcome(error=OVERTIME)
+    assert (outcomes[0].error, outcomes[2].value) == (None, 0.5)
 
 
 def test_each_item_is_reported_once_as_it_ends(pool):
