@@ -8,9 +8,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.error import URLError
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 from ranks import free_port
+
+from lightning_mmrl.rollout.vllm.keys import read_key, write_key
 
 START_S = 240
 
@@ -22,11 +24,14 @@ class Server:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / f"server-{self.port}.log"
+        self.key_file = folder / f"server-{self.port}.key"
+        write_key(self.key_file)
         self._overrides = [
             *overrides,
             f"output_dir={folder}",
             "rollout=vllm_server",
             f"rollout.settings.server.url={self.url}",
+            f"rollout.settings.server.key_file={self.key_file}",
         ]
         self._process: subprocess.Popen | None = None
 
@@ -46,11 +51,17 @@ class Server:
         while time.monotonic() < deadline:
             assert self._process.poll() is None, self.log.read_text()[-2000:]
             try:
-                with urlopen(f"{self.url}/health", timeout=5):
-                    return self
+                self.get("/health")
+                return self
             except (URLError, ConnectionError, TimeoutError):
                 time.sleep(0.5)
         raise AssertionError(f"the server did not start within {START_S} s: {self.log.read_text()[-2000:]}")
+
+    def get(self, path: str) -> str:
+        """What it answers to the right key."""
+        request = Request(f"{self.url}{path}", headers={"Authorization": read_key(self.key_file).authorization})
+        with urlopen(request, timeout=5) as answer:
+            return answer.read().decode()
 
     def signal(self, number: int) -> None:
         """Sends a signal to the server and all that it started."""

@@ -6,7 +6,6 @@ import shutil
 import signal
 import threading
 import time
-from urllib.request import urlopen
 
 import families
 import pytest
@@ -20,6 +19,7 @@ from lightning_mmrl.cli.main import main
 from lightning_mmrl.errors import RolloutError
 from lightning_mmrl.rollout.canary import Canary
 from lightning_mmrl.rollout.vllm.engine import VLLMEngine
+from lightning_mmrl.rollout.vllm.keys import write_key
 from lightning_mmrl.rollout.vllm.settings import VLLMServer, VLLMSettings
 from lightning_mmrl.rollout.weights import PolicyWeights
 
@@ -52,7 +52,7 @@ def connected(server):
     engines = []
 
     def connect(**limits):
-        settings = VLLMSettings(server=VLLMServer(url=server.url, **limits))
+        settings = VLLMSettings(server=VLLMServer(url=server.url, key_file=str(server.key_file), **limits))
         made = world("qwen2_5_omni", server.log.parent / "model", 0.8, settings=settings)
         engines.append(made.engine)
         return made
@@ -145,7 +145,9 @@ def test_an_interruption_ends_a_rollout_at_once(connected, server):
 def test_no_server_is_one_sentence(tmp_path):
     from vllm_worlds import world
 
-    settings = VLLMSettings(server=VLLMServer(url=f"http://127.0.0.1:{free_port()}"))
+    write_key(tmp_path / "key")
+    node = VLLMServer(url=f"http://127.0.0.1:{free_port()}", key_file=str(tmp_path / "key"))
+    settings = VLLMSettings(server=node)
     unanswered = world("qwen2", tmp_path / "model", settings=settings)
     with pytest.raises(RolloutError, match=r"does not answer: .*start it with mmrl serve"):
         unanswered.rollout()
@@ -173,11 +175,12 @@ class Run:
             "run_name=run",
             f"tracking.uri=sqlite:///{folder}/mlflow.db",
             f"rollout.settings.server.url={server.url}",
+            f"rollout.settings.server.key_file={server.key_file}",
         )
 
     def train(self, rollout, *more):
         """The exit code of `mmrl train`."""
-        places = self._places if rollout == "vllm_server" else self._places[:-1]
+        places = self._places if rollout == "vllm_server" else self._places[:-2]
         return main(["train", *OVERRIDES, *places, f"rollout={rollout}", *more])
 
     def states(self):
@@ -261,8 +264,7 @@ def test_a_run_whose_server_fails_is_failed_keeps_its_state_and_goes_on_with_eit
         )
         assert run.train("vllm_server") == 2
     failed(rf"^mmrl train: vLLM does not take the policy.s weights at {re.escape(name)} \(192, 63\)")
-    with urlopen(f"{server.url}/weight_info") as answer:
-        assert "is being pushed" in answer.read().decode()
+    assert "is being pushed" in server.get("/weight_info")
     # The engine of this process finishes the run.
     assert run.train("vllm") == 0
     assert run.last_status() == "FINISHED"
