@@ -32,8 +32,15 @@ class Key:
 
 
 def own_file() -> Path:
-    """Where `mmrl serve` and a trainer of one user on one machine find their key, unless they are given another."""
-    return Path.home() / ".mmrl" / "server.key"
+    """Where `mmrl serve` and a trainer of one user on one machine find their key, unless they are given another.
+
+    Raises:
+        ConfigError: The user has no home.
+    """
+    try:
+        return Path.home() / ".mmrl" / "server.key"
+    except RuntimeError as error:  # a container may run as a user that has no name
+        raise ConfigError(f"there is no home folder for a server key; set {VARIABLE} or {SETTING}") from error
 
 
 def trainer_key(url: str, key_file: str | None) -> Key:
@@ -50,7 +57,7 @@ def trainer_key(url: str, key_file: str | None) -> Key:
             f"rollout.settings.server.url is {url}, and there is no key for it; set {VARIABLE} or {SETTING} to what "
             "mmrl serve was given there"
         )
-    if not own_file().exists():
+    if not os.path.exists(own_file()):
         raise ConfigError(
             f"rollout.settings.server.url is {url}, and there is no key for it: {own_file()} is missing; start the "
             f"server with mmrl serve, which writes it, or set {VARIABLE} or {SETTING}"
@@ -72,7 +79,7 @@ def serving_key(host: str, key_file: str | None) -> Key:
             f"mmrl serve would listen on {host!r}, where other machines reach it, and no key is given; write one with "
             f"mmrl serve --new-key FILE, and set {SETTING}=FILE or {VARIABLE} for server and trainer"
         )
-    if not own_file().exists():
+    if not os.path.exists(own_file()):
         write_key(own_file())
     return read_key(own_file())
 
@@ -80,7 +87,7 @@ def serving_key(host: str, key_file: str | None) -> Key:
 def _given_key(key_file: str | None) -> Key | None:
     if VARIABLE in os.environ:
         return environment_key()
-    return None if key_file is None else read_key(Path(key_file).expanduser())
+    return None if key_file is None else read_key(Path(os.path.expanduser(key_file)))
 
 
 def environment_key() -> Key:

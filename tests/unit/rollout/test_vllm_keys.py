@@ -156,6 +156,16 @@ def test_a_name_is_the_loopback_if_all_its_addresses_are(monkeypatch, addresses,
     assert keys.is_loopback("name") is loopback
 
 
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
+    def none():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(keys.Path, "home", none)
+    for find in (lambda: trainer_key(HERE, None), lambda: serving_key("127.0.0.1", None)):
+        with pytest.raises(ConfigError, match=f"^there is no home folder for a server key; set {VARIABLE} or "):
+            find()
+
+
 def test_a_new_key_is_random_private_and_replaces_none(tmp_path):
     old = os.umask(0)
     try:
