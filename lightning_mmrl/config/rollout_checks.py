@@ -2,16 +2,13 @@
 
 from importlib.util import find_spec
 from typing import Any
-from urllib.request import ProxyHandler, build_opener
 
 from lightning_mmrl.config.schema import RootConfig
-from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.errors import ConfigError, RolloutError
+from lightning_mmrl.rollout.vllm.keys import trainer_key
 
 VLLM = "lightning_mmrl.rollout.vllm"
 """Package of the engine that samples with vLLM."""
-
-PROBE_S = 5.0
-"""Seconds that a healthy server takes at most to say so."""
 
 
 def _is_vllm(config: RootConfig) -> bool:
@@ -46,7 +43,9 @@ def require_engine(config: RootConfig, *, connect: bool = True) -> None:
         connect: Also ask for the run's server, if it has one and a stage samples.
 
     Raises:
-        ConfigError: The engine is vLLM's, and vllm is not installed, or its server does not answer.
+        ConfigError: The engine is vLLM's, and vllm is not installed, there is no key for its server, or that does not
+            answer.
+        RolloutError: The server asks for another key, or for none.
     """
     if not _is_vllm(config):
         return
@@ -57,7 +56,7 @@ def require_engine(config: RootConfig, *, connect: bool = True) -> None:
         )
     server = _server(config)
     if connect and server and any(config.stages[name].sampling for name in config.order):
-        _require_answer(str(server.get("url", "")))
+        _require_answer(str(server.get("url", "")), server.get("key_file"))
 
 
 def require_server_node(config: RootConfig) -> None:
@@ -76,13 +75,18 @@ def _server(config: RootConfig) -> Any:
     return settings.get("server") if isinstance(settings, dict) else None
 
 
-def _require_answer(url: str) -> None:
+def _require_answer(url: str, key_file: str | None) -> None:
+    from lightning_mmrl.rollout.vllm.client import PROBE_S, Client, KeyRefusedError  # its HTTP library comes with vllm
+
+    client = Client(url, trainer_key(url, key_file), PROBE_S)
     try:
-        # No proxy: the engine uses none either.
-        with build_opener(ProxyHandler({})).open(f"{url.rstrip('/')}/health", timeout=PROBE_S):
-            return
-    except (OSError, ValueError) as error:
+        client.require_guard()
+    except KeyRefusedError:
+        raise
+    except RolloutError as error:
         raise ConfigError(
             f"rollout.settings.server.url is {url}, where no vLLM server answers ({error}); start it with mmrl serve "
             "and this run's overrides, or take rollout=hf"
         ) from error
+    finally:
+        client.close()

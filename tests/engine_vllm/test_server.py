@@ -1,14 +1,15 @@
 """vLLM as a server: the same proof as in the process, and what may happen to a server meanwhile."""
 
+import json
 import os
 import re
 import shutil
 import signal
 import threading
 import time
-from urllib.request import urlopen
 
 import families
+import psutil
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -20,6 +21,8 @@ from lightning_mmrl.cli.main import main
 from lightning_mmrl.errors import RolloutError
 from lightning_mmrl.rollout.canary import Canary
 from lightning_mmrl.rollout.vllm.engine import VLLMEngine
+from lightning_mmrl.rollout.vllm.exchange import write_files
+from lightning_mmrl.rollout.vllm.keys import read_key, write_key
 from lightning_mmrl.rollout.vllm.settings import VLLMServer, VLLMSettings
 from lightning_mmrl.rollout.weights import PolicyWeights
 
@@ -52,7 +55,7 @@ def connected(server):
     engines = []
 
     def connect(**limits):
-        settings = VLLMSettings(server=VLLMServer(url=server.url, **limits))
+        settings = VLLMSettings(server=VLLMServer(url=server.url, key_file=str(server.key_file), **limits))
         made = world("qwen2_5_omni", server.log.parent / "model", 0.8, settings=settings)
         engines.append(made.engine)
         return made
@@ -78,6 +81,57 @@ def test_server_and_trainer_are_one_policy_before_and_after_pushes(connected):
     # The negative control: the policy moves, and the server is not told.
     world.move(100)
     assert world.gap(world.rollout()) > 100 * BOUND
+
+
+def test_no_route_answers_or_changes_anything_without_the_key(connected, server, tmp_path):
+    world = connected()
+    world.engine.load_weights(world.policy, 1)
+    before, version = world.rollout(), server.get("/weight_info")
+    weights = PolicyWeights(world.policy, world.encoder.parts.engine_prefix)
+    write_files(((name, torch.zeros_like(tensor)) for name, tensor in weights.walk()), tmp_path)
+    tmp_path.chmod(0o700)
+    payload = {"new_version": "mallory", "method": "mmrl_load_files", "args": [str(tmp_path), os.getuid()]}
+    routes = server.routes()
+    assert {("POST", "/collective_rpc"), ("POST", "/update_weights"), ("GET", "/docs")} <= set(routes)
+    assert len(routes) >= 60
+    for method, path in [*routes, *(("OPTIONS", path) for _, path in routes)]:
+        for shown in ({}, {"Authorization": "Bearer " + "x" * 43}, {"X-Forwarded-For": "127.0.0.1"}):
+            assert server.ask(method, path, json.dumps(payload), **shown) == (401, ""), (method, path)
+    upgrade = {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "eA==",
+    }
+    assert server.ask("GET", "/v1/realtime", **upgrade)[0] in (400, 401, 403)
+    assert server.get("/weight_info") == version
+    assert not json.loads(server.get("/is_paused"))["is_paused"]
+    assert torch.equal(world.rollout().completion_ids, before.completion_ids)
+    # The same requests do what they say for whoever has the key.
+    shown = {"Authorization": read_key(server.key_file).authorization}
+    assert server.ask("POST", "/collective_rpc", json.dumps(payload), **shown)[0] == 200
+    assert server.ask("POST", "/update_weight_version", json.dumps(payload), **shown)[0] == 200
+    assert "mallory" in server.get("/weight_info")
+
+
+def test_the_key_is_in_no_log_and_no_argument(server):
+    key, process = read_key(server.key_file).value, psutil.Process(server.pid)
+    assert key not in server.log.read_text()
+    commands = [" ".join(each.cmdline()) for each in (process, *process.children(recursive=True))]
+    assert "lightning_mmrl.rollout.vllm.launch" in commands[0]
+    assert not [command for command in commands if key in command]
+
+
+def test_weights_of_a_folder_that_others_write_to_change_nothing(connected, server, tmp_path):
+    world = connected()
+    world.engine.load_weights(world.policy, 1)
+    tmp_path.chmod(0o777)
+    client = world.engine._host._client
+    for folder, owner in ((tmp_path, os.getuid()), (server.log.parent, os.getuid() + 1), (tmp_path / "none", 0)):
+        call = {"method": "mmrl_load_files", "args": [str(folder), owner]}
+        (report,) = client.call("POST", "/collective_rpc", call)["results"]
+        assert report["refused"].startswith(f"all: {folder} ")
+    assert world.gap(world.rollout()) < BOUND
 
 
 def test_a_clip_with_its_sound_within_it(connected):
@@ -145,7 +199,9 @@ def test_an_interruption_ends_a_rollout_at_once(connected, server):
 def test_no_server_is_one_sentence(tmp_path):
     from vllm_worlds import world
 
-    settings = VLLMSettings(server=VLLMServer(url=f"http://127.0.0.1:{free_port()}"))
+    write_key(tmp_path / "key")
+    node = VLLMServer(url=f"http://127.0.0.1:{free_port()}", key_file=str(tmp_path / "key"))
+    settings = VLLMSettings(server=node)
     unanswered = world("qwen2", tmp_path / "model", settings=settings)
     with pytest.raises(RolloutError, match=r"does not answer: .*start it with mmrl serve"):
         unanswered.rollout()
@@ -173,11 +229,12 @@ class Run:
             "run_name=run",
             f"tracking.uri=sqlite:///{folder}/mlflow.db",
             f"rollout.settings.server.url={server.url}",
+            f"rollout.settings.server.key_file={server.key_file}",
         )
 
     def train(self, rollout, *more):
         """The exit code of `mmrl train`."""
-        places = self._places if rollout == "vllm_server" else self._places[:-1]
+        places = self._places if rollout == "vllm_server" else self._places[:-2]
         return main(["train", *OVERRIDES, *places, f"rollout={rollout}", *more])
 
     def states(self):
@@ -261,8 +318,7 @@ def test_a_run_whose_server_fails_is_failed_keeps_its_state_and_goes_on_with_eit
         )
         assert run.train("vllm_server") == 2
     failed(rf"^mmrl train: vLLM does not take the policy.s weights at {re.escape(name)} \(192, 63\)")
-    with urlopen(f"{server.url}/weight_info") as answer:
-        assert "is being pushed" in answer.read().decode()
+    assert "is being pushed" in server.get("/weight_info")
     # The engine of this process finishes the run.
     assert run.train("vllm") == 0
     assert run.last_status() == "FINISHED"

@@ -1,7 +1,7 @@
 """HTTP to a vLLM server: many requests at once from a thread of their own, each with a limit, none that cannot end."""
 
 import asyncio
-import os
+import json
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
@@ -9,11 +9,15 @@ from typing import Any, TypeVar
 import aiohttp
 
 from lightning_mmrl.errors import RolloutError
+from lightning_mmrl.rollout.vllm.keys import Key
 
 T = TypeVar("T")
 
 POLL_S = 0.1
 """Seconds between two looks at whether the run is to end."""
+PROBE_S = 5.0
+"""Longest a healthy server takes to say so."""
+UNAUTHORIZED = 401
 
 
 class UnreachableError(RolloutError):
@@ -24,17 +28,23 @@ class TooLateError(RolloutError):
     """The server leaves something without an answer for longer than it may."""
 
 
+class KeyRefusedError(RolloutError):
+    """The server asks for another key, or for none."""
+
+
 class Client:
     """Talks to one server.
 
     Args:
         url: Of the server, without a path.
+        key: The one that it asks for.
         timeout_s: How long it may take to answer; of many requests at once, to answer one of them.
         connections: Requests that are open at a time.
     """
 
-    def __init__(self, url: str, timeout_s: float, connections: int = 128) -> None:
+    def __init__(self, url: str, key: Key, timeout_s: float, connections: int = 128) -> None:
         self.url = url.rstrip("/")
+        self._key = key
         self.timeout_s = timeout_s
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="vllm-client", daemon=True)
@@ -42,13 +52,11 @@ class Client:
         self._session = self.wait(self._open(connections))
 
     async def _open(self, connections: int) -> aiohttp.ClientSession:
-        key = os.environ.get("VLLM_API_KEY")
         return aiohttp.ClientSession(
             # The server closes what is idle for 5 s; a request that meets that would look like a server that left.
             connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=2),
             # Limits are those of `call` and `gather`; one that is waiting for a connection is not late.
             timeout=aiohttp.ClientTimeout(total=None),
-            headers={"Authorization": f"Bearer {key}"} if key else {},
         )
 
     def close(self) -> None:
@@ -82,28 +90,63 @@ class Client:
             RolloutError: It refuses.
         """
         limit = self.timeout_s if timeout_s is None else timeout_s
+        status, text = self.wait(self._limited(path, limit, self._answer(method, path, body, show_key=True)))
+        return self._accepted(path, status, text)
 
-        async def limited() -> Any:
-            try:
-                async with asyncio.timeout(limit):
-                    return await self.request(method, path, body)
-            except TimeoutError:
-                raise TooLateError(self._late(path, limit)) from None
+    def require_guard(self) -> None:
+        """Has the server take this key, and nobody without one.
 
-        return self.wait(limited())
+        Raises:
+            UnreachableError: No server answers.
+            TooLateError: It takes longer than a healthy one.
+            KeyRefusedError: It asks for another key, or answers without one: then `mmrl serve` did not start it.
+            RolloutError: It is not well.
+        """
+        path = "/health"
+        status, _ = self.wait(self._limited(path, PROBE_S, self._answer("GET", path, None, show_key=False)))
+        if status != UNAUTHORIZED:
+            raise KeyRefusedError(
+                f"the server at {self.url} answers {path} without a key (status {status}), so whoever reaches it may "
+                "replace its weights; start it with mmrl serve, which asks for one"
+            )
+        self.call("GET", path, timeout_s=PROBE_S)
+
+    async def _limited(self, path: str, limit: float, work: Coroutine[Any, Any, T]) -> T:
+        try:
+            async with asyncio.timeout(limit):
+                return await work
+        except TimeoutError:
+            raise TooLateError(self._late(path, limit)) from None
 
     async def request(self, method: str, path: str, body: Any = None) -> Any:
         """The JSON that the server answers, or None, whenever it does."""
+        return self._accepted(path, *await self._answer(method, path, body, show_key=True))
+
+    async def _answer(self, method: str, path: str, body: Any, *, show_key: bool) -> tuple[int, str]:
+        headers = {"Authorization": self._key.authorization} if show_key else {}
         try:
-            async with self._session.request(method, f"{self.url}{path}", json=body) as answer:
-                text = await answer.text()
-                if answer.status >= 400:
-                    raise RolloutError(self._refusal(path, answer.status, text))
-                return await answer.json() if text else None
+            # A redirection would take the key, and the weights, to another place.
+            async with self._session.request(
+                method, f"{self.url}{path}", json=body, headers=headers, allow_redirects=False
+            ) as answer:
+                return answer.status, await answer.text()
         except (aiohttp.ClientError, ConnectionError) as error:
             raise UnreachableError(
                 f"the vLLM server at {self.url} does not answer: {error or type(error).__name__}"
             ) from None
+
+    def _accepted(self, path: str, status: int, text: str) -> Any:
+        if status == UNAUTHORIZED:
+            raise KeyRefusedError(
+                f"the vLLM server at {self.url} does not take the key of {self._key.source}; give mmrl serve and the "
+                "trainer the same one"
+            )
+        if status >= 300:
+            raise RolloutError(self._refusal(path, status, text))
+        try:
+            return json.loads(text) if text else None
+        except ValueError:
+            raise RolloutError(self._refusal(path, status, text)) from None
 
     def gather(self, bodies: Mapping[int, Any], path: str, answers: dict[int, Any], poll: Callable[[], None]) -> None:
         """Posts all bodies and puts each answer under its body's key as it comes.

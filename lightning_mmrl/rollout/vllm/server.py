@@ -19,8 +19,9 @@ import torch.distributed as dist
 
 from lightning_mmrl.errors import RolloutError
 from lightning_mmrl.rollout.engine_inputs import EnginePrompt, without_gaps
-from lightning_mmrl.rollout.vllm.client import Client, TooLateError, UnreachableError
+from lightning_mmrl.rollout.vllm.client import Client, KeyRefusedError, TooLateError, UnreachableError
 from lightning_mmrl.rollout.vllm.host import Sampled, SamplingRequest
+from lightning_mmrl.rollout.vllm.keys import trainer_key
 from lightning_mmrl.rollout.vllm.media import media_items
 from lightning_mmrl.rollout.vllm.settings import VLLMServer, prepare_environment, write_model
 from lightning_mmrl.rollout.vllm.transfer import Transfer, Walk, named_transfer
@@ -29,8 +30,6 @@ from lightning_mmrl.rollout.weights import PolicyWeights
 GENERATE = "/inference/v1/generate"
 FRESH = "default"
 """What vLLM calls weights that nobody pushed."""
-PROBE_S = 5.0
-"""Longest a healthy server takes to say so."""
 LEAVING_S = 2.0
 """How long a server that is being stopped may still look well."""
 MAX_RETURNS = 3
@@ -46,7 +45,8 @@ class ServerHost:
         restore: Pushes the policy's weights again; called after a restart.
 
     Raises:
-        RolloutError: vllm is not installed here, or no server answers.
+        ConfigError: There is no key for the server.
+        RolloutError: vllm is not installed here, no server answers, or it asks for another key, or none.
     """
 
     def __init__(self, settings: VLLMServer, encoder: Any, restore: Callable[[], None]) -> None:
@@ -57,12 +57,14 @@ class ServerHost:
         self._label = FRESH
         self._sound_window = _sound_window(encoder.config)
         self._processor = _media_processor(encoder) if encoder.media_kinds else None
-        self._client = Client(settings.url, settings.timeout_s)
+        self._client = Client(settings.url, trainer_key(settings.url, settings.key_file), settings.timeout_s)
         self._transfer: Transfer = named_transfer(settings.transfer, self._client, settings.exchange_dir)
         try:
-            self._client.call("GET", "/health", timeout_s=PROBE_S)
+            self._client.require_guard()
         except RolloutError as error:
             self._client.close()
+            if isinstance(error, KeyRefusedError):
+                raise
             raise RolloutError(f"{error}; start it with mmrl serve, or mend rollout.settings.server.url") from error
 
     def _from_leader(self, item: Any) -> Any:
@@ -165,7 +167,7 @@ class ServerHost:
                 self._ask(missing, answers, poll)
             except RolloutError as error:
                 returns += 1
-                if isinstance(error, TooLateError) or returns > MAX_RETURNS:
+                if isinstance(error, TooLateError | KeyRefusedError) or returns > MAX_RETURNS:
                     raise
                 if not isinstance(error, UnreachableError) and self._healthy():
                     raise
@@ -209,8 +211,15 @@ class ServerHost:
         self._restore()
 
     def _healthy(self) -> bool:
+        """Whether it is well.
+
+        Raises:
+            KeyRefusedError: It was started again, with another key or with none; waiting does not help.
+        """
         try:
-            self._client.call("GET", "/health", timeout_s=PROBE_S)
+            self._client.require_guard()
+        except KeyRefusedError:
+            raise
         except RolloutError:
             return False
         return True

@@ -39,6 +39,8 @@ class VLLMServer:
         transfer: How weights get there: `nccl`, `files`, or `auto`, which is NCCL on CUDA and files elsewhere.
         exchange_dir: Folder for `files` that trainer and server both see under this path; None: the system's
             temporary one, for a server on this machine.
+        key_file: File with the key that the server asks for and the trainer shows, unless the environment has one;
+            None: the user's own, for a server on this machine (`keys`).
     """
 
     url: str = "http://127.0.0.1:8000"
@@ -46,10 +48,10 @@ class VLLMServer:
     restart_s: float = 300.0
     transfer: str = "auto"
     exchange_dir: str | None = None
+    key_file: str | None = None
 
     def __post_init__(self) -> None:
-        if urlsplit(self.url).scheme not in ("http", "https") or not urlsplit(self.url).hostname:
-            raise ValueError(f"rollout.settings.server.url is {self.url!r}; it must be like http://127.0.0.1:8000")
+        _require_plain_url(self.url)
         if self.timeout_s <= 0 or self.restart_s < 0:
             raise ValueError(
                 f"rollout.settings.server.timeout_s is {self.timeout_s} and restart_s {self.restart_s}; they must be "
@@ -59,6 +61,18 @@ class VLLMServer:
             raise ValueError(
                 f"rollout.settings.server.transfer is {self.transfer!r}; it must be one of {', '.join(TRANSFERS)}"
             )
+
+
+def _require_plain_url(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"rollout.settings.server.url is {url!r}; it must be like http://127.0.0.1:8000")
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        # Without what it is, which may be a password.
+        raise ValueError(
+            "rollout.settings.server.url has a user, a query or a fragment; it must be like http://127.0.0.1:8000: the "
+            "key belongs into the environment or a file"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +173,7 @@ def server_arguments(server: VLLMServer) -> dict[str, Any]:
     on_cpu = not torch.cuda.is_available()
     return {
         "host": address.hostname,
-        "port": address.port or 80,
+        "port": address.port or (443 if address.scheme == "https" else 80),
         "enable_scale_out": True,  # tokens in, tokens out
         "worker_extension_cls": f"{WORKER}.WorkerExtension",
         "weight_transfer_config": None if on_cpu else {"backend": "nccl"},

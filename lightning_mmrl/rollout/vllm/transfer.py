@@ -2,21 +2,18 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_mmrl.errors import RolloutError
 from lightning_mmrl.rollout.vllm.client import Client
+from lightning_mmrl.rollout.vllm.exchange import write_files
 from lightning_mmrl.rollout.vllm.host import require_loaded
 from lightning_mmrl.rollout.weights import PolicyWeights
-
-FILE_BYTES = 2**30
-"""Size at which a file is closed and the next one begun: what a push holds in memory."""
 
 
 class Walk:
@@ -95,7 +92,8 @@ class FileTransfer:
             ) from error
         try:
             write_files(weights, folder)
-            loaded = self._client.call("POST", "/collective_rpc", {"method": "mmrl_load_files", "args": [str(folder)]})
+            arguments = [str(folder), folder.stat().st_uid]
+            loaded = self._client.call("POST", "/collective_rpc", {"method": "mmrl_load_files", "args": arguments})
         except OSError as error:
             raise RolloutError(f"the policy's weights cannot be written to {folder}: {error}") from error
         finally:
@@ -113,23 +111,3 @@ class FileTransfer:
 
     def close(self) -> None:
         """Nothing stays open."""
-
-
-def write_files(weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
-    """Writes tensors to numbered safetensors files of about `FILE_BYTES`; no more than one is held in memory."""
-    held: dict[str, Tensor] = {}
-    number = 0
-
-    def write() -> None:
-        nonlocal number
-        save_file(held, folder / f"{number:05}.safetensors")
-        number += 1
-        held.clear()
-
-    for name, tensor in weights:
-        # A file takes no two tensors that share memory, as tied weights do.
-        held[name] = tensor.detach().to("cpu", copy=True).contiguous()
-        if sum(each.nbytes for each in held.values()) >= FILE_BYTES:
-            write()
-    if held:
-        write()

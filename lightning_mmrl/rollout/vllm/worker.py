@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 from vllm.v1.sample.logits_processor import LogitsProcessor
 
+from lightning_mmrl.errors import RolloutError
+from lightning_mmrl.rollout.vllm.exchange import opened, stored_weights
 from lightning_mmrl.rollout.vllm.settings import first_line
 
 POSITIONS = "given_positions"
@@ -81,17 +83,13 @@ class WorkerExtension:
         """Has the worker take positions from the prompts' media."""
         take_given_positions(self)
 
-    def mmrl_load_files(self, folder: str) -> dict[str, Any]:
-        """Loads the weights that a trainer wrote to a folder, one at a time; answers as `reload`."""
-        return reload(self, stored_weights(Path(folder)))
-
-
-def stored_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of all safetensors files of a folder, in the order of their names."""
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118  it is no mapping
-                yield name, file.get_tensor(name)
+    def mmrl_load_files(self, folder: str, owner: int) -> dict[str, Any]:
+        """Loads the weights that a trainer, a user, wrote to a folder, one at a time; answers as `reload`."""
+        try:
+            with opened(Path(folder), owner) as held:
+                return reload(self, stored_weights(held))
+        except RolloutError as error:
+            return {"num_read": 0, "refused": f"all: {error}", "missing": []}
 
 
 def take_given_positions(worker: Any) -> None:

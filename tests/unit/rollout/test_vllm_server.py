@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
@@ -10,15 +11,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lightning_mmrl.errors import RolloutError
+from lightning_mmrl.errors import ConfigError, RolloutError
 from lightning_mmrl.rollout.engine_inputs import EnginePrompt
 from lightning_mmrl.rollout.vllm import server as product
 from lightning_mmrl.rollout.vllm import settings
-from lightning_mmrl.rollout.vllm.client import Client, TooLateError
+from lightning_mmrl.rollout.vllm.client import Client, KeyRefusedError, TooLateError
 from lightning_mmrl.rollout.vllm.host import SamplingRequest
+from lightning_mmrl.rollout.vllm.keys import VARIABLE, Key
 from lightning_mmrl.rollout.vllm.settings import VLLMServer
 from lightning_mmrl.rollout.vllm.transfer import Walk
 
+KEY = "the-key-of-these-tests"
 WEIGHTS = {"a": torch.zeros(2), "b": torch.ones(3)}
 
 
@@ -42,12 +45,17 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(json.loads(self.rfile.read(length)) if length else None)
 
     def _answer(self, body):
-        status, answer = self.server.script(self.path, body)
+        script = self.server.script
+        shown = self.headers.get("Authorization")
+        allowed = script.key is None or shown == f"Bearer {script.key}"
+        status, answer = script(self.path, body) if allowed else (401, None)
         if status is None:
             self.close_connection = True
             return
-        data = b"" if answer is None else json.dumps(answer).encode()
+        data = b"" if answer is None else script.raw or json.dumps(answer).encode()
         self.send_response(status)
+        if 300 <= status < 400:
+            self.send_header("Location", "/elsewhere")
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -62,6 +70,7 @@ class Script:
 
     def __init__(self):
         self.version, self.asked, self.reasons, self.num_read, self.refuse = "default", [], [], 2, {}
+        self.key, self.raw = KEY, None
 
     def __call__(self, path, body):
         self.asked.append(path)
@@ -102,6 +111,7 @@ def connected(script, monkeypatch):
     """Connects to the scripted server; vllm itself is not asked for anything."""
     monkeypatch.setattr(settings, "installed", lambda: True)
     monkeypatch.setattr(product, "LEAVING_S", 0.01)
+    monkeypatch.setenv(VARIABLE, KEY)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.script = script
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -169,6 +179,63 @@ def test_weights_that_the_server_does_not_see_are_named_so(script, connected):
     assert script.version.endswith("is being pushed")
 
 
+@pytest.mark.parametrize("variable", [None, "another-key-than-the-server's"])
+def test_a_trainer_without_the_key_is_refused_in_one_sentence(script, connected, monkeypatch, tmp_path, variable):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv(VARIABLE)
+    sentence = (
+        r"^rollout.settings.server.url is http://127.*, and there is no key for it: .* is missing; start the server"
+    )
+    if variable:
+        monkeypatch.setenv(VARIABLE, variable)
+        sentence = (
+            rf"^the vLLM server at http://\S+ does not take the key of {VARIABLE}; give mmrl serve and the trainer"
+        )
+    with pytest.raises(KeyRefusedError if variable else ConfigError, match=sentence) as refused:
+        connected()
+    assert "another" not in str(refused.value)
+    assert script.asked == []
+
+
+def test_a_server_that_asks_for_no_key_is_refused(script, connected):
+    script.key = None
+    with pytest.raises(
+        KeyRefusedError, match=r"answers /health without a key \(status 200\), so .*start it with mmrl serve"
+    ):
+        connected()
+
+
+@pytest.mark.parametrize("status", [302, 307, 308])
+def test_a_redirection_is_not_followed_with_the_key(script, connected, status):
+    host = connected()
+    script.refuse = {"/weight_info": (status, {"detail": "elsewhere"})}
+    with pytest.raises(RolloutError, match=f"answers /weight_info with {status}"):
+        host.sample([request(1)], lambda: None)
+    assert "/elsewhere" not in script.asked
+
+
+def test_what_is_not_json_is_one_sentence(script, connected):
+    host = connected()
+    script.raw = b"<html>"
+    with pytest.raises(RolloutError, match="answers /weight_info with 200: <html>"):
+        host.sample([request(1)], lambda: None)
+
+
+@pytest.mark.parametrize("key", ["of-another-start-of-the-server", None])
+def test_a_server_that_comes_back_with_another_key_is_not_waited_for(script, connected, key):
+    host = connected(restart_s=60.0)
+    host.push(Weights(), 1)
+    script.key = key
+    begun = time.monotonic()
+    with pytest.raises(KeyRefusedError):
+        host.push(Weights(), 2)
+    if key:
+        with pytest.raises(KeyRefusedError, match="does not take the key"):
+            sample(host, request(1))
+    assert time.monotonic() - begun < 5
+    assert script.asked.count("/collective_rpc") == 2
+
+
 def test_a_connection_that_is_lost_within_a_push_is_tried_once_more(script, connected):
     host = connected()
     script.refuse = {"/reset_mm_cache": (None, None)}
@@ -201,7 +268,7 @@ def test_a_walk_goes_on_where_it_was_left():
 
 @contextmanager
 def client(timeout_s):
-    made = Client("http://127.0.0.1:9", timeout_s)
+    made = Client("http://127.0.0.1:9", Key(value=KEY, source="a test"), timeout_s)
     try:
         yield made
     finally:

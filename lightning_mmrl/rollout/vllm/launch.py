@@ -1,0 +1,39 @@
+# pyright: reportMissingImports=false
+# vllm is an extra that the type checker's environment does not have.
+"""VLLM's HTTP server with the guard before it: `mmrl serve` becomes `python -m` this."""
+
+import os
+
+from lightning_mmrl.rollout.vllm.guard import Guard
+from lightning_mmrl.rollout.vllm.keys import environment_key
+
+HEADER_BYTES = 2**16
+"""Request line and headers of a request, which come before its key is known."""
+
+
+def main() -> None:
+    """Serves until a signal ends it.
+
+    Raises:
+        ConfigError: The environment has no key.
+    """
+    environment_key()
+    # VLLM's processes talk over sockets in the temporary folder: whoever may write to one commands the engine.
+    os.umask(0o077)
+    import uvloop
+    from vllm.entrypoints.launchers.api_server.entry import run_server
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    cli_env_setup()
+    options = make_arg_parser(FlexibleArgumentParser()).parse_args()
+    validate_parsed_serve_args(options)
+    options.middleware = [f"{Guard.__module__}.{Guard.__qualname__}"]
+    options.h11_max_incomplete_event_size = HEADER_BYTES
+    # Of uvicorn's parsers this one has a limit for headers; httptools keeps all that come, in quadratic time.
+    uvloop.run(run_server(options, http="h11", server_header=False))
+
+
+if __name__ == "__main__":
+    main()
