@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from lightning_mmrl.config.suggestions import did_you_mean, first_line, nearest, offered, shown
 from lightning_mmrl.config.validate import ALLOWED_TARGETS, WORDS, check_allowed
 from lightning_mmrl.errors import ConfigError, MmrlError
+from lightning_mmrl.machine import refusal
 
 RESERVED = frozenset({"_target_", "_partial_", "_args_", "_convert_", "_recursive_"})
 PLAIN = {int: int, float: (int, float), str: str, bool: bool}
@@ -48,7 +49,7 @@ def build(node: Any, path: str, **more: Any) -> Any:
         cause = error.__cause__
         if isinstance(cause, ConfigError):
             raise ConfigError(f"{path}: {cause}") from error
-        if isinstance(cause, MmrlError):
+        if isinstance(cause, MmrlError) or (cause is not None and refusal(cause) is not None):
             raise cause from error
         if isinstance(cause, TypeError | ValueError | OSError):
             raise ConfigError(f"{path}: {first_line(cause)}") from error

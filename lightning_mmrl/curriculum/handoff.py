@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning_mmrl.curriculum.manifest import write_json
 from lightning_mmrl.errors import StageError
+from lightning_mmrl.files import folder_beside, writing
 from lightning_mmrl.training.state_store import sync, sync_tree
 
 SEAL = "mmrl.json"
@@ -36,20 +37,21 @@ def write_handoff(directory: Path, export: Callable[[Path], None], facts: Mappin
     Returns:
         The hash of all its files, those of subfolders included, but for the place of an adapter's base: the same
         training gives the same hash wherever it lies.
+
+    Raises:
+        DiskError: The disk refuses; what was begun is removed.
     """
-    temporary = directory.with_name(directory.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    export(temporary)
-    files = (path for path in sorted(temporary.rglob("*")) if path.is_file())
-    hashes = {path.relative_to(temporary).as_posix(): _content_hash(path) for path in files}
-    digest = _combined(hashes)
-    write_json(temporary / SEAL, {"digest": digest, "files": hashes, **facts})
-    sync_tree(temporary)
-    if directory.exists():
-        shutil.rmtree(directory)
-    os.replace(temporary, directory)
-    sync(directory.parent)
+    with writing(directory), folder_beside(directory) as temporary:
+        export(temporary)
+        files = (path for path in sorted(temporary.rglob("*")) if path.is_file())
+        hashes = {path.relative_to(temporary).as_posix(): _content_hash(path) for path in files}
+        digest = _combined(hashes)
+        write_json(temporary / SEAL, {"digest": digest, "files": hashes, **facts})
+        sync_tree(temporary)
+        if directory.exists():
+            shutil.rmtree(directory)
+        os.replace(temporary, directory)
+        sync(directory.parent)
     return digest
 
 

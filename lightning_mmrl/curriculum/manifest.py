@@ -1,14 +1,13 @@
 """What a run has finished, on disk: replaced as a whole after every stage, so it is never half-written."""
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lightning_mmrl.errors import StageError
+from lightning_mmrl.files import write_whole
 from lightning_mmrl.types.records import StageResult
 
 FILE = "manifest.json"
@@ -81,15 +80,9 @@ class Manifest:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes JSON beside the target, syncs it and renames it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(json.dumps(content, indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    """Writes JSON beside the target, syncs it and renames it into place.
+
+    Raises:
+        DiskError: The disk refuses; what was there stays.
+    """
+    write_whole(path, json.dumps(content, indent=2) + "\n")

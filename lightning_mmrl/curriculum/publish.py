@@ -14,6 +14,7 @@ from lightning_mmrl.curriculum.handoff import check_handoff
 from lightning_mmrl.curriculum.lineage import ancestry
 from lightning_mmrl.curriculum.manifest import FinishedStage
 from lightning_mmrl.errors import StageError
+from lightning_mmrl.files import folder_beside, write_whole, writing
 from lightning_mmrl.training.state_store import sync, sync_tree
 
 CARD = "README.md"
@@ -47,20 +48,20 @@ def publish(handoff: Path, target: Path, *, name: str | None = None, license_id:
 
     Raises:
         StageError: The handoff is not complete, or the target exists.
+        DiskError: The disk refuses; nothing is left of the copy.
     """
     facts = check_handoff(handoff)
     if target.exists():
         raise StageError(f"{target} exists; name a folder that does not, or remove it")
     stages = ancestry(handoff.parents[2], facts["digest"]) if len(handoff.parents) > 2 else []
     config = json.loads((handoff / "config.json").read_text(encoding="utf-8"))
-    partial = target.with_name(f"{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(handoff, partial)
     card = model_card(name or target.name, facts, config, stages, license_id=license_id)
-    (partial / CARD).write_text(card, encoding="utf-8")
-    sync_tree(partial)
-    os.replace(partial, target)
-    sync(target.parent)
+    with writing(target), folder_beside(target) as partial:
+        shutil.copytree(handoff, partial, dirs_exist_ok=True)
+        write_whole(partial / CARD, card)
+        sync_tree(partial)
+        os.replace(partial, target)
+        sync(target.parent)
     return target / CARD
 
 

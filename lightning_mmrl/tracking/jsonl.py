@@ -15,14 +15,23 @@ def append_lines(path: Path, records: Iterable[Mapping[str, Any]], *, durable: b
 
     A line that a killed process left unfinished is closed first, so that the new ones stay readable. With `durable` the
     data are on the disk when the call returns.
+
+    Raises:
+        OSError: The disk refuses; the file is as it was before.
     """
     text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
-    with path.open("ab+") as file:
-        if file.seek(0, os.SEEK_END) > 0:
+    with path.open("ab+", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        if size > 0:
             file.seek(-1, os.SEEK_END)
             text = text if file.read(1) == b"\n" else "\n" + text
-        file.write(text.encode())
-        file.flush()
+        rest = memoryview(text.encode())
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError:
+            file.truncate(size)
+            raise
         if durable:
             os.fsync(file.fileno())
 

@@ -67,8 +67,7 @@ def announce(what: str) -> None:
 
 def serve(connection: Connection, payload: bytes, limits: Limits) -> None:
     """Loads the function, says so, then serves one item at a time until the pipe closes."""
-    os.setsid()
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    end_with_parent()
     try:
         function = pickle.loads(payload)
     except FOREIGN_FAILURES as error:
@@ -82,6 +81,15 @@ def serve(connection: Connection, payload: bytes, limits: Limits) -> None:
         while True:
             item = connection.recv()
             _report(connection, _call(function, item, watchdog))
+
+
+def end_with_parent() -> None:
+    """Makes this process the head of a group that is killed when its parent ends, however it ends.
+
+    Signals of the terminal reach the parent alone, which decides what becomes of this process.
+    """
+    os.setsid()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
 class _Watchdog:
