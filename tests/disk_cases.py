@@ -56,8 +56,12 @@ PLACES: Mapping[str, Place] = {
     "quarantine list": Place(event=OPEN, path=HERE + "quarantine.jsonl", volume="file", goes_on=True),
     "metrics": Place(event=OPEN, path=RL + "metrics.jsonl", nth=3, volume="file", goes_on=True),
     "metrics, and all else from then on": Place(event=OPEN, path=RL + "metrics.jsonl", nth=3),
-    "CSV logger": Place(event=OPEN, path=RL + "csv/metrics.csv", nth=2, volume="file", goes_on=True),
-    "TensorBoard": Place(event=OPEN, path=RL + "tensorboard/events*", volume="file", goes_on=True),
+    "CSV logger": Place(
+        event=OPEN, path=RL + "csv/metrics.csv", nth=2, volume="file", command="train logging", goes_on=True
+    ),
+    "TensorBoard": Place(
+        event=OPEN, path=RL + "tensorboard/events*", volume="file", command="train logging", goes_on=True
+    ),
     "rollout table": Place(event=OPEN, path=RL + "rollouts/iteration_000001*", volume="rollouts", goes_on=True),
     "rollout table, and all else": Place(event=OPEN, path=RL + "rollouts/iteration_000002*"),
     "first state": Place(event=MAKE, path=SFT + "state/step-00000001.partial"),
@@ -81,11 +85,11 @@ PLACES: Mapping[str, Place] = {
     "feature cache": Place(
         event=OPEN, path="features/*", nth=6, volume="features", command="train caching", goes_on=True
     ),
-    "tracking database": Place(event=CONNECT, path="track/mlflow.db", volume="track"),
+    "tracking database": Place(event=CONNECT, path="track/mlflow.db", volume="track", command="train tracking"),
     "tracking database, while training": Place(
-        event=OPEN, path=RL + "metrics.jsonl", nth=2, volume="track", goes_on=True
+        event=OPEN, path=RL + "metrics.jsonl", nth=2, volume="track", command="train tracking", goes_on=True
     ),
-    "tracking spool": Place(event=OPEN, path="out/spool/*/.lock"),
+    "tracking spool": Place(event=OPEN, path="out/spool/*/.lock", command="train tracking"),
     "temporary folder": Place(event=MAKE, path=SFT + "handoff.tmp", volume="tmp", goes_on=True),
     "base model": Place(event=MAKE, path="models/tiny.tmp", volume="models", command="train building"),
     "weights of the base model": Place(
@@ -112,21 +116,23 @@ def commands(work: Path, name: str = "run") -> dict[str, list[str]]:
     """The command lines by name; they read what `train` left in `finished`."""
     places = [f"output_dir={work}/out", f"data.root={work}/data/set", f"data.media.cache_dir={work}/cache"]
     places += [f"model.checkpoint={work}/models/tiny", f"run_name={name}"]
-    places += [f"tracking.uri=sqlite:///{work}/track/mlflow.db"]
+    tracking = ["tracking=mlflow", f"tracking.uri=sqlite:///{work}/track/mlflow.db"]
     small = ["data.validation=null", "evaluation.limit=8", "evaluation.max_new_tokens=4", "trainer=cpu", *SMALL]
-    small += ["state.every_n_steps=1", "state.keep=2", "tracking.loggers=[csv,tensorboard]", "seed=0"]
+    small += ["state.every_n_steps=1", "state.keep=2", "seed=0"]
     for stage in STAGES:
         small += [f"stages.{stage}.num_steps={STEPS}", f"stages.{stage}.validate_every=null"]
         small += [f"stages.{stage}.freeze=[vision,audio]", f"stages.{stage}.optimizer.lr=1e-3"]
     small += ["stages.cold_start.data.batch_size=4", "stages.reason.data.batch_size=2"]
     small += ["stages.reason.algorithm.group_size=2", "stages.reason.sampling.max_new_tokens=4"]
     small += ["stages.reason.algorithm.entropy.coefficient=0.1", "stages.reason.rollout_table_every=2"]
-    train = ["train", "curriculum=sft_then_rl", *small, *places]
+    train = ["train", "curriculum=sft_then_rl", *small, *places, "tracking=none"]
     handoff = str(work / "finished" / "stages" / "01-reason" / "handoff")
     table = str(work / "finished" / "stages" / "01-reason" / "rollouts")
     return {
         "train": train,
         "train caching": [*train, f"+model.feature_cache.directory={work}/features"],
+        "train logging": [*train, "tracking.loggers=[csv,tensorboard]"],
+        "train tracking": [*train, *tracking],
         "train decoding": train,
         "train building": train,
         "evaluate": ["evaluate", handoff, *train[1:]],
@@ -145,6 +151,7 @@ class Trap:
         self.sprung: list[str] = []
         self._wanted: tuple[Place, str, Callable[[str], None]] | None = None
         self._count = 0
+        self._refused: tuple[list[str], int] = [], 0
         sys.addaudithook(self._hear)
 
     def set(self, place: Place, work: Path, strike: Callable[[str], None]) -> None:
@@ -152,20 +159,24 @@ class Trap:
         self.sprung, self._count = [], 0
         self._wanted = place, f"{work}/{place.path}", strike
 
+    def refuse(self, patterns: Sequence[str], code: int) -> None:
+        """From now on, whatever begins to write to such a path hears this of the system: a disk without a disk."""
+        self._refused = list(patterns), code
+
     def clear(self) -> None:
-        """Waits for nothing; an audit hook cannot be taken away."""
-        self._wanted = None
+        """Waits for nothing and refuses nothing; an audit hook cannot be taken away."""
+        self._wanted, self._refused = None, ([], 0)
 
     def _hear(self, event: str, arguments: Sequence[object]) -> None:
-        if self._wanted is None or not arguments or event != self._wanted[0].event:
+        path = _written(event, arguments) if self._wanted is not None or self._refused[0] else None
+        if path is None:
+            return
+        patterns, code = self._refused
+        if any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns):
+            raise OSError(code, os.strerror(code), path)
+        if self._wanted is None or event != self._wanted[0].event:
             return
         place, pattern, strike = self._wanted
-        if event == OPEN and not _writes(arguments):
-            return
-        first = arguments[0]
-        if not isinstance(first, str | bytes | os.PathLike):
-            return
-        path = os.path.abspath(os.fsdecode(first).removeprefix("file:"))
         if not fnmatch.fnmatchcase(path, pattern):
             return
         self._count += 1
@@ -175,9 +186,15 @@ class Trap:
             strike(path)
 
 
-def _writes(arguments: Sequence[object]) -> bool:
-    flags = arguments[2]
-    return isinstance(flags, int) and bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+def _written(event: str, arguments: Sequence[object]) -> str | None:
+    """The path that is about to be written, made or renamed, if that is what happens."""
+    if event not in (OPEN, MAKE, RENAME, CONNECT) or not isinstance(arguments[0], str | bytes | os.PathLike):
+        return None
+    if event == OPEN:
+        flags = arguments[2]
+        if not isinstance(flags, int) or not flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            return None
+    return os.path.abspath(os.fsdecode(arguments[0]).removeprefix("file:"))
 
 
 def left_over(work: Path) -> list[str]:

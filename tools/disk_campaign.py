@@ -103,8 +103,7 @@ def _reference(work: Path, disks: Path) -> dict[str, object]:
     if template.exists():
         _copy(template, disks, ("out",))
     # In this process, which all others are forked from: they find loaded what a run loads.
-    elsewhere = f"tracking.uri=sqlite:///{disks}/tmp/mlflow.db"  # which this process keeps open
-    if mmrl([*disk_cases.commands(disks)["train"], elsewhere]) != 0:
+    if mmrl(disk_cases.commands(disks)["train"]) != 0:
         raise SystemExit("the run that is left alone failed")
     if not template.exists():
         clip = sorted((disks / "data").rglob("cold_start/*.mp4"))[3]

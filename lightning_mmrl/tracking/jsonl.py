@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ def append_lines(path: Path, records: Iterable[Mapping[str, Any]], *, durable: b
     data are on the disk when the call returns.
 
     Raises:
-        OSError: The disk refuses; the file is as it was before.
+        OSError: The disk refuses; the file is as it was before, where it can be cut.
     """
     text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
     with path.open("ab+", buffering=0) as file:
@@ -30,7 +31,8 @@ def append_lines(path: Path, records: Iterable[Mapping[str, Any]], *, durable: b
             while rest:
                 rest = rest[file.write(rest) :]
         except OSError:
-            file.truncate(size)
+            with suppress(OSError):  # else the next call closes the line that is cut off
+                file.truncate(size)
             raise
         if durable:
             os.fsync(file.fileno())

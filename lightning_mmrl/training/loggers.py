@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from torch import Tensor
 
 from lightning_mmrl.files import dispensable
 
@@ -16,7 +17,7 @@ def file_loggers(names: Sequence[str], directory: Path) -> list[Logger]:
 class _CSV(CSVLogger):
     """Training goes on without the rows that the disk refuses."""
 
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:  # type: ignore[override]
+    def log_metrics(self, metrics: dict[str, Tensor | float], step: int | None = None) -> None:  # type: ignore[override]
         with dispensable("rows of csv/metrics.csv", Path(self.save_dir)):
             super().log_metrics(metrics, step)
 
