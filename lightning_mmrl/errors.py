@@ -33,5 +33,21 @@ class GateError(StageError):
     """The metrics of a finished stage do not meet its gate; the curriculum ended there."""
 
 
+class MachineError(MmrlError):
+    """The machine refuses what a command needs: room on a disk, permission to write, open files, memory."""
+
+
+class DiskError(MachineError, OSError):
+    """A disk refuses; code that is ready for a disk's OSError is ready for this one."""
+
+
+class OutOfMemoryError(MachineError):
+    """A device or the host has no memory left; `stage` is the one that was trained or evaluated then, if any."""
+
+    def __init__(self, message: str, stage: str | None = None) -> None:
+        super().__init__(message)
+        self.stage = stage
+
+
 FOREIGN_FAILURES = (Exception, SystemExit)
 """Failures that code of others may raise; `sys.exit` there must not end the run, and Ctrl-C must."""

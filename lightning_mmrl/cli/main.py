@@ -4,11 +4,14 @@ import importlib
 import os
 import select
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from lightning_mmrl import __version__
 from lightning_mmrl.errors import MmrlError
-from lightning_mmrl.types.files import refusal
+from lightning_mmrl.files import take_missing
+from lightning_mmrl.machine import refusal
 from lightning_mmrl.types.redaction import redact, remember
 from lightning_mmrl.types.text import printable
 
@@ -57,14 +60,15 @@ def _run(argv: list[str]) -> int:
         return EXIT_BAD_INPUT
     remember(*argv)
     command = importlib.import_module(f"lightning_mmrl.cli.{argv[0].replace('-', '_')}")
+    threading.excepthook = partial(_in_a_thread, threading.excepthook)
     try:
         return command.run(argv[1:])
-    except MmrlError as error:
+    except Exception as error:
+        found = None if isinstance(error, MmrlError) else refusal(error)
+        if found is None and not isinstance(error, MmrlError):
+            raise
         where = "" if _rank() == "0" else f" (rank {_rank()})"
-        print(f"mmrl {argv[0]}{where}: {printable(redact(error))}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    except PermissionError as error:
-        print(f"mmrl {argv[0]}: {printable(refusal(error))}", file=sys.stderr)
+        print(f"mmrl {argv[0]}{where}: {printable(redact(error if found is None else found.error()))}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt as interrupt:
         # What `Interrupted` says of itself; its module would load torch.
@@ -72,6 +76,19 @@ def _run(argv: list[str]) -> int:
         if _rank() == "0":
             print(f"mmrl {argv[0]}: interrupted by {what}; the same command continues", file=sys.stderr)
         return code
+    finally:
+        for line in take_missing():
+            print(f"mmrl {argv[0]}: {printable(line)}", file=sys.stderr)
+
+
+def _in_a_thread(otherwise: Callable[[threading.ExceptHookArgs], object], failed: threading.ExceptHookArgs) -> None:
+    """Says in one line that the machine ended a thread of a library, whose next call reports it."""
+    found = None if failed.exc_value is None else refusal(failed.exc_value)
+    if found is None:
+        otherwise(failed)
+        return
+    name = "a thread" if failed.thread is None else f"the thread {failed.thread.name}"
+    print(f"mmrl: {name} ends: {printable(found.problem)}", file=sys.stderr)
 
 
 def _shield_children() -> None:

@@ -58,6 +58,31 @@ def hints(config: RootConfig, name: str, shape: ModelShape, lengths: Lengths) ->
     return found
 
 
+def memory_hint(config: RootConfig, name: str) -> str:
+    """What has a stage use less memory that ran out of it: keys that leave its outcome alone, then others, then plan's.
+
+    A stage that has begun goes on with the first ones as it is, and with others by `--allow-changes`.
+    """
+    stage, path = config.stages[name], f"stages.{name}"
+    free = [] if stage.trainer.activation_checkpointing else [f"{path}.trainer.activation_checkpointing=true"]
+    free.append(f"a lower evaluation.batch_size ({config.evaluation.batch_size})")
+    costs = [f"{path}.data.batch_size ({stage.data.batch_size})"]
+    if stage.algorithm is not None and stage.sampling is not None:
+        budget = stage.algorithm.update.tokens_per_microbatch
+        costs = [
+            f"{path}.algorithm.update.tokens_per_microbatch ({budget})",
+            f"{path}.algorithm.group_size ({stage.algorithm.group_size})",
+            f"{path}.sampling.max_new_tokens ({stage.sampling.max_new_tokens})",
+        ]
+    lines = [f"to use less set {' or '.join(free)}", f"with --allow-changes also a lower {' or '.join(costs)}"]
+    try:
+        shape = read_shape(config.model.checkpoint)
+    except ValueError:
+        shape = None
+    found = [] if shape is None else hints(config, name, shape, Lengths())
+    return "; ".join([*lines, *(f"mmrl plan estimates that the stage {line}" for line in found)])
+
+
 def _show_stage(console: Console, config: RootConfig, name: str, shape: ModelShape, lengths: Lengths) -> bool:
     """Shows a stage; True if it fits everywhere."""
     stage = config.stages[name]

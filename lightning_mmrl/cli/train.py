@@ -1,14 +1,16 @@
 """`mmrl train`: runs a curriculum, or reports one that is finished."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 from lightning_mmrl.cli.hydra_app import run_with_config, take_flags
 from lightning_mmrl.cli.launch import on_all_ranks
+from lightning_mmrl.cli.memory_table import memory_hint
 from lightning_mmrl.cli.plan import batch_arithmetic
 from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.config.tracking import deliver_leftovers, settle_tracking
-from lightning_mmrl.errors import GateError
+from lightning_mmrl.errors import GateError, OutOfMemoryError
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -43,7 +45,7 @@ def train(
     with Interruption() as interruption, joined(settings, interruption) as group:
         for name in config.order if group.leads else ():
             print(f"{name}: {config.stages[name].num_steps} x {batch_arithmetic(config.stages[name])}")
-        with ConsoleProgress(quiet=not group.leads) as console:
+        with ConsoleProgress(quiet=not group.leads) as console, _hinted(config):
             outcome = run_curriculum(config, console, selection, group)
     if outcome is None:
         return
@@ -51,3 +53,18 @@ def train(
     deliver_leftovers(config, print)
     if outcome.ended_by_gate is not None:
         raise GateError(outcome.ended_by_gate)
+
+
+@contextmanager
+def _hinted(config: RootConfig) -> Iterator[None]:
+    """Adds to the error of a stage that ran out of memory how it uses less.
+
+    Raises:
+        OutOfMemoryError: It did in the block.
+    """
+    try:
+        yield
+    except OutOfMemoryError as error:
+        if error.stage is None:
+            raise
+        raise OutOfMemoryError(f"{error}; {memory_hint(config, error.stage)}") from error

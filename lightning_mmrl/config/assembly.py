@@ -25,6 +25,7 @@ from lightning_mmrl.data.pipeline import MediaPipeline
 from lightning_mmrl.data.prepared import Quarantined
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.evaluation.consistency import CueLexicon
+from lightning_mmrl.files import dispensable, folder_beside, follow_umask, writing
 from lightning_mmrl.models.adapters import AdapterSettings
 from lightning_mmrl.models.encoders import MediaEncoder, tower_fingerprint
 from lightning_mmrl.models.feature_cache import FeatureCache
@@ -37,7 +38,6 @@ from lightning_mmrl.stages.answers import Examiner
 from lightning_mmrl.training.console import ConsoleProgress
 from lightning_mmrl.training.group import RankGroup
 from lightning_mmrl.training.trainer import TrainerSettings
-from lightning_mmrl.types.files import follow_umask
 from lightning_mmrl.types.media import MediaSettings
 
 
@@ -180,6 +180,7 @@ class Assembly:
 
         Raises:
             StageError: The folder does not exist and nothing builds it.
+            DiskError: The disk refuses the folder; what was begun is removed.
         """
         checkpoint = Path(self.config.model.checkpoint)
         if self.config.model.build is not None and not (checkpoint / "config.json").is_file():
@@ -192,10 +193,10 @@ class Assembly:
         if (checkpoint / "config.json").is_file():
             return  # another run of the same seed was first
         self.console.say(f"building the base model in {checkpoint}")
-        partial = checkpoint.with_name(checkpoint.name + ".tmp")
-        targets.build(self.config.model.build, "model.build", directory=partial)
-        follow_umask(partial)
-        os.replace(partial, checkpoint)
+        with writing(checkpoint), folder_beside(checkpoint) as partial:
+            targets.build(self.config.model.build, "model.build", directory=partial)
+            follow_umask(partial)
+            os.replace(partial, checkpoint)
 
     def ensure_data(self) -> None:
         """Generates the dataset if the configuration says how and it does not exist.
@@ -265,14 +266,15 @@ class ConsoleMonitor:
         self.console.say(f"{manifest}: {len(left_out)} of {total} samples left out, all named in {self.path}")
         for item in left_out[:3]:
             self.console.say(f"  {item.sample_id}: {item.reason}")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         rows = [json.dumps({"manifest": manifest, **asdict(item)}) for item in left_out]
         known = map(_without_reason, self.path.read_text(encoding="utf-8").splitlines()) if self.path.exists() else ()
         new = {_without_reason(row): row for row in rows}
         for old in known:
             new.pop(old, None)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(row + "\n" for row in new.values())
+        with dispensable(f"lists of left-out samples ({self.path.name})", self.path.parent):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(row + "\n" for row in new.values())
 
     def warn(self, manifest: str, warnings: Sequence[str]) -> None:
         """Says what decoders find odd, each once; of many the first."""
@@ -329,6 +331,8 @@ def quiet_libraries() -> None:
     """Keeps libraries from writing between the lines of our progress."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # It shows the traceback of each failure of its database; tracking says in a line what failed, and goes on.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message=r".*does not have many workers.*")

@@ -26,10 +26,12 @@ from lightning_mmrl.config.tracking import absolute_sqlite, spool_folder
 from lightning_mmrl.curriculum.compare import Comparison, compare_stages
 from lightning_mmrl.curriculum.manifest import Manifest, write_json
 from lightning_mmrl.curriculum.orchestrator import Curriculum, StageOrchestrator
+from lightning_mmrl.curriculum.safety import told_what_is_safe
 from lightning_mmrl.curriculum.selection import Selection
 from lightning_mmrl.curriculum.spec import source_stage
 from lightning_mmrl.errors import ConfigError, GateError
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap
+from lightning_mmrl.files import write_whole
 from lightning_mmrl.protocols.plain import TrackedRun, Tracker
 from lightning_mmrl.stages.evaluate import SUMMARY
 from lightning_mmrl.tracking.mlflow import MlflowTracker
@@ -100,7 +102,7 @@ def _lead(
         say=parts.console.say,
     )
     ended_by_gate = None
-    with _locked(directory):
+    with told_what_is_safe(directory, specs), _locked(directory):
         try:
             results = orchestrator.run(selection)
         except GateError as error:
@@ -205,10 +207,9 @@ def note_report(config: RootConfig, directory: Path) -> None:
 
 def describe_run(config: RootConfig, parent: TrackedRun, resolved: Path) -> None:
     """Writes the resolved configuration, without credentials, and tells the tracker about it and about the data."""
-    resolved.parent.mkdir(parents=True, exist_ok=True)
     # For who reads it: a comment opens nothing.
     opened = f"# run with {FLAG} {','.join(opened_now())}\n" if opened_now() else ""
-    resolved.write_text(opened + OmegaConf.to_yaml(redacted_tree(asdict(config))), encoding="utf-8")
+    write_whole(resolved, opened + OmegaConf.to_yaml(redacted_tree(asdict(config))))
     parent.log_artifact(resolved, "config")
     for context, (root, manifest) in manifests(config).items():
         path = root / manifest

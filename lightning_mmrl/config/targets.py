@@ -15,6 +15,7 @@ from lightning_mmrl.config.own_code import is_opened
 from lightning_mmrl.config.suggestions import did_you_mean, first_line, nearest, offered, shown
 from lightning_mmrl.config.validate import WORDS
 from lightning_mmrl.errors import FOREIGN_FAILURES, ConfigError, MmrlError
+from lightning_mmrl.machine import refusal
 
 RESERVED = frozenset({"_target_", *INSTRUCTIONS})
 PLAIN = {int: int, float: (int, float), str: str, bool: bool}
@@ -50,7 +51,7 @@ def build(node: Any, path: str, **more: Any) -> Any:
         cause = error.__cause__
         if isinstance(cause, ConfigError):
             raise ConfigError(f"{path}: {cause}") from error
-        if isinstance(cause, MmrlError):
+        if isinstance(cause, MmrlError) or (cause is not None and refusal(cause) is not None):
             raise cause from error
         if isinstance(cause, TypeError | ValueError | OSError):
             raise ConfigError(f"{path}: {first_line(cause)}") from error

@@ -15,8 +15,8 @@ from typing import Any
 
 from lightning_mmrl.curriculum.manifest import write_json
 from lightning_mmrl.errors import StageError
+from lightning_mmrl.files import folder_beside, follow_umask, writing
 from lightning_mmrl.training.state_store import sync, sync_tree
-from lightning_mmrl.types.files import follow_umask
 
 SEAL = "mmrl.json"
 VERSION = 2
@@ -53,22 +53,23 @@ def write_handoff(directory: Path, export: Callable[[Path], None], facts: Mappin
     Returns:
         The hash of all its files, those of subfolders included, but for the place of an adapter's base: the same
         training gives the same hash wherever it lies. The facts are no part of it; `sealed` has a digest with them.
+
+    Raises:
+        DiskError: The disk refuses; what was begun is removed.
     """
-    temporary = directory.with_name(directory.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    export(temporary)
-    files = (path for path in sorted(temporary.rglob("*")) if path.is_file())
-    hashes = {path.relative_to(temporary).as_posix(): _content_hash(path) for path in files}
-    digest = _combined(hashes)
-    content = {"version": VERSION, "digest": digest, "files": hashes, **facts}
-    write_json(temporary / SEAL, {**content, "seal": _combined(content)})
-    follow_umask(temporary)  # safetensors writes weights that only their owner may read
-    sync_tree(temporary)
-    if directory.exists():
-        shutil.rmtree(directory)
-    os.replace(temporary, directory)
-    sync(directory.parent)
+    with writing(directory), folder_beside(directory) as temporary:
+        export(temporary)
+        files = (path for path in sorted(temporary.rglob("*")) if path.is_file())
+        hashes = {path.relative_to(temporary).as_posix(): _content_hash(path) for path in files}
+        digest = _combined(hashes)
+        content = {"version": VERSION, "digest": digest, "files": hashes, **facts}
+        write_json(temporary / SEAL, {**content, "seal": _combined(content)})
+        follow_umask(temporary)  # safetensors writes weights that only their owner may read
+        sync_tree(temporary)
+        if directory.exists():
+            shutil.rmtree(directory)
+        os.replace(temporary, directory)
+        sync(directory.parent)
     return digest
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mmrl.errors import StageError
-from lightning_mmrl.types.files import replacing
+from lightning_mmrl.files import write_whole
 from lightning_mmrl.types.records import StageResult
 
 FILE = "manifest.json"
@@ -80,9 +80,12 @@ class Manifest:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes JSON beside the target, syncs it and renames it into place."""
-    with replacing(path, durable=True) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    """Writes JSON beside the target, syncs it and renames it into place.
+
+    Raises:
+        DiskError: The disk refuses; what was there stays.
+    """
+    write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def tracked_runs(directory: Path) -> set[str]:

@@ -5,7 +5,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from lightning_mmrl.curriculum.selection import (
     origin,
     with_ancestors,
 )
-from lightning_mmrl.errors import ConfigError, GateError
+from lightning_mmrl.errors import ConfigError, DiskError, GateError
 from lightning_mmrl.protocols.plain import Evaluator, StageFactory, TrackedRun, Tracker
 from lightning_mmrl.types.records import StageResult, StageSpec
 
@@ -257,8 +257,11 @@ class StageOrchestrator:
         self._save(running_id=run.id, running_name=name)
         try:
             yield
-        finally:
-            self._save(running_id=None, running_name=None)
+        except BaseException:
+            with suppress(DiskError):  # why the stage ended is to be said, and the next start takes a note that is left
+                self._save(running_id=None, running_name=None)
+            raise
+        self._save(running_id=None, running_name=None)
 
     def _save(self, **changes: Any) -> None:
         """Changes the manifest, in memory and on disk."""

@@ -15,8 +15,8 @@ from lightning_mmrl.curriculum.handoff import SEAL
 from lightning_mmrl.curriculum.lineage import ancestry, checked_handoff
 from lightning_mmrl.curriculum.manifest import FinishedStage
 from lightning_mmrl.errors import StageError
+from lightning_mmrl.files import folder_beside, follow_umask, write_whole, writing
 from lightning_mmrl.training.state_store import sync, sync_tree
-from lightning_mmrl.types.files import follow_umask
 
 CARD = "README.md"
 SCORES = ("war", "uar", "macro_f1", "valid_format", "consistency")
@@ -49,6 +49,7 @@ def publish(handoff: Path, target: Path, *, name: str | None = None, license_id:
 
     Raises:
         StageError: The handoff is not complete, says what no run writes, or the target exists.
+        DiskError: The disk refuses; nothing is left of the copy.
     """
     facts = checked_handoff(handoff)
     check_facts(facts, handoff / SEAL)
@@ -56,18 +57,17 @@ def publish(handoff: Path, target: Path, *, name: str | None = None, license_id:
         raise StageError(f"{target} exists; name a folder that does not, or remove it")
     stages = ancestry(handoff.parents[2], facts["digest"]) if len(handoff.parents) > 2 else []
     config = json.loads((handoff / "config.json").read_text(encoding="utf-8"))
-    partial = target.with_name(f"{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    # What lies beside the sealed files, such as a `.git` folder, is not the handoff's.
-    for file in (SEAL, *facts["files"]):
-        (partial / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(handoff / file, partial / file)
     card = model_card(name or target.name, facts, config, stages, license_id=license_id)
-    (partial / CARD).write_text(card, encoding="utf-8")
-    follow_umask(partial)
-    sync_tree(partial)
-    os.replace(partial, target)
-    sync(target.parent)
+    with writing(target), folder_beside(target) as partial:
+        # What lies beside the sealed files, such as a `.git` folder, is not the handoff's.
+        for file in (SEAL, *facts["files"]):
+            (partial / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(handoff / file, partial / file)
+        write_whole(partial / CARD, card)
+        follow_umask(partial)
+        sync_tree(partial)
+        os.replace(partial, target)
+        sync(target.parent)
     return target / CARD
 
 

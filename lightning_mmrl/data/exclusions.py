@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mmrl.errors import DataError
+from lightning_mmrl.files import write_whole
 from lightning_mmrl.types.records import Sample
 
 EXCLUSIONS = "exclusions.json"
@@ -105,7 +105,8 @@ class Exclusions:
                 entry["left_out"][sample.id] = {"content": content, "reason": reason}
         self._kept = sets
         if self.path is not None:
-            _write(self.path, {"version": _VERSION, "sets": sets})
+            # All or nothing: a run that is killed here finds the earlier decisions.
+            write_whole(self.path, json.dumps({"version": _VERSION, "sets": sets}, indent=1))
 
     def _sets(self) -> list[dict[str, Any]]:
         if self.path is None or not self.path.exists():
@@ -158,14 +159,3 @@ def _content(sample: Sample) -> str:
     turns = [[message.role, message.content] for message in sample.messages]
     media = [[ref.kind, ref.path, ref.start_s, ref.end_s] for ref in sample.media]
     return hashlib.blake2b(json.dumps([turns, media]).encode(), digest_size=4).hexdigest()
-
-
-def _write(path: Path, content: object) -> None:
-    """All or nothing: a run that was killed here finds the earlier decisions."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)

@@ -11,6 +11,7 @@ from lightning_mmrl.data.media.guard import DecodeTask, GuardedDecoder
 from lightning_mmrl.data.media.opened import open_media
 from lightning_mmrl.data.sampler import Variant
 from lightning_mmrl.errors import MediaError, MmrlError
+from lightning_mmrl.machine import refusal
 from lightning_mmrl.protocols.tensors import PromptEncoder
 from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo, MediaSettings
 from lightning_mmrl.types.records import MediaKind, MediaRef
@@ -70,7 +71,7 @@ class MediaPipeline:
                 raise MediaError(outcome.error.removeprefix(f"{path}: "))
             return self.encode(outcome.value)
         except Exception as error:  # whatever an encoder raises is about what it was given
-            if short_of_memory(error):
+            if refusal(error) is not None:
                 raise
             raise MediaError(f"{path}: {in_words(error)}") from error
 
@@ -88,8 +89,3 @@ class MediaPipeline:
 def in_words(error: Exception) -> str:
     """An error in words: ours are sentences, others need their type."""
     return str(error) if isinstance(error, MmrlError) else f"{type(error).__name__}: {error}"
-
-
-def short_of_memory(error: Exception) -> bool:
-    """True for what says nothing of a sample; torch has no type for it on the CPU."""
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error))

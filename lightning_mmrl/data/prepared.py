@@ -16,10 +16,11 @@ from lightning_mmrl.data.collate import EncodedSample
 from lightning_mmrl.data.exclusions import DecidedSet, Exclusions
 from lightning_mmrl.data.media.asked import unread
 from lightning_mmrl.data.media.guard import DecodeTask
-from lightning_mmrl.data.pipeline import MediaPipeline, in_words, short_of_memory
+from lightning_mmrl.data.pipeline import MediaPipeline, in_words
 from lightning_mmrl.data.sampler import Draw, Variant
 from lightning_mmrl.data.schema import read_manifest, resolve_media
 from lightning_mmrl.errors import DataError, MediaError, StageError
+from lightning_mmrl.machine import refusal
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.types.records import MediaRef, Message, Sample
 from lightning_mmrl.workers.pool import Outcome
@@ -146,7 +147,7 @@ class PreparedSet(Dataset[EncodedSample]):
         try:
             return self._encoded(sample, draw.variant)
         except Exception as error:
-            if short_of_memory(error):
+            if refusal(error) is not None:  # it says nothing of the sample
                 raise
             # Not as it is: a loop over a loader takes a StopIteration for the end of the data.
             raise DataError(f"sample {sample.id}: {in_words(error)}") from error
@@ -233,7 +234,7 @@ class PreparedSet(Dataset[EncodedSample]):
         except StageError:  # the checkpoint's fault, and no sample's
             raise
         except Exception as error:
-            if short_of_memory(error):
+            if refusal(error) is not None:  # it says nothing of the sample
                 raise
             return in_words(error)
         return None

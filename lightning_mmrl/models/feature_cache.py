@@ -13,8 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from lightning_mmrl.files import write_whole
+from lightning_mmrl.machine import refusal
 from lightning_mmrl.models.finite import all_finite
-from lightning_mmrl.types.files import refusal, replacing
 
 DIGEST = "sha256"
 """Name under which an entry holds the hash of its tensors."""
@@ -64,8 +65,8 @@ class FeatureCache:
         except FileNotFoundError:
             return None
         except OSError as error:
-            why = refusal(error) if isinstance(error, PermissionError) else error.strerror
-            self._warn_once(f"cannot be read ({why}); features are computed anew")
+            found = refusal(error)
+            self._warn_once(f"cannot be read ({error if found is None else found.problem}); features are computed anew")
             return None
         features = _opened(content, rows)
         if features is not None and not bool(all_finite(features.values())):
@@ -85,11 +86,12 @@ class FeatureCache:
         content = save({**tensors, DIGEST: torch.tensor(list(digest(tensors)), dtype=torch.uint8)})
         try:
             if self._make_room(len(content)):
-                with replacing(self._path(media_key, precision)) as temporary:
-                    temporary.write_bytes(content)
+                write_whole(self._path(media_key, precision), content, shared=True, durable=False)
         except OSError as error:
             self._writes = False
-            self._warn_once(f"cannot be written ({error.strerror}); no further features are stored in this run")
+            self._warn_once(
+                f"cannot be written ({error.strerror or error}); no further features are stored in this run"
+            )
 
     def _path(self, media_key: str, precision: str) -> Path:
         name = hashlib.sha256(f"{media_key}/{self._towers}/{precision}".encode()).hexdigest()

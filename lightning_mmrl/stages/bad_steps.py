@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_mmrl.errors import StageError
+from lightning_mmrl.files import dispensable
 from lightning_mmrl.models.finite import all_finite, not_finite
 from lightning_mmrl.stages.context import StageContext
 from lightning_mmrl.types.batches import Experience
@@ -125,9 +126,10 @@ class BadSteps:
         line = json.dumps({"step": step, "not_finite": list(wrong), "samples": ids})
         known = self._file.read_text(encoding="utf-8").splitlines() if self._file.exists() else []
         if line not in known:  # else a stage that goes on repeats the step
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            with self._file.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            with dispensable(f"lines of {FILE}", self._file.parent):
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+                with self._file.open("a", encoding="utf-8") as file:
+                    file.write(line + "\n")
 
     def _refuse_weights(self, step: int) -> None:
         wrong = [name for part in self._context.ranks.gather(not_finite(self._weights())) for name in part]

@@ -1,7 +1,6 @@
 """Evaluation of a checkpoint: greedy answers on named sets, metrics with intervals, predictions and figures on disk."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import lightning
 from lightning_mmrl.evaluation.figures import save_confusion_figure
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap, Interval
 from lightning_mmrl.evaluation.records import COUNTED_WRONG, Prediction
+from lightning_mmrl.files import write_whole, writing
 from lightning_mmrl.models.parallelize import Sharding
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
@@ -92,17 +92,13 @@ class EvaluationModule(lightning.LightningModule):
         for each in self._sets:
             require_all(f"the evaluation on {each.name}", found[each.name], each.num_samples)
         writes = self._ranks.rank == 0
-        if writes:
-            self._directory.mkdir(parents=True, exist_ok=True)
         for each in self._sets:
             self.results[each.name] = self._summarise(found[each.name], each.left_out)
             if writes:
                 self._write(each.name, found[each.name])
         if not writes:
             return
-        partial = self._directory / (SUMMARY + ".tmp")
-        partial.write_text(json.dumps(self.results, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, self._directory / SUMMARY)
+        write_whole(self._directory / SUMMARY, json.dumps(self.results, indent=2) + "\n")
 
     def _summarise(self, predictions: list[Prediction], left_out: Sequence[tuple[Sample, str]]) -> dict[str, Any]:
         values, intervals = self._measured(predictions)
@@ -127,6 +123,7 @@ class EvaluationModule(lightning.LightningModule):
         metrics = self._examiner.new_metrics()
         metrics.update(predictions)
         lines = "".join(prediction.to_json() + "\n" for prediction in predictions)
-        (self._directory / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+        write_whole(self._directory / f"{name}.jsonl", lines)
         figure = self._directory / f"{name}.png"
-        save_confusion_figure(metrics.confusion.cpu().numpy(), self._examiner.matcher.labels, figure, name)
+        with writing(figure):
+            save_confusion_figure(metrics.confusion.cpu().numpy(), self._examiner.matcher.labels, figure, name)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from lightning_mmrl.errors import DataError
+from lightning_mmrl.files import dispensable, write_whole
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
 from lightning_mmrl.types.records import Completion, MediaKind, MediaRef, Message, Role, Sample, Score
 
@@ -68,17 +69,21 @@ class RolloutTable:
         scores: "Scores",
         ranks: Ranks = ALONE,
     ) -> Path | None:
-        """Writes one iteration's table with the rows of all ranks, if it is due, on rank 0; returns its path."""
+        """Writes one iteration's table with the rows of all ranks, if it is due, on rank 0; returns its path.
+
+        Training goes on without a table that the disk refuses.
+        """
         if iteration % self._every and iteration != 1:
             return None
         own = [self._row(sample, group, rollout, scores) for group, sample in enumerate(samples)]
         rows = [row for share in ranks.gather(own) for row in share]
         if ranks.rank:
             return None
-        self._directory.mkdir(parents=True, exist_ok=True)
         path = self._directory / f"iteration_{iteration:06d}.jsonl"
-        write_table(path, rows)
-        return path
+        with dispensable("rollout tables", self._directory):
+            write_table(path, rows)
+            return path
+        return None
 
     def _row(self, sample: Sample, group: int, rollout: "Rollout", scores: "Scores") -> RolloutRow:
         size = rollout.group_size
@@ -93,9 +98,7 @@ class RolloutTable:
 
 def write_table(path: Path, rows: Iterable[RolloutRow]) -> None:
     """Writes a table beside its place and renames it there: a table that exists is whole."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(json.dumps(_as_json(row)) + "\n" for row in rows), encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, "".join(json.dumps(_as_json(row)) + "\n" for row in rows))
 
 
 def table_files(table: Path) -> list[Path]:

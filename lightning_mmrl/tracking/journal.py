@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
-from lightning_mmrl.tracking.jsonl import append_lines, read_lines
-from lightning_mmrl.types.files import replacing
+from lightning_mmrl.files import write_whole
+from lightning_mmrl.tracking.jsonl import append_lines, as_lines, read_lines
 from lightning_mmrl.types.redaction import redact
 
 Operation = Literal["create", "metrics", "params", "tags", "dataset", "artifact", "status", "nest"]
@@ -94,8 +94,7 @@ class Journal:
         if not records:
             path.unlink(missing_ok=True)
             return
-        with replacing(path, durable=True) as temporary:
-            append_lines(temporary, records)
+        write_whole(path, as_lines(records), shared=True)
 
     def remove_if_done(self) -> bool:
         """Removes the file if nothing in it is undelivered, and says whether it did."""

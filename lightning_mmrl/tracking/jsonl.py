@@ -4,10 +4,16 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 _log = logging.getLogger(__name__)
+
+
+def as_lines(records: Iterable[Mapping[str, Any]]) -> str:
+    """One line of JSON for each record."""
+    return "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
 
 
 def append_lines(path: Path, records: Iterable[Mapping[str, Any]], *, durable: bool = False) -> None:
@@ -15,14 +21,24 @@ def append_lines(path: Path, records: Iterable[Mapping[str, Any]], *, durable: b
 
     A line that a killed process left unfinished is closed first, so that the new ones stay readable. With `durable` the
     data are on the disk when the call returns.
+
+    Raises:
+        OSError: The disk refuses; the file is as it was before, where it can be cut.
     """
-    text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
-    with path.open("ab+") as file:
-        if file.seek(0, os.SEEK_END) > 0:
+    text = as_lines(records)
+    with path.open("ab+", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        if size > 0:
             file.seek(-1, os.SEEK_END)
             text = text if file.read(1) == b"\n" else "\n" + text
-        file.write(text.encode())
-        file.flush()
+        rest = memoryview(text.encode())
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError:
+            with suppress(OSError):  # else the next call closes the line that is cut off
+                file.truncate(size)
+            raise
         if durable:
             os.fsync(file.fileno())
 

@@ -11,9 +11,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.files import write_whole
 from lightning_mmrl.tracking.journal import REJECTED, Entry, Journal, merge_points
 from lightning_mmrl.tracking.spool import RefusedError, UndeliverableError, WaitingError
-from lightning_mmrl.types.files import replacing
 from lightning_mmrl.types.redaction import redact
 
 SPOOL = "spool"
@@ -38,8 +38,7 @@ def note_store(spool: Path, uri: str, experiment: str) -> None:
     """Writes down, without credentials, which store a spool is for."""
     content = {"uri": uri, "experiment": experiment}
     if read_store(spool) != content:
-        with replacing(spool / STORE) as temporary:
-            temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
+        write_whole(spool / STORE, json.dumps(content) + "\n", shared=True, durable=False)
 
 
 def read_store(spool: Path) -> dict[str, str] | None:

@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from lightning_mmrl.files import dispensable
 from lightning_mmrl.protocols.plain import TrackedRun
 from lightning_mmrl.tracking.jsonl import append_lines, read_lines
 
@@ -23,7 +24,7 @@ class RunLogger(Logger):
 
     Each call is also one line of `<directory>/metrics.jsonl`, `{"step": 3, "time": 1790000000.0, "metrics": {...}}`,
     with `time` in seconds since 1970 and a value that is not finite as the string "nan", "inf" or "-inf". The key
-    "epoch", which Lightning adds, is dropped.
+    "epoch", which Lightning adds, is dropped. A line that the disk refuses is missing there, and training goes on.
 
     A stage that goes on in a new process finds its file: what it repeats is not logged again, and the last points are
     sent once more, with the time they had, in case the first process was killed before they were delivered. A tracker
@@ -73,8 +74,9 @@ class RunLogger(Logger):
         if not values:
             return
         record = {"step": step, "time": now, "metrics": {key: _encode(value) for key, value in values.items()}}
-        self._directory.mkdir(parents=True, exist_ok=True)
-        append_lines(self._file, [record])
+        with dispensable("lines of metrics.jsonl", self._directory):
+            self._directory.mkdir(parents=True, exist_ok=True)
+            append_lines(self._file, [record])
         self._run.log_metrics(values, step, now)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:

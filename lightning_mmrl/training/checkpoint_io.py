@@ -10,6 +10,7 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.fabric.utilities.types import _PATH
 from torch.utils._pytree import tree_map_only
 
+from lightning_mmrl.machine import refusal
 from lightning_mmrl.training.shards import read_whole
 from lightning_mmrl.training.stored import read_stored
 
@@ -29,8 +30,17 @@ class SnapshotIO(CheckpointIO):
         self.save_with(torch.save, checkpoint)
 
     def save_with(self, write: Callable[..., None], checkpoint: dict[str, Any], *arguments: Any) -> None:
-        """Copies the tensors to the host, to be written by `write(checkpoint, *arguments, path)`."""
-        self._write = partial(write, tree_map_only(torch.Tensor, _copied, checkpoint), *arguments)
+        """Copies the tensors to the host, to be written by `write(checkpoint, *arguments, path)`.
+
+        Where there is no memory for the copy, that is what writing it comes to: no state, and training goes on.
+        """
+        try:
+            self._write = partial(write, tree_map_only(torch.Tensor, _copied, checkpoint), *arguments)
+        except (MemoryError, RuntimeError) as error:
+            found = refusal(error)
+            if found is None or not found.memory:
+                raise
+            self._write = partial(_fail, found.error())
 
     def take(self) -> Callable[[Path], None] | None:
         """Writes what was saved since the last call to a path; None on ranks that have nothing to write."""
@@ -51,6 +61,10 @@ class SnapshotIO(CheckpointIO):
     def remove_checkpoint(self, path: _PATH) -> None:
         """Removes the file."""
         Path(path).unlink()
+
+
+def _fail(error: Exception, path: Path) -> None:
+    raise error
 
 
 def _copied(tensor: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mmrl.errors import StageError
-from lightning_mmrl.types.files import follow_umask
+from lightning_mmrl.files import follow_umask, write_whole, writing
 
 MANIFEST = "MANIFEST.json"
 LATEST = "LATEST"
@@ -70,10 +70,18 @@ class StateStore:
         Raises:
             OSError: The disk refuses.
         """
+        self.clear_partial()  # its space may be what this state needs
         partial = self.partial(step)
-        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         return partial
+
+    def clear_partial(self) -> None:
+        """Removes what was begun and never became a state, so that its space is free again."""
+        for partial in self.directory.glob(f"*{_PARTIAL}"):
+            if partial.is_dir():
+                shutil.rmtree(partial, ignore_errors=True)
+            else:
+                partial.unlink(missing_ok=True)
 
     def partial(self, step: int) -> Path:
         """The folder that `begin` makes."""
@@ -88,15 +96,15 @@ class StateStore:
         place, partial = self._place(step), self.partial(step)
         files = {str(path.relative_to(partial)): _seal(path) for path in _files(partial)}
         content = {"version": VERSION, "step": step, "facts": dict(facts), "files": files}
-        _write_text(partial / MANIFEST, json.dumps(content, indent=1))
-        follow_umask(partial)
+        with writing(partial):
+            (partial / MANIFEST).write_text(json.dumps(content, indent=1), encoding="utf-8")
+            follow_umask(partial)
         sync_tree(partial)
         if place.exists():  # found damaged, else the stage would have gone on behind it; a rename does not replace it
             shutil.rmtree(place)
         partial.rename(place)
         sync(self.directory)
-        _write_text(self.directory / f"{LATEST}{_PARTIAL}", place.name)
-        os.replace(self.directory / f"{LATEST}{_PARTIAL}", self.directory / LATEST)
+        write_whole(self.directory / LATEST, place.name)
         sync(self.directory)
         self._prune(newest=step)
         return place
@@ -129,6 +137,10 @@ class StateStore:
         """The step of the newest state, damaged or not; None without one."""
         return next((int(place.name.removeprefix(_PREFIX)) for place in self._states()), None)
 
+    def num_bytes(self, step: int) -> int:
+        """The size of the state of a step."""
+        return sum(path.stat().st_size for path in _files(self._place(step)))
+
     def _place(self, step: int) -> Path:
         return self.directory / f"{_PREFIX}{step:08d}"
 
@@ -145,8 +157,7 @@ class StateStore:
         up_to_newest = [place for place in self._states() if place.name <= self._place(newest).name]
         for place in {*self._states()} - {*up_to_newest[: self._keep]}:
             place.rename(place.with_suffix(_PARTIAL))
-        for partial in self.directory.glob(f"{_PREFIX}*{_PARTIAL}"):
-            shutil.rmtree(partial, ignore_errors=True)
+        self.clear_partial()
 
 
 def _verified(place: Path) -> StoredState:
@@ -201,8 +212,3 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-    sync(path)

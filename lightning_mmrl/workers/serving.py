@@ -91,8 +91,7 @@ def lower_processor_time(share: float) -> None:
 
 def serve(connection: Connection, payload: bytes, limits: Limits) -> None:
     """Loads the function, says so, then serves one item at a time until the pipe closes."""
-    os.setsid()
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    end_with_parent()
     try:
         function = pickle.loads(payload)
     except FOREIGN_FAILURES as error:
@@ -110,6 +109,15 @@ def serve(connection: Connection, payload: bytes, limits: Limits) -> None:
             item = connection.recv()
             lower_processor_time(1.0)
             _report(connection, _call(function, item, watchdog))
+
+
+def end_with_parent() -> None:
+    """Makes this process the head of a group that is killed when its parent ends, however it ends.
+
+    Signals of the terminal reach the parent alone, which decides what becomes of this process.
+    """
+    os.setsid()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
 class _ProcessorTime:

@@ -13,7 +13,17 @@ import lightning_mmrl
 
 ROOT = Path(__file__).parents[2]
 LINT = Path(sys.executable).parent / "lint-imports"
-TORCH_FREE = ("errors", "types.records", "protocols.plain", "prompts", "rewards", "workers", "curriculum.spec")
+TORCH_FREE = (
+    "errors",
+    "files",
+    "machine",
+    "types.records",
+    "protocols.plain",
+    "prompts",
+    "rewards",
+    "workers",
+    "curriculum.spec",
+)
 
 
 def run(command: list[str], folder: Path = ROOT) -> subprocess.CompletedProcess:

@@ -6,14 +6,18 @@ from dataclasses import asdict
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from lightning_mmrl.data.media.opened import Identity, MediaFile
-from lightning_mmrl.errors import DataError
-from lightning_mmrl.types.files import refusal, replacing
+from lightning_mmrl.errors import DataError, DiskError
+from lightning_mmrl.files import dispensable, write_whole
+from lightning_mmrl.machine import refusal
 from lightning_mmrl.types.media import MediaSettings
 from lightning_mmrl.types.records import MediaRef
+
+MOST_HELD_BYTES = 2**30
+"""Encoded media that a run holds in memory when the disk of the cache refuses them."""
 
 _DECODING = 2
 """Counts up whenever the same file, span and settings decode to other frames or samples than before."""
@@ -41,13 +45,17 @@ def media_key(file: MediaFile, ref: MediaRef, settings: MediaSettings, encoder_f
 
 
 class MediaCache:
-    """Encoded media by key, one safetensors file each; writes are atomic, so several processes may share a folder."""
+    """Encoded media by key, one safetensors file each; writes are atomic, so several processes may share a folder.
+
+    What the disk refuses is held in memory, up to `MOST_HELD_BYTES`, and encoded again by the next run.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._held: dict[str, dict[str, Tensor]] = {}
 
     def __contains__(self, key: str) -> bool:
-        return self._path(key).is_file()
+        return key in self._held or self._path(key).is_file()
 
     def get(self, key: str) -> dict[str, Tensor]:
         """The encoded medium.
@@ -55,19 +63,37 @@ class MediaCache:
         Raises:
             DataError: The entry is missing or damaged.
         """
+        if key in self._held:
+            return dict(self._held[key])
         path = self._path(key)
         try:
             with path.open("rb"):  # safetensors says of a file that may not be read that it does not exist
                 return load_file(path)
         except PermissionError as error:
-            raise DataError(f"{refusal(error)} with data.media.cache_dir") from error
+            found = refusal(error)
+            assert found is not None
+            raise DataError(f"{found.problem}; {found.remedy} with data.media.cache_dir") from error
         except (OSError, SafetensorError) as error:
             raise DataError(f"cache entry {path} cannot be read ({error}); delete it and run again") from error
 
     def put(self, key: str, tensors: Mapping[str, Tensor]) -> None:
-        """Stores an encoded medium."""
-        with replacing(self._path(key)) as temporary:
-            save_file(dict(tensors), temporary)
+        """Stores an encoded medium.
+
+        Raises:
+            DiskError: The disk refuses, and as much is held in memory as may be.
+        """
+        try:
+            write_whole(self._path(key), save(dict(tensors)), shared=True, durable=False)
+        except DiskError as error:
+            self._hold(key, tensors, error)
+            with dispensable("entries of the media cache", self._directory):
+                raise
+
+    def _hold(self, key: str, tensors: Mapping[str, Tensor], error: DiskError) -> None:
+        self._held[key] = {name: tensor.clone() for name, tensor in tensors.items()}
+        held = sum(tensor.nbytes for entry in self._held.values() for tensor in entry.values())
+        if held > MOST_HELD_BYTES:
+            raise DiskError(f"{error}; or set data.media.cache_dir to a folder on another disk") from error
 
     def _path(self, key: str) -> Path:
         return self._directory / key[:2] / f"{key}.safetensors"

@@ -10,10 +10,15 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_complet
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any, TypeVar
 
+from filelock import FileLock
+
 from lightning_mmrl.errors import DataError
+from lightning_mmrl.machine import refusal
+from lightning_mmrl.workers.serving import end_with_parent
 
 RECORD = "dataset.json"
 """Written last; a folder without it is not a generated set."""
@@ -25,6 +30,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _ITEMS_PER_JOB = 16
+_OLD = "-old"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,12 +56,17 @@ def make_folder(directory: Path, recipe: Recipe, write: Callable[[Path], None], 
     if _is_complete(directory, recipe, overwrite):
         return directory
     try:
-        with _partial_sibling(directory) as partial:
+        with _alone(directory), _partial_sibling(directory) as partial:
+            if _is_complete(directory, recipe, overwrite):
+                return directory  # by another process, which this one waited for
             write(partial)
             _move_into_place(partial, directory)
-    except OSError as error:
+    except Exception as error:
+        found = refusal(error)  # encoders have errors of their own
+        if found is None or found.memory:
+            raise
         raise DataError(
-            f"cannot write the generated {recipe.name} set {directory}: {error}; "
+            f"cannot write the generated {recipe.name} set {directory}: {found.problem}; "
             "give a writable directory with free space"
         ) from error
     return directory
@@ -151,10 +162,28 @@ def _first_difference(found: Any, wanted: Any, key: str) -> str:
 
 
 @contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Have one process at a time generate a set, and remove what killed ones left of it."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(directory.parent / f".{directory.name}.lock"):
+        # Whoever began them does not hold the lock: it is dead.
+        for abandoned in directory.parent.glob(f".{escape(directory.name)}.partial-*"):
+            _recover(abandoned, directory)
+        yield
+
+
+def _recover(abandoned: Path, directory: Path) -> None:
+    """Remove what a killed process left, or give its name back to a set that was about to be replaced."""
+    if abandoned.name.endswith(_OLD) and not directory.exists():
+        abandoned.rename(directory)
+    else:
+        shutil.rmtree(abandoned, ignore_errors=True)
+
+
+@contextmanager
 def _partial_sibling(directory: Path) -> Iterator[Path]:
     """Give a new directory beside the target and remove what is left of it, whatever happens."""
     partial = directory.parent / f".{directory.name}.partial-{secrets.token_hex(4)}"
-    directory.parent.mkdir(parents=True, exist_ok=True)
     partial.mkdir()
     try:
         yield partial
@@ -167,7 +196,7 @@ def _move_into_place(partial: Path, directory: Path) -> None:
     if not directory.exists():
         partial.rename(directory)
         return
-    old = partial.with_name(f"{partial.name}-old")
+    old = partial.with_name(f"{partial.name}{_OLD}")
     directory.rename(old)
     partial.rename(directory)
     shutil.rmtree(old)
@@ -176,7 +205,8 @@ def _move_into_place(partial: Path, directory: Path) -> None:
 @contextmanager
 def _spawned(workers: int) -> Iterator[Executor]:
     """Give a pool that drops its waiting jobs when one fails."""
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    # A killed run does not end its workers: they see to it themselves.
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=end_with_parent)
     try:
         yield pool
     except BrokenProcessPool as error:

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from torch.distributed.checkpoint.api import CheckpointException
 
 from lightning_mmrl.errors import StageError
+from lightning_mmrl.machine import refusal
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
 from lightning_mmrl.training.checkpoint_io import SnapshotIO
 from lightning_mmrl.training.finite_states import CHECKPOINT, FINITE, REMEDY, not_finite_anywhere, saved_tensors
@@ -200,6 +202,9 @@ class ExactState(Callback):
                 self._failed(problem)
 
     def _failed(self, problem: str) -> None:
+        if self._ranks.rank == 0:
+            with suppress(OSError):  # of a disk that became read-only nothing can be removed
+                self._store.clear_partial()
         found = self._ranks.gather(self._store.newest_step())[0]
         self._saved_step = found or 0
         last = "there is none yet" if found is None else f"the last one is that of step {found}"
@@ -245,8 +250,9 @@ def _attempt(write: Callable[[], Any]) -> str | None:
     """
     try:
         write()
-    except (OSError, RuntimeError, CheckpointException) as error:
-        return str(error).splitlines()[0]
+    except (OSError, RuntimeError, MemoryError, CheckpointException) as error:
+        found = refusal(error)
+        return str(error).splitlines()[0] if found is None else found.problem
     return None
 
 

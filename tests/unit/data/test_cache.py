@@ -1,18 +1,20 @@
+import errno
 import os
 from dataclasses import replace
 
 import pytest
 import torch
 
-from lightning_mmrl.data.media import cache as module
+from lightning_mmrl.data.media import cache
 from lightning_mmrl.data.media.cache import MediaCache
 from lightning_mmrl.data.media.opened import of_path
-from lightning_mmrl.errors import DataError
+from lightning_mmrl.errors import DataError, DiskError
+from lightning_mmrl.files import take_missing
 from lightning_mmrl.types.media import MediaSettings
 from lightning_mmrl.types.records import MediaRef
 
 KEY = "ab" * 32
-media_key = of_path(module.media_key)
+media_key = of_path(cache.media_key)
 REF = MediaRef(kind="video", path="a.mp4")
 
 
@@ -77,3 +79,39 @@ def test_the_key_is_of_the_content_and_not_of_the_name(clip, tmp_path):
     assert media_key(copy, replace(REF, path="copy.mp4"), MediaSettings(), "e") == before
     clip.write_bytes(b"other content")
     assert media_key(clip, REF, MediaSettings(), "e") != before
+
+
+@pytest.fixture
+def refusing(tmp_path):
+    """A cache, and nothing known to be missing before."""
+    take_missing()
+    yield MediaCache(tmp_path / "cache")
+    take_missing()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EIO])
+def test_what_the_disk_refuses_is_held_in_memory(refusing, monkeypatch, tmp_path, code):
+    def refuse(*args, **kwargs):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "replace", refuse)
+    tensors = {"pixels": torch.randn(3, 2)}
+    refusing.put(KEY, tensors)
+    assert KEY in refusing
+    assert torch.equal(refusing.get(KEY)["pixels"], tensors["pixels"])
+    assert KEY not in MediaCache(tmp_path / "cache")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    (missing,) = take_missing()
+    assert missing.startswith(f"1 entries of the media cache are missing in {tmp_path / 'cache'} (")
+
+
+def test_no_more_is_held_than_a_bound(refusing, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", refuse)
+    monkeypatch.setattr(cache, "MOST_HELD_BYTES", 3000)
+    for number in range(2):
+        refusing.put(f"{number}" * 64, {"pixels": torch.zeros(300)})
+    with pytest.raises(DiskError, match=r"no space is left on the disk; .*; or set data.media.cache_dir"):
+        refusing.put(KEY, {"pixels": torch.zeros(300)})

@@ -15,12 +15,12 @@ from lightning_mmrl.curriculum.handoff import SEAL, write_handoff
 from lightning_mmrl.curriculum.manifest import Manifest, write_json
 from lightning_mmrl.data.media.cache import MediaCache
 from lightning_mmrl.errors import DataError
+from lightning_mmrl.machine import refusal
 from lightning_mmrl.models.feature_cache import FeatureCache
 from lightning_mmrl.tracking.journal import Entry, Journal
 from lightning_mmrl.tracking.jsonl import append_lines
 from lightning_mmrl.tracking.leftovers import note_store
 from lightning_mmrl.training.state_store import StateStore
-from lightning_mmrl.types.files import refusal, replacing
 
 TENSORS = {"x": torch.zeros(2)}
 ENTRY = Entry(run_id="run", operation="tags", payload={"a": "b"})
@@ -71,14 +71,6 @@ def test_a_sealed_handoff_holds_the_weights_that_were_looked_at(tmp_path):
     assert {path.name for path in (tmp_path / "handoff").iterdir()} == {SEAL, "model.safetensors", "config.json"}
 
 
-def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "file"
-    path.write_text("old")
-    with pytest.raises(TypeError), replacing(path) as temporary:
-        temporary.write_text(None)
-    assert (path.read_text(), list(tmp_path.iterdir())) == ("old", [path])
-
-
 @pytest.fixture
 def another_user():
     """Root becomes nobody for a while; another user is one that a mode of 000 holds off."""
@@ -123,7 +115,7 @@ def test_a_feature_cache_of_another_user_says_so_and_computes_anew(private, anot
 def test_whose_a_file_is_is_said(private, another_user):
     with pytest.raises(PermissionError) as error:
         private.read_bytes()
-    assert f"{private} belongs to " in refusal(error.value)
+    assert f"{private} belongs to " in refusal(error.value).problem
 
 
 def test_the_folder_that_bars_the_way_is_named(private, request):
@@ -131,7 +123,7 @@ def test_the_folder_that_bars_the_way_is_named(private, request):
     request.getfixturevalue("another_user")
     with pytest.raises(PermissionError) as error:
         private.read_bytes()
-    assert f"{private}: the folder {private.parent} belongs to " in refusal(error.value)
+    assert f"{private}: the folder {private.parent} belongs to " in refusal(error.value).problem
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "config.yaml", "mmrl.json", ".lock", "state/LATEST"])

@@ -1,0 +1,58 @@
+"""What a run has on the disk that is whole, told when the machine ends it."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from lightning_mmrl.curriculum.attempt import STATES, stage_folder
+from lightning_mmrl.curriculum.manifest import Manifest
+from lightning_mmrl.errors import DiskError, OutOfMemoryError, StageError
+from lightning_mmrl.machine import refusal
+from lightning_mmrl.training.state_store import StateStore
+from lightning_mmrl.types.records import StageSpec
+
+
+@contextmanager
+def told_what_is_safe(directory: Path, specs: Sequence[StageSpec]) -> Iterator[None]:
+    """Adds to an error of a full disk, or of memory that is used up, what the run has and how it goes on.
+
+    Raises:
+        DiskError: The disk refused in the block.
+        OutOfMemoryError: No memory was left in the block.
+    """
+    try:
+        yield
+    except Exception as error:
+        found = refusal(error)
+        if found is None:
+            raise
+        stage, safe = what_is_safe(directory, specs)
+        where = f"{found.problem}; {safe}"
+        if found.memory:
+            place = "" if stage is None else f"stages.{stage}: "
+            raise OutOfMemoryError(f"{place}{where}; the same command continues", stage) from error
+        how = f"{found.remedy}, and the same command continues" if found.remedy else "then the same command continues"
+        raise DiskError(f"{where}; {how}") from error
+
+
+def what_is_safe(directory: Path, specs: Sequence[StageSpec]) -> tuple[str | None, str]:
+    """The stage in progress, None if all are finished, and a clause on what lies in a run folder.
+
+    Args:
+        directory: The run folder.
+        specs: Its stages in order.
+    """
+    try:
+        finished = Manifest.read(directory).stages
+        pending = next((spec for spec in specs if spec.name not in finished), None)
+        store = None if pending is None else StateStore(stage_folder(directory, pending) / STATES)
+        step = None if store is None else store.newest_step()
+        num_bytes = 0 if store is None or step is None else store.num_bytes(step)
+    except (StageError, OSError):
+        return None, f"{directory} cannot be read"
+    parts = [f"the handoff of {spec.name}" for spec in specs if spec.name in finished]
+    if pending is not None and step is not None:
+        parts.append(f"the state of {pending.name} after step {step}")
+    size = f" (a state takes {num_bytes / 1e6:,.0f} MB)" if num_bytes else ""
+    safe = f"safe in {directory}: {', '.join(parts)}{size}" if parts else f"{directory} has no state and no handoff yet"
+    return None if pending is None else pending.name, safe
