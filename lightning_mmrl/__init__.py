@@ -13,6 +13,8 @@ TELEMETRY_OFF = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    # transformers asks a service to convert what has no safetensors.
+    "DISABLE_SAFETENSORS_CONVERSION": "1",
 }
 for _name, _value in TELEMETRY_OFF.items():
     os.environ.setdefault(_name, _value)
