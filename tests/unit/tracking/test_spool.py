@@ -6,7 +6,7 @@ import pytest
 
 from lightning_mmrl.tracking.journal import Entry, Journal
 from lightning_mmrl.tracking.jsonl import read_lines
-from lightning_mmrl.tracking.spool import Spool, UndeliverableError
+from lightning_mmrl.tracking.spool import NotYetError, RefusedError, Spool, UndeliverableError, WaitingError
 
 PATIENCE_S = 10.0
 
@@ -261,3 +261,108 @@ def test_a_call_after_the_end_is_reported_and_not_sent(spools, server, caplog):
     spool.submit(metric(0))
     assert server.received == []
     assert "Tracking is closed" in caplog.text
+
+
+class Choosy(FakeServer):
+    """Answers an entry with the errors that its name was given, one after the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.answers = {}
+
+    def __call__(self, entry):
+        errors = self.answers.get(entry.run_id, [])
+        if errors:
+            self.attempts.release()
+            error = errors.pop(0)
+            if error is not None:
+                raise error
+        super().__call__(entry)
+
+
+@pytest.fixture
+def choosy(tmp_path):
+    server = Choosy()
+    spool = Spool(tmp_path, server, retry_s=0.01)
+    yield server, spool
+    spool.close(PATIENCE_S)
+
+
+def test_what_is_refused_once_is_sent_again(choosy, tmp_path):
+    server, spool = choosy
+    server.answers["run"] = [RefusedError("not now")]
+    spool.submit(metric(0))
+    assert spool.close() == []
+    assert server.steps() == [0]
+    assert not (tmp_path / "run.rejected").exists()
+
+
+def test_what_is_refused_twice_is_kept_and_the_rest_goes_on(choosy, tmp_path, caplog):
+    server, spool = choosy
+    server.answers["run"] = [RefusedError("no"), RefusedError("no")]
+    spool.submit(status())
+    spool.submit(metric(1, run_id="other"))
+    server.wait_for("attempts")
+    server.wait_for("attempts")
+    spool.submit(metric(2))
+    assert spool.close() == []
+    assert (server.steps("other"), server.steps()) == ([1], [2])
+    assert [entry.operation for entry, _ in Journal(tmp_path / "run.jsonl").rejected()] == ["status"]
+    assert "mmrl tracking flush" in caplog.text
+
+
+def test_of_joined_points_only_the_refused_one_is_kept(tmp_path):
+    received = []
+
+    def deliver(entry):
+        steps = [point[3] for point in entry.payload["points"]]
+        if 5 in steps:
+            raise RefusedError("no fives")
+        received.extend(steps)
+
+    Journal(tmp_path / "run.jsonl").append([metric(step) for step in range(9)])
+    spool = Spool(tmp_path, deliver, retry_s=0.01)
+    spool.submit(metric(9))
+    spool.close(PATIENCE_S)
+    rest = [entry for entry, _ in Journal(tmp_path / "run.jsonl").rejected()]
+    if not rest:  # the first refusal came at the end
+        spool = Spool(tmp_path, deliver, retry_s=0.01)
+        spool.submit(metric(9))
+        spool.close(PATIENCE_S)
+    rest = [entry for entry, _ in Journal(tmp_path / "run.jsonl").rejected()]
+    assert [point[3] for entry in rest for point in entry.payload["points"]] == [5]
+    assert sorted(set(received)) == [0, 1, 2, 3, 4, 6, 7, 8, 9]
+
+
+def test_a_run_that_the_server_lacks_holds_up_its_own_entries_alone(choosy, tmp_path, caplog):
+    server, spool = choosy
+    server.answers["run"] = [WaitingError("it was deleted") for _ in range(1000)]
+    spool.submit(metric(0))
+    server.wait_for("attempts")
+    spool.submit(metric(1, run_id="other"))
+    server.wait_for("deliveries")
+    assert server.steps("other") == [1]
+    server.answers["run"] = []
+    assert spool.close() == []
+    assert server.steps() == [0]
+    assert caplog.text.count("it was deleted") == 1
+
+
+def test_the_end_waits_for_an_answer_that_may_still_come(choosy):
+    server, spool = choosy
+    server.answers["run"] = [NotYetError("not known", 0.05), NotYetError("not known", 0.05)]
+    spool.submit(metric(0))
+    assert spool.close() == []
+    assert server.steps() == [0]
+
+
+def test_a_thousand_failures_are_one_line(choosy, caplog):
+    server, spool = choosy
+    for number in range(20):
+        server.up = False
+        spool.submit(metric(number))
+        server.wait_for("failures")
+        server.up = True
+        server.wait_for("deliveries")
+    spool.close()
+    assert len(caplog.records) == 1
