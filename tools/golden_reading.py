@@ -42,7 +42,7 @@ def _metrics(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _rollouts(folder: Path) -> dict[str, Any]:
-    """By iteration: prompts in their order, the number of sampled tokens, and a digest of what was sampled and scored."""
+    """By iteration: prompts in their order, and the length, reward and text (as a digest) of their answers."""
     found: dict[str, Any] = {"prompts": {}, "num_tokens": {}, "answers": {}, "rewards": {}}
     for path in sorted(folder.glob("*.jsonl")):
         step = str(int(path.stem.rpartition("_")[2]))
@@ -99,7 +99,8 @@ def _evaluation(folder: Path) -> dict[str, Any]:
     """The scores of all sets, and for each a digest of its answers."""
     scores = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     answers = {
-        path.stem: _text_digest(path.read_text(encoding="utf-8").splitlines()) for path in sorted(folder.glob("*.jsonl"))
+        path.stem: _text_digest(path.read_text(encoding="utf-8").splitlines())
+        for path in sorted(folder.glob("*.jsonl"))
     }
     return {"answers": answers, "scores": scores}
 

@@ -2,15 +2,13 @@
 
     PYTHONPATH=CHECKOUT python tools/golden_runs.py --table tests/golden/runs.yaml --work FOLDER
 
-A run is `mmrl train` with the overrides of the table, in a process that is forked from one that has imported everything,
-which takes longer than most runs. The numbers of each go to FOLDER/trajectories/NAME.json; a run that has this file is
-not trained again.
+A run is `mmrl train` with the overrides of the table, in a process forked from one that has imported everything, which
+takes longer than most runs. The numbers of each go to FOLDER/trajectories/NAME.json; a run that has this file is not
+trained again.
 """
 
 import argparse
-import contextlib
 import importlib
-import json
 import os
 import pkgutil
 import shutil
@@ -18,7 +16,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,8 @@ KEPT_STATES = "kept_states"
 """Folder of a stage's states beside the place that they are removed from."""
 OPTIONAL = ("vllm", "__main__")
 """Parts of module names that are not imported beforehand."""
+TERMINATED = 128 + signal.SIGTERM
+"""Exit code of `mmrl train` that was interrupted."""
 TIMEOUT_S = 600.0
 POLL_S = 0.005
 
@@ -61,12 +61,16 @@ def read_table(path: Path, work: Path, extra: Sequence[str] = ()) -> dict[str, R
         extra: Further overrides of every run.
 
     Raises:
-        SystemExit: A run has a key that is not known, or comes before the one it starts from.
+        SystemExit: A run has a key or a shape that is not known, or comes before the one it starts from.
     """
     table = yaml.safe_load(path.read_text(encoding="utf-8"))
     runs: dict[str, Run] = {}
     for name, entry in table["runs"].items():
-        parts = [table["everywhere"], *(table["shapes"][shape] for shape in entry.pop("like", ()))]
+        shapes = entry.pop("like", ())
+        unknown = [shape for shape in shapes if shape not in table["shapes"]]
+        if unknown:
+            raise SystemExit(f"{path}: run {name}: there is no shape {unknown[0]!r}")
+        parts = [table["everywhere"], *(table["shapes"][shape] for shape in shapes)]
         lines = [line for part in (*parts, entry.pop("overrides", ()), extra) for line in part]
         overrides = tuple(line.replace("{work}", str(work)).replace("{name}", name) for line in lines)
         try:
@@ -106,8 +110,8 @@ def train(run: Run, work: Path) -> None:
     log.unlink(missing_ok=True)
     if run.interrupt_after is not None:
         codes = _ranks(run, log, lambda: any(folder.glob(f"stages/*/state/step-{run.interrupt_after:08d}")))
-        if 0 in codes:
-            raise SystemExit(f"run {run.name} was to be interrupted and ended first; give it more steps")
+        if set(codes) != {TERMINATED}:
+            raise SystemExit(f"run {run.name} was to be interrupted and ended with {codes} before; see {log}")
     codes = _ranks(run, log, lambda: False)
     if any(codes):
         tail = log.read_text(errors="replace")[-3000:]
@@ -207,17 +211,18 @@ def main() -> int:
     if missing:
         started = time.monotonic()
         import_everything()
-        print(f"  imports {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
+        _say(f"imports: {time.monotonic() - started:.1f} s")
     for number, run in enumerate(missing, start=1):
         started, before = time.monotonic(), os.times()
         train(run, work)
-        seconds, after = time.monotonic() - started, os.times()
         write_trajectory(work / "trajectories" / f"{run.name}.json", read_trajectory(work / run.name, KEPT_STATES))
-        cpu = after.children_user + after.children_system - before.children_user - before.children_system
-        total = time.monotonic() - started
-        line = f"  {number} of {len(missing)} {run.name}: {seconds:.1f} s, {cpu:.1f} of a processor; read {total - seconds:.1f} s"
-        print(line, file=sys.stderr, flush=True)
+        seconds, processor = time.monotonic() - started, sum(os.times()[:4]) - sum(before[:4])
+        _say(f"{number} of {len(missing)} {run.name}: {seconds:.1f} s, {processor:.1f} of a processor")
     return 0
+
+
+def _say(line: str) -> None:
+    print(f"  {line}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
