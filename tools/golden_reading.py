@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -110,15 +111,15 @@ def weight_summary(tensors: list[Tensor]) -> dict[str, Any]:
 
     Names do not count, and neither does the order: parameters may be renamed, and tensors of a state moved.
     """
-    digests, square, wave = [], 0.0, 0.0
+    digests, squares, waves = [], [], []
     for tensor in tensors:
         local = tensor.detach().contiguous().reshape(-1)
         about = f"{tensor.dtype} {tuple(tensor.shape)}".encode()
         digests.append(hashlib.sha256(about + local.view(torch.uint8).numpy().tobytes()).hexdigest())
         values = local.double() if tensor.ndim else local.double()[:0]  # a counter of steps says little
-        square += float(values.square().sum())
-        wave += float(values @ torch.arange(1, len(values) + 1, dtype=torch.float64).cos())
-    return {"digest": _text_digest(sorted(digests)), "norm": square**0.5, "wave": wave}
+        squares.append(float(values.square().sum()))
+        waves.append(float(values @ torch.arange(1, len(values) + 1, dtype=torch.float64).cos()))
+    return {"digest": _text_digest(sorted(digests)), "norm": math.fsum(squares) ** 0.5, "wave": math.fsum(waves)}
 
 
 def _text_digest(parts: list[str]) -> str:
