@@ -51,7 +51,7 @@ def _rollouts(folder: Path) -> dict[str, Any]:
         answers = [answer for row in rows for answer in row["responses"]]
         found["prompts"][step] = [row["id"] for row in rows]
         found["num_tokens"][step] = [answer["num_tokens"] for answer in answers]
-        found["answers"][step] = _text_digest([answer["text"] for answer in answers])
+        found["answers"][step] = _digest([answer["text"] for answer in answers])
         found["rewards"][step] = [answer["reward"] for answer in answers]
     return found
 
@@ -99,10 +99,10 @@ def _handoff(folder: Path) -> dict[str, Any]:
 def _evaluation(folder: Path) -> dict[str, Any]:
     """The scores of all sets, and for each a digest of its answers."""
     scores = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-    answers = {
-        path.stem: _text_digest(path.read_text(encoding="utf-8").splitlines())
-        for path in sorted(folder.glob("*.jsonl"))
-    }
+    answers = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        answers[path.stem] = _digest([part for row in rows for part in (row["sample_id"], row["text"])])
     return {"answers": answers, "scores": scores}
 
 
@@ -119,10 +119,10 @@ def weight_summary(tensors: list[Tensor]) -> dict[str, Any]:
         values = local.double() if tensor.ndim else local.double()[:0]  # a counter of steps says little
         squares.append(float(values.square().sum()))
         waves.append(float(values @ torch.arange(1, len(values) + 1, dtype=torch.float64).cos()))
-    return {"digest": _text_digest(sorted(digests)), "norm": math.fsum(squares) ** 0.5, "wave": math.fsum(waves)}
+    return {"digest": _digest(sorted(digests)), "norm": math.fsum(squares) ** 0.5, "wave": math.fsum(waves)}
 
 
-def _text_digest(parts: list[str]) -> str:
+def _digest(parts: list[str]) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 

@@ -130,8 +130,9 @@ def _of_commit(commit: str, work: Path, options: argparse.Namespace) -> _Trained
     table = options.table or (own if own.is_file() else TABLE)
     print(f"{commit} ({name[:12]}), runs of {table}", file=sys.stderr, flush=True)
     text = table.read_text(encoding="utf-8")
-    # Another table, or other overrides, are other runs.
-    runs = hashlib.sha256("\n".join([text, *options.extra]).encode()).hexdigest()[:12]
+    # Another table, other overrides and another way to read a run are other numbers.
+    reading = (ROOT / "tools" / "golden_reading.py").read_text(encoding="utf-8")
+    runs = hashlib.sha256("\n".join([reading, text, *options.extra]).encode()).hexdigest()[:12]
     found = trained(tree, table, work / name[:12] / f"runs-{runs}", options.runs, options.extra)
     return _Trained(runs=found, renamed=yaml.safe_load(text).get("renamed_metrics") or {})
 
