@@ -30,6 +30,7 @@ OPTIONAL = ("vllm", "__main__")
 """Parts of module names that are not imported beforehand."""
 TERMINATED = 128 + signal.SIGTERM
 """Exit code of `mmrl train` that was interrupted."""
+ATTEMPTS = 3
 TIMEOUT_S = 600.0
 POLL_S = 0.005
 
@@ -105,17 +106,26 @@ def train(run: Run, work: Path) -> None:
         SystemExit: It ended with another exit code than 0; with the end of its log.
     """
     folder, log = work / run.name, work / "logs" / f"{run.name}.log"
-    shutil.rmtree(folder, ignore_errors=True)
     log.parent.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
     if run.interrupt_after is not None:
-        codes = _ranks(run, log, lambda: any(folder.glob(f"stages/*/state/step-{run.interrupt_after:08d}")))
-        if set(codes) != {TERMINATED}:
-            raise SystemExit(f"run {run.name} was to be interrupted and ended with {codes} before; see {log}")
+        _interrupt(run, folder, log)
     codes = _ranks(run, log, lambda: False)
     if any(codes):
         tail = log.read_text(errors="replace")[-3000:]
         raise SystemExit(f"run {run.name} ended with {codes}: mmrl train {' '.join(run.overrides)}\n{tail}")
+
+
+def _interrupt(run: Run, folder: Path, log: Path) -> None:
+    """Trains a run up to a state and stops it there or soon after; one that ends first is trained anew."""
+    state = f"stages/*/state/step-{run.interrupt_after:08d}"
+    for _ in range(ATTEMPTS):
+        codes = _ranks(run, log, lambda: any(folder.glob(state)))
+        if set(codes) == {TERMINATED}:
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+    raise SystemExit(f"run {run.name} was to be interrupted and ended with {codes} before, {ATTEMPTS} times; see {log}")
 
 
 def _ranks(run: Run, log: Path, interrupted: Callable[[], bool]) -> list[int]:
