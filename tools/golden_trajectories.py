@@ -107,8 +107,9 @@ def _check(options: argparse.Namespace) -> int:
 
 def _compare(options: argparse.Namespace) -> int:
     with _workplace(options.work) as folder:
-        # A commit is trained twice where it is compared with itself.
-        places = zip(options.commits, ("before", "after"), strict=True)
+        # Names are looked up now, since a branch may move. A commit that is compared with itself is trained twice.
+        commits = [_git("rev-parse", "--verify", f"{commit}^{{commit}}") for commit in options.commits]
+        places = zip(commits, ("before", "after"), strict=True)
         before, after = (_of_commit(commit, Path(folder) / place, options) for commit, place in places)
     rules = Rules(without=tuple(options.without), renamed=before.renamed | after.renamed)
     names = [*before.runs, *(name for name in after.runs if name not in before.runs)]
@@ -124,26 +125,26 @@ class _Trained:
 
 
 def _of_commit(commit: str, work: Path, options: argparse.Namespace) -> _Trained:
-    name = _git("rev-parse", "--verify", f"{commit}^{{commit}}")
-    tree = _checkout(name, work / name[:12])
+    folder = work / commit[:12]
+    tree = _checkout(commit, folder)
     own = tree / TABLE.relative_to(ROOT)
     table = options.table or (own if own.is_file() else TABLE)
-    print(f"{commit} ({name[:12]}), runs of {table}", file=sys.stderr, flush=True)
+    print(f"{commit[:12]}, runs of {table}", file=sys.stderr, flush=True)
     text = table.read_text(encoding="utf-8")
     # Another table, other overrides and another way to read a run are other numbers.
     reading = (ROOT / "tools" / "golden_reading.py").read_text(encoding="utf-8")
     runs = hashlib.sha256("\n".join([reading, text, *options.extra]).encode()).hexdigest()[:12]
-    found = trained(tree, table, work / name[:12] / f"runs-{runs}", options.runs, options.extra)
+    found = trained(tree, table, folder / f"runs-{runs}", options.runs, options.extra)
     return _Trained(runs=found, renamed=yaml.safe_load(text).get("renamed_metrics") or {})
 
 
-def _checkout(name: str, folder: Path) -> Path:
+def _checkout(commit: str, folder: Path) -> Path:
     """The files of a commit, taken out of git once."""
     tree, partial = folder / "tree", folder / "tree.partial"
     if not tree.is_dir():
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        archive = subprocess.run(["git", "-C", str(ROOT), "archive", name], check=True, stdout=subprocess.PIPE)
+        archive = subprocess.run(["git", "-C", str(ROOT), "archive", commit], check=True, stdout=subprocess.PIPE)
         subprocess.run(["tar", "-x", "-C", str(partial)], input=archive.stdout, check=True)
         partial.rename(tree)
     return tree
