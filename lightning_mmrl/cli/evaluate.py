@@ -17,9 +17,10 @@ from lightning_mmrl.protocols.plain import TrackedRun
 
 HELP = """mmrl evaluate - evaluate a checkpoint on the configured sets
 
-usage: mmrl evaluate CHECKPOINT [KEY=VALUE ...]
+usage: mmrl evaluate CHECKPOINT [KEY=VALUE ...] [--allow-targets PREFIX]
 
 CHECKPOINT is a stage's handoff folder, any Hugging Face folder of the model family, or a hub id.
+--allow-targets opens code of your own, as for mmrl train.
 Results go to ${output_dir}/${run_name}/evaluations/NAME and are printed.
 
 examples:
