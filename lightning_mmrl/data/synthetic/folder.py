@@ -174,7 +174,7 @@ def _alone(directory: Path) -> Iterator[None]:
 
 def _recover(abandoned: Path, directory: Path) -> None:
     """Remove what a killed process left, or give its name back to a set that was about to be replaced."""
-    if abandoned.name.endswith(_OLD) and not directory.exists():
+    if abandoned.name.endswith(_OLD) and (abandoned / RECORD).is_file() and not directory.exists():
         abandoned.rename(directory)
     else:
         shutil.rmtree(abandoned, ignore_errors=True)

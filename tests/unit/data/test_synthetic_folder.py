@@ -34,6 +34,23 @@ def left(tmp_path, name):
     (tmp_path / name / "clip.wav").write_text("cut o")
 
 
+@pytest.fixture
+def started():
+    """Starts Python, and closes what it is read from."""
+    processes = []
+
+    def start(*arguments):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True, env=environment)
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
 @pytest.mark.parametrize("name", [".set.partial-0a1b2c3d", ".set.partial-0a1b2c3d-old"])
 def test_the_next_start_removes_what_a_killed_one_left(tmp_path, name):
     left(tmp_path, name)
@@ -63,7 +80,7 @@ def test_a_set_that_was_about_to_be_replaced_gets_its_name_back(tmp_path):
     assert names(tmp_path) == ["set"]
 
 
-def test_what_a_living_process_writes_is_left_alone(tmp_path):
+def test_what_a_living_process_writes_is_left_alone(tmp_path, started):
     """It holds the lock; this one waits for it."""
     left(tmp_path, ".set.partial-0a1b2c3d")
     script = f"""
@@ -74,7 +91,7 @@ def test_what_a_living_process_writes_is_left_alone(tmp_path):
                     lambda folder: None, overwrite=False)
     """
     with FileLock(tmp_path / ".set.lock"):
-        other = started(script)
+        other = started("-c", textwrap.dedent(script))
         assert other.stdout.readline() == "begun\n"
         with pytest.raises(subprocess.TimeoutExpired):
             other.wait(1.0)
@@ -94,12 +111,6 @@ def test_a_disk_that_refuses_is_one_sentence_and_nothing_is_left(tmp_path, code)
     assert names(tmp_path) == []
 
 
-def started(script, *arguments):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", textwrap.dedent(script)] if not arguments else [sys.executable, *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-
-
 def gone(pid):
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
@@ -108,7 +119,7 @@ def gone(pid):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
-def test_drawing_processes_end_with_a_killed_run(tmp_path, signum):
+def test_drawing_processes_end_with_a_killed_run(tmp_path, started, signum):
     program = tmp_path / "program.py"
     program.write_text(
         textwrap.dedent("""
@@ -123,7 +134,7 @@ def test_drawing_processes_end_with_a_killed_run(tmp_path, signum):
                 run_in_processes(draw, range(64), workers=2)
         """)
     )
-    run = started("", str(program))
+    run = started(str(program))
     workers = [int(run.stdout.readline()) for _ in range(2)]
     assert not any(map(gone, workers))
     run.send_signal(signum)
