@@ -103,7 +103,9 @@ class Client:
             RolloutError: It is not well.
         """
         path = "/health"
-        status, _ = self.wait(self._limited(path, PROBE_S, self._answer("GET", path, None, show_key=False)))
+        status, text = self.wait(self._limited(path, PROBE_S, self._answer("GET", path, None, show_key=False)))
+        if status >= 500:  # of a proxy before a server that is away
+            raise RolloutError(self._refusal(path, status, text))
         if status != UNAUTHORIZED:
             raise KeyRefusedError(
                 f"the server at {self.url} answers {path} without a key (status {status}), so whoever reaches it may "

@@ -205,6 +205,14 @@ def test_a_server_that_asks_for_no_key_is_refused(script, connected):
         connected()
 
 
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_a_proxy_before_a_server_that_is_away_is_waited_for(script, connected, status):
+    host = connected(restart_s=0.2)
+    script.key, script.refuse = None, {"/health": (status, None)}
+    with pytest.raises(RolloutError, match=r"went away and was not back within 0.2 s"):
+        host.push(Weights(), 1)
+
+
 @pytest.mark.parametrize("status", [302, 307, 308])
 def test_a_redirection_is_not_followed_with_the_key(script, connected, status):
     host = connected()
