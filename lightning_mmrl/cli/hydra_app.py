@@ -23,9 +23,10 @@ from lightning_mmrl.types.text import printable
 
 T = TypeVar("T")
 
-VALUED_FLAGS = ("--config-dir", "--config-name", "--config-path", "--cfg", "--package", "--info", FLAG) + (
-    "-cd", "-cn", "-cp", "-c", "-p", "-i",
-)  # fmt: skip
+VALUED_FLAGS = (
+    *("--config-dir", "--config-name", "--config-path", "--cfg", "--package", "--info", FLAG),
+    *("-cd", "-cn", "-cp", "-c", "-p", "-i"),
+)
 """Flags that take the next argument for their value."""
 INFO = ("all", "config", "defaults", "defaults-tree", "searchpath")
 
