@@ -20,8 +20,8 @@ from lightning_mmrl.types.text import printable
 
 T = TypeVar("T")
 
-VALUED_FLAGS = ("--config-dir", "--config-name", "--config-path", "--cfg", "--package", "--info", FLAG) + (
-    "-cd", "-cn", "-cp", "-c", "-p", "-i",
+VALUED_FLAGS = (
+    "--config-dir", "--config-name", "--config-path", "--cfg", "--package", FLAG, "-cd", "-cn", "-cp", "-c", "-p",
 )  # fmt: skip
 """Flags that take the next argument for their value."""
 INFO = ("all", "config", "defaults", "defaults-tree", "searchpath")

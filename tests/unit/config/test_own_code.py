@@ -50,7 +50,7 @@ def test_what_the_package_hands_on_of_its_own_is_opened_too(changed):
 
 @pytest.mark.parametrize("prefix", ["own_code.losses", "own_code.reward", "own_code.rewards.Bre", "own_code.rewards.x"])
 def test_names_are_compared_by_their_parts(prefix, changed):
-    with opened([prefix]), pytest.raises(ConfigError, match="'own_code.rewards.Brevity', which is no reward"):
+    with opened([prefix]), pytest.raises(ConfigError, match=r"'own_code.rewards.Brevity', which is no reward"):
         changed(*reward("own_code.rewards.Brevity"))
 
 
@@ -119,7 +119,7 @@ def test_a_loss_of_ones_own_takes_what_losses_take(changed):
         node = "{_target_: own_code.losses.Unclipped, ratio: {_target_: %s}}"
         ratio = "lightning_mmrl.algorithms.losses.ratios.SequenceRatio"
         check_all_targets(changed(f"stages.reason.algorithm.loss={node % ratio}"))
-        with pytest.raises(ConfigError, match="loss.ratio._target_ is .* which is no ratio"):
+        with pytest.raises(ConfigError, match=r"loss.ratio._target_ is .* which is no ratio"):
             changed(f"stages.reason.algorithm.loss={node % 'torch.optim.SGD'}")
 
 
@@ -136,7 +136,7 @@ def test_a_file_is_opened_by_its_path(tmp_path, monkeypatch, changed):
         assert not is_function_opened("other.py:f")
         assert not is_function_opened("mine:f")
         check_all_targets(changed(*reward(USER_FUNCTION, function="mine.py:f")))
-        with pytest.raises(ConfigError, match="add --allow-targets other.py"):
+        with pytest.raises(ConfigError, match=r"add --allow-targets other.py"):
             changed(*reward(USER_FUNCTION, function="other.py:f"))
         with pytest.raises(ConfigError, match="is no reward"):
             changed(*reward("mine.f"))
