@@ -24,8 +24,8 @@ from lightning_mmrl.types.text import printable
 T = TypeVar("T")
 
 VALUED_FLAGS = (
-    *("--config-dir", "--config-name", "--config-path", "--cfg", "--package", "--info", FLAG),
-    *("-cd", "-cn", "-cp", "-c", "-p", "-i"),
+    *("--config-dir", "--config-name", "--config-path", "--cfg", "--package", FLAG),
+    *("-cd", "-cn", "-cp", "-c", "-p"),
 )
 """Flags that take the next argument for their value."""
 INFO = ("all", "config", "defaults", "defaults-tree", "searchpath")

@@ -183,7 +183,11 @@ def test_a_secret_is_not_shown_either(place, capsys, monkeypatch):
     assert "s3cret" not in captured.out + captured.err
 
 
-UNPICKLED = "{_target_: lightning_mmrl.workers.serving.serve, connection: null, limits: null, payload: PICKLE}"
+UNPICKLED = (
+    "{_target_: lightning_mmrl.workers.serving.serve, payload: PICKLE, "
+    "connection: {_target_: lightning_mmrl.rewards.lenient_format.LenientFormat}, "
+    "limits: {_target_: lightning_mmrl.workers.serving.Limits}}"
+)
 TARGETS = {
     "a function of ours that runs a file": "{_target_: lightning_mmrl.rewards.user_function._module, place: evil.py}",
     "a function of ours that imports": "{_target_: lightning_mmrl.config.targets._importable, target: evil_package.x}",
