@@ -29,9 +29,9 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-    with temporary.open("xb") as file:
-        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
     try:
+        with temporary.open("xb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
         yield temporary
         temporary.chmod(mode)
         if durable:
