@@ -45,6 +45,8 @@ def post(client: "MlflowClient", endpoint: str, body: Mapping[str, Any], *, time
     response = http_request(
         credentials, _API + endpoint, "POST", json=dict(body), timeout=timeout_s, max_retries=0, raise_on_status=False
     )
+    if response is None:
+        raise NoAnswerError("nothing answered")
     try:
         answer = json.loads(response.text)
     except ValueError as error:

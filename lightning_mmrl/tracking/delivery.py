@@ -282,10 +282,12 @@ class MlflowDelivery:
         context = InputTag("mlflow.data.context", payload["context"])
         self._client.log_inputs(run_id, datasets=[DatasetInput(dataset=dataset, tags=[context])])
         wanted = (dataset.name, dataset.digest)
-        self._confirm(
-            run_id,
-            lambda run: wanted in [(each.dataset.name, each.dataset.digest) for each in run.inputs.dataset_inputs],
-        )
+
+        def is_there(run: "Run") -> bool:
+            found = [] if run.inputs is None else [each.dataset for each in run.inputs.dataset_inputs]
+            return wanted in [(each.name, each.digest) for each in found]
+
+        self._confirm(run_id, is_there)
 
     def _send_status(self, run_id: str, payload: Mapping[str, Any]) -> None:
         if payload["status"] == "RUNNING":

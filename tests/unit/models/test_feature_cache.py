@@ -145,7 +145,7 @@ def test_files_of_dead_writers_are_removed_and_those_of_live_ones_are_not(tmp_pa
     assert not dead.exists()
 
 
-@pytest.mark.parametrize("where", ["replace", "fdopen"])
+@pytest.mark.parametrize("where", ["replace", "fstat"])
 def test_a_full_disk_is_warned_of_once_and_reading_goes_on(where, tmp_path, caplog, monkeypatch):
     store = cache(tmp_path)
     store.put("a", PRECISION, features())
