@@ -117,7 +117,14 @@ def commands(work: Path, name: str = "run") -> dict[str, list[str]]:
     places = [f"output_dir={work}/out", f"data.root={work}/data/set", f"data.media.cache_dir={work}/cache"]
     places += [f"model.checkpoint={work}/models/tiny", f"run_name={name}"]
     tracking = ["tracking=mlflow", f"tracking.uri=sqlite:///{work}/track/mlflow.db"]
-    small = ["data.validation=null", "evaluation.limit=8", "evaluation.max_new_tokens=4", "trainer=cpu", *SMALL]
+    small = [
+        "data.validation=null",
+        "~evaluation.sets.ood",
+        "evaluation.limit=4",
+        "evaluation.max_new_tokens=4",
+        "trainer=cpu",
+        *SMALL,
+    ]
     small += ["state.every_n_steps=1", "state.keep=2", "seed=0"]
     for stage in STAGES:
         small += [f"stages.{stage}.num_steps={STEPS}", f"stages.{stage}.validate_every=null"]

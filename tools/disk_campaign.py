@@ -1,7 +1,7 @@
 """Fills disks and makes them read-only at all places where the product writes, and continues with the same commands.
 
     python tools/disk_campaign.py --work runs/disk                  every place, full and read-only
-    python tools/disk_campaign.py --work runs/disk --only state     the places whose name has this word
+    python tools/disk_campaign.py --work runs/disk --only state     the places whose name has that word
 
 Every disk is a tmpfs of its own, mounted in a namespace of the tool (Linux; root, or a system that allows user
 namespaces). A small curriculum, SFT and GRPO on the tiny model with a state after each step, is trained until the
@@ -49,7 +49,8 @@ def main() -> int:
         ).returncode
     work = options.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
-    cases = [(name, how) for name in PLACES for how in DISK if not options.only or options.only in name]
+    chosen = [name for name in PLACES if not options.only or any(word in name for word in options.only)]
+    cases = [(name, how) for name in chosen for how in DISK]
     missing = [case for case in cases if not _path(work, *case).exists()]
     if missing:
         _run_missing(work, missing)
@@ -71,7 +72,7 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/disk"), help="what is made once, logs and results")
-    parser.add_argument("--only", default="", help="places whose name has this in it")
+    parser.add_argument("--only", nargs="*", help="places whose name has one of these words in it")
     return parser.parse_args()
 
 

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch.distributed.checkpoint.api import CheckpointException
 
-from lightning_mmrl.errors import StageError
+from lightning_mmrl.errors import MachineError, StageError
 from lightning_mmrl.machine import refusal
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
 from lightning_mmrl.training.checkpoint_io import SnapshotIO
@@ -250,7 +250,7 @@ def _attempt(write: Callable[[], Any]) -> str | None:
     """
     try:
         write()
-    except (OSError, RuntimeError, MemoryError, CheckpointException) as error:
+    except (OSError, RuntimeError, MemoryError, MachineError, CheckpointException) as error:
         found = refusal(error)
         return str(error).splitlines()[0] if found is None else found.problem
     return None

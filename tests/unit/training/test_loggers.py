@@ -1,14 +1,17 @@
 """CSV and TensorBoard files of a stage, written through a real Trainer and read back."""
 
 import csv
+import errno
 import math
 
 import lightning
 import pytest
 import torch
+from disk_cases import Trap
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
+from lightning_mmrl.files import take_missing
 from lightning_mmrl.stages.context import log_metrics
 from lightning_mmrl.training.loggers import file_loggers
 from lightning_mmrl.training.trainer import TrainerSettings, training_trainer
@@ -94,3 +97,19 @@ def test_both_at_once_and_none(tmp_path):
     assert rows(tmp_path) == EXPECTED
     assert len(list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))) == 1
     assert file_loggers([], tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["csv", "tensorboard"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
+def test_training_goes_on_without_a_logger_whose_disk_refuses(tmp_path, name, code):
+    """Its folder cannot be made."""
+    take_missing()
+    trap = Trap()
+    trap.refuse([f"{tmp_path}/{name}*"], code)
+    try:
+        fit(Reporting(), tmp_path, [name])
+    finally:
+        trap.clear()
+    (missing,) = take_missing()
+    assert f"are missing in {tmp_path} (" in missing
+    assert not (tmp_path / name).exists()
