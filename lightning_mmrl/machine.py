@@ -130,11 +130,14 @@ def _without_source(text: str) -> str:
 def _numbered(error: BaseException) -> Refusal | None:
     if not isinstance(error, OSError) or error.errno not in _DISK:
         return None
-    if isinstance(error, PermissionError) and isinstance(error.filename, str | bytes | os.PathLike):
-        problem, remedy = denied(Path(os.fsdecode(error.filename)))
-        return Refusal(problem=problem, remedy=remedy)
     problem, remedy = _DISK[error.errno]
-    place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes | os.PathLike) else ""
+    place = ""
+    if isinstance(error.filename, str | bytes | os.PathLike):
+        path = os.fsdecode(error.filename)
+        whose = denied(Path(path)) if error.errno == errno.EACCES else None
+        if whose is not None:
+            return Refusal(problem=whose[0], remedy=whose[1])
+        place = f"{path}: "
     return Refusal(problem=place + problem, remedy=remedy)
 
 

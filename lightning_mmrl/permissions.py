@@ -6,14 +6,14 @@ import stat
 from pathlib import Path
 
 
-def denied(path: Path) -> tuple[str, str]:
-    """The problem as a clause (whose the file or folder is, and its mode), and the remedy in the imperative."""
+def denied(path: Path) -> tuple[str, str] | None:
+    """The problem (whose a file or folder is, and its mode) as a clause, and the remedy; None if it cannot be seen."""
     path = path.absolute()
     blocked = _first_blocked(path)
     try:
         status = blocked.stat()
     except OSError:
-        return f"{path} cannot be opened, nor can {blocked.parent}", "ask the owner of that folder"
+        return None
     owner, mode = _user(status.st_uid), stat.S_IMODE(status.st_mode)
     where = f"{path}" if blocked == path else f"{path}: the folder {blocked}"
     kind = "rX" if stat.S_ISDIR(status.st_mode) else "r"

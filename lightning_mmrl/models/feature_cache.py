@@ -66,7 +66,8 @@ class FeatureCache:
             return None
         except OSError as error:
             found = refusal(error)
-            self._warn_once(f"cannot be read ({error if found is None else found.problem}); features are computed anew")
+            why = error.strerror if found is None else found.problem
+            self._warn_once("cannot be read", f" ({why}); features are computed anew")
             return None
         features = _opened(content, rows)
         if features is not None and not bool(all_finite(features.values())):
@@ -109,10 +110,11 @@ class FeatureCache:
         self._allowance -= num_bytes
         return True
 
-    def _warn_once(self, reason: str) -> None:
+    def _warn_once(self, reason: str, more: str = "") -> None:
+        """Says a reason once, whichever entry it is about; `more` is told of the first."""
         if reason not in self._warned:
             self._warned.add(reason)
-            _log.warning("The feature cache %s %s.", self._directory, reason)
+            _log.warning("The feature cache %s %s%s.", self._directory, reason, more)
 
 
 def digest(tensors: Mapping[str, Tensor]) -> bytes:

@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import os
 import time
+from pathlib import Path
 
 import cached_features
 import pytest
@@ -145,7 +146,7 @@ def test_files_of_dead_writers_are_removed_and_those_of_live_ones_are_not(tmp_pa
     assert not dead.exists()
 
 
-@pytest.mark.parametrize("where", ["replace", "fstat"])
+@pytest.mark.parametrize("where", [(os, "replace"), (Path, "open")], ids=["rename", "open"])
 def test_a_full_disk_is_warned_of_once_and_reading_goes_on(where, tmp_path, caplog, monkeypatch):
     store = cache(tmp_path)
     store.put("a", PRECISION, features())
@@ -153,12 +154,12 @@ def test_a_full_disk_is_warned_of_once_and_reading_goes_on(where, tmp_path, capl
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(feature_cache.os, where, full)
+    monkeypatch.setattr(*where, full)
     for key in "bcd":
         store.put(key, PRECISION, features())
     monkeypatch.undo()
     [warning] = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert "No space left on device); no further features are stored" in warning.getMessage()
+    assert "no space is left on the disk; free some space there); no further features are" in warning.getMessage()
     assert len(entries(tmp_path)) == 1
     assert same(store.get("a", PRECISION, ROWS), features())
     store.put("e", PRECISION, features())
