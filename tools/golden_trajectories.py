@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from golden_differences import OTHER_MACHINE, Rules, differences, told
+from golden_differences import OTHER_MACHINE, SAME_MACHINE, Rules, differences, told
 from golden_runs import read_table, with_sources
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,9 +46,13 @@ LIBRARIES = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLEL
 
 
 def main() -> int:
-    """Runs a command and returns the exit code: 1 if a number differs."""
+    """Runs a command and returns the exit code: 1 if a number differs, 2 if a run failed."""
     options = _options()
-    return {"record": _record, "check": _check, "compare": _compare}[options.command](options)
+    try:
+        return {"record": _record, "check": _check, "compare": _compare}[options.command](options)
+    except ChildProcessError as error:
+        print(error, file=sys.stderr)
+        return 2
 
 
 def _options() -> argparse.Namespace:
@@ -111,7 +115,7 @@ def _compare(options: argparse.Namespace) -> int:
         commits = [_git("rev-parse", "--verify", f"{commit}^{{commit}}") for commit in options.commits]
         places = zip(commits, ("before", "after"), strict=True)
         before, after = (_of_commit(commit, Path(folder) / place, options) for commit, place in places)
-    rules = Rules(without=tuple(options.without), renamed=before.renamed | after.renamed)
+    rules = replace(SAME_MACHINE, without=tuple(options.without), renamed=before.renamed | after.renamed)
     names = [*before.runs, *(name for name in after.runs if name not in before.runs)]
     return _report({name: (before.runs.get(name, {}), after.runs.get(name, {})) for name in names}, rules)
 
@@ -163,14 +167,14 @@ def trained(
         extra: Further overrides of every run.
 
     Raises:
-        SystemExit: A run failed; it has said why.
+        ChildProcessError: A run failed; it has said why.
     """
     work.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(ROOT / "tools" / "golden_runs.py"), "--table", str(table), "--work", str(work)]
     environment = {**os.environ, **LIBRARIES, "PYTHONPATH": str(package)}
     ended = subprocess.run([*command, "--runs", *names, "--with", *extra], env=environment, check=False)
     if ended.returncode:
-        raise SystemExit(ended.returncode)
+        raise ChildProcessError("a run failed, as said above; nothing was compared")
     chosen = [run.name for run in with_sources(read_table(table, work), names)]
     return {name: json.loads((work / "trajectories" / f"{name}.json").read_text(encoding="utf-8")) for name in chosen}
 

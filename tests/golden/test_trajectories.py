@@ -48,7 +48,7 @@ def fresh(tool, tmp_path_factory):
     key, _, value = rate.partition("=")
     content["runs"][HOTTER] = grpo | {"overrides": [*grpo["overrides"], f"{key}={float(value) * 1.01}"]}
     table = work / "runs.yaml"
-    table.write_text(yaml.safe_dump(content), encoding="utf-8")
+    table.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return tool.trained(ROOT, table, work / "runs")
 
 
