@@ -5,8 +5,8 @@
 
 A line for each: MiB of a worker at its peak over a worker that refuses a file unread, seconds in all and on a
 processor, and what is said. Processor seconds are what counts on a busy machine. Exit code 1 if a worker took 1 GiB or
-more, an attempt took more than 10 s on a processor, or a refusal is not one sentence that names the file. What is decoded within
-these bounds is as well: one of the files is legal.
+more, an attempt took more than 10 s on a processor, or a refusal is not one sentence that names the
+file. One of the files keeps all limits and is decoded, within the same bounds.
 """
 
 import argparse
