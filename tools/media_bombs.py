@@ -5,7 +5,8 @@
 
 A line for each: MiB of a worker at its peak over a worker that refuses a file unread, seconds in all and on a
 processor, and what is said. Processor seconds are what counts on a busy machine. Exit code 1 if a worker took 1 GiB or
-more, an attempt took more than 10 s on a processor, or a file was not refused in one sentence that names it.
+more, an attempt took more than 10 s on a processor, or a refusal is not one sentence that names the
+file. One of the files keeps all limits and is decoded, within the same bounds.
 """
 
 import argparse
@@ -96,8 +97,8 @@ def _measured(
         seconds, now = time.monotonic() - began, os.times()
     processor_s = now.children_user + now.children_system - used.children_user - used.children_system
     attempt_s = processor_s / max(1, watch.num_workers)
-    refused = error is not None and error.count(str(path)) == 1 and "\n" not in error
-    well = refused and watch.peak_mib - start < MAX_MIB and attempt_s < MAX_PROCESSOR_S + WORKER_START_S
+    in_a_sentence = error is None or (error.count(str(path)) == 1 and "\n" not in error)
+    well = in_a_sentence and watch.peak_mib - start < MAX_MIB and attempt_s < MAX_PROCESSOR_S + WORKER_START_S
     said = (error or "it was decoded").replace(f"{path.parent}/", "")
     print(
         f"{'ok ' if well else 'BAD'} {way:8s} {path.name:24s} {path.stat().st_size / 2**20:6.1f} MiB on disk, "
