@@ -70,15 +70,16 @@ def write_whole(path: Path, content: str | bytes, *, shared: bool = False, durab
 
 
 @contextmanager
-def folder_beside(target: Path) -> Iterator[Path]:
+def folder_beside(target: Path, *, made: bool = True) -> Iterator[Path]:
     """A new folder beside a target, to be renamed to it; removed if the block fails, so that its space is free again.
 
-    What a killed process left there is removed first.
+    What a killed process left there is removed first. Unless it is `made` here, the block makes it.
     """
     temporary = target.with_name(f"{target.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        temporary.mkdir(parents=True)
+        if made:
+            temporary.mkdir(parents=True)
         yield temporary
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

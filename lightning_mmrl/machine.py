@@ -64,7 +64,7 @@ _SAID = {
 }
 """Texts of errors that have no number."""
 
-_NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+_NO_MEMORY = ("allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def refusal(error: BaseException) -> Refusal | None:
@@ -107,7 +107,7 @@ def _out_of_memory(error: BaseException) -> Refusal | None:
     is_torch = torch is not None and isinstance(error, torch.OutOfMemoryError)
     if not is_torch and not (isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY)):
         return None
-    where = "this machine" if "CPUAllocator" in text or "Cannot allocate" in text else "the device"
+    where = "this machine" if "allocate memory" in text else "the device"
     text = _without_source(text)
     return Refusal(problem=f"no memory is left on {where} ({text})", remedy=_LESS_MEMORY, memory=True)
 

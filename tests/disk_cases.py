@@ -133,6 +133,10 @@ def commands(work: Path, name: str = "run") -> dict[str, list[str]]:
     small += ["stages.reason.algorithm.group_size=2", "stages.reason.sampling.max_new_tokens=4"]
     small += ["stages.reason.algorithm.entropy.coefficient=0.1", "stages.reason.rollout_table_every=2"]
     train = ["train", "curriculum=sft_then_rl", *small, *places, "tracking=none"]
+
+    def media(folder: str) -> list[str]:
+        return ["--media-root", f"{work}/{folder}"]
+
     handoff = str(work / "finished" / "stages" / "01-reason" / "handoff")
     table = str(work / "finished" / "stages" / "01-reason" / "rollouts")
     return {
@@ -146,8 +150,24 @@ def commands(work: Path, name: str = "run") -> dict[str, list[str]]:
         "export": ["export", handoff, f"{work}/out/shared"],
         "reward-test": ["reward-test", table, "--out", f"{work}/out/rescored.jsonl"],
         "data synth": ["data", "synth", f"{work}/out/made/tones", "--task", "tones", "--scale", "0.03", "--workers=1"],
-        "data validate": ["data", "validate", f"{work}/data/set/train.jsonl", "--json", f"{work}/out/report.json"],
-        "data from-csv": ["data", "from-csv", f"{work}/clips.csv", "--out", f"{work}/out/own", "--copy"],
+        "data validate": [
+            "data",
+            "validate",
+            f"{work}/data/set/train.jsonl",
+            *media("data/set"),
+            "--json",
+            f"{work}/out/report.json",
+        ],
+        "data from-csv": [
+            "data",
+            "from-csv",
+            f"{work}/clips.csv",
+            *media("."),
+            "--out",
+            f"{work}/out/own",
+            "--copy",
+            "--ignore-speakers",
+        ],
     }
 
 

@@ -193,7 +193,7 @@ class Assembly:
         if (checkpoint / "config.json").is_file():
             return  # another run of the same seed was first
         self.console.say(f"building the base model in {checkpoint}")
-        with writing(checkpoint), folder_beside(checkpoint) as partial:
+        with writing(checkpoint), folder_beside(checkpoint, made=False) as partial:
             targets.build(self.config.model.build, "model.build", directory=partial)
             follow_umask(partial)
             os.replace(partial, checkpoint)

@@ -191,6 +191,9 @@ def _bring_up_to_date(path: Path) -> None:
     engine = database.create_sqlalchemy_engine(f"sqlite:///{partial}")
     try:
         (database._initialize_tables if is_new else database._upgrade_db)(engine)
+    except BaseException:
+        partial.unlink(missing_ok=True)  # the disk may be full
+        raise
     finally:
         engine.dispose()
     os.replace(partial, path)

@@ -121,8 +121,8 @@ def test_the_command_says_what_is_safe_and_what_takes_less_memory(tmp_path, monk
     command = ["train", *SMALL_RL, "stages.reason.num_steps=3", "state.every_n_steps=1", "tracking=none"]
     command += [f"output_dir={tmp_path}/runs", f"data.root={tmp_path}/data", f"data.media.cache_dir={tmp_path}/cache"]
     with monkeypatch.context() as patch:
-        patch.setattr(Policy, "forward", Policy.forward)
-        exhaust(Policy, "forward", 2, DEVICE)
+        patch.setattr(Policy, "next_logprobs", Policy.next_logprobs)
+        exhaust(Policy, "next_logprobs", 8, DEVICE)
         assert main([*command, "run_name=a"]) == 2
     said = capsys.readouterr().err
     assert "Traceback" not in said

@@ -49,7 +49,8 @@ def _sound(frequencies_hz: tuple[float, ...], rng: np.random.Generator) -> np.nd
 
 def save_wav(path: Path, waveform: np.ndarray) -> None:
     """Write a mono waveform (L,) in -1..1 as 16-bit PCM."""
-    with wave.open(str(path), "wb") as file:
+    # Of a file that cannot be opened the module would complain a second time.
+    with path.open("wb") as stream, wave.open(stream, "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(SAMPLE_RATE_HZ)
