@@ -17,6 +17,9 @@ PARAMETERS = {
     "validate_data": ("manifest", "media_root"),
 }
 
+WHICH_STAGES = ("--from-stage", "--only-stage", "--allow-changes")
+"""Flags of a training that open nothing: they say which stages run."""
+
 
 def run(arguments: Sequence[str]) -> int:
     """Runs an entry point with the values of its parameters, in the order of `PARAMETERS`; returns the exit code."""
@@ -36,7 +39,7 @@ def mmrl_arguments(arguments: Sequence[str]) -> list[str]:
     ['train', 'experiment=quickstart', 'seed=1', 'order=[pretrain,reason]']
 
     Raises:
-        ConfigError: There are more values than parameters, the overrides have an open quote, or a value is a flag.
+        ConfigError: There are more values than parameters, the overrides have an open quote, or a value is a flag that opens something.
     """
     entry_point, *values = arguments
     names = PARAMETERS[entry_point]
@@ -81,9 +84,13 @@ def _refuse_flags(given: Mapping[str, str], overrides: Sequence[str]) -> None:
     Raises:
         ConfigError: Naming the parameter and the flag.
     """
-    for name, value in [*given.items(), *(("overrides", override) for override in overrides)]:
+    harmless = [each for each in overrides if each.partition("=")[0] in WHICH_STAGES]
+    for name, value in [*given.items(), *(("overrides", each) for each in overrides if each not in harmless)]:
         if value.startswith("-"):
-            raise ConfigError(f"-P {name}: {value!r} is a flag, and parameters hold none; call mmrl itself with it")
+            raise ConfigError(
+                f"-P {name}: {value!r} is a flag, and parameters take no other than {', '.join(WHICH_STAGES)}; call mmrl "
+                "itself with it"
+            )
 
 
 def _interrupt_on_sigterm() -> None:

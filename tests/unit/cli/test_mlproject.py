@@ -94,9 +94,16 @@ def test_any_list_of_overrides_survives_the_quoting(values):
     assert mmrl_arguments(["train", quoted]) == ["train", *values]
 
 
+@pytest.mark.parametrize("flag", ["--from-stage=b", "--from-stage b", "--only-stage b", "--allow-changes"])
+def test_a_project_takes_the_flags_that_say_which_stages_run(flag):
+    assert mmrl_arguments(["train", f"seed=1 {flag}"]) == ["train", "seed=1", *flag.split()]
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
+        "--from-stagex=b",
+        "--from-stage b --allow-targets evil",
         "--allow-targets evil seed=1",
         "seed=1 --allow-targets=evil",
         "'--allow-targets' evil",
@@ -113,7 +120,7 @@ def test_any_list_of_overrides_survives_the_quoting(values):
 def test_a_project_takes_no_flags(overrides, entry_point, capsys):
     values = ["runs/a/handoff", overrides] if entry_point == "evaluate" else [overrides]
     assert mlproject.run([entry_point, *values]) == 2
-    assert "is a flag, and parameters hold none; call mmrl itself with it" in capsys.readouterr().err
+    assert "is a flag, and parameters take no other than --from-stage" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
