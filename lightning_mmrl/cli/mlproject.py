@@ -39,7 +39,8 @@ def mmrl_arguments(arguments: Sequence[str]) -> list[str]:
     ['train', 'experiment=quickstart', 'seed=1', 'order=[pretrain,reason]']
 
     Raises:
-        ConfigError: There are more values than parameters, the overrides have an open quote, or a value is a flag that opens something.
+        ConfigError: There are more values than parameters, the overrides have an open quote, or a value is a flag that
+            opens something.
     """
     entry_point, *values = arguments
     names = PARAMETERS[entry_point]
@@ -88,8 +89,8 @@ def _refuse_flags(given: Mapping[str, str], overrides: Sequence[str]) -> None:
     for name, value in [*given.items(), *(("overrides", each) for each in overrides if each not in harmless)]:
         if value.startswith("-"):
             raise ConfigError(
-                f"-P {name}: {value!r} is a flag, and parameters take no other than {', '.join(WHICH_STAGES)}; call mmrl "
-                "itself with it"
+                f"-P {name}: {value!r} is a flag, and parameters take no other than {', '.join(WHICH_STAGES)}; "
+                "call mmrl itself with it"
             )
 
 
