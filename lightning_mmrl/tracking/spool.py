@@ -142,8 +142,8 @@ class Spool:
         if left:
             self._notices.say(
                 "left",
-                f"The tracking server lacks what is in {', '.join(map(str, left))}. The next mmrl train, evaluate or "
-                f"plan of this run delivers it, and so does: mmrl tracking flush {self._directory.parent.parent}",
+                f"The tracking server lacks what is in {', '.join(map(str, left))}. The next mmrl train or evaluate "
+                f"of this run delivers it, and so does: mmrl tracking flush {self._directory.parent.parent}",
             )
         return left
 
