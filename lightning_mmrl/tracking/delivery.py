@@ -11,7 +11,7 @@ from lightning_mmrl.tracking.answers import NoAnswerError, is_answer, post
 from lightning_mmrl.tracking.confirm import has_params, has_points, has_tags
 from lightning_mmrl.tracking.connection import Connection, how_to_restore
 from lightning_mmrl.tracking.journal import Entry
-from lightning_mmrl.tracking.spool import NotYetError, RefusedError, UndeliverableError, WaitingError
+from lightning_mmrl.tracking.refusals import NotYetError, RefusedError, UndeliverableError, WaitingError
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

@@ -10,7 +10,7 @@ from lightning_mmrl.curriculum.manifest import Manifest
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.tracking.journal import Entry, Journal
 from lightning_mmrl.tracking.leftovers import flush, leftovers, note_store
-from lightning_mmrl.tracking.spool import RefusedError, UndeliverableError, WaitingError
+from lightning_mmrl.tracking.refusals import RefusedError, UndeliverableError, WaitingError
 
 
 def metric(step, run_id="4f2a"):
@@ -177,3 +177,32 @@ def test_a_dead_server_does_not_hold_up_the_others(output_dir, sent, capsys):
     assert main(["tracking", "flush", str(output_dir)]) == 1
     assert [uri for uri, _ in sent] == ["http://host:5000", "http://alive"]
     assert "aaa is left as it is: http://dead does not answer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("refused", [[0], [3], [1, 4], [0, 1, 2, 3, 4]])
+def test_a_flush_keeps_of_joined_points_only_the_refused_ones(tmp_path, refused):
+    steps, lines = [], []
+
+    def deliver(entry):
+        found = [point[3] for point in entry.payload["points"]]
+        if set(found) & set(refused):
+            raise RefusedError("no")
+        steps.extend(found)
+
+    Journal(tmp_path / "4f2a.jsonl").append([metric(step) for step in range(5)])
+    (left,) = flush(tmp_path, deliver, say=lines.append)
+    assert sorted(steps) == sorted({0, 1, 2, 3, 4} - set(refused))
+    assert (left.pending, left.rejected, left.rejected_points) == (0, len(refused), len(refused))
+    assert lines == [f"run 4f2a: {5 - len(refused)} points and 0 other entries delivered, {len(refused)} entries refused"]
+
+
+def test_joined_points_that_an_earlier_version_put_aside_are_told_apart(tmp_path):
+    joined = [["loss", 1.0, step, step] for step in range(4)]
+    Journal(tmp_path / "4f2a.jsonl").reject(Entry(run_id="4f2a", operation="metrics", payload={"points": joined}), "no")
+
+    def deliver(entry):
+        if any(point[3] == 2 for point in entry.payload["points"]):
+            raise RefusedError("no twos")
+
+    (left,) = flush(tmp_path, deliver)
+    assert left.rejected_points == 1

@@ -8,7 +8,7 @@ import pytest
 from lightning_mmrl.tracking.connection import Connection
 from lightning_mmrl.tracking.delivery import MlflowDelivery
 from lightning_mmrl.tracking.journal import Entry
-from lightning_mmrl.tracking.spool import UndeliverableError
+from lightning_mmrl.tracking.refusals import UndeliverableError
 
 
 class Client:
