@@ -39,6 +39,9 @@ class Spool:
         deliver: Sends one entry; raises on failure. Only the spool's thread calls it.
         limit: Entries kept in memory while one delivery hangs; metrics above it go to the disk at once.
         retry_s: Shortest time between two attempts, in seconds.
+
+    Raises:
+        ConfigError: A journal there has a line that is not as this version writes it.
     """
 
     def __init__(
@@ -115,7 +118,11 @@ class Spool:
             _log.warning("Another process delivers what lies in %s; it is left alone.", self._directory)
             return {}
         journals = [Journal(path) for path in self._directory.glob("*.jsonl")]
-        return {journal.path.stem: journal for journal in journals if not journal.remove_if_done()}
+        try:
+            return {journal.path.stem: journal for journal in journals if not journal.remove_if_done()}
+        except BaseException:
+            self._lock.release()
+            raise
 
     def _report_rest(self) -> list[Path]:
         left = [journal.path for journal in self._journals.values()]
