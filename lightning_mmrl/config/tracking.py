@@ -110,4 +110,6 @@ def tell_leftovers(config: RootConfig, say: Callable[[str], object]) -> None:
     if found:
         points = sum(left.pending_points + left.rejected_points for left in found)
         entries = sum(left.pending + left.rejected for left in found)
-        say(f"tracking: {entries} entries ({points} points) wait for the server; mmrl tracking flush {config.output_dir}")
+        say(
+            f"tracking: {entries} entries ({points} points) wait for the server; mmrl tracking flush {config.output_dir}"
+        )

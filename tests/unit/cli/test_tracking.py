@@ -193,7 +193,9 @@ def test_a_flush_keeps_of_joined_points_only_the_refused_ones(tmp_path, refused)
     (left,) = flush(tmp_path, deliver, say=lines.append)
     assert sorted(steps) == sorted({0, 1, 2, 3, 4} - set(refused))
     assert (left.pending, left.rejected, left.rejected_points) == (0, len(refused), len(refused))
-    assert lines == [f"run 4f2a: {5 - len(refused)} points and 0 other entries delivered, {len(refused)} entries refused"]
+    assert lines == [
+        f"run 4f2a: {5 - len(refused)} points and 0 other entries delivered, {len(refused)} entries refused"
+    ]
 
 
 def test_joined_points_that_an_earlier_version_put_aside_are_told_apart(tmp_path):
