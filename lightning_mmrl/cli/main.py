@@ -5,8 +5,9 @@ import os
 import select
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from functools import partial
+import traceback
+from collections.abc import Sequence
+from types import TracebackType
 
 from lightning_mmrl import __version__
 from lightning_mmrl.errors import MmrlError
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a subcommand and returns the exit code."""
     if arguments is None:
         _shield_children()
+        sys.excepthook, threading.excepthook = _uncaught, _in_a_thread
     try:
         code = _run(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
@@ -60,7 +62,6 @@ def _run(argv: list[str]) -> int:
         return EXIT_BAD_INPUT
     remember(*argv)
     command = importlib.import_module(f"lightning_mmrl.cli.{argv[0].replace('-', '_')}")
-    threading.excepthook = partial(_in_a_thread, threading.excepthook)
     try:
         return command.run(argv[1:])
     except Exception as error:
@@ -78,17 +79,25 @@ def _run(argv: list[str]) -> int:
         return code
     finally:
         for line in take_missing():
-            print(f"mmrl {argv[0]}: {printable(line)}", file=sys.stderr)
+            print(f"mmrl {argv[0]}: {printable(redact(line))}", file=sys.stderr)
 
 
-def _in_a_thread(otherwise: Callable[[threading.ExceptHookArgs], object], failed: threading.ExceptHookArgs) -> None:
+def _uncaught(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    """Prints a traceback without credentials: its lines and messages may repeat an address or a header."""
+    print(redact("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
+
+
+def _in_a_thread(failed: threading.ExceptHookArgs) -> None:
     """Says in one line that the machine ended a thread of a library, whose next call reports it."""
-    found = None if failed.exc_value is None else refusal(failed.exc_value)
-    if found is None:
-        otherwise(failed)
+    if issubclass(failed.exc_type, SystemExit):
         return
+    found = None if failed.exc_value is None else refusal(failed.exc_value)
     name = "a thread" if failed.thread is None else f"the thread {failed.thread.name}"
-    print(f"mmrl: {name} ends: {printable(found.problem)}", file=sys.stderr)
+    if found is None:
+        print(f"mmrl: {name} ends:", file=sys.stderr)
+        _uncaught(failed.exc_type, failed.exc_value, failed.exc_traceback)
+        return
+    print(f"mmrl: {name} ends: {printable(redact(found.problem))}", file=sys.stderr)
 
 
 def _shield_children() -> None:

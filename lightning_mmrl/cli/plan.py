@@ -11,7 +11,7 @@ from lightning_mmrl.cli.memory_table import show_memory
 from lightning_mmrl.config.memory import Lengths
 from lightning_mmrl.config.schema import PhaseConfig, RootConfig, StageConfig
 from lightning_mmrl.config.specs import bound, manifest_digests, stage_specs
-from lightning_mmrl.config.tracking import deliver_leftovers
+from lightning_mmrl.config.tracking import tell_leftovers
 from lightning_mmrl.curriculum.attempt import STATES, Attempt, stage_folder
 from lightning_mmrl.curriculum.manifest import Manifest
 from lightning_mmrl.curriculum.selection import is_stale
@@ -72,7 +72,7 @@ def plan(config: RootConfig, lengths: Lengths) -> None:
     console.print(f"evaluated after each stage on {sets}")
     console.print(f"dataset      {config.data.root}{_generated(config)}")
     console.print(f"run folder   {directory}")
-    deliver_leftovers(config, console.print)
+    tell_leftovers(config, console.print)
     console.print(f"tracking     {redact(config.tracking.uri or 'none')}")
 
 

@@ -2,25 +2,33 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from lightning_mmrl.curriculum.manifest import FILE as MANIFEST
 from lightning_mmrl.curriculum.manifest import tracked_runs
-from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.config.schema import TrackingConfig
+from lightning_mmrl.errors import ConfigError, MmrlError
 from lightning_mmrl.tracking.leftovers import SPOOL, Leftover, leftovers, read_store
 from lightning_mmrl.types.redaction import redact, redact_addresses, remember
 from lightning_mmrl.types.text import printable
 
 EXIT_LEFT = 1
 
+_SQLITE = "sqlite:///"
+_CREDENTIALS = tuple(
+    f"MLFLOW_TRACKING_{name}" for name in ("USERNAME", "PASSWORD", "TOKEN", "AUTH", "AWS_SIGV4", "CLIENT_CERT_PATH")
+)
+
 EXAMPLES = """\
 During an outage of the tracking server a run keeps what it logs in OUTPUT_DIR/spool and delivers it later by itself.
-What the server refuses twice is kept there as well. Any later mmrl train, evaluate or plan of the run delivers both.
+What the server refuses twice is kept there as well. Any later mmrl train or evaluate of the run delivers both.
 
 credentials come from --tracking-uri, or from MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or from
-MLFLOW_TRACKING_TOKEN; none are stored.
-The exit code of flush is 0 if nothing is left, 1 if something is, 2 if the server cannot be used.
+MLFLOW_TRACKING_TOKEN; none are stored. They are sent to the server that --tracking-uri or MLFLOW_TRACKING_URI names, and
+to no other that a folder names.
+The exit code of flush is 0 if nothing is left, 1 if something is.
 
 examples:
   mmrl tracking status                      # all runs in runs/
@@ -77,38 +85,75 @@ def _described(left: Leftover, name: str | None) -> str:
 
 
 def _flush(spools: Sequence[Path], runs: Collection[str] | None, tracking_uri: str | None) -> int:
-    waiting = [spool for spool in spools if leftovers(spool, runs)]
-    if not waiting:
+    remember(tracking_uri or "", os.environ.get("MLFLOW_TRACKING_URI", ""))
+    rest: list[Leftover] = []
+    waits = failed = False
+    for spool in spools:
+        try:
+            if not leftovers(spool, runs):
+                continue
+            waits = True
+            rest += _flush_spool(spool, runs, tracking_uri)
+        except (MmrlError, OSError) as error:  # the other spools may be for servers that answer
+            failed = True
+            print(f"mmrl tracking: {spool} is left as it is: {printable(redact(error))}", file=sys.stderr)
+    if rest:
+        print(f"{sum(left.pending + left.rejected for left in rest)} entries are left; mmrl tracking status says more")
+    elif not waits and not failed:
         print("nothing waits: the tracking server has everything")
-        return 0
+    return EXIT_LEFT if rest or failed else 0
+
+
+def _flush_spool(spool: Path, runs: Collection[str] | None, tracking_uri: str | None) -> list[Leftover]:
     # Loaded here: MLflow takes seconds.
     from lightning_mmrl.tracking.flushing import flush_store
 
-    given = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    remember(given or "")
-    rest: list[Leftover] = []
-    for spool in waiting:
-        uri, experiment = _store_of(spool, given)
-        print(f"{redact(uri)}:")
-        rest += flush_store(spool, uri, experiment, runs=runs, say=lambda line: print(f"  {printable(line)}"))
-    if rest:
-        print(f"{sum(left.pending + left.rejected for left in rest)} entries are left; mmrl tracking status says more")
-    return EXIT_LEFT if rest else 0
+    uri, experiment = _store_of(spool, tracking_uri)
+    print(f"{redact(uri)}:")
+    return flush_store(spool, uri, experiment, runs=runs, say=lambda line: print(f"  {printable(line)}"))
 
 
-def _store_of(spool: Path, given: str | None) -> tuple[str, str]:
+def _store_of(spool: Path, tracking_uri: str | None) -> tuple[str, str]:
     """The address of a spool's store, with the credentials that were given for it, and its experiment.
 
+    A folder may come from somebody else: credentials of the environment go to no address that only the folder names.
+
     Raises:
-        ConfigError: The spool does not say, and no address was given.
+        ConfigError: The spool does not say, and no address was given; or it says another one than was given; or there
+            are credentials for a server that nobody named.
     """
+    given = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     store = read_store(spool)
     if store is None:
         if given is None:
             raise ConfigError(f"{spool} does not say which server it is for; give --tracking-uri")
-        return given, "lightning_mmrl"
-    is_same = given is not None and redact_addresses(given).rstrip("/") == store["uri"].rstrip("/")
-    return (given if given is not None and is_same else store["uri"]), store["experiment"]
+        return given, TrackingConfig.experiment
+    stored = store["uri"]
+    if given is not None and _plain(given) == _plain(stored):
+        return given, store["experiment"]
+    if tracking_uri is not None:
+        raise ConfigError(
+            f"--tracking-uri is {redact(tracking_uri)}, but what waits in {spool} is for {redact(stored)}; "
+            "give that address, or name the folder of another run"
+        )
+    if not stored.startswith("sqlite:") and (names := _credentials()):
+        raise ConfigError(
+            f"what waits in {spool} is for {redact(stored)}, which neither --tracking-uri nor MLFLOW_TRACKING_URI names, "
+            f"and would get your {' and '.join(names)}; if that is your server, give --tracking-uri {redact(stored)}"
+        )
+    return stored, store["experiment"]
+
+
+def _plain(uri: str) -> str:
+    """An address to compare: without credentials, and a database with its whole path."""
+    name = uri.removeprefix(_SQLITE)
+    return redact_addresses(uri).rstrip("/") if name == uri else f"{_SQLITE}{Path(name).resolve()}"
+
+
+def _credentials() -> list[str]:
+    """Where MLflow finds credentials that it sends to any server."""
+    file = Path("~/.mlflow/credentials").expanduser()
+    return [*(name for name in _CREDENTIALS if os.environ.get(name)), *([str(file)] if file.exists() else [])]
 
 
 def _run_names(output_dir: Path) -> dict[str, str]:

@@ -71,6 +71,8 @@ def _name(uri: str) -> str:
 def deliver_leftovers(config: RootConfig, say: Callable[[str], object]) -> None:
     """Delivers what earlier commands of this output_dir left undelivered, if there is anything; it never fails.
 
+    It goes to `tracking.uri`, whatever address the folder has noted.
+
     Args:
         config: The settled configuration.
         say: Is told, in a line or two, what was delivered, or why not.
@@ -78,18 +80,36 @@ def deliver_leftovers(config: RootConfig, say: Callable[[str], object]) -> None:
     uri = config.tracking.uri
     if uri is None:
         return
-    spool = spool_folder(config, uri)
-    if not leftovers(spool):
-        return
-    # Loaded here: MLflow takes seconds, and most often nothing is left.
-    from lightning_mmrl.tracking.flushing import flush_store
-
     try:
+        spool = spool_folder(config, uri)
+        if not leftovers(spool):
+            return
+        # Loaded here: MLflow takes seconds, and most often nothing is left.
+        from lightning_mmrl.tracking.flushing import flush_store
+
         rest = flush_store(spool, absolute_sqlite(uri), config.tracking.experiment)
-    except MmrlError as error:
-        say(f"tracking: {redact(error)}; what is undelivered is kept in {spool}")
+    except Exception as error:  # what was asked for is finished: a disk, a lock or a client may not make it a failure
+        say(f"tracking: {redact(error)}; what is undelivered is kept in {config.output_dir}/{SPOOL}")
         return
     if rest:
         say(f"tracking: what is undelivered is kept in {spool}; mmrl tracking status {config.output_dir} says why")
     else:
         say("tracking: the server now has what earlier commands had left")
+
+
+def tell_leftovers(config: RootConfig, say: Callable[[str], object]) -> None:
+    """Says in a line what earlier commands of this output_dir left undelivered, and how it is sent; sends nothing."""
+    uri = config.tracking.uri
+    if uri is None:
+        return
+    try:
+        found = leftovers(spool_folder(config, uri))
+    except (MmrlError, OSError) as error:
+        say(f"tracking: {redact(error)}")
+        return
+    if found:
+        points = sum(left.pending_points + left.rejected_points for left in found)
+        entries = sum(left.pending + left.rejected for left in found)
+        say(
+            f"tracking: {entries} entries ({points} points) wait for the server; mmrl tracking flush {config.output_dir}"
+        )

@@ -11,7 +11,7 @@ from lightning_mmrl.tracking.answers import NoAnswerError, is_answer, post
 from lightning_mmrl.tracking.confirm import has_params, has_points, has_tags
 from lightning_mmrl.tracking.connection import Connection, how_to_restore
 from lightning_mmrl.tracking.journal import Entry
-from lightning_mmrl.tracking.spool import NotYetError, RefusedError, UndeliverableError, WaitingError
+from lightning_mmrl.tracking.refusals import NotYetError, RefusedError, UndeliverableError, WaitingError
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -32,9 +32,15 @@ class MlflowDelivery:
 
     A new run has a local key (`local-...`); the server's run carries it as the tag `mmrl.run_key`, by which later
     attempts, entries and processes find it.
+
+    Args:
+        connection: The store.
+        spool: Folder of the entries, `<output_dir>/spool/<store>`. Of files, those below that output_dir alone are
+            sent: a journal may come from somebody else, and name any file that this user can read.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, spool: Path) -> None:
+        self._output_dir = spool.absolute().parent.parent
         self._client = connection.client
         self._connection = connection
         self._server_ids: dict[str, str] = {}
@@ -326,6 +332,9 @@ class MlflowDelivery:
         path, folder = Path(entry.payload["path"]), entry.payload["folder"]
         if not path.exists():
             raise UndeliverableError(f"{path} is gone")
+        outside = _leads_out(path, self._output_dir)
+        if outside is not None:
+            raise UndeliverableError(f"{outside} lies outside of {self._output_dir}, whose files alone are sent")
         try:
             self._client.log_artifact(run_id, str(path), folder)
             listed = [Path(item.path).name for item in self._client.list_artifacts(run_id, folder)]
@@ -337,3 +346,12 @@ class MlflowDelivery:
             if self._artifact_failures[entry.key] >= _ARTIFACT_ATTEMPTS:
                 raise UndeliverableError(f"{path} cannot be uploaded: {error}") from error
             raise
+
+
+def _leads_out(path: Path, output_dir: Path) -> Path | None:
+    """The file or folder itself if it lies outside of `output_dir`, or a link in the folder that leads out of it."""
+    place = path.resolve()
+    if not place.is_relative_to(output_dir.resolve()):
+        return path
+    links = (each for each in path.rglob("*") if each.is_symlink())
+    return next((link for link in links if not link.resolve().is_relative_to(place)), None)

@@ -21,4 +21,4 @@ def flush_store(
     Raises:
         ConfigError: The store cannot be opened, or another process delivers.
     """
-    return flush(spool, MlflowDelivery(connect(uri, experiment)), runs=runs, say=say)
+    return flush(spool, MlflowDelivery(connect(uri, experiment), spool), runs=runs, say=say)

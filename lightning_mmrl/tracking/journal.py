@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
+from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.files import write_whole
-from lightning_mmrl.tracking.jsonl import append_lines, as_lines, read_lines
+from lightning_mmrl.tracking.jsonl import append_lines, as_lines, numbered_lines
 from lightning_mmrl.types.redaction import redact
 
 Operation = Literal["create", "metrics", "params", "tags", "dataset", "artifact", "status", "nest"]
@@ -56,15 +57,19 @@ class Journal:
             append_lines(self.path, (dataclasses.asdict(entry) for entry in entries), durable=True)
 
     def pending(self) -> list[Entry]:
-        """Returns what is undelivered, oldest first."""
+        """Returns what is undelivered, oldest first.
+
+        Raises:
+            ConfigError: A line is not as this version writes it.
+        """
         entries: list[Entry] = []
         positions: dict[str, int] = {}
         num_delivered = 0
-        for record in read_lines(self.path):
+        for number, record in numbered_lines(self.path):
             if "delivered" in record:
-                num_delivered = max(num_delivered, positions.get(record["delivered"], -1) + 1)
+                num_delivered = max(num_delivered, positions.get(str(record["delivered"]), -1) + 1)
                 continue
-            entry = Entry(**record)
+            entry = self._entry(record, self.path, number)
             positions.setdefault(entry.key, len(entries))
             entries.append(entry)
         return entries[num_delivered:]
@@ -80,11 +85,16 @@ class Journal:
         return path
 
     def rejected(self) -> list[tuple[Entry, str]]:
-        """Returns what was put aside, oldest first, with the reasons."""
+        """Returns what was put aside, oldest first, with the reasons.
+
+        Raises:
+            ConfigError: A line is not as this version writes it.
+        """
+        path = self.path.with_suffix(REJECTED)
         found = []
-        for record in read_lines(self.path.with_suffix(REJECTED)):
+        for number, record in numbered_lines(path):
             reason = record.pop("reason", "")
-            found.append((Entry(**record), str(reason)))
+            found.append((self._entry(record, path, number), str(reason)))
         return found
 
     def keep_rejected(self, kept: Iterable[tuple[Entry, str]]) -> None:
@@ -104,10 +114,35 @@ class Journal:
             self.path.unlink(missing_ok=True)
             return True
 
+    def _entry(self, record: Mapping[str, Any], path: Path, number: int) -> Entry:
+        fault = _fault(record, self.path.stem)
+        if fault is not None:
+            raise ConfigError(
+                f"{path}, line {number} {fault}: it is of another version or damaged; deliver it with the version of "
+                "lightning_mmrl that wrote it, or move the file away"
+            )
+        return Entry(**record)
+
     @property
     def _writing(self) -> FileLock:
         """Held for as long as a file is appended to or removed: several processes may share the folder."""
         return FileLock(self.path.with_name(".writing"))
+
+
+def _fault(record: Mapping[str, Any], run_id: str) -> str | None:
+    """How a record of a run differs from the fields of an entry, None if it does not."""
+    unknown = sorted(set(record) - {each.name for each in dataclasses.fields(Entry)})
+    if unknown:
+        return f"has the unknown key {unknown[0]!r}"
+    if record.get("run_id") != run_id:
+        return f"has the run_id {record.get('run_id')!r}, not that of its file"
+    for name, kind in (("operation", str), ("payload", dict), ("key", str)):
+        if not isinstance(record.get(name), kind):
+            return f"has no {name} of its kind"
+    points = record["payload"].get("points") if record["operation"] == "metrics" else []
+    if not isinstance(points, list) or not all(isinstance(point, list) and len(point) == 4 for point in points):
+        return "has no points of four values"
+    return None
 
 
 def merge_points(entries: Iterable[Entry]) -> Iterator[Entry]:

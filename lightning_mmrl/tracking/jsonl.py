@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -44,13 +44,21 @@ def append_lines(path: Path, records: Iterable[Mapping[str, Any]], *, durable: b
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Returns the records of a file, or none if there is no file; an unfinished line is skipped with a warning."""
+    """Returns the records of a file, or none if there is no file; an unreadable line is skipped with a warning."""
+    return [record for _, record in numbered_lines(path)]
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The records of a file with the numbers of their lines, from 1; see `read_lines`."""
     if not path.exists():
-        return []
-    records = []
+        return
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
+            record = json.loads(line)
+        except (json.JSONDecodeError, RecursionError):
             _log.warning("%s, line %d was cut off by a crash and is skipped.", path, number)
-    return records
+            continue
+        if isinstance(record, dict):
+            yield number, record
+        else:
+            _log.warning("%s, line %d is damaged and is skipped.", path, number)

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.files import write_whole
 from lightning_mmrl.tracking.journal import REJECTED, Entry, Journal, merge_points
-from lightning_mmrl.tracking.spool import RefusedError, UndeliverableError, WaitingError
+from lightning_mmrl.tracking.refusals import WaitingError, refused_parts
 from lightning_mmrl.types.redaction import redact
 
 SPOOL = "spool"
@@ -89,17 +89,19 @@ def flush(
     with _alone(spool):
         for left in leftovers(spool, runs):
             journal = Journal(spool / f"{left.run_id}.jsonl")
+            counted = _Counted(deliver)
             try:
-                _send_pending(journal, deliver)
-                _send_rejected(journal, deliver)
-            except (WaitingError, RefusedError, UndeliverableError) as error:
+                _send_pending(journal, counted)
+                _send_rejected(journal, counted)
+            except WaitingError as error:
                 say(f"run {left.run_id}: {redact(error)}")
             except Exception as error:  # whatever the client raises
                 say(f"the tracking server failed ({redact(error)})")
                 break
             else:
-                sent = left.pending + left.rejected - len(journal.rejected())
-                say(f"run {left.run_id}: {sent} entries delivered, {left.pending_points + left.rejected_points} points")
+                refused = len(journal.rejected())
+                rest = f", {refused} entries refused" if refused else ""
+                say(f"run {left.run_id}: {counted.points} points and {counted.others} other entries delivered{rest}")
         return leftovers(spool, runs)
 
 
@@ -115,15 +117,8 @@ def _alone(spool: Path) -> Iterator[None]:
 def _send_pending(journal: Journal, deliver: Callable[[Entry], None]) -> None:
     while not journal.remove_if_done():
         for entry in merge_points(journal.pending()):
-            try:
-                deliver(entry)
-            except UndeliverableError as error:
-                journal.reject(entry, error)
-            except RefusedError:
-                try:
-                    deliver(entry)  # twice is enough
-                except RefusedError as error:
-                    journal.reject(entry, error)
+            for part, error in refused_parts(entry, deliver):
+                journal.reject(part, error)
             journal.mark_delivered(entry)
 
 
@@ -131,13 +126,28 @@ def _send_rejected(journal: Journal, deliver: Callable[[Entry], None]) -> None:
     entries, kept = journal.rejected(), []
     for index, (entry, reason) in enumerate(entries):
         try:
-            deliver(dataclasses.replace(entry, late=True))
-        except (RefusedError, UndeliverableError) as error:
-            kept.append((entry, redact(error)))
+            refused = refused_parts(dataclasses.replace(entry, late=True), deliver)
         except Exception:
             journal.keep_rejected([*kept, (entry, reason), *entries[index + 1 :]])
             raise
+        kept += [(dataclasses.replace(part, late=entry.late), redact(error)) for part, error in refused]
     journal.keep_rejected(kept)
+
+
+class _Counted:
+    """Counts the points and the other entries that a delivery was well with."""
+
+    def __init__(self, deliver: Callable[[Entry], None]) -> None:
+        self._deliver = deliver
+        self.points = 0
+        self.others = 0
+
+    def __call__(self, entry: Entry) -> None:
+        self._deliver(entry)
+        if entry.operation == "metrics":
+            self.points += len(entry.payload["points"])
+        else:
+            self.others += 1
 
 
 def _points(entries: list[Entry]) -> int:

@@ -60,7 +60,7 @@ class MlflowTracker:
         self._project_run_id = os.environ.get("MLFLOW_RUN_ID") or None
         self._continues_another = False
         self._connection = connect(tracking_uri, experiment, run_id=self._project_run_id)
-        self._delivery = MlflowDelivery(self._connection)
+        self._delivery = MlflowDelivery(self._connection, spool_dir)
         note_store(spool_dir, self._connection.uri, experiment)
         self._spool = Spool(spool_dir, self._delivery)
 

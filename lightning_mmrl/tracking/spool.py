@@ -5,7 +5,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -13,32 +12,13 @@ from filelock import FileLock, Timeout
 
 from lightning_mmrl.tracking.journal import Entry, Journal, merge_points
 from lightning_mmrl.tracking.notices import THREAD, Notices, quiet_clients
+from lightning_mmrl.tracking.refusals import NotYetError, RefusedError, UndeliverableError, WaitingError, refused_parts
 from lightning_mmrl.types.redaction import redact
 
 _log = logging.getLogger(__name__)
 
 _LONGEST_RETRY_S = 30.0
 _LONGEST_REASON = 200
-
-
-class UndeliverableError(Exception):
-    """This entry can never be sent."""
-
-
-class RefusedError(Exception):
-    """The server is well, has the entry's run, and will not take the entry."""
-
-
-class WaitingError(Exception):
-    """The server does not have the entry's run, or has deleted it; those of other runs may go on."""
-
-
-class NotYetError(Exception):
-    """Too early to say whether the server has it; worth another attempt after `wait_s` seconds."""
-
-    def __init__(self, message: str, wait_s: float) -> None:
-        super().__init__(message)
-        self.wait_s = wait_s
 
 
 class _OutageError(Exception):
@@ -59,6 +39,9 @@ class Spool:
         deliver: Sends one entry; raises on failure. Only the spool's thread calls it.
         limit: Entries kept in memory while one delivery hangs; metrics above it go to the disk at once.
         retry_s: Shortest time between two attempts, in seconds.
+
+    Raises:
+        ConfigError: A journal there has a line that is not as this version writes it.
     """
 
     def __init__(
@@ -135,15 +118,19 @@ class Spool:
             _log.warning("Another process delivers what lies in %s; it is left alone.", self._directory)
             return {}
         journals = [Journal(path) for path in self._directory.glob("*.jsonl")]
-        return {journal.path.stem: journal for journal in journals if not journal.remove_if_done()}
+        try:
+            return {journal.path.stem: journal for journal in journals if not journal.remove_if_done()}
+        except BaseException:
+            self._lock.release()
+            raise
 
     def _report_rest(self) -> list[Path]:
         left = [journal.path for journal in self._journals.values()]
         if left:
             self._notices.say(
                 "left",
-                f"The tracking server lacks what is in {', '.join(map(str, left))}. The next mmrl train, evaluate or "
-                f"plan of this run delivers it, and so does: mmrl tracking flush {self._directory.parent.parent}",
+                f"The tracking server lacks what is in {', '.join(map(str, left))}. The next mmrl train or evaluate "
+                f"of this run delivers it, and so does: mmrl tracking flush {self._directory.parent.parent}",
             )
         return left
 
@@ -154,8 +141,8 @@ class Spool:
             batch, last_turn = self._take()
             try:
                 self._turn(batch, last_turn)
-            except OSError as error:  # the local disk: keep the entries in memory, and try again
-                self._notices.say("disk", f"Tracking entries cannot be kept in {self._directory}: {error}")
+            except Exception as error:  # as of the local disk: keep the entries in memory, and try again
+                self._notices.say("disk", f"Tracking entries cannot be kept in {self._directory}: {_brief(error)}")
                 with self._changed:
                     self._pending.extendleft(reversed(self._in_flight))
                     self._in_flight = []
@@ -242,16 +229,18 @@ class Spool:
 
     def _attempt(self, entry: Entry) -> None:
         """Delivers or rejects one entry; else says why not, sets the time of the next attempt, and raises."""
+        refused: list[tuple[Entry, Exception]] = []
         try:
-            self._deliver(entry)
+            if entry.run_id in self._refused:
+                refused = refused_parts(entry, self._deliver)
+            else:
+                self._deliver(entry)
         except UndeliverableError as error:
-            self._reject(entry, error)
-        except RefusedError as error:
-            if entry.run_id not in self._refused:
-                self._refused.add(entry.run_id)
-                self._put_off()
-                raise
-            self._settle(entry, error)
+            refused = [(entry, error)]
+        except RefusedError:
+            self._refused.add(entry.run_id)
+            self._put_off()
+            raise
         except WaitingError as error:
             self._notices.say("waiting", f"Tracking waits, its entries are kept in {self._directory}: {error}")
             self._put_off()
@@ -264,23 +253,11 @@ class Spool:
             if isinstance(error, NotYetError):
                 raise
             raise _OutageError from error
+        for part, error in refused:
+            self._reject(part, error)
         self._refused.discard(entry.run_id)
         self._is_down = False
         self._retry_s = self._shortest_retry_s
-
-    def _settle(self, entry: Entry, error: Exception) -> None:
-        """Rejects what the server refused twice; of joined points only the refused ones."""
-        points = entry.payload["points"] if entry.operation == "metrics" else []
-        if len(points) < 2:
-            self._reject(entry, error)
-            return
-        middle = len(points) // 2
-        for half in (points[:middle], points[middle:]):
-            part = replace(entry, payload={"points": half}, key=f"{entry.key}-{half[0][3]}")
-            try:
-                self._deliver(part)
-            except RefusedError as again:
-                self._settle(part, again)
 
     def _put_off(self) -> None:
         self._next_attempt = time.monotonic() + self._retry_s

@@ -65,8 +65,7 @@ class Tracked:
 
     def log(self, num_steps):
         for step in range(self._step, self._step + num_steps):
-            values = {f"stage/group/value_{key}": step + key / 16 for key in range(self._campaign.NUM_KEYS)}
-            self.run.log_metrics(values, step)
+            self.run.log_metrics(self._campaign.values_at(step), step)
         self._step += num_steps
 
     def wait_for_failure(self):
@@ -100,7 +99,7 @@ def tracked(servers, campaign, tmp_path, request):
 
 def whole(campaign):
     total = campaign.NUM_KEYS * NUM_STEPS
-    return {"runs": 1, "finished": 1, "points": total, "double": 0, "expected": total}
+    return {"runs": 1, "finished": 1, "points": total, "double": 0, "wrong": 0, "expected": total}
 
 
 @pytest.mark.parametrize("mode", [*PAGES, "reset", "lost", "cut", "part", "hang"])

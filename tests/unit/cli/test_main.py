@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -72,3 +74,56 @@ def test_an_error_is_said_without_loading_what_draws_tables():
     ran = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert ran.returncode == 20
     assert ran.stderr.startswith("mmrl predict: there is nothing to ask about")
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """The command as it is started; what it runs raises the error that this is called with."""
+    monkeypatch.setenv("MMRL_SERVER_KEY", "hunter22")
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    for module in (sys, threading):
+        monkeypatch.setattr(module, "excepthook", module.excepthook)
+    monkeypatch.setattr(sys, "argv", ["mmrl", "plan"])
+
+    def call(run):
+        command = SimpleNamespace(run=run)
+        monkeypatch.setattr(entry.importlib, "import_module", lambda name: command)
+        return main()
+
+    return call
+
+
+def test_an_uncaught_traceback_repeats_no_credentials(failing, capsys):
+    def run(arguments):
+        raise RuntimeError("header hunter22 of http://me:other22@host was refused")
+
+    with pytest.raises(RuntimeError) as caught:
+        failing(run)
+    sys.excepthook(caught.type, caught.value, caught.tb)
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback (most recent call last):")
+    assert said.endswith("RuntimeError: header *** of http://host was refused\n")
+    assert "hunter22" not in said
+
+
+@pytest.mark.parametrize("error", [ValueError("no hunter22"), OSError(28, "no space", "/a/hunter22"), SystemExit(1)])
+def test_a_thread_that_ends_repeats_no_credentials(failing, capsys, error):
+    def target():
+        raise error
+
+    def run(arguments):
+        thread = threading.Thread(target=target)
+        thread.start()
+        thread.join()
+        return 0
+
+    assert failing(run) == 0
+    said = capsys.readouterr().err
+    assert "hunter22" not in said
+    assert ("ends" in said) is not isinstance(error, SystemExit)
+
+
+def test_what_is_missing_in_the_end_is_said_without_credentials(failing, capsys, monkeypatch):
+    monkeypatch.setattr(entry, "take_missing", lambda: ["3 tables are missing in http://me:other22@host/hunter22"])
+    assert failing(lambda arguments: 0) == 0
+    assert capsys.readouterr().err == "mmrl plan: 3 tables are missing in http://host/***\n"

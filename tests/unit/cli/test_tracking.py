@@ -5,10 +5,12 @@ import json
 import pytest
 
 from lightning_mmrl.cli.main import main
+from lightning_mmrl.config.schema import TrackingConfig
 from lightning_mmrl.curriculum.manifest import Manifest
+from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.tracking.journal import Entry, Journal
 from lightning_mmrl.tracking.leftovers import flush, leftovers, note_store
-from lightning_mmrl.tracking.spool import RefusedError, UndeliverableError, WaitingError
+from lightning_mmrl.tracking.refusals import RefusedError, UndeliverableError, WaitingError
 
 
 def metric(step, run_id="4f2a"):
@@ -106,3 +108,103 @@ def test_a_flush_of_one_run_leaves_the_others(output_dir):
     spool = output_dir / "spool" / "abc"
     assert flush(spool, Server(), runs={"beef"}) == []
     assert [each.run_id for each in leftovers(spool)] == ["4f2a", "local-1"]
+
+
+@pytest.fixture
+def sent(monkeypatch, tmp_path):
+    """The addresses and experiments that a flush opens; nothing is left of what is sent there."""
+    opened = []
+
+    def flush_store(spool, uri, experiment, *, runs, say):
+        if "dead" in uri:
+            raise ConfigError(f"{uri} does not answer")
+        opened.append((uri, experiment))
+        return []
+
+    monkeypatch.setattr("lightning_mmrl.tracking.flushing.flush_store", flush_store)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("URI", "USERNAME", "PASSWORD", "TOKEN"):
+        monkeypatch.delenv(f"MLFLOW_TRACKING_{name}", raising=False)
+    return opened
+
+
+@pytest.mark.parametrize("name", ["USERNAME", "PASSWORD", "TOKEN", "AUTH", "AWS_SIGV4", "credentials"])
+def test_credentials_go_to_no_server_that_only_the_folder_names(output_dir, sent, capsys, monkeypatch, name):
+    assert main(["tracking", "flush", str(output_dir)]) == 0
+    if name == "credentials":
+        (output_dir / ".mlflow").mkdir()
+        (output_dir / ".mlflow" / "credentials").write_text("")
+    else:
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", "hunter22")
+    assert main(["tracking", "flush", str(output_dir)]) == 1
+    assert len(sent) == 1
+    said = capsys.readouterr().err
+    assert f"{name}; if that is your server, give --tracking-uri http://host:5000" in said
+    assert "hunter22" not in said
+    assert main(["tracking", "flush", str(output_dir), "--tracking-uri", "http://host:5000/"]) == 0
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter22@host:5000")
+    assert main(["tracking", "flush", str(output_dir)]) == 0
+    assert [uri for uri, _ in sent] == ["http://host:5000", "http://host:5000/", "http://me:hunter22@host:5000"]
+
+
+@pytest.mark.parametrize("given", ["http://host:5001", "https://host:5000", "http://me:p@other:5000", "sqlite:///a.db"])
+def test_an_address_that_the_spool_is_not_for_is_refused_with_both(output_dir, sent, capsys, given):
+    assert main(["tracking", "flush", str(output_dir), "--tracking-uri", given]) == 1
+    assert sent == []
+    said = capsys.readouterr().err
+    assert f"--tracking-uri is {given.replace('me:p@', '')}, but what waits in {output_dir}" in said
+    assert "is for http://host:5000;" in said
+
+
+def test_a_relative_database_is_the_one_that_was_noted(output_dir, sent, monkeypatch):
+    monkeypatch.chdir(output_dir)
+    note_store(output_dir / "spool" / "abc", f"sqlite:///{output_dir.resolve()}/a.db", "emotions")
+    assert main(["tracking", "flush", str(output_dir), "--tracking-uri", "sqlite:///a.db"]) == 0
+    assert sent == [("sqlite:///a.db", "emotions")]
+
+
+def test_a_spool_without_a_server_goes_to_the_given_one_and_the_default_experiment(output_dir, sent):
+    (output_dir / "spool" / "abc" / "store.json").unlink()
+    assert main(["tracking", "flush", str(output_dir)]) == 1
+    assert main(["tracking", "flush", str(output_dir), "--tracking-uri", "http://host"]) == 0
+    assert sent == [("http://host", TrackingConfig().experiment)]
+
+
+def test_a_dead_server_does_not_hold_up_the_others(output_dir, sent, capsys):
+    for name, uri in (("aaa", "http://dead"), ("zzz", "http://alive")):
+        note_store(output_dir / "spool" / name, uri, "emotions")
+        Journal(output_dir / "spool" / name / "4f2a.jsonl").append([metric(0)])
+    assert main(["tracking", "flush", str(output_dir)]) == 1
+    assert [uri for uri, _ in sent] == ["http://host:5000", "http://alive"]
+    assert "aaa is left as it is: http://dead does not answer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("refused", [[0], [3], [1, 4], [0, 1, 2, 3, 4]])
+def test_a_flush_keeps_of_joined_points_only_the_refused_ones(tmp_path, refused):
+    steps, lines = [], []
+
+    def deliver(entry):
+        found = [point[3] for point in entry.payload["points"]]
+        if set(found) & set(refused):
+            raise RefusedError("no")
+        steps.extend(found)
+
+    Journal(tmp_path / "4f2a.jsonl").append([metric(step) for step in range(5)])
+    (left,) = flush(tmp_path, deliver, say=lines.append)
+    assert sorted(steps) == sorted({0, 1, 2, 3, 4} - set(refused))
+    assert (left.pending, left.rejected, left.rejected_points) == (0, len(refused), len(refused))
+    assert lines == [
+        f"run 4f2a: {5 - len(refused)} points and 0 other entries delivered, {len(refused)} entries refused"
+    ]
+
+
+def test_joined_points_that_an_earlier_version_put_aside_are_told_apart(tmp_path):
+    joined = [["loss", 1.0, step, step] for step in range(4)]
+    Journal(tmp_path / "4f2a.jsonl").reject(Entry(run_id="4f2a", operation="metrics", payload={"points": joined}), "no")
+
+    def deliver(entry):
+        if any(point[3] == 2 for point in entry.payload["points"]):
+            raise RefusedError("no twos")
+
+    (left,) = flush(tmp_path, deliver)
+    assert left.rejected_points == 1

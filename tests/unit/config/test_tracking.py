@@ -2,13 +2,18 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
+from lightning_mmrl.cli import plan as plan_command
 from lightning_mmrl.config import tracking
 from lightning_mmrl.config.compose import compose
-from lightning_mmrl.config.tracking import settle_tracking
+from lightning_mmrl.config.tracking import deliver_leftovers, settle_tracking, spool_folder
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.tracking import flushing
+from lightning_mmrl.tracking.journal import Entry, Journal
+from lightning_mmrl.tracking.leftovers import note_store
 
 
 @pytest.fixture(autouse=True)
@@ -75,3 +80,63 @@ def test_it_is_settled_before_torch_and_mlflow_are_imported():
     code = "import sys, lightning_mmrl.config.tracking; print({'torch', 'mlflow', 'tensorboard'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+@pytest.fixture
+def left(tmp_path):
+    """A configuration whose spool has three points and a tag for its server."""
+    config = compose([f"output_dir={tmp_path}", "tracking.uri=http://host:5000"])
+    spool = spool_folder(config, config.tracking.uri)
+    spool.mkdir(parents=True)
+    points = [["loss", 1.0, step, step] for step in range(3)]
+    Journal(spool / "4f2a.jsonl").append(
+        [
+            Entry(run_id="4f2a", operation="metrics", payload={"points": points}),
+            Entry(run_id="4f2a", operation="tags", payload={"a": "b"}),
+        ]
+    )
+    note_store(spool, "http://elsewhere:5000", "theirs")
+    return config
+
+
+def test_leftovers_go_to_the_address_of_the_configuration(left, monkeypatch):
+    opened, lines = [], []
+    monkeypatch.setattr(flushing, "flush_store", lambda *arguments: opened.append(arguments[1:]) or [])
+    deliver_leftovers(left, lines.append)
+    assert opened == [("http://host:5000", left.tracking.experiment)]
+    assert lines == ["tracking: the server now has what earlier commands had left"]
+
+
+@pytest.mark.parametrize(
+    "error", [ConfigError("no"), PermissionError("no"), OSError(30, "read-only"), ValueError("no"), RuntimeError("no")]
+)
+def test_a_delivery_of_leftovers_that_fails_is_a_line(left, monkeypatch, error):
+    def fail(*arguments):
+        raise error
+
+    lines = []
+    monkeypatch.setattr(flushing, "flush_store", fail)
+    deliver_leftovers(left, lines.append)
+    assert lines == [f"tracking: {error}; what is undelivered is kept in {left.output_dir}/spool"]
+
+
+def test_a_lock_that_cannot_be_made_is_a_line(left, monkeypatch):
+    spool = spool_folder(left, left.tracking.uri)
+    (spool / ".lock").mkdir()
+    monkeypatch.setattr(flushing, "connect", lambda *arguments: None)
+    monkeypatch.setattr(flushing, "MlflowDelivery", lambda *arguments: None)
+    lines = []
+    deliver_leftovers(left, lines.append)
+    assert len(lines) == 1
+    assert "kept in" in lines[0]
+
+
+def test_a_plan_says_what_waits_and_sends_nothing(left, monkeypatch):
+    opened, lines = [], []
+    monkeypatch.setattr(flushing, "flush_store", lambda *arguments: opened.append(arguments))
+    monkeypatch.setattr(plan_command, "report_console", lambda width: SimpleNamespace(print=lines.append))
+    monkeypatch.setattr(plan_command, "show_memory", lambda *arguments: None)  # takes a second
+    plan_command.plan(left, plan_command.Lengths())
+    told = f"tracking: 2 entries (3 points) wait for the server; mmrl tracking flush {left.output_dir}"
+    assert told in lines
+    assert opened == []

@@ -1,11 +1,17 @@
 """Files of lines and journals: what is undelivered survives a crash, in order."""
 
+import json
 import math
+import re
 
 import pytest
+from filelock import FileLock
 
+from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.tracking.journal import Entry, Journal, merge_points
 from lightning_mmrl.tracking.jsonl import append_lines, read_lines
+from lightning_mmrl.tracking.leftovers import leftovers
+from lightning_mmrl.tracking.spool import Spool
 
 
 def metric(step, *, run_id="run", value=1.0):
@@ -86,3 +92,37 @@ def test_neighboring_points_of_one_run_are_joined_and_nothing_moves():
 def test_joined_points_stay_within_one_request():
     sizes = [len(entry.payload["points"]) for entry in merge_points(metric(step) for step in range(2500))]
     assert sizes == [1000, 1000, 500]
+
+
+@pytest.mark.parametrize("line", ["7", "null", '"text"', "[1]", "true", "{", "[" * 100_000])
+def test_a_damaged_line_is_skipped_with_a_warning(tmp_path, caplog, line):
+    path = tmp_path / "run.jsonl"
+    path.write_text('{"a": 1}\n' + line + '\n{"b": 2}\n')
+    assert read_lines(path) == [{"a": 1}, {"b": 2}]
+    assert f"{path}, line 2" in caplog.text
+
+
+RECORD = {"run_id": "run", "operation": "tags", "payload": {}, "key": "k", "late": False}
+OTHERS = {
+    "has the unknown key 'attempts'": {"attempts": 3},
+    "has no operation": {"operation": None},
+    "has no payload": {"payload": [1]},
+    "has no key": {"key": 7},
+    "has the run_id '../../x'": {"run_id": "../../x"},
+    "has no points": {"operation": "metrics"},
+    "has no points of four": {"operation": "metrics", "payload": {"points": [["loss", 1.0]]}},
+}
+
+
+@pytest.mark.parametrize("fault", OTHERS)
+@pytest.mark.parametrize("suffix", [".jsonl", ".rejected"])
+def test_a_line_of_another_version_is_named(tmp_path, fault, suffix):
+    path = tmp_path / f"run{suffix}"
+    path.write_text(json.dumps(RECORD) + "\n" + json.dumps({**RECORD, **OTHERS[fault]}) + "\n")
+    with pytest.raises(ConfigError, match=re.escape(f"{path}, line 2 {fault}")):
+        leftovers(tmp_path)
+    if suffix == ".jsonl":
+        with pytest.raises(ConfigError, match="line 2"):
+            Spool(tmp_path, lambda entry: None)
+        with FileLock(tmp_path / ".lock", timeout=0):
+            pass  # the spool that was not opened holds nothing

@@ -6,7 +6,8 @@ import pytest
 
 from lightning_mmrl.tracking.journal import Entry, Journal
 from lightning_mmrl.tracking.jsonl import read_lines
-from lightning_mmrl.tracking.spool import NotYetError, RefusedError, Spool, UndeliverableError, WaitingError
+from lightning_mmrl.tracking.refusals import NotYetError, RefusedError, UndeliverableError, WaitingError
+from lightning_mmrl.tracking.spool import Spool
 
 PATIENCE_S = 10.0
 
@@ -365,4 +366,50 @@ def test_a_thousand_failures_are_one_line(choosy, caplog):
         server.up = True
         server.wait_for("deliveries")
     spool.close()
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionError("down"), WaitingError("deleted"), NotYetError("early", 0.0), ValueError("page")]
+)
+def test_trouble_while_points_are_told_apart_does_not_end_the_thread(tmp_path, caplog, error):
+    steps, errors, done = [], [error], threading.Event()
+
+    def deliver(entry):
+        found = [point[3] for point in entry.payload["points"]]
+        if found[0] == 6 and errors:
+            raise errors.pop()
+        if 5 in found:
+            raise RefusedError("no fives")
+        steps.extend(found)
+        if 9 in found:
+            done.set()
+
+    Journal(tmp_path / "run.jsonl").append([metric(step) for step in range(8)])
+    spool = Spool(tmp_path, deliver, retry_s=0.01)
+    spool.submit(metric(9))
+    assert done.wait(PATIENCE_S)  # the thread lives
+    assert spool.close(PATIENCE_S) == []
+    assert errors == []
+    assert set(steps) == {0, 1, 2, 3, 4, 6, 7, 9}
+    kept = [entry.payload["points"][0][3] for entry, _ in Journal(tmp_path / "run.jsonl").rejected()]
+    assert kept == [5]
+
+
+def test_a_fault_of_the_thread_itself_is_one_notice_and_loses_nothing(spools, server, monkeypatch, caplog):
+    faults = [RuntimeError("odd"), RuntimeError("odd"), KeyError("odd")]
+    whole = Spool._send
+
+    def fail(self, batch):
+        if faults:
+            raise faults.pop()
+        return whole(self, batch)
+
+    monkeypatch.setattr(Spool, "_send", fail)
+    spool = spools(retry_s=0.01)
+    spool.submit(metric(0))
+    server.wait_for("deliveries")
+    spool.submit(metric(1))
+    assert spool.close() == []
+    assert server.steps() == [0, 1]
     assert len(caplog.records) == 1

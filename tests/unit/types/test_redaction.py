@@ -66,6 +66,7 @@ def test_what_is_no_credential_stays(text):
     [
         ("MLFLOW_TRACKING_PASSWORD", SECRET),
         ("MLFLOW_TRACKING_TOKEN", SECRET),
+        ("MMRL_SERVER_KEY", SECRET),
         ("MLFLOW_TRACKING_URI", f"http://me:{SECRET}@host"),
         ("MLFLOW_REGISTRY_URI", f"http://me:{SECRET}@host"),
         ("https_proxy", f"http://me:{SECRET}@proxy:3128"),
