@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.workers.own_packages import find_own_packages, own_packages
 
 FLAG = "--allow-targets"
 KEYS = frozenset({"allow_targets", "allow-targets"})
@@ -37,7 +38,7 @@ def opened(prefixes: Sequence[str]) -> Iterator[None]:
     """Lets configurations name code at or below the prefixes, in this process and while the block runs.
 
     The flag is the only caller that a user reaches: no file and no variable opens anything. A package or module that is
-    found nowhere else is taken from the current folder.
+    found nowhere else is taken from the current folder while the block runs; nothing that lies beside it is importable.
 
     Args:
         prefixes: Dotted names of packages or modules, and paths that end with `.py`.
@@ -48,12 +49,13 @@ def opened(prefixes: Sequence[str]) -> Iterator[None]:
     for name in VARIABLES:
         if os.environ.get(name):
             raise ConfigError(f"{name} is set, and opens nothing; unset it, and give {FLAG} on the command line")
-    known = tuple(map(_checked, prefixes))
-    token = _opened.set((*_opened.get(), *known))
+    token, before = _opened.set(_opened.get()), own_packages()
     try:
+        _opened.set((*_opened.get(), *map(_checked, prefixes)))
         yield
     finally:
         _opened.reset(token)
+        find_own_packages(before)
 
 
 def opened_now() -> tuple[str, ...]:
@@ -118,14 +120,14 @@ def _path(file: str) -> str:
 
 
 def _is_found(name: str) -> bool:
-    """Whether a top-level package or module exists; one in the current folder becomes importable, after all others."""
+    """Whether a top-level package or module exists; one in the current folder becomes importable, and it alone."""
     if importlib.util.find_spec(name) is not None:
         return True
     here = Path.cwd()
     if not (here / f"{name}.py").is_file() and not (here / name).is_dir():
         return False
-    sys.path.append(str(here))  # worker processes get the same path
-    importlib.invalidate_caches()
+    # The folder is not put on Python's path: packages look for optional ones, and would run what is planted there.
+    find_own_packages({**own_packages(), name: str(here)})
     return True
 
 

@@ -40,6 +40,10 @@ _FOREIGN = {
     "audio_tokenizer": "names another model to load",
     "transformers_weights": "names other weights than its own",
     "init_inputs": "gives its tokenizer arguments",
+    "quantization_config": "asks for a quantization, whose kernels are fetched from the hub,",
+    "compression_config": "asks for a quantization, whose kernels are fetched from the hub,",
+    "use_kernels": "asks for kernels of the hub",
+    "kernel_config": "asks for kernels of the hub",
 }
 """Keys of settings that lead transformers elsewhere, and what they do."""
 _KERNELS = ("attn_implementation", "experts_implementation")

@@ -23,7 +23,9 @@ from lightning_mmrl.types.records import Completion, Sample
 class UserFunction:
     """Calls `function(sample, completion)`, which returns a number, or None where it does not apply.
 
-    `function` is `path/to/file.py:name` or `package.module:name`. **This runs the file's code**, here and in every
+    `function` is `path/to/file.py:name` or `package.module:name`, defined there or, of a package, below; what a module
+    only imports is refused. It may also be a `partial` of such a function, or an instance of a class of there or of
+    this package. **This runs the file's code**, here and in every
     reward process, with all rights of the run: name only files that you trust. A configuration may name what
     `--allow-targets` opens on the command line. It is loaded once per process; other files beside it are not
     importable from it. Rewards that may hang or crash belong in processes: `rewards.num_workers` of at least 1.
@@ -102,10 +104,16 @@ def _module_of_file(path: Path) -> ModuleType:
 def _function(module: ModuleType, name: str, place: str) -> Any:
     found = getattr(module, name, None)
     if not callable(found):
-        known = [each for each, value in vars(module).items() if inspect.isfunction(value)]
+        functions = [each for each, value in vars(module).items() if inspect.isfunction(value)]
+        known = [each for each in functions if _is_defined_in(module, getattr(module, each))]
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known) or 'none'}"
         raise ConfigError(f"{place} has no function {name!r}; {hint}")
+    if not _is_defined_in(module, found):
+        raise ConfigError(
+            f"{place} does not define {name!r} but has it from {_home(found) or 'elsewhere'}; name it where it is "
+            f"defined, or define a function in {place} that calls it"
+        )
     try:
         inspect.signature(found).bind(None, None)
     except (TypeError, ValueError) as error:
@@ -114,3 +122,19 @@ def _function(module: ModuleType, name: str, place: str) -> Any:
             f"write def {name}(sample, completion) -> float"
         ) from error
     return found
+
+
+def _is_defined_in(module: ModuleType, found: Any) -> bool:
+    """Whether code is the module's own, or of a module below: a configuration must not name all that it imports."""
+    home = _home(found)
+    if home == module.__name__ or home.startswith(f"{module.__name__}."):
+        return True
+    is_instance = not isinstance(found, type | partial) and not inspect.isroutine(found)
+    return is_instance and type(found).__module__.startswith("lightning_mmrl.")  # such as a reward with settings
+
+
+def _home(found: Any) -> str:
+    """The module that defines a function or class, the function of a partial, or the class of an instance."""
+    if isinstance(found, partial):
+        return _home(found.func)
+    return str(getattr(found, "__module__", None) or "")

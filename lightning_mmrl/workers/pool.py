@@ -17,6 +17,7 @@ from multiprocessing.connection import wait
 from typing import Any, Self
 
 from lightning_mmrl.errors import MmrlError
+from lightning_mmrl.workers.own_packages import own_packages
 from lightning_mmrl.workers.serving import OVERTIME, Announced, Limits, Outcome, Parcel, serve
 
 _START_LIMIT_S = 120.0
@@ -283,7 +284,8 @@ class _Worker:
     def __init__(self, payload: bytes, limits: Limits, name: str) -> None:
         context = get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, payload, limits), name=name, daemon=True)
+        given = (theirs, payload, limits, own_packages())
+        self.process = context.Process(target=serve, args=given, name=name, daemon=True)
         self.process.start()
         theirs.close()
         assert self.process.pid is not None

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import parent_process
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mmrl.errors import FOREIGN_FAILURES, MmrlError
+from lightning_mmrl.workers.own_packages import find_own_packages
 
 
 class OverrunError(MmrlError):
@@ -89,9 +90,12 @@ def lower_processor_time(share: float) -> None:
         bound.set(min(1.0, share))
 
 
-def serve(connection: Connection, payload: bytes, limits: Limits) -> None:
-    """Loads the function, says so, then serves one item at a time until the pipe closes."""
-    end_with_parent()
+def serve(connection: Connection, payload: bytes, limits: Limits, packages: Mapping[str, str]) -> None:
+    """Loads the function, says so, then serves one item at a time until the pipe closes.
+
+    `packages` are those of the user's own that the parent has found, with the folder of each.
+    """
+    begin(packages)
     try:
         function = pickle.loads(payload)
     except FOREIGN_FAILURES as error:
@@ -109,6 +113,12 @@ def serve(connection: Connection, payload: bytes, limits: Limits) -> None:
             item = connection.recv()
             lower_processor_time(1.0)
             _report(connection, _call(function, item, watchdog))
+
+
+def begin(packages: Mapping[str, str]) -> None:
+    """Readies a process that was just started: it ends with its parent, and finds the user's packages as that does."""
+    end_with_parent()
+    find_own_packages(packages)
 
 
 def end_with_parent() -> None:

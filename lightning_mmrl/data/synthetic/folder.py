@@ -18,7 +18,8 @@ from filelock import FileLock
 
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.machine import refusal
-from lightning_mmrl.workers.serving import end_with_parent
+from lightning_mmrl.workers.own_packages import own_packages
+from lightning_mmrl.workers.serving import begin
 
 RECORD = "dataset.json"
 """Written last; a folder without it is not a generated set."""
@@ -206,7 +207,8 @@ def _move_into_place(partial: Path, directory: Path) -> None:
 def _spawned(workers: int) -> Iterator[Executor]:
     """Give a pool that drops its waiting jobs when one fails."""
     # A killed run does not end its workers: they see to it themselves.
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=end_with_parent)
+    context, packages = multiprocessing.get_context("spawn"), own_packages()
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=begin, initargs=(packages,))
     try:
         yield pool
     except BrokenProcessPool as error:

@@ -15,6 +15,8 @@ VARIABLE = "MMRL_SERVER_KEY"
 SETTING = "rollout.settings.server.key_file"
 MIN_LENGTH, MAX_LENGTH = 16, 1024
 """Characters of a key."""
+START = "mmrl-"
+"""How each key begins. A configuration names both file and server, and must not have another secret sent there."""
 REMEDY = "mmrl serve --new-key FILE writes a good one"
 
 
@@ -144,11 +146,13 @@ def _checked(text: str, source: str) -> Key:
             f"the server key {source} {problem}; it must be one line of {MIN_LENGTH} to {MAX_LENGTH} printable ASCII "
             f"characters: {REMEDY}"
         )
+    if not text.startswith(START):
+        raise ConfigError(f"{source} is no key of mmrl serve; write one with mmrl serve --new-key FILE")
     return Key(value=text, source=source)
 
 
 def write_key(path: Path) -> None:
-    """Writes a random key of 256 bits to a new file of mode 600.
+    """Writes `mmrl-` and 256 random bits to a new file of mode 600.
 
     Raises:
         ConfigError: There is such a file already, or it cannot be written.
@@ -160,7 +164,7 @@ def write_key(path: Path) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             with os.fdopen(descriptor, "w") as file:
-                file.write(f"{secrets.token_urlsafe(32)}\n")
+                file.write(f"{START}{secrets.token_urlsafe(32)}\n")
         except OSError:
             path.unlink()
             raise

@@ -20,7 +20,7 @@ from lightning_mmrl.rollout.vllm.client import KeyRefusedError
 from lightning_mmrl.rollout.vllm.keys import VARIABLE, own_file, read_key, write_key
 from lightning_mmrl.rollout.vllm.settings import VLLMServer
 
-KEY = "the-key-of-these-tests"
+KEY = "mmrl-the-key-of-these-tests"
 
 
 class Health(BaseHTTPRequestHandler):
@@ -210,7 +210,7 @@ def test_a_run_without_the_servers_key_is_refused(installed, server, monkeypatch
     ):
         require(server)
     assert server.asked == []
-    monkeypatch.setenv(VARIABLE, "another-key-of-another-server")
+    monkeypatch.setenv(VARIABLE, "mmrl-another-key-of-another-server")
     with pytest.raises(KeyRefusedError, match=f"^the vLLM server at {server.url} does not take the key of {VARIABLE};"):
         require(server)
 

@@ -1,6 +1,8 @@
 """What `--allow-targets` opens: a user's own code, by its name, of the kinds that have a place for it."""
 
 import sys
+from importlib.util import find_spec
+from pkgutil import resolve_name
 
 import pytest
 from omegaconf import OmegaConf
@@ -10,7 +12,10 @@ from lightning_mmrl.config.own_code import is_function_opened, is_opened, opened
 from lightning_mmrl.config.run import check_all_targets
 from lightning_mmrl.config.targets import check_targets
 from lightning_mmrl.config.validate import validated
+from lightning_mmrl.data.synthetic.folder import _spawned
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.workers.pool import DeadlinePool
+from lightning_mmrl.workers.serving import Outcome
 
 PART = "stages.reason.rewards.parts.mine"
 USER_FUNCTION = "lightning_mmrl.rewards.user_function.UserFunction"
@@ -193,13 +198,71 @@ def test_a_flag_may_hold_several_and_be_given_again():
         assert not is_opened("own_code.Brevity")
 
 
-def test_a_package_in_the_current_folder_is_found_after_all_others(tmp_path, monkeypatch):
+HERE = {
+    "package_here": "package_here/__init__.py",
+    "module_here": "module_here.py",
+    "folder_here": "folder_here/rewards.py",
+}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A current folder with the user's own code and what somebody else has put beside it."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    (tmp_path / "package_here").mkdir()
-    (tmp_path / "package_here" / "__init__.py").write_text("")
+    for path in HERE.values():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(
+            "def looked(name):\n    import importlib.util as u\n    return u.find_spec(name)\n"
+        )
+    (tmp_path / "package_here" / "inner.py").write_text("from package_here import looked")
+    for name in ("kernels", "planted_kernels"):
+        (tmp_path / f"{name}.py").write_text("open('marker', 'w').close()\n")
+    yield tmp_path
+    for name in [each for each in sys.modules if each.partition(".")[0] in HERE]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_a_package_in_the_current_folder_is_importable_and_nothing_beside_it(here, name):
+    path = list(sys.path)
+    with opened([name]):
+        assert find_spec(name) is not None
+        assert [each for each in (*HERE, "planted_kernels", "kernels") if find_spec(each) is not None] == [name]
+        assert sys.path == path
+    assert find_spec(name) is None
+
+
+def test_what_lies_below_a_package_here_is_found(here):
+    with opened(["package_here.inner"]):
+        assert resolve_name("package_here.inner.looked")("planted_kernels") is None
+    with opened(["folder_here"]):
+        assert callable(resolve_name("folder_here.rewards.looked"))
+
+
+def test_each_block_takes_back_what_it_made_importable(here):
     with opened(["package_here"]):
-        assert sys.path[-1] == str(tmp_path)
+        with opened(["module_here"]):
+            assert find_spec("package_here") is not None
+            assert find_spec("module_here") is not None
+        assert find_spec("package_here") is not None
+        assert find_spec("module_here") is None
+        with pytest.raises(ConfigError, match="there is no package nothing_of_this_name"):
+            opened(["module_here", "nothing_of_this_name"]).__enter__()
+        assert find_spec("module_here") is None
+
+
+def test_a_worker_finds_the_package_here_and_nothing_beside_it(here):
+    with opened(["package_here", "folder_here"]):
+        for target in ("package_here.inner.looked", "folder_here.rewards.looked"):
+            with DeadlinePool(resolve_name(target), num_workers=1, deadline_s=30.0) as pool:
+                assert pool.map(["planted_kernels", "kernels"]) == [Outcome(value=None)] * 2
+
+
+def test_a_process_that_draws_finds_the_package_here(here):
+    with opened(["package_here"]):
+        looked = resolve_name("package_here.looked")
+        with _spawned(1) as pool:
+            assert pool.submit(looked, "planted_kernels").result(timeout=30) is None
 
 
 KEYS = {

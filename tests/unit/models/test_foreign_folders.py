@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lightning_mmrl.errors import StageError
+from lightning_mmrl.models.folder import check_settings
 
 FAMILY = "qwen2_5_omni"
 
@@ -88,6 +89,31 @@ def kernel_of_a_part(folder):
     config = json.loads((folder / "config.json").read_text())
     config["text_config"]["_attn_implementation_internal"] = "somebody/kernel:attend"
     (folder / "config.json").write_text(json.dumps(config))
+
+
+def setting(key, value, part=None):
+    """A key of the model's settings, or of a part of them."""
+
+    def change(folder):
+        if part is None:
+            edit(folder, "config.json", **{key: value})
+        else:
+            config = json.loads((folder / "config.json").read_text())
+            edit(folder, "config.json", **{part: {**config[part], key: value}})
+
+    return change
+
+
+KERNELS = {
+    "fp8": setting("quantization_config", {"quant_method": "fp8"}),
+    "mxfp4": setting("quantization_config", {"quant_method": "mxfp4"}),
+    "a method that there is not": setting("quantization_config", {"quant_method": "evil"}),
+    "fp8 of a part": setting("quantization_config", {"quant_method": "fp8"}, "text_config"),
+    "the older name": setting("compression_config", {"quant_method": "compressed-tensors"}),
+    "kernels of the hub": setting("use_kernels", True),
+    "kernels of a part": setting("use_kernels", 1, "text_config"),
+    "a mapping of kernels": setting("kernel_config", {"kernel_mapping": {"RMSNorm": "somebody/kernel:RMSNorm"}}),
+}
 
 
 def another_model(folder):
@@ -199,6 +225,7 @@ CHANGES = {
         settings_of_other_types,
     )
 }
+CHANGES |= KERNELS
 CHANGES |= {
     f"an index that names {name}": index_of(name)
     for name in ("../secret.safetensors", "{}/secret.safetensors", "pytorch_model.bin", "..", "")
@@ -213,6 +240,13 @@ def test_a_folder_that_asks_for_more_than_data_is_refused(folder, change, tmp_pa
     assert str(folder) in str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("change", KERNELS)
+def test_kernels_are_refused_before_anything_looks_for_them(folder, change):
+    KERNELS[change](folder)
+    with pytest.raises(StageError, match=r"config\.json asks for .* (of|from) the hub"):
+        check_settings(folder)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "tokenizer.pkl", "training_args.bin"])

@@ -131,6 +131,99 @@ def test_a_function_that_cannot_be_called_is_refused(file, monkeypatch, function
         UserFunction(function=function)
 
 
+FOREIGN = """
+import functools, operator, os, shutil, subprocess
+from functools import partial
+from pathlib import Path
+from subprocess import Popen, run
+from shutil import copy
+from own_code.rewards import letters
+from lightning_mmrl.rewards.token_length import TokenLength
+from lightning_mmrl.rewards.compose import WeightedReward
+
+count = len
+again = run
+touch = partial(run, ["true"])
+deeper = partial(partial(run), ["true"])
+kept = functools.cache(copy)
+getter = operator.itemgetter(0)
+bound = "".join
+"""
+OWN = """
+from functools import partial, wraps
+from lightning_mmrl.rewards.token_length import TokenLength
+
+def own(sample, completion, weight=1.0):
+    return weight
+
+def logged(function):
+    @wraps(function)
+    def inner(*args):
+        return function(*args)
+    return inner
+
+class Scorer:
+    def __call__(self, sample, completion):
+        return 1.0
+
+    def method(self, sample, completion):
+        return 1.0
+
+    @classmethod
+    def of_class(cls, sample, completion):
+        return 1.0
+
+short = lambda sample, completion: 1.0
+part = partial(own, weight=1.0)
+part_of_instance = partial(Scorer())
+instance = Scorer()
+method = Scorer().method
+of_class = Scorer.of_class
+wrapped = logged(own)
+ours = TokenLength(per_token=0.5)
+"""
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Popen", "run", "copy", "Path", "letters", "WeightedReward", "again", "touch", "deeper", "kept", "getter"],
+)
+def test_what_a_file_only_imports_is_no_reward(tmp_path, name):
+    (tmp_path / "imports.py").write_text(FOREIGN)
+    with pytest.raises(ConfigError, match=rf"imports.py does not define '{name}' but has it from [a-z_.]+; name it "):
+        UserFunction(function=f"{tmp_path}/imports.py:{name}")
+
+
+@pytest.mark.parametrize("name", ["os", "count", "bound", "no_such"])
+def test_what_is_imported_is_not_offered(tmp_path, name):
+    (tmp_path / "imports.py").write_text(FOREIGN)
+    with pytest.raises(ConfigError) as refused:
+        UserFunction(function=f"{tmp_path}/imports.py:{name}")
+    assert "letters" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["own", "short", "part", "part_of_instance", "instance", "method", "of_class", "wrapped", "ours"],
+)
+def test_what_a_file_defines_is_a_reward(tmp_path, name):
+    (tmp_path / "defines.py").write_text(OWN)
+    assert isinstance(UserFunction(function=f"{tmp_path}/defines.py:{name}")(SAMPLE, TEXT), float)
+
+
+def test_a_package_hands_on_what_is_defined_below_it_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "handing_on").mkdir()
+    (tmp_path / "handing_on" / "below.py").write_text("def f(sample, completion):\n    return 1.0\n")
+    (tmp_path / "handing_on" / "beside.py").write_text("from handing_on.below import f\n")
+    (tmp_path / "handing_on" / "__init__.py").write_text("from handing_on.below import f\nfrom subprocess import run\n")
+    for place in ("handing_on", "handing_on.below"):
+        assert UserFunction(function=f"{place}:f")(SAMPLE, TEXT) == 1.0
+    for function, home in (("handing_on:run", "subprocess"), ("handing_on.beside:f", "handing_on.below")):
+        with pytest.raises(ConfigError, match=f"but has it from {home}; name it where it is defined"):
+            UserFunction(function=function)
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [("def f(:\n", "SyntaxError"), ("1 / 0\n", "ZeroDivisionError: division by zero"), ("exit(4)", "SystemExit: 4")],

@@ -8,7 +8,7 @@ from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.rollout.vllm.guard import Guard
 from lightning_mmrl.rollout.vllm.keys import VARIABLE
 
-KEY = "k3y-" + "x" * 28
+KEY = "mmrl-" + "x" * 28
 RIGHT = (b"authorization", f"Bearer {KEY}".encode())
 REFUSAL = [
     {
@@ -106,7 +106,7 @@ BEARER = b"Bearer " + KEY.encode()
         pytest.param([(b"authorization", BEARER + b" ")], id="a space behind"),
         pytest.param([(b"authorization", BEARER + b"\x00")], id="a null behind"),
         pytest.param([(b"authorization", BEARER[:-1])], id="one short"),
-        pytest.param([(b"authorization", BEARER.lower().replace(b"k3y", b"K3Y"))], id="another case"),
+        pytest.param([(b"authorization", BEARER.lower().replace(b"mmrl", b"MMRL"))], id="another case"),
         pytest.param([(b"authorization", b"Bearer \xff\xfe" + KEY.encode())], id="not text"),
         pytest.param([(b"authorization", b"Bearer " + b"x" * 2**20)], id="very long"),
         pytest.param([(b"authorization", b"Basic " + KEY.encode())], id="another scheme"),

@@ -9,7 +9,7 @@ from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.rollout.vllm import keys
 from lightning_mmrl.rollout.vllm.keys import VARIABLE, Key, read_key, serving_key, trainer_key, write_key
 
-KEY = "secret-of-32-characters-in-a-file"
+KEY = "mmrl-secret-of-37-characters-in-a-file"
 HERE, ELSEWHERE = "http://127.0.0.1:8000", "http://192.0.2.7:8000"
 
 
@@ -77,6 +77,37 @@ def test_what_is_no_key_is_refused_in_a_sentence_that_does_not_say_it(key_file, 
         assert KEY not in str(refused.value)
 
 
+OTHER_SECRETS = {
+    "a token of a vault": "hvs.CAESIJ2x8Q0b1vXnM4kq7yTz",
+    "a token of the hub": "hf_abcdefghijklmnopqrstuvwxyz",
+    "a token of GitHub": "ghp_0123456789abcdefghijklmnopqrstuvwxyz",
+    "a password": "correct-horse-battery-staple",
+    "a key within": "token-mmrl-0123456789abcdef",
+    "capitals": "MMRL-0123456789abcdef",
+}
+
+
+@pytest.mark.parametrize("secret", OTHER_SECRETS.values(), ids=OTHER_SECRETS)
+def test_another_secret_is_shown_to_no_server(key_file, monkeypatch, home, secret):
+    key_file.write_text(f"{secret}\n")
+    own = home / ".mmrl" / "server.key"
+    write_key(own)
+    own.write_text(secret)
+    for find, source in (
+        (lambda: trainer_key(ELSEWHERE, str(key_file)), key_file),
+        (lambda: serving_key("0.0.0.0", str(key_file)), key_file),
+        (lambda: trainer_key(HERE, None), own),
+        (keys.environment_key, VARIABLE),
+        (lambda: trainer_key(ELSEWHERE, None), VARIABLE),
+    ):
+        if source == VARIABLE:
+            monkeypatch.setenv(VARIABLE, secret)
+        with pytest.raises(
+            ConfigError, match=f"^{source} is no key of mmrl serve; write one with mmrl serve --new-key FILE$"
+        ):
+            find()
+
+
 def test_a_variable_of_other_bytes_than_text_is_no_key(monkeypatch):
     monkeypatch.setitem(os.environ, VARIABLE, os.fsdecode(KEY.encode() + b"\xff"))
     with pytest.raises(ConfigError, match="beyond ASCII"):
@@ -113,8 +144,8 @@ def test_the_environment_comes_before_the_file_and_the_file_before_the_users_own
     write_key(home / ".mmrl" / "server.key")
     assert trainer_key(HERE, None).source == serving_key("localhost", None).source == str(keys.own_file())
     assert trainer_key(HERE, str(key_file)) == serving_key("127.0.0.1", str(key_file))
-    monkeypatch.setenv(VARIABLE, "e" * 16)
-    assert trainer_key(HERE, str(key_file)) == serving_key("::", None) == Key(value="e" * 16, source=VARIABLE)
+    monkeypatch.setenv(VARIABLE, f"mmrl-{'e' * 11}")
+    assert trainer_key(HERE, str(key_file)) == serving_key("::", None) == Key(value=f"mmrl-{'e' * 11}", source=VARIABLE)
 
 
 def test_a_server_on_the_loopback_writes_a_key_that_a_trainer_here_finds(home):
@@ -127,7 +158,8 @@ def test_a_server_on_the_loopback_writes_a_key_that_a_trainer_here_finds(home):
     path = home / ".mmrl" / "server.key"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-    assert len(served.value) >= 43  # 256 bits in base64
+    assert served.value.startswith("mmrl-")
+    assert len(served.value) >= 5 + 43  # 256 bits in base64
 
 
 def test_the_users_own_key_goes_over_no_network(home):

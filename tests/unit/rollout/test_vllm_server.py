@@ -21,7 +21,7 @@ from lightning_mmrl.rollout.vllm.keys import VARIABLE, Key
 from lightning_mmrl.rollout.vllm.settings import VLLMServer
 from lightning_mmrl.rollout.vllm.transfer import Walk
 
-KEY = "the-key-of-these-tests"
+KEY = "mmrl-the-key-of-these-tests"
 WEIGHTS = {"a": torch.zeros(2), "b": torch.ones(3)}
 
 
@@ -179,7 +179,7 @@ def test_weights_that_the_server_does_not_see_are_named_so(script, connected):
     assert script.version.endswith("is being pushed")
 
 
-@pytest.mark.parametrize("variable", [None, "another-key-than-the-server's"])
+@pytest.mark.parametrize("variable", [None, "mmrl-another-key-than-the-server's"])
 def test_a_trainer_without_the_key_is_refused_in_one_sentence(script, connected, monkeypatch, tmp_path, variable):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv(VARIABLE)
