@@ -15,7 +15,7 @@ from typing import Any
 
 from lightning_mmrl.curriculum.manifest import write_json
 from lightning_mmrl.errors import StageError
-from lightning_mmrl.files import folder_beside, follow_umask, writing
+from lightning_mmrl.files import folder_beside, follow_umask, read_json, writing
 from lightning_mmrl.training.state_store import sync, sync_tree
 
 SEAL = "mmrl.json"
@@ -133,10 +133,10 @@ def check_handoff(directory: Path) -> dict[str, Any]:
 
 
 def _has_towers(config: Path) -> bool:
-    try:
-        return bool(TOWERS & json.loads(config.read_bytes()).keys())
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise StageError(f"{config} is no configuration of a model ({error!r}); {_AGAIN}") from error
+    content = read_json(config, _AGAIN)
+    if not isinstance(content, dict):
+        raise StageError(f"{config} is no configuration of a model; {_AGAIN}")
+    return bool(TOWERS & content.keys())
 
 
 def _own_files(folder: Path, directory: Path, files: Mapping[str, str]) -> Iterator[Path]:

@@ -410,10 +410,11 @@ def test_an_unfinished_stage_begins_again_once_what_it_started_from_was_replaced
     assert (interrupted.directory / "stages" / "01-cold_start.replaced-1" / "state").is_dir()
 
 
-def test_states_that_nobody_can_tell_what_they_are_of_stop_the_run(interrupted):
+@pytest.mark.parametrize("content", ["", '{"content": {', "[]", '{"content": {}}', "[" * 100_000])
+def test_states_that_nobody_can_tell_what_they_are_of_stop_the_run(interrupted, content):
     note = interrupted.directory / "stages" / "01-cold_start" / "attempt.json"
-    note.write_text(note.read_text()[:30])
-    with pytest.raises(StageError, match=r"attempt.json is missing or damaged .* or remove .*01-cold_start to train"):
+    note.write_text(content)
+    with pytest.raises(StageError, match=r"attempt.json is damaged .* or remove .*01-cold_start to train"):
         interrupted.run()
     assert (note.parent / "state").is_dir()
 
