@@ -5,6 +5,7 @@ sets `umask 002` and reads it all. Only a file that holds a secret is 0600; no f
 stored without their credentials.
 """
 
+import json
 import logging
 import os
 import secrets
@@ -14,11 +15,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from lightning_mmrl.errors import DiskError
+from lightning_mmrl.errors import DiskError, StageError
 from lightning_mmrl.machine import refusal
 
 _log = logging.getLogger(__name__)
+
+
+def read_json(path: Path, remedy: str) -> Any:
+    """What a JSON file says that anyone may have written.
+
+    Args:
+        path: The file.
+        remedy: What to do then, for the message.
+
+    Raises:
+        StageError: It cannot be read, is no JSON in UTF-8, or is nested deeper than Python reads.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StageError(f"{path} cannot be read ({error.strerror}); {remedy}") from error
+    except (ValueError, RecursionError) as error:
+        raise StageError(f"{path} is damaged ({error}); {remedy}") from error
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Options that several `mmrl data` commands share."""
+"""Options that several `mmrl data` commands share, and those of `mmrl predict` that bound decoding."""
 
 import argparse
 import os
@@ -15,11 +15,24 @@ def add_guard(parser: argparse.ArgumentParser) -> None:
     """Adds the bounds of decoding; limits have the names and defaults of data.media."""
     cores = os.cpu_count() or 2
     parser.add_argument("--workers", type=int, default=cores, metavar="N", help="decoding processes (default: cores)")
-    parser.add_argument("--deadline", type=float, default=30.0, metavar="S", help="seconds per medium (default 30)")
-    parser.add_argument("--memory-mb", type=int, default=1024, metavar="N", help="MiB per process (default 1024)")
+    add_decode_bounds(parser)
     parser.add_argument("--max-duration-s", type=float, metavar="S", help="longest medium (default 600)")
     parser.add_argument("--max-pixels", type=int, metavar="N", help="pixels of the largest frame (default 16777216)")
     parser.add_argument("--max-bytes", type=int, metavar="N", help="largest file (default 268435456)")
+
+
+def add_decode_bounds(parser: argparse.ArgumentParser) -> None:
+    """Adds what one medium may take of the machine."""
+    parser.add_argument("--deadline", type=float, default=30.0, metavar="S", help="seconds per medium (default 30)")
+    parser.add_argument("--memory-mb", type=int, default=1024, metavar="N", help="MiB per process (default 1024)")
+
+
+def check_bounds(options: argparse.Namespace, names: Sequence[str]) -> None:
+    """Raises: ConfigError: One of the bounds is not above 0."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and not value > 0:
+            raise ConfigError(f"--{name.replace('_', '-')} is {value}; it must be above 0")
 
 
 def guard_of(options: argparse.Namespace) -> "Guard":
@@ -28,10 +41,7 @@ def guard_of(options: argparse.Namespace) -> "Guard":
     Raises:
         ConfigError: One of them is not above 0.
     """
-    for name in ("workers", "deadline", "memory_mb", "max_duration_s", "max_pixels", "max_bytes"):
-        value = getattr(options, name)
-        if value is not None and not value > 0:
-            raise ConfigError(f"--{name.replace('_', '-')} is {value}; it must be above 0")
+    check_bounds(options, ("workers", "deadline", "memory_mb", "max_duration_s", "max_pixels", "max_bytes"))
     from lightning_mmrl.data.media.examine import Guard
     from lightning_mmrl.types.media import MediaSettings
 

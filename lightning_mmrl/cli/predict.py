@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lightning_mmrl.cli.data_options import add_decode_bounds, check_bounds
 from lightning_mmrl.config.own_code import FLAG, opened, split_prefixes
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.prompts.template import DEFAULT_QUESTION
@@ -22,6 +23,7 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError(f"--question is {options.question!r}, which is empty; say what to ask or leave it out")
     if options.max_new_tokens is not None and options.max_new_tokens < 1:
         raise ConfigError(f"--max-new-tokens is {options.max_new_tokens}; it must be at least 1")
+    check_bounds(options, ("deadline", "memory_mb"))
 
     # Loaded here: argument errors need no torch.
     from lightning_mmrl.config.answer import answer_question
@@ -36,6 +38,8 @@ def run(arguments: Sequence[str]) -> int:
             sound=options.audio,
             hear=not options.no_audio,
             max_new_tokens=options.max_new_tokens,
+            deadline_s=options.deadline,
+            memory_mb=options.memory_mb,
         )
     answer = scan(completion.text)
     lines = [
@@ -70,5 +74,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--audio", type=Path, help="a separate sound file in place of the videos' own sound")
     parser.add_argument("--no-audio", action="store_true", help="leave out the sound of videos")
     parser.add_argument("--max-new-tokens", type=int, help="longest answer (default: as the checkpoint was evaluated)")
+    add_decode_bounds(parser)
     parser.add_argument(FLAG, action="append", default=[], metavar="PREFIX", help="your own code that builds the model")
     return parser

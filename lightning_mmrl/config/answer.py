@@ -36,6 +36,8 @@ def answer_question(
     sound: Path | None = None,
     hear: bool = True,
     max_new_tokens: int | None = None,
+    deadline_s: float = 30.0,
+    memory_mb: int = 1024,
 ) -> tuple[Completion, tuple[Medium, ...]]:
     """The greedy answer of a handoff to a question about what some files hold, and what that was.
 
@@ -46,6 +48,8 @@ def answer_question(
         sound: A file whose sound is heard in place of the videos' own.
         hear: False to leave out the sound of videos.
         max_new_tokens: Longest answer, at least 1; None takes the checkpoint's own limit.
+        deadline_s: Seconds that decoding one medium may take.
+        memory_mb: MiB that it may take.
 
     Raises:
         StageError: The folder is not a complete handoff, or says what no run writes.
@@ -56,7 +60,9 @@ def answer_question(
     facts = checked_handoff(checkpoint)
     check_facts(facts, checkpoint / SEAL)
     family = loaded_family(facts["family"], checkpoint / SEAL)
-    parts = Assembly(config=_config(facts, family), console=ConsoleProgress())
+    config = _config(facts, family)
+    config.data.media.decode_deadline_s, config.data.media.decode_memory_mb = deadline_s, memory_mb
+    parts = Assembly(config=config, console=ConsoleProgress())
     media = chosen_media(files, parts.media_settings, parts.decoder, sound=sound, hear=hear)
     messages = (Message(role="user", content=question_about([ref.kind for _, ref in media], question)),)
     encoder = parts.encoder(checkpoint)

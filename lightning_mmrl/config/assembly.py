@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 from lightning_mmrl.config import targets
 from lightning_mmrl.config.families import stored_family
 from lightning_mmrl.config.schema import AdapterConfig, RootConfig, SamplingConfig, StageDataConfig, TrainerConfig
+from lightning_mmrl.curriculum.lineage import facts_if_sealed
 from lightning_mmrl.data.datamodules import Source, ValidationFeed
 from lightning_mmrl.data.exclusions import EXCLUSIONS, Exclusions
 from lightning_mmrl.data.media.cache import MediaCache
@@ -176,10 +177,20 @@ class Assembly:
         return {"prefill": self.template.prefill, "poll": self.group.interruption.poll}
 
     def base_checkpoint(self) -> Path:
-        """The base model, built first if the configuration says how.
+        """As `base_folder`, after a check of its files if it is a stage's handoff.
 
         Raises:
-            StageError: The folder does not exist and nothing builds it.
+            StageError: It is a handoff that is not whole, or not what its stage left.
+            DiskError: As `base_folder`.
+        """
+        folder = self.base_folder()
+        facts_if_sealed(folder)
+        return folder
+
+    def base_folder(self) -> Path:
+        """The folder or hub id of the base model, built first if the configuration says how.
+
+        Raises:
             DiskError: The disk refuses the folder; what was begun is removed.
         """
         checkpoint = Path(self.config.model.checkpoint)

@@ -17,8 +17,7 @@ from lightning_mmrl.config.rewards import training_rewards
 from lightning_mmrl.config.schema import StageConfig
 from lightning_mmrl.config.specs import bound, flattened
 from lightning_mmrl.curriculum.attempt import STATES
-from lightning_mmrl.curriculum.handoff import SEAL
-from lightning_mmrl.curriculum.lineage import checked_handoff
+from lightning_mmrl.curriculum.lineage import facts_if_sealed
 from lightning_mmrl.data.datamodules import Feed, OmniDataModule, eval_loader
 from lightning_mmrl.data.exclusions import EXCLUSIONS, Exclusions
 from lightning_mmrl.data.prepared import PreparedSet
@@ -252,9 +251,7 @@ class CheckpointEvaluator:
     def __call__(self, checkpoint: Path, directory: Path, stage: str, run: TrackedRun | None) -> Mapping[str, float]:
         """Metrics keyed `<set>/<metric>`."""
         parts, settings = self._assembly, self._assembly.config.evaluation
-        if (checkpoint / SEAL).exists():
-            checked_handoff(checkpoint)
-        elif checkpoint.is_absolute() and not checkpoint.exists():
+        if facts_if_sealed(checkpoint) is None and checkpoint.is_absolute() and not checkpoint.exists():
             raise StageError(f"checkpoint {checkpoint} does not exist; give a stage's handoff folder or a hub id")
         prepare_process(parts.trainer_settings, parts.config.seed)
         with parts.group.first():

@@ -91,7 +91,7 @@ def _lead(
     """The run as rank 0 sees it: the only one that decides, writes down and tracks."""
     config = parts.config
     resolved = directory / "config.yaml"
-    curriculum = Curriculum(name=config.run_name, stages=specs, base=parts.base_checkpoint, facts=parts.facts())
+    curriculum = Curriculum(name=config.run_name, stages=specs, base=parts.base_folder, facts=parts.facts())
     orchestrator = StageOrchestrator(
         curriculum,
         directory,

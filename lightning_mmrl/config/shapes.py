@@ -131,7 +131,7 @@ def read_shape(checkpoint: str) -> ModelShape | None:
     if file.is_file():
         try:
             return shape_of(json.loads(file.read_text(encoding="utf-8")))
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"its config.json is not as its family's are ({error})") from error
     return shape_of(RELEASED[checkpoint]) if checkpoint in RELEASED else None
 

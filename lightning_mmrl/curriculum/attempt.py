@@ -1,6 +1,5 @@
 """What an unfinished stage left in its folder, and whether a run may go on from it."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from lightning_mmrl.curriculum.changes import describe_changes
 from lightning_mmrl.curriculum.manifest import write_json
 from lightning_mmrl.errors import ConfigError, StageError
+from lightning_mmrl.files import read_json
 from lightning_mmrl.types.records import StageSpec
 
 FILE = "attempt.json"
@@ -52,15 +52,15 @@ class Attempt:
             StageError: There are states, and the file that says what they are of is damaged.
         """
         has_states = any((folder / STATES).glob("step-*"))
+        remedy = f"restore it, or remove {folder} to train the stage from its start"
         try:
-            return cls(**json.loads((folder / FILE).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            return cls(**read_json(folder / FILE, remedy))
+        except (StageError, TypeError) as error:
             if not has_states:
                 return None
-            raise StageError(
-                f"{folder / FILE} is missing or damaged ({error}); restore it, or remove {folder} to train the stage "
-                "from its start"
-            ) from error
+            if isinstance(error, StageError):
+                raise
+            raise StageError(f"{folder / FILE} is damaged ({error}); {remedy}") from error
 
 
 def stage_folder(directory: Path, spec: StageSpec) -> Path:

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning_mmrl.errors import StageError
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap, Interval
 from lightning_mmrl.evaluation.records import COUNTED_WRONG, Prediction
+from lightning_mmrl.files import read_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,12 +81,8 @@ def compare_stages(
 
 
 def _summary(stage: str, folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StageError(
-            f"stage {stage} has no evaluation in {folder} ({error}); restore it, or set a new run_name"
-        ) from error
+    remedy = f"stage {stage} has no evaluation in {folder} without it: restore it, or set a new run_name"
+    return read_json(folder / "evaluation.json", remedy)
 
 
 def _result(stage: str, name: str, entry: dict[str, Any]) -> SetResult:

@@ -11,7 +11,7 @@ from lightning_mmrl.errors import ConfigError, StageError
 from lightning_mmrl.prompts.template import PromptTemplate
 
 DTYPES = ("float32", "bfloat16", "float64")
-SEALED = ("version", "digest", "files", "seal")
+SEALED = ("version", "digest", "files", "placeless", "seal")
 """Keys of the seal itself."""
 
 _Problem = str | None

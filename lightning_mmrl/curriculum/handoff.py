@@ -15,7 +15,7 @@ from typing import Any
 
 from lightning_mmrl.curriculum.manifest import write_json
 from lightning_mmrl.errors import StageError
-from lightning_mmrl.files import folder_beside, follow_umask, writing
+from lightning_mmrl.files import folder_beside, follow_umask, read_json, writing
 from lightning_mmrl.training.state_store import sync, sync_tree
 
 SEAL = "mmrl.json"
@@ -37,7 +37,8 @@ BESIDE_FOLDERS = (".git", ".cache/huggingface")
 
 ADAPTER_CONFIG = "adapter_config.json"
 PLACE = "base_model_name_or_path"
-"""Where a base lies, in the configuration of an adapter on it (peft's format): a place, and no part of the content."""
+"""Where a base lies, in the configuration of an adapter on it (peft's format). The seal holds it, the digest does not:
+the same training has the same digest wherever its run lies."""
 
 _AGAIN = "restore it, or run the stage again under a new run_name"
 
@@ -52,17 +53,21 @@ def write_handoff(directory: Path, export: Callable[[Path], None], facts: Mappin
 
     Returns:
         The hash of all its files, those of subfolders included, but for the place of an adapter's base: the same
-        training gives the same hash wherever it lies. The facts are no part of it; `sealed` has a digest with them.
+        training gives the same hash wherever it lies. Neither the place nor the facts are part of it; the digest of
+        the seal, which `sealed` returns, is of both.
 
     Raises:
         DiskError: The disk refuses; what was begun is removed.
     """
     with writing(directory), folder_beside(directory) as temporary:
         export(temporary)
-        files = (path for path in sorted(temporary.rglob("*")) if path.is_file())
-        hashes = {path.relative_to(temporary).as_posix(): _content_hash(path) for path in files}
-        digest = _combined(hashes)
-        content = {"version": VERSION, "digest": digest, "files": hashes, **facts}
+        files = {
+            path.relative_to(temporary).as_posix(): path for path in sorted(temporary.rglob("*")) if path.is_file()
+        }
+        hashes = {name: _file_hash(path) for name, path in files.items()}
+        placeless = {name: _placeless_hash(path) for name, path in files.items() if path.name == ADAPTER_CONFIG}
+        digest = _combined({**hashes, **placeless})
+        content = {"version": VERSION, "digest": digest, "files": hashes, "placeless": placeless, **facts}
         write_json(temporary / SEAL, {**content, "seal": _combined(content)})
         follow_umask(temporary)  # safetensors writes weights that only their owner may read
         sync_tree(temporary)
@@ -89,14 +94,16 @@ def sealed(directory: Path) -> dict[str, Any]:
             raise ValueError(f"more than {MOST_BYTES} bytes")
         content = json.loads(seal.read_text(encoding="utf-8"))
         version, own = content.get("version", 1), content.pop("seal", None)
-        intact = content["digest"] == _combined(content["files"]) and (own is None or own == _combined(content))
+        placeless = content.get("placeless", {})
+        digest = _combined({**content["files"], **placeless})
+        intact = content["digest"] == digest and (own is None or own == _combined(content))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StageError(f"{seal} is damaged ({error!r}); {_AGAIN}") from error
     if version not in (1, VERSION):
         raise StageError(f"{seal} has version {version!r}, this program reads up to {VERSION}; update lightning_mmrl")
     if not intact or (version == 1) != (own is None):
         raise StageError(f"{seal} lists other files or facts than the stage wrote; {_AGAIN}")
-    return {**content, "seal": own}
+    return {**content, "placeless": placeless, "seal": own}
 
 
 def check_handoff(directory: Path) -> dict[str, Any]:
@@ -113,9 +120,11 @@ def check_handoff(directory: Path) -> dict[str, Any]:
         raise StageError(f"{directory} has no *.safetensors; it is not a complete Hugging Face folder, {_AGAIN}")
     try:
         found = {path.relative_to(directory).as_posix(): path for path in _own_files(directory, directory, files)}
-        for name, expected in files.items():
-            if name not in found or _content_hash(found[name]) != expected:
-                raise StageError(f"{directory / name} is missing or changed since the stage wrote it; {_AGAIN}")
+        of_file = _file_hash if facts.get("version") == VERSION else _content_hash
+        for of_content, hashes in ((of_file, files), (_placeless_hash, facts["placeless"])):
+            for name, expected in hashes.items():
+                if name not in found or of_content(found[name]) != expected:
+                    raise StageError(f"{directory / name} is missing or changed since the stage wrote it; {_AGAIN}")
     except OSError as error:
         raise StageError(f"{directory} cannot be read ({error}); see to its permissions") from error
     if _has_towers(directory / "config.json"):
@@ -124,10 +133,10 @@ def check_handoff(directory: Path) -> dict[str, Any]:
 
 
 def _has_towers(config: Path) -> bool:
-    try:
-        return bool(TOWERS & json.loads(config.read_bytes()).keys())
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise StageError(f"{config} is no configuration of a model ({error!r}); {_AGAIN}") from error
+    content = read_json(config, _AGAIN)
+    if not isinstance(content, dict):
+        raise StageError(f"{config} is no configuration of a model; {_AGAIN}")
+    return bool(TOWERS & content.keys())
 
 
 def _own_files(folder: Path, directory: Path, files: Mapping[str, str]) -> Iterator[Path]:
@@ -183,16 +192,19 @@ def _combined(content: Mapping[str, Any]) -> str:
 
 
 def _content_hash(path: Path) -> str:
-    """The hash of a file; of an adapter's configuration that of its values, without the place of the base."""
-    if path.name != ADAPTER_CONFIG:
-        return _file_hash(path)
+    """The hash that seals of version 1 list: of an adapter's configuration without the place of the base."""
+    return _placeless_hash(path) if path.name == ADAPTER_CONFIG else _file_hash(path)
+
+
+def _placeless_hash(path: Path) -> str:
+    """The hash of the values in an adapter's configuration, without the place of the base."""
     try:
         values = json.loads(path.read_bytes())
-    except ValueError:  # cut off or damaged: what its bytes hash to is no hash of values
+        if isinstance(values, dict):
+            values.pop(PLACE, None)
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    except (ValueError, RecursionError):  # cut off or damaged: what its bytes hash to is no hash of values
         return _file_hash(path)
-    if isinstance(values, dict):
-        values.pop(PLACE, None)
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _file_hash(path: Path) -> str:

@@ -1,5 +1,6 @@
 """Which stages a hand-over went through, by the hashes that each noted, and whether it is still what they left."""
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,13 +37,31 @@ def checked_handoff(handoff: Path) -> dict[str, Any]:
         StageError: The folder is not a whole handoff, or not what the run's stage left there.
     """
     facts = check_handoff(handoff)
+    result = _recorded(handoff)
+    if result is not None:
+        check_record(result, facts, handoff)
+    return facts
+
+
+def facts_if_sealed(folder: Path) -> dict[str, Any] | None:
+    """As `checked_handoff` of a folder that is a handoff; None for any other checkpoint, such as a base model.
+
+    Raises:
+        StageError: As `checked_handoff`; a handoff that a run has on record is one without its seal as well.
+    """
+    if not os.path.lexists(folder / SEAL) and _recorded(folder) is None:
+        return None
+    return checked_handoff(folder)
+
+
+def _recorded(handoff: Path) -> StageResult | None:
+    """What the run that a folder lies in has on record of it."""
     place = handoff.resolve()
     run = place.parents[2] if len(place.parents) > 2 else place
-    if (run / FILE).is_file():
-        for stage in Manifest.read(run).stages.values():
-            if (run / stage.result.handoff).resolve() == place:
-                check_record(stage.result, facts, handoff)
-    return facts
+    if not (run / FILE).is_file():
+        return None
+    results = (stage.result for stage in Manifest.read(run).stages.values())
+    return next((result for result in results if (run / result.handoff).resolve() == place), None)
 
 
 def check_finished(directory: Path, stages: Iterable[FinishedStage]) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mmrl.errors import StageError
-from lightning_mmrl.files import write_whole
+from lightning_mmrl.files import read_json, write_whole
 from lightning_mmrl.types.records import StageResult
 
 FILE = "manifest.json"
 VERSION = 2
+_RESTORE = "restore it or start a new run directory"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +58,8 @@ class Manifest:
         path = directory / FILE
         if not path.exists():
             return cls()
+        content = read_json(path, _RESTORE)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
             if content["version"] != VERSION:
                 raise StageError(
                     f"{path} has version {content['version']}, this is {VERSION}; start a new run directory"
@@ -76,7 +77,7 @@ class Manifest:
             ids = {key: content[key] for key in ("tracking_id", "running_id", "running_name")}
             return cls(stages=stages, **ids)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StageError(f"{path} is damaged ({error!r}); restore it or start a new run directory") from error
+            raise StageError(f"{path} is damaged ({error!r}); {_RESTORE}") from error
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -98,8 +99,9 @@ def tracked_runs(directory: Path) -> set[str]:
     found = {manifest.tracking_id, manifest.running_id}
     found |= {stage.result.tracking_id for stage in manifest.stages.values()}
     for path in directory.glob("stages/*/attempt.json"):
-        try:
-            found.add(json.loads(path.read_text(encoding="utf-8")).get("tracking_id"))
-        except (ValueError, AttributeError) as error:
-            raise StageError(f"{path} is damaged ({error}); remove it, or the folder it lies in") from error
+        remedy = "remove it, or the folder it lies in"
+        attempt = read_json(path, remedy)
+        if not isinstance(attempt, dict):
+            raise StageError(f"{path} is damaged: it holds no keys; {remedy}")
+        found.add(attempt.get("tracking_id"))
     return {run_id for run_id in found if run_id}

@@ -13,7 +13,7 @@ from typing import Any
 from lightning_mmrl.curriculum.attempt import STATES, Attempt, refuse_changed_attempts, stage_folder
 from lightning_mmrl.curriculum.changes import describe_changes
 from lightning_mmrl.curriculum.handoff import check_handoff, folder_digest, sealed, write_handoff
-from lightning_mmrl.curriculum.lineage import check_finished, check_record
+from lightning_mmrl.curriculum.lineage import check_finished, check_record, facts_if_sealed
 from lightning_mmrl.curriculum.manifest import FinishedStage, Manifest
 from lightning_mmrl.curriculum.selection import (
     Action,
@@ -273,6 +273,9 @@ class StageOrchestrator:
         source = origin(spec, self._stages)
         if source is None:
             base = self._curriculum.base()
+            facts = facts_if_sealed(base)
+            if facts is not None:
+                return base, facts["digest"], facts["seal"]
             return base, folder_digest(base) if base.is_dir() else str(base), None
         result = self._manifest.stages[source].result
         handoff = self._directory / result.handoff

@@ -1,6 +1,5 @@
 """A handoff as a folder to share: the checkpoint, and a model card with its stages, scores and lineage."""
 
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from lightning_mmrl.curriculum.handoff import SEAL
 from lightning_mmrl.curriculum.lineage import ancestry, checked_handoff
 from lightning_mmrl.curriculum.manifest import FinishedStage
 from lightning_mmrl.errors import StageError
-from lightning_mmrl.files import folder_beside, follow_umask, write_whole, writing
+from lightning_mmrl.files import folder_beside, follow_umask, read_json, write_whole, writing
 from lightning_mmrl.training.state_store import sync, sync_tree
 
 CARD = "README.md"
@@ -56,7 +55,7 @@ def publish(handoff: Path, target: Path, *, name: str | None = None, license_id:
     if target.exists():
         raise StageError(f"{target} exists; name a folder that does not, or remove it")
     stages = ancestry(handoff.parents[2], facts["digest"]) if len(handoff.parents) > 2 else []
-    config = json.loads((handoff / "config.json").read_text(encoding="utf-8"))
+    config = read_json(handoff / "config.json", "restore it")
     card = model_card(name or target.name, facts, config, stages, license_id=license_id)
     with writing(target), folder_beside(target) as partial:
         # What lies beside the sealed files, such as a `.git` folder, is not the handoff's.

@@ -13,6 +13,7 @@ from typing import Any
 from transformers.utils.hub import cached_file
 
 from lightning_mmrl.errors import StageError
+from lightning_mmrl.files import read_json
 
 NO_CODE: Mapping[str, Any] = {"trust_remote_code": False}
 """For every `from_pretrained`. Without it transformers asks on the terminal."""
@@ -33,6 +34,8 @@ ADAPTER = "adapter_config.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
+
+_RESTORE = "restore it"
 
 _FOREIGN = {
     "auto_map": "names code of its own",
@@ -75,7 +78,7 @@ def check_settings(checkpoint: str | Path) -> None:
     for name in SETTINGS:
         path = _found(checkpoint, name)
         if path is not None:
-            for key, value in _entries(_read(path)):
+            for key, value in _entries(read_json(path, _RESTORE)):
                 _check_entry(key, value, path)
     if (path := _found(checkpoint, ADAPTER)) is not None:
         raise StageError(
@@ -100,7 +103,7 @@ def check_weights(checkpoint: str | Path) -> None:
                 f"{SINGLE}; convert it where you trust it, by save_pretrained of transformers"
             )
         return  # transformers says what is missing
-    index = _read(folder / INDEX)
+    index = read_json(folder / INDEX, _RESTORE)
     names = index.get("weight_map") if isinstance(index, Mapping) else None
     if not isinstance(names, Mapping):
         raise StageError(f"{folder / INDEX} has no weight_map; restore it")
@@ -119,13 +122,6 @@ def _found(checkpoint: str | Path, name: str) -> Path | None:
     except (OSError, ValueError):
         return None
     return None if path is None else Path(path)
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise StageError(f"{path} cannot be read ({error}); restore it") from error
 
 
 def _is_plain_name(name: Any) -> bool:

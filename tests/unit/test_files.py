@@ -6,8 +6,21 @@ import os
 
 import pytest
 
-from lightning_mmrl.errors import DiskError, OutOfMemoryError
-from lightning_mmrl.files import dispensable, folder_beside, take_missing, write_whole, writing
+from lightning_mmrl.errors import DiskError, OutOfMemoryError, StageError
+from lightning_mmrl.files import dispensable, folder_beside, read_json, take_missing, write_whole, writing
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'"\xff"', b"[" * 100_000, b'{"a":' * 100_000])
+def test_json_of_strangers_is_read_or_refused_by_its_name(tmp_path, content):
+    path = tmp_path / "config.json"
+    path.write_bytes(b'{"a": [1]}')
+    assert read_json(path, "restore it") == {"a": [1]}
+    path.write_bytes(content)
+    with pytest.raises(StageError, match=rf"{path} is damaged \(.*\); restore it"):
+        read_json(path, "restore it")
+    path.unlink()
+    with pytest.raises(StageError, match=rf"{path} cannot be read \(No such file or directory\); restore it"):
+        read_json(path, "restore it")
 
 
 def refusing(code):

@@ -75,8 +75,8 @@ def within_limits(task: DecodeTask, read: Callable[[MediaFile], T]) -> T:
                     return found
     except MemoryError as error:
         raise MediaError(
-            f"{path}: decoding it takes more than data.media.decode_memory_mb; scale it down or cut it, or raise that "
-            "limit"
+            f"{path}: decoding it takes more than data.media.decode_memory_mb, or --memory-mb; scale it down or cut "
+            "it, or raise that limit"
         ) from error
     raise MediaError(f"{path}: it changes while it is read; run again when nothing writes to it")
 
@@ -136,8 +136,8 @@ BATCH = 64
 """Media in flight between two reports: bounds the memory that decoded frames take."""
 
 _OVERTIME = (
-    "decoding it takes more processor time than decode_deadline_s grants a file of its size; cut it, scale it down, or "
-    "raise that deadline"
+    "decoding it takes more processor time than data.media.decode_deadline_s, or --deadline, grants a file of its "
+    "size; cut it, scale it down, or raise that deadline"
 )
 
 

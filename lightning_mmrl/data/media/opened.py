@@ -25,12 +25,19 @@ _BUFFER = 64 * 1024
 
 
 class Identity(NamedTuple):
-    """Which file a name led to, and the state of its content; times in nanoseconds."""
+    """Which file a name led to, and the state of its content.
+
+    Attributes:
+        device: What holds it.
+        inode: Its number there.
+        size: Bytes.
+        changed_ns: When anything about it changed last; unlike its modification time, nobody can set it back.
+    """
 
     device: int
     inode: int
     size: int
-    modified_ns: int
+    changed_ns: int
 
 
 @dataclass(slots=True, kw_only=True)
@@ -41,14 +48,12 @@ class MediaFile:
         path: Its name, for messages alone.
         descriptor: Open for reading as long as `open_media` lasts.
         identity: Of what is open.
-        changed_ns: When anything about it changed last; unlike its modification time, nobody can set it back.
         container: FFmpeg's names of its format, once that was found by content: all later openings are held to it.
     """
 
     path: Path
     descriptor: int
     identity: Identity
-    changed_ns: int
     container: str | None = None
 
     @property
@@ -72,8 +77,7 @@ class MediaFile:
 
     def unchanged(self) -> bool:
         """Whether nobody has written to it since it was opened."""
-        now = os.fstat(self.descriptor)
-        return _identity(now) == self.identity and now.st_ctime_ns == self.changed_ns
+        return _identity(os.fstat(self.descriptor)) == self.identity
 
 
 @contextmanager
@@ -99,7 +103,7 @@ def open_media(path: Path, root: Path | None = None) -> Iterator[MediaFile]:
             raise MediaError(f"{path}: is no regular file; put the medium itself there")
         if root is not None and not _lies_below(descriptor, state, path, root):
             raise MediaError(f"{path}: leads out of media_root {root}; copy the file below it")
-        yield MediaFile(path=path, descriptor=descriptor, identity=_identity(state), changed_ns=state.st_ctime_ns)
+        yield MediaFile(path=path, descriptor=descriptor, identity=_identity(state))
     finally:
         os.close(descriptor)
 
@@ -116,7 +120,7 @@ def of_path(function: Callable[Concatenate[MediaFile, P], T]) -> Callable[Concat
 
 
 def _identity(state: os.stat_result) -> Identity:
-    return Identity(state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
+    return Identity(state.st_dev, state.st_ino, state.st_size, state.st_ctime_ns)
 
 
 def _lies_below(descriptor: int, state: os.stat_result, path: Path, root: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import foreign
 import pytest
 
 from lightning_mmrl.cli.main import main
@@ -19,6 +20,8 @@ from lightning_mmrl.types.records import Completion
         (["--max-new-tokens", "0", "a.wav"], "--max-new-tokens is 0; it must be at least 1"),
         (["a.wav", "--max-new-tokens", "-1"], "--max-new-tokens is -1; it must be at least 1"),
         (["--question", "Who?", "--max-new-tokens=-7"], "--max-new-tokens is -7; it must be at least 1"),
+        (["--memory-mb", "0", "a.wav"], "--memory-mb is 0; it must be above 0"),
+        (["--deadline", "nan", "a.wav"], "--deadline is nan; it must be above 0"),
         (["--question", ""], "--question is '', which is empty; say what to ask or leave it out"),
         (["--question", " \n", "a.wav"], "--question is ' \\n', which is empty; say what to ask"),
         ([], "there is nothing to ask about; name a video, picture or sound file, or give --question"),
@@ -50,6 +53,21 @@ def test_options_may_stand_anywhere(monkeypatch, arguments):
     monkeypatch.setattr(answer, "answer_question", answers)
     assert main(["predict", *arguments]) == 0
     assert asked == [(Path("H"), [Path("v.mp4")], Path("a.wav"))]
+
+
+def test_the_bounds_of_decoding_reach_the_decoder(monkeypatch, tmp_path):
+    """As `mmrl data` has them: its messages name these options."""
+    made = []
+
+    def media(files, settings, decoder, **_):
+        made.append((decoder._deadline_s, decoder._memory_mb))
+        raise MediaError("far enough")
+
+    monkeypatch.setattr(answer, "chosen_media", media)
+    handoff = str(foreign.write(tmp_path / "handoff", {}))
+    assert main(["predict", handoff, "a.wav"]) == 2
+    assert main(["predict", handoff, "a.wav", "--deadline", "60.5", "--memory-mb", "2048"]) == 2
+    assert made == [(30.0, 1024), (60.5, 2048)]
 
 
 @pytest.mark.parametrize(("name", "what"), [("folder", "is a folder"), ("none.wav", "does not exist")])

@@ -5,12 +5,13 @@ import threading
 import time
 
 import families
+import foreign
 import pytest
 
 from lightning_mmrl.config.assembly import Assembly, ConsoleMonitor, adapter_settings, training_sources
 from lightning_mmrl.config.compose import compose
 from lightning_mmrl.data.prepared import Quarantined
-from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.errors import ConfigError, StageError
 from lightning_mmrl.models.adapters import AdapterSettings
 from lightning_mmrl.models.encoders import MediaEncoder
 
@@ -144,6 +145,17 @@ def test_two_runs_of_a_seed_build_one_base_model(tmp_path, monkeypatch):
         run.join()
     assert len(built) == 1
     assert found == [tmp_path / "models" / "tiny_omni-seed0"] * 2
+
+
+@pytest.mark.parametrize("name", [foreign.WEIGHTS, "config.json", "chat_template.jinja"])
+def test_a_handoff_as_the_base_model_is_checked(name, tmp_path):
+    """`mmrl serve` and the check of encodings take it from here."""
+    handoff = foreign.write(tmp_path / "handoff", {})
+    parts = Assembly(config=compose([f"model.checkpoint={handoff}"]), console=Console())
+    assert parts.base_checkpoint() == handoff
+    (handoff / name).write_text("evil")
+    with pytest.raises(StageError, match=f"{name} is missing or changed since the stage wrote it"):
+        parts.base_checkpoint()
 
 
 def test_what_several_stages_would_say_alike_is_said_once(tmp_path):

@@ -90,7 +90,7 @@ def test_a_gain_is_of_the_same_clips(tmp_path):
         compare_stages(folders, SOURCES, LABELS, BOOTSTRAP)
 
 
-@pytest.mark.parametrize("content", [None, "", "{"])
+@pytest.mark.parametrize("content", [None, "", "{", "[" * 100_000])
 def test_a_stage_without_evaluation_is_named(content, tmp_path):
     folder = evaluation(tmp_path / "0", test=RIGHT)
     (folder / "evaluation.json").unlink()

@@ -1,5 +1,6 @@
 import json
 
+import foreign
 import pytest
 
 from lightning_mmrl.curriculum.handoff import REQUIRED, SEAL, check_handoff, folder_digest, write_handoff
@@ -65,13 +66,46 @@ def test_the_place_of_an_adapters_base_is_not_part_of_the_digest(tmp_path):
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_a_base_that_moved_may_be_named_anew(tmp_path):
+DEEP = "[" * 100_000
+
+
+def test_an_adapter_cannot_be_put_on_another_base(tmp_path):
     handoff = tmp_path / "handoff"
     write_handoff(handoff, with_adapter(adapter_config()), {})
     path = handoff / "adapter" / "adapter_config.json"
-    path.write_text(adapter_config(base_model_name_or_path="elsewhere"))
     check_handoff(handoff)
-    for content in (adapter_config(r=8), adapter_config(more=1), adapter_config()[:-1], "[]", "{}", ""):
+    elsewhere, spaced = adapter_config(base_model_name_or_path="elsewhere"), adapter_config() + " "
+    for content in (elsewhere, spaced, adapter_config(r=8), adapter_config()[:-1], "[]", "", DEEP):
+        path.write_text(content)
+        with pytest.raises(StageError, match=r"adapter_config\.json is missing or changed since the stage wrote it"):
+            check_handoff(handoff)
+
+
+def test_the_digest_is_held_against_the_adapters_configuration(tmp_path):
+    """The hashes without places make up the digest, so they are checked like those of files."""
+    handoff = tmp_path / "handoff"
+    write_handoff(handoff, with_adapter(adapter_config()), {})
+    content = json.loads((handoff / SEAL).read_text())
+    del content["seal"]
+    content["placeless"] = dict.fromkeys(content["placeless"], "0" * 64)
+    content["digest"] = foreign.combined({**content["files"], **content["placeless"]})
+    (handoff / SEAL).write_text(json.dumps({**content, "seal": foreign.combined(content)}))
+    with pytest.raises(StageError, match=r"adapter_config\.json is missing or changed since the stage wrote it"):
+        check_handoff(handoff)
+
+
+def test_a_seal_of_the_first_version_still_leaves_the_place_open(tmp_path):
+    """It lists the hash of an adapter's configuration without the place of the base."""
+    handoff = tmp_path / "handoff"
+    digest = write_handoff(handoff, with_adapter(adapter_config()), {})
+    content = json.loads((handoff / SEAL).read_text())
+    files = {**content["files"], **content["placeless"]}
+    (handoff / SEAL).write_text(json.dumps({"digest": foreign.combined(files), "files": files}))
+    path = handoff / "adapter" / "adapter_config.json"
+    for place in ("/runs/one", "elsewhere"):
+        path.write_text(adapter_config(base_model_name_or_path=place))
+        assert check_handoff(handoff)["digest"] == digest
+    for content in (adapter_config(r=8), adapter_config(more=1), adapter_config()[:-1], "[]", "{}", "", DEEP):
         path.write_text(content)
         with pytest.raises(StageError, match=r"adapter_config\.json is missing or changed since the stage wrote it"):
             check_handoff(handoff)

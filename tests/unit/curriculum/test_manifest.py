@@ -39,6 +39,7 @@ def damaged(stages):
         ("", "is damaged"),
         ("{", "is damaged"),
         ("[]", "is damaged"),
+        ("[" * 100_000, "is damaged"),
         ("{}", "is damaged"),
         (damaged([]), "is damaged"),
         (damaged({"warm": {"digest": "d"}}), "is damaged"),

@@ -84,7 +84,7 @@ class Lab:
 
     def __init__(self, folder):
         self.directory, self.base = folder / "run", folder / "base"
-        self.base.mkdir()
+        self.base.mkdir(parents=True)
         (self.base / "model.safetensors").write_text("base")
         self.failures, self.happened, self.said = {}, [], []
         self.salt, self.saves_states, self.changed = "", False, True
@@ -410,10 +410,11 @@ def test_an_unfinished_stage_begins_again_once_what_it_started_from_was_replaced
     assert (interrupted.directory / "stages" / "01-cold_start.replaced-1" / "state").is_dir()
 
 
-def test_states_that_nobody_can_tell_what_they_are_of_stop_the_run(interrupted):
+@pytest.mark.parametrize("content", ["", '{"content": {', "[]", '{"content": {}}', "[" * 100_000])
+def test_states_that_nobody_can_tell_what_they_are_of_stop_the_run(interrupted, content):
     note = interrupted.directory / "stages" / "01-cold_start" / "attempt.json"
-    note.write_text(note.read_text()[:30])
-    with pytest.raises(StageError, match=r"attempt.json is missing or damaged .* or remove .*01-cold_start to train"):
+    note.write_text(content)
+    with pytest.raises(StageError, match=r"attempt.json is damaged .* or remove .*01-cold_start to train"):
         interrupted.run()
     assert (note.parent / "state").is_dir()
 
@@ -553,6 +554,27 @@ def test_a_base_model_of_the_hub_is_named_as_it_is(lab, monkeypatch):
     lab.base = Path("Qwen/Base")
     [result] = lab.run(["warm"])
     assert result.input_digest == "Qwen/Base"
+
+
+@pytest.mark.parametrize("spoil", ["nothing", "file", "subfolder", "missing", "stray", "seal"])
+def test_a_handoff_of_another_run_as_the_base_model_is_checked(lab, spoil, tmp_path):
+    other = Lab(tmp_path / "other")
+    [before] = other.run(["warm"])
+    lab.base = other.directory / before.handoff
+    write = {"file": "model.safetensors", "stray": "adapter_config.json", "subfolder": "adapter/adapter_config.json"}
+    if spoil in write:
+        (lab.base / write[spoil]).parent.mkdir(exist_ok=True)
+        (lab.base / write[spoil]).write_text("evil")
+    elif spoil != "nothing":
+        (lab.base / {"missing": "tokenizer.json", "seal": SEAL}[spoil]).unlink()
+    if spoil != "nothing":
+        with pytest.raises(StageError, match=str(lab.base)):
+            lab.run(["reason"])
+        return
+    [result] = lab.run(["reason"])
+    assert result.input_digest == before.handoff_digest
+    lineage = check_handoff(lab.directory / result.handoff)["lineage"]
+    assert (lineage["input_digest"], lineage["input_seal"]) == (before.handoff_digest, before.handoff_seal)
 
 
 def write_all(directory):

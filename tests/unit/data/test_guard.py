@@ -9,8 +9,11 @@ from clips import tone, write_wav
 from lightning_mmrl.data.media import guard
 from lightning_mmrl.data.media.examine import Guard
 from lightning_mmrl.data.media.guard import DecodeTask, GuardedDecoder
+from lightning_mmrl.errors import MediaError
 from lightning_mmrl.types.media import MediaSettings
 from lightning_mmrl.types.records import MediaRef
+from lightning_mmrl.workers.pool import Outcome
+from lightning_mmrl.workers.serving import OVERTIME
 
 HERE = str(Path(__file__).parent)
 BROKEN = 5
@@ -64,3 +67,18 @@ def test_validation_and_conversion_read_what_they_read_without(tasks, struck, mo
     )
     assert [index for index, outcome in enumerate(examined) if outcome.error is not None] == [BROKEN]
     assert done == [(number, 12) for number in range(1, 13)]
+
+
+def out_of_memory(_):
+    raise MemoryError
+
+
+def test_a_limit_is_named_by_its_key_and_by_its_option(tasks):
+    with pytest.raises(MediaError, match=r"more than data\.media\.decode_memory_mb, or --memory-mb; .*raise that"):
+        guard.within_limits(tasks[0], out_of_memory)
+    said = guard._in_words(tasks[0], Outcome(error=OVERTIME)).error
+    assert said is not None
+    assert said.startswith(
+        f"{tasks[0].path}: decoding it takes more processor time than data.media.decode_deadline_s, "
+    )
+    assert "or --deadline, grants" in said

@@ -1,6 +1,7 @@
 """HEIC as phones write it: a grid of tiles, turned by the file."""
 
 import contextlib
+import struct
 
 import numpy as np
 import pytest
@@ -60,6 +61,22 @@ def test_too_many_pixels_are_refused(tmp_path):
     path = write_grid(tmp_path / "a.heic", picture())
     with pytest.raises(MediaError, match=r"a\.heic: 15000 pixels exceed media\.max_pixels 14999; scale the image down"):
         look(path, max_pixels=14_999)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_tiles_that_lie_outside_of_the_picture_count_too(tmp_path, shared):
+    """Six tiles, or one tile six times, are decoded and put together for a picture of 100 pixels."""
+    path = write_grid(tmp_path / "a.heic", picture())
+    content = path.read_bytes()
+    parts, same = struct.pack(">6H", *range(3, 9)), struct.pack(">6H", *[3] * 6)
+    changes = [(struct.pack(">HH", 150, 100), struct.pack(">HH", 10, 10))] + shared * [(parts, same)]
+    for old, new in changes:
+        assert content.count(old) == 1
+        content = content.replace(old, new)
+    path.write_bytes(content)
+    assert look(path, max_pixels=6144).shape == (10, 10, 3)
+    with pytest.raises(MediaError, match=r"a\.heic: 6144 pixels exceed media\.max_pixels 6143; scale the image down"):
+        look(path, max_pixels=6143)
 
 
 def test_a_missing_tile_is_named(tmp_path):

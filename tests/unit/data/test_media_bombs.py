@@ -101,7 +101,8 @@ def test_the_limit_on_memory_is_the_one_that_was_given(tmp_path, weigh):
         GuardedDecoder(workers=1, deadline_s=60.0, memory_mb=memory_mb).run(
             weigh, [task], lambda _, outcome: said.append(outcome.value[0])
         )
-    assert said[0].startswith(f"{path}: decoding it takes more than data.media.decode_memory_mb; scale it down or cut")
+    limit = "data.media.decode_memory_mb, or --memory-mb"
+    assert said[0].startswith(f"{path}: decoding it takes more than {limit}; scale it down or cut")
     assert said[1] == "decoded"
 
 

@@ -2,12 +2,14 @@
 
 import os
 import shutil
+import time
 
 import pytest
 from clips import tone, write_grey, write_wav
 
 from lightning_mmrl.data.media import guard, video
 from lightning_mmrl.data.media.audio import read_audio
+from lightning_mmrl.data.media.cache import media_key
 from lightning_mmrl.data.media.examine import examine, examine_tracks, held_kinds
 from lightning_mmrl.data.media.guard import DecodeTask, decode
 from lightning_mmrl.data.media.opened import open_media
@@ -16,6 +18,7 @@ from lightning_mmrl.errors import MediaError
 from lightning_mmrl.types.media import MediaSettings
 from lightning_mmrl.types.records import MediaRef
 
+REF = MediaRef(kind="video", path="a.mp4")
 TIMES = [index / 10 for index in range(10)]
 HLS = "#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:1.0,\n{}\n#EXT-X-ENDLIST\n"
 
@@ -136,6 +139,23 @@ def test_the_file_must_be_the_one_that_the_cache_key_is_of(clip):
         seen = file.identity
     assert decode(task_of(clip, seen=seen)).frames.shape[1:3] == (64, 64)
     write_grey(clip.with_name("b.mp4"), TIMES, size=96).replace(clip)
+    with pytest.raises(MediaError, match=r"a\.mp4: it has changed since it was looked at; run again"):
+        decode(task_of(clip, seen=seen))
+
+
+def test_a_file_that_is_written_in_place_is_another_also_with_its_old_times(clip):
+    """Its size is the same, too; and a hash of what it was is not taken for its own."""
+    kept = clip.stat()
+    with open_media(clip) as file:
+        seen, before = file.identity, media_key(file, REF, MediaSettings(), "e")
+    content = bytearray(clip.read_bytes())
+    content[-1] ^= 1
+    time.sleep(0.02)  # file systems tell times apart that are a tick of the kernel's clock apart, 10 ms at most
+    clip.write_bytes(content)
+    os.utime(clip, ns=(kept.st_atime_ns, kept.st_mtime_ns))
+    assert (clip.stat().st_mtime_ns, clip.stat().st_ino) == (kept.st_mtime_ns, kept.st_ino)
+    with open_media(clip) as file:
+        assert media_key(file, REF, MediaSettings(), "e") != before
     with pytest.raises(MediaError, match=r"a\.mp4: it has changed since it was looked at; run again"):
         decode(task_of(clip, seen=seen))
 
