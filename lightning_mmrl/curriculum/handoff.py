@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_mmrl.curriculum.manifest import write_json
 from lightning_mmrl.errors import StageError
-from lightning_mmrl.files import folder_beside, follow_umask, writing
+from lightning_mmrl.files import folder_beside, follow_umask, write_json, writing
 from lightning_mmrl.training.state_store import sync, sync_tree
 
 SEAL = "mmrl.json"

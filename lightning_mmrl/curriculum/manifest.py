@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mmrl.errors import StageError
-from lightning_mmrl.files import write_whole
+from lightning_mmrl.files import write_json
 from lightning_mmrl.types.records import StageResult
 
 FILE = "manifest.json"
@@ -77,15 +77,6 @@ class Manifest:
             return cls(stages=stages, **ids)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StageError(f"{path} is damaged ({error!r}); restore it or start a new run directory") from error
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes JSON beside the target, syncs it and renames it into place.
-
-    Raises:
-        DiskError: The disk refuses; what was there stays.
-    """
-    write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def tracked_runs(directory: Path) -> set[str]:

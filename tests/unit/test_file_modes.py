@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 
 from lightning_mmrl.cli import main as entry
 from lightning_mmrl.curriculum.handoff import SEAL, write_handoff
-from lightning_mmrl.curriculum.manifest import Manifest, write_json
+from lightning_mmrl.curriculum.manifest import Manifest
 from lightning_mmrl.data.media.cache import MediaCache
 from lightning_mmrl.errors import DataError
+from lightning_mmrl.files import write_json
 from lightning_mmrl.machine import refusal
 from lightning_mmrl.models.feature_cache import FeatureCache
 from lightning_mmrl.tracking.journal import Entry, Journal
