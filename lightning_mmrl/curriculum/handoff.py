@@ -82,7 +82,7 @@ def sealed(directory: Path) -> dict[str, Any]:
     """
     seal = directory / SEAL
     if not seal.is_file():
-        raise StageError(f"{directory} is not a finished hand-over: {SEAL} is missing; run the stage that writes it")
+        raise StageError(f"{directory} is not a finished handoff: {SEAL} is missing; run the stage that writes it")
     try:
         if seal.stat().st_size > MOST_BYTES:
             raise ValueError(f"more than {MOST_BYTES} bytes")

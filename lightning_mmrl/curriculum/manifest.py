@@ -18,7 +18,7 @@ VERSION = 2
 class FinishedStage:
     """A trained stage's result with the configuration that produced it and its hash (see `StageSpec`).
 
-    `evaluation` is the hash of how its hand-over was evaluated, None if it has not been. `training_metrics` are the
+    `evaluation` is the hash of how its handoff was evaluated, None if it has not been. `training_metrics` are the
     part of the result's metrics that the evaluation leaves alone.
     """
 
