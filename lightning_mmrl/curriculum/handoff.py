@@ -89,6 +89,8 @@ def sealed(directory: Path) -> dict[str, Any]:
         content = json.loads(seal.read_text(encoding="utf-8"))
         version, own = content.get("version", 1), content.pop("seal", None)
         intact = content["digest"] == _combined(content["files"]) and (own is None or own == _combined(content))
+    except PermissionError:
+        raise  # nothing is damaged
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StageError(f"{seal} is damaged ({error!r}); {_AGAIN}") from error
     if version not in (1, VERSION):
@@ -115,8 +117,10 @@ def check_handoff(directory: Path) -> dict[str, Any]:
         for name, expected in files.items():
             if name not in found or _content_hash(found[name]) != expected:
                 raise StageError(f"{directory / name} is missing or changed since the stage wrote it; {_AGAIN}")
+    except PermissionError:
+        raise  # the command says whose the file is
     except OSError as error:
-        raise StageError(f"{directory} cannot be read ({error}); see to its permissions") from error
+        raise StageError(f"{directory} cannot be read ({error}); look at its disk") from error
     if _has_towers(directory / "config.json"):
         _require([PROCESSOR], files, directory)
     return facts
