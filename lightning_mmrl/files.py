@@ -11,7 +11,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +31,13 @@ def read_json(path: Path, remedy: str) -> Any:
         remedy: What to do then, for the message.
 
     Raises:
+        PermissionError: It belongs to somebody else.
         StageError: It cannot be read, is no JSON in UTF-8, or is nested deeper than Python reads.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except PermissionError:
+        raise  # the command says whose the file is
     except OSError as error:
         raise StageError(f"{path} cannot be read ({error.strerror}); {remedy}") from error
     except (ValueError, RecursionError) as error:
@@ -89,13 +92,29 @@ def write_whole(path: Path, content: str | bytes, *, shared: bool = False, durab
             raise
 
 
+def write_json(path: Path, content: Mapping[str, Any], *, ascii_only: bool = True, shared: bool = False) -> None:
+    """Writes indented JSON as `write_whole` writes.
+
+    Args:
+        path: Its place.
+        content: What JSON can hold.
+        ascii_only: Escape all other characters.
+        shared: Several processes may write the same file at once.
+
+    Raises:
+        DiskError: The disk refuses; what was there stays.
+    """
+    write_whole(path, json.dumps(content, indent=2, ensure_ascii=ascii_only) + "\n", shared=shared)
+
+
 @contextmanager
 def folder_beside(target: Path, *, made: bool = True) -> Iterator[Path]:
     """A new folder beside a target, to be renamed to it; removed if the block fails, so that its space is free again.
 
-    What a killed process left there is removed first. Unless it is `made` here, the block makes it.
+    What a killed process left there is removed first; its name is one that no user gives to a folder. Unless it is
+    `made` here, the block makes it.
     """
-    temporary = target.with_name(f"{target.name}.tmp")
+    temporary = target.with_name(f".{target.name}.mmrl-partial")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         if made:

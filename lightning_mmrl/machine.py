@@ -59,10 +59,25 @@ _SAID = {
     ),
     # torch.save keeps to itself why a file could not be written.
     "PytorchStreamWriter": ("a file could not be written", "look whether the disk is full or read-only"),
-    "inline_container": ("a file could not be written", "look whether the disk is full or read-only"),
+    "unexpected pos": ("a file could not be written", "look whether the disk is full or read-only"),
     "iostream error": ("a file could not be written", "look whether the disk is full or read-only"),
 }
 """Texts of errors that have no number."""
+
+_SAY_SO = frozenset(
+    {
+        ("builtins", "Exception"),  # tokenizers
+        ("builtins", "RuntimeError"),  # torch.save
+        ("builtins", "OSError"),  # of a loader's worker, which keeps its text alone
+        ("builtins", "PermissionError"),
+        ("builtins", "FileNotFoundError"),  # tempfile
+        ("torch", "CheckpointException"),
+        ("safetensors", "SafetensorError"),
+        ("sqlite3", "OperationalError"),
+        ("sqlalchemy", "OperationalError"),
+    }
+)
+"""Package and name of each class whose text is believed; the same words in any other are a mistake of a program."""
 
 _NO_MEMORY = ("allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
@@ -142,7 +157,13 @@ def _numbered(error: BaseException) -> Refusal | None:
 
 
 def _said(error: BaseException) -> Refusal | None:
-    text = str(error)
-    return next(
-        (Refusal(problem=problem, remedy=remedy) for words, (problem, remedy) in _SAID.items() if words in text), None
-    )
+    kind = type(error)
+    if (kind.__module__.partition(".")[0], kind.__name__) not in _SAY_SO:
+        return None
+    # A path may hold any words.
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    for words, (problem, remedy) in _SAID.items():
+        said = next((line.strip() for line in text.splitlines() if words in line), None)
+        if said is not None:
+            return Refusal(problem=f"{problem} ({said})", remedy=remedy)
+    return None

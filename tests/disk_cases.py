@@ -69,11 +69,11 @@ PLACES: Mapping[str, Place] = {
     "manifest of a state": Place(event=OPEN, path=RL + "state/step-00000003.partial/MANIFEST.json"),
     "pointer to the newest state": Place(event=OPEN, path=RL + "state/LATEST*", nth=2),
     "last state": Place(event=MAKE, path=RL + "state/step-00000004.partial"),
-    "handoff": Place(event=MAKE, path=SFT + "handoff.tmp"),
-    "weights of a handoff": Place(event=OPEN, path=RL + "handoff.tmp/generation_config.json"),
-    "processor of a handoff": Place(event=OPEN, path=RL + "handoff.tmp/tokenizer_config.json"),
-    "seal of a handoff": Place(event=OPEN, path=RL + "handoff.tmp/mmrl.json*"),
-    "handoff taking its place": Place(event=RENAME, path=RL + "handoff.tmp"),
+    "handoff": Place(event=MAKE, path=SFT + ".handoff.mmrl-partial"),
+    "weights of a handoff": Place(event=OPEN, path=RL + ".handoff.mmrl-partial/generation_config.json"),
+    "processor of a handoff": Place(event=OPEN, path=RL + ".handoff.mmrl-partial/tokenizer_config.json"),
+    "seal of a handoff": Place(event=OPEN, path=RL + ".handoff.mmrl-partial/mmrl.json*"),
+    "handoff taking its place": Place(event=RENAME, path=RL + ".handoff.mmrl-partial"),
     "predictions": Place(event=OPEN, path=SFT + "evaluation/test.jsonl*"),
     "confusion figure": Place(event=OPEN, path=RL + "evaluation/test.png"),
     "evaluation": Place(event=OPEN, path=RL + "evaluation/evaluation.json*"),
@@ -90,22 +90,22 @@ PLACES: Mapping[str, Place] = {
         event=OPEN, path=RL + "metrics.jsonl", nth=2, volume="track", command="train tracking", goes_on=True
     ),
     "tracking spool": Place(event=OPEN, path="out/spool/*/.lock", command="train tracking"),
-    "temporary folder": Place(event=MAKE, path=SFT + "handoff.tmp", volume="tmp", goes_on=True),
-    "base model": Place(event=MAKE, path="models/tiny.tmp", volume="models", command="train building"),
+    "temporary folder": Place(event=MAKE, path=SFT + ".handoff.mmrl-partial", volume="tmp", goes_on=True),
+    "base model": Place(event=MAKE, path="models/.tiny.mmrl-partial", volume="models", command="train building"),
     "weights of the base model": Place(
-        event=OPEN, path="models/tiny.tmp/generation_config.json", volume="models", command="train building"
+        event=OPEN, path="models/.tiny.mmrl-partial/generation_config.json", volume="models", command="train building"
     ),
     "tokenizer of the base model": Place(
-        event=OPEN, path="models/tiny.tmp/tokenizer_config.json", volume="models", command="train building"
+        event=OPEN, path="models/.tiny.mmrl-partial/tokenizer_config.json", volume="models", command="train building"
     ),
     "generated data": Place(event=MAKE, path="out/made/.tones.partial-*", command="data synth"),
     "media of generated data": Place(event=OPEN, path="out/made/.tones.*.wav", nth=9, command="data synth"),
-    "record of generated data": Place(event=OPEN, path="out/made/.tones.*/dataset.json", command="data synth"),
+    "record of generated data": Place(event=OPEN, path="out/made/.tones.*/dataset.json*", command="data synth"),
     "dataset of a table": Place(event=OPEN, path="out/own/*/train.jsonl", command="data from-csv"),
     "report of a validation": Place(event=OPEN, path="out/report.json*", command="data validate"),
     "rescored table": Place(event=OPEN, path="out/rescored.jsonl*", command="reward-test"),
-    "export": Place(event=MAKE, path="out/shared.tmp", command="export"),
-    "card of an export": Place(event=OPEN, path="out/shared.tmp/README.md*", command="export"),
+    "export": Place(event=MAKE, path="out/.shared.mmrl-partial", command="export"),
+    "card of an export": Place(event=OPEN, path="out/.shared.mmrl-partial/README.md*", command="export"),
     "predictions of mmrl evaluate": Place(event=OPEN, path="out/run/evaluations/*/test.jsonl*", command="evaluate"),
 }
 
@@ -226,7 +226,9 @@ def _written(event: str, arguments: Sequence[object]) -> str | None:
 
 def left_over(work: Path) -> list[str]:
     """Files and folders that were begun and are of no use."""
-    found = [path for path in work.rglob("*") if any(mark in path.name for mark in (".partial", ".tmp"))]
+    found = [
+        path for path in work.rglob("*") if any(mark in path.name for mark in (".partial", ".mmrl-partial", ".tmp"))
+    ]
     return sorted(str(path.relative_to(work)) for path in found if not any(part in found for part in path.parents))
 
 

@@ -1,4 +1,4 @@
-"""Tiny hand-overs of every family, and files of every kind to ask them about."""
+"""Tiny handoffs of every family, and files of every kind to ask them about."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ PRESETS = {name: f"model=tiny_{name}" for name in families.FAMILIES} | {"qwen2_5
 
 
 def write(name: str, folder: Path, *overrides: str) -> Path:
-    """A hand-over of a family with random weights that are far from uniform, as a run would leave it.
+    """A handoff of a family with random weights that are far from uniform, as a run would leave it.
 
     Its generation config has what released checkpoints have: greedy answers must not depend on it.
     """

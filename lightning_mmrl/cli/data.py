@@ -11,6 +11,7 @@ from lightning_mmrl.cli.data_from_csv import add_from_csv
 from lightning_mmrl.cli.data_options import add_guard, guard_of, label_set
 from lightning_mmrl.config.own_code import FLAG, opened, split_prefixes
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.files import write_json
 
 if TYPE_CHECKING:
     from lightning_mmrl.config.schema import RootConfig
@@ -146,9 +147,12 @@ def _experiment(options: argparse.Namespace) -> "RootConfig":
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     try:
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="ascii")
+        if path.exists() and not path.is_file():  # nothing may take the place of a pipe or a device
+            path.write_text(json.dumps(content, indent=2) + "\n", encoding="ascii")
+        else:
+            write_json(path.resolve(), content, shared=True)
     except OSError as error:
-        raise ConfigError(f"--json {path} cannot be written ({error.strerror}); name another file") from error
+        raise ConfigError(f"--json {path} cannot be written ({error.strerror or error}); name another file") from error
 
 
 def _add_synth(commands: Any) -> None:

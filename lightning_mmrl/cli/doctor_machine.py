@@ -16,7 +16,7 @@ GIB = 2**30
 MEMORY_WARNING = 4 * GIB
 DISK_PROBLEM = 1 * GIB
 DISK_WARNING = 20 * GIB
-"""A hand-over of a 3B model takes 10 GiB, and two are on disk for a moment."""
+"""A handoff of a 3B model takes 10 GiB, and two are on disk for a moment."""
 
 CGROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")

@@ -9,7 +9,7 @@ def run(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
     parser = argparse.ArgumentParser(
         prog="mmrl export",
-        description="Copy a stage's hand-over to a folder to share: safetensors, processor, chat template, generation "
+        description="Copy a stage's handoff to a folder to share: safetensors, processor, chat template, generation "
         "config, and a model card with its stages, scores and lineage. Plain transformers loads it.",
     )
     parser.add_argument(

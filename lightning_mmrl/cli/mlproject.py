@@ -1,4 +1,4 @@
-"""The entry points of `MLproject`: takes apart what `mlflow run` hands over and calls the `mmrl` command."""
+"""The entry points of `MLproject`: takes apart what `mlflow run` gives and calls the `mmrl` command."""
 
 import shlex
 import signal

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from lightning_mmrl.config.schema import TrackingConfig
 from lightning_mmrl.curriculum.manifest import FILE as MANIFEST
 from lightning_mmrl.curriculum.manifest import tracked_runs
-from lightning_mmrl.config.schema import TrackingConfig
 from lightning_mmrl.errors import ConfigError, MmrlError
 from lightning_mmrl.tracking.leftovers import SPOOL, Leftover, leftovers, read_store
 from lightning_mmrl.types.redaction import redact, redact_addresses, remember
@@ -26,8 +26,8 @@ During an outage of the tracking server a run keeps what it logs in OUTPUT_DIR/s
 What the server refuses twice is kept there as well. Any later mmrl train or evaluate of the run delivers both.
 
 credentials come from --tracking-uri, or from MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or from
-MLFLOW_TRACKING_TOKEN; none are stored. They are sent to the server that --tracking-uri or MLFLOW_TRACKING_URI names, and
-to no other that a folder names.
+MLFLOW_TRACKING_TOKEN; none are stored. They are sent to the server that --tracking-uri or MLFLOW_TRACKING_URI names,
+and to no other that a folder names.
 The exit code of flush is 0 if nothing is left, 1 if something is.
 
 examples:
@@ -138,8 +138,8 @@ def _store_of(spool: Path, tracking_uri: str | None) -> tuple[str, str]:
         )
     if not stored.startswith("sqlite:") and (names := _credentials()):
         raise ConfigError(
-            f"what waits in {spool} is for {redact(stored)}, which neither --tracking-uri nor MLFLOW_TRACKING_URI names, "
-            f"and would get your {' and '.join(names)}; if that is your server, give --tracking-uri {redact(stored)}"
+            f"what waits in {spool} is for {redact(stored)}, which neither --tracking-uri nor MLFLOW_TRACKING_URI "
+            f"names, and would get your {' and '.join(names)}; if that is your server, give --tracking-uri {redact(stored)}"
         )
     return stored, store["experiment"]
 

@@ -239,7 +239,7 @@ class Assembly:
         )
 
     def facts(self) -> dict[str, Any]:
-        """What a user of a hand-over must know to prompt it as it was trained: plain values alone."""
+        """What a user of a handoff must know to prompt it as it was trained: plain values alone."""
         return {
             "prompt": asdict(self.config.prompt),
             "media": asdict(self.media_settings),

@@ -24,14 +24,14 @@ from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.config.specs import manifest_digests, stage_specs
 from lightning_mmrl.config.tracking import absolute_sqlite, spool_folder
 from lightning_mmrl.curriculum.compare import Comparison, compare_stages
-from lightning_mmrl.curriculum.manifest import Manifest, write_json
+from lightning_mmrl.curriculum.manifest import Manifest
 from lightning_mmrl.curriculum.orchestrator import Curriculum, StageOrchestrator
 from lightning_mmrl.curriculum.safety import told_what_is_safe
 from lightning_mmrl.curriculum.selection import Selection
 from lightning_mmrl.curriculum.spec import source_stage
 from lightning_mmrl.errors import ConfigError, GateError
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap
-from lightning_mmrl.files import write_whole
+from lightning_mmrl.files import write_json, write_whole
 from lightning_mmrl.protocols.plain import TrackedRun, Tracker
 from lightning_mmrl.stages.evaluate import SUMMARY
 from lightning_mmrl.tracking.mlflow import MlflowTracker

@@ -31,6 +31,8 @@ def saved_config(run: Path, overrides: list[str]) -> RootConfig:
     try:
         with composing(run) as composer:
             composed = without_hydra(composer.compose(overrides, path.stem))
+    except PermissionError:
+        raise  # no override is at fault
     except Exception as error:  # Hydra raises plain exceptions too, such as for model=null
         raise _placed(explained(error, overrides), path) from error
     try:

@@ -357,7 +357,7 @@ class TrackingConfig:
 
 @dataclass
 class EvaluationConfig:
-    """What each hand-over is evaluated on."""
+    """What each handoff is evaluated on."""
 
     sets: dict[str, str] = MISSING
     """Set name to manifest."""

@@ -97,7 +97,7 @@ def _decisive(config: RootConfig, name: str) -> dict[str, Any]:
 
 
 def _evaluated_how(config: RootConfig, name: str, *, with_data: bool) -> str:
-    """Hash of how, and on what, the hand-over of a stage is evaluated."""
+    """Hash of how, and on what, the handoff of a stage is evaluated."""
     settings = asdict(config.evaluation)
     del settings["batch_size"]
     if settings.pop("ablation_stages") == "last" and name != config.order[-1]:

@@ -111,5 +111,6 @@ def tell_leftovers(config: RootConfig, say: Callable[[str], object]) -> None:
         points = sum(left.pending_points + left.rejected_points for left in found)
         entries = sum(left.pending + left.rejected for left in found)
         say(
-            f"tracking: {entries} entries ({points} points) wait for the server; mmrl tracking flush {config.output_dir}"
+            f"tracking: {entries} entries ({points} points) wait for the server; "
+            f"mmrl tracking flush {config.output_dir} sends them"
         )

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mmrl.curriculum.changes import describe_changes
-from lightning_mmrl.curriculum.manifest import write_json
 from lightning_mmrl.errors import ConfigError, StageError
-from lightning_mmrl.files import read_json
+from lightning_mmrl.files import read_json, write_json
 from lightning_mmrl.types.records import StageSpec
 
 FILE = "attempt.json"

@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_mmrl.curriculum.manifest import write_json
 from lightning_mmrl.errors import StageError
-from lightning_mmrl.files import folder_beside, follow_umask, read_json, writing
+from lightning_mmrl.files import folder_beside, follow_umask, read_json, write_json, writing
 from lightning_mmrl.training.state_store import sync, sync_tree
 
 SEAL = "mmrl.json"
@@ -88,7 +87,7 @@ def sealed(directory: Path) -> dict[str, Any]:
     """
     seal = directory / SEAL
     if not seal.is_file():
-        raise StageError(f"{directory} is not a finished hand-over: {SEAL} is missing; run the stage that writes it")
+        raise StageError(f"{directory} is not a finished handoff: {SEAL} is missing; run the stage that writes it")
     try:
         if seal.stat().st_size > MOST_BYTES:
             raise ValueError(f"more than {MOST_BYTES} bytes")
@@ -97,6 +96,8 @@ def sealed(directory: Path) -> dict[str, Any]:
         placeless = content.get("placeless", {})
         digest = _combined({**content["files"], **placeless})
         intact = content["digest"] == digest and (own is None or own == _combined(content))
+    except PermissionError:
+        raise  # nothing is damaged
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StageError(f"{seal} is damaged ({error!r}); {_AGAIN}") from error
     if version not in (1, VERSION):
@@ -125,8 +126,10 @@ def check_handoff(directory: Path) -> dict[str, Any]:
             for name, expected in hashes.items():
                 if name not in found or of_content(found[name]) != expected:
                     raise StageError(f"{directory / name} is missing or changed since the stage wrote it; {_AGAIN}")
+    except PermissionError:
+        raise  # the command says whose the file is
     except OSError as error:
-        raise StageError(f"{directory} cannot be read ({error}); see to its permissions") from error
+        raise StageError(f"{directory} cannot be read ({error}); look at its disk") from error
     if _has_towers(directory / "config.json"):
         _require([PROCESSOR], files, directory)
     return facts

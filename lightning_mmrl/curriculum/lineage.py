@@ -1,4 +1,4 @@
-"""Which stages a hand-over went through, by the hashes that each noted, and whether it is still what they left."""
+"""Which stages a handoff went through, by the hashes that each noted, and whether it is still what they left."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -12,11 +12,11 @@ from lightning_mmrl.types.records import StageResult
 
 
 def ancestry(directory: Path, digest: str) -> list[FinishedStage]:
-    """The stages of a run that led to a hand-over, in the order they were trained; empty if the run has no such stage.
+    """The stages of a run that led to a handoff, in the order they were trained; empty if the run has no such stage.
 
     Args:
         directory: The run directory.
-        digest: Hash of the hand-over.
+        digest: Hash of the handoff.
 
     Raises:
         StageError: The run's manifest is damaged.

@@ -1,13 +1,12 @@
 """What a run has finished, on disk: replaced as a whole after every stage, so it is never half-written."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lightning_mmrl.errors import StageError
-from lightning_mmrl.files import read_json, write_whole
+from lightning_mmrl.files import read_json, write_json
 from lightning_mmrl.types.records import StageResult
 
 FILE = "manifest.json"
@@ -19,7 +18,7 @@ _RESTORE = "restore it or start a new run directory"
 class FinishedStage:
     """A trained stage's result with the configuration that produced it and its hash (see `StageSpec`).
 
-    `evaluation` is the hash of how its hand-over was evaluated, None if it has not been. `training_metrics` are the
+    `evaluation` is the hash of how its handoff was evaluated, None if it has not been. `training_metrics` are the
     part of the result's metrics that the evaluation leaves alone.
     """
 
@@ -78,15 +77,6 @@ class Manifest:
             return cls(stages=stages, **ids)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StageError(f"{path} is damaged ({error!r}); {_RESTORE}") from error
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes JSON beside the target, syncs it and renames it into place.
-
-    Raises:
-        DiskError: The disk refuses; what was there stays.
-    """
-    write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def tracked_runs(directory: Path) -> set[str]:

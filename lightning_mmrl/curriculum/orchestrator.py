@@ -1,4 +1,4 @@
-"""Chains stages: each starts from a hand-over on disk, is tracked, evaluated, and written down as finished."""
+"""Chains stages: each starts from a handoff on disk, is tracked, evaluated, and written down as finished."""
 
 import itertools
 import math
@@ -31,7 +31,7 @@ from lightning_mmrl.types.records import StageResult, StageSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curriculum:
-    """What to run: the stages in order, the folder of the base model, and facts that every hand-over carries."""
+    """What to run: the stages in order, the folder of the base model, and facts that every handoff carries."""
 
     name: str
     stages: Sequence[StageSpec]
@@ -46,7 +46,7 @@ class StageOrchestrator:
         curriculum: What to run.
         directory: The run directory; `manifest.json` in it says which stage is where.
         build_stage: Makes a stage ready to run.
-        evaluate: Evaluates a hand-over.
+        evaluate: Evaluates a handoff.
         tracker: Tracks the run.
         on_start: Called with the opened parent run before the first pending stage.
         say: Tells the user what happens.
@@ -79,7 +79,7 @@ class StageOrchestrator:
 
         Raises:
             ConfigError: A finished stage was configured differently, or the selection cannot run.
-            StageError: A hand-over is missing or changed.
+            StageError: A handoff is missing or changed.
             GateError: The metrics of a stage do not meet its gate.
         """
         self._selection = selection = selection or Selection()
@@ -182,7 +182,7 @@ class StageOrchestrator:
             finished = FinishedStage(digest=spec.digest, content=spec.content, result=result, training_metrics=metrics)
             # Before the evaluation: if that fails, the training is not lost.
             self._save(stages={**self._manifest.stages, spec.name: finished})
-            shutil.rmtree(folder / STATES, ignore_errors=True)  # the hand-over stands in their place
+            shutil.rmtree(folder / STATES, ignore_errors=True)  # the handoff stands in their place
             self._evaluate_stage(spec, run, parent)
 
     def _continued(self, spec: StageSpec, folder: Path, input_digest: str) -> str | None:
@@ -203,7 +203,7 @@ class StageOrchestrator:
 
     def _evaluate_again(self, spec: StageSpec, tracker: Tracker, parent: TrackedRun) -> None:
         result = self._manifest.stages[spec.name].result
-        self._say(f"{self._title(spec)}: trained already, evaluating its hand-over")
+        self._say(f"{self._title(spec)}: trained already, evaluating its handoff")
         handoff = self._directory / result.handoff
         check_record(result, check_handoff(handoff), handoff)
         run = tracker.open_run(self._folder(spec).name, parent_id=parent.id, run_id=result.tracking_id)

@@ -28,7 +28,7 @@ class Selection:
 
 
 def due_actions(stages: Sequence[StageSpec], manifest: Manifest, selection: Selection) -> dict[str, Action]:
-    """What to do, by stage: train it, or evaluate its hand-over; a stage with nothing to do is not there.
+    """What to do, by stage: train it, or evaluate its handoff; a stage with nothing to do is not there.
 
     Raises:
         ConfigError: The selection names no stage, excludes itself, or lacks a stage to start from.
@@ -50,7 +50,7 @@ def due_actions(stages: Sequence[StageSpec], manifest: Manifest, selection: Sele
 
 
 def is_stale(spec: StageSpec, stages: Sequence[StageSpec], manifest: Manifest) -> bool:
-    """True for a finished stage that started from a hand-over which has been replaced since."""
+    """True for a finished stage that started from a handoff which has been replaced since."""
     finished, source = manifest.stages.get(spec.name), origin(spec, stages)
     before = None if source is None else manifest.stages.get(source)
     if finished is None or before is None or finished.content.get("starts_from") != source:

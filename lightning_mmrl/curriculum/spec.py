@@ -43,7 +43,7 @@ def plan_stages(order: Sequence[str], starts: Mapping[str, str], kinds: Mapping[
 
 
 def source_stage(spec: StageSpec, order: Sequence[str]) -> str | None:
-    """Name of the stage whose hand-over a stage starts from, None for the base model."""
+    """Name of the stage whose handoff a stage starts from, None for the base model."""
     if spec.start_from == BASE or (spec.start_from == PREVIOUS and spec.index == 0):
         return None
     return order[spec.index - 1] if spec.start_from == PREVIOUS else spec.start_from

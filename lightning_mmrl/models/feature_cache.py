@@ -13,7 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from lightning_mmrl.files import write_whole
+from lightning_mmrl.errors import DiskError
+from lightning_mmrl.files import dispensable, write_whole
 from lightning_mmrl.machine import refusal
 from lightning_mmrl.models.finite import all_finite
 
@@ -36,7 +37,8 @@ class FeatureCache:
     An entry is found by the prompt's media key (file contents, spans, decode settings and processor), the towers and
     the precision they compute in. Any number of processes may share a folder: an entry appears as a whole or not at
     all, and one that another process evicts is a miss. Each holds a hash of its tensors; a damaged one is dropped with
-    a warning. A folder that cannot be written, or a full disk, is warned of once; the run goes on without storing.
+    a warning. A folder that cannot be written, or a full disk, is warned of once; nothing is written from then on, and
+    what is missing is counted.
 
     At most `max_bytes` are used, also by eight processes at once if no entry is larger than a 64th of that. What was
     read least recently leaves first; reading renews the modification time of a file.
@@ -55,7 +57,7 @@ class FeatureCache:
         self._towers = towers
         self._allowance = 0.0
         self._warned: set[str] = set()
-        self._writes = True
+        self._refused: str | None = None
 
     def get(self, media_key: str, precision: str, rows: Mapping[str, int]) -> dict[str, Tensor] | None:
         """The features of a prompt that needs this many rows of each kind; None if they are not there or not whole."""
@@ -81,18 +83,21 @@ class FeatureCache:
 
     def put(self, media_key: str, precision: str, features: Mapping[str, Tensor]) -> None:
         """Stores the features of a prompt, if there is room and they are finite; others are computed again."""
-        if not self._writes or not bool(all_finite(features.values())):
-            return
+        with dispensable("entries of the feature cache", self._directory):
+            if self._refused is not None:
+                raise DiskError(self._refused)
+            if bool(all_finite(features.values())):
+                self._store(self._path(media_key, precision), features)
+
+    def _store(self, path: Path, features: Mapping[str, Tensor]) -> None:
         tensors = {kind: rows.detach().cpu().contiguous() for kind, rows in features.items()}
         content = save({**tensors, DIGEST: torch.tensor(list(digest(tensors)), dtype=torch.uint8)})
         try:
             if self._make_room(len(content)):
-                write_whole(self._path(media_key, precision), content, shared=True, durable=False)
+                write_whole(path, content, shared=True, durable=False)
         except OSError as error:
-            self._writes = False
-            self._warn_once(
-                f"cannot be written ({error.strerror or error}); no further features are stored in this run"
-            )
+            self._refused = str(error)
+            raise DiskError(self._refused) from error
 
     def _path(self, media_key: str, precision: str) -> Path:
         name = hashlib.sha256(f"{media_key}/{self._towers}/{precision}".encode()).hexdigest()

@@ -19,7 +19,7 @@ class Reference:
     A policy with an adapter is its own reference while the adapter is off. Any other is copied, without gradients; as
     long as weights are not sharded, those that do not train are not copied but shared. Sharded, the copy has the units
     of the policy, and none of them is gathered but while it scores. The copy is no module of the stage: it is in no
-    optimizer, state or hand-over. A stage that is continued takes the copy of what it started from before the weights
+    optimizer, state or handoff. A stage that is continued takes the copy of what it started from before the weights
     of its state are loaded.
 
     Args:

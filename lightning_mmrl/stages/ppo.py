@@ -33,7 +33,7 @@ class PPOModule(PolicyGradientModule):
     do not count (a failed verifier, truncation where that is masked) are in no value, advantage or loss.
 
     The critic (`models.critic.Critic`) starts as a copy of the policy and has an optimizer of its own. Both are in the
-    state that an unfinished stage continues from. Neither is handed over: the critic of a next stage starts anew.
+    state that an unfinished stage continues from. Neither is in the handoff: the critic of a next stage starts anew.
 
     Arguments are those of `PolicyGradientModule`.
 

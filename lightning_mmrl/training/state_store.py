@@ -116,6 +116,7 @@ class StateStore:
 
         Raises:
             StageError: There are states, and none of them is whole.
+            PermissionError: The newest one may not be read by this user.
         """
         damaged = []
         for place in self._states():
@@ -123,6 +124,8 @@ class StateStore:
                 found = _verified(place)
                 self._check(found)
                 return found
+            except PermissionError:
+                raise  # a state of another user is not damaged, and an older one is no substitute for it
             except (OSError, ValueError, KeyError, TypeError) as error:
                 damaged.append(f"{place.name} ({error})")
                 _log.warning("State %s is damaged and is passed over: %s", place, error)

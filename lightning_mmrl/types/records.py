@@ -108,7 +108,7 @@ class StageSpec:
     `start_from` is "base" (the model the curriculum begins with), "previous" or the name of an earlier stage.
     `content` is the resolved configuration that decides the outcome, dotted keys to values; `digest` is its hash with
     those of the stages it builds on: a finished stage is reused only while it is unchanged. `evaluation` is the hash of
-    how its hand-over is evaluated. The curriculum continues after the stage only if `gate` is met by its metrics.
+    how its handoff is evaluated. The curriculum continues after the stage only if `gate` is met by its metrics.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Every kind of stage trains adapters of every family, and a curriculum with one hands over both of its forms."""
+"""Every kind of stage trains adapters of every family, and the handoffs of a curriculum hold both of its forms."""
 
 import json
 from functools import partial

@@ -39,7 +39,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def handoff(tmp_path_factory):
-    """Hand-overs of families, each made once."""
+    """Handoffs of families, each made once."""
     made = {}
 
     def handoff(name, *overrides):

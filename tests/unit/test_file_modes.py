@@ -4,17 +4,23 @@ import os
 import shutil
 import stat
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from lightning_mmrl.cli import main as entry
-from lightning_mmrl.curriculum.handoff import SEAL, write_handoff
-from lightning_mmrl.curriculum.manifest import Manifest, write_json
+from lightning_mmrl.config.compose import compose
+from lightning_mmrl.config.run import _locked
+from lightning_mmrl.config.saved import saved_config
+from lightning_mmrl.curriculum.handoff import REQUIRED, SEAL, check_handoff, sealed, write_handoff
+from lightning_mmrl.curriculum.manifest import Manifest
 from lightning_mmrl.data.media.cache import MediaCache
 from lightning_mmrl.errors import DataError
+from lightning_mmrl.files import write_json
 from lightning_mmrl.machine import refusal
 from lightning_mmrl.models.feature_cache import FeatureCache
 from lightning_mmrl.tracking.journal import Entry, Journal
@@ -28,7 +34,8 @@ ENTRY = Entry(run_id="run", operation="tags", payload={"a": "b"})
 
 def export(folder):
     save_file(TENSORS, folder / "model.safetensors")
-    (folder / "config.json").write_text("{}")
+    for name in REQUIRED:
+        (folder / name).write_text("{}")
 
 
 def save_state(folder):
@@ -68,7 +75,7 @@ def test_what_a_run_leaves_follows_the_umask(tmp_path, umask, writer):
 
 def test_a_sealed_handoff_holds_the_weights_that_were_looked_at(tmp_path):
     write_handoff(tmp_path / "handoff", export, {})
-    assert {path.name for path in (tmp_path / "handoff").iterdir()} == {SEAL, "model.safetensors", "config.json"}
+    assert {path.name for path in (tmp_path / "handoff").iterdir()} == {SEAL, "model.safetensors", *REQUIRED}
 
 
 @pytest.fixture
@@ -80,6 +87,15 @@ def another_user():
         os.seteuid(0)
     else:
         yield
+
+
+@pytest.fixture
+def open_folder():
+    """A folder that everybody may enter; pytest's own are 0700."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.fixture
@@ -126,18 +142,43 @@ def test_the_folder_that_bars_the_way_is_named(private, request):
     assert f"{private}: the folder {private.parent} belongs to " in refusal(error.value).problem
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "config.yaml", "mmrl.json", ".lock", "state/LATEST"])
-def test_any_file_that_may_not_be_read_ends_a_command_in_one_sentence(tmp_path, monkeypatch, capsys, name):
-    path = tmp_path / name
-    path.parent.mkdir(exist_ok=True)
-    path.touch(mode=0o600)
+def save_config(folder):
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(asdict(compose(["experiment=quickstart"]))))
 
-    def refuse(arguments):
-        raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("lightning_mmrl.cli.plan.run", refuse)
+def save_handoff(folder):
+    write_handoff(folder / "handoff", export, {})
+
+
+def lock(folder):
+    with _locked(folder):
+        pass
+
+
+READERS = {
+    "manifest.json": (lambda folder: Manifest().write(folder), Manifest.read),
+    "config.yaml": (save_config, lambda folder: saved_config(folder, [])),
+    "handoff/mmrl.json": (save_handoff, lambda folder: sealed(folder / "handoff")),
+    "handoff/model.safetensors": (save_handoff, lambda folder: check_handoff(folder / "handoff")),
+    "step-00000001/MANIFEST.json": (save_state, lambda folder: StateStore(folder).latest()),
+    "step-00000001/model.safetensors": (save_state, lambda folder: StateStore(folder).latest()),
+    ".lock": (lock, lock),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_any_file_that_may_not_be_read_ends_a_command_in_one_sentence(open_folder, request, monkeypatch, capsys, name):
+    write, read = READERS[name]
+    write(open_folder)
+    read(open_folder)
+    path = open_folder / name
+    path.touch()  # a lock may be gone
+    path.chmod(0o000)
+    request.getfixturevalue("another_user")
+    monkeypatch.setattr("lightning_mmrl.cli.plan.run", lambda arguments: read(open_folder))
     assert entry.main(["plan"]) == 2
     text = capsys.readouterr().err
     assert text.count("\n") == 1
     assert f"{path} belongs to " in text
-    assert "has mode 0600" in text
+    assert "has mode 0000" in text
+    assert "nothing is damaged" in text

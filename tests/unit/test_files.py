@@ -79,9 +79,17 @@ def test_a_failed_folder_gives_its_space_back(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_of_the_user_beside_the_target_stays(tmp_path):
+    (tmp_path / "shared.tmp").mkdir()
+    (tmp_path / "shared.tmp" / "notes").write_text("mine")
+    with folder_beside(tmp_path / "shared") as folder:
+        os.replace(folder, tmp_path / "shared")
+    assert (tmp_path / "shared.tmp" / "notes").read_text() == "mine"
+
+
 def test_a_folder_that_a_killed_process_left_is_emptied(tmp_path):
-    (tmp_path / "handoff.tmp").mkdir()
-    (tmp_path / "handoff.tmp" / "model.safetensors").write_text("cut o")
+    (tmp_path / ".handoff.mmrl-partial").mkdir()
+    (tmp_path / ".handoff.mmrl-partial" / "model.safetensors").write_text("cut o")
     with folder_beside(tmp_path / "handoff") as folder:
         assert list(folder.iterdir()) == []
 

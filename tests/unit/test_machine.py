@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -172,6 +173,34 @@ def test_the_cause_of_an_error_counts():
 @pytest.mark.parametrize(
     "error",
     [
+        RuntimeError("File /a/b cannot be opened: Permission denied"),
+        RuntimeError("Caught OSError in a worker.\nOriginal Traceback:\nOSError: /a/b: No space left on device\n"),
+        SafetensorError("Error while serializing: I/O error: Permission denied (os error 13) at path /a/b"),
+        sqlite3.OperationalError("disk I/O error: /a/b"),
+        FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/a/b']"),
+        OSError("[Errno 28] No space left on device: '/a/b'"),
+    ],
+    ids=repr,
+)
+def test_what_the_library_said_is_told(error):
+    assert "/a/b" in refusal(error).problem
+    assert "\n" not in refusal(error).problem
+
+
+class OwnError(RuntimeError):
+    """An error of a program that is no library's."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("bug: Input/output error"),
+        TypeError("Permission denied"),
+        KeyError("No space left on device"),
+        AssertionError("disk I/O error"),
+        OwnError("Read-only file system"),
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "/a/Permission denied"),
+        RuntimeError("[enforce fail at inline_container.cc:226] . PytorchStreamReader failed reading zip archive"),
         ValueError("x"),
         RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
         FileNotFoundError(errno.ENOENT, "No such file or directory", "a"),

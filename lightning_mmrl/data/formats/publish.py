@@ -12,6 +12,7 @@ from typing import Any
 
 from lightning_mmrl.data.schema import Problem
 from lightning_mmrl.errors import DataError
+from lightning_mmrl.files import write_json
 
 MEDIA_FOLDER = "media"
 RECORD = "dataset.json"
@@ -79,7 +80,9 @@ class Publication:
                 if is_new and not any(self._directory.iterdir()):
                     self._directory.rmdir()
         except OSError as error:
-            raise DataError(f"{self._directory} cannot be written ({error.strerror}); choose another --out") from error
+            raise DataError(
+                f"{self._directory} cannot be written ({error.strerror or error}); choose another --out"
+            ) from error
 
     def _bring(self, clips: Mapping[str, Path], folder: Path) -> None:
         for path, real in clips.items():
@@ -134,13 +137,10 @@ def _write(
         writer = csv.writer(file)
         writer.writerow(("line", "group", "reason"))
         writer.writerows((problem.line, problem.group, problem.reason) for problem in problems)
-    _write_json(folder / "labels.json", {"labels": list(labels)})
+    write_json(folder / "labels.json", {"labels": list(labels)}, ascii_only=False)
     sizes = {name: len(rows) for name, rows in manifests.items()}
-    _write_json(
+    write_json(
         folder / RECORD,
         {"made_by": MADE_BY, **record, "sizes": sizes, "num_rejected": len(problems), "manifests": digests},
+        ascii_only=False,
     )
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -109,7 +109,7 @@ class GuardedDecoder:
         self._memory_mb = memory_mb
 
     def decode_all(self, tasks: Sequence[DecodeTask], on_done: Callable[[int, Outcome], None]) -> None:
-        """Decodes everything and hands over each outcome as it comes; nothing is kept."""
+        """Decodes everything and gives each outcome as it comes; nothing is kept."""
         self.run(decode, tasks, on_done)
 
     def run(

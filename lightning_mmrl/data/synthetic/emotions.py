@@ -15,13 +15,13 @@ from lightning_mmrl.data.synthetic.folder import (
     make_folder,
     run_in_processes,
     sha256,
-    write_json,
     write_rows,
 )
 from lightning_mmrl.data.synthetic.plan import LICENSE, SPLITS, ClipPlan, manifest_row, plan_split, render_signals
 from lightning_mmrl.data.synthetic.settings import EmotionSetSettings
 from lightning_mmrl.data.synthetic.video_file import write_clip
 from lightning_mmrl.errors import DataError
+from lightning_mmrl.files import write_json
 
 GENERATOR_VERSION = 1
 """Raised whenever the same settings would give other bytes."""

@@ -114,11 +114,6 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="ascii")
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write an indented JSON file."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="ascii")
-
-
 def sha256(path: Path) -> str:
     """Return the hash of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -18,11 +18,11 @@ from lightning_mmrl.data.synthetic.folder import (
     make_folder,
     run_in_processes,
     sha256,
-    write_json,
     write_rows,
 )
 from lightning_mmrl.data.synthetic.plan import LICENSE
 from lightning_mmrl.errors import DataError
+from lightning_mmrl.files import write_json
 
 SPLIT_SIZES: Mapping[str, int] = {"cold_start": 360, "train": 1440, "validation": 360, "test": 360}
 """Samples of each split at scale 1; the cold start is the only split with thoughts to imitate."""

@@ -1,6 +1,8 @@
 """`mmrl data`: exit codes, what is printed at 120 columns, what is refused before anything is loaded."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 
@@ -54,6 +56,30 @@ def test_problems_are_reported_and_exit_with_1(folder, capsys):
     content = json.loads(report.read_text())
     assert content["problems_by_group"] == {"not JSON": 1, "missing file": 1, "cannot be decoded": 1}
     assert [problem["line"] for problem in content["problems"]] == [2, 3, 4]
+
+
+def test_a_report_that_the_disk_refuses_leaves_the_one_before(folder, capsys, monkeypatch):
+    report = folder / "report.json"
+    report.write_text("old")
+
+    def full(number):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert run("stats", folder / "train.jsonl", "--media-root", folder, "--json", report) == 2
+    assert f"--json {report} cannot be written ({report}: no space is left on the disk" in capsys.readouterr().err
+    assert report.read_text() == "old"
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_a_report_takes_no_place_of_a_device_or_a_link(folder, capsys):
+    (folder / "real.json").write_text("old")
+    (folder / "link.json").symlink_to(folder / "real.json")
+    (folder / "out").symlink_to("/dev/null")
+    for name in ("link.json", "out"):
+        assert run("stats", folder / "train.jsonl", "--media-root", folder, "--json", folder / name) == 0
+        assert (folder / name).is_symlink()
+    assert json.loads((folder / "real.json").read_text())["encoding_checked"] is False
 
 
 def test_stats_do_not_decode(folder, capsys):

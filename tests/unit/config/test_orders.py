@@ -91,8 +91,8 @@ def test_every_rank_does_the_same_in_the_same_order(ranks):
 
 def test_the_others_are_told_to_end_when_rank_0_fails_between_orders(ranks):
     first, second = ranks
-    with pytest.raises(ValueError, match="no hand-over"), Leader(first.group, first.build, first.evaluate):
-        raise ValueError("no hand-over")
+    with pytest.raises(ValueError, match="no handoff"), Leader(first.group, first.build, first.evaluate):
+        raise ValueError("no handoff")
     follow(second)
     assert second.done == []
 

@@ -2,8 +2,9 @@ import json
 
 import pytest
 
-from lightning_mmrl.curriculum.manifest import FILE, VERSION, FinishedStage, Manifest, write_json
+from lightning_mmrl.curriculum.manifest import FILE, VERSION, FinishedStage, Manifest
 from lightning_mmrl.errors import StageError
+from lightning_mmrl.files import write_json
 from lightning_mmrl.types.records import StageResult
 
 RESULT = StageResult(

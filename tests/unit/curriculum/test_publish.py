@@ -1,4 +1,4 @@
-"""Hand-overs as folders to share: complete, loaded by plain transformers, with a card that tells the truth."""
+"""Handoffs as folders to share: complete, loaded by plain transformers, with a card that tells the truth."""
 
 import json
 from typing import Any
@@ -42,7 +42,7 @@ def model(tmp_path):
 
 @pytest.fixture
 def run(tmp_path, model):
-    """Two finished stages; the hand-over of the second one is there."""
+    """Two finished stages; the handoff of the second one is there."""
     encoder, policy = model
     handoff = tmp_path / "runs" / "first" / "stages" / "01-reason" / "handoff"
     digest = write_handoff(handoff, lambda folder: export_checkpoint(policy.model, encoder.processor, folder), FACTS)

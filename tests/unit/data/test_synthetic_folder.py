@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from lightning_mmrl.data.synthetic.folder import Recipe, make_folder, sha256, write_json
+from lightning_mmrl.data.synthetic.folder import Recipe, make_folder, sha256
 from lightning_mmrl.errors import DataError
+from lightning_mmrl.files import write_json
 
 RECIPE = Recipe(name="tones", settings={"seed": 0}, generator_version=1)
 ROOT = Path(__file__).parents[3]

@@ -11,6 +11,7 @@ import cached_features
 import pytest
 from cached_features import PRECISION, ROWS, features, same
 
+from lightning_mmrl.files import take_missing
 from lightning_mmrl.models import feature_cache
 from lightning_mmrl.models.feature_cache import FeatureCache
 
@@ -148,6 +149,7 @@ def test_files_of_dead_writers_are_removed_and_those_of_live_ones_are_not(tmp_pa
 
 @pytest.mark.parametrize("where", [(os, "replace"), (Path, "open")], ids=["rename", "open"])
 def test_a_full_disk_is_warned_of_once_and_reading_goes_on(where, tmp_path, caplog, monkeypatch):
+    take_missing()
     store = cache(tmp_path)
     store.put("a", PRECISION, features())
 
@@ -159,14 +161,17 @@ def test_a_full_disk_is_warned_of_once_and_reading_goes_on(where, tmp_path, capl
         store.put(key, PRECISION, features())
     monkeypatch.undo()
     [warning] = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert "no space is left on the disk; free some space there); no further features are" in warning.getMessage()
+    assert "no space is left on the disk; free some space there); the run goes on without" in warning.getMessage()
     assert len(entries(tmp_path)) == 1
     assert same(store.get("a", PRECISION, ROWS), features())
     store.put("e", PRECISION, features())
     assert len(entries(tmp_path)) == 1
+    [missing] = take_missing()
+    assert missing.startswith(f"4 entries of the feature cache are missing in {tmp_path} (")
 
 
 def test_a_folder_that_cannot_be_made_or_read_costs_one_warning(tmp_path, caplog):
+    take_missing()
     (tmp_path / "file").write_text("")
     store = cache(tmp_path / "file" / "below")
     for key in "ab":
@@ -174,6 +179,7 @@ def test_a_folder_that_cannot_be_made_or_read_costs_one_warning(tmp_path, caplog
         assert store.get(key, PRECISION, ROWS) is None
     assert caplog.text.count("cannot be written") == 1
     assert caplog.text.count("cannot be read") == 1
+    assert take_missing()[0].startswith("2 entries of the feature cache are missing in ")
 
 
 def test_entries_that_vanish_while_others_are_counted_do_no_harm(tmp_path, monkeypatch):

@@ -16,6 +16,8 @@ def act(order):
     verb, argument = order
     if verb == "sleep":
         time.sleep(argument)
+    if verb == "await":
+        return appeared(argument)
     if verb == "refuse":
         raise DataError(argument)
     if verb == "divide":
@@ -37,6 +39,13 @@ def spin(_):
     """Works for ever."""
     while True:
         pass
+
+
+def appeared(path):
+    """Ends when there is such a file."""
+    while not Path(path).exists():
+        time.sleep(0.01)
+    return "there"
 
 
 def struck(counter, cause, times):

@@ -82,12 +82,20 @@ def test_processor_time_is_the_calls_own_doing_and_counts_for_each_call_alone(ac
     assert (outcomes[0].error, outcomes[2].value) == (None, 0.5)
 
 
-def test_each_item_is_reported_once_as_it_ends(pool):
+def test_each_item_is_reported_once_as_it_ends(act, tmp_path):
     seen = []
-    items = [("sleep", 1.5), ("divide", 2), ("exit", 1), ("divide", 0)]
-    outcomes = pool.map(items, on_done=lambda index, outcome: seen.append((index, outcome)))
+    items = [("await", str(tmp_path / "go")), ("divide", 2), ("exit", 1), ("divide", 0)]
+
+    def report(index, outcome):
+        seen.append((index, outcome))
+        if len(seen) == 3:
+            (tmp_path / "go").touch()
+
+    with DeadlinePool(act, num_workers=2, deadline_s=50.0) as pool:
+        outcomes = pool.map(items, on_done=report)
     assert sorted(index for index, _ in seen) == [0, 1, 2, 3]
-    assert seen[-1][0] == 0  # the slow one ends last
+    assert seen[-1][0] == 0  # it waits for the reports of all others
+    assert outcomes[0].error is None
     assert all(outcomes[index] is outcome for index, outcome in seen)
 
 
