@@ -1,7 +1,6 @@
 """Code of the user's own that a configuration may name: only what `--allow-targets` opens on the command line."""
 
 import importlib.metadata
-import importlib.util
 import os
 import re
 import sys
@@ -121,7 +120,8 @@ def _path(file: str) -> str:
 
 def _is_found(name: str) -> bool:
     """Whether a top-level package or module exists; one in the current folder becomes importable, and it alone."""
-    if importlib.util.find_spec(name) is not None:
+    # Not `importlib.util.find_spec`, which takes a module that an earlier block has loaded for one that workers find.
+    if any(finder.find_spec(name, None) is not None for finder in sys.meta_path):
         return True
     here = Path.cwd()
     if not (here / f"{name}.py").is_file() and not (here / name).is_dir():

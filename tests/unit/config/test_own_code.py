@@ -258,6 +258,15 @@ def test_a_worker_finds_the_package_here_and_nothing_beside_it(here):
                 assert pool.map(["planted_kernels", "kernels"]) == [Outcome(value=None)] * 2
 
 
+def test_a_worker_of_a_later_block_finds_what_an_earlier_one_has_loaded(here):
+    for _ in range(2):
+        with (
+            opened(["package_here"]),
+            DeadlinePool(resolve_name("package_here.looked"), num_workers=1, deadline_s=30.0) as pool,
+        ):
+            assert pool.map(["planted_kernels"]) == [Outcome(value=None)]
+
+
 def test_a_process_that_draws_finds_the_package_here(here):
     with opened(["package_here"]):
         looked = resolve_name("package_here.looked")
