@@ -10,7 +10,7 @@ from lightning_mmrl.config.schema import TrackingConfig
 from lightning_mmrl.curriculum.manifest import FILE as MANIFEST
 from lightning_mmrl.curriculum.manifest import tracked_runs
 from lightning_mmrl.errors import ConfigError, MmrlError
-from lightning_mmrl.tracking.leftovers import SPOOL, Leftover, leftovers, read_store
+from lightning_mmrl.tracking.leftovers import SPOOL, Leftover, damaged_lines, leftovers, read_store
 from lightning_mmrl.types.redaction import redact, redact_addresses, remember
 from lightning_mmrl.types.text import printable
 
@@ -54,7 +54,8 @@ def _place(folder: Path) -> tuple[Path, Collection[str] | None]:
         ConfigError: It does not exist.
     """
     if not folder.is_dir():
-        raise ConfigError(f"{folder} does not exist; name the folder of a run, or an output_dir with several")
+        problem = "is no folder" if folder.exists() else "does not exist"
+        raise ConfigError(f"{folder} {problem}; name the folder of a run, or an output_dir with several")
     if (folder / MANIFEST).is_file() or (folder / "config.yaml").is_file():
         return folder.absolute().parent, tracked_runs(folder)
     return folder, None
@@ -71,6 +72,9 @@ def _status(output_dir: Path, spools: Sequence[Path], runs: Collection[str] | No
             print(f"{store['uri'] if store else 'a server that was not noted'}: {spool}")
         for row in rows:
             print(f"  {_described(row, names.get(row.run_id))}")
+        for path, number in damaged_lines(spool).items():
+            found = True
+            print(f"  {number} damaged lines in {path} are kept; nothing can be read of them")
     if not found:
         print("nothing waits: the tracking server has everything")
     return 0
@@ -139,7 +143,8 @@ def _store_of(spool: Path, tracking_uri: str | None) -> tuple[str, str]:
     if not stored.startswith("sqlite:") and (names := _credentials()):
         raise ConfigError(
             f"what waits in {spool} is for {redact(stored)}, which neither --tracking-uri nor MLFLOW_TRACKING_URI "
-            f"names, and would get your {' and '.join(names)}; if that is your server, give --tracking-uri {redact(stored)}"
+            f"names, and would get your {' and '.join(names)}; if that is your server, give "
+            f"--tracking-uri {redact(stored)}"
         )
     return stored, store["experiment"]
 

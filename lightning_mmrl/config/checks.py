@@ -23,6 +23,7 @@ from lightning_mmrl.config.suggestions import did_you_mean, shown
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.prompts.template import PromptTemplate
+from lightning_mmrl.types.redaction import redact
 
 KINDS = ("sft", "rl")
 RL_PARTS = ("algorithm", "sampling", "rewards")
@@ -64,6 +65,9 @@ def check_values(config: RootConfig) -> None:
     _not_empty(config, "", "output_dir")
     _not_empty(config.model, "model.", "checkpoint")
     _not_empty(config.tracking, "tracking.", "uri", "experiment")
+    uri = config.tracking.uri
+    stores = uri is None or uri.startswith(("sqlite:", "http://", "https://"))
+    require(stores, "tracking.uri", redact(uri), "sqlite:///FILE or http(s)://HOST")
     one_of(config.model.dtype, "model.dtype", DTYPES)
     one_of(config.model.position_rule, "model.position_rule", POSITION_RULES)
     one_of(config.model.audio_in_video, "model.audio_in_video", AUDIO_IN_VIDEO)

@@ -56,7 +56,7 @@ def connect(tracking_uri: str, experiment: str, *, run_id: str | None = None) ->
         os.environ.setdefault(name, value)
     if tracking_uri.startswith("sqlite:"):
         return _connect_sqlite(tracking_uri, experiment, run_id)
-    if tracking_uri.startswith(("http://", "https://")) and urlsplit(tracking_uri).hostname:
+    if _is_address(tracking_uri):
         remember(tracking_uri)
         uri = redact_addresses(tracking_uri)
         with explained(uri):
@@ -68,6 +68,13 @@ def connect(tracking_uri: str, experiment: str, *, run_id: str | None = None) ->
         f"tracking_uri={redact(tracking_uri)!r} is neither sqlite:///<file> nor http(s)://<host>. "
         "Use for example sqlite:///outputs/mlflow.db; MLflow's file store (file:, ./mlruns) no longer works."
     )
+
+
+def _is_address(tracking_uri: str) -> bool:
+    try:
+        return tracking_uri.startswith(("http://", "https://")) and bool(urlsplit(tracking_uri).hostname)
+    except ValueError:  # such as http://[bad
+        return False
 
 
 def find_run(client: "MlflowClient", run_id: str, uri: str, *, remote: bool) -> "Run":

@@ -11,13 +11,15 @@ from filelock import FileLock
 
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.files import write_whole
-from lightning_mmrl.tracking.jsonl import append_lines, as_lines, numbered_lines
+from lightning_mmrl.tracking.jsonl import append_lines, as_lines, numbered_lines, unreadable_lines
 from lightning_mmrl.types.redaction import redact
 
 Operation = Literal["create", "metrics", "params", "tags", "dataset", "artifact", "status", "nest"]
 
 REJECTED = ".rejected"
 """Suffix of the file of what a server did not take."""
+DAMAGED = ".damaged"
+"""Suffix of the file of lines that cannot be read."""
 
 _POINTS_PER_REQUEST = 1000  # what MLflow takes in one log_batch call
 
@@ -107,10 +109,14 @@ class Journal:
         write_whole(path, as_lines(records), shared=True)
 
     def remove_if_done(self) -> bool:
-        """Removes the file if nothing in it is undelivered, and says whether it did."""
+        """Removes the file if nothing in it is undelivered, and says whether it did; damaged lines are kept."""
         with self._writing:
             if self.pending():
                 return False
+            damaged = unreadable_lines(self.path)
+            if damaged:
+                with self.path.with_suffix(DAMAGED).open("a", encoding="utf-8") as file:
+                    file.writelines(f"{line}\n" for line in damaged)
             self.path.unlink(missing_ok=True)
             return True
 

@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from lightning_mmrl.errors import ConfigError
+
 _log = logging.getLogger(__name__)
 
 
@@ -49,16 +51,36 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The records of a file with the numbers of their lines, from 1; see `read_lines`."""
+    """The records of a file with the numbers of their lines, from 1; see `read_lines`.
+
+    Raises:
+        ConfigError: It is no plain file.
+    """
+    for number, line, record in _lines(path):
+        if record is None:
+            _log.warning("%s, line %d was cut off by a crash or is damaged (%.20r); it is skipped.", path, number, line)
+        else:
+            yield number, record
+
+
+def unreadable_lines(path: Path) -> list[str]:
+    """The lines of a file that `read_lines` skips.
+
+    Raises:
+        ConfigError: It is no plain file.
+    """
+    return [line for _, line, record in _lines(path) if record is None]
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str, dict[str, Any] | None]]:
+    """Number, text and record of each line; a line without a record has None."""
     if not path.exists():
         return
+    if not path.is_file():
+        raise ConfigError(f"{path} is no plain file; move it away")
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         try:
             record = json.loads(line)
         except (json.JSONDecodeError, RecursionError):
-            _log.warning("%s, line %d was cut off by a crash and is skipped.", path, number)
-            continue
-        if isinstance(record, dict):
-            yield number, record
-        else:
-            _log.warning("%s, line %d is damaged and is skipped.", path, number)
+            record = None
+        yield number, line, record if isinstance(record, dict) else None

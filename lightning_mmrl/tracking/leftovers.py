@@ -12,7 +12,8 @@ from filelock import FileLock, Timeout
 
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.files import write_whole
-from lightning_mmrl.tracking.journal import REJECTED, Entry, Journal, merge_points
+from lightning_mmrl.tracking.journal import DAMAGED, REJECTED, Entry, Journal, merge_points
+from lightning_mmrl.tracking.jsonl import unreadable_lines
 from lightning_mmrl.tracking.refusals import WaitingError, refused_parts
 from lightning_mmrl.types.redaction import redact
 
@@ -43,10 +44,12 @@ def note_store(spool: Path, uri: str, experiment: str) -> None:
 
 def read_store(spool: Path) -> dict[str, str] | None:
     """The address and the experiment that a spool is for; None if it does not say."""
+    if not (spool / STORE).is_file():
+        return None
     try:
         content = json.loads((spool / STORE).read_text(encoding="utf-8"))
         return {"uri": str(content["uri"]), "experiment": str(content["experiment"])}
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -69,6 +72,13 @@ def leftovers(spool: Path, runs: Collection[str] | None = None) -> list[Leftover
                 )
             )
     return found
+
+
+def damaged_lines(spool: Path) -> dict[Path, int]:
+    """How many lines of which files of a spool cannot be read."""
+    files = sorted(path for suffix in (".jsonl", REJECTED, DAMAGED) for path in spool.glob(f"*{suffix}"))
+    found = {path: len(unreadable_lines(path)) for path in files}
+    return {path: number for path, number in found.items() if number}
 
 
 def flush(

@@ -18,6 +18,7 @@ _USER = re.compile(r"://[^/\s]*@")
 # A password with a raw slash; `host:5000/a@b` is a port and a path.
 _USER_WITH_SLASH = re.compile(r"://[^/\s:@\[]+:(?!\d*/)[^\s@]*@")
 _CUT_OFF = re.compile(r"://[^/\s:@\[]+:(?!\d+(?:/|\.\.\.))[^\s@]*\.\.\.")
+_WITHOUT_SCHEME = re.compile(r"(?<![\w./@%-])[\w.%+-]+:[^\s/@'\"]+@(?=[\w\[])")
 _QUERY = re.compile(
     r"([?&;#][\w.\-]*(?:token|passw|pwd|secret|api_?key|access_?key|auth|signature|credential)[\w.\-]*=)[^&;#\s'\"]+",
     re.IGNORECASE,
@@ -37,8 +38,10 @@ def redact(text: object) -> str:
 
     >>> redact("https://me:secret@host:5000/ml does not answer")
     'https://host:5000/ml does not answer'
+    >>> redact("tracking.uri is me:secret@host:5000")
+    'tracking.uri is host:5000'
     """
-    shown = redact_addresses(str(text))
+    shown = _WITHOUT_SCHEME.sub("", redact_addresses(str(text)))
     for secret in sorted(_known_secrets(), key=len, reverse=True):
         shown = shown.replace(secret, HIDDEN)
     return shown

@@ -38,6 +38,7 @@ def environment(monkeypatch, tmp_path):
         ["plan", "--cfg", "job"],
         ["plan", "--info", "config"],
         ["plan", "tracking.uri.x=1"],
+        ["plan", "tracking.uri=me:hunter22@host"],
         ["plan", "tracking.urj=" + URI],
         ["plan", "seed=http://me:hunter22/x@h"],
         ["plan", "--multirun", "seed=1,2"],
@@ -60,7 +61,7 @@ def test_a_server_that_is_not_there_is_named_without_it(capsys, tmp_path):
     spool = tmp_path / "runs" / "spool" / "0"
     Journal(spool / "run.jsonl").path.parent.mkdir(parents=True)
     Journal(spool / "run.jsonl").append([Entry(run_id="run", operation="tags", payload={"a": "b"})])
-    assert main(["tracking", "flush", "runs", "--tracking-uri", URI]) == 2
+    assert main(["tracking", "flush", "runs", "--tracking-uri", URI]) == 1
     shown = "".join(capsys.readouterr())
     assert "http://127.0.0.1:9" in shown
     assert SECRET not in shown

@@ -60,9 +60,22 @@ def test_nothing_that_waits_is_said_without_a_server(tmp_path, capsys):
     assert capsys.readouterr().out.count("nothing waits") == 2
 
 
+def test_lines_that_cannot_be_read_are_not_called_nothing(tmp_path, capsys):
+    path = tmp_path / "spool" / "abc" / "run.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"\xff\n\xfe\n")
+    assert main(["tracking", "status", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert f"2 damaged lines in {path} are kept" in shown
+    assert "nothing waits" not in shown
+
+
 def test_a_folder_that_does_not_exist_is_refused(tmp_path, capsys):
     assert main(["tracking", "status", str(tmp_path / "none")]) == 2
     assert "does not exist" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert main(["tracking", "status", str(tmp_path / "file")]) == 2
+    assert "is no folder" in capsys.readouterr().err
 
 
 class Server:

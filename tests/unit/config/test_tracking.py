@@ -137,6 +137,6 @@ def test_a_plan_says_what_waits_and_sends_nothing(left, monkeypatch):
     monkeypatch.setattr(plan_command, "report_console", lambda width: SimpleNamespace(print=lines.append))
     monkeypatch.setattr(plan_command, "show_memory", lambda *arguments: None)  # takes a second
     plan_command.plan(left, plan_command.Lengths())
-    told = f"tracking: 2 entries (3 points) wait for the server; mmrl tracking flush {left.output_dir}"
+    told = f"tracking: 2 entries (3 points) wait for the server; mmrl tracking flush {left.output_dir} sends them"
     assert told in lines
     assert opened == []

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 
 import pytest
@@ -10,7 +11,7 @@ from filelock import FileLock
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.tracking.journal import Entry, Journal, merge_points
 from lightning_mmrl.tracking.jsonl import append_lines, read_lines
-from lightning_mmrl.tracking.leftovers import leftovers
+from lightning_mmrl.tracking.leftovers import damaged_lines, leftovers, read_store
 from lightning_mmrl.tracking.spool import Spool
 
 
@@ -126,3 +127,23 @@ def test_a_line_of_another_version_is_named(tmp_path, fault, suffix):
             Spool(tmp_path, lambda entry: None)
         with FileLock(tmp_path / ".lock", timeout=0):
             pass  # the spool that was not opened holds nothing
+
+
+def test_damaged_lines_are_kept_when_the_rest_is_delivered(tmp_path):
+    journal = Journal(tmp_path / "run.jsonl")
+    journal.path.write_text('{"cut o\n[1]\n')
+    journal.append([tag("a")])
+    assert damaged_lines(tmp_path) == {journal.path: 2}
+    journal.mark_delivered(journal.pending()[0])
+    assert journal.remove_if_done()
+    assert damaged_lines(tmp_path) == {tmp_path / "run.damaged": 2}
+    assert (tmp_path / "run.damaged").read_text() == '{"cut o\n[1]\n'
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+def test_what_is_no_plain_file_is_refused_and_not_waited_for(tmp_path, make):
+    make(tmp_path / "run.jsonl")
+    with pytest.raises(ConfigError, match=r"run\.jsonl is no plain file; move it away"):
+        leftovers(tmp_path)
+    make(tmp_path / "store.json")
+    assert read_store(tmp_path) is None
