@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
@@ -117,11 +118,22 @@ def _trees(flags: argparse.Namespace, composer: Composer) -> list[DictConfig]:
         return []
     if flags.info is not None:
         composer.compose(flags.overrides, flags.config_name)  # refuses what Hydra would only show
-        with redirect_stdout(io.StringIO()) as shown:
-            composer.hydra.show_info(flags.info, flags.config_name, [SEARCH, *flags.overrides])
-        print(redact(shown.getvalue()), end="")
+        print(redact(_info(flags, composer)), end="")
         return []
     return composer.jobs(flags.overrides, flags.config_name, sweep=flags.multirun)
+
+
+def _info(flags: argparse.Namespace, composer: Composer) -> str:
+    """What Hydra logs of itself; it sets up logging for that, which is undone."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    try:
+        with redirect_stdout(io.StringIO()) as shown:
+            composer.hydra.show_info(flags.info, flags.config_name, [SEARCH, *flags.overrides])
+        return shown.getvalue()
+    finally:
+        root.setLevel(level)
+        root.handlers[:] = handlers
 
 
 def _show_help(composer: Composer) -> None:

@@ -60,4 +60,5 @@ def quiet_clients() -> None:
 
 
 def _from_elsewhere(record: logging.LogRecord) -> bool:
-    return record.threadName != THREAD
+    """Whether a record is not a client's from that thread; a handler may be shared with our own warnings."""
+    return record.threadName != THREAD or not record.name.startswith(("urllib3", "mlflow"))
