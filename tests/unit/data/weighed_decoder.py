@@ -15,4 +15,6 @@ def weigh(task):
         said = "decoded"
     except MediaError as error:
         said = str(error)
-    return said, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024 - now
+    # `ru_maxrss` would be the parent's peak, which a started process inherits.
+    peak = Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]
+    return said, int(peak) // 1024 - now
