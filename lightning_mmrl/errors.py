@@ -38,7 +38,14 @@ class MachineError(MmrlError):
 
 
 class DiskError(MachineError, OSError):
-    """A disk refuses; code that is ready for a disk's OSError is ready for this one."""
+    """A disk refuses; code that is ready for a disk's OSError is ready for this one.
+
+    `problem` is a clause with the file, `remedy` what the user can do.
+    """
+
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        super().__init__(f"{problem}; {remedy}" if remedy else problem)
+        self.problem, self.remedy = problem, remedy
 
 
 class OutOfMemoryError(MachineError):

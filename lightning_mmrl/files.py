@@ -60,7 +60,7 @@ def writing(path: Path) -> Iterator[None]:
         if found is None or found.memory:
             raise
         problem = found.problem if str(path) in found.problem else f"{path}: {found.problem}"
-        raise DiskError(f"{problem}; {found.remedy}") from error
+        raise DiskError(problem, found.remedy) from error
 
 
 def write_whole(path: Path, content: str | bytes, *, shared: bool = False, durable: bool = True) -> None:

@@ -29,10 +29,11 @@ class Refusal:
     remedy: str
     memory: bool = False
 
-    def error(self, more: str = "") -> MachineError:
-        """The error to raise for it, with more to say."""
-        kind = OutOfMemoryError if self.memory else DiskError
-        return kind("; ".join(part for part in (self.problem, more, self.remedy) if part))
+    def error(self) -> MachineError:
+        """The error to raise for it."""
+        return (
+            OutOfMemoryError(f"{self.problem}; {self.remedy}") if self.memory else DiskError(self.problem, self.remedy)
+        )
 
 
 _DISK = {
@@ -91,7 +92,7 @@ def refusal(error: BaseException) -> Refusal | None:
     True
     """
     if isinstance(error, DiskError):
-        return Refusal(problem=str(error), remedy="")
+        return Refusal(problem=error.problem, remedy=error.remedy)
     if isinstance(error, MmrlError):
         return None
     chain = list(_causes(error))

@@ -31,8 +31,7 @@ def told_what_is_safe(directory: Path, specs: Sequence[StageSpec]) -> Iterator[N
         if found.memory:
             place = "" if stage is None else f"stages.{stage}: "
             raise OutOfMemoryError(f"{place}{where}; the same command continues", stage) from error
-        how = f"{found.remedy}, and the same command continues" if found.remedy else "then the same command continues"
-        raise DiskError(f"{where}; {how}") from error
+        raise DiskError(where, f"{found.remedy}, and the same command continues") from error
 
 
 def what_is_safe(directory: Path, specs: Sequence[StageSpec]) -> tuple[str | None, str]:

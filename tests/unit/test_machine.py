@@ -219,4 +219,6 @@ def test_an_error_of_ours_says_already_what_is_wrong():
     sentence = MediaError("clip.mp4: cannot be decoded (No space left on device)")
     assert refusal(sentence) is None
     assert refusal(ConfigError("the quota")) is None
-    assert refusal(DiskError("runs/a: no space is left on the disk; free some")).problem.startswith("runs/a: no space")
+    assert refusal(DiskError("runs/a: no space is left on the disk", "free some")).problem.startswith(
+        "runs/a: no space"
+    )

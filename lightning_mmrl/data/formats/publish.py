@@ -7,8 +7,11 @@ import os
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from lightning_mmrl.data.schema import Problem
 from lightning_mmrl.errors import DataError
@@ -17,6 +20,7 @@ from lightning_mmrl.files import write_json
 MEDIA_FOLDER = "media"
 RECORD = "dataset.json"
 MADE_BY = "mmrl data from-csv"
+_PARTIAL, _LOCK = ".partial-", ".lock"
 
 
 class Publication:
@@ -67,14 +71,16 @@ class Publication:
             DataError: The folder cannot be written, or the clips cannot be linked.
         """
         is_new = not self._directory.exists()
-        aside = self._directory / f".partial-{secrets.token_hex(4)}"
+        aside = self._directory / f"{_PARTIAL}{secrets.token_hex(4)}"
         try:
+            _remove_abandoned(self._directory)
             aside.mkdir(parents=True)
             try:
-                _write(aside, manifests, labels, problems, record)
-                if not self._inside:
-                    self._bring(clips, aside / MEDIA_FOLDER)
-                self._move(aside)
+                with FileLock(aside / _LOCK):
+                    _write(aside, manifests, labels, problems, record)
+                    if not self._inside:
+                        self._bring(clips, aside / MEDIA_FOLDER)
+                    self._move(aside)
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
                 if is_new and not any(self._directory.iterdir()):
@@ -110,6 +116,13 @@ class Publication:
                 place.unlink(missing_ok=True)
             if new.exists():
                 os.replace(new, place)
+
+
+def _remove_abandoned(directory: Path) -> None:
+    """Removes what killed conversions left; a living one holds the lock of its own."""
+    for aside in directory.glob(f"{_PARTIAL}*"):
+        with suppress(Timeout), FileLock(aside / _LOCK, timeout=0):
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def _is_ours(record: Path) -> bool:

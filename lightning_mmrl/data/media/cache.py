@@ -93,7 +93,8 @@ class MediaCache:
         self._held[key] = {name: tensor.clone() for name, tensor in tensors.items()}
         held = sum(tensor.nbytes for entry in self._held.values() for tensor in entry.values())
         if held > MOST_HELD_BYTES:
-            raise DiskError(f"{error}; or set data.media.cache_dir to a folder on another disk") from error
+            remedy = f"{error.remedy}, or set data.media.cache_dir to a folder on another disk"
+            raise DiskError(error.problem, remedy) from error
 
     def _path(self, key: str) -> Path:
         return self._directory / key[:2] / f"{key}.safetensors"

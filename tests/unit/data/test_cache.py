@@ -113,5 +113,5 @@ def test_no_more_is_held_than_a_bound(refusing, monkeypatch):
     monkeypatch.setattr(cache, "MOST_HELD_BYTES", 3000)
     for number in range(2):
         refusing.put(f"{number}" * 64, {"pixels": torch.zeros(300)})
-    with pytest.raises(DiskError, match=r"no space is left on the disk; .*; or set data.media.cache_dir"):
+    with pytest.raises(DiskError, match=r"no space is left on the disk; .*, or set data.media.cache_dir"):
         refusing.put(KEY, {"pixels": torch.zeros(300)})
