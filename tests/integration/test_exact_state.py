@@ -195,7 +195,7 @@ def test_a_disk_that_refuses_a_state_does_not_end_the_stage(checkpoint, undistur
 
     monkeypatch.setattr(stage.store, "commit", refuse)
     assert_equal(stage.outcome(), undisturbed["sft"][0])
-    told = "could not be saved ([Errno 28] No space left on device); training goes on, the last one is that of step 2"
+    told = "could not be saved (no space is left on the disk); training goes on, the last one is that of step 2"
     assert [line for line in stage.said if told in line] == stage.said
     assert len(stage.said) == 2
     assert stage.store.latest().step == STEPS

@@ -160,7 +160,11 @@ def _first_difference(found: Any, wanted: Any, key: str) -> str:
 @contextmanager
 def _alone(directory: Path) -> Iterator[None]:
     """Have one process at a time generate a set, and remove what killed ones left of it."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        problem = f"{directory} cannot be made, as {directory.parent} is no folder"
+        raise DataError(f"{problem}; give a writable directory") from error
     with FileLock(directory.parent / f".{directory.name}.lock"):
         # Whoever began them does not hold the lock: it is dead.
         for abandoned in directory.parent.glob(f".{escape(directory.name)}.partial-*"):

@@ -11,6 +11,7 @@ from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.tracking.journal import Entry, Journal
 from lightning_mmrl.tracking.leftovers import flush, leftovers, note_store
 from lightning_mmrl.tracking.refusals import RefusedError, UndeliverableError, WaitingError
+from lightning_mmrl.types import redaction
 
 
 def metric(step, run_id="4f2a"):
@@ -22,8 +23,9 @@ def tag(value, run_id="4f2a"):
 
 
 @pytest.fixture
-def output_dir(tmp_path):
+def output_dir(tmp_path, monkeypatch):
     """Two runs, one of them with a stage, and what they left for one server."""
+    monkeypatch.setattr(redaction, "_remembered", set())  # of other tests
     spool = tmp_path / "spool" / "abc"
     note_store(spool, "http://host:5000", "emotions")
     for name, run_id in (("first", "4f2a"), ("second", "beef")):
