@@ -92,7 +92,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser(program: str) -> argparse.ArgumentParser:
-    """The flags that Hydra's commands have, but for those that run what a file names, and ours."""
+    """Hydra's flags without the ones that run what a file names, and our own."""
     parser = _Parser(prog=program, add_help=False, allow_abbrev=False)
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--help", "-h", action="store_true")

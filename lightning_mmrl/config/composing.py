@@ -31,7 +31,7 @@ from lightning_mmrl.config.suggestions import shown
 from lightning_mmrl.errors import ConfigError
 
 SETTABLE = "hydra.sweeper.params"
-"""What a user may set of Hydra's own keys: the values that `--multirun` goes through."""
+"""The only key of Hydra that a user may set: the values that `--multirun` goes through."""
 FILLED_IN = (
     "hydra.runtime", "hydra.overrides", "hydra.searchpath", "hydra.job.name", "hydra.job.num", "hydra.job.id",
     "hydra.job.override_dirname", "hydra.job.config_name",

@@ -58,7 +58,7 @@ def opened(prefixes: Sequence[str]) -> Iterator[None]:
 
 
 def opened_now() -> tuple[str, ...]:
-    """What is open in this process: dotted names, and absolute paths of files."""
+    """The prefixes that are open in this process: dotted names, and absolute paths of files."""
     return _opened.get()
 
 
