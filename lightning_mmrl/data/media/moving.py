@@ -1,4 +1,4 @@
-"""Pictures that move (GIF, APNG, WebP, AVIF) as clips, through Pillow: FFmpeg moves neither WebP nor AVIF."""
+"""Reads moving pictures (GIF, APNG, WebP, AVIF) as clips with Pillow, since FFmpeg animates neither WebP nor AVIF."""
 
 from itertools import count
 from pathlib import Path
@@ -16,11 +16,11 @@ from lightning_mmrl.types.records import MediaRef
 
 _SHORTEST_MS = 20
 _USUAL_MS = 100
-"""Browsers and FFmpeg show a frame that asks for less than the first number for the second one."""
+"""Browsers and FFmpeg replace a frame duration below the first number by the second one."""
 
 
 def read_moving(file: MediaFile, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:
-    """`num_frames` frames at the middles of equal segments of the span; transparency over white.
+    """Reads `num_frames` frames at the midpoints of equal segments of the span; transparency over white.
 
     Raises:
         MediaError: The file cannot be decoded, is too large, too long, or its span is empty.
@@ -52,7 +52,7 @@ def read_moving(file: MediaFile, ref: MediaRef, settings: MediaSettings) -> Deco
 
 
 def frame_ends_s(path: Path, image: Image.Image, settings: MediaSettings) -> np.ndarray:
-    """When each frame of a moving picture gives way to the next.
+    """End time of each frame of a moving picture.
 
     Raises:
         MediaError: The picture is too long.
@@ -61,7 +61,7 @@ def frame_ends_s(path: Path, image: Image.Image, settings: MediaSettings) -> np.
     for index in count():
         try:
             image.seek(index)
-            image.load()  # WebP and AVIF know how long a frame lasts once it is decoded
+            image.load()  # WebP and AVIF know the duration of a frame only after decoding it
         except EOFError:
             break
         asked_ms = float(image.info.get("duration", 0))
