@@ -1,4 +1,4 @@
-"""Which shape is it? One filled shape on a plain ground, a little off center and a little turned."""
+"""A task about shapes: one filled shape on a plain background, slightly off center and slightly rotated."""
 
 import math
 
@@ -26,7 +26,7 @@ _CROSS_WIDTH = 0.3
 _RING_HOLE = 0.5
 _STAR_WAIST = 0.45
 _UPRIGHT = {"triangle": -math.pi / 2, "square": math.pi / 4, "star": -math.pi / 2, "cross": 0.0}
-"""Angle of the first corner of each shape when it stands upright."""
+"""Angle of the first corner of each upright shape, in radians."""
 
 
 def compose(plan: Plan) -> Problem:
@@ -57,9 +57,9 @@ def compose(plan: Plan) -> Problem:
 
 
 def outline(shape: str, turn: float) -> np.ndarray:
-    """Return the corners (x, y) of a shape with straight sides, turned out of its upright position, (corners, 2).
+    """Return the corners (x, y) of a shape with straight sides, (corners, 2).
 
-    The shape touches the unit circle; y points down.
+    `turn` rotates the upright shape, in radians. The shape touches the unit circle; y points down.
 
     >>> outline("triangle", 0.0).round(2).tolist()
     [[0.0, -1.0], [0.87, 0.5], [-0.87, 0.5]]

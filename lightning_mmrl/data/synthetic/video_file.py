@@ -1,4 +1,4 @@
-"""Write one clip as H.264 video and AAC sound in an mp4 file, the same bytes for the same input on one machine."""
+"""Writes a clip as H.264 video and AAC sound in an mp4 file; on one machine, the same input gives the same bytes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +16,8 @@ _VIDEO_OPTIONS = {
     "threads": "1",
     "bf": "0",
     "flags": "+bitexact",
-    # With AVX-512, x264 (core 165) gave other bytes for 12 of 19,450 clips on a loaded virtual machine, for 0 of 22,700
-    # without. SSE4.2 is as fast on frames of this size.
+    # With AVX-512, x264 (core 165) wrote different bytes for 12 of 19,450 clips on a loaded virtual machine; without
+    # AVX-512, for 0 of 22,700. SSE4.2 is as fast on frames of this size.
     "x264-params": "asm=SSE4.2",
 }
 _AUDIO_OPTIONS = {"flags": "+bitexact"}
@@ -61,21 +61,15 @@ def _video_stream(container: OutputContainer, frames: np.ndarray, fps: int) -> V
 
 
 def _mux_video(container: OutputContainer, video: VideoStream, frames: np.ndarray, fps: int) -> None:
-    for frame in _video_frames(frames, fps):
+    for index, pixels in enumerate(frames):
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+        frame.pts, frame.time_base = index, Fraction(1, fps)
         container.mux(video.encode(frame))
     container.mux(video.encode(None))
 
 
-def _video_frames(frames: np.ndarray, fps: int) -> list[av.VideoFrame]:
-    """Wrap (T, H, W, 3) as T frames with time stamps."""
-    wrapped = [av.VideoFrame.from_ndarray(frame, format="rgb24") for frame in frames]
-    for index, frame in enumerate(wrapped):
-        frame.pts, frame.time_base = index, Fraction(1, fps)
-    return wrapped
-
-
 def _audio_frames(waveform: np.ndarray, sample_rate_hz: int) -> list[av.AudioFrame]:
-    """Cut (L,) into encoder frames with time stamps; the last one may be short."""
+    """Cut a waveform (L,) into encoder frames with timestamps; the last one may be shorter."""
     blocks = []
     for start in range(0, len(waveform), _AUDIO_FRAME_SAMPLES):
         samples = np.ascontiguousarray(waveform[None, start : start + _AUDIO_FRAME_SAMPLES], dtype=np.float32)
