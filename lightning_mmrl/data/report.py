@@ -111,28 +111,23 @@ def summarize(inventory: Inventory) -> Report:
         for name, entries in (groups or {path.stem: []}).items():
             rows.append(_split(name, entries, num_bad, inventory))
             num_bad = 0  # the split of a bad line is unknown, so it counts for the first split only
-    distinct = _distinct(inventory)
+    # Lines are the same sample if ids and media are equal, or without media, ids and questions.
+    distinct: dict[Hashable, Sample] = {}
+    for entry in inventory.entries:
+        media = inventory.media[entry.file, entry.line]
+        distinct.setdefault((entry.sample.id, media or _question(entry.sample)), entry.sample)
     decoder_warnings = dict.fromkeys(warning for facts in inventory.facts.values() for warning in facts.warnings)
     return Report(
         splits=tuple(rows),
         problems=inventory.problems,
         findings=tuple(_findings(inventory)),
-        warnings=(*_label_warnings(rows, distinct), *decoder_warnings),
+        warnings=(*_label_warnings(rows, distinct.values()), *decoder_warnings),
         decoded=bool(inventory.facts),
         num_samples=len(distinct),
     )
 
 
-def _distinct(inventory: Inventory) -> list[Sample]:
-    """Each sample once: lines are the same sample if ids and media are equal, or without media, ids and questions."""
-    found: dict[Hashable, Sample] = {}
-    for entry in inventory.entries:
-        media = inventory.media[entry.file, entry.line]
-        found.setdefault((entry.sample.id, media or _question(entry.sample)), entry.sample)
-    return list(found.values())
-
-
-def _label_warnings(splits: Sequence[SplitFigures], samples: Sequence[Sample]) -> Iterable[str]:
+def _label_warnings(splits: Sequence[SplitFigures], samples: Iterable[Sample]) -> Iterable[str]:
     """Suspicious labels of all samples, and splits with a single class if there are several classes."""
     labels = Counter(sample.solution for sample in samples if sample.solution is not None)
     yield from label_findings(labels)

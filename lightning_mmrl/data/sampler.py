@@ -148,7 +148,10 @@ class DrawSampler(Sampler[list[Draw]]):
     def __iter__(self) -> Iterator[list[Draw]]:
         """Yields the batches that are not consumed yet."""
         first = self._consumed
-        indices = islice(self._indices(), first * self._batch_size, None)
+        walks = [self._walk_source(number, source) for number, source in enumerate(self._sources)]
+        offsets = [0, *accumulate(source.num_samples for source in self._sources)]
+        turns = source_turns([source.weight for source in self._sources])
+        indices = islice((offsets[turn] + next(walks[turn]) for turn in turns), first * self._batch_size, None)
         for batch in range(first, self._num_batches):
             serials = range(batch * self._batch_size, (batch + 1) * self._batch_size)
             draws = [
@@ -200,12 +203,6 @@ class DrawSampler(Sampler[list[Draw]]):
             ],
             "dropout": [self._dropout.silent, self._dropout.blank],
         }
-
-    def _indices(self) -> Iterator[int]:
-        walks = [self._walk_source(number, source) for number, source in enumerate(self._sources)]
-        offsets = [0, *accumulate(source.num_samples for source in self._sources)]
-        for turn in source_turns([source.weight for source in self._sources]):
-            yield offsets[turn] + next(walks[turn])
 
     def _walk_source(self, number: int, source: SourceRows) -> Iterator[int]:
         if source.labels is None:

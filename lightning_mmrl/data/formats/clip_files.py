@@ -51,23 +51,18 @@ class ClipFolder:
         yield name
         if slashed != name:
             yield slashed
-        below = self._below(slashed)
-        if below != slashed:
-            yield below
+        below, path = slashed, PurePosixPath(slashed)
+        for root in (os.path.abspath(self._root), self.real):
+            if path.is_absolute() and path.is_relative_to(root):
+                below = path.relative_to(root).as_posix()
+                yield below
+                break
         spelled = self._spelled(below)
         if spelled is not None:
             yield spelled
 
     def _completed(self, name: str) -> str:
         return name if PurePosixPath(name).suffix or not self._suffix else name + self._suffix
-
-    def _below(self, name: str) -> str:
-        """Makes an absolute path into the folder relative to it; returns any other name unchanged."""
-        path = PurePosixPath(name)
-        for root in (os.path.abspath(self._root), self.real):
-            if path.is_absolute() and path.is_relative_to(root):
-                return path.relative_to(root).as_posix()
-        return name
 
     def _spelled(self, name: str) -> str | None:
         """The name in the Unicode form of the existing files; None if no file matches, or several do."""

@@ -102,7 +102,9 @@ def convert_csv(
     def reject(row: CsvRow, group: str, reason: str) -> None:
         problems.append(Problem(file=str(csv_file), line=row.line, group=group, reason=reason))
 
-    _check_extras(csv_file, table.rows)
+    taken = next((name for row in table.rows for name in row.extras if name in _RESERVED), None)
+    if taken is not None:
+        raise DataError(f"{csv_file}:1: column {taken!r} would hide the manifest's own; rename or remove it")
     clips = found(table.rows, ClipFolder(media_root, settings.suffix), reject)
     clips, labels = labelled(clips, settings.labels, reject, notes)
     clips = decoded(once(clips, reject), media_root, guard, reject, on_progress)
@@ -149,12 +151,6 @@ def _check_settings(settings: CsvSettings) -> None:
     problem = next(filter(None, map(label_problem, settings.labels or ())), None)
     if problem is not None:
         raise ConfigError(f"--labels: {problem}")
-
-
-def _check_extras(csv_file: Path, rows: Sequence[CsvRow]) -> None:
-    taken = next((name for row in rows for name in row.extras if name in _RESERVED), None)
-    if taken is not None:
-        raise DataError(f"{csv_file}:1: column {taken!r} would hide the manifest's own; rename or remove it")
 
 
 def _left_out(problems: Sequence[Problem]) -> str:

@@ -135,7 +135,11 @@ def _with_split(
     """
     if "split" not in columns or names.get("split") is not None:
         return columns, []
-    found = {name: _values(header, records, name) for name in header if _usual_purpose(name) == "split"}
+    found = {
+        name: {fields[index].strip() for fields in records if index < len(fields)} - {""}
+        for index, name in enumerate(header)
+        if _usual_purpose(name) == "split"
+    }
     of_splits = [name for name, values in found.items() if any(value.lower() in SPLIT_NAMES for value in values)]
     named = [name for name in found if name.lower() == "split"]
     of_splits.sort(key=lambda name: COLUMN_NAMES["split"].index(name.lower()))
@@ -148,11 +152,6 @@ def _with_split(
         if name != chosen and name not in of_splits and values
     ]
     return (rest if chosen is None else {**rest, "split": chosen}), notes
-
-
-def _values(header: list[str], records: Sequence[list[str]], name: str) -> set[str]:
-    index = header.index(name)
-    return {fields[index].strip() for fields in records if index < len(fields)} - {""}
 
 
 def _usual_purpose(name: str) -> str | None:

@@ -15,18 +15,14 @@ _HEAD_BYTES = 4096
 def whole_s(file: MediaFile, found_s: float) -> float:
     """The duration of the whole file, given that the part on disk lasts `found_s`.
 
-    A file that is as large as its header declares, or declares no size, keeps `found_s`.
+    A file keeps `found_s` if it is as large as its header declares, or declares no size. Only WAV, AVI, AIFF and ASF
+    files declare one.
     """
-    declared, found = _declared_bytes(file.head(_HEAD_BYTES)), file.size
-    return found_s * declared / found if declared is not None and declared > found else found_s
-
-
-def _declared_bytes(head: bytes) -> int | None:
-    """The size that the header of a WAV, AVI, AIFF or ASF file declares; None if it declares none."""
+    head, declared = file.head(_HEAD_BYTES), 0
     if len(head) >= 8 and head[:4] in (b"RIFF", b"FORM"):
         size = struct.unpack_from("<I" if head[:4] == b"RIFF" else ">I", head, 4)[0]
-        return size + 8 if 0 < size < _UNKNOWN_FROM else None
+        declared = size + 8 if size < _UNKNOWN_FROM else 0
     at = head.find(_ASF_FILE_PROPERTIES)
     if head.startswith(_ASF) and 0 < at <= len(head) - 48:
-        return struct.unpack_from("<Q", head, at + 40)[0] or None
-    return None
+        declared = struct.unpack_from("<Q", head, at + 40)[0]
+    return found_s * declared / file.size if declared > file.size else found_s

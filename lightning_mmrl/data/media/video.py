@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import numpy as np
 from av.error import FFmpegError
 from av.packet import Packet
@@ -150,9 +149,9 @@ def outline_of(file: MediaFile, settings: MediaSettings) -> Outline:
             times.append(time)
             first_shown = first_shown or packet
             if simple and rotation is None:
-                rotation = _rotation(packet.decode())
-        if simple and rotation is None:
-            rotation = _rotation(stream.decode(None))  # the clip is shorter than its decoder's delay
+                rotation = next((frame.rotation for frame in packet.decode()), None)
+        if simple and rotation is None:  # the clip is shorter than its decoder's delay
+            rotation = next((frame.rotation for frame in stream.decode(None)), None)
         lag_s = (
             edit_lag_s(file, settings, first_shown) if cut and tracks.format == MP4 and first_shown is not None else 0.0
         )
@@ -174,11 +173,6 @@ def outline_of(file: MediaFile, settings: MediaSettings) -> Outline:
 
 
 read_outline = of_path(outline_of)
-
-
-def _rotation(frames: Sequence[av.VideoFrame]) -> int | None:
-    """Degrees by which the display matrix turns the first of the frames; None if there is no frame."""
-    return frames[0].rotation if frames else None
 
 
 def _has_long_lengths(extradata: bytes | None) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import ImageDraw
 
-from lightning_mmrl.data.synthetic.pictures import SIZE_PX, coverage, paint, save_png
+from lightning_mmrl.data.synthetic.pictures import SIZE_PX, coverage, disk, paint, save_png
 from lightning_mmrl.data.synthetic.task import Medium, Plan, Problem, Task
 
 LABELS = ("1", "2", "3", "4")
@@ -48,8 +48,7 @@ def place_dots(number: int, rng: np.random.Generator) -> np.ndarray:
 def _disks(dots: np.ndarray) -> Callable[[ImageDraw.ImageDraw, int], None]:
     def draw(canvas: ImageDraw.ImageDraw, unit: int) -> None:
         for x, y, radius in dots.tolist():
-            box = [(x - radius) * unit, (y - radius) * unit, (x + radius) * unit, (y + radius) * unit]
-            canvas.ellipse(box, fill=255)
+            disk(canvas, unit, x=x, y=y, radius=radius)
 
     return draw
 

@@ -59,11 +59,16 @@ def make_folder(directory: Path, recipe: Recipe, write: Callable[[Path], None], 
     if _is_complete(directory, recipe, overwrite):
         return directory
     try:
-        with _alone(directory), _partial_sibling(directory) as partial:
+        with _alone(directory):
             if _is_complete(directory, recipe, overwrite):
                 return directory  # another process finished it while this one waited for the lock
-            write(partial)
-            _move_into_place(partial, directory)
+            partial = directory.parent / f".{directory.name}.partial-{secrets.token_hex(4)}"
+            partial.mkdir()
+            try:
+                write(partial)
+                _move_into_place(partial, directory)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
     except Exception as error:
         found = refusal(error)  # encoders report a full disk with their own exceptions
         if found is None or found.memory:
@@ -175,17 +180,6 @@ def _alone(directory: Path) -> Iterator[None]:
             else:
                 shutil.rmtree(abandoned, ignore_errors=True)
         yield
-
-
-@contextmanager
-def _partial_sibling(directory: Path) -> Iterator[Path]:
-    """Yield a new directory beside the target, and remove it in the end if it still exists."""
-    partial = directory.parent / f".{directory.name}.partial-{secrets.token_hex(4)}"
-    partial.mkdir()
-    try:
-        yield partial
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _move_into_place(partial: Path, directory: Path) -> None:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from PIL import ImageDraw
 
-from lightning_mmrl.data.synthetic.pictures import SIZE_PX, coverage, draw_colors, paint, save_png
+from lightning_mmrl.data.synthetic.pictures import SIZE_PX, coverage, disk, draw_colors, paint, save_png
 from lightning_mmrl.data.synthetic.task import Medium, Plan, Problem, Task
 
 THOUGHTS = {
@@ -38,12 +38,10 @@ def compose(plan: Plan) -> Problem:
     background, foreground = draw_colors(rng)
 
     def draw(canvas: ImageDraw.ImageDraw, unit: int) -> None:
-        def disk(size: float, fill: int) -> None:
-            canvas.ellipse([(x - size) * unit, (y - size) * unit, (x + size) * unit, (y + size) * unit], fill=fill)
-
         if plan.label in ("circle", "ring"):
-            disk(radius, 255)
-            disk(radius * _RING_HOLE if plan.label == "ring" else 0.0, 255 if plan.label == "circle" else 0)
+            hole = radius * _RING_HOLE if plan.label == "ring" else 0.0
+            disk(canvas, unit, x=x, y=y, radius=radius)
+            disk(canvas, unit, x=x, y=y, radius=hole, fill=255 if plan.label == "circle" else 0)
         else:
             corners = (outline(plan.label, turn) * radius + (x, y)) * unit
             canvas.polygon([tuple(corner) for corner in corners.tolist()], fill=255)

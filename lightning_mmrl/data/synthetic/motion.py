@@ -7,9 +7,8 @@ by position alone.
 from functools import partial
 
 import numpy as np
-from PIL import ImageDraw
 
-from lightning_mmrl.data.synthetic.pictures import SIZE_PX, coverage, draw_colors, paint
+from lightning_mmrl.data.synthetic.pictures import SIZE_PX, coverage, disk, draw_colors, paint
 from lightning_mmrl.data.synthetic.task import Medium, Plan, Problem, Task
 from lightning_mmrl.data.synthetic.video_file import write_silent_clip
 
@@ -45,7 +44,7 @@ def compose(plan: Plan) -> Problem:
     share = np.linspace(0.0, 1.0, NUM_FRAMES)[:, None]
     centers = middle + (1.0 - share) * sides[0] + share * sides[1]
     background, foreground = draw_colors(rng)
-    covered = np.stack([_disk(x, y, radius) for x, y in centers.tolist()])
+    covered = np.stack([coverage(partial(disk, x=x, y=y, radius=radius)) for x, y in centers.tolist()])
     return Problem(
         question=QUESTION,
         thought=f"{start} to {end}",
@@ -62,14 +61,6 @@ def _room(background: np.ndarray) -> np.ndarray:
     room[_WALL_PX:-_WALL_PX, :_WALL_PX] = _WALL_COLORS["left"]
     room[_WALL_PX:-_WALL_PX, -_WALL_PX:] = _WALL_COLORS["right"]
     return room
-
-
-def _disk(x: float, y: float, radius: float) -> np.ndarray:
-    def draw(canvas: ImageDraw.ImageDraw, unit: int) -> None:
-        box = [(x - radius) * unit, (y - radius) * unit, (x + radius) * unit, (y + radius) * unit]
-        canvas.ellipse(box, fill=255)
-
-    return coverage(draw)
 
 
 MOTION = Task(

@@ -23,6 +23,11 @@ def coverage(draw: Callable[[ImageDraw.ImageDraw, int], None]) -> np.ndarray:
     return units.reshape(SIZE_PX, _SUPERSAMPLING, SIZE_PX, _SUPERSAMPLING).mean(axis=(1, 3))
 
 
+def disk(canvas: ImageDraw.ImageDraw, unit: int, *, x: float, y: float, radius: float, fill: int = 255) -> None:
+    """Draw a disk; its place and radius are in pixels."""
+    canvas.ellipse([(x - radius) * unit, (y - radius) * unit, (x + radius) * unit, (y + radius) * unit], fill=fill)
+
+
 def draw_colors(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Draw a dark background color and a light foreground color, RGB (3,) in 0..255."""
     return rng.uniform(10.0, 60.0, size=3), rng.uniform(180.0, 250.0, size=3)

@@ -87,9 +87,10 @@ def draw_identity(style: VoiceStyle, rng: np.random.Generator) -> VoiceIdentity:
 
 def render_voice(group: str, identity: VoiceIdentity, style: VoiceStyle, rng: np.random.Generator) -> np.ndarray:
     """Synthesize one clip of a voice group: float32 (NUM_SAMPLES,) in -1..1 at SAMPLE_RATE_HZ, mono."""
-    rate_hz, loudness, intonation, rise, vibrato, tremolo, brightness, swell = _draw_prosody(
-        group, identity, style, rng
-    )
+    movement = np.array(astuple(PROSODIES[group])) - _REST
+    resting = identity.rest + style.jitter * _FULL_MOVEMENT * rng.standard_normal(8)
+    prosody = np.clip(resting + rng.uniform(*style.strength_range) * movement, _LOWEST, _HIGHEST)
+    rate_hz, loudness, intonation, rise, vibrato, tremolo, brightness, swell = prosody
     time_s = np.arange(NUM_SAMPLES) / SAMPLE_RATE_HZ
     turns = rng.uniform(size=4)
     tremor_hz = rng.uniform(6.0, 9.0)
@@ -106,13 +107,6 @@ def render_voice(group: str, identity: VoiceIdentity, style: VoiceStyle, rng: np
     fade = np.minimum(1.0, np.minimum(time_s, DURATION_S - time_s) / 0.03)
     hiss = rng.uniform(*style.noise_range) * rng.standard_normal(NUM_SAMPLES)
     return np.clip(loudness * tone * syllables * tremor * swelling * fade + hiss, -1.0, 1.0).astype(np.float32)
-
-
-def _draw_prosody(group: str, identity: VoiceIdentity, style: VoiceStyle, rng: np.random.Generator) -> np.ndarray:
-    """Return the clip's eight prosody parameters, in the order of `Prosody`."""
-    movement = np.array(astuple(PROSODIES[group])) - _REST
-    resting = identity.rest + style.jitter * _FULL_MOVEMENT * rng.standard_normal(8)
-    return np.clip(resting + rng.uniform(*style.strength_range) * movement, _LOWEST, _HIGHEST)
 
 
 def _draw_periods(base_pitch_hz: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
