@@ -1,4 +1,4 @@
-"""Several rewards as one score."""
+"""Combines several rewards into one score."""
 
 import difflib
 import math
@@ -14,13 +14,13 @@ from lightning_mmrl.workers.serving import announce
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightedReward:
-    """Weighted sum of named rewards: total = sum over applying parts of weight * value.
+    """Weighted sum of named rewards (`parts`): total = sum of weight * value over the parts that apply.
 
-    A part that returns None does not apply and is left out; weights are not renormalized. A weight of 0 only records
-    the part. Each part keeps its unweighted value in `Score.components`.
+    A part that returns None does not apply to the sample and is left out; the other weights are not rescaled. A part
+    with weight 0 is only recorded. `Score.components` has the unweighted value of each part.
 
     Raises:
-        ConfigError: no parts, keys of `parts` and `weights` that differ, or a weight that is not a finite number.
+        ConfigError: `parts` is empty, `parts` and `weights` have different keys, or a weight is not a finite number.
 
     >>> def short(sample, completion):
     ...     return float(completion.num_tokens < 8)
@@ -47,7 +47,7 @@ class WeightedReward:
                 raise ConfigError(f"rewards.weights.{name} is {self.weights[name]!r}; give a finite number")
 
     def score(self, sample: Sample, completion: Completion) -> Score:
-        """Scores one completion; a part that fails makes the score invalid, never zero and never an exception.
+        """Scores one completion; a failing part makes the score invalid instead of zero, and raises nothing.
 
         >>> def broken(sample, completion):
         ...     return float("nan")
@@ -60,9 +60,11 @@ class WeightedReward:
             announce(name)
             try:
                 value = evaluate(part, sample, completion)
-            except FOREIGN_FAILURES as error:  # whatever a verifier raises is its failure, not the run's
-                reason = f"{name}: {_why(error)}"
-                return Score(total=0.0, components=components, valid=False, reason=reason, failed=name)
+            except FOREIGN_FAILURES as error:  # a failing verifier must not end the run
+                why = str(error) if isinstance(error, MmrlError) else f"{type(error).__name__}: {error}"
+                if isinstance(error, MemoryError):
+                    why = "memory limit exceeded"
+                return Score(total=0.0, components=components, valid=False, reason=f"{name}: {why}", failed=name)
             if value is not None:
                 components[name] = value
         if not components:
@@ -72,10 +74,10 @@ class WeightedReward:
 
 
 def evaluate(part: RewardFn, sample: Sample, completion: Completion) -> float | None:
-    """What one reward says of one completion.
+    """The value of one reward for one completion.
 
     Raises:
-        RewardError: It is neither a finite number nor None.
+        RewardError: The value is neither a finite number nor None.
 
     >>> evaluate(lambda sample, completion: True, Sample(id="clip", messages=()), Completion(
     ...     text="", num_tokens=0, truncated=False))
@@ -91,9 +93,3 @@ def evaluate(part: RewardFn, sample: Sample, completion: Completion) -> float | 
 
 def _is_finite(value: object) -> bool:
     return isinstance(value, Real) and math.isfinite(value)
-
-
-def _why(error: BaseException) -> str:
-    if isinstance(error, MmrlError):
-        return str(error)
-    return "memory limit exceeded" if isinstance(error, MemoryError) else f"{type(error).__name__}: {error}"
