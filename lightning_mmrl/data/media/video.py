@@ -100,7 +100,7 @@ decode_video = of_path(read_video)
 
 
 def is_safe_for_decord(outline: Outline) -> bool:
-    """Whether decord returns the right frames, as tools/frame_truth.py proves; times always come from the packets.
+    """Whether decord returns the right frames, as tools/truth/frame_truth.py proves; times come from the packets.
 
     It does so only for H.264 in MP4 that is `simple` and not rotated. Elsewhere decord shows frames that an edit list
     cuts off. It returns wrong frames where other codecs (MPEG-4, MPEG-2, HEVC) have B-frames, where key frames need
