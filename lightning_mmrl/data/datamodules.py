@@ -66,8 +66,8 @@ class Feed:
         seed: Seed of the order and of the modality dropout.
         dropout: Modality dropout.
         balance: "label" draws every label (`solution`) of a source equally often; None draws samples equally often.
-        matcher: Label set that merges synonyms for the balance. A solution that it does not know is a label of its
-            own; with None, every distinct solution is.
+        matcher: Label set that merges synonyms for the balance; a solution that it does not know is a separate label.
+            With None, every distinct solution is a separate label.
     """
 
     sources: tuple[Source, ...]

@@ -66,7 +66,7 @@ class Exclusions:
         return {} if entry is None else _decisions(entry, samples)
 
     def void(self, which: DecidedSet, samples: Sequence[Sample]) -> str | None:
-        """Why earlier decisions about these samples do not apply to the set; None if there are none, or they apply.
+        """Why earlier decisions about these samples do not apply to the set; None if they apply or do not exist.
 
         Raises:
             DataError: The file is damaged.

@@ -21,10 +21,10 @@ _LOOKALIKE_SCRIPTS = frozenset({"LATIN", "CYRILLIC", "GREEK"})
 def label_findings(labels: Mapping[str, int]) -> list[str]:
     """Warnings about suspicious labels, one sentence each.
 
-    Two labels are spellings of one word if they differ only in case, accents, punctuation, spaces or invisible
-    characters. So are two that differ in one letter after the first, if the longer one has at least five letters.
-    Labels with digits may differ only in case and spaces, since "class 1" and "class 2", or "-3" and "3", are not the
-    same. Sets of more than 200 labels are taken for free answers, which are not compared.
+    Two labels count as spellings of one word if they differ only in case, accents, punctuation, spaces or invisible
+    characters. They also do if the first letter is the same, one other letter differs, and the longer one has at least
+    five letters. Labels with digits may differ only in case and spaces, since "class 1" and "class 2", or "-3" and "3",
+    are not the same. Sets of more than 200 labels are taken for free answers and not compared.
 
     Args:
         labels: Number of samples by label.

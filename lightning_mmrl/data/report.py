@@ -200,7 +200,7 @@ def _identity(key: MediaKey, inventory: Inventory) -> Hashable:
 
 
 def _shared(groups: Mapping[Hashable, list[Entry]], what: str, severe: bool) -> Iterable[Finding]:
-    """A finding about groups whose lines are in two splits, at least one of which is not for training."""
+    """A finding about groups with lines in several splits, unless all of these are training splits."""
     shared = []
     for entries in groups.values():
         splits = {_split_name(entry) for entry in entries}

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 MAX_TICK = 24
-"""Most characters of a label that are drawn."""
+"""Maximum number of characters of a label that are drawn."""
 
 
 def save_confusion_figure(confusion: ArrayLike, labels: Sequence[str], path: Path | str, title: str) -> None:

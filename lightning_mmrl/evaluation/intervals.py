@@ -18,7 +18,7 @@ from lightning_mmrl.evaluation.records import Prediction, class_indices
 
 Unit = Literal["speaker", "clip"]
 
-# Most weights in memory at once (32 MB).
+# Maximum number of weights in memory at once (32 MB).
 _MAX_WEIGHTS = 4_000_000
 
 

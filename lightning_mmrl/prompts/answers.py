@@ -141,7 +141,7 @@ def _unwrapped(text: str) -> str:
 
 
 def bare(answer: str) -> str:
-    """An answer without typography, LaTeX wrappers, JSON object, bullet, and the quotes and full stops around it.
+    """An answer without typography, LaTeX wrappers, a JSON object around it, a bullet, outer quotes and full stops.
 
     >>> bare('- "Option B."'), bare('{"answer": "C"}'), bare("B?")
     ('Option B', 'C', 'B?')

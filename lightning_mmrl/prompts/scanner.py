@@ -75,7 +75,7 @@ def _problem(text: str) -> str | None:
 
 
 def _blank(text: str, content: str) -> bool:
-    """True if no visible character is in the given Unicode categories, as in dots or zero-width characters only."""
+    """True if a text has no visible character of the given Unicode categories, such as a text of dots."""
     return not any(unicodedata.category(each)[0] in content and each not in INVISIBLE for each in text)
 
 

@@ -24,7 +24,7 @@ BUILT_IN: Mapping[str, str] = {
     "calm": "calm neutral relaxed peaceful composed serene indifferent",
     "confusion": "confused confusion puzzled doubtful hesitant uncertain bewildered",
 }
-"""Maps each group to its words. It is only a start of our own; for an open vocabulary, give a file."""
+"""Maps each group to its words. This list is our own and small; a large vocabulary needs a file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

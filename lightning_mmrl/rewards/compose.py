@@ -47,7 +47,7 @@ class WeightedReward:
                 raise ConfigError(f"rewards.weights.{name} is {self.weights[name]!r}; give a finite number")
 
     def score(self, sample: Sample, completion: Completion) -> Score:
-        """Scores one completion; a failing part makes the score invalid instead of zero, and raises nothing.
+        """Scores one completion; a failing part makes the score invalid, which is not the same as zero.
 
         >>> def broken(sample, completion):
         ...     return float("nan")

@@ -1,4 +1,4 @@
-"""Efficient-length reward: fewer tokens than a budget earn more."""
+"""Efficient-length reward: shorter completions earn more, relative to a token budget."""
 
 from dataclasses import dataclass
 

@@ -23,7 +23,7 @@ from lightning_mmrl.rewards.units import CURRENCY_SIGNS, Unit, read_unit
 from lightning_mmrl.rewards.wording import Named, changes, counts, is_point, may_follow, may_lead, stem
 
 MOST_WORDS = 25
-"""Most words that a statement may have around its numbers."""
+"""Maximum number of words around the numbers of a statement."""
 MOST_ELEMENTS = 16
 
 _SHORT_WORDS = word_set("and or not is no the so to of if in at by an as it")
@@ -169,7 +169,7 @@ def _is_word(text: str, found: re.Match[str]) -> bool:
 
 
 def _parts(text: str) -> list[_Part] | None:
-    """The parts of a statement; None if two formulas have no separator, or "and" or "or" joins other than formulas."""
+    """The parts of a statement; None if formulas are not separated, or if "and" or "or" joins anything but formulas."""
     parts: list[_Part] = []
     for separator, piece in pieces(text):
         part = _part(piece)

@@ -63,7 +63,7 @@ def found(rows: Sequence[CsvRow], folder: ClipFolder, reject: Reject) -> list[Cl
 
 
 def _text_problem(row: CsvRow) -> tuple[str, str] | None:
-    """Why a training target from this row would break the answer format or end early: the sort of fault, the reason."""
+    """The sort of fault and the reason, if this row as a training target would break the answer format or end early."""
     target = target_of(row)
     if tags := media_tags(target):
         return "reasoning", f"the reasoning or label holds the media tag <{tags[0]}>; remove it"

@@ -138,7 +138,7 @@ class _Plan:
     def _distance(self, name: str, label: str, have: int) -> float:
         """Squared distance relative to the target, plus a penalty if the largest split lacks the label.
 
-        The largest split is the one for training, and a label that it lacks cannot be learned.
+        The largest split is usually for training, and a label that it lacks cannot be learned.
         """
         target = self._targets[name, label]
         return (have - target) ** 2 / target + (_LACKING if have == 0 and name == self._largest else 0.0)

@@ -17,7 +17,7 @@ from lightning_mmrl.types.media import MediaSettings
 from lightning_mmrl.types.records import MediaRef
 
 MOST_HELD_BYTES = 2**30
-"""Most encoded media that a run holds in memory if the disk of the cache fails."""
+"""Maximum size of encoded media in memory if the disk of the cache refuses them."""
 
 _DECODING = 2
 """Version of decoding: to be raised when the same file, span and settings decode to other frames or samples."""

@@ -36,7 +36,7 @@ def open_container(file: MediaFile, settings: MediaSettings, what: str = "file",
     Args:
         file: The file.
         settings: The limit on pixels.
-        what: How an error message calls the file.
+        what: Word for the file in error messages.
         options: Further options of FFmpeg.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The size that a file header declares, for formats where FFmpeg and libsndfile use the size on disk instead."""
+"""Finds the duration of a whole file from the size in its header, since FFmpeg and libsndfile use the size on disk."""
 
 import struct
 

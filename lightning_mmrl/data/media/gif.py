@@ -1,4 +1,4 @@
-"""Checks that a GIF is complete: Pillow reads one that is cut off between two frames without any warning."""
+"""Checks that a GIF is complete, since Pillow gives no warning if the file is cut off between two frames."""
 
 from lightning_mmrl.data.media.opened import MediaFile
 from lightning_mmrl.data.media.selection import CUT_OFF

@@ -20,7 +20,7 @@ from lightning_mmrl.workers.serving import OVERTIME, Limits, lower_processor_tim
 T = TypeVar("T")
 
 _TRIES = 3
-"""How often a file is read again because something wrote to it during the read."""
+"""Number of attempts to read a file, which fail if something writes to it during the read."""
 
 _LEAST_SHARE, _SHARE_PER_MIB = 0.2, 0.05
 """Processor time granted to a file, as a share of the deadline: a base, and more per MiB.
@@ -132,7 +132,7 @@ class GuardedDecoder:
 
 
 BATCH = 64
-"""Media that are decoded before the next ones start; it bounds the memory of decoded frames."""
+"""Number of media that are decoded together; it limits the memory for decoded frames."""
 
 _OVERTIME = (
     "decoding it takes more processor time than data.media.decode_deadline_s, or --deadline, grants a file of its "

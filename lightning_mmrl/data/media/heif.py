@@ -48,7 +48,7 @@ def decode_heif(file: MediaFile, settings: MediaSettings) -> np.ndarray:
 
 
 def check_image_pixels(path: Path, pixels: int, settings: MediaSettings) -> None:
-    """Raises: MediaError: A picture has too many pixels."""
+    """Raises a `MediaError` if a picture has too many pixels."""
     if pixels > settings.max_pixels:
         raise MediaError(f"{path}: {pixels} pixels exceed media.max_pixels {settings.max_pixels}; scale the image down")
 

@@ -21,7 +21,7 @@ class Shown:
     Attributes:
         tiles: Ids of its coded pictures, row by row.
         columns: Tiles per row.
-        size: Width and height of the picture that a grid shows, at most its tiles'; None for a single picture.
+        size: Width and height of the picture that a grid shows; its tiles may cover more. None for a single picture.
         turns: Operations on the pixels, in this order: a number of counter-clockwise quarter turns ("irot"), or a
             flip ("imir") of top and bottom (0) or left and right (1).
     """

@@ -33,7 +33,7 @@ class Mixdown:
         settings: The limit on the duration.
 
     Raises:
-        MediaError: The rate is not that of a sound.
+        MediaError: No sound has this rate.
 
     Attributes:
         peak: The largest absolute sample of any channel; NaN if one is NaN.

@@ -16,7 +16,7 @@ from lightning_mmrl.types.records import MediaRef
 
 _SHORTEST_MS = 20
 _USUAL_MS = 100
-"""Browsers and FFmpeg replace a frame duration below the first number by the second one."""
+"""If a frame's duration is below the first number, browsers and FFmpeg show it for the second one instead."""
 
 
 def read_moving(file: MediaFile, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:

@@ -123,7 +123,7 @@ def beyond_the_end(path: Path, ref: MediaRef, end_s: float) -> tuple[str, ...]:
 
 
 def check_pixels(path: Path, pixels: int, settings: MediaSettings) -> None:
-    """Raises: MediaError: A frame has too many pixels."""
+    """Raises a `MediaError` if a frame has too many pixels."""
     if pixels > settings.max_pixels:
         raise MediaError(
             f"{path}: frames of {pixels} pixels exceed media.max_pixels {settings.max_pixels}; scale the clip down"
@@ -131,7 +131,7 @@ def check_pixels(path: Path, pixels: int, settings: MediaSettings) -> None:
 
 
 def check_duration(path: Path, seconds: float, settings: MediaSettings) -> None:
-    """Raises: MediaError: A clip is too long."""
+    """Raises a `MediaError` if a clip is too long."""
     if seconds > settings.max_duration_s:
         limit = settings.max_duration_s
         raise MediaError(f"{path}: {seconds:.1f} s exceed media.max_duration_s {limit:g}; cut the clip")

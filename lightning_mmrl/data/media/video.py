@@ -33,7 +33,7 @@ from lightning_mmrl.types.records import MediaRef
 HAS_DECORD = platform.system() == "Linux" and platform.machine() == "x86_64"
 
 _NO_DISPLAY_TIMES = frozenset({"avi", "mpegvideo"})
-"""Containers that do not store when a frame is shown, only when it is decoded, if that."""
+"""Containers that store no time at which a frame is shown; some store when it is decoded."""
 
 _DECORD_PIXELS = 4096 * 2304
 """decord keeps about 13 converted frames besides the ones it returns; larger frames would not fit into a worker."""
