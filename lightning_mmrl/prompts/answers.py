@@ -79,7 +79,8 @@ def typeset(text: str) -> str:
     >>> typeset("**\uff22\u3002**"), typeset("\u22125 m\u00b2"), typeset("2\u00bd"), typeset("`happy` \U0001f60a")
     ('B.', '-5 m^2', '2 1/2', 'happy')
     """
-    text = _RAISED.sub(_power, _FRACTION.sub(_number, text))
+    text = _FRACTION.sub(lambda found: f"{found[1]} {unicodedata.normalize('NFKC', found[2])}".lstrip(), text)
+    text = _RAISED.sub(_power, text)
     text = " ".join(unicodedata.normalize("NFKC", text).translate(_TYPOGRAPHY).split())
     text = _HEADING.sub("", _BACKTICKS.sub(r"\1", _MARKUP.sub(r"\2", text)))
     return _without_pictures(_UNDERSCORES.sub(r"\1", _STARS.sub(r"\1", text)).strip())
@@ -88,10 +89,6 @@ def typeset(text: str) -> str:
 def _power(found: re.Match[str]) -> str:
     digits = found[0].translate(_SUPERSCRIPTS)
     return f"^{digits}" if len(digits) == 1 else f"^{{{digits}}}"
-
-
-def _number(found: re.Match[str]) -> str:
-    return f"{found[1]}{' ' if found[1] else ''}{unicodedata.normalize('NFKC', found[2])}"
 
 
 def _without_pictures(text: str) -> str:

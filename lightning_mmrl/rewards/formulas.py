@@ -4,7 +4,7 @@ math-verify would read a part of a malformed formula. All regular expressions he
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from lightning_mmrl.prompts.answers import word_set
 
@@ -155,9 +155,3 @@ def bracketed(formula: str) -> tuple[str, list[str], str] | None:
     if len(items) < 2 and not is_set:
         return None
     return tokens[0][0], [in_latex(item) for item in items] if inside else [], tokens[-1][0]
-
-
-def set_items(formula: str) -> Sequence[str]:
-    """The items of a set in braces; empty for any other formula."""
-    found = bracketed(formula)
-    return () if found is None or (found[0], found[2]) != ("\\{", "\\}") else found[1]

@@ -14,13 +14,13 @@ from lightning_mmrl.rewards.formulas import (
     FUNCTIONS,
     SEPARATOR_WORDS,
     TOKEN,
+    bracketed,
     in_latex,
     is_well_formed,
     pieces,
-    set_items,
 )
 from lightning_mmrl.rewards.units import CURRENCY_SIGNS, Unit, read_unit
-from lightning_mmrl.rewards.wording import Named, changes, counts, is_point, may_follow, may_lead, stem
+from lightning_mmrl.rewards.wording import CONTINUING_WORDS, Named, changes, is_point, may_follow, may_lead, stem
 
 MOST_WORDS = 25
 """Maximum number of words around the numbers of a statement."""
@@ -113,8 +113,11 @@ def read_mathematics(text: str, named: Named | None = None) -> tuple[Quantity, .
     stated = [quantity for part in parts if part.core is not None for quantity in _quantities(part)]
     if not stated or len(stated) > MOST_ELEMENTS or any(not quantity.formula for quantity in stated):
         return None
-    items = set_items(stated[0].formula) if len(stated) == 1 and stated[0].unit is None else None
-    return tuple(stated) if not items else tuple(Quantity(formula=item) for item in items)
+    if len(stated) == 1 and stated[0].unit is None:
+        opening, items, closing = bracketed(stated[0].formula) or ("", [], "")
+        if items and (opening, closing) == ("\\{", "\\}"):
+            return tuple(Quantity(formula=item) for item in items)
+    return tuple(stated)
 
 
 def _words_fit(parts: list[_Part], named: Named) -> bool:
@@ -239,7 +242,7 @@ def _quantities(part: _Part) -> Iterator[Quantity]:
     found = _NAME.match(core)
     if found is not None:
         name, core = found[1].replace(" ", ""), core[found.end() :]
-    noun = frozenset(stem(word) for word in map(str.casefold, part.after) if counts(word))
+    noun = frozenset(stem(word) for word in map(str.casefold, part.after) if word not in CONTINUING_WORDS)
     signs = ("+", "-") if core.count("\\pm") == 1 else ("",)
     for sign in signs:
         formula = in_latex(core.replace("\\pm", sign).strip().removeprefix("+"))

@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import partial
-from typing import Protocol, Self
+from typing import Protocol
 
 from lightning_mmrl.errors import FOREIGN_FAILURES, ConfigError, RewardError
 from lightning_mmrl.types.records import Completion, Sample, Score
@@ -19,7 +20,7 @@ class Scorer(Protocol):
     def score(self, sample: Sample, completion: Completion) -> Score: ...
 
 
-class InlineRewards:
+class InlineRewards(AbstractContextManager["InlineRewards"]):
     """Scores in the calling process without a deadline, for rewards that are cheap and cannot hang.
 
     >>> from lightning_mmrl.rewards.compose import WeightedReward
@@ -43,14 +44,11 @@ class InlineRewards:
     def close(self) -> None:
         """Nothing to release."""
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
-class RewardPool:
+class RewardPool(AbstractContextManager["RewardPool"]):
     """Scores in `num_workers` processes that can be killed; see `DeadlinePool` for deadlines and lost workers.
 
     A score is invalid if its completion takes too long or too much memory, crashes, or kills its process twice; the
@@ -140,9 +138,6 @@ class RewardPool:
     def close(self) -> None:
         """Ends all workers, and kills busy ones; may be called again."""
         self._pool.close()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

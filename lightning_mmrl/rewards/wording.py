@@ -50,10 +50,11 @@ _QUALIFYING_WORDS = word_set(
     "square cubic units unit of the a an such different distinct whole full red green blue yellow white black "
     "brown orange pink purple small large big little new old young"
 )
-_GOING_ON = STATEMENT_WORDS | word_set(
+CONTINUING_WORDS = STATEMENT_WORDS | word_set(
     "left remain remains remaining total altogether all each per apiece every at a an long wide high tall deep thick "
     "old heavy which exactly precisely and there"
 )
+"""Words that may follow a number or its noun and are no counted noun themselves, such as `left` and `in`."""
 _VALUES = word_set(
     "total sum value values cost costs price probability chance point points number amount area perimeter volume "
     "length width height depth distance time speed velocity age angle rate ratio difference product quotient "
@@ -153,7 +154,7 @@ def may_follow(words: Sequence[str], named: Named) -> bool:
     if position < len(words) and is_plural(folded[position]):
         position += 1
     return all(
-        word in named or (word not in _NO_NOUNS and (word in _GOING_ON or is_statement_word(word)))
+        word in named or (word not in _NO_NOUNS and (word in CONTINUING_WORDS or is_statement_word(word)))
         for word in folded[position:]
     )
 
@@ -201,8 +202,3 @@ def is_point(word: str) -> bool:
     (True, False, False)
     """
     return len(word) <= _MIN_LETTERS and word.isupper() and word.casefold() not in _NO_NOUNS
-
-
-def counts(word: str) -> bool:
-    """True for a word in lower case that can be the noun after a number, unlike `left` and `in`."""
-    return word not in _GOING_ON

@@ -63,8 +63,8 @@ class CsvSettings:
 class Conversion:
     """The result of a conversion: the folder, the number of clips in each split, and the rows that were left out.
 
-    `taken_as` maps kinds of media to the paths of the files that hold them. `notes` say how the CSV was understood,
-    `warnings` what a person should check.
+    `taken_as` maps kinds of media to the paths of the files that hold them, the most frequent kinds first. `notes` say
+    how the CSV was understood, and `warnings` tell a person to check something.
     """
 
     directory: Path
@@ -132,6 +132,9 @@ def convert_csv(
         clips={clip.path: clip.real for clip in clips},
         record={"source": csv_file.name, "seed": settings.seed, "columns": dict(table.columns), "warnings": warnings},
     )
+    files: dict[tuple[MediaKind, ...], dict[str, None]] = {}
+    for clip in clips:
+        files.setdefault(clip.kinds, {})[clip.path] = None
     return Conversion(
         directory=directory,
         sizes=Counter(splits),
@@ -141,7 +144,7 @@ def convert_csv(
         problems=tuple(problems),
         notes=tuple(notes),
         warnings=tuple(warnings),
-        taken_as=_taken_as(clips),
+        taken_as={kinds: tuple(paths) for kinds, paths in sorted(files.items(), key=lambda item: -len(item[1]))},
     )
 
 
@@ -213,14 +216,6 @@ def _unlike_names(clips: Sequence[Clip]) -> list[str]:
         if named in get_args(MediaKind) and not as_named:
             notes.append(f"{path}: taken as {' and '.join(kinds)}, though its name says {named}")
     return notes
-
-
-def _taken_as(clips: Sequence[Clip]) -> dict[tuple[MediaKind, ...], tuple[str, ...]]:
-    """The files by the kinds of media that they hold, the most frequent kinds first."""
-    files: dict[tuple[MediaKind, ...], dict[str, None]] = {}
-    for clip in clips:
-        files.setdefault(clip.kinds, {})[clip.path] = None
-    return {kinds: tuple(paths) for kinds, paths in sorted(files.items(), key=lambda item: -len(item[1]))}
 
 
 def _rows(clips: Sequence[Clip], splits: Sequence[str], prefix: str, question: str) -> list[dict[str, Any]]:

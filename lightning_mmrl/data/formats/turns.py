@@ -62,7 +62,12 @@ def read_turns(row: Mapping[str, Any]) -> tuple[tuple[Message, ...], frozenset[s
         )
     read = {"messages": _messages, "conversations": _conversations, "query": _query}[layout]
     turns = _with_system(row, layout, read(row))
-    _check_turns(turns)
+    # A chat template would accept or drop a late system turn or a blank turn silently.
+    for number, turn in enumerate(turns, start=1):
+        if turn.role == "system" and number > 1:
+            raise DataError(f"turn {number} is a system turn, but only the first may be; move or merge its text")
+        if turn.role != "system" and not turn.content.strip():
+            raise DataError(f"turn {number}, the {turn.role}'s, is blank; write its text or leave the turn out")
     return turns, TURN_COLUMNS
 
 
@@ -86,15 +91,6 @@ def _with_system(row: Mapping[str, Any], layout: str, turns: tuple[Message, ...]
             "keep one of them"
         )
     return turns
-
-
-def _check_turns(turns: tuple[Message, ...]) -> None:
-    """Refuses late system turns and blank turns, which a chat template would accept or drop silently."""
-    for number, turn in enumerate(turns, start=1):
-        if turn.role == "system" and number > 1:
-            raise DataError(f"turn {number} is a system turn, but only the first may be; move or merge its text")
-        if turn.role != "system" and not turn.content.strip():
-            raise DataError(f"turn {number}, the {turn.role}'s, is blank; write its text or leave the turn out")
 
 
 def _messages(row: Mapping[str, Any]) -> tuple[Message, ...]:

@@ -4,7 +4,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Literal
 
 import numpy as np
@@ -40,7 +40,11 @@ def identify(file: MediaFile, settings: MediaSettings) -> Literal["still", "movi
     try:
         with open_picture(file, settings) as image:
             check_image_pixels(file.path, image.width * image.height, settings)  # a second frame follows a decoded one
-            return "moving" if image.format in _MOVING and _has_second_frame(image) else "still"
+            if image.format in _MOVING:
+                with suppress(EOFError):  # there is no second frame
+                    image.seek(1)
+                    return "moving"
+            return "still"
     except Image.DecompressionBombError:
         return "still"  # `decode_image` refuses it
     except DAMAGE:
@@ -64,14 +68,6 @@ def open_picture(file: MediaFile, settings: MediaSettings) -> Iterator[Image.Ima
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         with Image.open(file.reader(), formats=FORMATS) as image:
             yield image
-
-
-def _has_second_frame(image: Image.Image) -> bool:
-    try:
-        image.seek(1)
-    except EOFError:
-        return False
-    return True
 
 
 def read_image(file: MediaFile, ref: MediaRef, settings: MediaSettings) -> DecodedImage:

@@ -1,7 +1,7 @@
 """Reads frames of a clip by time on the container's clock: with decord where it is proven right, else with PyAV."""
 
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,8 +207,17 @@ def _by_decord(file: MediaFile, outline: Outline, ref: MediaRef, settings: Media
     if len(reader) != len(outline.starts_s):
         raise IndexError(f"decord finds {len(reader)} frames of {len(outline.starts_s)}")
     chosen = select_frames(path, outline.starts_s, ref, settings)
+    indices = chosen.indices
+    first = reader[indices[0]].asnumpy()
+    # Each frame is read once and written into the result, so that at most one extra frame is in memory.
+    frames = np.empty((len(indices), *first.shape), dtype=first.dtype)
+    frames[0] = first
+    del first
+    for place in range(1, len(indices)):
+        again = indices[place] == indices[place - 1]
+        frames[place] = frames[place - 1] if again else reader[indices[place]].asnumpy()
     return DecodedVideo(
-        frames=_stacked(chosen.indices, lambda index: reader[index].asnumpy()),
+        frames=frames,
         timestamps_s=chosen.timestamps_s,
         duration_s=chosen.duration_s,
         warnings=(*chosen.warnings, *shortfall(path, outline.promised_s, chosen.end_s)),
@@ -239,18 +248,6 @@ def _by_pyav(file: MediaFile, outline: Outline, ref: MediaRef, settings: MediaSe
         duration_s=chosen.duration_s,
         warnings=(*chosen.warnings, *shortfall(path, outline.promised_s, chosen.end_s)),
     )
-
-
-def _stacked(indices: Sequence[int], frame: Callable[[int], np.ndarray]) -> np.ndarray:
-    """Frames [T, H, W, 3] in order; `frame` is called once for each, and at most one extra frame is in memory."""
-    first = frame(indices[0])
-    frames = np.empty((len(indices), *first.shape), dtype=first.dtype)
-    frames[0] = first
-    del first
-    for place in range(1, len(indices)):
-        again = indices[place] == indices[place - 1]
-        frames[place] = frames[place - 1] if again else frame(indices[place])
-    return frames
 
 
 def _read_frames(

@@ -1,7 +1,5 @@
 """Writes a clip as H.264 video and AAC sound in an mp4 file; on one machine, the same input gives the same bytes."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -20,6 +18,7 @@ _VIDEO_OPTIONS = {
     # AVX-512, for 0 of 22,700. SSE4.2 is as fast on frames of this size.
     "x264-params": "asm=SSE4.2",
 }
+_FILE_OPTIONS = {"fflags": "+bitexact"}
 _AUDIO_OPTIONS = {"flags": "+bitexact"}
 _AUDIO_BIT_RATE = 64_000
 _AUDIO_FRAME_SAMPLES = 1024
@@ -30,7 +29,7 @@ def write_clip(path: Path, frames: np.ndarray, fps: int, waveform: np.ndarray, s
 
     Both tracks start at time zero: the container's edit list hides the priming samples of the AAC encoder.
     """
-    with _new_file(path) as container:
+    with av.open(str(path), "w", format="mp4", options=_FILE_OPTIONS) as container:
         video = _video_stream(container, frames, fps)
         audio = container.add_stream("aac", rate=sample_rate_hz, options=_AUDIO_OPTIONS)
         audio.layout = "mono"
@@ -43,14 +42,8 @@ def write_clip(path: Path, frames: np.ndarray, fps: int, waveform: np.ndarray, s
 
 def write_silent_clip(path: Path, frames: np.ndarray, fps: int) -> None:
     """Write RGB frames uint8 (T, H, W, 3) without a sound track."""
-    with _new_file(path) as container:
+    with av.open(str(path), "w", format="mp4", options=_FILE_OPTIONS) as container:
         _mux_video(container, _video_stream(container, frames, fps), frames, fps)
-
-
-@contextmanager
-def _new_file(path: Path) -> Iterator[OutputContainer]:
-    with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        yield container
 
 
 def _video_stream(container: OutputContainer, frames: np.ndarray, fps: int) -> VideoStream:
