@@ -1,11 +1,9 @@
 """Generates the video-audio emotion set: mp4 clips, one JSONL manifest per split, labels.json and dataset.json."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from lightning_mmrl.data.synthetic import faces, factors, voices
 from lightning_mmrl.data.synthetic.folder import (
@@ -46,7 +44,7 @@ def synthesize_emotions(
     """
     if workers < 1:
         raise DataError(f"workers is {workers}; give at least 1")
-    recipe = Recipe(name="emotion", settings=_as_json(settings), generator_version=GENERATOR_VERSION)
+    recipe = Recipe(name="emotion", settings=asdict(settings), generator_version=GENERATOR_VERSION)
     return make_folder(
         directory, recipe, lambda root: _write_set(root, settings, workers, on_progress), overwrite=overwrite
     )
@@ -86,7 +84,7 @@ def _write_set(root: Path, settings: EmotionSetSettings, workers: int, on_progre
             "sizes": {split: len(plans[split]) for split in SPLITS},
             "video": {"size_px": faces.FRAME_SIZE_PX, "fps": faces.FRAMES_PER_SECOND, "num_frames": faces.NUM_FRAMES},
             "audio": {"sample_rate_hz": voices.SAMPLE_RATE_HZ, "duration_s": voices.DURATION_S},
-            "settings": _as_json(settings),
+            "settings": asdict(settings),
             "manifests": {f"{split}.jsonl": sha256(root / f"{split}.jsonl") for split in SPLITS},
         },
     )
@@ -98,8 +96,3 @@ def _write_clips(root: Path, settings: EmotionSetSettings, plans: Sequence[ClipP
         style = settings.ood_style if plan.split == "ood" else settings.style
         frames, waveform = render_signals(plan, style)
         write_clip(root / plan.media_path, frames, faces.FRAMES_PER_SECOND, waveform, voices.SAMPLE_RATE_HZ)
-
-
-def _as_json(settings: EmotionSetSettings) -> dict[str, Any]:
-    """Return the settings as they are after writing and reading JSON, e.g. with lists in place of tuples."""
-    return json.loads(json.dumps(asdict(settings)))
