@@ -125,7 +125,7 @@ def test_a_reward_that_hangs_is_killed(folder, capsys, monkeypatch):
     write_table(folder / "iteration_000001.jsonl", [row("p0", "spin", "give 1", scores=[scored(WRONG)] * 2)])
     done = reward_test(capsys, folder, "stages.reason.rewards.deadline_s=0.5")
     assert done.code == 0
-    assert "invalid now: 1 x deadline of 0.5 s exceeded" in done.out
+    assert "invalid now: 1 x deadline of 0.5 s exceeded (rewards.deadline_s)" in done.out
     assert "1 of 2 totals changed" in done.out
 
 

@@ -1,6 +1,7 @@
 """`mmrl tracking`: what waits, for which run and server, and how it gets there."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -66,10 +67,33 @@ def test_lines_that_cannot_be_read_are_not_called_nothing(tmp_path, capsys):
     path = tmp_path / "spool" / "abc" / "run.jsonl"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"\xff\n\xfe\n")
-    assert main(["tracking", "status", str(tmp_path)]) == 0
-    shown = capsys.readouterr().out
-    assert f"2 damaged lines in {path} are kept" in shown
-    assert "nothing waits" not in shown
+    assert main(["tracking", "status", str(tmp_path)]) == 1
+    shown = capsys.readouterr()
+    assert f"2 damaged lines in {path} cannot be read" in shown.err
+    assert "nothing waits" not in shown.out
+    assert main(["tracking", "flush", str(tmp_path)]) == 1
+    shown = capsys.readouterr()
+    assert f"2 damaged lines in {path} cannot be read" in shown.err
+    assert "nothing waits" not in shown.out
+
+
+def test_damaged_lines_of_another_run_do_not_count(output_dir, capsys):
+    (output_dir / "spool" / "abc" / "beef.damaged").write_text("{cut\n")
+    assert main(["tracking", "status", str(output_dir / "first")]) == 0
+    assert main(["tracking", "status", str(output_dir / "second")]) == 1
+    assert "1 damaged lines" in capsys.readouterr().err
+
+
+def test_a_flush_that_leaves_damaged_lines_says_so(output_dir, sent, capsys):
+    (output_dir / "spool" / "abc" / "4f2a.damaged").write_text("{cut\n")
+    assert main(["tracking", "flush", str(output_dir)]) == 1
+    assert len(sent) == 1
+    assert "1 damaged lines" in capsys.readouterr().err
+
+
+def test_a_spool_that_takes_no_lock_file_is_not_said_to_be_locked_by_another_process():
+    with pytest.raises(ConfigError, match="no lock file can be made in /proc"):
+        flush(Path("/proc"), Server())
 
 
 def test_a_folder_that_does_not_exist_is_refused(tmp_path, capsys):
