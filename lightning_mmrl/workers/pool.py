@@ -47,8 +47,8 @@ class DeadlinePool:
 
     Build it before CUDA is initialized and close it at the end. The function is pickled once and imported anew in each
     worker, so a script that builds a pool needs the `if __name__ == "__main__"` guard. `limits` are a softer deadline,
-    which costs no process, and a bound on memory. `deadline_key` names the setting of `deadline_s` in the error of an item
-    that exceeds it.
+    which costs no process, and a bound on memory. `deadline_key` names the setting of `deadline_s` in the error of an
+    item that exceeds it.
 
     Raises:
         WorkerError: the function cannot be pickled, or a worker cannot start.
