@@ -66,7 +66,8 @@ def _place(folder: Path) -> tuple[Path, Collection[str] | None]:
 
 
 def _status(output_dir: Path, spools: Sequence[Path], runs: Collection[str] | None) -> int:
-    names = _run_names(output_dir)
+    folders = [path.parent for path in output_dir.glob(f"*/{MANIFEST}")]
+    names = {run_id: str(folder) for folder in folders for run_id in tracked_runs(folder)}
     found = False
     for spool in spools:
         rows = leftovers(spool, runs)
@@ -109,8 +110,13 @@ def _flush(spools: Sequence[Path], runs: Collection[str] | None, tracking_uri: s
     for spool in spools:
         try:
             if leftovers(spool, runs):
+                # Loaded here: MLflow takes seconds.
+                from lightning_mmrl.tracking.flushing import flush_store
+
                 waits = True
-                rest += _flush_spool(spool, runs, tracking_uri)
+                uri, experiment = _store_of(spool, tracking_uri)
+                print(f"{redact(uri)}:")
+                rest += flush_store(spool, uri, experiment, runs=runs, say=lambda line: print(f"  {printable(line)}"))
             failed = _report_damage([spool], runs) or failed
         except (MmrlError, OSError) as error:  # the other spools may be for servers that answer
             failed = True
@@ -120,15 +126,6 @@ def _flush(spools: Sequence[Path], runs: Collection[str] | None, tracking_uri: s
     elif not waits and not failed:
         print("nothing waits: the tracking server has everything")
     return EXIT_LEFT if rest or failed else 0
-
-
-def _flush_spool(spool: Path, runs: Collection[str] | None, tracking_uri: str | None) -> list[Leftover]:
-    # Loaded here: MLflow takes seconds.
-    from lightning_mmrl.tracking.flushing import flush_store
-
-    uri, experiment = _store_of(spool, tracking_uri)
-    print(f"{redact(uri)}:")
-    return flush_store(spool, uri, experiment, runs=runs, say=lambda line: print(f"  {printable(line)}"))
 
 
 def _store_of(spool: Path, tracking_uri: str | None) -> tuple[str, str]:
@@ -173,12 +170,6 @@ def _credentials() -> list[str]:
     """The places that hold credentials which MLflow would send to any server."""
     file = Path("~/.mlflow/credentials").expanduser()
     return [*(name for name in _CREDENTIALS if os.environ.get(name)), *([str(file)] if file.exists() else [])]
-
-
-def _run_names(output_dir: Path) -> dict[str, str]:
-    """The folder of each tracked run, by run id."""
-    folders = [path.parent for path in output_dir.glob(f"*/{MANIFEST}")]
-    return {run_id: str(folder) for folder in folders for run_id in tracked_runs(folder)}
 
 
 def _parser() -> argparse.ArgumentParser:
