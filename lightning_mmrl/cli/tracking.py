@@ -148,13 +148,13 @@ def _store_of(spool: Path, tracking_uri: str | None) -> tuple[str, str]:
         return given, store["experiment"]
     if tracking_uri is not None:
         raise ConfigError(
-            f"--tracking-uri is {redact(tracking_uri)}, but what waits in {spool} is for {redact(stored)}; "
+            f"--tracking-uri is {redact(tracking_uri)}, but the entries in {spool} are for {redact(stored)}; "
             "give that address, or name the folder of another run"
         )
     if not stored.startswith("sqlite:") and (names := _credentials()):
         raise ConfigError(
-            f"what waits in {spool} is for {redact(stored)}, which neither --tracking-uri nor MLFLOW_TRACKING_URI "
-            f"names, and would get your {' and '.join(names)}; if that is your server, give "
+            f"the entries in {spool} are for {redact(stored)}, which neither --tracking-uri nor MLFLOW_TRACKING_URI "
+            f"names; this server would get your {' and '.join(names)}; if that is your server, give "
             f"--tracking-uri {redact(stored)}"
         )
     return stored, store["experiment"]

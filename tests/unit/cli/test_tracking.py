@@ -1,4 +1,4 @@
-"""`mmrl tracking`: what waits, for which run and server, and how it gets there."""
+"""`mmrl tracking`: waiting entries by run and server, and their delivery."""
 
 import json
 from pathlib import Path
@@ -25,8 +25,8 @@ def tag(value, run_id="4f2a"):
 
 @pytest.fixture
 def output_dir(tmp_path, monkeypatch):
-    """Two runs, one of them with a stage, and what they left for one server."""
-    monkeypatch.setattr(redaction, "_remembered", set())  # of other tests
+    """Two runs, one with a stage, and their undelivered entries for one server."""
+    monkeypatch.setattr(redaction, "_remembered", set())  # forgets the secrets of other tests
     spool = tmp_path / "spool" / "abc"
     note_store(spool, "http://host:5000", "emotions")
     for name, run_id in (("first", "4f2a"), ("second", "beef")):
@@ -151,7 +151,7 @@ def test_a_flush_of_one_run_leaves_the_others(output_dir):
 
 @pytest.fixture
 def sent(monkeypatch, tmp_path):
-    """The addresses and experiments that a flush opens; nothing is left of what is sent there."""
+    """The addresses and experiments that a flush opens; every entry counts as delivered."""
     opened = []
 
     def flush_store(spool, uri, experiment, *, runs, say):
@@ -191,8 +191,8 @@ def test_an_address_that_the_spool_is_not_for_is_refused_with_both(output_dir, s
     assert main(["tracking", "flush", str(output_dir), "--tracking-uri", given]) == 1
     assert sent == []
     said = capsys.readouterr().err
-    assert f"--tracking-uri is {given.replace('me:p@', '')}, but what waits in {output_dir}" in said
-    assert "is for http://host:5000;" in said
+    assert f"--tracking-uri is {given.replace('me:p@', '')}, but the entries in {output_dir}" in said
+    assert "are for http://host:5000;" in said
 
 
 def test_a_relative_database_is_the_one_that_was_noted(output_dir, sent, monkeypatch):
