@@ -29,8 +29,9 @@ The functions for media are short. They give what `mmrl predict` gives for files
 and have no gaps, without a cover picture or an edit list that cuts something off. Ask `mmrl predict` about others."""
 
 _ABOUT_POSITIONS = """
-In training, the first text token after a clip got the largest position so far + 1. transformers counts from the longer
-side of the picture. Both are the same unless a clip has more positions in time than its frames have rows and columns."""
+In training, the first text token after a clip got the largest position so far + 1. transformers counts from the
+longer side of the picture. Both are the same unless a clip has more positions in time than its frames have rows and
+columns."""
 
 
 def publish(handoff: Path, target: Path, *, name: str | None = None, license_id: str | None = None) -> Path:

@@ -40,7 +40,7 @@ _MAX_DIGEST = 36
 class MlflowTracker:
     """Opens runs in an MLflow database or server; only rank 0 may build a tracker.
 
-    A server that cannot be reached at the start raises a `ConfigError`. Once the tracker is open, an outage neither stops
+    If no server can be reached at the start, that is a `ConfigError`. Once the tracker is open, an outage neither stops
     nor slows training: undelivered entries wait in `spool_dir`. They are delivered when the server answers again, or
     when a tracker is next opened on the same folder. A run that the server has not created after 10 s, as in an outage,
     gets a local id (`local-...`), which `run_id` and `parent_id` accept like any other id.
