@@ -1,7 +1,7 @@
 """Checks the facts in a handoff's seal: plain values under known keys, and no code.
 
 A handoff may come from anywhere. Its facts choose a data type, fill a prompt and the code of a model card, and limit
-decoders. Only the family names something to call, and the reader looks that name up in a fixed table.
+decoders. Only the family names something to call, and the reader looks that name up (`registry/families.py`).
 """
 
 from collections.abc import Callable, Mapping
