@@ -7,7 +7,6 @@ one place that recognizes them.
 import errno
 import os
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,22 +94,17 @@ def refusal(error: BaseException) -> Refusal | None:
         return Refusal(problem=error.problem, remedy=error.remedy)
     if isinstance(error, MmrlError):
         return None
-    chain = list(_causes(error))
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        # torch's writers raise a RuntimeError while they handle the disk's error.
+        cause = cause.__cause__ or (cause.__context__ if isinstance(cause, RuntimeError) else None)
     for read in (_out_of_memory, _numbered, _said):
-        found = next((each for cause in chain if (each := read(cause)) is not None), None)
+        found = next((each for link in chain if (each := read(link)) is not None), None)
         if found is not None:
             return found
     return None
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and its causes; for torch's writers also the error that they were handling when they failed again."""
-    seen: set[int] = set()
-    found: BaseException | None = error
-    while found is not None and id(found) not in seen:
-        seen.add(id(found))
-        yield found
-        found = found.__cause__ or (found.__context__ if isinstance(found, RuntimeError) else None)
 
 
 def _out_of_memory(error: BaseException) -> Refusal | None:

@@ -72,8 +72,10 @@ def compare_stages(
             continue
         for name in summaries[stage]:
             if name in summaries[over]:
-                pair = (_predictions(folder, name), _predictions(folders[over], name))
-                difference = bootstrap.paired_uar_difference(*pair, labels)
+                files = [place / f"{name}.jsonl" for place in (folder, folders[over])]
+                lines = [file.read_text(encoding="utf-8").splitlines() for file in files]
+                own, before = ([Prediction.from_json(line) for line in each] for each in lines)
+                difference = bootstrap.paired_uar_difference(own, before, labels)
                 gains.append(Gain(stage=stage, over=over, name=name, difference=difference))
     return Comparison(results=results, gains=gains)
 
@@ -93,8 +95,3 @@ def _result(stage: str, name: str, entry: dict[str, Any]) -> SetResult:
             if key.endswith(COUNTED_WRONG)
         },
     )
-
-
-def _predictions(folder: Path, name: str) -> list[Prediction]:
-    lines = (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-    return [Prediction.from_json(line) for line in lines]

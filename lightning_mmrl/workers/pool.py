@@ -202,24 +202,22 @@ class DeadlinePool:
         connections = [worker.connection for worker in waiting.values()]
         reported = wait(connections, timeout=max(0.0, until - time.monotonic())) if connections else []
         for slot, worker in waiting.items():
-            if worker.connection in reported:
-                self._take(slot, worker, batch)
-
-    def _take(self, slot: int, worker: "_Worker", batch: "_Batch") -> None:
-        try:
-            outcome = worker.take()
-        except (EOFError, OSError) as error:
-            if worker.item is None:
-                self._restart(slot, error)
-                return
-            worker.end(grace_s=_EXIT_GRACE_S)
-            batch.settle(worker.item, worker.died())
-            self._replace(slot)
-            return
-        self._lost_starts = 0
-        if outcome is not None and worker.item is not None:
-            batch.settle(worker.item, outcome)
-            worker.item = None
+            if worker.connection not in reported:
+                continue
+            try:
+                outcome = worker.take()
+            except (EOFError, OSError) as error:
+                if worker.item is None:
+                    self._restart(slot, error)
+                else:
+                    worker.end(grace_s=_EXIT_GRACE_S)
+                    batch.settle(worker.item, worker.died())
+                    self._replace(slot)
+                continue
+            self._lost_starts = 0
+            if outcome is not None and worker.item is not None:
+                batch.settle(worker.item, outcome)
+                worker.item = None
 
     def _enforce_deadlines(self, batch: "_Batch") -> None:
         now = time.monotonic()
