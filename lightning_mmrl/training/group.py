@@ -34,7 +34,6 @@ class RankGroup:
     Attributes:
         rank: Number of this process.
         world_size: Number of processes.
-        leads: True on rank 0: only this rank tracks, prints and writes the manifest.
         ranks: The processes, for code that must agree with the other ranks.
     """
 
@@ -43,11 +42,15 @@ class RankGroup:
         joined = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if joined else 0
         self.world_size = dist.get_world_size() if joined else 1
-        self.leads = self.rank == 0
         self.ranks: Ranks = ProcessRanks(lockstep=False) if self.world_size > 1 else ALONE
         self._patient: dist.ProcessGroup | None = None
         if self.world_size > 1:
             self._patient = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=PATIENCE))
+
+    @property
+    def leads(self) -> bool:
+        """True on rank 0: only this rank tracks, prints and writes the manifest."""
+        return self.rank == 0
 
     def broadcast(self, item: T) -> T:
         """Returns the item of rank 0 on every rank, however long rank 0 takes; the item is pickled."""
