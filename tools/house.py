@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from house_knobs import Knob, Redeclared, knobs_of, redeclared
+from house_knobs import Knob, Redeclared, knobs_of, redeclared, stale_coincidences
 
 ROOT = Path(__file__).parents[1]
 SETTINGS_ROOMS = ("config", "app", "planning", "registry", "settings")
@@ -60,6 +60,7 @@ class House:
     settings_lines: int
     num_knobs: int
     knobs: Sequence[Redeclared]
+    stale: Sequence[str]
 
     @property
     def functions_per_kloc(self) -> float:
@@ -110,6 +111,7 @@ def measure(package: Path, tests: Path, schema: Path) -> House:
         settings_lines=sum(len(source.lines) for source in rooms),
         num_knobs=len(knobs_of(trees, schema)),
         knobs=redeclared(trees, schema),
+        stale=stale_coincidences(trees, schema),
     )
 
 
@@ -257,6 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(table(house))
     if options.knobs:
         print("\n".join(f"{each}" for each in house.knobs))
+        print("\n".join(f"house_knobs.COINCIDENCES lists {each}, which no class declares" for each in house.stale))
     missed = missed_bounds(house) if options.check else []
     for line in missed:
         print(f"missed: {line}", file=sys.stderr)

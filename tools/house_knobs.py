@@ -74,6 +74,8 @@ COINCIDENCES: Mapping[str, str] = {
         ("DeadlinePool.num_workers", "DeadlinePool.deadline_s", "Guard.num_workers", "Guard.deadline_s"),
         "processes and deadline of any pool, or of decoders",
     ),
+    "Connection.run_name": "name of a run in MLflow, not of the run folder",
+    "Connection.uri": "address of the open store, without credentials",
     "Canary.max_new_tokens": "tokens that the check of the engine samples",
     "EfficientLength.alpha": "weight of a reward for short answers, not LoRA's",
     "GuardedDecoder.deadline_s": "deadline of a clip, media.decode_deadline_s",
@@ -136,16 +138,38 @@ class Redeclared:
 
 
 def knobs_of(trees: Mapping[Path, ast.Module], schema: Path) -> dict[Knob, ast.expr]:
-    """The knobs of a schema, a file or a folder, with their annotations."""
-    return {
-        Knob(owner=node.name, name=name): annotation
+    """The knobs of a schema, a file or a folder, with their annotations.
+
+    A class that no other class of the schema uses, and that uses no other, is a helper and has no knobs.
+    """
+    classes = {
+        node.name: node
         for path, tree in trees.items()
         if path.is_relative_to(schema)
         for node in tree.body
         if isinstance(node, ast.ClassDef)
-        for name, annotation in _fields(node)
-        if not name.startswith("_")
     }
+    links = set()
+    for name, node in classes.items():
+        annotations = [annotation for _, annotation in _fields(node)]
+        names = {
+            each.id for part in (*node.bases, *annotations) for each in ast.walk(part) if isinstance(each, ast.Name)
+        }
+        used = names & classes.keys() - {name}
+        links |= {name, *used} if used else set()
+    return {
+        Knob(owner=name, name=key): annotation
+        for name, node in classes.items()
+        if name in links or not links
+        for key, annotation in _fields(node)
+        if not key.startswith("_")
+    }
+
+
+def stale_coincidences(trees: Mapping[Path, ast.Module], schema: Path) -> list[str]:
+    """Entries of `COINCIDENCES` that no class declares, or whose name no knob has."""
+    found = {f"{each.owner}.{each.knob.name}" for each in redeclared(trees, schema)}
+    return sorted(COINCIDENCES.keys() - found)
 
 
 def redeclared(trees: Mapping[Path, ast.Module], schema: Path) -> list[Redeclared]:

@@ -62,7 +62,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """A worker's message: a pickled outcome; its large arrays follow in `sizes` bytes each, to avoid a copy."""
+    """A worker's message: a pickled outcome. Its large arrays follow, in `sizes` bytes each, to avoid a copy."""
 
     content: bytes
     sizes: tuple[int, ...]
@@ -82,7 +82,10 @@ _listeners: list[Callable[[str], None]] = []
 
 
 def announce(what: str) -> None:
-    """Announces the step that the running call starts, for the error if its process dies; elsewhere does nothing."""
+    """Announces the step that the running call starts, so that the error can name it if the process dies.
+
+    Outside of a worker this does nothing.
+    """
     for listener in _listeners:
         listener(what)
 
@@ -92,9 +95,9 @@ _processor_s: list[float] = []
 
 
 def lower_processor_time(share: float) -> None:
-    """Gives the running call this share of the processor time of any call, counted from now; elsewhere does nothing.
+    """Limits the running call to this share of its pool's processor time, counted from now.
 
-    The kernel ends the process at the bound, whatever code it runs.
+    The kernel ends the process at the limit, whatever code it runs. Outside of a worker this does nothing.
     """
     for seconds in _processor_s:
         until = math.ceil(time.process_time() + min(1.0, share) * seconds)

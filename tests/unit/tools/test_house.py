@@ -132,6 +132,21 @@ def test_names_of_other_types_and_listed_coincidences_are_shown_and_not_counted(
     }
 
 
+def test_a_helper_of_the_schema_has_no_knobs(house, package):
+    schema = package / "config" / "schema.py"
+    helper = "\n\n@dataclass\nclass Rule:\n    at_least: float = 0.0\n"
+    schema.write_text(schema.read_text() + "\n\n@dataclass\nclass Run:\n    root: Root | None = None\n" + helper)
+
+    assert measured(house, package).num_knobs == 9
+
+
+def test_coincidences_that_no_class_declares_are_listed(house, package):
+    stale = measured(house, package).stale
+
+    assert "Spool.directory" not in stale
+    assert "Linear.kind" in stale
+
+
 def test_a_circle_is_of_imports_at_run_time(house, package):
     assert measured(house, package).circles == []
 
