@@ -146,6 +146,7 @@ class Spool:
                     self._changed.wait_for(lambda: self._closing, self._retry_s)
 
     def _turn(self, batch: list[Entry], last_turn: bool) -> None:
+        """Delivers a batch, stores the rest in journals, and delivers the journals if an attempt is due."""
         rest = self._send(batch)
         if rest:
             self._store(rest)
@@ -212,6 +213,7 @@ class Spool:
         return 0.0
 
     def _replay_run(self, run_id: str, journal: Journal) -> None:
+        """Delivers a journal until nothing is left in it, including entries that are appended meanwhile."""
         while True:
             for entry in merge_points(journal.pending()):
                 self._attempt(entry)
