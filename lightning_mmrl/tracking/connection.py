@@ -100,8 +100,8 @@ def find_run(connection: Connection, run_id: str) -> "Run":
         if error.error_code != "RESOURCE_DOES_NOT_EXIST" or not is_answer(error, remote=connection.remote):
             raise
         raise WaitingError(
-            f"MLflow at {uri} has no run {run_id!r}; if its database was replaced, put it back, then mmrl tracking flush. "
-            "Else use the tracking_uri that it was made with, unset MLFLOW_RUN_ID, or start a new output folder."
+            f"MLflow at {uri} has no run {run_id!r}; if its database was replaced, put it back, then mmrl "
+            "tracking flush; else use the tracking_uri of the run, unset MLFLOW_RUN_ID, or start a new output folder"
         ) from error
     if run.info.run_id != run_id:
         raise NoAnswerError(f"{uri} answers a request for run {run_id!r} with something else")
