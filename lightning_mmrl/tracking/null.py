@@ -8,7 +8,7 @@ from typing import Any
 from lightning_mmrl.protocols.plain import RunStatus
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False)
 class NullRun:
     """A run that keeps nothing."""
 
