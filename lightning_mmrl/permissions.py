@@ -11,7 +11,7 @@ def denied(path: Path) -> tuple[str, str] | None:
     path = path.absolute()
     closed = (each for each in path.parents[::-1] if each.is_dir() and not os.access(each, os.X_OK, effective_ids=True))
     # The topmost folder that cannot be searched, else the file or the folder that it would lie in.
-    blocked = next(closed, path if path.exists() else path.parent)
+    blocked = next(closed, None) or (path if path.exists() else path.parent)
     try:
         status = blocked.stat()
     except OSError:
