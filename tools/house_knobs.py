@@ -18,6 +18,7 @@ COINCIDENCES: Mapping[str, str] = {
         (
             "Conversion.directory",
             "EvaluationModule.directory",
+            "FinishedRun.directory",
             "MediaCache.directory",
             "Order.directory",
             "Outcome.directory",
@@ -81,6 +82,7 @@ COINCIDENCES: Mapping[str, str] = {
     "GuardedDecoder.deadline_s": "deadline of a clip, media.decode_deadline_s",
     "Interval.num_resamples": "resamples that this interval was made from",
     "Limits.soft_deadline_s": "soft deadline of any pool",
+    "RolloutRow.pass_component": "name that this row was written with",
     "SourceRows.labels": "the label of each row",
     "Spool.limit": "entries in memory, not samples",
     "_Batch.deadline_s": "deadline of any pool",
