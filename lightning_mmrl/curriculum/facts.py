@@ -64,7 +64,7 @@ def _whole(least: int, most: int) -> _Rule:
 
 
 def _seconds(value: Any) -> _Problem:
-    # The comparison is false for what is not a number.
+    # The comparison is false for NaN.
     fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1e9
     return None if fits else "a number of seconds above 0"
 

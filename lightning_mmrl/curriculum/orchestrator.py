@@ -40,7 +40,7 @@ class Curriculum:
 
 
 class StageOrchestrator:
-    """Runs a curriculum in a run directory; the same call again skips what is finished and unchanged.
+    """Runs a curriculum in a run directory; a second call skips stages that are finished and unchanged.
 
     Args:
         curriculum: The stages.

@@ -16,7 +16,7 @@ def flush_store(
     runs: Collection[str] | None = None,
     say: Callable[[str], object] = lambda line: None,
 ) -> list[Leftover]:
-    """Delivers the entries of a spool and returns what is left; `uri` may carry credentials.
+    """Delivers the entries of a spool and returns the rest; `uri` may carry credentials.
 
     Raises:
         ConfigError: The store cannot be opened, or another process delivers the same spool.

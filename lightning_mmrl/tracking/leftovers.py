@@ -88,7 +88,7 @@ def flush(
     runs: Collection[str] | None = None,
     say: Callable[[str], object] = lambda line: None,
 ) -> list[Leftover]:
-    """Delivers all undelivered entries, those included that were refused before, and returns what is left.
+    """Delivers all undelivered and all refused entries, and returns the entries that are left.
 
     An outage ends it; a run that the server does not have is skipped. Refused entries are older than undelivered ones:
     their tags and status do not replace later ones.

@@ -29,7 +29,7 @@ class RankGroup:
     """The ranks of a run; a run of one process is a group of one.
 
     Args:
-        interruption: All ranks agree on it in whatever they do together.
+        interruption: Signals that end the run; the ranks agree on them.
 
     Attributes:
         rank: Number of this process.
