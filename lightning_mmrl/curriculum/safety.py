@@ -14,7 +14,7 @@ from lightning_mmrl.types.records import StageSpec
 
 @contextmanager
 def told_what_is_safe(directory: Path, specs: Sequence[StageSpec]) -> Iterator[None]:
-    """Adds to an error of a full disk or of used-up memory which work is saved, and how to continue.
+    """Adds to the error of a full disk, or of memory that ran out, the work that is saved and the way to continue.
 
     Raises:
         DiskError: The disk refused in the block.
