@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -136,12 +137,32 @@ def _connect_sqlite(tracking_uri: str, experiment: str, run_id: str | None) -> C
         )
     with explained(uri):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _require_lock_file(path)
         with FileLock(f"{path}.lock", timeout=_LOCK_TIMEOUT_S):
             with closing(sqlite3.connect(path)) as database:
                 # Fails at once on a file that is no database; SQLAlchemy under MLflow would try for minutes.
                 database.execute("PRAGMA schema_version")
             _bring_up_to_date(path)
             return _opened(uri, uri, experiment, run_id, artifacts=path.parent / "mlartifacts")
+
+
+def _require_lock_file(path: Path) -> None:
+    """Checks that a lock file can be created in the folder of a database.
+
+    If its creation fails with ENOENT, as in /proc, FileLock assumes that another process is working there, and waits.
+
+    Raises:
+        ConfigError: No file can be created in the folder.
+    """
+    if path.with_name(f"{path.name}.lock").exists():
+        return
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise ConfigError(
+            f"tracking_uri='sqlite:///{path}': no lock file can be made in {path.parent} "
+            f"({error.strerror or error}); choose a database in a folder that you can write to"
+        ) from error
 
 
 @contextmanager
@@ -199,6 +220,12 @@ def _copy_database(source: Path, target: Path) -> None:
         reader.backup(writer)
 
 
+def _open_client(address: str) -> "MlflowClient":
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(tracking_uri=address)
+
+
 def _opened(address: str, uri: str, experiment: str, run_id: str | None, *, artifacts: Path | None) -> Connection:
     """Opens the client, and finds the experiment of the run, or finds or creates the experiment by its name.
 
@@ -210,9 +237,8 @@ def _opened(address: str, uri: str, experiment: str, run_id: str | None, *, arti
         artifacts: Folder for the artifacts of a database; None for a server.
     """
     from mlflow.exceptions import MlflowException
-    from mlflow.tracking import MlflowClient
 
-    client = MlflowClient(tracking_uri=address)
+    client = _open_client(address)
     connection = Connection(client=client, experiment_id="", uri=uri, remote=artifacts is None)
     if run_id is not None:
         info = find_run(connection, run_id).info

@@ -74,10 +74,10 @@ def leftovers(spool: Path, runs: Collection[str] | None = None) -> list[Leftover
     return found
 
 
-def damaged_lines(spool: Path) -> dict[Path, int]:
-    """The files of a spool that have unreadable lines, with the number of these lines."""
+def damaged_lines(spool: Path, runs: Collection[str] | None = None) -> dict[Path, int]:
+    """Numbers of unreadable lines by file of a spool; only for the given `runs`, if there are any given."""
     files = sorted(path for suffix in (".jsonl", REJECTED, DAMAGED) for path in spool.glob(f"*{suffix}"))
-    found = {path: len(unreadable_lines(path)) for path in files}
+    found = {path: len(unreadable_lines(path)) for path in files if runs is None or path.stem in runs}
     return {path: number for path, number in found.items() if number}
 
 
@@ -99,6 +99,8 @@ def flush(
     try:
         lock = FileLock(spool / ".lock", timeout=0).acquire()
     except Timeout as error:
+        if not (spool / ".lock").exists():
+            raise ConfigError(f"no lock file can be made in {spool}; move the folder to a local disk") from error
         raise ConfigError(f"another process, such as a training, delivers what lies in {spool}; wait for it") from error
     with lock:
         for left in leftovers(spool, runs):

@@ -48,7 +48,8 @@ class DeadlinePool:
 
     Build the pool before CUDA is initialized and close it at the end. The function is pickled once and imported anew in
     each worker, so a script that builds a pool needs the `if __name__ == "__main__"` guard. `limits` can add a soft
-    deadline, which costs no process, and bounds on memory and processor time.
+    deadline, which costs no process, and bounds on memory and processor time. `deadline_key` is the setting of
+    `deadline_s`, to be named in the error of an item that exceeds it.
 
     Raises:
         WorkerError: The function cannot be pickled, or a worker cannot start.
@@ -61,6 +62,7 @@ class DeadlinePool:
         num_workers: int,
         deadline_s: float,
         limits: Limits | None = None,
+        deadline_key: str | None = None,
         process_name: str = "mmrl-worker",
     ) -> None:
         try:
@@ -71,6 +73,7 @@ class DeadlinePool:
             ) from error
         self._new_worker = partial(_Worker, payload, limits or Limits(), process_name)
         self._deadline_s = deadline_s
+        self._deadline_key = deadline_key
         self._lost_starts = 0
         self._workers: list[_Worker] = []
         try:
@@ -106,10 +109,15 @@ class DeadlinePool:
             WorkerError: A replacement worker cannot start; the pool is closed then.
         """
         deadline_s = deadline_factor * self._deadline_s
+        overdue = f"deadline of {deadline_s} s exceeded"
+        if self._deadline_key is not None:
+            times = "" if deadline_factor == 1 else f"{deadline_factor:g} x "
+            overdue += f" ({times}{self._deadline_key})"
         batch = _Batch(
             items=items,
             end=time.monotonic() + budget_s,
             deadline_s=deadline_s,
+            overdue=overdue,
             on_done=on_done,
             outcomes=[None] * len(items),
             pending=deque(range(len(items))),
@@ -223,7 +231,7 @@ class DeadlinePool:
         now = time.monotonic()
         for slot, worker in enumerate(self._workers):
             if worker.item is not None and now >= worker.deadline:
-                batch.settle(worker.item, worker.failed(f"deadline of {batch.deadline_s} s exceeded"))
+                batch.settle(worker.item, worker.failed(batch.overdue))
                 self._replace(slot)
             elif not worker.ready and now >= worker.deadline:
                 self._restart(slot, is_late=True)
@@ -263,11 +271,12 @@ class DeadlinePool:
 
 @dataclass(slots=True, kw_only=True)
 class _Batch:
-    """The state of one `map`: `outcomes[i]` is None until item i is settled."""
+    """The state of one `map`: `outcomes[i]` is None until item i is settled; `overdue` is the error at a deadline."""
 
     items: Sequence[Any]
     end: float
     deadline_s: float
+    overdue: str
     on_done: Callable[[int, Outcome], None] | None
     outcomes: list[Outcome | None]
     pending: deque[int]
