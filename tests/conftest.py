@@ -31,6 +31,12 @@ def fixed_seeds():
     torch.manual_seed(0)
 
 
+def pytest_report_header(config):
+    if left_out := config.getoption("markexpr"):
+        return f"Selected by -m: {left_out}. All tests run with `make test-all`, and with pytest without -m."
+    return "All tests run, also the slow ones that `make test` leaves out."
+
+
 def pytest_collection_modifyitems(config, items):
     if hasattr(config, "workerinput"):
         # A file is one worker's (--dist loadfile). The long ones come first, and short ones fill up the end.
