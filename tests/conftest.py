@@ -40,8 +40,8 @@ def pytest_report_header(config):
 def pytest_collection_modifyitems(config, items):
     if hasattr(config, "workerinput"):
         # A file is one worker's (--dist loadfile). The long ones come first, and short ones fill up the end.
-        long = {item.path for item in items if "slow" in item.keywords}
-        items.sort(key=lambda item: item.path not in long)
+        guards, long = ({item.path for item in items if mark in item.keywords} for mark in ("main_path", "slow"))
+        items.sort(key=lambda item: (item.path not in guards, item.path not in long))
     if torch.cuda.is_available():
         return
     for item in items:

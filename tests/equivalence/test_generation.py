@@ -34,7 +34,7 @@ def enliven(model):
     model.lm_head.weight = nn.Parameter(0.4 * weight)
 
 
-@pytest.fixture(scope="module", params=sorted(families.FAMILIES))
+@pytest.fixture(scope="module", params=families.each())
 def family(request, tmp_path_factory):
     """Name, encoder, policy, the same policy without sharing, and the stock model."""
     name = request.param

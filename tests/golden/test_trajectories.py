@@ -28,7 +28,7 @@ MAIN_PATH = ("base", "grpo")
 """The runs of `make test`: SFT from random weights, and GRPO from its handoff."""
 
 # A busy machine takes minutes where a quiet one takes one.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.timeout(1200)
 
 
 def asked_for(request):
@@ -66,27 +66,32 @@ def marked(name):
     return pytest.param(name, marks=pytest.mark.main_path) if name in MAIN_PATH else name
 
 
-@pytest.mark.parametrize("name", map(marked, TABLE["runs"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [marked(name) for name in TABLE["runs"]])
 def test_a_run_gives_the_recorded_numbers(fresh, name):
     found = differences(RECORDED[name], fresh[name], OTHER_MACHINE)
     assert not found, f"recorded and now: {told(name, found)}\n{ADVICE}"
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_is_the_one_that_was_left_alone(fresh):
     assert first(fresh["grpo"], fresh["interrupted"], SAME_MACHINE) is None
 
 
+@pytest.mark.slow
 def test_cached_features_change_no_number(fresh):
     counters = replace(SAME_MACHINE, without=("media/*",))
     assert first(fresh["frozen"], fresh["cached"], counters) is None
     assert sum(fresh["cached"]["00-reason"]["metrics"]["media/cache_hits"].values()) > 0
 
 
+@pytest.mark.slow
 def test_sharded_ranks_take_the_steps_of_replicated_ones(fresh):
     rules = replace(OTHER_MACHINE, relative=1e-9, absolute=1e-9)
     assert first(fresh["replicated"], fresh["sharded"], rules) is None
 
 
+@pytest.mark.slow
 def test_a_learning_rate_that_is_a_hundredth_higher_is_found(fresh):
     assert fresh[HOTTER]["00-reason"]["rollouts"]["prompts"] == fresh["grpo"]["00-reason"]["rollouts"]["prompts"]
     found = differences(RECORDED["grpo"], fresh[HOTTER], OTHER_MACHINE)

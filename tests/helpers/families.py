@@ -1,11 +1,13 @@
 """Every model family at tiny size, behind one face, for tests that hold for all of them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import built
 import omni
+import pytest
 import torch
 from torch import nn
 
@@ -147,10 +149,19 @@ FAMILIES = {
 }
 
 
+QUICK = ("qwen2_5_omni", "qwen2")
+"""Families that stand for the others in `make test`: one reads every kind of medium, one reads text alone."""
+
+
+def each(names: Iterable[str] = FAMILIES) -> list[Any]:
+    """Families as parameters of a test; `make test-all` alone runs the test for those that are not quick."""
+    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in sorted(names)]
+
+
 def build(name: str, directory: Path) -> Path:
     """The smallest model of a family that still has every part."""
     family = FAMILIES[name]
-    return family.build(directory, text=omni.TEXT, **family.sizes)
+    return built.build(family.build, directory, text=omni.TEXT, **family.sizes)
 
 
 def parts(name: str, checkpoint: Path, dtype: torch.dtype = torch.float64) -> tuple[Any, Any]:

@@ -28,8 +28,10 @@ CURRICULUM = (
     "stages.reason.validate_every=3",
     "stages.reason.data.batch_size=2",
     "stages.reason.algorithm.group_size=2",
+    "stages.reason.sampling.max_new_tokens=8",
     "evaluation.limit=4",
     "evaluation.ablations=[]",
+    "evaluation.max_new_tokens=8",
     "state.every_n_steps=1",
 )
 STAGES = ("00-cold_start", "01-reason")

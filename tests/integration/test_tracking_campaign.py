@@ -13,6 +13,8 @@ from lightning_mmrl.tracking import notices
 from lightning_mmrl.tracking.leftovers import leftovers
 from lightning_mmrl.tracking.mlflow import MlflowTracker
 
+pytestmark = pytest.mark.slow
+
 NUM_STEPS = 20
 PATIENCE_S = 60.0
 

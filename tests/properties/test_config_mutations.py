@@ -14,12 +14,14 @@ def verdicts():
     return [mutate_configs.judged(mutation, checked_targets=False) for mutation in mutate_configs.mutations(1)[::STEP]]
 
 
+@pytest.mark.slow
 def test_a_mutated_configuration_is_refused_in_one_sentence_or_valid_and_writes_nothing(verdicts):
     assert [verdict.message for verdict in verdicts if verdict.outcome == "failed"] == []
     assert len({verdict.mutation.kind for verdict in verdicts}) >= 8
     assert sum(verdict.outcome == "refused" for verdict in verdicts) > len(verdicts) / 2
 
 
+@pytest.mark.slow
 def test_a_misspelled_key_is_answered_with_the_right_one(verdicts):
     # A parameter of a `_target_` is known only after the import of torch.
     typos = [verdict for verdict in verdicts if verdict.mutation.right is not None and verdict.outcome == "refused"]

@@ -47,7 +47,7 @@ def a_prompt(draw, kinds):
     return content, media
 
 
-@pytest.fixture(scope="module", params=sorted(families.FAMILIES))
+@pytest.fixture(scope="module", params=families.each())
 def family(request, tmp_path_factory):
     folder = families.build(request.param, tmp_path_factory.mktemp(request.param))
     each = families.FAMILIES[request.param]

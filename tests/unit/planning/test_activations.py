@@ -70,7 +70,7 @@ class Saved:
         return module.register_forward_pre_hook(enter, with_kwargs=True), module.register_forward_hook(leave)
 
 
-@pytest.fixture(scope="module", params=sorted(families.FAMILIES))
+@pytest.fixture(scope="module", params=families.each())
 def family(request, tmp_path_factory):
     """A family and a model of it, wide enough that what is counted by row and head weighs little."""
     name = request.param

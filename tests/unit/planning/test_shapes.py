@@ -80,6 +80,7 @@ def test_a_released_model_has_the_sizes_of_its_modules(name):
     check_widths(shape, policy.text_config)
 
 
+@pytest.mark.slow
 def test_every_preset_of_a_released_model_has_a_shape():
     assert {compose([f"model={name}"]).model.checkpoint for name in MODELS} == set(RELEASED)
 
