@@ -1,4 +1,4 @@
-"""What every test shares: offline hub, one torch thread, fixed seeds, checked shapes, a modest hypothesis profile."""
+"""Settings of every test: offline hub, one torch thread, fixed seeds, checked shapes, a modest hypothesis profile."""
 
 import os
 

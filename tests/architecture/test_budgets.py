@@ -32,7 +32,7 @@ def num_parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def oversized(source: str) -> list[str]:
-    """What breaks a budget in one file."""
+    """Everything that breaks a budget in one file."""
     found = []
     if len(source.splitlines()) > MAX_FILE_LINES:
         found.append(f"file has {len(source.splitlines())} lines")

@@ -75,7 +75,7 @@ def trimmed(prompts, row):
 
 
 def stock_generate(family, prompts, **how):
-    """What transformers does with the prompts, padded on the left; no token ends a row unless told so."""
+    """Generation by transformers of the prompts, padded on the left; no token ends a row unless told so."""
     name, encoder, _, _, stock = family
     banned = list(encoder.banned_token_ids())
     media = dict(prompts.media.tensors)

@@ -1,4 +1,4 @@
-"""Every model family at tiny size, behind one face, for tests that hold for all of them."""
+"""Every model family at tiny size, with one interface, for tests that hold for all of them."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -134,7 +134,7 @@ FAMILIES = {
         contents=VISION_CONTENTS,
         stock_inputs=lambda config, ids, media: {"mm_token_type_ids": _token_types(config, ids)},
         stock_positions=_vision_positions,
-        # What the tower adds behind the second layer shows in other tokens' states from the third on.
+        # Features that the tower adds after the second layer show in other tokens' states from the third on.
         sizes={**SIZES, "num_layers": 3, "tower_size": 32},
     ),
     "qwen3": Family(
@@ -220,7 +220,7 @@ def stock_logprobs(name: str, policy: Policy, batch: Any) -> torch.Tensor:
 
 
 def stock_values(name: str, trunk: Policy, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the one output of a critic's head says in the same rows before each token, and behind it."""
+    """Values of a critic's head in the same rows: before each token, and after it."""
     before, behind = [], []
     for values, completion in stock_rows(name, trunk, batch):
         padding = (0, batch.completion_ids.shape[1] - len(completion))

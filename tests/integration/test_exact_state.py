@@ -72,7 +72,7 @@ PLACES = [
 
 @pytest.mark.parametrize(("kind", "place", "at"), PLACES)
 def test_an_interrupted_stage_saves_itself_and_goes_on_exactly(checkpoint, undisturbed, tmp_path, kind, place, at):
-    """Saved on the way out alone: the state is that of the last border, wherever the signal came."""
+    """Saved on the way out alone: as of the last safe point, wherever the signal came."""
     expected, points, generators = undisturbed(kind)  # now, since it draws numbers
     with Interruption() as interruption:
         first = Stage(kind, checkpoint, tmp_path, interruption, every=STEPS + 1)
@@ -92,7 +92,7 @@ def test_an_interrupted_stage_saves_itself_and_goes_on_exactly(checkpoint, undis
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("step", [1, 2, 5, 6])
 def test_every_state_leads_to_the_same_end(checkpoint, undisturbed, all_states, tmp_path, kind, step):
-    """Behind a batch, behind a validation, and behind the last step."""
+    """After a batch, after a validation, and after the last step."""
     shutil.copytree(all_states(kind, step % 2 == 0), tmp_path / "first")
     for place in (tmp_path / "first" / "state").glob("step-*"):
         if int(place.name.removeprefix("step-")) > step:

@@ -1,4 +1,4 @@
-"""What `mmrl predict` asks of each kind of file, and the model card's call of plain transformers: equal answers."""
+"""`mmrl predict` and the model card's call of plain transformers give equal answers about each kind of file."""
 
 import re
 from types import SimpleNamespace
@@ -56,7 +56,7 @@ def code_of(card):
 
 
 def said(capsys, code):
-    """What the code prints, in a namespace of its own."""
+    """The output of the code, run in a namespace of its own."""
     exec(compile(code, "card", "exec"), {})
     return capsys.readouterr().out.removesuffix("\n")
 
@@ -132,7 +132,7 @@ def test_the_processors_own_size_of_frames_would_give_another_answer(handoff, fi
 
 @pytest.fixture
 def predict(capsys, files):
-    """Exit code, output and errors of the command; names of files stand for those of the folder."""
+    """Exit code, output and errors of the command; names of files stand for the files of the folder."""
 
     def predict(folder, *arguments):
         given = [str(files / each) if (files / each).is_file() else each for each in arguments]

@@ -70,7 +70,7 @@ def alone(workplace):
 
 @pytest.fixture(scope="module")
 def killed(alone, workplace):
-    """A run on two ranks of which one was killed, and how it ended; the same command then continued it."""
+    """A run on two ranks, how it ended when one was killed, and its log; the same command then continued it."""
     sharded = ("trainer.devices=2", "trainer.strategy=fsdp2")
     process = start(workplace, "two", *sharded)
     folder = workplace / "runs" / "two"

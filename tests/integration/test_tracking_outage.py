@@ -16,7 +16,7 @@ PATIENCE_S = 10.0
 
 
 class Outage:
-    """What stands between a tracker and its database: `up=False` fails each call, a cleared `release` lets it hang."""
+    """Stands between a tracker and its database: `up=False` fails each call, a cleared `release` lets it hang."""
 
     def __init__(self):
         self.up = True

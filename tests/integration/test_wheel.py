@@ -45,8 +45,8 @@ def wheel(tmp_path_factory):
 def installed(wheel, tmp_path_factory):
     """An environment that has the wheel, and the packages of this one but for the checkout.
 
-    Python reads the `.pth` files of its own site-packages alone: that of the checkout, which lies beside the packages,
-    is not followed.
+    Python reads the `.pth` files of its own site-packages alone. The editable install has one beside the borrowed
+    packages, and it is not followed.
     """
     folder = tmp_path_factory.mktemp("installed")
     environment = folder / "environment"

@@ -1,4 +1,4 @@
-"""For random mixes of media, positions are those of transformers under its rule, and of ours where the two agree."""
+"""For random mixes of media, positions equal transformers' under its rule, and under ours where the two agree."""
 
 from dataclasses import replace
 

@@ -69,7 +69,7 @@ def _tracked(work: Path, name: str, stages: Sequence[str]) -> str:
 
 
 def to_repeat(folder: Path) -> int:
-    """Steps of an unfinished stage that are logged and that its newest state is not behind."""
+    """Logged steps of an unfinished stage that its newest state does not cover."""
     most = 0
     for stage in folder.glob("stages/*"):
         if (stage / "metrics.jsonl").exists() and not (stage / "handoff").exists():

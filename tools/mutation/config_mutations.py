@@ -53,7 +53,7 @@ ODD = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mutation:
-    """What is given to `mmrl train`.
+    """Arguments of `mmrl train` that a generator has changed.
 
     Attributes:
         kind: Which generator made it.

@@ -148,7 +148,7 @@ def playlists(root: Path, outside: Path) -> list[str]:
 
 
 class Witness:
-    """Sees opens below a folder: by inotify those of any library, by Python's audit hook those of Python."""
+    """Sees opens below a folder: by any library through inotify, by Python through its audit hook."""
 
     _IN_OPEN = 0x20
 
@@ -197,6 +197,6 @@ def try_escape(path: str, column: str, kind: str, root: Path) -> str:
 
 
 def open_naively(path: str, root: Path) -> None:
-    """What a reader without checks does; the control of the witnesses. It waits for no pipe."""
+    """Opens as a reader without checks would, to control the witnesses. It waits for no pipe."""
     with suppress(OSError, ValueError):
         os.close(os.open(os.path.expanduser(os.path.join(root, path)), os.O_RDONLY | os.O_NONBLOCK))

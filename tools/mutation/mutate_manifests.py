@@ -137,7 +137,7 @@ def tags(rng: random.Random, row: dict) -> bytes:
 
 
 def frame(rng: random.Random, row: dict) -> bytes:
-    """What stands around the object: BOMs, line ends, other encodings, blank space, megabytes."""
+    """Bytes around the object: BOMs, line ends, other encodings, blank space, megabytes."""
     text = json.dumps(row)
     return rng.choice(
         [

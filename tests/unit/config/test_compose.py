@@ -1,4 +1,4 @@
-"""What a configuration is refused for: one sentence with the key, the value and the nearest valid choice."""
+"""A configuration is refused in one sentence with the key, the value and the nearest valid choice."""
 
 import re
 

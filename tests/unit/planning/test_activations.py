@@ -17,7 +17,7 @@ from lightning_mmrl.types.batches import ScoringBatch
 
 
 class Saved:
-    """Bytes that autograd saves within the blocks of each stack, beside weights and what blocks share."""
+    """Bytes that autograd saves within the blocks of each stack, without weights and tensors that blocks share."""
 
     def __init__(self, policy):
         self.policy = policy

@@ -42,7 +42,7 @@ def policy_of(backbone):
 
 
 def sizes_of(policy):
-    """What a shape says, counted on the modules themselves."""
+    """The sizes that a shape tells, counted on the modules themselves."""
     prefixes = policy._backbone.parameter_groups
     sizes = {name: parameter.numel() for name, parameter in policy.model.named_parameters()}
     groups = {

@@ -1,4 +1,4 @@
-"""What `--allow-targets` opens: a user's own code, by its name, of the kinds that have a place for it."""
+"""`--allow-targets` opens a user's own code, by its name, of the kinds that have a place for it."""
 
 import sys
 from importlib.util import find_spec

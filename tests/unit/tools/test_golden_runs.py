@@ -1,4 +1,4 @@
-"""What the golden trajectories are read from: the table of runs, weights, and the file of a trajectory."""
+"""Sources of the golden trajectories: the table of runs, weights, and the file of a trajectory."""
 
 import json
 from pathlib import Path

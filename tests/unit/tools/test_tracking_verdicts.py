@@ -1,4 +1,4 @@
-"""What tools/campaigns/tracking_campaign.py calls good: every value once, exit code 0, and steps as fast as without."""
+"""The tracking campaign calls a run good with every value once, exit code 0, and steps as fast as without an outage."""
 
 import argparse
 import json
