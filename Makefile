@@ -12,7 +12,8 @@ UV_MINIMUM := 0.8
 PORT ?= 5000
 ARGS ?=
 ROLLOUT ?= hf
-WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
+JOBS ?= 2
+WORKERS := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # Where Python may not write bytecode (PYTHONDONTWRITEBYTECODE), every process would compile all that it imports.
 export UV_COMPILE_BYTECODE := 1
