@@ -1,5 +1,6 @@
 """Settings of every test: offline hub, one torch thread, fixed seeds, checked shapes, a modest hypothesis profile."""
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -47,3 +48,8 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def pytest_collection_finish():
+    """Modules and collected tests live to the end: the garbage collector need not look at them again and again."""
+    gc.freeze()
