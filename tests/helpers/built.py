@@ -16,7 +16,7 @@ def _master(build: Callable[..., Path], **sizes: Any) -> TemporaryDirectory:
     return folder
 
 
-def build(build: Callable[..., Path], directory: Path, **sizes: Any) -> Path:
+def copy(build: Callable[..., Path], directory: Path, **sizes: Any) -> Path:
     """A checkpoint as `build(directory, **sizes)` writes it; the sizes decide all of it."""
     shutil.copytree(Path(_master(build, **sizes).name) / "model", directory, dirs_exist_ok=True)
     return directory

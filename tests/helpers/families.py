@@ -161,7 +161,7 @@ def each(names: Iterable[str] = FAMILIES) -> list[Any]:
 def build(name: str, directory: Path) -> Path:
     """The smallest model of a family that still has every part."""
     family = FAMILIES[name]
-    return built.build(family.build, directory, text=omni.TEXT, **family.sizes)
+    return built.copy(family.build, directory, text=omni.TEXT, **family.sizes)
 
 
 def parts(name: str, checkpoint: Path, dtype: torch.dtype = torch.float64) -> tuple[Any, Any]:
