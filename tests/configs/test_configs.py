@@ -121,6 +121,7 @@ def test_an_experiment_only_overrides(path):
     assert set(tree.get("stages", {})) <= set(config.order)
 
 
+@pytest.mark.slow
 @each_experiment
 def test_debug_overlays_shorten_every_experiment_and_give_it_a_name_of_its_own(path):
     fast = compose([*overrides(path), "debug=fast"])
