@@ -38,7 +38,7 @@ help:  ## Show this list
 quickstart: $(if $(filter vllm,$(ROLLOUT)),$(VLLM),$(RUNTIME))  ## Train and evaluate the small video-audio curriculum on this machine's CPU (ARGS= adds overrides; ROLLOUT=vllm)
 	$(if $(filter vllm,$(ROLLOUT)),.venv-vllm,.venv)/bin/mmrl train experiment=quickstart rollout=$(ROLLOUT) $(ARGS)
 
-test: lint pytest  ## Lint, then run the quick tests and the main path (about 7 minutes); pytest counts what it leaves out
+test: lint pytest  ## Lint, then run the tests that are quick or guard the main path
 
 test-all: lint pytest-all  ## Lint, then run every test that does not need vLLM
 

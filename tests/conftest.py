@@ -33,9 +33,9 @@ def fixed_seeds():
 
 
 def pytest_report_header(config):
-    if left_out := config.getoption("markexpr"):
-        return f"Selected by -m: {left_out}. All tests run with `make test-all`, and with pytest without -m."
-    return "All tests run, also the slow ones that `make test` leaves out."
+    if chosen := config.getoption("markexpr"):
+        return f"Only tests that are {chosen!r} run; `make test-all`, or pytest without -m, runs the others too."
+    return "Slow tests run too; `make test` leaves them out."
 
 
 def pytest_collection_modifyitems(config, items):
