@@ -74,14 +74,17 @@ def killed(alone, workplace):
     sharded = ("trainer.devices=2", "trainer.strategy=fsdp2")
     process = start(workplace, "two", *sharded)
     folder = workplace / "runs" / "two"
-    until = time.monotonic() + 180
-    while not list(folder.glob("stages/01-reason/state/step-*[0-9]")):
-        assert process.poll() is None, (workplace / "two.log").read_text()[-3000:]
-        assert time.monotonic() < until
-        time.sleep(0.05)
-    first, second = ranks_of(process)
-    os.kill(second, signal.SIGKILL)
-    code = process.wait(60)
+    try:
+        until = time.monotonic() + 180
+        while not list(folder.glob("stages/01-reason/state/step-*[0-9]")):
+            assert process.poll() is None, (workplace / "two.log").read_text()[-3000:]
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        first, second = ranks_of(process)
+        os.kill(second, signal.SIGKILL)
+        code = process.wait(60)
+    finally:
+        process.kill()  # if it still runs, a check above failed
     with pytest.raises(ProcessLookupError):
         os.kill(first, 0)
     finish(start(workplace, "two", *sharded), workplace, "two")
