@@ -63,7 +63,7 @@ def test_an_engine_without_the_push_drifts_away_from_the_policy(world, tmp_path,
 
 
 def test_device_memory_is_given_back_and_returns_in_parts(world, monkeypatch):
-    """The order on a GPU, where weights return before the push and the cache behind it; a CPU keeps its memory."""
+    """The order on a GPU, where weights return before the push and the cache after it; a CPU keeps its memory."""
     host, calls, free = world.engine._host, [], iter([0, 2**30, 0, 1000])
     empty, step = host._empty_caches, host._llm.llm_engine.step
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (next(free), 2**40))
