@@ -6,7 +6,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-
 _MASTERS: dict[str, TemporaryDirectory[str]] = {}
 
 
