@@ -14,9 +14,8 @@ import torch
 from filelock import FileLock
 from transformers.utils import logging as transformers_logging
 
-from lightning_mmrl.config.schema import AdapterConfig, RootConfig, SamplingConfig, StageDataConfig, TrainerConfig
 from lightning_mmrl.curriculum.lineage import facts_if_sealed
-from lightning_mmrl.data.datamodules import Source, ValidationFeed
+from lightning_mmrl.data.datamodules import ValidationFeed
 from lightning_mmrl.data.exclusions import EXCLUSIONS, Exclusions
 from lightning_mmrl.data.media.cache import MediaCache
 from lightning_mmrl.data.media.guard import GuardedDecoder
@@ -25,7 +24,6 @@ from lightning_mmrl.data.prepared import Quarantined
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.evaluation.consistency import CueLexicon
 from lightning_mmrl.files import dispensable, folder_beside, follow_umask, writing
-from lightning_mmrl.models.adapters import AdapterSettings
 from lightning_mmrl.models.encoders import MediaEncoder, tower_fingerprint
 from lightning_mmrl.models.feature_cache import FeatureCache
 from lightning_mmrl.models.policy import Policy
@@ -35,30 +33,28 @@ from lightning_mmrl.protocols.tensors import RolloutEngine
 from lightning_mmrl.registry import targets
 from lightning_mmrl.registry.families import stored_family
 from lightning_mmrl.rollout.hf import HFEngine
+from lightning_mmrl.settings.algorithm import SamplingSettings
+from lightning_mmrl.settings.data import SourceSettings
+from lightning_mmrl.settings.model import AdapterSettings
+from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.stages.answers import Examiner
 from lightning_mmrl.training.console import ConsoleProgress
 from lightning_mmrl.training.group import RankGroup
-from lightning_mmrl.training.trainer import TrainerSettings
-from lightning_mmrl.types.media import MediaSettings
+from lightning_mmrl.types.media import decisive
 
 
 @dataclass(frozen=True)
 class Assembly:
     """The parts that all stages and evaluations of a run share, and the processes that run them together."""
 
-    config: RootConfig
+    config: RunSettings
     console: ConsoleProgress
     group: RankGroup = field(default_factory=RankGroup)
 
     @cached_property
-    def trainer_settings(self) -> TrainerSettings:
-        """Device and precision of evaluations."""
-        return trainer_settings(self.config.trainer)
-
-    @cached_property
     def template(self) -> PromptTemplate:
         """The prompt template."""
-        return PromptTemplate(**asdict(self.config.prompt))
+        return PromptTemplate(self.config.prompt)
 
     @cached_property
     def matcher(self) -> LabelMatcher:
@@ -75,17 +71,6 @@ class Assembly:
     def data_root(self) -> Path:
         """The dataset's folder."""
         return Path(self.config.data.root)
-
-    @cached_property
-    def media_settings(self) -> MediaSettings:
-        """Decoding limits and frame count."""
-        media = self.config.data.media
-        return MediaSettings(
-            num_frames=media.num_frames,
-            max_duration_s=media.max_duration_s,
-            max_pixels=media.max_pixels,
-            max_bytes=media.max_bytes,
-        )
 
     @cached_property
     def monitor(self) -> "ConsoleMonitor":
@@ -111,7 +96,7 @@ class Assembly:
         """How media become tensors for one encoder."""
         return MediaPipeline(
             encoder=encoder,
-            settings=self.media_settings,
+            settings=self.config.data.media,
             cache=MediaCache(Path(self.config.data.media.cache_dir)),
             decoder=self.decoder,
         )
@@ -138,10 +123,10 @@ class Assembly:
             self.console.say(f"each completion is scored behind a copy of its prompt: {policy.sharing_refusal}")
         return policy
 
-    def adapt(self, policy: Policy, config: AdapterConfig, stage: str) -> None:
+    def adapt(self, policy: Policy, config: AdapterSettings, stage: str) -> None:
         """Puts a stage's adapter into its policy, and says what that changes."""
         refusal = policy.sharing_refusal
-        num_trained = policy.adapt(adapter_settings(config), f"stages.{stage}.adapter")
+        num_trained = policy.adapt(config, f"stages.{stage}.adapter")
         self.console.say(f"stage {stage} trains an adapter of {num_trained} parameters; all weights stay as they are")
         if policy.sharing_refusal != refusal:
             self.console.say(f"each completion is scored behind a copy of its prompt: {policy.sharing_refusal}")
@@ -155,7 +140,7 @@ class Assembly:
             self.console.say(f"stage {stage} trains a media tower, so it does not use model.feature_cache")
             return None
         towers = tower_fingerprint(media.backbone)
-        return FeatureCache(Path(settings.directory), max_bytes=settings.max_bytes, towers=towers)
+        return FeatureCache(settings, towers=towers)
 
     def examiner(self, policy: Policy, encoder: Any) -> Examiner:
         """Greedy answers, judged."""
@@ -167,14 +152,14 @@ class Assembly:
         """Answers of the policy itself."""
         return HFEngine.of(policy, encoder=encoder, max_new_tokens=max_new_tokens, **self._engine_settings())
 
-    def rollout_engine(self, policy: Policy, encoder: Any, sampling: SamplingConfig) -> RolloutEngine:
+    def rollout_engine(self, policy: Policy, encoder: Any, sampling: SamplingSettings) -> RolloutEngine:
         """What RL stages sample with."""
         make = targets.build({**self.config.rollout, "_partial_": True}, "rollout")
         limits = {"max_new_tokens": sampling.max_new_tokens, "top_p": sampling.top_p}
         return make(policy, encoder=encoder, **limits, **self._engine_settings())
 
     def _engine_settings(self) -> dict[str, Any]:
-        return {"prefill": self.template.prefill, "poll": self.group.interruption.poll}
+        return {"prefill": self.config.prompt.prefill, "poll": self.group.interruption.poll}
 
     def base_checkpoint(self) -> Path:
         """As `base_folder`, after a check of its files if it is a stage's handoff.
@@ -231,18 +216,17 @@ class Assembly:
 
     def validation_feed(self) -> ValidationFeed | None:
         """What stages are validated on, if anything."""
-        data, batch_size = self.config.data, self.config.evaluation.batch_size
+        data = self.config.data
         if data.validation is None:
             return None
-        return ValidationFeed(
-            root=self.data_root, manifest=data.validation, limit=data.validation_limit, batch_size=batch_size
-        )
+        source = SourceSettings(manifest=data.validation, root=data.root, limit=data.validation_limit)
+        return ValidationFeed(source=source, settings=self.config.evaluation)
 
     def facts(self) -> dict[str, Any]:
         """What a user of a handoff must know to prompt it as it was trained: plain values alone."""
         return {
             "prompt": asdict(self.config.prompt),
-            "media": asdict(self.media_settings),
+            "media": decisive(self.config.data.media),
             "labels": list(self.config.data.labels),
             "family": stored_family(self.config.model.family),
             "dtype": self.config.model.dtype,
@@ -306,36 +290,6 @@ _MAX_WARNINGS = 10
 def _without_reason(row: str) -> str:
     """The part of a quarantine line that names manifest and sample; quotes within a text are escaped."""
     return row.partition(', "reason": ')[0]
-
-
-def adapter_settings(config: AdapterConfig) -> AdapterSettings:
-    """The settings of an adapter; one target may stand for a list of one."""
-    targets = config.targets if isinstance(config.targets, list) else [config.targets]
-    return AdapterSettings(**{**asdict(config), "targets": tuple(targets), "groups": tuple(config.groups)})
-
-
-def trainer_settings(config: TrainerConfig) -> TrainerSettings:
-    """The settings of a trainer; the cap on steps is the stage's business."""
-    values = asdict(config)
-    del values["max_steps"]
-    return TrainerSettings(**values)
-
-
-def training_sources(config: RootConfig, data: StageDataConfig) -> tuple[Source, ...]:
-    """What a stage trains on: its sources, or its manifest as the only one."""
-    root = Path(config.data.root)
-    if data.manifest:
-        return (Source(name=data.manifest, root=root, manifest=data.manifest, limit=data.limit),)
-    return tuple(
-        Source(
-            name=name,
-            root=Path(source.root) if source.root else root,
-            manifest=source.manifest,
-            weight=source.weight,
-            limit=source.limit or data.limit,
-        )
-        for name, source in data.sources.items()
-    )
 
 
 def quiet_libraries() -> None:

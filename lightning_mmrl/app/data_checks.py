@@ -2,13 +2,11 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightning_mmrl.app.assembly import training_sources
-from lightning_mmrl.config.schema import RootConfig, StageConfig
 from lightning_mmrl.data.datamodules import OmniDataModule, balance_labels
 from lightning_mmrl.data.label_findings import label_findings
 from lightning_mmrl.data.prepared import check_turns
@@ -18,6 +16,9 @@ from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.registry import targets
 from lightning_mmrl.rewards.label_answer import LabelAnswer
+from lightning_mmrl.settings.data import SourceSettings
+from lightning_mmrl.settings.run import RunSettings
+from lightning_mmrl.settings.stage import StageSettings
 from lightning_mmrl.types.records import Sample
 
 
@@ -26,23 +27,19 @@ class Use:
     """A manifest of a run and what it is for.
 
     Attributes:
-        root: Folder of the manifest.
-        manifest: Its file name below it.
-        limit: How many of its samples are used; None for all.
+        source: The manifest, in its folder, and how many of its samples are used.
         supervised: True if each sample must end with the target.
         by_label: True if a reward, a balance or an evaluation reads solutions as labels; others may be free answers.
         checks: Each raises a DataError for samples, of the manifest with this name, that do not serve the use.
     """
 
-    root: Path
-    manifest: str
-    limit: int | None
+    source: SourceSettings
     supervised: bool
     by_label: bool
     checks: tuple[Callable[[str, Sequence[Sample]], object], ...]
 
 
-def check_data(config: RootConfig) -> list[str]:
+def check_data(config: RunSettings) -> list[str]:
     """Checks every stage's data, the validation data and all evaluation sets, so that no fault shows after hours.
 
     What a model family reads is checked where its encoder is loaded, when a stage is built.
@@ -56,12 +53,12 @@ def check_data(config: RootConfig) -> list[str]:
     read: dict[tuple[Path, str], list[Sample]] = {}
     labeled: set[tuple[Path, str]] = set()
     for use in uses(config):
-        key = use.root, use.manifest
+        key = use.source.folder, use.source.manifest
         labeled |= {key} if use.by_label else set()
         if key not in read:
-            read[key] = read_manifest(use.root / use.manifest, use.root)
+            read[key] = read_manifest(use.source.path, use.source.folder)
         for check in use.checks:
-            check(use.manifest, read[key][: use.limit])
+            check(use.source.manifest, read[key][: use.source.limit])
     warnings = []
     for (root, manifest), samples in read.items():
         if (root, manifest) in labeled:
@@ -70,16 +67,15 @@ def check_data(config: RootConfig) -> list[str]:
     return list(dict.fromkeys(warnings))
 
 
-def uses(config: RootConfig) -> list[Use]:
+def uses(config: RunSettings) -> list[Use]:
     """Every use of a manifest in the order in which the run comes to it, the sets of evaluations last."""
     return _Uses(config).all()
 
 
 class _Uses:
-    def __init__(self, config: RootConfig) -> None:
+    def __init__(self, config: RunSettings) -> None:
         self._config = config
-        self._root = Path(config.data.root)
-        self._template = PromptTemplate(**asdict(config.prompt))
+        self._template = PromptTemplate(config.prompt)
         self._matcher = LabelMatcher(labels=tuple(config.data.labels))
 
     def all(self) -> list[Use]:
@@ -92,7 +88,7 @@ class _Uses:
             self._examined(manifest, limit, self._judgeable()) for manifest in self._config.evaluation.sets.values()
         ]
 
-    def _of_stage(self, name: str, stage: StageConfig) -> list[Use]:
+    def _of_stage(self, name: str, stage: StageSettings) -> list[Use]:
         module = self._datamodule(name, stage)
         supervised = stage.kind == "sft"
         checks = [module.check_kinds, partial(check_turns, template=self._template, supervised=supervised)]
@@ -102,14 +98,12 @@ class _Uses:
         checks += [partial(_check_solutions, matcher=reward.matcher) for reward in rewards]
         found = [
             Use(
-                root=source.root,
-                manifest=source.manifest,
-                limit=source.limit,
+                source=source,
                 supervised=supervised,
                 by_label=bool(rewards) or stage.data.balance is not None,
                 checks=tuple(checks),
             )
-            for source in training_sources(self._config, stage.data)
+            for source in stage.data.located(self._config.data.root).values()
         ]
         data = self._config.data
         if stage.validate_every and data.validation is not None:
@@ -118,18 +112,18 @@ class _Uses:
         return found
 
     def _examined(self, manifest: str, limit: int | None, checks: tuple[Any, ...]) -> Use:
-        judged = bool(checks)
-        return Use(root=self._root, manifest=manifest, limit=limit, supervised=False, by_label=judged, checks=checks)
+        source = SourceSettings(manifest=manifest, root=self._config.data.root, limit=limit)
+        return Use(source=source, supervised=False, by_label=bool(checks), checks=checks)
 
     def _judgeable(self) -> tuple[Any, ...]:
         turns = partial(check_turns, template=self._template, supervised=False)
         return turns, partial(_check_solutions, matcher=self._matcher)
 
-    def _datamodule(self, name: str, stage: StageConfig) -> type[OmniDataModule]:
+    def _datamodule(self, name: str, stage: StageSettings) -> type[OmniDataModule]:
         node, path = stage.data.module or self._config.data.module, f"stages.{name}.data.module"
         return targets.build({**node, "_partial_": True}, path if stage.data.module else "data.module").func
 
-    def _label_rewards(self, name: str, stage: StageConfig) -> list[LabelAnswer]:
+    def _label_rewards(self, name: str, stage: StageSettings) -> list[LabelAnswer]:
         nodes = {} if stage.rewards is None else stage.rewards.parts
         parts = [targets.build(node, f"stages.{name}.rewards.parts.{part}") for part, node in nodes.items()]
         return [part for part in parts if isinstance(part, LabelAnswer)]

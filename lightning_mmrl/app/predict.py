@@ -6,14 +6,6 @@ from pathlib import Path
 from torch import Tensor
 
 from lightning_mmrl.app.assembly import Assembly, quiet_libraries
-from lightning_mmrl.config.schema import (
-    DataConfig,
-    EvaluationConfig,
-    MediaConfig,
-    ModelConfig,
-    PromptConfig,
-    RootConfig,
-)
 from lightning_mmrl.curriculum.facts import check_facts
 from lightning_mmrl.curriculum.handoff import SEAL
 from lightning_mmrl.curriculum.lineage import checked_handoff
@@ -23,6 +15,9 @@ from lightning_mmrl.data.media.guard import DecodeTask
 from lightning_mmrl.data.pipeline import MediaPipeline
 from lightning_mmrl.prompts.template import question_about
 from lightning_mmrl.registry.families import loaded_family
+from lightning_mmrl.settings.data import DatasetMediaSettings, DataSettings, PromptSettings
+from lightning_mmrl.settings.model import ModelSettings
+from lightning_mmrl.settings.run import EvaluationSettings, RunSettings
 from lightning_mmrl.training.console import ConsoleProgress
 from lightning_mmrl.types.records import Completion, Message, Sample
 from lightning_mmrl.workers.pool import Outcome
@@ -63,13 +58,13 @@ def answer_question(
     config = _config(facts, family)
     config.data.media.decode_deadline_s, config.data.media.decode_memory_mb = deadline_s, memory_mb
     parts = Assembly(config=config, console=ConsoleProgress())
-    media = chosen_media(files, parts.media_settings, parts.decoder, sound=sound, hear=hear)
+    media = chosen_media(files, config.data.media, parts.decoder, sound=sound, hear=hear)
     messages = (Message(role="user", content=question_about([ref.kind for _, ref in media], question)),)
     encoder = parts.encoder(checkpoint)
     check_read(media, encoder)
     pipeline = parts.pipeline(encoder)
     encoded = _encoded(media, pipeline, parts.console)
-    prompt = encoder.encode_prompt(parts.template.apply(messages), parts.template.prefill, encoded)
+    prompt = encoder.encode_prompt(parts.template.apply(messages), parts.template.settings.prefill, encoded)
     sample = Sample(id="question", messages=messages, media=tuple(ref for _, ref in media))
     batch = collate_prompts([EncodedSample(sample=sample, prompt=prompt)], encoder.pad_token_id)
     policy = parts.policy(checkpoint, encoder, 1.0)
@@ -90,11 +85,11 @@ def _encoded(media: Sequence[Medium], pipeline: MediaPipeline, console: ConsoleP
     return encoded
 
 
-def _config(facts: dict, family: dict) -> RootConfig:
+def _config(facts: dict, family: dict) -> RunSettings:
     media = facts["media"]
-    return RootConfig(
+    return RunSettings(
         run_name="predict",
-        model=ModelConfig(
+        model=ModelSettings(
             checkpoint="",
             family=family,
             dtype=facts["dtype"],
@@ -102,10 +97,10 @@ def _config(facts: dict, family: dict) -> RootConfig:
             position_rule=facts.get("position_rule", "transformers"),
             audio_in_video=facts.get("audio_in_video", "separate"),
         ),
-        data=DataConfig(
+        data=DataSettings(
             root="",
             labels=facts["labels"],
-            media=MediaConfig(
+            media=DatasetMediaSettings(
                 num_frames=media["num_frames"],
                 max_duration_s=media["max_duration_s"],
                 max_pixels=media["max_pixels"],
@@ -113,6 +108,6 @@ def _config(facts: dict, family: dict) -> RootConfig:
                 cache_dir="",
             ),
         ),
-        prompt=PromptConfig(**facts["prompt"]),
-        evaluation=EvaluationConfig(sets={}, max_new_tokens=facts["max_new_tokens"]),
+        prompt=PromptSettings(**facts["prompt"]),
+        evaluation=EvaluationSettings(sets={}, max_new_tokens=facts["max_new_tokens"]),
     )

@@ -7,20 +7,20 @@ from typing import Any
 
 import torch
 
-from lightning_mmrl.app.assembly import adapter_settings
 from lightning_mmrl.app.stages import build_algorithm
-from lightning_mmrl.config.schema import RootConfig, StageConfig
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.models.adapters import check_targets
 from lightning_mmrl.models.families.backbone import QwenBackbone
 from lightning_mmrl.registry import targets
 from lightning_mmrl.rewards.compose import WeightedReward
+from lightning_mmrl.settings.run import RunSettings
+from lightning_mmrl.settings.stage import StageSettings
 from lightning_mmrl.suggestions import first_line, shown
 
 SFT_GIVES = ("policy", "optimizer", "context", "examiner")
 RL_GIVES = (*SFT_GIVES, "engine", "rewards", "algorithm", "table")
 ENCODER_GIVES = ("checkpoint", "position_rule", "audio_in_video")
-DATA_GIVES = ("pipeline", "template", "kind", "feed", "validation", "monitor")
+DATA_GIVES = ("pipeline", "template", "feed", "validation", "monitor")
 ENGINE_GIVES = ("policy", "encoder", "max_new_tokens", "top_p", "prefill", "poll")
 """What stages give to their modules, DataModules and engines, beside the keys of the node."""
 OPTIONAL_PARTS = {
@@ -31,7 +31,7 @@ OPTIONAL_PARTS = {
 """What they are called with in parts of an algorithm that may be null."""
 
 
-def rehearse(config: RootConfig) -> None:
+def rehearse(config: RunSettings) -> None:
     """Checks that every `_target_` takes what it will be given, and builds the light ones; nothing is kept.
 
     Raises:
@@ -50,7 +50,7 @@ def rehearse(config: RootConfig) -> None:
         _check_takes("data.build", config.data.build, ("directory", "workers", "on_progress"))
 
 
-def _rehearse_stage(path: str, stage: StageConfig) -> None:
+def _rehearse_stage(path: str, stage: StageSettings) -> None:
     make = _check_takes(f"{path}.module", stage.module, RL_GIVES if stage.kind == "rl" else SFT_GIVES)
     if stage.data.module is not None:
         _check_takes(f"{path}.data.module", stage.data.module, DATA_GIVES)
@@ -76,12 +76,12 @@ def _rehearse_stage(path: str, stage: StageConfig) -> None:
                 _rehearse_schedule(f"{path}.algorithm.{part}.schedule", node, stage.num_steps)
 
 
-def _rehearse_adapters(config: RootConfig, load: Any) -> None:
+def _rehearse_adapters(config: RunSettings, load: Any) -> None:
     """Looks for the targets of adapters among what the family has; `load` is a method of its backbone's class."""
     for name in config.order:
         adapter, family = config.stages[name].adapter, load.__self__ if inspect.ismethod(load) else None
         if adapter is not None and isinstance(family, type) and issubclass(family, QwenBackbone):
-            check_targets(family.linear_layers(), adapter_settings(adapter), f"stages.{name}.adapter")
+            check_targets(family.linear_layers(), adapter, f"stages.{name}.adapter")
 
 
 def _check_takes(path: str, node: Mapping[str, Any], given: tuple[str, ...]) -> Any:

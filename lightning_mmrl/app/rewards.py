@@ -1,12 +1,12 @@
 """Builds the rewards of a stage; no torch here, so that they can be rerun without a model."""
 
-from lightning_mmrl.config.schema import RewardsConfig
 from lightning_mmrl.registry import targets
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.pool import InlineRewards, RewardPool
+from lightning_mmrl.settings.algorithm import RewardSettings
 
 
-def build_reward(settings: RewardsConfig, path: str) -> WeightedReward:
+def build_reward(settings: RewardSettings, path: str) -> WeightedReward:
     """The weighted sum of the configured parts; `path` is the key of the settings.
 
     Raises:
@@ -16,7 +16,7 @@ def build_reward(settings: RewardsConfig, path: str) -> WeightedReward:
     return WeightedReward(parts=parts, weights=settings.weights)
 
 
-def reward_pool(settings: RewardsConfig, path: str) -> RewardPool:
+def reward_pool(settings: RewardSettings, path: str) -> RewardPool:
     """The rewards in killable processes with their deadlines, also where training would score in its own process.
 
     Raises:
@@ -34,7 +34,7 @@ def reward_pool(settings: RewardsConfig, path: str) -> RewardPool:
     )
 
 
-def training_rewards(settings: RewardsConfig, path: str) -> InlineRewards | RewardPool:
+def training_rewards(settings: RewardSettings, path: str) -> InlineRewards | RewardPool:
     """The rewards of an RL stage, in this process or in killable workers.
 
     Raises:

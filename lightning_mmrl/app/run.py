@@ -12,14 +12,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
-from lightning_mmrl.app.assembly import Assembly, quiet_libraries, training_sources
+from lightning_mmrl.app.assembly import Assembly, quiet_libraries
 from lightning_mmrl.app.data_checks import check_data
 from lightning_mmrl.app.leader import Follower, Leader
 from lightning_mmrl.app.preflight import rehearse
 from lightning_mmrl.app.stages import CheckpointEvaluator, StageBuilder
 from lightning_mmrl.app.tracking import absolute_sqlite, spool_folder
 from lightning_mmrl.config.checks.rollout import require_engine
-from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.config.specs import manifest_digests, stage_specs
 from lightning_mmrl.curriculum.compare import Comparison, compare_stages
 from lightning_mmrl.curriculum.manifest import Manifest
@@ -33,6 +32,7 @@ from lightning_mmrl.files import write_json, write_whole
 from lightning_mmrl.protocols.plain import TrackedRun, Tracker
 from lightning_mmrl.registry import targets
 from lightning_mmrl.registry.own_code import FLAG, opened_now
+from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.stages.evaluate import SUMMARY
 from lightning_mmrl.tracking.mlflow import MlflowTracker
 from lightning_mmrl.tracking.null import NullTracker
@@ -54,7 +54,7 @@ class Outcome:
 
 
 def run_curriculum(
-    config: RootConfig,
+    config: RunSettings,
     console: ConsoleProgress,
     selection: Selection | None = None,
     group: RankGroup | None = None,
@@ -137,7 +137,7 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _compare(
-    config: RootConfig, specs: Sequence[StageSpec], directory: Path, results: Sequence[StageResult]
+    config: RunSettings, specs: Sequence[StageSpec], directory: Path, results: Sequence[StageResult]
 ) -> Comparison:
     """Each evaluated stage beside the one whose weights it started from."""
     evaluated = {
@@ -156,7 +156,7 @@ def _compare(
     return compare_stages(folders, sources, config.data.labels, bootstrap)
 
 
-def check_all_targets(config: RootConfig) -> None:
+def check_all_targets(config: RunSettings) -> None:
     """Binds every `_target_` and builds the light ones before anything is loaded or written.
 
     Raises:
@@ -186,7 +186,7 @@ def writable(directory: Path) -> Path:
     return directory
 
 
-def open_tracker(config: RootConfig) -> Tracker:
+def open_tracker(config: RunSettings) -> Tracker:
     """The configured tracker."""
     uri = config.tracking.uri
     if uri is None:
@@ -194,7 +194,7 @@ def open_tracker(config: RootConfig) -> Tracker:
     return MlflowTracker(absolute_sqlite(uri), config.tracking.experiment, spool_folder(config, uri))
 
 
-def note_report(config: RootConfig, directory: Path) -> None:
+def note_report(config: RunSettings, directory: Path) -> None:
     """Says in the run of `mlflow run`, if nothing was left to train and it stayed empty, which run it reports."""
     trained = Manifest.read(directory).tracking_id
     if trained is None or os.environ.get("MLFLOW_RUN_ID") in (None, "", trained):
@@ -205,7 +205,7 @@ def note_report(config: RootConfig, directory: Path) -> None:
     tracker.close()
 
 
-def describe_run(config: RootConfig, parent: TrackedRun, resolved: Path) -> None:
+def describe_run(config: RunSettings, parent: TrackedRun, resolved: Path) -> None:
     """Writes the resolved configuration, without credentials, and tells the tracker about it and about the data."""
     # For who reads it: a comment opens nothing.
     opened = f"# run with {FLAG} {','.join(opened_now())}\n" if opened_now() else ""
@@ -218,15 +218,14 @@ def describe_run(config: RootConfig, parent: TrackedRun, resolved: Path) -> None
         parent.log_dataset(manifest, hashlib.sha256(content).hexdigest(), str(path), context, profile)
 
 
-def manifests(config: RootConfig) -> dict[str, tuple[Path, str]]:
+def manifests(config: RunSettings) -> dict[str, tuple[Path, str]]:
     """What every manifest of the run is used for, and its folder and name."""
     root = Path(config.data.root)
     found = {}
     for name in config.order:
-        sources = training_sources(config, config.stages[name].data)
-        found |= {
-            name if len(sources) == 1 else f"{name}/{source.name}": (source.root, source.manifest) for source in sources
-        }
+        sources = config.stages[name].data.located(config.data.root)
+        for key, source in sources.items():
+            found[name if len(sources) == 1 else f"{name}/{key}"] = source.folder, source.manifest
     if config.data.validation is not None:
         found["validation"] = (root, config.data.validation)
     return found | {name: (root, manifest) for name, manifest in config.evaluation.sets.items()}

@@ -9,7 +9,6 @@ from urllib.parse import urlsplit
 import torch
 
 from lightning_mmrl.app.assembly import Assembly, quiet_libraries
-from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.registry import targets
 from lightning_mmrl.rollout.vllm.flags import require_same_scheme
 from lightning_mmrl.rollout.vllm.keys import VARIABLE, Key, serving_key
@@ -20,6 +19,7 @@ from lightning_mmrl.rollout.vllm.settings import (
     server_arguments,
     write_model,
 )
+from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.training.console import ConsoleProgress
 
 OPEN_DOORS = ("VLLM_ALLOW_INSECURE_SERIALIZATION", "VLLM_API_KEY")
@@ -27,7 +27,7 @@ OPEN_DOORS = ("VLLM_ALLOW_INSECURE_SERIALIZATION", "VLLM_API_KEY")
 no trainer shows."""
 
 
-def server_command(config: RootConfig, more: Mapping[str, str]) -> tuple[list[str], dict[str, str], Key]:
+def server_command(config: RunSettings, more: Mapping[str, str]) -> tuple[list[str], dict[str, str], Key]:
     """Arguments and environment of a process that serves, and the key it asks for; the model's folder is written.
 
     Args:

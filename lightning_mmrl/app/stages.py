@@ -11,16 +11,15 @@ from lightning_mmrl.algorithms.penalties.entropy import EntropyBonus
 from lightning_mmrl.algorithms.penalties.kl import KLPenalty
 from lightning_mmrl.algorithms.phases import Limits, Phase
 from lightning_mmrl.algorithms.schedules import WarmupConstant
-from lightning_mmrl.app.assembly import Assembly, trainer_settings, training_sources
+from lightning_mmrl.app.assembly import Assembly
 from lightning_mmrl.app.rewards import training_rewards
-from lightning_mmrl.config.schema import StageConfig
-from lightning_mmrl.config.specs import bound, flattened
+from lightning_mmrl.config.specs import flattened
 from lightning_mmrl.curriculum.attempt import STATES
 from lightning_mmrl.curriculum.lineage import facts_if_sealed
 from lightning_mmrl.data.datamodules import Feed, OmniDataModule, eval_loader
 from lightning_mmrl.data.exclusions import EXCLUSIONS, Exclusions
 from lightning_mmrl.data.prepared import PreparedSet
-from lightning_mmrl.data.sampler import ModalityDropout, Share
+from lightning_mmrl.data.sampler import Share
 from lightning_mmrl.data.schema import read_manifest
 from lightning_mmrl.errors import ConfigError, StageError
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap
@@ -29,6 +28,7 @@ from lightning_mmrl.models.parallelize import recompute_activations
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.plain import TrackedRun
 from lightning_mmrl.registry import targets
+from lightning_mmrl.settings.stage import StageSettings
 from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.stages.evaluate import EvaluationModule, ExaminedSet
@@ -36,13 +36,14 @@ from lightning_mmrl.stages.optimize import UpdateSettings
 from lightning_mmrl.stages.rollout_table import PASS_COMPONENT, RolloutTable
 from lightning_mmrl.stages.values import CriticSettings
 from lightning_mmrl.tracking.lightning_logger import RunLogger
-from lightning_mmrl.training.callbacks.exact_state import ExactState, SavingSettings
+from lightning_mmrl.training.callbacks.exact_state import ExactState
 from lightning_mmrl.training.callbacks.progress import EvaluationProgress, StageProgress
 from lightning_mmrl.training.checkpoint_io import SnapshotIO
 from lightning_mmrl.training.finite_states import check_finite
 from lightning_mmrl.training.job import LightningJob, raising_interrupts
 from lightning_mmrl.training.loggers import file_loggers
 from lightning_mmrl.training.state_store import StateStore
+from lightning_mmrl.training.strategies import ranks_of, sharding_of
 from lightning_mmrl.training.trainer import evaluation_trainer, prepare_process, training_trainer
 from lightning_mmrl.types.records import StageSpec
 
@@ -64,7 +65,7 @@ class StageBuilder:
     def _build(self, spec: StageSpec, start_from: Path, directory: Path, run: TrackedRun) -> LightningJob:
         parts, config = self._assembly, self._assembly.config
         stage = config.stages[spec.name]
-        settings = trainer_settings(stage.trainer)
+        settings = stage.trainer
         prepare_process(settings, config.seed + spec.index)
         temperature = stage.sampling.temperature if stage.sampling is not None else 1.0
         encoder = parts.encoder(start_from)
@@ -80,10 +81,9 @@ class StageBuilder:
         module = self._module(spec, stage, policy, encoder, directory, resources, datamodule)
         title, say = self._title(spec), self._say(spec)
         run.log_params(flattened(asdict(stage)))
-        states = StateStore(directory / STATES, keep=config.state.keep, check=check_finite)
+        states = StateStore(directory / STATES, settings=config.state, check=check_finite)
         io = SnapshotIO()
-        saving = SavingSettings(every_n_steps=config.state.every_n_steps, in_background=config.state.in_background)
-        saver = ExactState(states, parts.group.interruption, io, settings=saving, say=say)
+        saver = ExactState(states, parts.group.interruption, io, settings=config.state, say=say)
         trainer = training_trainer(
             settings,
             directory=directory,
@@ -114,15 +114,12 @@ class StageBuilder:
         """Tells the user what happens in a stage."""
         return lambda message: self._assembly.console.say(f"{self._title(spec)}: {message}")
 
-    def _datamodule(self, spec: StageSpec, stage: StageConfig, encoder: Any) -> OmniDataModule:
+    def _datamodule(self, spec: StageSpec, stage: StageSettings, encoder: Any) -> OmniDataModule:
         parts, config = self._assembly, self._assembly.config
         feed = Feed(
-            sources=training_sources(config, stage.data),
-            batch_size=stage.data.batch_size,
-            num_batches=stage.num_steps,
+            settings=stage,
+            sources=stage.data.located(config.data.root),
             seed=config.seed + spec.index,
-            dropout=ModalityDropout(**asdict(stage.data.modality_dropout)),
-            balance=stage.data.balance,  # type: ignore[arg-type]
             matcher=parts.matcher,
         )
         node = stage.data.module or config.data.module
@@ -131,7 +128,6 @@ class StageBuilder:
         return make(
             pipeline=parts.pipeline(encoder),
             template=parts.template,
-            kind=spec.kind,
             feed=feed,
             validation=parts.validation_feed() if stage.validate_every else None,
             monitor=parts.monitor,
@@ -141,14 +137,14 @@ class StageBuilder:
     def _module(
         self,
         spec: StageSpec,
-        stage: StageConfig,
+        stage: StageSettings,
         policy: Policy,
         encoder: Any,
         directory: Path,
         resources: ExitStack,
         datamodule: OmniDataModule,
     ) -> Any:
-        parts, settings = self._assembly, trainer_settings(stage.trainer)
+        parts = self._assembly
         path = f"stages.{spec.name}"
         common = {
             "optimizer": OptimizerSettings(
@@ -160,10 +156,10 @@ class StageBuilder:
                 num_steps=stage.num_steps,
                 seed=parts.config.seed + spec.index,
                 directory=directory,
-                stop_when=bound(stage.stop_when),
+                stop_when=stage.stop_when,
                 cooldown_steps=stage.cooldown_steps,
-                ranks=settings.ranks,
-                sharding=settings.sharding,
+                ranks=ranks_of(stage.trainer),
+                sharding=sharding_of(stage.trainer),
                 apart=parts.group.interruption.apart,
                 refill=datamodule.refill_batch,
                 num_validated=datamodule.num_validated,
@@ -193,7 +189,7 @@ class StageBuilder:
         )
 
 
-def build_algorithm(stage: StageConfig, make: Callable[..., Any], path: str) -> Algorithm:
+def build_algorithm(stage: StageSettings, make: Callable[..., Any], path: str) -> Algorithm:
     """The algorithm of an RL stage; null parts come from the module's preset."""
     assert stage.algorithm is not None
     settings, preset = stage.algorithm, make.func.default_algorithm  # type: ignore[attr-defined]
@@ -253,7 +249,7 @@ class CheckpointEvaluator:
         parts, settings = self._assembly, self._assembly.config.evaluation
         if facts_if_sealed(checkpoint) is None and checkpoint.is_absolute() and not checkpoint.exists():
             raise StageError(f"checkpoint {checkpoint} does not exist; give a stage's handoff folder or a hub id")
-        prepare_process(parts.trainer_settings, parts.config.seed)
+        prepare_process(parts.config.trainer, parts.config.seed)
         with parts.group.first():
             encoder = parts.encoder(checkpoint)
             policy = parts.policy(checkpoint, encoder, 1.0)
@@ -266,11 +262,11 @@ class CheckpointEvaluator:
             sets=[_examined(name, loader.dataset) for name, loader in loaders.items()],
             directory=directory,
             bootstrap=ClusterBootstrap(num_resamples=settings.num_resamples),
-            ranks=parts.trainer_settings.ranks,
-            sharding=parts.trainer_settings.sharding,
+            ranks=ranks_of(parts.config.trainer),
+            sharding=sharding_of(parts.config.trainer),
         )
         progress = EvaluationProgress(parts.console, f"evaluating {stage}")
-        trainer = evaluation_trainer(parts.trainer_settings, directory=directory, callbacks=[progress])
+        trainer = evaluation_trainer(parts.config.trainer, directory=directory, callbacks=[progress])
         with raising_interrupts():
             trainer.test(module, dataloaders=list(loaders.values()), verbose=False)
         if run is not None:

@@ -11,9 +11,9 @@ from pathlib import Path
 from lightning_mmrl.app.tracking import deliver_leftovers, settle_tracking
 from lightning_mmrl.cli.hydra_app import VALUED_FLAGS, run_with_config
 from lightning_mmrl.cli.launch import on_all_ranks
-from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.errors import ConfigError, StageError
 from lightning_mmrl.protocols.plain import TrackedRun
+from lightning_mmrl.settings.run import RunSettings
 
 HELP = """mmrl evaluate - evaluate a checkpoint on the configured sets
 
@@ -70,10 +70,10 @@ def _is_model(folder: Path) -> bool:
     return (folder / "config.json").is_file()
 
 
-def evaluate(config: RootConfig, checkpoint: Path) -> None:
+def evaluate(config: RunSettings, checkpoint: Path) -> None:
     """Evaluates one checkpoint and prints a table."""
     # Loaded here: a bad configuration is refused before torch is imported.
-    from lightning_mmrl.app.assembly import Assembly, quiet_libraries, trainer_settings
+    from lightning_mmrl.app.assembly import Assembly, quiet_libraries
     from lightning_mmrl.app.run import check_all_targets, writable
     from lightning_mmrl.app.stages import CheckpointEvaluator
     from lightning_mmrl.cli.tables import results_table
@@ -88,7 +88,7 @@ def evaluate(config: RootConfig, checkpoint: Path) -> None:
     check_all_targets(config)
     name = checkpoint.parent.name if checkpoint.name == "handoff" else checkpoint.name
     with (
-        joined(trainer_settings(config.trainer), Interruption()) as group,
+        joined(config.trainer, Interruption()) as group,
         ConsoleProgress(quiet=not group.leads) as console,
     ):
         parts = Assembly(config=config, console=console, group=group)
@@ -114,7 +114,7 @@ def evaluate(config: RootConfig, checkpoint: Path) -> None:
 
 
 @contextmanager
-def _run_of_mlflow(config: RootConfig, name: str) -> Iterator[TrackedRun | None]:
+def _run_of_mlflow(config: RunSettings, name: str) -> Iterator[TrackedRun | None]:
     """The run of `mlflow run`, if that started this process: metrics and predictions go there."""
     from lightning_mmrl.app.run import open_tracker
     from lightning_mmrl.curriculum.orchestrator import status_of

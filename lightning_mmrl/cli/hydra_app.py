@@ -15,10 +15,10 @@ from omegaconf import Container, DictConfig, OmegaConf
 from lightning_mmrl.config.composing import SEARCH, Composer, composing, without_hydra
 from lightning_mmrl.config.folders import configs_dir
 from lightning_mmrl.config.hydra_errors import explained
-from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.config.validate import validated
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.registry.own_code import FLAG, opened, split_prefixes
+from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.types.redaction import redact
 from lightning_mmrl.types.text import printable
 
@@ -32,7 +32,7 @@ VALUED_FLAGS = (
 INFO = ("all", "config", "defaults", "defaults-tree", "searchpath")
 
 
-def run_with_config(task: Callable[[RootConfig], T], program: str, arguments: Sequence[str]) -> list[T]:
+def run_with_config(task: Callable[[RunSettings], T], program: str, arguments: Sequence[str]) -> list[T]:
     """Composes `train.yaml` with the overrides in `arguments`, validates it and calls the task.
 
     Returns:

@@ -9,18 +9,19 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lightning_mmrl.config.checks.values import SHARDED_PRECISIONS
-from lightning_mmrl.config.schema import AdapterConfig, ModelConfig, RootConfig, StageConfig
 from lightning_mmrl.planning.memory import Estimate, Lengths, estimate
 from lightning_mmrl.planning.shapes import ModelShape, read_shape
+from lightning_mmrl.settings.model import AdapterSettings, ModelSettings
+from lightning_mmrl.settings.run import RunSettings
+from lightning_mmrl.settings.stage import SHARDED_PRECISIONS, StageSettings
 
 RANKS = (1, 2, 4, 8)
 GIGABYTES = (24, 80)
 
-Change = Callable[[StageConfig], StageConfig]
+Change = Callable[[StageSettings], StageSettings]
 
 
-def show_memory(console: Console, config: RootConfig, names: Sequence[str], lengths: Lengths) -> None:
+def show_memory(console: Console, config: RunSettings, names: Sequence[str], lengths: Lengths) -> None:
     """One line for a stage that fits the smallest device, a table and a hint for another."""
     try:
         shape = read_shape(config.model.checkpoint)
@@ -38,12 +39,12 @@ def show_memory(console: Console, config: RootConfig, names: Sequence[str], leng
         )
 
 
-def estimates(config: RootConfig, stage: StageConfig, shape: ModelShape, lengths: Lengths) -> dict[int, Estimate]:
+def estimates(config: RunSettings, stage: StageSettings, shape: ModelShape, lengths: Lengths) -> dict[int, Estimate]:
     """The memory of one of 1, 2, 4 and 8 ranks."""
     return {ranks: estimate(shape, stage, config.model.dtype, ranks, lengths) for ranks in RANKS}
 
 
-def hints(config: RootConfig, name: str, shape: ModelShape, lengths: Lengths) -> list[str]:
+def hints(config: RunSettings, name: str, shape: ModelShape, lengths: Lengths) -> list[str]:
     """The fewest changes of keys with which a stage fits most devices: with its weights, then with an adapter."""
     stage, found = config.stages[name], []
     towers = [group for group in shape.stacks if group != "text"]
@@ -58,7 +59,7 @@ def hints(config: RootConfig, name: str, shape: ModelShape, lengths: Lengths) ->
     return found
 
 
-def memory_hint(config: RootConfig, name: str) -> str:
+def memory_hint(config: RunSettings, name: str) -> str:
     """What has a stage use less memory that ran out of it: keys that leave its outcome alone, then others, then plan's.
 
     A stage that has begun goes on with the first ones as it is, and with others by `--allow-changes`.
@@ -83,7 +84,7 @@ def memory_hint(config: RootConfig, name: str) -> str:
     return "; ".join([*lines, *(f"mmrl plan estimates that the stage {line}" for line in found)])
 
 
-def _show_stage(console: Console, config: RootConfig, name: str, shape: ModelShape, lengths: Lengths) -> bool:
+def _show_stage(console: Console, config: RunSettings, name: str, shape: ModelShape, lengths: Lengths) -> bool:
     """Shows a stage; True if it fits everywhere."""
     stage = config.stages[name]
     found = estimates(config, stage, shape, lengths)
@@ -109,7 +110,7 @@ def _show_stage(console: Console, config: RootConfig, name: str, shape: ModelSha
     return False
 
 
-def _unknown(model: ModelConfig) -> str:
+def _unknown(model: ModelSettings) -> str:
     if model.build is not None:
         return f"estimated once {model.checkpoint} is built"
     if Path(model.checkpoint).is_dir():
@@ -117,14 +118,16 @@ def _unknown(model: ModelConfig) -> str:
     return f"no estimate: {model.checkpoint} is no preset of configs/model; download it and give its folder"
 
 
-def _strategy(stage: StageConfig) -> str:
+def _strategy(stage: StageSettings) -> str:
     words = ["sharded by fsdp2" if stage.trainer.strategy == "fsdp2" else "replicated"]
     words += ["activations computed again"] if stage.trainer.activation_checkpointing else []
     words += ["offloaded to the host"] if stage.trainer.cpu_offload else []
     return ", ".join(words)
 
 
-def _alternatives(name: str, stage: StageConfig, towers: list[str], *, adapts: bool) -> list[tuple[str, StageConfig]]:
+def _alternatives(
+    name: str, stage: StageSettings, towers: list[str], *, adapts: bool
+) -> list[tuple[str, StageSettings]]:
     """Keys to set and the stage with them, the fewest first."""
     path = f"stages.{name}"
     changes: list[tuple[str, Change]] = [(f"{path}.trainer.activation_checkpointing=true", _recomputing)]
@@ -143,19 +146,19 @@ def _alternatives(name: str, stage: StageConfig, towers: list[str], *, adapts: b
     ]
 
 
-def _recomputing(stage: StageConfig) -> StageConfig:
+def _recomputing(stage: StageSettings) -> StageSettings:
     return replace(stage, trainer=replace(stage.trainer, activation_checkpointing=True))
 
 
-def _sharding(stage: StageConfig) -> StageConfig:
+def _sharding(stage: StageSettings) -> StageSettings:
     return replace(stage, trainer=replace(stage.trainer, strategy="fsdp2"))
 
 
-def _adapting(stage: StageConfig) -> StageConfig:
-    return replace(stage, adapter=AdapterConfig())
+def _adapting(stage: StageSettings) -> StageSettings:
+    return replace(stage, adapter=AdapterSettings())
 
 
-def _fitting(config: RootConfig, stage: StageConfig, shape: ModelShape, lengths: Lengths) -> set[tuple[int, int]]:
+def _fitting(config: RunSettings, stage: StageSettings, shape: ModelShape, lengths: Lengths) -> set[tuple[int, int]]:
     found = estimates(config, stage, shape, lengths)
     return {(size, ranks) for size in GIGABYTES for ranks, each in found.items() if each.fits(size)}
 

@@ -9,14 +9,16 @@ from rich.table import Table
 from lightning_mmrl.app.tracking import tell_leftovers
 from lightning_mmrl.cli.hydra_app import run_with_config, take_flags
 from lightning_mmrl.cli.memory_table import show_memory
-from lightning_mmrl.config.schema import PhaseConfig, RootConfig, StageConfig
-from lightning_mmrl.config.specs import bound, manifest_digests, stage_specs
+from lightning_mmrl.config.specs import manifest_digests, stage_specs
 from lightning_mmrl.curriculum.attempt import STATES, Attempt, stage_folder
 from lightning_mmrl.curriculum.manifest import Manifest
 from lightning_mmrl.curriculum.selection import is_stale
 from lightning_mmrl.curriculum.spec import source_stage
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.planning.memory import Lengths
+from lightning_mmrl.settings.algorithm import PhaseSettings
+from lightning_mmrl.settings.run import RunSettings
+from lightning_mmrl.settings.stage import StageSettings
 from lightning_mmrl.training.console import report_console
 from lightning_mmrl.training.state_store import StateStore
 from lightning_mmrl.types.records import StageSpec
@@ -46,7 +48,7 @@ def assumed_lengths(prompt_tokens: str | None) -> Lengths:
     return Lengths(prompt=int(prompt_tokens))
 
 
-def plan(config: RootConfig, lengths: Lengths) -> None:
+def plan(config: RunSettings, lengths: Lengths) -> None:
     """Prints stages, sizes, batch arithmetic, memory and where things go."""
     console = report_console(width=140)
     directory = Path(config.output_dir) / config.run_name
@@ -97,7 +99,7 @@ def _unfinished(spec: StageSpec, folder: Path) -> str:
     return f"to continue after step {step}"
 
 
-def batch_arithmetic(stage: StageConfig) -> str:
+def batch_arithmetic(stage: StageSettings) -> str:
     """How one step is made up."""
     batch = stage.data.batch_size
     if stage.algorithm is None:
@@ -107,7 +109,7 @@ def batch_arithmetic(stage: StageConfig) -> str:
     return f"{batch} prompts x {size} = {batch * size} completions, {steps} update{'s' if steps > 1 else ''}"
 
 
-def data_names(stage: StageConfig) -> str:
+def data_names(stage: StageSettings) -> str:
     """The manifest of a stage, or its sources with their shares."""
     if stage.data.manifest:
         return stage.data.manifest
@@ -115,7 +117,7 @@ def data_names(stage: StageConfig) -> str:
     return ", ".join(f"{name} {source.weight / total:.0%}" for name, source in stage.data.sources.items())
 
 
-def num_samples(config: RootConfig, stage: StageConfig) -> int | None:
+def num_samples(config: RunSettings, stage: StageSettings) -> int | None:
     """Samples that a stage draws from, None if a manifest does not exist yet."""
     root, data = Path(config.data.root), stage.data
     if data.manifest:
@@ -128,16 +130,16 @@ def num_samples(config: RootConfig, stage: StageConfig) -> int | None:
     return sum(min(count or 0, limit or count or 0) for count, limit in counts)
 
 
-def conditions(stage: StageConfig) -> list[str]:
+def conditions(stage: StageSettings) -> list[str]:
     """When a stage ends early, and what the curriculum asks of it."""
-    stop, gate = bound(stage.stop_when), bound(stage.gate)
+    stop, gate = stage.stop_when, stage.gate
     cooldown = f", after {stage.cooldown_steps} more steps" if stage.cooldown_steps else ""
     lines = [] if stage.algorithm is None else [_phase(phase) for phase in stage.algorithm.phases.values()]
     lines += [] if stop is None else [f"ends early once {stop}, checked every {stage.validate_every} steps{cooldown}"]
     return lines if gate is None else [*lines, f"must reach {gate}, or the curriculum ends there"]
 
 
-def _phase(phase: PhaseConfig) -> str:
+def _phase(phase: PhaseSettings) -> str:
     given = {
         "completions per prompt": phase.group_size,
         "tokens at most": phase.max_new_tokens,
@@ -147,7 +149,7 @@ def _phase(phase: PhaseConfig) -> str:
     return f"from iteration {phase.after + 1}: {changes or 'as before'}"
 
 
-def adapters(stage: StageConfig) -> list[str]:
+def adapters(stage: StageSettings) -> list[str]:
     """What trains in place of the weights, if anything does."""
     adapter = stage.adapter
     if adapter is None:
@@ -158,7 +160,7 @@ def adapters(stage: StageConfig) -> list[str]:
     return [f"trains an adapter: {size}, on {', '.join(targets)} linear layers of {', '.join(adapter.groups)}"]
 
 
-def passes(stage: StageConfig, samples: int | None) -> str:
+def passes(stage: StageSettings, samples: int | None) -> str:
     """How often a stage sees its data."""
     if not samples:
         return "?"
@@ -173,6 +175,6 @@ def count_samples(manifest: Path) -> int | None:
         return sum(1 for line in lines if line.strip())
 
 
-def _generated(config: RootConfig) -> str:
+def _generated(config: RunSettings) -> str:
     missing = config.data.build is not None and not Path(config.data.root).is_dir()
     return " (will be generated)" if missing else ""

@@ -11,7 +11,7 @@ from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.registry.own_code import FLAG, opened, split_prefixes
 
 if TYPE_CHECKING:
-    from lightning_mmrl.config.schema import RewardsConfig
+    from lightning_mmrl.settings.algorithm import RewardSettings
 
 EXIT_CHANGED = 1
 
@@ -84,7 +84,7 @@ def rescore(request: Request) -> int:
     return len(comparison.changes)
 
 
-def _rewards(request: Request) -> "tuple[str, RewardsConfig, int]":
+def _rewards(request: Request) -> "tuple[str, RewardSettings, int]":
     """The stage's name, its configured rewards, and how many prompts it scores at once."""
     from lightning_mmrl.config.saved import run_folder, saved_config
     from lightning_mmrl.suggestions import did_you_mean

@@ -9,8 +9,8 @@ from lightning_mmrl.cli.hydra_app import run_with_config, take_flags
 from lightning_mmrl.cli.launch import on_all_ranks
 from lightning_mmrl.cli.memory_table import memory_hint
 from lightning_mmrl.cli.plan import batch_arithmetic
-from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.errors import GateError, OutOfMemoryError
+from lightning_mmrl.settings.run import RunSettings
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -27,12 +27,11 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def train(
-    config: RootConfig, from_stage: str | None = None, only_stage: str | None = None, allow_changes: bool = False
+    config: RunSettings, from_stage: str | None = None, only_stage: str | None = None, allow_changes: bool = False
 ) -> None:
     """Trains what is not finished yet, or what is selected, then shows what every stage added."""
     config = settle_tracking(config)
     # Loaded here: a bad configuration is refused before torch is imported.
-    from lightning_mmrl.app.assembly import trainer_settings
     from lightning_mmrl.app.run import run_curriculum
     from lightning_mmrl.cli.tables import print_comparison
     from lightning_mmrl.curriculum.selection import Selection
@@ -41,7 +40,7 @@ def train(
     from lightning_mmrl.training.interruption import Interruption
 
     selection = Selection(from_stage=from_stage, only_stage=only_stage, allow_changes=allow_changes)
-    settings = trainer_settings(config.trainer)
+    settings = config.trainer
     with Interruption() as interruption, joined(settings, interruption) as group:
         for name in config.order if group.leads else ():
             print(f"{name}: {config.stages[name].num_steps} x {batch_arithmetic(config.stages[name])}")
@@ -56,7 +55,7 @@ def train(
 
 
 @contextmanager
-def _hinted(config: RootConfig) -> Iterator[None]:
+def _hinted(config: RunSettings) -> Iterator[None]:
     """Adds to the error of a stage that ran out of memory how it uses less.
 
     Raises:

@@ -7,13 +7,13 @@ from omegaconf import DictConfig
 from lightning_mmrl.config.composing import composed
 from lightning_mmrl.config.folders import configs_dir
 from lightning_mmrl.config.hydra_errors import explained
-from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.config.validate import validated
+from lightning_mmrl.settings.run import RunSettings
 
 __all__ = ["compose", "compose_tree", "configs_dir", "explained"]
 
 
-def compose(overrides: list[str], config_name: str = "train", config_dir: Path | None = None) -> RootConfig:
+def compose(overrides: list[str], config_name: str = "train", config_dir: Path | None = None) -> RunSettings:
     """Composes and validates a configuration.
 
     Args:

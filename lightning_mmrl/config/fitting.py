@@ -3,10 +3,10 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from lightning_mmrl.config.schema import StageConfig
+from lightning_mmrl.settings.stage import StageSettings
 
 
-def fitted(stage: StageConfig, path: str, say: Callable[[str], object]) -> StageConfig:
+def fitted(stage: StageSettings, path: str, say: Callable[[str], object]) -> StageSettings:
     """The stage with validations, cooldown and phases that lie within `num_steps`, so that this key alone can be set.
 
     A warm-up that is longer than the stage stays: it decides the learning rate of every step, and none is wrong.

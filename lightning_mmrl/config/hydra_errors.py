@@ -12,9 +12,9 @@ from yaml import MarkedYAMLError
 
 from lightning_mmrl.config.composing import composed
 from lightning_mmrl.config.folders import groups, options
-from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.registry.own_code import KEYS, NO_KEY
+from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.suggestions import (
     annotation_of,
     dataclass_of,
@@ -77,15 +77,15 @@ def _unknown(cause: ConfigKeyError | ConfigAttributeError, own: Path | None) -> 
     if key.rpartition(".")[2] in KEYS:
         return f"{key}: {NO_KEY}"
     tree = _plain(beside._get_root() if isinstance(beside, DictConfig) else None)
-    annotation = annotation_of(key, RootConfig)
-    parent = annotation_of(key.rpartition(".")[0], RootConfig) if "." in key else None
+    annotation = annotation_of(key, RunSettings)
+    parent = annotation_of(key.rpartition(".")[0], RunSettings) if "." in key else None
     if get_origin(parent) is dict:
         return f"{key}: unknown name{_other_name(key, names)}"
     if annotation is not None:
         return f"{key}: is not set in this composition; add it by +{key}=..."
     addition = f", or add a parameter of the _target_ by +{key}=..." if "_target_" in names else ""
     extra = [] if "." in key else groups(own)
-    return f"{key}: unknown key{unknown_key(key, tree, RootConfig, extra)}{addition}"
+    return f"{key}: unknown key{unknown_key(key, tree, RunSettings, extra)}{addition}"
 
 
 def _other_name(key: str, known: list[str]) -> str:
@@ -132,7 +132,7 @@ def _does_not_fit(message: str, cause: OmegaConfBaseException) -> str:
     override = message.removeprefix("Error merging override ")
     key, _, value = override.partition("=")
     key = key.lstrip("+~")
-    kind = annotation_of(key, RootConfig)
+    kind = annotation_of(key, RunSettings)
     if get_origin(kind) is list:
         return f"{key} is {shown(value)}; it must be a list, such as {key}=[...]"
     if dataclass_of(kind) is not None or get_origin(kind) is dict:
@@ -170,7 +170,7 @@ def _deleted(found: re.Match[str], arguments: Sequence[str]) -> str:
     if "@" in key or key in groups(own_folder(arguments)):
         return f"~{key}: is not chosen in this composition, so it cannot be removed; leave it out"
     return (
-        f"~{key}: unknown key, so it cannot be removed{unknown_key(key, _reference(arguments), RootConfig, groups())}"
+        f"~{key}: unknown key, so it cannot be removed{unknown_key(key, _reference(arguments), RunSettings, groups())}"
     )
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from lightning_mmrl.config.composing import composing, without_hydra
 from lightning_mmrl.config.hydra_errors import explained
-from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.config.validate import validated
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.settings.run import RunSettings
 
 FILE = "config.yaml"
 
@@ -19,7 +19,7 @@ def run_folder(path: Path) -> Path | None:
     return None
 
 
-def saved_config(run: Path, overrides: list[str]) -> RootConfig:
+def saved_config(run: Path, overrides: list[str]) -> RunSettings:
     """The resolved configuration in a run's folder, with further overrides on top.
 
     Raises:

@@ -8,20 +8,18 @@ from typing import Any, cast, get_args, get_origin, get_type_hints
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
-from lightning_mmrl.config.checks.corrections import check_corrections
-from lightning_mmrl.config.checks.estimators import check_estimators
 from lightning_mmrl.config.checks.rollout import check_rollout
-from lightning_mmrl.config.checks.selection import check_selections
-from lightning_mmrl.config.checks.values import check_name, check_values, require
+from lightning_mmrl.config.checks.values import check_name, check_values
 from lightning_mmrl.config.composing import sealed
 from lightning_mmrl.config.fitting import fitted
 from lightning_mmrl.config.folders import groups
 from lightning_mmrl.config.label_file import with_labels
-from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.config.specs import cap_steps
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.registry.allowed import check_allowed
 from lightning_mmrl.registry.own_code import KEYS, NO_KEY
+from lightning_mmrl.settings.rules import require
+from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.suggestions import (
     WORDS,
     annotation_of,
@@ -33,7 +31,7 @@ from lightning_mmrl.suggestions import (
 )
 
 
-def validated(composed: DictConfig, say: Callable[[str], object] = lambda line: None) -> RootConfig:
+def validated(composed: DictConfig, say: Callable[[str], object] = lambda line: None) -> RunSettings:
     """The composed tree as typed objects, checked again as a whole (Hydra's `+key` walks past struct mode).
 
     Args:
@@ -52,10 +50,7 @@ def validated(composed: DictConfig, say: Callable[[str], object] = lambda line: 
     if is_trial:
         config.run_name, config.trial = f"{config.trial}-{config.run_name}", None
     check_values(config)
-    check_estimators(config)
-    check_selections(config)
     check_rollout(config)
-    check_corrections(config)
     # The values as they are used: a text that stood for one is resolved by now.
     check_allowed(asdict(config))
     for name, stage in config.stages.items():
@@ -67,7 +62,7 @@ def validated(composed: DictConfig, say: Callable[[str], object] = lambda line: 
     return config
 
 
-def _typed(composed: DictConfig) -> RootConfig:
+def _typed(composed: DictConfig) -> RunSettings:
     try:
         composed = with_labels(composed)
         tree = OmegaConf.to_container(composed, resolve=True)
@@ -78,12 +73,12 @@ def _typed(composed: DictConfig) -> RootConfig:
     tree = dict(sorted(tree.items(), key=lambda item: item[0] == "stages"))
     check_keys(tree)
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RootConfig), tree))
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunSettings), tree))
     except InterpolationResolutionError as error:  # of a text that is `${...}` once it is resolved
         raise _broken_reference(error, composed) from error
     except OmegaConfBaseException as error:
         raise _wrong_type(error, cast(dict[str, Any], tree)) from error
-    assert isinstance(config, RootConfig)
+    assert isinstance(config, RunSettings)
     return config
 
 
@@ -94,12 +89,12 @@ def check_keys(tree: Mapping[Any, Any]) -> None:
         ConfigError: Naming the key with its full path.
     """
     _check_stage_names(tree.get("stages"))
-    for key, annotation, value in _schema_items(tree, RootConfig, ""):
+    for key, annotation, value in _schema_items(tree, RunSettings, ""):
         if annotation is None:
             if key.rpartition(".")[2] in KEYS:
                 raise ConfigError(f"{key}: {NO_KEY}")
             extra = [] if "." in key else groups()
-            raise ConfigError(f"{key}: unknown key{unknown_key(key, tree, RootConfig, extra)}")
+            raise ConfigError(f"{key}: unknown key{unknown_key(key, tree, RunSettings, extra)}")
         _check_form(value, annotation, key)
 
 
@@ -169,7 +164,7 @@ def _wrong_type(error: OmegaConfBaseException, tree: Mapping[str, Any]) -> Confi
     """OmegaConf's complaint about a value, in our words."""
     key = str(error.full_key)
     value: Any = OmegaConf.select(OmegaConf.create(dict(tree)), key)
-    annotation = annotation_of(key.partition("[")[0], RootConfig)
+    annotation = annotation_of(key.partition("[")[0], RunSettings)
     if annotation is None:
         return ConfigError(f"{key}: {shown(first_line(error))}; correct this value")
     if isinstance(error, MissingMandatoryValue):
@@ -186,8 +181,8 @@ def _broken_reference(error: OmegaConfBaseException, composed: DictConfig) -> Co
     missing = re.search(r"Interpolation key '(.*?)' not found", message)
     if missing is None:
         return ConfigError(f"{key}: {shown(message)}; correct the ${{...}} in its value")
-    if annotation_of(missing[1], RootConfig) is not None:
+    if annotation_of(missing[1], RunSettings) is not None:
         return ConfigError(f"{key}: refers to ${{{missing[1]}}}, which is not set; set {missing[1]}")
     tree = OmegaConf.to_container(composed, resolve=False)
-    hint = unknown_key(missing[1], cast(dict[str, Any], tree), RootConfig)
+    hint = unknown_key(missing[1], cast(dict[str, Any], tree), RunSettings)
     return ConfigError(f"{key}: refers to ${{{missing[1]}}}, which does not exist{hint}")

@@ -13,7 +13,8 @@ from lightning_mmrl.data.sampler import Variant
 from lightning_mmrl.errors import MediaError, MmrlError
 from lightning_mmrl.machine import refusal
 from lightning_mmrl.protocols.tensors import PromptEncoder
-from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo, MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
+from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo
 from lightning_mmrl.types.records import MediaKind, MediaRef
 from lightning_mmrl.workers.pool import Outcome
 

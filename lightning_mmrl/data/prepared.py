@@ -22,6 +22,7 @@ from lightning_mmrl.data.schema import read_manifest, resolve_media
 from lightning_mmrl.errors import DataError, MediaError, StageError
 from lightning_mmrl.machine import refusal
 from lightning_mmrl.prompts.template import PromptTemplate
+from lightning_mmrl.types.media import SAMPLE_RATE_HZ
 from lightning_mmrl.types.records import MediaRef, Message, Sample
 from lightning_mmrl.workers.pool import Outcome
 
@@ -160,7 +161,7 @@ class PreparedSet(Dataset[EncodedSample]):
             key, shown = self._load(ref, variant)
             media.append(shown)
             keys.append(key)
-        prompt = encoder.encode_prompt(turns, self._template.prefill, media)
+        prompt = encoder.encode_prompt(turns, self._template.settings.prefill, media)
         ids = tuple(encoder.encode_target(target)) if target is not None else ()
         if self._supervised:
             self._check_target(ids, int(prompt["next_position"]))
@@ -188,11 +189,11 @@ class PreparedSet(Dataset[EncodedSample]):
 
         By name and one by one: a new setting is added here only if it decides, since that voids what runs decided.
         """
-        encoder, media, prompt = self._pipeline.encoder, self._pipeline.settings, self._template
+        encoder, media, prompt = self._pipeline.encoder, self._pipeline.settings, self._template.settings
         return {
             "supervised": self._supervised,
             "num_frames": media.num_frames,
-            "sample_rate_hz": media.sample_rate_hz,
+            "sample_rate_hz": SAMPLE_RATE_HZ,
             "max_duration_s": media.max_duration_s,
             "max_pixels": media.max_pixels,
             "max_bytes": media.max_bytes,

@@ -12,7 +12,6 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.settings.model import ALL_LAYERS, AdapterSettings
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -29,26 +29,9 @@ if TYPE_CHECKING:
 
 NAME = "default"
 """What peft calls an adapter that was given no name."""
-ALL = "all"
 
 LinearLayers = Mapping[str, Mapping[str, Sequence[str]]]
 """By parameter group and kind, endings of the names of linear layers, without numbers."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdapterSettings:
-    """Size and place of an adapter.
-
-    `targets` are kinds of linear layers (attention, mlp, and projector in a tower), `all` kinds, or endings of names
-    such as `q_proj` or `layers.0.mlp.down_proj`. They are sought in the parameter groups (vision, audio, text) of
-    `groups`; the head belongs to none of them. `dropout` is that of x before A.
-    """
-
-    r: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
-    targets: tuple[str, ...] = (ALL,)
-    groups: tuple[str, ...] = ("text",)
 
 
 class Adapter:
@@ -181,7 +164,7 @@ def chosen_layers(
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     groups = {group: [n for n in linear if n.startswith(tuple(prefixes[group]))] for group in settings.groups}
     chosen: set[str] = set()
-    for target in settings.targets:
+    for target in settings.wanted:
         found = {
             name
             for group, names in groups.items()
@@ -207,9 +190,9 @@ def check_targets(known: LinearLayers, settings: AdapterSettings, key: str) -> N
     for group in settings.groups:
         if group not in known:
             raise ConfigError(f"{key}.groups is {group!r}; this family has {', '.join(sorted(known))}")
-    kinds = {ALL, *(kind for group in settings.groups for kind in known[group])}
-    endings = [ending for group in settings.groups for ending in _endings(known[group], ALL)]
-    for target in settings.targets:
+    kinds = {ALL_LAYERS, *(kind for group in settings.groups for kind in known[group])}
+    endings = [ending for group in settings.groups for ending in _endings(known[group], ALL_LAYERS)]
+    for target in settings.wanted:
         plain = _without_numbers(target)
         if target not in kinds and not any(_ends_with(plain, each) or _ends_with(each, plain) for each in endings):
             raise _matches_nothing(f"{key}.targets", target, _words(known, settings.groups))
@@ -218,12 +201,12 @@ def check_targets(known: LinearLayers, settings: AdapterSettings, key: str) -> N
 def _words(known: LinearLayers, groups: Iterable[str]) -> list[str]:
     """Kinds, and the last words of endings."""
     kinds = [kind for group in groups for kind in known[group]]
-    last = [ending.rpartition(".")[2] for group in groups for ending in _endings(known[group], ALL)]
-    return list(dict.fromkeys([ALL, *kinds, *last]))
+    last = [ending.rpartition(".")[2] for group in groups for ending in _endings(known[group], ALL_LAYERS)]
+    return list(dict.fromkeys([ALL_LAYERS, *kinds, *last]))
 
 
 def _endings(kinds: Mapping[str, Sequence[str]], target: str) -> Sequence[str]:
-    if target == ALL:
+    if target == ALL_LAYERS:
         return [ending for endings in kinds.values() for ending in endings]
     return kinds.get(target, (target,))
 

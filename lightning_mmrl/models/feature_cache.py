@@ -17,6 +17,7 @@ from lightning_mmrl.errors import DiskError
 from lightning_mmrl.files import dispensable, write_whole
 from lightning_mmrl.machine import refusal
 from lightning_mmrl.models.finite import all_finite
+from lightning_mmrl.settings.model import FeatureCacheSettings
 
 DIGEST = "sha256"
 """Name under which an entry holds the hash of its tensors."""
@@ -46,14 +47,13 @@ class FeatureCache:
     **Deviation**: rows that were computed in another batch may differ from freshly computed ones by rounding.
 
     Args:
-        directory: Where entries lie; created when the first one is written.
-        max_bytes: Bound on all files below `directory`.
+        settings: Where entries lie, in a folder that the first one creates, and the bound on all files there.
         towers: What decides the output of the towers; see `tower_fingerprint`.
     """
 
-    def __init__(self, directory: Path, *, max_bytes: int, towers: str) -> None:
-        self._directory = directory
-        self._max_bytes = max_bytes
+    def __init__(self, settings: FeatureCacheSettings, *, towers: str) -> None:
+        self._directory = Path(settings.directory)
+        self._max_bytes = settings.max_bytes
         self._towers = towers
         self._allowance = 0.0
         self._warned: set[str] = set()

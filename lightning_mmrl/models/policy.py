@@ -17,10 +17,11 @@ from transformers import PreTrainedModel
 
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.models import tower_attention
-from lightning_mmrl.models.adapters import Adapter, AdapterSettings, LinearLayers, add_adapter, chosen_layers
+from lightning_mmrl.models.adapters import Adapter, LinearLayers, add_adapter, chosen_layers
 from lightning_mmrl.models.encoders import MediaBackbone, MediaEncoder
 from lightning_mmrl.models.shared_prefix import install, layout_arguments, pack, present_tokens, sharing_refusal
 from lightning_mmrl.ops.logprobs import tiled_token_logprobs
+from lightning_mmrl.settings.model import AdapterSettings
 from lightning_mmrl.types.batches import PolicyOutput, ScoringBatch
 
 Result = TypeVar("Result")

@@ -9,16 +9,15 @@ side of the picture, even if a clip of many small frames has come further than t
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, zip_longest
-from typing import Literal
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from lightning_mmrl.errors import MediaError
+from lightning_mmrl.settings.model import PositionRule
 from lightning_mmrl.types.records import MediaKind
 
-PositionRule = Literal["previous_maximum", "transformers"]
 """Where text goes on behind a medium: at the largest position so far plus one, or where transformers puts it."""
 
 Clock = Callable[[int, Tensor], Tensor]

@@ -8,8 +8,8 @@ all query and key heads.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lightning_mmrl.config.schema import TrainerConfig
 from lightning_mmrl.planning.shapes import Linear, Stack
+from lightning_mmrl.settings.stage import TrainerSettings
 
 BYTES = {"float32": 4, "bfloat16": 2, "float64": 8}
 HALF, SINGLE = 2, 4
@@ -38,7 +38,7 @@ class Precision:
     autocast: bool = False
 
     @classmethod
-    def of(cls, trainer: TrainerConfig, dtype: str) -> "Precision":
+    def of(cls, trainer: TrainerSettings, dtype: str) -> "Precision":
         """The precision of a stage whose model is loaded in `dtype`."""
         stored, single = BYTES[dtype], max(BYTES[dtype], SINGLE)
         sharded, kind = trainer.strategy == "fsdp2", trainer.precision

@@ -17,9 +17,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from lightning_mmrl.config.schema import StageConfig
 from lightning_mmrl.planning.activations import SINGLE, Precision, computed_per_row, kept_per_row
 from lightning_mmrl.planning.shapes import ModelShape, Stack
+from lightning_mmrl.settings.stage import StageSettings
 
 CONTEXT = 2**30
 """Bytes of a CUDA context, kernels and NCCL's buffers; a choice, not measured here."""
@@ -84,7 +84,7 @@ class Estimate:
         return self.needed <= gigabytes * 10**9
 
 
-def estimate(shape: ModelShape, stage: StageConfig, dtype: str, ranks: int, lengths: Lengths) -> Estimate:
+def estimate(shape: ModelShape, stage: StageSettings, dtype: str, ranks: int, lengths: Lengths) -> Estimate:
     """The memory of one of so many ranks; `dtype` is `model.dtype`, and the strategy is that of the stage's trainer."""
     return _Rank(shape, stage, dtype, ranks, lengths).estimate()
 
@@ -94,7 +94,7 @@ class _Rank:
     """One rank's share of the work, and what it holds for it."""
 
     shape: ModelShape
-    stage: StageConfig
+    stage: StageSettings
     dtype: str
     ranks: int
     lengths: Lengths

@@ -16,9 +16,9 @@ from lightning_mmrl.errors import StageError
 from lightning_mmrl.models.parallelize import Sharding
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
+from lightning_mmrl.settings.stage import Bound
 from lightning_mmrl.stages.rollout_table import PASS_COMPONENT
 from lightning_mmrl.types.batches import PromptBatch
-from lightning_mmrl.types.records import Bound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

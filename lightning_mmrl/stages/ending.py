@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import lightning
 
-from lightning_mmrl.types.records import Bound
+from lightning_mmrl.settings.stage import Bound
 
 
 class Ending:

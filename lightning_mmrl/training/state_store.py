@@ -12,6 +12,8 @@ from typing import Any
 
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.files import follow_umask, write_whole, writing
+from lightning_mmrl.settings.rules import check_rules
+from lightning_mmrl.settings.run import StateSettings
 
 MANIFEST = "MANIFEST.json"
 LATEST = "LATEST"
@@ -48,20 +50,23 @@ class StateStore:
 
     Args:
         directory: `state/` of the stage.
-        keep: How many states are kept; the newest ones.
+        settings: How many states are kept.
         check: Looks into a state whose files are whole before it is gone on from; a ValueError says what is wrong.
 
     Raises:
-        ValueError: `keep` is less than 1.
+        ConfigError: No state would be kept.
     """
 
     def __init__(
-        self, directory: Path, *, keep: int = 2, check: Callable[[StoredState], None] = lambda state: None
+        self,
+        directory: Path,
+        *,
+        settings: StateSettings | None = None,
+        check: Callable[[StoredState], None] = lambda state: None,
     ) -> None:
-        if keep < 1:
-            raise ValueError(f"keep is {keep}; at least 1 state must be kept")
+        self._settings = settings or StateSettings()
+        check_rules(self._settings, "state")
         self.directory = directory
-        self._keep = keep
         self._check = check
 
     def begin(self, step: int) -> Path:
@@ -158,7 +163,7 @@ class StateStore:
         One of these would otherwise be the newest, and take the place of a good one among those that are kept.
         """
         up_to_newest = [place for place in self._states() if place.name <= self._place(newest).name]
-        for place in {*self._states()} - {*up_to_newest[: self._keep]}:
+        for place in {*self._states()} - {*up_to_newest[: self._settings.keep]}:
             place.rename(place.with_suffix(_PARTIAL))
         self.clear_partial()
 

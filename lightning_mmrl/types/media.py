@@ -1,11 +1,16 @@
 """Decoded media as arrays; no torch here, so that decode workers start fast."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
+from lightning_mmrl.settings.data import MediaSettings
+
 UInt8Array = np.ndarray
 Float32Array = np.ndarray
+
+SAMPLE_RATE_HZ = 16_000
+"""Rate that every sound is resampled to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,20 +54,11 @@ class DecodedAudio:
         return len(self.waveform) / self.sample_rate_hz
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MediaSettings:
-    """How media are decoded: the same for training, rollouts, evaluation and prediction.
+def decisive(settings: MediaSettings) -> dict[str, float]:
+    """All that decides what a decoded medium is, by name; settings that say more are narrowed to it.
 
-    Attributes:
-        num_frames: Frames sampled uniformly from a clip, at the middles of equal time segments.
-        sample_rate_hz: Rate that sound is resampled to.
-        max_duration_s: Longer clips are refused.
-        max_pixels: Frames with more pixels are refused.
-        max_bytes: Larger files are refused.
+    >>> decisive(MediaSettings(num_frames=4))["num_frames"]
+    4
     """
-
-    num_frames: int = 8
-    sample_rate_hz: int = 16_000
-    max_duration_s: float = 600.0
-    max_pixels: int = 4096 * 4096
-    max_bytes: int = 256 * 1024 * 1024
+    own = {each.name: getattr(settings, each.name) for each in fields(MediaSettings)}
+    return {**own, "sample_rate_hz": SAMPLE_RATE_HZ}

@@ -1,9 +1,10 @@
 """Values that carry no tensors: samples, media references, scores, stage specifications and results."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from lightning_mmrl.settings.stage import Bound
 
 MediaKind = Literal["image", "video", "audio"]
 Role = Literal["system", "user", "assistant"]
@@ -75,30 +76,6 @@ class Score:
     valid: bool = True
     reason: str | None = None
     failed: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bound:
-    """A metric and the values it may have; both ends count as met.
-
-    >>> Bound(metric="validation/uar", at_least=0.7).met({"validation/uar": 0.7})
-    True
-    """
-
-    metric: str
-    at_least: float | None = None
-    at_most: float | None = None
-
-    def met(self, metrics: Mapping[str, float]) -> bool:
-        """True if the metric is there and within the bound; NaN is not."""
-        value = metrics.get(self.metric, math.nan)
-        low = -math.inf if self.at_least is None else self.at_least
-        high = math.inf if self.at_most is None else self.at_most
-        return low <= value <= high
-
-    def __str__(self) -> str:
-        sides = [("at least", self.at_least), ("at most", self.at_most)]
-        return f"{self.metric} " + " and ".join(f"{word} {value:g}" for word, value in sides if value is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,9 @@ from lightning_mmrl.models.parallelize import whole_weights
 from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.pool import InlineRewards
+from lightning_mmrl.settings.data import StageDataSettings
+from lightning_mmrl.settings.run import StateSettings
+from lightning_mmrl.settings.stage import Bound, TrainerSettings
 from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.answers import Examiner
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
@@ -39,14 +42,13 @@ from lightning_mmrl.stages.values import CriticSettings
 from lightning_mmrl.tracking.jsonl import read_lines
 from lightning_mmrl.tracking.lightning_logger import RunLogger
 from lightning_mmrl.tracking.null import NullRun
-from lightning_mmrl.training.callbacks.exact_state import ExactState, SavingSettings
+from lightning_mmrl.training.callbacks.exact_state import ExactState
 from lightning_mmrl.training.checkpoint_io import SnapshotIO
 from lightning_mmrl.training.finite_states import check_finite
 from lightning_mmrl.training.group import RankGroup
 from lightning_mmrl.training.job import LightningJob
 from lightning_mmrl.training.state_store import StateStore
-from lightning_mmrl.training.trainer import TrainerSettings, prepare_process, training_trainer
-from lightning_mmrl.types.records import Bound
+from lightning_mmrl.training.trainer import prepare_process, training_trainer
 
 STEPS = 6
 KINDS = {"sft": SFTModule, "grpo": GRPOModule, "rloo": RLOOModule, "ppo": PPOModule}
@@ -78,7 +80,9 @@ class Data(lightning.LightningDataModule):
         self._sets = Prompts(encoder, supervised), Prompts(encoder, False)
         self._collate = partial(collate_targets if supervised else collate_prompts, pad_token_id=encoder.pad_token_id)
         self._collate_prompts = partial(collate_prompts, pad_token_id=encoder.pad_token_id)
-        self.sampler = DrawSampler([SourceRows(num_samples=4)], batch_size=2, num_batches=num_batches, seed=3)
+        self.sampler = DrawSampler(
+            [SourceRows(num_samples=4)], settings=StageDataSettings(batch_size=2), num_batches=num_batches, seed=3
+        )
         self._num_refills = 0
 
     def setup(self, stage):
@@ -98,7 +102,13 @@ class Data(lightning.LightningDataModule):
         return batch
 
     def refill_batch(self):
-        further = DrawSampler([SourceRows(num_samples=4)], batch_size=2, num_batches=10**6, seed=4, share=self._share)
+        further = DrawSampler(
+            [SourceRows(num_samples=4)],
+            settings=StageDataSettings(batch_size=2),
+            num_batches=10**6,
+            seed=4,
+            share=self._share,
+        )
         further.advance(self._num_refills)
         self._num_refills += 1
         return self._collate_prompts([self._sets[1][draw] for draw in next(iter(further))])
@@ -201,7 +211,7 @@ class Stage:
             self.module = KINDS[kind](self.policy, engine, rewards, algorithm=algorithm, **common)
         self.said = []
         self.store, io = StateStore(folder / "state", check=check_finite), SnapshotIO()
-        settings = SavingSettings(every_n_steps=how.every, in_background=how.background)
+        settings = StateSettings(every_n_steps=how.every, in_background=how.background)
         saver = ExactState(self.store, interruption, io, settings=settings, say=self.said.append)
         self.trainer = training_trainer(
             how.trainer,

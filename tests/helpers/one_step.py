@@ -11,10 +11,11 @@ from lightning_mmrl.algorithms.schedules import WarmupConstant
 from lightning_mmrl.data.collate import EncodedSample, collate_targets
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.pool import InlineRewards
+from lightning_mmrl.settings.stage import TrainerSettings
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.tracking.lightning_logger import RunLogger
 from lightning_mmrl.tracking.null import NullRun
-from lightning_mmrl.training.trainer import TrainerSettings, training_trainer
+from lightning_mmrl.training.trainer import training_trainer
 
 
 class CountsEvens:

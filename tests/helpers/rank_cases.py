@@ -33,6 +33,7 @@ from lightning_mmrl.protocols.ranks import ALONE
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.pool import InlineRewards
 from lightning_mmrl.rollout.scripted import ScriptedEngine
+from lightning_mmrl.settings.stage import TrainerSettings
 from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.answers import Examiner
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
@@ -45,7 +46,7 @@ from lightning_mmrl.tracking.lightning_logger import RunLogger
 from lightning_mmrl.tracking.null import NullRun
 from lightning_mmrl.training.interruption import Interrupted, Interruption
 from lightning_mmrl.training.ranks import ProcessRanks
-from lightning_mmrl.training.trainer import TrainerSettings, training_trainer
+from lightning_mmrl.training.trainer import training_trainer
 
 WATCHDOG_S = float(os.environ.get("RANK_WATCHDOG_S", "60"))
 """How long a case may take before its process ends itself."""

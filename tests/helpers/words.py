@@ -11,7 +11,7 @@ from lightning_mmrl.data.media.cache import MediaCache
 from lightning_mmrl.data.media.guard import decode
 from lightning_mmrl.data.pipeline import MediaPipeline
 from lightning_mmrl.errors import MediaError, MmrlError
-from lightning_mmrl.types.media import MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
 from lightning_mmrl.workers.pool import Outcome
 
 

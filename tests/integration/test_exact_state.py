@@ -12,10 +12,10 @@ from lightning_mmrl.algorithms.penalties.entropy import EntropyBonus
 from lightning_mmrl.algorithms.penalties.kl import KLPenalty
 from lightning_mmrl.algorithms.schedules import WarmupCosine
 from lightning_mmrl.errors import StageError
+from lightning_mmrl.settings.stage import Bound
 from lightning_mmrl.training.interruption import Interrupted, Interruption
 from lightning_mmrl.training.rng import rng_state
 from lightning_mmrl.training.state_store import MANIFEST
-from lightning_mmrl.types.records import Bound
 
 
 @pytest.fixture(scope="module")

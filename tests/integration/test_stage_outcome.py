@@ -10,8 +10,8 @@ from exact_cases import STEPS, Prompts, Stage
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.models.digest import weight_digest
 from lightning_mmrl.protocols.ranks import ALONE
+from lightning_mmrl.settings.stage import Bound
 from lightning_mmrl.training.interruption import Interruption
-from lightning_mmrl.types.records import Bound
 
 pytestmark = pytest.mark.slow
 

@@ -21,6 +21,7 @@ from lightning_mmrl.data.collate import EncodedSample, collate_prompts
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.rewards.pool import InlineRewards
 from lightning_mmrl.rollout.hf import HFEngine
+from lightning_mmrl.settings.stage import TrainerSettings
 from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.stages.grpo import GRPOModule
@@ -28,7 +29,7 @@ from lightning_mmrl.tracking.lightning_logger import RunLogger
 from lightning_mmrl.tracking.null import NullRun
 from lightning_mmrl.training.callbacks.progress import StageProgress
 from lightning_mmrl.training.console import ConsoleProgress
-from lightning_mmrl.training.trainer import TrainerSettings, training_trainer
+from lightning_mmrl.training.trainer import training_trainer
 from lightning_mmrl.types.batches import LossInputs, ScoringBatch
 from lightning_mmrl.types.records import Completion, Sample, Score
 

@@ -23,7 +23,7 @@ from lightning_mmrl.data.media.asked import chosen_media
 from lightning_mmrl.data.media.examine import Guard, examine
 from lightning_mmrl.data.media.guard import DecodeTask, GuardedDecoder
 from lightning_mmrl.errors import MediaError
-from lightning_mmrl.types.media import MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
 from lightning_mmrl.types.records import MediaKind, MediaRef
 from lightning_mmrl.workers.pool import Outcome
 

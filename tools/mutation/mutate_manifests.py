@@ -27,7 +27,7 @@ from pathlib import Path
 from lightning_mmrl.data.media.guard import DecodeTask, decode
 from lightning_mmrl.data.schema import Entry, Problem, read_manifest, resolve_media, scan_manifest
 from lightning_mmrl.errors import DataError, MmrlError
-from lightning_mmrl.types.media import MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
 
 MAX_MESSAGE = 1000
 MAX_SECONDS_PER_LINE = 1.0

@@ -3,19 +3,19 @@
 from importlib.util import find_spec
 from typing import Any
 
-from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.errors import ConfigError, RolloutError
 from lightning_mmrl.rollout.vllm.keys import trainer_key
+from lightning_mmrl.settings.run import RunSettings
 
 VLLM = "lightning_mmrl.rollout.vllm"
 """Package of the engine that samples with vLLM."""
 
 
-def _is_vllm(config: RootConfig) -> bool:
+def _is_vllm(config: RunSettings) -> bool:
     return str(config.rollout["_target_"]).startswith(f"{VLLM}.")
 
 
-def check_rollout(config: RootConfig) -> None:
+def check_rollout(config: RunSettings) -> None:
     """Refuses what the run's engine cannot do, before anything is loaded.
 
     Raises:
@@ -35,7 +35,7 @@ def check_rollout(config: RootConfig) -> None:
             )
 
 
-def require_engine(config: RootConfig, *, connect: bool = True) -> None:
+def require_engine(config: RunSettings, *, connect: bool = True) -> None:
     """Refuses to start what this machine cannot run.
 
     Args:
@@ -59,7 +59,7 @@ def require_engine(config: RootConfig, *, connect: bool = True) -> None:
         _require_answer(str(server.get("url", "")), server.get("key_file"))
 
 
-def require_server_node(config: RootConfig) -> None:
+def require_server_node(config: RunSettings) -> None:
     """Refuses to serve for a run that samples by itself.
 
     Raises:
@@ -69,7 +69,7 @@ def require_server_node(config: RootConfig) -> None:
         raise ConfigError("the configuration has no rollout.settings.server to start; add rollout=vllm_server")
 
 
-def _server(config: RootConfig) -> Any:
+def _server(config: RunSettings) -> Any:
     """The node of the server, or None."""
     settings = config.rollout.get("settings")
     return settings.get("server") if isinstance(settings, dict) else None

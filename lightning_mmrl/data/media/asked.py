@@ -7,7 +7,7 @@ from lightning_mmrl.data.media.examine import held_kinds
 from lightning_mmrl.data.media.guard import DecodeTask, GuardedDecoder
 from lightning_mmrl.errors import MediaError
 from lightning_mmrl.protocols.tensors import PromptEncoder
-from lightning_mmrl.types.media import MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
 from lightning_mmrl.types.records import MediaKind, MediaRef
 from lightning_mmrl.workers.pool import Outcome
 

@@ -10,7 +10,8 @@ from lightning_mmrl.data.media.image import identify
 from lightning_mmrl.data.media.opened import MediaFile
 from lightning_mmrl.data.media.tracks import find_tracks
 from lightning_mmrl.errors import MediaError
-from lightning_mmrl.types.media import DecodedAudio, DecodedImage, MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
+from lightning_mmrl.types.media import DecodedAudio, DecodedImage
 from lightning_mmrl.types.records import MediaKind, MediaRef
 from lightning_mmrl.workers.pool import Outcome
 

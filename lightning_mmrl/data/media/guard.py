@@ -12,7 +12,8 @@ from lightning_mmrl.data.media.opened import Identity, MediaFile, open_media
 from lightning_mmrl.data.media.quiet import quietly
 from lightning_mmrl.data.media.video import read_video
 from lightning_mmrl.errors import MediaError
-from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo, MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
+from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo
 from lightning_mmrl.types.records import MediaRef
 from lightning_mmrl.workers.pool import DeadlinePool, Outcome
 from lightning_mmrl.workers.serving import OVERTIME, Limits, lower_processor_time

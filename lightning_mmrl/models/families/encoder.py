@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -15,13 +15,11 @@ from lightning_mmrl.models.families import qwen_media
 from lightning_mmrl.models.families.family import Family
 from lightning_mmrl.models.families.qwen_media import Encoded
 from lightning_mmrl.models.folder import NO_CODE
-from lightning_mmrl.models.positions import MediaLayout, PositionRule, Span, prompt_positions
+from lightning_mmrl.models.positions import MediaLayout, Span, prompt_positions
 from lightning_mmrl.prompts.template import control_token_refusal
+from lightning_mmrl.settings.model import AudioInVideo, PositionRule
 from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo
 from lightning_mmrl.types.records import MediaKind, Message
-
-AudioInVideo = Literal["separate", "interleaved"]
-"""What `<video><audio>` is: a clip and then a sound, or a clip and its sound in turns."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mmrl.models.families import qwen_media
-from lightning_mmrl.models.positions import MediaLayout, PositionRule
+from lightning_mmrl.models.positions import MediaLayout
+from lightning_mmrl.settings.model import PositionRule
 
 
 def text_layout(config: Any, rule: PositionRule) -> MediaLayout:

@@ -39,7 +39,8 @@ from lightning_mmrl.models.families.qwen_media import (
     Encoded,
 )
 from lightning_mmrl.models.families.qwen_vision import VisionBackbone, VisionEncoder, Waiting
-from lightning_mmrl.models.positions import MediaLayout, PositionRule, Span, time_clock
+from lightning_mmrl.models.positions import MediaLayout, Span, time_clock
+from lightning_mmrl.settings.model import PositionRule
 from lightning_mmrl.types.batches import MediaInputs
 from lightning_mmrl.types.media import DecodedAudio
 from lightning_mmrl.types.records import MediaKind

@@ -9,7 +9,8 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Q
 from lightning_mmrl.models.families.backbone import LayerKinds
 from lightning_mmrl.models.families.family import Family
 from lightning_mmrl.models.families.qwen_vision import VisionBackbone, VisionEncoder
-from lightning_mmrl.models.positions import MediaLayout, PositionRule, interval_clock
+from lightning_mmrl.models.positions import MediaLayout, interval_clock
+from lightning_mmrl.settings.model import PositionRule
 
 
 def layout(config: Any, rule: PositionRule) -> MediaLayout:

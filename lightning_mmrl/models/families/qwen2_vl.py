@@ -8,7 +8,8 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VL
 from lightning_mmrl.models.families.backbone import LayerKinds
 from lightning_mmrl.models.families.family import Family
 from lightning_mmrl.models.families.qwen_vision import VisionBackbone, VisionEncoder
-from lightning_mmrl.models.positions import MediaLayout, PositionRule
+from lightning_mmrl.models.positions import MediaLayout
+from lightning_mmrl.settings.model import PositionRule
 
 
 def layout(config: Any, rule: PositionRule) -> MediaLayout:

@@ -20,7 +20,8 @@ from lightning_mmrl.models.families.backbone import LayerKinds
 from lightning_mmrl.models.families.family import Family
 from lightning_mmrl.models.families.qwen_media import VIDEO_GRID, VIDEO_PIXELS, VIDEO_TIMES, Encoded
 from lightning_mmrl.models.families.qwen_vision import VisionBackbone, VisionEncoder
-from lightning_mmrl.models.positions import MediaLayout, PositionRule, Span
+from lightning_mmrl.models.positions import MediaLayout, Span
+from lightning_mmrl.settings.model import PositionRule
 from lightning_mmrl.types.media import DecodedVideo
 
 

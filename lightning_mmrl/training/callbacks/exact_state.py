@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from lightning_mmrl.errors import MachineError, StageError
 from lightning_mmrl.machine import refusal
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
+from lightning_mmrl.settings.run import StateSettings
 from lightning_mmrl.training.checkpoint_io import SnapshotIO
 from lightning_mmrl.training.finite_states import CHECKPOINT, FINITE, REMEDY, not_finite_anywhere, saved_tensors
 from lightning_mmrl.training.interruption import Interrupted, Interruption
@@ -23,19 +23,6 @@ from lightning_mmrl.training.ranks import ProcessRanks
 from lightning_mmrl.training.rng import restore_rng, rng_state
 from lightning_mmrl.training.state_store import StateStore, StoredState
 from lightning_mmrl.training.stored import read_stored
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SavingSettings:
-    """When states are saved.
-
-    Attributes:
-        every_n_steps: Optimizer steps (SFT) or iterations (RL) between two states.
-        in_background: Copy the state, and write the copy while training goes on.
-    """
-
-    every_n_steps: int = 10
-    in_background: bool = True
 
 
 class ExactState(Callback):
@@ -62,7 +49,7 @@ class ExactState(Callback):
         interruption: Interruption,
         io: SnapshotIO,
         *,
-        settings: SavingSettings,
+        settings: StateSettings,
         say: Callable[[str], None],
     ) -> None:
         self._store = store

@@ -8,12 +8,12 @@ import families
 import foreign
 import pytest
 
-from lightning_mmrl.app.assembly import Assembly, ConsoleMonitor, adapter_settings, training_sources
+from lightning_mmrl.app.assembly import Assembly, ConsoleMonitor
 from lightning_mmrl.config.compose import compose
 from lightning_mmrl.data.prepared import Quarantined
 from lightning_mmrl.errors import ConfigError, StageError
-from lightning_mmrl.models.adapters import AdapterSettings
 from lightning_mmrl.models.encoders import MediaEncoder
+from lightning_mmrl.settings.model import AdapterSettings
 
 
 class Console:
@@ -31,7 +31,7 @@ def test_the_limit_of_a_stage_is_that_of_its_sources_unless_they_have_their_own(
     both = f"+{key}.sources={{one: {{manifest: a.jsonl}}, two: {{manifest: b.jsonl, limit: 3}}}}"
     for limit in (f"{key}.limit=7", "data.limit=7"):
         config = compose([f"{key}.manifest=null", both, limit])
-        assert [each.limit for each in training_sources(config, config.stages["reason"].data)] == [7, 3]
+        assert [each.limit for each in config.stages["reason"].data.located("data").values()] == [7, 3]
 
 
 def test_a_sample_that_is_left_out_again_is_written_down_once(tmp_path):
@@ -99,12 +99,13 @@ def test_there_is_no_feature_cache_unless_it_is_asked_for(backbone):
 
 def test_an_adapter_has_usual_sizes_and_its_targets_are_one_or_several():
     def settings(text):
-        return adapter_settings(compose([f"stages.reason.adapter={text}"]).stages["reason"].adapter)
+        return compose([f"stages.reason.adapter={text}"]).stages["reason"].adapter
 
-    assert settings("{}") == AdapterSettings() == AdapterSettings(r=16, alpha=32, targets=("all",), groups=("text",))
+    assert settings("{}") == AdapterSettings() == AdapterSettings(r=16, alpha=32, targets="all", groups=["text"])
     several = settings("{r: 8, dropout: 0.5, targets: [q_proj, mlp], groups: [vision, text]}")
-    expected = AdapterSettings(r=8, dropout=0.5, targets=("q_proj", "mlp"), groups=("vision", "text"))
+    expected = AdapterSettings(r=8, dropout=0.5, targets=["q_proj", "mlp"], groups=["vision", "text"])
     assert several == expected
+    assert (settings("{}").wanted, several.wanted) == (("all",), ("q_proj", "mlp"))
 
 
 def test_a_stage_says_what_its_adapter_changes(tmp_path):

@@ -13,7 +13,8 @@ from lightning_mmrl.curriculum.orchestrator import Curriculum, StageOrchestrator
 from lightning_mmrl.curriculum.selection import Selection
 from lightning_mmrl.curriculum.spec import plan_stages, source_stage
 from lightning_mmrl.errors import ConfigError, GateError, StageError
-from lightning_mmrl.types.records import Bound, Training
+from lightning_mmrl.settings.stage import Bound
+from lightning_mmrl.types.records import Training
 
 NAMES = ["warm", "cold_start", "reason"]
 

@@ -10,7 +10,7 @@ from lightning_mmrl.data.media import guard
 from lightning_mmrl.data.media.examine import Guard
 from lightning_mmrl.data.media.guard import DecodeTask, GuardedDecoder
 from lightning_mmrl.errors import MediaError
-from lightning_mmrl.types.media import MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
 from lightning_mmrl.types.records import MediaRef
 from lightning_mmrl.workers.pool import Outcome
 from lightning_mmrl.workers.serving import OVERTIME

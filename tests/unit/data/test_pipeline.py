@@ -10,7 +10,8 @@ from lightning_mmrl.data.media.cache import MediaCache
 from lightning_mmrl.data.media.guard import GuardedDecoder
 from lightning_mmrl.data.pipeline import MediaPipeline
 from lightning_mmrl.errors import MediaError
-from lightning_mmrl.types.media import DecodedAudio, MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
+from lightning_mmrl.types.media import DecodedAudio
 from lightning_mmrl.workers.pool import Outcome
 
 SOUND = DecodedAudio(waveform=np.zeros(160, dtype=np.float32), sample_rate_hz=16_000)

@@ -10,6 +10,7 @@ import torch
 from lightning_mmrl.errors import MediaError
 from lightning_mmrl.models.encoders import MediaEncoder, tower_fingerprint
 from lightning_mmrl.models.feature_cache import FeatureCache
+from lightning_mmrl.settings.model import FeatureCacheSettings
 
 NAMES = ("qwen2_5_omni", "qwen2_5_vl", "qwen3_vl")
 
@@ -135,7 +136,7 @@ def frozen(model, runs):
 
 
 def cached(backbone, directory):
-    store = FeatureCache(directory, max_bytes=2**30, towers=tower_fingerprint(backbone))
+    store = FeatureCache(FeatureCacheSettings(directory=directory, max_bytes=2**30), towers=tower_fingerprint(backbone))
     return MediaEncoder(backbone, store)
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from lightning_mmrl.config.schema import TrainerConfig
-from lightning_mmrl.models.adapters import AdapterSettings
 from lightning_mmrl.planning.activations import Precision, kept_per_row
 from lightning_mmrl.planning.shapes import read_shape
+from lightning_mmrl.settings.model import AdapterSettings
+from lightning_mmrl.settings.stage import TrainerSettings
 from lightning_mmrl.types.batches import ScoringBatch
 
 
@@ -113,7 +113,7 @@ def estimated(folder, precision, *, freeze=(), adapter=None):
 
 
 def of(dtype, trainer="32-true"):
-    return Precision.of(TrainerConfig(precision=trainer), dtype)
+    return Precision.of(TrainerSettings(precision=trainer), dtype)
 
 
 CASES = {

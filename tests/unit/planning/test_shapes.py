@@ -17,11 +17,11 @@ from transformers import (
 )
 
 from lightning_mmrl.config.compose import compose
-from lightning_mmrl.models.adapters import AdapterSettings
 from lightning_mmrl.models.parallelize import ROOT, unit_parameters
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.planning.released import DEFAULTS, RELEASED
 from lightning_mmrl.planning.shapes import read_shape, shape_of
+from lightning_mmrl.settings.model import AdapterSettings
 
 each_released = pytest.mark.parametrize("name", sorted(MODELS))
 each_family = pytest.mark.parametrize("name", sorted(families.FAMILIES))

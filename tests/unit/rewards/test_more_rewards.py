@@ -20,6 +20,7 @@ from lightning_mmrl.rewards.repetition import Repetition
 from lightning_mmrl.rewards.soft_overlong import SoftOverlong
 from lightning_mmrl.rewards.think_answer_format import ThinkAnswerFormat
 from lightning_mmrl.rewards.token_length import TokenLength
+from lightning_mmrl.settings.data import PromptSettings
 from lightning_mmrl.types.records import Completion, Message, Sample
 
 LABELS = ("angry", "fear", "sad", "happy")
@@ -108,7 +109,7 @@ def test_a_solution_that_cannot_be_read_is_counted_under_the_rewards_name_and_pa
 
 def test_a_prefilled_tag_belongs_to_the_completion():
     """VisualThinker-R1-Zero's base-model template ends with <think>, which the model then does not write again."""
-    template = PromptTemplate(prefill="<think>")
+    template = PromptTemplate(PromptSettings(prefill="<think>"))
     sampled = "Lowered brows.</think><answer>sad</answer>"
     assert ThinkAnswerFormat()(posed("sad"), completion(template.complete(sampled))) == 1.0
     assert LenientFormat()(posed("sad"), completion(template.complete(sampled))) == 1.0

@@ -18,6 +18,7 @@ from lightning_mmrl.data.collate import collate_prompts
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.pool import InlineRewards
 from lightning_mmrl.rollout.scripted import ScriptedEngine
+from lightning_mmrl.settings.stage import TrainerSettings
 from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.collect import Collector, Sampling
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
@@ -28,7 +29,7 @@ from lightning_mmrl.stages.optimize import UpdateSettings
 from lightning_mmrl.stages.rollout_table import RolloutTable, read_table
 from lightning_mmrl.tracking.lightning_logger import RunLogger
 from lightning_mmrl.tracking.null import NullRun
-from lightning_mmrl.training.trainer import TrainerSettings, training_trainer
+from lightning_mmrl.training.trainer import training_trainer
 from lightning_mmrl.types.batches import Scores, ScoringBatch
 
 GOOD, BAD = "<answer>angry</answer>", "<answer>user</answer>"

@@ -20,6 +20,7 @@ from lightning_mmrl.errors import MediaError, StageError
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.pool import InlineRewards
 from lightning_mmrl.rollout.scripted import ScriptedEngine
+from lightning_mmrl.settings.stage import Bound, TrainerSettings
 from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.stages.ending import Ending
@@ -31,9 +32,8 @@ from lightning_mmrl.stages.rollout_table import RolloutTable
 from lightning_mmrl.stages.sft import SFTModule
 from lightning_mmrl.tracking.lightning_logger import RunLogger
 from lightning_mmrl.tracking.null import NullRun
-from lightning_mmrl.training.trainer import TrainerSettings, training_trainer
+from lightning_mmrl.training.trainer import training_trainer
 from lightning_mmrl.types.batches import ScoringBatch
-from lightning_mmrl.types.records import Bound
 
 GOOD = "<think>lowered brows and fast tone</think><answer>angry</answer>"
 BAD = "<think>lowered brows and fast tone</think><answer>user</answer>"
