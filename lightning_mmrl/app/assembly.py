@@ -150,16 +150,16 @@ class Assembly:
 
     def engine(self, policy: Policy, encoder: Any, max_new_tokens: int) -> HFEngine:
         """Answers of the policy itself."""
-        return HFEngine.of(policy, encoder=encoder, max_new_tokens=max_new_tokens, **self._engine_settings())
+        sampling = SamplingSettings(max_new_tokens=max_new_tokens)
+        return HFEngine.of(policy, encoder=encoder, sampling=sampling, **self._engine_settings())
 
     def rollout_engine(self, policy: Policy, encoder: Any, sampling: SamplingSettings) -> RolloutEngine:
         """What RL stages sample with."""
         make = targets.build({**self.config.rollout, "_partial_": True}, "rollout")
-        limits = {"max_new_tokens": sampling.max_new_tokens, "top_p": sampling.top_p}
-        return make(policy, encoder=encoder, **limits, **self._engine_settings())
+        return make(policy, encoder=encoder, sampling=sampling, **self._engine_settings())
 
     def _engine_settings(self) -> dict[str, Any]:
-        return {"prefill": self.config.prompt.prefill, "poll": self.group.interruption.poll}
+        return {"template": self.template, "poll": self.group.interruption.poll}
 
     def base_checkpoint(self) -> Path:
         """As `base_folder`, after a check of its files if it is a stage's handoff.

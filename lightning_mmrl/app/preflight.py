@@ -21,7 +21,7 @@ SFT_GIVES = ("policy", "optimizer", "context", "examiner")
 RL_GIVES = (*SFT_GIVES, "engine", "rewards", "algorithm", "table")
 ENCODER_GIVES = ("checkpoint", "position_rule", "audio_in_video")
 DATA_GIVES = ("pipeline", "template", "feed", "validation", "monitor")
-ENGINE_GIVES = ("policy", "encoder", "max_new_tokens", "top_p", "prefill", "poll")
+ENGINE_GIVES = ("policy", "encoder", "sampling", "template", "poll")
 """What stages give to their modules, DataModules and engines, beside the keys of the node."""
 OPTIONAL_PARTS = {
     "correction": ("old_logprobs", "sampler_logprobs", "completion_mask"),

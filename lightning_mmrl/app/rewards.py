@@ -1,5 +1,7 @@
 """Builds the rewards of a stage; no torch here, so that they can be rerun without a model."""
 
+from dataclasses import replace
+
 from lightning_mmrl.registry import targets
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.pool import InlineRewards, RewardPool
@@ -23,15 +25,8 @@ def reward_pool(settings: RewardSettings, path: str) -> RewardPool:
         ConfigError: A part cannot be built or sent to a process.
         RewardError: A process cannot start.
     """
-    return RewardPool(
-        build_reward(settings, path),
-        num_workers=max(1, settings.num_workers),
-        deadline_s=settings.deadline_s,
-        soft_deadline_s=settings.soft_deadline_s,
-        batch_budget_s=settings.batch_budget_s,
-        memory_limit_mb=settings.memory_limit_mb,
-        max_invalid_rate=settings.max_invalid_rate,
-    )
+    own = replace(settings, num_workers=max(1, settings.num_workers))
+    return RewardPool(build_reward(settings, path), own)
 
 
 def training_rewards(settings: RewardSettings, path: str) -> InlineRewards | RewardPool:
@@ -42,5 +37,5 @@ def training_rewards(settings: RewardSettings, path: str) -> InlineRewards | Rew
         RewardError: A process cannot start.
     """
     if settings.num_workers == 0:
-        return InlineRewards(build_reward(settings, path), max_invalid_rate=settings.max_invalid_rate)
+        return InlineRewards(build_reward(settings, path), settings)
     return reward_pool(settings, path)

@@ -5,7 +5,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +152,7 @@ def _compare(
         if spec.name in evaluated and source in evaluated:
             same = evaluated[source].handoff_digest == evaluated[spec.name].input_digest
             sources[spec.name] = source if same else None
-    bootstrap = ClusterBootstrap(num_resamples=config.evaluation.num_resamples)
+    bootstrap = ClusterBootstrap(settings=config.evaluation)
     return compare_stages(folders, sources, config.data.labels, bootstrap)
 
 
@@ -191,7 +191,7 @@ def open_tracker(config: RunSettings) -> Tracker:
     uri = config.tracking.uri
     if uri is None:
         return NullTracker()
-    return MlflowTracker(absolute_sqlite(uri), config.tracking.experiment, spool_folder(config, uri))
+    return MlflowTracker(replace(config.tracking, uri=absolute_sqlite(uri)), spool_folder(config, uri))
 
 
 def note_report(config: RunSettings, directory: Path) -> None:

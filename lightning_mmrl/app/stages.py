@@ -171,7 +171,7 @@ class StageBuilder:
             "policy": policy,
         }
         make = targets.build({**stage.module, "_partial_": True}, f"{path}.module")
-        if spec.kind == "sft":
+        if stage.kind == "sft":
             return make(**common)
         assert stage.sampling is not None
         assert stage.rewards is not None
@@ -261,7 +261,7 @@ class CheckpointEvaluator:
             parts.examiner(policy, encoder),
             sets=[_examined(name, loader.dataset) for name, loader in loaders.items()],
             directory=directory,
-            bootstrap=ClusterBootstrap(num_resamples=settings.num_resamples),
+            bootstrap=ClusterBootstrap(settings=settings),
             ranks=ranks_of(parts.config.trainer),
             sharding=sharding_of(parts.config.trainer),
         )

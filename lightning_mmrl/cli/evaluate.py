@@ -105,7 +105,7 @@ def evaluate(config: RunSettings, checkpoint: Path) -> None:
             metrics = evaluate_all(checkpoint, directory, name, run)
             if run is not None:
                 run.log_metrics(metrics, step=0)
-    bootstrap = ClusterBootstrap(num_resamples=config.evaluation.num_resamples)
+    bootstrap = ClusterBootstrap(settings=config.evaluation)
     comparison = compare_stages({name: directory}, {}, config.data.labels, bootstrap)
     console = report_console()
     console.print(results_table(comparison))

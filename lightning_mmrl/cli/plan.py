@@ -61,7 +61,7 @@ def plan(config: RunSettings, lengths: Lengths) -> None:
         samples = num_samples(config, stage)
         source = source_stage(spec, config.order) or f"base model {config.model.checkpoint}"
         table.add_row(
-            spec.name, spec.kind, source, data_names(stage), "?" if samples is None else str(samples),
+            spec.name, stage.kind, source, data_names(stage), "?" if samples is None else str(samples),
             str(stage.num_steps), batch_arithmetic(stage), passes(stage, samples),
             state(spec, specs, manifest, directory),
         )  # fmt: skip

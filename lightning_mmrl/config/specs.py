@@ -27,9 +27,7 @@ def stage_specs(config: RunSettings, data: Mapping[str, Mapping[str, str]] | Non
     Raises:
         ConfigError: The order or a starting point is wrong.
     """
-    starts = {name: stage.start_from for name, stage in config.stages.items()}
-    kinds = {name: stage.kind for name, stage in config.stages.items()}
-    specs = plan_stages(config.order, starts, kinds)
+    specs = plan_stages(config.order, config.stages)
     # A stage's seed depends on its place, and its outcome on all that its starting point went through.
     history: dict[str | None, str] = {None: ""}
     complete = []
@@ -38,9 +36,8 @@ def stage_specs(config: RunSettings, data: Mapping[str, Mapping[str, str]] | Non
         content = {**_decisive(config, spec.name), "index": spec.index, "starts_from": source or "base"}
         content |= {f"data.{key}": digest for key, digest in (data or {}).get(spec.name, {}).items()}
         history[spec.name] = _digest({"content": content, "history": history[source]})
-        gate = config.stages[spec.name].gate
         evaluation = _evaluated_how(config, spec.name, with_data=data is not None)
-        complete.append(replace(spec, content=content, digest=history[spec.name], evaluation=evaluation, gate=gate))
+        complete.append(replace(spec, content=content, digest=history[spec.name], evaluation=evaluation))
     return complete
 
 

@@ -10,7 +10,7 @@ shards in every backward pass, so that no rank ever holds all of them.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
+from lightning_mmrl.settings.stage import TrainerSettings
 
 ROOT = ""
 """Name of the unit that is the policy itself."""
@@ -40,12 +41,12 @@ class Sharding:
     Attributes:
         compute_dtype: What gathered weights are cast to, and so activations; None leaves them as they are stored.
         reduce_dtype: What gradients are summed in; None: in the dtype of the gathered weights.
-        cpu_offload: Keep shards, gradients and optimizer state in host memory.
+        settings: Whether shards, gradients and optimizer state are kept in host memory.
     """
 
     compute_dtype: torch.dtype | None = None
     reduce_dtype: torch.dtype | None = None
-    cpu_offload: bool = False
+    settings: TrainerSettings = field(default_factory=TrainerSettings)
 
     def apply(self, policy: Policy, mesh: DeviceMesh, ranks: Ranks) -> None:
         """Shards a policy in place over a mesh of one dimension, once; towers then run in step over the ranks.
@@ -56,7 +57,7 @@ class Sharding:
             return
         # Pinned memory is CUDA's; without it, as on a CPU, shards are where they would be anyway.
         pinned = mesh.device_type == "cuda"
-        offload = CPUOffloadPolicy(pin_memory=pinned) if self.cpu_offload else OffloadPolicy()
+        offload = CPUOffloadPolicy(pin_memory=pinned) if self.settings.cpu_offload else OffloadPolicy()
         mixed = MixedPrecisionPolicy(
             param_dtype=self.compute_dtype,
             reduce_dtype=self.reduce_dtype,

@@ -77,7 +77,7 @@ class PromptTemplate:
     Raises:
         ConfigError: one of the texts holds a control token, or a media tag, which no media file would back.
 
-    >>> template = PromptTemplate(suffix=" Think first.", prefill="<think>")
+    >>> template = PromptTemplate(PromptSettings(suffix=" Think first.", prefill="<think>"))
     >>> template.apply((Message(role="user", content="Which emotion?"),))[-1].content
     'Which emotion? Think first.'
     >>> template.complete("Knitted brows.</think>")

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Protocol, Self
 
 from lightning_mmrl.errors import FOREIGN_FAILURES, ConfigError, RewardError
+from lightning_mmrl.settings.algorithm import RewardSettings
+from lightning_mmrl.settings.rules import check_rules
 from lightning_mmrl.types.records import Completion, Sample, Score
 from lightning_mmrl.workers.pool import DeadlinePool, WorkerError
 from lightning_mmrl.workers.serving import Limits, Outcome
@@ -31,9 +33,9 @@ class InlineRewards:
     0.0
     """
 
-    def __init__(self, reward: Scorer, *, max_invalid_rate: float = 1.0) -> None:
+    def __init__(self, reward: Scorer, settings: RewardSettings | None = None) -> None:
         self._reward = reward
-        self.max_invalid_rate = max_invalid_rate
+        self.max_invalid_rate = (settings or RewardSettings()).max_invalid_rate
 
     def score(self, samples: Sequence[Sample], completions: Sequence[Sequence[Completion]]) -> list[list[Score]]:
         """Scores `completions[i]`, all of `samples[i]`; the result has the same shape."""
@@ -68,12 +70,7 @@ class RewardPool:
 
     Args:
         reward: What to score with.
-        num_workers: Processes.
-        deadline_s: Seconds for one completion; then its process is killed and replaced.
-        soft_deadline_s: Seconds after which an exception interrupts it, which costs no process; None: never.
-        batch_budget_s: Seconds for one call of `score`.
-        memory_limit_mb: Megabytes that a process may take on top of what it starts with (on Linux); None: no limit.
-        max_invalid_rate: The share of invalid scores of an iteration above which training stops.
+        settings: Processes, of which there must be one at least, deadlines and limits.
 
     Raises:
         ConfigError: a number is out of range or the reward cannot be pickled.
@@ -83,30 +80,23 @@ class RewardPool:
     def __init__(
         self,
         reward: Scorer,
-        *,
-        num_workers: int = 2,
-        deadline_s: float = 8.0,
-        soft_deadline_s: float | None = None,
-        batch_budget_s: float = 60.0,
-        memory_limit_mb: int | None = None,
-        max_invalid_rate: float = 1.0,
+        settings: RewardSettings,
     ) -> None:
-        _require_positive(
-            num_workers=num_workers,
-            deadline_s=deadline_s,
-            soft_deadline_s=soft_deadline_s,
-            batch_budget_s=batch_budget_s,
-            memory_limit_mb=memory_limit_mb,
+        check_rules(settings, "rewards")
+        if settings.num_workers < 1:
+            raise ConfigError(f"rewards.num_workers is {settings.num_workers}; a pool must have at least 1")
+        self.max_invalid_rate = settings.max_invalid_rate
+        self._batch_budget_s = settings.batch_budget_s
+        limit = settings.memory_limit_mb
+        limits = Limits(
+            soft_deadline_s=settings.soft_deadline_s, memory_bytes=None if limit is None else limit * MEGABYTE
         )
-        self.max_invalid_rate = max_invalid_rate
-        self._batch_budget_s = batch_budget_s
-        memory = None if memory_limit_mb is None else memory_limit_mb * MEGABYTE
         try:
             self._pool = DeadlinePool(
                 _ScoreTask(reward),
-                num_workers=num_workers,
-                deadline_s=deadline_s,
-                limits=Limits(soft_deadline_s=soft_deadline_s, memory_bytes=memory),
+                num_workers=settings.num_workers,
+                deadline_s=settings.deadline_s,
+                limits=limits,
                 process_name="mmrl-reward",
             )
         except WorkerError as error:
@@ -152,12 +142,6 @@ class RewardPool:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _require_positive(**numbers: float | None) -> None:
-    for name, value in numbers.items():
-        if value is not None and value <= 0:
-            raise ConfigError(f"rewards.pool.{name} is {value}; it must be above 0")
 
 
 def _as_score(outcome: Outcome) -> Score:

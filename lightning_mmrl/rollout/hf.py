@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from lightning_mmrl.models.decoding import Decoding, start_decoding
 from lightning_mmrl.models.parallelize import whole
 from lightning_mmrl.models.policy import Policy
+from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.rollout.sampling import nucleus, refuse_broken, sample_tokens, uniform_noise
+from lightning_mmrl.settings.algorithm import SamplingSettings
+from lightning_mmrl.settings.rules import check_rules
 from lightning_mmrl.types.batches import PromptBatch, Rollout
 from lightning_mmrl.types.records import Completion
 
@@ -26,14 +29,14 @@ class HFEngine:
         decode: Turns token ids into text, without special tokens.
         eos_token_ids: Any of them ends a completion and counts as its last token.
         pad_token_id: Fills rows after their end.
-        max_new_tokens: Longest completion; one that reaches it without an end is truncated.
-        top_p: Sample from the likeliest tokens up to this probability alone; 1 for all. `sampler_logprobs` are then
-            those of what is left, scaled to one: a policy gradient on such rollouts needs a correction by them.
-        prefill: Opening of the assistant turn that the prompt already holds; prepended to the text that rewards see.
+        sampling: The longest completion, which is truncated if it reaches that without an end, and top-p; the
+            temperature is the policy's. With a top-p below 1, `sampler_logprobs` are those of the tokens that are left,
+            scaled to one: a policy gradient on such rollouts needs a correction by them.
+        template: Knows the opening of the assistant turn that the prompt already holds; rewards see it with the text.
         poll: Called before every token; what it raises ends the rollout.
 
     Raises:
-        ValueError: If `top_p` is not above 0 and at most 1.
+        ConfigError: A number is out of range.
     """
 
     reads_features = True
@@ -45,21 +48,18 @@ class HFEngine:
         decode: Callable[[Sequence[int]], str],
         eos_token_ids: Sequence[int],
         pad_token_id: int,
-        max_new_tokens: int,
-        top_p: float = 1.0,
-        prefill: str = "",
+        sampling: SamplingSettings,
+        template: PromptTemplate | None = None,
         poll: Callable[[], None] = lambda: None,
     ) -> None:
-        if not 0 < top_p <= 1:
-            raise ValueError(f"top_p is {top_p}; it must be above 0 and at most 1, which keeps all tokens")
+        check_rules(sampling, "sampling")
         self.policy = policy
         self.version = 0
         self._decode = decode
         self._eos = torch.tensor(list(eos_token_ids))
         self._pad = pad_token_id
-        self._max_new_tokens = max_new_tokens
-        self._top_p = top_p
-        self._prefill = prefill
+        self._sampling = sampling
+        self._template = template or PromptTemplate()
         self._poll = poll
         self._counters: defaultdict[str, float] = defaultdict(float)
         self._lap_start = 0.0
@@ -116,7 +116,7 @@ class HFEngine:
         """
         training, self._lap_start = self.policy.training, time.perf_counter()
         self.policy.eval()
-        limit = self._max_new_tokens if max_new_tokens is None else max_new_tokens
+        limit = self._sampling.max_new_tokens if max_new_tokens is None else max_new_tokens
         noise = uniform_noise([seed for group in seeds for seed in group], limit)
         try:
             tokens, logprobs, mask = self.policy.enter(partial(self._decode_all, prompts, group_size, noise, greedy))
@@ -172,8 +172,8 @@ class HFEngine:
         for step in range(num_steps):
             self._poll()
             distribution = self.policy.next_logprobs(decoding.states)
-            if self._top_p < 1 and not greedy:
-                distribution = nucleus(distribution, self._top_p).log_softmax(-1)
+            if self._sampling.top_p < 1 and not greedy:
+                distribution = nucleus(distribution, self._sampling.top_p).log_softmax(-1)
             chosen = distribution.argmax(-1) if greedy else sample_tokens(distribution, noise[rows, step])
             values = distribution.gather(-1, chosen[:, None]).squeeze(-1)
             tokens[rows, step] = chosen.where(running, self._pad)
@@ -200,6 +200,6 @@ class HFEngine:
         completions = []
         for row, length in zip(tokens.tolist(), mask.sum(-1).tolist(), strict=True):
             ids = row[:length]
-            text = self._prefill + self._decode(ids)
+            text = self._template.complete(self._decode(ids))
             completions.append(Completion(text=text, num_tokens=length, truncated=ids[-1] not in eos))
         return tuple(completions)

@@ -99,7 +99,7 @@ def sharding_of(settings: TrainerSettings) -> Sharding | None:
     """How weights are spread over the ranks, or None if each has them all."""
     if not settings.shards:
         return None
-    return Sharding(**FSDP2_PRECISIONS[settings.precision], cpu_offload=settings.cpu_offload)
+    return Sharding(**FSDP2_PRECISIONS[settings.precision], settings=settings)
 
 
 def build_strategy(settings: TrainerSettings) -> Strategy | str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lightning_mmrl.settings.stage import Bound
+from lightning_mmrl.settings.stage import StageSettings
 
 MediaKind = Literal["image", "video", "audio"]
 Role = Literal["system", "user", "assistant"]
@@ -80,22 +80,19 @@ class Score:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageSpec:
-    """What the orchestrator knows of a stage: its name, place in the order, and where it starts from.
+    """A stage of a curriculum: its name, its place in the order, and its settings.
 
-    `start_from` is "base" (the model the curriculum begins with), "previous" or the name of an earlier stage.
     `content` is the resolved configuration that decides the outcome, dotted keys to values; `digest` is its hash with
     those of the stages it builds on: a finished stage is reused only while it is unchanged. `evaluation` is the hash of
-    how its handoff is evaluated. The curriculum continues after the stage only if `gate` is met by its metrics.
+    how its handoff is evaluated.
     """
 
     name: str
     index: int
-    kind: Literal["sft", "rl"]
-    start_from: str
+    settings: StageSettings
     digest: str
     content: Mapping[str, Any] = field(default_factory=dict)
     evaluation: str = ""
-    gate: Bound | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

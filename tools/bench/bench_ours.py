@@ -21,6 +21,7 @@ from lightning_mmrl.data.collate import EncodedSample, collate_prompts
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.rewards.pool import InlineRewards
 from lightning_mmrl.rollout.hf import HFEngine
+from lightning_mmrl.settings.algorithm import SamplingSettings
 from lightning_mmrl.settings.stage import TrainerSettings
 from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
@@ -196,7 +197,7 @@ def engine_of(world: World, policy: Policy, tokens: int) -> HFEngine:
         decode=encoder.decode,
         eos_token_ids=encoder.eos_token_ids,
         pad_token_id=encoder.pad_token_id,
-        max_new_tokens=tokens,
+        sampling=SamplingSettings(max_new_tokens=tokens),
     )
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from lightning_mmrl.models.policy import Policy
+from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.rollout.canary import Canary
 from lightning_mmrl.rollout.engine_inputs import engine_prompts
 from lightning_mmrl.rollout.hf import HFEngine
@@ -23,6 +24,7 @@ from lightning_mmrl.rollout.vllm.host import Host, Sampled, SamplingRequest
 from lightning_mmrl.rollout.vllm.process import ProcessHost
 from lightning_mmrl.rollout.vllm.settings import VLLMSettings
 from lightning_mmrl.rollout.weights import PolicyWeights
+from lightning_mmrl.settings.algorithm import SamplingSettings
 from lightning_mmrl.types.batches import PromptBatch, Rollout
 from lightning_mmrl.types.records import Completion
 
@@ -33,10 +35,10 @@ class VLLMEngine:
     Args:
         policy: Whose weights are sampled from; they are pushed before the first sampling, if not earlier.
         encoder: The encoder of its family, which made the prompts.
-        max_new_tokens: Longest completion; one that reaches it without an end is truncated.
-        prefill: Opening of the assistant turn that the prompt already holds; prepended to the text that rewards see.
+        sampling: The longest completion, which is truncated if it reaches that without an end; top-p must be 1, since
+            vLLM's log-probabilities are of the tokens that it leaves.
+        template: Knows the opening of the assistant turn that the prompt already holds; rewards see it with the text.
         poll: Called again and again while vLLM samples; what it raises ends the rollout.
-        top_p: 1; vLLM's log-probabilities are of what it leaves.
         settings: Where vLLM runs, and how it shares its device.
         canary: Compares the engine with the policy; None: never.
 
@@ -51,23 +53,22 @@ class VLLMEngine:
         policy: Policy,
         *,
         encoder: Any,
-        max_new_tokens: int,
-        top_p: float = 1.0,
-        prefill: str = "",
+        sampling: SamplingSettings,
+        template: PromptTemplate | None = None,
         poll: Callable[[], None] = lambda: None,
         settings: VLLMSettings | None = None,
         canary: Canary | None = None,
     ) -> None:
-        if top_p != 1:
-            raise ValueError(f"top_p is {top_p}; with vLLM it must be 1, which keeps all tokens")
+        if sampling.top_p != 1:
+            raise ValueError(f"top_p is {sampling.top_p}; with vLLM it must be 1, which keeps all tokens")
         self.policy = policy
         self.version: int | None = None
         self._encoder = encoder
-        self._max_new_tokens = max_new_tokens
-        self._prefill = prefill
+        self._sampling = sampling
+        self._template = template or PromptTemplate()
         self._poll = poll
         self._canary = canary
-        self._trainer = HFEngine.of(policy, encoder=encoder, max_new_tokens=max_new_tokens, poll=poll)
+        self._trainer = HFEngine.of(policy, encoder=encoder, sampling=sampling, poll=poll)
         self._settings = settings or VLLMSettings()
         self._pushes, self._unproven = 0, False
 
@@ -130,7 +131,7 @@ class VLLMEngine:
         if self.version is None:
             self.load_weights(self.policy, 0)
         self._prove(prompts)
-        limit = self._max_new_tokens if max_new_tokens is None else max_new_tokens
+        limit = self._sampling.max_new_tokens if max_new_tokens is None else max_new_tokens
         rows = [(None,) * group_size if greedy else tuple(group[:group_size]) for group in seeds]
         sampled = self._host.sample(self._requests(prompts, rows, max_tokens=limit), self._poll)
         self._prove(prompts)  # the weights may have been restored meanwhile
@@ -188,5 +189,5 @@ class VLLMEngine:
         )
 
     def _completion(self, row: Sampled) -> Completion:
-        text = self._prefill + self._encoder.decode(row.token_ids)
+        text = self._template.complete(self._encoder.decode(row.token_ids))
         return Completion(text=text, num_tokens=len(row.token_ids), truncated=row.truncated)

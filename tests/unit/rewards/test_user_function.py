@@ -7,6 +7,7 @@ from lightning_mmrl.protocols.plain import RewardFn
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.pool import InlineRewards, RewardPool
 from lightning_mmrl.rewards.user_function import UserFunction
+from lightning_mmrl.settings.algorithm import RewardSettings
 from lightning_mmrl.types.records import Completion, Sample
 
 FILE = """
@@ -84,7 +85,7 @@ def test_it_runs_in_processes(file):
         parts={"brevity": UserFunction(function=f"{file}:brevity"), "bad": UserFunction(function=f"{file}:fails")},
         weights={"brevity": 1.0, "bad": 1.0},
     )
-    with RewardPool(reward, num_workers=1) as pool:
+    with RewardPool(reward, RewardSettings(num_workers=1)) as pool:
         [[score]] = pool.score([SAMPLE], [[TEXT]])
     assert (score.valid, score.failed, score.components) == (False, "bad", {"brevity": 0.25})
     assert score.reason == f"bad: {file}:fails raised KeyError: 'missing' ({file} line 11)"

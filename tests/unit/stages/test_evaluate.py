@@ -17,6 +17,7 @@ from lightning_mmrl.evaluation.consistency import CueLexicon
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap
 from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.prompts.template import PromptTemplate
+from lightning_mmrl.settings.run import EvaluationSettings
 from lightning_mmrl.stages.answers import Examiner, Validation
 from lightning_mmrl.stages.evaluate import EvaluationModule, ExaminedSet
 from lightning_mmrl.types.records import Completion, Message, Sample
@@ -57,7 +58,7 @@ def module(directory, *sets, **how):
         examiner(**how),
         sets=sets,
         directory=directory,
-        bootstrap=ClusterBootstrap(num_resamples=20),
+        bootstrap=ClusterBootstrap(settings=EvaluationSettings(num_resamples=20)),
     )
 
 

@@ -44,7 +44,9 @@ def test_sharding_names_both_sizes_of_the_mesh():
 def test_mixed_precision_is_left_to_the_sharding():
     settings = TrainerSettings(strategy="fsdp2", precision="bf16-mixed")
     assert lightning_precision(settings) == "32-true"
-    assert sharding_of(settings) == Sharding(compute_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    assert sharding_of(settings) == Sharding(
+        compute_dtype=torch.bfloat16, reduce_dtype=torch.float32, settings=settings
+    )
     assert lightning_precision(TrainerSettings(precision="bf16-mixed")) == "bf16-mixed"
 
 
