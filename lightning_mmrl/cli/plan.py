@@ -154,10 +154,9 @@ def adapters(stage: StageSettings) -> list[str]:
     adapter = stage.adapter
     if adapter is None:
         return []
-    targets = adapter.targets if isinstance(adapter.targets, list) else [adapter.targets]
     dropout = f", dropout {adapter.dropout:g}" if adapter.dropout else ""
     size = f"rank {adapter.r}, alpha {adapter.alpha}{dropout}"
-    return [f"trains an adapter: {size}, on {', '.join(targets)} linear layers of {', '.join(adapter.groups)}"]
+    return [f"trains an adapter: {size}, on {', '.join(adapter.wanted)} linear layers of {', '.join(adapter.groups)}"]
 
 
 def passes(stage: StageSettings, samples: int | None) -> str:

@@ -163,13 +163,7 @@ class _Rank:
         settings = self.stage.adapter
         if settings is None:
             return 0
-        return sum(self.stack(group).adapter_parameters(settings.r, self.targets) for group in self.adapted_groups)
-
-    @property
-    def targets(self) -> list[str]:
-        assert self.stage.adapter is not None
-        targets = self.stage.adapter.targets
-        return targets if isinstance(targets, list) else [targets]
+        return sum(self.stack(group).adapter_parameters(settings.r, settings.wanted) for group in self.adapted_groups)
 
     @property
     def adapted_groups(self) -> list[str]:
@@ -273,8 +267,9 @@ class _Rank:
     def kept(self, group: str, rows: int) -> int:
         """What a stack keeps; recomputing, the input of each block and all of the block at hand."""
         stack, precision = self.stack(group), self.precision
-        adapted = stack.adapted(self.targets) if group in self.adapted_groups else ()
-        rank = self.stage.adapter.r if self.stage.adapter is not None else 0
+        adapter = self.stage.adapter
+        adapted = stack.adapted(adapter.wanted) if adapter is not None and group in self.adapted_groups else ()
+        rank = 0 if adapter is None else adapter.r
         block = kept_per_row(stack, precision, trains=self.trains(group), adapted=adapted, rank=rank)
         at_hand = computed_per_row(stack, precision)
         if self.stage.trainer.activation_checkpointing:

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.settings.setting import REQUIRED, RULE, Rule
@@ -32,7 +33,7 @@ def check_rules(settings: Any, path: str = "", leave_out: Collection[str] = ()) 
         if each.name in leave_out:
             continue
         if RULE in each.metadata:
-            _check(value, each.metadata[RULE], key, optional=each.default is None)
+            _check(value, each.metadata[RULE], key, optional=each.default is None or NoneType in get_args(each.type))
         for name, section in value.items() if isinstance(value, Mapping) else ((None, value),):
             if is_dataclass(section):
                 check_rules(section, key if name is None else f"{key}.{name}")
@@ -60,19 +61,19 @@ def one_of(value: object, key: str, choices: Iterable[str]) -> None:
 
 
 def _check(value: Any, rule: Rule, key: str, *, optional: bool) -> None:
-    null = "null or " if optional else ""
+    or_null = ", or null" if optional else ""
     if rule.node:
         valid = (optional and value is None) or (isinstance(value, Mapping) and "_target_" in value)
-        require(valid, key, value, f"{null}a node with a _target_")
+        require(valid, key, value, "null or a node with a _target_" if optional else "a node with a _target_")
     elif value is None or value == REQUIRED:
         return
     elif rule.choices is not None:
         for each in value if isinstance(value, list | tuple) else (value,):
             one_of(each, key, rule.choices)
     elif isinstance(value, str):
-        require(rule.texts or value.strip(), key, repr(value), f"{null}a name or path")
+        require(rule.texts or value.strip(), key, repr(value), f"a name or path{or_null}")
     elif isinstance(value, int | float):
-        require(_within(value, rule), key, value, f"{null}{_bounds(rule, value)}")
+        require(_within(value, rule), key, value, f"{_bounds(rule, value)}{or_null}")
 
 
 def _within(value: float, rule: Rule) -> bool:

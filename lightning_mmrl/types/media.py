@@ -54,7 +54,7 @@ class DecodedAudio:
         return len(self.waveform) / self.sample_rate_hz
 
 
-def decisive(settings: MediaSettings) -> dict[str, float]:
+def decisive(settings: MediaSettings) -> dict[str, int | float]:
     """All that decides what a decoded medium is, by name; settings that say more are narrowed to it.
 
     >>> decisive(MediaSettings(num_frames=4))["num_frames"]

@@ -271,8 +271,8 @@ HERE = Path("set")
     [
         (lambda: feed_of(source(HERE, weight=0)), r"train\.jsonl\.weight is 0; it must be above 0"),
         (lambda: feed_of(source(HERE, weight=float("nan"))), r"train\.jsonl\.weight is nan; it must be above 0"),
-        (lambda: feed_of(source(HERE, limit=0)), r"train\.jsonl\.limit is 0; it must be null or at least 1"),
-        (lambda: validated_on(HERE, limit=-1), r"validation\.limit is -1; it must be null or at least 1"),
+        (lambda: feed_of(source(HERE, limit=0)), r"train\.jsonl\.limit is 0; it must be at least 1, or null"),
+        (lambda: validated_on(HERE, limit=-1), r"validation\.limit is -1; it must be at least 1, or null"),
         (feed_of, "a stage has no source of data; give a manifest"),
         (lambda: feed_of(source(HERE), batch_size=0), r"data\.batch_size is 0; it must be at least 1"),
         (lambda: feed_of(source(HERE), balance="speaker"), r"data\.balance is 'speaker', which is no choice"),

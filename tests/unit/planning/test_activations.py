@@ -105,7 +105,7 @@ def estimated(folder, precision, *, freeze=(), adapter=None):
     found = {}
     for group, stack in read_shape(str(folder)).stacks.items():
         trains = group not in freeze and adapter is None
-        adapted = stack.adapted(adapter.targets) if adapter is not None and group in adapter.groups else ()
+        adapted = stack.adapted(adapter.wanted) if adapter is not None and group in adapter.groups else ()
         rank = adapter.r if adapted else 0
         kept = kept_per_row(stack, precision, trains=trains, adapted=adapted, rank=rank)
         found[group] = kept if trains or adapted or group == "text" else 0

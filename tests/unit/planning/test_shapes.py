@@ -121,7 +121,7 @@ ADAPTED = [
 def test_adapters_have_as_many_parameters_as_peft_makes(name, settings, tmp_path):
     folder = families.build(name, tmp_path / "model")
     stacks = read_shape(str(folder)).stacks
-    expected = sum(stacks[group].adapter_parameters(settings.r, settings.targets) for group in settings.groups)
+    expected = sum(stacks[group].adapter_parameters(settings.r, settings.wanted) for group in settings.groups)
     _, policy = families.load(name, folder, dtype=torch.float32)
     assert policy.adapt(settings) == expected > 0
 
