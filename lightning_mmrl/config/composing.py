@@ -27,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.resolvers import oc
 
 from lightning_mmrl.config.folders import configs_dir
+from lightning_mmrl.config.hydra_errors import explained
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.suggestions import shown
 
@@ -50,20 +51,32 @@ class Composer:
 
     Attributes:
         hydra: Hydra, which knows the folders.
+        own: The user's folder.
         references: What may stand in Hydra's own node.
     """
 
     hydra: Hydra
+    own: Path | None
     references: Sequence[Mapping[str, Any]]
 
     def compose(self, overrides: Sequence[str], config_name: str | None, mode: RunMode = RunMode.RUN) -> DictConfig:
-        """The composed tree with Hydra's own node; errors are Hydra's.
+        """The composed tree with Hydra's own node.
 
         Raises:
-            ConfigError: An override or a file sets what Hydra would run.
+            ConfigError: The composition is refused, or an override or a file sets what Hydra would run.
         """
-        _check_overrides(overrides)
-        tree = self.hydra.compose_config(config_name, [SEARCH, *overrides], run_mode=mode)
+
+        def attempt(overrides: Sequence[str]) -> DictConfig:
+            _check_overrides(overrides)
+            return self.hydra.compose_config(config_name, [SEARCH, *overrides], run_mode=mode)
+
+        try:
+            tree = attempt(overrides)
+        except PermissionError:
+            raise  # no override is at fault
+        except Exception as error:
+            # Nothing of ours runs in there: whatever Hydra raises, also beside its own errors, is about the overrides.
+            raise explained(error, overrides, attempt, self.own) from error
         _check_node(tree, self.references)
         return tree
 
@@ -99,17 +112,7 @@ def composing(root: Path, own: Path | None = None) -> Iterator[Composer]:
         )
     references = _references()
     with sealed(), _hydra(root, own) as hydra:
-        yield Composer(hydra=hydra, references=references)
-
-
-def composed(overrides: Sequence[str], config_name: str = "train", own: Path | None = None) -> DictConfig:
-    """What becomes of overrides on the shipped configs; errors are Hydra's.
-
-    Raises:
-        ConfigError: An override or a file sets what Hydra would run.
-    """
-    with composing(configs_dir(), own) as composer:
-        return without_hydra(composer.compose(overrides, config_name))
+        yield Composer(hydra=hydra, own=own, references=references)
 
 
 def without_hydra(tree: DictConfig) -> DictConfig:

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from lightning_mmrl.config.composing import composing, without_hydra
-from lightning_mmrl.config.hydra_errors import explained
+from lightning_mmrl.config.compose import compose_tree
 from lightning_mmrl.config.validate import validated
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.settings.run import RunSettings
@@ -29,17 +28,6 @@ def saved_config(run: Path, overrides: list[str]) -> RunSettings:
     if not path.is_file():
         raise ConfigError(f"{path} does not exist; name the folder of a run")
     try:
-        with composing(run) as composer:
-            composed = without_hydra(composer.compose(overrides, path.stem))
-    except PermissionError:
-        raise  # no override is at fault
-    except Exception as error:  # Hydra raises plain exceptions too, such as for model=null
-        raise _placed(explained(error, overrides), path) from error
-    try:
-        return validated(composed)
+        return validated(compose_tree(overrides, path.stem, root=run))
     except ConfigError as error:
-        raise _placed(error, path) from error
-
-
-def _placed(error: ConfigError, path: Path) -> ConfigError:
-    return ConfigError(f"{error} (on top of {path})")
+        raise ConfigError(f"{error} (on top of {path})") from error

@@ -1,6 +1,5 @@
 """Refuses a configuration that cannot work, before torch is imported; every message names key, value and fix."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any, cast, get_args, get_origin, get_type_hints
@@ -29,6 +28,11 @@ from lightning_mmrl.suggestions import (
     shown,
     unknown_key,
 )
+
+RESOLVING = " raised while resolving interpolation: "
+"""How OmegaConf says what a `${...}` raised, behind the name of its class..."""
+NO_SUCH_KEY = ("Interpolation key '", "' not found")
+"""...and that there is no such key, which stands in between."""
 
 
 def validated(composed: DictConfig, say: Callable[[str], object] = lambda line: None) -> RunSettings:
@@ -175,14 +179,15 @@ def _wrong_type(error: OmegaConfBaseException, tree: Mapping[str, Any]) -> Confi
 def _broken_reference(error: OmegaConfBaseException, composed: DictConfig) -> ConfigError:
     """A `${...}` that cannot be resolved."""
     key, message = error.full_key, first_line(error)
-    refused = message.partition(f"{ConfigError.__name__} raised while resolving interpolation: ")[2]
+    refused = message.partition(f"{ConfigError.__name__}{RESOLVING}")[2]
     if refused:
         return ConfigError(f"{key}: {refused}")
-    missing = re.search(r"Interpolation key '(.*?)' not found", message)
-    if missing is None:
+    before, after = NO_SUCH_KEY
+    missing = message.partition(before)[2].partition(after)[0]
+    if not missing:
         return ConfigError(f"{key}: {shown(message)}; correct the ${{...}} in its value")
-    if annotation_of(missing[1], RunSettings) is not None:
-        return ConfigError(f"{key}: refers to ${{{missing[1]}}}, which is not set; set {missing[1]}")
+    if annotation_of(missing, RunSettings) is not None:
+        return ConfigError(f"{key}: refers to ${{{missing}}}, which is not set; set {missing}")
     tree = OmegaConf.to_container(composed, resolve=False)
-    hint = unknown_key(missing[1], cast(dict[str, Any], tree), RunSettings)
-    return ConfigError(f"{key}: refers to ${{{missing[1]}}}, which does not exist{hint}")
+    hint = unknown_key(missing, cast(dict[str, Any], tree), RunSettings)
+    return ConfigError(f"{key}: refers to ${{{missing}}}, which does not exist{hint}")

@@ -362,7 +362,7 @@ def own(tmp_path):
 
 def test_a_users_folder_holds_a_curriculum_of_its_own(own):
     config = compose(["experiment=own_order", "data=own"], config_dir=own)
-    assert [(spec.name, spec.kind, spec.start_from) for spec in stage_specs(config)] == [
+    assert [(spec.name, spec.settings.kind, spec.settings.start_from) for spec in stage_specs(config)] == [
         ("explore", "rl", "previous"),
         ("describe", "sft", "base"),
         ("settle", "sft", "previous"),

@@ -69,7 +69,7 @@ def test_a_target_without_the_prefill_is_refused():
 @pytest.mark.parametrize("name", ["system", "suffix", "prefill"])
 def test_a_template_with_a_media_tag_is_refused(name):
     with pytest.raises(ConfigError, match=f"prompt.{name}.*<audio>"):
-        PromptTemplate(**{name: "Listen: <audio>"})
+        PromptTemplate(PromptSettings(**{name: "Listen: <audio>"}))
 
 
 @pytest.mark.parametrize(
@@ -94,4 +94,4 @@ def test_media_tags_of_a_flood():
 @pytest.mark.parametrize("name", ["system", "suffix", "prefill"])
 def test_a_control_token_in_the_template_is_refused(name):
     with pytest.raises(ConfigError, match=rf"prompt.{name} holds the control token '<\|im_end\|>', .* '< \|im_end\|>'"):
-        PromptTemplate(**{name: "Go.<|im_end|>"})
+        PromptTemplate(PromptSettings(**{name: "Go.<|im_end|>"}))

@@ -267,9 +267,10 @@ def test_a_killed_run_takes_its_busy_workers_along(tmp_path):
         sys.path[:0] = [{str(HERE)!r}]
         from hostile_rewards import Obedient
         from lightning_mmrl.rewards.pool import RewardPool
+        from lightning_mmrl.settings.algorithm import RewardSettings
         from lightning_mmrl.types.records import Completion, Sample
         if __name__ == "__main__":
-            pool = RewardPool(Obedient(), num_workers=1, deadline_s=60.0)
+            pool = RewardPool(Obedient(), RewardSettings(num_workers=1, deadline_s=60.0))
             print(pool._pool._workers[0].process.pid, flush=True)
             pool.score([Sample(id="a", messages=())], [[Completion(text="spin", num_tokens=1, truncated=False)]])
         """)
