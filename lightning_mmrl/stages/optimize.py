@@ -167,7 +167,8 @@ def accumulate_loss(
     """Adds the gradient of one minibatch, microbatch by microbatch, and returns its statistics.
 
     The denominator is counted over the whole minibatch and all ranks first, so that the split into microbatches and
-    ranks does not matter; the gradients of all ranks add up to that of one process, and the statistics are of all.
+    ranks does not matter; the gradients of all ranks add up to the gradient of one process, and the statistics are of
+    all ranks. Their `denominator` is the loss's own, so that the losses of several minibatches can be averaged.
     `old_logprobs` is None when the policy's own, detached, are the old ones. `prompts` gives the rows of a microbatch
     with their media, as `PromptBatch.select` does.
     """
@@ -208,7 +209,7 @@ def accumulate_loss(
         _pass_for_others(policy, _filler(experience, prompts), backward)
     names = (*SUMS, "reference_kl") if experience.reference_logprobs is not None else SUMS
     totals = {name: totals.get(name, torch.zeros_like(denominator)) for name in names}
-    return _joined(totals, largest, ranks)
+    return _joined(totals, largest, ranks) | {"denominator": denominator}
 
 
 def passes(

@@ -278,7 +278,6 @@ class PolicyGradientModule(StageModule):
         old = None if settings.on_policy else experience.old_logprobs
         if old is None and not settings.on_policy:
             old = score_old(self.policy, experience, settings.budget, ranks)
-        stats: dict[str, float] = {}
         steps: list[dict[str, float]] = []
         live = ranks.either([bool(minibatch.live) for minibatch in minibatches])
         for number, (minibatch, has_signal) in enumerate(zip(minibatches, live, strict=True), start=1):
@@ -308,11 +307,11 @@ class PolicyGradientModule(StageModule):
                 continue
             for each in optimizers:
                 each.step()
-            steps.append(taken)
-            stats = update_stats(taken) | {"train/grad_norm": norm} | beside
-        for scheduler in schedulers if stats else ():
+            steps.append(taken | {"grad_norm": norm} | beside)
+        for scheduler in schedulers if steps else ():
             scheduler.step()
-        return stats | mismatch_stats(steps) | self._regularizers(iteration) | {"train/learning_rate": learning_rate}
+        stats = update_stats(steps) | mismatch_stats(steps) | self._regularizers(iteration)
+        return stats | {"train/learning_rate": learning_rate}
 
     def gradients_beside(
         self, experience: Experience, minibatch: Minibatch

@@ -87,7 +87,10 @@ class PPOModule(PolicyGradientModule):
     def optimize(self, experience: Experience, media: IterationMedia, iteration: int) -> dict[str, float]:
         """The optimizer steps of one iteration, and what the values were worth before them."""
         before = value_stats(experience, self._ranks)
-        return before | super().optimize(experience, media, iteration)
+        update = super().optimize(experience, media, iteration)
+        if "train/value_loss" in update:
+            update["train/critic_learning_rate"] = self._optimizers()[0][1].param_groups[0]["lr"]
+        return before | update
 
     def gradients_beside(
         self, experience: Experience, minibatch: Minibatch
@@ -110,6 +113,5 @@ class PPOModule(PolicyGradientModule):
         media.finish()
         ranks.sum_gradients(self.critic.parameters())
         norm = clip_gradients(self.critic.parameters(), settings.max_grad_norm)
-        rate = optimizer.param_groups[0]["lr"]
-        checked = {"critic's loss": stats["train/value_loss"], "critic's gradient norm": norm}
-        return stats | {"train/critic_grad_norm": norm, "train/critic_learning_rate": rate}, checked
+        checked = {"critic's loss": stats["value_loss"], "critic's gradient norm": norm}
+        return stats | {"critic_grad_norm": norm}, checked

@@ -1,5 +1,6 @@
 """What one RL iteration is summarised by."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -89,21 +90,49 @@ def selection_stats(collected: Collected, ranks: Ranks) -> dict[str, float]:
     }
 
 
-def update_stats(totals: dict[str, float]) -> dict[str, float]:
-    """Per-token means of what an optimizer step accumulated."""
-    tokens = max(1.0, totals["tokens"])
-    compared = {"train/reference_kl": totals["reference_kl"] / tokens} if "reference_kl" in totals else {}
-    return {
-        "train/loss": totals["loss"],
-        "train/clip_fraction": totals["clipped"] / tokens,
-        "train/clip_fraction_low": totals["clipped_low"] / tokens,
-        "train/clip_fraction_high": totals["clipped_high"] / tokens,
-        "train/ratio_mean": totals["ratio"] / tokens,
-        "train/ratio_max": totals["ratio_max"],
-        "train/approx_kl": totals["kl"] / tokens,
-        "train/entropy": totals["entropy"] / tokens,
-        "train/tokens": totals["tokens"],
-    } | compared
+def update_stats(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Metrics over all optimizer steps of an iteration, from the sums of each; nothing if there was no step.
+
+    - `train/loss`: mean of the steps' losses, each weighted by its own denominator. It is the sum of all token losses
+      over the sum of all denominators.
+    - clip fractions, `ratio_mean`, `approx_kl`, `entropy` and `reference_kl`: mean over all tokens that were scored, a
+      token once for each epoch.
+    - `train/ratio_max`: largest ratio. `train/tokens`: number of tokens that were scored.
+    - `train/grad_norm`: mean over the steps, before clipping.
+    - `train/value_loss` and `value_clip_fraction`: mean over all tokens that the critic learned from.
+    - `train/critic_grad_norm`: mean over the steps.
+    """
+    if not steps:
+        return {}
+
+    def total(name: str) -> float:
+        return math.fsum(step[name] for step in steps)
+
+    def mean(name: str, weight: str) -> float:
+        # The share comes first: of a single step it is 1, and the mean is its value to the last bit.
+        whole = total(weight) or 1.0
+        return math.fsum(step[name] * (step[weight] / whole) for step in steps)
+
+    tokens = max(1.0, total("tokens"))
+    stats = {
+        "train/loss": mean("loss", "denominator"),
+        "train/clip_fraction": total("clipped") / tokens,
+        "train/clip_fraction_low": total("clipped_low") / tokens,
+        "train/clip_fraction_high": total("clipped_high") / tokens,
+        "train/ratio_mean": total("ratio") / tokens,
+        "train/ratio_max": max(step["ratio_max"] for step in steps),
+        "train/approx_kl": total("kl") / tokens,
+        "train/entropy": total("entropy") / tokens,
+        "train/tokens": total("tokens"),
+        "train/grad_norm": total("grad_norm") / len(steps),
+    }
+    if "reference_kl" in steps[0]:
+        stats["train/reference_kl"] = total("reference_kl") / tokens
+    if "value_loss" in steps[0]:
+        stats["train/value_loss"] = mean("value_loss", "value_tokens")
+        stats["train/value_clip_fraction"] = mean("value_clip_fraction", "value_tokens")
+        stats["train/critic_grad_norm"] = total("critic_grad_norm") / len(steps)
+    return stats
 
 
 def _mean(values: Sequence[bool]) -> float:

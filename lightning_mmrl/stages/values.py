@@ -175,7 +175,7 @@ def accumulate_value_loss(
         backward(value)
         totals += torch.stack([value.detach(), clipped.sum() / count.clamp(min=1)]).cpu().double()
     value_loss, fraction = ranks.sum(totals).tolist()
-    return {"train/value_loss": value_loss, "train/value_clip_fraction": fraction}
+    return {"value_loss": value_loss, "value_clip_fraction": fraction, "value_tokens": float(count)}
 
 
 def value_stats(experience: Experience, ranks: Ranks) -> dict[str, float]:
