@@ -195,7 +195,7 @@ class Stage:
                 select=AccuracyBand() if how.select else None,
                 max_samplings=3 if how.select else 1,
                 select_after=1 if how.select else 0,
-                distill=ReleasedPAD() if how.select else None,
+                resample=ReleasedPAD() if how.select else None,
                 update=UpdateSettings(num_minibatches=2),
             )
             self.module = KINDS[kind](self.policy, engine, rewards, algorithm=algorithm, **common)

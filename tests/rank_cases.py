@@ -156,7 +156,7 @@ def algorithm(case):
         aggregation=AGGREGATIONS[case.get("aggregation", "tokens")],
         group_size=case.get("group_size", 4),
         select=HasSignal() if case.get("select") else None,
-        distill=PaperPAD(rho=0.7) if case.get("distill") else None,
+        resample=PaperPAD(rho=0.7) if case.get("resample") else None,
         update=update,
     )
 

@@ -226,7 +226,7 @@ def build_algorithm(stage: StageConfig, make: Callable[..., Any], path: str) -> 
         select=targets.optional(settings.select, f"{path}.select", None),
         max_samplings=settings.max_samplings,
         select_after=settings.select_after,
-        distill=targets.optional(settings.distill, f"{path}.distill", None),
+        resample=targets.optional(settings.resample, f"{path}.resample", None),
         kl=KLPenalty(**kl),
         entropy=EntropyBonus(**entropy),
         critic=preset.critic if settings.critic is None else CriticSettings(**asdict(settings.critic)),

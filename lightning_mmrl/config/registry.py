@@ -104,7 +104,7 @@ REGISTRY: Mapping[str, Sequence[str]] = {
         f"{ALGORITHMS}.selection.accuracy_band.AccuracyBand",
         f"{ALGORITHMS}.selection.has_signal.HasSignal",
     ),
-    "distillation": _of(f"{ALGORITHMS}.selection.pad", "PaperPAD", "ReleasedPAD"),
+    "resampling": _of(f"{ALGORITHMS}.selection.pad", "PaperPAD", "ReleasedPAD"),
     "reward": (
         "lightning_mmrl.rewards.choice_answer.ChoiceAnswer",
         "lightning_mmrl.rewards.efficient_length.EfficientLength",
@@ -143,7 +143,7 @@ PLACES: Mapping[str, str] = {
     "stages.*.algorithm.aggregation": "aggregation",
     "stages.*.algorithm.correction": "correction",
     "stages.*.algorithm.select": "selection",
-    "stages.*.algorithm.distill": "distillation",
+    "stages.*.algorithm.resample": "resampling",
     "stages.*.algorithm.kl.schedule": "schedule",
     "stages.*.algorithm.entropy.schedule": "schedule",
 }

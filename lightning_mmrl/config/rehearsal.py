@@ -26,7 +26,7 @@ ENGINE_GIVES = ("policy", "encoder", "max_new_tokens", "top_p", "prefill", "poll
 OPTIONAL_PARTS = {
     "correction": ("old_logprobs", "sampler_logprobs", "completion_mask"),
     "select": ("rewards", "passed", "valid"),
-    "distill": ("advantages", "candidates", "step", "num_steps", "generator"),
+    "resample": ("advantages", "candidates", "step", "num_steps", "generator"),
 }
 """What they are called with in parts of an algorithm that may be null."""
 

@@ -208,7 +208,7 @@ class AlgorithmConfig:
     """Batches of prompts an iteration may sample until enough groups pass; 1: what does not pass is left out."""
     select_after: int = 0
     """Iterations before the first that selects."""
-    distill: Any = None
+    resample: Any = None
     """How often each completion is trained on, such as PaperPAD; null: once."""
     kl: KLConfig = field(default_factory=KLConfig)
     entropy: EntropyConfig = field(default_factory=EntropyConfig)

@@ -20,13 +20,13 @@ def check_selections(config: RootConfig) -> None:
 
 
 def _check_selection(path: str, algorithm: AlgorithmConfig, num_steps: int) -> None:
-    for part in ("select", "distill"):
+    for part in ("select", "resample"):
         node = getattr(algorithm, part)
         valid = node is None or (isinstance(node, Mapping) and "_target_" in node)
         require(valid, f"{path}.{part}", node, "null or a node with a _target_")
-    if algorithm.distill is not None and algorithm.critic is not None:
+    if algorithm.resample is not None and algorithm.critic is not None:
         raise ConfigError(
-            f"{path} has both distill and a critic; completions are drawn by advantages of their own, and a critic's "
+            f"{path} has both resample and a critic; completions are drawn by advantages of their own, and a critic's "
             "are of tokens, so set one of them to null"
         )
     most, after = algorithm.max_samplings, algorithm.select_after

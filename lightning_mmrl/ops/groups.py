@@ -53,21 +53,3 @@ def constant_groups(values: Float[Tensor, "B G"], valid: Bool[Tensor, "B G"]) ->
     lowest = values.masked_fill(~valid, torch.inf).amin(-1)
     highest = values.masked_fill(~valid, -torch.inf).amax(-1)
     return lowest >= highest
-
-
-def live_groups(advantages: Float[Tensor, "B G"]) -> Bool[Tensor, " B"]:
-    """True for groups with at least one non-zero advantage: the ones that move the policy.
-
-    >>> live_groups(torch.tensor([[0.0, 0.0], [0.5, -0.5]]))
-    tensor([False,  True])
-    """
-    return (advantages != 0).any(-1)
-
-
-def group_signal_fraction(advantages: Float[Tensor, "B G"]) -> Float[Tensor, ""]:
-    """Fraction of the B groups that are live.
-
-    >>> group_signal_fraction(torch.tensor([[0.0, 0.0], [0.5, -0.5]]))
-    tensor(0.5000)
-    """
-    return live_groups(advantages).to(advantages.dtype).mean()

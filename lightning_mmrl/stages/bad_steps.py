@@ -11,7 +11,7 @@ from lightning_mmrl.errors import StageError
 from lightning_mmrl.files import dispensable
 from lightning_mmrl.models.finite import all_finite, not_finite
 from lightning_mmrl.stages.context import StageContext
-from lightning_mmrl.types.batches import Experience
+from lightning_mmrl.stages.experience import Experience
 from lightning_mmrl.types.records import Sample
 
 FILE = "bad_steps.jsonl"
@@ -163,8 +163,7 @@ def estimates(experience: Experience) -> Numbers:
         "log-probabilities": experience.old_logprobs,
         "values": experience.old_values,
         "returns": experience.returns,
-        "advantages": experience.advantages[experience.trainable],
-        "token advantages": experience.token_advantages,
+        "advantages": experience.advantages[experience.trainable.flatten()],
     }
     return {name: [] if tensor is None else [tensor] for name, tensor in found.items()}
 

@@ -44,7 +44,7 @@ def join_rollouts(parts: Sequence[Rollout]) -> Rollout:
         sampler_logprobs=joined([part.sampler_logprobs for part in parts]),
         completions=tuple(completion for part in parts for completion in part.completions),
         group_size=parts[0].group_size,
-        policy_version=parts[0].policy_version,
+        policy_version=torch.cat([part.policy_version for part in parts]),
     )
 
 
@@ -74,6 +74,7 @@ def select_rollout(rollout: Rollout, groups: Sequence[int]) -> Rollout:
         completion_mask=rollout.completion_mask[rows],
         sampler_logprobs=rollout.sampler_logprobs[rows],
         completions=tuple(rollout.completions[row] for row in rows),
+        policy_version=rollout.policy_version[rows],
     )
 
 

@@ -91,7 +91,7 @@ class RolloutTable:
             sample=sample,
             completions=tuple(rollout.completions[group * size : (group + 1) * size]),
             scores=scores.details[group],
-            policy_version=rollout.policy_version,
+            policy_version=int(rollout.policy_version[group * size]),
             pass_component=self._pass_component,
         )
 

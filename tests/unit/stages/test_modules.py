@@ -26,6 +26,7 @@ from lightning_mmrl.stages.ending import Ending
 from lightning_mmrl.stages.grpo import GRPOModule
 from lightning_mmrl.stages.optimize import UpdateSettings
 from lightning_mmrl.stages.policy_gradient import PolicyGradientModule
+from lightning_mmrl.stages.ppo import PPOModule
 from lightning_mmrl.stages.rloo import RLOOModule
 from lightning_mmrl.stages.rollout_table import RolloutTable
 from lightning_mmrl.stages.sft import SFTModule
@@ -244,7 +245,7 @@ def test_the_ratio_is_one_at_the_first_update_and_moves_after(model, tmp_path):
     assert twice.latest["train/approx_kl"] > 0.0
 
 
-@pytest.mark.parametrize("preset", [GRPOModule, RLOOModule])
+@pytest.mark.parametrize("preset", [GRPOModule, RLOOModule, PPOModule])
 def test_presets_override_only_defaults(preset):
     own = {name for name in vars(preset) if not name.startswith("__")}
     assert own <= {"default_algorithm", "_abc_impl"}

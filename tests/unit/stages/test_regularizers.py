@@ -112,8 +112,8 @@ def test_a_penalty_in_the_reward_turns_into_advantages(model, tmp_path):
     experiences = []
     advantages = module.advantages
 
-    def keep(experience, scores, iteration):
-        found = advantages(experience, scores, iteration)
+    def keep(experience, iteration):
+        found = advantages(experience, iteration)
         experiences.append((experience, found))
         return found
 
