@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_mmrl.cli.data_from_csv import add_from_csv
 from lightning_mmrl.cli.data_options import add_guard, guard_of, label_set
-from lightning_mmrl.config.own_code import FLAG, opened, split_prefixes
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.files import write_json
+from lightning_mmrl.registry.own_code import FLAG, opened, split_prefixes
 
 if TYPE_CHECKING:
     from lightning_mmrl.config.schema import RootConfig
@@ -106,7 +106,7 @@ def _inspect(options: argparse.Namespace, *, decode: bool) -> int:
     with ConsoleProgress() as console:
         check = None
         if config is not None and guard is not None:
-            from lightning_mmrl.config.encoding_checks import EncodingCheck
+            from lightning_mmrl.app.encoding_checks import EncodingCheck
 
             check = EncodingCheck(config, options.media_root, console)
             guard = replace(guard, settings=check.parts.media_settings)
@@ -170,8 +170,8 @@ def _synth(options: argparse.Namespace) -> int:
     if options.workers < 1:
         raise ConfigError(f"--workers is {options.workers}; it must be at least 1")
     # Loaded here: argument errors need no numpy.
-    from lightning_mmrl.config.suggestions import did_you_mean
     from lightning_mmrl.data.synthetic.tasks import TASKS
+    from lightning_mmrl.suggestions import did_you_mean
     from lightning_mmrl.training.console import ConsoleProgress
 
     if options.task not in TASKS:

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from lightning_mmrl.app.tracking import deliver_leftovers, settle_tracking
 from lightning_mmrl.cli.hydra_app import VALUED_FLAGS, run_with_config
 from lightning_mmrl.cli.launch import on_all_ranks
 from lightning_mmrl.config.schema import RootConfig
-from lightning_mmrl.config.tracking import deliver_leftovers, settle_tracking
 from lightning_mmrl.errors import ConfigError, StageError
 from lightning_mmrl.protocols.plain import TrackedRun
 
@@ -73,10 +73,10 @@ def _is_model(folder: Path) -> bool:
 def evaluate(config: RootConfig, checkpoint: Path) -> None:
     """Evaluates one checkpoint and prints a table."""
     # Loaded here: a bad configuration is refused before torch is imported.
+    from lightning_mmrl.app.assembly import Assembly, quiet_libraries, trainer_settings
+    from lightning_mmrl.app.run import check_all_targets, writable
+    from lightning_mmrl.app.stages import CheckpointEvaluator
     from lightning_mmrl.cli.tables import results_table
-    from lightning_mmrl.config.assembly import Assembly, quiet_libraries, trainer_settings
-    from lightning_mmrl.config.build import CheckpointEvaluator
-    from lightning_mmrl.config.run import check_all_targets, writable
     from lightning_mmrl.curriculum.compare import compare_stages
     from lightning_mmrl.evaluation.intervals import ClusterBootstrap
     from lightning_mmrl.training.console import ConsoleProgress, report_console
@@ -116,7 +116,7 @@ def evaluate(config: RootConfig, checkpoint: Path) -> None:
 @contextmanager
 def _run_of_mlflow(config: RootConfig, name: str) -> Iterator[TrackedRun | None]:
     """The run of `mlflow run`, if that started this process: metrics and predictions go there."""
-    from lightning_mmrl.config.run import open_tracker
+    from lightning_mmrl.app.run import open_tracker
     from lightning_mmrl.curriculum.orchestrator import status_of
 
     if config.tracking.uri is None or not os.environ.get("MLFLOW_RUN_ID"):

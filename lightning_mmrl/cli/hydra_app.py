@@ -12,13 +12,13 @@ from typing import NoReturn, TypeVar
 
 from omegaconf import Container, DictConfig, OmegaConf
 
-from lightning_mmrl.config.complaints import explained
 from lightning_mmrl.config.composing import SEARCH, Composer, composing, without_hydra
 from lightning_mmrl.config.folders import configs_dir
-from lightning_mmrl.config.own_code import FLAG, opened, split_prefixes
+from lightning_mmrl.config.hydra_errors import explained
 from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.config.validate import validated
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.registry.own_code import FLAG, opened, split_prefixes
 from lightning_mmrl.types.redaction import redact
 from lightning_mmrl.types.text import printable
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lightning_mmrl.config.checks import SHARDED_PRECISIONS
-from lightning_mmrl.config.memory import Estimate, Lengths, estimate
+from lightning_mmrl.config.checks.values import SHARDED_PRECISIONS
 from lightning_mmrl.config.schema import AdapterConfig, ModelConfig, RootConfig, StageConfig
-from lightning_mmrl.config.shapes import ModelShape, read_shape
+from lightning_mmrl.planning.memory import Estimate, Lengths, estimate
+from lightning_mmrl.planning.shapes import ModelShape, read_shape
 
 RANKS = (1, 2, 4, 8)
 GIGABYTES = (24, 80)

@@ -6,17 +6,17 @@ from pathlib import Path
 
 from rich.table import Table
 
+from lightning_mmrl.app.tracking import tell_leftovers
 from lightning_mmrl.cli.hydra_app import run_with_config, take_flags
 from lightning_mmrl.cli.memory_table import show_memory
-from lightning_mmrl.config.memory import Lengths
 from lightning_mmrl.config.schema import PhaseConfig, RootConfig, StageConfig
 from lightning_mmrl.config.specs import bound, manifest_digests, stage_specs
-from lightning_mmrl.config.tracking import tell_leftovers
 from lightning_mmrl.curriculum.attempt import STATES, Attempt, stage_folder
 from lightning_mmrl.curriculum.manifest import Manifest
 from lightning_mmrl.curriculum.selection import is_stale
 from lightning_mmrl.curriculum.spec import source_stage
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.planning.memory import Lengths
 from lightning_mmrl.training.console import report_console
 from lightning_mmrl.training.state_store import StateStore
 from lightning_mmrl.types.records import StageSpec

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_mmrl.cli.data_options import add_decode_bounds, check_bounds
-from lightning_mmrl.config.own_code import FLAG, opened, split_prefixes
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.prompts.template import DEFAULT_QUESTION
+from lightning_mmrl.registry.own_code import FLAG, opened, split_prefixes
 
 if TYPE_CHECKING:
     from lightning_mmrl.data.media.asked import Medium
@@ -26,7 +26,7 @@ def run(arguments: Sequence[str]) -> int:
     check_bounds(options, ("deadline", "memory_mb"))
 
     # Loaded here: argument errors need no torch.
-    from lightning_mmrl.config.answer import answer_question
+    from lightning_mmrl.app.predict import answer_question
     from lightning_mmrl.prompts.scanner import scan
     from lightning_mmrl.training.console import report_console
 

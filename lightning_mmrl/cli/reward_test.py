@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_mmrl.config.own_code import FLAG, opened, split_prefixes
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.registry.own_code import FLAG, opened, split_prefixes
 
 if TYPE_CHECKING:
     from lightning_mmrl.config.schema import RewardsConfig
@@ -60,8 +60,8 @@ def run(arguments: Sequence[str]) -> int:
 def rescore(request: Request) -> int:
     """Scores all responses again, prints the comparison, and returns how many totals changed."""
     # Loaded here: help and argument errors need none of it.
+    from lightning_mmrl.app.rewards import reward_pool
     from lightning_mmrl.cli.reward_report import print_rescoring
-    from lightning_mmrl.config.rewards import reward_pool
     from lightning_mmrl.evaluation.rescoring import compare_scores
     from lightning_mmrl.stages.rollout_table import read_table, table_files, write_table
     from lightning_mmrl.training.console import ConsoleProgress
@@ -87,7 +87,7 @@ def rescore(request: Request) -> int:
 def _rewards(request: Request) -> "tuple[str, RewardsConfig, int]":
     """The stage's name, its configured rewards, and how many prompts it scores at once."""
     from lightning_mmrl.config.saved import run_folder, saved_config
-    from lightning_mmrl.config.suggestions import did_you_mean
+    from lightning_mmrl.suggestions import did_you_mean
 
     folder = request.run or run_folder(request.table)
     if folder is None:

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 
 from lightning_mmrl.cli.hydra_app import run_with_config, take_flags
-from lightning_mmrl.config.rollout_checks import require_engine, require_server_node
+from lightning_mmrl.config.checks.rollout import require_engine, require_server_node
 from lightning_mmrl.config.schema import RootConfig
-from lightning_mmrl.config.serving_flags import SWITCHES, VALUED, passed_flags
+from lightning_mmrl.rollout.vllm.flags import SWITCHES, VALUED, passed_flags
 from lightning_mmrl.rollout.vllm.keys import write_key
 
 HELP = f"""\
@@ -67,7 +67,7 @@ def serve(config: RootConfig, more: Mapping[str, str]) -> None:
     require_server_node(config)
     require_engine(config, connect=False)
     # Loaded here: a bad configuration is refused before torch is imported.
-    from lightning_mmrl.config.serving import server_command
+    from lightning_mmrl.app.serve import server_command
 
     command, environment, key = server_command(config, more)
     print(f"starting vllm serve with the key of {key.source}; its weights are random until a run pushes its own")

@@ -4,7 +4,7 @@ import resource
 
 from rich.table import Table
 
-from lightning_mmrl.config.run import Outcome
+from lightning_mmrl.app.run import Outcome
 from lightning_mmrl.curriculum.compare import Comparison, SetResult
 from lightning_mmrl.evaluation.intervals import Interval
 from lightning_mmrl.evaluation.records import COUNTED_WRONG

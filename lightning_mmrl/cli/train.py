@@ -4,12 +4,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
+from lightning_mmrl.app.tracking import deliver_leftovers, settle_tracking
 from lightning_mmrl.cli.hydra_app import run_with_config, take_flags
 from lightning_mmrl.cli.launch import on_all_ranks
 from lightning_mmrl.cli.memory_table import memory_hint
 from lightning_mmrl.cli.plan import batch_arithmetic
 from lightning_mmrl.config.schema import RootConfig
-from lightning_mmrl.config.tracking import deliver_leftovers, settle_tracking
 from lightning_mmrl.errors import GateError, OutOfMemoryError
 
 
@@ -32,9 +32,9 @@ def train(
     """Trains what is not finished yet, or what is selected, then shows what every stage added."""
     config = settle_tracking(config)
     # Loaded here: a bad configuration is refused before torch is imported.
+    from lightning_mmrl.app.assembly import trainer_settings
+    from lightning_mmrl.app.run import run_curriculum
     from lightning_mmrl.cli.tables import print_comparison
-    from lightning_mmrl.config.assembly import trainer_settings
-    from lightning_mmrl.config.run import run_curriculum
     from lightning_mmrl.curriculum.selection import Selection
     from lightning_mmrl.training.console import ConsoleProgress
     from lightning_mmrl.training.group import joined

@@ -190,14 +190,14 @@ UNPICKLED = (
 )
 TARGETS = {
     "a function of ours that runs a file": "{_target_: lightning_mmrl.rewards.user_function._module, place: evil.py}",
-    "a function of ours that imports": "{_target_: lightning_mmrl.config.targets._importable, target: evil_package.x}",
+    "a function of ours that imports": "{_target_: lightning_mmrl.registry.targets._importable, target: evil.x}",
     "the command itself": (
         "{_target_: lightning_mmrl.cli.main.main, arguments: [plan, '+hydra.callbacks.x=" + MARK + "']}"
     ),
     "a writer of files": "{_target_: lightning_mmrl.training.console.Path.touch, self: MARKER}",
     "a pickle for a worker": UNPICKLED,
     "what builds targets": (
-        "{_target_: lightning_mmrl.config.targets.build, path: x, "
+        "{_target_: lightning_mmrl.registry.targets.build, path: x, "
         "node: {_target_: lightning_mmrl.rewards.user_function._module, place: evil.py}}"
     ),
     "another kind": "{_target_: lightning_mmrl.data.synthetic.arithmetic.ARITHMETIC, directory: MARKER, scale: 0.05}",
@@ -209,7 +209,7 @@ TARGETS = {
     "arguments without names": "{_target_: lightning_mmrl.rewards.token_length.TokenLength, _args_: [MARKER]}",
     "a function of the user's": f"{{_target_: {FUNCTION}, function: 'evil.py:reward'}}",
     "a function of a package": f"{{_target_: {FUNCTION}, function: 'evil_package:reward'}}",
-    "a module of ours by its alias": "{_target_: lightning_mmrl.config.build.os.system, command: 'touch MARKER'}",
+    "a module of ours by its alias": "{_target_: lightning_mmrl.app.stages.os.system, command: 'touch MARKER'}",
     "a target that was a text": f"'\\${{oc.decode:\"{{_target_: {FUNCTION}, function: evil.py:reward}}\"}}'",
 }
 

@@ -19,12 +19,12 @@ from lightning_mmrl.cli.plan import (
     passes,
 )
 from lightning_mmrl.config.compose import compose
-from lightning_mmrl.config.memory import Lengths, estimate
-from lightning_mmrl.config.released import RELEASED
-from lightning_mmrl.config.shapes import read_shape
 from lightning_mmrl.config.specs import manifest_digests, stage_specs
 from lightning_mmrl.curriculum.attempt import STATES, Attempt, stage_folder
 from lightning_mmrl.curriculum.manifest import FILE, FinishedStage, Manifest
+from lightning_mmrl.planning.memory import Lengths, estimate
+from lightning_mmrl.planning.released import RELEASED
+from lightning_mmrl.planning.shapes import read_shape
 from lightning_mmrl.types.records import StageResult
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import foreign
 import pytest
 
+from lightning_mmrl.app import predict as answer
 from lightning_mmrl.cli.main import main
-from lightning_mmrl.config import answer
 from lightning_mmrl.data.media.asked import chosen_media
 from lightning_mmrl.data.media.guard import GuardedDecoder
 from lightning_mmrl.errors import MediaError

@@ -121,7 +121,7 @@ def test_a_label_that_is_not_in_the_set_is_invalid_now(folder, capsys):
 def test_a_reward_that_hangs_is_killed(folder, capsys, monkeypatch):
     monkeypatch.syspath_prepend(str(HERE.parent / "rewards"))
     hostile = importlib.import_module("hostile_rewards")
-    monkeypatch.setattr("lightning_mmrl.config.rewards.build_reward", lambda *_: hostile.Obedient())
+    monkeypatch.setattr("lightning_mmrl.app.rewards.build_reward", lambda *_: hostile.Obedient())
     write_table(folder / "iteration_000001.jsonl", [row("p0", "spin", "give 1", scores=[scored(WRONG)] * 2)])
     done = reward_test(capsys, folder, "stages.reason.rewards.deadline_s=0.5")
     assert done.code == 0

@@ -13,7 +13,7 @@ import pytest
 
 from lightning_mmrl.cli import serve
 from lightning_mmrl.cli.main import main
-from lightning_mmrl.config import rollout_checks
+from lightning_mmrl.config.checks import rollout as rollout_checks
 from lightning_mmrl.config.compose import compose
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.rollout.vllm.client import KeyRefusedError
