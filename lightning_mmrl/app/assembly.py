@@ -35,7 +35,7 @@ from lightning_mmrl.protocols.tensors import RolloutEngine
 from lightning_mmrl.registry import targets
 from lightning_mmrl.registry.families import stored_family
 from lightning_mmrl.rollout.hf import HFEngine
-from lightning_mmrl.stages.answers import Examiner
+from lightning_mmrl.stages.answers import AnswerEvaluator
 from lightning_mmrl.training.console import ConsoleProgress
 from lightning_mmrl.training.group import RankGroup
 from lightning_mmrl.training.trainer import TrainerSettings
@@ -157,11 +157,11 @@ class Assembly:
         towers = tower_fingerprint(media.backbone)
         return FeatureCache(Path(settings.directory), max_bytes=settings.max_bytes, towers=towers)
 
-    def examiner(self, policy: Policy, encoder: Any) -> Examiner:
+    def evaluator(self, policy: Policy, encoder: Any) -> AnswerEvaluator:
         """Greedy answers, judged."""
         engine = self.engine(policy, encoder, self.config.evaluation.max_new_tokens)
-        apart = self.group.interruption.apart
-        return Examiner(engine=engine, matcher=self.matcher, lexicon=self.lexicon, apart=apart)
+        rank_local = self.group.interruption.rank_local
+        return AnswerEvaluator(engine=engine, matcher=self.matcher, lexicon=self.lexicon, rank_local=rank_local)
 
     def engine(self, policy: Policy, encoder: Any, max_new_tokens: int) -> HFEngine:
         """Answers of the policy itself."""

@@ -7,13 +7,13 @@ from lightning_mmrl.rewards.pool import InlineRewards, RewardPool
 
 
 def build_reward(settings: RewardsConfig, path: str) -> WeightedReward:
-    """The weighted sum of the configured parts; `path` is the key of the settings.
+    """The weighted sum of the configured components; `path` is the key of the settings.
 
     Raises:
         ConfigError: A part cannot be built.
     """
-    parts = {name: targets.build(node, f"{path}.parts.{name}") for name, node in settings.parts.items()}
-    return WeightedReward(parts=parts, weights=settings.weights)
+    components = {name: targets.build(node, f"{path}.components.{name}") for name, node in settings.components.items()}
+    return WeightedReward(components=components, weights=settings.weights)
 
 
 def reward_pool(settings: RewardsConfig, path: str) -> RewardPool:

@@ -12,6 +12,7 @@ from yaml import MarkedYAMLError
 
 from lightning_mmrl.config.composing import composed
 from lightning_mmrl.config.folders import groups, options
+from lightning_mmrl.config.renamed import key_hint
 from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.registry.own_code import KEYS, NO_KEY
@@ -24,7 +25,6 @@ from lightning_mmrl.suggestions import (
     nearest,
     offered,
     shown,
-    unknown_key,
 )
 
 DIRECTORY_FLAGS = ("--config-dir", "-cd")
@@ -85,7 +85,7 @@ def _unknown(cause: ConfigKeyError | ConfigAttributeError, own: Path | None) -> 
         return f"{key}: is not set in this composition; add it by +{key}=..."
     addition = f", or add a parameter of the _target_ by +{key}=..." if "_target_" in names else ""
     extra = [] if "." in key else groups(own)
-    return f"{key}: unknown key{unknown_key(key, tree, RootConfig, extra)}{addition}"
+    return f"{key}: unknown key{key_hint(key, tree, RootConfig, extra)}{addition}"
 
 
 def _other_name(key: str, known: list[str]) -> str:
@@ -169,9 +169,7 @@ def _deleted(found: re.Match[str], arguments: Sequence[str]) -> str:
     key = found[1]
     if "@" in key or key in groups(own_folder(arguments)):
         return f"~{key}: is not chosen in this composition, so it cannot be removed; leave it out"
-    return (
-        f"~{key}: unknown key, so it cannot be removed{unknown_key(key, _reference(arguments), RootConfig, groups())}"
-    )
+    return f"~{key}: unknown key, so it cannot be removed{key_hint(key, _reference(arguments), RootConfig, groups())}"
 
 
 def _other_value(found: re.Match[str], arguments: Sequence[str]) -> str:

@@ -231,10 +231,10 @@ class SamplingConfig:
 class RewardsConfig:
     """Named reward functions and their weights; workers > 0 runs them in killable processes."""
 
-    parts: dict[str, Any] = MISSING
+    components: dict[str, Any] = MISSING
     weights: dict[str, float] = MISSING
-    pass_part: str = "label"
-    """The part that says whether an answer is right: what pass rates count."""
+    pass_component: str = "label"
+    """The component that says whether an answer is right: pass rates count it."""
     num_workers: int = 0
     """Killable processes that score; 0: the training process does, without deadlines and memory limit."""
     deadline_s: float = 8.0

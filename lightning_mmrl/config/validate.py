@@ -17,6 +17,7 @@ from lightning_mmrl.config.composing import sealed
 from lightning_mmrl.config.fitting import fitted
 from lightning_mmrl.config.folders import groups
 from lightning_mmrl.config.label_file import with_labels
+from lightning_mmrl.config.renamed import key_hint
 from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.config.specs import cap_steps
 from lightning_mmrl.errors import ConfigError
@@ -29,7 +30,6 @@ from lightning_mmrl.suggestions import (
     did_you_mean,
     first_line,
     shown,
-    unknown_key,
 )
 
 
@@ -99,7 +99,7 @@ def check_keys(tree: Mapping[Any, Any]) -> None:
             if key.rpartition(".")[2] in KEYS:
                 raise ConfigError(f"{key}: {NO_KEY}")
             extra = [] if "." in key else groups()
-            raise ConfigError(f"{key}: unknown key{unknown_key(key, tree, RootConfig, extra)}")
+            raise ConfigError(f"{key}: unknown key{key_hint(key, tree, RootConfig, extra)}")
         _check_form(value, annotation, key)
 
 
@@ -189,5 +189,5 @@ def _broken_reference(error: OmegaConfBaseException, composed: DictConfig) -> Co
     if annotation_of(missing[1], RootConfig) is not None:
         return ConfigError(f"{key}: refers to ${{{missing[1]}}}, which is not set; set {missing[1]}")
     tree = OmegaConf.to_container(composed, resolve=False)
-    hint = unknown_key(missing[1], cast(dict[str, Any], tree), RootConfig)
+    hint = key_hint(missing[1], cast(dict[str, Any], tree), RootConfig)
     return ConfigError(f"{key}: refers to ${{{missing[1]}}}, which does not exist{hint}")

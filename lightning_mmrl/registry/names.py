@@ -137,7 +137,7 @@ PLACES: Mapping[str, str] = {
     "stages.*.data.module": "data module",
     "stages.*.optimizer": "optimizer",
     "stages.*.schedule": "schedule",
-    "stages.*.rewards.parts.*": "reward",
+    "stages.*.rewards.components.*": "reward",
     "stages.*.algorithm.advantage": "advantage",
     "stages.*.algorithm.loss": "loss",
     "stages.*.algorithm.aggregation": "aggregation",

@@ -59,7 +59,7 @@ class BadSteps:
         Raises:
             StageError: The weights are not finite, or too many steps were skipped.
         """
-        flags = self._context.ranks.either([not finite for finite in _read(numbers.values())])
+        flags = self._context.ranks.any([not finite for finite in _read(numbers.values())])
         wrong = [name for name, flag in zip(numbers, flags, strict=True) if flag]
         if wrong:
             self._steps.add(step)

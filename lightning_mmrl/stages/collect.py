@@ -79,7 +79,7 @@ class Collector:
         """Whether too few groups pass on any rank and another batch of prompts may be sampled."""
         if len(samplings) >= self.max_samplings:
             return False
-        return self.ranks.either([int(self._kept(samplings).sum()) < len(samplings[0].prompts.samples)])[0]
+        return self.ranks.any([int(self._kept(samplings).sum()) < len(samplings[0].prompts.samples)])[0]
 
     def chosen(self, samplings: Sequence[Experience]) -> Collected:
         """The batch of the iteration: as many groups as the first sampling has."""
@@ -89,7 +89,7 @@ class Collector:
         all_rollouts = join_rollouts([each.rollout for each in samplings])
         all_scores = join_scores([each.scores for each in samplings])
         rollout, scores = select_rollout(all_rollouts, rows), select_scores(all_scores, rows)
-        refilled = self.ranks.either([rows != list(range(wanted))])[0]
+        refilled = self.ranks.any([rows != list(range(wanted))])[0]
         batch = samplings[0]
         if refilled:
             raw = join_prompts([each.raw for each in samplings])

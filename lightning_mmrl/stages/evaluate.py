@@ -15,7 +15,7 @@ from lightning_mmrl.files import write_whole, writing
 from lightning_mmrl.models.parallelize import Sharding
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
-from lightning_mmrl.stages.answers import Examiner, all_predictions, headline, require_all
+from lightning_mmrl.stages.answers import AnswerEvaluator, all_predictions, headline, require_all
 from lightning_mmrl.stages.context import place
 from lightning_mmrl.types.batches import PromptBatch
 from lightning_mmrl.types.records import Sample
@@ -24,7 +24,7 @@ SUMMARY = "evaluation.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExaminedSet:
+class EvaluatedSet:
     """The content of a test loader: its number of samples, and the samples left out with their reasons."""
 
     name: str
@@ -41,7 +41,7 @@ class EvaluationModule(lightning.LightningModule):
 
     Args:
         policy: The model, so that the trainer moves it to its device.
-        examiner: Asks and judges.
+        evaluator: Asks and judges.
         sets: What the test loaders hold, in their order.
         directory: Where results go.
         bootstrap: Interval estimator.
@@ -52,9 +52,9 @@ class EvaluationModule(lightning.LightningModule):
     def __init__(
         self,
         policy: Policy,
-        examiner: Examiner,
+        evaluator: AnswerEvaluator,
         *,
-        sets: Sequence[ExaminedSet],
+        sets: Sequence[EvaluatedSet],
         directory: Path,
         bootstrap: ClusterBootstrap,
         ranks: Ranks = ALONE,
@@ -63,7 +63,7 @@ class EvaluationModule(lightning.LightningModule):
         super().__init__()
         self.policy = policy
         self.results: dict[str, dict[str, Any]] = {}
-        self._examiner = examiner
+        self._evaluator = evaluator
         self._sets = list(sets)
         self._directory = directory
         self._bootstrap = bootstrap
@@ -77,7 +77,7 @@ class EvaluationModule(lightning.LightningModule):
 
     def test_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Examines one batch of one set."""
-        self._predictions[dataloader_idx].append(self._examiner.examine(batch, self._ranks))
+        self._predictions[dataloader_idx].append(self._evaluator.evaluate(batch, self._ranks))
 
     def on_test_epoch_end(self) -> None:
         """Computes and writes the results of all sets.
@@ -103,7 +103,7 @@ class EvaluationModule(lightning.LightningModule):
     def _summarise(self, predictions: list[Prediction], left_out: Sequence[tuple[Sample, str]]) -> dict[str, Any]:
         values, intervals = self._measured(predictions)
         if left_out:
-            wrong = [self._examiner.unanswered(sample) for sample, _ in left_out]
+            wrong = [self._evaluator.unanswered(sample) for sample, _ in left_out]
             more, wider = self._measured([*predictions, *wrong])
             values |= {f"{key}{COUNTED_WRONG}": value for key, value in headline(more).items()}
             intervals |= {f"{key}{COUNTED_WRONG}": interval for key, interval in wider.items()}
@@ -115,15 +115,15 @@ class EvaluationModule(lightning.LightningModule):
         }
 
     def _measured(self, predictions: list[Prediction]) -> tuple[dict[str, float], dict[str, Interval]]:
-        metrics = self._examiner.new_metrics()
+        metrics = self._evaluator.new_metrics()
         metrics.update(predictions)
-        return metrics.compute(), self._bootstrap.intervals(predictions, self._examiner.matcher.labels)
+        return metrics.compute(), self._bootstrap.intervals(predictions, self._evaluator.matcher.labels)
 
     def _write(self, name: str, predictions: list[Prediction]) -> None:
-        metrics = self._examiner.new_metrics()
+        metrics = self._evaluator.new_metrics()
         metrics.update(predictions)
         lines = "".join(prediction.to_json() + "\n" for prediction in predictions)
         write_whole(self._directory / f"{name}.jsonl", lines)
         figure = self._directory / f"{name}.png"
         with writing(figure):
-            save_confusion_figure(metrics.confusion.cpu().numpy(), self._examiner.matcher.labels, figure, name)
+            save_confusion_figure(metrics.confusion.cpu().numpy(), self._evaluator.matcher.labels, figure, name)

@@ -34,7 +34,7 @@ def scoring_batches(
         prompts: Gives the prompts of a batch with their media, by their rows; None takes those of the experience.
     """
     prompts, microbatches = prompts or experience.prompts.select, _microbatches(experience, live, budget)
-    num_missing = ranks.most(len(microbatches)) - len(microbatches) if ranks.lockstep else 0
+    num_missing = ranks.max(len(microbatches)) - len(microbatches) if ranks.lockstep else 0
     for parts in microbatches:
         yield scoring_batch(experience, parts, prompts), _rows(experience, parts)
     for _ in range(num_missing):

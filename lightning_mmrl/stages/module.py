@@ -8,7 +8,7 @@ import lightning
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.models.digest import weight_digest
 from lightning_mmrl.models.policy import Policy
-from lightning_mmrl.stages.answers import Examiner, Validation, headline
+from lightning_mmrl.stages.answers import AnswerEvaluator, Validation, headline
 from lightning_mmrl.stages.bad_steps import BadSteps
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext, finished_steps, log_metrics, place
 from lightning_mmrl.stages.ending import Ending
@@ -27,14 +27,19 @@ class StageModule(lightning.LightningModule):
         policy: The model to train.
         optimizer: Optimizer and schedule.
         context: The stage's name, length, seed and folder.
-        examiner: Judges greedy answers on the validation split, if there is one.
+        evaluator: Judges greedy answers on the validation split, if there is one.
     """
 
     idle_causes: ClassVar[str] = "a learning rate of 0, or steps too small for the type of the weights"
     """Why a stage may have changed no weight."""
 
     def __init__(
-        self, policy: Policy, *, optimizer: OptimizerSettings, context: StageContext, examiner: Examiner | None = None
+        self,
+        policy: Policy,
+        *,
+        optimizer: OptimizerSettings,
+        context: StageContext,
+        evaluator: AnswerEvaluator | None = None,
     ) -> None:
         super().__init__()
         self.policy = policy
@@ -46,7 +51,9 @@ class StageModule(lightning.LightningModule):
         self._bad_steps = BadSteps(context, lambda: dict(self.named_parameters()))
         self._num_steps = 0
         self._start_digest: str | None = None
-        self._validation = Validation(examiner, context.ranks, context.num_validated) if examiner is not None else None
+        self._validation = (
+            Validation(evaluator, context.ranks, context.num_validated) if evaluator is not None else None
+        )
 
     def configure_model(self) -> None:
         """Spreads the policy over the ranks."""

@@ -24,7 +24,7 @@ from lightning_mmrl.protocols.tensors import RolloutEngine
 from lightning_mmrl.rollout.sampling import group_seeds
 from lightning_mmrl.stages.advantages import of_tokens, penalized_rewards, shared_advantages
 from lightning_mmrl.stages.algorithm import Algorithm
-from lightning_mmrl.stages.answers import Examiner
+from lightning_mmrl.stages.answers import AnswerEvaluator
 from lightning_mmrl.stages.bad_steps import NotFiniteError, estimates
 from lightning_mmrl.stages.collect import Collected, Collector
 from lightning_mmrl.stages.context import (
@@ -70,7 +70,7 @@ class PolicyGradientModule(StageModule):
         optimizer: Optimizer and schedule, stepped once per iteration that updates the policy.
         context: The stage's name, length, seed and folder.
         algorithm: Estimator or critic, loss and how they are applied; the preset's own by default.
-        examiner: Judges greedy answers on the validation split, if there is one.
+        evaluator: Judges greedy answers on the validation split, if there is one.
         table: Where sampled rollouts are written, if anywhere.
     """
 
@@ -88,10 +88,10 @@ class PolicyGradientModule(StageModule):
         optimizer: OptimizerSettings,
         context: StageContext,
         algorithm: Algorithm | None = None,
-        examiner: Examiner | None = None,
+        evaluator: AnswerEvaluator | None = None,
         table: RolloutTable | None = None,
     ) -> None:
-        super().__init__(policy, optimizer=optimizer, context=context, examiner=examiner)
+        super().__init__(policy, optimizer=optimizer, context=context, evaluator=evaluator)
         self.automatic_optimization = False
         self.engine = engine
         self.rewards = rewards
@@ -103,7 +103,7 @@ class PolicyGradientModule(StageModule):
         first = Limits(group_size=algorithm.group_size, temperature=policy.temperature)
         self._phases = Phases(first=first, later=algorithm.phases)
         self._seconds: dict[str, float] = {}
-        self._signal = SignalWatch(pass_component=context.pass_part, regularized=algorithm.regularized)
+        self._signal = SignalWatch(pass_component=context.pass_component, regularized=algorithm.regularized)
         self._critic_trainer: CriticTrainer | None = None
         if algorithm.critic is not None:
             self.critic = Critic(policy, share_frozen=context.sharding is None)
@@ -129,7 +129,7 @@ class PolicyGradientModule(StageModule):
         collector = Collector(
             select=algorithm.select if iteration > algorithm.select_after else None,
             max_samplings=algorithm.max_samplings,
-            pass_component=context.pass_part,
+            pass_component=context.pass_component,
             ranks=self._ranks,
         )
         samplings = [self.generate_and_score(batch, iteration)]
@@ -154,12 +154,12 @@ class PolicyGradientModule(StageModule):
         with self._timed("encode"):
             differentiable = sampling == 0 and self.algorithm.update.on_policy
             with_features, towers = encoded(self.policy, prompts, differentiable=differentiable)
-        with self._timed("generate"), self._context.apart():
+        with self._timed("generate"), self._context.rank_local():
             rollout = self.generate(with_features if self.engine.reads_features else prompts, iteration, sampling)
         features = list(with_features.media.features.values())
         sampled = {"tower outputs": features, "sampler log-probabilities": [rollout.sampler_logprobs]}
         self._bad_steps.require(iteration, sampled, prompts.samples)
-        with self._timed("score"), self._context.apart():
+        with self._timed("score"), self._context.rank_local():
             scores = score_rollout(self.rewards, prompts.samples, rollout)
         refuse_failures(scores, self.rewards.max_invalid_rate, self._ranks)
         trainable = scores.valid
@@ -251,7 +251,7 @@ class PolicyGradientModule(StageModule):
             generator = torch.Generator().manual_seed(self._context.seed * 1_000_003 + iteration)
             minibatches = plan_minibatches(num_prompts, settings, generator, self._ranks)
             live = [[row for row in minibatch if moves[row]] for minibatch in minibatches]
-            has_signal = self._ranks.either([bool(rows) for rows in live])
+            has_signal = self._ranks.any([bool(rows) for rows in live])
             steps: list[dict[str, float]] = []
             for number in [index for index, found in enumerate(has_signal) if found]:
                 step = self._accumulate(experience, minibatches[number], live[number], objective)

@@ -42,7 +42,7 @@ class SFTModule(StageModule):
         policy: The model to train.
         optimizer: Optimizer and schedule.
         context: The stage's name, length, seed and folder.
-        examiner: Judges greedy answers on the validation split, if there is one.
+        evaluator: Judges greedy answers on the validation split, if there is one.
     """
 
     _skips = False

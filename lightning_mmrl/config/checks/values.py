@@ -324,17 +324,17 @@ def _check_phases(path: str, phases: Mapping[str, PhaseConfig], num_steps: int) 
 
 
 def _check_rewards(path: str, rewards: RewardsConfig) -> None:
-    for name in rewards.parts:
-        _require_target(rewards.parts, f"{path}.parts.{name}", name)
+    for name in rewards.components:
+        _require_target(rewards.components, f"{path}.components.{name}", name)
     for name, weight in rewards.weights.items():
-        if name not in rewards.parts:
-            raise ConfigError(f"{path}.weights.{name}: weighs no part{did_you_mean(name, rewards.parts)}")
+        if name not in rewards.components:
+            raise ConfigError(f"{path}.weights.{name}: weighs no component{did_you_mean(name, rewards.components)}")
         rule = f"a finite number of float32, at most {MAX_WEIGHT} in size"
         require(abs(weight) <= MAX_WEIGHT, f"{path}.weights.{name}", weight, rule)
-    for name in rewards.parts:
+    for name in rewards.components:
         if name not in rewards.weights:
-            raise ConfigError(f"{path}.parts.{name}: has no weight; give it one by +{path}.weights.{name}=1.0")
-    one_of(rewards.pass_part, f"{path}.pass_part", rewards.parts)
+            raise ConfigError(f"{path}.components.{name}: has no weight; give it one by +{path}.weights.{name}=1.0")
+    one_of(rewards.pass_component, f"{path}.pass_component", rewards.components)
     require(rewards.num_workers >= 0, f"{path}.num_workers", rewards.num_workers, "at least 0")
     _positive(f"{path}.deadline_s", rewards.deadline_s)
     _positive(f"{path}.batch_budget_s", rewards.batch_budget_s)

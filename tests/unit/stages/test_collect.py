@@ -83,7 +83,7 @@ class Run:
         module = GRPOModule(
             policy,
             self.engine,
-            InlineRewards(WeightedReward(parts={"label": Right()}, weights={"label": 1.0})),
+            InlineRewards(WeightedReward(components={"label": Right()}, weights={"label": 1.0})),
             optimizer=OptimizerSettings(factory=partial(torch.optim.SGD, lr=1e-2), schedule=WarmupConstant()),
             context=StageContext(
                 name="stage", num_steps=len(batches), seed=0, directory=folder, refill=lambda: next(further)
@@ -288,7 +288,7 @@ class Pair:
         self._other = iter(other_is_short)
         self.asked = []
 
-    def either(self, flags):
+    def any(self, flags):
         self.asked.append(flags[0])
         return [flags[0] or next(self._other)]
 
@@ -337,7 +337,7 @@ def test_more_samplings_need_a_selection_and_a_place_to_sample_from(model, tmp_p
         GRPOModule(
             policy,
             omni.engine(encoder, policy, max_new_tokens=2),
-            InlineRewards(WeightedReward(parts={"label": Right()}, weights={"label": 1.0})),
+            InlineRewards(WeightedReward(components={"label": Right()}, weights={"label": 1.0})),
             optimizer=OptimizerSettings(factory=torch.optim.SGD, schedule=WarmupConstant()),
             context=StageContext(name="stage", num_steps=1, seed=0, directory=tmp_path),
             algorithm=algorithm(select=HasSignal(), max_samplings=2),

@@ -83,7 +83,7 @@ def rl_module(model, tmp_path, *, reward=None, script=None, algorithm=None, tabl
     encoder, policy = model
     texts = script or {f"p{index}": [GOOD, BAD] for index in range(4)}
     engine = ScriptedEngine(texts, encode=encoder.encode_target, pad_token_id=encoder.pad_token_id)
-    rewards = InlineRewards(WeightedReward(parts={"label": reward or WantsAngry()}, weights={"label": 1.0}))
+    rewards = InlineRewards(WeightedReward(components={"label": reward or WantsAngry()}, weights={"label": 1.0}))
     algorithm = algorithm or Algorithm(
         advantage=GroupNormalized(), loss=PPOClip(), aggregation=TokenMean(), group_size=2
     )

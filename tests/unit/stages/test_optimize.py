@@ -208,7 +208,7 @@ class One(Alone):
         self.rank, self.world_size, self._passes = rank, world_size, passes
         self.lockstep = passes > 0
 
-    def most(self, value):
+    def max(self, value):
         return max(value, self._passes)
 
 

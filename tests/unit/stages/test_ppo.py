@@ -83,7 +83,7 @@ def stage(model, folder, *, size=2, steps=1, reward=None, lr=1e-2, critic=CRITIC
     module = PPOModule(
         policy,
         engine,
-        InlineRewards(WeightedReward(parts={"length": reward or Reward()}, weights={"length": 1.0})),
+        InlineRewards(WeightedReward(components={"length": reward or Reward()}, weights={"length": 1.0})),
         optimizer=OptimizerSettings(factory=partial(factory, lr=lr), schedule=WarmupConstant()),
         context=StageContext(name="stage", num_steps=steps, seed=0, directory=folder),
         algorithm=algorithm,
