@@ -33,17 +33,17 @@ class EvaluatedSet:
 
 
 class EvaluationModule(lightning.LightningModule):
-    """Examines every set of the trainer's test loaders and writes what it finds below `directory`.
+    """Evaluates every set of the trainer's test loaders and writes the results below `directory`.
 
     For each set: `<set>.jsonl` with one prediction per line and `<set>.png` with the confusion matrix.
     `evaluation.json`, written last, holds the metrics and the intervals of all sets, and names the samples that were
-    left out. If there are any, the headline comes twice: without them, and with each as a wrong answer of its class.
+    left out. If there are any, the headline metrics come twice: without these samples, and with each counted as wrong.
 
     Args:
         policy: The model, so that the trainer moves it to its device.
-        evaluator: Asks and judges.
-        sets: What the test loaders hold, in their order.
-        directory: Where results go.
+        evaluator: Answers the prompts and judges the answers.
+        sets: The sets of the test loaders, in their order.
+        directory: Folder of the results.
         bootstrap: Interval estimator.
         ranks: The processes that share the sets; rank 0 writes.
         sharding: How weights are spread over them; None if each has them all.
@@ -76,7 +76,7 @@ class EvaluationModule(lightning.LightningModule):
         place(self, self.policy, self._ranks, self._sharding)
 
     def test_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Examines one batch of one set."""
+        """Evaluates one batch of one set."""
         self._predictions[dataloader_idx].append(self._evaluator.evaluate(batch, self._ranks))
 
     def on_test_epoch_end(self) -> None:
@@ -93,14 +93,14 @@ class EvaluationModule(lightning.LightningModule):
             require_all(f"the evaluation on {each.name}", found[each.name], each.num_samples)
         writes = self._ranks.rank == 0
         for each in self._sets:
-            self.results[each.name] = self._summarise(found[each.name], each.left_out)
+            self.results[each.name] = self._summarize(found[each.name], each.left_out)
             if writes:
                 self._write(each.name, found[each.name])
         if not writes:
             return
         write_whole(self._directory / SUMMARY, json.dumps(self.results, indent=2) + "\n")
 
-    def _summarise(self, predictions: list[Prediction], left_out: Sequence[tuple[Sample, str]]) -> dict[str, Any]:
+    def _summarize(self, predictions: list[Prediction], left_out: Sequence[tuple[Sample, str]]) -> dict[str, Any]:
         values, intervals = self._measured(predictions)
         if left_out:
             wrong = [self._evaluator.unanswered(sample) for sample, _ in left_out]

@@ -1,4 +1,4 @@
-"""Training stops when too many rewards fail: it would learn from what is left."""
+"""Stops training when too many rewards fail, since it would learn from the few that remain."""
 
 from collections import Counter
 

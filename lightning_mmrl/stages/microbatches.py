@@ -1,4 +1,4 @@
-"""Microbatches of an experience within a budget, and what ranks in lockstep do while others have more of them."""
+"""Microbatches of an experience within a budget, and dummy batches that keep ranks in lockstep."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -31,7 +31,7 @@ def scoring_batches(
         live: Prompts whose completions are scored.
         budget: Of one batch.
         ranks: Who scores together.
-        prompts: Gives the prompts of a batch with their media, by their rows; None takes those of the experience.
+        prompts: Gives the prompts of a batch with their media, by rows; None: `experience.prompts`.
     """
     prompts, microbatches = prompts or experience.prompts.select, _microbatches(experience, live, budget)
     num_missing = ranks.max(len(microbatches)) - len(microbatches) if ranks.lockstep else 0

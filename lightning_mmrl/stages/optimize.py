@@ -28,22 +28,22 @@ ScoredBatches = Iterable[tuple[ScoringBatch, Int[Tensor, " n"] | None]]
 """Batches with their rows of the rollout; a dummy batch has none. See `microbatches.scoring_batches`."""
 
 SUMS = ("loss", "tokens", "clipped", "clipped_low", "clipped_high", "kl", "entropy", "ratio", *MISMATCH_SUMS)
-"""What an optimizer step adds up over its tokens, beside the divergence from a reference policy..."""
+"""Sums over the tokens of an optimizer step; the divergence from a reference policy joins them if there is one."""
 MAXIMA = ("ratio_max", *MISMATCH_MAXIMA)
-"""...and what it takes the largest of."""
+"""Maxima over the tokens of an optimizer step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateSettings:
-    """How one rollout is turned into optimizer steps.
+    """How one rollout becomes optimizer steps.
 
     Attributes:
         num_epochs: Passes over the rollout.
         num_minibatches: Optimizer steps per pass; prompts are split evenly.
-        tokens_per_microbatch: Tokens that are scored at once, a prompt counted once for its group; bounds memory, does
-            not change the loss. A group that does not fit is split.
-        pairs_per_microbatch: Attention pairs that are scored at once; None leaves it to the tokens.
-        max_grad_norm: Gradient norm above which gradients are scaled down; infinity never.
+        tokens_per_microbatch: Tokens that are scored at once, a prompt counted once for its group. Bounds memory and
+            does not change the loss. A group that does not fit is split.
+        pairs_per_microbatch: Attention pairs that are scored at once; None: no limit.
+        max_grad_norm: Gradient norm above which gradients are scaled down; infinity: never.
     """
 
     num_epochs: int = 1
@@ -54,28 +54,28 @@ class UpdateSettings:
 
     @property
     def on_policy(self) -> bool:
-        """True if every gradient is taken at the weights that sampled: the old log-probs are the policy's own."""
+        """True if every gradient is taken at the weights that sampled; old log-probs are then the policy's own."""
         return self.num_epochs == 1 and self.num_minibatches == 1
 
     @property
     def budget(self) -> Budget:
-        """What one microbatch may hold."""
+        """The limits of one microbatch."""
         pairs = float("inf") if self.pairs_per_microbatch is None else self.pairs_per_microbatch
         return Budget(tokens=self.tokens_per_microbatch, pairs=pairs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """What is minimised in one iteration.
+    """The loss of one iteration.
 
     Attributes:
-        loss: A loss per token.
-        aggregation: What it is divided by.
-        correction: Weights of the losses, but not of the terms that do not depend on advantages; None for none.
-        ranks: Whose tokens count together.
-        kl: The divergence from the reference policy, of experience that has its log-probabilities.
-        kl_coefficient: Its part in the loss of this iteration; 0 if it is in the reward, or only reported.
-        entropy_coefficient: The part of the entropy in the loss of this iteration.
+        loss: The policy loss of each token.
+        aggregation: Reduces token losses, and counts their denominator.
+        correction: Weights of the policy losses; the KL and entropy terms are not weighted. None for none.
+        ranks: The processes whose tokens are reduced together.
+        kl: The divergence from the reference policy, if the experience has the reference's log-probabilities.
+        kl_coefficient: The coefficient of the divergence in the loss; 0 if it is in the reward, or only reported.
+        entropy_coefficient: The coefficient of the entropy bonus.
     """
 
     loss: PolicyLoss
@@ -222,7 +222,7 @@ def _denominator(aggregation: Aggregation, experience: Experience, prompts: Sequ
 def _divergence(
     objective: Objective, inputs: LossInputs, reference_logprobs: Tensor | None, rows: Tensor
 ) -> Float[Tensor, "N C"] | None:
-    """The estimate of the divergence at each token, or None if nothing is compared."""
+    """The estimate of the divergence at each token, or None without a reference."""
     if objective.kl is None or reference_logprobs is None:
         return None
     reference = reference_logprobs[rows].to(inputs.logprobs.dtype)
@@ -232,7 +232,7 @@ def _divergence(
 def _regularized(
     objective: Objective, token_losses: Tensor, divergence: Tensor | None, output: PolicyOutput
 ) -> Float[Tensor, "N C"]:
-    """The losses of the tokens with the terms that do not depend on advantages."""
+    """The token losses with their KL and entropy terms."""
     if objective.kl_coefficient and divergence is not None:
         token_losses = token_losses + objective.kl_coefficient * divergence
     if objective.entropy_coefficient:
@@ -241,7 +241,7 @@ def _regularized(
 
 
 def _token_sums(inputs: LossInputs, losses: LossOutput, output: PolicyOutput) -> dict[str, Tensor]:
-    """What is reported as means over tokens, summed over those of a microbatch."""
+    """The sums over a microbatch's tokens from which means are reported."""
     mask, ratios = inputs.completion_mask, losses.ratios.detach()
     clipped, count = losses.clipped & mask, mask.sum()
     return {

@@ -57,7 +57,7 @@ from lightning_mmrl.types.batches import PromptBatch, Rollout
 
 
 class PolicyGradientModule(StageModule):
-    """Policy-gradient training in manual optimization; its `algorithm` alone says which method it is.
+    """Policy-gradient training in manual optimization; the method is decided by its `algorithm` alone.
 
     An algorithm with a critic trains it beside the policy (`stages.critic`). The critic (`models.critic.Critic`) starts
     as a copy of the policy and has an optimizer of its own. Both are in the state that an unfinished stage continues
@@ -296,7 +296,7 @@ class PolicyGradientModule(StageModule):
     def summarize(
         self, collected: Collected, experience: Experience, update: dict[str, float], iteration: int
     ) -> dict[str, float]:
-        """The metrics of an iteration over all ranks; writes its rollout table, and says if there is no signal."""
+        """The metrics of an iteration over all ranks; writes its rollout table, and warns if no group has a signal."""
         ranks = self._ranks
         if self._table is not None:
             self._table.write(iteration, collected.all_samples, collected.all_rollouts, collected.all_scores, ranks)
@@ -345,11 +345,11 @@ class PolicyGradientModule(StageModule):
         return self.algorithm.kl.coefficient_at(iteration - 1, self._context.num_steps)
 
     def stage_state(self) -> dict[str, Any]:
-        """The state of the stage beside weights and counters, and since when there was no signal."""
+        """As of every stage, and since when there was no signal."""
         return super().stage_state() | {"signal": self._signal.state_dict()}
 
     def load_stage_state(self, state: Mapping[str, Any]) -> None:
-        """Takes up what `stage_state` gave."""
+        """Restores the state that `stage_state` returned."""
         super().load_stage_state(state)
         if "signal" in state:  # a state without the key starts the watch anew
             self._signal.load_state_dict(state["signal"])
@@ -369,13 +369,13 @@ class PolicyGradientModule(StageModule):
         return [optimizer for optimizer, _ in built], [scheduler for _, scheduler in built]
 
     def on_fit_start(self) -> None:
-        """Puts the reference policy where the policy is."""
+        """Places the reference policy on the policy's device, sharded alike."""
         if self._reference is not None:
             mesh = self.device_mesh
             self._reference.place(None if mesh is None else mesh["data_parallel"], self._ranks)
 
     def on_train_start(self) -> None:
-        """Takes up a stage that was saved: the engine gets its weights, and the stage may be at its end."""
+        """Starts the stage, or continues a saved one with its weights in the engine."""
         iteration = finished_steps(self.trainer)
         if iteration:
             self.push(iteration)

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutRow:
-    """One prompt with its G responses and what each of them earned.
+    """One prompt with its G responses and their scores.
 
     `pass_component` is the reward component that says whether a response is right.
     """

@@ -14,10 +14,10 @@ REWARD_TYPE = torch.float32
 """Type of rewards; under precision 16-true torch's default would be float16, whose squares end at 65,504."""
 
 SQUARES = 2**20
-"""How many squares of the largest reward that is used may be added up, as for the deviation of a batch."""
+"""Squares of the largest accepted reward that may be summed without overflow, as in the deviation of a batch."""
 
 LARGEST = math.sqrt(torch.finfo(REWARD_TYPE).max / SQUARES)
-"""Largest magnitude of a reward that is used, 1.8e16."""
+"""Largest magnitude of an accepted reward, 1.8e16."""
 
 
 class RewardSource(Protocol):
@@ -59,8 +59,8 @@ def score_tensors(table: Sequence[Sequence[Score]], device: torch.device) -> Sco
 def finite_scores(table: Sequence[Sequence[Score]]) -> list[list[Score]]:
     """The scores; one that is too large for `REWARD_TYPE` is invalid.
 
-    Rewards are squared and added up in that type. One that a reward returned as a finite number, such as 1e39, may be
-    infinite there; as any failure of a verifier it leaves its group.
+    Rewards are squared and summed in that type, where a finite number such as 1e39 may be infinite. As with any failure
+    of a verifier, the completion leaves its group.
     """
     return [[_within(score) for score in row] for row in table]
 

@@ -1,4 +1,4 @@
-"""Says so when no group has a signal for long, and what is likely to be the reason."""
+"""Warns when no group has had a signal for several iterations, with the likely cause."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,20 +7,20 @@ from lightning_mmrl.ops.groups import constant_groups
 from lightning_mmrl.stages.stats import RolloutSummary
 
 SILENT_ITERATIONS = 5
-"""Iterations in a row without any signal after which it is said."""
+"""Iterations in a row without any signal before the warning."""
 
 
 @dataclass(kw_only=True)
 class SignalWatch:
     """Counts iterations in a row in which no completion of any group has an advantage.
 
-    Such an iteration changes no weight, but for the terms that do not depend on advantages. It is said once in a stage.
+    In such an iteration only terms that do not depend on advantages change weights. A stage warns once.
 
     Attributes:
         pass_component: The reward component that says whether an answer is right.
         regularized: Whether the loss has a KL or entropy term, or a critic learns.
         last: The last iteration with a signal; 0 before there was one.
-        told: Whether it was said.
+        told: Whether the warning was given.
     """
 
     pass_component: str
@@ -29,7 +29,7 @@ class SignalWatch:
     told: bool = False
 
     def noted(self, summary: RolloutSummary, iteration: int) -> str | None:
-        """Takes in an iteration of all ranks, from 1; what is to be said now, if anything is."""
+        """Counts an iteration, numbered from 1, of all ranks; returns the warning if it is due."""
         if bool(summary.has_signal.any()):
             self.last = iteration
         if iteration - self.last < SILENT_ITERATIONS or self.told:
@@ -41,11 +41,11 @@ class SignalWatch:
         )
 
     def state_dict(self) -> dict[str, int]:
-        """The last iteration with a signal, and whether it was said that there is none."""
+        """The last iteration with a signal, and whether the warning was given."""
         return {"last": self.last, "told": int(self.told)}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Goes on as the watch that `state_dict` was taken of."""
+        """Restores the state that `state_dict` returned."""
         self.last, self.told = state["last"], bool(state["told"])
 
     def _cause(self, summary: RolloutSummary) -> str:

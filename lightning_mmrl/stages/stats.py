@@ -53,7 +53,7 @@ class RolloutSummary:
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
-        """The rollout of all ranks; a component that a rank has no score of is zero there, and invalid."""
+        """The summary over all ranks; a component that a rank lacks is zero there, and invalid."""
         names = dict.fromkeys(name for part in parts for name in part.components)
         return cls(
             rewards=torch.cat([part.rewards for part in parts]),

@@ -31,7 +31,7 @@ ValueFunction = Callable[[ScoringBatch], Tensor]
 class CriticSettings:
     """How a critic learns, and how advantages are made of its values.
 
-    The defaults are those of LMM-R1 (arXiv:2503.07536; learning rate of its table A7).
+    LMM-R1 (arXiv:2503.07536) has the same defaults; the learning rate is in its table A7.
 
     Attributes:
         learning_rate: Of the critic's own optimizer. Its kind and schedule are the stage's.
