@@ -42,9 +42,9 @@ def token_logprobs(
         )
     scaled = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
     table = scaled.masked_fill(banned, -torch.inf).log_softmax(-1)
-    return table.gather(-1, tokens.long().unsqueeze(-1)).squeeze(-1), _entropy(
-        table if entropy_gradient else table.detach()
-    )
+    chosen = table.gather(-1, tokens.long().unsqueeze(-1)).squeeze(-1)
+    table = table if entropy_gradient else table.detach()
+    return chosen, -(table.exp() * table.masked_fill(table == -torch.inf, 0.0)).sum(-1)
 
 
 def tiled_token_logprobs(
@@ -77,7 +77,3 @@ def tiled_token_logprobs(
     tiles = zip(states.split(size), tokens.split(size), strict=True)
     scored = [checkpoint(score, rows, chosen, use_reentrant=False) for rows, chosen in tiles]
     return torch.cat([logprobs for logprobs, _ in scored]), torch.cat([entropy for _, entropy in scored])
-
-
-def _entropy(table: Float[Tensor, "*rows V"]) -> Float[Tensor, "*rows"]:
-    return -(table.exp() * table.masked_fill(table == -torch.inf, 0.0)).sum(-1)

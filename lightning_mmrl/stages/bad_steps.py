@@ -173,14 +173,14 @@ def estimates(experience: Experience) -> Numbers:
 
 def _read(numbers: Iterable[Sequence[Tensor | float]]) -> list[bool]:
     """Whether each of them is finite; synchronizes with a device once."""
-    flags = [all_finite([_tensor(value) for value in values]) for values in numbers]
+    # A float in float64: in torch's default type, float16 under precision 16-true, 70,000 is infinite.
+    tensors = (
+        [value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64) for value in values]
+        for values in numbers
+    )
+    flags = [all_finite(each) for each in tensors]
     device = next((flag.device for flag in flags if flag.device.type != "cpu"), torch.device("cpu"))
     return torch.stack([flag.to(device) for flag in flags]).tolist()
-
-
-def _tensor(value: Tensor | float) -> Tensor:
-    """The value, a float in float64: in torch's default type, float16 under precision 16-true, 70,000 is infinite."""
-    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
 
 
 def _are(names: Sequence[str]) -> str:

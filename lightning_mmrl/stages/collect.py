@@ -115,10 +115,11 @@ class Collector:
         )
 
     def _kept(self, samplings: Sequence[Experience]) -> Bool[Tensor, " all"]:
-        return torch.cat([self._passing(each.scores) for each in samplings])
-
-    def _passing(self, scores: Scores) -> Bool[Tensor, " B"]:
+        """Which groups of all samplings pass."""
         if self.select is None:
-            return torch.ones(len(scores.rewards), dtype=torch.bool)
-        right = scores.components.get(self.pass_component, torch.zeros_like(scores.rewards)) >= 1.0
-        return self.select(scores.rewards, right, scores.valid).cpu()
+            return torch.ones(sum(len(each.trainable) for each in samplings), dtype=torch.bool)
+        kept = []
+        for scores in (each.scores for each in samplings):
+            right = scores.components.get(self.pass_component, torch.zeros_like(scores.rewards)) >= 1.0
+            kept.append(self.select(scores.rewards, right, scores.valid).cpu())
+        return torch.cat(kept)

@@ -27,13 +27,7 @@ from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.answers import AnswerEvaluator
 from lightning_mmrl.stages.bad_steps import NotFiniteError, estimates
 from lightning_mmrl.stages.collect import Collected, Collector
-from lightning_mmrl.stages.context import (
-    OptimizerSettings,
-    StageContext,
-    clip_gradients,
-    finished_steps,
-    scalar_values,
-)
+from lightning_mmrl.stages.context import OptimizerSettings, StageContext, clip_gradients, finished_steps, scalar_values
 from lightning_mmrl.stages.critic import CriticTrainer
 from lightning_mmrl.stages.experience import Experience, encoded, prompts_of_update
 from lightning_mmrl.stages.failures import refuse_failures

@@ -66,7 +66,9 @@ class SFTModule(StageModule):
         total = self._ranks.sum(loss.detach()).item()
         self._step = _Step(number=batch_idx + 1, loss=total, samples=batch.prompts.samples)
         reported = {"train/loss": total} if math.isfinite(total) else {}
-        self._report(reported | {"train/learning_rate": self._learning_rate()}, batch_idx + 1)
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        self._report(reported | {"train/learning_rate": optimizer.param_groups[0]["lr"]}, batch_idx + 1)
         return loss
 
     def on_after_backward(self) -> None:
@@ -112,14 +114,8 @@ class SFTModule(StageModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer and its schedule, stepped with every optimizer step that is not skipped."""
-        optimizer, scheduler = self._optimizer.build(self.policy, self._context, self._cooldown_factor)
+        # The cooldown counts skipped steps too, unlike the schedule: otherwise it would not reach zero.
+        optimizer, scheduler = self._optimizer.build(
+            self.policy, self._context, lambda step: self._ending.factor(step + len(self._bad_steps))
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def _cooldown_factor(self, step: int) -> float:
-        """The cooldown counts skipped steps too, unlike the schedule: otherwise it would not reach zero."""
-        return self._ending.factor(step + len(self._bad_steps))
-
-    def _learning_rate(self) -> float:
-        optimizer = self.optimizers()
-        assert isinstance(optimizer, torch.optim.Optimizer)
-        return optimizer.param_groups[0]["lr"]

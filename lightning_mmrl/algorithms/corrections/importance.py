@@ -79,12 +79,6 @@ class ImportanceCorrection:
         return CorrectionOutput(weights=weights, ratios=ratios, clipped=clipped, counted=counted)
 
 
-def _of_tokens(
-    logs: Float[Tensor, "N C"], mask: Bool[Tensor, "N C"]
-) -> tuple[Float[Tensor, "N C"], Bool[Tensor, "N C"]]:
-    return logs, mask
-
-
 def _of_completions(
     logs: Float[Tensor, "N C"], mask: Bool[Tensor, "N C"]
 ) -> tuple[Float[Tensor, "N C"], Bool[Tensor, "N C"]]:
@@ -92,13 +86,13 @@ def _of_completions(
     return logs.sum(-1, keepdim=True).expand_as(logs), mask & (mask.cumsum(-1) == 1)
 
 
-def _truncated(ratios: Float[Tensor, "N C"], floor: float, cap: float) -> Float[Tensor, "N C"]:
-    return ratios.clamp(floor, cap)
-
-
-def _masked(ratios: Float[Tensor, "N C"], floor: float, cap: float) -> Float[Tensor, "N C"]:
-    return torch.where((ratios >= floor) & (ratios <= cap), ratios, torch.zeros_like(ratios))
-
-
-LEVELS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"token": _of_tokens, "sequence": _of_completions}
-MODES: dict[str, Callable[..., Tensor]] = {"truncate": _truncated, "mask": _masked}
+LEVELS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "token": lambda logs, mask: (logs, mask),
+    "sequence": _of_completions,
+}
+MODES: dict[str, Callable[..., Tensor]] = {
+    "truncate": lambda ratios, floor, cap: ratios.clamp(floor, cap),
+    "mask": lambda ratios, floor, cap: torch.where(
+        (ratios >= floor) & (ratios <= cap), ratios, torch.zeros_like(ratios)
+    ),
+}
