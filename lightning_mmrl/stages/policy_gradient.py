@@ -105,7 +105,8 @@ class PolicyGradientModule(StageModule):
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """One iteration; if a number is not finite, the update is skipped and the weights are pushed as they are."""
-        iteration, metrics = batch_idx + 1, dict[str, float]()
+        iteration = batch_idx + 1
+        metrics: dict[str, float] = {}
         self._seconds = {}
         self.policy.media.take_counters()  # a validation in between is not part of the iteration
         with suppress(NotFiniteError):  # on all ranks; `BadSteps` has noted it
