@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How completions are sampled in an iteration; None leaves a value as it was.
+    """How completions are sampled in an iteration; None keeps the earlier value.
 
     >>> Limits(group_size=8, max_new_tokens=8192).temperature is None
     True
@@ -14,7 +14,7 @@ class Limits:
     Attributes:
         group_size: Completions per prompt, G.
         max_new_tokens: Longest completion.
-        temperature: Of sampling, and of the log-probabilities that are trained.
+        temperature: Of sampling and of the log-probabilities in training.
     """
 
     group_size: int | None = None
@@ -24,7 +24,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
-    """What changes once so many iterations of a stage are done.
+    """Limits that replace the earlier ones after so many iterations of a stage.
 
     >>> Phase(after=100, limits=Limits(group_size=8)).limits.group_size
     8
@@ -38,13 +38,13 @@ class Phase:
 class Phases:
     """Progressive thinking suppression training (PTST; Vision-R1, arXiv:2503.06749, section 3.4).
 
-    In phase s completions are at most L_s tokens long and groups have G_s of them; all else goes on as it was: weights,
-    optimizer and learning-rate schedule. Published: 4K tokens x 16 completions for 100 iterations, then 8K x 8.
+    In phase s completions are at most L_s tokens long and groups have G_s of them. Weights, optimizer and learning-rate
+    schedule carry over. Published: 4K tokens x 16 completions for 100 iterations, then 8K x 8.
 
-    A pure function of the iteration: a stage that is continued is in the phase it was in.
+    The limits are a pure function of the iteration, so a resumed stage is in the right phase.
 
     **Deviations**: the paper starts a new GRPO run for each phase; here it is one stage, so the optimizer keeps its
-    moments. Stages in a row do as the paper does.
+    moments. Separate stages do as the paper does.
 
     >>> phases = Phases(
     ...     first=Limits(group_size=16, max_new_tokens=4096, temperature=1.0),

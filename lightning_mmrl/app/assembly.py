@@ -37,7 +37,7 @@ from lightning_mmrl.settings.algorithm import SamplingSettings
 from lightning_mmrl.settings.data import SourceSettings
 from lightning_mmrl.settings.model import AdapterSettings
 from lightning_mmrl.settings.run import RunSettings
-from lightning_mmrl.stages.answers import Examiner
+from lightning_mmrl.stages.answers import AnswerEvaluator
 from lightning_mmrl.training.console import ConsoleProgress
 from lightning_mmrl.training.group import RankGroup
 from lightning_mmrl.types.media import decisive
@@ -142,11 +142,11 @@ class Assembly:
         towers = tower_fingerprint(media.backbone)
         return FeatureCache(settings, towers=towers)
 
-    def examiner(self, policy: Policy, encoder: Any) -> Examiner:
+    def evaluator(self, policy: Policy, encoder: Any) -> AnswerEvaluator:
         """Greedy answers, judged."""
         engine = self.engine(policy, encoder, self.config.evaluation.max_new_tokens)
-        apart = self.group.interruption.apart
-        return Examiner(engine=engine, matcher=self.matcher, lexicon=self.lexicon, apart=apart)
+        rank_local = self.group.interruption.rank_local
+        return AnswerEvaluator(engine=engine, matcher=self.matcher, lexicon=self.lexicon, rank_local=rank_local)
 
     def engine(self, policy: Policy, encoder: Any, max_new_tokens: int) -> HFEngine:
         """Answers of the policy itself."""

@@ -124,8 +124,8 @@ class _Uses:
         return targets.build({**node, "_partial_": True}, path if stage.data.module else "data.module").func
 
     def _label_rewards(self, name: str, stage: StageSettings) -> list[LabelAnswer]:
-        nodes = {} if stage.rewards is None else stage.rewards.parts
-        parts = [targets.build(node, f"stages.{name}.rewards.parts.{part}") for part, node in nodes.items()]
+        nodes = {} if stage.rewards is None else stage.rewards.components
+        parts = [targets.build(node, f"stages.{name}.rewards.components.{part}") for part, node in nodes.items()]
         return [part for part in parts if isinstance(part, LabelAnswer)]
 
 

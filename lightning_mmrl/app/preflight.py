@@ -17,7 +17,7 @@ from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.settings.stage import StageSettings
 from lightning_mmrl.suggestions import first_line, shown
 
-SFT_GIVES = ("policy", "optimizer", "context", "examiner")
+SFT_GIVES = ("policy", "optimizer", "context", "evaluator")
 RL_GIVES = (*SFT_GIVES, "engine", "rewards", "algorithm", "table")
 ENCODER_GIVES = ("checkpoint", "position_rule", "audio_in_video")
 DATA_GIVES = ("pipeline", "template", "feed", "validation", "monitor")
@@ -26,7 +26,7 @@ ENGINE_GIVES = ("policy", "encoder", "sampling", "template", "poll")
 OPTIONAL_PARTS = {
     "correction": ("old_logprobs", "sampler_logprobs", "completion_mask"),
     "select": ("rewards", "passed", "valid"),
-    "distill": ("advantages", "candidates", "step", "num_steps", "generator"),
+    "resample": ("advantages", "candidates", "step", "num_steps", "generator"),
 }
 """What they are called with in parts of an algorithm that may be null."""
 
@@ -58,10 +58,10 @@ def _rehearse_stage(path: str, stage: StageSettings) -> None:
     _rehearse_schedule(f"{path}.schedule", stage.schedule, stage.num_steps)
     if stage.rewards is not None:
         parts = {}
-        for name, node in stage.rewards.parts.items():
-            parts[name] = targets.build(node, f"{path}.rewards.parts.{name}")
-            _check_call(f"{path}.rewards.parts.{name}", parts[name], "sample", "completion")
-        WeightedReward(parts=parts, weights=stage.rewards.weights)
+        for name, node in stage.rewards.components.items():
+            parts[name] = targets.build(node, f"{path}.rewards.components.{name}")
+            _check_call(f"{path}.rewards.components.{name}", parts[name], "sample", "completion")
+        WeightedReward(components=parts, weights=stage.rewards.weights)
     if stage.algorithm is not None:
         algorithm = build_algorithm(stage, make, path)
         if algorithm.advantage is not None:

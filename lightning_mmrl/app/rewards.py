@@ -9,13 +9,13 @@ from lightning_mmrl.settings.algorithm import RewardSettings
 
 
 def build_reward(settings: RewardSettings, path: str) -> WeightedReward:
-    """The weighted sum of the configured parts; `path` is the key of the settings.
+    """The weighted sum of the configured components; `path` is the key of the settings.
 
     Raises:
         ConfigError: A part cannot be built.
     """
-    parts = {name: targets.build(node, f"{path}.parts.{name}") for name, node in settings.parts.items()}
-    return WeightedReward(parts=parts, weights=settings.weights)
+    components = {name: targets.build(node, f"{path}.components.{name}") for name, node in settings.components.items()}
+    return WeightedReward(components=components, weights=settings.weights)
 
 
 def reward_pool(settings: RewardSettings, path: str) -> RewardPool:

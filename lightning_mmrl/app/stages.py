@@ -31,7 +31,7 @@ from lightning_mmrl.registry import targets
 from lightning_mmrl.settings.stage import StageSettings
 from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
-from lightning_mmrl.stages.evaluate import EvaluationModule, ExaminedSet
+from lightning_mmrl.stages.evaluate import EvaluatedSet, EvaluationModule
 from lightning_mmrl.stages.optimize import UpdateSettings
 from lightning_mmrl.stages.rollout_table import PASS_COMPONENT, RolloutTable
 from lightning_mmrl.stages.values import CriticSettings
@@ -160,14 +160,14 @@ class StageBuilder:
                 cooldown_steps=stage.cooldown_steps,
                 ranks=ranks_of(stage.trainer),
                 sharding=sharding_of(stage.trainer),
-                apart=parts.group.interruption.apart,
+                rank_local=parts.group.interruption.rank_local,
                 refill=datamodule.refill_batch,
                 num_validated=datamodule.num_validated,
-                pass_part=PASS_COMPONENT if stage.rewards is None else stage.rewards.pass_part,
+                pass_component=PASS_COMPONENT if stage.rewards is None else stage.rewards.pass_component,
                 max_bad_steps=stage.max_bad_steps,
                 say=self._say(spec),
             ),
-            "examiner": parts.examiner(policy, encoder) if stage.validate_every else None,
+            "evaluator": parts.evaluator(policy, encoder) if stage.validate_every else None,
             "policy": policy,
         }
         make = targets.build({**stage.module, "_partial_": True}, f"{path}.module")
@@ -176,7 +176,7 @@ class StageBuilder:
         assert stage.sampling is not None
         assert stage.rewards is not None
         table = RolloutTable(
-            directory / "rollouts", every=stage.rollout_table_every, pass_component=stage.rewards.pass_part
+            directory / "rollouts", every=stage.rollout_table_every, pass_component=stage.rewards.pass_component
         )
         engine = parts.rollout_engine(policy, encoder, stage.sampling)
         resources.callback(engine.close)
@@ -222,7 +222,7 @@ def build_algorithm(stage: StageSettings, make: Callable[..., Any], path: str) -
         select=targets.optional(settings.select, f"{path}.select", None),
         max_samplings=settings.max_samplings,
         select_after=settings.select_after,
-        distill=targets.optional(settings.distill, f"{path}.distill", None),
+        resample=targets.optional(settings.resample, f"{path}.resample", None),
         kl=KLPenalty(**kl),
         entropy=EntropyBonus(**entropy),
         critic=preset.critic if settings.critic is None else CriticSettings(**asdict(settings.critic)),
@@ -258,7 +258,7 @@ class CheckpointEvaluator:
             loaders = self._loaders(encoder, variants, self._exclusions(directory))
         module = EvaluationModule(
             policy,
-            parts.examiner(policy, encoder),
+            parts.evaluator(policy, encoder),
             sets=[_examined(name, loader.dataset) for name, loader in loaders.items()],
             directory=directory,
             bootstrap=ClusterBootstrap(settings=settings),
@@ -312,7 +312,7 @@ class CheckpointEvaluator:
         return loaders
 
 
-def _examined(name: str, prepared: PreparedSet) -> ExaminedSet:
+def _examined(name: str, prepared: PreparedSet) -> EvaluatedSet:
     reasons = [each.reason for each in prepared.quarantined]
     left_out = tuple(zip(prepared.excluded, reasons, strict=True))
-    return ExaminedSet(name=name, num_samples=len(prepared), left_out=left_out)
+    return EvaluatedSet(name=name, num_samples=len(prepared), left_out=left_out)

@@ -25,7 +25,7 @@ examples:
   mmrl reward-test runs/quickstart/stages/02-reason/rollouts stages.reason.rewards.weights.format=0.5
   mmrl reward-test runs/quickstart/stages/02-reason/rollouts/iteration_000010.jsonl --show 20 --fail-on-change
   mmrl reward-test old.jsonl --run runs/quickstart --stage reason \\
-      '+stages.reason.rewards.parts.label.synonyms={cross: angry}' --out rescored.jsonl
+      '+stages.reason.rewards.components.label.synonyms={cross: angry}' --out rescored.jsonl
 """
 
 

@@ -18,6 +18,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from yaml import MarkedYAMLError
 
 from lightning_mmrl.config.folders import groups, options
+from lightning_mmrl.config.renamed import key_hint
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.registry.own_code import KEYS, NO_KEY
 from lightning_mmrl.settings.run import RunSettings
@@ -30,7 +31,6 @@ from lightning_mmrl.suggestions import (
     nearest,
     offered,
     shown,
-    unknown_key,
 )
 
 IN_FILE = "In '"
@@ -178,7 +178,7 @@ def _bad_value(override: Override, tree: DictConfig, cause: BaseException | None
     if override.is_add() and there is not None:
         return f"{key}: is there already; change it without the plus: {key}=..."
     if override.is_delete() and there is None:
-        return f"~{key}: unknown key, so it cannot be removed{unknown_key(key, _plain(tree), RunSettings, groups(own))}"
+        return f"~{key}: unknown key, so it cannot be removed{key_hint(key, _plain(tree), RunSettings, groups(own))}"
     if override.is_delete():
         return f"~{key}: its value is {shown(there)} and not {shown(value)}; write ~{key} to remove it"
     text, kind = shown(str(override.input_line).partition("=")[2]), annotation_of(key, RunSettings)
@@ -208,7 +208,7 @@ def _unknown(cause: ConfigKeyError | ConfigAttributeError, own: Path | None) -> 
         return f"{key}: is not set in this composition; add it by +{key}=..."
     addition = f", or add a parameter of the _target_ by +{key}=..." if "_target_" in names else ""
     extra = [] if "." in key else groups(own)
-    return f"{key}: unknown key{unknown_key(key, tree, RunSettings, extra)}{addition}"
+    return f"{key}: unknown key{key_hint(key, tree, RunSettings, extra)}{addition}"
 
 
 def _missing_option(error: MissingConfigException, own: Path | None) -> str:

@@ -13,6 +13,7 @@ from lightning_mmrl.config.composing import sealed
 from lightning_mmrl.config.fitting import fitted
 from lightning_mmrl.config.folders import groups
 from lightning_mmrl.config.label_file import with_labels
+from lightning_mmrl.config.renamed import key_hint
 from lightning_mmrl.config.specs import cap_steps
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.registry.allowed import check_allowed
@@ -26,7 +27,6 @@ from lightning_mmrl.suggestions import (
     did_you_mean,
     first_line,
     shown,
-    unknown_key,
 )
 
 RESOLVING = " raised while resolving interpolation: "
@@ -98,7 +98,7 @@ def check_keys(tree: Mapping[Any, Any]) -> None:
             if key.rpartition(".")[2] in KEYS:
                 raise ConfigError(f"{key}: {NO_KEY}")
             extra = [] if "." in key else groups()
-            raise ConfigError(f"{key}: unknown key{unknown_key(key, tree, RunSettings, extra)}")
+            raise ConfigError(f"{key}: unknown key{key_hint(key, tree, RunSettings, extra)}")
         _check_form(value, annotation, key)
 
 
@@ -189,5 +189,5 @@ def _broken_reference(error: OmegaConfBaseException, composed: DictConfig) -> Co
     if annotation_of(missing, RunSettings) is not None:
         return ConfigError(f"{key}: refers to ${{{missing}}}, which is not set; set {missing}")
     tree = OmegaConf.to_container(composed, resolve=False)
-    hint = unknown_key(missing, cast(dict[str, Any], tree), RunSettings)
+    hint = key_hint(missing, cast(dict[str, Any], tree), RunSettings)
     return ConfigError(f"{key}: refers to ${{{missing}}}, which does not exist{hint}")

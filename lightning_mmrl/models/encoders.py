@@ -142,7 +142,7 @@ class MediaEncoder:
         if not self.ranks.lockstep:
             return []
         kinds = list(self.backbone.medium_keys)
-        anywhere = self.ranks.either([kind in rows for kind in kinds])
+        anywhere = self.ranks.any([kind in rows for kind in kinds])
         return [kind for kind, found in zip(kinds, anywhere, strict=True) if found and kind not in rows]
 
 
@@ -204,7 +204,7 @@ class TowerGraph:
         if not self._ranks.lockstep:
             return
         keys = sorted(key for key, output in self._outputs.items() if output.requires_grad)
-        for key, found in zip(keys, self._ranks.either([key in self._gradients for key in keys]), strict=True):
+        for key, found in zip(keys, self._ranks.any([key in self._gradients for key in keys]), strict=True):
             if found and key not in self._gradients:
                 self._gradients[key] = torch.zeros_like(self._outputs[key])
 

@@ -21,7 +21,7 @@ VARIABLES = ("MMRL_ALLOW_TARGETS", "ALLOW_TARGETS")
 """How a variable might."""
 OPENED_KINDS = frozenset(
     {
-        "reward", "loss", "ratio", "advantage", "aggregation", "correction", "selection", "distillation",
+        "reward", "loss", "ratio", "advantage", "aggregation", "correction", "selection", "resampling",
         "generator", "generator setting", "data module", "backbone", "encoder", "model builder", "stage module",
     }
 )  # fmt: skip

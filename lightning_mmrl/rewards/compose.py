@@ -14,52 +14,53 @@ from lightning_mmrl.workers.serving import announce
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightedReward:
-    """Weighted sum of named rewards: total = sum over applying parts of weight * value.
+    """Weighted sum of named rewards: total = sum over the components that apply of weight * value.
 
-    A part that returns None does not apply and is left out; weights are not renormalized. A weight of 0 only records
-    the part. Each part keeps its unweighted value in `Score.components`.
+    A component that returns None does not apply and is left out; weights are not renormalized. A weight of 0 only
+    records it. Each component keeps its unweighted value in `Score.components`.
 
     Raises:
-        ConfigError: no parts, keys of `parts` and `weights` that differ, or a weight that is not a finite number.
+        ConfigError: no components, keys of `components` and `weights` that differ, or a weight that is not a finite
+            number.
 
     >>> def short(sample, completion):
     ...     return float(completion.num_tokens < 8)
-    >>> reward = WeightedReward(parts={"short": short}, weights={"short": 0.5})
+    >>> reward = WeightedReward(components={"short": short}, weights={"short": 0.5})
     >>> reward.score(Sample(id="clip", messages=()), Completion(text="happy", num_tokens=1, truncated=False)).total
     0.5
     """
 
-    parts: Mapping[str, RewardFn]
+    components: Mapping[str, RewardFn]
     weights: Mapping[str, float]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "parts", dict(self.parts))
+        object.__setattr__(self, "components", dict(self.components))
         object.__setattr__(self, "weights", dict(self.weights))
-        if not self.parts:
-            raise ConfigError("rewards.parts is empty; name at least one reward")
-        for name in self.weights.keys() - self.parts.keys():
-            nearest = difflib.get_close_matches(name, self.parts, n=1, cutoff=0.0)[0]
-            raise ConfigError(f"rewards.weights.{name} weighs no part; did you mean {nearest!r}?")
-        for name in self.parts:
+        if not self.components:
+            raise ConfigError("rewards.components is empty; name at least one reward")
+        for name in self.weights.keys() - self.components.keys():
+            nearest = difflib.get_close_matches(name, self.components, n=1, cutoff=0.0)[0]
+            raise ConfigError(f"rewards.weights.{name} weighs no component; did you mean {nearest!r}?")
+        for name in self.components:
             if name not in self.weights:
-                raise ConfigError(f"rewards.weights.{name} is missing; give the part {name!r} a weight")
+                raise ConfigError(f"rewards.weights.{name} is missing; give the component {name!r} a weight")
             if not _is_finite(self.weights[name]):
                 raise ConfigError(f"rewards.weights.{name} is {self.weights[name]!r}; give a finite number")
 
     def score(self, sample: Sample, completion: Completion) -> Score:
-        """Scores one completion; a part that fails makes the score invalid, never zero and never an exception.
+        """Scores one completion; a component that fails makes the score invalid, never zero and never an exception.
 
         >>> def broken(sample, completion):
         ...     return float("nan")
-        >>> reward = WeightedReward(parts={"broken": broken}, weights={"broken": 1.0})
+        >>> reward = WeightedReward(components={"broken": broken}, weights={"broken": 1.0})
         >>> reward.score(Sample(id="clip", messages=()), Completion(text="", num_tokens=0, truncated=False)).reason
         'broken: returned nan, not a finite number'
         """
         components: dict[str, float] = {}
-        for name, part in self.parts.items():
+        for name, reward in self.components.items():
             announce(name)
             try:
-                value = evaluate(part, sample, completion)
+                value = evaluate(reward, sample, completion)
             except FOREIGN_FAILURES as error:  # whatever a verifier raises is its failure, not the run's
                 reason = f"{name}: {_why(error)}"
                 return Score(total=0.0, components=components, valid=False, reason=reason, failed=name)
@@ -71,8 +72,8 @@ class WeightedReward:
         return Score(total=total, components=components)
 
 
-def evaluate(part: RewardFn, sample: Sample, completion: Completion) -> float | None:
-    """What one reward says of one completion.
+def evaluate(reward: RewardFn, sample: Sample, completion: Completion) -> float | None:
+    """The value of one reward for one completion.
 
     Raises:
         RewardError: It is neither a finite number nor None.
@@ -81,7 +82,7 @@ def evaluate(part: RewardFn, sample: Sample, completion: Completion) -> float | 
     ...     text="", num_tokens=0, truncated=False))
     1.0
     """
-    value = part(sample, completion)
+    value = reward(sample, completion)
     if value is None:
         return None
     if not _is_finite(value):

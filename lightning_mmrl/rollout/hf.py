@@ -130,7 +130,7 @@ class HFEngine:
             sampler_logprobs=logprobs,
             completions=self._completions(tokens, mask),
             group_size=group_size,
-            policy_version=self.version,
+            policy_version=torch.full((len(tokens),), self.version, device=tokens.device),
         )
 
     def _decode_all(

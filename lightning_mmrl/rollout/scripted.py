@@ -63,5 +63,5 @@ class ScriptedEngine:
                 for text, row in zip(texts, rows, strict=True)
             ),
             group_size=group_size,
-            policy_version=self.version,
+            policy_version=torch.full((len(ids),), self.version),
         )

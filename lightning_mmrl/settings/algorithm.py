@@ -115,7 +115,7 @@ class AlgorithmSettings:
     """Batches of prompts an iteration may sample until enough groups pass; 1: groups that fail are left out."""
     select_after: int = 0
     """Iterations before the first that selects."""
-    distill: Any = target(None)
+    resample: Any = target(None)
     """How often each completion is trained on, such as PaperPAD; null: once."""
     kl: KLSettings = field(default_factory=KLSettings)
     """Penalty on leaving the policy that the stage starts from."""
@@ -143,12 +143,12 @@ class SamplingSettings:
 class RewardSettings:
     """Named reward functions and their weights; workers > 0 runs them in killable processes."""
 
-    parts: dict[str, Any] = setting()
+    components: dict[str, Any] = setting()
     """Name to the `_target_` of a reward function."""
     weights: dict[str, float] = setting()
     """Name to its factor in the sum; 0 only records it."""
-    pass_part: str = "label"
-    """The part that says whether an answer is right: what pass rates count."""
+    pass_component: str = "label"
+    """The component that says whether an answer is right: pass rates count it."""
     num_workers: int = setting(0, at_least=0)
     """Killable processes that score; 0: the training process does, without deadlines and memory limit."""
     deadline_s: float = setting(8.0, above=0)

@@ -1,4 +1,4 @@
-"""Batches of prompts and their rollouts as one, some of their groups, and rows of all ranks: nothing is computed."""
+"""Joins and selects prompts, rollouts and scores, and gathers rows of all ranks; computes nothing."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +13,7 @@ from lightning_mmrl.types.batches import MediaInputs, PromptBatch, Rollout, Scor
 
 
 def join_prompts(parts: Sequence[PromptBatch]) -> PromptBatch:
-    """All prompts in order, padded on the left to the widest; what a padded position holds is masked."""
+    """All prompts in order, padded on the left to the widest; padded positions are masked."""
     if len(parts) == 1:
         return parts[0]
     gaps = _gaps([part.input_ids for part in parts])
@@ -44,12 +44,12 @@ def join_rollouts(parts: Sequence[Rollout]) -> Rollout:
         sampler_logprobs=joined([part.sampler_logprobs for part in parts]),
         completions=tuple(completion for part in parts for completion in part.completions),
         group_size=parts[0].group_size,
-        policy_version=parts[0].policy_version,
+        policy_version=torch.cat([part.policy_version for part in parts]),
     )
 
 
 def join_scores(parts: Sequence[Scores]) -> Scores:
-    """All scores in order; a component that a part has no score of is zero there."""
+    """All scores in order; a component that a part lacks is zero there."""
     if len(parts) == 1:
         return parts[0]
     names = dict.fromkeys(name for part in parts for name in part.components)
@@ -74,6 +74,7 @@ def select_rollout(rollout: Rollout, groups: Sequence[int]) -> Rollout:
         completion_mask=rollout.completion_mask[rows],
         sampler_logprobs=rollout.sampler_logprobs[rows],
         completions=tuple(rollout.completions[row] for row in rows),
+        policy_version=rollout.policy_version[rows],
     )
 
 
@@ -89,7 +90,7 @@ def select_scores(scores: Scores, groups: Sequence[int]) -> Scores:
 
 
 def gather_rows(ranks: Ranks, *columns: Tensor) -> tuple[list[Tensor], slice]:
-    """Columns of rows over all ranks, in host memory, and which of their rows are this rank's; all ranks call it."""
+    """The rows of all ranks, column by column in host memory, and the slice of this rank's rows; a collective."""
     parts = ranks.gather(tuple(column.cpu() for column in columns))
     first = sum(len(part[0]) for part in parts[: ranks.rank])
     return [torch.cat(column) for column in zip(*parts, strict=True)], slice(first, first + len(columns[0]))

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutRow:
-    """One prompt with its G responses and what each of them earned.
+    """One prompt with its G responses and their scores.
 
     `pass_component` is the reward component that says whether a response is right.
     """
@@ -91,7 +91,7 @@ class RolloutTable:
             sample=sample,
             completions=tuple(rollout.completions[group * size : (group + 1) * size]),
             scores=scores.details[group],
-            policy_version=rollout.policy_version,
+            policy_version=int(rollout.policy_version[group * size]),
             pass_component=self._pass_component,
         )
 

@@ -40,7 +40,7 @@ class Interruption:
     `safe_point`, which all ranks pass, it is raised on each of them, whichever was sent it:
 
         with interruption.together(ranks):
-            with interruption.apart():
+            with interruption.rank_local():
                 ...  # what a rank does at its own pace; `poll` may cut it short
     """
 
@@ -121,12 +121,12 @@ class Interruption:
             Interrupted: Any of them was sent a signal.
         """
         if self._shared:
-            signum = self._ranks.most(self._signum or 0)
+            signum = self._ranks.max(self._signum or 0)
             if signum:
                 self._raise(signum)
 
     def poll(self) -> None:
-        """Cuts short what is done within `apart`.
+        """Cuts short what is done within `rank_local`.
 
         Raises:
             Interrupted: This rank was sent a signal that the others may not know of yet.
@@ -135,7 +135,7 @@ class Interruption:
             raise Interrupted(self._signum)
 
     @contextmanager
-    def apart(self) -> Iterator[None]:
+    def rank_local(self) -> Iterator[None]:
         """Around what each rank does at its own pace, without waiting for another; ends with a safe point."""
         try:
             yield

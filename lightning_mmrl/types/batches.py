@@ -126,8 +126,8 @@ class Rollout(_Movable):
 
     `completion_mask` is True on sampled tokens up to and including the end-of-sequence token. `sampler_logprobs` are
     the engine's own, of log_softmax(logits / T) with banned ids at minus infinity; where it sampled from a part of the
-    tokens alone (top-p), of these, scaled to one. They are zero where the mask is False. `policy_version` counts the
-    weight pushes the engine had seen.
+    tokens alone (top-p), of these, scaled to one. They are zero where the mask is False. `policy_version` says for each
+    completion with which weights it was sampled: the number of the last push before it.
     """
 
     completion_ids: Int[Tensor, "N C"]
@@ -135,7 +135,7 @@ class Rollout(_Movable):
     sampler_logprobs: Float[Tensor, "N C"]
     completions: tuple[Completion, ...]
     group_size: int
-    policy_version: int
+    policy_version: Int[Tensor, " N"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,32 +149,6 @@ class Scores(_Movable):
     valid: Bool[Tensor, "B G"]
     components: Mapping[str, Float[Tensor, "B G"]]
     details: tuple[tuple[Score, ...], ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Experience(_Movable):
-    """A scored rollout with its advantages, ready to be optimized on.
-
-    `trainable` is True for completions that count: a valid score and, where asked for, not truncated.
-    `reference_logprobs` are those of the policy that the stage started from, if the loss or its statistics need them.
-    `old_logprobs` are those of the policy that sampled, if they are known already. Both are zero where nothing counts.
-
-    With a critic the tokens of a completion differ: `token_advantages` are theirs, and the completion's own in
-    `advantages` is the largest of them by magnitude, zero only if all are. `old_values` are the critic's at the states
-    that the tokens were sampled in, `returns` what it is to learn. All are zero where nothing counts.
-    `weights` are how often each completion counts, in the loss and in its denominator; None: each one once.
-    """
-
-    prompts: PromptBatch
-    rollout: Rollout
-    advantages: Float[Tensor, "B G"]
-    trainable: Bool[Tensor, "B G"]
-    reference_logprobs: Float[Tensor, "N C"] | None = None
-    old_logprobs: Float[Tensor, "N C"] | None = None
-    token_advantages: Float[Tensor, "N C"] | None = None
-    old_values: Float[Tensor, "N C"] | None = None
-    returns: Float[Tensor, "N C"] | None = None
-    weights: Float[Tensor, "B G"] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

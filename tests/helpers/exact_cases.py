@@ -31,7 +31,7 @@ from lightning_mmrl.settings.data import StageDataSettings
 from lightning_mmrl.settings.run import StateSettings
 from lightning_mmrl.settings.stage import Bound, TrainerSettings
 from lightning_mmrl.stages.algorithm import Algorithm
-from lightning_mmrl.stages.answers import Examiner
+from lightning_mmrl.stages.answers import AnswerEvaluator
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.stages.grpo import GRPOModule
 from lightning_mmrl.stages.optimize import UpdateSettings
@@ -168,7 +168,9 @@ class Stage:
         engine = omni.engine(encoder, self.policy, max_new_tokens=4, poll=interruption.poll)
         self.engine = engine
         data = Data(encoder, kind == "sft", how.steps)
-        examiner = Examiner(engine=engine, matcher=LabelMatcher(labels=("angry", "user")), apart=interruption.apart)
+        evaluator = AnswerEvaluator(
+            engine=engine, matcher=LabelMatcher(labels=("angry", "user")), rank_local=interruption.rank_local
+        )
         common = {
             "optimizer": OptimizerSettings(
                 factory=partial(torch.optim.AdamW, lr=1e-3), schedule=WarmupConstant(warmup_steps=3)
@@ -182,16 +184,16 @@ class Stage:
                 cooldown_steps=2,
                 ranks=how.trainer.ranks,
                 sharding=how.trainer.sharding,
-                apart=interruption.apart,
+                rank_local=interruption.rank_local,
                 refill=data.refill_batch,
-                pass_part="length",
+                pass_component="length",
             ),
-            "examiner": examiner,
+            "evaluator": evaluator,
         }
         if kind == "sft":
             self.module = SFTModule(self.policy, **common)
         else:
-            rewards = InlineRewards(WeightedReward(parts={"length": how.reward}, weights={"length": 1.0}))
+            rewards = InlineRewards(WeightedReward(components={"length": how.reward}, weights={"length": 1.0}))
             critic = CriticSettings(learning_rate=2e-3) if kind == "ppo" else None
             algorithm = Algorithm(
                 advantage=None if critic else GroupNormalized(),
@@ -205,7 +207,7 @@ class Stage:
                 select=AccuracyBand() if how.select else None,
                 max_samplings=3 if how.select else 1,
                 select_after=1 if how.select else 0,
-                distill=ReleasedPAD() if how.select else None,
+                resample=ReleasedPAD() if how.select else None,
                 update=UpdateSettings(num_minibatches=2),
             )
             self.module = KINDS[kind](self.policy, engine, rewards, algorithm=algorithm, **common)

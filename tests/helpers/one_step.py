@@ -27,7 +27,7 @@ class CountsEvens:
 
 def rewards():
     """Of even characters alone."""
-    return InlineRewards(WeightedReward(parts={"evens": CountsEvens()}, weights={"evens": 1.0}))
+    return InlineRewards(WeightedReward(components={"evens": CountsEvens()}, weights={"evens": 1.0}))
 
 
 def settings(folder):

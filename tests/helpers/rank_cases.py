@@ -35,7 +35,7 @@ from lightning_mmrl.rewards.pool import InlineRewards
 from lightning_mmrl.rollout.scripted import ScriptedEngine
 from lightning_mmrl.settings.stage import TrainerSettings
 from lightning_mmrl.stages.algorithm import Algorithm
-from lightning_mmrl.stages.answers import Examiner
+from lightning_mmrl.stages.answers import AnswerEvaluator
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.stages.grpo import GRPOModule
 from lightning_mmrl.stages.optimize import UpdateSettings
@@ -157,7 +157,7 @@ def algorithm(case):
         aggregation=AGGREGATIONS[case.get("aggregation", "tokens")],
         group_size=case.get("group_size", 4),
         select=HasSignal() if case.get("select") else None,
-        distill=PaperPAD(rho=0.7) if case.get("distill") else None,
+        resample=PaperPAD(rho=0.7) if case.get("resample") else None,
         update=update,
     )
 
@@ -239,10 +239,12 @@ def stage_module(case, encoder, policy, folder):
     )
     factory = partial(torch.optim.AdamW, lr=1e-3) if case.get("adam", True) else partial(torch.optim.SGD, lr=1e-2)
     optimizer = OptimizerSettings(factory=factory, schedule=WarmupConstant())
-    examiner = Examiner(engine=Ventriloquist(case, encoder, policy), matcher=MATCHER) if case.get("validate") else None
+    evaluator = (
+        AnswerEvaluator(engine=Ventriloquist(case, encoder, policy), matcher=MATCHER) if case.get("validate") else None
+    )
     if case["stage"] == "sft":
-        return SFTModule(policy, optimizer=optimizer, context=context, examiner=examiner)
-    rewards = InlineRewards(WeightedReward(parts={"length": Length()}, weights={"length": 1.0}))
+        return SFTModule(policy, optimizer=optimizer, context=context, evaluator=evaluator)
+    rewards = InlineRewards(WeightedReward(components={"length": Length()}, weights={"length": 1.0}))
     kind = PPOModule if case["stage"] == "ppo" else GRPOModule
     module = kind(
         policy, engine(case, encoder, policy), rewards, optimizer=optimizer, context=context, algorithm=algorithm(case)

@@ -240,8 +240,8 @@ def test_advantages_are_those_of_trl_also_with_completions_nobody_could_score(
         monkeypatch.setattr(trainer, key, value)
     for seed in range(3):
         table = drawn(seed, size)
-        _, scores = experience_of(table)
-        found = shared_advantages(estimator, scores.rewards, scores, ALONE)
+        scores = experience_of(table).scores
+        found = shared_advantages(estimator, scores.rewards, scores.valid, ALONE)
         expected = scored(trainer, table)["advantages"].reshape(found.shape)
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
         assert not table.valid.all()

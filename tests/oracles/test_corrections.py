@@ -38,8 +38,8 @@ def counted_rows(table):
 
 def written_out(table, level, mode, *, floor, cap, divided_by):
     """Loss and gradient of a clipped loss with a divergence and an entropy bonus, which no weight multiplies."""
-    _, scores = experience_of(table)
-    advantages = shared_advantages(preset("grpo").advantage, scores.rewards, scores, ALONE).flatten()
+    scores = experience_of(table).scores
+    advantages = shared_advantages(preset("grpo").advantage, scores.rewards, scores.valid, ALONE).flatten()
     new = table.logprobs.clone().requires_grad_()
     completions = []
     for row in counted_rows(table):

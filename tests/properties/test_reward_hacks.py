@@ -21,7 +21,7 @@ GROUPS = Counter(hack.name.partition("/")[0] for hack in HACKS)
 
 
 def score(name, sample, completion):
-    return WeightedReward(parts={name: tool.REWARDS[name]}, weights={name: 1.0}).score(sample, completion)
+    return WeightedReward(components={name: tool.REWARDS[name]}, weights={name: 1.0}).score(sample, completion)
 
 
 def test_there_are_hundreds_of_hacks_in_many_groups_and_each_is_another_text():

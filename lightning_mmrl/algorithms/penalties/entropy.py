@@ -1,4 +1,4 @@
-"""The bonus on staying undecided."""
+"""Entropy bonus."""
 
 from dataclasses import dataclass, field
 
@@ -13,7 +13,7 @@ class EntropyBonus:
     loss_t = policy loss_t - coefficient * H_t with H_t = -sum_v p(v) log p(v) over the whole vocabulary
     (arXiv:1602.01783, section 4; PPO, arXiv:1707.06347, eq. 9).
 
-    **Deviations**: it is reduced as the policy loss is, as in verl; TRL takes the mean over tokens in any case, which
+    **Deviations**: the bonus is aggregated as the policy loss, as in verl. TRL always takes the mean over tokens, which
     is the same with `TokenMean`.
 
     Attributes:

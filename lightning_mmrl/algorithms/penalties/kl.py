@@ -1,4 +1,4 @@
-"""The penalty on leaving the policy that a stage started from."""
+"""KL penalty on the divergence from the policy that a stage started from."""
 
 from dataclasses import dataclass, field
 
@@ -19,18 +19,19 @@ class KLPenalty:
     """Coefficient times an estimate of KL(policy || reference), in the loss or in the reward.
 
     In the loss each token's estimate is added to its loss (GRPO, arXiv:2402.03300, eq. 3 and 4). In the reward the sum
-    over a completion's tokens, at the weights that sampled it, is subtracted before advantages are taken
+    over a completion's tokens, at the weights that sampled it, is subtracted before advantages are estimated
     (arXiv:2009.01325; RLOO, arXiv:2402.14740, section 2).
 
-    With `ratio_correction` the estimates of the loss are multiplied by ratio_t = exp(logprob - old_logprob), with its
-    gradient, as TRL 1.16 does by default: they are then of the policy as it is now and not of the one that sampled, and
-    the gradient of k1 and k3 becomes that of the divergence, (log p - log p_ref) * grad log p in the mean
-    (arXiv:2510.01555). Without it k3 has it to first order, and k1 not at all. In the reward nothing needs correction.
+    With `ratio_correction` the estimates in the loss are multiplied by ratio_t = exp(logprob - old_logprob), with its
+    gradient, as TRL 1.16 does by default. They then estimate the divergence of the current policy, not of the one that
+    sampled, and the mean gradient of k1 and k3 is the gradient of the divergence, (log p - log p_ref) * grad log p
+    (arXiv:2510.01555). Without it k3 has this gradient to first order, and k1 not at all. In the reward nothing needs
+    correction.
 
-    **Deviations**: the ratio is that of the token also where the loss takes that of the completion.
+    **Deviations**: the ratio is always of the token, even if the loss takes the ratio of the completion.
 
     Attributes:
-        coefficient: 0 penalises nothing.
+        coefficient: 0 turns the penalty off.
         estimator: k1, k2 or k3, see `ops.kl`.
         where: loss or reward.
         ratio_correction: See above.

@@ -46,9 +46,9 @@ def _check_groups(path: str, algorithm: AlgorithmSettings, num_steps: int) -> No
 
 
 def _check_selection(path: str, algorithm: AlgorithmSettings, num_steps: int) -> None:
-    if algorithm.distill is not None and algorithm.critic is not None:
+    if algorithm.resample is not None and algorithm.critic is not None:
         raise ConfigError(
-            f"{path} has both distill and a critic; completions are drawn by advantages of their own, and a critic's "
+            f"{path} has both resample and a critic; completions are drawn by advantages of their own, and a critic's "
             "are of tokens, so set one of them to null"
         )
     most, after = algorithm.max_samplings, algorithm.select_after

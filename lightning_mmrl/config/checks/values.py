@@ -185,18 +185,18 @@ def _check_stage_data(path: str, data: StageDataSettings) -> None:
 
 
 def _check_rewards(path: str, rewards: RewardSettings) -> None:
-    for name, node in rewards.parts.items():
+    for name, node in rewards.components.items():
         valid = isinstance(node, Mapping) and "_target_" in node
-        require(valid, f"{path}.parts.{name}", node, "a node with a _target_")
+        require(valid, f"{path}.components.{name}", node, "a node with a _target_")
     for name, weight in rewards.weights.items():
-        if name not in rewards.parts:
-            raise ConfigError(f"{path}.weights.{name}: weighs no part{did_you_mean(name, rewards.parts)}")
+        if name not in rewards.components:
+            raise ConfigError(f"{path}.weights.{name}: weighs no component{did_you_mean(name, rewards.components)}")
         rule = f"a finite number of float32, at most {MAX_WEIGHT} in size"
         require(abs(weight) <= MAX_WEIGHT, f"{path}.weights.{name}", weight, rule)
-    for name in rewards.parts:
+    for name in rewards.components:
         if name not in rewards.weights:
-            raise ConfigError(f"{path}.parts.{name}: has no weight; give it one by +{path}.weights.{name}=1.0")
-    one_of(rewards.pass_part, f"{path}.pass_part", rewards.parts)
+            raise ConfigError(f"{path}.components.{name}: has no weight; give it one by +{path}.weights.{name}=1.0")
+    one_of(rewards.pass_component, f"{path}.pass_component", rewards.components)
 
 
 def _check_bounds(path: str, stage: StageSettings, config: RunSettings) -> None:

@@ -185,7 +185,7 @@ class VLLMEngine:
             sampler_logprobs=logprobs,
             completions=tuple(self._completion(row) for row in rows),
             group_size=group_size,
-            policy_version=self.version or 0,
+            policy_version=torch.full((len(rows),), self.version or 0, device=device),
         )
 
     def _completion(self, row: Sampled) -> Completion:

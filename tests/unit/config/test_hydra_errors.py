@@ -50,7 +50,7 @@ def test_no_other_prose_of_theirs_is_read():
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["+run_name=a", "sede=1"], "sede: unknown key; did you mean 'seed'?"),
+        (["trial=a", "sede=1"], "sede: unknown key; did you mean 'seed'?"),
         (["debug=fast", "debug=overfit"], "debug: an option is chosen more than once (debug=fast, debug=overfit)"),
         (["experiment=quickstart", "algorithm@stages.raeson=rloo"], "did you mean 'algorithm@stages.reason'?"),
         (["algorithm=rloo", "debug=null"], "debug=null: debug needs the name of an option"),

@@ -17,7 +17,7 @@ from lightning_mmrl.registry.targets import check_targets
 from lightning_mmrl.workers.pool import DeadlinePool
 from lightning_mmrl.workers.serving import Outcome
 
-PART = "stages.reason.rewards.parts.mine"
+PART = "stages.reason.rewards.components.mine"
 USER_FUNCTION = "lightning_mmrl.rewards.user_function.UserFunction"
 
 
@@ -44,7 +44,7 @@ def test_an_opened_name_opens_what_is_at_or_below_it(prefix, changed):
     with opened([prefix]):
         config = changed(*reward("own_code.rewards.Brevity"))
         check_all_targets(config)
-    assert config.stages["reason"].rewards.parts["mine"]["_target_"] == "own_code.rewards.Brevity"
+    assert config.stages["reason"].rewards.components["mine"]["_target_"] == "own_code.rewards.Brevity"
     assert opened_now() == ()
 
 

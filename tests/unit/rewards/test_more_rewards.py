@@ -102,7 +102,7 @@ def test_hard_format_result_hides_neither_a_broken_solution_nor_nan():
 @pytest.mark.parametrize("answer", ["seven", "calm", "red car"])
 def test_a_solution_that_cannot_be_read_is_counted_under_the_rewards_name_and_pays_nothing(part, solution, answer):
     """MM-EUREKA and LMM-R1 pay 1.0 there."""
-    score = WeightedReward(parts={"right": part}, weights={"right": 1.0}).score(posed(solution), answered(answer))
+    score = WeightedReward(components={"right": part}, weights={"right": 1.0}).score(posed(solution), answered(answer))
     assert (score.valid, score.total, score.failed, score.components) == (False, 0.0, "right", {})
     assert score.reason.startswith("right: sample 'clip-7' has the solution")
 

@@ -118,13 +118,13 @@ def test_total_is_the_weighted_sum_and_components_are_raw():
 
 
 def test_parts_that_do_not_apply_are_left_out():
-    reward = WeightedReward(parts={"a": constant(None), "b": constant(0.5)}, weights={"a": 1.0, "b": 1.0})
+    reward = WeightedReward(components={"a": constant(None), "b": constant(0.5)}, weights={"a": 1.0, "b": 1.0})
     score = reward.score(ANGRY, answered("angry"))
     assert (score.total, score.components, score.valid) == (0.5, {"b": 0.5}, True)
 
 
 def test_nothing_applies():
-    score = WeightedReward(parts={"a": constant(None)}, weights={"a": 1.0}).score(ANGRY, answered("angry"))
+    score = WeightedReward(components={"a": constant(None)}, weights={"a": 1.0}).score(ANGRY, answered("angry"))
     assert (score.valid, score.reason) == (False, "no reward applies")
 
 
@@ -140,20 +140,22 @@ def test_nothing_applies():
     ],
 )
 def test_a_failed_part_makes_the_score_invalid_with_its_name(part, reason):
-    reward = WeightedReward(parts={"a": constant(1.0), "b": part}, weights={"a": 1.0, "b": 0.0})
+    reward = WeightedReward(components={"a": constant(1.0), "b": part}, weights={"a": 1.0, "b": 0.0})
     score = reward.score(ANGRY, answered("angry"))
     assert (score.valid, score.reason, score.total) == (False, reason, 0.0)
 
 
 def test_only_exceptions_are_caught():
     with pytest.raises(KeyboardInterrupt):
-        WeightedReward(parts={"a": raising(KeyboardInterrupt())}, weights={"a": 1.0}).score(ANGRY, answered("angry"))
+        WeightedReward(components={"a": raising(KeyboardInterrupt())}, weights={"a": 1.0}).score(
+            ANGRY, answered("angry")
+        )
 
 
 @pytest.mark.parametrize(
     ("parts", "weights", "sentence"),
     [
-        ({}, {}, "rewards.parts is empty"),
+        ({}, {}, "rewards.components is empty"),
         ({"label": constant(1)}, {}, "rewards.weights.label is missing"),
         ({"label": constant(1)}, {"label": 1.0, "lable": 1.0}, "rewards.weights.lable.*did you mean 'label'"),
         ({"label": constant(1)}, {"label": math.inf}, "rewards.weights.label is inf"),
@@ -162,7 +164,7 @@ def test_only_exceptions_are_caught():
 )
 def test_wrong_weights_are_refused(parts, weights, sentence):
     with pytest.raises(ConfigError, match=sentence):
-        WeightedReward(parts=parts, weights=weights)
+        WeightedReward(components=parts, weights=weights)
 
 
 def test_rewards_survive_pickling():

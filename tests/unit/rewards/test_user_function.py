@@ -100,14 +100,14 @@ def test_a_function_that_exits_fails_its_completion_alone(file):
     function = f"{file}:leaves"
     with pytest.raises(RewardError, match=r"mine.py:leaves raised SystemExit: 3 \(.*mine.py line 14\)"):
         UserFunction(function=function)(SAMPLE, TEXT)
-    reward = WeightedReward(parts={"mine": UserFunction(function=function)}, weights={"mine": 1.0})
+    reward = WeightedReward(components={"mine": UserFunction(function=function)}, weights={"mine": 1.0})
     [[score]] = InlineRewards(reward).score([SAMPLE], [[TEXT]])
     assert (score.valid, score.failed) == (False, "mine")
     assert score.reason == f"mine: {function} raised SystemExit: 3 ({file} line 14)"
 
 
 def test_an_interrupt_passes_through_it(file):
-    reward = WeightedReward(parts={"mine": UserFunction(function=f"{file}:is_interrupted")}, weights={"mine": 1.0})
+    reward = WeightedReward(components={"mine": UserFunction(function=f"{file}:is_interrupted")}, weights={"mine": 1.0})
     with pytest.raises(KeyboardInterrupt):
         InlineRewards(reward).score([SAMPLE], [[TEXT]])
 

@@ -225,7 +225,7 @@ def test_the_version_is_the_last_push(model):
     running = engine(model)
     running.load_weights(policy, 7)
     rollout = running.generate(omni.prompts(encoder, ["angry"]), group_size=1, seeds=[[0]])
-    assert rollout.policy_version == 7
+    assert rollout.policy_version.tolist() == [7] * len(rollout.completions)
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.9])

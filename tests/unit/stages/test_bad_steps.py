@@ -22,7 +22,7 @@ class OfTwo(Alone):
     def __init__(self, flags, ids=("c",), weights=()):
         self.flags, self.other = flags, [list(ids), list(weights)]
 
-    def either(self, flags):
+    def any(self, flags):
         return [mine or theirs for mine, theirs in zip(flags, self.flags, strict=True)]
 
     def gather(self, item):

@@ -27,6 +27,7 @@ from lightning_mmrl.stages.ending import Ending
 from lightning_mmrl.stages.grpo import GRPOModule
 from lightning_mmrl.stages.optimize import UpdateSettings
 from lightning_mmrl.stages.policy_gradient import PolicyGradientModule
+from lightning_mmrl.stages.ppo import PPOModule
 from lightning_mmrl.stages.rloo import RLOOModule
 from lightning_mmrl.stages.rollout_table import RolloutTable
 from lightning_mmrl.stages.sft import SFTModule
@@ -82,7 +83,7 @@ def rl_module(model, tmp_path, *, reward=None, script=None, algorithm=None, tabl
     encoder, policy = model
     texts = script or {f"p{index}": [GOOD, BAD] for index in range(4)}
     engine = ScriptedEngine(texts, encode=encoder.encode_target, pad_token_id=encoder.pad_token_id)
-    rewards = InlineRewards(WeightedReward(parts={"label": reward or WantsAngry()}, weights={"label": 1.0}))
+    rewards = InlineRewards(WeightedReward(components={"label": reward or WantsAngry()}, weights={"label": 1.0}))
     algorithm = algorithm or Algorithm(
         advantage=GroupNormalized(), loss=PPOClip(), aggregation=TokenMean(), group_size=2
     )
@@ -244,7 +245,7 @@ def test_the_ratio_is_one_at_the_first_update_and_moves_after(model, tmp_path):
     assert twice.latest["train/approx_kl"] > 0.0
 
 
-@pytest.mark.parametrize("preset", [GRPOModule, RLOOModule])
+@pytest.mark.parametrize("preset", [GRPOModule, RLOOModule, PPOModule])
 def test_presets_override_only_defaults(preset):
     own = {name for name in vars(preset) if not name.startswith("__")}
     assert own <= {"default_algorithm", "_abc_impl"}

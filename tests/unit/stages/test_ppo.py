@@ -83,7 +83,7 @@ def stage(model, folder, *, size=2, steps=1, reward=None, lr=1e-2, critic=CRITIC
     module = PPOModule(
         policy,
         engine,
-        InlineRewards(WeightedReward(parts={"length": reward or Reward()}, weights={"length": 1.0})),
+        InlineRewards(WeightedReward(components={"length": reward or Reward()}, weights={"length": 1.0})),
         optimizer=OptimizerSettings(factory=partial(factory, lr=lr), schedule=WarmupConstant()),
         context=StageContext(name="stage", num_steps=steps, seed=0, directory=folder),
         algorithm=algorithm,
@@ -230,16 +230,28 @@ def test_an_estimator_and_a_critic_do_not_go_together(model, tmp_path):
         stage(model, tmp_path, critic=None)
     with pytest.raises(ValueError, match="give one of the two"):
         replace(PPOModule.default_algorithm, advantage=LeaveOneOut())
-    other = stage(model, tmp_path)
-    with pytest.raises(ValueError, match="disagree on whether there is a critic"):
-        GRPOModule(
-            model[1],
-            other.engine,
-            other.rewards,
-            optimizer=other._optimizer,
-            context=other._context,
-            algorithm=PPOModule.default_algorithm,
+
+
+def test_the_algorithm_alone_decides_whether_there_is_a_critic(checkpoint, tmp_path):
+    """Any preset with PPO's algorithm is PPO, to the last bit; negative control: another discount is another stage."""
+    found = {}
+    for name, kind, gamma in (("ppo", PPOModule, 0.9), ("grpo", GRPOModule, 0.9), ("other", GRPOModule, 0.5)):
+        encoder, policy = omni.load(checkpoint)
+        given = stage((encoder, policy), tmp_path / name, critic=replace(CRITIC, gamma=gamma))
+        module = kind(
+            policy,
+            given.engine,
+            given.rewards,
+            optimizer=given._optimizer,
+            context=given._context,
+            algorithm=given.algorithm,
         )
+        fit(module, encoder, tmp_path / name)
+        found[name] = module.state_dict()
+    assert found["ppo"].keys() == found["grpo"].keys()
+    assert any(name.startswith("critic.trunk.") for name in found["ppo"])
+    assert all(torch.equal(value, found["grpo"][name]) for name, value in found["ppo"].items())
+    assert not all(torch.equal(value, found["other"][name]) for name, value in found["ppo"].items())
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def stage(model, folder, *, scale=1.0, steps=1, lr=1e-2, update=None, **terms):
     return PolicyGradientModule(
         policy,
         engine,
-        InlineRewards(WeightedReward(parts={"length": Length(scale)}, weights={"length": 1.0})),
+        InlineRewards(WeightedReward(components={"length": Length(scale)}, weights={"length": 1.0})),
         optimizer=OptimizerSettings(factory=partial(torch.optim.SGD, lr=lr), schedule=WarmupConstant()),
         context=StageContext(name="stage", num_steps=steps, seed=0, directory=folder),
         algorithm=algorithm,
@@ -112,8 +112,8 @@ def test_a_penalty_in_the_reward_turns_into_advantages(model, tmp_path):
     experiences = []
     advantages = module.advantages
 
-    def keep(experience, scores, iteration):
-        found = advantages(experience, scores, iteration)
+    def keep(experience, iteration):
+        found = advantages(experience, iteration)
         experiences.append((experience, found))
         return found
 

@@ -72,7 +72,7 @@ def test_the_writer_of_a_stage_keeps_all_that_rewards_need(tmp_path):
         sampler_logprobs=torch.zeros(4, 1),
         completions=completions,
         group_size=2,
-        policy_version=9,
+        policy_version=torch.tensor([9, 9, 10, 10]),
     )
     scores = Scores(
         rewards=torch.tensor([[1.0, 2.0], [0.0, 0.5]]),
@@ -98,7 +98,7 @@ def test_the_writer_of_a_stage_keeps_all_that_rewards_need(tmp_path):
     assert [score.valid for score in second.scores] == [False, True]
     assert second.scores[0].reason == "label: timed out"
     assert (first.pass_rate, second.pass_rate) == (0.5, 0.0)
-    assert first.policy_version == 9
+    assert (first.policy_version, second.policy_version) == (9, 10)
 
 
 def test_the_pass_rate_leaves_invalid_responses_out():

@@ -114,7 +114,7 @@ class Others:
     def __init__(self, signum=0):
         self.signum = signum
 
-    def most(self, value):
+    def max(self, value):
         return max(value, self.signum)
 
 
@@ -143,7 +143,7 @@ def test_what_a_rank_does_apart_is_cut_short_and_agreed_on_at_its_end(interrupti
 
     def work():
         with interruption.together(Others()):
-            with interruption.apart():
+            with interruption.rank_local():
                 os.kill(os.getpid(), signal.SIGINT)
                 interruption.poll()
                 passed.append("went on")
@@ -170,5 +170,5 @@ def test_a_rank_that_leaves_the_others_is_interrupted_then(interruption):
 def test_alone_a_safe_point_is_none_and_apart_changes_nothing(interruption):
     interruption.safe_point()
     interruption.poll()
-    with pytest.raises(Interrupted), interruption.apart():
+    with pytest.raises(Interrupted), interruption.rank_local():
         wait_after(signal.SIGTERM)

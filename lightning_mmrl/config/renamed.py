@@ -1,0 +1,41 @@
+"""Keys that have another name now: a configuration that uses the old one is told the new one."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lightning_mmrl.suggestions import unknown_key
+
+RENAMED = {
+    "algorithm.distill": "algorithm.resample",
+    "rewards.parts": "rewards.components",
+    "rewards.pass_part": "rewards.pass_component",
+}
+"""Old to new, by the end of the dotted key; keys below an old one move with it."""
+
+
+def renamed(key: str) -> str | None:
+    """The present name of a key that was renamed, or None.
+
+    >>> renamed("stages.reason.rewards.parts.label.labels")
+    'stages.reason.rewards.components.label.labels'
+    >>> renamed("stages.reason.rewards.weights") is None
+    True
+    """
+    for old, new in RENAMED.items():
+        before, found, after = f".{key}.".partition(f".{old}.")
+        if found:
+            return f"{before}.{new}.{after}".strip(".")
+    return None
+
+
+def key_hint(key: str, tree: Mapping[Any, Any], schema: Any, extra: Iterable[str] = ()) -> str:
+    """The part of a message on an unknown key that offers its new name, or else the nearest keys.
+
+    Args:
+        key: The unknown key with its full path.
+        tree: The composed tree.
+        schema: Type of the tree.
+        extra: Further words that are valid at the top, such as the names of groups.
+    """
+    name = renamed(key)
+    return unknown_key(key, tree, schema, extra) if name is None else f"; it is called {name!r} now"
