@@ -61,7 +61,7 @@ def _rehearse_stage(path: str, stage: StageSettings) -> None:
         for name, node in stage.rewards.components.items():
             parts[name] = targets.build(node, f"{path}.rewards.components.{name}")
             _check_call(f"{path}.rewards.components.{name}", parts[name], "sample", "completion")
-        WeightedReward(components=parts, weights=stage.rewards.weights)
+        WeightedReward(components=parts, settings=stage.rewards)
     if stage.algorithm is not None:
         algorithm = build_algorithm(stage, make, path)
         if algorithm.advantage is not None:

@@ -15,7 +15,7 @@ def build_reward(settings: RewardSettings, path: str) -> WeightedReward:
         ConfigError: A part cannot be built.
     """
     components = {name: targets.build(node, f"{path}.components.{name}") for name, node in settings.components.items()}
-    return WeightedReward(components=components, weights=settings.weights)
+    return WeightedReward(components=components, settings=settings)
 
 
 def reward_pool(settings: RewardSettings, path: str) -> RewardPool:

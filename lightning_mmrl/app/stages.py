@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lightning_mmrl.algorithms.penalties.entropy import EntropyBonus
 from lightning_mmrl.algorithms.penalties.kl import KLPenalty
-from lightning_mmrl.algorithms.phases import Limits, Phase
 from lightning_mmrl.algorithms.schedules import WarmupConstant
 from lightning_mmrl.app.assembly import Assembly
 from lightning_mmrl.app.rewards import training_rewards
@@ -32,9 +31,7 @@ from lightning_mmrl.settings.stage import StageSettings
 from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.stages.evaluate import EvaluatedSet, EvaluationModule
-from lightning_mmrl.stages.optimize import UpdateSettings
-from lightning_mmrl.stages.rollout_table import PASS_COMPONENT, RolloutTable
-from lightning_mmrl.stages.values import CriticSettings
+from lightning_mmrl.stages.rollout_table import RolloutTable
 from lightning_mmrl.tracking.lightning_logger import RunLogger
 from lightning_mmrl.training.callbacks.exact_state import ExactState
 from lightning_mmrl.training.callbacks.progress import EvaluationProgress, StageProgress
@@ -153,18 +150,14 @@ class StageBuilder:
             ),
             "context": StageContext(
                 name=spec.name,
-                num_steps=stage.num_steps,
+                settings=stage,
                 seed=parts.config.seed + spec.index,
                 directory=directory,
-                stop_when=stage.stop_when,
-                cooldown_steps=stage.cooldown_steps,
                 ranks=ranks_of(stage.trainer),
                 sharding=sharding_of(stage.trainer),
                 rank_local=parts.group.interruption.rank_local,
                 refill=datamodule.refill_batch,
                 num_validated=datamodule.num_validated,
-                pass_component=PASS_COMPONENT if stage.rewards is None else stage.rewards.pass_component,
-                max_bad_steps=stage.max_bad_steps,
                 say=self._say(spec),
             ),
             "evaluator": parts.evaluator(policy, encoder) if stage.validate_every else None,
@@ -175,9 +168,7 @@ class StageBuilder:
             return make(**common)
         assert stage.sampling is not None
         assert stage.rewards is not None
-        table = RolloutTable(
-            directory / "rollouts", every=stage.rollout_table_every, pass_component=stage.rewards.pass_component
-        )
+        table = RolloutTable(directory / "rollouts", stage)
         engine = parts.rollout_engine(policy, encoder, stage.sampling)
         resources.callback(engine.close)
         return make(
@@ -193,40 +184,23 @@ def build_algorithm(stage: StageSettings, make: Callable[..., Any], path: str) -
     """The algorithm of an RL stage; null parts come from the module's preset."""
     assert stage.algorithm is not None
     settings, preset = stage.algorithm, make.func.default_algorithm  # type: ignore[attr-defined]
-    update = UpdateSettings(**asdict(settings.update), max_grad_norm=stage.max_grad_norm)
-    if settings.critic is not None and preset.critic is None:
+    if settings.critic is not None and preset.settings.critic is None:
         raise ConfigError(
             f"{path}.algorithm.critic is set, and {path}.module trains none; set it to null, or take "
             f"algorithm@{path}=ppo"
         )
     path = f"{path}.algorithm"
-    kl, entropy = asdict(settings.kl), asdict(settings.entropy)
-    for name, values in (("kl", kl), ("entropy", entropy)):
-        values["schedule"] = targets.optional(values["schedule"], f"{path}.{name}.schedule", WarmupConstant())
+    parts = ("advantage", "loss", "aggregation", "correction", "select", "resample")
+    built = {part: targets.optional(getattr(settings, part), f"{path}.{part}", getattr(preset, part)) for part in parts}
+    schedules = {
+        name: targets.optional(getattr(settings, name).schedule, f"{path}.{name}.schedule", WarmupConstant())
+        for name in ("kl", "entropy")
+    }
     return Algorithm(
-        advantage=targets.optional(settings.advantage, f"{path}.advantage", preset.advantage),
-        loss=targets.optional(settings.loss, f"{path}.loss", preset.loss),
-        aggregation=targets.optional(settings.aggregation, f"{path}.aggregation", preset.aggregation),
-        correction=targets.optional(settings.correction, f"{path}.correction", None),
-        group_size=settings.group_size,
-        mask_truncated=settings.mask_truncated,
-        phases=[
-            Phase(
-                after=phase.after,
-                limits=Limits(
-                    group_size=phase.group_size, max_new_tokens=phase.max_new_tokens, temperature=phase.temperature
-                ),
-            )
-            for phase in settings.phases.values()
-        ],
-        select=targets.optional(settings.select, f"{path}.select", None),
-        max_samplings=settings.max_samplings,
-        select_after=settings.select_after,
-        resample=targets.optional(settings.resample, f"{path}.resample", None),
-        kl=KLPenalty(**kl),
-        entropy=EntropyBonus(**entropy),
-        critic=preset.critic if settings.critic is None else CriticSettings(**asdict(settings.critic)),
-        update=update,
+        **built,
+        kl=KLPenalty(settings.kl, schedules["kl"]),
+        entropy=EntropyBonus(settings.entropy, schedules["entropy"]),
+        settings=replace(settings, critic=settings.critic or preset.settings.critic),
     )
 
 

@@ -8,6 +8,7 @@ from numbers import Real
 
 from lightning_mmrl.errors import FOREIGN_FAILURES, ConfigError, MmrlError, RewardError
 from lightning_mmrl.protocols.plain import RewardFn
+from lightning_mmrl.settings.algorithm import RewardSettings
 from lightning_mmrl.types.records import Completion, Sample, Score
 from lightning_mmrl.workers.serving import announce
 
@@ -20,39 +21,38 @@ class WeightedReward:
     records it. Each component keeps its unweighted value in `Score.components`.
 
     Raises:
-        ConfigError: no components, keys of `components` and `weights` that differ, or a weight that is not a finite
+        ConfigError: no components, weights for other names than `components`, or a weight that is not a finite
             number.
 
     >>> def short(sample, completion):
     ...     return float(completion.num_tokens < 8)
-    >>> reward = WeightedReward(components={"short": short}, weights={"short": 0.5})
+    >>> reward = WeightedReward(components={"short": short}, settings=RewardSettings(weights={"short": 0.5}))
     >>> reward.score(Sample(id="clip", messages=()), Completion(text="happy", num_tokens=1, truncated=False)).total
     0.5
     """
 
     components: Mapping[str, RewardFn]
-    weights: Mapping[str, float]
+    settings: RewardSettings
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "components", dict(self.components))
-        object.__setattr__(self, "weights", dict(self.weights))
         if not self.components:
             raise ConfigError("rewards.components is empty; name at least one reward")
-        for name in self.weights.keys() - self.components.keys():
+        for name in self.settings.weights.keys() - self.components.keys():
             nearest = difflib.get_close_matches(name, self.components, n=1, cutoff=0.0)[0]
             raise ConfigError(f"rewards.weights.{name} weighs no component; did you mean {nearest!r}?")
         for name in self.components:
-            if name not in self.weights:
+            if name not in self.settings.weights:
                 raise ConfigError(f"rewards.weights.{name} is missing; give the component {name!r} a weight")
-            if not _is_finite(self.weights[name]):
-                raise ConfigError(f"rewards.weights.{name} is {self.weights[name]!r}; give a finite number")
+            if not _is_finite(self.settings.weights[name]):
+                raise ConfigError(f"rewards.weights.{name} is {self.settings.weights[name]!r}; give a finite number")
 
     def score(self, sample: Sample, completion: Completion) -> Score:
         """Scores one completion; a component that fails makes the score invalid, never zero and never an exception.
 
         >>> def broken(sample, completion):
         ...     return float("nan")
-        >>> reward = WeightedReward(components={"broken": broken}, weights={"broken": 1.0})
+        >>> reward = WeightedReward(components={"broken": broken}, settings=RewardSettings(weights={"broken": 1.0}))
         >>> reward.score(Sample(id="clip", messages=()), Completion(text="", num_tokens=0, truncated=False)).reason
         'broken: returned nan, not a finite number'
         """
@@ -68,7 +68,7 @@ class WeightedReward:
                 components[name] = value
         if not components:
             return Score(total=0.0, components={}, valid=False, reason="no reward applies")
-        total = sum(self.weights[name] * value for name, value in components.items())
+        total = sum(self.settings.weights[name] * value for name, value in components.items())
         return Score(total=total, components=components)
 
 

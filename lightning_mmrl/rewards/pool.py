@@ -26,7 +26,8 @@ class InlineRewards:
 
     >>> from lightning_mmrl.rewards.compose import WeightedReward
     >>> from lightning_mmrl.rewards.think_answer_format import ThinkAnswerFormat
-    >>> reward = WeightedReward(components={"format": ThinkAnswerFormat()}, weights={"format": 1.0})
+    >>> settings = RewardSettings(weights={"format": 1.0})
+    >>> reward = WeightedReward(components={"format": ThinkAnswerFormat()}, settings=settings)
     >>> completion = Completion(text="no", num_tokens=1, truncated=False)
     >>> with InlineRewards(reward) as rewards:
     ...     rewards.score([Sample(id="a", messages=())], [[completion]])[0][0].total

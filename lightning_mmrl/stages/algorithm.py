@@ -1,11 +1,9 @@
 """A point in the space of policy-gradient algorithms."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lightning_mmrl.algorithms.penalties.entropy import EntropyBonus
 from lightning_mmrl.algorithms.penalties.kl import KLPenalty
-from lightning_mmrl.algorithms.phases import Phase
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
 from lightning_mmrl.protocols.tensors import (
     AdvantageEstimator,
@@ -15,8 +13,8 @@ from lightning_mmrl.protocols.tensors import (
     GroupSelector,
     PolicyLoss,
 )
-from lightning_mmrl.stages.optimize import Objective, UpdateSettings
-from lightning_mmrl.stages.values import CriticSettings
+from lightning_mmrl.settings.algorithm import AlgorithmSettings
+from lightning_mmrl.stages.optimize import Objective
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,40 +26,28 @@ class Algorithm:
         loss: The unreduced loss.
         aggregation: Reduces token losses, and counts their denominator.
         correction: Weights of token losses for the mismatch of engine and policy; None for none.
-        group_size: Completions per prompt, G.
-        mask_truncated: Leave truncated completions out of the loss.
-        phases: How rollouts change within the stage.
         select: Which groups are trained on; None for all.
-        max_samplings: Batches of prompts that an iteration may sample until enough groups pass; 1 for no refill.
-        select_after: Iterations before the first that selects.
         resample: How often each completion of these groups is trained on; None for once.
         kl: Penalty on the divergence from the policy that the stage starts from.
         entropy: Entropy bonus.
-        critic: How a critic learns the values that advantages are estimated from; None without a critic.
-        update: Epochs, minibatches, microbatches, clipping.
+        settings: Everything else that a user writes: group sizes, phases, refill, critic and updates.
     """
 
     advantage: AdvantageEstimator | None
     loss: PolicyLoss
     aggregation: Aggregation
     correction: Correction | None = None
-    group_size: int = 8
-    mask_truncated: bool = False
-    phases: Sequence[Phase] = ()
     select: GroupSelector | None = None
-    max_samplings: int = 1
-    select_after: int = 0
     resample: CompletionSelector | None = None
-    kl: KLPenalty = field(default_factory=lambda: KLPenalty(coefficient=0.0))
-    entropy: EntropyBonus = field(default_factory=lambda: EntropyBonus(coefficient=0.0))
-    critic: CriticSettings | None = None
-    update: UpdateSettings = field(default_factory=UpdateSettings)
+    kl: KLPenalty = field(default_factory=KLPenalty)
+    entropy: EntropyBonus = field(default_factory=EntropyBonus)
+    settings: AlgorithmSettings = field(default_factory=AlgorithmSettings)
 
     @property
     def regularized(self) -> bool:
         """True if weights move without an advantage: by a KL or entropy term of the loss, or in a critic."""
-        penalized = self.kl.coefficient != 0 and not self.kl.in_reward
-        return penalized or self.entropy.coefficient != 0 or self.critic is not None
+        penalized = self.kl.settings.coefficient != 0 and not self.kl.in_reward
+        return penalized or self.entropy.settings.coefficient != 0 or self.settings.critic is not None
 
     def objective(self, iteration: int, num_steps: int, ranks: Ranks = ALONE) -> Objective:
         """The loss of one iteration, counted from 1, of a stage of `num_steps` iterations."""
@@ -77,18 +63,19 @@ class Algorithm:
         )
 
     def __post_init__(self) -> None:
-        if (self.advantage is None) == (self.critic is None):
+        settings = self.settings
+        if (self.advantage is None) == (settings.critic is None):
             raise ValueError("advantages come from an estimator or from a critic; give one of the two")
-        least = 2 if self.critic is None else 1
-        for size in (self.group_size, *(phase.limits.group_size for phase in self.phases)):
+        least = 2 if settings.critic is None else 1
+        for size in (settings.group_size, *(phase.group_size for phase in settings.phases.values())):
             if size is not None and size < least:
                 raise ValueError(
                     f"group_size is {size}; it must be at least {least}, to compare completions or have any"
                 )
-        if self.max_samplings < 1 or (self.max_samplings > 1 and self.select is None):
+        if settings.max_samplings < 1 or (settings.max_samplings > 1 and self.select is None):
             rule = "it must be at least 1, and 1 without a selection, which is what calls for more"
-            raise ValueError(f"max_samplings is {self.max_samplings}; {rule}")
-        if self.resample is not None and self.critic is not None:
+            raise ValueError(f"max_samplings is {settings.max_samplings}; {rule}")
+        if self.resample is not None and settings.critic is not None:
             raise ValueError(
                 "resample draws completions by their advantages, and a critic gives them to tokens; drop one"
             )

@@ -146,12 +146,12 @@ class BadSteps:
 
     def _refuse_too_many(self, step: int, wrong: Sequence[str]) -> None:
         context, number = self._context, self.number(step)
-        if number <= min(context.max_bad_steps, context.num_steps // 2):
+        if number <= min(context.settings.max_bad_steps, context.settings.num_steps // 2):
             return
         key = f"stages.{context.name}.max_bad_steps"
-        bound, other = f"{key} {context.max_bad_steps} allows", f", or raise {key} and go on"
-        if number <= context.max_bad_steps:
-            bound, other = f"half of its {context.num_steps} steps", ""
+        bound, other = f"{key} {context.settings.max_bad_steps} allows", f", or raise {key} and go on"
+        if number <= context.settings.max_bad_steps:
+            bound, other = f"half of its {context.settings.num_steps} steps", ""
         raise StageError(
             f"stages.{context.name}: {_are(wrong)} not finite in step {step}; that makes {number} skipped steps, more "
             f"than {bound}; {self._file} names their samples: leave these out or lower "

@@ -1,7 +1,7 @@
 """The batch of an iteration: sampled groups that pass a selection, with further prompts while too few pass."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
 from lightning_mmrl.protocols.tensors import GroupSelector
+from lightning_mmrl.settings.algorithm import AlgorithmSettings, RewardSettings
 from lightning_mmrl.stages.experience import Experience
 from lightning_mmrl.stages.join import join_prompts, join_rollouts, join_scores, select_rollout, select_scores
 from lightning_mmrl.types.batches import Rollout, Scores
@@ -65,19 +66,19 @@ class Collector:
 
     Attributes:
         select: Which groups pass; None takes all.
-        max_samplings: Batches of prompts that may be sampled; 1 leaves rejected groups without a replacement.
-        pass_component: The reward component that says whether an answer is right.
+        settings: How many batches of prompts may be sampled; 1 leaves rejected groups without a replacement.
+        rewards: Names the component that says whether an answer is right.
         ranks: Who collects together.
     """
 
     select: GroupSelector | None = None
-    max_samplings: int = 1
-    pass_component: str = ""
+    settings: AlgorithmSettings = field(default_factory=AlgorithmSettings)
+    rewards: RewardSettings = field(default_factory=RewardSettings)
     ranks: Ranks = ALONE
 
     def is_short(self, samplings: Sequence[Experience]) -> bool:
         """Whether too few groups pass on any rank and another batch of prompts may be sampled."""
-        if len(samplings) >= self.max_samplings:
+        if len(samplings) >= self.settings.max_samplings:
             return False
         return self.ranks.any([int(self._kept(samplings).sum()) < len(samplings[0].prompts.samples)])[0]
 
@@ -120,6 +121,6 @@ class Collector:
             return torch.ones(sum(len(each.trainable) for each in samplings), dtype=torch.bool)
         kept = []
         for scores in (each.scores for each in samplings):
-            right = scores.components.get(self.pass_component, torch.zeros_like(scores.rewards)) >= 1.0
+            right = scores.components.get(self.rewards.pass_component, torch.zeros_like(scores.rewards)) >= 1.0
             kept.append(self.select(scores.rewards, right, scores.valid).cpu())
         return torch.cat(kept)

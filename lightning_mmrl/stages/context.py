@@ -16,8 +16,8 @@ from lightning_mmrl.errors import StageError
 from lightning_mmrl.models.parallelize import Sharding
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
-from lightning_mmrl.settings.stage import Bound
-from lightning_mmrl.stages.rollout_table import PASS_COMPONENT
+from lightning_mmrl.settings.algorithm import CriticSettings, RewardSettings
+from lightning_mmrl.settings.stage import StageSettings
 from lightning_mmrl.types.batches import PromptBatch
 
 
@@ -27,49 +27,45 @@ class StageContext:
 
     Attributes:
         name: Of the stage.
-        num_steps: Optimizer steps (SFT) or iterations (RL).
+        settings: Its keys; `num_steps` counts optimizer steps (SFT) or iterations (RL).
         seed: Decides all noise of the stage.
         directory: The stage's folder.
-        stop_when: Ends the stage early, `cooldown_steps` after the first validation that meets it.
-        cooldown_steps: See `stop_when`.
         ranks: The processes that run the stage together.
         sharding: How the weights are spread over them; None if each has them all.
         rank_local: Entered around work that is not synchronized across ranks. An interruption may cut the work short;
             all ranks hear of it at its end.
         refill: Gives prompts beside the loader's: with each call this rank's share of one more batch.
-        pass_component: The reward component that says whether an answer is right.
         num_validated: Says how many samples a validation must judge.
-        max_bad_steps: A stage that skips more steps than this, or than half of its steps, because a number is not
-            finite, ends in an error.
         say: Tells the user something.
     """
 
     name: str
-    num_steps: int
+    settings: StageSettings
     seed: int
     directory: Path
-    stop_when: Bound | None = None
-    cooldown_steps: int = 0
     ranks: Ranks = ALONE
     sharding: Sharding | None = None
     rank_local: Callable[[], AbstractContextManager[None]] = nullcontext
     refill: Callable[[], PromptBatch] | None = None
-    pass_component: str = PASS_COMPONENT
     num_validated: Callable[[], int] | None = None
-    max_bad_steps: int = 10
     say: Callable[[str], None] = lambda message: None
+
+    @property
+    def rewards(self) -> RewardSettings:
+        """The keys of the rewards."""
+        return self.settings.rewards or RewardSettings()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerSettings:
     """A factory from parameters to an optimizer, and the learning-rate multiplier of (step, number of steps).
 
-    A `learning_rate` replaces the factory's own for all parameters.
+    A `critic` has a learning rate of its own, which replaces the factory's.
     """
 
     factory: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
     schedule: Callable[[int, int], float]
-    learning_rate: float | None = None
+    critic: CriticSettings | None = None
 
     def build(
         self, module: nn.Module, context: StageContext, factor: Callable[[int], float] = lambda step: 1.0
@@ -87,10 +83,10 @@ class OptimizerSettings:
                 f"stages.{context.name}.freeze leaves no parameter of this model to train; freeze fewer groups"
             )
         optimizer = self.factory(parameters)
-        if self.learning_rate is not None:
+        if self.critic is not None:
             for group in optimizer.param_groups:
-                group["lr"] = self.learning_rate
-        schedule, num_steps = self.schedule, context.num_steps
+                group["lr"] = self.critic.learning_rate
+        schedule, num_steps = self.schedule, context.settings.num_steps
         return optimizer, LambdaLR(optimizer, lambda step: schedule(step, num_steps) * factor(step))
 
 

@@ -8,20 +8,16 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.optim.lr_scheduler import LambdaLR
 
+from lightning_mmrl.algorithms.losses.value_clip import ValueClip
 from lightning_mmrl.models.critic import Critic
 from lightning_mmrl.models.parallelize import Sharding
 from lightning_mmrl.protocols.ranks import Ranks
+from lightning_mmrl.settings.algorithm import CriticSettings
 from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext, clip_gradients
 from lightning_mmrl.stages.experience import Experience, encoded, prompts_of_update
-from lightning_mmrl.stages.microbatches import scoring_batches
-from lightning_mmrl.stages.values import (
-    CriticSettings,
-    accumulate_value_loss,
-    score_values,
-    token_rewards,
-    with_advantages,
-)
+from lightning_mmrl.stages.microbatches import budget_of, scoring_batches
+from lightning_mmrl.stages.values import accumulate_value_loss, score_values, token_rewards, with_advantages
 
 
 class CriticTrainer:
@@ -50,17 +46,17 @@ class CriticTrainer:
 
     def optimizer(self, policy: OptimizerSettings, context: StageContext) -> tuple[torch.optim.Optimizer, LambdaLR]:
         """The policy's kind of optimizer and schedule, for the critic at its own rate."""
-        return replace(policy, learning_rate=self.settings.learning_rate).build(self.critic, context)
+        return replace(policy, critic=self.settings).build(self.critic, context)
 
     def estimate(self, experience: Experience, kl_coefficient: float) -> Experience:
         """Adds values, returns and advantages of tokens; towers that train are the critic's own."""
-        trunk, update = self.critic.trunk, self._algorithm.update
+        trunk, update = self.critic.trunk, self._algorithm.settings.update
         inputs = experience.raw if trunk.media.towers_train else experience.prompts
         prompts, towers = encoded(trunk, inputs, differentiable=update.on_policy)
         batches = scoring_batches(
             experience,
             range(len(experience.trainable)),
-            budget=update.budget,
+            budget=budget_of(update),
             ranks=self._ranks,
             prompts=prompts.select,
         )
@@ -77,7 +73,7 @@ class CriticTrainer:
         batches = scoring_batches(
             experience,
             live,
-            budget=self._algorithm.update.budget,
+            budget=budget_of(self._algorithm.settings.update),
             ranks=self._ranks,
             prompts=prompts_of_update(self.critic.trunk, experience, towers),
         )
@@ -86,7 +82,7 @@ class CriticTrainer:
             experience,
             minibatch,
             batches,
-            loss=self.settings.loss,
+            loss=ValueClip(clip=self.settings.value_clip),
             ranks=self._ranks,
             backward=backward,
         )

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import lightning
 
-from lightning_mmrl.settings.stage import Bound
+from lightning_mmrl.settings.stage import StageSettings
 
 
 class Ending:
@@ -15,18 +15,18 @@ class Ending:
     of the cooldown count, also steps that changed no weight. The last validation may lie before its end.
 
     Args:
-        stop_when: The bound; None never ends the stage.
-        cooldown_steps: Steps after the validation, over which the learning rate falls linearly to zero.
+        settings: `stop_when` is the bound that a validation must meet, if there is one; over the `cooldown_steps` after
+            it the learning rate falls linearly to zero.
 
-    >>> ending = Ending(Bound(metric="validation/uar", at_least=0.5), cooldown_steps=4)
+    >>> ending = Ending(StageSettings(stop_when=Bound(metric="validation/uar", at_least=0.5), cooldown_steps=4))
     >>> ending.validated({"validation/uar": 0.6}, step=10)
     >>> [ending.factor(step) for step in (9, 10, 11, 13)], ending.ended(13), ending.ended(14)
     ([1.0, 1.0, 0.75, 0.25], False, True)
     """
 
-    def __init__(self, stop_when: Bound | None, cooldown_steps: int = 0) -> None:
-        self._stop_when = stop_when
-        self._cooldown_steps = cooldown_steps
+    def __init__(self, settings: StageSettings) -> None:
+        self._stop_when = settings.stop_when
+        self._cooldown_steps = settings.cooldown_steps
         self._met_at: int | None = None
 
     def validated(self, metrics: Mapping[str, float], *, step: int) -> None:

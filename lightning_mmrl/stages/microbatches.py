@@ -9,8 +9,15 @@ from torch import Tensor
 
 from lightning_mmrl.ops.packing import Budget, GroupPart, pack_groups
 from lightning_mmrl.protocols.ranks import Ranks
+from lightning_mmrl.settings.algorithm import UpdateSettings
 from lightning_mmrl.stages.experience import Experience
 from lightning_mmrl.types.batches import PromptBatch, ScoringBatch
+
+
+def budget_of(update: UpdateSettings) -> Budget:
+    """The limits of one microbatch."""
+    pairs = float("inf") if update.pairs_per_microbatch is None else update.pairs_per_microbatch
+    return Budget(tokens=update.tokens_per_microbatch, pairs=pairs)
 
 
 def scoring_batches(

@@ -45,7 +45,7 @@ class StageModule(lightning.LightningModule):
         self.latest: dict[str, float] = {}
         self._optimizer = optimizer
         self._context = context
-        self._ending = Ending(context.stop_when, context.cooldown_steps)
+        self._ending = Ending(context.settings)
         self._ranks = context.ranks
         self._bad_steps = BadSteps(context, lambda: dict(self.named_parameters()))
         self._num_steps = 0
@@ -103,11 +103,11 @@ class StageModule(lightning.LightningModule):
                 were skipped.
         """
         context, num_steps = self._context, self._num_steps
-        if num_steps < context.num_steps and not self._ending.ended(num_steps):
+        if num_steps < context.settings.num_steps and not self._ending.ended(num_steps):
             raise StageError(
-                f"stages.{context.name} ended after {num_steps} of {context.num_steps} steps, and nothing had asked "
-                "for it: its data came to an end; look at the messages above for media that could not be read, and run "
-                "the same command again"
+                f"stages.{context.name} ended after {num_steps} of {context.settings.num_steps} steps, and nothing had "
+                "asked for it: its data came to an end; look at the messages above for media that could not be read, "
+                "and run the same command again"
             )
         self._bad_steps.refuse_end(num_steps)
         changed = None

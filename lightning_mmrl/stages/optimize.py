@@ -11,9 +11,9 @@ from lightning_mmrl.algorithms.penalties.kl import KLPenalty
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.ops.kl import approx_kl
 from lightning_mmrl.ops.masked import masked_sum
-from lightning_mmrl.ops.packing import Budget
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
 from lightning_mmrl.protocols.tensors import Aggregation, Correction, PolicyLoss
+from lightning_mmrl.settings.algorithm import UpdateSettings
 from lightning_mmrl.stages.experience import Experience
 from lightning_mmrl.stages.mismatch import (
     MISMATCH_MAXIMA,
@@ -31,37 +31,6 @@ SUMS = ("loss", "tokens", "clipped", "clipped_low", "clipped_high", "kl", "entro
 """Sums over the tokens of an optimizer step; the divergence from a reference policy joins them if there is one."""
 MAXIMA = ("ratio_max", *MISMATCH_MAXIMA)
 """Maxima over the tokens of an optimizer step."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpdateSettings:
-    """How one rollout becomes optimizer steps.
-
-    Attributes:
-        num_epochs: Passes over the rollout.
-        num_minibatches: Optimizer steps per pass; prompts are split evenly.
-        tokens_per_microbatch: Tokens that are scored at once, a prompt counted once for its group. Bounds memory and
-            does not change the loss. A group that does not fit is split.
-        pairs_per_microbatch: Attention pairs that are scored at once; None: no limit.
-        max_grad_norm: Gradient norm above which gradients are scaled down; infinity: never.
-    """
-
-    num_epochs: int = 1
-    num_minibatches: int = 1
-    tokens_per_microbatch: int = 16_384
-    pairs_per_microbatch: int | None = None
-    max_grad_norm: float = 1.0
-
-    @property
-    def on_policy(self) -> bool:
-        """True if every gradient is taken at the weights that sampled; old log-probs are then the policy's own."""
-        return self.num_epochs == 1 and self.num_minibatches == 1
-
-    @property
-    def budget(self) -> Budget:
-        """The limits of one microbatch."""
-        pairs = float("inf") if self.pairs_per_microbatch is None else self.pairs_per_microbatch
-        return Budget(tokens=self.tokens_per_microbatch, pairs=pairs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,12 +16,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from lightning_mmrl.algorithms.advantages.group_normalized import GroupNormalized
 from lightning_mmrl.algorithms.losses.aggregation import SequenceMean
 from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
-from lightning_mmrl.algorithms.phases import Limits, Phases
+from lightning_mmrl.algorithms.phases import Phases
 from lightning_mmrl.models.critic import Critic
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.models.reference import Reference
 from lightning_mmrl.protocols.tensors import RolloutEngine
 from lightning_mmrl.rollout.sampling import group_seeds
+from lightning_mmrl.settings.algorithm import PhaseSettings
 from lightning_mmrl.stages.advantages import of_tokens, penalized_rewards, shared_advantages
 from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.answers import AnswerEvaluator
@@ -31,7 +32,7 @@ from lightning_mmrl.stages.context import OptimizerSettings, StageContext, clip_
 from lightning_mmrl.stages.critic import CriticTrainer
 from lightning_mmrl.stages.experience import Experience, encoded, prompts_of_update
 from lightning_mmrl.stages.failures import refuse_failures
-from lightning_mmrl.stages.microbatches import scoring_batches
+from lightning_mmrl.stages.microbatches import budget_of, scoring_batches
 from lightning_mmrl.stages.mismatch import mismatch_stats
 from lightning_mmrl.stages.module import StageModule
 from lightning_mmrl.stages.optimize import (
@@ -90,18 +91,20 @@ class PolicyGradientModule(StageModule):
         self.engine = engine
         self.rewards = rewards
         self.algorithm = algorithm = algorithm or self.default_algorithm
-        if algorithm.max_samplings > 1 and context.refill is None:
-            raise ValueError(f"max_samplings is {algorithm.max_samplings}; the context must have a refill for it")
-        self._reference = Reference(policy, context.sharding) if algorithm.kl.coefficient else None
+        if algorithm.settings.max_samplings > 1 and context.refill is None:
+            raise ValueError(
+                f"max_samplings is {algorithm.settings.max_samplings}; the context must have a refill for it"
+            )
+        self._reference = Reference(policy, context.sharding) if algorithm.kl.settings.coefficient else None
         self._table = table
-        first = Limits(group_size=algorithm.group_size, temperature=policy.temperature)
-        self._phases = Phases(first=first, later=algorithm.phases)
+        first = PhaseSettings(after=0, group_size=algorithm.settings.group_size, temperature=policy.temperature)
+        self._phases = Phases(first=first, later=tuple(algorithm.settings.phases.values()))
         self._seconds: dict[str, float] = {}
-        self._signal = SignalWatch(pass_component=context.pass_component, regularized=algorithm.regularized)
+        self._signal = SignalWatch(rewards=context.rewards, regularized=algorithm.regularized)
         self._critic_trainer: CriticTrainer | None = None
-        if algorithm.critic is not None:
+        if algorithm.settings.critic is not None:
             self.critic = Critic(policy, share_frozen=context.sharding is None)
-            self._critic_trainer = CriticTrainer(self.critic, algorithm.critic, algorithm, context.ranks)
+            self._critic_trainer = CriticTrainer(self.critic, algorithm.settings.critic, algorithm, context.ranks)
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """One iteration; if a number is not finite, the update is skipped and the weights are pushed as they are."""
@@ -122,9 +125,9 @@ class PolicyGradientModule(StageModule):
         """Generates and scores completions of the batch, and of further prompts while too few groups pass."""
         algorithm, context = self.algorithm, self._context
         collector = Collector(
-            select=algorithm.select if iteration > algorithm.select_after else None,
-            max_samplings=algorithm.max_samplings,
-            pass_component=context.pass_component,
+            select=algorithm.select if iteration > algorithm.settings.select_after else None,
+            settings=algorithm.settings,
+            rewards=context.rewards,
             ranks=self._ranks,
         )
         samplings = [self.generate_and_score(batch, iteration)]
@@ -134,7 +137,7 @@ class PolicyGradientModule(StageModule):
             samplings.append(self.generate_and_score(prompts, iteration, sampling=len(samplings)))
         self.engine.rest()
         collected = collector.chosen(samplings)
-        if not (collected.refilled and self.policy.media.towers_train and algorithm.update.on_policy):
+        if not (collected.refilled and self.policy.media.towers_train and algorithm.settings.update.on_policy):
             return collected
         with self._timed("encode"):
             prompts, towers = encoded(self.policy, collected.batch.raw, differentiable=True)
@@ -147,7 +150,7 @@ class PolicyGradientModule(StageModule):
             NotFiniteError: A tower output or log-probability is not finite; on all ranks.
         """
         with self._timed("encode"):
-            differentiable = sampling == 0 and self.algorithm.update.on_policy
+            differentiable = sampling == 0 and self.algorithm.settings.update.on_policy
             with_features, towers = encoded(self.policy, prompts, differentiable=differentiable)
         with self._timed("generate"), self._context.rank_local():
             rollout = self.generate(with_features if self.engine.reads_features else prompts, iteration, sampling)
@@ -158,7 +161,7 @@ class PolicyGradientModule(StageModule):
             scores = score_rollout(self.rewards, prompts.samples, rollout)
         refuse_failures(scores, self.rewards.max_invalid_rate, self._ranks)
         trainable = scores.valid
-        if self.algorithm.mask_truncated:
+        if self.algorithm.settings.mask_truncated:
             truncated = torch.tensor([completion.truncated for completion in rollout.completions])
             trainable = trainable & ~truncated.to(trainable.device).reshape(trainable.shape)
         return Experience(
@@ -210,7 +213,7 @@ class PolicyGradientModule(StageModule):
         A penalty in the reward counts all completions that are compared, also truncated ones that leave the loss.
         Towers that train are run again, since the reference has other ones.
         """
-        budget, in_reward = self.algorithm.update.budget, self.algorithm.kl.in_reward
+        budget, in_reward = budget_of(self.algorithm.settings.update), self.algorithm.kl.in_reward
         scored = replace(experience, trainable=experience.scores.valid) if in_reward else experience
         rows = range(len(experience.trainable))
         batches = partial(scoring_batches, scored, rows, budget=budget, ranks=self._ranks)
@@ -233,14 +236,14 @@ class PolicyGradientModule(StageModule):
         """
         with self._timed("optimize"):
             learning_rate = self._set_learning_rates(iteration)
-            settings, num_prompts = self.algorithm.update, len(experience.trainable)
-            batches = partial(scoring_batches, budget=settings.budget, ranks=self._ranks)
+            settings, num_prompts = self.algorithm.settings.update, len(experience.trainable)
+            batches = partial(scoring_batches, budget=budget_of(settings), ranks=self._ranks)
             if settings.on_policy:
                 experience = replace(experience, old_logprobs=None)
             elif experience.old_logprobs is None:
                 old = rollout_logprobs(self.policy, experience, batches(experience, range(num_prompts)))
                 experience = replace(experience, old_logprobs=old)
-            objective = self.algorithm.objective(iteration, self._context.num_steps, self._ranks)
+            objective = self.algorithm.objective(iteration, self._context.settings.num_steps, self._ranks)
             regularized = objective.regularized or self._critic_trainer is not None
             moves = groups_with_gradient(experience, regularized=regularized)
             generator = torch.Generator().manual_seed(self._context.seed * 1_000_003 + iteration)
@@ -265,18 +268,18 @@ class PolicyGradientModule(StageModule):
         self, experience: Experience, minibatch: Sequence[int], live: Sequence[int], objective: Objective
     ) -> dict[str, float]:
         """Computes and clips the gradients of a minibatch for policy and critic; returns the sums of its metrics."""
-        settings, ranks = self.algorithm.update, self._ranks
+        settings, ranks = self.algorithm.settings.update, self._ranks
         for optimizer in self._optimizers()[0]:
             optimizer.zero_grad()
         prompts = prompts_of_update(self.policy, experience, experience.towers)
-        batches = scoring_batches(experience, live, budget=settings.budget, ranks=ranks, prompts=prompts)
+        batches = scoring_batches(experience, live, budget=budget_of(settings), ranks=ranks, prompts=prompts)
         totals = accumulate_loss(
             self.policy, experience, minibatch, batches, objective=objective, backward=self.manual_backward
         )
         if experience.towers is not None:
             experience.towers.backward()
         ranks.sum_gradients(self.policy.parameters())
-        norm = clip_gradients(self.policy.parameters(), settings.max_grad_norm)
+        norm = clip_gradients(self.policy.parameters(), self._context.settings.max_grad_norm)
         step = scalar_values(totals) | {"grad_norm": norm}
         if self._critic_trainer is not None:
             step |= self._critic_trainer.accumulate(experience, minibatch, live, self.manual_backward)
@@ -314,7 +317,7 @@ class PolicyGradientModule(StageModule):
             metrics["train/kl_coefficient"] = self._kl_coefficient(iteration)
         if self.algorithm.entropy.coefficient:
             metrics["train/entropy_coefficient"] = self.algorithm.entropy.coefficient_at(
-                iteration - 1, self._context.num_steps
+                iteration - 1, self._context.settings.num_steps
             )
         return metrics | update | {f"media/{name}": count for name, count in zip(counters, counts, strict=True)}
 
@@ -337,7 +340,7 @@ class PolicyGradientModule(StageModule):
         return optimizers[0].param_groups[0]["lr"]
 
     def _kl_coefficient(self, iteration: int) -> float:
-        return self.algorithm.kl.coefficient_at(iteration - 1, self._context.num_steps)
+        return self.algorithm.kl.coefficient_at(iteration - 1, self._context.settings.num_steps)
 
     def stage_state(self) -> dict[str, Any]:
         """As of every stage, and since when there was no signal."""

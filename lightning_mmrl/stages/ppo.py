@@ -4,9 +4,9 @@ from typing import ClassVar
 
 from lightning_mmrl.algorithms.losses.aggregation import TokenMean
 from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
+from lightning_mmrl.settings.algorithm import AlgorithmSettings, CriticSettings
 from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.policy_gradient import PolicyGradientModule
-from lightning_mmrl.stages.values import CriticSettings
 
 
 class PPOModule(PolicyGradientModule):
@@ -19,5 +19,5 @@ class PPOModule(PolicyGradientModule):
     """
 
     default_algorithm: ClassVar[Algorithm] = Algorithm(
-        advantage=None, loss=PPOClip(), aggregation=TokenMean(), critic=CriticSettings()
+        advantage=None, loss=PPOClip(), aggregation=TokenMean(), settings=AlgorithmSettings(critic=CriticSettings())
     )

@@ -24,7 +24,9 @@ def resampled(
     (advantages, candidates), own = gather_rows(context.ranks, sequence_advantages, experience.trainable)
     # The word is part of the seed: another one would draw other completions.
     generator = torch.Generator().manual_seed(hashed_seed(f"{context.seed}/{iteration}/distill", num_bytes=4))
-    weights = resample(advantages, candidates, step=iteration - 1, num_steps=context.num_steps, generator=generator)
+    weights = resample(
+        advantages, candidates, step=iteration - 1, num_steps=context.settings.num_steps, generator=generator
+    )
     kept = weights[own].to(experience.advantages)
     return replace(experience, weights=kept, trainable=experience.trainable & (kept > 0))
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.files import dispensable, write_whole
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
+from lightning_mmrl.settings.algorithm import RewardSettings
+from lightning_mmrl.settings.stage import StageSettings
 from lightning_mmrl.types.records import Completion, MediaKind, MediaRef, Message, Role, Sample, Score
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 VERSION = 2
 """Version 1 had no messages and no extras, so that rewards could not be rerun on it."""
 
-PASS_COMPONENT = "label"
+PASS_COMPONENT = RewardSettings.pass_component
 
 T = TypeVar("T")
 
@@ -48,18 +50,18 @@ class RolloutRow:
 
 
 class RolloutTable:
-    """Writes `iteration_000010.jsonl` and so on, every `every` iterations.
+    """Writes `iteration_000010.jsonl` and so on, every `rollout_table_every` iterations.
 
     Args:
         directory: Folder of the tables.
-        every: Iterations between two tables.
-        pass_component: The reward component that says whether a response is right.
+        settings: Iterations between two tables, and the reward component that says whether a response is right.
     """
 
-    def __init__(self, directory: Path, *, every: int = 10, pass_component: str = PASS_COMPONENT) -> None:
+    def __init__(self, directory: Path, settings: StageSettings | None = None) -> None:
+        settings = settings or StageSettings()
         self._directory = directory
-        self._every = every
-        self._pass_component = pass_component
+        self._every = settings.rollout_table_every
+        self._pass_component = (settings.rewards or RewardSettings()).pass_component
 
     def write(
         self,

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lightning_mmrl.ops.groups import constant_groups
+from lightning_mmrl.settings.algorithm import RewardSettings
 from lightning_mmrl.stages.stats import RolloutSummary
 
 SILENT_ITERATIONS = 5
@@ -17,13 +18,13 @@ class SignalWatch:
     In such an iteration only terms that do not depend on advantages change weights. A stage warns once.
 
     Attributes:
-        pass_component: The reward component that says whether an answer is right.
+        rewards: Names The reward component that says whether an answer is right.
         regularized: Whether the loss has a KL or entropy term, or a critic learns.
         last: The last iteration with a signal; 0 before there was one.
         told: Whether the warning was given.
     """
 
-    pass_component: str
+    rewards: RewardSettings
     regularized: bool = False
     last: int = 0
     told: bool = False
@@ -59,7 +60,7 @@ class SignalWatch:
             return f"{share}: raise sampling.max_new_tokens, or train the format first"
         if not bool(constant_groups(summary.rewards, valid).all()):
             return "the groups whose answers differ are left out: look at algorithm.select and algorithm.mask_truncated"
-        right = summary.components.get(self.pass_component)
+        right = summary.components.get(self.rewards.pass_component)
         if right is not None and bool((right[valid] >= 1).all()):
             return "all answers are right: the task is too easy, take harder samples"
         if right is not None and bool((right[valid] < 1).all()):

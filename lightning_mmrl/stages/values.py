@@ -1,7 +1,7 @@
 """Rewards, values and advantages of single tokens, and the loss that a critic learns from."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,6 +13,7 @@ from lightning_mmrl.algorithms.penalties.kl import KLPenalty
 from lightning_mmrl.ops.gae import generalized_advantages
 from lightning_mmrl.ops.masked import masked_sum
 from lightning_mmrl.protocols.ranks import Ranks
+from lightning_mmrl.settings.algorithm import CriticSettings
 from lightning_mmrl.stages.experience import Experience
 from lightning_mmrl.stages.optimize import ScoredBatches
 from lightning_mmrl.types.batches import ScoringBatch
@@ -25,47 +26,6 @@ ROUNDING = 1e-10
 
 ValueFunction = Callable[[ScoringBatch], Tensor]
 """Values [N, C] of a scoring batch, such as a `models.critic.Critic`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CriticSettings:
-    """How a critic learns, and how advantages are made of its values.
-
-    LMM-R1 (arXiv:2503.07536) has the same defaults; the learning rate is in its table A7.
-
-    Attributes:
-        learning_rate: Of the critic's own optimizer. Its kind and schedule are the stage's.
-        max_grad_norm: Norm above which the critic's gradients are scaled down; infinity: never.
-        value_clip: How far a value may move from the rollout's before the loss stops rewarding it; None: no bound.
-        gamma: Discount of a reward for each token before it.
-        gae_lambda: 1 takes returns as they are, 0 trusts the value of the next state (arXiv:1506.02438, eq. 16).
-        whiten: Shift and scale advantages to mean 0 and variance 1 over all tokens of the iteration on all ranks.
-
-    Raises:
-        ValueError: For a rate, norm or clip that is not above 0, or gamma or lambda out of range.
-    """
-
-    learning_rate: float = 9e-6
-    max_grad_norm: float = 1.0
-    value_clip: float | None = 0.2
-    gamma: float = 1.0
-    gae_lambda: float = 1.0
-    whiten: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("learning_rate", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
-        if not 0 < self.gamma <= 1:
-            raise ValueError(f"gamma is {self.gamma}; it must be above 0 and at most 1")
-        if not 0 <= self.gae_lambda <= 1:
-            raise ValueError(f"gae_lambda is {self.gae_lambda}; it must lie in [0, 1]")
-        ValueClip(clip=self.value_clip)
-
-    @property
-    def loss(self) -> ValueClip:
-        """The loss of each token."""
-        return ValueClip(clip=self.value_clip)
 
 
 def token_rewards(experience: Experience, kl: KLPenalty, coefficient: float) -> Float[Tensor, "N C"]:

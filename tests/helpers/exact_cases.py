@@ -17,7 +17,6 @@ from lightning_mmrl.algorithms.losses.aggregation import TokenMean
 from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
 from lightning_mmrl.algorithms.penalties.entropy import EntropyBonus
 from lightning_mmrl.algorithms.penalties.kl import KLPenalty
-from lightning_mmrl.algorithms.phases import Limits, Phase
 from lightning_mmrl.algorithms.schedules import WarmupConstant
 from lightning_mmrl.algorithms.selection.accuracy_band import AccuracyBand
 from lightning_mmrl.algorithms.selection.pad import ReleasedPAD
@@ -27,18 +26,23 @@ from lightning_mmrl.models.parallelize import whole_weights
 from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.pool import InlineRewards
+from lightning_mmrl.settings.algorithm import (
+    AlgorithmSettings,
+    CriticSettings,
+    PhaseSettings,
+    RewardSettings,
+    UpdateSettings,
+)
 from lightning_mmrl.settings.data import StageDataSettings
 from lightning_mmrl.settings.run import StateSettings
-from lightning_mmrl.settings.stage import Bound, TrainerSettings
+from lightning_mmrl.settings.stage import Bound, StageSettings, TrainerSettings
 from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.answers import AnswerEvaluator
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.stages.grpo import GRPOModule
-from lightning_mmrl.stages.optimize import UpdateSettings
 from lightning_mmrl.stages.ppo import PPOModule
 from lightning_mmrl.stages.rloo import RLOOModule
 from lightning_mmrl.stages.sft import SFTModule
-from lightning_mmrl.stages.values import CriticSettings
 from lightning_mmrl.tracking.jsonl import read_lines
 from lightning_mmrl.tracking.lightning_logger import RunLogger
 from lightning_mmrl.tracking.null import NullRun
@@ -48,6 +52,7 @@ from lightning_mmrl.training.finite_states import check_finite
 from lightning_mmrl.training.group import RankGroup
 from lightning_mmrl.training.job import LightningJob
 from lightning_mmrl.training.state_store import StateStore
+from lightning_mmrl.training.strategies import ranks_of, sharding_of
 from lightning_mmrl.training.trainer import prepare_process, training_trainer
 
 STEPS = 6
@@ -177,38 +182,44 @@ class Stage:
             ),
             "context": StageContext(
                 name="stage",
-                num_steps=how.steps,
+                settings=StageSettings(
+                    num_steps=how.steps,
+                    stop_when=how.stop_when,
+                    cooldown_steps=2,
+                    rewards=RewardSettings(pass_component="length"),
+                ),
                 seed=5,
                 directory=folder,
-                stop_when=how.stop_when,
-                cooldown_steps=2,
-                ranks=how.trainer.ranks,
-                sharding=how.trainer.sharding,
+                ranks=ranks_of(how.trainer),
+                sharding=sharding_of(how.trainer),
                 rank_local=interruption.rank_local,
                 refill=data.refill_batch,
-                pass_component="length",
             ),
             "evaluator": evaluator,
         }
         if kind == "sft":
             self.module = SFTModule(self.policy, **common)
         else:
-            rewards = InlineRewards(WeightedReward(components={"length": how.reward}, weights={"length": 1.0}))
+            rewards = InlineRewards(
+                WeightedReward(components={"length": how.reward}, settings=RewardSettings(weights={"length": 1.0}))
+            )
             critic = CriticSettings(learning_rate=2e-3) if kind == "ppo" else None
             algorithm = Algorithm(
                 advantage=None if critic else GroupNormalized(),
-                critic=critic,
+                settings=AlgorithmSettings(
+                    critic=critic,
+                    group_size=3,
+                    phases={"later": PhaseSettings(after=3, group_size=2, max_new_tokens=3, temperature=0.7)},
+                    max_samplings=3 if how.select else 1,
+                    select_after=1 if how.select else 0,
+                    update=UpdateSettings(num_minibatches=2),
+                ),
                 loss=PPOClip(),
                 aggregation=TokenMean(),
-                group_size=3,
-                phases=[Phase(after=3, limits=Limits(group_size=2, max_new_tokens=3, temperature=0.7))],
                 kl=how.kl,
                 entropy=how.entropy,
                 select=AccuracyBand() if how.select else None,
-                max_samplings=3 if how.select else 1,
-                select_after=1 if how.select else 0,
                 resample=ReleasedPAD() if how.select else None,
-                update=UpdateSettings(num_minibatches=2),
             )
             self.module = KINDS[kind](self.policy, engine, rewards, algorithm=algorithm, **common)
         self.said = []

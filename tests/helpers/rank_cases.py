@@ -33,19 +33,26 @@ from lightning_mmrl.protocols.ranks import ALONE
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.pool import InlineRewards
 from lightning_mmrl.rollout.scripted import ScriptedEngine
-from lightning_mmrl.settings.stage import TrainerSettings
+from lightning_mmrl.settings.algorithm import (
+    AlgorithmSettings,
+    CriticSettings,
+    EntropySettings,
+    KLSettings,
+    RewardSettings,
+    UpdateSettings,
+)
+from lightning_mmrl.settings.stage import StageSettings, TrainerSettings
 from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.answers import AnswerEvaluator
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.stages.grpo import GRPOModule
-from lightning_mmrl.stages.optimize import UpdateSettings
 from lightning_mmrl.stages.ppo import PPOModule
 from lightning_mmrl.stages.sft import SFTModule
-from lightning_mmrl.stages.values import CriticSettings
 from lightning_mmrl.tracking.lightning_logger import RunLogger
 from lightning_mmrl.tracking.null import NullRun
 from lightning_mmrl.training.interruption import Interrupted, Interruption
 from lightning_mmrl.training.ranks import ProcessRanks
+from lightning_mmrl.training.strategies import ranks_of, sharding_of
 from lightning_mmrl.training.trainer import training_trainer
 
 WATCHDOG_S = float(os.environ.get("RANK_WATCHDOG_S", "60"))
@@ -144,21 +151,18 @@ def algorithm(case):
         num_epochs=case.get("epochs", 1),
         num_minibatches=case.get("minibatches", 1),
         tokens_per_microbatch=case.get("tokens", 120),
-        max_grad_norm=case.get("max_grad_norm", 0.5),
     )
     advantages = {"rloo": LeaveOneOut(), "reinforce": ReinforcePlusPlusBaseline()}
     critic = CriticSettings(learning_rate=2e-3, value_clip=0.05) if case["stage"] == "ppo" else None
     return Algorithm(
         advantage=None if critic else advantages.get(case.get("advantage", case["stage"]), GroupNormalized()),
-        critic=critic,
+        settings=AlgorithmSettings(critic=critic, group_size=case.get("group_size", 4), update=update),
         loss=PPOClip(),
-        kl=KLPenalty(**case.get("kl", {"coefficient": 0.0})),
-        entropy=EntropyBonus(coefficient=case.get("entropy", 0.0)),
+        kl=KLPenalty(KLSettings(**case.get("kl", {}))),
+        entropy=EntropyBonus(EntropySettings(coefficient=case.get("entropy", 0.0))),
         aggregation=AGGREGATIONS[case.get("aggregation", "tokens")],
-        group_size=case.get("group_size", 4),
         select=HasSignal() if case.get("select") else None,
         resample=PaperPAD(rho=0.7) if case.get("resample") else None,
-        update=update,
     )
 
 
@@ -231,11 +235,11 @@ def stage_module(case, encoder, policy, folder):
     mistake = case.get("mistake")
     context = StageContext(
         name="stage",
-        num_steps=case.get("steps", 3),
+        settings=StageSettings(num_steps=case.get("steps", 3), max_grad_norm=case.get("max_grad_norm", 0.5)),
         seed=0,
         directory=folder,
-        ranks=OwnCounts(lockstep=place.shards) if mistake == "own counts" else place.ranks,
-        sharding=OwnTowers() if mistake == "own towers" else place.sharding,
+        ranks=OwnCounts(lockstep=place.shards) if mistake == "own counts" else ranks_of(place),
+        sharding=OwnTowers() if mistake == "own towers" else sharding_of(place),
     )
     factory = partial(torch.optim.AdamW, lr=1e-3) if case.get("adam", True) else partial(torch.optim.SGD, lr=1e-2)
     optimizer = OptimizerSettings(factory=factory, schedule=WarmupConstant())
@@ -244,7 +248,9 @@ def stage_module(case, encoder, policy, folder):
     )
     if case["stage"] == "sft":
         return SFTModule(policy, optimizer=optimizer, context=context, evaluator=evaluator)
-    rewards = InlineRewards(WeightedReward(components={"length": Length()}, weights={"length": 1.0}))
+    rewards = InlineRewards(
+        WeightedReward(components={"length": Length()}, settings=RewardSettings(weights={"length": 1.0}))
+    )
     kind = PPOModule if case["stage"] == "ppo" else GRPOModule
     module = kind(
         policy, engine(case, encoder, policy), rewards, optimizer=optimizer, context=context, algorithm=algorithm(case)
@@ -352,7 +358,7 @@ def run_exact(case, folder):
         torch.distributed.init_process_group("gloo")
     kill, options = case.get("kill"), dict(case.get("options", {}))
     if "kl" in options:
-        options["kl"] = KLPenalty(**options["kl"])
+        options["kl"] = KLPenalty(KLSettings(**options["kl"]))
     with Interruption() as interruption, interruption.together(ProcessRanks(lockstep=False)):
         stage = exact_cases.Stage(
             case["kind"],

@@ -11,6 +11,7 @@ from step_cases import ROW_BY_ROW, drawn, experience_of, preset, taken
 from lightning_mmrl.algorithms.corrections.importance import ImportanceCorrection
 from lightning_mmrl.algorithms.penalties.kl import KLPenalty
 from lightning_mmrl.protocols.ranks import ALONE
+from lightning_mmrl.settings.algorithm import KLSettings
 from lightning_mmrl.stages.advantages import shared_advantages
 from lightning_mmrl.stages.context import scalar_values
 from lightning_mmrl.stages.mismatch import mismatch_stats
@@ -62,7 +63,7 @@ def written_out(table, level, mode, *, floor, cap, divided_by):
 
 
 def corrected(name, **how):
-    kl = KLPenalty(coefficient=BETA)
+    kl = KLPenalty(KLSettings(coefficient=BETA))
     return replace(preset(name), kl=kl, correction=ImportanceCorrection(**how) if how else None)
 
 

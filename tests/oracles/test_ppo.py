@@ -14,10 +14,10 @@ from step_cases import ROW_BY_ROW, WHOLE, TablePolicy, drawn, experience_of, pre
 from lightning_mmrl.algorithms.losses.value_clip import ValueClip
 from lightning_mmrl.ops.gae import generalized_advantages
 from lightning_mmrl.protocols.ranks import ALONE
+from lightning_mmrl.settings.algorithm import CriticSettings
 from lightning_mmrl.stages.microbatches import scoring_batches
 from lightning_mmrl.stages.optimize import Objective, accumulate_loss
 from lightning_mmrl.stages.values import (
-    CriticSettings,
     accumulate_value_loss,
     score_values,
     token_rewards,

@@ -255,7 +255,7 @@ class Rewards:
     def __init__(self) -> None:
         self._sources: dict[str, InlineRewards | RewardPool] = {}
         for name, reward in REWARDS.items():
-            weighted = WeightedReward(components={name: reward}, weights={name: 1.0})
+            weighted = WeightedReward(components={name: reward}, settings=RewardSettings(weights={name: 1.0}))
             pooled = name in POOLED
             self._sources[name] = (
                 RewardPool(weighted, RewardSettings(num_workers=1)) if pooled else InlineRewards(weighted)

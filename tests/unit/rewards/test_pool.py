@@ -89,7 +89,8 @@ def test_a_failing_item_is_invalid_and_harms_no_other(pool, text, reason):
 @pytest.fixture(scope="module")
 def limited(hostile):
     reward = WeightedReward(
-        parts={"fine": hostile.fine, "odd": hostile.Misbehaves()}, weights={"fine": 1.0, "odd": 1.0}
+        components={"fine": hostile.fine, "odd": hostile.Misbehaves()},
+        settings=RewardSettings(weights={"fine": 1.0, "odd": 1.0}),
     )
     with RewardPool(
         reward, RewardSettings(num_workers=1, deadline_s=3.0, soft_deadline_s=1.0, memory_limit_mb=500)
@@ -119,7 +120,7 @@ def test_a_part_that_fails_costs_its_item_alone_and_is_named(limited, text, reas
 @pytest.mark.parametrize("text", ["gigabytes", "grow"])
 def test_memory_costs_its_item_alone(hostile, text):
     """With time to take it: on a busy machine growing takes longer than a second."""
-    reward = WeightedReward(components={"odd": hostile.Misbehaves()}, weights={"odd": 1.0})
+    reward = WeightedReward(components={"odd": hostile.Misbehaves()}, settings=RewardSettings(weights={"odd": 1.0}))
     with RewardPool(
         reward, RewardSettings(num_workers=1, deadline_s=40.0, soft_deadline_s=30.0, memory_limit_mb=500)
     ) as pool:
@@ -149,7 +150,7 @@ def test_a_soft_deadline_costs_no_process_and_a_hard_one_does(limited):
 
 def test_without_a_memory_limit_memory_is_free(hostile):
     """Or the test above would pass on a machine that has no memory."""
-    reward = WeightedReward(components={"odd": hostile.Misbehaves()}, weights={"odd": 1.0})
+    reward = WeightedReward(components={"odd": hostile.Misbehaves()}, settings=RewardSettings(weights={"odd": 1.0}))
     with RewardPool(
         reward, RewardSettings(num_workers=1, deadline_s=50.0)
     ) as pool:  # a busy machine takes its time for 4 GB
@@ -291,7 +292,9 @@ def test_a_killed_run_takes_its_busy_workers_along(tmp_path):
 def test_a_reward_that_cannot_be_pickled_is_refused():
     with pytest.raises(ConfigError, match="importable"):
         RewardPool(
-            WeightedReward(components={"a": lambda sample, completion: 1.0}, weights={"a": 1.0}),
+            WeightedReward(
+                components={"a": lambda sample, completion: 1.0}, settings=RewardSettings(weights={"a": 1.0})
+            ),
             RewardSettings(num_workers=2),
         )
 
@@ -327,7 +330,9 @@ def test_inline_rewards_score_like_the_pool(hostile, pool):
 
 
 def test_the_shipped_rewards_run_in_workers():
-    reward = WeightedReward(components={"format": ThinkAnswerFormat()}, weights={"format": 0.5})
+    reward = WeightedReward(
+        components={"format": ThinkAnswerFormat()}, settings=RewardSettings(weights={"format": 0.5})
+    )
     with RewardPool(reward, RewardSettings(num_workers=1)) as pool:
         good, bad = score(pool, "<think>a</think><answer>b</answer>", "b")
     assert (good.total, bad.total) == (0.5, 0.0)

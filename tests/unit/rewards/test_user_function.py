@@ -82,8 +82,8 @@ def test_a_file_is_loaded_once(tmp_path):
 @pytest.mark.timeout(120)
 def test_it_runs_in_processes(file):
     reward = WeightedReward(
-        parts={"brevity": UserFunction(function=f"{file}:brevity"), "bad": UserFunction(function=f"{file}:fails")},
-        weights={"brevity": 1.0, "bad": 1.0},
+        components={"brevity": UserFunction(function=f"{file}:brevity"), "bad": UserFunction(function=f"{file}:fails")},
+        settings=RewardSettings(weights={"brevity": 1.0, "bad": 1.0}),
     )
     with RewardPool(reward, RewardSettings(num_workers=1)) as pool:
         [[score]] = pool.score([SAMPLE], [[TEXT]])
@@ -100,14 +100,19 @@ def test_a_function_that_exits_fails_its_completion_alone(file):
     function = f"{file}:leaves"
     with pytest.raises(RewardError, match=r"mine.py:leaves raised SystemExit: 3 \(.*mine.py line 14\)"):
         UserFunction(function=function)(SAMPLE, TEXT)
-    reward = WeightedReward(components={"mine": UserFunction(function=function)}, weights={"mine": 1.0})
+    reward = WeightedReward(
+        components={"mine": UserFunction(function=function)}, settings=RewardSettings(weights={"mine": 1.0})
+    )
     [[score]] = InlineRewards(reward).score([SAMPLE], [[TEXT]])
     assert (score.valid, score.failed) == (False, "mine")
     assert score.reason == f"mine: {function} raised SystemExit: 3 ({file} line 14)"
 
 
 def test_an_interrupt_passes_through_it(file):
-    reward = WeightedReward(components={"mine": UserFunction(function=f"{file}:is_interrupted")}, weights={"mine": 1.0})
+    reward = WeightedReward(
+        components={"mine": UserFunction(function=f"{file}:is_interrupted")},
+        settings=RewardSettings(weights={"mine": 1.0}),
+    )
     with pytest.raises(KeyboardInterrupt):
         InlineRewards(reward).score([SAMPLE], [[TEXT]])
 

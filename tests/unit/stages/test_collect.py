@@ -6,6 +6,7 @@ from functools import partial
 import omni
 import pytest
 import torch
+from algorithms import algorithm_of
 from torch.utils.data import DataLoader
 
 from lightning_mmrl.algorithms.advantages.group_normalized import GroupNormalized
@@ -18,14 +19,13 @@ from lightning_mmrl.data.collate import collate_prompts
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.pool import InlineRewards
 from lightning_mmrl.rollout.scripted import ScriptedEngine
-from lightning_mmrl.settings.stage import TrainerSettings
-from lightning_mmrl.stages.algorithm import Algorithm
+from lightning_mmrl.settings.algorithm import AlgorithmSettings, RewardSettings, UpdateSettings
+from lightning_mmrl.settings.stage import StageSettings, TrainerSettings
 from lightning_mmrl.stages.collect import Collector
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.stages.experience import Experience
 from lightning_mmrl.stages.grpo import GRPOModule
 from lightning_mmrl.stages.join import join_prompts, join_rollouts, select_rollout
-from lightning_mmrl.stages.optimize import UpdateSettings
 from lightning_mmrl.stages.rollout_table import RolloutTable, read_table
 from lightning_mmrl.tracking.lightning_logger import RunLogger
 from lightning_mmrl.tracking.null import NullRun
@@ -62,7 +62,7 @@ class Right:
 
 def algorithm(**changes):
     common = {"advantage": GroupNormalized(), "loss": PPOClip(), "aggregation": TokenMean(), "group_size": 2}
-    return Algorithm(**{**common, **changes})
+    return algorithm_of(**{**common, **changes})
 
 
 class Run:
@@ -84,13 +84,19 @@ class Run:
         module = GRPOModule(
             policy,
             self.engine,
-            InlineRewards(WeightedReward(components={"label": Right()}, weights={"label": 1.0})),
+            InlineRewards(
+                WeightedReward(components={"label": Right()}, settings=RewardSettings(weights={"label": 1.0}))
+            ),
             optimizer=OptimizerSettings(factory=partial(torch.optim.SGD, lr=1e-2), schedule=WarmupConstant()),
             context=StageContext(
-                name="stage", num_steps=len(batches), seed=0, directory=folder, refill=lambda: next(further)
+                name="stage",
+                settings=StageSettings(num_steps=len(batches)),
+                seed=0,
+                directory=folder,
+                refill=lambda: next(further),
             ),
             algorithm=algorithm(**changes),
-            table=RolloutTable(folder / "rollouts", every=1),
+            table=RolloutTable(folder / "rollouts", StageSettings(rollout_table_every=1)),
         )
         optimize, report = module.optimize, module._report
 
@@ -320,7 +326,12 @@ def test_all_ranks_sample_as_long_as_one_is_short(model):
         return collector.chosen(samplings)
 
     pair = Pair([True, True, False, True])
-    collector = Collector(select=AccuracyBand(), max_samplings=5, pass_component="label", ranks=pair)
+    collector = Collector(
+        select=AccuracyBand(),
+        settings=AlgorithmSettings(max_samplings=5),
+        rewards=RewardSettings(pass_component="label"),
+        ranks=pair,
+    )
     found = collect(collector)
     assert found.num_samplings == 3
     assert pair.asked == [False] * 4
@@ -338,8 +349,10 @@ def test_more_samplings_need_a_selection_and_a_place_to_sample_from(model, tmp_p
         GRPOModule(
             policy,
             omni.engine(encoder, policy, max_new_tokens=2),
-            InlineRewards(WeightedReward(components={"label": Right()}, weights={"label": 1.0})),
+            InlineRewards(
+                WeightedReward(components={"label": Right()}, settings=RewardSettings(weights={"label": 1.0}))
+            ),
             optimizer=OptimizerSettings(factory=torch.optim.SGD, schedule=WarmupConstant()),
-            context=StageContext(name="stage", num_steps=1, seed=0, directory=tmp_path),
+            context=StageContext(name="stage", settings=StageSettings(num_steps=1), seed=0, directory=tmp_path),
             algorithm=algorithm(select=HasSignal(), max_samplings=2),
         )

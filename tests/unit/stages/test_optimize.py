@@ -12,12 +12,12 @@ from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
 from lightning_mmrl.models.encoders import TowerGraph
 from lightning_mmrl.ops.packing import Budget, GroupPart
 from lightning_mmrl.protocols.ranks import ALONE, Alone
+from lightning_mmrl.settings.algorithm import UpdateSettings
 from lightning_mmrl.stages.advantages import of_tokens
 from lightning_mmrl.stages.experience import Experience
 from lightning_mmrl.stages.microbatches import scoring_batch, scoring_batches
 from lightning_mmrl.stages.optimize import (
     Objective,
-    UpdateSettings,
     accumulate_loss,
     groups_with_gradient,
     plan_minibatches,

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_mmrl.errors import DataError
+from lightning_mmrl.settings.stage import StageSettings
 from lightning_mmrl.stages.rollout_table import RolloutRow, RolloutTable, read_table, table_files, write_table
 from lightning_mmrl.types.batches import Rollout, Scores
 from lightning_mmrl.types.records import Completion, MediaRef, Message, Sample, Score
@@ -87,7 +88,7 @@ def test_the_writer_of_a_stage_keeps_all_that_rewards_need(tmp_path):
         ),
     )
     other = Sample(id="clip-2", messages=())
-    table = RolloutTable(tmp_path / "rollouts", every=10)
+    table = RolloutTable(tmp_path / "rollouts", StageSettings(rollout_table_every=10))
     assert table.write(9, [SAMPLE, other], rollout, scores) is None
     path = table.write(10, [SAMPLE, other], rollout, scores)
     assert path.name == "iteration_000010.jsonl"

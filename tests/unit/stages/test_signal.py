@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lightning_mmrl.settings.algorithm import RewardSettings
 from lightning_mmrl.stages.signal import SILENT_ITERATIONS, SignalWatch
 from lightning_mmrl.stages.stats import RolloutSummary
 
@@ -25,7 +26,7 @@ def outcome(*, label=0.0, truncated=False, valid=True, rewards=None, signal=Fals
 
 
 def said(outcomes, **settings):
-    watch = SignalWatch(pass_component="label", **settings)
+    watch = SignalWatch(rewards=RewardSettings(pass_component="label"), **settings)
     return [message for step, each in enumerate(outcomes, start=1) if (message := watch.noted(each, step))]
 
 
@@ -60,13 +61,13 @@ def test_one_signal_in_between_starts_the_count_anew():
 
 
 def test_a_stage_that_goes_on_neither_forgets_nor_counts_a_step_twice():
-    first = SignalWatch(pass_component="label")
+    first = SignalWatch(rewards=RewardSettings(pass_component="label"))
     for step in range(1, SILENT_ITERATIONS):
         assert first.noted(outcome(), step) is None
-    second = SignalWatch(pass_component="label")
+    second = SignalWatch(rewards=RewardSettings(pass_component="label"))
     second.load_state_dict(first.state_dict())
     assert second.noted(outcome(), SILENT_ITERATIONS - 1) is None
     assert second.noted(outcome(), SILENT_ITERATIONS) is not None
-    third = SignalWatch(pass_component="label")
+    third = SignalWatch(rewards=RewardSettings(pass_component="label"))
     third.load_state_dict(second.state_dict())
     assert third.noted(outcome(), SILENT_ITERATIONS + 1) is None

@@ -12,13 +12,12 @@ from lightning_mmrl.algorithms.advantages.group_normalized import GroupNormalize
 from lightning_mmrl.algorithms.losses.aggregation import SequenceMean, TokenMean
 from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
 from lightning_mmrl.algorithms.schedules import WarmupConstant
+from lightning_mmrl.settings.algorithm import AlgorithmSettings, CriticSettings, UpdateSettings
 from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.context import OptimizerSettings
 from lightning_mmrl.stages.grpo import GRPOModule
-from lightning_mmrl.stages.optimize import UpdateSettings
 from lightning_mmrl.stages.ppo import PPOModule
 from lightning_mmrl.stages.stats import update_stats
-from lightning_mmrl.stages.values import CriticSettings
 
 FIRST = {
     "loss": 0.5,
@@ -106,11 +105,13 @@ def reported(checkpoint, folder, *, ppo, aggregation, **update):
         **settings,
         algorithm=Algorithm(
             advantage=None if ppo else GroupNormalized(),
-            critic=CriticSettings(learning_rate=1e-300) if ppo else None,
+            settings=AlgorithmSettings(
+                critic=CriticSettings(learning_rate=1e-300) if ppo else None,
+                group_size=4,
+                update=UpdateSettings(**update),
+            ),
             loss=PPOClip(),
             aggregation=aggregation,
-            group_size=4,
-            update=UpdateSettings(**update),
         ),
     )
     [values] = one_step.reports(module, families.prompts("qwen2", encoder), folder)
