@@ -1,10 +1,8 @@
 """The parts that all stages and evaluations of a run share, built from its configuration on first use."""
 
-import json
 import logging
 import os
 import warnings
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +18,9 @@ from lightning_mmrl.data.exclusions import EXCLUSIONS, Exclusions
 from lightning_mmrl.data.media.cache import MediaCache
 from lightning_mmrl.data.media.guard import GuardedDecoder
 from lightning_mmrl.data.pipeline import MediaPipeline
-from lightning_mmrl.data.prepared import Quarantined
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.evaluation.consistency import CueLexicon
-from lightning_mmrl.files import dispensable, folder_beside, follow_umask, writing
+from lightning_mmrl.files import folder_beside, follow_umask, writing
 from lightning_mmrl.models.encoders import MediaEncoder, tower_fingerprint
 from lightning_mmrl.models.feature_cache import FeatureCache
 from lightning_mmrl.models.policy import Policy
@@ -40,6 +37,7 @@ from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.stages.answers import AnswerEvaluator
 from lightning_mmrl.training.console import ConsoleProgress
 from lightning_mmrl.training.group import RankGroup
+from lightning_mmrl.training.monitor import ConsoleMonitor
 from lightning_mmrl.types.media import decisive
 
 
@@ -73,7 +71,7 @@ class Assembly:
         return Path(self.config.data.root)
 
     @cached_property
-    def monitor(self) -> "ConsoleMonitor":
+    def monitor(self) -> ConsoleMonitor:
         """Shows and writes down what happens to the data."""
         path = Path(self.config.output_dir) / self.config.run_name / "quarantine.jsonl"
         return ConsoleMonitor(self.console, path if self.group.leads else None)
@@ -234,62 +232,6 @@ class Assembly:
             "audio_in_video": self.config.model.audio_in_video,
             "max_new_tokens": self.config.evaluation.max_new_tokens,
         }
-
-
-@dataclass(frozen=True)
-class ConsoleMonitor:
-    """Implements `DataMonitor`: progress on the console, left-out samples there and in a file, if there is one.
-
-    A notice that several stages would give alike is given once.
-    """
-
-    console: ConsoleProgress
-    path: Path | None
-    told: set[tuple[str, ...]] = field(default_factory=set)
-
-    def progress(self, description: str, done: int, total: int) -> None:
-        """Shows how far decoding is."""
-        self.console.update(description, done, total)
-
-    def quarantine(self, manifest: str, num_usable: int, left_out: Sequence[Quarantined]) -> None:
-        """Names the first samples that were left out, and writes each down once for the whole run."""
-        news = (manifest, *(item.sample_id for item in left_out))
-        if self.path is None or news in self.told:
-            return
-        self.told.add(news)
-        total = num_usable + len(left_out)
-        self.console.say(f"{manifest}: {len(left_out)} of {total} samples left out, all named in {self.path}")
-        for item in left_out[:3]:
-            self.console.say(f"  {item.sample_id}: {item.reason}")
-        rows = [json.dumps({"manifest": manifest, **asdict(item)}) for item in left_out]
-        known = map(_without_reason, self.path.read_text(encoding="utf-8").splitlines()) if self.path.exists() else ()
-        new = {_without_reason(row): row for row in rows}
-        for old in known:
-            new.pop(old, None)
-        with dispensable(f"lists of left-out samples ({self.path.name})", self.path.parent):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.writelines(row + "\n" for row in new.values())
-
-    def warn(self, manifest: str, warnings: Sequence[str]) -> None:
-        """Says what decoders find odd, each once; of many the first."""
-        new = [text for text in warnings if (text,) not in self.told]
-        self.told.update((text,) for text in new)
-        if self.path is None:
-            return
-        for text in new[:_MAX_WARNINGS]:
-            self.console.say(f"{manifest}: warning: {text}")
-        if len(new) > _MAX_WARNINGS:
-            rest = len(new) - _MAX_WARNINGS
-            self.console.say(f"{manifest}: {rest} more such warnings; mmrl data validate shows all")
-
-
-_MAX_WARNINGS = 10
-
-
-def _without_reason(row: str) -> str:
-    """The part of a quarantine line that names manifest and sample; quotes within a text are escaped."""
-    return row.partition(', "reason": ')[0]
 
 
 def quiet_libraries() -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lightning_mmrl.app.assembly import Assembly, ConsoleMonitor, quiet_libraries
+from lightning_mmrl.app.assembly import Assembly, quiet_libraries
 from lightning_mmrl.app.data_checks import Use, uses
 from lightning_mmrl.app.run import check_all_targets
 from lightning_mmrl.data.inspection import Inventory
@@ -13,6 +13,7 @@ from lightning_mmrl.data.schema import Entry, Problem
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.training.console import ConsoleProgress
+from lightning_mmrl.training.monitor import ConsoleMonitor
 from lightning_mmrl.types.records import Sample
 
 UNUSABLE = "cannot be used"

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lightning_mmrl.app.stages import build_algorithm
+from lightning_mmrl.app.algorithm import build_algorithm
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.models.adapters import check_targets
 from lightning_mmrl.models.families.backbone import QwenBackbone

@@ -14,10 +14,10 @@ from omegaconf import OmegaConf
 
 from lightning_mmrl.app.assembly import Assembly, quiet_libraries
 from lightning_mmrl.app.data_checks import check_data
+from lightning_mmrl.app.evaluation import CheckpointEvaluator
 from lightning_mmrl.app.leader import Follower, Leader
 from lightning_mmrl.app.preflight import rehearse
-from lightning_mmrl.app.stages import CheckpointEvaluator, StageBuilder
-from lightning_mmrl.app.tracking import absolute_sqlite, spool_folder
+from lightning_mmrl.app.stages import StageBuilder
 from lightning_mmrl.config.checks.rollout import require_engine
 from lightning_mmrl.config.specs import manifest_digests, stage_specs
 from lightning_mmrl.curriculum.compare import Comparison, compare_stages
@@ -36,6 +36,7 @@ from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.stages.evaluate import SUMMARY
 from lightning_mmrl.tracking.mlflow import MlflowTracker
 from lightning_mmrl.tracking.null import NullTracker
+from lightning_mmrl.tracking.store import absolute_sqlite, spool_folder
 from lightning_mmrl.training.console import ConsoleProgress
 from lightning_mmrl.training.group import RankGroup
 from lightning_mmrl.types.records import StageResult, StageSpec

@@ -1,47 +1,36 @@
-"""Builds stages and evaluations from a validated configuration; knows every kind of part."""
+"""Builds training stages from a validated configuration."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightning_mmrl.algorithms.penalties.entropy import EntropyBonus
-from lightning_mmrl.algorithms.penalties.kl import KLPenalty
-from lightning_mmrl.algorithms.schedules import WarmupConstant
+from lightning_mmrl.app.algorithm import build_algorithm
 from lightning_mmrl.app.assembly import Assembly
 from lightning_mmrl.app.rewards import training_rewards
 from lightning_mmrl.config.specs import flattened
 from lightning_mmrl.curriculum.attempt import STATES
-from lightning_mmrl.curriculum.lineage import facts_if_sealed
-from lightning_mmrl.data.datamodules import Feed, OmniDataModule, eval_loader
-from lightning_mmrl.data.exclusions import EXCLUSIONS, Exclusions
-from lightning_mmrl.data.prepared import PreparedSet
-from lightning_mmrl.data.sampler import Share
-from lightning_mmrl.data.schema import read_manifest
-from lightning_mmrl.errors import ConfigError, StageError
-from lightning_mmrl.evaluation.intervals import ClusterBootstrap
+from lightning_mmrl.data.datamodules import Feed, OmniDataModule
 from lightning_mmrl.models.export import export_policy
 from lightning_mmrl.models.parallelize import recompute_activations
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.plain import TrackedRun
 from lightning_mmrl.registry import targets
 from lightning_mmrl.settings.stage import StageSettings
-from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
-from lightning_mmrl.stages.evaluate import EvaluatedSet, EvaluationModule
 from lightning_mmrl.stages.rollout_table import RolloutTable
 from lightning_mmrl.tracking.lightning_logger import RunLogger
 from lightning_mmrl.training.callbacks.exact_state import ExactState
-from lightning_mmrl.training.callbacks.progress import EvaluationProgress, StageProgress
+from lightning_mmrl.training.callbacks.progress import StageProgress
 from lightning_mmrl.training.checkpoint_io import SnapshotIO
 from lightning_mmrl.training.finite_states import check_finite
-from lightning_mmrl.training.job import LightningJob, raising_interrupts
+from lightning_mmrl.training.job import LightningJob
 from lightning_mmrl.training.loggers import file_loggers
 from lightning_mmrl.training.state_store import StateStore
 from lightning_mmrl.training.strategies import ranks_of, sharding_of
-from lightning_mmrl.training.trainer import evaluation_trainer, prepare_process, training_trainer
+from lightning_mmrl.training.trainer import prepare_process, training_trainer
 from lightning_mmrl.types.records import StageSpec
 
 
@@ -178,115 +167,3 @@ class StageBuilder:
             table=table,
             **common,
         )
-
-
-def build_algorithm(stage: StageSettings, make: Callable[..., Any], path: str) -> Algorithm:
-    """The algorithm of an RL stage; null parts come from the module's preset."""
-    assert stage.algorithm is not None
-    settings, preset = stage.algorithm, make.func.default_algorithm  # type: ignore[attr-defined]
-    if settings.critic is not None and preset.settings.critic is None:
-        raise ConfigError(
-            f"{path}.algorithm.critic is set, and {path}.module trains none; set it to null, or take "
-            f"algorithm@{path}=ppo"
-        )
-    path = f"{path}.algorithm"
-    parts = ("advantage", "loss", "aggregation", "correction", "select", "resample")
-    built = {part: targets.optional(getattr(settings, part), f"{path}.{part}", getattr(preset, part)) for part in parts}
-    schedules = {
-        name: targets.optional(getattr(settings, name).schedule, f"{path}.{name}.schedule", WarmupConstant())
-        for name in ("kl", "entropy")
-    }
-    return Algorithm(
-        **built,
-        kl=KLPenalty(settings.kl, schedules["kl"]),
-        entropy=EntropyBonus(settings.entropy, schedules["entropy"]),
-        settings=replace(settings, critic=settings.critic or preset.settings.critic),
-    )
-
-
-class CheckpointEvaluator:
-    """Implements `Evaluator`: every configured set, and its ablations where they are asked for.
-
-    Args:
-        assembly: The parts of the run.
-        last_stage: The stage that is evaluated without a modality as well.
-        afresh: True for an evaluation that is no part of a run: it decides itself which samples are left out.
-    """
-
-    def __init__(self, assembly: Assembly, last_stage: str, *, afresh: bool = False) -> None:
-        self._assembly = assembly
-        self._last_stage = last_stage
-        self._afresh = afresh
-
-    def __call__(self, checkpoint: Path, directory: Path, stage: str, run: TrackedRun | None) -> Mapping[str, float]:
-        """Metrics keyed `<set>/<metric>`."""
-        parts, settings = self._assembly, self._assembly.config.evaluation
-        if facts_if_sealed(checkpoint) is None and checkpoint.is_absolute() and not checkpoint.exists():
-            raise StageError(f"checkpoint {checkpoint} does not exist; give a stage's handoff folder or a hub id")
-        prepare_process(parts.config.trainer, parts.config.seed)
-        with parts.group.first():
-            encoder = parts.encoder(checkpoint)
-            policy = parts.policy(checkpoint, encoder, 1.0)
-            ablate = settings.ablation_stages == "all" or stage == self._last_stage
-            variants = ["full", *(settings.ablations if ablate else [])]
-            loaders = self._loaders(encoder, variants, self._exclusions(directory))
-        module = EvaluationModule(
-            policy,
-            parts.evaluator(policy, encoder),
-            sets=[_examined(name, loader.dataset) for name, loader in loaders.items()],
-            directory=directory,
-            bootstrap=ClusterBootstrap(settings=settings),
-            ranks=ranks_of(parts.config.trainer),
-            sharding=sharding_of(parts.config.trainer),
-        )
-        progress = EvaluationProgress(parts.console, f"evaluating {stage}")
-        trainer = evaluation_trainer(parts.config.trainer, directory=directory, callbacks=[progress])
-        with raising_interrupts():
-            trainer.test(module, dataloaders=list(loaders.values()), verbose=False)
-        if run is not None:
-            run.log_artifact(directory, "evaluation")
-        return {
-            f"{name}/{key}": value
-            for name, result in module.results.items()
-            for key, value in result["metrics"].items()
-        }
-
-    def _exclusions(self, directory: Path) -> Exclusions:
-        parts = self._assembly
-        if not self._afresh:
-            return parts.exclusions
-        path = directory / EXCLUSIONS
-        if parts.group.leads:
-            path.unlink(missing_ok=True)
-        return Exclusions(path, decides=parts.group.leads)
-
-    def _loaders(self, encoder: Any, variants: list[str], exclusions: Exclusions) -> dict[str, Any]:
-        parts, settings = self._assembly, self._assembly.config.evaluation
-        pipeline = parts.pipeline(encoder)
-        loaders = {}
-        for name, manifest in settings.sets.items():
-            samples = read_manifest(parts.data_root / manifest, parts.data_root)[: settings.limit]
-            prepared = PreparedSet(
-                samples,
-                media_root=parts.data_root,
-                pipeline=pipeline,
-                template=parts.template,
-                supervised=False,
-                exclusions=exclusions,
-            )
-            prepared.prepare(manifest, parts.monitor)
-            for variant in variants:
-                loaders[name if variant == "full" else f"{name}-{variant}"] = eval_loader(
-                    prepared,
-                    batch_size=settings.batch_size,
-                    pad_token_id=encoder.pad_token_id,
-                    variant=variant,  # type: ignore[arg-type]
-                    share=Share(rank=parts.group.rank, world_size=parts.group.world_size),
-                )
-        return loaders
-
-
-def _examined(name: str, prepared: PreparedSet) -> EvaluatedSet:
-    reasons = [each.reason for each in prepared.quarantined]
-    left_out = tuple(zip(prepared.excluded, reasons, strict=True))
-    return EvaluatedSet(name=name, num_samples=len(prepared), left_out=left_out)

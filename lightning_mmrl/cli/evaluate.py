@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from lightning_mmrl.app.tracking import deliver_leftovers, settle_tracking
 from lightning_mmrl.cli.hydra_app import VALUED_FLAGS, run_with_config
 from lightning_mmrl.cli.launch import on_all_ranks
 from lightning_mmrl.errors import ConfigError, StageError
 from lightning_mmrl.protocols.plain import TrackedRun
 from lightning_mmrl.settings.run import RunSettings
+from lightning_mmrl.tracking.store import deliver_leftovers, settle_tracking
 
 HELP = """mmrl evaluate - evaluate a checkpoint on the configured sets
 
@@ -74,8 +74,8 @@ def evaluate(config: RunSettings, checkpoint: Path) -> None:
     """Evaluates one checkpoint and prints a table."""
     # Loaded here: a bad configuration is refused before torch is imported.
     from lightning_mmrl.app.assembly import Assembly, quiet_libraries
+    from lightning_mmrl.app.evaluation import CheckpointEvaluator
     from lightning_mmrl.app.run import check_all_targets, writable
-    from lightning_mmrl.app.stages import CheckpointEvaluator
     from lightning_mmrl.cli.tables import results_table
     from lightning_mmrl.curriculum.compare import compare_stages
     from lightning_mmrl.evaluation.intervals import ClusterBootstrap

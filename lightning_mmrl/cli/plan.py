@@ -6,7 +6,6 @@ from pathlib import Path
 
 from rich.table import Table
 
-from lightning_mmrl.app.tracking import tell_leftovers
 from lightning_mmrl.cli.hydra_app import run_with_config, take_flags
 from lightning_mmrl.cli.memory_table import show_memory
 from lightning_mmrl.config.specs import manifest_digests, stage_specs
@@ -19,6 +18,7 @@ from lightning_mmrl.planning.memory import Lengths
 from lightning_mmrl.settings.algorithm import PhaseSettings
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.settings.stage import StageSettings
+from lightning_mmrl.tracking.store import tell_leftovers
 from lightning_mmrl.training.console import report_console
 from lightning_mmrl.training.state_store import StateStore
 from lightning_mmrl.types.records import StageSpec

@@ -4,13 +4,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
-from lightning_mmrl.app.tracking import deliver_leftovers, settle_tracking
 from lightning_mmrl.cli.hydra_app import run_with_config, take_flags
 from lightning_mmrl.cli.launch import on_all_ranks
 from lightning_mmrl.cli.memory_table import memory_hint
 from lightning_mmrl.cli.plan import batch_arithmetic
 from lightning_mmrl.errors import GateError, OutOfMemoryError
 from lightning_mmrl.settings.run import RunSettings
+from lightning_mmrl.tracking.store import deliver_leftovers, settle_tracking
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -61,7 +61,7 @@ class DataSettings:
     build: Any = target(None)
     """`_target_` that generates the dataset at `root` if it does not exist; null for data that exist."""
     media: DatasetMediaSettings = field(default_factory=DatasetMediaSettings)
-    """Decoding."""
+    """How media are decoded, and where the results are kept."""
 
 
 @dataclass

@@ -55,7 +55,7 @@ class TrainerSettings:
     devices: int = setting(1, at_least=1)
     """Devices of each node."""
     num_nodes: int = setting(1, at_least=1)
-    """Machines."""
+    """Machines that take part."""
     strategy: str = setting("auto", choices=STRATEGIES)
     """`ddp`: all weights on every device; `fsdp2`: weights, gradients and optimizer state sharded; `auto`: ddp if there
     are several devices."""

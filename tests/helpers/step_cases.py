@@ -5,7 +5,7 @@ from functools import cache
 
 import torch
 
-from lightning_mmrl.app.stages import build_algorithm
+from lightning_mmrl.app.algorithm import build_algorithm
 from lightning_mmrl.config.compose import compose
 from lightning_mmrl.config.folders import configs_dir
 from lightning_mmrl.ops.packing import Budget

@@ -8,12 +8,13 @@ import families
 import foreign
 import pytest
 
-from lightning_mmrl.app.assembly import Assembly, ConsoleMonitor
+from lightning_mmrl.app.assembly import Assembly
 from lightning_mmrl.config.compose import compose
 from lightning_mmrl.data.prepared import Quarantined
 from lightning_mmrl.errors import ConfigError, StageError
 from lightning_mmrl.models.encoders import MediaEncoder
 from lightning_mmrl.settings.model import AdapterSettings
+from lightning_mmrl.training.monitor import ConsoleMonitor
 
 
 class Console:

@@ -6,8 +6,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from lightning_mmrl.algorithms.corrections.importance import ImportanceCorrection
+from lightning_mmrl.app.algorithm import build_algorithm
 from lightning_mmrl.app.preflight import rehearse
-from lightning_mmrl.app.stages import build_algorithm
 from lightning_mmrl.config.compose import compose_tree
 from lightning_mmrl.config.validate import validated
 from lightning_mmrl.errors import ConfigError
