@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from lightning_mmrl.models.feature_cache import FeatureCache, digest
 from lightning_mmrl.models.integrity import MediaCounter, Rows, check_features, checked_rows
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
-from lightning_mmrl.types.batches import MediaInputs, PromptBatch
+from lightning_mmrl.types.batches import MediaFeatures, MediaInputs, PromptBatch
 from lightning_mmrl.types.records import MediaKind
 
 UNDECISIVE = ("_name_or_path", "dtype")
@@ -65,7 +65,7 @@ class MediaEncoder:
         Raises:
             MediaError: A placeholder is not backed by a feature row of its own sample; see `checked_rows`.
         """
-        return self.with_features(prompts).media.features
+        return self._features(prompts).tensors
 
     def with_features(self, prompts: PromptBatch) -> PromptBatch:
         """The same prompts with tower outputs in place of tower inputs; gradients follow the mode of the caller.
@@ -73,9 +73,7 @@ class MediaEncoder:
         Raises:
             MediaError: As in `features`.
         """
-        if self.cache is None or self.towers_train or prompts.media.encoded:
-            return self._computed(prompts)
-        return self._cached(self.cache, prompts)
+        return replace(prompts, media=self._features(prompts))
 
     @torch.no_grad()
     def encode(self, prompts: PromptBatch) -> PromptBatch:
@@ -92,17 +90,23 @@ class MediaEncoder:
         self.tower_prompts = self.cache_hits = 0
         return counters
 
-    def _computed(self, prompts: PromptBatch) -> PromptBatch:
+    def _features(self, prompts: PromptBatch) -> MediaFeatures:
+        if isinstance(prompts.media, MediaFeatures):
+            checked_rows(self.backbone, prompts)
+            return prompts.media
+        if self.cache is None or self.towers_train:
+            return self._computed(prompts, prompts.media)
+        return self._cached(self.cache, prompts, prompts.media)
+
+    def _computed(self, prompts: PromptBatch, inputs: MediaInputs) -> MediaFeatures:
         rows = checked_rows(self.backbone, prompts)
-        if prompts.media.encoded:
-            return prompts
-        return _carrying(prompts, self._run(prompts, rows), rows)
+        return _owned(self._run(prompts, inputs, rows), rows, prompts)
 
     @torch.no_grad()
-    def _cached(self, cache: FeatureCache, prompts: PromptBatch) -> PromptBatch:
+    def _cached(self, cache: FeatureCache, prompts: PromptBatch, inputs: MediaInputs) -> MediaFeatures:
         """Only prompts whose features are not on disk enter the towers."""
         rows, device = checked_rows(self.backbone, prompts), prompts.input_ids.device
-        keys = prompts.media.keys or ("",) * len(prompts.samples)
+        keys = inputs.keys or ("",) * len(prompts.samples)
         precision = _precision(device)
         own = [{kind: counts[row] for kind, counts in rows.items() if counts[row]} for row in range(len(keys))]
         known = {row: cache.get(keys[row], precision, own[row]) for row in range(len(keys)) if keys[row] and own[row]}
@@ -110,18 +114,18 @@ class MediaEncoder:
         self.cache_hits += len(found)
         missing = [row for row in range(len(keys)) if own[row] and row not in found]
         if missing or self.ranks.lockstep:
-            fresh = self._computed(prompts.select(missing)).media
+            fresh = self._computed(prompts.select(missing), inputs.select(missing))
             for place, row in enumerate(missing):
-                found[row] = fresh.select([place]).features
+                found[row] = dict(fresh.select([place]).tensors)
                 if keys[row]:
                     cache.put(keys[row], precision, found[row])
         joined = {
             kind: torch.cat([found[row][kind].to(device) for row in range(len(keys)) if kind in own[row]])
             for kind in rows
         }
-        return _carrying(prompts, joined, rows)
+        return _owned(joined, rows, prompts)
 
-    def _run(self, prompts: PromptBatch, rows: Rows) -> Mapping[str, Tensor]:
+    def _run(self, prompts: PromptBatch, inputs: MediaInputs, rows: Rows) -> Mapping[str, Tensor]:
         lacking = self._lacking(rows)
         if not rows and not lacking:
             return {}
@@ -130,8 +134,7 @@ class MediaEncoder:
         extra = {
             key: tensor.to(device) for kind in lacking for key, tensor in self.backbone.minimal_media(kind).items()
         }
-        media = replace(prompts.media, tensors={**prompts.media.tensors, **extra}) if extra else prompts.media
-        features = self.backbone.media_features(media)
+        features = self.backbone.media_features(replace(inputs, tensors={**inputs.tensors, **extra}))
         # None of these rows is anybody's; their gradient is zero, and not missing.
         features = {kind: found[:0] if kind in lacking else found for kind, found in features.items()}
         check_features(features, rows, prompts.samples)
@@ -243,6 +246,7 @@ def _precision(device: torch.device) -> str:
     return "as their weights"
 
 
-def _carrying(prompts: PromptBatch, features: Mapping[str, Tensor], rows: Rows) -> PromptBatch:
+def _owned(features: Mapping[str, Tensor], rows: Rows, prompts: PromptBatch) -> MediaFeatures:
+    """Tower outputs with the number of rows that each prompt owns; of a kind that only other ranks have, none."""
     counts = {kind: rows.get(kind, (0,) * len(prompts.samples)) for kind in features}
-    return replace(prompts, media=MediaInputs.of_features(features, counts, prompts.media.keys))
+    return MediaFeatures(tensors=features, counts=counts, keys=prompts.media.keys)

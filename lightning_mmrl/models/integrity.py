@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lightning_mmrl.errors import MediaError
-from lightning_mmrl.types.batches import FEATURES, MediaInputs, PromptBatch, SftBatch
+from lightning_mmrl.types.batches import MediaFeatures, MediaInputs, PromptBatch, SftBatch
 from lightning_mmrl.types.records import MediaKind, Sample
 
 Rows = Mapping[str, tuple[int, ...]]
@@ -55,15 +55,17 @@ def checked_rows(backbone: MediaCounter, prompts: PromptBatch) -> Rows:
     Raises:
         MediaError: A prompt has more or fewer placeholders than its media have rows, or a medium ends within a run.
     """
-    for key, counts in prompts.media.counts.items():
-        _check_total(key, len(prompts.media.tensors[key]), counts, prompts.samples)
+    carried = prompts.media
+    names = {key: f"{key} features" if isinstance(carried, MediaFeatures) else key for key in carried.counts}
+    for key, counts in carried.counts.items():
+        _check_total(names[key], len(carried.tensors[key]), counts, prompts.samples)
     tokens, media = backbone.placeholder_ids, _media_by_kind(backbone, prompts)
     surveys = {kind: _survey(prompts, token, media[kind].rows) for kind, token in tokens.items()}
     found = {}
     for kind, survey in _on_host(surveys).items():
         found[kind] = _placeholders(prompts, kind, media[kind].per_prompt, survey)
-    for key, counts in prompts.media.counts.items():
-        _check_read(key, counts, found, prompts.samples)
+    for key, counts in carried.counts.items():
+        _check_read(names[key], counts, found, prompts.samples)
     return {kind: rows for kind, rows in found.items() if any(rows)}
 
 
@@ -99,8 +101,8 @@ def _media_by_kind(backbone: MediaCounter, prompts: PromptBatch) -> dict[str, _M
     """What fills the placeholders of each kind; features count as one medium of a prompt: their sum is all we know."""
     media, device = prompts.media, prompts.input_ids.device
     absent = (0,) * len(prompts.samples)
-    if media.features:
-        sums = {kind: media.counts.get(f"{FEATURES}{kind}", absent) for kind in backbone.placeholder_ids}
+    if isinstance(media, MediaFeatures):
+        sums = {kind: media.counts.get(kind, absent) for kind in backbone.placeholder_ids}
         once = (1,) * len(prompts.samples)
         return {kind: _Media(rows=torch.tensor(rows, device=device), per_prompt=once) for kind, rows in sums.items()}
     rows, none = backbone.feature_rows(media), torch.zeros(0, dtype=torch.long, device=device)

@@ -119,15 +119,16 @@ class Canary:
 
 def _require_sense(engine: ProvableEngine, kind: str, prompts: PromptBatch) -> None:
     """What the engine says changes with what it hears or sees, where there is anything to hear or to see."""
-    key = INPUTS[kind]
-    rows = [row for row in range(len(prompts.samples)) if _tells(prompts.select([row]).media, key)]
+    key, media = INPUTS[kind], prompts.media
+    assert isinstance(media, MediaInputs), "an engine that is compared has towers of its own"
+    rows = [row for row in range(len(prompts.samples)) if _tells(media.select([row]), key)]
     if not rows:
         return
-    shown = prompts.select(rows)
-    inputs = shown.media.tensors[key]
+    shown, media = prompts.select(rows), media.select(rows)
+    inputs = media.tensors[key]
     # Silence is a constant spectrogram at its floor, and a frame of one grey has one value: the processors' mean.
     nothing = torch.full_like(inputs, float(inputs.min())) if kind == "audio" else torch.zeros_like(inputs)
-    media = replace(shown.media, tensors={**shown.media.tensors, key: nothing}, keys=())
+    media = replace(media, tensors={**media.tensors, key: nothing}, keys=())
     with_it, without = engine.first_logprobs(shown), engine.first_logprobs(replace(shown, media=media))
     for row, (first, second) in enumerate(zip(with_it, without, strict=True)):
         if first == second:

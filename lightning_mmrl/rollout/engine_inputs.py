@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_mmrl.errors import RolloutError
 from lightning_mmrl.models.encoders import MediaBackbone
 from lightning_mmrl.models.families.qwen_media import AUDIO_FEATURES, AUDIO_MASK, VIDEO_GRID
-from lightning_mmrl.types.batches import PromptBatch
+from lightning_mmrl.types.batches import MediaInputs, PromptBatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ def engine_prompts(prompts: PromptBatch, backbone: MediaBackbone) -> list[Engine
     Raises:
         ValueError: The media are tower outputs already, or there are not as many placeholders as feature rows.
     """
-    if prompts.media.encoded:
+    if not isinstance(prompts.media, MediaInputs):
         raise ValueError("the engine runs towers of its own; it takes prompts before their media were encoded")
     found = []
     for row in range(len(prompts.samples)):

@@ -185,7 +185,7 @@ class PolicyGradientModule(StageModule):
             media = self.encode(batch, gradient=number == 0)
         with self._timed("generate"), self._context.apart():
             rollout = self.sample(media.prompts if self.engine.reads_features else batch, iteration, number)
-        features = list(media.prompts.media.features.values())
+        features = list(media.prompts.media.tensors.values())
         sampled = {"tower outputs": features, "sampler log-probabilities": [rollout.sampler_logprobs]}
         self._bad_steps.require(iteration, sampled, batch.samples)
         with self._timed("score"), self._context.apart():
