@@ -12,6 +12,7 @@ from typing import Any
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from lightning_mmrl.errors import DataError, StageError
+from lightning_mmrl.prompts.template import media_tags
 from lightning_mmrl.workers.pool import DeadlinePool
 from lightning_mmrl.workers.serving import Limits
 
@@ -66,6 +67,24 @@ def render_chat(processor: Any, tokenizer: Any, chat: Sequence[Mapping[str, Any]
     if outcome.error is not None:
         raise DataError(f"the chat template of the checkpoint refuses a conversation: {outcome.error}")
     return outcome.value
+
+
+def content_parts(content: str) -> list[dict[str, str]]:
+    """A turn's text split at its media tags, as chat templates expect it.
+
+    >>> content_parts("<image>How many?")
+    [{'type': 'image'}, {'type': 'text', 'text': 'How many?'}]
+    """
+    parts: list[dict[str, str]] = []
+    rest = content
+    for kind in media_tags(content):
+        before, rest = rest.split(f"<{kind}>", 1)
+        if before:
+            parts.append({"type": "text", "text": before})
+        parts.append({"type": kind})
+    if rest:
+        parts.append({"type": "text", "text": rest})
+    return parts
 
 
 def rendered(item: _Item) -> str:

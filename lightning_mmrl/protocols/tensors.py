@@ -1,7 +1,7 @@
 """Protocols of the parts that work on tensors."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float
@@ -132,12 +132,16 @@ class RolloutEngine(Protocol):
 
 
 class PromptEncoder(Protocol):
-    """Turns messages and decoded media into model inputs; one implementation per model family.
+    """Turns messages and decoded media into model inputs, and token ids into text; one class per model family.
 
-    `encode_prompt` returns `input_ids` [P], `position_ids` [3, P], `next_position` [1] and the media tensors under the
-    family's own names; encoded media are mappings of tensors that may be cached under `fingerprint`. `family` is
-    its name for messages; `media_kinds` are the kinds it reads; encoding another kind raises MediaError.
-    `max_positions` is how many positions a prompt and its answer may take; `banned_token_ids` are never sampled.
+    `family` is its name for messages, and `media_kinds` are the kinds of media that it reads: encoding another kind
+    raises MediaError. Encoded media are mappings of tensors that may be cached under `fingerprint`. `encode_prompt`
+    returns `input_ids` [P], `position_ids` [3, P], `next_position` [1] and the media tensors under the family's own
+    names. A prompt and its answer may take `max_positions` positions. Any of `eos_token_ids` ends an answer, and the
+    first one closes targets; `banned_token_ids` are never sampled.
+
+    `processor` and `config` are the checkpoint's own objects of transformers. An engine with a model of its own builds
+    it from `engine_config`, where the names of weights start with `engine_prefix`.
     """
 
     @property
@@ -147,13 +151,27 @@ class PromptEncoder(Protocol):
     def fingerprint(self) -> str: ...
 
     @property
+    def processor(self) -> Any: ...
+
+    @property
+    def config(self) -> Any: ...
+
+    @property
     def pad_token_id(self) -> int: ...
+
+    @property
+    def eos_token_ids(self) -> Sequence[int]: ...
 
     @property
     def media_kinds(self) -> frozenset[MediaKind]: ...
 
     @property
     def max_positions(self) -> int: ...
+
+    @property
+    def engine_prefix(self) -> str: ...
+
+    def engine_config(self) -> Any: ...
 
     def banned_token_ids(self) -> Sequence[int]: ...
 
@@ -174,3 +192,5 @@ class PromptEncoder(Protocol):
     ) -> dict[str, Tensor]: ...
 
     def encode_target(self, text: str) -> list[int]: ...
+
+    def decode(self, token_ids: Sequence[int]) -> str: ...

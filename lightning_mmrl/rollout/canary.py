@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_mmrl.errors import RolloutError
-from lightning_mmrl.models.families.qwen_media import AUDIO_FEATURES, AUDIO_MASK, IMAGE_PIXELS, VIDEO_PIXELS
+from lightning_mmrl.models.families.media_keys import AUDIO_FEATURES, AUDIO_MASK, IMAGE_PIXELS, VIDEO_PIXELS
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.tensors import RolloutEngine
 from lightning_mmrl.types.batches import MediaInputs, PromptBatch, Rollout, ScoringBatch

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_mmrl.errors import RolloutError
 from lightning_mmrl.models.encoders import MediaBackbone
-from lightning_mmrl.models.families.qwen_media import AUDIO_FEATURES, AUDIO_MASK, VIDEO_GRID
+from lightning_mmrl.models.families.media_keys import AUDIO_FEATURES, AUDIO_MASK, VIDEO_GRID
 from lightning_mmrl.types.batches import MediaInputs, PromptBatch
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_mmrl.models.decoding import Decoding, start_decoding
 from lightning_mmrl.models.parallelize import whole
 from lightning_mmrl.models.policy import Policy
+from lightning_mmrl.protocols.tensors import PromptEncoder
 from lightning_mmrl.rollout.sampling import nucleus, refuse_broken, sample_tokens, uniform_noise
 from lightning_mmrl.types.batches import PromptBatch, Rollout
 from lightning_mmrl.types.records import Completion
@@ -65,7 +66,7 @@ class HFEngine:
         self._lap_start = 0.0
 
     @classmethod
-    def of(cls, policy: Policy, *, encoder: Any, **settings: Any) -> "HFEngine":
+    def of(cls, policy: Policy, *, encoder: PromptEncoder, **settings: Any) -> "HFEngine":
         """An engine that ends, pads and decodes as a family's encoder says; `settings` are further arguments."""
         return cls(
             policy,

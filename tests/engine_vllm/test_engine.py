@@ -105,7 +105,7 @@ def test_completions_end_at_the_limit_or_at_an_end_token(world):
 
 
 def test_sampling_and_pushing_leave_the_process_as_it_was(world):
-    host, weights = world.engine._host, PolicyWeights(world.policy, world.encoder.parts.engine_prefix)
+    host, weights = world.engine._host, PolicyWeights(world.policy, world.encoder.engine_prefix)
     requests = world.engine._requests(world.batch, [(1, 2)] * len(world.batch.samples), max_tokens=4)
     # vLLM alone: the checks of shapes that tests switch on draw from the generators as well.
     threads, state = torch.get_num_threads(), rng_state()

@@ -87,7 +87,7 @@ def test_no_route_answers_or_changes_anything_without_the_key(connected, server,
     world = connected()
     world.engine.load_weights(world.policy, 1)
     before, version = world.rollout(), server.get("/weight_info")
-    weights = PolicyWeights(world.policy, world.encoder.parts.engine_prefix)
+    weights = PolicyWeights(world.policy, world.encoder.engine_prefix)
     write_files(((name, torch.zeros_like(tensor)) for name, tensor in weights.walk()), tmp_path)
     tmp_path.chmod(0o700)
     payload = {"new_version": "mallory", "method": "mmrl_load_files", "args": [str(tmp_path), os.getuid()]}

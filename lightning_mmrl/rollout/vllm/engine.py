@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
 
 from lightning_mmrl.models.policy import Policy
+from lightning_mmrl.protocols.tensors import PromptEncoder
 from lightning_mmrl.rollout.canary import Canary
 from lightning_mmrl.rollout.engine_inputs import engine_prompts
 from lightning_mmrl.rollout.hf import HFEngine
@@ -50,7 +51,7 @@ class VLLMEngine:
         self,
         policy: Policy,
         *,
-        encoder: Any,
+        encoder: PromptEncoder,
         max_new_tokens: int,
         top_p: float = 1.0,
         prefill: str = "",
@@ -99,7 +100,7 @@ class VLLMEngine:
                 more.
         """
         start = time.perf_counter()
-        num_pushed = self._host.push(PolicyWeights(cast(Policy, policy), self._encoder.parts.engine_prefix), version)
+        num_pushed = self._host.push(PolicyWeights(cast(Policy, policy), self._encoder.engine_prefix), version)
         self.version = version
         self._pushes += 1
         self._unproven = self._canary is not None and self._canary.due(self._pushes)

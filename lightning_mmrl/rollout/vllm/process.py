@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 from lightning_mmrl.errors import RolloutError
 from lightning_mmrl.models.policy import Policy
+from lightning_mmrl.protocols.tensors import PromptEncoder
 from lightning_mmrl.rollout.engine_inputs import EnginePrompt
 from lightning_mmrl.rollout.vllm.host import Sampled, SamplingRequest, require_loaded
 from lightning_mmrl.rollout.vllm.media import media_items, sparse_places
@@ -48,7 +49,7 @@ class ProcessHost:
         RolloutError: vllm is not installed, or the model cannot be loaded.
     """
 
-    def __init__(self, policy: Policy, encoder: Any, settings: VLLMSettings) -> None:
+    def __init__(self, policy: Policy, encoder: PromptEncoder, settings: VLLMSettings) -> None:
         self._joined = dist.is_initialized()
         self._weight_bytes = sum(each.numel() * each.element_size() for each in policy.model.parameters())
         self._number = 0
@@ -58,7 +59,7 @@ class ProcessHost:
         self._llm = self._load(encoder, {**arguments, "enable_sleep_mode": self._sleeps})
 
     @_generators_kept()
-    def _load(self, encoder: Any, arguments: dict[str, Any]) -> Any:
+    def _load(self, encoder: PromptEncoder, arguments: dict[str, Any]) -> Any:
         # The engine shares this process and its weights; its own lines would lie among those of the console.
         prepare_environment(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="ERROR")
         if self._joined:

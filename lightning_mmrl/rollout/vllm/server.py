@@ -18,6 +18,7 @@ from typing import Any
 import torch.distributed as dist
 
 from lightning_mmrl.errors import RolloutError
+from lightning_mmrl.protocols.tensors import PromptEncoder
 from lightning_mmrl.rollout.engine_inputs import EnginePrompt, without_gaps
 from lightning_mmrl.rollout.vllm.client import Client, KeyRefusedError, TooLateError, UnreachableError
 from lightning_mmrl.rollout.vllm.host import Sampled, SamplingRequest
@@ -49,7 +50,7 @@ class ServerHost:
         RolloutError: vllm is not installed here, no server answers, or it asks for another key, or none.
     """
 
-    def __init__(self, settings: VLLMServer, encoder: Any, restore: Callable[[], None]) -> None:
+    def __init__(self, settings: VLLMServer, encoder: PromptEncoder, restore: Callable[[], None]) -> None:
         prepare_environment()
         self._settings, self._restore = settings, restore
         self._rank, self._world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -290,7 +291,7 @@ def _sound_window(config: Any) -> int:
     return 0 if audio is None else audio.n_window // 2
 
 
-def _media_processor(encoder: Any) -> Any:
+def _media_processor(encoder: PromptEncoder) -> Any:
     """VLLM's processor of the family: it alone knows where one medium ends in each of the towers' inputs."""
     from vllm.config import ModelConfig
     from vllm.multimodal import MULTIMODAL_REGISTRY

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import torch
 
 from lightning_mmrl.errors import RolloutError
+from lightning_mmrl.protocols.tensors import PromptEncoder
 
 ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # threads that are bound stay so for the trainer
@@ -183,9 +184,9 @@ def server_arguments(server: VLLMServer) -> dict[str, Any]:
     }
 
 
-def write_model(encoder: Any, folder: Path) -> None:
+def write_model(encoder: PromptEncoder, folder: Path) -> None:
     """Writes what vLLM reads of a model beside its weights."""
-    encoder.parts.engine_config(encoder.config).save_pretrained(folder)
+    encoder.engine_config().save_pretrained(folder)
     encoder.processor.save_pretrained(folder)
 
 

@@ -161,8 +161,8 @@ READS = {
 
 @pytest.mark.parametrize("name", sorted(families.FAMILIES))
 def test_a_family_says_its_name_and_what_it_reads_without_a_checkpoint(name):
-    encoder = families.FAMILIES[name].encoder
-    assert (encoder.family, encoder.kinds) == READS[name]
+    declared = families.FAMILIES[name].encoder.declaration
+    assert (declared.name, set(declared.medium_keys)) == READS[name]
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen2_vl"])
