@@ -118,11 +118,11 @@ class RolloutEngine(Protocol):
         """
         ...
 
-    def load_weights(self, policy: nn.Module, version: int) -> Mapping[str, float]:
-        """Takes over the policy's weights and returns counters (seconds, tensors pushed)."""
+    def load_weights(self, policy: nn.Module, version: int) -> None:
+        """Takes over the policy's weights; nothing computed with earlier weights is used any more."""
         ...
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """The sampling of an iteration is over: gives device memory back until the next push or rollout."""
         ...
 

@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -76,12 +76,11 @@ class HFEngine:
             **settings,
         )
 
-    def load_weights(self, policy: nn.Module, version: int) -> Mapping[str, float]:
+    def load_weights(self, policy: nn.Module, version: int) -> None:
         """Notes the version; the weights are the policy's own."""
         self.version = version
-        return {"pushed_tensors": 0.0}
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """There is nothing to give back."""
 
     def close(self) -> None:

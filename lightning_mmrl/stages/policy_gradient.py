@@ -135,7 +135,7 @@ class PolicyGradientModule(StageModule):
             NotFiniteError: A number before the update is not finite; on all ranks.
         """
         collected = self.collect(batch, iteration)
-        self.engine.rest()
+        self.engine.sleep()
         media, scores = collected.media, collected.scores
         experience = self.build_experience(media.prompts, collected.rollout, scores)
         if self._reference is not None:

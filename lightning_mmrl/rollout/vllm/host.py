@@ -57,26 +57,28 @@ class Sampled:
 class Host(Protocol):
     """A running vLLM with the model of the policy's family."""
 
+    @property
+    def num_restores(self) -> int:
+        """How many times the host pushed the last weights again, to a server that came back without them."""
+        ...
+
     def sample(self, requests: Sequence[SamplingRequest], poll: Callable[[], None]) -> list[list[Sampled]]:
-        """Completions of every request, in its order of seeds; `poll` is called meanwhile, what it raises ends it.
+        """Completions of every request, in its order of seeds; `poll` is called meanwhile, and its errors end it.
 
         Raises:
             RolloutError: vLLM fails, or does not answer within its time.
         """
         ...
 
-    def push(self, weights: PolicyWeights, version: int) -> int:
-        """Takes over all weights, one tensor at a time, and forgets everything computed with others.
-
-        Returns:
-            How many tensors there were.
+    def push(self, weights: PolicyWeights, version: int) -> None:
+        """Takes over all weights, one tensor at a time, and empties the caches of everything computed with others.
 
         Raises:
             RolloutError: A weight has no place in the model, or not the shape of its place, or one is missing.
         """
         ...
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """Gives device memory back until the next push or sampling."""
         ...
 
@@ -85,8 +87,8 @@ class Host(Protocol):
         ...
 
 
-def require_loaded(report: Mapping[str, Any]) -> int:
-    """The number of tensors that `worker.reload` reports as loaded.
+def require_loaded(report: Mapping[str, Any]) -> None:
+    """Refuses what `worker.reload` reports if it is not that all weights were loaded.
 
     Raises:
         RolloutError: A weight was refused, or one is missing.
@@ -95,4 +97,3 @@ def require_loaded(report: Mapping[str, Any]) -> int:
         raise RolloutError(f"vLLM does not take the policy's weights at {report['refused']}")
     if report["missing"]:
         raise RolloutError(f"the policy has no {', '.join(report['missing'][:5])}, which vLLM's model needs")
-    return report["num_read"]

@@ -16,24 +16,24 @@ from vllm.utils.network_utils import get_ip, get_open_port
 from lightning_mmrl.errors import RolloutError
 from lightning_mmrl.rollout.vllm.client import Client
 from lightning_mmrl.rollout.vllm.settings import first_line
-from lightning_mmrl.rollout.vllm.transfer import Walk
+from lightning_mmrl.rollout.weights import WeightStream
 
 LEAVE_S = 10.0
 """How long a server may take to leave a group."""
 
 
 class PolicySource(WeightSource):
-    """A walk through a policy's weights, as vLLM takes them; one for every push."""
+    """A stream of a policy's weights, as vLLM takes them; one for every push."""
 
-    def __init__(self, walk: Walk) -> None:
-        self._walk = walk
+    def __init__(self, weights: WeightStream) -> None:
+        self._weights = weights
 
     def metadata(self) -> list[ParamMeta]:
-        """Names, dtypes and shapes of what the walk will give."""
-        return [ParamMeta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in self._walk.described()]
+        """Names, dtypes and shapes of the weights to come."""
+        return [ParamMeta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in self._weights.described()]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        return iter(self._walk)
+        return iter(self._weights)
 
 
 class Control:
@@ -69,7 +69,7 @@ class NCCLTransfer:
         self._client = client
         self._engine: Any = None
 
-    def send(self, weights: Walk) -> None:
+    def send(self, weights: WeightStream) -> None:
         """Joins the workers on first use, then sends."""
         source = PolicySource(weights)
         engine, self._engine = self._engine, None  # kept only if it did its work
@@ -90,16 +90,16 @@ class NCCLTransfer:
         Raises:
             RolloutError: It failed, or took too long.
         """
-        limit, outcome = self._client.timeout_s, _Outcome(work)
-        outcome.join(limit)
-        if outcome.is_alive():
+        limit, task = self._client.timeout_s, _ThreadedWork(work)
+        task.join(limit)
+        if task.is_alive():
             raise RolloutError(
                 f"could not {what} within {limit:g} s (rollout.settings.server.timeout_s); is the network that NCCL "
                 "uses open between trainer and server?"
             )
-        if outcome.error is not None:
-            raise RolloutError(f"could not {what}: {first_line(outcome.error)}") from outcome.error
-        return outcome.value
+        if task.error is not None:
+            raise RolloutError(f"could not {what}: {first_line(task.error)}") from task.error
+        return task.value
 
     def forget(self) -> None:
         """The next push joins the workers anew; a group whose other side is gone cannot be left."""
@@ -112,7 +112,7 @@ class NCCLTransfer:
             self._engine.shutdown()
 
 
-class _Outcome(threading.Thread):
+class _ThreadedWork(threading.Thread):
     """Work on a thread that does not keep the process from ending."""
 
     def __init__(self, work: Callable[[], Any]) -> None:

@@ -49,6 +49,8 @@ class ProcessHost:
         RolloutError: vllm is not installed, or the model cannot be loaded.
     """
 
+    num_restores = 0
+
     def __init__(self, policy: Policy, encoder: PromptEncoder, settings: VLLMSettings) -> None:
         self._joined = dist.is_initialized()
         self._weight_bytes = sum(each.numel() * each.element_size() for each in policy.model.parameters())
@@ -104,7 +106,7 @@ class ProcessHost:
         del self._llm
         self._leave_groups()
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """Gives weights and cache back to the device; they return with the next push or sampling. Nothing on a CPU.
 
         Raises:
@@ -122,22 +124,21 @@ class ProcessHost:
                 )
 
     def _wake(self, *parts: str) -> None:
-        """Brings back what `rest` gave back: weights before a push, the cache behind it, for a lower peak."""
+        """Brings back what `sleep` gave back: the weights before a push and the cache after it, for a lower peak."""
         wanted = [part for part in parts if part in self._asleep]
         if wanted:
             self._llm.wake_up(tags=wanted)
             self._asleep -= set(wanted)
 
     @_generators_kept()
-    def push(self, weights: PolicyWeights, version: int) -> int:
+    def push(self, weights: PolicyWeights, version: int) -> None:
         """Streams weights into the model and empties its caches; after a refusal it cannot be used any more."""
         from lightning_mmrl.rollout.vllm.worker import reload
 
         self._wake("weights")
-        (report,) = self._llm.collective_rpc(reload, args=(weights.walk(),))
-        num_pushed = require_loaded(report)
+        (report,) = self._llm.collective_rpc(reload, args=(weights.items(),))
+        require_loaded(report)
         self._empty_caches()
-        return num_pushed
 
     def _empty_caches(self) -> None:
         self._llm.reset_prefix_cache()

@@ -25,8 +25,8 @@ from lightning_mmrl.rollout.vllm.host import Sampled, SamplingRequest
 from lightning_mmrl.rollout.vllm.keys import trainer_key
 from lightning_mmrl.rollout.vllm.media import media_items
 from lightning_mmrl.rollout.vllm.settings import VLLMServer, prepare_environment, write_model
-from lightning_mmrl.rollout.vllm.transfer import Transfer, Walk, named_transfer
-from lightning_mmrl.rollout.weights import PolicyWeights
+from lightning_mmrl.rollout.vllm.transfer import Transfer, named_transfer
+from lightning_mmrl.rollout.weights import PolicyWeights, WeightStream
 
 GENERATE = "/inference/v1/generate"
 FRESH = "default"
@@ -42,17 +42,20 @@ class ServerHost:
 
     Args:
         settings: Where the server is, and its limits.
-        encoder: Of the policy's family.
-        restore: Pushes the policy's weights again; called after a restart.
+        encoder: The encoder of the policy's family.
+
+    Attributes:
+        num_restores: How many times the last weights were pushed again, since the server was restarted.
 
     Raises:
         ConfigError: There is no key for the server.
         RolloutError: vllm is not installed here, no server answers, or it asks for another key, or none.
     """
 
-    def __init__(self, settings: VLLMServer, encoder: PromptEncoder, restore: Callable[[], None]) -> None:
+    def __init__(self, settings: VLLMServer, encoder: PromptEncoder) -> None:
         prepare_environment()
-        self._settings, self._restore = settings, restore
+        self._settings, self.num_restores = settings, 0
+        self._pushed: tuple[PolicyWeights, int] | None = None
         self._rank, self._world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self._name = self._from_leader(uuid.uuid4().hex[:12])
         self._label = FRESH
@@ -81,21 +84,20 @@ class ServerHost:
             self._transfer.close()
         self._client.close()
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """The server's memory is its own."""
 
-    def push(self, weights: PolicyWeights, version: int) -> int:
-        """Sends weights; all ranks walk through them together, whatever becomes of the server."""
+    def push(self, weights: PolicyWeights, version: int) -> None:
+        """Sends weights and empties the server's caches; all ranks gather the weights together, whatever happens."""
         label = f"{self._name}-{version}"
         self._together(self._require_server)
         try:
-            num_pushed = self._push(weights, label)
-        except UnreachableError as error:  # of one rank; of several it is plain, and ends the run
+            self._push(weights, label)
+        except UnreachableError as error:  # with one rank alone; with several it is a plain error, and ends the run
             self._transfer.forget()
             self._await_return(lambda: None, str(error))
-            num_pushed = self._push(weights, label)
-        self._label = label
-        return num_pushed
+            self._push(weights, label)
+        self._label, self._pushed = label, (weights, version)
 
     def _together(self, work: Callable[[], None]) -> None:
         """Work of rank 0, whose failure is that of all."""
@@ -115,27 +117,26 @@ class ServerHost:
         if not self._healthy():
             self._await_return(lambda: None, "it did not answer before a push")
 
-    def _push(self, weights: PolicyWeights, label: str) -> int:
-        walk = Walk(weights)
+    def _push(self, weights: PolicyWeights, label: str) -> None:
+        stream = WeightStream(weights)
 
         def send_then_finish() -> None:
             try:
-                self._send(walk, label)
+                self._send(stream, label)
             finally:
                 if self._world_size > 1:
-                    walk.finish()  # the others wait for each tensor
+                    stream.finish()  # the others wait for each tensor
 
         if self._rank != 0:
-            walk.finish()
+            stream.finish()
         self._together(send_then_finish)
-        return walk.num_read
 
-    def _send(self, walk: Walk, label: str) -> None:
+    def _send(self, stream: WeightStream, label: str) -> None:
         call = self._client.call
         # From here to the end no version is right, should this process or the server end in between.
         call("POST", "/update_weight_version", {"new_version": f"{label} is being pushed"})
         call("POST", "/collective_rpc", {"method": "mmrl_use_given_positions"})
-        self._transfer.send(walk)
+        self._transfer.send(stream)
         self._reset_prefix_cache()
         call("POST", "/reset_mm_cache")
         call("POST", "/reset_encoder_cache")
@@ -190,10 +191,10 @@ class ServerHost:
             raise UnreachableError(f"the vLLM server at {self._client.url} cut {len(cut)} requests off")
 
     def _require_weights(self) -> None:
-        """Has the server hold the weights that were pushed last.
+        """Looks that the server holds the weights that were pushed last; one that lost them gets them again.
 
         Raises:
-            RolloutError: It holds those of another run, or lost them under several ranks.
+            RolloutError: It holds the weights of another run, or lost ours under several ranks.
         """
         found = self._client.call("GET", "/weight_info")["weight_version"]
         if found == self._label:
@@ -208,8 +209,10 @@ class ServerHost:
                 f"the vLLM server at {self._client.url} was restarted within a rollout of several ranks, and lost the "
                 "weights; the same command continues"
             )
+        assert self._pushed is not None, "only a push changes the label"
         self._transfer.forget()
-        self._restore()
+        self.push(*self._pushed)
+        self.num_restores += 1
 
     def _healthy(self) -> bool:
         """Whether it is well.

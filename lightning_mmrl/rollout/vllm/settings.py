@@ -86,7 +86,7 @@ class VLLMSettings:
         max_model_len: Longest prompt with its completion, in tokens; None: as long as the model's positions go.
         max_num_seqs: Completions sampled at a time.
         enforce_eager: Run the model without CUDA graphs; on a CPU it always is.
-        sleep_level: What `rest` gives back until the next rollout: 0 nothing, 1 weights and cache. Not of a server.
+        sleep_level: Memory given back until the next rollout: 0 nothing, 1 weights and cache. A server ignores it.
         server: Where vLLM runs; None: in this process. `mmrl serve` starts one with the rest of these settings.
     """
 

@@ -2,46 +2,22 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from lightning_mmrl.errors import RolloutError
 from lightning_mmrl.rollout.vllm.client import Client
 from lightning_mmrl.rollout.vllm.exchange import write_files
 from lightning_mmrl.rollout.vllm.host import require_loaded
-from lightning_mmrl.rollout.weights import PolicyWeights
-
-
-class Walk:
-    """One walk through a policy's weights, by whoever needs them next."""
-
-    def __init__(self, weights: PolicyWeights) -> None:
-        self._weights, self._walk = weights, weights.walk()
-        self.num_read = 0
-
-    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        for item in self._walk:
-            self.num_read += 1
-            yield item
-
-    def described(self) -> list[tuple[str, Tensor]]:
-        """What the walk gives, as tensors without data."""
-        return self._weights.described()
-
-    def finish(self) -> None:
-        """Walks to the end, for the ranks that walk along."""
-        for _ in self:
-            pass
+from lightning_mmrl.rollout.weights import WeightStream
 
 
 class Transfer(Protocol):
     """Brings weights into the workers of a server."""
 
-    def send(self, weights: Walk) -> None:
+    def send(self, weights: WeightStream) -> None:
         """Sends all weights, on the one rank that does.
 
         Raises:
@@ -80,7 +56,7 @@ class FileTransfer:
     def __init__(self, client: Client, exchange_dir: str | None) -> None:
         self._client, self._parent = client, exchange_dir
 
-    def send(self, weights: Walk) -> None:
+    def send(self, weights: WeightStream) -> None:
         """Writes, has them loaded, and removes the files, whatever comes of it."""
         try:
             if self._parent is not None:
