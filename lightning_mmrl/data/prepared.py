@@ -18,7 +18,7 @@ from lightning_mmrl.data.media.asked import unread
 from lightning_mmrl.data.media.guard import DecodeTask
 from lightning_mmrl.data.pipeline import MediaPipeline, in_words
 from lightning_mmrl.data.sampler import Draw, Variant
-from lightning_mmrl.data.schema import read_manifest, resolve_media
+from lightning_mmrl.data.schema import resolve_media
 from lightning_mmrl.errors import DataError, MediaError, StageError
 from lightning_mmrl.machine import refusal
 from lightning_mmrl.prompts.template import PromptTemplate
@@ -75,12 +75,6 @@ class PreparedSet(Dataset[EncodedSample]):
         self._pipeline = pipeline
         self._template = template
         self._supervised = supervised
-
-    @classmethod
-    def from_manifest(cls, manifest: Path, **how: object) -> "PreparedSet":
-        """Reads a manifest; `how` are the constructor's other arguments."""
-        root = how["media_root"]
-        return cls(read_manifest(manifest, root), **how)  # type: ignore[arg-type]
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -8,7 +8,7 @@ are one parameter, which may belong to one unit only; the root is gathered once 
 shards in every backward pass, so that no rank ever holds all of them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -87,23 +87,6 @@ def unit_names(policy: Policy) -> list[str]:
     return [*blocks, *towers, ROOT]
 
 
-def unit_parameters(policy: Policy) -> Mapping[str, tuple[str, ...]]:
-    """The wrapping plan: for each unit, the parameters that it gathers; each belongs to the innermost unit around it.
-
-    Raises:
-        ValueError: A parameter that several modules share lies in more than one unit.
-    """
-    names = unit_names(policy)
-    plan: dict[str, list[str]] = {name: [] for name in names}
-    owners: dict[nn.Parameter, str] = {}
-    for path, parameter in policy.named_parameters(remove_duplicate=False):
-        unit = max((name for name in names if name == ROOT or path.startswith(f"{name}.")), key=len)
-        if owners.setdefault(parameter, unit) != unit:
-            raise ValueError(f"parameter {path} of unit {unit!r} belongs to unit {owners[parameter]!r} as well")
-        plan[unit].append(path)
-    return {name: tuple(paths) for name, paths in plan.items()}
-
-
 @contextmanager
 def whole(policy: Policy) -> Iterator[None]:
     """Has all weights on every rank while it is open; no pass through the model waits for another rank then.
@@ -140,12 +123,6 @@ def reshard_root(policy: Policy) -> None:
     """
     if isinstance(policy, FSDPModule):
         policy.reshard()
-
-
-def whole_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Names and whole tensors of all parameters and persistent buffers, one at a time; all ranks walk through it."""
-    for name, tensor in module.state_dict().items():
-        yield name, tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def gathered_weights(module: nn.Module, *, keep: bool) -> dict[str, Tensor]:

@@ -49,12 +49,6 @@ class FamilyBackbone:
             check_weights(checkpoint)
             return cls(cls.declaration.model.from_pretrained(checkpoint, dtype=dtype, **WEIGHTS))
 
-    @classmethod
-    def on_meta(cls, config: Any) -> Self:
-        """The architecture without weights, for checks of sizes and parameter groups."""
-        with torch.device("meta"):
-            return cls(cls.declaration.model(config))
-
     @property
     def text_model(self) -> nn.Module:
         """The decoder without its head."""
