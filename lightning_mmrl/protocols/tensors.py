@@ -1,4 +1,4 @@
-"""Protocols of the parts that work on tensors."""
+"""Protocols of components that work on tensors."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -15,7 +15,7 @@ from lightning_mmrl.types.records import MediaKind, Message
 class AdvantageEstimator(Protocol):
     """Turns the rewards of B groups of G completions into advantages; invalid rows get zero.
 
-    The groups are those of all ranks, so that statistics of the batch are the same however many ranks share it.
+    It is given the groups of all ranks, so that batch statistics do not depend on the number of ranks.
     """
 
     def __call__(self, rewards: Float[Tensor, "B G"], valid: Bool[Tensor, "B G"]) -> Float[Tensor, "B G"]: ...
@@ -24,7 +24,7 @@ class AdvantageEstimator(Protocol):
 class GroupSelector(Protocol):
     """Says which of B groups are trained on; `passed` is True for completions whose answer is right.
 
-    Each group is judged by itself: it does not matter which other groups there are.
+    Each group is judged by itself: the other groups do not matter.
     """
 
     def __call__(
@@ -33,10 +33,10 @@ class GroupSelector(Protocol):
 
 
 class CompletionSelector(Protocol):
-    """Says how often each completion is trained on, 0 for not at all; `candidates` are those that may be.
+    """Says how many times each completion is trained on; `candidates` is True where that may be more than zero.
 
-    All are those of all ranks. `step` counts the iterations of the stage from 0; whatever is random comes from the
-    generator.
+    It is given the completions of all ranks. `step` counts the iterations of the stage from 0, and all randomness comes
+    from the generator.
     """
 
     def __call__(
@@ -69,7 +69,7 @@ class PolicyLoss(Protocol):
 
 
 class Correction(Protocol):
-    """Weights of token losses where an engine sampled whose log-probabilities are not quite the policy's."""
+    """Importance weights of token losses, for an engine whose log-probabilities differ from the policy's."""
 
     def __call__(
         self,
@@ -82,8 +82,8 @@ class Correction(Protocol):
 class Aggregation(Protocol):
     """Reduces token losses to the loss of an optimizer step.
 
-    `denominator` is additive over microbatches and ranks; `reduce` divides by the sum of it over the whole step, so the
-    losses of the microbatches add up to the loss of the step whatever the split.
+    `denominator` is additive over microbatches and ranks. `reduce` divides by its sum over the whole step, so that the
+    losses of the microbatches add up to the loss of the step, however it is split.
     """
 
     def denominator(self, completion_mask: Bool[Tensor, "N C"]) -> Float[Tensor, ""]: ...
@@ -112,9 +112,9 @@ class RolloutEngine(Protocol):
         greedy: bool = False,
         max_new_tokens: int | None = None,
     ) -> Rollout:
-        """Samples `group_size` completions for each prompt; `seeds[b][g]` alone decides the noise of that row.
+        """Samples `group_size` completions for each prompt; only `seeds[b][g]` decides the noise of that row.
 
-        A completion is at most `max_new_tokens` long; None takes the engine's own limit.
+        A completion has at most `max_new_tokens` tokens; None takes the engine's own limit.
         """
         ...
 

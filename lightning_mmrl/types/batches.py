@@ -189,7 +189,7 @@ class ScoringBatch(_Movable):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyOutput(_Movable):
-    """What a policy says of given completions; both are zero where the completion mask is False."""
+    """Log-probabilities and entropies of given completions; both are zero where the completion mask is False."""
 
     logprobs: Float[Tensor, "N C"]
     entropy: Float[Tensor, "N C"]
@@ -197,7 +197,7 @@ class PolicyOutput(_Movable):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossInputs(_Movable):
-    """What a policy-gradient loss may look at. `old_logprobs` carry no gradient.
+    """The inputs of a policy-gradient loss. `old_logprobs` carry no gradient.
 
     An estimator that knows groups of completions gives all tokens of a completion the same advantage.
     """
@@ -212,7 +212,8 @@ class LossInputs(_Movable):
 class LossOutput(_Movable):
     """Unreduced losses, to be reduced by an aggregation; zero, False and 1 where the completion mask is False.
 
-    `clipped` is True where the clip, not the surrogate, decides the gradient. `ratios` are those that were clipped.
+    `clipped` is True where the clip, not the surrogate, decides the gradient. `ratios` are the probability ratios that
+    the clip applies to.
     """
 
     token_losses: Float[Tensor, "N C"]
@@ -222,11 +223,11 @@ class LossOutput(_Movable):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CorrectionOutput(_Movable):
-    """What token losses are multiplied by, since an engine sampled and not the policy; nothing carries a gradient.
+    """Detached importance weights of token losses, for the mismatch of sampler and trainer.
 
-    `ratios` are the weights before they were bounded, and `clipped` is True where a bound decides; where the completion
-    mask is False they are 1, 1 and False. `counted` is True once for each ratio: at every token that has one of its
-    own, at the first of those that share it.
+    `ratios` are the weights before they were bounded, and `clipped` is True where a bound decides. Where the completion
+    mask is False, weights and ratios are 1 and `clipped` is False. `counted` is True once for each ratio: at every
+    token with a ratio of its own, and at the first token of several that share one.
     """
 
     weights: Float[Tensor, "N C"]
