@@ -1,4 +1,4 @@
-"""Every placeholder of a prompt is backed by one feature row of that prompt's own media, or nothing is computed."""
+"""Checks that one feature row of a prompt's own media backs each of its placeholders, before anything is computed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ REMEDY = (
 
 
 class MediaCounter(Protocol):
-    """What a backbone knows of media before its towers run.
+    """The part of a backbone that counts media before its towers run.
 
-    `placeholder_ids` stand for one feature row each; `medium_keys` name, by kind, an input that has one row per medium;
-    `feature_rows` are, by kind, the rows that the towers will make of every medium [media].
+    Each of `placeholder_ids` stands for one feature row of its kind. `medium_keys` names, by kind, an input with one
+    row per medium. `feature_rows` gives, by kind, how many rows the towers will make of every medium [media].
     """
 
     @property
@@ -40,7 +40,7 @@ class MediaCounter(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Media:
-    """The media of one kind: feature rows of each [media], and how many of them each prompt has."""
+    """The media of one kind: the feature rows of each medium [media], and the number of media of each prompt."""
 
     rows: Int[Tensor, " media"]
     per_prompt: tuple[int, ...]
@@ -49,8 +49,8 @@ class _Media:
 def checked_rows(backbone: MediaCounter, prompts: PromptBatch) -> Rows:
     """Feature rows of each prompt, after comparing them with the placeholders: by number, and medium by medium.
 
-    Placeholders of a kind come in runs: one for each medium, or several where clip and sound interleave. In either case
-    a medium ends where a run ends, which tells media in a wrong order. The device is waited for once.
+    Placeholders of a kind come in runs: one for each medium, or several if clip and sound interleave. In either case a
+    medium ends where a run ends, so that media in a wrong order are found. The device is waited for once.
 
     Raises:
         MediaError: A prompt has more or fewer placeholders than its media have rows, or a medium ends within a run.
@@ -70,10 +70,10 @@ def checked_rows(backbone: MediaCounter, prompts: PromptBatch) -> Rows:
 
 
 def check_features(features: Mapping[str, Tensor], rows: Rows, samples: Sequence[Sample]) -> None:
-    """Compares what the towers made with what they had to make.
+    """Compares the numbers of rows that the towers made with the expected ones.
 
     Raises:
-        MediaError: Naming the first sample whose rows are missing, or the last one if there are too many.
+        MediaError: It names the first sample whose rows are missing, or the last one if there are too many rows.
     """
     for kind in {**rows, **features}:
         num_found = len(features[kind]) if kind in features else 0
@@ -81,10 +81,10 @@ def check_features(features: Mapping[str, Tensor], rows: Rows, samples: Sequence
 
 
 def check_targets(batch: SftBatch, placeholder_ids: Mapping[str, int]) -> None:
-    """Refuses targets with media tokens: the model can never say them, and no feature stands behind them.
+    """Refuses targets with media tokens: the model can never sample them, and no feature backs them.
 
     Raises:
-        MediaError: Naming the first such sample.
+        MediaError: It names the first such sample.
     """
     ids, mask = batch.completion_ids, batch.completion_mask
     hits = {kind: ((ids == token) & mask).sum(-1) for kind, token in placeholder_ids.items()}
@@ -98,7 +98,7 @@ def check_targets(batch: SftBatch, placeholder_ids: Mapping[str, int]) -> None:
 
 
 def _media_by_kind(backbone: MediaCounter, prompts: PromptBatch) -> dict[str, _Media]:
-    """What fills the placeholders of each kind; features count as one medium of a prompt: their sum is all we know."""
+    """The media of each kind; features count as one medium per prompt, since only their sum is known."""
     media, device = prompts.media, prompts.input_ids.device
     absent = (0,) * len(prompts.samples)
     if isinstance(media, MediaFeatures):
@@ -132,7 +132,7 @@ def _on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _placeholders(prompts: PromptBatch, kind: str, per_prompt: tuple[int, ...], survey: Tensor) -> tuple[int, ...]:
-    """Placeholders of each prompt, all of them backed."""
+    """The number of placeholders of each prompt, after checking that all are backed."""
     placeholders, rows, ends = survey.split([len(per_prompt), sum(per_prompt), sum(per_prompt)])
     pieces = zip(prompts.samples, placeholders.tolist(), rows.split(per_prompt), ends.split(per_prompt), strict=True)
     for sample, count, own_rows, own_ends in pieces:
@@ -151,7 +151,7 @@ def _placeholders(prompts: PromptBatch, kind: str, per_prompt: tuple[int, ...], 
 
 
 def _check_read(key: str, counts: tuple[int, ...], rows: Rows, samples: Sequence[Sample]) -> None:
-    """Refuses media of a prompt without any placeholder: a model that does not read them would leave them out."""
+    """Refuses media of a prompt without any placeholder: the model does not read them and would ignore them."""
     for row, (sample, count) in enumerate(zip(samples, counts, strict=True)):
         if count and not any(per_prompt[row] for per_prompt in rows.values()):
             raise MediaError(
@@ -161,7 +161,7 @@ def _check_read(key: str, counts: tuple[int, ...], rows: Rows, samples: Sequence
 
 
 def _check_total(what: str, num_found: int, counts: tuple[int, ...], samples: Sequence[Sample]) -> None:
-    """Compares the length of a tensor with the rows that prompts own of it; they lie in the order of the prompts."""
+    """Compares the length of a tensor with the rows that prompts own; rows lie in the order of the prompts."""
     if num_found == sum(counts):
         return
     left, named, expected = num_found, samples[-1].id, counts[-1]
