@@ -260,7 +260,7 @@ class Policy(nn.Module):
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """Inside the context the policy is the model that its stage started from, without gradients: the adapter is off.
+        """Within it, the policy is the model that its stage started from, without gradients: its adapter is off.
 
         Features that prompts already carry do not change; if towers are adapted, score prompts with their media
         instead.

@@ -72,7 +72,7 @@ AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
 def install(text_model: nn.Module) -> None:
-    """Makes a text model's attention take layouts. Set once, since recomputation in backward needs the same function."""
+    """Makes a text model's attention take layouts. Set it once: recomputation in backward needs the same function."""
     assert isinstance(text_model, PreTrainedModel)
     text_model.set_attn_implementation(ATTENTION)
 

@@ -20,7 +20,7 @@ from lightning_mmrl.types.records import Completion
 
 
 class HFEngine:
-    """Samples with a policy in this process; there is nothing to push, `load_weights` only counts versions.
+    """Samples with the policy itself; there is nothing to push, and `load_weights` only notes the version.
 
     Args:
         policy: The policy to sample from.
@@ -28,13 +28,13 @@ class HFEngine:
         eos_token_ids: Any of them ends a completion and counts as its last token.
         pad_token_id: Fills rows after their end.
         max_new_tokens: Longest completion; one that reaches it without an end is truncated.
-        top_p: Sample from the likeliest tokens up to this probability alone; 1 for all. `sampler_logprobs` are then
-            those of what is left, scaled to one: a policy gradient on such rollouts needs a correction by them.
+        top_p: Sample only from the likeliest tokens up to this total probability; 1: from all. `sampler_logprobs` are
+            then renormalized over these tokens, so a policy gradient on such rollouts needs a correction.
         prefill: Opening of the assistant turn that the prompt already holds; prepended to the text that rewards see.
-        poll: Called before every token; what it raises ends the rollout.
+        poll: Called before every token; an error that it raises ends the rollout.
 
     Raises:
-        ValueError: If `top_p` is not above 0 and at most 1.
+        ValueError: `top_p` is not above 0 and at most 1.
     """
 
     reads_features = True
@@ -67,7 +67,7 @@ class HFEngine:
 
     @classmethod
     def of(cls, policy: Policy, *, encoder: PromptEncoder, **settings: Any) -> "HFEngine":
-        """An engine that ends, pads and decodes as a family's encoder says; `settings` are further arguments."""
+        """An engine that ends, pads and decodes completions like an encoder; `settings` are further arguments."""
         return cls(
             policy,
             decode=encoder.decode,
@@ -77,7 +77,7 @@ class HFEngine:
         )
 
     def load_weights(self, policy: nn.Module, version: int) -> None:
-        """Notes the version; the weights are the policy's own."""
+        """Notes the version; the weights are already the policy's."""
         self.version = version
 
     def sleep(self) -> None:
@@ -87,10 +87,11 @@ class HFEngine:
         """The policy is not the engine's."""
 
     def take_counters(self) -> dict[str, float]:
-        """What `generate` has done since the last call.
+        """Counters of `generate` since the last call.
 
-        `prefill_prompts` and `prefill_tokens` that entered the decoder, `decode_steps` after them and `decode_tokens`
-        of all rows in these steps; `first_token_s` until every row had its first token, `decode_s` from there on.
+        `prefill_prompts` and `prefill_tokens` count what entered the decoder first; `decode_steps` and `decode_tokens`
+        count the steps after that, and the tokens of all rows in them. `first_token_s` is the time until every row had
+        its first token, `decode_s` the time after that.
         """
         counters = dict(self._counters)
         self._counters.clear()
@@ -108,11 +109,11 @@ class HFEngine:
     ) -> Rollout:
         """Samples N = B * G completions; the prompt and its media are computed once for each of the B prompts.
 
-        A row whose distribution is not finite ends there, with NaN for its log-probability: the stage decides with all
-        ranks what comes of it.
+        A row whose distribution is not finite ends there, with NaN for its log-probability; the stage then decides
+        together with all ranks.
 
         Raises:
-            RolloutError: That happens to a greedy row, which is an answer and no exploration.
+            RolloutError: The distribution of a greedy row is not finite.
         """
         training, self._lap_start = self.policy.training, time.perf_counter()
         self.policy.eval()
@@ -136,22 +137,18 @@ class HFEngine:
     def _decode_all(
         self, prompts: PromptBatch, group_size: int, noise: Float[Tensor, "N C"], greedy: bool
     ) -> tuple[Int[Tensor, "N C"], Float[Tensor, "N C"], Bool[Tensor, "N C"]]:
-        """Prefills and samples, at this rank's own pace."""
+        """Prefills and samples until every row has ended, at this rank's own pace."""
+        noise = noise.to(prompts.input_ids.device)
         with whole(self.policy):
             decoding = start_decoding(self.policy, prompts, group_size)
             self._counters["prefill_prompts"] += len(prompts.samples)
             self._counters["prefill_tokens"] += int(prompts.prompt_mask.sum())
-            return self._sample_rows(decoding, noise.to(prompts.input_ids.device), greedy)
-
-    def _sample_rows(
-        self, decoding: Decoding, noise: Float[Tensor, "N C"], greedy: bool
-    ) -> tuple[Int[Tensor, "N C"], Float[Tensor, "N C"], Bool[Tensor, "N C"]]:
-        """Samples until every row has ended."""
-        tokens = torch.full(noise.shape, self._pad, device=noise.device)
-        mask = torch.zeros(noise.shape, dtype=torch.bool, device=noise.device)
-        logprobs = torch.zeros_like(noise, dtype=torch.promote_types(decoding.states.dtype, torch.float32))
-        with torch.inference_mode():  # the filled tensors are made outside: a loss may save them for its backward pass
-            self._fill(tokens, logprobs, mask, decoding, noise, greedy)
+            tokens = torch.full(noise.shape, self._pad, device=noise.device)
+            mask = torch.zeros(noise.shape, dtype=torch.bool, device=noise.device)
+            logprobs = torch.zeros_like(noise, dtype=torch.promote_types(decoding.states.dtype, torch.float32))
+            # The filled tensors are made outside of inference mode: a loss may save them for its backward pass.
+            with torch.inference_mode():
+                self._fill(tokens, logprobs, mask, decoding, noise, greedy)
         width = int(mask.any(0).sum())
         return tokens[:, :width], logprobs[:, :width], mask[:, :width]
 
@@ -180,7 +177,8 @@ class HFEngine:
             logprobs[rows, step], mask[rows, step] = values.where(running, 0.0), running
             running = running & (chosen[:, None] != eos).all(-1) & values.isfinite()
             num_running = int(running.sum())
-            self._counters["decode_s" if step else "first_token_s"] += self._lap_s()
+            lap_start, self._lap_start = self._lap_start, time.perf_counter()
+            self._counters["decode_s" if step else "first_token_s"] += self._lap_start - lap_start
             if num_running == 0 or step + 1 == num_steps:
                 break
             if 4 * num_running <= 3 * len(rows):
@@ -190,10 +188,6 @@ class HFEngine:
             decoding.advance(chosen)
             self._counters["decode_steps"] += 1
             self._counters["decode_tokens"] += len(rows)
-
-    def _lap_s(self) -> float:
-        start, self._lap_start = self._lap_start, time.perf_counter()
-        return self._lap_start - start
 
     def _completions(self, tokens: Int[Tensor, "N C"], mask: Bool[Tensor, "N C"]) -> tuple[Completion, ...]:
         eos = set(self._eos.tolist())

@@ -1,4 +1,4 @@
-"""An engine that replays given answers: for tests and for scoring answers that were sampled elsewhere."""
+"""An engine that replays given answers, for tests and for scoring answers from elsewhere."""
 
 from collections.abc import Callable, Mapping, Sequence
 

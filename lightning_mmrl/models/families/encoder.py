@@ -243,7 +243,7 @@ class FamilyEncoder:
 
     @cached_property
     def _control_tokens(self) -> tuple[str, ...]:
-        """Texts that the tokenizer reads as one special token wherever they stand; the tags of answers are not special."""
+        """Texts that the tokenizer reads as one special token wherever they stand; tags of answers are not special."""
         return tuple(token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special)
 
     def _check_text(self, *texts: str) -> None:

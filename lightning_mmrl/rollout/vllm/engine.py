@@ -1,8 +1,8 @@
-"""Rollouts with vLLM: its own copy of the policy's weights, proven equal to the policy.
+"""Rollouts with vLLM, which has a copy of the policy's weights that is checked against the policy.
 
-vLLM gets what the trainer's towers get: token ids and media as the family's encoder made them, with the places of their
-placeholders. Nothing is decoded, resized or tokenized a second time, so nothing can come out differently; what remains
-to differ is the model, and that is compared (`rollout.canary`).
+vLLM gets the same inputs as the trainer's towers: token ids and media from the family's encoder, with the places of
+their placeholders. Nothing is decoded, resized or tokenized a second time, so only the model itself can differ, and
+`rollout.canary` compares it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,15 +28,15 @@ from lightning_mmrl.types.records import Completion
 
 
 class VLLMEngine:
-    """Samples with vLLM, in this process or with a server; either is loaded or connected to with the first push.
+    """Samples with vLLM in this process or on a server; the first push loads the model or connects to the server.
 
     Args:
-        policy: Whose weights are sampled from; they are pushed before the first sampling, if not earlier.
+        policy: The policy whose weights are pushed, at the latest before the first sampling.
         encoder: The encoder of its family, which made the prompts.
         max_new_tokens: Longest completion; one that reaches it without an end is truncated.
         prefill: Opening of the assistant turn that the prompt already holds; prepended to the text that rewards see.
-        poll: Called again and again while vLLM samples; what it raises ends the rollout.
-        top_p: 1; vLLM's log-probabilities are of what it leaves.
+        poll: Called repeatedly while vLLM samples; an error that it raises ends the rollout.
+        top_p: Must be 1, since vLLM would give log-probabilities that are renormalized over the remaining tokens.
         settings: Where vLLM runs, and how it shares its device.
         canary: Compares the engine with the policy; None: never.
 
@@ -74,7 +74,7 @@ class VLLMEngine:
 
     @cached_property
     def _host(self) -> Host:
-        """Loaded with the first push, by all ranks together, which vLLM joins; stages are built by rank 0 first."""
+        """Made with the first push and not with the stage, which rank 0 builds first: vLLM joins all ranks together."""
         if self._settings.server is None:
             return ProcessHost(self.policy, self._encoder, self._settings)
         from lightning_mmrl.rollout.vllm.server import ServerHost  # its HTTP library comes with vllm
@@ -186,11 +186,14 @@ class VLLMEngine:
             completion_ids=tokens,
             completion_mask=mask,
             sampler_logprobs=logprobs,
-            completions=tuple(self._completion(row) for row in rows),
+            completions=tuple(
+                Completion(
+                    text=self._prefill + self._encoder.decode(row.token_ids),
+                    num_tokens=len(row.token_ids),
+                    truncated=row.truncated,
+                )
+                for row in rows
+            ),
             group_size=group_size,
             policy_version=self.version or 0,
         )
-
-    def _completion(self, row: Sampled) -> Completion:
-        text = self._prefill + self._encoder.decode(row.token_ids)
-        return Completion(text=text, num_tokens=len(row.token_ids), truncated=row.truncated)

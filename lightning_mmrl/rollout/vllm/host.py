@@ -1,4 +1,4 @@
-"""What stands between an engine and a running vLLM, in this process or behind HTTP."""
+"""The interface of an engine to a running vLLM, in this process or over HTTP."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ from lightning_mmrl.rollout.weights import PolicyWeights
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingRequest:
-    """One prompt and what to sample for it.
+    """One prompt and how to sample its completions.
 
     Attributes:
-        prompt: The prompt; its media are the towers' inputs.
-        seeds: One per completion; None: greedy, without noise and without temperature.
+        prompt: The prompt; its media are inputs of the towers.
+        seeds: One seed per completion; None: greedy, without noise and without temperature.
         temperature: Divides the logits.
         max_tokens: Longest completion.
         stop_token_ids: Any of them ends a completion and counts as its last token.
-        num_logprobs: How many of the likeliest tokens come with their log-probabilities at each place, beside the
-            sampled one.
+        num_logprobs: How many of the likeliest tokens are returned with their log-probabilities at each place, beside
+            the sampled token.
     """
 
     prompt: EnginePrompt
@@ -38,7 +38,7 @@ class SamplingRequest:
             "seed": None if seed is None else seed % 2**62,
             "max_tokens": self.max_tokens,
             "stop_token_ids": list(self.stop_token_ids),
-            "ignore_eos": True,  # of the tokenizer; the policy's own are above
+            "ignore_eos": True,  # the tokenizer's; the policy's own are above
             "logprobs": self.num_logprobs,
             "detokenize": False,
             **more,
@@ -47,7 +47,7 @@ class SamplingRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampled:
-    """One completion: its tokens, log-probabilities by token id at each place, and whether the limit cut it."""
+    """One completion: its tokens, log-probabilities by token id at each place, and whether the limit ended it."""
 
     token_ids: list[int]
     logprobs: Sequence[Mapping[int, float]]
@@ -88,7 +88,7 @@ class Host(Protocol):
 
 
 def require_loaded(report: Mapping[str, Any]) -> None:
-    """Refuses what `worker.reload` reports if it is not that all weights were loaded.
+    """Checks that `worker.reload` reports all weights as loaded.
 
     Raises:
         RolloutError: A weight was refused, or one is missing.

@@ -1,4 +1,4 @@
-"""How weights get into a server: over vLLM's own transfer interface with NCCL, or through files that both sides see."""
+"""Sends weights to a server: over vLLM's own transfer interface with NCCL, or through files that both sides see."""
 
 import shutil
 import tempfile
@@ -26,16 +26,16 @@ class Transfer(Protocol):
         ...
 
     def forget(self) -> None:
-        """The server is another one: what is kept open to it is of no use."""
+        """Drops what is kept open, since the server was restarted."""
         ...
 
     def close(self) -> None:
-        """Ends what is kept open."""
+        """Closes what is kept open."""
         ...
 
 
 def named_transfer(name: str, client: Client, exchange_dir: str | None) -> Transfer:
-    """The transfer of a name, one of `settings.TRANSFERS`."""
+    """The transfer with a name, one of `settings.TRANSFERS`."""
     if name == "auto":
         name = "nccl" if torch.cuda.is_available() else "files"
     if name == "files":
@@ -46,10 +46,10 @@ def named_transfer(name: str, client: Client, exchange_dir: str | None) -> Trans
 
 
 class FileTransfer:
-    """Writes weights as safetensors and has the workers load them.
+    """Writes weights as safetensors and makes the workers load them.
 
     Args:
-        client: Of the server.
+        client: The client of the server.
         exchange_dir: A folder that both sides see under this path; None: the system's temporary one.
     """
 
@@ -57,7 +57,7 @@ class FileTransfer:
         self._client, self._parent = client, exchange_dir
 
     def send(self, weights: WeightStream) -> None:
-        """Writes, has them loaded, and removes the files, whatever comes of it."""
+        """Writes the files, makes the workers load them, and always removes them."""
         try:
             if self._parent is not None:
                 Path(self._parent).mkdir(parents=True, exist_ok=True)
