@@ -33,7 +33,7 @@ from lightning_mmrl.models.feature_cache import FeatureCache
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.prompts.template import PromptTemplate
-from lightning_mmrl.protocols.tensors import RolloutEngine
+from lightning_mmrl.protocols.tensors import PromptEncoder, RolloutEngine
 from lightning_mmrl.rollout.hf import HFEngine
 from lightning_mmrl.stages.answers import Examiner
 from lightning_mmrl.training.console import ConsoleProgress
@@ -107,7 +107,7 @@ class Assembly:
             workers=media.decode_workers, deadline_s=media.decode_deadline_s, memory_mb=media.decode_memory_mb
         )
 
-    def pipeline(self, encoder: Any) -> MediaPipeline:
+    def pipeline(self, encoder: PromptEncoder) -> MediaPipeline:
         """How media become tensors for one encoder."""
         return MediaPipeline(
             encoder=encoder,
@@ -116,7 +116,7 @@ class Assembly:
             decoder=self.decoder,
         )
 
-    def encoder(self, checkpoint: Path | str) -> Any:
+    def encoder(self, checkpoint: Path | str) -> PromptEncoder:
         """The encoder of a checkpoint."""
         model = self.config.model
         return targets.build(
@@ -127,7 +127,7 @@ class Assembly:
             audio_in_video=model.audio_in_video,
         )
 
-    def policy(self, checkpoint: Path | str, encoder: Any, temperature: float) -> Policy:
+    def policy(self, checkpoint: Path | str, encoder: PromptEncoder, temperature: float) -> Policy:
         """The policy of a checkpoint."""
         dtype = getattr(torch, self.config.model.dtype)
         node = self.config.model.family["backbone"]
@@ -157,17 +157,17 @@ class Assembly:
         towers = tower_fingerprint(media.backbone)
         return FeatureCache(Path(settings.directory), max_bytes=settings.max_bytes, towers=towers)
 
-    def examiner(self, policy: Policy, encoder: Any) -> Examiner:
+    def examiner(self, policy: Policy, encoder: PromptEncoder) -> Examiner:
         """Greedy answers, judged."""
         engine = self.engine(policy, encoder, self.config.evaluation.max_new_tokens)
         apart = self.group.interruption.apart
         return Examiner(engine=engine, matcher=self.matcher, lexicon=self.lexicon, apart=apart)
 
-    def engine(self, policy: Policy, encoder: Any, max_new_tokens: int) -> HFEngine:
+    def engine(self, policy: Policy, encoder: PromptEncoder, max_new_tokens: int) -> HFEngine:
         """Answers of the policy itself."""
         return HFEngine.of(policy, encoder=encoder, max_new_tokens=max_new_tokens, **self._engine_settings())
 
-    def rollout_engine(self, policy: Policy, encoder: Any, sampling: SamplingConfig) -> RolloutEngine:
+    def rollout_engine(self, policy: Policy, encoder: PromptEncoder, sampling: SamplingConfig) -> RolloutEngine:
         """What RL stages sample with."""
         make = targets.build({**self.config.rollout, "_partial_": True}, "rollout")
         limits = {"max_new_tokens": sampling.max_new_tokens, "top_p": sampling.top_p}

@@ -29,6 +29,7 @@ from lightning_mmrl.models.export import export_policy
 from lightning_mmrl.models.parallelize import recompute_activations
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.plain import TrackedRun
+from lightning_mmrl.protocols.tensors import PromptEncoder
 from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.stages.evaluate import EvaluationModule, ExaminedSet
@@ -114,7 +115,7 @@ class StageBuilder:
         """Tells the user what happens in a stage."""
         return lambda message: self._assembly.console.say(f"{self._title(spec)}: {message}")
 
-    def _datamodule(self, spec: StageSpec, stage: StageConfig, encoder: Any) -> OmniDataModule:
+    def _datamodule(self, spec: StageSpec, stage: StageConfig, encoder: PromptEncoder) -> OmniDataModule:
         parts, config = self._assembly, self._assembly.config
         feed = Feed(
             sources=training_sources(config, stage.data),
@@ -143,7 +144,7 @@ class StageBuilder:
         spec: StageSpec,
         stage: StageConfig,
         policy: Policy,
-        encoder: Any,
+        encoder: PromptEncoder,
         directory: Path,
         resources: ExitStack,
         datamodule: OmniDataModule,
@@ -290,7 +291,7 @@ class CheckpointEvaluator:
             path.unlink(missing_ok=True)
         return Exclusions(path, decides=parts.group.leads)
 
-    def _loaders(self, encoder: Any, variants: list[str], exclusions: Exclusions) -> dict[str, Any]:
+    def _loaders(self, encoder: PromptEncoder, variants: list[str], exclusions: Exclusions) -> dict[str, Any]:
         parts, settings = self._assembly, self._assembly.config.evaluation
         pipeline = parts.pipeline(encoder)
         loaders = {}
