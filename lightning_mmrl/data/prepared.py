@@ -23,7 +23,7 @@ from lightning_mmrl.errors import DataError, MediaError, StageError
 from lightning_mmrl.machine import refusal
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.types.records import MediaRef, Message, Sample
-from lightning_mmrl.workers.pool import Outcome
+from lightning_mmrl.workers.pool import CallResult
 
 
 class DataMonitor(Protocol):
@@ -251,7 +251,7 @@ class PreparedSet(Dataset[EncodedSample]):
         warnings: list[str] = []
         done = count(1)
 
-        def store(index: int, outcome: Outcome) -> None:
+        def store(index: int, outcome: CallResult) -> None:
             key = order[index]
             try:
                 encoded = self._pipeline.encode_file(tasks[index].path, outcome)

@@ -8,7 +8,7 @@ from typing import Protocol, Self
 from lightning_mmrl.errors import FOREIGN_FAILURES, ConfigError, RewardError
 from lightning_mmrl.types.records import Completion, Sample, Score
 from lightning_mmrl.workers.pool import DeadlinePool, WorkerError
-from lightning_mmrl.workers.serving import Limits, Outcome
+from lightning_mmrl.workers.serving import CallResult, Limits
 
 MEGABYTE = 1_000_000
 
@@ -127,7 +127,7 @@ class RewardPool:
             raise RewardError(f"rewards: {error}") from error
         return _shaped_like(completions, [_as_score(outcome) for outcome in outcomes])
 
-    def _judged(self, items: Sequence[tuple[Sample, Completion]]) -> list[Outcome]:
+    def _judged(self, items: Sequence[tuple[Sample, Completion]]) -> list[CallResult]:
         """An outcome for each item; lost ones are tried once more, since something else may have killed their worker.
 
         Both attempts share the budget.
@@ -160,7 +160,7 @@ def _require_positive(**numbers: float | None) -> None:
             raise ConfigError(f"rewards.pool.{name} is {value}; it must be above 0")
 
 
-def _as_score(outcome: Outcome) -> Score:
+def _as_score(outcome: CallResult) -> Score:
     return _invalid(outcome.error, outcome.doing) if outcome.error is not None else outcome.value
 
 
