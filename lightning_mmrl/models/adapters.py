@@ -1,4 +1,4 @@
-"""LoRA (arXiv:2106.09685): low-rank layers that train beside frozen linear layers, over peft.
+"""LoRA (arXiv:2106.09685): low-rank layers that train next to frozen linear layers, made with peft.
 
 An adapted layer is h = W x + b + (alpha / r) B A x. A is drawn as torch draws a linear layer and B is zero, so that a
 new adapter changes nothing. With the adapter off, the model is the original one bit for bit: the reference policy needs
@@ -153,7 +153,7 @@ def add_adapter(model: PreTrainedModel, names: Sequence[str], settings: AdapterS
     )
     inject_adapter_in_model(config, model)
     adapted = [name.removesuffix(".lora_A") for name, _ in model.named_modules() if name.endswith(".lora_A")]
-    assert adapted == list(names), f"peft adapted {set(adapted) ^ set(names)} beside or in place of the named layers"
+    assert adapted == list(names), f"peft adapted other layers than the named ones: {set(adapted) ^ set(names)}"
     adapter = Adapter(model, config, names)
     for parameter in adapter.parameters():
         parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))

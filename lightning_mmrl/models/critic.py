@@ -41,7 +41,11 @@ class Critic(nn.Module):
         }
         # Features on disk come from the policy's towers; if those do not train, prompts carry the features already.
         memo[id(policy.media.cache)] = None
-        memo[id(policy.head)] = value_head(policy.head)
+        weight = policy.head.weight
+        assert isinstance(weight, Tensor)
+        value_head = nn.Linear(weight.shape[1], 1, bias=False, dtype=weight.dtype, device=weight.device)
+        nn.init.zeros_(value_head.weight)
+        memo[id(policy.head)] = value_head
         self.trunk = copy.deepcopy(policy, memo)
         self.trunk.media.cache = None
         named = self.named_parameters(remove_duplicate=False)
@@ -58,15 +62,6 @@ class Critic(nn.Module):
         values = values.to(torch.promote_types(values.dtype, torch.float32))
         zeros = torch.zeros(batch.completion_mask.shape, dtype=values.dtype, device=values.device)
         return zeros.masked_scatter(batch.completion_mask, values)
-
-
-def value_head(head: nn.Module) -> nn.Linear:
-    """A linear layer to one output, all zeros, for the same states as a head over the vocabulary."""
-    weight = head.weight
-    assert isinstance(weight, Tensor)
-    found = nn.Linear(weight.shape[1], 1, bias=False, dtype=weight.dtype, device=weight.device)
-    nn.init.zeros_(found.weight)
-    return found
 
 
 def _without_frozen(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Token-by-token decoding of N = B * G rows over B prompts, each of which is computed and kept once."""
+"""Token-by-token decoding of N = B * G rows over B prompts; each prompt is computed and kept once."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
@@ -102,7 +102,9 @@ class _Bucket:
 
     def append_layer(self, key: Float[Tensor, "T K d"], value: Float[Tensor, "T K d"]) -> None:
         """Takes the prompts' part of a layer's packed keys and values."""
-        self._layers.append(torch.stack([self._block(key), self._block(value)]))
+        index = self._index.flatten()
+        blocks = [tokens.index_select(0, index).unflatten(0, self._index.shape) for tokens in (key, value)]
+        self._layers.append(torch.stack([block.transpose(1, 2) for block in blocks]))
 
     def make_room(self, num_own: int) -> None:
         """Makes `num_own` tokens after each prompt visible; `extend` writes them."""
@@ -130,9 +132,6 @@ class _Bucket:
         self.prompts = [self.prompts[slot] for slot in slots]
         self._layers = [layer[:, slots] for layer in self._layers]
         self._bias = None if self._bias is None else self._bias[slots]
-
-    def _block(self, tokens: Float[Tensor, "T K d"]) -> Float[Tensor, "b K P d"]:
-        return tokens.index_select(0, self._index.flatten()).unflatten(0, self._index.shape).transpose(1, 2)
 
 
 class _PrefillLayout:

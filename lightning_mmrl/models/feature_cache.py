@@ -24,7 +24,7 @@ DIGEST = "sha256"
 SHARE_UNSEEN = 1 / 64
 """Share of `max_bytes` that one process may write before it counts again the bytes that others have written."""
 SHARE_USED = 7 / 8
-"""Share of `max_bytes` that eviction leaves in place: the unseen shares of eight processes still fit beside it."""
+"""Share of `max_bytes` that eviction leaves in place: the unseen shares of eight processes still fit."""
 ABANDONED_S = 3600.0
 """A temporary file older than this, in seconds, has a dead writer."""
 
@@ -86,18 +86,16 @@ class FeatureCache:
         with dispensable("entries of the feature cache", self._directory):
             if self._refused is not None:
                 raise DiskError(self._refused)
-            if bool(all_finite(features.values())):
-                self._store(self._path(media_key, precision), features)
-
-    def _store(self, path: Path, features: Mapping[str, Tensor]) -> None:
-        tensors = {kind: rows.detach().cpu().contiguous() for kind, rows in features.items()}
-        content = save({**tensors, DIGEST: torch.tensor(list(digest(tensors)), dtype=torch.uint8)})
-        try:
-            if self._make_room(len(content)):
-                write_whole(path, content, shared=True, durable=False)
-        except OSError as error:
-            self._refused = str(error)
-            raise DiskError(self._refused) from error
+            if not bool(all_finite(features.values())):
+                return
+            tensors = {kind: rows.detach().cpu().contiguous() for kind, rows in features.items()}
+            content = save({**tensors, DIGEST: torch.tensor(list(digest(tensors)), dtype=torch.uint8)})
+            try:
+                if self._make_room(len(content)):
+                    write_whole(self._path(media_key, precision), content, shared=True, durable=False)
+            except OSError as error:
+                self._refused = str(error)
+                raise DiskError(self._refused) from error
 
     def _path(self, media_key: str, precision: str) -> Path:
         name = hashlib.sha256(f"{media_key}/{self._towers}/{precision}".encode()).hexdigest()

@@ -65,7 +65,13 @@ def checked_rows(backbone: MediaCounter, prompts: PromptBatch) -> Rows:
     for kind, survey in _on_host(surveys).items():
         found[kind] = _placeholders(prompts, kind, media[kind].per_prompt, survey)
     for key, counts in carried.counts.items():
-        _check_read(names[key], counts, found, prompts.samples)
+        for row, (sample, count) in enumerate(zip(prompts.samples, counts, strict=True)):
+            if count and not any(per_prompt[row] for per_prompt in found.values()):
+                # The model does not read these media and would ignore them.
+                raise MediaError(
+                    f"sample {sample.id}: {count} rows of {names[key]} but 0 placeholders of any kind; choose a model "
+                    "that reads these media or leave them out"
+                )
     return {kind: rows for kind, rows in found.items() if any(rows)}
 
 
@@ -148,16 +154,6 @@ def _placeholders(prompts: PromptBatch, kind: str, per_prompt: tuple[int, ...], 
                 "tags; list them in that order"
             )
     return tuple(placeholders.tolist())
-
-
-def _check_read(key: str, counts: tuple[int, ...], rows: Rows, samples: Sequence[Sample]) -> None:
-    """Refuses media of a prompt without any placeholder: the model does not read them and would ignore them."""
-    for row, (sample, count) in enumerate(zip(samples, counts, strict=True)):
-        if count and not any(per_prompt[row] for per_prompt in rows.values()):
-            raise MediaError(
-                f"sample {sample.id}: {count} rows of {key} but 0 placeholders of any kind; choose a model that reads "
-                "these media or leave them out"
-            )
 
 
 def _check_total(what: str, num_found: int, counts: tuple[int, ...], samples: Sequence[Sample]) -> None:

@@ -118,7 +118,7 @@ class Policy(nn.Module):
     def enter(self, function: Callable[[], Result]) -> Result:
         """Calls a function that runs inner modules, such as the towers alone, as one forward pass of the policy.
 
-        A sharded policy may be run through its root only; this is its second entry beside `forward`.
+        A sharded policy may be run through its root only; this is its second entry next to `forward`.
         """
         return function()
 

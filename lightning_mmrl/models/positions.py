@@ -163,11 +163,11 @@ def prompt_positions(kinds: Sequence[str | None], spans: Iterable[Span]) -> tupl
         first = next((index for index in range(place, len(kinds)) if kinds[index] is not None), len(kinds))
         begin, end = first - span.num_markers, first - span.num_markers + len(span.kinds)
         if begin < place or kinds[begin:end] != span.kinds:
-            raise MediaError(f"the placeholders from token {begin} of a prompt on are not those of its media")
+            raise MediaError(f"the placeholders of a prompt do not match its media from token {begin} on")
         pieces += [_text(position, begin - place), span.offsets + position + begin - place]
         place, position = end, position + begin - place + span.step
     if any(kinds[place:]):
-        raise MediaError(f"a prompt has placeholders behind its last medium, which ends at token {place}")
+        raise MediaError(f"a prompt has placeholders after its last medium, which ends at token {place}")
     pieces.append(_text(position, len(kinds) - place))
     return torch.cat(pieces, dim=1), position + len(kinds) - place
 

@@ -1,6 +1,6 @@
 """A tiny, randomly initialised Qwen2.5-Omni thinker with its real processor, built in code and saved as a HF folder.
 
-The architecture, the processor classes and the chat template are those of Qwen2.5-Omni; only the sizes are small and
+Architecture, processor classes and chat template are the same as in Qwen2.5-Omni; only the sizes are small and
 the tokenizer is trained on a few sentences. Nothing is downloaded.
 """
 

@@ -92,7 +92,7 @@ class TinyVisionBuilder:
             frame_size: Height and width in pixels that square pictures and frames are resized to; a multiple of the
                 builder's unit, null for twice the unit.
         """
-        tokenizer = _tokenizer(text)
+        tokenizer = train_tokenizer(text, special_tokens=SPECIAL_TOKENS, media_tokens={})
         names = {"image_token_id": "image_pad", "video_token_id": "video_pad"}
         names |= {"vision_start_token_id": "vision_start", "vision_end_token_id": "vision_end"}
         config = self.config(
@@ -161,7 +161,7 @@ build_tiny_qwen3_vl = TinyVisionBuilder(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TinyTextBuilder:
-    """Builds models of one text-only family: its classes, and settings beside the sizes."""
+    """Builds models of one text-only family: its classes, and settings other than sizes."""
 
     config: Any
     model: Any
@@ -171,7 +171,7 @@ class TinyTextBuilder:
         self, directory: Path, *, text: Sequence[str], seed: int = 0, hidden_size: int = 128, num_layers: int = 3
     ) -> Path:
         """Saves weights, tokenizer, chat template and generation config; arguments as for `TinyVisionBuilder`."""
-        tokenizer = _tokenizer(text)
+        tokenizer = train_tokenizer(text, special_tokens=SPECIAL_TOKENS, media_tokens={})
         tokenizer.chat_template = _chat_template()
         settings = {**_text_settings(tokenizer, hidden_size, num_layers), **self.text}
         config = self.config(**settings, tie_word_embeddings=True)
@@ -182,10 +182,6 @@ class TinyTextBuilder:
 
 build_tiny_qwen2 = TinyTextBuilder(config=Qwen2Config, model=Qwen2ForCausalLM)
 build_tiny_qwen3 = TinyTextBuilder(config=Qwen3Config, model=Qwen3ForCausalLM, text={"head_dim": HEAD_DIM})
-
-
-def _tokenizer(text: Sequence[str]) -> Qwen2Tokenizer:
-    return train_tokenizer(text, special_tokens=SPECIAL_TOKENS, media_tokens={})
 
 
 def _chat_template() -> str:

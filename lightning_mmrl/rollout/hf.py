@@ -125,11 +125,16 @@ class HFEngine:
             self.policy.train(training)
         if greedy:
             refuse_broken(logprobs, prompts, group_size)
+        eos, completions = set(self._eos.tolist()), []
+        for row, length in zip(tokens.tolist(), mask.sum(-1).tolist(), strict=True):
+            ids = row[:length]
+            text = self._prefill + self._decode(ids)
+            completions.append(Completion(text=text, num_tokens=length, truncated=ids[-1] not in eos))
         return Rollout(
             completion_ids=tokens,
             completion_mask=mask,
             sampler_logprobs=logprobs,
-            completions=self._completions(tokens, mask),
+            completions=tuple(completions),
             group_size=group_size,
             policy_version=self.version,
         )
@@ -188,12 +193,3 @@ class HFEngine:
             decoding.advance(chosen)
             self._counters["decode_steps"] += 1
             self._counters["decode_tokens"] += len(rows)
-
-    def _completions(self, tokens: Int[Tensor, "N C"], mask: Bool[Tensor, "N C"]) -> tuple[Completion, ...]:
-        eos = set(self._eos.tolist())
-        completions = []
-        for row, length in zip(tokens.tolist(), mask.sum(-1).tolist(), strict=True):
-            ids = row[:length]
-            text = self._prefill + self._decode(ids)
-            completions.append(Completion(text=text, num_tokens=length, truncated=ids[-1] not in eos))
-        return tuple(completions)

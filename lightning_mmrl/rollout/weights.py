@@ -61,7 +61,7 @@ class PolicyWeights:
 
 
 class WeightStream:
-    """One pass over a policy's weights: whoever reads on gets the weights that nobody has read yet.
+    """One pass over a policy's weights: each reader continues where the last one stopped.
 
     Attributes:
         num_read: Weights read so far.

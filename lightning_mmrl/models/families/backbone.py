@@ -56,7 +56,7 @@ class FamilyBackbone:
 
     @property
     def head(self) -> nn.Module:
-        """The linear layer from hidden states to logits; with tied weights it has those of the input embedding."""
+        """The linear layer from hidden states to logits; tied weights are the input embedding's."""
         return self.model.lm_head
 
     @property

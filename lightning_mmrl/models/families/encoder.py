@@ -90,7 +90,7 @@ class FamilyEncoder:
 
     @property
     def media_kinds(self) -> frozenset[MediaKind]:
-        """The kinds of media that the model reads beside text."""
+        """The kinds of media that the model reads in addition to text."""
         return frozenset(self.declaration.medium_keys)
 
     @property
@@ -257,16 +257,16 @@ class FamilyEncoder:
 
 
 def tower_inputs(media: Sequence[Encoded]) -> dict[str, Tensor]:
-    """The towers' inputs for one prompt's media, each key concatenated along its first axis in prompt order."""
-    keys = dict.fromkeys(key for item in media for key in item if key not in TIMES)
-    return {key: _cat_frames([item[key] for item in media if key in item]) for key in keys}
+    """The towers' inputs for one prompt's media, each key concatenated along its first axis in prompt order.
 
-
-def _cat_frames(tensors: Sequence[Tensor]) -> Tensor:
-    """Concatenates along the first axis; a ragged last axis (audio frames) is right-padded with zeros."""
-    if len(tensors) == 1:
-        return tensors[0]
-    if tensors[0].dim() < 2 or len({tensor.shape[-1] for tensor in tensors}) == 1:
-        return torch.cat(list(tensors))
-    width = max(tensor.shape[-1] for tensor in tensors)
-    return torch.cat([nn.functional.pad(tensor, (0, width - tensor.shape[-1])) for tensor in tensors])
+    Shorter sounds are padded on the right with zeros.
+    """
+    found = {}
+    for key in dict.fromkeys(key for item in media for key in item if key not in TIMES):
+        tensors = [item[key] for item in media if key in item]
+        widths = [tensor.shape[-1] for tensor in tensors]
+        if tensors[0].dim() > 1 and len(set(widths)) > 1:  # sounds differ in their number of frames, the last axis
+            gaps = [max(widths) - width for width in widths]
+            tensors = [nn.functional.pad(tensor, (0, gap)) for tensor, gap in zip(tensors, gaps, strict=True)]
+        found[key] = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+    return found

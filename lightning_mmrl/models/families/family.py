@@ -24,9 +24,9 @@ def placeholder_ids(config: Any, kinds: Collection[MediaKind]) -> dict[MediaKind
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """Everything in which families differ beside their code.
+    """The data in which families differ; their code is in an encoder and a backbone.
 
-    `processor` is what an exported checkpoint has beside its weights: a tokenizer in families of text alone. `layout`
+    `processor` is saved with an exported checkpoint: a tokenizer in text-only families. `layout`
     maps a checkpoint's configuration and the rule for positions to the layout of its media. `medium_keys` names, for
     each kind of media that the family reads, a key of `MediaInputs` with one row per medium, so that its `counts` tell
     how many media of that kind each prompt has.
@@ -43,7 +43,7 @@ class Family:
     layout: Callable[[Any, PositionRule], MediaLayout]
     medium_keys: Mapping[MediaKind, str] = field(default_factory=dict)
     engine_prefix: str = ""
-    """Weight names start with this in the released checkpoints, which vLLM reads, but not in those of `model`."""
+    """Weight names start with this in the released checkpoints, which vLLM reads, but not in checkpoints of `model`."""
 
     def engine_config(self, config: Any) -> Any:
         """The configuration by which vLLM knows the family, as in the released checkpoints."""

@@ -1,13 +1,13 @@
 """The Qwen2.5-Omni thinker: text, image, video and audio in, text out.
 
 The encoder takes the four steps of `Qwen2_5OmniProcessor.__call__` (video processor, feature extractor, placeholder
-expansion, tokenizer) one by one, so that each medium is processed once and cached; a test holds the result equal to the
-processor's own. Two defaults of the processor are left out: padding every sound to the feature extractor's full window
+expansion, tokenizer) one by one, so that each medium is processed once and cached. A test compares the result with the
+processor's own. Two defaults of the processor are dropped: padding every sound to the feature extractor's full window
 (300 s for the released models), and 128 visual tokens per frame pair.
 
-A clip and its sound may be one medium whose tokens take turns of 2 s (`use_audio_in_video` of the processor), if their
-tags stand together. Turns are cut by the float32 times that positions are made of; the processor's are float64, which
-at some odd frame rates cuts a frame pair that starts at a multiple of 2 s on the other side.
+If their tags stand together, a clip and its sound may be one medium whose tokens alternate every 2 s
+(`use_audio_in_video` of the processor). Here the times that decide are float32, like positions. The processor's times
+are float64, so that at some odd frame rates it puts a frame pair that starts at a multiple of 2 s into the other turn.
 """
 
 from collections.abc import Mapping, Sequence
@@ -99,8 +99,8 @@ class OmniEncoder(QwenVisionEncoder):
     def encode_audio(self, audio: DecodedAudio) -> dict[str, Tensor]:
         """Log-mel features [1, mel bins, frames] and their mask [1, frames], without padding to the full window.
 
-        The processor pads with zeros to its window before the spectrogram; one analysis window of zeros gives the same
-        valid frames.
+        The processor pads with zeros to its full window before the spectrogram; padding by one analysis window gives
+        the same valid frames.
 
         Raises:
             MediaError: The sound is longer than the model's window, or too short for one token.

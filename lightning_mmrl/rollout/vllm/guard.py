@@ -41,7 +41,14 @@ class Guard:
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": POLICY_VIOLATION})
         elif scope["type"] == "http":
-            await _refuse(send)
+            headers = [
+                (b"content-length", b"0"),
+                (b"www-authenticate", b"Bearer"),
+                # Otherwise the server would read the whole body to throw it away.
+                (b"connection", b"close"),
+            ]
+            await send({"type": "http.response.start", "status": 401, "headers": headers})
+            await send({"type": "http.response.body", "body": b""})
 
     def _admits(self, headers: Any) -> bool:
         given = [value for name, value in headers if name.lower() == b"authorization"]
@@ -50,14 +57,3 @@ class Guard:
         scheme, _, key = given[0].partition(b" ")
         # The time of this comparison does not tell where the keys differ.
         return scheme.lower() == b"bearer" and hmac.compare_digest(key, self._key)
-
-
-async def _refuse(send: Send) -> None:
-    headers = [
-        (b"content-length", b"0"),
-        (b"www-authenticate", b"Bearer"),
-        # Otherwise the server would read the whole body to throw it away.
-        (b"connection", b"close"),
-    ]
-    await send({"type": "http.response.start", "status": 401, "headers": headers})
-    await send({"type": "http.response.body", "body": b""})

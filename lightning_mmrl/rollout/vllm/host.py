@@ -19,8 +19,8 @@ class SamplingRequest:
         temperature: Divides the logits.
         max_tokens: Longest completion.
         stop_token_ids: Any of them ends a completion and counts as its last token.
-        num_logprobs: How many of the likeliest tokens are returned with their log-probabilities at each place, beside
-            the sampled token.
+        num_logprobs: How many of the likeliest tokens are returned with their log-probabilities at each place, in
+            addition to the sampled token.
     """
 
     prompt: EnginePrompt

@@ -114,23 +114,20 @@ def read_key(path: Path) -> Key:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"the server key {path} cannot be read: {reason}; {REMEDY}") from error
     try:
-        _require_private(os.fstat(descriptor), path)
+        facts = os.fstat(descriptor)
+        mode = stat.S_IMODE(facts.st_mode)
+        if not stat.S_ISREG(facts.st_mode):
+            raise ConfigError(f"the server key {path} is no regular file; {REMEDY}")
+        if facts.st_uid not in (os.geteuid(), 0):
+            raise ConfigError(f"the server key {path} belongs to user {facts.st_uid}, who knows it; {REMEDY}")
+        if mode & 0o077:
+            raise ConfigError(f"the server key {path} has mode {mode:03o}, so other users may know it; {REMEDY}")
         content = os.read(descriptor, MAX_LENGTH + 3)
     finally:
         os.close(descriptor)
     # Editors add one line break at the end.
     text = content.decode("latin-1").removesuffix("\n").removesuffix("\r")
     return _checked(text, str(path))
-
-
-def _require_private(facts: os.stat_result, path: Path) -> None:
-    if not stat.S_ISREG(facts.st_mode):
-        raise ConfigError(f"the server key {path} is no regular file; {REMEDY}")
-    if facts.st_uid not in (os.geteuid(), 0):
-        raise ConfigError(f"the server key {path} belongs to user {facts.st_uid}, who knows it; {REMEDY}")
-    mode = stat.S_IMODE(facts.st_mode)
-    if mode & 0o077:
-        raise ConfigError(f"the server key {path} has mode {mode:03o}, so other users may know it; {REMEDY}")
 
 
 def _checked(text: str, source: str) -> Key:

@@ -52,7 +52,15 @@ class VLLMServer:
     key_file: str | None = None
 
     def __post_init__(self) -> None:
-        _require_plain_url(self.url)
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"rollout.settings.server.url is {self.url!r}; it must be like http://127.0.0.1:8000")
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            # The message does not repeat it, since it may be a password.
+            raise ValueError(
+                "rollout.settings.server.url has a user, a query or a fragment; it must be like http://127.0.0.1:8000: "
+                "the key belongs into the environment or a file"
+            )
         if self.timeout_s <= 0 or self.restart_s < 0:
             raise ValueError(
                 f"rollout.settings.server.timeout_s is {self.timeout_s} and restart_s {self.restart_s}; they must be "
@@ -62,18 +70,6 @@ class VLLMServer:
             raise ValueError(
                 f"rollout.settings.server.transfer is {self.transfer!r}; it must be one of {', '.join(TRANSFERS)}"
             )
-
-
-def _require_plain_url(url: str) -> None:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"rollout.settings.server.url is {url!r}; it must be like http://127.0.0.1:8000")
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        # The message does not repeat it, since it may be a password.
-        raise ValueError(
-            "rollout.settings.server.url has a user, a query or a fragment; it must be like http://127.0.0.1:8000: the "
-            "key belongs into the environment or a file"
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
