@@ -97,17 +97,17 @@ class MediaEncoder:
             return prompts.media
         if self.cache is None or self.towers_train:
             return self._computed(prompts, prompts.media)
-        return self._cached(self.cache, prompts, prompts.media)
+        return self._cached(self.cache, prompts)
 
     def _computed(self, prompts: PromptBatch, inputs: MediaInputs) -> MediaFeatures:
         rows = checked_rows(self.backbone, prompts)
         return _owned(self._run(prompts, inputs, rows), rows, prompts)
 
     @torch.no_grad()
-    def _cached(self, cache: FeatureCache, prompts: PromptBatch, inputs: MediaInputs) -> MediaFeatures:
+    def _cached(self, cache: FeatureCache, prompts: PromptBatch) -> MediaFeatures:
         """Only prompts whose features are not on disk enter the towers."""
         rows, device = checked_rows(self.backbone, prompts), prompts.input_ids.device
-        keys = inputs.keys or ("",) * len(prompts.samples)
+        keys = prompts.media.keys or ("",) * len(prompts.samples)
         autocast = torch.is_autocast_enabled(device.type)
         precision = f"autocast {torch.get_autocast_dtype(device.type)}" if autocast else "as their weights"
         own = [{kind: counts[row] for kind, counts in rows.items() if counts[row]} for row in range(len(keys))]
@@ -116,7 +116,9 @@ class MediaEncoder:
         self.cache_hits += len(found)
         missing = [row for row in range(len(keys)) if own[row] and row not in found]
         if missing or self.ranks.lockstep:
-            fresh = self._computed(prompts.select(missing), inputs.select(missing))
+            chosen = prompts.select(missing)
+            assert isinstance(chosen.media, MediaInputs)
+            fresh = self._computed(chosen, chosen.media)
             for place, row in enumerate(missing):
                 found[row] = dict(fresh.select([place]).tensors)
                 if keys[row]:
@@ -129,7 +131,7 @@ class MediaEncoder:
 
     def _run(self, prompts: PromptBatch, inputs: MediaInputs, rows: Rows) -> Mapping[str, Tensor]:
         lacking: list[MediaKind] = []
-        if self.ranks.lockstep:
+        if self.ranks.lockstep:  # kinds that only other ranks have
             kinds = list(self.backbone.medium_keys)
             anywhere = self.ranks.either([kind in rows for kind in kinds])
             lacking = [kind for kind, found in zip(kinds, anywhere, strict=True) if found and kind not in rows]

@@ -26,10 +26,10 @@ def placeholder_ids(config: Any, kinds: Collection[MediaKind]) -> dict[MediaKind
 class Family:
     """The data in which families differ; their code is in an encoder and a backbone.
 
-    `processor` is saved with an exported checkpoint: a tokenizer in text-only families. `layout`
-    maps a checkpoint's configuration and the rule for positions to the layout of its media. `medium_keys` names, for
-    each kind of media that the family reads, a key of `MediaInputs` with one row per medium, so that its `counts` tell
-    how many media of that kind each prompt has.
+    `processor` is saved with an exported checkpoint: a tokenizer in text-only families. `layout` maps a checkpoint's
+    configuration and the rule for positions to the layout of its media. `medium_keys` names, for each kind of media
+    that the family reads, a key of `MediaInputs` with one row per medium, so that its `counts` tell how many media of
+    that kind each prompt has.
 
     Family(
         name="Qwen2", config=Qwen2Config, processor=AutoTokenizer, model=Qwen2ForCausalLM, layout=text_layout
