@@ -100,7 +100,7 @@ class Canary:
     def _compare_tokens(
         self, engine: RolloutEngine, trainer: RolloutEngine, policy: Policy, prompts: PromptBatch, bound: float
     ) -> None:
-        """Greedy tokens may differ only where the trainer finds both tokens equally likely, within the bound."""
+        """Greedy tokens may first differ only where the trainer finds both equally likely, within twice the bound."""
         limit, seeds = self.max_new_tokens, _seeds(prompts)
         theirs = engine.generate(prompts, group_size=1, seeds=seeds, greedy=True, max_new_tokens=limit)
         own = trainer.generate(prompts, group_size=1, seeds=seeds, greedy=True, max_new_tokens=limit)
