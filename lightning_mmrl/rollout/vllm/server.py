@@ -59,7 +59,9 @@ class ServerHost:
         self._rank, self._world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self._name = self._from_leader(uuid.uuid4().hex[:12])
         self._label = FRESH
-        self._sound_window = _sound_window(encoder.config)
+        # An attention window of the sound tower has 2 * n_window frames, and a feature row four.
+        audio = getattr(encoder.config, "audio_config", None)
+        self._sound_window = 0 if audio is None else audio.n_window // 2
         self._processor = _media_processor(encoder) if encoder.media_kinds else None
         self._client = Client(settings.url, trainer_key(settings.url, settings.key_file), settings.timeout_s)
         self._transfer: Transfer = named_transfer(settings.transfer, self._client, settings.exchange_dir)
@@ -290,12 +292,6 @@ class ServerHost:
             for step in choice["logprobs"]["content"]
         ]
         return Sampled(token_ids=choice["token_ids"], logprobs=logprobs, truncated=choice["finish_reason"] == "length")
-
-
-def _sound_window(config: Any) -> int:
-    """Feature rows in an attention window of the sound tower: a quarter of its `2 * n_window` frames; 0 without one."""
-    audio = getattr(config, "audio_config", None)
-    return 0 if audio is None else audio.n_window // 2
 
 
 def _media_processor(encoder: PromptEncoder) -> Any:
