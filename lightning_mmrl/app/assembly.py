@@ -26,7 +26,7 @@ from lightning_mmrl.models.feature_cache import FeatureCache
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.prompts.template import PromptTemplate
-from lightning_mmrl.protocols.tensors import RolloutEngine
+from lightning_mmrl.protocols.tensors import PromptEncoder, RolloutEngine
 from lightning_mmrl.registry import targets
 from lightning_mmrl.registry.families import stored_family
 from lightning_mmrl.rollout.hf import HFEngine
@@ -90,7 +90,7 @@ class Assembly:
             workers=media.decode_workers, deadline_s=media.decode_deadline_s, memory_mb=media.decode_memory_mb
         )
 
-    def pipeline(self, encoder: Any) -> MediaPipeline:
+    def pipeline(self, encoder: PromptEncoder) -> MediaPipeline:
         """How media become tensors for one encoder."""
         return MediaPipeline(
             encoder=encoder,
@@ -99,7 +99,7 @@ class Assembly:
             decoder=self.decoder,
         )
 
-    def encoder(self, checkpoint: Path | str) -> Any:
+    def encoder(self, checkpoint: Path | str) -> PromptEncoder:
         """The encoder of a checkpoint."""
         model = self.config.model
         return targets.build(
@@ -110,7 +110,7 @@ class Assembly:
             audio_in_video=model.audio_in_video,
         )
 
-    def policy(self, checkpoint: Path | str, encoder: Any, temperature: float) -> Policy:
+    def policy(self, checkpoint: Path | str, encoder: PromptEncoder, temperature: float) -> Policy:
         """The policy of a checkpoint."""
         dtype = getattr(torch, self.config.model.dtype)
         node = self.config.model.family["backbone"]
@@ -140,18 +140,18 @@ class Assembly:
         towers = tower_fingerprint(media.backbone)
         return FeatureCache(settings, towers=towers)
 
-    def evaluator(self, policy: Policy, encoder: Any) -> AnswerEvaluator:
+    def evaluator(self, policy: Policy, encoder: PromptEncoder) -> AnswerEvaluator:
         """Greedy answers, judged."""
         engine = self.engine(policy, encoder, self.config.evaluation.max_new_tokens)
         rank_local = self.group.interruption.rank_local
         return AnswerEvaluator(engine=engine, matcher=self.matcher, lexicon=self.lexicon, rank_local=rank_local)
 
-    def engine(self, policy: Policy, encoder: Any, max_new_tokens: int) -> HFEngine:
+    def engine(self, policy: Policy, encoder: PromptEncoder, max_new_tokens: int) -> HFEngine:
         """Answers of the policy itself."""
         sampling = SamplingSettings(max_new_tokens=max_new_tokens)
         return HFEngine.of(policy, encoder=encoder, sampling=sampling, **self._engine_settings())
 
-    def rollout_engine(self, policy: Policy, encoder: Any, sampling: SamplingSettings) -> RolloutEngine:
+    def rollout_engine(self, policy: Policy, encoder: PromptEncoder, sampling: SamplingSettings) -> RolloutEngine:
         """What RL stages sample with."""
         make = targets.build({**self.config.rollout, "_partial_": True}, "rollout")
         return make(policy, encoder=encoder, sampling=sampling, **self._engine_settings())

@@ -14,6 +14,7 @@ from lightning_mmrl.data.schema import read_manifest
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap
 from lightning_mmrl.protocols.plain import TrackedRun
+from lightning_mmrl.protocols.tensors import PromptEncoder
 from lightning_mmrl.stages.evaluate import EvaluatedSet, EvaluationModule
 from lightning_mmrl.training.callbacks.progress import EvaluationProgress
 from lightning_mmrl.training.job import raising_interrupts
@@ -77,7 +78,7 @@ class CheckpointEvaluator:
             path.unlink(missing_ok=True)
         return Exclusions(path, decides=parts.group.leads)
 
-    def _loaders(self, encoder: Any, variants: list[str], exclusions: Exclusions) -> dict[str, Any]:
+    def _loaders(self, encoder: PromptEncoder, variants: list[str], exclusions: Exclusions) -> dict[str, Any]:
         parts, settings = self._assembly, self._assembly.config.evaluation
         pipeline = parts.pipeline(encoder)
         loaders = {}

@@ -20,7 +20,7 @@ from lightning_mmrl.settings.model import ModelSettings
 from lightning_mmrl.settings.run import EvaluationSettings, RunSettings
 from lightning_mmrl.training.console import ConsoleProgress
 from lightning_mmrl.types.records import Completion, Message, Sample
-from lightning_mmrl.workers.pool import Outcome
+from lightning_mmrl.workers.pool import CallResult
 
 
 def answer_question(
@@ -76,7 +76,7 @@ def answer_question(
 def _encoded(media: Sequence[Medium], pipeline: MediaPipeline, console: ConsoleProgress) -> list[dict[str, Tensor]]:
     """Each medium as training sees it, decoded by workers; what decoders find odd is said."""
     tasks = [DecodeTask(path=path, ref=ref, settings=pipeline.settings) for path, ref in media]
-    outcomes: dict[int, Outcome] = {}
+    outcomes: dict[int, CallResult] = {}
     pipeline.decoder.decode_all(tasks, outcomes.__setitem__)
     encoded = [pipeline.encode_file(task.path, outcomes[index]) for index, task in enumerate(tasks)]
     for index in range(len(tasks)):

@@ -10,7 +10,7 @@ import torch
 from lightning_mmrl.app.algorithm import build_algorithm
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.models.adapters import check_targets
-from lightning_mmrl.models.families.backbone import QwenBackbone
+from lightning_mmrl.models.families.backbone import FamilyBackbone
 from lightning_mmrl.registry import targets
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.settings.run import RunSettings
@@ -80,7 +80,7 @@ def _rehearse_adapters(config: RunSettings, load: Any) -> None:
     """Looks for the targets of adapters among what the family has; `load` is a method of its backbone's class."""
     for name in config.order:
         adapter, family = config.stages[name].adapter, load.__self__ if inspect.ismethod(load) else None
-        if adapter is not None and isinstance(family, type) and issubclass(family, QwenBackbone):
+        if adapter is not None and isinstance(family, type) and issubclass(family, FamilyBackbone):
             check_targets(family.linear_layers(), adapter, f"stages.{name}.adapter")
 
 

@@ -44,7 +44,7 @@ from lightning_mmrl.types.redaction import redacted_tree
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class FinishedRun:
     """A finished run: its folder, its stages and how they compare."""
 
     directory: Path
@@ -59,7 +59,7 @@ def run_curriculum(
     console: ConsoleProgress,
     selection: Selection | None = None,
     group: RankGroup | None = None,
-) -> Outcome | None:
+) -> FinishedRun | None:
     """Runs or continues the curriculum of a configuration; all ranks of a group call it, this process alone by default.
 
     Returns:
@@ -88,7 +88,7 @@ def run_curriculum(
 
 def _lead(
     parts: Assembly, specs: Sequence[StageSpec], directory: Path, leader: Leader, selection: Selection | None
-) -> Outcome:
+) -> FinishedRun:
     """The run as rank 0 sees it: the only one that decides, writes down and tracks."""
     config = parts.config
     resolved = directory / "config.yaml"
@@ -111,7 +111,7 @@ def _lead(
         note_report(config, directory)
         comparison = _compare(config, specs, directory, results)
         write_json(directory / "comparison.json", asdict(comparison))
-    return Outcome(
+    return FinishedRun(
         directory=directory,
         tracking_uri=config.tracking.uri,
         results=results,

@@ -17,6 +17,7 @@ from lightning_mmrl.models.export import export_policy
 from lightning_mmrl.models.parallelize import recompute_activations
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.plain import TrackedRun
+from lightning_mmrl.protocols.tensors import PromptEncoder
 from lightning_mmrl.registry import targets
 from lightning_mmrl.settings.stage import StageSettings
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
@@ -100,7 +101,7 @@ class StageBuilder:
         """Tells the user what happens in a stage."""
         return lambda message: self._assembly.console.say(f"{self._title(spec)}: {message}")
 
-    def _datamodule(self, spec: StageSpec, stage: StageSettings, encoder: Any) -> OmniDataModule:
+    def _datamodule(self, spec: StageSpec, stage: StageSettings, encoder: PromptEncoder) -> OmniDataModule:
         parts, config = self._assembly, self._assembly.config
         feed = Feed(
             settings=stage,
@@ -125,7 +126,7 @@ class StageBuilder:
         spec: StageSpec,
         stage: StageSettings,
         policy: Policy,
-        encoder: Any,
+        encoder: PromptEncoder,
         directory: Path,
         resources: ExitStack,
         datamodule: OmniDataModule,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lightning_mmrl.cli.doctor_findings import Finding, in_worker, ok, problem, warning
 from lightning_mmrl.cli.doctor_packages import check_pins, installed_version, reinstall_command
-from lightning_mmrl.workers.pool import Outcome
+from lightning_mmrl.workers.pool import CallResult
 
 LOAD_DEADLINE_S = 60.0
 """Generous: a cold disk takes long over torch."""
@@ -55,7 +55,7 @@ def check_torch() -> list[Finding]:
     return [*found, *check_pins("torchvision"), *device_findings(facts, driver_version())]
 
 
-def torchvision_finding(facts: TorchFacts, vision: Outcome) -> Finding:
+def torchvision_finding(facts: TorchFacts, vision: CallResult) -> Finding:
     """A torchvision of another build than torch fails when it is imported, and not before."""
     if vision.error is None:
         return ok("torchvision", f"{vision.value} loads")
@@ -204,5 +204,5 @@ def _device(index: int) -> Device:
     )
 
 
-def _from_outcome(name: str, outcome: Outcome, fix: str) -> Finding:
+def _from_outcome(name: str, outcome: CallResult, fix: str) -> Finding:
     return ok(name, outcome.value) if outcome.error is None else problem(name, outcome.error, fix)

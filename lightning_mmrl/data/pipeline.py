@@ -16,7 +16,7 @@ from lightning_mmrl.protocols.tensors import PromptEncoder
 from lightning_mmrl.settings.data import MediaSettings
 from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo
 from lightning_mmrl.types.records import MediaKind, MediaRef
-from lightning_mmrl.workers.pool import Outcome
+from lightning_mmrl.workers.pool import CallResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +61,7 @@ class MediaPipeline:
                 )
         return encoded
 
-    def encode_file(self, path: Path, outcome: Outcome) -> dict[str, Tensor]:
+    def encode_file(self, path: Path, outcome: CallResult) -> dict[str, Tensor]:
         """Model inputs of a file that a decoder was given.
 
         Raises:

@@ -18,13 +18,13 @@ from lightning_mmrl.data.media.asked import unread
 from lightning_mmrl.data.media.guard import DecodeTask
 from lightning_mmrl.data.pipeline import MediaPipeline, in_words
 from lightning_mmrl.data.sampler import Draw, Variant
-from lightning_mmrl.data.schema import read_manifest, resolve_media
+from lightning_mmrl.data.schema import resolve_media
 from lightning_mmrl.errors import DataError, MediaError, StageError
 from lightning_mmrl.machine import refusal
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.types.media import SAMPLE_RATE_HZ
 from lightning_mmrl.types.records import MediaRef, Message, Sample
-from lightning_mmrl.workers.pool import Outcome
+from lightning_mmrl.workers.pool import CallResult
 
 
 class DataMonitor(Protocol):
@@ -76,12 +76,6 @@ class PreparedSet(Dataset[EncodedSample]):
         self._pipeline = pipeline
         self._template = template
         self._supervised = supervised
-
-    @classmethod
-    def from_manifest(cls, manifest: Path, **how: object) -> "PreparedSet":
-        """Reads a manifest; `how` are the constructor's other arguments."""
-        root = how["media_root"]
-        return cls(read_manifest(manifest, root), **how)  # type: ignore[arg-type]
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -258,7 +252,7 @@ class PreparedSet(Dataset[EncodedSample]):
         warnings: list[str] = []
         done = count(1)
 
-        def store(index: int, outcome: Outcome) -> None:
+        def store(index: int, outcome: CallResult) -> None:
             key = order[index]
             try:
                 encoded = self._pipeline.encode_file(tasks[index].path, outcome)

@@ -10,7 +10,7 @@ from lightning_mmrl.settings.algorithm import RewardSettings
 from lightning_mmrl.settings.rules import check_rules
 from lightning_mmrl.types.records import Completion, Sample, Score
 from lightning_mmrl.workers.pool import DeadlinePool, WorkerError
-from lightning_mmrl.workers.serving import Limits, Outcome
+from lightning_mmrl.workers.serving import CallResult, Limits
 
 MEGABYTE = 1_000_000
 
@@ -118,7 +118,7 @@ class RewardPool:
             raise RewardError(f"rewards: {error}") from error
         return _shaped_like(completions, [_as_score(outcome) for outcome in outcomes])
 
-    def _judged(self, items: Sequence[tuple[Sample, Completion]]) -> list[Outcome]:
+    def _judged(self, items: Sequence[tuple[Sample, Completion]]) -> list[CallResult]:
         """An outcome for each item; lost ones are tried once more, since something else may have killed their worker.
 
         Both attempts share the budget.
@@ -145,7 +145,7 @@ class RewardPool:
         self.close()
 
 
-def _as_score(outcome: Outcome) -> Score:
+def _as_score(outcome: CallResult) -> Score:
     return _invalid(outcome.error, outcome.doing) if outcome.error is not None else outcome.value
 
 

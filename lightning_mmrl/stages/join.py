@@ -9,7 +9,7 @@ from torch.nn.functional import pad
 
 from lightning_mmrl.data.collate import same_width
 from lightning_mmrl.protocols.ranks import Ranks
-from lightning_mmrl.types.batches import MediaInputs, PromptBatch, Rollout, Scores
+from lightning_mmrl.types.batches import MediaFeatures, MediaInputs, PromptBatch, Rollout, Scores
 
 
 def join_prompts(parts: Sequence[PromptBatch]) -> PromptBatch:
@@ -96,7 +96,9 @@ def gather_rows(ranks: Ranks, *columns: Tensor) -> tuple[list[Tensor], slice]:
     return [torch.cat(column) for column in zip(*parts, strict=True)], slice(first, first + len(columns[0]))
 
 
-def _join_media(parts: Sequence[MediaInputs], num_prompts: Sequence[int]) -> MediaInputs:
+def _join_media(
+    parts: Sequence[MediaInputs | MediaFeatures], num_prompts: Sequence[int]
+) -> MediaInputs | MediaFeatures:
     names = dict.fromkeys(name for part in parts for name in part.tensors)
     counts = {
         name: tuple(
@@ -107,11 +109,11 @@ def _join_media(parts: Sequence[MediaInputs], num_prompts: Sequence[int]) -> Med
         for name in names
     }
     keys = tuple(key for part, number in zip(parts, num_prompts, strict=True) for key in (part.keys or ("",) * number))
-    return MediaInputs(
+    return replace(
+        parts[0],
         tensors={name: torch.cat(same_width([p.tensors[name] for p in parts if name in p.tensors])) for name in names},
         counts=counts,
         keys=keys if any(part.keys for part in parts) else (),
-        encoded=parts[0].encoded,
     )
 
 

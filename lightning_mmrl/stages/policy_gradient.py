@@ -135,7 +135,7 @@ class PolicyGradientModule(StageModule):
             assert context.refill is not None
             prompts = context.refill().to(self.device)
             samplings.append(self.generate_and_score(prompts, iteration, sampling=len(samplings)))
-        self.engine.rest()
+        self.engine.sleep()
         collected = collector.chosen(samplings)
         if not (collected.refilled and self.policy.media.towers_train and algorithm.settings.update.on_policy):
             return collected

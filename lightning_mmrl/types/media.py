@@ -15,7 +15,7 @@ SAMPLE_RATE_HZ = 16_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodedImage:
-    """A picture: `pixels` is [H, W, 3] uint8 RGB, upright; `warnings` says what is odd about it, a sentence each."""
+    """A picture: `pixels` is [H, W, 3] uint8 RGB, upright; each of `warnings` is a sentence about one oddity."""
 
     pixels: UInt8Array
     warnings: tuple[str, ...] = ()
@@ -26,7 +26,8 @@ class DecodedVideo:
     """Sampled frames of a clip.
 
     `frames` is [T, H, W, 3] uint8 RGB; `timestamps_s` holds the T presentation times in seconds, which are the contract
-    (not frame indices); `duration_s` is the length of the decoded span. `warnings` says what is odd, a sentence each.
+    (not frame indices); `duration_s` is the length of the decoded span. Each of `warnings` is a sentence about one
+    oddity.
     """
 
     frames: UInt8Array
@@ -36,13 +37,13 @@ class DecodedVideo:
 
     @property
     def sampled_fps(self) -> float:
-        """Sampled frames per second, what the model's temporal positions are computed from."""
+        """Sampled frames per second; the model's temporal positions are computed from it."""
         return len(self.timestamps_s) / self.duration_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodedAudio:
-    """A mono waveform [L] float32 in [-1, 1] at `sample_rate_hz`; `warnings` says what is odd, a sentence each."""
+    """A mono waveform [L] float32 in [-1, 1] at `sample_rate_hz`; each of `warnings` is a sentence about one oddity."""
 
     waveform: Float32Array
     sample_rate_hz: int

@@ -67,8 +67,8 @@ class Score:
     """The reward of one completion.
 
     `total` is the weighted sum of `components`. With `valid=False` a verifier failed: the row leaves its group's
-    statistics and the loss, it is never a silent zero; `reason` says what failed, and `failed` names the component that
-    did, None if it is none of them or not known.
+    statistics and the loss, and never counts as zero. `reason` says why. `failed` names the component that failed; it
+    is None if that is unknown, or the failure lies in no component.
     """
 
     total: float
@@ -80,11 +80,11 @@ class Score:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageSpec:
-    """A stage of a curriculum: its name, its place in the order, and its settings.
+    """A stage as the orchestrator sees it: its name, its place in the order, and its settings.
 
-    `content` is the resolved configuration that decides the outcome, dotted keys to values; `digest` is its hash with
-    those of the stages it builds on: a finished stage is reused only while it is unchanged. `evaluation` is the hash of
-    how its handoff is evaluated.
+    `content` is the resolved configuration that decides the outcome, dotted keys to values. `digest` hashes this
+    content with the digests of the stages it builds on; a finished stage is reused only while its digest is unchanged.
+    `evaluation` is the hash of the settings that its handoff is evaluated with.
     """
 
     name: str
@@ -99,9 +99,9 @@ class StageSpec:
 class Training:
     """The outcome of a stage's training.
 
-    `metrics` are the last values keyed `<group>/<name>`. Of `num_steps` steps that were taken, `num_skipped` were
-    skipped, whole or in one of their updates, because a number was not finite. `changed` says whether any weight is
-    another one than at the start; None if that is not known.
+    `metrics` are the last values keyed `<group>/<name>`. Of `num_steps` steps, `num_skipped` were skipped in whole or
+    in one of their updates, because a number was not finite. `changed` says whether any weight differs from the start;
+    None: unknown.
     """
 
     metrics: Mapping[str, float]
@@ -112,12 +112,12 @@ class Training:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageResult:
-    """What a finished stage left behind.
+    """The result of a finished stage.
 
-    `handoff` is the folder the next stage starts from, relative to the run directory; `handoff_digest` the hash of its
-    files and `handoff_seal` that of its seal, so also of what it says of itself. `metrics` are final values keyed
-    `<stage>/<group>/<name>`; `seconds` maps a phase (train, evaluate) to wall time. `num_steps`, `num_skipped` and
-    `changed` are those of its `Training`. What a manifest lacks is None.
+    `handoff` is the folder the next stage starts from, relative to the run directory. `handoff_digest` is the hash of
+    its files. `handoff_seal` is the hash of its seal, which also covers the facts that the handoff states about itself.
+    `metrics` are final values keyed `<stage>/<group>/<name>`; `seconds` maps a phase (train, evaluate) to wall time.
+    `num_steps`, `num_skipped` and `changed` are as in `Training`. A field that a manifest lacks is None.
     """
 
     name: str

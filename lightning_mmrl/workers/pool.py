@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from lightning_mmrl.errors import MmrlError
 from lightning_mmrl.workers.own_packages import own_packages
-from lightning_mmrl.workers.serving import OVERTIME, Announced, Limits, Outcome, Parcel, serve
+from lightning_mmrl.workers.serving import OVERTIME, Announced, CallResult, Limits, Parcel, serve
 
 _START_LIMIT_S = 120.0
 _EXIT_GRACE_S = 1.0
@@ -86,9 +86,9 @@ class DeadlinePool:
         items: Sequence[Any],
         *,
         budget_s: float = float("inf"),
-        on_done: Callable[[int, Outcome], None] | None = None,
+        on_done: Callable[[int, CallResult], None] | None = None,
         deadline_factor: float = 1.0,
-    ) -> list[Outcome]:
+    ) -> list[CallResult]:
         """Outcomes in the order of the items.
 
         Args:
@@ -115,8 +115,8 @@ class DeadlinePool:
         return batch.final_outcomes(f"batch budget of {budget_s} s exceeded")
 
     def map_patiently(
-        self, items: Sequence[Any], *, on_done: Callable[[int, Outcome], None] | None = None
-    ) -> list[Outcome]:
+        self, items: Sequence[Any], *, on_done: Callable[[int, CallResult], None] | None = None
+    ) -> list[CallResult]:
         """As `map`, but items that were lost are called again, together; their errors say how often if they never end.
 
         So a worker that something else killed or stopped does not decide what becomes of its item. The last attempt
@@ -125,12 +125,12 @@ class DeadlinePool:
         Raises:
             WorkerError: As `map`.
         """
-        outcomes: dict[int, Outcome] = {}
+        outcomes: dict[int, CallResult] = {}
 
         def attempt(indices: Sequence[int], *, is_last: bool = False) -> list[int]:
             """The indices of what was lost again."""
 
-            def settled(place: int, outcome: Outcome) -> None:
+            def settled(place: int, outcome: CallResult) -> None:
                 index = indices[place]
                 if is_last and outcome.lost:
                     outcome = replace(outcome, error=f"{outcome.error}, the last of {ATTEMPTS} attempts")
@@ -178,7 +178,7 @@ class DeadlinePool:
                     self._replace(slot)
                     break
                 except Exception as error:
-                    batch.settle(item, Outcome(error=f"cannot be sent to a worker: {error}"))
+                    batch.settle(item, CallResult(error=f"cannot be sent to a worker: {error}"))
 
     def _collect(self, batch: "_Batch") -> None:
         """Waits until a worker reports, a deadline passes or the budget ends, and takes what is there."""
@@ -255,8 +255,8 @@ class _Batch:
     items: Sequence[Any]
     end: float
     deadline_s: float
-    on_done: Callable[[int, Outcome], None] | None
-    outcomes: list[Outcome | None] = field(init=False)
+    on_done: Callable[[int, CallResult], None] | None
+    outcomes: list[CallResult | None] = field(init=False)
     pending: deque[int] = field(init=False)
     num_unsettled: int = field(init=False)
 
@@ -265,16 +265,16 @@ class _Batch:
         self.pending = deque(range(len(self.items)))
         self.num_unsettled = len(self.items)
 
-    def settle(self, item: int, outcome: Outcome) -> None:
+    def settle(self, item: int, outcome: CallResult) -> None:
         self.outcomes[item] = outcome
         self.num_unsettled -= 1
         if self.on_done is not None:
             self.on_done(item, outcome)
 
-    def final_outcomes(self, unsettled_reason: str) -> list[Outcome]:
+    def final_outcomes(self, unsettled_reason: str) -> list[CallResult]:
         for item, outcome in enumerate(self.outcomes):
             if outcome is None:
-                self.settle(item, Outcome(error=unsettled_reason))
+                self.settle(item, CallResult(error=unsettled_reason))
         return [outcome for outcome in self.outcomes if outcome is not None]
 
 
@@ -321,7 +321,7 @@ class _Worker:
         self.doing = None
         self.item, self.deadline = item, time.monotonic() + deadline_s
 
-    def take(self) -> Outcome | None:
+    def take(self) -> CallResult | None:
         """The outcome of the item, or None for the message that the worker is ready or what it is doing."""
         message = self.connection.recv()
         if isinstance(message, Announced):
@@ -332,21 +332,21 @@ class _Worker:
         self.ready = True
         return self._unpacked(message) if isinstance(message, Parcel) else message
 
-    def _unpacked(self, parcel: Parcel) -> Outcome:
+    def _unpacked(self, parcel: Parcel) -> CallResult:
         arrays = [bytearray(size) for size in parcel.sizes]
         for array in arrays:
             self.connection.recv_bytes_into(array)
         return pickle.loads(parcel.content, buffers=arrays)
 
-    def died(self) -> Outcome:
+    def died(self) -> CallResult:
         """The outcome of an item during which its worker ended."""
         if self.process.exitcode == -signal.SIGXCPU:
-            return Outcome(error=OVERTIME, doing=self.doing)
+            return CallResult(error=OVERTIME, doing=self.doing)
         return self.failed(f"worker died with exit code {self.process.exitcode}")
 
-    def failed(self, error: str) -> Outcome:
+    def failed(self, error: str) -> CallResult:
         """The outcome of an item that took its worker down or was taken from it."""
-        return Outcome(error=error, doing=self.doing, lost=True)
+        return CallResult(error=error, doing=self.doing, lost=True)
 
     def end(self, grace_s: float) -> None:
         """Waits `grace_s` seconds for its exit, kills its process group and reaps it; later calls do nothing."""

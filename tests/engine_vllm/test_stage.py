@@ -56,14 +56,14 @@ def test_an_engine_without_the_push_drifts_away_from_the_policy(world, tmp_path,
     """The negative control: the first iteration is right, and then the statistics say how far it is off."""
     monkeypatch.setattr(world.engine, "_canary", None)
     world.engine.load_weights(world.policy, 0)
-    monkeypatch.setattr(world.engine, "load_weights", lambda policy, version: {})
+    monkeypatch.setattr(world.engine, "load_weights", lambda policy, version: None)
     first, *later = [report["mismatch/logprob_gap_max"] for report in train(world, tmp_path, monkeypatch)[0]]
     assert first < BOUND
     assert min(later) > 10 * BOUND
 
 
 def test_device_memory_is_given_back_and_returns_in_parts(world, monkeypatch):
-    """The order on a GPU, where weights return before the push and the cache behind it; a CPU keeps its memory."""
+    """The order on a GPU, where weights return before the push and the cache after it; a CPU keeps its memory."""
     host, calls, free = world.engine._host, [], iter([0, 2**30, 0, 1000])
     empty, step = host._empty_caches, host._llm.llm_engine.step
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (next(free), 2**40))
@@ -72,11 +72,11 @@ def test_device_memory_is_given_back_and_returns_in_parts(world, monkeypatch):
     monkeypatch.setattr(host._llm, "wake_up", lambda tags: calls.append(f"wake {tags}"))
     monkeypatch.setattr(host, "_empty_caches", lambda: calls.append("pushed") or empty())
     monkeypatch.setattr(host._llm.llm_engine, "step", lambda: calls.append("step") or step())
-    world.engine.rest()
-    world.engine.rest()
+    world.engine.sleep()
+    world.engine.sleep()
     world.engine.load_weights(world.policy, 50)
     world.rollout()
     assert calls[:5] == ["sleep 1", "wake ['weights']", "pushed", "wake ['kv_cache']", "step"]
     assert set(calls[5:]) <= {"step"}
     with pytest.raises(RolloutError, match=r"gave 0.00 GiB of the device back .*set rollout.settings.sleep_level=0"):
-        world.engine.rest()
+        world.engine.sleep()

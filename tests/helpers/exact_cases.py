@@ -22,10 +22,10 @@ from lightning_mmrl.algorithms.selection.accuracy_band import AccuracyBand
 from lightning_mmrl.algorithms.selection.pad import ReleasedPAD
 from lightning_mmrl.data.collate import EncodedSample, collate_prompts, collate_targets
 from lightning_mmrl.data.sampler import DrawSampler, Share, SourceRows
-from lightning_mmrl.models.parallelize import whole_weights
 from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.pool import InlineRewards
+from lightning_mmrl.rollout.weights import GatheredState
 from lightning_mmrl.settings.algorithm import (
     AlgorithmSettings,
     CriticSettings,
@@ -249,7 +249,7 @@ class Stage:
     def outcome(self):
         """All that must not differ."""
         metrics = self.job.train().metrics
-        return metrics, {name: value.clone() for name, value in whole_weights(self.module)}
+        return metrics, {name: value.clone() for name, value in GatheredState(self.module).items()}
 
 
 def logged(folder):

@@ -27,12 +27,13 @@ from lightning_mmrl.algorithms.schedules import WarmupConstant
 from lightning_mmrl.algorithms.selection.has_signal import HasSignal
 from lightning_mmrl.algorithms.selection.pad import PaperPAD
 from lightning_mmrl.data.collate import EncodedSample, collate_prompts, collate_targets
-from lightning_mmrl.models.parallelize import Sharding, recompute_activations, whole_weights
+from lightning_mmrl.models.parallelize import Sharding, recompute_activations
 from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.protocols.ranks import ALONE
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.pool import InlineRewards
 from lightning_mmrl.rollout.scripted import ScriptedEngine
+from lightning_mmrl.rollout.weights import GatheredState
 from lightning_mmrl.settings.algorithm import (
     AlgorithmSettings,
     CriticSettings,
@@ -348,7 +349,7 @@ def run_stage(case, folder):
     share = partial(rows_of, trainer.global_rank, trainer.world_size)
     checked = DataLoader(validation_batches(encoder, share), batch_size=None) if case.get("validate") else None
     trainer.fit(module, DataLoader(batches(case, encoder, share), batch_size=None), checked)
-    weights = {name: tensor.detach().cpu().clone() for name, tensor in whole_weights(module)}
+    weights = {name: tensor.detach().cpu().clone() for name, tensor in GatheredState(module).items()}
     return {"steps": notes.steps, "rollouts": notes.rollouts, "weights": weights, "gradients": notes.gradients}
 
 

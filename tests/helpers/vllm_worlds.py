@@ -9,7 +9,7 @@ import omni
 import torch
 
 from lightning_mmrl.data.collate import EncodedSample, collate_prompts
-from lightning_mmrl.models.families.qwen_media import VIDEO_SECONDS
+from lightning_mmrl.models.families.media_keys import VIDEO_SECONDS
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.rollout.engine_inputs import EnginePrompt, engine_prompts
 from lightning_mmrl.rollout.vllm.engine import VLLMEngine

@@ -13,7 +13,7 @@ from lightning_mmrl.errors import MediaError
 from lightning_mmrl.settings.data import MediaSettings
 from lightning_mmrl.types.media import DecodedAudio, DecodedImage
 from lightning_mmrl.types.records import MediaKind, MediaRef
-from lightning_mmrl.workers.pool import Outcome
+from lightning_mmrl.workers.pool import CallResult
 
 # What the decoders' messages say, by the name under which a report counts it; the first that fits.
 _FAULTS: Mapping[str, str] = {
@@ -66,12 +66,12 @@ class Guard:
         media: Sequence[tuple[Path, MediaRef]],
         root: Path,
         on_progress: Callable[[int, int], None],
-    ) -> list[Outcome]:
+    ) -> list[CallResult]:
         """Outcomes of `examination` in the order of the media, which lie below `root`; errors name the file."""
         tasks = [DecodeTask(path=path, ref=ref, settings=self.settings, root=root) for path, ref in media]
-        outcomes: dict[int, Outcome] = {}
+        outcomes: dict[int, CallResult] = {}
 
-        def count(index: int, outcome: Outcome) -> None:
+        def count(index: int, outcome: CallResult) -> None:
             outcomes[index] = outcome
             on_progress(len(outcomes), len(tasks))
 

@@ -15,7 +15,7 @@ from lightning_mmrl.errors import MediaError
 from lightning_mmrl.settings.data import MediaSettings
 from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo
 from lightning_mmrl.types.records import MediaRef
-from lightning_mmrl.workers.pool import DeadlinePool, Outcome
+from lightning_mmrl.workers.pool import CallResult, DeadlinePool
 from lightning_mmrl.workers.serving import OVERTIME, Limits, lower_processor_time
 
 T = TypeVar("T")
@@ -109,7 +109,7 @@ class GuardedDecoder:
         self._deadline_s = deadline_s
         self._memory_mb = memory_mb
 
-    def decode_all(self, tasks: Sequence[DecodeTask], on_done: Callable[[int, Outcome], None]) -> None:
+    def decode_all(self, tasks: Sequence[DecodeTask], on_done: Callable[[int, CallResult], None]) -> None:
         """Decodes everything and gives each outcome as it comes; nothing is kept."""
         self.run(decode, tasks, on_done)
 
@@ -117,13 +117,13 @@ class GuardedDecoder:
         self,
         function: Callable[[DecodeTask], object],
         tasks: Sequence[DecodeTask],
-        on_done: Callable[[int, Outcome], None],
+        on_done: Callable[[int, CallResult], None],
     ) -> None:
         """As `decode_all`, for any function that reads media through `within_limits`."""
         if not tasks:
             return
 
-        def told(start: int, index: int, outcome: Outcome) -> None:
+        def told(start: int, index: int, outcome: CallResult) -> None:
             on_done(start + index, _in_words(tasks[start + index], outcome))
 
         limits = Limits(memory_bytes=self._memory_mb * 2**20, processor_s=self._deadline_s)
@@ -142,7 +142,7 @@ _OVERTIME = (
 )
 
 
-def _in_words(task: DecodeTask, outcome: Outcome) -> Outcome:
+def _in_words(task: DecodeTask, outcome: CallResult) -> CallResult:
     """The outcome with an error that names the file."""
     if outcome.error is None or str(task.path) in outcome.error:
         return outcome

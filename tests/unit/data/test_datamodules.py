@@ -30,7 +30,7 @@ from lightning_mmrl.settings.run import EvaluationSettings
 from lightning_mmrl.settings.stage import StageSettings
 from lightning_mmrl.types.batches import PromptBatch, SftBatch
 from lightning_mmrl.types.records import Sample
-from lightning_mmrl.workers.pool import Outcome
+from lightning_mmrl.workers.pool import CallResult
 
 PRESETS = (ImageDataModule, VideoDataModule, AudioDataModule, TextDataModule)
 
@@ -446,7 +446,7 @@ def test_a_resume_draws_the_same_samples_whatever_can_be_decoded_by_then(root, p
         def decode(tasks, on_done):
             def told(index, outcome):
                 failed = tasks[index].path.name in failing
-                on_done(index, Outcome(error="worker died") if failed else outcome)
+                on_done(index, CallResult(error="worker died") if failed else outcome)
 
             decode_all(tasks, told)
 

@@ -15,7 +15,7 @@ from lightning_mmrl.data.schema import read_manifest
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.settings.data import MediaSettings
-from lightning_mmrl.workers.pool import Outcome
+from lightning_mmrl.workers.pool import CallResult
 
 ROWS = [row("a", ["one.mp4"]), row("bad", ["two.mp4"]), row("c", audios=["one.wav"])]
 
@@ -30,7 +30,7 @@ class Decoder:
         def told(index, outcome):
             name = tasks[index].path.name
             self.asked.append(name)
-            on_done(index, Outcome(error="worker died") if name in self.failing else outcome)
+            on_done(index, CallResult(error="worker died") if name in self.failing else outcome)
 
         self._decoder.decode_all(tasks, told)
 

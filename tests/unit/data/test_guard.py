@@ -12,7 +12,7 @@ from lightning_mmrl.data.media.guard import DecodeTask, GuardedDecoder
 from lightning_mmrl.errors import MediaError
 from lightning_mmrl.settings.data import MediaSettings
 from lightning_mmrl.types.records import MediaRef
-from lightning_mmrl.workers.pool import Outcome
+from lightning_mmrl.workers.pool import CallResult
 from lightning_mmrl.workers.serving import OVERTIME
 
 HERE = str(Path(__file__).parent)
@@ -76,7 +76,7 @@ def out_of_memory(_):
 def test_a_limit_is_named_by_its_key_and_by_its_option(tasks):
     with pytest.raises(MediaError, match=r"more than data\.media\.decode_memory_mb, or --memory-mb; .*raise that"):
         guard.within_limits(tasks[0], out_of_memory)
-    said = guard._in_words(tasks[0], Outcome(error=OVERTIME)).error
+    said = guard._in_words(tasks[0], CallResult(error=OVERTIME)).error
     assert said is not None
     assert said.startswith(
         f"{tasks[0].path}: decoding it takes more processor time than data.media.decode_deadline_s, "

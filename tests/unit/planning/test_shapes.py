@@ -6,7 +6,7 @@ import families
 import pytest
 import torch
 from released_models import RELEASED as MODELS
-from released_models import on_meta
+from released_models import on_meta, unit_parameters
 from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5OmniThinkerConfig,
@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from lightning_mmrl.config.compose import compose
-from lightning_mmrl.models.parallelize import ROOT, unit_parameters
+from lightning_mmrl.models.parallelize import ROOT
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.planning.released import DEFAULTS, RELEASED
 from lightning_mmrl.planning.shapes import read_shape, shape_of

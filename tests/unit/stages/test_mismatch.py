@@ -42,8 +42,8 @@ class Shifted:
     def load_weights(self, policy, version):
         return self._engine.load_weights(policy, version)
 
-    def rest(self):
-        self._engine.rest()
+    def sleep(self):
+        self._engine.sleep()
 
 
 def run(checkpoint, folder, *, ppo=False, shift=0.0, top_p=1.0, steps=1, max_grad_norm=1.0, **more):
