@@ -115,9 +115,9 @@ class Assembly:
         dtype = getattr(torch, self.config.model.dtype)
         node = self.config.model.family["backbone"]
         backbone = targets.build(node, "model.family.backbone", checkpoint=str(checkpoint), dtype=dtype)
-        banned, sharing = encoder.banned_token_ids(), self.config.model.sharing
-        policy = Policy(backbone, banned_token_ids=banned, temperature=temperature, sharing=sharing)
-        if sharing and policy.sharing_refusal is not None:
+        settings, banned = self.config.model, encoder.banned_token_ids()
+        policy = Policy(backbone, banned_token_ids=banned, temperature=temperature, settings=settings)
+        if settings.sharing and policy.sharing_refusal is not None:
             self.console.say(f"each completion is scored behind a copy of its prompt: {policy.sharing_refusal}")
         return policy
 

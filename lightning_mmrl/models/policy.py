@@ -21,7 +21,7 @@ from lightning_mmrl.models.adapters import Adapter, LinearLayers, add_adapter, c
 from lightning_mmrl.models.encoders import MediaBackbone, MediaEncoder
 from lightning_mmrl.models.shared_prefix import install, layout_arguments, pack, present_tokens, sharing_refusal
 from lightning_mmrl.ops.logprobs import tiled_token_logprobs
-from lightning_mmrl.settings.model import AdapterSettings
+from lightning_mmrl.settings.model import AdapterSettings, ModelSettings
 from lightning_mmrl.types.batches import PolicyOutput, ScoringBatch
 
 Result = TypeVar("Result")
@@ -57,7 +57,7 @@ class Policy(nn.Module):
         backbone: The loaded model of one family.
         banned_token_ids: Ids with probability zero everywhere: media placeholders and unused head rows.
         temperature: T in log_softmax(logits / T), in sampling and scoring alike.
-        sharing: Let completions share their prompt where the model allows it; otherwise score a copy for each.
+        settings: Whether completions share their prompt where the model allows it; otherwise each has a copy.
 
     Attributes:
         media: Runs the towers; after `media.encode`, later passes over the same prompts need not run them again.
@@ -74,9 +74,10 @@ class Policy(nn.Module):
         *,
         banned_token_ids: Sequence[int],
         temperature: float = 1.0,
-        sharing: bool = True,
+        settings: ModelSettings | None = None,
     ) -> None:
         super().__init__()
+        sharing = (settings or ModelSettings()).sharing
         self.model = backbone.model
         self.temperature = temperature
         self.sharing_refusal = sharing_refusal(backbone.text_model) if sharing else "it is switched off"

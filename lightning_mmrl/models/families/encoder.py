@@ -3,10 +3,10 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from lightning_mmrl.models.folder import NO_CODE
 from lightning_mmrl.models.loading import load_eos_ids, loading
 from lightning_mmrl.models.positions import MediaLayout, Span, prompt_positions
 from lightning_mmrl.prompts.template import control_token_refusal
-from lightning_mmrl.settings.model import AudioInVideo, PositionRule
+from lightning_mmrl.settings.model import ModelSettings, PositionRule
 from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo
 from lightning_mmrl.types.records import MediaKind, Message
 
@@ -42,16 +42,15 @@ class FamilyEncoder:
     processor: Any
     config: Any
     eos_token_ids: tuple[int, ...]
-    position_rule: PositionRule = "previous_maximum"
-    audio_in_video: AudioInVideo = "separate"
+    settings: ModelSettings = field(default_factory=ModelSettings)
 
     @classmethod
     def from_checkpoint(
         cls,
         checkpoint: str | Path,
         *,
-        position_rule: PositionRule = "previous_maximum",
-        audio_in_video: AudioInVideo = "separate",
+        position_rule: str = ModelSettings.position_rule,
+        audio_in_video: str = ModelSettings.audio_in_video,
     ) -> Self:
         """Loads the processor, the configuration and the end-of-sequence ids; no weights.
 
@@ -77,8 +76,7 @@ class FamilyEncoder:
             processor=processor,
             config=config,
             eos_token_ids=eos_ids,
-            position_rule=position_rule,
-            audio_in_video=audio_in_video,
+            settings=ModelSettings(position_rule=position_rule, audio_in_video=audio_in_video),
         )
 
     @property
@@ -126,7 +124,7 @@ class FamilyEncoder:
     @cached_property
     def layout(self) -> MediaLayout:
         """How media lie in a prompt."""
-        return self.declaration.layout(self.config, self.position_rule)
+        return self.declaration.layout(self.config, cast(PositionRule, self.settings.position_rule))
 
     @property
     def marker_ids(self) -> frozenset[int]:

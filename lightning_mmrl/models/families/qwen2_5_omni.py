@@ -137,7 +137,7 @@ class OmniEncoder(QwenVisionEncoder):
     @property
     def places(self) -> tuple[str, ...]:
         """Texts where media go; if clip and sound are one medium, also the text for a clip that a sound follows."""
-        both = (self._clip_and_sound,) if self.audio_in_video == "interleaved" else ()
+        both = (self._clip_and_sound,) if self.settings.audio_in_video == "interleaved" else ()
         return (*both, *super().places)
 
     @property

@@ -60,7 +60,7 @@ def test_an_encoder_is_built_as_the_model_says_and_the_hand_over_repeats_it(tmp_
         config = compose([f"model.position_rule={rule}", f"model.audio_in_video={how}"])
         parts = Assembly(config=config, console=Console())
         encoder = parts.encoder(folder)
-        assert (encoder.position_rule, encoder.audio_in_video) == (rule, how)
+        assert (encoder.settings.position_rule, encoder.settings.audio_in_video) == (rule, how)
         assert {"position_rule": rule, "audio_in_video": how}.items() <= parts.facts().items()
 
 
