@@ -149,15 +149,14 @@ class Assembly:
     def engine(self, policy: Policy, encoder: PromptEncoder, max_new_tokens: int) -> HFEngine:
         """Answers of the policy itself."""
         sampling = SamplingSettings(max_new_tokens=max_new_tokens)
-        return HFEngine.of(policy, encoder=encoder, sampling=sampling, **self._engine_settings())
+        poll = self.group.interruption.poll
+        return HFEngine.of(policy, encoder=encoder, sampling=sampling, template=self.template, poll=poll)
 
     def rollout_engine(self, policy: Policy, encoder: PromptEncoder, sampling: SamplingSettings) -> RolloutEngine:
         """What RL stages sample with."""
         make = targets.build({**self.config.rollout, "_partial_": True}, "rollout")
-        return make(policy, encoder=encoder, sampling=sampling, **self._engine_settings())
-
-    def _engine_settings(self) -> dict[str, Any]:
-        return {"template": self.template, "poll": self.group.interruption.poll}
+        poll = self.group.interruption.poll
+        return make(policy, encoder=encoder, sampling=sampling, template=self.template, poll=poll)
 
     def base_checkpoint(self) -> Path:
         """As `base_folder`, after a check of its files if it is a stage's handoff.
@@ -176,21 +175,19 @@ class Assembly:
         Raises:
             DiskError: The disk refuses the folder; what was begun is removed.
         """
-        checkpoint = Path(self.config.model.checkpoint)
-        if self.config.model.build is not None and not (checkpoint / "config.json").is_file():
-            checkpoint.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(checkpoint.with_name(checkpoint.name + ".lock")):
-                self._build_base(checkpoint)
+        checkpoint, config_file = Path(self.config.model.checkpoint), "config.json"
+        if self.config.model.build is None or (checkpoint / config_file).is_file():
+            return checkpoint
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(checkpoint.with_name(checkpoint.name + ".lock")):
+            if (checkpoint / config_file).is_file():
+                return checkpoint  # another run of the same seed was first
+            self.console.say(f"building the base model in {checkpoint}")
+            with writing(checkpoint), folder_beside(checkpoint, made=False) as partial:
+                targets.build(self.config.model.build, "model.build", directory=partial)
+                follow_umask(partial)
+                os.replace(partial, checkpoint)
         return checkpoint
-
-    def _build_base(self, checkpoint: Path) -> None:
-        if (checkpoint / "config.json").is_file():
-            return  # another run of the same seed was first
-        self.console.say(f"building the base model in {checkpoint}")
-        with writing(checkpoint), folder_beside(checkpoint, made=False) as partial:
-            targets.build(self.config.model.build, "model.build", directory=partial)
-            follow_umask(partial)
-            os.replace(partial, checkpoint)
 
     def ensure_data(self) -> None:
         """Generates the dataset if the configuration says how and it does not exist.
@@ -198,19 +195,17 @@ class Assembly:
         Raises:
             DataError: The folder does not exist and nothing builds it.
         """
-        if self.config.data.build is not None:
-            self._generate_data()
+        data = self.config.data
+        if data.build is not None:
+            targets.build(
+                data.build,
+                "data.build",
+                directory=self.data_root,
+                workers=data.media.decode_workers,
+                on_progress=lambda done, total: self.console.update("generating samples", done, total),
+            )
         elif not self.data_root.is_dir():
-            raise DataError(f"data.root {self.data_root} does not exist; point it at the folder of your manifests")
-
-    def _generate_data(self) -> None:
-        targets.build(
-            self.config.data.build,
-            "data.build",
-            directory=self.data_root,
-            workers=self.config.data.media.decode_workers,
-            on_progress=lambda done, total: self.console.update("generating samples", done, total),
-        )
+            raise DataError(f"data.root {data.root} does not exist; point it at the folder of your manifests")
 
     def validation_feed(self) -> ValidationFeed | None:
         """What stages are validated on, if anything."""

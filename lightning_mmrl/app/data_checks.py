@@ -69,64 +69,55 @@ def check_data(config: RunSettings) -> list[str]:
 
 def uses(config: RunSettings) -> list[Use]:
     """Every use of a manifest in the order in which the run comes to it, the sets of evaluations last."""
-    return _Uses(config).all()
+    template, matcher = PromptTemplate(config.prompt), LabelMatcher(labels=tuple(config.data.labels))
+    turns = partial(check_turns, template=template, supervised=False)
+    judgeable = (turns, partial(_check_solutions, matcher=matcher))
+    data, found = config.data, []
 
-
-class _Uses:
-    def __init__(self, config: RunSettings) -> None:
-        self._config = config
-        self._template = PromptTemplate(config.prompt)
-        self._matcher = LabelMatcher(labels=tuple(config.data.labels))
-
-    def all(self) -> list[Use]:
-        found = [use for name in self._config.order for use in self._of_stage(name, self._config.stages[name])]
-        if self._config.data.validation is not None:
-            # Also if no stage is validated: the run writes down all manifests that its configuration names.
-            found.append(self._examined(self._config.data.validation, None, ()))
-        limit = self._config.evaluation.limit
-        return found + [
-            self._examined(manifest, limit, self._judgeable()) for manifest in self._config.evaluation.sets.values()
-        ]
-
-    def _of_stage(self, name: str, stage: StageSettings) -> list[Use]:
-        module = self._datamodule(name, stage)
-        supervised = stage.kind == "sft"
-        checks = [module.check_kinds, partial(check_turns, template=self._template, supervised=supervised)]
-        if stage.data.balance is not None:
-            checks.append(partial(balance_labels, matcher=self._matcher))
-        rewards = self._label_rewards(name, stage)
-        checks += [partial(_check_solutions, matcher=reward.matcher) for reward in rewards]
-        found = [
-            Use(
-                source=source,
-                supervised=supervised,
-                by_label=bool(rewards) or stage.data.balance is not None,
-                checks=tuple(checks),
-            )
-            for source in stage.data.located(self._config.data.root).values()
-        ]
-        data = self._config.data
-        if stage.validate_every and data.validation is not None:
-            judged = (module.check_kinds, *self._judgeable())
-            found.append(self._examined(data.validation, data.validation_limit, judged))
-        return found
-
-    def _examined(self, manifest: str, limit: int | None, checks: tuple[Any, ...]) -> Use:
-        source = SourceSettings(manifest=manifest, root=self._config.data.root, limit=limit)
+    def evaluated(manifest: str, limit: int | None, checks: tuple[Any, ...]) -> Use:
+        source = SourceSettings(manifest=manifest, root=data.root, limit=limit)
         return Use(source=source, supervised=False, by_label=bool(checks), checks=checks)
 
-    def _judgeable(self) -> tuple[Any, ...]:
-        turns = partial(check_turns, template=self._template, supervised=False)
-        return turns, partial(_check_solutions, matcher=self._matcher)
+    for name in config.order:
+        stage = config.stages[name]
+        node, path = stage.data.module or data.module, f"stages.{name}.data.module"
+        module = targets.build({**node, "_partial_": True}, path if stage.data.module else "data.module").func
+        found += _uses_of_stage(f"stages.{name}", stage, data.root, template, matcher, module)
+        if stage.validate_every and data.validation is not None:
+            found.append(evaluated(data.validation, data.validation_limit, (module.check_kinds, *judgeable)))
+    if data.validation is not None:
+        # Also if no stage is validated: the run writes down all manifests that its configuration names.
+        found.append(evaluated(data.validation, None, ()))
+    sets = config.evaluation.sets.values()
+    return found + [evaluated(manifest, config.evaluation.limit, judgeable) for manifest in sets]
 
-    def _datamodule(self, name: str, stage: StageSettings) -> type[OmniDataModule]:
-        node, path = stage.data.module or self._config.data.module, f"stages.{name}.data.module"
-        return targets.build({**node, "_partial_": True}, path if stage.data.module else "data.module").func
 
-    def _label_rewards(self, name: str, stage: StageSettings) -> list[LabelAnswer]:
-        nodes = {} if stage.rewards is None else stage.rewards.components
-        parts = [targets.build(node, f"stages.{name}.rewards.components.{part}") for part, node in nodes.items()]
-        return [part for part in parts if isinstance(part, LabelAnswer)]
+def _uses_of_stage(
+    path: str,
+    stage: StageSettings,
+    root: str,
+    template: PromptTemplate,
+    matcher: LabelMatcher,
+    module: type[OmniDataModule],
+) -> list[Use]:
+    """The sources that a stage trains on."""
+    supervised = stage.kind == "sft"
+    checks = [module.check_kinds, partial(check_turns, template=template, supervised=supervised)]
+    if stage.data.balance is not None:
+        checks.append(partial(balance_labels, matcher=matcher))
+    nodes = {} if stage.rewards is None else stage.rewards.components
+    rewards = [targets.build(node, f"{path}.rewards.components.{name}") for name, node in nodes.items()]
+    by_label = [reward for reward in rewards if isinstance(reward, LabelAnswer)]
+    checks += [partial(_check_solutions, matcher=reward.matcher) for reward in by_label]
+    return [
+        Use(
+            source=source,
+            supervised=supervised,
+            by_label=bool(by_label) or stage.data.balance is not None,
+            checks=tuple(checks),
+        )
+        for source in stage.data.located(root).values()
+    ]
 
 
 def _check_solutions(manifest: str, samples: Sequence[Sample], matcher: LabelMatcher) -> None:

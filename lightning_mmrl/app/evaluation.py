@@ -51,7 +51,7 @@ class CheckpointEvaluator:
         module = EvaluationModule(
             policy,
             parts.evaluator(policy, encoder),
-            sets=[_examined(name, loader.dataset) for name, loader in loaders.items()],
+            sets=[_evaluated_set(name, loader.dataset) for name, loader in loaders.items()],
             directory=directory,
             bootstrap=ClusterBootstrap(settings=settings),
             ranks=ranks_of(parts.config.trainer),
@@ -104,7 +104,7 @@ class CheckpointEvaluator:
         return loaders
 
 
-def _examined(name: str, prepared: PreparedSet) -> EvaluatedSet:
+def _evaluated_set(name: str, prepared: PreparedSet) -> EvaluatedSet:
     reasons = [each.reason for each in prepared.quarantined]
     left_out = tuple(zip(prepared.excluded, reasons, strict=True))
     return EvaluatedSet(name=name, num_samples=len(prepared), left_out=left_out)

@@ -1,6 +1,7 @@
 """Answers to a single question, with everything a handoff says about how it was trained."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from torch import Tensor
@@ -15,7 +16,7 @@ from lightning_mmrl.data.media.guard import DecodeTask
 from lightning_mmrl.data.pipeline import MediaPipeline
 from lightning_mmrl.prompts.template import question_about
 from lightning_mmrl.registry.families import loaded_family
-from lightning_mmrl.settings.data import DatasetMediaSettings, DataSettings, PromptSettings
+from lightning_mmrl.settings.data import DatasetMediaSettings, DataSettings, MediaSettings, PromptSettings
 from lightning_mmrl.settings.model import ModelSettings
 from lightning_mmrl.settings.run import EvaluationSettings, RunSettings
 from lightning_mmrl.training.console import ConsoleProgress
@@ -86,28 +87,14 @@ def _encoded(media: Sequence[Medium], pipeline: MediaPipeline, console: ConsoleP
 
 
 def _config(facts: dict, family: dict) -> RunSettings:
-    media = facts["media"]
+    media = {each.name: facts["media"][each.name] for each in fields(MediaSettings)}
+    # A handoff that does not say was trained before there was a choice.
+    layout = {"position_rule": "transformers", "audio_in_video": "separate"}
+    layout |= {name: facts[name] for name in layout.keys() & facts.keys()}
     return RunSettings(
         run_name="predict",
-        model=ModelSettings(
-            checkpoint="",
-            family=family,
-            dtype=facts["dtype"],
-            # A handoff that does not say was trained before there was a choice.
-            position_rule=facts.get("position_rule", "transformers"),
-            audio_in_video=facts.get("audio_in_video", "separate"),
-        ),
-        data=DataSettings(
-            root="",
-            labels=facts["labels"],
-            media=DatasetMediaSettings(
-                num_frames=media["num_frames"],
-                max_duration_s=media["max_duration_s"],
-                max_pixels=media["max_pixels"],
-                max_bytes=media["max_bytes"],
-                cache_dir="",
-            ),
-        ),
+        model=ModelSettings(checkpoint="", family=family, dtype=facts["dtype"], **layout),
+        data=DataSettings(root="", labels=facts["labels"], media=DatasetMediaSettings(**media, cache_dir="")),
         prompt=PromptSettings(**facts["prompt"]),
         evaluation=EvaluationSettings(sets={}, max_new_tokens=facts["max_new_tokens"]),
     )

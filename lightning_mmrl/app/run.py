@@ -18,7 +18,6 @@ from lightning_mmrl.app.evaluation import CheckpointEvaluator
 from lightning_mmrl.app.leader import Follower, Leader
 from lightning_mmrl.app.preflight import rehearse
 from lightning_mmrl.app.stages import StageBuilder
-from lightning_mmrl.config.checks.rollout import require_engine
 from lightning_mmrl.config.specs import manifest_digests, stage_specs
 from lightning_mmrl.curriculum.compare import Comparison, compare_stages
 from lightning_mmrl.curriculum.manifest import Manifest
@@ -32,6 +31,7 @@ from lightning_mmrl.files import write_json, write_whole
 from lightning_mmrl.protocols.plain import TrackedRun, Tracker
 from lightning_mmrl.registry import targets
 from lightning_mmrl.registry.own_code import FLAG, opened_now
+from lightning_mmrl.rollout.vllm.readiness import require_engine
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.stages.evaluate import SUMMARY
 from lightning_mmrl.tracking.mlflow import MlflowTracker
@@ -55,10 +55,7 @@ class FinishedRun:
 
 
 def run_curriculum(
-    config: RunSettings,
-    console: ConsoleProgress,
-    selection: Selection | None = None,
-    group: RankGroup | None = None,
+    config: RunSettings, console: ConsoleProgress, selection: Selection | None = None, group: RankGroup | None = None
 ) -> FinishedRun | None:
     """Runs or continues the curriculum of a configuration; all ranks of a group call it, this process alone by default.
 

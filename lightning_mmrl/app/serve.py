@@ -12,13 +12,7 @@ from lightning_mmrl.app.assembly import Assembly, quiet_libraries
 from lightning_mmrl.registry import targets
 from lightning_mmrl.rollout.vllm.flags import require_same_scheme
 from lightning_mmrl.rollout.vllm.keys import VARIABLE, Key, serving_key
-from lightning_mmrl.rollout.vllm.settings import (
-    ENVIRONMENT,
-    VLLMSettings,
-    flags,
-    server_arguments,
-    write_model,
-)
+from lightning_mmrl.rollout.vllm.settings import ENVIRONMENT, VLLMSettings, flags, server_arguments, write_model
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.training.console import ConsoleProgress
 

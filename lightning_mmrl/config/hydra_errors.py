@@ -67,13 +67,10 @@ def explained(error: Exception, overrides: Sequence[str], compose: Compose, own:
         return ConfigError(_unknown(cause, own))
     if str(error).startswith(IN_FILE):
         return ConfigError(_in_file(str(error), compose, own))
-    faults = _faults(_parsed(overrides), compose, own, cause)
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    faults = _faults(parsed, compose, own, cause)
     otherwise = f"{shown(first_line(error))}; check the overrides {shown(' '.join(overrides))}"
     return ConfigError(next(faults, otherwise))
-
-
-def _parsed(overrides: Sequence[str]) -> list[Override]:
-    return OverridesParser.create().parse_overrides(list(overrides))
 
 
 def _faults(

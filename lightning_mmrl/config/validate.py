@@ -7,7 +7,6 @@ from typing import Any, cast, get_args, get_origin, get_type_hints
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
-from lightning_mmrl.config.checks.rollout import check_rollout
 from lightning_mmrl.config.checks.values import check_name, check_values
 from lightning_mmrl.config.composing import sealed
 from lightning_mmrl.config.fitting import fitted
@@ -20,14 +19,7 @@ from lightning_mmrl.registry.allowed import check_allowed
 from lightning_mmrl.registry.own_code import KEYS, NO_KEY
 from lightning_mmrl.settings.rules import require
 from lightning_mmrl.settings.run import RunSettings
-from lightning_mmrl.suggestions import (
-    WORDS,
-    annotation_of,
-    dataclass_of,
-    did_you_mean,
-    first_line,
-    shown,
-)
+from lightning_mmrl.suggestions import WORDS, annotation_of, dataclass_of, did_you_mean, first_line, shown
 
 RESOLVING = " raised while resolving interpolation: "
 """How OmegaConf says what a `${...}` raised, behind the name of its class..."""
@@ -54,7 +46,6 @@ def validated(composed: DictConfig, say: Callable[[str], object] = lambda line: 
     if is_trial:
         config.run_name, config.trial = f"{config.trial}-{config.run_name}", None
     check_values(config)
-    check_rollout(config)
     # The values as they are used: a text that stood for one is resolved by now.
     check_allowed(asdict(config))
     for name, stage in config.stages.items():

@@ -100,10 +100,7 @@ REGISTRY: Mapping[str, Sequence[str]] = {
     "ratio": _of(f"{ALGORITHMS}.losses.ratios", "TokenRatio", "SequenceRatio", "CompletionRatio"),
     "aggregation": _of(f"{ALGORITHMS}.losses.aggregation", "TokenMean", "SequenceMean", "ConstantLength"),
     "correction": (f"{ALGORITHMS}.corrections.importance.ImportanceCorrection",),
-    "selection": (
-        f"{ALGORITHMS}.selection.accuracy_band.AccuracyBand",
-        f"{ALGORITHMS}.selection.has_signal.HasSignal",
-    ),
+    "selection": (f"{ALGORITHMS}.selection.accuracy_band.AccuracyBand", f"{ALGORITHMS}.selection.has_signal.HasSignal"),
     "resampling": _of(f"{ALGORITHMS}.selection.pad", "PaperPAD", "ReleasedPAD"),
     "reward": (
         "lightning_mmrl.rewards.choice_answer.ChoiceAnswer",

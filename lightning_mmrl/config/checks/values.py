@@ -12,6 +12,7 @@ from lightning_mmrl.config.specs import stage_specs
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.prompts.template import PromptTemplate
+from lightning_mmrl.rollout.vllm.readiness import samples_with_vllm
 from lightning_mmrl.settings.algorithm import RewardSettings
 from lightning_mmrl.settings.data import ABLATIONS, StageDataSettings
 from lightning_mmrl.settings.model import PARAMETER_GROUPS, TOWERS, AdapterSettings
@@ -61,6 +62,7 @@ def check_values(config: RunSettings) -> None:
         _check_bounds(path, stage, config)
         _check_share(path, stage, config.trainer)
     _check_feature_cache(config)
+    _check_rollout(config)
 
 
 def check_name(key: str, name: object) -> None:
@@ -222,3 +224,20 @@ def _check_bound(path: str, bound: Bound, metrics: Iterable[str]) -> None:
     one_of(bound.metric, f"{path}.metric", metrics)
     if bound.at_least is None and bound.at_most is None:
         raise ConfigError(f"{path} has neither at_least nor at_most; give one, for example {path}.at_least=0.5")
+
+
+def _check_rollout(config: RunSettings) -> None:
+    """Refuses what the run's engine cannot do."""
+    if not isinstance(config.rollout, dict) or "_target_" not in config.rollout:
+        raise ConfigError(
+            f"rollout is {config.rollout!r}; it must be an engine: choose one with rollout=hf or rollout=vllm"
+        )
+    if not samples_with_vllm(config):
+        return
+    for name in config.order:
+        sampling = config.stages[name].sampling
+        if sampling is not None and sampling.top_p != 1:
+            raise ConfigError(
+                f"stages.{name}.sampling.top_p is {sampling.top_p}, and with rollout=vllm it must be 1: vLLM's "
+                "log-probabilities are of what top_p leaves"
+            )
