@@ -118,7 +118,7 @@ class Assembly:
         settings, banned = self.config.model, encoder.banned_token_ids()
         policy = Policy(backbone, banned_token_ids=banned, temperature=temperature, settings=settings)
         if settings.sharing and policy.sharing_refusal is not None:
-            self.console.say(f"each completion is scored behind a copy of its prompt: {policy.sharing_refusal}")
+            self.console.say(f"each completion is scored with a copy of its prompt: {policy.sharing_refusal}")
         return policy
 
     def adapt(self, policy: Policy, config: AdapterSettings, stage: str) -> None:
@@ -127,7 +127,7 @@ class Assembly:
         num_trained = policy.adapt(config, f"stages.{stage}.adapter")
         self.console.say(f"stage {stage} trains an adapter of {num_trained} parameters; all weights stay as they are")
         if policy.sharing_refusal != refusal:
-            self.console.say(f"each completion is scored behind a copy of its prompt: {policy.sharing_refusal}")
+            self.console.say(f"each completion is scored with a copy of its prompt: {policy.sharing_refusal}")
 
     def feature_cache(self, stage: str, media: MediaEncoder) -> FeatureCache | None:
         """Where a stage keeps the outputs of its towers: nowhere if there is no cache, no tower, or one that trains."""
@@ -153,7 +153,7 @@ class Assembly:
         return HFEngine.of(policy, encoder=encoder, sampling=sampling, template=self.template, poll=poll)
 
     def rollout_engine(self, policy: Policy, encoder: PromptEncoder, sampling: SamplingSettings) -> RolloutEngine:
-        """What RL stages sample with."""
+        """The engine that RL stages sample with."""
         make = targets.build({**self.config.rollout, "_partial_": True}, "rollout")
         poll = self.group.interruption.poll
         return make(policy, encoder=encoder, sampling=sampling, template=self.template, poll=poll)
@@ -208,7 +208,7 @@ class Assembly:
             raise DataError(f"data.root {data.root} does not exist; point it at the folder of your manifests")
 
     def validation_feed(self) -> ValidationFeed | None:
-        """What stages are validated on, if anything."""
+        """The validation data of stages, if there are any."""
         data = self.config.data
         if data.validation is None:
             return None
@@ -216,7 +216,7 @@ class Assembly:
         return ValidationFeed(source=source, settings=self.config.evaluation)
 
     def facts(self) -> dict[str, Any]:
-        """What a user of a handoff must know to prompt it as it was trained: plain values alone."""
+        """Facts that a user of a handoff needs to prompt it as it was trained: plain values alone."""
         return {
             "prompt": asdict(self.config.prompt),
             "media": decisive(self.config.data.media),
@@ -233,7 +233,7 @@ def quiet_libraries() -> None:
     """Keeps libraries from writing between the lines of our progress."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # It shows the traceback of each failure of its database; tracking says in a line what failed, and goes on.
+    # It shows the traceback of each failure of its database; tracking says in a line what failed, and continues.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -15,7 +15,7 @@ from lightning_mmrl.types.records import StageSpec, Training
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What rank 0 is about to do.
+    """A command of rank 0 to all ranks.
 
     Attributes:
         kind: "train" builds and trains a stage, "export" writes the stage that was trained last; "end" is the last one.
@@ -130,7 +130,7 @@ class Follower:
             self._job = self._build(self._specs[order.stage], order.source, order.directory, NullRun(order.stage))
             self._job.train()
         elif order.kind == "export":
-            assert self._job is not None, "an order to export comes behind one to train"
+            assert self._job is not None, "an order to export comes after one to train"
             self._job.export(order.directory)
         else:
             self._evaluate(order.source, order.directory, order.stage, None)

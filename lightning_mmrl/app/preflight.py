@@ -22,13 +22,13 @@ RL_GIVES = (*SFT_GIVES, "engine", "rewards", "algorithm", "table")
 ENCODER_GIVES = ("checkpoint", "position_rule", "audio_in_video")
 DATA_GIVES = ("pipeline", "template", "feed", "validation", "monitor")
 ENGINE_GIVES = ("policy", "encoder", "sampling", "template", "poll")
-"""What stages give to their modules, DataModules and engines, beside the keys of the node."""
+"""Arguments that stages give to their modules, DataModules and engines, besides the keys of the node."""
 OPTIONAL_PARTS = {
     "correction": ("old_logprobs", "sampler_logprobs", "completion_mask"),
     "select": ("rewards", "passed", "valid"),
     "resample": ("advantages", "candidates", "step", "num_steps", "generator"),
 }
-"""What they are called with in parts of an algorithm that may be null."""
+"""Arguments of calls of the parts of an algorithm that may be null."""
 
 
 def rehearse(config: RunSettings) -> None:

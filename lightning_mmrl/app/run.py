@@ -137,7 +137,7 @@ def _locked(directory: Path) -> Iterator[None]:
 def _compare(
     config: RunSettings, specs: Sequence[StageSpec], directory: Path, results: Sequence[StageResult]
 ) -> Comparison:
-    """Each evaluated stage beside the one whose weights it started from."""
+    """Compares each evaluated stage with the stage whose weights it started from."""
     evaluated = {
         result.name: result
         for result in results
@@ -217,7 +217,7 @@ def describe_run(config: RunSettings, parent: TrackedRun, resolved: Path) -> Non
 
 
 def manifests(config: RunSettings) -> dict[str, tuple[Path, str]]:
-    """What every manifest of the run is used for, and its folder and name."""
+    """Use of each manifest of the run to its folder and name."""
     root = Path(config.data.root)
     found = {}
     for name in config.order:

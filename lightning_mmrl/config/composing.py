@@ -37,7 +37,7 @@ FILLED_IN = (
     "hydra.runtime", "hydra.overrides", "hydra.searchpath", "hydra.job.name", "hydra.job.num", "hydra.job.id",
     "hydra.job.override_dirname", "hydra.job.config_name",
 )  # fmt: skip
-"""What Hydra or this module fills in, whatever stands there."""
+"""Keys that Hydra or this module fills in and overwrites."""
 SEARCH = "hydra.searchpath=[]"
 """Takes the place of folders and packages that a file wants to be searched."""
 PLUGINS = "hydra_plugins"
@@ -47,12 +47,12 @@ _sealed: ContextVar[bool] = ContextVar("sealed", default=False)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Composer:
-    """Composes configs of one folder, and of a user's own beside it.
+    """Composes configs of one folder and, if there is one, of a user's own folder.
 
     Attributes:
         hydra: Hydra, which knows the folders.
         own: The user's folder.
-        references: What may stand in Hydra's own node.
+        references: Versions of Hydra's own node that are allowed.
     """
 
     hydra: Hydra
@@ -75,7 +75,7 @@ class Composer:
         except PermissionError:
             raise  # no override is at fault
         except Exception as error:
-            # Nothing of ours runs in there: whatever Hydra raises, also beside its own errors, is about the overrides.
+            # Nothing of ours runs in there: every error, also one that is no class of Hydra's, is about the overrides.
             raise explained(error, overrides, attempt, self.own) from error
         _check_node(tree, self.references)
         return tree
@@ -86,7 +86,7 @@ class Composer:
         Args:
             overrides: The user's.
             config_name: Primary config.
-            sweep: Whether to make a job of each combination of values, those of a file among them.
+            sweep: Whether to make a job of each combination of values, in overrides and files.
         """
         if not sweep:
             return [self.compose(overrides, config_name)]
@@ -101,7 +101,7 @@ class Composer:
 
 @contextmanager
 def composing(root: Path, own: Path | None = None) -> Iterator[Composer]:
-    """Sets Hydra up to compose configs of a folder, and of a user's own beside it.
+    """Sets Hydra up to compose configs of a folder, and of a user's own folder.
 
     Raises:
         ConfigError: The user's own folder does not exist.

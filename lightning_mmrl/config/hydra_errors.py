@@ -1,7 +1,7 @@
 """Turns what Hydra complains about into one clear sentence with the key, the value and the fix.
 
-Hydra's classes of errors are told apart, and the composition is asked: which override it fails with, and what was there
-before it. Hydra's prose is read for errors within files alone, where nothing else names the file: `IN_FILE`.
+The class of Hydra's error says what kind of fault it is, and further compositions say which override causes it. Hydra's
+prose is read only for errors within files, since nothing else names the file: `IN_FILE`.
 """
 
 import re
@@ -36,14 +36,14 @@ from lightning_mmrl.suggestions import (
 IN_FILE = "In '"
 """How Hydra begins a message about a file..."""
 NO_MATCH = "Could not override '"
-"""...and goes on if the file overrides what is not there."""
+"""...and how it continues if the file overrides a key that does not exist."""
 
 Compose = Callable[[list[str]], DictConfig]
 """The tree of some overrides with Hydra's own node."""
 
 
 def explained(error: Exception, overrides: Sequence[str], compose: Compose, own: Path | None = None) -> ConfigError:
-    """What Hydra raised as one sentence.
+    """An error of Hydra as one sentence.
 
     Args:
         error: Raised while the overrides were composed.
@@ -110,7 +110,7 @@ def _composed(compose: Compose, overrides: list[str]) -> DictConfig | None:
 
 
 def _bad_form(override: Override, chosen: Sequence[Override], own: Path | None) -> Iterator[str]:
-    """What can be said of an override without a composition."""
+    """Faults of an override that show without a composition."""
     line, key = shown(override.input_line), str(override.key_or_group)
     if override.is_sweep_override():
         name, _, value = str(override.input_line).partition("=")
@@ -138,7 +138,7 @@ def _place(override: Override) -> str:
 
 
 def _bad_choice(override: Override, tree: DictConfig, own: Path | None) -> Iterator[str]:
-    """What is wrong with an option, given a composition without it."""
+    """The fault of an option, given a composition without it."""
     place, choices = _place(override), dict(tree.hydra.runtime.choices)
     if override.is_delete():
         if place not in choices or override.value() not in (None, "", choices[place]):
@@ -169,7 +169,7 @@ def _no_place(shown_as: str, place: str, tree: DictConfig, *, in_file: bool) -> 
 
 
 def _bad_value(override: Override, tree: DictConfig, cause: BaseException | None, own: Path | None) -> str:
-    """What is wrong with a value, given the composition of all before it."""
+    """The fault of a value, given the composition of all overrides before it."""
     key, value = str(override.key_or_group), override.value()
     there = OmegaConf.select(tree, key, default=None)
     if override.is_add() and there is not None:

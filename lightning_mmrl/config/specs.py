@@ -1,4 +1,4 @@
-"""What decides the outcome of each stage: the configuration that the orchestrator compares with a finished run's."""
+"""The part of the configuration that decides the outcome of each stage; the orchestrator compares it between runs."""
 
 import hashlib
 import json
@@ -44,7 +44,7 @@ def stage_specs(config: RunSettings, data: Mapping[str, Mapping[str, str]] | Non
 def manifest_digests(config: RunSettings) -> dict[str, dict[str, str]]:
     """By stage, the beginning of the sha256 of each manifest that decides its outcome, where the file exists.
 
-    These are the manifests that it trains on and, for a stage that validation may end, that of the validation.
+    These are the manifests that it trains on and, if validation may end the stage, the manifest of the validation.
     """
     root, found = Path(config.data.root), {}
     for name in config.order:

@@ -22,16 +22,16 @@ from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.suggestions import WORDS, annotation_of, dataclass_of, did_you_mean, first_line, shown
 
 RESOLVING = " raised while resolving interpolation: "
-"""How OmegaConf says what a `${...}` raised, behind the name of its class..."""
+"""Text between the name of an error's class and its message, if a `${...}` raised it."""
 NO_SUCH_KEY = ("Interpolation key '", "' not found")
-"""...and that there is no such key, which stands in between."""
+"""Texts before and after the name of a key that a `${...}` refers to and that does not exist."""
 
 
 def validated(composed: DictConfig, say: Callable[[str], object] = lambda line: None) -> RunSettings:
     """The composed tree as typed objects, checked again as a whole (Hydra's `+key` walks past struct mode).
 
     Args:
-        composed: What Hydra made of files and overrides.
+        composed: The composition of files and overrides.
         say: Is told what is fitted to few steps, and what a debug run leaves out.
 
     Raises:
@@ -145,7 +145,7 @@ def _check_form(value: Any, annotation: Any, key: str) -> None:
 
 
 def _words(annotation: Any, key: str) -> str:
-    """What a value of this type is called."""
+    """Values of this type in words."""
     if get_origin(annotation) is list:
         return f"a list of plain values, such as {key}=[...]"
     if dataclass_of(annotation) is not None or get_origin(annotation) is dict:

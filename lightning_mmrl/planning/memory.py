@@ -1,7 +1,7 @@
 """How much memory of its device one rank of a stage takes, estimated from the configuration alone, without torch.
 
 The estimate is the largest of the phases that a step or iteration goes through. In all of them a rank has weights,
-gradients (kept until the next update), optimizer state and the weights of a reference policy; besides:
+gradients (kept until the next update), optimizer state and the weights of a reference policy. Each phase adds:
 
 - `towers`: one pass of the frozen towers over all media of the rank's prompts, nothing kept;
 - `generation`: under FSDP2 all weights once, keys and values of all rows at full length, one step's logits;
@@ -24,7 +24,7 @@ from lightning_mmrl.settings.stage import StageSettings
 CONTEXT = 2**30
 """Bytes of a CUDA context, kernels and NCCL's buffers; a choice, not measured here."""
 FRAGMENTATION = 0.1
-"""Share of the tensors' bytes that the caching allocator holds besides; a choice, not measured here."""
+"""Share of the tensors' bytes that the caching allocator holds in addition; a choice, not measured here."""
 
 TILE_ELEMENTS = 2**26
 """Logits that are scored at once, as in `ops.logprobs`."""
@@ -36,9 +36,9 @@ OWN_TOKENS = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lengths:
-    """What the data are taken to be.
+    """Assumed lengths of prompts and answers, in tokens.
 
-    A prompt of which three quarters are picture and an eighth is sound, as far as the model reads them: eight frames of
+    Three quarters of a prompt are picture and an eighth is sound, as far as the model reads them: eight frames of
     640 x 360 and ten seconds of sound are about 1,450 tokens of Qwen2.5-Omni. Targets of SFT are `answer` long, and
     completions of RL as long as they may get.
     """
@@ -245,7 +245,7 @@ class _Rank:
         return rows * self.shape.vocabulary * (self.precision.computed + 5 * wide)
 
     def generation(self) -> dict[str, int]:
-        """What sampling takes once all rows are as long as they may get."""
+        """Memory of sampling once all rows are as long as they may get."""
         precision, text = self.precision, self.shape.text
         rows = self.prompts * self.group_size
         own = OWN_TOKENS * 2 ** max(0, math.ceil(math.log2(max(1, self.answer - 1) / OWN_TOKENS)))

@@ -37,7 +37,7 @@ def opened(prefixes: Sequence[str]) -> Iterator[None]:
     """Lets configurations name code at or below the prefixes, in this process and while the block runs.
 
     The flag is the only caller that a user reaches: no file and no variable opens anything. A package or module that is
-    found nowhere else is taken from the current folder while the block runs; nothing that lies beside it is importable.
+    found nowhere else is taken from the current folder while the block runs; nothing else in that folder is importable.
 
     Args:
         prefixes: Dotted names of packages or modules, and paths that end with `.py`.

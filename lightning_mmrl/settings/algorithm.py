@@ -71,9 +71,9 @@ class EntropySettings:
 
 @dataclass
 class CriticSettings:
-    """How a second model beside the policy learns values, and how advantages are made of these (PPO).
+    """How a second model next to the policy learns values, and how PPO makes advantages of them.
 
-    The defaults are those of LMM-R1 (arXiv:2503.07536; learning rate of its table A7).
+    LMM-R1 (arXiv:2503.07536) has the same defaults; the learning rate is in its table A7.
     """
 
     learning_rate: float = setting(9.0e-6, above=0)

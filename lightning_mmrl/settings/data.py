@@ -101,7 +101,7 @@ class SourceSettings:
 
     @property
     def folder(self) -> Path:
-        """The folder of a source whose root is settled."""
+        """The folder of a source that has a root."""
         return Path(self.root or "")
 
     @property

@@ -1,4 +1,4 @@
-"""Refuses values by the rules beside their fields; every message names key, value and rule."""
+"""Refuses values that break the rule of their field; every message names key, value and rule."""
 
 import math
 from collections.abc import Collection, Iterable, Mapping

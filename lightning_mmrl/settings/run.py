@@ -22,7 +22,7 @@ class StateSettings:
     keep: int = setting(2, at_least=1)
     """How many states are kept; the newest ones."""
     in_background: bool = True
-    """Copy the state and write the copy while training goes on; costs its size in host memory."""
+    """Copy the state and write the copy while training continues; costs its size in host memory."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Where a run is tracked, settled before torch is imported: the store of `mlflow run`, and missing packages."""
+"""Decides before torch is imported where a run is tracked, under `mlflow run` as well."""
 
 import hashlib
 import os
@@ -74,7 +74,7 @@ def deliver_leftovers(config: RunSettings, say: Callable[[str], object]) -> None
     It goes to `tracking.uri`, whatever address the folder has noted.
 
     Args:
-        config: The settled configuration.
+        config: The configuration that `settle_tracking` returned.
         say: Is told, in a line or two, what was delivered, or why not.
     """
     uri = config.tracking.uri

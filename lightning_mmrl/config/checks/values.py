@@ -1,6 +1,6 @@
-"""Values that contradict each other, or what only code knows; every message names key, value and rule.
+"""Values that contradict each other or cannot be checked by a rule; every message names key, value and rule.
 
-The values that a single key may have stand beside its field, in `settings`.
+The rule of a single key is declared with the key, in `settings`.
 """
 
 import math
@@ -32,7 +32,7 @@ VALIDATED = ("war", "uar", "valid_format")
 WITH_CUES = ("consistency", "grounded")
 """Further metrics of a dataset with cue phrases."""
 EVALUATED = (*VALIDATED, "macro_f1", "unparseable")
-"""Metrics of an evaluated set, beside the recall of each label."""
+"""Metrics of an evaluated set; the recall of each label comes in addition."""
 
 
 def check_values(config: RunSettings) -> None:
@@ -66,7 +66,7 @@ def check_values(config: RunSettings) -> None:
 
 
 def check_name(key: str, name: object) -> None:
-    """Refuses names that could not be those of a folder.
+    """Refuses names that could not be names of a folder.
 
     Raises:
         ConfigError: Naming the rule.

@@ -118,7 +118,7 @@ def test_a_stage_says_what_its_adapter_changes(tmp_path):
         parts.adapt(policy, config.stages["reason"].adapter, "reason")
         # Two layers of 64 inputs and outputs.
         first = "stage reason trains an adapter of 512 parameters; all weights stay as they are"
-        copies = "each completion is scored behind a copy of its prompt: dropout of 0.2 would draw one noise for all "
+        copies = "each completion is scored with a copy of its prompt: dropout of 0.2 would draw one noise for all "
         assert parts.console.said[0] == first
         assert len(parts.console.said) == num_said
         assert all(line.startswith(copies) for line in parts.console.said[1:])
