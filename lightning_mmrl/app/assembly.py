@@ -72,7 +72,7 @@ class Assembly:
 
     @cached_property
     def monitor(self) -> ConsoleMonitor:
-        """Shows and writes down what happens to the data."""
+        """Shows progress with the data, and writes down which samples are left out."""
         path = Path(self.config.output_dir) / self.config.run_name / "quarantine.jsonl"
         return ConsoleMonitor(self.console, path if self.group.leads else None)
 
@@ -130,7 +130,7 @@ class Assembly:
             self.console.say(f"each completion is scored with a copy of its prompt: {policy.sharing_refusal}")
 
     def feature_cache(self, stage: str, media: MediaEncoder) -> FeatureCache | None:
-        """Where a stage keeps the outputs of its towers: nowhere if there is no cache, no tower, or one that trains."""
+        """The cache of tower outputs; None if none is configured, there is no tower, or one trains."""
         settings = self.config.model.feature_cache
         if settings is None or not media.backbone.towers:
             return None
@@ -141,13 +141,13 @@ class Assembly:
         return FeatureCache(settings, towers=towers)
 
     def evaluator(self, policy: Policy, encoder: PromptEncoder) -> AnswerEvaluator:
-        """Greedy answers, judged."""
+        """Judges greedy answers."""
         engine = self.engine(policy, encoder, self.config.evaluation.max_new_tokens)
         rank_local = self.group.interruption.rank_local
         return AnswerEvaluator(engine=engine, matcher=self.matcher, lexicon=self.lexicon, rank_local=rank_local)
 
     def engine(self, policy: Policy, encoder: PromptEncoder, max_new_tokens: int) -> HFEngine:
-        """Answers of the policy itself."""
+        """The engine that answers in evaluations: the policy itself."""
         sampling = SamplingSettings(max_new_tokens=max_new_tokens)
         poll = self.group.interruption.poll
         return HFEngine.of(policy, encoder=encoder, sampling=sampling, template=self.template, poll=poll)
@@ -162,7 +162,7 @@ class Assembly:
         """As `base_folder`, after a check of its files if it is a stage's handoff.
 
         Raises:
-            StageError: It is a handoff that is not whole, or not what its stage left.
+            StageError: It is a handoff with missing or changed files.
             DiskError: As `base_folder`.
         """
         folder = self.base_folder()
@@ -173,7 +173,7 @@ class Assembly:
         """The folder or hub id of the base model, built first if the configuration says how.
 
         Raises:
-            DiskError: The disk refuses the folder; what was begun is removed.
+            DiskError: The disk refuses the folder; the unfinished folder is removed.
         """
         checkpoint, config_file = Path(self.config.model.checkpoint), "config.json"
         if self.config.model.build is None or (checkpoint / config_file).is_file():

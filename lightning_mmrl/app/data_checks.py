@@ -1,4 +1,4 @@
-"""Looks at every sample that a run will need before anything trains: no decoding, no weights."""
+"""Checks every sample that a run will need before anything trains, without decoding and without weights."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ from lightning_mmrl.types.records import Sample
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Use:
-    """A manifest of a run and what it is for.
+    """One use of a manifest in a run.
 
     Attributes:
         source: The manifest, in its folder, and how many of its samples are used.
@@ -42,10 +42,10 @@ class Use:
 def check_data(config: RunSettings) -> list[str]:
     """Checks every stage's data, the validation data and all evaluation sets, so that no fault shows after hours.
 
-    What a model family reads is checked where its encoder is loaded, when a stage is built.
+    Whether a model family reads a kind of media is checked when a stage is built and its encoder is loaded.
 
     Returns:
-        Sentences that begin with a manifest's name, about labels of it that look like a mistake.
+        Sentences, each with the name of a manifest, about its labels that look like a mistake.
 
     Raises:
         DataError: A manifest is missing, a line of it is wrong, or a sample does not serve its use.

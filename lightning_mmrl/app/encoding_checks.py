@@ -1,4 +1,4 @@
-"""Samples that training would leave out or refuse: the same preparation, without training."""
+"""Finds samples that training would leave out or refuse, by the same preparation without training."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,14 +21,14 @@ UNENCODABLE = "cannot be encoded"
 
 
 class EncodingCheck:
-    """Holds samples against an experiment: its stages' checks, its model's processor, its prompt and its positions.
+    """Checks samples for an experiment: its stages' checks, its model's processor, its prompt and its positions.
 
-    Encoded media are kept in data.media.cache_dir, where training finds it.
+    Encoded media are kept in data.media.cache_dir, where training finds them.
 
     Args:
         config: The experiment.
         media_root: Folder that media paths are relative to.
-        console: Shows how far it is.
+        console: Shows progress.
 
     Raises:
         MmrlError: The experiment or the processor of its model cannot be loaded.

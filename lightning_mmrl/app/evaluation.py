@@ -28,7 +28,7 @@ class CheckpointEvaluator:
     Args:
         assembly: The parts of the run.
         last_stage: The stage that is evaluated without a modality as well.
-        afresh: True for an evaluation that is no part of a run: it decides itself which samples are left out.
+        afresh: True for an evaluation outside of a run, which decides itself which samples are left out.
     """
 
     def __init__(self, assembly: Assembly, last_stage: str, *, afresh: bool = False) -> None:

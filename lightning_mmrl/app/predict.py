@@ -1,4 +1,4 @@
-"""Answers to a single question, with everything a handoff says about how it was trained."""
+"""Answers a single question with a handoff, prompted as it was trained."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -35,7 +35,7 @@ def answer_question(
     deadline_s: float = 30.0,
     memory_mb: int = 1024,
 ) -> tuple[Completion, tuple[Medium, ...]]:
-    """The greedy answer of a handoff to a question about what some files hold, and what that was.
+    """The greedy answer of a handoff to a question about some files, and the media that were found in them.
 
     Args:
         checkpoint: A stage's handoff folder.
@@ -48,8 +48,8 @@ def answer_question(
         memory_mb: MiB that it may take.
 
     Raises:
-        StageError: The folder is not a complete handoff, or says what no run writes.
-        MediaError: A file does not exist, cannot be decoded or encoded, or holds what the model does not read.
+        StageError: The folder is not a complete handoff, or its facts are not as runs write them.
+        MediaError: A file does not exist, cannot be decoded or encoded, or holds media that the model does not read.
         ConfigError: The question holds a media tag or a control token.
     """
     quiet_libraries()
@@ -75,7 +75,7 @@ def answer_question(
 
 
 def _encoded(media: Sequence[Medium], pipeline: MediaPipeline, console: ConsoleProgress) -> list[dict[str, Tensor]]:
-    """Each medium as training sees it, decoded by workers; what decoders find odd is said."""
+    """Each medium as training sees it, decoded by workers; warnings of decoders are shown."""
     tasks = [DecodeTask(path=path, ref=ref, settings=pipeline.settings) for path, ref in media]
     outcomes: dict[int, CallResult] = {}
     pipeline.decoder.decode_all(tasks, outcomes.__setitem__)

@@ -1,4 +1,4 @@
-"""Builds the rewards of a stage; no torch here, so that they can be rerun without a model."""
+"""Builds the rewards of a stage without torch, so that they can be run again without a model."""
 
 from dataclasses import replace
 

@@ -16,7 +16,7 @@ from lightning_mmrl.app.assembly import Assembly, quiet_libraries
 from lightning_mmrl.app.data_checks import check_data
 from lightning_mmrl.app.evaluation import CheckpointEvaluator
 from lightning_mmrl.app.leader import Follower, Leader
-from lightning_mmrl.app.preflight import rehearse
+from lightning_mmrl.app.preflight import preflight
 from lightning_mmrl.app.stages import StageBuilder
 from lightning_mmrl.config.specs import manifest_digests, stage_specs
 from lightning_mmrl.curriculum.compare import Comparison, compare_stages
@@ -60,10 +60,10 @@ def run_curriculum(
     """Runs or continues the curriculum of a configuration; all ranks of a group call it, this process alone by default.
 
     Returns:
-        What the run came to, on rank 0; None on the others.
+        The finished run on rank 0; None on the others.
 
     Raises:
-        MmrlError: With one sentence, before anything is written if the configuration is at fault.
+        MmrlError: In one sentence; a fault of the configuration is raised before anything is written.
     """
     quiet_libraries()
     check_all_targets(config)
@@ -86,7 +86,7 @@ def run_curriculum(
 def _lead(
     parts: Assembly, specs: Sequence[StageSpec], directory: Path, leader: Leader, selection: Selection | None
 ) -> FinishedRun:
-    """The run as rank 0 sees it: the only one that decides, writes down and tracks."""
+    """The run on rank 0, the only one that decides, writes and tracks."""
     config = parts.config
     resolved = directory / "config.yaml"
     curriculum = Curriculum(name=config.run_name, stages=specs, base=parts.base_folder, facts=parts.facts())
@@ -119,7 +119,7 @@ def _lead(
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Keeps a second process out of a run folder: it would delete what the first one trains.
+    """Keeps a second process out of a run folder: it would delete the stages that the first one trains.
 
     Raises:
         ConfigError: Another process works in it.
@@ -155,7 +155,7 @@ def _compare(
 
 
 def check_all_targets(config: RunSettings) -> None:
-    """Binds every `_target_` and builds the light ones before anything is loaded or written.
+    """Binds every `_target_` and builds cheap components before anything is loaded or written.
 
     Raises:
         ConfigError: A target does not exist, has no such parameter, refuses its values or does not fit its place.
@@ -164,7 +164,7 @@ def check_all_targets(config: RunSettings) -> None:
         targets.check_targets(asdict(config.stages[name]), f"stages.{name}")
     targets.check_targets(asdict(config.model), "model")
     targets.check_targets(asdict(config.data), "data")
-    rehearse(config)
+    preflight(config)
 
 
 def writable(directory: Path) -> Path:
@@ -193,7 +193,7 @@ def open_tracker(config: RunSettings) -> Tracker:
 
 
 def note_report(config: RunSettings, directory: Path) -> None:
-    """Says in the run of `mlflow run`, if nothing was left to train and it stayed empty, which run it reports."""
+    """Notes in an empty run of `mlflow run`, where every stage was reused, which run it reports."""
     trained = Manifest.read(directory).tracking_id
     if trained is None or os.environ.get("MLFLOW_RUN_ID") in (None, "", trained):
         return

@@ -22,7 +22,7 @@ no trainer shows."""
 
 
 def server_command(config: RunSettings, more: Mapping[str, str]) -> tuple[list[str], dict[str, str], Key]:
-    """Arguments and environment of a process that serves, and the key it asks for; the model's folder is written.
+    """Arguments and environment of a server process, and the key that it asks for; writes the model's folder.
 
     Args:
         config: Of the run.

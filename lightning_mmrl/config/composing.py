@@ -175,7 +175,7 @@ def _check_overrides(overrides: Sequence[str]) -> None:
 
 
 def _check_node(tree: DictConfig, references: Sequence[Mapping[str, Any]]) -> None:
-    """Refuses what differs in Hydra's node both from the shipped configs and from Hydra's defaults."""
+    """Refuses values in Hydra's node that neither the shipped configs nor Hydra's defaults have."""
     for key, value in _leaves(OmegaConf.to_container(tree.hydra, resolve=False), "hydra"):
         usual = any(key in reference and reference[key] == value for reference in references)
         if not usual and not _is_below(key, [SETTABLE, *FILLED_IN]):
@@ -184,7 +184,7 @@ def _check_node(tree: DictConfig, references: Sequence[Mapping[str, Any]]) -> No
 
 @cache
 def _references() -> tuple[Mapping[str, Any], ...]:
-    """Hydra's node as it is with the shipped configs, and without any."""
+    """Hydra's node with the shipped configs, and without configs."""
     found = []
     with _hydra(configs_dir()) as hydra:
         for name in ("train", None):

@@ -1,4 +1,4 @@
-"""Turns what Hydra complains about into one clear sentence with the key, the value and the fix.
+"""Turns an error of Hydra into one clear sentence with the key, the value and the fix.
 
 The class of Hydra's error says what kind of fault it is, and further compositions say which override causes it. Hydra's
 prose is read only for errors within files, since nothing else names the file: `IN_FILE`.

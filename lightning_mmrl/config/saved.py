@@ -19,7 +19,7 @@ def run_folder(path: Path) -> Path | None:
 
 
 def saved_config(run: Path, overrides: list[str]) -> RunSettings:
-    """The resolved configuration in a run's folder, with further overrides on top.
+    """The resolved configuration in a run's folder, with further overrides applied.
 
     Raises:
         ConfigError: There is none, it is damaged or of another version, or an override is refused.

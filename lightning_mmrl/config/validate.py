@@ -32,7 +32,7 @@ def validated(composed: DictConfig, say: Callable[[str], object] = lambda line: 
 
     Args:
         composed: The composition of files and overrides.
-        say: Is told what is fitted to few steps, and what a debug run leaves out.
+        say: Gets a sentence for each key that is fitted to few steps or left out of a debug run.
 
     Raises:
         ConfigError: A key is unknown or missing, a value has the wrong type, or two keys contradict each other.
@@ -94,7 +94,7 @@ def check_keys(tree: Mapping[Any, Any]) -> None:
 
 
 def _check_stage_names(stages: Any) -> None:
-    """Refuses stages that are taken from nowhere: most likely their name is misspelled."""
+    """Refuses stages that no file defines: most likely their name is misspelled."""
     for name, stage in stages.items() if isinstance(stages, Mapping) else ():
         check_name("stages", name)
         for part in ("kind", "module") if isinstance(stage, Mapping) else ():
@@ -156,7 +156,7 @@ def _words(annotation: Any, key: str) -> str:
 
 
 def _wrong_type(error: OmegaConfBaseException, tree: Mapping[str, Any]) -> ConfigError:
-    """OmegaConf's complaint about a value, in our words."""
+    """OmegaConf's error about a value as a sentence."""
     key = str(error.full_key)
     value: Any = OmegaConf.select(OmegaConf.create(dict(tree)), key)
     annotation = annotation_of(key.partition("[")[0], RunSettings)

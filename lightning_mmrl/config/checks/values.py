@@ -161,7 +161,7 @@ def _check_optimizer(path: str, node: Mapping[str, object]) -> None:
 
 
 def _check_adapter(path: str, adapter: AdapterSettings, frozen: Iterable[str]) -> None:
-    """Which targets a model has is checked when its family has been imported."""
+    """Whether a model has the targets is checked when its family has been imported."""
     targets = adapter.targets if isinstance(adapter.targets, list) else [adapter.targets]
     valid = targets and all(isinstance(target, str) and target.strip() for target in targets)
     require(valid, f"{path}.targets", repr(adapter.targets), "all, attention, mlp or another name, or a list of them")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lightning_mmrl.app.preflight import rehearse
+from lightning_mmrl.app.preflight import preflight
 from lightning_mmrl.config.compose import compose
 from lightning_mmrl.errors import ConfigError
 
@@ -32,7 +32,7 @@ def test_a_selection_that_cannot_work_is_refused(overrides, message):
 def test_values_that_do_not_fit_are_refused_before_anything_is_loaded():
     config = compose(["experiment=quickstart", f"{STAGE}.select={BAND}"])
     with pytest.raises(ConfigError, match=r"algorithm\.select: low is 0\.9 and high is 0\.1"):
-        rehearse(config)
+        preflight(config)
 
 
 @pytest.mark.parametrize(("part", "kind"), [("select", "selection"), ("resample", "resampling")])
