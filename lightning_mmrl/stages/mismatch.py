@@ -10,22 +10,14 @@ from torch import Tensor
 from lightning_mmrl.algorithms.corrections.importance import ImportanceCorrection
 from lightning_mmrl.ops.kl import k1, k3
 from lightning_mmrl.ops.masked import masked_sum
-from lightning_mmrl.protocols.tensors import Correction
 from lightning_mmrl.types.batches import CorrectionOutput, LossInputs
 
 MEASURE = ImportanceCorrection(cap=math.inf)
-"""Measures the ratios of tokens if nothing is corrected."""
+"""Measures the ratios of tokens where nothing is corrected; its weights are not used."""
 MISMATCH_SUMS = ("weights", "weight", "weights_clipped", "sampler_kl_k1", "sampler_kl_k3")
 """Sums over microbatches, ranks and optimizer steps."""
 MISMATCH_MAXIMA = ("weight_max", "logprob_gap_max")
 """Maxima over the same."""
-
-
-def correction_of(
-    correction: Correction | None, inputs: LossInputs, sampler_logprobs: Float[Tensor, "n C"]
-) -> CorrectionOutput:
-    """The correction of a microbatch; without one, only the ratios of the result have a meaning."""
-    return (correction or MEASURE)(inputs.old_logprobs, sampler_logprobs, inputs.completion_mask)
 
 
 def mismatch_sums(

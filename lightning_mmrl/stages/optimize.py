@@ -16,9 +16,9 @@ from lightning_mmrl.protocols.tensors import Aggregation, Correction, PolicyLoss
 from lightning_mmrl.settings.algorithm import UpdateSettings
 from lightning_mmrl.stages.experience import Experience
 from lightning_mmrl.stages.mismatch import (
+    MEASURE,
     MISMATCH_MAXIMA,
     MISMATCH_SUMS,
-    correction_of,
     mismatch_maxima,
     mismatch_sums,
 )
@@ -152,7 +152,7 @@ def accumulate_loss(
             completion_mask=mask,
         )
         losses, sampler = objective.loss(inputs), experience.rollout.sampler_logprobs[rows]
-        correction = correction_of(objective.correction, inputs, sampler)
+        correction = (objective.correction or MEASURE)(inputs.old_logprobs, sampler, mask)
         weights = 1.0 if objective.correction is None else correction.weights
         divergence = _divergence(objective, inputs, experience.reference_logprobs, rows)
         token_losses = _regularized(objective, losses.token_losses * weights, divergence, output)

@@ -77,7 +77,17 @@ class RolloutTable:
         """
         if iteration % self._every and iteration != 1:
             return None
-        own = [self._row(sample, group, rollout, scores) for group, sample in enumerate(samples)]
+        size = rollout.group_size
+        own = [
+            RolloutRow(
+                sample=sample,
+                completions=tuple(rollout.completions[group * size : (group + 1) * size]),
+                scores=scores.details[group],
+                policy_version=int(rollout.policy_version[group * size]),
+                pass_component=self._pass_component,
+            )
+            for group, sample in enumerate(samples)
+        ]
         rows = [row for share in ranks.gather(own) for row in share]
         if ranks.rank:
             return None
@@ -86,16 +96,6 @@ class RolloutTable:
             write_table(path, rows)
             return path
         return None
-
-    def _row(self, sample: Sample, group: int, rollout: "Rollout", scores: "Scores") -> RolloutRow:
-        size = rollout.group_size
-        return RolloutRow(
-            sample=sample,
-            completions=tuple(rollout.completions[group * size : (group + 1) * size]),
-            scores=scores.details[group],
-            policy_version=int(rollout.policy_version[group * size]),
-            pass_component=self._pass_component,
-        )
 
 
 def write_table(path: Path, rows: Iterable[RolloutRow]) -> None:

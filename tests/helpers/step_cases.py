@@ -150,7 +150,7 @@ def taken(algorithm, table, *, budget=WHOLE, ranks=ALONE, on_policy=False, entro
 
     `weights` are how often each completion counts; PAD draws them from advantages, which is not done here.
     """
-    experience = replace(experience_of(table), weights=weights, old_logprobs=table.old)
+    experience = replace(experience_of(table), weights=weights)
     if algorithm.mask_truncated:
         experience = replace(experience, trainable=table.valid & ~table.truncated)
     rewards = penalized_rewards(experience, algorithm.kl, algorithm.kl.coefficient)

@@ -54,7 +54,7 @@ def test_terms_beside_the_advantages_still_move_weights():
 
 
 def test_one_signal_in_between_starts_the_count_anew():
-    live = replace(outcome(), advantages=torch.tensor([[0.0, 0.0], [0.5, -0.5]]))
+    live = replace(outcome(), has_signal=torch.tensor([[False, False], [True, False]]))
     quiet = [outcome()] * (SILENT_ITERATIONS - 1)
     assert said([*quiet, live, *quiet, live]) == []
     assert len(said([*quiet, live, *quiet, outcome()])) == 1
