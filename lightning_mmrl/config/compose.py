@@ -4,9 +4,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from lightning_mmrl.config.complaints import explained
 from lightning_mmrl.config.composing import composed
 from lightning_mmrl.config.folders import configs_dir
+from lightning_mmrl.config.hydra_errors import explained
 from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.config.validate import validated
 

@@ -27,8 +27,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.resolvers import oc
 
 from lightning_mmrl.config.folders import configs_dir
-from lightning_mmrl.config.suggestions import shown
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.suggestions import shown
 
 SETTABLE = "hydra.sweeper.params"
 """The only key of Hydra that a user may set: the values that `--multirun` goes through."""

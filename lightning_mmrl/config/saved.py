@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from lightning_mmrl.config.complaints import explained
 from lightning_mmrl.config.composing import composing, without_hydra
+from lightning_mmrl.config.hydra_errors import explained
 from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.config.validate import validated
 from lightning_mmrl.errors import ConfigError

@@ -8,20 +8,22 @@ from typing import Any, cast, get_args, get_origin, get_type_hints
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
-from lightning_mmrl.config.allowed import check_allowed
-from lightning_mmrl.config.checks import check_name, check_values, require
+from lightning_mmrl.config.checks.corrections import check_corrections
+from lightning_mmrl.config.checks.estimators import check_estimators
+from lightning_mmrl.config.checks.rollout import check_rollout
+from lightning_mmrl.config.checks.selection import check_selections
+from lightning_mmrl.config.checks.values import check_name, check_values, require
 from lightning_mmrl.config.composing import sealed
-from lightning_mmrl.config.correction_checks import check_corrections
-from lightning_mmrl.config.estimators import check_estimators
 from lightning_mmrl.config.fitting import fitted
 from lightning_mmrl.config.folders import groups
 from lightning_mmrl.config.label_file import with_labels
-from lightning_mmrl.config.own_code import KEYS, NO_KEY
-from lightning_mmrl.config.rollout_checks import check_rollout
 from lightning_mmrl.config.schema import RootConfig
-from lightning_mmrl.config.selection_checks import check_selections
 from lightning_mmrl.config.specs import cap_steps
-from lightning_mmrl.config.suggestions import (
+from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.registry.allowed import check_allowed
+from lightning_mmrl.registry.own_code import KEYS, NO_KEY
+from lightning_mmrl.suggestions import (
+    WORDS,
     annotation_of,
     dataclass_of,
     did_you_mean,
@@ -29,9 +31,6 @@ from lightning_mmrl.config.suggestions import (
     shown,
     unknown_key,
 )
-from lightning_mmrl.errors import ConfigError
-
-WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
 def validated(composed: DictConfig, say: Callable[[str], object] = lambda line: None) -> RootConfig:

@@ -1,7 +1,7 @@
 """What a handoff says of itself, held against what it may say: plain values under known keys, nothing to be built.
 
 A handoff may come from anywhere. Its facts choose a data type, fill a prompt and the code of a model card, and limit
-decoders. None of them names something to call but the family, which the reader looks up (`config/families.py`).
+decoders. None of them names something to call but the family, which the reader looks up (`registry/families.py`).
 """
 
 from collections.abc import Callable, Mapping

@@ -7,14 +7,14 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from lightning_mmrl.config.allowed import ALL_NAMES
+from lightning_mmrl.app.run import check_all_targets
 from lightning_mmrl.config.compose import compose, compose_tree
 from lightning_mmrl.config.folders import configs_dir
-from lightning_mmrl.config.run import check_all_targets
 from lightning_mmrl.config.schema import AlgorithmConfig, RootConfig, StageConfig, StageDataConfig, TrainerConfig
 from lightning_mmrl.config.specs import stage_specs
-from lightning_mmrl.config.targets import check_targets
 from lightning_mmrl.prompts.template import PromptTemplate
+from lightning_mmrl.registry.allowed import ALL_NAMES
+from lightning_mmrl.registry.targets import check_targets
 from lightning_mmrl.rewards.think_answer_format import ThinkAnswerFormat
 from lightning_mmrl.types.records import Completion, Message, Sample
 

@@ -2,7 +2,7 @@
 
 from argparse import BooleanOptionalAction
 
-from lightning_mmrl.config.serving_flags import SHORT, SWITCHES, VALUED
+from lightning_mmrl.rollout.vllm.flags import SHORT, SWITCHES, VALUED
 
 
 def test_every_flag_is_one_of_vllms():

@@ -1,8 +1,7 @@
-"""Short runs of `mmrl train` give the recorded numbers; tools/golden_trajectories.py records and compares them."""
+"""Short runs of `mmrl train` give the numbers that tools/golden/golden_trajectories.py recorded."""
 
 import copy
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,10 +17,10 @@ RECORDED = {
 HOTTER = "hotter"
 """The run grpo with a learning rate that is 1 % higher."""
 
-ADVICE = """If this is meant, say so in the change and record anew: tools/golden_trajectories.py record.
+ADVICE = """If this is meant, say so in the change and record anew: tools/golden/golden_trajectories.py record.
 Runs in float64 differ by 1e-12 from processor to processor, and a sampled token lies within that of another one once in
 1e9. If the first difference is an answer or a length all the same, and this machine alone has it, it is such a token:
-tools/golden_trajectories.py compare COMMIT COMMIT tells, which compares two commits on one machine."""
+tools/golden/golden_trajectories.py compare COMMIT COMMIT tells, which compares two commits on one machine."""
 
 # A busy machine takes minutes where a quiet one takes one.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -29,14 +28,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 @pytest.fixture(scope="module")
 def tool():
-    """The tools folder is no package."""
-    sys.path.insert(0, str(ROOT / "tools"))
-    try:
-        import golden_trajectories
+    import golden_trajectories
 
-        yield golden_trajectories
-    finally:
-        sys.path.remove(str(ROOT / "tools"))
+    return golden_trajectories
 
 
 @pytest.fixture(scope="module")

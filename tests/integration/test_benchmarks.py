@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-TOOLS = Path(__file__).parents[2] / "tools"
+TOOLS = Path(__file__).parents[2] / "tools" / "bench"
 PATCHES = 256  # of the one picture in a prompt of 160 tokens
 
 # On a machine that is busy with other tests, a toy run takes minutes.

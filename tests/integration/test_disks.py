@@ -1,6 +1,6 @@
 """A disk that refuses at one place after the other: one sentence each time, and the same command goes on exactly.
 
-`tools/disk_campaign.py` has all places on disks that are really full or read-only.
+`tools/campaigns/disk_campaign.py` has all places on disks that are really full or read-only.
 """
 
 from dataclasses import replace

@@ -39,8 +39,9 @@ SMALL = (
 
 @pytest.mark.slow
 def test_a_reward_and_a_loss_of_the_users_own_train(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(Path(__file__).parents[1])  # the package lies in the folder in which the command is called
-    monkeypatch.setattr(sys, "path", [each for each in sys.path if Path(each).name != "tests"])
+    # The package lies in the folder in which the command is called.
+    monkeypatch.chdir(Path(__file__).parents[1] / "helpers")
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if Path(each).name != "helpers"])
     places = (f"output_dir={tmp_path}/runs", f"data.root={tmp_path}/sums", "run_name=own")
     assert main(["train", *SMALL, *OWN, *places]) == 2
     assert "add --allow-targets own_code" in capsys.readouterr().err

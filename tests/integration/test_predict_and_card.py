@@ -9,8 +9,8 @@ import pytest
 from clips import tone, write_wav
 from PIL import Image
 
+from lightning_mmrl.app.predict import answer_question
 from lightning_mmrl.cli.main import main
-from lightning_mmrl.config.answer import answer_question
 from lightning_mmrl.curriculum.publish import publish
 from lightning_mmrl.data.media import examine, guard
 from lightning_mmrl.models.families.qwen2_5_omni import OmniEncoder

@@ -9,8 +9,8 @@ import pytest
 from mlflow.tracking import MlflowClient
 from small_runs import SMALL
 
-from lightning_mmrl.config import run as run_module
-from lightning_mmrl.config.build import StageBuilder
+from lightning_mmrl.app import run as run_module
+from lightning_mmrl.app.stages import StageBuilder
 from lightning_mmrl.config.compose import compose
 from lightning_mmrl.curriculum.handoff import check_handoff
 from lightning_mmrl.rollout.hf import HFEngine

@@ -1,9 +1,6 @@
-"""A slice of tools/tracking_campaign.py: a real MLflow server, a proxy that fails, and every point once afterwards."""
+"""A slice of tools/campaigns/tracking_campaign.py: a real MLflow server, a failing proxy, every point once."""
 
-import importlib
-import sys
 import time
-from pathlib import Path
 
 import outage_proxy
 import pytest
@@ -15,16 +12,15 @@ from lightning_mmrl.tracking import notices
 from lightning_mmrl.tracking.leftovers import leftovers
 from lightning_mmrl.tracking.mlflow import MlflowTracker
 
-TOOLS = Path(__file__).parents[2] / "tools"
 NUM_STEPS = 20
 PATIENCE_S = 60.0
 
 
 @pytest.fixture(scope="module")
 def campaign():
-    sys.path.insert(0, str(TOOLS))
-    yield importlib.import_module("tracking_campaign")
-    sys.path.remove(str(TOOLS))
+    import tracking_campaign
+
+    return tracking_campaign
 
 
 @pytest.fixture(scope="module")

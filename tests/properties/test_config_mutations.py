@@ -1,31 +1,18 @@
-"""A slice of the mutations of tools/mutate_configs.py, which judges all of them: refused in one sentence, or valid."""
+"""A slice of the mutations of tools/mutation/mutate_configs.py: each is refused in one sentence, or valid."""
 
-import importlib.util
 import sys
 from pathlib import Path
 
 import pytest
 
-TOOLS = Path(__file__).parents[2] / "tools"
 STEP = 20
-
-
-def load(name):
-    """A module of the tools folder, which is no package."""
-    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
 def tool():
-    names = ("config_mutations", "mutate_configs")
-    loaded = [load(name) for name in names]
-    yield loaded[-1]
-    for name in names:
-        del sys.modules[name]
+    import mutate_configs
+
+    return mutate_configs
 
 
 @pytest.fixture(scope="module")

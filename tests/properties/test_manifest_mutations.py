@@ -1,6 +1,5 @@
 """Whatever a line of a manifest holds, it is a sample or a problem that names it; no path leads out of media_root."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 
 from lightning_mmrl.data.schema import Entry, LineError, Problem, scan_manifest
 
-TOOL = Path(__file__).parents[2] / "tools" / "mutate_manifests.py"
+TOOL = Path(__file__).parents[2] / "tools" / "mutation" / "mutate_manifests.py"
 
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just("a.mp4")
 values = st.recursive(leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner))
@@ -22,10 +21,9 @@ keys = st.sampled_from([*KEYS.split(), "role", "content", "other"])
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("mutate_manifests", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    import mutate_manifests
+
+    return mutate_manifests
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,11 @@
-"""Every hack of tools/reward_hacks.yaml earns nothing, every honest text its reward; a slice of hostile completions."""
+"""Every hack of tools/mutation/reward_hacks.yaml earns nothing, every honest text its reward."""
 
-import importlib.util
 import re
-import sys
 import time
 from collections import Counter
 from itertools import islice
-from pathlib import Path
 
+import hack_rewards as tool
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,19 +16,6 @@ from lightning_mmrl.rewards.emotion_set import EmotionSet
 from lightning_mmrl.rewards.lenient_format import LenientFormat
 from lightning_mmrl.types.records import Completion, Sample
 
-TOOL = Path(__file__).parents[2] / "tools" / "hack_rewards.py"
-
-
-def load():
-    """The tools folder is no package."""
-    spec = importlib.util.spec_from_file_location("hack_rewards", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["hack_rewards"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = load()
 HACKS, HONEST = tool.read_hacks()
 GROUPS = Counter(hack.name.partition("/")[0] for hack in HACKS)
 

@@ -12,9 +12,9 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
+from lightning_mmrl.app.run import _locked
 from lightning_mmrl.cli import main as entry
 from lightning_mmrl.config.compose import compose
-from lightning_mmrl.config.run import _locked
 from lightning_mmrl.config.saved import saved_config
 from lightning_mmrl.curriculum.handoff import REQUIRED, SEAL, check_handoff, sealed, write_handoff
 from lightning_mmrl.curriculum.manifest import Manifest

@@ -18,7 +18,7 @@ from lightning_mmrl.types.media import DecodedAudio, MediaSettings
 from lightning_mmrl.types.records import MediaRef
 
 _SOUNDFILE_FORMATS = frozenset({"wav", "w64", "flac", "aiff", "caf", "au", "mp3", "ogg"})
-"""FFmpeg's names of the containers that soundfile reads to the sample, as tools/frame_truth.py proves."""
+"""FFmpeg's names of the containers that soundfile reads to the sample, as tools/truth/frame_truth.py proves."""
 
 _BLOCK = 16_384
 

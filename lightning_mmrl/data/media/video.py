@@ -101,7 +101,7 @@ decode_video = of_path(read_video)
 
 
 def is_safe_for_decord(outline: Outline) -> bool:
-    """Whether decord delivers the right frames, as tools/frame_truth.py proves; times always come from the packets.
+    """Whether decord delivers the right frames, as tools/truth/frame_truth.py proves; times come from the packets.
 
     Only H.264 in MP4 that is simple and not turned. decord shows frames that an edit list cuts off, loses its place
     among B-frames of other codecs (MPEG-4, MPEG-2, HEVC), after key frames that need earlier ones, in MPEG-TS, MPEG-PS

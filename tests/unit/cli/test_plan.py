@@ -19,12 +19,12 @@ from lightning_mmrl.cli.plan import (
     passes,
 )
 from lightning_mmrl.config.compose import compose
-from lightning_mmrl.config.memory import Lengths, estimate
-from lightning_mmrl.config.released import RELEASED
-from lightning_mmrl.config.shapes import read_shape
 from lightning_mmrl.config.specs import manifest_digests, stage_specs
 from lightning_mmrl.curriculum.attempt import STATES, Attempt, stage_folder
 from lightning_mmrl.curriculum.manifest import FILE, FinishedStage, Manifest
+from lightning_mmrl.planning.memory import Lengths, estimate
+from lightning_mmrl.planning.released import RELEASED
+from lightning_mmrl.planning.shapes import read_shape
 from lightning_mmrl.types.records import StageResult
 
 
@@ -36,7 +36,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def shown(capsys, *arguments):
-    """What a command prints, with runs of spaces as one."""
+    """The output of a command with runs of spaces joined."""
     assert main(arguments) == 0
     out, err = capsys.readouterr()
     assert err == ""
@@ -44,7 +44,7 @@ def shown(capsys, *arguments):
 
 
 def row(lines, stage):
-    """The cells of a stage's row; a cell that does not fit goes on in the lines below."""
+    """The cells of a stage's row; a cell that does not fit continues in the lines below."""
     table = [
         [cell.strip() for cell in line.strip("\u2502").split("\u2502")] for line in lines if line.startswith("\u2502")
     ]

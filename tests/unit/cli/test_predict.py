@@ -1,12 +1,12 @@
-"""Arguments of `mmrl predict` that are refused before a model is looked for, and files that are not there."""
+"""Arguments of `mmrl predict` that are refused before it looks for a model, and missing files."""
 
 from pathlib import Path
 
 import foreign
 import pytest
 
+from lightning_mmrl.app import predict as answer
 from lightning_mmrl.cli.main import main
-from lightning_mmrl.config import answer
 from lightning_mmrl.data.media.asked import chosen_media
 from lightning_mmrl.data.media.guard import GuardedDecoder
 from lightning_mmrl.errors import MediaError
@@ -56,7 +56,7 @@ def test_options_may_stand_anywhere(monkeypatch, arguments):
 
 
 def test_the_bounds_of_decoding_reach_the_decoder(monkeypatch, tmp_path):
-    """As `mmrl data` has them: its messages name these options."""
+    """`mmrl data` has the same options, which its messages name."""
     made = []
 
     def media(files, settings, decoder, **_):

@@ -1,4 +1,4 @@
-"""The password of a tracking address is in nothing that a command prints or leaves, and decides nothing."""
+"""The password of a tracking address is in no output and no file, and does not count as a changed configuration."""
 
 import json
 import sys
@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from lightning_mmrl.app.run import describe_run
+from lightning_mmrl.app.tracking import spool_folder
 from lightning_mmrl.cli.main import main
 from lightning_mmrl.cli.tables import print_comparison
 from lightning_mmrl.config.compose import compose
-from lightning_mmrl.config.run import describe_run
 from lightning_mmrl.config.specs import stage_specs
-from lightning_mmrl.config.tracking import spool_folder
 from lightning_mmrl.curriculum.compare import Comparison
 from lightning_mmrl.tracking.journal import Entry, Journal
 from lightning_mmrl.tracking.mlflow import MlflowRun
@@ -81,7 +81,7 @@ def test_the_report_shows_the_address_without_it(capsys, tmp_path):
 
 
 class Recording:
-    """A spool that keeps what it gets."""
+    """A spool that keeps its entries."""
 
     def __init__(self):
         self.entries = []
@@ -92,7 +92,7 @@ class Recording:
 
 def test_the_saved_configuration_has_the_address_without_it(tmp_path, monkeypatch):
     config = compose(["experiment=quickstart", f"tracking.uri={URI}"])
-    monkeypatch.setattr("lightning_mmrl.config.run.manifests", lambda config: {})
+    monkeypatch.setattr("lightning_mmrl.app.run.manifests", lambda config: {})
     spool = Recording()
     describe_run(config, MlflowRun("4f2a", spool), tmp_path / "config.yaml")
     text = (tmp_path / "config.yaml").read_text()

@@ -6,12 +6,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from lightning_mmrl.algorithms.corrections.importance import ImportanceCorrection
-from lightning_mmrl.config.build import build_algorithm
+from lightning_mmrl.app.preflight import rehearse
+from lightning_mmrl.app.stages import build_algorithm
 from lightning_mmrl.config.compose import compose_tree
-from lightning_mmrl.config.rehearsal import rehearse
-from lightning_mmrl.config.targets import build
 from lightning_mmrl.config.validate import validated
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.registry.targets import build
 
 KEY, TOP_P = "stages.reason.algorithm.correction", "stages.reason.sampling.top_p"
 TARGET = "lightning_mmrl.algorithms.corrections.importance.ImportanceCorrection"

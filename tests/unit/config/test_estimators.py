@@ -5,8 +5,8 @@ import re
 import pytest
 from omegaconf import OmegaConf
 
+from lightning_mmrl.app.run import check_all_targets
 from lightning_mmrl.config.compose import compose_tree
-from lightning_mmrl.config.run import check_all_targets
 from lightning_mmrl.config.validate import validated
 from lightning_mmrl.errors import ConfigError
 

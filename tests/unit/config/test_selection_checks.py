@@ -2,8 +2,8 @@
 
 import pytest
 
+from lightning_mmrl.app.preflight import rehearse
 from lightning_mmrl.config.compose import compose
-from lightning_mmrl.config.rehearsal import rehearse
 from lightning_mmrl.errors import ConfigError
 
 STAGE = "stages.reason.algorithm"

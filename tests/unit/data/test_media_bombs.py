@@ -15,7 +15,7 @@ from lightning_mmrl.types.media import MediaSettings
 from lightning_mmrl.types.records import MediaRef
 from lightning_mmrl.workers.serving import Limits
 
-HERE, TOOLS = Path(__file__).parent, Path(__file__).parents[3] / "tools"
+HERE = Path(__file__).parent
 
 QUICK = {
     "endless_index.mp4": "video cannot be decoded|video has no frames|decode_memory_mb",
@@ -53,10 +53,8 @@ def lossless_webp(path):
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bombs")
-    sys.path.insert(0, str(TOOLS))
     import media_bomb_files
 
-    sys.path.remove(str(TOOLS))
     own = {"header.png": ("image", header_png), "canvas.webp": ("image", canvas_webp)}
     own |= {"moving.webp": ("video", canvas_webp), "lossless.webp": ("image", lossless_webp)}
     tasks = []

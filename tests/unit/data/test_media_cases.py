@@ -57,7 +57,7 @@ def test_av_offset():
     """The sound's track begins a second after the picture's; its beep is at 5 s of its own clock."""
     flash, beep, seen_s, heard_s = flash_and_beep(None, None)
     assert flash == pytest.approx(5.0, abs=0.05)  # 100 frames out of 10 s
-    assert beep == pytest.approx(6.0, abs=0.02)  # what nobody notices; see tools/frame_truth.py
+    assert beep == pytest.approx(6.0, abs=0.02)  # what nobody notices; see tools/truth/frame_truth.py
     assert (seen_s, heard_s) == pytest.approx((10.0, 11.0), abs=0.03)  # AAC fills its last block of 23 ms
 
 

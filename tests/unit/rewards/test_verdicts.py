@@ -18,11 +18,8 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def tool():
-    sys.path.insert(0, str(ROOT / "tools"))
-    try:
-        import judge_verdicts
-    finally:
-        sys.path.remove(str(ROOT / "tools"))
+    import judge_verdicts
+
     return judge_verdicts
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-TOOLS = Path(__file__).parents[3] / "tools"
+TOOLS = Path(__file__).parents[3] / "tools" / "bench"
 MODULES = sorted(path.stem for path in TOOLS.glob("bench*.py"))
 
 # A worker without torch: it notes its name in a shared file for every step, and ends with an error when told to.
@@ -31,14 +31,10 @@ for line in sys.stdin:
 
 @pytest.fixture(scope="module")
 def tools():
-    """All modules of the benchmarks by name; the tools folder is no package."""
-    sys.path.insert(0, str(TOOLS))
-    try:
-        yield SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES if name != "bench_trl"})
-    finally:
-        sys.path.remove(str(TOOLS))
-        for name in MODULES:
-            sys.modules.pop(name, None)
+    """All modules of the benchmarks by name."""
+    yield SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES if name != "bench_trl"})
+    for name in MODULES:
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """A slice of the frame truth, and proof that it can fail: a wrong clock, a wrong decoder, lost and shifted sound."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -46,13 +45,9 @@ SLICE = (
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    sys.path.insert(0, str(ROOT / "tools"))
-    try:
-        import frame_truth
+    import frame_truth
 
-        return frame_truth
-    finally:
-        sys.path.remove(str(ROOT / "tools"))
+    return frame_truth
 
 
 @pytest.fixture(scope="module")

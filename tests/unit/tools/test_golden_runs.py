@@ -1,7 +1,6 @@
 """What the golden trajectories are read from: the table of runs, weights, and the file of a trajectory."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,15 +19,10 @@ runs:
 
 @pytest.fixture(scope="module")
 def tools():
-    """The modules; the tools folder is no package."""
-    sys.path.insert(0, str(ROOT / "tools"))
-    try:
-        import golden_reading
-        import golden_runs
+    import golden_reading
+    import golden_runs
 
-        yield golden_runs, golden_reading
-    finally:
-        sys.path.remove(str(ROOT / "tools"))
+    return golden_runs, golden_reading
 
 
 @pytest.fixture

@@ -1,0 +1,99 @@
+"""Samples that training would leave out or refuse: the same preparation, without training."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from lightning_mmrl.app.assembly import Assembly, ConsoleMonitor, quiet_libraries
+from lightning_mmrl.app.data_checks import Use, uses
+from lightning_mmrl.app.run import check_all_targets
+from lightning_mmrl.config.schema import RootConfig
+from lightning_mmrl.data.inspection import Inventory
+from lightning_mmrl.data.prepared import PreparedSet
+from lightning_mmrl.data.schema import Entry, Problem
+from lightning_mmrl.errors import DataError
+from lightning_mmrl.training.console import ConsoleProgress
+from lightning_mmrl.types.records import Sample
+
+UNUSABLE = "cannot be used"
+UNENCODABLE = "cannot be encoded"
+
+
+class EncodingCheck:
+    """Holds samples against an experiment: its stages' checks, its model's processor, its prompt and its positions.
+
+    Encoded media are kept in data.media.cache_dir, where training finds it.
+
+    Args:
+        config: The experiment.
+        media_root: Folder that media paths are relative to.
+        console: Shows how far it is.
+
+    Raises:
+        MmrlError: The experiment or the processor of its model cannot be loaded.
+    """
+
+    def __init__(self, config: RootConfig, media_root: Path, console: ConsoleProgress) -> None:
+        quiet_libraries()
+        check_all_targets(config)
+        self.parts = Assembly(config=config, console=console)
+        self._uses = uses(config)
+        self._media_root = media_root
+        self._pipeline = self.parts.pipeline(self.parts.encoder(self.parts.base_checkpoint()))
+
+    def note(self, manifests: Sequence[Path]) -> str:
+        """A line that says what was checked."""
+        model = self.parts.config.model.checkpoint
+        unused = [path.name for path in manifests if not self._uses_of(path)]
+        rest = f"; the experiment does not use {', '.join(unused)}, tried as prompts" if unused else ""
+        return f"encoding checked with the processor of {model}{rest}"
+
+    def run(self, inventory: Inventory) -> Inventory:
+        """Moves the lines to the problems that training would refuse or leave out."""
+        entries, problems = [], list(inventory.problems)
+        for path in inventory.manifests:
+            own = [entry for entry in inventory.entries if entry.file == str(path)]
+            found = self._problems(path, own)
+            entries += [entry for entry in own if entry.line not in found]
+            problems += found.values()
+        return replace(inventory, entries=tuple(entries), problems=tuple(problems))
+
+    def _problems(self, path: Path, entries: Sequence[Entry]) -> dict[int, Problem]:
+        own = self._uses_of(path)
+        with_targets = all(entry.sample.messages[-1].role == "assistant" for entry in entries)
+        kinds = sorted({use.supervised for use in own}) or [with_targets]
+        found: dict[int, Problem] = {}
+
+        def note(entry: Entry, group: str, reason: str) -> None:
+            problem = Problem(file=entry.file, line=entry.line, group=group, reason=reason)
+            found.setdefault(entry.line, problem)
+
+        for entry in entries:
+            try:
+                for supervised in kinds:
+                    self._set([entry.sample], supervised=supervised).check(path.name)
+                for use in own:
+                    for check in use.checks:
+                        check(use.manifest, [entry.sample])
+            except DataError as error:
+                note(entry, UNUSABLE, str(error).removeprefix(f"{path.name}: "))
+        for supervised in kinds:
+            rest = [entry for entry in entries if entry.line not in found]
+            prepared = self._set([entry.sample for entry in rest], supervised=supervised)
+            faults = prepared.faults(path.name, ConsoleMonitor(self.parts.console, None))
+            for entry in rest:
+                if entry.sample.id in faults:
+                    note(entry, UNENCODABLE, faults[entry.sample.id])
+        return found
+
+    def _set(self, samples: Sequence[Sample], *, supervised: bool) -> PreparedSet:
+        return PreparedSet(
+            samples,
+            media_root=self._media_root,
+            pipeline=self._pipeline,
+            template=self.parts.template,
+            supervised=supervised,
+        )
+
+    def _uses_of(self, path: Path) -> list[Use]:
+        return [use for use in self._uses if (use.root / use.manifest).resolve() == path.resolve()]

@@ -1,0 +1,118 @@
+"""Answers to a single question, with everything a handoff says about how it was trained."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from lightning_mmrl.app.assembly import Assembly, quiet_libraries
+from lightning_mmrl.config.schema import (
+    DataConfig,
+    EvaluationConfig,
+    MediaConfig,
+    ModelConfig,
+    PromptConfig,
+    RootConfig,
+)
+from lightning_mmrl.curriculum.facts import check_facts
+from lightning_mmrl.curriculum.handoff import SEAL
+from lightning_mmrl.curriculum.lineage import checked_handoff
+from lightning_mmrl.data.collate import EncodedSample, collate_prompts
+from lightning_mmrl.data.media.asked import Medium, check_read, chosen_media
+from lightning_mmrl.data.media.guard import DecodeTask
+from lightning_mmrl.data.pipeline import MediaPipeline
+from lightning_mmrl.prompts.template import question_about
+from lightning_mmrl.registry.families import loaded_family
+from lightning_mmrl.training.console import ConsoleProgress
+from lightning_mmrl.types.records import Completion, Message, Sample
+from lightning_mmrl.workers.pool import CallResult
+
+
+def answer_question(
+    checkpoint: Path,
+    files: Sequence[Path],
+    *,
+    question: str,
+    sound: Path | None = None,
+    hear: bool = True,
+    max_new_tokens: int | None = None,
+    deadline_s: float = 30.0,
+    memory_mb: int = 1024,
+) -> tuple[Completion, tuple[Medium, ...]]:
+    """The greedy answer of a handoff to a question about what some files hold, and what that was.
+
+    Args:
+        checkpoint: A stage's handoff folder.
+        files: Videos, pictures and sounds, in the order in which they are shown; none for a question about text alone.
+        question: What to ask.
+        sound: A file whose sound is heard in place of the videos' own.
+        hear: False to leave out the sound of videos.
+        max_new_tokens: Longest answer, at least 1; None takes the checkpoint's own limit.
+        deadline_s: Seconds that decoding one medium may take.
+        memory_mb: MiB that it may take.
+
+    Raises:
+        StageError: The folder is not a complete handoff, or says what no run writes.
+        MediaError: A file does not exist, cannot be decoded or encoded, or holds what the model does not read.
+        ConfigError: The question holds a media tag or a control token.
+    """
+    quiet_libraries()
+    facts = checked_handoff(checkpoint)
+    check_facts(facts, checkpoint / SEAL)
+    family = loaded_family(facts["family"], checkpoint / SEAL)
+    config = _config(facts, family)
+    config.data.media.decode_deadline_s, config.data.media.decode_memory_mb = deadline_s, memory_mb
+    parts = Assembly(config=config, console=ConsoleProgress())
+    media = chosen_media(files, parts.media_settings, parts.decoder, sound=sound, hear=hear)
+    messages = (Message(role="user", content=question_about([ref.kind for _, ref in media], question)),)
+    encoder = parts.encoder(checkpoint)
+    check_read(media, encoder)
+    pipeline = parts.pipeline(encoder)
+    encoded = _encoded(media, pipeline, parts.console)
+    prompt = encoder.encode_prompt(parts.template.apply(messages), parts.template.prefill, encoded)
+    sample = Sample(id="question", messages=messages, media=tuple(ref for _, ref in media))
+    batch = collate_prompts([EncodedSample(sample=sample, prompt=prompt)], encoder.pad_token_id)
+    policy = parts.policy(checkpoint, encoder, 1.0)
+    engine = parts.engine(policy, encoder, facts["max_new_tokens"] if max_new_tokens is None else max_new_tokens)
+    rollout = engine.generate(batch, group_size=1, seeds=[[0]], greedy=True)
+    return rollout.completions[0], media
+
+
+def _encoded(media: Sequence[Medium], pipeline: MediaPipeline, console: ConsoleProgress) -> list[dict[str, Tensor]]:
+    """Each medium as training sees it, decoded by workers; what decoders find odd is said."""
+    tasks = [DecodeTask(path=path, ref=ref, settings=pipeline.settings) for path, ref in media]
+    outcomes: dict[int, CallResult] = {}
+    pipeline.decoder.decode_all(tasks, outcomes.__setitem__)
+    encoded = [pipeline.encode_file(task.path, outcomes[index]) for index, task in enumerate(tasks)]
+    for index in range(len(tasks)):
+        for warning in outcomes[index].value.warnings:
+            console.say(f"warning: {warning}")
+    return encoded
+
+
+def _config(facts: dict, family: dict) -> RootConfig:
+    media = facts["media"]
+    return RootConfig(
+        run_name="predict",
+        model=ModelConfig(
+            checkpoint="",
+            family=family,
+            dtype=facts["dtype"],
+            # A handoff that does not say was trained before there was a choice.
+            position_rule=facts.get("position_rule", "transformers"),
+            audio_in_video=facts.get("audio_in_video", "separate"),
+        ),
+        data=DataConfig(
+            root="",
+            labels=facts["labels"],
+            media=MediaConfig(
+                num_frames=media["num_frames"],
+                max_duration_s=media["max_duration_s"],
+                max_pixels=media["max_pixels"],
+                max_bytes=media["max_bytes"],
+                cache_dir="",
+            ),
+        ),
+        prompt=PromptConfig(**facts["prompt"]),
+        evaluation=EvaluationConfig(sets={}, max_new_tokens=facts["max_new_tokens"]),
+    )

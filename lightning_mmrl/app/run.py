@@ -1,0 +1,232 @@
+"""One run of a curriculum: its folder, its tracker, its orchestrator and its report."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from omegaconf import OmegaConf
+
+from lightning_mmrl.app.assembly import Assembly, quiet_libraries, training_sources
+from lightning_mmrl.app.data_checks import check_data
+from lightning_mmrl.app.leader import Follower, Leader
+from lightning_mmrl.app.preflight import rehearse
+from lightning_mmrl.app.stages import CheckpointEvaluator, StageBuilder
+from lightning_mmrl.app.tracking import absolute_sqlite, spool_folder
+from lightning_mmrl.config.checks.rollout import require_engine
+from lightning_mmrl.config.schema import RootConfig
+from lightning_mmrl.config.specs import manifest_digests, stage_specs
+from lightning_mmrl.curriculum.compare import Comparison, compare_stages
+from lightning_mmrl.curriculum.manifest import Manifest
+from lightning_mmrl.curriculum.orchestrator import Curriculum, StageOrchestrator
+from lightning_mmrl.curriculum.safety import told_what_is_safe
+from lightning_mmrl.curriculum.selection import Selection
+from lightning_mmrl.curriculum.spec import source_stage
+from lightning_mmrl.errors import ConfigError, GateError
+from lightning_mmrl.evaluation.intervals import ClusterBootstrap
+from lightning_mmrl.files import write_json, write_whole
+from lightning_mmrl.protocols.plain import TrackedRun, Tracker
+from lightning_mmrl.registry import targets
+from lightning_mmrl.registry.own_code import FLAG, opened_now
+from lightning_mmrl.stages.evaluate import SUMMARY
+from lightning_mmrl.tracking.mlflow import MlflowTracker
+from lightning_mmrl.tracking.null import NullTracker
+from lightning_mmrl.training.console import ConsoleProgress
+from lightning_mmrl.training.group import RankGroup
+from lightning_mmrl.types.records import StageResult, StageSpec
+from lightning_mmrl.types.redaction import redacted_tree
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishedRun:
+    """A finished run: its folder, its stages and how they compare."""
+
+    directory: Path
+    tracking_uri: str | None
+    results: list[StageResult]
+    comparison: Comparison
+    ended_by_gate: str | None = None
+
+
+def run_curriculum(
+    config: RootConfig,
+    console: ConsoleProgress,
+    selection: Selection | None = None,
+    group: RankGroup | None = None,
+) -> FinishedRun | None:
+    """Runs or continues the curriculum of a configuration; all ranks of a group call it, this process alone by default.
+
+    Returns:
+        What the run came to, on rank 0; None on the others.
+
+    Raises:
+        MmrlError: With one sentence, before anything is written if the configuration is at fault.
+    """
+    quiet_libraries()
+    check_all_targets(config)
+    require_engine(config)
+    parts = Assembly(config=config, console=console, group=group or RankGroup())
+    with parts.group.first():
+        directory = writable(Path(config.output_dir)) / config.run_name
+        parts.ensure_data()
+    for warning in check_data(config):
+        parts.console.say(f"warning: {warning}")
+    specs = stage_specs(config, manifest_digests(config))
+    build, evaluate = StageBuilder(parts, specs), CheckpointEvaluator(parts, specs[-1].name)
+    if not parts.group.leads:
+        Follower(parts.group, specs, build, evaluate).run()
+        return None
+    with Leader(parts.group, build, evaluate) as leader:
+        return _lead(parts, specs, directory, leader, selection)
+
+
+def _lead(
+    parts: Assembly, specs: Sequence[StageSpec], directory: Path, leader: Leader, selection: Selection | None
+) -> FinishedRun:
+    """The run as rank 0 sees it: the only one that decides, writes down and tracks."""
+    config = parts.config
+    resolved = directory / "config.yaml"
+    curriculum = Curriculum(name=config.run_name, stages=specs, base=parts.base_folder, facts=parts.facts())
+    orchestrator = StageOrchestrator(
+        curriculum,
+        directory,
+        build_stage=leader.build_stage,
+        evaluate=leader.evaluate,
+        tracker=lambda: open_tracker(config),
+        on_start=lambda parent: describe_run(config, parent, resolved),
+        say=parts.console.say,
+    )
+    ended_by_gate = None
+    with told_what_is_safe(directory, specs), _locked(directory):
+        try:
+            results = orchestrator.run(selection)
+        except GateError as error:
+            results, ended_by_gate = orchestrator.finished(), str(error)
+        note_report(config, directory)
+        comparison = _compare(config, specs, directory, results)
+        write_json(directory / "comparison.json", asdict(comparison))
+    return FinishedRun(
+        directory=directory,
+        tracking_uri=config.tracking.uri,
+        results=results,
+        comparison=comparison,
+        ended_by_gate=ended_by_gate,
+    )
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Keeps a second process out of a run folder: it would delete what the first one trains.
+
+    Raises:
+        ConfigError: Another process works in it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(directory / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise ConfigError(
+            f"run folder {directory} is in use by another process; wait for it, or set another run_name"
+        ) from error
+
+
+def _compare(
+    config: RootConfig, specs: Sequence[StageSpec], directory: Path, results: Sequence[StageResult]
+) -> Comparison:
+    """Each evaluated stage beside the one whose weights it started from."""
+    evaluated = {
+        result.name: result
+        for result in results
+        if (directory / result.handoff).with_name("evaluation").joinpath(SUMMARY).is_file()
+    }
+    folders = {name: (directory / result.handoff).with_name("evaluation") for name, result in evaluated.items()}
+    sources: dict[str, str | None] = {}
+    for spec in specs:
+        source = source_stage(spec, config.order)
+        if spec.name in evaluated and source in evaluated:
+            same = evaluated[source].handoff_digest == evaluated[spec.name].input_digest
+            sources[spec.name] = source if same else None
+    bootstrap = ClusterBootstrap(num_resamples=config.evaluation.num_resamples)
+    return compare_stages(folders, sources, config.data.labels, bootstrap)
+
+
+def check_all_targets(config: RootConfig) -> None:
+    """Binds every `_target_` and builds the light ones before anything is loaded or written.
+
+    Raises:
+        ConfigError: A target does not exist, has no such parameter, refuses its values or does not fit its place.
+    """
+    for name in config.order:
+        targets.check_targets(asdict(config.stages[name]), f"stages.{name}")
+    targets.check_targets(asdict(config.model), "model")
+    targets.check_targets(asdict(config.data), "data")
+    rehearse(config)
+
+
+def writable(directory: Path) -> Path:
+    """The folder, created; it can be written to.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"output_dir {directory} cannot be written ({os.strerror(error.errno or 0)}); choose another output_dir"
+        ) from error
+    return directory
+
+
+def open_tracker(config: RootConfig) -> Tracker:
+    """The configured tracker."""
+    uri = config.tracking.uri
+    if uri is None:
+        return NullTracker()
+    return MlflowTracker(absolute_sqlite(uri), config.tracking.experiment, spool_folder(config, uri))
+
+
+def note_report(config: RootConfig, directory: Path) -> None:
+    """Says in the run of `mlflow run`, if nothing was left to train and it stayed empty, which run it reports."""
+    trained = Manifest.read(directory).tracking_id
+    if trained is None or os.environ.get("MLFLOW_RUN_ID") in (None, "", trained):
+        return
+    tracker = open_tracker(config)
+    if isinstance(tracker, MlflowTracker):
+        tracker.note_report(trained)
+    tracker.close()
+
+
+def describe_run(config: RootConfig, parent: TrackedRun, resolved: Path) -> None:
+    """Writes the resolved configuration, without credentials, and tells the tracker about it and about the data."""
+    # For who reads it: a comment opens nothing.
+    opened = f"# run with {FLAG} {','.join(opened_now())}\n" if opened_now() else ""
+    write_whole(resolved, opened + OmegaConf.to_yaml(redacted_tree(asdict(config))))
+    parent.log_artifact(resolved, "config")
+    for context, (root, manifest) in manifests(config).items():
+        path = root / manifest
+        content = path.read_bytes()
+        profile: dict[str, Any] = {"num_samples": sum(1 for line in content.splitlines() if line.strip())}
+        parent.log_dataset(manifest, hashlib.sha256(content).hexdigest(), str(path), context, profile)
+
+
+def manifests(config: RootConfig) -> dict[str, tuple[Path, str]]:
+    """What every manifest of the run is used for, and its folder and name."""
+    root = Path(config.data.root)
+    found = {}
+    for name in config.order:
+        sources = training_sources(config, config.stages[name].data)
+        found |= {
+            name if len(sources) == 1 else f"{name}/{source.name}": (source.root, source.manifest) for source in sources
+        }
+    if config.data.validation is not None:
+        found["validation"] = (root, config.data.validation)
+    return found | {name: (root, manifest) for name, manifest in config.evaluation.sets.items()}

@@ -1,0 +1,58 @@
+"""The command of a vLLM server that fits a configuration."""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import torch
+
+from lightning_mmrl.app.assembly import Assembly, quiet_libraries
+from lightning_mmrl.config.schema import RootConfig
+from lightning_mmrl.registry import targets
+from lightning_mmrl.rollout.vllm.flags import require_same_scheme
+from lightning_mmrl.rollout.vllm.keys import VARIABLE, Key, serving_key
+from lightning_mmrl.rollout.vllm.settings import (
+    ENVIRONMENT,
+    VLLMSettings,
+    flags,
+    server_arguments,
+    write_model,
+)
+from lightning_mmrl.training.console import ConsoleProgress
+
+OPEN_DOORS = ("VLLM_ALLOW_INSECURE_SERIALIZATION", "VLLM_API_KEY")
+"""Variables that a server does not get: with the first it unpickles what it is sent; the second is one more key, which
+no trainer shows."""
+
+
+def server_command(config: RootConfig, more: Mapping[str, str]) -> tuple[list[str], dict[str, str], Key]:
+    """Arguments and environment of a process that serves, and the key it asks for; the model's folder is written.
+
+    Args:
+        config: Of the run.
+        more: Further flags of vLLM (`serving_flags`).
+
+    Raises:
+        ConfigError: A part of the configuration is refused.
+        StageError: The model cannot be loaded.
+    """
+    quiet_libraries()
+    parts = Assembly(config=config, console=ConsoleProgress())
+    settings: VLLMSettings = targets.build(config.rollout["settings"], "rollout.settings")
+    assert settings.server is not None
+    require_same_scheme(settings.server.url, more)
+    key = serving_key(more.get("--host", urlsplit(settings.server.url).hostname or ""), settings.server.key_file)
+    checkpoint = parts.base_checkpoint()
+    encoder = parts.encoder(checkpoint)
+    folder = Path(config.output_dir).absolute() / "served" / checkpoint.name
+    write_model(encoder, folder)
+    arguments = settings.arguments(getattr(torch, config.model.dtype), list(encoder.banned_token_ids()))
+    command = [sys.executable, "-m", "lightning_mmrl.rollout.vllm.launch", "--model", str(folder)]
+    command += flags({**arguments, **server_arguments(settings.server)})
+    command += [part for name, value in more.items() for part in (name, value) if part]
+    own = {name: value for name, value in os.environ.items() if name not in OPEN_DOORS}
+    # The development mode is what can take weights. The key goes by the environment: all users can read arguments.
+    environment = {**ENVIRONMENT, **own, "VLLM_SERVER_DEV_MODE": "1", VARIABLE: key.value}
+    return command, environment, key

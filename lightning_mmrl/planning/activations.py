@@ -1,0 +1,104 @@
+"""What the blocks of a model keep of each row of activations until the backward pass, in bytes.
+
+Counted module by module from what torch's autograd saves in transformers' blocks under this package's attention; tests
+compare the sums with the tensors that it saves. Sizes: D width of the block, I of its feed-forward layers, Q and K of
+all query and key heads.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lightning_mmrl.config.schema import TrainerConfig
+from lightning_mmrl.planning.shapes import Linear, Stack
+
+BYTES = {"float32": 4, "bfloat16": 2, "float64": 8}
+HALF, SINGLE = 2, 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Precision:
+    """Bytes of a number: weights and adapters as they are stored, and what passes compute with.
+
+    Attributes:
+        stored: Of weights.
+        adapter: Of adapter weights as they are stored.
+        adapting: Of adapter weights in a pass.
+        computed: Of the outputs of linear layers.
+        stream: Of what runs through the blocks between them.
+        reduced: Of gradients while ranks sum them.
+        autocast: True if torch casts weights and inputs, operation by operation.
+    """
+
+    stored: int
+    adapter: int
+    adapting: int
+    computed: int
+    stream: int
+    reduced: int
+    autocast: bool = False
+
+    @classmethod
+    def of(cls, trainer: TrainerConfig, dtype: str) -> "Precision":
+        """The precision of a stage whose model is loaded in `dtype`."""
+        stored, single = BYTES[dtype], max(BYTES[dtype], SINGLE)
+        sharded, kind = trainer.strategy == "fsdp2", trainer.precision
+        if kind in ("bf16-true", "16-true", "64-true"):
+            size = 8 if kind == "64-true" else HALF
+            reduced = max(size, SINGLE) if sharded else size
+            return cls(stored=size, adapter=size, adapting=size, computed=size, stream=size, reduced=reduced)
+        if kind == "32-true":
+            return cls(stored=stored, adapter=single, adapting=single, computed=stored, stream=stored, reduced=stored)
+        if sharded:
+            return cls(stored=stored, adapter=single, adapting=HALF, computed=HALF, stream=HALF, reduced=SINGLE)
+        return cls(
+            stored=stored,
+            adapter=single,
+            adapting=HALF,
+            computed=HALF,
+            stream=stored,
+            reduced=stored,
+            autocast=stored != HALF,
+        )
+
+
+def kept_per_row(stack: Stack, precision: Precision, *, trains: bool, adapted: Sequence[Linear], rank: int) -> int:
+    """What one block keeps of a row, if a gradient goes through it.
+
+    - norms: an RMS norm the input in float32 and, if it trains, the normalized states; a layer norm its input; both
+      their float32 statistics;
+    - linear layers: their input if they train, one tensor for all that read the same, or a cast copy each;
+    - adapters: the input of A, a copy each where adapters are stored in another type, and its output;
+    - attention: queries, keys, values, output and the float32 log-sum-exp; in towers also the output in the order of
+      the windows;
+    - the activation function: I for each factor that it needs.
+    """
+    computed, tower = precision.computed, bool(stack.input_values)
+    # Under autocast a tower begins with a convolution in half precision, the decoder with float32 embeddings.
+    stream = computed if tower else precision.stream
+    norms = 2 * stack.width * (SINGLE + stream * trains if stack.rms_norms else stream)
+    norms += 2 * SINGLE * (1 if stack.rms_norms else 2)
+    if stack.normed_heads:
+        num_heads = stack.heads + stack.heads * stack.keys // stack.queries
+        norms += (stack.queries + stack.keys) * (SINGLE + computed * trains) + SINGLE * num_heads
+    attention = stream * (2 * stack.queries + stack.keys) + computed * stack.keys + SINGLE * stack.heads
+    attention += computed * stack.queries * tower
+    inputs = _inputs(stack, precision, adapted=adapted, trains=trains)
+    ranks = precision.adapting * rank * len(adapted)
+    return norms + attention + inputs + ranks + stack.inner_copies * stack.inner * computed
+
+
+def computed_per_row(stack: Stack, precision: Precision) -> int:
+    """What one block holds of a row at most while it is computed, without keeping anything."""
+    return 3 * stack.inner * precision.computed + stack.width * (2 * precision.stream + precision.computed + SINGLE)
+
+
+def _inputs(stack: Stack, precision: Precision, *, adapted: Sequence[Linear], trains: bool) -> int:
+    """Inputs of linear layers that are kept; the output of attention is kept by it already."""
+    readers = stack.linears if trains else adapted
+    copied = precision.autocast or (not trains and precision.adapting != precision.computed)
+    if copied:
+        size = precision.computed if precision.autocast else precision.adapting
+        own = sum(linear.inputs for linear in readers if not (trains and linear.reads == "inner"))
+        return size * own + (precision.computed * stack.inner if trains else 0)
+    shared = {linear.reads: linear.inputs for linear in readers if linear.reads != "attention"}
+    return precision.computed * sum(shared.values())

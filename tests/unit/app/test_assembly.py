@@ -1,0 +1,184 @@
+"""What the parts of a run take from its configuration, and write down."""
+
+import json
+import threading
+import time
+
+import families
+import foreign
+import pytest
+
+from lightning_mmrl.app.assembly import Assembly, ConsoleMonitor, adapter_settings, training_sources
+from lightning_mmrl.config.compose import compose
+from lightning_mmrl.data.prepared import Quarantined
+from lightning_mmrl.errors import ConfigError, StageError
+from lightning_mmrl.models.adapters import AdapterSettings
+from lightning_mmrl.models.encoders import MediaEncoder
+
+
+class Console:
+    """Remembers what is said."""
+
+    def __init__(self):
+        self.said = []
+
+    def say(self, text):
+        self.said.append(text)
+
+
+def test_the_limit_of_a_stage_is_that_of_its_sources_unless_they_have_their_own():
+    key = "stages.reason.data"
+    both = f"+{key}.sources={{one: {{manifest: a.jsonl}}, two: {{manifest: b.jsonl, limit: 3}}}}"
+    for limit in (f"{key}.limit=7", "data.limit=7"):
+        config = compose([f"{key}.manifest=null", both, limit])
+        assert [each.limit for each in training_sources(config, config.stages["reason"].data)] == [7, 3]
+
+
+def test_a_sample_that_is_left_out_again_is_written_down_once(tmp_path):
+    path = tmp_path / "run" / "quarantine.jsonl"
+
+    def left_out(manifest, *names, reason="broken"):
+        items = [Quarantined(sample_id=name, reason=reason) for name in names]
+        ConsoleMonitor(Console(), path).quarantine(manifest, 5, items)
+
+    left_out("a.jsonl", "x", 'y", "reason": "z')
+    left_out("a.jsonl", "x", "z", reason="still broken")
+    left_out("b.jsonl", "x")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(each["manifest"], each["sample_id"]) for each in rows] == [
+        ("a.jsonl", "x"),
+        ("a.jsonl", 'y", "reason": "z'),
+        ("a.jsonl", "z"),
+        ("b.jsonl", "x"),
+    ]
+
+
+def test_an_encoder_is_built_as_the_model_says_and_the_hand_over_repeats_it(tmp_path):
+    folder = families.build("qwen2_5_omni", tmp_path / "omni")
+    for rule, how in (("previous_maximum", "separate"), ("transformers", "interleaved")):
+        config = compose([f"model.position_rule={rule}", f"model.audio_in_video={how}"])
+        parts = Assembly(config=config, console=Console())
+        encoder = parts.encoder(folder)
+        assert (encoder.position_rule, encoder.audio_in_video) == (rule, how)
+        assert {"position_rule": rule, "audio_in_video": how}.items() <= parts.facts().items()
+
+
+def test_a_model_without_ears_cannot_interleave(tmp_path):
+    parts = Assembly(config=compose(["model=tiny_qwen3", "model.audio_in_video=interleaved"]), console=Console())
+    with pytest.raises(ConfigError, match=r"model.audio_in_video is 'interleaved', but Qwen3 reads no"):
+        parts.encoder(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    folder = families.build("qwen2_5_omni", tmp_path_factory.mktemp("omni"))
+    return families.FAMILIES["qwen2_5_omni"].backbone.from_checkpoint(folder)
+
+
+@pytest.mark.parametrize("num_frozen", [0, 1, 2])
+def test_a_stage_keeps_the_outputs_of_its_towers_if_all_of_them_are_frozen(num_frozen, backbone, tmp_path):
+    cache = f"+model.feature_cache={{directory: {tmp_path / 'features'}, max_bytes: 1000}}"
+    parts = Assembly(config=compose(["stages.reason.freeze=[vision,audio]", cache]), console=Console())
+    for number, tower in enumerate(backbone.towers):
+        tower.requires_grad_(number >= num_frozen)
+    found = parts.feature_cache("reason", MediaEncoder(backbone))
+    if num_frozen == len(backbone.towers):
+        assert found is not None
+        assert parts.console.said == []
+    else:
+        assert found is None
+        assert parts.console.said == ["stage reason trains a media tower, so it does not use model.feature_cache"]
+
+
+def test_there_is_no_feature_cache_unless_it_is_asked_for(backbone):
+    parts = Assembly(config=compose([]), console=Console())
+    backbone.model.requires_grad_(False)
+    assert parts.feature_cache("reason", MediaEncoder(backbone)) is None
+    assert parts.console.said == []
+
+
+def test_an_adapter_has_usual_sizes_and_its_targets_are_one_or_several():
+    def settings(text):
+        return adapter_settings(compose([f"stages.reason.adapter={text}"]).stages["reason"].adapter)
+
+    assert settings("{}") == AdapterSettings() == AdapterSettings(r=16, alpha=32, targets=("all",), groups=("text",))
+    several = settings("{r: 8, dropout: 0.5, targets: [q_proj, mlp], groups: [vision, text]}")
+    expected = AdapterSettings(r=8, dropout=0.5, targets=("q_proj", "mlp"), groups=("vision", "text"))
+    assert several == expected
+
+
+def test_a_stage_says_what_its_adapter_changes(tmp_path):
+    folder = families.build("qwen2_5_omni", tmp_path / "omni")
+    for dropout, num_said in ((0.0, 1), (0.2, 2)):
+        config = compose([f"stages.reason.adapter={{r: 2, alpha: 2, dropout: {dropout}, targets: q_proj}}"])
+        parts = Assembly(config=config, console=Console())
+        policy = parts.policy(folder, parts.encoder(folder), 1.0)
+        parts.adapt(policy, config.stages["reason"].adapter, "reason")
+        # Two layers of 64 inputs and outputs.
+        first = "stage reason trains an adapter of 512 parameters; all weights stay as they are"
+        copies = "each completion is scored behind a copy of its prompt: dropout of 0.2 would draw one noise for all "
+        assert parts.console.said[0] == first
+        assert len(parts.console.said) == num_said
+        assert all(line.startswith(copies) for line in parts.console.said[1:])
+
+
+def test_two_runs_of_a_seed_build_one_base_model(tmp_path, monkeypatch):
+    """Started at once, as seeds of a campaign are: the second finds what the first built."""
+    built = []
+
+    def slow(node, path, *, directory):
+        built.append(directory)
+        time.sleep(0.3)
+        directory.mkdir()
+        (directory / "config.json").write_text("{}")
+
+    monkeypatch.setattr("lightning_mmrl.app.assembly.targets.build", slow)
+    config = compose(["model=tiny_omni", f"output_dir={tmp_path}"])
+    found = []
+    runs = [
+        threading.Thread(target=lambda: found.append(Assembly(config=config, console=Console()).base_checkpoint()))
+        for _ in range(2)
+    ]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join()
+    assert len(built) == 1
+    assert found == [tmp_path / "models" / "tiny_omni-seed0"] * 2
+
+
+@pytest.mark.parametrize("name", [foreign.WEIGHTS, "config.json", "chat_template.jinja"])
+def test_a_handoff_as_the_base_model_is_checked(name, tmp_path):
+    """`mmrl serve` and the check of encodings take it from here."""
+    handoff = foreign.write(tmp_path / "handoff", {})
+    parts = Assembly(config=compose([f"model.checkpoint={handoff}"]), console=Console())
+    assert parts.base_checkpoint() == handoff
+    (handoff / name).write_text("evil")
+    with pytest.raises(StageError, match=f"{name} is missing or changed since the stage wrote it"):
+        parts.base_checkpoint()
+
+
+def test_what_several_stages_would_say_alike_is_said_once(tmp_path):
+    console = Console()
+    monitor = ConsoleMonitor(console, tmp_path / "quarantine.jsonl")
+    items = [Quarantined(sample_id="x", reason="broken")]
+    for _ in range(2):
+        monitor.quarantine("a.jsonl", 5, items)
+        monitor.warn("a.jsonl", ["one.wav: odd"])
+    assert console.said == [
+        f"a.jsonl: 1 of 6 samples left out, all named in {tmp_path / 'quarantine.jsonl'}",
+        "  x: broken",
+        "a.jsonl: warning: one.wav: odd",
+    ]
+    monitor.quarantine("b.jsonl", 5, items)
+    monitor.quarantine("a.jsonl", 4, [*items, Quarantined(sample_id="y", reason="broken")])
+    assert [line.split(":")[0] for line in console.said[3:] if line[0] != " "] == ["b.jsonl", "a.jsonl"]
+
+
+def test_of_many_warnings_the_first_are_said(tmp_path):
+    console = Console()
+    ConsoleMonitor(console, tmp_path / "quarantine.jsonl").warn("a.jsonl", [f"{index}: odd" for index in range(13)])
+    assert len(console.said) == 11
+    assert console.said[-1] == "a.jsonl: 3 more such warnings; mmrl data validate shows all"
+    ConsoleMonitor(console, None).warn("a.jsonl", ["another rank"])
+    assert len(console.said) == 11

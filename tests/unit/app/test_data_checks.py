@@ -1,0 +1,148 @@
+"""What a sample lacks for its use is said before anything trains, wherever in the run it would be needed."""
+
+import json
+
+import pytest
+
+from lightning_mmrl.app.data_checks import check_data
+from lightning_mmrl.config.compose import compose
+from lightning_mmrl.errors import DataError
+
+TARGET = {"role": "assistant", "content": "<think>a smile</think><answer>happy</answer>"}
+NAMES = ("train", "cold_start", "validation", "test", "ood")
+
+
+def row(name="good", *more, content="Which?", **columns):
+    return {"id": name, "messages": [{"role": "user", "content": content}, *more], "solution": "happy", **columns}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(manifest, *rows):
+        (tmp_path / f"{manifest}.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+
+    for name in NAMES:
+        write(name, row("good", *([TARGET] if name == "cold_start" else [])))
+    (tmp_path / "one.png").write_bytes(b"never opened")
+    return write
+
+
+@pytest.fixture
+def check(tmp_path, write):
+    return lambda *overrides: check_data(compose([f"data.root={tmp_path}", *overrides]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_missing_or_wrong_manifest_is_named(name, check, tmp_path):
+    check()
+    path = tmp_path / f"{name}.jsonl"
+    path.write_text(path.read_text() + "{\n")
+    with pytest.raises(DataError, match=f"{name}.jsonl:2: not valid JSON"):
+        check()
+    path.unlink()
+    with pytest.raises(DataError, match=f"{name}.jsonl does not exist"):
+        check()
+
+
+@pytest.mark.parametrize("name", ["train", "validation", "test", "ood"])
+@pytest.mark.parametrize("solution", [None, "bored"])
+def test_a_solution_that_someone_reads_must_be_a_label(name, solution, write, check):
+    write(name, row(), row("bad", solution=solution))
+    with pytest.raises(
+        DataError, match=rf"^{name}.jsonl: sample 'bad' has the solution {solution!r}, which names none"
+    ):
+        check()
+
+
+def test_a_solution_that_nobody_reads_may_be_anything(write, check):
+    write("cold_start", row("bad", TARGET, solution=None))
+    check()
+    write("validation", row("bad", solution=None))
+    check("stages.reason.validate_every=null")
+    write("train", row("bad", solution="seven"))
+    math = "stages.reason.rewards.parts.label={_target_: lightning_mmrl.rewards.math_answer.MathAnswer}"
+    with pytest.raises(DataError, match="'seven'"):
+        check("stages.reason.validate_every=null")
+    check("stages.reason.validate_every=null", f"~{math.partition('=')[0]}", f"+{math}")
+
+
+def test_only_the_samples_that_are_used_are_held_to_it(write, check):
+    for name in ("train", "test", "validation"):
+        write(name, row(), row("bad", solution=None))
+    limits = ["evaluation.limit=1", "stages.reason.data.limit=1", "data.validation_limit=1"]
+    check(*limits)
+    for missing in range(3):
+        with pytest.raises(DataError, match="sample 'bad'"):
+            check(*limits[:missing], *limits[missing + 1 :])
+
+
+def test_a_sample_without_a_target_cannot_be_imitated(write, check):
+    write("cold_start", row("good", TARGET), row("bad"))
+    with pytest.raises(DataError, match=r"^cold_start.jsonl: sample bad has no assistant turn to learn from; add one"):
+        check()
+
+
+def test_targets_begin_with_the_prefill(write, check):
+    check("prompt.prefill='<think>'")
+    write("cold_start", row("good", TARGET), row("bad", {"role": "assistant", "content": "happy"}))
+    check()
+    with pytest.raises(DataError, match=r"^cold_start.jsonl: sample bad: the assistant turn 'happy' does not start"):
+        check("prompt.prefill='<think>'")
+
+
+def test_an_evaluation_set_needs_prompts(write, check):
+    write("ood", {**row("bad"), "messages": [{"role": "system", "content": "x"}]})
+    with pytest.raises(DataError, match=r"^ood.jsonl: sample bad: a prompt has no user turn"):
+        check()
+
+
+def test_media_are_those_of_each_stages_own_module(write, check):
+    write("train", row("bad", content="<image>Which?", images=["one.png"]))
+    check()
+    module = "{_target_: lightning_mmrl.data.datamodules.VideoDataModule}"
+    check(f"stages.cold_start.data.module={module}")
+    with pytest.raises(DataError, match=r"^train.jsonl: sample bad has <image> media, which VideoDataModule does not"):
+        check(f"stages.reason.data.module={module}")
+    write("train", row())
+    write("validation", row("bad", content="<image>Which?", images=["one.png"]))
+    with pytest.raises(DataError, match=r"^validation.jsonl: sample bad has <image> media"):
+        check(f"stages.reason.data.module={module}")
+
+
+def test_a_balance_needs_solutions(write, check):
+    write("cold_start", row("good", TARGET), row("bad", TARGET, solution=None))
+    with pytest.raises(DataError, match=r"^cold_start.jsonl: sample bad has no solution, and balance: label draws by"):
+        check("stages.cold_start.data.balance=label")
+
+
+def test_every_source_of_a_stage_is_looked_at_up_to_its_limit(write, check):
+    write("more", row("good", TARGET), row("bad"))
+    key = "stages.cold_start.data"
+    sources = [
+        f"{key}.manifest=null",
+        f"+{key}.sources={{a: {{manifest: cold_start.jsonl}}, b: {{manifest: more.jsonl}}}}",
+    ]
+    with pytest.raises(DataError, match=r"^more.jsonl: sample bad"):
+        check(*sources)
+    check(*sources, f"{key}.limit=1")
+
+
+def test_labels_that_look_like_a_mistake_are_named_with_their_manifest(write, check):
+    assert check() == []
+    write("train", row("a"), row("b"), row("c"))
+    write("validation", *[row(str(index), solution=label) for index, label in enumerate(["happy", "Happy", "sad"])])
+    found = check("data.limit=1")
+    assert [warning.partition(":")[0] for warning in found] == ["train.jsonl", "validation.jsonl"]
+    assert "all 3 samples have the label 'happy'" in found[0]
+    assert "'happy' (1 sample) and 'Happy' (1 sample) differ only in case" in found[1]
+
+
+def test_free_answers_are_no_labels_and_nothing_is_said_of_them(write, check):
+    answers = [row(str(index), solution=text) for index, text in enumerate(["seven", "sevens", "none"])]
+    write("train", *answers)
+    write("cold_start", *[{**each, "messages": [*each["messages"], TARGET]} for each in answers])
+    label = "stages.reason.rewards.parts.label"
+    math = f"+{label}={{_target_: lightning_mmrl.rewards.math_answer.MathAnswer}}"
+    assert check("stages.reason.validate_every=null", f"~{label}", math) == []
+    balanced = check("stages.reason.validate_every=null", f"~{label}", math, "stages.reason.data.balance=label")
+    assert [warning.partition(":")[0] for warning in balanced] == ["train.jsonl", "train.jsonl"]

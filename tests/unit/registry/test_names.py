@@ -1,0 +1,80 @@
+"""Every registered name is the name of what it builds, and of its kind."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_mmrl.config.folders import configs_dir
+from lightning_mmrl.data.synthetic.task import Task
+from lightning_mmrl.models.tiny_qwen import TinyTextBuilder, TinyVisionBuilder
+from lightning_mmrl.protocols.plain import RewardFn
+from lightning_mmrl.registry.allowed import ALL_NAMES
+from lightning_mmrl.registry.names import FAMILIES, NESTED, PLACES, REGISTRY
+from lightning_mmrl.registry.targets import is_defined_at, resolve_name
+
+ROOT = Path(__file__).parents[3]
+CONSTANTS = {Task, TinyTextBuilder, TinyVisionBuilder}
+
+
+@pytest.mark.parametrize("name", sorted(ALL_NAMES))
+def test_a_name_is_that_of_what_it_builds(name):
+    found = resolve_name(name)
+    assert is_defined_at(found, name)
+    if inspect.ismethod(found):
+        owner, method = name.rpartition(".")[::2]
+        assert (f"{found.__self__.__module__}.{found.__self__.__qualname__}", found.__name__) == (owner, method)
+    elif type(found) in CONSTANTS:
+        module, constant = name.rpartition(".")[::2]
+        assert vars(resolve_name(module))[constant] is found
+        assert type(found).__module__.rpartition(".")[0] == module.rpartition(".")[0]
+    elif name.startswith("torch.optim."):
+        assert issubclass(found, torch.optim.Optimizer)
+        assert f"{found.__module__}.{found.__qualname__}".startswith("torch.optim.")
+        assert found.__qualname__ == name.rpartition(".")[2]
+    else:
+        assert f"{found.__module__}.{found.__qualname__}" == name
+
+
+def test_a_name_has_one_kind():
+    assert sum(map(len, REGISTRY.values())) == len(ALL_NAMES)
+
+
+def test_every_kind_has_a_place():
+    assert {*PLACES.values(), *NESTED.values()} == set(REGISTRY)
+
+
+def test_families_are_the_backbones_and_encoders_in_pairs():
+    assert [backbone for backbone, _ in FAMILIES.values()] == list(REGISTRY["backbone"])
+    assert [encoder for _, encoder in FAMILIES.values()] == list(REGISTRY["encoder"])
+    for name, pair in FAMILIES.items():
+        assert {target.rsplit(".", 2)[0].rpartition(".")[2] for target in pair} == {name}
+
+
+def test_what_configs_and_documents_name_is_registered():
+    files = [*configs_dir().rglob("*.yaml"), ROOT / "README.md", *ROOT.glob("docs/*.md")]
+    named = {target for file in files for target in re.findall(r"_target_: *([\w.]+)", file.read_text())}
+    assert len(named) > 50
+    assert named - ALL_NAMES == set()
+
+
+def test_every_reward_and_stage_of_this_package_is_registered():
+    """A newcomer's file that nobody registered would be refused where its users name it."""
+    rewards = {
+        f"lightning_mmrl.rewards.{path.stem}.{name}"
+        for path in (ROOT / "lightning_mmrl" / "rewards").glob("*.py")
+        for name, found in vars(resolve_name(f"lightning_mmrl.rewards.{path.stem}")).items()
+        if isinstance(found, type) and found.__module__.endswith(f".{path.stem}") and _scores(found)
+    }
+    assert rewards == set(REGISTRY["reward"])
+
+
+def _scores(found):
+    call = vars(found).get("__call__")
+    return (
+        call is not None
+        and list(inspect.signature(call).parameters) == ["self", "sample", "completion"]
+        and (found is not RewardFn)
+    )
