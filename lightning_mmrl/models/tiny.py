@@ -132,9 +132,10 @@ def train_tokenizer(
     bpe.train_from_iterator([line for sentence in text for line in (sentence, " " + sentence)], trainer)
     model: Any = bpe.model
     state = json.loads(model.__getstate__())
+    merges: Any = [tuple(pair) for pair in state["merges"]]
     tokenizer = Qwen2Tokenizer(
         vocab=state["vocab"],
-        merges=[tuple(pair) for pair in state["merges"]],
+        merges=merges,
         unk_token="<|endoftext|>",
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",

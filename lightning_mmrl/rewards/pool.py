@@ -98,6 +98,7 @@ class RewardPool:
                 num_workers=settings.num_workers,
                 deadline_s=settings.deadline_s,
                 limits=limits,
+                deadline_key="rewards.deadline_s",
                 process_name="mmrl-reward",
             )
         except WorkerError as error:
