@@ -128,7 +128,7 @@ def _bad_form(override: Override, chosen: Sequence[Override], own: Path | None) 
     if not isinstance(override.value(), str | list):
         yield f"{line}: {key} needs the name of an option{known_are(options(key, own))}"
     same = [shown(each.input_line) for each in chosen if _place(each) == _place(override)]
-    if len(same) > 1:
+    if len(same) > 1 and override.is_add():
         yield f"{_place(override)}: an option is chosen more than once ({', '.join(same)}); keep one"
 
 

@@ -51,7 +51,11 @@ def test_no_other_prose_of_theirs_is_read():
     ("overrides", "sentence"),
     [
         (["trial=a", "sede=1"], "sede: unknown key; did you mean 'seed'?"),
-        (["debug=fast", "debug=overfit"], "debug: an option is chosen more than once (debug=fast, debug=overfit)"),
+        (
+            ["+stage@stages.warm=sft", "+stage@stages.warm=rl"],
+            "stage@stages.warm: an option is chosen more than once (+stage@stages.warm=sft, +stage@stages.warm=rl)",
+        ),
+        (["debug=fast", "debug=overfit", "+seed=2"], "seed: is there already; change it without the plus"),
         (["experiment=quickstart", "algorithm@stages.raeson=rloo"], "did you mean 'algorithm@stages.reason'?"),
         (["algorithm=rloo", "debug=null"], "debug=null: debug needs the name of an option"),
         (["algorithm=rloo", "~debug=fast"], "algorithm: this composition has 'algorithm@stages.reason' to override"),
