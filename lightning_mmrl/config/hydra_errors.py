@@ -18,9 +18,9 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from yaml import MarkedYAMLError
 
 from lightning_mmrl.config.folders import groups, options
-from lightning_mmrl.config.renamed import key_hint
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.registry.own_code import KEYS, NO_KEY
+from lightning_mmrl.settings.renamed import key_hint
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.suggestions import (
     annotation_of,

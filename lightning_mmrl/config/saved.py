@@ -1,10 +1,14 @@
 """The configuration that a run was made with, from its folder."""
 
 from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
 
 from lightning_mmrl.config.compose import compose_tree
 from lightning_mmrl.config.validate import validated
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.settings.renamed import renamed
 from lightning_mmrl.settings.run import RunSettings
 
 FILE = "config.yaml"
@@ -28,6 +32,18 @@ def saved_config(run: Path, overrides: list[str]) -> RunSettings:
     if not path.is_file():
         raise ConfigError(f"{path} does not exist; name the folder of a run")
     try:
-        return validated(compose_tree(overrides, path.stem, root=run))
+        composed = OmegaConf.to_container(compose_tree(overrides, path.stem, root=run))
+        return validated(OmegaConf.create(_present(composed)))
     except ConfigError as error:
         raise ConfigError(f"{error} (on top of {path})") from error
+
+
+def _present(tree: Any, key: str = "") -> Any:
+    """The tree of an earlier version with the present names of its keys."""
+    if not isinstance(tree, dict):
+        return tree
+    named = {}
+    for name, value in tree.items():
+        place = f"{key}.{name}"
+        named[(renamed(place) or place).rpartition(".")[2] if "." not in str(name) else name] = _present(value, place)
+    return named

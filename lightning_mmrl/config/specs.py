@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mmrl.curriculum.spec import plan_stages, source_stage
+from lightning_mmrl.settings.renamed import first_name
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.settings.stage import StageSettings
 from lightning_mmrl.types.records import StageSpec
@@ -77,7 +78,7 @@ def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _decisive(config: RunSettings, name: str) -> dict[str, Any]:
-    """Dotted keys of all that decides the outcome of a stage, whatever its name, place and credentials."""
+    """Dotted keys, by first name, of all that decides the outcome of a stage: not its name, place and credentials."""
     stage = {key: value for key, value in asdict(config.stages[name]).items() if key not in NOT_DECISIVE}
     stage["trainer"] = {"precision": config.stages[name].trainer.precision}
     data = asdict(config.data)
@@ -85,7 +86,8 @@ def _decisive(config: RunSettings, name: str) -> dict[str, Any]:
     model = asdict(config.model)
     del model["feature_cache"]
     shared = {"seed": config.seed, "model": model, "data": data, "prompt": asdict(config.prompt)}
-    return flattened(redacted_tree({**shared, "stage": stage}))
+    found = flattened(redacted_tree({**shared, "stage": stage}))
+    return {first_name(key): value for key, value in found.items()}
 
 
 def _evaluated_how(config: RunSettings, name: str, *, with_data: bool) -> str:

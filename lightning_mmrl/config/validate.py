@@ -12,11 +12,11 @@ from lightning_mmrl.config.composing import sealed
 from lightning_mmrl.config.fitting import fitted
 from lightning_mmrl.config.folders import groups
 from lightning_mmrl.config.label_file import with_labels
-from lightning_mmrl.config.renamed import key_hint
 from lightning_mmrl.config.specs import cap_steps
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.registry.allowed import check_allowed
 from lightning_mmrl.registry.own_code import KEYS, NO_KEY
+from lightning_mmrl.settings.renamed import key_hint
 from lightning_mmrl.settings.rules import require
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.suggestions import WORDS, annotation_of, dataclass_of, did_you_mean, first_line, shown

@@ -3,8 +3,8 @@
 import pytest
 
 from lightning_mmrl.config.compose import compose
-from lightning_mmrl.config.renamed import RENAMED, renamed
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.settings.renamed import RENAMED, renamed
 
 NODE = "{_target_: lightning_mmrl.rewards.think_answer_format.ThinkAnswerFormat}"
 

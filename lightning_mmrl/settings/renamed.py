@@ -21,7 +21,20 @@ def renamed(key: str) -> str | None:
     >>> renamed("stages.reason.rewards.weights") is None
     True
     """
-    for old, new in RENAMED.items():
+    return _replaced(key, RENAMED)
+
+
+def first_name(key: str) -> str:
+    """The name that a key had at first: a stage's digest keeps it, so that earlier runs continue.
+
+    >>> first_name("stage.rewards.components.label.labels"), first_name("stage.num_steps")
+    ('stage.rewards.parts.label.labels', 'stage.num_steps')
+    """
+    return _replaced(key, {new: old for old, new in RENAMED.items()}) or key
+
+
+def _replaced(key: str, names: Mapping[str, str]) -> str | None:
+    for old, new in names.items():
         before, found, after = f".{key}.".partition(f".{old}.")
         if found:
             return f"{before}.{new}.{after}".strip(".")
