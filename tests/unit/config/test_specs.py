@@ -70,4 +70,4 @@ def test_the_configuration_of_an_earlier_run_is_read_with_the_present_names(tmp_
     )
     assert old != config
     (tmp_path / "config.yaml").write_text(old)
-    assert saved_config(tmp_path, ["seed=3"]) == compose(["seed=3"])
+    assert saved_config(tmp_path, ["evaluation.limit=3"]) == compose(["evaluation.limit=3"])
