@@ -315,7 +315,7 @@ class PolicyGradientModule(StageModule):
             metrics |= value_stats(experience, ranks)
         if self._reference is not None:
             metrics["train/kl_coefficient"] = self._kl_coefficient(iteration)
-        if self.algorithm.entropy.coefficient:
+        if self.algorithm.entropy.settings.coefficient:
             metrics["train/entropy_coefficient"] = self.algorithm.entropy.coefficient_at(
                 iteration - 1, self._context.settings.num_steps
             )

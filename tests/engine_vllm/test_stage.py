@@ -1,10 +1,9 @@
 """An RL stage whose rollouts are vLLM's: weights are pushed after each update, and engine and trainer stay one."""
 
-from dataclasses import replace
-
 import one_step
 import pytest
 import torch
+from algorithms import changed
 
 from lightning_mmrl.errors import RolloutError
 from lightning_mmrl.rollout.canary import Canary
@@ -33,7 +32,7 @@ def train(world, folder, monkeypatch):
         return rollout
 
     monkeypatch.setattr(world.engine, "generate", noting)
-    algorithm = replace(GRPOModule.default_algorithm, group_size=4)
+    algorithm = changed(GRPOModule.default_algorithm, group_size=4)
     module = GRPOModule(
         world.policy, world.engine, one_step.rewards(), **one_step.settings(folder), algorithm=algorithm
     )

@@ -151,9 +151,9 @@ def taken(algorithm, table, *, budget=WHOLE, ranks=ALONE, on_policy=False, entro
     `weights` are how often each completion counts; PAD draws them from advantages, which is not done here.
     """
     experience = replace(experience_of(table), weights=weights)
-    if algorithm.mask_truncated:
+    if algorithm.settings.mask_truncated:
         experience = replace(experience, trainable=table.valid & ~table.truncated)
-    rewards = penalized_rewards(experience, algorithm.kl, algorithm.kl.coefficient)
+    rewards = penalized_rewards(experience, algorithm.kl, algorithm.kl.settings.coefficient)
     advantages = of_tokens(shared_advantages(algorithm.advantage, rewards, table.valid, ranks), table.mask)
     experience = replace(experience, advantages=advantages, old_logprobs=None if on_policy else table.old)
     policy = TablePolicy(table.logprobs, table.entropy)
@@ -169,7 +169,7 @@ def taken(algorithm, table, *, budget=WHOLE, ranks=ALONE, on_policy=False, entro
             correction=algorithm.correction,
             ranks=ranks,
             kl=algorithm.kl,
-            kl_coefficient=0.0 if algorithm.kl.in_reward else algorithm.kl.coefficient,
+            kl_coefficient=0.0 if algorithm.kl.in_reward else algorithm.kl.settings.coefficient,
             entropy_coefficient=entropy_coefficient,
         ),
         backward=torch.Tensor.backward,

@@ -173,7 +173,7 @@ def test_rloo_on_whole_completions_is_that_of_trl_with_its_penalty_in_the_reward
     trainer, algorithm = trainers["rloo"], preset("rloo_sequence")
     for seed in range(2):
         table = full_table(seed, size)
-        expected = compared(trainer, table, scored(trainer, table, beta=algorithm.kl.coefficient))
+        expected = compared(trainer, table, scored(trainer, table, beta=algorithm.kl.settings.coefficient))
         agree(taken(algorithm, table), expected)
         plain = compared(trainer, table, scored(trainer, table))
         assert (expected[1] - plain[1]).abs().max() > 1e-5

@@ -141,7 +141,7 @@ def taken(table, old_values, new_values, *, budget=WHOLE, settings=SETTINGS, on_
     rows = tuple(range(len(table.rewards)))
     batches = partial(scoring_batches, budget=budget, ranks=ALONE)
     values = score_values(TableCritic(old_values), experience, batches(experience, rows))
-    rewards = token_rewards(experience, algorithm.kl, algorithm.kl.coefficient)
+    rewards = token_rewards(experience, algorithm.kl, algorithm.kl.settings.coefficient)
     experience = with_advantages(experience, rewards, values, settings=settings, ranks=ALONE)
     experience = replace(experience, old_logprobs=None if on_policy else table.old, **change)
     policy, critic = TablePolicy(table.logprobs, table.entropy), TableCritic(new_values)

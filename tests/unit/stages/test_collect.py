@@ -337,7 +337,7 @@ def test_all_ranks_sample_as_long_as_one_is_short(model):
     assert pair.asked == [False] * 4
     assert found.rows == (0, 1)
     assert found.refilled, "the other rank encodes its prompts again, which all ranks do together"
-    capped = replace(collector, max_samplings=2, ranks=Pair([True, False]))
+    capped = replace(collector, settings=AlgorithmSettings(max_samplings=2), ranks=Pair([True, False]))
     assert collect(capped).num_samplings == 2
 
 

@@ -10,7 +10,7 @@ import omni
 import one_step
 import pytest
 import torch
-from algorithms import algorithm_of
+from algorithms import algorithm_of, changed
 
 from lightning_mmrl.algorithms.advantages.leave_one_out import LeaveOneOut
 from lightning_mmrl.algorithms.losses.aggregation import TokenMean
@@ -288,8 +288,8 @@ def test_settings_that_cannot_work_are_refused(name, value):
 
 
 def test_a_group_may_be_one_completion_with_a_critic_alone():
-    assert replace(PPOModule.default_algorithm, group_size=1).group_size == 1
+    assert changed(PPOModule.default_algorithm, group_size=1).settings.group_size == 1
     with pytest.raises(ValueError, match="group_size is 0"):
-        replace(PPOModule.default_algorithm, group_size=0)
+        changed(PPOModule.default_algorithm, group_size=0)
     with pytest.raises(ValueError, match="group_size is 1"):
-        replace(GRPOModule.default_algorithm, group_size=1)
+        changed(GRPOModule.default_algorithm, group_size=1)
