@@ -154,7 +154,7 @@ class PolicyGradientModule(StageModule):
             with_features, towers = encoded(self.policy, prompts, differentiable=differentiable)
         with self._timed("generate"), self._context.rank_local():
             rollout = self.generate(with_features if self.engine.reads_features else prompts, iteration, sampling)
-        features = list(with_features.media.features.values())
+        features = list(with_features.media.tensors.values())
         sampled = {"tower outputs": features, "sampler log-probabilities": [rollout.sampler_logprobs]}
         self._bad_steps.require(iteration, sampled, prompts.samples)
         with self._timed("score"), self._context.rank_local():

@@ -156,8 +156,8 @@ class Options:
     steps: int = STEPS
     reward: Callable[..., float] = noisy
     dtype: torch.dtype = torch.float32
-    kl: KLPenalty = field(default_factory=partial(KLPenalty, coefficient=0.0))
-    entropy: EntropyBonus = field(default_factory=partial(EntropyBonus, coefficient=0.0))
+    kl: KLPenalty = field(default_factory=KLPenalty)
+    entropy: EntropyBonus = field(default_factory=EntropyBonus)
     select: bool = False
     trainer: TrainerSettings = field(default_factory=partial(TrainerSettings, accelerator="cpu"))
 
