@@ -133,7 +133,7 @@ class MediaEncoder:
         lacking: list[MediaKind] = []
         if self.ranks.lockstep:  # kinds that only other ranks have
             kinds = list(self.backbone.medium_keys)
-            anywhere = self.ranks.either([kind in rows for kind in kinds])
+            anywhere = self.ranks.any([kind in rows for kind in kinds])
             lacking = [kind for kind, found in zip(kinds, anywhere, strict=True) if found and kind not in rows]
         if not rows and not lacking:
             return {}
@@ -198,7 +198,7 @@ class TowerGraph:
         self._refuse_if_spent()
         if self._ranks.lockstep:  # kinds with a gradient on another rank get a zero one here
             keys = sorted(key for key, output in self._outputs.items() if output.requires_grad)
-            for key, found in zip(keys, self._ranks.either([key in self._gradients for key in keys]), strict=True):
+            for key, found in zip(keys, self._ranks.any([key in self._gradients for key in keys]), strict=True):
                 if found and key not in self._gradients:
                     self._gradients[key] = torch.zeros_like(self._outputs[key])
         outputs = [self._outputs[key] for key in self._gradients]

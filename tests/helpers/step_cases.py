@@ -131,7 +131,7 @@ def experience_of(table):
         group_size=size,
         policy_version=torch.zeros(num_prompts * size, dtype=torch.long),
     )
-    # What a failed verifier left there must not matter.
+    # The value that a failed verifier left there must not matter.
     rewards = torch.where(table.valid, table.rewards, torch.nan)
     return Experience(
         raw=prompts,

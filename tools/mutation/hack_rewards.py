@@ -97,7 +97,7 @@ class Hack:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Honest:
-    """What must earn its reward, or the hacks of its group prove nothing."""
+    """An answer that must earn its reward, or the hacks of its group prove nothing."""
 
     group: str
     reward: str
@@ -193,7 +193,7 @@ def all_labels(rng: random.Random) -> str:
 
 
 def look_alikes(rng: random.Random) -> str:
-    """Letters that look like those of a label."""
+    """Letters that look like the letters of a label."""
     return _formatted(rng.choice(LOOK_ALIKES) * rng.randint(1, 12_000))
 
 
@@ -262,7 +262,7 @@ class Rewards:
             )
 
     def score(self, name: str, one: Sample, text: Completion) -> Score:
-        """What a reward says of one completion."""
+        """The score that a reward gives one completion."""
         return self._sources[name].score([one], [[text]])[0][0]
 
     def close(self) -> None:

@@ -148,6 +148,7 @@ def test_a_soft_deadline_costs_no_process_and_a_hard_one_does(limited):
     assert limited._pool._workers[0].process.pid != pid
 
 
+@pytest.mark.slow
 def test_without_a_memory_limit_memory_is_free(hostile):
     """Or the test above would pass on a machine that has no memory."""
     reward = WeightedReward(components={"odd": hostile.Misbehaves()}, settings=RewardSettings(weights={"odd": 1.0}))
