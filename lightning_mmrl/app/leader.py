@@ -120,7 +120,8 @@ class Follower:
         """
         interruption = self._group.interruption
         with interruption.together(self._group.ranks):
-            while (order := self._group.broadcast(_NONE)).kind != "end":
+            nothing = Order(kind="end")  # the command of rank 0 takes its place
+            while (order := self._group.broadcast(nothing)).kind != "end":
                 self._carry_out(order)
                 interruption.safe_point()
 
@@ -133,7 +134,3 @@ class Follower:
             self._job.export(order.directory)
         else:
             self._evaluate(order.source, order.directory, order.stage, None)
-
-
-_NONE = Order(kind="end")
-"""Stands in for what rank 0 says."""

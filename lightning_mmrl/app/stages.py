@@ -1,6 +1,5 @@
 """Builds training stages from a validated configuration."""
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -66,7 +65,11 @@ class StageBuilder:
         datamodule = self._datamodule(spec, stage, encoder)
         resources = ExitStack()
         module = self._module(spec, stage, policy, encoder, directory, resources, datamodule)
-        title, say = self._title(spec), self._say(spec)
+        title = self._title(spec)
+
+        def say(message: str) -> None:
+            parts.console.say(f"{title}: {message}")
+
         run.log_params(flattened(asdict(stage)))
         states = StateStore(directory / STATES, settings=config.state, check=check_finite)
         io = SnapshotIO()
@@ -96,10 +99,6 @@ class StageBuilder:
 
     def _title(self, spec: StageSpec) -> str:
         return f"stage {spec.index + 1} of {self._num_stages} {spec.name}"
-
-    def _say(self, spec: StageSpec) -> Callable[[str], None]:
-        """Tells the user what happens in a stage."""
-        return lambda message: self._assembly.console.say(f"{self._title(spec)}: {message}")
 
     def _datamodule(self, spec: StageSpec, stage: StageSettings, encoder: PromptEncoder) -> OmniDataModule:
         parts, config = self._assembly, self._assembly.config
@@ -148,7 +147,7 @@ class StageBuilder:
                 rank_local=parts.group.interruption.rank_local,
                 refill=datamodule.refill_batch,
                 num_validated=datamodule.num_validated,
-                say=self._say(spec),
+                say=lambda message: parts.console.say(f"{self._title(spec)}: {message}"),
             ),
             "evaluator": parts.evaluator(policy, encoder) if stage.validate_every else None,
             "policy": policy,

@@ -9,8 +9,6 @@ from lightning_mmrl.config.folders import configs_dir
 from lightning_mmrl.config.validate import validated
 from lightning_mmrl.settings.run import RunSettings
 
-__all__ = ["compose", "compose_tree", "configs_dir"]
-
 
 def compose(overrides: list[str], config_name: str = "train", config_dir: Path | None = None) -> RunSettings:
     """Composes and validates a configuration.

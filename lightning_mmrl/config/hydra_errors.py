@@ -60,7 +60,9 @@ def explained(error: Exception, overrides: Sequence[str], compose: Compose, own:
     if isinstance(error, OverrideParseException):
         return ConfigError(_unreadable(str(error.override)))
     if isinstance(error, MarkedYAMLError):
-        return ConfigError(_bad_yaml(error))
+        mark = error.problem_mark
+        place = f"{mark.name}:{mark.line + 1}" if mark is not None else "a config file"
+        return ConfigError(f"{place}: not valid YAML ({error.problem or first_line(error)}); correct this line")
     if isinstance(error, MissingConfigException):
         return ConfigError(_missing_option(error, own))
     if isinstance(cause, ConfigKeyError | ConfigAttributeError):
@@ -231,12 +233,6 @@ def _unreadable(override: str) -> str:
         f"{shown(repr(override))} is not an override; write KEY=VALUE, close every bracket and quote, and quote a value"
         f" with special characters twice, for the shell and for Hydra: {quoted}"
     )
-
-
-def _bad_yaml(error: MarkedYAMLError) -> str:
-    mark = error.problem_mark
-    place = f"{mark.name}:{mark.line + 1}" if mark is not None else "a config file"
-    return f"{place}: not valid YAML ({error.problem or first_line(error)}); correct this line"
 
 
 def _in_file(message: str, compose: Compose, own: Path | None) -> str:

@@ -42,13 +42,6 @@ def _replaced(key: str, names: Mapping[str, str]) -> str | None:
 
 
 def key_hint(key: str, tree: Mapping[Any, Any], schema: Any, extra: Iterable[str] = ()) -> str:
-    """The part of a message on an unknown key that offers its new name, or else the nearest keys.
-
-    Args:
-        key: The unknown key with its full path.
-        tree: The composed tree.
-        schema: Type of the tree.
-        extra: Further words that are valid at the top, such as the names of groups.
-    """
+    """As `unknown_key`, but a key that was renamed gets its new name."""
     name = renamed(key)
     return unknown_key(key, tree, schema, extra) if name is None else f"; it is called {name!r} now"

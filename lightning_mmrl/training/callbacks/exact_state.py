@@ -192,7 +192,7 @@ class ExactState(Callback):
         facts = {"world_size": trainer.world_size, FINITE: True}
         commit = partial(self._store.commit, step, facts) if rank == 0 else None
         parts = (partial(write, folder / CHECKPOINT) if write is not None else None, commit)
-        self._writer = _Writer(parts, in_background=self._settings.in_background)
+        self._writer = _Writer(parts, self._settings)
 
     def _finish_writing(self) -> None:
         """Waits for the state that is being written; a collective, since then all ranks write."""
@@ -218,10 +218,10 @@ class ExactState(Callback):
 class _Writer:
     """Writes one state: first this rank's part, then on rank 0 the commit that makes it a state."""
 
-    def __init__(self, parts: Sequence[Callable[[], Any] | None], *, in_background: bool) -> None:
+    def __init__(self, parts: Sequence[Callable[[], Any] | None], settings: StateSettings) -> None:
         self._parts = parts
         self._problem: str | None = None
-        self._thread = threading.Thread(target=self._run, name="mmrl-state") if in_background else None
+        self._thread = threading.Thread(target=self._run, name="mmrl-state") if settings.in_background else None
         if self._thread is None:
             self._run()
         else:
