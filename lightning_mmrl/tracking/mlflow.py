@@ -89,7 +89,7 @@ class MlflowTracker:
         if run_id is not None:
             return self._continue_run(run_id, all_tags, parent_id)
         run_key = f"{LOCAL_PREFIX}{time.time_ns()}-{uuid.uuid4().hex[:8]}"
-        payload = {"tags": all_tags, "parent_id": parent_id, "start_ms": time.time_ns() // 1_000_000}
+        payload = {"tags": all_tags, "parent_id": parent_id, "start_ms": _now_ms()}
         is_backlogged = self._spool.is_backlogged
         self._spool.submit(Entry(run_id=run_key, operation="create", payload=payload))
         new_id = None if is_backlogged else self._delivery.wait_for_run(run_key, _OPENING_S)
@@ -155,7 +155,7 @@ class MlflowRun:
         if len(finite) < len(values):
             finite[NON_FINITE_KEY] = float(len(values) - len(finite))
         if finite:
-            at = time.time_ns() // 1_000_000 if time_s is None else round(time_s * 1000)
+            at = _now_ms() if time_s is None else round(time_s * 1000)
             self._submit("metrics", {"points": [[key, value, at, int(step)] for key, value in finite.items()]})
 
     def log_params(self, params: Mapping[str, Any]) -> None:
@@ -188,7 +188,7 @@ class MlflowRun:
         self._submit("status", {"status": "RUNNING"})
 
     def finish(self, status: RunStatus) -> None:
-        self._submit("status", {"status": status, "time_ms": time.time_ns() // 1_000_000})
+        self._submit("status", {"status": status, "time_ms": _now_ms()})
 
     def _submit(self, operation: Operation, payload: Mapping[str, Any]) -> None:
         if operation in ("params", "tags", "dataset"):
@@ -204,6 +204,10 @@ def clean_key(key: str) -> str:
     """
     parts = re.sub(r"[^/\w.\- :]", "_", key).split("/")
     return "/".join(part for part in parts if part not in ("", ".", ".."))[:_MAX_KEY].rstrip("/") or "_"
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _as_float(value: Any) -> float:

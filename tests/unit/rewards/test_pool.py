@@ -7,6 +7,7 @@ import sys
 import textwrap
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -103,8 +104,8 @@ def limited(hostile):
     [
         ("sleep", "odd: soft deadline of 1.0 s exceeded"),
         ("spin", "odd: soft deadline of 1.0 s exceeded"),
-        ("block", "odd: deadline of 3.0 s exceeded"),
-        ("swallow", "odd: deadline of 3.0 s exceeded"),
+        ("block", "odd: deadline of 3.0 s exceeded (rewards.deadline_s)"),
+        ("swallow", "odd: deadline of 3.0 s exceeded (rewards.deadline_s)"),
         ("nan", "odd: returned nan, not a finite number"),
         ("fail", "odd: ValueError: bad luck"),
         ("exit", "odd: worker died with exit code 3"),
@@ -172,7 +173,8 @@ def test_the_pool_has_full_strength_after_failures(hostile, tmp_path):
 
 def test_a_worker_that_cannot_be_replaced_closes_the_pool(hostile):
     with RewardPool(hostile.Obedient(), RewardSettings(num_workers=1)) as pool:
-        pool._pool._payload = pickle.dumps(hostile.FailsToLoad())
+        start = pool._pool._new_worker
+        pool._pool._new_worker = partial(start.func, pickle.dumps(hostile.FailsToLoad()), *start.args[1:])
         with pytest.raises(RewardError, match="no weights"):
             score(pool, "exit 3", "give 1")
         with pytest.raises(RewardError, match="closed"):
