@@ -58,7 +58,7 @@ def one_edit_apart(first: str, second: str) -> bool:
 def unknown_key(key: str, tree: Mapping[Any, Any], schema: Any, extra: Iterable[str] = ()) -> str:
     """The part of a message that offers keys in place of an unknown one.
 
-    A typing error is sought among the keys beside it, a misplaced key in the whole tree.
+    A typing error is looked for among the keys next to it, a misplaced key in the whole tree.
 
     Args:
         key: The unknown key with its full path.
@@ -105,7 +105,7 @@ def known_paths(tree: Mapping[Any, Any], schema: Any, prefix: str = "") -> Itera
 
 
 def _inner_paths(value: Any, annotation: Any, prefix: str) -> Iterator[str]:
-    """Keys below one key; those of a part that is left out, such as the algorithm of an sft stage, are not offered."""
+    """Keys below one key; keys of a section that is null, such as the algorithm of an sft stage, are not offered."""
     inner = value if isinstance(value, Mapping) else {}
     kind = dataclass_of(annotation)
     if kind is not None and get_origin(annotation) is not dict and (inner or annotation is kind):

@@ -15,7 +15,7 @@ from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # Shapes are checked here and free in training. The hook must stand before the first import of these modules.
-CHECKED_MODULES = ("types", "ops", "algorithms", "models.policy")
+CHECKED_MODULES = ("types", "ops", "algorithms", "models.policy", "stages.experience")
 install_import_hook([f"lightning_mmrl.{name}" for name in CHECKED_MODULES], "shape_checker.check")
 
 torch.set_num_threads(1)

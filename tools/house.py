@@ -26,7 +26,7 @@ from pathlib import Path
 from house_knobs import Knob, Redeclared, knobs_of, redeclared, stale_coincidences
 
 ROOT = Path(__file__).parents[1]
-SETTINGS_ROOMS = ("config", "app", "planning", "registry", "settings")
+SETTINGS_ROOMS = ("config", "app", "planning", "settings")
 DUPLICATE_LINES = 6
 MOST_PARAMETERS = 8
 

@@ -1,54 +1,26 @@
 """Limits of a rollout that change within a stage."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """How completions are sampled in an iteration; None leaves a value as it was.
-
-    >>> Limits(group_size=8, max_new_tokens=8192).temperature is None
-    True
-
-    Attributes:
-        group_size: Completions per prompt, G.
-        max_new_tokens: Longest completion.
-        temperature: Of sampling, and of the log-probabilities that are trained.
-    """
-
-    group_size: int | None = None
-    max_new_tokens: int | None = None
-    temperature: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Phase:
-    """What changes once so many iterations of a stage are done.
-
-    >>> Phase(after=100, limits=Limits(group_size=8)).limits.group_size
-    8
-    """
-
-    after: int
-    limits: Limits
+from lightning_mmrl.settings.algorithm import PhaseSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phases:
     """Progressive thinking suppression training (PTST; Vision-R1, arXiv:2503.06749, section 3.4).
 
-    In phase s completions are at most L_s tokens long and groups have G_s of them; all else goes on as it was: weights,
-    optimizer and learning-rate schedule. Published: 4K tokens x 16 completions for 100 iterations, then 8K x 8.
+    In phase s completions are at most L_s tokens long and groups have G_s of them. Weights, optimizer and learning-rate
+    schedule carry over. Published: 4K tokens x 16 completions for 100 iterations, then 8K x 8.
 
-    A pure function of the iteration: a stage that is continued is in the phase it was in.
+    The limits are a pure function of the iteration, so a resumed stage is in the right phase.
 
     **Deviations**: the paper starts a new GRPO run for each phase; here it is one stage, so the optimizer keeps its
-    moments. Stages in a row do as the paper does.
+    moments. Separate stages do as the paper does.
 
     >>> phases = Phases(
-    ...     first=Limits(group_size=16, max_new_tokens=4096, temperature=1.0),
-    ...     later=[Phase(after=100, limits=Limits(group_size=8, max_new_tokens=8192))],
+    ...     first=PhaseSettings(after=0, group_size=16, max_new_tokens=4096, temperature=1.0),
+    ...     later=[PhaseSettings(after=100, group_size=8, max_new_tokens=8192)],
     ... )
     >>> phases.at(100).group_size, phases.at(101).group_size, phases.at(101).temperature
     (16, 8, 1.0)
@@ -57,19 +29,18 @@ class Phases:
         ValueError: The phases do not follow one another.
     """
 
-    first: Limits
-    later: Sequence[Phase] = ()
+    first: PhaseSettings
+    later: Sequence[PhaseSettings] = ()
 
     def __post_init__(self) -> None:
         starts = [phase.after for phase in self.later]
         if starts != sorted(set(starts)) or any(start < 1 for start in starts):
             raise ValueError(f"phases begin after {starts} iterations; each must begin later than the one before it")
 
-    def at(self, iteration: int) -> Limits:
+    def at(self, iteration: int) -> PhaseSettings:
         """The limits of an iteration; the first one is 1."""
         limits = self.first
         for phase in self.later:
             if iteration > phase.after:
-                given = {field.name: getattr(phase.limits, field.name) for field in fields(phase.limits)}
-                limits = replace(limits, **{name: value for name, value in given.items() if value is not None})
+                limits = replace(limits, **{name: value for name, value in vars(phase).items() if value is not None})
         return limits

@@ -1,4 +1,4 @@
-"""Schedules as multipliers of a base value: of the learning rate or of a coefficient."""
+"""Schedules: multipliers of a learning rate or of a coefficient."""
 
 import math
 from dataclasses import dataclass

@@ -1,14 +1,12 @@
-"""Looks at every sample that a run will need before anything trains: no decoding, no weights."""
+"""Checks every sample that a run will need before anything trains, without decoding and without weights."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightning_mmrl.app.assembly import training_sources
-from lightning_mmrl.config.schema import RootConfig, StageConfig
 from lightning_mmrl.data.datamodules import OmniDataModule, balance_labels
 from lightning_mmrl.data.label_findings import label_findings
 from lightning_mmrl.data.prepared import check_turns
@@ -18,37 +16,36 @@ from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.registry import targets
 from lightning_mmrl.rewards.label_answer import LabelAnswer
+from lightning_mmrl.settings.data import SourceSettings
+from lightning_mmrl.settings.run import RunSettings
+from lightning_mmrl.settings.stage import StageSettings
 from lightning_mmrl.types.records import Sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Use:
-    """A manifest of a run and what it is for.
+    """One use of a manifest in a run.
 
     Attributes:
-        root: Folder of the manifest.
-        manifest: Its file name below it.
-        limit: How many of its samples are used; None for all.
+        source: The manifest, in its folder, and how many of its samples are used.
         supervised: True if each sample must end with the target.
         by_label: True if a reward, a balance or an evaluation reads solutions as labels; others may be free answers.
         checks: Each raises a DataError for samples, of the manifest with this name, that do not serve the use.
     """
 
-    root: Path
-    manifest: str
-    limit: int | None
+    source: SourceSettings
     supervised: bool
     by_label: bool
     checks: tuple[Callable[[str, Sequence[Sample]], object], ...]
 
 
-def check_data(config: RootConfig) -> list[str]:
+def check_data(config: RunSettings) -> list[str]:
     """Checks every stage's data, the validation data and all evaluation sets, so that no fault shows after hours.
 
-    What a model family reads is checked where its encoder is loaded, when a stage is built.
+    Whether a model family reads a kind of media is checked when a stage is built and its encoder is loaded.
 
     Returns:
-        Sentences that begin with a manifest's name, about labels of it that look like a mistake.
+        Sentences, each with the name of a manifest, about its labels that look like a mistake.
 
     Raises:
         DataError: A manifest is missing, a line of it is wrong, or a sample does not serve its use.
@@ -56,12 +53,12 @@ def check_data(config: RootConfig) -> list[str]:
     read: dict[tuple[Path, str], list[Sample]] = {}
     labeled: set[tuple[Path, str]] = set()
     for use in uses(config):
-        key = use.root, use.manifest
+        key = use.source.folder, use.source.manifest
         labeled |= {key} if use.by_label else set()
         if key not in read:
-            read[key] = read_manifest(use.root / use.manifest, use.root)
+            read[key] = read_manifest(use.source.path, use.source.folder)
         for check in use.checks:
-            check(use.manifest, read[key][: use.limit])
+            check(use.source.manifest, read[key][: use.source.limit])
     warnings = []
     for (root, manifest), samples in read.items():
         if (root, manifest) in labeled:
@@ -70,69 +67,57 @@ def check_data(config: RootConfig) -> list[str]:
     return list(dict.fromkeys(warnings))
 
 
-def uses(config: RootConfig) -> list[Use]:
+def uses(config: RunSettings) -> list[Use]:
     """Every use of a manifest in the order in which the run comes to it, the sets of evaluations last."""
-    return _Uses(config).all()
+    template, matcher = PromptTemplate(config.prompt), LabelMatcher(labels=tuple(config.data.labels))
+    turns = partial(check_turns, template=template, supervised=False)
+    judgeable = (turns, partial(_check_solutions, matcher=matcher))
+    data, found = config.data, []
 
+    def evaluated(manifest: str, limit: int | None, checks: tuple[Any, ...]) -> Use:
+        source = SourceSettings(manifest=manifest, root=data.root, limit=limit)
+        return Use(source=source, supervised=False, by_label=bool(checks), checks=checks)
 
-class _Uses:
-    def __init__(self, config: RootConfig) -> None:
-        self._config = config
-        self._root = Path(config.data.root)
-        self._template = PromptTemplate(**asdict(config.prompt))
-        self._matcher = LabelMatcher(labels=tuple(config.data.labels))
-
-    def all(self) -> list[Use]:
-        found = [use for name in self._config.order for use in self._of_stage(name, self._config.stages[name])]
-        if self._config.data.validation is not None:
-            # Also if no stage is validated: the run writes down all manifests that its configuration names.
-            found.append(self._examined(self._config.data.validation, None, ()))
-        limit = self._config.evaluation.limit
-        return found + [
-            self._examined(manifest, limit, self._judgeable()) for manifest in self._config.evaluation.sets.values()
-        ]
-
-    def _of_stage(self, name: str, stage: StageConfig) -> list[Use]:
-        module = self._datamodule(name, stage)
-        supervised = stage.kind == "sft"
-        checks = [module.check_kinds, partial(check_turns, template=self._template, supervised=supervised)]
-        if stage.data.balance is not None:
-            checks.append(partial(balance_labels, matcher=self._matcher))
-        rewards = self._label_rewards(name, stage)
-        checks += [partial(_check_solutions, matcher=reward.matcher) for reward in rewards]
-        found = [
-            Use(
-                root=source.root,
-                manifest=source.manifest,
-                limit=source.limit,
-                supervised=supervised,
-                by_label=bool(rewards) or stage.data.balance is not None,
-                checks=tuple(checks),
-            )
-            for source in training_sources(self._config, stage.data)
-        ]
-        data = self._config.data
+    for name in config.order:
+        stage = config.stages[name]
+        node, path = stage.data.module or data.module, f"stages.{name}.data.module"
+        module = targets.build({**node, "_partial_": True}, path if stage.data.module else "data.module").func
+        found += _uses_of_stage(f"stages.{name}", stage, data.root, template, matcher, module)
         if stage.validate_every and data.validation is not None:
-            judged = (module.check_kinds, *self._judgeable())
-            found.append(self._examined(data.validation, data.validation_limit, judged))
-        return found
+            found.append(evaluated(data.validation, data.validation_limit, (module.check_kinds, *judgeable)))
+    if data.validation is not None:
+        # Also if no stage is validated: the run writes down all manifests that its configuration names.
+        found.append(evaluated(data.validation, None, ()))
+    sets = config.evaluation.sets.values()
+    return found + [evaluated(manifest, config.evaluation.limit, judgeable) for manifest in sets]
 
-    def _examined(self, manifest: str, limit: int | None, checks: tuple[Any, ...]) -> Use:
-        judged = bool(checks)
-        return Use(root=self._root, manifest=manifest, limit=limit, supervised=False, by_label=judged, checks=checks)
 
-    def _judgeable(self) -> tuple[Any, ...]:
-        turns = partial(check_turns, template=self._template, supervised=False)
-        return turns, partial(_check_solutions, matcher=self._matcher)
-
-    def _datamodule(self, name: str, stage: StageConfig) -> type[OmniDataModule]:
-        node, path = stage.data.module or self._config.data.module, f"stages.{name}.data.module"
-        return targets.build({**node, "_partial_": True}, path if stage.data.module else "data.module").func
-
-    def _label_rewards(self, name: str, stage: StageConfig) -> list[LabelAnswer]:
-        nodes = {} if stage.rewards is None else stage.rewards.parts
-        parts = [targets.build(node, f"stages.{name}.rewards.parts.{part}") for part, node in nodes.items()]
-        return [part for part in parts if isinstance(part, LabelAnswer)]
+def _uses_of_stage(
+    path: str,
+    stage: StageSettings,
+    root: str,
+    template: PromptTemplate,
+    matcher: LabelMatcher,
+    module: type[OmniDataModule],
+) -> list[Use]:
+    """The sources that a stage trains on."""
+    supervised = stage.kind == "sft"
+    checks = [module.check_kinds, partial(check_turns, template=template, supervised=supervised)]
+    if stage.data.balance is not None:
+        checks.append(partial(balance_labels, matcher=matcher))
+    nodes = {} if stage.rewards is None else stage.rewards.components
+    rewards = [targets.build(node, f"{path}.rewards.components.{name}") for name, node in nodes.items()]
+    by_label = [reward for reward in rewards if isinstance(reward, LabelAnswer)]
+    checks += [partial(_check_solutions, matcher=reward.matcher) for reward in by_label]
+    return [
+        Use(
+            source=source,
+            supervised=supervised,
+            by_label=bool(by_label) or stage.data.balance is not None,
+            checks=tuple(checks),
+        )
+        for source in stage.data.located(root).values()
+    ]
 
 
 def _check_solutions(manifest: str, samples: Sequence[Sample], matcher: LabelMatcher) -> None:

@@ -1,18 +1,19 @@
-"""Samples that training would leave out or refuse: the same preparation, without training."""
+"""Finds samples that training would leave out or refuse, by the same preparation without training."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lightning_mmrl.app.assembly import Assembly, ConsoleMonitor, quiet_libraries
+from lightning_mmrl.app.assembly import Assembly, quiet_libraries
 from lightning_mmrl.app.data_checks import Use, uses
 from lightning_mmrl.app.run import check_all_targets
-from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.data.inspection import Inventory
 from lightning_mmrl.data.prepared import PreparedSet
 from lightning_mmrl.data.schema import Entry, Problem
 from lightning_mmrl.errors import DataError
+from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.training.console import ConsoleProgress
+from lightning_mmrl.training.monitor import ConsoleMonitor
 from lightning_mmrl.types.records import Sample
 
 UNUSABLE = "cannot be used"
@@ -20,20 +21,20 @@ UNENCODABLE = "cannot be encoded"
 
 
 class EncodingCheck:
-    """Holds samples against an experiment: its stages' checks, its model's processor, its prompt and its positions.
+    """Checks samples for an experiment: its stages' checks, its model's processor, its prompt and its positions.
 
-    Encoded media are kept in data.media.cache_dir, where training finds it.
+    Encoded media are kept in data.media.cache_dir, where training finds them.
 
     Args:
         config: The experiment.
         media_root: Folder that media paths are relative to.
-        console: Shows how far it is.
+        console: Shows progress.
 
     Raises:
         MmrlError: The experiment or the processor of its model cannot be loaded.
     """
 
-    def __init__(self, config: RootConfig, media_root: Path, console: ConsoleProgress) -> None:
+    def __init__(self, config: RunSettings, media_root: Path, console: ConsoleProgress) -> None:
         quiet_libraries()
         check_all_targets(config)
         self.parts = Assembly(config=config, console=console)
@@ -74,7 +75,7 @@ class EncodingCheck:
                     self._set([entry.sample], supervised=supervised).check(path.name)
                 for use in own:
                     for check in use.checks:
-                        check(use.manifest, [entry.sample])
+                        check(use.source.manifest, [entry.sample])
             except DataError as error:
                 note(entry, UNUSABLE, str(error).removeprefix(f"{path.name}: "))
         for supervised in kinds:
@@ -96,4 +97,4 @@ class EncodingCheck:
         )
 
     def _uses_of(self, path: Path) -> list[Use]:
-        return [use for use in self._uses if (use.root / use.manifest).resolve() == path.resolve()]
+        return [use for use in self._uses if use.source.path.resolve() == path.resolve()]

@@ -1,4 +1,4 @@
-"""How rank 0, which runs the orchestrator, has the other ranks do what needs them all: train, export, evaluate."""
+"""Rank 0 runs the orchestrator and broadcasts commands to all ranks: train, export, evaluate."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,13 +15,13 @@ from lightning_mmrl.types.records import StageSpec, Training
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What rank 0 is about to do.
+    """A command of rank 0 to all ranks.
 
     Attributes:
-        kind: "train" builds and trains a stage, "export" writes the stage that was trained last; "end" is the last one.
+        kind: "train" builds and trains a stage, "export" writes the stage trained last, "end" is the last command.
         stage: Name of the stage.
         source: The checkpoint to start from, or to evaluate.
-        directory: Where it is done.
+        directory: Folder of the results.
     """
 
     kind: Literal["train", "export", "evaluate", "end"]
@@ -31,14 +31,13 @@ class Order:
 
 
 class Leader:
-    """Rank 0's stage factory and evaluator: as those it wraps, and every other rank does the same.
+    """Rank 0's stage factory and evaluator; every other rank does the same as they do.
 
         with Leader(group, build, evaluate) as leader:
             StageOrchestrator(..., build_stage=leader.build_stage, evaluate=leader.evaluate, ...).run()
 
-    While an order is carried out all ranks agree on interruptions; in between rank 0 decides alone. On the way out the
-    others are told to end, unless an order failed: then they are at a place where they do not listen, and end because
-    this process does.
+    While a command is carried out all ranks agree on interruptions; in between rank 0 decides alone. At the end the
+    others are told to end. After a command that failed they do not listen any more, and end because this process does.
     """
 
     def __init__(self, group: RankGroup, build: StageFactory, evaluate: Evaluator) -> None:
@@ -65,7 +64,7 @@ class Leader:
 
     @contextmanager
     def ordered(self, order: Order) -> Iterator[StageFactory]:
-        """Has the other ranks do what this one does in the block.
+        """Has the other ranks do the work of the block as well.
 
         Raises:
             Interrupted: Any rank was sent a signal.
@@ -104,7 +103,7 @@ class _LedJob:
 
 
 class Follower:
-    """Any rank but the first: carries out orders until there are no more."""
+    """Any rank but the first: carries out commands until the last one."""
 
     def __init__(self, group: RankGroup, specs: Sequence[StageSpec], build: StageFactory, evaluate: Evaluator) -> None:
         self._group = group
@@ -121,7 +120,8 @@ class Follower:
         """
         interruption = self._group.interruption
         with interruption.together(self._group.ranks):
-            while (order := self._group.broadcast(_NONE)).kind != "end":
+            nothing = Order(kind="end")  # the command of rank 0 takes its place
+            while (order := self._group.broadcast(nothing)).kind != "end":
                 self._carry_out(order)
                 interruption.safe_point()
 
@@ -130,11 +130,7 @@ class Follower:
             self._job = self._build(self._specs[order.stage], order.source, order.directory, NullRun(order.stage))
             self._job.train()
         elif order.kind == "export":
-            assert self._job is not None, "an order to export comes behind one to train"
+            assert self._job is not None, "an order to export comes after one to train"
             self._job.export(order.directory)
         else:
             self._evaluate(order.source, order.directory, order.stage, None)
-
-
-_NONE = Order(kind="end")
-"""Stands in for what rank 0 says."""

@@ -1,19 +1,12 @@
-"""Answers to a single question, with everything a handoff says about how it was trained."""
+"""Answers a single question with a handoff, prompted as it was trained."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from torch import Tensor
 
 from lightning_mmrl.app.assembly import Assembly, quiet_libraries
-from lightning_mmrl.config.schema import (
-    DataConfig,
-    EvaluationConfig,
-    MediaConfig,
-    ModelConfig,
-    PromptConfig,
-    RootConfig,
-)
 from lightning_mmrl.curriculum.facts import check_facts
 from lightning_mmrl.curriculum.handoff import SEAL
 from lightning_mmrl.curriculum.lineage import checked_handoff
@@ -23,9 +16,12 @@ from lightning_mmrl.data.media.guard import DecodeTask
 from lightning_mmrl.data.pipeline import MediaPipeline
 from lightning_mmrl.prompts.template import question_about
 from lightning_mmrl.registry.families import loaded_family
+from lightning_mmrl.settings.data import DatasetMediaSettings, DataSettings, MediaSettings, PromptSettings
+from lightning_mmrl.settings.model import ModelSettings
+from lightning_mmrl.settings.run import EvaluationSettings, RunSettings
 from lightning_mmrl.training.console import ConsoleProgress
 from lightning_mmrl.types.records import Completion, Message, Sample
-from lightning_mmrl.workers.pool import Outcome
+from lightning_mmrl.workers.pool import CallResult
 
 
 def answer_question(
@@ -39,7 +35,7 @@ def answer_question(
     deadline_s: float = 30.0,
     memory_mb: int = 1024,
 ) -> tuple[Completion, tuple[Medium, ...]]:
-    """The greedy answer of a handoff to a question about what some files hold, and what that was.
+    """The greedy answer of a handoff to a question about some files, and the media that were found in them.
 
     Args:
         checkpoint: A stage's handoff folder.
@@ -52,8 +48,8 @@ def answer_question(
         memory_mb: MiB that it may take.
 
     Raises:
-        StageError: The folder is not a complete handoff, or says what no run writes.
-        MediaError: A file does not exist, cannot be decoded or encoded, or holds what the model does not read.
+        StageError: The folder is not a complete handoff, or its facts are not as runs write them.
+        MediaError: A file does not exist, cannot be decoded or encoded, or holds media that the model does not read.
         ConfigError: The question holds a media tag or a control token.
     """
     quiet_libraries()
@@ -63,13 +59,13 @@ def answer_question(
     config = _config(facts, family)
     config.data.media.decode_deadline_s, config.data.media.decode_memory_mb = deadline_s, memory_mb
     parts = Assembly(config=config, console=ConsoleProgress())
-    media = chosen_media(files, parts.media_settings, parts.decoder, sound=sound, hear=hear)
+    media = chosen_media(files, config.data.media, parts.decoder, sound=sound, hear=hear)
     messages = (Message(role="user", content=question_about([ref.kind for _, ref in media], question)),)
     encoder = parts.encoder(checkpoint)
     check_read(media, encoder)
     pipeline = parts.pipeline(encoder)
     encoded = _encoded(media, pipeline, parts.console)
-    prompt = encoder.encode_prompt(parts.template.apply(messages), parts.template.prefill, encoded)
+    prompt = encoder.encode_prompt(parts.template.apply(messages), parts.template.settings.prefill, encoded)
     sample = Sample(id="question", messages=messages, media=tuple(ref for _, ref in media))
     batch = collate_prompts([EncodedSample(sample=sample, prompt=prompt)], encoder.pad_token_id)
     policy = parts.policy(checkpoint, encoder, 1.0)
@@ -79,9 +75,9 @@ def answer_question(
 
 
 def _encoded(media: Sequence[Medium], pipeline: MediaPipeline, console: ConsoleProgress) -> list[dict[str, Tensor]]:
-    """Each medium as training sees it, decoded by workers; what decoders find odd is said."""
+    """Each medium as training sees it, decoded by workers; warnings of decoders are shown."""
     tasks = [DecodeTask(path=path, ref=ref, settings=pipeline.settings) for path, ref in media]
-    outcomes: dict[int, Outcome] = {}
+    outcomes: dict[int, CallResult] = {}
     pipeline.decoder.decode_all(tasks, outcomes.__setitem__)
     encoded = [pipeline.encode_file(task.path, outcomes[index]) for index, task in enumerate(tasks)]
     for index in range(len(tasks)):
@@ -90,29 +86,15 @@ def _encoded(media: Sequence[Medium], pipeline: MediaPipeline, console: ConsoleP
     return encoded
 
 
-def _config(facts: dict, family: dict) -> RootConfig:
-    media = facts["media"]
-    return RootConfig(
+def _config(facts: dict, family: dict) -> RunSettings:
+    media = {each.name: facts["media"][each.name] for each in fields(MediaSettings)}
+    # A handoff that does not say was trained before there was a choice.
+    layout = {"position_rule": "transformers", "audio_in_video": "separate"}
+    layout |= {name: facts[name] for name in layout.keys() & facts.keys()}
+    return RunSettings(
         run_name="predict",
-        model=ModelConfig(
-            checkpoint="",
-            family=family,
-            dtype=facts["dtype"],
-            # A handoff that does not say was trained before there was a choice.
-            position_rule=facts.get("position_rule", "transformers"),
-            audio_in_video=facts.get("audio_in_video", "separate"),
-        ),
-        data=DataConfig(
-            root="",
-            labels=facts["labels"],
-            media=MediaConfig(
-                num_frames=media["num_frames"],
-                max_duration_s=media["max_duration_s"],
-                max_pixels=media["max_pixels"],
-                max_bytes=media["max_bytes"],
-                cache_dir="",
-            ),
-        ),
-        prompt=PromptConfig(**facts["prompt"]),
-        evaluation=EvaluationConfig(sets={}, max_new_tokens=facts["max_new_tokens"]),
+        model=ModelSettings(checkpoint="", family=family, dtype=facts["dtype"], **layout),
+        data=DataSettings(root="", labels=facts["labels"], media=DatasetMediaSettings(**media, cache_dir="")),
+        prompt=PromptSettings(**facts["prompt"]),
+        evaluation=EvaluationSettings(sets={}, max_new_tokens=facts["max_new_tokens"]),
     )

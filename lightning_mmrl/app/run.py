@@ -5,21 +5,19 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
-from lightning_mmrl.app.assembly import Assembly, quiet_libraries, training_sources
+from lightning_mmrl.app.assembly import Assembly, quiet_libraries
 from lightning_mmrl.app.data_checks import check_data
+from lightning_mmrl.app.evaluation import CheckpointEvaluator
 from lightning_mmrl.app.leader import Follower, Leader
-from lightning_mmrl.app.preflight import rehearse
-from lightning_mmrl.app.stages import CheckpointEvaluator, StageBuilder
-from lightning_mmrl.app.tracking import absolute_sqlite, spool_folder
-from lightning_mmrl.config.checks.rollout import require_engine
-from lightning_mmrl.config.schema import RootConfig
+from lightning_mmrl.app.preflight import preflight
+from lightning_mmrl.app.stages import StageBuilder
 from lightning_mmrl.config.specs import manifest_digests, stage_specs
 from lightning_mmrl.curriculum.compare import Comparison, compare_stages
 from lightning_mmrl.curriculum.manifest import Manifest
@@ -33,9 +31,12 @@ from lightning_mmrl.files import write_json, write_whole
 from lightning_mmrl.protocols.plain import TrackedRun, Tracker
 from lightning_mmrl.registry import targets
 from lightning_mmrl.registry.own_code import FLAG, opened_now
+from lightning_mmrl.rollout.vllm.readiness import require_engine
+from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.stages.evaluate import SUMMARY
 from lightning_mmrl.tracking.mlflow import MlflowTracker
 from lightning_mmrl.tracking.null import NullTracker
+from lightning_mmrl.tracking.store import absolute_sqlite, spool_folder
 from lightning_mmrl.training.console import ConsoleProgress
 from lightning_mmrl.training.group import RankGroup
 from lightning_mmrl.types.records import StageResult, StageSpec
@@ -43,7 +44,7 @@ from lightning_mmrl.types.redaction import redacted_tree
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class FinishedRun:
     """A finished run: its folder, its stages and how they compare."""
 
     directory: Path
@@ -54,18 +55,15 @@ class Outcome:
 
 
 def run_curriculum(
-    config: RootConfig,
-    console: ConsoleProgress,
-    selection: Selection | None = None,
-    group: RankGroup | None = None,
-) -> Outcome | None:
+    config: RunSettings, console: ConsoleProgress, selection: Selection | None = None, group: RankGroup | None = None
+) -> FinishedRun | None:
     """Runs or continues the curriculum of a configuration; all ranks of a group call it, this process alone by default.
 
     Returns:
-        What the run came to, on rank 0; None on the others.
+        The finished run on rank 0; None on the others.
 
     Raises:
-        MmrlError: With one sentence, before anything is written if the configuration is at fault.
+        MmrlError: In one sentence; a fault of the configuration is raised before anything is written.
     """
     quiet_libraries()
     check_all_targets(config)
@@ -87,8 +85,8 @@ def run_curriculum(
 
 def _lead(
     parts: Assembly, specs: Sequence[StageSpec], directory: Path, leader: Leader, selection: Selection | None
-) -> Outcome:
-    """The run as rank 0 sees it: the only one that decides, writes down and tracks."""
+) -> FinishedRun:
+    """The run on rank 0, the only one that decides, writes and tracks."""
     config = parts.config
     resolved = directory / "config.yaml"
     curriculum = Curriculum(name=config.run_name, stages=specs, base=parts.base_folder, facts=parts.facts())
@@ -110,7 +108,7 @@ def _lead(
         note_report(config, directory)
         comparison = _compare(config, specs, directory, results)
         write_json(directory / "comparison.json", asdict(comparison))
-    return Outcome(
+    return FinishedRun(
         directory=directory,
         tracking_uri=config.tracking.uri,
         results=results,
@@ -121,7 +119,7 @@ def _lead(
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Keeps a second process out of a run folder: it would delete what the first one trains.
+    """Keeps a second process out of a run folder: it would delete the stages that the first one trains.
 
     Raises:
         ConfigError: Another process works in it.
@@ -137,9 +135,9 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _compare(
-    config: RootConfig, specs: Sequence[StageSpec], directory: Path, results: Sequence[StageResult]
+    config: RunSettings, specs: Sequence[StageSpec], directory: Path, results: Sequence[StageResult]
 ) -> Comparison:
-    """Each evaluated stage beside the one whose weights it started from."""
+    """Compares each evaluated stage with the stage whose weights it started from."""
     evaluated = {
         result.name: result
         for result in results
@@ -152,12 +150,12 @@ def _compare(
         if spec.name in evaluated and source in evaluated:
             same = evaluated[source].handoff_digest == evaluated[spec.name].input_digest
             sources[spec.name] = source if same else None
-    bootstrap = ClusterBootstrap(num_resamples=config.evaluation.num_resamples)
+    bootstrap = ClusterBootstrap(settings=config.evaluation)
     return compare_stages(folders, sources, config.data.labels, bootstrap)
 
 
-def check_all_targets(config: RootConfig) -> None:
-    """Binds every `_target_` and builds the light ones before anything is loaded or written.
+def check_all_targets(config: RunSettings) -> None:
+    """Binds every `_target_` and builds cheap components before anything is loaded or written.
 
     Raises:
         ConfigError: A target does not exist, has no such parameter, refuses its values or does not fit its place.
@@ -166,7 +164,7 @@ def check_all_targets(config: RootConfig) -> None:
         targets.check_targets(asdict(config.stages[name]), f"stages.{name}")
     targets.check_targets(asdict(config.model), "model")
     targets.check_targets(asdict(config.data), "data")
-    rehearse(config)
+    preflight(config)
 
 
 def writable(directory: Path) -> Path:
@@ -186,16 +184,16 @@ def writable(directory: Path) -> Path:
     return directory
 
 
-def open_tracker(config: RootConfig) -> Tracker:
+def open_tracker(config: RunSettings) -> Tracker:
     """The configured tracker."""
     uri = config.tracking.uri
     if uri is None:
         return NullTracker()
-    return MlflowTracker(absolute_sqlite(uri), config.tracking.experiment, spool_folder(config, uri))
+    return MlflowTracker(replace(config.tracking, uri=absolute_sqlite(uri)), spool_folder(config, uri))
 
 
-def note_report(config: RootConfig, directory: Path) -> None:
-    """Says in the run of `mlflow run`, if nothing was left to train and it stayed empty, which run it reports."""
+def note_report(config: RunSettings, directory: Path) -> None:
+    """Notes in an empty run of `mlflow run`, where every stage was reused, which run it reports."""
     trained = Manifest.read(directory).tracking_id
     if trained is None or os.environ.get("MLFLOW_RUN_ID") in (None, "", trained):
         return
@@ -205,7 +203,7 @@ def note_report(config: RootConfig, directory: Path) -> None:
     tracker.close()
 
 
-def describe_run(config: RootConfig, parent: TrackedRun, resolved: Path) -> None:
+def describe_run(config: RunSettings, parent: TrackedRun, resolved: Path) -> None:
     """Writes the resolved configuration, without credentials, and tells the tracker about it and about the data."""
     # For who reads it: a comment opens nothing.
     opened = f"# run with {FLAG} {','.join(opened_now())}\n" if opened_now() else ""
@@ -218,15 +216,14 @@ def describe_run(config: RootConfig, parent: TrackedRun, resolved: Path) -> None
         parent.log_dataset(manifest, hashlib.sha256(content).hexdigest(), str(path), context, profile)
 
 
-def manifests(config: RootConfig) -> dict[str, tuple[Path, str]]:
-    """What every manifest of the run is used for, and its folder and name."""
+def manifests(config: RunSettings) -> dict[str, tuple[Path, str]]:
+    """Use of each manifest of the run to its folder and name."""
     root = Path(config.data.root)
     found = {}
     for name in config.order:
-        sources = training_sources(config, config.stages[name].data)
-        found |= {
-            name if len(sources) == 1 else f"{name}/{source.name}": (source.root, source.manifest) for source in sources
-        }
+        sources = config.stages[name].data.located(config.data.root)
+        for key, source in sources.items():
+            found[name if len(sources) == 1 else f"{name}/{key}"] = source.folder, source.manifest
     if config.data.validation is not None:
         found["validation"] = (root, config.data.validation)
     return found | {name: (root, manifest) for name, manifest in config.evaluation.sets.items()}

@@ -9,17 +9,11 @@ from urllib.parse import urlsplit
 import torch
 
 from lightning_mmrl.app.assembly import Assembly, quiet_libraries
-from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.registry import targets
 from lightning_mmrl.rollout.vllm.flags import require_same_scheme
 from lightning_mmrl.rollout.vllm.keys import VARIABLE, Key, serving_key
-from lightning_mmrl.rollout.vllm.settings import (
-    ENVIRONMENT,
-    VLLMSettings,
-    flags,
-    server_arguments,
-    write_model,
-)
+from lightning_mmrl.rollout.vllm.settings import ENVIRONMENT, VLLMSettings, flags, server_arguments, write_model
+from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.training.console import ConsoleProgress
 
 OPEN_DOORS = ("VLLM_ALLOW_INSECURE_SERIALIZATION", "VLLM_API_KEY")
@@ -27,8 +21,8 @@ OPEN_DOORS = ("VLLM_ALLOW_INSECURE_SERIALIZATION", "VLLM_API_KEY")
 no trainer shows."""
 
 
-def server_command(config: RootConfig, more: Mapping[str, str]) -> tuple[list[str], dict[str, str], Key]:
-    """Arguments and environment of a process that serves, and the key it asks for; the model's folder is written.
+def server_command(config: RunSettings, more: Mapping[str, str]) -> tuple[list[str], dict[str, str], Key]:
+    """Arguments and environment of a server process, and the key that it asks for; writes the model's folder.
 
     Args:
         config: Of the run.

@@ -14,7 +14,7 @@ from lightning_mmrl.files import write_json
 from lightning_mmrl.registry.own_code import FLAG, opened, split_prefixes
 
 if TYPE_CHECKING:
-    from lightning_mmrl.config.schema import RootConfig
+    from lightning_mmrl.settings.run import RunSettings
 
 ENCODING_NOT_CHECKED = (
     "encoding not checked: add --for experiment=NAME to find samples that a training would refuse or leave out"
@@ -106,7 +106,7 @@ def _inspect(options: argparse.Namespace, *, decode: bool) -> int:
             from lightning_mmrl.app.encoding_checks import EncodingCheck
 
             check = EncodingCheck(config, options.media_root, console)
-            guard = replace(guard, settings=check.parts.media_settings)
+            guard = replace(guard, settings=check.parts.config.data.media)
             notes = [check.note(options.manifests)]
         inventory = take_inventory(options.manifests, options.media_root, label_set(options.labels))
         if guard is not None:
@@ -122,7 +122,7 @@ def _inspect(options: argparse.Namespace, *, decode: bool) -> int:
     return 0 if report.sound else EXIT_PROBLEMS
 
 
-def _experiment(options: argparse.Namespace) -> "RootConfig":
+def _experiment(options: argparse.Namespace) -> "RunSettings":
     """The configuration that --for composes; its data.root is --media-root unless an override sets it.
 
     Raises:

@@ -47,7 +47,7 @@ def guard_of(options: argparse.Namespace) -> "Guard":
     """
     check_bounds(options, ("workers", "deadline", "memory_mb", "max_duration_s", "max_pixels", "max_bytes"))
     from lightning_mmrl.data.media.examine import Guard
-    from lightning_mmrl.types.media import MediaSettings
+    from lightning_mmrl.settings.data import MediaSettings
 
     names = ("max_duration_s", "max_pixels", "max_bytes")
     limits = {name: getattr(options, name) for name in names if getattr(options, name) is not None}

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lightning_mmrl.workers.pool import DeadlinePool, Outcome
+from lightning_mmrl.workers.pool import CallResult, DeadlinePool
 
 Status = Literal["ok", "warning", "problem"]
 
@@ -43,7 +43,7 @@ def isolated(name: str, check: Callable[[], Sequence[Finding]]) -> list[Finding]
         return [problem(name, detail, "repair what the message names, then run mmrl doctor again")]
 
 
-def in_worker(function: Callable[[Any], Any], items: Sequence[Any], deadline_s: float) -> list[Outcome]:
+def in_worker(function: Callable[[Any], Any], items: Sequence[Any], deadline_s: float) -> list[CallResult]:
     """Outcomes of calls in a process of their own, which is killed at its deadline.
 
     The function must import inside its body whatever may hang, so that the deadline covers the import.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lightning_mmrl.cli.doctor_findings import Finding, in_worker, ok, problem, warning
 from lightning_mmrl.cli.doctor_packages import check_pins, installed_version, reinstall_command
-from lightning_mmrl.workers.pool import Outcome
+from lightning_mmrl.workers.pool import CallResult
 
 LOAD_DEADLINE_S = 60.0
 """Generous, since torch takes long to load from a cold disk."""
@@ -196,5 +196,5 @@ def load_torch(name: str) -> TorchFacts | str:
     )
 
 
-def _from_outcome(name: str, outcome: Outcome, fix: str) -> Finding:
+def _from_outcome(name: str, outcome: CallResult, fix: str) -> Finding:
     return ok(name, outcome.value) if outcome.error is None else problem(name, outcome.error, fix)

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from lightning_mmrl.app.tracking import deliver_leftovers, settle_tracking
 from lightning_mmrl.cli.hydra_app import VALUED_FLAGS, run_with_config
 from lightning_mmrl.cli.launch import on_all_ranks
-from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.errors import ConfigError, StageError
 from lightning_mmrl.protocols.plain import TrackedRun
+from lightning_mmrl.settings.run import RunSettings
+from lightning_mmrl.tracking.store import deliver_leftovers, settle_tracking
 
 HELP = """mmrl evaluate - evaluate a checkpoint on the configured sets
 
@@ -75,12 +75,12 @@ def _is_model(folder: Path) -> bool:
     return (folder / "config.json").is_file()
 
 
-def evaluate(config: RootConfig, checkpoint: Path) -> None:
+def evaluate(config: RunSettings, checkpoint: Path) -> None:
     """Evaluates one checkpoint and prints a table."""
     # Loaded here: a bad configuration is refused before torch is imported.
-    from lightning_mmrl.app.assembly import Assembly, quiet_libraries, trainer_settings
+    from lightning_mmrl.app.assembly import Assembly, quiet_libraries
+    from lightning_mmrl.app.evaluation import CheckpointEvaluator
     from lightning_mmrl.app.run import check_all_targets, writable
-    from lightning_mmrl.app.stages import CheckpointEvaluator
     from lightning_mmrl.cli.tables import results_table
     from lightning_mmrl.curriculum.compare import compare_stages
     from lightning_mmrl.evaluation.intervals import ClusterBootstrap
@@ -93,7 +93,7 @@ def evaluate(config: RootConfig, checkpoint: Path) -> None:
     check_all_targets(config)
     name = checkpoint.parent.name if checkpoint.name == "handoff" else checkpoint.name
     with (
-        joined(trainer_settings(config.trainer), Interruption()) as group,
+        joined(config.trainer, Interruption()) as group,
         ConsoleProgress(quiet=not group.leads) as console,
     ):
         parts = Assembly(config=config, console=console, group=group)
@@ -110,7 +110,7 @@ def evaluate(config: RootConfig, checkpoint: Path) -> None:
             metrics = evaluate_all(checkpoint, directory, name, run)
             if run is not None:
                 run.log_metrics(metrics, step=0)
-    bootstrap = ClusterBootstrap(num_resamples=config.evaluation.num_resamples)
+    bootstrap = ClusterBootstrap(settings=config.evaluation)
     comparison = compare_stages({name: directory}, {}, config.data.labels, bootstrap)
     console = report_console()
     console.print(results_table(comparison))
@@ -119,7 +119,7 @@ def evaluate(config: RootConfig, checkpoint: Path) -> None:
 
 
 @contextmanager
-def _run_of_mlflow(config: RootConfig, name: str) -> Iterator[TrackedRun | None]:
+def _run_of_mlflow(config: RunSettings, name: str) -> Iterator[TrackedRun | None]:
     """The run that `mlflow run` opened for this process, if any; metrics and predictions go there."""
     from lightning_mmrl.app.run import open_tracker
     from lightning_mmrl.curriculum.orchestrator import status_of

@@ -11,14 +11,15 @@ from string import Template
 from typing import NoReturn, TypeVar
 
 from omegaconf import Container, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from lightning_mmrl.config.composing import SEARCH, Composer, composing, without_hydra
 from lightning_mmrl.config.folders import configs_dir
-from lightning_mmrl.config.hydra_errors import explained
-from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.config.validate import validated
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.registry.own_code import FLAG, opened, split_prefixes
+from lightning_mmrl.settings.run import RunSettings
+from lightning_mmrl.suggestions import first_line
 from lightning_mmrl.types.redaction import redact
 from lightning_mmrl.types.text import printable
 
@@ -32,7 +33,7 @@ VALUED_FLAGS = (
 INFO = ("all", "config", "defaults", "defaults-tree", "searchpath")
 
 
-def run_with_config(task: Callable[[RootConfig], T], program: str, arguments: Sequence[str]) -> list[T]:
+def run_with_config(task: Callable[[RunSettings], T], program: str, arguments: Sequence[str]) -> list[T]:
     """Composes `train.yaml` with the overrides in `arguments`, validates it and calls the task.
 
     Returns:
@@ -47,12 +48,8 @@ def run_with_config(task: Callable[[RootConfig], T], program: str, arguments: Se
             "--config-path is refused; leave it out, and use --config-dir for a folder of your own configs"
         )
     with opened(split_prefixes(flags.allow_targets)):
-        try:
-            with composing(configs_dir(), flags.config_dir) as composer:
-                trees = _trees(flags, composer)
-        except Exception as error:
-            # Only Hydra's code runs in the block, so an exception of any type is about the arguments.
-            raise explained(error, arguments) from error
+        with composing(configs_dir(), flags.config_dir) as composer:
+            trees = _trees(flags, composer)
         configs = [
             validated(without_hydra(tree), lambda line: print(printable(line), file=sys.stderr)) for tree in trees
         ]
@@ -155,5 +152,10 @@ def _show_config(flags: argparse.Namespace, tree: DictConfig) -> None:
     if package is not None:
         print(f"# @package {package}")
     if flags.resolve:
-        OmegaConf.resolve(part)
+        try:
+            OmegaConf.resolve(part)
+        except OmegaConfBaseException as error:
+            raise ConfigError(
+                f"{shown(first_line(error))}; correct the ${{...}} there, or leave out --resolve"
+            ) from error
     print(redact(OmegaConf.to_yaml(part)), end="")

@@ -3,14 +3,16 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 
-from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.settings.run import RunSettings
 
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 """Signals that torchrun passes on to the ranks."""
 
 
-def on_all_ranks(task: Callable[[RootConfig], None], config: RootConfig, command: str, arguments: Sequence[str]) -> int:
+def on_all_ranks(
+    task: Callable[[RunSettings], None], config: RunSettings, command: str, arguments: Sequence[str]
+) -> int:
     """Runs a task on every rank that the configuration asks for, and starts the ranks if no launcher did.
 
     Args:

@@ -9,18 +9,19 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lightning_mmrl.config.checks.values import SHARDED_PRECISIONS
-from lightning_mmrl.config.schema import AdapterConfig, RootConfig, StageConfig
 from lightning_mmrl.planning.memory import Estimate, Lengths, estimate
 from lightning_mmrl.planning.shapes import ModelShape, read_shape
+from lightning_mmrl.settings.model import AdapterSettings
+from lightning_mmrl.settings.run import RunSettings
+from lightning_mmrl.settings.stage import SHARDED_PRECISIONS, StageSettings
 
 RANKS = (1, 2, 4, 8)
 GIGABYTES = (24, 80)
 
-Change = Callable[[StageConfig], StageConfig]
+Change = Callable[[StageSettings], StageSettings]
 
 
-def show_memory(console: Console, config: RootConfig, names: Sequence[str], lengths: Lengths) -> None:
+def show_memory(console: Console, config: RunSettings, names: Sequence[str], lengths: Lengths) -> None:
     """Prints one line for a stage that fits the smallest device, a table and hints for any other."""
     try:
         shape = read_shape(config.model.checkpoint)
@@ -45,12 +46,12 @@ def show_memory(console: Console, config: RootConfig, names: Sequence[str], leng
         )
 
 
-def estimates(config: RootConfig, stage: StageConfig, shape: ModelShape, lengths: Lengths) -> dict[int, Estimate]:
+def estimates(config: RunSettings, stage: StageSettings, shape: ModelShape, lengths: Lengths) -> dict[int, Estimate]:
     """The memory of one rank, by the number of ranks."""
     return {ranks: estimate(shape, stage, config.model.dtype, ranks, lengths) for ranks in RANKS}
 
 
-def hints(config: RootConfig, name: str, shape: ModelShape, lengths: Lengths) -> list[str]:
+def hints(config: RunSettings, name: str, shape: ModelShape, lengths: Lengths) -> list[str]:
     """The fewest keys to set so that a stage fits the most devices: first training its weights, then an adapter."""
     stage, found = config.stages[name], []
     towers = [group for group in shape.stacks if group != "text"]
@@ -65,7 +66,7 @@ def hints(config: RootConfig, name: str, shape: ModelShape, lengths: Lengths) ->
     return found
 
 
-def memory_hint(config: RootConfig, name: str) -> str:
+def memory_hint(config: RunSettings, name: str) -> str:
     """Keys by which a stage that ran out of memory uses less.
 
     First come keys that do not change its outcome, with which a begun stage continues. The next ones need
@@ -91,7 +92,7 @@ def memory_hint(config: RootConfig, name: str) -> str:
     return "; ".join([*lines, *(f"mmrl plan estimates that the stage {line}" for line in found)])
 
 
-def _show_stage(console: Console, config: RootConfig, name: str, shape: ModelShape, lengths: Lengths) -> bool:
+def _show_stage(console: Console, config: RunSettings, name: str, shape: ModelShape, lengths: Lengths) -> bool:
     """Prints one stage; True if it fits everywhere."""
     stage = config.stages[name]
     found = estimates(config, stage, shape, lengths)
@@ -120,7 +121,9 @@ def _show_stage(console: Console, config: RootConfig, name: str, shape: ModelSha
     return False
 
 
-def _alternatives(name: str, stage: StageConfig, towers: list[str], *, adapts: bool) -> list[tuple[str, StageConfig]]:
+def _alternatives(
+    name: str, stage: StageSettings, towers: list[str], *, adapts: bool
+) -> list[tuple[str, StageSettings]]:
     """Keys to set and the stage with these keys, the fewest keys first."""
     path = f"stages.{name}"
     changes: list[tuple[str, Change]] = [
@@ -139,7 +142,7 @@ def _alternatives(name: str, stage: StageConfig, towers: list[str], *, adapts: b
     start: list[tuple[str, Change]] = []
     if stage.adapter is None and "text" not in stage.freeze:
         if adapts:
-            start.append((f"{path}.adapter={{}}", lambda found: replace(found, adapter=AdapterConfig())))
+            start.append((f"{path}.adapter={{}}", lambda found: replace(found, adapter=AdapterSettings())))
         elif towers:
             changes.append((f"{path}.freeze=[{','.join(towers)}]", lambda found: replace(found, freeze=towers)))
     return [
@@ -149,7 +152,7 @@ def _alternatives(name: str, stage: StageConfig, towers: list[str], *, adapts: b
     ]
 
 
-def _fitting(config: RootConfig, stage: StageConfig, shape: ModelShape, lengths: Lengths) -> set[tuple[int, int]]:
+def _fitting(config: RunSettings, stage: StageSettings, shape: ModelShape, lengths: Lengths) -> set[tuple[int, int]]:
     """Device sizes in GB and numbers of GPUs on which a stage fits."""
     found = estimates(config, stage, shape, lengths)
     return {(size, ranks) for size in GIGABYTES for ranks, each in found.items() if each.fits(size)}

@@ -6,17 +6,18 @@ from pathlib import Path
 
 from rich.table import Table
 
-from lightning_mmrl.app.tracking import tell_leftovers
 from lightning_mmrl.cli.hydra_app import run_with_config, take_flags
 from lightning_mmrl.cli.memory_table import show_memory
-from lightning_mmrl.config.schema import RootConfig, StageConfig
-from lightning_mmrl.config.specs import bound, manifest_digests, stage_specs
+from lightning_mmrl.config.specs import manifest_digests, stage_specs
 from lightning_mmrl.curriculum.attempt import STATES, Attempt, stage_folder
 from lightning_mmrl.curriculum.manifest import Manifest
 from lightning_mmrl.curriculum.selection import is_stale
 from lightning_mmrl.curriculum.spec import source_stage
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.planning.memory import Lengths
+from lightning_mmrl.settings.run import RunSettings
+from lightning_mmrl.settings.stage import StageSettings
+from lightning_mmrl.tracking.store import tell_leftovers
 from lightning_mmrl.training.console import report_console
 from lightning_mmrl.training.state_store import StateStore
 from lightning_mmrl.types.records import StageSpec
@@ -38,7 +39,7 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def plan(config: RootConfig, lengths: Lengths) -> None:
+def plan(config: RunSettings, lengths: Lengths) -> None:
     """Prints stages, sizes, batch arithmetic, memory and the places of all outputs."""
     console = report_console(width=140)
     directory = Path(config.output_dir) / config.run_name
@@ -51,7 +52,7 @@ def plan(config: RootConfig, lengths: Lengths) -> None:
         samples = num_samples(config, stage)
         source = source_stage(spec, config.order) or f"base model {config.model.checkpoint}"
         table.add_row(
-            spec.name, spec.kind, source, data_names(stage), "?" if samples is None else str(samples),
+            spec.name, stage.kind, source, data_names(stage), "?" if samples is None else str(samples),
             str(stage.num_steps), batch_arithmetic(stage), passes(stage, samples),
             state(spec, specs, manifest, directory),
         )  # fmt: skip
@@ -87,7 +88,7 @@ def state(spec: StageSpec, specs: Sequence[StageSpec], manifest: Manifest, direc
     return "finished" if finished.evaluation == spec.evaluation else "to evaluate"
 
 
-def batch_arithmetic(stage: StageConfig) -> str:
+def batch_arithmetic(stage: StageSettings) -> str:
     """The samples and updates of one step, in words."""
     batch = stage.data.batch_size
     if stage.algorithm is None:
@@ -97,7 +98,7 @@ def batch_arithmetic(stage: StageConfig) -> str:
     return f"{batch} prompts x {size} = {batch * size} completions, {steps} update{'s' if steps > 1 else ''}"
 
 
-def data_names(stage: StageConfig) -> str:
+def data_names(stage: StageSettings) -> str:
     """The manifest of a stage, or its sources with their shares."""
     if stage.data.manifest:
         return stage.data.manifest
@@ -105,7 +106,7 @@ def data_names(stage: StageConfig) -> str:
     return ", ".join(f"{name} {source.weight / total:.0%}" for name, source in stage.data.sources.items())
 
 
-def num_samples(config: RootConfig, stage: StageConfig) -> int | None:
+def num_samples(config: RunSettings, stage: StageSettings) -> int | None:
     """Number of samples that a stage draws from; None if a manifest does not exist yet."""
     root, data = Path(config.data.root), stage.data
     if data.manifest:
@@ -118,9 +119,9 @@ def num_samples(config: RootConfig, stage: StageConfig) -> int | None:
     return sum(min(count or 0, limit or count or 0) for count, limit in counts)
 
 
-def conditions(stage: StageConfig) -> list[str]:
+def conditions(stage: StageSettings) -> list[str]:
     """The phases, the early end and the gate of a stage, a line each."""
-    stop, gate = bound(stage.stop_when), bound(stage.gate)
+    stop, gate = stage.stop_when, stage.gate
     cooldown = f", after {stage.cooldown_steps} more steps" if stage.cooldown_steps else ""
     lines = []
     for phase in {} if stage.algorithm is None else stage.algorithm.phases.values():
@@ -135,18 +136,17 @@ def conditions(stage: StageConfig) -> list[str]:
     return lines if gate is None else [*lines, f"must reach {gate}, or the curriculum ends there"]
 
 
-def adapters(stage: StageConfig) -> list[str]:
+def adapters(stage: StageSettings) -> list[str]:
     """A line on the adapter that trains in place of the weights, if there is one."""
     adapter = stage.adapter
     if adapter is None:
         return []
-    targets = adapter.targets if isinstance(adapter.targets, list) else [adapter.targets]
     dropout = f", dropout {adapter.dropout:g}" if adapter.dropout else ""
     size = f"rank {adapter.r}, alpha {adapter.alpha}{dropout}"
-    return [f"trains an adapter: {size}, on {', '.join(targets)} linear layers of {', '.join(adapter.groups)}"]
+    return [f"trains an adapter: {size}, on {', '.join(adapter.wanted)} linear layers of {', '.join(adapter.groups)}"]
 
 
-def passes(stage: StageConfig, samples: int | None) -> str:
+def passes(stage: StageSettings, samples: int | None) -> str:
     """Number of passes that a stage makes over its data."""
     if not samples:
         return "?"

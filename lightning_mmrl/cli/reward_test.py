@@ -11,7 +11,7 @@ from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.registry.own_code import FLAG, opened, split_prefixes
 
 if TYPE_CHECKING:
-    from lightning_mmrl.config.schema import RewardsConfig
+    from lightning_mmrl.settings.algorithm import RewardSettings
 
 EXIT_CHANGED = 1
 
@@ -25,7 +25,7 @@ examples:
   mmrl reward-test runs/quickstart/stages/02-reason/rollouts stages.reason.rewards.weights.format=0.5
   mmrl reward-test runs/quickstart/stages/02-reason/rollouts/iteration_000010.jsonl --show 20 --fail-on-change
   mmrl reward-test old.jsonl --run runs/quickstart --stage reason \\
-      '+stages.reason.rewards.parts.label.synonyms={cross: angry}' --out rescored.jsonl
+      '+stages.reason.rewards.components.label.synonyms={cross: angry}' --out rescored.jsonl
 """
 
 
@@ -84,7 +84,7 @@ def rescore(request: Request) -> int:
     return len(comparison.changes)
 
 
-def _rewards(request: Request) -> "tuple[str, RewardsConfig, int]":
+def _rewards(request: Request) -> "tuple[str, RewardSettings, int]":
     """The name of the stage, its configured rewards, and its number of prompts per iteration."""
     from lightning_mmrl.config.saved import run_folder, saved_config
     from lightning_mmrl.suggestions import did_you_mean

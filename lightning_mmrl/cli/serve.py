@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 
 from lightning_mmrl.cli.hydra_app import run_with_config, take_flags
-from lightning_mmrl.config.checks.rollout import require_engine, require_server_node
-from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.rollout.vllm.flags import SWITCHES, VALUED, passed_flags
 from lightning_mmrl.rollout.vllm.keys import write_key
+from lightning_mmrl.rollout.vllm.readiness import require_engine, require_server_node
+from lightning_mmrl.settings.run import RunSettings
 
 HELP = f"""\
 usage: mmrl serve OVERRIDES [-- FLAGS OF vllm serve]
@@ -58,7 +58,7 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def serve(config: RootConfig, more: Mapping[str, str]) -> None:
+def serve(config: RunSettings, more: Mapping[str, str]) -> None:
     """Replaces this process by the server.
 
     Raises:

@@ -4,7 +4,7 @@ import resource
 
 from rich.table import Table
 
-from lightning_mmrl.app.run import Outcome
+from lightning_mmrl.app.run import FinishedRun
 from lightning_mmrl.curriculum.compare import Comparison, SetResult
 from lightning_mmrl.evaluation.intervals import Interval
 from lightning_mmrl.evaluation.records import COUNTED_WRONG
@@ -12,7 +12,7 @@ from lightning_mmrl.training.console import format_seconds, report_console
 from lightning_mmrl.types.redaction import redact
 
 
-def print_comparison(outcome: Outcome) -> None:
+def print_comparison(outcome: FinishedRun) -> None:
     """Prints the results of every stage, its gain, its times, and where its files are."""
     console = report_console()
     console.print(results_table(outcome.comparison))

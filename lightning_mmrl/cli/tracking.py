@@ -6,10 +6,10 @@ import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from lightning_mmrl.config.schema import TrackingConfig
 from lightning_mmrl.curriculum.manifest import FILE as MANIFEST
 from lightning_mmrl.curriculum.manifest import tracked_runs
 from lightning_mmrl.errors import ConfigError, MmrlError
+from lightning_mmrl.settings.run import TrackingSettings
 from lightning_mmrl.tracking.leftovers import SPOOL, Leftover, damaged_lines, leftovers, read_store
 from lightning_mmrl.types.redaction import redact, redact_addresses, remember
 from lightning_mmrl.types.text import printable
@@ -142,7 +142,7 @@ def _store_of(spool: Path, tracking_uri: str | None) -> tuple[str, str]:
     if store is None:
         if given is None:
             raise ConfigError(f"{spool} does not say which server it is for; give --tracking-uri")
-        return given, TrackingConfig.experiment
+        return given, TrackingSettings.experiment
     stored = store["uri"]
     if given is not None and _plain(given) == _plain(stored):
         return given, store["experiment"]

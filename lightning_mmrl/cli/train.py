@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from functools import partial
 
-from lightning_mmrl.app.tracking import deliver_leftovers, settle_tracking
 from lightning_mmrl.cli.hydra_app import run_with_config, take_flags
 from lightning_mmrl.cli.launch import on_all_ranks
 from lightning_mmrl.cli.memory_table import memory_hint
 from lightning_mmrl.cli.plan import batch_arithmetic
-from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.errors import GateError, OutOfMemoryError
+from lightning_mmrl.settings.run import RunSettings
+from lightning_mmrl.tracking.store import deliver_leftovers, settle_tracking
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -26,7 +26,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def train(
-    config: RootConfig, from_stage: str | None = None, only_stage: str | None = None, allow_changes: bool = False
+    config: RunSettings, from_stage: str | None = None, only_stage: str | None = None, allow_changes: bool = False
 ) -> None:
     """Trains the unfinished or selected stages, then shows the results and gain of every stage.
 
@@ -36,7 +36,6 @@ def train(
     """
     config = settle_tracking(config)
     # Loaded here: a bad configuration is refused before torch is imported.
-    from lightning_mmrl.app.assembly import trainer_settings
     from lightning_mmrl.app.run import run_curriculum
     from lightning_mmrl.cli.tables import print_comparison
     from lightning_mmrl.curriculum.selection import Selection
@@ -45,7 +44,7 @@ def train(
     from lightning_mmrl.training.interruption import Interruption
 
     selection = Selection(from_stage=from_stage, only_stage=only_stage, allow_changes=allow_changes)
-    settings = trainer_settings(config.trainer)
+    settings = config.trainer
     with Interruption() as interruption, joined(settings, interruption) as group:
         for name in config.order if group.leads else ():
             print(f"{name}: {config.stages[name].num_steps} x {batch_arithmetic(config.stages[name])}")

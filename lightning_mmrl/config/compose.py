@@ -4,16 +4,13 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from lightning_mmrl.config.composing import composed
+from lightning_mmrl.config.composing import composing, without_hydra
 from lightning_mmrl.config.folders import configs_dir
-from lightning_mmrl.config.hydra_errors import explained
-from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.config.validate import validated
+from lightning_mmrl.settings.run import RunSettings
 
-__all__ = ["compose", "compose_tree", "configs_dir", "explained"]
 
-
-def compose(overrides: list[str], config_name: str = "train", config_dir: Path | None = None) -> RootConfig:
+def compose(overrides: list[str], config_name: str = "train", config_dir: Path | None = None) -> RunSettings:
     """Composes and validates a configuration.
 
     Args:
@@ -27,10 +24,9 @@ def compose(overrides: list[str], config_name: str = "train", config_dir: Path |
     return validated(compose_tree(overrides, config_name, config_dir))
 
 
-def compose_tree(overrides: list[str], config_name: str = "train", config_dir: Path | None = None) -> DictConfig:
-    """As `compose`, but the untyped tree before validation."""
-    try:
-        return composed(overrides, config_name, config_dir)
-    except Exception as error:
-        # Nothing of ours runs in there: whatever Hydra raises, also beside its own errors, is about the overrides.
-        raise explained(error, [*([f"--config-dir={config_dir}"] if config_dir else []), *overrides]) from error
+def compose_tree(
+    overrides: list[str], config_name: str = "train", config_dir: Path | None = None, root: Path | None = None
+) -> DictConfig:
+    """As `compose`, but the untyped tree before validation, on the configs of another folder if `root` is given."""
+    with composing(root or configs_dir(), config_dir) as composer:
+        return without_hydra(composer.compose(overrides, config_name))

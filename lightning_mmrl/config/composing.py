@@ -27,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.resolvers import oc
 
 from lightning_mmrl.config.folders import configs_dir
+from lightning_mmrl.config.hydra_errors import explained
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.suggestions import shown
 
@@ -36,7 +37,7 @@ FILLED_IN = (
     "hydra.runtime", "hydra.overrides", "hydra.searchpath", "hydra.job.name", "hydra.job.num", "hydra.job.id",
     "hydra.job.override_dirname", "hydra.job.config_name",
 )  # fmt: skip
-"""What Hydra or this module fills in, whatever stands there."""
+"""Keys that Hydra or this module fills in and overwrites."""
 SEARCH = "hydra.searchpath=[]"
 """Takes the place of folders and packages that a file wants to be searched."""
 PLUGINS = "hydra_plugins"
@@ -46,24 +47,36 @@ _sealed: ContextVar[bool] = ContextVar("sealed", default=False)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Composer:
-    """Composes configs of one folder, and of a user's own beside it.
+    """Composes configs of one folder and, if there is one, of a user's own folder.
 
     Attributes:
         hydra: Hydra, which knows the folders.
-        references: What may stand in Hydra's own node.
+        own: The user's folder.
+        references: Versions of Hydra's own node that are allowed.
     """
 
     hydra: Hydra
+    own: Path | None
     references: Sequence[Mapping[str, Any]]
 
     def compose(self, overrides: Sequence[str], config_name: str | None, mode: RunMode = RunMode.RUN) -> DictConfig:
-        """The composed tree with Hydra's own node; errors are Hydra's.
+        """The composed tree with Hydra's own node.
 
         Raises:
-            ConfigError: An override or a file sets what Hydra would run.
+            ConfigError: The composition is refused, or an override or a file sets what Hydra would run.
         """
-        _check_overrides(overrides)
-        tree = self.hydra.compose_config(config_name, [SEARCH, *overrides], run_mode=mode)
+
+        def attempt(overrides: Sequence[str]) -> DictConfig:
+            _check_overrides(overrides)
+            return self.hydra.compose_config(config_name, [SEARCH, *overrides], run_mode=mode)
+
+        try:
+            tree = attempt(overrides)
+        except PermissionError:
+            raise  # no override is at fault
+        except Exception as error:
+            # Nothing of ours runs in there: every error, also one that is no class of Hydra's, is about the overrides.
+            raise explained(error, overrides, attempt, self.own) from error
         _check_node(tree, self.references)
         return tree
 
@@ -73,7 +86,7 @@ class Composer:
         Args:
             overrides: The user's.
             config_name: Primary config.
-            sweep: Whether to make a job of each combination of values, those of a file among them.
+            sweep: Whether to make a job of each combination of values, in overrides and files.
         """
         if not sweep:
             return [self.compose(overrides, config_name)]
@@ -88,7 +101,7 @@ class Composer:
 
 @contextmanager
 def composing(root: Path, own: Path | None = None) -> Iterator[Composer]:
-    """Sets Hydra up to compose configs of a folder, and of a user's own beside it.
+    """Sets Hydra up to compose configs of a folder, and of a user's own folder.
 
     Raises:
         ConfigError: The user's own folder does not exist.
@@ -99,17 +112,7 @@ def composing(root: Path, own: Path | None = None) -> Iterator[Composer]:
         )
     references = _references()
     with sealed(), _hydra(root, own) as hydra:
-        yield Composer(hydra=hydra, references=references)
-
-
-def composed(overrides: Sequence[str], config_name: str = "train", own: Path | None = None) -> DictConfig:
-    """What becomes of overrides on the shipped configs; errors are Hydra's.
-
-    Raises:
-        ConfigError: An override or a file sets what Hydra would run.
-    """
-    with composing(configs_dir(), own) as composer:
-        return without_hydra(composer.compose(overrides, config_name))
+        yield Composer(hydra=hydra, own=own, references=references)
 
 
 def without_hydra(tree: DictConfig) -> DictConfig:
@@ -172,7 +175,7 @@ def _check_overrides(overrides: Sequence[str]) -> None:
 
 
 def _check_node(tree: DictConfig, references: Sequence[Mapping[str, Any]]) -> None:
-    """Refuses what differs in Hydra's node both from the shipped configs and from Hydra's defaults."""
+    """Refuses values in Hydra's node that neither the shipped configs nor Hydra's defaults have."""
     for key, value in _leaves(OmegaConf.to_container(tree.hydra, resolve=False), "hydra"):
         usual = any(key in reference and reference[key] == value for reference in references)
         if not usual and not _is_below(key, [SETTABLE, *FILLED_IN]):
@@ -181,7 +184,7 @@ def _check_node(tree: DictConfig, references: Sequence[Mapping[str, Any]]) -> No
 
 @cache
 def _references() -> tuple[Mapping[str, Any], ...]:
-    """Hydra's node as it is with the shipped configs, and without any."""
+    """Hydra's node with the shipped configs, and without configs."""
     found = []
     with _hydra(configs_dir()) as hydra:
         for name in ("train", None):

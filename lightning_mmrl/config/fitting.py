@@ -1,20 +1,20 @@
-"""A stage with few steps: what its recipe counts in steps is fitted to them, and said."""
+"""Fits the numbers of a recipe that count steps to a stage with few steps, and says so."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from lightning_mmrl.config.schema import StageConfig
+from lightning_mmrl.settings.stage import StageSettings
 
 
-def fitted(stage: StageConfig, path: str, say: Callable[[str], object]) -> StageConfig:
+def fitted(stage: StageSettings, path: str, say: Callable[[str], object]) -> StageSettings:
     """The stage with validations, cooldown and phases that lie within `num_steps`, so that this key alone can be set.
 
-    A warm-up that is longer than the stage stays: it decides the learning rate of every step, and none is wrong.
+    A warm-up that is longer than the stage stays: every learning rate it gives is valid.
 
     Args:
         stage: As it was composed.
         path: Its key, such as stages.reason.
-        say: Is told each change, in a sentence.
+        say: Gets each change as a sentence.
     """
     num_steps = stage.num_steps
     if num_steps < 1:

@@ -1,4 +1,4 @@
-"""Where configs are found: the shipped folder, and a user's own beside it."""
+"""Where configs are found: in the shipped folder, and in a user's own."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ CONFIGS = "configs"
 
 
 def configs_dir() -> Path:
-    """The folder of the shipped configs: inside the package in a wheel, beside it in a checkout.
+    """The folder of the shipped configs: inside the package in a wheel, next to it in a checkout.
 
     Raises:
         ConfigError: Neither exists.

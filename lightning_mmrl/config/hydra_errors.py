@@ -1,20 +1,27 @@
-"""Turns what Hydra complains about into one clear sentence with the key, the value and the fix."""
+"""Turns an error of Hydra into one clear sentence with the key, the value and the fix.
+
+The class of Hydra's error says what kind of fault it is, and further compositions say which override causes it. Hydra's
+prose is read only for errors within files, since nothing else names the file: `IN_FILE`.
+"""
 
 import re
-from collections.abc import Callable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_origin
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import MarkedYAMLError
 
-from lightning_mmrl.config.composing import composed
 from lightning_mmrl.config.folders import groups, options
-from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.registry.own_code import KEYS, NO_KEY
+from lightning_mmrl.settings.renamed import key_hint
+from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.suggestions import (
     annotation_of,
     dataclass_of,
@@ -24,50 +31,162 @@ from lightning_mmrl.suggestions import (
     nearest,
     offered,
     shown,
-    unknown_key,
 )
 
-DIRECTORY_FLAGS = ("--config-dir", "-cd")
+IN_FILE = "In '"
+"""How Hydra begins a message about a file..."""
+NO_MATCH = "Could not override '"
+"""...and how it continues if the file overrides a key that does not exist."""
+
+Compose = Callable[[list[str]], DictConfig]
+"""The tree of some overrides with Hydra's own node."""
 
 
-def explained(error: Exception, arguments: Sequence[str] = ()) -> ConfigError:
-    """What Hydra raised as one sentence.
+def explained(error: Exception, overrides: Sequence[str], compose: Compose, own: Path | None = None) -> ConfigError:
+    """An error of Hydra as one sentence.
 
     Args:
-        error: Raised while the arguments were composed.
-        arguments: Overrides and Hydra's own flags, to find a user's own folder and which override is at fault.
+        error: Raised while the overrides were composed.
+        overrides: The user's.
+        compose: Composes other overrides in the same way, to find out which one is at fault.
+        own: The user's own folder of configs.
     """
     if isinstance(error, ConfigError):
         return error
-    own = own_folder(arguments)
     cause = error.__cause__
-    keyless = [argument for argument in arguments if argument.lstrip("+~").startswith("=")]
+    keyless = [each for each in overrides if each.lstrip("+~").startswith("=")]
     if keyless:
         return ConfigError(f"{shown(repr(keyless[0]))} has no key; write KEY=VALUE")
     if isinstance(error, OverrideParseException):
         return ConfigError(_unreadable(str(error.override)))
     if isinstance(error, MarkedYAMLError):
-        return ConfigError(_bad_yaml(error))
+        mark = error.problem_mark
+        place = f"{mark.name}:{mark.line + 1}" if mark is not None else "a config file"
+        return ConfigError(f"{place}: not valid YAML ({error.problem or first_line(error)}); correct this line")
     if isinstance(error, MissingConfigException):
         return ConfigError(_missing_option(error, own))
     if isinstance(cause, ConfigKeyError | ConfigAttributeError):
         return ConfigError(_unknown(cause, own))
-    if isinstance(cause, OmegaConfBaseException):
-        return ConfigError(_does_not_fit(str(error), cause))
-    for pattern, sentence in SENTENCES:
-        found = re.search(pattern, str(error), re.DOTALL)
-        if found is not None:
-            return ConfigError(sentence(found, arguments))
-    return ConfigError(_odd_choice(error, arguments, own))
+    if str(error).startswith(IN_FILE):
+        return ConfigError(_in_file(str(error), compose, own))
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    faults = _faults(parsed, compose, own, cause)
+    otherwise = f"{shown(first_line(error))}; check the overrides {shown(' '.join(overrides))}"
+    return ConfigError(next(faults, otherwise))
 
 
-def own_folder(arguments: Sequence[str]) -> Path | None:
-    """The folder of the user's own configs that the arguments name."""
-    for index, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if name in DIRECTORY_FLAGS:
-            return Path(value if equals else next(iter(arguments[index + 1 :]), ""))
-    return None
+def _faults(
+    overrides: Sequence[Override], compose: Compose, own: Path | None, cause: BaseException | None
+) -> Iterator[str]:
+    """Sentences about overrides that cannot be applied: form, then options, which Hydra takes first, then values."""
+    known = groups(own)
+    chosen = [each for each in overrides if each.key_or_group in known and not isinstance(each.value(), dict)]
+    values = [each for each in overrides if each not in chosen]
+    for each in overrides:
+        yield from _bad_form(each, chosen, own)
+    texts = [str(each.input_line) for each in chosen]
+    if _composed(compose, texts) is None:
+        # Without the one at fault the others compose; if several are at fault, all are held against the plain tree.
+        rest = [texts[:index] + texts[index + 1 :] for index in range(len(texts))]
+        experiments = [text for text in texts if text.partition("=")[0] in ("experiment", "curriculum")]
+        tree = next(filter(None, (_composed(compose, each) for each in (*rest, experiments, []))), None)
+        for each in chosen if tree is not None else ():
+            yield from _bad_choice(each, tree, own)
+        return
+
+    def fails(count: int) -> bool:
+        return _composed(compose, [*texts, *(str(each.input_line) for each in values[:count])]) is None
+
+    count = bisect_left(range(1, len(values) + 1), True, key=fails)
+    if count < len(values):
+        before = _composed(compose, [*texts, *(str(each.input_line) for each in values[:count])])
+        assert before is not None
+        yield _bad_value(values[count], before, cause, own)
+
+
+def _composed(compose: Compose, overrides: list[str]) -> DictConfig | None:
+    try:
+        return compose(overrides)
+    except (HydraException, OmegaConfBaseException, ConfigError, OSError, ValueError, MarkedYAMLError):
+        return None  # which is the answer
+
+
+def _bad_form(override: Override, chosen: Sequence[Override], own: Path | None) -> Iterator[str]:
+    """Faults of an override that show without a composition."""
+    line, key = shown(override.input_line), str(override.key_or_group)
+    if override.is_sweep_override():
+        name, _, value = str(override.input_line).partition("=")
+        texts = shown(f"""'{name}="{value}"'""")
+        yield (
+            f"{line}: is ambiguous; write {shown(f'{name}=[{value}]')} for a list, {texts} for one text, or add"
+            " --multirun to run each"
+        )
+    if override.package is not None and key not in groups(own):
+        yield f"{line}: there is no group {key!r}{did_you_mean(key, groups(own))}"
+    if override not in chosen or override.is_delete():
+        return
+    if override.is_force_add():
+        yield f"{line}: an option cannot be forced; write {line.lstrip('+')}"
+    if not isinstance(override.value(), str | list):
+        yield f"{line}: {key} needs the name of an option{known_are(options(key, own))}"
+    same = [shown(each.input_line) for each in chosen if _place(each) == _place(override)]
+    if len(same) > 1 and override.is_add():
+        yield f"{_place(override)}: an option is chosen more than once ({', '.join(same)}); keep one"
+
+
+def _place(override: Override) -> str:
+    """The group, and where it is put if that is not its own name."""
+    return override.get_key_element().lstrip("+~")
+
+
+def _bad_choice(override: Override, tree: DictConfig, own: Path | None) -> Iterator[str]:
+    """The fault of an option, given a composition without it."""
+    place, choices = _place(override), dict(tree.hydra.runtime.choices)
+    if override.is_delete():
+        if place not in choices or override.value() not in (None, "", choices[place]):
+            yield f"~{place}: is not chosen in this composition, so it cannot be removed; leave it out"
+    elif override.is_add():
+        if place in choices:
+            yield f"{place}: takes one option, without a plus; write {place}=NAME"
+    elif place not in choices:
+        yield _no_place(place, place, tree, in_file=False)
+
+
+def _no_place(shown_as: str, place: str, tree: DictConfig, *, in_file: bool) -> str:
+    """An option for a place that takes none."""
+    group, _, package = place.partition("@")
+    places = [str(each) for each in tree.hydra.runtime.choices if str(each).partition("@")[0] == group]
+    close = nearest(place, places)
+    if close:
+        return f"{shown_as}: there is nothing to override{offered(close)}"
+    if in_file or places:
+        return (
+            f"{shown_as}: this composition has {' and '.join(map(repr, places)) or 'none'} to override, not {place!r}"
+        )
+    stages = list(_plain(tree).get("stages", {}))
+    stage = package.partition(".")[2]
+    if package.startswith("stages.") and stage not in stages:
+        return f"{place}: there is no stage {stage!r} to override{did_you_mean(stage, stages)}"
+    return f"{place}: this composition has no {place} to override; add one by +{place}=NAME"
+
+
+def _bad_value(override: Override, tree: DictConfig, cause: BaseException | None, own: Path | None) -> str:
+    """The fault of a value, given the composition of all overrides before it."""
+    key, value = str(override.key_or_group), override.value()
+    there = OmegaConf.select(tree, key, default=None)
+    if override.is_add() and there is not None:
+        return f"{key}: is there already; change it without the plus: {key}=..."
+    if override.is_delete() and there is None:
+        return f"~{key}: unknown key, so it cannot be removed{key_hint(key, _plain(tree), RunSettings, groups(own))}"
+    if override.is_delete():
+        return f"~{key}: its value is {shown(there)} and not {shown(value)}; write ~{key} to remove it"
+    text, kind = shown(str(override.input_line).partition("=")[2]), annotation_of(key, RunSettings)
+    if get_origin(kind) is list:
+        return f"{key} is {text}; it must be a list, such as {key}=[...]"
+    if dataclass_of(kind) is not None or get_origin(kind) is dict:
+        return f"{key} is {text}; it must be a group of keys, such as {key}.NAME=..."
+    why = "" if cause is None else f" ({first_line(cause)})"
+    return f"{key} is {text}, which does not fit there{why}; write a value of the same form"
 
 
 def _unknown(cause: ConfigKeyError | ConfigAttributeError, own: Path | None) -> str:
@@ -77,23 +196,18 @@ def _unknown(cause: ConfigKeyError | ConfigAttributeError, own: Path | None) -> 
     if key.rpartition(".")[2] in KEYS:
         return f"{key}: {NO_KEY}"
     tree = _plain(beside._get_root() if isinstance(beside, DictConfig) else None)
-    annotation = annotation_of(key, RootConfig)
-    parent = annotation_of(key.rpartition(".")[0], RootConfig) if "." in key else None
+    parent = annotation_of(key.rpartition(".")[0], RunSettings) if "." in key else None
     if get_origin(parent) is dict:
-        return f"{key}: unknown name{_other_name(key, names)}"
-    if annotation is not None:
+        # The names in a mapping are the user's own.
+        close, place = nearest(key.rpartition(".")[2], names), key.rpartition(".")[0]
+        add = f"+stage@{key}=sft or =rl" if place == "stages" else f"+{key}=..."
+        offer = f"{offered(close)}," if close else f"{known_are(names)};"
+        return f"{key}: unknown name{offer} or add one by {add}"
+    if annotation_of(key, RunSettings) is not None:
         return f"{key}: is not set in this composition; add it by +{key}=..."
     addition = f", or add a parameter of the _target_ by +{key}=..." if "_target_" in names else ""
     extra = [] if "." in key else groups(own)
-    return f"{key}: unknown key{unknown_key(key, tree, RootConfig, extra)}{addition}"
-
-
-def _other_name(key: str, known: list[str]) -> str:
-    """What is offered for a name in a mapping whose names are the user's own."""
-    parent, _, name = key.rpartition(".")
-    close = nearest(name, known)
-    add = f"+stage@{key}=sft or =rl" if parent == "stages" else f"+{key}=..."
-    return f"{offered(close) if close else known_are(known)}{',' if close else ';'} or add one by {add}"
+    return f"{key}: unknown key{key_hint(key, tree, RunSettings, extra)}{addition}"
 
 
 def _missing_option(error: MissingConfigException, own: Path | None) -> str:
@@ -121,144 +235,19 @@ def _unreadable(override: str) -> str:
     )
 
 
-def _bad_yaml(error: MarkedYAMLError) -> str:
-    mark = error.problem_mark
-    place = f"{mark.name}:{mark.line + 1}" if mark is not None else "a config file"
-    return f"{place}: not valid YAML ({error.problem or first_line(error)}); correct this line"
-
-
-def _does_not_fit(message: str, cause: OmegaConfBaseException) -> str:
-    """A value that cannot replace what stands there, such as a list in place of keys."""
-    override = message.removeprefix("Error merging override ")
-    key, _, value = override.partition("=")
-    key = key.lstrip("+~")
-    kind = annotation_of(key, RootConfig)
-    if get_origin(kind) is list:
-        return f"{key} is {shown(value)}; it must be a list, such as {key}=[...]"
-    if dataclass_of(kind) is not None or get_origin(kind) is dict:
-        return f"{key} is {shown(value)}; it must be a group of keys, such as {key}.NAME=..."
-    return f"{key} is {shown(value)}, which does not fit there ({first_line(cause)}); write a value of the same form"
-
-
-def _odd_choice(error: Exception, arguments: Sequence[str], own: Path | None) -> str:
-    """An option that is no name, such as model=null; Hydra does not say which override that was."""
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        group = key.lstrip("+~").partition("@")[0]
-        if equals and group in groups(own) and value not in options(group, own):
-            return f"{shown(argument)}: {group} needs the name of an option{known_are(options(group, own))}"
-    return f"{shown(first_line(error))}; check the overrides {shown(' '.join(arguments))}"
-
-
-def _appended(found: re.Match[str], arguments: Sequence[str]) -> str:
-    return f"{found[1]}: is there already; change it without the plus: {found[1]}=..."
-
-
-def _chosen_twice(found: re.Match[str], arguments: Sequence[str]) -> str:
-    given = [shown(argument) for argument in arguments if argument.lstrip("+").partition("=")[0] == found[1]]
-    if len(given) > 1:
-        return f"{found[1]}: an option is chosen more than once ({', '.join(given)}); keep one"
-    return f"{found[1]}: takes one option, without a plus; write {found[1]}=NAME"
-
-
-def _forced(found: re.Match[str], arguments: Sequence[str]) -> str:
-    return f"{shown(found[1])}: an option cannot be forced; write {shown(found[1].lstrip('+'))}"
-
-
-def _deleted(found: re.Match[str], arguments: Sequence[str]) -> str:
-    key = found[1]
-    if "@" in key or key in groups(own_folder(arguments)):
-        return f"~{key}: is not chosen in this composition, so it cannot be removed; leave it out"
-    return (
-        f"~{key}: unknown key, so it cannot be removed{unknown_key(key, _reference(arguments), RootConfig, groups())}"
-    )
-
-
-def _other_value(found: re.Match[str], arguments: Sequence[str]) -> str:
-    return f"~{found[1]}: its value is {shown(found[2])} and not {shown(found[3])}; write ~{found[1]} to remove it"
-
-
-def _no_group(found: re.Match[str], arguments: Sequence[str]) -> str:
-    own = own_folder(arguments)
-    key = found[1].partition("=")[0]
-    group = key.lstrip("+~").partition("@")[0]
-    return f"{shown(found[1])}: there is no group {group!r}{did_you_mean(group, groups(own))}"
-
-
-def _not_chosen(found: re.Match[str], arguments: Sequence[str]) -> str:
-    """An option for a place that takes none; Hydra lists the places of the same group that do."""
-    file, key, rest = found[1], found[2], found[3]
-    own = own_folder(arguments)
-    group, _, package = key.partition("@")
-    place = f"{file.replace('/', '=', 1)} overrides {key}" if file else key
+def _in_file(message: str, compose: Compose, own: Path | None) -> str:
+    """A fault of a file that the overrides choose."""
+    file, _, rest = message.removeprefix(IN_FILE).partition("': ")
+    place = rest.removeprefix(NO_MATCH).partition("'")[0]
+    tree = _composed(compose, [])
+    if not rest.startswith(NO_MATCH) or tree is None:
+        return f"config {file}: {rest.splitlines()[0]}; correct this file"
+    group, said = place.partition("@")[0], f"{file.replace('/', '=', 1)} overrides {place}"
     if group not in groups(own):
-        return f"{shown(place)}: there is no group {group!r}{did_you_mean(group, groups(own))}"
-    listed = re.search(r"Did you mean to override (?:one of )?(.*?)\?(?:\n|$)", rest)
-    places = listed[1].split(", ") if listed is not None else []
-    close = nearest(key, places)
-    if close:
-        return f"{place}: there is nothing to override{offered(close)}"
-    if file or places:
-        return f"{place}: this composition has {' and '.join(map(repr, places)) or 'none'} to override, not {key!r}"
-    stages = list(_reference(arguments).get("stages", {}))
-    stage = package.partition(".")[2]
-    if package.startswith("stages.") and stage not in stages:
-        return f"{key}: there is no stage {stage!r} to override{did_you_mean(stage, stages)}"
-    return f"{key}: this composition has no {key} to override; add one by +{key}=NAME"
+        return f"{shown(said)}: there is no group {group!r}{did_you_mean(group, groups(own))}"
+    return _no_place(said, place, tree, in_file=True)
 
 
-def _ambiguous(found: re.Match[str], arguments: Sequence[str]) -> str:
-    key, _, value = found[1].partition("=")
-    texts = shown(f"""'{key}="{value}"'""")
-    return (
-        f"{shown(found[1])}: is ambiguous; write {shown(f'{key}=[{value}]')} for a list, {texts} for one text, or add"
-        " --multirun to run each"
-    )
-
-
-def _no_folder(found: re.Match[str], arguments: Sequence[str]) -> str:
-    return f"--config-dir {shown(found[1])}: is no folder; name the folder that holds your experiment/, stage/ or data/"
-
-
-def _primary(found: re.Match[str], arguments: Sequence[str]) -> str:
-    return f"no config {found[1]!r} there; leave out --config-name and --config-path, and use --config-dir"
-
-
-def _in_file(found: re.Match[str], arguments: Sequence[str]) -> str:
-    return f"config {found[1]}: {found[2].splitlines()[0]}; correct this file"
-
-
-SENTENCES: tuple[tuple[str, Callable[[re.Match[str], Sequence[str]], str]], ...] = (
-    (r"Could not append to config\. An item is already at '(.*?)'", _appended),
-    (r"^(\S+) appears more than once in the final defaults list", _chosen_twice),
-    (r"^Multiple values for (\S+?)\.(?:\s|$)", _chosen_twice),
-    (r"force-add of config groups is not supported: '(.*)'", _forced),
-    (r"Could not delete from config\. '(.*?)' does not exist", _deleted),
-    (r"Could not delete '([^'=]*)(?:=[^']*)?'\. No match", _deleted),
-    (r"Could not delete from config\. The value of '(.*?)' is (.*) and not (.*)\.$", _other_value),
-    (r"Override (.*) looks like a config group override", _no_group),
-    (r"^(?:In '(.*?)': )?Could not override '(.*?)'\.(.*)", _not_chosen),
-    (r"Ambiguous value for argument '(.*?)'\n", _ambiguous),
-    (r"Additional config directory '(.*?)' not found", _no_folder),
-    (r"Cannot find primary config '(.*?)'", _primary),
-    (r"Primary config (?:directory|module).*?not found.*?(?:dir|path)?:?\s*'?([^'\n]*)'?", _primary),
-    (r"^In '(.*?)': (.*)", _in_file),
-)
-
-
-def _reference(arguments: Sequence[str]) -> dict[str, Any]:
-    """A composition of the same curriculum, to take valid keys from where Hydra's error has none."""
-    own = own_folder(arguments)
-    choices = [each for each in arguments if each.partition("=")[0] in ("experiment", "curriculum")]
-    for overrides in (choices, []):
-        try:
-            return _plain(composed(overrides, own=own))
-        except (HydraException, ConfigError, OSError, ValueError, MarkedYAMLError):
-            # The choice itself may be what is wrong; the plain composition is then the best reference.
-            continue
-    return {}
-
-
-def _plain(tree: Any) -> dict[str, Any]:
+def _plain(tree: Any) -> Mapping[str, Any]:
     content = OmegaConf.to_container(tree, resolve=False) if isinstance(tree, DictConfig) else {}
     return {str(key): value for key, value in content.items() if key != "hydra"} if isinstance(content, dict) else {}

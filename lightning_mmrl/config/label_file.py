@@ -1,4 +1,4 @@
-"""The label set that a dataset's folder brings along: `data.labels: null` takes it from labels.json in data.root."""
+"""The label set of a dataset's folder: `data.labels: null` takes it from labels.json in data.root."""
 
 import copy
 import json
@@ -15,7 +15,7 @@ def with_labels(composed: DictConfig) -> DictConfig:
     """The composition with its label set filled in from the dataset's folder, where it is null.
 
     Raises:
-        ConfigError: The folder brings no label set along.
+        ConfigError: The folder has no label set.
     """
     data = composed.get("data")
     plain = OmegaConf.to_container(data) if isinstance(data, DictConfig) else None

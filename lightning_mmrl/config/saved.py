@@ -1,12 +1,15 @@
 """The configuration that a run was made with, from its folder."""
 
 from pathlib import Path
+from typing import Any
 
-from lightning_mmrl.config.composing import composing, without_hydra
-from lightning_mmrl.config.hydra_errors import explained
-from lightning_mmrl.config.schema import RootConfig
+from omegaconf import OmegaConf
+
+from lightning_mmrl.config.compose import compose_tree
 from lightning_mmrl.config.validate import validated
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.settings.renamed import renamed
+from lightning_mmrl.settings.run import RunSettings
 
 FILE = "config.yaml"
 
@@ -19,8 +22,8 @@ def run_folder(path: Path) -> Path | None:
     return None
 
 
-def saved_config(run: Path, overrides: list[str]) -> RootConfig:
-    """The resolved configuration in a run's folder, with further overrides on top.
+def saved_config(run: Path, overrides: list[str]) -> RunSettings:
+    """The resolved configuration in a run's folder, with further overrides applied.
 
     Raises:
         ConfigError: There is none, it is damaged or of another version, or an override is refused.
@@ -29,17 +32,18 @@ def saved_config(run: Path, overrides: list[str]) -> RootConfig:
     if not path.is_file():
         raise ConfigError(f"{path} does not exist; name the folder of a run")
     try:
-        with composing(run) as composer:
-            composed = without_hydra(composer.compose(overrides, path.stem))
-    except PermissionError:
-        raise  # no override is at fault
-    except Exception as error:  # Hydra raises plain exceptions too, such as for model=null
-        raise _placed(explained(error, overrides), path) from error
-    try:
-        return validated(composed)
+        composed = OmegaConf.to_container(compose_tree(overrides, path.stem, root=run))
+        return validated(OmegaConf.create(_present(composed)))
     except ConfigError as error:
-        raise _placed(error, path) from error
+        raise ConfigError(f"{error} (on top of {path})") from error
 
 
-def _placed(error: ConfigError, path: Path) -> ConfigError:
-    return ConfigError(f"{error} (on top of {path})")
+def _present(tree: Any, key: str = "") -> Any:
+    """The tree of an earlier version with the present names of its keys."""
+    if not isinstance(tree, dict):
+        return tree
+    named = {}
+    for name, value in tree.items():
+        place = f"{key}.{name}"
+        named[(renamed(place) or place).rpartition(".")[2] if "." not in str(name) else name] = _present(value, place)
+    return named

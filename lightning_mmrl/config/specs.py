@@ -1,4 +1,4 @@
-"""What decides the outcome of each stage: the configuration that the orchestrator compares with a finished run's."""
+"""The part of the configuration that decides the outcome of each stage; the orchestrator compares it between runs."""
 
 import hashlib
 import json
@@ -7,16 +7,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from lightning_mmrl.config.schema import BoundConfig, RootConfig, StageConfig
 from lightning_mmrl.curriculum.spec import plan_stages, source_stage
-from lightning_mmrl.types.records import Bound, StageSpec
+from lightning_mmrl.settings.renamed import first_name
+from lightning_mmrl.settings.run import RunSettings
+from lightning_mmrl.settings.stage import StageSettings
+from lightning_mmrl.types.records import StageSpec
 from lightning_mmrl.types.redaction import redacted_tree
 
 NOT_DECISIVE = ("gate", "max_bad_steps", "rollout_table_every", "start_from")
 """Keys of a stage that its outcome does not depend on."""
 
 
-def stage_specs(config: RootConfig, data: Mapping[str, Mapping[str, str]] | None = None) -> list[StageSpec]:
+def stage_specs(config: RunSettings, data: Mapping[str, Mapping[str, str]] | None = None) -> list[StageSpec]:
     """The stages in order, each with the digest of everything that decides its outcome.
 
     Args:
@@ -26,9 +28,7 @@ def stage_specs(config: RootConfig, data: Mapping[str, Mapping[str, str]] | None
     Raises:
         ConfigError: The order or a starting point is wrong.
     """
-    starts = {name: stage.start_from for name, stage in config.stages.items()}
-    kinds = {name: stage.kind for name, stage in config.stages.items()}
-    specs = plan_stages(config.order, starts, kinds)
+    specs = plan_stages(config.order, config.stages)
     # A stage's seed depends on its place, and its outcome on all that its starting point went through.
     history: dict[str | None, str] = {None: ""}
     complete = []
@@ -37,23 +37,21 @@ def stage_specs(config: RootConfig, data: Mapping[str, Mapping[str, str]] | None
         content = {**_decisive(config, spec.name), "index": spec.index, "starts_from": source or "base"}
         content |= {f"data.{key}": digest for key, digest in (data or {}).get(spec.name, {}).items()}
         history[spec.name] = _digest({"content": content, "history": history[source]})
-        gate = bound(config.stages[spec.name].gate)
         evaluation = _evaluated_how(config, spec.name, with_data=data is not None)
-        complete.append(replace(spec, content=content, digest=history[spec.name], evaluation=evaluation, gate=gate))
+        complete.append(replace(spec, content=content, digest=history[spec.name], evaluation=evaluation))
     return complete
 
 
-def manifest_digests(config: RootConfig) -> dict[str, dict[str, str]]:
+def manifest_digests(config: RunSettings) -> dict[str, dict[str, str]]:
     """By stage, the beginning of the sha256 of each manifest that decides its outcome, where the file exists.
 
-    These are the manifests that it trains on and, for a stage that validation may end, that of the validation.
+    These are the manifests that it trains on and, if validation may end the stage, the manifest of the validation.
     """
     root, found = Path(config.data.root), {}
     for name in config.order:
         stage = config.stages[name]
-        files = {stage.data.manifest: root / stage.data.manifest} if stage.data.manifest else {}
-        for key, source in stage.data.sources.items():
-            files[f"{key}/{source.manifest}"] = Path(source.root or root) / source.manifest
+        sources = stage.data.located(config.data.root).items()
+        files = {key if stage.data.manifest else f"{key}/{source.manifest}": source.path for key, source in sources}
         if stage.stop_when is not None and config.data.validation is not None:
             files[config.data.validation] = root / config.data.validation
         found[name] = {key: _file_digest(path) for key, path in files.items() if path.is_file()}
@@ -62,11 +60,6 @@ def manifest_digests(config: RootConfig) -> dict[str, dict[str, str]]:
 
 def _file_digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-
-
-def bound(config: BoundConfig | None) -> Bound | None:
-    """A configured bound as the value that stages and the orchestrator use."""
-    return None if config is None else Bound(**asdict(config))
 
 
 def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -84,8 +77,8 @@ def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _decisive(config: RootConfig, name: str) -> dict[str, Any]:
-    """Dotted keys of all that decides the outcome of a stage, whatever its name, place and credentials."""
+def _decisive(config: RunSettings, name: str) -> dict[str, Any]:
+    """Dotted keys, by first name, of all that decides the outcome of a stage: not its name, place and credentials."""
     stage = {key: value for key, value in asdict(config.stages[name]).items() if key not in NOT_DECISIVE}
     stage["trainer"] = {"precision": config.stages[name].trainer.precision}
     data = asdict(config.data)
@@ -93,10 +86,11 @@ def _decisive(config: RootConfig, name: str) -> dict[str, Any]:
     model = asdict(config.model)
     del model["feature_cache"]
     shared = {"seed": config.seed, "model": model, "data": data, "prompt": asdict(config.prompt)}
-    return flattened(redacted_tree({**shared, "stage": stage}))
+    found = flattened(redacted_tree({**shared, "stage": stage}))
+    return {first_name(key): value for key, value in found.items()}
 
 
-def _evaluated_how(config: RootConfig, name: str, *, with_data: bool) -> str:
+def _evaluated_how(config: RunSettings, name: str, *, with_data: bool) -> str:
     """Hash of how, and on what, the handoff of a stage is evaluated."""
     settings = asdict(config.evaluation)
     del settings["batch_size"]
@@ -112,7 +106,7 @@ def _digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def cap_steps(stage: StageConfig) -> StageConfig:
+def cap_steps(stage: StageSettings) -> StageSettings:
     """The stage with no more steps than `trainer.max_steps`, and validations that still fall within them."""
     cap = stage.trainer.max_steps
     if cap is None or cap >= stage.num_steps:

@@ -1,6 +1,5 @@
 """Refuses a configuration that cannot work, before torch is imported; every message names key, value and fix."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any, cast, get_args, get_origin, get_type_hints
@@ -8,37 +7,32 @@ from typing import Any, cast, get_args, get_origin, get_type_hints
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
-from lightning_mmrl.config.checks.corrections import check_corrections
-from lightning_mmrl.config.checks.estimators import check_estimators
-from lightning_mmrl.config.checks.rollout import check_rollout
-from lightning_mmrl.config.checks.selection import check_selections
-from lightning_mmrl.config.checks.values import check_name, check_values, require
+from lightning_mmrl.config.checks.values import check_name, check_values
 from lightning_mmrl.config.composing import sealed
 from lightning_mmrl.config.fitting import fitted
 from lightning_mmrl.config.folders import groups
 from lightning_mmrl.config.label_file import with_labels
-from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.config.specs import cap_steps
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.registry.allowed import check_allowed
 from lightning_mmrl.registry.own_code import KEYS, NO_KEY
-from lightning_mmrl.suggestions import (
-    WORDS,
-    annotation_of,
-    dataclass_of,
-    did_you_mean,
-    first_line,
-    shown,
-    unknown_key,
-)
+from lightning_mmrl.settings.renamed import key_hint
+from lightning_mmrl.settings.rules import require
+from lightning_mmrl.settings.run import RunSettings
+from lightning_mmrl.suggestions import WORDS, annotation_of, dataclass_of, did_you_mean, first_line, shown
+
+RESOLVING = " raised while resolving interpolation: "
+"""Text between the name of an error's class and its message, if a `${...}` raised it."""
+NO_SUCH_KEY = ("Interpolation key '", "' not found")
+"""Texts before and after the name of a key that a `${...}` refers to and that does not exist."""
 
 
-def validated(composed: DictConfig, say: Callable[[str], object] = lambda line: None) -> RootConfig:
+def validated(composed: DictConfig, say: Callable[[str], object] = lambda line: None) -> RunSettings:
     """The composed tree as typed objects, checked again as a whole (Hydra's `+key` walks past struct mode).
 
     Args:
-        composed: What Hydra made of files and overrides.
-        say: Is told what is fitted to few steps, and what a debug run leaves out.
+        composed: The composition of files and overrides.
+        say: Gets a sentence for each key that is fitted to few steps or left out of a debug run.
 
     Raises:
         ConfigError: A key is unknown or missing, a value has the wrong type, or two keys contradict each other.
@@ -52,10 +46,6 @@ def validated(composed: DictConfig, say: Callable[[str], object] = lambda line: 
     if is_trial:
         config.run_name, config.trial = f"{config.trial}-{config.run_name}", None
     check_values(config)
-    check_estimators(config)
-    check_selections(config)
-    check_rollout(config)
-    check_corrections(config)
     # The values as they are used: a text that stood for one is resolved by now.
     check_allowed(asdict(config))
     for name, stage in config.stages.items():
@@ -67,7 +57,7 @@ def validated(composed: DictConfig, say: Callable[[str], object] = lambda line: 
     return config
 
 
-def _typed(composed: DictConfig) -> RootConfig:
+def _typed(composed: DictConfig) -> RunSettings:
     try:
         composed = with_labels(composed)
         tree = OmegaConf.to_container(composed, resolve=True)
@@ -78,12 +68,12 @@ def _typed(composed: DictConfig) -> RootConfig:
     tree = dict(sorted(tree.items(), key=lambda item: item[0] == "stages"))
     check_keys(tree)
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RootConfig), tree))
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunSettings), tree))
     except InterpolationResolutionError as error:  # of a text that is `${...}` once it is resolved
         raise _broken_reference(error, composed) from error
     except OmegaConfBaseException as error:
         raise _wrong_type(error, cast(dict[str, Any], tree)) from error
-    assert isinstance(config, RootConfig)
+    assert isinstance(config, RunSettings)
     return config
 
 
@@ -94,17 +84,17 @@ def check_keys(tree: Mapping[Any, Any]) -> None:
         ConfigError: Naming the key with its full path.
     """
     _check_stage_names(tree.get("stages"))
-    for key, annotation, value in _schema_items(tree, RootConfig, ""):
+    for key, annotation, value in _schema_items(tree, RunSettings, ""):
         if annotation is None:
             if key.rpartition(".")[2] in KEYS:
                 raise ConfigError(f"{key}: {NO_KEY}")
             extra = [] if "." in key else groups()
-            raise ConfigError(f"{key}: unknown key{unknown_key(key, tree, RootConfig, extra)}")
+            raise ConfigError(f"{key}: unknown key{key_hint(key, tree, RunSettings, extra)}")
         _check_form(value, annotation, key)
 
 
 def _check_stage_names(stages: Any) -> None:
-    """Refuses stages that are taken from nowhere: most likely their name is misspelled."""
+    """Refuses stages that no file defines: most likely their name is misspelled."""
     for name, stage in stages.items() if isinstance(stages, Mapping) else ():
         check_name("stages", name)
         for part in ("kind", "module") if isinstance(stage, Mapping) else ():
@@ -155,7 +145,7 @@ def _check_form(value: Any, annotation: Any, key: str) -> None:
 
 
 def _words(annotation: Any, key: str) -> str:
-    """What a value of this type is called."""
+    """Values of this type in words."""
     if get_origin(annotation) is list:
         return f"a list of plain values, such as {key}=[...]"
     if dataclass_of(annotation) is not None or get_origin(annotation) is dict:
@@ -166,10 +156,10 @@ def _words(annotation: Any, key: str) -> str:
 
 
 def _wrong_type(error: OmegaConfBaseException, tree: Mapping[str, Any]) -> ConfigError:
-    """OmegaConf's complaint about a value, in our words."""
+    """OmegaConf's error about a value as a sentence."""
     key = str(error.full_key)
     value: Any = OmegaConf.select(OmegaConf.create(dict(tree)), key)
-    annotation = annotation_of(key.partition("[")[0], RootConfig)
+    annotation = annotation_of(key.partition("[")[0], RunSettings)
     if annotation is None:
         return ConfigError(f"{key}: {shown(first_line(error))}; correct this value")
     if isinstance(error, MissingMandatoryValue):
@@ -180,14 +170,15 @@ def _wrong_type(error: OmegaConfBaseException, tree: Mapping[str, Any]) -> Confi
 def _broken_reference(error: OmegaConfBaseException, composed: DictConfig) -> ConfigError:
     """A `${...}` that cannot be resolved."""
     key, message = error.full_key, first_line(error)
-    refused = message.partition(f"{ConfigError.__name__} raised while resolving interpolation: ")[2]
+    refused = message.partition(f"{ConfigError.__name__}{RESOLVING}")[2]
     if refused:
         return ConfigError(f"{key}: {refused}")
-    missing = re.search(r"Interpolation key '(.*?)' not found", message)
-    if missing is None:
+    before, after = NO_SUCH_KEY
+    missing = message.partition(before)[2].partition(after)[0]
+    if not missing:
         return ConfigError(f"{key}: {shown(message)}; correct the ${{...}} in its value")
-    if annotation_of(missing[1], RootConfig) is not None:
-        return ConfigError(f"{key}: refers to ${{{missing[1]}}}, which is not set; set {missing[1]}")
+    if annotation_of(missing, RunSettings) is not None:
+        return ConfigError(f"{key}: refers to ${{{missing}}}, which is not set; set {missing}")
     tree = OmegaConf.to_container(composed, resolve=False)
-    hint = unknown_key(missing[1], cast(dict[str, Any], tree), RootConfig)
-    return ConfigError(f"{key}: refers to ${{{missing[1]}}}, which does not exist{hint}")
+    hint = key_hint(missing, cast(dict[str, Any], tree), RunSettings)
+    return ConfigError(f"{key}: refers to ${{{missing}}}, which does not exist{hint}")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lightning_mmrl.settings.renamed import renamed
 from lightning_mmrl.types.records import StageSpec
 
 MOST_SHOWN = 12
@@ -17,7 +18,7 @@ def changed_keys(finished: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
     """
     keys = dict.fromkeys([*finished, *now])
     pairs = {key: (finished.get(key, _ABSENT), now.get(key, _ABSENT)) for key in keys}
-    return [f"{key}: {_shown(old)} -> {_shown(new)}" for key, (old, new) in pairs.items() if old != new]
+    return [f"{renamed(key) or key}: {_shown(old)} -> {_shown(new)}" for key, (old, new) in pairs.items() if old != new]
 
 
 def describe_changes(finished: Mapping[str, Mapping[str, Any]], specs: Sequence[StageSpec]) -> list[str]:

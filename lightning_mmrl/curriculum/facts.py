@@ -9,8 +9,8 @@ from typing import Any
 
 from lightning_mmrl.errors import ConfigError, StageError
 from lightning_mmrl.prompts.template import PromptTemplate
+from lightning_mmrl.settings.model import AUDIO_IN_VIDEO, DTYPES, POSITION_RULES
 
-DTYPES = ("float32", "bfloat16", "float64")
 SEALED = ("version", "digest", "files", "placeless", "seal")
 """Keys of the seal itself."""
 
@@ -130,8 +130,8 @@ _FACTS: Mapping[str, _Rule] = {
     "max_new_tokens": _whole(1, 2**31),
 }
 _OPTIONAL: Mapping[str, _Rule] = {
-    "position_rule": _one_of("previous_maximum", "transformers"),
-    "audio_in_video": _one_of("separate", "interleaved"),
+    "position_rule": _one_of(*POSITION_RULES),
+    "audio_in_video": _one_of(*AUDIO_IN_VIDEO),
     "lineage": _plain_values,
 }
 """Facts that older handoffs lack, because there was no choice yet."""

@@ -141,7 +141,7 @@ class StageOrchestrator:
         start, input_digest, input_seal = self._starting_point(spec)
         self._set_aside(spec)
         folder = stage_folder(self._directory, spec)
-        tags = {"mmrl.stage": spec.name, "mmrl.kind": spec.kind, "mmrl.input_digest": input_digest}
+        tags = {"mmrl.stage": spec.name, "mmrl.kind": spec.settings.kind, "mmrl.input_digest": input_digest}
         run_id = self._continued(spec, folder, input_digest)
         run = tracker.open_run(folder.name, parent_id=parent.id, run_id=run_id, tags=tags)
         Attempt(content=spec.content, input_digest=input_digest, tracking_id=run.id).write(folder)
@@ -155,7 +155,7 @@ class StageOrchestrator:
                 run.log_artifact(folder / "rollouts")
             lineage = {
                 "stage": spec.name,
-                "started_from": spec.start_from,
+                "started_from": spec.settings.start_from,
                 "input_digest": input_digest,
                 "input_seal": input_seal,
                 "steps": training.num_steps,
@@ -241,13 +241,13 @@ class StageOrchestrator:
     def _check_gate(self, spec: StageSpec) -> None:
         """Ends the curriculum after a finished stage whose metrics do not meet its gate."""
         finished = self._manifest.stages.get(spec.name)
-        if finished is None or spec.gate is None:
+        if finished is None or spec.settings.gate is None:
             return
         metrics = {key.removeprefix(f"{spec.name}/"): value for key, value in finished.result.metrics.items()}
-        if not spec.gate.met(metrics):
-            value = metrics.get(spec.gate.metric, math.nan)
+        if not spec.settings.gate.met(metrics):
+            value = metrics.get(spec.settings.gate.metric, math.nan)
             raise GateError(
-                f"stages.{spec.name}.gate asks for {spec.gate}, found {value:.4g}; the curriculum ends here, "
+                f"stages.{spec.name}.gate asks for {spec.settings.gate}, found {value:.4g}; the curriculum ends here, "
                 f"change the gate or train the stage again with --from-stage {spec.name}"
             )
 

@@ -1,13 +1,11 @@
 """DataModules: they read the sources of a stage, mix them and batch them."""
 
 import hashlib
-import math
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, get_args
 
 import lightning
 from torch.utils.data import DataLoader
@@ -16,42 +14,17 @@ from lightning_mmrl.data.collate import collate_prompts, collate_targets
 from lightning_mmrl.data.exclusions import Exclusions
 from lightning_mmrl.data.pipeline import MediaPipeline
 from lightning_mmrl.data.prepared import DataMonitor, JoinedSets, PreparedSet
-from lightning_mmrl.data.sampler import Draw, DrawSampler, ModalityDropout, Share, SourceRows, Variant
+from lightning_mmrl.data.sampler import Draw, DrawSampler, Share, SourceRows, Variant
 from lightning_mmrl.data.schema import read_manifest
 from lightning_mmrl.errors import ConfigError, DataError, StageError
 from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.prompts.template import PromptTemplate
+from lightning_mmrl.settings.data import SourceSettings
+from lightning_mmrl.settings.rules import check_rules
+from lightning_mmrl.settings.run import EvaluationSettings
+from lightning_mmrl.settings.stage import StageSettings
 from lightning_mmrl.types.batches import PromptBatch
 from lightning_mmrl.types.records import MediaKind, Sample
-
-StageKind = Literal["sft", "rl"]
-Balance = Literal["label"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """A manifest that a stage trains on.
-
-    Attributes:
-        name: Name of the source in error messages.
-        root: Folder of the manifest; media paths are relative to it.
-        manifest: File name of the training split, below `root`.
-        weight: Share of the stage's draws, in any unit.
-        limit: Use only the first samples of the manifest; None, or more than it holds, uses all.
-    """
-
-    name: str
-    root: Path
-    manifest: str
-    weight: float = 1.0
-    limit: int | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 < self.weight < math.inf:
-            raise ConfigError(
-                f"source {self.name}: weight is {self.weight}; it must be above 0; remove the source to leave it out"
-            )
-        _check_limit(f"source {self.name}: limit", self.limit)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,53 +32,36 @@ class Feed:
     """The training data of a stage.
 
     Attributes:
-        sources: Manifests to draw from, by weight.
-        batch_size: Samples per batch of all ranks together: per optimizer step (SFT) or per iteration (RL). A batch
-            may be larger than the data; it then holds samples of several passes.
-        num_batches: Batches of the whole stage.
+        settings: Its kind (an sft stage gets prompts with targets), its steps, and its data. Each step takes a batch. A
+            batch may be larger than the data; it then holds samples of several passes.
+        sources: Manifests to draw from, by weight; error messages use their names.
         seed: Seed of the order and of the modality dropout.
-        dropout: Modality dropout.
-        balance: "label" draws every label (`solution`) of a source equally often; None draws samples equally often.
         matcher: Label set that merges synonyms for the balance; a solution that it does not know is a separate label.
             With None, every distinct solution is a separate label.
     """
 
-    sources: tuple[Source, ...]
-    batch_size: int
-    num_batches: int
+    settings: StageSettings
+    sources: Mapping[str, SourceSettings]
     seed: int = 0
-    dropout: ModalityDropout = field(default_factory=ModalityDropout)
-    balance: Balance | None = None
     matcher: LabelMatcher | None = None
 
     def __post_init__(self) -> None:
         if not self.sources:
             raise ConfigError("a stage has no source of data; give a manifest or at least one source")
-        for name, value in (("batch_size", self.batch_size), ("num_batches", self.num_batches)):
-            if value < 1:
-                raise ConfigError(f"{name} is {value}; it must be at least 1")
-        if self.balance not in (None, *get_args(Balance)):
-            raise ConfigError(f"balance is {self.balance!r}; it must be 'label' or null")
+        check_rules(self.settings.data, "data")
+        for name, source in self.sources.items():
+            check_rules(source, f"sources.{name}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidationFeed:
-    """The validation data of a stage.
+    """The validation data of a stage: a manifest in its folder, and how many prompts are answered at once."""
 
-    Attributes:
-        root: Folder of the manifest; media paths are relative to it.
-        manifest: File name of the split, below `root`.
-        batch_size: Prompts per batch, of all ranks together.
-        limit: Use only the first samples of the manifest; None, or more than it holds, uses all.
-    """
-
-    root: Path
-    manifest: str
-    batch_size: int = 64
-    limit: int | None = None
+    source: SourceSettings
+    settings: EvaluationSettings
 
     def __post_init__(self) -> None:
-        _check_limit(f"validation on {self.manifest}: limit", self.limit)
+        check_rules(self.source, "validation")
 
 
 class OmniDataModule(lightning.LightningDataModule):
@@ -120,8 +76,7 @@ class OmniDataModule(lightning.LightningDataModule):
     Args:
         pipeline: Converts media to tensors.
         template: Prompt template.
-        kind: "sft" yields prompts with targets, "rl" yields prompts only.
-        feed: Training data.
+        feed: Training data; an sft stage gets prompts with targets, an rl stage prompts only.
         validation: Validation data, if any.
         monitor: Receives progress and warnings of decoding.
         exclusions: Decisions about samples to leave out; None decides anew.
@@ -138,7 +93,6 @@ class OmniDataModule(lightning.LightningDataModule):
         *,
         pipeline: MediaPipeline,
         template: PromptTemplate,
-        kind: StageKind,
         feed: Feed,
         validation: ValidationFeed | None = None,
         monitor: DataMonitor,
@@ -147,49 +101,45 @@ class OmniDataModule(lightning.LightningDataModule):
         super().__init__()
         self._feed = feed
         self._validation = validation
-        self._kind = kind
+        self._supervised = feed.settings.kind == "sft"
         self._pad = pipeline.encoder.pad_token_id
         self._monitor = monitor
         self._sampler: DrawSampler | None = None
         self._further: Iterator[list[Draw]] | None = None
         self._num_refills = 0
 
-        def opened(root: Path, manifest: str, supervised: bool, limit: int | None) -> PreparedSet:
-            samples = read_manifest(root / manifest, root)[:limit]
-            self.check_kinds(manifest, samples)
+        def opened(source: SourceSettings, supervised: bool) -> PreparedSet:
+            samples = read_manifest(source.path, source.folder)[: source.limit]
+            self.check_kinds(source.manifest, samples)
             found = PreparedSet(
                 samples,
-                media_root=root,
+                media_root=source.folder,
                 pipeline=pipeline,
                 template=template,
                 supervised=supervised,
                 exclusions=exclusions,
             )
-            found.check(manifest)
+            found.check(source.manifest)
             return found
 
-        self.train_sets = tuple(
-            opened(source.root, source.manifest, kind == "sft", source.limit) for source in feed.sources
-        )
-        self.validation_set = (
-            opened(validation.root, validation.manifest, False, validation.limit) if validation else None
-        )
-        if feed.balance is not None:
-            for source, found in zip(feed.sources, self.train_sets, strict=True):
+        self.train_sets = tuple(opened(source, self._supervised) for source in feed.sources.values())
+        self.validation_set = opened(validation.source, False) if validation else None
+        if feed.settings.data.balance is not None:
+            for source, found in zip(feed.sources.values(), self.train_sets, strict=True):
                 balance_labels(source.manifest, found.samples, feed.matcher)
 
     def prepare_data(self) -> None:
         """Decodes and encodes all media that are not in the cache."""
-        for source, found in zip(self._feed.sources, self.train_sets, strict=True):
+        for source, found in zip(self._feed.sources.values(), self.train_sets, strict=True):
             found.prepare(source.manifest, self._monitor)
         if self.validation_set is not None and self._validation is not None:
-            self.validation_set.prepare(self._validation.manifest, self._monitor)
+            self.validation_set.prepare(self._validation.source.manifest, self._monitor)
 
     def setup(self, stage: str) -> None:
         """Prepares the data in this process, unless that is done already, and creates the sampler."""
         self.prepare_data()
         if self._sampler is None:
-            self._sampler = self._new_sampler(self._feed.seed, self._feed.num_batches)
+            self._sampler = self._new_sampler(self._feed.seed, self._feed.settings.num_steps)
 
     @property
     def sampler(self) -> DrawSampler:
@@ -200,7 +150,7 @@ class OmniDataModule(lightning.LightningDataModule):
 
     def train_dataloader(self) -> "DataLoader[Any]":
         """A sized loader of `SftBatch` or `PromptBatch` over the remaining batches of the stage."""
-        collate = collate_targets if self._kind == "sft" else collate_prompts
+        collate = collate_targets if self._supervised else collate_prompts
         return DataLoader(
             JoinedSets(self.train_sets),
             batch_sampler=self.sampler,
@@ -212,7 +162,10 @@ class OmniDataModule(lightning.LightningDataModule):
         if self.validation_set is None or self._validation is None:
             return []
         return eval_loader(
-            self.validation_set, batch_size=self._validation.batch_size, pad_token_id=self._pad, share=self._share
+            self.validation_set,
+            batch_size=self._validation.settings.batch_size,
+            pad_token_id=self._pad,
+            share=self._share,
         )
 
     def num_validated(self) -> int:
@@ -253,7 +206,7 @@ class OmniDataModule(lightning.LightningDataModule):
             StageError: The state belongs to other samples or to another configuration.
         """
         if state_dict["samples"] != self._fingerprint:
-            names = ", ".join(source.manifest for source in self._feed.sources)
+            names = ", ".join(source.manifest for source in self._feed.sources.values())
             raise StageError(
                 f"cannot resume: the samples of {names} have changed; restore them or start the stage anew"
             )
@@ -271,19 +224,18 @@ class OmniDataModule(lightning.LightningDataModule):
         rows = [
             SourceRows(
                 num_samples=len(found),
-                weight=source.weight,
+                settings=source,
                 labels=balance_labels(source.manifest, found.samples, self._feed.matcher)
-                if self._feed.balance
+                if self._feed.settings.data.balance
                 else None,
             )
-            for source, found in zip(self._feed.sources, self.train_sets, strict=True)
+            for source, found in zip(self._feed.sources.values(), self.train_sets, strict=True)
         ]
         return DrawSampler(
             rows,
-            batch_size=self._feed.batch_size,
+            settings=self._feed.settings.data,
             num_batches=num_batches,
             seed=seed,
-            dropout=self._feed.dropout,
             share=self._share,
         )
 
@@ -375,8 +327,3 @@ def balance_labels(manifest: str, samples: Sequence[Sample], matcher: LabelMatch
         label = None if matcher is None else matcher.match(sample.solution)
         labels.append(sample.solution if label is None else label)
     return tuple(labels)
-
-
-def _check_limit(name: str, limit: int | None) -> None:
-    if limit is not None and limit < 1:
-        raise ConfigError(f"{name} is {limit}; it must be at least 1, or null for every sample")

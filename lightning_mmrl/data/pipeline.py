@@ -13,9 +13,10 @@ from lightning_mmrl.data.sampler import Variant
 from lightning_mmrl.errors import MediaError, MmrlError
 from lightning_mmrl.machine import refusal
 from lightning_mmrl.protocols.tensors import PromptEncoder
-from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo, MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
+from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo
 from lightning_mmrl.types.records import MediaKind, MediaRef
-from lightning_mmrl.workers.pool import Outcome
+from lightning_mmrl.workers.pool import CallResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +61,7 @@ class MediaPipeline:
                 )
         return encoded
 
-    def encode_file(self, path: Path, outcome: Outcome) -> dict[str, Tensor]:
+    def encode_file(self, path: Path, outcome: CallResult) -> dict[str, Tensor]:
         """Encodes the outcome of decoding a file.
 
         Raises:

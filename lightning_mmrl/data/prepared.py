@@ -21,8 +21,9 @@ from lightning_mmrl.data.schema import resolve_media
 from lightning_mmrl.errors import DataError, MediaError, StageError
 from lightning_mmrl.machine import refusal
 from lightning_mmrl.prompts.template import PromptTemplate
+from lightning_mmrl.types.media import SAMPLE_RATE_HZ
 from lightning_mmrl.types.records import MediaRef, Message, Sample
-from lightning_mmrl.workers.pool import Outcome
+from lightning_mmrl.workers.pool import CallResult
 
 
 class DataMonitor(Protocol):
@@ -155,7 +156,7 @@ class PreparedSet(Dataset[EncodedSample]):
             shown = self._pipeline.altered(encoded, ref.kind, variant)
             media.append(shown)
             keys.append(key if shown is encoded else f"{key}/{variant}")
-        prompt = encoder.encode_prompt(turns, self._template.prefill, media)
+        prompt = encoder.encode_prompt(turns, self._template.settings.prefill, media)
         ids = tuple(encoder.encode_target(target)) if target is not None else ()
         if self._supervised:
             self._check_target(ids, int(prompt["next_position"]))
@@ -185,11 +186,11 @@ class PreparedSet(Dataset[EncodedSample]):
         If one of them changes, all samples are decided anew. So each is listed explicitly, and a new setting is added
         only if it affects the decision.
         """
-        encoder, media, prompt = self._pipeline.encoder, self._pipeline.settings, self._template
+        encoder, media, prompt = self._pipeline.encoder, self._pipeline.settings, self._template.settings
         return {
             "supervised": self._supervised,
             "num_frames": media.num_frames,
-            "sample_rate_hz": media.sample_rate_hz,
+            "sample_rate_hz": SAMPLE_RATE_HZ,
             "max_duration_s": media.max_duration_s,
             "max_pixels": media.max_pixels,
             "max_bytes": media.max_bytes,
@@ -247,7 +248,7 @@ class PreparedSet(Dataset[EncodedSample]):
         warnings: list[str] = []
         done = count(1)
 
-        def store(index: int, outcome: Outcome) -> None:
+        def store(index: int, outcome: CallResult) -> None:
             key = order[index]
             try:
                 encoded = self._pipeline.encode_file(tasks[index].path, outcome)

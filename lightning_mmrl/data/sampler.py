@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
 from itertools import accumulate, count, islice
@@ -13,10 +13,12 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from lightning_mmrl.errors import ConfigError, StageError
+from lightning_mmrl.settings.data import Ablation, DropoutSettings, SourceSettings, StageDataSettings
+from lightning_mmrl.settings.rules import check_rules
 
 Row = TypeVar("Row")
 
-Variant = Literal["full", "silent", "blank"]
+Variant = Literal["full", Ablation]
 """The modalities of a sample that the model gets: all, no sound, or no picture."""
 
 
@@ -29,31 +31,13 @@ class Draw:
     variant: Variant = "full"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModalityDropout:
-    """Probabilities that a training sample loses a modality, so that a missing one is not out of distribution.
-
-    Attributes:
-        silent: Probability that silence replaces the sound.
-        blank: Probability that grey replaces every frame; never together with silence.
-    """
-
-    silent: float = 0.0
-    blank: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.silent + self.blank <= 1 or min(self.silent, self.blank) < 0:
-            raise ValueError(
-                f"silent={self.silent} and blank={self.blank} must be probabilities that add up to at most 1"
-            )
-
-    def variant(self, seed: int, serial: int) -> Variant:
-        """The variant of the `serial`-th draw of a run."""
-        digest = hashlib.blake2b(f"{seed}/{serial}/modality".encode(), digest_size=8).digest()
-        number = int.from_bytes(digest, "little") / 2**64
-        if number < self.silent:
-            return "silent"
-        return "blank" if number < self.silent + self.blank else "full"
+def variant_of(dropout: DropoutSettings, seed: int, serial: int) -> Variant:
+    """The variant of the `serial`-th draw of a run."""
+    digest = hashlib.blake2b(f"{seed}/{serial}/modality".encode(), digest_size=8).digest()
+    number = int.from_bytes(digest, "little") / 2**64
+    if number < dropout.silent:
+        return "silent"
+    return "blank" if number < dropout.silent + dropout.blank else "full"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,19 +46,18 @@ class SourceRows:
 
     Attributes:
         num_samples: Number of usable samples.
-        weight: Share of the draws, in any unit.
+        settings: Its weight.
         labels: Label of each sample, to draw all labels equally often; None draws all samples equally often.
     """
 
     num_samples: int
-    weight: float = 1.0
+    settings: SourceSettings = field(default_factory=SourceSettings)
     labels: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:
             raise ValueError(f"num_samples is {self.num_samples}; a source needs at least one sample")
-        if not 0 < self.weight < math.inf:
-            raise ValueError(f"weight is {self.weight}; it must be above 0 and finite")
+        check_rules(self.settings, "source")
         if self.labels is not None and len(self.labels) != self.num_samples:
             raise ValueError(f"{len(self.labels)} labels for {self.num_samples} samples; give one for each")
 
@@ -108,10 +91,9 @@ class DrawSampler(Sampler[list[Draw]]):
 
     Args:
         sources: The sources, in the order of the concatenation.
-        batch_size: Draws per batch, of all ranks together.
+        settings: Draws per batch, of all ranks together, and the modality dropout.
         num_batches: Batches of the whole stage.
         seed: Seed of the permutations and of the modality dropout.
-        dropout: Modality dropout.
         share: This rank's share of each batch.
 
     Raises:
@@ -122,23 +104,22 @@ class DrawSampler(Sampler[list[Draw]]):
         self,
         sources: Sequence[SourceRows],
         *,
-        batch_size: int,
+        settings: StageDataSettings,
         num_batches: int,
         seed: int,
-        dropout: ModalityDropout | None = None,
         share: Share | None = None,
     ) -> None:
         self._share = share or Share()
-        if batch_size % self._share.world_size:
+        self._batch_size = settings.batch_size
+        if self._batch_size % self._share.world_size:
             raise ConfigError(
-                f"batch_size is {batch_size}, which {self._share.world_size} ranks cannot share evenly; it counts the "
-                f"samples of all ranks and must be a multiple of {self._share.world_size}"
+                f"batch_size is {self._batch_size}, which {self._share.world_size} ranks cannot share evenly; it "
+                f"counts the samples of all ranks and must be a multiple of {self._share.world_size}"
             )
         self._sources = tuple(sources)
-        self._batch_size = batch_size
         self._num_batches = num_batches
         self._seed = seed
-        self._dropout = dropout or ModalityDropout()
+        self._dropout = settings.modality_dropout
         self._consumed = 0
 
     def __len__(self) -> int:
@@ -150,12 +131,12 @@ class DrawSampler(Sampler[list[Draw]]):
         first = self._consumed
         walks = [self._walk_source(number, source) for number, source in enumerate(self._sources)]
         offsets = [0, *accumulate(source.num_samples for source in self._sources)]
-        turns = source_turns([source.weight for source in self._sources])
+        turns = source_turns([source.settings.weight for source in self._sources])
         indices = islice((offsets[turn] + next(walks[turn]) for turn in turns), first * self._batch_size, None)
         for batch in range(first, self._num_batches):
             serials = range(batch * self._batch_size, (batch + 1) * self._batch_size)
             draws = [
-                Draw(index=next(indices), serial=serial, variant=self._dropout.variant(self._seed, serial))
+                Draw(index=next(indices), serial=serial, variant=variant_of(self._dropout, self._seed, serial))
                 for serial in serials
             ]
             yield self._share.of(draws)
@@ -196,7 +177,7 @@ class DrawSampler(Sampler[list[Draw]]):
             "seed": self._seed,
             "batch_size": self._batch_size,
             "num_samples": [source.num_samples for source in self._sources],
-            "weights": [source.weight for source in self._sources],
+            "weights": [source.settings.weight for source in self._sources],
             "labels": [
                 source.labels and hashlib.blake2b(repr(source.labels).encode(), digest_size=8).hexdigest()
                 for source in self._sources

@@ -6,7 +6,7 @@ weights [R, S] and the confusion matrices of the units [S, K, K + 1].
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from lightning_mmrl.errors import ConfigError, DataError
 from lightning_mmrl.evaluation.metrics import UNPARSED, uar, war
 from lightning_mmrl.evaluation.records import Prediction, class_indices
+from lightning_mmrl.settings.rules import check_rules
+from lightning_mmrl.settings.run import EvaluationSettings
 
 Unit = Literal["speaker", "clip"]
 
@@ -45,15 +47,14 @@ class ClusterBootstrap:
         ConfigError: `level` is not in (0, 1) or `num_resamples` is below 1.
     """
 
-    num_resamples: int = 2000
+    settings: EvaluationSettings = field(default_factory=EvaluationSettings)
     level: float = 0.95
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.level < 1:
             raise ConfigError(f"bootstrap.level is {self.level}; give a fraction between 0 and 1, such as 0.95")
-        if self.num_resamples < 1:
-            raise ConfigError(f"bootstrap.num_resamples is {self.num_resamples}; it must be at least 1")
+        check_rules(self.settings, "evaluation")
 
     def intervals(self, predictions: Sequence[Prediction], labels: Sequence[str]) -> dict[str, Interval]:
         """Intervals of `war` and `uar`.
@@ -92,10 +93,10 @@ class ClusterBootstrap:
         step = max(1, _MAX_WEIGHTS // num_units)
         flat = counts.reshape(num_units, -1)
         sums = [
-            resample_weights(generator, num_units, min(step, self.num_resamples - start)) @ flat
-            for start in range(0, self.num_resamples, step)
+            resample_weights(generator, num_units, min(step, self.settings.num_resamples - start)) @ flat
+            for start in range(0, self.settings.num_resamples, step)
         ]
-        return np.concatenate(sums).reshape(self.num_resamples, *counts.shape[1:])
+        return np.concatenate(sums).reshape(self.settings.num_resamples, *counts.shape[1:])
 
     def _interval(self, estimate: float, resampled: NDArray[np.float64], unit: Unit) -> Interval:
         tail = (1 - self.level) / 2
@@ -105,7 +106,7 @@ class ClusterBootstrap:
             low=float(low),
             high=float(high),
             level=self.level,
-            num_resamples=self.num_resamples,
+            num_resamples=self.settings.num_resamples,
             unit=unit,
         )
 

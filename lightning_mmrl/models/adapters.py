@@ -1,10 +1,10 @@
-"""LoRA (arXiv:2106.09685): low-rank layers that train beside frozen linear layers, over peft.
+"""LoRA (arXiv:2106.09685): low-rank layers that train next to frozen linear layers, made with peft.
 
 An adapted layer is h = W x + b + (alpha / r) B A x. A is drawn as torch draws a linear layer and B is zero, so that a
-new adapter changes nothing. Without it the model is what it was, bit for bit: the reference policy needs no weights of
-its own.
+new adapter changes nothing. With the adapter off, the model is the original one bit for bit: the reference policy needs
+no weights of its own.
 
-peft is imported here alone, and with the first adapter: that takes a second, and most stages have none.
+Only this module imports peft, and only with the first adapter: the import takes a second, and most stages have none.
 """
 
 import copy
@@ -12,7 +12,6 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -22,33 +21,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.settings.model import ALL_LAYERS, AdapterSettings
 
 if TYPE_CHECKING:
     from peft import LoraConfig
     from peft.tuners.lora import LoraLayer
 
 NAME = "default"
-"""What peft calls an adapter that was given no name."""
-ALL = "all"
+"""The name that peft gives an adapter by default."""
 
 LinearLayers = Mapping[str, Mapping[str, Sequence[str]]]
 """By parameter group and kind, endings of the names of linear layers, without numbers."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdapterSettings:
-    """Size and place of an adapter.
-
-    `targets` are kinds of linear layers (attention, mlp, and projector in a tower), `all` kinds, or endings of names
-    such as `q_proj` or `layers.0.mlp.down_proj`. They are sought in the parameter groups (vision, audio, text) of
-    `groups`; the head belongs to none of them. `dropout` is that of x before A.
-    """
-
-    r: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
-    targets: tuple[str, ...] = (ALL,)
-    groups: tuple[str, ...] = ("text",)
 
 
 class Adapter:
@@ -56,7 +39,7 @@ class Adapter:
 
     Args:
         model: The model that has them.
-        config: What peft made them from.
+        config: The configuration that peft made them from.
         names: The names of the adapted layers.
     """
 
@@ -73,7 +56,7 @@ class Adapter:
 
     @contextmanager
     def off(self) -> Iterator[None]:
-        """Leaves the adapter out of the model; afterwards it is as before, trainable or not, also after an error."""
+        """Switches the adapter off; afterwards it is as before, also in what trains, and also after an error."""
         trained = [(parameter, parameter.requires_grad) for parameter in self.parameters()]
         were_off = [layer.disable_adapters for layer in self._layers]
         try:
@@ -94,7 +77,7 @@ class Adapter:
         nor the model changes.
 
         Args:
-            state: The whole state of the adapted model, its own or gathered from ranks.
+            state: All weights of the adapted model, its own or gathered from ranks.
         """
         return dict(self.merging(state))
 
@@ -104,7 +87,10 @@ class Adapter:
             layer, adapted, rest = key.rpartition(".base_layer.")
             if adapted and rest == "weight":
                 down, up = (state[f"{layer}.{part}.{NAME}.weight"] for part in ("lora_A", "lora_B"))
-                yield f"{layer}.weight", self._sum(state[key], down, up)
+                weight = state[key]
+                dtype = torch.promote_types(torch.promote_types(weight.dtype, up.dtype), torch.float32)
+                delta = self._scale * (up.to(dtype) @ down.to(dtype))
+                yield f"{layer}.weight", (weight.to(dtype) + delta).to(weight.dtype)
             elif adapted:
                 yield f"{layer}.{rest}", state[key]
             elif not key.endswith((f".lora_A.{NAME}.weight", f".lora_B.{NAME}.weight")):
@@ -120,7 +106,7 @@ class Adapter:
         """
         from peft import get_peft_model_state_dict
 
-        # Embeddings are never adapted; peft would look for those of the base on the hub.
+        # Embeddings are never adapted; peft would look for the base model's embeddings on the hub.
         own = get_peft_model_state_dict(self._model, state_dict=dict(state), save_embedding_layers=False)
         directory.mkdir(parents=True, exist_ok=True)
         # Keys as they are in a PeftModel, which puts the model under `base_model.model`.
@@ -128,14 +114,9 @@ class Adapter:
         save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
         config = copy.copy(self._config)
         config.base_model_name_or_path, config.inference_mode = base, True
-        # A set of texts has another order in every process, and the folder's hash would have, too.
+        # The order of a set of strings differs between processes, and the folder's hash would differ with it.
         config.target_modules = sorted(config.target_modules or ())
         config.save_pretrained(str(directory))
-
-    def _sum(self, weight: Tensor, down: Tensor, up: Tensor) -> Tensor:
-        dtype = torch.promote_types(torch.promote_types(weight.dtype, up.dtype), torch.float32)
-        delta = self._scale * (up.to(dtype) @ down.to(dtype))
-        return (weight.to(dtype) + delta).to(weight.dtype)
 
 
 def add_adapter(model: PreTrainedModel, names: Sequence[str], settings: AdapterSettings) -> Adapter:
@@ -155,7 +136,7 @@ def add_adapter(model: PreTrainedModel, names: Sequence[str], settings: AdapterS
     )
     inject_adapter_in_model(config, model)
     adapted = [name.removesuffix(".lora_A") for name, _ in model.named_modules() if name.endswith(".lora_A")]
-    assert adapted == list(names), f"peft adapted {set(adapted) ^ set(names)} beside or in place of what was named"
+    assert adapted == list(names), f"peft adapted other layers than the named ones: {set(adapted) ^ set(names)}"
     adapter = Adapter(model, config, names)
     for parameter in adapter.parameters():
         parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
@@ -172,7 +153,7 @@ def chosen_layers(
         prefixes: By parameter group, how the names of its parameters begin.
         known: The linear layers that the family names.
         settings: Which ones are wanted.
-        key: What messages call the settings.
+        key: The name of the settings in messages.
 
     Raises:
         ConfigError: A group or a target selects no layer.
@@ -181,7 +162,7 @@ def chosen_layers(
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     groups = {group: [n for n in linear if n.startswith(tuple(prefixes[group]))] for group in settings.groups}
     chosen: set[str] = set()
-    for target in settings.targets:
+    for target in settings.wanted:
         found = {
             name
             for group, names in groups.items()
@@ -199,7 +180,7 @@ def chosen_layers(
 
 
 def check_targets(known: LinearLayers, settings: AdapterSettings, key: str) -> None:
-    """Refuses what no model of a family can have, before there is one; arguments are those of `chosen_layers`.
+    """Refuses targets that no model of a family can have, before one is loaded; for the arguments see `chosen_layers`.
 
     Raises:
         ConfigError: The family has no such group, or no such linear layer in any of the groups.
@@ -207,9 +188,9 @@ def check_targets(known: LinearLayers, settings: AdapterSettings, key: str) -> N
     for group in settings.groups:
         if group not in known:
             raise ConfigError(f"{key}.groups is {group!r}; this family has {', '.join(sorted(known))}")
-    kinds = {ALL, *(kind for group in settings.groups for kind in known[group])}
-    endings = [ending for group in settings.groups for ending in _endings(known[group], ALL)]
-    for target in settings.targets:
+    kinds = {ALL_LAYERS, *(kind for group in settings.groups for kind in known[group])}
+    endings = [ending for group in settings.groups for ending in _endings(known[group], ALL_LAYERS)]
+    for target in settings.wanted:
         plain = _without_numbers(target)
         if target not in kinds and not any(_ends_with(plain, each) or _ends_with(each, plain) for each in endings):
             raise _matches_nothing(f"{key}.targets", target, _words(known, settings.groups))
@@ -218,12 +199,12 @@ def check_targets(known: LinearLayers, settings: AdapterSettings, key: str) -> N
 def _words(known: LinearLayers, groups: Iterable[str]) -> list[str]:
     """Kinds, and the last words of endings."""
     kinds = [kind for group in groups for kind in known[group]]
-    last = [ending.rpartition(".")[2] for group in groups for ending in _endings(known[group], ALL)]
-    return list(dict.fromkeys([ALL, *kinds, *last]))
+    last = [ending.rpartition(".")[2] for group in groups for ending in _endings(known[group], ALL_LAYERS)]
+    return list(dict.fromkeys([ALL_LAYERS, *kinds, *last]))
 
 
 def _endings(kinds: Mapping[str, Sequence[str]], target: str) -> Sequence[str]:
-    if target == ALL:
+    if target == ALL_LAYERS:
         return [ending for endings in kinds.values() for ending in endings]
     return kinds.get(target, (target,))
 

@@ -1,7 +1,7 @@
-"""Conversations through a checkpoint's chat template: a program of others, so a worker runs it and may be killed.
+"""Renders conversations through a checkpoint's chat template, which is foreign code: a killable worker runs it.
 
-transformers renders templates in a sandbox without files and imports, and with loops as long and texts as large as a
-template likes. Which ones it makes may depend on the conversation: to try a template once would prove nothing.
+The sandbox of transformers keeps templates from files and imports, but bounds neither their loops nor the size of their
+text. Both may depend on the conversation, so trying a template once would prove nothing.
 """
 
 import hashlib
@@ -12,14 +12,15 @@ from typing import Any
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from lightning_mmrl.errors import DataError, StageError
+from lightning_mmrl.prompts.template import media_tags
 from lightning_mmrl.workers.pool import DeadlinePool
 from lightning_mmrl.workers.serving import Limits
 
 DEADLINE_S = 5.0
-"""A template takes milliseconds; a machine that is busy for a while is no fault of it, so it is tried again."""
+"""A template takes milliseconds. A busy machine is not the template's fault, so it is tried again."""
 MEMORY_BYTES = 2**30
 MOST_CHARACTERS = 2**24
-"""Of a rendered conversation; a model of a million positions reads a quarter of it."""
+"""Largest size of a rendered conversation; a model with a million positions reads a quarter of it."""
 
 OWN = frozenset(
     {
@@ -27,7 +28,7 @@ OWN = frozenset(
         "dcb7470f6f18ca9f30cf93e5ae361f3e57465bb289749c54104c438177539478",
     }
 )
-"""SHA-256 of the templates that this package writes itself, for its tiny models. They need no worker."""
+"""SHA-256 of the templates that this package writes for its tiny models. They need no worker."""
 
 _Item = tuple[str, Sequence[Mapping[str, Any]], Mapping[str, Any]]
 
@@ -40,7 +41,7 @@ def render_chat(processor: Any, tokenizer: Any, chat: Sequence[Mapping[str, Any]
     """A conversation as `apply_chat_template` gives it, up to the opening of the assistant turn.
 
     Args:
-        processor: What holds the template: a processor, or the tokenizer of a family of text alone.
+        processor: The holder of the template: a processor, or the tokenizer of a text-only family.
         tokenizer: The tokenizer, whose special tokens templates may use.
         chat: The turns.
 
@@ -68,15 +69,33 @@ def render_chat(processor: Any, tokenizer: Any, chat: Sequence[Mapping[str, Any]
     return outcome.value
 
 
+def content_parts(content: str) -> list[dict[str, str]]:
+    """A turn's text split at its media tags, as chat templates expect it.
+
+    >>> content_parts("<image>How many?")
+    [{'type': 'image'}, {'type': 'text', 'text': 'How many?'}]
+    """
+    parts: list[dict[str, str]] = []
+    rest = content
+    for kind in media_tags(content):
+        before, rest = rest.split(f"<{kind}>", 1)
+        if before:
+            parts.append({"type": "text", "text": before})
+        parts.append({"type": kind})
+    if rest:
+        parts.append({"type": "text", "text": rest})
+    return parts
+
+
 def rendered(item: _Item) -> str:
-    """The text of a template for a conversation, in this process.
+    """Renders a conversation in this process.
 
     Raises:
-        ValueError: It has more than `MOST_CHARACTERS`.
+        ValueError: The text has more than `MOST_CHARACTERS`.
     """
     template, chat, tokens = item
     conversations: Any = [list(chat)]
-    # transformers declares one text, and returns the text of each conversation.
+    # transformers declares that it returns one text, but returns one for each conversation.
     texts: Any = render_jinja_template(conversations, chat_template=template, add_generation_prompt=True, **tokens)
     text = texts[0][0]
     if len(text) > MOST_CHARACTERS:

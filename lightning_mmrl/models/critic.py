@@ -1,4 +1,4 @@
-"""The critic: what a completion is worth before each of its tokens is sampled."""
+"""The critic: a value for each state that a token of a completion is sampled in."""
 
 import copy
 from collections.abc import Mapping
@@ -17,19 +17,19 @@ from lightning_mmrl.types.batches import ScoringBatch
 class Critic(nn.Module):
     """A copy of the policy as it is now, with one value in the place of its head's logits.
 
-    A model of its own, as in LMM-R1 (arXiv:2503.07536) and OpenRLHF, and not a second head of the policy: its loss does
-    not move the policy. The value head has no bias and starts at zero, so that every value does; the first advantages
-    are what the rewards alone say.
+    It is a model of its own, as in LMM-R1 (arXiv:2503.07536) and OpenRLHF, and not a second head of the policy: its
+    loss does not move the policy. The value head has no bias and starts at zero, so that all values are zero at first
+    and the first advantages follow from the rewards alone.
 
-    Weights that do not train (frozen towers, the model under an adapter) are not copied but shared, as long as weights
-    are not sharded. Either way they are in no state of the critic: they are those that the stage starts from.
+    Weights that do not train (frozen towers, the model under an adapter) are shared instead of copied, unless weights
+    are sharded. Either way the critic's state leaves them out: they are the weights that the stage starts from.
 
     Args:
         policy: The policy, with the weights that its stage starts from.
         share_frozen: Whether weights that do not train are shared.
 
     Attributes:
-        trunk: The copy. As the root of what is sharded it has the value head in it.
+        trunk: The copy. It contains the value head, since it is the root for sharding.
     """
 
     def __init__(self, policy: Policy, *, share_frozen: bool = True) -> None:
@@ -39,9 +39,13 @@ class Critic(nn.Module):
             for parameter in policy.parameters()
             if share_frozen and not parameter.requires_grad
         }
-        # Features on disk are of the policy's towers; prompts come with them where these do not train.
+        # Features on disk come from the policy's towers; if those do not train, prompts carry the features already.
         memo[id(policy.media.cache)] = None
-        memo[id(policy.head)] = value_head(policy.head)
+        weight = policy.head.weight
+        assert isinstance(weight, Tensor)
+        value_head = nn.Linear(weight.shape[1], 1, bias=False, dtype=weight.dtype, device=weight.device)
+        nn.init.zeros_(value_head.weight)
+        memo[id(policy.head)] = value_head
         self.trunk = copy.deepcopy(policy, memo)
         self.trunk.media.cache = None
         named = self.named_parameters(remove_duplicate=False)
@@ -60,15 +64,6 @@ class Critic(nn.Module):
         return zeros.masked_scatter(batch.completion_mask, values)
 
 
-def value_head(head: nn.Module) -> nn.Linear:
-    """One output from the states that a head over the vocabulary takes; zero."""
-    weight = head.weight
-    assert isinstance(weight, Tensor)
-    found = nn.Linear(weight.shape[1], 1, bias=False, dtype=weight.dtype, device=weight.device)
-    nn.init.zeros_(found.weight)
-    return found
-
-
 def _without_frozen(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Mapping[str, Any]) -> None:
     assert isinstance(module, Critic)
     for name in module._frozen:
@@ -76,6 +71,6 @@ def _without_frozen(module: nn.Module, state: dict[str, Any], prefix: str, metad
 
 
 def _misses_no_frozen(module: nn.Module, keys: _IncompatibleKeys) -> None:
-    """What is frozen is there before a state is loaded."""
+    """Frozen weights are in place before a state is loaded, so none of them is missing."""
     assert isinstance(module, Critic)
     keys.missing_keys[:] = [key for key in keys.missing_keys if not key.endswith(tuple(module._frozen))]

@@ -1,4 +1,4 @@
-"""Token-by-token decoding of N = B * G rows over B prompts that are computed, and kept, once."""
+"""Token-by-token decoding of N = B * G rows over B prompts; each prompt is computed and kept once."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
@@ -16,7 +16,7 @@ from lightning_mmrl.ops.tiled_attention import PartialAttention, attend, attend_
 from lightning_mmrl.types.batches import PromptBatch
 
 PREFILL_TOKENS = 16_384
-"""Prompt tokens that enter the decoder together: bounds the memory of a prefill, changes nothing else."""
+"""Prompt tokens that enter the decoder together: bounds the memory of a prefill and changes nothing else."""
 
 OWN_TOKENS = 32
 """Room for a row's own keys at first; it doubles whenever it is full."""
@@ -35,12 +35,12 @@ class Decoding(Protocol):
         ...
 
     def keep(self, rows: Int[Tensor, " K"]) -> None:
-        """Goes on with some of the rows, in the given order."""
+        """Continues with some of the rows, in the given order."""
         ...
 
 
 def start_decoding(policy: Policy, prompts: PromptBatch, group_size: int) -> Decoding:
-    """Prefills B prompts once each, for G rows per prompt in their order; call it without gradients."""
+    """Prefills each of B prompts once, for G rows per prompt in prompt order; call it without gradients."""
     kind = SharedDecoding if policy.sharing_refusal is None else StockDecoding
     return kind(policy, prompts, group_size)
 
@@ -88,7 +88,7 @@ class _Bucket:
 
     Args:
         prompts: The numbers of the prompts.
-        index: Where the packed row of a prefill has their tokens.
+        index: The places of their tokens in the packed row of a prefill.
         padding: True where a prompt is filled up; on the host.
     """
 
@@ -102,10 +102,12 @@ class _Bucket:
 
     def append_layer(self, key: Float[Tensor, "T K d"], value: Float[Tensor, "T K d"]) -> None:
         """Takes the prompts' part of a layer's packed keys and values."""
-        self._layers.append(torch.stack([self._block(key), self._block(value)]))
+        index = self._index.flatten()
+        blocks = [tokens.index_select(0, index).unflatten(0, self._index.shape) for tokens in (key, value)]
+        self._layers.append(torch.stack([block.transpose(1, 2) for block in blocks]))
 
     def make_room(self, num_own: int) -> None:
-        """Shows so many tokens behind each prompt, where `extend` puts them."""
+        """Makes `num_own` tokens after each prompt visible; `extend` writes them."""
         self._end = self._index.shape[1] + num_own
         if self._end > self._layers[0].shape[3]:
             more = max(OWN_TOKENS, num_own)
@@ -113,7 +115,7 @@ class _Bucket:
             self._bias = None if self._bias is None else pad(self._bias, (0, more))
 
     def extend(self, layer: int, key: Float[Tensor, "b K d"], value: Float[Tensor, "b K d"]) -> None:
-        """Puts a token at the end of each prompt's part of a layer: for prompts with one row each."""
+        """Writes a token at the end of each prompt's part of a layer: for prompts with one row each."""
         self._layers[layer][0, :, :, self._end - 1] = key
         self._layers[layer][1, :, :, self._end - 1] = value
 
@@ -126,17 +128,14 @@ class _Bucket:
         return PartialAttention(*(tensor.transpose(1, 2).flatten(0, 1) for tensor in part))
 
     def keep(self, slots: list[int]) -> None:
-        """Goes on with some of its prompts."""
+        """Continues with some of its prompts."""
         self.prompts = [self.prompts[slot] for slot in slots]
         self._layers = [layer[:, slots] for layer in self._layers]
         self._bias = None if self._bias is None else self._bias[slots]
 
-    def _block(self, tokens: Float[Tensor, "T K d"]) -> Float[Tensor, "b K P d"]:
-        return tokens.index_select(0, self._index.flatten()).unflatten(0, self._index.shape).transpose(1, 2)
-
 
 class _PrefillLayout:
-    """Causal attention within prompts that lie side by side; keeps their keys and values."""
+    """Causal attention within prompts that lie side by side in one row; keeps their keys and values."""
 
     def __init__(self, prompts: list[int], lengths: list[int], device: torch.device) -> None:
         self._tiles, starts = prompt_tiles(lengths, device)
@@ -149,7 +148,7 @@ class _PrefillLayout:
             self.buckets.append(_Bucket([prompts[slot] for slot in slots], index.to(device), padding))
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Every prompt token against what precedes it."""
+        """Every prompt token against the tokens up to it."""
         for bucket in self.buckets:
             bucket.append_layer(key, value)
         return attend(query, key, value, self._tiles, scale)
@@ -158,7 +157,7 @@ class _PrefillLayout:
 class _SharedCache:
     """Prompt keys once per prompt, own keys once per row; a step's layout for the attention of R rows.
 
-    Where each prompt has one row, the row's own keys lie behind the prompt's, and one call attends to both.
+    If each prompt has one row, the row's own keys lie after the prompt's, and one call attends to both.
     """
 
     def __init__(self, buckets: list[_Bucket], num_prompts: int, group_size: int) -> None:
@@ -193,7 +192,7 @@ class _SharedCache:
         return attended.output.to(query.dtype)
 
     def keep(self, rows: Int[Tensor, " K"]) -> None:
-        """Goes on with some of the rows; a bucket goes with its last row and shrinks when half of it has ended."""
+        """Continues with some of the rows; a bucket shrinks when half of its prompts have ended."""
         self._owner = [self._owner[row] for row in rows.tolist()]
         self._own = [tokens[:, rows] for tokens in self._own]
         needed, self._plan, buckets = set(self._owner), None, []
@@ -218,9 +217,9 @@ class _SharedCache:
 
 
 class _Plan(NamedTuple):
-    """Which rows ask which prompt: slots lie bucket by bucket, equally many for each prompt of a bucket.
+    """Which rows query which prompt: slots lie bucket by bucket, equally many for each prompt of a bucket.
 
-    `row_of_slot` and `slot_of_row` are None where slots are rows. A slot that no row needs repeats another's question.
+    `row_of_slot` and `slot_of_row` are None if slots are rows. A slot that no row needs repeats the query of another.
     """
 
     sizes: list[int]
@@ -233,7 +232,7 @@ class _Plan(NamedTuple):
         return slots.split(self.sizes)
 
     def join(self, slots: tuple[Float[Tensor, "S ..."], ...]) -> Float[Tensor, "R ..."]:
-        """What the buckets have for each row."""
+        """The result of each row, gathered from the slots of the buckets."""
         together = slots[0] if len(slots) == 1 else torch.cat(slots)
         return together if self.slot_of_row is None else together.index_select(0, self.slot_of_row)
 
@@ -291,7 +290,7 @@ class StockDecoding:
 
 
 def _chunks(lengths: Sequence[int], limit: int) -> list[list[int]]:
-    """Prompts of similar length together, at most `limit` tokens at once (or one prompt)."""
+    """Prompts of similar length together, at most `limit` tokens in a chunk (or one prompt)."""
     chunks: list[list[int]] = []
     room = 0
     for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
@@ -304,7 +303,7 @@ def _chunks(lengths: Sequence[int], limit: int) -> list[list[int]]:
 
 
 def _similar(lengths: Sequence[int]) -> list[list[int]]:
-    """Prompts that one call attends to, in their order: none is filled up by more than a third of its length."""
+    """Groups prompts for one attention call each, in order: none is padded by more than a third of its length."""
     groups: list[list[int]] = []
     longest = 0
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):

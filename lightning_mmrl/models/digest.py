@@ -1,4 +1,4 @@
-"""A hash of the weights that train, by which a stage knows whether it changed any; made on their device, in place."""
+"""A hash of the weights that train, computed on their device: it tells whether a stage changed any of them."""
 
 import hashlib
 from collections.abc import Sequence
@@ -11,17 +11,17 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from lightning_mmrl.protocols.ranks import Ranks
 
 CHUNK, DEVICE_CHUNK = 2**16, 2**22
-"""Entries that are hashed at once, as 64-bit integers: on a CPU what its cache holds, elsewhere 32 MiB."""
+"""Entries that are hashed at once, as 64-bit integers: as many as the cache holds on a CPU, elsewhere 32 MiB."""
 
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""Integers as wide as the entries of a tensor, by their bytes."""
+"""Integer types by the width in bytes of a tensor's entries."""
 
 FACTORS = (-7046029254386353131, -4658895280553007687, -7723592293110705685)
 """Odd 64-bit factors of splitmix64 (doi:10.1145/2660193.2660195), as signed numbers."""
 
 
 def weight_digest(module: nn.Module, ranks: Ranks) -> str:
-    """Hash of the parameters that train, the same however they are spread over the ranks; all ranks call it."""
+    """Hash of the parameters that train; it does not depend on how they are sharded. All ranks call it."""
     names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
     weights = module.state_dict()  # which shards what a forward pass has gathered
     trained = {name: weights[name] for name in names}
@@ -32,10 +32,10 @@ def weight_digest(module: nn.Module, ranks: Ranks) -> str:
 
 
 def entry_digests(tensors: Sequence[Tensor]) -> list[int]:
-    """For each tensor the sum modulo 2**64 of a hash of each entry's bits and place; of sharded ones this rank's part.
+    """For each tensor, the sum modulo 2**64 of a hash of each entry's bits and place.
 
-    The digest of a sharded tensor is the sum of its ranks' parts, so that of the whole tensor. The device is waited for
-    once.
+    For a sharded tensor it is the sum over this rank's shard; the sums of all ranks add up to the digest of the whole
+    tensor. The device is waited for once.
 
     >>> one, other = entry_digests([torch.zeros(4), torch.full((4,), 1e-3)])
     >>> one == other
@@ -48,21 +48,19 @@ def entry_digests(tensors: Sequence[Tensor]) -> list[int]:
 
 
 def _digest(tensor: Tensor) -> Tensor:
-    local, first = (tensor.to_local(), _first_place(tensor)) if isinstance(tensor, DTensor) else (tensor, 0)
-    local = local.detach()
+    local, first = tensor.detach(), 0
+    if isinstance(tensor, DTensor):
+        local = tensor.to_local().detach()
+        # The place of this rank's first entry among all.
+        shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+        assert tuple(shape[1:]) == tuple(tensor.shape[1:]), "weights are sharded by their first dimension alone"
+        first = offset[0] * tensor.shape[1:].numel()
     total = torch.zeros((), dtype=torch.int64, device=local.device)
     size = CHUNK if local.device.type == "cpu" else DEVICE_CHUNK
     for number, chunk in enumerate(local.reshape(-1).split(size) if local.numel() else ()):
         start = first + number * size
-        # Integers overflow modulo 2**64. The shift brings upper bits down, which a product alone only carries up.
+        # Integers overflow modulo 2**64. A product carries bits up only; the shift brings upper bits down.
         hashes = torch.arange(start, start + len(chunk), device=local.device).mul_(FACTORS[0])
         hashes.bitwise_xor_(chunk.view(BITS[chunk.element_size()])).mul_(FACTORS[1])
         total += hashes.bitwise_xor_(hashes >> 32).mul_(FACTORS[2]).sum()
     return total
-
-
-def _first_place(tensor: DTensor) -> int:
-    """The place of this rank's first entry among all, of a tensor that is sharded by its first dimension."""
-    shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-    assert tuple(shape[1:]) == tuple(tensor.shape[1:]), "weights are sharded by their first dimension alone"
-    return offset[0] * tensor.shape[1:].numel()

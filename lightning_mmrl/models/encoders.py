@@ -1,4 +1,4 @@
-"""Media towers: run once per prompt, checked before and after, their outputs carried by the prompts."""
+"""Media towers: they run once per prompt with checks before and after, and the prompts carry their outputs on."""
 
 import hashlib
 import json
@@ -14,15 +14,15 @@ from transformers import PreTrainedModel
 from lightning_mmrl.models.feature_cache import FeatureCache, digest
 from lightning_mmrl.models.integrity import MediaCounter, Rows, check_features, checked_rows
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
-from lightning_mmrl.types.batches import MediaInputs, PromptBatch
+from lightning_mmrl.types.batches import MediaFeatures, MediaInputs, PromptBatch
 from lightning_mmrl.types.records import MediaKind
 
 UNDECISIVE = ("_name_or_path", "dtype")
-"""Settings of a tower that its output does not depend on, or that its weights show."""
+"""Settings of a tower that do not change its output, or that its weights show anyway."""
 
 
 class MediaBackbone(MediaCounter, Protocol):
-    """The parts of a loaded model that turn media into feature rows."""
+    """The interface of a loaded model for turning media into feature rows."""
 
     @property
     def towers(self) -> Sequence[nn.Module]: ...
@@ -36,15 +36,16 @@ class MediaEncoder:
     """Runs the towers of a model on prompts whose placeholders are backed by their media.
 
     Attributes:
-        cache: Outputs of frozen towers on disk, if they are kept; not used while a tower trains.
+        cache: Outputs of frozen towers on disk, or None if they are not kept; unused while a tower trains.
         tower_prompts: Prompts that entered a tower since `take_counters`.
-        cache_hits: Prompts that did not because their features were on disk.
-        ranks: Who runs the towers at the same time. In lockstep every rank enters the towers of all media that any of
-            them has, since their weights are gathered from all; one without such a medium runs the smallest there is.
+        cache_hits: Prompts that entered no tower, because their features were on disk.
+        ranks: The ranks that run the towers at the same time. In lockstep every rank enters the towers of all kinds of
+            media that any rank has, since weights are gathered from all ranks; a rank without a medium of such a kind
+            runs the tower on the smallest possible one.
 
     Args:
         backbone: The loaded model.
-        cache: See above.
+        cache: As the attribute.
     """
 
     def __init__(self, backbone: MediaBackbone, cache: FeatureCache | None = None) -> None:
@@ -60,12 +61,12 @@ class MediaEncoder:
         return any(p.requires_grad for tower in self.backbone.towers for p in tower.parameters())
 
     def features(self, prompts: PromptBatch) -> Mapping[str, Tensor]:
-        """Tower outputs [rows, width] by kind, in prompt order: those that the prompts carry, or else of the towers.
+        """Tower outputs [rows, width] by kind, in prompt order; the towers run if the prompts do not carry them.
 
         Raises:
             MediaError: A placeholder is not backed by a feature row of its own sample; see `checked_rows`.
         """
-        return self.with_features(prompts).media.features
+        return self._features(prompts).tensors
 
     def with_features(self, prompts: PromptBatch) -> PromptBatch:
         """The same prompts with tower outputs in place of tower inputs; gradients follow the mode of the caller.
@@ -73,13 +74,11 @@ class MediaEncoder:
         Raises:
             MediaError: As in `features`.
         """
-        if self.cache is None or self.towers_train or prompts.media.encoded:
-            return self._computed(prompts)
-        return self._cached(self.cache, prompts)
+        return replace(prompts, media=self._features(prompts))
 
     @torch.no_grad()
     def encode(self, prompts: PromptBatch) -> PromptBatch:
-        """The same prompts with tower outputs, without gradients: sampling and scoring then run no tower.
+        """The same prompts with tower outputs, without gradients, so that sampling and scoring run no tower.
 
         Raises:
             MediaError: As in `features`.
@@ -87,42 +86,55 @@ class MediaEncoder:
         return self.with_features(prompts)
 
     def take_counters(self) -> dict[str, int]:
-        """What has happened since the last call."""
+        """The counters since the last call, by name."""
         counters = {"tower_prompts": self.tower_prompts, "cache_hits": self.cache_hits}
         self.tower_prompts = self.cache_hits = 0
         return counters
 
-    def _computed(self, prompts: PromptBatch) -> PromptBatch:
+    def _features(self, prompts: PromptBatch) -> MediaFeatures:
+        if isinstance(prompts.media, MediaFeatures):
+            checked_rows(self.backbone, prompts)
+            return prompts.media
+        if self.cache is None or self.towers_train:
+            return self._computed(prompts, prompts.media)
+        return self._cached(self.cache, prompts)
+
+    def _computed(self, prompts: PromptBatch, inputs: MediaInputs) -> MediaFeatures:
         rows = checked_rows(self.backbone, prompts)
-        if prompts.media.encoded:
-            return prompts
-        return _carrying(prompts, self._run(prompts, rows), rows)
+        return _owned(self._run(prompts, inputs, rows), rows, prompts)
 
     @torch.no_grad()
-    def _cached(self, cache: FeatureCache, prompts: PromptBatch) -> PromptBatch:
+    def _cached(self, cache: FeatureCache, prompts: PromptBatch) -> MediaFeatures:
         """Only prompts whose features are not on disk enter the towers."""
         rows, device = checked_rows(self.backbone, prompts), prompts.input_ids.device
         keys = prompts.media.keys or ("",) * len(prompts.samples)
-        precision = _precision(device)
+        autocast = torch.is_autocast_enabled(device.type)
+        precision = f"autocast {torch.get_autocast_dtype(device.type)}" if autocast else "as their weights"
         own = [{kind: counts[row] for kind, counts in rows.items() if counts[row]} for row in range(len(keys))]
         known = {row: cache.get(keys[row], precision, own[row]) for row in range(len(keys)) if keys[row] and own[row]}
         found = {row: features for row, features in known.items() if features is not None}
         self.cache_hits += len(found)
         missing = [row for row in range(len(keys)) if own[row] and row not in found]
         if missing or self.ranks.lockstep:
-            fresh = self._computed(prompts.select(missing)).media
+            chosen = prompts.select(missing)
+            assert isinstance(chosen.media, MediaInputs)
+            fresh = self._computed(chosen, chosen.media)
             for place, row in enumerate(missing):
-                found[row] = fresh.select([place]).features
+                found[row] = dict(fresh.select([place]).tensors)
                 if keys[row]:
                     cache.put(keys[row], precision, found[row])
         joined = {
             kind: torch.cat([found[row][kind].to(device) for row in range(len(keys)) if kind in own[row]])
             for kind in rows
         }
-        return _carrying(prompts, joined, rows)
+        return _owned(joined, rows, prompts)
 
-    def _run(self, prompts: PromptBatch, rows: Rows) -> Mapping[str, Tensor]:
-        lacking = self._lacking(rows)
+    def _run(self, prompts: PromptBatch, inputs: MediaInputs, rows: Rows) -> Mapping[str, Tensor]:
+        lacking: list[MediaKind] = []
+        if self.ranks.lockstep:  # kinds that only other ranks have
+            kinds = list(self.backbone.medium_keys)
+            anywhere = self.ranks.any([kind in rows for kind in kinds])
+            lacking = [kind for kind, found in zip(kinds, anywhere, strict=True) if found and kind not in rows]
         if not rows and not lacking:
             return {}
         self.tower_prompts += sum(map(any, zip(*rows.values(), strict=True)))
@@ -130,24 +142,15 @@ class MediaEncoder:
         extra = {
             key: tensor.to(device) for kind in lacking for key, tensor in self.backbone.minimal_media(kind).items()
         }
-        media = replace(prompts.media, tensors={**prompts.media.tensors, **extra}) if extra else prompts.media
-        features = self.backbone.media_features(media)
-        # None of these rows is anybody's; their gradient is zero, and not missing.
+        features = self.backbone.media_features(replace(inputs, tensors={**inputs.tensors, **extra}))
+        # No prompt owns a row of a lacking kind; without any rows its gradient is zero instead of missing.
         features = {kind: found[:0] if kind in lacking else found for kind, found in features.items()}
         check_features(features, rows, prompts.samples)
         return features
 
-    def _lacking(self, rows: Rows) -> list[MediaKind]:
-        """Kinds that other ranks have and this one has not, where towers are run in step."""
-        if not self.ranks.lockstep:
-            return []
-        kinds = list(self.backbone.medium_keys)
-        anywhere = self.ranks.either([kind in rows for kind in kinds])
-        return [kind for kind, found in zip(kinds, anywhere, strict=True) if found and kind not in rows]
-
 
 class TowerGraph:
-    """One differentiable run of the towers for all prompts of an iteration that makes one update.
+    """One differentiable run of the towers for all prompts of an iteration with a single update.
 
         graph = TowerGraph(encoder, prompts)
         rollout = engine.generate(graph.prompts, ...)
@@ -155,11 +158,11 @@ class TowerGraph:
             loss(policy(... graph.leaf(rows) ...)).backward()
         graph.backward()
 
-    By the chain rule this is the gradient of running the towers inside every microbatch: features enter each of them as
-    leaves, their gradients add up here, and the sum goes through the towers once. A kind of which no microbatch had
-    any medium leaves its tower without a gradient, as there.
+    By the chain rule the gradient is the same as with towers inside every microbatch: features enter each microbatch as
+    leaves, their gradients add up here, and the sum goes through the towers once. If no microbatch had a medium of some
+    kind, the tower of that kind gets no gradient, as it would there.
 
-    The towers' activations for all prompts are kept until `backward`; checkpointing of the towers bounds them.
+    The towers' activations for all prompts are kept until `backward`; activation checkpointing bounds their memory.
 
     Attributes:
         prompts: The prompts with features that carry no gradient, for sampling and scoring.
@@ -193,23 +196,18 @@ class TowerGraph:
     def backward(self) -> None:
         """Sends the collected gradient through the towers into their parameters, and frees the graph."""
         self._refuse_if_spent()
-        self._join_others()
+        if self._ranks.lockstep:  # kinds with a gradient on another rank get a zero one here
+            keys = sorted(key for key, output in self._outputs.items() if output.requires_grad)
+            for key, found in zip(keys, self._ranks.any([key in self._gradients for key in keys]), strict=True):
+                if found and key not in self._gradients:
+                    self._gradients[key] = torch.zeros_like(self._outputs[key])
         outputs = [self._outputs[key] for key in self._gradients]
         gradients = [gradient.to(self._outputs[key].dtype) for key, gradient in self._gradients.items()]
         self._spent, self._outputs, self._gradients = True, {}, {}
         torch.autograd.backward(outputs, gradients)
 
-    def _join_others(self) -> None:
-        """Where towers are run in step, kinds that have a gradient on another rank get a zero one."""
-        if not self._ranks.lockstep:
-            return
-        keys = sorted(key for key, output in self._outputs.items() if output.requires_grad)
-        for key, found in zip(keys, self._ranks.either([key in self._gradients for key in keys]), strict=True):
-            if found and key not in self._gradients:
-                self._gradients[key] = torch.zeros_like(self._outputs[key])
-
     def _collect(self, key: str, rows: list[int], leaf: Tensor) -> None:
-        """Adds a microbatch's gradient to those of its prompts; in float32 at least, since many are added."""
+        """Adds a microbatch's gradient to the totals of its prompts; in float32 at least, since many are added."""
         assert leaf.grad is not None
         own = self.prompts.media.counts[key]
         if key not in self._gradients:
@@ -226,7 +224,7 @@ class TowerGraph:
 
 
 def tower_fingerprint(backbone: MediaBackbone) -> str:
-    """Hash of all that decides what towers make of media: their configuration, and every weight with its precision."""
+    """Hash of everything that decides the towers' outputs: their configuration, and every weight with its precision."""
     total = hashlib.sha256()
     for tower in backbone.towers:
         if isinstance(tower, PreTrainedModel):
@@ -236,13 +234,7 @@ def tower_fingerprint(backbone: MediaBackbone) -> str:
     return total.hexdigest()
 
 
-def _precision(device: torch.device) -> str:
-    """What decides the precision of towers beside that of their weights."""
-    if torch.is_autocast_enabled(device.type):
-        return f"autocast {torch.get_autocast_dtype(device.type)}"
-    return "as their weights"
-
-
-def _carrying(prompts: PromptBatch, features: Mapping[str, Tensor], rows: Rows) -> PromptBatch:
+def _owned(features: Mapping[str, Tensor], rows: Rows, prompts: PromptBatch) -> MediaFeatures:
+    """Tower outputs with the number of rows that each prompt owns; zero for a kind that only other ranks have."""
     counts = {kind: rows.get(kind, (0,) * len(prompts.samples)) for kind in features}
-    return replace(prompts, media=MediaInputs.of_features(features, counts, prompts.media.keys))
+    return MediaFeatures(tensors=features, counts=counts, keys=prompts.media.keys)

@@ -25,16 +25,16 @@ def export_policy(
     started_from: str,
     ranks: Ranks = ALONE,
 ) -> None:
-    """The checkpoint of a policy; an adapter is merged into its weights, and lies beside them under `ADAPTER`.
+    """Writes the checkpoint of a policy; an adapter is merged into the weights, and also saved alone under `ADAPTER`.
 
-    Over several ranks all call it, and the first one writes. The weights themselves are taken to be finite.
+    With several ranks all call it, and the first one writes. The weights of the policy must be finite.
 
     Args:
         policy: The policy; it stays as it is, its adapter unmerged.
         processor: As for `export_checkpoint`.
         directory: The folder.
         started_from: Hub id or folder of the model without the adapter.
-        ranks: The processes that the weights lie on.
+        ranks: The processes that hold the weights.
 
     Raises:
         StageError: A weight is not finite once the adapter is merged into it; raised on all ranks.
@@ -44,7 +44,7 @@ def export_policy(
     state = gathered_weights(model, keep=writes)
     adapter = policy.adapter
     merged = state if adapter is None else adapter.merged(state)
-    # Only the first rank has the weights, and all of them end if one is wrong.
+    # Only the first rank has the weights, but all ranks must raise if one is wrong.
     wrong = [] if adapter is None else [name for part in ranks.gather(not_finite(merged)) for name in part]
     if wrong:
         raise StageError(f"{wrong[0]} is not finite once the adapter is merged into it; lower the stage's optimizer.lr")
@@ -61,9 +61,9 @@ def export_checkpoint(
     *,
     state: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Weights as safetensors, configuration, generation config, processor, tokenizer and chat template.
+    """Writes weights as safetensors, configuration, generation config, processor, tokenizer and chat template.
 
-    A text-only family has a tokenizer in the processor's place, and its folder no `processor_config.json`.
+    A text-only family has a tokenizer in the processor's place, and its folder has no `processor_config.json`.
 
     Args:
         model: The model.

@@ -17,16 +17,17 @@ from lightning_mmrl.errors import DiskError
 from lightning_mmrl.files import dispensable, write_whole
 from lightning_mmrl.machine import refusal
 from lightning_mmrl.models.finite import all_finite
+from lightning_mmrl.settings.model import FeatureCacheSettings
 
 DIGEST = "sha256"
 """Name under which an entry holds the hash of its tensors."""
 
 SHARE_UNSEEN = 1 / 64
-"""What one process may write, as a share of `max_bytes`, before it looks again at what others have written."""
+"""Share of `max_bytes` that one process may write before it counts again the bytes that others have written."""
 SHARE_USED = 7 / 8
-"""What eviction leaves in place: eight processes at their unseen share still fit beside it."""
+"""Share of `max_bytes` that eviction leaves in place: the unseen shares of eight processes still fit."""
 ABANDONED_S = 3600.0
-"""Age in seconds of a temporary file whose writer must be dead."""
+"""A temporary file older than this, in seconds, has a dead writer."""
 
 _log = logging.getLogger(__name__)
 
@@ -34,33 +35,32 @@ _log = logging.getLogger(__name__)
 class FeatureCache:
     """Feature rows by the content of a prompt's media, one safetensors file for each prompt.
 
-    An entry is found by the prompt's media key (file contents, spans, decode settings and processor), the towers and
+    The key of an entry is the prompt's media key (file contents, spans, decode settings and processor), the towers and
     the precision they compute in. Any number of processes may share a folder: an entry appears as a whole or not at
-    all, and one that another process evicts is a miss. Each holds a hash of its tensors; a damaged one is dropped with
-    a warning. A folder that cannot be written, or a full disk, is warned of once; nothing is written from then on, and
-    what is missing is counted.
+    all, and an entry that another process evicts is a miss. Each entry holds a hash of its tensors; a damaged one is
+    dropped with a warning. If the folder cannot be written or the disk is full, one warning says so; nothing is written
+    from then on, and the missing entries are counted.
 
-    At most `max_bytes` are used, also by eight processes at once if no entry is larger than a 64th of that. What was
-    read least recently leaves first; reading renews the modification time of a file.
+    At most `max_bytes` are used, also by eight processes at once if no entry is larger than a 64th of that. The least
+    recently read entries leave first; reading renews the modification time of a file.
 
     **Deviation**: rows that were computed in another batch may differ from freshly computed ones by rounding.
 
     Args:
-        directory: Where entries lie; created when the first one is written.
-        max_bytes: Bound on all files below `directory`.
-        towers: What decides the output of the towers; see `tower_fingerprint`.
+        settings: The folder of the entries, which the first one creates, and the bound on all files there.
+        towers: Hash of everything that decides the output of the towers; see `tower_fingerprint`.
     """
 
-    def __init__(self, directory: Path, *, max_bytes: int, towers: str) -> None:
-        self._directory = directory
-        self._max_bytes = max_bytes
+    def __init__(self, settings: FeatureCacheSettings, *, towers: str) -> None:
+        self._directory = Path(settings.directory)
+        self._max_bytes = settings.max_bytes
         self._towers = towers
         self._allowance = 0.0
         self._warned: set[str] = set()
         self._refused: str | None = None
 
     def get(self, media_key: str, precision: str, rows: Mapping[str, int]) -> dict[str, Tensor] | None:
-        """The features of a prompt that needs this many rows of each kind; None if they are not there or not whole."""
+        """The features of a prompt that needs this many rows of each kind; None if they are missing or damaged."""
         path = self._path(media_key, precision)
         try:
             content = path.read_bytes()
@@ -73,38 +73,36 @@ class FeatureCache:
             return None
         features = _opened(content, rows)
         if features is not None and not bool(all_finite(features.values())):
-            features = None  # whole, but of no use
+            features = None  # undamaged, but useless
         if features is None:
             _log.warning("Cached features %s are damaged; they are dropped and computed anew.", path)
-        # In a folder that may only be read, damaged entries stay misses, and nothing has to leave.
+        # In a read-only folder damaged entries stay misses, and nothing is ever evicted.
         with suppress(OSError):
             path.unlink() if features is None else os.utime(path)
         return features
 
     def put(self, media_key: str, precision: str, features: Mapping[str, Tensor]) -> None:
-        """Stores the features of a prompt, if there is room and they are finite; others are computed again."""
+        """Stores the features of a prompt if there is room and they are finite; otherwise they are computed again."""
         with dispensable("entries of the feature cache", self._directory):
             if self._refused is not None:
                 raise DiskError(self._refused)
-            if bool(all_finite(features.values())):
-                self._store(self._path(media_key, precision), features)
-
-    def _store(self, path: Path, features: Mapping[str, Tensor]) -> None:
-        tensors = {kind: rows.detach().cpu().contiguous() for kind, rows in features.items()}
-        content = save({**tensors, DIGEST: torch.tensor(list(digest(tensors)), dtype=torch.uint8)})
-        try:
-            if self._make_room(len(content)):
-                write_whole(path, content, shared=True, durable=False)
-        except OSError as error:
-            self._refused = str(error)
-            raise DiskError(self._refused) from error
+            if not bool(all_finite(features.values())):
+                return
+            tensors = {kind: rows.detach().cpu().contiguous() for kind, rows in features.items()}
+            content = save({**tensors, DIGEST: torch.tensor(list(digest(tensors)), dtype=torch.uint8)})
+            try:
+                if self._make_room(len(content)):
+                    write_whole(self._path(media_key, precision), content, shared=True, durable=False)
+            except OSError as error:
+                self._refused = str(error)
+                raise DiskError(self._refused) from error
 
     def _path(self, media_key: str, precision: str) -> Path:
         name = hashlib.sha256(f"{media_key}/{self._towers}/{precision}".encode()).hexdigest()
         return self._directory / name[:2] / f"{name}.safetensors"
 
     def _make_room(self, num_bytes: int) -> bool:
-        """Evicts what is in the way of an entry; False if it can never fit."""
+        """Evicts entries until another one fits; False if it can never fit."""
         limit = SHARE_USED * self._max_bytes
         if num_bytes > limit:
             self._warn_once(f"has no room for an entry of {num_bytes} bytes; raise max_bytes")
@@ -116,14 +114,14 @@ class FeatureCache:
         return True
 
     def _warn_once(self, reason: str, more: str = "") -> None:
-        """Says a reason once, whichever entry it is about; `more` is told of the first."""
+        """Gives each reason once, whichever entry it is about; `more` is added to the first warning."""
         if reason not in self._warned:
             self._warned.add(reason)
             _log.warning("The feature cache %s %s%s.", self._directory, reason, more)
 
 
 def digest(tensors: Mapping[str, Tensor]) -> bytes:
-    """Hash of names, precisions, shapes and values, one tensor after the other."""
+    """Hash of the names, dtypes, shapes and values of tensors."""
     total = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
@@ -132,7 +130,7 @@ def digest(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def _opened(content: bytes, rows: Mapping[str, int]) -> dict[str, Tensor] | None:
-    """The tensors of an entry, if they are those that were put and as many as are needed."""
+    """The tensors of an entry, unless they were damaged since `put` or are not as many as needed."""
     try:
         features = load(content)
     except SafetensorError:
@@ -144,7 +142,7 @@ def _opened(content: bytes, rows: Mapping[str, int]) -> dict[str, Tensor] | None
 
 
 def _evict(directory: Path, limit: float) -> None:
-    """Removes what was read least recently until `limit` bytes are left; others may remove files at the same time."""
+    """Removes the least recently read files until `limit` bytes are left; others may remove files at the same time."""
     files = []
     for path in directory.glob("*/*"):
         with suppress(FileNotFoundError):

@@ -10,15 +10,16 @@ from torch.nn.utils import get_total_norm
 
 
 def all_finite(tensors: Iterable[Tensor]) -> Bool[Tensor, ""]:
-    """True if no floating-point tensor holds NaN or an infinity; of sharded tensors, in the shards of this rank.
+    """True if no floating-point tensor holds NaN or an infinity; of a sharded tensor, this rank's shard counts.
 
-    The largest magnitude of all entries is taken, which NaN survives: no tensor of the size of the inputs is made, and
+    It takes the largest magnitude of all entries, which NaN survives: no tensor of the size of the inputs is made, and
     nothing waits for the device.
 
     >>> all_finite([torch.ones(2), torch.tensor([1, 2])]), all_finite([torch.ones(2), torch.tensor([torch.nan])])
     (tensor(True), tensor(False))
     """
-    local = [_local(tensor) for tensor in tensors if tensor.is_floating_point()]
+    floating = [tensor.detach() for tensor in tensors if tensor.is_floating_point()]
+    local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in floating]
     filled = [tensor for tensor in local if tensor.numel()]
     if not filled:
         return torch.tensor(True)
@@ -26,7 +27,7 @@ def all_finite(tensors: Iterable[Tensor]) -> Bool[Tensor, ""]:
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Names of the tensors that hold NaN or an infinity, in order; of sharded tensors, in the shards of this rank.
+    """Names of the tensors that hold NaN or an infinity, in order; of a sharded tensor, this rank's shard counts.
 
     >>> not_finite({"first": torch.ones(2), "second": torch.tensor([torch.inf])})
     ['second']
@@ -34,8 +35,3 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     if bool(all_finite(tensors.values())):
         return []
     return [name for name, tensor in tensors.items() if not bool(all_finite([tensor]))]
-
-
-def _local(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -1,8 +1,8 @@
-"""A model's folder or hub id, looked at before transformers reads it: data is read from there, and no code is run.
+"""Checks a model's folder or hub id before transformers reads it, so that only data is read and no code is run.
 
-transformers follows what files of a folder say: where code lies (`auto_map`), which of its classes to make, which
-kernel of the hub to fetch, which other model to load beside it, which adapter to put on. It also unpickles `*.bin`, if
-there are no safetensors. None of that belongs to a checkpoint here.
+transformers obeys the files of a folder: they may name code (`auto_map`), any of its classes, a kernel of the hub,
+another model, or an adapter to put on. It also unpickles `*.bin` if there are no safetensors. None of that belongs to a
+checkpoint here.
 """
 
 import json
@@ -16,9 +16,9 @@ from lightning_mmrl.errors import StageError
 from lightning_mmrl.files import read_json
 
 NO_CODE: Mapping[str, Any] = {"trust_remote_code": False}
-"""For every `from_pretrained`. Without it transformers asks on the terminal."""
+"""Arguments of every `from_pretrained`. Without them transformers asks on the terminal."""
 WEIGHTS: Mapping[str, Any] = {**NO_CODE, "use_safetensors": True}
-"""For every `from_pretrained` of weights."""
+"""Arguments of every `from_pretrained` of weights."""
 
 SETTINGS = (
     "config.json",
@@ -48,9 +48,9 @@ _FOREIGN = {
     "use_kernels": "asks for kernels of the hub",
     "kernel_config": "asks for kernels of the hub",
 }
-"""Keys of settings that lead transformers elsewhere, and what they do."""
+"""Keys of settings that lead transformers elsewhere, with the effect of each."""
 _KERNELS = ("attn_implementation", "experts_implementation")
-"""Keys that may name a kernel of the hub, by a name with a slash; with underscores before and words behind, too."""
+"""Keys that may name a kernel of the hub, which has a slash; variants have underscores before and words after."""
 _CLASSES = {
     "tokenizer_class": ("Tokenizer", "TokenizerFast", "TokenizersBackend"),
     "processor_class": ("Processor",),
@@ -58,22 +58,22 @@ _CLASSES = {
     "video_processor_type": ("VideoProcessor",),
     "feature_extractor_type": ("FeatureExtractor",),
 }
-"""Keys that name a class of transformers, and how the name of such a class ends: it is looked up among all it has."""
+"""Keys that name a class, with the endings of such names: transformers would look the name up among all its classes."""
 _FILES = ("_file", "_files")
-"""How keys end that name a file to read in place of the folder's own, or several."""
+"""Endings of keys that name one or several files to read in place of the folder's own."""
 _DEPTHS = ("num_hidden_layers", "depth", "encoder_layers", "num_layers")
 MOST_LAYERS = 1024
-"""A model is built layer by layer before its weights are looked for."""
+"""A bound on layers, since a model is built layer by layer before its weights are looked for."""
 
 
 def check_settings(checkpoint: str | Path) -> None:
-    """Looks at the settings of a model.
+    """Checks the settings of a model.
 
     Args:
         checkpoint: A folder, or a hub id, whose settings are fetched as transformers fetches them.
 
     Raises:
-        StageError: They name code, another model, another adapter or a class that is none of their kind.
+        StageError: They name code, another model, another adapter or a class of the wrong kind.
     """
     for name in SETTINGS:
         path = _found(checkpoint, name)
@@ -87,10 +87,10 @@ def check_settings(checkpoint: str | Path) -> None:
 
 
 def check_weights(checkpoint: str | Path) -> None:
-    """Looks for the weights of a folder; those of a hub id are fetched as safetensors or not at all.
+    """Checks the weights of a folder; the weights of a hub id are fetched as safetensors or not at all.
 
     Raises:
-        StageError: There are none as safetensors, or their index names files that are not in the folder.
+        StageError: There are no safetensors, or their index names files that are not in the folder.
     """
     folder = Path(checkpoint)
     if not folder.is_dir() or (folder / SINGLE).is_file():
@@ -113,7 +113,7 @@ def check_weights(checkpoint: str | Path) -> None:
 
 
 def _found(checkpoint: str | Path, name: str) -> Path | None:
-    """A file of a folder or hub id; None without it, or without a way to the hub, which the loader says better."""
+    """A file of a folder or hub id; None if it is missing, or if the hub is unreachable, which the loader reports."""
     if Path(checkpoint).is_dir():
         path = Path(checkpoint) / name
         return path if path.exists() else None
@@ -129,7 +129,7 @@ def _is_plain_name(name: Any) -> bool:
 
 
 def _entries(tree: Any) -> Iterator[tuple[str, Any]]:
-    """All keys of a tree with their values; `json` has bounded its depth."""
+    """All keys of a tree with their values; the parser has bounded its depth."""
     if isinstance(tree, Mapping):
         for key, value in tree.items():
             yield key, value

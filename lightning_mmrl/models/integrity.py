@@ -1,4 +1,4 @@
-"""Every placeholder of a prompt is backed by one feature row of that prompt's own media, or nothing is computed."""
+"""Checks that one feature row of a prompt's own media backs each of its placeholders, before anything is computed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lightning_mmrl.errors import MediaError
-from lightning_mmrl.types.batches import FEATURES, MediaInputs, PromptBatch, SftBatch
+from lightning_mmrl.types.batches import MediaFeatures, MediaInputs, PromptBatch, SftBatch
 from lightning_mmrl.types.records import MediaKind, Sample
 
 Rows = Mapping[str, tuple[int, ...]]
@@ -23,10 +23,10 @@ REMEDY = (
 
 
 class MediaCounter(Protocol):
-    """What a backbone knows of media before its towers run.
+    """The part of a backbone that counts media before its towers run.
 
-    `placeholder_ids` stand for one feature row each; `medium_keys` name, by kind, an input that has one row per medium;
-    `feature_rows` are, by kind, the rows that the towers will make of every medium [media].
+    Each of `placeholder_ids` stands for one feature row of its kind. `medium_keys` names, by kind, an input with one
+    row per medium. `feature_rows` gives, by kind, how many rows the towers will make of every medium [media].
     """
 
     @property
@@ -40,7 +40,7 @@ class MediaCounter(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Media:
-    """The media of one kind: feature rows of each [media], and how many of them each prompt has."""
+    """The media of one kind: the feature rows of each medium [media], and the number of media of each prompt."""
 
     rows: Int[Tensor, " media"]
     per_prompt: tuple[int, ...]
@@ -49,29 +49,37 @@ class _Media:
 def checked_rows(backbone: MediaCounter, prompts: PromptBatch) -> Rows:
     """Feature rows of each prompt, after comparing them with the placeholders: by number, and medium by medium.
 
-    Placeholders of a kind come in runs: one for each medium, or several where clip and sound interleave. In either case
-    a medium ends where a run ends, which tells media in a wrong order. The device is waited for once.
+    Placeholders of a kind come in runs: one for each medium, or several if clip and sound interleave. In either case a
+    medium ends where a run ends, so that media in a wrong order are found. The device is waited for once.
 
     Raises:
         MediaError: A prompt has more or fewer placeholders than its media have rows, or a medium ends within a run.
     """
-    for key, counts in prompts.media.counts.items():
-        _check_total(key, len(prompts.media.tensors[key]), counts, prompts.samples)
+    carried = prompts.media
+    names = {key: f"{key} features" if isinstance(carried, MediaFeatures) else key for key in carried.counts}
+    for key, counts in carried.counts.items():
+        _check_total(names[key], len(carried.tensors[key]), counts, prompts.samples)
     tokens, media = backbone.placeholder_ids, _media_by_kind(backbone, prompts)
     surveys = {kind: _survey(prompts, token, media[kind].rows) for kind, token in tokens.items()}
     found = {}
     for kind, survey in _on_host(surveys).items():
         found[kind] = _placeholders(prompts, kind, media[kind].per_prompt, survey)
-    for key, counts in prompts.media.counts.items():
-        _check_read(key, counts, found, prompts.samples)
+    for key, counts in carried.counts.items():
+        for row, (sample, count) in enumerate(zip(prompts.samples, counts, strict=True)):
+            if count and not any(per_prompt[row] for per_prompt in found.values()):
+                # The model does not read these media and would ignore them.
+                raise MediaError(
+                    f"sample {sample.id}: {count} rows of {names[key]} but 0 placeholders of any kind; choose a model "
+                    "that reads these media or leave them out"
+                )
     return {kind: rows for kind, rows in found.items() if any(rows)}
 
 
 def check_features(features: Mapping[str, Tensor], rows: Rows, samples: Sequence[Sample]) -> None:
-    """Compares what the towers made with what they had to make.
+    """Compares the numbers of rows that the towers made with the expected ones.
 
     Raises:
-        MediaError: Naming the first sample whose rows are missing, or the last one if there are too many.
+        MediaError: It names the first sample whose rows are missing, or the last one if there are too many rows.
     """
     for kind in {**rows, **features}:
         num_found = len(features[kind]) if kind in features else 0
@@ -79,10 +87,10 @@ def check_features(features: Mapping[str, Tensor], rows: Rows, samples: Sequence
 
 
 def check_targets(batch: SftBatch, placeholder_ids: Mapping[str, int]) -> None:
-    """Refuses targets with media tokens: the model can never say them, and no feature stands behind them.
+    """Refuses targets with media tokens: the model can never sample them, and no feature backs them.
 
     Raises:
-        MediaError: Naming the first such sample.
+        MediaError: It names the first such sample.
     """
     ids, mask = batch.completion_ids, batch.completion_mask
     hits = {kind: ((ids == token) & mask).sum(-1) for kind, token in placeholder_ids.items()}
@@ -96,11 +104,11 @@ def check_targets(batch: SftBatch, placeholder_ids: Mapping[str, int]) -> None:
 
 
 def _media_by_kind(backbone: MediaCounter, prompts: PromptBatch) -> dict[str, _Media]:
-    """What fills the placeholders of each kind; features count as one medium of a prompt: their sum is all we know."""
+    """The media of each kind; features count as one medium per prompt, since only their sum is known."""
     media, device = prompts.media, prompts.input_ids.device
     absent = (0,) * len(prompts.samples)
-    if media.features:
-        sums = {kind: media.counts.get(f"{FEATURES}{kind}", absent) for kind in backbone.placeholder_ids}
+    if isinstance(media, MediaFeatures):
+        sums = {kind: media.counts.get(kind, absent) for kind in backbone.placeholder_ids}
         once = (1,) * len(prompts.samples)
         return {kind: _Media(rows=torch.tensor(rows, device=device), per_prompt=once) for kind, rows in sums.items()}
     rows, none = backbone.feature_rows(media), torch.zeros(0, dtype=torch.long, device=device)
@@ -130,7 +138,7 @@ def _on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _placeholders(prompts: PromptBatch, kind: str, per_prompt: tuple[int, ...], survey: Tensor) -> tuple[int, ...]:
-    """Placeholders of each prompt, all of them backed."""
+    """The number of placeholders of each prompt, after checking that all are backed."""
     placeholders, rows, ends = survey.split([len(per_prompt), sum(per_prompt), sum(per_prompt)])
     pieces = zip(prompts.samples, placeholders.tolist(), rows.split(per_prompt), ends.split(per_prompt), strict=True)
     for sample, count, own_rows, own_ends in pieces:
@@ -148,18 +156,8 @@ def _placeholders(prompts: PromptBatch, kind: str, per_prompt: tuple[int, ...], 
     return tuple(placeholders.tolist())
 
 
-def _check_read(key: str, counts: tuple[int, ...], rows: Rows, samples: Sequence[Sample]) -> None:
-    """Refuses media of a prompt without any placeholder: a model that does not read them would leave them out."""
-    for row, (sample, count) in enumerate(zip(samples, counts, strict=True)):
-        if count and not any(per_prompt[row] for per_prompt in rows.values()):
-            raise MediaError(
-                f"sample {sample.id}: {count} rows of {key} but 0 placeholders of any kind; choose a model that reads "
-                "these media or leave them out"
-            )
-
-
 def _check_total(what: str, num_found: int, counts: tuple[int, ...], samples: Sequence[Sample]) -> None:
-    """Compares the length of a tensor with the rows that prompts own of it; they lie in the order of the prompts."""
+    """Compares the length of a tensor with the rows that prompts own; rows lie in the order of the prompts."""
     if num_found == sum(counts):
         return
     left, named, expected = num_found, samples[-1].id, counts[-1]

@@ -1,16 +1,16 @@
 """Weights sharded over ranks by FSDP2: which modules are gathered together, and when they are whole.
 
-The units are each decoder layer, each block of each tower, each tower with what its blocks leave, and the policy as the
-root with the rest: embedding, last norm and head. A block is what transformers recomputes as one piece. Towers are
-sharded by blocks as the decoder is, since one unit per tower (0.7 B parameters) would hold all its weights, and in the
-backward pass all its gradients, at once on every rank. Embedding and head stay in the root together because tied ones
-are one parameter, which may belong to one unit only; the root is gathered once per pass. Gradients are summed into the
-shards in every backward pass, so that no rank ever holds all of them.
+The units are each decoder layer, each block of each tower, each tower with the weights outside of its blocks, and the
+policy as the root with the rest: embedding, last norm and head. A block is a module that activation checkpointing
+recomputes as one piece. Towers are sharded by blocks like the decoder: one unit per tower (0.7 B parameters) would hold
+all its weights, and in the backward pass all its gradients, at once on every rank. Embedding and head stay in the root
+together, because tied ones are a single parameter, which may belong to one unit only; the root is gathered once per
+pass. Gradients are summed into the shards in every backward pass, so that no rank ever holds all of them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
+from lightning_mmrl.settings.stage import TrainerSettings
 
 ROOT = ""
 """Name of the unit that is the policy itself."""
@@ -35,40 +36,40 @@ ROOT = ""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sharding:
-    """How a policy's weights are spread over ranks.
+    """Settings for sharding a policy's weights over ranks.
 
     Attributes:
-        compute_dtype: What gathered weights are cast to, and so activations; None leaves them as they are stored.
-        reduce_dtype: What gradients are summed in; None: in the dtype of the gathered weights.
-        cpu_offload: Keep shards, gradients and optimizer state in host memory.
+        compute_dtype: Dtype of gathered weights, and so of activations; None leaves weights as they are stored.
+        reduce_dtype: Dtype in which gradients are summed; None: the dtype of the gathered weights.
+        settings: Whether shards, gradients and optimizer state are kept in host memory.
     """
 
     compute_dtype: torch.dtype | None = None
     reduce_dtype: torch.dtype | None = None
-    cpu_offload: bool = False
+    settings: TrainerSettings = field(default_factory=TrainerSettings)
 
     def apply(self, policy: Policy, mesh: DeviceMesh, ranks: Ranks) -> None:
-        """Shards a policy in place over a mesh of one dimension, once; towers then run in step over the ranks.
+        """Shards a policy in place over a mesh of one dimension, once; towers then run in lockstep over the ranks.
 
         Gradients are summed over the ranks, not averaged: the loss is divided by what all ranks count together.
         """
         if isinstance(policy, FSDPModule):
             return
-        # Pinned memory is CUDA's; without it, as on a CPU, shards are where they would be anyway.
+        # Only CUDA has pinned memory; on a CPU shards are in host memory anyway.
         pinned = mesh.device_type == "cuda"
-        offload = CPUOffloadPolicy(pin_memory=pinned) if self.cpu_offload else OffloadPolicy()
+        offload = CPUOffloadPolicy(pin_memory=pinned) if self.settings.cpu_offload else OffloadPolicy()
         mixed = MixedPrecisionPolicy(
             param_dtype=self.compute_dtype,
             reduce_dtype=self.reduce_dtype,
-            # Models cast to the dtype of their weights themselves, and keep the angles of rotary embeddings exact.
+            # Models themselves cast to the dtype of their weights, and keep the angles of rotary embeddings exact.
             cast_forward_inputs=False,
         )
         for name in unit_names(policy):
             unit = policy.get_submodule(name)
-            # The root's weights serve the first and the last operation of a pass.
+            # The first and the last operation of a pass need the root's weights.
             fully_shard(unit, mesh=mesh, mp_policy=mixed, offload_policy=offload, reshard_after_forward=name != ROOT)
         for unit in _units(policy):
-            # Without the second call, float32 gradients would be scaled by an operation that NCCL alone has.
+            # Without the second call, float32 gradients would be scaled by an operation that only NCCL has.
             unit.set_gradient_divide_factor(1.0)
             unit.set_force_sum_reduction_for_comms(True)
         register_fsdp_forward_method(policy, "enter")
@@ -76,7 +77,7 @@ class Sharding:
 
 
 def unit_names(policy: Policy) -> list[str]:
-    """The modules that are sharded as units, inner ones before those that hold them."""
+    """The modules that are sharded as units, each before the modules that contain it."""
     towers = [
         name
         for tower in policy.media.backbone.towers
@@ -87,31 +88,14 @@ def unit_names(policy: Policy) -> list[str]:
     return [*blocks, *towers, ROOT]
 
 
-def unit_parameters(policy: Policy) -> Mapping[str, tuple[str, ...]]:
-    """The wrapping plan: for each unit, the parameters that it gathers; each belongs to the innermost unit around it.
-
-    Raises:
-        ValueError: A parameter that several modules share lies in more than one unit.
-    """
-    names = unit_names(policy)
-    plan: dict[str, list[str]] = {name: [] for name in names}
-    owners: dict[nn.Parameter, str] = {}
-    for path, parameter in policy.named_parameters(remove_duplicate=False):
-        unit = max((name for name in names if name == ROOT or path.startswith(f"{name}.")), key=len)
-        if owners.setdefault(parameter, unit) != unit:
-            raise ValueError(f"parameter {path} of unit {unit!r} belongs to unit {owners[parameter]!r} as well")
-        plan[unit].append(path)
-    return {name: tuple(paths) for name, paths in plan.items()}
-
-
 @contextmanager
 def whole(policy: Policy) -> Iterator[None]:
-    """Has all weights on every rank while it is open; no pass through the model waits for another rank then.
+    """Keeps all weights gathered on every rank while it is open, so that no pass waits for another rank.
 
-    Generation takes hundreds of passes at unchanged weights, each of which would gather all weights again, and ranks
-    end at different lengths. For the memory of one copy of the weights, gathered once, each rank goes at its own pace.
-    Entering is a collective; a policy that is not sharded is whole anyway. Open it inside `Policy.enter`, which gathers
-    the root.
+    Generation takes hundreds of passes at unchanged weights. Each pass would gather all weights again, and ranks end at
+    different lengths. With one copy of the weights in memory, gathered once, each rank goes at its own pace. Entering
+    is a collective; a policy that is not sharded is whole anyway. Open it inside `Policy.enter`, which gathers the
+    root.
     """
     if not isinstance(policy, FSDPModule):
         yield
@@ -124,7 +108,7 @@ def whole(policy: Policy) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        policy.reshard()  # the root would stay gathered: the pass that gathered it does not come to its end
+        policy.reshard()  # otherwise the root stays gathered, since its pass does not reach the end
         raise
     finally:
         policy.media.ranks = ranks
@@ -134,18 +118,12 @@ def whole(policy: Policy) -> Iterator[None]:
 
 
 def reshard_root(policy: Policy) -> None:
-    """Frees the root of a sharded policy, which stays gathered from a forward pass to the backward pass behind it.
+    """Frees the root of a sharded policy, for a forward pass without a backward pass.
 
-    For passes that none follows. The root has embedding and head, the largest weights of a policy.
+    The root has embedding and head, the largest weights of a policy, and stays gathered until a backward pass ends.
     """
     if isinstance(policy, FSDPModule):
         policy.reshard()
-
-
-def whole_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Names and whole tensors of all parameters and persistent buffers, one at a time; all ranks walk through it."""
-    for name, tensor in module.state_dict().items():
-        yield name, tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def gathered_weights(module: nn.Module, *, keep: bool) -> dict[str, Tensor]:
@@ -153,7 +131,7 @@ def gathered_weights(module: nn.Module, *, keep: bool) -> dict[str, Tensor]:
 
     Args:
         module: Its weights may be sharded.
-        keep: Whether this rank wants them; without it the result is empty. A weight that has two names is one tensor.
+        keep: Whether this rank keeps them; otherwise its result is empty. A weight with two names is one tensor.
     """
     found: dict[str, Tensor] = {}
     known: dict[int, Tensor] = {}
@@ -168,7 +146,7 @@ def gathered_weights(module: nn.Module, *, keep: bool) -> dict[str, Tensor]:
 
 
 def recompute_activations(policy: Policy) -> None:
-    """Keeps the inputs of decoder layers and tower blocks alone, and computes them again in the backward pass."""
+    """Activation checkpointing: keeps only the inputs of decoder layers and tower blocks for the backward pass."""
     policy.model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
 
 

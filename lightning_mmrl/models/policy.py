@@ -1,8 +1,8 @@
 """The policy: log-probabilities of completions, with media and prompt computed once for the G completions of a group.
 
-Where a model allows it exactly, completions share their prompt in a packed row (`models.shared_prefix`); otherwise, and
-as the oracle of that, each completion stands in a row of its own behind a copy of its prompt, through the stock
-forward.
+If the model allows it without any change of the results, completions share their prompt in a packed row
+(`models.shared_prefix`). Otherwise each completion follows a copy of its prompt in a row of its own, through the stock
+forward; that path is also the oracle of the other.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,17 +17,18 @@ from transformers import PreTrainedModel
 
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.models import tower_attention
-from lightning_mmrl.models.adapters import Adapter, AdapterSettings, LinearLayers, add_adapter, chosen_layers
+from lightning_mmrl.models.adapters import Adapter, LinearLayers, add_adapter, chosen_layers
 from lightning_mmrl.models.encoders import MediaBackbone, MediaEncoder
 from lightning_mmrl.models.shared_prefix import install, layout_arguments, pack, present_tokens, sharing_refusal
 from lightning_mmrl.ops.logprobs import tiled_token_logprobs
+from lightning_mmrl.settings.model import AdapterSettings, ModelSettings
 from lightning_mmrl.types.batches import PolicyOutput, ScoringBatch
 
 Result = TypeVar("Result")
 
 
 class Backbone(MediaBackbone, Protocol):
-    """The parts of a loaded model that a policy uses; one implementation per model family."""
+    """The interface of a loaded model for a policy; one implementation per model family."""
 
     model: nn.Module
 
@@ -56,12 +57,12 @@ class Policy(nn.Module):
         backbone: The loaded model of one family.
         banned_token_ids: Ids with probability zero everywhere: media placeholders and unused head rows.
         temperature: T in log_softmax(logits / T), in sampling and scoring alike.
-        sharing: Let completions share their prompt where the model allows it; otherwise score a copy for each.
+        settings: Whether completions share their prompt where the model allows it; otherwise each has a copy.
 
     Attributes:
-        media: Runs the towers; `media.encode` spares later passes over the same prompts from running them again.
-        sharing_refusal: Why completions do not share their prompt, or None if they do.
-        adapter: LoRA layers, if there are any.
+        media: Runs the towers; after `media.encode`, later passes over the same prompts need not run them again.
+        sharing_refusal: The reason why completions do not share their prompt, or None if they do.
+        adapter: LoRA layers, or None.
     """
 
     banned: Tensor
@@ -73,9 +74,10 @@ class Policy(nn.Module):
         *,
         banned_token_ids: Sequence[int],
         temperature: float = 1.0,
-        sharing: bool = True,
+        settings: ModelSettings | None = None,
     ) -> None:
         super().__init__()
+        sharing = (settings or ModelSettings()).sharing
         self.model = backbone.model
         self.temperature = temperature
         self.sharing_refusal = sharing_refusal(backbone.text_model) if sharing else "it is switched off"
@@ -118,7 +120,7 @@ class Policy(nn.Module):
     def enter(self, function: Callable[[], Result]) -> Result:
         """Calls a function that runs inner modules, such as the towers alone, as one forward pass of the policy.
 
-        A policy that is sharded may be run through its root only; this is such a call beside `forward`.
+        A sharded policy may be run through its root only; this is its second entry next to `forward`.
         """
         return function()
 
@@ -136,7 +138,8 @@ class Policy(nn.Module):
         if row.source is not None:
             for kind, rows in features.items():
                 slots = (tokens == self._backbone.placeholder_ids[kind]) & in_prompt
-                features = {**features, kind: rows[_ranks(slots)[row.source][slots[row.source]]]}
+                numbers = slots.cumsum(0) - 1  # for each True slot, how many come before it
+                features = {**features, kind: rows[numbers[row.source][slots[row.source]]]}
             tokens, in_prompt = tokens[row.source], in_prompt[row.source]
         hidden = self.text_states(
             tokens[None],
@@ -188,12 +191,12 @@ class Policy(nn.Module):
             position_ids: Temporal, height and width positions.
             features: Feature rows by kind, in the order of their placeholders; none by default.
             in_prompt: Where a placeholder's id stands for a medium; everywhere by default.
-            attention: Arguments that say who attends to whom: a layout, or a mask with or without a cache.
+            attention: Arguments that define the attention: a layout, or a mask with or without a cache.
         """
         text_model = self._backbone.text_model
         embeddings = text_model.get_input_embeddings()(token_ids)  # type: ignore[operator]
         if torch.is_grad_enabled() and not embeddings.requires_grad:
-            # With a frozen decoder, tokens without media would have no backward pass, which other ranks may wait for.
+            # With a frozen decoder, tokens without media have no backward pass, but other ranks may wait for it.
             embeddings.requires_grad_()
         extras: dict[str, Any] = {}
         if features:
@@ -206,7 +209,7 @@ class Policy(nn.Module):
 
     @property
     def head(self) -> nn.Module:
-        """What makes logits of the last states."""
+        """The linear layer from the last states to logits."""
         return self._backbone.head
 
     @property
@@ -222,7 +225,7 @@ class Policy(nn.Module):
         return torch.log_softmax(logits.index_fill_(-1, self.banned_ids, float("-inf")), dim=-1)
 
     def freeze(self, groups: Iterable[str]) -> int:
-        """Stops groups of parameters (vision, audio, text) from training and returns how many parameters that are.
+        """Freezes groups of parameters (vision, audio, text) and returns the number of frozen parameters.
 
         Raises:
             ConfigError: A group is unknown to the family, or selects no parameter of this model.
@@ -240,12 +243,12 @@ class Policy(nn.Module):
         return num_frozen
 
     def adapt(self, settings: AdapterSettings, key: str = "adapter") -> int:
-        """Freezes the model and trains LoRA layers within it; returns how many parameters these have.
+        """Freezes the model and adds LoRA layers that train; returns the number of their parameters.
 
         With dropout in the text model, completions no longer share their prompt; `sharing_refusal` then says so.
 
         Raises:
-            ConfigError: There is an adapter already, or the settings, which messages call `key`, select no layer.
+            ConfigError: There is an adapter already, or the settings select no layer; messages name them by `key`.
         """
         if self.adapter is not None:
             raise ConfigError(
@@ -259,19 +262,15 @@ class Policy(nn.Module):
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """Within it the policy is the model that its stage started from, without gradients: its adapter is off.
+        """Within it, the policy is the model that its stage started from, without gradients: its adapter is off.
 
-        Features that prompts already carry stay what they are: score prompts with their media if towers are adapted.
+        Features that prompts already carry do not change; if towers are adapted, score prompts with their media
+        instead.
 
         Raises:
-            RuntimeError: There is no adapter, so that the weights of that model are gone.
+            RuntimeError: There is no adapter, so the weights of that model are gone.
         """
         if self.adapter is None:
             raise RuntimeError("a policy without an adapter has no reference: its weights themselves are trained")
         with torch.no_grad(), self.adapter.off():
             yield
-
-
-def _ranks(slots: Bool[Tensor, " T"]) -> Int[Tensor, " T"]:
-    """For each True slot, how many True slots come before it."""
-    return slots.cumsum(0) - 1

@@ -1,28 +1,25 @@
 """The position ids of a prompt: one walk over its text and media, for every family, in scoring and generation alike.
 
 The decoders' rotary embedding has a temporal, a height and a width axis (arXiv:2409.12191, section 2.1). Text moves
-along all three at once; a medium spreads over them from where it starts; and text goes on behind it. Where exactly is
-a matter of rule: the original recipe and vLLM go on behind the largest position so far, transformers behind the longer
-side of the picture, even if a clip of many small frames has come further than that along the temporal axis.
+along all three at once, and a medium spreads over them from where it starts. The position of the first text token after
+a medium depends on a rule. In the original recipe and in vLLM it is the largest position so far plus one. transformers
+adds the longer side of the picture instead, even if a clip of many small frames is longer along the temporal axis.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, zip_longest
-from typing import Literal
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from lightning_mmrl.errors import MediaError
+from lightning_mmrl.settings.model import PositionRule
 from lightning_mmrl.types.records import MediaKind
 
-PositionRule = Literal["previous_maximum", "transformers"]
-"""Where text goes on behind a medium: at the largest position so far plus one, or where transformers puts it."""
-
 Clock = Callable[[int, Tensor], Tensor]
-"""Temporal positions [T] of a clip's T temporal patches, from their number and the seconds from one to the next."""
+"""Temporal positions [T] of a clip, from its number of temporal patches T and the seconds between two of them."""
 
 
 def patch_clock(num_patches: int, seconds: Tensor) -> Tensor:
@@ -44,8 +41,8 @@ def time_clock(num_patches: int, seconds: Tensor, *, per_second: float) -> Tenso
 class Span:
     """The n tokens of one medium in a prompt.
 
-    `kinds` says of each token whose feature row it stands for, or None for a marker around the medium. `offsets` are
-    positions relative to where the medium starts, `step` is how far from there the next token is.
+    `kinds` gives for each token the kind of its feature row, or None for a marker around the medium. `offsets` are
+    positions relative to the start of the medium, and `step` is the offset of the next token.
     """
 
     kinds: tuple[MediaKind | None, ...]
@@ -70,10 +67,11 @@ class MediaLayout:
     """How a family spreads its media over tokens and positions.
 
     Attributes:
-        rule: Where text goes on behind a medium.
+        rule: Position of the first text token after a medium.
         merge_size: Patches along each side of a picture that make one feature row.
         clock: How a clip's time becomes temporal positions.
-        stock_counts_time: What transformers does with this family's clips: False if it goes on behind the longer side.
+        stock_counts_time: Whether transformers counts the temporal axis of this family's clips for the text after
+            them; False: it counts the longer side only.
         chunk: Positions in a turn of a clip that is interleaved with its sound.
     """
 
@@ -88,11 +86,11 @@ class MediaLayout:
         return self._grid("image", torch.zeros(1, dtype=torch.long), grid)
 
     def clip(self, grid: Sequence[int], seconds: Tensor) -> Span:
-        """A clip of patches (time, height, width), `seconds` from one temporal patch to the next."""
+        """A clip of patches (time, height, width), with `seconds` from one temporal patch to the next."""
         return self._grid("video", self.clock(grid[0], seconds), grid)
 
     def frames(self, grid: Sequence[int]) -> tuple[Span, ...]:
-        """A clip of patches (time, height, width) as pictures, between which text may stand."""
+        """A clip of patches (time, height, width) as a row of pictures, with text between them."""
         return (self._grid("video", torch.zeros(1, dtype=torch.long), grid),) * grid[0]
 
     def sound(self, num_tokens: int) -> Span:
@@ -100,9 +98,9 @@ class MediaLayout:
         return Span(kinds=("audio",) * num_tokens, offsets=torch.arange(num_tokens).expand(3, -1), step=num_tokens)
 
     def sounding_clip(self, grid: Sequence[int], seconds: Tensor, num_tokens: int) -> Span:
-        """A clip and its sound from the same moment on, in turns of `chunk` positions, picture first.
+        """A clip and its sound, which start together, in turns of `chunk` positions, picture first.
 
-        Both opening markers share a position, and so do both closing ones.
+        Both opening markers share a position, and so do both closing markers.
         """
         clip, sound = self.clip(grid, seconds), self.sound(num_tokens)
         offsets = torch.cat([clip.offsets, sound.offsets], dim=1)
@@ -128,7 +126,7 @@ class MediaLayout:
 
 
 def _turns(clip_times: Iterable[int], sound_times: Iterable[int], chunk: int) -> list[range]:
-    """Token indices in the order of a prompt, clip and sound in turns; the sound's count on from the clip's."""
+    """Token indices in prompt order, clip and sound in turns; indices of the sound follow the indices of the clip."""
     clip = _cut(clip_times, chunk)
     sound = [range(turn.start + clip[-1].stop, turn.stop + clip[-1].stop) for turn in _cut(sound_times, chunk)]
     return [turn for pair in zip_longest(clip, sound) for turn in pair if turn]
@@ -137,7 +135,7 @@ def _turns(clip_times: Iterable[int], sound_times: Iterable[int], chunk: int) ->
 def _cut(times: Iterable[int], chunk: int) -> list[range]:
     """Cuts before the first token at or past each multiple of `chunk`, one cut per token, as the omni processor does.
 
-    A clip that jumps over a whole chunk is therefore also cut behind the token that jumped.
+    A clip that jumps over a whole chunk is therefore also cut after the token that jumped.
     """
     starts, num_tokens = [0], 0
     for num_tokens, time in enumerate(times, 1):
@@ -147,14 +145,14 @@ def _cut(times: Iterable[int], chunk: int) -> list[range]:
 
 
 def prompt_positions(kinds: Sequence[str | None], spans: Iterable[Span]) -> tuple[Int[Tensor, "3 P"], int]:
-    """The positions of a prompt's tokens, and that of the token after it.
+    """The positions of a prompt's tokens, and the position of the token after it.
 
     Args:
-        kinds: For each token of the prompt, whose feature row it stands for; None for text.
+        kinds: For each token of the prompt, the kind of its feature row; None for text.
         spans: The prompt's media in order.
 
     Raises:
-        MediaError: The tokens that stand for media are not those of the spans, or a medium has none.
+        MediaError: Placeholders and spans do not match, or a medium has no token.
     """
     kinds = tuple(kinds)
     pieces, place, position = [torch.zeros(3, 0, dtype=torch.long)], 0, 0
@@ -162,11 +160,11 @@ def prompt_positions(kinds: Sequence[str | None], spans: Iterable[Span]) -> tupl
         first = next((index for index in range(place, len(kinds)) if kinds[index] is not None), len(kinds))
         begin, end = first - span.num_markers, first - span.num_markers + len(span.kinds)
         if begin < place or kinds[begin:end] != span.kinds:
-            raise MediaError(f"the placeholders from token {begin} of a prompt on are not those of its media")
+            raise MediaError(f"the placeholders of a prompt do not match its media from token {begin} on")
         pieces += [_text(position, begin - place), span.offsets + position + begin - place]
         place, position = end, position + begin - place + span.step
     if any(kinds[place:]):
-        raise MediaError(f"a prompt has placeholders behind its last medium, which ends at token {place}")
+        raise MediaError(f"a prompt has placeholders after its last medium, which ends at token {place}")
     pieces.append(_text(position, len(kinds) - place))
     return torch.cat(pieces, dim=1), position + len(kinds) - place
 

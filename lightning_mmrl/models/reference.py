@@ -1,4 +1,4 @@
-"""The policy that a stage started from, which a KL penalty compares with."""
+"""The reference policy: the policy as its stage started, for a KL penalty."""
 
 import copy
 from collections.abc import Iterator
@@ -16,15 +16,15 @@ from lightning_mmrl.protocols.ranks import Ranks
 class Reference:
     """A policy as it is now, kept while it trains.
 
-    A policy with an adapter is its own reference while the adapter is off. Any other is copied, without gradients; as
-    long as weights are not sharded, those that do not train are not copied but shared. Sharded, the copy has the units
-    of the policy, and none of them is gathered but while it scores. The copy is no module of the stage: it is in no
-    optimizer, state or handoff. A stage that is continued takes the copy of what it started from before the weights
-    of its state are loaded.
+    A policy with an adapter is its own reference while the adapter is off. Any other policy is copied, without
+    gradients; weights that do not train are shared instead of copied, unless weights are sharded. If they are, the copy
+    has the same units as the policy, and they are gathered only while it scores. The copy is no module of the stage: it
+    is in no optimizer, state or handoff. When a stage is continued, the copy is taken before the weights of its state
+    are loaded, so that it has the weights that the stage started from.
 
     Args:
         policy: The policy, with the weights that its stage starts from.
-        sharding: How its weights will be spread over the ranks, if they will.
+        sharding: How its weights will be sharded over the ranks; None: not at all.
     """
 
     def __init__(self, policy: Policy, sharding: Sharding | None = None) -> None:
@@ -33,7 +33,7 @@ class Reference:
         self._copy = None if policy.adapter is not None else _copied(policy, share_frozen=sharding is None)
 
     def place(self, mesh: DeviceMesh | None, ranks: Ranks) -> None:
-        """Gives the copy the dtypes and the place of the policy, which is where it trains by now; all ranks call it."""
+        """Gives the copy the dtypes and devices, or the sharding, that the policy trains with; all ranks call it."""
         if self._copy is None:
             return
         wanted = dict(self._policy.named_parameters()) | dict(self._policy.named_buffers())
@@ -46,7 +46,7 @@ class Reference:
 
     @contextmanager
     def entered(self) -> Iterator[Policy]:
-        """The reference policy, which is one inside the context only, without gradients."""
+        """The reference policy, without gradients; it must not be used outside of the context."""
         if self._copy is None:
             with self._policy.reference():
                 yield self._policy
@@ -60,7 +60,7 @@ class Reference:
 def _copied(policy: Policy, *, share_frozen: bool) -> Policy:
     shared = [parameter for parameter in policy.parameters() if share_frozen and not parameter.requires_grad]
     memo: dict[int, Any] = {id(parameter): parameter for parameter in shared}
-    # Features on disk are of the policy's towers, and a policy whose towers train has none.
+    # Features on disk come from the policy's towers; while towers train there are none.
     memo[id(policy.media.cache)] = None
     found = copy.deepcopy(policy, memo)
     found.media.cache = None

@@ -2,10 +2,10 @@
 
 Media, prompt and completions of several groups lie side by side in one row without padding, P + sum_j C_j tokens for a
 group instead of G * (P + C) (arXiv:2506.05433). Each completion continues at its prompt's next position and attends to
-its prompt and to itself, nothing else (`ops.tiled_attention`), so the states are those of separate rows, and gradients
-into the prompt add up over the group.
+its prompt and to itself, nothing else (`ops.tiled_attention`). The states are therefore the same as in separate rows,
+and gradients into the prompt add up over the group.
 
-The attention comes in by transformers' own registry, under `ATTENTION`, for the text model alone: towers keep theirs.
+The attention is registered with transformers under `ATTENTION` and used by the text model only; towers keep their own.
 A forward pass without a layout is the stock one.
 """
 
@@ -32,7 +32,7 @@ SMALLEST_GAIN = 1.1
 
 
 class AttentionLayout(Protocol):
-    """Who attends to whom in a packed row; called once by every decoder layer."""
+    """Computes the attention of a packed row; every decoder layer calls it once."""
 
     def attend(
         self,
@@ -51,7 +51,7 @@ class TreeLayout:
     tiles: tuple[Tile, ...]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Float[Tensor, "T H d"]:
-        """Every token against its own run and, in a completion, its prompt."""
+        """Each token attends to its own run and, in a completion, to its prompt."""
         return attend(query, key, value, self.tiles, scale)
 
 
@@ -72,18 +72,18 @@ AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
 def install(text_model: nn.Module) -> None:
-    """Makes a text model's attention take layouts. Set once: recomputation in backward must meet the same function."""
+    """Makes a text model's attention take layouts. Set it once: recomputation in backward needs the same function."""
     assert isinstance(text_model, PreTrainedModel)
     text_model.set_attn_implementation(ATTENTION)
 
 
 def layout_arguments(layout: AttentionLayout, device: torch.device) -> dict[str, Any]:
-    """Arguments that hand a layout to a text model. An empty 4-D mask keeps it from building one of its own."""
+    """Arguments that pass a layout to a text model. An empty 4-D mask keeps it from building one of its own."""
     return {"attention_mask": torch.empty(1, 1, 0, 0, device=device), "use_cache": False, LAYOUT: layout}
 
 
 def sharing_refusal(text_model: nn.Module) -> str | None:
-    """Why completions cannot share a prompt exactly in this text model, or None if they can."""
+    """The reason why sharing a prompt would change results in this text model, or None if it would not."""
     config: Any = text_model.config
     types = sorted(set(getattr(config, "layer_types", None) or ["full_attention"]) - {"full_attention"})
     if types:
@@ -114,9 +114,9 @@ def sharing_pays(prompt_length: int, lengths: Sequence[int]) -> bool:
 class PackedRow:
     """One row of T tokens that holds B groups, and where its tokens come from.
 
-    The row's sources are the prompts' tokens without padding, then the completions' without padding and left-out rows.
-    `source` tells for each token of the row which one it is; None if they are the same, that is if every group shares.
-    `predicts` is, for each scored completion token, the row's token whose state predicts it.
+    The sources are all prompt tokens and then all completion tokens, without padding and without left-out rows.
+    `source` gives for each token of the row the index of its source; None: the row equals its sources, since every
+    group shares its prompt. `predicts` gives for each scored completion token the row's token whose state predicts it.
     """
 
     layout: TreeLayout
@@ -126,7 +126,7 @@ class PackedRow:
 
 
 def pack(batch: ScoringBatch) -> PackedRow:
-    """Lays out a scoring batch. Completions whose mask is False throughout take no token.
+    """Lays out a scoring batch in a row. Completions whose mask is False throughout take no token.
 
     `prompts.prompt_mask` and `present_tokens(batch.completion_mask)` select the sources out of the batch's tensors.
     """
@@ -150,14 +150,14 @@ def pack(batch: ScoringBatch) -> PackedRow:
 
 
 def present_tokens(completion_mask: Bool[Tensor, "N C"]) -> Bool[Tensor, "N C"]:
-    """Completion tokens that later ones may attend to: all up to the last that is scored."""
+    """Completion tokens that later ones may attend to: all tokens up to the last scored one."""
     return completion_mask.flip(-1).cummax(-1).values.flip(-1)
 
 
 class _Plan:
-    """Runs of tokens and what they attend to, found on the host from lengths alone.
+    """Runs of tokens and the runs that they attend to, computed on the host from lengths alone.
 
-    `before[k]` holds, for the k-th completion that is not left out, the row's tokens before each of its tokens.
+    `before[k]` holds, for the k-th completion that is not left out, the row's token before each of its tokens.
     """
 
     def __init__(self, prompt_lengths: Sequence[int], lengths: Sequence[Sequence[int]]) -> None:
@@ -188,7 +188,7 @@ class _Plan:
         return tiles
 
     def _branch(self, prompt: tuple[int, int], completion: int, lengths: Sequence[int]) -> int:
-        """One copy of the prompt and completions that branch off it; returns the next completion's source."""
+        """Adds one copy of the prompt and completions that branch off it; returns the next completion's source."""
         start, width = prompt
         if self.source is not None:
             self.source += [torch.arange(start, start + width), torch.arange(completion, completion + sum(lengths))]
@@ -203,7 +203,7 @@ class _Plan:
         return completion + sum(lengths)
 
     def _copy(self, prompt: tuple[int, int], completion: int, lengths: Sequence[int]) -> int:
-        """A run of its own for every completion, prompt included."""
+        """Adds a run for every completion, each with a copy of the prompt."""
         assert self.source is not None
         start, width = prompt
         for length in lengths:
@@ -244,7 +244,7 @@ def _starts(lengths: Sequence[int]) -> list[int]:
 
 
 def _similar(blocks: Sequence[Any], length: Any) -> list[list[Any]]:
-    """Blocks of similar length together, so that a tile is one call with little filling: at most a fifth."""
+    """Groups blocks of similar length, so that a tile is one call with little padding: at most a fifth."""
     groups: list[list[Any]] = []
     for block in sorted(blocks, key=length, reverse=True):
         longest = length(groups[-1][0]) if groups else 0
@@ -256,7 +256,7 @@ def _similar(blocks: Sequence[Any], length: Any) -> list[list[Any]]:
 
 
 def _index(blocks: Sequence[tuple[int, int]]) -> tuple[Int[Tensor, "b L"], Bool[Tensor, "b L"] | None]:
-    """Tokens of runs (start, length), shorter ones filled up with their last token."""
+    """Tokens of runs (start, length), shorter runs padded with their last token; and where the padding is."""
     start, length = torch.tensor(blocks).unbind(1)
     steps = torch.arange(int(length.max()))
     index = start[:, None] + steps.minimum(length[:, None] - 1)

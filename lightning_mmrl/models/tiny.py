@@ -1,6 +1,6 @@
 """A tiny, randomly initialised Qwen2.5-Omni thinker with its real processor, built in code and saved as a HF folder.
 
-The architecture, the processor classes and the chat template are those of Qwen2.5-Omni; only the sizes are small and
+Architecture, processor classes and chat template are the same as in Qwen2.5-Omni; only the sizes are small and
 the tokenizer is trained on a few sentences. Nothing is downloaded.
 """
 
@@ -96,7 +96,14 @@ def build_tiny_omni(
         max_audio_s: Longest sound in seconds the feature extractor accepts.
     """
     tokenizer = train_tokenizer(text)
-    processor = _processor(tokenizer, frame_size=frame_size, max_audio_s=max_audio_s)
+    images, videos = vision_processors(frame_size)
+    processor = Qwen2_5OmniProcessor(
+        image_processor=images,
+        video_processor=videos,
+        feature_extractor=WhisperFeatureExtractor(feature_size=128, chunk_length=max_audio_s),
+        tokenizer=tokenizer,
+        chat_template=CHAT_TEMPLATE,
+    )
     config = _config(tokenizer, hidden_size=hidden_size, num_layers=num_layers, tower_size=tower_size)
     save_random_model(Qwen2_5OmniThinkerForConditionalGeneration, config, tokenizer, directory, seed)
     processor.save_pretrained(directory)
@@ -121,12 +128,13 @@ def train_tokenizer(
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False, min_frequency=1
     )
-    # Words at the start of a line and after a space are different byte-level tokens: learn both.
+    # A word at the start of a line and after a space are different byte-level tokens: learn both.
     bpe.train_from_iterator([line for sentence in text for line in (sentence, " " + sentence)], trainer)
-    model = bpe.model
-    vocab, merges = _vocab_and_merges(model)
+    model: Any = bpe.model
+    state = json.loads(model.__getstate__())
+    merges: Any = [tuple(pair) for pair in state["merges"]]
     tokenizer = Qwen2Tokenizer(
-        vocab=vocab,
+        vocab=state["vocab"],
         merges=merges,
         unk_token="<|endoftext|>",
         eos_token="<|im_end|>",
@@ -183,33 +191,15 @@ def vision_processors(frame_size: int) -> tuple[Qwen2VLImageProcessor, Qwen2VLVi
 
 
 def frame_bounds(frame_size: int) -> dict[str, int]:
-    """The processors' bounds on the number of pixels that make square pictures `frame_size` high and wide."""
-    # One pixel of play: with equal bounds, rounding in the processor's resizing makes some sizes a patch smaller.
+    """Bounds on the number of pixels with which processors make square pictures `frame_size` high and wide."""
+    # One pixel of slack: with equal bounds, rounding in the processor's resizing makes some sizes a patch smaller.
     return {"shortest_edge": frame_size * frame_size - 1, "longest_edge": frame_size * frame_size + 1}
-
-
-def _vocab_and_merges(model: Any) -> tuple[dict[str, int], Any]:
-    state = json.loads(model.__getstate__())
-    return state["vocab"], [tuple(pair) for pair in state["merges"]]
-
-
-def _processor(tokenizer: Qwen2Tokenizer, *, frame_size: int, max_audio_s: int) -> Qwen2_5OmniProcessor:
-    images, videos = vision_processors(frame_size)
-    return Qwen2_5OmniProcessor(
-        image_processor=images,
-        video_processor=videos,
-        feature_extractor=WhisperFeatureExtractor(feature_size=128, chunk_length=max_audio_s),
-        tokenizer=tokenizer,
-        chat_template=CHAT_TEMPLATE,
-    )
 
 
 def _config(
     tokenizer: Qwen2Tokenizer, *, hidden_size: int, num_layers: int, tower_size: int
 ) -> Qwen2_5OmniThinkerConfig:
-    def token_id(token: str) -> int:
-        return cast(int, tokenizer.convert_tokens_to_ids(token))
-
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
     text = text_settings(tokenizer, hidden_size, num_layers)
     settings: dict[str, Any] = dict(
         text_config={**text, "rope_parameters": dict(MROPE), "tie_word_embeddings": False},
@@ -228,13 +218,13 @@ def _config(
             "encoder_ffn_dim": 2 * tower_size,
             "output_dim": hidden_size,
         },
-        audio_token_index=token_id("<|AUDIO|>"),
-        image_token_index=token_id("<|IMAGE|>"),
-        video_token_index=token_id("<|VIDEO|>"),
-        audio_start_token_id=token_id("<|audio_bos|>"),
-        audio_end_token_id=token_id("<|audio_eos|>"),
-        vision_start_token_id=token_id("<|vision_bos|>"),
-        vision_end_token_id=token_id("<|vision_eos|>"),
+        audio_token_index=ids["<|AUDIO|>"],
+        image_token_index=ids["<|IMAGE|>"],
+        video_token_index=ids["<|VIDEO|>"],
+        audio_start_token_id=ids["<|audio_bos|>"],
+        audio_end_token_id=ids["<|audio_eos|>"],
+        vision_start_token_id=ids["<|vision_bos|>"],
+        vision_end_token_id=ids["<|vision_eos|>"],
         user_token_id=tokenizer.encode("user")[0],
         tie_word_embeddings=False,
     )

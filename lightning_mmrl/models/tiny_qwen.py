@@ -1,4 +1,4 @@
-"""Tiny, randomly initialised models of the Qwen families but omni with their real processors, built in code."""
+"""Tiny, randomly initialised models of all Qwen families except omni, with their real processors, built in code."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -57,8 +57,8 @@ _RENAMED = {
 class TinyVisionBuilder:
     """Builds models of one vision-language family: its classes, and its names for the sizes of the vision tower.
 
-    `tower` maps the widths of the tower and of the text model to settings of the tower, `processors` the size of frames
-    to the processors of pictures and clips. `unit` is the side in pixels of what becomes one feature row.
+    `tower` maps the widths of the tower and of the text model to settings of the tower; `processors` maps the size of
+    frames to the processors of pictures and clips. `unit` is the side in pixels of the square of one feature row.
     """
 
     config: Any
@@ -92,12 +92,14 @@ class TinyVisionBuilder:
             frame_size: Height and width in pixels that square pictures and frames are resized to; a multiple of the
                 builder's unit, null for twice the unit.
         """
-        tokenizer = _tokenizer(text)
+        tokenizer = train_tokenizer(text, special_tokens=SPECIAL_TOKENS, media_tokens={})
+        names = {"image_token_id": "image_pad", "video_token_id": "video_pad"}
+        names |= {"vision_start_token_id": "vision_start", "vision_end_token_id": "vision_end"}
         config = self.config(
             text_config={**_text_settings(tokenizer, hidden_size, num_layers), **self.text},
             vision_config={"depth": 2, "num_heads": 2, **self.tower(tower_size, hidden_size)},
             tie_word_embeddings=True,
-            **_vision_ids(tokenizer),
+            **{key: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for key, name in names.items()},
         )
         save_random_model(self.model, config, tokenizer, directory, seed)
         images, videos = self.processors(frame_size or 2 * self.unit)
@@ -159,7 +161,7 @@ build_tiny_qwen3_vl = TinyVisionBuilder(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TinyTextBuilder:
-    """Builds models of one text-only family: its classes, and settings beside the sizes."""
+    """Builds models of one text-only family: its classes, and settings other than sizes."""
 
     config: Any
     model: Any
@@ -169,7 +171,7 @@ class TinyTextBuilder:
         self, directory: Path, *, text: Sequence[str], seed: int = 0, hidden_size: int = 128, num_layers: int = 3
     ) -> Path:
         """Saves weights, tokenizer, chat template and generation config; arguments as for `TinyVisionBuilder`."""
-        tokenizer = _tokenizer(text)
+        tokenizer = train_tokenizer(text, special_tokens=SPECIAL_TOKENS, media_tokens={})
         tokenizer.chat_template = _chat_template()
         settings = {**_text_settings(tokenizer, hidden_size, num_layers), **self.text}
         config = self.config(**settings, tie_word_embeddings=True)
@@ -182,10 +184,6 @@ build_tiny_qwen2 = TinyTextBuilder(config=Qwen2Config, model=Qwen2ForCausalLM)
 build_tiny_qwen3 = TinyTextBuilder(config=Qwen3Config, model=Qwen3ForCausalLM, text={"head_dim": HEAD_DIM})
 
 
-def _tokenizer(text: Sequence[str]) -> Qwen2Tokenizer:
-    return train_tokenizer(text, special_tokens=SPECIAL_TOKENS, media_tokens={})
-
-
 def _chat_template() -> str:
     template = CHAT_TEMPLATE
     for omni, own in _RENAMED.items():
@@ -196,9 +194,3 @@ def _chat_template() -> str:
 def _text_settings(tokenizer: Qwen2Tokenizer, hidden_size: int, num_layers: int) -> dict[str, Any]:
     ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     return {**text_settings(tokenizer, hidden_size, num_layers), **ends}
-
-
-def _vision_ids(tokenizer: Qwen2Tokenizer) -> dict[str, Any]:
-    names = {"image_token_id": "image_pad", "video_token_id": "video_pad"}
-    names |= {"vision_start_token_id": "vision_start", "vision_end_token_id": "vision_end"}
-    return {key: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for key, name in names.items()}

@@ -1,8 +1,8 @@
 """Attention of media towers over windows, all windows of one length in one call.
 
-Transformers calls a tower's attention once for each window and each frame of every medium, hundreds of small calls for
-one prompt, unless the attention takes cumulative lengths; it takes that from a name with "flash" in it. This one takes
-them, on any device, and is the same function: scaled_dot_product_attention over the same windows.
+transformers calls a tower's attention once for each window and each frame of every medium, hundreds of small calls for
+one prompt. Only an attention with "flash" in its name gets all windows at once, as cumulative lengths. This attention
+has such a name, works on any device, and computes scaled_dot_product_attention over the same windows.
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ def attention_forward(
     """The attention function that towers call, with the cumulative lengths of the windows in `cu_seq_lens_q`.
 
     Raises:
-        StageError: The tower wants more of its attention than those of the transformers versions we allow.
+        StageError: The tower asks for more than towers of the allowed versions of transformers do.
     """
     wanted = ["a mask"] if attention_mask is not None else []
     wanted += [f"{key}={kwargs[key]}" for key in ("dropout", "is_causal") if kwargs.get(key)]
@@ -69,6 +69,7 @@ AttentionInterface.register(TOWER_ATTENTION, attention_forward)
 def install(tower: nn.Module) -> None:
     """Makes a tower attend to all windows of one length at once.
 
-    By its configuration: `set_attn_implementation` would look for a kernel package behind a name with "flash" in it.
+    The configuration is set directly: `set_attn_implementation` would look for a kernel package for a name with
+    "flash".
     """
     tower.config._attn_implementation = TOWER_ATTENTION  # type: ignore[union-attr]

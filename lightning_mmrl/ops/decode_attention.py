@@ -1,4 +1,4 @@
-"""Attention of new tokens to blocks of keys that were computed before, without gradients: for decoding."""
+"""Attention of new tokens to blocks of cached keys, without gradients: for decoding."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -8,7 +8,7 @@ from lightning_mmrl.ops.tiled_attention import PartialAttention, attend_block
 
 
 def padding_bias(padding: Bool[Tensor, "b M"]) -> Float[Tensor, "b 1 1 M"] | None:
-    """What hides padding from `attend_padded`: minus infinity there, zero elsewhere; None if there is no padding.
+    """The bias that hides padding from `attend_padded`: minus infinity there, zero elsewhere; None without padding.
 
     >>> padding_bias(torch.tensor([[False, True]]))
     tensor([[[[0., -inf]]]])
@@ -27,8 +27,8 @@ def attend_padded(
 ) -> PartialAttention:
     """softmax(scale * q k + bias) v over each block of keys, and the log-sum-exp of its scores.
 
-    K key heads are shared by H query heads. A bias of minus infinity makes a weight of exactly zero: what fills up a
-    shorter block changes nothing. Half precision is computed in float32, which is then also the output's.
+    K key heads are shared by H query heads. A bias of minus infinity gives a weight of exactly zero, so the padding of
+    a shorter block changes nothing. Half precision is computed in float32, and so is the output.
 
     >>> key, value = torch.zeros(1, 1, 2, 1), torch.tensor([[[[3.0], [9.0]]]])
     >>> attend_padded(torch.ones(1, 1, 1, 1), key, value, padding_bias(torch.tensor([[False, True]])), 1.0).output
@@ -45,7 +45,7 @@ def attend_padded(
 
 
 def _attend_by_matmul(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> PartialAttention:
-    """The same for devices whose kernels either take no bias or do not tell the log-sum-exp."""
+    """The same for devices whose kernels take no bias or do not return the log-sum-exp."""
     num_heads, num_queries = query.shape[1:3]
     folded = query.unflatten(1, (key.shape[1], -1)).flatten(2, 3)
     scores = torch.matmul(folded * scale, key.mT) + bias

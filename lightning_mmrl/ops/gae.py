@@ -16,10 +16,10 @@ def generalized_advantages(
     """Advantages A_t = sum_k (gamma * gae_lambda)^k delta_{t+k}, and returns A_t + V_t (arXiv:1506.02438, eq. 16).
 
     delta_t = r_t + gamma * V_{t+1} - V_t (eq. 9), where V_t is the value of the state that token t is sampled in. The
-    value behind a completion's last token is 0, whether it ended or was truncated, as in OpenRLHF, LMM-R1 and verl: its
-    reward judges what is there, nothing will be added to it, and a bootstrapped value would pay for being cut.
+    value after a completion's last token is 0, whether it ended or was truncated, as in OpenRLHF, LMM-R1 and verl: its
+    reward judges the text as it is, nothing will be added, and a bootstrapped value would reward truncation.
 
-    Tokens where `mask` is False are passed over, whatever is stored there; both results are exactly zero there.
+    Tokens where `mask` is False are skipped, whatever is stored there; both results are exactly zero there.
 
     >>> rewards, values = torch.tensor([[0.0, 0.0, 1.0, 9.0]]), torch.tensor([[0.5, 0.25, 0.5, 9.0]])
     >>> mask = torch.tensor([[True, True, True, False]])

@@ -43,8 +43,8 @@ def batch_std(values: Float[Tensor, "B G"], valid: Bool[Tensor, "B G"]) -> Float
 def constant_groups(values: Float[Tensor, "B G"], valid: Bool[Tensor, "B G"]) -> Bool[Tensor, " B"]:
     """True for groups whose valid entries are all exactly equal, and for groups with fewer than two of them.
 
-    Such a group says nothing about which completion is better. A valid NaN makes its group not constant, so that it
-    shows in what is computed next.
+    Such a group does not tell which completion is better. A valid NaN makes its group not constant, so that it shows up
+    in later results.
 
     >>> valid = torch.tensor([[True, True, False], [True, True, False]])
     >>> constant_groups(torch.tensor([[0.1, 0.1, 7.0], [0.1, 0.2, 7.0]]), valid)
@@ -53,21 +53,3 @@ def constant_groups(values: Float[Tensor, "B G"], valid: Bool[Tensor, "B G"]) ->
     lowest = values.masked_fill(~valid, torch.inf).amin(-1)
     highest = values.masked_fill(~valid, -torch.inf).amax(-1)
     return lowest >= highest
-
-
-def live_groups(advantages: Float[Tensor, "B G"]) -> Bool[Tensor, " B"]:
-    """True for groups with at least one non-zero advantage: the ones that move the policy.
-
-    >>> live_groups(torch.tensor([[0.0, 0.0], [0.5, -0.5]]))
-    tensor([False,  True])
-    """
-    return (advantages != 0).any(-1)
-
-
-def group_signal_fraction(advantages: Float[Tensor, "B G"]) -> Float[Tensor, ""]:
-    """Fraction of the B groups that are live.
-
-    >>> group_signal_fraction(torch.tensor([[0.0, 0.0], [0.5, -0.5]]))
-    tensor(0.5000)
-    """
-    return live_groups(advantages).to(advantages.dtype).mean()

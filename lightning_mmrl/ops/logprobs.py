@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens under the project's one convention for temperature and banned ids."""
+"""Log-probabilities of given tokens, with the project's one convention for temperature and banned ids."""
 
 import math
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 TILE_ELEMENTS = 2**26
-"""Logits held at once: 256 MiB in float32."""
+"""Logits held in memory at once: 256 MiB in float32."""
 
 
 def token_logprobs(
@@ -25,9 +25,9 @@ def token_logprobs(
     log p(v) = log_softmax(logits / T)(v) with the logits of banned ids at minus infinity, before any top-p or top-k;
     entropy H = -sum_v p(v) log p(v) with 0 log 0 = 0.
 
-    Nothing is shifted: `logits[..., :]` are the ones that predict `tokens[...]`. bfloat16 and float16 logits are
-    computed in float32, float64 stays. A token that is banned gets minus infinity. The entropy carries a gradient only
-    with `entropy_gradient`: as a statistic it spares two float32 copies of the logits in the backward pass.
+    Nothing is shifted: `logits[..., :]` predict `tokens[...]`. bfloat16 and float16 logits are computed in float32,
+    float64 stays. A banned token gets minus infinity. The entropy carries a gradient only with `entropy_gradient`;
+    without one the backward pass saves two float32 copies of the logits.
 
     Raises:
         ValueError: If the temperature is not a positive finite number.
@@ -42,9 +42,9 @@ def token_logprobs(
         )
     scaled = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
     table = scaled.masked_fill(banned, -torch.inf).log_softmax(-1)
-    return table.gather(-1, tokens.long().unsqueeze(-1)).squeeze(-1), _entropy(
-        table if entropy_gradient else table.detach()
-    )
+    chosen = table.gather(-1, tokens.long().unsqueeze(-1)).squeeze(-1)
+    table = table if entropy_gradient else table.detach()
+    return chosen, -(table.exp() * table.masked_fill(table == -torch.inf, 0.0)).sum(-1)
 
 
 def tiled_token_logprobs(
@@ -77,7 +77,3 @@ def tiled_token_logprobs(
     tiles = zip(states.split(size), tokens.split(size), strict=True)
     scored = [checkpoint(score, rows, chosen, use_reentrant=False) for rows, chosen in tiles]
     return torch.cat([logprobs for logprobs, _ in scored]), torch.cat([entropy for _, entropy in scored])
-
-
-def _entropy(table: Float[Tensor, "*rows V"]) -> Float[Tensor, "*rows"]:
-    return -(table.exp() * table.masked_fill(table == -torch.inf, 0.0)).sum(-1)

@@ -1,4 +1,4 @@
-"""Reductions over the True entries of a mask; what lies under False never leaks, not even NaN."""
+"""Reductions over the True entries of a mask; values at False entries never leak, not even NaN."""
 
 import torch
 from jaxtyping import Bool, Float

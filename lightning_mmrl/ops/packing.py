@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """What one microbatch may hold: tokens bound its memory, attention pairs its time.
+    """The limits of one microbatch: tokens bound its memory, attention pairs its time.
 
     >>> Budget(tokens=16_384)
     Budget(tokens=16384, pairs=inf)
@@ -46,8 +46,9 @@ def pack_groups(
     """Microbatches that hold every completion of positive length once, by first-fit decreasing.
 
     A group with a prompt of P tokens and completions of C_j costs P + sum C_j tokens and P^2/2 + sum (P C_j + C_j^2/2)
-    pairs, since its prompt is shared. A group that exceeds the budget is split into as few parts as fit, each of which
-    pays for the prompt again; a completion that exceeds it alone stands alone. Groups without completions are left out.
+    pairs, since its prompt is shared. A group that exceeds the budget is split into as few parts as fit, and each part
+    pays for the prompt again. A completion that exceeds the budget by itself gets a microbatch of its own. Groups
+    without completions are left out.
 
     Args:
         prompt_lengths: Tokens of B prompts.

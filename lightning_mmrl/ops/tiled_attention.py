@@ -1,18 +1,18 @@
 """Attention over a tree of tokens, tile by tile: exact, without a mask and without copies of keys.
 
-A row of T tokens is covered by tiles. A causal tile is a run of tokens that attend to themselves and to what precedes
-them in the run; another tile lets tokens attend to all keys of a run further up the tree, such as completions to their
-prompt. Every token lies in one causal tile and in any number of others; tiles that a token does not lie in do not
-exist for it, so neither siblings nor neighbours can leak.
+A row of T tokens is covered by tiles. In a causal tile, a run of tokens, each attends to itself and to earlier tokens
+of the run. Any other tile lets tokens attend to all keys of a run further up the tree, such as completions to their
+prompt. Every token lies in one causal tile and in any number of others. It sees the keys of its own tiles only, so
+neither siblings nor neighbors can leak.
 
-The softmax over several tiles is put together from their parts. With o_k the output and l_k the log-sum-exp of a token
+The softmax over several tiles is merged from the tiles' results. With o_k the output and l_k the log-sum-exp of a token
 on tile k,
 
     l = log sum_k exp(l_k),    o = sum_k exp(l_k - l) o_k
 
 which is the softmax over the union of the keys (arXiv:2205.14135, section 3.1). The backward pass runs each tile's own
-kernel with the merged o and l: the probabilities exp(s - l) and the row sums of do * o that it recomputes from them
-are those of the whole row, so its gradients are the tile's exact share (arXiv:2310.01889, section 3).
+kernel with the merged o and l. From them it recomputes the probabilities exp(s - l) and the row sums of do * o of the
+whole row, so its gradients are the tile's exact share (arXiv:2310.01889, section 3).
 """
 
 from collections.abc import Sequence
@@ -30,10 +30,10 @@ _ATEN = torch.ops.aten
 class Tile:
     """b blocks of L queries against b blocks of M keys, as indices of the row's tokens.
 
-    `filler` is True where a slot of a shorter block only fills up the tile: it repeats the block's last token, and what
-    is computed there is dropped. A causal tile attends to itself (`keys` is `queries`, fillers come last and are seen
-    by fillers alone); the keys of another tile have no fillers. `query_start` and `key_start` may say where a single
-    block of neighbouring tokens begins, which spares copies.
+    `filler` is True where a slot only pads a shorter block: it repeats the block's last token, and its result is
+    dropped. A causal tile attends to itself: `keys` is `queries`, and fillers come last, so that only fillers see them.
+    The keys of any other tile have no fillers. `query_start` and `key_start` give the first token of a single block of
+    consecutive tokens, which saves copies.
 
     >>> prompt = torch.tensor([[0, 1]])
     >>> Tile(queries=prompt, keys=prompt, causal=True).query_blocks(torch.zeros(3, 1, 2)).shape
@@ -48,11 +48,11 @@ class Tile:
     key_start: int | None = None
 
     def query_blocks(self, tokens: Float[Tensor, "T H d"]) -> Float[Tensor, "b H L d"]:
-        """What the tile's queries are of a row."""
+        """The rows of `tokens` at the tile's queries."""
         return _blocks(tokens, self.queries, self.query_start)
 
     def key_blocks(self, tokens: Float[Tensor, "T K d"]) -> Float[Tensor, "b K M d"]:
-        """What the tile's keys are of a row."""
+        """The rows of `tokens` at the tile's keys."""
         return _blocks(tokens, self.keys, self.key_start)
 
 
@@ -78,7 +78,7 @@ def attend(
 
 
 class PartialAttention(NamedTuple):
-    """Attention to some of the keys, and the log-sum-exp of its scores, with which parts are merged.
+    """Attention to some of the keys, and the log-sum-exp of its scores, needed to merge it with others.
 
     >>> PartialAttention(torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 1)).logsumexp
     tensor([[[0.]]])
@@ -186,7 +186,7 @@ def _tokens(tile: Tile, values: Float[Tensor, "b L ..."]) -> tuple[Int[Tensor, "
 
 
 class _Kernel(Protocol):
-    """Attention that also tells its log-sum-exp, and takes the merged one back in its backward pass."""
+    """Attention that returns its log-sum-exp, and takes the merged one in its backward pass."""
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float
@@ -198,9 +198,9 @@ class _Kernel(Protocol):
 
 
 class _CpuFlash:
-    """The blocked kernel behind scaled_dot_product_attention on the CPU; it knows shared key heads itself.
+    """The blocked kernel of scaled_dot_product_attention on the CPU, which supports shared key heads.
 
-    Half precision is computed in float32: parts that were rounded before they are merged would be rounded twice.
+    Half precision is computed in float32: results rounded before the merge would be rounded twice.
     """
 
     def forward(
@@ -240,7 +240,7 @@ class _CudaFlash:
 
 
 class _Plain:
-    """Scores in full, for devices and precisions without a kernel; also the oracle of the others."""
+    """Full scores, for devices and precisions without a kernel; also the oracle of the other kernels."""
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float

@@ -1,4 +1,4 @@
-"""What the blocks of a model keep of each row of activations until the backward pass, in bytes.
+"""Bytes that the blocks of a model keep of each row of activations until the backward pass.
 
 Counted module by module from what torch's autograd saves in transformers' blocks under this package's attention; tests
 compare the sums with the tensors that it saves. Sizes: D width of the block, I of its feed-forward layers, Q and K of
@@ -8,8 +8,8 @@ all query and key heads.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lightning_mmrl.config.schema import TrainerConfig
 from lightning_mmrl.planning.shapes import Linear, Stack
+from lightning_mmrl.settings.stage import TrainerSettings
 
 BYTES = {"float32": 4, "bfloat16": 2, "float64": 8}
 HALF, SINGLE = 2, 4
@@ -38,7 +38,7 @@ class Precision:
     autocast: bool = False
 
     @classmethod
-    def of(cls, trainer: TrainerConfig, dtype: str) -> "Precision":
+    def of(cls, trainer: TrainerSettings, dtype: str) -> "Precision":
         """The precision of a stage whose model is loaded in `dtype`."""
         stored, single = BYTES[dtype], max(BYTES[dtype], SINGLE)
         sharded, kind = trainer.strategy == "fsdp2", trainer.precision
@@ -62,7 +62,7 @@ class Precision:
 
 
 def kept_per_row(stack: Stack, precision: Precision, *, trains: bool, adapted: Sequence[Linear], rank: int) -> int:
-    """What one block keeps of a row, if a gradient goes through it.
+    """Bytes that one block keeps of a row, if a gradient goes through it.
 
     - norms: an RMS norm the input in float32 and, if it trains, the normalized states; a layer norm its input; both
       their float32 statistics;
@@ -88,7 +88,7 @@ def kept_per_row(stack: Stack, precision: Precision, *, trains: bool, adapted: S
 
 
 def computed_per_row(stack: Stack, precision: Precision) -> int:
-    """What one block holds of a row at most while it is computed, without keeping anything."""
+    """Most bytes that one block holds of a row while it is computed, if nothing is kept."""
     return 3 * stack.inner * precision.computed + stack.width * (2 * precision.stream + precision.computed + SINGLE)
 
 

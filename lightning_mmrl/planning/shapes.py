@@ -116,7 +116,7 @@ class ModelShape:
 
     @property
     def largest_unit(self) -> int:
-        """Parameters of the largest unit beside the root: a block, or what the blocks of a tower leave."""
+        """Parameters of the largest unit except the root: a block, or a tower without its blocks."""
         towers = [stack.rest for group, stack in self.stacks.items() if group != "text"]
         return max([*(stack.block for stack in self.stacks.values()), *towers])
 

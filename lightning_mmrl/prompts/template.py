@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 from lightning_mmrl.errors import ConfigError, DataError
+from lightning_mmrl.settings.data import PromptSettings
 from lightning_mmrl.types.records import MediaKind, Message
 
 # Linear in the text, since it has no repetition.
@@ -67,7 +68,7 @@ def question_about(kinds: Sequence[MediaKind], question: str) -> str:
     return "".join(f"<{kind}>" for kind in kinds) + question
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class PromptTemplate:
     r"""A system turn, a suffix for the last user turn, and a prefill (the given start of the assistant turn).
 
@@ -77,24 +78,22 @@ class PromptTemplate:
     Raises:
         ConfigError: One of the texts has a control token, or a media tag, for which there would be no media file.
 
-    >>> template = PromptTemplate(suffix=" Think first.", prefill="<think>")
+    >>> template = PromptTemplate(PromptSettings(suffix=" Think first.", prefill="<think>"))
     >>> template.apply((Message(role="user", content="Which emotion?"),))[-1].content
     'Which emotion? Think first.'
     >>> template.complete("Knitted brows.</think>")
     '<think>Knitted brows.</think>'
     """
 
-    system: str | None = None
-    suffix: str = ""
-    prefill: str = ""
+    settings: PromptSettings = field(default_factory=PromptSettings)
 
     def __post_init__(self) -> None:
-        for name, text in (("system", self.system or ""), ("suffix", self.suffix), ("prefill", self.prefill)):
-            if tags := media_tags(text):
+        for name, text in vars(self.settings).items():
+            if tags := media_tags(text or ""):
                 raise ConfigError(
                     f"prompt.{name} holds the media tag <{tags[0]}>; media tags belong in the samples' turns"
                 )
-            if token := control_token(text):
+            if token := control_token(text or ""):
                 raise ConfigError(f"prompt.{name} holds {control_token_refusal(token)}")
 
     def apply(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
@@ -110,14 +109,14 @@ class PromptTemplate:
                 f"a prompt ends with the {messages[-1].role} turn {messages[-1].content[:80]!r}; "
                 "it must end with a user turn"
             )
-        prompt = (*messages[:-1], replace(messages[-1], content=messages[-1].content + self.suffix))
-        if self.system is None or any(message.role == "system" for message in messages):
+        prompt = (*messages[:-1], replace(messages[-1], content=messages[-1].content + self.settings.suffix))
+        if self.settings.system is None or any(message.role == "system" for message in messages):
             return prompt
-        return (Message(role="system", content=self.system), *prompt)
+        return (Message(role="system", content=self.settings.system), *prompt)
 
     def complete(self, text: str) -> str:
         """Prepends the prefill to a sampled text, for rewards and evaluation."""
-        return self.prefill + text
+        return self.settings.prefill + text
 
     def split_target(self, messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], str | None]:
         """Splits off a final assistant turn as the target, without the prefill, which is part of the prompt.
@@ -132,9 +131,9 @@ class PromptTemplate:
         if not messages or messages[-1].role != "assistant":
             return messages, None
         target = messages[-1].content
-        if not target.startswith(self.prefill):
+        if not target.startswith(self.settings.prefill):
             raise DataError(
-                f"the assistant turn {target[:80]!r} does not start with prompt.prefill {self.prefill!r}; "
+                f"the assistant turn {target[:80]!r} does not start with prompt.prefill {self.settings.prefill!r}; "
                 "change the data or clear the prefill"
             )
-        return messages[:-1], target[len(self.prefill) :]
+        return messages[:-1], target[len(self.settings.prefill) :]

@@ -23,7 +23,7 @@ class TrackedRun(Protocol):
     def id(self) -> str: ...
 
     def log_metrics(self, metrics: Mapping[str, float], step: int, time_s: float | None = None) -> None:
-        """Logs values at a step, as of a time in seconds since 1970; now, if there is none."""
+        """Logs values at a step; `time_s` is in seconds since 1970, and None stands for now."""
         ...
 
     def log_params(self, params: Mapping[str, Any]) -> None: ...
@@ -60,7 +60,7 @@ class StageJob(Protocol):
     """A built stage, ready to run."""
 
     def train(self) -> Training:
-        """Trains to the end and says what that came to."""
+        """Trains to the end and returns the outcome."""
         ...
 
     def export(self, directory: Path) -> None:
@@ -69,13 +69,13 @@ class StageJob(Protocol):
 
 
 class StageFactory(Protocol):
-    """Builds a stage from its specification, the folder it starts from and the folder it may write to."""
+    """Builds a stage from its specification; it loads weights from `start_from` and writes below `directory`."""
 
     def __call__(self, spec: StageSpec, start_from: Path, directory: Path, run: TrackedRun) -> StageJob: ...
 
 
 class Evaluator(Protocol):
-    """Evaluates a handed-over checkpoint and writes predictions and figures below `directory`."""
+    """Evaluates a handoff and writes predictions and figures below `directory`."""
 
     def __call__(
         self, checkpoint: Path, directory: Path, stage: str, run: TrackedRun | None

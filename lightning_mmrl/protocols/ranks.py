@@ -30,11 +30,11 @@ class Ranks(Protocol):
         """Element-wise sum over the ranks."""
         ...
 
-    def most(self, value: int) -> int:
+    def max(self, value: int) -> int:
         """The largest value of any rank."""
         ...
 
-    def either(self, flags: Sequence[bool]) -> list[bool]:
+    def any(self, flags: Sequence[bool]) -> list[bool]:
         """For each flag, whether it is True on any rank; ranks give equally many."""
         ...
 
@@ -53,7 +53,7 @@ class Ranks(Protocol):
 class Alone:
     """The only process of a job; implements `Ranks`.
 
-    >>> Alone().gather("mine"), Alone().most(3)
+    >>> Alone().gather("mine"), Alone().max(3)
     (['mine'], 3)
     """
 
@@ -65,11 +65,11 @@ class Alone:
         """The values."""
         return values
 
-    def most(self, value: int) -> int:
+    def max(self, value: int) -> int:
         """The value."""
         return value
 
-    def either(self, flags: Sequence[bool]) -> list[bool]:
+    def any(self, flags: Sequence[bool]) -> list[bool]:
         """The flags."""
         return list(flags)
 

@@ -1,7 +1,7 @@
-"""Protocols of the parts that work on tensors."""
+"""Protocols of components that work on tensors."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,7 +15,7 @@ from lightning_mmrl.types.records import MediaKind, Message
 class AdvantageEstimator(Protocol):
     """Turns the rewards of B groups of G completions into advantages; invalid rows get zero.
 
-    The groups are those of all ranks, so that statistics of the batch are the same however many ranks share it.
+    It is given the groups of all ranks, so that batch statistics do not depend on the number of ranks.
     """
 
     def __call__(self, rewards: Float[Tensor, "B G"], valid: Bool[Tensor, "B G"]) -> Float[Tensor, "B G"]: ...
@@ -24,7 +24,7 @@ class AdvantageEstimator(Protocol):
 class GroupSelector(Protocol):
     """Says which of B groups are trained on; `passed` is True for completions whose answer is right.
 
-    Each group is judged by itself: it does not matter which other groups there are.
+    Each group is judged by itself: the other groups do not matter.
     """
 
     def __call__(
@@ -33,10 +33,10 @@ class GroupSelector(Protocol):
 
 
 class CompletionSelector(Protocol):
-    """Says how often each completion is trained on, 0 for not at all; `candidates` are those that may be.
+    """Says how many times each completion is trained on; `candidates` is True where that may be more than zero.
 
-    All are those of all ranks. `step` counts the iterations of the stage from 0; whatever is random comes from the
-    generator.
+    It is given the completions of all ranks. `step` counts the iterations of the stage from 0, and all randomness comes
+    from the generator.
     """
 
     def __call__(
@@ -69,7 +69,7 @@ class PolicyLoss(Protocol):
 
 
 class Correction(Protocol):
-    """Weights of token losses where an engine sampled whose log-probabilities are not quite the policy's."""
+    """Importance weights of token losses, for an engine whose log-probabilities differ from the policy's."""
 
     def __call__(
         self,
@@ -82,8 +82,8 @@ class Correction(Protocol):
 class Aggregation(Protocol):
     """Reduces token losses to the loss of an optimizer step.
 
-    `denominator` is additive over microbatches and ranks; `reduce` divides by the sum of it over the whole step, so the
-    losses of the microbatches add up to the loss of the step whatever the split.
+    `denominator` is additive over microbatches and ranks. `reduce` divides by its sum over the whole step, so that the
+    losses of the microbatches add up to the loss of the step, however it is split.
     """
 
     def denominator(self, completion_mask: Bool[Tensor, "N C"]) -> Float[Tensor, ""]: ...
@@ -112,17 +112,17 @@ class RolloutEngine(Protocol):
         greedy: bool = False,
         max_new_tokens: int | None = None,
     ) -> Rollout:
-        """Samples `group_size` completions for each prompt; `seeds[b][g]` alone decides the noise of that row.
+        """Samples `group_size` completions for each prompt; only `seeds[b][g]` decides the noise of that row.
 
-        A completion is at most `max_new_tokens` long; None takes the engine's own limit.
+        A completion has at most `max_new_tokens` tokens; None takes the engine's own limit.
         """
         ...
 
-    def load_weights(self, policy: nn.Module, version: int) -> Mapping[str, float]:
-        """Takes over the policy's weights and returns counters (seconds, tensors pushed)."""
+    def load_weights(self, policy: nn.Module, version: int) -> None:
+        """Takes over the policy's weights; nothing computed with earlier weights is used any more."""
         ...
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """The sampling of an iteration is over: gives device memory back until the next push or rollout."""
         ...
 
@@ -132,12 +132,16 @@ class RolloutEngine(Protocol):
 
 
 class PromptEncoder(Protocol):
-    """Turns messages and decoded media into model inputs; one implementation per model family.
+    """Turns messages and decoded media into model inputs, and token ids into text; one class per model family.
 
-    `encode_prompt` returns `input_ids` [P], `position_ids` [3, P], `next_position` [1] and the media tensors under the
-    family's own names; encoded media are mappings of tensors that may be cached under `fingerprint`. `family` is
-    its name for messages; `media_kinds` are the kinds it reads; encoding another kind raises MediaError.
-    `max_positions` is how many positions a prompt and its answer may take; `banned_token_ids` are never sampled.
+    `family` is its name for messages, and `media_kinds` are the kinds of media that it reads: encoding another kind
+    raises MediaError. Encoded media are mappings of tensors that may be cached under `fingerprint`. `encode_prompt`
+    returns `input_ids` [P], `position_ids` [3, P], `next_position` [1] and the media tensors under the family's own
+    names. A prompt and its answer may take `max_positions` positions. Any of `eos_token_ids` ends an answer, and the
+    first one closes targets; `banned_token_ids` are never sampled.
+
+    `processor` and `config` are the checkpoint's own objects of transformers. An engine with a model of its own builds
+    it from `engine_config`, where the names of weights start with `engine_prefix`.
     """
 
     @property
@@ -147,13 +151,27 @@ class PromptEncoder(Protocol):
     def fingerprint(self) -> str: ...
 
     @property
+    def processor(self) -> Any: ...
+
+    @property
+    def config(self) -> Any: ...
+
+    @property
     def pad_token_id(self) -> int: ...
+
+    @property
+    def eos_token_ids(self) -> Sequence[int]: ...
 
     @property
     def media_kinds(self) -> frozenset[MediaKind]: ...
 
     @property
     def max_positions(self) -> int: ...
+
+    @property
+    def engine_prefix(self) -> str: ...
+
+    def engine_config(self) -> Any: ...
 
     def banned_token_ids(self) -> Sequence[int]: ...
 
@@ -174,3 +192,5 @@ class PromptEncoder(Protocol):
     ) -> dict[str, Tensor]: ...
 
     def encode_target(self, text: str) -> list[int]: ...
+
+    def decode(self, token_ids: Sequence[int]) -> str: ...

@@ -15,7 +15,7 @@ PARTS = ("backbone", "encoder")
 
 
 def stored_family(family: Mapping[str, Any]) -> str | dict[str, str]:
-    """What a handoff says of `model.family`.
+    """The entry of a handoff for `model.family`.
 
     Raises:
         ConfigError: A part has options, which a handoff would have to hold.
@@ -35,7 +35,7 @@ def loaded_family(stored: str | Mapping[str, Any], where: object) -> dict[str, d
     """The `model.family` that a handoff's family stands for; `check_facts` has looked at its form.
 
     Args:
-        stored: What the handoff says: a name, or the names of two functions. Seals of version 1 have nodes.
+        stored: The entry of the handoff: a name, or the names of two functions. Seals of version 1 have nodes.
         where: The handoff, for the message.
 
     Raises:

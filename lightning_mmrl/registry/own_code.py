@@ -21,7 +21,7 @@ VARIABLES = ("MMRL_ALLOW_TARGETS", "ALLOW_TARGETS")
 """How a variable might."""
 OPENED_KINDS = frozenset(
     {
-        "reward", "loss", "ratio", "advantage", "aggregation", "correction", "selection", "distillation",
+        "reward", "loss", "ratio", "advantage", "aggregation", "correction", "selection", "resampling",
         "generator", "generator setting", "data module", "backbone", "encoder", "model builder", "stage module",
     }
 )  # fmt: skip
@@ -37,7 +37,7 @@ def opened(prefixes: Sequence[str]) -> Iterator[None]:
     """Lets configurations name code at or below the prefixes, in this process and while the block runs.
 
     The flag is the only caller that a user reaches: no file and no variable opens anything. A package or module that is
-    found nowhere else is taken from the current folder while the block runs; nothing that lies beside it is importable.
+    found nowhere else is taken from the current folder while the block runs; nothing else in that folder is importable.
 
     Args:
         prefixes: Dotted names of packages or modules, and paths that end with `.py`.

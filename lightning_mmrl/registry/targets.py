@@ -80,7 +80,7 @@ def is_defined_at(found: Any, target: str) -> bool:
 
 
 def _loaded(target: str, key: str) -> Any:
-    """What a target names; the import may run code of the user's own."""
+    """The object that a target names; its import may run code of the user's own."""
     try:
         return resolve_name(target)
     except (ImportError, AttributeError, ValueError) as error:
@@ -91,7 +91,7 @@ def _loaded(target: str, key: str) -> Any:
 
 
 def _importable(target: str) -> Any:
-    """What a target names; None if there is no such thing."""
+    """The object that a target names; None if there is none."""
     try:
         return resolve_name(target)
     except (ImportError, AttributeError, ValueError):

@@ -7,9 +7,11 @@ from functools import partial
 from typing import Protocol
 
 from lightning_mmrl.errors import FOREIGN_FAILURES, ConfigError, RewardError
+from lightning_mmrl.settings.algorithm import RewardSettings
+from lightning_mmrl.settings.rules import check_rules
 from lightning_mmrl.types.records import Completion, Sample, Score
 from lightning_mmrl.workers.pool import DeadlinePool, WorkerError
-from lightning_mmrl.workers.serving import Limits, Outcome
+from lightning_mmrl.workers.serving import CallResult, Limits
 
 MEGABYTE = 1_000_000
 
@@ -25,16 +27,17 @@ class InlineRewards(AbstractContextManager["InlineRewards"]):
 
     >>> from lightning_mmrl.rewards.compose import WeightedReward
     >>> from lightning_mmrl.rewards.think_answer_format import ThinkAnswerFormat
-    >>> reward = WeightedReward(parts={"format": ThinkAnswerFormat()}, weights={"format": 1.0})
+    >>> settings = RewardSettings(weights={"format": 1.0})
+    >>> reward = WeightedReward(components={"format": ThinkAnswerFormat()}, settings=settings)
     >>> completion = Completion(text="no", num_tokens=1, truncated=False)
     >>> with InlineRewards(reward) as rewards:
     ...     rewards.score([Sample(id="a", messages=())], [[completion]])[0][0].total
     0.0
     """
 
-    def __init__(self, reward: Scorer, *, max_invalid_rate: float = 1.0) -> None:
+    def __init__(self, reward: Scorer, settings: RewardSettings | None = None) -> None:
         self._reward = reward
-        self.max_invalid_rate = max_invalid_rate
+        self.max_invalid_rate = (settings or RewardSettings()).max_invalid_rate
 
     def score(self, samples: Sequence[Sample], completions: Sequence[Sequence[Completion]]) -> list[list[Score]]:
         """Scores the completions `completions[i]` of each `samples[i]`; the result has the same shape."""
@@ -57,12 +60,7 @@ class RewardPool(AbstractContextManager["RewardPool"]):
 
     Args:
         reward: The reward.
-        num_workers: Number of processes.
-        deadline_s: Seconds for one completion, after which its process is killed and replaced.
-        soft_deadline_s: Seconds after which an exception interrupts it, so that the process survives; None for never.
-        batch_budget_s: Seconds for one call of `score`.
-        memory_limit_mb: Megabytes that a process may allocate beyond its memory at the start (on Linux); None for any.
-        max_invalid_rate: Training stops if the share of invalid scores of an iteration is larger.
+        settings: Number of processes (at least one), deadlines and limits.
 
     Raises:
         ConfigError: A number is out of range, or the reward cannot be pickled.
@@ -72,32 +70,21 @@ class RewardPool(AbstractContextManager["RewardPool"]):
     def __init__(
         self,
         reward: Scorer,
-        *,
-        num_workers: int = 2,
-        deadline_s: float = 8.0,
-        soft_deadline_s: float | None = None,
-        batch_budget_s: float = 60.0,
-        memory_limit_mb: int | None = None,
-        max_invalid_rate: float = 1.0,
+        settings: RewardSettings,
     ) -> None:
-        for name, value in (
-            ("num_workers", num_workers),
-            ("deadline_s", deadline_s),
-            ("soft_deadline_s", soft_deadline_s),
-            ("batch_budget_s", batch_budget_s),
-            ("memory_limit_mb", memory_limit_mb),
-        ):
-            if value is not None and value <= 0:
-                raise ConfigError(f"rewards.pool.{name} is {value}; it must be above 0")
-        self.max_invalid_rate = max_invalid_rate
-        self._batch_budget_s = batch_budget_s
-        memory = None if memory_limit_mb is None else memory_limit_mb * MEGABYTE
+        check_rules(settings, "rewards")
+        if settings.num_workers < 1:
+            raise ConfigError(f"rewards.num_workers is {settings.num_workers}; a pool must have at least 1")
+        self.max_invalid_rate = settings.max_invalid_rate
+        self._batch_budget_s = settings.batch_budget_s
+        limit = settings.memory_limit_mb
+        memory = None if limit is None else limit * MEGABYTE
         try:
             self._pool = DeadlinePool(
                 partial(_score_safely, reward),
-                num_workers=num_workers,
-                deadline_s=deadline_s,
-                limits=Limits(soft_deadline_s=soft_deadline_s, memory_bytes=memory),
+                num_workers=settings.num_workers,
+                deadline_s=settings.deadline_s,
+                limits=Limits(soft_deadline_s=settings.soft_deadline_s, memory_bytes=memory),
                 deadline_key="rewards.deadline_s",
                 process_name="mmrl-reward",
             )
@@ -120,7 +107,7 @@ class RewardPool(AbstractContextManager["RewardPool"]):
         scores = [_invalid(each.error, each.doing) if each.error is not None else each.value for each in outcomes]
         return _shaped_like(completions, scores)
 
-    def _judged(self, items: Sequence[tuple[Sample, Completion]]) -> list[Outcome]:
+    def _judged(self, items: Sequence[tuple[Sample, Completion]]) -> list[CallResult]:
         """An outcome for each item; lost items are tried once more, since another cause may have killed their worker.
 
         Both attempts share the time budget.

@@ -1,8 +1,9 @@
-"""Proof that an engine samples from the policy: the same tokens, the same log-probabilities, the same media.
+"""Checks that an engine samples from the policy: the same tokens, the same log-probabilities, the same media.
 
-An engine with weights of its own can fall behind the policy in silence: a push that missed a tensor, encoder outputs of
-old weights that stay in a cache (trl issue 7198), media that never reach the model. Each shows as a difference between
-the engine's log-probabilities and the trainer's, or as none where there must be one.
+An engine with weights of its own can silently differ from the policy: a push missed a tensor, encoder outputs of old
+weights stay in a cache (trl issue 7198), or media never reach the model. The first two show as a difference between the
+log-probabilities of engine and trainer. The last one shows as no difference between a prompt with and without its
+media.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,21 +16,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_mmrl.errors import RolloutError
-from lightning_mmrl.models.families.qwen_media import AUDIO_FEATURES, AUDIO_MASK, IMAGE_PIXELS, VIDEO_PIXELS
+from lightning_mmrl.models.families.media_keys import AUDIO_FEATURES, AUDIO_MASK, IMAGE_PIXELS, VIDEO_PIXELS
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.tensors import RolloutEngine
 from lightning_mmrl.types.batches import MediaInputs, PromptBatch, Rollout, ScoringBatch
 
 INPUTS = {"audio": AUDIO_FEATURES, "video": VIDEO_PIXELS, "image": IMAGE_PIXELS}
-"""What each kind's tower takes."""
+"""For each kind of media, the key of its tower's input."""
 TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-4}
-"""By the dtype of the weights, nats between two log-probabilities of one token."""
+"""By the dtype of the weights, the largest difference in nats between two log-probabilities of one token."""
 COARSE = 0.5
-"""That of other dtypes, whose kernels round differently. Not measured on a GPU."""
+"""The same for other dtypes, whose kernels round differently. Not measured on a GPU."""
 
 
 class ProvableEngine(RolloutEngine, Protocol):
-    """An engine that can be asked for the distribution of the first token."""
+    """An engine that also gives the distribution of the first token."""
 
     def first_logprobs(self, prompts: PromptBatch) -> list[Mapping[int, float]]: ...
 
@@ -39,9 +40,10 @@ class Canary:
     """Compares an engine with the policy whose weights it was given.
 
     Attributes:
-        every: Pushes between two comparisons, after those at the start and after the first push; 0: these two alone.
-        num_prompts: Prompts that are compared; those of the iteration that comes.
-        max_new_tokens: Tokens of each.
+        every: Pushes between two comparisons, beyond the comparisons at the start and after the first push; 0: only
+            these two.
+        num_prompts: Prompts that are compared; they are taken from the next iteration.
+        max_new_tokens: Tokens of each completion.
         tolerance: Largest difference of a token's log-probabilities in nats; None: 1e-4 for float32 weights, 0.5 for
             bfloat16 and float16.
     """
@@ -52,7 +54,7 @@ class Canary:
     tolerance: float | None = None
 
     def due(self, num_pushes: int) -> bool:
-        """Whether to compare after a number of pushes in this stage, the one at its start included.
+        """Whether to compare after so many pushes in this stage, including the push at its start.
 
         >>> [number for number in range(1, 120) if Canary().due(number)]
         [1, 2, 52, 102]
@@ -64,13 +66,13 @@ class Canary:
         """Compares, and returns the largest difference of a token's log-probabilities in nats.
 
         Args:
-            engine: What is to be proven.
+            engine: The engine to be checked.
             trainer: Samples with the policy itself.
-            policy: The trainer's weights.
-            prompts: With their media as the towers take them.
+            policy: The policy with the trainer's weights.
+            prompts: Prompts whose media are inputs of the towers.
 
         Raises:
-            RolloutError: The engine samples other tokens, gives them other log-probabilities, or does not hear or see.
+            RolloutError: The engine samples other tokens, gives them other log-probabilities, or ignores media.
         """
         prompts = prompts.select(list(range(min(self.num_prompts, len(prompts.samples)))))
         with _set_aside(policy):
@@ -98,7 +100,7 @@ class Canary:
     def _compare_tokens(
         self, engine: RolloutEngine, trainer: RolloutEngine, policy: Policy, prompts: PromptBatch, bound: float
     ) -> None:
-        """Greedy tokens are equal up to the first one that the trainer finds as likely as its own, within the bound."""
+        """Greedy tokens may first differ only where the trainer finds both equally likely, within twice the bound."""
         limit, seeds = self.max_new_tokens, _seeds(prompts)
         theirs = engine.generate(prompts, group_size=1, seeds=seeds, greedy=True, max_new_tokens=limit)
         own = trainer.generate(prompts, group_size=1, seeds=seeds, greedy=True, max_new_tokens=limit)
@@ -108,26 +110,27 @@ class Canary:
             place = next((place for place, (wanted, got) in enumerate(pairs) if wanted != got), None)
             if place is None:
                 continue
-            behind = float(own.sampler_logprobs[row, place] - scored[row, place])
-            if behind > 2 * bound:
+            gap = float(own.sampler_logprobs[row, place] - scored[row, place])
+            if gap > 2 * bound:
                 raise RolloutError(
                     f"the engine's greedy token {place + 1} for sample {_named(prompts, row)} is "
-                    f"{_tokens(theirs, row)[place]}, the trainer's {_tokens(own, row)[place]} is {behind:.3g} nats "
+                    f"{_tokens(theirs, row)[place]}, the trainer's {_tokens(own, row)[place]} is {gap:.3g} nats "
                     "likelier"
                 )
 
 
 def _require_sense(engine: ProvableEngine, kind: str, prompts: PromptBatch) -> None:
-    """What the engine says changes with what it hears or sees, where there is anything to hear or to see."""
-    key = INPUTS[kind]
-    rows = [row for row in range(len(prompts.samples)) if _tells(prompts.select([row]).media, key)]
+    """Refuses an engine whose probabilities do not change when media of a kind are blanked."""
+    key, media = INPUTS[kind], prompts.media
+    assert isinstance(media, MediaInputs), "an engine that is compared has towers of its own"
+    rows = [row for row in range(len(prompts.samples)) if _tells(media.select([row]), key)]
     if not rows:
         return
-    shown = prompts.select(rows)
-    inputs = shown.media.tensors[key]
-    # Silence is a constant spectrogram at its floor, and a frame of one grey has one value: the processors' mean.
+    shown, media = prompts.select(rows), media.select(rows)
+    inputs = media.tensors[key]
+    # Silence is a constant spectrogram at its floor. A frame of one grey is constant, too: the processors' mean, zero.
     nothing = torch.full_like(inputs, float(inputs.min())) if kind == "audio" else torch.zeros_like(inputs)
-    media = replace(shown.media, tensors={**shown.media.tensors, key: nothing}, keys=())
+    media = replace(media, tensors={**media.tensors, key: nothing}, keys=())
     with_it, without = engine.first_logprobs(shown), engine.first_logprobs(replace(shown, media=media))
     for row, (first, second) in enumerate(zip(with_it, without, strict=True)):
         if first == second:
@@ -138,7 +141,7 @@ def _require_sense(engine: ProvableEngine, kind: str, prompts: PromptBatch) -> N
 
 
 def _tells(media: MediaInputs, key: str) -> bool:
-    """Whether a prompt has media of a kind that are not all one value: of a silent sound nothing can be taken away."""
+    """Whether a prompt has media of a kind that are not constant: blanking a silent sound would change nothing."""
     if not any(media.counts.get(key, ())):
         return False
     values = media.tensors[key]
@@ -148,7 +151,7 @@ def _tells(media: MediaInputs, key: str) -> bool:
 
 
 def _scored(policy: Policy, prompts: PromptBatch, rollout: Rollout) -> Float[Tensor, "B C"]:
-    """The trainer's log-probabilities of what an engine sampled, one completion per prompt."""
+    """The trainer's log-probabilities of an engine's samples, one completion per prompt."""
     ids, mask = rollout.completion_ids, rollout.completion_mask
     return policy(ScoringBatch(prompts=prompts, completion_ids=ids, completion_mask=mask, group_size=1)).logprobs
 
@@ -162,14 +165,14 @@ def _seeds(prompts: PromptBatch) -> list[list[int]]:
 
 
 def _named(prompts: PromptBatch, row: int) -> str:
-    """A sample and the kinds of its media."""
+    """The name of a sample and the kinds of its media, for messages."""
     kinds = [kind for kind, key in INPUTS.items() if prompts.select([row]).media.counts.get(key)]
     return f"{prompts.samples[row].id} ({' and '.join(kinds) or 'text'})"
 
 
 @contextmanager
 def _set_aside(policy: Policy) -> Iterator[None]:
-    """A policy without dropout, whose counters go on afterwards as if nothing had been."""
+    """The policy without dropout; afterwards its mode and its counters are as before."""
     training, media = policy.training, policy.media
     before = media.tower_prompts, media.cache_hits
     policy.eval()

@@ -1,4 +1,4 @@
-"""Prompts as an engine with towers of its own takes them: token ids, positions, the towers' inputs, where media lie."""
+"""Prompts for an engine with towers of its own: token ids, positions, inputs of the towers, and places of the media."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,15 +10,15 @@ from torch import Tensor
 
 from lightning_mmrl.errors import RolloutError
 from lightning_mmrl.models.encoders import MediaBackbone
-from lightning_mmrl.models.families.qwen_media import AUDIO_FEATURES, AUDIO_MASK, VIDEO_GRID
-from lightning_mmrl.types.batches import PromptBatch
+from lightning_mmrl.models.families.media_keys import AUDIO_FEATURES, AUDIO_MASK, VIDEO_GRID
+from lightning_mmrl.types.batches import MediaInputs, PromptBatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaSpan:
-    """Where one medium lies in a prompt: `mask` [length] is True on its placeholders, counted from `offset`.
+    """The place of one medium in a prompt: `mask` [length] is True on its placeholders, counted from `offset`.
 
-    False are tokens between them: the turns of a sound within a clip, or the times written between frames.
+    It is False on tokens between them: the turns of a sound within a clip, or the times written between frames.
     """
 
     offset: int
@@ -29,9 +29,9 @@ class MediaSpan:
 class EnginePrompt:
     """One prompt of P tokens without padding.
 
-    `positions` are those of its tokens and, in the last column, of the first completion token. `tensors` are the inputs
-    of the towers for all its media, under the names of `MediaInputs`; `spans` are the places of the media of each kind,
-    in their order.
+    `positions` holds the positions of its tokens and, in the last column, of the first completion token. `tensors` are
+    the inputs of the towers for all its media, under the names of `MediaInputs`. `spans` are the places of the media of
+    each kind, in order.
     """
 
     token_ids: list[int]
@@ -41,12 +41,12 @@ class EnginePrompt:
 
 
 def engine_prompts(prompts: PromptBatch, backbone: MediaBackbone) -> list[EnginePrompt]:
-    """The prompts of a batch whose media are the towers' inputs.
+    """The prompts of a batch whose media are inputs of the towers.
 
     Raises:
-        ValueError: The media are tower outputs already, or there are not as many placeholders as feature rows.
+        ValueError: The media are tower outputs already, or placeholders and feature rows differ in number.
     """
-    if prompts.media.encoded:
+    if not isinstance(prompts.media, MediaInputs):
         raise ValueError("the engine runs towers of its own; it takes prompts before their media were encoded")
     found = []
     for row in range(len(prompts.samples)):
@@ -70,7 +70,7 @@ def media_spans(ids: Int[Tensor, " P"], placeholder: int, rows: Int[Tensor, " me
     [(1, [True, True]), (4, [True])]
 
     Raises:
-        ValueError: There are not as many placeholders as feature rows.
+        ValueError: Placeholders and feature rows differ in number.
     """
     places = (ids == placeholder).nonzero().flatten()
     if len(places) != int(rows.sum()):
@@ -91,12 +91,12 @@ FRAMES_PER_ROW = 4
 def without_gaps(prompt: EnginePrompt, sound_window: int) -> EnginePrompt:
     """The same prompt with every clip and sound cut where other tokens stand between its placeholders.
 
-    Nothing changes for the towers: a clip's frame pairs attend to themselves alone, and a sound's rows to those of
-    their window. So a clip of t frame pairs may be t clips of one, and a sound may be cut between two windows.
+    Nothing changes for the towers: each frame pair of a clip attends only to itself, and a feature row of a sound only
+    to the rows of its window. So a clip of t frame pairs equals t clips of one, and a sound may be cut between windows.
 
     Args:
-        prompt: Its pictures have no gaps.
-        sound_window: Feature rows within which a sound's tower attends (2 s: 50 in the released checkpoints).
+        prompt: A prompt whose pictures have no gaps.
+        sound_window: Feature rows in an attention window of the sound tower (2 s: 50 in the released checkpoints).
 
     Raises:
         RolloutError: A clip has a gap within a frame pair, or a sound one within a window.
@@ -124,7 +124,7 @@ def _runs(span: MediaSpan) -> list[MediaSpan]:
 
 
 def _cut_grids(grids: Tensor, runs: Sequence[Sequence[MediaSpan]]) -> Tensor:
-    """Grids [parts, 3] of clips' parts, whose patches stay where they are."""
+    """Grids [parts, 3] of the parts of clips; the patches stay where they are."""
     cut = []
     for (pairs, height, width), parts in zip(grids.tolist(), runs, strict=True):
         lengths = [len(part.mask) for part in parts]
@@ -136,7 +136,7 @@ def _cut_grids(grids: Tensor, runs: Sequence[Sequence[MediaSpan]]) -> Tensor:
 
 
 def _cut_sounds(features: Tensor, mask: Tensor, runs: Sequence[Sequence[MediaSpan]], window: int) -> dict[str, Tensor]:
-    """Spectrograms [parts, mel bins, frames] of sounds' parts, with their mask."""
+    """Spectrograms [parts, mel bins, frames] of the parts of sounds, with their mask."""
     pieces = []
     for sound, frames, parts in zip(features, mask.sum(-1).tolist(), runs, strict=True):
         lengths = [len(part.mask) for part in parts]
@@ -150,7 +150,7 @@ def _cut_sounds(features: Tensor, mask: Tensor, runs: Sequence[Sequence[MediaSpa
 
 
 def named_for_vllm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The towers' inputs under the names and in the shapes of vLLM's models: sounds in a row [mel bins, frames]."""
+    """The towers' inputs under the names and in the shapes of vLLM's models: sounds side by side [mel bins, frames]."""
     named = dict(tensors)
     if AUDIO_FEATURES in named:
         mask = named[AUDIO_MASK].bool()
@@ -160,7 +160,7 @@ def named_for_vllm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def content_hash(tensors: Mapping[str, Tensor]) -> str:
-    """Names a medium by its tensors; equal ones have equal names.
+    """A name for a medium, computed from its tensors; equal media have equal names.
 
     >>> two, three = torch.zeros(2), torch.zeros(3)
     >>> content_hash({"a": two}) == content_hash({"a": two.clone()}) != content_hash({"a": three})

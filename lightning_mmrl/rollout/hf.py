@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,27 +13,31 @@ from torch import Tensor, nn
 from lightning_mmrl.models.decoding import Decoding, start_decoding
 from lightning_mmrl.models.parallelize import whole
 from lightning_mmrl.models.policy import Policy
+from lightning_mmrl.prompts.template import PromptTemplate
+from lightning_mmrl.protocols.tensors import PromptEncoder
 from lightning_mmrl.rollout.sampling import nucleus, refuse_broken, sample_tokens, uniform_noise
+from lightning_mmrl.settings.algorithm import SamplingSettings
+from lightning_mmrl.settings.rules import check_rules
 from lightning_mmrl.types.batches import PromptBatch, Rollout
 from lightning_mmrl.types.records import Completion
 
 
 class HFEngine:
-    """Samples with a policy in this process; there is nothing to push, `load_weights` only counts versions.
+    """Samples with the policy itself; there is nothing to push, and `load_weights` only notes the version.
 
     Args:
         policy: The policy to sample from.
         decode: Turns token ids into text, without special tokens.
         eos_token_ids: Any of them ends a completion and counts as its last token.
         pad_token_id: Fills rows after their end.
-        max_new_tokens: Longest completion; one that reaches it without an end is truncated.
-        top_p: Sample from the likeliest tokens up to this probability alone; 1 for all. `sampler_logprobs` are then
-            those of what is left, scaled to one: a policy gradient on such rollouts needs a correction by them.
-        prefill: Opening of the assistant turn that the prompt already holds; prepended to the text that rewards see.
-        poll: Called before every token; what it raises ends the rollout.
+        sampling: The longest completion, which is truncated if it reaches that without an end, and top-p; the
+            temperature is the policy's. With a top-p below 1 `sampler_logprobs` are renormalized over the remaining
+            tokens, so a policy gradient on such rollouts needs a correction.
+        template: Has the opening of the assistant turn that the prompt already holds; rewards see it with the text.
+        poll: Called before every token; an error that it raises ends the rollout.
 
     Raises:
-        ValueError: If `top_p` is not above 0 and at most 1.
+        ConfigError: A number is out of range.
     """
 
     reads_features = True
@@ -45,28 +49,25 @@ class HFEngine:
         decode: Callable[[Sequence[int]], str],
         eos_token_ids: Sequence[int],
         pad_token_id: int,
-        max_new_tokens: int,
-        top_p: float = 1.0,
-        prefill: str = "",
+        sampling: SamplingSettings,
+        template: PromptTemplate | None = None,
         poll: Callable[[], None] = lambda: None,
     ) -> None:
-        if not 0 < top_p <= 1:
-            raise ValueError(f"top_p is {top_p}; it must be above 0 and at most 1, which keeps all tokens")
+        check_rules(sampling, "sampling")
         self.policy = policy
         self.version = 0
         self._decode = decode
         self._eos = torch.tensor(list(eos_token_ids))
         self._pad = pad_token_id
-        self._max_new_tokens = max_new_tokens
-        self._top_p = top_p
-        self._prefill = prefill
+        self._sampling = sampling
+        self._template = template or PromptTemplate()
         self._poll = poll
         self._counters: defaultdict[str, float] = defaultdict(float)
         self._lap_start = 0.0
 
     @classmethod
-    def of(cls, policy: Policy, *, encoder: Any, **settings: Any) -> "HFEngine":
-        """An engine that ends, pads and decodes as a family's encoder says; `settings` are further arguments."""
+    def of(cls, policy: Policy, *, encoder: PromptEncoder, **settings: Any) -> "HFEngine":
+        """An engine that ends, pads and decodes completions like an encoder; `settings` are further arguments."""
         return cls(
             policy,
             decode=encoder.decode,
@@ -75,22 +76,22 @@ class HFEngine:
             **settings,
         )
 
-    def load_weights(self, policy: nn.Module, version: int) -> Mapping[str, float]:
-        """Notes the version; the weights are the policy's own."""
+    def load_weights(self, policy: nn.Module, version: int) -> None:
+        """Notes the version; the weights are already the policy's."""
         self.version = version
-        return {"pushed_tensors": 0.0}
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """There is nothing to give back."""
 
     def close(self) -> None:
         """The policy is not the engine's."""
 
     def take_counters(self) -> dict[str, float]:
-        """What `generate` has done since the last call.
+        """Counters of `generate` since the last call.
 
-        `prefill_prompts` and `prefill_tokens` that entered the decoder, `decode_steps` after them and `decode_tokens`
-        of all rows in these steps; `first_token_s` until every row had its first token, `decode_s` from there on.
+        `prefill_prompts` and `prefill_tokens` count what entered the decoder first; `decode_steps` and `decode_tokens`
+        count the steps after that, and the tokens of all rows in them. `first_token_s` is the time until every row had
+        its first token, `decode_s` the time after that.
         """
         counters = dict(self._counters)
         self._counters.clear()
@@ -108,15 +109,15 @@ class HFEngine:
     ) -> Rollout:
         """Samples N = B * G completions; the prompt and its media are computed once for each of the B prompts.
 
-        A row whose distribution is not finite ends there, with NaN for its log-probability: the stage decides with all
-        ranks what comes of it.
+        A row whose distribution is not finite ends there, with NaN for its log-probability; the stage then decides
+        together with all ranks.
 
         Raises:
-            RolloutError: That happens to a greedy row, which is an answer and no exploration.
+            RolloutError: The distribution of a greedy row is not finite.
         """
         training, self._lap_start = self.policy.training, time.perf_counter()
         self.policy.eval()
-        limit = self._max_new_tokens if max_new_tokens is None else max_new_tokens
+        limit = self._sampling.max_new_tokens if max_new_tokens is None else max_new_tokens
         noise = uniform_noise([seed for group in seeds for seed in group], limit)
         try:
             tokens, logprobs, mask = self.policy.enter(partial(self._decode_all, prompts, group_size, noise, greedy))
@@ -124,34 +125,35 @@ class HFEngine:
             self.policy.train(training)
         if greedy:
             refuse_broken(logprobs, prompts, group_size)
+        eos, completions = set(self._eos.tolist()), []
+        for row, length in zip(tokens.tolist(), mask.sum(-1).tolist(), strict=True):
+            ids = row[:length]
+            text = self._template.complete(self._decode(ids))
+            completions.append(Completion(text=text, num_tokens=length, truncated=ids[-1] not in eos))
         return Rollout(
             completion_ids=tokens,
             completion_mask=mask,
             sampler_logprobs=logprobs,
-            completions=self._completions(tokens, mask),
+            completions=tuple(completions),
             group_size=group_size,
-            policy_version=self.version,
+            policy_version=torch.full((len(tokens),), self.version, device=tokens.device),
         )
 
     def _decode_all(
         self, prompts: PromptBatch, group_size: int, noise: Float[Tensor, "N C"], greedy: bool
     ) -> tuple[Int[Tensor, "N C"], Float[Tensor, "N C"], Bool[Tensor, "N C"]]:
-        """Prefills and samples, at this rank's own pace."""
+        """Prefills and samples until every row has ended, at this rank's own pace."""
+        noise = noise.to(prompts.input_ids.device)
         with whole(self.policy):
             decoding = start_decoding(self.policy, prompts, group_size)
             self._counters["prefill_prompts"] += len(prompts.samples)
             self._counters["prefill_tokens"] += int(prompts.prompt_mask.sum())
-            return self._sample_rows(decoding, noise.to(prompts.input_ids.device), greedy)
-
-    def _sample_rows(
-        self, decoding: Decoding, noise: Float[Tensor, "N C"], greedy: bool
-    ) -> tuple[Int[Tensor, "N C"], Float[Tensor, "N C"], Bool[Tensor, "N C"]]:
-        """Samples until every row has ended."""
-        tokens = torch.full(noise.shape, self._pad, device=noise.device)
-        mask = torch.zeros(noise.shape, dtype=torch.bool, device=noise.device)
-        logprobs = torch.zeros_like(noise, dtype=torch.promote_types(decoding.states.dtype, torch.float32))
-        with torch.inference_mode():  # the filled tensors are made outside: a loss may save them for its backward pass
-            self._fill(tokens, logprobs, mask, decoding, noise, greedy)
+            tokens = torch.full(noise.shape, self._pad, device=noise.device)
+            mask = torch.zeros(noise.shape, dtype=torch.bool, device=noise.device)
+            logprobs = torch.zeros_like(noise, dtype=torch.promote_types(decoding.states.dtype, torch.float32))
+            # The filled tensors are made outside of inference mode: a loss may save them for its backward pass.
+            with torch.inference_mode():
+                self._fill(tokens, logprobs, mask, decoding, noise, greedy)
         width = int(mask.any(0).sum())
         return tokens[:, :width], logprobs[:, :width], mask[:, :width]
 
@@ -172,15 +174,16 @@ class HFEngine:
         for step in range(num_steps):
             self._poll()
             distribution = self.policy.next_logprobs(decoding.states)
-            if self._top_p < 1 and not greedy:
-                distribution = nucleus(distribution, self._top_p).log_softmax(-1)
+            if self._sampling.top_p < 1 and not greedy:
+                distribution = nucleus(distribution, self._sampling.top_p).log_softmax(-1)
             chosen = distribution.argmax(-1) if greedy else sample_tokens(distribution, noise[rows, step])
             values = distribution.gather(-1, chosen[:, None]).squeeze(-1)
             tokens[rows, step] = chosen.where(running, self._pad)
             logprobs[rows, step], mask[rows, step] = values.where(running, 0.0), running
             running = running & (chosen[:, None] != eos).all(-1) & values.isfinite()
             num_running = int(running.sum())
-            self._counters["decode_s" if step else "first_token_s"] += self._lap_s()
+            lap_start, self._lap_start = self._lap_start, time.perf_counter()
+            self._counters["decode_s" if step else "first_token_s"] += self._lap_start - lap_start
             if num_running == 0 or step + 1 == num_steps:
                 break
             if 4 * num_running <= 3 * len(rows):
@@ -190,16 +193,3 @@ class HFEngine:
             decoding.advance(chosen)
             self._counters["decode_steps"] += 1
             self._counters["decode_tokens"] += len(rows)
-
-    def _lap_s(self) -> float:
-        start, self._lap_start = self._lap_start, time.perf_counter()
-        return self._lap_start - start
-
-    def _completions(self, tokens: Int[Tensor, "N C"], mask: Bool[Tensor, "N C"]) -> tuple[Completion, ...]:
-        eos = set(self._eos.tolist())
-        completions = []
-        for row, length in zip(tokens.tolist(), mask.sum(-1).tolist(), strict=True):
-            ids = row[:length]
-            text = self._prefill + self._decode(ids)
-            completions.append(Completion(text=text, num_tokens=length, truncated=ids[-1] not in eos))
-        return tuple(completions)

@@ -1,4 +1,4 @@
-"""Seeded sampling whose noise depends on (run seed, iteration, prompt, sample) alone, not on the batch around a row."""
+"""Seeded sampling: the noise of a row depends only on (run seed, iteration, prompt, sample), not on its batch."""
 
 import hashlib
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from lightning_mmrl.types.batches import PromptBatch
 
 
 def row_seed(seed: int, iteration: int, prompt_id: str, sample: int, sampling: int = 0) -> int:
-    """A 64-bit seed for one completion; `sampling` counts the batches of prompts within an iteration, from 0.
+    """A 64-bit seed for one completion; `sampling` counts the batches of prompts in an iteration from 0.
 
     >>> row_seed(0, 3, "clip-1", 0) == row_seed(0, 3, "clip-1", 0)
     True
@@ -25,7 +25,7 @@ def row_seed(seed: int, iteration: int, prompt_id: str, sample: int, sampling: i
 
 
 def hashed_seed(key: str, num_bytes: int = 8) -> int:
-    """A seed from what it depends on, written as one text."""
+    """A seed from a string of everything that it depends on."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=num_bytes).digest(), "little")
 
 
@@ -48,8 +48,8 @@ def uniform_noise(seeds: Sequence[int], num_tokens: int) -> Float[Tensor, "N C"]
 def sample_tokens(logprobs: Float[Tensor, "N V"], noise: Float[Tensor, " N"]) -> Int[Tensor, " N"]:
     """Inverse-CDF sampling: the first token whose cumulative probability exceeds the noise.
 
-    A token of probability zero is never chosen: its cumulative probability equals that of the token before. In a row
-    that is not finite the last token is.
+    A token of probability zero is never chosen, since its cumulative probability equals the one before it. A row that
+    is not finite gets the last token.
     """
     cumulative = logprobs.double().exp().cumsum(-1)
     threshold = noise.to(cumulative) * cumulative[:, -1]
@@ -60,8 +60,8 @@ def sample_tokens(logprobs: Float[Tensor, "N V"], noise: Float[Tensor, " N"]) ->
 def nucleus(logprobs: Float[Tensor, "N V"], top_p: float) -> Float[Tensor, "N V"]:
     """The likeliest tokens of each row up to a total probability of `top_p`, at least one; minus infinity elsewhere.
 
-    The smallest such set (arXiv:1904.09751, section 3.1) by the rule of transformers' `TopPLogitsWarper`: a token goes
-    if it and all less likely ones together have at most 1 - top_p. What remains is not scaled to one.
+    The smallest such set (arXiv:1904.09751, section 3.1) by the rule of transformers' `TopPLogitsWarper`: a token is
+    dropped if it and all less likely ones together have at most 1 - top_p. The rest is not renormalized.
 
     >>> nucleus(torch.tensor([[0.5, 0.3, 0.2]]).log(), 0.7).exp()
     tensor([[0.5000, 0.3000, 0.0000]])
@@ -76,7 +76,7 @@ def refuse_broken(logprobs: Float[Tensor, "N C"], prompts: PromptBatch, group_si
     """Refuses completions with a log-probability that is not finite.
 
     Raises:
-        RolloutError: Naming the first sample.
+        RolloutError: There is such a completion; the message names the first sample.
     """
     broken = (~logprobs.isfinite()).any(-1).nonzero().flatten().tolist()
     if broken:

@@ -1,4 +1,4 @@
-"""An engine that replays given answers: for tests and for scoring answers that were sampled elsewhere."""
+"""An engine that replays given answers, for tests and for scoring answers from elsewhere."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -28,12 +28,11 @@ class ScriptedEngine:
         self._encode = encode
         self._pad = pad_token_id
 
-    def load_weights(self, policy: nn.Module, version: int) -> Mapping[str, float]:
+    def load_weights(self, policy: nn.Module, version: int) -> None:
         """Notes the version."""
         self.version = version
-        return {"pushed_tensors": 0.0}
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """There is nothing to give back."""
 
     def close(self) -> None:
@@ -63,5 +62,5 @@ class ScriptedEngine:
                 for text, row in zip(texts, rows, strict=True)
             ),
             group_size=group_size,
-            policy_version=self.version,
+            policy_version=torch.full((len(ids),), self.version),
         )

@@ -12,8 +12,8 @@ from lightning_mmrl.models.policy import Policy
 class GatheredState(Mapping[str, Tensor]):
     """Parameters and persistent buffers of a module, each gathered from the ranks when it is read.
 
-    All ranks read the same names in the same order. Nothing is kept: at no time is more than one tensor whole that was
-    not whole before.
+    All ranks read the same names in the same order. Nothing is kept, so that at most one gathered tensor is whole at a
+    time.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -33,25 +33,26 @@ class GatheredState(Mapping[str, Tensor]):
 class PolicyWeights:
     """Names and weights of the plain model, one at a time: an adapter is merged into them, and stays as it is.
 
-    All ranks walk through the weights of a sharded policy together. `walk` starts over; whoever shares one walk goes on
-    where the other stopped.
+    All ranks go through the weights of a sharded policy together.
 
     Args:
-        policy: Its weights.
-        prefix: What names begin with in a checkpoint of the family (`Family.engine_prefix`).
+        policy: The policy with the weights.
+        prefix: Names start with this in a checkpoint of the family (`Family.engine_prefix`).
     """
 
     def __init__(self, policy: Policy, prefix: str = "") -> None:
         self._policy, self._prefix = policy, prefix
 
-    def walk(self) -> Iterator[tuple[str, Tensor]]:
-        """All weights, whole."""
+    def items(self) -> Iterator[tuple[str, Tensor]]:
+        """All weights, whole; each call starts over."""
         return self._named(GatheredState(self._policy.model))
 
     def described(self) -> list[tuple[str, Tensor]]:
         """The same names with tensors of the same shapes and dtypes that hold nothing; nothing is gathered."""
         state = self._policy.model.state_dict()
-        return list(self._named({name: torch.empty_like(_whole(item), device="meta") for name, item in state.items()}))
+        # A sharded tensor has the shape of the whole one.
+        empty = {name: torch.empty(each.shape, dtype=each.dtype, device="meta") for name, each in state.items()}
+        return list(self._named(empty))
 
     def _named(self, state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         adapter = self._policy.adapter
@@ -59,6 +60,27 @@ class PolicyWeights:
             yield f"{self._prefix}{name}", tensor
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    """A tensor of the size that all shards have together, without their data."""
-    return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") if isinstance(tensor, DTensor) else tensor
+class WeightStream:
+    """One pass over a policy's weights: each reader continues where the last one stopped.
+
+    Attributes:
+        num_read: Weights read so far.
+    """
+
+    def __init__(self, weights: PolicyWeights) -> None:
+        self._weights, self._items = weights, weights.items()
+        self.num_read = 0
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        for item in self._items:
+            self.num_read += 1
+            yield item
+
+    def described(self) -> list[tuple[str, Tensor]]:
+        """All weights of the pass, as tensors without data."""
+        return self._weights.described()
+
+    def finish(self) -> None:
+        """Reads to the end: ranks that send nothing still have to gather each tensor with the others."""
+        for _ in self:
+            pass

@@ -1,23 +1,21 @@
-"""From rewards to advantages: a penalty in the reward, and statistics over the completions of all ranks."""
+"""Advantages of completions: a penalty in the reward, and statistics over the completions of all ranks."""
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lightning_mmrl.algorithms.penalties.kl import KLPenalty
 from lightning_mmrl.protocols.ranks import Ranks
 from lightning_mmrl.protocols.tensors import AdvantageEstimator
+from lightning_mmrl.stages.experience import Experience
 from lightning_mmrl.stages.join import gather_rows
-from lightning_mmrl.types.batches import Experience, Scores
 
 
-def penalized_rewards(
-    experience: Experience, scores: Scores, kl: KLPenalty, coefficient: float
-) -> Float[Tensor, "B G"]:
+def penalized_rewards(experience: Experience, kl: KLPenalty, coefficient: float) -> Float[Tensor, "B G"]:
     """Rewards minus coefficient times the divergence of each completion, summed over its tokens.
 
     An experience without the log-probabilities that this needs leaves the rewards as they are.
     """
-    old, reference = experience.old_logprobs, experience.reference_logprobs
+    old, reference, scores = experience.old_logprobs, experience.reference_logprobs, experience.scores
     if not kl.in_reward or old is None or reference is None:
         return scores.rewards
     mask = experience.rollout.completion_mask & scores.valid.reshape(-1, 1)
@@ -26,11 +24,17 @@ def penalized_rewards(
 
 
 def shared_advantages(
-    estimator: AdvantageEstimator, rewards: Float[Tensor, "B G"], scores: Scores, ranks: Ranks
+    estimator: AdvantageEstimator, rewards: Float[Tensor, "B G"], valid: Bool[Tensor, "B G"], ranks: Ranks
 ) -> Float[Tensor, "B G"]:
-    """Advantages of this rank's completions among those of all ranks; each rank computes all and keeps its own.
+    """Advantages of this rank's completions among the completions of all ranks.
 
-    Statistics of the batch are therefore, bit for bit, what one process with all prompts computes.
+    Each rank computes them for all and keeps its own, so that statistics of the batch are, bit for bit, those that one
+    process with all prompts computes.
     """
-    everyone, own = gather_rows(ranks, rewards, scores.valid)
+    everyone, own = gather_rows(ranks, rewards, valid)
     return estimator(*(column.to(rewards.device) for column in everyone))[own]
+
+
+def of_tokens(advantages: Float[Tensor, "B G"], completion_mask: Bool[Tensor, "N C"]) -> Float[Tensor, "N C"]:
+    """The advantage of its completion for each token."""
+    return advantages.reshape(-1, 1).expand(completion_mask.shape)

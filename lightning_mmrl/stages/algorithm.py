@@ -1,11 +1,10 @@
-"""A point in the space of policy-gradient algorithms: what the modules of RL stages differ in."""
+"""A point in the space of policy-gradient algorithms."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lightning_mmrl.algorithms.penalties.entropy import EntropyBonus
 from lightning_mmrl.algorithms.penalties.kl import KLPenalty
-from lightning_mmrl.algorithms.phases import Phase
+from lightning_mmrl.protocols.ranks import ALONE, Ranks
 from lightning_mmrl.protocols.tensors import (
     AdvantageEstimator,
     Aggregation,
@@ -14,65 +13,69 @@ from lightning_mmrl.protocols.tensors import (
     GroupSelector,
     PolicyLoss,
 )
-from lightning_mmrl.stages.optimize import UpdateSettings
-from lightning_mmrl.stages.values import CriticSettings
+from lightning_mmrl.settings.algorithm import AlgorithmSettings
+from lightning_mmrl.stages.optimize import Objective
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Algorithm:
-    """A point in the space of policy-gradient algorithms.
+    """The choices in which RL stages differ; one `PolicyGradientModule` runs all of them.
 
     Attributes:
-        advantage: Rewards of a group to advantages; None if they are made of a critic's values.
+        advantage: Turns the rewards of a group into advantages; None if a critic estimates them.
         loss: The unreduced loss.
-        aggregation: What the loss is divided by.
-        correction: Weights of token losses for what engine and policy differ by; None for none.
-        group_size: Completions per prompt, G.
-        mask_truncated: Leave truncated completions out of the loss.
-        phases: How rollouts change within the stage.
+        aggregation: Reduces token losses, and counts their denominator.
+        correction: Weights of token losses for the mismatch of engine and policy; None for none.
         select: Which groups are trained on; None for all.
-        max_samplings: Batches of prompts that an iteration may sample until enough groups pass; 1 for no refill.
-        select_after: Iterations before the first that selects.
-        distill: How often each completion of these groups is trained on; None for once.
-        kl: Penalty on leaving the policy that the stage starts from.
-        entropy: Bonus on staying undecided.
-        critic: How values are learnt, of which advantages are made; None without a critic.
-        update: Epochs, minibatches, microbatches, clipping.
+        resample: How often each completion of these groups is trained on; None for once.
+        kl: Penalty on the divergence from the policy that the stage starts from.
+        entropy: Entropy bonus.
+        settings: Everything else that a user writes: group sizes, phases, refill, critic and updates.
     """
 
     advantage: AdvantageEstimator | None
     loss: PolicyLoss
     aggregation: Aggregation
     correction: Correction | None = None
-    group_size: int = 8
-    mask_truncated: bool = False
-    phases: Sequence[Phase] = ()
     select: GroupSelector | None = None
-    max_samplings: int = 1
-    select_after: int = 0
-    distill: CompletionSelector | None = None
-    kl: KLPenalty = field(default_factory=lambda: KLPenalty(coefficient=0.0))
-    entropy: EntropyBonus = field(default_factory=lambda: EntropyBonus(coefficient=0.0))
-    critic: CriticSettings | None = None
-    update: UpdateSettings = field(default_factory=UpdateSettings)
+    resample: CompletionSelector | None = None
+    kl: KLPenalty = field(default_factory=KLPenalty)
+    entropy: EntropyBonus = field(default_factory=EntropyBonus)
+    settings: AlgorithmSettings = field(default_factory=AlgorithmSettings)
 
     @property
     def regularized(self) -> bool:
         """True if weights move without an advantage: by a KL or entropy term of the loss, or in a critic."""
-        penalized = self.kl.coefficient != 0 and not self.kl.in_reward
-        return penalized or self.entropy.coefficient != 0 or self.critic is not None
+        penalized = self.kl.settings.coefficient != 0 and not self.kl.in_reward
+        return penalized or self.entropy.settings.coefficient != 0 or self.settings.critic is not None
+
+    def objective(self, iteration: int, num_steps: int, ranks: Ranks = ALONE) -> Objective:
+        """The loss of one iteration, counted from 1, of a stage of `num_steps` iterations."""
+        kl = self.kl.coefficient_at(iteration - 1, num_steps)
+        return Objective(
+            loss=self.loss,
+            aggregation=self.aggregation,
+            correction=self.correction,
+            ranks=ranks,
+            kl=self.kl,
+            kl_coefficient=0.0 if self.kl.in_reward else kl,
+            entropy_coefficient=self.entropy.coefficient_at(iteration - 1, num_steps),
+        )
 
     def __post_init__(self) -> None:
-        if (self.advantage is None) == (self.critic is None):
+        settings = self.settings
+        if (self.advantage is None) == (settings.critic is None):
             raise ValueError("advantages come from an estimator or from a critic; give one of the two")
-        least = 2 if self.critic is None else 1
-        for size in (self.group_size, *(phase.limits.group_size for phase in self.phases)):
+        least = 2 if settings.critic is None else 1
+        for size in (settings.group_size, *(phase.group_size for phase in settings.phases.values())):
             if size is not None and size < least:
                 raise ValueError(
                     f"group_size is {size}; it must be at least {least}, to compare completions or have any"
                 )
-        if self.max_samplings < 1 or (self.max_samplings > 1 and self.select is None):
+        if settings.max_samplings < 1 or (settings.max_samplings > 1 and self.select is None):
             rule = "it must be at least 1, and 1 without a selection, which is what calls for more"
-            raise ValueError(f"max_samplings is {self.max_samplings}; {rule}")
-        if self.distill is not None and self.critic is not None:
-            raise ValueError("distill draws completions by their advantages, and a critic's are of tokens; drop one")
+            raise ValueError(f"max_samplings is {settings.max_samplings}; {rule}")
+        if self.resample is not None and settings.critic is not None:
+            raise ValueError(
+                "resample draws completions by their advantages, and a critic gives them to tokens; drop one"
+            )

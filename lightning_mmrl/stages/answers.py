@@ -1,4 +1,4 @@
-"""Greedy answers to evaluation prompts, and their judgement: the part that validation and evaluation share."""
+"""Greedy answers to evaluation prompts and their judgement, shared by validation and evaluation."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,32 +17,32 @@ from lightning_mmrl.types.records import Completion, Sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Examiner:
+class AnswerEvaluator:
     """Asks an engine for its greedy answer to each prompt and judges it.
 
     Attributes:
         engine: Generates.
         matcher: The closed label set.
         lexicon: Cue phrases, if there are any.
-        apart: Entered around each batch, in which no rank waits for another.
+        rank_local: Entered around the generation of each batch, which is not synchronized across ranks.
     """
 
     engine: RolloutEngine
     matcher: LabelMatcher
     lexicon: CueLexicon | None = None
-    apart: Callable[[], AbstractContextManager[None]] = nullcontext
+    rank_local: Callable[[], AbstractContextManager[None]] = nullcontext
 
-    def examine(self, prompts: PromptBatch, ranks: Ranks = ALONE) -> list[Prediction]:
-        """One prediction per prompt; all ranks call it.
+    def evaluate(self, prompts: PromptBatch, ranks: Ranks = ALONE) -> list[Prediction]:
+        """One prediction per prompt; a collective.
 
         Raises:
-            RolloutError: The engine has no answers for some rank; raised on all of them.
+            RolloutError: The engine fails on some rank; raised on all of them.
         """
         seeds, completions, problem = [[0]] * len(prompts.samples), (), None
-        with self.apart():
+        with self.rank_local():
             try:
                 completions = self.engine.generate(prompts, group_size=1, seeds=seeds, greedy=True).completions
-            except RolloutError as error:  # raised below: here the others would wait for this rank
+            except RolloutError as error:  # raised below, on all ranks: here the others would wait for this one
                 problem = error
         problems = [each for each in ranks.gather(None if problem is None else str(problem)) if each is not None]
         if problems:
@@ -53,42 +53,44 @@ class Examiner:
         ]
 
     def unanswered(self, sample: Sample) -> Prediction:
-        """The verdict on a sample that could not be asked: an empty answer, which is wrong."""
+        """The verdict on a sample that could not be loaded: an empty answer, which is wrong."""
         return judge(sample, Completion(text="", num_tokens=0, truncated=False), self.matcher, self.lexicon)
 
     def new_metrics(self) -> EmotionMetrics:
-        """An empty metric over the matcher's labels; it counts what it is given, on whatever rank it was judged."""
+        """An empty metric over the matcher's labels. It counts the predictions it is given and never syncs ranks."""
         metrics = EmotionMetrics(self.matcher.labels)
         metrics.sync_on_compute = False
         return metrics
 
 
 class Validation:
-    """Metrics over one walk of all ranks through the validation prompts; every rank gets the same values.
+    """Metrics over one pass of all ranks through the validation prompts; every rank gets the same values.
 
     Args:
-        examiner: Asks and judges.
+        evaluator: Answers the prompts and judges the answers.
         ranks: The processes that share the prompts.
-        num_samples: Says how many samples all ranks have together; None if that is not known.
+        num_samples: Gives the number of samples of all ranks together; None if it is not known.
     """
 
-    def __init__(self, examiner: Examiner, ranks: Ranks = ALONE, num_samples: Callable[[], int] | None = None) -> None:
-        self._examiner = examiner
+    def __init__(
+        self, evaluator: AnswerEvaluator, ranks: Ranks = ALONE, num_samples: Callable[[], int] | None = None
+    ) -> None:
+        self._evaluator = evaluator
         self._ranks = ranks
         self._num_samples = num_samples
         self._judged: list[list[Prediction]] = []
 
     def step(self, prompts: PromptBatch) -> None:
-        """Examines this rank's share of one batch."""
-        self._judged.append(self._examiner.examine(prompts, self._ranks))
+        """Evaluates this rank's share of one batch."""
+        self._judged.append(self._evaluator.evaluate(prompts, self._ranks))
 
     def finish(self) -> dict[str, float]:
-        """The metrics, and a fresh start.
+        """Returns the metrics, and starts anew.
 
         Raises:
-            StageError: Fewer samples were judged than there are.
+            StageError: Another number of samples was judged than there are.
         """
-        metrics = self._examiner.new_metrics()
+        metrics = self._evaluator.new_metrics()
         predictions = all_predictions(self._judged, self._ranks)
         if self._num_samples is not None:
             require_all("the validation", predictions, self._num_samples())
@@ -111,7 +113,7 @@ def all_predictions(judged: Sequence[Sequence[Prediction]], ranks: Ranks) -> lis
 
 
 def require_all(what: str, predictions: Sequence[Prediction], num_samples: int) -> None:
-    """Holds the number of judged samples against that of the set, so that no walk ends early without a word.
+    """Compares the number of judged samples with the size of the set, so that no loop ends early unnoticed.
 
     Raises:
         StageError: They differ.
@@ -128,5 +130,5 @@ HEADLINE = ("war", "uar", "valid_format", "consistency", "grounded")
 
 
 def headline(values: dict[str, float], keys: Sequence[str] = HEADLINE) -> dict[str, float]:
-    """The few metrics worth a curve."""
+    """The metrics that are plotted during training."""
     return {key: values[key] for key in keys if key in values}

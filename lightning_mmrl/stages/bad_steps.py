@@ -1,4 +1,4 @@
-"""Updates whose numbers are not finite: all ranks skip them together; steps with one are counted, noted and bounded."""
+"""Skips updates whose numbers are not finite, on all ranks together; counts, records and bounds such steps."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,7 +11,7 @@ from lightning_mmrl.errors import StageError
 from lightning_mmrl.files import dispensable
 from lightning_mmrl.models.finite import all_finite, not_finite
 from lightning_mmrl.stages.context import StageContext
-from lightning_mmrl.types.batches import Experience
+from lightning_mmrl.stages.experience import Experience
 from lightning_mmrl.types.records import Sample
 
 FILE = "bad_steps.jsonl"
@@ -19,7 +19,7 @@ FILE = "bad_steps.jsonl"
 
 
 Numbers = Mapping[str, Sequence[Tensor | float]]
-"""Numbers that a step computed, by the name that the user reads."""
+"""Numbers that a step computed, by the name shown to the user."""
 
 
 class NotFiniteError(Exception):
@@ -29,11 +29,14 @@ class NotFiniteError(Exception):
 class BadSteps:
     """Decides with all ranks whether an update is skipped, and ends the stage after too many.
 
-    A step with a skipped update is a skipped step, whether it was its only update or another one moved the weights.
+    A step with a skipped update is a skipped step, even if another update of it moved the weights. A step that is
+    repeated after an interruption counts once.
 
-    The stage ends at once if the weights themselves are not finite: no further step could mend them. Else it ends at
-    the step that is one more than `max_bad_steps`, or than half of the stage's steps; and in an error at its end if its
-    last two steps were skipped. A step that is repeated after an interruption counts once.
+    The stage ends in an error
+
+    - at once if the weights themselves are not finite: no further step could mend them;
+    - once more than `max_bad_steps` steps, or more than half of the stage's steps, were skipped;
+    - at its end if its last two steps were skipped.
 
     Args:
         context: The stage's name, length, bound, folder and ranks.
@@ -52,14 +55,14 @@ class BadSteps:
 
         Args:
             step: The step of the stage, from 1.
-            numbers: What it computed, by the name that the user reads; ranks give the same names.
-            samples: This rank's samples that it computed them from.
-            update: The update of the step that they are about, from 1, and how many there are.
+            numbers: Computed by the step, by the name shown to the user; the same names on all ranks.
+            samples: This rank's samples that they were computed from.
+            update: The number of the update within the step, from 1, and how many updates there are.
 
         Raises:
             StageError: The weights are not finite, or too many steps were skipped.
         """
-        flags = self._context.ranks.either([not finite for finite in _read(numbers.values())])
+        flags = self._context.ranks.any([not finite for finite in _read(numbers.values())])
         wrong = [name for name, flag in zip(numbers, flags, strict=True) if flag]
         if wrong:
             self._steps.add(step)
@@ -72,7 +75,7 @@ class BadSteps:
         return bool(wrong)
 
     def require(self, step: int, numbers: Numbers, samples: Sequence[Sample]) -> None:
-        """As `found`, for numbers that anything computed from would not be finite either.
+        """As `found`, for numbers that an update needs: without them the whole iteration is skipped.
 
         Raises:
             NotFiniteError: One is not finite on some rank; raised on all of them.
@@ -82,7 +85,7 @@ class BadSteps:
             raise NotFiniteError
 
     def number(self, step: int) -> int:
-        """How many of the first `step` steps were skipped, or an update of theirs."""
+        """How many of the first `step` steps were skipped, whole or in one update."""
         return sum(each <= step for each in self._steps)
 
     def __len__(self) -> int:
@@ -90,7 +93,7 @@ class BadSteps:
         return len(self._steps)
 
     def reported(self, step: int) -> dict[str, float]:
-        """The metric of a skipped step; nothing for any other one."""
+        """The metric of a skipped step; empty for any other step."""
         return {"train/skipped_steps": float(self.number(step))} if step in self._steps else {}
 
     def state_dict(self) -> list[int]:
@@ -98,7 +101,7 @@ class BadSteps:
         return sorted(self._steps)
 
     def load_state_dict(self, state: Sequence[int]) -> None:
-        """Goes on as the one that `state_dict` was taken of."""
+        """Restores the state that `state_dict` returned."""
         self._steps = set(state)
 
     @property
@@ -106,10 +109,10 @@ class BadSteps:
         return self._context.directory / FILE
 
     def refuse_end(self, num_steps: int) -> None:
-        """Looks whether a stage ends in steps that were skipped: its weights then gave nothing finite any more.
+        """Refuses a stage whose last steps were skipped: its weights give nothing finite any more.
 
         Raises:
-            StageError: The last two of its steps were.
+            StageError: The last two steps were skipped.
         """
         if {num_steps - 1, num_steps} <= self._steps:
             name = self._context.name
@@ -143,12 +146,12 @@ class BadSteps:
 
     def _refuse_too_many(self, step: int, wrong: Sequence[str]) -> None:
         context, number = self._context, self.number(step)
-        if number <= min(context.max_bad_steps, context.num_steps // 2):
+        if number <= min(context.settings.max_bad_steps, context.settings.num_steps // 2):
             return
         key = f"stages.{context.name}.max_bad_steps"
-        bound, other = f"{key} {context.max_bad_steps} allows", f", or raise {key} and go on"
-        if number <= context.max_bad_steps:
-            bound, other = f"half of its {context.num_steps} steps", ""
+        bound, other = f"{key} {context.settings.max_bad_steps} allows", f", or raise {key} and go on"
+        if number <= context.settings.max_bad_steps:
+            bound, other = f"half of its {context.settings.num_steps} steps", ""
         raise StageError(
             f"stages.{context.name}: {_are(wrong)} not finite in step {step}; that makes {number} skipped steps, more "
             f"than {bound}; {self._file} names their samples: leave these out or lower "
@@ -157,28 +160,27 @@ class BadSteps:
 
 
 def estimates(experience: Experience) -> Numbers:
-    """Numbers that an update is made from, of the completions that count."""
+    """The numbers that an update is computed from, of the completions that count."""
     found = {
         "reference log-probabilities": experience.reference_logprobs,
         "log-probabilities": experience.old_logprobs,
         "values": experience.old_values,
         "returns": experience.returns,
-        "advantages": experience.advantages[experience.trainable],
-        "token advantages": experience.token_advantages,
+        "advantages": experience.advantages[experience.trainable.flatten()],
     }
     return {name: [] if tensor is None else [tensor] for name, tensor in found.items()}
 
 
 def _read(numbers: Iterable[Sequence[Tensor | float]]) -> list[bool]:
-    """Whether each of them is finite; a device is waited for once."""
-    flags = [all_finite([_tensor(value) for value in values]) for values in numbers]
+    """Whether each of them is finite; synchronizes with a device once."""
+    # A float in float64: in torch's default type, float16 under precision 16-true, 70,000 is infinite.
+    tensors = (
+        [value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64) for value in values]
+        for values in numbers
+    )
+    flags = [all_finite(each) for each in tensors]
     device = next((flag.device for flag in flags if flag.device.type != "cpu"), torch.device("cpu"))
     return torch.stack([flag.to(device) for flag in flags]).tolist()
-
-
-def _tensor(value: Tensor | float) -> Tensor:
-    """The value, a float in float64: in torch's default type, float16 under precision 16-true, 70,000 is infinite."""
-    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
 
 
 def _are(names: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
-"""What an iteration is trained on: sampled groups that pass a selection, and further prompts while too few do."""
+"""The batch of an iteration: sampled groups that pass a selection, with further prompts while too few pass."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool
@@ -9,67 +9,52 @@ from torch import Tensor
 
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
 from lightning_mmrl.protocols.tensors import GroupSelector
+from lightning_mmrl.settings.algorithm import AlgorithmSettings, RewardSettings
+from lightning_mmrl.stages.experience import Experience
 from lightning_mmrl.stages.join import join_prompts, join_rollouts, join_scores, select_rollout, select_scores
-from lightning_mmrl.stages.media import IterationMedia
-from lightning_mmrl.types.batches import PromptBatch, Rollout, Scores
+from lightning_mmrl.types.batches import Rollout, Scores
 from lightning_mmrl.types.records import Sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """One batch of prompts, what was sampled for it and what that earned; `raw` are the prompts with tower inputs."""
-
-    raw: PromptBatch
-    media: IterationMedia
-    rollout: Rollout
-    scores: Scores
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Collected:
-    """The batch that an iteration is trained on, and all that was sampled for it.
+    """The batch that an iteration is trained on, and everything that was sampled for it.
 
     Attributes:
-        raw: The prompts of the batch with tower inputs.
-        media: The same prompts with features. Those of a batch that moved have no gradient into the towers.
-        rollout: Their completions.
-        scores: Their scores; completions of a group that did not pass and only fills its place are not valid.
-        samples: The samples of all that was sampled, in that order...
-        sampled: ...with their completions...
-        earned: ...and their scores.
+        batch: The groups that are trained on. Groups that did not pass and only fill a place are not valid there.
+        all_samples: The samples of all prompts that were sampled, in that order, rejected groups included...
+        all_rollouts: ...with their completions...
+        all_scores: ...and their scores.
         kept: Which of these groups passed.
         rows: Where the groups of the batch stand among all that was sampled.
-        moved: True if the batch is not just the first one that was sampled.
+        refilled: True if, on any rank, the batch has groups of a later sampling.
         num_samplings: Batches of prompts that were sampled.
     """
 
-    raw: PromptBatch
-    media: IterationMedia
-    rollout: Rollout
-    scores: Scores
-    samples: tuple[Sample, ...]
-    sampled: Rollout
-    earned: Scores
+    batch: Experience
+    all_samples: tuple[Sample, ...]
+    all_rollouts: Rollout
+    all_scores: Scores
     kept: Bool[Tensor, " all"]
     rows: tuple[int, ...]
-    moved: bool
+    refilled: bool
     num_samplings: int
 
     def spread(self, values: Tensor) -> Tensor:
         """Values [B, ...] of the batch, each at its place among all that was sampled; zero elsewhere."""
-        whole = torch.zeros(len(self.samples), *values.shape[1:], dtype=values.dtype, device=values.device)
+        whole = torch.zeros(len(self.all_samples), *values.shape[1:], dtype=values.dtype, device=values.device)
         whole[list(self.rows)] = values
         return whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collector:
-    """Samples batches of prompts until as many groups pass as the batch of the iteration has prompts.
+    """Says how many batches of prompts an iteration samples, and which of their groups it is trained on.
 
     The refill of MM-Eureka v2 (arXiv:2503.07365, algorithm 1) and the dynamic sampling of DAPO (arXiv:2503.14476,
     section 3.2): the batch of an update has a constant number of prompts, however many groups are rejected. The first
-    ones that pass are taken, in the order they were sampled; those beyond the batch are dropped. Nothing is kept for
-    the next iteration: all that is trained on was sampled from the policy as it is.
+    ones that pass are taken, in the order they were sampled; further ones are dropped. Nothing is kept for the next
+    iteration: every group that is trained on was sampled from the policy as it is.
 
     When the cap is reached, rejected groups fill the missing places, the first ones first. Their completions are not
     valid, so they count in no advantage, loss or denominator, and every rank still holds equally many prompts.
@@ -81,63 +66,61 @@ class Collector:
 
     Attributes:
         select: Which groups pass; None takes all.
-        max_samplings: Batches of prompts that may be sampled; 1 leaves out what is rejected.
-        pass_part: The reward component that says whether an answer is right.
+        settings: How many batches of prompts may be sampled; 1 leaves rejected groups without a replacement.
+        rewards: Names the component that says whether an answer is right.
         ranks: Who collects together.
     """
 
     select: GroupSelector | None = None
-    max_samplings: int = 1
-    pass_part: str = ""
+    settings: AlgorithmSettings = field(default_factory=AlgorithmSettings)
+    rewards: RewardSettings = field(default_factory=RewardSettings)
     ranks: Ranks = ALONE
 
-    def collect(
-        self, first: PromptBatch, sample: Callable[[PromptBatch, int], Sampling], refill: Callable[[], PromptBatch]
-    ) -> Collected:
-        """The batch of one iteration.
+    def is_short(self, samplings: Sequence[Experience]) -> bool:
+        """Whether too few groups pass on any rank and another batch of prompts may be sampled."""
+        if len(samplings) >= self.settings.max_samplings:
+            return False
+        return self.ranks.any([int(self._kept(samplings).sum()) < len(samplings[0].prompts.samples)])[0]
 
-        Args:
-            first: The iteration's own prompts; as many are trained on.
-            sample: Samples and scores prompts, given how many samplings were before.
-            refill: Further prompts.
-        """
-        wanted = len(first.samples)
-        samplings = [sample(first, 0)]
-        kept = [self._passing(samplings[0].scores)]
-        while len(samplings) < self.max_samplings and self.ranks.either([int(torch.cat(kept).sum()) < wanted])[0]:
-            samplings.append(sample(refill(), len(samplings)))
-            kept.append(self._passing(samplings[-1].scores))
-        return self._joined(samplings, torch.cat(kept), wanted)
-
-    def _passing(self, scores: Scores) -> Bool[Tensor, " B"]:
-        if self.select is None:
-            return torch.ones(len(scores.rewards), dtype=torch.bool)
-        right = scores.components.get(self.pass_part, torch.zeros_like(scores.rewards)) >= 1.0
-        return self.select(scores.rewards, right, scores.valid).cpu()
-
-    def _joined(self, samplings: list[Sampling], kept: Bool[Tensor, " all"], wanted: int) -> Collected:
+    def chosen(self, samplings: Sequence[Experience]) -> Collected:
+        """The batch of the iteration: as many groups as the first sampling has."""
+        kept, wanted = self._kept(samplings), len(samplings[0].prompts.samples)
         passing, rejected = kept.nonzero().flatten().tolist(), (~kept).nonzero().flatten().tolist()
         rows = sorted(passing[:wanted] + rejected[: max(0, wanted - len(passing))])
-        sampled = join_rollouts([each.rollout for each in samplings])
-        earned = join_scores([each.scores for each in samplings])
-        moved = self.ranks.either([rows != list(range(wanted))])[0]
-        raw, media = samplings[0].raw, samplings[0].media
-        if moved:
-            raw = join_prompts([each.raw for each in samplings]).select(rows)
-            prompts = join_prompts([each.media.prompts for each in samplings]).select(rows)
-            media = IterationMedia(prompts=prompts, scored=prompts.select)
-        scores = select_scores(earned, rows)
-        own = kept[rows].to(scores.valid.device)
+        all_rollouts = join_rollouts([each.rollout for each in samplings])
+        all_scores = join_scores([each.scores for each in samplings])
+        rollout, scores = select_rollout(all_rollouts, rows), select_scores(all_scores, rows)
+        refilled = self.ranks.any([rows != list(range(wanted))])[0]
+        batch = samplings[0]
+        if refilled:
+            raw = join_prompts([each.raw for each in samplings])
+            prompts = join_prompts([each.prompts for each in samplings])
+            batch = replace(batch, raw=raw.select(rows), prompts=prompts.select(rows), towers=None)
+        passed = kept[rows].to(scores.valid.device)[:, None]
+        batch = replace(
+            batch,
+            rollout=rollout,
+            scores=replace(scores, valid=scores.valid & passed),
+            trainable=torch.cat([each.trainable for each in samplings])[rows] & passed,
+            advantages=batch.advantages.new_zeros(rollout.completion_mask.shape),
+        )
         return Collected(
-            raw=raw,
-            media=media,
-            rollout=select_rollout(sampled, rows),
-            scores=replace(scores, valid=scores.valid & own[:, None]),
-            samples=tuple(sample for each in samplings for sample in each.raw.samples),
-            sampled=sampled,
-            earned=earned,
+            batch=batch,
+            all_samples=tuple(sample for each in samplings for sample in each.prompts.samples),
+            all_rollouts=all_rollouts,
+            all_scores=all_scores,
             kept=kept,
             rows=tuple(rows),
-            moved=moved,
+            refilled=refilled,
             num_samplings=len(samplings),
         )
+
+    def _kept(self, samplings: Sequence[Experience]) -> Bool[Tensor, " all"]:
+        """Which groups of all samplings pass."""
+        if self.select is None:
+            return torch.ones(sum(len(each.trainable) for each in samplings), dtype=torch.bool)
+        kept = []
+        for scores in (each.scores for each in samplings):
+            right = scores.components.get(self.rewards.pass_component, torch.zeros_like(scores.rewards)) >= 1.0
+            kept.append(self.select(scores.rewards, right, scores.valid).cpu())
+        return torch.cat(kept)

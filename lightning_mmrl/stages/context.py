@@ -1,4 +1,4 @@
-"""What every stage is told about itself, and the optimizer it builds."""
+"""The context of a running stage, and the optimizer it builds."""
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -16,58 +16,63 @@ from lightning_mmrl.errors import StageError
 from lightning_mmrl.models.parallelize import Sharding
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
-from lightning_mmrl.stages.rollout_table import PASS_COMPONENT
+from lightning_mmrl.settings.algorithm import CriticSettings, RewardSettings
+from lightning_mmrl.settings.stage import StageSettings
 from lightning_mmrl.types.batches import PromptBatch
-from lightning_mmrl.types.records import Bound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageContext:
-    """A running stage's name, length, seed and folder.
+    """A running stage's name, length, seed and folder, and its ties to the run around it.
 
-    `num_steps` counts optimizer steps (SFT) or iterations (RL). The stage ends before them `cooldown_steps` after the
-    first validation that meets `stop_when`. `ranks` are the processes that run the stage together, and `sharding` says
-    how the weights are spread over them; without it each has them all. `apart` is entered around what each rank does at
-    its own pace: an interruption may cut it short there, and all ranks hear of it at its end. `refill` gives prompts
-    beside those of the loader, this rank's share of one more batch with each call. `pass_part` is the reward component
-    that says whether an answer is right. `num_validated` says how many samples a validation must judge. A stage
-    that skipped more than `max_bad_steps` steps, or than half of its steps, because numbers were not finite ends in an
-    error. `say` tells the user what happens.
+    Attributes:
+        name: Of the stage.
+        settings: Its keys; `num_steps` counts optimizer steps (SFT) or iterations (RL).
+        seed: Decides all noise of the stage.
+        directory: The stage's folder.
+        ranks: The processes that run the stage together.
+        sharding: How the weights are spread over them; None if each has them all.
+        rank_local: Entered around work that is not synchronized across ranks. An interruption may cut the work short;
+            all ranks hear of it at its end.
+        refill: Gives prompts beside the loader's: with each call this rank's share of one more batch.
+        num_validated: Says how many samples a validation must judge.
+        say: Tells the user something.
     """
 
     name: str
-    num_steps: int
+    settings: StageSettings
     seed: int
     directory: Path
-    stop_when: Bound | None = None
-    cooldown_steps: int = 0
     ranks: Ranks = ALONE
     sharding: Sharding | None = None
-    apart: Callable[[], AbstractContextManager[None]] = nullcontext
+    rank_local: Callable[[], AbstractContextManager[None]] = nullcontext
     refill: Callable[[], PromptBatch] | None = None
-    pass_part: str = PASS_COMPONENT
     num_validated: Callable[[], int] | None = None
-    max_bad_steps: int = 10
     say: Callable[[str], None] = lambda message: None
+
+    @property
+    def rewards(self) -> RewardSettings:
+        """The keys of the rewards."""
+        return self.settings.rewards or RewardSettings()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerSettings:
     """A factory from parameters to an optimizer, and the learning-rate multiplier of (step, number of steps).
 
-    A `learning_rate` takes the place of the factory's own, for all parameters.
+    A `critic` has a learning rate of its own, which replaces the factory's.
     """
 
     factory: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
     schedule: Callable[[int, int], float]
-    learning_rate: float | None = None
+    critic: CriticSettings | None = None
 
     def build(
         self, module: nn.Module, context: StageContext, factor: Callable[[int], float] = lambda step: 1.0
     ) -> tuple[torch.optim.Optimizer, LambdaLR]:
         """The optimizer over all parameters that train, and its scheduler, stepped once per step or iteration.
 
-        `factor` multiplies the schedule after so many of the scheduler's steps.
+        `factor` multiplies the schedule, given the number of scheduler steps.
 
         Raises:
             StageError: Nothing trains.
@@ -78,15 +83,15 @@ class OptimizerSettings:
                 f"stages.{context.name}.freeze leaves no parameter of this model to train; freeze fewer groups"
             )
         optimizer = self.factory(parameters)
-        if self.learning_rate is not None:
+        if self.critic is not None:
             for group in optimizer.param_groups:
-                group["lr"] = self.learning_rate
-        schedule, num_steps = self.schedule, context.num_steps
+                group["lr"] = self.critic.learning_rate
+        schedule, num_steps = self.schedule, context.settings.num_steps
         return optimizer, LambdaLR(optimizer, lambda step: schedule(step, num_steps) * factor(step))
 
 
 def finished_steps(trainer: lightning.Trainer) -> int:
-    """Batches that a stage had finished when it was saved; 0 for one that starts. To be asked when training starts."""
+    """Batches that a stage had finished when it was saved, 0 for a new stage; valid once training starts."""
     return trainer.fit_loop.epoch_loop.batch_progress.current.completed
 
 
@@ -94,7 +99,7 @@ def place(module: lightning.LightningModule, policy: Policy, ranks: Ranks, shard
     """Spreads the policy of a starting module over the ranks of its trainer.
 
     Raises:
-        StageError: The trainer has other ranks than the module knows of, or only one of them shards weights.
+        StageError: Trainer and module disagree on the number of ranks, or on whether weights are sharded.
     """
     mesh, world_size = module.device_mesh, module.trainer.world_size
     if world_size != ranks.world_size or (mesh is None) != (sharding is None):
@@ -114,7 +119,7 @@ def log_metrics(module: lightning.LightningModule, metrics: dict[str, float], st
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
-    """Scales gradients down to a norm over all of them, wherever their shards are, and returns the norm before."""
+    """Scales all gradients to a joint norm of at most `max_norm`, sharded or not; returns the norm before."""
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 

@@ -15,7 +15,7 @@ from lightning_mmrl.files import write_whole, writing
 from lightning_mmrl.models.parallelize import Sharding
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
-from lightning_mmrl.stages.answers import Examiner, all_predictions, headline, require_all
+from lightning_mmrl.stages.answers import AnswerEvaluator, all_predictions, headline, require_all
 from lightning_mmrl.stages.context import place
 from lightning_mmrl.types.batches import PromptBatch
 from lightning_mmrl.types.records import Sample
@@ -24,7 +24,7 @@ SUMMARY = "evaluation.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExaminedSet:
+class EvaluatedSet:
     """The content of a test loader: its number of samples, and the samples left out with their reasons."""
 
     name: str
@@ -33,17 +33,17 @@ class ExaminedSet:
 
 
 class EvaluationModule(lightning.LightningModule):
-    """Examines every set of the trainer's test loaders and writes what it finds below `directory`.
+    """Evaluates every set of the trainer's test loaders and writes the results below `directory`.
 
     For each set: `<set>.jsonl` with one prediction per line and `<set>.png` with the confusion matrix.
     `evaluation.json`, written last, holds the metrics and the intervals of all sets, and names the samples that were
-    left out. If there are any, the headline comes twice: without them, and with each as a wrong answer of its class.
+    left out. If there are any, the headline metrics come twice: without these samples, and with each counted as wrong.
 
     Args:
         policy: The model, so that the trainer moves it to its device.
-        examiner: Asks and judges.
-        sets: What the test loaders hold, in their order.
-        directory: Where results go.
+        evaluator: Answers the prompts and judges the answers.
+        sets: The sets of the test loaders, in their order.
+        directory: Folder of the results.
         bootstrap: Interval estimator.
         ranks: The processes that share the sets; rank 0 writes.
         sharding: How weights are spread over them; None if each has them all.
@@ -52,9 +52,9 @@ class EvaluationModule(lightning.LightningModule):
     def __init__(
         self,
         policy: Policy,
-        examiner: Examiner,
+        evaluator: AnswerEvaluator,
         *,
-        sets: Sequence[ExaminedSet],
+        sets: Sequence[EvaluatedSet],
         directory: Path,
         bootstrap: ClusterBootstrap,
         ranks: Ranks = ALONE,
@@ -63,7 +63,7 @@ class EvaluationModule(lightning.LightningModule):
         super().__init__()
         self.policy = policy
         self.results: dict[str, dict[str, Any]] = {}
-        self._examiner = examiner
+        self._evaluator = evaluator
         self._sets = list(sets)
         self._directory = directory
         self._bootstrap = bootstrap
@@ -76,8 +76,8 @@ class EvaluationModule(lightning.LightningModule):
         place(self, self.policy, self._ranks, self._sharding)
 
     def test_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Examines one batch of one set."""
-        self._predictions[dataloader_idx].append(self._examiner.examine(batch, self._ranks))
+        """Evaluates one batch of one set."""
+        self._predictions[dataloader_idx].append(self._evaluator.evaluate(batch, self._ranks))
 
     def on_test_epoch_end(self) -> None:
         """Computes and writes the results of all sets.
@@ -93,17 +93,17 @@ class EvaluationModule(lightning.LightningModule):
             require_all(f"the evaluation on {each.name}", found[each.name], each.num_samples)
         writes = self._ranks.rank == 0
         for each in self._sets:
-            self.results[each.name] = self._summarise(found[each.name], each.left_out)
+            self.results[each.name] = self._summarize(found[each.name], each.left_out)
             if writes:
                 self._write(each.name, found[each.name])
         if not writes:
             return
         write_whole(self._directory / SUMMARY, json.dumps(self.results, indent=2) + "\n")
 
-    def _summarise(self, predictions: list[Prediction], left_out: Sequence[tuple[Sample, str]]) -> dict[str, Any]:
+    def _summarize(self, predictions: list[Prediction], left_out: Sequence[tuple[Sample, str]]) -> dict[str, Any]:
         values, intervals = self._measured(predictions)
         if left_out:
-            wrong = [self._examiner.unanswered(sample) for sample, _ in left_out]
+            wrong = [self._evaluator.unanswered(sample) for sample, _ in left_out]
             more, wider = self._measured([*predictions, *wrong])
             values |= {f"{key}{COUNTED_WRONG}": value for key, value in headline(more).items()}
             intervals |= {f"{key}{COUNTED_WRONG}": interval for key, interval in wider.items()}
@@ -115,15 +115,15 @@ class EvaluationModule(lightning.LightningModule):
         }
 
     def _measured(self, predictions: list[Prediction]) -> tuple[dict[str, float], dict[str, Interval]]:
-        metrics = self._examiner.new_metrics()
+        metrics = self._evaluator.new_metrics()
         metrics.update(predictions)
-        return metrics.compute(), self._bootstrap.intervals(predictions, self._examiner.matcher.labels)
+        return metrics.compute(), self._bootstrap.intervals(predictions, self._evaluator.matcher.labels)
 
     def _write(self, name: str, predictions: list[Prediction]) -> None:
-        metrics = self._examiner.new_metrics()
+        metrics = self._evaluator.new_metrics()
         metrics.update(predictions)
         lines = "".join(prediction.to_json() + "\n" for prediction in predictions)
         write_whole(self._directory / f"{name}.jsonl", lines)
         figure = self._directory / f"{name}.png"
         with writing(figure):
-            save_confusion_figure(metrics.confusion.cpu().numpy(), self._examiner.matcher.labels, figure, name)
+            save_confusion_figure(metrics.confusion.cpu().numpy(), self._evaluator.matcher.labels, figure, name)

@@ -1,4 +1,4 @@
-"""Training stops when too many rewards fail: it would learn from what is left."""
+"""Stops training when too many rewards fail, since it would learn from the few that remain."""
 
 from collections import Counter
 
@@ -7,10 +7,10 @@ from lightning_mmrl.protocols.ranks import Ranks
 from lightning_mmrl.types.batches import Scores
 
 UNNAMED = "other"
-"""Counts failures of no known part, such as a batch budget that was exceeded."""
+"""Counts failures of no known component, such as a batch budget that was exceeded."""
 
 
-def failed_parts(scores: Scores) -> Counter[str]:
+def failed_components(scores: Scores) -> Counter[str]:
     """How many scores are invalid, by the name of the reward that failed."""
     return Counter(score.failed or UNNAMED for row in scores.details for score in row if not score.valid)
 
@@ -22,9 +22,9 @@ def refuse_failures(scores: Scores, max_rate: float, ranks: Ranks) -> None:
         RewardError: They are; it counts them by reward and gives the first reason.
     """
     reasons = [score.reason for row in scores.details for score in row if not score.valid]
-    shares = ranks.gather((scores.valid.numel(), failed_parts(scores), reasons[:1]))
+    shares = ranks.gather((scores.valid.numel(), failed_components(scores), reasons[:1]))
     total = sum(count for count, _, _ in shares)
-    failed = sum((parts for _, parts, _ in shares), Counter[str]())
+    failed = sum((counted for _, counted, _ in shares), Counter[str]())
     if failed.total() <= max_rate * total:
         return
     first = next(reason for _, _, some in shares for reason in some)

@@ -1,4 +1,4 @@
-"""Batches of prompts and their rollouts as one, some of their groups, and rows of all ranks: nothing is computed."""
+"""Joins and selects prompts, rollouts and scores, and gathers rows of all ranks; computes nothing."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,11 +9,11 @@ from torch.nn.functional import pad
 
 from lightning_mmrl.data.collate import same_width
 from lightning_mmrl.protocols.ranks import Ranks
-from lightning_mmrl.types.batches import MediaInputs, PromptBatch, Rollout, Scores
+from lightning_mmrl.types.batches import MediaFeatures, MediaInputs, PromptBatch, Rollout, Scores
 
 
 def join_prompts(parts: Sequence[PromptBatch]) -> PromptBatch:
-    """All prompts in order, padded on the left to the widest; what a padded position holds is masked."""
+    """All prompts in order, padded on the left to the widest; padded positions are masked."""
     if len(parts) == 1:
         return parts[0]
     gaps = _gaps([part.input_ids for part in parts])
@@ -44,12 +44,12 @@ def join_rollouts(parts: Sequence[Rollout]) -> Rollout:
         sampler_logprobs=joined([part.sampler_logprobs for part in parts]),
         completions=tuple(completion for part in parts for completion in part.completions),
         group_size=parts[0].group_size,
-        policy_version=parts[0].policy_version,
+        policy_version=torch.cat([part.policy_version for part in parts]),
     )
 
 
 def join_scores(parts: Sequence[Scores]) -> Scores:
-    """All scores in order; a component that a part has no score of is zero there."""
+    """All scores in order; a component that a part lacks is zero there."""
     if len(parts) == 1:
         return parts[0]
     names = dict.fromkeys(name for part in parts for name in part.components)
@@ -74,6 +74,7 @@ def select_rollout(rollout: Rollout, groups: Sequence[int]) -> Rollout:
         completion_mask=rollout.completion_mask[rows],
         sampler_logprobs=rollout.sampler_logprobs[rows],
         completions=tuple(rollout.completions[row] for row in rows),
+        policy_version=rollout.policy_version[rows],
     )
 
 
@@ -89,13 +90,15 @@ def select_scores(scores: Scores, groups: Sequence[int]) -> Scores:
 
 
 def gather_rows(ranks: Ranks, *columns: Tensor) -> tuple[list[Tensor], slice]:
-    """Columns of rows over all ranks, in host memory, and which of their rows are this rank's; all ranks call it."""
+    """The rows of all ranks, column by column in host memory, and the slice of this rank's rows; a collective."""
     parts = ranks.gather(tuple(column.cpu() for column in columns))
     first = sum(len(part[0]) for part in parts[: ranks.rank])
     return [torch.cat(column) for column in zip(*parts, strict=True)], slice(first, first + len(columns[0]))
 
 
-def _join_media(parts: Sequence[MediaInputs], num_prompts: Sequence[int]) -> MediaInputs:
+def _join_media(
+    parts: Sequence[MediaInputs | MediaFeatures], num_prompts: Sequence[int]
+) -> MediaInputs | MediaFeatures:
     names = dict.fromkeys(name for part in parts for name in part.tensors)
     counts = {
         name: tuple(
@@ -106,11 +109,11 @@ def _join_media(parts: Sequence[MediaInputs], num_prompts: Sequence[int]) -> Med
         for name in names
     }
     keys = tuple(key for part, number in zip(parts, num_prompts, strict=True) for key in (part.keys or ("",) * number))
-    return MediaInputs(
+    return replace(
+        parts[0],
         tensors={name: torch.cat(same_width([p.tensors[name] for p in parts if name in p.tensors])) for name in names},
         counts=counts,
         keys=keys if any(part.keys for part in parts) else (),
-        encoded=parts[0].encoded,
     )
 
 

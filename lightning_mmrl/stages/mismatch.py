@@ -1,4 +1,4 @@
-"""How far the engine that sampled is from the policy: measured in every update, corrected where the algorithm does."""
+"""Mismatch of sampling engine and policy: measured in every update, corrected if the algorithm asks for it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,28 +10,20 @@ from torch import Tensor
 from lightning_mmrl.algorithms.corrections.importance import ImportanceCorrection
 from lightning_mmrl.ops.kl import k1, k3
 from lightning_mmrl.ops.masked import masked_sum
-from lightning_mmrl.protocols.tensors import Correction
 from lightning_mmrl.types.batches import CorrectionOutput, LossInputs
 
 MEASURE = ImportanceCorrection(cap=math.inf)
-"""What ratios are measured by where nothing is corrected: those of tokens."""
+"""Measures the ratios of tokens where nothing is corrected; its weights are not used."""
 MISMATCH_SUMS = ("weights", "weight", "weights_clipped", "sampler_kl_k1", "sampler_kl_k3")
-"""What is added up over microbatches, ranks and optimizer steps..."""
+"""Sums over microbatches, ranks and optimizer steps."""
 MISMATCH_MAXIMA = ("weight_max", "logprob_gap_max")
-"""...and what the largest is taken of."""
-
-
-def correction_of(
-    correction: Correction | None, inputs: LossInputs, sampler_logprobs: Float[Tensor, "n C"]
-) -> CorrectionOutput:
-    """The weights of a microbatch; without a correction only its ratios mean something."""
-    return (correction or MEASURE)(inputs.old_logprobs, sampler_logprobs, inputs.completion_mask)
+"""Maxima over the same."""
 
 
 def mismatch_sums(
     found: CorrectionOutput, inputs: LossInputs, sampler_logprobs: Float[Tensor, "n C"]
 ) -> dict[str, Tensor]:
-    """Of the ratios, each once, and of KL(engine || policy at the rollout), which the engine's samples estimate."""
+    """Sums of the ratios, each once, and of two estimates of KL(engine || policy at the rollout)."""
     old, mask = inputs.old_logprobs, inputs.completion_mask
     sampler = sampler_logprobs.to(old.dtype)
     return {
@@ -46,14 +38,14 @@ def mismatch_sums(
 def mismatch_maxima(
     found: CorrectionOutput, inputs: LossInputs, sampler_logprobs: Float[Tensor, "n C"]
 ) -> dict[str, Tensor]:
-    """The largest ratio and the largest difference of a token's log-probabilities; 0 if nothing counts."""
+    """The largest ratio, and the largest difference between a token's two log-probabilities; 0 if nothing counts."""
     gaps = k1(sampler_logprobs.to(inputs.old_logprobs.dtype), inputs.old_logprobs, inputs.completion_mask).abs()
     ratios = torch.where(found.counted, found.ratios, torch.zeros_like(found.ratios))
     return {"weight_max": ratios.max(), "logprob_gap_max": gaps.max()}
 
 
 def mismatch_stats(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Of all tokens that an iteration's optimizer steps scored; nothing if there was no step."""
+    """Metrics over all tokens that an iteration's optimizer steps scored; empty if there was no step."""
     if not steps:
         return {}
     sums = {name: math.fsum(step[name] for step in steps) for name in ("tokens", *MISMATCH_SUMS)}

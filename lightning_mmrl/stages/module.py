@@ -1,4 +1,4 @@
-"""What the LightningModule of every training stage does: place, validate, report, end and continue."""
+"""The LightningModule shared by all training stages: placement, validation, reports, ending and resuming."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -8,7 +8,7 @@ import lightning
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.models.digest import weight_digest
 from lightning_mmrl.models.policy import Policy
-from lightning_mmrl.stages.answers import Examiner, Validation, headline
+from lightning_mmrl.stages.answers import AnswerEvaluator, Validation, headline
 from lightning_mmrl.stages.bad_steps import BadSteps
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext, finished_steps, log_metrics, place
 from lightning_mmrl.stages.ending import Ending
@@ -17,43 +17,49 @@ from lightning_mmrl.types.records import Training
 
 
 class StageModule(lightning.LightningModule):
-    """A stage around the step that a subclass takes.
+    """A training stage without its step; a subclass adds `training_step` and `configure_optimizers`.
 
-    A subclass adds `training_step` and `configure_optimizers`. One batch is one step of the stage: an optimizer step
-    or an iteration. What a subclass knows beside weights, counters and this, it adds in `stage_state` and takes up in
-    `load_stage_state`.
+    One batch is one step of the stage: an optimizer step or an iteration. A subclass with further state adds it in
+    `stage_state` and restores it in `load_stage_state`.
 
     Args:
         policy: The model to train.
         optimizer: Optimizer and schedule.
         context: The stage's name, length, seed and folder.
-        examiner: Judges greedy answers on the validation split, if there is one.
+        evaluator: Judges greedy answers on the validation split, if there is one.
     """
 
     idle_causes: ClassVar[str] = "a learning rate of 0, or steps too small for the type of the weights"
-    """Why a stage may have changed no weight."""
+    """Likely causes if a stage changed no weight."""
 
     def __init__(
-        self, policy: Policy, *, optimizer: OptimizerSettings, context: StageContext, examiner: Examiner | None = None
+        self,
+        policy: Policy,
+        *,
+        optimizer: OptimizerSettings,
+        context: StageContext,
+        evaluator: AnswerEvaluator | None = None,
     ) -> None:
         super().__init__()
         self.policy = policy
         self.latest: dict[str, float] = {}
         self._optimizer = optimizer
         self._context = context
-        self._ending = Ending(context.stop_when, context.cooldown_steps)
+        self._ending = Ending(context.settings)
         self._ranks = context.ranks
         self._bad_steps = BadSteps(context, lambda: dict(self.named_parameters()))
         self._num_steps = 0
         self._start_digest: str | None = None
-        self._validation = Validation(examiner, context.ranks, context.num_validated) if examiner is not None else None
+        self._validation = (
+            Validation(evaluator, context.ranks, context.num_validated) if evaluator is not None else None
+        )
 
     def configure_model(self) -> None:
         """Spreads the policy over the ranks."""
         place(self, self.policy, self._context.ranks, self._context.sharding)
 
     def stage_state(self) -> dict[str, Any]:
-        """What the stage knows beside weights and counters: tensors and primitives."""
+        """The stage's state beside weights, optimizers and Lightning's counters: tensors and primitives."""
         return {
             "latest": dict(self.latest),
             "ending": self._ending.state_dict(),
@@ -62,10 +68,10 @@ class StageModule(lightning.LightningModule):
         }
 
     def load_stage_state(self, state: Mapping[str, Any]) -> None:
-        """Takes up what `stage_state` gave."""
+        """Restores the state that `stage_state` returned."""
         self.latest = dict(state["latest"])
         self._ending.load_state_dict(state["ending"])
-        # A state without the keys has no skipped steps, and does not know what the stage started from.
+        # A state without the keys has no skipped steps, and no digest of the weights that the stage started from.
         self._bad_steps.load_state_dict(state.get("bad_steps", ()))
         self._start_digest = state.get("start_digest")
 
@@ -74,34 +80,34 @@ class StageModule(lightning.LightningModule):
         checkpoint["stage"] = self.stage_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes up the state of the stage."""
+        """Restores the state of the stage."""
         self.load_stage_state(checkpoint["stage"])
 
     def on_train_start(self) -> None:
-        """Takes up a stage that was saved: it may be at its end."""
+        """Starts the stage, or continues a saved one, which may be at its end already."""
         self._num_steps = finished_steps(self.trainer)
         if not self._num_steps:
             self._start_digest = weight_digest(self.policy, self._ranks)
         self._ending.apply(self.trainer, self._num_steps)
 
     def on_train_batch_end(self, outputs: object, batch: object, batch_idx: int) -> None:
-        """Counts the step, and ends the stage when its time has come."""
+        """Counts the step, and ends the stage if it was the last one."""
         self._num_steps = batch_idx + 1
         self._ending.apply(self.trainer, self._num_steps)
 
     def outcome(self) -> Training:
-        """The stage's outcome; all ranks ask when the trainer is done.
+        """The stage's outcome; a collective, called when the trainer is done.
 
         Raises:
             StageError: The trainer ended before the last step, and no validation had met `stop_when`; or the last steps
                 were skipped.
         """
         context, num_steps = self._context, self._num_steps
-        if num_steps < context.num_steps and not self._ending.ended(num_steps):
+        if num_steps < context.settings.num_steps and not self._ending.ended(num_steps):
             raise StageError(
-                f"stages.{context.name} ended after {num_steps} of {context.num_steps} steps, and nothing had asked "
-                "for it: its data came to an end; look at the messages above for media that could not be read, and run "
-                "the same command again"
+                f"stages.{context.name} ended after {num_steps} of {context.settings.num_steps} steps, and nothing had "
+                "asked for it: its data came to an end; look at the messages above for media that could not be read, "
+                "and run the same command again"
             )
         self._bad_steps.refuse_end(num_steps)
         changed = None

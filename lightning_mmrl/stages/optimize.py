@@ -1,77 +1,50 @@
-"""The optimizer step of an RL iteration: microbatches, a global loss denominator and what it says of itself."""
+"""The optimizer step of an RL iteration: minibatches, a global loss denominator, and sums for metrics."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightning_mmrl.algorithms.penalties.kl import KLPenalty
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.ops.kl import approx_kl
 from lightning_mmrl.ops.masked import masked_sum
-from lightning_mmrl.ops.packing import Budget, GroupPart, pack_groups
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
 from lightning_mmrl.protocols.tensors import Aggregation, Correction, PolicyLoss
+from lightning_mmrl.settings.algorithm import UpdateSettings
+from lightning_mmrl.stages.experience import Experience
 from lightning_mmrl.stages.mismatch import (
+    MEASURE,
     MISMATCH_MAXIMA,
     MISMATCH_SUMS,
-    correction_of,
     mismatch_maxima,
     mismatch_sums,
 )
-from lightning_mmrl.types.batches import Experience, LossInputs, LossOutput, PolicyOutput, PromptBatch, ScoringBatch
+from lightning_mmrl.types.batches import LossInputs, LossOutput, PolicyOutput, ScoringBatch
+
+ScoredBatches = Iterable[tuple[ScoringBatch, Int[Tensor, " n"] | None]]
+"""Batches with their rows of the rollout; a dummy batch has none. See `microbatches.scoring_batches`."""
 
 SUMS = ("loss", "tokens", "clipped", "clipped_low", "clipped_high", "kl", "entropy", "ratio", *MISMATCH_SUMS)
-"""What an optimizer step adds up over its tokens, beside the divergence from a reference policy..."""
+"""Sums over the tokens of an optimizer step; the divergence from a reference policy joins them if there is one."""
 MAXIMA = ("ratio_max", *MISMATCH_MAXIMA)
-"""...and what it takes the largest of."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpdateSettings:
-    """How one rollout is turned into optimizer steps.
-
-    Attributes:
-        num_epochs: Passes over the rollout.
-        num_minibatches: Optimizer steps per pass; prompts are split evenly.
-        tokens_per_microbatch: Tokens that are scored at once, a prompt counted once for its group; bounds memory, does
-            not change the loss. A group that does not fit is split.
-        pairs_per_microbatch: Attention pairs that are scored at once; None leaves it to the tokens.
-        max_grad_norm: Gradient norm above which gradients are scaled down; infinity never.
-    """
-
-    num_epochs: int = 1
-    num_minibatches: int = 1
-    tokens_per_microbatch: int = 16_384
-    pairs_per_microbatch: int | None = None
-    max_grad_norm: float = 1.0
-
-    @property
-    def on_policy(self) -> bool:
-        """True if every gradient is taken at the weights that sampled: the old log-probs are the policy's own."""
-        return self.num_epochs == 1 and self.num_minibatches == 1
-
-    @property
-    def budget(self) -> Budget:
-        """What one microbatch may hold."""
-        pairs = float("inf") if self.pairs_per_microbatch is None else self.pairs_per_microbatch
-        return Budget(tokens=self.tokens_per_microbatch, pairs=pairs)
+"""Maxima over the tokens of an optimizer step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """What is minimised in one iteration.
+    """The loss of one iteration.
 
     Attributes:
-        loss: A loss per token.
-        aggregation: What it is divided by.
-        correction: Weights of the losses, but not of the terms that do not depend on advantages; None for none.
-        ranks: Whose tokens count together.
-        kl: The divergence from the reference policy, of experience that has its log-probabilities.
-        kl_coefficient: Its part in the loss of this iteration; 0 if it is in the reward, or only reported.
-        entropy_coefficient: The part of the entropy in the loss of this iteration.
+        loss: The policy loss of each token.
+        aggregation: Reduces token losses, and counts their denominator.
+        correction: Weights of the policy losses; the KL and entropy terms are not weighted. None for none.
+        ranks: The processes whose tokens are reduced together.
+        kl: The divergence from the reference policy, if the experience has the reference's log-probabilities.
+        kl_coefficient: The coefficient of the divergence in the loss; 0 if it is in the reward, or only reported.
+        entropy_coefficient: The coefficient of the entropy bonus.
     """
 
     loss: PolicyLoss
@@ -88,107 +61,98 @@ class Objective:
         return self.kl_coefficient != 0 or self.entropy_coefficient != 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Minibatch:
-    """This rank's prompts of one optimizer step: all of them count in the denominator, the live ones are scored."""
-
-    rows: tuple[int, ...]
-    live: tuple[int, ...]
-
-
 def plan_minibatches(
-    experience: Experience,
-    settings: UpdateSettings,
-    generator: torch.Generator,
-    ranks: Ranks = ALONE,
-    *,
-    regularized: bool = False,
-) -> list[Minibatch]:
-    """Which of this rank's prompts each optimizer step uses, for all epochs.
+    num_prompts: int, settings: UpdateSettings, generator: torch.Generator, ranks: Ranks = ALONE
+) -> list[list[int]]:
+    """This rank's prompts of each optimizer step, for all epochs, by their rows.
 
     The prompts of all ranks, equally many on each, are split together: every step has the prompts that it would have in
     one process, on the ranks where they are. A rank may have more or fewer of them than another, or none.
 
-    A group whose advantages are all zero has an exactly zero gradient under a loss without KL or entropy term: it
-    stays in the denominator and is not scored. With `regularized`, the loss has such a term.
+    Args:
+        num_prompts: Prompts of this rank.
+        settings: Epochs and minibatches.
+        generator: Shuffles the prompts in each epoch if there are several minibatches; the same on all ranks.
+        ranks: Who trains together.
     """
-    own = len(experience.prompts.samples)
-    num_prompts, first = own * ranks.world_size, own * ranks.rank
-    moved = experience.trainable if regularized else (experience.advantages != 0) & experience.trainable
-    signal = moved.any(-1).tolist()
+    total, first, count = num_prompts * ranks.world_size, num_prompts * ranks.rank, settings.num_minibatches
     plans = []
     for _ in range(settings.num_epochs):
-        order = list(range(num_prompts))
-        if settings.num_minibatches > 1:
-            order = torch.randperm(num_prompts, generator=generator).tolist()
-        for chosen in _even_split(order, settings.num_minibatches):
-            rows = [prompt - first for prompt in chosen if first <= prompt < first + own]
-            plans.append(Minibatch(rows=tuple(rows), live=tuple(row for row in rows if signal[row])))
+        order = list(range(total))
+        if count > 1:
+            order = torch.randperm(total, generator=generator).tolist()
+        for part in range(count):
+            chosen = order[part * total // count : (part + 1) * total // count]
+            plans.append([prompt - first for prompt in chosen if first <= prompt < first + num_prompts])
     return plans
 
 
-def score_old(
-    policy: Policy,
-    experience: Experience,
-    budget: Budget,
-    ranks: Ranks = ALONE,
-    prompts: Callable[[list[int]], PromptBatch] | None = None,
-) -> Float[Tensor, "N C"]:
+def groups_with_gradient(experience: Experience, *, regularized: bool) -> list[bool]:
+    """For each prompt whether its group can have a gradient, so that it must be scored.
+
+    A group whose advantages are all zero has an exactly zero gradient under a loss without KL or entropy term: it stays
+    in the denominator and is not scored. With `regularized`, the loss has such a term, or a critic learns.
+    """
+    trainable = experience.trainable
+    return (trainable if regularized else trainable & experience.has_signal).any(-1).tolist()
+
+
+def rollout_logprobs(policy: Policy, experience: Experience, batches: ScoredBatches) -> Float[Tensor, "N C"]:
     """Log-probabilities of the rollout under a policy that is not updated, zero where nothing counts.
 
-    That is the policy before its first update, or the reference policy. `prompts` gives the rows of a microbatch with
-    their media, for a policy that other towers belong to than those that encoded the prompts of the experience.
+    The policy is the one before its first update, or the reference.
     """
-    rows, prompts = list(range(len(experience.prompts.samples))), prompts or experience.prompts.select
-    old = torch.zeros_like(experience.rollout.sampler_logprobs)
+    found = torch.zeros_like(experience.rollout.sampler_logprobs)
     with torch.no_grad():
-        microbatches = _microbatches(experience, rows, budget)
-        num_missing = _missing(ranks, len(microbatches))
-        for microbatch in microbatches:
-            batch = scoring_batch(experience, microbatch, prompts)
+        for batch, rows in batches:
             logprobs = policy(batch).logprobs
-            old = old.to(logprobs.dtype).index_add(0, _rows(experience, microbatch), logprobs)
-        for _ in range(num_missing):
-            policy(_filler(experience, prompts))
-    return old
+            if rows is not None:
+                found = found.to(logprobs.dtype).index_add(0, rows, logprobs)
+    return found
 
 
 def accumulate_loss(
     policy: Policy,
     experience: Experience,
-    minibatch: Minibatch,
+    minibatch: Sequence[int],
+    batches: ScoredBatches,
     *,
     objective: Objective,
-    old_logprobs: Tensor | None,
-    budget: Budget,
-    prompts: Callable[[list[int]], PromptBatch],
     backward: Callable[[Tensor], None],
 ) -> dict[str, Tensor]:
     """Adds the gradient of one minibatch, microbatch by microbatch, and returns its statistics.
 
     The denominator is counted over the whole minibatch and all ranks first, so that the split into microbatches and
-    ranks does not matter; the gradients of all ranks add up to that of one process, and the statistics are of all.
-    `old_logprobs` is None when the policy's own, detached, are the old ones. `prompts` gives the rows of a microbatch
-    with their media, as `PromptBatch.select` does.
+    ranks does not matter; the gradients of all ranks add up to the gradient of one process, and the statistics are of
+    all ranks. Their `denominator` is the loss's own, so that the losses of several minibatches can be averaged.
+
+    Args:
+        policy: Is updated. Its own log-probabilities, detached, are the old ones if the experience has none.
+        experience: The whole rollout.
+        minibatch: Prompts that count in the denominator.
+        batches: Those of them that have a gradient.
+        objective: The loss.
+        backward: Takes the loss of a microbatch.
     """
     ranks = objective.ranks
-    denominator = ranks.sum(_denominator(objective.aggregation, experience, minibatch.rows))
+    denominator = ranks.sum(_denominator(objective.aggregation, experience, minibatch))
     totals: dict[str, Tensor] = {}
     largest = {name: torch.zeros((), device=denominator.device) for name in MAXIMA}
-    microbatches = _microbatches(experience, minibatch.live, budget)
-    num_missing = _missing(ranks, len(microbatches))
-    for microbatch in microbatches:
-        batch = scoring_batch(experience, microbatch, prompts)
+    for batch, rows in batches:
+        mask = batch.completion_mask
+        if rows is None:
+            backward(masked_sum(policy(batch).logprobs, torch.zeros_like(mask)))
+            continue
         output = policy(batch, entropy_gradient=objective.entropy_coefficient != 0)
-        mask, rows = batch.completion_mask, _rows(experience, microbatch)
+        old = output.logprobs.detach() if experience.old_logprobs is None else experience.old_logprobs[rows]
         inputs = LossInputs(
             logprobs=output.logprobs,
-            old_logprobs=output.logprobs.detach() if old_logprobs is None else old_logprobs[rows],
-            advantages=token_advantages(experience)[rows],
+            old_logprobs=old,
+            advantages=experience.advantages[rows],
             completion_mask=mask,
         )
         losses, sampler = objective.loss(inputs), experience.rollout.sampler_logprobs[rows]
-        correction = correction_of(objective.correction, inputs, sampler)
+        correction = (objective.correction or MEASURE)(inputs.old_logprobs, sampler, mask)
         weights = 1.0 if objective.correction is None else correction.weights
         divergence = _divergence(objective, inputs, experience.reference_logprobs, rows)
         token_losses = _regularized(objective, losses.token_losses * weights, divergence, output)
@@ -204,50 +168,17 @@ def accumulate_loss(
         most = {"ratio_max": torch.where(mask, losses.ratios.detach(), 0.0).max()}
         most |= mismatch_maxima(correction, inputs, sampler)
         largest = {name: torch.maximum(largest[name], value.to(largest[name].dtype)) for name, value in most.items()}
-    for _ in range(num_missing):
-        _pass_for_others(policy, _filler(experience, prompts), backward)
     names = (*SUMS, "reference_kl") if experience.reference_logprobs is not None else SUMS
     totals = {name: totals.get(name, torch.zeros_like(denominator)) for name in names}
-    return _joined(totals, largest, ranks)
-
-
-def passes(
-    experience: Experience,
-    minibatch: Minibatch,
-    *,
-    budget: Budget,
-    ranks: Ranks,
-    prompts: Callable[[list[int]], PromptBatch],
-) -> Iterator[tuple[ScoringBatch, Int[Tensor, " n"] | None]]:
-    """What another model than the policy scores for a minibatch, with the rows of the rollout that it is about.
-
-    Where passes are made in step, a rank with fewer of them gets batches that nothing counts of, and no rows.
-    """
-    microbatches = _microbatches(experience, minibatch.live, budget)
-    num_missing = _missing(ranks, len(microbatches))
-    for microbatch in microbatches:
-        yield scoring_batch(experience, microbatch, prompts), _rows(experience, microbatch)
-    for _ in range(num_missing):
-        yield _filler(experience, prompts), None
-
-
-def token_advantages(experience: Experience) -> Float[Tensor, "N C"]:
-    """The advantage of each token: its own, or that of its completion."""
-    if experience.token_advantages is not None:
-        return experience.token_advantages
-    return experience.advantages.reshape(-1, 1).expand(experience.rollout.completion_mask.shape)
-
-
-def loss_mask(experience: Experience, prompts: Sequence[int]) -> Bool[Tensor, "N C"]:
-    """Tokens of the given prompts' completions that count: sampled, and of a trainable completion."""
-    size, chosen = experience.rollout.group_size, list(prompts)
-    mask = experience.rollout.completion_mask.unflatten(0, (-1, size))[chosen]
-    return (mask & experience.trainable[chosen][..., None]).flatten(0, 1)
+    return _over_ranks(totals, largest, ranks) | {"denominator": denominator}
 
 
 def _denominator(aggregation: Aggregation, experience: Experience, prompts: Sequence[int]) -> Float[Tensor, ""]:
-    """That of completions as often as they count: it is additive, so equal weights are counted together."""
-    mask = loss_mask(experience, prompts)
+    """The aggregation's denominator, each completion counted as often as it is trained on.
+
+    A denominator is additive, so completions of equal weight are counted together.
+    """
+    mask = experience.loss_mask(prompts)
     if experience.weights is None:
         return aggregation.denominator(mask)
     weights = experience.weights[list(prompts)].flatten()
@@ -257,57 +188,10 @@ def _denominator(aggregation: Aggregation, experience: Experience, prompts: Sequ
     return total
 
 
-def scoring_batch(
-    experience: Experience, parts: Sequence[GroupPart], prompts: Callable[[list[int]], PromptBatch]
-) -> ScoringBatch:
-    """Parts of groups, as a policy scores them; completions of another part, or that do not count, are left out."""
-    chosen = [part.prompt for part in parts]
-    size, rows = experience.rollout.group_size, _rows(experience, parts)
-    inside = torch.zeros(len(parts), size, dtype=torch.bool)
-    for row, part in enumerate(parts):
-        inside[row, list(part.completions)] = True
-    return ScoringBatch(
-        prompts=prompts(chosen),
-        completion_ids=experience.rollout.completion_ids[rows],
-        completion_mask=loss_mask(experience, chosen) & inside.flatten()[:, None].to(rows.device),
-        group_size=size,
-    )
-
-
-def _missing(ranks: Ranks, num_passes: int) -> int:
-    """How many more passes another rank makes, if all must make the same number; asked before the first."""
-    return ranks.most(num_passes) - num_passes if ranks.lockstep else 0
-
-
-def _filler(experience: Experience, prompts: Callable[[list[int]], PromptBatch]) -> ScoringBatch:
-    """The smallest batch a policy can score: one token behind a prompt of one token, without media.
-
-    Its media are marked as those of this rank's microbatches are, so that it enters the towers if and only if they do.
-    """
-    some, token = prompts([0]), experience.rollout.completion_ids[:1, :1]
-    prompt = replace(
-        some,
-        input_ids=token,
-        prompt_mask=torch.ones_like(token, dtype=torch.bool),
-        position_ids=torch.zeros_like(some.position_ids[:, :, :1]),
-        next_position=torch.ones_like(some.next_position),
-        media=replace(some.media, tensors={}, counts={}),
-    )
-    return ScoringBatch(
-        prompts=prompt, completion_ids=token, completion_mask=torch.ones_like(token, dtype=torch.bool), group_size=1
-    )
-
-
-def _pass_for_others(policy: Policy, filler: ScoringBatch, backward: Callable[[Tensor], None]) -> None:
-    """A forward and a backward pass with a gradient of zero."""
-    logprobs = policy(filler).logprobs
-    backward(masked_sum(logprobs, torch.zeros_like(filler.completion_mask)))
-
-
 def _divergence(
     objective: Objective, inputs: LossInputs, reference_logprobs: Tensor | None, rows: Tensor
 ) -> Float[Tensor, "N C"] | None:
-    """The estimate of the divergence at each token, or None if nothing is compared."""
+    """The estimate of the divergence at each token, or None without a reference."""
     if objective.kl is None or reference_logprobs is None:
         return None
     reference = reference_logprobs[rows].to(inputs.logprobs.dtype)
@@ -317,7 +201,7 @@ def _divergence(
 def _regularized(
     objective: Objective, token_losses: Tensor, divergence: Tensor | None, output: PolicyOutput
 ) -> Float[Tensor, "N C"]:
-    """The losses of the tokens with the terms that do not depend on advantages."""
+    """The token losses with their KL and entropy terms."""
     if objective.kl_coefficient and divergence is not None:
         token_losses = token_losses + objective.kl_coefficient * divergence
     if objective.entropy_coefficient:
@@ -326,7 +210,7 @@ def _regularized(
 
 
 def _token_sums(inputs: LossInputs, losses: LossOutput, output: PolicyOutput) -> dict[str, Tensor]:
-    """What is reported as means over tokens, summed over those of a microbatch."""
+    """The sums over a microbatch's tokens from which means are reported."""
     mask, ratios = inputs.completion_mask, losses.ratios.detach()
     clipped, count = losses.clipped & mask, mask.sum()
     return {
@@ -340,7 +224,7 @@ def _token_sums(inputs: LossInputs, losses: LossOutput, output: PolicyOutput) ->
     }
 
 
-def _joined(totals: dict[str, Tensor], largest: dict[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
+def _over_ranks(totals: dict[str, Tensor], largest: dict[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
     """Sums over the ranks, and the largest values of any of them."""
     if ranks.world_size == 1:
         return totals | largest
@@ -348,25 +232,3 @@ def _joined(totals: dict[str, Tensor], largest: dict[str, Tensor], ranks: Ranks)
     parts = ranks.gather({name: float(value) for name, value in largest.items()})
     most = {name: torch.tensor(max(part[name] for part in parts)) for name in largest}
     return dict(zip(totals, values, strict=True)) | most
-
-
-def _microbatches(experience: Experience, prompts: Sequence[int], budget: Budget) -> list[tuple[GroupPart, ...]]:
-    """The given prompts' groups in microbatches within a budget."""
-    if not prompts:
-        return []
-    widths = experience.prompts.prompt_mask.sum(-1)[list(prompts)].tolist()
-    lengths = loss_mask(experience, prompts).sum(-1).unflatten(0, (-1, experience.rollout.group_size)).tolist()
-    packed = pack_groups(widths, lengths, budget)
-    return [tuple(replace(part, prompt=prompts[part.prompt]) for part in parts) for parts in packed]
-
-
-def _rows(experience: Experience, parts: Sequence[GroupPart]) -> Int[Tensor, " n"]:
-    """Rows of the rollout that belong to the parts' groups."""
-    size = experience.rollout.group_size
-    prompts = torch.tensor([part.prompt for part in parts], device=experience.advantages.device)
-    return (prompts[:, None] * size + torch.arange(size, device=prompts.device)).flatten()
-
-
-def _even_split(order: list[int], parts: int) -> Iterator[list[int]]:
-    for part in range(parts):
-        yield order[part * len(order) // parts : (part + 1) * len(order) // parts]

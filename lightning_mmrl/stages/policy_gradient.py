@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar, cast
 
 import torch
+from jaxtyping import Float
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.optim.lr_scheduler import LambdaLR
@@ -15,56 +16,47 @@ from torch.optim.lr_scheduler import LambdaLR
 from lightning_mmrl.algorithms.advantages.group_normalized import GroupNormalized
 from lightning_mmrl.algorithms.losses.aggregation import SequenceMean
 from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
-from lightning_mmrl.algorithms.phases import Limits, Phases
+from lightning_mmrl.algorithms.phases import Phases
+from lightning_mmrl.models.critic import Critic
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.models.reference import Reference
-from lightning_mmrl.protocols.tensors import (
-    RolloutEngine,
-)
+from lightning_mmrl.protocols.tensors import RolloutEngine
 from lightning_mmrl.rollout.sampling import group_seeds
-from lightning_mmrl.stages.advantages import penalized_rewards, shared_advantages
+from lightning_mmrl.settings.algorithm import PhaseSettings
+from lightning_mmrl.stages.advantages import of_tokens, penalized_rewards, shared_advantages
 from lightning_mmrl.stages.algorithm import Algorithm
-from lightning_mmrl.stages.answers import Examiner
+from lightning_mmrl.stages.answers import AnswerEvaluator
 from lightning_mmrl.stages.bad_steps import NotFiniteError, estimates
-from lightning_mmrl.stages.collect import Collected, Collector, Sampling
-from lightning_mmrl.stages.context import (
-    OptimizerSettings,
-    StageContext,
-    clip_gradients,
-    finished_steps,
-    scalar_values,
-)
-from lightning_mmrl.stages.distill import distilled
+from lightning_mmrl.stages.collect import Collected, Collector
+from lightning_mmrl.stages.context import OptimizerSettings, StageContext, clip_gradients, finished_steps, scalar_values
+from lightning_mmrl.stages.critic import CriticTrainer
+from lightning_mmrl.stages.experience import Experience, encoded, prompts_of_update
 from lightning_mmrl.stages.failures import refuse_failures
-from lightning_mmrl.stages.media import IterationMedia
+from lightning_mmrl.stages.microbatches import budget_of, scoring_batches
 from lightning_mmrl.stages.mismatch import mismatch_stats
 from lightning_mmrl.stages.module import StageModule
 from lightning_mmrl.stages.optimize import (
-    Minibatch,
     Objective,
     accumulate_loss,
+    groups_with_gradient,
     plan_minibatches,
-    score_old,
+    rollout_logprobs,
 )
+from lightning_mmrl.stages.resample import resample_stats, resampled
 from lightning_mmrl.stages.rollout_table import RolloutTable
-from lightning_mmrl.stages.scores import score_tensors
+from lightning_mmrl.stages.scores import RewardSource, score_rollout
 from lightning_mmrl.stages.signal import SignalWatch
-from lightning_mmrl.stages.stats import Outcome, rollout_stats, selection_stats, update_stats
-from lightning_mmrl.types.batches import Experience, PromptBatch, Rollout, Scores
-from lightning_mmrl.types.records import Completion, Sample, Score
-
-
-class RewardSource(Protocol):
-    """Scores the G completions of each of B samples; more than `max_invalid_rate` failures stop the stage."""
-
-    @property
-    def max_invalid_rate(self) -> float: ...
-
-    def score(self, samples: Sequence[Sample], completions: Sequence[Sequence[Completion]]) -> list[list[Score]]: ...
+from lightning_mmrl.stages.stats import RolloutSummary, rollout_stats, selection_stats, update_stats
+from lightning_mmrl.stages.values import value_stats
+from lightning_mmrl.types.batches import PromptBatch, Rollout
 
 
 class PolicyGradientModule(StageModule):
-    """Policy-gradient training in manual optimization.
+    """Policy-gradient training in manual optimization; the method is decided by its `algorithm` alone.
+
+    An algorithm with a critic trains it beside the policy (`stages.critic`). The critic (`models.critic.Critic`) starts
+    as a copy of the policy and has an optimizer of its own. Both are in the state that an unfinished stage continues
+    from. Neither is in the handoff: the critic of a next stage starts anew.
 
     Args:
         policy: The model to train.
@@ -72,8 +64,8 @@ class PolicyGradientModule(StageModule):
         rewards: Scores them.
         optimizer: Optimizer and schedule, stepped once per iteration that updates the policy.
         context: The stage's name, length, seed and folder.
-        algorithm: Estimator, loss and how they are applied; the preset's own by default.
-        examiner: Judges greedy answers on the validation split, if there is one.
+        algorithm: Estimator or critic, loss and how they are applied; the preset's own by default.
+        evaluator: Judges greedy answers on the validation split, if there is one.
         table: Where sampled rollouts are written, if anywhere.
     """
 
@@ -91,121 +83,98 @@ class PolicyGradientModule(StageModule):
         optimizer: OptimizerSettings,
         context: StageContext,
         algorithm: Algorithm | None = None,
-        examiner: Examiner | None = None,
+        evaluator: AnswerEvaluator | None = None,
         table: RolloutTable | None = None,
     ) -> None:
-        super().__init__(policy, optimizer=optimizer, context=context, examiner=examiner)
+        super().__init__(policy, optimizer=optimizer, context=context, evaluator=evaluator)
         self.automatic_optimization = False
         self.engine = engine
         self.rewards = rewards
-        self.algorithm = algorithm or self.default_algorithm
-        if (self.algorithm.critic is None) != (self.default_algorithm.critic is None):
-            raise ValueError(f"{type(self).__name__} and its algorithm disagree on whether there is a critic")
-        if self.algorithm.max_samplings > 1 and context.refill is None:
-            raise ValueError(f"max_samplings is {self.algorithm.max_samplings}; the context must have a refill for it")
-        self._reference = Reference(policy, context.sharding) if self.algorithm.kl.coefficient else None
+        self.algorithm = algorithm = algorithm or self.default_algorithm
+        if algorithm.settings.max_samplings > 1 and context.refill is None:
+            raise ValueError(
+                f"max_samplings is {algorithm.settings.max_samplings}; the context must have a refill for it"
+            )
+        self._reference = Reference(policy, context.sharding) if algorithm.kl.settings.coefficient else None
         self._table = table
-        first = Limits(group_size=self.algorithm.group_size, temperature=policy.temperature)
-        self._phases = Phases(first=first, later=self.algorithm.phases)
+        first = PhaseSettings(after=0, group_size=algorithm.settings.group_size, temperature=policy.temperature)
+        self._phases = Phases(first=first, later=tuple(algorithm.settings.phases.values()))
         self._seconds: dict[str, float] = {}
-        self._signal = SignalWatch(pass_part=context.pass_part, regularized=self.algorithm.regularized)
-        self.prepare_beside(policy)
-
-    def prepare_beside(self, policy: Policy) -> None:
-        """Makes what a subclass trains beside the policy."""
+        self._signal = SignalWatch(rewards=context.rewards, regularized=algorithm.regularized)
+        self._critic_trainer: CriticTrainer | None = None
+        if algorithm.settings.critic is not None:
+            self.critic = Critic(policy, share_frozen=context.sharding is None)
+            self._critic_trainer = CriticTrainer(self.critic, algorithm.settings.critic, algorithm, context.ranks)
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        """One iteration: sample, score, optimize, push the weights; an update that is not finite is skipped."""
+        """One iteration; if a number is not finite, the update is skipped and the weights are pushed as they are."""
+        iteration = batch_idx + 1
+        metrics: dict[str, float] = {}
         self._seconds = {}
         self.policy.media.take_counters()  # a validation in between is not part of the iteration
-        iteration = batch_idx + 1
-        try:
-            values = self.iterate(batch, iteration)
-        except NotFiniteError:
-            values = {}
-        with self._timed("push"):
-            self.engine.load_weights(self.policy, iteration)
-        costs = {f"time/{phase}_s": value for phase, value in self._seconds.items()}
-        self._report(values | costs | self._bad_steps.reported(iteration), iteration)
-
-    def iterate(self, batch: PromptBatch, iteration: int) -> dict[str, float]:
-        """An iteration up to its update, and what is reported of it.
-
-        Raises:
-            NotFiniteError: A number before the update is not finite; on all ranks.
-        """
-        collected = self.collect(batch, iteration)
-        self.engine.rest()
-        media, scores = collected.media, collected.scores
-        experience = self.build_experience(media.prompts, collected.rollout, scores)
-        if self._reference is not None:
-            with self._timed("reference"):
-                experience = self.compare(experience, collected.raw, scores, self._reference)
-        experience = self.estimate(experience, collected.raw, scores, iteration)
-        self._bad_steps.require(iteration, estimates(experience), media.prompts.samples)
-        advantages = experience.advantages
-        drawn: dict[str, float] = {}
-        if self.algorithm.distill is not None:
-            experience, drawn = distilled(experience, self.algorithm.distill, self._context, iteration)
-        with self._timed("optimize"):
-            update = self.optimize(experience, media, iteration)
-        if self._table is not None:
-            self._table.write(iteration, collected.samples, collected.sampled, collected.earned, self._ranks)
-        counters = self.policy.media.take_counters()
-        counts = self._ranks.sum(torch.tensor(list(counters.values()), dtype=torch.float64)).tolist()
-        media_counts = {f"media/{name}": count for name, count in zip(counters, counts, strict=True)}
-        sampled = Outcome.of(collected.earned, collected.sampled, collected.spread(advantages))
-        outcome = Outcome.joined(self._ranks.gather(sampled))
-        selection = selection_stats(collected, self._ranks) if self.algorithm.select is not None else {}
-        message = self._signal.noted(outcome, iteration)
-        if message is not None:
-            self._context.say(message)
-        return rollout_stats(outcome) | selection | drawn | update | media_counts
+        with suppress(NotFiniteError):  # on all ranks; `BadSteps` has noted it
+            collected = self.collect(batch, iteration)  # generates and scores
+            experience = self.build_experience(collected.batch, iteration)
+            update = self.optimize(experience, iteration)
+            metrics = self.summarize(collected, experience, update, iteration)
+        self.push(iteration)
+        costs = {f"time/{phase}_s": seconds for phase, seconds in self._seconds.items()}
+        self._report(metrics | costs | self._bad_steps.reported(iteration), iteration)
 
     def collect(self, batch: PromptBatch, iteration: int) -> Collected:
-        """What the iteration is trained on: its prompts, or as many of those sampled as pass the selection."""
-        algorithm = self.algorithm
+        """Generates and scores completions of the batch, and of further prompts while too few groups pass."""
+        algorithm, context = self.algorithm, self._context
         collector = Collector(
-            select=algorithm.select if iteration > algorithm.select_after else None,
-            max_samplings=algorithm.max_samplings,
-            pass_part=self._context.pass_part,
+            select=algorithm.select if iteration > algorithm.settings.select_after else None,
+            settings=algorithm.settings,
+            rewards=context.rewards,
             ranks=self._ranks,
         )
-        collected = collector.collect(batch, partial(self._sampling, iteration), self._refill)
-        if not (collected.moved and self.policy.media.towers_train):
+        samplings = [self.generate_and_score(batch, iteration)]
+        while collector.is_short(samplings):
+            assert context.refill is not None
+            prompts = context.refill().to(self.device)
+            samplings.append(self.generate_and_score(prompts, iteration, sampling=len(samplings)))
+        self.engine.sleep()
+        collected = collector.chosen(samplings)
+        if not (collected.refilled and self.policy.media.towers_train and algorithm.settings.update.on_policy):
             return collected
-        if not algorithm.update.on_policy:
-            return replace(collected, media=replace(collected.media, scored=collected.raw.select))
         with self._timed("encode"):
-            return replace(collected, media=self.encode(collected.raw))
+            prompts, towers = encoded(self.policy, collected.batch.raw, differentiable=True)
+        return replace(collected, batch=replace(collected.batch, prompts=prompts, towers=towers))
 
-    def _sampling(self, iteration: int, batch: PromptBatch, number: int) -> Sampling:
-        """Samples and scores a batch of prompts, of which `number` were before in this iteration."""
-        with self._timed("encode"):
-            media = self.encode(batch, gradient=number == 0)
-        with self._timed("generate"), self._context.apart():
-            rollout = self.sample(media.prompts if self.engine.reads_features else batch, iteration, number)
-        features = list(media.prompts.media.features.values())
-        sampled = {"tower outputs": features, "sampler log-probabilities": [rollout.sampler_logprobs]}
-        self._bad_steps.require(iteration, sampled, batch.samples)
-        with self._timed("score"), self._context.apart():
-            scores = self.score(media.prompts, rollout)
-        refuse_failures(scores, self.rewards.max_invalid_rate, self._ranks)
-        return Sampling(raw=batch, media=media, rollout=rollout, scores=scores)
+    def generate_and_score(self, prompts: PromptBatch, iteration: int, sampling: int = 0) -> Experience:
+        """The scored rollout of a batch of prompts, the `sampling`-th of the iteration, without advantages yet.
 
-    def _refill(self) -> PromptBatch:
-        """Further prompts, where the policy is."""
-        assert self._context.refill is not None
-        return self._context.refill().to(self.device)
-
-    def encode(self, prompts: PromptBatch, *, gradient: bool = True) -> IterationMedia:
-        """Runs the towers once for sampling and scoring, or again in each microbatch of further updates.
-
-        Without `gradient` it is for sampling alone.
+        Raises:
+            NotFiniteError: A tower output or log-probability is not finite; on all ranks.
         """
-        return IterationMedia.of(self.policy, prompts, one_update=gradient and self.algorithm.update.on_policy)
+        with self._timed("encode"):
+            differentiable = sampling == 0 and self.algorithm.settings.update.on_policy
+            with_features, towers = encoded(self.policy, prompts, differentiable=differentiable)
+        with self._timed("generate"), self._context.rank_local():
+            rollout = self.generate(with_features if self.engine.reads_features else prompts, iteration, sampling)
+        features = list(with_features.media.tensors.values())
+        sampled = {"tower outputs": features, "sampler log-probabilities": [rollout.sampler_logprobs]}
+        self._bad_steps.require(iteration, sampled, prompts.samples)
+        with self._timed("score"), self._context.rank_local():
+            scores = score_rollout(self.rewards, prompts.samples, rollout)
+        refuse_failures(scores, self.rewards.max_invalid_rate, self._ranks)
+        trainable = scores.valid
+        if self.algorithm.settings.mask_truncated:
+            truncated = torch.tensor([completion.truncated for completion in rollout.completions])
+            trainable = trainable & ~truncated.to(trainable.device).reshape(trainable.shape)
+        return Experience(
+            raw=prompts,
+            prompts=with_features,
+            towers=towers,
+            rollout=rollout,
+            scores=scores,
+            trainable=trainable,
+            advantages=of_tokens(torch.zeros_like(scores.rewards), rollout.completion_mask),
+        )
 
-    def sample(self, prompts: PromptBatch, iteration: int, sampling: int = 0) -> Rollout:
+    def generate(self, prompts: PromptBatch, iteration: int, sampling: int = 0) -> Rollout:
         """G completions for each prompt; their noise depends on (seed, iteration, sampling, prompt, sample) alone."""
         limits = self._phases.at(iteration)
         assert limits.group_size is not None
@@ -217,173 +186,212 @@ class PolicyGradientModule(StageModule):
             prompts, group_size=limits.group_size, seeds=seeds, max_new_tokens=limits.max_new_tokens
         )
 
-    def score(self, prompts: PromptBatch, rollout: Rollout) -> Scores:
-        """Rewards [B, G]; a failed verifier is invalid, not zero."""
-        size = rollout.group_size
-        groups = [rollout.completions[i * size : (i + 1) * size] for i in range(len(prompts.samples))]
-        return score_tensors(self.rewards.score(prompts.samples, groups), rollout.completion_ids.device)
+    def build_experience(self, experience: Experience, iteration: int) -> Experience:
+        """Adds the log-probabilities of the reference, and advantages from the estimator or the critic.
 
-    def build_experience(self, prompts: PromptBatch, rollout: Rollout, scores: Scores) -> Experience:
-        """Which completions count; there are no advantages yet."""
-        trainable = scores.valid
-        if self.algorithm.mask_truncated:
-            truncated = torch.tensor([completion.truncated for completion in rollout.completions])
-            trainable = trainable & ~truncated.to(trainable.device).reshape(trainable.shape)
-        nothing = torch.zeros_like(scores.rewards)
-        return Experience(prompts=prompts, rollout=rollout, advantages=nothing, trainable=trainable)
-
-    def compare(self, experience: Experience, raw: PromptBatch, scores: Scores, reference: Reference) -> Experience:
-        """Adds log-probabilities of the reference policy and, where the reward has a penalty, those of the policy.
-
-        A penalty in the reward is of all completions that are compared, also of truncated ones that leave the loss.
-        Towers that train are run again, as the reference has other ones: `raw` has the prompts before they were
-        encoded.
+        Raises:
+            NotFiniteError: One of these numbers is not finite; on all ranks.
         """
-        towers_differ = self.policy.media.towers_train
-        budget, in_reward = self.algorithm.update.budget, self.algorithm.kl.in_reward
-        scored = replace(experience, trainable=scores.valid) if in_reward else experience
+        if self._reference is not None:
+            with self._timed("reference"):
+                experience = self.compare(experience, self._reference)
+        if self._critic_trainer is not None:
+            with self._timed("values"):
+                experience = self._critic_trainer.estimate(experience, self._kl_coefficient(iteration))
+        else:
+            advantages = self.advantages(experience, iteration)
+            mask = experience.rollout.completion_mask
+            experience = replace(experience, advantages=of_tokens(advantages, mask))
+        self._bad_steps.require(iteration, estimates(experience), experience.prompts.samples)
+        if self.algorithm.resample is not None:
+            experience = resampled(experience, self.algorithm.resample, self._context, iteration)
+        return experience
+
+    def compare(self, experience: Experience, reference: Reference) -> Experience:
+        """Adds log-probabilities of the reference policy and, where the reward has a penalty, the policy's own.
+
+        A penalty in the reward counts all completions that are compared, also truncated ones that leave the loss.
+        Towers that train are run again, since the reference has other ones.
+        """
+        budget, in_reward = budget_of(self.algorithm.settings.update), self.algorithm.kl.in_reward
+        scored = replace(experience, trainable=experience.scores.valid) if in_reward else experience
+        rows = range(len(experience.trainable))
+        batches = partial(scoring_batches, scored, rows, budget=budget, ranks=self._ranks)
+        prompts = experience.raw if self.policy.media.towers_train else experience.prompts
         with reference.entered() as frozen:
-            prompts = raw.select if towers_differ else None
-            found = score_old(frozen, scored, budget, self._ranks, prompts)
-        old = score_old(self.policy, scored, budget, self._ranks) if in_reward else None
+            found = rollout_logprobs(frozen, scored, batches(prompts=prompts.select))
+        old = rollout_logprobs(self.policy, scored, batches()) if in_reward else None
         return replace(experience, reference_logprobs=found, old_logprobs=old)
 
-    def estimate(self, experience: Experience, raw: PromptBatch, scores: Scores, iteration: int) -> Experience:
-        """Adds advantages; `raw` has the prompts before they were encoded."""
-        return replace(experience, advantages=self.advantages(experience, scores, iteration))
-
-    def advantages(self, experience: Experience, scores: Scores, iteration: int) -> torch.Tensor:
-        """Advantages [B, G] of this rank's completions, among those of all ranks."""
+    def advantages(self, experience: Experience, iteration: int) -> Float[torch.Tensor, "B G"]:
+        """Advantages of this rank's completions, among the completions of all ranks."""
         assert self.algorithm.advantage is not None
-        coefficient, _ = self._coefficients(iteration)
-        rewards = penalized_rewards(experience, scores, self.algorithm.kl, coefficient)
-        return shared_advantages(self.algorithm.advantage, rewards, scores, self._ranks)
+        rewards = penalized_rewards(experience, self.algorithm.kl, self._kl_coefficient(iteration))
+        return shared_advantages(self.algorithm.advantage, rewards, experience.scores.valid, self._ranks)
 
-    def optimize(self, experience: Experience, media: IterationMedia, iteration: int) -> dict[str, float]:
-        """The optimizer steps of one iteration; a minibatch without any signal takes none."""
-        algorithm, ranks = self.algorithm, self._ranks
-        optimizers, schedulers = self._optimizers()
-        optimizer = optimizers[0]
-        # The schedule counts iterations that update, the cooldown all of them: it could not reach zero otherwise.
-        factor = self._ending.factor(iteration - 1)
-        for each, scheduler in zip(optimizers, schedulers, strict=True):
-            for group, rate in zip(each.param_groups, scheduler.get_last_lr(), strict=True):
-                group["lr"] = rate * factor
-        learning_rate = optimizer.param_groups[0]["lr"]
-        settings = algorithm.update
-        generator = torch.Generator().manual_seed(self._context.seed * 1_000_003 + iteration)
-        objective = self._objective(iteration)
-        regularized = objective.regularized or algorithm.critic is not None  # which learns from every completion
-        minibatches = plan_minibatches(experience, settings, generator, ranks, regularized=regularized)
-        old = None if settings.on_policy else experience.old_logprobs
-        if old is None and not settings.on_policy:
-            old = score_old(self.policy, experience, settings.budget, ranks)
-        stats: dict[str, float] = {}
-        steps: list[dict[str, float]] = []
-        live = ranks.either([bool(minibatch.live) for minibatch in minibatches])
-        for number, (minibatch, has_signal) in enumerate(zip(minibatches, live, strict=True), start=1):
-            if not has_signal:
-                continue
-            optimizer.zero_grad()
-            totals = accumulate_loss(
-                self.policy,
-                experience,
-                minibatch,
-                objective=objective,
-                old_logprobs=old,
-                budget=settings.budget,
-                prompts=media.scored,
-                backward=self.manual_backward,
-            )
-            media.finish()
-            ranks.sum_gradients(self.policy.parameters())
-            norm = clip_gradients(self.policy.parameters(), settings.max_grad_norm)
-            beside, checked = self.gradients_beside(experience, minibatch)
-            taken = scalar_values(totals)
-            numbers = {
-                name: [value] for name, value in {"loss": taken["loss"], "gradient norm": norm, **checked}.items()
-            }
-            samples = [experience.prompts.samples[row] for row in minibatch.rows]
-            if self._bad_steps.found(iteration, numbers, samples, update=(number, len(minibatches))):
-                continue
-            for each in optimizers:
-                each.step()
-            steps.append(taken)
-            stats = update_stats(taken) | {"train/grad_norm": norm} | beside
-        for scheduler in schedulers if stats else ():
-            scheduler.step()
-        return stats | mismatch_stats(steps) | self._regularizers(iteration) | {"train/learning_rate": learning_rate}
+    def optimize(self, experience: Experience, iteration: int) -> dict[str, float]:
+        """The optimizer steps of one iteration, over epochs, minibatches and microbatches; returns their metrics.
 
-    def gradients_beside(
-        self, experience: Experience, minibatch: Minibatch
-    ) -> tuple[dict[str, float], dict[str, float]]:
-        """Gradients of what a subclass trains beside the policy, from the same minibatch.
-
-        Returns:
-            Their statistics, and the numbers that must be finite for an update, by the name that the user reads.
+        A minibatch without any signal takes no step.
         """
-        return {}, {}
+        with self._timed("optimize"):
+            learning_rate = self._set_learning_rates(iteration)
+            settings, num_prompts = self.algorithm.settings.update, len(experience.trainable)
+            batches = partial(scoring_batches, budget=budget_of(settings), ranks=self._ranks)
+            if settings.on_policy:
+                experience = replace(experience, old_logprobs=None)
+            elif experience.old_logprobs is None:
+                old = rollout_logprobs(self.policy, experience, batches(experience, range(num_prompts)))
+                experience = replace(experience, old_logprobs=old)
+            objective = self.algorithm.objective(iteration, self._context.settings.num_steps, self._ranks)
+            regularized = objective.regularized or self._critic_trainer is not None
+            moves = groups_with_gradient(experience, regularized=regularized)
+            generator = torch.Generator().manual_seed(self._context.seed * 1_000_003 + iteration)
+            minibatches = plan_minibatches(num_prompts, settings, generator, self._ranks)
+            live = [[row for row in minibatch if moves[row]] for minibatch in minibatches]
+            has_signal = self._ranks.any([bool(rows) for rows in live])
+            steps: list[dict[str, float]] = []
+            for number in [index for index, found in enumerate(has_signal) if found]:
+                step = self._accumulate(experience, minibatches[number], live[number], objective)
+                samples = [experience.prompts.samples[row] for row in minibatches[number]]
+                update = (number + 1, len(minibatches))
+                if self._bad_steps.found(iteration, _checked(step), samples, update=update):
+                    continue
+                for optimizer in self._optimizers()[0]:
+                    optimizer.step()
+                steps.append(step)
+            for scheduler in self._optimizers()[1] if steps else ():
+                scheduler.step()
+        return update_stats(steps) | mismatch_stats(steps) | {"train/learning_rate": learning_rate}
+
+    def _accumulate(
+        self, experience: Experience, minibatch: Sequence[int], live: Sequence[int], objective: Objective
+    ) -> dict[str, float]:
+        """Computes and clips the gradients of a minibatch for policy and critic; returns the sums of its metrics."""
+        settings, ranks = self.algorithm.settings.update, self._ranks
+        for optimizer in self._optimizers()[0]:
+            optimizer.zero_grad()
+        prompts = prompts_of_update(self.policy, experience, experience.towers)
+        batches = scoring_batches(experience, live, budget=budget_of(settings), ranks=ranks, prompts=prompts)
+        totals = accumulate_loss(
+            self.policy, experience, minibatch, batches, objective=objective, backward=self.manual_backward
+        )
+        if experience.towers is not None:
+            experience.towers.backward()
+        ranks.sum_gradients(self.policy.parameters())
+        norm = clip_gradients(self.policy.parameters(), self._context.settings.max_grad_norm)
+        step = scalar_values(totals) | {"grad_norm": norm}
+        if self._critic_trainer is not None:
+            step |= self._critic_trainer.accumulate(experience, minibatch, live, self.manual_backward)
+            step["critic_learning_rate"] = self._optimizers()[0][1].param_groups[0]["lr"]
+        return step
+
+    def push(self, version: int) -> None:
+        """Gives the engine the policy's weights; the only place where a stage does."""
+        with self._timed("push"):
+            self.engine.load_weights(self.policy, version)
+
+    def summarize(
+        self, collected: Collected, experience: Experience, update: dict[str, float], iteration: int
+    ) -> dict[str, float]:
+        """The metrics of an iteration over all ranks; writes its rollout table, and warns if no group has a signal."""
+        ranks = self._ranks
+        if self._table is not None:
+            self._table.write(iteration, collected.all_samples, collected.all_rollouts, collected.all_scores, ranks)
+        counters = self.policy.media.take_counters()
+        counts = ranks.sum(torch.tensor(list(counters.values()), dtype=torch.float64)).tolist()
+        has_signal = collected.spread(experience.has_signal)
+        own = RolloutSummary.of(collected.all_scores, collected.all_rollouts, has_signal)
+        summary = RolloutSummary.joined(ranks.gather(own))
+        message = self._signal.noted(summary, iteration)
+        if message is not None:
+            self._context.say(message)
+        metrics = rollout_stats(summary)
+        if self.algorithm.select is not None:
+            metrics |= selection_stats(collected, ranks)
+        if experience.weights is not None:
+            metrics |= resample_stats(collected.batch, experience, ranks)
+        if self._critic_trainer is not None:
+            metrics |= value_stats(experience, ranks)
+        if self._reference is not None:
+            metrics["train/kl_coefficient"] = self._kl_coefficient(iteration)
+        if self.algorithm.entropy.settings.coefficient:
+            metrics["train/entropy_coefficient"] = self.algorithm.entropy.coefficient_at(
+                iteration - 1, self._context.settings.num_steps
+            )
+        return metrics | update | {f"media/{name}": count for name, count in zip(counters, counts, strict=True)}
 
     def _optimizers(self) -> tuple[list[LightningOptimizer], list[LambdaLR]]:
-        """The policy's optimizer and scheduler, and those of what is trained beside it."""
+        """Optimizers and schedulers: the policy's, and the critic's if there is one."""
         optimizers, schedulers = self.optimizers(), self.lr_schedulers()
         optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
         schedulers = schedulers if isinstance(schedulers, list) else [schedulers]
         return cast(list[LightningOptimizer], optimizers), cast(list[LambdaLR], schedulers)
 
-    def _objective(self, iteration: int) -> Objective:
-        algorithm, (kl, entropy) = self.algorithm, self._coefficients(iteration)
-        return Objective(
-            loss=algorithm.loss,
-            aggregation=algorithm.aggregation,
-            correction=algorithm.correction,
-            ranks=self._ranks,
-            kl=algorithm.kl,
-            kl_coefficient=0.0 if algorithm.kl.in_reward else kl,
-            entropy_coefficient=entropy,
-        )
+    def _set_learning_rates(self, iteration: int) -> float:
+        """Sets the learning rates of an iteration, and returns the policy's.
 
-    def _coefficients(self, iteration: int) -> tuple[float, float]:
-        """Those of the divergence, wherever it is penalised, and of the entropy."""
-        step, num_steps = iteration - 1, self._context.num_steps
-        return self.algorithm.kl.coefficient_at(step, num_steps), self.algorithm.entropy.coefficient_at(step, num_steps)
+        The schedule counts iterations that update, the cooldown all of them: it could not reach zero otherwise.
+        """
+        factor, (optimizers, schedulers) = self._ending.factor(iteration - 1), self._optimizers()
+        for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
+            for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+                group["lr"] = rate * factor
+        return optimizers[0].param_groups[0]["lr"]
 
-    def _regularizers(self, iteration: int) -> dict[str, float]:
-        """The coefficients of what is switched on."""
-        kl, entropy = self._coefficients(iteration)
-        known = {"train/kl_coefficient": kl} if self.algorithm.kl.coefficient else {}
-        return known | ({"train/entropy_coefficient": entropy} if self.algorithm.entropy.coefficient else {})
+    def _kl_coefficient(self, iteration: int) -> float:
+        return self.algorithm.kl.coefficient_at(iteration - 1, self._context.settings.num_steps)
 
     def stage_state(self) -> dict[str, Any]:
-        """What the stage knows beside weights and counters, and since when there was no signal."""
+        """As of every stage, and since when there was no signal."""
         return super().stage_state() | {"signal": self._signal.state_dict()}
 
     def load_stage_state(self, state: Mapping[str, Any]) -> None:
-        """Takes up what `stage_state` gave."""
+        """Restores the state that `stage_state` returned."""
         super().load_stage_state(state)
         if "signal" in state:  # a state without the key starts the watch anew
             self._signal.load_state_dict(state["signal"])
 
+    def configure_model(self) -> None:
+        """Spreads policy and critic over the ranks."""
+        super().configure_model()
+        mesh, sharding = self.device_mesh, self._context.sharding
+        if self._critic_trainer is not None and mesh is not None and sharding is not None:
+            self._critic_trainer.shard(sharding, mesh["data_parallel"])
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizers of policy and critic and their schedules, stepped by hand."""
+        built = [self._optimizer.build(self.policy, self._context)]
+        if self._critic_trainer is not None:
+            built.append(self._critic_trainer.optimizer(self._optimizer, self._context))
+        return [optimizer for optimizer, _ in built], [scheduler for _, scheduler in built]
+
     def on_fit_start(self) -> None:
-        """Puts the reference policy where the policy is."""
+        """Places the reference policy on the policy's device, sharded alike."""
         if self._reference is not None:
             mesh = self.device_mesh
             self._reference.place(None if mesh is None else mesh["data_parallel"], self._ranks)
 
     def on_train_start(self) -> None:
-        """Takes up a stage that was saved: the engine gets its weights, and the stage may be at its end."""
+        """Starts the stage, or continues a saved one with its weights in the engine."""
         iteration = finished_steps(self.trainer)
         if iteration:
-            self.engine.load_weights(self.policy, iteration)
+            self.push(iteration)
         super().on_train_start()
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer and its schedule, stepped by hand."""
-        optimizer, scheduler = self._optimizer.build(self.policy, self._context)
-        return [optimizer], [scheduler]
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
         self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - start
+
+
+def _checked(step: Mapping[str, float]) -> dict[str, Sequence[float]]:
+    """The numbers of an optimizer step that must be finite, by the name that the user reads."""
+    names = {
+        "loss": "loss",
+        "gradient norm": "grad_norm",
+        "critic's loss": "value_loss",
+        "critic's gradient norm": "critic_grad_norm",
+    }
+    return {told: [step[name]] for told, name in names.items() if name in step}

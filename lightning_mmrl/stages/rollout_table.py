@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.files import dispensable, write_whole
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
+from lightning_mmrl.settings.algorithm import RewardSettings
+from lightning_mmrl.settings.stage import StageSettings
 from lightning_mmrl.types.records import Completion, MediaKind, MediaRef, Message, Role, Sample, Score
 
 if TYPE_CHECKING:
@@ -22,14 +24,14 @@ if TYPE_CHECKING:
 VERSION = 2
 """Version 1 had no messages and no extras, so that rewards could not be rerun on it."""
 
-PASS_COMPONENT = "label"
+PASS_COMPONENT = RewardSettings.pass_component
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutRow:
-    """One prompt with its G responses and what each of them earned.
+    """One prompt with its G responses and their scores.
 
     `pass_component` is the reward component that says whether a response is right.
     """
@@ -48,18 +50,18 @@ class RolloutRow:
 
 
 class RolloutTable:
-    """Writes `iteration_000010.jsonl` and so on, every `every` iterations.
+    """Writes `iteration_000010.jsonl` and so on, every `rollout_table_every` iterations.
 
     Args:
         directory: Folder of the tables.
-        every: Iterations between two tables.
-        pass_component: The reward component that says whether a response is right.
+        settings: Iterations between two tables, and the reward component that says whether a response is right.
     """
 
-    def __init__(self, directory: Path, *, every: int = 10, pass_component: str = PASS_COMPONENT) -> None:
+    def __init__(self, directory: Path, settings: StageSettings | None = None) -> None:
+        settings = settings or StageSettings()
         self._directory = directory
-        self._every = every
-        self._pass_component = pass_component
+        self._every = settings.rollout_table_every
+        self._pass_component = (settings.rewards or RewardSettings()).pass_component
 
     def write(
         self,
@@ -75,7 +77,17 @@ class RolloutTable:
         """
         if iteration % self._every and iteration != 1:
             return None
-        own = [self._row(sample, group, rollout, scores) for group, sample in enumerate(samples)]
+        size = rollout.group_size
+        own = [
+            RolloutRow(
+                sample=sample,
+                completions=tuple(rollout.completions[group * size : (group + 1) * size]),
+                scores=scores.details[group],
+                policy_version=int(rollout.policy_version[group * size]),
+                pass_component=self._pass_component,
+            )
+            for group, sample in enumerate(samples)
+        ]
         rows = [row for share in ranks.gather(own) for row in share]
         if ranks.rank:
             return None
@@ -84,16 +96,6 @@ class RolloutTable:
             write_table(path, rows)
             return path
         return None
-
-    def _row(self, sample: Sample, group: int, rollout: "Rollout", scores: "Scores") -> RolloutRow:
-        size = rollout.group_size
-        return RolloutRow(
-            sample=sample,
-            completions=tuple(rollout.completions[group * size : (group + 1) * size]),
-            scores=scores.details[group],
-            policy_version=rollout.policy_version,
-            pass_component=self._pass_component,
-        )
 
 
 def write_table(path: Path, rows: Iterable[RolloutRow]) -> None:

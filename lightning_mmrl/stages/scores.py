@@ -3,20 +3,37 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 
-from lightning_mmrl.types.batches import Scores
-from lightning_mmrl.types.records import Score
+from lightning_mmrl.types.batches import Rollout, Scores
+from lightning_mmrl.types.records import Completion, Sample, Score
 
 REWARD_TYPE = torch.float32
 """Type of rewards; under precision 16-true torch's default would be float16, whose squares end at 65,504."""
 
 SQUARES = 2**20
-"""How many squares of the largest reward that is used may be added up, as for the deviation of a batch."""
+"""Squares of the largest accepted reward that may be summed without overflow, as in the deviation of a batch."""
 
 LARGEST = math.sqrt(torch.finfo(REWARD_TYPE).max / SQUARES)
-"""Largest magnitude of a reward that is used, 1.8e16."""
+"""Largest magnitude of an accepted reward, 1.8e16."""
+
+
+class RewardSource(Protocol):
+    """Scores the G completions of each of B samples; more than `max_invalid_rate` failures stop the stage."""
+
+    @property
+    def max_invalid_rate(self) -> float: ...
+
+    def score(self, samples: Sequence[Sample], completions: Sequence[Sequence[Completion]]) -> list[list[Score]]: ...
+
+
+def score_rollout(rewards: RewardSource, samples: Sequence[Sample], rollout: Rollout) -> Scores:
+    """Rewards [B, G] of the completions of B samples; a failed verifier is invalid, not zero."""
+    size = rollout.group_size
+    groups = [rollout.completions[i * size : (i + 1) * size] for i in range(len(samples))]
+    return score_tensors(rewards.score(samples, groups), rollout.completion_ids.device)
 
 
 def score_tensors(table: Sequence[Sequence[Score]], device: torch.device) -> Scores:
@@ -42,8 +59,8 @@ def score_tensors(table: Sequence[Sequence[Score]], device: torch.device) -> Sco
 def finite_scores(table: Sequence[Sequence[Score]]) -> list[list[Score]]:
     """The scores; one that is too large for `REWARD_TYPE` is invalid.
 
-    Rewards are squared and added up in that type. One that a reward returned as a finite number, such as 1e39, may be
-    infinite there; as any failure of a verifier it leaves its group.
+    Rewards are squared and summed in that type, where a finite number such as 1e39 may be infinite. As with any failure
+    of a verifier, the completion leaves its group.
     """
     return [[_within(score) for score in row] for row in table]
 

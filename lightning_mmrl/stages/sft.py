@@ -18,12 +18,12 @@ from lightning_mmrl.types.batches import ScoringBatch, SftBatch
 from lightning_mmrl.types.records import Sample
 
 SCALINGS = 16
-"""Steps in a row that a loss scaler may skip on its own: after as many halvings the usual first scale, 2**16, is 1."""
+"""Steps in a row that a loss scaler may skip itself: as many halvings bring the usual first scale, 2**16, to 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Step:
-    """The step that is taken: its number from 1, the loss of all ranks, and the samples of this one."""
+    """The current step: its number from 1, the loss over all ranks, and the samples of this rank."""
 
     number: int
     loss: float
@@ -34,25 +34,25 @@ class SFTModule(StageModule):
     """Maximises the log-likelihood of targets: loss = -sum of their token log-probs / number of target tokens.
 
     Both are counted over all ranks of an optimizer step. A step whose loss or gradient is not finite moves neither
-    weights nor optimizer nor schedule. Under a loss scaler (precision 16-mixed) a gradient that is not finite says that
-    the scale is too large, unless it comes more than `SCALINGS` times in a row; before that such a step is the scaler's
-    own business: it moves neither weights nor optimizer, and does not count as skipped.
+    weights nor optimizer nor schedule. Under a loss scaler (precision 16-mixed) a gradient that is not finite means
+    that the scale is too large, and the scaler skips such a step itself: it moves neither weights nor optimizer, and
+    counts as skipped only after `SCALINGS` of them in a row.
 
     Args:
         policy: The model to train.
         optimizer: Optimizer and schedule.
         context: The stage's name, length, seed and folder.
-        examiner: Judges greedy answers on the validation split, if there is one.
+        evaluator: Judges greedy answers on the validation split, if there is one.
     """
 
     _skips = False
-    """Whether the step that was taken last was skipped."""
+    """Whether the last step was skipped."""
 
     _scalings = 0
     """Steps in a row whose scaled gradient was not finite."""
 
     def training_step(self, batch: SftBatch, batch_idx: int) -> Tensor:
-        """One optimizer step over one batch of targets; the result is this rank's part of the loss."""
+        """One optimizer step over one batch of targets; returns this rank's part of the loss."""
         check_targets(batch, self.policy.media.backbone.placeholder_ids)
         scoring = ScoringBatch(
             prompts=batch.prompts,
@@ -66,7 +66,9 @@ class SFTModule(StageModule):
         total = self._ranks.sum(loss.detach()).item()
         self._step = _Step(number=batch_idx + 1, loss=total, samples=batch.prompts.samples)
         reported = {"train/loss": total} if math.isfinite(total) else {}
-        self._report(reported | {"train/learning_rate": self._learning_rate()}, batch_idx + 1)
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        self._report(reported | {"train/learning_rate": optimizer.param_groups[0]["lr"]}, batch_idx + 1)
         return loss
 
     def on_after_backward(self) -> None:
@@ -79,7 +81,7 @@ class SFTModule(StageModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Scales gradients down, or takes them away if they are not used: an optimizer leaves what has none."""
+        """Scales gradients down, or removes them if the step is skipped: an optimizer leaves such parameters alone."""
         max_norm = math.inf if gradient_clip_val is None else gradient_clip_val
         norm = clip_gradients(self.policy.parameters(), max_norm)
         self._skips = self._is_skipped(norm)
@@ -89,7 +91,7 @@ class SFTModule(StageModule):
             optimizer.zero_grad()
 
     def _is_skipped(self, norm: float) -> bool:
-        """Whether the step whose gradients have this norm is skipped; all ranks ask, and have the same norm."""
+        """Whether a step whose gradients have this norm is skipped; a collective, with the same norm on all ranks."""
         step, plugin = self._step, self.trainer.precision_plugin
         scaled = isinstance(plugin, MixedPrecision) and plugin.scaler is not None and math.isfinite(step.loss)
         self._scalings = self._scalings + 1 if scaled and not math.isfinite(norm) else 0
@@ -97,29 +99,23 @@ class SFTModule(StageModule):
         return self._bad_steps.found(step.number, numbers, step.samples)
 
     def stage_state(self) -> dict[str, Any]:
-        """What the stage knows beside weights and counters, and how often in a row the loss scaler skipped."""
+        """As of every stage, and how often in a row the loss scaler skipped a step."""
         return super().stage_state() | {"scalings": self._scalings}
 
     def load_stage_state(self, state: Mapping[str, Any]) -> None:
-        """Takes up what `stage_state` gave."""
+        """Restores the state that `stage_state` returned."""
         super().load_stage_state(state)
         self._scalings = state.get("scalings", 0)
 
     def lr_scheduler_step(self, scheduler: LRSchedulerTypeUnion, metric: Any | None) -> None:
-        """The next learning rate, but after a skipped step."""
+        """Moves on to the next learning rate, except after a skipped step."""
         if not self._skips:
             super().lr_scheduler_step(scheduler, metric)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer, its schedule stepped every optimizer step that is not skipped."""
-        optimizer, scheduler = self._optimizer.build(self.policy, self._context, self._cooldown_factor)
+        """The optimizer and its schedule, stepped with every optimizer step that is not skipped."""
+        # The cooldown counts skipped steps too, unlike the schedule: otherwise it would not reach zero.
+        optimizer, scheduler = self._optimizer.build(
+            self.policy, self._context, lambda step: self._ending.factor(step + len(self._bad_steps))
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def _cooldown_factor(self, step: int) -> float:
-        """The cooldown counts all steps, the schedule those that were not skipped: else it would not reach zero."""
-        return self._ending.factor(step + len(self._bad_steps))
-
-    def _learning_rate(self) -> float:
-        optimizer = self.optimizers()
-        assert isinstance(optimizer, torch.optim.Optimizer)
-        return optimizer.param_groups[0]["lr"]

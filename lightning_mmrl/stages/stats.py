@@ -1,5 +1,6 @@
-"""What one RL iteration is summarised by."""
+"""Metrics of one RL iteration."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,41 +10,50 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lightning_mmrl.ops.groups import group_signal_fraction
 from lightning_mmrl.protocols.ranks import Ranks
 from lightning_mmrl.stages.collect import Collected
-from lightning_mmrl.stages.failures import failed_parts
+from lightning_mmrl.stages.failures import failed_components
 from lightning_mmrl.types.batches import Rollout, Scores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What the statistics of a rollout look at, in host memory: small enough to be gathered from all ranks."""
+class RolloutSummary:
+    """The part of a rollout that metrics are made of, in host memory: small enough to be gathered from all ranks.
+
+    Attributes:
+        rewards: Of each completion.
+        valid: True where no verifier failed.
+        components: The components of the rewards, by name.
+        has_signal: True for completions whose advantage is not zero.
+        lengths: Tokens of each completion.
+        truncated: Whether the length limit ended it.
+        failed: Number of invalid scores by the component that failed.
+    """
 
     rewards: Float[Tensor, "B G"]
     valid: Bool[Tensor, "B G"]
     components: Mapping[str, Float[Tensor, "B G"]]
-    advantages: Float[Tensor, "B G"]
+    has_signal: Bool[Tensor, "B G"]
     lengths: Float[Tensor, " N"]
     truncated: tuple[bool, ...]
     failed: Counter[str]
 
     @classmethod
-    def of(cls, scores: Scores, rollout: Rollout, advantages: Float[Tensor, "B G"]) -> Self:
-        """Of this rank's rollout."""
+    def of(cls, scores: Scores, rollout: Rollout, has_signal: Bool[Tensor, "B G"]) -> Self:
+        """The summary of this rank's rollout."""
         return cls(
             rewards=scores.rewards.cpu(),
             valid=scores.valid.cpu(),
             components={name: values.cpu() for name, values in scores.components.items()},
-            advantages=advantages.cpu(),
+            has_signal=has_signal.cpu(),
             lengths=rollout.completion_mask.sum(-1).float().cpu(),
             truncated=tuple(completion.truncated for completion in rollout.completions),
-            failed=failed_parts(scores),
+            failed=failed_components(scores),
         )
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
-        """The rollout of all ranks; a component that a rank has no score of is zero there, and invalid."""
+        """The summary over all ranks; a component that a rank lacks is zero there, and invalid."""
         names = dict.fromkeys(name for part in parts for name in part.components)
         return cls(
             rewards=torch.cat([part.rewards for part in parts]),
@@ -52,27 +62,27 @@ class Outcome:
                 name: torch.cat([part.components.get(name, torch.zeros_like(part.rewards)) for part in parts])
                 for name in names
             },
-            advantages=torch.cat([part.advantages for part in parts]),
+            has_signal=torch.cat([part.has_signal for part in parts]),
             lengths=torch.cat([part.lengths for part in parts]),
             truncated=tuple(truncated for part in parts for truncated in part.truncated),
             failed=sum((part.failed for part in parts), Counter[str]()),
         )
 
 
-def rollout_stats(outcome: Outcome) -> dict[str, float]:
+def rollout_stats(summary: RolloutSummary) -> dict[str, float]:
     """Rewards by component, lengths, truncation, failures and signal of a rollout; means are over valid completions."""
-    valid = outcome.valid
+    valid = summary.valid
     num_valid = max(1, int(valid.sum()))
     stats = {
-        "rollout/reward_mean": float(outcome.rewards.where(valid, 0.0).sum()) / num_valid,
-        "rollout/length_mean": float(outcome.lengths.mean()),
-        "rollout/truncated": _mean(outcome.truncated),
+        "rollout/reward_mean": float(summary.rewards.where(valid, 0.0).sum()) / num_valid,
+        "rollout/length_mean": float(summary.lengths.mean()),
+        "rollout/truncated": sum(summary.truncated) / len(summary.truncated),
         "rollout/invalid_scores": 1.0 - float(valid.float().mean()),
-        "rollout/groups_with_signal": float(group_signal_fraction(outcome.advantages)),
+        "rollout/groups_with_signal": float(summary.has_signal.any(-1).float().mean()),
     }
-    for name, count in outcome.failed.items():
+    for name, count in summary.failed.items():
         stats[f"rollout/invalid/{name}"] = count / valid.numel()
-    for name, values in outcome.components.items():
+    for name, values in summary.components.items():
         stats[f"rollout/{name}"] = float(values.where(valid, 0.0).sum()) / num_valid
     return stats
 
@@ -89,22 +99,47 @@ def selection_stats(collected: Collected, ranks: Ranks) -> dict[str, float]:
     }
 
 
-def update_stats(totals: dict[str, float]) -> dict[str, float]:
-    """Per-token means of what an optimizer step accumulated."""
-    tokens = max(1.0, totals["tokens"])
-    compared = {"train/reference_kl": totals["reference_kl"] / tokens} if "reference_kl" in totals else {}
-    return {
-        "train/loss": totals["loss"],
-        "train/clip_fraction": totals["clipped"] / tokens,
-        "train/clip_fraction_low": totals["clipped_low"] / tokens,
-        "train/clip_fraction_high": totals["clipped_high"] / tokens,
-        "train/ratio_mean": totals["ratio"] / tokens,
-        "train/ratio_max": totals["ratio_max"],
-        "train/approx_kl": totals["kl"] / tokens,
-        "train/entropy": totals["entropy"] / tokens,
-        "train/tokens": totals["tokens"],
-    } | compared
+def update_stats(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Metrics over all optimizer steps of an iteration, from the sums of each; nothing if there was no step.
 
+    - `train/loss`: mean of the steps' losses, each weighted by its own denominator. It is the sum of all token losses
+      over the sum of all denominators.
+    - clip fractions, `ratio_mean`, `approx_kl`, `entropy` and `reference_kl`: mean over all tokens that were scored, a
+      token once for each epoch.
+    - `train/ratio_max`: largest ratio. `train/tokens`: number of tokens that were scored.
+    - `train/grad_norm`: mean over the steps, before clipping.
+    - `train/value_loss` and `value_clip_fraction`: mean over all tokens that the critic learned from.
+    - `train/critic_grad_norm`: mean over the steps. `train/critic_learning_rate`: the same in all of them.
+    """
+    if not steps:
+        return {}
 
-def _mean(values: Sequence[bool]) -> float:
-    return sum(values) / len(values)
+    def total(name: str) -> float:
+        return math.fsum(step[name] for step in steps)
+
+    def mean(name: str, weight: str) -> float:
+        # The share comes first: of a single step it is 1, and the mean is its value to the last bit.
+        whole = total(weight) or 1.0
+        return math.fsum(step[name] * (step[weight] / whole) for step in steps)
+
+    tokens = max(1.0, total("tokens"))
+    stats = {
+        "train/loss": mean("loss", "denominator"),
+        "train/clip_fraction": total("clipped") / tokens,
+        "train/clip_fraction_low": total("clipped_low") / tokens,
+        "train/clip_fraction_high": total("clipped_high") / tokens,
+        "train/ratio_mean": total("ratio") / tokens,
+        "train/ratio_max": max(step["ratio_max"] for step in steps),
+        "train/approx_kl": total("kl") / tokens,
+        "train/entropy": total("entropy") / tokens,
+        "train/tokens": total("tokens"),
+        "train/grad_norm": total("grad_norm") / len(steps),
+    }
+    if "reference_kl" in steps[0]:
+        stats["train/reference_kl"] = total("reference_kl") / tokens
+    if "value_loss" in steps[0]:
+        stats["train/value_loss"] = mean("value_loss", "value_tokens")
+        stats["train/value_clip_fraction"] = mean("value_clip_fraction", "value_tokens")
+        stats["train/critic_grad_norm"] = total("critic_grad_norm") / len(steps)
+        stats["train/critic_learning_rate"] = steps[-1]["critic_learning_rate"]
+    return stats

@@ -1,7 +1,7 @@
-"""What a critic adds to an iteration: rewards and advantages of single tokens, and the update of its values."""
+"""Rewards, values and advantages of single tokens, and the loss that a critic learns from."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,73 +12,33 @@ from lightning_mmrl.algorithms.losses.value_clip import ValueClip
 from lightning_mmrl.algorithms.penalties.kl import KLPenalty
 from lightning_mmrl.ops.gae import generalized_advantages
 from lightning_mmrl.ops.masked import masked_sum
-from lightning_mmrl.ops.packing import Budget
 from lightning_mmrl.protocols.ranks import Ranks
-from lightning_mmrl.stages.optimize import Minibatch, loss_mask, passes
-from lightning_mmrl.types.batches import Experience, PromptBatch, Scores, ScoringBatch
+from lightning_mmrl.settings.algorithm import CriticSettings
+from lightning_mmrl.stages.experience import Experience
+from lightning_mmrl.stages.optimize import ScoredBatches
+from lightning_mmrl.types.batches import ScoringBatch
 
 MIN_VARIANCE = 1e-8
-"""What advantages are at least taken to vary by when they are whitened, as in OpenRLHF."""
+"""Smallest variance that whitening divides by, as in OpenRLHF."""
 
 ROUNDING = 1e-10
-"""Variance over squared mean below which numbers are the same: the rounding of float32 returns is of 1e-14."""
+"""Variance over squared mean below which numbers count as equal: float32 returns round to about 1e-14 of it."""
 
 ValueFunction = Callable[[ScoringBatch], Tensor]
 """Values [N, C] of a scoring batch, such as a `models.critic.Critic`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CriticSettings:
-    """How a critic learns, and what advantages are made of its values.
-
-    The defaults are those of LMM-R1 (arXiv:2503.07536; learning rate of its table A7).
-
-    Attributes:
-        learning_rate: Of the critic's own optimizer, which is of the stage's kind and schedule.
-        max_grad_norm: Norm above which the critic's gradients are scaled down; infinity never.
-        value_clip: How far values may move from those at the rollout and still pay; None for any distance.
-        gamma: Discount of a reward for each token before it.
-        gae_lambda: 1 takes returns as they are, 0 trusts the value of the next state (arXiv:1506.02438, eq. 16).
-        whiten: Shift and scale advantages to mean 0 and variance 1 over all tokens of the iteration on all ranks.
-
-    Raises:
-        ValueError: For a rate, norm or clip that is not above 0, or gamma or lambda out of range.
-    """
-
-    learning_rate: float = 9e-6
-    max_grad_norm: float = 1.0
-    value_clip: float | None = 0.2
-    gamma: float = 1.0
-    gae_lambda: float = 1.0
-    whiten: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("learning_rate", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
-        if not 0 < self.gamma <= 1:
-            raise ValueError(f"gamma is {self.gamma}; it must be above 0 and at most 1")
-        if not 0 <= self.gae_lambda <= 1:
-            raise ValueError(f"gae_lambda is {self.gae_lambda}; it must lie in [0, 1]")
-        ValueClip(clip=self.value_clip)
-
-    @property
-    def loss(self) -> ValueClip:
-        """What the critic minimises at each token."""
-        return ValueClip(clip=self.value_clip)
-
-
-def token_rewards(experience: Experience, scores: Scores, kl: KLPenalty, coefficient: float) -> Float[Tensor, "N C"]:
+def token_rewards(experience: Experience, kl: KLPenalty, coefficient: float) -> Float[Tensor, "N C"]:
     """A completion's reward at its last token, and minus coefficient times the divergence at each of its tokens.
 
-    The penalty is there if it belongs in the reward, at the weights that sampled (InstructGPT, arXiv:2203.02155, eq. 2;
-    LMM-R1 takes k1). Zero for completions that do not count.
+    The divergence is part of it if the penalty belongs in the reward, at the weights that sampled (InstructGPT,
+    arXiv:2203.02155, eq. 2; LMM-R1 takes k1). Zero for completions that do not count.
     """
-    mask = loss_mask(experience, range(len(experience.prompts.samples)))
-    behind = torch.zeros_like(mask)
-    behind[:, :-1] = mask[:, 1:]
+    mask, scores = experience.loss_mask(), experience.scores
+    next_counted = torch.zeros_like(mask)
+    next_counted[:, :-1] = mask[:, 1:]
     totals = torch.where(scores.valid, scores.rewards, torch.zeros_like(scores.rewards)).reshape(-1, 1)
-    rewards = torch.where(mask & ~behind, totals, torch.zeros_like(totals))
+    rewards = torch.where(mask & ~next_counted, totals, torch.zeros_like(totals))
     old, reference = experience.old_logprobs, experience.reference_logprobs
     if not kl.in_reward or old is None or reference is None:
         return rewards
@@ -94,26 +54,19 @@ def with_advantages(
     ranks: Ranks,
 ) -> Experience:
     """The experience with values, returns and advantages of its tokens."""
-    mask = loss_mask(experience, range(len(experience.prompts.samples)))
+    mask = experience.loss_mask()
     advantages, returns = generalized_advantages(
         rewards.to(values.dtype), values, mask, gamma=settings.gamma, gae_lambda=settings.gae_lambda
     )
     if settings.whiten:
         advantages = whitened(advantages, mask, ranks)
-    largest = advantages.gather(-1, advantages.abs().argmax(-1, keepdim=True))
-    return replace(
-        experience,
-        advantages=largest.reshape(experience.advantages.shape),
-        token_advantages=advantages,
-        old_values=values,
-        returns=returns,
-    )
+    return replace(experience, advantages=advantages, old_values=values, returns=returns)
 
 
 def whitened(advantages: Float[Tensor, "N C"], mask: Bool[Tensor, "N C"], ranks: Ranks) -> Float[Tensor, "N C"]:
     """(A - mean) / sqrt(max(variance, 1e-8)) over the True tokens of all ranks; zero elsewhere.
 
-    As in OpenRLHF and LMM-R1: the variance is divided by the number of tokens. Advantages that are all the same become
+    As in OpenRLHF and LMM-R1, the variance is divided by the number of tokens. Advantages that are all equal become
     zero.
     """
     wide = advantages.cpu().double()
@@ -125,20 +78,11 @@ def whitened(advantages: Float[Tensor, "N C"], mask: Bool[Tensor, "N C"], ranks:
     return torch.where(mask, scaled.to(advantages), torch.zeros_like(advantages))
 
 
-def score_values(
-    critic: ValueFunction,
-    experience: Experience,
-    *,
-    budget: Budget,
-    ranks: Ranks,
-    prompts: Callable[[list[int]], PromptBatch],
-) -> Float[Tensor, "N C"]:
+def score_values(critic: ValueFunction, experience: Experience, batches: ScoredBatches) -> Float[Tensor, "N C"]:
     """Values of a critic that is not updated, at all tokens that count; zero elsewhere."""
     found = torch.zeros_like(experience.rollout.sampler_logprobs)
-    everything = tuple(range(len(experience.prompts.samples)))
-    whole = Minibatch(rows=everything, live=everything)
     with torch.no_grad():
-        for batch, rows in passes(experience, whole, budget=budget, ranks=ranks, prompts=prompts):
+        for batch, rows in batches:
             values = critic(batch)
             if rows is not None:
                 found = found.to(values.dtype).index_add(0, rows, values)
@@ -148,24 +92,24 @@ def score_values(
 def accumulate_value_loss(
     critic: ValueFunction,
     experience: Experience,
-    minibatch: Minibatch,
+    minibatch: Sequence[int],
+    batches: ScoredBatches,
     *,
     loss: ValueClip,
-    budget: Budget,
     ranks: Ranks,
-    prompts: Callable[[list[int]], PromptBatch],
     backward: Callable[[Tensor], None],
 ) -> dict[str, float]:
     """Adds the gradient of the critic's loss of one minibatch, and returns its statistics.
 
-    The loss is the mean over all tokens that count in the minibatch, over its microbatches and all ranks together.
+    The loss is the mean over all tokens that count in the minibatch, over its microbatches and all ranks together;
+    `value_tokens` is their number.
     """
     old_values, returns, mean = experience.old_values, experience.returns, TokenMean()
     assert old_values is not None
     assert returns is not None
-    count = ranks.sum(mean.denominator(loss_mask(experience, minibatch.rows)))
+    count = ranks.sum(mean.denominator(experience.loss_mask(minibatch)))
     totals = torch.zeros(2, dtype=torch.float64)
-    for batch, rows in passes(experience, minibatch, budget=budget, ranks=ranks, prompts=prompts):
+    for batch, rows in batches:
         values = critic(batch)
         if rows is None:
             backward(masked_sum(values, torch.zeros_like(batch.completion_mask)))
@@ -175,18 +119,18 @@ def accumulate_value_loss(
         backward(value)
         totals += torch.stack([value.detach(), clipped.sum() / count.clamp(min=1)]).cpu().double()
     value_loss, fraction = ranks.sum(totals).tolist()
-    return {"train/value_loss": value_loss, "train/value_clip_fraction": fraction}
+    return {"value_loss": value_loss, "value_clip_fraction": fraction, "value_tokens": float(count)}
 
 
 def value_stats(experience: Experience, ranks: Ranks) -> dict[str, float]:
     """Mean value and return at the rollout, and the share of the returns' variance that the values explain.
 
     The share is 1 - Var(return - value) / Var(return): 1 for a perfect critic, 0 for a constant. It is left out where
-    all returns are the same, but for their rounding.
+    all returns are equal up to rounding.
     """
     assert experience.old_values is not None
     assert experience.returns is not None
-    mask = loss_mask(experience, range(len(experience.prompts.samples))).cpu()
+    mask = experience.loss_mask().cpu()
     values, returns = experience.old_values.cpu().double(), experience.returns.cpu().double()
     count = ranks.sum(mask.sum().double()).clamp(min=1)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.protocols.plain import RunStatus, TrackedRun
+from lightning_mmrl.settings.run import TrackingSettings
 from lightning_mmrl.tracking.answers import NoAnswerError
 from lightning_mmrl.tracking.connection import connect, find_run
 from lightning_mmrl.tracking.delivery import LOCAL_PREFIX, PARENT_TAG, MlflowDelivery
@@ -50,20 +51,19 @@ class MlflowTracker:
     with its stages, if both lie in one experiment. So there is one parent, however often the curriculum was started.
 
     Args:
-        tracking_uri: `sqlite:///<file>` or `http(s)://<host>`.
-        experiment: Name of the experiment; created if it does not exist.
+        settings: The store, `sqlite:///<file>` or `http(s)://<host>`, and the experiment, created if it does not exist.
         spool_dir: Folder for undelivered entries, used by one tracker at a time.
 
     Raises:
         ConfigError: The URI has another form, nothing usable answers at it, or MLFLOW_RUN_ID names no run there.
     """
 
-    def __init__(self, tracking_uri: str, experiment: str, spool_dir: Path) -> None:
+    def __init__(self, settings: TrackingSettings, spool_dir: Path) -> None:
         self._project_run_id = os.environ.get("MLFLOW_RUN_ID") or None
         self._continues_another = False
-        self._connection = connect(tracking_uri, experiment, run_id=self._project_run_id)
+        self._connection = connect(settings.uri or "", settings.experiment, run_id=self._project_run_id)
         self._delivery = MlflowDelivery(self._connection, spool_dir)
-        note_store(spool_dir, self._connection.uri, experiment)
+        note_store(spool_dir, self._connection.uri, settings.experiment)
         self._spool = Spool(spool_dir, self._delivery)
 
     def open_run(

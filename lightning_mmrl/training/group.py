@@ -15,9 +15,9 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
+from lightning_mmrl.settings.stage import TrainerSettings
 from lightning_mmrl.training.interruption import Interrupted, Interruption
 from lightning_mmrl.training.ranks import ProcessRanks
-from lightning_mmrl.training.strategies import TrainerSettings
 
 T = TypeVar("T")
 

@@ -119,7 +119,7 @@ class Interruption:
         Raises:
             Interrupted: Any of the ranks received a signal.
         """
-        signum = self._ranks.most(self.pending or 0) if self._ranks.world_size > 1 else 0
+        signum = self._ranks.max(self.pending or 0) if self._ranks.world_size > 1 else 0
         if signum:
             self._raised = True
             raise Interrupted(signum)

@@ -39,11 +39,11 @@ class ProcessRanks:
         """Element-wise sum over the ranks."""
         return self._reduced(values, dist.ReduceOp.SUM)
 
-    def most(self, value: int) -> int:
+    def max(self, value: int) -> int:
         """The largest value of any rank."""
         return int(self._reduced(torch.tensor(value), dist.ReduceOp.MAX))
 
-    def either(self, flags: Sequence[bool]) -> list[bool]:
+    def any(self, flags: Sequence[bool]) -> list[bool]:
         """For each flag, whether it is True on any rank."""
         if not flags:
             return []
@@ -61,7 +61,7 @@ class ProcessRanks:
         if self.lockstep:
             return
         trained = [parameter for parameter in parameters if parameter.requires_grad]
-        anywhere = self.either([parameter.grad is not None for parameter in trained])
+        anywhere = self.any([parameter.grad is not None for parameter in trained])
         chosen = [parameter for parameter, found in zip(trained, anywhere, strict=True) if found]
         for parameter in chosen:
             if parameter.grad is None:

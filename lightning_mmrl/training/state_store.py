@@ -10,6 +10,8 @@ from typing import Any
 
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.files import file_digest, follow_umask, sync, sync_tree, write_whole, writing
+from lightning_mmrl.settings.rules import check_rules
+from lightning_mmrl.settings.run import StateSettings
 
 MANIFEST = "MANIFEST.json"
 LATEST = "LATEST"
@@ -47,20 +49,23 @@ class StateStore:
 
     Args:
         directory: `state/` of the stage.
-        keep: Number of states to keep, newest first.
+        settings: Number of states to keep, newest first.
         check: Examines a complete state before it is resumed from; raises a ValueError that says what is wrong.
 
     Raises:
-        ValueError: `keep` is less than 1.
+        ConfigError: No state would be kept.
     """
 
     def __init__(
-        self, directory: Path, *, keep: int = 2, check: Callable[[StoredState], None] = lambda state: None
+        self,
+        directory: Path,
+        *,
+        settings: StateSettings | None = None,
+        check: Callable[[StoredState], None] = lambda state: None,
     ) -> None:
-        if keep < 1:
-            raise ValueError(f"keep is {keep}; at least 1 state must be kept")
+        self._settings = settings or StateSettings()
+        check_rules(self._settings, "state")
         self.directory = directory
-        self._keep = keep
         self._check = check
 
     def begin(self, step: int) -> Path:
@@ -112,7 +117,7 @@ class StateStore:
         write_whole(self.directory / LATEST, place.name)
         sync(self.directory)
         up_to_newest = [each for each in self._states() if each.name <= place.name]
-        for surplus in {*self._states()} - {*up_to_newest[: self._keep]}:
+        for surplus in {*self._states()} - {*up_to_newest[: self._settings.keep]}:
             surplus.rename(surplus.with_suffix(_PARTIAL))
         self.clear_partial()
         return place

@@ -8,9 +8,8 @@ torchrun, SLURM or Lightning itself starts the processes, on one node or several
 environment variables. On a CPU the processes communicate over gloo.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -19,86 +18,13 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Str
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.models.parallelize import Sharding
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
+from lightning_mmrl.settings.stage import TrainerSettings
 from lightning_mmrl.training.checkpoint_io import SnapshotIO
 from lightning_mmrl.training.ranks import ProcessRanks
 from lightning_mmrl.training.shards import load_shards, load_whole, named_state, write_shards
 from lightning_mmrl.training.stored import read_stored
-
-StrategyName = Literal["auto", "ddp", "fsdp2"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainerSettings:
-    """Where and how precisely a stage runs.
-
-    Attributes:
-        accelerator: "auto", "cpu", "gpu" and so on.
-        devices: Devices of each node.
-        num_nodes: Nodes.
-        strategy: "ddp" or "fsdp2"; "auto" is one device if there is one, and "ddp" otherwise.
-        precision: Lightning's precision, such as "32-true" or "bf16-true".
-        activation_checkpointing: Compute activations of decoder layers and tower blocks again in the backward pass.
-        cpu_offload: With fsdp2, keep shards and optimizer state in host memory.
-        num_threads: Threads of torch on a CPU; None leaves torch's own choice.
-
-    Raises:
-        ConfigError: The settings contradict each other.
-    """
-
-    accelerator: str = "auto"
-    devices: int = 1
-    num_nodes: int = 1
-    strategy: StrategyName = "auto"
-    precision: str = "32-true"
-    activation_checkpointing: bool = False
-    cpu_offload: bool = False
-    num_threads: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.strategy not in get_args(StrategyName):
-            raise ConfigError(f"strategy is {self.strategy!r}; it must be one of {', '.join(get_args(StrategyName))}")
-        for name, value in (("devices", self.devices), ("num_nodes", self.num_nodes)):
-            if value < 1:
-                raise ConfigError(f"{name} is {value}; it must be at least 1")
-        if self.cpu_offload and not self.shards:
-            raise ConfigError("cpu_offload is on without sharded weights; set strategy=fsdp2 or cpu_offload=false")
-        if self.shards and self.precision not in FSDP2_PRECISIONS:
-            raise ConfigError(
-                f"precision is {self.precision}, which fsdp2 does not run; take one of {', '.join(FSDP2_PRECISIONS)}"
-            )
-
-    @property
-    def world_size(self) -> int:
-        """Ranks of the job."""
-        return self.devices * self.num_nodes
-
-    @property
-    def shards(self) -> bool:
-        """True if weights are sharded over the ranks."""
-        return self.strategy == "fsdp2"
-
-    @property
-    def lightning_precision(self) -> str:
-        """What the Trainer is told: sharded weights are cast as they are gathered, so it has nothing to do then."""
-        return "32-true" if self.shards and self.precision == "bf16-mixed" else self.precision
-
-    @property
-    def ranks(self) -> Ranks:
-        """The processes of the job, as a stage sees them."""
-        if self.world_size == 1 and not self.shards:
-            return ALONE
-        return ProcessRanks(lockstep=self.shards)
-
-    @property
-    def sharding(self) -> Sharding | None:
-        """How weights are spread over the ranks, or None if each has them all."""
-        if not self.shards:
-            return None
-        return Sharding(**FSDP2_PRECISIONS[self.precision], cpu_offload=self.cpu_offload)
-
 
 FSDP2_PRECISIONS: dict[str, dict[str, torch.dtype]] = {
     "32-true": {},
@@ -106,7 +32,10 @@ FSDP2_PRECISIONS: dict[str, dict[str, torch.dtype]] = {
     "bf16-true": {"compute_dtype": torch.bfloat16, "reduce_dtype": torch.float32},
     "bf16-mixed": {"compute_dtype": torch.bfloat16, "reduce_dtype": torch.float32},
 }
-"""Under "bf16-mixed" weights are stored in float32 and gathered in bfloat16; gradients are always summed in float32."""
+"""What `Sharding` is given for each precision.
+
+Under "bf16-mixed" weights are stored in float32 and gathered in bfloat16; gradients are always summed in float32.
+"""
 
 
 class ReplicaStrategy(DDPStrategy):
@@ -151,6 +80,25 @@ class ShardedStrategy(ModelParallelStrategy):
     def _module(self) -> nn.Module:
         assert self.model is not None
         return self.model
+
+
+def lightning_precision(settings: TrainerSettings) -> str:
+    """What the Trainer is told: sharded weights are cast as they are gathered, so it has nothing to do then."""
+    return "32-true" if settings.shards and settings.precision == "bf16-mixed" else settings.precision
+
+
+def ranks_of(settings: TrainerSettings) -> Ranks:
+    """The processes of the job, as a stage sees them."""
+    if settings.world_size == 1 and not settings.shards:
+        return ALONE
+    return ProcessRanks(lockstep=settings.shards)
+
+
+def sharding_of(settings: TrainerSettings) -> Sharding | None:
+    """How weights are spread over the ranks, or None if each has them all."""
+    if not settings.shards:
+        return None
+    return Sharding(**FSDP2_PRECISIONS[settings.precision], settings=settings)
 
 
 def build_strategy(settings: TrainerSettings) -> Strategy | str:

@@ -11,8 +11,9 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
+from lightning_mmrl.settings.stage import TrainerSettings
 from lightning_mmrl.training.group import cluster_environment
-from lightning_mmrl.training.strategies import TrainerSettings, build_strategy
+from lightning_mmrl.training.strategies import build_strategy, lightning_precision
 
 
 def training_trainer(
@@ -84,7 +85,7 @@ def _placement(settings: TrainerSettings) -> dict[str, Any]:
         "devices": settings.devices,
         "num_nodes": settings.num_nodes,
         "strategy": build_strategy(settings),
-        "precision": settings.lightning_precision,
+        "precision": lightning_precision(settings),
         # Weights that were gathered in inference mode could not be trained afterwards.
         "inference_mode": not settings.shards,
     }

@@ -6,7 +6,7 @@ tokens (left-padded), `C` completion tokens (right-padded), `V` vocabulary. Log-
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -34,59 +34,59 @@ class _Movable:
         return replace(self, **moved)  # type: ignore[type-var]
 
 
-FEATURES = "features."
-"""Begins the keys of `MediaInputs` under which tower outputs stand; the kind follows."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaInputs(_Movable):
-    """Processor outputs of all media of B prompts, concatenated in prompt order; kinds that are absent have no key.
+    """The inputs of the media towers for B prompts, concatenated in prompt order; an absent kind of media has no key.
 
     `tensors` uses the model family's own argument names, such as `pixel_values_videos` (patches, features) or
-    `input_features` (clips, mel bins, frames), or holds tower outputs under `features.<kind>` (rows, width) in their
-    place. `counts` maps a key to the number of rows each prompt owns along that tensor's first axis, so that prompts
-    can be selected. `keys` names the content of each prompt's media; "" where it is unknown, and () if it is for all.
-    `encoded` is True once the towers have run, also for prompts without media. A kind may have zero rows then: the
-    towers were run for other ranks, and its gradient is zero.
+    `input_features` (clips, mel bins, frames). `counts` maps each of these names to the number of rows that each prompt
+    owns along that tensor's first axis, so that prompts can be selected. `keys` names the content of each prompt's
+    media: "" where it is unknown, and () if it is unknown for all prompts.
     """
 
     tensors: Mapping[str, Tensor]
     counts: Mapping[str, tuple[int, ...]]
     keys: tuple[str, ...] = ()
-    encoded: bool = False
-
-    @classmethod
-    def of_features(
-        cls, features: Mapping[str, Tensor], rows: Mapping[str, tuple[int, ...]], keys: tuple[str, ...] = ()
-    ) -> "MediaInputs":
-        """Tower outputs by kind, of which each prompt owns `rows[kind]`."""
-        return cls(
-            tensors={f"{FEATURES}{kind}": tensor for kind, tensor in features.items()},
-            counts={f"{FEATURES}{kind}": rows[kind] for kind in features},
-            keys=keys,
-            encoded=True,
-        )
-
-    @property
-    def features(self) -> dict[str, Tensor]:
-        """Tower outputs by kind; empty while there are the towers' inputs or no media."""
-        return {key.removeprefix(FEATURES): rows for key, rows in self.tensors.items() if key.startswith(FEATURES)}
 
     def select(self, rows: list[int]) -> "MediaInputs":
-        """The media of the given prompts, in that order; a kind that none of them has leaves."""
-        counts = {key: tuple(count[row] for row in rows) for key, count in self.counts.items()}
-        counts = {key: count for key, count in counts.items() if any(count)}
-        tensors = {}
-        for key in counts:
-            pieces = self.tensors[key].split(list(self.counts[key]))
-            tensors[key] = torch.cat([pieces[row] for row in rows])
-        keys = tuple(self.keys[row] for row in rows) if self.keys else ()
-        return MediaInputs(tensors=tensors, counts=counts, keys=keys, encoded=self.encoded)
+        """The media of the given prompts, in that order; names without any row are left out."""
+        return _selected(self, rows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaFeatures(_Movable):
+    """The outputs of the media towers for B prompts, concatenated in prompt order; prompts without media have none.
+
+    `tensors` maps a kind of media to its feature rows [rows, F], `counts` to the number of rows that each prompt owns.
+    A kind may have zero rows: the towers ran for the sake of other ranks, and the gradient of that kind is zero.
+    `keys` is as in `MediaInputs`.
+    """
+
+    tensors: Mapping[str, Tensor]
+    counts: Mapping[str, tuple[int, ...]]
+    keys: tuple[str, ...] = ()
+
+    def select(self, rows: list[int]) -> "MediaFeatures":
+        """The features of the given prompts, in that order; kinds without any row are left out."""
+        return _selected(self, rows)
+
+
+_Media = TypeVar("_Media", MediaInputs, MediaFeatures)
+
+
+def _selected(media: _Media, rows: list[int]) -> _Media:
+    counts = {key: tuple(count[row] for row in rows) for key, count in media.counts.items()}
+    counts = {key: count for key, count in counts.items() if any(count)}
+    tensors = {}
+    for key in counts:
+        pieces = media.tensors[key].split(list(media.counts[key]))
+        tensors[key] = torch.cat([pieces[row] for row in rows])
+    return replace(media, tensors=tensors, counts=counts, keys=tuple(media.keys[row] for row in rows if media.keys))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptBatch(_Movable):
-    """B tokenized prompts with their media.
+    """B tokenized prompts with their media: the inputs of the towers, or their outputs once the towers have run.
 
     `position_ids` are the temporal, height and width rows of the model's rotary embedding. `next_position` is the
     position of the first completion token on all three axes.
@@ -97,7 +97,7 @@ class PromptBatch(_Movable):
     prompt_mask: Bool[Tensor, "B P"]
     position_ids: Int[Tensor, "3 B P"]
     next_position: Int[Tensor, " B"]
-    media: MediaInputs
+    media: MediaInputs | MediaFeatures
 
     def select(self, rows: list[int]) -> "PromptBatch":
         """The given prompts, in that order; padding is kept."""
@@ -126,8 +126,8 @@ class Rollout(_Movable):
 
     `completion_mask` is True on sampled tokens up to and including the end-of-sequence token. `sampler_logprobs` are
     the engine's own, of log_softmax(logits / T) with banned ids at minus infinity; where it sampled from a part of the
-    tokens alone (top-p), of these, scaled to one. They are zero where the mask is False. `policy_version` counts the
-    weight pushes the engine had seen.
+    tokens alone (top-p), of these, scaled to one. They are zero where the mask is False. `policy_version` says for each
+    completion with which weights it was sampled: the number of the last push before it.
     """
 
     completion_ids: Int[Tensor, "N C"]
@@ -135,7 +135,7 @@ class Rollout(_Movable):
     sampler_logprobs: Float[Tensor, "N C"]
     completions: tuple[Completion, ...]
     group_size: int
-    policy_version: int
+    policy_version: Int[Tensor, " N"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,32 +152,6 @@ class Scores(_Movable):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Experience(_Movable):
-    """A scored rollout with its advantages, ready to be optimized on.
-
-    `trainable` is True for completions that count: a valid score and, where asked for, not truncated.
-    `reference_logprobs` are those of the policy that the stage started from, if the loss or its statistics need them.
-    `old_logprobs` are those of the policy that sampled, if they are known already. Both are zero where nothing counts.
-
-    With a critic the tokens of a completion differ: `token_advantages` are theirs, and the completion's own in
-    `advantages` is the largest of them by magnitude, zero only if all are. `old_values` are the critic's at the states
-    that the tokens were sampled in, `returns` what it is to learn. All are zero where nothing counts.
-    `weights` are how often each completion counts, in the loss and in its denominator; None: each one once.
-    """
-
-    prompts: PromptBatch
-    rollout: Rollout
-    advantages: Float[Tensor, "B G"]
-    trainable: Bool[Tensor, "B G"]
-    reference_logprobs: Float[Tensor, "N C"] | None = None
-    old_logprobs: Float[Tensor, "N C"] | None = None
-    token_advantages: Float[Tensor, "N C"] | None = None
-    old_values: Float[Tensor, "N C"] | None = None
-    returns: Float[Tensor, "N C"] | None = None
-    weights: Float[Tensor, "B G"] | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ScoringBatch(_Movable):
     """Completions to be scored by a policy: `group_size` of them for each prompt."""
 
@@ -189,7 +163,7 @@ class ScoringBatch(_Movable):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyOutput(_Movable):
-    """What a policy says of given completions; both are zero where the completion mask is False."""
+    """Log-probabilities and entropies of given completions; both are zero where the completion mask is False."""
 
     logprobs: Float[Tensor, "N C"]
     entropy: Float[Tensor, "N C"]
@@ -197,7 +171,7 @@ class PolicyOutput(_Movable):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossInputs(_Movable):
-    """What a policy-gradient loss may look at. `old_logprobs` carry no gradient.
+    """The inputs of a policy-gradient loss. `old_logprobs` carry no gradient.
 
     An estimator that knows groups of completions gives all tokens of a completion the same advantage.
     """
@@ -212,7 +186,8 @@ class LossInputs(_Movable):
 class LossOutput(_Movable):
     """Unreduced losses, to be reduced by an aggregation; zero, False and 1 where the completion mask is False.
 
-    `clipped` is True where the clip, not the surrogate, decides the gradient. `ratios` are those that were clipped.
+    `clipped` is True where the clip, not the surrogate, decides the gradient. `ratios` are the probability ratios that
+    the clip applies to.
     """
 
     token_losses: Float[Tensor, "N C"]
@@ -222,11 +197,11 @@ class LossOutput(_Movable):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CorrectionOutput(_Movable):
-    """What token losses are multiplied by, since an engine sampled and not the policy; nothing carries a gradient.
+    """Detached importance weights of token losses, for the mismatch of sampler and trainer.
 
-    `ratios` are the weights before they were bounded, and `clipped` is True where a bound decides; where the completion
-    mask is False they are 1, 1 and False. `counted` is True once for each ratio: at every token that has one of its
-    own, at the first of those that share it.
+    `ratios` are the weights before they were bounded, and `clipped` is True where a bound decides. Where the completion
+    mask is False, weights and ratios are 1 and `clipped` is False. `counted` is True once for each ratio: at every
+    token with a ratio of its own, and at the first token of several that share one.
     """
 
     weights: Float[Tensor, "N C"]

@@ -1,16 +1,21 @@
 """Decoded media as arrays; no torch here, so that decode workers start fast."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
+
+from lightning_mmrl.settings.data import MediaSettings
 
 UInt8Array = np.ndarray
 Float32Array = np.ndarray
 
+SAMPLE_RATE_HZ = 16_000
+"""Rate that every sound is resampled to."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodedImage:
-    """A picture: `pixels` is [H, W, 3] uint8 RGB, upright; `warnings` says what is odd about it, a sentence each."""
+    """A picture: `pixels` is [H, W, 3] uint8 RGB, upright; each of `warnings` is a sentence about one oddity."""
 
     pixels: UInt8Array
     warnings: tuple[str, ...] = ()
@@ -21,7 +26,8 @@ class DecodedVideo:
     """Sampled frames of a clip.
 
     `frames` is [T, H, W, 3] uint8 RGB; `timestamps_s` holds the T presentation times in seconds, which are the contract
-    (not frame indices); `duration_s` is the length of the decoded span. `warnings` says what is odd, a sentence each.
+    (not frame indices); `duration_s` is the length of the decoded span. Each of `warnings` is a sentence about one
+    oddity.
     """
 
     frames: UInt8Array
@@ -31,13 +37,13 @@ class DecodedVideo:
 
     @property
     def sampled_fps(self) -> float:
-        """Sampled frames per second, what the model's temporal positions are computed from."""
+        """Sampled frames per second; the model's temporal positions are computed from it."""
         return len(self.timestamps_s) / self.duration_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodedAudio:
-    """A mono waveform [L] float32 in [-1, 1] at `sample_rate_hz`; `warnings` says what is odd, a sentence each."""
+    """A mono waveform [L] float32 in [-1, 1] at `sample_rate_hz`; each of `warnings` is a sentence about one oddity."""
 
     waveform: Float32Array
     sample_rate_hz: int
@@ -49,20 +55,11 @@ class DecodedAudio:
         return len(self.waveform) / self.sample_rate_hz
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MediaSettings:
-    """How media are decoded: the same for training, rollouts, evaluation and prediction.
+def decisive(settings: MediaSettings) -> dict[str, int | float]:
+    """All that decides what a decoded medium is, by name; settings that say more are narrowed to it.
 
-    Attributes:
-        num_frames: Frames sampled uniformly from a clip, at the middles of equal time segments.
-        sample_rate_hz: Rate that sound is resampled to.
-        max_duration_s: Longer clips are refused.
-        max_pixels: Frames with more pixels are refused.
-        max_bytes: Larger files are refused.
+    >>> decisive(MediaSettings(num_frames=4))["num_frames"]
+    4
     """
-
-    num_frames: int = 8
-    sample_rate_hz: int = 16_000
-    max_duration_s: float = 600.0
-    max_pixels: int = 4096 * 4096
-    max_bytes: int = 256 * 1024 * 1024
+    own = {each.name: getattr(settings, each.name) for each in fields(MediaSettings)}
+    return {**own, "sample_rate_hz": SAMPLE_RATE_HZ}

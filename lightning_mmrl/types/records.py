@@ -1,9 +1,10 @@
 """Values that carry no tensors: samples, media references, scores, stage specifications and results."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from lightning_mmrl.settings.stage import StageSettings
 
 MediaKind = Literal["image", "video", "audio"]
 Role = Literal["system", "user", "assistant"]
@@ -66,8 +67,8 @@ class Score:
     """The reward of one completion.
 
     `total` is the weighted sum of `components`. With `valid=False` a verifier failed: the row leaves its group's
-    statistics and the loss, it is never a silent zero; `reason` says what failed, and `failed` names the component that
-    did, None if it is none of them or not known.
+    statistics and the loss, and never counts as zero. `reason` says why. `failed` names the component that failed; it
+    is None if that is unknown, or the failure lies in no component.
     """
 
     total: float
@@ -78,56 +79,29 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bound:
-    """A metric and the values it may have; both ends count as met.
-
-    >>> Bound(metric="validation/uar", at_least=0.7).met({"validation/uar": 0.7})
-    True
-    """
-
-    metric: str
-    at_least: float | None = None
-    at_most: float | None = None
-
-    def met(self, metrics: Mapping[str, float]) -> bool:
-        """True if the metric is there and within the bound; NaN is not."""
-        value = metrics.get(self.metric, math.nan)
-        low = -math.inf if self.at_least is None else self.at_least
-        high = math.inf if self.at_most is None else self.at_most
-        return low <= value <= high
-
-    def __str__(self) -> str:
-        sides = [("at least", self.at_least), ("at most", self.at_most)]
-        return f"{self.metric} " + " and ".join(f"{word} {value:g}" for word, value in sides if value is not None)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class StageSpec:
-    """What the orchestrator knows of a stage: its name, place in the order, and where it starts from.
+    """A stage as the orchestrator sees it: its name, its place in the order, and its settings.
 
-    `start_from` is "base" (the model the curriculum begins with), "previous" or the name of an earlier stage.
-    `content` is the resolved configuration that decides the outcome, dotted keys to values; `digest` is its hash with
-    those of the stages it builds on: a finished stage is reused only while it is unchanged. `evaluation` is the hash of
-    how its handoff is evaluated. The curriculum continues after the stage only if `gate` is met by its metrics.
+    `content` is the resolved configuration that decides the outcome, dotted keys to values. `digest` hashes this
+    content with the digests of the stages it builds on; a finished stage is reused only while its digest is unchanged.
+    `evaluation` is the hash of the settings that its handoff is evaluated with.
     """
 
     name: str
     index: int
-    kind: Literal["sft", "rl"]
-    start_from: str
+    settings: StageSettings
     digest: str
     content: Mapping[str, Any] = field(default_factory=dict)
     evaluation: str = ""
-    gate: Bound | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
     """The outcome of a stage's training.
 
-    `metrics` are the last values keyed `<group>/<name>`. Of `num_steps` steps that were taken, `num_skipped` were
-    skipped, whole or in one of their updates, because a number was not finite. `changed` says whether any weight is
-    another one than at the start; None if that is not known.
+    `metrics` are the last values keyed `<group>/<name>`. Of `num_steps` steps, `num_skipped` were skipped in whole or
+    in one of their updates, because a number was not finite. `changed` says whether any weight differs from the start;
+    None: unknown.
     """
 
     metrics: Mapping[str, float]
@@ -138,12 +112,12 @@ class Training:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageResult:
-    """What a finished stage left behind.
+    """The result of a finished stage.
 
-    `handoff` is the folder the next stage starts from, relative to the run directory; `handoff_digest` the hash of its
-    files and `handoff_seal` that of its seal, so also of what it says of itself. `metrics` are final values keyed
-    `<stage>/<group>/<name>`; `seconds` maps a phase (train, evaluate) to wall time. `num_steps`, `num_skipped` and
-    `changed` are those of its `Training`. What a manifest lacks is None.
+    `handoff` is the folder the next stage starts from, relative to the run directory. `handoff_digest` is the hash of
+    its files. `handoff_seal` is the hash of its seal, which also covers the facts that the handoff states about itself.
+    `metrics` are final values keyed `<stage>/<group>/<name>`; `seconds` maps a phase (train, evaluate) to wall time.
+    `num_steps`, `num_skipped` and `changed` are as in `Training`. A field that a manifest lacks is None.
     """
 
     name: str

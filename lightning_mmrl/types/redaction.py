@@ -1,8 +1,8 @@
 """Keeps credentials out of messages, logs and files.
 
 `redact_addresses` knows the forms that credentials have in an address or a header, and changes nothing else: it is for
-text that is stored and read again. `redact` also cuts every occurrence of the passwords and tokens that this process
-was given, in any encoding that a library may repeat them in: it is for messages.
+text that is stored and read again. `redact` is for messages: it also cuts every occurrence of the passwords and tokens
+that this process was given, in any encoding in which a library may repeat them.
 """
 
 import base64
@@ -34,7 +34,7 @@ _remembered: set[str] = set()
 
 
 def redact(text: object) -> str:
-    """Returns a message without the credentials in its addresses, and without those that this process was given.
+    """Returns a message without the credentials in its addresses, and without any secret that this process was given.
 
     >>> redact("https://me:secret@host:5000/ml does not answer")
     'https://host:5000/ml does not answer'
@@ -76,7 +76,7 @@ def redacted_tree(tree: Any) -> Any:
 
 
 def remember(*texts: str) -> None:
-    """Has `redact` cut the credentials of the addresses in these texts from now on, wherever they are repeated."""
+    """From now on, `redact` cuts the credentials of the addresses in these texts wherever they are repeated."""
     for text in texts:
         _remembered.update(_credentials(text))
 
@@ -92,7 +92,7 @@ def _known_secrets() -> set[str]:
 
 
 def _credentials(text: str) -> Iterator[str]:
-    """Passwords and tokens of an address, as they stand there and in the forms that libraries turn them into."""
+    """Passwords and tokens of an address, as written and in the encodings that libraries give them."""
     _, scheme, rest = text.partition("://")
     if not scheme or rest.startswith("/"):
         return

@@ -2,8 +2,8 @@
 
 import re
 
-# Control codes but for tab and line feed, separators that some terminals take for line ends, what turns the reading
-# direction (CVE-2021-42574), and halves of characters, which no stream can encode.
+# Control codes but for tab and line feed, separators that some terminals take for line ends, characters that change the
+# reading direction (CVE-2021-42574), and halves of characters, which no stream can encode.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 

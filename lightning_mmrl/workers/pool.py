@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from lightning_mmrl.errors import MmrlError
 from lightning_mmrl.workers.own_packages import own_packages
-from lightning_mmrl.workers.serving import OVERTIME, Announced, Limits, Outcome, Parcel, serve
+from lightning_mmrl.workers.serving import OVERTIME, Announced, CallResult, Limits, Parcel, serve
 
 _START_LIMIT_S = 120.0
 _EXIT_GRACE_S = 1.0
@@ -94,9 +94,9 @@ class DeadlinePool:
         items: Sequence[Any],
         *,
         budget_s: float = float("inf"),
-        on_done: Callable[[int, Outcome], None] | None = None,
+        on_done: Callable[[int, CallResult], None] | None = None,
         deadline_factor: float = 1.0,
-    ) -> list[Outcome]:
+    ) -> list[CallResult]:
         """Outcomes in the order of the items.
 
         Args:
@@ -137,12 +137,12 @@ class DeadlinePool:
                     self._replace(slot)
         for item, outcome in enumerate(batch.outcomes):
             if outcome is None:
-                batch.settle(item, Outcome(error=f"batch budget of {budget_s} s exceeded"))
+                batch.settle(item, CallResult(error=f"batch budget of {budget_s} s exceeded"))
         return [outcome for outcome in batch.outcomes if outcome is not None]
 
     def map_patiently(
-        self, items: Sequence[Any], *, on_done: Callable[[int, Outcome], None] | None = None
-    ) -> list[Outcome]:
+        self, items: Sequence[Any], *, on_done: Callable[[int, CallResult], None] | None = None
+    ) -> list[CallResult]:
         """As `map`, but calls lost items again, `ATTEMPTS` times in all; the last error says how often.
 
         So an item does not fail because something else killed or stopped its worker. The last attempt takes one item at
@@ -151,12 +151,12 @@ class DeadlinePool:
         Raises:
             WorkerError: As `map`.
         """
-        outcomes: dict[int, Outcome] = {}
+        outcomes: dict[int, CallResult] = {}
 
         def attempt(indices: Sequence[int], *, is_last: bool = False) -> list[int]:
             """Calls items again; returns the indices of items that were lost again."""
 
-            def settled(place: int, outcome: Outcome) -> None:
+            def settled(place: int, outcome: CallResult) -> None:
                 index = indices[place]
                 if is_last and outcome.lost:
                     outcome = replace(outcome, error=f"{outcome.error}, the last of {ATTEMPTS} attempts")
@@ -201,7 +201,7 @@ class DeadlinePool:
                     self._replace(slot)
                     break
                 except Exception as error:
-                    batch.settle(item, Outcome(error=f"cannot be sent to a worker: {error}"))
+                    batch.settle(item, CallResult(error=f"cannot be sent to a worker: {error}"))
 
     def _collect(self, batch: "_Batch") -> None:
         """Waits until a worker reports, a deadline passes or the budget ends, then handles all reports."""
@@ -277,12 +277,12 @@ class _Batch:
     end: float
     deadline_s: float
     overdue: str
-    on_done: Callable[[int, Outcome], None] | None
-    outcomes: list[Outcome | None]
+    on_done: Callable[[int, CallResult], None] | None
+    outcomes: list[CallResult | None]
     pending: deque[int]
     num_unsettled: int
 
-    def settle(self, item: int, outcome: Outcome) -> None:
+    def settle(self, item: int, outcome: CallResult) -> None:
         self.outcomes[item] = outcome
         self.num_unsettled -= 1
         if self.on_done is not None:
@@ -316,7 +316,7 @@ class _Worker:
         self.doing = None
         self.item, self.deadline = item, time.monotonic() + deadline_s
 
-    def take(self) -> Outcome | None:
+    def take(self) -> CallResult | None:
         """Receives a message: returns the item's outcome, or None if the worker is ready or announced a step."""
         message = self.connection.recv()
         if isinstance(message, Announced):
@@ -332,15 +332,15 @@ class _Worker:
             self.connection.recv_bytes_into(array)
         return pickle.loads(message.content, buffers=arrays)
 
-    def died(self) -> Outcome:
+    def died(self) -> CallResult:
         """The outcome of an item whose worker ended."""
         if self.process.exitcode == -signal.SIGXCPU:
-            return Outcome(error=OVERTIME, doing=self.doing)
+            return CallResult(error=OVERTIME, doing=self.doing)
         return self.failed(f"worker died with exit code {self.process.exitcode}")
 
-    def failed(self, error: str) -> Outcome:
+    def failed(self, error: str) -> CallResult:
         """The outcome of an item that is lost with its worker."""
-        return Outcome(error=error, doing=self.doing, lost=True)
+        return CallResult(error=error, doing=self.doing, lost=True)
 
     def end(self, grace_s: float) -> None:
         """Waits `grace_s` seconds for the exit, then kills the process group; later calls do nothing."""

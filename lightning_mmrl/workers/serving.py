@@ -43,7 +43,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class CallResult:
     """The result of a call.
 
     Attributes:
@@ -208,24 +208,24 @@ class _Watchdog:
             raise OverrunError(f"soft deadline of {self._seconds} s exceeded")
 
 
-def _call(function: Callable[[Any], Any], item: Any, watchdog: _Watchdog) -> Outcome:
+def _call(function: Callable[[Any], Any], item: Any, watchdog: _Watchdog) -> CallResult:
     try:
         with watchdog.watching():
-            return Outcome(value=function(item))
+            return CallResult(value=function(item))
     except MmrlError as error:
-        return Outcome(error=str(error))
+        return CallResult(error=str(error))
     except MemoryError:
-        return Outcome(error="memory limit exceeded")
+        return CallResult(error="memory limit exceeded")
     except FOREIGN_FAILURES as error:  # a failure of foreign code must not end the run
-        return Outcome(error=f"{type(error).__name__}: {error}")
+        return CallResult(error=f"{type(error).__name__}: {error}")
 
 
-def _report(connection: Connection, outcome: Outcome) -> None:
+def _report(connection: Connection, outcome: CallResult) -> None:
     arrays: list[pickle.PickleBuffer] = []
     try:
         content = pickle.dumps(outcome, protocol=5, buffer_callback=arrays.append)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
-        connection.send(Outcome(error=f"its result cannot be sent back: {error}"))
+        connection.send(CallResult(error=f"its result cannot be sent back: {error}"))
         return
     views = [array.raw() for array in arrays]
     connection.send(Parcel(content, tuple(view.nbytes for view in views)))

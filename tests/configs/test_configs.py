@@ -10,12 +10,15 @@ from omegaconf import OmegaConf
 from lightning_mmrl.app.run import check_all_targets
 from lightning_mmrl.config.compose import compose, compose_tree
 from lightning_mmrl.config.folders import configs_dir
-from lightning_mmrl.config.schema import AlgorithmConfig, RootConfig, StageConfig, StageDataConfig, TrainerConfig
 from lightning_mmrl.config.specs import stage_specs
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.registry.allowed import ALL_NAMES
 from lightning_mmrl.registry.targets import check_targets
 from lightning_mmrl.rewards.think_answer_format import ThinkAnswerFormat
+from lightning_mmrl.settings.algorithm import AlgorithmSettings
+from lightning_mmrl.settings.data import PromptSettings, StageDataSettings
+from lightning_mmrl.settings.run import RunSettings
+from lightning_mmrl.settings.stage import StageSettings, TrainerSettings
 from lightning_mmrl.types.records import Completion, Message, Sample
 
 ROOT = configs_dir()
@@ -104,11 +107,11 @@ def test_a_stage_shows_its_knobs_so_that_they_need_no_plus(path):
     """Its own, or the keys of the file that it builds on."""
     tree = OmegaConf.to_container(compose_tree(overrides(path)))["stages"]["other"]
     optional = OPTIONAL_IN_A_STAGE if tree["kind"] == "sft" else set()
-    assert {field.name for field in fields(StageConfig)} - set(tree) <= optional
-    assert {field.name for field in fields(StageDataConfig)} <= set(tree["data"])
-    assert {field.name for field in fields(TrainerConfig)} <= set(tree["trainer"])
+    assert {field.name for field in fields(StageSettings)} - set(tree) <= optional
+    assert {field.name for field in fields(StageDataSettings)} <= set(tree["data"])
+    assert {field.name for field in fields(TrainerSettings)} <= set(tree["trainer"])
     if tree["kind"] == "rl":
-        assert {field.name for field in fields(AlgorithmConfig)} <= set(tree["algorithm"])
+        assert {field.name for field in fields(AlgorithmSettings)} <= set(tree["algorithm"])
 
 
 @each_experiment
@@ -117,7 +120,7 @@ def test_an_experiment_only_overrides(path):
     config = compose(overrides(path))
     assert config.run_name == path.stem
     tree = yaml.safe_load(path.read_text())
-    assert set(tree) - {"defaults"} <= {field.name for field in fields(RootConfig)}
+    assert set(tree) - {"defaults"} <= {field.name for field in fields(RunSettings)}
     assert set(tree.get("stages", {})) <= set(config.order)
 
 
@@ -139,7 +142,7 @@ def test_debug_overlays_shorten_every_experiment_and_give_it_a_name_of_its_own(p
 
 def test_behind_the_prompt_for_base_models_a_completion_without_the_opening_tag_has_the_format():
     config = compose(["prompt=visualthinker"]).prompt
-    template = PromptTemplate(system=config.system, suffix=config.suffix, prefill=config.prefill)
+    template = PromptTemplate(PromptSettings(system=config.system, suffix=config.suffix, prefill=config.prefill))
     sample = Sample(id="clip", messages=(Message(role="user", content="Which emotion?"),))
     assert "<think> </think>" in template.apply(sample.messages)[0].content
     sampled = "Lowered brows.</think><answer>sad</answer>"

@@ -4,7 +4,8 @@ import pytest
 from released_models import RELEASED, on_meta, policy_of
 
 from lightning_mmrl.app.run import check_all_targets
-from lightning_mmrl.config.compose import compose, configs_dir
+from lightning_mmrl.config.compose import compose
+from lightning_mmrl.config.folders import configs_dir
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.models.families.qwen2 import Qwen2
 from lightning_mmrl.models.families.qwen2_5_omni import OmniThinker

@@ -39,7 +39,7 @@ def arguments(folder, checkpoint):
         f"{key}.freeze=[]",
         f"{key}.optimizer.lr=1e-3",
         f"{key}.data.batch_size=4",
-        f"+{key}.rewards.parts.letters={part}",
+        f"+{key}.rewards.components.letters={part}",
         f"+{key}.rewards.weights.letters=1.0",
     ]
 

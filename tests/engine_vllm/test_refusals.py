@@ -8,6 +8,7 @@ from lightning_mmrl.errors import RolloutError
 from lightning_mmrl.rollout.vllm.engine import VLLMEngine
 from lightning_mmrl.rollout.vllm.settings import VLLMSettings
 from lightning_mmrl.rollout.weights import PolicyWeights
+from lightning_mmrl.settings.algorithm import SamplingSettings
 
 
 @pytest.fixture
@@ -45,8 +46,8 @@ def _more(weights):
     ],
 )
 def test_weights_that_are_not_those_of_the_model_are_refused(world, monkeypatch, change, message):
-    walk = PolicyWeights.walk
-    monkeypatch.setattr(PolicyWeights, "walk", lambda weights: change(walk(weights)))
+    items = PolicyWeights.items
+    monkeypatch.setattr(PolicyWeights, "items", lambda weights: change(items(weights)))
     with pytest.raises(RolloutError, match=message):
         world.engine.load_weights(world.policy, 1)
 
@@ -55,13 +56,14 @@ def test_a_model_that_does_not_fit_is_one_sentence_and_leaves_no_trace(tmp_path)
     checkpoint = families.build("qwen2", tmp_path / "model")
     encoder, policy = families.load("qwen2", checkpoint, torch.float32)
     settings = VLLMSettings(kv_cache_gib=0.0001)
-    engine = VLLMEngine(policy, encoder=encoder, max_new_tokens=4, settings=settings)
+    engine = VLLMEngine(policy, encoder=encoder, sampling=SamplingSettings(max_new_tokens=4), settings=settings)
     with pytest.raises(RolloutError, match=r"^vLLM cannot load the model: .*; lower rollout.settings"):
         engine.load_weights(policy, 0)
     engine.close()
     # An engine of the same process takes an existing process group for the group of the trainer's ranks.
     assert not torch.distributed.is_initialized()
-    fitting = VLLMEngine(policy, encoder=encoder, max_new_tokens=4)
-    assert fitting.load_weights(policy, 0)["pushed_tensors"] == len(policy.model.state_dict())
+    fitting = VLLMEngine(policy, encoder=encoder, sampling=SamplingSettings(max_new_tokens=4))
+    fitting.load_weights(policy, 0)
+    assert fitting.version == 0
     fitting.close()
     assert not torch.distributed.is_initialized()

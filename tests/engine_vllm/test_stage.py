@@ -1,10 +1,9 @@
 """An RL stage whose rollouts are vLLM's: weights are pushed after each update, and engine and trainer stay one."""
 
-from dataclasses import replace
-
 import one_step
 import pytest
 import torch
+from algorithms import changed
 
 from lightning_mmrl.errors import RolloutError
 from lightning_mmrl.rollout.canary import Canary
@@ -29,11 +28,11 @@ def train(world, folder, monkeypatch):
 
     def noting(*args, **kwargs):
         rollout = generate(*args, **kwargs)
-        versions.append(rollout.policy_version)
+        versions.extend(set(rollout.policy_version.tolist()))
         return rollout
 
     monkeypatch.setattr(world.engine, "generate", noting)
-    algorithm = replace(GRPOModule.default_algorithm, group_size=4)
+    algorithm = changed(GRPOModule.default_algorithm, group_size=4)
     module = GRPOModule(
         world.policy, world.engine, one_step.rewards(), **one_step.settings(folder), algorithm=algorithm
     )
@@ -56,7 +55,7 @@ def test_an_engine_without_the_push_drifts_away_from_the_policy(world, tmp_path,
     """The negative control: the first iteration is right, and then the statistics say how far it is off."""
     monkeypatch.setattr(world.engine, "_canary", None)
     world.engine.load_weights(world.policy, 0)
-    monkeypatch.setattr(world.engine, "load_weights", lambda policy, version: {})
+    monkeypatch.setattr(world.engine, "load_weights", lambda policy, version: None)
     first, *later = [report["mismatch/logprob_gap_max"] for report in train(world, tmp_path, monkeypatch)[0]]
     assert first < BOUND
     assert min(later) > 10 * BOUND
@@ -72,11 +71,11 @@ def test_device_memory_is_given_back_and_returns_in_parts(world, monkeypatch):
     monkeypatch.setattr(host._llm, "wake_up", lambda tags: calls.append(f"wake {tags}"))
     monkeypatch.setattr(host, "_empty_caches", lambda: calls.append("pushed") or empty())
     monkeypatch.setattr(host._llm.llm_engine, "step", lambda: calls.append("step") or step())
-    world.engine.rest()
-    world.engine.rest()
+    world.engine.sleep()
+    world.engine.sleep()
     world.engine.load_weights(world.policy, 50)
     world.rollout()
     assert calls[:5] == ["sleep 1", "wake ['weights']", "pushed", "wake ['kv_cache']", "step"]
     assert set(calls[5:]) <= {"step"}
     with pytest.raises(RolloutError, match=r"gave 0.00 GiB of the device back .*set rollout.settings.sleep_level=0"):
-        world.engine.rest()
+        world.engine.sleep()

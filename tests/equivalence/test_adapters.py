@@ -8,6 +8,7 @@ import torch
 
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.rollout.sampling import group_seeds
+from lightning_mmrl.settings.model import ModelSettings
 from lightning_mmrl.types.batches import ScoringBatch
 
 EXACT = 1e-9
@@ -23,7 +24,9 @@ def two_policies(family, groups):
     """The batch, and two policies over the same adapted model: one shares prompts, one copies them."""
     name, folder = family
     encoder, shared = adapted.load(name, folder, spread=True, groups=groups)
-    copied = Policy(shared._backbone, banned_token_ids=encoder.banned_token_ids(), sharing=False)
+    copied = Policy(
+        shared._backbone, banned_token_ids=encoder.banned_token_ids(), settings=ModelSettings(sharing=False)
+    )
     assert shared.sharing_refusal is None
     return encoder, adapted.batch(name, encoder), shared, copied
 

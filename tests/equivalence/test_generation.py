@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 from lightning_mmrl.models.decoding import StockDecoding, start_decoding
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.rollout.sampling import group_seeds, nucleus
+from lightning_mmrl.settings.model import ModelSettings
 
 GROUP = 3
 LENGTH = 10
@@ -45,7 +46,9 @@ def family(request, tmp_path_factory):
     for model in (policy.model, stock):
         enliven(model)
     banned = encoder.banned_token_ids()
-    unshared = Policy(policy._backbone, banned_token_ids=banned, temperature=TEMPERATURE, sharing=False)
+    unshared = Policy(
+        policy._backbone, banned_token_ids=banned, temperature=TEMPERATURE, settings=ModelSettings(sharing=False)
+    )
     return name, encoder, policy, unshared, stock
 
 

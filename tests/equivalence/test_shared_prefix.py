@@ -16,6 +16,7 @@ from lightning_mmrl.models import policy as policy_module
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.models.shared_prefix import sharing_pays
 from lightning_mmrl.ops.tiled_attention import Tile
+from lightning_mmrl.settings.model import ModelSettings
 from lightning_mmrl.types.batches import ScoringBatch
 
 GROUP = 4
@@ -35,7 +36,12 @@ def load(family, dtype, *, spread=True):
     encoder, shared = families.load(name, folder, dtype=dtype, temperature=0.8)
     if spread:
         omni.spread(shared.model)
-    copied = Policy(shared._backbone, banned_token_ids=encoder.banned_token_ids(), temperature=0.8, sharing=False)
+    copied = Policy(
+        shared._backbone,
+        banned_token_ids=encoder.banned_token_ids(),
+        temperature=0.8,
+        settings=ModelSettings(sharing=False),
+    )
     assert shared.sharing_refusal is None
     return scoring_batch(name, encoder), shared, copied
 

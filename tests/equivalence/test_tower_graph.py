@@ -76,7 +76,7 @@ def run_once(backbone, batch, microbatches=MICROBATCHES):
     graph = TowerGraph(MediaEncoder(backbone), batch)
     for number, rows in enumerate(microbatches):
         prompts = graph.leaf(rows)
-        score(backbone, prompts, prompts.media.features, number).backward()
+        score(backbone, prompts, prompts.media.tensors, number).backward()
     graph.backward()
     return gradients(backbone)
 
@@ -156,7 +156,7 @@ def test_a_gradient_of_zero_is_a_gradient(model):
     _, backbone, batch = model
     graph = TowerGraph(MediaEncoder(backbone), batch)
     prompts = graph.leaf([0])
-    (0 * score(backbone, prompts, prompts.media.features, 0)).backward()
+    (0 * score(backbone, prompts, prompts.media.tensors, 0)).backward()
     graph.backward()
     found = of_towers(backbone, gradients(backbone))
     assert found
@@ -168,7 +168,7 @@ def test_two_backward_passes_over_one_leaf_add_up(model):
     wanted = run_inside(backbone, batch, [[0, 1]])
     graph = TowerGraph(MediaEncoder(backbone), batch)
     prompts = graph.leaf([0, 1])
-    loss = score(backbone, prompts, prompts.media.features, 0)
+    loss = score(backbone, prompts, prompts.media.tensors, 0)
     (0.25 * loss).backward(retain_graph=True)
     (0.75 * loss).backward()
     graph.backward()
@@ -209,8 +209,8 @@ def test_in_bfloat16_one_run_is_as_good_as_many(model, how):
 def test_sampling_sees_features_without_gradient_and_the_graph_serves_one_update(model):
     _, backbone, batch = model
     graph = TowerGraph(MediaEncoder(backbone), batch)
-    assert graph.prompts.media.features
-    assert not any(rows.requires_grad for rows in graph.prompts.media.features.values())
+    assert graph.prompts.media.tensors
+    assert not any(rows.requires_grad for rows in graph.prompts.media.tensors.values())
     graph.backward()
     for again in (graph.backward, lambda: graph.leaf([0])):
         with pytest.raises(RuntimeError, match="differentiated already; another update needs another run"):

@@ -6,8 +6,8 @@ import families
 import omni
 import torch
 
-from lightning_mmrl.models.adapters import AdapterSettings
 from lightning_mmrl.models.policy import Policy
+from lightning_mmrl.settings.model import AdapterSettings
 from lightning_mmrl.types.batches import ScoringBatch
 
 GROUP = 3

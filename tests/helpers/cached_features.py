@@ -6,6 +6,7 @@ import torch
 
 from lightning_mmrl.models import feature_cache
 from lightning_mmrl.models.feature_cache import FeatureCache
+from lightning_mmrl.settings.model import FeatureCacheSettings
 
 ROWS = {"image": 4, "audio": 2}
 PRECISION = "as their weights"
@@ -29,7 +30,7 @@ def same(found, wanted):
 
 def hammer(directory, max_bytes, seed):
     """Puts and gets twelve entries at random; returns what was wrong, and how often an entry was found."""
-    store = FeatureCache(directory, max_bytes=max_bytes, towers="towers")
+    store = FeatureCache(FeatureCacheSettings(directory=directory, max_bytes=max_bytes), towers="towers")
     records = []
     handler = logging.Handler()
     handler.emit = lambda record: records.append(record.getMessage())

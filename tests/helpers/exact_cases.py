@@ -17,36 +17,43 @@ from lightning_mmrl.algorithms.losses.aggregation import TokenMean
 from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
 from lightning_mmrl.algorithms.penalties.entropy import EntropyBonus
 from lightning_mmrl.algorithms.penalties.kl import KLPenalty
-from lightning_mmrl.algorithms.phases import Limits, Phase
 from lightning_mmrl.algorithms.schedules import WarmupConstant
 from lightning_mmrl.algorithms.selection.accuracy_band import AccuracyBand
 from lightning_mmrl.algorithms.selection.pad import ReleasedPAD
 from lightning_mmrl.data.collate import EncodedSample, collate_prompts, collate_targets
 from lightning_mmrl.data.sampler import DrawSampler, Share, SourceRows
-from lightning_mmrl.models.parallelize import whole_weights
 from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.pool import InlineRewards
+from lightning_mmrl.rollout.weights import GatheredState
+from lightning_mmrl.settings.algorithm import (
+    AlgorithmSettings,
+    CriticSettings,
+    PhaseSettings,
+    RewardSettings,
+    UpdateSettings,
+)
+from lightning_mmrl.settings.data import StageDataSettings
+from lightning_mmrl.settings.run import StateSettings
+from lightning_mmrl.settings.stage import Bound, StageSettings, TrainerSettings
 from lightning_mmrl.stages.algorithm import Algorithm
-from lightning_mmrl.stages.answers import Examiner
+from lightning_mmrl.stages.answers import AnswerEvaluator
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.stages.grpo import GRPOModule
-from lightning_mmrl.stages.optimize import UpdateSettings
 from lightning_mmrl.stages.ppo import PPOModule
 from lightning_mmrl.stages.rloo import RLOOModule
 from lightning_mmrl.stages.sft import SFTModule
-from lightning_mmrl.stages.values import CriticSettings
 from lightning_mmrl.tracking.jsonl import read_lines
 from lightning_mmrl.tracking.lightning_logger import RunLogger
 from lightning_mmrl.tracking.null import NullRun
-from lightning_mmrl.training.callbacks.exact_state import ExactState, SavingSettings
+from lightning_mmrl.training.callbacks.exact_state import ExactState
 from lightning_mmrl.training.checkpoint_io import SnapshotIO
 from lightning_mmrl.training.finite_states import check_finite
 from lightning_mmrl.training.group import RankGroup
 from lightning_mmrl.training.job import LightningJob
 from lightning_mmrl.training.state_store import StateStore
-from lightning_mmrl.training.trainer import TrainerSettings, prepare_process, training_trainer
-from lightning_mmrl.types.records import Bound
+from lightning_mmrl.training.strategies import ranks_of, sharding_of
+from lightning_mmrl.training.trainer import prepare_process, training_trainer
 
 STEPS = 6
 KINDS = {"sft": SFTModule, "grpo": GRPOModule, "rloo": RLOOModule, "ppo": PPOModule}
@@ -78,7 +85,9 @@ class Data(lightning.LightningDataModule):
         self._sets = Prompts(encoder, supervised), Prompts(encoder, False)
         self._collate = partial(collate_targets if supervised else collate_prompts, pad_token_id=encoder.pad_token_id)
         self._collate_prompts = partial(collate_prompts, pad_token_id=encoder.pad_token_id)
-        self.sampler = DrawSampler([SourceRows(num_samples=4)], batch_size=2, num_batches=num_batches, seed=3)
+        self.sampler = DrawSampler(
+            [SourceRows(num_samples=4)], settings=StageDataSettings(batch_size=2), num_batches=num_batches, seed=3
+        )
         self._num_refills = 0
 
     def setup(self, stage):
@@ -98,7 +107,13 @@ class Data(lightning.LightningDataModule):
         return batch
 
     def refill_batch(self):
-        further = DrawSampler([SourceRows(num_samples=4)], batch_size=2, num_batches=10**6, seed=4, share=self._share)
+        further = DrawSampler(
+            [SourceRows(num_samples=4)],
+            settings=StageDataSettings(batch_size=2),
+            num_batches=10**6,
+            seed=4,
+            share=self._share,
+        )
         further.advance(self._num_refills)
         self._num_refills += 1
         return self._collate_prompts([self._sets[1][draw] for draw in next(iter(further))])
@@ -141,8 +156,8 @@ class Options:
     steps: int = STEPS
     reward: Callable[..., float] = noisy
     dtype: torch.dtype = torch.float32
-    kl: KLPenalty = field(default_factory=partial(KLPenalty, coefficient=0.0))
-    entropy: EntropyBonus = field(default_factory=partial(EntropyBonus, coefficient=0.0))
+    kl: KLPenalty = field(default_factory=KLPenalty)
+    entropy: EntropyBonus = field(default_factory=EntropyBonus)
     select: bool = False
     trainer: TrainerSettings = field(default_factory=partial(TrainerSettings, accelerator="cpu"))
 
@@ -158,50 +173,58 @@ class Stage:
         engine = omni.engine(encoder, self.policy, max_new_tokens=4, poll=interruption.poll)
         self.engine = engine
         data = Data(encoder, kind == "sft", how.steps)
-        examiner = Examiner(engine=engine, matcher=LabelMatcher(labels=("angry", "user")), apart=interruption.apart)
+        evaluator = AnswerEvaluator(
+            engine=engine, matcher=LabelMatcher(labels=("angry", "user")), rank_local=interruption.rank_local
+        )
         common = {
             "optimizer": OptimizerSettings(
                 factory=partial(torch.optim.AdamW, lr=1e-3), schedule=WarmupConstant(warmup_steps=3)
             ),
             "context": StageContext(
                 name="stage",
-                num_steps=how.steps,
+                settings=StageSettings(
+                    num_steps=how.steps,
+                    stop_when=how.stop_when,
+                    cooldown_steps=2,
+                    rewards=RewardSettings(pass_component="length"),
+                ),
                 seed=5,
                 directory=folder,
-                stop_when=how.stop_when,
-                cooldown_steps=2,
-                ranks=how.trainer.ranks,
-                sharding=how.trainer.sharding,
-                apart=interruption.apart,
+                ranks=ranks_of(how.trainer),
+                sharding=sharding_of(how.trainer),
+                rank_local=interruption.rank_local,
                 refill=data.refill_batch,
-                pass_part="length",
             ),
-            "examiner": examiner,
+            "evaluator": evaluator,
         }
         if kind == "sft":
             self.module = SFTModule(self.policy, **common)
         else:
-            rewards = InlineRewards(WeightedReward(parts={"length": how.reward}, weights={"length": 1.0}))
+            rewards = InlineRewards(
+                WeightedReward(components={"length": how.reward}, settings=RewardSettings(weights={"length": 1.0}))
+            )
             critic = CriticSettings(learning_rate=2e-3) if kind == "ppo" else None
             algorithm = Algorithm(
                 advantage=None if critic else GroupNormalized(),
-                critic=critic,
+                settings=AlgorithmSettings(
+                    critic=critic,
+                    group_size=3,
+                    phases={"later": PhaseSettings(after=3, group_size=2, max_new_tokens=3, temperature=0.7)},
+                    max_samplings=3 if how.select else 1,
+                    select_after=1 if how.select else 0,
+                    update=UpdateSettings(num_minibatches=2),
+                ),
                 loss=PPOClip(),
                 aggregation=TokenMean(),
-                group_size=3,
-                phases=[Phase(after=3, limits=Limits(group_size=2, max_new_tokens=3, temperature=0.7))],
                 kl=how.kl,
                 entropy=how.entropy,
                 select=AccuracyBand() if how.select else None,
-                max_samplings=3 if how.select else 1,
-                select_after=1 if how.select else 0,
-                distill=ReleasedPAD() if how.select else None,
-                update=UpdateSettings(num_minibatches=2),
+                resample=ReleasedPAD() if how.select else None,
             )
             self.module = KINDS[kind](self.policy, engine, rewards, algorithm=algorithm, **common)
         self.said = []
         self.store, io = StateStore(folder / "state", check=check_finite), SnapshotIO()
-        settings = SavingSettings(every_n_steps=how.every, in_background=how.background)
+        settings = StateSettings(every_n_steps=how.every, in_background=how.background)
         saver = ExactState(self.store, interruption, io, settings=settings, say=self.said.append)
         self.trainer = training_trainer(
             how.trainer,
@@ -226,7 +249,7 @@ class Stage:
     def outcome(self):
         """All that must not differ."""
         metrics = self.job.train().metrics
-        return metrics, {name: value.clone() for name, value in whole_weights(self.module)}
+        return metrics, {name: value.clone() for name, value in GatheredState(self.module).items()}
 
 
 def logged(folder):

@@ -16,6 +16,7 @@ from lightning_mmrl.algorithms.penalties.kl import KLPenalty
 from lightning_mmrl.errors import MmrlError
 from lightning_mmrl.models.export import export_policy
 from lightning_mmrl.models.finite import not_finite
+from lightning_mmrl.settings.algorithm import KLSettings
 from lightning_mmrl.training.finite_states import check_finite
 from lightning_mmrl.training.interruption import Interruption
 from lightning_mmrl.training.state_store import StoredState
@@ -274,7 +275,7 @@ SFT = {
     "loss of float32": Fault(put=lambda stage: spoiled_output(stage, lambda logprobs: logprobs * HUGE)),
 }
 
-KL = ("kl", KLPenalty(coefficient=0.3, estimator="k3"))
+KL = ("kl", KLPenalty(KLSettings(coefficient=0.3, estimator="k3")))
 
 GRPO = {
     **SHARED,

@@ -12,7 +12,10 @@ from lightning_mmrl.data.collate import EncodedSample, collate_prompts
 from lightning_mmrl.models.families.qwen2_5_omni import OmniEncoder, OmniThinker
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.models.tiny import build_tiny_omni
+from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.rollout.hf import HFEngine
+from lightning_mmrl.settings.algorithm import SamplingSettings
+from lightning_mmrl.settings.data import PromptSettings
 from lightning_mmrl.types.batches import PromptBatch
 from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo
 from lightning_mmrl.types.records import Message, Sample
@@ -41,10 +44,18 @@ def load(checkpoint: Path, dtype: torch.dtype = torch.float64, temperature: floa
     return encoder, Policy(backbone, banned_token_ids=encoder.banned_token_ids(), temperature=temperature)
 
 
-def engine(encoder: Any, policy: Policy, **settings: Any) -> HFEngine:
+def engine(
+    encoder: Any, policy: Policy, *, max_new_tokens: int = 512, top_p: float = 1.0, prefill: str = "", **settings: Any
+) -> HFEngine:
     """A policy of any family as an engine; it ends at the encoder's end tokens unless it is told others."""
-    settings = {"eos_token_ids": encoder.eos_token_ids, **settings}
-    return HFEngine(policy, decode=encoder.decode, pad_token_id=encoder.pad_token_id, **settings)
+    return HFEngine(
+        policy,
+        decode=encoder.decode,
+        pad_token_id=encoder.pad_token_id,
+        sampling=SamplingSettings(max_new_tokens=max_new_tokens, top_p=top_p),
+        template=PromptTemplate(PromptSettings(prefill=prefill)),
+        **{"eos_token_ids": encoder.eos_token_ids, **settings},
+    )
 
 
 def spread(model: torch.nn.Module) -> None:

@@ -11,10 +11,12 @@ from lightning_mmrl.algorithms.schedules import WarmupConstant
 from lightning_mmrl.data.collate import EncodedSample, collate_targets
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.pool import InlineRewards
+from lightning_mmrl.settings.algorithm import RewardSettings
+from lightning_mmrl.settings.stage import StageSettings, TrainerSettings
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.tracking.lightning_logger import RunLogger
 from lightning_mmrl.tracking.null import NullRun
-from lightning_mmrl.training.trainer import TrainerSettings, training_trainer
+from lightning_mmrl.training.trainer import training_trainer
 
 
 class CountsEvens:
@@ -26,14 +28,16 @@ class CountsEvens:
 
 def rewards():
     """Of even characters alone."""
-    return InlineRewards(WeightedReward(parts={"evens": CountsEvens()}, weights={"evens": 1.0}))
+    return InlineRewards(
+        WeightedReward(components={"evens": CountsEvens()}, settings=RewardSettings(weights={"evens": 1.0}))
+    )
 
 
 def settings(folder):
     """Arguments that the module of every stage takes."""
     return {
         "optimizer": OptimizerSettings(factory=partial(torch.optim.SGD, lr=0.05), schedule=WarmupConstant()),
-        "context": StageContext(name="stage", num_steps=1, seed=0, directory=folder),
+        "context": StageContext(name="stage", settings=StageSettings(num_steps=1), seed=0, directory=folder),
     }
 
 

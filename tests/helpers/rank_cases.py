@@ -27,25 +27,34 @@ from lightning_mmrl.algorithms.schedules import WarmupConstant
 from lightning_mmrl.algorithms.selection.has_signal import HasSignal
 from lightning_mmrl.algorithms.selection.pad import PaperPAD
 from lightning_mmrl.data.collate import EncodedSample, collate_prompts, collate_targets
-from lightning_mmrl.models.parallelize import Sharding, recompute_activations, whole_weights
+from lightning_mmrl.models.parallelize import Sharding, recompute_activations
 from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.protocols.ranks import ALONE
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.pool import InlineRewards
 from lightning_mmrl.rollout.scripted import ScriptedEngine
+from lightning_mmrl.rollout.weights import GatheredState
+from lightning_mmrl.settings.algorithm import (
+    AlgorithmSettings,
+    CriticSettings,
+    EntropySettings,
+    KLSettings,
+    RewardSettings,
+    UpdateSettings,
+)
+from lightning_mmrl.settings.stage import StageSettings, TrainerSettings
 from lightning_mmrl.stages.algorithm import Algorithm
-from lightning_mmrl.stages.answers import Examiner
+from lightning_mmrl.stages.answers import AnswerEvaluator
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.stages.grpo import GRPOModule
-from lightning_mmrl.stages.optimize import UpdateSettings
 from lightning_mmrl.stages.ppo import PPOModule
 from lightning_mmrl.stages.sft import SFTModule
-from lightning_mmrl.stages.values import CriticSettings
 from lightning_mmrl.tracking.lightning_logger import RunLogger
 from lightning_mmrl.tracking.null import NullRun
 from lightning_mmrl.training.interruption import Interrupted, Interruption
 from lightning_mmrl.training.ranks import ProcessRanks
-from lightning_mmrl.training.trainer import TrainerSettings, training_trainer
+from lightning_mmrl.training.strategies import ranks_of, sharding_of
+from lightning_mmrl.training.trainer import training_trainer
 
 WATCHDOG_S = float(os.environ.get("RANK_WATCHDOG_S", "60"))
 """How long a case may take before its process ends itself."""
@@ -143,21 +152,18 @@ def algorithm(case):
         num_epochs=case.get("epochs", 1),
         num_minibatches=case.get("minibatches", 1),
         tokens_per_microbatch=case.get("tokens", 120),
-        max_grad_norm=case.get("max_grad_norm", 0.5),
     )
     advantages = {"rloo": LeaveOneOut(), "reinforce": ReinforcePlusPlusBaseline()}
     critic = CriticSettings(learning_rate=2e-3, value_clip=0.05) if case["stage"] == "ppo" else None
     return Algorithm(
         advantage=None if critic else advantages.get(case.get("advantage", case["stage"]), GroupNormalized()),
-        critic=critic,
+        settings=AlgorithmSettings(critic=critic, group_size=case.get("group_size", 4), update=update),
         loss=PPOClip(),
-        kl=KLPenalty(**case.get("kl", {"coefficient": 0.0})),
-        entropy=EntropyBonus(coefficient=case.get("entropy", 0.0)),
+        kl=KLPenalty(KLSettings(**case.get("kl", {}))),
+        entropy=EntropyBonus(EntropySettings(coefficient=case.get("entropy", 0.0))),
         aggregation=AGGREGATIONS[case.get("aggregation", "tokens")],
-        group_size=case.get("group_size", 4),
         select=HasSignal() if case.get("select") else None,
-        distill=PaperPAD(rho=0.7) if case.get("distill") else None,
-        update=update,
+        resample=PaperPAD(rho=0.7) if case.get("resample") else None,
     )
 
 
@@ -230,18 +236,22 @@ def stage_module(case, encoder, policy, folder):
     mistake = case.get("mistake")
     context = StageContext(
         name="stage",
-        num_steps=case.get("steps", 3),
+        settings=StageSettings(num_steps=case.get("steps", 3), max_grad_norm=case.get("max_grad_norm", 0.5)),
         seed=0,
         directory=folder,
-        ranks=OwnCounts(lockstep=place.shards) if mistake == "own counts" else place.ranks,
-        sharding=OwnTowers() if mistake == "own towers" else place.sharding,
+        ranks=OwnCounts(lockstep=place.shards) if mistake == "own counts" else ranks_of(place),
+        sharding=OwnTowers() if mistake == "own towers" else sharding_of(place),
     )
     factory = partial(torch.optim.AdamW, lr=1e-3) if case.get("adam", True) else partial(torch.optim.SGD, lr=1e-2)
     optimizer = OptimizerSettings(factory=factory, schedule=WarmupConstant())
-    examiner = Examiner(engine=Ventriloquist(case, encoder, policy), matcher=MATCHER) if case.get("validate") else None
+    evaluator = (
+        AnswerEvaluator(engine=Ventriloquist(case, encoder, policy), matcher=MATCHER) if case.get("validate") else None
+    )
     if case["stage"] == "sft":
-        return SFTModule(policy, optimizer=optimizer, context=context, examiner=examiner)
-    rewards = InlineRewards(WeightedReward(parts={"length": Length()}, weights={"length": 1.0}))
+        return SFTModule(policy, optimizer=optimizer, context=context, evaluator=evaluator)
+    rewards = InlineRewards(
+        WeightedReward(components={"length": Length()}, settings=RewardSettings(weights={"length": 1.0}))
+    )
     kind = PPOModule if case["stage"] == "ppo" else GRPOModule
     module = kind(
         policy, engine(case, encoder, policy), rewards, optimizer=optimizer, context=context, algorithm=algorithm(case)
@@ -339,7 +349,7 @@ def run_stage(case, folder):
     share = partial(rows_of, trainer.global_rank, trainer.world_size)
     checked = DataLoader(validation_batches(encoder, share), batch_size=None) if case.get("validate") else None
     trainer.fit(module, DataLoader(batches(case, encoder, share), batch_size=None), checked)
-    weights = {name: tensor.detach().cpu().clone() for name, tensor in whole_weights(module)}
+    weights = {name: tensor.detach().cpu().clone() for name, tensor in GatheredState(module).items()}
     return {"steps": notes.steps, "rollouts": notes.rollouts, "weights": weights, "gradients": notes.gradients}
 
 
@@ -349,7 +359,7 @@ def run_exact(case, folder):
         torch.distributed.init_process_group("gloo")
     kill, options = case.get("kill"), dict(case.get("options", {}))
     if "kl" in options:
-        options["kl"] = KLPenalty(**options["kl"])
+        options["kl"] = KLPenalty(KLSettings(**options["kl"]))
     with Interruption() as interruption, interruption.together(ProcessRanks(lockstep=False)):
         stage = exact_cases.Stage(
             case["kind"],

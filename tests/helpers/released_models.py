@@ -21,6 +21,7 @@ from lightning_mmrl.models.families.qwen2_5_vl import Qwen25VL
 from lightning_mmrl.models.families.qwen2_vl import Qwen2VL
 from lightning_mmrl.models.families.qwen3 import Qwen3
 from lightning_mmrl.models.families.qwen3_vl import Qwen3VL
+from lightning_mmrl.models.parallelize import ROOT, unit_names
 from lightning_mmrl.models.policy import Policy
 
 
@@ -175,7 +176,8 @@ def built(name: str) -> Any:
     """The backbone of a released model, without weights; one of its own for every caller."""
     model = RELEASED[name]
     # A model keeps its configuration and writes into it, so that the next one could not be built from it.
-    return model.family.on_meta(copy.deepcopy(model.config))
+    with torch.device("meta"):
+        return model.family(model.family.declaration.model(copy.deepcopy(model.config)))
 
 
 @lru_cache
@@ -193,3 +195,14 @@ def policy_of(backbone: Any) -> Policy:
 def policy(name: str) -> Policy:
     """A released model as a policy of its own."""
     return policy_of(built(name))
+
+
+def unit_parameters(policy: Policy) -> dict[str, list[str]]:
+    """For each unit, the parameters that it gathers. Each belongs to the innermost unit around it."""
+    plan: dict[str, list[str]] = {name: [] for name in unit_names(policy)}
+    owners: dict[torch.nn.Parameter, str] = {}
+    for path, parameter in policy.named_parameters(remove_duplicate=False):
+        unit = max((name for name in plan if name == ROOT or path.startswith(f"{name}.")), key=len)
+        assert owners.setdefault(parameter, unit) == unit, f"{path} belongs to {unit!r} and to {owners[parameter]!r}"
+        plan[unit].append(path)
+    return plan

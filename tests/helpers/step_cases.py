@@ -5,15 +5,17 @@ from functools import cache
 
 import torch
 
-from lightning_mmrl.app.stages import build_algorithm
+from lightning_mmrl.app.algorithm import build_algorithm
 from lightning_mmrl.config.compose import compose
 from lightning_mmrl.config.folders import configs_dir
 from lightning_mmrl.ops.packing import Budget
 from lightning_mmrl.protocols.ranks import ALONE
 from lightning_mmrl.registry.targets import build
-from lightning_mmrl.stages.advantages import penalized_rewards, shared_advantages
-from lightning_mmrl.stages.optimize import Minibatch, Objective, accumulate_loss
-from lightning_mmrl.types.batches import Experience, MediaInputs, PolicyOutput, PromptBatch, Rollout, Scores
+from lightning_mmrl.stages.advantages import of_tokens, penalized_rewards, shared_advantages
+from lightning_mmrl.stages.experience import Experience
+from lightning_mmrl.stages.microbatches import scoring_batches
+from lightning_mmrl.stages.optimize import Objective, accumulate_loss
+from lightning_mmrl.types.batches import MediaInputs, PolicyOutput, PromptBatch, Rollout, Scores
 from lightning_mmrl.types.records import Completion, Message, Sample
 
 WITH_CRITIC = ("lmm_r1", "ppo")
@@ -103,7 +105,7 @@ class TablePolicy:
 
 
 def experience_of(table):
-    """The experience that a stage would make of the table, and its scores."""
+    """The table as a stage's scored rollout."""
     num_prompts, size = table.rewards.shape
     samples = tuple(
         Sample(id=f"p{place}", messages=(Message(role="user", content="why"),), solution="so")
@@ -127,20 +129,20 @@ def experience_of(table):
             for row, cut in zip(table.mask, table.truncated.flatten(), strict=True)
         ),
         group_size=size,
-        policy_version=0,
+        policy_version=torch.zeros(num_prompts * size, dtype=torch.long),
     )
     # The value that a failed verifier left there must not matter.
     rewards = torch.where(table.valid, table.rewards, torch.nan)
-    scores = Scores(rewards=rewards, valid=table.valid, components={}, details=())
-    experience = Experience(
+    return Experience(
+        raw=prompts,
         prompts=prompts,
         rollout=rollout,
-        advantages=torch.zeros_like(rewards),
+        scores=Scores(rewards=rewards, valid=table.valid, components={}, details=()),
+        advantages=torch.zeros(table.mask.shape, dtype=rewards.dtype),
         trainable=table.valid,
         reference_logprobs=table.reference,
         old_logprobs=table.old,
     )
-    return experience, scores
 
 
 def taken(algorithm, table, *, budget=WHOLE, ranks=ALONE, on_policy=False, entropy_coefficient=0.0, weights=None):
@@ -148,31 +150,28 @@ def taken(algorithm, table, *, budget=WHOLE, ranks=ALONE, on_policy=False, entro
 
     `weights` are how often each completion counts; PAD draws them from advantages, which is not done here.
     """
-    experience, scores = experience_of(table)
-    experience = replace(experience, weights=weights)
-    if algorithm.mask_truncated:
+    experience = replace(experience_of(table), weights=weights)
+    if algorithm.settings.mask_truncated:
         experience = replace(experience, trainable=table.valid & ~table.truncated)
-    rewards = penalized_rewards(experience, scores, algorithm.kl, algorithm.kl.coefficient)
-    advantages = shared_advantages(algorithm.advantage, rewards, scores, ranks)
-    experience = replace(experience, advantages=advantages)
+    rewards = penalized_rewards(experience, algorithm.kl, algorithm.kl.settings.coefficient)
+    advantages = of_tokens(shared_advantages(algorithm.advantage, rewards, table.valid, ranks), table.mask)
+    experience = replace(experience, advantages=advantages, old_logprobs=None if on_policy else table.old)
     policy = TablePolicy(table.logprobs, table.entropy)
     rows = tuple(range(len(table.rewards)))
     totals = accumulate_loss(
         policy,
         experience,
-        Minibatch(rows=rows, live=rows),
+        rows,
+        scoring_batches(experience, rows, budget=budget, ranks=ranks),
         objective=Objective(
             loss=algorithm.loss,
             aggregation=algorithm.aggregation,
             correction=algorithm.correction,
             ranks=ranks,
             kl=algorithm.kl,
-            kl_coefficient=0.0 if algorithm.kl.in_reward else algorithm.kl.coefficient,
+            kl_coefficient=0.0 if algorithm.kl.in_reward else algorithm.kl.settings.coefficient,
             entropy_coefficient=entropy_coefficient,
         ),
-        old_logprobs=None if on_policy else table.old,
-        budget=budget,
-        prompts=experience.prompts.select,
         backward=torch.Tensor.backward,
     )
     return totals, policy.logprobs.grad, policy.entropy.grad

@@ -9,10 +9,11 @@ import omni
 import torch
 
 from lightning_mmrl.data.collate import EncodedSample, collate_prompts
-from lightning_mmrl.models.families.qwen_media import VIDEO_SECONDS
+from lightning_mmrl.models.families.media_keys import VIDEO_SECONDS
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.rollout.engine_inputs import EnginePrompt, engine_prompts
 from lightning_mmrl.rollout.vllm.engine import VLLMEngine
+from lightning_mmrl.settings.algorithm import SamplingSettings
 from lightning_mmrl.types.batches import PromptBatch, Rollout, ScoringBatch
 from lightning_mmrl.types.media import DecodedVideo
 from lightning_mmrl.types.records import Message, Sample
@@ -84,7 +85,7 @@ def world(name: str, checkpoint: Path, temperature: float = 1.0, **settings: Any
         for parameter in policy.model.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(2.0)
-    engine = VLLMEngine(policy, encoder=encoder, max_new_tokens=MAX_NEW_TOKENS, **settings)
+    engine = VLLMEngine(policy, encoder=encoder, sampling=SamplingSettings(max_new_tokens=MAX_NEW_TOKENS), **settings)
     batch = families.prompts(name, encoder)
     return World(name=name, checkpoint=checkpoint, encoder=encoder, policy=policy, engine=engine, batch=batch)
 

@@ -11,8 +11,8 @@ from lightning_mmrl.data.media.cache import MediaCache
 from lightning_mmrl.data.media.guard import decode
 from lightning_mmrl.data.pipeline import MediaPipeline
 from lightning_mmrl.errors import MediaError, MmrlError
-from lightning_mmrl.types.media import MediaSettings
-from lightning_mmrl.workers.pool import Outcome
+from lightning_mmrl.settings.data import MediaSettings
+from lightning_mmrl.workers.pool import CallResult
 
 
 class WordEncoder:
@@ -69,11 +69,11 @@ class CountingDecoder:
         for index, task in reversed(list(enumerate(tasks))):
             self.decoded.append((task.path.name, task.ref.kind))
             try:
-                outcome = Outcome(value=decode(task))
+                outcome = CallResult(value=decode(task))
             except MmrlError as error:
-                outcome = Outcome(error=str(error))
+                outcome = CallResult(error=str(error))
             if task.path.name == "hangs.mp4":
-                outcome = Outcome(error="deadline of 30 s exceeded")
+                outcome = CallResult(error="deadline of 30 s exceeded")
             on_done(index, outcome)
 
 

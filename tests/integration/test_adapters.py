@@ -16,8 +16,8 @@ from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 from lightning_mmrl.cli.main import main
 from lightning_mmrl.curriculum.handoff import check_handoff, write_handoff
 from lightning_mmrl.errors import StageError
-from lightning_mmrl.models.adapters import AdapterSettings
 from lightning_mmrl.models.export import export_policy
+from lightning_mmrl.settings.model import AdapterSettings
 from lightning_mmrl.stages.grpo import GRPOModule
 from lightning_mmrl.stages.rloo import RLOOModule
 from lightning_mmrl.stages.sft import SFTModule

@@ -10,15 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from lightning_mmrl.data.datamodules import Feed, OmniDataModule, Source
+from lightning_mmrl.data.datamodules import Feed, OmniDataModule
 from lightning_mmrl.data.media.cache import MediaCache
 from lightning_mmrl.data.media.guard import GuardedDecoder
 from lightning_mmrl.data.pipeline import MediaPipeline
-from lightning_mmrl.data.sampler import ModalityDropout
 from lightning_mmrl.data.synthetic.video_file import write_clip
 from lightning_mmrl.prompts.template import PromptTemplate
+from lightning_mmrl.settings.data import DropoutSettings, MediaSettings, SourceSettings, StageDataSettings
+from lightning_mmrl.settings.stage import StageSettings
 from lightning_mmrl.types.batches import ScoringBatch
-from lightning_mmrl.types.media import MediaSettings
 
 ASK = "Which emotion?"
 SAMPLES = {
@@ -86,7 +86,7 @@ class Monitor:
         self.left_out.append((manifest, num_usable, {each.sample_id: each.reason for each in left_out}))
 
 
-def batch_of(kind, model, root, cache, **feed):
+def batch_of(kind, model, root, cache, dropout=None):
     """One batch that holds every usable sample once, in the order of the data's names."""
     monitor = Monitor()
     data = OmniDataModule(
@@ -97,12 +97,13 @@ def batch_of(kind, model, root, cache, **feed):
             decoder=GuardedDecoder(workers=1, deadline_s=60.0),
         ),
         template=PromptTemplate(),
-        kind=kind,
         feed=Feed(
-            sources=(Source(name="all", root=root, manifest="train.jsonl"),),
-            batch_size=len(SAMPLES),
-            num_batches=1,
-            **feed,
+            settings=StageSettings(
+                kind=kind,
+                num_steps=1,
+                data=StageDataSettings(batch_size=len(SAMPLES), modality_dropout=dropout or DropoutSettings()),
+            ),
+            sources={"all": SourceSettings(root=str(root), manifest="train.jsonl")},
         ),
         monitor=monitor,
     )
@@ -184,7 +185,7 @@ def test_a_row_whose_media_are_exchanged_is_noticed(key, other, model, sft):
     ("variant", "keys"), [("blank", {"pixel_values", "pixel_values_videos"}), ("silent", {"input_features"})]
 )
 def test_dropout_takes_one_modality_of_a_mixed_batch(variant, keys, model, root, cache, sft):
-    batch, _ = batch_of("sft", model, root, cache, dropout=ModalityDropout(**{variant: 1.0}))
+    batch, _ = batch_of("sft", model, root, cache, dropout=DropoutSettings(**{variant: 1.0}))
     assert names(batch.prompts) == names(sft.prompts)
     ours, full = batch.prompts.media.tensors, sft.prompts.media.tensors
     changed = {key for key in full if not torch.equal(ours[key], full[key])}

@@ -13,10 +13,11 @@ from lightning_mmrl.algorithms.penalties.entropy import EntropyBonus
 from lightning_mmrl.algorithms.penalties.kl import KLPenalty
 from lightning_mmrl.algorithms.schedules import WarmupCosine
 from lightning_mmrl.errors import StageError
+from lightning_mmrl.settings.algorithm import EntropySettings, KLSettings
+from lightning_mmrl.settings.stage import Bound
 from lightning_mmrl.training.interruption import Interrupted, Interruption
 from lightning_mmrl.training.rng import rng_state
 from lightning_mmrl.training.state_store import MANIFEST
-from lightning_mmrl.types.records import Bound
 
 pytestmark = pytest.mark.slow
 
@@ -172,8 +173,10 @@ def test_a_stage_with_a_reference_policy_goes_on_exactly_though_no_state_has_it(
     """Also the schedules of the coefficients; negative control: a reference of other weights leads elsewhere."""
     options = {
         "every": STEPS + 1,
-        "kl": KLPenalty(coefficient=0.3, estimator="k1" if where == "reward" else "k3", where=where),
-        "entropy": EntropyBonus(coefficient=0.05, schedule=WarmupCosine(warmup_steps=2, final_fraction=0.0)),
+        "kl": KLPenalty(KLSettings(coefficient=0.3, estimator="k1" if where == "reward" else "k3", where=where)),
+        "entropy": EntropyBonus(
+            EntropySettings(coefficient=0.05), schedule=WarmupCosine(warmup_steps=2, final_fraction=0.0)
+        ),
     }
     whole = Stage("grpo", checkpoint, tmp_path / "whole", Interruption(), **options).outcome()
     assert whole[0]["train/reference_kl"] != 0

@@ -13,6 +13,7 @@ from lightning_mmrl.algorithms.advantages.group_normalized import GroupNormalize
 from lightning_mmrl.algorithms.losses.aggregation import TokenMean
 from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
 from lightning_mmrl.models.export import export_checkpoint
+from lightning_mmrl.settings.algorithm import AlgorithmSettings
 from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.grpo import GRPOModule
 from lightning_mmrl.stages.sft import SFTModule
@@ -91,7 +92,12 @@ def test_a_grpo_iteration_moves_what_is_not_frozen(name, model, tmp_path):
         engine,
         one_step.rewards(),
         **one_step.settings(tmp_path),
-        algorithm=Algorithm(advantage=GroupNormalized(), loss=PPOClip(), aggregation=TokenMean(), group_size=GROUP),
+        algorithm=Algorithm(
+            advantage=GroupNormalized(),
+            loss=PPOClip(),
+            aggregation=TokenMean(),
+            settings=AlgorithmSettings(group_size=GROUP),
+        ),
     )
     before = weights(policy)
     one_step.fit(module, families.prompts(name, encoder), tmp_path)

@@ -13,7 +13,7 @@ import torch
 from nonfinite_cases import AT, NAN, Stage, local, spoiled_output
 
 from lightning_mmrl.errors import RolloutError, StageError
-from lightning_mmrl.models.parallelize import whole_weights
+from lightning_mmrl.rollout.weights import GatheredState
 from lightning_mmrl.training.interruption import Interrupted, Interruption
 
 pytestmark = pytest.mark.slow
@@ -70,7 +70,7 @@ def test_two_ranks_decide_together(checkpoint, tmp_path):
 
 def moved(stage):
     """All that a step may move."""
-    found = {name: value.clone() for name, value in whole_weights(stage.module)}
+    found = {name: value.clone() for name, value in GatheredState(stage.module).items()}
     for number, optimizer in enumerate(stage.trainer.optimizers):
         for place, state in enumerate(optimizer.state.values()):
             found |= {f"{key} {place} of {number}": local(value).clone() for key, value in state.items()}
@@ -121,7 +121,7 @@ def test_a_later_update_of_a_step_is_skipped_alone_and_said_to_be_one(checkpoint
     weights = []
 
     def note(*args):
-        weights.append({name: value.clone() for name, value in whole_weights(stage.module)})
+        weights.append({name: value.clone() for name, value in GatheredState(stage.module).items()})
         return args
 
     stage.change(stage.job.saver, "on_train_batch_end", before=note)

@@ -10,7 +10,7 @@ from lightning_mmrl.cli.main import main
 from lightning_mmrl.curriculum.manifest import Manifest
 
 OWN = (
-    "+stages.reason.rewards.parts.brevity={_target_: own_code.rewards.Brevity, scale: 2.0}",
+    "+stages.reason.rewards.components.brevity={_target_: own_code.rewards.Brevity, scale: 2.0}",
     "+stages.reason.rewards.weights.brevity=1.0",
     "stages.reason.algorithm.loss={_target_: own_code.losses.Unclipped}",
 )

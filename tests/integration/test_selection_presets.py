@@ -19,7 +19,7 @@ OVERRIDES = (
     "stages.reason.rollout_table_every=10",
     "stages.reason.optimizer.lr=1e-3",
     "+stages.reason.rewards.weights.coin=1.0",
-    "stages.reason.rewards.pass_part=coin",
+    "stages.reason.rewards.pass_component=coin",
 )
 COIN = """
 def coin(sample, completion):
@@ -41,7 +41,7 @@ def workplace(tmp_path_factory):
 def test_a_preset_runs_from_the_command_line(workplace, name):
     places = (f"output_dir={workplace}/runs", f"data.root={workplace}/clips", f"run_name={name}")
     part = f"{{_target_: lightning_mmrl.rewards.user_function.UserFunction, function: '{workplace}/coin.py:coin'}}"
-    settings = [f"algorithm@stages.reason={name}", f"+stages.reason.rewards.parts.coin={part}"]
+    settings = [f"algorithm@stages.reason={name}", f"+stages.reason.rewards.components.coin={part}"]
     settings += ["stages.reason.algorithm.max_samplings=3"] if name in REFILLED else []
     assert main(["train", "--allow-targets", f"{workplace}/coin.py", *OVERRIDES, *places, *settings]) == 0
     log = workplace / "runs" / name / "stages" / "00-reason" / "metrics.jsonl"

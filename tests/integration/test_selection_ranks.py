@@ -13,7 +13,7 @@ REFILLED = {"run": "exact", "kind": "grpo", "reward": "rare_alone"}
 OPTIONS = {"every": exact_cases.STEPS + 1, "select": True}
 SELECTED = {"stage": "grpo", "select": True}
 STAGES = {
-    "one-update": {**SELECTED, "distill": True},
+    "one-update": {**SELECTED, "resample": True},
     "two-updates": {**SELECTED, "minibatches": 2, "aggregation": "sequences", "kl": {"coefficient": 0.1}},
 }
 """Groups are rejected and not replaced: one process and two ranks choose the same ones then."""
@@ -80,6 +80,6 @@ def test_two_ranks_that_reject_groups_train_as_one_process(found, checkpoint, tm
         assert max(rank_cases.errors(rank["weights"], expected["weights"]).values()) < 1e-9
     assert min(step["rollout/batch_filled"] for step in expected["steps"]) == 0.5
     every = rank_cases.run_stage(
-        {"checkpoint": checkpoint, **STAGES[name], "select": False, "distill": False}, tmp_path / "every"
+        {"checkpoint": checkpoint, **STAGES[name], "select": False, "resample": False}, tmp_path / "every"
     )
     assert max(rank_cases.errors(every["weights"], expected["weights"]).values()) > 1e-6

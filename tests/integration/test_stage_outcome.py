@@ -10,8 +10,8 @@ from exact_cases import STEPS, Prompts, Stage
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.models.digest import weight_digest
 from lightning_mmrl.protocols.ranks import ALONE
+from lightning_mmrl.settings.stage import Bound
 from lightning_mmrl.training.interruption import Interruption
-from lightning_mmrl.types.records import Bound
 
 pytestmark = pytest.mark.slow
 
@@ -81,7 +81,7 @@ def without_learning_rate(made):
 def without_a_signal(made):
     if hasattr(made.module, "rewards"):
         made.module.rewards._reward = made.module.rewards._reward.__class__(
-            parts={"length": lambda sample, completion: 1.0}, weights={"length": 1.0}
+            components={"length": lambda sample, completion: 1.0}, weights={"length": 1.0}
         )
 
 

@@ -15,7 +15,7 @@ from lightning_mmrl.data.synthetic.task import SPLITS
 from lightning_mmrl.data.synthetic.tasks import TASKS
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.prompts.scanner import scan
-from lightning_mmrl.types.media import MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
 from lightning_mmrl.types.records import Sample
 
 NAMES = ("geometry", "counting", "tones", "motion", "arithmetic")

@@ -9,6 +9,7 @@ import sqlite3
 import pytest
 
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.settings.run import TrackingSettings
 from lightning_mmrl.tracking.connection import connect
 from lightning_mmrl.tracking.mlflow import MlflowTracker, clean_key
 from lightning_mmrl.tracking.null import NullTracker
@@ -40,7 +41,7 @@ def open_tracker(uri, tmp_path):
     opened = []
 
     def start(store=uri):
-        opened.append(MlflowTracker(store, "curricula", tmp_path / "spool"))
+        opened.append(MlflowTracker(TrackingSettings(uri=store, experiment="curricula"), tmp_path / "spool"))
         return opened[-1]
 
     yield start
@@ -336,7 +337,10 @@ def test_the_database_of_mlflow_run_is_not_made_anew(monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_RUN_ID", "4f2a")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="Call mlflow run in the project's folder"):
-        MlflowTracker("sqlite:///mlflow.db", "curricula", tmp_path / "spool")
+        MlflowTracker(
+            TrackingSettings(uri="sqlite:///mlflow.db", experiment="curricula"),
+            tmp_path / "spool",
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -398,7 +402,10 @@ def test_an_older_database_is_copied_and_upgraded(tmp_path):
 def test_a_file_that_is_no_database_is_refused_at_once(tmp_path):
     (tmp_path / "mlflow.db").write_text("this is a text file, long enough to be taken for a header" * 10)
     with pytest.raises(ConfigError, match="not a database"):
-        MlflowTracker(f"sqlite:///{tmp_path}/mlflow.db", "curricula", tmp_path / "spool")
+        MlflowTracker(
+            TrackingSettings(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="curricula"),
+            tmp_path / "spool",
+        )
 
 
 def test_a_deleted_experiment_is_refused(open_tracker, client):

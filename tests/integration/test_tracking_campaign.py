@@ -8,6 +8,7 @@ import tracking_campaign
 from outage_proxy import PAGES, Proxy
 
 from lightning_mmrl.cli.main import main
+from lightning_mmrl.settings.run import TrackingSettings
 from lightning_mmrl.tracking import mlflow as tracker_module
 from lightning_mmrl.tracking import notices
 from lightning_mmrl.tracking.leftovers import leftovers
@@ -49,7 +50,10 @@ class Tracked:
         self.name, self.folder = name, folder
         self.database = servers.database("main")
         self.proxy = Proxy(servers.ports["main"])
-        self.tracker = MlflowTracker(self.proxy.uri, name, folder / "spool" / "store")
+        self.tracker = MlflowTracker(
+            TrackingSettings(uri=self.proxy.uri, experiment=name),
+            folder / "spool" / "store",
+        )
         self.tracker._spool._retry_s = self.tracker._spool._shortest_retry_s = 0.05
         self.proxy.mode = mode
         self.run = self.tracker.open_run(name)

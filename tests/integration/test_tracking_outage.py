@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.settings.run import TrackingSettings
 from lightning_mmrl.tracking import connection as connection_module
 from lightning_mmrl.tracking.mlflow import MlflowTracker
 
@@ -87,7 +88,7 @@ def open_tracker(uri, tmp_path, outage):
     opened = []
 
     def start():
-        opened.append(MlflowTracker(uri, "curricula", tmp_path / "spool"))
+        opened.append(MlflowTracker(TrackingSettings(uri=uri, experiment="curricula"), tmp_path / "spool"))
         return opened[-1]
 
     yield start
@@ -286,7 +287,10 @@ def server(monkeypatch):
 
 
 def test_an_http_server_that_errs_and_recovers(server, tmp_path):
-    tracker = MlflowTracker(f"http://127.0.0.1:{server.server_port}", "curricula", tmp_path / "spool")
+    tracker = MlflowTracker(
+        TrackingSettings(uri=f"http://127.0.0.1:{server.server_port}", experiment="curricula"),
+        tmp_path / "spool",
+    )
     run = tracker.open_run("reason")
     server.up.clear()
     for step in range(5):
@@ -306,5 +310,5 @@ def test_a_server_that_is_not_there_is_refused_at_the_start(tmp_path, monkeypatc
         taken.bind(("127.0.0.1", 0))
         uri = f"http://me:secret@127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(ConfigError, match="start the server") as error:
-            MlflowTracker(uri, "curricula", tmp_path / "spool")
+            MlflowTracker(TrackingSettings(uri=uri, experiment="curricula"), tmp_path / "spool")
     assert "secret" not in str(error.value)

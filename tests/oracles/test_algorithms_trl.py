@@ -13,6 +13,7 @@ from lightning_mmrl.algorithms.corrections.importance import ImportanceCorrectio
 from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
 from lightning_mmrl.algorithms.penalties.kl import KLPenalty
 from lightning_mmrl.protocols.ranks import ALONE
+from lightning_mmrl.settings.algorithm import KLSettings
 from lightning_mmrl.stages.advantages import shared_advantages
 
 MAX_TOKENS = 24  # the completion limit of the quickstart
@@ -172,7 +173,7 @@ def test_rloo_on_whole_completions_is_that_of_trl_with_its_penalty_in_the_reward
     trainer, algorithm = trainers["rloo"], preset("rloo_sequence")
     for seed in range(2):
         table = full_table(seed, size)
-        expected = compared(trainer, table, scored(trainer, table, beta=algorithm.kl.coefficient))
+        expected = compared(trainer, table, scored(trainer, table, beta=algorithm.kl.settings.coefficient))
         agree(taken(algorithm, table), expected)
         plain = compared(trainer, table, scored(trainer, table))
         assert (expected[1] - plain[1]).abs().max() > 1e-5
@@ -183,7 +184,7 @@ def test_a_divergence_in_the_loss_is_that_of_trl(trainers, monkeypatch, correcti
     set_up(trainers["grpo"], "grpo", monkeypatch, correction=correction)
     table = full_table(5, 4)
     expected = step_of_trl(trainers["grpo"], table, beta=0.04)
-    kl = KLPenalty(coefficient=0.04, ratio_correction=correction)
+    kl = KLPenalty(KLSettings(coefficient=0.04, ratio_correction=correction))
     agree(taken(replace(preset("grpo"), kl=kl), table), expected)
     other = replace(preset("grpo"), kl=replace(kl, ratio_correction=not correction))
     assert (taken(other, table)[1] - expected[1]).abs().max() > 1e-5
@@ -198,7 +199,10 @@ def test_a_correction_is_that_of_trl_for_vllm(trainers, monkeypatch, level, mode
     set_up(trainer, "grpo", monkeypatch)
     for key, value in {"correction": True, "mode": f"{level}_{mode}", "clip_max": 1.4, "clip_min": floor}.items():
         monkeypatch.setattr(trainer, f"vllm_importance_sampling_{key}", value)
-    kl, correction = KLPenalty(coefficient=0.04), ImportanceCorrection(level=level, mode=mode, cap=1.4, floor=floor)
+    kl, correction = (
+        KLPenalty(KLSettings(coefficient=0.04)),
+        ImportanceCorrection(level=level, mode=mode, cap=1.4, floor=floor),
+    )
     for seed, size in ((5, 2), (6, 4)):
         table = full_table(seed, size)
         table.sampler = table.sampler.float().double()  # TRL takes the engine's in single precision
@@ -240,8 +244,8 @@ def test_advantages_are_those_of_trl_also_with_completions_nobody_could_score(
         monkeypatch.setattr(trainer, key, value)
     for seed in range(3):
         table = drawn(seed, size)
-        _, scores = experience_of(table)
-        found = shared_advantages(estimator, scores.rewards, scores, ALONE)
+        scores = experience_of(table).scores
+        found = shared_advantages(estimator, scores.rewards, scores.valid, ALONE)
         expected = scored(trainer, table)["advantages"].reshape(found.shape)
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
         assert not table.valid.all()

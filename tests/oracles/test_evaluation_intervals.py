@@ -7,6 +7,7 @@ import pytest
 
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap, resample_weights
 from lightning_mmrl.evaluation.records import Prediction
+from lightning_mmrl.settings.run import EvaluationSettings
 
 LABELS = ("angry", "happy", "sad")
 
@@ -67,7 +68,9 @@ def test_intervals_equal_the_loop(seed):
     predictions = drawn(seed, num_speakers=4, clips_per_speaker=2, accuracy=0.5)
     lists = list(resamples(predictions, 150, seed))
     assert any(len({each.truth for each in resample}) < 3 for resample in lists)
-    ours = ClusterBootstrap(num_resamples=150, level=0.9, seed=seed).intervals(predictions, LABELS)
+    ours = ClusterBootstrap(settings=EvaluationSettings(num_resamples=150), level=0.9, seed=seed).intervals(
+        predictions, LABELS
+    )
     for name, slow in (("war", slow_war), ("uar", slow_uar)):
         assert ours[name].estimate == pytest.approx(slow(predictions), abs=1e-12)
         expected = percentiles([slow(resample) for resample in lists], 0.9)
@@ -83,7 +86,9 @@ def test_the_paired_difference_equals_the_loop():
         for resample in resamples(candidate, 150, 5)
     ]
     assert len(set(differences)) > 10
-    ours = ClusterBootstrap(num_resamples=150, seed=5).paired_uar_difference(candidate, changed[::-1], LABELS)
+    ours = ClusterBootstrap(settings=EvaluationSettings(num_resamples=150), seed=5).paired_uar_difference(
+        candidate, changed[::-1], LABELS
+    )
     assert [ours.low, ours.high] == pytest.approx(percentiles(differences, 0.95), abs=1e-12)
 
 
@@ -94,7 +99,9 @@ def coverage(*, by_speaker):
         predictions = drawn(seed, num_speakers=30, clips_per_speaker=8, accuracy=0.6, spread=0.3)
         if not by_speaker:
             predictions = [replace(each, speaker=None) for each in predictions]
-        interval = ClusterBootstrap(num_resamples=300, seed=seed).intervals(predictions, LABELS)["war"]
+        interval = ClusterBootstrap(settings=EvaluationSettings(num_resamples=300), seed=seed).intervals(
+            predictions, LABELS
+        )["war"]
         hits += interval.low <= 0.6 + 0.4 / 4 <= interval.high
     return hits / 100
 

@@ -5,6 +5,7 @@ TRL 1.16.0 has no PPO any more, so that there is nothing to compare with there.
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ from step_cases import ROW_BY_ROW, WHOLE, TablePolicy, drawn, experience_of, pre
 from lightning_mmrl.algorithms.losses.value_clip import ValueClip
 from lightning_mmrl.ops.gae import generalized_advantages
 from lightning_mmrl.protocols.ranks import ALONE
-from lightning_mmrl.stages.optimize import Minibatch, Objective, accumulate_loss
+from lightning_mmrl.settings.algorithm import CriticSettings
+from lightning_mmrl.stages.microbatches import scoring_batches
+from lightning_mmrl.stages.optimize import Objective, accumulate_loss
 from lightning_mmrl.stages.values import (
-    CriticSettings,
     accumulate_value_loss,
     score_values,
     token_rewards,
@@ -131,35 +133,34 @@ def case(seed, size):
 
 
 def taken(table, old_values, new_values, *, budget=WHOLE, settings=SETTINGS, on_policy=False, drop=True, **change):
-    """Statistics and gradients by log-probabilities and values of one step, as `PPOModule` takes it."""
+    """Statistics and gradients by log-probabilities and values of one step, as PPO takes it."""
     algorithm = preset("ppo")
-    experience, scores = experience_of(table)
+    experience = experience_of(table)
     if drop:
         experience = replace(experience, trainable=table.valid & ~table.truncated)
     rows = tuple(range(len(table.rewards)))
-    common = {"budget": budget, "prompts": experience.prompts.select}
-    values = score_values(TableCritic(old_values), experience, ranks=ALONE, **common)
-    rewards = token_rewards(experience, scores, algorithm.kl, algorithm.kl.coefficient)
+    batches = partial(scoring_batches, budget=budget, ranks=ALONE)
+    values = score_values(TableCritic(old_values), experience, batches(experience, rows))
+    rewards = token_rewards(experience, algorithm.kl, algorithm.kl.settings.coefficient)
     experience = with_advantages(experience, rewards, values, settings=settings, ranks=ALONE)
-    experience = replace(experience, **change)
+    experience = replace(experience, old_logprobs=None if on_policy else table.old, **change)
     policy, critic = TablePolicy(table.logprobs, table.entropy), TableCritic(new_values)
-    minibatch, backward = Minibatch(rows=rows, live=rows), torch.Tensor.backward
+    backward = torch.Tensor.backward
     totals = accumulate_loss(
         policy,
         experience,
-        minibatch,
+        rows,
+        batches(experience, rows),
         objective=Objective(loss=algorithm.loss, aggregation=algorithm.aggregation, kl=algorithm.kl),
-        old_logprobs=None if on_policy else table.old,
         backward=backward,
-        **common,
     )
     stats = accumulate_value_loss(
-        critic, experience, minibatch, loss=settings.loss, ranks=ALONE, backward=backward, **common
+        critic, experience, rows, batches(experience, rows), loss=settings.loss, ranks=ALONE, backward=backward
     )
     return {
         "loss": totals["loss"].item(),
-        "value_loss": stats["train/value_loss"],
-        "value_clip_fraction": stats["train/value_clip_fraction"],
+        "value_loss": stats["value_loss"],
+        "value_clip_fraction": stats["value_clip_fraction"],
         "policy": policy.logprobs.grad,
         "critic": critic.values.grad,
         "experience": experience,
@@ -243,8 +244,8 @@ def test_at_ratio_one_the_gradient_is_that_of_reinforce_with_the_tokens_advantag
     given = case(5, size)
     found = taken(*given, on_policy=True)
     experience = found["experience"]
-    count = (experience.token_advantages != 0).sum()
-    torch.testing.assert_close(found["policy"], -experience.token_advantages / count, **EXACT)
+    count = (experience.advantages != 0).sum()
+    torch.testing.assert_close(found["policy"], -experience.advantages / count, **EXACT)
     assert_same(found, written_out(*given, on_policy=True))
 
 
@@ -258,14 +259,14 @@ def test_a_critic_at_the_rollout_has_the_gradient_of_the_plain_squared_error():
     assert found["value_clip_fraction"] == 0
 
 
-def test_the_advantage_of_a_completion_is_zero_only_if_all_of_its_tokens_have_none():
-    """The statistic that says whether a prompt has a signal."""
+def test_a_completion_has_a_signal_if_any_of_its_tokens_has_an_advantage():
     table, old, new = case(2, 4)
     experience = taken(table, old, new)["experience"]
-    per_token = experience.token_advantages.unflatten(0, (-1, 4))
-    assert torch.equal(experience.advantages != 0, (per_token != 0).any(-1))
-    assert torch.equal(experience.advantages.abs(), per_token.abs().amax(-1))
-    assert torch.equal(experience.advantages != 0, experience.trainable)
+    per_token = experience.advantages.unflatten(0, (-1, 4))
+    assert torch.equal(experience.has_signal, (per_token != 0).any(-1))
+    assert torch.equal(experience.has_signal, experience.trainable)
+    silent = replace(experience, advantages=torch.zeros_like(experience.advantages))
+    assert not silent.has_signal.any()
 
 
 def test_whitened_advantages_have_mean_zero_and_variance_one_over_the_tokens_that_count():

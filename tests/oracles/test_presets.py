@@ -252,15 +252,16 @@ class Other:
 def test_two_ranks_have_the_advantages_of_one_process(name):
     """Bit for bit; negative control: statistics of the batch need the completions of all ranks."""
     table, estimator = drawn(4, 4, num_prompts=6), preset(name).advantage
-    _, scores = experience_of(table)
-    whole = shared_advantages(estimator, scores.rewards, scores, ALONE)
-    shares = [experience_of(table.select(rows))[1] for rows in ([0, 1, 2], [3, 4, 5])]
+    scores = experience_of(table).scores
+    whole = shared_advantages(estimator, scores.rewards, scores.valid, ALONE)
+    shares = [experience_of(table.select(rows)).scores for rows in ([0, 1, 2], [3, 4, 5])]
     parts = [(share.rewards, share.valid) for share in shares]
     found = [
-        shared_advantages(estimator, share.rewards, share, Other(rank, parts)) for rank, share in enumerate(shares)
+        shared_advantages(estimator, share.rewards, share.valid, Other(rank, parts))
+        for rank, share in enumerate(shares)
     ]
     assert torch.equal(torch.cat(found), whole)
-    alone = torch.cat([shared_advantages(estimator, share.rewards, share, ALONE) for share in shares])
+    alone = torch.cat([shared_advantages(estimator, share.rewards, share.valid, ALONE) for share in shares])
     assert torch.equal(alone, whole) == (PAPERS[name][0] not in STATISTICS_OF_THE_BATCH)
 
 
@@ -273,8 +274,8 @@ TIMES = torch.tensor(
 def test_a_completion_that_counts_twice_is_one_that_is_there_twice(name):
     """By tokens, completions and constant; with a divergence; control: weights that are not in the denominator."""
     table, algorithm = drawn(5, 4), preset(name)
-    scores = experience_of(table)[1]
-    advantages = shared_advantages(algorithm.advantage, scores.rewards, scores, ALONE)
+    scores = experience_of(table).scores
+    advantages = shared_advantages(algorithm.advantage, scores.rewards, scores.valid, ALONE)
     weights = TIMES.double()
     fixed = replace(algorithm, advantage=lambda rewards, valid: advantages)
     kept = replace(table, valid=table.valid & (weights > 0))

@@ -14,6 +14,7 @@ from lightning_mmrl.prompts.wheel import BUILT_IN
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.emotion_set import EmotionSet
 from lightning_mmrl.rewards.lenient_format import LenientFormat
+from lightning_mmrl.settings.algorithm import RewardSettings
 from lightning_mmrl.types.records import Completion, Sample
 
 HACKS, HONEST = tool.read_hacks()
@@ -21,7 +22,9 @@ GROUPS = Counter(hack.name.partition("/")[0] for hack in HACKS)
 
 
 def score(name, sample, completion):
-    return WeightedReward(parts={name: tool.REWARDS[name]}, weights={name: 1.0}).score(sample, completion)
+    return WeightedReward(components={name: tool.REWARDS[name]}, settings=RewardSettings(weights={name: 1.0})).score(
+        sample, completion
+    )
 
 
 def test_there_are_hundreds_of_hacks_in_many_groups_and_each_is_another_text():
@@ -47,8 +50,8 @@ def test_an_honest_text_pays(honest):
 def test_a_reward_that_a_hack_fools_would_be_found():
     def naive(name, sample, completion):
         return WeightedReward(
-            parts={name: lambda sample, completion: float((sample.solution or "") in completion.text)},
-            weights={name: 1.0},
+            components={name: lambda sample, completion: float((sample.solution or "") in completion.text)},
+            settings=RewardSettings(weights={name: 1.0}),
         ).score(sample, completion)
 
     assert len(tool.paying(HACKS, naive)) > 150

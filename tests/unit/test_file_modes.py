@@ -23,6 +23,7 @@ from lightning_mmrl.errors import DataError
 from lightning_mmrl.files import write_json
 from lightning_mmrl.machine import refusal
 from lightning_mmrl.models.feature_cache import FeatureCache
+from lightning_mmrl.settings.model import FeatureCacheSettings
 from lightning_mmrl.tracking.journal import Entry, Journal
 from lightning_mmrl.tracking.jsonl import append_lines
 from lightning_mmrl.tracking.leftovers import note_store
@@ -48,7 +49,9 @@ WRITERS = {
     "json": lambda folder: write_json(folder / "a.json", {}),
     "manifest": lambda folder: Manifest().write(folder),
     "media cache": lambda folder: MediaCache(folder).put("ab12", TENSORS),
-    "feature cache": lambda folder: FeatureCache(folder, max_bytes=2**20, towers="t").put("key", "bf16", TENSORS),
+    "feature cache": lambda folder: FeatureCache(
+        FeatureCacheSettings(directory=folder, max_bytes=2**20), towers="t"
+    ).put("key", "bf16", TENSORS),
     "handoff and its seal": lambda folder: write_handoff(folder / "handoff", export, {}),
     "state": save_state,
     "journal": lambda folder: Journal(folder / "run.jsonl").append([ENTRY]),
@@ -122,7 +125,7 @@ def test_a_cache_entry_of_another_user_is_not_called_damaged(private, another_us
 
 
 def test_a_feature_cache_of_another_user_says_so_and_computes_anew(private, another_user, caplog, monkeypatch):
-    cache = FeatureCache(private.parents[1], max_bytes=2**20, towers="t")
+    cache = FeatureCache(FeatureCacheSettings(directory=private.parents[1], max_bytes=2**20), towers="t")
     monkeypatch.setattr(FeatureCache, "_path", lambda self, key, precision: private)
     assert cache.get("key", "bf16", {"x": 2}) is None
     assert "has mode 0000" in caplog.text

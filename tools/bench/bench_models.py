@@ -17,6 +17,7 @@ from lightning_mmrl.data.collate import EncodedSample, collate_prompts
 from lightning_mmrl.models.families.qwen2_5_vl import Qwen25VL, Qwen25VLEncoder
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.models.tiny_qwen import build_tiny_qwen2_5_vl
+from lightning_mmrl.settings.model import ModelSettings
 from lightning_mmrl.types.batches import PromptBatch, ScoringBatch
 from lightning_mmrl.types.media import DecodedImage
 from lightning_mmrl.types.records import Message, Sample
@@ -140,7 +141,7 @@ class World:
     def policy(self, *, banned: tuple[int, ...] = (), sharing: bool = True) -> Policy:
         """The product's policy; by default nothing is banned, as in TRL's scoring."""
         backbone: Any = Qwen25VL(self.model())
-        return Policy(backbone, banned_token_ids=banned, sharing=sharing)
+        return Policy(backbone, banned_token_ids=banned, settings=ModelSettings(sharing=sharing))
 
     def messages(self, length: int) -> tuple[Message, ...]:
         """A user turn with pictures that is `length` tokens long with its template.

@@ -21,6 +21,8 @@ from lightning_mmrl.data.collate import EncodedSample, collate_prompts
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.rewards.pool import InlineRewards
 from lightning_mmrl.rollout.hf import HFEngine
+from lightning_mmrl.settings.algorithm import AlgorithmSettings, SamplingSettings
+from lightning_mmrl.settings.stage import StageSettings, TrainerSettings
 from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.stages.grpo import GRPOModule
@@ -28,7 +30,7 @@ from lightning_mmrl.tracking.lightning_logger import RunLogger
 from lightning_mmrl.tracking.null import NullRun
 from lightning_mmrl.training.callbacks.progress import StageProgress
 from lightning_mmrl.training.console import ConsoleProgress
-from lightning_mmrl.training.trainer import TrainerSettings, training_trainer
+from lightning_mmrl.training.trainer import training_trainer
 from lightning_mmrl.types.batches import LossInputs, ScoringBatch
 from lightning_mmrl.types.records import Completion, Sample, Score
 
@@ -182,7 +184,10 @@ def grpo_module(
         optimizer=optimizer_settings(),
         context=stage_context(directory),
         algorithm=Algorithm(
-            advantage=GroupNormalized(), loss=PPOClip(), aggregation=TokenMean(), group_size=spec["group_size"]
+            advantage=GroupNormalized(),
+            loss=PPOClip(),
+            aggregation=TokenMean(),
+            settings=AlgorithmSettings(group_size=spec["group_size"]),
         ),
     )
 
@@ -195,7 +200,7 @@ def engine_of(world: World, policy: Policy, tokens: int) -> HFEngine:
         decode=encoder.decode,
         eos_token_ids=encoder.eos_token_ids,
         pad_token_id=encoder.pad_token_id,
-        max_new_tokens=tokens,
+        sampling=SamplingSettings(max_new_tokens=tokens),
     )
 
 
@@ -219,7 +224,7 @@ def stage_trainer(directory: Path, callbacks: Sequence[lightning.Callback], *, c
 
 def stage_context(directory: Path) -> StageContext:
     """A stage that does not end."""
-    return StageContext(name="bench", num_steps=ENDLESS, seed=SEED, directory=directory)
+    return StageContext(name="bench", settings=StageSettings(num_steps=ENDLESS), seed=SEED, directory=directory)
 
 
 def run_iterations(world: World, spec: dict[str, Any], reward: Callable[[str], float]) -> None:

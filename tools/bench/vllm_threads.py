@@ -17,6 +17,8 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
+from lightning_mmrl.settings.algorithm import SamplingSettings
+
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "helpers"))  # the tiny models and their prompts
 
@@ -76,7 +78,7 @@ def measure(name: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = families.build("qwen2_5_omni", Path(folder) / "model")
         encoder, policy = families.load("qwen2_5_omni", checkpoint, torch.float32)
-        engine = VLLMEngine(policy, encoder=encoder, max_new_tokens=4)
+        engine = VLLMEngine(policy, encoder=encoder, sampling=SamplingSettings(max_new_tokens=4))
         engine.load_weights(policy, 0)
         threads.append(torch.get_num_threads())
         after = times()

@@ -23,9 +23,9 @@ from lightning_mmrl.data.media.asked import chosen_media
 from lightning_mmrl.data.media.examine import Guard, examine
 from lightning_mmrl.data.media.guard import DecodeTask, GuardedDecoder
 from lightning_mmrl.errors import MediaError
-from lightning_mmrl.types.media import MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
 from lightning_mmrl.types.records import MediaKind, MediaRef
-from lightning_mmrl.workers.pool import Outcome
+from lightning_mmrl.workers.pool import CallResult
 
 MAX_MIB, MAX_PROCESSOR_S = 1024, 10.0
 WORKER_START_S = 1.0
@@ -75,7 +75,7 @@ def _by_prediction(path: Path, kind: MediaKind) -> str | None:
 
 
 def _decoded(task: DecodeTask) -> str | None:
-    outcomes: list[Outcome] = []
+    outcomes: list[CallResult] = []
     GuardedDecoder(workers=1).decode_all([task], lambda _, outcome: outcomes.append(outcome))
     return outcomes[0].error
 

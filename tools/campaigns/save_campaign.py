@@ -18,6 +18,8 @@ import sys
 import time
 from pathlib import Path
 
+from lightning_mmrl.settings.run import StateSettings
+
 CASES = ("states", "lightning")
 
 
@@ -114,7 +116,7 @@ def _save_forever(case: str, folder: Path, megabytes: int) -> int:
     from lightning_mmrl.training.state_store import StateStore
 
     folder.mkdir(parents=True, exist_ok=True)
-    store, stock = StateStore(folder, keep=1), TorchCheckpointIO()
+    store, stock = StateStore(folder, settings=StateSettings(keep=1)), TorchCheckpointIO()
     for number in range(1, 1000):
         checkpoint = {"number": number, "weights": torch.full((megabytes * 2**18,), float(number))}
         print("begin", number, flush=True)

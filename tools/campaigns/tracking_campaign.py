@@ -33,6 +33,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "helpers"))
 
 from outage_proxy import PAGES, Proxy
 
+from lightning_mmrl.settings.run import TrackingSettings
+
 DONE_ELSEWHERE = ("empty_database", "experiment_deleted", "run_deleted", "server_killed")
 KINDS = (*PAGES, "reset", "lost", "cut", "part", "hang", "slow_create", *DONE_ELSEWHERE)
 NUM_KEYS = 12
@@ -209,7 +211,7 @@ def _log(folder: str, uri: str, name: str, num_steps: int) -> None:
     output = os.open(place / "output.txt", os.O_WRONLY | os.O_CREAT)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    tracker = MlflowTracker(uri, name, place / "spool" / "store")
+    tracker = MlflowTracker(TrackingSettings(uri=uri, experiment=name), place / "spool" / "store")
     run = tracker.open_run(name)
     logger = RunLogger(run, place)
     times = []
@@ -303,7 +305,7 @@ def _flush(output_dir: Path, uri: str, name: str) -> None:
 def _reopen(output_dir: str, uri: str, name: str) -> None:
     from lightning_mmrl.tracking.mlflow import MlflowTracker
 
-    MlflowTracker(uri, name, Path(output_dir) / "spool" / "store").close()
+    MlflowTracker(TrackingSettings(uri=uri, experiment=name), Path(output_dir) / "spool" / "store").close()
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -197,8 +197,9 @@ def _removed(bases: list[Base]) -> Iterator[Mutation]:
         yield Mutation(kind="removed", arguments=(f"~{group}",))
     for path in ("stages", "stages.reason", "order", "seed", "run_name", "output_dir", "data.media", "model.family",
                  "stages.reason.rewards", "stages.reason.algorithm", "stages.reason.data", "stages.reason.kind",
-                 "stages.reason.rewards.weights", "stages.reason.rewards.parts.label", "evaluation.sets", "data.labels",
-                 "stages.reason.optimizer._target_", "stages.reason.schedule", "data.module"):  # fmt: skip
+                 "stages.reason.rewards.weights", "stages.reason.rewards.components.label",
+                 "evaluation.sets", "data.labels", "stages.reason.optimizer._target_", "stages.reason.schedule",
+                 "data.module"):  # fmt: skip
         yield Mutation(kind="removed", arguments=(f"~{path}",))
     for base in bases[:4]:
         yield Mutation(kind="removed", arguments=(*base.arguments, "~stages.pretrain"))

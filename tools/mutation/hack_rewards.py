@@ -34,6 +34,7 @@ from lightning_mmrl.rewards.repetition import Repetition
 from lightning_mmrl.rewards.soft_overlong import SoftOverlong
 from lightning_mmrl.rewards.think_answer_format import ThinkAnswerFormat
 from lightning_mmrl.rewards.token_length import TokenLength
+from lightning_mmrl.settings.algorithm import RewardSettings
 from lightning_mmrl.types.records import Completion, Sample, Score
 
 HACKS = Path(__file__).parent / "reward_hacks.yaml"
@@ -254,9 +255,11 @@ class Rewards:
     def __init__(self) -> None:
         self._sources: dict[str, InlineRewards | RewardPool] = {}
         for name, reward in REWARDS.items():
-            weighted = WeightedReward(parts={name: reward}, weights={name: 1.0})
+            weighted = WeightedReward(components={name: reward}, settings=RewardSettings(weights={name: 1.0}))
             pooled = name in POOLED
-            self._sources[name] = RewardPool(weighted, num_workers=1) if pooled else InlineRewards(weighted)
+            self._sources[name] = (
+                RewardPool(weighted, RewardSettings(num_workers=1)) if pooled else InlineRewards(weighted)
+            )
 
     def score(self, name: str, one: Sample, text: Completion) -> Score:
         """The score that a reward gives one completion."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from lightning_mmrl.data.media.guard import DecodeTask, decode
 from lightning_mmrl.data.schema import Problem, resolve_media, scan_manifest
 from lightning_mmrl.errors import MmrlError
-from lightning_mmrl.types.media import MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
 
 
 def run_escapes(base: Path) -> tuple[Counter, list[str], dict[str, int]]:

@@ -25,7 +25,8 @@ from truth_recipes import RECIPES
 from lightning_mmrl.data.media.audio import decode_audio
 from lightning_mmrl.data.media.video import HAS_DECORD, decode_video, is_safe_for_decord, read_outline
 from lightning_mmrl.errors import MmrlError
-from lightning_mmrl.types.media import DecodedAudio, DecodedVideo, MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
+from lightning_mmrl.types.media import DecodedAudio, DecodedVideo
 from lightning_mmrl.types.records import MediaKind, MediaRef
 
 SETTINGS = MediaSettings(num_frames=40)

@@ -14,8 +14,8 @@ class GroupNormalized:
     """GRPO advantage: reward minus the group's mean, over a standard deviation.
 
     A_i = (r_i - mean(r)) / (std(r) + eps) over the valid completions of the prompt (arXiv:2402.03300, section 4.1.2).
-    `std` says whose deviation: `group`, the prompt's; `batch`, that of the rewards of all valid completions of the step
-    on all ranks (arXiv:2508.08221); None leaves the division out (Dr. GRPO, arXiv:2503.20783).
+    `std` chooses the deviation: `group`, the prompt's own; `batch`, over the rewards of all valid completions of the
+    step on all ranks (arXiv:2508.08221); None, no division (Dr. GRPO, arXiv:2503.20783).
 
     **Deviations**: std is the unbiased one and eps is added to it, as in TRL 1.16; the papers name neither. Groups with
     fewer than two valid completions, or whose rewards are exactly equal, get exact zeros; rounding would leave them one

@@ -17,12 +17,12 @@ class LeaveOneOut:
     A_i = r_i - (1 / (k - 1)) * sum_{j != i} r_j over the k valid completions (arXiv:2402.14740, eq. 4).
     Groups with fewer than two valid completions get zero.
 
-    With `normalize` they are divided by std(A) + eps over all completions of the step on all ranks that are valid and
-    have a valid sibling, which the paper does not do and the released code of MM-Eureka v1 and LMM-R1 does.
+    With `normalize` they are divided by std(A) + eps. The deviation is over all completions of the step, on all ranks,
+    that are valid and have a valid sibling. The paper does not normalize; the code of MM-Eureka v1 and LMM-R1 does.
 
     **Deviations**: groups with exactly equal rewards get exact zeros, free of rounding. Invalid completions get zero.
     The mean over the step is not subtracted, since it is zero: the advantages of each group cancel. The released codes
-    weigh completions by their tokens there, so that a constant group gets an advantage; here they weigh the same.
+    weight completions by their length in this mean, so that a constant group gets an advantage; here all are equal.
 
     Raises:
         ValueError: If `eps` is negative.

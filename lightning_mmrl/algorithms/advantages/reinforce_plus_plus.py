@@ -17,8 +17,8 @@ class ReinforcePlusPlusBaseline:
     completions of the step on all ranks (arXiv:2501.03262v9, REINFORCE++ w/ Baseline).
 
     **Deviations**: std is the unbiased one and eps is 1e-4, as in `GroupNormalized`; the paper names neither. mean(D)
-    is not subtracted, since it is zero: the differences of each group cancel. OpenRLHF weighs completions by their
-    tokens there; here they weigh the same, as in the paper. Groups with fewer than two valid completions, or whose
+    is not subtracted, since it is zero: the differences of each group cancel. OpenRLHF weights completions by their
+    length in it; here all weigh the same, as in the paper. Groups with fewer than two valid completions, or whose
     rewards are exactly equal, get exact zeros. Invalid completions get zero.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Importance weights for rollouts of an engine whose probabilities are not quite the policy's."""
+"""Importance weights for the mismatch of sampling engine and policy."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,19 +13,20 @@ from lightning_mmrl.types.batches import CorrectionOutput
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportanceCorrection:
-    """Multiplies token losses by w = pi_old / mu, the policy at the rollout over the engine that sampled, bounded.
+    """Multiplies token losses by bounded weights w = pi_old / mu: the policy at the rollout over the engine.
 
-    w_t = exp(old_logprob_t - sampler_logprob_t) for each token, or with `level` sequence the product of these over the
-    completion's tokens for all of them (importance sampling of whole completions). `mode` truncate takes
-    clip(w, floor, cap): truncated importance sampling (F. Yao et al., 2025, "Your efficient RL framework secretly
-    brings you off-policy RL training"; verl's `rollout_is`). `mode` mask takes 0 where w is outside [floor, cap] and w
-    inside: the tokens or completions out there leave the loss, and stay in its denominator (IcePop, arXiv:2510.18855).
+    w_t = exp(old_logprob_t - sampler_logprob_t) for each token. With `level` sequence all tokens of a completion have
+    the product of these (importance sampling of whole completions).
+
+    `mode` truncate takes clip(w, floor, cap): truncated importance sampling (F. Yao et al., 2025, "Your efficient RL
+    framework secretly brings you off-policy RL training"; verl's `rollout_is`). `mode` mask takes w inside [floor, cap]
+    and 0 outside: such tokens or completions leave the loss, and stay in its denominator (IcePop, arXiv:2510.18855).
     Level and mode are TRL 1.16's `vllm_importance_sampling_mode`, `floor` and `cap` its `.._clip_min` and
     `.._clip_max`. Weights carry no gradient. They multiply the policy loss alone: no KL or entropy term, as in TRL.
 
-    Whole completions with an infinite cap give the gradient the mean that it has under the policy's own samples, if the
-    engine could have sampled all that the policy can; the variance grows with the mismatch and the length. Weights of
-    tokens, and those that are bounded, have a bias in its place.
+    Weights of whole completions with an infinite cap make the gradient unbiased, provided that the engine can sample
+    everything that the policy can; its variance grows with the mismatch and the length. Weights of tokens and bounded
+    weights trade this variance for a bias.
 
     **Deviations**: the log of w is clamped to +-20 before the exponential. TRL takes w = 1 where the engine gave no
     number; here every sampled token has its log-probability. The critic of PPO learns from all tokens alike.
@@ -33,7 +34,7 @@ class ImportanceCorrection:
     Attributes:
         level: token or sequence.
         mode: truncate or mask.
-        cap: Largest weight; infinity bounds nothing. TRL's default is 3 with whole sequences masked, verl's 2.
+        cap: Largest weight; infinity: no bound. TRL's default is 3 with whole sequences masked, verl's 2.
         floor: Smallest weight.
 
     Raises:
@@ -78,26 +79,20 @@ class ImportanceCorrection:
         return CorrectionOutput(weights=weights, ratios=ratios, clipped=clipped, counted=counted)
 
 
-def _of_tokens(
-    logs: Float[Tensor, "N C"], mask: Bool[Tensor, "N C"]
-) -> tuple[Float[Tensor, "N C"], Bool[Tensor, "N C"]]:
-    return logs, mask
-
-
 def _of_completions(
     logs: Float[Tensor, "N C"], mask: Bool[Tensor, "N C"]
 ) -> tuple[Float[Tensor, "N C"], Bool[Tensor, "N C"]]:
-    """The sum over a completion at each of its tokens, which counts once: at the first of them."""
+    """The sum over a completion at each of its tokens; it counts once, at the first of them."""
     return logs.sum(-1, keepdim=True).expand_as(logs), mask & (mask.cumsum(-1) == 1)
 
 
-def _truncated(ratios: Float[Tensor, "N C"], floor: float, cap: float) -> Float[Tensor, "N C"]:
-    return ratios.clamp(floor, cap)
-
-
-def _masked(ratios: Float[Tensor, "N C"], floor: float, cap: float) -> Float[Tensor, "N C"]:
-    return torch.where((ratios >= floor) & (ratios <= cap), ratios, torch.zeros_like(ratios))
-
-
-LEVELS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"token": _of_tokens, "sequence": _of_completions}
-MODES: dict[str, Callable[..., Tensor]] = {"truncate": _truncated, "mask": _masked}
+LEVELS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "token": lambda logs, mask: (logs, mask),
+    "sequence": _of_completions,
+}
+MODES: dict[str, Callable[..., Tensor]] = {
+    "truncate": lambda ratios, floor, cap: ratios.clamp(floor, cap),
+    "mask": lambda ratios, floor, cap: torch.where(
+        (ratios >= floor) & (ratios <= cap), ratios, torch.zeros_like(ratios)
+    ),
+}

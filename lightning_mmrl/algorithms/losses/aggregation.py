@@ -1,4 +1,4 @@
-"""What a policy-gradient loss is divided by.
+"""Reductions of token losses, each with its denominator.
 
 Each class implements the `Aggregation` protocol: `denominator` is additive, the stage sums it over all microbatches and
 ranks of an optimizer step, and `reduce` divides by that sum. The reduced microbatches therefore add up to the loss of

@@ -1,4 +1,4 @@
-"""CISPO's loss: weights are clipped, tokens are not."""
+"""CISPO's loss: it clips the weights of tokens and drops no token."""
 
 from dataclasses import dataclass, field
 

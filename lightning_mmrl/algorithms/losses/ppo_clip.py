@@ -17,17 +17,18 @@ class PPOClip:
     (arXiv:1707.06347, eq. 7; per token as in arXiv:2402.03300, eq. 3; separate clips: arXiv:2503.14476, section 3.1).
     `clipped` is True where a bound is strictly beyond the surrogate, so that there is no gradient.
 
-    `ratio` may also be that of the completion (`SequenceRatio`, GSPO, arXiv:2507.18071, eq. 5). Where A < 0 the loss
-    has no bound in the ratio yet. Two options give it one, and are the same function: `dual_clip`, which takes
-    max(.., dual_clip * A) there (arXiv:1912.09729, section "Dual-clip PPO"), and `ratio_cap`, which takes
-    min(ratio, ratio_cap) in place of the ratio (the two-sided clip of arXiv:2505.07291, TRL's `delta`, MM-Eureka v2).
+    `ratio` may also be the ratio of the completion (`SequenceRatio`, GSPO, arXiv:2507.18071, eq. 5).
+
+    Where A < 0 the loss grows with the ratio without bound. Either of two options bounds it, with the same result:
+    `dual_clip` takes max(.., dual_clip * A) there (arXiv:1912.09729, section "Dual-clip PPO"); `ratio_cap` takes
+    min(ratio, ratio_cap) for the ratio (the two-sided clip of arXiv:2505.07291, TRL's `delta`, MM-Eureka v2).
 
     **Deviations**: the log-ratio is clamped to +-20 before the exponential, so that one runaway token cannot overflow
-    the loss; a token out there gets no gradient.
+    the loss; a token beyond the clamp gets no gradient.
 
     Raises:
-        ValueError: If `clip_low` is outside [0, 1], `clip_high` is negative, or one of the further bounds is not above
-            1 and at least at 1 + clip_high.
+        ValueError: If `clip_low` is outside [0, 1], `clip_high` is negative, or a given `dual_clip` or
+            `ratio_cap` is at most 1 or below 1 + clip_high.
 
     >>> inputs = LossInputs(
     ...     logprobs=torch.tensor([[-1.0, -1.0]]),

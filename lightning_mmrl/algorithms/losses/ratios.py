@@ -1,7 +1,8 @@
-"""Ratios of the probabilities of a completion's tokens under the policy and under the one that sampled them.
+"""Ratios of token probabilities: the policy over the policy that sampled.
 
 Each class implements the `Ratio` protocol: one value per token, 1 where the completion mask is False. Log-ratios are
-clamped to +-20 before the exponential, so that one runaway token cannot overflow the loss; out there is no gradient.
+clamped to +-20 before the exponential, so that one runaway token cannot overflow the loss; beyond the clamp there is
+no gradient.
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from lightning_mmrl.types.batches import LossInputs
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRatio:
-    """Every token has its own: ratio_t = exp(logprob_t - old_logprob_t) (PPO, arXiv:1707.06347, section 3).
+    """The ratio of each token by itself: ratio_t = exp(logprob_t - old_logprob_t) (PPO, arXiv:1707.06347, section 3).
 
     >>> inputs = LossInputs(
     ...     logprobs=torch.tensor([[-1.0, -1.0, -9.0]]),
@@ -35,10 +36,11 @@ class TokenRatio:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SequenceRatio:
-    """All tokens have that of their completion, by its length: exp(mean_t log ratio_t) (GSPO, arXiv:2507.18071, eq. 7).
+    """The geometric mean over a completion, at each of its tokens: exp(mean_t log ratio_t).
 
-    Clips are much narrower then: the paper takes 3e-4 and 4e-4. GSPO-token (section 4.3) has the same value and
-    gradient as long as all tokens of a completion have one advantage, as they have without a critic.
+    The ratio of GSPO (arXiv:2507.18071, eq. 7). Its clips are much narrower: the paper takes 3e-4 and 4e-4. GSPO-token
+    (section 4.3) has the same value and gradient as long as all tokens of a completion have one advantage, as they do
+    without a critic.
 
     >>> inputs = LossInputs(
     ...     logprobs=torch.tensor([[-1.0, -1.0, -9.0]]),
@@ -56,10 +58,10 @@ class SequenceRatio:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionRatio:
-    """All tokens have that of their completion as one action: exp(sum_t log ratio_t) (RLOO, arXiv:2402.14740).
+    """The product over a completion, at each of its tokens: exp(sum_t log ratio_t) (RLOO, arXiv:2402.14740).
 
-    With `SequenceMean` the loss of a completion is then that of TRL's `RLOOTrainer`, whose gradient at ratio 1 is that
-    of A * log p(completion), not of its mean over tokens.
+    The completion is one action. With `SequenceMean` its loss equals the loss of TRL's `RLOOTrainer`: at ratio 1 the
+    gradient is A * grad log p(completion), not its mean over tokens.
 
     >>> inputs = LossInputs(
     ...     logprobs=torch.tensor([[-1.0, -1.0, -9.0]]),
@@ -76,7 +78,7 @@ class CompletionRatio:
 
 
 def _log_ratios(inputs: LossInputs) -> Float[Tensor, "N C"]:
-    """Zero for a masked token: whatever lies there, it is neither clipped nor part of a gradient."""
+    """Zero for a masked token, whatever is stored there: it is neither clipped nor part of a gradient."""
     difference = inputs.logprobs - inputs.old_logprobs
     return torch.where(inputs.completion_mask, difference, torch.zeros_like(difference))
 

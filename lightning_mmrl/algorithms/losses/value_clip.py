@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValueClip:
-    """Squared error of values, which may not pay for leaving what they were at the rollout by more than `clip`.
+    """Squared error of values, which does not fall any further once a value is `clip` away from the rollout's.
 
     loss = max((V - R)^2, (clip(V, V_old - clip, V_old + clip) - R)^2) / 2, as in PPO's first code (openai/baselines,
     ppo2), OpenRLHF and LMM-R1; arXiv:1707.06347 has the plain squared error, which is `clip=None`.

@@ -1,40 +1,41 @@
-"""The bonus on staying undecided."""
+"""Entropy bonus."""
 
 from dataclasses import dataclass, field
 
 from lightning_mmrl.algorithms.schedules import WarmupConstant
 from lightning_mmrl.protocols.tensors import Schedule
+from lightning_mmrl.settings.algorithm import EntropySettings
+from lightning_mmrl.settings.rules import check_rules
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class EntropyBonus:
     """Coefficient times the entropy of the policy at each token, subtracted from the token's loss.
 
     loss_t = policy loss_t - coefficient * H_t with H_t = -sum_v p(v) log p(v) over the whole vocabulary
     (arXiv:1602.01783, section 4; PPO, arXiv:1707.06347, eq. 9).
 
-    **Deviations**: it is reduced as the policy loss is, as in verl; TRL takes the mean over tokens in any case, which
+    **Deviations**: the bonus is aggregated as the policy loss, as in verl. TRL always takes the mean over tokens, which
     is the same with `TokenMean`.
 
     Attributes:
-        coefficient: 0 gives no bonus.
+        settings: Coefficient.
         schedule: Multiplier of the coefficient by iteration, from 0, and number of iterations of the stage;
             `WarmupCosine` with `final_fraction` 0 warms it up and lets it decay to nothing.
 
     Raises:
-        ValueError: For a coefficient that is negative or infinite.
+        ConfigError: A setting is out of range.
 
-    >>> EntropyBonus(coefficient=0.02, schedule=WarmupConstant(warmup_steps=4)).coefficient_at(1, 100)
+    >>> EntropyBonus(EntropySettings(coefficient=0.02), schedule=WarmupConstant(warmup_steps=4)).coefficient_at(1, 100)
     0.01
     """
 
-    coefficient: float
+    settings: EntropySettings = field(default_factory=EntropySettings)
     schedule: Schedule = field(default_factory=WarmupConstant)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.coefficient < float("inf"):
-            raise ValueError(f"coefficient is {self.coefficient}; it must be at least 0 and finite")
+        check_rules(self.settings, "entropy")
 
     def coefficient_at(self, step: int, num_steps: int) -> float:
         """The coefficient of one iteration of a stage, counted from 0."""
-        return self.coefficient * self.schedule(step, num_steps)
+        return self.settings.coefficient * self.schedule(step, num_steps)

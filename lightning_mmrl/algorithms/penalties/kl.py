@@ -1,4 +1,4 @@
-"""The penalty on leaving the policy that a stage started from."""
+"""KL penalty on the divergence from the policy that a stage started from."""
 
 from dataclasses import dataclass, field
 
@@ -9,63 +9,54 @@ from torch import Tensor
 from lightning_mmrl.algorithms.schedules import WarmupConstant
 from lightning_mmrl.ops.kl import MAX_LOG_RATIO, k1, k2, k3
 from lightning_mmrl.protocols.tensors import Schedule
+from lightning_mmrl.settings.algorithm import KLSettings
+from lightning_mmrl.settings.rules import check_rules
 
 ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
-PLACES = ("loss", "reward")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class KLPenalty:
     """Coefficient times an estimate of KL(policy || reference), in the loss or in the reward.
 
     In the loss each token's estimate is added to its loss (GRPO, arXiv:2402.03300, eq. 3 and 4). In the reward the sum
-    over a completion's tokens, at the weights that sampled it, is subtracted before advantages are taken
+    over a completion's tokens, at the weights that sampled it, is subtracted before advantages are estimated
     (arXiv:2009.01325; RLOO, arXiv:2402.14740, section 2).
 
-    With `ratio_correction` the estimates of the loss are multiplied by ratio_t = exp(logprob - old_logprob), with its
-    gradient, as TRL 1.16 does by default: they are then of the policy as it is now and not of the one that sampled, and
-    the gradient of k1 and k3 becomes that of the divergence, (log p - log p_ref) * grad log p in the mean
-    (arXiv:2510.01555). Without it k3 has it to first order, and k1 not at all. In the reward nothing needs correction.
+    With `ratio_correction` the estimates in the loss are multiplied by ratio_t = exp(logprob - old_logprob), with its
+    gradient, as TRL 1.16 does by default. They then estimate the divergence of the current policy, not of the one that
+    sampled, and the mean gradient of k1 and k3 is the gradient of the divergence, (log p - log p_ref) * grad log p
+    (arXiv:2510.01555). Without it k3 has this gradient to first order, and k1 not at all. In the reward nothing needs
+    correction.
 
-    **Deviations**: the ratio is that of the token also where the loss takes that of the completion.
+    **Deviations**: the ratio is always of the token, even if the loss takes the ratio of the completion.
 
     Attributes:
-        coefficient: 0 penalises nothing.
-        estimator: k1, k2 or k3, see `ops.kl`.
-        where: loss or reward.
-        ratio_correction: See above.
+        settings: Coefficient, estimator and place.
         schedule: Multiplier of the coefficient by iteration, from 0, and number of iterations of the stage.
 
     Raises:
-        ValueError: For a coefficient that is negative or infinite, another estimator or another place.
+        ConfigError: A setting is out of range.
 
-    >>> kl = KLPenalty(coefficient=0.04)
+    >>> kl = KLPenalty(KLSettings(coefficient=0.04))
     >>> kl(torch.tensor([[-1.0]]), torch.tensor([[-1.0]]), torch.tensor([[-1.5]]), torch.ones(1, 1, dtype=torch.bool))
     tensor([[0.1065]])
     """
 
-    coefficient: float
-    estimator: str = "k3"
-    where: str = "loss"
-    ratio_correction: bool = False
+    settings: KLSettings = field(default_factory=KLSettings)
     schedule: Schedule = field(default_factory=WarmupConstant)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.coefficient < float("inf"):
-            raise ValueError(f"coefficient is {self.coefficient}; it must be at least 0 and finite")
-        if self.estimator not in ESTIMATORS:
-            raise ValueError(f"estimator is {self.estimator!r}; it must be one of {', '.join(ESTIMATORS)}")
-        if self.where not in PLACES:
-            raise ValueError(f"where is {self.where!r}; it must be one of {', '.join(PLACES)}")
+        check_rules(self.settings, "kl")
 
     @property
     def in_reward(self) -> bool:
         """Whether the penalty is a part of the reward, not of the loss."""
-        return self.where == "reward"
+        return self.settings.where == "reward"
 
     def coefficient_at(self, step: int, num_steps: int) -> float:
         """The coefficient of one iteration of a stage, counted from 0."""
-        return self.coefficient * self.schedule(step, num_steps)
+        return self.settings.coefficient * self.schedule(step, num_steps)
 
     def __call__(
         self,
@@ -75,8 +66,8 @@ class KLPenalty:
         mask: Bool[Tensor, "N C"],
     ) -> Float[Tensor, "N C"]:
         """The estimate at each token, without the coefficient; zero where `mask` is False."""
-        estimates = ESTIMATORS[self.estimator](logprobs, reference_logprobs, mask)
-        if not self.ratio_correction:
+        estimates = ESTIMATORS[self.settings.estimator](logprobs, reference_logprobs, mask)
+        if not self.settings.ratio_correction:
             return estimates
         difference = torch.where(mask, logprobs - old_logprobs, torch.zeros_like(logprobs))
         return estimates * difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()

@@ -1,4 +1,4 @@
-"""The online filter of MM-Eureka: prompts that the policy solves sometimes."""
+"""The online filter of MM-Eureka: keeps prompts that the policy solves sometimes."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ class AccuracyBand:
     """Keeps a group if low <= accuracy <= high, where accuracy is the share of its valid completions that are right.
 
     MM-Eureka v2 (arXiv:2503.07365, algorithm 1; bounds of the released scripts, `experience_maker.filter`). Both bounds
-    belong to the band. Groups with fewer than two valid completions are out: there is nothing to compare.
+    belong to the band. Groups with fewer than two valid completions are rejected: there is nothing to compare.
 
     **Deviations**: the paper's completions are all valid; here those whose verifier failed count on neither side.
 

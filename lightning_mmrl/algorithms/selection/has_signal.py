@@ -1,4 +1,4 @@
-"""Dynamic sampling of DAPO: prompts whose completions differ in what they earn."""
+"""Dynamic sampling of DAPO: keeps prompts whose completions earn different rewards."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,13 @@ from lightning_mmrl.ops.groups import constant_groups
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HasSignal:
-    """Drops a group whose valid completions all earn the same, since its advantages are all zero.
+    """Drops a group whose valid completions all earn the same reward, since its advantages are all zero.
 
     DAPO (arXiv:2503.14476, section 3.2, eq. 11). Groups with fewer than two valid completions are out as well.
 
-    **Deviations**: the paper counts right answers, 0 < number right < G; here rewards are compared, which is the same
-    where only right and wrong are rewarded. With more graded rewards a group of right answers has a signal, too; the
-    paper's condition on right answers is then an `AccuracyBand` of, for example, 0.01 to 0.99.
+    **Deviations**: the paper counts right answers, 0 < number right < G. Here rewards are compared, which is the same
+    if a reward only distinguishes right from wrong. With graded rewards a group of right answers has a signal too; the
+    paper's condition is then an `AccuracyBand` of, for example, 0.01 to 0.99.
 
     >>> import torch
     >>> rewards = torch.tensor([[1.0, 0.0], [1.0, 1.0]])

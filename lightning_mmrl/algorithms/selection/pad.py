@@ -1,12 +1,12 @@
-"""Prioritized Advantage Distillation of ReVisual-R1: completions are drawn by how much they say, in two forms.
+"""Prioritized Advantage Distillation of ReVisual-R1: completions resampled by abs(advantage), in two forms.
 
-Both take the magnitudes a_i = |A_i| of the completions that may be trained on and answer how often each of them is: 0
-leaves a completion out, 2 counts it twice in the loss and in its denominator.
+Both take the magnitudes a_i = |A_i| of the candidates and return how often each completion is trained on: 0 leaves it
+out, 2 counts it twice in the loss and in its denominator.
 
-The upper threshold is infinite by default. The released one, 0.97, drops what is rarest: with 0/1 rewards, G = 8 and
-the unbiased standard deviation, a right answer of a prompt that is solved by 1, 2 or 3 of 8 has |A| = 2.47, 1.62 or
-1.21. No right answer of a prompt with a pass rate below one half would be trained on, and no wrong one of a prompt
-above it.
+The upper threshold is infinite by default. The released one, 0.97, drops the rarest answers: with 0/1 rewards, G = 8
+and the unbiased standard deviation, a right answer of a prompt that is solved by 1, 2 or 3 of 8 has |A| = 2.47, 1.62 or
+1.21. No right answer of a prompt with a pass rate below one half would be trained on, and no wrong answer of a prompt
+with a higher one.
 """
 
 import math
@@ -19,18 +19,18 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaperPAD:
-    """PAD as the paper has it: draws without replacement by a softmax whose temperature falls over the stage.
+    """PAD as in the paper: draws without replacement by a softmax whose temperature falls over the stage.
 
     Of N completions, E = {i: low <= a_i <= high}; k = min(ceil(rho * N), |E|) are drawn from E with probability
-    exp(a_i / tau) / sum_E exp(a_j / tau), or with equal ones if that is no number; an empty E gives an empty batch
-    (arXiv:2506.04207, section 4.1.1; algorithm 1 of v2). tau falls linearly from `tau_first` to `tau_last`.
+    exp(a_i / tau) / sum_E exp(a_j / tau), or with equal probabilities if that is no number; an empty E gives an empty
+    batch (arXiv:2506.04207, section 4.1.1; algorithm 1 of v2). tau falls linearly from `tau_first` to `tau_last`.
 
-    **Deviations**: `high` is infinite, see the module. Whether draws are replaced is not said; bounding k by |E| makes
-    sense only where they are not. N counts valid completions that are not masked as truncated. `low` is that of the
-    released code, and `rho` is ours.
+    **Deviations**: `high` is infinite, see the module. The paper does not say whether draws are replaced; its bound of
+    k by |E| makes sense only if they are not. N counts valid completions that are not masked as truncated. `low` comes
+    from the released code, and `rho` is ours.
 
     Raises:
-        ValueError: For thresholds, a share or a temperature that cannot be.
+        ValueError: For thresholds, a share or a temperature out of range.
 
     >>> advantages, candidates = torch.tensor([[2.5, -0.35, 0.0, -0.5]]), torch.ones(1, 4, dtype=torch.bool)
     >>> PaperPAD(rho=0.75)(advantages, candidates, step=0, num_steps=10, generator=torch.Generator())
@@ -90,17 +90,17 @@ class PaperPAD:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReleasedPAD:
-    """PAD as the released code has it: more draws than completions, with replacement, by a power law.
+    """PAD as in the released code: more draws than completions, with replacement, by a power law.
 
     E = {i: low < a_i < high}; floor(share * N) draws from E with replacement and probability
-    a_i^power / sum_E a_j^power, or with equal ones if that is no number; an empty E keeps all completions
+    a_i^power / sum_E a_j^power, or with equal probabilities if that is no number; an empty E keeps all completions
     (CSfufu/Revisual-R1, verl/trainer/ray_trainer.py). There is no temperature.
 
     **Deviations**: `high` is infinite in place of 0.97, see the module. A completion that is drawn k times is computed
     once and counts k times; the code computes it k times. N counts valid completions that are not masked as truncated.
 
     Raises:
-        ValueError: For thresholds, a share or a power that cannot be.
+        ValueError: For thresholds, a share or a power out of range.
 
     >>> advantages, candidates = torch.tensor([[2.5, -0.35, 0.0, -0.5]]), torch.ones(1, 4, dtype=torch.bool)
     >>> ReleasedPAD()(advantages, candidates, step=0, num_steps=10, generator=torch.Generator()).sum()
@@ -150,7 +150,7 @@ def _check_thresholds(low: float, high: float) -> None:
 
 
 def _magnitudes(advantages: Float[Tensor, "B G"]) -> Float[Tensor, " N"]:
-    """In float64 on the host, where the generator draws: the same completions then come out on every machine."""
+    """In float64 on the host, where the generator draws, so that every machine draws the same completions."""
     return advantages.double().cpu().abs().flatten()
 
 

@@ -7,9 +7,9 @@ from lightning_mmrl.data.media.examine import held_kinds
 from lightning_mmrl.data.media.guard import DecodeTask, GuardedDecoder
 from lightning_mmrl.errors import MediaError
 from lightning_mmrl.protocols.tensors import PromptEncoder
-from lightning_mmrl.types.media import MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
 from lightning_mmrl.types.records import MediaKind, MediaRef
-from lightning_mmrl.workers.pool import Outcome
+from lightning_mmrl.workers.pool import CallResult
 
 Medium = tuple[Path, MediaRef]
 """A file, and the track of it that the question is about."""
@@ -54,7 +54,7 @@ def chosen_media(
 
 def _kinds(files: Sequence[Path], settings: MediaSettings, decoder: GuardedDecoder) -> list[list[MediaKind]]:
     anything = [DecodeTask(path=path, ref=MediaRef(kind="video", path=path.name), settings=settings) for path in files]
-    outcomes: dict[int, Outcome] = {}
+    outcomes: dict[int, CallResult] = {}
     decoder.run(held_kinds, anything, outcomes.__setitem__)
     for index in range(len(files)):
         if outcomes[index].error is not None:

@@ -16,7 +16,8 @@ from lightning_mmrl.data.media.opened import MediaFile, of_path
 from lightning_mmrl.data.media.selection import beyond_the_end
 from lightning_mmrl.data.media.tracks import Pass, Tracks, find_tracks, shortfall
 from lightning_mmrl.errors import MediaError
-from lightning_mmrl.types.media import DecodedAudio, MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
+from lightning_mmrl.types.media import SAMPLE_RATE_HZ, DecodedAudio
 from lightning_mmrl.types.records import MediaRef
 
 _SOUNDFILE_FORMATS = frozenset({"wav", "w64", "flac", "aiff", "caf", "au", "mp3", "ogg"})
@@ -26,7 +27,7 @@ _BLOCK = 16_384
 
 
 def read_audio(file: MediaFile, ref: MediaRef, settings: MediaSettings) -> DecodedAudio:
-    """Reads the waveform of the span, mixed to mono, at `sample_rate_hz`.
+    """Reads the waveform of the span, mixed to mono, at `SAMPLE_RATE_HZ`.
 
     Time counts from the container's zero, see tracks.py. Silence fills gaps, and the time before a track that starts
     later. In a plain sound file, the first sample is the zero.
@@ -49,11 +50,11 @@ def read_audio(file: MediaFile, ref: MediaRef, settings: MediaSettings) -> Decod
             f"{path}: span {ref.start_s}..{ref.end_s} s is empty in {duration_s:.2f} s of sound; fix start/end"
         )
     samples = samples[start:stop]
-    if rate != settings.sample_rate_hz:
-        samples = soxr.resample(samples, rate, settings.sample_rate_hz)
+    if rate != SAMPLE_RATE_HZ:
+        samples = soxr.resample(samples, rate, SAMPLE_RATE_HZ)
     return DecodedAudio(
         waveform=np.ascontiguousarray(samples, dtype=np.float32),
-        sample_rate_hz=settings.sample_rate_hz,
+        sample_rate_hz=SAMPLE_RATE_HZ,
         warnings=(
             *mix.cancellation(),
             *beyond_the_end(path, ref, duration_s),

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -13,7 +12,8 @@ from lightning_mmrl.data.media.opened import Identity, MediaFile
 from lightning_mmrl.errors import DataError, DiskError
 from lightning_mmrl.files import dispensable, write_whole
 from lightning_mmrl.machine import refusal
-from lightning_mmrl.types.media import MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
+from lightning_mmrl.types.media import decisive
 from lightning_mmrl.types.records import MediaRef
 
 MOST_HELD_BYTES = 2**30
@@ -34,7 +34,7 @@ def media_key(file: MediaFile, ref: MediaRef, settings: MediaSettings, encoder_f
         if len(_hashes) >= _MAX_HASHES:
             _hashes.clear()
         _hashes[file.identity] = file.sha256()
-    content, how = _hashes[file.identity], sorted(asdict(settings).items())
+    content, how = _hashes[file.identity], sorted(decisive(settings).items())
     text = f"{content}/{ref.kind}/{ref.start_s}/{ref.end_s}/{how}/{_DECODING}/{encoder_fingerprint}"
     return hashlib.sha256(text.encode()).hexdigest()
 

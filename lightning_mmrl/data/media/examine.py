@@ -10,9 +10,10 @@ from lightning_mmrl.data.media.image import identify
 from lightning_mmrl.data.media.opened import MediaFile
 from lightning_mmrl.data.media.tracks import find_tracks
 from lightning_mmrl.errors import MediaError
-from lightning_mmrl.types.media import DecodedAudio, DecodedImage, MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
+from lightning_mmrl.types.media import DecodedAudio, DecodedImage
 from lightning_mmrl.types.records import MediaKind, MediaRef
-from lightning_mmrl.workers.pool import Outcome
+from lightning_mmrl.workers.pool import CallResult
 
 # Words of a decoder's message, and the name under which a report counts that fault; the first match wins.
 _FAULTS: Mapping[str, str] = {
@@ -65,15 +66,15 @@ class Guard:
         media: Sequence[tuple[Path, MediaRef]],
         root: Path,
         on_progress: Callable[[int, int], None],
-    ) -> list[Outcome]:
+    ) -> list[CallResult]:
         """Returns the outcomes of `examination` in the order of the media, which lie below `root`.
 
         Errors name the file.
         """
         tasks = [DecodeTask(path=path, ref=ref, settings=self.settings, root=root) for path, ref in media]
-        outcomes: dict[int, Outcome] = {}
+        outcomes: dict[int, CallResult] = {}
 
-        def count(index: int, outcome: Outcome) -> None:
+        def count(index: int, outcome: CallResult) -> None:
             outcomes[index] = outcome
             on_progress(len(outcomes), len(tasks))
 

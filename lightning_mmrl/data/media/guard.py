@@ -12,9 +12,10 @@ from lightning_mmrl.data.media.opened import Identity, MediaFile, open_media
 from lightning_mmrl.data.media.quiet import quietly
 from lightning_mmrl.data.media.video import read_video
 from lightning_mmrl.errors import MediaError
-from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo, MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
+from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo
 from lightning_mmrl.types.records import MediaRef
-from lightning_mmrl.workers.pool import DeadlinePool, Outcome
+from lightning_mmrl.workers.pool import CallResult, DeadlinePool
 from lightning_mmrl.workers.serving import OVERTIME, Limits, lower_processor_time
 
 T = TypeVar("T")
@@ -104,7 +105,7 @@ class GuardedDecoder:
         self._deadline_s = deadline_s
         self._memory_mb = memory_mb
 
-    def decode_all(self, tasks: Sequence[DecodeTask], on_done: Callable[[int, Outcome], None]) -> None:
+    def decode_all(self, tasks: Sequence[DecodeTask], on_done: Callable[[int, CallResult], None]) -> None:
         """Decodes all tasks and passes each outcome on as soon as it is there; nothing is kept."""
         self.run(decode, tasks, on_done)
 
@@ -112,13 +113,13 @@ class GuardedDecoder:
         self,
         function: Callable[[DecodeTask], object],
         tasks: Sequence[DecodeTask],
-        on_done: Callable[[int, Outcome], None],
+        on_done: Callable[[int, CallResult], None],
     ) -> None:
         """Like `decode_all`, for any function that reads media through `within_limits`; errors name the file."""
         if not tasks:
             return
 
-        def report(start: int, index: int, outcome: Outcome) -> None:
+        def report(start: int, index: int, outcome: CallResult) -> None:
             path, error = tasks[start + index].path, outcome.error
             if error is not None and str(path) not in error:
                 outcome = replace(outcome, error=f"{path}: {_OVERTIME if error == OVERTIME else error}")

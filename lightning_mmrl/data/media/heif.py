@@ -14,7 +14,7 @@ from lightning_mmrl.data.media.containers import open_container
 from lightning_mmrl.data.media.heif_items import Shown, read_shown
 from lightning_mmrl.data.media.opened import MediaFile
 from lightning_mmrl.errors import MediaError
-from lightning_mmrl.types.media import MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
 
 _STICKING_OUT = 4
 """Tiles may cover at most this many times the allowed pixels: in each direction, a grid of two or more tiles is less

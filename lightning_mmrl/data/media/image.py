@@ -16,7 +16,8 @@ from lightning_mmrl.data.media.heif_items import is_heif
 from lightning_mmrl.data.media.opened import MediaFile, of_path
 from lightning_mmrl.data.media.webp import canvas
 from lightning_mmrl.errors import MediaError
-from lightning_mmrl.types.media import DecodedImage, MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
+from lightning_mmrl.types.media import DecodedImage
 from lightning_mmrl.types.records import MediaRef
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")

@@ -6,7 +6,7 @@ import numpy as np
 
 from lightning_mmrl.data.media.selection import check_order
 from lightning_mmrl.errors import MediaError
-from lightning_mmrl.types.media import MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
 
 _JITTER_S = 0.010
 """Largest error of timestamps in a sound without gaps: containers round them to 1 ms, some to a packet."""

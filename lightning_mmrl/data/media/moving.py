@@ -11,7 +11,8 @@ from lightning_mmrl.data.media.image import DAMAGE, in_words, open_picture, rgb
 from lightning_mmrl.data.media.opened import MediaFile
 from lightning_mmrl.data.media.selection import check_duration, check_pixels, select_frames
 from lightning_mmrl.errors import MediaError
-from lightning_mmrl.types.media import DecodedVideo, MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
+from lightning_mmrl.types.media import DecodedVideo
 from lightning_mmrl.types.records import MediaRef
 
 _SHORTEST_MS = 20

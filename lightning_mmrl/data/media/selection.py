@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from lightning_mmrl.errors import MediaError
-from lightning_mmrl.types.media import MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
 from lightning_mmrl.types.records import MediaRef
 
 _STILL_S = 0.04

@@ -13,16 +13,17 @@ from lightning_mmrl.data.media.image import decode_image
 from lightning_mmrl.data.media.video import HAS_DECORD, decode_decord, decode_pyav
 from lightning_mmrl.data.synthetic.video_file import write_clip
 from lightning_mmrl.errors import MediaError
-from lightning_mmrl.types.media import DecodedAudio, DecodedVideo, MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
+from lightning_mmrl.types.media import SAMPLE_RATE_HZ, DecodedAudio, DecodedVideo
 from lightning_mmrl.types.records import MediaRef
 
 FPS = 10
-RATE_HZ = 16_000
+RATE_HZ = SAMPLE_RATE_HZ
 PITCH_HZ = 440
 LEVELS = (40, 90, 140, 190)
 """Grey level of each frame of the clip; they differ, so that a lost, repeated or misplaced frame is noticed."""
 
-_SETTINGS = MediaSettings(num_frames=len(LEVELS), sample_rate_hz=RATE_HZ)
+_SETTINGS = MediaSettings(num_frames=len(LEVELS))
 _IMAGE = MediaRef(kind="image", path="selfcheck")
 _VIDEO = MediaRef(kind="video", path="selfcheck")
 _AUDIO = MediaRef(kind="audio", path="selfcheck")

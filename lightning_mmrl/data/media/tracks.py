@@ -24,7 +24,7 @@ from lightning_mmrl.data.media.containers import open_container
 from lightning_mmrl.data.media.declared_size import whole_s
 from lightning_mmrl.data.media.opened import MediaFile
 from lightning_mmrl.data.media.selection import CUT_OFF
-from lightning_mmrl.types.media import MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
 
 MICROSECONDS = 1_000_000
 """FFmpeg's unit for the duration of a container."""

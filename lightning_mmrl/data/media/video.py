@@ -27,7 +27,8 @@ from lightning_mmrl.data.media.selection import (
 )
 from lightning_mmrl.data.media.tracks import MP4, Pass, Tracks, edit_lag_s, find_tracks, in_seconds, shortfall
 from lightning_mmrl.errors import MediaError
-from lightning_mmrl.types.media import DecodedVideo, MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
+from lightning_mmrl.types.media import DecodedVideo
 from lightning_mmrl.types.records import MediaRef
 
 HAS_DECORD = platform.system() == "Linux" and platform.machine() == "x86_64"

@@ -1,4 +1,4 @@
-"""What the backbones of all families share: feature rows in placeholder slots, and how many a batch must have."""
+"""Shared by the backbones of all families: they load the model, and put feature rows where the placeholders are."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,10 +7,9 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from lightning_mmrl.models.families import qwen_media
-from lightning_mmrl.models.families.family import Family
-from lightning_mmrl.models.families.qwen_media import IMAGE_GRID, VIDEO_GRID
+from lightning_mmrl.models.families.family import Family, placeholder_ids
 from lightning_mmrl.models.folder import WEIGHTS, check_weights
+from lightning_mmrl.models.loading import loading
 from lightning_mmrl.types.batches import MediaInputs
 from lightning_mmrl.types.records import MediaKind
 
@@ -23,20 +22,18 @@ DECODER_LAYERS: LayerKinds = {
 }
 
 
-class QwenBackbone:
-    """A loaded model and what a policy needs to know of it: its parts, and how media become embeddings.
+class FamilyBackbone:
+    """A loaded model and what a policy needs to know of it: where its modules are, and how media become embeddings.
 
-    A family's class says its `parts`, and where things are: `text_at` is the path of the decoder without its head,
-    `towers_at` the path of each tower with its projector, by the group that `freeze` knows it as. `medium_keys` names,
-    for each kind that the family reads, a key of `MediaInputs` that has one row per medium: its `counts` then tell how
-    many media of that kind each prompt has. `tower_layers` are the linear layers of each tower by kind, as endings of
-    their names with the numbers left out; adapters are put there by kind.
+    Each family has a subclass with its `declaration`. `text_at` is the path of the decoder without its head;
+    `towers_at` gives the path of each tower with its projector, by the group that `freeze` knows it as. `tower_layers`
+    lists the linear layers of each tower by kind, as endings of their names with the numbers left out; adapters are put
+    there by kind.
     """
 
-    parts: ClassVar[Family]
+    declaration: ClassVar[Family]
     text_at: ClassVar[str]
     towers_at: ClassVar[Mapping[str, str]] = {}
-    medium_keys: ClassVar[Mapping[MediaKind, str]] = {}
     tower_layers: ClassVar[Mapping[str, LayerKinds]] = {}
 
     model: Any
@@ -46,17 +43,11 @@ class QwenBackbone:
 
     @classmethod
     def from_checkpoint(cls, checkpoint: str | Path, *, dtype: torch.dtype = torch.float32) -> Self:
-        """Loads the weights of a local folder or hub id; of a full omni checkpoint those of its thinker."""
-        cls.parts.load_config(checkpoint)
-        with qwen_media.loading(checkpoint, "model checkpoint"):
+        """Loads the weights of a local folder or hub id; from a full omni checkpoint, the weights of its thinker."""
+        cls.declaration.load_config(checkpoint)
+        with loading(checkpoint, "model checkpoint"):
             check_weights(checkpoint)
-            return cls(cls.parts.model.from_pretrained(checkpoint, dtype=dtype, **WEIGHTS))
-
-    @classmethod
-    def on_meta(cls, config: Any) -> Self:
-        """The architecture without weights, for checks of sizes and parameter groups."""
-        with torch.device("meta"):
-            return cls(cls.parts.model(config))
+            return cls(cls.declaration.model.from_pretrained(checkpoint, dtype=dtype, **WEIGHTS))
 
     @property
     def text_model(self) -> nn.Module:
@@ -65,7 +56,7 @@ class QwenBackbone:
 
     @property
     def head(self) -> nn.Module:
-        """The linear layer from hidden states to logits; with tied weights it is the input embedding's."""
+        """The linear layer from hidden states to logits; tied weights are the input embedding's."""
         return self.model.lm_head
 
     @property
@@ -85,18 +76,18 @@ class QwenBackbone:
         return {"text": DECODER_LAYERS, **cls.tower_layers}
 
     @property
+    def medium_keys(self) -> Mapping[MediaKind, str]:
+        """For each kind of media that the family reads, a key of `MediaInputs` with one row per medium."""
+        return self.declaration.medium_keys
+
+    @property
     def placeholder_ids(self) -> dict[MediaKind, int]:
-        """Token id that stands for one feature row of each media kind."""
-        return qwen_media.placeholder_ids(self.model.config, self.medium_keys)
+        """For each kind of media, the token id that stands for one feature row."""
+        return placeholder_ids(self.model.config, self.medium_keys)
 
     def text_positions(self, position_ids: Tensor) -> Tensor:
         """All three rows [3, B, S]: the decoder's rotary embedding is temporal, height and width."""
         return position_ids
-
-    @property
-    def attention_config(self) -> Any:
-        """The decoder's own configuration: layer types, windows, dropout, and the attention that is used."""
-        return self.text_model.config
 
     def media_features(self, media: MediaInputs) -> dict[str, Tensor]:
         """Runs each tower once over all media of the batch; rows [rows, F] in prompt order, keyed by kind."""
@@ -105,7 +96,7 @@ class QwenBackbone:
     def place_features(
         self, embeddings: Tensor, slots: Mapping[str, Tensor], features: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Puts feature rows where their placeholders are.
+        """Puts feature rows where their placeholders are; gradients reach both embeddings and rows.
 
         Rows fill the True slots of their kind in reading order, so any layout works whose media come in the order of
         their rows. The caller has compared the numbers of slots and rows.
@@ -113,13 +104,13 @@ class QwenBackbone:
         Args:
             embeddings: Input embeddings [B, S, D].
             slots: For each kind, where its placeholders are [B, S].
-            features: For each kind, what `media_features` returned [rows, F].
+            features: For each kind, the rows [rows, F] that `media_features` returned.
 
         Returns:
             The embeddings with the rows, cast to their dtype, and further keyword arguments of the decoder's forward.
         """
         for kind, rows in features.items():
-            embeddings = place_rows(embeddings, slots[kind], rows)
+            embeddings = embeddings.masked_scatter(slots[kind].unsqueeze(-1), rows.to(embeddings.dtype))
         return embeddings, {}
 
     def minimal_media(self, kind: MediaKind) -> dict[str, Tensor]:
@@ -127,25 +118,5 @@ class QwenBackbone:
         raise KeyError(kind)
 
     def feature_rows(self, media: MediaInputs) -> dict[str, Tensor]:
-        """For each kind, how many feature rows the towers will make of every medium [media], from their inputs alone.
-
-        Inputs that are features already (`Policy.with_features`) have no entry.
-        """
+        """For each kind, how many feature rows the towers will make of every medium [media], by their inputs alone."""
         return {}
-
-
-def place_rows(embeddings: Tensor, slots: Tensor, rows: Tensor) -> Tensor:
-    """Embeddings [B, S, D] with rows [rows, D] in the True slots [B, S], in reading order; gradients reach both."""
-    return embeddings.masked_scatter(slots.unsqueeze(-1), rows.to(embeddings.dtype))
-
-
-def vision_rows(media: MediaInputs, merge_size: int) -> dict[str, Tensor]:
-    """Feature rows of every picture and clip: its patches, `merge_size` squared of them in one row."""
-    grids = {"image": media.tensors.get(IMAGE_GRID), "video": media.tensors.get(VIDEO_GRID)}
-    return {kind: grid.prod(-1) // merge_size**2 for kind, grid in grids.items() if grid is not None}
-
-
-def audio_rows(mask: Tensor) -> Tensor:
-    """Feature rows of every sound of a mask [sounds, frames]: two strided convolutions quarter the frames."""
-    frames = mask.sum(-1, dtype=torch.int64)
-    return ((frames - 1) // 2 + 1 - 2) // 2 + 1

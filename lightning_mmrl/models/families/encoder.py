@@ -1,80 +1,93 @@
-"""What the encoders of all families share: from messages and encoded media to ids and positions."""
+"""Shared by the encoders of all families: from messages and encoded media to token ids and positions."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lightning_mmrl.errors import ConfigError, DataError
-from lightning_mmrl.models.chat import render_chat
-from lightning_mmrl.models.families import qwen_media
-from lightning_mmrl.models.families.family import Family
-from lightning_mmrl.models.families.qwen_media import Encoded
+from lightning_mmrl.errors import ConfigError, DataError, MediaError
+from lightning_mmrl.models.chat import content_parts, render_chat
+from lightning_mmrl.models.families.family import Family, placeholder_ids
+from lightning_mmrl.models.families.media_keys import TIMES
 from lightning_mmrl.models.folder import NO_CODE
-from lightning_mmrl.models.positions import MediaLayout, PositionRule, Span, prompt_positions
+from lightning_mmrl.models.loading import load_eos_ids, loading
+from lightning_mmrl.models.positions import MediaLayout, Span, prompt_positions
 from lightning_mmrl.prompts.template import control_token_refusal
+from lightning_mmrl.settings.model import ModelSettings, PositionRule
 from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo
 from lightning_mmrl.types.records import MediaKind, Message
 
-AudioInVideo = Literal["separate", "interleaved"]
-"""What `<video><audio>` is: a clip and then a sound, or a clip and its sound in turns."""
+ENCODING = 2
+"""Version of the inputs of processors: a part of cache keys, which counts up when the same media give other inputs."""
+
+Encoded = Mapping[str, Tensor]
+"""One medium as tensors, under the names of its family's processor."""
 
 
 @dataclass(frozen=True)
-class QwenEncoder:
+class FamilyEncoder:
     """Turns messages and decoded media into model inputs with the checkpoint's own processor and chat template.
 
-    A family's encoder says `parts`, `family` and `kinds`. What reads no media stays as it is here.
+    Each family has a subclass with its `declaration`. A family without media leaves the rest as it is here.
     """
 
-    parts: ClassVar[Family]
-    family: ClassVar[str]
-    kinds: ClassVar[frozenset[MediaKind]] = frozenset()
+    declaration: ClassVar[Family]
 
     processor: Any
     config: Any
     eos_token_ids: tuple[int, ...]
-    position_rule: PositionRule = "previous_maximum"
-    audio_in_video: AudioInVideo = "separate"
+    settings: ModelSettings = field(default_factory=ModelSettings)
 
     @classmethod
     def from_checkpoint(
         cls,
         checkpoint: str | Path,
         *,
-        position_rule: PositionRule = "previous_maximum",
-        audio_in_video: AudioInVideo = "separate",
+        position_rule: str = ModelSettings.position_rule,
+        audio_in_video: str = ModelSettings.audio_in_video,
     ) -> Self:
         """Loads the processor, the configuration and the end-of-sequence ids; no weights.
 
         Args:
             checkpoint: A Hugging Face folder or hub id.
-            position_rule: Where text goes on behind a medium.
+            position_rule: Position of the first text token after a medium.
             audio_in_video: Whether a clip and the sound whose tag follows its own are separate media or one.
 
         Raises:
-            ConfigError: Clip and sound are to be one, and the model has no ears.
+            ConfigError: Clip and sound are to be one, and the model does not read sound.
         """
-        if audio_in_video == "interleaved" and "audio" not in cls.kinds:
+        family = cls.declaration
+        if audio_in_video == "interleaved" and "audio" not in family.medium_keys:
             raise ConfigError(
-                f"model.audio_in_video is 'interleaved', but {cls.family} reads no sound; set it to 'separate' or "
+                f"model.audio_in_video is 'interleaved', but {family.name} reads no sound; set it to 'separate' or "
                 "choose a model that reads audio"
             )
-        config = cls.parts.load_config(checkpoint)
-        with qwen_media.loading(checkpoint, "processor"):
-            processor = cls.parts.processor.from_pretrained(checkpoint, **NO_CODE)
-        eos_ids = qwen_media.load_eos_ids(checkpoint)
+        config = family.load_config(checkpoint)
+        with loading(checkpoint, "processor"):
+            processor = family.processor.from_pretrained(checkpoint, **NO_CODE)
+        eos_ids = load_eos_ids(checkpoint)
         return cls(
             processor=processor,
             config=config,
             eos_token_ids=eos_ids,
-            position_rule=position_rule,
-            audio_in_video=audio_in_video,
+            settings=ModelSettings(position_rule=position_rule, audio_in_video=audio_in_video),
         )
+
+    @property
+    def family(self) -> str:
+        """The name of the family for messages."""
+        return self.declaration.name
+
+    @property
+    def media_kinds(self) -> frozenset[MediaKind]:
+        """The kinds of media that the model reads in addition to text."""
+        return frozenset(self.declaration.medium_keys)
 
     @property
     def tokenizer(self) -> Any:
@@ -87,20 +100,21 @@ class QwenEncoder:
         return self.tokenizer.pad_token_id
 
     @property
-    def fingerprint(self) -> str:
-        """Hash of everything that changes encoded media: part of the cache key."""
-        return qwen_media.fingerprint(())
+    def media_processors(self) -> tuple[Any, ...]:
+        """The parts of the processor that turn media into tensors."""
+        return ()
 
     @property
-    def media_kinds(self) -> frozenset[MediaKind]:
-        """What the model reads beside text."""
-        return self.kinds
+    def fingerprint(self) -> str:
+        """Hash of everything that changes encoded media: part of the cache key."""
+        settings = [ENCODING, *(part.to_dict() for part in self.media_processors)]
+        return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     @cached_property
     def max_positions(self) -> int:
-        """Positions that the model was made for, as its configuration says; YaRN multiplies those it started from.
+        """Positions that the model was made for, by its configuration; YaRN multiplies the original number.
 
-        Not the tokenizer's limit, which counts tokens: a clip's tokens share positions.
+        The tokenizer's limit is another one, since it counts tokens: a clip's tokens share positions.
         """
         config = self.config.get_text_config()
         scaling = config.rope_parameters or {}
@@ -110,7 +124,7 @@ class QwenEncoder:
     @cached_property
     def layout(self) -> MediaLayout:
         """How media lie in a prompt."""
-        return self.parts.layout(self.config, self.position_rule)
+        return self.declaration.layout(self.config, cast(PositionRule, self.settings.position_rule))
 
     @property
     def marker_ids(self) -> frozenset[int]:
@@ -119,8 +133,18 @@ class QwenEncoder:
 
     def banned_token_ids(self) -> tuple[int, ...]:
         """Ids that must never be sampled: media placeholders and markers, and head rows without a token."""
-        media = {*qwen_media.placeholder_ids(self.config, self.kinds).values(), *self.marker_ids}
-        return qwen_media.banned_ids(self.tokenizer, media, self.config.get_text_config().vocab_size)
+        placeholders = placeholder_ids(self.config, self.media_kinds).values()
+        unused = range(len(self.tokenizer), self.config.get_text_config().vocab_size)
+        return tuple(sorted({*placeholders, *self.marker_ids, *unused}))
+
+    def engine_config(self) -> Any:
+        """The model's configuration as an engine of its own reads it."""
+        return self.declaration.engine_config(self.config)
+
+    @property
+    def engine_prefix(self) -> str:
+        """Weight names start with this for such an engine, but not in the policy."""
+        return self.declaration.engine_prefix
 
     def encode_image(self, image: DecodedImage) -> dict[str, Tensor]:
         """Model inputs of one picture.
@@ -128,7 +152,7 @@ class QwenEncoder:
         Raises:
             MediaError: The model does not read pictures.
         """
-        raise qwen_media.unreadable(self.family, self.kinds, "image")
+        raise self.unreadable("image")
 
     def encode_video(self, video: DecodedVideo) -> dict[str, Tensor]:
         """Model inputs of one clip.
@@ -136,27 +160,34 @@ class QwenEncoder:
         Raises:
             MediaError: The model does not read clips.
         """
-        raise qwen_media.unreadable(self.family, self.kinds, "video")
+        raise self.unreadable("video")
 
     def encode_audio(self, audio: DecodedAudio) -> dict[str, Tensor]:
         """Model inputs of one sound.
 
         Raises:
-            MediaError: The model has no ears.
+            MediaError: The model does not read sound.
         """
-        raise qwen_media.unreadable(self.family, self.kinds, "audio")
+        raise self.unreadable("audio")
 
     def blank_image(self, encoded: Encoded) -> dict[str, Tensor]:
         """A picture of the same size, uniformly grey."""
-        raise qwen_media.unreadable(self.family, self.kinds, "image")
+        raise self.unreadable("image")
 
     def blank_video(self, encoded: Encoded) -> dict[str, Tensor]:
         """The same clip with every frame uniformly grey."""
-        raise qwen_media.unreadable(self.family, self.kinds, "video")
+        raise self.unreadable("video")
 
     def silent_audio(self, encoded: Encoded) -> dict[str, Tensor]:
         """The same sound with every sample zero."""
-        raise qwen_media.unreadable(self.family, self.kinds, "audio")
+        raise self.unreadable("audio")
+
+    def unreadable(self, kind: MediaKind) -> MediaError:
+        """The error for a medium of a kind that the family does not read."""
+        reads = ", ".join(["text", *sorted(self.media_kinds)]) if self.media_kinds else "text alone"
+        return MediaError(
+            f"{self.family} reads {reads}, not {kind}; choose a model that reads {kind} or leave the <{kind}> media out"
+        )
 
     def encode_prompt(self, messages: Sequence[Message], prefill: str, media: Sequence[Encoded]) -> dict[str, Tensor]:
         """One prompt: token ids [P], position ids [3, P], the next position [1], and its media's tensors.
@@ -167,14 +198,14 @@ class QwenEncoder:
             media: Encoded media in the order of the tags.
 
         Raises:
-            MediaError: The media are not those of the tags, or of a kind that the model does not read.
-            DataError: A text holds what the tokenizer reads as a control token, or the prompt is longer than the
-                model's positions.
+            MediaError: Media and tags do not match, or a medium is of a kind that the model does not read.
+            DataError: A text holds a control token of the tokenizer, or the prompt takes more positions than the model
+                has.
         """
         self._check_text(*(message.content for message in messages), prefill)
         text, spans = self.insert_media(self.render(messages) + prefill, media)
         ids = self.tokenizer(text, return_tensors="pt").input_ids[0]
-        kinds = {token_id: kind for kind, token_id in qwen_media.placeholder_ids(self.config, self.kinds).items()}
+        kinds = {token_id: kind for kind, token_id in placeholder_ids(self.config, self.media_kinds).items()}
         positions, next_position = prompt_positions([kinds.get(token_id) for token_id in ids.tolist()], spans)
         if next_position > self.max_positions:
             raise DataError(
@@ -185,12 +216,12 @@ class QwenEncoder:
             "input_ids": ids,
             "position_ids": positions,
             "next_position": torch.tensor([next_position]),
-            **qwen_media.tower_inputs(media),
+            **tower_inputs(media),
         }
 
     def render(self, messages: Sequence[Message]) -> str:
         """The conversation through the checkpoint's chat template, up to the opening of the assistant turn."""
-        chat = [{"role": turn.role, "content": qwen_media.content_parts(turn.content)} for turn in messages]
+        chat = [{"role": turn.role, "content": content_parts(turn.content)} for turn in messages]
         return render_chat(self.processor, self.tokenizer, chat)
 
     def insert_media(self, text: str, media: Sequence[Encoded]) -> tuple[str, list[Span]]:
@@ -201,14 +232,14 @@ class QwenEncoder:
         """Token ids of an assistant turn, closed by the end-of-sequence token.
 
         Raises:
-            DataError: The text holds what the tokenizer reads as a control token.
+            DataError: The text holds a control token of the tokenizer.
         """
         self._check_text(text)
         return [*self.tokenizer(text).input_ids, self.eos_token_ids[0]]
 
     @cached_property
     def _control_tokens(self) -> tuple[str, ...]:
-        """Texts that the tokenizer reads as one token wherever they stand, beside tags that are learnt as text."""
+        """Texts that the tokenizer reads as one special token wherever they stand; tags of answers are not special."""
         return tuple(token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special)
 
     def _check_text(self, *texts: str) -> None:
@@ -219,3 +250,19 @@ class QwenEncoder:
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of sampled tokens, without special tokens."""
         return self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
+
+
+def tower_inputs(media: Sequence[Encoded]) -> dict[str, Tensor]:
+    """The towers' inputs for one prompt's media, each key concatenated along its first axis in prompt order.
+
+    Shorter sounds are padded on the right with zeros.
+    """
+    found = {}
+    for key in dict.fromkeys(key for item in media for key in item if key not in TIMES):
+        tensors = [item[key] for item in media if key in item]
+        widths = [tensor.shape[-1] for tensor in tensors]
+        if tensors[0].dim() > 1 and len(set(widths)) > 1:  # sounds differ in their number of frames, the last axis
+            gaps = [max(widths) - width for width in widths]
+            tensors = [nn.functional.pad(tensor, (0, gap)) for tensor, gap in zip(tensors, gaps, strict=True)]
+        found[key] = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+    return found

@@ -3,7 +3,7 @@
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from lightning_mmrl.models.families.family import Family, text_layout
-from lightning_mmrl.models.families.qwen_text import TextBackbone, TextEncoder
+from lightning_mmrl.models.families.text import TextBackbone, TextEncoder
 
 FAMILY = Family(
     name="Qwen2",
@@ -17,10 +17,10 @@ FAMILY = Family(
 class Qwen2Encoder(TextEncoder):
     """The encoder of Qwen2 and Qwen2.5."""
 
-    parts, family = FAMILY, FAMILY.name
+    declaration = FAMILY
 
 
 class Qwen2(TextBackbone):
     """A loaded Qwen2 or Qwen2.5."""
 
-    parts = FAMILY
+    declaration = FAMILY

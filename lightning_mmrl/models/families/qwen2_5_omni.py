@@ -1,13 +1,13 @@
 """The Qwen2.5-Omni thinker: text, image, video and audio in, text out.
 
 The encoder takes the four steps of `Qwen2_5OmniProcessor.__call__` (video processor, feature extractor, placeholder
-expansion, tokenizer) one by one, so that each medium is processed once and cached; a test holds the result equal to the
-processor's own. Two defaults of the processor are left out: padding every sound to the feature extractor's full window
+expansion, tokenizer) one by one, so that each medium is processed once and cached. A test compares the result with the
+processor's own. Two defaults of the processor are dropped: padding every sound to the feature extractor's full window
 (300 s for the released models), and 128 visual tokens per frame pair.
 
-A clip and its sound may be one medium whose tokens take turns of 2 s (`use_audio_in_video` of the processor), if their
-tags stand together. Turns are cut by the float32 times that positions are made of; the processor's are float64, which
-at some odd frame rates cuts a frame pair that starts at a multiple of 2 s on the other side.
+If their tags stand together, a clip and its sound may be one medium whose tokens alternate every 2 s
+(`use_audio_in_video` of the processor). Here the times that decide are float32, like positions. The processor's times
+are float64, so that at some odd frame rates it puts a frame pair that starts at a multiple of 2 s into the other turn.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,43 +27,39 @@ from transformers import (
 )
 
 from lightning_mmrl.errors import MediaError
-from lightning_mmrl.models.families import qwen_media
-from lightning_mmrl.models.families.backbone import LayerKinds, audio_rows
+from lightning_mmrl.models.families.backbone import LayerKinds
+from lightning_mmrl.models.families.encoder import Encoded
 from lightning_mmrl.models.families.family import Family
-from lightning_mmrl.models.families.qwen_media import (
-    AUDIO_FEATURES,
-    AUDIO_MASK,
-    IMAGE_GRID,
-    VIDEO_GRID,
-    VIDEO_SECONDS,
-    Encoded,
-)
-from lightning_mmrl.models.families.qwen_vision import VisionBackbone, VisionEncoder, Waiting
-from lightning_mmrl.models.positions import MediaLayout, PositionRule, Span, time_clock
+from lightning_mmrl.models.families.media_keys import AUDIO_FEATURES, AUDIO_MASK, VIDEO_GRID, VIDEO_SECONDS
+from lightning_mmrl.models.families.places import Waiting, next_medium
+from lightning_mmrl.models.families.qwen_vision import VISION_KEYS, QwenVisionBackbone, QwenVisionEncoder
+from lightning_mmrl.models.loading import load_config, require_family
+from lightning_mmrl.models.positions import MediaLayout, Span, time_clock
+from lightning_mmrl.settings.model import PositionRule
 from lightning_mmrl.types.batches import MediaInputs
 from lightning_mmrl.types.media import DecodedAudio
 from lightning_mmrl.types.records import MediaKind
 
 
 class ThinkerFamily(Family):
-    """A family whose released checkpoints hold more than the thinker."""
+    """The thinker, whose released checkpoints hold more than itself."""
 
     def load_config(self, checkpoint: str | Path) -> Any:
-        """The thinker's configuration, also out of a full Qwen2.5-Omni checkpoint."""
-        config = qwen_media.load_config(checkpoint)
+        """The thinker's configuration, also taken out of a full Qwen2.5-Omni checkpoint."""
+        config = load_config(checkpoint)
         if isinstance(config, Qwen2_5OmniConfig):
             return config.thinker_config
-        return qwen_media.require_family(config, self.config, checkpoint, self.name)
+        return require_family(config, self.config, checkpoint, self.name)
 
     def engine_config(self, config: Any) -> Any:
-        """A full Qwen2.5-Omni whose thinker this is; its talker is never built."""
+        """The configuration of a full Qwen2.5-Omni with this thinker; its talker is never built."""
         whole = Qwen2_5OmniConfig(thinker_config=config.to_dict(), enable_audio_output=False)
         whole.architectures = ["Qwen2_5OmniForConditionalGeneration"]
         return whole
 
 
 def layout(config: Any, rule: PositionRule) -> MediaLayout:
-    """25 positions a second in the released checkpoints, also for sound; text goes on behind what is heard and seen."""
+    """25 positions a second in the released checkpoints, for clips and for sound; text continues after both."""
     return MediaLayout(
         rule=rule,
         merge_size=config.vision_config.spatial_merge_size,
@@ -79,24 +75,21 @@ FAMILY = ThinkerFamily(
     processor=Qwen2_5OmniProcessor,
     model=Qwen2_5OmniThinkerForConditionalGeneration,
     layout=layout,
+    medium_keys={**VISION_KEYS, "audio": AUDIO_MASK},
     engine_prefix="thinker.",
 )
 
 
 @dataclass(frozen=True)
-class OmniEncoder(VisionEncoder):
+class OmniEncoder(QwenVisionEncoder):
     """Turns messages, pictures, clips and sounds into model inputs."""
 
-    parts, family = FAMILY, FAMILY.name
-    kinds: ClassVar[frozenset[MediaKind]] = frozenset({"image", "video", "audio"})
+    declaration = FAMILY
 
     @property
-    def fingerprint(self) -> str:
-        """Hash of everything that changes encoded media: part of the cache key."""
-        processor = self.processor
-        return qwen_media.fingerprint(
-            (processor.video_processor, processor.image_processor, processor.feature_extractor)
-        )
+    def media_processors(self) -> tuple[Any, ...]:
+        """The processors of clips, of pictures and of sounds."""
+        return (*super().media_processors, self.processor.feature_extractor)
 
     @property
     def marker_ids(self) -> frozenset[int]:
@@ -107,8 +100,8 @@ class OmniEncoder(VisionEncoder):
     def encode_audio(self, audio: DecodedAudio) -> dict[str, Tensor]:
         """Log-mel features [1, mel bins, frames] and their mask [1, frames], without padding to the full window.
 
-        The processor pads with zeros to its window before the spectrogram; one analysis window of zeros gives the same
-        valid frames.
+        The processor pads with zeros to its full window before the spectrogram; padding by one analysis window gives
+        the same valid frames.
 
         Raises:
             MediaError: The sound is longer than the model's window, or too short for one token.
@@ -143,33 +136,32 @@ class OmniEncoder(VisionEncoder):
 
     @property
     def places(self) -> tuple[str, ...]:
-        """Where media go; if clip and sound are one, also where one follows the other."""
-        both = (self._clip_and_sound,) if self.audio_in_video == "interleaved" else ()
+        """Texts where media go; if clip and sound are one medium, also the text for a clip that a sound follows."""
+        both = (self._clip_and_sound,) if self.settings.audio_in_video == "interleaved" else ()
         return (*both, *super().places)
 
     @property
     def _clip_and_sound(self) -> str:
-        """What the chat template writes for a clip and a sound behind it."""
+        """The chat template's text for a clip and the sound after it."""
         processor = self.processor
         return (
             f"{processor.vision_bos_token}{self.tokens['video']}{processor.vision_eos_token}"
             f"{processor.audio_bos_token}{self.tokens['audio']}{processor.audio_eos_token}"
         )
 
-    def insert(self, place: str, waiting: Waiting) -> tuple[str, Sequence[Span]]:
-        """What stands at a place of the prompt, for the next one of the waiting media of its kind."""
+    def insert(self, waiting: Waiting, place: str) -> tuple[str, Sequence[Span]]:
+        """The text and spans for a place of the prompt; they belong to the next waiting medium of its kind."""
         if place == self.tokens["audio"]:
-            span = self.layout.sound(_num_tokens(qwen_media.taken(waiting, "audio")))
+            span = self.layout.sound(int(audio_rows(next_medium(waiting, "audio")[AUDIO_MASK])))
             return place * len(span.kinds), (span,)
         if place == self._clip_and_sound:
-            clip, sound = qwen_media.taken(waiting, "video"), qwen_media.taken(waiting, "audio")
-            return self.insert_sounding_clip(clip, sound)
-        return super().insert(place, waiting)
+            return self.insert_sounding_clip(next_medium(waiting, "video"), next_medium(waiting, "audio"))
+        return super().insert(waiting, place)
 
     def insert_sounding_clip(self, clip: Encoded, sound: Encoded) -> tuple[str, Sequence[Span]]:
         """A clip and its sound in turns, within both pairs of markers."""
         grid, seconds = clip[VIDEO_GRID][0].tolist(), clip[VIDEO_SECONDS][0]
-        span = self.layout.sounding_clip(grid, seconds, _num_tokens(sound))
+        span = self.layout.sounding_clip(grid, seconds, int(audio_rows(sound[AUDIO_MASK])))
         processor, tokens = self.processor, self.tokens
         placeholders = "".join(tokens[kind] for kind in span.kinds if kind is not None)
         text = (
@@ -179,17 +171,18 @@ class OmniEncoder(VisionEncoder):
         return text, (span,)
 
 
-def _num_tokens(sound: Encoded) -> int:
-    return int(audio_rows(sound[AUDIO_MASK]))
+def audio_rows(mask: Tensor) -> Tensor:
+    """Feature rows of every sound of a mask [sounds, frames]: two strided convolutions quarter the frames."""
+    frames = mask.sum(-1, dtype=torch.int64)
+    return ((frames - 1) // 2 + 1 - 2) // 2 + 1
 
 
-class OmniThinker(VisionBackbone):
+class OmniThinker(QwenVisionBackbone):
     """A loaded thinker."""
 
-    parts = FAMILY
+    declaration = FAMILY
     text_at = "model"
     towers_at: ClassVar[Mapping[str, str]] = {"vision": "visual", "audio": "audio_tower"}
-    medium_keys: ClassVar[Mapping[MediaKind, str]] = {"image": IMAGE_GRID, "video": VIDEO_GRID, "audio": AUDIO_MASK}
     tower_layers: ClassVar[Mapping[str, LayerKinds]] = {
         "vision": {
             "attention": ("attn.q", "attn.k", "attn.v", "attn.proj"),

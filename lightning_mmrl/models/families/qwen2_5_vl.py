@@ -8,8 +8,13 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Q
 
 from lightning_mmrl.models.families.backbone import LayerKinds
 from lightning_mmrl.models.families.family import Family
-from lightning_mmrl.models.families.qwen_vision import VisionBackbone, VisionEncoder
-from lightning_mmrl.models.positions import MediaLayout, PositionRule, interval_clock
+from lightning_mmrl.models.families.qwen_vision import (
+    VISION_KEYS,
+    QwenVisionBackbone,
+    QwenVisionEncoder,
+)
+from lightning_mmrl.models.positions import MediaLayout, interval_clock
+from lightning_mmrl.settings.model import PositionRule
 
 
 def layout(config: Any, rule: PositionRule) -> MediaLayout:
@@ -25,19 +30,20 @@ FAMILY = Family(
     processor=Qwen2_5_VLProcessor,
     model=Qwen2_5_VLForConditionalGeneration,
     layout=layout,
+    medium_keys=VISION_KEYS,
 )
 
 
-class Qwen25VLEncoder(VisionEncoder):
+class Qwen25VLEncoder(QwenVisionEncoder):
     """The encoder of Qwen2.5-VL."""
 
-    parts, family = FAMILY, FAMILY.name
+    declaration = FAMILY
 
 
-class Qwen25VL(VisionBackbone):
+class Qwen25VL(QwenVisionBackbone):
     """A loaded Qwen2.5-VL."""
 
-    parts = FAMILY
+    declaration = FAMILY
     tower_layers: ClassVar[Mapping[str, LayerKinds]] = {
         "vision": {
             "attention": ("attn.qkv", "attn.proj"),

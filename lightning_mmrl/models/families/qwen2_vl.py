@@ -7,8 +7,13 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VL
 
 from lightning_mmrl.models.families.backbone import LayerKinds
 from lightning_mmrl.models.families.family import Family
-from lightning_mmrl.models.families.qwen_vision import VisionBackbone, VisionEncoder
-from lightning_mmrl.models.positions import MediaLayout, PositionRule
+from lightning_mmrl.models.families.qwen_vision import (
+    VISION_KEYS,
+    QwenVisionBackbone,
+    QwenVisionEncoder,
+)
+from lightning_mmrl.models.positions import MediaLayout
+from lightning_mmrl.settings.model import PositionRule
 
 
 def layout(config: Any, rule: PositionRule) -> MediaLayout:
@@ -22,19 +27,20 @@ FAMILY = Family(
     processor=Qwen2VLProcessor,
     model=Qwen2VLForConditionalGeneration,
     layout=layout,
+    medium_keys=VISION_KEYS,
 )
 
 
-class Qwen2VLEncoder(VisionEncoder):
+class Qwen2VLEncoder(QwenVisionEncoder):
     """The encoder of Qwen2-VL."""
 
-    parts, family = FAMILY, FAMILY.name
+    declaration = FAMILY
 
 
-class Qwen2VL(VisionBackbone):
+class Qwen2VL(QwenVisionBackbone):
     """A loaded Qwen2-VL."""
 
-    parts = FAMILY
+    declaration = FAMILY
     tower_layers: ClassVar[Mapping[str, LayerKinds]] = {
         "vision": {
             "attention": ("attn.qkv", "attn.proj"),

@@ -3,7 +3,7 @@
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from lightning_mmrl.models.families.family import Family, text_layout
-from lightning_mmrl.models.families.qwen_text import TextBackbone, TextEncoder
+from lightning_mmrl.models.families.text import TextBackbone, TextEncoder
 
 FAMILY = Family(
     name="Qwen3",
@@ -17,10 +17,10 @@ FAMILY = Family(
 class Qwen3Encoder(TextEncoder):
     """The encoder of Qwen3."""
 
-    parts, family = FAMILY, FAMILY.name
+    declaration = FAMILY
 
 
 class Qwen3(TextBackbone):
     """A loaded Qwen3."""
 
-    parts = FAMILY
+    declaration = FAMILY

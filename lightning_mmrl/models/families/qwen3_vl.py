@@ -1,10 +1,10 @@
 """Qwen3-VL: text, image and video in, text out; a clip is a row of pictures with their times written between them.
 
-Features of inner layers of the tower are added to the decoder's first layers (deepstack, arXiv:2406.04334). Feature
-rows carry them behind the input embedding's share, so that one tensor per kind is all there is of a medium.
+Features of inner layers of the tower are added to the decoder's first layers (deepstack, arXiv:2406.04334). A feature
+row holds the input embedding first and then the features of these layers, so that each kind of media has one tensor.
 
-The prompt is that of transformers 5.19, whose processor keeps the chat template's pair of markers around a clip. The
-first release and vLLM (vllm issue 46817) drop that pair.
+Prompts are as in transformers 5.19, whose processor keeps the chat template's pair of markers around a clip. The first
+release and vLLM (vllm issue 46817) drop that pair.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,17 +15,22 @@ import torch
 from torch import Tensor
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
-from lightning_mmrl.models.families import qwen_media
 from lightning_mmrl.models.families.backbone import LayerKinds
+from lightning_mmrl.models.families.encoder import Encoded
 from lightning_mmrl.models.families.family import Family
-from lightning_mmrl.models.families.qwen_media import VIDEO_GRID, VIDEO_PIXELS, VIDEO_TIMES, Encoded
-from lightning_mmrl.models.families.qwen_vision import VisionBackbone, VisionEncoder
-from lightning_mmrl.models.positions import MediaLayout, PositionRule, Span
+from lightning_mmrl.models.families.media_keys import VIDEO_GRID, VIDEO_PIXELS, VIDEO_TIMES
+from lightning_mmrl.models.families.qwen_vision import (
+    VISION_KEYS,
+    QwenVisionBackbone,
+    QwenVisionEncoder,
+)
+from lightning_mmrl.models.positions import MediaLayout, Span
+from lightning_mmrl.settings.model import PositionRule
 from lightning_mmrl.types.media import DecodedVideo
 
 
 def layout(config: Any, rule: PositionRule) -> MediaLayout:
-    """Time stands in the text; positions know only pictures, behind which both rules go on at the same place."""
+    """Time stands in the text, so positions know only pictures; both rules continue at the same position after one."""
     return MediaLayout(rule=rule, merge_size=config.vision_config.spatial_merge_size)
 
 
@@ -35,24 +40,24 @@ FAMILY = Family(
     processor=Qwen3VLProcessor,
     model=Qwen3VLForConditionalGeneration,
     layout=layout,
+    medium_keys=VISION_KEYS,
 )
 
 
 @dataclass(frozen=True)
-class Qwen3VLEncoder(VisionEncoder):
+class Qwen3VLEncoder(QwenVisionEncoder):
     """The encoder of Qwen3-VL."""
 
-    parts, family = FAMILY, FAMILY.name
+    declaration = FAMILY
 
     def encode_video(self, video: DecodedVideo) -> dict[str, Tensor]:
         """Patches [patches, features], grid [1, 3] and the time in seconds of each temporal patch [T] of one clip."""
-        processor = self.processor.video_processor
-        encoded = qwen_media.encode_video(processor, video)
-        times = patch_times(video.timestamps_s, processor.temporal_patch_size)
+        encoded = super().encode_video(video)
+        times = patch_times(video.timestamps_s, self.processor.video_processor.temporal_patch_size)
         return {VIDEO_PIXELS: encoded[VIDEO_PIXELS], VIDEO_GRID: encoded[VIDEO_GRID], VIDEO_TIMES: times}
 
     def insert_clip(self, clip: Encoded) -> tuple[str, Sequence[Span]]:
-        """The frames of a clip, each between markers and behind its time."""
+        """The frames of a clip, each between markers and after its time."""
         spans = self.layout.frames(clip[VIDEO_GRID][0].tolist())
         start, end = self.processor.vision_start_token, self.processor.vision_end_token
         frames = [
@@ -74,10 +79,10 @@ def patch_times(timestamps_s: Sequence[float], frames_per_patch: int) -> Tensor:
     return (patches[:, 0] + patches[:, -1]) / 2
 
 
-class Qwen3VL(VisionBackbone):
+class Qwen3VL(QwenVisionBackbone):
     """A loaded Qwen3-VL; its feature rows are as wide as the decoder times one plus the number of deepstack layers."""
 
-    parts = FAMILY
+    declaration = FAMILY
     tower_layers: ClassVar[Mapping[str, LayerKinds]] = {
         "vision": {
             "attention": ("attn.qkv", "attn.proj"),
@@ -92,7 +97,7 @@ class Qwen3VL(VisionBackbone):
     }
 
     def tower_rows(self, output: Any) -> list[Tensor]:
-        """The rows of each medium: the projected ones, then those of each deepstack layer."""
+        """The rows of each medium: the projected features, then the features of each deepstack layer."""
         return [
             torch.cat(layers, dim=-1) for layers in zip(output.pooler_output, *output.deepstack_features, strict=True)
         ]
@@ -102,14 +107,14 @@ class Qwen3VL(VisionBackbone):
     ) -> tuple[Tensor, dict[str, Any]]:
         """Puts feature rows where their placeholders are, and gives the decoder what it adds there in its first layers.
 
-        Arguments and result are those of `QwenBackbone.place_features`.
+        Arguments and result are as in `FamilyBackbone.place_features`.
         """
         width = embeddings.shape[-1]
         first = {kind: rows[:, :width] for kind, rows in features.items()}
         embeddings, more = super().place_features(embeddings, slots, first)
         if not features:
             return embeddings, more
-        # Rows of all kinds in the order of the tokens, which is how the decoder adds them.
+        # The decoder adds rows of all kinds in the order of the tokens.
         places = torch.cat([slots[kind].flatten().nonzero()[:, 0] for kind in features])
         deep = torch.cat([rows[:, width:] for rows in features.values()])[places.argsort()]
         seen = torch.stack([slots[kind] for kind in features]).any(0)

@@ -1,44 +1,46 @@
-"""What the families that see share: pictures and clips in their encoder, the vision tower in their backbone."""
+"""Shared by the Qwen families that see: their encoders turn pictures and clips into patches for one vision tower."""
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_mmrl.models.families import qwen_media
-from lightning_mmrl.models.families.backbone import QwenBackbone, vision_rows
-from lightning_mmrl.models.families.encoder import QwenEncoder
-from lightning_mmrl.models.families.qwen_media import (
+from lightning_mmrl.errors import MediaError
+from lightning_mmrl.models.families.backbone import FamilyBackbone
+from lightning_mmrl.models.families.encoder import Encoded, FamilyEncoder
+from lightning_mmrl.models.families.family import KINDS
+from lightning_mmrl.models.families.media_keys import (
     IMAGE_GRID,
     IMAGE_PIXELS,
-    KINDS,
     VIDEO_GRID,
     VIDEO_PIXELS,
     VIDEO_SECONDS,
-    Encoded,
 )
+from lightning_mmrl.models.families.places import Waiting, fill_places, next_medium, waiting_media
 from lightning_mmrl.models.positions import Span
 from lightning_mmrl.types.batches import MediaInputs
 from lightning_mmrl.types.media import DecodedImage, DecodedVideo
 from lightning_mmrl.types.records import MediaKind
 
-Waiting = Mapping[MediaKind, Iterator[Encoded]]
-"""The encoded media that have no place yet."""
+VISION_KEYS: Mapping[MediaKind, str] = {"image": IMAGE_GRID, "video": VIDEO_GRID}
+_PIXELS = {IMAGE_GRID: IMAGE_PIXELS, VIDEO_GRID: VIDEO_PIXELS}
+
+CHANNEL_AXIS = "channels_last"
+"""Axis order of decoded pictures; a processor that is not told takes 3 rows for the three colors."""
 
 
 @dataclass(frozen=True)
-class VisionEncoder(QwenEncoder):
+class QwenVisionEncoder(FamilyEncoder):
     """Turns messages, pictures and clips into model inputs."""
 
-    kinds: ClassVar[frozenset[MediaKind]] = frozenset({"image", "video"})
-
     @property
-    def fingerprint(self) -> str:
-        """Hash of everything that changes encoded media: part of the cache key."""
-        return qwen_media.fingerprint((self.processor.video_processor, self.processor.image_processor))
+    def media_processors(self) -> tuple[Any, ...]:
+        """The processors of clips and of pictures."""
+        return self.processor.video_processor, self.processor.image_processor
 
     @property
     def marker_ids(self) -> frozenset[int]:
@@ -47,83 +49,119 @@ class VisionEncoder(QwenEncoder):
 
     def encode_image(self, image: DecodedImage) -> dict[str, Tensor]:
         """Patches [patches, features] and grid [1, 3] of one picture."""
-        return qwen_media.encode_image(self.processor.image_processor, image)
+        process = self.processor.image_processor
+        out = process(images=[image.pixels], input_data_format=CHANNEL_AXIS, return_tensors="pt")
+        return {IMAGE_PIXELS: out[IMAGE_PIXELS], IMAGE_GRID: out[IMAGE_GRID]}
 
     def encode_video(self, video: DecodedVideo) -> dict[str, Tensor]:
         """Patches [patches, features], grid [1, 3] and seconds per temporal patch [1] of one clip."""
-        return qwen_media.encode_video(self.processor.video_processor, video)
+        process = self.processor.video_processor
+        how = {"input_data_format": CHANNEL_AXIS, "do_sample_frames": False, "return_tensors": "pt"}
+        out = process(videos=[video.frames], **how)
+        seconds = torch.tensor([process.temporal_patch_size / video.sampled_fps], dtype=torch.float32)
+        return {VIDEO_PIXELS: out[VIDEO_PIXELS], VIDEO_GRID: out[VIDEO_GRID], VIDEO_SECONDS: seconds}
 
     def blank_image(self, encoded: Encoded) -> dict[str, Tensor]:
-        """A picture of the same size, uniformly grey: what the model sees when the picture is missing."""
-        return qwen_media.blank_image(self.processor.image_processor, encoded)
+        """A picture of the same size, uniformly grey, in place of a missing one."""
+        process = self.processor.image_processor
+        _, height, width = encoded[IMAGE_GRID][0].tolist()
+        return {**encoded, IMAGE_PIXELS: _grey_image(process, height * process.patch_size, width * process.patch_size)}
 
     def blank_video(self, encoded: Encoded) -> dict[str, Tensor]:
         """The same clip with every frame uniformly grey."""
-        return qwen_media.blank_video(self.processor.video_processor, encoded)
+        process = self.processor.video_processor
+        pairs, height, width = encoded[VIDEO_GRID][0].tolist()
+        size = (pairs * process.temporal_patch_size, height * process.patch_size, width * process.patch_size)
+        return {**encoded, VIDEO_PIXELS: _grey_video(process, *size)}
 
     def insert_media(self, text: str, media: Sequence[Encoded]) -> tuple[str, list[Span]]:
         """A rendered conversation with one placeholder for each feature row, and the media's spans.
 
         Raises:
-            MediaError: The media tokens of the text are not those of the media.
+            MediaError: The media tokens of the text do not match the media.
         """
-        waiting = qwen_media.by_kind(text, self.tokens, media)
-        # With a group around the pattern, split gives text and places in turns.
-        pieces = re.split("(" + "|".join(map(re.escape, self.places)) + ")", text)
-        spans = []
-        for index in range(1, len(pieces), 2):
-            pieces[index], more = self.insert(pieces[index], waiting)
-            spans += more
-        return "".join(pieces), spans
+        waiting = waiting_media(text, self.tokens, media, self.declaration.medium_keys)
+        return fill_places(text, self.places, partial(self.insert, waiting))
 
     @property
     def tokens(self) -> dict[MediaKind, str]:
         """The placeholder of each kind."""
-        return {kind: getattr(self.processor, f"{kind}_token") for kind in KINDS if kind in self.kinds}
+        return {kind: getattr(self.processor, f"{kind}_token") for kind in KINDS if kind in self.media_kinds}
 
     @property
     def places(self) -> tuple[str, ...]:
-        """What the chat template writes where media go; a longer text before those it contains."""
+        """Texts that the chat template writes where media go; a longer text before the texts it contains."""
         return tuple(self.tokens.values())
 
-    def insert(self, place: str, waiting: Waiting) -> tuple[str, Sequence[Span]]:
-        """What stands at a place of the prompt, for the next one of the waiting media of its kind."""
+    def insert(self, waiting: Waiting, place: str) -> tuple[str, Sequence[Span]]:
+        """The text and spans for a place of the prompt; they belong to the next waiting medium of its kind."""
         if place == self.tokens["video"]:
-            return self.insert_clip(qwen_media.taken(waiting, "video"))
-        span = self.layout.picture(qwen_media.taken(waiting, "image")[IMAGE_GRID][0].tolist())
+            return self.insert_clip(next_medium(waiting, "video"))
+        span = self.layout.picture(next_medium(waiting, "image")[IMAGE_GRID][0].tolist())
         return place * len(span.kinds), (span,)
 
     def insert_clip(self, clip: Encoded) -> tuple[str, Sequence[Span]]:
-        """What stands in the place of a clip."""
+        """The text and spans of a clip."""
         span = self.layout.clip(clip[VIDEO_GRID][0].tolist(), clip[VIDEO_SECONDS][0])
         return self.tokens["video"] * len(span.kinds), (span,)
 
 
-class VisionBackbone(QwenBackbone):
+# Grey media have a size that the processor chose already; resizing a second time may choose another.
+@lru_cache(maxsize=16)
+def _grey_image(image_processor: Any, height: int, width: int) -> Tensor:
+    grey = np.full((height, width, 3), 128, dtype=np.uint8)
+    out = image_processor(images=[grey], input_data_format=CHANNEL_AXIS, do_resize=False, return_tensors="pt")
+    return out[IMAGE_PIXELS]
+
+
+@lru_cache(maxsize=16)
+def _grey_video(video_processor: Any, num_frames: int, height: int, width: int) -> Tensor:
+    grey = np.full((num_frames, height, width, 3), 128, dtype=np.uint8)
+    how = {"input_data_format": CHANNEL_AXIS, "do_resize": False, "do_sample_frames": False, "return_tensors": "pt"}
+    return video_processor(videos=[grey], **how)[VIDEO_PIXELS]
+
+
+class QwenVisionBackbone(FamilyBackbone):
     """A loaded model with a vision tower."""
 
     text_at = "model.language_model"
     towers_at: ClassVar[Mapping[str, str]] = {"vision": "model.visual"}
-    medium_keys: ClassVar[Mapping[MediaKind, str]] = {"image": IMAGE_GRID, "video": VIDEO_GRID}
 
     def media_features(self, media: MediaInputs) -> dict[str, Tensor]:
-        """Runs the tower once over all media of the batch; rows [tokens, hidden] in prompt order, keyed by kind."""
-        return qwen_media.vision_features(self.model, media.tensors, self.tower_rows)
+        """Runs the tower once over all pictures and clips; rows [tokens, width] in prompt order, keyed by kind.
+
+        Raises:
+            MediaError: The tower returned rows of more or fewer media than it was given.
+        """
+        grids = {kind: key for kind, key in VISION_KEYS.items() if key in media.tensors}
+        if not grids:
+            return {}
+        pixels = torch.cat([media.tensors[_PIXELS[key]] for key in grids.values()])
+        grid = torch.cat([media.tensors[key] for key in grids.values()])
+        rows = list(self.tower_rows(self.model.get_image_features(pixels, grid, return_dict=True)))
+        if len(rows) != len(grid):
+            raise MediaError(f"the vision tower made feature rows of {len(rows)} media out of {len(grid)}")
+        found, place = {}, 0
+        for kind, key in grids.items():
+            number = len(media.tensors[key])
+            found[kind] = torch.cat(rows[place : place + number])
+            place += number
+        return found
+
+    def tower_rows(self, output: Any) -> Sequence[Tensor]:
+        """The feature rows of each medium, taken out of the tower's output."""
+        return output.pooler_output
 
     def minimal_media(self, kind: MediaKind) -> dict[str, Tensor]:
         """One row of a picture or clip, black."""
         config = self.model.config.vision_config
         grid = torch.tensor([[1, config.spatial_merge_size, config.spatial_merge_size]])
         width = config.in_channels * config.temporal_patch_size * config.patch_size**2
-        pixels = torch.zeros(int(grid.prod()), width)
-        if kind == "image":
-            return {IMAGE_PIXELS: pixels, IMAGE_GRID: grid}
-        return {VIDEO_PIXELS: pixels, VIDEO_GRID: grid}
-
-    def tower_rows(self, output: Any) -> Sequence[Tensor]:
-        """The feature rows of each medium in what the tower returned."""
-        return output.pooler_output
+        grid_key = VISION_KEYS[kind]
+        return {_PIXELS[grid_key]: torch.zeros(int(grid.prod()), width), grid_key: grid}
 
     def feature_rows(self, media: MediaInputs) -> dict[str, Tensor]:
-        """How many feature rows the tower will make of every picture and clip."""
-        return vision_rows(media, self.model.config.vision_config.spatial_merge_size)
+        """How many feature rows the tower will make of every picture and clip: merged squares of its patches."""
+        square = self.model.config.vision_config.spatial_merge_size**2
+        grids = {kind: media.tensors[key] for kind, key in VISION_KEYS.items() if key in media.tensors}
+        return {kind: grid.prod(-1) // square for kind, grid in grids.items()}

@@ -1,9 +1,9 @@
-"""HTTP to a vLLM server: many requests at once from a thread of their own, each with a limit, none that cannot end."""
+"""HTTP to a vLLM server: a thread sends many requests at once, each with a time limit, and all can be interrupted."""
 
 import asyncio
 import json
 import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 import aiohttp
@@ -14,9 +14,9 @@ from lightning_mmrl.rollout.vllm.keys import Key
 T = TypeVar("T")
 
 POLL_S = 0.1
-"""Seconds between two looks at whether the run is to end."""
+"""Seconds between two checks whether the run is to end."""
 PROBE_S = 5.0
-"""Longest a healthy server takes to say so."""
+"""Longest time in seconds that a healthy server takes to answer a health check."""
 UNAUTHORIZED = 401
 
 
@@ -25,21 +25,21 @@ class UnreachableError(RolloutError):
 
 
 class TooLateError(RolloutError):
-    """The server leaves something without an answer for longer than it may."""
+    """The server did not answer within its time limit."""
 
 
 class KeyRefusedError(RolloutError):
-    """The server asks for another key, or for none."""
+    """The server refuses the key, or asks for none."""
 
 
 class Client:
     """Talks to one server.
 
     Args:
-        url: Of the server, without a path.
-        key: The one that it asks for.
-        timeout_s: How long it may take to answer; of many requests at once, to answer one of them.
-        connections: Requests that are open at a time.
+        url: Address of the server, without a path.
+        key: The key that it asks for.
+        timeout_s: Longest time to an answer; with many requests at once, longest time without any answer.
+        connections: Largest number of open requests.
     """
 
     def __init__(self, url: str, key: Key, timeout_s: float, connections: int = 128) -> None:
@@ -53,28 +53,28 @@ class Client:
 
     async def _open(self, connections: int) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
-            # The server closes what is idle for 5 s; a request that meets that would look like a server that left.
+            # The server closes idle connections after 5 s; a request at that moment would look like a lost server.
             connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=2),
-            # Limits are those of `call` and `gather`; one that is waiting for a connection is not late.
+            # `call` and `gather` have limits of their own; a request that waits for a connection is not late.
             timeout=aiohttp.ClientTimeout(total=None),
         )
 
     def close(self) -> None:
-        """Ends all connections; the server drops what they asked for."""
+        """Ends all connections; the server drops their requests."""
         self.wait(self._session.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
     def wait(self, work: Coroutine[Any, Any, T], poll: Callable[[], None] = lambda: None) -> T:
-        """The result of work on the client's thread; what `poll` raises cancels it."""
+        """The result of work on the client's thread; an error of `poll` cancels it."""
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             while True:
                 try:
                     return future.result(POLL_S)
                 except TimeoutError:
-                    if future.done():  # just now, or with an error of this kind
+                    if future.done():  # it finished just now, or failed with a TimeoutError of its own
                         return future.result()
                     poll()
         except BaseException:
@@ -82,29 +82,29 @@ class Client:
             raise
 
     def call(self, method: str, path: str, body: Any = None, timeout_s: float | None = None) -> Any:
-        """The JSON that the server answers, or None.
+        """The server's answer as JSON, or None if it is empty.
 
         Raises:
             UnreachableError: No server answers.
-            TooLateError: It takes longer than the limit.
-            RolloutError: It refuses.
+            TooLateError: The answer takes longer than the limit.
+            RolloutError: The server refuses the request.
         """
         limit = self.timeout_s if timeout_s is None else timeout_s
         status, text = self.wait(self._limited(path, limit, self._answer(method, path, body, show_key=True)))
         return self._accepted(path, status, text)
 
     def require_guard(self) -> None:
-        """Has the server take this key, and nobody without one.
+        """Checks that the server is healthy, takes this key, and answers nobody without a key.
 
         Raises:
             UnreachableError: No server answers.
-            TooLateError: It takes longer than a healthy one.
+            TooLateError: It takes longer than a healthy server.
             KeyRefusedError: It asks for another key, or answers without one: then `mmrl serve` did not start it.
-            RolloutError: It is not well.
+            RolloutError: It is not healthy.
         """
         path = "/health"
         status, text = self.wait(self._limited(path, PROBE_S, self._answer("GET", path, None, show_key=False)))
-        if status >= 500:  # of a proxy before a server that is away
+        if status >= 500:  # from a proxy whose server is away
             raise RolloutError(self._refusal(path, status, text))
         if status != UNAUTHORIZED:
             raise KeyRefusedError(
@@ -121,13 +121,13 @@ class Client:
             raise TooLateError(self._late(path, limit)) from None
 
     async def request(self, method: str, path: str, body: Any = None) -> Any:
-        """The JSON that the server answers, or None, whenever it does."""
+        """The server's answer as JSON, or None if it is empty; without a limit."""
         return self._accepted(path, *await self._answer(method, path, body, show_key=True))
 
     async def _answer(self, method: str, path: str, body: Any, *, show_key: bool) -> tuple[int, str]:
         headers = {"Authorization": self._key.authorization} if show_key else {}
         try:
-            # A redirection would take the key, and the weights, to another place.
+            # A redirect would send the key, and the weights, elsewhere.
             async with self._session.request(
                 method, f"{self.url}{path}", json=body, headers=headers, allow_redirects=False
             ) as answer:
@@ -151,12 +151,12 @@ class Client:
             raise RolloutError(self._refusal(path, status, text)) from None
 
     def gather(self, bodies: Mapping[int, Any], path: str, answers: dict[int, Any], poll: Callable[[], None]) -> None:
-        """Posts all bodies and puts each answer under its body's key as it comes.
+        """Posts all bodies and stores each answer under its body's key as it arrives.
 
         Raises:
-            UnreachableError: The server left; `answers` has what came until then.
-            TooLateError: It answers none within the limit.
-            RolloutError: It refuses a body.
+            UnreachableError: The connection was lost; `answers` has the answers until then.
+            TooLateError: No answer arrived within the limit.
+            RolloutError: The server refuses a body.
         """
         self.wait(self._gather(bodies, path, answers), poll)
 
@@ -168,10 +168,11 @@ class Client:
                 done, waiting = await asyncio.wait(waiting, timeout=self.timeout_s, return_when=asyncio.FIRST_COMPLETED)
                 if not done:
                     raise TooLateError(self._late(path, self.timeout_s))
-                failures = [task.exception() for task in done if task.exception() is not None]
+                failures = [error for error in (task.exception() for task in done) if error is not None]
                 answers |= {tasks[task]: task.result() for task in done if task.exception() is None}
                 if failures:
-                    raise _gravest(failures)
+                    # A refusal comes before a lost connection, which might be tried again.
+                    raise min(failures, key=lambda failure: isinstance(failure, UnreachableError))
         finally:
             for task in waiting:
                 task.cancel()
@@ -186,9 +187,3 @@ class Client:
     def _refusal(self, path: str, status: int, text: str) -> str:
         hint = "; start it with mmrl serve, which switches on what training needs" if status in (403, 404, 405) else ""
         return f"the vLLM server at {self.url} answers {path} with {status}: {text.strip()[:300]}{hint}"
-
-
-def _gravest(failures: Sequence[BaseException | None]) -> BaseException:
-    """A refusal rather than a lost connection, which might be tried again."""
-    found = [failure for failure in failures if failure is not None]
-    return next((failure for failure in found if not isinstance(failure, UnreachableError)), found[0])

@@ -1,20 +1,21 @@
-"""Rollouts with vLLM: its own copy of the policy's weights, proven equal to the policy.
+"""Rollouts with vLLM, which has a copy of the policy's weights that is checked against the policy.
 
-vLLM gets what the trainer's towers get: token ids and media as the family's encoder made them, with the places of their
-placeholders. Nothing is decoded, resized or tokenized a second time, so nothing can come out differently; what remains
-to differ is the model, and that is compared (`rollout.canary`).
+vLLM gets the same inputs as the trainer's towers: token ids and media from the family's encoder, with the places of
+their placeholders. Nothing is decoded, resized or tokenized a second time, so only the model itself can differ, and
+`rollout.canary` compares it.
 """
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
 
 from lightning_mmrl.models.policy import Policy
+from lightning_mmrl.prompts.template import PromptTemplate
+from lightning_mmrl.protocols.tensors import PromptEncoder
 from lightning_mmrl.rollout.canary import Canary
 from lightning_mmrl.rollout.engine_inputs import engine_prompts
 from lightning_mmrl.rollout.hf import HFEngine
@@ -23,20 +24,21 @@ from lightning_mmrl.rollout.vllm.host import Host, Sampled, SamplingRequest
 from lightning_mmrl.rollout.vllm.process import ProcessHost
 from lightning_mmrl.rollout.vllm.settings import VLLMSettings
 from lightning_mmrl.rollout.weights import PolicyWeights
+from lightning_mmrl.settings.algorithm import SamplingSettings
 from lightning_mmrl.types.batches import PromptBatch, Rollout
 from lightning_mmrl.types.records import Completion
 
 
 class VLLMEngine:
-    """Samples with vLLM, in this process or with a server; either is loaded or connected to with the first push.
+    """Samples with vLLM in this process or on a server; the first push loads the model or connects to the server.
 
     Args:
-        policy: Whose weights are sampled from; they are pushed before the first sampling, if not earlier.
+        policy: The policy whose weights are pushed, at the latest before the first sampling.
         encoder: The encoder of its family, which made the prompts.
-        max_new_tokens: Longest completion; one that reaches it without an end is truncated.
-        prefill: Opening of the assistant turn that the prompt already holds; prepended to the text that rewards see.
-        poll: Called again and again while vLLM samples; what it raises ends the rollout.
-        top_p: 1; vLLM's log-probabilities are of what it leaves.
+        sampling: The longest completion, which is truncated if it reaches that without an end. Top-p must be 1, since
+            vLLM would give log-probabilities that are renormalized over the remaining tokens.
+        template: Has the opening of the assistant turn that the prompt already holds; rewards see it with the text.
+        poll: Called repeatedly while vLLM samples; an error that it raises ends the rollout.
         settings: Where vLLM runs, and how it shares its device.
         canary: Compares the engine with the policy; None: never.
 
@@ -50,65 +52,58 @@ class VLLMEngine:
         self,
         policy: Policy,
         *,
-        encoder: Any,
-        max_new_tokens: int,
-        top_p: float = 1.0,
-        prefill: str = "",
+        encoder: PromptEncoder,
+        sampling: SamplingSettings,
+        template: PromptTemplate | None = None,
         poll: Callable[[], None] = lambda: None,
         settings: VLLMSettings | None = None,
         canary: Canary | None = None,
     ) -> None:
-        if top_p != 1:
-            raise ValueError(f"top_p is {top_p}; with vLLM it must be 1, which keeps all tokens")
+        if sampling.top_p != 1:
+            raise ValueError(f"top_p is {sampling.top_p}; with vLLM it must be 1, which keeps all tokens")
         self.policy = policy
         self.version: int | None = None
         self._encoder = encoder
-        self._max_new_tokens = max_new_tokens
-        self._prefill = prefill
+        self._sampling = sampling
+        self._template = template or PromptTemplate()
         self._poll = poll
         self._canary = canary
-        self._trainer = HFEngine.of(policy, encoder=encoder, max_new_tokens=max_new_tokens, poll=poll)
+        self._trainer = HFEngine.of(policy, encoder=encoder, sampling=sampling, poll=poll)
         self._settings = settings or VLLMSettings()
-        self._pushes, self._unproven = 0, False
+        self._num_pushes, self._proven_restores = 0, 0
+        self._push_is_unproven = False
 
     @cached_property
     def _host(self) -> Host:
-        """Loaded with the first push, by all ranks together, which vLLM joins; stages are built by rank 0 first."""
+        """Made with the first push and not with the stage, which rank 0 builds first: vLLM joins all ranks together."""
         if self._settings.server is None:
             return ProcessHost(self.policy, self._encoder, self._settings)
         from lightning_mmrl.rollout.vllm.server import ServerHost  # its HTTP library comes with vllm
 
-        return ServerHost(self._settings.server, self._encoder, restore=self._restore)
+        return ServerHost(self._settings.server, self._encoder)
 
-    def rest(self) -> None:
-        """Gives device memory back; it returns with the next push or rollout. Nothing on a CPU, nothing of a server."""
+    def sleep(self) -> None:
+        """Gives device memory back until the next push or rollout; a CPU and a server keep theirs."""
         if "_host" in vars(self):
-            self._host.rest()
+            self._host.sleep()
 
     def close(self) -> None:
         """Frees the engine's memory, or leaves the server."""
         if "_host" in vars(self):
             self._host.close()
 
-    def load_weights(self, policy: nn.Module, version: int) -> Mapping[str, float]:
-        """Streams the policy's weights to vLLM, one tensor at a time, and empties its caches.
+    def load_weights(self, policy: nn.Module, version: int) -> None:
+        """Streams the policy's weights to vLLM, one tensor at a time, empties its caches, and arms the canary.
 
         Raises:
             RolloutError: vllm is not installed, its model cannot be loaded, or no server answers. Or a weight has no
                 place in vLLM's model, or not the shape of its place, or one is missing: the engine cannot be used any
                 more.
         """
-        start = time.perf_counter()
-        num_pushed = self._host.push(PolicyWeights(cast(Policy, policy), self._encoder.parts.engine_prefix), version)
+        self._host.push(PolicyWeights(cast(Policy, policy), self._encoder.engine_prefix), version)
         self.version = version
-        self._pushes += 1
-        self._unproven = self._canary is not None and self._canary.due(self._pushes)
-        return {"pushed_tensors": float(num_pushed), "push_s": time.perf_counter() - start}
-
-    def _restore(self) -> None:
-        """A server came back without the weights: they are the policy's still."""
-        self.load_weights(self.policy, self.version or 0)
-        self._unproven = self._canary is not None
+        self._num_pushes += 1
+        self._push_is_unproven = self._canary is not None and self._canary.due(self._num_pushes)
 
     def generate(
         self,
@@ -121,19 +116,17 @@ class VLLMEngine:
     ) -> Rollout:
         """Samples N = B * G completions; each prompt's media enter vLLM's towers once.
 
-        Greedy rows have no noise and no temperature: where the policy's is not 1, their log-probabilities are NaN. Of
-        others one that is not finite stays what it is: the stage decides what comes of it, with all ranks.
+        Greedy rows have no noise and no temperature: if the policy's temperature is not 1, their log-probabilities are
+        NaN. In other rows a log-probability that is not finite stays as it is, and the stage decides with all ranks.
 
         Raises:
             RolloutError: The engine does not sample from the policy, vLLM fails, or a greedy row is not finite.
         """
         if self.version is None:
             self.load_weights(self.policy, 0)
-        self._prove(prompts)
-        limit = self._max_new_tokens if max_new_tokens is None else max_new_tokens
+        limit = self._sampling.max_new_tokens if max_new_tokens is None else max_new_tokens
         rows = [(None,) * group_size if greedy else tuple(group[:group_size]) for group in seeds]
-        sampled = self._host.sample(self._requests(prompts, rows, max_tokens=limit), self._poll)
-        self._prove(prompts)  # the weights may have been restored meanwhile
+        sampled = self._proven_samples(prompts, self._requests(prompts, rows, max_tokens=limit))
         rollout = self._rollout([row for group in sampled for row in group], prompts, group_size)
         if greedy:
             refuse_broken(rollout.sampler_logprobs, prompts, group_size)
@@ -142,10 +135,22 @@ class VLLMEngine:
             return replace(rollout, sampler_logprobs=unknown)
         return rollout
 
-    def _prove(self, prompts: PromptBatch) -> None:
-        if self._unproven and self._canary is not None:
-            self._unproven = False
-            self._canary.check(self, self._trainer, self.policy, prompts)
+    def _proven_samples(self, prompts: PromptBatch, requests: Sequence[SamplingRequest]) -> list[list[Sampled]]:
+        """Completions of all requests; the canary is checked here, and nowhere else.
+
+        A push that is due is checked before it is sampled from. Samples of a server that was restarted meanwhile, and
+        was given the weights again, are checked before they are returned.
+        """
+        sampled: list[list[Sampled]] | None = None
+        while True:
+            restored = self._host.num_restores > self._proven_restores
+            if self._canary is not None and (self._push_is_unproven or restored):
+                self._push_is_unproven, self._proven_restores = False, self._host.num_restores
+                self._canary.check(self, self._trainer, self.policy, prompts)
+            elif sampled is None:
+                sampled = self._host.sample(requests, self._poll)
+            else:
+                return sampled
 
     def first_logprobs(self, prompts: PromptBatch) -> list[Mapping[int, float]]:
         """The likeliest first tokens of each prompt, by id, and their log-probabilities at temperature 1."""
@@ -182,11 +187,14 @@ class VLLMEngine:
             completion_ids=tokens,
             completion_mask=mask,
             sampler_logprobs=logprobs,
-            completions=tuple(self._completion(row) for row in rows),
+            completions=tuple(
+                Completion(
+                    text=self._template.complete(self._encoder.decode(row.token_ids)),
+                    num_tokens=len(row.token_ids),
+                    truncated=row.truncated,
+                )
+                for row in rows
+            ),
             group_size=group_size,
-            policy_version=self.version or 0,
+            policy_version=torch.full((len(rows),), self.version or 0, device=device),
         )
-
-    def _completion(self, row: Sampled) -> Completion:
-        text = self._prefill + self._encoder.decode(row.token_ids)
-        return Completion(text=text, num_tokens=len(row.token_ids), truncated=row.truncated)

@@ -1,4 +1,4 @@
-"""A folder through which weights go from a trainer to a server, and to which nobody else writes."""
+"""A folder that hands weights from a trainer to a server, and that nobody else can write to."""
 
 import os
 import stat
@@ -13,21 +13,21 @@ from torch import Tensor
 from lightning_mmrl.errors import RolloutError
 
 FILE_BYTES = 2**30
-"""Size at which a file is closed and the next one begun: what a push holds in memory."""
+"""Size at which a file is closed and the next one begun; a push holds as much in memory."""
 
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 @contextmanager
 def opened(folder: Path, owner: int) -> Iterator[Path]:
-    """A path of a folder that leads to the very one that was checked, for as long as it is held.
+    """Checks a folder and yields a path to it that cannot be redirected while the context is open.
 
     Args:
-        folder: Of the weights.
-        owner: The user that the trainer sees it belong to.
+        folder: The folder with the weights.
+        owner: The id of the user that owns it as the trainer sees it.
 
     Raises:
-        RolloutError: It is no folder, another user's, or others can write to it.
+        RolloutError: It is no folder, another user owns it, or others can write to it.
     """
     try:
         held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -51,12 +51,12 @@ def stored_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """The tensors of all safetensors files of a folder, in the order of their names."""
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118  it is no mapping
+            for name in file.keys():  # noqa: SIM118  the file is no mapping
                 yield name, file.get_tensor(name)
 
 
 def write_files(weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
-    """Writes tensors to numbered safetensors files of about `FILE_BYTES`; no more than one is held in memory."""
+    """Writes tensors to numbered safetensors files of about `FILE_BYTES`; one file at a time is held in memory."""
     held: dict[str, Tensor] = {}
     number = 0
 
@@ -67,7 +67,7 @@ def write_files(weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
         held.clear()
 
     for name, tensor in weights:
-        # A file takes no two tensors that share memory, as tied weights do.
+        # A safetensors file cannot hold two tensors that share memory, as tied weights do.
         held[name] = tensor.detach().to("cpu", copy=True).contiguous()
         if sum(each.nbytes for each in held.values()) >= FILE_BYTES:
             write()

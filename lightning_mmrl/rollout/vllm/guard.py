@@ -1,7 +1,6 @@
-"""The one door of `mmrl serve`: no request reaches vLLM, whatever its path and method, unless it shows the key.
+"""The guard of `mmrl serve`: whatever its path and method, a request reaches vLLM only if it shows the key.
 
-VLLM's own `--api-key` leaves out all paths but /v1, /v2 and /inference, and those that replace weights are not among
-them.
+vLLM's own `--api-key` protects only the paths /v1, /v2 and /inference; weights are replaced under other paths.
 """
 
 import hmac
@@ -22,10 +21,10 @@ POLICY_VIOLATION = 1008
 class Guard:
     """ASGI middleware that asks for the key of the environment.
 
-    It answers all requests without it alike, and before it reads anything of their bodies: 401, nothing else.
+    Every request without the key gets the same bare 401, before anything of its body is read.
 
     Args:
-        app: Where requests with the key go, and the server's own events.
+        app: The application that gets requests with the key, and the server's own events.
 
     Raises:
         ConfigError: The environment has no key.
@@ -42,23 +41,19 @@ class Guard:
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": POLICY_VIOLATION})
         elif scope["type"] == "http":
-            await _refuse(send)
+            headers = [
+                (b"content-length", b"0"),
+                (b"www-authenticate", b"Bearer"),
+                # Otherwise the server would read the whole body to throw it away.
+                (b"connection", b"close"),
+            ]
+            await send({"type": "http.response.start", "status": 401, "headers": headers})
+            await send({"type": "http.response.body", "body": b""})
 
     def _admits(self, headers: Any) -> bool:
         given = [value for name, value in headers if name.lower() == b"authorization"]
         if len(given) != 1:
             return False
         scheme, _, key = given[0].partition(b" ")
-        # Compared in a time that tells nothing of where they differ.
+        # The time of this comparison does not tell where the keys differ.
         return scheme.lower() == b"bearer" and hmac.compare_digest(key, self._key)
-
-
-async def _refuse(send: Send) -> None:
-    headers = [
-        (b"content-length", b"0"),
-        (b"www-authenticate", b"Bearer"),
-        # Otherwise the server reads on, and throws away, whatever body comes.
-        (b"connection", b"close"),
-    ]
-    await send({"type": "http.response.start", "status": 401, "headers": headers})
-    await send({"type": "http.response.body", "body": b""})

@@ -1,4 +1,4 @@
-"""What stands between an engine and a running vLLM, in this process or behind HTTP."""
+"""The interface of an engine to a running vLLM, in this process or over HTTP."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ from lightning_mmrl.rollout.weights import PolicyWeights
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingRequest:
-    """One prompt and what to sample for it.
+    """One prompt and how to sample its completions.
 
     Attributes:
-        prompt: The prompt; its media are the towers' inputs.
-        seeds: One per completion; None: greedy, without noise and without temperature.
+        prompt: The prompt; its media are inputs of the towers.
+        seeds: One seed per completion; None: greedy, without noise and without temperature.
         temperature: Divides the logits.
         max_tokens: Longest completion.
         stop_token_ids: Any of them ends a completion and counts as its last token.
-        num_logprobs: How many of the likeliest tokens come with their log-probabilities at each place, beside the
-            sampled one.
+        num_logprobs: How many of the likeliest tokens are returned with their log-probabilities at each place, in
+            addition to the sampled token.
     """
 
     prompt: EnginePrompt
@@ -38,7 +38,7 @@ class SamplingRequest:
             "seed": None if seed is None else seed % 2**62,
             "max_tokens": self.max_tokens,
             "stop_token_ids": list(self.stop_token_ids),
-            "ignore_eos": True,  # of the tokenizer; the policy's own are above
+            "ignore_eos": True,  # the tokenizer's; the policy's own are above
             "logprobs": self.num_logprobs,
             "detokenize": False,
             **more,
@@ -47,7 +47,7 @@ class SamplingRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampled:
-    """One completion: its tokens, log-probabilities by token id at each place, and whether the limit cut it."""
+    """One completion: its tokens, log-probabilities by token id at each place, and whether the limit ended it."""
 
     token_ids: list[int]
     logprobs: Sequence[Mapping[int, float]]
@@ -57,26 +57,28 @@ class Sampled:
 class Host(Protocol):
     """A running vLLM with the model of the policy's family."""
 
+    @property
+    def num_restores(self) -> int:
+        """How many times the host pushed the last weights again, to a server that came back without them."""
+        ...
+
     def sample(self, requests: Sequence[SamplingRequest], poll: Callable[[], None]) -> list[list[Sampled]]:
-        """Completions of every request, in its order of seeds; `poll` is called meanwhile, what it raises ends it.
+        """Completions of every request, in its order of seeds; `poll` is called meanwhile, and its errors end it.
 
         Raises:
             RolloutError: vLLM fails, or does not answer within its time.
         """
         ...
 
-    def push(self, weights: PolicyWeights, version: int) -> int:
-        """Takes over all weights, one tensor at a time, and forgets everything computed with others.
-
-        Returns:
-            How many tensors there were.
+    def push(self, weights: PolicyWeights, version: int) -> None:
+        """Takes over all weights, one tensor at a time, and empties the caches of everything computed with others.
 
         Raises:
             RolloutError: A weight has no place in the model, or not the shape of its place, or one is missing.
         """
         ...
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """Gives device memory back until the next push or sampling."""
         ...
 
@@ -85,8 +87,8 @@ class Host(Protocol):
         ...
 
 
-def require_loaded(report: Mapping[str, Any]) -> int:
-    """The number of tensors that `worker.reload` reports as loaded.
+def require_loaded(report: Mapping[str, Any]) -> None:
+    """Checks that `worker.reload` reports all weights as loaded.
 
     Raises:
         RolloutError: A weight was refused, or one is missing.
@@ -95,4 +97,3 @@ def require_loaded(report: Mapping[str, Any]) -> int:
         raise RolloutError(f"vLLM does not take the policy's weights at {report['refused']}")
     if report["missing"]:
         raise RolloutError(f"the policy has no {', '.join(report['missing'][:5])}, which vLLM's model needs")
-    return report["num_read"]

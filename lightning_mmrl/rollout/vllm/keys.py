@@ -1,4 +1,4 @@
-"""The key that `mmrl serve` asks for with every request: of the environment, of a file, or of the user's own file."""
+"""The key that `mmrl serve` asks for with every request: from the environment, a given file, or the user's own file."""
 
 import os
 import secrets
@@ -14,42 +14,42 @@ from lightning_mmrl.errors import ConfigError
 VARIABLE = "MMRL_SERVER_KEY"
 SETTING = "rollout.settings.server.key_file"
 MIN_LENGTH, MAX_LENGTH = 16, 1024
-"""Characters of a key."""
+"""Smallest and largest number of characters of a key."""
 START = "mmrl-"
-"""How each key begins. A configuration names both file and server, and must not have another secret sent there."""
+"""Prefix of each key. A configuration names both file and server; the prefix keeps it from sending another secret."""
 REMEDY = "mmrl serve --new-key FILE writes a good one"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
-    """A key and where it is from; only the latter is ever printed."""
+    """A key and its source; only the source is ever printed."""
 
     value: str = field(repr=False)
     source: str
 
     @property
     def authorization(self) -> str:
-        """The header that shows it."""
+        """The value of the header that shows the key."""
         return f"Bearer {self.value}"
 
 
 def own_file() -> Path:
-    """Where `mmrl serve` and a trainer of one user on one machine find their key, unless they are given another.
+    """The default key file for `mmrl serve` and a trainer of the same user on the same machine.
 
     Raises:
-        ConfigError: The user has no home.
+        ConfigError: The user has no home folder.
     """
     try:
         return Path.home() / ".mmrl" / "server.key"
-    except RuntimeError as error:  # a container may run as a user that has no name
+    except RuntimeError as error:  # a container may run as a user without a name
         raise ConfigError(f"there is no home folder for a server key; set {VARIABLE} or {SETTING}") from error
 
 
 def trainer_key(url: str, key_file: str | None) -> Key:
-    """The key to show to a server. The user's own file is for this machine: it goes over no network.
+    """The key to show to a server. The user's own file serves this machine only: its key goes over no network.
 
     Raises:
-        ConfigError: There is none, or it is no key.
+        ConfigError: There is none, or it is malformed.
     """
     key = _given_key(key_file)
     if key is not None:
@@ -68,10 +68,10 @@ def trainer_key(url: str, key_file: str | None) -> Key:
 
 
 def serving_key(host: str, key_file: str | None) -> Key:
-    """The key that a server asks for; on the loopback the user's own file, which is written if it is missing.
+    """The key that a server asks for; on the loopback from the user's own file, which is written if it is missing.
 
     Raises:
-        ConfigError: Others reach the address and no key is given, or it is no key.
+        ConfigError: Other machines reach the address and no key is given, or it is malformed.
     """
     key = _given_key(key_file)
     if key is not None:
@@ -93,44 +93,41 @@ def _given_key(key_file: str | None) -> Key | None:
 
 
 def environment_key() -> Key:
-    """The key of the environment.
+    """The key from the environment.
 
     Raises:
-        ConfigError: It is no key.
+        ConfigError: It is missing or malformed.
     """
     return _checked(os.environ.get(VARIABLE, ""), VARIABLE)
 
 
 def read_key(path: Path) -> Key:
-    """The key of a file that no other user can read.
+    """The key from a file that no other user can read.
 
     Raises:
         ConfigError: It cannot be read, others can read it, or it holds no key.
     """
     try:
-        # Opened once, and all is asked of what is open; a pipe without a writer would hold the opening up.
+        # Opened once, so that all checks are of the same file; opening a pipe without a writer must not block.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"the server key {path} cannot be read: {reason}; {REMEDY}") from error
     try:
-        _require_private(os.fstat(descriptor), path)
+        facts = os.fstat(descriptor)
+        mode = stat.S_IMODE(facts.st_mode)
+        if not stat.S_ISREG(facts.st_mode):
+            raise ConfigError(f"the server key {path} is no regular file; {REMEDY}")
+        if facts.st_uid not in (os.geteuid(), 0):
+            raise ConfigError(f"the server key {path} belongs to user {facts.st_uid}, who knows it; {REMEDY}")
+        if mode & 0o077:
+            raise ConfigError(f"the server key {path} has mode {mode:03o}, so other users may know it; {REMEDY}")
         content = os.read(descriptor, MAX_LENGTH + 3)
     finally:
         os.close(descriptor)
-    # One line break at the end is the editor's.
+    # Editors add one line break at the end.
     text = content.decode("latin-1").removesuffix("\n").removesuffix("\r")
     return _checked(text, str(path))
-
-
-def _require_private(facts: os.stat_result, path: Path) -> None:
-    if not stat.S_ISREG(facts.st_mode):
-        raise ConfigError(f"the server key {path} is no regular file; {REMEDY}")
-    if facts.st_uid not in (os.geteuid(), 0):
-        raise ConfigError(f"the server key {path} belongs to user {facts.st_uid}, who knows it; {REMEDY}")
-    mode = stat.S_IMODE(facts.st_mode)
-    if mode & 0o077:
-        raise ConfigError(f"the server key {path} has mode {mode:03o}, so other users may know it; {REMEDY}")
 
 
 def _checked(text: str, source: str) -> Key:
@@ -152,7 +149,7 @@ def _checked(text: str, source: str) -> Key:
 
 
 def write_key(path: Path) -> None:
-    """Writes `mmrl-` and 256 random bits to a new file of mode 600.
+    """Writes a key of 256 random bits to a new file of mode 600.
 
     Raises:
         ConfigError: There is such a file already, or it cannot be written.
@@ -173,7 +170,7 @@ def write_key(path: Path) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address; a name must lead to the loopback alone.
+    """Whether only this machine can reach an address; all addresses of a name must be on the loopback.
 
     >>> [is_loopback(host) for host in ("127.0.0.1", "::1", "0.0.0.0", "::", "")]
     [True, True, False, False, False]

@@ -1,6 +1,6 @@
 # pyright: reportMissingImports=false
 # vllm is an extra that the type checker's environment does not have.
-"""VLLM's HTTP server with the guard before it: `mmrl serve` becomes `python -m` this."""
+"""vLLM's HTTP server with the guard before it; `mmrl serve` runs this module with `python -m`."""
 
 import os
 
@@ -8,7 +8,7 @@ from lightning_mmrl.rollout.vllm.guard import Guard
 from lightning_mmrl.rollout.vllm.keys import environment_key
 
 HEADER_BYTES = 2**16
-"""Request line and headers of a request, which come before its key is known."""
+"""Largest size of request line and headers, which are read before the key is known."""
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
         ConfigError: The environment has no key.
     """
     environment_key()
-    # VLLM's processes talk over sockets in the temporary folder: whoever may write to one commands the engine.
+    # vLLM's processes talk over sockets in the temporary folder: whoever may write to one controls the engine.
     os.umask(0o077)
     import uvloop
     from vllm.entrypoints.launchers.api_server.entry import run_server
@@ -31,7 +31,7 @@ def main() -> None:
     validate_parsed_serve_args(options)
     options.middleware = [f"{Guard.__module__}.{Guard.__qualname__}"]
     options.h11_max_incomplete_event_size = HEADER_BYTES
-    # Of uvicorn's parsers this one has a limit for headers; httptools keeps all that come, in quadratic time.
+    # This one of uvicorn's parsers limits headers; httptools accepts any number of them, in quadratic time.
     uvloop.run(run_server(options, http="h11", server_header=False))
 
 

@@ -1,12 +1,10 @@
 # pyright: reportMissingImports=false
 # vllm is an extra that the type checker's environment does not have.
-"""A prompt's media as vLLM's items: the towers' inputs, named and cut as the model's own fields are."""
+"""A prompt's media as items of vLLM: the towers' inputs, named and cut like the fields of vLLM's model."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lightning_mmrl.rollout.engine_inputs import EnginePrompt, content_hash, named_for_vllm
 
@@ -15,7 +13,7 @@ def media_items(prompt: EnginePrompt, processor: Any) -> tuple[Any, dict[str, li
     """Items of every kind, and their names by content; each item carries the positions of the whole prompt.
 
     Args:
-        prompt: With at least one medium.
+        prompt: A prompt with at least one medium.
         processor: The multimodal processor of vLLM's model, which knows where one medium ends in each tensor.
     """
     from transformers import BatchFeature
@@ -26,7 +24,12 @@ def media_items(prompt: EnginePrompt, processor: Any) -> tuple[Any, dict[str, li
     tensors = BatchFeature(named_for_vllm(prompt.tensors))
     fields = processor._get_mm_fields_config(tensors, {})
     items = MultiModalKwargsItems.from_hf_inputs(tensors, fields)
-    hashes = {kind: [content_hash(_data(item)) for item in items[kind]] for kind in items}
+    hashes = {
+        kind: [
+            content_hash({name: torch.as_tensor(field.data) for name, field in item.items()}) for item in items[kind]
+        ]
+        for kind in items
+    }
     (positions,) = MultiModalFieldConfig.batched("", keep_on_cpu=True).build_elems(POSITIONS, prompt.positions[None])
     for item in (item for kind in items for item in items[kind]):
         item[POSITIONS] = positions
@@ -34,14 +37,10 @@ def media_items(prompt: EnginePrompt, processor: Any) -> tuple[Any, dict[str, li
 
 
 def sparse_places(prompt: EnginePrompt) -> dict[str, list[Any]]:
-    """Where the media lie, with the tokens between their placeholders masked out."""
+    """The places of the media for vLLM, with the tokens between their placeholders masked out."""
     from vllm.multimodal.inputs import PlaceholderRange
 
     return {
         kind: [PlaceholderRange(offset=span.offset, length=len(span.mask), is_embed=span.mask) for span in spans]
         for kind, spans in prompt.spans.items()
     }
-
-
-def _data(item: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {name: torch.as_tensor(field.data) for name, field in item.items()}

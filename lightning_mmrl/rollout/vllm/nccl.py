@@ -1,6 +1,6 @@
 # pyright: reportMissingImports=false
 # vllm is an extra that the type checker's environment does not have.
-"""Weights to a server's GPUs over vLLM's own transfer interface with NCCL. **Not measured**: NCCL wants GPUs."""
+"""Weights to a server's GPUs over vLLM's own transfer interface with NCCL. **Not measured**: NCCL needs GPUs."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -16,63 +16,63 @@ from vllm.utils.network_utils import get_ip, get_open_port
 from lightning_mmrl.errors import RolloutError
 from lightning_mmrl.rollout.vllm.client import Client
 from lightning_mmrl.rollout.vllm.settings import first_line
-from lightning_mmrl.rollout.vllm.transfer import Walk
+from lightning_mmrl.rollout.weights import WeightStream
 
 LEAVE_S = 10.0
-"""How long a server may take to leave a group."""
+"""Longest time in seconds for a server to leave a group."""
 
 
 class PolicySource(WeightSource):
-    """A walk through a policy's weights, as vLLM takes them; one for every push."""
+    """A stream of a policy's weights, as vLLM takes them; one for every push."""
 
-    def __init__(self, walk: Walk) -> None:
-        self._walk = walk
+    def __init__(self, weights: WeightStream) -> None:
+        self._weights = weights
 
     def metadata(self) -> list[ParamMeta]:
-        """Names, dtypes and shapes of what the walk will give."""
-        return [ParamMeta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in self._walk.described()]
+        """Names, dtypes and shapes of the weights to come."""
+        return [ParamMeta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in self._weights.described()]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        return iter(self._walk)
+        return iter(self._weights)
 
 
 class Control:
-    """The calls that vLLM's sender makes of a server, with this client's limits and key."""
+    """The calls of vLLM's sender to a server, with this client's limits and key."""
 
     def __init__(self, client: Client) -> None:
         self._call = partial(client.call, "POST")
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        """Has the workers join a group."""
+        """Makes the workers join a group."""
         self._call("/init_weight_transfer_engine", {"init_info": init_info})
 
     def start_weight_update(self) -> None:
-        """Has them wait for weights."""
+        """Makes the workers wait for weights."""
         self._call("/start_weight_update")
 
     def update_weights(self, update_info: Any) -> None:
-        """Tells them what comes."""
+        """Tells the workers which weights come."""
         self._call("/update_weights", {"update_info": update_info})
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """Has them take what came."""
+        """Makes the workers load the received weights."""
         self._call("/finish_weight_update", {"weight_version": weight_version})
 
 
 class NCCLTransfer:
     """Rank 0 of the trainer joins the server's workers in a group of their own, and broadcasts to them.
 
-    A broadcast whose other side is gone never returns, so it runs in a thread that is left behind after the limit.
+    A broadcast whose other side is gone never returns, so it runs in a thread that is abandoned after the limit.
     """
 
     def __init__(self, client: Client) -> None:
         self._client = client
         self._engine: Any = None
 
-    def send(self, weights: Walk) -> None:
+    def send(self, weights: WeightStream) -> None:
         """Joins the workers on first use, then sends."""
         source = PolicySource(weights)
-        engine, self._engine = self._engine, None  # kept only if it did its work
+        engine, self._engine = self._engine, None  # kept only if it succeeds
         if engine is None:
             engine = self._limited(lambda: self._join(source), "join the server's workers")
         engine.source = source
@@ -88,21 +88,21 @@ class NCCLTransfer:
         """The result of work that may never end.
 
         Raises:
-            RolloutError: It failed, or took too long.
+            RolloutError: The work failed, or took too long.
         """
-        limit, outcome = self._client.timeout_s, _Outcome(work)
-        outcome.join(limit)
-        if outcome.is_alive():
+        limit, task = self._client.timeout_s, _ThreadedWork(work)
+        task.join(limit)
+        if task.is_alive():
             raise RolloutError(
                 f"could not {what} within {limit:g} s (rollout.settings.server.timeout_s); is the network that NCCL "
                 "uses open between trainer and server?"
             )
-        if outcome.error is not None:
-            raise RolloutError(f"could not {what}: {first_line(outcome.error)}") from outcome.error
-        return outcome.value
+        if task.error is not None:
+            raise RolloutError(f"could not {what}: {first_line(task.error)}") from task.error
+        return task.value
 
     def forget(self) -> None:
-        """The next push joins the workers anew; a group whose other side is gone cannot be left."""
+        """Drops the group, which cannot be left once its other side is gone; the next push joins the workers again."""
         self._engine = None
 
     def close(self) -> None:
@@ -112,8 +112,8 @@ class NCCLTransfer:
             self._engine.shutdown()
 
 
-class _Outcome(threading.Thread):
-    """Work on a thread that does not keep the process from ending."""
+class _ThreadedWork(threading.Thread):
+    """Work on a daemon thread, which does not keep the process from ending."""
 
     def __init__(self, work: Callable[[], Any]) -> None:
         super().__init__(daemon=True)
@@ -123,7 +123,7 @@ class _Outcome(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Keeps what the work returns or raises."""
+        """Does the work and keeps its result or error."""
         try:
             torch.cuda.set_device(self._device)
             self.value = self._work()

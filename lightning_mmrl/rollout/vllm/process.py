@@ -2,9 +2,9 @@
 # vllm is an extra that the type checker's environment does not have.
 """vLLM in this process, on the device that trains.
 
-The model is built with random weights; all that count come with the first push. After every push the prefix, multimodal
-and encoder caches are emptied, in the scheduler and in the worker: encoder outputs of old weights would stay in use
-otherwise (trl issue 7198), and emptying the worker's alone ends in "Encoder cache miss".
+The model is built with random weights, and the first push replaces all of them. Every push empties the prefix,
+multimodal and encoder caches in the scheduler and in the worker. Otherwise encoder outputs of old weights would stay in
+use (trl issue 7198); if only the worker's caches were empty, vLLM would fail with "Encoder cache miss".
 """
 
 import os
@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 from lightning_mmrl.errors import RolloutError
 from lightning_mmrl.models.policy import Policy
+from lightning_mmrl.protocols.tensors import PromptEncoder
 from lightning_mmrl.rollout.engine_inputs import EnginePrompt
 from lightning_mmrl.rollout.vllm.host import Sampled, SamplingRequest, require_loaded
 from lightning_mmrl.rollout.vllm.media import media_items, sparse_places
@@ -30,7 +31,7 @@ from lightning_mmrl.rollout.weights import PolicyWeights
 
 @contextmanager
 def _generators_kept() -> Iterator[None]:
-    """Leaves the process's generators as they were: the trainer draws from them as if there were no engine."""
+    """Restores the process's random generators, so that the engine does not change what the trainer draws."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  the generator that all libraries share
     device = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(device):
@@ -42,13 +43,15 @@ def _generators_kept() -> Iterator[None]:
 
 
 class ProcessHost:
-    """Implements `Host` with an LLM of this process; under several ranks each has one of its own.
+    """Implements `Host` with an LLM in this process; with several ranks each has one of its own.
 
     Raises:
         RolloutError: vllm is not installed, or the model cannot be loaded.
     """
 
-    def __init__(self, policy: Policy, encoder: Any, settings: VLLMSettings) -> None:
+    num_restores = 0
+
+    def __init__(self, policy: Policy, encoder: PromptEncoder, settings: VLLMSettings) -> None:
         self._joined = dist.is_initialized()
         self._weight_bytes = sum(each.numel() * each.element_size() for each in policy.model.parameters())
         self._number = 0
@@ -58,12 +61,13 @@ class ProcessHost:
         self._llm = self._load(encoder, {**arguments, "enable_sleep_mode": self._sleeps})
 
     @_generators_kept()
-    def _load(self, encoder: Any, arguments: dict[str, Any]) -> Any:
-        # The engine shares this process and its weights; its own lines would lie among those of the console.
+    def _load(self, encoder: PromptEncoder, arguments: dict[str, Any]) -> Any:
+        # The engine shares this process and its weights; its log lines would mix with the console's.
         prepare_environment(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="ERROR")
         if self._joined:
             arguments["distributed_executor_backend"] = "external_launcher"
-            # The launcher of vLLM reads them, and not every cluster sets them. Weights may lie on the CPU meanwhile.
+            # vLLM's launcher reads these variables, and not every cluster sets them. The current device is asked for,
+            # since the weights may lie on the CPU meanwhile.
             own = torch.cuda.current_device() if torch.cuda.is_available() else 0
             os.environ.update(RANK=str(dist.get_rank()), LOCAL_RANK=str(own))
         with TemporaryDirectory(prefix="mmrl-vllm-") as folder, _threads_kept(), self._loading():
@@ -78,11 +82,11 @@ class ProcessHost:
 
     @contextmanager
     def _loading(self) -> Iterator[None]:
-        """Turns what vLLM raises into one sentence, and takes back what it did to the process until then."""
+        """Turns errors of vLLM into one sentence, and undoes its changes to the process."""
         try:
             yield
         except (RuntimeError, ValueError, AssertionError, MemoryError, ImportError) as error:
-            with suppress(ImportError):  # of a vllm that is broken
+            with suppress(ImportError):  # a broken vllm
                 self._leave_groups()
             raise RolloutError(
                 f"vLLM cannot load the model: {first_line(error)}; lower rollout.settings.gpu_memory_utilization, "
@@ -90,7 +94,7 @@ class ProcessHost:
             ) from error
 
     def _leave_groups(self) -> None:
-        """Ends the process groups that vLLM made; that of the trainer's ranks stays."""
+        """Ends the process groups that vLLM made; the group of the trainer's ranks stays."""
         from vllm.distributed import cleanup_dist_env_and_memory
 
         with _default_group_kept() if self._joined else nullcontext():
@@ -103,11 +107,11 @@ class ProcessHost:
         del self._llm
         self._leave_groups()
 
-    def rest(self) -> None:
-        """Gives weights and cache back to the device; they return with the next push or sampling. Nothing on a CPU.
+    def sleep(self) -> None:
+        """Gives the memory of weights and cache back until the next push or sampling; does nothing on a CPU.
 
         Raises:
-            RolloutError: Less came back than the weights take.
+            RolloutError: The device got less memory back than the weights take.
         """
         if self._sleeps and not self._asleep:
             before, _ = torch.cuda.mem_get_info()
@@ -121,22 +125,21 @@ class ProcessHost:
                 )
 
     def _wake(self, *parts: str) -> None:
-        """Brings back what `rest` gave back: weights before a push, the cache behind it, for a lower peak."""
+        """Takes back the memory that `sleep` freed: weights before a push, the cache after it, for a lower peak."""
         wanted = [part for part in parts if part in self._asleep]
         if wanted:
             self._llm.wake_up(tags=wanted)
             self._asleep -= set(wanted)
 
     @_generators_kept()
-    def push(self, weights: PolicyWeights, version: int) -> int:
-        """Streams weights into the model and empties its caches; after a refusal it cannot be used any more."""
+    def push(self, weights: PolicyWeights, version: int) -> None:
+        """Streams weights into the model and empties its caches; after a refusal the model is unusable."""
         from lightning_mmrl.rollout.vllm.worker import reload
 
         self._wake("weights")
-        (report,) = self._llm.collective_rpc(reload, args=(weights.walk(),))
-        num_pushed = require_loaded(report)
+        (report,) = self._llm.collective_rpc(reload, args=(weights.items(),))
+        require_loaded(report)
         self._empty_caches()
-        return num_pushed
 
     def _empty_caches(self) -> None:
         self._llm.reset_prefix_cache()
@@ -145,7 +148,7 @@ class ProcessHost:
 
     @_generators_kept()
     def sample(self, requests: Sequence[SamplingRequest], poll: Callable[[], None]) -> list[list[Sampled]]:
-        """Samples; a completion is a request with a seed of its own, and the prefix cache shares the prompt."""
+        """Samples; each completion is a request with its own seed, and the prefix cache shares the prompt."""
         from vllm import SamplingParams
 
         rows = [
@@ -155,10 +158,10 @@ class ProcessHost:
             for seed in request.seeds
         ]
         outputs = iter(self._run(rows, poll))
-        return [[_sampled(next(outputs)) for _ in request.seeds] for request in requests]
+        return [[next(outputs) for _ in request.seeds] for request in requests]
 
-    def _run(self, rows: Sequence[tuple[Any, Any]], poll: Callable[[], None]) -> list[Any]:
-        """The completed outputs of all rows, in their order; nothing is left in the engine if it is cut short."""
+    def _run(self, rows: Sequence[tuple[Any, Any]], poll: Callable[[], None]) -> list[Sampled]:
+        """The completions of all rows, in order; an error leaves no request in the engine."""
         engine, done = self._llm.llm_engine, {}
         self._wake("weights", "kv_cache")
         names = [f"{self._number + place}" for place in range(len(rows))]
@@ -174,7 +177,14 @@ class ProcessHost:
             if isinstance(error, RuntimeError | ValueError | KeyError):
                 raise RolloutError(f"vLLM failed while it sampled: {first_line(error)}") from error
             raise
-        return [done[name].outputs[0] for name in names]
+        return [
+            Sampled(
+                token_ids=list(output.token_ids),
+                logprobs=[{token: value.logprob for token, value in step.items()} for step in output.logprobs],
+                truncated=output.finish_reason == "length",
+            )
+            for output in (done[name].outputs[0] for name in names)
+        ]
 
     def _engine_input(self, prompt: EnginePrompt) -> Any:
         from vllm.inputs.engine import mm_input, tokens_input
@@ -185,14 +195,9 @@ class ProcessHost:
         return mm_input(prompt.token_ids, items, hashes, sparse_places(prompt))
 
 
-def _sampled(output: Any) -> Sampled:
-    logprobs = [{token: value.logprob for token, value in step.items()} for step in output.logprobs]
-    return Sampled(token_ids=list(output.token_ids), logprobs=logprobs, truncated=output.finish_reason == "length")
-
-
 @contextmanager
 def _default_group_kept() -> Iterator[None]:
-    """Has vLLM end its own process groups and not the default one, which it takes for its own as well."""
+    """Keeps vLLM from ending the default process group, which it takes for one of its own."""
     destroy = dist.destroy_process_group
 
     def destroy_others(group: Any = None) -> None:
@@ -208,7 +213,7 @@ def _default_group_kept() -> Iterator[None]:
 
 @contextmanager
 def _threads_kept() -> Iterator[None]:
-    """Lets threads be set again: vLLM's CPU worker replaces the function that does it with one that does nothing."""
+    """Restores `torch.set_num_threads`, which vLLM's CPU worker replaces with a function that does nothing."""
     set_threads, num_threads = torch.set_num_threads, torch.get_num_threads()
     try:
         yield

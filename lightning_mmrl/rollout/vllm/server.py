@@ -2,9 +2,9 @@
 # vllm is an extra that the type checker's environment does not have.
 """vLLM as a server on other devices or machines: `mmrl serve` starts it, and this is the trainer's end.
 
-Prompts with their media, and weights (`transfer`), go to `vllm serve` by its own interfaces. Every completion names the
-weights it was sampled with, so none of other weights is taken. A server that restarts in between has lost them: they
-are pushed again, and what was not answered is asked again, with the same seeds.
+Prompts with their media, and weights (`transfer`), go to `vllm serve` over its own interfaces. Every completion names
+the weights that it was sampled with, and completions of other weights are refused. A server that restarts meanwhile has
+lost the weights: they are pushed again, and open requests are sent again with the same seeds.
 """
 
 import time
@@ -18,44 +18,50 @@ from typing import Any
 import torch.distributed as dist
 
 from lightning_mmrl.errors import RolloutError
+from lightning_mmrl.protocols.tensors import PromptEncoder
 from lightning_mmrl.rollout.engine_inputs import EnginePrompt, without_gaps
 from lightning_mmrl.rollout.vllm.client import Client, KeyRefusedError, TooLateError, UnreachableError
 from lightning_mmrl.rollout.vllm.host import Sampled, SamplingRequest
 from lightning_mmrl.rollout.vllm.keys import trainer_key
 from lightning_mmrl.rollout.vllm.media import media_items
 from lightning_mmrl.rollout.vllm.settings import VLLMServer, prepare_environment, write_model
-from lightning_mmrl.rollout.vllm.transfer import Transfer, Walk, named_transfer
-from lightning_mmrl.rollout.weights import PolicyWeights
+from lightning_mmrl.rollout.vllm.transfer import Transfer, named_transfer
+from lightning_mmrl.rollout.weights import PolicyWeights, WeightStream
 
 GENERATE = "/inference/v1/generate"
 FRESH = "default"
-"""What vLLM calls weights that nobody pushed."""
+"""vLLM's name for weights that nobody pushed."""
 LEAVING_S = 2.0
-"""How long a server that is being stopped may still look well."""
+"""Seconds for which a server that is being stopped may still look healthy."""
 MAX_RETURNS = 3
 """Restarts of the server that one rollout survives."""
 
 
 class ServerHost:
-    """Implements `Host` with a server; under several ranks each samples for itself, and rank 0 pushes.
+    """Implements `Host` with a server; with several ranks each samples for itself, and rank 0 pushes.
 
     Args:
         settings: Where the server is, and its limits.
-        encoder: Of the policy's family.
-        restore: Pushes the policy's weights again; called after a restart.
+        encoder: The encoder of the policy's family.
+
+    Attributes:
+        num_restores: How many times the last weights were pushed again, since the server was restarted.
 
     Raises:
         ConfigError: There is no key for the server.
         RolloutError: vllm is not installed here, no server answers, or it asks for another key, or none.
     """
 
-    def __init__(self, settings: VLLMServer, encoder: Any, restore: Callable[[], None]) -> None:
+    def __init__(self, settings: VLLMServer, encoder: PromptEncoder) -> None:
         prepare_environment()
-        self._settings, self._restore = settings, restore
+        self._settings, self.num_restores = settings, 0
+        self._pushed: tuple[PolicyWeights, int] | None = None
         self._rank, self._world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self._name = self._from_leader(uuid.uuid4().hex[:12])
         self._label = FRESH
-        self._sound_window = _sound_window(encoder.config)
+        # An attention window of the sound tower has 2 * n_window frames, and a feature row four.
+        audio = getattr(encoder.config, "audio_config", None)
+        self._sound_window = 0 if audio is None else audio.n_window // 2
         self._processor = _media_processor(encoder) if encoder.media_kinds else None
         self._client = Client(settings.url, trainer_key(settings.url, settings.key_file), settings.timeout_s)
         self._transfer: Transfer = named_transfer(settings.transfer, self._client, settings.exchange_dir)
@@ -75,29 +81,28 @@ class ServerHost:
         return items[0]
 
     def close(self) -> None:
-        """Leaves the server, which runs on."""
-        with suppress(RolloutError):  # it may be gone, and what ended the run is what matters
+        """Disconnects from the server, which keeps running."""
+        with suppress(RolloutError):  # the server may be gone, and the error that ended the run matters more
             self._transfer.close()
         self._client.close()
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """The server's memory is its own."""
 
-    def push(self, weights: PolicyWeights, version: int) -> int:
-        """Sends weights; all ranks walk through them together, whatever becomes of the server."""
+    def push(self, weights: PolicyWeights, version: int) -> None:
+        """Sends weights and empties the server's caches; all ranks gather the weights together, whatever happens."""
         label = f"{self._name}-{version}"
-        self._together(self._require_server)
+        self._together(self._await_server)
         try:
-            num_pushed = self._push(weights, label)
-        except UnreachableError as error:  # of one rank; of several it is plain, and ends the run
+            self._push(weights, label)
+        except UnreachableError as error:  # with one rank alone; with several it is a plain error, and ends the run
             self._transfer.forget()
             self._await_return(lambda: None, str(error))
-            num_pushed = self._push(weights, label)
-        self._label = label
-        return num_pushed
+            self._push(weights, label)
+        self._label, self._pushed = label, (weights, version)
 
     def _together(self, work: Callable[[], None]) -> None:
-        """Work of rank 0, whose failure is that of all."""
+        """Does work on rank 0; if it fails, all ranks raise."""
         problem = None
         try:
             if self._rank == 0:
@@ -110,38 +115,37 @@ class ServerHost:
         if problem is not None:
             raise RolloutError(problem)
 
-    def _require_server(self) -> None:
+    def _await_server(self) -> None:
         if not self._healthy():
             self._await_return(lambda: None, "it did not answer before a push")
 
-    def _push(self, weights: PolicyWeights, label: str) -> int:
-        walk = Walk(weights)
+    def _push(self, weights: PolicyWeights, label: str) -> None:
+        stream = WeightStream(weights)
 
         def send_then_finish() -> None:
             try:
-                self._send(walk, label)
+                self._send(stream, label)
             finally:
                 if self._world_size > 1:
-                    walk.finish()  # the others wait for each tensor
+                    stream.finish()  # the others wait for each tensor
 
         if self._rank != 0:
-            walk.finish()
+            stream.finish()
         self._together(send_then_finish)
-        return walk.num_read
 
-    def _send(self, walk: Walk, label: str) -> None:
+    def _send(self, stream: WeightStream, label: str) -> None:
         call = self._client.call
-        # From here to the end no version is right, should this process or the server end in between.
+        # Until the end no version is right, in case this process or the server dies in between.
         call("POST", "/update_weight_version", {"new_version": f"{label} is being pushed"})
         call("POST", "/collective_rpc", {"method": "mmrl_use_given_positions"})
-        self._transfer.send(walk)
+        self._transfer.send(stream)
         self._reset_prefix_cache()
         call("POST", "/reset_mm_cache")
         call("POST", "/reset_encoder_cache")
         call("POST", "/update_weight_version", {"new_version": label})
 
     def _reset_prefix_cache(self) -> None:
-        """Blocks stay held for a moment by requests whose client has just left."""
+        """Empties the cache; requests whose client has just left may hold blocks for a moment."""
         deadline = time.monotonic() + self._settings.timeout_s
         while not self._client.call("POST", "/reset_prefix_cache")["success"]:
             if time.monotonic() > deadline:
@@ -152,7 +156,7 @@ class ServerHost:
             time.sleep(0.2)
 
     def sample(self, requests: Sequence[SamplingRequest], poll: Callable[[], None]) -> list[list[Sampled]]:
-        """Samples; completions of one prompt are one request, whose seed is the first, counted up by vLLM."""
+        """Samples; the completions of one prompt are one request, and vLLM counts up from its first seed."""
         bodies, owners = {}, []
         for owner, request in enumerate(requests):
             for body in self._bodies(request):
@@ -178,21 +182,30 @@ class ServerHost:
         return sampled
 
     def _ask(self, bodies: Mapping[int, Any], answers: dict[int, Any], poll: Callable[[], None]) -> None:
-        """Puts the answers to all bodies under their keys; a server that is being stopped cuts completions off."""
+        """Stores the answers to all bodies under their keys.
+
+        Raises:
+            UnreachableError: The server left, or is being stopped and cut completions off.
+        """
         try:
             self._client.gather(bodies, GENERATE, answers, poll)
         finally:
-            cut = [key for key in bodies if key in answers and not _complete(answers[key])]
+            ended = ("stop", "length")
+            cut = [
+                key
+                for key in bodies
+                if key in answers and any(each["finish_reason"] not in ended for each in answers[key]["choices"])
+            ]
             for key in cut:
                 del answers[key]
         if cut:
             raise UnreachableError(f"the vLLM server at {self._client.url} cut {len(cut)} requests off")
 
     def _require_weights(self) -> None:
-        """Has the server hold the weights that were pushed last.
+        """Checks that the server holds the last pushed weights, and pushes them again if a restart lost them.
 
         Raises:
-            RolloutError: It holds those of another run, or lost them under several ranks.
+            RolloutError: It holds the weights of another run, or lost ours under several ranks.
         """
         found = self._client.call("GET", "/weight_info")["weight_version"]
         if found == self._label:
@@ -207,14 +220,16 @@ class ServerHost:
                 f"the vLLM server at {self._client.url} was restarted within a rollout of several ranks, and lost the "
                 "weights; the same command continues"
             )
+        assert self._pushed is not None, "only a push changes the label"
         self._transfer.forget()
-        self._restore()
+        self.push(*self._pushed)
+        self.num_restores += 1
 
     def _healthy(self) -> bool:
-        """Whether it is well.
+        """Whether the server is healthy.
 
         Raises:
-            KeyRefusedError: It was started again, with another key or with none; waiting does not help.
+            KeyRefusedError: It was restarted with another key or with none; waiting does not help.
         """
         try:
             self._client.require_guard()
@@ -244,7 +259,7 @@ class ServerHost:
             time.sleep(0.2)
 
     def _bodies(self, request: SamplingRequest) -> list[dict[str, Any]]:
-        """One body for all completions with noise; greedy ones are asked for one by one, as vLLM wants it."""
+        """One body for all completions with noise; greedy ones have a body each, as vLLM requires."""
         prompt = {"token_ids": request.prompt.token_ids, **self._features(request.prompt)}
         if request.seeds[0] is None:
             return [{**prompt, "sampling_params": request.sampling(None)} for _ in request.seeds]
@@ -255,7 +270,7 @@ class ServerHost:
             return {}
         from vllm.entrypoints.scale_out.token_in_token_out.mm_serde import encode_mm_kwargs_item
 
-        prompt = without_gaps(prompt, self._sound_window)  # the interface has no masks for what lies between
+        prompt = without_gaps(prompt, self._sound_window)  # the interface has no masks for tokens in between
         items, hashes = media_items(prompt, self._processor)
         places = {
             kind: [{"offset": span.offset, "length": len(span.mask)} for span in spans]
@@ -279,19 +294,8 @@ class ServerHost:
         return Sampled(token_ids=choice["token_ids"], logprobs=logprobs, truncated=choice["finish_reason"] == "length")
 
 
-def _complete(answer: Mapping[str, Any]) -> bool:
-    """Whether all completions ended by themselves or at their limit."""
-    return all(choice["finish_reason"] in ("stop", "length") for choice in answer["choices"])
-
-
-def _sound_window(config: Any) -> int:
-    """Feature rows within which the sound tower attends: a quarter of its window, which is twice `n_window` frames."""
-    audio = getattr(config, "audio_config", None)
-    return 0 if audio is None else audio.n_window // 2
-
-
-def _media_processor(encoder: Any) -> Any:
-    """VLLM's processor of the family: it alone knows where one medium ends in each of the towers' inputs."""
+def _media_processor(encoder: PromptEncoder) -> Any:
+    """VLLM's processor of the family: only it knows where one medium ends in each of the towers' inputs."""
     from vllm.config import ModelConfig
     from vllm.multimodal import MULTIMODAL_REGISTRY
 

@@ -1,4 +1,4 @@
-"""How vLLM is set up for a policy: the same in this process and in a server."""
+"""Settings of vLLM for a policy: the same in this process and on a server."""
 
 import importlib.util
 import json
@@ -12,35 +12,36 @@ from urllib.parse import urlsplit
 import torch
 
 from lightning_mmrl.errors import RolloutError
+from lightning_mmrl.protocols.tensors import PromptEncoder
 
 ENVIRONMENT = {
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # threads that are bound stay so for the trainer
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # bound threads would stay bound for the trainer
     "VLLM_NO_USAGE_STATS": "1",
 }
 """Set before vllm is imported, unless the user has set them."""
 
 TRANSFERS = ("auto", "nccl", "files")
-"""Ways for weights to a server."""
+"""Ways to send weights to a server."""
 
 SLEEP_LEVELS = (0, 1)
-"""What may be given back between rollouts: nothing, or the weights and the cache."""
+"""Memory that is given back between rollouts: 0 nothing, 1 weights and cache."""
 
 WORKER = "lightning_mmrl.rollout.vllm.worker"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VLLMServer:
-    """Where a server is and how long it may take.
+    """The address of a server and its time limits.
 
     Attributes:
-        url: As `mmrl serve` was given it.
-        timeout_s: How long it may leave a call, or all completions of a rollout, without an answer.
-        restart_s: How long a server that went away may take to come back; 0: it may not.
+        url: The address that `mmrl serve` was given.
+        timeout_s: Longest time without an answer, to one call or to any completion of a rollout.
+        restart_s: Longest time for a lost server to come back; 0: do not wait for it.
         transfer: How weights get there: `nccl`, `files`, or `auto`, which is NCCL on CUDA and files elsewhere.
         exchange_dir: Folder for `files` that trainer and server both see under this path; None: the system's
-            temporary one, for a server on this machine.
+            temporary folder, for a server on this machine.
         key_file: File with the key that the server asks for and the trainer shows, unless the environment has one;
-            None: the user's own, for a server on this machine (`keys`).
+            None: the user's own file, for a server on this machine (`keys`).
     """
 
     url: str = "http://127.0.0.1:8000"
@@ -51,7 +52,15 @@ class VLLMServer:
     key_file: str | None = None
 
     def __post_init__(self) -> None:
-        _require_plain_url(self.url)
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"rollout.settings.server.url is {self.url!r}; it must be like http://127.0.0.1:8000")
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            # The message does not repeat it, since it may be a password.
+            raise ValueError(
+                "rollout.settings.server.url has a user, a query or a fragment; it must be like http://127.0.0.1:8000: "
+                "the key belongs into the environment or a file"
+            )
         if self.timeout_s <= 0 or self.restart_s < 0:
             raise ValueError(
                 f"rollout.settings.server.timeout_s is {self.timeout_s} and restart_s {self.restart_s}; they must be "
@@ -63,29 +72,17 @@ class VLLMServer:
             )
 
 
-def _require_plain_url(url: str) -> None:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"rollout.settings.server.url is {url!r}; it must be like http://127.0.0.1:8000")
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        # Without what it is, which may be a password.
-        raise ValueError(
-            "rollout.settings.server.url has a user, a query or a fragment; it must be like http://127.0.0.1:8000: the "
-            "key belongs into the environment or a file"
-        )
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VLLMSettings:
     """How the engine shares its device.
 
     Attributes:
         gpu_memory_utilization: Share of a GPU's memory for the engine's weights, activations and cache.
-        kv_cache_gib: Size of the key-value cache in GiB; None: what the share leaves, and on a CPU a quarter.
-        max_model_len: Longest prompt with its completion, in tokens; None: as long as the model's positions go.
+        kv_cache_gib: Size of the key-value cache in GiB; None: the rest of the share, and 0.25 on a CPU.
+        max_model_len: Longest prompt with its completion, in tokens; None: as many as the model has positions.
         max_num_seqs: Completions sampled at a time.
-        enforce_eager: Run the model without CUDA graphs; on a CPU it always is.
-        sleep_level: What `rest` gives back until the next rollout: 0 nothing, 1 weights and cache. Not of a server.
+        enforce_eager: Run the model without CUDA graphs, as always on a CPU.
+        sleep_level: Memory given back until the next rollout: 0 nothing, 1 weights and cache. A server ignores it.
         server: Where vLLM runs; None: in this process. `mmrl serve` starts one with the rest of these settings.
     """
 
@@ -110,11 +107,11 @@ class VLLMSettings:
                 raise ValueError(f"rollout.settings.{name} is {getattr(self, name)}; it must be {wanted}")
 
     def arguments(self, dtype: torch.dtype, banned_token_ids: list[int]) -> dict[str, Any]:
-        """VLLM's engine arguments, but for the model; None leaves vLLM's default."""
+        """VLLM's engine arguments except the model; None stands for vLLM's default."""
         on_cpu = not torch.cuda.is_available()
         cache_gib = self.kv_cache_gib or (0.25 if on_cpu else None)
         return {
-            "load_format": "dummy",  # weights are the policy's alone, and come with the first push
+            "load_format": "dummy",  # the weights come with the first push
             "dtype": str(dtype).removeprefix("torch."),
             "logprobs_mode": "processed_logprobs",
             "logits_processors": [f"{WORKER}:BannedTokens"],
@@ -124,16 +121,16 @@ class VLLMSettings:
             "max_model_len": self.max_model_len,
             "max_num_seqs": self.max_num_seqs,
             "enforce_eager": self.enforce_eager or on_cpu,
-            "mm_processor_cache_gb": 0,  # media come processed
-            "mm_device_do_normalize": False,  # and pixels normalized: vLLM would do it once more
+            "mm_processor_cache_gb": 0,  # media arrive processed
+            "mm_device_do_normalize": False,  # and normalized; vLLM would do it again
             "skip_mm_profiling": True,
-            # A seeded request whose prompt is cut turns its generator back, which a CPU's cannot.
+            # A seeded request with a chunked prompt rewinds its generator, which is impossible on a CPU.
             "enable_chunked_prefill": False if on_cpu else None,
         }
 
 
 def flags(arguments: Mapping[str, Any]) -> list[str]:
-    """Engine arguments as `vllm serve` takes them.
+    """Engine arguments as options of `vllm serve`.
 
     >>> flags({"max_num_seqs": 2, "dtype": None, "enforce_eager": True, "additional_config": {"a": [1]}})
     ['--max-num-seqs', '2', '--enforce-eager', '--additional-config', '{"a": [1]}']
@@ -156,7 +153,7 @@ def installed() -> bool:
 
 
 def prepare_environment(**more: str) -> None:
-    """Sets what vLLM reads when it is imported.
+    """Sets the environment variables that vLLM reads when it is imported.
 
     Raises:
         RolloutError: vllm is not installed.
@@ -168,7 +165,7 @@ def prepare_environment(**more: str) -> None:
 
 
 def server_arguments(server: VLLMServer) -> dict[str, Any]:
-    """VLLM's arguments besides, for a server that a trainer can push to."""
+    """Further arguments of vLLM, for a server that a trainer can push to."""
     address = urlsplit(server.url)
     on_cpu = not torch.cuda.is_available()
     return {
@@ -183,13 +180,13 @@ def server_arguments(server: VLLMServer) -> dict[str, Any]:
     }
 
 
-def write_model(encoder: Any, folder: Path) -> None:
-    """Writes what vLLM reads of a model beside its weights."""
-    encoder.parts.engine_config(encoder.config).save_pretrained(folder)
+def write_model(encoder: PromptEncoder, folder: Path) -> None:
+    """Writes the files that vLLM reads of a model, except its weights."""
+    encoder.engine_config().save_pretrained(folder)
     encoder.processor.save_pretrained(folder)
 
 
 def first_line(error: BaseException) -> str:
-    """What vLLM says first, which is what is wrong."""
+    """The first line of a message of vLLM, which names the problem."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].rstrip(".")

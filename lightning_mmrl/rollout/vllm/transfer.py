@@ -1,47 +1,23 @@
-"""How weights get into a server: over vLLM's own transfer interface with NCCL, or through files that both sides see."""
+"""Sends weights to a server: over vLLM's own transfer interface with NCCL, or through files that both sides see."""
 
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from lightning_mmrl.errors import RolloutError
 from lightning_mmrl.rollout.vllm.client import Client
 from lightning_mmrl.rollout.vllm.exchange import write_files
 from lightning_mmrl.rollout.vllm.host import require_loaded
-from lightning_mmrl.rollout.weights import PolicyWeights
-
-
-class Walk:
-    """One walk through a policy's weights, by whoever needs them next."""
-
-    def __init__(self, weights: PolicyWeights) -> None:
-        self._weights, self._walk = weights, weights.walk()
-        self.num_read = 0
-
-    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        for item in self._walk:
-            self.num_read += 1
-            yield item
-
-    def described(self) -> list[tuple[str, Tensor]]:
-        """What the walk gives, as tensors without data."""
-        return self._weights.described()
-
-    def finish(self) -> None:
-        """Walks to the end, for the ranks that walk along."""
-        for _ in self:
-            pass
+from lightning_mmrl.rollout.weights import WeightStream
 
 
 class Transfer(Protocol):
     """Brings weights into the workers of a server."""
 
-    def send(self, weights: Walk) -> None:
+    def send(self, weights: WeightStream) -> None:
         """Sends all weights, on the one rank that does.
 
         Raises:
@@ -50,16 +26,16 @@ class Transfer(Protocol):
         ...
 
     def forget(self) -> None:
-        """The server is another one: what is kept open to it is of no use."""
+        """Drops what is kept open, since the server was restarted."""
         ...
 
     def close(self) -> None:
-        """Ends what is kept open."""
+        """Closes what is kept open."""
         ...
 
 
 def named_transfer(name: str, client: Client, exchange_dir: str | None) -> Transfer:
-    """The transfer of a name, one of `settings.TRANSFERS`."""
+    """The transfer with a name, one of `settings.TRANSFERS`."""
     if name == "auto":
         name = "nccl" if torch.cuda.is_available() else "files"
     if name == "files":
@@ -70,18 +46,18 @@ def named_transfer(name: str, client: Client, exchange_dir: str | None) -> Trans
 
 
 class FileTransfer:
-    """Writes weights as safetensors and has the workers load them.
+    """Writes weights as safetensors and makes the workers load them.
 
     Args:
-        client: Of the server.
+        client: The client of the server.
         exchange_dir: A folder that both sides see under this path; None: the system's temporary one.
     """
 
     def __init__(self, client: Client, exchange_dir: str | None) -> None:
         self._client, self._parent = client, exchange_dir
 
-    def send(self, weights: Walk) -> None:
-        """Writes, has them loaded, and removes the files, whatever comes of it."""
+    def send(self, weights: WeightStream) -> None:
+        """Writes the files, makes the workers load them, and always removes them."""
         try:
             if self._parent is not None:
                 Path(self._parent).mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 # pyright: reportMissingImports=false
 # vllm is an extra that the type checker's environment does not have.
-"""What runs inside vLLM: in the worker of this process or of a server, which imports it by name."""
+"""Code that runs inside vLLM: in the worker of this process, or in a server's worker, which imports it by name."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +20,7 @@ POSITIONS = "given_positions"
 
 
 class BannedTokens(LogitsProcessor):
-    """The ids `banned_token_ids` of vLLM's `additional_config` are never sampled, and count in no normalizer."""
+    """Gives the ids `banned_token_ids` of vLLM's `additional_config` probability zero, before normalization."""
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
         banned = vllm_config.additional_config["banned_token_ids"]
@@ -39,12 +39,12 @@ class BannedTokens(LogitsProcessor):
 
 
 def reload(worker: Any, weights: Iterator[tuple[str, Tensor]]) -> dict[str, Any]:
-    """Loads weights into a worker's model and reports how that went.
+    """Loads weights into a worker's model and reports the outcome.
 
     Returns:
-        `num_read`: how many weights came; `refused`: the one that was not taken, and why, or None; `missing`: names of
-        those that the model got none for. After a refusal the model is part old, part new: layers that wait for the
-        rest of a fused weight would take it from the next push, so it takes none any more.
+        `num_read`: the number of weights received; `refused`: the refused weight with the reason, or None; `missing`:
+        names of parameters that got no weight. After a refusal the model is partly old, partly new. It then takes no
+        further push, since layers that wait for the rest of a fused weight would take it from there.
     """
     model = worker.model_runner.get_model()
     if getattr(model, "half_loaded", False):
@@ -75,16 +75,16 @@ def reload(worker: Any, weights: Iterator[tuple[str, Tensor]]) -> dict[str, Any]
 
 
 class WorkerExtension:
-    """What a server's workers can do besides (`--worker-extension-cls`), called by name over HTTP."""
+    """Further methods of a server's workers (`--worker-extension-cls`), called by name over HTTP."""
 
     model_runner: Any
 
     def mmrl_use_given_positions(self) -> None:
-        """Has the worker take positions from the prompts' media."""
+        """Makes the worker take positions from the prompts' media."""
         take_given_positions(self)
 
     def mmrl_load_files(self, folder: str, owner: int) -> dict[str, Any]:
-        """Loads the weights that a trainer, a user, wrote to a folder, one at a time; answers as `reload`."""
+        """Loads weights, one at a time, from a folder that the user `owner` wrote; returns the report of `reload`."""
         try:
             with opened(Path(folder), owner) as held:
                 return reload(self, stored_weights(held))
@@ -93,11 +93,11 @@ class WorkerExtension:
 
 
 def take_given_positions(worker: Any) -> None:
-    """Has a worker take a prompt's positions from its media, where vLLM would compute them a second time.
+    """Makes a worker take a prompt's positions from its media instead of computing them again.
 
-    Its own agree where text goes on behind the largest position (tests/engine_vllm), but for the markers around a clip
-    that is interleaved with its sound, which transformers and the released models put at one position each side.
-    A second call changes nothing.
+    vLLM's own positions agree with the rule `previous_maximum` (tests/engine_vllm), except for the markers around a
+    clip that is interleaved with its sound: transformers and the released models put the markers of each side at one
+    position. A second call changes nothing.
     """
     model = worker.model_runner.get_model()
     if not hasattr(model, "get_mrope_input_positions") or "get_mrope_input_positions" in vars(model):

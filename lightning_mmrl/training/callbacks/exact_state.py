@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from lightning_mmrl.errors import MachineError, StageError
 from lightning_mmrl.machine import refusal
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
+from lightning_mmrl.settings.run import StateSettings
 from lightning_mmrl.training.checkpoint_io import SnapshotIO
 from lightning_mmrl.training.finite_states import CHECKPOINT, FINITE, REMEDY, not_finite_anywhere, saved_tensors
 from lightning_mmrl.training.interruption import Interrupted, Interruption
@@ -25,19 +25,6 @@ from lightning_mmrl.training.stored import read_stored
 
 GENERATORS = "generators-{:05d}.pt"
 """File of a rank's random generators in a state."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SavingSettings:
-    """When states are saved.
-
-    Attributes:
-        every_n_steps: Optimizer steps (SFT) or iterations (RL) between two states.
-        in_background: Copy the state, and write the copy while training goes on.
-    """
-
-    every_n_steps: int = 10
-    in_background: bool = True
 
 
 class ExactState(Callback):
@@ -65,7 +52,7 @@ class ExactState(Callback):
         interruption: Interruption,
         io: SnapshotIO,
         *,
-        settings: SavingSettings,
+        settings: StateSettings,
         say: Callable[[str], None],
     ) -> None:
         self._store = store
@@ -205,7 +192,7 @@ class ExactState(Callback):
         facts = {"world_size": trainer.world_size, FINITE: True}
         commit = partial(self._store.commit, step, facts) if rank == 0 else None
         parts = (partial(write, folder / CHECKPOINT) if write is not None else None, commit)
-        self._writer = _Writer(parts, in_background=self._settings.in_background)
+        self._writer = _Writer(parts, self._settings)
 
     def _finish_writing(self) -> None:
         """Waits for the state that is being written; a collective, since then all ranks write."""
@@ -231,10 +218,10 @@ class ExactState(Callback):
 class _Writer:
     """Writes one state: first this rank's part, then on rank 0 the commit that makes it a state."""
 
-    def __init__(self, parts: Sequence[Callable[[], Any] | None], *, in_background: bool) -> None:
+    def __init__(self, parts: Sequence[Callable[[], Any] | None], settings: StateSettings) -> None:
         self._parts = parts
         self._problem: str | None = None
-        self._thread = threading.Thread(target=self._run, name="mmrl-state") if in_background else None
+        self._thread = threading.Thread(target=self._run, name="mmrl-state") if settings.in_background else None
         if self._thread is None:
             self._run()
         else:

@@ -2,9 +2,10 @@
 
 import pytest
 
-from lightning_mmrl.algorithms.phases import Limits, Phase, Phases
+from lightning_mmrl.algorithms.phases import Phases
+from lightning_mmrl.settings.algorithm import PhaseSettings
 
-FIRST = Limits(group_size=16, max_new_tokens=4096, temperature=1.0)
+FIRST = PhaseSettings(after=0, group_size=16, max_new_tokens=4096, temperature=1.0)
 
 
 def test_the_published_schedule():
@@ -12,8 +13,8 @@ def test_the_published_schedule():
     phases = Phases(
         first=FIRST,
         later=[
-            Phase(after=100, limits=Limits(group_size=8, max_new_tokens=8192)),
-            Phase(after=200, limits=Limits(group_size=4, max_new_tokens=16384)),
+            PhaseSettings(after=100, group_size=8, max_new_tokens=8192),
+            PhaseSettings(after=200, group_size=4, max_new_tokens=16384),
         ],
     )
     found = [(phases.at(step).group_size, phases.at(step).max_new_tokens) for step in (1, 100, 101, 200, 201, 300)]
@@ -21,11 +22,13 @@ def test_the_published_schedule():
 
 
 def test_what_a_phase_does_not_name_stays_as_it_was():
-    later = [Phase(after=1, limits=Limits(temperature=0.5)), Phase(after=2, limits=Limits(group_size=2))]
-    assert Phases(first=FIRST, later=later).at(3) == Limits(group_size=2, max_new_tokens=4096, temperature=0.5)
+    later = [PhaseSettings(after=1, temperature=0.5), PhaseSettings(after=2, group_size=2)]
+    assert Phases(first=FIRST, later=later).at(3) == PhaseSettings(
+        after=2, group_size=2, max_new_tokens=4096, temperature=0.5
+    )
 
 
 @pytest.mark.parametrize("starts", [(0,), (0, 5), (5, 5), (5, 3)])
 def test_phases_come_one_after_the_other(starts):
     with pytest.raises(ValueError, match="each must begin later than the one before it"):
-        Phases(first=FIRST, later=[Phase(after=start, limits=Limits()) for start in starts])
+        Phases(first=FIRST, later=[PhaseSettings(after=start) for start in starts])

@@ -1,6 +1,5 @@
 """The parts of a run take their values from its configuration, and write them down."""
 
-import json
 import threading
 import time
 
@@ -8,12 +7,11 @@ import families
 import foreign
 import pytest
 
-from lightning_mmrl.app.assembly import Assembly, ConsoleMonitor, adapter_settings, training_sources
+from lightning_mmrl.app.assembly import Assembly
 from lightning_mmrl.config.compose import compose
-from lightning_mmrl.data.prepared import Quarantined
 from lightning_mmrl.errors import ConfigError, StageError
-from lightning_mmrl.models.adapters import AdapterSettings
 from lightning_mmrl.models.encoders import MediaEncoder
+from lightning_mmrl.settings.model import AdapterSettings
 
 
 class Console:
@@ -31,26 +29,7 @@ def test_the_limit_of_a_stage_is_that_of_its_sources_unless_they_have_their_own(
     both = f"+{key}.sources={{one: {{manifest: a.jsonl}}, two: {{manifest: b.jsonl, limit: 3}}}}"
     for limit in (f"{key}.limit=7", "data.limit=7"):
         config = compose([f"{key}.manifest=null", both, limit])
-        assert [each.limit for each in training_sources(config, config.stages["reason"].data)] == [7, 3]
-
-
-def test_a_sample_that_is_left_out_again_is_written_down_once(tmp_path):
-    path = tmp_path / "run" / "quarantine.jsonl"
-
-    def left_out(manifest, *names, reason="broken"):
-        items = [Quarantined(sample_id=name, reason=reason) for name in names]
-        ConsoleMonitor(Console(), path).quarantine(manifest, 5, items)
-
-    left_out("a.jsonl", "x", 'y", "reason": "z')
-    left_out("a.jsonl", "x", "z", reason="still broken")
-    left_out("b.jsonl", "x")
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [(each["manifest"], each["sample_id"]) for each in rows] == [
-        ("a.jsonl", "x"),
-        ("a.jsonl", 'y", "reason": "z'),
-        ("a.jsonl", "z"),
-        ("b.jsonl", "x"),
-    ]
+        assert [each.limit for each in config.stages["reason"].data.located("data").values()] == [7, 3]
 
 
 def test_an_encoder_is_built_as_the_model_says_and_the_hand_over_repeats_it(tmp_path):
@@ -59,7 +38,7 @@ def test_an_encoder_is_built_as_the_model_says_and_the_hand_over_repeats_it(tmp_
         config = compose([f"model.position_rule={rule}", f"model.audio_in_video={how}"])
         parts = Assembly(config=config, console=Console())
         encoder = parts.encoder(folder)
-        assert (encoder.position_rule, encoder.audio_in_video) == (rule, how)
+        assert (encoder.settings.position_rule, encoder.settings.audio_in_video) == (rule, how)
         assert {"position_rule": rule, "audio_in_video": how}.items() <= parts.facts().items()
 
 
@@ -99,12 +78,13 @@ def test_there_is_no_feature_cache_unless_it_is_asked_for(backbone):
 
 def test_an_adapter_has_usual_sizes_and_its_targets_are_one_or_several():
     def settings(text):
-        return adapter_settings(compose([f"stages.reason.adapter={text}"]).stages["reason"].adapter)
+        return compose([f"stages.reason.adapter={text}"]).stages["reason"].adapter
 
-    assert settings("{}") == AdapterSettings() == AdapterSettings(r=16, alpha=32, targets=("all",), groups=("text",))
+    assert settings("{}") == AdapterSettings() == AdapterSettings(r=16, alpha=32, targets="all", groups=["text"])
     several = settings("{r: 8, dropout: 0.5, targets: [q_proj, mlp], groups: [vision, text]}")
-    expected = AdapterSettings(r=8, dropout=0.5, targets=("q_proj", "mlp"), groups=("vision", "text"))
+    expected = AdapterSettings(r=8, dropout=0.5, targets=["q_proj", "mlp"], groups=["vision", "text"])
     assert several == expected
+    assert (settings("{}").wanted, several.wanted) == (("all",), ("q_proj", "mlp"))
 
 
 def test_a_stage_says_what_its_adapter_changes(tmp_path):
@@ -116,7 +96,7 @@ def test_a_stage_says_what_its_adapter_changes(tmp_path):
         parts.adapt(policy, config.stages["reason"].adapter, "reason")
         # Two layers of 64 inputs and outputs.
         first = "stage reason trains an adapter of 512 parameters; all weights stay as they are"
-        copies = "each completion is scored behind a copy of its prompt: dropout of 0.2 would draw one noise for all "
+        copies = "each completion is scored with a copy of its prompt: dropout of 0.2 would draw one noise for all "
         assert parts.console.said[0] == first
         assert len(parts.console.said) == num_said
         assert all(line.startswith(copies) for line in parts.console.said[1:])
@@ -156,29 +136,3 @@ def test_a_handoff_as_the_base_model_is_checked(name, tmp_path):
     (handoff / name).write_text("evil")
     with pytest.raises(StageError, match=f"{name} is missing or changed since the stage wrote it"):
         parts.base_checkpoint()
-
-
-def test_what_several_stages_would_say_alike_is_said_once(tmp_path):
-    console = Console()
-    monitor = ConsoleMonitor(console, tmp_path / "quarantine.jsonl")
-    items = [Quarantined(sample_id="x", reason="broken")]
-    for _ in range(2):
-        monitor.quarantine("a.jsonl", 5, items)
-        monitor.warn("a.jsonl", ["one.wav: odd"])
-    assert console.said == [
-        f"a.jsonl: 1 of 6 samples left out, all named in {tmp_path / 'quarantine.jsonl'}",
-        "  x: broken",
-        "a.jsonl: warning: one.wav: odd",
-    ]
-    monitor.quarantine("b.jsonl", 5, items)
-    monitor.quarantine("a.jsonl", 4, [*items, Quarantined(sample_id="y", reason="broken")])
-    assert [line.split(":")[0] for line in console.said[3:] if line[0] != " "] == ["b.jsonl", "a.jsonl"]
-
-
-def test_of_many_warnings_the_first_are_said(tmp_path):
-    console = Console()
-    ConsoleMonitor(console, tmp_path / "quarantine.jsonl").warn("a.jsonl", [f"{index}: odd" for index in range(13)])
-    assert len(console.said) == 11
-    assert console.said[-1] == "a.jsonl: 3 more such warnings; mmrl data validate shows all"
-    ConsoleMonitor(console, None).warn("a.jsonl", ["another rank"])
-    assert len(console.said) == 11

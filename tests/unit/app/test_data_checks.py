@@ -60,7 +60,7 @@ def test_a_solution_that_nobody_reads_may_be_anything(write, check):
     write("validation", row("bad", solution=None))
     check("stages.reason.validate_every=null")
     write("train", row("bad", solution="seven"))
-    math = "stages.reason.rewards.parts.label={_target_: lightning_mmrl.rewards.math_answer.MathAnswer}"
+    math = "stages.reason.rewards.components.label={_target_: lightning_mmrl.rewards.math_answer.MathAnswer}"
     with pytest.raises(DataError, match="'seven'"):
         check("stages.reason.validate_every=null")
     check("stages.reason.validate_every=null", f"~{math.partition('=')[0]}", f"+{math}")
@@ -141,7 +141,7 @@ def test_free_answers_are_no_labels_and_nothing_is_said_of_them(write, check):
     answers = [row(str(index), solution=text) for index, text in enumerate(["seven", "sevens", "none"])]
     write("train", *answers)
     write("cold_start", *[{**each, "messages": [*each["messages"], TARGET]} for each in answers])
-    label = "stages.reason.rewards.parts.label"
+    label = "stages.reason.rewards.components.label"
     math = f"+{label}={{_target_: lightning_mmrl.rewards.math_answer.MathAnswer}}"
     assert check("stages.reason.validate_every=null", f"~{label}", math) == []
     balanced = check("stages.reason.validate_every=null", f"~{label}", math, "stages.reason.data.balance=label")

@@ -7,10 +7,11 @@ import pytest
 
 from lightning_mmrl.app.leader import Follower, Leader
 from lightning_mmrl.protocols.ranks import ALONE
+from lightning_mmrl.settings.stage import StageSettings
 from lightning_mmrl.training.interruption import Interruption
 from lightning_mmrl.types.records import StageSpec
 
-SPEC = StageSpec(name="reason", index=0, kind="rl", start_from="base", content={}, digest="")
+SPEC = StageSpec(name="reason", index=0, settings=StageSettings(kind="rl", start_from="base"), content={}, digest="")
 
 
 class Group:

@@ -16,7 +16,7 @@ from lightning_mmrl.cli import doctor, doctor_packages, doctor_probes
 from lightning_mmrl.cli.doctor_findings import isolated, ok, problem, warning
 from lightning_mmrl.cli.doctor_probes import Device, TorchFacts
 from lightning_mmrl.cli.main import main
-from lightning_mmrl.workers.pool import Outcome
+from lightning_mmrl.workers.pool import CallResult
 
 HERE = Path(__file__).parent
 GIB = 2**30
@@ -216,38 +216,40 @@ def torch_findings(monkeypatch, *outcomes, driver=None):
 
 
 def test_devices_are_listed_with_memory_and_driver(installed, monkeypatch):
-    loaded = Outcome(value=facts(devices=(GPU, OLD_GPU)))
-    findings = torch_findings(monkeypatch, loaded, Outcome(value="0.28.0+cu130"), driver="580.1")
+    loaded = CallResult(value=facts(devices=(GPU, OLD_GPU)))
+    findings = torch_findings(monkeypatch, loaded, CallResult(value="0.28.0+cu130"), driver="580.1")
     assert [each.name for each in findings] == ["torch", "torchvision", "cuda:0", "cuda:1"]
     assert findings[2] == ok("cuda:0", "Card, 80 GiB, capability 9.0, driver 580.1, bfloat16")
     assert (findings[3].status, findings[3].fix) == ("warning", "model.dtype=float32 trainer.precision=32-true")
 
 
 def test_no_device_is_fine_without_a_driver(installed, monkeypatch):
-    findings = torch_findings(monkeypatch, Outcome(value=facts()), Outcome(value="0.28.0"))
+    findings = torch_findings(monkeypatch, CallResult(value=facts()), CallResult(value="0.28.0"))
     assert {each.status for each in findings} == {"ok"}
     assert "trainer=cpu" in findings[-1].detail
 
 
 def test_a_cpu_build_beside_a_driver_is_a_warning(installed, monkeypatch):
-    findings = torch_findings(monkeypatch, Outcome(value=facts(cuda=None)), Outcome(value="0.28.0"), driver="580.1")
+    findings = torch_findings(
+        monkeypatch, CallResult(value=facts(cuda=None)), CallResult(value="0.28.0"), driver="580.1"
+    )
     assert findings[-1].status == "warning"
     assert findings[-1].detail == "NVIDIA driver 580.1 is there, but torch 2.13.0+cpu is a CPU build"
     assert findings[-1].fix.startswith("uv pip install --reinstall --torch-backend=auto 'torch")
 
 
 def test_a_driver_that_is_too_old_is_said_in_torchs_words(installed, monkeypatch):
-    loaded = Outcome(value=facts(complaints=("The NVIDIA driver on your system is too old",)))
-    found = torch_findings(monkeypatch, loaded, Outcome(value="0.28.0"), driver="450.1")[-1]
+    loaded = CallResult(value=facts(complaints=("The NVIDIA driver on your system is too old",)))
+    found = torch_findings(monkeypatch, loaded, CallResult(value="0.28.0"), driver="450.1")[-1]
     assert found.status == "warning"
     assert "(The NVIDIA driver on your system is too old)" in found.detail
     assert "a driver for CUDA 13.0" in found.fix
 
 
 def test_a_torchvision_of_another_build_is_a_problem(installed, monkeypatch):
-    broken = Outcome(error="RuntimeError: operator torchvision::nms does not exist")
+    broken = CallResult(error="RuntimeError: operator torchvision::nms does not exist")
     installed.versions |= {"torchvision": "0.28.0+cu130"}
-    found = torch_findings(monkeypatch, Outcome(value=facts(cuda=None)), broken)[1]
+    found = torch_findings(monkeypatch, CallResult(value=facts(cuda=None)), broken)[1]
     assert found.status == "problem"
     assert found.detail == (
         "0.28.0+cu130 does not load with torch 2.13.0+cpu (RuntimeError: operator torchvision::nms does not exist)"
@@ -257,14 +259,14 @@ def test_a_torchvision_of_another_build_is_a_problem(installed, monkeypatch):
 
 def test_a_torchvision_for_another_torch_is_a_problem(installed, monkeypatch):
     installed.versions["torch"] = "2.12.1+cpu"
-    findings = torch_findings(monkeypatch, Outcome(value=facts()), Outcome(value="0.28.0"))
+    findings = torch_findings(monkeypatch, CallResult(value=facts()), CallResult(value="0.28.0"))
     [found] = [each for each in findings if each.status == "problem"]
     assert found.detail == "0.28.0+cpu was built for torch==2.13.0, torch 2.12.1+cpu is installed"
 
 
 def test_a_torch_that_does_not_load_is_a_problem(installed, monkeypatch):
-    hung = Outcome(error="deadline of 60 s exceeded")
-    found = only(torch_findings(monkeypatch, hung, Outcome(error="worker died")))
+    hung = CallResult(error="deadline of 60 s exceeded")
+    found = only(torch_findings(monkeypatch, hung, CallResult(error="worker died")))
     assert (found.status, found.detail) == ("problem", "does not load (deadline of 60 s exceeded)")
 
 
@@ -285,8 +287,8 @@ def test_decoders_that_hang_crash_or_fail_are_named_each(monkeypatch):
 @pytest.mark.parametrize(
     ("outcome", "detail"),
     [
-        (Outcome(error="ModuleNotFoundError: No module named 'math_verify'"), "No module named 'math_verify'"),
-        (Outcome(value=False), "does not see that 1/2 and 0.5 are equal"),
+        (CallResult(error="ModuleNotFoundError: No module named 'math_verify'"), "No module named 'math_verify'"),
+        (CallResult(value=False), "does not see that 1/2 and 0.5 are equal"),
     ],
 )
 def test_a_math_verify_that_cannot_parse_is_a_problem(outcome, detail, monkeypatch):
@@ -306,9 +308,9 @@ def inline(function, items, deadline_s):
     outcomes = []
     for item in items:
         try:
-            outcomes.append(Outcome(value=function(item)))
+            outcomes.append(CallResult(value=function(item)))
         except Exception as error:
-            outcomes.append(Outcome(error=str(error)))
+            outcomes.append(CallResult(error=str(error)))
     return outcomes
 
 

@@ -20,7 +20,7 @@ MARK = "{_target_: builtins.open, file: MARKER, mode: w}"
 HANDLER = "{version: 1, root: {handlers: [x]}, handlers: {x: {(): logging.FileHandler, filename: MARKER}}}"
 """A node that logging would call."""
 OWN = ("--config-dir", "mine", "experiment=mine")
-PART = "stages.reason.rewards.parts.mine"
+PART = "stages.reason.rewards.components.mine"
 WEIGHT = "+stages.reason.rewards.weights.mine=1"
 FUNCTION = "lightning_mmrl.rewards.user_function.UserFunction"
 EVIL = "open('MARKER', 'w').close()\n\n\ndef reward(sample, completion):\n    return 0.0\n"
@@ -218,7 +218,7 @@ TARGETS = {
 def test_no_target_runs_what_is_no_reward(name, place, capsys):
     pickled = base64.b64encode(pickle.dumps(Marks(str(place / "marker")))).decode()
     node = TARGETS[name].replace("PICKLE", f"!!binary {pickled}")
-    text = f"{HEAD}stages: {{reason: {{rewards: {{parts: {{mine: {node}}}, weights: {{mine: 1.0}}}}}}}}\n"
+    text = f"{HEAD}stages: {{reason: {{rewards: {{components: {{mine: {node}}}, weights: {{mine: 1.0}}}}}}}}\n"
     err = refuse(place, capsys, ["train", *OWN], {"mine/experiment/mine.yaml": text})
     assert PART in err
 
@@ -267,7 +267,7 @@ def foreign_run(place, saved, text):
 
 
 def parts(node):
-    return f"stages: {{reason: {{rewards: {{parts: {{mine: {node}}}, weights: {{mine: 1.0}}}}}}}}"
+    return f"stages: {{reason: {{rewards: {{components: {{mine: {node}}}, weights: {{mine: 1.0}}}}}}}}"
 
 
 SAVED = {

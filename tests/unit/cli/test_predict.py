@@ -10,7 +10,7 @@ from lightning_mmrl.cli.main import main
 from lightning_mmrl.data.media.asked import chosen_media
 from lightning_mmrl.data.media.guard import GuardedDecoder
 from lightning_mmrl.errors import MediaError
-from lightning_mmrl.types.media import MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
 from lightning_mmrl.types.records import Completion
 
 

@@ -94,7 +94,7 @@ def test_an_override_shows_what_it_would_change(folder, capsys):
 
 def test_another_reward_shows_flips_groups_and_failures(folder, capsys):
     table = folder / "iteration_000001.jsonl"
-    stricter = "stages.reason.rewards.parts.label.labels=[happy,angry,sad]"
+    stricter = "stages.reason.rewards.components.label.labels=[happy,angry,sad]"
     assert reward_test(capsys, table, stricter, "--fail-on-change").code == 0
     # The table has right and wrong interchanged.
     swapped = [Score(total=1.0, components={"format": 1.0, "label": 0.0}), scored(RIGHT)]
@@ -112,7 +112,7 @@ def test_another_reward_shows_flips_groups_and_failures(folder, capsys):
 
 
 def test_a_label_that_is_not_in_the_set_is_invalid_now(folder, capsys):
-    done = reward_test(capsys, folder, "stages.reason.rewards.parts.label.labels=[happy,sad]")
+    done = reward_test(capsys, folder, "stages.reason.rewards.components.label.labels=[happy,sad]")
     assert cells(done.out, "invalid responses") == ["0", "4"]
     assert "invalid now: 2 x label: sample 'p0' has the solution 'angry'" in done.out
     assert cells(done.out, "mean pass rate") == ["0.500", "-"]
@@ -173,11 +173,11 @@ def test_codes_that_a_model_sampled_do_not_reach_the_terminal(folder, capsys):
             ["stages.reason.rewards.weights.format=abc"],
             "stages.reason.rewards.weights.format is abc; it must be a number",
         ),
-        (["stages.reason.rewards.parts.label.lables=[a]"], "lables: unknown key; did you mean 'labels'?"),
-        (["stages.reason.rewards.parts.label._target_=os.system"], "parts.label._target_ is 'os.system'"),
+        (["stages.reason.rewards.components.label.lables=[a]"], "lables: unknown key; did you mean 'labels'?"),
+        (["stages.reason.rewards.components.label._target_=os.system"], "parts.label._target_ is 'os.system'"),
         (
             ["+stages.reason.rewards.weights.lable=1"],
-            "stages.reason.rewards.weights.lable: weighs no part; did you mean 'label'?",
+            "stages.reason.rewards.weights.lable: weighs no component; did you mean 'label'?",
         ),
         (["--stage", "raeson"], "--stage raeson is no rl stage of"),
         (["--stage", "cold_start"], "--stage cold_start is no rl stage of"),

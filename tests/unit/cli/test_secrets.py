@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 
 from lightning_mmrl.app.run import describe_run
-from lightning_mmrl.app.tracking import spool_folder
 from lightning_mmrl.cli.main import main
 from lightning_mmrl.cli.tables import print_comparison
 from lightning_mmrl.config.compose import compose
@@ -15,6 +14,7 @@ from lightning_mmrl.config.specs import stage_specs
 from lightning_mmrl.curriculum.compare import Comparison
 from lightning_mmrl.tracking.journal import Entry, Journal
 from lightning_mmrl.tracking.mlflow import MlflowRun
+from lightning_mmrl.tracking.store import spool_folder
 from lightning_mmrl.types import redaction
 
 SECRET = "hunter22"

@@ -13,9 +13,9 @@ import pytest
 
 from lightning_mmrl.cli import serve
 from lightning_mmrl.cli.main import main
-from lightning_mmrl.config.checks import rollout as rollout_checks
 from lightning_mmrl.config.compose import compose
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.rollout.vllm import readiness
 from lightning_mmrl.rollout.vllm.client import KeyRefusedError
 from lightning_mmrl.rollout.vllm.keys import VARIABLE, own_file, read_key, write_key
 from lightning_mmrl.rollout.vllm.settings import VLLMServer
@@ -46,7 +46,7 @@ def home(tmp_path, monkeypatch):
 @pytest.fixture
 def installed(monkeypatch):
     """A machine that has vllm."""
-    monkeypatch.setattr(rollout_checks, "find_spec", lambda name: object())
+    monkeypatch.setattr(readiness, "find_spec", lambda name: object())
 
 
 @pytest.fixture
@@ -177,11 +177,11 @@ def test_a_run_whose_server_does_not_answer_does_not_start(installed, monkeypatc
         url = f"http://127.0.0.1:{probe.getsockname()[1]}"
     config = compose(["rollout=vllm_server", f"rollout.settings.server.url={url}"])
     with pytest.raises(ConfigError, match=f"is {url}, where no vLLM server answers .*start it with mmrl serve"):
-        rollout_checks.require_engine(config)
-    rollout_checks.require_engine(config, connect=False)
+        readiness.require_engine(config)
+    readiness.require_engine(config, connect=False)
     # A run of SFT alone samples nothing.
     sft = compose(["rollout=vllm_server", f"rollout.settings.server.url={url}", "curriculum=sft_only"])
-    rollout_checks.require_engine(sft)
+    readiness.require_engine(sft)
 
 
 @pytest.fixture
@@ -195,7 +195,7 @@ def server():
 
 
 def require(server):
-    rollout_checks.require_engine(compose(["rollout=vllm_server", f"rollout.settings.server.url={server.url}"]))
+    readiness.require_engine(compose(["rollout=vllm_server", f"rollout.settings.server.url={server.url}"]))
 
 
 def test_a_run_whose_server_takes_its_key_starts(installed, server, monkeypatch):

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from lightning_mmrl.cli.main import main
-from lightning_mmrl.config.schema import TrackingConfig
 from lightning_mmrl.curriculum.manifest import Manifest
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.settings.run import TrackingSettings
 from lightning_mmrl.tracking.journal import Entry, Journal
 from lightning_mmrl.tracking.leftovers import flush, leftovers, note_store
 from lightning_mmrl.tracking.refusals import RefusedError, UndeliverableError, WaitingError
@@ -206,7 +206,7 @@ def test_a_spool_without_a_server_goes_to_the_given_one_and_the_default_experime
     (output_dir / "spool" / "abc" / "store.json").unlink()
     assert main(["tracking", "flush", str(output_dir)]) == 1
     assert main(["tracking", "flush", str(output_dir), "--tracking-uri", "http://host"]) == 0
-    assert sent == [("http://host", TrackingConfig().experiment)]
+    assert sent == [("http://host", TrackingSettings().experiment)]
 
 
 def test_a_dead_server_does_not_hold_up_the_others(output_dir, sent, capsys):

@@ -89,7 +89,9 @@ VALUES = {
     # targets
     "stages.reason.module._target_=os.system": "'os.system', which is no stage module; the nearest one is",
     "stages.reason.optimizer=5": "stages.reason.optimizer is 5; it must be a node with a _target_",
-    "stages.reason.rewards.parts.label=null": "rewards.parts.label is None; it must be a node with a _target_",
+    "stages.reason.rewards.components.label=null": (
+        "rewards.components.label is None; it must be a node with a _target_"
+    ),
     "model.family.encoder=null": "model.family.encoder is None; it must be a node with a _target_",
     "model.family.encodr.x=1": "model.family.encodr: unknown key; did you mean 'encoder'?",
     "data.build=5": "data.build is 5; it must be null or a node with a _target_",
@@ -134,7 +136,7 @@ VALUES = {
     "stages.reason.sampling.temperature=0": "stages.reason.sampling.temperature is 0.0; it must be above 0",
     "stages.reason.sampling.top_p=0.9": "stages.reason.sampling.top_p is 0.9; it must be 1, since without",
     "stages.reason.sampling.max_new_tokens=0": "stages.reason.sampling.max_new_tokens is 0; it must be at least 1",
-    "stages.reason.rewards.weights.labl=1": "rewards.weights.labl: weighs no part; did you mean 'label'?",
+    "stages.reason.rewards.weights.labl=1": "rewards.weights.labl: weighs no component; did you mean 'label'?",
     "stages.reason.rewards.weights.label=nan": "rewards.weights.label is nan; it must be a finite number of float32",
     "stages.reason.rewards.weights.label=inf": "rewards.weights.label is inf; it must be a finite number of float32",
     "stages.reason.rewards.weights.label=1e39": "rewards.weights.label is 1e+39; it must be a finite number of float32",
@@ -145,7 +147,9 @@ VALUES = {
     "stages.reason.optimizer.lr=fast": "optimizer.lr is fast; it must be a finite number of at least 0",
     "stages.reason.optimizer.lr=null": "optimizer.lr is None; it must be a finite number of at least 0",
     "stages.reason.optimizer.weight_decay=.inf": "stages.reason.optimizer.weight_decay is inf; it must be a finite",
-    "stages.reason.rewards.parts.style={_target_: lightning_mmrl.x}": "rewards.parts.style: has no weight; give it",
+    "stages.reason.rewards.components.style={_target_: lightning_mmrl.x}": (
+        "rewards.components.style: has no weight; give it"
+    ),
     "stages.reason.rewards.num_workers=-1": "rewards.num_workers is -1; it must be at least 0",
     "stages.reason.rewards.deadline_s=0": "rewards.deadline_s is 0.0; it must be above 0 and finite",
     "stages.reason.rewards.soft_deadline_s=0": "rewards.soft_deadline_s is 0.0; it must be above 0 and finite",
@@ -199,8 +203,8 @@ VALUES = {
     "trainer.max_steps=0": "trainer.max_steps is 0; it must be at least 1",
     "stages.reason.trainer.accelerator=gpuu": "reason.trainer.accelerator is 'gpuu', which is no choice; did you",
     "stages.reason.trainer.devices=0": "stages.reason.trainer.devices is 0; it must be at least 1",
-    "seed=99999999999999999999": "seed is 99999999999999999999; it must be between 0 and 2147483647",
-    "seed=-1": "seed is -1; it must be between 0 and",
+    "seed=99999999999999999999": "seed is 99999999999999999999; it must be from 0 to 2147483647",
+    "seed=-1": "seed is -1; it must be from 0 to",
     "evaluation.sets.a/b=x": "a name in evaluation.sets is a/b; it must be letters",
     "evaluation.sets.validation=x.jsonl": "a name in evaluation.sets is validation; it must be another one",
     "evaluation.sets.test-silent=x.jsonl": "is test-silent; it must be another one: set test without its silent part",
@@ -348,7 +352,7 @@ def own(tmp_path):
 
 def test_a_users_folder_holds_a_curriculum_of_its_own(own):
     config = compose(["experiment=own_order", "data=own"], config_dir=own)
-    assert [(spec.name, spec.kind, spec.start_from) for spec in stage_specs(config)] == [
+    assert [(spec.name, spec.settings.kind, spec.settings.start_from) for spec in stage_specs(config)] == [
         ("explore", "rl", "previous"),
         ("describe", "sft", "base"),
         ("settle", "sft", "previous"),

@@ -5,8 +5,8 @@ import re
 import pytest
 
 from lightning_mmrl.algorithms.corrections.importance import ImportanceCorrection
-from lightning_mmrl.app.preflight import rehearse
-from lightning_mmrl.app.stages import build_algorithm
+from lightning_mmrl.app.algorithm import build_algorithm
+from lightning_mmrl.app.preflight import preflight
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.registry.targets import build
 
@@ -47,7 +47,7 @@ def test_what_cannot_work_is_refused_in_one_sentence(changed, overrides):
 def test_a_value_that_the_correction_refuses_is_named_before_anything_is_loaded(changed, values):
     config = changed(f"{KEY}={{_target_: {TARGET}, {values}}}")
     with pytest.raises(ConfigError, match=re.escape(LATE[values])):
-        rehearse(config)
+        preflight(config)
 
 
 def test_another_part_is_no_correction(changed):
@@ -58,6 +58,6 @@ def test_another_part_is_no_correction(changed):
 def test_nothing_is_corrected_unless_it_is_asked_for(changed):
     assert algorithm(changed()).correction is None
     config = changed(f"{KEY}={{_target_: {TARGET}, level: sequence, mode: mask, cap: .inf}}", f"{TOP_P}=0.9")
-    rehearse(config)
+    preflight(config)
     assert algorithm(config).correction == ImportanceCorrection(level="sequence", mode="mask", cap=float("inf"))
     assert config.stages["reason"].sampling.top_p == 0.9

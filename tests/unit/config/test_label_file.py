@@ -14,7 +14,7 @@ def test_a_null_label_set_comes_from_the_dataset(tmp_path):
     (tmp_path / "labels.json").write_text(json.dumps({"labels": ["calm", "tense"]}))
     config = own(tmp_path)
     assert config.data.labels == ["calm", "tense"]
-    assert config.stages["reason"].rewards.parts["label"]["labels"] == ["calm", "tense"]
+    assert config.stages["reason"].rewards.components["label"]["labels"] == ["calm", "tense"]
     assert own(tmp_path, "data.labels=[a,b]").data.labels == ["a", "b"]
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lightning_mmrl.app.preflight import rehearse
+from lightning_mmrl.app.preflight import preflight
 from lightning_mmrl.config.compose import compose
 from lightning_mmrl.errors import ConfigError
 
@@ -19,7 +19,7 @@ LOSS = "{_target_: lightning_mmrl.algorithms.losses.ppo_clip.PPOClip}"
         (["select_after=2"], "select_after is 2, and nothing is selected"),
         (["select_after=-1"], "select_after is -1; it must be at least 0 and less than num_steps"),
         (["select=band"], "select is band; it must be null or a node with a _target_"),
-        (["distill=0.5"], "distill is 0.5; it must be null or a node with a _target_"),
+        (["resample=0.5"], "resample is 0.5; it must be null or a node with a _target_"),
         (["max_samplings=many"], "max_samplings is many; it must be a whole number"),
         (["max_sampling=3"], "max_sampling: unknown key.*did you mean .*max_samplings"),
     ],
@@ -32,10 +32,10 @@ def test_a_selection_that_cannot_work_is_refused(overrides, message):
 def test_values_that_do_not_fit_are_refused_before_anything_is_loaded():
     config = compose(["experiment=quickstart", f"{STAGE}.select={BAND}"])
     with pytest.raises(ConfigError, match=r"algorithm\.select: low is 0\.9 and high is 0\.1"):
-        rehearse(config)
+        preflight(config)
 
 
-@pytest.mark.parametrize(("part", "kind"), [("select", "selection"), ("distill", "distillation")])
+@pytest.mark.parametrize(("part", "kind"), [("select", "selection"), ("resample", "resampling")])
 def test_a_part_of_another_kind_is_refused(part, kind):
     with pytest.raises(ConfigError, match=rf"algorithm\.{part}\._target_ is .*PPOClip', which is no {kind}"):
         compose(["experiment=quickstart", f"{STAGE}.{part}={LOSS}"])
@@ -43,8 +43,8 @@ def test_a_part_of_another_kind_is_refused(part, kind):
 
 def test_a_critic_gives_no_advantages_to_draw_completions_by():
     pad = "{_target_: lightning_mmrl.algorithms.selection.pad.PaperPAD}"
-    with pytest.raises(ConfigError, match="has both distill and a critic"):
-        compose(["experiment=quickstart", "algorithm@stages.reason=ppo", f"{STAGE}.distill={pad}"])
+    with pytest.raises(ConfigError, match="has both resample and a critic"):
+        compose(["experiment=quickstart", "algorithm@stages.reason=ppo", f"{STAGE}.resample={pad}"])
 
 
 def test_a_refill_belongs_to_rl_stages():

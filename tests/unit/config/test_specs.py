@@ -1,6 +1,9 @@
 """Data are part of what a stage was run with: changed manifests are another configuration."""
 
+from omegaconf import OmegaConf
+
 from lightning_mmrl.config.compose import compose
+from lightning_mmrl.config.saved import saved_config
 from lightning_mmrl.config.specs import manifest_digests, stage_specs
 from lightning_mmrl.curriculum.changes import describe_changes
 
@@ -44,3 +47,27 @@ def test_a_feature_cache_is_no_change_of_a_stage(tmp_path):
     before = {spec.name: spec.content for spec in specs(tmp_path, frozen)}
     cache = "+model.feature_cache={directory: features}"
     assert describe_changes(before, specs(tmp_path, frozen, cache)) == []
+
+
+def test_a_renamed_key_changes_no_stage_that_was_run_before(tmp_path):
+    """A stage keeps the first names of its keys, and is told the present ones."""
+    reason = specs(tmp_path, "stages.reason.rewards.weights.format=0.5")[-1]
+    assert {"stage.algorithm.distill", "stage.rewards.pass_part"} <= reason.content.keys()
+    assert not [key for key in reason.content if "resample" in key or "component" in key]
+    changed = specs(tmp_path, "stages.reason.rewards.pass_component=format")[-1]
+    assert describe_changes({"reason": reason.content}, [changed]) == [
+        f"stages.reason.rewards.weights.format: 0.5 -> {changed.content['stage.rewards.weights.format']}",
+        "stages.reason.rewards.pass_component: label -> format",
+    ]
+
+
+def test_the_configuration_of_an_earlier_run_is_read_with_the_present_names(tmp_path):
+    config = OmegaConf.to_yaml(OmegaConf.structured(compose([])))
+    old = (
+        config.replace("components:", "parts:")
+        .replace("pass_component:", "pass_part:")
+        .replace("resample:", "distill:")
+    )
+    assert old != config
+    (tmp_path / "config.yaml").write_text(old)
+    assert saved_config(tmp_path, ["evaluation.limit=3"]) == compose(["evaluation.limit=3"])

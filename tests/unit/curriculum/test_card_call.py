@@ -10,7 +10,7 @@ import pytest
 from lightning_mmrl.curriculum import card_call
 from lightning_mmrl.data.media import selection
 from lightning_mmrl.data.media.video import decode_pyav
-from lightning_mmrl.types.media import MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
 from lightning_mmrl.types.records import MediaRef
 
 CODE = card_call._FRAMES.format(num_frames=5)

@@ -1,10 +1,13 @@
 from lightning_mmrl.curriculum.changes import MOST_SHOWN, changed_keys, describe_changes
+from lightning_mmrl.settings.stage import StageSettings
 from lightning_mmrl.types.records import StageSpec
 
 
 def spec(name, **content):
     keys = {key.replace("__", "."): value for key, value in content.items()}
-    return StageSpec(name=name, index=0, kind="sft", start_from="previous", digest="", content=keys)
+    return StageSpec(
+        name=name, index=0, settings=StageSettings(kind="sft", start_from="previous"), digest="", content=keys
+    )
 
 
 def test_keys_that_came_and_went_are_shown_with_a_dash():

@@ -7,9 +7,10 @@ from lightning_mmrl.curriculum.compare import compare_stages
 from lightning_mmrl.errors import DataError, StageError
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap
 from lightning_mmrl.evaluation.records import Prediction
+from lightning_mmrl.settings.run import EvaluationSettings
 
 LABELS = ("angry", "sad")
-BOOTSTRAP = ClusterBootstrap(num_resamples=200)
+BOOTSTRAP = ClusterBootstrap(settings=EvaluationSettings(num_resamples=200))
 SOURCES = {"warm": None, "cold": "warm", "reason": "cold"}
 
 

@@ -13,7 +13,8 @@ from lightning_mmrl.curriculum.orchestrator import Curriculum, StageOrchestrator
 from lightning_mmrl.curriculum.selection import Selection
 from lightning_mmrl.curriculum.spec import plan_stages, source_stage
 from lightning_mmrl.errors import ConfigError, GateError, StageError
-from lightning_mmrl.types.records import Bound, Training
+from lightning_mmrl.settings.stage import Bound, StageSettings
+from lightning_mmrl.types.records import Training
 
 NAMES = ["warm", "cold_start", "reason"]
 
@@ -105,7 +106,10 @@ class Lab:
         return {"test/uar": 0.25}
 
     def run(self, order=NAMES, changed=(), gates=None, selection=None, evaluation="", **starts):
-        given = {name: starts.get(name, "previous") for name in order}
+        stages = {
+            name: StageSettings(kind="sft", start_from=starts.get(name, "previous"), gate=(gates or {}).get(name))
+            for name in order
+        }
         specs = [
             replace(
                 spec,
@@ -116,9 +120,8 @@ class Lab:
                     "starts_from": source_stage(spec, order) or "base",
                 },
                 evaluation=evaluation,
-                gate=(gates or {}).get(spec.name),
             )
-            for spec in plan_stages(order, given, dict.fromkeys(order, "sft"))
+            for spec in plan_stages(order, stages)
         ]
         self.tracker, self.happened, self.said = FakeTracker(self.tracker.attempt + 1), [], []
         orchestrator = StageOrchestrator(

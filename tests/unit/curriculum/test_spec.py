@@ -2,20 +2,21 @@ import pytest
 
 from lightning_mmrl.curriculum.spec import plan_stages, source_stage
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.settings.stage import StageSettings
 
 NAMES = ("warm", "cold_start", "reason")
 
 
 def plan(order, **starts):
-    given = {name: starts.get(name, "previous") for name in NAMES}
     kinds = {name: "rl" if name == "reason" else "sft" for name in NAMES}
-    return plan_stages(order, given, kinds)
+    stages = {name: StageSettings(kind=kinds[name], start_from=starts.get(name, "previous")) for name in NAMES}
+    return plan_stages(order, stages)
 
 
 def test_stages_stand_in_order_with_all_that_is_known_of_them():
     specs = plan(["reason", "warm"], reason="base")
-    assert [(spec.name, spec.index, spec.kind) for spec in specs] == [("reason", 0, "rl"), ("warm", 1, "sft")]
-    assert [spec.start_from for spec in specs] == ["base", "previous"]
+    assert [(spec.name, spec.index, spec.settings.kind) for spec in specs] == [("reason", 0, "rl"), ("warm", 1, "sft")]
+    assert [spec.settings.start_from for spec in specs] == ["base", "previous"]
 
 
 @pytest.mark.parametrize(

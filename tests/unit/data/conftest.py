@@ -8,7 +8,7 @@ import words
 from lightning_mmrl.data.media.examine import Guard
 from lightning_mmrl.data.media.guard import DecodeTask
 from lightning_mmrl.errors import MediaError
-from lightning_mmrl.workers.pool import Outcome
+from lightning_mmrl.workers.pool import CallResult
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +35,10 @@ def decoding_here(monkeypatch):
         for path, ref in media:
             try:
                 outcomes.append(
-                    Outcome(value=examination(DecodeTask(path=path, ref=ref, settings=self.settings, root=root)))
+                    CallResult(value=examination(DecodeTask(path=path, ref=ref, settings=self.settings, root=root)))
                 )
             except MediaError as error:
-                outcomes.append(Outcome(error=str(error)))
+                outcomes.append(CallResult(error=str(error)))
             on_progress(len(outcomes), len(media))
         return outcomes
 

@@ -5,7 +5,7 @@ import pytest
 from lightning_mmrl.data.media.audio import decode_audio
 from lightning_mmrl.data.synthetic.video_file import write_clip
 from lightning_mmrl.errors import MediaError
-from lightning_mmrl.types.media import MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
 from lightning_mmrl.types.records import MediaRef
 
 
@@ -62,9 +62,9 @@ def test_the_track_of_a_film_is_heard(mp4):
 
 
 def test_a_film_is_resampled_and_cut(mp4):
-    sound = listen(mp4, 0.25, 0.75, sample_rate_hz=8_000)
-    assert (sound.sample_rate_hz, len(sound.waveform)) == (8_000, 4_000)
-    assert clips.peak_hz(sound.waveform, 8_000) == pytest.approx(300, abs=2.0)  # one bin of half a second
+    sound = listen(mp4, 0.25, 0.75)
+    assert (sound.sample_rate_hz, len(sound.waveform)) == (16_000, 8_000)
+    assert clips.peak_hz(sound.waveform, 16_000) == pytest.approx(300, abs=2.0)  # one bin of half a second
 
 
 def test_a_film_without_sound_is_refused_with_the_fix(tmp_path):

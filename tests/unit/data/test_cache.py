@@ -10,7 +10,7 @@ from lightning_mmrl.data.media.cache import MediaCache
 from lightning_mmrl.data.media.opened import of_path
 from lightning_mmrl.errors import DataError, DiskError
 from lightning_mmrl.files import take_missing
-from lightning_mmrl.types.media import MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
 from lightning_mmrl.types.records import MediaRef
 
 KEY = "ab" * 32
@@ -54,8 +54,8 @@ def test_a_missing_or_damaged_entry_is_named(spoil, tmp_path):
 
 
 def test_the_key_is_of_all_that_decides_the_result(clip, tmp_path):
-    def key(path=clip, ref=REF, settings=MediaSettings(), encoder="e"):  # noqa: B008  frozen
-        return media_key(path, ref, settings, encoder)
+    def key(path=clip, ref=REF, settings=None, encoder="e"):
+        return media_key(path, ref, settings or MediaSettings(), encoder)
 
     other = tmp_path / "other.mp4"
     other.write_bytes(b"Content")
@@ -66,7 +66,7 @@ def test_the_key_is_of_all_that_decides_the_result(clip, tmp_path):
         key(ref=replace(REF, start_s=1.0)),
         key(ref=replace(REF, end_s=1.0)),
         key(settings=MediaSettings(num_frames=5)),
-        key(settings=MediaSettings(sample_rate_hz=8000)),
+        key(settings=MediaSettings(max_pixels=8000)),
         key(encoder="f"),
     }
     assert len(keys) == 8

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_mmrl.data.collate import EncodedSample, collate_prompts, collate_targets
-from lightning_mmrl.types.batches import MediaInputs
+from lightning_mmrl.types.batches import MediaFeatures, MediaInputs
 from lightning_mmrl.types.records import Sample
 
 PAD = 99
@@ -101,8 +101,10 @@ def test_the_keys_of_media_follow_their_prompts():
 
 def test_features_stand_in_for_the_inputs_of_their_prompts():
     rows = torch.arange(6.0).reshape(3, 2)
-    media = MediaInputs.of_features({"video": rows}, {"video": (1, 0, 2), "audio": (0, 1, 0)}, ("x", "y", "z"))
-    assert media.features.keys() == {"video"}
-    assert torch.equal(media.select([2, 0]).features["video"], rows[[1, 2, 0]])
-    assert media.select([1]).features == {}
-    assert collate_prompts([item("a", 1, pixels=rows)], PAD).media.features == {}
+    media = MediaFeatures(tensors={"video": rows}, counts={"video": (1, 0, 2)}, keys=("x", "y", "z"))
+    chosen = media.select([2, 0])
+    assert isinstance(chosen, MediaFeatures)
+    assert chosen.keys == ("z", "x")
+    assert torch.equal(chosen.tensors["video"], rows[[1, 2, 0]])
+    assert media.select([1]).tensors == {}
+    assert isinstance(collate_prompts([item("a", 1, pixels=rows)], PAD).media, MediaInputs)

@@ -14,7 +14,7 @@ from lightning_mmrl.data.media.guard import DecodeTask, decode
 from lightning_mmrl.data.media.opened import open_media
 from lightning_mmrl.data.media.video import decode_video
 from lightning_mmrl.errors import MediaError
-from lightning_mmrl.types.media import MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
 from lightning_mmrl.types.records import MediaRef
 
 TIMES = [index / 10 for index in range(10)]

@@ -16,7 +16,7 @@ from lightning_mmrl.data.media.examine import examine_tracks
 from lightning_mmrl.data.media.guard import DecodeTask
 from lightning_mmrl.data.media.video import decode_video
 from lightning_mmrl.errors import MediaError
-from lightning_mmrl.types.media import MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
 from lightning_mmrl.types.records import MediaRef
 
 ROOT = Path(__file__).parents[3]

@@ -15,26 +15,44 @@ from lightning_mmrl.data.datamodules import (
     Feed,
     ImageDataModule,
     OmniDataModule,
-    Source,
     TextDataModule,
     ValidationFeed,
     VideoDataModule,
     balance_labels,
 )
 from lightning_mmrl.data.exclusions import Exclusions
-from lightning_mmrl.data.sampler import ModalityDropout, Share
+from lightning_mmrl.data.sampler import Share
 from lightning_mmrl.errors import ConfigError, DataError, StageError
 from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.prompts.template import PromptTemplate
+from lightning_mmrl.settings.data import DropoutSettings, SourceSettings, StageDataSettings
+from lightning_mmrl.settings.run import EvaluationSettings
+from lightning_mmrl.settings.stage import StageSettings
 from lightning_mmrl.types.batches import PromptBatch, SftBatch
 from lightning_mmrl.types.records import Sample
-from lightning_mmrl.workers.pool import Outcome
+from lightning_mmrl.workers.pool import CallResult
 
 PRESETS = (ImageDataModule, VideoDataModule, AudioDataModule, TextDataModule)
 
 
 def source(root, manifest="train.jsonl", **how):
-    return Source(name=manifest.removesuffix(".jsonl"), root=root, manifest=manifest, **how)
+    return SourceSettings(root=str(root), manifest=manifest, **how)
+
+
+def feed_of(*sources, kind="rl", num_batches=3, seed=0, matcher=None, dropout=None, **data):
+    of_stage = StageDataSettings(
+        **{"batch_size": 2, "modality_dropout": dropout or DropoutSettings(), **data},
+    )
+    return Feed(
+        settings=StageSettings(kind=kind, num_steps=num_batches, data=of_stage),
+        sources={f"{number} {each.manifest}": each for number, each in enumerate(sources)},
+        seed=seed,
+        matcher=matcher,
+    )
+
+
+def validated_on(root, manifest="validation.jsonl", batch_size=64, **how):
+    return ValidationFeed(source=source(root, manifest, **how), settings=EvaluationSettings(batch_size=batch_size))
 
 
 def module(
@@ -43,8 +61,7 @@ def module(
     return preset(
         pipeline=pipeline,
         template=PromptTemplate(),
-        kind=kind,
-        feed=Feed(sources=sources, **{"batch_size": 2, "num_batches": 3, **feed}),
+        feed=feed_of(*sources, kind=kind, **feed),
         validation=validation,
         monitor=monitor or Monitor(),
         exclusions=exclusions,
@@ -82,14 +99,14 @@ def test_the_feed_decides_order_dropout_and_limit(root, pipeline):
     assert sorted(ids_of(module(pipeline, source(root, limit=3), **how))) == sorted("012" * 3)
     first, again, other = (ids_of(module(pipeline, source(root), seed=seed, **how)) for seed in (1, 1, 2))
     assert first == again != other
-    blank = batches_of(module(pipeline, source(root), dropout=ModalityDropout(blank=1.0), **how))
+    blank = batches_of(module(pipeline, source(root), dropout=DropoutSettings(blank=1.0), **how))
     assert all(batch.media.tensors["levels"].eq(128).all() for batch in blank)
 
 
 def test_validation_shows_each_sample_once_in_order(root, pipeline):
     write(root, row("t", ["two.mp4"]))
     write(root, *[row(str(index), ["one.mp4"]) for index in range(5)], name="validation.jsonl")
-    validation = ValidationFeed(root=root, manifest="validation.jsonl", batch_size=2, limit=3)
+    validation = validated_on(root, batch_size=2, limit=3)
     data = module(pipeline, source(root), validation=validation)
     data.setup("fit")
     assert [[sample.id for sample in batch.samples] for batch in data.val_dataloader()] == [["0", "1"], ["2"]]
@@ -192,7 +209,7 @@ def test_validation_data_are_held_to_the_kinds_as_well(root, pipeline):
             pipeline,
             source(root),
             preset=TextDataModule,
-            validation=ValidationFeed(root=root, manifest="validation.jsonl"),
+            validation=validated_on(root),
         )
 
 
@@ -252,20 +269,13 @@ HERE = Path("set")
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda: source(HERE, weight=0), "source train: weight is 0; it must be above 0"),
-        (lambda: source(HERE, weight=float("nan")), "source train: weight is nan; it must be above 0"),
-        (lambda: source(HERE, limit=0), "source train: limit is 0; it must be at least 1, or null"),
-        (
-            lambda: ValidationFeed(root=HERE, manifest="v.jsonl", limit=-1),
-            "validation on v.jsonl: limit is -1; it must be at least 1",
-        ),
-        (lambda: Feed(sources=(), batch_size=1, num_batches=1), "a stage has no source of data; give a manifest"),
-        (lambda: Feed(sources=(source(HERE),), batch_size=0, num_batches=1), "batch_size is 0; it must be at least 1"),
-        (lambda: Feed(sources=(source(HERE),), batch_size=1, num_batches=0), "num_batches is 0; it must be at least"),
-        (
-            lambda: Feed(sources=(source(HERE),), batch_size=1, num_batches=1, balance="speaker"),
-            "balance is 'speaker'; it must be 'label' or null",
-        ),
+        (lambda: feed_of(source(HERE, weight=0)), r"train\.jsonl\.weight is 0; it must be above 0"),
+        (lambda: feed_of(source(HERE, weight=float("nan"))), r"train\.jsonl\.weight is nan; it must be above 0"),
+        (lambda: feed_of(source(HERE, limit=0)), r"train\.jsonl\.limit is 0; it must be at least 1, or null"),
+        (lambda: validated_on(HERE, limit=-1), r"validation\.limit is -1; it must be at least 1, or null"),
+        (feed_of, "a stage has no source of data; give a manifest"),
+        (lambda: feed_of(source(HERE), batch_size=0), r"data\.batch_size is 0; it must be at least 1"),
+        (lambda: feed_of(source(HERE), balance="speaker"), r"data\.balance is 'speaker', which is no choice"),
     ],
 )
 def test_a_feed_that_makes_no_sense_is_refused(make, reason):
@@ -355,7 +365,7 @@ def test_lightning_resumes_with_the_batch_after_the_last_one(cut, root, pipeline
     texts("v", root=root, manifest="validation.jsonl")
 
     def data():
-        validation = ValidationFeed(root=root, manifest="validation.jsonl")
+        validation = validated_on(root)
         sources = source(root, weight=2), source(root, "more.jsonl")
         return module(pipeline, *sources, num_batches=6, seed=3, validation=validation)
 
@@ -373,7 +383,7 @@ def test_ranks_validate_in_step_and_together_on_every_sample(root, pipeline, bat
     """One whose share of a batch would be empty repeats a sample of another rank."""
     write(root, row("a"))
     write(root, *(row(f"v{number}") for number in range(4)), name="val.jsonl")
-    feed = ValidationFeed(root=root, manifest="val.jsonl", batch_size=batch_size)
+    feed = validated_on(root, "val.jsonl", batch_size)
     data = module(pipeline, source(root), validation=feed)
     data.setup("fit")
     loaders = [
@@ -436,7 +446,7 @@ def test_a_resume_draws_the_same_samples_whatever_can_be_decoded_by_then(root, p
         def decode(tasks, on_done):
             def told(index, outcome):
                 failed = tasks[index].path.name in failing
-                on_done(index, Outcome(error="worker died") if failed else outcome)
+                on_done(index, CallResult(error="worker died") if failed else outcome)
 
             decode_all(tasks, told)
 
@@ -461,7 +471,7 @@ def test_a_resume_draws_the_same_samples_whatever_can_be_decoded_by_then(root, p
 def test_a_validation_knows_how_many_samples_it_judges(root, pipeline):
     texts("a", root=root)
     write(root, row("b"), row("bad", ["broken.mp4"]), row("c"), name="validation.jsonl")
-    data = module(pipeline, source(root), validation=ValidationFeed(root=root, manifest="validation.jsonl"))
+    data = module(pipeline, source(root), validation=validated_on(root))
     assert data.num_validated() == 3
     data.setup("fit")
     assert data.num_validated() == 2

@@ -14,8 +14,8 @@ from lightning_mmrl.data.prepared import PreparedSet
 from lightning_mmrl.data.schema import read_manifest
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.prompts.template import PromptTemplate
-from lightning_mmrl.types.media import MediaSettings
-from lightning_mmrl.workers.pool import Outcome
+from lightning_mmrl.settings.data import MediaSettings
+from lightning_mmrl.workers.pool import CallResult
 
 ROWS = [row("a", ["one.mp4"]), row("bad", ["two.mp4"]), row("c", audios=["one.wav"])]
 
@@ -30,7 +30,7 @@ class Decoder:
         def told(index, outcome):
             name = tasks[index].path.name
             self.asked.append(name)
-            on_done(index, Outcome(error="worker died") if name in self.failing else outcome)
+            on_done(index, CallResult(error="worker died") if name in self.failing else outcome)
 
         self._decoder.decode_all(tasks, told)
 
@@ -213,7 +213,7 @@ def test_a_folder_of_another_name_is_decided_anew_and_said_to_be(root, pipeline,
 def test_a_setting_that_is_new_leaves_decisions_as_they_are(root, pipeline, path):
     """Neither the words nor the number of the settings' fields name a use."""
 
-    @dataclass(frozen=True, slots=True, kw_only=True)
+    @dataclass
     class Later(MediaSettings):
         sharpness: int = 1
 

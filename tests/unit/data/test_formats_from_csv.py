@@ -16,7 +16,7 @@ from lightning_mmrl.data.media.examine import Guard
 from lightning_mmrl.data.schema import read_manifest
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.prompts.scanner import scan
-from lightning_mmrl.types.media import MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
 
 TIMES = [index / 10 for index in range(5)]
 GUARD = Guard(settings=MediaSettings(), num_workers=1)

@@ -12,9 +12,9 @@ from lightning_mmrl.data.media import guard
 from lightning_mmrl.data.media.examine import Guard
 from lightning_mmrl.data.media.guard import DecodeTask, GuardedDecoder
 from lightning_mmrl.errors import MediaError
-from lightning_mmrl.types.media import MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
 from lightning_mmrl.types.records import MediaRef
-from lightning_mmrl.workers.pool import Outcome
+from lightning_mmrl.workers.pool import CallResult
 from lightning_mmrl.workers.serving import OVERTIME
 
 HERE = str(Path(__file__).parent)
@@ -81,7 +81,7 @@ def out_of_memory(_):
 def test_a_limit_is_named_by_its_key_and_by_its_option(tasks, monkeypatch):
     with pytest.raises(MediaError, match=r"more than data\.media\.decode_memory_mb, or --memory-mb; .*raise that"):
         guard.within_limits(tasks[0], out_of_memory)
-    pool = SimpleNamespace(map_patiently=lambda _, on_done: on_done(0, Outcome(error=OVERTIME)))
+    pool = SimpleNamespace(map_patiently=lambda _, on_done: on_done(0, CallResult(error=OVERTIME)))
     monkeypatch.setattr(guard, "DeadlinePool", lambda *_, **__: nullcontext(pool))
     outcomes = {}
     GuardedDecoder().decode_all(tasks[:1], outcomes.__setitem__)

@@ -11,7 +11,7 @@ from lightning_mmrl.data.media.examine import held_kinds
 from lightning_mmrl.data.media.guard import DecodeTask
 from lightning_mmrl.data.media.image import decode_image
 from lightning_mmrl.errors import MediaError
-from lightning_mmrl.types.media import MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
 from lightning_mmrl.types.records import MediaRef
 
 

@@ -8,7 +8,8 @@ from lightning_mmrl.data.media import image as module
 from lightning_mmrl.data.media.guard import DecodeTask, GuardedDecoder, decode
 from lightning_mmrl.data.media.image import decode_image
 from lightning_mmrl.errors import MediaError
-from lightning_mmrl.types.media import DecodedImage, MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
+from lightning_mmrl.types.media import DecodedImage
 from lightning_mmrl.types.records import MediaRef
 
 RED, GREEN, BLUE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 0, 0)

@@ -14,7 +14,8 @@ from lightning_mmrl.data.media.guard import DecodeTask, decode
 from lightning_mmrl.data.media.video import decode_video
 from lightning_mmrl.data.synthetic.video_file import write_clip
 from lightning_mmrl.errors import MediaError
-from lightning_mmrl.types.media import DecodedImage, MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
+from lightning_mmrl.types.media import DecodedImage
 from lightning_mmrl.types.records import MediaRef
 
 SETTINGS = MediaSettings(num_frames=4)

@@ -12,7 +12,7 @@ from clips import write_grey, write_wav
 
 from lightning_mmrl.data.media.guard import DecodeTask, GuardedDecoder, decode
 from lightning_mmrl.errors import MediaError
-from lightning_mmrl.types.media import MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
 from lightning_mmrl.types.records import MediaRef
 from lightning_mmrl.workers.serving import Limits
 

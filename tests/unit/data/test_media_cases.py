@@ -10,7 +10,7 @@ from lightning_mmrl.data.media.examine import examine_tracks, held_kinds
 from lightning_mmrl.data.media.guard import DecodeTask, decode
 from lightning_mmrl.data.media.video import decode_video
 from lightning_mmrl.errors import MediaError
-from lightning_mmrl.types.media import MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
 from lightning_mmrl.types.records import MediaRef
 
 CASES = Path(__file__).parents[2] / "cases"

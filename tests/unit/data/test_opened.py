@@ -15,7 +15,7 @@ from lightning_mmrl.data.media.guard import DecodeTask, decode
 from lightning_mmrl.data.media.opened import open_media
 from lightning_mmrl.data.schema import resolve_media
 from lightning_mmrl.errors import MediaError
-from lightning_mmrl.types.media import MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
 from lightning_mmrl.types.records import MediaRef
 
 REF = MediaRef(kind="video", path="a.mp4")

@@ -10,8 +10,9 @@ from lightning_mmrl.data.media.cache import MediaCache
 from lightning_mmrl.data.media.guard import GuardedDecoder
 from lightning_mmrl.data.pipeline import MediaPipeline
 from lightning_mmrl.errors import MediaError
-from lightning_mmrl.types.media import DecodedAudio, MediaSettings
-from lightning_mmrl.workers.pool import Outcome
+from lightning_mmrl.settings.data import MediaSettings
+from lightning_mmrl.types.media import DecodedAudio
+from lightning_mmrl.workers.pool import CallResult
 
 SOUND = DecodedAudio(waveform=np.zeros(160, dtype=np.float32), sample_rate_hz=16_000)
 
@@ -47,17 +48,17 @@ def refused(tmp_path):
     ],
 )
 def test_whatever_the_encoder_raises_names_the_file(refused, path, error, words):
-    found = refused(path, Outcome(value=SOUND), error)
+    found = refused(path, CallResult(value=SOUND), error)
     assert (type(found), str(found)) == (MediaError, f"{path}: {words}")
 
 
 @pytest.mark.parametrize("error", [MemoryError("full"), RuntimeError("cannot allocate memory")])
 def test_a_lack_of_memory_is_raised_as_it_is(refused, error):
-    assert refused("a.wav", Outcome(value=SOUND), error) is error
+    assert refused("a.wav", CallResult(value=SOUND), error) is error
 
 
 @pytest.mark.parametrize("path", ["a.wav", "deadline", "s"])
 @pytest.mark.parametrize("reason", ["{}: cannot be decoded", "cannot be decoded"])
 def test_a_file_that_was_not_decoded_is_named_once(refused, path, reason):
-    found = refused(path, Outcome(error=reason.format(path)))
+    found = refused(path, CallResult(error=reason.format(path)))
     assert (type(found), str(found)) == (MediaError, f"{path}: cannot be decoded")

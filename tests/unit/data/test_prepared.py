@@ -11,7 +11,7 @@ from lightning_mmrl.data.sampler import Draw
 from lightning_mmrl.data.schema import read_manifest
 from lightning_mmrl.errors import DataError, MediaError
 from lightning_mmrl.prompts.template import PromptTemplate
-from lightning_mmrl.types.media import MediaSettings
+from lightning_mmrl.settings.data import MediaSettings, PromptSettings
 
 
 @pytest.fixture
@@ -260,7 +260,7 @@ def test_a_modality_can_be_taken_away(root, pipeline):
 
 
 def test_a_template_and_a_target_reach_the_encoder(root, pipeline):
-    template = PromptTemplate(system="S", suffix=" now", prefill="<think>")
+    template = PromptTemplate(PromptSettings(system="S", suffix=" now", prefill="<think>"))
     dataset = prepared(root, pipeline, row("a", target="<think>ok"), supervised=True, template=template)
     item = dataset[Draw(index=0, serial=0)]
     assert "".join(map(chr, item.prompt["input_ids"])) == "S|Which? now<think>"
@@ -278,7 +278,7 @@ def test_targets_are_ignored_where_nothing_is_learned_from_them(root, pipeline):
         (row("bad"), {"supervised": True}, "sample bad has no assistant turn to learn from"),
         (
             row("bad", target="sad"),
-            {"template": PromptTemplate(prefill="<think>")},
+            {"template": PromptTemplate(PromptSettings(prefill="<think>"))},
             "sample bad: the assistant turn 'sad' does not start",
         ),
         ({"id": "bad", "messages": [{"role": "system", "content": "x"}]}, {}, "sample bad: a prompt has no user turn"),

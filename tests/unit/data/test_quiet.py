@@ -16,7 +16,7 @@ from PIL import Image
 from lightning_mmrl.data.media.guard import DecodeTask, GuardedDecoder, decode
 from lightning_mmrl.data.media.quiet import quietly
 from lightning_mmrl.errors import MediaError
-from lightning_mmrl.types.media import MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
 from lightning_mmrl.types.records import MediaRef
 
 

@@ -12,7 +12,7 @@ from lightning_mmrl.data.media.examine import Guard, fault
 from lightning_mmrl.data.report import by_group, summarize
 from lightning_mmrl.data.schema import scan_manifest
 from lightning_mmrl.errors import ConfigError, DataError
-from lightning_mmrl.types.media import MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
 
 TIMES = [index / 10 for index in range(10)]
 GUARD = Guard(settings=MediaSettings(max_duration_s=5.0), num_workers=1)

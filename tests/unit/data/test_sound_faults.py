@@ -15,7 +15,7 @@ from lightning_mmrl.data.media.guard import DecodeTask
 from lightning_mmrl.data.media.video import decode_video
 from lightning_mmrl.data.synthetic.video_file import write_clip
 from lightning_mmrl.errors import MediaError
-from lightning_mmrl.types.media import MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
 from lightning_mmrl.types.records import MediaRef
 
 TONE = clips.tone(440, 1.0, 16_000)

@@ -10,7 +10,7 @@ from lightning_mmrl.data.media import video
 from lightning_mmrl.data.media.guard import DecodeTask, decode
 from lightning_mmrl.data.synthetic.video_file import write_silent_clip
 from lightning_mmrl.errors import MediaError
-from lightning_mmrl.types.media import MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
 from lightning_mmrl.types.records import MediaRef
 
 EVEN = [index / 10 for index in range(20)]

@@ -7,6 +7,7 @@ from lightning_mmrl.errors import ConfigError, DataError
 from lightning_mmrl.evaluation import intervals
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap, Interval
 from lightning_mmrl.evaluation.records import Prediction
+from lightning_mmrl.settings.run import EvaluationSettings
 
 LABELS = ("angry", "happy", "sad")
 
@@ -40,7 +41,9 @@ def test_all_right_and_all_wrong_have_no_width():
 
 
 def test_the_settings_are_in_the_interval():
-    interval = ClusterBootstrap(num_resamples=50, level=0.9).intervals(drawn(0, 30), LABELS)["war"]
+    interval = ClusterBootstrap(settings=EvaluationSettings(num_resamples=50), level=0.9).intervals(
+        drawn(0, 30), LABELS
+    )["war"]
     assert isinstance(interval, Interval)
     assert (interval.level, interval.num_resamples, interval.unit) == (0.9, 50, "clip")
     assert interval.low < interval.estimate < interval.high
@@ -48,7 +51,7 @@ def test_the_settings_are_in_the_interval():
 
 def test_the_clip_interval_of_accuracy_is_the_binomial_one():
     predictions = drawn(1, 400)
-    interval = ClusterBootstrap(num_resamples=4000).intervals(predictions, LABELS)["war"]
+    interval = ClusterBootstrap(settings=EvaluationSettings(num_resamples=4000)).intervals(predictions, LABELS)["war"]
     p = np.mean([each.truth == each.predicted for each in predictions])
     half = 1.96 * np.sqrt(p * (1 - p) / 400)
     # Monte-Carlo error of a 2.5 % quantile with 4000 resamples is about 0.05 standard errors; accuracy moves by 1/400.
@@ -72,13 +75,21 @@ def test_the_seed_decides():
 
 @pytest.mark.parametrize(("speakers", "unit"), [(None, "clip"), (1, "clip"), (2, "speaker"), (6, "speaker")])
 def test_speakers_are_resampled_if_there_are_several(speakers, unit):
-    assert ClusterBootstrap(num_resamples=10).intervals(drawn(0, 30, speakers=speakers), LABELS)["uar"].unit == unit
+    assert (
+        ClusterBootstrap(settings=EvaluationSettings(num_resamples=10))
+        .intervals(drawn(0, 30, speakers=speakers), LABELS)["uar"]
+        .unit
+        == unit
+    )
 
 
 def test_one_unknown_speaker_means_clips():
     predictions = drawn(0, 30, speakers=5)
     predictions[3] = replace(predictions[3], speaker=None)
-    assert ClusterBootstrap(num_resamples=10).intervals(predictions, LABELS)["uar"].unit == "clip"
+    assert (
+        ClusterBootstrap(settings=EvaluationSettings(num_resamples=10)).intervals(predictions, LABELS)["uar"].unit
+        == "clip"
+    )
 
 
 def test_speakers_of_one_clip_each_equal_clips():
@@ -101,7 +112,7 @@ def test_the_difference_is_candidate_minus_baseline():
     backward = ClusterBootstrap().paired_uar_difference(worse, better, LABELS)
     assert forward.low > 0
     assert [backward.low, backward.high] == pytest.approx([-forward.high, -forward.low], abs=1e-12)
-    single = ClusterBootstrap(num_resamples=1)
+    single = ClusterBootstrap(settings=EvaluationSettings(num_resamples=1))
     estimates = [single.intervals(each, LABELS)["uar"].estimate for each in (better, worse)]
     assert forward.estimate == pytest.approx(estimates[0] - estimates[1], abs=1e-12)
 
@@ -133,7 +144,7 @@ def test_clustered_errors_widen_the_speaker_interval():
 
 def test_different_samples_are_refused():
     full = drawn(0, 10)
-    bootstrap = ClusterBootstrap(num_resamples=10)
+    bootstrap = ClusterBootstrap(settings=EvaluationSettings(num_resamples=10))
     with pytest.raises(DataError, match="clip-9"):
         bootstrap.paired_uar_difference(full, full[:-1], LABELS)
     with pytest.raises(DataError, match="clip-9"):
@@ -162,6 +173,6 @@ def test_settings_out_of_range_are_refused(knob, value):
 
 def test_chunks_do_not_change_the_result(monkeypatch):
     predictions = drawn(10, 50)
-    whole = ClusterBootstrap(num_resamples=97).intervals(predictions, LABELS)
+    whole = ClusterBootstrap(settings=EvaluationSettings(num_resamples=97)).intervals(predictions, LABELS)
     monkeypatch.setattr(intervals, "_MAX_WEIGHTS", 50 * 10)
-    assert ClusterBootstrap(num_resamples=97).intervals(predictions, LABELS) == whole
+    assert ClusterBootstrap(settings=EvaluationSettings(num_resamples=97)).intervals(predictions, LABELS) == whole

@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from lightning_mmrl.errors import ConfigError, StageError
-from lightning_mmrl.models.adapters import AdapterSettings, check_targets, chosen_layers
+from lightning_mmrl.models.adapters import check_targets, chosen_layers
 from lightning_mmrl.models.export import ADAPTER, export_checkpoint, export_policy
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.ranks import Alone
+from lightning_mmrl.settings.model import AdapterSettings
 
 pytestmark = pytest.mark.filterwarnings(
     # peft 0.21 looks for a tokenizer beside the adapter, then on the hub, which is offline.

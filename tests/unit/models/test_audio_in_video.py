@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from lightning_mmrl.data.collate import TEXT_KEYS
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.models.chat import content_parts
 from lightning_mmrl.models.families.qwen2_5_omni import OmniEncoder, OmniThinker
-from lightning_mmrl.models.families.qwen_media import content_parts
 from lightning_mmrl.types.batches import MediaInputs
 from lightning_mmrl.types.records import Message
 

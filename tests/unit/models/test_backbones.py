@@ -97,7 +97,7 @@ def test_a_family_names_one_key_for_each_kind_it_reads(model):
 
 def test_the_decoders_configuration_is_the_one_it_computes_with(model):
     encoder, backbone, _ = model
-    config = backbone.attention_config
+    config = backbone.text_model.config
     assert config is backbone.text_model.layers[0].self_attn.config
     assert config.num_hidden_layers == len(backbone.text_model.layers)
     assert config.hidden_size == encoder.config.get_text_config().hidden_size

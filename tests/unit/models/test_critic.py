@@ -7,8 +7,8 @@ import omni
 import pytest
 import torch
 
-from lightning_mmrl.models.adapters import AdapterSettings
 from lightning_mmrl.models.critic import Critic
+from lightning_mmrl.settings.model import AdapterSettings
 from lightning_mmrl.types.batches import ScoringBatch
 
 

@@ -10,6 +10,7 @@ import torch
 from lightning_mmrl.models import decoding
 from lightning_mmrl.models.decoding import SharedDecoding, StockDecoding, start_decoding
 from lightning_mmrl.models.policy import Policy
+from lightning_mmrl.settings.model import ModelSettings
 
 EXACT = 1e-9
 STEPS = 7
@@ -181,7 +182,7 @@ def test_one_call_serves_prompts_of_similar_length(lengths, groups):
 
 def test_models_that_cannot_share_decode_through_transformers_cache(model, prompts):
     _, policy = model
-    unshared = Policy(policy._backbone, banned_token_ids=[], sharing=False).eval()
+    unshared = Policy(policy._backbone, banned_token_ids=[], settings=ModelSettings(sharing=False)).eval()
     assert isinstance(start_decoding(policy, prompts, 2), SharedDecoding)
     assert isinstance(start_decoding(unshared, prompts, 2), StockDecoding)
 

@@ -10,6 +10,7 @@ import torch
 from lightning_mmrl.errors import MediaError
 from lightning_mmrl.models.encoders import MediaEncoder, tower_fingerprint
 from lightning_mmrl.models.feature_cache import FeatureCache
+from lightning_mmrl.settings.model import FeatureCacheSettings
 
 NAMES = ("qwen2_5_omni", "qwen2_5_vl", "qwen3_vl")
 
@@ -64,7 +65,7 @@ def test_encoded_prompts_run_no_tower_again_in_any_selection(model, runs):
         for kind in alone:
             assert not found[kind].requires_grad
             torch.testing.assert_close(found[kind], alone[kind], rtol=0, atol=1e-9)
-    assert media.encode(ready) is ready
+    assert media.encode(ready).media is ready.media
     assert len(runs) == len(backbone.towers)
 
 
@@ -84,7 +85,7 @@ def test_text_alone_enters_no_tower(model, runs):
     batch = omni.prompts(encoder, ["Which emotion?", "angry"])
     assert media.features(batch) == {}
     ready = media.encode(batch)
-    assert ready.media.features == {}
+    assert ready.media.tensors == {}
     assert media.features(ready.select([1])) == {}
     assert not runs
     assert media.take_counters() == {"tower_prompts": 0, "cache_hits": 0}
@@ -135,14 +136,14 @@ def frozen(model, runs):
 
 
 def cached(backbone, directory):
-    store = FeatureCache(directory, max_bytes=2**30, towers=tower_fingerprint(backbone))
+    store = FeatureCache(FeatureCacheSettings(directory=directory, max_bytes=2**30), towers=tower_fingerprint(backbone))
     return MediaEncoder(backbone, store)
 
 
 def assert_equal(found, wanted):
     assert found.media.counts == wanted.media.counts
-    for kind, rows in wanted.media.features.items():
-        torch.testing.assert_close(found.media.features[kind], rows, rtol=0, atol=1e-9)
+    for kind, rows in wanted.media.tensors.items():
+        torch.testing.assert_close(found.media.tensors[kind], rows, rtol=0, atol=1e-9)
 
 
 def test_what_is_on_disk_enters_no_tower(model, frozen, keyed, runs, tmp_path):
@@ -159,9 +160,9 @@ def test_what_is_on_disk_enters_no_tower(model, frozen, keyed, runs, tmp_path):
     assert_equal(again, MediaEncoder(frozen).encode(chosen))
     scored = second.features(chosen)
     assert second.take_counters()["tower_prompts"] == 0
-    assert all(torch.equal(scored[kind], rows) for kind, rows in again.media.features.items())
-    for kind, rows in ready.media.features.items():
-        assert torch.equal(again.media.features[kind], rows)
+    assert all(torch.equal(scored[kind], rows) for kind, rows in again.media.tensors.items())
+    for kind, rows in ready.media.tensors.items():
+        assert torch.equal(again.media.tensors[kind], rows)
 
 
 def test_only_the_missing_media_enter_a_tower(model, frozen, keyed, tmp_path, monkeypatch):
@@ -180,7 +181,7 @@ def test_only_the_missing_media_enter_a_tower(model, frozen, keyed, tmp_path, mo
     assert all(torch.equal(inputs.tensors[key], wanted.tensors[key]) for key in wanted.tensors)
     assert media.take_counters() == {"tower_prompts": num_owners - num_known, "cache_hits": num_known}
     assert_equal(ready, MediaEncoder(frozen).encode(keyed))
-    assert not any(rows.requires_grad for rows in ready.media.features.values())
+    assert not any(rows.requires_grad for rows in ready.media.tensors.values())
 
 
 def test_media_without_a_key_are_never_stored(model, frozen, keyed, tmp_path):

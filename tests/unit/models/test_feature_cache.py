@@ -14,12 +14,13 @@ from cached_features import PRECISION, ROWS, features, same
 from lightning_mmrl.files import take_missing
 from lightning_mmrl.models import feature_cache
 from lightning_mmrl.models.feature_cache import FeatureCache
+from lightning_mmrl.settings.model import FeatureCacheSettings
 
 LARGE = 2**30
 
 
 def cache(directory, max_bytes=LARGE, towers="towers"):
-    return FeatureCache(directory, max_bytes=max_bytes, towers=towers)
+    return FeatureCache(FeatureCacheSettings(directory=directory, max_bytes=max_bytes), towers=towers)
 
 
 def entries(directory):

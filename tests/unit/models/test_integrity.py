@@ -12,7 +12,7 @@ from lightning_mmrl.errors import MediaError
 from lightning_mmrl.models.encoders import MediaEncoder
 from lightning_mmrl.models.families.qwen2_5_omni import OmniEncoder, OmniThinker
 from lightning_mmrl.models.integrity import check_features, check_targets, checked_rows
-from lightning_mmrl.types.batches import MediaInputs, SftBatch
+from lightning_mmrl.types.batches import SftBatch
 from lightning_mmrl.types.records import Message, Sample
 
 NAMES = ("qwen2_5_omni", "qwen2_5_vl")
@@ -44,10 +44,9 @@ def albums(encoder, *items):
 
 
 def with_media(batch, tensors=None, counts=None):
-    media = MediaInputs(
-        tensors={**batch.media.tensors, **(tensors or {})}, counts={**batch.media.counts, **(counts or {})}
-    )
-    return replace(batch, media=media)
+    media = batch.media
+    changed = {"tensors": {**media.tensors, **(tensors or {})}, "counts": {**media.counts, **(counts or {})}}
+    return replace(batch, media=replace(media, **changed))
 
 
 def without(batch, row):
@@ -55,7 +54,7 @@ def without(batch, row):
     rows = [other for other in range(len(batch.samples)) if other != row]
     kept = batch.media.select(rows)
     counts = {key: (*count[:row], 0, *count[row:]) for key, count in kept.counts.items()}
-    return replace(batch, media=MediaInputs(tensors=kept.tensors, counts=counts))
+    return replace(batch, media=replace(kept, counts=counts, keys=()))
 
 
 def test_rows_are_those_of_each_prompt(model):
@@ -207,15 +206,15 @@ def test_carried_features_are_checked_again(model):
     _, backbone, batch = model
     ready = MediaEncoder(backbone).encode(batch)
     assert checked_rows(backbone, ready) == checked_rows(backbone, batch)
-    rows = ready.media.counts["features.video"]
+    rows = ready.media.counts["video"]
     first, second = [row for row, count in enumerate(rows) if count][:2]
-    short = with_media(ready, {"features.video": ready.media.tensors["features.video"][:-1]})
-    with pytest.raises(MediaError, match=r"^sample p\d: 8 rows of features.video expected but 7 found"):
+    short = with_media(ready, {"video": ready.media.tensors["video"][:-1]})
+    with pytest.raises(MediaError, match=r"^sample p\d: 8 rows of video features expected but 7 found"):
         checked_rows(backbone, short)
     moved = list(rows)
     moved[first], moved[second] = rows[first] - 1, rows[second] + 1
     with pytest.raises(MediaError, match=rf"^sample p{first}: 8 video placeholders but 7 video feature rows"):
-        checked_rows(backbone, with_media(ready, counts={"features.video": tuple(moved)}))
+        checked_rows(backbone, with_media(ready, counts={"video": tuple(moved)}))
     with pytest.raises(MediaError, match=r"^sample p\d: 8 video placeholders but 0 video feature rows"):
         checked_rows(backbone, without(ready, first))
 

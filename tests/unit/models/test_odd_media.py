@@ -1,5 +1,7 @@
 """Media at the edge of what a model can take: thin pictures, short sounds, long prompts."""
 
+from types import SimpleNamespace
+
 import families
 import numpy as np
 import omni
@@ -8,8 +10,10 @@ import torch
 from PIL import Image
 
 from lightning_mmrl.errors import DataError, MediaError
-from lightning_mmrl.models.families import qwen_media
+from lightning_mmrl.models.families.places import next_medium
+from lightning_mmrl.models.families.qwen2_vl import Qwen2VL
 from lightning_mmrl.models.positions import MediaLayout, Span, prompt_positions
+from lightning_mmrl.types.batches import MediaInputs
 from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo
 from lightning_mmrl.types.records import Message
 
@@ -88,15 +92,15 @@ def test_a_medium_without_a_token_has_no_place_in_a_prompt(kinds):
 
 def test_a_place_without_a_medium_and_a_tower_that_returns_too_little_end_in_words(encoders):
     with pytest.raises(MediaError, match="more places for <image> media than media"):
-        qwen_media.taken({"image": iter(())}, "image")
+        next_medium({"image": iter(())}, "image")
 
     class Tower:
         def get_image_features(self, *_, **__):
-            return [torch.zeros(1, 4)]
+            return SimpleNamespace(pooler_output=[torch.zeros(1, 4)])
 
     tensors = {"pixel_values": torch.zeros(8, 4), "image_grid_thw": torch.ones(2, 3, dtype=torch.long)}
     with pytest.raises(MediaError, match="feature rows of 1 media out of 2"):
-        qwen_media.vision_features(Tower(), tensors, lambda output: output)
+        Qwen2VL(Tower()).media_features(MediaInputs(tensors=tensors, counts={}))
 
 
 def test_a_prompt_takes_as_many_positions_as_the_model_has_and_no_more(encoder):

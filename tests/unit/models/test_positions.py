@@ -149,12 +149,12 @@ def test_placeholders_that_are_not_the_medias_are_refused():
         ([None], [picture]),
         (["audio", "audio", *["image"] * 4], [picture, sound]),
     ):
-        with pytest.raises(MediaError, match="are not those of its media"):
+        with pytest.raises(MediaError, match="do not match its media"):
             prompt_positions(kinds, spans)
-    with pytest.raises(MediaError, match="a prompt has placeholders behind its last medium, which ends at token 4"):
+    with pytest.raises(MediaError, match="a prompt has placeholders after its last medium, which ends at token 4"):
         prompt_positions([*["image"] * 4, None, "image"], [picture])
     both, body = interleaved("previous_maximum", 1, 1), ("video", "audio")
     for kinds in ((None, *body, None, None), (None, None, *body, None, None, *body, None, None)):
         # A marker is missing, or one pair of markers stands for two.
-        with pytest.raises(MediaError, match="are not those of its media"):
+        with pytest.raises(MediaError, match="do not match its media"):
             prompt_positions(kinds, [both, both])

@@ -124,7 +124,7 @@ def test_prompts_in_left_padded_rows_equal_the_stock_model(model, prompts):
 
 def test_rows_carry_the_deepstack_layers_and_gradients_reach_them(model, prompts):
     _, backbone = model
-    width, layers = backbone.attention_config.hidden_size, backbone.model.config.vision_config.deepstack_visual_indexes
+    width, layers = backbone.text_model.config.hidden_size, backbone.model.config.vision_config.deepstack_visual_indexes
     features = {kind: rows.detach().requires_grad_() for kind, rows in inputs_of(backbone, prompts[:1]).items()}
     assert {rows.shape[1] for rows in features.values()} == {width * (1 + len(layers))}
     ids = prompts[0]["input_ids"][None]

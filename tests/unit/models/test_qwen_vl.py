@@ -161,8 +161,8 @@ READS = {
 
 @pytest.mark.parametrize("name", sorted(families.FAMILIES))
 def test_a_family_says_its_name_and_what_it_reads_without_a_checkpoint(name):
-    encoder = families.FAMILIES[name].encoder
-    assert (encoder.family, encoder.kinds) == READS[name]
+    declared = families.FAMILIES[name].encoder.declaration
+    assert (declared.name, set(declared.medium_keys)) == READS[name]
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen2_vl"])
@@ -170,7 +170,7 @@ def test_a_vision_language_family_without_parts_of_its_own_is_a_preset(name):
     family = families.FAMILIES[name]
     for part in (family.encoder, family.backbone):
         own = {key for key in vars(part) if not key.startswith("__")}
-        assert own <= {"parts", "family", "tower_layers"}, "what the families do is in one place"
+        assert own <= {"declaration", "tower_layers"}, "what the families do is in one place"
 
 
 @pytest.mark.parametrize("name", sorted(families.FAMILIES))

@@ -4,14 +4,15 @@ import omni
 import pytest
 import torch
 import torch.distributed as dist
+from released_models import unit_parameters
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from lightning_mmrl.models.adapters import AdapterSettings
-from lightning_mmrl.models.parallelize import ROOT, Sharding, unit_parameters
+from lightning_mmrl.models.parallelize import ROOT, Sharding
 from lightning_mmrl.models.reference import Reference
 from lightning_mmrl.protocols.ranks import ALONE
+from lightning_mmrl.settings.model import AdapterSettings
 from lightning_mmrl.types.batches import ScoringBatch
 
 

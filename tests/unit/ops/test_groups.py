@@ -7,9 +7,7 @@ from lightning_mmrl.ops.groups import (
     batch_std,
     constant_groups,
     group_mean,
-    group_signal_fraction,
     group_std,
-    live_groups,
 )
 
 NAN = math.nan
@@ -33,12 +31,6 @@ def test_groups_are_constant_when_equal_or_too_small():
 
 def test_a_valid_nan_is_not_taken_for_a_constant_group():
     assert constant_groups(torch.tensor([[NAN, 1.0]]), torch.ones(1, 2, dtype=torch.bool)).tolist() == [False]
-
-
-def test_a_group_lives_if_any_advantage_is_not_zero():
-    advantages = torch.tensor([[0.0, 0.0], [0.0, -1e-30], [1.0, -1.0], [0.0, 0.0]])
-    assert live_groups(advantages).tolist() == [False, True, True, False]
-    assert group_signal_fraction(advantages).item() == 0.5
 
 
 @pytest.mark.parametrize("num_valid", [0, 1])

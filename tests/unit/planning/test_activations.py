@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from lightning_mmrl.config.schema import TrainerConfig
-from lightning_mmrl.models.adapters import AdapterSettings
 from lightning_mmrl.planning.activations import Precision, kept_per_row
 from lightning_mmrl.planning.shapes import read_shape
+from lightning_mmrl.settings.model import AdapterSettings
+from lightning_mmrl.settings.stage import TrainerSettings
 from lightning_mmrl.types.batches import ScoringBatch
 
 
@@ -105,7 +105,7 @@ def estimated(folder, precision, *, freeze=(), adapter=None):
     found = {}
     for group, stack in read_shape(str(folder)).stacks.items():
         trains = group not in freeze and adapter is None
-        adapted = stack.adapted(adapter.targets) if adapter is not None and group in adapter.groups else ()
+        adapted = stack.adapted(adapter.wanted) if adapter is not None and group in adapter.groups else ()
         rank = adapter.r if adapted else 0
         kept = kept_per_row(stack, precision, trains=trains, adapted=adapted, rank=rank)
         found[group] = kept if trains or adapted or group == "text" else 0
@@ -113,7 +113,7 @@ def estimated(folder, precision, *, freeze=(), adapter=None):
 
 
 def of(dtype, trainer="32-true"):
-    return Precision.of(TrainerConfig(precision=trainer), dtype)
+    return Precision.of(TrainerSettings(precision=trainer), dtype)
 
 
 CASES = {

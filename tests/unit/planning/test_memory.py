@@ -13,7 +13,6 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from lightning_mmrl.config.compose import compose
 from lightning_mmrl.data.collate import EncodedSample, collate_prompts
 from lightning_mmrl.models import decoding
-from lightning_mmrl.models.adapters import AdapterSettings
 from lightning_mmrl.models.critic import Critic
 from lightning_mmrl.models.decoding import start_decoding
 from lightning_mmrl.models.parallelize import Sharding, recompute_activations
@@ -24,6 +23,8 @@ from lightning_mmrl.planning.memory import CONTEXT, Estimate, Lengths, estimate
 from lightning_mmrl.planning.shapes import read_shape
 from lightning_mmrl.protocols.ranks import ALONE
 from lightning_mmrl.rollout.hf import HFEngine
+from lightning_mmrl.settings.algorithm import SamplingSettings
+from lightning_mmrl.settings.model import AdapterSettings
 from lightning_mmrl.types.batches import ScoringBatch
 from lightning_mmrl.types.records import Message, Sample
 
@@ -277,7 +278,9 @@ def test_a_sharded_reference_policy_scores_in_less_than_the_policy_trains_in(tex
 
 def sampled(policy, batch):
     """Bytes alive at most while completions are sampled, of weights alone before."""
-    engine = HFEngine(policy, decode=str, eos_token_ids=[], pad_token_id=0, max_new_tokens=ANSWER)
+    engine = HFEngine(
+        policy, decode=str, eos_token_ids=[], pad_token_id=0, sampling=SamplingSettings(max_new_tokens=ANSWER)
+    )
     with LiveBytes([local(parameter) for parameter in policy.parameters()]) as live:
         engine.generate(batch.prompts, group_size=GROUP, seeds=[list(range(GROUP))] * BATCH)
     return live.peak

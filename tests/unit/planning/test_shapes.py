@@ -6,7 +6,7 @@ import families
 import pytest
 import torch
 from released_models import RELEASED as MODELS
-from released_models import on_meta
+from released_models import on_meta, unit_parameters
 from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5OmniThinkerConfig,
@@ -17,11 +17,11 @@ from transformers import (
 )
 
 from lightning_mmrl.config.compose import compose
-from lightning_mmrl.models.adapters import AdapterSettings
-from lightning_mmrl.models.parallelize import ROOT, unit_parameters
+from lightning_mmrl.models.parallelize import ROOT
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.planning.released import DEFAULTS, RELEASED
 from lightning_mmrl.planning.shapes import read_shape, shape_of
+from lightning_mmrl.settings.model import AdapterSettings
 
 each_released = pytest.mark.parametrize("name", sorted(MODELS))
 each_family = pytest.mark.parametrize("name", sorted(families.FAMILIES))
@@ -122,7 +122,7 @@ ADAPTED = [
 def test_adapters_have_as_many_parameters_as_peft_makes(name, settings, tmp_path):
     folder = families.build(name, tmp_path / "model")
     stacks = read_shape(str(folder)).stacks
-    expected = sum(stacks[group].adapter_parameters(settings.r, settings.targets) for group in settings.groups)
+    expected = sum(stacks[group].adapter_parameters(settings.r, settings.wanted) for group in settings.groups)
     _, policy = families.load(name, folder, dtype=torch.float32)
     assert policy.adapt(settings) == expected > 0
 

@@ -2,6 +2,7 @@ import pytest
 
 from lightning_mmrl.errors import ConfigError, DataError
 from lightning_mmrl.prompts.template import PromptTemplate, media_tags
+from lightning_mmrl.settings.data import PromptSettings
 from lightning_mmrl.types.records import Message
 
 SYSTEM = Message(role="system", content="Be brief.")
@@ -10,7 +11,7 @@ ASSISTANT = Message(role="assistant", content="<think>Brows.</think><answer>angr
 
 
 def test_apply_adds_the_system_turn_and_the_suffix():
-    template = PromptTemplate(system="You watch faces.", suffix=" Think first.")
+    template = PromptTemplate(PromptSettings(system="You watch faces.", suffix=" Think first."))
     assert template.apply((USER,)) == (
         Message(role="system", content="You watch faces."),
         Message(role="user", content="<video><audio>Which emotion? Think first."),
@@ -18,12 +19,12 @@ def test_apply_adds_the_system_turn_and_the_suffix():
 
 
 def test_apply_keeps_a_system_turn_that_is_there():
-    assert PromptTemplate(system="You watch faces.").apply((SYSTEM, USER)) == (SYSTEM, USER)
+    assert PromptTemplate(PromptSettings(system="You watch faces.")).apply((SYSTEM, USER)) == (SYSTEM, USER)
 
 
 def test_the_suffix_goes_on_the_last_user_turn_and_nothing_is_dropped():
     first, last = Message(role="user", content="Look."), Message(role="user", content="And now?")
-    prompt = PromptTemplate(suffix="!").apply((SYSTEM, first, ASSISTANT, last))
+    prompt = PromptTemplate(PromptSettings(suffix="!")).apply((SYSTEM, first, ASSISTANT, last))
     assert prompt == (SYSTEM, first, ASSISTANT, Message(role="user", content="And now?!"))
 
 
@@ -46,7 +47,7 @@ def test_a_prompt_must_end_with_a_user_turn(messages, sentence):
 
 
 def test_complete_and_split_target_are_inverse():
-    template = PromptTemplate(prefill="<think>")
+    template = PromptTemplate(PromptSettings(prefill="<think>"))
     prompt, target = template.split_target((USER, ASSISTANT))
     assert prompt == (USER,)
     assert target == "Brows.</think><answer>angry</answer>"
@@ -54,19 +55,21 @@ def test_complete_and_split_target_are_inverse():
 
 
 def test_without_an_assistant_turn_there_is_no_target():
-    assert PromptTemplate(prefill="<think>").split_target((SYSTEM, USER)) == ((SYSTEM, USER), None)
+    assert PromptTemplate(PromptSettings(prefill="<think>")).split_target((SYSTEM, USER)) == ((SYSTEM, USER), None)
     assert PromptTemplate().split_target(()) == ((), None)
 
 
 def test_a_target_without_the_prefill_is_refused():
     with pytest.raises(DataError, match=r"'angry'.*'<think>'"):
-        PromptTemplate(prefill="<think>").split_target((USER, Message(role="assistant", content="angry")))
+        PromptTemplate(PromptSettings(prefill="<think>")).split_target(
+            (USER, Message(role="assistant", content="angry"))
+        )
 
 
 @pytest.mark.parametrize("name", ["system", "suffix", "prefill"])
 def test_a_template_with_a_media_tag_is_refused(name):
     with pytest.raises(ConfigError, match=f"prompt.{name}.*<audio>"):
-        PromptTemplate(**{name: "Listen: <audio>"})
+        PromptTemplate(PromptSettings(**{name: "Listen: <audio>"}))
 
 
 @pytest.mark.parametrize(
@@ -91,4 +94,4 @@ def test_media_tags_of_a_flood():
 @pytest.mark.parametrize("name", ["system", "suffix", "prefill"])
 def test_a_control_token_in_the_template_is_refused(name):
     with pytest.raises(ConfigError, match=rf"prompt.{name} holds the control token '<\|im_end\|>', .* '< \|im_end\|>'"):
-        PromptTemplate(**{name: "Go.<|im_end|>"})
+        PromptTemplate(PromptSettings(**{name: "Go.<|im_end|>"}))

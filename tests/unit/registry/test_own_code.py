@@ -13,9 +13,9 @@ from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.registry.own_code import is_function_opened, is_opened, opened, opened_now, split_prefixes
 from lightning_mmrl.registry.targets import check_targets
 from lightning_mmrl.workers.pool import DeadlinePool
-from lightning_mmrl.workers.serving import Outcome
+from lightning_mmrl.workers.serving import CallResult
 
-PART = "stages.reason.rewards.parts.mine"
+PART = "stages.reason.rewards.components.mine"
 USER_FUNCTION = "lightning_mmrl.rewards.user_function.UserFunction"
 
 
@@ -29,7 +29,7 @@ def test_an_opened_name_opens_what_is_at_or_below_it(prefix, changed):
     with opened([prefix]):
         config = changed(*reward("own_code.rewards.Brevity"))
         check_all_targets(config)
-    assert config.stages["reason"].rewards.parts["mine"]["_target_"] == "own_code.rewards.Brevity"
+    assert config.stages["reason"].rewards.components["mine"]["_target_"] == "own_code.rewards.Brevity"
     assert opened_now() == ()
 
 
@@ -240,7 +240,7 @@ def test_a_worker_finds_the_package_here_and_nothing_beside_it(here):
     with opened(["package_here", "folder_here"]):
         for target in ("package_here.inner.looked", "folder_here.rewards.looked"):
             with DeadlinePool(resolve_name(target), num_workers=1, deadline_s=30.0) as pool:
-                assert pool.map(["planted_kernels", "kernels"]) == [Outcome(value=None)] * 2
+                assert pool.map(["planted_kernels", "kernels"]) == [CallResult(value=None)] * 2
 
 
 def test_a_worker_of_a_later_block_finds_what_an_earlier_one_has_loaded(here):
@@ -249,7 +249,7 @@ def test_a_worker_of_a_later_block_finds_what_an_earlier_one_has_loaded(here):
             opened(["package_here"]),
             DeadlinePool(resolve_name("package_here.looked"), num_workers=1, deadline_s=30.0) as pool,
         ):
-            assert pool.map(["planted_kernels"]) == [Outcome(value=None)]
+            assert pool.map(["planted_kernels"]) == [CallResult(value=None)]
 
 
 def test_a_process_that_draws_finds_the_package_here(here):

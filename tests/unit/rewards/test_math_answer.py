@@ -7,6 +7,7 @@ from lightning_mmrl.protocols.plain import RewardFn
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.math_answer import MathAnswer
 from lightning_mmrl.rewards.pool import RewardPool
+from lightning_mmrl.settings.algorithm import RewardSettings
 from lightning_mmrl.types.records import Completion, Sample
 
 
@@ -98,8 +99,10 @@ def test_a_solution_that_is_no_mathematics_is_an_error(solution):
 @pytest.mark.slow
 def test_an_answer_that_overruns_is_invalid_and_costs_only_itself():
     tower = "9^{9^{9^{9^9}}}"
-    reward = WeightedReward(parts={"math": MathAnswer(timeout_s=1)}, weights={"math": 1.0})
-    with RewardPool(reward, num_workers=1, deadline_s=20.0) as pool:
+    reward = WeightedReward(
+        components={"math": MathAnswer(timeout_s=1)}, settings=RewardSettings(weights={"math": 1.0})
+    )
+    with RewardPool(reward, RewardSettings(num_workers=1, deadline_s=20.0)) as pool:
         started = time.monotonic()
         [scores] = pool.score([posed("10")], [[answered(tower), answered("10"), answered("9")]])
         assert time.monotonic() - started < 20.0

@@ -20,6 +20,8 @@ from lightning_mmrl.rewards.repetition import Repetition
 from lightning_mmrl.rewards.soft_overlong import SoftOverlong
 from lightning_mmrl.rewards.think_answer_format import ThinkAnswerFormat
 from lightning_mmrl.rewards.token_length import TokenLength
+from lightning_mmrl.settings.algorithm import RewardSettings
+from lightning_mmrl.settings.data import PromptSettings
 from lightning_mmrl.types.records import Completion, Message, Sample
 
 LABELS = ("angry", "fear", "sad", "happy")
@@ -101,14 +103,16 @@ def test_hard_format_result_hides_neither_a_broken_solution_nor_nan():
 @pytest.mark.parametrize("answer", ["seven", "calm", "red car"])
 def test_a_solution_that_cannot_be_read_is_counted_under_the_rewards_name_and_pays_nothing(part, solution, answer):
     """MM-EUREKA and LMM-R1 pay 1.0 there."""
-    score = WeightedReward(parts={"right": part}, weights={"right": 1.0}).score(posed(solution), answered(answer))
+    score = WeightedReward(components={"right": part}, settings=RewardSettings(weights={"right": 1.0})).score(
+        posed(solution), answered(answer)
+    )
     assert (score.valid, score.total, score.failed, score.components) == (False, 0.0, "right", {})
     assert score.reason.startswith("right: sample 'clip-7' has the solution")
 
 
 def test_a_prefilled_tag_belongs_to_the_completion():
     """VisualThinker-R1-Zero's base-model template ends with <think>, which the model then does not write again."""
-    template = PromptTemplate(prefill="<think>")
+    template = PromptTemplate(PromptSettings(prefill="<think>"))
     sampled = "Lowered brows.</think><answer>sad</answer>"
     assert ThinkAnswerFormat()(posed("sad"), completion(template.complete(sampled))) == 1.0
     assert LenientFormat()(posed("sad"), completion(template.complete(sampled))) == 1.0

@@ -16,6 +16,7 @@ from lightning_mmrl.errors import ConfigError, RewardError
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.pool import InlineRewards, RewardPool
 from lightning_mmrl.rewards.think_answer_format import ThinkAnswerFormat
+from lightning_mmrl.settings.algorithm import RewardSettings
 from lightning_mmrl.types.records import Completion, Sample
 
 HERE = Path(__file__).parent
@@ -34,7 +35,7 @@ def hostile():
 
 @pytest.fixture(scope="module")
 def pool(hostile):
-    with RewardPool(hostile.Obedient(), num_workers=2, deadline_s=1.0, batch_budget_s=30.0) as pool:
+    with RewardPool(hostile.Obedient(), RewardSettings(num_workers=2, deadline_s=1.0, batch_budget_s=30.0)) as pool:
         yield pool
 
 
@@ -89,9 +90,12 @@ def test_a_failing_item_is_invalid_and_harms_no_other(pool, text, reason):
 @pytest.fixture(scope="module")
 def limited(hostile):
     reward = WeightedReward(
-        parts={"fine": hostile.fine, "odd": hostile.Misbehaves()}, weights={"fine": 1.0, "odd": 1.0}
+        components={"fine": hostile.fine, "odd": hostile.Misbehaves()},
+        settings=RewardSettings(weights={"fine": 1.0, "odd": 1.0}),
     )
-    with RewardPool(reward, num_workers=1, deadline_s=3.0, soft_deadline_s=1.0, memory_limit_mb=500) as pool:
+    with RewardPool(
+        reward, RewardSettings(num_workers=1, deadline_s=3.0, soft_deadline_s=1.0, memory_limit_mb=500)
+    ) as pool:
         yield pool
 
 
@@ -117,8 +121,10 @@ def test_a_part_that_fails_costs_its_item_alone_and_is_named(limited, text, reas
 @pytest.mark.parametrize("text", ["gigabytes", "grow"])
 def test_memory_costs_its_item_alone(hostile, text):
     """With time to take it: on a busy machine growing takes longer than a second."""
-    reward = WeightedReward(parts={"odd": hostile.Misbehaves()}, weights={"odd": 1.0})
-    with RewardPool(reward, num_workers=1, deadline_s=40.0, soft_deadline_s=30.0, memory_limit_mb=500) as pool:
+    reward = WeightedReward(components={"odd": hostile.Misbehaves()}, settings=RewardSettings(weights={"odd": 1.0}))
+    with RewardPool(
+        reward, RewardSettings(num_workers=1, deadline_s=40.0, soft_deadline_s=30.0, memory_limit_mb=500)
+    ) as pool:
         before, bad, after = score(pool, "good", text, "good")
     assert (bad.valid, bad.total, bad.failed, bad.reason) == (False, 0.0, "odd", "odd: memory limit exceeded")
     assert before.valid
@@ -146,8 +152,10 @@ def test_a_soft_deadline_costs_no_process_and_a_hard_one_does(limited):
 @pytest.mark.slow
 def test_without_a_memory_limit_memory_is_free(hostile):
     """Or the test above would pass on a machine that has no memory."""
-    reward = WeightedReward(parts={"odd": hostile.Misbehaves()}, weights={"odd": 1.0})
-    with RewardPool(reward, num_workers=1, deadline_s=50.0) as pool:  # a busy machine takes its time for 4 GB
+    reward = WeightedReward(components={"odd": hostile.Misbehaves()}, settings=RewardSettings(weights={"odd": 1.0}))
+    with RewardPool(
+        reward, RewardSettings(num_workers=1, deadline_s=50.0)
+    ) as pool:  # a busy machine takes its time for 4 GB
         assert score(pool, "gigabytes")[0].total == 4e9
 
 
@@ -156,7 +164,7 @@ def test_an_exception_that_cannot_be_pickled_is_a_reason(pool):
 
 
 def test_the_pool_has_full_strength_after_failures(hostile, tmp_path):
-    with RewardPool(hostile.Obedient(), num_workers=2, deadline_s=10.0) as pool:
+    with RewardPool(hostile.Obedient(), RewardSettings(num_workers=2, deadline_s=10.0)) as pool:
         assert not any(each.valid for each in score(pool, "exit 3", "suicide", "exit 3"))
         assert all(
             each.valid for each in score(pool, f"meet {tmp_path}/1 {tmp_path}/2", f"meet {tmp_path}/2 {tmp_path}/1")
@@ -164,7 +172,7 @@ def test_the_pool_has_full_strength_after_failures(hostile, tmp_path):
 
 
 def test_a_worker_that_cannot_be_replaced_closes_the_pool(hostile):
-    with RewardPool(hostile.Obedient(), num_workers=1) as pool:
+    with RewardPool(hostile.Obedient(), RewardSettings(num_workers=1)) as pool:
         start = pool._pool._new_worker
         pool._pool._new_worker = partial(start.func, pickle.dumps(hostile.FailsToLoad()), *start.args[1:])
         with pytest.raises(RewardError, match="no weights"):
@@ -206,7 +214,7 @@ def test_a_worker_that_died_while_idle_costs_nothing(pool):
 
 
 def test_a_worker_that_something_else_kills_costs_no_score(hostile):
-    with RewardPool(hostile.Obedient(), num_workers=1, deadline_s=20.0) as pool:
+    with RewardPool(hostile.Obedient(), RewardSettings(num_workers=1, deadline_s=20.0)) as pool:
         [worker] = pool._pool._workers
         killer = threading.Timer(0.3, os.kill, (worker.process.pid, signal.SIGKILL))
         killer.start()
@@ -227,12 +235,12 @@ def test_what_a_verifier_started_dies_with_its_worker(pool, tmp_path):
 
 def test_results_do_not_depend_on_the_number_of_workers(hostile, pool):
     texts = [f"give {index}" for index in range(20)] + ["fail x", "exit 3", "nothing"] + ["give 7"] * 5
-    with RewardPool(hostile.Obedient(), num_workers=1, deadline_s=5.0) as single:
+    with RewardPool(hostile.Obedient(), RewardSettings(num_workers=1, deadline_s=5.0)) as single:
         assert score(single, *texts) == score(pool, *texts)
 
 
 def test_the_batch_budget_bounds_a_call(hostile):
-    with RewardPool(hostile.Obedient(), num_workers=1, deadline_s=30.0, batch_budget_s=0.6) as pool:
+    with RewardPool(hostile.Obedient(), RewardSettings(num_workers=1, deadline_s=30.0, batch_budget_s=0.6)) as pool:
         start = time.monotonic()
         scores = score(pool, "give 1", "sleep 60", "give 2")
         assert time.monotonic() - start < 10
@@ -244,7 +252,7 @@ def test_the_batch_budget_bounds_a_call(hostile):
 
 def test_close_leaves_no_process_and_ends_scoring(hostile):
     before = worker_pids()
-    pool = RewardPool(hostile.Obedient(), num_workers=2, deadline_s=0.3)
+    pool = RewardPool(hostile.Obedient(), RewardSettings(num_workers=2, deadline_s=0.3))
     score(pool, "spin", "spin")
     ours = worker_pids() - before
     assert len(ours) == 2
@@ -263,9 +271,10 @@ def test_a_killed_run_takes_its_busy_workers_along(tmp_path):
         sys.path[:0] = [{str(HERE)!r}]
         from hostile_rewards import Obedient
         from lightning_mmrl.rewards.pool import RewardPool
+        from lightning_mmrl.settings.algorithm import RewardSettings
         from lightning_mmrl.types.records import Completion, Sample
         if __name__ == "__main__":
-            pool = RewardPool(Obedient(), num_workers=1, deadline_s=60.0)
+            pool = RewardPool(Obedient(), RewardSettings(num_workers=1, deadline_s=60.0))
             print(pool._pool._workers[0].process.pid, flush=True)
             pool.score([Sample(id="a", messages=())], [[Completion(text="spin", num_tokens=1, truncated=False)]])
         """)
@@ -285,7 +294,12 @@ def test_a_killed_run_takes_its_busy_workers_along(tmp_path):
 
 def test_a_reward_that_cannot_be_pickled_is_refused():
     with pytest.raises(ConfigError, match="importable"):
-        RewardPool(WeightedReward(parts={"a": lambda sample, completion: 1.0}, weights={"a": 1.0}))
+        RewardPool(
+            WeightedReward(
+                components={"a": lambda sample, completion: 1.0}, settings=RewardSettings(weights={"a": 1.0})
+            ),
+            RewardSettings(num_workers=2),
+        )
 
 
 @pytest.mark.parametrize(
@@ -299,14 +313,14 @@ def test_a_reward_that_cannot_be_pickled_is_refused():
 def test_a_reward_that_cannot_be_loaded_is_an_error_at_once(hostile, name, sentence):
     before = worker_pids()
     with pytest.raises(RewardError, match=sentence):
-        RewardPool(getattr(hostile, name)(), num_workers=2)
+        RewardPool(getattr(hostile, name)(), RewardSettings(num_workers=2))
     assert worker_pids() <= before
 
 
 @pytest.mark.parametrize("knob", ["num_workers", "deadline_s", "soft_deadline_s", "batch_budget_s", "memory_limit_mb"])
 def test_numbers_out_of_range_are_refused(hostile, knob):
-    with pytest.raises(ConfigError, match=f"rewards.pool.{knob} is 0"):
-        RewardPool(hostile.Obedient(), **{knob: 0})
+    with pytest.raises(ConfigError, match=rf"rewards\.{knob} is 0"):
+        RewardPool(hostile.Obedient(), RewardSettings(**{knob: 0}))
 
 
 def test_inline_rewards_score_like_the_pool(hostile, pool):
@@ -319,8 +333,10 @@ def test_inline_rewards_score_like_the_pool(hostile, pool):
 
 
 def test_the_shipped_rewards_run_in_workers():
-    reward = WeightedReward(parts={"format": ThinkAnswerFormat()}, weights={"format": 0.5})
-    with RewardPool(reward, num_workers=1) as pool:
+    reward = WeightedReward(
+        components={"format": ThinkAnswerFormat()}, settings=RewardSettings(weights={"format": 0.5})
+    )
+    with RewardPool(reward, RewardSettings(num_workers=1)) as pool:
         good, bad = score(pool, "<think>a</think><answer>b</answer>", "b")
     assert (good.total, bad.total) == (0.5, 0.0)
     assert good.valid

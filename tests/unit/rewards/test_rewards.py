@@ -11,6 +11,7 @@ from lightning_mmrl.protocols.plain import RewardFn
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.label_answer import LabelAnswer
 from lightning_mmrl.rewards.think_answer_format import ThinkAnswerFormat
+from lightning_mmrl.settings.algorithm import RewardSettings
 from lightning_mmrl.types.records import Completion, Sample
 
 LABELS = ("angry", "happy", "sad")
@@ -107,8 +108,8 @@ def test_own_synonyms():
 
 def test_total_is_the_weighted_sum_and_components_are_raw():
     reward = WeightedReward(
-        parts={"label": constant(1), "format": constant(np.float32(0.5)), "extra": constant(True)},
-        weights={"label": 2.0, "format": -1.0, "extra": 0},
+        components={"label": constant(1), "format": constant(np.float32(0.5)), "extra": constant(True)},
+        settings=RewardSettings(weights={"label": 2.0, "format": -1.0, "extra": 0}),
     )
     score = reward.score(ANGRY, answered("angry"))
     assert score.total == 1.5
@@ -118,13 +119,17 @@ def test_total_is_the_weighted_sum_and_components_are_raw():
 
 
 def test_parts_that_do_not_apply_are_left_out():
-    reward = WeightedReward(parts={"a": constant(None), "b": constant(0.5)}, weights={"a": 1.0, "b": 1.0})
+    reward = WeightedReward(
+        components={"a": constant(None), "b": constant(0.5)}, settings=RewardSettings(weights={"a": 1.0, "b": 1.0})
+    )
     score = reward.score(ANGRY, answered("angry"))
     assert (score.total, score.components, score.valid) == (0.5, {"b": 0.5}, True)
 
 
 def test_nothing_applies():
-    score = WeightedReward(parts={"a": constant(None)}, weights={"a": 1.0}).score(ANGRY, answered("angry"))
+    score = WeightedReward(components={"a": constant(None)}, settings=RewardSettings(weights={"a": 1.0})).score(
+        ANGRY, answered("angry")
+    )
     assert (score.valid, score.reason) == (False, "no reward applies")
 
 
@@ -140,20 +145,24 @@ def test_nothing_applies():
     ],
 )
 def test_a_failed_part_makes_the_score_invalid_with_its_name(part, reason):
-    reward = WeightedReward(parts={"a": constant(1.0), "b": part}, weights={"a": 1.0, "b": 0.0})
+    reward = WeightedReward(
+        components={"a": constant(1.0), "b": part}, settings=RewardSettings(weights={"a": 1.0, "b": 0.0})
+    )
     score = reward.score(ANGRY, answered("angry"))
     assert (score.valid, score.reason, score.total) == (False, reason, 0.0)
 
 
 def test_only_exceptions_are_caught():
     with pytest.raises(KeyboardInterrupt):
-        WeightedReward(parts={"a": raising(KeyboardInterrupt())}, weights={"a": 1.0}).score(ANGRY, answered("angry"))
+        WeightedReward(
+            components={"a": raising(KeyboardInterrupt())}, settings=RewardSettings(weights={"a": 1.0})
+        ).score(ANGRY, answered("angry"))
 
 
 @pytest.mark.parametrize(
     ("parts", "weights", "sentence"),
     [
-        ({}, {}, "rewards.parts is empty"),
+        ({}, {}, "rewards.components is empty"),
         ({"label": constant(1)}, {}, "rewards.weights.label is missing"),
         ({"label": constant(1)}, {"label": 1.0, "lable": 1.0}, "rewards.weights.lable.*did you mean 'label'"),
         ({"label": constant(1)}, {"label": math.inf}, "rewards.weights.label is inf"),
@@ -162,13 +171,13 @@ def test_only_exceptions_are_caught():
 )
 def test_wrong_weights_are_refused(parts, weights, sentence):
     with pytest.raises(ConfigError, match=sentence):
-        WeightedReward(parts=parts, weights=weights)
+        WeightedReward(components=parts, settings=RewardSettings(weights=weights))
 
 
 def test_rewards_survive_pickling():
     reward = WeightedReward(
-        parts={"label": LabelAnswer(labels=LABELS), "format": ThinkAnswerFormat()},
-        weights={"label": 1.0, "format": 1.0},
+        components={"label": LabelAnswer(labels=LABELS), "format": ThinkAnswerFormat()},
+        settings=RewardSettings(weights={"label": 1.0, "format": 1.0}),
     )
     assert pickle.loads(pickle.dumps(reward)).score(ANGRY, answered("anger")).total == 2.0
 

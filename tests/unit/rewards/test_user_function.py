@@ -7,6 +7,7 @@ from lightning_mmrl.protocols.plain import RewardFn
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.pool import InlineRewards, RewardPool
 from lightning_mmrl.rewards.user_function import UserFunction
+from lightning_mmrl.settings.algorithm import RewardSettings
 from lightning_mmrl.types.records import Completion, Sample
 
 FILE = """
@@ -81,10 +82,10 @@ def test_a_file_is_loaded_once(tmp_path):
 @pytest.mark.timeout(120)
 def test_it_runs_in_processes(file):
     reward = WeightedReward(
-        parts={"brevity": UserFunction(function=f"{file}:brevity"), "bad": UserFunction(function=f"{file}:fails")},
-        weights={"brevity": 1.0, "bad": 1.0},
+        components={"brevity": UserFunction(function=f"{file}:brevity"), "bad": UserFunction(function=f"{file}:fails")},
+        settings=RewardSettings(weights={"brevity": 1.0, "bad": 1.0}),
     )
-    with RewardPool(reward, num_workers=1) as pool:
+    with RewardPool(reward, RewardSettings(num_workers=1)) as pool:
         [[score]] = pool.score([SAMPLE], [[TEXT]])
     assert (score.valid, score.failed, score.components) == (False, "bad", {"brevity": 0.25})
     assert score.reason == f"bad: {file}:fails raised KeyError: 'missing' ({file} line 11)"
@@ -99,14 +100,19 @@ def test_a_function_that_exits_fails_its_completion_alone(file):
     function = f"{file}:leaves"
     with pytest.raises(RewardError, match=r"mine.py:leaves raised SystemExit: 3 \(.*mine.py line 14\)"):
         UserFunction(function=function)(SAMPLE, TEXT)
-    reward = WeightedReward(parts={"mine": UserFunction(function=function)}, weights={"mine": 1.0})
+    reward = WeightedReward(
+        components={"mine": UserFunction(function=function)}, settings=RewardSettings(weights={"mine": 1.0})
+    )
     [[score]] = InlineRewards(reward).score([SAMPLE], [[TEXT]])
     assert (score.valid, score.failed) == (False, "mine")
     assert score.reason == f"mine: {function} raised SystemExit: 3 ({file} line 14)"
 
 
 def test_an_interrupt_passes_through_it(file):
-    reward = WeightedReward(parts={"mine": UserFunction(function=f"{file}:is_interrupted")}, weights={"mine": 1.0})
+    reward = WeightedReward(
+        components={"mine": UserFunction(function=f"{file}:is_interrupted")},
+        settings=RewardSettings(weights={"mine": 1.0}),
+    )
     with pytest.raises(KeyboardInterrupt):
         InlineRewards(reward).score([SAMPLE], [[TEXT]])
 

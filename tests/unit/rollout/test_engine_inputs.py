@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lightning_mmrl.errors import RolloutError
-from lightning_mmrl.models.families.qwen_media import AUDIO_FEATURES, AUDIO_MASK, VIDEO_GRID, VIDEO_PIXELS
+from lightning_mmrl.models.families.media_keys import AUDIO_FEATURES, AUDIO_MASK, VIDEO_GRID, VIDEO_PIXELS
 from lightning_mmrl.rollout.engine_inputs import EnginePrompt, MediaSpan, engine_prompts, without_gaps
 from lightning_mmrl.types.batches import MediaInputs
 

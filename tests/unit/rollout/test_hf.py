@@ -5,7 +5,7 @@ import omni
 import pytest
 import torch
 
-from lightning_mmrl.errors import RolloutError
+from lightning_mmrl.errors import ConfigError, RolloutError
 from lightning_mmrl.rollout.sampling import group_seeds
 from lightning_mmrl.types.batches import ScoringBatch
 
@@ -200,7 +200,7 @@ def test_logprobs_of_a_nucleus_are_of_what_it_leaves(model):
 
 @pytest.mark.parametrize("top_p", [0.0, -0.1, 1.1, float("nan")])
 def test_a_nucleus_without_or_beyond_all_tokens_is_refused(model, top_p):
-    with pytest.raises(ValueError, match=r"top_p is .*; it must be above 0 and at most 1"):
+    with pytest.raises(ConfigError, match=r"top_p is .*; it must be above 0 and at most 1"):
         engine(model, top_p=top_p)
 
 
@@ -225,7 +225,7 @@ def test_the_version_is_the_last_push(model):
     running = engine(model)
     running.load_weights(policy, 7)
     rollout = running.generate(omni.prompts(encoder, ["angry"]), group_size=1, seeds=[[0]])
-    assert rollout.policy_version == 7
+    assert rollout.policy_version.tolist() == [7] * len(rollout.completions)
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.9])

@@ -19,7 +19,7 @@ from lightning_mmrl.rollout.vllm.client import Client, KeyRefusedError, TooLateE
 from lightning_mmrl.rollout.vllm.host import SamplingRequest
 from lightning_mmrl.rollout.vllm.keys import VARIABLE, Key
 from lightning_mmrl.rollout.vllm.settings import VLLMServer
-from lightning_mmrl.rollout.vllm.transfer import Walk
+from lightning_mmrl.rollout.weights import WeightStream
 
 KEY = "mmrl-the-key-of-these-tests"
 WEIGHTS = {"a": torch.zeros(2), "b": torch.ones(3)}
@@ -28,7 +28,7 @@ WEIGHTS = {"a": torch.zeros(2), "b": torch.ones(3)}
 class Weights:
     """A policy's weights, as far as the product knows them."""
 
-    def walk(self):
+    def items(self):
         return iter(WEIGHTS.items())
 
 
@@ -124,7 +124,7 @@ def connected(script, monkeypatch):
             **{"timeout_s": 5.0, "restart_s": 5.0} | limits,
         )
         encoder = SimpleNamespace(config=SimpleNamespace(), media_kinds=frozenset())
-        hosts.append(product.ServerHost(node, encoder, lambda: hosts[-1].push(Weights(), 1)))
+        hosts.append(product.ServerHost(node, encoder))
         return hosts[-1]
 
     yield connect
@@ -145,7 +145,7 @@ def sample(host, *requests):
 
 def test_completions_come_in_the_order_of_their_seeds(script, connected):
     host = connected()
-    assert host.push(Weights(), 1) == len(WEIGHTS)
+    host.push(Weights(), 1)
     assert sample(host, request(5, 6, 7), request(None, None)) == [[[0], [1], [2]], [[0], [0]]]
     assert script.asked.count(product.GENERATE) == 3  # greedy ones come one by one
 
@@ -169,6 +169,7 @@ def test_a_restarted_server_gets_the_weights_again(script, connected):
     script.version = "default"
     assert sample(host, request(1)) == [[[0]]]
     assert script.asked.count("/collective_rpc") == 4
+    assert host.num_restores == 1
 
 
 def test_weights_that_the_server_does_not_see_are_named_so(script, connected):
@@ -266,12 +267,12 @@ def test_an_exchange_folder_that_cannot_be_written_is_named(tmp_path, connected)
         host.push(Weights(), 1)
 
 
-def test_a_walk_goes_on_where_it_was_left():
-    walk = Walk(Weights())
-    assert next(iter(walk))[0] == "a"
-    walk.finish()
-    assert walk.num_read == len(WEIGHTS)
-    assert list(walk) == []
+def test_a_stream_goes_on_where_it_was_left():
+    stream = WeightStream(Weights())
+    assert next(iter(stream))[0] == "a"
+    stream.finish()
+    assert stream.num_read == len(WEIGHTS)
+    assert list(stream) == []
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from lightning_mmrl.errors import RolloutError
 from lightning_mmrl.evaluation.records import Prediction
 from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.protocols.ranks import Alone
-from lightning_mmrl.stages.answers import Examiner, Validation, all_predictions
+from lightning_mmrl.stages.answers import AnswerEvaluator, Validation, all_predictions
 from lightning_mmrl.types.records import Completion, Sample
 
 LABELS = ("angry", "sad")
@@ -55,15 +55,15 @@ def test_repeated_samples_count_once_and_the_order_is_that_of_the_manifest():
 
 def test_all_ranks_get_the_metrics_of_one_process():
     rows, judged = shares(13, 6)
-    examiner = Examiner(engine=None, matcher=LabelMatcher(labels=LABELS))  # type: ignore[arg-type]
-    alone = Validation(examiner)
+    evaluator = AnswerEvaluator(engine=None, matcher=LabelMatcher(labels=LABELS))  # type: ignore[arg-type]
+    alone = Validation(evaluator)
     alone._judged = [rows]
     expected = alone.finish()
     for rank in range(3):
-        validation = Validation(examiner, Three(judged))
+        validation = Validation(evaluator, Three(judged))
         validation._judged = judged[rank]
         assert validation.finish() == expected
-    repeated = examiner.new_metrics()
+    repeated = evaluator.new_metrics()
     repeated.update([each for share in judged for batch in share for each in batch])
     assert repeated.compute() != expected
 
@@ -92,7 +92,7 @@ class Engine:
 
 
 class Prompts:
-    """A batch as far as the examiner looks at it."""
+    """A batch as far as the evaluator looks at it."""
 
     samples = (Sample(id="s1", messages=(), solution="sad"),)
 
@@ -106,17 +106,17 @@ def test_an_answer_that_is_not_finite_on_one_rank_ends_the_walk_of_all(own, othe
     passed = []
 
     @contextmanager
-    def apart():
+    def rank_local():
         yield
         passed.append("safe point")
 
-    examiner = Examiner(engine=Engine(own), matcher=LabelMatcher(labels=LABELS), apart=apart)  # type: ignore[arg-type]
+    evaluator = AnswerEvaluator(engine=Engine(own), matcher=LabelMatcher(labels=LABELS), rank_local=rank_local)  # type: ignore[arg-type]
     with pytest.raises(RolloutError, match="no finite probabilities for sample s1"):
-        Validation(examiner, OfTwo(other)).step(Prompts())  # type: ignore[arg-type]
+        Validation(evaluator, OfTwo(other)).step(Prompts())  # type: ignore[arg-type]
     assert passed == ["safe point"]
 
 
 def test_ranks_that_all_have_their_answers_go_on():
-    examiner = Examiner(engine=Engine(), matcher=LabelMatcher(labels=LABELS))  # type: ignore[arg-type]
-    (found,) = examiner.examine(Prompts(), OfTwo(None))  # type: ignore[arg-type]
+    evaluator = AnswerEvaluator(engine=Engine(), matcher=LabelMatcher(labels=LABELS))  # type: ignore[arg-type]
+    (found,) = evaluator.evaluate(Prompts(), OfTwo(None))  # type: ignore[arg-type]
     assert found.predicted == "sad"

@@ -7,6 +7,7 @@ import torch
 
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.protocols.ranks import Alone
+from lightning_mmrl.settings.stage import StageSettings
 from lightning_mmrl.stages.bad_steps import FILE, BadSteps, NotFiniteError
 from lightning_mmrl.stages.context import StageContext
 from lightning_mmrl.types.records import Sample
@@ -22,7 +23,7 @@ class OfTwo(Alone):
     def __init__(self, flags, ids=("c",), weights=()):
         self.flags, self.other = flags, [list(ids), list(weights)]
 
-    def either(self, flags):
+    def any(self, flags):
         return [mine or theirs for mine, theirs in zip(flags, self.flags, strict=True)]
 
     def gather(self, item):
@@ -33,10 +34,9 @@ def bad_steps(folder, *, weights=None, ranks=None, num_steps=100, max_bad_steps=
     said = []
     context = StageContext(
         name="reason",
-        num_steps=num_steps,
+        settings=StageSettings(num_steps=num_steps, max_bad_steps=max_bad_steps),
         seed=0,
         directory=folder,
-        max_bad_steps=max_bad_steps,
         say=said.append,
         **({"ranks": ranks} if ranks else {}),
     )

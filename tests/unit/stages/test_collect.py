@@ -6,6 +6,7 @@ from functools import partial
 import omni
 import pytest
 import torch
+from algorithms import algorithm_of
 from torch.utils.data import DataLoader
 
 from lightning_mmrl.algorithms.advantages.group_normalized import GroupNormalized
@@ -18,17 +19,17 @@ from lightning_mmrl.data.collate import collate_prompts
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.pool import InlineRewards
 from lightning_mmrl.rollout.scripted import ScriptedEngine
-from lightning_mmrl.stages.algorithm import Algorithm
-from lightning_mmrl.stages.collect import Collector, Sampling
+from lightning_mmrl.settings.algorithm import AlgorithmSettings, RewardSettings, UpdateSettings
+from lightning_mmrl.settings.stage import StageSettings, TrainerSettings
+from lightning_mmrl.stages.collect import Collector
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
+from lightning_mmrl.stages.experience import Experience
 from lightning_mmrl.stages.grpo import GRPOModule
 from lightning_mmrl.stages.join import join_prompts, join_rollouts, select_rollout
-from lightning_mmrl.stages.media import IterationMedia
-from lightning_mmrl.stages.optimize import UpdateSettings
 from lightning_mmrl.stages.rollout_table import RolloutTable, read_table
 from lightning_mmrl.tracking.lightning_logger import RunLogger
 from lightning_mmrl.tracking.null import NullRun
-from lightning_mmrl.training.trainer import TrainerSettings, training_trainer
+from lightning_mmrl.training.trainer import training_trainer
 from lightning_mmrl.types.batches import Scores, ScoringBatch
 
 GOOD, BAD = "<answer>angry</answer>", "<answer>user</answer>"
@@ -61,7 +62,7 @@ class Right:
 
 def algorithm(**changes):
     common = {"advantage": GroupNormalized(), "loss": PPOClip(), "aggregation": TokenMean(), "group_size": 2}
-    return Algorithm(**{**common, **changes})
+    return algorithm_of(**{**common, **changes})
 
 
 class Run:
@@ -83,19 +84,25 @@ class Run:
         module = GRPOModule(
             policy,
             self.engine,
-            InlineRewards(WeightedReward(parts={"label": Right()}, weights={"label": 1.0})),
+            InlineRewards(
+                WeightedReward(components={"label": Right()}, settings=RewardSettings(weights={"label": 1.0}))
+            ),
             optimizer=OptimizerSettings(factory=partial(torch.optim.SGD, lr=1e-2), schedule=WarmupConstant()),
             context=StageContext(
-                name="stage", num_steps=len(batches), seed=0, directory=folder, refill=lambda: next(further)
+                name="stage",
+                settings=StageSettings(num_steps=len(batches)),
+                seed=0,
+                directory=folder,
+                refill=lambda: next(further),
             ),
             algorithm=algorithm(**changes),
-            table=RolloutTable(folder / "rollouts", every=1),
+            table=RolloutTable(folder / "rollouts", StageSettings(rollout_table_every=1)),
         )
         optimize, report = module.optimize, module._report
 
-        def watched(experience, media, iteration):
+        def watched(experience, iteration):
             self.updates.append(experience)
-            return optimize(experience, media, iteration)
+            return optimize(experience, iteration)
 
         def noted(values, step):
             self.steps.append(values)
@@ -288,7 +295,7 @@ class Pair:
         self._other = iter(other_is_short)
         self.asked = []
 
-    def either(self, flags):
+    def any(self, flags):
         self.asked.append(flags[0])
         return [flags[0] or next(self._other)]
 
@@ -298,25 +305,40 @@ def test_all_ranks_sample_as_long_as_one_is_short(model):
     encoder, _ = model
     script = {f"p{place}": SOMETIMES for place in range(8)}
     engine = ScriptedEngine(script, encode=encoder.encode_target, pad_token_id=encoder.pad_token_id)
-    rounds = []
 
-    def sample(prompts, number):
-        rounds.append(number)
+    def sample(prompts):
         rollout = engine.generate(prompts, group_size=2, seeds=[])
         right = torch.tensor([[1.0, 0.0]] * len(prompts.samples))
         scores = Scores(rewards=right, valid=right >= 0, components={"label": right}, details=((), ()))
-        media = IterationMedia(prompts=prompts, scored=prompts.select)
-        return Sampling(raw=prompts, media=media, rollout=rollout, scores=scores)
+        return Experience(
+            raw=prompts,
+            prompts=prompts,
+            rollout=rollout,
+            scores=scores,
+            trainable=scores.valid,
+            advantages=torch.zeros(rollout.completion_mask.shape),
+        )
+
+    def collect(collector):
+        samplings = [sample(batch(encoder, 0, 1))]
+        while collector.is_short(samplings):
+            samplings.append(sample(batch(encoder, 2, 3)))
+        return collector.chosen(samplings)
 
     pair = Pair([True, True, False, True])
-    collector = Collector(select=AccuracyBand(), max_samplings=5, pass_part="label", ranks=pair)
-    found = collector.collect(batch(encoder, 0, 1), sample, lambda: batch(encoder, 2, 3))
-    assert rounds == [0, 1, 2]
+    collector = Collector(
+        select=AccuracyBand(),
+        settings=AlgorithmSettings(max_samplings=5),
+        rewards=RewardSettings(pass_component="label"),
+        ranks=pair,
+    )
+    found = collect(collector)
+    assert found.num_samplings == 3
     assert pair.asked == [False] * 4
     assert found.rows == (0, 1)
-    assert found.moved, "the other rank encodes its prompts again, which all ranks do together"
-    capped = replace(collector, max_samplings=2, ranks=Pair([True, False]))
-    assert capped.collect(batch(encoder, 0, 1), sample, lambda: batch(encoder, 2, 3)).num_samplings == 2
+    assert found.refilled, "the other rank encodes its prompts again, which all ranks do together"
+    capped = replace(collector, settings=AlgorithmSettings(max_samplings=2), ranks=Pair([True, False]))
+    assert collect(capped).num_samplings == 2
 
 
 def test_more_samplings_need_a_selection_and_a_place_to_sample_from(model, tmp_path):
@@ -327,8 +349,10 @@ def test_more_samplings_need_a_selection_and_a_place_to_sample_from(model, tmp_p
         GRPOModule(
             policy,
             omni.engine(encoder, policy, max_new_tokens=2),
-            InlineRewards(WeightedReward(parts={"label": Right()}, weights={"label": 1.0})),
+            InlineRewards(
+                WeightedReward(components={"label": Right()}, settings=RewardSettings(weights={"label": 1.0}))
+            ),
             optimizer=OptimizerSettings(factory=torch.optim.SGD, schedule=WarmupConstant()),
-            context=StageContext(name="stage", num_steps=1, seed=0, directory=tmp_path),
+            context=StageContext(name="stage", settings=StageSettings(num_steps=1), seed=0, directory=tmp_path),
             algorithm=algorithm(select=HasSignal(), max_samplings=2),
         )

@@ -17,8 +17,9 @@ from lightning_mmrl.evaluation.consistency import CueLexicon
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap
 from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.prompts.template import PromptTemplate
-from lightning_mmrl.stages.answers import Examiner, Validation
-from lightning_mmrl.stages.evaluate import EvaluationModule, ExaminedSet
+from lightning_mmrl.settings.run import EvaluationSettings
+from lightning_mmrl.stages.answers import AnswerEvaluator, Validation
+from lightning_mmrl.stages.evaluate import EvaluatedSet, EvaluationModule
 from lightning_mmrl.types.records import Completion, Message, Sample
 
 LABELS = ("angry", "sad")
@@ -34,7 +35,7 @@ class Engine:
 
 
 class Prompts:
-    """A batch as far as the examiner looks at it."""
+    """A batch as far as the evaluator looks at it."""
 
     def __init__(self, *samples):
         self.samples = samples
@@ -47,17 +48,17 @@ def sample(name, solution):
     return Sample(id=name, messages=(Message(role="user", content="?"),), solution=solution)
 
 
-def examiner(lexicon=None):
-    return Examiner(engine=Engine(), matcher=LabelMatcher(labels=LABELS), lexicon=lexicon)
+def evaluator(lexicon=None):
+    return AnswerEvaluator(engine=Engine(), matcher=LabelMatcher(labels=LABELS), lexicon=lexicon)
 
 
 def module(directory, *sets, **how):
     return EvaluationModule(
         nn.Linear(1, 1),  # type: ignore[arg-type]
-        examiner(**how),
+        evaluator(**how),
         sets=sets,
         directory=directory,
-        bootstrap=ClusterBootstrap(num_resamples=20),
+        bootstrap=ClusterBootstrap(settings=EvaluationSettings(num_resamples=20)),
     )
 
 
@@ -66,7 +67,7 @@ LEFT_OUT = ((sample("x", "sad"), "x.wav: too short"), (sample("y", "sad"), "y.wa
 
 
 def results(directory, left_out, **how):
-    found = module(directory, ExaminedSet(name="test", num_samples=9, left_out=left_out), **how)
+    found = module(directory, EvaluatedSet(name="test", num_samples=9, left_out=left_out), **how)
     for batch in (SAD[:4], SAD[4:] + ANGRY):
         found.test_step(Prompts(*batch), 0)
     found.on_test_epoch_end()
@@ -102,7 +103,7 @@ def test_an_excluded_sample_is_named_and_the_headline_comes_both_ways(tmp_path):
 
 
 def test_a_class_of_which_everything_was_left_out_counts_in_the_average(tmp_path):
-    found = module(tmp_path, ExaminedSet(name="test", num_samples=6, left_out=((sample("x", "angry"), "broken"),)))
+    found = module(tmp_path, EvaluatedSet(name="test", num_samples=6, left_out=((sample("x", "angry"), "broken"),)))
     found.test_step(Prompts(*SAD), 0)
     found.on_test_epoch_end()
     metrics = found.results["test"]["metrics"]
@@ -122,7 +123,7 @@ def test_grounding_counts_both_ways_where_thoughts_are_judged(tmp_path):
 
 @pytest.mark.parametrize("judged", [0, 1, 8, 10])
 def test_an_evaluation_of_another_number_of_samples_is_an_error_and_writes_nothing(tmp_path, judged):
-    found = module(tmp_path / "out", ExaminedSet(name="test", num_samples=9, left_out=LEFT_OUT))
+    found = module(tmp_path / "out", EvaluatedSet(name="test", num_samples=9, left_out=LEFT_OUT))
     for each in [*SAD, *ANGRY, sample("z", "sad")][:judged]:
         found.test_step(Prompts(each), 0)
     with pytest.raises(StageError, match=f"the evaluation on test judged {judged} of 9 samples: its loop ended early"):
@@ -132,12 +133,12 @@ def test_an_evaluation_of_another_number_of_samples_is_an_error_and_writes_nothi
 
 @pytest.mark.parametrize("judged", [0, 4, 8])
 def test_a_validation_of_fewer_samples_is_an_error(judged):
-    validation = Validation(examiner(), num_samples=lambda: 9)
+    validation = Validation(evaluator(), num_samples=lambda: 9)
     if judged:
         validation.step(Prompts(*[*SAD, *ANGRY][:judged]))
     with pytest.raises(StageError, match=f"the validation judged {judged} of 9 samples"):
         validation.finish()
-    whole = Validation(examiner(), num_samples=lambda: 9)
+    whole = Validation(evaluator(), num_samples=lambda: 9)
     whole.step(Prompts(*SAD, *ANGRY))
     assert whole.finish()["war"] == pytest.approx(6 / 9)
 
@@ -163,7 +164,7 @@ def run_test(module, loader, tmp_path):
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 def test_a_loop_that_lightning_ends_in_silence_does_not_pass_for_an_evaluation(tmp_path, monkeypatch):
     monkeypatch.setattr("lightning_mmrl.stages.evaluate.place", lambda *_: None)
-    judging = module(tmp_path, ExaminedSet(name="test", num_samples=5))
+    judging = module(tmp_path, EvaluatedSet(name="test", num_samples=5))
     loader = DataLoader(Short(), batch_size=1, collate_fn=lambda items: Prompts(*items))
     with pytest.raises(StageError, match="the evaluation on test judged 2 of 5 samples"):
         run_test(judging, loader, tmp_path)
@@ -176,7 +177,7 @@ def test_an_encoder_that_ends_the_loop_is_an_error_that_names_the_sample(tmp_pat
     samples = read_manifest(write(root, *[row(name) for name in "abc"]), root)
     prepared = PreparedSet(samples, media_root=root, pipeline=parts, template=PromptTemplate(), supervised=False)
     prepared.prepare("train.jsonl", Monitor())
-    judging = module(tmp_path, ExaminedSet(name="test", num_samples=3))
+    judging = module(tmp_path, EvaluatedSet(name="test", num_samples=3))
     loader, asked = eval_loader(prepared, batch_size=1, pad_token_id=0), []
     original = parts.encoder.encode_prompt
 

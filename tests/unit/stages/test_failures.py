@@ -3,7 +3,7 @@ import torch
 
 from lightning_mmrl.errors import RewardError
 from lightning_mmrl.protocols.ranks import ALONE, Alone
-from lightning_mmrl.stages.failures import failed_parts, refuse_failures
+from lightning_mmrl.stages.failures import failed_components, refuse_failures
 from lightning_mmrl.types.batches import Scores
 from lightning_mmrl.types.records import Score
 
@@ -30,12 +30,12 @@ class OfTwo(Alone):
         self.other = other
 
     def gather(self, item):
-        return [item, (self.other.valid.numel(), failed_parts(self.other), ["label: elsewhere"])]
+        return [item, (self.other.valid.numel(), failed_components(self.other), ["label: elsewhere"])]
 
 
 def test_failures_are_counted_by_the_part_that_failed():
     scores = scored([bad("label"), GOOD, bad("label")], [bad("math"), GOOD, bad(None)])
-    assert failed_parts(scores) == {"label": 2, "math": 1, "other": 1}
+    assert failed_components(scores) == {"label": 2, "math": 1, "other": 1}
 
 
 @pytest.mark.parametrize("limit", [0.5, 0.75, 1.0])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lightning_mmrl.algorithms.losses.aggregation import TokenMean
+from lightning_mmrl.settings.algorithm import AlgorithmSettings
 from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.grpo import GRPOModule
 from lightning_mmrl.stages.sft import SFTModule
@@ -28,7 +29,7 @@ def trained(kind, encoder, policy, folder):
         advantage=GRPOModule.default_algorithm.advantage,
         loss=GRPOModule.default_algorithm.loss,
         aggregation=TokenMean(),
-        group_size=4,
+        settings=AlgorithmSettings(group_size=4),
     )
     engine = omni.engine(encoder, policy, max_new_tokens=6)
     module = GRPOModule(policy, engine, one_step.rewards(), algorithm=algorithm, **one_step.settings(folder))

@@ -8,16 +8,15 @@ import omni
 import one_step
 import pytest
 import torch
+from algorithms import algorithm_of
 
 from lightning_mmrl.algorithms.advantages.group_normalized import GroupNormalized
 from lightning_mmrl.algorithms.corrections.importance import ImportanceCorrection
 from lightning_mmrl.algorithms.losses.aggregation import TokenMean
 from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
-from lightning_mmrl.stages.algorithm import Algorithm
+from lightning_mmrl.settings.algorithm import CriticSettings, UpdateSettings
 from lightning_mmrl.stages.grpo import GRPOModule
-from lightning_mmrl.stages.optimize import UpdateSettings
 from lightning_mmrl.stages.ppo import PPOModule
-from lightning_mmrl.stages.values import CriticSettings
 
 KEYS = {"weight_mean", "weight_max", "clip_fraction", "kl_k1", "kl_k3", "logprob_gap_max"}
 
@@ -43,20 +42,20 @@ class Shifted:
     def load_weights(self, policy, version):
         return self._engine.load_weights(policy, version)
 
-    def rest(self):
-        self._engine.rest()
+    def sleep(self):
+        self._engine.sleep()
 
 
-def run(checkpoint, folder, *, ppo=False, shift=0.0, top_p=1.0, steps=1, **more):
+def run(checkpoint, folder, *, ppo=False, shift=0.0, top_p=1.0, steps=1, max_grad_norm=1.0, **more):
     """What a stage reports at each iteration, and the weights it ends with."""
     encoder, policy = families.load("qwen2", checkpoint, dtype=torch.float32)
     engine = omni.engine(encoder, policy, max_new_tokens=8, top_p=top_p)
-    algorithm = Algorithm(
+    algorithm = algorithm_of(
         advantage=None if ppo else GroupNormalized(),
         critic=CriticSettings() if ppo else None,
+        group_size=4,
         loss=PPOClip(),
         aggregation=TokenMean(),
-        group_size=4,
         **more,
     )
     module = (PPOModule if ppo else GRPOModule)(
@@ -66,6 +65,7 @@ def run(checkpoint, folder, *, ppo=False, shift=0.0, top_p=1.0, steps=1, **more)
         **one_step.settings(folder),
         algorithm=algorithm,
     )
+    module._context.settings.max_grad_norm = max_grad_norm
     seen = one_step.reports(module, families.prompts("qwen2", encoder), folder, steps)
     found = [{k.removeprefix("mismatch/"): v for k, v in step.items() if k.startswith("mismatch/")} for step in seen]
     return found, [parameter.detach().clone() for parameter in policy.parameters()]
@@ -96,7 +96,6 @@ def test_a_correction_scales_the_step_of_a_stage(checkpoint, tmp_path, ppo):
         parameter.detach().clone()
         for parameter in families.load("qwen2", checkpoint, dtype=torch.float32)[1].parameters()
     ]
-    update = UpdateSettings(max_grad_norm=math.inf)
     ends = {}
     for name, correction in {
         "off": None,
@@ -104,7 +103,7 @@ def test_a_correction_scales_the_step_of_a_stage(checkpoint, tmp_path, ppo):
         "none": ImportanceCorrection(mode="mask", floor=0.9),
     }.items():
         [stats], ends[name] = run(
-            checkpoint, tmp_path, ppo=ppo, shift=math.log(2), update=update, correction=correction
+            checkpoint, tmp_path, ppo=ppo, shift=math.log(2), max_grad_norm=math.inf, correction=correction
         )
         assert stats["clip_fraction"] == (1.0 if name == "none" else 0.0)
     steps = {

@@ -13,27 +13,27 @@ from lightning_mmrl.algorithms.advantages.group_normalized import GroupNormalize
 from lightning_mmrl.algorithms.advantages.leave_one_out import LeaveOneOut
 from lightning_mmrl.algorithms.losses.aggregation import TokenMean
 from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
-from lightning_mmrl.algorithms.phases import Limits, Phase
 from lightning_mmrl.algorithms.schedules import WarmupConstant
 from lightning_mmrl.data.collate import EncodedSample, collate_targets
 from lightning_mmrl.errors import MediaError, StageError
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.pool import InlineRewards
 from lightning_mmrl.rollout.scripted import ScriptedEngine
+from lightning_mmrl.settings.algorithm import AlgorithmSettings, PhaseSettings, RewardSettings, UpdateSettings
+from lightning_mmrl.settings.stage import Bound, StageSettings, TrainerSettings
 from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.stages.ending import Ending
 from lightning_mmrl.stages.grpo import GRPOModule
-from lightning_mmrl.stages.optimize import UpdateSettings
 from lightning_mmrl.stages.policy_gradient import PolicyGradientModule
+from lightning_mmrl.stages.ppo import PPOModule
 from lightning_mmrl.stages.rloo import RLOOModule
 from lightning_mmrl.stages.rollout_table import RolloutTable
 from lightning_mmrl.stages.sft import SFTModule
 from lightning_mmrl.tracking.lightning_logger import RunLogger
 from lightning_mmrl.tracking.null import NullRun
-from lightning_mmrl.training.trainer import TrainerSettings, training_trainer
+from lightning_mmrl.training.trainer import training_trainer
 from lightning_mmrl.types.batches import ScoringBatch
-from lightning_mmrl.types.records import Bound
 
 GOOD = "<think>lowered brows and fast tone</think><answer>angry</answer>"
 BAD = "<think>lowered brows and fast tone</think><answer>user</answer>"
@@ -50,7 +50,7 @@ def optimizer(lr=1e-2):
 
 
 def context(tmp_path, num_steps):
-    return StageContext(name="stage", num_steps=num_steps, seed=0, directory=tmp_path)
+    return StageContext(name="stage", settings=StageSettings(num_steps=num_steps), seed=0, directory=tmp_path)
 
 
 def trainer(tmp_path, gradient_clip_val=None, validate_every=None):
@@ -82,9 +82,11 @@ def rl_module(model, tmp_path, *, reward=None, script=None, algorithm=None, tabl
     encoder, policy = model
     texts = script or {f"p{index}": [GOOD, BAD] for index in range(4)}
     engine = ScriptedEngine(texts, encode=encoder.encode_target, pad_token_id=encoder.pad_token_id)
-    rewards = InlineRewards(WeightedReward(parts={"label": reward or WantsAngry()}, weights={"label": 1.0}))
+    rewards = InlineRewards(
+        WeightedReward(components={"label": reward or WantsAngry()}, settings=RewardSettings(weights={"label": 1.0}))
+    )
     algorithm = algorithm or Algorithm(
-        advantage=GroupNormalized(), loss=PPOClip(), aggregation=TokenMean(), group_size=2
+        advantage=GroupNormalized(), loss=PPOClip(), aggregation=TokenMean(), settings=AlgorithmSettings(group_size=2)
     )
     return GRPOModule(
         policy,
@@ -127,8 +129,7 @@ def test_an_iteration_runs_each_tower_and_prefills_each_prompt_once(model, tmp_p
         advantage=GroupNormalized(),
         loss=PPOClip(),
         aggregation=TokenMean(),
-        group_size=4,
-        update=UpdateSettings(tokens_per_microbatch=150),
+        settings=AlgorithmSettings(group_size=4, update=UpdateSettings(tokens_per_microbatch=150)),
     )
     module = rl_module(model, tmp_path, reward=Counts(), algorithm=algorithm)
     module.engine = omni.engine(encoder, policy, max_new_tokens=5)
@@ -170,8 +171,7 @@ def two_updates():
         advantage=GroupNormalized(),
         loss=PPOClip(),
         aggregation=TokenMean(),
-        group_size=2,
-        update=UpdateSettings(num_epochs=2),
+        settings=AlgorithmSettings(group_size=2, update=UpdateSettings(num_epochs=2)),
     )
 
 
@@ -226,8 +226,7 @@ def test_the_ratio_is_one_at_the_first_update_and_moves_after(model, tmp_path):
         advantage=GroupNormalized(),
         loss=PPOClip(),
         aggregation=TokenMean(),
-        group_size=2,
-        update=UpdateSettings(num_epochs=1),
+        settings=AlgorithmSettings(group_size=2, update=UpdateSettings(num_epochs=1)),
     )
     once = rl_module(model, tmp_path, algorithm=algorithm)
     fit(once, encoder, tmp_path)
@@ -236,15 +235,14 @@ def test_the_ratio_is_one_at_the_first_update_and_moves_after(model, tmp_path):
         advantage=GroupNormalized(),
         loss=PPOClip(),
         aggregation=TokenMean(),
-        group_size=2,
-        update=UpdateSettings(num_epochs=3),
+        settings=AlgorithmSettings(group_size=2, update=UpdateSettings(num_epochs=3)),
     )
     twice = rl_module(model, tmp_path, algorithm=many, lr=0.05)
     fit(twice, encoder, tmp_path)
     assert twice.latest["train/approx_kl"] > 0.0
 
 
-@pytest.mark.parametrize("preset", [GRPOModule, RLOOModule])
+@pytest.mark.parametrize("preset", [GRPOModule, RLOOModule, PPOModule])
 def test_presets_override_only_defaults(preset):
     own = {name for name in vars(preset) if not name.startswith("__")}
     assert own <= {"default_algorithm", "_abc_impl"}
@@ -260,8 +258,9 @@ def test_rloo_differs_from_grpo_in_its_advantage_alone():
 def test_an_rloo_update_is_the_gradient_of_leave_one_out_rewards(model, tmp_path):
     """One SGD step against the score function written out: w += lr * d/dw mean_i A_i * mean_t log p_it."""
     encoder, policy = model
-    update = UpdateSettings(max_grad_norm=1e9)
-    module = rl_module(model, tmp_path, algorithm=replace(RLOOModule.default_algorithm, group_size=2, update=update))
+    algorithm = replace(RLOOModule.default_algorithm, settings=AlgorithmSettings(group_size=2))
+    module = rl_module(model, tmp_path, algorithm=algorithm)
+    module._context.settings.max_grad_norm = 1e9
     rollout = module.engine.generate(omni.prompts(encoder), group_size=2, seeds=[])
     scoring = ScoringBatch(
         prompts=omni.prompts(encoder),
@@ -301,7 +300,7 @@ def test_a_stage_ends_after_the_first_validation_that_meets_its_bound(model, tmp
     encoder, _ = model
     module = rl_module(model, tmp_path, num_steps=6)
     stop_when = None if bound is None else Bound(metric="validation/uar", at_least=bound)
-    module._ending = Ending(stop_when, cooldown_steps)
+    module._ending = Ending(StageSettings(stop_when=stop_when, cooldown_steps=cooldown_steps))
     module._validation = Rises()
     loader = DataLoader([omni.prompts(encoder)] * 6, batch_size=None)
     trainer(tmp_path, validate_every=2).fit(module, loader, DataLoader([omni.prompts(encoder)], batch_size=None))
@@ -311,7 +310,7 @@ def test_a_stage_ends_after_the_first_validation_that_meets_its_bound(model, tmp
 def test_the_learning_rate_of_sft_falls_to_nothing_while_the_stage_cools_down(model, tmp_path):
     encoder, policy = model
     module = SFTModule(policy, optimizer=optimizer(), context=context(tmp_path, 9))
-    module._ending = Ending(Bound(metric="validation/uar", at_least=0.2), cooldown_steps=4)
+    module._ending = Ending(StageSettings(stop_when=Bound(metric="validation/uar", at_least=0.2), cooldown_steps=4))
     module._validation = Rises()
     rates = []
     module._report = lambda values, step: rates.append(values.get("train/learning_rate"))
@@ -355,7 +354,7 @@ class Counting(SFTModule):
 
 def test_a_subclass_adds_to_the_state_of_a_stage(model, tmp_path):
     first, second = (Counting(model[1], optimizer=optimizer(), context=context(tmp_path, 1)) for _ in range(2))
-    first._ending = Ending(Bound(metric="validation/uar", at_least=0.5))
+    first._ending = Ending(StageSettings(stop_when=Bound(metric="validation/uar", at_least=0.5)))
     first._ending.validated({"validation/uar": 0.6}, step=2)
     first.latest, first.seen, checkpoint = {"train/loss": 1.5}, 3, {}
     first.on_save_checkpoint(checkpoint)
@@ -387,7 +386,7 @@ def test_the_learning_rate_of_rl_falls_to_nothing_also_over_iterations_without_s
     encoder, _ = model
     reward = Sometimes()
     module = rl_module(model, tmp_path, reward=reward, num_steps=9)
-    module._ending = Ending(Bound(metric="validation/uar", at_least=0.2), cooldown_steps=4)
+    module._ending = Ending(StageSettings(stop_when=Bound(metric="validation/uar", at_least=0.2), cooldown_steps=4))
     module._validation = Rises()
     used = {}
     report = module._report
@@ -418,7 +417,12 @@ def test_a_stage_with_everything_frozen_is_refused(model, tmp_path, kind):
 
 def test_a_group_of_one_is_refused():
     with pytest.raises(ValueError, match="group_size is 1"):
-        Algorithm(advantage=GroupNormalized(), loss=PPOClip(), aggregation=TokenMean(), group_size=1)
+        Algorithm(
+            advantage=GroupNormalized(),
+            loss=PPOClip(),
+            aggregation=TokenMean(),
+            settings=AlgorithmSettings(group_size=1),
+        )
 
 
 def test_the_rollout_table_holds_every_response(model, tmp_path):
@@ -485,12 +489,15 @@ def test_the_sft_loss_is_the_mean_over_target_tokens_alone(model, tmp_path):
 
 def test_phases_change_what_is_sampled_and_the_temperature_that_is_trained(model, tmp_path):
     encoder, policy = model
-    phases = [
-        Phase(after=1, limits=Limits(group_size=3, max_new_tokens=2)),
-        Phase(after=2, limits=Limits(temperature=0.5)),
-    ]
+    phases = {
+        "short": PhaseSettings(after=1, group_size=3, max_new_tokens=2),
+        "cool": PhaseSettings(after=2, temperature=0.5),
+    }
     algorithm = Algorithm(
-        advantage=GroupNormalized(), loss=PPOClip(), aggregation=TokenMean(), group_size=4, phases=phases
+        advantage=GroupNormalized(),
+        loss=PPOClip(),
+        aggregation=TokenMean(),
+        settings=AlgorithmSettings(group_size=4, phases=phases),
     )
     module = rl_module(model, tmp_path, reward=Counts(), algorithm=algorithm, num_steps=3)
     module.engine = omni.engine(encoder, policy, max_new_tokens=5, eos_token_ids=[])

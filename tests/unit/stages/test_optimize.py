@@ -1,7 +1,6 @@
 """The optimizer step: the split into microbatches does not matter, dead groups are skipped exactly, masks count."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import omni
 import pytest
@@ -13,16 +12,18 @@ from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
 from lightning_mmrl.models.encoders import TowerGraph
 from lightning_mmrl.ops.packing import Budget, GroupPart
 from lightning_mmrl.protocols.ranks import ALONE, Alone
+from lightning_mmrl.settings.algorithm import UpdateSettings
+from lightning_mmrl.stages.advantages import of_tokens
+from lightning_mmrl.stages.experience import Experience
+from lightning_mmrl.stages.microbatches import scoring_batch, scoring_batches
 from lightning_mmrl.stages.optimize import (
-    Minibatch,
     Objective,
-    UpdateSettings,
     accumulate_loss,
+    groups_with_gradient,
     plan_minibatches,
-    score_old,
-    scoring_batch,
+    rollout_logprobs,
 )
-from lightning_mmrl.types.batches import Experience, Rollout
+from lightning_mmrl.types.batches import Rollout, Scores
 from lightning_mmrl.types.records import Completion
 
 GROUP = 3
@@ -47,27 +48,38 @@ def experience(model):
         sampler_logprobs=torch.zeros(tokens.shape),
         completions=completions,
         group_size=GROUP,
-        policy_version=0,
+        policy_version=torch.zeros(len(tokens), dtype=torch.long),
     )
     valid = torch.ones_like(REWARDS, dtype=torch.bool)
-    return Experience(prompts=prompts, rollout=rollout, advantages=GroupNormalized()(REWARDS, valid), trainable=valid)
+    return Experience(
+        raw=prompts,
+        prompts=prompts,
+        rollout=rollout,
+        scores=Scores(rewards=REWARDS, valid=valid, components={}, details=()),
+        trainable=valid,
+        advantages=of_tokens(GroupNormalized()(REWARDS, valid), mask),
+    )
 
 
 def step(policy, experience, *, budget=WHOLE, aggregation=None, live=None, prompts=None):
     policy.zero_grad()
-    [minibatch] = plan_minibatches(experience, UpdateSettings(), torch.Generator())
-    minibatch = minibatch if live is None else replace(minibatch, live=live)
+    [minibatch] = plan_minibatches(len(experience.trainable), UpdateSettings(), torch.Generator())
+    moves = groups_with_gradient(experience, regularized=False)
+    live = [row for row in minibatch if moves[row]] if live is None else live
     totals = accumulate_loss(
         policy,
         experience,
         minibatch,
+        scoring_batches(experience, live, budget=budget, ranks=ALONE, prompts=prompts),
         objective=Objective(loss=PPOClip(), aggregation=aggregation or TokenMean()),
-        old_logprobs=None,
-        budget=budget,
-        prompts=prompts or experience.prompts.select,
         backward=lambda loss: loss.backward(),
     )
     return totals, {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
+
+
+def old_logprobs(policy, experience, budget):
+    rows = range(len(experience.trainable))
+    return rollout_logprobs(policy, experience, scoring_batches(experience, rows, budget=budget, ranks=ALONE))
 
 
 def whole_batch(experience):
@@ -103,8 +115,8 @@ def test_any_split_into_microbatches_equals_all_at_once(model, experience, aggre
 
 def test_old_logprobs_do_not_depend_on_the_split(model, experience):
     _, policy = model
-    whole = score_old(policy, experience, WHOLE)
-    torch.testing.assert_close(score_old(policy, experience, ROW_BY_ROW), whole, rtol=0, atol=1e-9)
+    whole, single = (old_logprobs(policy, experience, budget) for budget in (WHOLE, ROW_BY_ROW))
+    torch.testing.assert_close(single, whole, rtol=0, atol=1e-9)
     assert torch.equal(whole != 0, experience.rollout.completion_mask)
 
 
@@ -129,9 +141,9 @@ def test_trainable_towers_run_once_with_the_gradient_of_running_them_in_each_mic
 
 def test_groups_without_signal_are_skipped_exactly_but_counted(model, experience):
     _, policy = model
-    [minibatch] = plan_minibatches(experience, UpdateSettings(), torch.Generator())
-    assert minibatch.live == (0, 2, 3)
-    assert minibatch.rows == (0, 1, 2, 3)
+    assert plan_minibatches(4, UpdateSettings(), torch.Generator()) == [[0, 1, 2, 3]]
+    assert groups_with_gradient(experience, regularized=False) == [True, False, True, True]
+    assert groups_with_gradient(experience, regularized=True) == [True] * 4
     (_, skipped), passes = num_passes(policy, lambda: step(policy, experience, budget=GROUP_BY_GROUP))
     assert passes == 3
     _, scored = step(policy, experience, live=(0, 1, 2, 3))
@@ -146,7 +158,7 @@ def test_the_gradient_is_that_of_the_policy_gradient_theorem(model, experience):
     policy.zero_grad()
     mask = experience.rollout.completion_mask
     logprobs = policy(whole_batch(experience)).logprobs
-    objective = (experience.advantages.flatten()[:, None] * logprobs)[mask].sum() / mask.sum()
+    objective = (experience.advantages * logprobs)[mask].sum() / mask.sum()
     (-objective).backward()
     for name, parameter in policy.named_parameters():
         if parameter.grad is not None:
@@ -155,18 +167,18 @@ def test_the_gradient_is_that_of_the_policy_gradient_theorem(model, experience):
 
 def test_a_step_raises_the_probability_of_better_completions(model, experience):
     _, policy = model
-    before = score_old(policy, experience, WHOLE).sum(-1)
+    before = old_logprobs(policy, experience, WHOLE).sum(-1)
     saved = {name: p.detach().clone() for name, p in policy.named_parameters()}
     _, gradients = step(policy, experience)
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
             if name in gradients:
                 parameter.sub_(1e-3 * gradients[name])
-    change = score_old(policy, experience, WHOLE).sum(-1) - before
+    change = old_logprobs(policy, experience, WHOLE).sum(-1) - before
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
             parameter.copy_(saved[name])
-    assert (change * experience.advantages.flatten()).sum() > 0
+    assert (change * experience.advantages[:, 0]).sum() > 0
 
 
 def test_untrainable_completions_leave_loss_and_denominator(model, experience):
@@ -175,17 +187,17 @@ def test_untrainable_completions_leave_loss_and_denominator(model, experience):
     only[0, 1] = True
     totals, _ = step(policy, replace(experience, trainable=only))
     assert totals["tokens"].item() == experience.rollout.completion_mask[1].sum().item()
-    assert totals["loss"].item() == pytest.approx(-experience.advantages[0, 1].item(), abs=1e-6)
+    assert totals["loss"].item() == pytest.approx(-experience.advantages[1, 0].item(), abs=1e-6)
 
 
-def test_minibatches_cover_every_prompt_once_per_epoch(experience):
+def test_minibatches_cover_every_prompt_once_per_epoch():
     settings = UpdateSettings(num_epochs=3, num_minibatches=2)
-    plans = plan_minibatches(experience, settings, torch.Generator().manual_seed(0))
+    plans = plan_minibatches(4, settings, torch.Generator().manual_seed(0))
     assert len(plans) == 6
     for epoch in range(3):
-        rows = [row for plan in plans[2 * epoch : 2 * epoch + 2] for row in plan.rows]
+        rows = [row for plan in plans[2 * epoch : 2 * epoch + 2] for row in plan]
         assert sorted(rows) == [0, 1, 2, 3]
-    assert len({plan.rows for plan in plans}) > 2
+    assert len({tuple(plan) for plan in plans}) > 2
     assert not settings.on_policy
 
 
@@ -196,33 +208,23 @@ class One(Alone):
         self.rank, self.world_size, self._passes = rank, world_size, passes
         self.lockstep = passes > 0
 
-    def most(self, value):
+    def max(self, value):
         return max(value, self._passes)
 
 
 @pytest.mark.parametrize(("world_size", "num_minibatches"), [(2, 1), (2, 2), (4, 2), (2, 4), (4, 4)])
 def test_ranks_make_the_minibatches_of_one_process(world_size, num_minibatches):
     """In every step the same prompts, wherever they are; also where a rank has none of them."""
-    advantages = torch.tensor([[1.0, -1.0], [0.0, 0.0], [2.0, -2.0], [1.0, -1.0]] * 2)
-
-    def plan(rows, ranks):
-        part = SimpleNamespace(
-            prompts=SimpleNamespace(samples=rows),
-            advantages=advantages[rows],
-            trainable=torch.ones(len(rows), 2, dtype=torch.bool),
-        )
-        settings = UpdateSettings(num_epochs=2, num_minibatches=num_minibatches)
-        return plan_minibatches(part, settings, torch.Generator().manual_seed(5), ranks)
-
+    settings = UpdateSettings(num_epochs=2, num_minibatches=num_minibatches)
     size = 8 // world_size
     plans = [
-        plan(list(range(rank * size, (rank + 1) * size)), One(rank=rank, world_size=world_size))
+        plan_minibatches(size, settings, torch.Generator().manual_seed(5), One(rank=rank, world_size=world_size))
         for rank in range(world_size)
     ]
-    for parts, expected in zip(zip(*plans, strict=True), plan(list(range(8)), One()), strict=True):
-        for what in ("rows", "live"):
-            together = [rank * size + row for rank, part in enumerate(parts) for row in getattr(part, what)]
-            assert sorted(together) == sorted(getattr(expected, what))
+    expected = plan_minibatches(8, settings, torch.Generator().manual_seed(5), One())
+    for parts, whole in zip(zip(*plans, strict=True), expected, strict=True):
+        together = [rank * size + row for rank, part in enumerate(parts) for row in part]
+        assert sorted(together) == sorted(whole)
 
 
 @pytest.mark.parametrize("live", [(), (0, 2)])
@@ -236,11 +238,9 @@ def test_passes_for_other_ranks_change_neither_gradient_nor_statistics(model, ex
         totals = accumulate_loss(
             policy,
             experience,
-            Minibatch(rows=(0, 1, 2, 3), live=live),
+            (0, 1, 2, 3),
+            scoring_batches(experience, live, budget=GROUP_BY_GROUP, ranks=ranks),
             objective=Objective(loss=PPOClip(), aggregation=TokenMean(), ranks=ranks),
-            old_logprobs=None,
-            budget=GROUP_BY_GROUP,
-            prompts=experience.prompts.select,
             backward=torch.Tensor.backward,
         )
         hook.remove()

@@ -10,21 +10,28 @@ import omni
 import one_step
 import pytest
 import torch
+from algorithms import algorithm_of, changed
 
 from lightning_mmrl.algorithms.advantages.leave_one_out import LeaveOneOut
 from lightning_mmrl.algorithms.losses.aggregation import TokenMean
 from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
 from lightning_mmrl.algorithms.penalties.kl import KLPenalty
 from lightning_mmrl.algorithms.schedules import WarmupConstant
+from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.pool import InlineRewards
 from lightning_mmrl.rollout.scripted import ScriptedEngine
-from lightning_mmrl.stages.algorithm import Algorithm
+from lightning_mmrl.settings.algorithm import (
+    CriticSettings,
+    KLSettings,
+    RewardSettings,
+    UpdateSettings,
+)
+from lightning_mmrl.settings.rules import check_rules
+from lightning_mmrl.settings.stage import StageSettings
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.stages.grpo import GRPOModule
-from lightning_mmrl.stages.optimize import UpdateSettings
 from lightning_mmrl.stages.ppo import PPOModule
-from lightning_mmrl.stages.values import CriticSettings
 from lightning_mmrl.types.batches import ScoringBatch
 
 WORDS = ("angry", "user", "lowered brows and fast tone", "Which emotion?", "assistant angry user", "fast", "tone user")
@@ -77,15 +84,22 @@ def stage(model, folder, *, size=2, steps=1, reward=None, lr=1e-2, critic=CRITIC
     encoder, policy = model
     texts = {f"p{prompt}": [text(prompt, place) for place in range(size)] for prompt in range(4)}
     engine = Cutting(texts, encode=encoder.encode_target, pad_token_id=encoder.pad_token_id)
-    algorithm = Algorithm(
-        advantage=None, loss=PPOClip(), aggregation=TokenMean(), group_size=size, critic=critic, **more
+    algorithm = algorithm_of(
+        advantage=None,
+        loss=PPOClip(),
+        aggregation=TokenMean(),
+        group_size=size,
+        critic=critic,
+        **more,
     )
     module = PPOModule(
         policy,
         engine,
-        InlineRewards(WeightedReward(parts={"length": reward or Reward()}, weights={"length": 1.0})),
+        InlineRewards(
+            WeightedReward(components={"length": reward or Reward()}, settings=RewardSettings(weights={"length": 1.0}))
+        ),
         optimizer=OptimizerSettings(factory=partial(factory, lr=lr), schedule=WarmupConstant()),
-        context=StageContext(name="stage", num_steps=steps, seed=0, directory=folder),
+        context=StageContext(name="stage", settings=StageSettings(num_steps=steps), seed=0, directory=folder),
         algorithm=algorithm,
     )
     if policy.head.weight.dtype == torch.float64:
@@ -142,9 +156,10 @@ def test_an_iteration_has_the_gradients_of_the_papers(model, tmp_path, size, tok
     Negative control: the critic's gradients are not those of the policy, and a policy without the penalty has others.
     """
     encoder, policy = model
-    update = UpdateSettings(tokens_per_microbatch=tokens, max_grad_norm=math.inf)
-    kl = KLPenalty(coefficient=0.1, estimator="k1", where="reward")
+    update = UpdateSettings(tokens_per_microbatch=tokens)
+    kl = KLPenalty(KLSettings(coefficient=0.1, estimator="k1", where="reward"))
     module = stage(model, tmp_path, size=size, update=update, kl=kl, mask_truncated=True)
+    module._context.settings.max_grad_norm = math.inf
     moved(module.critic, 0.05)
     moved(module._reference._copy, 0.02)
     copies = [copy.deepcopy(each) for each in (policy, module.critic.trunk, module._reference._copy)]
@@ -230,16 +245,28 @@ def test_an_estimator_and_a_critic_do_not_go_together(model, tmp_path):
         stage(model, tmp_path, critic=None)
     with pytest.raises(ValueError, match="give one of the two"):
         replace(PPOModule.default_algorithm, advantage=LeaveOneOut())
-    other = stage(model, tmp_path)
-    with pytest.raises(ValueError, match="disagree on whether there is a critic"):
-        GRPOModule(
-            model[1],
-            other.engine,
-            other.rewards,
-            optimizer=other._optimizer,
-            context=other._context,
-            algorithm=PPOModule.default_algorithm,
+
+
+def test_the_algorithm_alone_decides_whether_there_is_a_critic(checkpoint, tmp_path):
+    """Any preset with PPO's algorithm is PPO, to the last bit; negative control: another discount is another stage."""
+    found = {}
+    for name, kind, gamma in (("ppo", PPOModule, 0.9), ("grpo", GRPOModule, 0.9), ("other", GRPOModule, 0.5)):
+        encoder, policy = omni.load(checkpoint)
+        given = stage((encoder, policy), tmp_path / name, critic=replace(CRITIC, gamma=gamma))
+        module = kind(
+            policy,
+            given.engine,
+            given.rewards,
+            optimizer=given._optimizer,
+            context=given._context,
+            algorithm=given.algorithm,
         )
+        fit(module, encoder, tmp_path / name)
+        found[name] = module.state_dict()
+    assert found["ppo"].keys() == found["grpo"].keys()
+    assert any(name.startswith("critic.trunk.") for name in found["ppo"])
+    assert all(torch.equal(value, found["grpo"][name]) for name, value in found["ppo"].items())
+    assert not all(torch.equal(value, found["other"][name]) for name, value in found["ppo"].items())
 
 
 @pytest.mark.parametrize(
@@ -256,13 +283,13 @@ def test_an_estimator_and_a_critic_do_not_go_together(model, tmp_path):
     ],
 )
 def test_settings_that_cannot_work_are_refused(name, value):
-    with pytest.raises(ValueError, match=rf"{name.removeprefix('value_')} is "):
-        CriticSettings(**{name: value})
+    with pytest.raises(ConfigError, match=rf"critic\.{name} is "):
+        check_rules(CriticSettings(**{name: value}), "critic")
 
 
 def test_a_group_may_be_one_completion_with_a_critic_alone():
-    assert replace(PPOModule.default_algorithm, group_size=1).group_size == 1
+    assert changed(PPOModule.default_algorithm, group_size=1).settings.group_size == 1
     with pytest.raises(ValueError, match="group_size is 0"):
-        replace(PPOModule.default_algorithm, group_size=0)
+        changed(PPOModule.default_algorithm, group_size=0)
     with pytest.raises(ValueError, match="group_size is 1"):
-        replace(GRPOModule.default_algorithm, group_size=1)
+        changed(GRPOModule.default_algorithm, group_size=1)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_mmrl.errors import DataError
+from lightning_mmrl.settings.stage import StageSettings
 from lightning_mmrl.stages.rollout_table import RolloutRow, RolloutTable, read_table, table_files, write_table
 from lightning_mmrl.types.batches import Rollout, Scores
 from lightning_mmrl.types.records import Completion, MediaRef, Message, Sample, Score
@@ -72,7 +73,7 @@ def test_the_writer_of_a_stage_keeps_all_that_rewards_need(tmp_path):
         sampler_logprobs=torch.zeros(4, 1),
         completions=completions,
         group_size=2,
-        policy_version=9,
+        policy_version=torch.tensor([9, 9, 10, 10]),
     )
     scores = Scores(
         rewards=torch.tensor([[1.0, 2.0], [0.0, 0.5]]),
@@ -87,7 +88,7 @@ def test_the_writer_of_a_stage_keeps_all_that_rewards_need(tmp_path):
         ),
     )
     other = Sample(id="clip-2", messages=())
-    table = RolloutTable(tmp_path / "rollouts", every=10)
+    table = RolloutTable(tmp_path / "rollouts", StageSettings(rollout_table_every=10))
     assert table.write(9, [SAMPLE, other], rollout, scores) is None
     path = table.write(10, [SAMPLE, other], rollout, scores)
     assert path.name == "iteration_000010.jsonl"
@@ -98,7 +99,7 @@ def test_the_writer_of_a_stage_keeps_all_that_rewards_need(tmp_path):
     assert [score.valid for score in second.scores] == [False, True]
     assert second.scores[0].reason == "label: timed out"
     assert (first.pass_rate, second.pass_rate) == (0.5, 0.0)
-    assert first.policy_version == 9
+    assert (first.policy_version, second.policy_version) == (9, 10)
 
 
 def test_the_pass_rate_leaves_invalid_responses_out():

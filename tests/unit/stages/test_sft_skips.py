@@ -8,6 +8,7 @@ from lightning.pytorch.plugins.precision.amp import MixedPrecision
 from torch import nn
 
 from lightning_mmrl.errors import StageError
+from lightning_mmrl.settings.stage import StageSettings
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.stages.sft import SCALINGS, SFTModule, _Step
 
@@ -30,7 +31,9 @@ def stage(tmp_path):
         module = SFTModule(
             nn.Linear(1, 1, bias=False),  # type: ignore[arg-type]
             optimizer=OptimizerSettings(factory=torch.optim.SGD, schedule=lambda step, num_steps: 1.0),
-            context=StageContext(name="stage", num_steps=100, seed=0, directory=tmp_path, max_bad_steps=BORNE),
+            context=StageContext(
+                name="stage", settings=StageSettings(num_steps=100, max_bad_steps=BORNE), seed=0, directory=tmp_path
+            ),
         )
         trainer = SimpleNamespace(precision_plugin=Scaled(scaler), loggers=[], global_rank=0)
         module._trainer = trainer  # type: ignore[assignment]

@@ -6,18 +6,19 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lightning_mmrl.settings.algorithm import RewardSettings
 from lightning_mmrl.stages.signal import SILENT_ITERATIONS, SignalWatch
-from lightning_mmrl.stages.stats import Outcome
+from lightning_mmrl.stages.stats import RolloutSummary
 
 
-def outcome(*, label=0.0, truncated=False, valid=True, rewards=None, advantages=0.0):
+def outcome(*, label=0.0, truncated=False, valid=True, rewards=None, signal=False):
     """Two groups of two completions."""
     label = torch.as_tensor(label).expand(2, 2)
-    return Outcome(
+    return RolloutSummary(
         rewards=label.clone() if rewards is None else rewards,
         valid=torch.full((2, 2), valid),
         components={"label": label},
-        advantages=torch.full((2, 2), advantages),
+        has_signal=torch.full((2, 2), signal),
         lengths=torch.ones(4),
         truncated=(truncated,) * 4,
         failed=Counter(),
@@ -25,7 +26,7 @@ def outcome(*, label=0.0, truncated=False, valid=True, rewards=None, advantages=
 
 
 def said(outcomes, **settings):
-    watch = SignalWatch(pass_part="label", **settings)
+    watch = SignalWatch(rewards=RewardSettings(pass_component="label"), **settings)
     return [message for step, each in enumerate(outcomes, start=1) if (message := watch.noted(each, step))]
 
 
@@ -53,20 +54,20 @@ def test_terms_beside_the_advantages_still_move_weights():
 
 
 def test_one_signal_in_between_starts_the_count_anew():
-    live = replace(outcome(), advantages=torch.tensor([[0.0, 0.0], [0.5, -0.5]]))
+    live = replace(outcome(), has_signal=torch.tensor([[False, False], [True, False]]))
     quiet = [outcome()] * (SILENT_ITERATIONS - 1)
     assert said([*quiet, live, *quiet, live]) == []
     assert len(said([*quiet, live, *quiet, outcome()])) == 1
 
 
 def test_a_stage_that_goes_on_neither_forgets_nor_counts_a_step_twice():
-    first = SignalWatch(pass_part="label")
+    first = SignalWatch(rewards=RewardSettings(pass_component="label"))
     for step in range(1, SILENT_ITERATIONS):
         assert first.noted(outcome(), step) is None
-    second = SignalWatch(pass_part="label")
+    second = SignalWatch(rewards=RewardSettings(pass_component="label"))
     second.load_state_dict(first.state_dict())
     assert second.noted(outcome(), SILENT_ITERATIONS - 1) is None
     assert second.noted(outcome(), SILENT_ITERATIONS) is not None
-    third = SignalWatch(pass_part="label")
+    third = SignalWatch(rewards=RewardSettings(pass_component="label"))
     third.load_state_dict(second.state_dict())
     assert third.noted(outcome(), SILENT_ITERATIONS + 1) is None

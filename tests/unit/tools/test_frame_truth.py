@@ -10,7 +10,7 @@ import pytest
 from lightning_mmrl.data.media import video
 from lightning_mmrl.data.media.audio import decode_audio
 from lightning_mmrl.data.media.video import decode_decord, decode_pyav, decode_video
-from lightning_mmrl.types.media import MediaSettings
+from lightning_mmrl.settings.data import MediaSettings
 
 ROOT = Path(__file__).parents[3]
 SECONDS = 3.5

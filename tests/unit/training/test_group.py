@@ -7,9 +7,9 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.protocols.ranks import ALONE
+from lightning_mmrl.settings.stage import TrainerSettings
 from lightning_mmrl.training.group import RankGroup, cluster_environment, joined
 from lightning_mmrl.training.interruption import Interrupted, Interruption
-from lightning_mmrl.training.strategies import TrainerSettings
 
 
 def test_a_process_by_itself_leads_and_waits_for_nobody():

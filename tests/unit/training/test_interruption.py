@@ -114,7 +114,7 @@ class Others:
     def __init__(self, signum=0):
         self.signum = signum
 
-    def most(self, value):
+    def max(self, value):
         return max(value, self.signum)
 
 

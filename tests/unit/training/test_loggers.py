@@ -12,9 +12,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.data import DataLoader
 
 from lightning_mmrl.files import take_missing
+from lightning_mmrl.settings.stage import TrainerSettings
 from lightning_mmrl.stages.context import log_metrics
 from lightning_mmrl.training.loggers import file_loggers
-from lightning_mmrl.training.trainer import TrainerSettings, training_trainer
+from lightning_mmrl.training.trainer import training_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
 

@@ -10,7 +10,8 @@ import textwrap
 
 import pytest
 
-from lightning_mmrl.errors import StageError
+from lightning_mmrl.errors import ConfigError, StageError
+from lightning_mmrl.settings.run import StateSettings
 from lightning_mmrl.training import state_store
 from lightning_mmrl.training.state_store import LATEST, MANIFEST, StateStore
 
@@ -41,7 +42,7 @@ def test_the_newest_state_is_found_with_its_facts(tmp_path):
 
 
 def test_only_the_newest_states_are_kept(tmp_path):
-    store = StateStore(tmp_path / "state", keep=2)
+    store = StateStore(tmp_path / "state", settings=StateSettings(keep=2))
     for step in (1, 2, 3, 4):
         save(store, step)
     assert [place.name for place in sorted((tmp_path / "state").glob("step-*"))] == ["step-00000003", "step-00000004"]
@@ -55,8 +56,8 @@ def test_a_state_of_a_step_that_is_saved_again_is_replaced(tmp_path):
 
 
 def test_keeping_none_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="keep is 0; at least 1"):
-        StateStore(tmp_path, keep=0)
+    with pytest.raises(ConfigError, match=r"state\.keep is 0; it must be at least 1"):
+        StateStore(tmp_path, settings=StateSettings(keep=0))
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "remove", "manifest", "version"])
@@ -135,7 +136,7 @@ DIES = """
     for name in ("rename", "mkdir", "write_text"):
         setattr(state_store.Path, name, dying(getattr(Path, name)))
     state_store.shutil.rmtree = dying(state_store.shutil.rmtree)
-    store = state_store.StateStore(Path(sys.argv[1]), keep=1)
+    store = state_store.StateStore(Path(sys.argv[1]), settings=state_store.StateSettings(keep=1))
     for step in (2, 3):
         folder = store.begin(step)
         (folder / "checkpoint").write_text(f"weights {step}")
@@ -149,7 +150,7 @@ def test_a_process_that_dies_at_any_call_to_the_disk_leaves_a_whole_state(tmp_pa
     steps = []
     for calls in range(0, 200, 3):
         folder = tmp_path / f"state-{calls}"
-        store = StateStore(folder, keep=1)
+        store = StateStore(folder, settings=StateSettings(keep=1))
         save(store, 1)
         ended = subprocess.run([sys.executable, script, folder, str(calls)], timeout=60, check=False)
         steps.append(store.latest().step)
@@ -166,7 +167,7 @@ def test_a_state_that_the_check_refuses_is_passed_over_by_name(tmp_path, caplog)
         if state.step > 2:
             raise ValueError("weights are not finite")
 
-    store = StateStore(tmp_path / "state", keep=9, check=check)
+    store = StateStore(tmp_path / "state", settings=StateSettings(keep=9), check=check)
     for step in (1, 2, 3, 4):
         save(store, step)
     assert store.latest().step == 2
@@ -177,9 +178,9 @@ def test_a_state_that_the_check_refuses_is_passed_over_by_name(tmp_path, caplog)
 @pytest.mark.parametrize("keep", [1, 2])
 def test_a_state_that_was_passed_over_takes_the_place_of_no_good_one(tmp_path, keep):
     """The stage goes on before it: it is gone with the next save, and what is kept is good."""
-    store = StateStore(tmp_path / "state", keep=keep)
+    store = StateStore(tmp_path / "state", settings=StateSettings(keep=keep))
     save(store, 10)
-    save(StateStore(tmp_path / "state", keep=9), 20)
+    save(StateStore(tmp_path / "state", settings=StateSettings(keep=9)), 20)
     (tmp_path / "state" / "step-00000020" / "checkpoint" / "shard").write_text("damaged")
     assert store.latest().step == 10
     save(store, 11)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_mmrl.workers.pool import ATTEMPTS, DeadlinePool, Outcome, WorkerError
+from lightning_mmrl.workers.pool import ATTEMPTS, CallResult, DeadlinePool, WorkerError
 from lightning_mmrl.workers.serving import OVERTIME, Limits
 
 HERE = Path(__file__).parent
@@ -53,15 +53,15 @@ def test_items_run_in_other_processes_at_the_same_time(pool):
 )
 def test_a_call_that_fails_says_why_and_costs_itself_alone(pool, item, error, lost):
     bad, good = pool.map([item, ("divide", 2)])
-    assert bad == Outcome(error=error, lost=lost)
-    assert good == Outcome(value=0.5)
+    assert bad == CallResult(error=error, lost=lost)
+    assert good == CallResult(value=0.5)
 
 
 def test_a_result_that_cannot_be_sent_costs_itself_alone(pool):
     bad, good = pool.map([("closure", 1), ("divide", 2)])
     assert bad.value is None
     assert bad.error.startswith("its result cannot be sent back: ")
-    assert good == Outcome(value=0.5)
+    assert good == CallResult(value=0.5)
 
 
 def test_large_results_pass(pool):
@@ -78,7 +78,7 @@ def test_arrays_come_as_they_are_and_may_be_written_to(pool):
 def test_processor_time_is_the_calls_own_doing_and_counts_for_each_call_alone(act):
     with DeadlinePool(act, num_workers=1, deadline_s=50.0, limits=Limits(processor_s=1.0)) as pool:
         outcomes = pool.map_patiently([("sleep", 1.5), ("spin", None), ("divide", 2)])
-    assert outcomes[1] == Outcome(error=OVERTIME)
+    assert outcomes[1] == CallResult(error=OVERTIME)
     assert (outcomes[0].error, outcomes[2].value) == (None, 0.5)
 
 
@@ -106,7 +106,7 @@ def test_items_beyond_the_budget_are_reported_too(pool):
     )
     assert [outcome.error for outcome in outcomes] == ["batch budget of 0.2 s exceeded"] * 3
     assert sorted(seen) == [0, 1, 2]
-    assert pool.map([("divide", 2)]) == [Outcome(value=0.5)]  # no worker is left busy
+    assert pool.map([("divide", 2)]) == [CallResult(value=0.5)]  # no worker is left busy
 
 
 def test_a_callback_that_raises_leaves_the_pool_usable(pool):
@@ -115,7 +115,7 @@ def test_a_callback_that_raises_leaves_the_pool_usable(pool):
 
     with pytest.raises(KeyboardInterrupt):
         pool.map([("divide", 2), ("sleep", 60)], on_done=stop)
-    assert pool.map([("divide", 4)]) == [Outcome(value=0.25)]
+    assert pool.map([("divide", 4)]) == [CallResult(value=0.25)]
 
 
 def test_no_items_give_no_outcomes(pool):
@@ -162,7 +162,7 @@ def test_attempts_are_counted_and_the_last_one_may_take_longer(hasty, tmp_path):
     assert len(counter.read_text()) == ATTEMPTS
     assert hung.error == f"deadline of 0.8 s exceeded (2 x a.deadline_s), the last of {ATTEMPTS} attempts"
     [judged] = hasty.map_patiently([("refuse", "broken")])
-    assert judged == Outcome(error="broken")
+    assert judged == CallResult(error="broken")
 
 
 def test_a_missed_deadline_names_the_setting_that_holds_it(hasty):
@@ -193,10 +193,10 @@ def test_a_worker_that_is_killed_while_it_starts_or_idles_is_replaced(act):
     with DeadlinePool(act, num_workers=1, deadline_s=20.0) as pool:
         for _ in range(2):
             os.kill(pool.map_patiently([("give", 1)])[0].value[1], signal.SIGKILL)
-        assert pool.map_patiently([("divide", 2)]) == [Outcome(value=0.5)]
+        assert pool.map_patiently([("divide", 2)]) == [CallResult(value=0.5)]
         pool.map([("exit", 1)])  # the next worker is starting now
         os.kill(pool._workers[0].process.pid, signal.SIGKILL)
-        assert pool.map_patiently([("divide", 4)]) == [Outcome(value=0.25)]
+        assert pool.map_patiently([("divide", 4)]) == [CallResult(value=0.25)]
 
 
 def test_a_worker_that_ends_by_itself_before_it_is_ready_is_not_tried_again(act):

@@ -6,14 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from lightning_mmrl.app import tracking
-from lightning_mmrl.app.tracking import deliver_leftovers, settle_tracking, spool_folder
 from lightning_mmrl.cli import plan as plan_command
 from lightning_mmrl.config.compose import compose
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.tracking import flushing
+from lightning_mmrl.tracking import store as tracking
 from lightning_mmrl.tracking.journal import Entry, Journal
 from lightning_mmrl.tracking.leftovers import note_store
+from lightning_mmrl.tracking.store import deliver_leftovers, settle_tracking, spool_folder
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +77,7 @@ def test_an_unknown_logger_is_refused_with_the_nearest():
 
 
 def test_it_is_settled_before_torch_and_mlflow_are_imported():
-    code = "import sys, lightning_mmrl.app.tracking; print({'torch', 'mlflow', 'tensorboard'} & set(sys.modules))"
+    code = "import sys, lightning_mmrl.tracking.store; print({'torch', 'mlflow', 'tensorboard'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
 

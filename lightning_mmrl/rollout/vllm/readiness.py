@@ -1,41 +1,22 @@
-"""What an engine needs of the stages that sample with it, and of this machine."""
+"""Whether this machine and the run's server are ready for vLLM, asked before torch is loaded."""
 
 from importlib.util import find_spec
 from typing import Any
 
-from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.errors import ConfigError, RolloutError
 from lightning_mmrl.rollout.vllm.keys import trainer_key
+from lightning_mmrl.settings.run import RunSettings
 
-VLLM = "lightning_mmrl.rollout.vllm"
+PACKAGE = "lightning_mmrl.rollout.vllm"
 """Package of the engine that samples with vLLM."""
 
 
-def _is_vllm(config: RootConfig) -> bool:
-    return str(config.rollout["_target_"]).startswith(f"{VLLM}.")
+def samples_with_vllm(config: RunSettings) -> bool:
+    """True if the run's engine is vLLM's."""
+    return str(config.rollout["_target_"]).startswith(f"{PACKAGE}.")
 
 
-def check_rollout(config: RootConfig) -> None:
-    """Refuses what the run's engine cannot do, before anything is loaded.
-
-    Raises:
-        ConfigError: There is no engine, or a stage asks it for what it cannot do.
-    """
-    node: Any = config.rollout
-    if not isinstance(node, dict) or "_target_" not in node:
-        raise ConfigError(f"rollout is {node!r}; it must be an engine: choose one with rollout=hf or rollout=vllm")
-    if not _is_vllm(config):
-        return
-    for name in config.order:
-        sampling = config.stages[name].sampling
-        if sampling is not None and sampling.top_p != 1:
-            raise ConfigError(
-                f"stages.{name}.sampling.top_p is {sampling.top_p}, and with rollout=vllm it must be 1: vLLM's "
-                "log-probabilities are of what top_p leaves"
-            )
-
-
-def require_engine(config: RootConfig, *, connect: bool = True) -> None:
+def require_engine(config: RunSettings, *, connect: bool = True) -> None:
     """Refuses to start what this machine cannot run.
 
     Args:
@@ -47,7 +28,7 @@ def require_engine(config: RootConfig, *, connect: bool = True) -> None:
             answer.
         RolloutError: The server asks for another key, or for none.
     """
-    if not _is_vllm(config):
+    if not samples_with_vllm(config):
         return
     if find_spec("vllm") is None:
         raise ConfigError(
@@ -59,17 +40,17 @@ def require_engine(config: RootConfig, *, connect: bool = True) -> None:
         _require_answer(str(server.get("url", "")), server.get("key_file"))
 
 
-def require_server_node(config: RootConfig) -> None:
+def require_server_node(config: RunSettings) -> None:
     """Refuses to serve for a run that samples by itself.
 
     Raises:
         ConfigError: `rollout` names no server.
     """
-    if not _is_vllm(config) or not _server(config):
+    if not samples_with_vllm(config) or not _server(config):
         raise ConfigError("the configuration has no rollout.settings.server to start; add rollout=vllm_server")
 
 
-def _server(config: RootConfig) -> Any:
+def _server(config: RunSettings) -> Any:
     """The node of the server, or None."""
     settings = config.rollout.get("settings")
     return settings.get("server") if isinstance(settings, dict) else None

@@ -1,4 +1,4 @@
-"""Where a run is tracked, settled before torch is imported: the store of `mlflow run`, and missing packages."""
+"""Decides before torch is imported where a run is tracked, under `mlflow run` as well."""
 
 import hashlib
 import os
@@ -7,8 +7,8 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.errors import ConfigError, MmrlError
+from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.tracking.leftovers import SPOOL, leftovers
 from lightning_mmrl.types.redaction import redact, redact_addresses, remember
 
@@ -18,7 +18,7 @@ DATABASE = "mlflow.db"
 _PREFIX = "sqlite:///"
 
 
-def settle_tracking(config: RootConfig) -> RootConfig:
+def settle_tracking(config: RunSettings) -> RunSettings:
     """The configuration with the store that its runs go to.
 
     Under `mlflow run` that is the store of MLflow's own run (MLFLOW_TRACKING_URI), so that the stages lie below it.
@@ -55,7 +55,7 @@ def absolute_sqlite(uri: str) -> str:
     return uri
 
 
-def spool_folder(config: RootConfig, uri: str) -> Path:
+def spool_folder(config: RunSettings, uri: str) -> Path:
     """Where entries for a store wait: what waits for one is never delivered to another, whatever the credentials."""
     spools = Path(config.output_dir) / SPOOL
     folder, with_credentials = (spools / _name(each) for each in (redact_addresses(uri), uri))
@@ -68,13 +68,13 @@ def _name(uri: str) -> str:
     return hashlib.sha256(absolute_sqlite(uri).encode()).hexdigest()[:12]
 
 
-def deliver_leftovers(config: RootConfig, say: Callable[[str], object]) -> None:
+def deliver_leftovers(config: RunSettings, say: Callable[[str], object]) -> None:
     """Delivers what earlier commands of this output_dir left undelivered, if there is anything; it never fails.
 
     It goes to `tracking.uri`, whatever address the folder has noted.
 
     Args:
-        config: The settled configuration.
+        config: The configuration that `settle_tracking` returned.
         say: Is told, in a line or two, what was delivered, or why not.
     """
     uri = config.tracking.uri
@@ -97,7 +97,7 @@ def deliver_leftovers(config: RootConfig, say: Callable[[str], object]) -> None:
         say("tracking: the server now has what earlier commands had left")
 
 
-def tell_leftovers(config: RootConfig, say: Callable[[str], object]) -> None:
+def tell_leftovers(config: RunSettings, say: Callable[[str], object]) -> None:
     """Says in a line what earlier commands of this output_dir left undelivered, and how it is sent; sends nothing."""
     uri = config.tracking.uri
     if uri is None:

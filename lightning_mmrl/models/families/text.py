@@ -1,4 +1,4 @@
-"""What the Qwen families without towers share: text in, text out."""
+"""Shared by the families without towers: text in, text out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,18 +7,17 @@ from typing import Any
 from torch import Tensor
 
 from lightning_mmrl.models.chat import render_chat
-from lightning_mmrl.models.families import qwen_media
-from lightning_mmrl.models.families.backbone import QwenBackbone
-from lightning_mmrl.models.families.encoder import QwenEncoder
+from lightning_mmrl.models.families.backbone import FamilyBackbone
+from lightning_mmrl.models.families.encoder import FamilyEncoder
 from lightning_mmrl.prompts.template import media_tags
 from lightning_mmrl.types.records import Message
 
 
 @dataclass(frozen=True)
-class TextEncoder(QwenEncoder):
+class TextEncoder(FamilyEncoder):
     """Turns messages into token ids with the checkpoint's own tokenizer and chat template.
 
-    `processor` is the tokenizer: it is what an exported checkpoint of such a family has in a processor's place.
+    `processor` is the tokenizer: an exported checkpoint of such a family has it in a processor's place.
     """
 
     @property
@@ -34,13 +33,13 @@ class TextEncoder(QwenEncoder):
         """
         for turn in messages:
             for kind in media_tags(turn.content):
-                raise qwen_media.unreadable(self.family, self.kinds, kind)
+                raise self.unreadable(kind)
         chat = [{"role": turn.role, "content": turn.content} for turn in messages]
         return render_chat(self.processor, self.tokenizer, chat)
 
 
-class TextBackbone(QwenBackbone):
-    """What a policy needs to know of a loaded text model."""
+class TextBackbone(FamilyBackbone):
+    """A loaded text model."""
 
     text_at = "model"
 

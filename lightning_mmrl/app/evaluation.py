@@ -1,0 +1,110 @@
+"""Evaluates a checkpoint on the sets of a configuration."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning_mmrl.app.assembly import Assembly
+from lightning_mmrl.curriculum.lineage import facts_if_sealed
+from lightning_mmrl.data.datamodules import eval_loader
+from lightning_mmrl.data.exclusions import EXCLUSIONS, Exclusions
+from lightning_mmrl.data.prepared import PreparedSet
+from lightning_mmrl.data.sampler import Share
+from lightning_mmrl.data.schema import read_manifest
+from lightning_mmrl.errors import StageError
+from lightning_mmrl.evaluation.intervals import ClusterBootstrap
+from lightning_mmrl.protocols.plain import TrackedRun
+from lightning_mmrl.protocols.tensors import PromptEncoder
+from lightning_mmrl.stages.evaluate import EvaluatedSet, EvaluationModule
+from lightning_mmrl.training.callbacks.progress import EvaluationProgress
+from lightning_mmrl.training.job import raising_interrupts
+from lightning_mmrl.training.strategies import ranks_of, sharding_of
+from lightning_mmrl.training.trainer import evaluation_trainer, prepare_process
+
+
+class CheckpointEvaluator:
+    """Implements `Evaluator`: every configured set, and its ablations where they are asked for.
+
+    Args:
+        assembly: The parts of the run.
+        last_stage: The stage that is evaluated without a modality as well.
+        afresh: True for an evaluation outside of a run, which decides itself which samples are left out.
+    """
+
+    def __init__(self, assembly: Assembly, last_stage: str, *, afresh: bool = False) -> None:
+        self._assembly = assembly
+        self._last_stage = last_stage
+        self._afresh = afresh
+
+    def __call__(self, checkpoint: Path, directory: Path, stage: str, run: TrackedRun | None) -> Mapping[str, float]:
+        """Metrics keyed `<set>/<metric>`."""
+        parts, settings = self._assembly, self._assembly.config.evaluation
+        if facts_if_sealed(checkpoint) is None and checkpoint.is_absolute() and not checkpoint.exists():
+            raise StageError(f"checkpoint {checkpoint} does not exist; give a stage's handoff folder or a hub id")
+        prepare_process(parts.config.trainer, parts.config.seed)
+        with parts.group.first():
+            encoder = parts.encoder(checkpoint)
+            policy = parts.policy(checkpoint, encoder, 1.0)
+            ablate = settings.ablation_stages == "all" or stage == self._last_stage
+            variants = ["full", *(settings.ablations if ablate else [])]
+            loaders = self._loaders(encoder, variants, self._exclusions(directory))
+        module = EvaluationModule(
+            policy,
+            parts.evaluator(policy, encoder),
+            sets=[_evaluated_set(name, loader.dataset) for name, loader in loaders.items()],
+            directory=directory,
+            bootstrap=ClusterBootstrap(settings=settings),
+            ranks=ranks_of(parts.config.trainer),
+            sharding=sharding_of(parts.config.trainer),
+        )
+        progress = EvaluationProgress(parts.console, f"evaluating {stage}")
+        trainer = evaluation_trainer(parts.config.trainer, directory=directory, callbacks=[progress])
+        with raising_interrupts():
+            trainer.test(module, dataloaders=list(loaders.values()), verbose=False)
+        if run is not None:
+            run.log_artifact(directory, "evaluation")
+        return {
+            f"{name}/{key}": value
+            for name, result in module.results.items()
+            for key, value in result["metrics"].items()
+        }
+
+    def _exclusions(self, directory: Path) -> Exclusions:
+        parts = self._assembly
+        if not self._afresh:
+            return parts.exclusions
+        path = directory / EXCLUSIONS
+        if parts.group.leads:
+            path.unlink(missing_ok=True)
+        return Exclusions(path, decides=parts.group.leads)
+
+    def _loaders(self, encoder: PromptEncoder, variants: list[str], exclusions: Exclusions) -> dict[str, Any]:
+        parts, settings = self._assembly, self._assembly.config.evaluation
+        pipeline = parts.pipeline(encoder)
+        loaders = {}
+        for name, manifest in settings.sets.items():
+            samples = read_manifest(parts.data_root / manifest, parts.data_root)[: settings.limit]
+            prepared = PreparedSet(
+                samples,
+                media_root=parts.data_root,
+                pipeline=pipeline,
+                template=parts.template,
+                supervised=False,
+                exclusions=exclusions,
+            )
+            prepared.prepare(manifest, parts.monitor)
+            for variant in variants:
+                loaders[name if variant == "full" else f"{name}-{variant}"] = eval_loader(
+                    prepared,
+                    batch_size=settings.batch_size,
+                    pad_token_id=encoder.pad_token_id,
+                    variant=variant,  # type: ignore[arg-type]
+                    share=Share(rank=parts.group.rank, world_size=parts.group.world_size),
+                )
+        return loaders
+
+
+def _evaluated_set(name: str, prepared: PreparedSet) -> EvaluatedSet:
+    reasons = [each.reason for each in prepared.quarantined]
+    left_out = tuple(zip(prepared.excluded, reasons, strict=True))
+    return EvaluatedSet(name=name, num_samples=len(prepared), left_out=left_out)

@@ -1,0 +1,64 @@
+"""Loads the parts of a checkpoint that every family has, and says in one sentence why one cannot be loaded."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
+
+from lightning_mmrl.errors import MmrlError, StageError
+from lightning_mmrl.models.folder import NO_CODE, check_settings
+
+Config = TypeVar("Config", bound=PreTrainedConfig)
+
+
+@contextmanager
+def loading(checkpoint: str | Path, what: str) -> Iterator[None]:
+    """Turns whatever transformers raises for a missing or broken checkpoint into one sentence.
+
+    transformers parses the files of a checkpoint here, and they may hold anything.
+
+    Raises:
+        StageError: The checkpoint cannot be loaded.
+    """
+    try:
+        yield
+    except (MmrlError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        missing = Path(checkpoint).is_absolute() and not Path(checkpoint).exists()
+        reason = "there is no such folder" if missing else str(error).strip().partition("\n")[0]
+        raise StageError(
+            f"{what} of {str(checkpoint)!r} cannot be loaded ({reason}); "
+            "model.checkpoint must be a Hugging Face folder or a hub id that is reachable or cached"
+        ) from error
+
+
+def load_config(checkpoint: str | Path) -> PreTrainedConfig:
+    """The configuration of a folder or hub id, whatever its family."""
+    with loading(checkpoint, "model configuration"):
+        check_settings(checkpoint)
+        return AutoConfig.from_pretrained(checkpoint, **NO_CODE)
+
+
+def require_family(config: PreTrainedConfig, wanted: type[Config], checkpoint: str | Path, family: str) -> Config:
+    """The configuration, known to be of the wanted family.
+
+    Raises:
+        StageError: It is of another family.
+    """
+    if not isinstance(config, wanted):
+        raise StageError(
+            f"model checkpoint {str(checkpoint)!r} holds a {config.model_type} model, not {family}; "
+            "choose the model preset of its family"
+        )
+    return config
+
+
+def load_eos_ids(checkpoint: str | Path) -> tuple[int, ...]:
+    """Ids that end a completion, from the checkpoint's generation config; the first one closes targets."""
+    with loading(checkpoint, "generation config"):
+        eos = GenerationConfig.from_pretrained(checkpoint).eos_token_id
+    return tuple(eos) if isinstance(eos, list) else (eos,)

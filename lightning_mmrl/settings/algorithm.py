@@ -1,0 +1,163 @@
+"""Keys of RL: the algorithm and its parts, sampling and rewards."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightning_mmrl.settings.setting import setting, target
+
+KL_ESTIMATORS = ("k1", "k2", "k3")
+KL_PLACES = ("loss", "reward")
+
+
+@dataclass
+class UpdateSettings:
+    """How a rollout becomes optimizer steps."""
+
+    num_epochs: int = setting(1, at_least=1)
+    """Passes over the rollout."""
+    num_minibatches: int = setting(1, at_least=1)
+    """Optimizer steps per pass; prompts are split evenly."""
+    tokens_per_microbatch: int = setting(16_384, at_least=1)
+    """Tokens scored at once, a prompt counted once for its group; bounds memory, does not change the loss. A group that
+    does not fit is split."""
+    pairs_per_microbatch: int | None = setting(None, at_least=1)
+    """Attention pairs scored at once; null leaves it to the tokens."""
+
+    @property
+    def on_policy(self) -> bool:
+        """True if every gradient is taken at the weights that sampled: the old log-probs are the policy's own."""
+        return self.num_epochs == 1 and self.num_minibatches == 1
+
+
+@dataclass
+class PhaseSettings:
+    """Changes of the rollouts within an rl stage; null leaves a value as it was."""
+
+    after: int = setting()
+    """Iterations before the first one of the phase."""
+    group_size: int | None = None
+    """Completions per prompt, G."""
+    max_new_tokens: int | None = setting(None, at_least=1)
+    """Tokens of the longest completion."""
+    temperature: float | None = setting(None, above=0)
+    """Temperature of sampling, and of the log-probabilities that are trained."""
+
+
+@dataclass
+class KLSettings:
+    """Penalty on the divergence from the policy that the stage starts from."""
+
+    coefficient: float = setting(0.0, at_least=0)
+    """Factor of the divergence; 0: no penalty, and no reference policy."""
+    estimator: str = setting("k3", choices=KL_ESTIMATORS)
+    """k1, k2 or k3, see `ops.kl`."""
+    where: str = setting("loss", choices=KL_PLACES)
+    """loss: of each token; reward: subtracted, summed over a completion, before advantages are taken."""
+    ratio_correction: bool = False
+    """Multiply the estimates in the loss by the ratio to the policy that sampled."""
+    schedule: Any = target(None)
+    """Multiplier of the coefficient by iteration, such as WarmupCosine; null: always 1."""
+
+
+@dataclass
+class EntropySettings:
+    """Bonus on the entropy of the policy at each token."""
+
+    coefficient: float = setting(0.0, at_least=0)
+    """Factor of the entropy, in nats; 0: no bonus."""
+    schedule: Any = target(None)
+    """Multiplier of the coefficient by iteration; null: always 1."""
+
+
+@dataclass
+class CriticSettings:
+    """How a second model next to the policy learns values, and how PPO makes advantages of them.
+
+    LMM-R1 (arXiv:2503.07536) has the same defaults; the learning rate is in its table A7.
+    """
+
+    learning_rate: float = setting(9.0e-6, above=0)
+    """Learning rate of its own optimizer, which is of the stage's kind and schedule."""
+    max_grad_norm: float = setting(1.0, above=0, infinite=True)
+    """Norm above which the critic's gradients are scaled down; infinity: never."""
+    value_clip: float | None = setting(0.2, above=0)
+    """How far values may move from those at the rollout and still pay; null: any distance."""
+    gamma: float = setting(1.0, above=0, at_most=1)
+    """Discount of a reward for each token before it."""
+    gae_lambda: float = setting(1.0, at_least=0, at_most=1)
+    """1: returns as they are; 0: the value of the next token's state (arXiv:1506.02438, eq. 16)."""
+    whiten: bool = True
+    """Shift and scale advantages to mean 0 and variance 1 over all tokens of the iteration on all ranks."""
+
+
+@dataclass
+class AlgorithmSettings:
+    """A policy-gradient algorithm; null takes the module's own part."""
+
+    advantage: Any = target(None)
+    """Advantages of the rewards of a group; null: the module's own, or the critic's."""
+    loss: Any = target(None)
+    """Loss of each token; null: the module's own."""
+    aggregation: Any = target(None)
+    """Denominator of the loss; null: the module's own."""
+    correction: Any = target(None)
+    """Weights for the difference between the engine's probabilities and the policy's, such as ImportanceCorrection;
+    null: none."""
+    group_size: int = 8
+    """Completions per prompt, G."""
+    mask_truncated: bool = False
+    """Leave truncated completions out of the loss."""
+    phases: dict[str, PhaseSettings] = field(default_factory=dict)
+    """Name to phase, in the order of `after`: progressive lengths and group sizes; empty for none."""
+    select: Any = target(None)
+    """Which groups are trained on, such as AccuracyBand; null: all."""
+    max_samplings: int = setting(1, at_least=1)
+    """Batches of prompts an iteration may sample until enough groups pass; 1: groups that fail are left out."""
+    select_after: int = 0
+    """Iterations before the first that selects."""
+    resample: Any = target(None)
+    """How often each completion is trained on, such as PaperPAD; null: once."""
+    kl: KLSettings = field(default_factory=KLSettings)
+    """Penalty on leaving the policy that the stage starts from."""
+    entropy: EntropySettings = field(default_factory=EntropySettings)
+    """Bonus on the entropy of the policy."""
+    critic: CriticSettings | None = None
+    """Takes the place of advantage, in a module that trains one; null: the module's own, if it does."""
+    update: UpdateSettings = field(default_factory=UpdateSettings)
+    """Epochs, minibatches and microbatches."""
+
+
+@dataclass
+class SamplingSettings:
+    """How completions are sampled."""
+
+    temperature: float = setting(1.0, above=0)
+    """Temperature of sampling, and of the log-probabilities that are trained."""
+    top_p: float = setting(1.0, above=0, at_most=1)
+    """Sample from the likeliest tokens up to this probability alone; below 1 only with an algorithm.correction."""
+    max_new_tokens: int = setting(512, at_least=1)
+    """Tokens of the longest completion."""
+
+
+@dataclass
+class RewardSettings:
+    """Named reward functions and their weights; workers > 0 runs them in killable processes."""
+
+    components: dict[str, Any] = setting()
+    """Name to the `_target_` of a reward function."""
+    weights: dict[str, float] = setting()
+    """Name to its factor in the sum; 0 only records it."""
+    pass_component: str = "label"
+    """The component that says whether an answer is right: pass rates count it."""
+    num_workers: int = setting(0, at_least=0)
+    """Killable processes that score; 0: the training process does, without deadlines and memory limit."""
+    deadline_s: float = setting(8.0, above=0)
+    """Seconds for one completion; then its process is killed and replaced."""
+    soft_deadline_s: float | None = setting(4.0, above=0)
+    """Seconds after which an exception interrupts it, which costs no process; null: only deadline_s counts."""
+    batch_budget_s: float = setting(60.0, above=0)
+    """Seconds for all completions of an iteration; scores that are not there by then are invalid."""
+    memory_limit_mb: int | None = setting(4096, at_least=1)
+    """Megabytes a process may take beyond its size at the start (on Linux); null: no limit."""
+    max_invalid_rate: float = setting(0.5, at_least=0, at_most=1)
+    """Share of invalid scores of an iteration above which the run stops; 1: never."""

@@ -1,0 +1,143 @@
+"""Keys of the data: folders, decoding, prompts, and how a stage mixes its manifests."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from lightning_mmrl.settings.setting import setting, target
+
+Ablation = Literal["silent", "blank"]
+ABLATIONS: tuple[Ablation, ...] = get_args(Ablation)
+"""How a sample can lose a modality: its sound, or its picture."""
+BALANCES = ("label",)
+
+
+@dataclass
+class MediaSettings:
+    """How media are decoded: the same for training, rollouts, evaluation and prediction."""
+
+    num_frames: int = setting(8, at_least=2)
+    """Frames sampled uniformly from a clip, at the middles of equal time segments."""
+    max_duration_s: float = setting(600.0, above=0)
+    """Seconds; longer clips and sounds are refused."""
+    max_pixels: int = setting(16_777_216, at_least=1)
+    """Pixels of a picture or frame; larger ones are refused."""
+    max_bytes: int = setting(268_435_456, at_least=1)
+    """Bytes of a media file; larger ones are refused."""
+
+
+@dataclass
+class DatasetMediaSettings(MediaSettings):
+    """Decoding, the same in every stage and evaluation, with the processes that decode and the cache of the results."""
+
+    decode_workers: int = setting(2, at_least=1)
+    """Processes that decode media."""
+    decode_deadline_s: float = setting(30.0, above=0)
+    """Seconds for one medium; then its process is killed and replaced, and the sample is left out."""
+    decode_memory_mb: int = setting(1024, at_least=1)
+    """MiB that a decode worker may take beyond its size at the start (on Linux)."""
+    cache_dir: str = setting(texts=False)
+    """Folder of encoded media; any number of runs may share it."""
+
+
+@dataclass
+class DataSettings:
+    """The dataset that stages and evaluations read from."""
+
+    root: str = setting(texts=False)
+    """Folder of the manifests; media paths are relative to it."""
+    validation: str | None = setting(None, texts=False)
+    """Manifest evaluated during training; null for none."""
+    validation_limit: int | None = setting(None, at_least=1)
+    """Use only the first samples of the validation manifest; null for all."""
+    limit: int | None = setting(None, at_least=1)
+    """Default of each stage's data.limit: use only the first samples of its manifest; null for all."""
+    module: Any = target()
+    """`_target_` of the DataModule: which media kinds samples may have."""
+    labels: list[str] = setting()
+    """The closed label set; null takes it from labels.json in `root`."""
+    cue_lexicon: str | None = None
+    """File below root with cue phrases, for the consistency of thought and label; null for none."""
+    build: Any = target(None)
+    """`_target_` that generates the dataset at `root` if it does not exist; null for data that exist."""
+    media: DatasetMediaSettings = field(default_factory=DatasetMediaSettings)
+    """How media are decoded, and where the results are kept."""
+
+
+@dataclass
+class PromptSettings:
+    """Texts put around each sample's messages."""
+
+    system: str | None = None
+    """System turn of samples that have none; null adds none."""
+    suffix: str = ""
+    """End of the last user turn."""
+    prefill: str = ""
+    """Opening of the assistant turn, which the model continues, such as `<think>`."""
+
+
+@dataclass
+class DropoutSettings:
+    """How often a training sample loses its sound or its picture, so that a missing one is not out of distribution."""
+
+    silent: float = 0.0
+    """Probability that the sound is replaced by silence."""
+    blank: float = 0.0
+    """Probability that every frame is replaced by gray; never together with silence."""
+
+
+@dataclass
+class SourceSettings:
+    """One of several manifests that a stage mixes."""
+
+    manifest: str = setting(texts=False)
+    """File name of the manifest, below `root`."""
+    root: str | None = setting(None, texts=False)
+    """Folder of the manifest and its media; null for data.root."""
+    weight: float = setting(1.0, above=0)
+    """Share of the draws, in any unit."""
+    limit: int | None = setting(None, at_least=1)
+    """Use only the first samples; null for the limit of the stage's data."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder of a source that has a root."""
+        return Path(self.root or "")
+
+    @property
+    def path(self) -> Path:
+        """The manifest in it."""
+        return self.folder / self.manifest
+
+
+@dataclass
+class StageDataSettings:
+    """The training data of a stage: one manifest, or several sources by weight."""
+
+    manifest: str | None = None
+    """File below data.root; null if there are sources."""
+    sources: dict[str, SourceSettings] = field(default_factory=dict)
+    """Name to source; empty if there is a manifest."""
+    module: Any = target(None)
+    """`_target_` of the DataModule; null for data.module."""
+    batch_size: int = setting(at_least=1)
+    """Samples per optimizer step (sft) or prompts per iteration (rl), of all ranks together."""
+    limit: int | None = setting(None, at_least=1)
+    """Use only the first samples of the manifest, or of each source without a limit of its own; null for all."""
+    balance: str | None = setting(None, choices=BALANCES)
+    """`label`: every label is drawn equally often; null: every sample is."""
+    modality_dropout: DropoutSettings = field(default_factory=DropoutSettings)
+    """Modality dropout of training samples."""
+
+    def located(self, root: str) -> dict[str, SourceSettings]:
+        """Name to source, all with a folder; a manifest is the only source, under its own name.
+
+        Args:
+            root: Folder of sources that name none.
+        """
+        if self.manifest:
+            return {self.manifest: SourceSettings(manifest=self.manifest, root=root, limit=self.limit)}
+        return {
+            name: replace(source, root=source.root or root, limit=source.limit or self.limit)
+            for name, source in self.sources.items()
+        }

@@ -1,0 +1,47 @@
+"""Keys that have another name now: a configuration that uses the old one is told the new one."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lightning_mmrl.suggestions import unknown_key
+
+RENAMED = {
+    "algorithm.distill": "algorithm.resample",
+    "rewards.parts": "rewards.components",
+    "rewards.pass_part": "rewards.pass_component",
+}
+"""Old to new, by the end of the dotted key; keys below an old one move with it."""
+
+
+def renamed(key: str) -> str | None:
+    """The present name of a key that was renamed, or None.
+
+    >>> renamed("stages.reason.rewards.parts.label.labels")
+    'stages.reason.rewards.components.label.labels'
+    >>> renamed("stages.reason.rewards.weights") is None
+    True
+    """
+    return _replaced(key, RENAMED)
+
+
+def first_name(key: str) -> str:
+    """The name that a key had at first: a stage's digest keeps it, so that earlier runs continue.
+
+    >>> first_name("stage.rewards.components.label.labels"), first_name("stage.num_steps")
+    ('stage.rewards.parts.label.labels', 'stage.num_steps')
+    """
+    return _replaced(key, {new: old for old, new in RENAMED.items()}) or key
+
+
+def _replaced(key: str, names: Mapping[str, str]) -> str | None:
+    for old, new in names.items():
+        before, found, after = f".{key}.".partition(f".{old}.")
+        if found:
+            return f"{before}.{new}.{after}".strip(".")
+    return None
+
+
+def key_hint(key: str, tree: Mapping[Any, Any], schema: Any, extra: Iterable[str] = ()) -> str:
+    """As `unknown_key`, but a key that was renamed gets its new name."""
+    name = renamed(key)
+    return unknown_key(key, tree, schema, extra) if name is None else f"; it is called {name!r} now"

@@ -1,0 +1,91 @@
+"""Keys of a whole run; field names are the keys a user writes. Nodes of type Any carry a `_target_`."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightning_mmrl.settings.data import ABLATIONS, DataSettings, PromptSettings
+from lightning_mmrl.settings.model import ModelSettings
+from lightning_mmrl.settings.setting import REQUIRED, setting
+from lightning_mmrl.settings.stage import StageSettings, TrainerSettings
+
+LOGGERS = ("csv", "tensorboard")
+ABLATION_STAGES = ("last", "all")
+MAX_SEED = 2**31 - 1
+
+
+@dataclass
+class StateSettings:
+    """When the state of an unfinished stage is saved, so that the same command continues it."""
+
+    every_n_steps: int = setting(10, at_least=1)
+    """Optimizer steps (sft) or iterations (rl) between two states."""
+    keep: int = setting(2, at_least=1)
+    """How many states are kept; the newest ones."""
+    in_background: bool = True
+    """Copy the state and write the copy while training continues; costs its size in host memory."""
+
+
+@dataclass
+class TrackingSettings:
+    """Where runs are tracked; a null uri tracks nothing."""
+
+    uri: str | None = setting(None, texts=False)
+    """MLflow's store: sqlite:///FILE or http(s)://HOST; null tracks nothing."""
+    experiment: str = setting("lightning_mmrl", texts=False)
+    """Name of the experiment there."""
+    loggers: list[str] = setting(factory=list, choices=LOGGERS)
+    """csv and tensorboard: each stage's metrics also go to its folder in this form."""
+
+
+@dataclass
+class EvaluationSettings:
+    """How each handoff is evaluated."""
+
+    sets: dict[str, str] = setting()
+    """Set name to manifest."""
+    limit: int | None = setting(None, at_least=1)
+    """Use only the first samples of each set; null for all."""
+    ablations: list[str] = setting(factory=list, choices=ABLATIONS)
+    """silent and blank: evaluate every set also without sound or without picture."""
+    ablation_stages: str = setting("last", choices=ABLATION_STAGES)
+    """Stages after which ablations are evaluated: the `last` one only, or `all`."""
+    batch_size: int = setting(64, at_least=1)
+    """Prompts answered at once, of all ranks together."""
+    max_new_tokens: int = setting(512, at_least=1)
+    """Tokens of the longest answer."""
+    num_resamples: int = setting(2000, at_least=1)
+    """Bootstrap resamples of the 95 % intervals."""
+
+
+@dataclass
+class RunSettings:
+    """Everything `mmrl train` needs."""
+
+    run_name: str = REQUIRED
+    """The run's folder below output_dir."""
+    trial: str | None = None
+    """Prefix of a debug run's run_name; such a run knows no gate and no stop_when. Null afterwards."""
+    output_dir: str = setting("runs", texts=False)
+    """Folder of the runs."""
+    seed: int = setting(0, at_least=0, at_most=MAX_SEED)
+    """Seed of weights, data order, sampling and dropout; each stage adds its index."""
+    model: ModelSettings = field(default_factory=ModelSettings)
+    """The base model."""
+    data: DataSettings = field(default_factory=DataSettings)
+    """The dataset."""
+    prompt: PromptSettings = field(default_factory=PromptSettings)
+    """Texts around each sample."""
+    stages: dict[str, StageSettings] = field(default_factory=dict)
+    """Name to stage; `order` says which ones run."""
+    order: list[str] = field(default_factory=list)
+    """Names of the stages, in the order in which they run."""
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    """Devices and precision of evaluations, and of stages that say nothing else."""
+    rollout: Any = field(default_factory=lambda: {"_target_": "lightning_mmrl.rollout.hf.HFEngine.of"})
+    """`_target_` of the engine that RL stages sample with."""
+    state: StateSettings = field(default_factory=StateSettings)
+    """States of unfinished stages."""
+    tracking: TrackingSettings = field(default_factory=TrackingSettings)
+    """Where runs are tracked."""
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    """Evaluation of handoffs."""

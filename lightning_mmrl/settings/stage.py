@@ -1,0 +1,127 @@
+"""Keys of one stage, and of the devices it runs on."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from lightning_mmrl.settings.algorithm import AlgorithmSettings, RewardSettings, SamplingSettings
+from lightning_mmrl.settings.data import StageDataSettings
+from lightning_mmrl.settings.model import PARAMETER_GROUPS, AdapterSettings
+from lightning_mmrl.settings.setting import REQUIRED, setting, target
+
+StageKind = Literal["sft", "rl"]
+KINDS: tuple[StageKind, ...] = get_args(StageKind)
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+SHARDED_PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed")
+"""Precisions that fsdp2 runs."""
+PRECISIONS = (*SHARDED_PRECISIONS, "16-true", "16-mixed")
+STRATEGIES = ("auto", "ddp", "fsdp2")
+
+
+@dataclass
+class Bound:
+    """A metric and the values it may have; both ends count as met.
+
+    >>> Bound(metric="validation/uar", at_least=0.7).met({"validation/uar": 0.7})
+    True
+    """
+
+    metric: str = REQUIRED
+    """`<set>/<metric>` of the stage, such as validation/uar or test/war."""
+    at_least: float | None = setting(None)
+    """Smallest value that meets the bound; null: any."""
+    at_most: float | None = setting(None)
+    """Largest value that meets the bound; null: any."""
+
+    def met(self, metrics: Mapping[str, float]) -> bool:
+        """True if the metric is there and within the bound; NaN is not."""
+        value = metrics.get(self.metric, math.nan)
+        low = -math.inf if self.at_least is None else self.at_least
+        high = math.inf if self.at_most is None else self.at_most
+        return low <= value <= high
+
+    def __str__(self) -> str:
+        sides = [("at least", self.at_least), ("at most", self.at_most)]
+        return f"{self.metric} " + " and ".join(f"{word} {value:g}" for word, value in sides if value is not None)
+
+
+@dataclass
+class TrainerSettings:
+    """Devices, how a stage is spread over them, and precision."""
+
+    accelerator: str = setting("auto", choices=ACCELERATORS)
+    """Kind of device: auto, cpu, gpu, cuda or mps."""
+    devices: int = setting(1, at_least=1)
+    """Devices of each node."""
+    num_nodes: int = setting(1, at_least=1)
+    """Machines that take part."""
+    strategy: str = setting("auto", choices=STRATEGIES)
+    """`ddp`: all weights on every device; `fsdp2`: weights, gradients and optimizer state sharded; `auto`: ddp if there
+    are several devices."""
+    activation_checkpointing: bool = False
+    """Compute activations of decoder layers and tower blocks again in the backward pass, in place of keeping them."""
+    cpu_offload: bool = False
+    """With fsdp2: keep shards and optimizer state in host memory."""
+    precision: str = setting("32-true", choices=PRECISIONS)
+    """Lightning's name of the precision: 32-true, 64-true, bf16-true, bf16-mixed, 16-true or 16-mixed."""
+    num_threads: int | None = setting(None, at_least=1)
+    """Threads of torch on a CPU; null leaves torch's own choice."""
+    max_steps: int | None = setting(None, at_least=1)
+    """Cap on the steps of a stage, for debugging; null for none."""
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of the job."""
+        return self.devices * self.num_nodes
+
+    @property
+    def shards(self) -> bool:
+        """True if weights are sharded over the ranks."""
+        return self.strategy == "fsdp2"
+
+
+@dataclass
+class StageSettings:
+    """One stage."""
+
+    kind: str = setting(choices=KINDS)
+    """sft or rl."""
+    module: Any = target()
+    """`_target_` of the LightningModule."""
+    start_from: str = "previous"
+    """base, previous or the name of an earlier stage."""
+    num_steps: int = setting(at_least=1)
+    """Optimizer steps (sft) or iterations (rl)."""
+    data: StageDataSettings = field(default_factory=StageDataSettings)
+    """Training data."""
+    optimizer: Any = target()
+    """`_target_` of the optimizer, a partial that gets the parameters."""
+    schedule: Any = target()
+    """`_target_` of the learning rate's multiplier by step."""
+    max_grad_norm: float = setting(1.0, above=0, infinite=True)
+    """Norm above which gradients are scaled down; infinity: never."""
+    freeze: list[str] = setting(factory=list, choices=PARAMETER_GROUPS)
+    """Parameter groups that do not train: vision, audio, text."""
+    adapter: AdapterSettings | None = None
+    """LoRA layers that train while all weights stay as they are; null: the weights train."""
+    validate_every: int | None = None
+    """Steps between validations; null for none."""
+    algorithm: AlgorithmSettings | None = None
+    """Of rl stages."""
+    sampling: SamplingSettings | None = None
+    """Of rl stages."""
+    rewards: RewardSettings | None = None
+    """Of rl stages."""
+    rollout_table_every: int = setting(10, at_least=1)
+    """Iterations between two rollout tables on disk."""
+    stop_when: Bound | None = None
+    """The stage ends at the first validation that meets this bound; null: it runs all its steps."""
+    cooldown_steps: int = 0
+    """Steps after that validation, over which the learning rate falls linearly to zero."""
+    max_bad_steps: int = setting(10, at_least=0)
+    """Steps that may be skipped because a number was not finite; one more, or more than half of all, end the run."""
+    gate: Bound | None = None
+    """The curriculum continues after this stage only if this bound holds; null: always."""
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    """Devices and precision."""

@@ -1,0 +1,92 @@
+"""Trains a critic beside a policy: values and advantages of a rollout, then the gradients of its minibatches."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.optim.lr_scheduler import LambdaLR
+
+from lightning_mmrl.algorithms.losses.value_clip import ValueClip
+from lightning_mmrl.models.critic import Critic
+from lightning_mmrl.models.parallelize import Sharding
+from lightning_mmrl.protocols.ranks import Ranks
+from lightning_mmrl.settings.algorithm import CriticSettings
+from lightning_mmrl.stages.algorithm import Algorithm
+from lightning_mmrl.stages.context import OptimizerSettings, StageContext, clip_gradients
+from lightning_mmrl.stages.experience import Experience, encoded, prompts_of_update
+from lightning_mmrl.stages.microbatches import budget_of, scoring_batches
+from lightning_mmrl.stages.values import accumulate_value_loss, score_values, token_rewards, with_advantages
+
+
+class CriticTrainer:
+    """The part of an iteration that an algorithm with a critic adds.
+
+    Values are taken once per rollout, before the first update. A completion's reward is at its last token, a divergence
+    in the reward at each of its tokens; advantages and returns follow by generalized advantage estimation. Completions
+    that do not count (a failed verifier, truncation where that is masked) are in no value, advantage or loss.
+
+    Args:
+        critic: Is trained.
+        settings: How it learns.
+        algorithm: The algorithm of the stage.
+        ranks: Who trains together.
+    """
+
+    def __init__(self, critic: Critic, settings: CriticSettings, algorithm: Algorithm, ranks: Ranks) -> None:
+        self.critic = critic
+        self.settings = settings
+        self._algorithm = algorithm
+        self._ranks = ranks
+
+    def shard(self, sharding: Sharding, mesh: DeviceMesh) -> None:
+        """Spreads the critic's weights over the ranks."""
+        sharding.apply(self.critic.trunk, mesh, self._ranks)
+
+    def optimizer(self, policy: OptimizerSettings, context: StageContext) -> tuple[torch.optim.Optimizer, LambdaLR]:
+        """The policy's kind of optimizer and schedule, for the critic at its own rate."""
+        return replace(policy, critic=self.settings).build(self.critic, context)
+
+    def estimate(self, experience: Experience, kl_coefficient: float) -> Experience:
+        """Adds values, returns and advantages of tokens; towers that train are the critic's own."""
+        trunk, update = self.critic.trunk, self._algorithm.settings.update
+        inputs = experience.raw if trunk.media.towers_train else experience.prompts
+        prompts, towers = encoded(trunk, inputs, differentiable=update.on_policy)
+        batches = scoring_batches(
+            experience,
+            range(len(experience.trainable)),
+            budget=budget_of(update),
+            ranks=self._ranks,
+            prompts=prompts.select,
+        )
+        values = score_values(self.critic, experience, batches)
+        rewards = token_rewards(experience, self._algorithm.kl, kl_coefficient)
+        estimated = with_advantages(experience, rewards, values, settings=self.settings, ranks=self._ranks)
+        return replace(estimated, critic_towers=towers)
+
+    def accumulate(
+        self, experience: Experience, minibatch: Sequence[int], live: Sequence[int], backward: Callable[[Tensor], None]
+    ) -> dict[str, float]:
+        """Computes and clips the gradients of a minibatch, whose prompts `live` are scored; returns its statistics."""
+        towers = experience.critic_towers
+        batches = scoring_batches(
+            experience,
+            live,
+            budget=budget_of(self._algorithm.settings.update),
+            ranks=self._ranks,
+            prompts=prompts_of_update(self.critic.trunk, experience, towers),
+        )
+        stats = accumulate_value_loss(
+            self.critic,
+            experience,
+            minibatch,
+            batches,
+            loss=ValueClip(clip=self.settings.value_clip),
+            ranks=self._ranks,
+            backward=backward,
+        )
+        if towers is not None:
+            towers.backward()
+        self._ranks.sum_gradients(self.critic.parameters())
+        return stats | {"critic_grad_norm": clip_gradients(self.critic.parameters(), self.settings.max_grad_norm)}

@@ -1,0 +1,43 @@
+"""Completions of an iteration resampled by their advantages, among the completions of all ranks."""
+
+from dataclasses import replace
+
+import torch
+
+from lightning_mmrl.protocols.ranks import Ranks
+from lightning_mmrl.protocols.tensors import CompletionSelector
+from lightning_mmrl.rollout.sampling import hashed_seed
+from lightning_mmrl.stages.context import StageContext
+from lightning_mmrl.stages.experience import Experience
+from lightning_mmrl.stages.join import gather_rows
+
+
+def resampled(
+    experience: Experience, resample: CompletionSelector, context: StageContext, iteration: int
+) -> Experience:
+    """The experience with a weight for each completion: how often it is trained on.
+
+    The draw depends on (seed, iteration) and the advantages of all ranks alone: each rank draws for all and keeps its
+    own, as one process would draw. All tokens of a completion must have the same advantage.
+    """
+    sequence_advantages = experience.advantages[:, 0].reshape(experience.trainable.shape)
+    (advantages, candidates), own = gather_rows(context.ranks, sequence_advantages, experience.trainable)
+    # The word is part of the seed: another one would draw other completions.
+    generator = torch.Generator().manual_seed(hashed_seed(f"{context.seed}/{iteration}/distill", num_bytes=4))
+    weights = resample(
+        advantages, candidates, step=iteration - 1, num_steps=context.settings.num_steps, generator=generator
+    )
+    kept = weights[own].to(experience.advantages)
+    return replace(experience, weights=kept, trainable=experience.trainable & (kept > 0))
+
+
+def resample_stats(before: Experience, after: Experience, ranks: Ranks) -> dict[str, float]:
+    """How many completions were drawn and how many different ones, as shares of all that could have been."""
+    weights = after.weights
+    assert weights is not None
+    counts = torch.stack([weights.sum(), (weights > 0).sum(), before.trainable.sum()]).cpu().double()
+    num_drawn, num_distinct, num_candidates = ranks.sum(counts).tolist()
+    return {
+        "rollout/completions_drawn": num_drawn / max(1.0, num_candidates),
+        "rollout/completions_distinct": num_distinct / max(1.0, num_candidates),
+    }

@@ -1,0 +1,89 @@
+"""When the canary looks at the weights of a vLLM engine, against a host that only notes what it is asked."""
+
+from types import SimpleNamespace
+
+from lightning_mmrl.rollout.canary import Canary
+from lightning_mmrl.rollout.vllm.engine import VLLMEngine
+
+REQUESTS, COMPLETIONS = ("a request",), ("a completion",)
+
+
+class Host:
+    """Notes pushes and samplings; `restarts` says during which samplings its server loses the weights."""
+
+    def __init__(self, events, restarts=()):
+        self.num_restores, self._events, self._restarts = 0, events, set(restarts)
+        self._num_samplings = 0
+
+    def push(self, weights, version):
+        self._events.append(f"push {version}")
+
+    def sample(self, requests, poll):
+        self._num_samplings += 1
+        self._events.append("sample")
+        self.num_restores += self._num_samplings in self._restarts
+        return COMPLETIONS
+
+
+class Watch:
+    """A canary that notes its checks; each samples as the real one does."""
+
+    def __init__(self, events, every):
+        self.due, self._events = Canary(every=every).due, events
+
+    def check(self, engine, trainer, policy, prompts):
+        self._events.append("check")
+        engine._proven_samples(prompts, REQUESTS)
+
+
+def made(every=1, restarts=(), watched=True):
+    events = []
+    encoder = SimpleNamespace(decode=None, eos_token_ids=(), pad_token_id=0, engine_prefix="")
+    canary = Watch(events, every) if watched else None
+    engine = VLLMEngine(SimpleNamespace(), encoder=encoder, max_new_tokens=4, canary=canary)
+    vars(engine)["_host"] = Host(events, restarts)
+    return engine, events
+
+
+def cycle(engine, version):
+    engine.load_weights(engine.policy, version)
+    assert engine._proven_samples("prompts", REQUESTS) is COMPLETIONS
+
+
+def test_a_push_that_is_due_is_checked_once_before_it_is_sampled_from():
+    engine, events = made()
+    cycle(engine, 0)
+    assert events == ["push 0", "check", "sample", "sample"]
+    assert engine._proven_samples("prompts", REQUESTS) is COMPLETIONS
+    assert events[4:] == ["sample"]
+
+
+def test_pushes_between_are_not_checked():
+    engine, events = made(every=0)
+    for version in range(4):
+        cycle(engine, version)
+    assert events.count("check") == 2
+    assert events[-2:] == ["push 3", "sample"]
+
+
+def test_weights_that_were_restored_are_checked_before_their_samples_are_returned():
+    engine, events = made(every=0, restarts=[6])
+    for version in range(3):
+        cycle(engine, version)
+    assert events.count("check") == 2
+    assert engine._proven_samples("prompts", REQUESTS) is COMPLETIONS
+    assert events[-3:] == ["sample", "check", "sample"]
+    assert engine._proven_samples("prompts", REQUESTS) is COMPLETIONS
+    assert events.count("check") == 3
+
+
+def test_weights_that_were_restored_within_a_check_are_checked_again():
+    engine, events = made(restarts=[1])
+    cycle(engine, 0)
+    assert events == ["push 0", "check", "sample", "check", "sample", "sample"]
+
+
+def test_an_engine_without_a_canary_checks_nothing():
+    engine, events = made(watched=False, restarts=[1])
+    cycle(engine, 0)
+    assert events == ["push 0", "sample"]

@@ -1,0 +1,69 @@
+"""Every key is declared once, with its documentation and its rule, and defaults keep their rules."""
+
+import ast
+import inspect
+from dataclasses import MISSING, fields, is_dataclass
+from typing import get_args, get_type_hints
+
+import pytest
+from omegaconf import OmegaConf
+
+from lightning_mmrl.settings import algorithm, data, model, run, stage
+from lightning_mmrl.settings.rules import check_rules
+from lightning_mmrl.settings.run import RunSettings
+from lightning_mmrl.settings.setting import REQUIRED
+
+MODULES = (algorithm, data, model, run, stage)
+
+
+def sections(kind=RunSettings):
+    """All settings classes of a run."""
+    yield kind
+    for annotation in get_type_hints(kind).values():
+        for inner in (annotation, *get_args(annotation)):
+            if is_dataclass(inner):
+                yield from sections(inner)
+
+
+SECTIONS = sorted(set(sections()), key=lambda kind: kind.__name__)
+
+
+def documented(source):
+    """Each field of the classes in a source, with what stands directly below it."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ClassDef):
+            for place, statement in enumerate(node.body):
+                if isinstance(statement, ast.AnnAssign):
+                    below = node.body[place + 1] if place + 1 < len(node.body) else None
+                    text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and below.value.value
+                    yield f"{node.name}.{statement.target.id}", text or ""
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__.rpartition(".")[2])
+def test_every_key_is_documented(module):
+    found = dict(documented(inspect.getsource(module)))
+    assert found
+    assert {name for name, text in found.items() if len(text) < 10} == set()
+
+
+def test_a_key_without_documentation_would_show():
+    assert dict(documented("class A:\n    x: int = 1\n    y: int = 2\n    'why'\n")) == {"A.x": "", "A.y": "why"}
+
+
+def test_all_classes_of_the_modules_are_sections_of_a_run():
+    declared = {each for module in MODULES for each in vars(module).values() if is_dataclass(each)}
+    bases = {base for kind in declared for base in kind.__mro__[1:]}
+    assert declared - bases == set(SECTIONS)
+
+
+@pytest.mark.parametrize("kind", SECTIONS, ids=lambda kind: kind.__name__)
+def test_defaults_keep_their_rules(kind):
+    required = [each.name for each in fields(kind) if each.default == REQUIRED or each.default is MISSING]
+    check_rules(kind(), leave_out=required)
+
+
+@pytest.mark.parametrize("kind", SECTIONS, ids=lambda kind: kind.__name__)
+def test_a_section_is_a_schema_of_omegaconf(kind):
+    tree = OmegaConf.structured(kind)
+    assert set(tree) == {each.name for each in fields(kind)}
+    assert not OmegaConf.is_readonly(tree)
