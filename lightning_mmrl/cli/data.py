@@ -17,67 +17,64 @@ if TYPE_CHECKING:
     from lightning_mmrl.config.schema import RootConfig
 
 ENCODING_NOT_CHECKED = (
-    "encoding not checked: add --for experiment=NAME to find what the model of a training cannot take"
+    "encoding not checked: add --for experiment=NAME to find samples that a training would refuse or leave out"
 )
 EXIT_PROBLEMS = 1
-"""Problems were found and reported; a bad argument gives 2."""
+"""The data have problems, which are reported; a bad argument gives 2."""
 
 
 def run(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
     parser = argparse.ArgumentParser(prog="mmrl data", description="Make and inspect datasets; see docs/data.md.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_validate(commands)
-    _add_stats(commands)
+    _add_inspections(commands)
     add_from_csv(commands)
     _add_synth(commands)
     options = parser.parse_args(arguments)
     return options.call(options)
 
 
-def _add_validate(commands: Any) -> None:
-    parser = commands.add_parser(
+def _add_inspections(commands: Any) -> None:
+    """Adds `validate`, and `stats`, which decodes nothing."""
+    validate = commands.add_parser(
         "validate",
-        help="decode everything and report what cannot be used",
-        description="Read every line, decode every medium, and with --for encode all as an experiment would. Exit code "
-        "0 if all is usable, 1 if problems were found.",
+        help="decode all media and report every bad line",
+        description="Read every line and decode every medium; with --for also encode every sample as an experiment "
+        "would. The exit code is 0 if all is usable, 1 if there are problems.",
     )
-    _add_manifests(parser)
-    parser.add_argument(
+    stats = commands.add_parser(
+        "stats",
+        help="the same tables without decoding",
+        description="Read every line and find every file without decoding. Exit codes are the same as for validate.",
+    )
+    for parser in (validate, stats):
+        parser.add_argument(
+            "manifests", type=Path, nargs="+", metavar="MANIFEST", help="JSON lines files, one per split"
+        )
+        parser.add_argument(
+            "--media-root", type=Path, required=True, metavar="DIR", help="folder that media paths are relative to"
+        )
+        parser.add_argument("--labels", metavar="A,B", help="label set; any other solution is a problem")
+        parser.add_argument("--json", type=Path, metavar="FILE", help="also write the whole report to this file")
+        parser.add_argument(
+            "--show", type=int, default=20, metavar="N", help="bad lines to print (default %(default)s)"
+        )
+    validate.add_argument(
         "--for",
         dest="experiment",
         nargs="+",
         action="extend",
         metavar="OVERRIDE",
-        help="encode as this experiment's training would, such as --for experiment=own_clips model=...; its data.media "
-        "sets the limits",
+        help="encode as a training with these overrides would, such as --for experiment=own_clips model=...; its "
+        "data.media sets the limits",
     )
-    parser.add_argument("--config-dir", metavar="DIR", help="a folder of your own configs for --for")
-    parser.add_argument(
+    validate.add_argument("--config-dir", metavar="DIR", help="a folder of your own configs for --for")
+    validate.add_argument(
         FLAG, action="append", default=[], metavar="PREFIX", help="code of your own that --for may name"
     )
-    add_guard(parser)
-    parser.set_defaults(call=_validate)
-
-
-def _add_stats(commands: Any) -> None:
-    parser = commands.add_parser(
-        "stats",
-        help="the same tables without decoding",
-        description="Read every line and look up every file, without decoding. Exit codes as of validate.",
-    )
-    _add_manifests(parser)
-    parser.set_defaults(call=lambda options: _inspect(options, decode=False), experiment=None, config_dir=None)
-
-
-def _add_manifests(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("manifests", type=Path, nargs="+", metavar="MANIFEST", help="JSON lines files, one per split")
-    parser.add_argument(
-        "--media-root", type=Path, required=True, metavar="DIR", help="folder that media paths are relative to"
-    )
-    parser.add_argument("--labels", metavar="A,B", help="a solution that is none of these is a problem")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole report there as well")
-    parser.add_argument("--show", type=int, default=20, metavar="N", help="bad lines to print (default %(default)s)")
+    add_guard(validate)
+    validate.set_defaults(call=_validate)
+    stats.set_defaults(call=lambda options: _inspect(options, decode=False), experiment=None, config_dir=None)
 
 
 def _validate(options: argparse.Namespace) -> int:
@@ -126,10 +123,10 @@ def _inspect(options: argparse.Namespace, *, decode: bool) -> int:
 
 
 def _experiment(options: argparse.Namespace) -> "RootConfig":
-    """The configuration that --for names; data.root is --media-root unless it says otherwise.
+    """The configuration that --for composes; its data.root is --media-root unless an override sets it.
 
     Raises:
-        ConfigError: It is refused, or a limit is given that is the experiment's own.
+        ConfigError: The configuration is refused, or a flag sets a limit that the experiment sets.
     """
     given = [name for name in ("max_duration_s", "max_pixels", "max_bytes") if getattr(options, name) is not None]
     if given:
@@ -147,7 +144,7 @@ def _experiment(options: argparse.Namespace) -> "RootConfig":
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     try:
-        if path.exists() and not path.is_file():  # nothing may take the place of a pipe or a device
+        if path.exists() and not path.is_file():  # a pipe or a device is written to, never replaced
             path.write_text(json.dumps(content, indent=2) + "\n", encoding="ascii")
         else:
             write_json(path.resolve(), content, shared=True)
@@ -158,8 +155,8 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 def _add_synth(commands: Any) -> None:
     parser = commands.add_parser("synth", help="generate a dataset with known answers: media files and manifests")
     parser.add_argument("directory", type=Path, help="where the set goes; it appears when it is complete")
-    parser.add_argument("--task", default="emotions", metavar="NAME", help="what to generate (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="everything follows from it (default 0)")
+    parser.add_argument("--task", default="emotions", metavar="NAME", help="task to generate (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed; the same seed gives the same bytes (default 0)")
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the size of every split (default 1.0)")
     parser.add_argument("--workers", type=int, default=2, help="rendering processes (default 2)")
     parser.add_argument("--overwrite", action="store_true", help="replace a set made with other settings")

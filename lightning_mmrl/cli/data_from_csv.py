@@ -1,4 +1,4 @@
-"""`mmrl data from-csv`: a folder of clips and a CSV of labels become a dataset."""
+"""`mmrl data from-csv`: makes a dataset from a folder of clips and a CSV of labels."""
 
 import argparse
 import shlex
@@ -17,7 +17,7 @@ PURPOSES = ("file", "label", "speaker", "split", "start", "end", "reasoning", "i
 
 
 def add_from_csv(commands: Any) -> None:
-    """Adds the command."""
+    """Adds the subcommand to `mmrl data`."""
     parser = commands.add_parser(
         "from-csv",
         help="turn a folder of clips and a CSV of labels into a dataset",
@@ -28,17 +28,18 @@ def add_from_csv(commands: Any) -> None:
     parser.add_argument("--media-root", type=Path, required=True, metavar="DIR", help="folder of the clips")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the dataset, new or not")
     for purpose in PURPOSES:
-        parser.add_argument(f"--{purpose}-column", metavar="NAME", help=f"column of the {purpose} if it is not found")
+        parser.add_argument(f"--{purpose}-column", metavar="NAME", help=f"name of the {purpose} column")
     parser.add_argument(
-        "--encoding", metavar="NAME", help="what the CSV was saved in, such as cp1252 (default: UTF-8, or its mark)"
+        "--encoding", metavar="NAME", help="encoding of the CSV, such as cp1252 (default: UTF-8 or its byte order mark)"
     )
     parser.add_argument("--suffix", default="", metavar=".EXT", help="appended to file names without one")
-    parser.add_argument("--labels", metavar="A,B", help="the label set (default: the labels that come)")
-    parser.add_argument("--question", default=DEFAULT_QUESTION, help="what to ask (default: %(default)s)")
-    parser.add_argument("--validation", type=float, default=0.15, metavar="P", help="its share (default %(default)s)")
-    parser.add_argument("--test", type=float, default=0.15, metavar="P", help="its share (default %(default)s)")
+    parser.add_argument("--labels", metavar="A,B", help="the label set (default: all labels in the CSV)")
+    parser.add_argument("--question", default=DEFAULT_QUESTION, help="question of every sample (default: %(default)s)")
+    for name in ("validation", "test"):
+        words = f"share of the {name} split (default %(default)s)"
+        parser.add_argument(f"--{name}", type=float, default=0.15, metavar="P", help=words)
     parser.add_argument("--seed", type=int, default=0, help="seed of the splits (default 0)")
-    parser.add_argument("--ignore-speakers", action="store_true", help="let a speaker be in several splits")
+    parser.add_argument("--ignore-speakers", action="store_true", help="allow one speaker in several splits")
     parser.add_argument("--copy", action="store_true", help="copy clips outside of --out in place of hard links")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier conversion")
     parser.add_argument("--show", type=int, default=20, metavar="N", help="bad rows to print (default %(default)s)")
@@ -94,11 +95,13 @@ def _print_conversion(conversion: "Conversion", num_shown: int) -> None:
     print_problems(console, conversion.problems, num_shown)
     manifests = [out / f"{name}.jsonl" for name in MANIFESTS]
     print_report(summarize(take_inventory([path for path in manifests if path.is_file()], out)), num_shown)
-    lines = [
-        *conversion.notes,
-        *warning_lines(conversion.warnings, num_shown),
-        *_taken(conversion),
-        *_silent(conversion),
+    lines = [*conversion.notes, *warning_lines(conversion.warnings, num_shown)]
+    for kinds, paths in conversion.taken_as.items():
+        shown = ", ".join(paths[:MAX_NAMES]) + (", ..." if len(paths) > MAX_NAMES else "")
+        lines.append(f"files taken as {' and '.join(kinds)}: {len(paths)} ({shown})")
+    if any("video" in kinds for kinds in conversion.taken_as):
+        lines.append(f"clips without sound: {conversion.num_without_sound} (their lines have no <audio> tag)")
+    lines += [
         f"samples with a written reasoning: {conversion.num_reasonings}"
         + ("" if conversion.num_reasonings else " (cold_start.jsonl has a plain thought in its place)"),
         f"rows left out: {len(conversion.problems)} (all named in {out / 'rejected.csv'})",
@@ -110,24 +113,8 @@ def _print_conversion(conversion: "Conversion", num_shown: int) -> None:
         console.print(line, soft_wrap=True)
 
 
-def _silent(conversion: "Conversion") -> list[str]:
-    """How many videos have no sound, if there are videos."""
-    if not any("video" in kinds for kinds in conversion.taken_as):
-        return []
-    return [f"clips without sound: {conversion.num_without_sound} (their lines have no <audio> tag)"]
-
-
-def _taken(conversion: "Conversion") -> list[str]:
-    """For each sort of file how many there are, and which if they are few."""
-    lines = []
-    for kinds, paths in conversion.taken_as.items():
-        shown = ", ".join(paths[:MAX_NAMES]) + (", ..." if len(paths) > MAX_NAMES else "")
-        lines.append(f"files taken as {' and '.join(kinds)}: {len(paths)} ({shown})")
-    return lines
-
-
 def _overrides(conversion: "Conversion") -> str:
-    """What a training needs besides if a split has no clips: the sets that there are."""
+    """Further overrides for a training: other sets in place of a split without clips."""
     found = [name for name in ("validation", "train") if conversion.sizes.get(name)]
     validation = "" if conversion.sizes.get("validation") else " data.validation=null"
     test = "" if conversion.sizes.get("test") or not found else f" evaluation.sets.test={found[0]}.jsonl"

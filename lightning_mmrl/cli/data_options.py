@@ -1,4 +1,4 @@
-"""Options that several `mmrl data` commands share, and those of `mmrl predict` that bound decoding."""
+"""Options that `mmrl data` commands share; `mmrl predict` has the bounds of decoding too."""
 
 import argparse
 import os
@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from lightning_mmrl.errors import ConfigError
 
-if TYPE_CHECKING:  # it loads the decoders, which argument errors need not wait for
+if TYPE_CHECKING:  # loads the decoders, which no argument error needs
     from lightning_mmrl.data.media.examine import Guard
 
 
 def add_guard(parser: argparse.ArgumentParser) -> None:
-    """Adds the bounds of decoding; limits have the names and defaults of data.media."""
+    """Adds the bounds of decoding; the limits have the names and defaults of `data.media`."""
     cores = os.cpu_count() or 2
     parser.add_argument("--workers", type=int, default=cores, metavar="N", help="decoding processes (default: cores)")
     add_decode_bounds(parser)
@@ -22,13 +22,17 @@ def add_guard(parser: argparse.ArgumentParser) -> None:
 
 
 def add_decode_bounds(parser: argparse.ArgumentParser) -> None:
-    """Adds what one medium may take of the machine."""
+    """Adds the time and memory that one medium may take."""
     parser.add_argument("--deadline", type=float, default=30.0, metavar="S", help="seconds per medium (default 30)")
     parser.add_argument("--memory-mb", type=int, default=1024, metavar="N", help="MiB per process (default 1024)")
 
 
 def check_bounds(options: argparse.Namespace, names: Sequence[str]) -> None:
-    """Raises: ConfigError: One of the bounds is not above 0."""
+    """Requires positive bounds.
+
+    Raises:
+        ConfigError: A bound is not above 0.
+    """
     for name in names:
         value = getattr(options, name)
         if value is not None and not value > 0:
@@ -36,10 +40,10 @@ def check_bounds(options: argparse.Namespace, names: Sequence[str]) -> None:
 
 
 def guard_of(options: argparse.Namespace) -> "Guard":
-    """The bounds that were asked for.
+    """The bounds of decoding that the options give.
 
     Raises:
-        ConfigError: One of them is not above 0.
+        ConfigError: A bound is not above 0.
     """
     check_bounds(options, ("workers", "deadline", "memory_mb", "max_duration_s", "max_pixels", "max_bytes"))
     from lightning_mmrl.data.media.examine import Guard
@@ -56,10 +60,10 @@ def guard_of(options: argparse.Namespace) -> "Guard":
 
 
 def label_set(text: str | None) -> Sequence[str] | None:
-    """Labels separated by commas, None for none given.
+    """Labels of a comma-separated list; None without a list.
 
     Raises:
-        ConfigError: Two of them read the same, or one is blank.
+        ConfigError: Two labels read the same, or one is blank.
     """
     if text is None:
         return None

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from lightning_mmrl.data.report import Durations, MediaFigures, Report, by_group
+from lightning_mmrl.data.report import Durations, Report, by_group
 from lightning_mmrl.data.schema import Problem
 from lightning_mmrl.training.console import report_console
 
@@ -14,7 +14,7 @@ _MAX_VALUES = 3
 
 
 def print_report(report: Report, num_shown: int, notes: Sequence[str] = ()) -> None:
-    """Prints the problems, then the splits; the notes stand before the last line."""
+    """Prints problems, splits, findings and notes; the last line counts samples and problems."""
     console = report_console()
     print_problems(console, report.problems, num_shown)
     console.print(splits_table(report))
@@ -27,22 +27,19 @@ def print_report(report: Report, num_shown: int, notes: Sequence[str] = ()) -> N
         console.print(f"{word}: {finding.what}: {finding.num}, such as {finding.example}", soft_wrap=True)
     for note in notes:
         console.print(note, soft_wrap=True)
-    console.print(f"{_counted(report.num_samples, 'sample')} usable, {_counted(len(report.problems), 'bad line')}")
-
-
-def _counted(num: int, noun: str) -> str:
-    return f"{num} {noun}{'' if num == 1 else 's'}"
+    usable, bad = report.num_samples, len(report.problems)
+    console.print(f"{usable} sample{'' if usable == 1 else 's'} usable, {bad} bad line{'' if bad == 1 else 's'}")
 
 
 def warning_lines(warnings: Sequence[str], num_shown: int) -> list[str]:
-    """The first warnings, a line each, and how many more there are."""
+    """The first warnings, a line each, and the number of further ones."""
     rest = len(warnings) - num_shown
     more = [f"... and {rest} more warnings; --show {len(warnings)} shows all"] if rest > 0 else []
     return [*(f"warning: {warning}" for warning in warnings[:num_shown]), *more]
 
 
 def print_problems(console: Console, problems: Sequence[Problem], num_shown: int) -> None:
-    """The first problems, one line each, and how many there are of each sort."""
+    """Prints the first problems, a line each, and the number of problems by reason."""
     if not problems:
         return
     for problem in problems[:num_shown]:
@@ -72,7 +69,7 @@ def splits_table(report: Report) -> Table:
 
 
 def labels_table(report: Report) -> Table:
-    """How often each label comes in each split."""
+    """The number of samples of each label in each split."""
     splits = [split for split in report.splits if split.labels]
     table = _table("Labels", "label", *(split.name for split in splits))
     labels = list(dict.fromkeys(label for split in splits for label in split.labels))
@@ -85,18 +82,21 @@ def labels_table(report: Report) -> Table:
 
 
 def media_table(report: Report) -> Table:
-    """What the media of each split are."""
+    """Counts, durations, rates and sizes of the media in each split."""
     timed = any(media.durations for split in report.splits for media in split.media)
     spans = ("min", "median", "max", "total") if timed else ()
     facts = ("rates and sizes",) if report.decoded else ()
-    title = (
-        f"Media{'' if report.decoded else ', not decoded'}{'; times are those of spans' if timed and not facts else ''}"
-    )
+    title = f"Media{'' if report.decoded else ', not decoded'}{'; times of the spans' if timed and not facts else ''}"
     table = _table(title, "split", "kind", "files", *spans, *facts)
     for split in report.splits:
         for media in split.media:
             times = _durations(media.durations) if timed else ()
-            rates = (_rates(media),) if report.decoded else ()
+            parts = [
+                _most_frequent(media.sizes, "{}"),
+                _most_frequent(media.frame_rates, "{} fps"),
+                _most_frequent(media.sample_rates_hz, "{} Hz"),
+            ]
+            rates = ["; ".join(part for part in parts if part) or "-"] if report.decoded else []
             table.add_row(split.name, media.kind, str(media.num_files), *times, *rates)
     return table
 
@@ -118,17 +118,8 @@ def _durations(durations: Durations | None) -> tuple[str, str, str, str]:
     return (*three, total)  # type: ignore[return-value]
 
 
-def _rates(media: MediaFigures) -> str:
-    parts = [
-        _most_frequent(media.sizes, "{}"),
-        _most_frequent(media.frame_rates, "{} fps"),
-        _most_frequent(media.sample_rates_hz, "{} Hz"),
-    ]
-    return "; ".join(part for part in parts if part) or "-"
-
-
 def _most_frequent(counts: Mapping[str, int], form: str) -> str:
-    """`25 fps` if all are the same, else the first few with their counts."""
+    """`25 fps` if all values are equal, else the most frequent values with their counts."""
     shown = list(counts.items())[:_MAX_VALUES]
     if len(counts) == 1:
         return form.format(shown[0][0])

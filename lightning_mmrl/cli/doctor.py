@@ -1,9 +1,9 @@
-"""`mmrl doctor`: checks this machine and this installation, with the fix beside each complaint."""
+"""`mmrl doctor`: checks this machine and this installation and prints the fix of each complaint."""
 
 import argparse
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
@@ -19,8 +19,8 @@ EXIT_PROBLEM = 1
 COLORS = {"ok": "green", "warning": "yellow", "problem": "red"}
 
 EXAMPLES = """\
-Each line is ok, a warning (works, but not for everything) or a problem; below a complaint stands the fix, a command or
-a key of `mmrl train`. What may hang is tried in a process with a deadline. Nothing is left behind.
+Each line is ok, a warning (works, but not for everything) or a problem. The line below a complaint has the fix: a
+command, or a key of `mmrl train`. Checks that may hang run in a process with a deadline. No file stays on the disk.
 The exit code is 0 without a problem, 1 with one.
 
 examples:
@@ -35,11 +35,15 @@ def run(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
     options = _parser().parse_args(arguments)
     uri = options.tracking_uri or f"sqlite:///{options.output_dir / 'mlflow.db'}"
-    findings = []
-    for finding in diagnose(plan_checks(options.output_dir, options.media_root, uri)):
-        findings.append(finding)
-        if not options.json:
-            _print_finding(finding)
+    findings: list[Finding] = []
+    with ThreadPoolExecutor(max_workers=max(2, len(os.sched_getaffinity(0)))) as threads:
+        checks = plan_checks(options.output_dir, options.media_root, uri)
+        running = [threads.submit(isolated, name, check) for name, check in checks.items()]
+        for future in running:
+            found = future.result()
+            findings += found
+            for finding in found if not options.json else ():
+                _print_finding(finding)
     counts = {status: sum(each.status == status for each in findings) for status in COLORS}
     if options.json:
         print(json.dumps({"counts": counts, "findings": [asdict(each) for each in findings]}, indent=2))
@@ -49,7 +53,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def plan_checks(output_dir: Path, media_root: Path | None, uri: str) -> Mapping[str, Callable[[], Sequence[Finding]]]:
-    """The checks by name, in the order in which they are shown."""
+    """The checks by name, in the order of the report."""
     # Loaded here: help needs none of it.
     from huggingface_hub import constants
 
@@ -79,14 +83,6 @@ def plan_checks(output_dir: Path, media_root: Path | None, uri: str) -> Mapping[
     if media_root is not None:
         checks["media root"] = partial(machine.check_media_root, media_root)
     return checks
-
-
-def diagnose(checks: Mapping[str, Callable[[], Sequence[Finding]]]) -> Iterator[Finding]:
-    """Runs all checks side by side and gives their findings in order."""
-    with ThreadPoolExecutor(max_workers=max(2, len(os.sched_getaffinity(0)))) as threads:
-        running = [threads.submit(isolated, name, check) for name, check in checks.items()]
-        for future in running:
-            yield from future.result()
 
 
 def _print_finding(finding: Finding) -> None:

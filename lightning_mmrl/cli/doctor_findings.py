@@ -1,4 +1,4 @@
-"""What a check of `mmrl doctor` reports, and the walls between checks."""
+"""The findings of `mmrl doctor`, and how its checks are kept from harming each other."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Finding:
 
 
 def ok(name: str, detail: str) -> Finding:
-    """All is well."""
+    """Works."""
     return Finding(name=name, status="ok", detail=detail)
 
 
@@ -35,18 +35,18 @@ def problem(name: str, detail: str, fix: str) -> Finding:
 
 
 def isolated(name: str, check: Callable[[], Sequence[Finding]]) -> list[Finding]:
-    """The findings of a check; one that crashes is a problem of its own and hides no other."""
+    """The findings of a check; a crash is one problem and ends no other check."""
     try:
         return list(check())
-    except Exception as error:  # whatever a broken installation raises is what doctor is asked to report
+    except Exception as error:  # a broken installation may raise anything, which is the finding
         detail = f"the check failed: {type(error).__name__}: {error}"
         return [problem(name, detail, "repair what the message names, then run mmrl doctor again")]
 
 
 def in_worker(function: Callable[[Any], Any], items: Sequence[Any], deadline_s: float) -> list[Outcome]:
-    """Outcomes of calls in a process of their own, killed at its deadline: what hangs or crashes there harms nobody.
+    """Outcomes of calls in a process of their own, which is killed at its deadline.
 
-    The function's module must be light, so that what may hang is imported within the deadline.
+    The function must import inside its body whatever may hang, so that the deadline covers the import.
     """
     with DeadlinePool(function, num_workers=1, deadline_s=deadline_s, process_name="mmrl-doctor") as pool:
         return pool.map(items)

@@ -24,7 +24,7 @@ MEMINFO = Path("/proc/meminfo")
 
 
 def check_cpu() -> list[Finding]:
-    """Cores that this process may use, and the share of them that its control group grants."""
+    """Cores that this process may use, and the processor time that its control group grants."""
     cores, quota = len(os.sched_getaffinity(0)), cpu_quota()
     if quota is None or quota >= cores:
         return [ok("cpu", f"{cores} cores")]
@@ -34,7 +34,7 @@ def check_cpu() -> list[Finding]:
 
 
 def check_memory() -> list[Finding]:
-    """Memory that is left, by the kernel and by the control group."""
+    """Free memory of the machine, or of the control group if that grants less."""
     info = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in MEMINFO.read_text().splitlines()}
     limit, used = memory_limit(), memory_used()
     total = info["MemTotal"] if limit is None else min(limit, info["MemTotal"])
@@ -48,7 +48,7 @@ def check_memory() -> list[Finding]:
 
 
 def check_disk(name: str, folder: Path, fix: str) -> list[Finding]:
-    """Free space and a whole write, sync, rename, delete at a folder, or at the nearest one above it that exists."""
+    """Free space of a folder, or of its nearest existing parent, and whether a file can be written there."""
     place = nearest_folder(folder)
     where = str(folder) if place == folder else f"{folder} (to be made in {place})"
     try:
@@ -66,7 +66,7 @@ def check_disk(name: str, folder: Path, fix: str) -> list[Finding]:
 
 
 def check_locks(folder: Path) -> list[Finding]:
-    """Whether a file lock keeps a second holder out: processes take turns with a database by it."""
+    """Whether a file lock keeps out a second holder, which databases shared by processes rely on."""
     fix = "put output_dir on a local disk, or track on a server: tracking.uri=http://HOST:5000"
     place = nearest_folder(folder)
     try:
@@ -81,7 +81,7 @@ def check_locks(folder: Path) -> list[Finding]:
 
 
 def check_media_root(folder: Path) -> list[Finding]:
-    """Whether the clips are there and can be read."""
+    """Whether the folder of the clips exists and can be read."""
     fix = "data.root=DIR with the folder of your manifests"
     if not folder.is_dir():
         return [problem("media root", f"{folder} {'is no folder' if folder.exists() else 'does not exist'}", fix)]
@@ -95,7 +95,7 @@ def check_media_root(folder: Path) -> list[Finding]:
 
 
 def check_telemetry() -> list[Finding]:
-    """Variables that the package sets to keep libraries quiet, unless the user set them first."""
+    """Whether the variables that turn telemetry off have the values that this package sets by default."""
     found = {name: os.environ.get(name) for name in lightning_mmrl.TELEMETRY_OFF}
     loud = {name: value for name, value in found.items() if value != lightning_mmrl.TELEMETRY_OFF[name]}
     if not loud:
@@ -105,16 +105,16 @@ def check_telemetry() -> list[Finding]:
 
 
 def nearest_folder(folder: Path) -> Path:
-    """The folder, or the nearest one above it that exists."""
+    """The folder, or its nearest existing parent."""
     absolute = folder.absolute()
     return next(each for each in (absolute, *absolute.parents) if each.exists())
 
 
 def write_and_delete(folder: Path) -> None:
-    """What a checkpoint does: written beside its place, synced, renamed.
+    """Writes, syncs, renames and reads a file as for a checkpoint, then deletes it.
 
     Raises:
-        OSError: One of the steps fails, or what is read is not what was written.
+        OSError: A step fails, or the file holds other bytes than were written.
     """
     scratch = Path(tempfile.mkdtemp(prefix=".mmrl-doctor-", dir=folder))
     try:
@@ -131,7 +131,7 @@ def write_and_delete(folder: Path) -> None:
 
 
 def cpu_quota() -> float | None:
-    """Cores' worth of time that the control group grants, None without a limit."""
+    """Processor time that the control group grants, in cores; None without a limit."""
     limits = []
     for folder in _cgroups("cpu"):
         words = _read(folder / "cpu.max").split() or [
@@ -147,13 +147,13 @@ def memory_limit() -> int | None:
     """Bytes that the control group may use, None without a limit."""
     names = ("memory.max", "memory.limit_in_bytes")
     found = [_read(folder / name).strip() for folder in _cgroups("memory") for name in names]
-    # Version 1 writes a number near 2**63 for no limit.
+    # Version 1 of control groups writes a number near 2**63 for no limit.
     limits = [int(text) for text in found if text.isdigit() and int(text) < 2**60]
     return min(limits, default=None)
 
 
 def memory_used() -> int:
-    """Bytes that the control group uses, without file pages that can be dropped; 0 if it does not say."""
+    """Bytes that the control group uses, without reclaimable file pages; 0 if it reports none."""
     for folder in _cgroups("memory"):
         for name, reclaimable in (
             ("memory.current", "inactive_file"),
@@ -167,7 +167,7 @@ def memory_used() -> int:
 
 
 def _cgroups(controller: str) -> Iterator[Path]:
-    """Folders of this process's control group and of all above it, of either version."""
+    """Folders of this process's control group and of its parents, in either version."""
     for line in _read(MEMBERSHIP).splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):

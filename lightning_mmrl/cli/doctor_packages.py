@@ -1,8 +1,9 @@
-"""`mmrl doctor` on Python and packages: what is installed against what our own metadata requires."""
+"""`mmrl doctor` on Python and packages: installed versions against the requirements in our metadata."""
 
 import importlib.metadata
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -25,9 +26,11 @@ def check_python() -> list[Finding]:
 
 
 def check_packages() -> list[Finding]:
-    """Every requirement that applies here: one line for all that fit, one for each that does not."""
+    """Every requirement that applies here: a line for each that is not met, or one line if all are."""
     requirements = applicable("")
-    complaints = [each for requirement in requirements for each in isolated(requirement.name, _checker(requirement))]
+    complaints = [
+        each for requirement in requirements for each in isolated(requirement.name, partial(_complaints, requirement))
+    ]
     if complaints:
         return complaints
     shown = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in SHOWN)
@@ -35,7 +38,7 @@ def check_packages() -> list[Finding]:
 
 
 def check_vllm() -> list[Finding]:
-    """Optional: the build for CUDA, or the one for the CPU, which our own lock installs."""
+    """vLLM, which is optional, in its build for CUDA or for the CPU."""
     wanted = next((each for each in applicable("vllm") if each.name == "vllm"), None)
     if wanted is None:
         return [ok("vllm", "not for this platform; rollout=hf samples with transformers")]
@@ -48,7 +51,7 @@ def check_vllm() -> list[Finding]:
 
 
 def check_pins(name: str) -> list[Finding]:
-    """Whether an installed package gets the torch that it was built against: one that does not fails to load."""
+    """Whether an installed package finds the torch that it was built for; with another it fails to load."""
     pins = [Requirement(line) for line in importlib.metadata.requires(name) or []]
     pin = next((each for each in pins if each.name == "torch" and each.marker is None), None)
     torch = installed_version("torch")
@@ -59,10 +62,10 @@ def check_pins(name: str) -> list[Finding]:
 
 
 def applicable(extra: str) -> list[Requirement]:
-    """Our requirements on this platform; of an extra, if one is named, its own only.
+    """Our requirements on this platform, or only those that a named extra adds.
 
     Raises:
-        PackageNotFoundError: The package runs without having been installed.
+        PackageNotFoundError: The package is not installed, but runs from a folder.
     """
     found = [Requirement(line) for line in importlib.metadata.requires(DISTRIBUTION) or []]
     always = [each for each in found if each.marker is None or each.marker.evaluate({"extra": ""})]
@@ -72,7 +75,7 @@ def applicable(extra: str) -> list[Requirement]:
 
 
 def installed_version(name: str) -> str | None:
-    """The version that is installed, if any."""
+    """The installed version; None if the package is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -80,35 +83,28 @@ def installed_version(name: str) -> str | None:
 
 
 def reinstall_command(*names: str) -> str:
-    """Installs packages again, from one index and in their ranges, for the device that is there."""
+    """The command that installs packages again, within their ranges and for the present device."""
     ranges = {each.name: str(each.specifier) for each in [*applicable(""), *applicable("vllm")]}
     wanted = " ".join(f"'{name}{ranges.get(name, '')}'" for name in names)
     return f"uv pip install --reinstall --torch-backend=auto {wanted}"
 
 
 def check_installation() -> list[Finding]:
-    """Whether our own metadata is there: all other version checks read it."""
+    """Whether our own metadata exists, which all version checks read."""
     version = installed_version(DISTRIBUTION)
     if version is None:
         return [problem("installation", f"{DISTRIBUTION} has no metadata: it was not installed", REINSTALL)]
     return [ok("installation", f"{DISTRIBUTION} {version}")]
 
 
-def _checker(requirement: Requirement) -> Callable[[], Sequence[Finding]]:
-    return lambda: _complaints(requirement)
-
-
 def _complaints(requirement: Requirement) -> Sequence[Finding]:
     name, installed = requirement.name, installed_version(requirement.name)
-    if installed is None:
-        return [problem(name, f"is not installed; {requirement} is needed", _install(requirement))]
-    if not requirement.specifier.contains(installed, prereleases=True):
-        return [problem(name, f"{installed} is outside {requirement.specifier}", _install(requirement))]
-    return []
-
-
-def _install(requirement: Requirement) -> str:
-    if requirement.name in ("torch", "torchvision"):
-        return reinstall_command("torch", "torchvision")
     extras = f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
-    return f"uv pip install '{requirement.name}{extras}{requirement.specifier}'"
+    fix = f"uv pip install '{name}{extras}{requirement.specifier}'"
+    if name in ("torch", "torchvision"):
+        fix = reinstall_command("torch", "torchvision")
+    if installed is None:
+        return [problem(name, f"is not installed; {requirement} is needed", fix)]
+    if not requirement.specifier.contains(installed, prereleases=True):
+        return [problem(name, f"{installed} is outside {requirement.specifier}", fix)]
+    return []

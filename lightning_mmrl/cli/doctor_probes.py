@@ -1,4 +1,4 @@
-"""`mmrl doctor` on what must be loaded to be known: torch, decoders, MLflow, math-verify, in killable processes."""
+"""`mmrl doctor` on libraries that must be loaded to be checked, in killable processes: torch, decoders, MLflow."""
 
 import importlib
 import os
@@ -15,7 +15,7 @@ from lightning_mmrl.cli.doctor_packages import check_pins, installed_version, re
 from lightning_mmrl.workers.pool import Outcome
 
 LOAD_DEADLINE_S = 60.0
-"""Generous: a cold disk takes long over torch."""
+"""Generous, since torch takes long to load from a cold disk."""
 
 DECODE_DEADLINE_S = 20.0
 DRIVER = Path("/proc/driver/nvidia/version")
@@ -35,7 +35,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TorchFacts:
-    """What torch says of itself; `cuda` is the version it was built for, None for a CPU build."""
+    """Version, build and devices as torch reports them; `cuda` is None for a CPU build."""
 
     version: str
     cuda: str | None
@@ -51,22 +51,28 @@ def check_torch() -> list[Finding]:
         return [problem("torch", f"does not load ({loaded.error})", again)]
     facts: TorchFacts = loaded.value
     build = "CPU build" if facts.cuda is None else f"built for CUDA {facts.cuda}"
-    found = [ok("torch", f"{facts.version}, {build}"), torchvision_finding(facts, vision)]
+    found = [ok("torch", f"{facts.version}, {build}")]
+    if vision.error is None:
+        found.append(ok("torchvision", f"{vision.value} loads"))
+    else:  # it was built for another torch, which shows on import alone
+        detail = f"{installed_version('torchvision')} does not load with torch {facts.version} ({vision.error})"
+        found.append(problem("torchvision", detail, again))
     return [*found, *check_pins("torchvision"), *device_findings(facts, driver_version())]
 
 
-def torchvision_finding(facts: TorchFacts, vision: Outcome) -> Finding:
-    """A torchvision of another build than torch fails when it is imported, and not before."""
-    if vision.error is None:
-        return ok("torchvision", f"{vision.value} loads")
-    detail = f"{installed_version('torchvision')} does not load with torch {facts.version} ({vision.error})"
-    return problem("torchvision", detail, reinstall_command("torch", "torchvision"))
-
-
 def device_findings(facts: TorchFacts, driver: str | None) -> list[Finding]:
-    """CUDA devices, or why there are none although there is a driver."""
-    if facts.devices:
-        return [_device_finding(index, device, driver) for index, device in enumerate(facts.devices)]
+    """CUDA devices, or the reason why torch sees none although there is a driver."""
+    found = []
+    for index, device in enumerate(facts.devices):
+        size = f"{device.memory_bytes / GIB:.0f} GiB"
+        detail = f"{device.name}, {size}, capability {device.capability}, driver {driver or 'unknown'}"
+        if device.bfloat16:
+            found.append(ok(f"cuda:{index}", f"{detail}, bfloat16"))
+        else:
+            fix = "model.dtype=float32 trainer.precision=32-true"
+            found.append(warning(f"cuda:{index}", f"{detail}, no bfloat16", fix))
+    if found:
+        return found
     if driver is None:
         return [ok("devices", "no CUDA device; training runs on the CPU (trainer=cpu)")]
     if facts.cuda is None:
@@ -77,32 +83,19 @@ def device_findings(facts: TorchFacts, driver: str | None) -> list[Finding]:
     return [warning("devices", detail, f"nvidia-smi; unset CUDA_VISIBLE_DEVICES; a driver for CUDA {facts.cuda}")]
 
 
-def _device_finding(index: int, device: Device, driver: str | None) -> Finding:
-    name = f"cuda:{index}"
-    detail = (
-        f"{device.name}, {device.memory_bytes / GIB:.0f} GiB, capability {device.capability}, "
-        f"driver {driver or 'unknown'}"
-    )
-    if device.bfloat16:
-        return ok(name, f"{detail}, bfloat16")
-    return warning(name, f"{detail}, no bfloat16", "model.dtype=float32 trainer.precision=32-true")
-
-
 def check_decoders() -> list[Finding]:
-    """A file of each kind, written and decoded."""
+    """Each decoder, by a file of its kind that is written and decoded."""
     with tempfile.TemporaryDirectory(prefix="mmrl-doctor-") as folder:
         items = [(name, Path(folder)) for name in DECODERS]
         outcomes = in_worker(run_decoder, items, DECODE_DEADLINE_S)
     return [
-        ok(name, outcome.value)
-        if outcome.error is None
-        else problem(name, outcome.error, f"uv pip install --reinstall {name}")
+        _from_outcome(name, outcome, f"uv pip install --reinstall {name}")
         for name, outcome in zip(DECODERS, outcomes, strict=True)
     ]
 
 
 def check_math_verify() -> list[Finding]:
-    """An answer that is only equal after it was parsed; ANTLR runtimes of another version fail at that."""
+    """Whether math-verify parses LaTeX, which fails with another version of the ANTLR runtime."""
     [outcome] = in_worker(verify_fraction, [r"$\frac{1}{2}$"], DECODE_DEADLINE_S)
     fix = "uv pip install --reinstall 'math-verify[antlr4-9-3]'"
     if outcome.error is not None:
@@ -113,7 +106,7 @@ def check_math_verify() -> list[Finding]:
 
 
 def check_tracking(uri: str) -> list[Finding]:
-    """MLflow, and the address that runs are tracked at."""
+    """MLflow and the tracking address."""
     version, address = in_worker(call_health, [("mlflow_version", ()), ("check_address", (uri,))], LOAD_DEADLINE_S)
     server = uri.startswith("http")
     fix = f"{MLFLOW_SERVER}, or tracking=none" if server else "tracking.uri=sqlite:////a/local/folder/mlflow.db"
@@ -124,7 +117,7 @@ def check_tracking(uri: str) -> list[Finding]:
 
 
 def check_hub(folder: Path, offline: bool) -> list[Finding]:
-    """Where hub ids are looked up."""
+    """Whether hub ids can be downloaded, and the models that are there already."""
     models = sum(1 for _ in folder.glob("models--*"))
     if not offline:
         return [ok("hub", f"online, {models} models in {folder}; HF_HUB_OFFLINE=1 forbids downloads")]
@@ -140,7 +133,7 @@ def driver_version() -> str | None:
         command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-        except (OSError, subprocess.TimeoutExpired):  # a hung driver is there, whatever its version
+        except (OSError, subprocess.TimeoutExpired):  # a driver is there, but hangs
             return "unknown (nvidia-smi does not answer)"
         if done.returncode == 0 and done.stdout.strip():
             return done.stdout.split()[0]
@@ -151,7 +144,7 @@ DECODERS = ("decord", "av", "soundfile", "pillow")
 
 
 def run_decoder(item: tuple[str, Path]) -> str:
-    """Checks one decoder; in a worker."""
+    """Checks one decoder; runs in a worker."""
     from lightning_mmrl.data.media.selfcheck import DECODERS as CHECKS
 
     name, folder = item
@@ -159,13 +152,13 @@ def run_decoder(item: tuple[str, Path]) -> str:
 
 
 def verify_fraction(text: str) -> bool:
-    """Whether math-verify finds a text equal to 0.5; in a worker, since its timeout needs a main thread."""
+    """Whether math-verify finds a text equal to 0.5; runs in a worker, since its timeout needs a main thread."""
     library = importlib.import_module("math_verify")
     return bool(library.verify(library.parse("0.5"), library.parse(text)))
 
 
 def call_health(item: tuple[str, tuple[str, ...]]) -> str:
-    """Calls a function of `tracking.health`; in a worker."""
+    """Calls a function of `tracking.health`; runs in a worker."""
     from lightning_mmrl.tracking import health
 
     name, arguments = item
@@ -174,7 +167,7 @@ def call_health(item: tuple[str, tuple[str, ...]]) -> str:
 
 
 def load_torch(name: str) -> TorchFacts | str:
-    """Loads torch and asks it, or torchvision; in a worker."""
+    """Loads torch, or torchvision, and returns its facts or its version; runs in a worker."""
     if name == "torchvision":
         return importlib.import_module(name).__version__
     import torch
@@ -182,25 +175,24 @@ def load_torch(name: str) -> TorchFacts | str:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    devices = []
+    for index in range(count):
+        properties = torch.cuda.get_device_properties(index)
+        with torch.cuda.device(index):
+            bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        devices.append(
+            Device(
+                name=properties.name,
+                memory_bytes=properties.total_memory,
+                capability=f"{properties.major}.{properties.minor}",
+                bfloat16=bfloat16,
+            )
+        )
     return TorchFacts(
         version=torch.__version__,
         cuda=torch.version.cuda,
-        devices=tuple(_device(index) for index in range(count)),
+        devices=tuple(devices),
         complaints=tuple(str(each.message).strip().splitlines()[0] for each in caught),
-    )
-
-
-def _device(index: int) -> Device:
-    import torch
-
-    properties = torch.cuda.get_device_properties(index)
-    with torch.cuda.device(index):
-        bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    return Device(
-        name=properties.name,
-        memory_bytes=properties.total_memory,
-        capability=f"{properties.major}.{properties.minor}",
-        bfloat16=bfloat16,
     )
 
 

@@ -1,4 +1,4 @@
-"""`mmrl evaluate CHECKPOINT`: metrics with intervals of any checkpoint on the configured sets."""
+"""`mmrl evaluate CHECKPOINT`: evaluates any checkpoint on the configured sets, with intervals."""
 
 import os
 import re
@@ -20,7 +20,7 @@ HELP = """mmrl evaluate - evaluate a checkpoint on the configured sets
 usage: mmrl evaluate CHECKPOINT [KEY=VALUE ...] [--allow-targets PREFIX]
 
 CHECKPOINT is a stage's handoff folder, any Hugging Face folder of the model family, or a hub id.
---allow-targets opens code of your own, as for mmrl train.
+--allow-targets lets the configuration use code of your own, as for mmrl train.
 Results go to ${output_dir}/${run_name}/evaluations/NAME and are printed.
 
 examples:
@@ -30,21 +30,29 @@ examples:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Runs the command and returns its exit code."""
+    """Runs the command and returns its exit code.
+
+    Raises:
+        StageError: The checkpoint can be neither a model's folder nor a hub id.
+    """
     if any(argument in ("-h", "--help") for argument in arguments):
         print(HELP)
         return 0
     checkpoint, others = take_checkpoint(arguments)
-    _require_possible(checkpoint)
+    is_hub_id = len(checkpoint.parts) == 2 and not checkpoint.is_absolute() and checkpoint.name != "handoff"
+    if not _is_model(checkpoint) and (checkpoint.exists() or not is_hub_id):
+        raise StageError(
+            f"checkpoint {checkpoint} is no Hugging Face folder; give a stage's handoff folder or a hub id"
+        )
     task = partial(evaluate, checkpoint=checkpoint)
     codes = run_with_config(lambda config: on_all_ranks(task, config, "evaluate", arguments), "mmrl evaluate", others)
     return max(codes, default=0)
 
 
 def take_checkpoint(arguments: Sequence[str]) -> tuple[Path, list[str]]:
-    """The first argument that is neither a flag, nor a flag's value, nor an override; and all others.
+    """Separates the checkpoint, the first argument that is no flag, flag's value or override, from all others.
 
-    A Hugging Face folder is no override, whatever its name.
+    A path to a Hugging Face folder is no override, even if it contains `=`.
 
     >>> take_checkpoint(["--config-dir", "mine", "experiment=quickstart", "./lr=0.1/handoff", "seed=1"])
     (PosixPath('lr=0.1/handoff'), ['--config-dir', 'mine', 'experiment=quickstart', 'seed=1'])
@@ -54,16 +62,13 @@ def take_checkpoint(arguments: Sequence[str]) -> tuple[Path, list[str]]:
     """
     is_value = False
     for index, argument in enumerate(arguments):
-        is_other = is_value or argument.startswith("-") or (_is_override(argument) and not _is_model(Path(argument)))
+        is_override = argument.startswith("~") or re.match(r"[+]{0,2}[A-Za-z_][\w.@/:-]*=", argument) is not None
+        is_other = is_value or argument.startswith("-") or (is_override and not _is_model(Path(argument)))
         is_value = not is_value and argument in VALUED_FLAGS
         if not is_other:
             return Path(argument), [*arguments[:index], *arguments[index + 1 :]]
     print(HELP, file=sys.stderr)
     raise ConfigError("CHECKPOINT is missing; name a folder or a hub id")
-
-
-def _is_override(argument: str) -> bool:
-    return argument.startswith("~") or re.match(r"[+]{0,2}[A-Za-z_][\w.@/:-]*=", argument) is not None
 
 
 def _is_model(folder: Path) -> bool:
@@ -94,7 +99,7 @@ def evaluate(config: RootConfig, checkpoint: Path) -> None:
         parts = Assembly(config=config, console=console, group=group)
         with group.first():
             if not _is_model(checkpoint):
-                parts.encoder(checkpoint)  # refuses what is not on the hub, before a dataset is generated for it
+                parts.encoder(checkpoint)  # refuses an id that the hub lacks before a dataset is generated
             directory = writable(Path(config.output_dir)) / config.run_name / "evaluations" / name
             parts.ensure_data()
         evaluate_all = CheckpointEvaluator(parts, last_stage=name, afresh=True)
@@ -115,7 +120,7 @@ def evaluate(config: RootConfig, checkpoint: Path) -> None:
 
 @contextmanager
 def _run_of_mlflow(config: RootConfig, name: str) -> Iterator[TrackedRun | None]:
-    """The run of `mlflow run`, if that started this process: metrics and predictions go there."""
+    """The run that `mlflow run` opened for this process, if any; metrics and predictions go there."""
     from lightning_mmrl.app.run import open_tracker
     from lightning_mmrl.curriculum.orchestrator import status_of
 
@@ -129,17 +134,3 @@ def _run_of_mlflow(config: RootConfig, name: str) -> Iterator[TrackedRun | None]
             yield run
     finally:
         tracker.close()
-
-
-def _require_possible(checkpoint: Path) -> None:
-    """Refuses what is no model's folder and cannot be a hub id, before anything is loaded.
-
-    Raises:
-        StageError: It is neither.
-    """
-    if _is_model(checkpoint):
-        return
-    if checkpoint.exists() or checkpoint.is_absolute() or checkpoint.name == "handoff" or len(checkpoint.parts) != 2:
-        raise StageError(
-            f"checkpoint {checkpoint} is no Hugging Face folder; give a stage's handoff folder or a hub id"
-        )

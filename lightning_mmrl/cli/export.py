@@ -1,4 +1,4 @@
-"""`mmrl export HANDOFF DIRECTORY`: a checkpoint to share, with a model card."""
+"""`mmrl export HANDOFF DIRECTORY`: copies a checkpoint to a folder to share, with a model card."""
 
 import argparse
 from collections.abc import Sequence

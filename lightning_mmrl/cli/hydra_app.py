@@ -1,4 +1,4 @@
-"""Runs a function on a validated configuration, with the flags that Hydra's commands have (`--cfg`, `--multirun`)."""
+"""Runs a function on a validated configuration and reads Hydra's flags, such as `--cfg` and `--multirun`."""
 
 import argparse
 import io
@@ -28,7 +28,7 @@ VALUED_FLAGS = (
     *("--config-dir", "--config-name", "--config-path", "--cfg", "--package", FLAG),
     *("-cd", "-cn", "-cp", "-c", "-p"),
 )
-"""Flags that take the next argument for their value."""
+"""Flags whose value is the next argument."""
 INFO = ("all", "config", "defaults", "defaults-tree", "searchpath")
 
 
@@ -36,10 +36,10 @@ def run_with_config(task: Callable[[RootConfig], T], program: str, arguments: Se
     """Composes `train.yaml` with the overrides in `arguments`, validates it and calls the task.
 
     Returns:
-        What the task returned, for every job of `--multirun`; it is one without that flag.
+        The results of the task: one, or one for each job of `--multirun`; none if a flag only shows something.
 
     Raises:
-        ConfigError: The configuration is refused, in one sentence.
+        ConfigError: The configuration is refused.
     """
     flags = _parser(program).parse_intermixed_args(arguments)
     if flags.config_path is not None:
@@ -51,19 +51,21 @@ def run_with_config(task: Callable[[RootConfig], T], program: str, arguments: Se
             with composing(configs_dir(), flags.config_dir) as composer:
                 trees = _trees(flags, composer)
         except Exception as error:
-            # Nothing of ours runs in there: whatever Hydra raises, also beside its own errors, is about the arguments.
+            # Only Hydra's code runs in the block, so an exception of any type is about the arguments.
             raise explained(error, arguments) from error
-        configs = [validated(without_hydra(tree), _warn) for tree in trees]
+        configs = [
+            validated(without_hydra(tree), lambda line: print(printable(line), file=sys.stderr)) for tree in trees
+        ]
         return [task(config) for config in configs]
 
 
 def take_flags(
     arguments: Sequence[str], *, valued: Sequence[str] = (), switches: Sequence[str] = ()
 ) -> tuple[dict[str, str], list[str]]:
-    """Takes a command's own flags (`--flag VALUE`, `--flag=VALUE`, `--switch`) out of its arguments.
+    """Separates a command's own flags (`--flag VALUE`, `--flag=VALUE`, `--switch`) from Hydra's arguments.
 
     Returns:
-        The flags that were given with their values, and the arguments that are Hydra's.
+        The given flags with their values, and all other arguments.
 
     Raises:
         ConfigError: A flag has no value.
@@ -85,14 +87,14 @@ def take_flags(
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one sentence."""
+    """A parser that raises its complaints in one sentence instead of ending the process."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; {self.prog} --help lists the flags")
 
 
 def _parser(program: str) -> argparse.ArgumentParser:
-    """Hydra's flags without the ones that run what a file names, and our own."""
+    """Hydra's flags, except those that run code named by a file, and `--allow-targets`."""
     parser = _Parser(prog=program, add_help=False, allow_abbrev=False)
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--help", "-h", action="store_true")
@@ -109,22 +111,24 @@ def _parser(program: str) -> argparse.ArgumentParser:
 
 
 def _trees(flags: argparse.Namespace, composer: Composer) -> list[DictConfig]:
-    """What to run; none if something is shown instead."""
+    """The composed configurations to run; none if a flag shows something instead."""
     if flags.help:
-        _show_help(composer)
+        template = composer.compose([], "train").hydra.help.template
+        groups = composer.hydra.format_config_groups(lambda name: name.partition("/")[0] != "hydra")
+        print(Template(template).substitute(APP_CONFIG_GROUPS=groups))
         return []
     if flags.cfg is not None:
         _show_config(flags, composer.compose(flags.overrides, flags.config_name))
         return []
     if flags.info is not None:
-        composer.compose(flags.overrides, flags.config_name)  # refuses what Hydra would only show
+        composer.compose(flags.overrides, flags.config_name)  # refuses overrides that Hydra would only show
         print(redact(_info(flags, composer)), end="")
         return []
     return composer.jobs(flags.overrides, flags.config_name, sweep=flags.multirun)
 
 
 def _info(flags: argparse.Namespace, composer: Composer) -> str:
-    """What Hydra logs of itself; it sets up logging for that, which is undone."""
+    """The text of `--info`, which Hydra logs; the logging that it sets up for that is undone."""
     root = logging.getLogger()
     level, handlers = root.level, root.handlers[:]
     try:
@@ -134,12 +138,6 @@ def _info(flags: argparse.Namespace, composer: Composer) -> str:
     finally:
         root.setLevel(level)
         root.handlers[:] = handlers
-
-
-def _show_help(composer: Composer) -> None:
-    template = composer.compose([], "train").hydra.help.template
-    groups = composer.hydra.format_config_groups(lambda name: name.partition("/")[0] != "hydra")
-    print(Template(template).substitute(APP_CONFIG_GROUPS=groups))
 
 
 def _show_config(flags: argparse.Namespace, tree: DictConfig) -> None:
@@ -159,7 +157,3 @@ def _show_config(flags: argparse.Namespace, tree: DictConfig) -> None:
     if flags.resolve:
         OmegaConf.resolve(part)
     print(redact(OmegaConf.to_yaml(part)), end="")
-
-
-def _warn(line: str) -> None:
-    print(printable(line), file=sys.stderr)

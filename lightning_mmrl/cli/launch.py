@@ -1,4 +1,4 @@
-"""Where the processes of a run come from: torchrun, SLURM, or this command, which starts them on its own machine."""
+"""Finds the processes that torchrun or SLURM started, or starts them on this machine."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -7,23 +7,23 @@ from lightning_mmrl.config.schema import RootConfig
 from lightning_mmrl.errors import ConfigError
 
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
-"""What torchrun passes on to the ranks."""
+"""Signals that torchrun passes on to the ranks."""
 
 
 def on_all_ranks(task: Callable[[RootConfig], None], config: RootConfig, command: str, arguments: Sequence[str]) -> int:
-    """Runs a task as one of the ranks that the configuration asks for; starts them if nobody has.
+    """Runs a task on every rank that the configuration asks for, and starts the ranks if no launcher did.
 
     Args:
-        task: Of one rank.
-        config: `trainer.devices` and `trainer.num_nodes` say how many ranks there are.
-        command: Subcommand that leads here again in each rank.
-        arguments: Its arguments.
+        task: The work of one rank.
+        config: The number of ranks is `trainer.devices` x `trainer.num_nodes`.
+        command: The subcommand that each started rank calls; it comes back here.
+        arguments: The arguments of that subcommand.
 
     Returns:
         The exit code.
 
     Raises:
-        ConfigError: Another number of processes was started, or the run needs more nodes than this one.
+        ConfigError: The launcher started another number of processes, or several nodes have no launcher.
     """
     trainer = config.trainer
     world_size = trainer.devices * trainer.num_nodes
@@ -47,9 +47,9 @@ def on_all_ranks(task: Callable[[RootConfig], None], config: RootConfig, command
 
 
 def started_processes(environ: Mapping[str, str], world_size: int) -> tuple[str, int | None]:
-    """Who started how many processes, this one among them; None if nobody did.
+    """The launcher of this process and the number of processes that it started; None without a launcher.
 
-    A job script of SLURM may run several commands on one device each, whatever the number of its tasks.
+    With one rank SLURM does not count: a job script may run several commands on one device each.
 
     >>> started_processes({"SLURM_NTASKS": "8", "SLURM_PROCID": "3", "SLURM_STEP_ID": "0"}, 8)
     ('SLURM', 8)
@@ -62,7 +62,7 @@ def started_processes(environ: Mapping[str, str], world_size: int) -> tuple[str,
 
 
 def _started_here(num_processes: int, command: str, arguments: Sequence[str]) -> int:
-    """Has torchrun start the processes, waits for them, and returns the exit code of the first that failed."""
+    """Starts the processes by torchrun, waits for them, and returns the exit code of the first that failed."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun

@@ -19,20 +19,20 @@ from lightning_mmrl.types.text import printable
 COMMANDS = {
     "train": "run a curriculum, or continue or report one",
     "serve": "start a vLLM server for a run with rollout=vllm_server",
-    "plan": "show what train would do, without loading torch",
+    "plan": "show the stages, batches and memory of a run without training",
     "evaluate": "evaluate a checkpoint on the configured sets",
     "predict": "answer one question about files or text: the reasoning and the answer",
     "export": "copy a checkpoint to share, with a model card",
     "data": "validate, describe, convert and generate datasets",
-    "reward-test": "rerun rewards on a saved rollout table and show what changed",
-    "tracking": "show or deliver what waits for the tracking server",
+    "reward-test": "rerun rewards on a saved rollout table and show the changes",
+    "tracking": "show or deliver entries that wait for the tracking server",
     "doctor": "check this machine: versions, devices, decoders, disk, tracking",
 }
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 EXIT_READER_LEFT = 141
-"""What a shell gives for a command whose reader left, as in `mmrl --help | head -1`."""
+"""When the reader of the output has left, as in `mmrl --help | head -1`; shells use the same number."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,10 +72,10 @@ def _run(argv: list[str]) -> int:
         print(f"mmrl {argv[0]}{where}: {printable(redact(error if found is None else found.error()))}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt as interrupt:
-        # What `Interrupted` says of itself; its module would load torch.
-        what, code = str(interrupt) or "SIGINT", getattr(interrupt, "exit_code", EXIT_INTERRUPTED)
+        # Read off the exception: the module of `Interrupted` would load torch.
+        signal, code = str(interrupt) or "SIGINT", getattr(interrupt, "exit_code", EXIT_INTERRUPTED)
         if _rank() == "0":
-            print(f"mmrl {argv[0]}: interrupted by {what}; the same command continues", file=sys.stderr)
+            print(f"mmrl {argv[0]}: interrupted by {signal}; the same command continues", file=sys.stderr)
         return code
     finally:
         for line in take_missing():
@@ -83,12 +83,12 @@ def _run(argv: list[str]) -> int:
 
 
 def _uncaught(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
-    """Prints a traceback without credentials: its lines and messages may repeat an address or a header."""
+    """Prints a traceback without credentials, which its lines and messages may repeat from an address or a header."""
     print(redact("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
 def _in_a_thread(failed: threading.ExceptHookArgs) -> None:
-    """Says in one line that the machine ended a thread of a library, whose next call reports it."""
+    """Reports an error that ended a thread: one line if the machine refused something, a traceback otherwise."""
     if issubclass(failed.exc_type, SystemExit):
         return
     found = None if failed.exc_value is None else refusal(failed.exc_value)
@@ -101,34 +101,34 @@ def _in_a_thread(failed: threading.ExceptHookArgs) -> None:
 
 
 def _shield_children() -> None:
-    """Lets processes that this one starts import from the folders that it imports from itself.
+    """Keeps child processes from importing from the current folder, unless this process does so itself.
 
-    Python puts the current folder first for `-m` and `-c`, as ranks and workers are started: a `yaml.py` in a folder of
-    somebody else would run in them.
+    Ranks and workers start by `-m` and `-c`, for which Python searches the current folder first: a `yaml.py` in
+    somebody else's folder would run in them.
     """
     if not {"", os.getcwd()} & set(sys.path):
         os.environ.setdefault("PYTHONSAFEPATH", "1")
 
 
 def _rank() -> str:
-    """The number of this process among those that torchrun or SLURM started."""
+    """The rank of this process under torchrun or SLURM, "0" without either."""
     return os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
 
 
 def _reader_left() -> bool:
-    """Whether standard output is what broke, and not a worker's pipe; if so, what is left of it is thrown away."""
+    """Whether the broken pipe is standard output and not one to a worker; if so, unwritten output is discarded."""
     output = select.poll()
     output.register(sys.stdout.fileno(), 0)
     if not any(event & select.POLLERR for _, event in output.poll(0)):
         return False
-    # Python would try once more at its exit, and complain.
+    # Otherwise Python writes it again when it exits, and complains.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return True
 
 
 def usage() -> str:
     """The text of `mmrl --help`."""
-    lines = [f"  {name:<13}{what}" for name, what in COMMANDS.items()]
+    lines = [f"  {name:<13}{purpose}" for name, purpose in COMMANDS.items()]
     return "\n".join(
         [
             "mmrl - staged SFT and RL training for multimodal reasoning models",

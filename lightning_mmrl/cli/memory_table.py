@@ -1,4 +1,4 @@
-"""The memory part of `mmrl plan`: an estimate per rank for each stage, and what to set where it does not fit."""
+"""The memory part of `mmrl plan`: an estimate per rank for each stage, and keys with which a stage fits."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_mmrl.config.checks.values import SHARDED_PRECISIONS
-from lightning_mmrl.config.schema import AdapterConfig, ModelConfig, RootConfig, StageConfig
+from lightning_mmrl.config.schema import AdapterConfig, RootConfig, StageConfig
 from lightning_mmrl.planning.memory import Estimate, Lengths, estimate
 from lightning_mmrl.planning.shapes import ModelShape, read_shape
 
@@ -21,14 +21,21 @@ Change = Callable[[StageConfig], StageConfig]
 
 
 def show_memory(console: Console, config: RootConfig, names: Sequence[str], lengths: Lengths) -> None:
-    """One line for a stage that fits the smallest device, a table and a hint for another."""
+    """Prints one line for a stage that fits the smallest device, a table and hints for any other."""
     try:
         shape = read_shape(config.model.checkpoint)
     except ValueError as error:
         console.print(f"memory       no estimate for {config.model.checkpoint}: {error}")
         return
     if shape is None:
-        console.print(f"memory       {_unknown(config.model)}")
+        checkpoint = config.model.checkpoint
+        if config.model.build is not None:
+            console.print(f"memory       estimated once {checkpoint} is built")
+        elif Path(checkpoint).is_dir():
+            console.print(f"memory       no estimate: {checkpoint} has no config.json")
+        else:
+            reason = "is no preset of configs/model; download it and give its folder"
+            console.print(f"memory       no estimate: {checkpoint} {reason}")
         return
     assumed = [name for name in names if not _show_stage(console, config, name, shape, lengths)]
     if assumed:
@@ -39,12 +46,12 @@ def show_memory(console: Console, config: RootConfig, names: Sequence[str], leng
 
 
 def estimates(config: RootConfig, stage: StageConfig, shape: ModelShape, lengths: Lengths) -> dict[int, Estimate]:
-    """The memory of one of 1, 2, 4 and 8 ranks."""
+    """The memory of one rank, by the number of ranks."""
     return {ranks: estimate(shape, stage, config.model.dtype, ranks, lengths) for ranks in RANKS}
 
 
 def hints(config: RootConfig, name: str, shape: ModelShape, lengths: Lengths) -> list[str]:
-    """The fewest changes of keys with which a stage fits most devices: with its weights, then with an adapter."""
+    """The fewest keys to set so that a stage fits the most devices: first training its weights, then an adapter."""
     stage, found = config.stages[name], []
     towers = [group for group in shape.stacks if group != "text"]
     best = _fitting(config, stage, shape, lengths)
@@ -59,9 +66,10 @@ def hints(config: RootConfig, name: str, shape: ModelShape, lengths: Lengths) ->
 
 
 def memory_hint(config: RootConfig, name: str) -> str:
-    """What has a stage use less memory that ran out of it: keys that leave its outcome alone, then others, then plan's.
+    """Keys by which a stage that ran out of memory uses less.
 
-    A stage that has begun goes on with the first ones as it is, and with others by `--allow-changes`.
+    First come keys that do not change its outcome, with which a begun stage continues. The next ones need
+    `--allow-changes`; the last are the suggestions of `mmrl plan`.
     """
     stage, path = config.stages[name], f"stages.{name}"
     free = [] if stage.trainer.activation_checkpointing else [f"{path}.trainer.activation_checkpointing=true"]
@@ -84,7 +92,7 @@ def memory_hint(config: RootConfig, name: str) -> str:
 
 
 def _show_stage(console: Console, config: RootConfig, name: str, shape: ModelShape, lengths: Lengths) -> bool:
-    """Shows a stage; True if it fits everywhere."""
+    """Prints one stage; True if it fits everywhere."""
     stage = config.stages[name]
     found = estimates(config, stage, shape, lengths)
     if all(each.fits(GIGABYTES[0]) for each in found.values()):
@@ -93,7 +101,10 @@ def _show_stage(console: Console, config: RootConfig, name: str, shape: ModelSha
             f"{name:<12} memory per rank about {_gib(first.needed)}, fits {GIGABYTES[0]} GB on any number of GPUs"
         )
         return True
-    table = Table(title=f"{name}: memory per rank, {_strategy(stage)}")
+    words = ["sharded by fsdp2" if stage.trainer.strategy == "fsdp2" else "replicated"]
+    words += ["activations computed again"] if stage.trainer.activation_checkpointing else []
+    words += ["offloaded to the host"] if stage.trainer.cpu_offload else []
+    table = Table(title=f"{name}: memory per rank, {', '.join(words)}")
     for column in ("GPUs", "memory", *(f"{size} GB" for size in GIGABYTES), "at its peak in", "most of it"):
         table.add_column(column)
     for ranks, each in found.items():
@@ -109,31 +120,26 @@ def _show_stage(console: Console, config: RootConfig, name: str, shape: ModelSha
     return False
 
 
-def _unknown(model: ModelConfig) -> str:
-    if model.build is not None:
-        return f"estimated once {model.checkpoint} is built"
-    if Path(model.checkpoint).is_dir():
-        return f"no estimate: {model.checkpoint} has no config.json"
-    return f"no estimate: {model.checkpoint} is no preset of configs/model; download it and give its folder"
-
-
-def _strategy(stage: StageConfig) -> str:
-    words = ["sharded by fsdp2" if stage.trainer.strategy == "fsdp2" else "replicated"]
-    words += ["activations computed again"] if stage.trainer.activation_checkpointing else []
-    words += ["offloaded to the host"] if stage.trainer.cpu_offload else []
-    return ", ".join(words)
-
-
 def _alternatives(name: str, stage: StageConfig, towers: list[str], *, adapts: bool) -> list[tuple[str, StageConfig]]:
-    """Keys to set and the stage with them, the fewest first."""
+    """Keys to set and the stage with these keys, the fewest keys first."""
     path = f"stages.{name}"
-    changes: list[tuple[str, Change]] = [(f"{path}.trainer.activation_checkpointing=true", _recomputing)]
+    changes: list[tuple[str, Change]] = [
+        (
+            f"{path}.trainer.activation_checkpointing=true",
+            lambda found: replace(found, trainer=replace(found.trainer, activation_checkpointing=True)),
+        )
+    ]
     if stage.trainer.precision in SHARDED_PRECISIONS:
-        changes.append((f"{path}.trainer.strategy=fsdp2", _sharding))
+        changes.append(
+            (
+                f"{path}.trainer.strategy=fsdp2",
+                lambda found: replace(found, trainer=replace(found.trainer, strategy="fsdp2")),
+            )
+        )
     start: list[tuple[str, Change]] = []
     if stage.adapter is None and "text" not in stage.freeze:
         if adapts:
-            start.append((f"{path}.adapter={{}}", _adapting))
+            start.append((f"{path}.adapter={{}}", lambda found: replace(found, adapter=AdapterConfig())))
         elif towers:
             changes.append((f"{path}.freeze=[{','.join(towers)}]", lambda found: replace(found, freeze=towers)))
     return [
@@ -143,25 +149,14 @@ def _alternatives(name: str, stage: StageConfig, towers: list[str], *, adapts: b
     ]
 
 
-def _recomputing(stage: StageConfig) -> StageConfig:
-    return replace(stage, trainer=replace(stage.trainer, activation_checkpointing=True))
-
-
-def _sharding(stage: StageConfig) -> StageConfig:
-    return replace(stage, trainer=replace(stage.trainer, strategy="fsdp2"))
-
-
-def _adapting(stage: StageConfig) -> StageConfig:
-    return replace(stage, adapter=AdapterConfig())
-
-
 def _fitting(config: RootConfig, stage: StageConfig, shape: ModelShape, lengths: Lengths) -> set[tuple[int, int]]:
+    """Device sizes in GB and numbers of GPUs on which a stage fits."""
     found = estimates(config, stage, shape, lengths)
     return {(size, ranks) for size in GIGABYTES for ranks, each in found.items() if each.fits(size)}
 
 
 def _places(fitting: set[tuple[int, int]]) -> str:
-    """From how many devices of each size on."""
+    """The smallest number of GPUs of each size on which a stage fits, in words."""
     least = {size: min(ranks for each, ranks in fitting if each == size) for size in {size for size, _ in fitting}}
     return " and ".join(
         f"{size} GB on {ranks} GPU{'s' if ranks > 1 else ''}{' or more' if ranks < RANKS[-1] else ''}"

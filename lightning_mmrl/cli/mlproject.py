@@ -1,4 +1,4 @@
-"""The entry points of `MLproject`: takes apart what `mlflow run` gives and calls the `mmrl` command."""
+"""The entry points of `MLproject`: turns parameters of `mlflow run` into a call of the `mmrl` command."""
 
 import shlex
 import signal
@@ -18,11 +18,15 @@ PARAMETERS = {
 }
 
 WHICH_STAGES = ("--from-stage", "--only-stage", "--allow-changes")
-"""Flags of a training that open nothing: they say which stages run."""
+"""Flags of `mmrl train` that parameters may hold, since they only choose stages."""
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Runs an entry point with the values of its parameters, in the order of `PARAMETERS`; returns the exit code."""
+    """Runs an entry point and returns its exit code.
+
+    Args:
+        arguments: Its name, then the values of its parameters in the order of `PARAMETERS`.
+    """
     try:
         command = mmrl_arguments(arguments)
     except ConfigError as error:
@@ -40,7 +44,7 @@ def mmrl_arguments(arguments: Sequence[str]) -> list[str]:
 
     Raises:
         ConfigError: There are more values than parameters, the overrides have an open quote, or a value is a flag that
-            opens something.
+            parameters may not hold.
     """
     entry_point, *values = arguments
     names = PARAMETERS[entry_point]
@@ -65,7 +69,7 @@ def mmrl_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def split_overrides(text: str) -> list[str]:
-    """Splits one string into overrides by the rules of a shell's quotes; nothing in it is expanded or run.
+    """Splits one string into overrides by a shell's rules for quotes; nothing is expanded or run.
 
     >>> split_overrides("seed=1 'run_name=a b' 'prompt.system=it costs $5; really'")
     ['seed=1', 'run_name=a b', 'prompt.system=it costs $5; really']
@@ -80,10 +84,10 @@ def split_overrides(text: str) -> list[str]:
 
 
 def _refuse_flags(given: Mapping[str, str], overrides: Sequence[str]) -> None:
-    """Refuses flags: a project's parameters may come from a file or a form, and flags open what files must not.
+    """Refuses flags in parameters: these may come from a file or a form, which must not open foreign code.
 
     Raises:
-        ConfigError: Naming the parameter and the flag.
+        ConfigError: A value is a flag.
     """
     harmless = [each for each in overrides if each.partition("=")[0] in WHICH_STAGES]
     for name, value in [*given.items(), *(("overrides", each) for each in overrides if each not in harmless)]:
@@ -97,7 +101,7 @@ def _refuse_flags(given: Mapping[str, str], overrides: Sequence[str]) -> None:
 def _interrupt_on_sigterm() -> None:
     """Makes SIGTERM an interruption like Ctrl-C, so that tracked runs end as KILLED.
 
-    After Ctrl-C `mlflow run` also sends SIGTERM at once, which must not cut off the closing of the runs.
+    `mlflow run` answers Ctrl-C with a SIGTERM of its own, which must not interrupt the closing of the runs.
     """
     interrupted = False
 

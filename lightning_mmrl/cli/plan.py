@@ -1,4 +1,4 @@
-"""`mmrl plan`: what `mmrl train` would do, read off the configuration alone; torch is not loaded."""
+"""`mmrl plan`: shows the stages that `mmrl train` would run, from the configuration alone; torch is not loaded."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -9,7 +9,7 @@ from rich.table import Table
 from lightning_mmrl.app.tracking import tell_leftovers
 from lightning_mmrl.cli.hydra_app import run_with_config, take_flags
 from lightning_mmrl.cli.memory_table import show_memory
-from lightning_mmrl.config.schema import PhaseConfig, RootConfig, StageConfig
+from lightning_mmrl.config.schema import RootConfig, StageConfig
 from lightning_mmrl.config.specs import bound, manifest_digests, stage_specs
 from lightning_mmrl.curriculum.attempt import STATES, Attempt, stage_folder
 from lightning_mmrl.curriculum.manifest import Manifest
@@ -23,31 +23,23 @@ from lightning_mmrl.types.records import StageSpec
 from lightning_mmrl.types.redaction import redact
 
 PROMPT_TOKENS = "--prompt-tokens"
-"""Flag of the length of a prompt that memory is estimated for."""
+"""Flag: length of a prompt in the memory estimate."""
 
 
 def run(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
     flags, rest = take_flags(arguments, valued=(PROMPT_TOKENS,))
-    run_with_config(partial(plan, lengths=assumed_lengths(flags.get(PROMPT_TOKENS))), "mmrl plan", rest)
+    tokens, lengths = flags.get(PROMPT_TOKENS), Lengths()
+    if tokens is not None:
+        if not tokens.isdecimal() or int(tokens) < 1:
+            raise ConfigError(f"{PROMPT_TOKENS} is {tokens!r}; it must be a whole number of tokens, at least 1")
+        lengths = Lengths(prompt=int(tokens))
+    run_with_config(partial(plan, lengths=lengths), "mmrl plan", rest)
     return 0
 
 
-def assumed_lengths(prompt_tokens: str | None) -> Lengths:
-    """The lengths that memory is estimated for.
-
-    Raises:
-        ConfigError: The number is none.
-    """
-    if prompt_tokens is None:
-        return Lengths()
-    if not prompt_tokens.isdecimal() or int(prompt_tokens) < 1:
-        raise ConfigError(f"{PROMPT_TOKENS} is {prompt_tokens!r}; it must be a whole number of tokens, at least 1")
-    return Lengths(prompt=int(prompt_tokens))
-
-
 def plan(config: RootConfig, lengths: Lengths) -> None:
-    """Prints stages, sizes, batch arithmetic, memory and where things go."""
+    """Prints stages, sizes, batch arithmetic, memory and the places of all outputs."""
     console = report_console(width=140)
     directory = Path(config.output_dir) / config.run_name
     manifest, specs = Manifest.read(directory), stage_specs(config, manifest_digests(config))
@@ -70,17 +62,24 @@ def plan(config: RootConfig, lengths: Lengths) -> None:
     show_memory(console, config, [spec.name for spec in specs], lengths)
     sets = ", ".join(f"{name} ({manifest})" for name, manifest in config.evaluation.sets.items())
     console.print(f"evaluated after each stage on {sets}")
-    console.print(f"dataset      {config.data.root}{_generated(config)}")
+    to_generate = config.data.build is not None and not Path(config.data.root).is_dir()
+    console.print(f"dataset      {config.data.root}{' (will be generated)' if to_generate else ''}")
     console.print(f"run folder   {directory}")
     tell_leftovers(config, console.print)
     console.print(f"tracking     {redact(config.tracking.uri or 'none')}")
 
 
 def state(spec: StageSpec, specs: Sequence[StageSpec], manifest: Manifest, directory: Path) -> str:
-    """Whether a stage is finished, and what `mmrl train` would say of it."""
+    """The state of a stage, as `mmrl train` would find it."""
     finished = manifest.stages.get(spec.name)
     if finished is None:
-        return _unfinished(spec, stage_folder(directory, spec))
+        folder = stage_folder(directory, spec)
+        attempt, step = Attempt.read(folder), StateStore(folder / STATES).newest_step()
+        if attempt is None or step is None:
+            return "to run"
+        if dict(attempt.content) != dict(spec.content):
+            return f"at step {step}, begun with another configuration"
+        return f"to continue after step {step}"
     if finished.content != spec.content:
         return "finished, configured differently"
     if is_stale(spec, specs, manifest):
@@ -88,17 +87,8 @@ def state(spec: StageSpec, specs: Sequence[StageSpec], manifest: Manifest, direc
     return "finished" if finished.evaluation == spec.evaluation else "to evaluate"
 
 
-def _unfinished(spec: StageSpec, folder: Path) -> str:
-    attempt, step = Attempt.read(folder), StateStore(folder / STATES).newest_step()
-    if attempt is None or step is None:
-        return "to run"
-    if dict(attempt.content) != dict(spec.content):
-        return f"at step {step}, begun with another configuration"
-    return f"to continue after step {step}"
-
-
 def batch_arithmetic(stage: StageConfig) -> str:
-    """How one step is made up."""
+    """The samples and updates of one step, in words."""
     batch = stage.data.batch_size
     if stage.algorithm is None:
         return f"{batch} targets"
@@ -116,7 +106,7 @@ def data_names(stage: StageConfig) -> str:
 
 
 def num_samples(config: RootConfig, stage: StageConfig) -> int | None:
-    """Samples that a stage draws from, None if a manifest does not exist yet."""
+    """Number of samples that a stage draws from; None if a manifest does not exist yet."""
     root, data = Path(config.data.root), stage.data
     if data.manifest:
         files = [(root / data.manifest, data.limit)]
@@ -129,26 +119,24 @@ def num_samples(config: RootConfig, stage: StageConfig) -> int | None:
 
 
 def conditions(stage: StageConfig) -> list[str]:
-    """When a stage ends early, and what the curriculum asks of it."""
+    """The phases, the early end and the gate of a stage, a line each."""
     stop, gate = bound(stage.stop_when), bound(stage.gate)
     cooldown = f", after {stage.cooldown_steps} more steps" if stage.cooldown_steps else ""
-    lines = [] if stage.algorithm is None else [_phase(phase) for phase in stage.algorithm.phases.values()]
+    lines = []
+    for phase in {} if stage.algorithm is None else stage.algorithm.phases.values():
+        given = {
+            "completions per prompt": phase.group_size,
+            "tokens at most": phase.max_new_tokens,
+            "temperature": phase.temperature,
+        }
+        changes = ", ".join(f"{value:g} {name}" for name, value in given.items() if value is not None)
+        lines.append(f"from iteration {phase.after + 1}: {changes or 'as before'}")
     lines += [] if stop is None else [f"ends early once {stop}, checked every {stage.validate_every} steps{cooldown}"]
     return lines if gate is None else [*lines, f"must reach {gate}, or the curriculum ends there"]
 
 
-def _phase(phase: PhaseConfig) -> str:
-    given = {
-        "completions per prompt": phase.group_size,
-        "tokens at most": phase.max_new_tokens,
-        "temperature": phase.temperature,
-    }
-    changes = ", ".join(f"{value:g} {name}" for name, value in given.items() if value is not None)
-    return f"from iteration {phase.after + 1}: {changes or 'as before'}"
-
-
 def adapters(stage: StageConfig) -> list[str]:
-    """What trains in place of the weights, if anything does."""
+    """A line on the adapter that trains in place of the weights, if there is one."""
     adapter = stage.adapter
     if adapter is None:
         return []
@@ -159,20 +147,15 @@ def adapters(stage: StageConfig) -> list[str]:
 
 
 def passes(stage: StageConfig, samples: int | None) -> str:
-    """How often a stage sees its data."""
+    """Number of passes that a stage makes over its data."""
     if not samples:
         return "?"
     return f"{stage.num_steps * stage.data.batch_size / samples:.2f}"
 
 
 def count_samples(manifest: Path) -> int | None:
-    """Lines of a manifest, None if it does not exist yet."""
+    """Number of samples in a manifest; None if it does not exist yet."""
     if not manifest.is_file():
         return None
     with manifest.open("rb") as lines:
         return sum(1 for line in lines if line.strip())
-
-
-def _generated(config: RootConfig) -> str:
-    missing = config.data.build is not None and not Path(config.data.root).is_dir()
-    return " (will be generated)" if missing else ""

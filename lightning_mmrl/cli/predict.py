@@ -1,17 +1,13 @@
-"""`mmrl predict CHECKPOINT [FILE ...]`: reasoning and answer to one question about files, or about text alone."""
+"""`mmrl predict CHECKPOINT [FILE ...]`: answers one question about files, or about text alone, with its reasoning."""
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lightning_mmrl.cli.data_options import add_decode_bounds, check_bounds
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.prompts.template import DEFAULT_QUESTION
 from lightning_mmrl.registry.own_code import FLAG, opened, split_prefixes
-
-if TYPE_CHECKING:
-    from lightning_mmrl.data.media.asked import Medium
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -41,9 +37,13 @@ def run(arguments: Sequence[str]) -> int:
             deadline_s=options.deadline,
             memory_mb=options.memory_mb,
         )
+    files: dict[Path, list[str]] = {}
+    for path, ref in media:
+        files.setdefault(path, []).append(ref.kind)
+    about = "; ".join(f"{' and '.join(kinds)} of {path}" for path, kinds in files.items()) or "text alone"
     answer = scan(completion.text)
     lines = [
-        f"about:     {_about(media)}",
+        f"about:     {about}",
         f"reasoning: {answer.think if answer.think is not None else '-'}",
         f"answer:    {answer.answer if answer.answer is not None else '-'}",
     ]
@@ -54,26 +54,20 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _about(media: "Sequence[Medium]") -> str:
-    """The media of the question, file by file."""
-    files: dict[Path, list[str]] = {}
-    for path, ref in media:
-        files.setdefault(path, []).append(ref.kind)
-    return "; ".join(f"{' and '.join(kinds)} of {path}" for path, kinds in files.items()) or "text alone"
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mmrl predict",
-        description="Answer one question: the reasoning and the answer. Each file is shown and heard as far as it "
-        "holds pictures and sound; without a file the question is about text alone.",
+        description="Answer one question and show the reasoning. The model gets the pictures and the sound of each "
+        "file; without a file the question is about text alone.",
     )
     parser.add_argument("checkpoint", type=Path, help="a stage's handoff folder")
     parser.add_argument("files", type=Path, nargs="*", metavar="FILE", help="a video, picture or sound, or several")
     parser.add_argument("--question", help=f"what to ask (default: {DEFAULT_QUESTION})")
-    parser.add_argument("--audio", type=Path, help="a separate sound file in place of the videos' own sound")
+    parser.add_argument("--audio", type=Path, help="a sound file that replaces the sound of the videos")
     parser.add_argument("--no-audio", action="store_true", help="leave out the sound of videos")
-    parser.add_argument("--max-new-tokens", type=int, help="longest answer (default: as the checkpoint was evaluated)")
+    parser.add_argument("--max-new-tokens", type=int, help="longest answer in tokens (default: as in its evaluation)")
     add_decode_bounds(parser)
-    parser.add_argument(FLAG, action="append", default=[], metavar="PREFIX", help="your own code that builds the model")
+    parser.add_argument(
+        FLAG, action="append", default=[], metavar="PREFIX", help="own code that builds the model, such as my_package"
+    )
     return parser

@@ -1,11 +1,11 @@
-"""What `mmrl reward-test` prints."""
+"""The report that `mmrl reward-test` prints."""
 
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
-from lightning_mmrl.evaluation.rescoring import Change, GroupSummary, Rescoring
+from lightning_mmrl.evaluation.rescoring import Change, Rescoring
 from lightning_mmrl.evaluation.responses import response_stats
 from lightning_mmrl.stages.rollout_table import RolloutRow
 from lightning_mmrl.training.console import report_console
@@ -22,12 +22,19 @@ def print_rescoring(result: Rescoring, rows: Sequence[RolloutRow], *, stage: str
     _say(console, f"{result.num_groups} prompts, {total} responses, rewards of stage {stage}")
     _say(console, f"{changed} of {total} totals changed ({changed / total:.1%})")
     console.print(_components(result))
-    console.print(_groups(result.old, result.new))
+    old, new = result.old, result.new
+    groups = Table(title="Groups: the statistics of advantages")
+    for name in ("", "before", "now"):
+        groups.add_column(name, justify="left" if not name else "right")
+    groups.add_row("groups without variance", f"{old.flat:.1%}", f"{new.flat:.1%}")
+    groups.add_row("mean pass rate", _number(old.pass_rate), _number(new.pass_rate))
+    groups.add_row("invalid responses", str(old.num_invalid), str(new.num_invalid))
+    console.print(groups)
     stats = response_stats([completion for row in rows for completion in row.completions])
     if stats is not None:
         lengths = f"{stats.length_mean:.1f} on average, {stats.length_p95:g} at the 95th percentile"
         _say(console, f"tokens: {lengths}; truncated {stats.truncated:.1%}; with reflection {stats.reflecting:.1%}")
-    for when, summary in (("before", result.old), ("now", result.new)):
+    for when, summary in (("before", old), ("now", new)):
         for line in _reasons(summary.reasons):
             _say(console, f"invalid {when}: {line}")
     for change in result.changes[:show]:
@@ -52,18 +59,8 @@ def _components(result: Rescoring) -> Table:
     return table
 
 
-def _groups(old: GroupSummary, new: GroupSummary) -> Table:
-    table = Table(title="Groups: what an advantage is made of")
-    for name in ("", "before", "now"):
-        table.add_column(name, justify="left" if not name else "right")
-    table.add_row("groups without variance", f"{old.flat:.1%}", f"{new.flat:.1%}")
-    table.add_row("mean pass rate", _number(old.pass_rate), _number(new.pass_rate))
-    table.add_row("invalid responses", str(old.num_invalid), str(new.num_invalid))
-    return table
-
-
 def _reasons(reasons: Mapping[str, int]) -> list[str]:
-    """The most frequent reasons, and how many responses have another."""
+    """The most frequent reasons, and the number of responses with any other."""
     ranked = sorted(reasons.items(), key=lambda item: -item[1])
     lines = [f"{count} x {reason}" for reason, count in ranked[:MOST_REASONS]]
     rest = sum(count for _, count in ranked[MOST_REASONS:])

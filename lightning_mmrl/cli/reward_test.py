@@ -1,4 +1,4 @@
-"""`mmrl reward-test TABLE`: reruns rewards on saved rollouts and shows what changes; torch is not loaded."""
+"""`mmrl reward-test TABLE`: reruns rewards on saved rollouts and shows the changes; torch is not loaded."""
 
 import argparse
 import re
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 EXIT_CHANGED = 1
 
 EXAMPLES = """\
-TABLE is a file or a folder of the rollouts that a run keeps of an RL stage (every rollout_table_every iterations).
-The rewards are those of the run's own configuration; KEY=VALUE changes them, with the keys of `mmrl train`.
-Nothing is written unless --out says where, and no model is loaded.
+TABLE is a file of rollouts, or a folder of such files. A run writes one every rollout_table_every iterations of an RL
+stage. The rewards come from the configuration of the run; KEY=VALUE changes them, with the keys of `mmrl train`.
+No model is loaded, and no file is written without --out.
 
 examples:
   mmrl reward-test runs/quickstart/stages/02-reason/rollouts
@@ -31,7 +31,7 @@ examples:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What a user asked for."""
+    """The arguments of one call, after their checks."""
 
     table: Path
     overrides: list[str]
@@ -59,7 +59,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def rescore(request: Request) -> int:
     """Scores all responses again, prints the comparison, and returns how many totals changed."""
-    # Loaded here: help and argument errors need none of it.
+    # Loaded here: help and argument errors need no libraries.
     from lightning_mmrl.app.rewards import reward_pool
     from lightning_mmrl.cli.reward_report import print_rescoring
     from lightning_mmrl.evaluation.rescoring import compare_scores
@@ -70,7 +70,7 @@ def rescore(request: Request) -> int:
     stage, settings, num_prompts = _rewards(request)
     new = []
     with ConsoleProgress() as console, reward_pool(settings, f"stages.{stage}.rewards") as pool:
-        # As many prompts in one call as in training: the budget of a call is meant for them.
+        # One call takes as many prompts as an iteration of training, since the time budget is set for these.
         for start in range(0, len(rows), num_prompts):
             chunk = rows[start : start + num_prompts]
             new += pool.score([row.sample for row in chunk], [row.completions for row in chunk])
@@ -85,7 +85,7 @@ def rescore(request: Request) -> int:
 
 
 def _rewards(request: Request) -> "tuple[str, RewardsConfig, int]":
-    """The stage's name, its configured rewards, and how many prompts it scores at once."""
+    """The name of the stage, its configured rewards, and its number of prompts per iteration."""
     from lightning_mmrl.config.saved import run_folder, saved_config
     from lightning_mmrl.suggestions import did_you_mean
 
@@ -96,9 +96,7 @@ def _rewards(request: Request) -> "tuple[str, RewardsConfig, int]":
     choices = [name for name in config.order if config.stages[name].kind == "rl"]
     name = request.stage or _stage_of(request.table, choices)
     if name is None:
-        raise ConfigError(
-            f"--stage is missing: which rewards to use, those of {' or '.join(choices) or 'no rl stage'}?"
-        )
+        raise ConfigError(f"--stage is missing; name an rl stage of the run: {' or '.join(choices) or 'there is none'}")
     if name not in choices:
         raise ConfigError(f"--stage {name} is no rl stage of {folder}{did_you_mean(name, choices)}")
     stage = config.stages[name]
@@ -107,7 +105,7 @@ def _rewards(request: Request) -> "tuple[str, RewardsConfig, int]":
 
 
 def _stage_of(table: Path, choices: Sequence[str]) -> str | None:
-    """The stage that a table's path names (`02-reason`), or the only one that there is."""
+    """The stage that the path of a table names (`02-reason`), or the only choice."""
     for part in reversed(table.absolute().parts):
         match = re.fullmatch(r"\d\d-(.+)", part)
         if match is not None and match[1] in choices:
@@ -119,21 +117,21 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mmrl reward-test",
         usage="mmrl reward-test TABLE [KEY=VALUE ...] [options]",
-        description="Rerun the rewards of a stage on saved rollouts and show what changes.",
+        description="Rerun the rewards of a stage on saved rollouts and show the changes.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("table", type=Path, metavar="TABLE", help="a rollout table, or a folder of them")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the run's configuration")
     parser.add_argument("--run", type=Path, metavar="DIR", help="the run (default: the one that TABLE lies in)")
-    parser.add_argument("--stage", metavar="NAME", help="whose rewards (default: the stage that TABLE lies in)")
+    parser.add_argument("--stage", metavar="NAME", help="stage of the rewards (default: the one that TABLE lies in)")
     parser.add_argument("--show", type=int, default=5, metavar="N", help="most changed responses shown (default 5)")
     parser.add_argument(
         FLAG,
         action="append",
         default=[],
         metavar="PREFIX",
-        help="code of your own that the run's rewards may be, as given to mmrl train",
+        help="code of your own that the rewards may use, as given to mmrl train",
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write a rollout table with the new scores")
     parser.add_argument(

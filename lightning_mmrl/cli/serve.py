@@ -1,4 +1,4 @@
-"""`mmrl serve`: a vLLM server that a run with `rollout=vllm_server` samples from and pushes its weights to."""
+"""`mmrl serve`: starts a vLLM server; a run with `rollout=vllm_server` pushes weights to it and samples from it."""
 
 import os
 import sys
@@ -17,31 +17,31 @@ HELP = f"""\
 usage: mmrl serve OVERRIDES [-- FLAGS OF vllm serve]
        mmrl serve --new-key FILE
 
-Starts a vLLM server for a run whose configuration has rollout=vllm_server, at rollout.settings.server.url: with the
-model of model.checkpoint, random weights until the run pushes its own, and what training needs switched on. It takes
-one run at a time, and ends with Ctrl-C. mmrl train starts when the server answers, which takes minutes. Its host and
-port are those of the URL; where that names something that stands before the machine, add -- --host 0.0.0.0.
+Starts a vLLM server for a run with rollout=vllm_server. It listens at rollout.settings.server.url, serves the model of
+model.checkpoint, and has all options set that training needs. Its weights are random until the run pushes its own.
+It serves one run at a time and ends with Ctrl-C. Its start takes minutes; call mmrl train when it answers. If the host
+of the URL is a proxy in front of the machine, add -- --host 0.0.0.0.
 
-Every request must show the server's key. Both sides take it from MMRL_SERVER_KEY, or else from the file of mode 600
-that rollout.settings.server.key_file names; --new-key writes one. Without either, a server on the loopback takes
-~/.mmrl/server.key, which it writes if it is missing; one that other machines reach does not start. Whoever has the key
-can replace the weights and run code on the server. Plain http shows it to the network: where you do not trust that, use
-an https URL and -- --ssl-certfile FILE --ssl-keyfile FILE.
+Every request must show the server's key. Server and trainer read it from MMRL_SERVER_KEY, or else from the file that
+rollout.settings.server.key_file names (mode 600; --new-key writes one). Without either, a server on the loopback
+address uses ~/.mmrl/server.key and writes it if it is missing; a server that other machines can reach does not start.
+Whoever has the key can replace the weights and run code on the server. Plain http shows the key to the network: in a
+network that you do not trust, use an https URL and -- --ssl-certfile FILE --ssl-keyfile FILE.
 
   mmrl serve experiment=quickstart rollout=vllm_server
   mmrl serve --new-key server.key
   mmrl serve rollout=vllm_server rollout.settings.server.url=http://node2:8000 \\
     rollout.settings.server.key_file=server.key -- --tensor-parallel-size 2
 
-Flags that go to vLLM as they are:
+Flags after -- go to vLLM unchanged. These take a value:
 {textwrap.indent(textwrap.fill(" ".join(VALUED), 110, break_on_hyphens=False), "  ")}
-and, each also as --no-...:
+These are switches; each has a negative form --no-...:
 {textwrap.indent(textwrap.fill(" ".join(SWITCHES), 110, break_on_hyphens=False), "  ")}
 """
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Becomes the server; returns an exit code only where it cannot."""
+    """Replaces this process by the server; returns an exit code only for help and keys."""
     if "-h" in arguments or "--help" in arguments:
         print(HELP, end="")
         return 0

@@ -1,4 +1,4 @@
-"""The tables that commands print."""
+"""The tables of results that commands print."""
 
 import resource
 
@@ -13,30 +13,25 @@ from lightning_mmrl.types.redaction import redact
 
 
 def print_comparison(outcome: Outcome) -> None:
-    """What every stage reached, what it added, and where things are."""
+    """Prints the results of every stage, its gain, its times, and where its files are."""
     console = report_console()
     console.print(results_table(outcome.comparison))
     console.print(gains_table(outcome.comparison))
     for result in outcome.results:
         phases = ", ".join(f"{phase} {format_seconds(value)}" for phase, value in result.seconds.items())
         console.print(f"{result.name}: {phases}")
-    console.print(f"peak memory  {peak_memory_gib():.1f} GiB (this process and its largest worker)")
+    kibibytes = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    console.print(f"peak memory  {kibibytes / 2**20:.1f} GiB (this process and its largest worker)")
     console.print(f"run folder   {outcome.directory}")
     console.print(f"checkpoint   {outcome.directory / outcome.results[-1].handoff}")
     if outcome.tracking_uri:
         console.print(f"tracking     {redact(outcome.tracking_uri)}")
 
 
-def peak_memory_gib() -> float:
-    """Largest resident size so far of this process plus that of its largest finished child, in GiB."""
-    kibibytes = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return kibibytes / 2**20
-
-
 def results_table(comparison: Comparison) -> Table:
-    """WAR and UAR in percent with 95 % intervals, valid format and consistency of thought and label.
+    """WAR and UAR in percent with 95 % intervals, share of valid formats, and consistency of thought and label.
 
-    A set of which samples were left out has a second row, in which they count as wrong answers.
+    A set with samples left out has a second row, in which they count as wrong answers.
     """
     table = Table(title="Recognition by stage, in %, with 95 % intervals")
     for name in ("stage", "set", "samples", "WAR", "UAR", "valid format", "consistency"):
@@ -44,12 +39,22 @@ def results_table(comparison: Comparison) -> Table:
     for row in comparison.results:
         table.add_row(*_cells(row))
         if row.num_left_out:
-            table.add_row(*_cells(_counting_wrong(row)))
+            counted = {key: f"{key}{COUNTED_WRONG}" for key in row.metrics}
+            metrics = {key: row.metrics[wrong] for key, wrong in counted.items() if wrong in row.metrics}
+            whole = SetResult(
+                stage=row.stage,
+                name=f"{row.name} + {row.num_left_out} left out, as wrong",
+                num_samples=row.num_samples + row.num_left_out,
+                metrics=metrics,
+                war=row.counted_wrong["war"],
+                uar=row.counted_wrong["uar"],
+            )
+            table.add_row(*_cells(whole))
     return table
 
 
 def gains_table(comparison: Comparison) -> Table:
-    """UAR differences between each stage and the one it started from, on the same samples."""
+    """UAR differences between each stage and its start, on the same samples."""
     table = Table(title="UAR gained over the stage it started from, paired, in points, with 95 % intervals")
     for name in ("stage", "over", "set", "gain"):
         table.add_column(name, justify="right" if name == "gain" else "left")
@@ -69,21 +74,6 @@ def _cells(row: SetResult) -> list[str]:
         f"{100 * row.metrics['valid_format']:.1f}",
         "-" if consistency is None else f"{100 * consistency:.1f}",
     ]
-
-
-def _counting_wrong(row: SetResult) -> SetResult:
-    """The same result with every sample that was left out as a wrong answer."""
-    metrics = {
-        key: row.metrics[f"{key}{COUNTED_WRONG}"] for key in row.metrics if f"{key}{COUNTED_WRONG}" in row.metrics
-    }
-    return SetResult(
-        stage=row.stage,
-        name=f"{row.name} + {row.num_left_out} left out, as wrong",
-        num_samples=row.num_samples + row.num_left_out,
-        metrics=metrics,
-        war=row.counted_wrong["war"],
-        uar=row.counted_wrong["uar"],
-    )
 
 
 def _percent(interval: Interval, sign: str = "") -> str:

@@ -1,4 +1,4 @@
-"""`mmrl tracking status | flush`: what waits for the tracking server, and its delivery; torch is not loaded."""
+"""`mmrl tracking status | flush`: shows or delivers entries that wait for the tracking server; torch is not loaded."""
 
 import argparse
 import os
@@ -15,6 +15,7 @@ from lightning_mmrl.types.redaction import redact, redact_addresses, remember
 from lightning_mmrl.types.text import printable
 
 EXIT_LEFT = 1
+"""`flush` left entries, or a file holds lines that nobody can read."""
 
 _SQLITE = "sqlite:///"
 _CREDENTIALS = tuple(
@@ -22,13 +23,16 @@ _CREDENTIALS = tuple(
 )
 
 EXAMPLES = """\
-During an outage of the tracking server a run keeps what it logs in OUTPUT_DIR/spool and delivers it later by itself.
-What the server refuses twice is kept there as well. Any later mmrl train or evaluate of the run delivers both.
+During an outage of the tracking server a run keeps its entries in OUTPUT_DIR/spool and delivers them later by itself.
+Entries that the server refuses twice stay there as well. Any later mmrl train or evaluate of the run delivers both.
 
-credentials come from --tracking-uri, or from MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or from
-MLFLOW_TRACKING_TOKEN; none are stored. They are sent to the server that --tracking-uri or MLFLOW_TRACKING_URI names,
-and to no other that a folder names.
-The exit code of flush is 0 if nothing is left, 1 if something is.
+Credentials come from --tracking-uri, or from MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or from
+MLFLOW_TRACKING_TOKEN; none are stored. They are sent only to a server that --tracking-uri or MLFLOW_TRACKING_URI names,
+never to one that only a folder names.
+
+exit codes:
+  status   0, or 1 if a file holds damaged lines
+  flush    0 if nothing is left, 1 if entries or damaged lines are left
 
 examples:
   mmrl tracking status                      # all runs in runs/
@@ -48,10 +52,10 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _place(folder: Path) -> tuple[Path, Collection[str] | None]:
-    """The output_dir that a folder is, or that it is a run of; and the tracked runs of that run.
+    """The output_dir that a folder is or lies in; for the folder of a run also the ids of its tracked runs.
 
     Raises:
-        ConfigError: It does not exist.
+        ConfigError: There is no such folder.
     """
     if not folder.is_dir():
         problem = "is no folder" if folder.exists() else "does not exist"
@@ -62,7 +66,8 @@ def _place(folder: Path) -> tuple[Path, Collection[str] | None]:
 
 
 def _status(output_dir: Path, spools: Sequence[Path], runs: Collection[str] | None) -> int:
-    names = _run_names(output_dir)
+    folders = [path.parent for path in output_dir.glob(f"*/{MANIFEST}")]
+    names = {run_id: str(folder) for folder in folders for run_id in tracked_runs(folder)}
     found = False
     for spool in spools:
         rows = leftovers(spool, runs)
@@ -72,12 +77,22 @@ def _status(output_dir: Path, spools: Sequence[Path], runs: Collection[str] | No
             print(f"{store['uri'] if store else 'a server that was not noted'}: {spool}")
         for row in rows:
             print(f"  {_described(row, names.get(row.run_id))}")
-        for path, number in damaged_lines(spool).items():
-            found = True
-            print(f"  {number} damaged lines in {path} are kept; nothing can be read of them")
-    if not found:
+    damaged = _report_damage(spools, runs)
+    if not found and not damaged:
         print("nothing waits: the tracking server has everything")
-    return 0
+    return EXIT_LEFT if damaged else 0
+
+
+def _report_damage(spools: Sequence[Path], runs: Collection[str] | None) -> bool:
+    """Names the files with lines that no flush can deliver; True if there are any."""
+    found = {path: number for spool in spools for path, number in damaged_lines(spool, runs).items()}
+    for path, number in found.items():
+        print(
+            f"mmrl tracking: {number} damaged lines in {path} cannot be read or delivered; look at them, then move the "
+            "file away",
+            file=sys.stderr,
+        )
+    return bool(found)
 
 
 def _described(left: Leftover, name: str | None) -> str:
@@ -94,10 +109,15 @@ def _flush(spools: Sequence[Path], runs: Collection[str] | None, tracking_uri: s
     waits = failed = False
     for spool in spools:
         try:
-            if not leftovers(spool, runs):
-                continue
-            waits = True
-            rest += _flush_spool(spool, runs, tracking_uri)
+            if leftovers(spool, runs):
+                # Loaded here: MLflow takes seconds.
+                from lightning_mmrl.tracking.flushing import flush_store
+
+                waits = True
+                uri, experiment = _store_of(spool, tracking_uri)
+                print(f"{redact(uri)}:")
+                rest += flush_store(spool, uri, experiment, runs=runs, say=lambda line: print(f"  {printable(line)}"))
+            failed = _report_damage([spool], runs) or failed
         except (MmrlError, OSError) as error:  # the other spools may be for servers that answer
             failed = True
             print(f"mmrl tracking: {spool} is left as it is: {printable(redact(error))}", file=sys.stderr)
@@ -108,23 +128,14 @@ def _flush(spools: Sequence[Path], runs: Collection[str] | None, tracking_uri: s
     return EXIT_LEFT if rest or failed else 0
 
 
-def _flush_spool(spool: Path, runs: Collection[str] | None, tracking_uri: str | None) -> list[Leftover]:
-    # Loaded here: MLflow takes seconds.
-    from lightning_mmrl.tracking.flushing import flush_store
-
-    uri, experiment = _store_of(spool, tracking_uri)
-    print(f"{redact(uri)}:")
-    return flush_store(spool, uri, experiment, runs=runs, say=lambda line: print(f"  {printable(line)}"))
-
-
 def _store_of(spool: Path, tracking_uri: str | None) -> tuple[str, str]:
     """The address of a spool's store, with the credentials that were given for it, and its experiment.
 
     A folder may come from somebody else: credentials of the environment go to no address that only the folder names.
 
     Raises:
-        ConfigError: The spool does not say, and no address was given; or it says another one than was given; or there
-            are credentials for a server that nobody named.
+        ConfigError: Neither the spool nor the user names an address; or the two differ; or credentials would go to a
+            server that the user did not name.
     """
     given = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     store = read_store(spool)
@@ -137,44 +148,38 @@ def _store_of(spool: Path, tracking_uri: str | None) -> tuple[str, str]:
         return given, store["experiment"]
     if tracking_uri is not None:
         raise ConfigError(
-            f"--tracking-uri is {redact(tracking_uri)}, but what waits in {spool} is for {redact(stored)}; "
+            f"--tracking-uri is {redact(tracking_uri)}, but the entries in {spool} are for {redact(stored)}; "
             "give that address, or name the folder of another run"
         )
     if not stored.startswith("sqlite:") and (names := _credentials()):
         raise ConfigError(
-            f"what waits in {spool} is for {redact(stored)}, which neither --tracking-uri nor MLFLOW_TRACKING_URI "
-            f"names, and would get your {' and '.join(names)}; if that is your server, give "
+            f"the entries in {spool} are for {redact(stored)}, which neither --tracking-uri nor MLFLOW_TRACKING_URI "
+            f"names; this server would get your {' and '.join(names)}; if that is your server, give "
             f"--tracking-uri {redact(stored)}"
         )
     return stored, store["experiment"]
 
 
 def _plain(uri: str) -> str:
-    """An address to compare: without credentials, and a database with its whole path."""
+    """An address as it is compared: without credentials, a database by its absolute path."""
     name = uri.removeprefix(_SQLITE)
     return redact_addresses(uri).rstrip("/") if name == uri else f"{_SQLITE}{Path(name).resolve()}"
 
 
 def _credentials() -> list[str]:
-    """Where MLflow finds credentials that it sends to any server."""
+    """The places that hold credentials which MLflow would send to any server."""
     file = Path("~/.mlflow/credentials").expanduser()
     return [*(name for name in _CREDENTIALS if os.environ.get(name)), *([str(file)] if file.exists() else [])]
-
-
-def _run_names(output_dir: Path) -> dict[str, str]:
-    """Run folder by the ids of its tracked runs."""
-    folders = [path.parent for path in output_dir.glob(f"*/{MANIFEST}")]
-    return {run_id: str(folder) for folder in folders for run_id in tracked_runs(folder)}
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mmrl tracking",
-        description="Show or deliver what waits for the tracking server.",
+        description="Show or deliver entries that wait for the tracking server.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("action", choices=("status", "flush"), help="show what waits, or deliver it")
+    parser.add_argument("action", choices=("status", "flush"), help="show the waiting entries, or deliver them")
     parser.add_argument(
         "run", nargs="?", type=Path, default=Path("runs"), metavar="RUN",
         help="folder of a run, or an output_dir with several (default: runs)",

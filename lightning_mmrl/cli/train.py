@@ -1,7 +1,6 @@
-"""`mmrl train`: runs a curriculum, or reports one that is finished."""
+"""`mmrl train`: runs, continues or reports a curriculum."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 
 from lightning_mmrl.app.tracking import deliver_leftovers, settle_tracking
@@ -23,13 +22,18 @@ def run(arguments: Sequence[str]) -> int:
         allow_changes="--allow-changes" in values,
     )
     codes = run_with_config(lambda config: on_all_ranks(task, config, "train", arguments), "mmrl train", rest)
-    return max(codes, default=0)  # none if the configuration is shown alone
+    return max(codes, default=0)  # empty if a flag only shows the configuration
 
 
 def train(
     config: RootConfig, from_stage: str | None = None, only_stage: str | None = None, allow_changes: bool = False
 ) -> None:
-    """Trains what is not finished yet, or what is selected, then shows what every stage added."""
+    """Trains the unfinished or selected stages, then shows the results and gain of every stage.
+
+    Raises:
+        GateError: A stage missed its gate, which ends the curriculum.
+        OutOfMemoryError: A stage ran out of memory; the message names the keys that use less.
+    """
     config = settle_tracking(config)
     # Loaded here: a bad configuration is refused before torch is imported.
     from lightning_mmrl.app.assembly import trainer_settings
@@ -45,26 +49,16 @@ def train(
     with Interruption() as interruption, joined(settings, interruption) as group:
         for name in config.order if group.leads else ():
             print(f"{name}: {config.stages[name].num_steps} x {batch_arithmetic(config.stages[name])}")
-        with ConsoleProgress(quiet=not group.leads) as console, _hinted(config):
-            outcome = run_curriculum(config, console, selection, group)
+        with ConsoleProgress(quiet=not group.leads) as console:
+            try:
+                outcome = run_curriculum(config, console, selection, group)
+            except OutOfMemoryError as error:
+                if error.stage is None:
+                    raise
+                raise OutOfMemoryError(f"{error}; {memory_hint(config, error.stage)}") from error
     if outcome is None:
         return
     print_comparison(outcome)
     deliver_leftovers(config, print)
     if outcome.ended_by_gate is not None:
         raise GateError(outcome.ended_by_gate)
-
-
-@contextmanager
-def _hinted(config: RootConfig) -> Iterator[None]:
-    """Adds to the error of a stage that ran out of memory how it uses less.
-
-    Raises:
-        OutOfMemoryError: It did in the block.
-    """
-    try:
-        yield
-    except OutOfMemoryError as error:
-        if error.stage is None:
-            raise
-        raise OutOfMemoryError(f"{error}; {memory_hint(config, error.stage)}") from error

@@ -107,6 +107,7 @@ class RewardPool:
                 num_workers=num_workers,
                 deadline_s=deadline_s,
                 limits=Limits(soft_deadline_s=soft_deadline_s, memory_bytes=memory),
+                deadline_key="rewards.deadline_s",
                 process_name="mmrl-reward",
             )
         except WorkerError as error:

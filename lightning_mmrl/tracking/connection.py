@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -134,6 +135,7 @@ def _connect_sqlite(tracking_uri: str, experiment: str, run_id: str | None) -> C
         )
     with explained(uri):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _require_lock_file(path)
         with FileLock(f"{path}.lock", timeout=_LOCK_TIMEOUT_S):
             _check_database(path)
             _bring_up_to_date(path)
@@ -141,6 +143,26 @@ def _connect_sqlite(tracking_uri: str, experiment: str, run_id: str | None) -> C
             if run_id is not None:
                 return _connection_of(client, run_id, uri, remote=False)
             return _find_experiment(client, experiment, uri, artifacts=path.parent / "mlartifacts")
+
+
+def _require_lock_file(path: Path) -> None:
+    """Tries the folder of a database before its lock is waited for.
+
+    FileLock takes a folder that answers ENOENT to a new file, as /proc does, for one in which another process is at
+    work, and waits.
+
+    Raises:
+        ConfigError: The folder takes no file.
+    """
+    if path.with_name(f"{path.name}.lock").exists():
+        return
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise ConfigError(
+            f"tracking_uri='sqlite:///{path}': no lock file can be made in {path.parent} "
+            f"({error.strerror or error}); choose a database in a folder that you can write to"
+        ) from error
 
 
 @contextmanager

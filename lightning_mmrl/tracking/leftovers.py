@@ -74,10 +74,10 @@ def leftovers(spool: Path, runs: Collection[str] | None = None) -> list[Leftover
     return found
 
 
-def damaged_lines(spool: Path) -> dict[Path, int]:
-    """How many lines of which files of a spool cannot be read."""
+def damaged_lines(spool: Path, runs: Collection[str] | None = None) -> dict[Path, int]:
+    """The number of unreadable lines by file of a spool; of these runs alone if they are given."""
     files = sorted(path for suffix in (".jsonl", REJECTED, DAMAGED) for path in spool.glob(f"*{suffix}"))
-    found = {path: len(unreadable_lines(path)) for path in files}
+    found = {path: len(unreadable_lines(path)) for path in files if runs is None or path.stem in runs}
     return {path: number for path, number in found.items() if number}
 
 
@@ -121,6 +121,8 @@ def _alone(spool: Path) -> Iterator[None]:
         with FileLock(spool / ".lock", timeout=0):
             yield
     except Timeout as error:
+        if not (spool / ".lock").exists():
+            raise ConfigError(f"no lock file can be made in {spool}; move the folder to a local disk") from error
         raise ConfigError(f"another process, such as a training, delivers what lies in {spool}; wait for it") from error
 
 

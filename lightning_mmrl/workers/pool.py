@@ -47,7 +47,8 @@ class DeadlinePool:
 
     Build it before CUDA is initialized and close it at the end. The function is pickled once and imported anew in each
     worker, so a script that builds a pool needs the `if __name__ == "__main__"` guard. `limits` are a softer deadline,
-    which costs no process, and a bound on memory.
+    which costs no process, and a bound on memory. `deadline_key` names the setting of `deadline_s` in the error of an
+    item that exceeds it.
 
     Raises:
         WorkerError: the function cannot be pickled, or a worker cannot start.
@@ -60,11 +61,13 @@ class DeadlinePool:
         num_workers: int,
         deadline_s: float,
         limits: Limits | None = None,
+        deadline_key: str | None = None,
         process_name: str = "mmrl-worker",
     ) -> None:
         self._payload = _pickled(function)
         self._limits = limits or Limits()
         self._deadline_s = deadline_s
+        self._deadline_key = deadline_key
         self._process_name = process_name
         self._lost_starts = 0
         self._workers: list[_Worker] = []
@@ -101,7 +104,12 @@ class DeadlinePool:
             WorkerError: A replacement worker cannot start; the pool is closed then.
         """
         deadline_s = deadline_factor * self._deadline_s
-        batch = _Batch(items=items, end=time.monotonic() + budget_s, deadline_s=deadline_s, on_done=on_done)
+        overdue = f"deadline of {deadline_s} s exceeded"
+        if self._deadline_key is not None:
+            times = "" if deadline_factor == 1 else f"{deadline_factor:g} x "
+            overdue += f" ({times}{self._deadline_key})"
+        end = time.monotonic() + budget_s
+        batch = _Batch(items=items, end=end, deadline_s=deadline_s, overdue=overdue, on_done=on_done)
         try:
             while batch.num_unsettled and time.monotonic() < batch.end:
                 self._assign(batch)
@@ -210,7 +218,7 @@ class DeadlinePool:
         now = time.monotonic()
         for slot, worker in enumerate(self._workers):
             if worker.item is not None and now >= worker.deadline:
-                batch.settle(worker.item, worker.failed(f"deadline of {batch.deadline_s} s exceeded"))
+                batch.settle(worker.item, worker.failed(batch.overdue))
                 self._replace(slot)
             elif not worker.ready and now >= worker.deadline:
                 self._restart(slot, worker.late(), cost=_LATE_COST)
@@ -250,11 +258,12 @@ class DeadlinePool:
 
 @dataclass(slots=True, kw_only=True)
 class _Batch:
-    """The state of one call: `outcomes[i]` is None until item i is settled."""
+    """The state of one call: `outcomes[i]` is None until item i is settled; `overdue` is the error at its deadline."""
 
     items: Sequence[Any]
     end: float
     deadline_s: float
+    overdue: str
     on_done: Callable[[int, Outcome], None] | None
     outcomes: list[Outcome | None] = field(init=False)
     pending: deque[int] = field(init=False)

@@ -127,7 +127,10 @@ class GuardedDecoder:
 
         limits = Limits(memory_bytes=self._memory_mb * 2**20, processor_s=self._deadline_s)
         workers = min(self._workers, len(tasks))
-        with DeadlinePool(function, num_workers=workers, deadline_s=self._deadline_s, limits=limits) as pool:
+        key = "data.media.decode_deadline_s or --deadline"
+        with DeadlinePool(
+            function, num_workers=workers, deadline_s=self._deadline_s, limits=limits, deadline_key=key
+        ) as pool:
             for start in range(0, len(tasks), BATCH):
                 pool.map_patiently(tasks[start : start + BATCH], on_done=partial(told, start))
 

@@ -1,4 +1,4 @@
-"""Decoder checks that fail in every way; a module of its own, so that spawned workers can import it."""
+"""Decoder checks that fail in every way, in a module of their own that spawned workers can import."""
 
 import os
 import signal

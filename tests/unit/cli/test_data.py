@@ -1,4 +1,4 @@
-"""`mmrl data`: exit codes, what is printed at 120 columns, what is refused before anything is loaded."""
+"""`mmrl data`: exit codes, output at 120 columns, and arguments that are refused before anything is loaded."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""`mmrl doctor`: every failure is found, said with its fix, and hides no other."""
+"""`mmrl doctor`: every failure is found and reported with its fix, and hides no other."""
 
 import importlib
 import importlib.metadata
@@ -44,7 +44,7 @@ REQUIREMENTS = [
 
 @pytest.fixture
 def installed(monkeypatch):
-    """What is installed and what we require, to be changed by a test."""
+    """The installed versions and our requirements, which a test may change."""
     state = SimpleNamespace(
         versions=dict(VERSIONS),
         requires={"lightning-mmrl": list(REQUIREMENTS), "torchvision": ["numpy", "torch (==2.13.0)"]},
@@ -302,7 +302,7 @@ def test_math_verify_tells_equal_from_unequal():
 
 
 def inline(function, items, deadline_s):
-    """`in_worker` in this process."""
+    """A stand-in for `in_worker` that runs in this process."""
     outcomes = []
     for item in items:
         try:

@@ -51,7 +51,7 @@ def test_a_disk_that_loses_what_is_written_is_a_problem(tmp_path, monkeypatch):
 
 
 class NoLock:
-    """Lets everybody in."""
+    """A lock that any number of holders get."""
 
     def __init__(self, path, timeout):
         pass
@@ -93,7 +93,7 @@ def test_media_roots_are_looked_at(tmp_path):
 
 @pytest.fixture
 def cgroup(tmp_path, monkeypatch):
-    """Control groups as files."""
+    """Files of control groups in a folder."""
 
     def build(membership, files):
         for name, text in files.items():

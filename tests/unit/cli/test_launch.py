@@ -1,4 +1,4 @@
-"""Who starts the processes of a run; torchrun itself is started in tests/integration/test_several_ranks.py."""
+"""Which launcher starts the processes of a run; tests/integration/test_several_ranks.py starts torchrun itself."""
 
 from types import SimpleNamespace
 
@@ -13,7 +13,7 @@ SLURM = {"SLURM_NTASKS": "4", "SLURM_PROCID": "1", "SLURM_STEP_ID": "0"}
 
 @pytest.fixture
 def start(monkeypatch):
-    """Starts a task under some environment and returns the exit code and what was run."""
+    """Starts a task in an environment and returns the exit code and the tasks that ran."""
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
 

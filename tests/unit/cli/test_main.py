@@ -1,4 +1,4 @@
-"""The command's own arguments: what it takes for what, and how it ends when its reader leaves."""
+"""The arguments of the commands, and the end of a command whose reader has left."""
 
 import subprocess
 import sys
@@ -49,7 +49,7 @@ def test_a_checkpoint_that_is_missing_is_said(arguments):
 
 
 def test_a_reader_that_leaves_ends_the_command_quietly():
-    """Its standard output is closed at the other end before the first line."""
+    """The reader closes the pipe of standard output before the first line."""
     command = [sys.executable, "-m", "lightning_mmrl.cli.main", "--help"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.close()
@@ -78,7 +78,7 @@ def test_an_error_is_said_without_loading_what_draws_tables():
 
 @pytest.fixture
 def failing(monkeypatch):
-    """The command as it is started; what it runs raises the error that this is called with."""
+    """Starts the command such that its subcommand raises the given error."""
     monkeypatch.setenv("MMRL_SERVER_KEY", "hunter22")
     monkeypatch.setenv("PYTHONSAFEPATH", "1")
     for module in (sys, threading):

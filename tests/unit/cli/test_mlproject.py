@@ -38,7 +38,7 @@ NASTY = [
 
 
 def command(entry_point, **values):
-    """What `mlflow run` gives to bash."""
+    """The command line that `mlflow run` gives to bash."""
     from mlflow.projects import load_project
 
     return load_project(str(ROOT)).get_entry_point(entry_point).compute_command(values, None)
@@ -172,7 +172,7 @@ def test_errors_of_the_command_reach_the_exit_code(capfd):
 
 
 def interrupted(monkeypatch, *numbers):
-    """How often signals interrupt the command; each but the first arrives while the first is dealt with."""
+    """The number of interruptions by several signals; all but the first arrive while the first is handled."""
     count = 0
 
     def command(_):

@@ -1,4 +1,4 @@
-"""Code that others wrote does not run: each payload makes a marker file if anything of it is executed."""
+"""Foreign code does not run: each payload makes a marker file if any part of it is executed."""
 
 import base64
 import pickle
@@ -16,9 +16,9 @@ from lightning_mmrl.types.records import Completion, Message, Sample, Score
 
 HEAD = "# @package _global_\n"
 MARK = "{_target_: builtins.open, file: MARKER, mode: w}"
-"""What Hydra itself would call."""
+"""A node that Hydra itself would call."""
 HANDLER = "{version: 1, root: {handlers: [x]}, handlers: {x: {(): logging.FileHandler, filename: MARKER}}}"
-"""What logging would call."""
+"""A node that logging would call."""
 OWN = ("--config-dir", "mine", "experiment=mine")
 PART = "stages.reason.rewards.components.mine"
 WEIGHT = "+stages.reason.rewards.weights.mine=1"
@@ -28,7 +28,7 @@ EVIL_FILES = {"evil.py": EVIL, "evil_package/__init__.py": EVIL, "evil_package/c
 
 
 class Marks:
-    """Makes a file when it is unpickled."""
+    """An object that makes a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -39,7 +39,7 @@ class Marks:
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A folder with somebody else's files, from which modules can be imported as under `python -m`."""
+    """A folder with foreign files, from which modules can be imported as under `python -m`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     before = set(sys.modules)
@@ -50,21 +50,21 @@ def place(tmp_path, monkeypatch):
 
 
 def attempt(place, arguments, files=()):
-    """Runs a command in a folder with these files; nothing was executed."""
+    """Runs a command in a folder with these files and requires that no payload ran."""
     marker = place / "marker"
     for name, text in {**EVIL_FILES, **dict(files)}.items():
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         (place / name).write_text(text.replace("MARKER", str(marker)))
     try:
         code = main([argument.replace("MARKER", str(marker)) for argument in arguments])
-    except Exception as error:  # what was executed may fail afterwards; the marker is what counts
+    except Exception as error:  # a payload may fail after it has run; only the marker counts
         code = error
     assert not marker.exists(), "the payload ran"
     return code
 
 
 def refuse(place, capsys, arguments, files=()):
-    """As `attempt`, and the command is refused in one sentence."""
+    """Like `attempt`, and requires that the command is refused in one sentence."""
     code = attempt(place, arguments, files)
     err = capsys.readouterr().err
     assert (code, err.count("\n")) == (2, 1), err
@@ -140,8 +140,8 @@ HYDRA = {
 def test_hydra_runs_nothing(name, place, capsys, monkeypatch):
     arguments, files, key = HYDRA[name]
     (place / "job.pickle").write_bytes(pickle.dumps(Marks(str(place / "marker"))))
-    monkeypatch.delitem(Singleton._instances, Plugins, raising=False)  # plugins are looked for once
-    if key is None:  # a help composes nothing of it
+    monkeypatch.delitem(Singleton._instances, Plugins, raising=False)  # Hydra looks for plugins only once
+    if key is None:  # --help composes no such node
         assert attempt(place, arguments, files) == 0
         return
     assert key in refuse(place, capsys, arguments, files)
@@ -251,7 +251,7 @@ def saved():
 
 
 def foreign_run(place, saved, text):
-    """The folder of a run of somebody else: a rollout table, and a configuration with changes."""
+    """The folder of a foreign run: a rollout table, and a configuration with changes."""
     rollouts = place / "theirs" / "stages" / "02-reason" / "rollouts"
     rollouts.mkdir(parents=True)
     row = RolloutRow(

@@ -1,4 +1,4 @@
-"""Labels, ids, answers, file names and errors are printed as text: no markup, and no codes that a terminal obeys."""
+"""Labels, ids, answers, file names and errors are printed as plain text, without markup or terminal codes."""
 
 import io
 import json
@@ -35,7 +35,7 @@ HOSTILE = {
     "other direction": ("a\u202eb", "a\\u202eb"),
     "half a character": ("a\udce9b", "a\\udce9b"),
 }
-"""What is given, and what must be read."""
+"""Texts as they are given, and as they must be printed."""
 
 INTERVAL = Interval(estimate=0.5, low=0.4, high=0.6, level=0.95, num_resamples=10, unit="sample")
 
@@ -46,7 +46,7 @@ def hostile(request):
 
 
 def terminal():
-    """A wide terminal of 256 colors that keeps what it is sent."""
+    """A wide terminal with 256 colors that records its input."""
     return PlainConsole(file=io.StringIO(), width=300, force_terminal=True, legacy_windows=False)
 
 
@@ -74,7 +74,7 @@ def test_the_tables_of_datasets_are_text(hostile, tmp_path, capsys):
     problems = (Problem(file=given, line=1, group=given, reason=given),)
     finding = Finding(what=given, num=1, example=given, severe=False)
     print_report(replace(report, splits=(split,), problems=problems, findings=(finding,)), 5)
-    # The problem's file and reason, its group and place, the split twice, the label, and the finding.
+    # In order: file and reason of the problem, its group and place, the split twice, the label, the finding.
     assert capsys.readouterr().out.count(read) == 2 + 2 + 2 + 1 + 2
 
 

@@ -36,7 +36,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def shown(capsys, *arguments):
-    """What a command prints, with runs of spaces as one."""
+    """The output of a command with runs of spaces joined."""
     assert main(arguments) == 0
     out, err = capsys.readouterr()
     assert err == ""
@@ -44,7 +44,7 @@ def shown(capsys, *arguments):
 
 
 def row(lines, stage):
-    """The cells of a stage's row; a cell that does not fit goes on in the lines below."""
+    """The cells of a stage's row; a cell that does not fit continues in the lines below."""
     table = [
         [cell.strip() for cell in line.strip("\u2502").split("\u2502")] for line in lines if line.startswith("\u2502")
     ]

@@ -1,4 +1,4 @@
-"""Arguments of `mmrl predict` that are refused before a model is looked for, and files that are not there."""
+"""Arguments of `mmrl predict` that are refused before it looks for a model, and missing files."""
 
 from pathlib import Path
 
@@ -56,7 +56,7 @@ def test_options_may_stand_anywhere(monkeypatch, arguments):
 
 
 def test_the_bounds_of_decoding_reach_the_decoder(monkeypatch, tmp_path):
-    """As `mmrl data` has them: its messages name these options."""
+    """`mmrl data` has the same options, which its messages name."""
     made = []
 
     def media(files, settings, decoder, **_):

@@ -1,4 +1,4 @@
-"""Commands that cannot run end with one sentence and exit code 2, write nothing, and leave torch alone if they can."""
+"""Commands that cannot run end with one sentence and exit code 2, write nothing, and most do not load torch."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from lightning_mmrl.cli.main import COMMANDS, main
 
 PPO_CLIP = "lightning_mmrl.algorithms.losses.ppo_clip.PPOClip"
 
-# Each is refused before torch is imported.
+# Each command is refused before torch is imported.
 TORCH_FREE = {
     "sede=1": "sede: unknown key; did you mean 'seed'?",
     "+sede=1": "sede: unknown key; did you mean 'seed'?",
@@ -64,7 +64,7 @@ def empty(tmp_path, monkeypatch):
 
 
 def refused(capfd, *arguments):
-    """The one sentence a command is refused with, after at most the sizes of the steps."""
+    """The sentence of a refusal; only the sizes of the steps may come before it."""
     assert main(arguments) == 2
     out, err = capfd.readouterr()
     assert all(re.fullmatch(r"\w+: \d+ x \d+ (targets|prompts x \d+ = .*)", line) for line in out.splitlines())

@@ -1,4 +1,4 @@
-"""`mmrl reward-test`: the run's own rewards on its own rollouts, killable, and never with torch."""
+"""`mmrl reward-test`: scores saved rollouts with the rewards of their run, in processes and without torch."""
 
 import importlib
 import json
@@ -48,7 +48,7 @@ def saved():
 
 @pytest.fixture
 def folder(tmp_path, saved):
-    """The rollouts of a run with one table, whose rewards are those of the quickstart."""
+    """The rollouts of a run with one table and the rewards of the quickstart."""
     rollouts = tmp_path / "runs" / "quick" / "stages" / "02-reason" / "rollouts"
     rollouts.mkdir(parents=True)
     (tmp_path / "runs" / "quick" / "config.yaml").write_text(saved)
@@ -96,7 +96,7 @@ def test_another_reward_shows_flips_groups_and_failures(folder, capsys):
     table = folder / "iteration_000001.jsonl"
     stricter = "stages.reason.rewards.components.label.labels=[happy,angry,sad]"
     assert reward_test(capsys, table, stricter, "--fail-on-change").code == 0
-    # What was called right is called wrong in the table, and the other way around.
+    # The table has right and wrong interchanged.
     swapped = [Score(total=1.0, components={"format": 1.0, "label": 0.0}), scored(RIGHT)]
     failed = Score(total=0.0, components={}, valid=False, reason="label: deadline of 8 s exceeded")
     write_table(table, [row("p0", RIGHT, WRONG, scores=swapped), row("p1", RIGHT, RIGHT, scores=[failed, failed])])
@@ -125,7 +125,7 @@ def test_a_reward_that_hangs_is_killed(folder, capsys, monkeypatch):
     write_table(folder / "iteration_000001.jsonl", [row("p0", "spin", "give 1", scores=[scored(WRONG)] * 2)])
     done = reward_test(capsys, folder, "stages.reason.rewards.deadline_s=0.5")
     assert done.code == 0
-    assert "invalid now: 1 x deadline of 0.5 s exceeded" in done.out
+    assert "invalid now: 1 x deadline of 0.5 s exceeded (rewards.deadline_s)" in done.out
     assert "1 of 2 totals changed" in done.out
 
 

@@ -1,4 +1,4 @@
-"""The password of a tracking address is in nothing that a command prints or leaves, and decides nothing."""
+"""The password of a tracking address is in no output and no file, and does not count as a changed configuration."""
 
 import json
 import sys
@@ -81,7 +81,7 @@ def test_the_report_shows_the_address_without_it(capsys, tmp_path):
 
 
 class Recording:
-    """A spool that keeps what it gets."""
+    """A spool that keeps its entries."""
 
     def __init__(self):
         self.entries = []

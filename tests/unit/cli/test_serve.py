@@ -1,4 +1,4 @@
-"""`mmrl serve`: the command that it becomes, and what it refuses."""
+"""`mmrl serve`: the command line of the server, and its refusals."""
 
 import json
 import os
@@ -24,7 +24,7 @@ KEY = "mmrl-the-key-of-these-tests"
 
 
 class Health(BaseHTTPRequestHandler):
-    """Says that it is well to those who show the server's key, or to all if it has none."""
+    """Answers /health to requests with the server's key, or to all if there is no key."""
 
     def do_GET(self):
         shown = self.headers.get("Authorization")
@@ -33,7 +33,7 @@ class Health(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *args):
-        """Says nothing else."""
+        """Logs nothing."""
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +51,7 @@ def installed(monkeypatch):
 
 @pytest.fixture
 def became(monkeypatch):
-    """The processes that `mmrl serve` turns into."""
+    """The command lines that `mmrl serve` would turn into."""
     calls = []
     monkeypatch.setattr(serve.os, "execve", lambda *arguments: calls.append(arguments))
     return calls
@@ -134,7 +134,7 @@ def test_the_key_goes_by_the_environment_alone(installed, became, start, tmp_pat
     ],
 )
 def test_where_others_reach_it_it_does_not_start_without_a_key(installed, became, start, capsys, url, more):
-    write_key(own_file())  # which is for this machine alone
+    write_key(own_file())  # the key of the loopback address
     assert start(url, *more) == 2
     assert re.search(
         r"^mmrl serve: mmrl serve would listen on '\S+', where other machines reach it, and no key .*serve --new-key",

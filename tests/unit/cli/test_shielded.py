@@ -1,4 +1,4 @@
-"""Processes that a command starts import nothing from the folder in which it is called."""
+"""Child processes of a command import nothing from the current folder."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ if __name__ == "__main__":
 
 
 def test_ranks_and_workers_do_not_import_from_the_current_folder(tmp_path):
-    """`-m` and `-c` put it first, and so do torchrun and multiprocessing."""
+    """Python searches the current folder first for `-m` and `-c`, and so do torchrun and multiprocessing."""
     for name in ("calendar", "base64", "multiprocessing"):
         (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'marker')!r}, 'w').close()\n")
     program = tmp_path / "bin" / "program.py"

@@ -1,6 +1,7 @@
-"""`mmrl tracking`: what waits, for which run and server, and how it gets there."""
+"""`mmrl tracking`: waiting entries by run and server, and their delivery."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -24,8 +25,8 @@ def tag(value, run_id="4f2a"):
 
 @pytest.fixture
 def output_dir(tmp_path, monkeypatch):
-    """Two runs, one of them with a stage, and what they left for one server."""
-    monkeypatch.setattr(redaction, "_remembered", set())  # of other tests
+    """Two runs, one with a stage, and their undelivered entries for one server."""
+    monkeypatch.setattr(redaction, "_remembered", set())  # forgets the secrets of other tests
     spool = tmp_path / "spool" / "abc"
     note_store(spool, "http://host:5000", "emotions")
     for name, run_id in (("first", "4f2a"), ("second", "beef")):
@@ -66,10 +67,33 @@ def test_lines_that_cannot_be_read_are_not_called_nothing(tmp_path, capsys):
     path = tmp_path / "spool" / "abc" / "run.jsonl"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"\xff\n\xfe\n")
-    assert main(["tracking", "status", str(tmp_path)]) == 0
-    shown = capsys.readouterr().out
-    assert f"2 damaged lines in {path} are kept" in shown
-    assert "nothing waits" not in shown
+    assert main(["tracking", "status", str(tmp_path)]) == 1
+    shown = capsys.readouterr()
+    assert f"2 damaged lines in {path} cannot be read" in shown.err
+    assert "nothing waits" not in shown.out
+    assert main(["tracking", "flush", str(tmp_path)]) == 1
+    shown = capsys.readouterr()
+    assert f"2 damaged lines in {path} cannot be read" in shown.err
+    assert "nothing waits" not in shown.out
+
+
+def test_damaged_lines_of_another_run_do_not_count(output_dir, capsys):
+    (output_dir / "spool" / "abc" / "beef.damaged").write_text("{cut\n")
+    assert main(["tracking", "status", str(output_dir / "first")]) == 0
+    assert main(["tracking", "status", str(output_dir / "second")]) == 1
+    assert "1 damaged lines" in capsys.readouterr().err
+
+
+def test_a_flush_that_leaves_damaged_lines_says_so(output_dir, sent, capsys):
+    (output_dir / "spool" / "abc" / "4f2a.damaged").write_text("{cut\n")
+    assert main(["tracking", "flush", str(output_dir)]) == 1
+    assert len(sent) == 1
+    assert "1 damaged lines" in capsys.readouterr().err
+
+
+def test_a_spool_that_takes_no_lock_file_is_not_said_to_be_locked_by_another_process():
+    with pytest.raises(ConfigError, match="no lock file can be made in /proc"):
+        flush(Path("/proc"), Server())
 
 
 def test_a_folder_that_does_not_exist_is_refused(tmp_path, capsys):
@@ -127,7 +151,7 @@ def test_a_flush_of_one_run_leaves_the_others(output_dir):
 
 @pytest.fixture
 def sent(monkeypatch, tmp_path):
-    """The addresses and experiments that a flush opens; nothing is left of what is sent there."""
+    """The addresses and experiments that a flush opens; every entry counts as delivered."""
     opened = []
 
     def flush_store(spool, uri, experiment, *, runs, say):
@@ -167,8 +191,8 @@ def test_an_address_that_the_spool_is_not_for_is_refused_with_both(output_dir, s
     assert main(["tracking", "flush", str(output_dir), "--tracking-uri", given]) == 1
     assert sent == []
     said = capsys.readouterr().err
-    assert f"--tracking-uri is {given.replace('me:p@', '')}, but what waits in {output_dir}" in said
-    assert "is for http://host:5000;" in said
+    assert f"--tracking-uri is {given.replace('me:p@', '')}, but the entries in {output_dir}" in said
+    assert "are for http://host:5000;" in said
 
 
 def test_a_relative_database_is_the_one_that_was_noted(output_dir, sent, monkeypatch):

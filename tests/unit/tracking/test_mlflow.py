@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.tracking import connection
 from lightning_mmrl.tracking.connection import connect
 from lightning_mmrl.tracking.mlflow import MlflowRun, clean_key
 from lightning_mmrl.tracking.null import NullTracker
@@ -83,6 +84,14 @@ def test_other_addresses_are_refused_with_the_fix(uri, monkeypatch):
     with pytest.raises(ConfigError, match="sqlite:///") as error:
         connect(uri, "curricula")
     assert repr(uri) in str(error.value)
+
+
+def test_a_folder_that_takes_no_lock_file_is_refused_at_once(monkeypatch):
+    """A lock in /proc fails with ENOENT, for which FileLock would wait as for another process."""
+    monkeypatch.setattr(connection, "FileLock", None)  # it is not even asked
+    with pytest.raises(ConfigError, match="no lock file can be made in /proc") as error:
+        connect("sqlite:////proc/mlflow.db", "curricula")
+    assert "another process" not in str(error.value)
 
 
 def test_passwords_are_not_shown():

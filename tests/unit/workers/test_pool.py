@@ -138,7 +138,7 @@ def test_a_closed_pool_says_so(act, pool):
 
 @pytest.fixture(scope="module")
 def hasty(act):
-    with DeadlinePool(act, num_workers=2, deadline_s=0.4) as pool:
+    with DeadlinePool(act, num_workers=2, deadline_s=0.4, deadline_key="a.deadline_s") as pool:
         yield pool
 
 
@@ -160,9 +160,14 @@ def test_attempts_are_counted_and_the_last_one_may_take_longer(hasty, tmp_path):
     [dead, hung] = hasty.map_patiently([("strike", (str(counter), "KILL", 99)), ("sleep", 60)])
     assert dead.error == f"worker died with exit code -9, the last of {ATTEMPTS} attempts"
     assert len(counter.read_text()) == ATTEMPTS
-    assert hung.error == f"deadline of 0.8 s exceeded, the last of {ATTEMPTS} attempts"
+    assert hung.error == f"deadline of 0.8 s exceeded (2 x a.deadline_s), the last of {ATTEMPTS} attempts"
     [judged] = hasty.map_patiently([("refuse", "broken")])
     assert judged == Outcome(error="broken")
+
+
+def test_a_missed_deadline_names_the_setting_that_holds_it(hasty):
+    [hung] = hasty.map([("sleep", 60)])
+    assert hung.error == "deadline of 0.4 s exceeded (a.deadline_s)"
 
 
 def test_what_was_lost_is_tried_again_together(hasty, monkeypatch):
