@@ -81,7 +81,7 @@ def without_learning_rate(made):
 def without_a_signal(made):
     if hasattr(made.module, "rewards"):
         made.module.rewards._reward = made.module.rewards._reward.__class__(
-            parts={"length": lambda sample, completion: 1.0}, weights={"length": 1.0}
+            components={"length": lambda sample, completion: 1.0}, weights={"length": 1.0}
         )
 
 

@@ -47,7 +47,7 @@ def test_an_honest_text_pays(honest):
 def test_a_reward_that_a_hack_fools_would_be_found():
     def naive(name, sample, completion):
         return WeightedReward(
-            parts={name: lambda sample, completion: float((sample.solution or "") in completion.text)},
+            components={name: lambda sample, completion: float((sample.solution or "") in completion.text)},
             weights={name: 1.0},
         ).score(sample, completion)
 

@@ -88,7 +88,7 @@ def test_a_failing_item_is_invalid_and_harms_no_other(pool, text, reason):
 @pytest.fixture(scope="module")
 def limited(hostile):
     reward = WeightedReward(
-        parts={"fine": hostile.fine, "odd": hostile.Misbehaves()}, weights={"fine": 1.0, "odd": 1.0}
+        components={"fine": hostile.fine, "odd": hostile.Misbehaves()}, weights={"fine": 1.0, "odd": 1.0}
     )
     with RewardPool(reward, num_workers=1, deadline_s=3.0, soft_deadline_s=1.0, memory_limit_mb=500) as pool:
         yield pool

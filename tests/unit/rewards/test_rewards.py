@@ -107,7 +107,7 @@ def test_own_synonyms():
 
 def test_total_is_the_weighted_sum_and_components_are_raw():
     reward = WeightedReward(
-        parts={"label": constant(1), "format": constant(np.float32(0.5)), "extra": constant(True)},
+        components={"label": constant(1), "format": constant(np.float32(0.5)), "extra": constant(True)},
         weights={"label": 2.0, "format": -1.0, "extra": 0},
     )
     score = reward.score(ANGRY, answered("angry"))
@@ -169,7 +169,7 @@ def test_wrong_weights_are_refused(parts, weights, sentence):
 
 def test_rewards_survive_pickling():
     reward = WeightedReward(
-        parts={"label": LabelAnswer(labels=LABELS), "format": ThinkAnswerFormat()},
+        components={"label": LabelAnswer(labels=LABELS), "format": ThinkAnswerFormat()},
         weights={"label": 1.0, "format": 1.0},
     )
     assert pickle.loads(pickle.dumps(reward)).score(ANGRY, answered("anger")).total == 2.0

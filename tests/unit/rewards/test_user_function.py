@@ -81,7 +81,7 @@ def test_a_file_is_loaded_once(tmp_path):
 @pytest.mark.timeout(120)
 def test_it_runs_in_processes(file):
     reward = WeightedReward(
-        parts={"brevity": UserFunction(function=f"{file}:brevity"), "bad": UserFunction(function=f"{file}:fails")},
+        components={"brevity": UserFunction(function=f"{file}:brevity"), "bad": UserFunction(function=f"{file}:fails")},
         weights={"brevity": 1.0, "bad": 1.0},
     )
     with RewardPool(reward, num_workers=1) as pool:
