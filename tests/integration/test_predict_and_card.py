@@ -106,7 +106,7 @@ def test_the_cards_own_code_answers_as_predict_does(handoff, files, tmp_path, ca
 def test_clip_and_sound_in_turns_answer_alike(handoff, files, tmp_path, capsys, rule):
     folder = handoff("qwen2_5_omni", "model.audio_in_video=interleaved", f"model.position_rule={rule}")
     card = publish(folder, tmp_path / "shared").read_text()
-    assert ("went on at the largest position so far" in card) == (rule == "previous_maximum")
+    assert ("the largest position so far + 1" in card) == (rule == "previous_maximum")
     for asked in ("a clip with sound", "a silent clip", "a sound"):
         given = [files / name for name in dict.fromkeys(ASKED[asked].values())]
         completion, _ = answer_question(folder, given, question=QUESTION)

@@ -138,7 +138,7 @@ def test_a_signal_to_another_rank_is_raised_here_as_well(interruption):
         interruption.safe_point()
 
 
-def test_what_a_rank_does_apart_is_cut_short_and_agreed_on_at_its_end(interruption):
+def test_rank_local_work_is_cut_short_and_agreed_on_at_its_end(interruption):
     passed = []
 
     def work():
