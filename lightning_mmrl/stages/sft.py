@@ -66,9 +66,7 @@ class SFTModule(StageModule):
         total = self._ranks.sum(loss.detach()).item()
         self._step = _Step(number=batch_idx + 1, loss=total, samples=batch.prompts.samples)
         reported = {"train/loss": total} if math.isfinite(total) else {}
-        optimizer = self.optimizers()
-        assert isinstance(optimizer, torch.optim.Optimizer)
-        self._report(reported | {"train/learning_rate": optimizer.param_groups[0]["lr"]}, batch_idx + 1)
+        self._report(reported | {"train/learning_rate": self._learning_rate()}, batch_idx + 1)
         return loss
 
     def on_after_backward(self) -> None:
@@ -119,3 +117,8 @@ class SFTModule(StageModule):
             self.policy, self._context, lambda step: self._ending.factor(step + len(self._bad_steps))
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _learning_rate(self) -> float:
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        return optimizer.param_groups[0]["lr"]

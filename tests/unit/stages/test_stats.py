@@ -36,6 +36,7 @@ FIRST = {
     "value_clip_fraction": 0.1,
     "value_tokens": 30.0,
     "critic_grad_norm": 4.0,
+    "critic_learning_rate": 1e-3,
 }
 SECOND = {
     "loss": -1.0,
@@ -54,6 +55,7 @@ SECOND = {
     "value_clip_fraction": 0.5,
     "value_tokens": 10.0,
     "critic_grad_norm": 1.0,
+    "critic_learning_rate": 1e-3,
 }
 
 
@@ -74,6 +76,7 @@ def test_two_minibatches_are_weighted_by_their_denominators_and_tokens():
             "train/value_loss": (30 * 0.2 + 10 * 1.0) / 40,
             "train/value_clip_fraction": (30 * 0.1 + 10 * 0.5) / 40,
             "train/critic_grad_norm": 2.5,
+            "train/critic_learning_rate": 1e-3,
         },
         rel=1e-12,
     )
