@@ -12,7 +12,8 @@ UV_MINIMUM := 0.8
 PORT ?= 5000
 ARGS ?=
 ROLLOUT ?= hf
-WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
+JOBS ?= 2
+WORKERS := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # Where Python may not write bytecode (PYTHONDONTWRITEBYTECODE), every process would compile all that it imports.
 export UV_COMPILE_BYTECODE := 1
@@ -22,22 +23,24 @@ export VLLM_NO_USAGE_STATS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 # pyright asks npm for its latest version otherwise.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
-quickstart test pytest test-vllm: export HF_HUB_OFFLINE := 1
+quickstart pytest pytest-all test-vllm: export HF_HUB_OFFLINE := 1
 
 RUNTIME := .venv/.installed-runtime
 DEV := .venv/.installed-dev
 # vLLM's CPU build pins other versions of what it shares with the rest: it has an environment of its own.
 VLLM := .venv-vllm/.installed
 
-.PHONY: help quickstart test lint pytest test-vllm mlflow clean
+.PHONY: help quickstart test test-all lint pytest pytest-all test-vllm mlflow clean
 
 help:  ## Show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
 
 quickstart: $(if $(filter vllm,$(ROLLOUT)),$(VLLM),$(RUNTIME))  ## Train and evaluate the small video-audio curriculum on this machine's CPU (ARGS= adds overrides; ROLLOUT=vllm)
 	$(if $(filter vllm,$(ROLLOUT)),.venv-vllm,.venv)/bin/mmrl train experiment=quickstart rollout=$(ROLLOUT) $(ARGS)
 
-test: lint pytest  ## Lint, then run all tests
+test: lint pytest  ## Lint, then run the tests that are quick or guard the main path
+
+test-all: lint pytest-all  ## Lint, then run every test that does not need vLLM
 
 lint: $(DEV)  ## Check style, formatting, import layers and types
 	.venv/bin/ruff check .
@@ -46,6 +49,9 @@ lint: $(DEV)  ## Check style, formatting, import layers and types
 	.venv/bin/pyright
 
 pytest: $(DEV)
+	.venv/bin/pytest $(WORKERS) -m "not slow or main_path" $(ARGS)
+
+pytest-all: $(DEV)
 	.venv/bin/pytest $(WORKERS) $(ARGS)
 
 test-vllm: $(VLLM)  ## Run the tests that need vLLM, on its CPU build

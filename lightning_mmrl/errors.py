@@ -22,25 +22,25 @@ class RewardError(MmrlError):
 
 
 class RolloutError(MmrlError):
-    """An engine cannot be loaded, does not answer, or samples from something else than the policy."""
+    """An engine cannot be loaded, does not answer, or samples from another distribution than the policy's."""
 
 
 class StageError(MmrlError):
-    """A stage cannot start or continue: a checkpoint is missing, incomplete or of another run."""
+    """A stage cannot start or continue: a checkpoint is missing, incomplete or belongs to another run."""
 
 
 class GateError(StageError):
-    """The metrics of a finished stage do not meet its gate; the curriculum ended there."""
+    """The metrics of a finished stage do not meet its gate, so the curriculum ended."""
 
 
 class MachineError(MmrlError):
-    """The machine refuses what a command needs: room on a disk, permission to write, open files, memory."""
+    """The machine refuses a resource: disk space, permission to write, open files or memory."""
 
 
 class DiskError(MachineError, OSError):
-    """A disk refuses; code that is ready for a disk's OSError is ready for this one.
+    """A disk refuses; code that handles a disk's OSError handles this error as well.
 
-    `problem` is a clause with the file, `remedy` what the user can do.
+    `problem` is a clause that names the file; `remedy` is the user's way out.
     """
 
     def __init__(self, problem: str, remedy: str = "") -> None:
@@ -49,7 +49,7 @@ class DiskError(MachineError, OSError):
 
 
 class OutOfMemoryError(MachineError):
-    """A device or the host has no memory left; `stage` is the one that was trained or evaluated then, if any."""
+    """A device or the host has no memory left; `stage` is the stage that was running, if any."""
 
     def __init__(self, message: str, stage: str | None = None) -> None:
         super().__init__(message)
@@ -57,4 +57,4 @@ class OutOfMemoryError(MachineError):
 
 
 FOREIGN_FAILURES = (Exception, SystemExit)
-"""Failures that code of others may raise; `sys.exit` there must not end the run, and Ctrl-C must."""
+"""Failures of foreign code that must not end the run: any exception and `sys.exit`, but not Ctrl-C."""

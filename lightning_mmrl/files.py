@@ -1,10 +1,11 @@
-"""Files that are whole or not there, their modes, and what becomes of a write that the disk refuses.
+"""Atomic writes, file modes, and errors of a disk that refuses a write.
 
-All that belongs to a run or a cache follows the umask, like any file that a user makes: a group that shares a folder
-sets `umask 002` and reads it all. Only a file that holds a secret is 0600; no file of a run does, because addresses are
-stored without their credentials.
+Files of a run or a cache follow the umask, like any file that a user makes: a group that shares a folder sets
+`umask 002` and can read them all. Only a file with a secret needs mode 0600, and no file of a run has one, because
+addresses are stored without their credentials.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -24,20 +25,20 @@ _log = logging.getLogger(__name__)
 
 
 def read_json(path: Path, remedy: str) -> Any:
-    """What a JSON file says that anyone may have written.
+    """Reads a JSON file, which anyone may have written.
 
     Args:
         path: The file.
-        remedy: What to do then, for the message.
+        remedy: The user's way out, for the error message.
 
     Raises:
-        PermissionError: It belongs to somebody else.
-        StageError: It cannot be read, is no JSON in UTF-8, or is nested deeper than Python reads.
+        PermissionError: The file belongs to somebody else.
+        StageError: The file cannot be read, is not JSON in UTF-8, or is nested too deeply for Python.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except PermissionError:
-        raise  # the command says whose the file is
+        raise  # the command line names the owner
     except OSError as error:
         raise StageError(f"{path} cannot be read ({error.strerror}); {remedy}") from error
     except (ValueError, RecursionError) as error:
@@ -46,7 +47,7 @@ def read_json(path: Path, remedy: str) -> Any:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Names the path in the error if the disk refuses what the block writes there, whatever a library makes of it.
+    """Turns any error of the block that means "the disk refuses" into one that names the path.
 
     Raises:
         DiskError: The disk refuses.
@@ -64,16 +65,16 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_whole(path: Path, content: str | bytes, *, shared: bool = False, durable: bool = True) -> None:
-    """Writes a file beside its place and renames it: it is there as a whole, or as it was before.
+    """Writes a file atomically: to a temporary name, then renamed to its path.
 
     Args:
-        path: Its place; folders that are missing are made.
+        path: Path of the file; missing folders are created.
         content: Text is written as UTF-8.
         shared: Several processes may write the same file at once.
-        durable: Have it on the disk when the call returns.
+        durable: Flush the file to the disk before the call returns.
 
     Raises:
-        DiskError: The disk refuses; nothing half-written is left.
+        DiskError: The disk refuses; the file is as it was before.
     """
     content = content.encode() if isinstance(content, str) else content
     mark = f".{secrets.token_hex(4)}" if shared else ""
@@ -88,31 +89,34 @@ def write_whole(path: Path, content: str | bytes, *, shared: bool = False, durab
                     os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
-            _remove(temporary)
+            try:
+                temporary.unlink(missing_ok=True)
+            except OSError as error:  # the next write replaces it in any case
+                _log.debug("%s stays: %s", temporary, error)
             raise
 
 
 def write_json(path: Path, content: Mapping[str, Any], *, ascii_only: bool = True, shared: bool = False) -> None:
-    """Writes indented JSON as `write_whole` writes.
+    """Writes indented JSON atomically, as `write_whole` does.
 
     Args:
-        path: Its place.
-        content: What JSON can hold.
+        path: Path of the file.
+        content: Values that JSON can hold.
         ascii_only: Escape all other characters.
         shared: Several processes may write the same file at once.
 
     Raises:
-        DiskError: The disk refuses; what was there stays.
+        DiskError: The disk refuses; the file is as it was before.
     """
     write_whole(path, json.dumps(content, indent=2, ensure_ascii=ascii_only) + "\n", shared=shared)
 
 
 @contextmanager
 def folder_beside(target: Path, *, made: bool = True) -> Iterator[Path]:
-    """A new folder beside a target, to be renamed to it; removed if the block fails, so that its space is free again.
+    """A new temporary folder beside a target, for the block to fill and to rename; removed if the block fails.
 
-    What a killed process left there is removed first; its name is one that no user gives to a folder. Unless it is
-    `made` here, the block makes it.
+    A leftover of a killed process is removed first: the name is one that no user gives to a folder. With `made` false
+    the block creates the folder itself.
     """
     temporary = target.with_name(f".{target.name}.mmrl-partial")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -126,7 +130,7 @@ def folder_beside(target: Path, *, made: bool = True) -> Iterator[Path]:
 
 
 def follow_umask(folder: Path) -> None:
-    """Gives every file below a folder the mode that a new file gets there; libraries make some of them 0600.
+    """Gives every file in a folder tree the mode of a new file there; some libraries create files with 0600.
 
     Raises:
         OSError: The disk refuses.
@@ -151,13 +155,13 @@ _missing: dict[tuple[str, str], _Missing] = {}
 
 @contextmanager
 def dispensable(what: str, folder: Path) -> Iterator[None]:
-    """Around a write that the command can do without: if the disk refuses it, the command goes on.
+    """Wraps an optional write: if the disk refuses it, the command goes on with one warning.
 
-    That is said once. `take_missing` says at the end how much is missing.
+    At the end of the command `take_missing` reports how much is missing.
 
     Args:
-        what: The kind of thing that is written, in the plural.
-        folder: Where.
+        what: The kind of output that is written, in the plural.
+        folder: The folder it is written to.
     """
     try:
         yield
@@ -173,7 +177,7 @@ def dispensable(what: str, folder: Path) -> Iterator[None]:
 
 
 def take_missing() -> list[str]:
-    """A sentence for each kind of thing that could not be written since the last call."""
+    """Returns a sentence for each kind of output that could not be written since the last call."""
     found = [
         f"{each.number} {what} are missing in {folder} ({each.problem})" for (what, folder), each in _missing.items()
     ]
@@ -181,9 +185,30 @@ def take_missing() -> list[str]:
     return found
 
 
-def _remove(temporary: Path) -> None:
-    """Removes a file that is no whole one, if the disk allows it; the next write of it begins anew in any case."""
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Flushes a file, or the names in a folder, to the disk.
+
+    Raises:
+        OSError: The disk refuses.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        temporary.unlink(missing_ok=True)
-    except OSError as error:
-        _log.debug("%s stays: %s", temporary, error)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Flushes a folder and all files in it to the disk.
+
+    Raises:
+        OSError: The disk refuses.
+    """
+    for path in [*sorted(folder.rglob("*")), folder]:
+        sync(path)

@@ -1,13 +1,12 @@
-"""What a machine refuses a program, in words: room on a disk, permission to write, open files, memory.
+"""Recognizes errors of the machine and explains them: disk space, permission to write, open files, memory.
 
-Libraries hide what the disk or the allocator said in errors of their own, often in their text alone. This is the one
-place that recognizes them.
+Libraries wrap the errors of a disk or an allocator in their own, which often keep only the text. This module is the
+one place that recognizes them.
 """
 
 import errno
 import os
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +16,12 @@ from lightning_mmrl.permissions import denied
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """What was refused.
+    """A resource that the machine refused.
 
     Attributes:
-        problem: As a clause, with the file if it is known.
-        remedy: What the user can do, in the imperative.
-        memory: Whether it is memory that is missing; else it is something of a disk.
+        problem: A clause, with the file if it is known.
+        remedy: The user's way out, in the imperative.
+        memory: True if memory is missing, False for a refusal of a disk.
     """
 
     problem: str
@@ -30,7 +29,7 @@ class Refusal:
     memory: bool = False
 
     def error(self) -> MachineError:
-        """The error to raise for it."""
+        """The error to raise for this refusal."""
         return (
             OutOfMemoryError(f"{self.problem}; {self.remedy}") if self.memory else DiskError(self.problem, self.remedy)
         )
@@ -58,18 +57,18 @@ _SAID = {
         "no folder for temporary files can be written",
         "set TMPDIR to a folder with free space",
     ),
-    # torch.save keeps to itself why a file could not be written.
+    # torch.save hides why a file could not be written.
     "PytorchStreamWriter": ("a file could not be written", "look whether the disk is full or read-only"),
     "unexpected pos": ("a file could not be written", "look whether the disk is full or read-only"),
     "iostream error": ("a file could not be written", "look whether the disk is full or read-only"),
 }
-"""Texts of errors that have no number."""
+"""Texts of errors that carry no error number."""
 
-_SAY_SO = frozenset(
+_TRUSTED = frozenset(
     {
         ("builtins", "Exception"),  # tokenizers
         ("builtins", "RuntimeError"),  # torch.save
-        ("builtins", "OSError"),  # of a loader's worker, which keeps its text alone
+        ("builtins", "OSError"),  # from a loader's worker, which passes on only the text
         ("builtins", "PermissionError"),
         ("builtins", "FileNotFoundError"),  # tempfile
         ("torch", "CheckpointException"),
@@ -78,13 +77,13 @@ _SAY_SO = frozenset(
         ("sqlalchemy", "OperationalError"),
     }
 )
-"""Package and name of each class whose text is believed; the same words in any other are a mistake of a program."""
+"""Package and name of the error classes whose text is trusted; in other classes the same words are a program's bug."""
 
 _NO_MEMORY = ("allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def refusal(error: BaseException) -> Refusal | None:
-    """What the machine refused, if that is what an error or its cause is about.
+    """The refusal that an error or one of its causes reports; None if it is another error.
 
     >>> refusal(OSError(errno.ENOSPC, "No space left on device", "runs/a")).problem
     'runs/a: no space is left on the disk'
@@ -95,22 +94,17 @@ def refusal(error: BaseException) -> Refusal | None:
         return Refusal(problem=error.problem, remedy=error.remedy)
     if isinstance(error, MmrlError):
         return None
-    chain = list(_causes(error))
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        # torch's writers raise a RuntimeError while they handle the disk's error.
+        cause = cause.__cause__ or (cause.__context__ if isinstance(cause, RuntimeError) else None)
     for read in (_out_of_memory, _numbered, _said):
-        found = next((each for cause in chain if (each := read(cause)) is not None), None)
+        found = next((each for link in chain if (each := read(link)) is not None), None)
         if found is not None:
             return found
     return None
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, what it was raised from, and what torch's writers were handling when their end failed as well."""
-    seen: set[int] = set()
-    found: BaseException | None = error
-    while found is not None and id(found) not in seen:
-        seen.add(id(found))
-        yield found
-        found = found.__cause__ or (found.__context__ if isinstance(found, RuntimeError) else None)
 
 
 def _out_of_memory(error: BaseException) -> Refusal | None:
@@ -119,28 +113,17 @@ def _out_of_memory(error: BaseException) -> Refusal | None:
     if on_host:
         said = f" ({text})" if text else ""
         return Refusal(problem=f"no memory is left on this machine{said}", remedy=_LESS_MEMORY, memory=True)
-    torch = sys.modules.get("torch")  # whoever raises its error has loaded it
+    torch = sys.modules.get("torch")  # loaded if one of its errors was raised
     is_torch = torch is not None and isinstance(error, torch.OutOfMemoryError)
     if not is_torch and not (isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY)):
         return None
     where = "this machine" if "allocate memory" in text else "the device"
-    text = _without_source(text)
-    return Refusal(problem=f"no memory is left on {where} ({text})", remedy=_LESS_MEMORY, memory=True)
+    _, allocator, rest = text.partition("DefaultCPUAllocator")  # after the place in torch's source
+    said = ". ".join((allocator + rest if allocator else text).split(". ")[:2]).rstrip(".")  # without advice
+    return Refusal(problem=f"no memory is left on {where} ({said})", remedy=_LESS_MEMORY, memory=True)
 
 
 _LESS_MEMORY = "leave more memory to this process, or have it use less"
-
-
-def _without_source(text: str) -> str:
-    """A message of torch without the place in its source and without advice.
-
-    >>> _without_source("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: no.")
-    "DefaultCPUAllocator: can't allocate memory: no"
-    """
-    _, found, rest = text.partition("DefaultCPUAllocator")
-    text = found + rest if found else text
-    head = text.split(". ")[:2]
-    return ". ".join(head).rstrip(".")
 
 
 def _numbered(error: BaseException) -> Refusal | None:
@@ -159,9 +142,9 @@ def _numbered(error: BaseException) -> Refusal | None:
 
 def _said(error: BaseException) -> Refusal | None:
     kind = type(error)
-    if (kind.__module__.partition(".")[0], kind.__name__) not in _SAY_SO:
+    if (kind.__module__.partition(".")[0], kind.__name__) not in _TRUSTED:
         return None
-    # A path may hold any words.
+    # Without the path, which may contain any words.
     text = (error.strerror if isinstance(error, OSError) else None) or str(error)
     for words, (problem, remedy) in _SAID.items():
         said = next((line.strip() for line in text.splitlines() if words in line), None)

@@ -1,4 +1,4 @@
-"""Whose a file is that this user may not use, in words."""
+"""Explains in words whose file it is that this user may not use."""
 
 import os
 import pwd
@@ -7,9 +7,11 @@ from pathlib import Path
 
 
 def denied(path: Path) -> tuple[str, str] | None:
-    """The problem (whose a file or folder is, and its mode) as a clause, and the remedy; None if it cannot be seen."""
+    """The problem as a clause (owner and mode of the file or folder), and the remedy; None if they cannot be read."""
     path = path.absolute()
-    blocked = _first_blocked(path)
+    closed = (each for each in path.parents[::-1] if each.is_dir() and not os.access(each, os.X_OK, effective_ids=True))
+    # The topmost folder that cannot be searched, else the file or the folder that it would lie in.
+    blocked = next(closed, None) or (path if path.exists() else path.parent)
     try:
         status = blocked.stat()
     except OSError:
@@ -23,14 +25,6 @@ def denied(path: Path) -> tuple[str, str] | None:
         f"{owner} can share it by chmod -R g+{kind} {blocked} (g+w to write there, and umask 002 for what is to come), "
         "or choose another folder",
     )
-
-
-def _first_blocked(path: Path) -> Path:
-    """The topmost folder on the way to `path` that cannot be searched, else `path` or the folder it would lie in."""
-    for folder in reversed(path.parents):
-        if folder.is_dir() and not os.access(folder, os.X_OK, effective_ids=True):
-            return folder
-    return path if path.exists() else path.parent
 
 
 def _user(number: int) -> str:

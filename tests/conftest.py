@@ -1,5 +1,6 @@
-"""What every test shares: offline hub, one torch thread, fixed seeds, checked shapes, a modest hypothesis profile."""
+"""Settings of every test: offline hub, one torch thread, fixed seeds, checked shapes, a modest hypothesis profile."""
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -31,13 +32,24 @@ def fixed_seeds():
     torch.manual_seed(0)
 
 
+def pytest_report_header(config):
+    if chosen := config.getoption("markexpr"):
+        return f"Only tests that are {chosen!r} run; `make test-all`, or pytest without -m, runs the others too."
+    return "Slow tests run too; `make test` leaves them out."
+
+
 def pytest_collection_modifyitems(config, items):
     if hasattr(config, "workerinput"):
         # A file is one worker's (--dist loadfile). The long ones come first, and short ones fill up the end.
-        long = {item.path for item in items if "slow" in item.keywords}
-        items.sort(key=lambda item: item.path not in long)
+        guards, long = ({item.path for item in items if mark in item.keywords} for mark in ("main_path", "slow"))
+        items.sort(key=lambda item: (item.path not in guards, item.path not in long))
     if torch.cuda.is_available():
         return
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def pytest_collection_finish():
+    """Modules and collected tests live to the end: the garbage collector need not look at them again and again."""
+    gc.freeze()

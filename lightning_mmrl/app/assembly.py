@@ -160,7 +160,7 @@ class Assembly:
     def examiner(self, policy: Policy, encoder: PromptEncoder) -> Examiner:
         """Greedy answers, judged."""
         engine = self.engine(policy, encoder, self.config.evaluation.max_new_tokens)
-        apart = self.group.interruption.apart
+        apart = self.group.interruption.rank_local
         return Examiner(engine=engine, matcher=self.matcher, lexicon=self.lexicon, apart=apart)
 
     def engine(self, policy: Policy, encoder: PromptEncoder, max_new_tokens: int) -> HFEngine:

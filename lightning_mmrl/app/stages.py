@@ -165,7 +165,7 @@ class StageBuilder:
                 cooldown_steps=stage.cooldown_steps,
                 ranks=settings.ranks,
                 sharding=settings.sharding,
-                apart=parts.group.interruption.apart,
+                apart=parts.group.interruption.rank_local,
                 refill=datamodule.refill_batch,
                 num_validated=datamodule.num_validated,
                 pass_part=PASS_COMPONENT if stage.rewards is None else stage.rewards.pass_part,

@@ -1,4 +1,4 @@
-"""What an unfinished stage left in its folder, and whether a run may go on from it."""
+"""The record of an unfinished stage in its folder, and whether a run may resume from its states."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +21,7 @@ class Attempt:
 
     Attributes:
         content: The configuration that decides its outcome, as in `StageSpec`.
-        input_digest: Hash of what it started from.
+        input_digest: Hash of the weights that it started from.
         tracking_id: Its run in the tracker.
     """
 
@@ -30,25 +30,25 @@ class Attempt:
     tracking_id: str
 
     def write(self, folder: Path) -> None:
-        """Notes the attempt in the stage's folder."""
+        """Writes the record into the stage's folder."""
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / FILE, asdict(self))
 
     @classmethod
     def read(cls, folder: Path) -> "Attempt | None":
-        """The attempt whose states lie in a folder; None if nothing there can be continued.
+        """The attempt whose states lie in a folder; None if there is no state to resume from.
 
         Raises:
-            StageError: There are states, and the file that says what they are of is damaged.
+            StageError: There are states, but the record of the attempt is damaged.
         """
         return cls.begun(folder) if any((folder / STATES).glob("step-*")) else None
 
     @classmethod
     def begun(cls, folder: Path) -> "Attempt | None":
-        """The attempt that was made in a folder, with states or before there was one; None if there was none.
+        """The attempt in a folder, with a saved state or without; None if there was no attempt.
 
         Raises:
-            StageError: There are states, and the file that says what they are of is damaged.
+            StageError: There are states, but the record of the attempt is damaged.
         """
         has_states = any((folder / STATES).glob("step-*"))
         remedy = f"restore it, or remove {folder} to train the stage from its start"
@@ -68,14 +68,14 @@ def stage_folder(directory: Path, spec: StageSpec) -> Path:
 
 
 def refuse_changed_attempts(folders: Mapping[str, Path], specs: Sequence[StageSpec]) -> None:
-    """Looks whether unfinished stages are still configured as they were begun.
+    """Checks that unfinished stages still have the configuration that they began with.
 
     Args:
-        folders: Stage name to folder, of the stages to look at.
+        folders: Stage name to folder, for the stages to check.
         specs: All stages as they are configured now.
 
     Raises:
-        ConfigError: One is not.
+        ConfigError: The configuration of a stage has changed.
     """
     begun = {name: attempt.content for name, folder in folders.items() if (attempt := Attempt.read(folder))}
     now = {spec.name: dict(spec.content) for spec in specs}

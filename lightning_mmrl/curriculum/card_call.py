@@ -1,4 +1,4 @@
-"""The call of plain transformers that a model card shows: complete, greedy, with the prompt and media of training."""
+"""Example code for a model card: plain transformers, greedy, with the prompt and media settings of training."""
 
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -8,7 +8,7 @@ from lightning_mmrl.errors import StageError
 
 _OMNI = "qwen2_5_omni_thinker"
 _BY_LONGER_SIDE = ("qwen2_vl", "qwen2_5_vl")
-"""Families whose text transformers counts from the longer side of a clip's frames, see models/positions.py."""
+"""Families for which transformers counts text positions from the longer side of a clip; see models/positions.py."""
 
 _PICTURES = """\
 def picture_of(path):
@@ -69,27 +69,29 @@ _SOUND_OF_CLIP = (
 def call_of(facts: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     """Python code that asks the model about media or text alone, as the handoff was trained and is evaluated.
 
-    Without a network and this package; it needs torch, transformers and, for media, av, pillow and soxr. The folder,
-    the files and the question stand in its first lines.
+    The code needs neither a network nor this package, only torch, transformers and, for media, av, pillow and soxr. Its
+    first lines name the folder, the files and the question.
 
     Args:
-        facts: What the handoff says of itself.
+        facts: The facts in the handoff's seal.
         config: The model's configuration.
+
+    Raises:
+        StageError: The configuration names no architecture that could be imported.
     """
-    kinds = _kinds(config)
-    parts = [_imports(config, kinds), _settings(kinds), _loading(facts, config, kinds)]
+    seen = ("image", "video") if "vision_config" in config else ()
+    kinds = (*seen, "audio") if "audio_config" in config else seen
+    parts = [_beginning(facts, config, kinds)]
     parts += [_PICTURES] if "image" in kinds else []
     parts += [_FRAMES.format(**facts["media"])] if "video" in kinds else []
     parts += [_SOUND.format(**facts["media"])] if "audio" in kinds else []
     is_omni, interleaves = config.get("model_type") == _OMNI, _interleaves(facts, config)
     parts += [_content(kinds, facts["media"], is_omni=is_omni, interleaves=interleaves)] if kinds else []
-    return "\n".join(
-        [*parts, _prompt(facts, kinds), _answer(facts, kinds, _media_ids(config), interleaves=interleaves)]
-    )
+    return "\n".join([*parts, _prompt(facts, kinds), _answer(facts, kinds, config, interleaves=interleaves)])
 
 
 def places_text_otherwise(facts: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
-    """Whether transformers may put text after a clip at other positions than training did."""
+    """Whether transformers may give text after a clip other positions than training did."""
     by_maximum = facts.get("position_rule") == "previous_maximum"
     return by_maximum and (config.get("model_type") in _BY_LONGER_SIDE or _interleaves(facts, config))
 
@@ -98,61 +100,34 @@ def _interleaves(facts: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
     return config.get("model_type") == _OMNI and facts.get("audio_in_video") == "interleaved"
 
 
-def _kinds(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Kinds of media that the model's towers read."""
-    seen = ("image", "video") if "vision_config" in config else ()
-    return (*seen, "audio") if "audio_config" in config else seen
-
-
-def _imports(config: Mapping[str, Any], kinds: tuple[str, ...]) -> str:
-    needed = ", ".join(
-        ["torch", *(["av", "numpy", "pillow"] if kinds else []), *(["soxr"] if "audio" in kinds else [])]
-    )
-    lines = [f"# With transformers {version('transformers')} and {needed}."]
+def _beginning(facts: Mapping[str, Any], config: Mapping[str, Any], kinds: tuple[str, ...]) -> str:
+    """Imports, the user's settings, and the loading of model and processor."""
+    architecture = (config.get("architectures") or ["AutoModelForCausalLM"])[0]
+    if not isinstance(architecture, str) or not architecture.isidentifier():  # any other text would be code
+        raise StageError(
+            f"config.json has the architecture {str(architecture)[:80]!r}, which is no name of a class; name one"
+        )
+    packages = ["torch", *(["av", "numpy", "pillow"] if kinds else []), *(["soxr"] if "audio" in kinds else [])]
+    loader = "AutoProcessor" if kinds else "AutoTokenizer"
+    lines = [f"# With transformers {version('transformers')} and {', '.join(packages)}."]
     lines += ["import av", "import numpy as np"] if kinds else []
     lines += ["import soxr"] if "audio" in kinds else []
     lines += ["import torch"]
     lines += ["from PIL import Image, ImageOps"] if "image" in kinds else []
-    lines += [f"from transformers import {'AutoProcessor' if kinds else 'AutoTokenizer'}, {_architecture(config)}"]
-    return "\n".join([*lines, ""])
-
-
-def _architecture(config: Mapping[str, Any]) -> str:
-    """The class of the model, as the card's code imports it.
-
-    Raises:
-        StageError: The configuration has another text there, which would be part of the code.
-    """
-    name = (config.get("architectures") or ["AutoModelForCausalLM"])[0]
-    if not isinstance(name, str) or not name.isidentifier():
-        raise StageError(f"config.json has the architecture {str(name)[:80]!r}, which is no name of a class; name one")
-    return name
-
-
-def _settings(kinds: tuple[str, ...]) -> str:
-    lines = ['PATH = "PATH"  # this folder']
+    lines += [f"from transformers import {loader}, {architecture}", "", 'PATH = "PATH"  # this folder']
     if "audio" in kinds:
         lines += ['VIDEO, SOUND, IMAGE = "clip.mp4", "clip.mp4", None  # None for what there is not']
     elif kinds:
         lines += ['VIDEO, IMAGE = "clip.mp4", None  # None for what there is not']
-    return "\n".join([*lines, 'QUESTION = "Which emotion?"', ""])
-
-
-def _loading(facts: Mapping[str, Any], config: Mapping[str, Any], kinds: tuple[str, ...]) -> str:
-    loader = "AutoProcessor" if kinds else "AutoTokenizer"
     dtype = facts.get("dtype", "float32")
-    return "\n".join(
-        [
-            f"model = {_architecture(config)}.from_pretrained(PATH, dtype=torch.{dtype}).eval()",
-            f"processor = {loader}.from_pretrained(PATH)",
-            "",
-            *([""] if kinds else []),
-        ]
-    )
+    lines += ['QUESTION = "Which emotion?"', ""]
+    lines += [f"model = {architecture}.from_pretrained(PATH, dtype=torch.{dtype}).eval()"]
+    lines += [f"processor = {loader}.from_pretrained(PATH)", "", *([""] if kinds else [])]
+    return "\n".join(lines)
 
 
 def _content(kinds: tuple[str, ...], media: Mapping[str, Any], *, is_omni: bool, interleaves: bool) -> str:
-    """Fills `content`, the media of the user's turn, and `media`, what the processor gets of them."""
+    """Fills `content`, the media of the user's turn, and `media`, the processor's arguments for them."""
     lines = [
         "",
         "content, media = [], {}",
@@ -186,14 +161,11 @@ def _prompt(facts: Mapping[str, Any], kinds: tuple[str, ...]) -> str:
     return "\n".join(lines)
 
 
-def _media_ids(config: Mapping[str, Any]) -> list[int]:
-    """Ids of media and of the markers around them."""
+def _answer(facts: Mapping[str, Any], kinds: tuple[str, ...], config: Mapping[str, Any], *, interleaves: bool) -> str:
+    """Generates and prints the answer, without ids of media and of the markers around them."""
     marks = (f"{what}_{side}_token_id" for what in ("vision", "audio") for side in ("start", "end"))
-    kinds = (f"{kind}_token_{word}" for kind in ("image", "video", "audio") for word in ("id", "index"))
-    return sorted({config[key] for key in (*marks, *kinds) if isinstance(config.get(key), int)})
-
-
-def _answer(facts: Mapping[str, Any], kinds: tuple[str, ...], media_ids: list[int], *, interleaves: bool) -> str:
+    pads = (f"{kind}_token_{word}" for kind in ("image", "video", "audio") for word in ("id", "index"))
+    media_ids = sorted({config[key] for key in (*marks, *pads) if isinstance(config.get(key), int)})
     prefill = facts["prompt"]["prefill"]
     given = 'text=[text], return_tensors="pt", **media' if kinds else '[text], return_tensors="pt"'
     tokenizer = "processor.tokenizer" if kinds else "processor"

@@ -1,4 +1,4 @@
-"""What differs between the configuration of a run's finished stages and the one it is started with now."""
+"""Differences between the configuration of finished stages and the present one."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,10 +21,10 @@ def changed_keys(finished: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
 
 
 def describe_changes(finished: Mapping[str, Mapping[str, Any]], specs: Sequence[StageSpec]) -> list[str]:
-    """The changes of all stages, one a line; what changed for several stages alike is said once.
+    """The changes of all stages, one per line; a change that several stages share is listed once.
 
     Args:
-        finished: Name of a finished stage to the content it was run with.
+        finished: Name of a finished stage to the content that it was trained with.
         specs: The stages as they are configured now.
     """
     stages_of: dict[str, list[str]] = {}
@@ -32,18 +32,15 @@ def describe_changes(finished: Mapping[str, Mapping[str, Any]], specs: Sequence[
         if spec.name in finished:
             for line in changed_keys(finished[spec.name], spec.content):
                 stages_of.setdefault(line, []).append(spec.name)
-    lines = [_placed(line, names) for line, names in stages_of.items()]
+    lines = []
+    for line, names in stages_of.items():
+        owners = names[0] if len(names) == 1 else "{" + ",".join(names) + "}"
+        of_one = line.startswith(("index:", "starts_from:"))
+        shared = f"{', '.join(names)} {line}" if of_one else line
+        lines.append(f"stages.{owners}.{line.removeprefix('stage.')}" if line.startswith("stage.") else shared)
     if len(lines) > MOST_SHOWN:
         lines = [*lines[:MOST_SHOWN], f"and {len(lines) - MOST_SHOWN} more"]
     return lines
-
-
-def _placed(line: str, names: Sequence[str]) -> str:
-    """A stage's own keys under their full name; shared keys as they are."""
-    if line.startswith("stage."):
-        owners = names[0] if len(names) == 1 else "{" + ",".join(names) + "}"
-        return f"stages.{owners}.{line.removeprefix('stage.')}"
-    return line if not line.startswith(("index:", "starts_from:")) else f"{', '.join(names)} {line}"
 
 
 def _shown(value: object) -> str:

@@ -1,8 +1,7 @@
-"""What each stage added: metrics with intervals, and paired differences on the same clips."""
+"""Compares stages: metrics with intervals, and paired differences on the same clips."""
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ class SetResult:
     """One stage on one evaluation set (`test`, or `test-silent` for an ablation); fractions, not percent.
 
     `num_left_out` samples of the set could not be used. If there are any, `counted_wrong` has the intervals of `war`
-    and `uar` with each of them as a wrong answer of its class.
+    and `uar` that count each unused sample as a wrong answer of its class.
     """
 
     stage: str
@@ -46,10 +45,6 @@ class Comparison:
     results: Sequence[SetResult]
     gains: Sequence[Gain]
 
-    def to_json(self) -> str:
-        """Indented JSON."""
-        return json.dumps(asdict(self), indent=2)
-
 
 def compare_stages(
     folders: Mapping[str, Path], sources: Mapping[str, str | None], labels: Sequence[str], bootstrap: ClusterBootstrap
@@ -65,7 +60,10 @@ def compare_stages(
     Raises:
         StageError: A stage has no evaluation.
     """
-    summaries = {stage: _summary(stage, folder) for stage, folder in folders.items()}
+    summaries: dict[str, dict[str, Any]] = {}
+    for stage, folder in folders.items():
+        remedy = f"stage {stage} has no evaluation in {folder} without it: restore it, or set a new run_name"
+        summaries[stage] = read_json(folder / "evaluation.json", remedy)
     results = [_result(stage, name, entry) for stage, found in summaries.items() for name, entry in found.items()]
     gains: list[Gain] = []
     for stage, folder in folders.items():
@@ -74,15 +72,12 @@ def compare_stages(
             continue
         for name in summaries[stage]:
             if name in summaries[over]:
-                pair = (_predictions(folder, name), _predictions(folders[over], name))
-                difference = bootstrap.paired_uar_difference(*pair, labels)
+                files = [place / f"{name}.jsonl" for place in (folder, folders[over])]
+                lines = [file.read_text(encoding="utf-8").splitlines() for file in files]
+                own, before = ([Prediction.from_json(line) for line in each] for each in lines)
+                difference = bootstrap.paired_uar_difference(own, before, labels)
                 gains.append(Gain(stage=stage, over=over, name=name, difference=difference))
     return Comparison(results=results, gains=gains)
-
-
-def _summary(stage: str, folder: Path) -> dict[str, Any]:
-    remedy = f"stage {stage} has no evaluation in {folder} without it: restore it, or set a new run_name"
-    return read_json(folder / "evaluation.json", remedy)
 
 
 def _result(stage: str, name: str, entry: dict[str, Any]) -> SetResult:
@@ -100,8 +95,3 @@ def _result(stage: str, name: str, entry: dict[str, Any]) -> SetResult:
             if key.endswith(COUNTED_WRONG)
         },
     )
-
-
-def _predictions(folder: Path, name: str) -> list[Prediction]:
-    lines = (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-    return [Prediction.from_json(line) for line in lines]

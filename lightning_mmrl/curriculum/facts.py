@@ -1,7 +1,7 @@
-"""What a handoff says of itself, held against what it may say: plain values under known keys, nothing to be built.
+"""Checks the facts in a handoff's seal: plain values under known keys, and no code.
 
 A handoff may come from anywhere. Its facts choose a data type, fill a prompt and the code of a model card, and limit
-decoders. None of them names something to call but the family, which the reader looks up (`registry/families.py`).
+decoders. Only the family names something to call, and the reader looks that name up (`registry/families.py`).
 """
 
 from collections.abc import Callable, Mapping
@@ -16,46 +16,35 @@ SEALED = ("version", "digest", "files", "placeless", "seal")
 
 _Problem = str | None
 _Rule = Callable[[Any], _Problem]
-"""What is wrong with a value, as the end of `it must be ...`; None if nothing is."""
+"""Returns how to go on after "it must be" for a wrong value; None for a right one."""
 
 
 def check_facts(content: Mapping[str, Any], where: object) -> None:
-    """Looks at every fact of a seal.
+    """Checks every fact of a seal.
 
     Args:
-        content: What `curriculum.handoff.check_handoff` returned.
+        content: The seal, as `curriculum.handoff.check_handoff` returns it.
         where: The handoff, for the message.
 
     Raises:
         StageError: A fact is missing or unknown, or has a value that no run writes.
     """
     facts = {key: value for key, value in content.items() if key not in SEALED}
-    _check(facts, _FACTS, _OPTIONAL, "", where)
-    prompt = facts["prompt"]
-    try:
-        PromptTemplate(**prompt)
-    except ConfigError as error:
-        raise StageError(f"{where}: {error}") from error
-
-
-def _check(
-    found: Mapping[str, Any], required: Mapping[str, _Rule], optional: Mapping[str, _Rule], path: str, where: object
-) -> None:
-    for key in required:
-        if key not in found:
-            raise StageError(f"{where} does not say {path}{key!r}; write it again with the run that trained it")
-    rules = {**required, **optional}
-    for key, value in found.items():
+    for key in _FACTS:
+        if key not in facts:
+            raise StageError(f"{where} does not say {key!r}; write it again with the run that trained it")
+    rules = {**_FACTS, **_OPTIONAL}
+    for key, value in facts.items():
         if key not in rules:
-            raise StageError(f"{where} has the unknown key {path}{key!r}; a handoff holds data alone, remove the key")
+            raise StageError(f"{where} has the unknown key {key!r}; a handoff holds data alone, remove the key")
         problem = rules[key](value)
         if problem is not None:
-            raise StageError(f"{where} has {path}{key} {_short(value)}; it must be {problem}")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}..."
+            text = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:80]}..."
+            raise StageError(f"{where} has {key} {text}; it must be {problem}")
+    try:
+        PromptTemplate(**facts["prompt"])
+    except ConfigError as error:
+        raise StageError(f"{where}: {error}") from error
 
 
 def _text(value: Any) -> _Problem:
@@ -75,7 +64,7 @@ def _whole(least: int, most: int) -> _Rule:
 
 
 def _seconds(value: Any) -> _Problem:
-    # The comparison is false for what is not a number.
+    # The comparison is false for NaN.
     fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1e9
     return None if fits else "a number of seconds above 0"
 
@@ -90,18 +79,14 @@ def _labels(value: Any) -> _Problem:
 
 
 def _family(value: Any) -> _Problem:
-    """A name; or the names of two functions, as in a seal of version 1 nodes that have nothing else."""
+    """A name; or the names of two functions, which seals of version 1 write as nodes with nothing but `_target_`."""
     if isinstance(value, str):
         return None
     if isinstance(value, Mapping) and set(value) == {"backbone", "encoder"}:
-        parts = (part["_target_"] if _is_bare_node(part) else part for part in value.values())
-        if all(isinstance(part, str) for part in parts):
+        bare = {key: part for key, part in value.items() if isinstance(part, Mapping) and set(part) == {"_target_"}}
+        if all(isinstance(bare[key]["_target_"] if key in bare else part, str) for key, part in value.items()):
             return None
     return "the name of a family, or the names of its backbone and encoder without any option"
-
-
-def _is_bare_node(part: Any) -> bool:
-    return isinstance(part, Mapping) and set(part) == {"_target_"}
 
 
 def _mapping(required: Mapping[str, _Rule]) -> _Rule:
@@ -121,7 +106,7 @@ def _mapping(required: Mapping[str, _Rule]) -> _Rule:
 
 
 def _plain_values(value: Any) -> _Problem:
-    """The lineage: texts, numbers and truth values, which are shown and never used."""
+    """The lineage holds texts, numbers and truth values; they are shown and never used."""
     plain = isinstance(value, Mapping) and all(
         each is None or isinstance(each, str | bool | int | float) for each in value.values()
     )
@@ -149,4 +134,4 @@ _OPTIONAL: Mapping[str, _Rule] = {
     "audio_in_video": _one_of("separate", "interleaved"),
     "lineage": _plain_values,
 }
-"""Handoffs that lack these were written before there was a choice."""
+"""Facts that older handoffs lack, because there was no choice yet."""

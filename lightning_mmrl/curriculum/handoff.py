@@ -1,7 +1,8 @@
-"""The folder that one stage leaves and the next one starts from: complete, hashed, checked on load.
+"""The handoff: the folder that one stage writes and the next one starts from; complete, hashed, checked on load.
 
-Its seal, `mmrl.json`, lists the hash of every file, what a user of the checkpoint must know, and the digest of both. It
-shows damage and changes, and says nothing of who wrote the folder: whoever can write there can write another seal.
+Its seal, `mmrl.json`, holds the hash of every file, the facts that a user of the checkpoint must know, and the digest
+of both. The seal shows damage and changes. It does not prove who wrote the folder: whoever can write there can write
+another seal.
 """
 
 import hashlib
@@ -14,30 +15,38 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mmrl.errors import StageError
-from lightning_mmrl.files import folder_beside, follow_umask, read_json, write_json, writing
-from lightning_mmrl.training.state_store import sync, sync_tree
+from lightning_mmrl.files import (
+    file_digest,
+    folder_beside,
+    follow_umask,
+    read_json,
+    sync,
+    sync_tree,
+    write_json,
+    writing,
+)
 
 SEAL = "mmrl.json"
 VERSION = 2
 """Seals of version 1 have no version, and no digest of their own."""
 MOST_BYTES = 2**24
-"""Of a seal. One with a thousand files has a hundredth of it."""
+"""Limit for the size of a seal; a seal of a thousand files takes a hundredth of it."""
 
 REQUIRED = ("config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja")
 PROCESSOR = "processor_config.json"
 TOWERS = {"vision_config", "audio_config"}
-"""A model whose configuration has one of them needs its processor; a text model has none."""
+"""A model whose configuration has one of these keys needs a processor."""
 
 BESIDE = ("README.md", "LICENSE", ".gitattributes", ".DS_Store")
-"""Files that may lie in a handoff without being sealed: no loader reads them. `mmrl export` writes a card for its user
-to amend; the hub, git and file managers add the others."""
+"""Files that a handoff may hold unsealed, because no loader reads them: `mmrl export` writes a card that its user may
+amend; the hub, git and file managers add the others."""
 BESIDE_FOLDERS = (".git", ".cache/huggingface")
-"""As `BESIDE`: what git and the hub's download leave."""
+"""Folders that a handoff may hold unsealed: git and the hub's download create them."""
 
 ADAPTER_CONFIG = "adapter_config.json"
 PLACE = "base_model_name_or_path"
-"""Where a base lies, in the configuration of an adapter on it (peft's format). The seal holds it, the digest does not:
-the same training has the same digest wherever its run lies."""
+"""Key of the base model's path in an adapter's configuration (peft's format). The seal covers this path. The digest
+does not, so that the same training has the same digest wherever its run lies."""
 
 _AGAIN = "restore it, or run the stage again under a new run_name"
 
@@ -46,24 +55,24 @@ def write_handoff(directory: Path, export: Callable[[Path], None], facts: Mappin
     """Exports into a folder beside the target, seals it with the hashes of its files, and renames it into place.
 
     Args:
-        directory: Target; what was there before is replaced last.
+        directory: Target; an existing folder is replaced last.
         export: Writes the Hugging Face folder.
         facts: What a user of the checkpoint must know (prompt template, media settings, labels, lineage).
 
     Returns:
-        The hash of all its files, those of subfolders included, but for the place of an adapter's base: the same
-        training gives the same hash wherever it lies. Neither the place nor the facts are part of it; the digest of
-        the seal, which `sealed` returns, is of both.
+        The hash of all files, in subfolders too, without the path of an adapter's base and without the facts: the
+        same training gives the same hash wherever it lies. The digest of the seal, which `sealed` returns, covers the
+        path and the facts as well.
 
     Raises:
-        DiskError: The disk refuses; what was begun is removed.
+        DiskError: The disk refuses; the partial folder is removed.
     """
     with writing(directory), folder_beside(directory) as temporary:
         export(temporary)
         files = {
             path.relative_to(temporary).as_posix(): path for path in sorted(temporary.rglob("*")) if path.is_file()
         }
-        hashes = {name: _file_hash(path) for name, path in files.items()}
+        hashes = {name: file_digest(path) for name, path in files.items()}
         placeless = {name: _placeless_hash(path) for name, path in files.items() if path.name == ADAPTER_CONFIG}
         digest = _combined({**hashes, **placeless})
         content = {"version": VERSION, "digest": digest, "files": hashes, "placeless": placeless, **facts}
@@ -78,9 +87,9 @@ def write_handoff(directory: Path, export: Callable[[Path], None], facts: Mappin
 
 
 def sealed(directory: Path) -> dict[str, Any]:
-    """What the seal of a handoff says, after checking that it says it of itself; the files are not read.
+    """Reads the seal of a handoff and checks its own digest; the files are not read.
 
-    `digest` is the hash of the files, `seal` that of everything in the seal, None before version 2.
+    In the result, `digest` is the hash of the files, and `seal` the hash of the whole seal (None before version 2).
 
     Raises:
         StageError: There is no seal, or it is damaged, of another version or changed.
@@ -108,7 +117,7 @@ def sealed(directory: Path) -> dict[str, Any]:
 
 
 def check_handoff(directory: Path) -> dict[str, Any]:
-    """What the seal of a handoff says, after checking that its files are there, unchanged, and the only ones.
+    """Reads the seal of a handoff, and checks that the sealed files are there, unchanged, and the only ones.
 
     Raises:
         StageError: A file is missing, changed, or not one that was sealed, or the seal is damaged.
@@ -116,45 +125,43 @@ def check_handoff(directory: Path) -> dict[str, Any]:
     facts = sealed(directory)
     files = facts["files"]
     _require(REQUIRED, files, directory)
-    # Those of a subfolder are an adapter's, not the model's.
+    # Weights in a subfolder are an adapter's, not the model's.
     if not any(name.endswith(".safetensors") and "/" not in name for name in files):
         raise StageError(f"{directory} has no *.safetensors; it is not a complete Hugging Face folder, {_AGAIN}")
     try:
         found = {path.relative_to(directory).as_posix(): path for path in _own_files(directory, directory, files)}
-        of_file = _file_hash if facts.get("version") == VERSION else _content_hash
+        of_file = file_digest if facts.get("version") == VERSION else _placeless_hash
         for of_content, hashes in ((of_file, files), (_placeless_hash, facts["placeless"])):
             for name, expected in hashes.items():
                 if name not in found or of_content(found[name]) != expected:
                     raise StageError(f"{directory / name} is missing or changed since the stage wrote it; {_AGAIN}")
     except PermissionError:
-        raise  # the command says whose the file is
+        raise  # the command line names the owner
     except OSError as error:
         raise StageError(f"{directory} cannot be read ({error}); look at its disk") from error
-    if _has_towers(directory / "config.json"):
+    config = read_json(directory / "config.json", _AGAIN)
+    if not isinstance(config, dict):
+        raise StageError(f"{directory / 'config.json'} is no configuration of a model; {_AGAIN}")
+    if TOWERS & config.keys():
         _require([PROCESSOR], files, directory)
     return facts
 
 
-def _has_towers(config: Path) -> bool:
-    content = read_json(config, _AGAIN)
-    if not isinstance(content, dict):
-        raise StageError(f"{config} is no configuration of a model; {_AGAIN}")
-    return bool(TOWERS & content.keys())
-
-
 def _own_files(folder: Path, directory: Path, files: Mapping[str, str]) -> Iterator[Path]:
-    """The sealed files that lie in a folder of a handoff.
+    """The sealed files in a folder of a handoff.
 
     Raises:
-        StageError: Something else lies there, which a loader might read.
+        StageError: The folder holds another file, which a loader might read.
     """
     for path in sorted(folder.iterdir()):
         name, mode = path.relative_to(directory).as_posix(), path.lstat().st_mode
         if stat.S_ISDIR(mode):
             if any(each.startswith(f"{name}/") for each in files):
                 yield from _own_files(path, directory, files)
-            elif name not in BESIDE_FOLDERS and not _only_holds(path, directory):
-                raise _stray(path)
+            elif name not in BESIDE_FOLDERS:
+                within = {each.relative_to(directory).as_posix() for each in path.iterdir()}
+                if not within or not within <= {*BESIDE_FOLDERS}:
+                    raise _stray(path)
         elif not stat.S_ISREG(mode) and not (stat.S_ISLNK(mode) and _of_hub_cache(path, directory)):
             raise StageError(f"{path} is no plain file, and a handoff has no others; put the file itself in its place")
         elif name in files:
@@ -163,14 +170,8 @@ def _own_files(folder: Path, directory: Path, files: Mapping[str, str]) -> Itera
             raise _stray(path)
 
 
-def _only_holds(folder: Path, directory: Path) -> bool:
-    """Whether a folder leads to one of `BESIDE_FOLDERS` and to nothing else."""
-    within = {path.relative_to(directory).as_posix() for path in folder.iterdir()}
-    return bool(within) and within <= {*BESIDE_FOLDERS}
-
-
 def _of_hub_cache(path: Path, directory: Path) -> bool:
-    """Whether a link leads from a snapshot in the hub's cache to the file that the cache keeps for it."""
+    """Whether a link in a snapshot of the hub's cache leads to the cache's own file."""
     snapshots = directory.absolute().parent
     return snapshots.name == "snapshots" and path.resolve().parent == (snapshots.parent / "blobs").resolve()
 
@@ -186,30 +187,25 @@ def _require(names: Iterable[str], files: Mapping[str, str], directory: Path) ->
 
 
 def folder_digest(directory: Path) -> str:
-    """Hash of a checkpoint folder that this project did not write, such as the base model."""
-    return _combined({path.name: _file_hash(path) for path in sorted(directory.iterdir()) if path.is_file()})
+    """Hash of the files in a checkpoint folder without a seal, such as a base model."""
+    return _combined({path.name: file_digest(path) for path in sorted(directory.iterdir()) if path.is_file()})
 
 
 def _combined(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(dict(content), sort_keys=True).encode()).hexdigest()
 
 
-def _content_hash(path: Path) -> str:
-    """The hash that seals of version 1 list: of an adapter's configuration without the place of the base."""
-    return _placeless_hash(path) if path.name == ADAPTER_CONFIG else _file_hash(path)
-
-
 def _placeless_hash(path: Path) -> str:
-    """The hash of the values in an adapter's configuration, without the place of the base."""
+    """The hash of the values in an adapter's configuration without the path of the base; of another file its digest.
+
+    Seals of version 1 list these hashes.
+    """
+    if path.name != ADAPTER_CONFIG:
+        return file_digest(path)
     try:
         values = json.loads(path.read_bytes())
         if isinstance(values, dict):
             values.pop(PLACE, None)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-    except (ValueError, RecursionError):  # cut off or damaged: what its bytes hash to is no hash of values
-        return _file_hash(path)
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    except (ValueError, RecursionError):  # truncated or damaged: the hash of its bytes equals no hash of values
+        return file_digest(path)

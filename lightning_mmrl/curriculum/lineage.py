@@ -1,4 +1,4 @@
-"""Which stages a handoff went through, by the hashes that each noted, and whether it is still what they left."""
+"""The stages that led to a handoff, found by their recorded hashes, and checks against those records."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -31,10 +31,10 @@ def ancestry(directory: Path, digest: str) -> list[FinishedStage]:
 
 
 def checked_handoff(handoff: Path) -> dict[str, Any]:
-    """What the seal of a handoff says, after checking its files, and the record of the run if it lies in one.
+    """Reads the seal of a handoff, and checks its files and, if it lies in a run, the run's record of it.
 
     Raises:
-        StageError: The folder is not a whole handoff, or not what the run's stage left there.
+        StageError: The folder is not a complete handoff, or not the one that the run recorded.
     """
     facts = check_handoff(handoff)
     result = _recorded(handoff)
@@ -44,10 +44,12 @@ def checked_handoff(handoff: Path) -> dict[str, Any]:
 
 
 def facts_if_sealed(folder: Path) -> dict[str, Any] | None:
-    """As `checked_handoff` of a folder that is a handoff; None for any other checkpoint, such as a base model.
+    """As `checked_handoff` for a handoff; None for any other checkpoint, such as a base model.
+
+    A folder counts as a handoff if it has a seal, or if a run has it on record.
 
     Raises:
-        StageError: As `checked_handoff`; a handoff that a run has on record is one without its seal as well.
+        StageError: As `checked_handoff`.
     """
     if not os.path.lexists(folder / SEAL) and _recorded(folder) is None:
         return None
@@ -55,7 +57,7 @@ def facts_if_sealed(folder: Path) -> dict[str, Any] | None:
 
 
 def _recorded(handoff: Path) -> StageResult | None:
-    """What the run that a folder lies in has on record of it."""
+    """The record of a handoff in the run that it lies in; None if there is none."""
     place = handoff.resolve()
     run = place.parents[2] if len(place.parents) > 2 else place
     if not (run / FILE).is_file():
@@ -65,10 +67,10 @@ def _recorded(handoff: Path) -> StageResult | None:
 
 
 def check_finished(directory: Path, stages: Iterable[FinishedStage]) -> None:
-    """Holds the seals of finished stages against the run's record; their files are not read, and one may be gone.
+    """Compares the seals of finished stages with the run's records; files are not read, and a seal may be missing.
 
     Raises:
-        StageError: A seal is not the one that its stage left.
+        StageError: A seal is not the one that its stage wrote.
     """
     for stage in stages:
         handoff = directory / stage.result.handoff
@@ -77,9 +79,9 @@ def check_finished(directory: Path, stages: Iterable[FinishedStage]) -> None:
 
 
 def check_record(result: StageResult, facts: Mapping[str, Any], handoff: Path) -> None:
-    """Holds what a handoff's seal says against what its stage noted.
+    """Compares the seal of a handoff with the record of its stage.
 
-    Whoever rewrites files and seal alike is found out here. A manifest of before seals had a digest knows the files'.
+    This finds a handoff whose files and seal were both rewritten. Records of older runs have only the files' digest.
 
     Raises:
         StageError: They differ.

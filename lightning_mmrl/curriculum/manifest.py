@@ -1,4 +1,4 @@
-"""What a run has finished, on disk: replaced as a whole after every stage, so it is never half-written."""
+"""The record of finished stages in a run directory, replaced atomically after every stage."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -16,10 +16,10 @@ _RESTORE = "restore it or start a new run directory"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishedStage:
-    """A trained stage's result with the configuration that produced it and its hash (see `StageSpec`).
+    """A trained stage's result, with the configuration that produced it and the hash of that (see `StageSpec`).
 
-    `evaluation` is the hash of how its handoff was evaluated, None if it has not been. `training_metrics` are the
-    part of the result's metrics that the evaluation leaves alone.
+    `evaluation` is the hash of the settings that its handoff was evaluated with, None before the evaluation.
+    `training_metrics` are the metrics of the result that come from training.
     """
 
     digest: str
@@ -33,8 +33,8 @@ class FinishedStage:
 class Manifest:
     """The finished stages of a run, and its parent run in the tracker.
 
-    `running_id` and `running_name` are the tracked run of the stage in progress: one that is still there when a run
-    starts was killed.
+    `running_id` and `running_name` are the tracked run of the stage in progress. If they are set when a run starts, the
+    process before was killed.
     """
 
     stages: Mapping[str, FinishedStage] = field(default_factory=dict)
@@ -80,7 +80,7 @@ class Manifest:
 
 
 def tracked_runs(directory: Path) -> set[str]:
-    """Ids of the runs in the tracker that belong to a run directory: the parent, the stages, begun ones included.
+    """Ids of the tracker's runs that belong to a run directory: the parent and all stages, begun ones included.
 
     Raises:
         StageError: The manifest is damaged or of another version.

@@ -1,4 +1,4 @@
-"""Chains stages: each starts from a handoff on disk, is tracked, evaluated, and written down as finished."""
+"""Runs stages in order: each starts from a handoff on disk, is tracked, evaluated, and recorded as finished."""
 
 import itertools
 import math
@@ -31,7 +31,7 @@ from lightning_mmrl.types.records import StageResult, StageSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curriculum:
-    """What to run: the stages in order, the folder of the base model, and facts that every handoff carries."""
+    """Stages in order, the function that gives the folder of the base model, and facts that every handoff carries."""
 
     name: str
     stages: Sequence[StageSpec]
@@ -40,16 +40,16 @@ class Curriculum:
 
 
 class StageOrchestrator:
-    """Runs a curriculum in a run directory; the same call again skips what is finished and unchanged.
+    """Runs a curriculum in a run directory; a second call skips stages that are finished and unchanged.
 
     Args:
-        curriculum: What to run.
-        directory: The run directory; `manifest.json` in it says which stage is where.
-        build_stage: Makes a stage ready to run.
+        curriculum: The stages.
+        directory: The run directory; its `manifest.json` records the finished stages.
+        build_stage: Builds the job of a stage.
         evaluate: Evaluates a handoff.
-        tracker: Tracks the run.
+        tracker: Opens the tracker of the run.
         on_start: Called with the opened parent run before the first pending stage.
-        say: Tells the user what happens.
+        say: Shows the user a line.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class StageOrchestrator:
         self._selection = Selection()
 
     def run(self, selection: Selection | None = None) -> list[StageResult]:
-        """Runs what is not finished yet, or what is selected, and returns the results of the finished stages in order.
+        """Runs the unfinished or the selected stages, and returns the results of all finished stages in order.
 
         Raises:
             ConfigError: A finished stage was configured differently, or the selection cannot run.
@@ -89,8 +89,10 @@ class StageOrchestrator:
         check_finished(self._directory, [s for name, s in self._manifest.stages.items() if name not in again])
         if not selection.allow_changes:
             self._refuse_changes(due)
-            unselected = {spec.name: self._folder(spec) for spec in self._stages if not self._selected(spec)}
-            refuse_changed_attempts({name: unselected[name] for name in due if name in unselected}, self._stages)
+            named = (selection.only_stage, selection.from_stage)
+            unfinished = [spec for spec in self._stages if spec.name in due and spec.name not in named]
+            folders = {spec.name: stage_folder(self._directory, spec) for spec in unfinished}
+            refuse_changed_attempts(folders, self._stages)
         for spec in self._stages:
             if spec.name in self._manifest.stages and spec.name not in due:
                 self._say(f"{self._title(spec)}: already finished")
@@ -98,7 +100,9 @@ class StageOrchestrator:
         gated = {spec.name for spec in self._stages} if everything else with_ancestors(due, self._stages)
         if due:
             self._run_due(due, gated)
-            self._tell_stale()
+            for spec in self._stages:
+                if is_stale(spec, self._stages, self._manifest):
+                    self._say(f"{self._title(spec)}: what it started from was replaced; the next run trains it again")
         else:
             for spec in self._stages:
                 self._check_gate(spec)
@@ -108,11 +112,6 @@ class StageOrchestrator:
         """The results of the finished stages, in order, read from the run directory."""
         stages = Manifest.read(self._directory).stages
         return [stages[spec.name].result for spec in self._stages if spec.name in stages]
-
-    def _tell_stale(self) -> None:
-        for spec in self._stages:
-            if is_stale(spec, self._stages, self._manifest):
-                self._say(f"{self._title(spec)}: what it started from was replaced; the next run trains it again")
 
     def _run_due(self, due: Mapping[str, Action], gated: set[str]) -> None:
         tracker = self._open_tracker()
@@ -141,7 +140,7 @@ class StageOrchestrator:
     def _train_stage(self, spec: StageSpec, tracker: Tracker, parent: TrackedRun) -> None:
         start, input_digest, input_seal = self._starting_point(spec)
         self._set_aside(spec)
-        folder = self._folder(spec)
+        folder = stage_folder(self._directory, spec)
         tags = {"mmrl.stage": spec.name, "mmrl.kind": spec.kind, "mmrl.input_digest": input_digest}
         run_id = self._continued(spec, folder, input_digest)
         run = tracker.open_run(folder.name, parent_id=parent.id, run_id=run_id, tags=tags)
@@ -180,16 +179,16 @@ class StageOrchestrator:
                 handoff_seal=seal,
             )
             finished = FinishedStage(digest=spec.digest, content=spec.content, result=result, training_metrics=metrics)
-            # Before the evaluation: if that fails, the training is not lost.
+            # Saved before the evaluation: if that fails, the training is not lost.
             self._save(stages={**self._manifest.stages, spec.name: finished})
             shutil.rmtree(folder / STATES, ignore_errors=True)  # the handoff stands in their place
             self._evaluate_stage(spec, run, parent)
 
     def _continued(self, spec: StageSpec, folder: Path, input_digest: str) -> str | None:
-        """The tracked run of the unfinished attempt that the stage goes on from; else clears the folder for a new one.
+        """Returns the tracked run of the attempt that the stage resumes; without one, clears the folder.
 
-        An attempt that was killed before its first state goes on as well: its run has what it logged. One that cannot
-        be continued is kept beside the folder, if it has a state.
+        An attempt that was killed before its first state is resumed as well, so that its tracked run goes on. An
+        attempt that cannot be resumed is kept beside the folder if it has a state.
         """
         attempt = Attempt.begun(folder)
         if attempt is not None:
@@ -206,8 +205,9 @@ class StageOrchestrator:
         self._say(f"{self._title(spec)}: trained already, evaluating its handoff")
         handoff = self._directory / result.handoff
         check_record(result, check_handoff(handoff), handoff)
-        run = tracker.open_run(self._folder(spec).name, parent_id=parent.id, run_id=result.tracking_id)
-        with self._in_progress(run, self._folder(spec).name), status_of(run):
+        name = stage_folder(self._directory, spec).name
+        run = tracker.open_run(name, parent_id=parent.id, run_id=result.tracking_id)
+        with self._in_progress(run, name), status_of(run):
             self._evaluate_stage(spec, run, parent)
 
     def _evaluate_stage(self, spec: StageSpec, run: TrackedRun, parent: TrackedRun) -> None:
@@ -223,7 +223,7 @@ class StageOrchestrator:
         self._save(stages={**self._manifest.stages, spec.name: complete})
 
     def _set_aside(self, spec: StageSpec) -> None:
-        """Renames the folder of a finished stage that runs again: nothing that was finished is deleted."""
+        """Renames the folder of a finished stage that is trained again, because no finished work is deleted."""
         finished = self._manifest.stages.get(spec.name)
         if finished is None:
             return
@@ -253,12 +253,12 @@ class StageOrchestrator:
 
     @contextmanager
     def _in_progress(self, run: TrackedRun, name: str) -> Iterator[None]:
-        """Notes the stage's tracked run while it lasts: a process that is killed leaves the note behind."""
+        """Records the stage's tracked run while it is in progress; a killed process leaves the record on disk."""
         self._save(running_id=run.id, running_name=name)
         try:
             yield
         except BaseException:
-            with suppress(DiskError):  # why the stage ended is to be said, and the next start takes a note that is left
+            with suppress(DiskError):  # must not hide why the stage ended; the next start handles the record
                 self._save(running_id=None, running_name=None)
             raise
         self._save(running_id=None, running_name=None)
@@ -269,7 +269,7 @@ class StageOrchestrator:
         self._manifest.write(self._directory)
 
     def _starting_point(self, spec: StageSpec) -> tuple[Path, str, str | None]:
-        """The folder, the digest of its files, and that of its seal if it has one."""
+        """The folder to start from, the digest of its files, and the digest of its seal if it has one."""
         source = origin(spec, self._stages)
         if source is None:
             base = self._curriculum.base()
@@ -295,20 +295,13 @@ class StageOrchestrator:
             f"with --from-stage {next(iter(kept))}"
         )
 
-    def _selected(self, spec: StageSpec) -> bool:
-        """Whether the stage was asked for by its name."""
-        return spec.name in (self._selection.only_stage, self._selection.from_stage)
-
-    def _folder(self, spec: StageSpec) -> Path:
-        return stage_folder(self._directory, spec)
-
     def _title(self, spec: StageSpec) -> str:
         return f"stage {spec.index + 1} of {len(self._stages)} {spec.name}"
 
 
 @contextmanager
 def status_of(run: TrackedRun) -> Iterator[None]:
-    """Ends a tracked run with the status that is true."""
+    """Finishes a tracked run with the status KILLED, FAILED or FINISHED, by the end of the block."""
     try:
         yield
     except KeyboardInterrupt:

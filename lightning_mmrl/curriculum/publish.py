@@ -1,4 +1,4 @@
-"""A handoff as a folder to share: the checkpoint, and a model card with its stages, scores and lineage."""
+"""Publishes a handoff as a folder to share: the checkpoint, and a model card with stages, scores and lineage."""
 
 import os
 import shutil
@@ -14,24 +14,24 @@ from lightning_mmrl.curriculum.handoff import SEAL
 from lightning_mmrl.curriculum.lineage import ancestry, checked_handoff
 from lightning_mmrl.curriculum.manifest import FinishedStage
 from lightning_mmrl.errors import StageError
-from lightning_mmrl.files import folder_beside, follow_umask, read_json, write_whole, writing
-from lightning_mmrl.training.state_store import sync, sync_tree
+from lightning_mmrl.files import folder_beside, follow_umask, read_json, sync, sync_tree, write_whole, writing
 
 CARD = "README.md"
 SCORES = ("war", "uar", "macro_f1", "valid_format", "consistency")
-"""Metrics of a set that a card shows, where a stage has them."""
+"""Metrics that a card shows for a set, as far as the stage has them."""
 
 _ABOUT_THE_CALL = """\
 With plain transformers, greedily, and as the model was trained and evaluated: the same frames and their size, the same
-sound, the same prompt. Others give other answers."""
+sound, the same prompt. Other settings give other answers."""
 
 _ABOUT_FILES = """
 The functions for media are short. They give what `mmrl predict` gives for files whose picture and sound start together
 and have no gaps, without a cover picture or an edit list that cuts something off. Ask `mmrl predict` about others."""
 
 _ABOUT_POSITIONS = """
-In training, text after a clip went on at the largest position so far. transformers counts it from the longer side of
-the picture. Both are the same unless a clip has more positions in time than its frames have rows and columns."""
+In training, the first text token after a clip got the largest position so far + 1. transformers counts from the
+longer side of the picture. Both are the same unless a clip has more positions in time than its frames have rows and
+columns."""
 
 
 def publish(handoff: Path, target: Path, *, name: str | None = None, license_id: str | None = None) -> Path:
@@ -41,14 +41,14 @@ def publish(handoff: Path, target: Path, *, name: str | None = None, license_id:
         handoff: A stage's handoff folder.
         target: Where the copy goes.
         name: Title of the card; the target's name by default.
-        license_id: Identifier of the license, such as apache-2.0; the base model's holds for what is trained from it.
+        license_id: Identifier of the license, such as apache-2.0; the base model's license also covers trained models.
 
     Returns:
         The path of the card.
 
     Raises:
-        StageError: The handoff is not complete, says what no run writes, or the target exists.
-        DiskError: The disk refuses; nothing is left of the copy.
+        StageError: The handoff is incomplete or has a fact that no run writes, or the target exists.
+        DiskError: The disk refuses; the partial copy is removed.
     """
     facts = checked_handoff(handoff)
     check_facts(facts, handoff / SEAL)
@@ -58,7 +58,7 @@ def publish(handoff: Path, target: Path, *, name: str | None = None, license_id:
     config = read_json(handoff / "config.json", "restore it")
     card = model_card(name or target.name, facts, config, stages, license_id=license_id)
     with writing(target), folder_beside(target) as partial:
-        # What lies beside the sealed files, such as a `.git` folder, is not the handoff's.
+        # Only the sealed files: a `.git` folder beside them does not belong to the handoff.
         for file in (SEAL, *facts["files"]):
             (partial / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(handoff / file, partial / file)
@@ -82,9 +82,9 @@ def model_card(
 
     Args:
         name: Title.
-        facts: What the handoff says of itself.
+        facts: The facts in the handoff's seal.
         config: The model's configuration.
-        stages: The stages that led to it; none if the run is not at hand.
+        stages: The stages that led to it; empty if the run is not available.
         license_id: Identifier of the license.
     """
     scores = _scores(stages[-1]) if stages else {}
@@ -102,7 +102,7 @@ def model_card(
     data = ModelCardData(
         license=license_id,
         library_name="transformers",
-        tags=["lightning_mmrl", *dict.fromkeys(_kind(stage) for stage in stages)],
+        tags=["lightning_mmrl", *dict.fromkeys(str(stage.content.get("stage.kind", "-")) for stage in stages)],
         model_name=name if results else None,
         eval_results=results or None,
     )
@@ -143,7 +143,7 @@ def _stage_table(stages: Sequence[FinishedStage]) -> str:
     if not stages:
         return ""
     rows = [
-        f"| {stage.result.name} | {_kind(stage)} | {stage.content.get('starts_from', '-')} | "
+        f"| {stage.result.name} | {stage.content.get('stage.kind', '-')} | {stage.content.get('starts_from', '-')} | "
         f"{stage.content.get('stage.num_steps', '-')} | {stage.content.get('stage.optimizer.lr', '-')} |"
         for stage in stages
     ]
@@ -172,7 +172,7 @@ def _origin(facts: Mapping[str, Any], stages: Sequence[FinishedStage]) -> str:
 
 
 def _scores(stage: FinishedStage) -> dict[str, dict[str, float]]:
-    """`<stage>/<set>/<metric>` of the evaluated sets."""
+    """Scores by set and metric, from the result's `<stage>/<set>/<metric>` without training metrics."""
     found: dict[str, dict[str, float]] = {}
     trained = set(stage.training_metrics)
     for key, value in stage.result.metrics.items():
@@ -180,10 +180,6 @@ def _scores(stage: FinishedStage) -> dict[str, dict[str, float]]:
         if key not in trained and len(rest) == 1 and rest[0] in SCORES:
             found.setdefault(set_name, {})[rest[0]] = value
     return found
-
-
-def _kind(stage: FinishedStage) -> str:
-    return str(stage.content.get("stage.kind", "-"))
 
 
 def _quoted(text: str | None) -> str:

@@ -1,4 +1,4 @@
-"""What a run has on the disk that is whole, told when the machine ends it."""
+"""Tells the user which stages and states are safe on disk when the machine ends a run."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from lightning_mmrl.types.records import StageSpec
 
 @contextmanager
 def told_what_is_safe(directory: Path, specs: Sequence[StageSpec]) -> Iterator[None]:
-    """Adds to an error of a full disk, or of memory that is used up, what the run has and how it goes on.
+    """Adds to the error of a full disk, or of memory that ran out, the work that is saved and the way to continue.
 
     Raises:
         DiskError: The disk refused in the block.
@@ -35,7 +35,7 @@ def told_what_is_safe(directory: Path, specs: Sequence[StageSpec]) -> Iterator[N
 
 
 def what_is_safe(directory: Path, specs: Sequence[StageSpec]) -> tuple[str | None, str]:
-    """The stage in progress, None if all are finished, and a clause on what lies in a run folder.
+    """The stage in progress (None if all are finished), and a clause that lists the saved work in a run folder.
 
     Args:
         directory: The run folder.

@@ -1,4 +1,4 @@
-"""Which stages of a curriculum a call trains, which it only evaluates, and which it must refuse."""
+"""Decides which stages of a curriculum a call trains, which it only evaluates, and which it refuses."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +17,10 @@ class Selection:
     """Which stages a call runs.
 
     Attributes:
-        from_stage: Run this stage and all that build on it, again if they are finished, and what is not finished after.
-        only_stage: Run this stage alone, again if it is finished; the one it starts from must be finished.
-        allow_changes: Keep finished stages whose configuration has changed since, instead of refusing the run.
+        from_stage: Run this stage and all stages that build on it, even if they are finished, and later stages that
+            are unfinished.
+        only_stage: Run only this stage, even if it is finished; the stage that it starts from must be finished.
+        allow_changes: Keep finished stages whose configuration has changed, instead of refusing the run.
     """
 
     from_stage: str | None = None
@@ -28,12 +29,17 @@ class Selection:
 
 
 def due_actions(stages: Sequence[StageSpec], manifest: Manifest, selection: Selection) -> dict[str, Action]:
-    """What to do, by stage: train it, or evaluate its handoff; a stage with nothing to do is not there.
+    """The action for each stage: train it, or evaluate its handoff; stages without an action are left out.
 
     Raises:
-        ConfigError: The selection names no stage, excludes itself, or lacks a stage to start from.
+        ConfigError: The selection names an unknown stage, contradicts itself, or lacks a stage to start from.
     """
-    _check(stages, selection)
+    names = [spec.name for spec in stages]
+    for flag, name in (("--from-stage", selection.from_stage), ("--only-stage", selection.only_stage)):
+        if name is not None and name not in names:
+            raise ConfigError(f"{flag} {name}: no such stage; order has {', '.join(names)}")
+    if selection.from_stage is not None and selection.only_stage is not None:
+        raise ConfigError("--from-stage and --only-stage exclude each other; give one of them")
     if selection.only_stage is not None:
         due: dict[str, Action] = {selection.only_stage: "train"}
     elif selection.from_stage is not None:
@@ -50,7 +56,7 @@ def due_actions(stages: Sequence[StageSpec], manifest: Manifest, selection: Sele
 
 
 def is_stale(spec: StageSpec, stages: Sequence[StageSpec], manifest: Manifest) -> bool:
-    """True for a finished stage that started from a handoff which has been replaced since."""
+    """True for a finished stage whose starting handoff has been replaced since."""
     finished, source = manifest.stages.get(spec.name), origin(spec, stages)
     before = None if source is None else manifest.stages.get(source)
     if finished is None or before is None or finished.content.get("starts_from") != source:
@@ -59,27 +65,18 @@ def is_stale(spec: StageSpec, stages: Sequence[StageSpec], manifest: Manifest) -
 
 
 def origin(spec: StageSpec, stages: Sequence[StageSpec]) -> str | None:
-    """The stage that a stage starts from, None for the base."""
+    """Name of the stage that a stage starts from, None for the base model."""
     return source_stage(spec, [each.name for each in stages])
 
 
 def with_ancestors(names: Iterable[str], stages: Sequence[StageSpec]) -> set[str]:
-    """The stages and all that they build on."""
+    """The stages and all stages that they build on."""
     kept = set(names)
     for spec in reversed(stages):
         source = origin(spec, stages)
         if spec.name in kept and source is not None:
             kept.add(source)
     return kept
-
-
-def _check(stages: Sequence[StageSpec], selection: Selection) -> None:
-    names = [spec.name for spec in stages]
-    for flag, name in (("--from-stage", selection.from_stage), ("--only-stage", selection.only_stage)):
-        if name is not None and name not in names:
-            raise ConfigError(f"{flag} {name}: no such stage; order has {', '.join(names)}")
-    if selection.from_stage is not None and selection.only_stage is not None:
-        raise ConfigError("--from-stage and --only-stage exclude each other; give one of them")
 
 
 def _from_stage(first: str, stages: Sequence[StageSpec], manifest: Manifest) -> dict[str, Action]:
@@ -112,7 +109,7 @@ def _pending(stages: Sequence[StageSpec], manifest: Manifest) -> dict[str, Actio
 def changed_stages(
     stages: Sequence[StageSpec], manifest: Manifest, due: Mapping[str, Action]
 ) -> dict[str, Mapping[str, object]]:
-    """Finished stages that stay as they are although they are configured differently, with what they were run with."""
+    """Finished stages that are kept although their configuration has changed, each with its old configuration."""
     kept = {spec.name: manifest.stages[spec.name].content for spec in stages if spec.name in manifest.stages}
     now = {spec.name: spec.content for spec in stages}
     return {

@@ -1,4 +1,4 @@
-"""The order of stages, checked: who starts from what."""
+"""The checked order of stages, and the stage that each one starts from."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,7 +9,7 @@ BASE, PREVIOUS = "base", "previous"
 
 
 def plan_stages(order: Sequence[str], starts: Mapping[str, str], kinds: Mapping[str, str]) -> list[StageSpec]:
-    """The stages of a curriculum in the order they run.
+    """The stages of a curriculum in order.
 
     Args:
         order: Stage names; each at most once.
@@ -20,8 +20,8 @@ def plan_stages(order: Sequence[str], starts: Mapping[str, str], kinds: Mapping[
         Specifications whose content and digest are still empty.
 
     Raises:
-        ConfigError: The order is empty, repeats or names an unknown stage, or a stage starts from one that is not
-        earlier.
+        ConfigError: The order is empty, repeats a stage or names an unknown one, or a stage starts from one that does
+            not come earlier.
     """
     if not order:
         raise ConfigError("order is empty; name at least one stage, for example order=[cold_start,reason]")

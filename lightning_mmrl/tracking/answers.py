@@ -1,4 +1,4 @@
-"""Requests whose answers count only if MLflow itself gave them."""
+"""Requests to MLflow that accept no answer from anything in between, such as a proxy."""
 
 import json
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ _API = "/api/2.0/mlflow/"
 
 
 class NoAnswerError(Exception):
-    """Something answered, and it was not MLflow: a proxy, a login page, a body that was cut off."""
+    """Something other than MLflow answered: a proxy, a login page, or a body that was cut off."""
 
 
 def is_answer(error: Exception, *, remote: bool) -> bool:
-    """Whether an error is what MLflow says, and not what its client made of a page of something in between.
+    """Whether MLflow itself reported an error, rather than a proxy or a login page in between.
 
-    The client gives a plain `MlflowException` with the error code of the HTTP status to any page, so that a proxy's
-    404 looks like a run that does not exist. MLflow's own answers are JSON objects with an `error_code`.
+    MLflow's client turns any page into a plain `MlflowException` with the error code of its HTTP status, so a proxy's
+    404 looks like a missing run. MLflow's own errors are JSON objects with an `error_code`.
     """
     from mlflow.exceptions import MlflowException, RestException
 
@@ -28,9 +28,9 @@ def is_answer(error: Exception, *, remote: bool) -> bool:
 
 
 def post(client: "MlflowClient", endpoint: str, body: Mapping[str, Any], *, timeout_s: float) -> dict[str, Any]:
-    """Sends one request to a server, once, and returns its answer.
+    """Sends one request to a server without retries, and returns its answer.
 
-    MLflow's client takes an empty page for an empty answer, and sends a request again whose answer is late: a slow
+    MLflow's own client accepts an empty page as an empty answer, and repeats a request whose answer is late: a slow
     `runs/create` then makes three runs.
 
     Raises:
@@ -47,17 +47,16 @@ def post(client: "MlflowClient", endpoint: str, body: Mapping[str, Any], *, time
     )
     if response is None:
         raise NoAnswerError("nothing answered")
+    status = response.status_code
     try:
         answer = json.loads(response.text)
-    except ValueError as error:
-        raise NoAnswerError(_not_mlflow(response.status_code, response.text)) from error
+    except ValueError:
+        answer = None
     if not isinstance(answer, dict):
-        raise NoAnswerError(_not_mlflow(response.status_code, response.text))
-    if response.status_code != 200:
+        begin = " ".join(response.text.split())[:60]
+        raise NoAnswerError(
+            f"it answers {status} with {begin!r}, which is no answer of MLflow" if begin else f"its {status} is empty"
+        )
+    if status != 200:
         raise RestException(answer)
     return answer
-
-
-def _not_mlflow(status: int, text: str) -> str:
-    begin = " ".join(text.split())[:60]
-    return f"it answers {status} with {begin!r}, which is no answer of MLflow" if begin else f"its {status} is empty"

@@ -1,11 +1,11 @@
-"""Opens an MLflow tracking server or database; a wrong address fails here, at the start."""
+"""Opens an MLflow tracking server or database, so that a wrong address fails at the start of a run."""
 
 import os
 import sqlite3
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.tracking.answers import NoAnswerError, is_answer
+from lightning_mmrl.tracking.refusals import WaitingError
 from lightning_mmrl.types.redaction import redact, redact_addresses, remember
 
 if TYPE_CHECKING:
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
 
 _LOCK_TIMEOUT_S = 120.0
 _DEFAULTS = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # MLflow's 7 keep a call for minutes
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # MLflow's default of 7 blocks a call for minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",  # a proxy may ask for a day; the spool has its own pace
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",  # a proxy may ask for a day; the spool retries by itself
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
@@ -32,9 +33,14 @@ _DEFAULTS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """A client, the experiment that new runs go to, and the name of the run that was asked for, if any.
+    """An open tracking store.
 
-    `uri` is the address without credentials; `remote` says whether a server is there, and maybe a proxy before it.
+    Attributes:
+        client: MLflow's client.
+        experiment_id: The experiment that new runs go to.
+        uri: The address without credentials.
+        remote: Whether the store is a server, possibly with a proxy in front of it.
+        run_name: Name of the run that `connect` was asked for; None if it was asked for none.
     """
 
     client: "MlflowClient"
@@ -45,10 +51,16 @@ class Connection:
 
 
 def connect(tracking_uri: str, experiment: str, *, run_id: str | None = None) -> Connection:
-    """Opens the database or server and finds or creates the experiment; `run_id` names a run whose experiment it is.
+    """Opens the database or server and finds or creates the experiment.
 
-    A SQLite database is created, or upgraded after a copy to `<name>.before-upgrade`, by one process at a time, because
-    MLflow's migrations fail when several run at once. Its artifacts go to the folder `mlartifacts` beside it.
+    A SQLite database is created if it is missing. One of an older MLflow is copied to `<name>.before-upgrade` and
+    upgraded. One process at a time does so, because MLflow's migrations fail when several run at once. Artifacts go to
+    the folder `mlartifacts` beside the database.
+
+    Args:
+        tracking_uri: `sqlite:///<file>` or `http(s)://<host>`.
+        experiment: Name of the experiment.
+        run_id: A run whose experiment is used in place of `experiment`.
 
     Raises:
         ConfigError: The URI has another form, nothing usable answers at it, or it has no run `run_id`.
@@ -57,67 +69,57 @@ def connect(tracking_uri: str, experiment: str, *, run_id: str | None = None) ->
         os.environ.setdefault(name, value)
     if tracking_uri.startswith("sqlite:"):
         return _connect_sqlite(tracking_uri, experiment, run_id)
-    if _is_address(tracking_uri):
-        remember(tracking_uri)
-        uri = redact_addresses(tracking_uri)
-        with explained(uri):
-            client = _open_client(tracking_uri)
-            if run_id is not None:
-                return _connection_of(client, run_id, uri, remote=True)
-            return _find_experiment(client, experiment, uri, artifacts=None)
-    raise ConfigError(
-        f"tracking_uri={redact(tracking_uri)!r} is neither sqlite:///<file> nor http(s)://<host>. "
-        "Use for example sqlite:///outputs/mlflow.db; MLflow's file store (file:, ./mlruns) no longer works."
-    )
-
-
-def _is_address(tracking_uri: str) -> bool:
     try:
-        return tracking_uri.startswith(("http://", "https://")) and bool(urlsplit(tracking_uri).hostname)
+        is_address = tracking_uri.startswith(("http://", "https://")) and bool(urlsplit(tracking_uri).hostname)
     except ValueError:  # such as http://[bad
-        return False
+        is_address = False
+    if not is_address:
+        raise ConfigError(
+            f"tracking_uri={redact(tracking_uri)!r} is neither sqlite:///<file> nor http(s)://<host>. "
+            "Use for example sqlite:///outputs/mlflow.db; MLflow's file store (file:, ./mlruns) no longer works."
+        )
+    remember(tracking_uri)
+    uri = redact_addresses(tracking_uri)
+    with explained(uri):
+        return _opened(tracking_uri, uri, experiment, run_id, artifacts=None)
 
 
-def find_run(client: "MlflowClient", run_id: str, uri: str, *, remote: bool) -> "Run":
-    """A run that can be continued.
+def find_run(connection: Connection, run_id: str) -> "Run":
+    """Looks up a run that can be continued.
 
     Raises:
-        ConfigError: The server answers that it has no such run, or that it was deleted.
+        WaitingError: The server answers that it has no such run, or that it was deleted.
         NoAnswerError: Something else answered.
         MlflowException: Nothing answered.
     """
     from mlflow.exceptions import MlflowException
 
+    uri = connection.uri
     try:
-        run = client.get_run(run_id)
+        run = connection.client.get_run(run_id)
     except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST" or not is_answer(error, remote=remote):
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST" or not is_answer(error, remote=connection.remote):
             raise
-        raise ConfigError(
-            f"MLflow at {uri} has no run {run_id!r}. Use the tracking_uri that it was made with, "
-            "unset MLFLOW_RUN_ID, or start a new output folder."
+        raise WaitingError(
+            f"MLflow at {uri} has no run {run_id!r}; if its database was replaced, put it back, then mmrl "
+            "tracking flush; else use the tracking_uri of the run, unset MLFLOW_RUN_ID, or start a new output folder"
         ) from error
     if run.info.run_id != run_id:
         raise NoAnswerError(f"{uri} answers a request for run {run_id!r} with something else")
     if run.info.lifecycle_stage != "active":
-        experiment = client.get_experiment(run.info.experiment_id)
-        deleted = f"The MLflow run {run_id!r} was deleted. Restore it: "
-        raise ConfigError(deleted + how_to_restore(uri, run_id, experiment))
+        experiment = connection.client.get_experiment(run.info.experiment_id)
+        restore = how_to_restore(uri, run_id, experiment)
+        raise WaitingError(f"The MLflow run {run_id!r} was deleted. Restore it: {restore}")
     return run
 
 
 def how_to_restore(uri: str, run_id: str | None, experiment: "Experiment") -> str:
-    """The command that brings back a deleted run: its experiment's, if that was deleted, which brings back both."""
+    """The command that restores a deleted run; if its experiment was deleted too, restoring that restores both."""
     if run_id is None or experiment.lifecycle_stage != "active":
         what = f"experiments restore --experiment-id {experiment.experiment_id}"
     else:
         what = f"runs restore --run-id {run_id}"
     return f"MLFLOW_TRACKING_URI={uri} mlflow {what}"
-
-
-def _connection_of(client: "MlflowClient", run_id: str, uri: str, *, remote: bool) -> Connection:
-    info = find_run(client, run_id, uri, remote=remote).info
-    return Connection(client=client, experiment_id=info.experiment_id, uri=uri, remote=remote, run_name=info.run_name)
 
 
 def _connect_sqlite(tracking_uri: str, experiment: str, run_id: str | None) -> Connection:
@@ -137,22 +139,20 @@ def _connect_sqlite(tracking_uri: str, experiment: str, run_id: str | None) -> C
         path.parent.mkdir(parents=True, exist_ok=True)
         _require_lock_file(path)
         with FileLock(f"{path}.lock", timeout=_LOCK_TIMEOUT_S):
-            _check_database(path)
+            with closing(sqlite3.connect(path)) as database:
+                # Fails at once on a file that is no database; SQLAlchemy under MLflow would try for minutes.
+                database.execute("PRAGMA schema_version")
             _bring_up_to_date(path)
-            client = _open_client(uri)
-            if run_id is not None:
-                return _connection_of(client, run_id, uri, remote=False)
-            return _find_experiment(client, experiment, uri, artifacts=path.parent / "mlartifacts")
+            return _opened(uri, uri, experiment, run_id, artifacts=path.parent / "mlartifacts")
 
 
 def _require_lock_file(path: Path) -> None:
-    """Tries the folder of a database before its lock is waited for.
+    """Checks that a lock file can be created in the folder of a database.
 
-    FileLock takes a folder that answers ENOENT to a new file, as /proc does, for one in which another process is at
-    work, and waits.
+    If its creation fails with ENOENT, as in /proc, FileLock assumes that another process is working there, and waits.
 
     Raises:
-        ConfigError: The folder takes no file.
+        ConfigError: No file can be created in the folder.
     """
     if path.with_name(f"{path.name}.lock").exists():
         return
@@ -167,7 +167,7 @@ def _require_lock_file(path: Path) -> None:
 
 @contextmanager
 def explained(uri: str) -> Iterator[None]:
-    """Turns failures to reach or open `uri` into a `ConfigError`."""
+    """Turns a failure to reach or open `uri` into a `ConfigError`."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -177,6 +177,8 @@ def explained(uri: str) -> Iterator[None]:
             f"tracking_uri={uri!r}: another process has held {error.lock_file} for {_LOCK_TIMEOUT_S:.0f} s. "
             "End it, or choose another database."
         ) from error
+    except WaitingError as error:
+        raise ConfigError(str(error)) from error
     except (MlflowException, NoAnswerError, OSError, sqlite3.Error) as error:  # a failed HTTP request is an OSError
         raise ConfigError(
             f"tracking_uri={uri!r} cannot be used: {redact(error)}. "
@@ -184,25 +186,10 @@ def explained(uri: str) -> Iterator[None]:
         ) from error
 
 
-def _open_client(uri: str) -> "MlflowClient":
-    from mlflow.tracking import MlflowClient
-
-    return MlflowClient(tracking_uri=uri)
-
-
-def _check_database(path: Path) -> None:
-    """Raises at once on a file that is no database; SQLAlchemy under MLflow would try for minutes."""
-    connection = sqlite3.connect(path)
-    try:
-        connection.execute("PRAGMA schema_version")
-    finally:
-        connection.close()
-
-
 def _bring_up_to_date(path: Path) -> None:
-    """Creates or upgrades the tables as MLflow does, but beside the target: a process killed on the way ruins nothing.
+    """Creates or upgrades MLflow's tables in a copy, then renames it: a process killed on the way ruins nothing.
 
-    MLflow has no public call for either. Left half-way, its migrations cannot be begun again ("table already exists").
+    MLflow has no public call for either. A migration that ended half-way cannot be repeated ("table already exists").
     """
     from mlflow.store.db import utils as database
 
@@ -229,35 +216,50 @@ def _bring_up_to_date(path: Path) -> None:
 
 
 def _copy_database(source: Path, target: Path) -> None:
-    reader, writer = sqlite3.connect(source), sqlite3.connect(target)
-    try:
+    with closing(sqlite3.connect(source)) as reader, closing(sqlite3.connect(target)) as writer:
         reader.backup(writer)
-    finally:
-        reader.close()
-        writer.close()
 
 
-def _find_experiment(client: "MlflowClient", name: str, uri: str, *, artifacts: Path | None) -> Connection:
+def _open_client(address: str) -> "MlflowClient":
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(tracking_uri=address)
+
+
+def _opened(address: str, uri: str, experiment: str, run_id: str | None, *, artifacts: Path | None) -> Connection:
+    """Opens the client, and finds the experiment of the run, or finds or creates the experiment by its name.
+
+    Args:
+        address: With credentials.
+        uri: The same without.
+        experiment: Its name.
+        run_id: A run whose experiment is used in its place.
+        artifacts: Folder for the artifacts of a database; None for a server.
+    """
     from mlflow.exceptions import MlflowException
 
-    remote = artifacts is None
-    found = client.get_experiment_by_name(name)
+    client = _open_client(address)
+    connection = Connection(client=client, experiment_id="", uri=uri, remote=artifacts is None)
+    if run_id is not None:
+        info = find_run(connection, run_id).info
+        return replace(connection, experiment_id=info.experiment_id, run_name=info.run_name)
+    found = client.get_experiment_by_name(experiment)
     if found is None:
         try:
             location = None if artifacts is None else artifacts.as_uri()
-            found_id = client.create_experiment(name, artifact_location=location)
+            found_id = client.create_experiment(experiment, artifact_location=location)
             if not found_id:
                 raise NoAnswerError("it does not answer as MLflow does")
-            return Connection(client=client, experiment_id=found_id, uri=uri, remote=remote)
+            return replace(connection, experiment_id=found_id)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            found = client.get_experiment_by_name(name)  # another process created it meanwhile
-    if found is None or found.name != name:
+            found = client.get_experiment_by_name(experiment)  # another process created it meanwhile
+    if found is None or found.name != experiment:
         raise NoAnswerError("it does not answer as MLflow does")
     if found.lifecycle_stage != "active":
         raise ConfigError(
-            f"The MLflow experiment {name!r} was deleted. Restore it: {how_to_restore(uri, None, found)} "
+            f"The MLflow experiment {experiment!r} was deleted. Restore it: {how_to_restore(uri, None, found)} "
             "- or choose another name with tracking.experiment."
         )
-    return Connection(client=client, experiment_id=found.experiment_id, uri=uri, remote=remote)
+    return replace(connection, experiment_id=found.experiment_id)

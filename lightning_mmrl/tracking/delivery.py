@@ -1,20 +1,22 @@
-"""Turns journal entries into MLflow calls; sending one again leaves the server as it was."""
+"""Turns journal entries into MLflow calls that may be repeated: a second delivery leaves the server as it was."""
 
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_mmrl.tracking.answers import NoAnswerError, is_answer, post
-from lightning_mmrl.tracking.confirm import has_params, has_points, has_tags
-from lightning_mmrl.tracking.connection import Connection, how_to_restore
+from lightning_mmrl.tracking.connection import Connection, find_run, how_to_restore
 from lightning_mmrl.tracking.journal import Entry
 from lightning_mmrl.tracking.refusals import NotYetError, RefusedError, UndeliverableError, WaitingError
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.entities import Metric, Run
+    from mlflow.tracking import MlflowClient
 
 RUN_KEY = "mmrl.run_key"
 LOCAL_PREFIX = "local-"
@@ -24,19 +26,19 @@ _REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST"
 _ARTIFACT_ATTEMPTS = 3
 _CREATE_LIMIT_S = 120.0
 _SETTLING_S = 5.0
-"""How long a run whose creation was not answered is looked for before it is created again."""
+"""After a creation without an answer, how long the run is searched for before another attempt."""
 
 
 class MlflowDelivery:
     """Sends entries through an MLflow client, and reads back whether the server has them.
 
-    A new run has a local key (`local-...`); the server's run carries it as the tag `mmrl.run_key`, by which later
-    attempts, entries and processes find it.
+    A new run has a local key (`local-...`). The server's run carries it as the tag `mmrl.run_key`, by which later
+    attempts, entries and processes find the run.
 
     Args:
         connection: The store.
-        spool: Folder of the entries, `<output_dir>/spool/<store>`. Of files, those below that output_dir alone are
-            sent: a journal may come from somebody else, and name any file that this user can read.
+        spool: Folder of the entries, `<output_dir>/spool/<store>`. Only files below that output_dir are uploaded: a
+            journal may come from somebody else and name any file that this user can read.
     """
 
     def __init__(self, connection: Connection, spool: Path) -> None:
@@ -53,10 +55,10 @@ class MlflowDelivery:
         """Sends one entry, and returns once the server has it.
 
         Raises:
-            UndeliverableError: It can never be sent: its file is gone, or it is malformed.
-            RefusedError: The server is well, has its run, and will not take it.
-            WaitingError: The server does not have its run, or has deleted it.
-            Exception: Anything else is an outage.
+            UndeliverableError: The entry can never be sent: its file is gone, or it is malformed.
+            RefusedError: The server works and has the entry's run, but refuses the entry.
+            WaitingError: The server does not have the entry's run, or has deleted it.
+            Exception: Any other error is an outage.
         """
         from mlflow.exceptions import MlflowException
 
@@ -70,7 +72,7 @@ class MlflowDelivery:
         }
         try:
             if entry.operation == "create":
-                self._create(entry)
+                self._create(entry.run_id, **entry.payload)
             elif entry.operation == "artifact":
                 self._send_artifact(self.resolve(entry.run_id), entry)
             else:
@@ -85,8 +87,8 @@ class MlflowDelivery:
             raise UndeliverableError(f"malformed entry: {error!r}") from error
 
     def _still_true(self, run_id: str, entry: Entry) -> Mapping[str, Any]:
-        """What is left of a late entry: no tag that the run has, no status but that of a run which has not ended."""
-        run = self._active_run(run_id)
+        """The payload of a late entry without tags that the run has by now, and with the status of an ended run."""
+        run = find_run(self._connection, run_id)
         if entry.operation == "tags":
             return {key: value for key, value in entry.payload.items() if key not in run.data.tags}
         if entry.operation == "status" and run.info.status != "RUNNING":
@@ -94,13 +96,13 @@ class MlflowDelivery:
         return entry.payload
 
     def wait_for_run(self, run_key: str, timeout_s: float) -> str | None:
-        """The server's id of a new run, as soon as it was created; None if the first attempt failed or takes longer."""
+        """The server's id of a new run, once it exists; None if the first attempt fails or takes longer."""
         with self._opened:
             self._opened.wait_for(lambda: run_key in self._tried, timeout_s)
             return self._server_ids.get(run_key)
 
     def resolve(self, run_id: str) -> str:
-        """Returns the server's id for a local one, and any other as it is.
+        """Returns the server's id for a local one; any other id is the server's already.
 
         Raises:
             WaitingError: The server has no such run.
@@ -109,39 +111,36 @@ class MlflowDelivery:
             return run_id
         if run_id not in self._server_ids:
             experiments = [experiment.experiment_id for experiment in self._client.search_experiments()]
-            found = self._find_run(run_id, [*dict.fromkeys([self._connection.experiment_id, *experiments])])
+            found = self._find_by_key(run_id, [*dict.fromkeys([self._connection.experiment_id, *experiments])])
             if found is None:
                 raise WaitingError(f"{self._connection.uri} has no run with the tag {RUN_KEY}={run_id}")
             self._server_ids[run_id] = found
         return self._server_ids[run_id]
 
-    def _create(self, entry: Entry) -> None:
+    def _create(self, run_key: str, *, tags: Mapping[str, str], parent_id: str | None, start_ms: int) -> None:
+        """Creates the run with this key, unless an earlier attempt created it and the answer was lost."""
         try:
-            self._create_run(entry.run_id, **entry.payload)
+            experiment_id = self._connection.experiment_id
+            tags = {**tags, RUN_KEY: run_key}
+            if parent_id is not None:
+                parent = find_run(self._connection, self.resolve(parent_id))
+                experiment_id = parent.info.experiment_id
+                tags[PARENT_TAG] = parent.info.run_id
+            run_id = self._find_by_key(run_key, [experiment_id])
+            if run_id is None:
+                settling_s = self._unanswered.get(run_key, 0.0) + _SETTLING_S - time.monotonic()
+                if run_key in self._unanswered and settling_s > 0:
+                    raise NotYetError("the creation of a run was not answered; it may still happen", settling_s)
+                run_id = self._created(experiment_id, run_key, start_ms, tags)
+            self._unanswered.pop(run_key, None)
+            self._server_ids[run_key] = run_id
         finally:
             with self._opened:
-                self._tried.add(entry.run_id)
+                self._tried.add(run_key)
                 self._opened.notify_all()
 
-    def _create_run(self, run_key: str, *, tags: Mapping[str, str], parent_id: str | None, start_ms: int) -> None:
-        """Creates the run with this key, unless an earlier attempt whose answer was lost has."""
-        experiment_id = self._connection.experiment_id
-        tags = {**tags, RUN_KEY: run_key}
-        if parent_id is not None:
-            parent = self._active_run(self.resolve(parent_id))
-            experiment_id = parent.info.experiment_id
-            tags[PARENT_TAG] = parent.info.run_id
-        run_id = self._find_run(run_key, [experiment_id])
-        if run_id is None:
-            settling_s = self._unanswered.get(run_key, 0.0) + _SETTLING_S - time.monotonic()
-            if run_key in self._unanswered and settling_s > 0:
-                raise NotYetError("the creation of a run was not answered; it may still happen", settling_s)
-            run_id = self._created(experiment_id, run_key, start_ms, tags)
-        self._unanswered.pop(run_key, None)
-        self._server_ids[run_key] = run_id
-
     def _created(self, experiment_id: str, run_key: str, start_ms: int, tags: Mapping[str, str]) -> str:
-        """One request, with a long deadline: sent again, a late one makes a second run."""
+        """Creates a run by one request with a long deadline: a repeated request would make a second run."""
         name = tags["mlflow.runName"]
         if not self._connection.remote:
             return self._client.create_run(
@@ -163,7 +162,7 @@ class MlflowDelivery:
                 raise NoAnswerError(f"the answer to runs/create has no run ({error!r})") from error
             raise
 
-    def _find_run(self, run_key: str, experiment_ids: list[str]) -> str | None:
+    def _find_by_key(self, run_key: str, experiment_ids: list[str]) -> str | None:
         """The id of the run with this key, deleted or not.
 
         Raises:
@@ -181,66 +180,39 @@ class MlflowDelivery:
             infos = [(run.info.run_id, run.info.lifecycle_stage) for run in found]
         for run_id, stage in infos:
             if stage != "active":
-                self._active_run(run_id)
+                find_run(self._connection, run_id)
             return run_id
         return None
 
     def _look_for_cause(self, entry: Entry) -> None:
-        """Tells a refusal of this entry from a run or an experiment that is not there.
+        """Checks whether a refusal means that the entry's run or experiment is missing.
 
         Raises:
-            WaitingError: It is not there.
-        """
-        if entry.operation == "create":
-            self._require_experiment(self._connection.experiment_id)
-        else:
-            self._active_run(self.resolve(entry.run_id))
-
-    def _active_run(self, run_id: str) -> "Run":
-        """A run as the server has it.
-
-        Raises:
-            WaitingError: It has none, or it was deleted.
-            NoAnswerError: Something else answered.
+            WaitingError: It is missing, or was deleted.
         """
         from mlflow.exceptions import MlflowException
 
-        uri = self._connection.uri
-        try:
-            run = self._client.get_run(run_id)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST" or not is_answer(error, remote=self._connection.remote):
-                raise
-            raise WaitingError(
-                f"{uri} has no run {run_id}; if its database was replaced, put it back, then mmrl tracking flush"
-            ) from error
-        if run.info.run_id != run_id:
-            raise NoAnswerError(f"a request for run {run_id} was answered with something else")
-        if run.info.lifecycle_stage != "active":
-            experiment = self._client.get_experiment(run.info.experiment_id)
-            raise WaitingError(f"run {run_id} was deleted; restore it: {how_to_restore(uri, run_id, experiment)}")
-        return run
-
-    def _require_experiment(self, experiment_id: str) -> None:
-        from mlflow.exceptions import MlflowException
-
+        if entry.operation != "create":
+            find_run(self._connection, self.resolve(entry.run_id))
+            return
+        uri, experiment_id = self._connection.uri, self._connection.experiment_id
         try:
             experiment = self._client.get_experiment(experiment_id)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST" or not is_answer(error, remote=self._connection.remote):
                 raise
-            raise WaitingError(f"{self._connection.uri} has no experiment {experiment_id}") from error
+            raise WaitingError(f"{uri} has no experiment {experiment_id}") from error
         if experiment.lifecycle_stage != "active":
-            restore = how_to_restore(self._connection.uri, None, experiment)
+            restore = how_to_restore(uri, None, experiment)
             raise WaitingError(f"the experiment {experiment.name!r} was deleted; restore it: {restore}")
 
     def _confirm(self, run_id: str, is_there: Callable[["Run"], bool]) -> None:
-        """Reads back what was sent: an answer without content, or a proxy's, says nothing about the database.
+        """Reads back what was sent: an empty answer, or one of a proxy, says nothing about the database.
 
         Raises:
-            NoAnswerError: The run is not as it must be.
+            NoAnswerError: The run does not hold what was sent.
         """
-        if not is_there(self._active_run(run_id)):
+        if not is_there(find_run(self._connection, run_id)):
             raise NoAnswerError("it was answered, but is not there when it is read back")
 
     def _send_metrics(self, run_id: str, payload: Mapping[str, Any]) -> None:
@@ -248,13 +220,13 @@ class MlflowDelivery:
 
         points = [Metric(*point) for point in payload["points"]]
         self._client.log_batch(run_id, metrics=points)
-        self._confirm(run_id, lambda run: has_points(self._client, run, points))
+        self._confirm(run_id, lambda run: _has_points(self._client, run, points))
 
     def _send_params(self, run_id: str, payload: Mapping[str, Any]) -> None:
-        """Logs new parameters; one whose value differs becomes a tag, because MLflow refuses to change it."""
+        """Logs new parameters; a changed value becomes a tag, because MLflow refuses to change a parameter."""
         from mlflow.entities import Param, RunTag
 
-        data = self._active_run(run_id).data
+        data = find_run(self._connection, run_id).data
         new, changed = {}, {}
         for key, value in payload.items():
             tag = f"changed.{key}"
@@ -267,13 +239,15 @@ class MlflowDelivery:
             params=[Param(key, value) for key, value in new.items()],
             tags=[RunTag(key, value) for key, value in changed.items()],
         )
-        self._confirm(run_id, lambda run: has_params(run, new) and has_tags(run, changed))
+        self._confirm(
+            run_id, lambda run: new.items() <= run.data.params.items() and changed.items() <= run.data.tags.items()
+        )
 
     def _send_tags(self, run_id: str, payload: Mapping[str, Any]) -> None:
         from mlflow.entities import RunTag
 
         self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in payload.items()])
-        self._confirm(run_id, lambda run: has_tags(run, payload))
+        self._confirm(run_id, lambda run: payload.items() <= run.data.tags.items())
 
     def _send_dataset(self, run_id: str, payload: Mapping[str, Any]) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -287,13 +261,13 @@ class MlflowDelivery:
         )
         context = InputTag("mlflow.data.context", payload["context"])
         self._client.log_inputs(run_id, datasets=[DatasetInput(dataset=dataset, tags=[context])])
-        wanted = (dataset.name, dataset.digest)
-
-        def is_there(run: "Run") -> bool:
-            found = [] if run.inputs is None else [each.dataset for each in run.inputs.dataset_inputs]
-            return wanted in [(each.name, each.digest) for each in found]
-
-        self._confirm(run_id, is_there)
+        identity = attrgetter("dataset.name", "dataset.digest")
+        self._confirm(
+            run_id,
+            lambda run: (
+                run.inputs is not None and (dataset.name, dataset.digest) in map(identity, run.inputs.dataset_inputs)
+            ),
+        )
 
     def _send_status(self, run_id: str, payload: Mapping[str, Any]) -> None:
         if payload["status"] == "RUNNING":
@@ -303,11 +277,16 @@ class MlflowDelivery:
         self._confirm(run_id, lambda run: run.info.status == payload["status"])
 
     def _send_nest(self, run_id: str, payload: Mapping[str, Any]) -> None:
-        """Moves a run, and what lies below it, below the run `run_id`; one still RUNNING is shown as KILLED if asked.
+        """Moves the run `child` and its children below the run `run_id`.
 
-        Where the two lie in different stores or experiments only the tags are set: MLflow nests within one experiment.
+        With `killed`, a child that is still RUNNING is shown as KILLED. MLflow nests runs within one experiment only:
+        if the two lie in different stores or experiments, just the tags are set.
         """
-        child, parent = self._find(payload["child"]), self._find(run_id)
+        found: dict[str, Run] = {}
+        for each in (payload["child"], run_id):
+            with suppress(WaitingError):
+                found[each] = find_run(self._connection, self.resolve(each))
+        child, parent = found.get(payload["child"]), found.get(run_id)
         if child is None:
             return
         child_id, tags = child.info.run_id, dict(payload["tags"])
@@ -320,19 +299,19 @@ class MlflowDelivery:
         if payload["killed"] and child.info.status == "RUNNING":
             self._client.set_terminated(child_id, status="KILLED")
 
-    def _find(self, run_id: str) -> "Run | None":
-        """The run with this id, None if the server has none."""
-        try:
-            return self._active_run(self.resolve(run_id))
-        except WaitingError:
-            return None
-
     def _send_artifact(self, run_id: str, entry: Entry) -> None:
-        """Uploads a file or folder; gives up after three failures while the server answers, so that metrics go on."""
+        """Uploads a file or folder; after three failures while the server answers, gives up so that metrics go on.
+
+        A file outside of the run's output_dir is refused, and so is a folder with a link that leads out of it.
+        """
         path, folder = Path(entry.payload["path"]), entry.payload["folder"]
         if not path.exists():
             raise UndeliverableError(f"{path} is gone")
-        outside = _leads_out(path, self._output_dir)
+        place = path.resolve()
+        leading_out = (
+            each for each in path.rglob("*") if each.is_symlink() and not each.resolve().is_relative_to(place)
+        )
+        outside = next(leading_out, None) if place.is_relative_to(self._output_dir.resolve()) else path
         if outside is not None:
             raise UndeliverableError(f"{outside} lies outside of {self._output_dir}, whose files alone are sent")
         try:
@@ -341,17 +320,28 @@ class MlflowDelivery:
             if path.name not in listed:
                 raise NoAnswerError(f"{path} was uploaded and is not listed")
         except Exception as error:  # each artifact store raises its own
-            self._active_run(run_id)
+            find_run(self._connection, run_id)
             self._artifact_failures[entry.key] += 1
             if self._artifact_failures[entry.key] >= _ARTIFACT_ATTEMPTS:
                 raise UndeliverableError(f"{path} cannot be uploaded: {error}") from error
             raise
 
 
-def _leads_out(path: Path, output_dir: Path) -> Path | None:
-    """The file or folder itself if it lies outside of `output_dir`, or a link in the folder that leads out of it."""
-    place = path.resolve()
-    if not place.is_relative_to(output_dir.resolve()):
-        return path
-    links = (each for each in path.rglob("*") if each.is_symlink())
-    return next((link for link in links if not link.resolve().is_relative_to(place)), None)
+def _has_points(client: "MlflowClient", run: "Run", points: Sequence["Metric"]) -> bool:
+    """Whether the server has the points of one batch.
+
+    A batch is one transaction, so the newest point of each key stands for all points of that key. A run carries its
+    newest points; where the server has newer ones, the history of the key is read.
+    """
+    place = attrgetter("step", "timestamp")  # not the value, which a database may round
+    newest = {metric.key: place(metric) for metric in run.data._metric_objs}
+    last: dict[str, tuple[int, int]] = {}
+    for point in points:
+        last[point.key] = max(last.get(point.key, place(point)), place(point))
+    for key, sent in last.items():
+        known = newest.get(key)
+        if known is None or known < sent:
+            return False
+        if known != sent and sent not in map(place, client.get_metric_history(run.info.run_id, key)):
+            return False
+    return True

@@ -1,4 +1,4 @@
-"""Opens the store that a spool is for and delivers to it what lies there."""
+"""Opens the tracking store of a spool and delivers the spool's entries to it."""
 
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -16,9 +16,9 @@ def flush_store(
     runs: Collection[str] | None = None,
     say: Callable[[str], object] = lambda line: None,
 ) -> list[Leftover]:
-    """Delivers what lies in a spool and returns what is left; `uri` may carry credentials.
+    """Delivers the entries of a spool and returns the rest; `uri` may carry credentials.
 
     Raises:
-        ConfigError: The store cannot be opened, or another process delivers.
+        ConfigError: The store cannot be opened, or another process delivers the same spool.
     """
     return flush(spool, MlflowDelivery(connect(uri, experiment), spool), runs=runs, say=say)

@@ -1,7 +1,8 @@
-"""Whether a tracking address can be used, without leaving anything at it."""
+"""Checks whether a tracking address can be used, without leaving anything there."""
 
 import sqlite3
 import tempfile
+from contextlib import closing
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError, URLError
@@ -15,7 +16,7 @@ ANSWER_LIMIT_S = 5.0
 
 
 def mlflow_version() -> str:
-    """The version of MLflow, after its client was loaded."""
+    """The version of MLflow, after loading its client as a check."""
     import mlflow
     from mlflow.tracking import MlflowClient
 
@@ -23,43 +24,49 @@ def mlflow_version() -> str:
 
 
 def check_address(uri: str) -> str:
-    """What is at a tracking address.
+    """Describes the database or server at a tracking address.
 
     Raises:
-        ConfigError: It has another form, or nothing usable is there.
+        ConfigError: The address has another form, or nothing usable is there.
     """
     if uri.startswith("sqlite:///") and uri.removeprefix("sqlite:///") not in ("", ":memory:") and "?" not in uri:
         return _check_database(Path(uri.removeprefix("sqlite:///")))
-    if uri.startswith(("http://", "https://")):
-        return _check_server(redact(uri))
-    raise ConfigError(f"{redact(uri)!r} is neither sqlite:///<file> nor http(s)://<host>")
+    uri = redact(uri)
+    if not uri.startswith(("http://", "https://")):
+        raise ConfigError(f"{uri!r} is neither sqlite:///<file> nor http(s)://<host>")
+    try:
+        with urlopen(f"{uri.rstrip('/')}/health", timeout=ANSWER_LIMIT_S) as answer:  # the scheme is http or https
+            return f"{uri} answers /health with {answer.status}"
+    except HTTPError as error:
+        raise ConfigError(f"{uri} answers /health with {error.code}, as no MLflow server does") from error
+    except TimeoutError as error:
+        raise ConfigError(f"{uri} did not answer within {ANSWER_LIMIT_S:g} s") from error
+    except (URLError, HTTPException, OSError, ValueError) as error:
+        raise ConfigError(f"{uri} cannot be reached ({getattr(error, 'reason', error)})") from error
 
 
 def _check_database(path: Path) -> str:
-    """Reads one that exists; tries a scratch database beside it, so that none appears at its place."""
+    """Reads an existing database; tries writes in a scratch database beside it, so that none appears at `path`."""
+    place, found = f"sqlite:///{path}", "will be made on first use"
     try:
-        found = _describe(path) if path.exists() else "will be made on first use"
+        if path.exists():
+            query = "SELECT name FROM sqlite_master WHERE type = 'table'"
+            with closing(sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True)) as database:
+                tables = {name for (name,) in database.execute(query)}
+            if tables and "experiments" not in tables:
+                raise ConfigError(f"{place} is a database, but not one of MLflow's")
+            size = f"{path.stat().st_size / 2**20:.1f} MiB"
+            found = f"is an MLflow database, {size}" if tables else "is still empty"
         folder = next(each for each in path.absolute().parents if each.exists())
         with tempfile.TemporaryDirectory(prefix=".mmrl-doctor-", dir=folder) as scratch:
             _write_and_lock(Path(scratch) / "scratch.db")
     except (sqlite3.Error, OSError) as error:
-        raise ConfigError(f"sqlite:///{path} cannot be used ({error})") from error
-    return f"sqlite:///{path} {found}"
-
-
-def _describe(path: Path) -> str:
-    connection = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True)
-    try:
-        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if tables and "experiments" not in tables:
-            raise ConfigError(f"sqlite:///{path} is a database, but not one of MLflow's")
-        return f"is an MLflow database, {path.stat().st_size / 2**20:.1f} MiB" if tables else "is still empty"
-    finally:
-        connection.close()
+        raise ConfigError(f"{place} cannot be used ({error})") from error
+    return f"{place} {found}"
 
 
 def _write_and_lock(path: Path) -> None:
-    """One writer at a time is what MLflow relies on; network file systems may let two through."""
+    """Checks that a second writer is locked out, as MLflow requires; some network file systems let two write."""
     first, second = (sqlite3.connect(path, timeout=0, isolation_level=None) for _ in range(2))
     try:
         first.execute("CREATE TABLE runs (id TEXT)")
@@ -74,16 +81,3 @@ def _write_and_lock(path: Path) -> None:
     finally:
         first.close()
         second.close()
-
-
-def _check_server(uri: str) -> str:
-    address = f"{uri.rstrip('/')}/health"
-    try:
-        with urlopen(address, timeout=ANSWER_LIMIT_S) as answer:  # the scheme is http or https
-            return f"{uri} answers /health with {answer.status}"
-    except HTTPError as error:
-        raise ConfigError(f"{uri} answers /health with {error.code}, as no MLflow server does") from error
-    except TimeoutError as error:
-        raise ConfigError(f"{uri} did not answer within {ANSWER_LIMIT_S:g} s") from error
-    except (URLError, HTTPException, OSError, ValueError) as error:
-        raise ConfigError(f"{uri} cannot be reached ({getattr(error, 'reason', error)})") from error

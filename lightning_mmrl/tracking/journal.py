@@ -17,18 +17,18 @@ from lightning_mmrl.types.redaction import redact
 Operation = Literal["create", "metrics", "params", "tags", "dataset", "artifact", "status", "nest"]
 
 REJECTED = ".rejected"
-"""Suffix of the file of what a server did not take."""
+"""Suffix of the file with entries that a server refused."""
 DAMAGED = ".damaged"
-"""Suffix of the file of lines that cannot be read."""
+"""Suffix of the file with lines that cannot be read."""
 
-_POINTS_PER_REQUEST = 1000  # what MLflow takes in one log_batch call
+_POINTS_PER_REQUEST = 1000  # MLflow's limit for one log_batch call
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """One call on its way to the tracking server; `payload` holds JSON values only.
 
-    One that is `late` comes after calls that were made after it: a tag or a status in it yields to theirs.
+    A `late` entry is delivered after entries that were made after it: its tags and status yield to theirs.
 
     >>> Entry(run_id="4f2a", operation="tags", payload={"stage": "reason"}).operation
     'tags'
@@ -42,10 +42,10 @@ class Entry:
 
 
 class Journal:
-    """An append-only file of entries, and of marks for those that the server has.
+    """An append-only file of entries, and of marks for the entries that the server has.
 
-    A crash between a delivery and its mark means that the entry is delivered again; every delivery leaves the server as
-    one delivery would, because points carry their own time and step.
+    After a crash between a delivery and its mark the entry is delivered again. That does no harm, because points carry
+    their own time and step.
 
     Args:
         path: `<run id>.jsonl`; it exists only while something is undelivered.
@@ -53,13 +53,14 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._writing = FileLock(path.with_name(".writing"))  # several processes may append to and remove files here
 
     def append(self, entries: Iterable[Entry]) -> None:
         with self._writing:
             append_lines(self.path, (dataclasses.asdict(entry) for entry in entries), durable=True)
 
     def pending(self) -> list[Entry]:
-        """Returns what is undelivered, oldest first.
+        """Returns the undelivered entries, oldest first.
 
         Raises:
             ConfigError: A line is not as this version writes it.
@@ -81,13 +82,13 @@ class Journal:
         append_lines(self.path, [{"delivered": entry.key}], durable=True)
 
     def reject(self, entry: Entry, reason: object) -> Path:
-        """Puts aside an entry that the server does not take, and returns the file where it is kept."""
+        """Moves an entry that the server refuses to a file of its own, and returns that file."""
         path = self.path.with_suffix(REJECTED)
         append_lines(path, [{**dataclasses.asdict(entry), "reason": redact(reason)}], durable=True)
         return path
 
     def rejected(self) -> list[tuple[Entry, str]]:
-        """Returns what was put aside, oldest first, with the reasons.
+        """Returns the refused entries with the reasons, oldest first.
 
         Raises:
             ConfigError: A line is not as this version writes it.
@@ -100,7 +101,7 @@ class Journal:
         return found
 
     def keep_rejected(self, kept: Iterable[tuple[Entry, str]]) -> None:
-        """Replaces what is put aside."""
+        """Replaces the refused entries."""
         path = self.path.with_suffix(REJECTED)
         records = [{**dataclasses.asdict(entry), "reason": reason} for entry, reason in kept]
         if not records:
@@ -109,7 +110,7 @@ class Journal:
         write_whole(path, as_lines(records), shared=True)
 
     def remove_if_done(self) -> bool:
-        """Removes the file if nothing in it is undelivered, and says whether it did; damaged lines are kept."""
+        """Removes the file if all its entries are delivered, and returns whether it did; damaged lines are kept."""
         with self._writing:
             if self.pending():
                 return False
@@ -121,55 +122,43 @@ class Journal:
             return True
 
     def _entry(self, record: Mapping[str, Any], path: Path, number: int) -> Entry:
-        fault = _fault(record, self.path.stem)
-        if fault is not None:
-            raise ConfigError(
-                f"{path}, line {number} {fault}: it is of another version or damaged; deliver it with the version of "
-                "lightning_mmrl that wrote it, or move the file away"
-            )
-        return Entry(**record)
-
-    @property
-    def _writing(self) -> FileLock:
-        """Held for as long as a file is appended to or removed: several processes may share the folder."""
-        return FileLock(self.path.with_name(".writing"))
-
-
-def _fault(record: Mapping[str, Any], run_id: str) -> str | None:
-    """How a record of a run differs from the fields of an entry, None if it does not."""
-    unknown = sorted(set(record) - {each.name for each in dataclasses.fields(Entry)})
-    if unknown:
-        return f"has the unknown key {unknown[0]!r}"
-    if record.get("run_id") != run_id:
-        return f"has the run_id {record.get('run_id')!r}, not that of its file"
-    for name, kind in (("operation", str), ("payload", dict), ("key", str)):
-        if not isinstance(record.get(name), kind):
-            return f"has no {name} of its kind"
-    points = record["payload"].get("points") if record["operation"] == "metrics" else []
-    if not isinstance(points, list) or not all(isinstance(point, list) and len(point) == 4 for point in points):
-        return "has no points of four values"
-    return None
+        """The entry in a line, whose fields must be those that this version writes."""
+        unknown = sorted(set(record) - {each.name for each in dataclasses.fields(Entry)})
+        kinds = (("operation", str), ("payload", dict), ("key", str))
+        malformed = [name for name, kind in kinds if not isinstance(record.get(name), kind)]
+        if unknown:
+            fault = f"has the unknown key {unknown[0]!r}"
+        elif record.get("run_id") != self.path.stem:
+            fault = f"has the run_id {record.get('run_id')!r}, not that of its file"
+        elif malformed:
+            fault = f"has no {malformed[0]} of its kind"
+        elif record["operation"] == "metrics" and not (
+            isinstance(points := record["payload"].get("points"), list)
+            and all(isinstance(point, list) and len(point) == 4 for point in points)
+        ):
+            fault = "has no points of four values"
+        else:
+            return Entry(**record)
+        raise ConfigError(
+            f"{path}, line {number} {fault}: it is of another version or damaged; deliver it with the version of "
+            "lightning_mmrl that wrote it, or move the file away"
+        )
 
 
 def merge_points(entries: Iterable[Entry]) -> Iterator[Entry]:
     """Joins neighboring metric entries of one run, so that a long backlog takes few requests.
 
-    The joined entry carries the key of its last part.
+    A joined entry carries the key of its last part.
     """
     joined: Entry | None = None
     for entry in entries:
-        if joined is not None and _fits(joined, entry):
+        if joined is not None and joined.operation == entry.operation == "metrics" and joined.run_id == entry.run_id:
             points = [*joined.payload["points"], *entry.payload["points"]]
-            joined = dataclasses.replace(entry, payload={"points": points})
-            continue
+            if len(points) <= _POINTS_PER_REQUEST:
+                joined = dataclasses.replace(entry, payload={"points": points})
+                continue
         if joined is not None:
             yield joined
         joined = entry
     if joined is not None:
         yield joined
-
-
-def _fits(first: Entry, second: Entry) -> bool:
-    if not first.operation == second.operation == "metrics" or first.run_id != second.run_id:
-        return False
-    return len(first.payload["points"]) + len(second.payload["points"]) <= _POINTS_PER_REQUEST

@@ -21,11 +21,11 @@ def as_lines(records: Iterable[Mapping[str, Any]]) -> str:
 def append_lines(path: Path, records: Iterable[Mapping[str, Any]], *, durable: bool = False) -> None:
     """Appends one line for each record, in one write.
 
-    A line that a killed process left unfinished is closed first, so that the new ones stay readable. With `durable` the
-    data are on the disk when the call returns.
+    If a killed process left its last line unfinished, a line break is added first, so that the new lines stay readable.
+    With `durable` the data are on the disk when the call returns.
 
     Raises:
-        OSError: The disk refuses; the file is as it was before, where it can be cut.
+        OSError: The disk refuses; the file is truncated to its old length, if the disk allows that.
     """
     text = as_lines(records)
     with path.open("ab+", buffering=0) as file:
@@ -38,7 +38,7 @@ def append_lines(path: Path, records: Iterable[Mapping[str, Any]], *, durable: b
             while rest:
                 rest = rest[file.write(rest) :]
         except OSError:
-            with suppress(OSError):  # else the next call closes the line that is cut off
+            with suppress(OSError):  # else the next call ends the unfinished line
                 file.truncate(size)
             raise
         if durable:
@@ -54,7 +54,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The records of a file with the numbers of their lines, from 1; see `read_lines`.
 
     Raises:
-        ConfigError: It is no plain file.
+        ConfigError: The path is no plain file.
     """
     for number, line, record in _lines(path):
         if record is None:
@@ -67,13 +67,13 @@ def unreadable_lines(path: Path) -> list[str]:
     """The lines of a file that `read_lines` skips.
 
     Raises:
-        ConfigError: It is no plain file.
+        ConfigError: The path is no plain file.
     """
     return [line for _, line, record in _lines(path) if record is None]
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str, dict[str, Any] | None]]:
-    """Number, text and record of each line; a line without a record has None."""
+    """Number, text and record of each line; the record is None for an unreadable line."""
     if not path.exists():
         return
     if not path.is_file():

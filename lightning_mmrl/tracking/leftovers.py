@@ -1,9 +1,9 @@
-"""What runs left undelivered: which entries lie in a spool, for which run and server, and how they get there."""
+"""Entries that runs left undelivered in a spool: counts by run, and their delivery by `mmrl tracking flush`."""
 
 import dataclasses
 import json
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ STORE = "store.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leftover:
-    """What one run has in a spool: entries and points that are undelivered and that were refused, and why."""
+    """Numbers of undelivered (`pending`) and refused (`rejected`) entries of one run, and the last refusal's reason."""
 
     run_id: str
     pending: int
@@ -36,14 +36,14 @@ class Leftover:
 
 
 def note_store(spool: Path, uri: str, experiment: str) -> None:
-    """Writes down, without credentials, which store a spool is for."""
+    """Writes the store of a spool into its folder, without credentials."""
     content = {"uri": uri, "experiment": experiment}
     if read_store(spool) != content:
         write_whole(spool / STORE, json.dumps(content) + "\n", shared=True, durable=False)
 
 
 def read_store(spool: Path) -> dict[str, str] | None:
-    """The address and the experiment that a spool is for; None if it does not say."""
+    """The address and the experiment of a spool's store; None if they are not noted or the note is damaged."""
     if not (spool / STORE).is_file():
         return None
     try:
@@ -54,7 +54,7 @@ def read_store(spool: Path) -> dict[str, str] | None:
 
 
 def leftovers(spool: Path, runs: Collection[str] | None = None) -> list[Leftover]:
-    """What is undelivered or was refused, by run; of these runs alone if they are given."""
+    """Undelivered and refused entries by run; of the given `runs` only, if there are any given."""
     ids = {path.stem for suffix in (".jsonl", REJECTED) for path in spool.glob(f"*{suffix}")}
     found = []
     for run_id in sorted(ids if runs is None else ids & set(runs)):
@@ -75,7 +75,7 @@ def leftovers(spool: Path, runs: Collection[str] | None = None) -> list[Leftover
 
 
 def damaged_lines(spool: Path, runs: Collection[str] | None = None) -> dict[Path, int]:
-    """The number of unreadable lines by file of a spool; of these runs alone if they are given."""
+    """Numbers of unreadable lines by file of a spool; only for the given `runs`, if there are any given."""
     files = sorted(path for suffix in (".jsonl", REJECTED, DAMAGED) for path in spool.glob(f"*{suffix}"))
     found = {path: len(unreadable_lines(path)) for path in files if runs is None or path.stem in runs}
     return {path: number for path, number in found.items() if number}
@@ -88,21 +88,25 @@ def flush(
     runs: Collection[str] | None = None,
     say: Callable[[str], object] = lambda line: None,
 ) -> list[Leftover]:
-    """Delivers what is undelivered, what was refused before included, and returns what is left.
+    """Delivers all undelivered and all refused entries, and returns the entries that are left.
 
-    An outage ends it; a run that the server does not have is passed over. What was refused is older than what waits:
-    a tag or a status among it does not replace a later one.
+    An outage ends it; a run that the server does not have is skipped. Refused entries are older than undelivered ones:
+    their tags and status do not replace later ones.
 
     Raises:
-        ConfigError: Another process delivers what lies there.
+        ConfigError: Another process delivers from this spool.
     """
-    with _alone(spool):
+    try:
+        lock = FileLock(spool / ".lock", timeout=0).acquire()
+    except Timeout as error:
+        if not (spool / ".lock").exists():
+            raise ConfigError(f"no lock file can be made in {spool}; move the folder to a local disk") from error
+        raise ConfigError(f"another process, such as a training, delivers what lies in {spool}; wait for it") from error
+    with lock:
         for left in leftovers(spool, runs):
             journal = Journal(spool / f"{left.run_id}.jsonl")
-            counted = _Counted(deliver)
             try:
-                _send_pending(journal, counted)
-                _send_rejected(journal, counted)
+                sent = _send(journal, deliver)
             except WaitingError as error:
                 say(f"run {left.run_id}: {redact(error)}")
             except Exception as error:  # whatever the client raises
@@ -111,55 +115,34 @@ def flush(
             else:
                 refused = len(journal.rejected())
                 rest = f", {refused} entries refused" if refused else ""
-                say(f"run {left.run_id}: {counted.points} points and {counted.others} other entries delivered{rest}")
+                say(f"run {left.run_id}: {sent['points']} points and {sent['others']} other entries delivered{rest}")
         return leftovers(spool, runs)
 
 
-@contextmanager
-def _alone(spool: Path) -> Iterator[None]:
-    try:
-        with FileLock(spool / ".lock", timeout=0):
-            yield
-    except Timeout as error:
-        if not (spool / ".lock").exists():
-            raise ConfigError(f"no lock file can be made in {spool}; move the folder to a local disk") from error
-        raise ConfigError(f"another process, such as a training, delivers what lies in {spool}; wait for it") from error
+def _send(journal: Journal, deliver: Callable[[Entry], None]) -> Counter[str]:
+    """Delivers the entries of one run, then again those that were refused; counts delivered `points` and `others`."""
+    sent: Counter[str] = Counter()
 
+    def counted(entry: Entry) -> None:
+        deliver(entry)
+        is_metrics = entry.operation == "metrics"
+        sent["points" if is_metrics else "others"] += len(entry.payload["points"]) if is_metrics else 1
 
-def _send_pending(journal: Journal, deliver: Callable[[Entry], None]) -> None:
     while not journal.remove_if_done():
         for entry in merge_points(journal.pending()):
-            for part, error in refused_parts(entry, deliver):
+            for part, error in refused_parts(entry, counted):
                 journal.reject(part, error)
             journal.mark_delivered(entry)
-
-
-def _send_rejected(journal: Journal, deliver: Callable[[Entry], None]) -> None:
     entries, kept = journal.rejected(), []
     for index, (entry, reason) in enumerate(entries):
         try:
-            refused = refused_parts(dataclasses.replace(entry, late=True), deliver)
+            refused = refused_parts(dataclasses.replace(entry, late=True), counted)
         except Exception:
             journal.keep_rejected([*kept, (entry, reason), *entries[index + 1 :]])
             raise
         kept += [(dataclasses.replace(part, late=entry.late), redact(error)) for part, error in refused]
     journal.keep_rejected(kept)
-
-
-class _Counted:
-    """Counts the points and the other entries that a delivery was well with."""
-
-    def __init__(self, deliver: Callable[[Entry], None]) -> None:
-        self._deliver = deliver
-        self.points = 0
-        self.others = 0
-
-    def __call__(self, entry: Entry) -> None:
-        self._deliver(entry)
-        if entry.operation == "metrics":
-            self.points += len(entry.payload["points"])
-        else:
-            self.others += 1
+    return sent
 
 
 def _points(entries: list[Entry]) -> int:

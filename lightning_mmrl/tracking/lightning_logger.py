@@ -16,7 +16,7 @@ from lightning_mmrl.protocols.plain import TrackedRun
 from lightning_mmrl.tracking.jsonl import append_lines, read_lines
 
 MOST_REPEATED = 1000
-"""Lines of an earlier process that are read: a stage that goes on repeats the last few of them at most."""
+"""How many lines of an earlier process are read: a resumed stage repeats the last few of them at most."""
 
 
 class RunLogger(Logger):
@@ -24,14 +24,14 @@ class RunLogger(Logger):
 
     Each call is also one line of `<directory>/metrics.jsonl`, `{"step": 3, "time": 1790000000.0, "metrics": {...}}`,
     with `time` in seconds since 1970 and a value that is not finite as the string "nan", "inf" or "-inf". The key
-    "epoch", which Lightning adds, is dropped. A line that the disk refuses is missing there, and training goes on.
+    "epoch", which Lightning adds, is dropped. If the disk refuses a line, training goes on without it.
 
-    A stage that goes on in a new process finds its file: what it repeats is not logged again, and the last points are
-    sent once more, with the time they had, in case the first process was killed before they were delivered. A tracker
-    keeps a point that it gets twice once.
+    A stage that is resumed in a new process reads the file. Points that it computes again are not logged again. The
+    last points of the file are sent once more, with their original time, in case the first process was killed before
+    they were delivered; a tracker stores a point only once.
 
     Args:
-        run: Where metrics go; the run is finished by whoever opened it.
+        run: Where metrics go; the caller, who opened the run, finishes it.
         directory: Folder of the local copy.
     """
 
@@ -39,20 +39,17 @@ class RunLogger(Logger):
         super().__init__()
         self._run = run
         self._directory = directory
+        self._file = directory / "metrics.jsonl"
         self._logged: defaultdict[int, set[str]] = defaultdict(set)
         self._take_up()
 
     @rank_zero_only
     def _take_up(self) -> None:
-        """Reads what an earlier process logged."""
+        """Reads and sends again the last lines that an earlier process logged."""
         for record in read_lines(self._file)[-MOST_REPEATED:]:
             values = {key: float(value) for key, value in record["metrics"].items()}
             self._logged[record["step"]] |= values.keys()
             self._run.log_metrics(values, record["step"], record["time"])
-
-    @property
-    def _file(self) -> Path:
-        return self._directory / "metrics.jsonl"
 
     @property
     def name(self) -> str:
@@ -73,15 +70,11 @@ class RunLogger(Logger):
         values = {key: float(value) for key, value in metrics.items() if key != "epoch" and key not in known}
         if not values:
             return
-        record = {"step": step, "time": now, "metrics": {key: _encode(value) for key, value in values.items()}}
+        written = {key: value if math.isfinite(value) else str(value) for key, value in values.items()}
         with dispensable("lines of metrics.jsonl", self._directory):
             self._directory.mkdir(parents=True, exist_ok=True)
-            append_lines(self._file, [record])
+            append_lines(self._file, [{"step": step, "time": now, "metrics": written}])
         self._run.log_metrics(values, step, now)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Does nothing: the orchestrator logs the resolved configuration."""
-
-
-def _encode(value: float) -> float | str:
-    return value if math.isfinite(value) else str(value)
+        """Does nothing, because the orchestrator logs the resolved configuration."""

@@ -8,6 +8,7 @@ import re
 import time
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lightning_mmrl.tracking.delivery import LOCAL_PREFIX, PARENT_TAG, MlflowDel
 from lightning_mmrl.tracking.journal import Entry, Operation
 from lightning_mmrl.tracking.leftovers import note_store
 from lightning_mmrl.tracking.null import UNTRACKED, UNTRACKED_STAGE, NullRun
+from lightning_mmrl.tracking.refusals import WaitingError
 from lightning_mmrl.tracking.spool import Spool
 from lightning_mmrl.types.redaction import redact, redacted_tree
 
@@ -36,20 +38,20 @@ _MAX_DIGEST = 36
 
 
 class MlflowTracker:
-    """Opens runs in an MLflow database or server; rank 0 alone may build one.
+    """Opens runs in an MLflow database or server; only rank 0 may build a tracker.
 
-    A server that cannot be reached at the start is a `ConfigError`. Once the tracker is open, an outage neither stops
-    nor slows training: what the server misses waits in `spool_dir`, is delivered when the server answers again, and at
-    the latest when a tracker is next opened on the same folder. A run that the server has not made after 10 s, as in
-    an outage, gets a local id (`local-...`), which `run_id` and `parent_id` take like any other.
+    If no server can be reached at the start, that is a `ConfigError`. Once the tracker is open, an outage neither stops
+    nor slows training: undelivered entries wait in `spool_dir`. They are delivered when the server answers again, or
+    when a tracker is next opened on the same folder. A run that the server has not created after 10 s, as in an outage,
+    gets a local id (`local-...`), which `run_id` and `parent_id` accept like any other id.
 
-    Under `mlflow run` the first parent that is opened is the run that MLflow made (MLFLOW_RUN_ID). If that call names
-    an earlier run to continue, the new one gets the tag `mmrl.continues`, and the earlier one moves below it with its
-    stages, where both lie in one experiment: there is one parent, however often the curriculum was started.
+    Under `mlflow run` the first parent that is opened is the run that MLflow created (MLFLOW_RUN_ID). If that call
+    names an earlier run to continue, the new run gets the tag `mmrl.continues`, and the earlier run is nested below it
+    with its stages, if both lie in one experiment. So there is one parent, however often the curriculum was started.
 
     Args:
         tracking_uri: `sqlite:///<file>` or `http(s)://<host>`.
-        experiment: Name of the experiment; created where it does not exist.
+        experiment: Name of the experiment; created if it does not exist.
         spool_dir: Folder for undelivered entries, used by one tracker at a time.
 
     Raises:
@@ -84,30 +86,27 @@ class MlflowTracker:
             run_id = None
         if parent_id is None and self._project_run_id is not None:
             return self._adopt_run(self._project_run_id, all_tags, earlier=run_id)
-        if run_id is None:
-            return self._create_run(all_tags, parent_id)
-        return self._continue_run(run_id, all_tags, parent_id)
+        if run_id is not None:
+            return self._continue_run(run_id, all_tags, parent_id)
+        run_key = f"{LOCAL_PREFIX}{time.time_ns()}-{uuid.uuid4().hex[:8]}"
+        payload = {"tags": all_tags, "parent_id": parent_id, "start_ms": _now_ms()}
+        is_backlogged = self._spool.is_backlogged
+        self._spool.submit(Entry(run_id=run_key, operation="create", payload=payload))
+        new_id = None if is_backlogged else self._delivery.wait_for_run(run_key, _OPENING_S)
+        return MlflowRun(new_id or run_key, self._spool)
 
     def note_report(self, run_id: str) -> None:
-        """Nests the run of `mlflow run`, which had nothing to train, below the run `run_id` that it reports."""
+        """After an `mlflow run` that had nothing to train, nests its run below the finished run `run_id`."""
         if self._project_run_id is not None and run_id != UNTRACKED:
             payload = {"child": self._project_run_id, "tags": {"mmrl.reports": run_id}, "killed": False}
             self._spool.submit(Entry(run_id=run_id, operation="nest", payload=payload))
 
     def close(self) -> None:
-        """Delivers what is queued, for at most 30 s; a warning names the files of what is left."""
+        """Delivers queued entries for at most 30 s; a warning names the files with the rest."""
         self._spool.close()
 
-    def _create_run(self, tags: Mapping[str, str], parent_id: str | None) -> "MlflowRun":
-        run_key = f"{LOCAL_PREFIX}{time.time_ns()}-{uuid.uuid4().hex[:8]}"
-        payload = {"tags": tags, "parent_id": parent_id, "start_ms": _now_ms()}
-        is_backlogged = self._spool.is_backlogged
-        self._spool.submit(Entry(run_id=run_key, operation="create", payload=payload))
-        run_id = None if is_backlogged else self._delivery.wait_for_run(run_key, _OPENING_S)
-        return MlflowRun(run_id or run_key, self._spool)
-
     def _adopt_run(self, run_id: str, tags: dict[str, str], earlier: str | None) -> TrackedRun:
-        """Takes the run of `mlflow run` as parent; a name that the user gave it stays."""
+        """Uses the run of `mlflow run` as parent; if the user gave it a name, it keeps that name."""
         self._project_run_id = None
         if not re.fullmatch(_GENERATED_NAME, self._connection.run_name or ""):
             del tags["mlflow.runName"]
@@ -124,10 +123,10 @@ class MlflowTracker:
 
         if not self._spool.is_backlogged and not run_id.startswith(LOCAL_PREFIX):
             try:
-                find_run(self._connection.client, run_id, self._connection.uri, remote=self._connection.remote)
-            except ConfigError:
+                find_run(self._connection, run_id)
+            except WaitingError as error:
                 if not self._continues_another:
-                    raise
+                    raise ConfigError(str(error)) from error
                 _log.warning("Run %s was made in another tracking store; it stays there as it is.", run_id)
                 return NullRun(run_id)
             except (MlflowException, NoAnswerError) as error:
@@ -138,22 +137,18 @@ class MlflowTracker:
         return run
 
 
+@dataclass(frozen=True, slots=True)
 class MlflowRun:
-    """One open run; each call is queued and returns at once."""
+    """One open run; each call is queued in the spool and returns at once."""
 
-    def __init__(self, run_id: str, spool: Spool) -> None:
-        self._id = run_id
-        self._spool = spool
-
-    @property
-    def id(self) -> str:
-        return self._id
+    id: str
+    spool: Spool
 
     def log_metrics(self, metrics: Mapping[str, float], step: int, time_s: float | None = None) -> None:
         """Logs values at a step, with the given time or the present one.
 
-        What is not a finite number (MLflow would plot infinity as 1.8e308) is left out and counted in
-        `tracking/non_finite`.
+        Values that are not finite numbers are left out, because MLflow would plot infinity as 1.8e308. The metric
+        `tracking/non_finite` counts them.
         """
         values = {clean_key(key): _as_float(value) for key, value in metrics.items()}
         finite = {key: value for key, value in values.items() if math.isfinite(value)}
@@ -164,7 +159,7 @@ class MlflowRun:
             self._submit("metrics", {"points": [[key, value, at, int(step)] for key, value in finite.items()]})
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Logs parameters as text; a value that differs from the logged one becomes the tag `changed.<key>`."""
+        """Logs parameters as text; a value that differs from the one logged before becomes the tag `changed.<key>`."""
         values = {
             clean_key(key)[: _MAX_KEY - len("changed.")]: str(value)[:_MAX_PARAM] for key, value in params.items()
         }
@@ -174,7 +169,7 @@ class MlflowRun:
         self._submit("tags", _clean_tags(tags))
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Uploads a file, or a folder with all below it, as `<folder>/<its name>`; it is read later, so keep it."""
+        """Uploads a file or a whole folder as `<folder>/<its name>`; it is read later, so do not remove it."""
         self._submit("artifact", {"path": str(path.absolute()), "folder": folder})
 
     def log_dataset(self, name: str, digest: str, source: str, context: str, profile: Mapping[str, Any]) -> None:
@@ -198,17 +193,21 @@ class MlflowRun:
     def _submit(self, operation: Operation, payload: Mapping[str, Any]) -> None:
         if operation in ("params", "tags", "dataset"):
             payload = redacted_tree(payload)
-        self._spool.submit(Entry(run_id=self._id, operation=operation, payload=payload))
+        self.spool.submit(Entry(run_id=self.id, operation=operation, payload=payload))
 
 
 def clean_key(key: str) -> str:
-    """Returns the key as MLflow takes it: letters, digits, `_-. :/`, no empty or dotted path parts, 250 characters.
+    """Returns the key as MLflow accepts it: letters, digits, `_-. :/`, no empty or dotted path parts, 250 characters.
 
     >>> clean_key("reason//rollout/reward@k")
     'reason/rollout/reward_k'
     """
     parts = re.sub(r"[^/\w.\- :]", "_", key).split("/")
     return "/".join(part for part in parts if part not in ("", ".", ".."))[:_MAX_KEY].rstrip("/") or "_"
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _as_float(value: Any) -> float:
@@ -220,7 +219,3 @@ def _as_float(value: Any) -> float:
 
 def _clean_tags(tags: Mapping[str, str]) -> dict[str, str]:
     return {clean_key(key): str(value)[:_MAX_TAG] for key, value in tags.items()}
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -1,4 +1,4 @@
-"""Tells the user about trouble with the tracking server: each kind of it once in an outage, and no credentials."""
+"""Warns about trouble with the tracking server: each kind once per outage, and never with credentials."""
 
 import logging
 import threading
@@ -8,7 +8,7 @@ from typing import Literal
 from lightning_mmrl.types.redaction import redact
 
 Kind = Literal["failed", "waiting", "refused", "disk", "left"]
-"""Five kinds: an outage is at most five lines, however long it lasts and however many entries it concerns."""
+"""Kinds of warnings. An outage gives at most one line of each, however long it lasts."""
 
 THREAD = "mmrl-tracking"
 """Name of the thread that delivers."""
@@ -16,14 +16,14 @@ THREAD = "mmrl-tracking"
 _log = logging.getLogger("lightning_mmrl.tracking")
 
 _QUIET_S = 600.0
-"""A server that fails again within this time is in the same outage."""
+"""A server that fails again within this time is still in the same outage."""
 
 
 class Notices:
-    """Logs warnings; one of a kind that was logged already is counted only, until the outage is over.
+    """Logs warnings; each kind once until the outage is over.
 
     Args:
-        quiet_s: How long the server must have answered before trouble is a new outage, in seconds.
+        quiet_s: Seconds that the server must have answered before trouble counts as a new outage.
     """
 
     def __init__(self, quiet_s: float = _QUIET_S) -> None:
@@ -33,7 +33,7 @@ class Notices:
         self._guard = threading.Lock()
 
     def say(self, kind: Kind, message: str) -> None:
-        """Warns, unless this kind of trouble was warned of in the present outage."""
+        """Logs a warning, unless one of this kind was logged in the present outage."""
         with self._guard:
             if self._well_since is not None and time.monotonic() - self._well_since > self._quiet_s:
                 self._said.clear()
@@ -44,14 +44,14 @@ class Notices:
         _log.warning("%s", redact(message))
 
     def well(self) -> None:
-        """The server has everything; after a quiet time, trouble is a new outage."""
+        """Notes that the server has everything; after `quiet_s`, trouble counts as a new outage."""
         with self._guard:
             if self._well_since is None:
                 self._well_since = time.monotonic()
 
 
 def quiet_clients() -> None:
-    """Silences what MLflow and urllib3 log from the thread that delivers: every retry is a line, with the address."""
+    """Silences MLflow and urllib3 in the delivery thread, where each retry would log a line with the address."""
     for name in ("urllib3.connectionpool", "mlflow", "mlflow.exceptions", "mlflow.utils.rest_utils"):
         logger = logging.getLogger(name)
         for target in (logger, *logger.handlers):
@@ -60,5 +60,5 @@ def quiet_clients() -> None:
 
 
 def _from_elsewhere(record: logging.LogRecord) -> bool:
-    """Whether a record is not a client's from that thread; a handler may be shared with our own warnings."""
+    """Keeps all records but the clients' own in the delivery thread; our warnings may share their handlers."""
     return record.threadName != THREAD or not record.name.startswith(("urllib3", "mlflow"))

@@ -1,21 +1,18 @@
-"""Tracking turned off: the same calls, and nothing happens."""
+"""Tracking turned off: the calls of a tracker, without any effect."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning_mmrl.protocols.plain import RunStatus
 
 
+@dataclass(eq=False)
 class NullRun:
     """A run that keeps nothing."""
 
-    def __init__(self, run_id: str) -> None:
-        self._id = run_id
-
-    @property
-    def id(self) -> str:
-        return self._id
+    id: str
 
     def log_metrics(self, metrics: Mapping[str, float], step: int, time_s: float | None = None) -> None:
         pass
@@ -37,13 +34,13 @@ class NullRun:
 
 
 UNTRACKED = "untracked"
-"""Id of a parent run that no tracker knows; a later run of the curriculum may be tracked."""
+"""Id of a parent run without tracking; a later call of the same curriculum may be tracked."""
 
 UNTRACKED_STAGE = "untracked-stage"
 
 
 class NullTracker:
-    """Opens runs that keep nothing; a run's id is the one asked for, or says that there is none.
+    """Opens runs that keep nothing; a run has the id that was asked for, or one that says it is not tracked.
 
     >>> NullTracker().open_run("quickstart").id
     'untracked'

@@ -1,4 +1,4 @@
-"""How a delivery fails for good, for now or for one run; and which parts of an entry a server refuses."""
+"""Errors of a delivery (for good, for now, or for one run), and the search for the refused parts of an entry."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,15 +11,15 @@ class UndeliverableError(Exception):
 
 
 class RefusedError(Exception):
-    """The server is well, has the entry's run, and will not take the entry."""
+    """The server works and has the entry's run, but refuses the entry."""
 
 
 class WaitingError(Exception):
-    """The server does not have the entry's run, or has deleted it; those of other runs may go on."""
+    """The server does not have the entry's run, or has deleted it; entries of other runs may be delivered."""
 
 
 class NotYetError(Exception):
-    """Too early to say whether the server has it; worth another attempt after `wait_s` seconds."""
+    """It is too early to know whether the server has the entry; try again after `wait_s` seconds."""
 
     def __init__(self, message: str, wait_s: float) -> None:
         super().__init__(message)
@@ -27,10 +27,10 @@ class NotYetError(Exception):
 
 
 def refused_parts(entry: Entry, deliver: Callable[[Entry], None]) -> list[tuple[Entry, Exception]]:
-    """Delivers what the server takes of an entry and returns what it does not: of joined points only the refused ones.
+    """Delivers an entry and returns the parts that the server refuses: of joined points only the refused ones.
 
     Raises:
-        Exception: Whatever else `deliver` raises; nothing is decided then, and the whole entry may be sent again.
+        Exception: `deliver` failed otherwise. Nothing is decided then; the whole entry may be sent again.
     """
     try:
         deliver(entry)

@@ -1,4 +1,4 @@
-"""Keeps training apart from the tracking server: a queue, one thread that drains it, and journals for outages."""
+"""Decouples training from the tracking server: a queue, one thread that drains it, and journals for outages."""
 
 import logging
 import threading
@@ -22,26 +22,26 @@ _LONGEST_REASON = 200
 
 
 class _OutageError(Exception):
-    """A delivery failed otherwise; the next attempt is put off."""
+    """The tracking server failed; the next attempt is delayed."""
 
 
 class Spool:
     """Delivers entries in order from a thread of its own; `submit` neither waits nor raises.
 
-    Entries wait in memory. When a delivery fails, it and all that follow go to `<directory>/<run id>.jsonl`, which is
-    tried again after `retry_s` (doubling up to 30 s), at `close`, and by the next spool of this directory. An entry
-    that cannot be sent, or that a server that is well refuses twice, is kept in `<run id>.rejected`, so that it does
-    not hold up the rest; `mmrl tracking flush` sends it again. A run that the server does not have holds up its own
-    entries alone.
+    Entries wait in memory. When a delivery fails, this entry and all that follow go to `<directory>/<run id>.jsonl`.
+    The file is delivered after `retry_s` (doubling up to 30 s), at `close`, or by the next spool of this directory. An
+    entry that cannot be sent, or that a working server refuses twice, goes to `<run id>.rejected`, so that it does not
+    block the rest; `mmrl tracking flush` sends it again. A run that the server does not have blocks only its own
+    entries.
 
     Args:
-        directory: Where the journals lie; those of an earlier process are delivered first, by one spool at a time.
+        directory: Folder of the journals. Journals of an earlier process are delivered first, by one spool at a time.
         deliver: Sends one entry; raises on failure. Only the spool's thread calls it.
-        limit: Entries kept in memory while one delivery hangs; metrics above it go to the disk at once.
+        limit: Entries kept in memory while one delivery hangs; further metrics go to the disk at once.
         retry_s: Shortest time between two attempts, in seconds.
 
     Raises:
-        ConfigError: A journal there has a line that is not as this version writes it.
+        ConfigError: A journal in the directory has a line that this version does not write.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Spool:
 
     @property
     def is_backlogged(self) -> bool:
-        """Whether something waits on disk for the server to answer again."""
+        """Whether entries wait on disk for the server to answer again."""
         return bool(self._journals)
 
     def submit(self, entry: Entry) -> None:
@@ -84,7 +84,7 @@ class Spool:
                 self._pending.append(entry)
                 self._changed.notify()
                 return
-        # A point carries its step and its time: it may overtake what waits in memory.
+        # A point carries its step and its time, so it may overtake entries in memory.
         try:
             self._store([entry])
         except OSError:  # memory is the last place that is left
@@ -92,7 +92,7 @@ class Spool:
                 self._pending.append(entry)
 
     def close(self, timeout_s: float = 30.0) -> list[Path]:
-        """Delivers what it can within `timeout_s` and returns the journals of what is left."""
+        """Delivers entries for at most `timeout_s`, and returns the journals with the rest."""
         with self._changed:
             self._closing = True
             self._close_by = time.monotonic() + timeout_s
@@ -109,7 +109,14 @@ class Spool:
         except OSError as error:
             _log.error("%d tracking entries are lost: %s", len(rest), error)
         self._lock.release()
-        return self._report_rest()
+        left = [journal.path for journal in self._journals.values()]
+        if left:
+            self._notices.say(
+                "left",
+                f"The tracking server lacks what is in {', '.join(map(str, left))}. The next mmrl train or evaluate "
+                f"of this run delivers it, and so does: mmrl tracking flush {self._directory.parent.parent}",
+            )
+        return left
 
     def _adopt_journals(self) -> dict[str, Journal]:
         try:
@@ -124,16 +131,6 @@ class Spool:
             self._lock.release()
             raise
 
-    def _report_rest(self) -> list[Path]:
-        left = [journal.path for journal in self._journals.values()]
-        if left:
-            self._notices.say(
-                "left",
-                f"The tracking server lacks what is in {', '.join(map(str, left))}. The next mmrl train or evaluate "
-                f"of this run delivers it, and so does: mmrl tracking flush {self._directory.parent.parent}",
-            )
-        return left
-
     def _work(self) -> None:
         """Drains the queue until the spool is closed."""
         last_turn = False
@@ -141,7 +138,7 @@ class Spool:
             batch, last_turn = self._take()
             try:
                 self._turn(batch, last_turn)
-            except Exception as error:  # as of the local disk: keep the entries in memory, and try again
+            except Exception as error:  # e.g. of the local disk: keep the entries in memory, and try again
                 self._notices.say("disk", f"Tracking entries cannot be kept in {self._directory}: {_brief(error)}")
                 with self._changed:
                     self._pending.extendleft(reversed(self._in_flight))
@@ -149,6 +146,7 @@ class Spool:
                     self._changed.wait_for(lambda: self._closing, self._retry_s)
 
     def _turn(self, batch: list[Entry], last_turn: bool) -> None:
+        """Delivers a batch, stores the rest in journals, and delivers the journals if an attempt is due."""
         rest = self._send(batch)
         if rest:
             self._store(rest)
@@ -163,7 +161,7 @@ class Spool:
             self._notices.well()
 
     def _take(self) -> tuple[list[Entry], bool]:
-        """Waits for entries, for the next attempt or for the end; returns the entries and whether it is the end."""
+        """Waits for entries, the next attempt or `close`; returns the entries and whether the spool is closing."""
         with self._changed:
             if not self._pending and not self._closing:
                 wait_s = max(self._next_attempt - time.monotonic(), 0.0) if self._journals else None
@@ -174,7 +172,7 @@ class Spool:
             return batch, self._closing
 
     def _send(self, batch: Sequence[Entry]) -> list[Entry]:
-        """Delivers a batch from memory and returns what is to be kept: all of a run from its first failure on."""
+        """Delivers a batch from memory, and returns each run's entries from its first failure on."""
         entries, kept = list(merge_points(batch)), []
         held = set(self._journals)
         is_down = self._is_down
@@ -195,9 +193,9 @@ class Spool:
         return kept
 
     def _replay(self) -> float:
-        """Delivers the journals, oldest run first, up to an outage; the time after which to try again, if it is known.
+        """Delivers the journals, oldest run first, until an outage; returns the seconds to wait if they are known.
 
-        A run that the server lacks, or of which it refuses an entry for the first time, keeps its journal.
+        A run keeps its journal if the server lacks the run, or refuses one of its entries for the first time.
         """
         with self._disk:
             journals = sorted(self._journals.items())
@@ -215,6 +213,7 @@ class Spool:
         return 0.0
 
     def _replay_run(self, run_id: str, journal: Journal) -> None:
+        """Delivers a journal until nothing is left in it, including entries that are appended meanwhile."""
         while True:
             for entry in merge_points(journal.pending()):
                 self._attempt(entry)
@@ -228,7 +227,7 @@ class Spool:
                     return
 
     def _attempt(self, entry: Entry) -> None:
-        """Delivers or rejects one entry; else says why not, sets the time of the next attempt, and raises."""
+        """Delivers or rejects one entry; on any other failure warns, delays the next attempt, and raises."""
         refused: list[tuple[Entry, Exception]] = []
         try:
             if entry.run_id in self._refused:
@@ -264,7 +263,7 @@ class Spool:
         self._retry_s = min(2 * self._retry_s, _LONGEST_RETRY_S)
 
     def _reject(self, entry: Entry, error: Exception) -> None:
-        path = self._journal(entry.run_id).reject(entry, error)
+        path = Journal(self._directory / f"{entry.run_id}.jsonl").reject(entry, error)
         self._notices.say(
             "refused",
             f"The tracking server does not get {entry.operation} of run {entry.run_id} ({_brief(error)}). It is kept "
@@ -278,15 +277,12 @@ class Spool:
 
     def _write(self, batch: Iterable[Entry]) -> None:
         for run_id, entries in groupby(sorted(batch, key=lambda entry: entry.run_id), key=lambda entry: entry.run_id):
-            journal = self._journal(run_id)
+            journal = Journal(self._directory / f"{run_id}.jsonl")
             journal.append(entries)
             self._journals.setdefault(run_id, journal)
 
-    def _journal(self, run_id: str) -> Journal:
-        return Journal(self._directory / f"{run_id}.jsonl")
-
 
 def _brief(error: Exception) -> str:
-    """The begin of a message that may hold a whole page, on one line and without credentials."""
+    """The beginning of a message, which may be a whole page, on one line and without credentials."""
     text = " ".join(redact(error).split())
     return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."

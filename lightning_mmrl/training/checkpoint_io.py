@@ -1,4 +1,4 @@
-"""How Lightning's checkpoint dictionary becomes a file: written once, straight into its place, read without pickles."""
+"""Checkpoint plugin for Lightning: writes each file once, at its final place, and reads it without pickles."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,14 +16,13 @@ from lightning_mmrl.training.stored import read_stored
 
 
 class SnapshotIO(CheckpointIO):
-    """Keeps a copy of what is saved in memory, to be written later; loads tensors and primitives alone.
+    """Copies a checkpoint in memory, to be written later; loads only tensors and primitives.
 
-    Lightning's own `TorchCheckpointIO` holds the file a second time in memory and moves it from the system's temporary
-    folder (Lightning-AI/pytorch-lightning#21253). Here the copy is what lets training go on while it is written.
+    Training goes on while the copy is written. Lightning's own `TorchCheckpointIO` holds the file a second time in
+    memory and moves it from the system's temporary folder (Lightning-AI/pytorch-lightning#21253).
     """
 
-    def __init__(self) -> None:
-        self._write: Callable[[Path], None] | None = None
+    _write: Callable[[Path], None] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
         """Copies the tensors to the host, to be written to one file."""
@@ -32,10 +31,11 @@ class SnapshotIO(CheckpointIO):
     def save_with(self, write: Callable[..., None], checkpoint: dict[str, Any], *arguments: Any) -> None:
         """Copies the tensors to the host, to be written by `write(checkpoint, *arguments, path)`.
 
-        Where there is no memory for the copy, that is what writing it comes to: no state, and training goes on.
+        If there is no memory for the copy, the write fails in its place: there is no state, and training goes on.
         """
         try:
-            self._write = partial(write, tree_map_only(torch.Tensor, _copied, checkpoint), *arguments)
+            copy = tree_map_only(torch.Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), checkpoint)
+            self._write = partial(write, copy, *arguments)
         except (MemoryError, RuntimeError) as error:
             found = refusal(error)
             if found is None or not found.memory:
@@ -43,16 +43,16 @@ class SnapshotIO(CheckpointIO):
             self._write = partial(_fail, found.error())
 
     def take(self) -> Callable[[Path], None] | None:
-        """Writes what was saved since the last call to a path; None on ranks that have nothing to write."""
+        """Returns the function that writes the last checkpoint to a path; None on ranks that have nothing to write."""
         write, self._write = self._write, None
         return write
 
     def load_checkpoint(
         self, path: _PATH, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Reads a checkpoint onto the host; anything but tensors and primitives is refused, whatever is asked for.
+        """Reads a checkpoint onto the host; anything but tensors and primitives is refused, whatever the arguments.
 
-        Shards are put together: a stage may go on on one device that was saved on several.
+        Shards are joined, so that one device can resume a stage that was saved on several.
         """
         if Path(path).is_dir():
             return read_whole(Path(path))
@@ -65,7 +65,3 @@ class SnapshotIO(CheckpointIO):
 
 def _fail(error: Exception, path: Path) -> None:
     raise error
-
-
-def _copied(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().to("cpu", copy=True)

@@ -1,4 +1,4 @@
-"""Output for a person: progress as a live bar or a plain line every few seconds, tables, and text as it is written."""
+"""Output for a person: progress as a live bar or plain lines, tables, and text printed literally."""
 
 import sys
 import time
@@ -12,28 +12,30 @@ from rich.text import Text
 
 from lightning_mmrl.types.text import printable
 
+_BAR_TEXTS = ("description", "fields[eta]", "fields[details]")
+
 
 class PlainConsole(Console):
-    """A console to which every string is text, in lines and in tables: no markup, no emoji codes, no escapes.
+    """A console that prints every string literally, in lines and in tables: no markup, emoji codes or escapes.
 
-    Labels, ids, answers and file names come from elsewhere. Whoever wants a style passes a `Text`.
+    Labels, ids, answers and file names may hold any characters. A caller that wants a style passes a `Text`.
     """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(highlight=False, markup=False, emoji=False, **settings)
 
     def render_str(self, text: str, **how: Any) -> Text:
-        """What Rich calls for every string that it is given."""
+        """Makes control characters visible; Rich calls this for every string."""
         return super().render_str(printable(text), **how)
 
 
 def report_console(width: int = 120) -> PlainConsole:
-    """Standard output: as wide as the terminal, or `width` columns without one."""
+    """A console on standard output, as wide as the terminal, or `width` columns wide without one."""
     return PlainConsole(width=None if Console().is_terminal else width)
 
 
 class ConsoleProgress:
-    """Progress of one long piece of work after another, with the time that is left.
+    """Shows the progress of one long task after another, with the time that is left.
 
     Args:
         console: Where to write; standard error by default.
@@ -62,12 +64,22 @@ class ConsoleProgress:
         if description != self._description:
             self.finish()
             self._description, self._started, self._last_line = description, now, now
+        passed = now - self._started
+        eta = ""
+        if done:
+            left = f"ETA {format_seconds(passed / done * (total - done))}"
+            eta = left if done < total else f"took {format_seconds(passed)}"
         if self._console.is_terminal:
-            self._show_bar(description, done, total, details)
+            if self._bar is None or self._task is None:
+                texts = [TextColumn(f"{{task.{name}}}", markup=False) for name in _BAR_TEXTS]
+                count = (BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
+                self._bar = Progress(texts[0], *count, *texts[1:], console=self._console)
+                self._task = self._bar.add_task(description, total=total, details="", eta="")
+                self._bar.start()
+            self._bar.update(self._task, completed=done, details=details, eta=eta)
         elif done == total or now - self._last_line >= self._pause:
             self._last_line = now
-            eta = self._eta(now, done, total)
-            self.say(f"{description}: {done}/{total}{eta}{'  ' + details if details else ''}")
+            self.say("  ".join(part for part in (f"{description}: {done}/{total}", eta, details) if part))
         if done >= total:
             self.finish()
 
@@ -82,24 +94,6 @@ class ConsoleProgress:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.finish()
-
-    def _show_bar(self, description: str, done: int, total: int, details: str) -> None:
-        if self._bar is None:
-            columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn())
-            tail = (TimeElapsedColumn(), TextColumn("{task.fields[eta]}", markup=False))
-            self._bar = Progress(
-                *columns, *tail, TextColumn("{task.fields[details]}", markup=False), console=self._console
-            )
-            self._task = self._bar.add_task(description, total=total, details="", eta="")
-            self._bar.start()
-        assert self._task is not None
-        eta = self._eta(time.monotonic(), done, total).strip()
-        self._bar.update(self._task, completed=done, details=details, eta=eta)
-
-    def _eta(self, now: float, done: int, total: int) -> str:
-        if not done or done >= total:
-            return f"  took {format_seconds(now - self._started)}" if done else ""
-        return f"  ETA {format_seconds((now - self._started) / done * (total - done))}"
 
 
 def format_seconds(seconds: float) -> str:

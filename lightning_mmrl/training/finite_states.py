@@ -1,4 +1,4 @@
-"""States hold finite numbers: their tensors are asked before they are saved, or else before they are used."""
+"""Checks that the tensors of a state are finite: before it is saved, or else before it is used."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ CHECKPOINT = "checkpoint"
 """Name of Lightning's part of a state."""
 
 FINITE = "finite"
-"""Fact of a state that was checked before it was saved; a state without it is checked before it is used."""
+"""Key of the fact that a state was checked before it was saved; without it the state is checked before use."""
 
 REMEDY = "lower the stage's optimizer.lr and train it with --from-stage, or look at the samples of its last steps"
 
@@ -26,14 +26,13 @@ REMEDY = "lower the stage's optimizer.lr and train it with --from-stage, or look
 def saved_weights(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers by name, in shards if they are sharded; all ranks call it.
 
-    Between a forward and a backward pass the parameters of a sharded module may be gathered ones; to ask for its state
-    shards them again.
+    Between a forward and a backward pass a sharded module may hold gathered parameters; `state_dict` shards them again.
     """
     return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
 
 
 def saved_tensors(module: LightningModule, optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
-    """Weights of a stage, what its optimizers keep of them, and their rates; of sharded tensors this rank's shards."""
+    """Weights of a stage, the state and rates of its optimizers; for sharded tensors the shards of this rank."""
     found = saved_weights(module)
     for number, optimizer in enumerate(optimizers):
         rates = [float(group["lr"]) for group in optimizer.param_groups]
@@ -44,16 +43,16 @@ def saved_tensors(module: LightningModule, optimizers: Sequence[Optimizer]) -> d
 
 
 def not_finite_anywhere(tensors: Mapping[str, Tensor], ranks: Ranks) -> str | None:
-    """The first tensor that is not finite on any rank, as the beginning of a sentence; None if all are."""
+    """Names the first tensor that is not finite on any rank, as "x is not finite"; None if all are finite."""
     names = [name for part in ranks.gather(not_finite(tensors)) for name in part]
     return f"{names[0]} is not finite" if names else None
 
 
 def check_finite(state: StoredState) -> None:
-    """Looks into a state that was not checked when it was saved.
+    """Checks the tensors of a state, unless they were checked when it was saved.
 
     Raises:
-        ValueError: A weight, or what an optimizer keeps of it, is not finite.
+        ValueError: A weight or a tensor of an optimizer's state is not finite.
     """
     if state.facts.get(FINITE):
         return

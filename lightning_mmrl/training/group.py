@@ -1,4 +1,4 @@
-"""The processes of a run, joined for its whole length: one leads, the others wait for what it says."""
+"""The process group of a whole run: rank 0 leads, and the other ranks wait for its commands."""
 
 import os
 from collections.abc import Iterator
@@ -22,14 +22,19 @@ from lightning_mmrl.training.strategies import TrainerSettings
 T = TypeVar("T")
 
 PATIENCE = timedelta(days=7)
-"""How long ranks wait for rank 0, which may generate a dataset, decode one or download a model in the meantime."""
+"""How long ranks wait for rank 0, which may be generating a dataset, decoding one or downloading a model."""
 
 
 class RankGroup:
     """The ranks of a run; a run of one process is a group of one.
 
     Args:
-        interruption: Agreed on by all ranks in whatever they do together.
+        interruption: Signals that end the run; the ranks agree on them.
+
+    Attributes:
+        rank: Number of this process.
+        world_size: Number of processes.
+        ranks: The processes, for code that must agree with the other ranks.
     """
 
     def __init__(self, interruption: Interruption | None = None) -> None:
@@ -37,22 +42,18 @@ class RankGroup:
         joined = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if joined else 0
         self.world_size = dist.get_world_size() if joined else 1
+        self.ranks: Ranks = ProcessRanks(lockstep=False) if self.world_size > 1 else ALONE
         self._patient: dist.ProcessGroup | None = None
         if self.world_size > 1:
             self._patient = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=PATIENCE))
 
     @property
     def leads(self) -> bool:
-        """True on rank 0, which alone tracks, prints and writes down what is finished."""
+        """True on rank 0: only this rank tracks, prints and writes the manifest."""
         return self.rank == 0
 
-    @property
-    def ranks(self) -> Ranks:
-        """The processes, as whoever must agree with them sees them."""
-        return ProcessRanks(lockstep=False) if self.world_size > 1 else ALONE
-
     def broadcast(self, item: T) -> T:
-        """The item of rank 0, on every rank, however long it takes to come; it is pickled."""
+        """Returns the item of rank 0 on every rank, however long rank 0 takes; the item is pickled."""
         if self._patient is None:
             return item
         items = [item]
@@ -61,7 +62,7 @@ class RankGroup:
 
     @contextmanager
     def first(self) -> Iterator[None]:
-        """Rank 0 goes through the block before the others do, so that they find what it left on the disk.
+        """Rank 0 runs the block before the other ranks, so that they find the files that it wrote.
 
         Raises:
             Interrupted: Rank 0 was interrupted in the block, and so was this one.
@@ -85,9 +86,9 @@ class RankGroup:
 
 
 def cluster_environment(settings: TrainerSettings) -> ClusterEnvironment:
-    """Where the rank of this process is read from: torchrun, SLURM, or nowhere for a process by itself.
+    """The source of this process's rank: torchrun, SLURM, or none for a single process.
 
-    What a signal of SLURM means is the run's own business; Lightning would queue the job again.
+    The run handles SLURM's signals itself; Lightning would requeue the job.
     """
     if settings.world_size == 1:
         return LightningEnvironment()
@@ -101,7 +102,7 @@ def joined(settings: TrainerSettings, interruption: Interruption) -> Iterator[Ra
     """Joins the processes that torchrun or SLURM started, and leaves them at the end.
 
     Args:
-        settings: Of the run; one device that does not shard needs no group.
+        settings: Of the run; one device without sharding needs no group.
         interruption: See `RankGroup`.
 
     Raises:
@@ -116,7 +117,7 @@ def joined(settings: TrainerSettings, interruption: Interruption) -> Iterator[Ra
         torch.cuda.set_device(environment.local_rank())
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
     dist.init_process_group(
-        # What is on the host goes over gloo: a rank that waits for another must not hold its GPU.
+        # Host data go over gloo: a rank that waits for another must not keep its GPU busy.
         "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
         rank=environment.global_rank(),
         world_size=settings.world_size,
@@ -125,10 +126,10 @@ def joined(settings: TrainerSettings, interruption: Interruption) -> Iterator[Ra
     try:
         yield group
     except RuntimeError as error:
-        # What gloo raises has no type of its own.
+        # Errors of gloo have no type of their own.
         if isinstance(error, dist.DistError) or "/gloo/" in str(error):
             raise StageError(
                 f"rank {group.rank} ends because another one is gone; that one's message says why"
             ) from error
         raise
-    dist.destroy_process_group()  # not after an error: another rank may be waiting, and notices that this one is gone
+    dist.destroy_process_group()  # not after an error: a waiting rank must notice that this one is gone

@@ -1,4 +1,4 @@
-"""Signals that end a run: at once where nothing can be torn, else as soon as the weights are whole again."""
+"""Signals that end a run: at once where that is safe, else as soon as the weights are consistent again."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked the run to end; `exit_code` is what a shell gives for it.
+    """A signal asked the run to end; `exit_code` is the exit status that a shell reports for it.
 
     >>> Interrupted(signal.SIGTERM).exit_code
     143
@@ -26,7 +26,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interruption:
-    """Turns the first signal into `Interrupted`, and lets the second one end the process at once.
+    """Turns the first signal into `Interrupted`; a second signal ends the process at once.
 
         with Interruption() as interruption:
             ...
@@ -36,19 +36,23 @@ class Interruption:
     The exception is raised in the main thread wherever it is: in a rollout, a reward, an evaluation. While weights
     change or files are written, it is held back.
 
-    Over several ranks it must not leave the others waiting. Within `together` a signal is noted alone; at the next
-    `safe_point`, which all ranks pass, it is raised on each of them, whichever was sent it:
+    With several ranks, one rank must not end while the others wait for it. Within `together` a signal is only noted. At
+    the next `safe_point`, which all ranks pass, it is raised on all of them, whichever rank received it:
 
         with interruption.together(ranks):
-            with interruption.apart():
-                ...  # what a rank does at its own pace; `poll` may cut it short
+            with interruption.rank_local():
+                ...  # work that is not synchronized across ranks; `poll` may cut it short
+
+    Attributes:
+        pending: The signal that was received, if one was.
+        holding: Whether a signal would wait now.
     """
 
     def __init__(self) -> None:
+        self.pending: int | None = None
+        self.holding = False
         self._ranks: Ranks = ALONE
-        self._signum: int | None = None
         self._raised = False
-        self._holding = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -62,19 +66,14 @@ class Interruption:
         self._before = {}
 
     def listen(self) -> None:
-        """Takes the signals (again: Lightning puts its own handlers in their place when it fits)."""
+        """Installs the signal handlers, also a second time: Lightning replaces them when training starts."""
         if self._before:
             for signum in SIGNALS:
                 signal.signal(signum, self._receive)
 
-    @property
-    def holding(self) -> bool:
-        """Whether a signal would wait now."""
-        return self._holding
-
     def hold(self) -> None:
         """From here on a signal waits for `release`."""
-        self._holding = True
+        self.holding = True
 
     def release(self) -> None:
         """Ends the hold.
@@ -82,29 +81,29 @@ class Interruption:
         Raises:
             Interrupted: A signal came in the meantime.
         """
-        self._holding = False
+        self.holding = False
         self._raise_if_due()
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Holds a signal back for the length of a block; within another hold the block changes nothing."""
-        if self._holding:
+        """Holds a signal back during a block; within another hold it has no effect."""
+        if self.holding:
             yield
             return
         self.hold()
         try:
             yield
         except BaseException:
-            self._holding = False  # what went wrong ends the run as well, and says why
+            self.holding = False  # the error ends the run as well, and says why
             raise
         self.release()
 
     @contextmanager
     def together(self, ranks: Ranks) -> Iterator[None]:
-        """For the length of a block these ranks must agree on an interruption; `ALONE` is this process by itself.
+        """During a block these ranks must agree on an interruption; `ALONE` stands for this process by itself.
 
         Raises:
-            Interrupted: A signal was noted, and this process need not ask the others (any more).
+            Interrupted: A signal was noted, and this process needs no other rank's agreement, in the block or after it.
         """
         before, self._ranks = self._ranks, ranks
         try:
@@ -115,54 +114,42 @@ class Interruption:
         self._raise_if_due()
 
     def safe_point(self) -> None:
-        """All ranks of `together` pass here; alone, nothing happens.
+        """All ranks of `together` pass here; a single process does nothing.
 
         Raises:
-            Interrupted: Any of them was sent a signal.
+            Interrupted: Any of the ranks received a signal.
         """
-        if self._shared:
-            signum = self._ranks.most(self._signum or 0)
-            if signum:
-                self._raise(signum)
+        signum = self._ranks.most(self.pending or 0) if self._ranks.world_size > 1 else 0
+        if signum:
+            self._raised = True
+            raise Interrupted(signum)
 
     def poll(self) -> None:
-        """Cuts short what is done within `apart`.
+        """Cuts short a block within `rank_local`.
 
         Raises:
-            Interrupted: This rank was sent a signal that the others may not know of yet.
+            Interrupted: This rank received a signal that the others may not know of yet.
         """
-        if self._shared and self._signum is not None:
-            raise Interrupted(self._signum)
+        if self._ranks.world_size > 1 and self.pending is not None:
+            raise Interrupted(self.pending)
 
     @contextmanager
-    def apart(self) -> Iterator[None]:
-        """Around what each rank does at its own pace, without waiting for another; ends with a safe point."""
+    def rank_local(self) -> Iterator[None]:
+        """For work that is not synchronized across ranks; ends with a safe point."""
         try:
             yield
         except Interrupted:
-            if not self._shared:
+            if self._ranks.world_size == 1:
                 raise
         self.safe_point()
 
-    @property
-    def pending(self) -> int | None:
-        """The signal that was noted, if one was."""
-        return self._signum
-
-    @property
-    def _shared(self) -> bool:
-        return self._ranks.world_size > 1
-
     def _receive(self, signum: int, frame: FrameType | None) -> None:
-        if self._signum is not None:
+        if self.pending is not None:
             os._exit(128 + signum)
-        self._signum = signum
+        self.pending = signum
         self._raise_if_due()
 
     def _raise_if_due(self) -> None:
-        if self._signum is not None and not (self._raised or self._holding or self._shared):
-            self._raise(self._signum)
-
-    def _raise(self, signum: int) -> None:
-        self._raised = True
-        raise Interrupted(signum)
+        if self.pending is not None and not (self._raised or self.holding or self._ranks.world_size > 1):
+            self._raised = True
+            raise Interrupted(self.pending)

@@ -1,4 +1,4 @@
-"""A stage made of a LightningModule, a LightningDataModule and a Trainer."""
+"""A stage job: a LightningModule, a LightningDataModule and a Trainer."""
 
 import traceback
 from collections.abc import Callable, Iterator
@@ -19,11 +19,11 @@ from lightning_mmrl.types.records import Training
 
 @contextmanager
 def raising_interrupts() -> Iterator[None]:
-    """Raises the KeyboardInterrupt that Lightning's trainers turn into an exit, which would read as a failure.
+    """Raises the KeyboardInterrupt that Lightning's trainer turns into SystemExit, which would look like a failure.
 
     Raises:
         KeyboardInterrupt: The trainer was interrupted.
-        StageError: Code that the trainer ran called `sys.exit`; with its file and line.
+        StageError: Code that the trainer ran called `sys.exit`; the message has its file and line.
     """
     try:
         yield
@@ -40,15 +40,15 @@ def raising_interrupts() -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class LightningJob:
-    """Implements `StageJob`: fits, then exports.
+    """Implements `StageJob`: trains, then exports.
 
     Attributes:
         exporter: Writes the Hugging Face folder.
-        states: Where an unfinished stage left its states.
-        saver: Saves them; one of the trainer's callbacks.
-        say: Tells the user what happens.
-        group: The ranks; the first one says where a stage continues.
-        resources: Closed when training ends, however it ends.
+        states: The states that an unfinished stage left.
+        saver: The trainer's callback that saves states.
+        say: Shows the user a line.
+        group: The ranks; rank 0 decides which state a stage resumes from.
+        resources: Closed when training ends, with an error or without.
     """
 
     trainer: lightning.Trainer
@@ -62,11 +62,11 @@ class LightningJob:
     resources: ExitStack = field(default_factory=ExitStack)
 
     def train(self) -> Training:
-        """Fits the module, from its newest state if there is one, and returns what that came to.
+        """Trains the module, from its newest state if there is one, and returns the outcome.
 
         Raises:
             KeyboardInterrupt: The run was interrupted (`Interrupted`, if by a signal).
-            StageError: There are states, and none of them is whole; or the stage ended before its last step, or of
+            StageError: There are states, but none of them is intact; or the stage ended before its last step, or ended
                 itself because numbers were not finite.
         """
         found = self.group.broadcast(self.states.latest() if self.group.leads else None)
@@ -83,7 +83,7 @@ class LightningJob:
         """Writes the Hugging Face folder.
 
         Raises:
-            StageError: A weight of any rank is not finite; raised on all of them.
+            StageError: A weight of any rank is not finite; raised on all ranks.
         """
         problem = not_finite_anywhere(saved_weights(self.module), self.group.ranks)
         if problem is not None:

@@ -1,7 +1,7 @@
-"""Loggers beside the tracker: a stage's metrics as files in its folder."""
+"""Loggers that write a stage's metrics as files in its folder, in addition to the tracker."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from lightning_mmrl.files import dispensable
 
+_ROWS, _EVENTS = "rows of csv/metrics.csv", "events of TensorBoard"
+
 
 def file_loggers(names: Sequence[str], directory: Path) -> list[Logger]:
     """One logger for each name, in the stage's folder: `csv/metrics.csv`, `tensorboard/events...`."""
@@ -17,65 +19,54 @@ def file_loggers(names: Sequence[str], directory: Path) -> list[Logger]:
 
 
 class _Nowhere:
-    """Takes the place of a writer that the disk refuses, and whatever is asked of it."""
+    """Stands in for a writer that cannot be opened because the disk refuses; every method does nothing."""
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *args, **kwargs: None
 
 
 class _CSV(CSVLogger):
-    """Training goes on without the rows that the disk refuses."""
+    """A CSV logger without the rows that the disk refuses; training goes on."""
 
     @property
     def experiment(self) -> Any:
-        with self._dispensable():
+        with dispensable(_ROWS, Path(self.save_dir)):
             return super().experiment
         return _Nowhere()
 
     def log_metrics(self, metrics: dict[str, Tensor | float], step: int | None = None) -> None:  # type: ignore[override]
-        with self._dispensable():
+        with dispensable(_ROWS, Path(self.save_dir)):
             super().log_metrics(metrics, step)
 
     def save(self) -> None:
-        with self._dispensable():
+        with dispensable(_ROWS, Path(self.save_dir)):
             super().save()
-
-    def _dispensable(self) -> AbstractContextManager[None]:
-        return dispensable("rows of csv/metrics.csv", Path(self.save_dir))
 
 
 class _TensorBoard(TensorBoardLogger):
-    """Training goes on without the events that the disk refuses."""
+    """A TensorBoard logger without the events that the disk refuses; training goes on."""
 
     @property
     def experiment(self) -> Any:
-        with self._dispensable():
+        with dispensable(_EVENTS, Path(str(self.save_dir))):
             return super().experiment
         return _Nowhere()
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        with self._dispensable():
+        with dispensable(_EVENTS, Path(str(self.save_dir))):
             super().log_metrics(metrics, step)
 
     def save(self) -> None:
-        with self._dispensable():
+        with dispensable(_EVENTS, Path(str(self.save_dir))):
             super().save()
 
     def finalize(self, status: str) -> None:
-        with self._dispensable():
+        with dispensable(_EVENTS, Path(str(self.save_dir))):
             super().finalize(status)
 
-    def _dispensable(self) -> AbstractContextManager[None]:
-        return dispensable("events of TensorBoard", Path(str(self.save_dir)))
 
-
-def _csv(directory: Path) -> Logger:
-    # A row is written at once: of a run that is killed, no step is missing.
-    return _CSV(directory, name="csv", version="", flush_logs_every_n_steps=1)
-
-
-def _tensorboard(directory: Path) -> Logger:
-    return _TensorBoard(directory, name="tensorboard", version="", default_hp_metric=False)
-
-
-LOGGERS: Mapping[str, Callable[[Path], Logger]] = {"csv": _csv, "tensorboard": _tensorboard}
+LOGGERS: Mapping[str, Callable[[Path], Logger]] = {
+    # A row is written at once, so that a killed run misses no step.
+    "csv": partial(_CSV, name="csv", version="", flush_logs_every_n_steps=1),
+    "tensorboard": partial(_TensorBoard, name="tensorboard", version="", default_hp_metric=False),
+}

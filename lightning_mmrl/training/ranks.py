@@ -1,4 +1,4 @@
-"""The processes of torch.distributed's default group, as stages see them."""
+"""Implements `Ranks` over the default process group of torch.distributed."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 T = TypeVar("T")
 
 BUCKET_ELEMENTS = 2**25
-"""Gradient elements that are summed at once: bounds the copy that is sent, 128 MiB in float32."""
+"""Gradient elements summed at once; limits the copy that is sent to 128 MiB in float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,8 +19,8 @@ class ProcessRanks:
     """The default process group, which exists once a trainer has started; implements `Ranks`.
 
     Attributes:
-        lockstep: True if weights are sharded, so that passes through the model are collectives. Their backward pass
-            sums gradients; without it `sum_gradients` does, once per optimizer step however many microbatches it has.
+        lockstep: True if weights are sharded, so that passes through the model are collectives and the backward pass
+            sums gradients. If False, `sum_gradients` does, once per optimizer step however many microbatches it has.
     """
 
     lockstep: bool
@@ -57,7 +57,7 @@ class ProcessRanks:
         return items
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Makes every gradient the sum over the ranks, in buckets; a rank without one adds zeros."""
+        """Replaces every gradient by its sum over the ranks, in buckets; a rank without a gradient adds zeros."""
         if self.lockstep:
             return
         trained = [parameter for parameter in parameters if parameter.requires_grad]
@@ -73,7 +73,7 @@ class ProcessRanks:
                 gradient.copy_(piece.view_as(gradient))
 
     def _reduced(self, values: Tensor, operation: Any) -> Tensor:
-        # NCCL takes tensors of its own device alone.
+        # NCCL accepts only tensors on its own device.
         device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
         moved = values.detach().to(device, copy=True)
         dist.all_reduce(moved, operation)
@@ -81,7 +81,7 @@ class ProcessRanks:
 
 
 def _buckets(gradients: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Gradients of one type in buckets of a bounded size, or of one gradient."""
+    """Buckets of gradients of one type, each of a bounded size or of one gradient."""
     buckets: list[list[Tensor]] = []
     room = 0
     for gradient in gradients:

@@ -1,4 +1,4 @@
-"""The random number generators of a process, as tensors and primitives that a state may hold."""
+"""States of a process's random number generators, as tensors and primitives."""
 
 from typing import Any
 
@@ -22,6 +22,6 @@ def rng_state() -> dict[str, Any]:
 
 
 def restore_rng(state: dict[str, Any]) -> None:
-    """Continues the generators where `rng_state` saw them."""
+    """Sets the generators to a state that `rng_state` returned."""
     kind, keys, *rest = state["numpy"]
     _set_rng_states({**state, "numpy": (kind, keys.numpy().astype(np.uint32), *rest)})

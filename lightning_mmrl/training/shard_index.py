@@ -1,12 +1,12 @@
-"""The index of a checkpoint in shards, read as data.
+"""Reads the index of a sharded checkpoint as data.
 
-torch's distributed checkpoint keeps its index as a pickle, and its own reader calls whatever that pickle names. Here
-each of the few names that an index consists of makes an empty holder of values, and any other name is refused. The
-index is then built anew from the values, once they are looked at.
+torch's distributed checkpoint stores its index as a pickle, and torch's reader calls whatever that pickle names. This
+reader replaces each of the few classes that an index needs by a plain holder of values, and refuses any other name. It
+checks the values and builds a new index from them.
 """
 
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,13 @@ _DTYPES = (*_FLOATS, torch.int64, torch.int32, torch.uint8, torch.bool)
 
 
 class IndexReader(FileSystemReader):
-    """torch's reader of shards over an index that is read as data."""
+    """torch's reader of shards, with an index that is read as data."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """The index of the folder.
 
         Raises:
-            StageError: The index is missing or damaged, or names something that no index consists of.
+            StageError: The index is missing or damaged, or names something that no index needs.
         """
         index = read_index(Path(self.path))
         index.storage_meta = StorageMeta(load_id=self.load_id)
@@ -43,10 +43,10 @@ class IndexReader(FileSystemReader):
 
 
 def read_index(folder: Path) -> Metadata:
-    """The index of a checkpoint in shards: which tensors there are, and where their parts lie.
+    """The index of a sharded checkpoint: its tensors, and the files that hold their parts.
 
     Raises:
-        StageError: The index is missing or damaged, or names something that no index consists of.
+        StageError: The index is missing or damaged, or names something that no index needs.
     """
     try:
         with (folder / INDEX).open("rb") as file:
@@ -59,22 +59,22 @@ def read_index(folder: Path) -> Metadata:
 
 
 _MISUSE = (ValueError, TypeError, AttributeError, LookupError, RecursionError, MemoryError)
-"""What a pickle raises that calls or sets what it may not, or a builder that gets other values than it expects."""
+"""Errors of a pickle that calls or sets something it may not, or of values that do not form an index."""
 
 
 class _Values:
-    """The values of one object of an index, by name; where torch keeps a tuple, under `state`."""
+    """The values of one object of an index as attributes; a tuple is the attribute `state`."""
 
     def __setstate__(self, state: Any) -> None:
         self.__dict__ = dict(state) if isinstance(state, dict) else {"state": tuple(state)}
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes holders of values in place of objects; it imports nothing."""
+    """Creates holders of values in place of objects; it imports nothing."""
 
     def __init__(self, file: Any) -> None:
         super().__init__(file)
-        # Of this pickle alone: one that sets values of a class sets them nowhere else.
+        # New classes for each pickle: a pickle that sets values of a class changes no other read.
         holders = ("Metadata", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata", "MetadataIndex")
         kinds = {("torch.distributed.checkpoint.metadata", name): type(name, (_Values,), {}) for name in holders}
         kinds["torch.distributed.checkpoint.metadata", "StorageMeta"] = type("StorageMeta", (_Values,), {})
@@ -82,7 +82,7 @@ class _Unpickler(pickle.Unpickler):
         self._known: Mapping[tuple[str, str], Any] = {**_PLAIN, **kinds}
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
-        """What stands for a name.
+        """The stand-in for a name.
 
         Raises:
             UnpicklingError: No index has it.
@@ -93,18 +93,14 @@ class _Unpickler(pickle.Unpickler):
         return known
 
 
-def _joined(*parts: Any) -> str:
-    """The place that a state was written to, which nobody asks for."""
-    return "/".join(str(part) for part in parts)
-
-
 _PLAIN: Mapping[tuple[str, str], Any] = {
     ("torch", "Size"): tuple,
     ("collections", "OrderedDict"): dict,
     ("torch.serialization", "_get_layout"): str,
     ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"): int,
-    ("pathlib", "PosixPath"): _joined,
-    ("pathlib._local", "PosixPath"): _joined,
+    # The place that a state was written to; nothing reads it.
+    ("pathlib", "PosixPath"): lambda *parts: "/".join(map(str, parts)),
+    ("pathlib._local", "PosixPath"): lambda *parts: "/".join(map(str, parts)),
     **{("torch", str(dtype).removeprefix("torch.")): dtype for dtype in _DTYPES},
 }
 
@@ -113,7 +109,7 @@ def _built(values: Any, folder: Path) -> Metadata:
     """The index that the values describe.
 
     Raises:
-        ValueError: A part lies elsewhere than in the folder, or the tensors are larger than its files.
+        ValueError: A part lies outside of the folder, or the tensors are larger than its files.
     """
     tensors, places, paths = values.state_dict_metadata, values.storage_data, values.planner_data
     if sum(len(tensor.chunks) for tensor in tensors.values()) > len(places):
@@ -122,13 +118,16 @@ def _built(values: Any, folder: Path) -> Metadata:
     for name in built:
         if not all(isinstance(key, str) for key in paths[name]):
             raise ValueError(f"{name} has no path of texts")
-    held = sum(path.stat().st_size for path in _files(folder, places.values()))
+    for name in {part.relative_path for part in places.values()}:
+        if Path(name).name != name or (folder / name).is_symlink() or not (folder / name).is_file():
+            raise ValueError(f"a part lies in {name!r}, which is no file of the state")
+    held = sum((folder / name).stat().st_size for name in {part.relative_path for part in places.values()})
     if sum(tensor.size.numel() * tensor.properties.dtype.itemsize for tensor in built.values()) > held:
         raise ValueError("its tensors are larger than the files of its parts")
     return Metadata(
         state_dict_metadata=built,  # type: ignore[arg-type]
         planner_data={name: tuple(paths[name]) for name in built},
-        storage_data={_index(at): _place(part) for at, part in places.items()},
+        storage_data=dict(_placed(at, part) for at, part in places.items()),
     )
 
 
@@ -147,25 +146,9 @@ def _size(values: Any) -> torch.Size:
     return size
 
 
-def _index(values: Any) -> MetadataIndex:
-    offset = None if values.offset is None else _size(values.offset)
-    return MetadataIndex(fqn=str(values.fqn), offset=offset, index=values.index)
-
-
-def _place(values: Any) -> _StorageInfo:
-    if vars(values).get("transform_descriptors"):
-        raise ValueError("its parts are transformed, and none that we write is")
-    return _StorageInfo(relative_path=values.relative_path, offset=int(values.offset), length=int(values.length))
-
-
-def _files(folder: Path, places: Any) -> Iterator[Path]:
-    """The files that parts lie in.
-
-    Raises:
-        ValueError: One is not in the folder itself.
-    """
-    for name in {part.relative_path for part in places}:
-        path = folder / name
-        if Path(name).name != name or path.is_symlink() or not path.is_file():
-            raise ValueError(f"a part lies in {name!r}, which is no file of the state")
-        yield path
+def _placed(at: Any, part: Any) -> tuple[MetadataIndex, _StorageInfo]:
+    if vars(part).get("transform_descriptors"):
+        raise ValueError("its parts are transformed, which no state of this program is")
+    offset = None if at.offset is None else _size(at.offset)
+    place = _StorageInfo(relative_path=part.relative_path, offset=int(part.offset), length=int(part.length))
+    return MetadataIndex(fqn=str(at.fqn), offset=offset, index=at.index), place

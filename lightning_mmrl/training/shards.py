@@ -1,9 +1,9 @@
-"""States whose weights and optimizer lie in shards on all ranks, read again by as many ranks, by more, fewer or one.
+"""Sharded states: each rank writes its shards of weights and optimizer, and any number of ranks can read them.
 
-Shards are written by torch's distributed checkpoint (DCP), which reads any part of a tensor from whichever files have
-it. Optimizers are kept by the names of their parameters. torch's own `get_optimizer_state_dict` is not used: before it
-loads it gives every parameter a state by a step without a gradient, and refuses a checkpoint that lacks one, as that of
-a token without media in any batch so far.
+torch's distributed checkpoint (DCP) writes the shards, and reads any part of a tensor from the files that have it.
+Optimizer state is stored by parameter name. torch's own `get_optimizer_state_dict` is not used: before it loads, it
+creates a state for every parameter by a step without gradients, and refuses a checkpoint that lacks one of them. A
+parameter that no batch has reached so far has none, for instance in the tower of a medium that has not occurred.
 """
 
 import warnings
@@ -26,16 +26,16 @@ from lightning_mmrl.training.shard_index import IndexReader, read_index
 from lightning_mmrl.training.stored import read_stored
 
 REST = "rest.pt"
-"""File beside the shards with all that is small."""
+"""File beside the shards with everything that is not sharded."""
 
 ELEMENTS_AT_ONCE = 2**28
-"""Elements of tensors that are put together at once: 1 GiB in float32. Each read looks at the metadata of all."""
+"""Elements of tensors that are read at once, 1 GiB in float32; each read goes through the whole index."""
 
 _WEIGHTS, _OPTIMIZERS = "state_dict", "optimizer_states"
 
 
 def named_state(module: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-    """What `torch.optim` says of its state, with the names of parameters in place of their numbers."""
+    """The state dictionary of an optimizer, with the names of parameters in place of their numbers."""
     known = {parameter: name for name, parameter in module.named_parameters()}
     names = [known[parameter] for group in optimizer.param_groups for parameter in group["params"]]
     state = optimizer.state_dict()
@@ -47,7 +47,7 @@ def write_shards(checkpoint: Mapping[str, Any], group: dist.ProcessGroup, folder
     """Writes a checkpoint of which every rank has its own shards; all ranks of the group call it.
 
     Raises:
-        CheckpointException: Any rank cannot write.
+        CheckpointException: A rank cannot write.
     """
     optimizers = checkpoint[_OPTIMIZERS]
     states = {f"{_OPTIMIZERS}.{number}": optimizer["state"] for number, optimizer in enumerate(optimizers)}
@@ -58,34 +58,36 @@ def write_shards(checkpoint: Mapping[str, Any], group: dist.ProcessGroup, folder
 
 
 def read_whole(folder: Path) -> dict[str, Any]:
-    """A checkpoint in shards, put together in host memory as a single process would have saved it."""
+    """Reads a sharded checkpoint into host memory, in the form that a single process would have saved."""
     rest, tensors = read_stored(folder / REST), dict(_stored(folder))
     found = {path: torch.empty(about.size, dtype=about.properties.dtype) for path, about in tensors.items()}
-    _fill(folder, found)
+    _load_parts(folder, found, alone=True)
     weights = {path[1]: value for path, value in found.items() if path[0] == _WEIGHTS}
     optimizers = [_by_place(found, number, groups) for number, groups in enumerate(rest[_OPTIMIZERS])]
     return {**rest, _WEIGHTS: weights, _OPTIMIZERS: optimizers}
 
 
 _Path = tuple[str, ...]
-"""Where a tensor is in a checkpoint: ("state_dict", name), or ("optimizer_states.0", name, key)."""
+"""Place of a tensor in a checkpoint: ("state_dict", name), or ("optimizer_states.0", name, key)."""
 
 
-def _fill(folder: Path, found: Mapping[_Path, Tensor]) -> None:
-    """Reads whole tensors in place, by this process alone."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it is asked to be
-        _load_parts(folder, found, no_dist=True)
-
-
-def _load_parts(folder: Path, found: Mapping[_Path, Tensor], *, no_dist: bool = False) -> None:
-    """Reads what this rank has of tensors, in place.
+def _load_parts(folder: Path, found: Mapping[_Path, Tensor], *, alone: bool = False) -> None:
+    """Reads tensors, or this rank's shards of them, in place; with `alone` no other rank takes part.
 
     Raises:
         StageError: A part is missing or damaged, or holds something else than a tensor.
     """
+    nested: dict[str, Any] = {}
+    for (*outer, last), value in found.items():
+        inner = nested
+        for key in outer:
+            inner = inner.setdefault(key, {})
+        inner[last] = value
     try:
-        load(_nested(found), storage_reader=IndexReader(folder), no_dist=no_dist)
+        with warnings.catch_warnings():
+            if alone:
+                warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as intended
+            load(nested, storage_reader=IndexReader(folder), no_dist=alone)
     except CheckpointException as error:
         rank, (cause, _) = next(iter(error.failures.items()))
         raise StageError(
@@ -102,23 +104,21 @@ def _stored(folder: Path) -> Iterator[tuple[_Path, TensorStorageMetadata]]:
 
 
 def stored_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a checkpoint in shards, put together some at a time, by name."""
-    found: dict[_Path, Tensor] = {}
+    """The whole tensors of a sharded checkpoint by name, read at most `ELEMENTS_AT_ONCE` elements at a time."""
+    batches: list[dict[_Path, TensorStorageMetadata]] = [{}]
     for path, about in _stored(folder):
-        if sum(tensor.numel() for tensor in found.values()) + about.size.numel() > ELEMENTS_AT_ONCE:
-            yield from _read(folder, found)
-            found = {}
-        found[path] = torch.empty(about.size, dtype=about.properties.dtype)
-    yield from _read(folder, found)
-
-
-def _read(folder: Path, found: Mapping[_Path, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    _fill(folder, found)
-    return ((" ".join(path[1:]), tensor) for path, tensor in found.items())
+        if sum(each.size.numel() for each in batches[-1].values()) + about.size.numel() > ELEMENTS_AT_ONCE:
+            batches.append({})
+        batches[-1][path] = about
+    for batch in batches:
+        found = {path: torch.empty(about.size, dtype=about.properties.dtype) for path, about in batch.items()}
+        _load_parts(folder, found, alone=True)
+        for path, tensor in found.items():
+            yield " ".join(path[1:]), tensor
 
 
 def load_shards(folder: Path, module: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
-    """Loads this rank's shards of a checkpoint of any number of ranks, in place; returns what is small in it."""
+    """Loads this rank's shards of a checkpoint of any number of ranks, in place; returns everything else in it."""
     rest = read_stored(folder / REST)
     parameters = dict(module.named_parameters())
     found: dict[_Path, Tensor] = {(_WEIGHTS, name): value for name, value in module.state_dict().items()}
@@ -135,7 +135,7 @@ def load_shards(folder: Path, module: nn.Module, optimizers: Sequence[Optimizer]
 
 
 def load_whole(checkpoint: dict[str, Any], module: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
-    """Loads this rank's parts of a checkpoint of a single process; returns what is small in it."""
+    """Loads this rank's parts of a checkpoint of a single process, in place; returns everything else in it."""
     weights = checkpoint.pop(_WEIGHTS)
     targets = module.state_dict()
     module.load_state_dict({name: _placed(weights[name], like) for name, like in targets.items()})
@@ -150,15 +150,15 @@ def load_whole(checkpoint: dict[str, Any], module: nn.Module, optimizers: Sequen
 
 
 def _placed(value: Any, like: Tensor) -> Any:
-    """This rank's part of a whole tensor that belongs to a sharded one; anything else as it is."""
+    """This rank's part of a whole tensor whose parameter `like` is sharded; any other value unchanged."""
     if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
         return value
-    # Each rank has read the file: nothing needs to be sent.
+    # Each rank has read the file, so nothing must be sent.
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def _by_place(found: Mapping[_Path, Any], number: int, groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The state of an optimizer as `torch.optim` takes it, from tensors by name."""
+    """The state of an optimizer in the form of `torch.optim`, from tensors by parameter name."""
     numbers = {name: place for place, name in enumerate(name for group in groups for name in group["params"])}
     state: dict[int, dict[str, Any]] = {}
     for path, value in found.items():
@@ -166,13 +166,3 @@ def _by_place(found: Mapping[_Path, Any], number: int, groups: Sequence[Mapping[
             state.setdefault(numbers[path[1]], {})[path[2]] = value
     numbered = [{**group, "params": [numbers[name] for name in group["params"]]} for group in groups]
     return {"state": state, "param_groups": numbered}
-
-
-def _nested(found: Mapping[_Path, Tensor]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for (*outer, last), value in found.items():
-        inner = nested
-        for key in outer:
-            inner = inner.setdefault(key, {})
-        inner[last] = value
-    return nested

@@ -1,9 +1,7 @@
-"""Numbered states of an unfinished stage on disk: each whole or not there, the last good one always kept."""
+"""Numbered states of an unfinished stage on disk: saved atomically, and the last good one always kept."""
 
-import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mmrl.errors import StageError
-from lightning_mmrl.files import follow_umask, write_whole, writing
+from lightning_mmrl.files import file_digest, follow_umask, sync, sync_tree, write_whole, writing
 
 MANIFEST = "MANIFEST.json"
 LATEST = "LATEST"
@@ -24,12 +22,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredState:
-    """A state whose files are all there and have the hashes they were written with.
+    """A state whose files are complete and have the hashes that they were written with.
 
     Attributes:
-        step: Steps of the stage that are behind it.
-        folder: Where it lies.
-        facts: What was said of it when it was saved.
+        step: Steps of the stage that were finished when it was saved.
+        folder: Its folder.
+        facts: The facts that were saved with it.
     """
 
     step: int
@@ -40,16 +38,17 @@ class StoredState:
 class StateStore:
     """Saves and finds the states of one stage.
 
-    A state is written into a folder beside its place, every file is hashed and flushed to the disk, then the folder is
-    renamed, then `LATEST` names it, and only then is an older one removed. A process that is killed at any moment
-    leaves the newest whole state readable; what it left half-written is ignored, and removed by the next save.
-    Lightning's own save stages in the system's folder for temporary files and loses the previous checkpoint if that is
-    another filesystem (Lightning-AI/pytorch-lightning#21253).
+    Files are written into a partial folder, hashed and flushed to the disk. Then the folder is renamed, then `LATEST`
+    names it, and only then an older state is removed. If the process is killed at any moment, the newest complete state
+    stays readable; a partial folder is ignored, and removed by the next save. `files.folder_beside` does not serve,
+    because several ranks write one state, and another thread may rename it. Lightning's own save goes through the
+    system's temporary folder and loses the previous checkpoint if that is another file system
+    (Lightning-AI/pytorch-lightning#21253).
 
     Args:
         directory: `state/` of the stage.
-        keep: How many states are kept; the newest ones.
-        check: Looks into a state whose files are whole before it is gone on from; a ValueError says what is wrong.
+        keep: Number of states to keep, newest first.
+        check: Examines a complete state before it is resumed from; raises a ValueError that says what is wrong.
 
     Raises:
         ValueError: `keep` is less than 1.
@@ -65,18 +64,18 @@ class StateStore:
         self._check = check
 
     def begin(self, step: int) -> Path:
-        """An empty folder for the files of a state that is not one yet; `commit` makes it one.
+        """Creates an empty partial folder for the files of a state; `commit` turns it into the state.
 
         Raises:
             OSError: The disk refuses.
         """
-        self.clear_partial()  # its space may be what this state needs
+        self.clear_partial()  # the new state may need its space
         partial = self.partial(step)
         partial.mkdir(parents=True)
         return partial
 
     def clear_partial(self) -> None:
-        """Removes what was begun and never became a state, so that its space is free again."""
+        """Removes partial states, so that their space is free again."""
         for partial in self.directory.glob(f"*{_PARTIAL}"):
             if partial.is_dir():
                 shutil.rmtree(partial, ignore_errors=True)
@@ -88,35 +87,44 @@ class StateStore:
         return self._place(step).with_suffix(_PARTIAL)
 
     def commit(self, step: int, facts: Mapping[str, Any]) -> Path:
-        """Makes the files that were written since `begin` a state, and removes the oldest beyond `keep`.
+        """Turns the files that were written since `begin` into a state, and removes states beyond `keep`.
+
+        States of later steps are removed as well: the stage resumed before them, so they were found damaged. Otherwise
+        a damaged state would count as the newest, and take the place of a good one.
 
         Raises:
-            OSError: The disk refuses; the states before it are as they were.
+            OSError: The disk refuses; earlier states are unchanged.
         """
         place, partial = self._place(step), self.partial(step)
-        files = {str(path.relative_to(partial)): _seal(path) for path in _files(partial)}
+        files = {
+            str(path.relative_to(partial)): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+            for path in _files(partial)
+        }
         content = {"version": VERSION, "step": step, "facts": dict(facts), "files": files}
         with writing(partial):
             (partial / MANIFEST).write_text(json.dumps(content, indent=1), encoding="utf-8")
             follow_umask(partial)
         sync_tree(partial)
-        if place.exists():  # found damaged, else the stage would have gone on behind it; a rename does not replace it
+        if place.exists():  # damaged, else the stage would have resumed from it; a rename does not replace it
             shutil.rmtree(place)
         partial.rename(place)
         sync(self.directory)
         write_whole(self.directory / LATEST, place.name)
         sync(self.directory)
-        self._prune(newest=step)
+        up_to_newest = [each for each in self._states() if each.name <= place.name]
+        for surplus in {*self._states()} - {*up_to_newest[: self._keep]}:
+            surplus.rename(surplus.with_suffix(_PARTIAL))
+        self.clear_partial()
         return place
 
     def latest(self) -> StoredState | None:
-        """The newest state that is whole and passes the check; None if there never was one.
+        """The newest state that is complete and passes the check; None if there never was one.
 
-        What is damaged is named in the log.
+        A damaged state is skipped with a warning.
 
         Raises:
-            StageError: There are states, and none of them is whole.
-            PermissionError: The newest one may not be read by this user.
+            StageError: There are states, but none of them is intact.
+            PermissionError: This user may not read the newest one.
         """
         damaged = []
         for place in self._states():
@@ -125,7 +133,7 @@ class StateStore:
                 self._check(found)
                 return found
             except PermissionError:
-                raise  # a state of another user is not damaged, and an older one is no substitute for it
+                raise  # the state is not damaged, so an older one must not take its place
             except (OSError, ValueError, KeyError, TypeError) as error:
                 damaged.append(f"{place.name} ({error})")
                 _log.warning("State %s is damaged and is passed over: %s", place, error)
@@ -152,16 +160,6 @@ class StateStore:
         found = (path for path in self.directory.glob(f"{_PREFIX}*") if path.suffix != _PARTIAL)
         return sorted(found, reverse=True)
 
-    def _prune(self, newest: int) -> None:
-        """Removes older states beyond `keep`, and later ones: the stage went on before them, so they were passed over.
-
-        One of these would otherwise be the newest, and take the place of a good one among those that are kept.
-        """
-        up_to_newest = [place for place in self._states() if place.name <= self._place(newest).name]
-        for place in {*self._states()} - {*up_to_newest[: self._keep]}:
-            place.rename(place.with_suffix(_PARTIAL))
-        self.clear_partial()
-
 
 def _verified(place: Path) -> StoredState:
     content = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
@@ -176,42 +174,10 @@ def _verified(place: Path) -> StoredState:
             raise ValueError(f"{name} is missing")
         if path.stat().st_size != expected["bytes"]:
             raise ValueError(f"{name} has {path.stat().st_size} bytes, {expected['bytes']} were written")
-        if _digest(path) != expected["sha256"]:
+        if file_digest(path) != expected["sha256"]:
             raise ValueError(f"{name} is not what was written")
     return StoredState(step=content["step"], folder=place, facts=content["facts"])
 
 
 def _files(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("*")) if path.is_file())
-
-
-def _seal(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": _digest(path)}
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync_tree(folder: Path) -> None:
-    """Flushes a folder and all below it to the disk.
-
-    Raises:
-        OSError: The disk refuses.
-    """
-    for path in [*sorted(folder.rglob("*")), folder]:
-        sync(path)
-
-
-def sync(path: Path) -> None:
-    """Flushes a file, or the names in a folder, to the disk.
-
-    Raises:
-        OSError: The disk refuses.
-    """
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

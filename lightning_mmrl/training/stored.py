@@ -1,4 +1,4 @@
-"""Files of a state, read as tensors and primitives alone; a file that names anything else is refused in a sentence."""
+"""Reads files of a state, which may hold only tensors and primitives."""
 
 import pickle
 from pathlib import Path
@@ -10,14 +10,14 @@ from lightning_mmrl.errors import StageError
 
 
 def read_stored(path: Path, *, mmap: bool = False) -> Any:
-    """What a file of a state holds, on the host.
+    """Reads a file of a state onto the host.
 
     Args:
         path: The file.
         mmap: Leave tensors in the file until they are used.
 
     Raises:
-        StageError: It is missing or damaged, or holds more than tensors and primitives.
+        StageError: The file is missing or damaged, or holds anything but tensors and primitives.
     """
     try:
         return torch.load(path, mmap=mmap, map_location="cpu", weights_only=True)

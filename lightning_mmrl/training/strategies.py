@@ -1,11 +1,11 @@
-"""From trainer settings to how a stage runs on one or many devices.
+"""Trainer settings, and the strategies that run a stage on one or many devices.
 
 - one device: Lightning's own strategy;
-- `ddp`: every rank has all weights, gradients are summed once per optimizer step;
+- `ddp`: every rank has all weights, and gradients are summed once per optimizer step;
 - `fsdp2`: weights, gradients and optimizer state are sharded (`models.parallelize`).
 
-Processes are started by torchrun, SLURM or Lightning itself, on one node or several; see `lightning` for their
-variables. On a CPU they talk over gloo.
+torchrun, SLURM or Lightning itself starts the processes, on one node or several; Lightning's documentation lists their
+environment variables. On a CPU the processes communicate over gloo.
 """
 
 from dataclasses import dataclass
@@ -110,33 +110,33 @@ FSDP2_PRECISIONS: dict[str, dict[str, torch.dtype]] = {
 
 
 class ReplicaStrategy(DDPStrategy):
-    """DDP without torch's wrapper: replicas start from the weights of rank 0 and stages sum their gradients.
+    """DDP without torch's wrapper: replicas start from the weights of rank 0, and stages sum their gradients.
 
-    torch's wrapper reduces in the backward pass that it was prepared for. An optimizer step here has several: those of
-    the microbatches, and one through the towers after them; and which parameters they reach differs over the ranks.
-    One sum after all of them is exact for any of that, and as many bytes as the last reduction alone.
+    torch's wrapper reduces gradients within one prepared backward pass. An optimizer step here has several: one for
+    each microbatch, then one through the towers. The parameters that they reach differ between ranks. One sum after
+    all backward passes is exact in every case, and sends no more bytes than a single reduction.
     """
 
     def configure_ddp(self) -> None:
-        """Takes over the weights of rank 0; the module stays unwrapped."""
+        """Copies the weights of rank 0 to this rank; the module stays unwrapped."""
         assert self.model is not None
         _sync_module_states(self.model)
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """FSDP2 whose states are copied to the host, to be written by a thread while training goes on."""
+    """FSDP2 that saves by copying its shards to the host; a thread may write the copy while training goes on."""
 
     def setup_environment(self) -> None:
-        """Joins the processes; the threads that write talk in a group of their own, over gloo."""
+        """Joins the processes; the writing threads communicate in a group of their own, over gloo."""
         super().setup_environment()
         self._writers = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Its shards on this rank, by the names of parameters."""
+        """This rank's shards of the optimizer state, by parameter name."""
         return named_state(self._module, optimizer)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
-        """Copies this rank's shards."""
+        """Copies this rank's shards to the host."""
         assert isinstance(self.checkpoint_io, SnapshotIO)
         self.checkpoint_io.save_with(write_shards, checkpoint, self._writers)
 
@@ -145,8 +145,7 @@ class ShardedStrategy(ModelParallelStrategy):
         path = Path(checkpoint_path)
         if path.is_dir():
             return load_shards(path, self._module, self.optimizers)
-        checkpoint = read_stored(path, mmap=True)
-        return load_whole(checkpoint, self._module, self.optimizers)
+        return load_whole(read_stored(path, mmap=True), self._module, self.optimizers)
 
     @property
     def _module(self) -> nn.Module:
@@ -155,7 +154,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
 
 def build_strategy(settings: TrainerSettings) -> Strategy | str:
-    """The Lightning strategy of some settings."""
+    """The Lightning strategy for the settings."""
     if settings.shards:
         return ShardedStrategy(data_parallel_size=settings.world_size, tensor_parallel_size=1)
     return ReplicaStrategy() if settings.world_size > 1 or settings.strategy == "ddp" else "auto"

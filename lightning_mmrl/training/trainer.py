@@ -1,4 +1,4 @@
-"""One Lightning Trainer per stage, configured so that nothing happens behind the stage's back."""
+"""Lightning Trainers for training and evaluation, with every automatism off that a stage does itself."""
 
 import warnings
 from collections.abc import Sequence
@@ -25,20 +25,20 @@ def training_trainer(
     gradient_clip_val: float | None,
     checkpoint_io: CheckpointIO | None = None,
 ) -> lightning.Trainer:
-    """A trainer for one epoch, which is the whole stage; checkpoints are the stage's own business.
+    """A trainer for one epoch, which is the whole stage; `ExactState` saves checkpoints in Lightning's place.
 
     Args:
-        settings: Device and precision.
+        settings: Devices, strategy and precision.
         directory: Lightning's root directory.
-        logger: Where metrics go, one or several.
+        logger: One logger or several.
         callbacks: Progress and the like.
         validate_every: Batches between validations; None for none.
         gradient_clip_val: Gradient norm limit of automatic optimization; None for stages that clip by hand.
-        checkpoint_io: How states are read and written; None for a stage that is not saved.
+        checkpoint_io: Reads and writes states; None for a stage that is not saved.
     """
-    # A stage without a validation split is no mistake.
+    # A stage may have no validation split.
     warnings.filterwarnings("ignore", message="You defined a `validation_step` but have no `val_dataloader`")
-    # The data module resumes the order of the data, not the loader.
+    # The data module resumes the order of the data; the loader need not.
     warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
     return lightning.Trainer(
         **_placement(settings),
@@ -78,19 +78,20 @@ def evaluation_trainer(
 
 
 def _placement(settings: TrainerSettings) -> dict[str, Any]:
+    """Arguments of a trainer for devices, strategy and precision."""
     return {
         "accelerator": settings.accelerator,
         "devices": settings.devices,
         "num_nodes": settings.num_nodes,
         "strategy": build_strategy(settings),
         "precision": settings.lightning_precision,
-        # Weights that are gathered in inference mode could not be trained with afterwards.
+        # Weights that were gathered in inference mode could not be trained afterwards.
         "inference_mode": not settings.shards,
     }
 
 
 def prepare_process(settings: TrainerSettings, seed: int) -> None:
-    """Seeds Python, NumPy and torch, and sets torch's CPU threads if the settings name a number."""
+    """Seeds Python, NumPy and torch, and sets the number of torch's CPU threads if the settings give one."""
     lightning.seed_everything(seed, verbose=False)
     if settings.num_threads is not None:
         torch.set_num_threads(settings.num_threads)

@@ -1,22 +1,23 @@
-"""Packages of the user's own that Python's path does not lead to: each is found in one folder, here and in workers."""
+"""Imports the user's own packages from given folders that are not on Python's path, here and in worker processes."""
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import invalidate_caches
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
 
+@dataclass(eq=False)
 class _Finder:
-    """Finds the packages that it is given and nothing that lies beside them."""
+    """Finds the given packages, and nothing else in their folders."""
 
-    def __init__(self) -> None:
-        self.folders: Mapping[str, str] = {}
+    folders: Mapping[str, str] = field(default_factory=dict)
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Where a top-level package is, for Python's import; what lies below it is found by its own path."""
+        """Locates a top-level package for Python's import; its submodules are found by its own path."""
         folder = self.folders.get(name)
         return None if folder is None or path is not None else PathFinder.find_spec(name, [folder], target)
 
@@ -25,14 +26,14 @@ _finder = _Finder()
 
 
 def own_packages() -> dict[str, str]:
-    """The packages that are found so in this process, with the folder of each."""
+    """The packages that this process finds in given folders, with the folder of each."""
     return dict(_finder.folders)
 
 
 def find_own_packages(folders: Mapping[str, str]) -> None:
-    """Makes packages importable, after all others, each from its folder; what was importable so before is no more.
+    """Makes packages importable, each from its folder and after all other packages; replaces earlier folders.
 
-    A process that this one starts knows nothing of it and calls this itself, before it unpickles what names them.
+    A child process does not inherit this. It must call this function before it unpickles objects of these packages.
     """
     _finder.folders = dict(folders)
     if _finder not in sys.meta_path:

@@ -1,7 +1,7 @@
 """A pool of spawned processes that can be killed: one call at a time per process, each with a deadline.
 
-Media decoders and verifiers run foreign code on untrusted input; they hang, crash and exhaust memory. A call that
-runs past its deadline or takes its process down costs that one call: the process is killed and replaced.
+Media decoders and verifiers run foreign code on untrusted input; they hang, crash and exhaust memory. If a call misses
+its deadline or crashes its process, only that call is lost: the process is killed and replaced.
 """
 
 import os
@@ -11,7 +11,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import wait
 from typing import Any, Self
@@ -23,18 +24,18 @@ from lightning_mmrl.workers.serving import OVERTIME, Announced, CallResult, Limi
 _START_LIMIT_S = 120.0
 _EXIT_GRACE_S = 1.0
 _MAX_LOST_STARTS = 12
-"""Workers in a row that may be killed before they are ready, by whatever kills processes on this machine."""
+"""Workers in a row that may be killed from outside before they are ready."""
 _LATE_COST = 4
-"""A worker that was not ready in time counts as so many that were killed, since each takes minutes."""
+"""A worker that was not ready in time counts as this many killed ones, because each takes minutes."""
 
 ATTEMPTS = 4
 """How often `map_patiently` calls an item whose worker died or ran out of time."""
 LAST_DEADLINE_FACTOR = 2.0
-"""Times the deadline in the last of them: a machine that is busy for a while is no fault of the item."""
+"""Factor on the deadline in the last attempt, because the machine may be busy for a while."""
 
 
 class WorkerError(MmrlError):
-    """A worker process cannot start or cannot load what it is to call."""
+    """A worker process cannot start or cannot load its function."""
 
 
 class DeadlinePool:
@@ -42,16 +43,16 @@ class DeadlinePool:
 
     Each item gets the main thread of a process of its own (math-verify calls `signal.alarm`:
     huggingface/Math-Verify#55, verl#5839) and a wall-clock deadline. A killed or dead worker is replaced; only the
-    item it held is lost. A worker leads its own process group: what a call started dies with it, and all of them die
-    with this process.
+    item that it held is lost. A worker leads its own process group: processes that a call starts die with the worker,
+    and all workers die with this process.
 
-    Build it before CUDA is initialized and close it at the end. The function is pickled once and imported anew in each
-    worker, so a script that builds a pool needs the `if __name__ == "__main__"` guard. `limits` are a softer deadline,
-    which costs no process, and a bound on memory. `deadline_key` names the setting of `deadline_s` in the error of an
-    item that exceeds it.
+    Build the pool before CUDA is initialized and close it at the end. The function is pickled once and imported anew in
+    each worker, so a script that builds a pool needs the `if __name__ == "__main__"` guard. `limits` can add a soft
+    deadline, which costs no process, and bounds on memory and processor time. `deadline_key` is the setting of
+    `deadline_s`, to be named in the error of an item that exceeds it.
 
     Raises:
-        WorkerError: the function cannot be pickled, or a worker cannot start.
+        WorkerError: The function cannot be pickled, or a worker cannot start.
     """
 
     def __init__(
@@ -64,11 +65,15 @@ class DeadlinePool:
         deadline_key: str | None = None,
         process_name: str = "mmrl-worker",
     ) -> None:
-        self._payload = _pickled(function)
-        self._limits = limits or Limits()
+        try:
+            payload = pickle.dumps(function)
+        except Exception as error:
+            raise WorkerError(
+                f"{function!r} cannot be sent to worker processes ({error}); use importable functions and classes"
+            ) from error
+        self._new_worker = partial(_Worker, payload, limits or Limits(), process_name)
         self._deadline_s = deadline_s
         self._deadline_key = deadline_key
-        self._process_name = process_name
         self._lost_starts = 0
         self._workers: list[_Worker] = []
         try:
@@ -96,9 +101,9 @@ class DeadlinePool:
 
         Args:
             items: Picklable arguments.
-            budget_s: Seconds for the whole batch; items not finished by then get an error.
-            on_done: Called with index and outcome as each item ends, in order of completion.
-            deadline_factor: Times the deadline that an item may take.
+            budget_s: Seconds for the whole batch; items that are unfinished by then get an error.
+            on_done: Called with index and outcome of each finished item, in order of completion.
+            deadline_factor: Factor on the deadline of an item.
 
         Raises:
             WorkerError: A replacement worker cannot start; the pool is closed then.
@@ -108,8 +113,16 @@ class DeadlinePool:
         if self._deadline_key is not None:
             times = "" if deadline_factor == 1 else f"{deadline_factor:g} x "
             overdue += f" ({times}{self._deadline_key})"
-        end = time.monotonic() + budget_s
-        batch = _Batch(items=items, end=end, deadline_s=deadline_s, overdue=overdue, on_done=on_done)
+        batch = _Batch(
+            items=items,
+            end=time.monotonic() + budget_s,
+            deadline_s=deadline_s,
+            overdue=overdue,
+            on_done=on_done,
+            outcomes=[None] * len(items),
+            pending=deque(range(len(items))),
+            num_unsettled=len(items),
+        )
         try:
             while batch.num_unsettled and time.monotonic() < batch.end:
                 self._assign(batch)
@@ -119,16 +132,21 @@ class DeadlinePool:
             self.close()
             raise
         finally:
-            self._abandon_items()
-        return batch.final_outcomes(f"batch budget of {budget_s} s exceeded")
+            for slot, worker in enumerate(self._workers):
+                if worker.item is not None:  # the next call must not get the result of an old item
+                    self._replace(slot)
+        for item, outcome in enumerate(batch.outcomes):
+            if outcome is None:
+                batch.settle(item, CallResult(error=f"batch budget of {budget_s} s exceeded"))
+        return [outcome for outcome in batch.outcomes if outcome is not None]
 
     def map_patiently(
         self, items: Sequence[Any], *, on_done: Callable[[int, CallResult], None] | None = None
     ) -> list[CallResult]:
-        """As `map`, but items that were lost are called again, together; their errors say how often if they never end.
+        """As `map`, but calls lost items again, `ATTEMPTS` times in all; the last error says how often.
 
-        So a worker that something else killed or stopped does not decide what becomes of its item. The last attempt
-        takes them one after another, since they may be too much for the machine together.
+        So an item does not fail because something else killed or stopped its worker. The last attempt takes one item at
+        a time, because together they may be too much for the machine.
 
         Raises:
             WorkerError: As `map`.
@@ -136,7 +154,7 @@ class DeadlinePool:
         outcomes: dict[int, CallResult] = {}
 
         def attempt(indices: Sequence[int], *, is_last: bool = False) -> list[int]:
-            """The indices of what was lost again."""
+            """Calls items again; returns the indices of items that were lost again."""
 
             def settled(place: int, outcome: CallResult) -> None:
                 index = indices[place]
@@ -158,7 +176,7 @@ class DeadlinePool:
         return [outcomes[index] for index in range(len(items))]
 
     def close(self) -> None:
-        """Ends all workers; those still busy are killed. May be called again."""
+        """Ends all workers and kills busy ones. May be called again."""
         workers, self._workers = self._workers, []
         for worker in workers:
             worker.connection.close()
@@ -172,16 +190,13 @@ class DeadlinePool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _new_worker(self) -> "_Worker":
-        return _Worker(self._payload, self._limits, self._process_name)
-
     def _assign(self, batch: "_Batch") -> None:
         for slot, worker in enumerate(self._workers):
             while worker.idle and batch.pending:
                 item = batch.pending.popleft()
                 try:
                     worker.give(item, batch.items[item], batch.deadline_s)
-                except OSError:  # it died while idle, which is no fault of the item
+                except OSError:  # the worker died while idle, so the item is not the cause
                     batch.pending.appendleft(item)
                     self._replace(slot)
                     break
@@ -189,30 +204,28 @@ class DeadlinePool:
                     batch.settle(item, CallResult(error=f"cannot be sent to a worker: {error}"))
 
     def _collect(self, batch: "_Batch") -> None:
-        """Waits until a worker reports, a deadline passes or the budget ends, and takes what is there."""
+        """Waits until a worker reports, a deadline passes or the budget ends, then handles all reports."""
         waiting = {slot: worker for slot, worker in enumerate(self._workers) if not worker.idle}
         until = min([batch.end, *(worker.deadline for worker in waiting.values())])
         connections = [worker.connection for worker in waiting.values()]
         reported = wait(connections, timeout=max(0.0, until - time.monotonic())) if connections else []
         for slot, worker in waiting.items():
-            if worker.connection in reported:
-                self._take(slot, worker, batch)
-
-    def _take(self, slot: int, worker: "_Worker", batch: "_Batch") -> None:
-        try:
-            outcome = worker.take()
-        except (EOFError, OSError) as error:
-            if worker.item is None:
-                self._restart(slot, worker.start_failure(), error)
-                return
-            worker.end(grace_s=_EXIT_GRACE_S)
-            batch.settle(worker.item, worker.died())
-            self._replace(slot)
-            return
-        self._lost_starts = 0
-        if outcome is not None and worker.item is not None:
-            batch.settle(worker.item, outcome)
-            worker.item = None
+            if worker.connection not in reported:
+                continue
+            try:
+                outcome = worker.take()
+            except (EOFError, OSError) as error:
+                if worker.item is None:
+                    self._restart(slot, error)
+                else:
+                    worker.end(grace_s=_EXIT_GRACE_S)
+                    batch.settle(worker.item, worker.died())
+                    self._replace(slot)
+                continue
+            self._lost_starts = 0
+            if outcome is not None and worker.item is not None:
+                batch.settle(worker.item, outcome)
+                worker.item = None
 
     def _enforce_deadlines(self, batch: "_Batch") -> None:
         now = time.monotonic()
@@ -221,34 +234,34 @@ class DeadlinePool:
                 batch.settle(worker.item, worker.failed(batch.overdue))
                 self._replace(slot)
             elif not worker.ready and now >= worker.deadline:
-                self._restart(slot, worker.late(), cost=_LATE_COST)
-
-    def _abandon_items(self) -> None:
-        """Kills the workers that still hold an item, so that the next call does not meet an old result."""
-        for slot, worker in enumerate(self._workers):
-            if worker.item is not None:
-                self._replace(slot)
+                self._restart(slot, is_late=True)
 
     def _await_ready(self, slot: int) -> None:
         """Blocks until a worker has loaded the function."""
         while not self._workers[slot].ready:
+            worker = self._workers[slot]
             try:
-                self._workers[slot].await_ready()
+                if not worker.connection.poll(max(0.0, worker.deadline - time.monotonic())):
+                    raise TimeoutError
+                worker.take()
             except TimeoutError as error:
-                self._restart(slot, self._workers[slot].late(), error, _LATE_COST)
+                self._restart(slot, error, is_late=True)
             except (EOFError, OSError) as error:
-                self._restart(slot, self._workers[slot].start_failure(), error)
+                self._restart(slot, error)
 
-    def _restart(self, slot: int, failure: WorkerError, cause: BaseException | None = None, cost: int = 1) -> None:
-        """Replaces a worker that never was ready, if that may have been the machine's fault.
+    def _restart(self, slot: int, cause: BaseException | None = None, *, is_late: bool = False) -> None:
+        """Replaces a worker that died before it was ready, or `is_late`, if the machine may have been the cause.
 
         Raises:
-            WorkerError: It ended by itself, or too many in a row were lost.
+            WorkerError: The worker ended by itself, or too many in a row were lost.
         """
-        ended_itself = (self._workers[slot].process.exitcode or 0) > 0
-        self._lost_starts += cost
-        if ended_itself or self._lost_starts > _MAX_LOST_STARTS:
-            raise failure from cause
+        worker = self._workers[slot]
+        worker.end(grace_s=0.0 if is_late else _EXIT_GRACE_S)
+        code = worker.process.exitcode
+        self._lost_starts += _LATE_COST if is_late else 1
+        if (code or 0) > 0 or self._lost_starts > _MAX_LOST_STARTS:
+            died = f"a worker died at its start with exit code {code}"
+            raise WorkerError(f"a worker did not start within {_START_LIMIT_S} s" if is_late else died) from cause
         self._replace(slot)
 
     def _replace(self, slot: int) -> None:
@@ -258,21 +271,16 @@ class DeadlinePool:
 
 @dataclass(slots=True, kw_only=True)
 class _Batch:
-    """The state of one call: `outcomes[i]` is None until item i is settled; `overdue` is the error at its deadline."""
+    """The state of one `map`: `outcomes[i]` is None until item i is settled; `overdue` is the error at a deadline."""
 
     items: Sequence[Any]
     end: float
     deadline_s: float
     overdue: str
     on_done: Callable[[int, CallResult], None] | None
-    outcomes: list[CallResult | None] = field(init=False)
-    pending: deque[int] = field(init=False)
-    num_unsettled: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.outcomes = [None] * len(self.items)
-        self.pending = deque(range(len(self.items)))
-        self.num_unsettled = len(self.items)
+    outcomes: list[CallResult | None]
+    pending: deque[int]
+    num_unsettled: int
 
     def settle(self, item: int, outcome: CallResult) -> None:
         self.outcomes[item] = outcome
@@ -280,15 +288,9 @@ class _Batch:
         if self.on_done is not None:
             self.on_done(item, outcome)
 
-    def final_outcomes(self, unsettled_reason: str) -> list[CallResult]:
-        for item, outcome in enumerate(self.outcomes):
-            if outcome is None:
-                self.settle(item, CallResult(error=unsettled_reason))
-        return [outcome for outcome in self.outcomes if outcome is not None]
-
 
 class _Worker:
-    """One process and what it is busy with; `deadline` is for its start until it is ready, then for its item."""
+    """One process and its present item; `deadline` is for its start until it is ready, then for its item."""
 
     def __init__(self, payload: bytes, limits: Limits, name: str) -> None:
         context = get_context("spawn")
@@ -309,29 +311,13 @@ class _Worker:
     def idle(self) -> bool:
         return self.ready and self.item is None
 
-    def await_ready(self) -> None:
-        """Blocks until the function is loaded."""
-        if not self.connection.poll(max(0.0, self.deadline - time.monotonic())):
-            raise TimeoutError
-        self.take()
-
-    def start_failure(self) -> WorkerError:
-        """Ends a worker that died before it was ready and says how."""
-        self.end(grace_s=_EXIT_GRACE_S)
-        return WorkerError(f"a worker died at its start with exit code {self.process.exitcode}")
-
-    def late(self) -> WorkerError:
-        """Kills a worker that is not ready in time and says so."""
-        self.end(grace_s=0.0)
-        return WorkerError(f"a worker did not start within {_START_LIMIT_S} s")
-
     def give(self, item: int, argument: Any, deadline_s: float) -> None:
         self.connection.send(argument)
         self.doing = None
         self.item, self.deadline = item, time.monotonic() + deadline_s
 
     def take(self) -> CallResult | None:
-        """The outcome of the item, or None for the message that the worker is ready or what it is doing."""
+        """Receives a message: returns the item's outcome, or None if the worker is ready or announced a step."""
         message = self.connection.recv()
         if isinstance(message, Announced):
             self.doing = message.what
@@ -339,26 +325,25 @@ class _Worker:
         if isinstance(message, str):
             raise WorkerError(f"a worker cannot load what it is to call: {message}")
         self.ready = True
-        return self._unpacked(message) if isinstance(message, Parcel) else message
-
-    def _unpacked(self, parcel: Parcel) -> CallResult:
-        arrays = [bytearray(size) for size in parcel.sizes]
+        if not isinstance(message, Parcel):
+            return message
+        arrays = [bytearray(size) for size in message.sizes]
         for array in arrays:
             self.connection.recv_bytes_into(array)
-        return pickle.loads(parcel.content, buffers=arrays)
+        return pickle.loads(message.content, buffers=arrays)
 
     def died(self) -> CallResult:
-        """The outcome of an item during which its worker ended."""
+        """The outcome of an item whose worker ended."""
         if self.process.exitcode == -signal.SIGXCPU:
             return CallResult(error=OVERTIME, doing=self.doing)
         return self.failed(f"worker died with exit code {self.process.exitcode}")
 
     def failed(self, error: str) -> CallResult:
-        """The outcome of an item that took its worker down or was taken from it."""
+        """The outcome of an item that is lost with its worker."""
         return CallResult(error=error, doing=self.doing, lost=True)
 
     def end(self, grace_s: float) -> None:
-        """Waits `grace_s` seconds for its exit, kills its process group and reaps it; later calls do nothing."""
+        """Waits `grace_s` seconds for the exit, then kills the process group; later calls do nothing."""
         if self._ended:
             return
         self._ended = True
@@ -368,12 +353,3 @@ class _Worker:
         self.process.kill()  # before its setsid it leads no group
         self.process.join()
         self.connection.close()
-
-
-def _pickled(function: Callable[[Any], Any]) -> bytes:
-    try:
-        return pickle.dumps(function)
-    except Exception as error:
-        raise WorkerError(
-            f"{function!r} cannot be sent to worker processes ({error}); use importable functions and classes"
-        ) from error

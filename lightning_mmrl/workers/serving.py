@@ -1,4 +1,4 @@
-"""The program of a worker process of a `DeadlinePool`: it limits itself, then serves one call at a time."""
+"""The main loop of a `DeadlinePool` worker process: it limits its own resources, then serves one call at a time."""
 
 import math
 import os
@@ -28,11 +28,13 @@ class OverrunError(MmrlError):
 class Limits:
     """Bounds of a call; None: no limit.
 
-    After `soft_deadline_s` seconds an exception interrupts the call, if it runs Python code or sleeps; the process
-    lives on. `memory_bytes` bounds the address space (RLIMIT_AS, Linux alone) on top of what the process has when it is
-    ready: more is a MemoryError, or the end of the process in foreign code that does not check. After `processor_s`
-    seconds on a processor, rounded up, the call ends with its process and the error `OVERTIME`, and is not `lost`: that
-    is the call's doing however busy the machine is.
+    Attributes:
+        soft_deadline_s: Seconds after which an exception interrupts the call, if it runs Python code or sleeps. The
+            process lives on.
+        memory_bytes: Bound on the address space in addition to that of the ready process (RLIMIT_AS, Linux only). A
+            call that needs more gets a MemoryError; native code that does not check may end the process.
+        processor_s: Processor time in seconds, rounded up, after which the call ends with its process and the error
+            `OVERTIME`. Such a call is not `lost`, because a busy machine cannot be the cause.
     """
 
     soft_deadline_s: float | None = None
@@ -42,10 +44,14 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallResult:
-    """The value a call returned, or in `error` why there is none; `doing` is what it announced last.
+    """The result of a call.
 
-    With `lost` the call was not heard to its end, since its worker died or was killed at the deadline. That may be the
-    item's fault or the machine's: another attempt can end otherwise.
+    Attributes:
+        value: The value that the call returned.
+        error: The reason if there is no value.
+        doing: The last step that the call announced.
+        lost: Whether the worker died or was killed at the deadline. That may be the item's fault or the machine's, so
+            another attempt may succeed.
     """
 
     value: Any = None
@@ -56,7 +62,7 @@ class CallResult:
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """A message of a worker: an outcome whose `sizes` bytes of large arrays follow, so that nobody holds them twice."""
+    """A worker's message: a pickled outcome. Its large arrays follow, in `sizes` bytes each, to avoid a copy."""
 
     content: bytes
     sizes: tuple[int, ...]
@@ -64,36 +70,45 @@ class Parcel:
 
 @dataclass(frozen=True, slots=True)
 class Announced:
-    """A message of a worker: its call is busy with this from now on."""
+    """A worker's message: the step that its call is starting."""
 
     what: str
 
 
 OVERTIME = "processor time exceeded"
-"""The error of a call that took more processor time than it may."""
+"""The error of a call that exceeded its processor time."""
 
 _listeners: list[Callable[[str], None]] = []
 
 
 def announce(what: str) -> None:
-    """Says what the running call is busy with, to be named if its process dies or is killed; elsewhere does nothing."""
+    """Announces the step that the running call starts, so that the error can name it if the process dies.
+
+    Outside of a worker this does nothing.
+    """
     for listener in _listeners:
         listener(what)
 
 
-_processor: "list[_ProcessorTime]" = []
+_processor_s: list[float] = []
+"""Processor seconds that a call in this worker may take; empty without a bound."""
 
 
 def lower_processor_time(share: float) -> None:
-    """Leaves the running call this share of the processor time that any call may take; elsewhere does nothing."""
-    for bound in _processor:
-        bound.set(min(1.0, share))
+    """Limits the running call to this share of its pool's processor time, counted from now.
+
+    The kernel ends the process at the limit, whatever code it runs. Outside of a worker this does nothing.
+    """
+    for seconds in _processor_s:
+        until = math.ceil(time.process_time() + min(1.0, share) * seconds)
+        _, most = resource.getrlimit(resource.RLIMIT_CPU)
+        resource.setrlimit(resource.RLIMIT_CPU, (until if most == resource.RLIM_INFINITY else min(until, most), most))
 
 
 def serve(connection: Connection, payload: bytes, limits: Limits, packages: Mapping[str, str]) -> None:
-    """Loads the function, says so, then serves one item at a time until the pipe closes.
+    """Loads the function, reports that it is ready, then serves one item at a time until the pipe closes.
 
-    `packages` are those of the user's own that the parent has found, with the folder of each.
+    `packages` are the user's own packages that the parent finds, with the folder of each.
     """
     begin(packages)
     try:
@@ -102,11 +117,16 @@ def serve(connection: Connection, payload: bytes, limits: Limits, packages: Mapp
         connection.send(f"{type(error).__name__}: {error}")
         return
     watchdog = _Watchdog(limits.soft_deadline_s)
-    _listeners[:] = [lambda what: _tell(connection, watchdog, what)]
+
+    def tell(what: str) -> None:
+        with watchdog.held():
+            connection.send(Announced(what))
+
+    _listeners[:] = [tell]
     _limit_memory(limits.memory_bytes)
     if limits.processor_s is not None:
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # of a call that is ended on purpose nobody wants the memory
-        _processor[:] = [_ProcessorTime(limits.processor_s)]
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a call that is ended on purpose needs no core dump
+        _processor_s[:] = [limits.processor_s]
     with suppress(EOFError, ConnectionError):  # the pool was closed
         connection.send(None)
         while True:
@@ -116,37 +136,20 @@ def serve(connection: Connection, payload: bytes, limits: Limits, packages: Mapp
 
 
 def begin(packages: Mapping[str, str]) -> None:
-    """Readies a process that was just started: it ends with its parent, and finds the user's packages as that does."""
-    end_with_parent()
-    find_own_packages(packages)
+    """Prepares a new process: it ends when its parent ends, and finds the user's packages as the parent does.
 
-
-def end_with_parent() -> None:
-    """Makes this process the head of a group that is killed when its parent ends, however it ends.
-
-    Signals of the terminal reach the parent alone, which decides what becomes of this process.
+    The process becomes the head of a process group, which is killed when the parent ends for any reason. Signals of the
+    terminal reach only the parent, which then ends this process or lets it finish.
     """
     os.setsid()
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-class _ProcessorTime:
-    """Lets the kernel end this process when a call was on a processor for too long, in whatever code."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-
-    def set(self, share: float) -> None:
-        """Bounds the call; the whole time counts anew from where the process is now."""
-        until = math.ceil(time.process_time() + share * self._seconds)
-        _, most = resource.getrlimit(resource.RLIMIT_CPU)
-        resource.setrlimit(resource.RLIMIT_CPU, (until if most == resource.RLIM_INFINITY else min(until, most), most))
+    find_own_packages(packages)
 
 
 class _Watchdog:
     """Interrupts the main thread by an exception when a watched call takes too long.
 
-    A thread of its own sends SIGUSR2: math-verify needs SIGALRM for itself.
+    A separate thread sends SIGUSR2, because math-verify uses SIGALRM itself.
     """
 
     def __init__(self, seconds: float | None) -> None:
@@ -161,7 +164,7 @@ class _Watchdog:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """A call that must end in time."""
+        """For a call that must end in time."""
         if self._seconds is None:
             yield
             return
@@ -175,7 +178,7 @@ class _Watchdog:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Code of ours within a call, which must not be interrupted."""
+        """For our own code within a call, which must not be interrupted."""
         armed, self._armed = self._armed, False
         try:
             yield
@@ -213,7 +216,7 @@ def _call(function: Callable[[Any], Any], item: Any, watchdog: _Watchdog) -> Cal
         return CallResult(error=str(error))
     except MemoryError:
         return CallResult(error="memory limit exceeded")
-    except FOREIGN_FAILURES as error:  # whatever foreign code raises is its failure, not the run's
+    except FOREIGN_FAILURES as error:  # a failure of foreign code must not end the run
         return CallResult(error=f"{type(error).__name__}: {error}")
 
 
@@ -230,11 +233,6 @@ def _report(connection: Connection, outcome: CallResult) -> None:
         connection.send_bytes(view)
 
 
-def _tell(connection: Connection, watchdog: _Watchdog, what: str) -> None:
-    with watchdog.held():
-        connection.send(Announced(what))
-
-
 def _limit_memory(extra_bytes: int | None) -> None:
     if extra_bytes is None or sys.platform != "linux":
         return
@@ -245,7 +243,7 @@ def _limit_memory(extra_bytes: int | None) -> None:
 
 
 def _exit_with_parent() -> None:
-    """A call in an endless loop would outlive a killed run."""
+    """Kills this process group when the parent ends; a call in an endless loop would outlive a killed run."""
     parent = parent_process()
     if parent is not None:
         parent.join()

@@ -55,6 +55,7 @@ def test_torch_free_modules_leave_torch_unloaded():
     assert "torch" in loaded_by("import lightning_mmrl.ops.masked")
 
 
+@pytest.mark.slow  # `make lint` checks them too
 def test_the_contracts_hold():
     done = run([str(LINT), "--no-cache", "--no-logo"])
     assert done.returncode == 0, done.stdout + done.stderr

@@ -39,7 +39,7 @@ each_experiment = pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: 
 
 
 def overrides(path):
-    """What chooses a file; a value that its user must give is given."""
+    """Overrides that choose a file, with the values that its user must give."""
     group, option = group_of(path), option_of(path)
     if group == "stage":
         return [f"+stage@stages.other={option}", "order=[other]"]
@@ -87,7 +87,7 @@ def test_a_config_composes_and_its_targets_bind(path):
 
 @each_file
 def test_every_target_of_a_file_binds_where_it_stands(path):
-    """Also those of stages that the composition above does not run."""
+    """Also targets of stages that the composition above does not run."""
     tree = without_references(yaml.safe_load(path.read_text()))
     assert set(targets(tree)) <= ALL_NAMES
     check_targets(tree, path.stem)
@@ -101,7 +101,7 @@ def test_a_config_says_what_it_is_for(path):
 
 @pytest.mark.parametrize("path", [path for path in FILES if group_of(path) == "stage"], ids=option_of)
 def test_a_stage_shows_its_knobs_so_that_they_need_no_plus(path):
-    """Its own or those of the file that it builds on."""
+    """Its own, or the keys of the file that it builds on."""
     tree = OmegaConf.to_container(compose_tree(overrides(path)))["stages"]["other"]
     optional = OPTIONAL_IN_A_STAGE if tree["kind"] == "sft" else set()
     assert {field.name for field in fields(StageConfig)} - set(tree) <= optional
@@ -121,6 +121,7 @@ def test_an_experiment_only_overrides(path):
     assert set(tree.get("stages", {})) <= set(config.order)
 
 
+@pytest.mark.slow
 @each_experiment
 def test_debug_overlays_shorten_every_experiment_and_give_it_a_name_of_its_own(path):
     fast = compose([*overrides(path), "debug=fast"])

@@ -111,7 +111,7 @@ def test_freezing_the_towers_leaves_the_projector_frozen_too(name, backbone):
 
 
 def test_outdated_prefixes_are_refused_or_found():
-    """What a wrong attribute path does: transformers 5 moved the vision tower of Qwen2.5-VL below `model`."""
+    """Does what a wrong attribute path does: transformers 5 moved the vision tower of Qwen2.5-VL below `model`."""
 
     class Outdated(Qwen25VL):
         @property

@@ -1,4 +1,4 @@
-"""What can go wrong between engine and trainer ends the run before anything is sampled from it, and says what it is."""
+"""A fault between engine and trainer ends the run before anything is sampled, and is named."""
 
 from dataclasses import replace
 

@@ -125,7 +125,7 @@ def test_sampling_and_pushing_leave_the_process_as_it_was(world):
 
 @pytest.mark.parametrize("frames", [4, 41])
 def test_positions_are_those_that_vllm_itself_gives_a_clip(world, frames):
-    """A long clip of small frames goes further in time than its frames are wide: text goes on behind the time."""
+    """A long clip of small frames goes further in time than its frames are wide: text goes on after the last time."""
     from vllm_worlds import own_positions
 
     if "video" not in world.encoder.media_kinds:

@@ -59,7 +59,7 @@ def test_a_model_that_does_not_fit_is_one_sentence_and_leaves_no_trace(tmp_path)
     with pytest.raises(RolloutError, match=r"^vLLM cannot load the model: .*; lower rollout.settings"):
         engine.load_weights(policy, 0)
     engine.close()
-    # An engine of the same process takes a group that is there for that of the trainer's ranks.
+    # An engine of the same process takes an existing process group for the group of the trainer's ranks.
     assert not torch.distributed.is_initialized()
     fitting = VLLMEngine(policy, encoder=encoder, max_new_tokens=4)
     fitting.load_weights(policy, 0)

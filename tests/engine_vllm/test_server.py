@@ -241,7 +241,7 @@ class Run:
         return {str(path.relative_to(state)): path.read_bytes() for path in state.rglob("*") if path.is_file()}
 
     def last_status(self):
-        """What MLflow has of the youngest run of the stage."""
+        """MLflow's record of the youngest run of the stage."""
         client = MlflowClient(f"sqlite:///{self.folder}/mlflow.db")
         runs = client.search_runs([each.experiment_id for each in client.search_experiments()])
         return max(runs, key=lambda run: run.info.start_time).info.status
@@ -293,7 +293,7 @@ def test_a_run_whose_server_fails_is_failed_keeps_its_state_and_goes_on_with_eit
     after = patient.rollout()
     assert torch.equal(after.completion_ids, before.completion_ids)
     assert patient.gap(after) < BOUND
-    # The state is that of the last step before; both engines go on from there.
+    # The state was saved at the last step before; both engines go on from there.
     shutil.copytree(tmp_path / "runs", tmp_path / "saved")
     assert run.train("hf") == 0
     assert f"continuing after step {FAULT - 1}" in capsys.readouterr().err

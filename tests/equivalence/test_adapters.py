@@ -54,7 +54,7 @@ def test_values_and_gradients(family, towers, checkpointing):
 
 
 def test_control_the_adapter_is_part_of_both_paths(family):
-    """Without it both give other values: agreement is not that of two bases."""
+    """Without the adapter both give other values, so that equal values say something of it."""
     _, batch, shared, copied = two_policies(family, ("text",))
     trained = adapted.logprobs(shared, batch)
     for policy in (shared, copied):

@@ -14,7 +14,7 @@ GROUP = 3
 EXACT = 1e-9
 
 
-@pytest.fixture(scope="module", params=sorted(families.FAMILIES))
+@pytest.fixture(scope="module", params=families.each())
 def family(request, tmp_path_factory):
     folder = families.build(request.param, tmp_path_factory.mktemp(request.param))
     encoder, policy = families.load(request.param, folder, temperature=0.8)

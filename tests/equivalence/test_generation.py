@@ -34,7 +34,7 @@ def enliven(model):
     model.lm_head.weight = nn.Parameter(0.4 * weight)
 
 
-@pytest.fixture(scope="module", params=sorted(families.FAMILIES))
+@pytest.fixture(scope="module", params=families.each())
 def family(request, tmp_path_factory):
     """Name, encoder, policy, the same policy without sharing, and the stock model."""
     name = request.param
@@ -75,7 +75,7 @@ def trimmed(prompts, row):
 
 
 def stock_generate(family, prompts, **how):
-    """What transformers does with the prompts, padded on the left; no token ends a row unless told so."""
+    """Generation by transformers of the prompts, padded on the left; no token ends a row unless told so."""
     name, encoder, _, _, stock = family
     banned = list(encoder.banned_token_ids())
     media = dict(prompts.media.tensors)

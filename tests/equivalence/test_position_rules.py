@@ -42,7 +42,7 @@ def scoring(encoder, content, media):
 
 
 def stock_logprobs(policy, batch, more):
-    """Each completion behind the prompt in the stock model, which finds its own positions."""
+    """Each completion after the prompt in the stock model, which finds its own positions."""
     rows = []
     for tokens, mask in zip(batch.completion_ids, batch.completion_mask, strict=True):
         ids = torch.cat([batch.prompts.input_ids[0], tokens[mask]])[None]

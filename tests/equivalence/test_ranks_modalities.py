@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def case(name, checkpoint):
-    """One optimizer step over two ranks, of which the first has the first half of the contents."""
+    """One optimizer step over two ranks; the first rank has the first half of the contents."""
     mix, _, recipe = name.partition("-")
     contents = [rank_cases.MODALITIES[part] for part in MIXES[mix]]
     return rank_cases.one_step(name, recipe, checkpoint, contents)

@@ -24,7 +24,7 @@ EXACT = 1e-9
 MODES = [(frozen, checkpointing) for frozen in (False, True) for checkpointing in (False, True)]
 
 
-@pytest.fixture(scope="module", params=sorted(families.FAMILIES))
+@pytest.fixture(scope="module", params=families.each())
 def family(request, tmp_path_factory):
     return request.param, families.build(request.param, tmp_path_factory.mktemp(request.param))
 

@@ -10,10 +10,10 @@ import torch
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.models import tower_attention
 
-WITH_TOWERS = [name for name in sorted(families.FAMILIES) if families.FAMILIES[name].contents[0].startswith("<")]
+WITH_TOWERS = [name for name in families.FAMILIES if families.FAMILIES[name].contents[0].startswith("<")]
 
 
-@pytest.fixture(scope="module", params=WITH_TOWERS)
+@pytest.fixture(scope="module", params=families.each(WITH_TOWERS))
 def loaded(request, tmp_path_factory):
     name = request.param
     folder = families.build(name, tmp_path_factory.mktemp(name))

@@ -24,7 +24,7 @@ def rotate_exactly(query, key, cos, sin, half):
     return query * cos + half(query) * sin, key * cos + half(key) * sin
 
 
-@pytest.fixture(params=sorted(MODELING))
+@pytest.fixture(params=families.each(MODELING))
 def model(request, tmp_path, monkeypatch):
     """Encoder, backbone and a batch with every kind of medium, in float64 all through."""
     modeling, family = MODELING[request.param], families.FAMILIES[request.param]

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from golden_differences import OTHER_MACHINE, SAME_MACHINE, differences, told
+from golden_trajectories import trained
 
 ROOT = Path(__file__).parents[2]
 TABLE = yaml.safe_load((ROOT / "tests" / "golden" / "runs.yaml").read_text(encoding="utf-8"))
@@ -22,20 +24,24 @@ Runs in float64 differ by 1e-12 from processor to processor, and a sampled token
 1e9. If the first difference is an answer or a length all the same, and this machine alone has it, it is such a token:
 tools/golden/golden_trajectories.py compare COMMIT COMMIT tells, which compares two commits on one machine."""
 
+MAIN_PATH = ("base", "grpo")
+"""The runs of `make test`: SFT from random weights, and GRPO from its handoff."""
+
 # A busy machine takes minutes where a quiet one takes one.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.timeout(1200)
+
+
+def asked_for(request):
+    """The runs of the selected tests; none, which stands for all, if a test compares runs with each other."""
+    tests = [item for item in request.session.items if item.path == request.path and "fresh" in item.fixturenames]
+    if any(item.originalname != test_a_run_gives_the_recorded_numbers.__name__ for item in tests):
+        return []
+    return [item.callspec.params["name"] for item in tests]
 
 
 @pytest.fixture(scope="module")
-def tool():
-    import golden_trajectories
-
-    return golden_trajectories
-
-
-@pytest.fixture(scope="module")
-def fresh(tool, tmp_path_factory):
-    """The stages of all runs, trained now."""
+def fresh(request, tmp_path_factory):
+    """The stages of the runs by name, trained now in one process after the other, which share their imports."""
     work, content = tmp_path_factory.mktemp("golden"), copy.deepcopy(TABLE)
     grpo = content["runs"]["grpo"]
     [rate] = [line for line in content["shapes"]["rl"] if line.startswith("stages.reason.optimizer.lr=")]
@@ -43,12 +49,12 @@ def fresh(tool, tmp_path_factory):
     content["runs"][HOTTER] = grpo | {"overrides": [*grpo["overrides"], f"{key}={float(value) * 1.01}"]}
     table = work / "runs.yaml"
     table.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-    return tool.trained(ROOT, table, work / "runs")
+    return trained(ROOT, table, work / "runs", asked_for(request))
 
 
-def first(tool, before, after, rules):
+def first(before, after, rules):
     """The first difference, or None."""
-    found = tool.differences(before, after, rules)
+    found = differences(before, after, rules)
     return str(found[0]) if found else None
 
 
@@ -56,30 +62,39 @@ def test_every_run_is_recorded():
     assert sorted(RECORDED) == sorted(TABLE["runs"])
 
 
-@pytest.mark.parametrize("name", TABLE["runs"])
-def test_a_run_gives_the_recorded_numbers(tool, fresh, name):
-    found = tool.differences(RECORDED[name], fresh[name], tool.OTHER_MACHINE)
-    assert not found, f"recorded and now: {tool.told(name, found)}\n{ADVICE}"
+def marked(name):
+    return pytest.param(name, marks=pytest.mark.main_path) if name in MAIN_PATH else name
 
 
-def test_an_interrupted_run_is_the_one_that_was_left_alone(tool, fresh):
-    assert first(tool, fresh["grpo"], fresh["interrupted"], tool.SAME_MACHINE) is None
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [marked(name) for name in TABLE["runs"]])
+def test_a_run_gives_the_recorded_numbers(fresh, name):
+    found = differences(RECORDED[name], fresh[name], OTHER_MACHINE)
+    assert not found, f"recorded and now: {told(name, found)}\n{ADVICE}"
 
 
-def test_cached_features_change_no_number(tool, fresh):
-    counters = replace(tool.SAME_MACHINE, without=("media/*",))
-    assert first(tool, fresh["frozen"], fresh["cached"], counters) is None
+@pytest.mark.slow
+def test_an_interrupted_run_is_the_one_that_was_left_alone(fresh):
+    assert first(fresh["grpo"], fresh["interrupted"], SAME_MACHINE) is None
+
+
+@pytest.mark.slow
+def test_cached_features_change_no_number(fresh):
+    counters = replace(SAME_MACHINE, without=("media/*",))
+    assert first(fresh["frozen"], fresh["cached"], counters) is None
     assert sum(fresh["cached"]["00-reason"]["metrics"]["media/cache_hits"].values()) > 0
 
 
-def test_sharded_ranks_take_the_steps_of_replicated_ones(tool, fresh):
-    rules = replace(tool.OTHER_MACHINE, relative=1e-9, absolute=1e-9)
-    assert first(tool, fresh["replicated"], fresh["sharded"], rules) is None
+@pytest.mark.slow
+def test_sharded_ranks_take_the_steps_of_replicated_ones(fresh):
+    rules = replace(OTHER_MACHINE, relative=1e-9, absolute=1e-9)
+    assert first(fresh["replicated"], fresh["sharded"], rules) is None
 
 
-def test_a_learning_rate_that_is_a_hundredth_higher_is_found(tool, fresh):
+@pytest.mark.slow
+def test_a_learning_rate_that_is_a_hundredth_higher_is_found(fresh):
     assert fresh[HOTTER]["00-reason"]["rollouts"]["prompts"] == fresh["grpo"]["00-reason"]["rollouts"]["prompts"]
-    found = tool.differences(RECORDED["grpo"], fresh[HOTTER], tool.OTHER_MACHINE)
+    found = differences(RECORDED["grpo"], fresh[HOTTER], OTHER_MACHINE)
     weights = [each for each in found if each.name.startswith("states/weights")]
     assert weights[0].step == 1, "found in the weights after the first step, not only as train/learning_rate"
 
@@ -120,12 +135,12 @@ def changed(stages, path, change):
 
 
 @pytest.mark.parametrize("path", NUMBERS, ids="/".join)
-def test_a_number_that_is_a_thousandth_larger_is_found_and_rounding_is_not(tool, path):
+def test_a_number_that_is_a_thousandth_larger_is_found_and_rounding_is_not(path):
     stages = RECORDED["grpo"]
     larger, rounded = (changed(stages, path, lambda value, by=by: value * by) for by in (1.001, 1 + 1e-9))
-    assert first(tool, stages, larger, tool.OTHER_MACHINE) is not None
-    assert first(tool, stages, rounded, tool.OTHER_MACHINE) is None
-    assert first(tool, stages, rounded, tool.SAME_MACHINE) is not None
+    assert first(stages, larger, OTHER_MACHINE) is not None
+    assert first(stages, rounded, OTHER_MACHINE) is None
+    assert first(stages, rounded, SAME_MACHINE) is not None
 
 
 @pytest.mark.parametrize(
@@ -140,32 +155,32 @@ def test_a_number_that_is_a_thousandth_larger_is_found_and_rounding_is_not(tool,
     ],
     ids=["order of prompts", "length", "answer", "judged answer", "step without a metric", "new metric"],
 )
-def test_what_is_no_number_is_compared_exactly(tool, path, change):
+def test_what_is_no_number_is_compared_exactly(path, change):
     stages = copy.deepcopy(RECORDED["grpo"])
     stages["00-reason"]["metrics"].setdefault(path[1] if path[0] == "metrics" else "rollout/label", {})
-    assert first(tool, stages, changed(stages, path, change), tool.OTHER_MACHINE) is not None
+    assert first(stages, changed(stages, path, change), OTHER_MACHINE) is not None
 
 
-def test_the_first_difference_is_named_with_both_values(tool):
+def test_the_first_difference_is_named_with_both_values():
     stages = RECORDED["grpo"]
     later = changed(stages, ("train", "train/grad_norm", "3"), lambda value: value + 1)
     both = changed(later, ("metrics", "rollout/reward_mean", "2"), lambda value: 9.5)
     value = stages["00-reason"]["metrics"]["rollout/reward_mean"]["2"]
-    found = first(tool, stages, both, tool.SAME_MACHINE)
+    found = first(stages, both, SAME_MACHINE)
     assert found == f"stage 00-reason, step 2, rollout/reward_mean: {value!r} and 9.5"
 
 
-def test_hashes_of_weights_count_on_one_machine_alone(tool):
+def test_hashes_of_weights_count_on_one_machine_alone():
     stages = RECORDED["grpo"]
     other = changed(stages, ("states", "weights_digest", "4"), lambda digest: digest[::-1])
-    assert first(tool, stages, other, tool.OTHER_MACHINE) is None
-    assert "weights_digest" in first(tool, stages, other, tool.SAME_MACHINE)
+    assert first(stages, other, OTHER_MACHINE) is None
+    assert "weights_digest" in first(stages, other, SAME_MACHINE)
 
 
-def test_a_metric_that_was_renamed_is_found_under_its_new_name(tool):
+def test_a_metric_that_was_renamed_is_found_under_its_new_name():
     stages, other = RECORDED["grpo"], copy.deepcopy(RECORDED["grpo"])
     metrics = other["00-reason"]["metrics"]
     metrics["rollout/points"] = metrics.pop("rollout/reward_mean")
-    assert first(tool, stages, other, tool.SAME_MACHINE) is not None
-    rules = replace(tool.SAME_MACHINE, renamed={"rollout/reward_mean": "rollout/points"})
-    assert first(tool, stages, other, rules) is None
+    assert first(stages, other, SAME_MACHINE) is not None
+    rules = replace(SAME_MACHINE, renamed={"rollout/reward_mean": "rollout/points"})
+    assert first(stages, other, rules) is None

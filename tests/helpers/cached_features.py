@@ -12,7 +12,7 @@ PRECISION = "as their weights"
 
 
 def features(seed=0):
-    """What is put for key `seed`."""
+    """The features that are put for key `seed`."""
     generator = torch.Generator().manual_seed(seed)
     return {
         "image": torch.randn(4, 3, generator=generator),

@@ -233,7 +233,7 @@ def left_over(work: Path) -> list[str]:
 
 
 def metrics(stage: Path) -> dict[tuple[int, str], float]:
-    """What a stage logged, times and counts of tower runs left out; the first of what was logged twice."""
+    """Values that a stage logged, without times and counts of tower runs; the first of those logged twice."""
     values: dict[tuple[int, str], float] = {}
     path = stage / "metrics.jsonl"
     for line in path.read_text().splitlines() if path.exists() else ():
@@ -257,7 +257,7 @@ def outcome(run: Path) -> dict[str, object]:
 
 
 def differences(found: Mapping[str, object], expected: Mapping[str, object], *, gaps: bool = False) -> list[str]:
-    """What differs from the undisturbed run; with `gaps` points of metrics may be missing."""
+    """Differences from the undisturbed run; with `gaps` points of metrics may be missing."""
     wrong = []
     for key, value in expected.items():
         here = found[key]

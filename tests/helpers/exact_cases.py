@@ -133,7 +133,7 @@ def rare_alone(sample, completion):
 
 @dataclass(kw_only=True)
 class Options:
-    """How a stage runs, beside what it trains."""
+    """How a stage runs; its kind says what it trains."""
 
     every: int = 1
     background: bool = True

@@ -1,11 +1,13 @@
-"""Every model family at tiny size, behind one face, for tests that hold for all of them."""
+"""Every model family at tiny size, with one interface, for tests that hold for all of them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import built
 import omni
+import pytest
 import torch
 from torch import nn
 
@@ -132,7 +134,7 @@ FAMILIES = {
         contents=VISION_CONTENTS,
         stock_inputs=lambda config, ids, media: {"mm_token_type_ids": _token_types(config, ids)},
         stock_positions=_vision_positions,
-        # What the tower adds behind the second layer shows in other tokens' states from the third on.
+        # Features that the tower adds after the second layer show in other tokens' states from the third on.
         sizes={**SIZES, "num_layers": 3, "tower_size": 32},
     ),
     "qwen3": Family(
@@ -147,10 +149,19 @@ FAMILIES = {
 }
 
 
+QUICK = ("qwen2_5_omni", "qwen2")
+"""Families that stand for the others in `make test`: one reads every kind of medium, one reads text alone."""
+
+
+def each(names: Iterable[str] = FAMILIES) -> list[Any]:
+    """Families as parameters of a test; `make test-all` alone runs the test for those that are not quick."""
+    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in sorted(names)]
+
+
 def build(name: str, directory: Path) -> Path:
     """The smallest model of a family that still has every part."""
     family = FAMILIES[name]
-    return family.build(directory, text=omni.TEXT, **family.sizes)
+    return built.copy(family.build, directory, text=omni.TEXT, **family.sizes)
 
 
 def parts(name: str, checkpoint: Path, dtype: torch.dtype = torch.float64) -> tuple[Any, Any]:
@@ -209,7 +220,7 @@ def stock_logprobs(name: str, policy: Policy, batch: Any) -> torch.Tensor:
 
 
 def stock_values(name: str, trunk: Policy, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the one output of a critic's head says in the same rows before each token, and behind it."""
+    """Values of a critic's head in the same rows: before each token, and after it."""
     before, behind = [], []
     for values, completion in stock_rows(name, trunk, batch):
         padding = (0, batch.completion_ids.shape[1] - len(completion))

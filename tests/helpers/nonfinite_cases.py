@@ -136,7 +136,7 @@ def spoiled_output(stage, change):
 
 
 def spoiled_old(stage):
-    """Log-probabilities before the first of several updates; those of an update have a gradient."""
+    """Log-probabilities before the first of several updates; log-probabilities of an update have a gradient."""
     stage.spoil(
         stage.policy,
         "forward",
@@ -190,7 +190,7 @@ def spoiled_scores(stage, change):
 
 
 def first_row(rows, value):
-    """The rows, of which the first has a value everywhere."""
+    """The rows; the first one has a value everywhere."""
     rows = rows.clone()
     rows[:1] = value
     return rows

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import built
 import numpy as np
 import torch
 
@@ -29,7 +30,7 @@ TEXT = (
 
 def build(directory: Path) -> Path:
     """The smallest model that still has every part."""
-    return build_tiny_omni(directory, text=TEXT, hidden_size=64, num_layers=2, tower_size=32)
+    return built.copy(build_tiny_omni, directory, text=TEXT, hidden_size=64, num_layers=2, tower_size=32)
 
 
 def load(checkpoint: Path, dtype: torch.dtype = torch.float64, temperature: float = 1.0) -> tuple[OmniEncoder, Policy]:

@@ -30,7 +30,7 @@ def rewards():
 
 
 def settings(folder):
-    """What every stage's module takes."""
+    """Arguments that the module of every stage takes."""
     return {
         "optimizer": OptimizerSettings(factory=partial(torch.optim.SGD, lr=0.05), schedule=WarmupConstant()),
         "context": StageContext(name="stage", num_steps=1, seed=0, directory=folder),

@@ -268,7 +268,7 @@ class Ventriloquist:
 
 
 def validation_batches(encoder, share):
-    """Seven prompts in batches of three: of the last batch, a rank beside another has none and repeats one."""
+    """Seven prompts in batches of three: one of two ranks has none of the last batch, and repeats one."""
     samples = items(encoder, [CONTENTS[place % len(CONTENTS)] for place in range(7)], 0)
     chunks = [samples[start : start + 3] for start in range(0, 7, 3)]
     parts = [[chunk[row] for row in share(len(chunk))] or chunk[:1] for chunk in chunks]
@@ -276,7 +276,7 @@ def validation_batches(encoder, share):
 
 
 class Notes:
-    """What a stage reports and rolls out, step by step, and the gradients of its first optimizer steps."""
+    """Reports and rollouts of a stage, step by step, and the gradients of its first optimizer steps."""
 
     def __init__(self, module):
         self.steps = []

@@ -26,7 +26,7 @@ def free_port():
 
 
 def environment(rank, world_size, port):
-    """What torchrun tells a process of one node."""
+    """Variables that torchrun sets for a process of one node."""
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -41,7 +41,7 @@ def environment(rank, world_size, port):
 
 
 def start_forks():
-    """Starts the process that all ranks are forked from; its search path is not that of this one."""
+    """Starts the process that all ranks are forked from, which has its own search path."""
     path = [str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")]
     environ = {"PYTHONPATH": os.pathsep.join(part for part in path if part), "OMP_NUM_THREADS": "1"}
     with mock.patch.dict(os.environ, environ):

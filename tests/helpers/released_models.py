@@ -36,7 +36,7 @@ def text_sizes(hidden, layers, heads, kv_heads, intermediate, vocab):
     }
 
 
-# What the released config.json files say.
+# Sizes in the released config.json files.
 TEXT = {
     "0.5B": text_sizes(896, 24, 14, 2, 4864, 151936),
     "1.5B": text_sizes(1536, 28, 12, 2, 8960, 151936),

@@ -1,4 +1,4 @@
-"""The run-time type checker behind jaxtyping's import hook."""
+"""The run-time type checker that jaxtyping's import hook calls."""
 
 from beartype import beartype
 from beartype.roar import BeartypeDecorHintException

@@ -1,4 +1,4 @@
-"""Overrides that make a run of the command line as small as it can be; what a test sets behind them wins."""
+"""Overrides that make a run of the command line as small as it can be; a test puts its own after them, which win."""
 
 SMALL = ("+data.build.settings.scale=0.02", "evaluation.num_resamples=50", "trainer.num_threads=1")
 

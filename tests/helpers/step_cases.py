@@ -103,7 +103,7 @@ class TablePolicy:
 
 
 def experience_of(table):
-    """What a stage would know of the table, and its scores."""
+    """The experience that a stage would make of the table, and its scores."""
     num_prompts, size = table.rewards.shape
     samples = tuple(
         Sample(id=f"p{place}", messages=(Message(role="user", content="why"),), solution="so")
@@ -129,7 +129,7 @@ def experience_of(table):
         group_size=size,
         policy_version=0,
     )
-    # What a failed verifier left there must not matter.
+    # The value that a failed verifier left there must not matter.
     rewards = torch.where(table.valid, table.rewards, torch.nan)
     scores = Scores(rewards=rewards, valid=table.valid, components={}, details=())
     experience = Experience(

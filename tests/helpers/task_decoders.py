@@ -10,7 +10,7 @@ ROWS_HZ, COLUMNS_HZ = (697, 770, 852), (1209, 1336, 1477)
 
 
 def foreground(pixels: np.ndarray) -> np.ndarray:
-    """What is nearer to the brightest color than to the color of the border, bool (H, W)."""
+    """Pixels nearer to the brightest color than to the color of the border, bool (H, W)."""
     gray = pixels.astype(float).mean(axis=2)
     border = np.concatenate([gray[0], gray[-1], gray[:, 0], gray[:, -1]])
     return gray > (np.median(border) + np.quantile(gray, 0.995)) / 2
@@ -97,7 +97,7 @@ def side_in(frame: np.ndarray) -> str:
 
 
 def result_of(question: str) -> str:
-    """What a sum or difference of three numbers comes to."""
+    """The result of a sum or difference of three numbers."""
     terms = re.fullmatch(r"What is (\d) ([+-]) (\d) ([+-]) (\d)\?", question).groups()
     signs = {"+": 1, "-": -1}
     return str(int(terms[0]) + signs[terms[1]] * int(terms[2]) + signs[terms[3]] * int(terms[4]))

@@ -66,7 +66,7 @@ class Server:
         return self._process.pid
 
     def get(self, path: str) -> str:
-        """What it answers to the right key."""
+        """Its answer to the right key."""
         request = Request(f"{self.url}{path}", headers={"Authorization": read_key(self.key_file).authorization})
         with urlopen(request, timeout=5) as answer:
             return answer.read().decode()

@@ -23,7 +23,7 @@ INTERLEAVED = "<video><audio>Which emotion?"
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """What a test needs."""
+    """A tiny model with its encoder, policy and engine, and prompts for it."""
 
     name: str
     checkpoint: Path

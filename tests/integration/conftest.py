@@ -1,4 +1,4 @@
-"""What several integration tests start from."""
+"""A fixture that several integration tests start from."""
 
 import pytest
 

@@ -33,7 +33,7 @@ def stage(kind, name, encoder, policy, folder):
 
 
 @pytest.mark.parametrize("kind", [SFTModule, GRPOModule, RLOOModule])
-@pytest.mark.parametrize("name", sorted(families.FAMILIES))
+@pytest.mark.parametrize("name", families.each())
 def test_a_step_of_any_stage_moves_the_adapter_alone(name, kind, tmp_path):
     encoder, policy = families.load(name, families.build(name, tmp_path / "base"), dtype=torch.float32)
     policy.adapt(AdapterSettings(r=4, alpha=8))

@@ -84,7 +84,7 @@ def found(checkpoint, folder):
 
 
 def alone(kind, checkpoint, folder, *, stop):
-    """One process, which goes on from what is there and perhaps stops behind the fourth step."""
+    """One process, which goes on from the states that are there and perhaps stops after the fourth step."""
     with Interruption() as interruption:
         stage = exact_cases.Stage(
             kind, checkpoint, folder, interruption, every=2, reward=exact_cases.plain, dtype=torch.float64

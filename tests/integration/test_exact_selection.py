@@ -8,6 +8,8 @@ from exact_cases import STEPS, Stage, assert_equal, kill_in, logged, rare
 from lightning_mmrl.training.interruption import Interrupted, Interruption
 from lightning_mmrl.training.state_store import MANIFEST
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = {"select": True, "reward": rare}
 
 

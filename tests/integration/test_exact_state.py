@@ -2,6 +2,7 @@
 
 import random
 import shutil
+from functools import cache
 
 import omni
 import pytest
@@ -17,6 +18,8 @@ from lightning_mmrl.training.rng import rng_state
 from lightning_mmrl.training.state_store import MANIFEST
 from lightning_mmrl.types.records import Bound
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
@@ -25,13 +28,30 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(checkpoint, tmp_path_factory):
-    """Each kind of stage without an interruption, and without a state."""
-    found = {}
-    for kind in KINDS:
+    """By its kind, a stage without an interruption and without a state."""
+
+    @cache
+    def run(kind):
         folder = tmp_path_factory.mktemp(kind)
         stage = Stage(kind, checkpoint, folder, Interruption(), every=STEPS + 1)
-        found[kind] = stage.outcome(), logged(folder), rng_state()["torch"]
-    return found
+        return stage.outcome(), logged(folder), rng_state()["torch"]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def all_states(checkpoint, tmp_path_factory):
+    """The folder of a stage that kept the state of each step, by its kind, written in the background or not."""
+
+    @cache
+    def run(kind, background):
+        folder = tmp_path_factory.mktemp(f"states-{kind}")
+        stage = Stage(kind, checkpoint, folder, Interruption(), background=background)
+        stage.store._keep = STEPS
+        stage.job.train()
+        return folder
+
+    return run
 
 
 PLACES = [
@@ -39,7 +59,7 @@ PLACES = [
     ("sft", "report", 3),
     ("sft", "validation", 3),
     ("grpo", "rollout", 5),
-    ("grpo", "reward", 3),
+    pytest.param("grpo", "reward", 3, marks=pytest.mark.main_path),
     ("grpo", "scoring", 7),
     ("grpo", "validation", 2),
     ("grpo", "report", 4),
@@ -52,7 +72,8 @@ PLACES = [
 
 @pytest.mark.parametrize(("kind", "place", "at"), PLACES)
 def test_an_interrupted_stage_saves_itself_and_goes_on_exactly(checkpoint, undisturbed, tmp_path, kind, place, at):
-    """Saved on the way out alone: the state is that of the last border, wherever the signal came."""
+    """Saved on the way out alone: as of the last safe point, wherever the signal came."""
+    expected, points, generators = undisturbed(kind)  # now, since it draws numbers
     with Interruption() as interruption:
         first = Stage(kind, checkpoint, tmp_path, interruption, every=STEPS + 1)
         kill_in(first, place, at)
@@ -63,18 +84,16 @@ def test_an_interrupted_stage_saves_itself_and_goes_on_exactly(checkpoint, undis
         second = Stage(kind, checkpoint, tmp_path, interruption, every=STEPS + 1)
         outcome = second.outcome()
     assert second.said[0].startswith("continuing after step")
-    assert_equal(outcome, undisturbed[kind][0])
-    assert logged(tmp_path) == undisturbed[kind][1]
-    assert torch.equal(rng_state()["torch"], undisturbed[kind][2])
+    assert torch.equal(rng_state()["torch"], generators)
+    assert_equal(outcome, expected)
+    assert logged(tmp_path) == points
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("step", [1, 2, 5, 6])
-def test_every_state_leads_to_the_same_end(checkpoint, undisturbed, tmp_path, kind, step):
-    """Behind a batch, behind a validation, and behind the last step."""
-    first = Stage(kind, checkpoint, tmp_path / "first", Interruption(), background=step % 2 == 0)
-    first.store._keep = STEPS
-    first.job.train()
+def test_every_state_leads_to_the_same_end(checkpoint, undisturbed, all_states, tmp_path, kind, step):
+    """After a batch, after a validation, and after the last step."""
+    shutil.copytree(all_states(kind, step % 2 == 0), tmp_path / "first")
     for place in (tmp_path / "first" / "state").glob("step-*"):
         if int(place.name.removeprefix("step-")) > step:
             for path in place.rglob("*"):
@@ -82,11 +101,13 @@ def test_every_state_leads_to_the_same_end(checkpoint, undisturbed, tmp_path, ki
     second = Stage(kind, checkpoint, tmp_path / "first", Interruption())
     outcome = second.outcome()
     assert second.said[0] == f"continuing after step {step}"
-    assert_equal(outcome, undisturbed[kind][0])
-    assert logged(tmp_path / "first") == undisturbed[kind][1]
+    assert_equal(outcome, undisturbed(kind)[0])
+    assert logged(tmp_path / "first") == undisturbed(kind)[1]
 
 
-@pytest.mark.parametrize("part", ["optimizer", "sampler", "generators", "stage", "weights"])
+@pytest.mark.parametrize(
+    "part", [pytest.param("optimizer", marks=pytest.mark.main_path), "sampler", "generators", "stage", "weights"]
+)
 def test_each_part_of_a_state_is_needed(checkpoint, undisturbed, tmp_path, part):
     """The negative control: without any one of them the stage ends elsewhere."""
     with Interruption() as interruption:
@@ -118,7 +139,7 @@ def test_each_part_of_a_state_is_needed(checkpoint, undisturbed, tmp_path, part)
     first.store.commit(found.step, {})
     outcome = Stage("grpo", checkpoint, tmp_path, Interruption(), every=STEPS + 1).outcome()
     with pytest.raises(AssertionError):
-        assert_equal(outcome, undisturbed["grpo"][0])
+        assert_equal(outcome, undisturbed("grpo")[0])
 
 
 @pytest.mark.parametrize("part", ["values", "optimizer"])
@@ -143,7 +164,7 @@ def test_a_state_has_the_critic_and_its_optimizer(checkpoint, undisturbed, tmp_p
     second.module.on_train_start = spoil
     outcome = second.outcome()
     with pytest.raises(AssertionError):
-        assert_equal(outcome, undisturbed["ppo"][0])
+        assert_equal(outcome, undisturbed("ppo")[0])
 
 
 @pytest.mark.parametrize("where", ["loss", "reward"])
@@ -194,7 +215,7 @@ def test_a_disk_that_refuses_a_state_does_not_end_the_stage(checkpoint, undistur
         return commit(step, facts)
 
     monkeypatch.setattr(stage.store, "commit", refuse)
-    assert_equal(stage.outcome(), undisturbed["sft"][0])
+    assert_equal(stage.outcome(), undisturbed("sft")[0])
     told = "could not be saved (no space is left on the disk); training goes on, the last one is that of step 2"
     assert [line for line in stage.said if told in line] == stage.said
     assert len(stage.said) == 2

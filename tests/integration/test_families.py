@@ -28,7 +28,7 @@ STOCK = {
     "qwen3": AutoModelForCausalLM,
 }
 
-each_family = pytest.mark.parametrize("name", sorted(families.FAMILIES))
+each_family = pytest.mark.parametrize("name", families.each())
 
 
 def scoring_of(batch):
@@ -38,7 +38,7 @@ def scoring_of(batch):
 
 
 def moved_groups(policy, before):
-    """The parameter groups of which a parameter has changed."""
+    """The parameter groups in which a parameter has changed."""
     changed = [name for name, p in policy.model.named_parameters() if not torch.equal(p, before[name])]
     groups = policy._backbone.parameter_groups
     return {group for group, prefixes in groups.items() if any(name.startswith(prefixes) for name in changed)}

@@ -43,7 +43,7 @@ def write(path, rows):
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    """Four sounds and one of 20 ms to train on; a hundred to evaluate on, of which line 71 is the short one."""
+    """Four sounds and one of 20 ms to train on; a hundred to evaluate on; line 71 is the short one."""
     root = tmp_path_factory.mktemp("asked") / "ds"
     (root / "media").mkdir(parents=True)
     labels = ["sad", "happy"] * 3

@@ -29,7 +29,10 @@ QUICKSTART = (
     "stages.reason.validate_every=1",
     "stages.reason.data.batch_size=2",
     "stages.reason.algorithm.group_size=2",
+    "stages.reason.sampling.max_new_tokens=8",
     "evaluation.ablations=[]",
+    "evaluation.limit=4",
+    "evaluation.max_new_tokens=8",
 )
 
 

@@ -135,7 +135,7 @@ def test_a_later_update_of_a_step_is_skipped_alone_and_said_to_be_one(checkpoint
 
 @pytest.mark.parametrize("kind", ["sft", "grpo"])
 def test_a_skipped_step_is_exact_when_the_stage_is_interrupted_after_it(checkpoint, tmp_path, kind):
-    """Counter, schedule and the order of the data are those of the stage that was left alone."""
+    """Counter, schedule and order of the data equal those in the stage that was left alone."""
     outcomes = []
     for name in ("whole", "cut"):
         folder = tmp_path / name

@@ -33,6 +33,9 @@ QUICKSTART = (
     "stages.reason.validate_every=1",
     "stages.reason.data.batch_size=2",
     "stages.reason.algorithm.group_size=2",
+    "stages.reason.sampling.max_new_tokens=16",
+    "evaluation.limit=12",
+    "evaluation.max_new_tokens=16",
     "stages.reason.rollout_table_every=1",
 )
 
@@ -58,6 +61,7 @@ def outcome(workplace):
     return run(workplace)
 
 
+@pytest.mark.main_path
 def test_every_stage_hands_over_and_is_evaluated(outcome):
     assert [result.name for result in outcome.results] == ["pretrain", "cold_start", "reason"]
     for earlier, later in zip(outcome.results, outcome.results[1:], strict=False):
@@ -76,6 +80,7 @@ def test_every_stage_hands_over_and_is_evaluated(outcome):
     assert len((evaluation / "test.jsonl").read_text().splitlines()) == rows["reason", "test"].num_samples
 
 
+@pytest.mark.main_path
 def test_mlflow_shows_a_parent_with_a_child_per_stage(outcome, workplace):
     client, runs = runs_by_name(workplace)
     assert set(runs) == {"quickstart", "00-pretrain", "01-cold_start", "02-reason"}
@@ -96,6 +101,7 @@ def test_mlflow_shows_a_parent_with_a_child_per_stage(outcome, workplace):
     assert client.list_artifacts(reason.info.run_id, "rollouts")
 
 
+@pytest.mark.main_path
 def test_metrics_and_rollouts_are_on_disk_too(outcome):
     stage = outcome.directory / "stages" / "02-reason"
     lines = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
@@ -105,6 +111,7 @@ def test_metrics_and_rollouts_are_on_disk_too(outcome):
     assert all(len(row["responses"]) == 2 for row in rows)
 
 
+@pytest.mark.main_path
 def test_the_same_command_again_only_reports(outcome, workplace, monkeypatch):
     monkeypatch.setattr(StageBuilder, "__call__", lambda *_: pytest.fail("a finished stage was built again"))
     monkeypatch.setattr(run_module, "open_tracker", lambda _: pytest.fail("a finished run opened its tracker"))
@@ -208,6 +215,7 @@ def test_an_interrupted_evaluation_is_killed_and_made_anew(outcome, workplace, m
     assert {each.info.status for each in client.search_runs([experiment])} == {"FINISHED"}
 
 
+@pytest.mark.main_path
 def test_a_changed_configuration_of_a_finished_stage_is_refused(outcome, workplace):
     from lightning_mmrl.errors import ConfigError
 

@@ -25,7 +25,7 @@ COIN = """
 def coin(sample, completion):
     return float(sum(completion.text.encode()) % 2)
 """
-"""What tells the answers of a model apart that knows nothing yet."""
+"""A reward that differs between the answers of a model that knows nothing yet."""
 
 REFILLED = ("dapo", "mm_eureka_v2")
 

@@ -28,8 +28,10 @@ CURRICULUM = (
     "stages.reason.validate_every=3",
     "stages.reason.data.batch_size=2",
     "stages.reason.algorithm.group_size=2",
+    "stages.reason.sampling.max_new_tokens=8",
     "evaluation.limit=4",
     "evaluation.ablations=[]",
+    "evaluation.max_new_tokens=8",
     "state.every_n_steps=1",
 )
 STAGES = ("00-cold_start", "01-reason")
@@ -68,18 +70,21 @@ def alone(workplace):
 
 @pytest.fixture(scope="module")
 def killed(alone, workplace):
-    """A run on two ranks of which one was killed, and how it ended; the same command then continued it."""
+    """A run on two ranks, how it ended when one was killed, and its log; the same command then continued it."""
     sharded = ("trainer.devices=2", "trainer.strategy=fsdp2")
     process = start(workplace, "two", *sharded)
     folder = workplace / "runs" / "two"
-    until = time.monotonic() + 180
-    while not list(folder.glob("stages/01-reason/state/step-*[0-9]")):
-        assert process.poll() is None, (workplace / "two.log").read_text()[-3000:]
-        assert time.monotonic() < until
-        time.sleep(0.05)
-    first, second = ranks_of(process)
-    os.kill(second, signal.SIGKILL)
-    code = process.wait(60)
+    try:
+        until = time.monotonic() + 180
+        while not list(folder.glob("stages/01-reason/state/step-*[0-9]")):
+            assert process.poll() is None, (workplace / "two.log").read_text()[-3000:]
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        first, second = ranks_of(process)
+        os.kill(second, signal.SIGKILL)
+        code = process.wait(60)
+    finally:
+        process.kill()  # if it still runs, a check above failed
     with pytest.raises(ProcessLookupError):
         os.kill(first, 0)
     finish(start(workplace, "two", *sharded), workplace, "two")

@@ -29,7 +29,7 @@ def stage(kind, checkpoint, folder, **options):
 
 
 def out_of_data(made, monkeypatch):
-    """What a decoder without a default once did: torch takes it for the end of the data."""
+    """Does what a decoder without a default once did: torch takes it for the end of the data."""
     whole, count = Prompts.__getitem__, [0]
 
     def ends(self, draw):

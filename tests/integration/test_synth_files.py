@@ -35,6 +35,7 @@ def hashes(directory: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_two_workers_and_one_write_the_same_bytes(tiny_set: Path, tmp_path: Path) -> None:
     reports: list[tuple[int, int]] = []
     again = synthesize_emotions(
@@ -45,6 +46,7 @@ def test_two_workers_and_one_write_the_same_bytes(tiny_set: Path, tmp_path: Path
     assert [done for done, _ in reports] == sorted(done for done, _ in reports)
 
 
+@pytest.mark.slow
 def test_another_seed_writes_other_bytes(tiny_set: Path, tmp_path: Path) -> None:
     other = hashes(synthesize_emotions(tmp_path / "other", settings=replace(TINY, seed=1), workers=1))
     this = hashes(tiny_set)
@@ -119,6 +121,7 @@ def test_a_complete_set_is_kept_and_other_settings_are_refused(tiny_set: Path, m
         synthesize_emotions(tiny_set, settings=replace(TINY, style=louder))
 
 
+@pytest.mark.slow
 def test_overwrite_replaces_the_whole_set(tmp_path: Path) -> None:
     directory = synthesize_emotions(tmp_path / "set", settings=TINY, workers=1)
     (directory / "test.jsonl").write_text("changed\n")

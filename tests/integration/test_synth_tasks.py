@@ -81,6 +81,7 @@ def test_only_the_cold_start_shows_a_trace_and_it_is_right(sets: dict[str, Path]
                 assert trace.answer == sample.solution
 
 
+@pytest.mark.slow
 @each_task
 def test_two_workers_write_the_same_bytes_and_another_seed_others(
     sets: dict[str, Path], name: str, tmp_path: Path

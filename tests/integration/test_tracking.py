@@ -340,6 +340,7 @@ def test_the_database_of_mlflow_run_is_not_made_anew(monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("empty_database")  # MLflow is imported, so that the processes meet at the database
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_four_processes_open_one_fresh_database(tmp_path):
@@ -355,6 +356,7 @@ def test_four_processes_open_one_fresh_database(tmp_path):
     assert sorted(rows) == [("Default",), ("curricula",)]
 
 
+@pytest.mark.slow
 def test_a_database_whose_creation_was_killed_is_created_anew(tmp_path, monkeypatch):
     """MLflow cannot begin a half-done migration again ("table secrets already exists")."""
     from mlflow.store.db import utils

@@ -4,6 +4,7 @@ import time
 
 import outage_proxy
 import pytest
+import tracking_campaign
 from outage_proxy import PAGES, Proxy
 
 from lightning_mmrl.cli.main import main
@@ -12,20 +13,15 @@ from lightning_mmrl.tracking import notices
 from lightning_mmrl.tracking.leftovers import leftovers
 from lightning_mmrl.tracking.mlflow import MlflowTracker
 
+pytestmark = pytest.mark.slow
+
 NUM_STEPS = 20
 PATIENCE_S = 60.0
 
 
 @pytest.fixture(scope="module")
-def campaign():
-    import tracking_campaign
-
-    return tracking_campaign
-
-
-@pytest.fixture(scope="module")
-def servers(campaign, tmp_path_factory):
-    with campaign.Servers(tmp_path_factory.mktemp("servers")) as servers:
+def servers(tmp_path_factory):
+    with tracking_campaign.Servers(tmp_path_factory.mktemp("servers")) as servers:
         yield servers
 
 
@@ -49,8 +45,8 @@ def said(monkeypatch):
 class Tracked:
     """A run through a proxy, with a spool that tries again at once."""
 
-    def __init__(self, servers, campaign, folder, name, mode="up"):
-        self.name, self.folder, self._campaign = name, folder, campaign
+    def __init__(self, servers, folder, name, mode="up"):
+        self.name, self.folder = name, folder
         self.database = servers.database("main")
         self.proxy = Proxy(servers.ports["main"])
         self.tracker = MlflowTracker(self.proxy.uri, name, folder / "spool" / "store")
@@ -61,7 +57,7 @@ class Tracked:
 
     def log(self, num_steps):
         for step in range(self._step, self._step + num_steps):
-            self.run.log_metrics(self._campaign.values_at(step), step)
+            self.run.log_metrics(tracking_campaign.values_at(step), step)
         self._step += num_steps
 
     def wait_for_failure(self):
@@ -75,15 +71,15 @@ class Tracked:
         self.tracker.close()
 
     def counts(self):
-        return self._campaign.count(self.database, self.name, NUM_STEPS)
+        return tracking_campaign.count(self.database, self.name, NUM_STEPS)
 
 
 @pytest.fixture
-def tracked(servers, campaign, tmp_path, request):
+def tracked(servers, tmp_path, request):
     opened = []
 
     def start(mode="up"):
-        opened.append(Tracked(servers, campaign, tmp_path, f"run-{time.time_ns()}", mode))
+        opened.append(Tracked(servers, tmp_path, f"run-{time.time_ns()}", mode))
         return opened[-1]
 
     yield start
@@ -93,13 +89,13 @@ def tracked(servers, campaign, tmp_path, request):
         each.proxy.close()
 
 
-def whole(campaign):
-    total = campaign.NUM_KEYS * NUM_STEPS
+def whole():
+    total = tracking_campaign.NUM_KEYS * NUM_STEPS
     return {"runs": 1, "finished": 1, "points": total, "double": 0, "wrong": 0, "expected": total}
 
 
 @pytest.mark.parametrize("mode", [*PAGES, "reset", "lost", "cut", "part", "hang"])
-def test_every_point_arrives_once_whatever_answers(tracked, campaign, said, mode):
+def test_every_point_arrives_once_whatever_answers(tracked, said, mode):
     run = tracked()
     run.log(8)
     run.proxy.mode = mode
@@ -109,31 +105,31 @@ def test_every_point_arrives_once_whatever_answers(tracked, campaign, said, mode
     run.proxy.mode = "up"
     run.log(4)
     run.finish()
-    assert run.counts() == whole(campaign)
+    assert run.counts() == whole()
     assert leftovers(run.folder / "spool" / "store") == []
-    assert 1 <= len(said) <= campaign.MOST_LINES
+    assert 1 <= len(said) <= tracking_campaign.MOST_LINES
 
 
-def test_a_slow_creation_makes_one_run(tracked, campaign):
+def test_a_slow_creation_makes_one_run(tracked):
     run = tracked("slow_create")
     run.log(NUM_STEPS)
     run.finish()
     assert run.run.id.startswith("local-")  # training did not wait for it
-    assert run.counts() == whole(campaign)
+    assert run.counts() == whole()
 
 
 @pytest.mark.parametrize("mode", ["lost", "cut", "hang", "reset", "empty_200", "html_200"])
-def test_a_creation_without_an_answer_makes_one_run(tracked, campaign, mode, monkeypatch):
+def test_a_creation_without_an_answer_makes_one_run(tracked, mode, monkeypatch):
     monkeypatch.setattr("lightning_mmrl.tracking.delivery._SETTLING_S", 0.2)
     run = tracked(mode)
     run.log(NUM_STEPS)
     run.wait_for_failure()
     run.proxy.mode = "up"
     run.finish()
-    assert run.counts() == whole(campaign)
+    assert run.counts() == whole()
 
 
-def test_another_database_for_a_while_takes_nothing(tracked, campaign, servers, said):
+def test_another_database_for_a_while_takes_nothing(tracked, servers, said):
     run = tracked()
     run.log(8)
     run.proxy.port = servers.ports["spare"]
@@ -142,30 +138,36 @@ def test_another_database_for_a_while_takes_nothing(tracked, campaign, servers, 
     run.proxy.port = servers.ports["main"]
     run.log(4)
     run.finish()
-    assert run.counts() == whole(campaign)
+    assert run.counts() == whole()
 
 
-@pytest.mark.parametrize("kind", ["experiment_deleted", "run_deleted"])
-def test_what_was_deleted_and_restored_gets_everything(tracked, campaign, servers, said, kind):
-    run = tracked()
+def begin_and_delete(run, servers, kind):
+    """Logs eight steps, deletes the run or its experiment, and returns the call that restores it."""
     run.log(8)
-    delete, restore = campaign._calls(servers.ports["main"], kind, run.name)
+    delete, restore = tracking_campaign._calls(servers.ports["main"], kind, run.name)
     delete()
+    return restore
+
+
+ADVISED = {"experiment_deleted": "mlflow experiments restore", "run_deleted": "mlflow runs restore"}
+
+
+@pytest.mark.parametrize("kind", ADVISED)
+def test_what_was_deleted_and_restored_gets_everything(tracked, servers, said, kind):
+    run = tracked()
+    restore = begin_and_delete(run, servers, kind)
     run.log(8)
-    command = {"experiment_deleted": "mlflow experiments restore", "run_deleted": "mlflow runs restore"}[kind]
-    wait_for_warning(said, command)
+    wait_for_warning(said, ADVISED[kind])
     restore()
     run.log(4)
     run.finish()
-    assert run.counts() == whole(campaign)
+    assert run.counts() == whole()
 
 
-@pytest.mark.parametrize("kind", ["experiment_deleted", "run_deleted"])
-def test_what_stays_deleted_is_kept_and_delivered_by_flush(tracked, campaign, servers, capsys, kind):
+@pytest.mark.parametrize("kind", ADVISED)
+def test_what_stays_deleted_is_kept_and_delivered_by_flush(tracked, servers, capsys, kind):
     run = tracked()
-    run.log(8)
-    delete, restore = campaign._calls(servers.ports["main"], kind, run.name)
-    delete()
+    restore = begin_and_delete(run, servers, kind)
     run.log(12)
     run.finish()
     flush = ["tracking", "flush", str(run.folder), "--tracking-uri", run.proxy.uri]
@@ -174,7 +176,7 @@ def test_what_stays_deleted_is_kept_and_delivered_by_flush(tracked, campaign, se
     assert "restore" in said
     restore()
     assert main(flush) == 0
-    assert run.counts() == whole(campaign)
+    assert run.counts() == whole()
     assert main(flush) == 0
     assert "nothing waits" in capsys.readouterr().out
 

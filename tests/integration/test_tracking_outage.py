@@ -16,7 +16,7 @@ PATIENCE_S = 10.0
 
 
 class Outage:
-    """What stands between a tracker and its database: `up=False` fails each call, a cleared `release` lets it hang."""
+    """Stands between a tracker and its database: `up=False` fails each call, a cleared `release` lets it hang."""
 
     def __init__(self):
         self.up = True
@@ -189,6 +189,7 @@ def test_what_a_dead_process_left_is_delivered_by_the_next_tracker(open_tracker,
     assert len(points(client, run.id)) == 4
 
 
+@pytest.mark.slow
 def test_a_stage_that_starts_in_an_outage_finds_its_parent_later(open_tracker, client, outage):
     tracker = open_tracker()
     parent = tracker.open_run("rl-first")

@@ -80,7 +80,7 @@ def trainers(model_folder, tmp_path_factory):
 
 
 def scored(trainer, table, beta=0.0):
-    """What TRL's trainer makes of rewards; an invalid one is NaN, which TRL gives completions nobody could score."""
+    """Advantages by TRL's trainer; an invalid reward is NaN, which TRL gives completions nobody could score."""
     lengths = table.mask.sum(-1).tolist()
     ids = [[3] * length for length in lengths]
     rewards = torch.where(table.valid, table.rewards, torch.nan).reshape(-1, 1)

@@ -210,7 +210,7 @@ def test_a_cap_bounds_what_an_engine_can_add(level):
 
 @each_kind
 def test_no_gradient_flows_through_weights(level, mode):
-    """On policy the old log-probabilities are the ones that are differentiated: the gradient is w times that of PPO."""
+    """On policy the old log-probabilities are the ones that are differentiated: the gradient is w times PPO's."""
     table = drawn(2, 4)
     correction = ImportanceCorrection(level=level, mode=mode, cap=1.4)
     plain, found = (
@@ -231,7 +231,7 @@ def test_no_gradient_flows_through_weights(level, mode):
 def expectation(correction, length, *, engine):
     """Mean gradient of the step's loss by the policy's logits, over every completion that a sampler can draw."""
     generator = torch.Generator().manual_seed(length)
-    shape = (1 + 3 + 9, 3)  # logits behind every beginning of up to two tokens out of three
+    shape = (1 + 3 + 9, 3)  # logits after every beginning of up to two tokens out of three
     logits, others, rewards = torch.randn(3, *shape, generator=generator, dtype=torch.float64)
     logits.requires_grad_()
     logprobs, sampler = logits.log_softmax(-1), others.log_softmax(-1)

@@ -259,7 +259,7 @@ def test_a_critic_at_the_rollout_has_the_gradient_of_the_plain_squared_error():
 
 
 def test_the_advantage_of_a_completion_is_zero_only_if_all_of_its_tokens_have_none():
-    """What says whether a prompt has a signal."""
+    """The statistic that says whether a prompt has a signal."""
     table, old, new = case(2, 4)
     experience = taken(table, old, new)["experience"]
     per_token = experience.token_advantages.unflatten(0, (-1, 4))

@@ -44,7 +44,7 @@ def leave_one_out(group, everyone):
 
 
 def normalized_leave_one_out(group, everyone):
-    """Over the deviation of those of all completions with a sibling, as MM-Eureka and LMM-R1 release it."""
+    """Over the deviation among all completions with a sibling, as MM-Eureka and LMM-R1 release it."""
     compared = [each for each in everyone if len(each) > 1]
     spread = deviation([value for each in compared for value in leave_one_out(each, everyone)])
     return [value / (spread + 1e-8) for value in leave_one_out(group, everyone)]

@@ -3,29 +3,25 @@
 import sys
 from pathlib import Path
 
+import mutate_configs
 import pytest
 
 STEP = 20
 
 
 @pytest.fixture(scope="module")
-def tool():
-    import mutate_configs
-
-    return mutate_configs
+def verdicts():
+    return [mutate_configs.judged(mutation, checked_targets=False) for mutation in mutate_configs.mutations(1)[::STEP]]
 
 
-@pytest.fixture(scope="module")
-def verdicts(tool):
-    return [tool.judged(mutation, checked_targets=False) for mutation in tool.mutations(1)[::STEP]]
-
-
+@pytest.mark.slow
 def test_a_mutated_configuration_is_refused_in_one_sentence_or_valid_and_writes_nothing(verdicts):
     assert [verdict.message for verdict in verdicts if verdict.outcome == "failed"] == []
     assert len({verdict.mutation.kind for verdict in verdicts}) >= 8
     assert sum(verdict.outcome == "refused" for verdict in verdicts) > len(verdicts) / 2
 
 
+@pytest.mark.slow
 def test_a_misspelled_key_is_answered_with_the_right_one(verdicts):
     # A parameter of a `_target_` is known only after the import of torch.
     typos = [verdict for verdict in verdicts if verdict.mutation.right is not None and verdict.outcome == "refused"]
@@ -34,10 +30,13 @@ def test_a_misspelled_key_is_answered_with_the_right_one(verdicts):
     assert len(missed) <= 0.1 * len(typos), missed
 
 
-def test_the_same_seed_gives_the_same_mutations(tool):
-    first, second = tool.mutations(3, num_typos=8, num_values=8), tool.mutations(3, num_typos=8, num_values=8)
+def test_the_same_seed_gives_the_same_mutations():
+    first, second = (
+        mutate_configs.mutations(3, num_typos=8, num_values=8),
+        mutate_configs.mutations(3, num_typos=8, num_values=8),
+    )
     assert first == second
-    assert first != tool.mutations(4, num_typos=8, num_values=8)
+    assert first != mutate_configs.mutations(4, num_typos=8, num_values=8)
 
 
 BAD = {
@@ -50,17 +49,17 @@ BAD = {
 
 
 @pytest.mark.parametrize("refusal", BAD)
-def test_what_is_no_clear_refusal_is_noticed(refusal, tool):
-    assert BAD[refusal] in tool.refusal_problem(*refusal)
-    assert tool.refusal_problem(2, "mmrl train: seed is x; it must be a whole number\n") == ""
+def test_what_is_no_clear_refusal_is_noticed(refusal):
+    assert BAD[refusal] in mutate_configs.refusal_problem(*refusal)
+    assert mutate_configs.refusal_problem(2, "mmrl train: seed is x; it must be a whole number\n") == ""
 
 
-def test_a_file_that_a_command_leaves_behind_is_noticed(tool, monkeypatch):
+def test_a_file_that_a_command_leaves_behind_is_noticed(monkeypatch):
     def leaves_a_file(arguments):
         Path("left.txt").write_text("x")
         sys.stderr.write("mmrl train: no\n")
         return 2
 
     monkeypatch.setattr("lightning_mmrl.cli.main.main", leaves_a_file)
-    verdict = tool.judged(tool.Mutation(kind="x", arguments=()), checked_targets=False)
+    verdict = mutate_configs.judged(mutate_configs.Mutation(kind="x", arguments=()), checked_targets=False)
     assert (verdict.outcome, "wrote something" in verdict.message) == ("failed", True)

@@ -1,4 +1,4 @@
-"""What every order of the data must satisfy, whatever the sources, weights and labels."""
+"""Properties of every order of the data, whatever the sources, weights and labels."""
 
 import hashlib
 import json

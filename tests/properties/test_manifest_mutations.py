@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mutate_manifests
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,13 +18,6 @@ leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_s
 values = st.recursive(leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner))
 KEYS = "id messages query response history conversations system images videos audio solution labels speaker split start"
 keys = st.sampled_from([*KEYS.split(), "role", "content", "other"])
-
-
-@pytest.fixture(scope="module")
-def tool():
-    import mutate_manifests
-
-    return mutate_manifests
 
 
 @pytest.fixture(scope="module")
@@ -61,19 +55,21 @@ def test_the_witnesses_see_what_a_naive_reader_opens(report):
     assert report["control"]["control_seen"] == report["control"]["control_heard"] == 1
 
 
-def test_the_tool_finds_what_it_looks_for(tool, folder, monkeypatch):
+def test_the_tool_finds_what_it_looks_for(folder, monkeypatch):
     good = json.dumps({"messages": [{"role": "user", "content": "?"}]}).encode()
-    assert tool.try_line(good, folder) == ("sample", "")
-    assert tool.try_line(b"{", folder) == ("refused", "")
+    assert mutate_manifests.try_line(good, folder) == ("sample", "")
+    assert mutate_manifests.try_line(b"{", folder) == ("refused", "")
     with monkeypatch.context() as patch:
-        patch.setattr(tool, "scan_manifest", lambda *_: iter(()).throw(KeyError("role")))
-        assert tool.try_line(b"{", folder)[0] == "fault"
+        patch.setattr(mutate_manifests, "scan_manifest", lambda *_: iter(()).throw(KeyError("role")))
+        assert mutate_manifests.try_line(b"{", folder)[0] == "fault"
     with monkeypatch.context() as patch:
-        patch.setattr(tool, "outcome_of_strict", lambda *_: None)
-        assert "disagree" in tool.try_line(b"{", folder)[1]
+        patch.setattr(mutate_manifests, "outcome_of_strict", lambda *_: None)
+        assert "disagree" in mutate_manifests.try_line(b"{", folder)[1]
     nameless = Problem(file="m.jsonl", line=1, group="x", reason="y")
-    assert "does not name its line" in tool.fault_of_problem(nameless)
-    assert "2012 characters" in tool.fault_of_problem(Problem(file="m.jsonl", line=2, group="x", reason="y" * 2001))
+    assert "does not name its line" in mutate_manifests.fault_of_problem(nameless)
+    assert "2012 characters" in mutate_manifests.fault_of_problem(
+        Problem(file="m.jsonl", line=2, group="x", reason="y" * 2001)
+    )
 
 
 @settings(max_examples=60)

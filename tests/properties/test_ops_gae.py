@@ -1,4 +1,4 @@
-"""Generalized advantages do not depend on what stands beside a completion."""
+"""Generalized advantages do not depend on the other completions of a batch."""
 
 import torch
 from hypothesis import given

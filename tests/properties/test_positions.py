@@ -1,4 +1,4 @@
-"""For random mixes of media, positions are those of transformers under its rule, and of ours where the two agree."""
+"""For random mixes of media, positions equal transformers' under its rule, and under ours where the two agree."""
 
 from dataclasses import replace
 
@@ -47,7 +47,7 @@ def a_prompt(draw, kinds):
     return content, media
 
 
-@pytest.fixture(scope="module", params=sorted(families.FAMILIES))
+@pytest.fixture(scope="module", params=families.each())
 def family(request, tmp_path_factory):
     folder = families.build(request.param, tmp_path_factory.mktemp(request.param))
     each = families.FAMILIES[request.param]

@@ -52,7 +52,7 @@ class Counters:
         self._operations.__enter__()
 
     def stop(self) -> dict[str, int]:
-        """What was counted since `start`."""
+        """The counts since `start`."""
         self._operations.__exit__(None, None, None)
         for handle in self._handles:
             handle.remove()

@@ -1,4 +1,4 @@
-"""What benchmarks write down: statistics, the machine they ran on, and the table for docs/benchmarks.md."""
+"""Reports of benchmarks: statistics, the machine they ran on, and the table for docs/benchmarks.md."""
 
 import os
 import statistics
@@ -32,7 +32,7 @@ def ratio(slow: Sequence[Mapping[str, Any]], fast: Sequence[Mapping[str, Any]], 
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on; never a name that tells which machine it was."""
+    """Everything that the figures depend on; never a name that tells which machine it was."""
     cpu = "unknown"
     if (info := Path("/proc/cpuinfo")).exists():
         names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]

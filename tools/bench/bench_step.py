@@ -117,7 +117,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def lengths_of(options: argparse.Namespace) -> list[tuple[int, int]]:
-    """What to measure, if the command line does not say."""
+    """The cases to measure, if the command line names none."""
     if options.quick and not options.lengths:
         return [(160, 4)]
     return options.lengths or [parse_lengths(text) for text in (ITERATION if options.iteration else TRAINING)]

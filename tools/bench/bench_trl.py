@@ -83,7 +83,7 @@ class TrainingPart:
         return result
 
     def _inputs_of(self, *, ragged: bool) -> dict[str, Any]:
-        """What TRL itself makes of the prompt and the completions, once they are sampled."""
+        """TRL's own batch of the prompt and the completions, once they are sampled."""
         ids, mask = self._world.completions(self._spec["tokens"], self._spec["group_size"], ragged=ragged)
         sampled = [row[kept].tolist() for row, kept in zip(ids, mask, strict=True)]
         self._trainer._generate_single_turn = lambda *args, **kwargs: (sampled, None)

@@ -92,7 +92,7 @@ class Gate:
         return self._phases
 
     def note(self, **facts: Any) -> None:
-        """What to say of the step beside its figures."""
+        """Adds notes on the step, which are reported with its figures."""
         self._notes |= facts
 
     def note_sampled(self, num_tokens: int, expected: int, groups_with_signal: float) -> None:

@@ -1,4 +1,4 @@
-"""What the benchmarks share: variants side by side, each in its own process, interleaved, after a parity gate.
+"""The benchmarks' shared frame: variants side by side, each in its own process, interleaved, after a parity gate.
 
 A case is a list of variants that do the same work. Every variant is a worker process of the same script, which loads
 its model once and then takes one step at a time when it is told to, so that A, B, A, B alternate on one machine while
@@ -212,7 +212,7 @@ def _file_name(text: str) -> str:
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """What earlier runs measured; empty if there is nothing.
+    """The measurements of earlier runs; empty if there are none.
 
     Raises:
         BenchError: The file is no report.

@@ -44,7 +44,7 @@ def main() -> int:
 
 
 def run(world: "vllm_worlds.World", cycles: int) -> tuple[list[float], list[float]]:
-    """Resident memory in MiB behind every cycle, and its seconds."""
+    """Resident memory in MiB after every cycle, and its seconds."""
     process, resident, seconds = psutil.Process(), [], []
     for number in range(1, cycles + 1):
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What an engine in the process costs the trainer's threads on a CPU: a matrix product and a training step beside it.
+"""The cost of an engine in the process for the trainer's threads on a CPU: a matrix product and a training step.
 
     .venv-vllm/bin/python tools/bench/vllm_threads.py        two processes: as it is here, and as vLLM leaves it
 

@@ -116,7 +116,7 @@ def _curricula_table(figures: Mapping[int, Mapping[str, Any]]) -> list[str]:
 
 
 def _gains_table(figures: Mapping[int, Mapping[str, Any]]) -> list[str]:
-    """What each stage added over the one it started from, paired."""
+    """The gain of each stage over the one it started from, paired."""
     lines = [
         "| seed | stage | over the one it started from, test | out of domain | format | consistency |",
         "|---|---|---|---|---|---|",

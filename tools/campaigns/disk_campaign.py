@@ -96,7 +96,7 @@ def _run_missing(work: Path, missing: Sequence[tuple[str, str]]) -> None:
 
 
 def _reference(work: Path, disks: Path) -> dict[str, object]:
-    """What the run that was left alone comes to; all that is not a case's own is made here, once."""
+    """The outcome of the run that was left alone, which makes everything that the cases share."""
     from lightning_mmrl.cli.main import main as mmrl
 
     template, log = work / "template", work / "reference.log"
@@ -133,7 +133,7 @@ def _case(name: str, how: str, work: Path, disks: Path, reference: dict[str, obj
         marks.write_text(path)
         _strike(place, how, Path(path), disks)
 
-    # Mounts are those of the namespace, so they outlive the forked process.
+    # Mounts belong to the namespace, so they outlive the forked process.
     code = _forked(command, log, before=lambda: trap.set(place, disks, strike))
     first = log.read_text(errors="replace")
     wrong = [] if marks.exists() else ["the place was not reached"]

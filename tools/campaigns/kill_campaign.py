@@ -31,6 +31,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from kill_verdicts import statuses, to_repeat, verdict
 from quick_runs import finish, shared_arguments, start_training, trained_base
 
 PLACES = ("step", "rollout", "reward", "evaluation", "save", "border")
@@ -172,10 +173,10 @@ def _kill(options: argparse.Namespace, base: Path, name: str, reference: Mapping
             if took_s is None:
                 break
             killed, here, longest = killed + 1, here + 1, max(longest, took_s)
-            repeated = max(repeated, _to_repeat(options.work / run))
+            repeated = max(repeated, to_repeat(options.work / run))
         finish(process, log)
         continued += log.read_text(errors="replace").count("continuing after step")
-        verdicts.append(_verdict(options, run, log))
+        verdicts.append(verdict(options.work, run, log, STAGES))
         print(f"{killed} of {options.kills} kills", file=sys.stderr, flush=True)
     joined = {key: "; ".join(dict.fromkeys(str(verdict[key]) for verdict in verdicts)) for key in ("equal", "tracking")}
     fell_back = sum(verdict["fell_back"] for verdict in verdicts)
@@ -230,7 +231,7 @@ def _disturb(options: argparse.Namespace, base: Path, name: str) -> dict[str, An
                     os.kill(generator.choice(workers), getattr(signal, name_of_signal))
                     sent[name_of_signal] += 1
         finish(process, log)
-        verdicts.append(_verdict(options, run, log))
+        verdicts.append(verdict(options.work, run, log, STAGES))
         without = 0 if sum(sent.values()) > before else without + 1
         if without == MOST_WITHOUT:
             raise SystemExit(f"no decode worker was found in {MOST_WITHOUT} runs; see {log}")
@@ -279,17 +280,6 @@ def _logged_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("stages/*/metrics.jsonl"))
 
 
-def _to_repeat(folder: Path) -> int:
-    """Steps of an unfinished stage that are logged and that its newest state is not behind."""
-    most = 0
-    for stage in folder.glob("stages/*"):
-        if (stage / "metrics.jsonl").exists() and not (stage / "handoff").exists():
-            states = [int(place.name[5:]) for place in stage.glob("state/step-*") if place.suffix == ""]
-            steps = [step for step, key in _metrics(stage) if "validation" not in key]
-            most = max(most, max(steps, default=0) - max(states, default=0))
-    return most
-
-
 def _interrupt(options: argparse.Namespace, base: Path, name: str, place: str, signame: str) -> dict[str, Any]:
     """One signal in one place, then the same command again."""
     log = options.work / f"{name}.log"
@@ -307,75 +297,13 @@ def _judged(
 ) -> dict[str, Any]:
     """Continues a run that was sent a signal, and says how it ended and where it came to."""
     log, expected = options.work / f"{name}.log", 128 + getattr(signal, signame)
-    statuses = _statuses(options, name)
-    repeated = _to_repeat(options.work / name)
+    tracked = set(statuses(options.work, name).values())
+    repeated = to_repeat(options.work / name)
     finish(start_training(_arguments(options, base, name), log), log)
-    verdict = _verdict(options, name, log)
-    if code != expected or exit_s > GRACE_S or "KILLED" not in statuses.values() or "RUNNING" in statuses.values():
-        verdict["equal"] = f"exit code {code}, {exit_s} s, MLflow {sorted(statuses.values())}"
-    return {"continued": "1 of 1", "exit_s": exit_s, "repeated": repeated, **verdict}
-
-
-def _verdict(options: argparse.Namespace, name: str, log: Path) -> dict[str, Any]:
-    """How a run that was disturbed differs from the one that was not."""
-    differing = []
-    for stage in sorted((options.work / "reference" / "stages").glob("[0-9]*")):
-        other = options.work / name / "stages" / stage.name
-        if _metrics(stage) != _metrics(other):
-            differing.append(f"metrics of {stage.name}")
-        digests = [json.loads((each / "handoff" / "mmrl.json").read_text())["digest"] for each in (stage, other)]
-        if digests[0] != digests[1]:
-            differing.append(f"weights of {stage.name}")
-    text = log.read_text(errors="replace")
-    return {
-        "equal": ", ".join(differing) or "yes",
-        "fell_back": text.count("is passed over"),
-        "tracking": _tracked(options, name),
-    }
-
-
-def _metrics(stage: Path) -> dict[tuple[int, str], float]:
-    values: dict[tuple[int, str], float] = {}
-    for line in (stage / "metrics.jsonl").read_text().splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:  # the line that a kill cut off
-            continue
-        values |= {(record["step"], key): value for key, value in record["metrics"].items() if "/time/" not in key}
-    return values
-
-
-def _client(options: argparse.Namespace, name: str) -> Any:
-    from mlflow import MlflowClient
-
-    return MlflowClient(f"sqlite:///{(options.work / f'{name}.db').absolute()}")
-
-
-def _runs(client: Any) -> list[Any]:
-    return client.search_runs([each.experiment_id for each in client.search_experiments()])
-
-
-def _statuses(options: argparse.Namespace, name: str) -> dict[str, str]:
-    return {run.info.run_name: run.info.status for run in _runs(_client(options, name))}
-
-
-def _tracked(options: argparse.Namespace, name: str) -> str:
-    """Whether MLflow has one parent and one run per stage, all finished, with each local point once."""
-    client = _client(options, name)
-    runs = {run.info.run_name: run for run in _runs(client)}
-    if len(runs) != len(_runs(client)) or len(runs) != len(STAGES) + 1:
-        return f"{len(_runs(client))} runs"
-    if {run.info.status for run in runs.values()} != {"FINISHED"}:
-        return f"statuses {sorted(run.info.status for run in runs.values())}"
-    for stage in (options.work / name / "stages").iterdir():
-        points = {}
-        for step, key in _metrics(stage):
-            points.setdefault(key, []).append(step)
-        for key, steps in points.items():
-            found = [point.step for point in client.get_metric_history(runs[stage.name].info.run_id, key)]
-            if sorted(found) != sorted(steps):
-                return f"{key}: {len(found)} points, {len(steps)} steps"
-    return "yes"
+    found = verdict(options.work, name, log, STAGES)
+    if code != expected or exit_s > GRACE_S or "KILLED" not in tracked or "RUNNING" in tracked:
+        found["equal"] = f"exit code {code}, {exit_s} s, MLflow {sorted(tracked)}"
+    return {"continued": "1 of 1", "exit_s": exit_s, "repeated": repeated, **found}
 
 
 def _send_from(send: str, arguments: Sequence[str]) -> int:

@@ -44,7 +44,7 @@ def grows_in_a_broadcast(path: Path) -> None:
 
 
 def long_and_black(path: Path) -> None:
-    """Minutes of 4096 x 4096 pixels, 25 frames a second, of which nothing ever changes."""
+    """Minutes of 4096 x 4096 pixels, 25 frames a second, in which nothing ever changes."""
     _write_black(path, "matroska", 4096, 4096, 250, times=35)
 
 
@@ -104,7 +104,7 @@ def large_png(path: Path) -> None:
 
 
 def moving_png(path: Path) -> None:
-    """An APNG of 4096 x 4096 pixels and 5000 frames, of which all but the first change one pixel."""
+    """An APNG of 4096 x 4096 pixels and 5000 frames; all but the first change one pixel."""
     whole, pixel = zlib.compress(bytes(4097 * 4096), 9), zlib.compress(bytes(2))
     chunks = [_chunk(b"acTL", struct.pack(">II", 5000, 0))]
     chunks += [_chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, 4096, 4096, 0, 0, 1, 10, 0, 0)), _chunk(b"IDAT", whole)]
@@ -124,7 +124,7 @@ def moving_gif(path: Path) -> None:
 
 
 def huge_gif(path: Path) -> None:
-    """A GIF of two frames and 13000 x 13000 pixels, of which one is stored."""
+    """A GIF of two frames and 13000 x 13000 pixels, with one pixel stored."""
     frame = b"\x2c" + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\x00"
     screen = struct.pack("<HHBBB", BIG, BIG, 0x80, 0, 0) + bytes(6)
     path.write_bytes(b"GIF89a" + screen + frame * 2 + b"\x3b")
@@ -176,7 +176,7 @@ BOMBS: Mapping[str, tuple[MediaKind, Callable[[Path], None]]] = {
     "huge.jpg": ("image", huge_jpeg),
     "endless.jpg": ("image", endless_jpeg),
 }
-"""What it is asked for as, and who writes it, by file name."""
+"""The kind that a file is asked for as, and the function that writes it, by file name."""
 
 
 def _write_black(

@@ -40,7 +40,7 @@ def cases():
 
 
 def outcome(kind, fault, place, checkpoint, work):
-    """What is wrong after a case, for each rank."""
+    """The faults after a case, for each rank."""
     if place == PLACES[0]:
         return [nonfinite_cases.strike(kind, fault, checkpoint, work / "stage")]
     case = {"name": "case", "run": "nonfinite", "kind": kind, "fault": fault, "checkpoint": str(checkpoint)}

@@ -31,7 +31,7 @@ OWN: Mapping[str, Sequence[str]] = {
         "stages.reason.algorithm.phases.longer.max_new_tokens=32",
     ),
 }
-"""What a short run of a tiny model takes in place of a preset's own lengths."""
+"""Lengths for a short run of a tiny model, in place of a preset's own."""
 
 
 def main() -> int:

@@ -149,7 +149,7 @@ def _free_port() -> int:
 
 
 def run_case(servers: Servers, options: argparse.Namespace, kind: str, seed: int) -> dict[str, Any]:
-    """One run with an outage and one beside it without, and what the databases have of them."""
+    """One run with an outage, one without at the same time, and the databases' records of both."""
     folder = options.work / f"{kind}-{seed}"
     shutil.rmtree(folder, ignore_errors=True)
     name = f"{kind}-{seed}-{time.time_ns()}"
@@ -332,7 +332,7 @@ def _row(kind: str, results: list[dict[str, Any]]) -> str:
 
 
 def _slower(results: list[dict[str, Any]]) -> float:
-    """The 95th percentile of the steps of these cases together, over that of the steps without an outage."""
+    """The 95th percentile of the steps of these cases together, over the percentile of steps without an outage."""
     main, spare = (_p95([t for each in results for t in each["step_s"][name]]) for name in ("main", "spare"))
     return main / spare
 

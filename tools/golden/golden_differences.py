@@ -15,7 +15,7 @@ which are float32 in every run, is 1e-8 in place of 0."""
 DIGESTS = ("*digest",)
 """Hashes of weights: equal on one machine alone."""
 ORDER = ("rollouts", "metrics", "train", "states")
-"""What is compared first within a step: what was sampled decides all that follows."""
+"""Compared first within a step: the sampled tokens decide all that follows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ WITHOUT = ("/time/", "memory", "bytes", "_per_s")
 
 
 def read_trajectory(folder: Path, states: str) -> dict[str, Any]:
-    """What each stage of a run did, step by step, and what it handed over; `states` is the folder of its states."""
+    """The numbers of each stage of a run, step by step, and of its handoff; `states` is the folder of its states."""
     return {stage.name: _stage(stage, states) for stage in sorted((folder / "stages").iterdir())}
 
 
@@ -30,7 +30,7 @@ def _stage(folder: Path, states: str) -> dict[str, Any]:
 
 
 def _metrics(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Metric to step to value, without times and memory; those of the group train apart."""
+    """Metric to step to value, without times and memory; the metrics of the group `train` stand apart."""
     found: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
     for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
@@ -70,7 +70,7 @@ def _states(folder: Path) -> dict[str, Any]:
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
-    """What Lightning saved; from shards, put together."""
+    """Lightning's checkpoint, put together from shards if there are any."""
     if not path.is_dir():
         return torch.load(path, weights_only=True)
     whole = path.with_name("whole.pt")
@@ -144,5 +144,5 @@ def _rendered(value: Any, indent: str = "") -> str:
 
 
 def _by_number(item: tuple[str, Any]) -> tuple[int, str]:
-    """Steps in their order, not in that of the alphabet."""
+    """Steps in the order of numbers, not of letters."""
     return (int(item[0]) if item[0].isdigit() else 0, item[0])

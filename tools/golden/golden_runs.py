@@ -151,7 +151,7 @@ def _ranks(run: Run, log: Path, interrupted: Callable[[], bool]) -> list[int]:
 
 
 def _torchrun(ranks: int) -> dict[str, str]:
-    """What torchrun tells the processes of one node."""
+    """Variables that torchrun sets for the processes of one node."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -38,7 +38,8 @@ import yaml
 from golden_differences import OTHER_MACHINE, SAME_MACHINE, Rules, differences, told
 from golden_runs import read_table, with_sources
 
-ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
 TABLE = ROOT / "tests" / "golden" / "runs.yaml"
 RECORDED = ROOT / "tests" / "golden" / "recorded"
 VERSIONS = ("torch", "transformers", "lightning", "peft")
@@ -136,7 +137,7 @@ def _of_commit(commit: str, work: Path, options: argparse.Namespace) -> _Trained
     print(f"{commit[:12]}, runs of {table}", file=sys.stderr, flush=True)
     text = table.read_text(encoding="utf-8")
     # Another table, other overrides and another way to read a run are other numbers.
-    reading = (ROOT / "tools" / "golden_reading.py").read_text(encoding="utf-8")
+    reading = (HERE / "golden_reading.py").read_text(encoding="utf-8")
     runs = hashlib.sha256("\n".join([reading, text, *options.extra]).encode()).hexdigest()[:12]
     found = trained(tree, table, folder / f"runs-{runs}", options.runs, options.extra)
     return _Trained(runs=found, renamed=yaml.safe_load(text).get("renamed_metrics") or {})
@@ -170,7 +171,7 @@ def trained(
         ChildProcessError: A run failed; it has said why.
     """
     work.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(ROOT / "tools" / "golden_runs.py"), "--table", str(table), "--work", str(work)]
+    command = [sys.executable, str(HERE / "golden_runs.py"), "--table", str(table), "--work", str(work)]
     environment = {**os.environ, **LIBRARIES, "PYTHONPATH": str(package)}
     ended = subprocess.run([*command, "--runs", *names, "--with", *extra], env=environment, check=False)
     if ended.returncode:

@@ -44,7 +44,7 @@ BROKEN = (
     "${..x}",
 )
 ODD = (
-    "größe", '"größe"', "'it''s'", '"a', "'a", "(a)", "a\nb", "'a\nb'", "a,b",
+    "gr\u00f6\u00dfe", '"gr\u00f6\u00dfe"', "'it''s'", '"a', "'a", "(a)", "a\nb", "'a\nb'", "a,b",
     "[a", "{a", "a]", "x" * 5000, "a=b", "\t",
     "'", '"', "\\", "a\\", "'\u2028'", "'\U0001f600'", "%s{}", "<video>", "$(id)", "a;b", "a#b",
     "*", "a:b:c", "!!python",
@@ -53,7 +53,7 @@ ODD = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mutation:
-    """What is given to `mmrl train`.
+    """Arguments of `mmrl train` that a generator has changed.
 
     Attributes:
         kind: Which generator made it.

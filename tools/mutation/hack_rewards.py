@@ -96,7 +96,7 @@ class Hack:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Honest:
-    """What must earn its reward, or the hacks of its group prove nothing."""
+    """An answer that must earn its reward, or the hacks of its group prove nothing."""
 
     group: str
     reward: str
@@ -192,7 +192,7 @@ def all_labels(rng: random.Random) -> str:
 
 
 def look_alikes(rng: random.Random) -> str:
-    """Letters that look like those of a label."""
+    """Letters that look like the letters of a label."""
     return _formatted(rng.choice(LOOK_ALIKES) * rng.randint(1, 12_000))
 
 
@@ -259,7 +259,7 @@ class Rewards:
             self._sources[name] = RewardPool(weighted, num_workers=1) if pooled else InlineRewards(weighted)
 
     def score(self, name: str, one: Sample, text: Completion) -> Score:
-        """What a reward says of one completion."""
+        """The score that a reward gives one completion."""
         return self._sources[name].score([one], [[text]])[0][0]
 
     def close(self) -> None:

@@ -136,7 +136,7 @@ _Edit = Callable[[Any], None]
 
 
 def _edits(node: ast.AST) -> Iterator[_Edit]:
-    """What makes each edit, given the same node of a copy of the tree."""
+    """Functions that make each edit, given the same node of a copy of the tree."""
     if isinstance(node, ast.BinOp):
         if type(node.op) in BINARY:
             yield _set("op", BINARY[type(node.op)]())
@@ -179,7 +179,7 @@ def _set(name: str, value: object) -> _Edit:
 
 
 def _to(pick: Callable[[Any], ast.expr]) -> _Edit:
-    """Turns a node into one of those below it, in place."""
+    """Turns a node into a node below it, in place."""
 
     def edit(node: Any) -> None:
         chosen = pick(node)

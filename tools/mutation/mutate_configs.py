@@ -44,7 +44,7 @@ class Reached(BaseException):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What became of a mutation: `refused`, `valid` or `failed`, and the message."""
+    """The outcome of a mutation: `refused`, `valid` or `failed`, and the message."""
 
     mutation: Mutation
     outcome: str
@@ -87,7 +87,7 @@ def judge(mutation: Mutation, *, checked_targets: bool) -> Verdict:
 
 
 def refusal_problem(code: int, err: str) -> str:
-    """What is wrong with a refusal; empty if it is one clear sentence."""
+    """The fault of a refusal; empty if it is one clear sentence."""
     problems = {
         f"exit code {code}": code != 2,
         "not one line": err.count("\n") != 1 or not err.endswith("\n"),

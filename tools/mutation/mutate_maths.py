@@ -104,7 +104,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _effective(mutants: Sequence[Mutant]) -> list[Mutant]:
-    """All but those of `EQUIVALENT`, each of which must name one mutant of its file."""
+    """All mutants but the ones in `EQUIVALENT`; each entry there must name one mutant of its file."""
     matched = Counter(mutant.key for mutant in mutants)
     paths = {mutant.path for mutant in mutants}
     if unclear := [key for key in EQUIVALENT if key[0] in paths and matched[key] != 1]:
@@ -144,7 +144,7 @@ def _run(mutants: Sequence[Mutant], folder: Path, work: Path) -> int:
 
 
 def _load(folder: Path) -> None:
-    """What every fork of this process needs not load again; not what pytest would rewrite."""
+    """Imports modules once for all forks of this process, but none that pytest would rewrite."""
     for name in ("lightning", "transformers"):
         importlib.import_module(name)
     import torch
@@ -201,7 +201,7 @@ class _FirstFailure:
 
 
 def _in_a_fork(run: Callable[[Callable[[str], object]], int], limit_s: float) -> str:
-    """What a process that ends with 0 unless a test fails says about a mutant; `run` may tell the name of the test."""
+    """The verdict on a mutant by a process that ends with 0 unless a test fails; `run` may tell the test's name."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:

@@ -34,13 +34,13 @@ CLOCK_S = 0.002
 """Containers round times to 1 ms; a picture whose turn begins this close to a segment's middle may or may not be it."""
 
 SYNC_S = 0.020
-"""What a viewer does not notice: broadcasting allows 45 ms of sound before the picture (EBU R37)."""
+"""A lead that a viewer does not notice: broadcasting allows 45 ms of sound before the picture (EBU R37)."""
 
 Decode = Callable[[Path, MediaRef, MediaSettings], DecodedVideo | DecodedAudio]
 
 
 def faults(clip: Clip, video: Decode = decode_video, sound: Decode = decode_audio) -> list[str]:
-    """What is wrong with the decoded clip, a phrase each."""
+    """Faults of the decoded clip, a phrase each."""
     found = []
     for start_s, end_s in SPANS:
         span = f" of {start_s}..{end_s}" if end_s is not None else ""

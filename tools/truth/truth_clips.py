@@ -94,7 +94,7 @@ def write_clip(path: Path, recipe: Recipe, duration_s: float = DURATION_S) -> Cl
 
 
 def _zero_s(recipe: Recipe, delay_s: float, decoded_from_s: float, picture_from_s: float) -> float:
-    """What time of the source the file's clock starts at: the earliest that is seen or heard."""
+    """The time of the source at which the file's clock starts: the earliest that is seen or heard."""
     if "cut" in recipe.edits:
         return CUT_S if recipe.container in _MP4 else CUT_S + picture_from_s
     if recipe.container in _MP4 and recipe.muxing.keys() & {"use_editlist", "movflags"} and not _moves_header(recipe):

@@ -1,11 +1,10 @@
-"""Saves a stage so that it goes on as if it had not been interrupted, bit for bit."""
+"""Saves a stage so that a resumed run equals an uninterrupted one, bit for bit."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import lightning
@@ -24,6 +23,9 @@ from lightning_mmrl.training.rng import restore_rng, rng_state
 from lightning_mmrl.training.state_store import StateStore, StoredState
 from lightning_mmrl.training.stored import read_stored
 
+GENERATORS = "generators-{:05d}.pt"
+"""File of a rank's random generators in a state."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavingSettings:
@@ -39,21 +41,22 @@ class SavingSettings:
 
 
 class ExactState(Callback):
-    """Saves at the borders between steps, and on the way out; continues from what `resume` is given.
+    """Saves at safe points between steps and when a run ends early; `resume` continues from a saved state.
 
-    A border lies behind a finished step, and again behind its validation. What is small there (loop counters, consumed
-    samples, the stage's own notes, random generators) is kept in memory. Weights and optimizer do not change from one
-    border to the optimizer step that follows, so a stage that is interrupted anywhere in between is saved as it was at
-    the border; from the optimizer step to the next border the interruption waits.
+    A safe point comes after each finished step, and after the validation of that step. There the small values (loop
+    counters, consumed samples, the stage's own values, random generators) are copied in memory. Weights and optimizer
+    do not change from a safe point to the next optimizer step, so an interruption in between saves the stage as it was
+    at the safe point. From the optimizer step to the next safe point the interruption waits.
 
-    Lightning saves no random generators, and a checkpoint it takes after a batch skips the validation that is due then.
+    Lightning's own checkpoints do not suffice: they have no random generators, and a run that resumes from one taken
+    after a batch skips the validation that is due then.
 
     Args:
-        store: Where states lie.
+        store: Folder of the states.
         interruption: Held back while weights change or a state is written.
         io: The checkpoint plugin of the trainer.
         settings: When states are saved.
-        say: Tells the user what happens.
+        say: Shows the user a line.
     """
 
     def __init__(
@@ -71,24 +74,24 @@ class ExactState(Callback):
         self._settings = settings
         self._say = say
         self._resumed: StoredState | None = None
-        self._border: dict[str, Any] = {}
+        self._at_safe_point: dict[str, Any] = {}
         self._step = self._saved_step = 0
         self._generators: dict[str, Any] = {}
         self._writer: _Writer | None = None
         self._ranks: Ranks = ALONE
 
     def resume(self, state: StoredState) -> None:
-        """Continues the random generators of a state; the rest is in its checkpoint, which Lightning loads."""
+        """Restores the random generators of a state once training starts; Lightning loads the rest."""
         self._resumed = state
         self._saved_step = state.step
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Listens to signals in Lightning's place; restores the generators, after the loaders have drawn from them."""
+        """Installs our signal handlers; restores the random generators, which the loaders have used by now."""
         self._interruption.listen()
         if trainer.world_size > 1:
             self._ranks = ProcessRanks(lockstep=False)
         if self._resumed is not None:
-            path = _generators_file(self._resumed.folder, trainer.global_rank)
+            path = self._resumed.folder / GENERATORS.format(trainer.global_rank)
             if path.exists():
                 restore_rng(read_stored(path))
             else:
@@ -97,7 +100,7 @@ class ExactState(Callback):
     def on_before_optimizer_step(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """From here to the border the weights are of no step."""
+        """From here to the next safe point the weights belong to no finished step."""
         self._interruption.hold()
 
     def on_train_batch_end(
@@ -108,15 +111,15 @@ class ExactState(Callback):
         batch: object,
         batch_idx: int,
     ) -> None:
-        """A border: saves where it is time.
+        """Safe point after a step; saves if a state is due.
 
         Raises:
-            StageError: The weights or the optimizer's state are not finite; nothing was written, on no rank.
+            StageError: The weights or the optimizer's state are not finite; no rank wrote anything.
         """
         self._interruption.hold()
         self._finish_writing()
         self._step = batch_idx + 1
-        self._take_border(trainer, validated=False)
+        self._note_safe_point(trainer, validated=False)
         last = self._step == trainer.num_training_batches
         if last or self._step % self._settings.every_n_steps == 0:
             problem = self._not_finite(trainer)
@@ -128,62 +131,72 @@ class ExactState(Callback):
         self._interruption.safe_point()
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """A border: the validation is behind it."""
-        self._take_border(trainer, validated=True)
+        """Safe point after validation."""
+        self._note_safe_point(trainer, validated=True)
 
     def on_save_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Puts what was true at the border in the place of what is true now."""
-        checkpoint.update(self._border)
+        """Stores the small values of the last safe point in place of the present ones."""
+        checkpoint.update(self._at_safe_point)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Waits for what is still being written."""
+        """Waits for the state that is being written."""
         self._finish_writing()
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        """Saves the last border, if the weights are still those of it and all ranks are here."""
-        torn = self._interruption.holding
-        # Any other error may be one rank's own, and the others elsewhere.
+        """Saves the last safe point, if the weights have not changed since and all ranks are here."""
+        changing = self._interruption.holding
+        # Any other error may be one rank's own, while the others are elsewhere.
         together = self._ranks.world_size == 1 or isinstance(exception, Interrupted)
         with self._interruption.held():
             if together:
                 self._finish_writing()
-                if self._border and self._step > self._saved_step and not torn:
-                    self._save_on_the_way_out(trainer)
+                if self._at_safe_point and self._step > self._saved_step and not changing:
+                    problem = self._not_finite(trainer)
+                    if problem is None:
+                        self._save(trainer)
+                        self._finish_writing()
+                    else:
+                        self._say(f"{problem} after step {self._step}, so no state is saved")
             elif self._writer is not None:
                 self._writer.finish()
         if self._saved_step:
             self._say(f"the same command continues after step {self._saved_step}")
 
-    def _save_on_the_way_out(self, trainer: lightning.Trainer) -> None:
-        problem = self._not_finite(trainer)
-        if problem is not None:
-            self._say(f"{problem} after step {self._step}, so no state is saved")
-            return
-        self._save(trainer)
-        self._finish_writing()
-
     def _not_finite(self, trainer: lightning.Trainer) -> str | None:
         """The first part of the state that is not finite on any rank; a collective."""
         return not_finite_anywhere(saved_tensors(trainer.lightning_module, trainer.optimizers), self._ranks)
 
-    def _take_border(self, trainer: lightning.Trainer, *, validated: bool) -> None:
-        self._border = {"loops": {"fit_loop": _border_loops(trainer.fit_loop.state_dict(), validated=validated)}}
+    def _note_safe_point(self, trainer: lightning.Trainer, *, validated: bool) -> None:
+        """Copies the small values: Lightning's loop counters, the data module's state and the random generators.
+
+        From the counters Lightning infers where in the loop a checkpoint was taken. With the counters as they are after
+        a batch, a resumed run would skip a validation that is due. So they are set to one of two positions: before the
+        first batch of a validation, which a resumed run then does if it is due, or after a finished validation.
+        """
+        loops = trainer.fit_loop.state_dict()
+        batches, validation = loops["epoch_loop.batch_progress"], loops["epoch_loop.val_loop.batch_progress"]
+        done = int(validated)
+        for part in ("total", "current"):
+            batches[part]["completed"] = batches[part]["processed"]
+            validation[part] = {"ready": 1, "started": 1, "processed": done, "completed": done}
+        validation["is_last_batch"] = validated
+        self._at_safe_point = {"loops": {"fit_loop": loops}}
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         if datamodule is not None:
-            self._border[type(datamodule).__qualname__] = datamodule.state_dict()
+            self._at_safe_point[type(datamodule).__qualname__] = datamodule.state_dict()
         self._generators = rng_state()
 
     def _save(self, trainer: lightning.Trainer) -> None:
-        """Writes the border, in the background if that is possible and wanted; a collective."""
+        """Writes the last safe point, in the background if the settings say so; a collective."""
         step, rank, folder = self._step, self._ranks.rank, self._store.partial(self._step)
         problem = self._agreed(_attempt(partial(self._store.begin, step)) if rank == 0 else None)
         if problem is None:
             trainer.save_checkpoint(folder / CHECKPOINT, weights_only=False)
-            problem = self._agreed(_attempt(partial(torch.save, self._generators, _generators_file(folder, rank))))
+            problem = self._agreed(_attempt(partial(torch.save, self._generators, folder / GENERATORS.format(rank))))
         write = self._io.take()
         if problem is not None:
             self._failed(problem)
@@ -191,11 +204,11 @@ class ExactState(Callback):
         self._saved_step = step
         facts = {"world_size": trainer.world_size, FINITE: True}
         commit = partial(self._store.commit, step, facts) if rank == 0 else None
-        self._writer = _Writer(partial(write, folder / CHECKPOINT) if write is not None else None, commit)
-        self._writer.start(in_background=self._settings.in_background)
+        parts = (partial(write, folder / CHECKPOINT) if write is not None else None, commit)
+        self._writer = _Writer(parts, in_background=self._settings.in_background)
 
     def _finish_writing(self) -> None:
-        """Waits for what is being written; a collective if anything is, as it then is on all ranks."""
+        """Waits for the state that is being written; a collective, since then all ranks write."""
         if self._writer is not None:
             problem, self._writer = self._agreed(self._writer.finish()), None
             if problem is not None:
@@ -203,7 +216,7 @@ class ExactState(Callback):
 
     def _failed(self, problem: str) -> None:
         if self._ranks.rank == 0:
-            with suppress(OSError):  # of a disk that became read-only nothing can be removed
+            with suppress(OSError):  # nothing can be removed from a disk that became read-only
                 self._store.clear_partial()
         found = self._ranks.gather(self._store.newest_step())[0]
         self._saved_step = found or 0
@@ -211,42 +224,39 @@ class ExactState(Callback):
         self._say(f"the state after step {self._step} could not be saved ({problem}); training goes on, {last}")
 
     def _agreed(self, problem: str | None) -> str | None:
-        """The first rank's problem on every rank."""
+        """The first problem of any rank, on every rank."""
         return next((each for each in self._ranks.gather(problem) if each is not None), None)
 
 
 class _Writer:
-    """Writes one state: this rank's part of it, and on the first rank what makes it a state."""
+    """Writes one state: first this rank's part, then on rank 0 the commit that makes it a state."""
 
-    def __init__(self, write: Callable[[], None] | None, commit: Callable[[], Any] | None) -> None:
-        self._write, self._commit = write, commit
-        self._thread: threading.Thread | None = None
+    def __init__(self, parts: Sequence[Callable[[], Any] | None], *, in_background: bool) -> None:
+        self._parts = parts
         self._problem: str | None = None
-
-    def start(self, *, in_background: bool) -> None:
-        if in_background:
-            self._thread = threading.Thread(target=self._run, name="mmrl-state")
-            self._thread.start()
-        else:
+        self._thread = threading.Thread(target=self._run, name="mmrl-state") if in_background else None
+        if self._thread is None:
             self._run()
+        else:
+            self._thread.start()
 
     def finish(self) -> str | None:
-        """Waits; what went wrong, if anything did."""
+        """Waits for the writes; returns the reason if one failed."""
         if self._thread is not None:
             self._thread.join()
         return self._problem
 
     def _run(self) -> None:
-        for part in (self._write, self._commit):
+        for part in self._parts:
             if part is not None and self._problem is None:
                 self._problem = _attempt(part)
-        self._write = None  # with its copy of the state
+        self._parts = ()  # frees the copy of the state
 
 
 def _attempt(write: Callable[[], Any]) -> str | None:
-    """Runs what writes to the disk; why it could not, or None.
+    """Runs a write to the disk; returns the reason if it fails.
 
-    torch.save hides the disk's error in a RuntimeError, and DCP those of all ranks in a CheckpointException.
+    torch.save hides the disk's error in a RuntimeError, and DCP hides the errors of all ranks in a CheckpointException.
     """
     try:
         write()
@@ -254,22 +264,3 @@ def _attempt(write: Callable[[], Any]) -> str | None:
         found = refusal(error)
         return str(error).splitlines()[0] if found is None else found.problem
     return None
-
-
-def _generators_file(folder: Path, rank: int) -> Path:
-    return folder / f"generators-{rank:05d}.pt"
-
-
-def _border_loops(loops: dict[str, Any], *, validated: bool) -> dict[str, Any]:
-    """Lightning's loop counters as they stand behind a step, with its validation behind it or still to come.
-
-    Lightning asks these counters where a checkpoint was taken. Behind a batch it would skip the validation that is due;
-    a validation that has begun and judged nothing is run from its start, and passed over where none is due.
-    """
-    batches, validation = loops["epoch_loop.batch_progress"], loops["epoch_loop.val_loop.batch_progress"]
-    for part in ("total", "current"):
-        batches[part]["completed"] = batches[part]["processed"]
-        done = int(validated)
-        validation[part] = {"ready": 1, "started": 1, "processed": done, "completed": done}
-    validation["is_last_batch"] = validated
-    return loops

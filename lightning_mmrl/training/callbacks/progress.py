@@ -17,7 +17,7 @@ SHOWN = {
 
 
 class StageProgress(Callback):
-    """Reads the module's `latest` metrics after every batch.
+    """Shows the module's `latest` metrics after every batch.
 
     Args:
         console: Where to show them.
@@ -31,12 +31,12 @@ class StageProgress(Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        """One step further."""
+        """Advances by one step."""
         total = int(trainer.num_training_batches)
         self._console.update(self._title, batch_idx + 1, total, format_metrics(pl_module.latest, SHOWN))
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Says so if the stage ended before its last step."""
+        """Reports a stage that ended before its last step."""
         if trainer.should_stop and not trainer.interrupted:
             done = trainer.fit_loop.epoch_loop.batch_idx + 1
             self._console.say(f"{self._title}: stop_when is met after {done} of {trainer.num_training_batches} steps")
@@ -59,7 +59,7 @@ class EvaluationProgress(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """One batch further."""
+        """Advances by one batch."""
         self._done += 1
         batches = trainer.num_test_batches
         total = sum(int(count) for count in batches) if isinstance(batches, list) else int(batches)

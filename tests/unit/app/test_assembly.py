@@ -1,4 +1,4 @@
-"""What the parts of a run take from its configuration, and write down."""
+"""The parts of a run take their values from its configuration, and write them down."""
 
 import json
 import threading

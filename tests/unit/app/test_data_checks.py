@@ -1,4 +1,4 @@
-"""What a sample lacks for its use is said before anything trains, wherever in the run it would be needed."""
+"""A sample that lacks something for its use is named before anything trains, wherever in the run it would be needed."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What rank 0 orders, the other ranks do, in its order; nobody is left waiting."""
+"""The other ranks do what rank 0 orders, in its order; none is left waiting."""
 
 from pathlib import Path
 from queue import Queue

@@ -1,4 +1,4 @@
-"""Where a run is tracked, beside `mlflow run` and without it."""
+"""Where a run is tracked, with `mlflow run` and without it."""
 
 import subprocess
 import sys

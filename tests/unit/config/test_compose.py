@@ -1,4 +1,4 @@
-"""What a configuration is refused for: one sentence with the key, the value and the nearest valid choice."""
+"""A configuration is refused in one sentence with the key, the value and the nearest valid choice."""
 
 import re
 
@@ -218,20 +218,6 @@ VALUES = {
 }
 
 
-@pytest.fixture(scope="module")
-def tree():
-    """The composition without overrides; composing takes Hydra a while."""
-    tree = compose_tree([])
-    OmegaConf.set_struct(tree, False)
-    return tree
-
-
-@pytest.fixture(scope="module")
-def changed(tree):
-    """A configuration with other values."""
-    return lambda *overrides: validated(OmegaConf.merge(tree, OmegaConf.from_dotlist(list(overrides))))
-
-
 @pytest.mark.parametrize("override", SPELLING)
 def test_a_bad_override_is_refused_in_one_sentence(override):
     with pytest.raises(ConfigError, match=re.escape(SPELLING[override])) as caught:
@@ -283,9 +269,9 @@ ENDING = ("stages.reason.stop_when={metric: validation/uar, at_least: 0.5}", "st
 
 @pytest.mark.parametrize("debug", ["trial=short", "trainer.max_steps=2"])
 @pytest.mark.parametrize("bounds", [GATED, ENDING])
-def test_a_debug_run_knows_no_gate_and_says_so(tree, debug, bounds):
+def test_a_debug_run_knows_no_gate_and_says_so(default_tree, debug, bounds):
     said = []
-    config = validated(OmegaConf.merge(tree, OmegaConf.from_dotlist([debug, *bounds])), said.append)
+    config = validated(OmegaConf.merge(default_tree, OmegaConf.from_dotlist([debug, *bounds])), said.append)
     stage = config.stages["reason"]
     assert (stage.gate, stage.stop_when, stage.cooldown_steps) == (None, None, 0)
     assert said == ["stages.reason: gate and stop_when are dropped, since this is a debug run"]
@@ -296,7 +282,7 @@ def test_other_runs_keep_their_bounds(changed):
     assert (stage.gate.at_least, stage.stop_when.at_least, stage.cooldown_steps) == (0.5, 0.5, 5)
 
 
-def test_the_name_of_a_trial_is_put_before_the_runs_once(tree, changed):
+def test_the_name_of_a_trial_is_put_before_the_runs_once(changed):
     config = changed("trial=short", "run_name=mine")
     assert (config.run_name, config.trial) == ("short-mine", None)
     assert validated(OmegaConf.structured(config)).run_name == "short-mine"

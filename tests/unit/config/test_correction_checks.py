@@ -3,13 +3,10 @@
 import re
 
 import pytest
-from omegaconf import OmegaConf
 
 from lightning_mmrl.algorithms.corrections.importance import ImportanceCorrection
 from lightning_mmrl.app.preflight import rehearse
 from lightning_mmrl.app.stages import build_algorithm
-from lightning_mmrl.config.compose import compose_tree
-from lightning_mmrl.config.validate import validated
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.registry.targets import build
 
@@ -32,19 +29,6 @@ LATE = {
     "floor: 1.0": f"{KEY}: floor is 1.0; it must be at least 0 and below 1",
     "caps: 2": f"{KEY}.caps: {TARGET} has no such parameter",
 }
-
-
-@pytest.fixture(scope="module")
-def tree():
-    tree = compose_tree([])
-    OmegaConf.set_struct(tree, False)
-    return tree
-
-
-@pytest.fixture
-def changed(tree):
-    """The configuration with other values."""
-    return lambda *overrides: validated(OmegaConf.merge(tree, OmegaConf.from_dotlist(list(overrides))))
 
 
 def algorithm(config):

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import foreign
 import omni
 import pytest
 import torch
@@ -20,18 +21,9 @@ from lightning_mmrl.types.batches import ScoringBatch
 from lightning_mmrl.types.records import StageResult
 
 FACTS = {
+    **foreign.FACTS,
     "prompt": {"system": "Be brief.", "suffix": "", "prefill": "<think>"},
-    "media": {
-        "num_frames": 4,
-        "sample_rate_hz": 16_000,
-        "max_duration_s": 600.0,
-        "max_pixels": 4096**2,
-        "max_bytes": 2**28,
-    },
-    "labels": ["angry", "sad"],
     "family": "qwen2_5_omni",
-    "dtype": "float32",
-    "max_new_tokens": 24,
 }
 
 

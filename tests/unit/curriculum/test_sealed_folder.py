@@ -1,4 +1,4 @@
-"""What may lie in a sealed folder: what its stage wrote, and files that no loader reads."""
+"""A sealed folder may hold the files that its stage wrote, and files that no loader reads."""
 
 import json
 import os

@@ -7,7 +7,9 @@ import clips
 import numpy as np
 import pytest
 import soundfile
+import truth_clips
 from PIL import Image
+from truth_recipes import RECIPES
 
 from lightning_mmrl.data.media.audio import decode_audio
 from lightning_mmrl.data.media.examine import examine_tracks
@@ -27,20 +29,11 @@ def found(path, **limits):
 
 
 @pytest.fixture(scope="module")
-def truth():
-    import truth_clips
-
-    return truth_clips
-
-
-@pytest.fixture(scope="module")
-def films(truth, tmp_path_factory):
+def films(tmp_path_factory):
     """Whole clips of 3.5 s by recipe, written once."""
-    from truth_recipes import RECIPES
-
     folder = tmp_path_factory.mktemp("films")
     return {
-        name: truth.write_clip(folder / f"{number}.{name.split(':')[0]}", recipe, 3.5).path
+        name: truth_clips.write_clip(folder / f"{number}.{name.split(':')[0]}", recipe, 3.5).path
         for number, name in enumerate(FILMS)
         for recipe in RECIPES
         if recipe.name == name
@@ -196,17 +189,19 @@ def test_two_recordings_end_to_end_are_refused(films, tmp_path):
         found(tmp_path / "two.ts")
 
 
-def test_a_recording_that_is_joined_midway_keeps_its_clock(truth, films, tmp_path):
+def test_a_recording_that_is_joined_midway_keeps_its_clock(films, tmp_path):
     content = films["ts:libx264+aac gap bf=2 g=25"].read_bytes()
     start = 188 * (len(content) // 188 // 4)
     path = tmp_path / "midway.ts"
     path.write_bytes(content[start:-77])
     picture = decode_video(path, MediaRef(kind="video", path="x"), MediaSettings(num_frames=20))
     sound = decode_audio(path, MediaRef(kind="audio", path="x"), MediaSettings())
-    shifts = [truth.read(image) / 25 - time for image, time in zip(picture.frames, picture.timestamps_s, strict=True)]
+    shifts = [
+        truth_clips.read(image) / 25 - time for image, time in zip(picture.frames, picture.timestamps_s, strict=True)
+    ]
     assert 0.5 < min(shifts) < 1.5  # a quarter of 3.5 s is missing
     assert shifts == pytest.approx([shifts[0]] * 20, abs=1e-3)
     loud = np.flatnonzero(np.abs(sound.waveform) > 0.2) / 16_000
-    clicks = [time for time in truth.click_times_s(3.5) if time > shifts[0] and not 1.9 < time < 3.1]
+    clicks = [time for time in truth_clips.click_times_s(3.5) if time > shifts[0] and not 1.9 < time < 3.1]
     first_s, last_s = clicks[0] - shifts[0], clicks[-1] - shifts[0] + 0.01
     assert [loud[0], loud[-1]] == pytest.approx([first_s, last_s], abs=0.02)  # what nobody notices, as in the tool

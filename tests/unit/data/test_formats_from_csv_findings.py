@@ -1,4 +1,4 @@
-"""What `mmrl data from-csv` says of labels, texts and files beside what cannot be used at all."""
+"""Findings of `mmrl data from-csv` about labels, texts and files that can be used."""
 
 import json
 import unicodedata

@@ -42,7 +42,9 @@ def struck(monkeypatch, tmp_path):
     del sys.modules["struck_decoder"]
 
 
-@pytest.mark.parametrize("name", ["SIGKILL", "SIGSTOP", "SIGSEGV"])
+@pytest.mark.parametrize(
+    "name", ["SIGKILL", *(pytest.param(name, marks=pytest.mark.slow) for name in ("SIGSTOP", "SIGSEGV"))]
+)
 def test_preparation_reads_what_it_reads_without_kills_and_stops(tasks, struck, monkeypatch, name):
     monkeypatch.setenv("STRUCK_SIGNAL", name)
     monkeypatch.setattr(guard, "decode", struck.decode)
@@ -55,6 +57,7 @@ def test_preparation_reads_what_it_reads_without_kills_and_stops(tasks, struck, 
     assert "broken.wav" in found[BROKEN][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGSTOP"])
 def test_validation_and_conversion_read_what_they_read_without(tasks, struck, monkeypatch, name):
     monkeypatch.setenv("STRUCK_SIGNAL", name)

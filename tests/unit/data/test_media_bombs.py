@@ -5,6 +5,7 @@ import sys
 import zlib
 from pathlib import Path
 
+import media_bomb_files
 import numpy as np
 import pytest
 from clips import write_grey, write_wav
@@ -53,8 +54,6 @@ def lossless_webp(path):
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bombs")
-    import media_bomb_files
-
     own = {"header.png": ("image", header_png), "canvas.webp": ("image", canvas_webp)}
     own |= {"moving.webp": ("video", canvas_webp), "lossless.webp": ("image", lossless_webp)}
     tasks = []

@@ -1,4 +1,4 @@
-"""What was checked is what is read: names that lead elsewhere between a check and a read, and what is no file."""
+"""The file that was checked is the file that is read, though names lead elsewhere between a check and a read."""
 
 import os
 import shutil

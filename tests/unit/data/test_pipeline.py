@@ -1,4 +1,4 @@
-"""What is said of a file that cannot be encoded."""
+"""The message about a file that cannot be encoded."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -97,6 +97,7 @@ def held_out_recall(modality: str) -> float:
     return float(np.mean([(answers[test_y == group] == group).mean() for group in range(len(names))]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modality", ["face", "voice"])
 def test_groups_are_learnable_but_not_trivial_on_held_out_speakers(modality: str) -> None:
     recall = held_out_recall(modality)

@@ -37,6 +37,7 @@ def decode(task: Task, problem: Problem) -> str:
     return decoders.result_of(problem.question)
 
 
+@pytest.mark.slow
 @each_task
 def test_every_answer_can_be_read_back_from_the_signal(task: Task) -> None:
     plans = [plan for split in SPLITS for plan in task.plan(split, scale=0.3)]

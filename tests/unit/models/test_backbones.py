@@ -1,4 +1,4 @@
-"""What every backbone offers a policy: rows in their places, how many the towers will make, the decoder's config."""
+"""Every backbone offers the same to a policy: rows in their places, the number that towers will make, a config."""
 
 import families
 import omni

@@ -112,7 +112,7 @@ TURNS = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(families.FAMILIES))
+@pytest.mark.parametrize("name", families.each())
 @pytest.mark.parametrize("template", [None, "{{ bos_token }}{% for m in messages %}[{{ m | tojson }}]{% endfor %}"])
 def test_a_worker_renders_as_transformers_does(name, template, tmp_path, monkeypatch):
     """The tiny models' own templates are rendered here without one; both ways are compared."""

@@ -1,4 +1,4 @@
-"""The critic's values are those of the states before each token, and it has weights of its own."""
+"""The critic values the state before each token, and has weights of its own."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""A digest of weights notices any change, and is that of the whole tensor however it is sharded."""
+"""A digest of weights notices any change, and does not depend on how a tensor is sharded."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What NaN and infinity are found in."""
+"""NaN and infinity are found in weights, states and files."""
 
 import pytest
 import torch

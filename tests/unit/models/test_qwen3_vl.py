@@ -1,4 +1,4 @@
-"""What only Qwen3-VL does: times between frames, and features that enter the decoder's first layers."""
+"""Special to Qwen3-VL: times between frames, and features that enter the decoder's first layers."""
 
 import families
 import numpy as np

@@ -17,7 +17,7 @@ from lightning_mmrl.types.batches import ScoringBatch
 
 
 class Saved:
-    """Bytes that autograd saves within the blocks of each stack, beside weights and what blocks share."""
+    """Bytes that autograd saves within the blocks of each stack, without weights and tensors that blocks share."""
 
     def __init__(self, policy):
         self.policy = policy
@@ -70,7 +70,7 @@ class Saved:
         return module.register_forward_pre_hook(enter, with_kwargs=True), module.register_forward_hook(leave)
 
 
-@pytest.fixture(scope="module", params=sorted(families.FAMILIES))
+@pytest.fixture(scope="module", params=families.each())
 def family(request, tmp_path_factory):
     """A family and a model of it, wide enough that what is counted by row and head weighs little."""
     name = request.param

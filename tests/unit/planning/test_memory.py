@@ -209,7 +209,7 @@ def scored(found):
 
 
 # A CPU takes its time over bfloat16.
-@pytest.mark.parametrize(("dtype", "words"), [("float32", 256), ("bfloat16", 48)])
+@pytest.mark.parametrize(("dtype", "words"), [("float32", 256), pytest.param("bfloat16", 48, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("adapter", [False, True])
 def test_scoring_stays_below_the_estimate_and_near_it(text, dtype, words, adapter):
     encoder, policy = families.load("qwen2", text, dtype=getattr(torch, dtype))
@@ -289,7 +289,7 @@ def sampling(found):
     return sum(parts.values()) - parts["optimizer state"] - parts["gradients"]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_sampling_stays_below_the_estimate_and_near_it(text, dtype):
     encoder, policy = families.load("qwen2", text, dtype=getattr(torch, dtype))
     batch, length = scoring(encoder)
@@ -310,6 +310,7 @@ def test_sampling_with_shards_holds_all_weights_once(text, mesh):
     assert sampling(found) - found.phases["generation"]["gathered weights"] < measured
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_keys_and_values_are_those_of_the_cache(text):
     encoder, policy = families.load("qwen2", text, dtype=torch.bfloat16)

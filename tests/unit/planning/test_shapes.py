@@ -42,7 +42,7 @@ def policy_of(backbone):
 
 
 def sizes_of(policy):
-    """What a shape says, counted on the modules themselves."""
+    """The sizes that a shape tells, counted on the modules themselves."""
     prefixes = policy._backbone.parameter_groups
     sizes = {name: parameter.numel() for name, parameter in policy.model.named_parameters()}
     groups = {
@@ -80,6 +80,7 @@ def test_a_released_model_has_the_sizes_of_its_modules(name):
     check_widths(shape, policy.text_config)
 
 
+@pytest.mark.slow
 def test_every_preset_of_a_released_model_has_a_shape():
     assert {compose([f"model={name}"]).model.checkpoint for name in MODELS} == set(RELEASED)
 

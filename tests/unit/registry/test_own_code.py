@@ -1,15 +1,13 @@
-"""What `--allow-targets` opens: a user's own code, by its name, of the kinds that have a place for it."""
+"""`--allow-targets` opens a user's own code, by its name, of the kinds that have a place for it."""
 
 import sys
 from importlib.util import find_spec
 from pkgutil import resolve_name
 
 import pytest
-from omegaconf import OmegaConf
 
 from lightning_mmrl.app.run import check_all_targets
-from lightning_mmrl.config.compose import compose, compose_tree
-from lightning_mmrl.config.validate import validated
+from lightning_mmrl.config.compose import compose
 from lightning_mmrl.data.synthetic.folder import _spawned
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.registry.own_code import is_function_opened, is_opened, opened, opened_now, split_prefixes
@@ -19,19 +17,6 @@ from lightning_mmrl.workers.serving import CallResult
 
 PART = "stages.reason.rewards.parts.mine"
 USER_FUNCTION = "lightning_mmrl.rewards.user_function.UserFunction"
-
-
-@pytest.fixture(scope="module")
-def tree():
-    found = compose_tree([])
-    OmegaConf.set_struct(found, False)
-    return found
-
-
-@pytest.fixture
-def changed(tree):
-    """A validated configuration with changes."""
-    return lambda *overrides: validated(OmegaConf.merge(tree, OmegaConf.from_dotlist(list(overrides))))
 
 
 def reward(target, **keys):

@@ -1,4 +1,4 @@
-"""What a mathematical answer states, before math-verify compares it."""
+"""The statement of a mathematical answer, before math-verify compares it."""
 
 from fractions import Fraction
 

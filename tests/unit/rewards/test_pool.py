@@ -7,6 +7,7 @@ import sys
 import textwrap
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -99,8 +100,8 @@ def limited(hostile):
     [
         ("sleep", "odd: soft deadline of 1.0 s exceeded"),
         ("spin", "odd: soft deadline of 1.0 s exceeded"),
-        ("block", "odd: deadline of 3.0 s exceeded"),
-        ("swallow", "odd: deadline of 3.0 s exceeded"),
+        ("block", "odd: deadline of 3.0 s exceeded (rewards.deadline_s)"),
+        ("swallow", "odd: deadline of 3.0 s exceeded (rewards.deadline_s)"),
         ("nan", "odd: returned nan, not a finite number"),
         ("fail", "odd: ValueError: bad luck"),
         ("exit", "odd: worker died with exit code 3"),
@@ -142,6 +143,7 @@ def test_a_soft_deadline_costs_no_process_and_a_hard_one_does(limited):
     assert limited._pool._workers[0].process.pid != pid
 
 
+@pytest.mark.slow
 def test_without_a_memory_limit_memory_is_free(hostile):
     """Or the test above would pass on a machine that has no memory."""
     reward = WeightedReward(parts={"odd": hostile.Misbehaves()}, weights={"odd": 1.0})
@@ -163,7 +165,8 @@ def test_the_pool_has_full_strength_after_failures(hostile, tmp_path):
 
 def test_a_worker_that_cannot_be_replaced_closes_the_pool(hostile):
     with RewardPool(hostile.Obedient(), num_workers=1) as pool:
-        pool._pool._payload = pickle.dumps(hostile.FailsToLoad())
+        start = pool._pool._new_worker
+        pool._pool._new_worker = partial(start.func, pickle.dumps(hostile.FailsToLoad()), *start.args[1:])
         with pytest.raises(RewardError, match="no weights"):
             score(pool, "exit 3", "give 1")
         with pytest.raises(RewardError, match="closed"):

@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+import judge_verdicts
 import pytest
 
 from lightning_mmrl.evaluation.records import judge
@@ -16,43 +17,36 @@ from lightning_mmrl.types.records import Completion, Sample
 ROOT = Path(__file__).parents[3]
 
 
-@pytest.fixture(scope="module")
-def tool():
-    import judge_verdicts
-
-    return judge_verdicts
-
-
 NAMES = ("choice", "math", "label", "emotion_set")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_judge_is_right_in_99_of_100_cases_in_each_half(tool, name):
-    cases = tool.read_cases(name)
-    wrong = [case for case, _ in tool.disagreements(cases)]
+def test_a_judge_is_right_in_99_of_100_cases_in_each_half(name):
+    cases = judge_verdicts.read_cases(name)
+    wrong = [case for case, _ in judge_verdicts.disagreements(cases)]
     for held_out in (False, True):
         half = [case for case in cases if case.held_out == held_out]
         assert len(half) >= 200
-        assert sum(case.held_out == held_out for case in wrong) <= (1 - tool.NEEDED) * len(half), wrong
+        assert sum(case.held_out == held_out for case in wrong) <= (1 - judge_verdicts.NEEDED) * len(half), wrong
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_judge_is_right_in_99_of_100_cases_of_a_second_reader(tool, name):
-    cases = tool.read_cases(name, tool.VERDICTS / "second")
+def test_a_judge_is_right_in_99_of_100_cases_of_a_second_reader(name):
+    cases = judge_verdicts.read_cases(name, judge_verdicts.VERDICTS / "second")
     assert len(cases) >= 80
-    assert len(list(tool.disagreements(cases))) <= (1 - tool.NEEDED) * len(cases)
+    assert len(list(judge_verdicts.disagreements(cases))) <= (1 - judge_verdicts.NEEDED) * len(cases)
 
 
-def test_the_judges_are_right_in_99_of_100_cases_of_a_third_reader_on_which_nothing_was_mended(tool):
-    cases = [case for name in NAMES for case in tool.read_cases(name, tool.VERDICTS / "third")]
+def test_the_judges_are_right_in_99_of_100_cases_of_a_third_reader_on_which_nothing_was_mended():
+    cases = [case for name in NAMES for case in judge_verdicts.read_cases(name, judge_verdicts.VERDICTS / "third")]
     assert len(cases) == 240
-    assert len(list(tool.disagreements(cases))) <= (1 - tool.NEEDED) * len(cases)
+    assert len(list(judge_verdicts.disagreements(cases))) <= (1 - judge_verdicts.NEEDED) * len(cases)
 
 
 @pytest.mark.parametrize("folder", [".", "second", "third"])
 @pytest.mark.parametrize("name", NAMES)
-def test_cases_differ_are_balanced_and_say_why(tool, name, folder):
-    cases = tool.read_cases(name, tool.VERDICTS / folder)
+def test_cases_differ_are_balanced_and_say_why(name, folder):
+    cases = judge_verdicts.read_cases(name, judge_verdicts.VERDICTS / folder)
     assert len({(case.labels, case.solution, case.answer) for case in cases}) == len(cases)
     assert all(case.note for case in cases)
     unpaid = sum(case.verdict in (False, "none") for case in cases)
@@ -67,9 +61,9 @@ def test_a_changed_verdict_says_what_it_was_and_why(name):
     assert len(changed) <= 4  # what the file shows would be the judge's own opinion otherwise
 
 
-def test_verdicts_of_every_kind_are_told_apart(tool):
+def test_verdicts_of_every_kind_are_told_apart():
     agrees = {
-        verdict: [tool.agrees(verdict, reward) for reward in (0.0, 0.4, 1.0, "invalid: no mathematics")]
+        verdict: [judge_verdicts.agrees(verdict, reward) for reward in (0.0, 0.4, 1.0, "invalid: no mathematics")]
         for verdict in (True, False, "full", "part", "none", "notfull")
     }
     assert agrees == {
@@ -82,27 +76,27 @@ def test_verdicts_of_every_kind_are_told_apart(tool):
     }
 
 
-def test_a_judge_that_pays_everything_would_be_found(tool, monkeypatch):
-    monkeypatch.setitem(tool.JUDGES, "choice", lambda sample, completion: 1.0)
-    cases = tool.read_cases("choice")
-    assert len(list(tool.disagreements(cases))) > 150
+def test_a_judge_that_pays_everything_would_be_found(monkeypatch):
+    monkeypatch.setitem(judge_verdicts.JUDGES, "choice", lambda sample, completion: 1.0)
+    cases = judge_verdicts.read_cases("choice")
+    assert len(list(judge_verdicts.disagreements(cases))) > 150
 
 
-def test_the_command_prints_the_shares_and_says_with_its_code_whether_they_suffice(tool, monkeypatch, capsys):
+def test_the_command_prints_the_shares_and_says_with_its_code_whether_they_suffice(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["judge_verdicts.py", "--judge", "label"])
-    assert tool.main() == 0
+    assert judge_verdicts.main() == 0
     assert "odd lines" in capsys.readouterr().out
-    monkeypatch.setitem(tool.JUDGES, "choice", lambda sample, completion: 1.0)
+    monkeypatch.setitem(judge_verdicts.JUDGES, "choice", lambda sample, completion: 1.0)
     monkeypatch.setattr(sys, "argv", ["judge_verdicts.py", "--judge", "choice", "--show", "even"])
-    assert tool.main() == 1
+    assert judge_verdicts.main() == 1
     assert "wanted False, got 1.0" in capsys.readouterr().out
 
 
-def test_evaluation_reads_what_the_reward_reads(tool):
+def test_evaluation_reads_what_the_reward_reads():
     """Accuracy in training and in evaluation are of one matcher."""
-    for case in tool.read_cases("label"):
-        matcher = LabelMatcher(labels=tool.LABELS[case.labels])
+    for case in judge_verdicts.read_cases("label"):
+        matcher = LabelMatcher(labels=judge_verdicts.LABELS[case.labels])
         text = f"<think>Lowered brows.</think><answer>{case.answer}</answer>"
         sample = Sample(id="clip", messages=(), solution=case.solution)
         judged = judge(sample, Completion(text=text, num_tokens=9, truncated=False), matcher)
-        assert float(judged.predicted == judged.truth) == tool.reward_of(case), case
+        assert float(judged.predicted == judged.truth) == judge_verdicts.reward_of(case), case

@@ -26,7 +26,7 @@ WEIGHTS = {"a": torch.zeros(2), "b": torch.ones(3)}
 
 
 class Weights:
-    """What the product knows of a policy's weights."""
+    """A policy's weights, as far as the product knows them."""
 
     def items(self):
         return iter(WEIGHTS.items())

@@ -1,4 +1,4 @@
-"""What vLLM's settings refuse, before anything is loaded."""
+"""vLLM's settings refuse values that cannot work, before anything is loaded."""
 
 import pytest
 

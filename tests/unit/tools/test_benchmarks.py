@@ -2,17 +2,21 @@
 
 import importlib
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
-from types import SimpleNamespace
 
+import bench_counters
+import bench_flops
+import bench_generate
+import bench_models
+import bench_ours
+import bench_overhead
+import bench_parity
+import bench_report
+import bench_step
+import benching
 import numpy as np
 import pytest
 import torch
-
-TOOLS = Path(__file__).parents[3] / "tools" / "bench"
-MODULES = sorted(path.stem for path in TOOLS.glob("bench*.py"))
 
 # A worker without torch: it notes its name in a shared file for every step, and ends with an error when told to.
 FAKE_WORKER = """
@@ -30,56 +34,48 @@ for line in sys.stdin:
 
 
 @pytest.fixture(scope="module")
-def tools():
-    """All modules of the benchmarks by name."""
-    yield SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES if name != "bench_trl"})
-    for name in MODULES:
-        sys.modules.pop(name, None)
-
-
-@pytest.fixture(scope="module")
-def world(tools, tmp_path_factory):
-    return tools.bench_models.World(tools.bench_models.model_folder(tmp_path_factory.mktemp("bench")))
+def world(tmp_path_factory):
+    return bench_models.World(bench_models.model_folder(tmp_path_factory.mktemp("bench")))
 
 
 @pytest.fixture
-def plan(tools, tmp_path):
+def plan(tmp_path):
     script = tmp_path / "worker.py"
     script.write_text(FAKE_WORKER)
-    return tools.benching.Plan(
+    return benching.Plan(
         script=script, work=tmp_path, out=tmp_path / "out.json", warmups=1, repeats=3, threads=1, again=False
     )
 
 
 @pytest.fixture
-def case(tools):
+def case():
     def make(*names, gate=None):
         seconds = {"slow": 3.0, "fast": 1.5, "broken": 1.0}
         variants = tuple(
-            tools.benching.Variant(name=name, spec={"name": name, "seconds": seconds[name], "bytes": 100 * len(name)})
+            benching.Variant(name=name, spec={"name": name, "seconds": seconds[name], "bytes": 100 * len(name)})
             for name in names
         )
         ratios = (("slow", "fast"),) if "slow" in names else ()
-        return tools.benching.Case(key="a case", variants=variants, ratios=ratios, gate=gate)
+        return benching.Case(key="a case", variants=variants, ratios=ratios, gate=gate)
 
     return make
 
 
-def test_quartiles_are_those_of_the_values(tools):
-    found = tools.bench_report.spread([4.0, 1.0, 3.0, 2.0, 5.0])
+def test_quartiles_are_those_of_the_values():
+    found = bench_report.spread([4.0, 1.0, 3.0, 2.0, 5.0])
     assert (found["q1"], found["median"], found["q3"]) == (2.0, 3.0, 4.0)
-    assert tools.bench_report.spread([2.5])["q3"] == 2.5
+    assert bench_report.spread([2.5])["q3"] == 2.5
 
 
-def test_ratios_are_taken_within_a_round(tools):
+def test_ratios_are_taken_within_a_round():
     # The machine was twice as slow in the second round: no ratio of a round knows.
     slow, fast = ([{"seconds": value} for value in values] for values in ([4.0, 8.0], [2.0, 4.0]))
-    assert tools.bench_report.ratio(slow, fast)["all"] == [2.0, 2.0]
+    assert bench_report.ratio(slow, fast)["all"] == [2.0, 2.0]
 
 
-def test_variants_take_turns_and_are_summarised(tools, plan, case, monkeypatch):
-    monkeypatch.setattr(tools.benching, "busy_cores", lambda: 0.0)
-    record = tools.benching.run_case(case("slow", "fast"), plan)
+def test_variants_take_turns_and_are_summarised(plan, case, monkeypatch):
+    monkeypatch.setattr(benching, "busy_cores", lambda: 0.0)
+    record = benching.run_case(case("slow", "fast"), plan)
     # A warm-up each, then rounds that start with another one.
     assert (plan.work / "steps").read_text() == "slow fast " + "slow fast fast slow slow fast "
     assert record["variants"]["slow"]["seconds"]["all"] == [3.0, 3.0, 3.0]
@@ -88,44 +84,44 @@ def test_variants_take_turns_and_are_summarised(tools, plan, case, monkeypatch):
     assert record["memory"] == {"fast / slow": 1.0}
 
 
-def test_a_worker_that_ends_is_quoted_in_one_line(tools, plan, case, monkeypatch):
-    monkeypatch.setattr(tools.benching, "busy_cores", lambda: 0.0)
-    with pytest.raises(tools.benching.BenchError, match=r"broken ended with exit code 1: out of paper \(all of it in"):
-        tools.benching.run_case(case("broken"), plan)
+def test_a_worker_that_ends_is_quoted_in_one_line(plan, case, monkeypatch):
+    monkeypatch.setattr(benching, "busy_cores", lambda: 0.0)
+    with pytest.raises(benching.BenchError, match=r"broken ended with exit code 1: out of paper \(all of it in"):
+        benching.run_case(case("broken"), plan)
 
 
-def test_nothing_is_timed_if_the_gate_refuses(tools, plan, case, monkeypatch):
-    monkeypatch.setattr(tools.benching, "busy_cores", lambda: 0.0)
+def test_nothing_is_timed_if_the_gate_refuses(plan, case, monkeypatch):
+    monkeypatch.setattr(benching, "busy_cores", lambda: 0.0)
 
     def refuse(workers):
-        raise tools.benching.BenchError("they differ")
+        raise benching.BenchError("they differ")
 
-    with pytest.raises(tools.benching.BenchError, match="they differ"):
-        tools.benching.run_cases([case("slow", gate=refuse)], plan)
+    with pytest.raises(benching.BenchError, match="they differ"):
+        benching.run_cases([case("slow", gate=refuse)], plan)
     assert not (plan.work / "steps").exists()
     assert not plan.out.exists()
 
 
-def test_a_finished_case_is_not_measured_again_unless_asked_or_with_another_variant(tools, plan, case, monkeypatch):
+def test_a_finished_case_is_not_measured_again_unless_asked_or_with_another_variant(plan, case, monkeypatch):
     measured = []
     monkeypatch.setattr(
-        tools.benching,
+        benching,
         "run_case",
         lambda case, plan: measured.append(case) or {"variants": {variant.name: {} for variant in case.variants}},
     )
     for current, cases in ((plan, case("slow")), (plan, case("slow")), (replace(plan, again=True), case("slow"))):
-        tools.benching.run_cases([cases], current)
+        benching.run_cases([cases], current)
     assert len(measured) == 2
-    tools.benching.run_cases([case("slow", "fast")], plan)
+    benching.run_cases([case("slow", "fast")], plan)
     assert len(measured) == 3
     assert set(json.loads(plan.out.read_text())["cases"]["a case"]["variants"]) == {"slow", "fast"}
 
 
 @pytest.mark.parametrize("text", ["no json", "[]", '{"cases": 3}'])
-def test_a_file_that_is_no_report_is_refused_and_kept(tools, plan, text):
+def test_a_file_that_is_no_report_is_refused_and_kept(plan, text):
     plan.out.write_text(text)
-    with pytest.raises(tools.benching.BenchError, match="name another file"):
-        tools.benching.run_cases([], plan)
+    with pytest.raises(benching.BenchError, match="name another file"):
+        benching.run_cases([], plan)
     assert plan.out.read_text() == text
 
 
@@ -138,30 +134,28 @@ def test_a_file_that_is_no_report_is_refused_and_kept(tools, plan, text):
         ("bench_overhead", ["--only", "ppo"], "invalid choice"),
     ],
 )
-def test_bad_options_are_named(tools, capsys, tool, arguments, message):
+def test_bad_options_are_named(capsys, tool, arguments, message):
     with pytest.raises(SystemExit):
-        getattr(tools, tool).parse(arguments)
+        importlib.import_module(tool).parse(arguments)
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_variants_that_options_rule_out_are_refused(tools):
-    step = tools.bench_step
+def test_variants_that_options_rule_out_are_refused():
+    step = bench_step
     for arguments in (["--iteration", "--variants", "mask"], ["--shape", "3b", "--variants", "trl-stored"]):
-        with pytest.raises(tools.benching.BenchError, match="is not there for these options"):
+        with pytest.raises(benching.BenchError, match="is not there for these options"):
             step.variants_of(step.parse(arguments))
 
 
-def test_the_large_shape_is_not_measured_without_a_gpu(tools, tmp_path, capsys, monkeypatch):
+def test_the_large_shape_is_not_measured_without_a_gpu(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    tools.bench_step.run(
-        tools.bench_step.parse(["--shape", "3b", "--work", str(tmp_path), "--out", str(tmp_path / "o")])
-    )
+    bench_step.run(bench_step.parse(["--shape", "3b", "--work", str(tmp_path), "--out", str(tmp_path / "o")]))
     assert "not measured" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_gate_of_a_step_passes_equals_and_refuses_what_differs(tools):
-    parity = tools.bench_parity
+def test_the_gate_of_a_step_passes_equals_and_refuses_what_differs():
+    parity = bench_parity
     right = {
         "prompt_ids": np.arange(3),
         "logprobs": np.array([-1.0, -2.0]),
@@ -176,29 +170,29 @@ def test_the_gate_of_a_step_passes_equals_and_refuses_what_differs(tools):
         {"gradient.a": -right["gradient.a"]},
         {"gradient.a": 0 * right["gradient.a"]},
     ):
-        with pytest.raises(tools.benching.BenchError, match="parity of other failed"):
+        with pytest.raises(benching.BenchError, match="parity of other failed"):
             parity.check(parity.compare(right, right | wrong), parity.FLOAT32, "other")
-    with pytest.raises(tools.benching.BenchError, match="different prompts"):
+    with pytest.raises(benching.BenchError, match="different prompts"):
         parity.compare(right, right | {"prompt_ids": np.arange(4)})
-    with pytest.raises(tools.benching.BenchError, match="different parameters"):
+    with pytest.raises(benching.BenchError, match="different parameters"):
         parity.compare(right, right | {"gradient.b": np.ones(1)})
 
 
-def test_the_gate_of_generation_names_the_first_token_that_differs(tools):
-    compare = tools.bench_generate.compare_tokens
-    with pytest.raises(tools.benching.BenchError, match="prompt 1 differ at token 1"):
+def test_the_gate_of_generation_names_the_first_token_that_differs():
+    compare = bench_generate.compare_tokens
+    with pytest.raises(benching.BenchError, match="prompt 1 differ at token 1"):
         compare([[1, 2], [3, 4]], [[1, 2], [3, 5]])
-    with pytest.raises(tools.benching.BenchError, match=r"differ in length \(2 and 1\)"):
+    with pytest.raises(benching.BenchError, match=r"differ in length \(2 and 1\)"):
         compare([[1, 2]], [[1]])
 
 
-def test_the_gate_of_overhead_wants_equal_weights_that_moved(tools):
-    compare = tools.bench_overhead.compare_weights
+def test_the_gate_of_overhead_wants_equal_weights_that_moved():
+    compare = bench_overhead.compare_weights
     start, moved = {"a": np.zeros(2)}, {"a": np.full(2, 1e-6)}
     assert compare(start, moved, moved) == {"weight_difference": 0.0, "weight_moved": 1e-6}
-    with pytest.raises(tools.benching.BenchError, match="do not compute the same"):
+    with pytest.raises(benching.BenchError, match="do not compute the same"):
         compare(start, moved, start)
-    with pytest.raises(tools.benching.BenchError, match="moved no weight"):
+    with pytest.raises(benching.BenchError, match="moved no weight"):
         compare(start, start, start)
 
 
@@ -209,8 +203,8 @@ def test_prompts_have_the_length_that_is_asked_for(world, length):
     assert prompts.prompt_mask.all()
 
 
-def test_a_prompt_without_room_for_a_picture_is_refused(tools, world):
-    with pytest.raises(tools.benching.BenchError, match="no room for a picture"):
+def test_a_prompt_without_room_for_a_picture_is_refused(world):
+    with pytest.raises(benching.BenchError, match="no room for a picture"):
         world.messages(60)
 
 
@@ -224,27 +218,27 @@ def test_completions_are_the_same_for_every_variant_and_ragged_when_asked(world)
     assert 4 <= min(lengths) < 8
 
 
-def test_one_row_with_a_dense_mask_scores_as_the_policy_and_minds_positions(tools, world):
+def test_one_row_with_a_dense_mask_scores_as_the_policy_and_minds_positions(world):
     batch = world.scoring_batch(130, 5, 3, ragged=True)
     model, policy = world.model(), world.policy()
     with torch.no_grad():
-        masked, own = tools.bench_models.masked_logprobs(model, batch), policy(batch).logprobs
+        masked, own = bench_models.masked_logprobs(model, batch), policy(batch).logprobs
         flat = replace(batch.prompts, position_ids=torch.arange(130).expand(3, 1, -1))
-        wrong = tools.bench_models.masked_logprobs(model, replace(batch, prompts=flat))
+        wrong = bench_models.masked_logprobs(model, replace(batch, prompts=flat))
     assert (masked - own).abs().max() < 1e-4
     assert (masked - wrong).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("variant", ["ours", "plain", "mask"])
-def test_counters_count_the_work_of_each_layout(tools, world, variant):
+def test_counters_count_the_work_of_each_layout(world, variant):
     prompt, tokens, size = 130, 5, 3
     spec = {"length": prompt, "tokens": tokens, "group_size": size, "freeze_tower": False}
-    part = tools.bench_ours.TrainingPart(world, {**spec, "variant": variant, "checkpointing": False})
-    found = counted(tools, part, prompt, size)
+    part = bench_ours.TrainingPart(world, {**spec, "variant": variant, "checkpointing": False})
+    found = counted(part, prompt, size)
     copies = prompt + tokens
     shared = prompt + size * tokens
     own = {
-        "ours": (shared, tools.bench_flops.shared_pairs(prompt, tokens, size), part.num_patches),
+        "ours": (shared, bench_flops.shared_pairs(prompt, tokens, size), part.num_patches),
         "plain": (size * copies, size * copies * (copies + 1) // 2, size * part.num_patches),
         "mask": (shared, shared**2, part.num_patches),
     }[variant]
@@ -253,46 +247,46 @@ def test_counters_count_the_work_of_each_layout(tools, world, variant):
     assert "lm_tokens_again" not in found
 
 
-def test_counters_tell_recomputation_from_the_work_itself(tools, world):
+def test_counters_tell_recomputation_from_the_work_itself(world):
     spec = {"length": 130, "tokens": 5, "group_size": 3, "freeze_tower": False, "variant": "ours"}
-    part = tools.bench_ours.TrainingPart(world, {**spec, "checkpointing": True})
-    found = counted(tools, part, 130, 3)
+    part = bench_ours.TrainingPart(world, {**spec, "checkpointing": True})
+    found = counted(part, 130, 3)
     assert found["lm_tokens"] == found["lm_tokens_again"] == 145
 
 
-def counted(tools, part, prompt, size):
-    counters = tools.bench_counters.counters_of(part.model, prompt_length=prompt, group_size=size)
+def counted(part, prompt, size):
+    counters = bench_counters.counters_of(part.model, prompt_length=prompt, group_size=size)
     counters.start()
     part.evidence_of(ragged=False)
     return counters.stop()
 
 
-def test_prefills_and_decode_steps_are_told_apart(tools, world):
+def test_prefills_and_decode_steps_are_told_apart(world):
     policy = world.policy(banned=world.unending)
-    engine = tools.bench_ours.engine_of(world, policy, 4)
-    counters = tools.bench_counters.counters_of(policy.model, prompt_length=130, group_size=3)
+    engine = bench_ours.engine_of(world, policy, 4)
+    counters = bench_counters.counters_of(policy.model, prompt_length=130, group_size=3)
     counters.start()
     engine.generate(world.prompts(130), group_size=3, seeds=[[1, 2, 3]])
     found = counters.stop()
     assert (found["prefills"], found["decode_steps"], found["tower_runs"]) == (1, 3, 1)
 
 
-def test_the_large_shape_computes_the_same_in_every_layout(tools, world, monkeypatch):
+def test_the_large_shape_computes_the_same_in_every_layout(world, monkeypatch):
     """The code of `--shape 3b`, at sizes for a CPU."""
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
     rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1000000.0}
     text = {**sizes, "intermediate_size": 128, "vocab_size": 4096, "rope_parameters": rope}
     vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64}
-    monkeypatch.setitem(tools.bench_models.RELEASED_3B, "text", text)
-    monkeypatch.setitem(tools.bench_models.RELEASED_3B, "vision", {**vision, "fullatt_block_indexes": [1]})
+    monkeypatch.setitem(bench_models.RELEASED_3B, "text", text)
+    monkeypatch.setitem(bench_models.RELEASED_3B, "vision", {**vision, "fullatt_block_indexes": [1]})
     large = replace(world, shape="3b", dtype=torch.bfloat16)
     spec = {"length": 130, "tokens": 5, "group_size": 3, "freeze_tower": False, "checkpointing": True}
     found = {}
     for variant in ("plain", "mask", "ours"):
-        part = tools.bench_ours.TrainingPart(large, {**spec, "variant": variant})
+        part = bench_ours.TrainingPart(large, {**spec, "variant": variant})
         assert next(part.model.parameters()).dtype == torch.bfloat16
         evidence = {name: value.float().numpy() for name, value in part.evidence_of(ragged=True).items()}
         found[variant] = {name: value for name, value in evidence.items() if not name.startswith("gradient.")}
     for variant in ("mask", "ours"):
-        differences = tools.bench_parity.compare(found["plain"], found[variant])
-        tools.bench_parity.check(differences, tools.bench_parity.BFLOAT16, variant)
+        differences = bench_parity.compare(found["plain"], found[variant])
+        bench_parity.check(differences, bench_parity.BFLOAT16, variant)

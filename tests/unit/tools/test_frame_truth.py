@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
+import frame_truth
 import numpy as np
 import pytest
 
@@ -44,39 +44,32 @@ SLICE = (
 
 
 @pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    import frame_truth
-
-    return frame_truth
-
-
-@pytest.fixture(scope="module")
-def write(tool, tmp_path_factory):
+def write(tmp_path_factory):
     """Writes the clip of a recipe once."""
-    recipes = {recipe.name: recipe for recipe in tool.RECIPES}
+    recipes = {recipe.name: recipe for recipe in frame_truth.RECIPES}
     folder = tmp_path_factory.mktemp("truth")
     written = {}
 
     def clip(name):
         if name not in written:
             path = folder / f"{len(written)}.{recipes[name].suffix}"
-            written[name] = tool.write_clip(path, recipes[name], SECONDS)
+            written[name] = frame_truth.write_clip(path, recipes[name], SECONDS)
         return written[name]
 
     return clip
 
 
 @pytest.mark.parametrize("name", SLICE)
-def test_every_frame_and_click_is_the_one_at_its_time(name, tool, write):
-    assert tool.faults(write(name)) == []
+def test_every_frame_and_click_is_the_one_at_its_time(name, write):
+    assert frame_truth.faults(write(name)) == []
 
 
-def test_the_set_is_as_wide_as_it_says(tool):
-    combinations = {(recipe.container, recipe.video, recipe.sound, recipe.edits) for recipe in tool.RECIPES}
+def test_the_set_is_as_wide_as_it_says():
+    combinations = {(recipe.container, recipe.video, recipe.sound, recipe.edits) for recipe in frame_truth.RECIPES}
     assert len(combinations) >= 40
-    assert len({recipe.container for recipe in tool.RECIPES}) >= 10
-    assert len({recipe.video for recipe in tool.RECIPES}) >= 15
-    assert len({recipe.name for recipe in tool.RECIPES}) == len(tool.RECIPES)
+    assert len({recipe.container for recipe in frame_truth.RECIPES}) >= 10
+    assert len({recipe.video for recipe in frame_truth.RECIPES}) >= 15
+    assert len({recipe.name for recipe in frame_truth.RECIPES}) == len(frame_truth.RECIPES)
 
 
 def late(path, ref, settings, by_s=0.1):
@@ -109,8 +102,8 @@ def silent(path, ref, settings):
         ({"sound": silent}, "0 clicks"),
     ],
 )
-def test_what_is_100_ms_or_a_frame_off_is_found(how, word, tool, write):
-    found = tool.faults(write("mp4:libx264+aac bf=0 g=25"), **how)
+def test_what_is_100_ms_or_a_frame_off_is_found(how, word, write):
+    found = frame_truth.faults(write("mp4:libx264+aac bf=0 g=25"), **how)
     assert any(word in wrong for wrong in found)
 
 
@@ -124,11 +117,11 @@ def test_what_is_100_ms_or_a_frame_off_is_found(how, word, tool, write):
         "wmv:wmv2+wmav2 late_sound",
     ],
 )
-def test_decord_where_the_rule_forbids_it_is_wrong(name, tool, write):
+def test_decord_where_the_rule_forbids_it_is_wrong(name, write):
     clip = write(name)
     assert not video.is_safe_for_decord(video.read_outline(clip.path, MediaSettings()))
-    assert any("wrong pictures" in wrong for wrong in tool.faults(clip, video=decode_decord))
-    assert tool.faults(clip, video=decode_pyav) == []
+    assert any("wrong pictures" in wrong for wrong in frame_truth.faults(clip, video=decode_decord))
+    assert frame_truth.faults(clip, video=decode_pyav) == []
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import mutate_maths
 import pytest
 
 ROOT = Path(__file__).parents[3]
@@ -22,16 +23,9 @@ def swapped(x, y, exact=True):
 '''
 
 
-@pytest.fixture(scope="module")
-def tool():
-    import mutate_maths
-
-    return mutate_maths
-
-
-def test_each_edit_is_made_once_and_says_which_function_runs_it(tool):
+def test_each_edit_is_made_once_and_says_which_function_runs_it():
     found = {}
-    for mutant in tool.mutants_of("rule.py", SOURCE):
+    for mutant in mutate_maths.mutants_of("rule.py", SOURCE):
         found.setdefault((mutant.scope, mutant.on_import), set()).add(mutant.after)
     assert found == {
         ("", True): {"LIMIT = 3", "def swapped(x, y, exact=False):"},
@@ -58,12 +52,12 @@ def test_each_edit_is_made_once_and_says_which_function_runs_it(tool):
     }
 
 
-def test_what_is_without_effect_names_one_mutant_each_and_why(tool):
+def test_what_is_without_effect_names_one_mutant_each_and_why():
     """Also after a formula has changed: an entry that names nothing, or more than one, is refused."""
-    paths = sorted({path for path, *_ in tool.EQUIVALENT})
-    mutants = [mutant for path in paths for mutant in tool.mutants_of(path, (ROOT / path).read_text())]
-    assert len(tool._effective(mutants)) == len(mutants) - len(tool.EQUIVALENT)
-    assert all(len(reason.split()) > 8 for reason in tool.EQUIVALENT.values())
+    paths = sorted({path for path, *_ in mutate_maths.EQUIVALENT})
+    mutants = [mutant for path in paths for mutant in mutate_maths.mutants_of(path, (ROOT / path).read_text())]
+    assert len(mutate_maths._effective(mutants)) == len(mutants) - len(mutate_maths.EQUIVALENT)
+    assert all(len(reason.split()) > 8 for reason in mutate_maths.EQUIVALENT.values())
     for changed in ([mutant for mutant in mutants if "cpu" not in mutant.after], mutants * 2):
         with pytest.raises(SystemExit, match="does not name one mutant each"):
-            tool._effective(changed)
+            mutate_maths._effective(changed)

@@ -1,4 +1,4 @@
-"""Which files are sent: those of the output folder that the spool lies in, whoever wrote the journal."""
+"""Only files of the output folder that the spool lies in are sent, whoever wrote the journal."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""What a run queues, which addresses are taken, and that importing stays light; no MLflow is opened."""
+"""Calls that a run queues, addresses that are taken, and imports that stay light; no MLflow is opened."""
 
 import math
 import subprocess

@@ -52,7 +52,7 @@ def test_another_rank_ends_if_rank_0_failed():
 
 def test_another_rank_is_interrupted_if_both_were():
     group = Told(1, "Interrupted('SIGTERM')")
-    group.interruption._signum = 15
+    group.interruption.pending = 15
     with pytest.raises(Interrupted, match="SIGTERM"), group.first():
         pass
 

@@ -138,12 +138,12 @@ def test_a_signal_to_another_rank_is_raised_here_as_well(interruption):
         interruption.safe_point()
 
 
-def test_what_a_rank_does_apart_is_cut_short_and_agreed_on_at_its_end(interruption):
+def test_rank_local_work_is_cut_short_and_agreed_on_at_its_end(interruption):
     passed = []
 
     def work():
         with interruption.together(Others()):
-            with interruption.apart():
+            with interruption.rank_local():
                 os.kill(os.getpid(), signal.SIGINT)
                 interruption.poll()
                 passed.append("went on")
@@ -170,5 +170,5 @@ def test_a_rank_that_leaves_the_others_is_interrupted_then(interruption):
 def test_alone_a_safe_point_is_none_and_apart_changes_nothing(interruption):
     interruption.safe_point()
     interruption.poll()
-    with pytest.raises(Interrupted), interruption.apart():
+    with pytest.raises(Interrupted), interruption.rank_local():
         wait_after(signal.SIGTERM)

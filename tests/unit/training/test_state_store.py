@@ -106,7 +106,7 @@ def test_a_disk_that_refuses_leaves_the_states_before(tmp_path, monkeypatch, cal
         raise OSError(code, os.strerror(code))
 
     with monkeypatch.context() as patch:
-        patch.setattr(state_store.Path if call == "rename" else state_store.os, call, refuse)
+        patch.setattr(state_store.Path if call == "rename" else os, call, refuse)
         with pytest.raises(OSError, match=rf"{os.strerror(code)}|LATEST: "):
             save(store, 2)
     # A state is one from its rename on; `LATEST` and the removal of older ones come behind it.
@@ -131,7 +131,7 @@ DIES = """
         return call
 
     for name in ("fsync", "replace", "open"):
-        setattr(state_store.os, name, dying(getattr(os, name)))
+        setattr(os, name, dying(getattr(os, name)))
     for name in ("rename", "mkdir", "write_text"):
         setattr(state_store.Path, name, dying(getattr(Path, name)))
     state_store.shutil.rmtree = dying(state_store.shutil.rmtree)

@@ -1,4 +1,4 @@
-"""What a worker is told to do; a module of its own, so that spawned workers can import it."""
+"""Tasks for a worker; a module of its own, so that spawned workers can import it."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""What tests/unit/rewards/test_pool.py does not show: the pool alone, its outcomes and its callback."""
+"""The pool alone, its outcomes and its callback; tests/unit/rewards/test_pool.py has the rest."""
 
 import os
 import signal
