@@ -21,7 +21,7 @@ COINCIDENCES: Mapping[str, str] = {
             "FinishedRun.directory",
             "MediaCache.directory",
             "Order.directory",
-            "Outcome.directory",
+            "FinishedRun.directory",
             "Publication.directory",
             "RolloutTable.directory",
             "RunLogger.directory",
