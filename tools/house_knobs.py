@@ -21,7 +21,6 @@ COINCIDENCES: Mapping[str, str] = {
             "FinishedRun.directory",
             "MediaCache.directory",
             "Order.directory",
-            "FinishedRun.directory",
             "Publication.directory",
             "RolloutTable.directory",
             "RunLogger.directory",
