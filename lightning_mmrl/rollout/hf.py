@@ -1,7 +1,5 @@
 """Rollouts on the policy's own weights: one prefill per prompt, its cache shared by G completions."""
 
-import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -62,8 +60,6 @@ class HFEngine:
         self._sampling = sampling
         self._template = template or PromptTemplate()
         self._poll = poll
-        self._counters: defaultdict[str, float] = defaultdict(float)
-        self._lap_start = 0.0
 
     @classmethod
     def of(cls, policy: Policy, *, encoder: PromptEncoder, **settings: Any) -> "HFEngine":
@@ -86,17 +82,6 @@ class HFEngine:
     def close(self) -> None:
         """The policy is not the engine's."""
 
-    def take_counters(self) -> dict[str, float]:
-        """Counters of `generate` since the last call.
-
-        `prefill_prompts` and `prefill_tokens` count what entered the decoder first; `decode_steps` and `decode_tokens`
-        count the steps after that, and the tokens of all rows in them. `first_token_s` is the time until every row had
-        its first token, `decode_s` the time after that.
-        """
-        counters = dict(self._counters)
-        self._counters.clear()
-        return counters
-
     @torch.no_grad()
     def generate(
         self,
@@ -115,7 +100,7 @@ class HFEngine:
         Raises:
             RolloutError: The distribution of a greedy row is not finite.
         """
-        training, self._lap_start = self.policy.training, time.perf_counter()
+        training = self.policy.training
         self.policy.eval()
         limit = self._sampling.max_new_tokens if max_new_tokens is None else max_new_tokens
         noise = uniform_noise([seed for group in seeds for seed in group], limit)
@@ -146,8 +131,6 @@ class HFEngine:
         noise = noise.to(prompts.input_ids.device)
         with whole(self.policy):
             decoding = start_decoding(self.policy, prompts, group_size)
-            self._counters["prefill_prompts"] += len(prompts.samples)
-            self._counters["prefill_tokens"] += int(prompts.prompt_mask.sum())
             tokens = torch.full(noise.shape, self._pad, device=noise.device)
             mask = torch.zeros(noise.shape, dtype=torch.bool, device=noise.device)
             logprobs = torch.zeros_like(noise, dtype=torch.promote_types(decoding.states.dtype, torch.float32))
@@ -182,8 +165,6 @@ class HFEngine:
             logprobs[rows, step], mask[rows, step] = values.where(running, 0.0), running
             running = running & (chosen[:, None] != eos).all(-1) & values.isfinite()
             num_running = int(running.sum())
-            lap_start, self._lap_start = self._lap_start, time.perf_counter()
-            self._counters["decode_s" if step else "first_token_s"] += self._lap_start - lap_start
             if num_running == 0 or step + 1 == num_steps:
                 break
             if 4 * num_running <= 3 * len(rows):
@@ -191,5 +172,3 @@ class HFEngine:
                 decoding.keep(kept)
                 rows, chosen, running = rows[kept], chosen[kept], running[kept]
             decoding.advance(chosen)
-            self._counters["decode_steps"] += 1
-            self._counters["decode_tokens"] += len(rows)

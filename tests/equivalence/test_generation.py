@@ -329,15 +329,6 @@ def test_every_prompt_enters_towers_and_decoder_once(family, prompts):
     assert min(still_running) < len(mask) / 2
     # Rows that ended stay until they are a quarter of the batch.
     assert all(rows >= live > 0.75 * rows for rows, live in zip(steps, still_running, strict=True))
-    counters = running.take_counters()
-    assert min(counters.pop("first_token_s"), counters.pop("decode_s")) > 0
-    assert counters == {
-        "prefill_prompts": len(prompts.samples),
-        "prefill_tokens": prefill,
-        "decode_steps": len(steps),
-        "decode_tokens": sum(steps),
-    }
-    assert running.take_counters() == {}
 
 
 def test_without_sharing_every_prompt_is_prefilled_once_too(family, prompts):

@@ -1,4 +1,5 @@
 import math
+from contextlib import contextmanager
 from dataclasses import replace
 
 import omni
@@ -141,27 +142,39 @@ def test_every_end_token_ends_a_row_and_is_its_last(model, contents, group_size)
     assert (rollout.completion_ids[~rollout.completion_mask] == encoder.pad_token_id).all()
 
 
+@contextmanager
+def decoder_passes(policy):
+    """The tokens of each pass through the decoder."""
+    passes = []
+    layer = policy._backbone.text_model.layers[0]
+    hook = layer.register_forward_pre_hook(lambda _, args: passes.append(args[0].shape[:2].numel()))
+    try:
+        yield passes
+    finally:
+        hook.remove()
+
+
 def test_a_generation_in_which_all_rows_end_at_once_takes_no_step(model):
     encoder, policy = model
     batch = omni.prompts(encoder)
     running = engine(model, eos_token_ids=range(len(policy.banned)))
-    rollout = running.generate(batch, group_size=2, seeds=[[0, 1]] * len(batch.samples))
+    with decoder_passes(policy) as passes:
+        rollout = running.generate(batch, group_size=2, seeds=[[0, 1]] * len(batch.samples))
     assert rollout.completion_ids.shape == (8, 1)
     assert rollout.completion_mask.all()
     assert not any(completion.truncated for completion in rollout.completions)
-    counters = running.take_counters()
-    assert "decode_steps" not in counters
-    assert counters["prefill_prompts"] == 4
+    assert passes == [int(batch.prompt_mask.sum())]
 
 
 def test_one_token_is_all_that_a_limit_of_one_allows(model):
-    encoder, _ = model
+    encoder, policy = model
     batch = omni.prompts(encoder)
     running = engine(model, eos_token_ids=endless(model), max_new_tokens=1)
-    rollout = running.generate(batch, group_size=1, seeds=[[0]] * len(batch.samples), greedy=True)
+    with decoder_passes(policy) as passes:
+        rollout = running.generate(batch, group_size=1, seeds=[[0]] * len(batch.samples), greedy=True)
     assert rollout.completion_ids.shape == (4, 1)
     assert all(completion.truncated for completion in rollout.completions)
-    assert "decode_steps" not in running.take_counters()
+    assert len(passes) == 1
     more = engine(model, eos_token_ids=endless(model), max_new_tokens=2)
     rows = sampled(more.generate(batch, group_size=1, seeds=[[0]] * len(batch.samples), greedy=True))
     assert [row[:1] for row in rows] == sampled(rollout)
