@@ -7,6 +7,8 @@ one place that recognizes them.
 import errno
 import os
 import sys
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,3 +153,26 @@ def _said(error: BaseException) -> Refusal | None:
         if said is not None:
             return Refusal(problem=f"{problem} ({said})", remedy=remedy)
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class _ThreadHook:
+    """Handles what a thread raises: a refusal of the machine is one line, anything else goes to the `former` hook."""
+
+    former: Callable[[threading.ExceptHookArgs], object]
+
+    def __call__(self, raised: threading.ExceptHookArgs) -> None:
+        found = None if raised.exc_value is None else refusal(raised.exc_value)
+        if found is None:
+            self.former(raised)
+        else:
+            print(f"{found.problem}; {found.remedy}", file=sys.stderr)
+
+
+def explain_in_threads() -> None:
+    """Shows one line and no traceback when the machine refuses something in a thread of a library.
+
+    TensorBoard's writer passes its error on to the thread that logs, and raises it again in its own.
+    """
+    if not isinstance(threading.excepthook, _ThreadHook):
+        threading.excepthook = _ThreadHook(threading.excepthook)

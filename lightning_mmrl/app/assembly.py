@@ -231,6 +231,7 @@ class Assembly:
 
 def quiet_libraries() -> None:
     """Keeps libraries from writing between the lines of our progress."""
+    explain_in_threads()
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # It shows the traceback of each failure of its database; tracking says in a line what failed, and continues.

@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 import sqlite3
+import threading
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from lightning_mmrl.data.synthetic.tones import save_wav
 from lightning_mmrl.data.synthetic.video_file import write_silent_clip
 from lightning_mmrl.errors import ConfigError, DiskError, MediaError, OutOfMemoryError
 from lightning_mmrl.evaluation.figures import save_confusion_figure
-from lightning_mmrl.machine import refusal
+from lightning_mmrl.machine import explain_in_threads, refusal
 
 MOST_BYTES = 4096
 
@@ -222,3 +223,34 @@ def test_an_error_of_ours_says_already_what_is_wrong():
     assert refusal(DiskError("runs/a: no space is left on the disk", "free some")).problem.startswith(
         "runs/a: no space"
     )
+
+
+@pytest.fixture
+def hooked(monkeypatch):
+    """The hook, and all that it passes on to the former one."""
+    passed = []
+    monkeypatch.setattr(threading, "excepthook", passed.append)
+    explain_in_threads()
+    explain_in_threads()
+    return passed
+
+
+def raised_in_a_thread(error):
+    def run():
+        raise error
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+
+
+def test_a_full_disk_in_a_thread_of_a_library_is_one_line(hooked, capsys):
+    raised_in_a_thread(OSError(errno.ENOSPC, "No space left on device", "/there/events"))
+    assert capsys.readouterr().err == "/there/events: no space is left on the disk; free some space there\n"
+    assert hooked == []
+
+
+def test_a_programs_bug_in_a_thread_keeps_its_traceback(hooked, capsys):
+    raised_in_a_thread(ValueError("a bug"))
+    assert [str(each.exc_value) for each in hooked] == ["a bug"]
+    assert capsys.readouterr().err == ""
