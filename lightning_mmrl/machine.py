@@ -166,7 +166,7 @@ class _ThreadHook:
         if found is None:
             self.former(raised)
         else:
-            print(f"{found.problem}; {found.remedy}", file=sys.stderr)
+            sys.stderr.write(f"{found.problem}; {found.remedy}\n")
 
 
 def explain_in_threads() -> None:

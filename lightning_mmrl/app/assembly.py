@@ -21,6 +21,7 @@ from lightning_mmrl.data.pipeline import MediaPipeline
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.evaluation.consistency import CueLexicon
 from lightning_mmrl.files import folder_beside, follow_umask, writing
+from lightning_mmrl.machine import explain_in_threads
 from lightning_mmrl.models.encoders import MediaEncoder, tower_fingerprint
 from lightning_mmrl.models.feature_cache import FeatureCache
 from lightning_mmrl.models.policy import Policy

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -89,7 +90,7 @@ def _encoded(media: Sequence[Medium], pipeline: MediaPipeline, console: ConsoleP
 def _config(facts: dict, family: dict) -> RunSettings:
     media = {each.name: facts["media"][each.name] for each in fields(MediaSettings)}
     # A handoff that does not say was trained before there was a choice.
-    layout = {"position_rule": "transformers", "audio_in_video": "separate"}
+    layout: dict[str, Any] = {"position_rule": "transformers", "audio_in_video": "separate"}
     layout |= {name: facts[name] for name in layout.keys() & facts.keys()}
     return RunSettings(
         run_name="predict",

@@ -19,7 +19,7 @@ from lightning_mmrl.config.validate import validated
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.registry.own_code import FLAG, opened, split_prefixes
 from lightning_mmrl.settings.run import RunSettings
-from lightning_mmrl.suggestions import first_line
+from lightning_mmrl.suggestions import first_line, shown
 from lightning_mmrl.types.redaction import redact
 from lightning_mmrl.types.text import printable
 
@@ -139,11 +139,11 @@ def _info(flags: argparse.Namespace, composer: Composer) -> str:
 
 def _show_config(flags: argparse.Namespace, tree: DictConfig) -> None:
     OmegaConf.set_readonly(tree.hydra, None)
-    shown = without_hydra(tree) if flags.cfg == "job" else tree
+    whole = without_hydra(tree) if flags.cfg == "job" else tree
     if flags.cfg == "hydra":
-        shown = OmegaConf.masked_copy(tree, "hydra")
+        whole = OmegaConf.masked_copy(tree, "hydra")
     package = None if flags.package == "_global_" else flags.package
-    part = shown if package is None else OmegaConf.select(shown, package)
+    part = whole if package is None else OmegaConf.select(whole, package)
     if part is None:
         raise ConfigError(f"--package {package}: there is no such part of the configuration")
     if not isinstance(part, Container):
