@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning_mmrl.errors import ConfigError, StageError
 from lightning_mmrl.prompts.template import PromptTemplate
+from lightning_mmrl.settings.data import PromptSettings
 from lightning_mmrl.settings.model import AUDIO_IN_VIDEO, DTYPES, POSITION_RULES
 
 SEALED = ("version", "digest", "files", "placeless", "seal")
@@ -42,7 +43,7 @@ def check_facts(content: Mapping[str, Any], where: object) -> None:
             text = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:80]}..."
             raise StageError(f"{where} has {key} {text}; it must be {problem}")
     try:
-        PromptTemplate(**facts["prompt"])
+        PromptTemplate(PromptSettings(**facts["prompt"]))
     except ConfigError as error:
         raise StageError(f"{where}: {error}") from error
 
