@@ -56,7 +56,7 @@ class WarmupConstant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DelayedDecay:
-    """Nothing for `delay_steps`, then the base value, which each further step multiplies by `factor`.
+    """Zero for `delay_steps`, then the base value; each further step multiplies it by `factor`.
 
     The entropy coefficient of ReVisual-R1's text stage (arXiv:2506.04207; 20 updates and 0.985 in the released code).
 

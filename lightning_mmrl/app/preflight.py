@@ -28,14 +28,14 @@ OPTIONAL_PARTS = {
     "select": ("rewards", "passed", "valid"),
     "resample": ("advantages", "candidates", "step", "num_steps", "generator"),
 }
-"""Arguments of calls of the parts of an algorithm that may be null."""
+"""Arguments with which each optional component of an algorithm is called."""
 
 
 def preflight(config: RunSettings) -> None:
     """Checks that every `_target_` takes its arguments, and builds the cheap components; nothing is kept.
 
     Raises:
-        ConfigError: A component refuses its values, or cannot be called as its place needs.
+        ConfigError: A component refuses its values, or does not take the arguments that it will be called with.
     """
     for name in config.order:
         _preflight_stage(f"stages.{name}", config.stages[name])

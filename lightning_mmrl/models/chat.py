@@ -1,7 +1,7 @@
 """Renders conversations through a checkpoint's chat template, which is foreign code: a killable worker runs it.
 
-The sandbox of transformers keeps templates from files and imports, but bounds neither their loops nor the size of their
-text. Both may depend on the conversation, so trying a template once would prove nothing.
+In the sandbox of transformers a template cannot open files or import modules, but its loops and the size of its text have
+no bound. Both may depend on the conversation, so trying a template once would prove nothing.
 """
 
 import hashlib
@@ -17,10 +17,10 @@ from lightning_mmrl.workers.pool import DeadlinePool
 from lightning_mmrl.workers.serving import Limits
 
 DEADLINE_S = 5.0
-"""A template takes milliseconds. A busy machine is not the template's fault, so it is tried again."""
+"""A template takes milliseconds. A rendering that takes longer is repeated, since the machine may be busy."""
 MEMORY_BYTES = 2**30
 MOST_CHARACTERS = 2**24
-"""Largest size of a rendered conversation; a model with a million positions reads a quarter of it."""
+"""Largest number of characters of a rendered conversation: about four times what a context of a million tokens holds."""
 
 OWN = frozenset(
     {

@@ -32,9 +32,9 @@ class StageContext:
         directory: The stage's folder.
         ranks: The processes that run the stage together.
         sharding: How the weights are spread over them; None if each has them all.
-        rank_local: Entered around work that is not synchronized across ranks. An interruption may cut the work short;
-            all ranks hear of it at its end.
-        refill: Gives prompts beside the loader's: with each call this rank's share of one more batch.
+        rank_local: Entered around work that is not synchronized across ranks. An interruption may end that work early; at
+            the end of the work all ranks learn of the interruption.
+        refill: Returns prompts in addition to those of the loader: each call returns this rank's share of one more batch.
         num_validated: Says how many samples a validation must judge.
         say: Tells the user something.
     """
@@ -72,7 +72,7 @@ class OptimizerSettings:
     ) -> tuple[torch.optim.Optimizer, LambdaLR]:
         """The optimizer over all parameters that train, and its scheduler, stepped once per step or iteration.
 
-        `factor` multiplies the schedule, given the number of scheduler steps.
+        The schedule is multiplied by `factor(n)`, where n is the number of scheduler steps so far.
 
         Raises:
             StageError: Nothing trains.

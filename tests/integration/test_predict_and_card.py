@@ -136,6 +136,7 @@ def predict(capsys, files):
 
     def predict(folder, *arguments):
         given = [str(files / each) if (files / each).is_file() else each for each in arguments]
+        capsys.readouterr()  # building the folder may have printed
         code = main(["predict", str(folder), *given])
         done = capsys.readouterr()
         return code, done.out.replace(f"{files}/", ""), done.err.replace(f"{files}/", "")

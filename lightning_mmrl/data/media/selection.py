@@ -14,7 +14,7 @@ _STILL_S = 0.04
 """How long a clip of a single frame lasts."""
 
 _CLOCK_S = 1e-3
-"""A frame that starts at most this long after a chosen time counts as begun, so that rounding does not decide."""
+"""A frame that starts at most this long after a chosen time counts as begun, so that rounding does not change the choice."""
 
 _DIGITS = 4
 """Start times are rounded to 0.1 ms, because each container rounds them in its own way."""
@@ -62,7 +62,8 @@ def select_frames(
             the time before it.
         ref: The span.
         settings: Number of frames, and limits.
-        end_s: End of the last frame; None lets it last as long as the average frame, since demuxers disagree on it.
+        end_s: End of the last frame; With None the last frame lasts as long as the average frame, because
+            demuxers disagree about its end.
 
     Raises:
         MediaError: The clip has no frames, is too long, or its span is empty.

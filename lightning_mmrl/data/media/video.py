@@ -101,9 +101,11 @@ decode_video = of_path(read_video)
 
 
 def is_safe_for_decord(outline: Outline) -> bool:
-    """Whether decord returns the right frames, as tools/truth/frame_truth.py proves; times come from the packets.
+    """Whether decord returns the right frames of a file; tools/truth/frame_truth.py tests this rule.
 
-    It does so only for H.264 in MP4 that is `simple` and not rotated. Elsewhere decord shows frames that an edit list
+    Timestamps are read from the packets in any case.
+
+    decord is right only for H.264 in MP4 that is `simple` and not rotated. Elsewhere decord shows frames that an edit list
     cuts off. It returns wrong frames where other codecs (MPEG-4, MPEG-2, HEVC) have B-frames, where key frames need
     earlier frames, and in MPEG-TS, MPEG-PS and WMV. It rotates frames in some containers only, and it cannot decode
     AV1: its FFmpeg dates from 2021.

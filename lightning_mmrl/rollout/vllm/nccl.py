@@ -23,7 +23,7 @@ LEAVE_S = 10.0
 
 
 class PolicySource(WeightSource):
-    """A stream of a policy's weights, as vLLM takes them; one for every push."""
+    """Streams the weights of a policy in the form that vLLM expects. Each push needs a new object."""
 
     def __init__(self, weights: WeightStream) -> None:
         self._weights = weights
@@ -37,7 +37,7 @@ class PolicySource(WeightSource):
 
 
 class Control:
-    """The calls of vLLM's sender to a server, with this client's limits and key."""
+    """Sends the requests of vLLM's weight sender to a server, with the time limits and the key of the client."""
 
     def __init__(self, client: Client) -> None:
         self._call = partial(client.call, "POST")
