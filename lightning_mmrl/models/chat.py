@@ -1,7 +1,7 @@
 """Renders conversations through a checkpoint's chat template, which is foreign code: a killable worker runs it.
 
-In the sandbox of transformers a template cannot open files or import modules, but its loops and the size of its text have
-no bound. Both may depend on the conversation, so trying a template once would prove nothing.
+In the sandbox of transformers a template cannot open files or import modules, but its loops and the size of its text
+have no bound. Both may depend on the conversation, so trying a template once would prove nothing.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ DEADLINE_S = 5.0
 """A template takes milliseconds. A rendering that takes longer is repeated, since the machine may be busy."""
 MEMORY_BYTES = 2**30
 MOST_CHARACTERS = 2**24
-"""Largest number of characters of a rendered conversation: about four times what a context of a million tokens holds."""
+"""Most characters of a rendered conversation: about four times as many as a context of a million tokens holds."""
 
 OWN = frozenset(
     {

@@ -32,9 +32,10 @@ class StageContext:
         directory: The stage's folder.
         ranks: The processes that run the stage together.
         sharding: How the weights are spread over them; None if each has them all.
-        rank_local: Entered around work that is not synchronized across ranks. An interruption may end that work early; at
-            the end of the work all ranks learn of the interruption.
-        refill: Returns prompts in addition to those of the loader: each call returns this rank's share of one more batch.
+        rank_local: Entered around work that is not synchronized across ranks. An interruption may end that work early;
+            at the end of the work all ranks learn of the interruption.
+        refill: Returns prompts in addition to those of the loader: each call returns this rank's share of one more
+            batch.
         num_validated: Says how many samples a validation must judge.
         say: Tells the user something.
     """

@@ -14,7 +14,7 @@ _STILL_S = 0.04
 """How long a clip of a single frame lasts."""
 
 _CLOCK_S = 1e-3
-"""A frame that starts at most this long after a chosen time counts as begun, so that rounding does not change the choice."""
+"""A frame that starts at most this long after a chosen time counts as begun, so that rounding changes nothing."""
 
 _DIGITS = 4
 """Start times are rounded to 0.1 ms, because each container rounds them in its own way."""

@@ -105,10 +105,10 @@ def is_safe_for_decord(outline: Outline) -> bool:
 
     Timestamps are read from the packets in any case.
 
-    decord is right only for H.264 in MP4 that is `simple` and not rotated. Elsewhere decord shows frames that an edit list
-    cuts off. It returns wrong frames where other codecs (MPEG-4, MPEG-2, HEVC) have B-frames, where key frames need
-    earlier frames, and in MPEG-TS, MPEG-PS and WMV. It rotates frames in some containers only, and it cannot decode
-    AV1: its FFmpeg dates from 2021.
+    decord is right only for H.264 in MP4 that is `simple` and not rotated. Elsewhere decord shows frames that an
+    edit list cuts off. It returns wrong frames where other codecs (MPEG-4, MPEG-2, HEVC) have B-frames, where key
+    frames need earlier frames, and in MPEG-TS, MPEG-PS and WMV. It rotates frames in some containers only, and it
+    cannot decode AV1: its FFmpeg dates from 2021.
     """
     return outline.format == MP4 and outline.only_track and outline.simple and outline.rotation == 0
 
