@@ -90,8 +90,9 @@ def _faults(
         rest = [texts[:index] + texts[index + 1 :] for index in range(len(texts))]
         experiments = [text for text in texts if text.partition("=")[0] in ("experiment", "curriculum")]
         tree = next(filter(None, (_composed(compose, each) for each in (*rest, experiments, []))), None)
-        for each in chosen if tree is not None else ():
-            yield from _bad_choice(each, tree, own)
+        if tree is not None:
+            for each in chosen:
+                yield from _bad_choice(each, tree, own)
         return
 
     def fails(count: int) -> bool:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from lightning_mmrl.config.compose import compose_tree
 from lightning_mmrl.config.validate import validated
@@ -33,7 +33,7 @@ def saved_config(run: Path, overrides: list[str]) -> RunSettings:
         raise ConfigError(f"{path} does not exist; name the folder of a run")
     try:
         composed = OmegaConf.to_container(compose_tree(overrides, path.stem, root=run))
-        return validated(OmegaConf.create(_present(composed)))
+        return validated(DictConfig(_present(composed)))
     except ConfigError as error:
         raise ConfigError(f"{error} (on top of {path})") from error
 
