@@ -155,7 +155,5 @@ def _show_config(flags: argparse.Namespace, tree: DictConfig) -> None:
         try:
             OmegaConf.resolve(part)
         except OmegaConfBaseException as error:
-            raise ConfigError(
-                f"{shown(first_line(error))}; correct the ${{...}} there, or leave out --resolve"
-            ) from error
+            raise ConfigError(f"{first_line(error)}; correct the ${{...}} there, or leave out --resolve") from error
     print(redact(OmegaConf.to_yaml(part)), end="")
