@@ -1,4 +1,4 @@
-"""Stacks encoded samples into batches: prompts padded on the left, targets on the right."""
+"""Collates encoded samples into batches: prompts are padded on the left, targets on the right."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +15,13 @@ TEXT_KEYS = frozenset({"input_ids", "position_ids", "next_position"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedSample:
-    """One sample as tensors: what `PromptEncoder.encode_prompt` returned, and the target's token ids (may be empty).
+    """One sample as tensors.
 
-    `media_key` names the content of its media as they are shown to the model; "" if it is unknown or there are none.
+    Attributes:
+        sample: The sample.
+        prompt: Result of `PromptEncoder.encode_prompt`.
+        target_ids: Token ids of the target; empty without a target.
+        media_key: Identifies the content of its media as the model sees them; "" if unknown or without media.
     """
 
     sample: Sample
@@ -27,7 +31,7 @@ class EncodedSample:
 
 
 def collate_prompts(items: Sequence[EncodedSample], pad_token_id: int) -> PromptBatch:
-    """B prompts, padded on the left to the longest."""
+    """Collates B prompts, padded on the left to the length of the longest."""
     width = max(len(item.prompt["input_ids"]) for item in items)
     gaps = [width - len(item.prompt["input_ids"]) for item in items]
     ids = [pad(item.prompt["input_ids"], (gap, 0), value=pad_token_id) for item, gap in zip(items, gaps, strict=True)]
@@ -43,7 +47,7 @@ def collate_prompts(items: Sequence[EncodedSample], pad_token_id: int) -> Prompt
 
 
 def collate_targets(items: Sequence[EncodedSample], pad_token_id: int) -> SftBatch:
-    """B prompts with their targets, padded on the right; every target token counts in the loss."""
+    """Collates B prompts and their targets, padded on the right; every target token counts in the loss."""
     width = max(len(item.target_ids) for item in items)
     ids = [[*item.target_ids, *[pad_token_id] * (width - len(item.target_ids))] for item in items]
     lengths = torch.tensor([len(item.target_ids) for item in items])
@@ -65,6 +69,6 @@ def _collate_media(items: Sequence[EncodedSample]) -> MediaInputs:
 
 
 def same_width(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Pads a ragged last axis (audio frames) on the right with zeros."""
+    """Pads the last axis (audio frames) on the right with zeros, to the largest width."""
     width = max(tensor.shape[-1] for tensor in tensors)
     return [tensor if tensor.shape[-1] == width else pad(tensor, (0, width - tensor.shape[-1])) for tensor in tensors]

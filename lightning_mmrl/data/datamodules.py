@@ -1,4 +1,4 @@
-"""DataModules: which sources feed a stage, how they are mixed, and how they are batched."""
+"""DataModules: they read the sources of a stage, mix them and batch them."""
 
 import hashlib
 import sys
@@ -29,15 +29,15 @@ from lightning_mmrl.types.records import MediaKind, Sample
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feed:
-    """What a stage trains on.
+    """The training data of a stage.
 
     Attributes:
-        settings: Its kind, which decides whether prompts have targets, its steps, each of which takes a batch, and its
-            data. A batch may be larger than the data; it then holds samples of several passes.
-        sources: Manifests to draw from, by weight; names are for errors.
+        settings: Its kind (an sft stage gets prompts with targets), its steps, and its data. Each step takes a batch. A
+            batch may be larger than the data; it then holds samples of several passes.
+        sources: Manifests to draw from, by weight; error messages use their names.
         seed: Seed of the order and of the modality dropout.
-        matcher: Label set that solutions are read with for the balance, so that synonyms are one label; what it does
-            not know counts as it is written. None: all solutions count as they are written.
+        matcher: Label set that merges synonyms for the balance; a solution that it does not know is a separate label.
+            With None, every distinct solution is a separate label.
     """
 
     settings: StageSettings
@@ -55,7 +55,7 @@ class Feed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidationFeed:
-    """What a stage is validated on: a manifest in its folder, and how many prompts are answered at once."""
+    """The validation data of a stage: a manifest in its folder, and how many prompts are answered at once."""
 
     source: SourceSettings
     settings: EvaluationSettings
@@ -65,28 +65,28 @@ class ValidationFeed:
 
 
 class OmniDataModule(lightning.LightningDataModule):
-    """Samples of any kind, mixed by weight, for SFT and RL stages alike.
+    """Samples with any kind of media, mixed by weight, for SFT and RL stages.
 
-    A batch may mix kinds: clips with and without sound, images, sounds and text. The presets below narrow `kinds` and
-    change nothing else.
+    A batch may mix kinds: clips with and without sound, images, sounds and text. The presets below restrict `kinds`
+    and change nothing else.
 
-    A batch counts as consumed when Lightning hands it to the training step, however far a loader has read ahead; the
-    state of the module is that count, and a stage resumed with it goes on with the next batch.
+    A batch counts as consumed when Lightning passes it to the training step, however far a loader has read ahead. The
+    state of the module is the number of consumed batches, and a resumed stage continues with the next batch.
 
     Args:
-        pipeline: How media become tensors.
+        pipeline: Converts media to tensors.
         template: Prompt template.
-        feed: What the stage trains on; an sft stage gets prompts with targets, an rl stage prompts alone.
-        validation: What the stage is validated on, if anything.
-        monitor: Hears of decoding.
-        exclusions: Which samples the run leaves out; None decides afresh.
+        feed: Training data; an sft stage gets prompts with targets, an rl stage prompts only.
+        validation: Validation data, if any.
+        monitor: Receives progress and warnings of decoding.
+        exclusions: Decisions about samples to leave out; None decides anew.
 
     Raises:
-        DataError: A manifest cannot be used, or has a medium that this module or the model does not take.
+        DataError: A manifest is unusable, or has media that this module or the model does not accept.
     """
 
     kinds: ClassVar[frozenset[MediaKind]] = frozenset(get_args(MediaKind))
-    """Media that samples may have."""
+    """Kinds of media that samples may have."""
 
     def __init__(
         self,
@@ -129,27 +129,27 @@ class OmniDataModule(lightning.LightningDataModule):
                 balance_labels(source.manifest, found.samples, feed.matcher)
 
     def prepare_data(self) -> None:
-        """Decodes and encodes what the cache lacks."""
+        """Decodes and encodes all media that are not in the cache."""
         for source, found in zip(self._feed.sources.values(), self.train_sets, strict=True):
             found.prepare(source.manifest, self._monitor)
         if self.validation_set is not None and self._validation is not None:
             self.validation_set.prepare(self._validation.source.manifest, self._monitor)
 
     def setup(self, stage: str) -> None:
-        """Makes sure that everything is prepared, in this process as well, and starts the walk through the data."""
+        """Prepares the data in this process, unless that is done already, and creates the sampler."""
         self.prepare_data()
         if self._sampler is None:
             self._sampler = self._new_sampler(self._feed.seed, self._feed.settings.num_steps)
 
     @property
     def sampler(self) -> DrawSampler:
-        """Which sample comes when, and how many batches are consumed."""
+        """Determines the order of the samples, and counts the consumed batches."""
         if self._sampler is None:
             raise RuntimeError("the data are not prepared; call setup() first")
         return self._sampler
 
     def train_dataloader(self) -> "DataLoader[Any]":
-        """A sized loader of `SftBatch` or `PromptBatch` over what is left of the stage."""
+        """A sized loader of `SftBatch` or `PromptBatch` over the remaining batches of the stage."""
         collate = collate_targets if self._supervised else collate_prompts
         return DataLoader(
             JoinedSets(self.train_sets),
@@ -158,7 +158,7 @@ class OmniDataModule(lightning.LightningDataModule):
         )
 
     def val_dataloader(self) -> "DataLoader[Any] | list[DataLoader[Any]]":
-        """Validation prompts in manifest order, each once; an empty list without a validation split."""
+        """A loader of the validation prompts in manifest order, each once; an empty list without validation data."""
         if self.validation_set is None or self._validation is None:
             return []
         return eval_loader(
@@ -169,14 +169,14 @@ class OmniDataModule(lightning.LightningDataModule):
         )
 
     def num_validated(self) -> int:
-        """Samples that a validation judges, of all ranks together."""
+        """Number of validation samples, of all ranks together."""
         return 0 if self.validation_set is None else len(self.validation_set)
 
     def refill_batch(self) -> PromptBatch:
-        """This rank's share of the next batch of further prompts, for an iteration that needs more than its own.
+        """This rank's share of the next batch of extra prompts, for an iteration that needs more than its own batch.
 
-        They come from the same sources by the same weights, in an order of their own: batch n of them depends on the
-        seed and n alone, and the loader's order does not depend on how many were taken.
+        Extra prompts come from the same sources with the same weights, but in a separate order: the n-th extra batch
+        depends only on the seed and n, and the loader's order does not depend on the number of extra batches.
         """
         if self._further is None:
             digest = hashlib.blake2b(f"{self._feed.seed}/refill".encode(), digest_size=4).digest()
@@ -190,20 +190,20 @@ class OmniDataModule(lightning.LightningDataModule):
         return collate_prompts([rows[draw] for draw in draws], pad_token_id=self._pad)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Counts a batch that is about to be trained on."""
+        """Counts a training batch as consumed."""
         if self.trainer is not None and self.trainer.training:
             self.sampler.advance()
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """How far the stage is, and on which samples."""
+        """The position in the data, and a fingerprint of the samples."""
         return {"sampler": self.sampler.state_dict(), "samples": self._fingerprint, "refills": self._num_refills}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues after the consumed batches.
 
         Raises:
-            StageError: The state is of other samples or of another configuration.
+            StageError: The state belongs to other samples or to another configuration.
         """
         if state_dict["samples"] != self._fingerprint:
             names = ", ".join(source.manifest for source in self._feed.sources.values())
@@ -215,7 +215,7 @@ class OmniDataModule(lightning.LightningDataModule):
 
     @property
     def _share(self) -> Share:
-        """This rank's part of every batch."""
+        """This rank's share of every batch."""
         if self.trainer is None:
             return Share()
         return Share(rank=self.trainer.global_rank, world_size=self.trainer.world_size)
@@ -246,10 +246,10 @@ class OmniDataModule(lightning.LightningDataModule):
 
     @classmethod
     def check_kinds(cls, manifest: str, samples: Sequence[Sample]) -> None:
-        """Looks at the media kinds of samples.
+        """Checks the media kinds of samples.
 
         Raises:
-            DataError: A sample has a medium that this module does not take.
+            DataError: A sample has a medium that this module does not accept.
         """
         present = {ref.kind for sample in samples for ref in sample.media}
         if present <= cls.kinds:
@@ -271,7 +271,7 @@ class ImageDataModule(OmniDataModule):
 
 
 class VideoDataModule(OmniDataModule):
-    """Clips, with their sound where a sample has an <audio> tag as well, and text."""
+    """Clips and text; a clip's sound is included if the sample also has an <audio> tag."""
 
     kinds = frozenset({"video", "audio"})
 
@@ -283,7 +283,7 @@ class AudioDataModule(OmniDataModule):
 
 
 class TextDataModule(OmniDataModule):
-    """Text alone."""
+    """Text only."""
 
     kinds = frozenset()
 
@@ -299,10 +299,10 @@ def eval_loader(
     variant: Variant = "full",
     share: Share | None = None,
 ) -> "DataLoader[Any]":
-    """Every sample of a set once, in order, in `PromptBatch` batches.
+    """A loader of `PromptBatch` batches with every sample of a set once, in order.
 
-    Over several ranks each one gets its share of every batch, so that all make the same number of steps. One whose
-    share would be empty gets the batch's first sample, which another rank judges as well.
+    Each rank gets its share of every batch, so that all ranks take the same number of steps. A rank whose share would
+    be empty gets the first sample of the batch, which another rank evaluates as well.
     """
     draws = [Draw(index=index, serial=index, variant=variant) for index in range(len(prepared))]
     whole = [draws[start : start + batch_size] for start in range(0, len(draws), batch_size)]
@@ -312,7 +312,7 @@ def eval_loader(
 
 
 def balance_labels(manifest: str, samples: Sequence[Sample], matcher: LabelMatcher | None) -> tuple[str, ...]:
-    """The label that each sample is balanced by.
+    """The label of each sample, for drawing all labels equally often.
 
     Raises:
         DataError: A sample has no solution.

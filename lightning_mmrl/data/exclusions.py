@@ -1,4 +1,4 @@
-"""Which samples a run leaves out: decided when each is first read, and kept for whatever reads it later."""
+"""Decides which samples a run leaves out, once, when a sample is first read; every later reader follows."""
 
 import hashlib
 import json
@@ -18,12 +18,12 @@ _VERSION = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecidedSet:
-    """The samples of a manifest in one use.
+    """A manifest together with the settings under which its samples were judged.
 
     Attributes:
-        manifest: Its file name below the root.
-        root: Its folder, however it is spelled.
-        use: By name, what decides beside the files whether a sample can be used: plain values, as JSON has them.
+        manifest: File name below the root.
+        root: Folder of the manifest.
+        use: All settings, by name, that decide whether a sample can be used; the values are plain, as in JSON.
     """
 
     manifest: str
@@ -32,21 +32,22 @@ class DecidedSet:
 
 
 class Exclusions:
-    """Decisions about the samples of some sets, written down before anything uses them.
+    """Decisions to use samples or to leave them out, saved before any sample is used.
 
-    A sample that was left out stays out, although its file may be whole by now; one that was used must be there. So
-    every resume, every stage and every rank sees the same samples. A line that was changed is another sample.
+    A sample that was left out stays out, even if its file has been repaired since; a sample that was used must still
+    be usable. So every resumed run, every stage and every rank sees the same samples. A line that was changed is a
+    new sample.
 
         {"version": 1, "sets": [{
             "manifest": "train.jsonl", "root": "/data/emotions", "use": {"supervised": false, "num_frames": 8},
             "used": {"clip-1": "9be1c0aa"},
             "left_out": {"clip-2": {"content": "07d4f3b1", "reason": "..."}}}]}
 
-    Decisions follow a folder that was moved: they hold for one of the same name if theirs is gone. While theirs is
-    there, one elsewhere is another set, such as a second source.
+    Decisions follow a folder that was moved: if their folder is gone, they apply to a folder of the same name. As
+    long as their folder exists, a folder elsewhere is another set, such as a second source.
 
     Args:
-        path: Where the decisions are; None keeps them in memory.
+        path: File of the decisions; None keeps them in memory.
         decides: False on a rank that only follows decisions.
     """
 
@@ -56,7 +57,7 @@ class Exclusions:
         self._kept: list[dict[str, Any]] = []
 
     def decided(self, which: DecidedSet, samples: Sequence[Sample]) -> dict[str, str | None]:
-        """By id, why a sample is left out, or None if it is used; samples that are not decided yet have no entry.
+        """Maps sample ids to the reason for leaving the sample out, or None if it is used; undecided ids are absent.
 
         Raises:
             DataError: The file is damaged.
@@ -65,7 +66,7 @@ class Exclusions:
         return {} if entry is None else _decisions(entry, samples)
 
     def void(self, which: DecidedSet, samples: Sequence[Sample]) -> str | None:
-        """Why decisions on these samples do not hold for the set, None if there are none.
+        """Why earlier decisions about these samples do not apply to the set; None if they apply or do not exist.
 
         Raises:
             DataError: The file is damaged.
@@ -75,7 +76,7 @@ class Exclusions:
             return None
         for entry in reversed(sets):
             use = entry["use"]
-            # Supervised stages and others have decisions of their own in every run.
+            # Supervised and other stages have separate decisions in every run.
             is_other = entry["manifest"] != which.manifest or use.get("supervised") != which.use.get("supervised")
             if is_other or not _decisions(entry, samples):
                 continue
@@ -86,7 +87,7 @@ class Exclusions:
         return None
 
     def decide(self, which: DecidedSet, samples: Sequence[Sample], reasons: Mapping[str, str]) -> None:
-        """Writes down of samples that were not decided yet: those with a reason are left out, the others used.
+        """Saves decisions about undecided samples: samples with a reason are left out, the others are used.
 
         Raises:
             DataError: The file is damaged.
@@ -105,7 +106,7 @@ class Exclusions:
                 entry["left_out"][sample.id] = {"content": content, "reason": reason}
         self._kept = sets
         if self.path is not None:
-            # All or nothing: a run that is killed here finds the earlier decisions.
+            # Written atomically, so that a run that is killed here keeps the earlier decisions.
             write_whole(self.path, json.dumps({"version": _VERSION, "sets": sets}, indent=1))
 
     def _sets(self) -> list[dict[str, Any]]:
@@ -125,7 +126,7 @@ class Exclusions:
 
 
 def _entry_of(sets: Sequence[dict[str, Any]], which: DecidedSet) -> dict[str, Any] | None:
-    """The entry of a set: of its folder, else of a folder that is gone and whose path ends alike."""
+    """The entry of a set: for its own folder, or else for a folder that is gone and whose path has the same end."""
     here = which.root.resolve()
     alike = [entry for entry in sets if entry["manifest"] == which.manifest and entry["use"] == which.use]
     own = next((entry for entry in alike if entry["root"] == str(here)), None)
@@ -137,7 +138,7 @@ def _entry_of(sets: Sequence[dict[str, Any]], which: DecidedSet) -> dict[str, An
 
 
 def _num_alike(one: Path, other: Path) -> int:
-    """Components that two paths have in common at their ends."""
+    """Number of components that two paths have in common at their ends."""
     pairs = zip(reversed(one.parts), reversed(other.parts), strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
@@ -155,7 +156,7 @@ def _decisions(entry: Mapping[str, Any], samples: Sequence[Sample]) -> dict[str,
 
 
 def _content(sample: Sample) -> str:
-    """A short name for what a sample shows and asks, by fields that are named here."""
+    """A short digest of a sample's messages and media."""
     turns = [[message.role, message.content] for message in sample.messages]
     media = [[ref.kind, ref.path, ref.start_s, ref.end_s] for ref in sample.media]
     return hashlib.blake2b(json.dumps([turns, media]).encode(), digest_size=4).hexdigest()

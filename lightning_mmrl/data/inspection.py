@@ -1,4 +1,4 @@
-"""All lines of some manifests: which can be used, which cannot and why, and what their media are."""
+"""Takes an inventory of manifests: the usable lines, the problems of the others, and facts about their media."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,14 +9,14 @@ from lightning_mmrl.data.schema import Entry, Problem, label_matcher, resolve_me
 from lightning_mmrl.types.records import MediaRef
 
 MediaKey = tuple[str, str, float | None, float | None]
-"""Kind, file and span: what is decoded once."""
+"""Kind, file and span; media with equal keys are decoded only once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inventory:
-    """What some manifests hold.
+    """The content of some manifests.
 
-    `media` maps file and line of a usable sample to its media; `facts` is empty as long as nothing was decoded.
+    `media` maps the file and line of a usable sample to its media. `facts` is empty until the media are decoded.
     """
 
     manifests: tuple[Path, ...]
@@ -28,11 +28,11 @@ class Inventory:
 
 
 def take_inventory(manifests: Sequence[Path], media_root: Path, labels: Sequence[str] | None = None) -> Inventory:
-    """Reads all lines; with `labels`, a solution outside of them is a problem.
+    """Reads all lines; if `labels` are given, any other solution is a problem.
 
     Raises:
         DataError: A manifest cannot be read.
-        ConfigError: Two labels read the same.
+        ConfigError: Two labels are equal after normalization.
     """
     entries: list[Entry] = []
     problems: list[Problem] = []
@@ -58,7 +58,7 @@ def take_inventory(manifests: Sequence[Path], media_root: Path, labels: Sequence
 
 
 def decode_inventory(inventory: Inventory, guard: Guard, on_progress: Callable[[int, int], None]) -> Inventory:
-    """Decodes each medium once and moves the lines with a bad one to the problems."""
+    """Decodes each medium once, and moves lines with an unusable medium to the problems."""
     refs: dict[MediaKey, MediaRef] = {}
     for entry in inventory.entries:
         refs |= zip(inventory.media[entry.file, entry.line], entry.sample.media, strict=True)

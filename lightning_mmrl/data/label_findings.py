@@ -1,4 +1,4 @@
-"""Labels that look like a mistake: one class alone, placeholders of missing values, two spellings of one word."""
+"""Finds labels that look like mistakes: a single class, placeholders for missing values, two spellings of one word."""
 
 import unicodedata
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from lightning_mmrl.prompts.labels import is_blank, normalized
 MISSING_WORDS = frozenset(
     {"nan", "na", "n/a", "none", "null", "nil", "nat", "missing", "undefined", "#n/a", "<na>", "#value!", "#ref!"}
 )
-"""How spreadsheets, pandas and databases write a value that is not there, case-folded."""
+"""Words that spreadsheets, pandas and databases write for a missing value, case-folded."""
 
 _MAX_LABELS = 200
 _MANY_CHARACTERS = 64
@@ -19,15 +19,15 @@ _LOOKALIKE_SCRIPTS = frozenset({"LATIN", "CYRILLIC", "GREEK"})
 
 
 def label_findings(labels: Mapping[str, int]) -> list[str]:
-    """One sentence about each sort of label that a person would look at twice; they are warnings, not faults.
+    """Warnings about suspicious labels, one sentence each.
 
-    Spellings of one word are labels that differ in case, accents, punctuation, spaces or invisible characters, or, if
-    one has five letters, in one letter after the first. Labels with digits may differ in case and spaces alone, for
-    "class 1" and "class 2", "-3" and "3" are not one word. Sets of more than 200 labels are free answers, where close
-    ones are no mistake.
+    Two labels count as spellings of one word if they differ only in case, accents, punctuation, spaces or invisible
+    characters. They also do if the first letter is the same, one other letter differs, and the longer one has at least
+    five letters. Labels with digits may differ only in case and spaces, since "class 1" and "class 2", or "-3" and "3",
+    are not the same. Sets of more than 200 labels are taken for free answers and not compared.
 
     Args:
-        labels: How many samples have each label.
+        labels: Number of samples by label.
 
     >>> label_findings({"happy": 20, "hapy": 1, "sad": 20})
     ["labels 'happy' (20 samples) and 'hapy' (1 sample) differ in one letter; if they are one class, spell them alike"]
@@ -74,10 +74,10 @@ def _close_labels(labels: Mapping[str, int]) -> list[str]:
 
 
 def _difference(first: str, second: str) -> str | None:
-    """How two spellings of what may be one word differ, None if they are words of their own."""
+    """How two labels differ if they may be spellings of one word, else None."""
     one, other = _letters(first), _letters(second)
     if not one or not other:
-        return None  # punctuation alone is no word, and a finding of its own
+        return None  # a label of punctuation only is another finding
     if one == other:
         return "only in case, accents, spaces or punctuation"
     if any(character.isdigit() for character in one + other) or max(len(one), len(other)) < _MIN_LETTERS:
@@ -86,12 +86,12 @@ def _difference(first: str, second: str) -> str | None:
 
 
 def _letters(label: str) -> str:
-    """The label as the eye takes it in: without case, accents, spaces, punctuation and invisible characters."""
+    """The label without case, accents, spaces, punctuation and invisible characters."""
     text = normalized(label)
     if any(character.isdigit() for character in text):
         return "".join(text.split())  # punctuation and signs are part of numbers
     parts = unicodedata.normalize("NFKD", text)
-    # Combining classes from 200 on are accents around a letter; those below change it, as Japanese voicing does.
+    # Combining classes of 200 and above are accents. Lower classes change the letter, as Japanese voicing marks do.
     # Symbols such as + stay.
     return "".join(
         each for each in parts if unicodedata.category(each)[0] not in "PZC" and unicodedata.combining(each) < 200
@@ -99,7 +99,7 @@ def _letters(label: str) -> str:
 
 
 def _one_edit_apart(one: str, other: str) -> bool:
-    """Whether one insertion, deletion, replacement or swap of neighbors makes one text the other."""
+    """Whether one insertion, deletion, replacement or swap of neighbors turns one text into the other."""
     if abs(len(one) - len(other)) > 1:
         return False
     short, long = sorted((one, other), key=len)
@@ -112,7 +112,7 @@ def _one_edit_apart(one: str, other: str) -> bool:
 
 
 def _scripts(label: str) -> list[str]:
-    """Alphabets whose letters look alike, if one word of the label mixes them."""
+    """Names of the lookalike alphabets that a word of the label mixes; empty if no word does."""
     for word in label.split():
         found = {unicodedata.name(each, "").split(" ")[0] for each in word if each.isalpha()} & _LOOKALIKE_SCRIPTS
         if len(found) > 1:

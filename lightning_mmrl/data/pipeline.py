@@ -1,4 +1,4 @@
-"""How media become what a model is given, and what is said when they do not."""
+"""Converts media to model inputs, with an error that names the file if that fails."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from lightning_mmrl.workers.pool import CallResult
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaPipeline:
-    """How media of a dataset become tensors."""
+    """Decodes, encodes and caches the media of a dataset."""
 
     encoder: PromptEncoder
     settings: MediaSettings
@@ -29,10 +29,10 @@ class MediaPipeline:
     decoder: GuardedDecoder
 
     def keyed_task(self, path: Path, ref: MediaRef, root: Path) -> tuple[str, DecodeTask]:
-        """Cache key of a medium below `root`, and the task to decode the file that the key is of.
+        """Cache key of a medium below `root`, and a task that decodes the very file that the key identifies.
 
         Raises:
-            MediaError: The file cannot be read or lies elsewhere.
+            MediaError: The file cannot be read or lies outside `root`.
         """
         try:
             with open_media(path, root) as file:
@@ -42,10 +42,10 @@ class MediaPipeline:
             raise MediaError(f"{path}: cannot be read ({error.strerror})") from error
 
     def encode(self, decoded: DecodedImage | DecodedVideo | DecodedAudio) -> dict[str, Tensor]:
-        """Model inputs of one decoded medium.
+        """Encodes a decoded medium as model inputs.
 
         Raises:
-            MediaError: The encoder refuses it, or makes values that are not finite.
+            MediaError: The encoder refuses it, or returns values that are not finite.
         """
         if isinstance(decoded, DecodedImage):
             encoded = self.encoder.encode_image(decoded)
@@ -62,22 +62,22 @@ class MediaPipeline:
         return encoded
 
     def encode_file(self, path: Path, outcome: CallResult) -> dict[str, Tensor]:
-        """Model inputs of a file that a decoder was given.
+        """Encodes the outcome of decoding a file.
 
         Raises:
-            MediaError: It cannot be decoded or encoded; the file is named.
+            MediaError: The file could not be decoded or encoded; the message names it.
         """
         try:
             if outcome.error is not None:
                 raise MediaError(outcome.error.removeprefix(f"{path}: "))
             return self.encode(outcome.value)
-        except Exception as error:  # whatever an encoder raises is about what it was given
+        except Exception as error:  # an encoder may raise anything for an unusual file
             if refusal(error) is not None:
                 raise
             raise MediaError(f"{path}: {in_words(error)}") from error
 
     def altered(self, encoded: dict[str, Tensor], kind: MediaKind, variant: Variant) -> dict[str, Tensor]:
-        """An encoded medium as the variant shows it: sound silent, or pictures and clips grey."""
+        """Applies a variant to an encoded medium: silences sound, or turns pictures and clips grey."""
         if variant == "silent" and kind == "audio":
             return self.encoder.silent_audio(encoded)
         if variant == "blank" and kind == "video":
@@ -88,5 +88,5 @@ class MediaPipeline:
 
 
 def in_words(error: Exception) -> str:
-    """An error in words: ours are sentences, others need their type."""
+    """The message of an error; other errors than our own also need their type to be understood."""
     return str(error) if isinstance(error, MmrlError) else f"{type(error).__name__}: {error}"

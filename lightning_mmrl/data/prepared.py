@@ -1,4 +1,4 @@
-"""A manifest made ready for a model: media decoded and encoded once, prompts tried, what fails left out by name."""
+"""Prepares a manifest for a model: decodes and encodes media once, tests prompts, and quarantines unusable samples."""
 
 import hashlib
 from bisect import bisect_right
@@ -9,7 +9,6 @@ from itertools import accumulate, count
 from pathlib import Path
 from typing import Protocol
 
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_mmrl.data.collate import EncodedSample
@@ -28,7 +27,7 @@ from lightning_mmrl.workers.pool import CallResult
 
 
 class DataMonitor(Protocol):
-    """Hears of decoding: how far it is, which samples were left out, and what decoders find odd."""
+    """Receives the progress of decoding, the samples that were left out, and the warnings of decoders."""
 
     def progress(self, description: str, done: int, total: int) -> None: ...
 
@@ -39,7 +38,7 @@ class DataMonitor(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quarantined:
-    """A sample left out, and why."""
+    """A sample that was left out, with the reason."""
 
     sample_id: str
     reason: str
@@ -50,11 +49,11 @@ class PreparedSet(Dataset[EncodedSample]):
 
     Args:
         samples: Samples in manifest order.
-        media_root: Folder that media paths are relative to.
-        pipeline: How media become tensors.
+        media_root: Folder of the media paths.
+        pipeline: Converts media to tensors.
         template: Prompt template.
         supervised: True if each sample must end with an assistant turn, the target.
-        exclusions: Which samples were left out before; None decides afresh.
+        exclusions: Earlier decisions about samples to leave out; None decides anew.
     """
 
     def __init__(
@@ -81,10 +80,10 @@ class PreparedSet(Dataset[EncodedSample]):
         return len(self.samples)
 
     def check(self, manifest: str) -> None:
-        """Looks at every sample without decoding anything.
+        """Checks every sample without decoding media.
 
         Raises:
-            DataError: A sample's turns cannot be used, or it has a medium that the model does not read.
+            DataError: The turns of a sample are unusable, or it has a medium that the model does not read.
         """
         encoder = self._pipeline.encoder
         check_turns(manifest, self.samples, self._template, supervised=self._supervised)
@@ -97,12 +96,12 @@ class PreparedSet(Dataset[EncodedSample]):
                     )
 
     def prepare(self, manifest: str, monitor: DataMonitor) -> None:
-        """Decodes and encodes what the cache lacks, tries every prompt, and moves what cannot be used to `quarantined`.
+        """Encodes all media that are not in the cache, tests every prompt, and moves bad samples to `quarantined`.
 
-        Whether a sample is used is decided once, here; later it is as it was decided.
+        This decides once whether a sample is used. Later calls follow that decision.
 
         Raises:
-            DataError: A sample cannot be used at all, was used before and cannot be read now, or no sample is left.
+            DataError: A sample fails `check`, a sample that was used before cannot be read now, or no sample is left.
         """
         if self._prepared:
             return
@@ -134,7 +133,7 @@ class PreparedSet(Dataset[EncodedSample]):
             monitor.quarantine(manifest, len(self.samples), self.quarantined)
 
     def faults(self, manifest: str, monitor: DataMonitor) -> dict[str, str]:
-        """By id, why a sample cannot be used: what `prepare` would leave out if it decided now."""
+        """Maps sample ids to the reason why `prepare` would leave the sample out if it decided now."""
         return self._faults(manifest, monitor, self.samples, tried=())
 
     def __getitem__(self, draw: Draw) -> EncodedSample:
@@ -142,9 +141,9 @@ class PreparedSet(Dataset[EncodedSample]):
         try:
             return self._encoded(sample, draw.variant)
         except Exception as error:
-            if refusal(error) is not None:  # it says nothing of the sample
+            if refusal(error) is not None:  # the machine failed, not the sample
                 raise
-            # Not as it is: a loop over a loader takes a StopIteration for the end of the data.
+            # Converted, because a loop over a loader would take a StopIteration for the end of the data.
             raise DataError(f"sample {sample.id}: {in_words(error)}") from error
 
     def _encoded(self, sample: Sample, variant: Variant) -> EncodedSample:
@@ -152,14 +151,17 @@ class PreparedSet(Dataset[EncodedSample]):
         turns, target = _turns(sample, self._template, self._supervised)
         media, keys = [], []
         for ref in sample.media:
-            key, shown = self._load(ref, variant)
+            key, _ = self._pipeline.keyed_task(self._path(ref), ref, self._root)
+            encoded = self._pipeline.cache.get(key)
+            shown = self._pipeline.altered(encoded, ref.kind, variant)
             media.append(shown)
-            keys.append(key)
+            keys.append(key if shown is encoded else f"{key}/{variant}")
         prompt = encoder.encode_prompt(turns, self._template.settings.prefill, media)
         ids = tuple(encoder.encode_target(target)) if target is not None else ()
         if self._supervised:
             self._check_target(ids, int(prompt["next_position"]))
-        return EncodedSample(sample=sample, prompt=prompt, target_ids=ids, media_key=_joined_key(keys))
+        media_key = hashlib.sha256("\n".join(keys).encode()).hexdigest() if keys else ""
+        return EncodedSample(sample=sample, prompt=prompt, target_ids=ids, media_key=media_key)
 
     def _check_target(self, ids: Sequence[int], first: int) -> None:
         if not self._banned.isdisjoint(ids):
@@ -179,9 +181,10 @@ class PreparedSet(Dataset[EncodedSample]):
 
     @property
     def _use(self) -> dict[str, object]:
-        """All that decides, beside the files, whether a sample can be used; with other values it is decided anew.
+        """The settings that decide, besides the files, whether a sample can be used.
 
-        By name and one by one: a new setting is added here only if it decides, since that voids what runs decided.
+        If one of them changes, all samples are decided anew. So each is listed explicitly, and a new setting is added
+        only if it affects the decision.
         """
         encoder, media, prompt = self._pipeline.encoder, self._pipeline.settings, self._template.settings
         return {
@@ -199,17 +202,10 @@ class PreparedSet(Dataset[EncodedSample]):
             "prefill": prompt.prefill,
         }
 
-    def _load(self, ref: MediaRef, variant: Variant) -> tuple[str, dict[str, Tensor]]:
-        """What the model is shown of a medium, and a key for it."""
-        key, _ = self._pipeline.keyed_task(self._path(ref), ref, self._root)
-        encoded = self._pipeline.cache.get(key)
-        shown = self._pipeline.altered(encoded, ref.kind, variant)
-        return key if shown is encoded else f"{key}/{variant}", shown
-
     def _faults(
         self, manifest: str, monitor: DataMonitor, samples: Sequence[Sample], tried: Collection[str]
     ) -> dict[str, str]:
-        """By id, why samples cannot be used; prompts of samples that were tried before are not tried again."""
+        """Maps ids of unusable samples to the reason; prompts of samples in `tried` are not tested again."""
         by_path = self._encode_media(manifest, monitor, samples)
         found: dict[str, str] = {}
         pending = sum(sample.id not in tried for sample in samples)
@@ -226,16 +222,16 @@ class PreparedSet(Dataset[EncodedSample]):
     def _prompt_fault(self, sample: Sample) -> str | None:
         try:
             self._encoded(sample, "full")
-        except StageError:  # the checkpoint's fault, and no sample's
+        except StageError:  # the checkpoint is at fault, not the sample
             raise
         except Exception as error:
-            if refusal(error) is not None:  # it says nothing of the sample
+            if refusal(error) is not None:  # the machine failed, not the sample
                 raise
             return in_words(error)
         return None
 
     def _encode_media(self, manifest: str, monitor: DataMonitor, samples: Sequence[Sample]) -> dict[MediaRef, str]:
-        """Decodes and encodes each medium that the cache lacks; the reason for each that fails."""
+        """Decodes and encodes each medium that is not in the cache; returns the reason for each failure."""
         keys: dict[MediaRef, str] = {}
         failures: dict[MediaRef, str] = {}
         missing: dict[str, DecodeTask] = {}
@@ -282,13 +278,8 @@ class PreparedSet(Dataset[EncodedSample]):
         return resolve_media(ref.path, self._root, f"medium {ref.path}")
 
 
-def _joined_key(keys: Sequence[str]) -> str:
-    """One key for the media of a prompt in their order; "" for none."""
-    return hashlib.sha256("\n".join(keys).encode()).hexdigest() if keys else ""
-
-
 def check_turns(manifest: str, samples: Sequence[Sample], template: PromptTemplate, *, supervised: bool) -> None:
-    """Looks at the turns of samples that will be prompts, or prompts with targets if `supervised`.
+    """Checks the turns of samples that will be prompts, or prompts with targets if `supervised`.
 
     Raises:
         DataError: A sample has no user turn or no target, or its target does not start with the prefill.
@@ -301,7 +292,7 @@ def check_turns(manifest: str, samples: Sequence[Sample], template: PromptTempla
 
 
 def _turns(sample: Sample, template: PromptTemplate, supervised: bool) -> tuple[tuple[Message, ...], str | None]:
-    """The turns of the prompt, and the target if there is one."""
+    """The prompt's turns after the template, and the target if there is one."""
     try:
         turns, target = template.split_target(sample.messages)
         prompt = template.apply(turns)
@@ -313,7 +304,7 @@ def _turns(sample: Sample, template: PromptTemplate, supervised: bool) -> tuple[
 
 
 class JoinedSets(Dataset[EncodedSample]):
-    """Prepared sets one after the other; the index of a `Draw` counts through all of them."""
+    """Prepared sets joined one after the other; the index of a `Draw` counts through all of them."""
 
     def __init__(self, sets: Sequence[PreparedSet]) -> None:
         self._sets = tuple(sets)

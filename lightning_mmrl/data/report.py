@@ -1,4 +1,4 @@
-"""Figures of an inventory: what each split holds, what is wrong, and what two splits share that they must not."""
+"""Summarizes an inventory: the content of each split, problems, and samples that two splits wrongly share."""
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -14,12 +14,12 @@ from lightning_mmrl.data.schema import Entry, Problem
 from lightning_mmrl.types.records import Sample
 
 TRAINING_SPLITS = frozenset({"base", "cold_start", "pretrain", "rl", "sft", "train", "training"})
-"""Splits that may share clips with each other: all of them are trained on."""
+"""Names of splits used for training; these may share clips with each other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Durations:
-    """Seconds of some media."""
+    """Statistics of the durations of some media, in seconds."""
 
     minimum: float
     median: float
@@ -29,7 +29,7 @@ class Durations:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaFigures:
-    """All media of one kind in a split; counts by value are of files and most frequent first."""
+    """Figures of all media of one kind in a split; mappings count files by value, the most frequent first."""
 
     kind: str
     num_files: int
@@ -41,7 +41,7 @@ class MediaFigures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitFigures:
-    """The usable samples of a split."""
+    """Figures of the usable samples of a split."""
 
     name: str
     num_samples: int
@@ -55,7 +55,7 @@ class SplitFigures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """Something about the whole: how often, and for example where. A severe one spoils what an evaluation says."""
+    """A finding about all splits, with its number and an example. A severe one makes evaluation results unreliable."""
 
     what: str
     num: int
@@ -65,10 +65,10 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """Everything that `mmrl data validate` and `stats` show.
+    """The content of `mmrl data validate` and `mmrl data stats`.
 
-    `num_samples` counts a usable sample once, in however many manifests it stands. `warnings` are sentences about
-    labels and of decoders.
+    `num_samples` counts each usable sample once, even if several manifests contain it. `warnings` are sentences about
+    labels, and sentences from decoders.
     """
 
     splits: tuple[SplitFigures, ...]
@@ -84,13 +84,13 @@ class Report:
         return not self.problems and not any(finding.severe for finding in self.findings)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values, all problems included."""
+        """The report as plain values, with all problems."""
         counts = {group: len(problems) for group, problems in by_group(self.problems).items()}
         return {"sound": self.sound, "problems_by_group": counts, **asdict(self)}
 
 
 def by_group(problems: Iterable[Problem]) -> dict[str, list[Problem]]:
-    """Problems by sort of fault, the most frequent first."""
+    """Groups problems by the sort of fault, the most frequent first."""
     groups: dict[str, list[Problem]] = defaultdict(list)
     for problem in problems:
         groups[problem.group].append(problem)
@@ -98,55 +98,43 @@ def by_group(problems: Iterable[Problem]) -> dict[str, list[Problem]]:
 
 
 def summarize(inventory: Inventory) -> Report:
-    """The figures of an inventory."""
+    """Computes the report of an inventory."""
     rows = []
     for path in inventory.manifests:
         groups: dict[str, list[Entry]] = defaultdict(list)
         for entry in inventory.entries:
             if entry.file == str(path):
-                groups[_table_name(entry)].append(entry)
+                # A line may name another split than its manifest.
+                split = entry.sample.split
+                groups[path.stem if split in (None, path.stem) else f"{path.stem} ({split})"].append(entry)
         num_bad = sum(problem.file == str(path) for problem in inventory.problems)
         for name, entries in (groups or {path.stem: []}).items():
             rows.append(_split(name, entries, num_bad, inventory))
-            num_bad = 0  # a bad line tells no split: it counts once, under the first
-    distinct = _distinct(inventory)
+            num_bad = 0  # the split of a bad line is unknown, so it counts for the first split only
+    # Lines are the same sample if ids and media are equal, or without media, ids and questions.
+    distinct: dict[Hashable, Sample] = {}
+    for entry in inventory.entries:
+        media = inventory.media[entry.file, entry.line]
+        distinct.setdefault((entry.sample.id, media or _question(entry.sample)), entry.sample)
+    decoder_warnings = dict.fromkeys(warning for facts in inventory.facts.values() for warning in facts.warnings)
     return Report(
         splits=tuple(rows),
         problems=inventory.problems,
         findings=tuple(_findings(inventory)),
-        warnings=(*_label_warnings(rows, distinct), *_decoder_warnings(inventory)),
+        warnings=(*_label_warnings(rows, distinct.values()), *decoder_warnings),
         decoded=bool(inventory.facts),
         num_samples=len(distinct),
     )
 
 
-def _distinct(inventory: Inventory) -> list[Sample]:
-    """Each sample once: lines with the same id and the same media, or the same question without any, are one."""
-    found: dict[Hashable, Sample] = {}
-    for entry in inventory.entries:
-        media = inventory.media[entry.file, entry.line]
-        found.setdefault((entry.sample.id, media or _question(entry.sample)), entry.sample)
-    return list(found.values())
-
-
-def _label_warnings(splits: Sequence[SplitFigures], samples: Sequence[Sample]) -> Iterable[str]:
-    """Mistakes that the labels of all samples hint at, and splits with one class if there are several."""
+def _label_warnings(splits: Sequence[SplitFigures], samples: Iterable[Sample]) -> Iterable[str]:
+    """Suspicious labels of all samples, and splits with a single class if there are several classes."""
     labels = Counter(sample.solution for sample in samples if sample.solution is not None)
     yield from label_findings(labels)
     if len(labels) > 1:
         for split in splits:
             if len(split.labels) == 1:
                 yield from (f"{split.name}: {finding}" for finding in label_findings(split.labels))
-
-
-def _decoder_warnings(inventory: Inventory) -> Iterable[str]:
-    return dict.fromkeys(warning for facts in inventory.facts.values() for warning in facts.warnings)
-
-
-def _table_name(entry: Entry) -> str:
-    """The manifest's name, and the split that the line itself names if it is another."""
-    stem, split = Path(entry.file).stem, entry.sample.split
-    return stem if split in (None, stem) else f"{stem} ({split})"
 
 
 def _split(name: str, entries: list[Entry], num_bad: int, inventory: Inventory) -> SplitFigures:
@@ -169,22 +157,19 @@ def _split(name: str, entries: list[Entry], num_bad: int, inventory: Inventory) 
 def _media(kind: str, keys: list[MediaKey], facts: Mapping[MediaKey, MediaFacts]) -> MediaFigures:
     found = [facts[key] for key in keys if key in facts]
     seconds = [each.duration_s for each in found if each.duration_s is not None]
-    if not facts:  # nothing was decoded; a span says its own length
+    if not facts:  # without decoding, only the length of a span is known
         seconds = [end - (start or 0.0) for _, _, start, end in keys if end is not None]
+    durations = None
+    if seconds:
+        durations = Durations(minimum=min(seconds), median=median(seconds), maximum=max(seconds), total=sum(seconds))
     return MediaFigures(
         kind=kind,
         num_files=len(keys),
-        durations=_durations(seconds),
+        durations=durations,
         frame_rates=_counted(f"{each.frame_rate:.4g}" for each in found if each.frame_rate),
         sizes=_counted(f"{each.size[0]}x{each.size[1]}" for each in found if each.size),
         sample_rates_hz=_counted(str(each.sample_rate_hz) for each in found if each.sample_rate_hz),
     )
-
-
-def _durations(seconds: list[float]) -> Durations | None:
-    if not seconds:
-        return None
-    return Durations(minimum=min(seconds), median=median(seconds), maximum=max(seconds), total=sum(seconds))
 
 
 def _counted(values: Iterable[str]) -> dict[str, int]:
@@ -209,13 +194,13 @@ def _findings(inventory: Inventory) -> Iterable[Finding]:
 
 
 def _identity(key: MediaKey, inventory: Inventory) -> Hashable:
-    """What makes two media the same: content and span; before decoding the file stands for its content."""
+    """Content and span, which identify a medium; before decoding, the file stands for its content."""
     _, path, start, end = key
     return (inventory.facts[key].content if key in inventory.facts else path, start, end)
 
 
 def _shared(groups: Mapping[Hashable, list[Entry]], what: str, severe: bool) -> Iterable[Finding]:
-    """Groups whose lines lie in two splits that must be apart."""
+    """A finding about groups with lines in several splits, unless all of these are training splits."""
     shared = []
     for entries in groups.values():
         splits = {_split_name(entry) for entry in entries}
@@ -228,7 +213,7 @@ def _shared(groups: Mapping[Hashable, list[Entry]], what: str, severe: bool) -> 
 
 
 def _repeated(inventory: Inventory) -> Iterable[Finding]:
-    """The same question about the same media twice in one manifest, under two ids."""
+    """A finding about lines of one manifest with equal question and media but different ids."""
     groups: dict[Hashable, list[Entry]] = defaultdict(list)
     for entry in inventory.entries:
         if entry.sample.media:
@@ -241,7 +226,7 @@ def _repeated(inventory: Inventory) -> Iterable[Finding]:
 
 
 def _untrained(inventory: Inventory) -> Iterable[Finding]:
-    """Labels that are evaluated and never trained, if anything is trained with labels."""
+    """A finding about labels that occur in no training split, if there are labels in training splits."""
     splits: dict[str, list[Entry]] = defaultdict(list)
     for entry in inventory.entries:
         if entry.sample.solution is not None:

@@ -1,4 +1,4 @@
-"""Which sample comes when: seeded walks through one or several sources, by weight, resumable after any batch."""
+"""Determines the order of samples: seeded permutations of one or several sources, mixed by weight, resumable."""
 
 import hashlib
 import math
@@ -19,12 +19,12 @@ from lightning_mmrl.settings.rules import check_rules
 Row = TypeVar("Row")
 
 Variant = Literal["full", Ablation]
-"""What a model gets to see of a sample: everything, no sound, or no picture."""
+"""The modalities of a sample that the model gets: all, no sound, or no picture."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draw:
-    """The `serial`-th sample a stage consumes is dataset row `index`, seen as `variant`."""
+    """The `serial`-th sample that a stage consumes: dataset row `index`, shown as `variant`."""
 
     index: int
     serial: int
@@ -42,12 +42,12 @@ def variant_of(dropout: DropoutSettings, seed: int, serial: int) -> Variant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceRows:
-    """What a sampler knows of a source.
+    """The properties of a source that a sampler needs.
 
     Attributes:
-        num_samples: Usable samples.
+        num_samples: Number of usable samples.
         settings: Its weight.
-        labels: Label of each sample, if every label shall be drawn equally often; None draws the samples as they are.
+        labels: Label of each sample, to draw all labels equally often; None draws all samples equally often.
     """
 
     num_samples: int
@@ -64,7 +64,7 @@ class SourceRows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """Which part of every batch is one rank's.
+    """One rank's share of every batch.
 
     >>> [Share(rank=rank, world_size=2).of("abcde") for rank in range(2)]
     [['a', 'b'], ['c', 'd', 'e']]
@@ -74,7 +74,7 @@ class Share:
     world_size: int = 1
 
     def of(self, batch: Sequence[Row]) -> list[Row]:
-        """A contiguous part; those of all ranks are the batch."""
+        """This rank's contiguous part of a batch; the parts of all ranks make up the batch."""
         size = len(batch)
         return list(batch[self.rank * size // self.world_size : (self.rank + 1) * size // self.world_size])
 
@@ -82,19 +82,19 @@ class Share:
 class DrawSampler(Sampler[list[Draw]]):
     """A sized sequence of batches over the concatenation of sources.
 
-    A source is walked through one seeded permutation after another, whatever the other sources do; `source_turns` says
-    whose turn it is. With labels, a source walks through permutations of its labels, and each label through
-    permutations of its own samples. A draw depends on the seed and its serial number, not on the batch size.
+    Each source is drawn in one seeded permutation after another, independently of the other sources; `source_turns`
+    chooses the source of each draw. With labels, a source draws its labels in permutations, and each label draws its
+    samples in permutations. A draw depends on the seed and its serial number, not on the batch size.
 
-    Over several ranks a batch is that of one process, split: its first draws are rank 0's. The state counts whole
-    batches and knows of no ranks.
+    With several ranks, the batch of a single process is split among them, and rank 0 gets the first draws. The state
+    counts whole batches and does not depend on the number of ranks.
 
     Args:
         sources: The sources, in the order of the concatenation.
         settings: Draws per batch, of all ranks together, and the modality dropout.
         num_batches: Batches of the whole stage.
         seed: Seed of the permutations and of the modality dropout.
-        share: This rank's part of each batch.
+        share: This rank's share of each batch.
 
     Raises:
         ConfigError: A batch cannot be split evenly.
@@ -123,13 +123,16 @@ class DrawSampler(Sampler[list[Draw]]):
         self._consumed = 0
 
     def __len__(self) -> int:
-        """Batches of the whole stage, also after resuming: Lightning adds the batches that are behind it."""
+        """Batches of the whole stage, also after resuming, since Lightning counts the consumed batches itself."""
         return self._num_batches
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        """The batches that are not consumed yet."""
+        """Yields the batches that are not consumed yet."""
         first = self._consumed
-        indices = islice(self._indices(), first * self._batch_size, None)
+        walks = [self._walk_source(number, source) for number, source in enumerate(self._sources)]
+        offsets = [0, *accumulate(source.num_samples for source in self._sources)]
+        turns = source_turns([source.weight for source in self._sources])
+        indices = islice((offsets[turn] + next(walks[turn]) for turn in turns), first * self._batch_size, None)
         for batch in range(first, self._num_batches):
             serials = range(batch * self._batch_size, (batch + 1) * self._batch_size)
             draws = [
@@ -139,20 +142,20 @@ class DrawSampler(Sampler[list[Draw]]):
             yield self._share.of(draws)
 
     def advance(self, num_batches: int = 1) -> None:
-        """Counts batches as consumed; reading ahead does not."""
+        """Counts batches as consumed, which iterating alone does not, because loaders read ahead."""
         self._consumed += num_batches
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of consumed batches and what the order depends on, as primitives."""
+        """The number of consumed batches, and the configuration that determines the order, as plain values."""
         return {"consumed": self._consumed, "configuration": self._configuration}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues after the consumed batches of a state.
 
-        A stage may have become longer: its first batches are the same.
+        A stage may have become longer, since its first batches stay the same.
 
         Raises:
-            StageError: The state is of another configuration, or of more batches than the stage has.
+            StageError: The state has another configuration, or more batches than the stage.
         """
         ours, theirs = self._configuration, state["configuration"]
         for key, value in ours.items():
@@ -175,19 +178,16 @@ class DrawSampler(Sampler[list[Draw]]):
             "batch_size": self._batch_size,
             "num_samples": [source.num_samples for source in self._sources],
             "weights": [source.settings.weight for source in self._sources],
-            "labels": [source.labels and _digest(source.labels) for source in self._sources],
+            "labels": [
+                source.labels and hashlib.blake2b(repr(source.labels).encode(), digest_size=8).hexdigest()
+                for source in self._sources
+            ],
             "dropout": [self._dropout.silent, self._dropout.blank],
         }
 
-    def _indices(self) -> Iterator[int]:
-        walks = [self._walk_source(number, source) for number, source in enumerate(self._sources)]
-        offsets = [0, *accumulate(source.num_samples for source in self._sources)]
-        for turn in source_turns([source.settings.weight for source in self._sources]):
-            yield offsets[turn] + next(walks[turn])
-
     def _walk_source(self, number: int, source: SourceRows) -> Iterator[int]:
         if source.labels is None:
-            # The first source has no number in its seeds: alone, it is what a run without sources would draw.
+            # The first source has no number in its seeds, so a run with one source draws like a run without sources.
             yield from self._walk(range(source.num_samples), *([number] if number else []))
             return
         names = sorted(set(source.labels))
@@ -203,10 +203,10 @@ class DrawSampler(Sampler[list[Draw]]):
 
 
 def source_turns(weights: Sequence[float]) -> Iterator[int]:
-    """Whose turn it is, forever: after n turns source i had its share of them, rounded down or up.
+    """Yields source numbers forever: after n turns, each source has had its share of them, rounded down or up.
 
-    Of the sources that are below their share, the one whose next turn is due first (Balinski and Young, The Quota
-    Method of Apportionment, American Mathematical Monthly 82, 1975). In integers, so that rounding never decides.
+    The next turn goes to the source whose turn is due first, among sources below their share (Balinski and Young, The
+    Quota Method of Apportionment, American Mathematical Monthly 82, 1975). Integers avoid effects of rounding.
 
     >>> list(islice(source_turns([2.0, 1.0, 1.0]), 8))
     [0, 1, 0, 2, 0, 1, 0, 2]
@@ -223,7 +223,3 @@ def source_turns(weights: Sequence[float]) -> Iterator[int]:
         turns[chosen] += 1
         due[chosen] = Fraction(turns[chosen] + 1, shares[chosen])
         yield chosen
-
-
-def _digest(labels: tuple[str, ...]) -> str:
-    return hashlib.blake2b(repr(labels).encode(), digest_size=8).hexdigest()

@@ -7,9 +7,10 @@ Media paths are relative to the dataset's `media_root`. Every error names the fi
 docs/data.md describes all columns.
 """
 
+import hashlib
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -28,9 +29,13 @@ MAX_LINE_BYTES = 16 * 2**20
 _KNOWN = {"id", "solution", "speaker", "split", "start", "end", *MEDIA_COLUMNS, *MEDIA_COLUMNS.values()}
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[\\/]")
 
+_MAX_PARSED = 16
+_parsed: dict[tuple[Path, Path, Path, str], "LoadedManifest"] = {}
+"""Manifests that this process has parsed, by path, resolved path, resolved media root and digest."""
+
 
 class LineError(DataError):
-    """A line that cannot be used; `group` is the sort of fault, under which a report counts it."""
+    """An unusable line; `group` is the sort of fault, under which a report counts it."""
 
     def __init__(self, group: str, reason: str, place: str | None = None) -> None:
         super().__init__(reason if place is None else f"{place}: {reason}")
@@ -40,7 +45,7 @@ class LineError(DataError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A usable line."""
+    """A usable line of a manifest."""
 
     file: str
     line: int
@@ -49,7 +54,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """A line that cannot be used: where it is, the sort of fault, and why with the fix."""
+    """An unusable line: its place, the sort of fault, and the reason with its fix."""
 
     file: str
     line: int
@@ -60,25 +65,69 @@ class Problem:
         return f"{self.file}:{self.line}: {self.reason}"
 
 
-def read_manifest(path: Path, media_root: Path) -> list[Sample]:
-    """All samples of a manifest, in order.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedManifest:
+    """The content of a manifest without problems.
+
+    Attributes:
+        samples: Its samples in the order of the lines.
+        digest: SHA-256 of the file, in hexadecimal digits.
+    """
+
+    samples: tuple[Sample, ...]
+    digest: str
+
+
+def load_manifest(path: Path, media_root: Path) -> LoadedManifest:
+    """Reads a manifest; one with the same content and media root is parsed only once in a process.
 
     Raises:
-        DataError: The file is missing or empty, a line does not parse, an id repeats, or a medium is missing or outside
+        DataError: The file is missing or empty, a line is malformed, an id repeats, or a medium is missing or outside
             `media_root`.
     """
-    samples: list[Sample] = []
-    for item in scan_manifest(path, media_root):
+    place = path, path.resolve(), media_root.resolve()
+    if path.is_file() and (found := _parsed.get((*place, manifest_digest(path)))) is not None:
+        return found
+    digest, samples = hashlib.sha256(), []
+    for item in scan_manifest(path, media_root, digest.update):
         if isinstance(item, Problem):
             raise DataError(str(item))
         samples.append(item.sample)
     if not samples:
         raise DataError(f"manifest {path} holds no samples; add at least one line or choose another split")
-    return samples
+    manifest = LoadedManifest(samples=tuple(samples), digest=digest.hexdigest())
+    if len(_parsed) >= _MAX_PARSED:
+        _parsed.clear()
+    _parsed[*place, manifest.digest] = manifest
+    return manifest
 
 
-def scan_manifest(path: Path, media_root: Path) -> Iterator[Entry | Problem]:
-    """Every line that is not blank, as a sample or as a problem, in order.
+def read_manifest(path: Path, media_root: Path) -> list[Sample]:
+    """The samples of a manifest in a new list, see `load_manifest`."""
+    return list(load_manifest(path, media_root).samples)
+
+
+def manifest_digest(path: Path) -> str:
+    """SHA-256 of a manifest, in hexadecimal digits, without parsing it.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for _ in _lines(path, digest.update):
+        pass
+    return digest.hexdigest()
+
+
+def scan_manifest(
+    path: Path, media_root: Path, on_bytes: Callable[[bytes], object] = lambda content: None
+) -> Iterator[Entry | Problem]:
+    """Yields every line that is not blank, as an entry or as a problem, in order.
+
+    Args:
+        path: The manifest.
+        media_root: Folder of the media paths.
+        on_bytes: Called with every piece of the file, for example to compute its digest.
 
     Raises:
         DataError: The file is missing or cannot be read.
@@ -86,7 +135,7 @@ def scan_manifest(path: Path, media_root: Path) -> Iterator[Entry | Problem]:
     if not path.is_file():
         raise DataError(f"manifest {path} does not exist; check data.root and the split's file name")
     seen: dict[str, int] = {}
-    for number, encoded in _lines(path):
+    for number, encoded in _lines(path, on_bytes):
         try:
             sample = _sample(encoded, media_root, default_id=f"{path.stem}-{number:06d}")
             if sample is None:
@@ -102,7 +151,7 @@ def scan_manifest(path: Path, media_root: Path) -> Iterator[Entry | Problem]:
 
 
 def resolve_media(path: str, media_root: Path, place: str) -> Path:
-    """The real file behind a manifest path: free of links, so that what was checked is what is opened.
+    """The file that a manifest path names, with all links resolved, so that the checked file is the one opened later.
 
     Raises:
         DataError: The path is absolute, has a scheme or `..`, leads out of `media_root` through a link, or is no file.
@@ -113,42 +162,39 @@ def resolve_media(path: str, media_root: Path, place: str) -> Path:
         raise LineError(error.group, error.reason, place) from error
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines; of one that is too long, its beginning."""
+def _lines(path: Path, on_bytes: Callable[[bytes], object]) -> Iterator[tuple[int, bytes]]:
+    """Yields numbered lines, of a too long line only its beginning; `on_bytes` gets every byte of the file."""
     try:
         with path.open("rb") as file:
             number = 0
             while encoded := file.readline(MAX_LINE_BYTES + 1):
                 number += 1
+                on_bytes(encoded)
                 yield number, encoded
                 while len(encoded) > MAX_LINE_BYTES and not encoded.endswith(b"\n"):
                     encoded = file.readline(MAX_LINE_BYTES + 1)
+                    on_bytes(encoded)
     except OSError as error:
         raise DataError(f"manifest {path} cannot be read ({error.strerror}); check the file and its rights") from error
 
 
 def _sample(encoded: bytes, media_root: Path, default_id: str) -> Sample | None:
-    """The sample of a line with its media found, None for a blank line."""
-    line = _text_of(encoded)
-    if not line.strip():
-        return None
+    """The sample of a line, None for a blank line; its media files exist."""
+    if len(encoded) > MAX_LINE_BYTES:
+        raise LineError("not JSON", f"longer than {MAX_LINE_BYTES} bytes; keep media in files and name their paths")
     try:
+        line = encoded.decode("utf-8-sig")
+        if not line.strip():
+            return None
         row = json_object(line)
+    except UnicodeDecodeError as error:
+        raise LineError("not JSON", f"not UTF-8 text ({error}); save the manifest as UTF-8") from error
     except DataError as error:
         raise LineError("not JSON", str(error)) from error
     sample = _parse(row, default_id)
     for ref in sample.media:
         _real_file(ref.path, media_root)
     return sample
-
-
-def _text_of(encoded: bytes) -> str:
-    if len(encoded) > MAX_LINE_BYTES:
-        raise LineError("not JSON", f"longer than {MAX_LINE_BYTES} bytes; keep media in files and name their paths")
-    try:
-        return encoded.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise LineError("not JSON", f"not UTF-8 text ({error}); save the manifest as UTF-8") from error
 
 
 def _parse(row: Mapping[str, Any], default_id: str) -> Sample:
@@ -172,11 +218,11 @@ def _parse(row: Mapping[str, Any], default_id: str) -> Sample:
 
 
 def _check_texts(messages: tuple[Message, ...]) -> None:
-    """Refuses in a turn's text what would become more than text."""
+    """Refuses control tokens in any turn, and media tags in assistant turns."""
     for message in messages:
         if token := control_token(message.content):
             raise LineError("control token", f"the {message.role} turn holds {control_token_refusal(token)}")
-        # The last turn is a target or is dropped, and in those before it the model said something: no media.
+        # Media are model inputs, and an assistant turn is model output or a target.
         if message.role == "assistant" and (tags := media_tags(message.content)):
             raise LineError(
                 "media tags",
@@ -239,7 +285,7 @@ def _seconds(fields: Mapping[str, Any], key: str) -> float | None:
     value = fields.get(key)
     if value is None:
         return None
-    # 1e9 s are 30 years; beyond about 1e308 an integer is no float at all.
+    # 1e9 s are 30 years; an integer beyond about 1e308 cannot be converted to float.
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e9:
         raise LineError("span", f"{key!r} is {quoted(value)}; it must be a time in seconds, at least 0")
     return float(value)
@@ -255,7 +301,7 @@ def _text(row: Mapping[str, Any], key: str) -> str | None:
 
 
 def _check_label(labels: Any, solution: str | None) -> None:
-    """Holds the solution against the label set of its own line."""
+    """Checks the solution against the label set of its own line."""
     if labels is None:
         return
     if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):
@@ -275,13 +321,13 @@ def label_matcher(labels: tuple[str, ...]) -> LabelMatcher:
     """The matcher that rewards and evaluation use for these labels.
 
     Raises:
-        ConfigError: Two labels read the same, or one is blank.
+        ConfigError: Two labels are equal after normalization, or one is blank.
     """
     return LabelMatcher(labels=labels)
 
 
 def _real_file(path: str, media_root: Path) -> Path:
-    """Path arithmetic first: nothing outside of the root is looked at."""
+    """Resolves a path; it is checked as text first, so that nothing outside the root is accessed."""
     pure = PurePosixPath(path)
     climbs = ".." in pure.parts or ".." in path.replace("\\", "/").split("/")
     if not path or "\0" in path or "://" in path or _SCHEME.match(path) or climbs or path[0] in "/~\\":

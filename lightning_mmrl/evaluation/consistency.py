@@ -1,4 +1,4 @@
-"""Whether the thought of an answer supports its label, read off a closed list of cue phrases."""
+"""Checks by a closed list of cue phrases whether the thought of an answer supports its label."""
 
 import json
 import re
@@ -10,20 +10,20 @@ from pathlib import Path
 
 from lightning_mmrl.errors import DataError
 
-# A single character class: linear in the text.
+# Linear in the text, since it is a single character class.
 _BETWEEN_WORDS = re.compile(r"[\W_]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CueLexicon:
-    """Phrases for the cue groups of each channel, and the label that a group of every channel together implies.
+    """Phrases for the cue groups of each channel, and the label that one group of each channel together imply.
 
-    `cues` maps channel -> group -> phrases; `cue_to_label` maps the groups, joined by "+" in the order of the
-    channels, to a label. A cue counts where one of its phrases occurs as whole words; a negated phrase ("no raised
-    brows") counts too.
+    `cues` maps channel -> group -> phrases. `cue_to_label` maps one group of each channel, joined by "+" in the order
+    of the channels, to a label. A group is shown if one of its phrases occurs as whole words, even if the text negates
+    it ("no raised brows").
 
     Raises:
-        DataError: a phrase is blank or inside a phrase of another group of its channel, or a key of `cue_to_label`
+        DataError: A phrase is blank or part of a phrase of another group of its channel, or a key of `cue_to_label`
             does not name one group of each channel.
 
     >>> lexicon = CueLexicon(
@@ -48,7 +48,12 @@ class CueLexicon:
         for channel, groups in phrases.items():
             _check_phrases(channel, groups)
         for key in self.cue_to_label:
-            _check_key(key, phrases)
+            named = key.split("+")
+            if len(named) != len(phrases) or any(
+                group not in known for group, known in zip(named, phrases.values(), strict=False)
+            ):
+                expected = "+".join(f"<{'|'.join(known)}>" for known in phrases.values())
+                raise DataError(f"cue_to_label.{key} does not name one group of each channel; expected {expected}")
         object.__setattr__(self, "_phrases", phrases)
 
     @classmethod
@@ -56,7 +61,7 @@ class CueLexicon:
         """Reads a `labels.json` with the keys `labels`, `cues` and `cue_to_label`.
 
         Raises:
-            DataError: the file is missing, malformed or implies a label that it does not list.
+            DataError: The file is missing or malformed, or implies a label that it does not list.
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -74,7 +79,7 @@ class CueLexicon:
         return lexicon
 
     def implied_label(self, think: str) -> str | None:
-        """The label that the cues of a thought imply; None if a channel shows no group, or several."""
+        """The label that the cues of a thought imply; None if no group or several groups of a channel are shown."""
         text = _padded(think)
         found = []
         for groups in self._phrases.values():
@@ -86,7 +91,7 @@ class CueLexicon:
 
 
 def _padded(text: str) -> str:
-    """Words of `text` in lower case with one space between and around them, so that `in` matches whole words."""
+    """The words of `text` in lower case, with one space between and around them, so that `in` matches whole words."""
     return f" {_BETWEEN_WORDS.sub(' ', unicodedata.normalize('NFKC', text).casefold()).strip()} "
 
 
@@ -102,12 +107,3 @@ def _check_phrases(channel: str, groups: Mapping[str, tuple[str, ...]]) -> None:
                         f"cues.{channel}: {one.strip()!r} of {first!r} and {other.strip()!r} of {second!r} overlap; "
                         "one text would always show both"
                     )
-
-
-def _check_key(key: str, phrases: Mapping[str, Mapping[str, tuple[str, ...]]]) -> None:
-    groups = key.split("+")
-    if len(groups) != len(phrases) or any(
-        group not in known for group, known in zip(groups, phrases.values(), strict=False)
-    ):
-        expected = "+".join(f"<{'|'.join(known)}>" for known in phrases.values())
-        raise DataError(f"cue_to_label.{key} does not name one group of each channel; expected {expected}")

@@ -13,8 +13,8 @@ from lightning_mmrl.evaluation.records import Prediction, class_indices
 class EmotionMetrics(Metric):
     """Recognition, format and consistency of judged predictions.
 
-    Only counts are kept and summed over ranks, so the result equals that of one process. A sampler that pads a rank
-    with repeated samples would be counted; leave those out of `update`.
+    The state consists of counts that are summed over ranks, so the result equals that of one process. Samples that a
+    sampler repeats to pad a rank must not be passed to `update`.
 
     >>> metrics = EmotionMetrics(labels=("angry", "sad"))
     >>> metrics.update([Prediction(sample_id="a", speaker=None, truth="sad", predicted="sad", valid_format=True,
@@ -45,7 +45,7 @@ class EmotionMetrics(Metric):
         """Counts predictions.
 
         Raises:
-            DataError: a label is not one of the metric's.
+            DataError: A label is not one of the metric's labels.
         """
         counts = confusion_matrix(*class_indices(predictions, self.labels), num_classes=len(self.labels))
         self.confusion += torch.from_numpy(counts).to(self.confusion.device)
@@ -57,8 +57,8 @@ class EmotionMetrics(Metric):
     def compute(self) -> dict[str, float]:
         """Fractions in [0, 1]: `war`, `uar`, `macro_f1`, `valid_format`, `unparseable` and `recall/<label>`.
 
-        `consistency` and `grounded` (the label is right and the thought implies it) are there if the predictions were
-        judged with a cue lexicon; a class that never is the truth has no recall. Without any prediction the fractions
+        `consistency` and `grounded` (the label is right and the thought implies it) exist if the predictions were
+        judged with a cue lexicon. A class that is never the truth has no recall. Without predictions, all fractions
         are NaN.
         """
         confusion = self.confusion.cpu().numpy()

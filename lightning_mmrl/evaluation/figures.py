@@ -1,27 +1,29 @@
-"""Pictures of an evaluation."""
+"""Figures of an evaluation."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 MAX_TICK = 24
-"""Characters of a label that are drawn."""
+"""Maximum number of characters of a label that are drawn."""
 
 
 def save_confusion_figure(confusion: ArrayLike, labels: Sequence[str], path: Path | str, title: str) -> None:
     """Writes a confusion matrix [K, K + 1] as PNG: counts as numbers, shares of the true class as colors.
 
-    The last column, unparsed answers, is drawn only if it holds any. Labels of more than 24 characters are shortened.
+    The last column is drawn only if there are unparsed answers. Labels of more than 24 characters are shortened.
     """
-    # Loaded here: importing matplotlib takes about a second. A bare Figure draws with Agg and needs no closing.
+    # Imported here, since importing matplotlib takes about a second. A bare Figure draws with Agg and needs no closing.
     from matplotlib.figure import Figure
 
-    counts, columns = _drawn(np.asarray(confusion), labels)
+    counts, columns = np.asarray(confusion), [*labels, "unparsed"]
+    if not counts[:, -1].any():
+        counts, columns = counts[:, :-1], columns[:-1]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     ticks = shortened(columns)
-    room = 0.14 * max(0, max(map(len, ticks)) - 8)  # inches: a W is as wide, and without room there is no layout
+    room = 0.14 * max(0, max(map(len, ticks)) - 8)  # inches; a W is 0.14 wide, and the layout fails without room
     figure = Figure(figsize=(2 + 0.7 * len(columns) + room, 1.6 + 0.6 * len(labels) + room), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
@@ -37,15 +39,8 @@ def save_confusion_figure(confusion: ArrayLike, labels: Sequence[str], path: Pat
     figure.savefig(path, format="png", dpi=120)
 
 
-def _drawn(counts: NDArray[np.int64], labels: Sequence[str]) -> tuple[NDArray[np.int64], list[str]]:
-    """The columns to draw and their names."""
-    if counts[:, -1].any():
-        return counts, [*labels, "unparsed"]
-    return counts[:, :-1], list(labels)
-
-
 def shortened(labels: Sequence[str]) -> list[str]:
-    """Labels of at most 24 characters; where two would look the same, the later one gets its place in the list.
+    """Shortens labels to at most 24 characters; if two would look the same, the later one gets its place in the list.
 
     >>> shortened(["sad", "a" * 30, "a" * 31])
     ['sad', 'aaaaaaaaaaaaaaaaaaaaa...', 'aaaaaaaaaaaaaaaaa... (3)']

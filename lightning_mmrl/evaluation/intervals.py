@@ -1,8 +1,8 @@
 """Bootstrap intervals of WAR and UAR that resample speakers, since clips of one speaker are not independent.
 
-Percentile bootstrap over clusters (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13). A resample
-is a vector of multinomial unit weights, so all resampled confusion matrices are one product of weights [R, S] and the
-units' own matrices [S, K, K + 1].
+Percentile bootstrap over clusters (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13). Each
+resample is a vector of multinomial weights of units. So all resampled confusion matrices are one product of the
+weights [R, S] and the confusion matrices of the units [S, K, K + 1].
 """
 
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ from lightning_mmrl.settings.run import EvaluationSettings
 
 Unit = Literal["speaker", "clip"]
 
-# Weights held at once, 32 MB.
+# Maximum number of weights in memory at once (32 MB).
 _MAX_WEIGHTS = 4_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """A point estimate with its percentile interval; `unit` is what was resampled."""
+    """A point estimate with its percentile interval; `unit` says what was resampled."""
 
     estimate: float
     low: float
@@ -38,10 +38,10 @@ class Interval:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterBootstrap:
-    """Percentile bootstrap over speakers, or over clips where speakers are unknown; deterministic by its seed.
+    """Percentile bootstrap over speakers, or over clips if speakers are unknown; the seed determines the result.
 
-    Speakers are resampled if every prediction names one and there are at least two. A class that a resample misses is
-    left out of that resample's UAR. With few speakers percentile intervals are too narrow.
+    Speakers are resampled if every prediction has one and there are at least two. A class that is missing in a resample
+    is left out of its UAR. With few speakers, percentile intervals are too narrow.
 
     Raises:
         ConfigError: `level` is not in (0, 1) or `num_resamples` is below 1.
@@ -60,7 +60,7 @@ class ClusterBootstrap:
         """Intervals of `war` and `uar`.
 
         Raises:
-            DataError: there are no predictions, or one has a label that is not in `labels`.
+            DataError: There are no predictions, or one has a label that is not in `labels`.
         """
         unit, ids = _units(predictions)
         counts = _unit_counts(predictions, labels, ids)
@@ -73,10 +73,12 @@ class ClusterBootstrap:
     def paired_uar_difference(
         self, candidate: Sequence[Prediction], baseline: Sequence[Prediction], labels: Sequence[str]
     ) -> Interval:
-        """Interval of UAR(candidate) - UAR(baseline); each resample takes the same units of both, in any order.
+        """Interval of UAR(candidate) - UAR(baseline), where each resample has the same units of both.
+
+        The order of the predictions does not matter.
 
         Raises:
-            DataError: the two hold different samples, a sample twice, or different truths or speakers of a sample.
+            DataError: The two have different samples, a repeated sample, or different truths or speakers of a sample.
         """
         unit, ids = _units(candidate)
         both = [_unit_counts(each, labels, ids) for each in (candidate, _aligned(candidate, baseline))]
@@ -85,7 +87,7 @@ class ClusterBootstrap:
         return self._interval(float(total[0] - total[1]), resampled[:, 0] - resampled[:, 1], unit)
 
     def _resampled(self, counts: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Weighted sums over units: [S, ...] to [R, ...], in chunks of resamples that bound the memory."""
+        """Weighted sums over units, [S, ...] to [R, ...], in chunks of resamples to limit the memory."""
         num_units = len(counts)
         generator = np.random.default_rng(self.seed)
         step = max(1, _MAX_WEIGHTS // num_units)
@@ -110,13 +112,13 @@ class ClusterBootstrap:
 
 
 def resample_weights(generator: np.random.Generator, num_units: int, num_resamples: int) -> NDArray[np.float64]:
-    """How often each resample holds each unit, [R, S]; every row sums to S."""
+    """Number of times that each resample contains each unit, [R, S]; every row sums to S."""
     chances = np.full(num_units, 1.0 / num_units)
     return generator.multinomial(num_units, chances, size=num_resamples).astype(np.float64)
 
 
 def _units(predictions: Sequence[Prediction]) -> tuple[Unit, NDArray[np.int64]]:
-    """What is resampled, and the unit of each prediction as an index [N]."""
+    """The kind of unit to resample, and the index of the unit of each prediction, [N]."""
     if not predictions:
         raise DataError("there are no predictions to resample; evaluate at least one sample")
     speakers = [each.speaker for each in predictions]

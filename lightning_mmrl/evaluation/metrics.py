@@ -1,11 +1,12 @@
 """Recognition metrics of a closed label set, as functions of a confusion matrix.
 
-A confusion matrix has one row per true class and one column per predicted class, and a last column for answers that
-name no class: [..., K, K + 1]. Leading axes (resamples, say) are kept.
+A confusion matrix has one row per true class, one column per predicted class, and a last column for answers that name
+no class: [..., K, K + 1]. Leading axes, such as resamples, are kept.
 
 WAR and UAR follow the evaluation scripts of R1-Omni (humanomni/eval/eval_mafw_dfew.py, arXiv:2503.05379, table 2):
-both run over the classes that occur in the truth. torchmetrics' macro average leaves out only classes that are neither
-true nor predicted, so an extra "unparsed" class, or a predicted but absent one, would count with recall 0.
+both average over the classes that occur in the truth. The macro average of torchmetrics leaves out only classes that
+are neither true nor predicted. So an extra class "unparsed", or a class that is predicted but never true, would count
+with recall 0.
 """
 
 import numpy as np
@@ -20,7 +21,7 @@ def confusion_matrix(truth: ArrayLike, predicted: ArrayLike, num_classes: int) -
     """Counts pairs of true and predicted class indices [N]; a prediction of -1 is unparsed and goes to the last column.
 
     Raises:
-        DataError: the lengths differ or an index is out of range.
+        DataError: The lengths differ, or an index is out of range.
 
     >>> confusion_matrix([0, 0, 1], [0, -1, 0], num_classes=2)
     array([[1, 0, 1],
@@ -38,7 +39,7 @@ def confusion_matrix(truth: ArrayLike, predicted: ArrayLike, num_classes: int) -
 
 
 def war(confusion: ArrayLike) -> NDArray[np.float64]:
-    """Weighted average recall: sum_c (n_c / N) * recall_c, which is plain accuracy; unparsed answers are wrong.
+    """Weighted average recall: sum_c (n_c / N) * recall_c, which equals accuracy; unparsed answers are wrong.
 
     >>> float(war([[3, 0, 0], [1, 0, 0]]))
     0.75
@@ -48,7 +49,7 @@ def war(confusion: ArrayLike) -> NDArray[np.float64]:
 
 
 def per_class_recall(confusion: ArrayLike) -> NDArray[np.float64]:
-    """recall_c = hits_c / n_c, [..., K]; NaN for a class that never is the truth.
+    """recall_c = hits_c / n_c, [..., K]; NaN for a class that is never the truth.
 
     >>> per_class_recall([[3, 0, 1], [0, 0, 0]])
     array([0.75,  nan])
@@ -93,7 +94,7 @@ def _hits(counts: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _ratio(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> NDArray[np.float64]:
-    """NaN where the denominator is 0, without a warning."""
+    """The quotient, with NaN where the denominator is 0, and without a warning."""
     return np.divide(numerator, denominator, out=np.full_like(denominator, np.nan), where=denominator > 0)
 
 

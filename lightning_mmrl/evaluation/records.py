@@ -1,4 +1,4 @@
-"""One judged answer, and the line of a predictions file that holds it."""
+"""Judged answers, and their lines in a predictions file."""
 
 import json
 from collections.abc import Sequence
@@ -15,16 +15,21 @@ from lightning_mmrl.prompts.scanner import scan
 from lightning_mmrl.types.records import Completion, Sample
 
 COUNTED_WRONG = "_counted_wrong"
-"""Ends the names of figures in which samples that were left out count as wrong answers of their classes."""
+"""Suffix of metrics in which samples that were left out count as wrong answers of their classes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """What the model said of one sample.
+    """The judged answer of the model for one sample.
 
-    `truth` and `predicted` are labels; `predicted` is None if the answer names none. `consistent` says whether the
-    thought implies the predicted label, None if no cue lexicon was given. `text` is the completion with the prefill
-    prepended.
+    Attributes:
+        sample_id: Id of the sample.
+        speaker: Speaker of the sample, if known.
+        truth: Label of the sample.
+        predicted: Label of the answer; None if it names none.
+        valid_format: Whether the completion has the right format.
+        consistent: Whether the thought implies the predicted label; None without a cue lexicon.
+        text: The completion with the prefill prepended.
     """
 
     sample_id: str
@@ -44,7 +49,7 @@ class Prediction:
         """Reads a line that `to_json` wrote.
 
         Raises:
-            DataError: the line is not a JSON object with exactly these keys.
+            DataError: The line is not a JSON object with exactly these keys.
         """
         try:
             values = json.loads(line)
@@ -60,23 +65,27 @@ class Prediction:
 def judge(
     sample: Sample, completion: Completion, matcher: LabelMatcher, lexicon: CueLexicon | None = None
 ) -> Prediction:
-    """Reads format, label and consistency off one completion.
+    """Judges format, label and consistency of one completion.
 
-    A thought without a full set of cues, or an answer without a label, is not consistent.
+    A completion is not consistent if its thought lacks a cue of some channel, or its answer names no label.
 
     Raises:
-        DataError: the sample's solution is missing or names no label.
+        DataError: The sample's solution is missing or names no label.
     """
     truth = matcher.truth(sample)
     scanned = scan(completion.text)
     predicted = None if scanned.answer is None else matcher.match(scanned.answer)
+    consistent = None
+    if lexicon is not None:
+        implied = None if scanned.think is None else lexicon.implied_label(scanned.think)
+        consistent = predicted is not None and implied == predicted
     return Prediction(
         sample_id=sample.id,
         speaker=sample.speaker,
         truth=truth,
         predicted=predicted,
         valid_format=scanned.valid,
-        consistent=None if lexicon is None else _consistent(scanned.think, predicted, lexicon),
+        consistent=consistent,
         text=completion.text,
     )
 
@@ -87,7 +96,7 @@ def class_indices(
     """True and predicted class indices, each [N]; -1 is an unparsed prediction.
 
     Raises:
-        DataError: a label is not one of `labels`.
+        DataError: A label is not one of `labels`.
     """
     index: dict[str | None, int] = {label: position for position, label in enumerate(labels)}
     for each in predictions:
@@ -99,7 +108,3 @@ def class_indices(
     index[None] = UNPARSED
     truth = np.array([index[each.truth] for each in predictions], dtype=np.int64)
     return truth, np.array([index[each.predicted] for each in predictions], dtype=np.int64)
-
-
-def _consistent(think: str | None, predicted: str | None, lexicon: CueLexicon) -> bool:
-    return think is not None and predicted is not None and lexicon.implied_label(think) == predicted

@@ -1,4 +1,4 @@
-"""What differs between two sets of scores of the same responses."""
+"""Compares two sets of scores of the same responses."""
 
 import math
 from collections import Counter
@@ -10,12 +10,12 @@ from statistics import StatisticsError, correlation, fmean
 from lightning_mmrl.types.records import Score
 
 Groups = Sequence[Sequence[Score]]
-"""Scores of G responses for each prompt."""
+"""Scores of the G responses of each prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """One response whose total or validity changed: `old` is `Groups[group][response]`."""
+    """A response whose total or validity changed; `group` and `response` are its indices in `Groups`."""
 
     group: int
     response: int
@@ -24,7 +24,7 @@ class Change:
 
     @property
     def size(self) -> float:
-        """How much the total changed; infinite if a verifier failed on one side only."""
+        """Absolute change of the total; infinite if the score is invalid on one side."""
         return abs(self.new.total - self.old.total) if self.old.valid and self.new.valid else math.inf
 
 
@@ -32,9 +32,9 @@ class Change:
 class ComponentChange:
     """One reward component before and after.
 
-    A mean is over the valid responses that the component applies to, None without any. `num_up`, `num_down` and
-    `correlation` (Pearson's, None for a constant) are over the responses that both sides score; where a component
-    applies on one side only, the other counts as 0, which is what training adds to the total.
+    The means are over valid responses to which the component applies; None without any. `num_up`, `num_down` and
+    `correlation` (Pearson; None for constant values) are over responses that are valid on both sides. If the component
+    applies on one side only, the other side counts as 0, since that is its part of the total in training.
     """
 
     name: str
@@ -47,11 +47,11 @@ class ComponentChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupSummary:
-    """How much a group-relative algorithm can learn from the scores.
+    """Figures that show how much a group-relative algorithm can learn from the scores.
 
-    `flat` is the fraction of groups without any variance among valid totals: their advantages are zero. `pass_rate` is
-    the mean over groups of the fraction of valid responses whose pass component is at least 1. `reasons` counts why
-    responses are invalid.
+    `flat` is the fraction of groups whose valid totals are all equal, so that their advantages are zero. `pass_rate` is
+    the mean over groups of the fraction of valid responses whose pass component is at least 1. `reasons` counts the
+    reasons of invalid scores.
     """
 
     flat: float
@@ -62,7 +62,7 @@ class GroupSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rescoring:
-    """The comparison; `changes` are in the order of their size."""
+    """The result of a comparison; `changes` are sorted by size, the largest first."""
 
     num_groups: int
     num_responses: int
@@ -93,7 +93,7 @@ def compare_scores(old: Groups, new: Groups, pass_component: str) -> Rescoring:
 
 
 def same(first: float, second: float) -> bool:
-    """Equal up to float32, in which training keeps rewards.
+    """Whether two rewards are equal in float32, the type that training uses for rewards.
 
     >>> same(0.1, 0.10000000149011612)
     True
@@ -131,16 +131,13 @@ def _summary(groups: Groups, pass_component: str) -> GroupSummary:
         for group in valid
         if any(pass_component in score.components for score in group)
     ]
+    totals = [[score.total for score in group] for group in valid]
     return GroupSummary(
-        flat=fmean(_is_flat([score.total for score in group]) for group in valid),
+        flat=fmean(not group or same(min(group), max(group)) for group in totals),
         pass_rate=_mean(rates),
         num_invalid=len(invalid),
         reasons=Counter(score.reason or "no reason was recorded" for score in invalid),
     )
-
-
-def _is_flat(totals: Sequence[float]) -> bool:
-    return not totals or same(min(totals), max(totals))
 
 
 def _mean(values: Sequence[float]) -> float | None:

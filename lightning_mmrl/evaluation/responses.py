@@ -1,4 +1,4 @@
-"""Lengths and reflection phrases of responses: figures to watch, not rewards; no torch."""
+"""Statistics of responses to watch in training: lengths and reflection phrases; they are no rewards."""
 
 import math
 import re
@@ -13,12 +13,12 @@ REFLECTION_PHRASES = (
     *("re-evaluate", "reevaluate", "re-check", "recheck", "double-check", "on second thought", "i made a mistake"),
     *("that is not right", "that's not right", "alternatively", "reconsider", "let me reconsider"),
 )
-"""English phrases of doubt and checking; their rate rises without accuracy rising (arXiv:2505.22334)."""
+"""English phrases of doubt and checking; their rate can rise while accuracy does not (arXiv:2505.22334)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResponseStats:
-    """Figures of N responses: tokens on average and at the 95th percentile, and shares of all responses."""
+    """Statistics of N responses: mean and 95th percentile of the number of tokens, and shares of all responses."""
 
     num_responses: int
     length_mean: float
@@ -30,7 +30,7 @@ class ResponseStats:
 def response_stats(
     completions: Sequence[Completion], phrases: Sequence[str] = REFLECTION_PHRASES
 ) -> ResponseStats | None:
-    """The figures of some completions, such as those of a rollout table; None without any.
+    """Computes the statistics of completions, for example of a rollout table; None without completions.
 
     The percentile is the smallest length that at least 95 % of the responses do not exceed.
 
@@ -52,7 +52,7 @@ def response_stats(
 
 
 def reflection_rate(texts: Iterable[str], phrases: Sequence[str] = REFLECTION_PHRASES) -> float:
-    """The share of texts that hold at least one of the phrases as whole words, in any case; 0 without texts.
+    """The share of texts with at least one of the phrases as whole words, in any case; 0 without texts.
 
     >>> reflection_rate(["Wait, no.", "She is waiting."])
     0.5

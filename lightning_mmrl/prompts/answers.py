@@ -1,9 +1,9 @@
-r"""How every judge reads an answer: one normalization, one grammar of bare statements, one list of words that doubt.
+r"""Shared reading of answers by all rewards: normalization, the grammar of bare statements, and words of doubt.
 
 An answer names something either by itself (`B`) or in a bare statement (`The answer is B.`). The grammar of a
-statement is a list of words that may stand around the one thing it names. A word outside of the list, such as a
-negation, is never skipped, so that `The answer is not B` names nothing. Everything here is linear in the text, or in
-the text times the few words of an opening.
+statement is a list of words that may stand around the thing that it names. A word outside the list, such as a
+negation, is never skipped, so that `The answer is not B` names nothing. All functions here take time linear in the
+text, or in the text times the few words of its opening.
 """
 
 import json
@@ -12,6 +12,16 @@ import unicodedata
 from collections.abc import Iterator
 
 from lightning_mmrl.types.records import Sample
+
+
+def word_set(words: str) -> frozenset[str]:
+    """The words of a text as a set.
+
+    >>> sorted(word_set("not never"))
+    ['never', 'not']
+    """
+    return frozenset(words.split())
+
 
 QUOTES = "\"'"
 _FRACTION_SLASH = "\u2044"
@@ -32,7 +42,7 @@ _SUPERSCRIPTS = str.maketrans(
 _RAISED = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u207b]+")
 _FRACTION = re.compile("([0-9]?)([\u00bc-\u00be\u2150-\u215e])")
 
-# Linear in the text: what a repetition passes cannot hold the character that ends it.
+# Linear in the text, since no repetition can match the character that ends it.
 _MARKUP = re.compile(r"<(b|strong|i|em|u|code)>([^<>]*)</\1>", re.IGNORECASE)
 _HEADING = re.compile(r"^#{1,6} ")
 _BACKTICKS = re.compile(r"(?<!`)`+([^`]+)`+")
@@ -45,12 +55,12 @@ _WRAPPER = re.compile(
 _LATEX_SPACE = re.compile(r"\\(?:[ ,;:!]|quad\b|qquad\b|left\b|right\b)|~(?=[\\\w])|\\[()\[\]]")
 
 NEGATIVE_PICTURES = "\u274c\u274e\u2715\u2716\u2717\u2718\u26d4\U0001f6ab\U0001f44e\U0001f645\U0001f914\U0001f937"
-"""Pictures that deny or doubt: a cross, a thumb down, a shrug."""
+"""Pictures that deny or doubt, such as a cross, a thumb down or a shrug."""
 _JOINERS = "\ufe0f\u200d\u20e3"
 
 
 def question_of(sample: Sample) -> str:
-    """The user's part of a sample, all turns together.
+    """The text of all user turns of a sample.
 
     >>> from lightning_mmrl.types.records import Message
     >>> question_of(Sample(id="q1", messages=(Message(role="user", content="How many apples?"),)))
@@ -60,16 +70,17 @@ def question_of(sample: Sample) -> str:
 
 
 def typeset(text: str) -> str:
-    """Text without typography: one form for every kind of dash, quote, full stop, digit, width and emphasis.
+    """Normalizes typography: one form for every kind of dash, quote, full stop, digit, width and emphasis.
 
-    NFKC, but a superscript stays a power and a fraction one number; whitespace collapsed; headings, Markdown and HTML
-    emphasis and decorative pictures at both ends removed. Invisible and look-alike characters stay, and so do pictures
-    that deny.
+    This is NFKC, but a superscript stays a power and a fraction one number. Whitespace is collapsed. Headings, Markdown
+    and HTML emphasis, and decorative pictures at both ends are removed. Invisible and look-alike characters and
+    pictures that deny stay.
 
     >>> typeset("**\uff22\u3002**"), typeset("\u22125 m\u00b2"), typeset("2\u00bd"), typeset("`happy` \U0001f60a")
     ('B.', '-5 m^2', '2 1/2', 'happy')
     """
-    text = _RAISED.sub(_power, _FRACTION.sub(_number, text))
+    text = _FRACTION.sub(lambda found: f"{found[1]} {unicodedata.normalize('NFKC', found[2])}".lstrip(), text)
+    text = _RAISED.sub(_power, text)
     text = " ".join(unicodedata.normalize("NFKC", text).translate(_TYPOGRAPHY).split())
     text = _HEADING.sub("", _BACKTICKS.sub(r"\1", _MARKUP.sub(r"\2", text)))
     return _without_pictures(_UNDERSCORES.sub(r"\1", _STARS.sub(r"\1", text)).strip())
@@ -78,10 +89,6 @@ def typeset(text: str) -> str:
 def _power(found: re.Match[str]) -> str:
     digits = found[0].translate(_SUPERSCRIPTS)
     return f"^{digits}" if len(digits) == 1 else f"^{{{digits}}}"
-
-
-def _number(found: re.Match[str]) -> str:
-    return f"{found[1]}{' ' if found[1] else ''}{unicodedata.normalize('NFKC', found[2])}"
 
 
 def _without_pictures(text: str) -> str:
@@ -100,7 +107,7 @@ def _is_picture(character: str) -> bool:
 
 
 def without_latex(text: str) -> str:
-    r"""Text without the wrappers of LaTeX: math delimiters, boxes and fonts; formulas themselves stay as they are.
+    r"""Removes LaTeX wrappers (math delimiters, boxes and fonts), and leaves the formulas in them unchanged.
 
     >>> without_latex(r"The answer is $\boxed{\textbf{(B)}\ 75}$"), without_latex("$5 or $10"), without_latex(r"\neg B")
     ('The answer is (B) 75', '$5 or $10', '\\neg B')
@@ -108,13 +115,13 @@ def without_latex(text: str) -> str:
     if "$" in text:
         text = _DOLLARS.sub(lambda found: f" {found[1] or found[2]} ", text)
     if "\\" in text:
-        # A power belongs to what stands before it, also where that was wrapped: \text{ m}^2.
+        # A power belongs to the text before it, also if that was wrapped: \text{ m}^2.
         text = _LATEX_SPACE.sub(" ", _unwrapped(text)).replace("  ", " ").replace(" ^", "^")
     return " ".join(text.split())
 
 
 def _unwrapped(text: str) -> str:
-    """Drops each wrapper's command with its two braces; as it is where braces do not match."""
+    """Removes the command and the braces of each wrapper; returns the text unchanged if braces do not match."""
     pieces, position = [], 0
     open_wrappers: list[bool] = []
     for found in _WRAPPER.finditer(text):
@@ -131,7 +138,7 @@ def _unwrapped(text: str) -> str:
 
 
 def bare(answer: str) -> str:
-    """An answer without typography, LaTeX wrappers, bullet, quotes and full stops around it, or out of its JSON object.
+    """An answer without typography, LaTeX wrappers, a JSON object around it, a bullet, outer quotes and full stops.
 
     >>> bare('- "Option B."'), bare('{"answer": "C"}'), bare("B?")
     ('Option B', 'C', 'B?')
@@ -151,19 +158,19 @@ def bare(answer: str) -> str:
 
 
 def _is_bullet(text: str, start: int) -> bool:
-    """True for a dash, star or dot before a word; before a number a dash is its sign."""
+    """True for a dash, star or dot before a word; a dash before a number is its sign."""
     return (
         text[start] in "-*\u2022" and text[start + 1 : start + 2] == " " and not text[start + 2 : start + 3].isdigit()
     )
 
 
 def _json_value(text: str) -> str:
-    """The value of a JSON object with one key, whose words are those of a statement; else the text itself."""
+    """The value of a JSON object with a single key made of statement words; any other text unchanged."""
     if not (text.startswith("{") and text.endswith("}") and '"' in text):
         return text
     try:
         found = json.loads(text)
-    except (ValueError, RecursionError):  # not JSON: an answer like any other
+    except (ValueError, RecursionError):  # it is no JSON, but an ordinary answer
         return text
     if not isinstance(found, dict) or len(found) != 1:
         return text
@@ -172,56 +179,41 @@ def _json_value(text: str) -> str:
     return str(value) if named and isinstance(value, str | int | float) and not isinstance(value, bool) else text
 
 
-STATEMENT_WORDS = frozenset(
-    (
-        *("the", "this", "that", "it", "its", "it's", "that's", "here", "my", "our", "i", "i'm", "we", "he", "he's"),
-        *("she", "she's", "they", "they're", "so", "thus", "hence", "therefore", "then", "finally", "overall"),
-        *("clearly", "definitely", "certainly", "surely", "obviously", "simply", "just", "only", "both", "am", "is"),
-        *("are", "was", "be", "to", "of", "in", "for", "on", "by", "with", "from", "certain", "sure", "confident"),
-        *("answer", "answers", "ans", "option", "choice", "letter", "result", "solution", "solutions", "conclusion"),
-        *("response", "prediction", "label", "labels", "class", "category", "emotion", "emotions", "feeling"),
-        *("feelings", "mood", "moods", "expression", "expressions", "sentiment", "state", "tone", "facial"),
-        *("vocal", "emotional", "voice", "face"),
-        *("speaker", "person", "man", "woman", "boy", "girl", "child", "character", "subject", "individual"),
-        *("guy", "lady", "actor", "actress", "people", "video", "clip", "image", "picture", "scene", "audio"),
-        *("recording", "question", "final", "correct", "right", "best", "true", "predicted", "detected"),
-        *("dominant", "main", "primary", "expressed", "displayed", "shown", "conveyed", "portrayed", "depicted"),
-        *("pick", "choose", "select", "go", "feel", "feels", "look", "looks", "sound", "sounds", "express"),
-        *("expresses", "expressing", "show", "shows", "showing", "display", "displays", "displaying", "think"),
-        *("believe", "say", "conclude", "la", "el", "respuesta", "correcta", "es", "opci\u00f3n", "die", "das"),
-        *("richtige", "antwort", "ist", "lautet", "r\u00e9ponse", "bonne", "est", "resposta", "correta", "\u00e9"),
-        *("risposta", "corretta", "\u00e8", "\u043e\u0442\u0432\u0435\u0442"),
-    )
+STATEMENT_WORDS = word_set(
+    "the this that it its it's that's here my our i i'm we he he's she she's they they're so thus hence therefore "
+    "then finally overall clearly definitely certainly surely obviously simply just only both am is are was be to "
+    "of in for on by with from certain sure confident answer answers ans option choice letter result solution "
+    "solutions conclusion response prediction label labels class category emotion emotions feeling feelings mood "
+    "moods expression expressions sentiment state tone facial vocal emotional voice face speaker person man woman "
+    "boy girl child character subject individual guy lady actor actress people video clip image picture scene "
+    "audio recording question final correct right best true predicted detected dominant main primary expressed "
+    "displayed shown conveyed portrayed depicted pick choose select go feel feels look looks sound sounds express "
+    "expresses expressing show shows showing display displays displaying think believe say conclude la el "
+    "respuesta correcta es opci\u00f3n die das richtige antwort ist lautet r\u00e9ponse bonne est resposta "
+    "correta \u00e9 risposta corretta \u00e8 \u043e\u0442\u0432\u0435\u0442"
 )
-"""Words that may stand around the one thing that a bare statement names. None of them denies, doubts or counts."""
-_NEVER_FIRST = frozenset(
-    ("is", "are", "was", "be", "am", "to", "of", "in", "for", "on", "by", "with", "from", "est", "es")
-)
-"""A statement that began with one of these would be a question or a part of a sentence."""
+"""Words that may stand around the thing that a bare statement names; none of them denies, doubts or counts."""
+_NEVER_FIRST = word_set("is are was be am to of in for on by with from est es")
+"""Words that cannot begin a statement, since they would begin a question or a fragment."""
 _CHINESE = (
     *("\u6700\u7ec8", "\u6b63\u786e", "\u7b54\u6848", "\u9009\u9879", "\u9009\u62e9", "\u60c5\u7eea", "\u60c5\u611f"),
     *("\u8868\u60c5", "\u6807\u7b7e", "\u56e0\u6b64", "\u6240\u4ee5", "\u611f\u5230", "\u611f\u89c9", "\u8fd9\u4e2a"),
     *("\u8bf4\u8bdd", "\u89c6\u9891", "\u4e2d", "\u4eba", "\u4ed6", "\u5979", "\u8005", "\u5e94", "\u6545", "\u9009"),
     *("\u662f", "\u4e3a", "\u7684", "\u8be5", "\u6211", "\u5f88"),
 )
-"""final, correct, answer, option, emotion, label, therefore, feels, person, is and the like."""
+"""Chinese statement words: final, correct, answer, option, emotion, label, therefore, feels, person, is, and more."""
 _CHINESE_WORDS = re.compile(f"(?:{'|'.join(_CHINESE)})+")
-_CLOSING_WORDS = frozenset(
-    (
-        *("the", "my", "a", "final", "correct", "right", "best", "true", "answer", "option", "choice", "letter"),
-        *("result", "solution", "label", "emotion", "feeling", "one", "shown", "expressed", "here"),
-    )
+_CLOSING_WORDS = word_set(
+    "the my a final correct right best true answer option choice letter result solution label emotion feeling one "
+    "shown expressed here"
 )
 _CERTAINLY = re.compile(r"\b(?:without (?:a |any )?doubt|no doubt|beyond doubt)\b", re.IGNORECASE)
 _WORD = re.compile(r"[A-Za-z\u00c0-\u024f\u0400-\u04ff]+(?:'[A-Za-z]+)?")
 _LINK = re.compile(r"[ \"]*(?:(?:->|=>|[:=,.]) *)*")
-LEAD_INS = frozenset(
-    (
-        *("based", "looking", "according", "given", "judging", "considering", "because", "since", "as", "after"),
-        *("from", "in", "by", "with", "on", "for", "listening", "watching"),
-    )
+LEAD_INS = word_set(
+    "based looking according given judging considering because since as after from in by with on for listening watching"
 )
-"""Words that a lead-in begins with: `Based on the picture, it is B`."""
+"""First words of a lead-in: `Based on the picture, it is B`."""
 
 
 def is_statement_word(word: str) -> bool:
@@ -234,10 +226,11 @@ def is_statement_word(word: str) -> bool:
 
 
 def readings(answer: str) -> Iterator[tuple[str, str]]:
-    """The ways to read an answer: pairs of a lead-in, mostly empty, and the text that is left of a statement.
+    """Yields the possible readings of an answer: pairs of a lead-in, which is mostly empty, and the remaining text.
 
-    First the whole answer, then without more and more words of its opening, and without a closing such as "is correct".
-    Whoever reads takes the first that names something, and looks at the lead-in for other candidates.
+    The first reading is the whole answer. Later ones leave out more and more words of its opening, and a closing such
+    as "is correct". The caller uses the first reading that names something, and checks its lead-in for other
+    candidates.
 
     >>> [rest for _, rest in readings("The answer is B.")]
     ['The answer is B', 'answer is B', 'is B', 'B']
@@ -264,7 +257,7 @@ def readings(answer: str) -> Iterator[tuple[str, str]]:
 
 
 def _openings(text: str) -> Iterator[int]:
-    """Where the text begins, and where it begins without its first words."""
+    """Yields the start of the text, and its start without the first word, the first two words, and so on."""
     yield 0
     position = 0
     while position < len(text):
@@ -292,61 +285,28 @@ def _closed(lead: str, rest: str) -> Iterator[tuple[str, str]]:
             yield lead, head
 
 
-NEGATIONS = frozenset(
-    (
-        *("not", "no", "nor", "neither", "never", "none", "nope", "non", "without", "cannot", "except", "excluding"),
-        *("excluded", "exclude", "anything", "everything", "opposite", "rather", "instead", "unlike", "lack", "lacks"),
-        *("lacking", "absence", "absent", "free", "far", "hardly", "barely", "scarcely", "wrong", "false", "incorrect"),
-        *("untrue", "mistaken", "mistake", "eliminate", "rule", "ain't", "isnt", "arent", "dont", "doesnt", "wasnt"),
-        *("nicht", "kein", "keine", "nunca", "jamais", "sans"),
-    )
+NEGATIONS = word_set(
+    "not no nor neither never none nope non without cannot except excluding excluded exclude anything everything "
+    "opposite rather instead unlike lack lacks lacking absence absent free far hardly barely scarcely wrong false "
+    "incorrect untrue mistaken mistake eliminate rule ain't isnt arent dont doesnt wasnt nicht kein keine nunca "
+    "jamais sans"
 )
-GUESSES = frozenset(
-    (
-        *("maybe", "perhaps", "probably", "possibly", "presumably", "apparently", "guess", "guessing", "guessed"),
-        *("unsure", "uncertain", "doubt", "suspect", "suppose", "vielleicht", "quiz\u00e1s"),
-    )
+GUESSES = word_set(
+    "maybe perhaps probably possibly presumably apparently guess guessing guessed unsure uncertain doubt suspect "
+    "suppose vielleicht quiz\u00e1s"
 )
-HEDGES = GUESSES | frozenset(
-    (
-        *(
-            "possible",
-            "likely",
-            "unlikely",
-            "might",
-            "may",
-            "could",
-            "seems",
-            "seem",
-            "appears",
-            "appear",
-            "either",
-            "or",
-        ),
-        *("between", "somewhat", "sort", "kind", "almost", "nearly", "about", "approximately", "approx", "roughly"),
-        *(
-            "around",
-            "circa",
-            "close",
-            "near",
-            "if",
-            "unless",
-            "otherwise",
-            "depends",
-            "depending",
-            "whether",
-            "assuming",
-        ),
-        *("versus", "vs", "oder", "ou", "peut", "ungef\u00e4hr", "etwa", "environ", "unknown", "unclear"),
-    )
+HEDGES = GUESSES | word_set(
+    "possible likely unlikely might may could seems seem appears appear either or between somewhat sort kind "
+    "almost nearly about approximately approx roughly around circa close near if unless otherwise depends "
+    "depending whether assuming versus vs oder ou peut ungef\u00e4hr etwa environ unknown unclear"
 )
 _CHINESE_DOUBTS = "\u4e0d\u6ca1\u975e\u6216\u53ef\u7ea6\u65e0"
-"""Not, has not, non-, or, may, about, without."""
+"""Chinese characters for not, has not, non-, or, may, about, without."""
 _DOUBT_SIGN = re.compile(rf"[?\u00ac\u2260\u2248\u00b1{NEGATIVE_PICTURES}]|!=|~~|\\(?:neg|lnot|not|neq|approx|sim)\b")
 
 
 def doubts(text: str) -> bool:
-    """True if the text holds a word or a sign of negation, of hedging or of a question.
+    """True if the text has a word or a sign of negation, hedging or a question.
 
     >>> [doubts(text) for text in ("The man is not red", "B?", "isn't it", "it is red")]
     [True, True, True, False]
@@ -356,7 +316,7 @@ def doubts(text: str) -> bool:
 
 
 def has_doubt_sign(text: str) -> bool:
-    r"""True if the text holds a sign of doubt, also as a command of LaTeX or in Chinese.
+    r"""True if the text has a sign of doubt, including LaTeX commands and Chinese characters.
 
     >>> has_doubt_sign("7?"), has_doubt_sign(r"x \neq 7"), has_doubt_sign("not 7")
     (True, True, False)

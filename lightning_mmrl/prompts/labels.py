@@ -1,4 +1,4 @@
-"""Closed-set matcher from a free-text answer to one label, shared by rewards and evaluation."""
+"""Matches a free-text answer to one label of a closed set; shared by rewards and evaluation."""
 
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ DFEW7 = ("happy", "sad", "neutral", "angry", "surprise", "disgust", "fear")
 MAFW11 = (*DFEW7, "contemptuous", "anxious", "helpless", "disappointed")
 RAVDESS8 = ("neutral", "calm", "happy", "sad", "angry", "fear", "disgust", "surprise")
 
-# Words that name the same class. "calm" is a class of its own and is never read as neutral, nor "anxious" as fear.
+# Words of the same class. "calm" is a class of its own and not the same as neutral, nor is "anxious" the same as fear.
 EMOTION_WORDS = (
     ("angry", "anger"),
     ("happy", "happiness", "joy", "joyful"),
@@ -32,15 +32,15 @@ BEFORE_A_NUMBER = "-.,/\\&"
 AFTER_A_NUMBER = "%\u2030/\\-&"
 """Punctuation that is part of a number: -3, .5, 3%, 3-, /3."""
 PATTERN = ".*"
-"""A search pattern, which is no label, whatever stands in it."""
+"""Sign of a search pattern; a text with it is never a label."""
 ROOM = 50
-"""Characters that a statement may have beside the longest label."""
+"""Characters that a statement may have in addition to the longest label."""
 
 
 def emotion_synonyms(labels: Sequence[str]) -> dict[str, str]:
-    """The usual other words for the given labels, each mapped to its label.
+    """Maps the usual synonyms of the given labels to their labels.
 
-    A group of words that holds two of the labels is left out: its other words would be ambiguous.
+    A group of synonyms with two of the labels is left out, because its other words would be ambiguous.
 
     >>> emotion_synonyms(["angry", "joy"])["happiness"]
     'joy'
@@ -57,13 +57,15 @@ def emotion_synonyms(labels: Sequence[str]) -> dict[str, str]:
 class LabelMatcher:
     """Reads an answer as one label of a closed set, or as none.
 
-    The answer must be one label or synonym as `normalized` reads it, by itself or in a bare statement (`The emotion is
-    sad.`, see `readings`). Several labels, a negation, a hedge, a question and any word that a statement does not need
-    match nothing, and neither do more than `max_characters` characters, or than the longest label and 50 if that is
-    more. `synonyms` of None means `emotion_synonyms(labels)`.
+    The answer must be a single label or synonym after normalization (see `normalized`), by itself or in a bare
+    statement (`The emotion is sad.`, see `readings`). An answer matches nothing if it has several labels, a negation, a
+    hedge, a question, or any word that a statement does not need. It also matches nothing if it is longer than
+    `max_characters` and longer than the longest label plus 50 characters. With `synonyms` None,
+    `emotion_synonyms(labels)` are used.
 
     Raises:
-        ConfigError: no label, two labels or synonyms that read the same, or a synonym of an unknown label.
+        ConfigError: There are no labels, two labels or synonyms are equal after normalization, or a synonym has an
+            unknown label.
 
     >>> matcher = LabelMatcher(labels=("angry", "sad"))
     >>> [matcher.match(answer) for answer in (" Anger. ", "She is angry", "angry or sad", "not angry", "angry?")]
@@ -85,33 +87,22 @@ class LabelMatcher:
         longest = max(len(word) for word in (*labels, *synonyms))
         object.__setattr__(self, "_limit", max(self.max_characters, longest + ROOM))
 
-    @classmethod
-    def dfew7(cls) -> "LabelMatcher":
-        """The seven classes of DFEW."""
-        return cls(labels=DFEW7)
-
-    @classmethod
-    def mafw11(cls) -> "LabelMatcher":
-        """The eleven classes of MAFW."""
-        return cls(labels=MAFW11)
-
-    @classmethod
-    def ravdess8(cls) -> "LabelMatcher":
-        """The eight classes of RAVDESS under DFEW's names; calm stays a class of its own."""
-        return cls(labels=RAVDESS8)
-
     def match(self, answer: str) -> str | None:
-        """The label that `answer` names, None if it names none or more than one."""
+        """The label that `answer` names; None if it names none or several."""
         if len(answer) > self._limit:
             return None
         label = self._lookup.get(normalized(answer))
         if label is not None:
             return label
-        found = (self._named(rest) for lead, rest in readings(answer) if not self._in_words(lead))
-        return next((label for label in found if label is not None), None)
+        for lead, rest in readings(answer):
+            if not any(normalized(word) in self._lookup for word in lead.split()):
+                label = self._named(rest)
+                if label is not None:
+                    return label
+        return None
 
     def _named(self, text: str) -> str | None:
-        """The label that a text is, also with the same one once more in brackets: `fearful (fear)`."""
+        """The label that the whole text names, possibly repeated in brackets: `fearful (fear)`."""
         label = self._lookup.get(normalized(text))
         word, opened, again = text.partition(" (")
         if label is None and opened and again.endswith(")"):
@@ -119,15 +110,11 @@ class LabelMatcher:
             return label if label == self._lookup.get(normalized(again)) else None
         return label
 
-    def _in_words(self, lead: str) -> bool:
-        """True if a word of a lead-in is a label by itself."""
-        return any(normalized(word) in self._lookup for word in lead.split())
-
     def truth(self, sample: Sample) -> str:
-        """The label of a sample, whose solution is read like an answer.
+        """The label of a sample; its solution is read like an answer.
 
         Raises:
-            DataError: Its solution is missing or names no label.
+            DataError: The solution is missing or names no label.
         """
         truth = None if sample.solution is None else self.match(sample.solution)
         if truth is None:
@@ -139,9 +126,9 @@ class LabelMatcher:
 
 
 def normalized(text: str) -> str:
-    """Text as labels are compared: without typography, LaTeX wrappers, case and punctuation at both ends.
+    """Normalizes a text for comparing labels: no typography, LaTeX wrappers, case, or punctuation at both ends.
 
-    Characters that change the meaning stay: a question mark, an exclamation mark in front, a sign or percent.
+    Characters that change the meaning stay: a question mark, a leading exclamation mark, a sign of a number, percent.
 
     >>> normalized(' "Angry." '), normalized("**-3.**"), normalized("(3)"), normalized("50 %"), normalized("!sad")
     ('angry', '-3', '3', '50 %', '!sad')
@@ -163,7 +150,7 @@ def normalized(text: str) -> str:
 
 
 def is_blank(text: str) -> bool:
-    """True for a text without a letter, a digit or a symbol, which no answer can be told by.
+    """True for a text without any letter, digit or symbol, so that no answer can name it.
 
     >>> is_blank("?"), is_blank("-- ..."), is_blank("c++")
     (True, True, False)

@@ -1,8 +1,8 @@
 r"""Strict, linear-time scanner of `<think>...</think><answer>...</answer>`.
 
-Model output is hostile text: the usual pattern `<think>.*?</think>\s*<answer>.*?</answer>` takes cubic time on
-repeated tags and accepts nested, duplicated and empty ones (the format reward of HumanMLLM/R1-Omni,
-src/r1-v/src/open_r1/grpo.py). Only `str.count`, `str.find` and one pass over characters are used here.
+Model output must be treated as hostile text. The usual pattern `<think>.*?</think>\s*<answer>.*?</answer>`, as in the
+format reward of HumanMLLM/R1-Omni (src/r1-v/src/open_r1/grpo.py), takes cubic time on repeated tags, and it accepts
+nested, duplicated and empty tags. This module only uses `str.count`, `str.find` and one pass over the characters.
 """
 
 import unicodedata
@@ -12,18 +12,18 @@ THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
 TAGS = (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)
 THOUGHT, ANSWER = "LN", "LNS"
-"""Unicode categories that say something: letters and numbers of any script; as an answer also a symbol."""
+"""Unicode categories with content: letters and numbers of any script, and in an answer also symbols."""
 INVISIBLE = "\u115f\u1160\u3164\uffa0\u2800"
-"""Letters and symbols without a picture: Hangul fillers, a Braille pattern without dots."""
+"""Invisible letters and symbols: Hangul fillers, and the Braille pattern without dots."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScannedAnswer:
-    """What a completion thought and answered, and whether it kept the format.
+    """The thought and the answer of a completion, and whether its format is valid.
 
-    `think` and `answer` have outer whitespace removed. They are filled whenever their pair is unambiguous, also if the
+    `think` and `answer` have no outer whitespace. They are set whenever their pair of tags is unambiguous, even if the
     format is broken elsewhere, so that label accuracy and format are measured separately. `problem` is the first reason
-    why the text is not valid, None if it is.
+    why the text is not valid; None if it is.
     """
 
     think: str | None
@@ -33,14 +33,14 @@ class ScannedAnswer:
 
 
 def scan(text: str) -> ScannedAnswer:
-    """Scans one completion, with any pre-filled tag prepended.
+    """Scans one completion, with any prefill prepended.
 
-    Valid means: each of the four tags exactly once and in order, only whitespace outside of them, at least one letter
-    or digit in the thought and one letter, digit or symbol in the answer: `+` may answer, but is no thought.
-    Tags are matched exactly; `<Think>` is ordinary text.
+    A text is valid if each of the four tags occurs exactly once and in order, only whitespace is outside them, the
+    thought has at least one letter or digit, and the answer has at least one letter, digit or symbol. So `+` can be an
+    answer, but no thought. Tags are matched exactly; `<Think>` is ordinary text.
 
-    `answer` is filled if there is exactly one `<answer>` and one `</answer>`, in order, with no think tag between
-    them, and the pair does not lie inside a thought (no `</think>` comes next after it).
+    `answer` is set if there is exactly one `<answer>` and one `</answer>`, in order, without a think tag between them,
+    and the pair is not inside a thought (the next think tag after it is no `</think>`).
 
     >>> scan("<think>Lowered brows.</think><answer>angry</answer>").answer
     'angry'
@@ -62,7 +62,10 @@ def _problem(text: str) -> str | None:
             return f"missing {tag}" if count == 0 else f"duplicate tag {tag}"
     starts = [text.find(tag) for tag in TAGS]
     if starts != sorted(starts):
-        return _order_problem(*starts)
+        think_open, think_close, answer_open, answer_close = starts
+        paired = think_open < think_close and answer_open < answer_close
+        overlapping = think_open < answer_close and answer_open < think_close
+        return "nested" if paired and overlapping else "wrong order"
     ends = [start + len(tag) for start, tag in zip(starts, TAGS, strict=True)]
     if (text[: starts[0]] + text[ends[1] : starts[2]] + text[ends[3] :]).strip():
         return "text outside tags"
@@ -71,20 +74,13 @@ def _problem(text: str) -> str | None:
     return "empty answer" if _blank(text[ends[2] : starts[3]], ANSWER) else None
 
 
-def _order_problem(think_open: int, think_close: int, answer_open: int, answer_close: int) -> str:
-    """Names the fault of four single tags that are out of order: overlapping pairs are "nested"."""
-    paired = think_open < think_close and answer_open < answer_close
-    overlapping = think_open < answer_close and answer_open < think_close
-    return "nested" if paired and overlapping else "wrong order"
-
-
 def _blank(text: str, content: str) -> bool:
-    """True without any character of these categories: neither dots nor zero-width characters say something."""
+    """True if a text has no visible character of the given Unicode categories, such as a text of dots."""
     return not any(unicodedata.category(each)[0] in content and each not in INVISIBLE for each in text)
 
 
 def _only_pair(text: str, opening: str, closing: str) -> str | None:
-    """The text between two tags that each occur once and in order."""
+    """The text between two tags; None unless each occurs exactly once, in order."""
     if text.count(opening) != 1 or text.count(closing) != 1:
         return None
     start, end = text.find(opening) + len(opening), text.find(closing)

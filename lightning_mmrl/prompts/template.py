@@ -1,4 +1,4 @@
-"""Texts put around a sample's conversation before it reaches the model, and taken off or added after."""
+"""Prompt templates: texts added around a sample's conversation, and checks for media tags and control tokens."""
 
 import re
 from collections.abc import Sequence
@@ -9,15 +9,15 @@ from lightning_mmrl.errors import ConfigError, DataError
 from lightning_mmrl.settings.data import PromptSettings
 from lightning_mmrl.types.records import MediaKind, Message
 
-# One literal per branch and no repetition: linear in the text.
+# Linear in the text, since it has no repetition.
 _MEDIA_TAG = re.compile("<(image|video|audio)>")
 
-# No repetition within another, and bounded. One character, as in <|x|>, is mathematics.
+# Linear in the text, since the repetition is bounded. A single character, as in <|x|>, is mathematics.
 _CONTROL_TOKEN = re.compile(r"<\|[^|<>\s]{2,64}\|>")
 
 
 DEFAULT_QUESTION = "Which emotion?"
-"""The question about a clip if nobody gives another."""
+"""The question about a clip by default."""
 
 
 def media_tags(content: str) -> tuple[MediaKind, ...]:
@@ -30,9 +30,10 @@ def media_tags(content: str) -> tuple[MediaKind, ...]:
 
 
 def control_token(text: str) -> str | None:
-    """The first text such as `<|im_end|>`, which tokenizers read as the end of a turn or as a medium, None without one.
+    """The first control token in a text, such as `<|im_end|>`; None without one.
 
-    No tokenizer is asked: this is the form that the tokens of the families here have.
+    Tokenizers read such a token as the end of a turn or as a medium. It is found by its form, which all model families
+    here share, and not by a tokenizer.
 
     >>> control_token("Which? <|im_end|>"), control_token("Is <|x|> finite?")
     ('<|im_end|>', None)
@@ -42,7 +43,7 @@ def control_token(text: str) -> str | None:
 
 
 def control_token_refusal(token: str) -> str:
-    """Why a text with a control token is refused, and what to write in its place."""
+    """The part of an error message that names a control token, the reason for refusing it, and the fix."""
     return (
         f"the control token {token!r}, which a tokenizer reads as part of the conversation's frame or as a medium; "
         f"remove it, or write it with a space, as '< {token[1:]}', if it is meant as text"
@@ -50,10 +51,10 @@ def control_token_refusal(token: str) -> str:
 
 
 def question_about(kinds: Sequence[MediaKind], question: str) -> str:
-    """A user turn that asks a question about media of these kinds: their tags, then the question.
+    """The text of a user turn that asks a question about media of these kinds: their tags, then the question.
 
     Raises:
-        ConfigError: The question holds a media tag or a control token of its own.
+        ConfigError: The question has a media tag or a control token.
 
     >>> question_about(["video", "audio"], "Which emotion?")
     '<video><audio>Which emotion?'
@@ -69,13 +70,13 @@ def question_about(kinds: Sequence[MediaKind], question: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class PromptTemplate:
-    r"""A system turn, a suffix of the last user turn and a pre-filled opening of the assistant turn.
+    r"""A system turn, a suffix for the last user turn, and a prefill (the given start of the assistant turn).
 
-    The R1-Omni prompt (arXiv:2503.05379) is the suffix "\nOutput the thinking process in <think> </think> and final
-    emotion in <answer> </answer> tags." with neither system turn nor prefill.
+    The R1-Omni prompt (arXiv:2503.05379) has the suffix "\nOutput the thinking process in <think> </think> and final
+    emotion in <answer> </answer> tags.", no system turn and no prefill.
 
     Raises:
-        ConfigError: one of the texts holds a control token, or a media tag, which no media file would back.
+        ConfigError: One of the texts has a control token, or a media tag, for which there would be no media file.
 
     >>> template = PromptTemplate(PromptSettings(suffix=" Think first.", prefill="<think>"))
     >>> template.apply((Message(role="user", content="Which emotion?"),))[-1].content
@@ -96,10 +97,10 @@ class PromptTemplate:
                 raise ConfigError(f"prompt.{name} holds {control_token_refusal(token)}")
 
     def apply(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
-        """The prompt as the chat template gets it: every turn kept, a system turn only added where there is none.
+        """The turns for the chat template: all given turns, and the system turn if they have none.
 
         Raises:
-            DataError: there is no user turn, or the last turn is not the user's.
+            DataError: There is no user turn, or the last turn is not the user's.
         """
         if not any(message.role == "user" for message in messages):
             raise DataError("a prompt has no user turn; add one")
@@ -114,16 +115,18 @@ class PromptTemplate:
         return (Message(role="system", content=self.settings.system), *prompt)
 
     def complete(self, text: str) -> str:
-        """Sampled text with the prefill prepended: what rewards and evaluation see."""
+        """Prepends the prefill to a sampled text, for rewards and evaluation."""
         return self.settings.prefill + text
 
     def split_target(self, messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], str | None]:
-        """Splits a trailing assistant turn off as the target, without the prefill, which the prompt already holds.
+        """Splits off a final assistant turn as the target, without the prefill, which is part of the prompt.
 
-        Returns the turns of the prompt (not yet applied) and None as target if the last turn is not the assistant's.
+        Returns:
+            The turns of the prompt, to which the template is not applied yet, and the target; None as the target if the
+            last turn is not the assistant's.
 
         Raises:
-            DataError: the assistant turn does not start with the prefill.
+            DataError: The assistant turn does not start with the prefill.
         """
         if not messages or messages[-1].role != "assistant":
             return messages, None

@@ -1,4 +1,4 @@
-"""Emotion wheels: which words of an open vocabulary mean the same, from a user's file or a small built-in one."""
+"""Emotion wheels: they group words of similar meaning, from a user's file or a small built-in list."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,17 +24,17 @@ BUILT_IN: Mapping[str, str] = {
     "calm": "calm neutral relaxed peaceful composed serene indifferent",
     "confusion": "confused confusion puzzled doubtful hesitant uncertain bewildered",
 }
-"""Group to its words; a start of our own, for an open vocabulary bring a file."""
+"""Maps each group to its words. This list is our own and small; a large vocabulary needs a file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wheel:
-    """The groups of emotion words: words of the same groups count as the same emotion.
+    """Maps emotion words to their groups; words with the same groups count as the same emotion.
 
     Words are compared like labels (`normalized`).
 
     Raises:
-        ConfigError: there are no words, or one of them is blank or has no group.
+        ConfigError: There are no words, or a word is blank or has no group.
 
     >>> wheel = Wheel(groups={"ecstatic": ["joy"], "bittersweet": ["joy", "sadness"]})
     >>> sorted(wheel.groups_of("Bittersweet!")), wheel.groups_of("bored")
@@ -56,10 +56,10 @@ class Wheel:
 
     @classmethod
     def read(cls, path: str | Path) -> "Wheel":
-        """A wheel from a YAML or JSON file that maps each label to its group or a list of its groups.
+        """Reads a YAML or JSON file that maps each label to its group or a list of its groups.
 
         Raises:
-            ConfigError: It cannot be read, or an entry cannot be used; with file, line or key, value and fix.
+            ConfigError: The file cannot be read or an entry is unusable; the message names line or key, value and fix.
         """
         path = Path(path)
         entries = _entries(path)
@@ -69,12 +69,12 @@ class Wheel:
         return cls(groups={word: groups for word, groups, _ in entries})
 
     def groups_of(self, word: str) -> frozenset[str]:
-        """The groups of a word, none for one that the wheel does not have."""
+        """The groups of a word; empty for a word that is not on the wheel."""
         return self._of.get(normalized(word), frozenset())
 
 
 def _checked(entries: Iterable[tuple[str, Any, str]]) -> dict[str, frozenset[str]]:
-    """Groups by comparable word; an entry is the word, its groups and where it stands."""
+    """Maps normalized words to their groups; an entry is a word, its groups and its place in the file."""
     found: dict[str, frozenset[str]] = {}
     places: dict[str, str] = {}
     for word, groups, place in entries:
@@ -118,7 +118,7 @@ def _from_json(text: str, path: Path) -> list[tuple[str, Any, str]]:
 
 
 def _from_yaml(text: str, path: Path) -> list[tuple[str, Any, str]]:
-    """Read as nodes: they know their lines, keep duplicate keys, and leave words such as `no` as they are."""
+    """Reads YAML nodes, since these have line numbers, keep duplicate keys, and leave words such as `no` unchanged."""
     place = f"wheel {path}"
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -141,7 +141,7 @@ def _from_yaml(text: str, path: Path) -> list[tuple[str, Any, str]]:
 
 
 def _plain(node: yaml.Node) -> Any:
-    """The text of a scalar, the texts of a sequence; None for anything else, which is refused."""
+    """The text of a scalar or the texts of a sequence; None for any other node, which is refused later."""
     if isinstance(node, yaml.SequenceNode):
         return [_plain(each) if isinstance(each, yaml.ScalarNode) else None for each in node.value]
     return node.value if isinstance(node, yaml.ScalarNode) else None

@@ -1,4 +1,4 @@
-r"""Accuracy reward for multiple choice: the answer names the right letter."""
+"""Accuracy reward for multiple choice: the answer names the right letter."""
 
 import re
 from dataclasses import dataclass
@@ -12,14 +12,15 @@ from lightning_mmrl.prompts.answers import (
     question_of,
     readings,
     typeset,
+    word_set,
 )
 from lightning_mmrl.prompts.scanner import scan
 from lightning_mmrl.types.records import Completion, Sample
 
-# No two neighboring repetitions share a character: linear in the text.
+# Linear in the text, since no two adjacent repetitions share a character.
 _LETTER = re.compile(r"[(\[\"']* ?([A-Za-z]) ?[)\]\"']*")
 _LEADING = re.compile(r"(?:[(\[] ?([A-Za-z]) ?[)\]]|([A-Za-z]) ?[).:](?!\.))[.:,]? ?(?=\S)")
-# With a comma a letter may begin a list: no other letter may stand alone in what follows, but for "A" and "I" as words.
+# A letter before a comma may begin a list of letters, so no other single letter may follow but the words "A" and "I".
 _COMMA = re.compile(r"([A-Z]), ?(?=\S)(?!.*(?<![A-Za-z'])(?:A(?! [a-z])|[B-HJ-Z])(?![A-Za-z']))")
 _DASHED = re.compile(r"([A-Z]) (?:-+|=) (?=\S)")
 _BRACKETED = re.compile(r"([A-Z]) \((?=.*\)$)")
@@ -37,63 +38,42 @@ _CROSSED = re.compile(rf"[?{NEGATIVE_PICTURES}]|~~")
 _FIRST = re.compile(r"[(\[\"']*([A-Z])(?![A-Za-z0-9'\u00b0+#])(?!,| [a-z&])")
 _ALONE = re.compile(r"(?<![A-Za-z'])([A-Z])(?![A-Za-z'])(?! [a-z])")
 _WORD = re.compile(r"[A-Za-z]+(?:'[A-Za-z]+)?|[0-9]+")
-_ABOUT_THE_LETTER = frozenset(
-    (
-        *(
-            "is",
-            "isn't",
-            "was",
-            "wasn't",
-            "cannot",
-            "can't",
-            "can",
-            "could",
-            "couldn't",
-            "might",
-            "may",
-            "would",
-            "seems",
-        ),
-        *("looks", "must", "should", "does", "doesn't", "has", "will", "won't"),
-    )
+_ABOUT_THE_LETTER = word_set(
+    "is isn't was wasn't cannot can't can could couldn't might may would seems looks must should does doesn't has "
+    "will won't"
 )
-_JUDGED_WRONG = frozenset(("wrong", "incorrect", "false", "untrue", "mistaken"))
-_REJECTIONS = _JUDGED_WRONG - {"false"} | frozenset(
-    (
-        *("no", "nope", "nah", "not", "never", "none", "neither", "eliminated", "ruled", "rejected", "discarded"),
-        *("dismissed", "excluded", "crossed", "struck", "removed", "disproved", "impossible"),
-    )
+_JUDGED_WRONG = word_set("wrong incorrect false untrue mistaken")
+_REJECTIONS = _JUDGED_WRONG - {"false"} | word_set(
+    "no nope nah not never none neither eliminated ruled rejected discarded dismissed excluded crossed struck "
+    "removed disproved impossible"
 )
-_POINTERS = frozenset(("this", "that", "it", "it's", "that's", "option", "choice", "answer", "letter", "candidate"))
-"""With a rejection they speak of the letter, not for an option: `Not this one`."""
-_REMARKING = frozenset(
-    (
-        *("out", "off", "is", "was", "be", "been", "has", "can", "should", "must", "by", "the", "a", "one", "i", "we"),
-        *("as", "already", "definitely", "clearly", "certainly", "obviously", "correct", "right", "true", "possible"),
-        *("so", "therefore", "of", "process", "elimination", "my", "first", "final"),
-    )
+_POINTERS = word_set("this that it it's that's option choice answer letter candidate")
+"""Together with a rejection, these words refer to the letter and are no text of an option: `Not this one`."""
+_REMARKING = word_set(
+    "out off is was be been has can should must by the a one i we as already definitely clearly certainly "
+    "obviously correct right true possible so therefore of process elimination my first final"
 )
-_FILLING = frozenset(
-    ("i", "i'm", "i'd", "am", "think", "it", "is", "the", "a", "not", "sure", "so", "be", "would", "my")
-)
+_FILLING = word_set("i i'm i'd am think it is the a not sure so be would my")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChoiceAnswer:
     r"""1.0 if the `<answer>` names the letter of the sample's solution and no other, else 0.0.
 
-    Read as a letter are `B`, `b`, `(B)`, `B.`, `**B**`, `\boxed{B}`, `$B$`, a letter with the text of its option or a
-    short reason (`B) a red car`, `B, because it is red`), and each of them in a bare statement (`The answer is B.`, see
-    `readings`). Several letters, a letter that is denied, doubted or asked about and a text that names another choice
-    are none. An option's own text may deny or list (`D) None of the above`). The solution is read in the same way.
+    These are read as a letter: `B`, `b`, `(B)`, `B.`, `**B**`, `\boxed{B}`, `$B$`, and a letter with the text of its
+    option or a short reason (`B) a red car`, `B, because it is red`). Each may be part of a bare statement (`The answer
+    is B.`, see `readings`). These name no letter: several letters, a letter that is denied, doubted or followed by a
+    question mark, and a text that names another choice. The text of an option may itself deny or list (`D) None of the
+    above`). The solution is read in the same way.
 
-    A remark that rejects the letter is no text of an option: a rejection in lower case (`B) no`, `B) ruled out`), and
-    one that points at the letter (`B) Not this one`). Where the question or the solution has it after that letter (`A)
-    yes B) no`), it is the option's text. A capitalized rejection alone (`B. No.`, `B) Eliminated`) reads as an option's
-    text and pays.
+    A remark that rejects the letter is not taken for the text of an option. Such a remark is in lower case (`B) no`,
+    `B) ruled out`) or refers to the letter (`B) Not this one`). If the question or the solution has the same words
+    after that letter (`A) yes B) no`), they are the option's text. A capitalized rejection without a reference (`B.
+    No.`, `B) Eliminated`) is read as an option's text and earns the reward.
 
-    **Deviations** from the letter that VisualThinker-R1-Zero (the last one, arXiv:2503.05132) and MM-EUREKA (the only
-    one, arXiv:2503.07365) fall back to: the words around it are an allow-list, so that no list or negation pays.
+    **Deviations**: VisualThinker-R1-Zero (arXiv:2503.05132) falls back to the last letter of a text, and MM-EUREKA
+    (arXiv:2503.07365) to the only one. Here the words around the letter must be on an allow-list, so that no list or
+    negation earns the reward.
 
     >>> reward = ChoiceAnswer()
     >>> sample = Sample(id="q1", messages=(), solution="B")
@@ -115,7 +95,7 @@ class ChoiceAnswer:
             raise ConfigError(f"choices is {choices!r}; it must name each letter once")
 
     def read(self, answer: str, options: str = "") -> str | None:
-        r"""The letter that an answer names, None if it names none or more than one.
+        r"""The letter that an answer names; None if it names none or several.
 
         `options` is a text that lists the options, such as the question.
 
@@ -135,7 +115,7 @@ class ChoiceAnswer:
         return None
 
     def _named(self, text: str) -> tuple[str, str] | None:
-        """The letter that a text begins with, and the text of its option; None if it begins with none."""
+        """The letter at the start of a text, and the text of its option after it; None without such a letter."""
         whole = _LETTER.fullmatch(text)
         if whole is not None:
             return self._choice(whole[1], "")
@@ -143,9 +123,12 @@ class ChoiceAnswer:
             found = pattern.match(text)
             if found is not None:
                 letter, rest = next(each for each in found.groups() if each), text[found.end() :].strip(" .")
-                remark = pattern in (_REASONED, _BRACKETED, _COMMA)
-                if remark and (self._others(_ALONE, rest, letter) or _is_doubtful(rest, pattern is _REASONED)):
-                    return None
+                if pattern in (_REASONED, _BRACKETED, _COMMA):
+                    # A reason may deny and compare, but not guess; any other remark may show no doubt at all.
+                    guesses = any(word.casefold() in GUESSES for word in _WORD.findall(rest))
+                    is_doubtful = guesses if pattern is _REASONED else doubts(rest)
+                    if is_doubtful or self._others(_ALONE, rest, letter):
+                        return None
                 return self._choice(letter, rest)
         return None
 
@@ -158,7 +141,7 @@ class ChoiceAnswer:
         return [each for each in found if each.upper() in self.choices and each.upper() != letter.upper()]
 
     def _is_about(self, letter: str, text: str) -> bool:
-        """True if a text may follow a letter: an option or a reason that neither denies it nor names another choice."""
+        """True if the text after a letter is an option or a reason, and neither denies it nor names another choice."""
         alone = _LETTER.fullmatch(text)
         if alone is not None:
             return alone[1].upper() == letter or alone[1].upper() not in self.choices
@@ -176,7 +159,7 @@ class ChoiceAnswer:
         return not self._others(_MARKED, text, letter) and not self._mentions_another(text, letter)
 
     def _mentions_another(self, text: str, letter: str) -> bool:
-        """True if a word such as "or" leads to another choice, unless the text of the option is a list of letters."""
+        """True if another choice follows a word such as "or", unless the option's text is a list of letters."""
         for found in _MENTIONED.finditer(text):
             before = text[: found.start()].rstrip(" ,")
             listed = before[-1:].isupper() and not before[-2:-1].isalpha()
@@ -188,7 +171,7 @@ class ChoiceAnswer:
         """Scores one completion.
 
         Raises:
-            RewardError: The sample's own solution is missing or names no choice.
+            RewardError: The sample's solution is missing or names no choice.
         """
         truth = None if sample.solution is None else self.read(sample.solution, sample.solution)
         if truth is None:
@@ -201,14 +184,8 @@ class ChoiceAnswer:
         return 1.0 if answer is not None and self.read(answer, options) == truth else 0.0
 
 
-def _is_doubtful(remark: str, is_reason: bool) -> bool:
-    """True for a reason that guesses, and for any other remark with any doubt: a reason may deny and compare."""
-    guesses = any(word.casefold() in GUESSES for word in _WORD.findall(remark))
-    return guesses if is_reason else doubts(remark)
-
-
 def _denies(text: str, words: list[str]) -> bool:
-    """True if a text judges the letter before it: "wrong", "is wrong", "isn't it".
+    """True if a text denies the letter before it: "wrong", "is wrong", "isn't it".
 
     "False" and "Cannot be determined" are texts of options.
     """
@@ -219,7 +196,7 @@ def _denies(text: str, words: list[str]) -> bool:
 
 
 def _rejects(text: str) -> bool:
-    """True for a remark that only rejects: in lower case, or with a word that points at the letter.
+    """True for a remark that only rejects the letter: in lower case, or with a word that refers to the letter.
 
     "No one" is a text of an option.
     """
@@ -231,6 +208,6 @@ def _rejects(text: str) -> bool:
 
 
 def _lists(options: str, letter: str, text: str) -> bool:
-    """True if a text stands after its letter among the options."""
+    """True if the options contain the text directly after the letter."""
     option = rf"(?<![A-Za-z]){letter}[).:,\] -]{{1,4}}{re.escape(text)}(?![A-Za-z])"
     return re.search(option, typeset(options), re.IGNORECASE) is not None

@@ -1,4 +1,4 @@
-"""Several rewards as one score."""
+"""Combines several rewards into one score."""
 
 import difflib
 import math
@@ -15,14 +15,13 @@ from lightning_mmrl.workers.serving import announce
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightedReward:
-    """Weighted sum of named rewards: total = sum over the components that apply of weight * value.
+    """Weighted sum of named rewards: total = sum of weight * value over the components that apply.
 
-    A component that returns None does not apply and is left out; weights are not renormalized. A weight of 0 only
-    records it. Each component keeps its unweighted value in `Score.components`.
+    A component that returns None does not apply to the sample and is left out; the other weights are not rescaled. A
+    component with weight 0 is only recorded. `Score.components` has the unweighted value of each component.
 
     Raises:
-        ConfigError: no components, weights for other names than `components`, or a weight that is not a finite
-            number.
+        ConfigError: There are no components, the weights have other names, or a weight is not a finite number.
 
     >>> def short(sample, completion):
     ...     return float(completion.num_tokens < 8)
@@ -48,7 +47,7 @@ class WeightedReward:
                 raise ConfigError(f"rewards.weights.{name} is {self.settings.weights[name]!r}; give a finite number")
 
     def score(self, sample: Sample, completion: Completion) -> Score:
-        """Scores one completion; a component that fails makes the score invalid, never zero and never an exception.
+        """Scores one completion; a failing component makes the score invalid, which is not the same as zero.
 
         >>> def broken(sample, completion):
         ...     return float("nan")
@@ -61,9 +60,11 @@ class WeightedReward:
             announce(name)
             try:
                 value = evaluate(reward, sample, completion)
-            except FOREIGN_FAILURES as error:  # whatever a verifier raises is its failure, not the run's
-                reason = f"{name}: {_why(error)}"
-                return Score(total=0.0, components=components, valid=False, reason=reason, failed=name)
+            except FOREIGN_FAILURES as error:  # a failing verifier must not end the run
+                why = str(error) if isinstance(error, MmrlError) else f"{type(error).__name__}: {error}"
+                if isinstance(error, MemoryError):
+                    why = "memory limit exceeded"
+                return Score(total=0.0, components=components, valid=False, reason=f"{name}: {why}", failed=name)
             if value is not None:
                 components[name] = value
         if not components:
@@ -76,7 +77,7 @@ def evaluate(reward: RewardFn, sample: Sample, completion: Completion) -> float 
     """The value of one reward for one completion.
 
     Raises:
-        RewardError: It is neither a finite number nor None.
+        RewardError: The value is neither a finite number nor None.
 
     >>> evaluate(lambda sample, completion: True, Sample(id="clip", messages=()), Completion(
     ...     text="", num_tokens=0, truncated=False))
@@ -92,9 +93,3 @@ def evaluate(reward: RewardFn, sample: Sample, completion: Completion) -> float 
 
 def _is_finite(value: object) -> bool:
     return isinstance(value, Real) and math.isfinite(value)
-
-
-def _why(error: BaseException) -> str:
-    if isinstance(error, MmrlError):
-        return str(error)
-    return "memory limit exceeded" if isinstance(error, MemoryError) else f"{type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""Efficient-length reward: room below a token budget pays."""
+"""Efficient-length reward: shorter completions earn more, relative to a token budget."""
 
 from dataclasses import dataclass
 
@@ -10,10 +10,11 @@ from lightning_mmrl.types.records import Completion, Sample
 class EfficientLength:
     """clip(alpha * (budget - L) + delta, 0, 1) for a completion of L tokens (arXiv:2506.04207, section 4.1.2, eq. 5-6).
 
-    It pays for any short text, right or wrong: give it a small weight (0.05 in the released code) beside an accuracy.
+    Any short text earns it, right or wrong, so combine it with an accuracy reward and give it a small weight (0.05 in
+    the released code).
 
-    **Deviations**: none; `alpha` and `delta` are those of the released math reward, its text reward has 0.001 and 0.95.
-    The release leaves this reward off by default.
+    **Deviations**: none. The defaults of `alpha` and `delta` are the released values for mathematics; for text they are
+    0.001 and 0.95. The release disables this reward by default.
 
     >>> reward = EfficientLength(budget=100)
     >>> sample = Sample(id="sum", messages=())

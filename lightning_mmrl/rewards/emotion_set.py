@@ -1,4 +1,4 @@
-"""Open-vocabulary reward: the set of emotions an answer names, by F1 on an emotion wheel."""
+"""Open-vocabulary reward: F1 between the emotions of the answer and the solution, as groups of an emotion wheel."""
 
 import re
 import unicodedata
@@ -11,40 +11,42 @@ from lightning_mmrl.prompts.scanner import scan
 from lightning_mmrl.prompts.wheel import Wheel
 from lightning_mmrl.types.records import Completion, Sample
 
-# Linear in the text: a repetition is bounded.
+# Linear in the text, since repetitions are bounded.
 _SEPARATOR = re.compile(r"[,;/|\n+]| and | & | as well as | plus ")
 _NUMBERED = re.compile(r"(?<![^\s;,])\(?[0-9]{1,2}[.)](?![0-9])")
 _PLAIN = re.compile(r"[^\W\d_]+(?:[ '-][^\W\d_]+)*")
 _CHINESE_AND = re.compile("[\u548c\u4e0e\u53ca]")
 _MOST_WORDS = 8
-"""A longer list is no answer but a part of a dictionary, unless the solution is as long."""
+"""A longer list is refused as an answer, unless the solution is as long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmotionSet:
-    """F1 between the wheel groups of the answer and of the solution, less a penalty for every guess too many.
+    """F1 between the wheel groups of the answer and of the solution, minus a penalty for each extra guess.
 
-    P = |A & S| / |A|, R = |A & S| / |S|, reward = max(0, 2 P R / (P + R) - extra_penalty * max(0, n - m)), with the
-    groups A of the answer's words and S of the solution's, n guesses in the answer and m in the solution. Synonyms are
-    one guess, and so is a word with two groups: guesses are the fewer of words and groups.
-    Both are lists with commas, semicolons, slashes, line breaks, numbers or "and" between the words, alone or in a bare
-    statement (`He feels sad and lonely.`, see `readings`). The emotion-wheel metric of AffectGPT
-    (arXiv:2501.16566), which AffectGPT-R1 takes as its reward.
+    P = |A & S| / |A|, R = |A & S| / |S|, reward = max(0, 2 P R / (P + R) - extra_penalty * max(0, n - m)). A and S are
+    the groups of the words in the answer and in the solution; n and m are their numbers of guesses. The number of
+    guesses is the smaller one of the number of words and the number of groups, so synonyms are one guess, and a word
+    with two groups is one guess. This is the emotion-wheel metric of AffectGPT (arXiv:2501.16566), which AffectGPT-R1
+    uses as its reward.
 
-    Words outside of the wheel that deny, hedge or ask (`sad, not angry`, `sad or angry`) make the answer worthless, and
-    so do words with other signs in them, such as code, and more than 8 words, or than the solution has if that is more.
+    Answer and solution are lists of words, separated by commas, semicolons, slashes, line breaks, numbers or "and",
+    alone or in a bare statement (`He feels sad and lonely.`, see `readings`).
 
-    With the usual penalty of 0.25 a second guess earns less than it costs, however unsure the first one is; F1 alone
-    pays for guessing. `wheel` is a YAML or JSON file that maps each word to its group or groups; None takes a small
-    built-in wheel. A word of the answer that the wheel does not have counts as a group of its own, a wrong one; words
-    of the solution that it does not have are left out.
+    An answer earns 0 if it has words outside the wheel that deny, hedge or ask (`sad, not angry`, `sad or angry`) or
+    that contain other characters than letters, such as code. It also earns 0 with more than 8 words, unless the
+    solution has as many.
 
-    **Deviations** from the metric: per sample and not from mean precision and recall; one wheel in place of five; a
-    fixed rule in place of a language model that finds the labels; unknown words of the answer are wrong, not free; the
-    penalty.
+    F1 alone rewards guessing. With the default penalty of 0.25, a second guess costs more than it earns, however
+    uncertain the first one is. `wheel` is a YAML or JSON file that maps each word to its group or groups; None uses a
+    small built-in wheel. A word of the answer that is not on the wheel counts as a wrong group of its own; such words
+    of the solution are ignored.
+
+    **Deviations** from the metric: F1 of each sample instead of mean precision and recall; one wheel instead of five; a
+    fixed rule instead of a language model extracts the labels; unknown words of the answer count as wrong; the penalty.
 
     Raises:
-        ConfigError: the wheel cannot be used or a number is out of range.
+        ConfigError: The wheel is unusable, or a number is out of range.
 
     >>> reward = EmotionSet()
     >>> sample = Sample(id="clip", messages=(), solution="happy, hopeful")
@@ -69,7 +71,7 @@ class EmotionSet:
         """Scores one completion.
 
         Raises:
-            RewardError: The sample's own solution is missing or has no word of the wheel.
+            RewardError: The sample's solution is missing or has no word of the wheel.
         """
         wanted = self._words(sample.solution or "")
         truth = frozenset[str]().union(*map(self._wheel.groups_of, wanted))
@@ -83,7 +85,9 @@ class EmotionSet:
             return 0.0
         words = self._words(answer)
         unknown = [word for word in words if not self._wheel.groups_of(word)]
-        if len(words) > max(_MOST_WORDS, len(wanted)) or not all(map(_is_another_word, unknown)):
+        # A plain word that is not on the wheel and expresses no doubt is a wrong guess.
+        are_guesses = all(_PLAIN.fullmatch(word) is not None and not doubts(word) for word in unknown)
+        if len(words) > max(_MOST_WORDS, len(wanted)) or not are_guesses:
             return 0.0
         named = frozenset[str](f"unknown {word}" for word in unknown).union(*map(self._wheel.groups_of, words))
         if not named:
@@ -93,7 +97,7 @@ class EmotionSet:
         return max(0.0, f1 - self.extra_penalty * max(0, guesses - wanted_guesses))
 
     def _words(self, text: str) -> list[str]:
-        """The words that a text lists: in the first reading with words of the wheel alone, else in the shortest one."""
+        """The words that a text lists: in the first reading with only words of the wheel, or else in the last one."""
         words: list[str] = []
         for lead, rest in readings(_NUMBERED.sub(";", unicodedata.normalize("NFKC", text)).replace("\n", ";")):
             if not lead:
@@ -104,11 +108,6 @@ class EmotionSet:
         return words
 
     def _split(self, item: str) -> list[str]:
-        """An item, or the two words of the wheel that a Chinese "and" joins in it."""
+        """Splits an item at a Chinese "and" if that gives words of the wheel."""
         joined = _CHINESE_AND.split(item)
         return joined if not self._wheel.groups_of(item) and all(map(self._wheel.groups_of, joined)) else [item]
-
-
-def _is_another_word(text: str) -> bool:
-    """True for a word or two that the wheel does not have, which deny and doubt nothing: a wrong guess."""
-    return _PLAIN.fullmatch(text) is not None and not doubts(text)

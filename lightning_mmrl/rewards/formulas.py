@@ -1,17 +1,14 @@
-r"""Formulas in LaTeX for math-verify, from LaTeX or plain text: whole ones only, since it reads parts of broken ones.
+r"""Converts formulas from LaTeX or plain text to LaTeX for math-verify, and refuses malformed ones.
 
-All regular expressions here are linear in the text.
+math-verify would read a part of a malformed formula. All regular expressions here are linear in the text.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-FUNCTIONS = frozenset(
-    (
-        *("sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "sqrt", "pi", "arcsin", "arccos", "arctan"),
-        *("infinity", "inf", "infty", "oo"),
-    )
-)
+from lightning_mmrl.prompts.answers import word_set
+
+FUNCTIONS = word_set("sin cos tan cot sec csc log ln exp sqrt pi arcsin arccos arctan infinity inf infty oo")
 SEPARATOR_WORDS = ("and", "or")
 TOKEN = re.compile(
     r"\\(?:begin|end) ?\{[a-z*]+\}|\\[A-Za-z]+|\\.|[^\W\d_]+(?:'[^\W\d_]+)*"
@@ -35,18 +32,14 @@ _BROKEN = re.compile(
     r"|[0-9)\]}!]_|[0-9)\]}] ?\[|\.\.|(?<![A-Za-z)])'|(?<!\\)\{ ?\}|[(\[,] ?[*/^_=,)\]}]|[-+*/^_=<>] ?[*/^_=,)\]}!]"
     r"|\\[dtc]?frac(?! ?\{| ?[0-9] ?[0-9{])|\\sqrt(?! ?[{\[0-9a-z])|\\(?![A-Za-z{}\\])"
 )
-"""No formula begins, ends or goes on with these: an operator or index without its number, a lone backslash."""
+"""Marks of a malformed formula: an operator or index without its number, or a lone backslash."""
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
-_COMMANDS = FUNCTIONS | frozenset(
-    (
-        *("frac", "dfrac", "tfrac", "cfrac", "cdot", "times", "div", "mp", "le", "leq", "ge", "geq", "lt", "gt", "in"),
-        *("cup", "cap", "setminus", "emptyset", "varnothing", "mathbb", "sinh", "cosh", "tanh", "lim", "sum", "int"),
-        *("prod", "binom", "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"),
-        *("lambda", "mu", "nu", "xi", "rho", "sigma", "tau", "phi", "varphi", "chi", "psi", "omega", "Gamma", "Delta"),
-        *("Theta", "Lambda", "Xi", "Pi", "Sigma", "Phi", "Psi", "Omega", "begin", "end", "overline", "bar", "vec"),
-        *("hat", "max", "min", "gcd", "lcm", "lfloor", "rfloor", "lceil", "rceil", "langle", "rangle", "to", "pmod"),
-        *("bmod", "limits", "displaystyle", "circ", "deg", "det", "lvert", "rvert", "mid", "prime"),
-    )
+_COMMANDS = FUNCTIONS | word_set(
+    "frac dfrac tfrac cfrac cdot times div mp le leq ge geq lt gt in cup cap setminus emptyset varnothing mathbb "
+    "sinh cosh tanh lim sum int prod binom alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu "
+    "xi rho sigma tau phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega begin end "
+    "overline bar vec hat max min gcd lcm lfloor rfloor lceil rceil langle rangle to pmod bmod limits "
+    "displaystyle circ deg det lvert rvert mid prime"
 )
 _BRACKET = re.compile(r"\\?[{}]|[()\[\]]")
 _CLOSED_BY = dict(zip(_OPENING, _CLOSING, strict=True))
@@ -54,7 +47,7 @@ _SETS = re.compile(r"(?:^|\\cup|\\cap|\\in|\\setminus) ?$")
 
 
 def pieces(text: str) -> Iterator[tuple[str, str]]:
-    """The text between separators outside of brackets, each with the separator before it.
+    """Splits a text at separators outside brackets; yields each separator with the text after it.
 
     >>> list(pieces("(1, 2), 1,000 or 3"))
     [('', '(1, 2)'), (',', '1,000'), ('or', '3')]
@@ -73,7 +66,7 @@ def pieces(text: str) -> Iterator[tuple[str, str]]:
 
 
 def in_latex(core: str) -> str:
-    r"""A formula in LaTeX, also from plain text; empty where numbers stand side by side.
+    r"""Converts a formula to LaTeX, also from plain text; "" if two numbers follow each other without an operator.
 
     >>> in_latex("sqrt(2)*x**10"), in_latex("2 1/2"), in_latex("1,000"), in_latex("5 6")
     ('\\sqrt{2}\\cdot x^{10}', '(2 + \\frac{1}{2})', '1000', '')
@@ -97,7 +90,7 @@ def in_latex(core: str) -> str:
 
 
 def _braced_roots(core: str) -> str:
-    """sqrt(x) as LaTeX has it; one pass over the brackets."""
+    """Writes sqrt(x) as in LaTeX, in one pass over the brackets."""
     pieces, stack, position = [], [], 0
     for found in _ROOT_OR_BRACKET.finditer(core):
         pieces.append(core[position : found.start()])
@@ -111,7 +104,7 @@ def _braced_roots(core: str) -> str:
 
 
 def is_well_formed(formula: str) -> bool:
-    r"""True for a formula that math-verify reads as a whole: of `7|8` or `7)` it would read the 7.
+    r"""True for a formula that math-verify reads as a whole; from `7|8` or `7)` it would only read the 7.
 
     >>> [is_well_formed(text) for text in (r"\frac{1}{2}", "(0, 4]", "x^2 + 1", "7|8", "7)", "7_5", "7 -")]
     [True, True, True, False, False, False, False]
@@ -127,7 +120,7 @@ def is_well_formed(formula: str) -> bool:
 
 
 def _brackets_match(formula: str) -> bool:
-    """True if each bracket has its own; a half-open interval stands at the front or after a sign of sets."""
+    """True if brackets match; a half-open interval must be at the start or after an operator on sets."""
     opened: list[tuple[str, int]] = []
     for found in _BRACKET.finditer(formula):
         if found[0] in _OPENING:
@@ -141,7 +134,7 @@ def _brackets_match(formula: str) -> bool:
 
 
 def bracketed(formula: str) -> tuple[str, list[str], str] | None:
-    r"""The brackets and items of a pair, interval or set in brackets, or of a ratio; None for any other formula.
+    r"""The brackets and items of a pair, an interval, a set or a ratio; None for any other formula.
 
     >>> bracketed("(0, 4]"), bracketed("(1)(2)"), bracketed("2:3")
     (('(', ['0', '4'], ']'), None, (':', ['2', '3'], ':'))
@@ -162,9 +155,3 @@ def bracketed(formula: str) -> tuple[str, list[str], str] | None:
     if len(items) < 2 and not is_set:
         return None
     return tokens[0][0], [in_latex(item) for item in items] if inside else [], tokens[-1][0]
-
-
-def set_items(formula: str) -> Sequence[str]:
-    """The items of a set in braces, empty for any other formula."""
-    found = bracketed(formula)
-    return () if found is None or (found[0], found[2]) != ("\\{", "\\}") else found[1]

@@ -9,12 +9,12 @@ from lightning_mmrl.types.records import Completion, Sample
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HardFormatResult:
-    """1.0 if `format` and `result` both earn their 1, else 0.0 (HFRRF of arXiv:2503.06749, section 3.4).
+    """1.0 if both `format` and `result` give at least 1, else 0.0 (HFRRF of arXiv:2503.06749, section 3.4).
 
-    `result` is asked first, whatever the format: a solution that cannot be read is counted, not hidden by a broken
-    format. If one of them does not apply (None), neither does this.
+    `result` is evaluated first, so that an unreadable solution is always reported, even if the format is broken. If
+    one of the two does not apply (None), neither does this reward.
 
-    **Deviations**: none known; a result with partial credit below 1 does not hold.
+    **Deviations**: none known. A result with partial credit below 1 earns 0.
 
     >>> from lightning_mmrl.rewards.label_answer import LabelAnswer
     >>> from lightning_mmrl.rewards.think_answer_format import ThinkAnswerFormat
@@ -33,7 +33,7 @@ class HardFormatResult:
         """Scores one completion.
 
         Raises:
-            RewardError: One of the two fails or is not a finite number.
+            RewardError: One of the two fails, or returns no finite number.
         """
         values = [evaluate(part, sample, completion) for part in (self.result, self.format)]
         if None in values:

@@ -1,4 +1,4 @@
-"""Accuracy reward: the answer names the sample's label, out of a closed set."""
+"""Accuracy reward: the answer names the sample's label from a closed set."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,19 +13,19 @@ from lightning_mmrl.types.records import Completion, Sample
 class LabelAnswer:
     """1.0 if the `<answer>` names the sample's label, else 0.0 (accuracy reward of arXiv:2503.05379).
 
-    The format may be broken elsewhere as long as there is one unambiguous answer. `synonyms` of None means the usual
-    words of the labels, see `LabelMatcher`.
+    The format may be broken elsewhere as long as there is one unambiguous answer. With `synonyms` None, the usual
+    synonyms of the labels are known, see `LabelMatcher`.
 
-    `groups` gives labels that are near each other a name, such as a quadrant of valence and arousal: another label of
-    the solution's group earns `partial_credit`. It is below 1, and one label alone is read, so that a hedge earns
-    nothing. A label without a group has no neighbors.
+    `groups` names groups of similar labels, such as quadrants of valence and arousal. Another label of the solution's
+    group earns `partial_credit`, which is below 1. An answer with several labels is not read, so that hedging earns
+    nothing. A label may belong to no group.
 
-    **Deviations** from R1-Omni: a closed set with synonyms, in place of math-verify and exact string equality; the
-    partial credit, which is ours and off by default.
+    **Deviations** from R1-Omni: a closed set with synonyms instead of math-verify and exact string equality; the
+    partial credit, which is our addition and off by default.
 
     Raises:
-        ConfigError: a group names an unknown label or shares one with another group, or the partial credit is not from
-            0 to below 1, or is given without groups.
+        ConfigError: A group has an unknown label or shares one with another group, or the partial credit is outside
+            [0, 1) or given without groups.
 
     >>> reward = LabelAnswer(labels=("angry", "sad"))
     >>> sample = Sample(id="clip", messages=(), solution="angry")
@@ -54,7 +54,7 @@ class LabelAnswer:
             raise ConfigError(f"partial_credit is {self.partial_credit} without groups; say which labels are near")
 
     def match(self, answer: str) -> str | None:
-        """The label that an answer names, None if it names none or more than one.
+        """The label that an answer names; None if it names none or several.
 
         >>> LabelAnswer(labels=("angry", "sad")).match("ANGRY!")
         'angry'
@@ -65,7 +65,7 @@ class LabelAnswer:
         """Scores one completion.
 
         Raises:
-            DataError: the sample's own solution is missing or not a label, so nothing can be right or wrong.
+            DataError: The sample's solution is missing or not a label, so no answer can be judged.
         """
         truth = self.matcher.truth(sample)
         answer = scan(completion.text).answer
@@ -77,7 +77,7 @@ class LabelAnswer:
 
 
 def _group_of(groups: Mapping[str, Sequence[str]], labels: Sequence[str]) -> dict[str, str]:
-    """The group of each label that has one; names are told apart from labels."""
+    """Maps each label to its group; the prefix "groups." distinguishes group names from labels."""
     found: dict[str, str] = {}
     for name, members in groups.items():
         for label in members:

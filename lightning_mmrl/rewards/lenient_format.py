@@ -8,13 +8,14 @@ from lightning_mmrl.types.records import Completion, Sample
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LenientFormat:
-    r"""1.0 where `<think>.*?</think>\s*<answer>.*?</answer>` matches the whole text, else 0.0.
+    r"""1.0 if `<think>.*?</think>\s*<answer>.*?</answer>` matches the whole text, else 0.0.
 
-    The format reward of arXiv:2503.05379 as released (HumanMLLM/R1-Omni, src/r1-v/src/open_r1/grpo.py). It pays for
-    empty, nested and repeated tags and for a thought of one symbol, so prefer `ThinkAnswerFormat`; it is here to
-    reproduce that recipe.
+    The format reward of arXiv:2503.05379 as released (HumanMLLM/R1-Omni, src/r1-v/src/open_r1/grpo.py). It accepts
+    empty, nested and repeated tags, and a thought of one symbol. Use it only to reproduce that recipe, and prefer
+    `ThinkAnswerFormat` otherwise.
 
-    **Deviations**: none in what matches; the expression takes cubic time on repeated tags, this one linear time.
+    **Deviations**: it matches the same texts, but in linear time; the regular expression takes cubic time on repeated
+    tags.
 
     >>> reward = LenientFormat()
     >>> sample = Sample(id="clip", messages=())
@@ -32,7 +33,7 @@ class LenientFormat:
 
 
 def _has_turn(inner: str) -> bool:
-    """True if a `</think>` is followed by an `<answer>` with at most whitespace between; each run is passed once."""
+    """True if an `<answer>` follows a `</think>` with at most whitespace between; runs of whitespace are read once."""
     position = inner.find(THINK_CLOSE)
     while position >= 0:
         end = position = position + len(THINK_CLOSE)

@@ -1,7 +1,8 @@
-"""Accuracy reward for mathematics: the answer equals the sample's solution, judged by math-verify."""
+"""Accuracy reward for mathematics: math-verify decides whether the answer equals the sample's solution."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -18,7 +19,7 @@ from lightning_mmrl.types.records import Completion, Sample
 
 _WITH_UNITS = LatexExtractionConfig()
 _EXTRACTION = (replace(_WITH_UNITS, normalization_config=replace(_WITH_UNITS.normalization_config, units=False)),)
-"""Units are read here; math-verify would drop an `m`, whatever it means. Without LaTeX it would read a part."""
+"""We read units ourselves, since math-verify drops any `m`. It gets LaTeX only: of other text it reads a part."""
 _NUM_REMEMBERED = 4096
 _RELATIONS = ("<", ">", "\\le", "\\ge", "\\lt", "\\gt", "\\in")
 
@@ -27,25 +28,27 @@ _RELATIONS = ("<", ">", "\\le", "\\ge", "\\lt", "\\gt", "\\in")
 class MathAnswer:
     r"""1.0 if the `<answer>` is mathematically equal to the sample's solution, else 0.0.
 
-    Numbers, fractions and expressions, in LaTeX or not, are compared by math-verify, so that 0.5, 1/2 and \frac{1}{2}
-    are one answer. The format may be broken elsewhere as long as there is one unambiguous `<answer>`, and it states one
-    thing: an expression with a name before it (`x = 7`), in a bare statement (`The answer is 7.`, `She earns $35.`) and
-    with a unit. Words around it must be of a statement, a counted noun (a plural, or named by the sample's question or
-    solution) or what goes on from it (`7 apples left`); all others earn nothing, such as those that deny, hedge,
-    compare or change the value (`not 7`, `about 7`, `7 lakh`, `less 7`). Several numbers where the solution is one, and
-    more than `max_characters` characters earn nothing. A chain of equations pays where each side is equal to the
-    solution. Lists and sets pay with all of their elements in any order, pairs and intervals with theirs in order.
+    math-verify compares numbers, fractions and expressions, in LaTeX or not, so that 0.5, 1/2 and \frac{1}{2} are
+    equal. The format may be broken elsewhere as long as there is one unambiguous `<answer>`. The answer must state one
+    value, which may have a name (`x = 7`), a unit, and a bare statement around it (`The answer is 7.`, `She earns
+    $35.`). The only words around it may be words of a statement, a counted noun (a plural, or a word of the sample's
+    question or solution) and words that continue it (`7 apples left`). Any other word makes the answer earn 0, such as
+    one that denies, hedges, compares or changes the value (`not 7`, `about 7`, `7 lakh`, `less 7`). So do several
+    numbers if the solution is one, and more than `max_characters` characters. A chain of equations is right if each
+    side equals the solution. Lists and sets need all their elements in any order, pairs and intervals in order.
 
-    Units are converted (`0.05 m` is `5 cm`); one that measures something else earns nothing. A number without a unit
-    pays for one with it, and the reverse, as in published sets: the unit is mostly in the question. Percent is a value:
-    50 % is 0.5, and 7 % is not 7; a bare 50 pays for a solution of 50 %. The noun that a number counts (`7 apples`)
-    must not contradict what the solution counts.
+    Units are converted (`0.05 m` is `5 cm`), and a unit of another kind is wrong. The unit may be missing in the
+    answer or in the solution, since in published datasets the question mostly names it. Percent is a value: 50 % is
+    0.5, and 7 % is not 7; but a bare 50 is right for a solution of 50 %. The noun that the answer counts (`7 apples`)
+    must not contradict the noun of the solution.
 
-    math-verify sets an alarm signal and sympy can hang on hostile answers: run it with `rewards.num_workers` of at
-    least 1, in processes that are killed at their deadline. Its own limit, `timeout_s`, must be shorter than that.
+    math-verify sets an alarm signal, and sympy can hang on hostile answers. So run this reward with
+    `rewards.num_workers` of at least 1, in processes that are killed at their deadline. The time limit of math-verify,
+    `timeout_s`, must be shorter than that deadline.
 
-    **Deviations** from math-verify's metric: a timeout or a crash is a failed verifier, not a wrong answer; to it
-    the last number of any sentence is the answer, so that `5 or 7` and `not 7` are 7; it has no units.
+    **Deviations** from math-verify's metric: a timeout or a crash is a failed verifier, not a wrong answer. In
+    math-verify, the last number of any sentence is the answer, so that `5 or 7` and `not 7` are 7, and units are
+    dropped.
 
     >>> reward = MathAnswer()
     >>> sample = Sample(id="sum", messages=(), solution="1/2")
@@ -62,7 +65,7 @@ class MathAnswer:
         """Scores one completion.
 
         Raises:
-            RewardError: the sample's own solution is missing or no mathematics, or the verifier ran out of time.
+            RewardError: The sample's solution is missing or no mathematics, or the verifier ran out of time.
         """
         wanted = None if sample.solution is None else _read_solution(sample.solution, self.timeout_s)
         if wanted is None:
@@ -84,7 +87,7 @@ class MathAnswer:
 
 
 def _read_solution(solution: str, timeout_s: int) -> tuple[Quantity, ...] | None:
-    """The quantities of a solution, or math-verify's own reading of one in LaTeX; None if it cannot read it."""
+    """The quantities of a solution, or its whole text if that is LaTeX for math-verify; None if it is unreadable."""
     stated = read_mathematics(solution, Named(solution=solution))
     if stated is not None and all(_is_readable(quantity.formula, timeout_s) for quantity in stated):
         return stated
@@ -94,7 +97,7 @@ def _read_solution(solution: str, timeout_s: int) -> tuple[Quantity, ...] | None
 
 
 def _is_readable(formula: str, timeout_s: int) -> bool:
-    """True if math-verify reads the formula, or each item in its brackets."""
+    """True if math-verify can read the formula, or each item in its brackets."""
     found = bracketed(formula)
     if found is None:
         return bool(_read(formula, timeout_s))
@@ -102,7 +105,7 @@ def _is_readable(formula: str, timeout_s: int) -> bool:
 
 
 def _same(solution: Sequence[Quantity], stated: Sequence[Quantity], timeout_s: int) -> bool:
-    """True if each quantity of the solution has its own equal one in the answer."""
+    """True if the quantities of the answer and of the solution are equal in some order."""
     remaining = list(stated)
     for wanted in solution:
         found = next((each for each in remaining if _same_quantity(wanted, each, timeout_s)), None)
@@ -121,28 +124,27 @@ def _same_quantity(wanted: Quantity, given: Quantity, timeout_s: int) -> bool:
 
 
 def _converted(wanted: Quantity, given: Quantity) -> list[str]:
-    """The formulas of the answer in the solution's unit, none if it is another kind of unit."""
+    """The possible formulas of the answer in the solution's unit; empty if the units are of different kinds."""
     ours, theirs = wanted.unit, given.unit
     if ours is not None and theirs is not None:
         if not ours.measures_like(theirs):
             return []
         factor = theirs.factor / ours.factor
-        return [given.formula if factor == 1 else _scaled(given.formula, f"{factor.numerator}/{factor.denominator}")]
+        return [given.formula if factor == 1 else _scaled(given.formula, factor)]
     if theirs is not None:
-        return [_scaled(given.formula, "1/100")] if theirs.is_percent else [given.formula]
+        return [_scaled(given.formula, Fraction(1, 100))] if theirs.is_percent else [given.formula]
     if ours is not None and given.noun:
         return []
     percent = ours is not None and ours.is_percent
-    return [given.formula, _scaled(given.formula, "100/1")] if percent else [given.formula]
+    return [given.formula, _scaled(given.formula, Fraction(100))] if percent else [given.formula]
 
 
-def _scaled(formula: str, ratio: str) -> str:
-    numerator, _, denominator = ratio.partition("/")
-    return f"\\frac{{({formula}) \\cdot {numerator}}}{{{denominator}}}"
+def _scaled(formula: str, factor: Fraction) -> str:
+    return f"\\frac{{({formula}) \\cdot {factor.numerator}}}{{{factor.denominator}}}"
 
 
 def _same_formula(wanted: str, given: str, timeout_s: int) -> bool:
-    """Brackets item by item, relations as a whole, a chain of equations side by side."""
+    """Compares brackets item by item, relations as a whole, and each side of a chain of equations."""
     ours, theirs = bracketed(wanted), bracketed(given)
     if ours is not None and theirs is not None:
         return (ours[0], ours[2], len(ours[1])) == (theirs[0], theirs[2], len(theirs[1])) and all(
@@ -160,7 +162,7 @@ def _same_formula(wanted: str, given: str, timeout_s: int) -> bool:
 
 @lru_cache(maxsize=_NUM_REMEMBERED)
 def _equal(solution: str, answer: str, timeout_s: int) -> bool:
-    """True if both are mathematics and equal; remembered, since the completions of a group repeat answers."""
+    """True if both are mathematics and equal; cached, since the completions of a group repeat answers."""
     found = _read(answer, timeout_s)
     if not found:
         return False
@@ -172,13 +174,13 @@ def _equal(solution: str, answer: str, timeout_s: int) -> bool:
             timeout_seconds=timeout_s,
             raise_on_error=True,
         )
-    except TimeoutException as error:  # a BaseException, which would end the worker
+    except TimeoutException as error:  # it is a BaseException and would end the worker
         raise RewardError(f"math-verify needed more than {timeout_s} s to compare {answer!r}") from error
 
 
 @lru_cache(maxsize=_NUM_REMEMBERED)
 def _read(formula: str, timeout_s: int) -> list[Any]:
-    """The mathematics that math-verify reads in a formula, empty if none."""
+    """Result of math-verify's parser; empty if it reads no mathematics."""
     try:
         return parse(
             f"${formula}$", _EXTRACTION, fallback_mode="no_fallback", parsing_timeout=timeout_s, raise_on_error=True

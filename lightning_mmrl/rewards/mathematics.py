@@ -1,34 +1,32 @@
-r"""The content of a mathematical answer: numbers or expressions with their units, out of a bare statement.
+r"""Reads a mathematical answer: numbers or expressions with their units, from a bare statement.
 
-A statement may have words around its one number (`She earns $35`), out of an allow-list (see `wording`); none of them
-denies, hedges, compares or changes the value (`about 7`, `7 million`, `less 7`). All regular
-expressions here are linear in the text.
+Only words of an allow-list may stand around the number of a statement (`She earns $35`), see `wording`. None of them
+denies, hedges, compares or changes the value, as in `about 7`, `7 million` or `less 7`. All regular expressions here
+are linear in the text.
 """
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lightning_mmrl.prompts.answers import LEAD_INS, QUOTES, doubts, has_doubt_sign, typeset, without_latex
+from lightning_mmrl.prompts.answers import LEAD_INS, QUOTES, doubts, has_doubt_sign, typeset, without_latex, word_set
 from lightning_mmrl.rewards.formulas import (
     FUNCTIONS,
     SEPARATOR_WORDS,
     TOKEN,
+    bracketed,
     in_latex,
     is_well_formed,
     pieces,
-    set_items,
 )
 from lightning_mmrl.rewards.units import CURRENCY_SIGNS, Unit, read_unit
-from lightning_mmrl.rewards.wording import Named, changes, counts, is_point, may_follow, may_lead, stem
+from lightning_mmrl.rewards.wording import CONTINUING_WORDS, Named, changes, is_point, may_follow, may_lead, stem
 
 MOST_WORDS = 25
-"""Words around the numbers of a statement; more are an essay."""
+"""Maximum number of words around the numbers of a statement."""
 MOST_ELEMENTS = 16
 
-_SHORT_WORDS = frozenset(
-    ("and", "or", "not", "is", "no", "the", "so", "to", "of", "if", "in", "at", "by", "an", "as", "it")
-)
+_SHORT_WORDS = word_set("and or not is no the so to of if in at by an as it")
 _OPERATORS = "+-*/^=<>()"
 _SIGNS = str.maketrans(
     {
@@ -47,7 +45,7 @@ _SIGNS = str.maketrans(
     }
 )
 _MONEY = "\u00a4"
-"""Stands for a dollar sign that is money, while the others enclose formulas."""
+"""Placeholder for a dollar sign that means money, while other dollar signs enclose formulas."""
 _DISPLAY = re.compile(r"\$\$([^$]+)\$\$")
 _INLINE = re.compile(r"(?<!\\)\$([^$]*[^$\\ ]) ?\$(?![0-9])|(?<!\\)\$ ([^$]+) \$")
 _ROOT = re.compile(r"\\sqrt ?([0-9]+|[a-z])(?![0-9])")
@@ -60,15 +58,20 @@ _MINUS_WORD = re.compile(r"\b(?:minus|negative) (?=[0-9\\$])", re.IGNORECASE)
 _EQUALS = re.compile(r"\b(?:is equal to|equals)\b|(?<=\b[A-Za-z] )is(?= [-(\[\\.0-9])")
 _WORD = re.compile(r"(?<!\\)\b[A-Za-z]{2,}\b")
 _LEFT_SIDE = re.compile(r"(?:[^\W\d]|[ \\.,:'(){}])+=(?=[^=]*[0-9])")
-"""A name before an equation's number: no calculation and no relation."""
+"""The left side of an equation if it is a name, and no calculation or relation."""
 _NAME = re.compile(r"((?:[A-Za-z]|\\[a-z]+)(?:_\{?[A-Za-z0-9]+\}?)?(?: ?\( ?[a-z] ?\))?) ?= ?(?=\S)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantity:
-    """One number or expression in LaTeX, without its unit and the name before it.
+    """One number or expression.
 
-    `noun` is what it counts. `is_verbatim` says that it is a whole text, which only math-verify understands.
+    Attributes:
+        formula: LaTeX, without the name and the unit.
+        name: Left side of its equation, if any.
+        unit: Its unit, if any.
+        noun: Stems of the nouns that it counts.
+        is_verbatim: True if the formula is a whole text that only math-verify can read.
     """
 
     formula: str
@@ -80,22 +83,18 @@ class Quantity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Part:
-    """The text between two separators: words, a formula's text or none, words."""
+    """The text between two separators: words, the text of a formula if there is one, its unit, words."""
 
     before: tuple[str, ...]
     core: str | None = None
     unit: Unit | None = None
     after: tuple[str, ...] = ()
 
-    @property
-    def words(self) -> tuple[str, ...]:
-        return (*self.before, *self.after)
-
 
 def read_mathematics(text: str, named: Named | None = None) -> tuple[Quantity, ...] | None:
-    r"""The quantities that a text states: one, or several for a list or a set. None if it states nothing clearly.
+    r"""The quantities that a text states: one, or several for a list or a set; None if it states nothing clearly.
 
-    The words that the question and the solution name may stand around a number.
+    `named` has further words that may stand around a number: the words of the question and of the solution.
 
     >>> [[each.formula for each in read_mathematics(text) or ()] for text in ("It is $7$.", r"\{1, 2\}", "not 7")]
     [['7'], ['1', '2'], []]
@@ -106,7 +105,7 @@ def read_mathematics(text: str, named: Named | None = None) -> tuple[Quantity, .
     parts = None if "~" in flat or has_doubt_sign(flat) else _parts(flat)
     if parts is None:
         return None
-    words = [word.casefold() for part in parts for word in part.words]
+    words = [word.casefold() for part in parts for word in (*part.before, *part.after)]
     if len(words) > MOST_WORDS or doubts(" ".join(words)) or changes(words):
         return None
     if not _words_fit(parts, named or Named()):
@@ -114,12 +113,15 @@ def read_mathematics(text: str, named: Named | None = None) -> tuple[Quantity, .
     stated = [quantity for part in parts if part.core is not None for quantity in _quantities(part)]
     if not stated or len(stated) > MOST_ELEMENTS or any(not quantity.formula for quantity in stated):
         return None
-    items = set_items(stated[0].formula) if len(stated) == 1 and stated[0].unit is None else None
-    return tuple(stated) if not items else tuple(Quantity(formula=item) for item in items)
+    if len(stated) == 1 and stated[0].unit is None:
+        opening, items, closing = bracketed(stated[0].formula) or ("", [], "")
+        if items and (opening, closing) == ("\\{", "\\}"):
+            return tuple(Quantity(formula=item) for item in items)
+    return tuple(stated)
 
 
 def _words_fit(parts: list[_Part], named: Named) -> bool:
-    """True if all words around the numbers are allowed, also in the parts between commas that have no number."""
+    """True if all words around the numbers are allowed, also in parts without a number."""
     reached = False
     for part, following in zip(parts, (*parts[1:], None), strict=True):
         if part.core is not None:
@@ -135,7 +137,7 @@ def _words_fit(parts: list[_Part], named: Named) -> bool:
 
 
 def verbatim(text: str) -> Quantity:
-    r"""A text as one formula, whatever it says.
+    r"""The whole text as one formula, without any check.
 
     >>> verbatim(r"$x \neq 3$").formula
     'x \\neq 3'
@@ -144,7 +146,7 @@ def verbatim(text: str) -> Quantity:
 
 
 def _flattened(text: str) -> str:
-    """One line without delimiters of formulas, fonts and boxes; a dollar sign that is left is money."""
+    """The text in one line without LaTeX delimiters, fonts and boxes; remaining dollar signs mean money."""
     text = typeset(text).replace("{,}", ",").replace("\\!", "").replace("\\$", _MONEY).translate(_SIGNS)
     text = _INLINE.sub(lambda found: f" {found[1] or found[2]} ", _DISPLAY.sub(r" \1 ", text))
     text = (without_latex(text) if "\\" in text else text).replace(_MONEY, "$")
@@ -157,7 +159,7 @@ def _flattened(text: str) -> str:
 
 
 def _is_word(text: str, found: re.Match[str]) -> bool:
-    """True for a word of a language, in contrast to a variable, a product of variables or a function."""
+    """True for a word of a natural language, as opposed to a variable, a product of variables or a function."""
     token, before, after = found[0], text[: found.start()], text[found.end() :].lstrip(" ")[:1]
     if not token[0].isalpha() or token.casefold() in FUNCTIONS:
         return False
@@ -170,7 +172,7 @@ def _is_word(text: str, found: re.Match[str]) -> bool:
 
 
 def _parts(text: str) -> list[_Part] | None:
-    """The parts of a statement; None where several formulas stand without a separator, or "or" leads to words."""
+    """The parts of a statement; None if formulas are not separated, or if "and" or "or" joins anything but formulas."""
     parts: list[_Part] = []
     for separator, piece in pieces(text):
         part = _part(piece)
@@ -183,7 +185,7 @@ def _parts(text: str) -> list[_Part] | None:
 
 
 def _part(piece: str) -> _Part | None:
-    """Words, one formula, its unit, words."""
+    """Splits the text between two separators; None if it has several formulas."""
     before: list[str] = []
     named = _LEFT_SIDE.match(piece)
     if (
@@ -218,35 +220,29 @@ def _part(piece: str) -> _Part | None:
 
 
 def _with_unit(core: str, rest: str) -> tuple[str, Unit | None, str]:
-    """The formula without the unit that stands after it, or before it as money does."""
+    """Splits off the unit, which comes after the formula, or before it for money: formula, unit, rest of the text."""
     core = core.strip()
     money = core.lstrip("-")[:1]
     if money and money in CURRENCY_SIGNS:
         unit, _ = read_unit(money)
         return core.replace(money, "", 1).strip(), unit, rest
-    end = _end_of_number(core)
+    # In the formula, a unit begins at a sign of degrees or percent, or at a single letter after a bare number.
+    degrees, letter = _DEGREES.search(core), _SINGLE_UNIT.search(core)
+    after_number = len(core) if letter is None else letter.end(1)
+    end = after_number if degrees is None else degrees.start()
     unit, left = read_unit(core[end:] + " " * bool(rest) * (not core[end:]) + rest) if end else (None, rest)
     if unit is not None:
         return core[:end], unit, left
     return core, None, rest
 
 
-def _end_of_number(core: str) -> int:
-    """Where a unit may begin: before a sign of degrees or percent, or a single letter set apart from a bare number."""
-    degrees = _DEGREES.search(core)
-    if degrees is not None:
-        return degrees.start()
-    letter = _SINGLE_UNIT.search(core)
-    return len(core) if letter is None else letter.end(1)
-
-
 def _quantities(part: _Part) -> Iterator[Quantity]:
-    """The quantity of a part, two for a plus or minus."""
+    """Yields the quantity of a part, or two quantities for a plus-minus sign."""
     core, name = part.core or "", None
     found = _NAME.match(core)
     if found is not None:
         name, core = found[1].replace(" ", ""), core[found.end() :]
-    noun = frozenset(stem(word) for word in map(str.casefold, part.after) if counts(word))
+    noun = frozenset(stem(word) for word in map(str.casefold, part.after) if word not in CONTINUING_WORDS)
     signs = ("+", "-") if core.count("\\pm") == 1 else ("",)
     for sign in signs:
         formula = in_latex(core.replace("\\pm", sign).strip().removeprefix("+"))
@@ -255,7 +251,7 @@ def _quantities(part: _Part) -> Iterator[Quantity]:
 
 
 def with_decimal_point(text: str) -> str | None:
-    """A number with a decimal comma, with a point in its place; None for any other text.
+    """Replaces the decimal comma of a number by a point; None for any other text.
 
     >>> with_decimal_point("3,14"), with_decimal_point("1, 2")
     ('3.14', None)

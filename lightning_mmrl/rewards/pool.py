@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol, Self
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Protocol
 
 from lightning_mmrl.errors import FOREIGN_FAILURES, ConfigError, RewardError
 from lightning_mmrl.settings.algorithm import RewardSettings
@@ -16,13 +17,13 @@ MEGABYTE = 1_000_000
 
 
 class Scorer(Protocol):
-    """What a pool runs, such as `WeightedReward`; to be used in processes it must be picklable."""
+    """A reward that a pool runs, such as `WeightedReward`; a pool of processes needs a picklable one."""
 
     def score(self, sample: Sample, completion: Completion) -> Score: ...
 
 
-class InlineRewards:
-    """Scores in the calling process, without a deadline: for rewards that are cheap and cannot hang.
+class InlineRewards(AbstractContextManager["InlineRewards"]):
+    """Scores in the calling process without a deadline, for rewards that are cheap and cannot hang.
 
     >>> from lightning_mmrl.rewards.compose import WeightedReward
     >>> from lightning_mmrl.rewards.think_answer_format import ThinkAnswerFormat
@@ -39,43 +40,31 @@ class InlineRewards:
         self.max_invalid_rate = (settings or RewardSettings()).max_invalid_rate
 
     def score(self, samples: Sequence[Sample], completions: Sequence[Sequence[Completion]]) -> list[list[Score]]:
-        """Scores `completions[i]`, all of `samples[i]`; the result has the same shape."""
-        scores = [_score_safely(self._reward, *item) for item in _paired(samples, completions)]
+        """Scores the completions `completions[i]` of each `samples[i]`; the result has the same shape."""
+        scores = [_score_safely(self._reward, item) for item in _paired(samples, completions)]
         return _shaped_like(completions, scores)
 
     def close(self) -> None:
         """Nothing to release."""
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
-@dataclass(frozen=True, slots=True)
-class _ScoreTask:
-    """What a worker calls."""
+class RewardPool(AbstractContextManager["RewardPool"]):
+    """Scores in `num_workers` processes that can be killed; see `DeadlinePool` for deadlines and lost workers.
 
-    reward: Scorer
-
-    def __call__(self, item: tuple[Sample, Completion]) -> Score:
-        return _score_safely(self.reward, *item)
-
-
-class RewardPool:
-    """Scores in `num_workers` killable processes; see `DeadlinePool` for what a deadline and a death cost.
-
-    An item that takes too long, takes too much memory, crashes or takes its process down twice becomes invalid, named
-    for the part that was running, and so does what the budget does not suffice for: a call always returns.
+    A score is invalid if its completion takes too long or too much memory, crashes, or kills its process twice; the
+    score names the part that was running. Completions for which the time budget does not suffice are invalid too, so
+    that a call always returns.
 
     Args:
-        reward: What to score with.
-        settings: Processes, of which there must be one at least, deadlines and limits.
+        reward: The reward.
+        settings: Number of processes (at least one), deadlines and limits.
 
     Raises:
-        ConfigError: a number is out of range or the reward cannot be pickled.
-        RewardError: a worker cannot start, for example because the reward cannot be imported there.
+        ConfigError: A number is out of range, or the reward cannot be pickled.
+        RewardError: A worker cannot start, for example because it cannot import the reward.
     """
 
     def __init__(
@@ -89,15 +78,13 @@ class RewardPool:
         self.max_invalid_rate = settings.max_invalid_rate
         self._batch_budget_s = settings.batch_budget_s
         limit = settings.memory_limit_mb
-        limits = Limits(
-            soft_deadline_s=settings.soft_deadline_s, memory_bytes=None if limit is None else limit * MEGABYTE
-        )
+        memory = None if limit is None else limit * MEGABYTE
         try:
             self._pool = DeadlinePool(
-                _ScoreTask(reward),
+                partial(_score_safely, reward),
                 num_workers=settings.num_workers,
                 deadline_s=settings.deadline_s,
-                limits=limits,
+                limits=Limits(soft_deadline_s=settings.soft_deadline_s, memory_bytes=memory),
                 deadline_key="rewards.deadline_s",
                 process_name="mmrl-reward",
             )
@@ -106,10 +93,10 @@ class RewardPool:
             raise kind(f"rewards: {error}") from error
 
     def score(self, samples: Sequence[Sample], completions: Sequence[Sequence[Completion]]) -> list[list[Score]]:
-        """Scores `completions[i]`, all of `samples[i]`; the result has the same shape.
+        """Scores the completions `completions[i]` of each `samples[i]`; the result has the same shape.
 
         Raises:
-            RewardError: the pool is closed, or a replacement worker cannot start.
+            RewardError: The pool is closed, or a replacement worker cannot start.
         """
         if self._pool.closed:
             raise RewardError("the reward pool is closed; score before close()")
@@ -117,12 +104,13 @@ class RewardPool:
             outcomes = self._judged(_paired(samples, completions))
         except WorkerError as error:
             raise RewardError(f"rewards: {error}") from error
-        return _shaped_like(completions, [_as_score(outcome) for outcome in outcomes])
+        scores = [_invalid(each.error, each.doing) if each.error is not None else each.value for each in outcomes]
+        return _shaped_like(completions, scores)
 
     def _judged(self, items: Sequence[tuple[Sample, Completion]]) -> list[CallResult]:
-        """An outcome for each item; lost ones are tried once more, since something else may have killed their worker.
+        """An outcome for each item; lost items are tried once more, since another cause may have killed their worker.
 
-        Both attempts share the budget.
+        Both attempts share the time budget.
         """
         end = time.monotonic() + self._batch_budget_s
         outcomes = self._pool.map(items, budget_s=self._batch_budget_s)
@@ -136,24 +124,17 @@ class RewardPool:
         return outcomes
 
     def close(self) -> None:
-        """Ends all workers; those still busy are killed. May be called again."""
+        """Ends all workers, and kills busy ones; may be called again."""
         self._pool.close()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
-def _as_score(outcome: CallResult) -> Score:
-    return _invalid(outcome.error, outcome.doing) if outcome.error is not None else outcome.value
-
-
-def _score_safely(reward: Scorer, sample: Sample, completion: Completion) -> Score:
+def _score_safely(reward: Scorer, item: tuple[Sample, Completion]) -> Score:
     try:
-        score = reward.score(sample, completion)
-    except FOREIGN_FAILURES as error:  # whatever a verifier raises is its failure, not the run's
+        score = reward.score(*item)
+    except FOREIGN_FAILURES as error:  # a failing verifier must not end the run
         return _invalid(f"{type(error).__name__}: {error}")
     return score if isinstance(score, Score) else _invalid(f"returned {score!r}, not a Score")
 

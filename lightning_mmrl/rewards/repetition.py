@@ -1,23 +1,22 @@
-"""Repetition penalty: the share of n-grams that were there before."""
+"""Repetition penalty: the share of repeated n-grams."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.types.records import Completion, Sample
 
 PIECE = 8
-"""Longer words are cut into pieces of so many characters: text without spaces repeats itself too."""
+"""Longer words are cut into pieces of this many characters, so that repetition without spaces counts as well."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repetition:
     """-max_penalty * (1 - distinct n-grams / n-grams), over case-folded words; 0 for fewer than n words.
 
-    The repetition penalty of arXiv:2502.03373, as a share of the text. Time and memory are linear.
+    The repetition penalty of arXiv:2502.03373, relative to the length of the text. Time and memory are linear.
 
-    **Deviations** from the paper, which penalizes tokens: words, so that it needs no tokenizer; words of more than
-    eight characters count as several pieces, so that leaving out spaces does not escape it.
+    **Deviations** from the paper, which penalizes tokens: it counts words and needs no tokenizer. Words of more than
+    eight characters count as several pieces, so that a policy cannot avoid the penalty by omitting spaces.
 
     >>> reward = Repetition(n=2)
     >>> sample = Sample(id="clip", messages=())
@@ -37,15 +36,10 @@ class Repetition:
             raise ConfigError(f"max_penalty is {self.max_penalty}; it must be above 0")
 
     def __call__(self, sample: Sample, completion: Completion) -> float:
-        pieces = list(_pieces(completion.text.casefold()))
+        words = completion.text.casefold().split()
+        pieces = [word[start : start + PIECE] for word in words for start in range(0, len(word), PIECE)]
         total = len(pieces) - self.n + 1
         if total < 1:
             return 0.0
         distinct = len(set(zip(*(pieces[start : start + total] for start in range(self.n)), strict=True)))
         return self.max_penalty * (distinct / total - 1.0)
-
-
-def _pieces(text: str) -> Iterator[str]:
-    for word in text.split():
-        for start in range(0, len(word), PIECE):
-            yield word[start : start + PIECE]

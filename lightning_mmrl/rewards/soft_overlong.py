@@ -8,10 +8,10 @@ from lightning_mmrl.types.records import Completion, Sample
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SoftOverlong:
-    """0 up to `max_tokens - cache` tokens, then falling linearly to -1 at `max_tokens`, -1 beyond.
+    """0 up to `max_tokens - cache` tokens, then falling linearly to -1 at `max_tokens`, and -1 beyond.
 
-    With L tokens in between, ((max_tokens - cache) - L) / cache (DAPO, arXiv:2503.14476, eq. 13). Set `max_tokens` to
-    the stage's `sampling.max_new_tokens`; no completion is longer.
+    For L tokens in between it is ((max_tokens - cache) - L) / cache (DAPO, arXiv:2503.14476, eq. 13). Set `max_tokens`
+    to the stage's `sampling.max_new_tokens`, the largest possible length.
 
     **Deviations**: none.
 

@@ -12,12 +12,12 @@ class ThinkAnswerFormat:
 
     The format reward of arXiv:2501.12948, section 2.2.2.
 
-    A thought needs a letter or a digit, of any script: one symbol or picture is none. It needs at least
-    `min_think_characters` characters: MM-EUREKA's reward for base models asks for 300 (arXiv:2503.07365,
+    The thought must contain a letter or a digit of any script; a symbol or picture is not enough. It must have at least
+    `min_think_characters` characters. MM-EUREKA's reward for base models requires 300 (arXiv:2503.07365,
     examples/scripts of its repository).
 
-    **Deviations** from R1-Omni's reward (arXiv:2503.05379): nested, duplicated and empty tags earn nothing, and the
-    time is linear in the text.
+    **Deviations** from R1-Omni's reward (arXiv:2503.05379): nested, duplicated and empty tags earn 0, and the time is
+    linear in the text.
 
     >>> reward = ThinkAnswerFormat()
     >>> sample = Sample(id="clip", messages=())

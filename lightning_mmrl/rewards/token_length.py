@@ -1,4 +1,4 @@
-"""Per-token length reward: every token pays. Known to fail."""
+"""Per-token length reward, which is known to fail: every token earns the same amount."""
 
 from dataclasses import dataclass
 
@@ -9,8 +9,8 @@ from lightning_mmrl.types.records import Completion, Sample
 class TokenLength:
     """`per_token` times the number of tokens (arXiv:2503.05132, section 5.3).
 
-    It fails: lengths rise, accuracy does not, and the policy learns to repeat itself. Any long text earns it. It is
-    here to show that; for a length that helps use `EfficientLength` or `SoftOverlong`.
+    It is here to demonstrate a failure: lengths rise, accuracy does not, and the policy learns to repeat itself, since
+    any long text earns it. For a useful length reward, see `EfficientLength` or `SoftOverlong`.
 
     **Deviations**: none.
 

@@ -1,6 +1,6 @@
-"""Units that a number may have, an allow-list with conversion: `5 m`, `40 km/h`, `36 square feet`, `7 percent`.
+"""Reads and converts the units of numbers, from an allow-list: `5 m`, `40 km/h`, `36 square feet`, `7 percent`.
 
-Symbols are compared with their case (`mg` is not `Mg`), words and abbreviations without (`Minutes`, `FT`).
+Case matters for symbols (`mg` is not `Mg`), but not for words and abbreviations (`Minutes`, `FT`).
 """
 
 import re
@@ -8,16 +8,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
+from lightning_mmrl.prompts.answers import word_set
+
 PERCENT = "percent"
 _YEN_OR_YUAN = "yen or yuan"
-"""The base unit of a sign that two currencies share."""
+"""Base unit of the sign that yen and yuan share."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
-    """A product of powers of base units: `powers` maps each base unit's name to its exponent.
+    """`factor` times a product of powers of base units; `powers` maps the name of each base unit to its exponent.
 
-    One of this unit is `factor` of the product; 1 km/h is 5/18 m/s:
+    For example, 1 km/h is 5/18 m/s:
 
     >>> unit, rest = read_unit("km/h")
     >>> unit.powers, unit.factor
@@ -29,11 +31,11 @@ class Unit:
 
     @property
     def is_percent(self) -> bool:
-        """True for a hundredth, which is a value and not a unit."""
+        """True for percent, which is a value (1/100) rather than a unit."""
         return PERCENT in self.powers
 
     def measures_like(self, other: "Unit") -> bool:
-        """True for units of one kind; the sign that yen and yuan share is of either's kind.
+        """True for units of the same kind; the sign shared by yen and yuan is of the same kind as both.
 
         >>> sign, yen, yuan = UNITS["\u00a5"], UNITS["yen"], UNITS["yuan"]
         >>> sign.measures_like(yen), sign.measures_like(yuan), yen.measures_like(yuan)
@@ -44,7 +46,7 @@ class Unit:
         return _YEN_OR_YUAN in {*self.powers, *other.powers} and _signed(self.powers) == _signed(other.powers)
 
     def times(self, other: "Unit", power: int) -> "Unit":
-        """This unit times a power of another one."""
+        """This unit times a power of another unit."""
         powers = {
             name: self.powers.get(name, 0) + power * other.powers.get(name, 0)
             for name in dict.fromkeys((*self.powers, *other.powers))
@@ -55,7 +57,7 @@ class Unit:
 
 
 def _signed(powers: Mapping[str, int]) -> dict[str, int]:
-    """Powers with the shared sign in place of either currency."""
+    """The powers, with yen and yuan replaced by their shared sign."""
     return {_YEN_OR_YUAN if name in ("yen", "yuan") else name: power for name, power in powers.items()}
 
 
@@ -118,35 +120,8 @@ UNITS: Mapping[str, Unit] = {
     "mph": Unit(powers={"m": 1, "s": -1}, factor=Fraction(1_609_344, 3_600_000)),
     "kph": Unit(powers={"m": 1, "s": -1}, factor=Fraction(5, 18)),
 }
-_SYMBOLS = frozenset(
-    (
-        "m",
-        "cm",
-        "mm",
-        "dm",
-        "km",
-        "kg",
-        "g",
-        "mg",
-        "s",
-        "ms",
-        "h",
-        "N",
-        "J",
-        "kJ",
-        "W",
-        "kW",
-        "V",
-        "Hz",
-        "Pa",
-        "mol",
-        "L",
-        "l",
-        "mL",
-        "ml",
-    )
-)
-"""Their case tells them apart: mg is a milligram and Mg a ton, ms a millisecond and MS none."""
+_SYMBOLS = word_set("m cm mm dm km kg g mg s ms h N J kJ W kW V Hz Pa mol L l mL ml")
+"""Symbols whose case matters: mg is a milligram but Mg a ton, and ms is a millisecond but MS is no unit."""
 CURRENCY_SIGNS = "$\u20ac\u00a3\u00a5\u20b9"
 _ONE = Unit(powers={}, factor=Fraction(1))
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
@@ -156,12 +131,12 @@ _TOKEN = re.compile(
     rf"[{CURRENCY_SIGNS}\u00a2])"
 )
 _GOES_ON = re.compile(r" +[A-Za-z]")
-"""After "in": a preposition then (`5 in total`), else inches."""
+"""If this follows "in", it is a preposition (`5 in total`); otherwise it means inches."""
 _DEGREE = re.compile(r"\^? ?\{? ?\\circ ?\}? ?|\u00b0 ?")
 
 
 def read_unit(text: str) -> tuple[Unit | None, str]:
-    """The unit that a text begins with, and the rest; None and the text itself if it begins with none.
+    """The unit at the start of a text, and the rest of the text; None and the whole text without a unit.
 
     >>> read_unit("percent of it")[1], read_unit("apples"), read_unit("m^2 long")[0].powers
     (' of it', (None, 'apples'), {'m': 2})
@@ -195,7 +170,7 @@ def _named(token: str) -> Unit | None:
 
 
 def _power(text: str, position: int) -> tuple[int, int]:
-    """The exponent that stands at a position, 1 without one, and where it ends."""
+    """The exponent at a position (1 if there is none), and the position after it."""
     found = _TOKEN.match(text, position)
     if found is None:
         return 1, position

@@ -1,4 +1,4 @@
-"""A reward of the user's own: any Python function, by its path."""
+"""Uses any Python function of the user as a reward, by its path."""
 
 import difflib
 import importlib
@@ -21,17 +21,19 @@ from lightning_mmrl.types.records import Completion, Sample
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserFunction:
-    """Calls `function(sample, completion)`, which returns a number, or None where it does not apply.
+    """Calls `function(sample, completion)`, which returns a number, or None if it does not apply.
 
-    `function` is `path/to/file.py:name` or `package.module:name`, defined there or, of a package, below; what a module
-    only imports is refused. It may also be a `partial` of such a function, or an instance of a class of there or of
-    this package. **This runs the file's code**, here and in every
-    reward process, with all rights of the run: name only files that you trust. A configuration may name what
-    `--allow-targets` opens on the command line. It is loaded once per process; other files beside it are not
-    importable from it. Rewards that may hang or crash belong in processes: `rewards.num_workers` of at least 1.
+    `function` is `path/to/file.py:name` or `package.module:name`. The name must be defined in that module, or in a
+    module below that package; a name that the module merely imports is refused. It may also be a `partial` of such a
+    function, or an instance of a class from that module or from this package.
+
+    **This runs the file's code**, here and in every reward process, with all permissions of the run, so name only files
+    that you trust. A configuration may only name modules that `--allow-targets` permits on the command line. A file is
+    loaded once per process, and it cannot import other files of its folder. Rewards that may hang or crash need
+    processes: set `rewards.num_workers` to at least 1.
 
     Raises:
-        ConfigError: there is no such file, module or function, loading it fails, or it cannot be called with a sample
+        ConfigError: The file, module or function does not exist, loading it fails, or it cannot be called with a sample
             and a completion.
 
     >>> longest = UserFunction(function="lightning_mmrl.rewards.token_length:TokenLength.__call__")
@@ -48,7 +50,7 @@ class UserFunction:
         if not separator or not place or not name:
             raise ConfigError(f"function is {self.function!r}; write path/to/file.py:name or package.module:name")
         if place.endswith(".py"):
-            place = str(Path(place).absolute())  # a process may be started elsewhere
+            place = str(Path(place).absolute())  # a worker may have another working directory
             object.__setattr__(self, "function", f"{place}:{name}")
         object.__setattr__(self, "_loaded", _function(_module(place), name, place))
 
@@ -59,13 +61,13 @@ class UserFunction:
         """Scores one completion.
 
         Raises:
-            RewardError: The function raised or called `sys.exit`; with its name, file and line.
+            RewardError: The function raised or called `sys.exit`; the message has its name, file and line.
         """
         try:
             return self._loaded(sample, completion)
         except MmrlError:
             raise
-        except FOREIGN_FAILURES as error:  # whatever it raises is its failure, not the run's
+        except FOREIGN_FAILURES as error:  # a failing function must not end the run
             line = traceback.extract_tb(error.__traceback__)[-1]
             raise RewardError(
                 f"{self.function} raised {type(error).__name__}: {error} ({line.filename} line {line.lineno})"
@@ -82,7 +84,7 @@ def _module(place: str) -> ModuleType:
 
 
 def _module_of_file(path: Path) -> ModuleType:
-    """The module of a file; registered under a name of its own, so that its classes can be pickled and are one."""
+    """Loads a file as a module; a unique name in `sys.modules` lets its classes be pickled and loads it only once."""
     name = f"mmrl_reward_{sha256(str(path).encode()).hexdigest()[:16]}"
     if name in sys.modules:
         return sys.modules[name]
@@ -125,7 +127,7 @@ def _function(module: ModuleType, name: str, place: str) -> Any:
 
 
 def _is_defined_in(module: ModuleType, found: Any) -> bool:
-    """Whether code is the module's own, or of a module below: a configuration must not name all that it imports."""
+    """Whether the module, or a module below it, defines an object; a configuration may not name its imports."""
     home = _home(found)
     if home == module.__name__ or home.startswith(f"{module.__name__}."):
         return True
@@ -134,7 +136,7 @@ def _is_defined_in(module: ModuleType, found: Any) -> bool:
 
 
 def _home(found: Any) -> str:
-    """The module that defines a function or class, the function of a partial, or the class of an instance."""
+    """Name of the module that defines a function or class, the function of a partial, or the class of an instance."""
     if isinstance(found, partial):
         return _home(found.func)
     return str(getattr(found, "__module__", None) or "")

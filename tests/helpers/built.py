@@ -2,21 +2,22 @@
 
 import shutil
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-
-@cache
-def _master(build: Callable[..., Path], **sizes: Any) -> TemporaryDirectory:
-    """The folder that copies are taken from; it is removed when the process ends."""
-    folder = TemporaryDirectory(prefix="tiny-")
-    build(Path(folder.name) / "model", **sizes)
-    return folder
+_MASTERS: dict[str, TemporaryDirectory[str]] = {}
 
 
 def copy(build: Callable[..., Path], directory: Path, **sizes: Any) -> Path:
-    """A checkpoint as `build(directory, **sizes)` writes it; the sizes decide all of it."""
-    shutil.copytree(Path(_master(build, **sizes).name) / "model", directory, dirs_exist_ok=True)
+    """A checkpoint as `build(directory, **sizes)` writes it; the builder's fields and the sizes decide all of it.
+
+    The folder that copies are taken from is removed when the process ends.
+    """
+    key = f"{build!r} {sizes!r}"
+    if key not in _MASTERS:
+        folder = TemporaryDirectory(prefix="tiny-")
+        build(Path(folder.name) / "model", **sizes)
+        _MASTERS[key] = folder
+    shutil.copytree(Path(_MASTERS[key].name) / "model", directory, dirs_exist_ok=True)
     return directory

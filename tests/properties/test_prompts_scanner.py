@@ -77,12 +77,12 @@ def test_contents_come_back(thought, answer):
 
 @given(st.lists(st.sampled_from(DFEW7), min_size=2, max_size=5), st.sampled_from([" ", ", ", "/", " or ", "\n", ""]))
 def test_several_labels_are_never_one(labels, separator):
-    assert LabelMatcher.dfew7().match(separator.join(labels)) is None
+    assert LabelMatcher(labels=DFEW7).match(separator.join(labels)) is None
 
 
 @given(st.sampled_from(DFEW7), st.text(alphabet=" .,\"'()\n\t", max_size=20), st.text(alphabet=" .,!\n", max_size=20))
 def test_punctuation_around_a_label_changes_nothing(label, before, after):
-    assert LabelMatcher.dfew7().match(before + label.title() + after) == label
+    assert LabelMatcher(labels=DFEW7).match(before + label.title() + after) == label
 
 
 @given(
@@ -91,11 +91,11 @@ def test_punctuation_around_a_label_changes_nothing(label, before, after):
     st.text(" .,", max_size=9),
 )
 def test_a_sign_of_doubt_at_the_front_changes_everything(label, sign, before):
-    assert LabelMatcher.dfew7().match(before + sign + label.title()) is None
+    assert LabelMatcher(labels=DFEW7).match(before + sign + label.title()) is None
 
 
 @given(
     st.sampled_from(DFEW7), st.sampled_from(["?", "(?)", "?!", "~", " \u274c", " or not"]), st.text(" .,", max_size=9)
 )
 def test_a_sign_of_doubt_at_the_end_changes_everything(label, sign, after):
-    assert LabelMatcher.dfew7().match(label.title() + sign + after) is None
+    assert LabelMatcher(labels=DFEW7).match(label.title() + sign + after) is None

@@ -1,4 +1,4 @@
-"""The clips that the rows of a CSV name: found, with labels that can be read, each once, decoded."""
+"""Turns the rows of a CSV into clips: files are found, labels checked, repeated clips dropped, media decoded."""
 
 import unicodedata
 from collections import Counter
@@ -17,15 +17,22 @@ from lightning_mmrl.prompts.template import control_token, control_token_refusal
 from lightning_mmrl.types.records import MediaKind, MediaRef
 
 PLAIN_THOUGHT = "The clip shows it."
-"""Stands where nobody wrote a reasoning: the format needs a thought, and this one claims nothing."""
+"""The thought of a clip without a reasoning: the answer format needs one, and this one claims nothing."""
 
 Reject = Callable[[CsvRow, str, str], None]
-"""Hears of a row that is left out: the sort of fault, and the reason with the fix."""
+"""Called with a row that is left out, the sort of fault, and the reason with its fix."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clip:
-    """A row whose clip was found: its path below the media root, and its tracks once it is decoded."""
+    """A row whose clip was found.
+
+    Attributes:
+        row: The row of the CSV.
+        real: The file, with all links resolved.
+        path: Its path below the media root.
+        tracks: Its tracks, once it is decoded.
+    """
 
     row: CsvRow
     real: Path
@@ -39,7 +46,7 @@ class Clip:
 
 
 def found(rows: Sequence[CsvRow], folder: ClipFolder, reject: Reject) -> list[Clip]:
-    """The rows whose file exists and whose texts can be taught."""
+    """The rows whose file exists and whose texts can be learned."""
     clips = []
     for row in rows:
         try:
@@ -56,7 +63,7 @@ def found(rows: Sequence[CsvRow], folder: ClipFolder, reject: Reject) -> list[Cl
 
 
 def _text_problem(row: CsvRow) -> tuple[str, str] | None:
-    """The sort of fault and the reason why a target made of this row would break the format or end early."""
+    """The sort of fault and the reason, if this row as a training target would break the answer format or end early."""
     target = target_of(row)
     if tags := media_tags(target):
         return "reasoning", f"the reasoning or label holds the media tag <{tags[0]}>; remove it"
@@ -70,7 +77,7 @@ def _text_problem(row: CsvRow) -> tuple[str, str] | None:
 
 
 def label_problem(label: str) -> str | None:
-    """Why no answer would ever be read as this label, None if one is."""
+    """Why no answer could be read as this label; None if one can."""
     try:
         matcher = label_matcher((label,))
     except ConfigError as error:
@@ -83,7 +90,7 @@ def label_problem(label: str) -> str | None:
 def labelled(
     clips: list[Clip], labels: Sequence[str] | None, reject: Reject, notes: list[str]
 ) -> tuple[list[Clip], tuple[str, ...]]:
-    """Clips with their label in one spelling: that of the given set, or the most frequent one."""
+    """Gives each label one spelling: the one in the given set, or else the most frequent one."""
     if labels is not None:
         matcher = label_matcher(tuple(labels))
         kept = []
@@ -109,12 +116,12 @@ def labelled(
 
 
 def _folded(label: str) -> str:
-    """A label without what keyboards and systems change: case, width, how accents are stored, spaces."""
+    """A label without differences of case, character width, accent encoding (NFKC) and spaces."""
     return " ".join(unicodedata.normalize("NFKC", label).casefold().split())
 
 
 def once(clips: Sequence[Clip], reject: Reject) -> list[Clip]:
-    """Each clip and span once; a second row of it is left out, whatever its label says."""
+    """Keeps the first row of each clip and span; a second one is left out, even if its label differs."""
     first: dict[tuple[Path, float | None, float | None], Clip] = {}
     for clip in clips:
         earlier = first.setdefault((clip.real, clip.row.start_s, clip.row.end_s), clip)
@@ -143,5 +150,5 @@ def decoded(
 
 
 def target_of(row: CsvRow) -> str:
-    """The target that a supervised stage would learn from a row."""
+    """The training target that a supervised stage learns from a row."""
     return f"<think>{row.reasoning or PLAIN_THOUGHT}</think><answer>{row.label}</answer>"

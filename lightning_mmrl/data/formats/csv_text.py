@@ -1,12 +1,13 @@
-"""The text of a CSV, whatever program saved it: its encoding, and the delimiter that its first line may declare."""
+"""Reads the text of a CSV: finds its encoding, and the delimiter that its first line may declare."""
 
 import codecs
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from lightning_mmrl.errors import DataError
 
-# Longer marks first: that of UTF-16 begins that of UTF-32.
+# Longer marks come first, because the mark of UTF-32-LE starts with the mark of UTF-16-LE.
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -22,14 +23,14 @@ _DECLARED = re.compile(r'"?sep=([^\w\s"]|\t)\W*', re.IGNORECASE)
 
 
 def csv_text(path: Path, encoding: str | None = None) -> str:
-    """The characters of a file, without a byte order mark.
+    """Reads the text of a file, without a byte order mark.
 
     Args:
         path: The CSV.
-        encoding: What it was saved in, by Python's name; None for UTF-8, or what its byte order mark says.
+        encoding: Python's name of its encoding; None for the one of its byte order mark, or UTF-8 without one.
 
     Raises:
-        DataError: There is no such file or encoding, or its bytes are not of that encoding.
+        DataError: The file or the encoding does not exist, or the file has another encoding.
     """
     if not path.is_file():
         raise DataError(f"{path} does not exist; name the CSV of labels")
@@ -51,9 +52,10 @@ def csv_text(path: Path, encoding: str | None = None) -> str:
 
 
 def delimiter_of(text: str) -> tuple[str, bool]:
-    r"""The delimiter, and whether the first line is there to declare it (`sep=;`, as Excel reads and writes it).
+    r"""The delimiter, and whether the first line only declares it (`sep=;`, as Excel reads and writes it).
 
-    Without such a line it is the most frequent one of the header: names hold none of them, unlike the texts below.
+    Without such a line, the most frequent candidate in the header is the delimiter. Unlike the cells of the rows,
+    column names do not contain delimiters.
 
     >>> delimiter_of("sep=;\nfile;label\n"), delimiter_of("file,label\n")
     ((';', True), (',', False))
@@ -67,16 +69,13 @@ def delimiter_of(text: str) -> tuple[str, bool]:
 
 def _undecodable(path: Path, content: bytes, used: str, error: UnicodeDecodeError) -> str:
     line = len(re.findall(rb"\r\n?|\n", content[: error.start])) + 1
-    others = ", ".join(name for name in _USUAL if name != used and _reads(content, name))
+    others = []
+    for name in _USUAL:
+        with suppress(UnicodeDecodeError):
+            content.decode(name)
+            others.append(name)
+    readable = ", ".join(name for name in others if name != used)
     return (
         f"{path}:{line}: byte 0x{content[error.start]:02x} is not {used.upper()}; save the file as CSV UTF-8, or say "
-        f"by --encoding what it was saved in{f' (it can be read as {others})' if others else ''}"
+        f"by --encoding what it was saved in{f' (it can be read as {readable})' if readable else ''}"
     )
-
-
-def _reads(content: bytes, encoding: str) -> bool:
-    try:
-        content.decode(encoding)
-    except UnicodeDecodeError:
-        return False
-    return True

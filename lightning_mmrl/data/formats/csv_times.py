@@ -1,4 +1,4 @@
-"""A time in a cell of a CSV: seconds, or a clock time, with a point or a comma for the decimals."""
+"""Reads a time from a CSV cell: seconds or a clock time, with a decimal point or a decimal comma."""
 
 import re
 import unicodedata
@@ -9,14 +9,14 @@ _THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+")
 
 
 def seconds_of(text: str, *, comma_is_decimal: bool) -> float | None:
-    """The seconds that a cell names, None if it names none.
+    """The time in a cell, in seconds; None if the cell holds no time.
 
-    Two parts are minutes and seconds, three are hours, minutes and seconds. Three digits after a comma may be decimals
-    or thousands: without `comma_is_decimal` such a cell names no time.
+    A clock time is minutes:seconds or hours:minutes:seconds. Three digits after a comma may be decimals or thousands:
+    without `comma_is_decimal`, such a cell is refused.
 
     Args:
         text: The cell.
-        comma_is_decimal: Whether a comma can be nothing else, as in a file that is not delimited by commas.
+        comma_is_decimal: True if a comma can only be a decimal comma, as in a file with another delimiter.
 
     >>> seconds_of("1:02:03,5", comma_is_decimal=False), seconds_of("5,5", comma_is_decimal=False)
     (3723.5, 5.5)

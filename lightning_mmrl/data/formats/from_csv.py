@@ -1,4 +1,4 @@
-"""A folder of clips and a CSV of labels become a dataset: manifests in canonical form, labels.json, rejected.csv."""
+"""Converts a folder of clips and a CSV of labels to a dataset: canonical manifests, labels.json, rejected.csv."""
 
 import mimetypes
 from collections import Counter
@@ -32,19 +32,19 @@ _RESERVED = TURN_COLUMNS | frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CsvSettings:
-    """How a CSV becomes a dataset.
+    """Settings of a conversion.
 
     Attributes:
-        columns: Column names by purpose where the usual ones do not fit; see `read_label_csv`.
-        encoding: What the CSV was saved in; None for UTF-8, or what its byte order mark says.
-        suffix: Appended to file names that have none, such as ".mp4".
-        labels: The label set; None takes the labels that come.
-        question: What every sample asks.
-        shares: Parts of validation and test where the CSV assigns none.
-        seed: Seed of the assignment.
-        by_speaker: True if a speaker stays in one split.
-        copy: True to copy clips that lie outside of the dataset's folder, where they cannot be linked.
-        overwrite: True to replace what an earlier conversion wrote.
+        columns: Column names by purpose, for columns without a usual name; see `read_label_csv`.
+        encoding: Encoding of the CSV; None for the one of its byte order mark, or UTF-8 without one.
+        suffix: Appended to file names without a suffix, such as ".mp4".
+        labels: The label set; None for all labels in the CSV.
+        question: The question of every sample.
+        shares: Shares of validation and test, for splits that the CSV does not assign.
+        seed: Seed of the split assignment.
+        by_speaker: True if all clips of a speaker go to one split.
+        copy: True to copy clips from outside the dataset's folder, where hard links are impossible.
+        overwrite: True to replace the files of an earlier conversion.
     """
 
     columns: Mapping[str, str | None] = field(default_factory=dict)
@@ -61,10 +61,10 @@ class CsvSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversion:
-    """The outcome of a CSV: the files that were written, the clips of each split, the rows that were left out.
+    """The result of a conversion: the folder, the number of clips in each split, and the rows that were left out.
 
-    `taken_as` maps the kinds that files hold to their paths. `notes` say what was understood, `warnings` what a person
-    should look at.
+    `taken_as` maps kinds of media to the paths of the files that hold them, the most frequent kinds first. `notes` say
+    how the CSV was understood, and `warnings` tell a person to check something.
     """
 
     directory: Path
@@ -90,7 +90,7 @@ def convert_csv(
     """Writes train, validation, test and cold_start manifests into `directory`; all files appear at the end.
 
     Raises:
-        DataError: The CSV cannot be read, nothing of it is usable, or the directory holds files already.
+        DataError: The CSV cannot be read, none of its rows is usable, or the directory already holds files.
     """
     if not media_root.is_dir():
         raise DataError(f"media root {media_root} is no folder; name the folder of the clips")
@@ -102,7 +102,9 @@ def convert_csv(
     def reject(row: CsvRow, group: str, reason: str) -> None:
         problems.append(Problem(file=str(csv_file), line=row.line, group=group, reason=reason))
 
-    _check_extras(csv_file, table.rows)
+    taken = next((name for row in table.rows for name in row.extras if name in _RESERVED), None)
+    if taken is not None:
+        raise DataError(f"{csv_file}:1: column {taken!r} would hide the manifest's own; rename or remove it")
     clips = found(table.rows, ClipFolder(media_root, settings.suffix), reject)
     clips, labels = labelled(clips, settings.labels, reject, notes)
     clips = decoded(once(clips, reject), media_root, guard, reject, on_progress)
@@ -114,17 +116,25 @@ def convert_csv(
     except DataError as error:
         raise DataError(f"{csv_file}: {error}{_left_out(problems)}") from error
     labels = labels or tuple(sorted({clip.row.label for clip in clips}))
-    _check_labels(csv_file, labels)
+    try:
+        label_matcher(labels)
+    except ConfigError as error:
+        raise DataError(f"{csv_file}: {error}; or give the set by --labels") from error
     notes += _unlike_names(clips)
-    warnings = _warnings(clips)
+    of_files = dict.fromkeys(warning for clip in clips for track in clip.tracks for warning in track.warnings)
+    warnings = [*label_findings(Counter(clip.row.label for clip in clips)), *of_files]
     rows = _rows(clips, splits, publication.prefix, settings.question)
+    manifests = {name: [row for row in rows if row["split"] == name] for name in SPLITS}
     publication.publish(
-        manifests={**_manifests(rows), "cold_start": _cold_start(rows, clips)},
+        manifests={**manifests, "cold_start": _cold_start(rows, clips)},
         labels=labels,
         problems=problems,
         clips={clip.path: clip.real for clip in clips},
         record={"source": csv_file.name, "seed": settings.seed, "columns": dict(table.columns), "warnings": warnings},
     )
+    files: dict[tuple[MediaKind, ...], dict[str, None]] = {}
+    for clip in clips:
+        files.setdefault(clip.kinds, {})[clip.path] = None
     return Conversion(
         directory=directory,
         sizes=Counter(splits),
@@ -134,36 +144,30 @@ def convert_csv(
         problems=tuple(problems),
         notes=tuple(notes),
         warnings=tuple(warnings),
-        taken_as=_taken_as(clips),
+        taken_as={kinds: tuple(paths) for kinds, paths in sorted(files.items(), key=lambda item: -len(item[1]))},
     )
 
 
 def _check_settings(settings: CsvSettings) -> None:
-    """Refuses what would be found only after everything is decoded."""
+    """Refuses bad settings before the long work of decoding starts."""
     question_about((), settings.question)
     problem = next(filter(None, map(label_problem, settings.labels or ())), None)
     if problem is not None:
         raise ConfigError(f"--labels: {problem}")
 
 
-def _check_extras(csv_file: Path, rows: Sequence[CsvRow]) -> None:
-    taken = next((name for row in rows for name in row.extras if name in _RESERVED), None)
-    if taken is not None:
-        raise DataError(f"{csv_file}:1: column {taken!r} would hide the manifest's own; rename or remove it")
-
-
 def _left_out(problems: Sequence[Problem]) -> str:
-    """The end of an error that tells of rows rejected before it: they may be why, and nothing else prints them."""
+    """Last words of an error, about rows left out before it: they may be its cause, and nothing else prints them."""
     return f"; rows left out: {len(problems)}, the first: {problems[0]}" if problems else ""
 
 
 def _assigned(clips: Sequence[Clip], settings: CsvSettings, notes: list[str]) -> list[str]:
-    """The split of each clip: the CSV's own where it names one, and drawn for the rest."""
+    """The split of each clip: the one in the CSV if it names one, else drawn at random."""
     given = [clip.row.split for clip in clips]
     missing = [name for name in SPLITS[1:] if name not in given and settings.shares.get(name, 0.0) > 0]
     groups = _groups(clips, settings.by_speaker)
     if any(given):
-        # Clips without a split train; what the CSV leaves out is drawn from the training clips.
+        # Clips without a split are for training; splits that the CSV lacks are drawn from the training clips.
         pool = [index for index, name in enumerate(given) if name in (None, "train")]
         settled = {groups[index] for index, name in enumerate(given) if name not in (None, "train")}
         pool = [index for index in pool if groups[index] not in settled] if missing else []
@@ -186,7 +190,7 @@ def _assigned(clips: Sequence[Clip], settings: CsvSettings, notes: list[str]) ->
 
 
 def _groups(clips: Sequence[Clip], by_speaker: bool) -> list[str]:
-    """Clips that must stay together: those of one speaker, and those with the same content."""
+    """A group name for each clip: clips of one speaker, or with the same content, must go to the same split."""
     parent: dict[str, str] = {}
 
     def root(name: str) -> str:
@@ -202,41 +206,20 @@ def _groups(clips: Sequence[Clip], by_speaker: bool) -> list[str]:
     return [root(f"content {clip.tracks[0].content}") for clip in clips]
 
 
-def _check_labels(csv_file: Path, labels: tuple[str, ...]) -> None:
-    try:
-        label_matcher(labels)
-    except ConfigError as error:
-        raise DataError(f"{csv_file}: {error}; or give the set by --labels") from error
-
-
-def _warnings(clips: Sequence[Clip]) -> list[str]:
-    """Oddities of the labels, then of each file."""
-    of_files = [warning for clip in clips for track in clip.tracks for warning in track.warnings]
-    return [*label_findings(Counter(clip.row.label for clip in clips)), *dict.fromkeys(of_files)]
-
-
 def _unlike_names(clips: Sequence[Clip]) -> list[str]:
-    """Files that hold something else than their names say: what is decoded decides, and not the name."""
+    """Notes about files whose content is of another kind than their names say; the content counts."""
     notes = []
     for path, kinds in dict.fromkeys((clip.path, clip.kinds) for clip in clips):
         named = (mimetypes.guess_type(path)[0] or "").partition("/")[0]
-        # A video may have sound; what is named a sound or a picture is that alone.
+        # A file named as a video may also hold sound; one named as a sound or a picture may hold nothing else.
         as_named = named in kinds if named == "video" else kinds == (named,)
         if named in get_args(MediaKind) and not as_named:
             notes.append(f"{path}: taken as {' and '.join(kinds)}, though its name says {named}")
     return notes
 
 
-def _taken_as(clips: Sequence[Clip]) -> dict[tuple[MediaKind, ...], tuple[str, ...]]:
-    """The files by what they hold, the most frequent first."""
-    files: dict[tuple[MediaKind, ...], dict[str, None]] = {}
-    for clip in clips:
-        files.setdefault(clip.kinds, {})[clip.path] = None
-    return {kinds: tuple(paths) for kinds, paths in sorted(files.items(), key=lambda item: -len(item[1]))}
-
-
 def _rows(clips: Sequence[Clip], splits: Sequence[str], prefix: str, question: str) -> list[dict[str, Any]]:
-    """One manifest line per clip, without an assistant turn."""
+    """One manifest row per clip, without an assistant turn."""
     names = [clip.row.id or PurePosixPath(clip.path).with_suffix("").as_posix() for clip in clips]
     times = Counter(names)
     rows = []
@@ -256,12 +239,8 @@ def _rows(clips: Sequence[Clip], splits: Sequence[str], prefix: str, question: s
     return rows
 
 
-def _manifests(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    return {name: [row for row in rows if row["split"] == name] for name in SPLITS}
-
-
 def _cold_start(rows: Sequence[dict[str, Any]], clips: Sequence[Clip]) -> list[dict[str, Any]]:
-    """Training lines with a target: those with a reasoning, or, if there is none at all, every one with a plain one."""
+    """Training rows with a target: the rows with a reasoning; if there are none, all rows with `PLAIN_THOUGHT`."""
     training = [(row, clip.row) for row, clip in zip(rows, clips, strict=True) if row["split"] == "train"]
     reasoned = [(row, source) for row, source in training if source.reasoning is not None]
     return [

@@ -1,4 +1,4 @@
-"""A CSV of labels: one clip per row, column names and delimiter found out or given."""
+"""Reads a CSV of labels with one clip per row; column names and delimiter are detected or given."""
 
 import csv
 import io
@@ -23,7 +23,7 @@ COLUMN_NAMES: Mapping[str, tuple[str, ...]] = {
     "reasoning": ("reasoning", "thought", "rationale", "explanation"),
     "id": ("id",),
 }
-"""What a column is for, and the names it is recognized by."""
+"""Purpose of a column, and the names by which it is recognized."""
 
 SPLIT_NAMES: Mapping[str, str] = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -32,12 +32,12 @@ SPLIT_NAMES: Mapping[str, str] = {
 }
 
 NO_COLUMN = ""
-"""Stands in place of a column's name for: there is none, whatever the header has."""
+"""Given in place of a column's name, it means that no column has this purpose, whatever the header says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CsvRow:
-    """One row: a clip, its label, and what else the file says of it."""
+    """One row: a clip, its label, and its other cells."""
 
     line: int
     file: str
@@ -53,7 +53,7 @@ class CsvRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelCsv:
-    """The rows of a CSV; `columns` says which of its columns was taken for what, `notes` what else one must know."""
+    """The rows of a CSV; `columns` maps each purpose to the column used for it, `notes` say how others were read."""
 
     rows: tuple[CsvRow, ...]
     problems: tuple[Problem, ...]
@@ -64,15 +64,15 @@ class LabelCsv:
 def read_label_csv(
     path: Path, names: Mapping[str, str | None] | None = None, *, encoding: str | None = None
 ) -> LabelCsv:
-    """All rows; one that cannot be used becomes a problem. CR and LF alone end a row.
+    """Reads all rows; an unusable one becomes a problem. Only CR and LF end a row.
 
     Args:
         path: The CSV, with a header line.
-        names: Column names by purpose (see `COLUMN_NAMES`) where the usual ones do not fit; `NO_COLUMN` for none.
+        names: Column names by purpose (see `COLUMN_NAMES`), for columns without a usual name; `NO_COLUMN` for none.
         encoding: See `csv_text`.
 
     Raises:
-        DataError: The file cannot be read, or has no column of files or of labels.
+        DataError: The file cannot be read, or has no column of files or no column of labels.
     """
     text = csv_text(path, encoding)
     delimiter, is_declared = delimiter_of(text)
@@ -85,12 +85,17 @@ def read_label_csv(
     header = [name.strip() for name in names_found]
     columns = _columns(f"{path}:{line}", header, names or {})
     columns, notes = _with_split(header, columns, names or {}, [fields for _, fields in records])
-    ignored = {name for name in header if _usual_purpose(name) in _switched_off(names or {})}
+    switched_off = {purpose for purpose, name in (names or {}).items() if name == NO_COLUMN}
+    ignored = {name for name in header if _usual_purpose(name) in switched_off}
     rows: list[CsvRow] = []
     problems: list[Problem] = []
     for line, fields in records:
         try:
-            cells = _cells(header, fields)
+            if len(fields) != len(header):
+                raise LineError(
+                    "not a CSV row", f"{len(fields)} fields but {len(header)} columns; check quotes and delimiters"
+                )
+            cells = {name: text.strip() for name, text in zip(header, fields, strict=True)}
             extras = {name: cell for name, cell in cells.items() if name not in (*columns.values(), *ignored) and cell}
             rows.append(_row(line, cells, columns, extras, comma_is_decimal=delimiter != ","))
         except LineError as error:
@@ -99,7 +104,7 @@ def read_label_csv(
 
 
 def _columns(place: str, header: list[str], names: Mapping[str, str | None]) -> dict[str, str]:
-    """Purpose to column name; the first usual name that the header has, whatever its case."""
+    """Maps each purpose to a column name: the given one, or the first usual name in the header, in any case."""
     if len(set(header)) < len(header):
         twice = next(name for name in header if header.count(name) > 1)
         raise DataError(f"{place}: column {quoted(twice)} appears twice; rename one")
@@ -124,16 +129,21 @@ def _columns(place: str, header: list[str], names: Mapping[str, str | None]) -> 
 def _with_split(
     header: list[str], columns: dict[str, str], names: Mapping[str, str | None], records: Sequence[list[str]]
 ) -> tuple[dict[str, str], list[str]]:
-    """The columns with the one of splits that its values bear out, and what to say of others.
+    """The columns, with a split column only if its values are splits; and notes about the other candidates.
 
-    A column `set` may be a set of anything; one that is named `split`, or that the user names, is believed.
+    A column `set` may hold sets of any kind. A column named `split`, or named by the user, is always used.
     """
     if "split" not in columns or names.get("split") is not None:
         return columns, []
-    found = {name: _values(header, records, name) for name in header if _usual_purpose(name) == "split"}
+    found = {
+        name: {fields[index].strip() for fields in records if index < len(fields)} - {""}
+        for index, name in enumerate(header)
+        if _usual_purpose(name) == "split"
+    }
     of_splits = [name for name, values in found.items() if any(value.lower() in SPLIT_NAMES for value in values)]
     named = [name for name in found if name.lower() == "split"]
-    chosen = next(iter(sorted(of_splits, key=_rank_of_split) or named), None)
+    of_splits.sort(key=lambda name: COLUMN_NAMES["split"].index(name.lower()))
+    chosen = next(iter(of_splits or named), None)
     rest = {purpose: name for purpose, name in columns.items() if purpose != "split"}
     notes = [
         f"column {quoted(name)} names no splits (it has {', '.join(map(quoted, sorted(values)[:3]))}): kept as a "
@@ -144,22 +154,9 @@ def _with_split(
     return (rest if chosen is None else {**rest, "split": chosen}), notes
 
 
-def _values(header: list[str], records: Sequence[list[str]], name: str) -> set[str]:
-    index = header.index(name)
-    return {fields[index].strip() for fields in records if index < len(fields)} - {""}
-
-
-def _rank_of_split(name: str) -> int:
-    return COLUMN_NAMES["split"].index(name.lower())
-
-
 def _usual_purpose(name: str) -> str | None:
-    """The purpose of a column by its usual name; None without one."""
+    """The purpose that has `name` among its usual column names; None if there is none."""
     return next((purpose for purpose, usual in COLUMN_NAMES.items() if name.lower() in usual), None)
-
-
-def _switched_off(names: Mapping[str, str | None]) -> set[str]:
-    return {purpose for purpose, name in names.items() if name == NO_COLUMN}
 
 
 def _shown(header: list[str]) -> str:
@@ -167,18 +164,12 @@ def _shown(header: list[str]) -> str:
 
 
 def _records(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
-    """Rows that are not blank, with the line they begin on."""
+    """Yields the rows that are not blank, each with the number of its first line."""
     begin = reader.line_num + 1  # type: ignore[attr-defined]
     for fields in reader:
         if any(field.strip() for field in fields):
             yield begin, fields
         begin = reader.line_num + 1  # type: ignore[attr-defined]
-
-
-def _cells(header: list[str], fields: list[str]) -> dict[str, str]:
-    if len(fields) != len(header):
-        raise LineError("not a CSV row", f"{len(fields)} fields but {len(header)} columns; check quotes and delimiters")
-    return {name: text.strip() for name, text in zip(header, fields, strict=True)}
 
 
 def _row(

@@ -1,4 +1,4 @@
-"""One line of a manifest as a JSON object, strictly: what two readers could understand differently is refused."""
+"""Reads a manifest line as a JSON object, strictly: text that two JSON readers could read differently is refused."""
 
 import json
 import math
@@ -11,10 +11,10 @@ MAX_DEPTH = 50
 
 
 def json_object(line: str) -> dict[str, Any]:
-    """The object of a line.
+    """Parses the object of a line.
 
     Raises:
-        DataError: The line is no JSON object, repeats a key, or holds NaN, an infinite number or half a character.
+        DataError: The line is no JSON object, repeats a key, or holds NaN, an infinite number or a lone surrogate.
     """
     try:
         row = json.loads(line, object_pairs_hook=_object, parse_constant=_constant, parse_float=_number)
@@ -23,7 +23,7 @@ def json_object(line: str) -> dict[str, Any]:
         raise DataError(f"not valid JSON ({fault} at column {error.colno}); fix or remove the line") from error
     except RecursionError as error:
         raise DataError("not valid JSON (nested too deeply); fix or remove the line") from error
-    except ValueError as error:  # more digits than Python turns into a number
+    except ValueError as error:  # Python limits the number of digits that it converts
         raise DataError("not valid JSON (a number with too many digits); fix or remove the line") from error
     if not isinstance(row, dict):
         raise DataError(f"found a {type(row).__name__}; each line must be one JSON object")
@@ -53,7 +53,7 @@ def _number(text: str) -> float:
 
 
 def _check_depth(row: dict[str, Any]) -> None:
-    """Refuses what parses but is too deep to be copied or written again."""
+    """Refuses objects that can be parsed, but are nested too deeply to be copied or written."""
     level: list[Any] = [row]
     for _ in range(MAX_DEPTH):
         values = [value for node in level for value in (node.values() if isinstance(node, dict) else node)]
@@ -64,7 +64,7 @@ def _check_depth(row: dict[str, Any]) -> None:
 
 
 def _check_characters(line: str, row: dict[str, Any]) -> None:
-    """Refuses an escape of half a character: such text can neither be tokenized nor written to a file."""
+    """Refuses lone surrogates: such text can neither be tokenized nor written to a file."""
     if "\\ud" not in line.lower():
         return
     try:

@@ -1,4 +1,4 @@
-"""Puts a converted dataset into its folder: everything is written aside first, then takes its place together."""
+"""Writes a converted dataset: all files go to a temporary folder first, and then move into place together."""
 
 import csv
 import hashlib
@@ -24,19 +24,19 @@ _PARTIAL, _LOCK = ".partial-", ".lock"
 
 
 class Publication:
-    """Where a dataset goes, and how it names its clips.
+    """The folder of a dataset, and the paths of its clips in the manifests.
 
     Clips below the dataset's folder stay where they are. Others get hard links in `media/`, so that the folder holds
-    all that it names and no link leads out of it.
+    every file that it names, and no symbolic link leads out of it.
 
     Args:
-        directory: The dataset's folder, new or not.
+        directory: The dataset's folder, new or existing.
         media_root: Folder of the clips.
-        copy: True to copy clips in place of linking them, as from another file system.
-        overwrite: True to replace files of an earlier dataset.
+        copy: True to copy clips instead of linking them, for example from another file system.
+        overwrite: True to replace the files of an earlier dataset.
 
     Raises:
-        DataError: The folder holds files of those names already.
+        DataError: The folder already holds files with these names.
     """
 
     def __init__(self, directory: Path, media_root: Path, *, copy: bool, overwrite: bool) -> None:
@@ -73,7 +73,10 @@ class Publication:
         is_new = not self._directory.exists()
         aside = self._directory / f"{_PARTIAL}{secrets.token_hex(4)}"
         try:
-            _remove_abandoned(self._directory)
+            for abandoned in self._directory.glob(f"{_PARTIAL}*"):
+                # A running conversion holds the lock of its folder; a killed one does not.
+                with suppress(Timeout), FileLock(abandoned / _LOCK, timeout=0):
+                    shutil.rmtree(abandoned, ignore_errors=True)
             aside.mkdir(parents=True)
             try:
                 with FileLock(aside / _LOCK):
@@ -106,7 +109,7 @@ class Publication:
                 ) from error
 
     def _move(self, aside: Path) -> None:
-        """The record goes first and comes last: with it the set is complete."""
+        """Replaces the files; the record is removed first and written last, so it exists only in a complete set."""
         (self._directory / RECORD).unlink(missing_ok=True)
         for name in self._names:
             new, place = aside / name, self._directory / name
@@ -116,13 +119,6 @@ class Publication:
                 place.unlink(missing_ok=True)
             if new.exists():
                 os.replace(new, place)
-
-
-def _remove_abandoned(directory: Path) -> None:
-    """Removes what killed conversions left; a living one holds the lock of its own."""
-    for aside in directory.glob(f"{_PARTIAL}*"):
-        with suppress(Timeout), FileLock(aside / _LOCK, timeout=0):
-            shutil.rmtree(aside, ignore_errors=True)
 
 
 def _is_ours(record: Path) -> bool:
@@ -142,7 +138,7 @@ def _write(
     digests = {}
     for name, rows in manifests.items():
         if not rows:
-            continue  # nothing can be read from an empty manifest
+            continue  # readers refuse an empty manifest
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
         digests[f"{name}.jsonl"] = hashlib.sha256(text.encode()).hexdigest()

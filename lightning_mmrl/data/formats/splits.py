@@ -1,4 +1,4 @@
-"""Assigns clips to splits: groups stay whole, labels spread as evenly as the groups allow."""
+"""Assigns clips to splits: groups stay together, and labels are spread as evenly as the groups allow."""
 
 import random
 from collections import Counter, defaultdict
@@ -15,14 +15,15 @@ _MAX_EXCHANGED = 200
 def assign_splits(groups: Sequence[str], labels: Sequence[str], *, shares: Mapping[str, float], seed: int) -> list[str]:
     """The split of each clip.
 
-    Large groups are placed first, each where it brings the label counts closest to their targets; then single groups
-    move, or pairs of few groups change places, as long as that gets closer. No split is left without a group.
+    Large groups are placed first, each in the split where it brings the label counts closest to their targets. Then
+    single groups move, and if there are few groups, pairs change places, as long as the counts get closer. No split
+    is left without a group.
 
     Args:
-        groups: The group of each clip, such as its speaker; a group never crosses splits.
+        groups: The group of each clip, such as its speaker; a group stays in one split.
         labels: The label of each clip.
-        shares: Split name to its part of the clips, in any unit; a share of 0 gets nothing.
-        seed: Decides between equals.
+        shares: Share of the clips by split, in any unit; a split with share 0 gets no clips.
+        seed: Seed that breaks ties.
 
     Raises:
         DataError: There are fewer groups than splits.
@@ -54,7 +55,7 @@ def assign_splits(groups: Sequence[str], labels: Sequence[str], *, shares: Mappi
 
 
 class _Plan:
-    """An assignment of groups, and how far its label counts are from their targets."""
+    """An assignment of groups to splits, and the distance of its label counts from their targets."""
 
     def __init__(self, counts: Mapping[str, Counter[str]], shares: Mapping[str, float], totals: Counter[str]) -> None:
         whole = sum(shares.values())
@@ -69,7 +70,7 @@ class _Plan:
         self.chosen: dict[str, str] = {}
 
     def place(self, group: str, name: str) -> None:
-        """Puts a group into a split, out of the one where it was."""
+        """Moves a group into a split."""
         before = self.chosen.get(group)
         for label, number in self._counts[group].items():
             if before is not None:
@@ -80,18 +81,18 @@ class _Plan:
         self.chosen[group] = name
 
     def best(self, group: str) -> str:
-        """The split whose counts a new group brings closest to their targets."""
+        """The split whose label counts get closest to their targets if a new group joins it."""
         return min(self._names, key=lambda name: self._change(group, name, 1))
 
     def fill_empty(self, order: Sequence[str]) -> None:
-        """Gives an empty split the smallest group of the split with the most groups."""
+        """Moves the smallest group of the split with the most groups into each empty split."""
         for name in self._names:
             if not self._sizes[name]:
                 donor = max(self._names, key=lambda each: self._sizes[each])
                 self.place(next(group for group in reversed(order) if self.chosen[group] == donor), name)
 
     def improve(self, order: Sequence[str]) -> None:
-        """Moves single groups while that gets the counts closer, and leaves no split empty."""
+        """Moves single groups as long as that brings the counts closer to their targets; empties no split."""
         for _ in range(_ROUNDS):
             moved = False
             for group in order:
@@ -111,7 +112,7 @@ class _Plan:
                 return
 
     def exchange(self, order: Sequence[str]) -> None:
-        """Lets two groups of different splits change places while that gets the counts closer."""
+        """Swaps two groups of different splits if that brings the counts closer to their targets."""
         for one, other in combinations(order, 2):
             here, there = self.chosen[one], self.chosen[other]
             if here == there:
@@ -127,7 +128,7 @@ class _Plan:
         return sum(self._distance(name, label, self._have[name, label]) for name, label in self._targets)
 
     def _change(self, group: str, name: str, sign: int) -> float:
-        """How the distance to the targets changes when a group comes (1) or goes (-1)."""
+        """Change of the distance to the targets when a group joins (1) or leaves (-1) a split."""
         change = 0.0
         for label, number in self._counts[group].items():
             have = self._have[name, label]
@@ -135,6 +136,9 @@ class _Plan:
         return change
 
     def _distance(self, name: str, label: str, have: int) -> float:
-        """Squared and relative to the target; a label that the largest split lacks cannot be learned."""
+        """Squared distance relative to the target, plus a penalty if the largest split lacks the label.
+
+        The largest split is usually for training, and a label that it lacks cannot be learned.
+        """
         target = self._targets[name, label]
         return (have - target) ** 2 / target + (_LACKING if have == 0 and name == self._largest else 0.0)

@@ -1,4 +1,4 @@
-"""The turns of a manifest line: `messages`, or one of the other layouts of ms-swift that say the same."""
+"""Reads the turns of a manifest line, in the layout `messages` or in one of the other layouts of ms-swift."""
 
 import reprlib
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ LAYOUTS: Mapping[str, frozenset[str]] = {
     "conversations": frozenset({"conversations", "system"}),
     "query": frozenset({"query", "response", "history", "system"}),
 }
-"""The columns of each layout by the one that marks it; where several do, the first is read."""
+"""Columns of each layout, by the column that identifies it; if several are present, the first layout is read."""
 
 TURN_COLUMNS = frozenset[str]().union(*LAYOUTS.values())
 
@@ -30,7 +30,7 @@ _SHORT.maxlevel = 3
 
 
 def quoted(value: object) -> str:
-    """A value as an error message shows it: never long, however large the value.
+    """A value as an error message shows it: short, however large the value.
 
     >>> quoted("angry"), len(quoted("x" * 10_000)) <= 100
     ("'angry'", True)
@@ -40,11 +40,11 @@ def quoted(value: object) -> str:
 
 
 def read_turns(row: Mapping[str, Any]) -> tuple[tuple[Message, ...], frozenset[str]]:
-    """The messages of a line, and the columns they were read from.
+    """The messages of a line, and the columns that belong to turns.
 
     Raises:
-        DataError: No layout is recognized or several are, a turn is not of its form or blank, or a system turn is not
-            the first or differs from the column `system`.
+        DataError: The line has no layout or several, a turn is malformed or blank, or a system turn is not the first
+            one or differs from the column `system`.
     """
     layout = next((column for column in LAYOUTS if row.get(column) is not None), None)
     if layout is None:
@@ -62,18 +62,23 @@ def read_turns(row: Mapping[str, Any]) -> tuple[tuple[Message, ...], frozenset[s
         )
     read = {"messages": _messages, "conversations": _conversations, "query": _query}[layout]
     turns = _with_system(row, layout, read(row))
-    _check_turns(turns)
+    # A chat template would accept or drop a late system turn or a blank turn silently.
+    for number, turn in enumerate(turns, start=1):
+        if turn.role == "system" and number > 1:
+            raise DataError(f"turn {number} is a system turn, but only the first may be; move or merge its text")
+        if turn.role != "system" and not turn.content.strip():
+            raise DataError(f"turn {number}, the {turn.role}'s, is blank; write its text or leave the turn out")
     return turns, TURN_COLUMNS
 
 
 def _is_given(row: Mapping[str, Any], column: str) -> bool:
-    """False for what a table writes where it has nothing."""
+    """Whether a column holds a value; tables write null or an empty value where they have none."""
     value = row.get(column)
     return bool(value.strip()) if isinstance(value, str) else value not in (None, [], {})
 
 
 def _with_system(row: Mapping[str, Any], layout: str, turns: tuple[Message, ...]) -> tuple[Message, ...]:
-    """The turns, with the text of the column `system` before them if they have no system turn of their own."""
+    """Puts the text of the column `system` first, unless the turns have a system turn already."""
     if not _is_given(row, "system"):
         return turns
     text = _string(row, "system")
@@ -88,52 +93,40 @@ def _with_system(row: Mapping[str, Any], layout: str, turns: tuple[Message, ...]
     return turns
 
 
-def _check_turns(turns: tuple[Message, ...]) -> None:
-    """Refuses what no conversation has, and a chat template would take or drop without a word."""
-    for number, turn in enumerate(turns, start=1):
-        if turn.role == "system" and number > 1:
-            raise DataError(f"turn {number} is a system turn, but only the first may be; move or merge its text")
-        if turn.role != "system" and not turn.content.strip():
-            raise DataError(f"turn {number}, the {turn.role}'s, is blank; write its text or leave the turn out")
-
-
 def _messages(row: Mapping[str, Any]) -> tuple[Message, ...]:
     turns = row["messages"]
     if not isinstance(turns, list) or not turns:
         raise DataError(f"'messages' is {quoted(turns)}; it must be a non-empty list of {{role, content}} objects")
-    return tuple(_message(turn) for turn in turns)
-
-
-def _message(turn: Any) -> Message:
-    role = turn.get("role") if isinstance(turn, dict) else None
-    content = turn.get("content") if isinstance(turn, dict) else None
-    if isinstance(content, list):
-        raise DataError(
-            f"message {quoted(turn)} has a list as content; write text with a <video>, <audio> or <image> tag where "
-            "a medium goes, and its path in 'videos', 'audios' or 'images'"
-        )
-    if role not in get_args(Role) or not isinstance(content, str):
-        raise DataError(
-            f"message {quoted(turn)} needs a role of {', '.join(get_args(Role))} and a string content; correct it"
-        )
-    return Message(role=cast(Role, role), content=content)
+    messages = []
+    for turn in turns:
+        role = turn.get("role") if isinstance(turn, dict) else None
+        content = turn.get("content") if isinstance(turn, dict) else None
+        if isinstance(content, list):
+            raise DataError(
+                f"message {quoted(turn)} has a list as content; write text with a <video>, <audio> or <image> tag "
+                "where a medium goes, and its path in 'videos', 'audios' or 'images'"
+            )
+        if role not in get_args(Role) or not isinstance(content, str):
+            raise DataError(
+                f"message {quoted(turn)} needs a role of {', '.join(get_args(Role))} and a string content; correct it"
+            )
+        messages.append(Message(role=cast(Role, role), content=content))
+    return tuple(messages)
 
 
 def _conversations(row: Mapping[str, Any]) -> tuple[Message, ...]:
     turns = row["conversations"]
     if not isinstance(turns, list) or not turns:
         raise DataError(f"'conversations' is {quoted(turns)}; it must be a non-empty list of {{from, value}} objects")
-    return tuple(_conversation_turn(turn) for turn in turns)
-
-
-def _conversation_turn(turn: Any) -> Message:
-    speaker = turn.get("from") if isinstance(turn, dict) else None
-    value = turn.get("value") if isinstance(turn, dict) else None
-    if not isinstance(speaker, str) or speaker not in CONVERSATION_ROLES or not isinstance(value, str):
-        raise DataError(
-            f"turn {quoted(turn)} needs a 'from' of {', '.join(CONVERSATION_ROLES)} and a string 'value'; correct it"
-        )
-    return Message(role=CONVERSATION_ROLES[speaker], content=value)
+    messages = []
+    for turn in turns:
+        speaker = turn.get("from") if isinstance(turn, dict) else None
+        value = turn.get("value") if isinstance(turn, dict) else None
+        if not isinstance(speaker, str) or speaker not in CONVERSATION_ROLES or not isinstance(value, str):
+            known = ", ".join(CONVERSATION_ROLES)
+            raise DataError(f"turn {quoted(turn)} needs a 'from' of {known} and a string 'value'; correct it")
+        messages.append(Message(role=CONVERSATION_ROLES[speaker], content=value))
+    return tuple(messages)
 
 
 def _query(row: Mapping[str, Any]) -> tuple[Message, ...]:

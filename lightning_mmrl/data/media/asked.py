@@ -1,4 +1,4 @@
-"""Which media a question is about, and whether a model reads them."""
+"""Finds the media that a question is about, and checks that a model can read them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +12,11 @@ from lightning_mmrl.types.records import MediaKind, MediaRef
 from lightning_mmrl.workers.pool import CallResult
 
 Medium = tuple[Path, MediaRef]
-"""A file, and which of its tracks is asked about."""
+"""A file, and the track of it that the question is about."""
 
 
 def unread(kind: MediaKind, encoder: PromptEncoder) -> str | None:
-    """The model's name and what it reads, if a medium of this kind is not among that."""
+    """A phrase with the model's name and the kinds that it reads, if this kind is not among them; None if it is."""
     if kind in encoder.media_kinds:
         return None
     reads = ", ".join(["text", *sorted(encoder.media_kinds)]) if encoder.media_kinds else "text alone"
@@ -26,17 +26,17 @@ def unread(kind: MediaKind, encoder: PromptEncoder) -> str | None:
 def chosen_media(
     files: Sequence[Path], settings: MediaSettings, decoder: GuardedDecoder, *, sound: Path | None, hear: bool
 ) -> tuple[Medium, ...]:
-    """All tracks of each file by its content; a separate sound comes last.
+    """All tracks in the content of each file; a separate sound comes last.
 
     Args:
         files: Videos, pictures and sounds.
-        settings: The limits.
-        decoder: Its workers look into the files.
-        sound: A file whose sound is heard in place of the videos' own.
+        settings: Decode limits.
+        decoder: Its workers inspect the files.
+        sound: A sound file that replaces the sound of the videos.
         hear: False to leave out the sound of videos.
 
     Raises:
-        MediaError: A file does not exist, is a folder or holds nothing of use.
+        MediaError: A file does not exist, is a folder or holds no track.
     """
     for path in (*files, *([] if sound is None else [sound])):
         if path.is_dir():
@@ -63,10 +63,10 @@ def _kinds(files: Sequence[Path], settings: MediaSettings, decoder: GuardedDecod
 
 
 def check_read(media: Sequence[Medium], encoder: PromptEncoder) -> None:
-    """Looks at the kinds of what is asked about.
+    """Checks that the model reads every medium of a question.
 
     Raises:
-        MediaError: The model does not read one of them.
+        MediaError: The model does not read one of the kinds.
     """
     for path, ref in media:
         if reads := unread(ref.kind, encoder):

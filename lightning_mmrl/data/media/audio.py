@@ -1,4 +1,6 @@
-"""Sound as a mono waveform on its file's clock: soundfile for plain audio files, PyAV otherwise, soxr to resample."""
+"""Reads sound as a mono waveform on its file's clock: soundfile for plain audio files, else PyAV; soxr resamples."""
+
+from contextlib import suppress
 
 import av
 import numpy as np
@@ -19,20 +21,20 @@ from lightning_mmrl.types.media import SAMPLE_RATE_HZ, DecodedAudio
 from lightning_mmrl.types.records import MediaRef
 
 _SOUNDFILE_FORMATS = frozenset({"wav", "w64", "flac", "aiff", "caf", "au", "mp3", "ogg"})
-"""FFmpeg's names of the containers that soundfile reads to the sample, as tools/truth/frame_truth.py proves."""
+"""FFmpeg's names of the containers that soundfile reads exactly, as tools/truth/frame_truth.py proves."""
 
 _BLOCK = 16_384
 
 
 def read_audio(file: MediaFile, ref: MediaRef, settings: MediaSettings) -> DecodedAudio:
-    """The waveform of the span, mixed to mono, at `SAMPLE_RATE_HZ`.
+    """Reads the waveform of the span, mixed to mono, at `SAMPLE_RATE_HZ`.
 
-    It counts from the container's zero, see tracks.py: a track that starts later is preceded by silence, as are
-    gaps filled with it. Of a plain sound file the zero is its first sample.
+    Time counts from the container's zero, see tracks.py. Silence fills gaps, and the time before a track that starts
+    later. In a plain sound file, the first sample is the zero.
 
     Raises:
-        MediaError: The file cannot be decoded, has no sound, is too long, its span is empty, or its samples are no
-            sound: not finite, or whole numbers stored as floating point.
+        MediaError: The file cannot be decoded, has no sound, is too long, its span is empty, or its samples are
+            implausible: not finite, or whole numbers stored as floating point.
     """
     path = file.path
     mix, promised_s = _read(file, settings)
@@ -65,7 +67,7 @@ decode_audio = of_path(read_audio)
 
 
 def _read(file: MediaFile, settings: MediaSettings) -> tuple[Mixdown, float]:
-    """The sound of a file, and how long it should be."""
+    """The sound of a file, and the duration that it should have."""
     path = file.path
     with open_container(file, settings, "sound") as container:
         tracks = find_tracks(file, container)
@@ -73,7 +75,9 @@ def _read(file: MediaFile, settings: MediaSettings) -> tuple[Mixdown, float]:
             raise MediaError(f"{path}: no audio track; remove the <audio> tag or name a separate sound file")
         try:
             if tracks.format in _SOUNDFILE_FORMATS and tracks.video is None:
-                return _read_plain(file, container, tracks, settings)
+                # FFmpeg knows more codecs in these containers; if it fails too, its message says what is wrong.
+                with suppress(soundfile.SoundFileError, RuntimeError):
+                    return _read_soundfile(file, settings)
             return _read_track(file, container, tracks, settings)
         except MemoryError:
             raise
@@ -81,20 +85,10 @@ def _read(file: MediaFile, settings: MediaSettings) -> tuple[Mixdown, float]:
             raise MediaError(f"{path}: sound cannot be decoded ({error}); re-encode or remove the clip") from error
 
 
-def _read_plain(
-    file: MediaFile, container: InputContainer, tracks: Tracks, settings: MediaSettings
-) -> tuple[Mixdown, float]:
-    try:
-        return _read_soundfile(file, settings)
-    except (soundfile.SoundFileError, RuntimeError):
-        # FFmpeg knows more codecs in these containers, and says what is wrong if it is none of them.
-        return _read_track(file, container, tracks, settings)
-
-
 def _read_soundfile(file: MediaFile, settings: MediaSettings) -> tuple[Mixdown, float]:
     with soundfile.SoundFile(file.reader()) as sound:
         mix = Mixdown(file.path, sound.samplerate, settings)
-        # By blocks: the number of samples that a header declares may be absurd, and would be allocated at once.
+        # Read in blocks: reading all at once would allocate what the header declares, which may be absurd.
         while len(block := sound.read(_BLOCK, dtype="float32", always_2d=True)):
             mix.append(block.T)
         return mix, whole_s(file, sound.frames / sound.samplerate)
@@ -122,7 +116,7 @@ def _read_track(
 
 
 def _channels(frame: av.AudioFrame) -> np.ndarray:
-    """A frame as float32 [channels, L], full scale at 1."""
+    """The samples of a frame, float32 [channels, L], with full scale 1."""
     samples = frame.to_ndarray()
     if not frame.format.is_planar:
         samples = samples.reshape(-1, frame.layout.nb_channels).T

@@ -1,6 +1,6 @@
-"""Whether a file is an MP4 file and nothing else, by the boxes of its whole length (ISO/IEC 14496-12).
+"""Checks that a file is an MP4 file from start to end, by walking its boxes (ISO/IEC 14496-12).
 
-decord takes no name of a format: its FFmpeg guesses, and what it guesses wrong may be a list of other files.
+decord cannot be told the format. Its FFmpeg guesses, and a wrong guess may read the file as a list of other files.
 """
 
 import struct
@@ -10,21 +10,21 @@ from lightning_mmrl.data.media.opened import MediaFile
 
 _TOP = frozenset({b"moov", b"mdat", b"free", b"skip", b"wide", b"uuid", b"udta", b"meta", b"moof", b"mfra", b"sidx"})
 _ON_THE_WAY = frozenset({b"moov", b"trak", b"mdia", b"minf", b"dinf"})
-"""Boxes that lead to `dref`, which says where the media of a track lie."""
+"""Boxes that contain `dref`, directly or not; `dref` says where the media of a track are stored."""
 
 _MAX_FIRST_BYTES = 4096
-"""A first box of this size begins with two zero bytes: no format that is told by its text is found there."""
+"""A first box of at most this size starts with two zero bytes, so no text format can be recognized in it."""
 
 _MAX_BOXES = 100_000
 _IN_THIS_FILE = 1
 
 
 class _OtherError(Exception):
-    """The file is of another kind."""
+    """The file is not an MP4 file."""
 
 
 def is_plain_mp4(file: MediaFile) -> bool:
-    """Whether `ftyp` and known boxes with one `moov` fill the file, and all tracks lie in the file itself."""
+    """Whether `ftyp`, one `moov` and other known boxes fill the file, and all tracks are stored in the file itself."""
     walk = _Walk(file)
     try:
         top = list(walk.boxes(0, file.size))
@@ -44,7 +44,7 @@ class _Walk:
         self._num = 0
 
     def boxes(self, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-        """Name, start and end of the content of each box between two places."""
+        """Yields the name of each box between two offsets, and where its content starts and ends."""
         while at < end:
             self._num += 1
             self.content.seek(at)
@@ -59,12 +59,13 @@ class _Walk:
             at = stop
 
     def holds_its_media(self, box: tuple[bytes, int, int]) -> bool:
-        """Whether no data reference below a box leads elsewhere."""
+        """Whether all data references inside a box point to this file."""
         name, start, end = box
-        if name == b"dref":
-            return all(self._flags(entry) & _IN_THIS_FILE for _, entry, _ in self.boxes(start + 8, end))
-        return name not in _ON_THE_WAY or all(map(self.holds_its_media, self.boxes(start, end)))
-
-    def _flags(self, at: int) -> int:
-        self.content.seek(at)
-        return struct.unpack(">I", self.content.read(4))[0] & 0xFFFFFF
+        if name != b"dref":
+            return name not in _ON_THE_WAY or all(map(self.holds_its_media, self.boxes(start, end)))
+        for _, entry, _ in self.boxes(start + 8, end):
+            self.content.seek(entry)
+            version_and_flags = struct.unpack(">I", self.content.read(4))[0]
+            if not version_and_flags & _IN_THIS_FILE:
+                return False
+        return True

@@ -1,4 +1,4 @@
-"""A folder of encoded media: each file is decoded and processed once, whatever the number of passes and stages."""
+"""Caches encoded media in a folder, so that each file is decoded once, however many passes and stages use it."""
 
 import hashlib
 from collections.abc import Mapping
@@ -17,29 +17,24 @@ from lightning_mmrl.types.media import decisive
 from lightning_mmrl.types.records import MediaRef
 
 MOST_HELD_BYTES = 2**30
-"""Encoded media that a run holds in memory when the disk of the cache refuses them."""
+"""Maximum size of encoded media in memory if the disk of the cache refuses them."""
 
 _DECODING = 2
-"""Counts up whenever the same file, span and settings decode to other frames or samples than before."""
+"""Version of decoding: to be raised when the same file, span and settings decode to other frames or samples."""
 
 
 _MAX_HASHES = 65_536
 _hashes: dict[Identity, str] = {}
-"""Of the files that this process has read already."""
+"""Content hashes of the files that this process has read already."""
 
 
-def _content_hash(file: MediaFile) -> str:
+def media_key(file: MediaFile, ref: MediaRef, settings: MediaSettings, encoder_fingerprint: str) -> str:
+    """Cache key of one encoded medium: file content, span, decode settings, version of decoding, and encoder."""
     if file.identity not in _hashes:
         if len(_hashes) >= _MAX_HASHES:
             _hashes.clear()
         _hashes[file.identity] = file.sha256()
-    return _hashes[file.identity]
-
-
-def media_key(file: MediaFile, ref: MediaRef, settings: MediaSettings, encoder_fingerprint: str) -> str:
-    """Cache key of one encoded medium: file content, span, decode settings, how decoding works, and encoder."""
-    content = _content_hash(file)
-    how = sorted(decisive(settings).items())
+    content, how = _hashes[file.identity], sorted(decisive(settings).items())
     text = f"{content}/{ref.kind}/{ref.start_s}/{ref.end_s}/{how}/{_DECODING}/{encoder_fingerprint}"
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -47,7 +42,7 @@ def media_key(file: MediaFile, ref: MediaRef, settings: MediaSettings, encoder_f
 class MediaCache:
     """Encoded media by key, one safetensors file each; writes are atomic, so several processes may share a folder.
 
-    What the disk refuses is held in memory, up to `MOST_HELD_BYTES`, and encoded again by the next run.
+    Entries that the disk refuses stay in memory, up to `MOST_HELD_BYTES`, and the next run encodes them again.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -67,7 +62,7 @@ class MediaCache:
             return dict(self._held[key])
         path = self._path(key)
         try:
-            with path.open("rb"):  # safetensors says of a file that may not be read that it does not exist
+            with path.open("rb"):  # safetensors would report an unreadable file as missing
                 return load_file(path)
         except PermissionError as error:
             found = refusal(error)
@@ -80,21 +75,18 @@ class MediaCache:
         """Stores an encoded medium.
 
         Raises:
-            DiskError: The disk refuses, and as much is held in memory as may be.
+            DiskError: The disk refuses the entry, and no more entries may be held in memory.
         """
         try:
             write_whole(self._path(key), save(dict(tensors)), shared=True, durable=False)
         except DiskError as error:
-            self._hold(key, tensors, error)
+            self._held[key] = {name: tensor.clone() for name, tensor in tensors.items()}
+            held = sum(tensor.nbytes for entry in self._held.values() for tensor in entry.values())
+            if held > MOST_HELD_BYTES:
+                remedy = f"{error.remedy}, or set data.media.cache_dir to a folder on another disk"
+                raise DiskError(error.problem, remedy) from error
             with dispensable("entries of the media cache", self._directory):
                 raise
-
-    def _hold(self, key: str, tensors: Mapping[str, Tensor], error: DiskError) -> None:
-        self._held[key] = {name: tensor.clone() for name, tensor in tensors.items()}
-        held = sum(tensor.nbytes for entry in self._held.values() for tensor in entry.values())
-        if held > MOST_HELD_BYTES:
-            remedy = f"{error.remedy}, or set data.media.cache_dir to a folder on another disk"
-            raise DiskError(error.problem, remedy) from error
 
     def _path(self, key: str) -> Path:
         return self._directory / key[:2] / f"{key}.safetensors"

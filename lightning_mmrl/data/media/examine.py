@@ -1,4 +1,4 @@
-"""What a medium is, found out by decoding it as training would; runs in decode workers."""
+"""Examines media by decoding them as training does; runs in decode workers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from lightning_mmrl.types.media import DecodedAudio, DecodedImage
 from lightning_mmrl.types.records import MediaKind, MediaRef
 from lightning_mmrl.workers.pool import CallResult
 
-# What the decoders' messages say, by the name under which a report counts it; the first that fits.
+# Words of a decoder's message, and the name under which a report counts that fault; the first match wins.
 _FAULTS: Mapping[str, str] = {
     "no audio track": "no audio track",
     "no video track": "no video track",
@@ -37,9 +37,9 @@ _FAULTS: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaFacts:
-    """A decoded medium: of its span the duration, of its file the rates and the content's hash.
+    """Facts about a decoded medium: the duration of its span, the rates and the content hash of its file.
 
-    `warnings` are the decoder's: what is odd about a medium that can be used, a sentence each that names the file.
+    `warnings` come from the decoder: each is a sentence that names the file and says what is odd about it.
     """
 
     kind: MediaKind
@@ -53,7 +53,7 @@ class MediaFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guard:
-    """How examination is kept in bounds: decoding limits, worker processes, seconds per medium."""
+    """Limits of an examination: decode limits, worker processes, seconds and memory per medium."""
 
     settings: MediaSettings
     num_workers: int = 2
@@ -67,7 +67,10 @@ class Guard:
         root: Path,
         on_progress: Callable[[int, int], None],
     ) -> list[CallResult]:
-        """Outcomes of `examination` in the order of the media, which lie below `root`; errors name the file."""
+        """Returns the outcomes of `examination` in the order of the media, which lie below `root`.
+
+        Errors name the file.
+        """
         tasks = [DecodeTask(path=path, ref=ref, settings=self.settings, root=root) for path, ref in media]
         outcomes: dict[int, CallResult] = {}
 
@@ -81,10 +84,10 @@ class Guard:
 
 
 def examine(task: DecodeTask) -> MediaFacts:
-    """Decodes one medium and says what it is.
+    """Decodes one medium and returns its facts.
 
     Raises:
-        MediaError: It breaks a limit or cannot be decoded.
+        MediaError: The file exceeds a limit or cannot be decoded.
     """
     return within_limits(task, lambda file: _facts(file, task.ref, task.settings))
 
@@ -93,21 +96,20 @@ def examine_tracks(task: DecodeTask) -> tuple[MediaFacts, ...]:
     """Decodes everything that a file holds: an image, or its video and its sound; the kind of `task.ref` is ignored.
 
     Raises:
-        MediaError: A track breaks a limit or cannot be decoded, or there is none.
+        MediaError: A track exceeds a limit or cannot be decoded, or there is none.
     """
-
-    def all_tracks(file: MediaFile) -> tuple[MediaFacts, ...]:
-        kinds = media_kinds(file, task.settings)
-        return tuple(_facts(file, replace(task.ref, kind=kind), task.settings) for kind in kinds)
-
-    return within_limits(task, all_tracks)
+    ref, settings = task.ref, task.settings
+    return within_limits(
+        task,
+        lambda file: tuple(_facts(file, replace(ref, kind=kind), settings) for kind in media_kinds(file, settings)),
+    )
 
 
 def held_kinds(task: DecodeTask) -> list[MediaKind]:
-    """The kinds that a file holds, see `media_kinds`; that of `task.ref` is ignored.
+    """The kinds of media that a file holds, see `media_kinds`; the kind of `task.ref` is ignored.
 
     Raises:
-        MediaError: It breaks the limit on bytes, is of no known format, or holds no track.
+        MediaError: The file exceeds the limit on bytes, has no known format, or holds no track.
     """
     return within_limits(task, lambda file: media_kinds(file, task.settings))
 
@@ -138,7 +140,7 @@ def _facts(file: MediaFile, ref: MediaRef, settings: MediaSettings) -> MediaFact
 
 
 def fault(reason: str) -> str:
-    """The sort of fault that a decoder's message tells of.
+    """The sort of fault that a decoder's message reports.
 
     >>> fault("a.mp4: no audio track; remove the <audio> tag"), fault("a.mp4: video cannot be decoded (...)")
     ('no audio track', 'cannot be decoded')
@@ -147,10 +149,10 @@ def fault(reason: str) -> str:
 
 
 def media_kinds(file: MediaFile, settings: MediaSettings) -> list[MediaKind]:
-    """The kinds that a file holds by its content: an image, or a video, a sound or both; covers do not count.
+    """The kinds of media in the content of a file: an image, or a video, a sound or both; cover pictures do not count.
 
     Raises:
-        MediaError: It is of no known format, has too many pixels, or holds no track.
+        MediaError: The file has no known format, has too many pixels, or holds no track.
     """
     picture = identify(file, settings)
     if picture is not None:
@@ -168,7 +170,7 @@ def media_kinds(file: MediaFile, settings: MediaSettings) -> list[MediaKind]:
 
 
 def _rates(file: MediaFile, settings: MediaSettings) -> tuple[float | None, int | None]:
-    """Frames per second and samples per second that a file declares."""
+    """The frame rate and the sample rate that a file declares, in Hz."""
     if identify(file, settings) is not None:
         return None, None
     with open_container(file, settings) as container:

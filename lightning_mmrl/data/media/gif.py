@@ -1,4 +1,4 @@
-"""Whether a GIF is whole: of one that is cut off between two frames Pillow takes what there is, without a word."""
+"""Checks that a GIF is complete, since Pillow gives no warning if the file is cut off between two frames."""
 
 from lightning_mmrl.data.media.opened import MediaFile
 from lightning_mmrl.data.media.selection import CUT_OFF
@@ -9,10 +9,10 @@ _FRAME_HEADER = 10
 
 
 def missing_end(file: MediaFile) -> tuple[str, ...]:
-    """A warning where the blocks of a GIF do not lead to its trailer (GIF89a, section 27).
+    """A warning if no trailer follows the blocks of a GIF (GIF89a, section 27).
 
     Args:
-        file: It opens as a GIF.
+        file: A file that opens as a GIF.
     """
     if _has_trailer(file.head(file.size)):
         return ()
@@ -31,7 +31,7 @@ def _has_trailer(content: bytes) -> bool:
             at += _FRAME_HEADER + _table_size(content[at + _FRAME_HEADER - 1]) + 1
         elif kind == _EXTENSION:
             at += 2
-        else:  # decoders skip what is no block
+        else:  # decoders skip bytes that belong to no block
             at += 1
             continue
         while at < len(content) and content[at]:
@@ -41,5 +41,5 @@ def _has_trailer(content: bytes) -> bool:
 
 
 def _table_size(flags: int) -> int:
-    """Bytes of the colors that follow a header."""
+    """Size in bytes of the color table that follows a header."""
     return 3 << ((flags & 7) + 1) if flags & 0x80 else 0

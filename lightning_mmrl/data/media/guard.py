@@ -1,4 +1,4 @@
-"""Decoding within bounds: a file opened once, its limits checked first, in workers that can be killed."""
+"""Guarded decoding: a file is opened once, checked against the limits, and decoded in a worker that can be killed."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,10 +21,13 @@ from lightning_mmrl.workers.serving import OVERTIME, Limits, lower_processor_tim
 T = TypeVar("T")
 
 _TRIES = 3
-"""How often a file is read that is written to at the same time."""
+"""Number of attempts to read a file, which fail if something writes to it during the read."""
 
 _LEAST_SHARE, _SHARE_PER_MIB = 0.2, 0.05
-"""Of the deadline, the processor time that a file may take: a small one that takes long is made to."""
+"""Processor time granted to a file, as a share of the deadline: a base, and more per MiB.
+
+A small file that takes long is usually crafted to do so.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,11 +35,11 @@ class DecodeTask:
     """One medium to decode.
 
     Attributes:
-        path: Its file, free of links.
-        ref: What of it.
-        settings: How, and within which limits.
-        root: The folder that the file must lie below when it is open; None for a file that the user named.
-        seen: What was found under this name before, if anything: the file must still be that one.
+        path: Its file, with all links resolved.
+        ref: The kind and span to decode.
+        settings: Decode settings and limits.
+        root: The folder that must contain the opened file; None for a file that the user named.
+        seen: Identity of the file when it was last looked at; if given, the file must still be the same.
     """
 
     path: Path
@@ -50,26 +53,29 @@ def decode(task: DecodeTask) -> DecodedImage | DecodedVideo | DecodedAudio:
     """Decodes one medium in this process.
 
     Raises:
-        MediaError: It breaks a limit or cannot be decoded.
+        MediaError: The file exceeds a limit or cannot be decoded.
     """
     return within_limits(task, lambda file: READERS[task.ref.kind](file, task.ref, task.settings))
 
 
 @quietly
 def within_limits(task: DecodeTask, read: Callable[[MediaFile], T]) -> T:
-    """What `read` finds in the file of a task, which is open as long as it runs.
+    """Opens the file of a task, checks it and returns what `read` returns for it.
 
     Raises:
-        MediaError: As `read`; or the file lies elsewhere, breaks the limit on bytes, is written to at the same time, or
-            takes more memory than there is.
+        MediaError: `read` raised it; or the file lies outside the root, exceeds the limit on bytes, is written to
+            during the read, or needs more memory than is allowed.
     """
-    path = task.path
+    path, settings = task.path, task.settings
     try:
         for _ in range(_TRIES):
             with open_media(path, task.root) as file:
                 if task.seen is not None and file.identity != task.seen:
                     raise MediaError(f"{path}: it has changed since it was looked at; run again")
-                check_bytes(file, task.settings)
+                if file.size > settings.max_bytes:
+                    raise MediaError(
+                        f"{path}: {file.size} bytes exceed media.max_bytes {settings.max_bytes}; cut the file"
+                    )
                 lower_processor_time(_LEAST_SHARE + _SHARE_PER_MIB * file.size / 2**20)
                 found = read(file)
                 if file.unchanged():
@@ -82,26 +88,16 @@ def within_limits(task: DecodeTask, read: Callable[[MediaFile], T]) -> T:
     raise MediaError(f"{path}: it changes while it is read; run again when nothing writes to it")
 
 
-def check_bytes(file: MediaFile, settings: MediaSettings) -> None:
-    """Looks at a file's size before anything reads it.
-
-    Raises:
-        MediaError: It is too large.
-    """
-    if file.size > settings.max_bytes:
-        raise MediaError(f"{file.path}: {file.size} bytes exceed media.max_bytes {settings.max_bytes}; cut the file")
-
-
 READERS = {"image": read_image, "video": read_video, "audio": read_audio}
 
 
 class GuardedDecoder:
-    """Runs decoders in spawned workers; a file that hangs or crashes a decoder costs that file, never the run.
+    """Runs decoders in spawned workers; a file that hangs or crashes its decoder fails alone, and the run goes on.
 
     Args:
-        workers: Decoder processes.
-        deadline_s: Seconds one medium may take; of processor time a small file gets less.
-        memory_mb: MiB that a worker may take on top of what it starts with (on Linux).
+        workers: Number of decoder processes.
+        deadline_s: Seconds that one medium may take; a small file gets less processor time than that.
+        memory_mb: MiB that a worker may allocate beyond its memory at the start (on Linux).
     """
 
     def __init__(self, *, workers: int = 2, deadline_s: float = 30.0, memory_mb: int = 1024) -> None:
@@ -110,7 +106,7 @@ class GuardedDecoder:
         self._memory_mb = memory_mb
 
     def decode_all(self, tasks: Sequence[DecodeTask], on_done: Callable[[int, CallResult], None]) -> None:
-        """Decodes everything and gives each outcome as it comes; nothing is kept."""
+        """Decodes all tasks and passes each outcome on as soon as it is there; nothing is kept."""
         self.run(decode, tasks, on_done)
 
     def run(
@@ -119,12 +115,15 @@ class GuardedDecoder:
         tasks: Sequence[DecodeTask],
         on_done: Callable[[int, CallResult], None],
     ) -> None:
-        """As `decode_all`, for any function that reads media through `within_limits`."""
+        """Like `decode_all`, for any function that reads media through `within_limits`; errors name the file."""
         if not tasks:
             return
 
-        def told(start: int, index: int, outcome: CallResult) -> None:
-            on_done(start + index, _in_words(tasks[start + index], outcome))
+        def report(start: int, index: int, outcome: CallResult) -> None:
+            path, error = tasks[start + index].path, outcome.error
+            if error is not None and str(path) not in error:
+                outcome = replace(outcome, error=f"{path}: {_OVERTIME if error == OVERTIME else error}")
+            on_done(start + index, outcome)
 
         limits = Limits(memory_bytes=self._memory_mb * 2**20, processor_s=self._deadline_s)
         workers = min(self._workers, len(tasks))
@@ -133,21 +132,13 @@ class GuardedDecoder:
             function, num_workers=workers, deadline_s=self._deadline_s, limits=limits, deadline_key=key
         ) as pool:
             for start in range(0, len(tasks), BATCH):
-                pool.map_patiently(tasks[start : start + BATCH], on_done=partial(told, start))
+                pool.map_patiently(tasks[start : start + BATCH], on_done=partial(report, start))
 
 
 BATCH = 64
-"""Media in flight between two reports: bounds the memory that decoded frames take."""
+"""Number of media that are decoded together; it limits the memory for decoded frames."""
 
 _OVERTIME = (
     "decoding it takes more processor time than data.media.decode_deadline_s, or --deadline, grants a file of its "
     "size; cut it, scale it down, or raise that deadline"
 )
-
-
-def _in_words(task: DecodeTask, outcome: CallResult) -> CallResult:
-    """The outcome with an error that names the file."""
-    if outcome.error is None or str(task.path) in outcome.error:
-        return outcome
-    error = _OVERTIME if outcome.error == OVERTIME else outcome.error
-    return replace(outcome, error=f"{task.path}: {error}")

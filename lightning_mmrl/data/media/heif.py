@@ -1,6 +1,6 @@
-"""HEIC pictures, as phones take them: tiles decoded by FFmpeg, put together and turned upright here.
+"""Reads HEIC pictures, as phones take them: FFmpeg decodes the tiles, and this module joins and rotates them.
 
-FFmpeg knows the grid as well, but PyAV does not hand it on; Pillow reads no HEIC.
+FFmpeg can join the tiles as well, but PyAV does not expose that. Pillow cannot read HEIC.
 """
 
 from collections import Counter
@@ -17,11 +17,12 @@ from lightning_mmrl.errors import MediaError
 from lightning_mmrl.settings.data import MediaSettings
 
 _STICKING_OUT = 4
-"""A grid of two tiles or more in a direction is less than twice as long in it as what it shows."""
+"""Tiles may cover at most this many times the allowed pixels: in each direction, a grid of two or more tiles is less
+than twice as long as the picture that it shows."""
 
 
 def decode_heif(file: MediaFile, settings: MediaSettings) -> np.ndarray:
-    """The primary picture [H, W, 3] uint8, upright; transparency, thumbnails and depth are left out.
+    """Decodes the primary picture, uint8 [H, W, 3], upright; transparency, thumbnails and depth are ignored.
 
     Raises:
         MediaError: The file cannot be decoded or has too many pixels.
@@ -30,20 +31,24 @@ def decode_heif(file: MediaFile, settings: MediaSettings) -> np.ndarray:
         shown = read_shown(file)
         if shown.size is not None:
             check_image_pixels(file.path, shown.size[0] * shown.size[1], settings)
-        pixels = _together(shown, _tiles(file, shown, settings))
+        tiles = _tiles(file, shown, settings)
+        rows = [np.concatenate(tiles[at : at + shown.columns], axis=1) for at in range(0, len(tiles), shown.columns)]
+        pixels = np.concatenate(rows, axis=0)
     except MemoryError:
         raise
     except (FFmpegError, ValueError, OSError) as error:
         raise MediaError(
             f"{file.path}: image cannot be decoded ({error}); save it anew or remove the sample"
         ) from error
+    if shown.size is not None:
+        pixels = pixels[: shown.size[1], : shown.size[0]]  # the last tiles may stick out
     for kind, value in shown.turns:
         pixels = np.rot90(pixels, k=value) if kind == "irot" else np.flip(pixels, axis=value)
     return np.ascontiguousarray(pixels)
 
 
 def check_image_pixels(path: Path, pixels: int, settings: MediaSettings) -> None:
-    """Raises: MediaError: A picture has too many pixels."""
+    """Raises a `MediaError` if a picture has too many pixels."""
     if pixels > settings.max_pixels:
         raise MediaError(f"{path}: {pixels} pixels exceed media.max_pixels {settings.max_pixels}; scale the image down")
 
@@ -68,11 +73,3 @@ def _tiles(file: MediaFile, shown: Shown, settings: MediaSettings) -> list[np.nd
     if pixels.keys() != wanted:
         raise ValueError(f"{len(wanted - pixels.keys())} of its {len(wanted)} tiles are missing")
     return [pixels[tile] for tile in shown.tiles]
-
-
-def _together(shown: Shown, tiles: list[np.ndarray]) -> np.ndarray:
-    """The tiles side by side, cut to the grid's size."""
-    rows = [np.concatenate(tiles[at : at + shown.columns], axis=1) for at in range(0, len(tiles), shown.columns)]
-    whole = np.concatenate(rows, axis=0)
-    width, height = shown.size or (whole.shape[1], whole.shape[0])
-    return whole[:height, :width]

@@ -1,4 +1,4 @@
-"""The picture of an HEIC file: its primary item as one coded picture or a grid of them, from the boxes of its header.
+"""Reads from the header of an HEIC file which items make up its picture: one coded picture, or a grid of tiles.
 
 Formats: ISO/IEC 14496-12 (boxes), ISO/IEC 23008-12 (items and their properties).
 """
@@ -21,9 +21,9 @@ class Shown:
     Attributes:
         tiles: Ids of its coded pictures, row by row.
         columns: Tiles per row.
-        size: Width and height of a grid, whose last tiles may stick out; None for a single picture.
-        turns: What is done to the pixels in this order: quarter turns counter-clockwise ("irot"), or a flip ("imir")
-            of top and bottom (0) or left and right (1).
+        size: Width and height of the picture that a grid shows; its tiles may cover more. None for a single picture.
+        turns: Operations on the pixels, in this order: a number of counter-clockwise quarter turns ("irot"), or a
+            flip ("imir") of top and bottom (0) or left and right (1).
     """
 
     tiles: tuple[int, ...]
@@ -33,7 +33,7 @@ class Shown:
 
 
 def is_heif(file: MediaFile) -> bool:
-    """Whether a file says that it is a picture coded by HEVC."""
+    """Whether the first box of a file declares a picture coded with HEVC."""
     head = file.head(256)
     if head[4:8] != b"ftyp":
         return False
@@ -45,7 +45,7 @@ def read_shown(file: MediaFile) -> Shown:
     """Reads which items make up the picture.
 
     Raises:
-        ValueError: The header is damaged or of another kind.
+        ValueError: The header is damaged or has another form.
     """
     try:
         return _Header(file).shown()
@@ -78,7 +78,7 @@ class _Header:
         return Shown(tiles=tiles, columns=columns, size=size, turns=turns)
 
     def _kinds(self) -> dict[int, bytes]:
-        """Type of each item by its id."""
+        """Maps the id of each item to its type."""
         version, at = self._full(b"iinf")
         kinds = {}
         for name, start, _ in _split(self._data, at + (2 if version == 0 else 4), self._boxes[b"iinf"][1]):
@@ -89,7 +89,7 @@ class _Header:
         return kinds
 
     def _parts(self, item: int) -> tuple[int, ...]:
-        """The items that an item is derived from."""
+        """Ids of the items from which an item is derived."""
         version, at = self._full(b"iref")
         size = 2 if version == 0 else 4
         for name, start, _ in _split(self._data, at, self._boxes[b"iref"][1]):
@@ -111,7 +111,7 @@ class _Header:
                 yield "imir", self._data[start] & 1
 
     def _associated(self, item: int, at: int) -> list[int]:
-        """Numbers of an item's properties."""
+        """Property numbers of an item, counted from 1."""
         version, wide = self._data[at], self._data[at + 3] & 1
         id_size, entry_size = (2 if version < 1 else 4), (2 if wide else 1)
         count, at = self._number(at + 4, 4), at + 8
@@ -125,7 +125,7 @@ class _Header:
         return []
 
     def _content(self, item: int) -> bytes:
-        """The bytes of an item that is stored in one piece."""
+        """The bytes of an item that is stored in one extent."""
         version, at = self._full(b"iloc")
         offset_size, length_size = self._data[at] >> 4, self._data[at] & 15
         base_size, index_size = self._data[at + 1] >> 4, self._data[at + 1] & 15 if version else 0
@@ -139,20 +139,18 @@ class _Header:
             if owner == item:
                 at += index_size
                 offset = base + self._number(at, offset_size)
-                return self._stored(offset, self._number(at + offset_size, length_size), in_idat)
+                length = self._number(at + offset_size, length_size)
+                if in_idat:
+                    start = self._boxes[b"idat"][0] + offset
+                    return self._data[start : start + length]
+                with self._file.reader() as content:
+                    content.seek(offset)
+                    return content.read(min(length, 64))
             at += extents * (index_size + offset_size + length_size)
         raise ValueError("the grid is not stored anywhere")
 
-    def _stored(self, offset: int, length: int, in_idat: bool) -> bytes:
-        if in_idat:
-            start = self._boxes[b"idat"][0] + offset
-            return self._data[start : start + length]
-        with self._file.reader() as content:
-            content.seek(offset)
-            return content.read(min(length, 64))
-
     def _full(self, name: bytes) -> tuple[int, int]:
-        """Version of a box, and where its content starts."""
+        """The version of a box, and the offset of its content."""
         start, _ = self._boxes[name]
         return self._data[start], start + 4
 
@@ -163,7 +161,7 @@ class _Header:
 
 
 def _meta(file: MediaFile) -> bytes:
-    """The content of the box that describes all items."""
+    """The content of the `meta` box, which describes all items."""
     with file.reader() as content:
         at = 0
         while at + 8 <= file.size:
@@ -182,7 +180,7 @@ def _meta(file: MediaFile) -> bytes:
 
 
 def _split(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Name, start and end of the content of each box."""
+    """Yields the name of each box, and where its content starts and ends."""
     while at + 8 <= end:
         size, name = struct.unpack_from(">I4s", data, at)
         start = at + 8

@@ -1,10 +1,10 @@
-"""Pictures as upright RGB pixels, told by their content; Pillow reads them, and FFmpeg reads HEIC."""
+"""Reads pictures as upright RGB pixels; the format is found from the content. Pillow decodes all but HEIC."""
 
 import struct
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Literal
 
 import numpy as np
@@ -21,31 +21,35 @@ from lightning_mmrl.types.media import DecodedImage
 from lightning_mmrl.types.records import MediaRef
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-"""What is opened at all: Pillow would hand some others (EPS) to foreign programs. JPEG includes phones' MPO."""
+"""Allowed formats. Pillow would pass some others (EPS) to foreign programs. JPEG includes the MPO files of phones."""
 
 _MOVING = frozenset({"GIF", "PNG", "WEBP", "AVIF"})
 """Formats whose frames follow one another in time; the pages of a TIFF and the views of an MPO do not."""
 
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
-"""Errors that Pillow's readers raise for damaged files; UnidentifiedImageError and truncation are OSErrors."""
+"""Errors that Pillow raises for damaged files; OSError includes UnidentifiedImageError and truncation."""
 
-AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # decode workers are as many as there is work for
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # the decode workers already use all processors
 
 
 def identify(file: MediaFile, settings: MediaSettings) -> Literal["still", "moving"] | None:
-    """Which picture a file holds by its content, whatever its name; None if it is none that is opened here.
+    """Tells from the content whether a file is a still or a moving picture; None if it is neither.
 
     Raises:
-        MediaError: It has too many pixels.
+        MediaError: The picture has too many pixels.
     """
     try:
         with open_picture(file, settings) as image:
             check_image_pixels(file.path, image.width * image.height, settings)  # a second frame follows a decoded one
-            return "moving" if image.format in _MOVING and _has_second_frame(image) else "still"
+            if image.format in _MOVING:
+                with suppress(EOFError):  # there is no second frame
+                    image.seek(1)
+                    return "moving"
+            return "still"
     except Image.DecompressionBombError:
         return "still"  # `decode_image` refuses it
     except DAMAGE:
-        # The decoder that opens it next says what is wrong with it.
+        # The next decoder that opens the file reports the damage.
         return "still" if is_heif(file) else None
 
 
@@ -53,10 +57,10 @@ def identify(file: MediaFile, settings: MediaSettings) -> Literal["still", "movi
 def open_picture(file: MediaFile, settings: MediaSettings) -> Iterator[Image.Image]:
     """Opens a picture and reads its header.
 
-    Our own limit on pixels decides, not Pillow's warning. Pillow's hard limit (179 million pixels) stays.
+    Our own limit on pixels replaces Pillow's warning. Pillow's hard limit (179 million pixels) stays.
 
     Raises:
-        MediaError: It is a WebP of too many pixels.
+        MediaError: A WebP file has too many pixels.
     """
     size = canvas(file.head(30))
     if size is not None:
@@ -67,16 +71,8 @@ def open_picture(file: MediaFile, settings: MediaSettings) -> Iterator[Image.Ima
             yield image
 
 
-def _has_second_frame(image: Image.Image) -> bool:
-    try:
-        image.seek(1)
-    except EOFError:
-        return False
-    return True
-
-
 def read_image(file: MediaFile, ref: MediaRef, settings: MediaSettings) -> DecodedImage:
-    """The picture, turned upright by its EXIF orientation, its transparency over white; the first frame if it moves.
+    """Reads a picture, turned upright by its EXIF orientation, transparency over white; the first frame if it moves.
 
     Raises:
         MediaError: The file cannot be decoded completely, is too large, or the manifest gives it a time span.
@@ -105,12 +101,12 @@ decode_image = of_path(read_image)
 
 
 def in_words(error: Exception) -> str:
-    """An error of Pillow's; where it knows no format, it would name our reader in place of the file."""
+    """The message of a Pillow error; for unknown formats Pillow's own message would name our reader, not the file."""
     return "cannot identify image file" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """The picture in RGB, its transparency over white."""
+    """Converts a picture to RGB, transparency over white."""
     if image.mode.startswith("I"):  # 16 bits per pixel; Pillow's own conversion would clip at 255
         image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
     if image.mode == "F":

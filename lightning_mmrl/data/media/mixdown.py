@@ -1,4 +1,4 @@
-"""The channels of a sound become one, on one clock, and what is wrong with them is noticed on the way."""
+"""Mixes the channels of a sound into one, on one clock, and detects faults of the sound."""
 
 from pathlib import Path
 
@@ -9,31 +9,31 @@ from lightning_mmrl.errors import MediaError
 from lightning_mmrl.settings.data import MediaSettings
 
 _JITTER_S = 0.010
-"""Timestamps of a sound without gaps miss by this much at most: containers round them to 1 ms, some to a packet."""
+"""Largest error of timestamps in a sound without gaps: containers round them to 1 ms, some to a packet."""
 
 _LOUDEST = 32.0
 """30 dB above full scale. Codecs and mixes overshoot by less; 16-bit samples stored as floats reach thousands."""
 
 _CANCELLED = 0.05
-"""Power of the mixture over the mean power of the channels: 1 for equal channels, 1/2 for two that are unrelated."""
+"""Power of the mix divided by the mean power of the channels: 1 for equal channels, 1/2 for two unrelated ones."""
 
 _FASTEST_HZ = 768_000
-"""The highest rate that recorders know; of a higher one, `max_duration_s` would let in any number of samples."""
+"""The highest rate that recorders use. With a higher one, `max_duration_s` would not limit the number of samples."""
 
 _SILENCE = 1e-8
-"""Power below -80 dB, where noise decides how channels are related."""
+"""Power of -80 dB. Below it, the noise determines how channels correlate."""
 
 
 class Mixdown:
-    """Collects a sound block by block as the mean of its channels.
+    """Collects a sound block by block, as the mean of its channels.
 
     Args:
         path: The file, for messages.
-        rate_hz: Of all blocks.
-        settings: How long a sound may be.
+        rate_hz: Sample rate of all blocks.
+        settings: The limit on the duration.
 
     Raises:
-        MediaError: No sound has such a rate.
+        MediaError: No sound has this rate.
 
     Attributes:
         peak: The largest absolute sample of any channel; NaN if one is NaN.
@@ -51,16 +51,13 @@ class Mixdown:
         self._mixed_energy = 0.0
         self._energy = 0.0
 
-    def __len__(self) -> int:
-        return self._size
-
     def append(self, block: np.ndarray) -> None:
-        """Adds a block float32 [channels, L] where the last one ended.
+        """Adds a block, float32 [channels, L], at the end of the last one.
 
         Raises:
             MediaError: The sound is too long.
         """
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused as a whole later
+        with np.errstate(over="ignore", invalid="ignore"):  # `check_waveform` refuses values that are not finite
             mono = block.mean(axis=0, dtype=np.float32)
             self.peak = float(np.maximum(self.peak, np.abs(block).max(initial=0.0)))
             self._mixed_energy += float(np.square(mono, dtype=np.float64).sum())
@@ -68,7 +65,7 @@ class Mixdown:
         self._add(mono)
 
     def place(self, block: np.ndarray, start_s: float) -> None:
-        """Adds a block at its time: a gap before it becomes silence, what overlaps with earlier blocks is dropped.
+        """Adds a block at its time: a gap before it becomes silence, and an overlap with earlier blocks is dropped.
 
         Raises:
             MediaError: The sound is too long, or its clock jumps back.
@@ -85,11 +82,11 @@ class Mixdown:
             self.append(kept)
 
     def waveform(self) -> np.ndarray:
-        """All that was collected, float32 [L]."""
+        """The whole mix, float32 [L]."""
         return np.frombuffer(self._mono, dtype=np.float32)
 
     def cancellation(self) -> tuple[str, ...]:
-        """A warning where the channels cancel in their mean, as with one of them wired with reversed polarity."""
+        """A warning if the channels cancel in the mix, as they do if one of them has reversed polarity."""
         if self._energy <= _SILENCE * self._size or self._mixed_energy > _CANCELLED * self._energy:
             return ()
         return (
@@ -99,7 +96,7 @@ class Mixdown:
 
     def _add(self, mono: np.ndarray) -> None:
         self._check_duration(self._size + len(mono))
-        self._mono += mono.data  # grows in place: pieces would have to be copied in the end
+        self._mono += mono.data  # a bytearray grows in place; a list of blocks would be copied in the end
         self._size += len(mono)
 
     def _check_duration(self, size: int) -> None:
@@ -109,7 +106,7 @@ class Mixdown:
 
 
 def check_waveform(path: Path, samples: np.ndarray, rate_hz: int, peak: float) -> None:
-    """Refuses what is no sound.
+    """Checks that samples are plausible.
 
     Raises:
         MediaError: A sample is not finite, or far above full scale.

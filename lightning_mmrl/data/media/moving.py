@@ -1,4 +1,4 @@
-"""Pictures that move (GIF, APNG, WebP, AVIF) as clips, through Pillow: FFmpeg moves neither WebP nor AVIF."""
+"""Reads moving pictures (GIF, APNG, WebP, AVIF) as clips with Pillow, since FFmpeg animates neither WebP nor AVIF."""
 
 from itertools import count
 from pathlib import Path
@@ -17,11 +17,11 @@ from lightning_mmrl.types.records import MediaRef
 
 _SHORTEST_MS = 20
 _USUAL_MS = 100
-"""Browsers and FFmpeg show a frame that asks for less than the first number for the second one."""
+"""If a frame's duration is below the first number, browsers and FFmpeg show it for the second one instead."""
 
 
 def read_moving(file: MediaFile, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:
-    """`num_frames` frames at the middles of equal segments of the span; transparency over white.
+    """Reads `num_frames` frames at the midpoints of equal segments of the span; transparency over white.
 
     Raises:
         MediaError: The file cannot be decoded, is too large, too long, or its span is empty.
@@ -53,7 +53,7 @@ def read_moving(file: MediaFile, ref: MediaRef, settings: MediaSettings) -> Deco
 
 
 def frame_ends_s(path: Path, image: Image.Image, settings: MediaSettings) -> np.ndarray:
-    """When each frame of a moving picture gives way to the next.
+    """End time of each frame of a moving picture.
 
     Raises:
         MediaError: The picture is too long.
@@ -62,7 +62,7 @@ def frame_ends_s(path: Path, image: Image.Image, settings: MediaSettings) -> np.
     for index in count():
         try:
             image.seek(index)
-            image.load()  # WebP and AVIF know how long a frame lasts once it is decoded
+            image.load()  # WebP and AVIF know the duration of a frame only after decoding it
         except EOFError:
             break
         asked_ms = float(image.info.get("duration", 0))

@@ -1,7 +1,7 @@
-"""A medium's file, opened once: what was checked is what decoders, header readers and hashes get.
+"""Opens a media file once, so that decoders, header readers and hashes read the very file that was checked.
 
-A name can be given to another file between a check and an opening. So the checks look at the open descriptor, and
-whoever reads afterwards reads from that descriptor.
+Another file can take the same name between a check and a later opening. Therefore the checks look at the open
+descriptor, and all later reads go through that descriptor.
 """
 
 import hashlib
@@ -25,13 +25,13 @@ _BUFFER = 64 * 1024
 
 
 class Identity(NamedTuple):
-    """Which file a name led to, and the state of its content.
+    """Identifies a file and the state of its content.
 
     Attributes:
-        device: What holds it.
-        inode: Its number there.
-        size: Bytes.
-        changed_ns: When anything about it changed last; unlike its modification time, nobody can set it back.
+        device: Number of the device that holds the file.
+        inode: Number of the file on that device.
+        size: In bytes.
+        changed_ns: Time of the last change (ctime); unlike the modification time, it cannot be set back.
     """
 
     device: int
@@ -45,10 +45,10 @@ class MediaFile:
     """An open file.
 
     Attributes:
-        path: Its name, for messages alone.
-        descriptor: Open for reading as long as `open_media` lasts.
-        identity: Of what is open.
-        container: FFmpeg's names of its format, once that was found by content: all later openings are held to it.
+        path: Its name, used only in messages.
+        descriptor: Open for reading until `open_media` ends.
+        identity: Identity of the open file.
+        container: FFmpeg's names of its format, once detected from the content; later openings must use the same one.
     """
 
     path: Path
@@ -58,41 +58,41 @@ class MediaFile:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """In bytes."""
         return self.identity.size
 
     def reader(self) -> io.BufferedReader:
-        """The content from its beginning; each reader has a place of its own, and no name."""
+        """A nameless stream of the content from its start; each reader has its own position."""
         return io.BufferedReader(_Positioned(self.descriptor), _BUFFER)
 
     def head(self, num_bytes: int) -> bytes:
-        """The first bytes, as far as there are any."""
+        """The first bytes, fewer if the file is shorter."""
         with self.reader() as content:
             return content.read(num_bytes)
 
     def sha256(self) -> str:
-        """Hash of the content."""
+        """SHA-256 of the content, in hexadecimal digits."""
         with self.reader() as content:
             return hashlib.file_digest(content, "sha256").hexdigest()
 
     def unchanged(self) -> bool:
-        """Whether nobody has written to it since it was opened."""
+        """Whether the file is still as it was when it was opened."""
         return _identity(os.fstat(self.descriptor)) == self.identity
 
 
 @contextmanager
 def open_media(path: Path, root: Path | None = None) -> Iterator[MediaFile]:
-    """Opens a medium and looks at what is open.
+    """Opens a media file and checks what was opened.
 
     Args:
-        path: A file's name.
-        root: The folder that the file must lie below, whatever links its name leads through; None: anywhere.
+        path: Name of the file.
+        root: The folder that must contain the file after all links are resolved; None for any folder.
 
     Raises:
-        MediaError: It cannot be read, is no regular file, or lies outside of `root`.
+        MediaError: The file cannot be read, is no regular file, or lies outside `root`.
     """
     try:
-        # Without O_NONBLOCK a named pipe would be waited for.
+        # Without O_NONBLOCK, opening a named pipe would block.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -109,7 +109,7 @@ def open_media(path: Path, root: Path | None = None) -> Iterator[MediaFile]:
 
 
 def of_path(function: Callable[Concatenate[MediaFile, P], T]) -> Callable[Concatenate[Path, P], T]:
-    """The same function of a file that is opened for the call, wherever it lies."""
+    """Turns a function of an open `MediaFile` into one of a path, which is opened for the call."""
 
     @wraps(function)
     def opening(path: Path, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -126,13 +126,13 @@ def _identity(state: os.stat_result) -> Identity:
 def _lies_below(descriptor: int, state: os.stat_result, path: Path, root: Path) -> bool:
     if sys.platform == "linux":
         return Path(os.readlink(f"/proc/self/fd/{descriptor}")).is_relative_to(root.resolve())
-    # Elsewhere a descriptor does not tell its name: the name without links must lead to what is open.
+    # On other systems the name of a descriptor is unknown, so the resolved path must name the file that is open.
     real = path.resolve()
     return real.is_relative_to(root.resolve()) and os.path.samestat(state, os.lstat(real))
 
 
 class _Positioned(io.RawIOBase):
-    """Reads a descriptor at a place of its own, and leaves it open."""
+    """Reads a descriptor from its own position, and does not close it."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()

@@ -1,36 +1,35 @@
-"""Keeps decoders' own words off the console: FFmpeg, mpg123, libtiff and decord write to standard error."""
+"""Keeps the console free of decoder messages: FFmpeg, mpg123, libtiff and decord write to standard error."""
 
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import wraps
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_STDERR = 2
+
 
 def quietly(function: Callable[P, T]) -> Callable[P, T]:
-    """The same function; what it and the C libraries below it write to standard error while it runs goes nowhere.
+    """Discards everything that a function, and the C libraries that it calls, write to standard error.
 
-    Its exceptions say what went wrong, in one sentence with the file's name. Most of these libraries offer no other way
-    to be silenced. The redirection is the whole process's: use it in decode workers alone, where nobody else writes.
+    The exceptions of the function already say what went wrong, in one sentence that names the file. Most of these
+    libraries cannot be silenced in another way. The redirection affects the whole process, so use it only in decode
+    workers, where nothing else writes.
     """
-
-    @wraps(function)
-    def quiet(*args: P.args, **kwargs: P.kwargs) -> T:
-        with _silence():
-            return function(*args, **kwargs)
-
-    return quiet
+    return _silence()(function)
 
 
 @contextmanager
 def _silence() -> Iterator[None]:
     if sys.stderr is not None:
         sys.stderr.flush()
-    kept = _copy_of_stderr()
+    try:
+        kept = os.dup(_STDERR)
+    except OSError:  # the parent process closed it, so there is nothing to redirect
+        kept = None
     if kept is None:
         yield
         return
@@ -44,14 +43,3 @@ def _silence() -> Iterator[None]:
     finally:
         os.dup2(kept, _STDERR)
         os.close(kept)
-
-
-def _copy_of_stderr() -> int | None:
-    """None if whoever started the process closed it: there is nothing to keep clean."""
-    try:
-        return os.dup(_STDERR)
-    except OSError:
-        return None
-
-
-_STDERR = 2

@@ -1,4 +1,4 @@
-"""Which frames of a clip are shown, by time alone; limits and warnings that all decoders share."""
+"""Selects the frames of a clip by time; also the limits and warnings that all decoders share."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,35 +14,34 @@ _STILL_S = 0.04
 """How long a clip of a single frame lasts."""
 
 _CLOCK_S = 1e-3
-"""A frame that starts this close to a chosen time counts as begun, so that rounding does not decide."""
+"""A frame that starts at most this long after a chosen time counts as begun, so that rounding does not decide."""
 
 _DIGITS = 4
-"""Starts count in 0.1 ms: containers round them, each in its own way."""
+"""Start times are rounded to 0.1 ms, because each container rounds them in its own way."""
 
 _BEYOND_S = 0.1
-"""By how much an `end` may miss the clip's: people round, and sound ends some samples earlier than the picture."""
+"""How far an `end` may lie beyond the clip: people round, and sound ends some samples before the picture."""
 
 _LATE_S = 0.5
-"""A picture that starts later than this is worth a word."""
+"""A picture that starts later than this gets a warning."""
 
 _BACK_S = 1.0
-"""Neighbors whose times are further apart the wrong way round are not just written down in another order."""
-
+"""A larger step back in time between two frames cannot be a mere change of order."""
 
 CUT_OFF = "it may be cut off: fetch it again or re-encode it"
-"""End of the warning about a file that holds less than it declares."""
+"""Last words of the warning about a file that holds less than it declares."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """The frames of a clip that are shown.
+    """The selected frames of a clip.
 
     Attributes:
-        indices: Of the frames, in the order of display.
-        timestamps_s: When each is first on show, on the clip's clock.
+        indices: Indices of the frames, counted in display order.
+        timestamps_s: Start time of each frame on the clip's clock.
         duration_s: Length of the span.
-        end_s: Where the clip ends.
-        warnings: A sentence each.
+        end_s: End of the clip.
+        warnings: One sentence each.
     """
 
     indices: tuple[int, ...]
@@ -55,15 +54,15 @@ class Selection:
 def select_frames(
     path: Path, starts_s: np.ndarray, ref: MediaRef, settings: MediaSettings, end_s: float | None = None
 ) -> Selection:
-    """The frames on show at the middles of `num_frames` equal segments of the span.
+    """Selects the frames visible at the midpoints of `num_frames` equal segments of the span.
 
     Args:
         path: The clip's file, for messages.
-        starts_s: Start of each frame on the clip's clock, counted in 0.1 ms here. The first frame also stands for the
-            time before it.
+        starts_s: Start of each frame on the clip's clock; it is rounded to 0.1 ms here. The first frame also covers
+            the time before it.
         ref: The span.
-        settings: Number of frames and limits.
-        end_s: Where the last frame ends; None lets it last as long as the average one, since demuxers disagree on it.
+        settings: Number of frames, and limits.
+        end_s: End of the last frame; None lets it last as long as the average frame, since demuxers disagree on it.
 
     Raises:
         MediaError: The clip has no frames, is too long, or its span is empty.
@@ -94,37 +93,37 @@ def select_frames(
 
 
 def check_order(path: Path, before_s: float, after_s: float) -> None:
-    """Looks at the times of two neighbors in the order of display.
+    """Checks the times of two frames that follow one another in display order.
 
     Raises:
-        MediaError: They are not on one clock, as after two recordings were put end to end.
+        MediaError: Time jumps back, as in two recordings that were joined end to end.
     """
     if before_s - after_s > _BACK_S:
         raise MediaError(f"{path}: its clock jumps from {before_s:.2f} s back to {after_s:.2f} s; re-encode it")
 
 
 def clip_end_s(starts_s: np.ndarray) -> float:
-    """Where a clip ends whose last frame lasts as long as the average one."""
+    """End of a clip whose last frame lasts as long as the average frame."""
     if len(starts_s) == 1:
         return float(starts_s[0]) + _STILL_S
     return float(starts_s[-1]) + float(starts_s[-1] - starts_s[0]) / (len(starts_s) - 1)
 
 
 def frames_on_show(starts_s: np.ndarray, first_s: float, last_s: float, num_frames: int) -> Sequence[int]:
-    """Indices of the frames on show at the middles of equal segments of a span."""
+    """Indices of the frames visible at the midpoints of equal segments of a span."""
     times = first_s + (np.arange(num_frames) + 0.5) * (last_s - first_s) / num_frames
     return np.maximum(np.searchsorted(starts_s, times + _CLOCK_S, side="right") - 1, 0).tolist()
 
 
 def beyond_the_end(path: Path, ref: MediaRef, end_s: float) -> tuple[str, ...]:
-    """A warning where a span ends after what it is cut from."""
+    """A warning if a span ends after the medium that it is cut from."""
     if ref.end_s is None or ref.end_s <= end_s + _BEYOND_S:
         return ()
     return (f"{path}: end {ref.end_s:g} lies beyond the {end_s:.2f} s that its {ref.kind} lasts; correct end",)
 
 
 def check_pixels(path: Path, pixels: int, settings: MediaSettings) -> None:
-    """Raises: MediaError: A frame has too many pixels."""
+    """Raises a `MediaError` if a frame has too many pixels."""
     if pixels > settings.max_pixels:
         raise MediaError(
             f"{path}: frames of {pixels} pixels exceed media.max_pixels {settings.max_pixels}; scale the clip down"
@@ -132,7 +131,7 @@ def check_pixels(path: Path, pixels: int, settings: MediaSettings) -> None:
 
 
 def check_duration(path: Path, seconds: float, settings: MediaSettings) -> None:
-    """Raises: MediaError: A clip is too long."""
+    """Raises a `MediaError` if a clip is too long."""
     if seconds > settings.max_duration_s:
         limit = settings.max_duration_s
         raise MediaError(f"{path}: {seconds:.1f} s exceed media.max_duration_s {limit:g}; cut the clip")

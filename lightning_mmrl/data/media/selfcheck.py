@@ -1,4 +1,4 @@
-"""Writes a small file of each kind and decodes it as training would: do the decoders of this installation work?"""
+"""Checks the decoders of this installation: writes a small file of each kind and decodes it as training does."""
 
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
@@ -15,47 +15,50 @@ from lightning_mmrl.data.synthetic.video_file import write_clip
 from lightning_mmrl.errors import MediaError
 from lightning_mmrl.settings.data import MediaSettings
 from lightning_mmrl.types.media import SAMPLE_RATE_HZ, DecodedAudio, DecodedVideo
-from lightning_mmrl.types.records import MediaKind, MediaRef
+from lightning_mmrl.types.records import MediaRef
 
 FPS = 10
 RATE_HZ = SAMPLE_RATE_HZ
 PITCH_HZ = 440
 LEVELS = (40, 90, 140, 190)
-"""Grey levels of the clip's frames: one that is lost, repeated or out of place shows."""
+"""Grey level of each frame of the clip; they differ, so that a lost, repeated or misplaced frame is noticed."""
 
 _SETTINGS = MediaSettings(num_frames=len(LEVELS))
+_IMAGE = MediaRef(kind="image", path="selfcheck")
+_VIDEO = MediaRef(kind="video", path="selfcheck")
+_AUDIO = MediaRef(kind="audio", path="selfcheck")
 
 
 def check_decord(folder: Path) -> str:
-    """H.264 through decord."""
+    """Decodes H.264 with decord."""
     if not HAS_DECORD:
         return "not used on this platform; PyAV decodes video"
-    _check_frames("decord", decode_decord(_write_clip(folder / "decord.mp4"), _ref("video"), _SETTINGS))
+    _check_frames("decord", decode_decord(_write_clip(folder / "decord.mp4"), _VIDEO, _SETTINGS))
     return f"decord {version('decord')} decodes H.264"
 
 
 def check_pyav(folder: Path) -> str:
-    """H.264 and AAC through PyAV, which also wrote them."""
+    """Decodes H.264 and AAC with PyAV, which also writes them."""
     clip = _write_clip(folder / "pyav.mp4")
-    _check_frames("PyAV", decode_pyav(clip, _ref("video"), _SETTINGS))
-    _check_tone("PyAV", decode_audio(clip, _ref("audio"), _SETTINGS))
+    _check_frames("PyAV", decode_pyav(clip, _VIDEO, _SETTINGS))
+    _check_tone("PyAV", decode_audio(clip, _AUDIO, _SETTINGS))
     return f"PyAV {version('av')} writes and decodes H.264 with AAC"
 
 
 def check_soundfile(folder: Path) -> str:
-    """A wav file through soundfile, resampled by soxr."""
+    """Decodes a wav file with soundfile, and resamples it with soxr."""
     path = folder / "tone.wav"
     soundfile.write(path, _tone(2 * RATE_HZ), 2 * RATE_HZ)
-    _check_tone("soundfile", decode_audio(path, _ref("audio"), _SETTINGS))
+    _check_tone("soundfile", decode_audio(path, _AUDIO, _SETTINGS))
     return f"soundfile {version('soundfile')} decodes wav, soxr {version('soxr')} resamples it"
 
 
 def check_pillow(folder: Path) -> str:
-    """A png through Pillow, which is lossless."""
+    """Decodes a png, which is lossless, with Pillow."""
     pixels = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
     path = folder / "picture.png"
     Image.fromarray(pixels).save(path)
-    if not np.array_equal(decode_image(path, _ref("image"), _SETTINGS).pixels, pixels):
+    if not np.array_equal(decode_image(path, _IMAGE, _SETTINGS).pixels, pixels):
         raise MediaError("Pillow decodes other pixels than it wrote")
     return f"Pillow {version('pillow')} writes and decodes png"
 
@@ -66,7 +69,7 @@ DECODERS: Mapping[str, Callable[[Path], str]] = {
     "soundfile": check_soundfile,
     "pillow": check_pillow,
 }
-"""Package to the check of it, which says what works."""
+"""Maps each package to its check, which returns a sentence about what works."""
 
 
 def _write_clip(path: Path) -> Path:
@@ -90,7 +93,3 @@ def _check_tone(name: str, sound: DecodedAudio) -> None:
     peak = float(np.fft.rfftfreq(len(sound.waveform), 1 / sound.sample_rate_hz)[spectrum.argmax()])
     if abs(peak - PITCH_HZ) > 5:
         raise MediaError(f"{name} decodes a tone of {peak:.0f} Hz, written was one of {PITCH_HZ} Hz")
-
-
-def _ref(kind: MediaKind) -> MediaRef:
-    return MediaRef(kind=kind, path="selfcheck")

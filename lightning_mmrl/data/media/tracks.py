@@ -1,8 +1,8 @@
-"""A container's tracks, its clock and its packets, found by its content; no frame is decoded here.
+"""The tracks, the clock and the packets of a container.
 
-**The clock.** Picture and sound of a file count from one zero: the earliest start of its tracks, in the order of
-presentation. FFmpeg and players do the same: edit lists are applied, encoder delay is skipped, and the offset that
-MPEG-TS and MPEG-PS start with is subtracted.
+**The clock.** Picture and sound of a file share one zero: the earliest presentation time of any of its tracks. FFmpeg
+and players do the same: they apply edit lists, skip encoder delay, and subtract the offset at which MPEG-TS and
+MPEG-PS start.
 """
 
 from collections.abc import Iterator
@@ -33,14 +33,14 @@ MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
 """FFmpeg's name of the MP4 family."""
 
 _DECLARING = frozenset({MP4, "matroska,webm", "avi", "flv", "asf", "flac", "aiff", "caf", "au"})
-"""Formats whose header says how long the file is; for the others FFmpeg guesses from the bit rate or reads the end."""
+"""Formats whose header declares the duration; for others FFmpeg guesses from the bit rate or reads the file's end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tracks:
-    """The tracks of an open container that are used: the first with pictures that is no cover, the first with sound.
+    """The tracks of an open container that are used: the first video track that is no cover, and the first sound.
 
-    `zero_s` is the container's time that counts as 0; `declared_s` the length that its header promises, if it does.
+    `zero_s` is the container time that counts as 0. `declared_s` is the duration in the header, None without one.
     """
 
     format: str
@@ -52,12 +52,12 @@ class Tracks:
 
     @property
     def used(self) -> list[VideoStream | AudioStream]:
-        """Both tracks, as far as there are any."""
+        """The tracks that exist, video first."""
         return [track for track in (self.video, self.sound) if track is not None]
 
 
 def find_tracks(file: MediaFile, container: InputContainer) -> Tracks:
-    """Tracks and clock of a file that is open as a container."""
+    """Finds the tracks and the clock of an open container."""
     videos = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     sounds = container.streams.audio
     starts = [
@@ -78,16 +78,16 @@ def find_tracks(file: MediaFile, container: InputContainer) -> Tracks:
 
 
 def in_seconds(ticks: int, time_base: Fraction | None) -> float:
-    """A time in the unit of a stream or packet; each that comes from a file has one."""
+    """Converts a time from the unit of a stream or packet; streams and packets of a file always have a unit."""
     assert time_base is not None
     return float(ticks * time_base)
 
 
 class Pass:
-    """One pass through a container, up to its end or to where it breaks off.
+    """One pass through a container, up to its end or to the point where the data breaks off.
 
     Attributes:
-        reach_s: Where the packets of each track end that were read so far, on the container's clock, by track index.
+        reach_s: Latest end of the packets read so far, by track index, on the container's clock.
     """
 
     def __init__(self, file: MediaFile, container: InputContainer, tracks: Tracks) -> None:
@@ -97,14 +97,18 @@ class Pass:
         self.reach_s = {track.index: 0.0 for track in tracks.used}
 
     def packets(self) -> Iterator[Packet]:
-        """The packets of both tracks; half of a download ends where it breaks off."""
+        """Yields the packets of both tracks; a truncated file ends early, without an error."""
         num = 0
         try:
             for packet in self._container.demux(self._tracks.used):
-                if packet.size:
-                    num += 1
-                    self._note(packet)
-                    yield packet
+                if not packet.size:
+                    continue
+                num += 1
+                start = packet.pts if packet.pts is not None else packet.dts
+                if start is not None and not packet.is_discard:
+                    end_s = in_seconds(start + (packet.duration or 0), packet.time_base) - self._tracks.zero_s
+                    self.reach_s[packet.stream_index] = max(self.reach_s[packet.stream_index], end_s)
+                yield packet
         except FFmpegError as error:
             if not num or isinstance(error, MemoryError):
                 raise
@@ -116,9 +120,9 @@ class Pass:
     def frames(self, track: AudioStream) -> Iterator[AudioFrame]: ...
 
     def frames(self, track: VideoStream | AudioStream) -> Iterator[VideoFrame | AudioFrame]:
-        """The frames of a track in the order of presentation.
+        """Yields the frames of a track in presentation order.
 
-        A recording may start between key frames and end within a packet; an error anywhere else is raised.
+        A recording may start between key frames and end within a packet. An error anywhere else is raised.
         """
         num, broken = 0, None
         for packet in self.packets():
@@ -141,37 +145,31 @@ class Pass:
         yield from track.decode(None)
 
     def time_s(self, frame: VideoFrame | AudioFrame, track: VideoStream | AudioStream) -> float | None:
-        """When a frame is first on show or heard, on the container's clock.
+        """Start of a frame on the container's clock; None if it has no time.
 
-        `frame.time` is of no use: PyAV gives the last frames of a decoder another time base.
+        `frame.time` cannot be used: PyAV gives the last frames of a decoder another time base.
         """
         return None if frame.pts is None else in_seconds(frame.pts, track.time_base) - self._tracks.zero_s
 
     def promised_s(self, track: VideoStream | AudioStream) -> float:
-        """How long a track should be: as its packets say, or, of a file that is cut off, as the header says."""
+        """Duration that a track should have: from its packets, or from the header if the file is cut off."""
         declared_s, own_s = self._tracks.declared_s, self.reach_s[track.index]
         if declared_s is not None and _far_less(max(self.reach_s.values()), declared_s):
             return declared_s
         return whole_s(self._file, own_s)
 
-    def _note(self, packet: Packet) -> None:
-        start = packet.pts if packet.pts is not None else packet.dts
-        if start is not None and not packet.is_discard:
-            end_s = in_seconds(start + (packet.duration or 0), packet.time_base) - self._tracks.zero_s
-            self.reach_s[packet.stream_index] = max(self.reach_s[packet.stream_index], end_s)
-
 
 def edit_lag_s(file: MediaFile, settings: MediaSettings, first: Packet) -> float:
-    """By how much too early FFmpeg shows the pictures of a cut MP4 file.
+    """How much too early FFmpeg shows the frames of an MP4 file that was cut by an edit list.
 
-    Where an edit list begins within a frame, FFmpeg leaves that frame out and starts the next one at the edit's start,
-    up to a frame before its time. Its older reading of edit lists (`advanced_editlist=0`) only moves pictures by the
-    edit's start, to the right time.
+    Where an edit list begins within a frame, FFmpeg drops that frame and shows the next one at the start of the edit,
+    up to one frame too early. With `advanced_editlist=0`, FFmpeg's older way to read edit lists, frames are merely
+    shifted by the start of the edit, to the right time.
 
     Args:
         file: The file.
         settings: The limit on pixels.
-        first: The first packet that is shown, as FFmpeg reads it by default.
+        first: The first packet that is shown, with FFmpeg's default reading.
     """
     if first.pts is None or first.pos is None:
         return 0.0
@@ -180,18 +178,18 @@ def edit_lag_s(file: MediaFile, settings: MediaSettings, first: Packet) -> float
             if packet.pos == first.pos and packet.pts is not None:
                 lag_s = in_seconds(packet.pts - first.pts, packet.time_base)
                 longest_s = in_seconds(first.duration or 0, packet.time_base)
-                # With several edits the older reading is another one altogether.
+                # With several edits, the two readings cannot be compared.
                 return lag_s if 0 < lag_s < longest_s else 0.0
     return 0.0
 
 
 def shortfall(path: Path, promised_s: float, decoded_s: float) -> tuple[str, ...]:
-    """A warning where far less was decoded than the file promises."""
+    """A warning if far less was decoded than the file declares."""
     if not _far_less(decoded_s, promised_s):
         return ()
     return (f"{path}: {decoded_s:.2f} s were decoded of {promised_s:.2f} s that the file declares; {CUT_OFF}",)
 
 
 def _far_less(found_s: float, promised_s: float) -> bool:
-    """A tenth less, and more than 0.1 s: headers round, and encoders count their delay in."""
+    """True if a tenth is missing, and more than 0.1 s: headers round, and encoders include their delay."""
     return promised_s - found_s > max(0.1, 0.1 * promised_s)

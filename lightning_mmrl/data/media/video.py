@@ -1,12 +1,11 @@
-"""Frames of a clip by time, on the container's clock: decord where it is proven right, PyAV everywhere else."""
+"""Reads frames of a clip by time on the container's clock: with decord where it is proven right, else with PyAV."""
 
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import numpy as np
 from av.error import FFmpegError
 from av.packet import Packet
@@ -35,10 +34,10 @@ from lightning_mmrl.types.records import MediaRef
 HAS_DECORD = platform.system() == "Linux" and platform.machine() == "x86_64"
 
 _NO_DISPLAY_TIMES = frozenset({"avi", "mpegvideo"})
-"""Containers that store when a frame is decoded, if anything, and not when it is shown."""
+"""Containers that store no time at which a frame is shown; some store when it is decoded."""
 
 _DECORD_PIXELS = 4096 * 2304
-"""decord keeps about 13 converted frames beside what it delivers; of larger ones that is too much for a worker."""
+"""decord keeps about 13 converted frames besides the ones it returns; larger frames would not fit into a worker."""
 
 _NAL_LENGTH = 4
 _IDR_SLICE = 5
@@ -46,19 +45,19 @@ _IDR_SLICE = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outline:
-    """A file's picture track as its packets tell, and as its first frame looks.
+    """Properties of a file's video track, from its packets and its first frame.
 
     Attributes:
         format: FFmpeg's name of the container.
-        pixels: Of a frame.
+        pixels: Pixels of a frame.
         starts_s: Start of each packet that is shown, sorted, on the container's clock.
-        lag_s: By how much frames are later than FFmpeg says, see `edit_lag_s`; counted into `starts_s`.
-        simple: True if the track is H.264 with units as `_has_long_lengths` says, every packet has a time of its own
-            and is shown, and decoding can start at every key frame.
+        lag_s: How much later frames are than FFmpeg says, see `edit_lag_s`; `starts_s` includes it.
+        simple: True if the track is H.264 with four-byte lengths (see `_has_long_lengths`), every packet is shown at
+            a time of its own, and decoding can start at every key frame.
         only_track: True if no other track holds pictures.
-        rotation: Degrees that the display matrix turns frames by.
-        rate: Frames per second on average, where the container has no times.
-        promised_s: How long the track should be.
+        rotation: Degrees by which the display matrix turns frames.
+        rate: Average number of frames per second, used where the container has no times.
+        promised_s: Duration that the track should have.
     """
 
     format: str
@@ -73,9 +72,9 @@ class Outline:
 
 
 def read_video(file: MediaFile, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:
-    """`num_frames` frames at the middles of equal segments of the span, upright; short clips repeat frames.
+    """Reads `num_frames` upright frames at the midpoints of equal segments of the span; short clips repeat frames.
 
-    Timestamps count from the container's zero, see tracks.py. GIF, APNG, WebP and AVIF that move are clips as well.
+    Timestamps count from the container's zero, see tracks.py. Animated GIF, APNG, WebP and AVIF are clips as well.
 
     Raises:
         MediaError: The file cannot be decoded, is too large, too long, or its span is empty.
@@ -94,7 +93,7 @@ def read_video(file: MediaFile, ref: MediaRef, settings: MediaSettings) -> Decod
     try:
         return _by_decord(file, outline, ref, settings)
     except (decord.DECORDError, RuntimeError, IndexError, MemoryError):
-        # PyAV's message is the one to show if it fails too.
+        # If PyAV fails too, the user sees its message.
         return _by_pyav(file, outline, ref, settings)
 
 
@@ -102,32 +101,33 @@ decode_video = of_path(read_video)
 
 
 def is_safe_for_decord(outline: Outline) -> bool:
-    """Whether decord delivers the right frames, as tools/truth/frame_truth.py proves; times come from the packets.
+    """Whether decord returns the right frames, as tools/truth/frame_truth.py proves; times come from the packets.
 
-    Only H.264 in MP4 that is simple and not turned. decord shows frames that an edit list cuts off, loses its place
-    among B-frames of other codecs (MPEG-4, MPEG-2, HEVC), after key frames that need earlier ones, in MPEG-TS, MPEG-PS
-    and WMV, turns frames in some containers only, and knows no AV1: its FFmpeg is of 2021.
+    It does so only for H.264 in MP4 that is `simple` and not rotated. Elsewhere decord shows frames that an edit list
+    cuts off. It returns wrong frames where other codecs (MPEG-4, MPEG-2, HEVC) have B-frames, where key frames need
+    earlier frames, and in MPEG-TS, MPEG-PS and WMV. It rotates frames in some containers only, and it cannot decode
+    AV1: its FFmpeg dates from 2021.
     """
     return outline.format == MP4 and outline.only_track and outline.simple and outline.rotation == 0
 
 
 @of_path
 def decode_decord(file: MediaFile, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:
-    """A clip through decord, whether or not it is safe there."""
+    """Decodes a clip with decord, whether or not that is safe for it."""
     return _by_decord(file, outline_of(file, settings), ref, settings)
 
 
 @of_path
 def decode_pyav(file: MediaFile, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:
-    """A clip through PyAV."""
+    """Decodes a clip with PyAV."""
     return _by_pyav(file, outline_of(file, settings), ref, settings)
 
 
 def outline_of(file: MediaFile, settings: MediaSettings) -> Outline:
-    """Reads all packets, and decodes one frame.
+    """Reads all packets and decodes one frame.
 
     Raises:
-        MediaError: The file cannot be read, holds no pictures, or breaks a limit.
+        MediaError: The file cannot be read, has no video track, or exceeds a limit.
     """
     path = file.path
     with _named(path), open_container(file, settings, "video") as container:
@@ -150,9 +150,9 @@ def outline_of(file: MediaFile, settings: MediaSettings) -> Outline:
             times.append(time)
             first_shown = first_shown or packet
             if simple and rotation is None:
-                rotation = _rotation(packet.decode())
-        if simple and rotation is None:
-            rotation = _rotation(stream.decode(None))  # of a clip shorter than its decoder's delay
+                rotation = next((frame.rotation for frame in packet.decode()), None)
+        if simple and rotation is None:  # the clip is shorter than its decoder's delay
+            rotation = next((frame.rotation for frame in stream.decode(None)), None)
         lag_s = (
             edit_lag_s(file, settings, first_shown) if cut and tracks.format == MP4 and first_shown is not None else 0.0
         )
@@ -176,24 +176,19 @@ def outline_of(file: MediaFile, settings: MediaSettings) -> Outline:
 read_outline = of_path(outline_of)
 
 
-def _rotation(frames: Sequence[av.VideoFrame]) -> int | None:
-    """Degrees that the display matrix turns frames by; None if there is no frame."""
-    return frames[0].rotation if frames else None
-
-
 def _has_long_lengths(extradata: bytes | None) -> bool:
-    """Whether each unit of an H.264 packet follows its length in four bytes, as nearly all MP4 files have it.
+    """Whether a four-byte length precedes each unit of an H.264 packet, as in nearly all MP4 files.
 
-    Others are allowed (ISO/IEC 14496-15, 5.3.3.1: lengthSizeMinusOne) and left to PyAV.
+    Other sizes are allowed (ISO/IEC 14496-15, 5.3.3.1: lengthSizeMinusOne); PyAV decodes those files.
     """
     return extradata is not None and len(extradata) > 4 and extradata[0] == 1 and extradata[4] & 3 == _NAL_LENGTH - 1
 
 
 def _is_closed(packet: Packet) -> bool:
-    """Whether an H.264 packet holds a slice of an IDR picture, before which nothing needs to be known.
+    """Whether an H.264 packet holds a slice of an IDR picture, which is decoded without any earlier picture.
 
-    Lengths of its units are of four bytes, see `_has_long_lengths`. A key frame may also be one from which the picture
-    recovers bit by bit (ITU-T H.264, D.2.8).
+    Another kind of key frame is one from which the picture recovers gradually (ITU-T H.264, D.2.8). The units of the
+    packet must have four-byte lengths, see `_has_long_lengths`.
     """
     content, at = bytes(packet), 0
     while at + _NAL_LENGTH < len(content):
@@ -208,13 +203,22 @@ def _by_decord(file: MediaFile, outline: Outline, ref: MediaRef, settings: Media
 
     decord.logging.set_level(decord.logging.QUIET)
     path = file.path
-    # The name of what is open: whatever the file's own name leads to by now is not opened.
+    # This name leads to the open file, even if another file has the original name by now.
     reader = decord.VideoReader(f"/proc/self/fd/{file.descriptor}", ctx=decord.cpu(0), num_threads=1)
     if len(reader) != len(outline.starts_s):
         raise IndexError(f"decord finds {len(reader)} frames of {len(outline.starts_s)}")
     chosen = select_frames(path, outline.starts_s, ref, settings)
+    indices = chosen.indices
+    first = reader[indices[0]].asnumpy()
+    # Each frame is read once and written into the result, so that at most one extra frame is in memory.
+    frames = np.empty((len(indices), *first.shape), dtype=first.dtype)
+    frames[0] = first
+    del first
+    for place in range(1, len(indices)):
+        again = indices[place] == indices[place - 1]
+        frames[place] = frames[place - 1] if again else reader[indices[place]].asnumpy()
     return DecodedVideo(
-        frames=_stacked(chosen.indices, lambda index: reader[index].asnumpy()),
+        frames=frames,
         timestamps_s=chosen.timestamps_s,
         duration_s=chosen.duration_s,
         warnings=(*chosen.warnings, *shortfall(path, outline.promised_s, chosen.end_s)),
@@ -222,9 +226,9 @@ def _by_decord(file: MediaFile, outline: Outline, ref: MediaRef, settings: Media
 
 
 def _by_pyav(file: MediaFile, outline: Outline, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:
-    """Decodes once and keeps the frames that the packets' times lead to; again if the frames' own lead to others.
+    """Decodes once and keeps the frames that packet times select; decodes again if frame times select others.
 
-    Not all frames are kept: a long clip would not fit into memory.
+    Keeping all frames would need too much memory for a long clip.
     """
     path = file.path
     expected: Sequence[int] = ()
@@ -235,7 +239,7 @@ def _by_pyav(file: MediaFile, outline: Outline, ref: MediaRef, settings: MediaSe
     times, frames = _read_frames(file, expected, settings)
     chosen = select_frames(path, _starts_s(times, outline), ref, settings)
     if frames is None or chosen.indices != tuple(expected):
-        del frames  # both would have to fit into memory
+        del frames  # otherwise both sets would be in memory at once
         _, frames = _read_frames(file, chosen.indices, settings)
     if frames is None:
         raise MediaError(f"{path}: video cannot be decoded (frames get lost); re-encode or remove the clip")
@@ -247,32 +251,20 @@ def _by_pyav(file: MediaFile, outline: Outline, ref: MediaRef, settings: MediaSe
     )
 
 
-def _stacked(indices: Sequence[int], frame: Callable[[int], np.ndarray]) -> np.ndarray:
-    """Frames [T, H, W, 3] in order; each is asked for once, and no more of them are held than there must be."""
-    first = frame(indices[0])
-    frames = np.empty((len(indices), *first.shape), dtype=first.dtype)
-    frames[0] = first
-    del first
-    for place in range(1, len(indices)):
-        again = indices[place] == indices[place - 1]
-        frames[place] = frames[place - 1] if again else frame(indices[place])
-    return frames
-
-
 def _read_frames(
     file: MediaFile, wanted: Sequence[int], settings: MediaSettings
 ) -> tuple[list[float | None], np.ndarray | None]:
-    """Times of all frames on the container's clock, and the wanted ones as [T, H, W, 3] of the first frame's size.
+    """Times of all frames on the container's clock, and the wanted frames [T, H, W, 3] in the first frame's size.
 
-    None in place of the wanted ones if the clip ends before the last of them. They are written where they belong at
-    once: as a list, they would be in memory twice in the end.
+    The frames are None if the clip ends before the last wanted one. They are written straight into the result: a list
+    of them, stacked at the end, would need twice the memory.
     """
     path = file.path
     times: list[float | None] = []
     latest_s = 0.0
     frames: np.ndarray | None = None
     missing = set(wanted)
-    # One for all frames: each would set up its own, which takes longer than to decode a small frame.
+    # One reformatter for all frames: setting one up takes longer than decoding a small frame.
     reformatter, size = VideoReformatter(), None
     with _named(path), open_container(file, settings, "video") as container:
         tracks = find_tracks(file, container)
@@ -288,17 +280,18 @@ def _read_frames(
             size = size or (frame.width, frame.height)
             if index in missing:
                 missing.remove(index)
-                image = _upright(frame, size, reformatter)
+                pixels = reformatter.reformat(frame, width=size[0], height=size[1], format="rgb24").to_ndarray()
+                image = np.rot90(pixels, k=round(frame.rotation / 90))  # mirroring is ignored
                 frames = np.empty((len(wanted), *image.shape), dtype=image.dtype) if frames is None else frames
                 frames[[place for place, each in enumerate(wanted) if each == index]] = image
     return times, None if missing else frames
 
 
 def _starts_s(times: Sequence[float | None], outline: Outline) -> np.ndarray:
-    """Start of each frame, in the order of display.
+    """Start of each frame, in display order.
 
-    Where frames have no times of their own (AVI, raw streams), the n-th frame shown has the n-th time of the packets,
-    and where packets have none either, frames follow at the average rate.
+    If frames have no times (AVI, raw streams), the n-th frame gets the n-th packet time. If there are fewer packet
+    times than frames, the remaining frames follow at the average rate.
     """
     known = [time for time in times if time is not None]
     if outline.format not in _NO_DISPLAY_TIMES and len(known) == len(times) and known == sorted(known):
@@ -314,15 +307,9 @@ def _pictures(path: Path, tracks: Tracks) -> VideoStream:
     return tracks.video
 
 
-def _upright(frame: av.VideoFrame, size: tuple[int, int], reformatter: VideoReformatter) -> np.ndarray:
-    """[H, W, 3], turned to the nearest quarter of what the display matrix says; its mirroring is ignored."""
-    pixels = reformatter.reformat(frame, width=size[0], height=size[1], format="rgb24").to_ndarray()
-    return np.rot90(pixels, k=round(frame.rotation / 90))
-
-
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Turns what FFmpeg raises into an error that names the file."""
+    """Turns an exception of FFmpeg into an error that names the file."""
     try:
         yield
     except MemoryError:

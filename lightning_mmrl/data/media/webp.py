@@ -1,10 +1,10 @@
-"""How large a WebP is, by its header: Pillow's reader takes memory for the whole canvas when it opens the file."""
+"""Reads the size of a WebP from its header, because Pillow allocates the whole canvas as soon as it opens the file."""
 
 _LOSSY, _LOSSLESS, _EXTENDED = b"VP8 ", b"VP8L", b"VP8X"
 
 
 def canvas(head: bytes) -> tuple[int, int] | None:
-    """Width and height by the first 30 bytes of a file (RFC 9649, sections 2.5 to 2.7); None if it is no WebP."""
+    """Width and height from the first 30 bytes of a file (RFC 9649, sections 2.5 to 2.7); None if it is no WebP."""
     if len(head) < 30 or head[:4] != b"RIFF" or head[8:12] != b"WEBP":
         return None
     kind = head[12:16]

@@ -1,4 +1,4 @@
-"""What is a + b - c? Two steps on digits; no problem of validation or test is posed in another split."""
+"""A text task on digits such as "What is 3 + 4 - 2?"; validation and test share no problem with another split."""
 
 from functools import lru_cache
 from itertools import product
@@ -7,13 +7,13 @@ from lightning_mmrl.data.synthetic.task import Plan, Problem, Task, random_strea
 
 LABELS = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
 NUM_HELD_OUT = 36
-"""Problems of each result that only validation poses, and as many that only test poses."""
+"""Number of problems per result that only validation uses; test has as many of its own."""
 
 DigitProblem = tuple[int, str, int, str, int]
 
 
 def compose(plan: Plan) -> Problem:
-    """Pose a problem whose result is the label; a split repeats problems only when it has run out of them."""
+    """Pose a problem whose result is the label; a split repeats problems only once it has used all."""
     problems = problems_of(plan.label, plan.split)
     order = random_stream(plan.task, plan.seed, int(plan.label)).permutation(len(problems))
     a, first, b, second, c = problems[order[plan.serial % len(problems)]]
@@ -26,7 +26,7 @@ def compose(plan: Plan) -> Problem:
 
 
 def problems_of(label: str, split: str) -> tuple[DigitProblem, ...]:
-    """The problems (a, sign, b, sign, c) that a split may pose for a result; the same for every seed.
+    """Return the problems (a, sign, b, sign, c) that a split may use for a result; the same for every seed.
 
     >>> len(problems_of("7", "test"))
     36
@@ -41,7 +41,7 @@ def problems_of(label: str, split: str) -> tuple[DigitProblem, ...]:
 
 @lru_cache
 def _all_problems(label: str) -> tuple[DigitProblem, ...]:
-    """Every problem of digits with this result and nothing negative on the way, in a fixed random order."""
+    """Return every problem with this result and no negative intermediate result, in a fixed random order."""
     found: list[DigitProblem] = []
     for a, first, b, second, c in product(range(10), "+-", range(10), "+-", range(10)):
         between = _result(a, first, b)

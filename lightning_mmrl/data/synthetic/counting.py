@@ -1,11 +1,11 @@
-"""How many dots? Red and blue dots in the cells of a grid; the thought counts each color."""
+"""A counting task: red and blue dots in the cells of a grid; the thought counts each color."""
 
 from collections.abc import Callable
 
 import numpy as np
 from PIL import ImageDraw
 
-from lightning_mmrl.data.synthetic.pictures import SIZE_PX, coverage, paint, save_png
+from lightning_mmrl.data.synthetic.pictures import SIZE_PX, coverage, disk, paint, save_png
 from lightning_mmrl.data.synthetic.task import Medium, Plan, Problem, Task
 
 LABELS = ("1", "2", "3", "4")
@@ -18,7 +18,7 @@ _JITTER_PX = 2.0
 
 
 def compose(plan: Plan) -> Problem:
-    """Draw as many dots as the label says, each of either color."""
+    """Draw as many dots as the label says, each of them red or blue."""
     rng = plan.generator()
     total = int(plan.label)
     red = int(rng.integers(total + 1))
@@ -37,7 +37,7 @@ def compose(plan: Plan) -> Problem:
 
 
 def place_dots(number: int, rng: np.random.Generator) -> np.ndarray:
-    """Return (x, y, radius) of dots in pixels, (number, 3): each near the middle of a grid cell of its own."""
+    """Return (x, y, radius) of each dot in pixels, (number, 3); each dot has its own grid cell."""
     per_side = SIZE_PX // _CELL_PX
     cells = rng.choice(per_side**2, size=number, replace=False)
     middles = (np.column_stack([cells % per_side, cells // per_side]) + 0.5) * _CELL_PX
@@ -48,8 +48,7 @@ def place_dots(number: int, rng: np.random.Generator) -> np.ndarray:
 def _disks(dots: np.ndarray) -> Callable[[ImageDraw.ImageDraw, int], None]:
     def draw(canvas: ImageDraw.ImageDraw, unit: int) -> None:
         for x, y, radius in dots.tolist():
-            box = [(x - radius) * unit, (y - radius) * unit, (x + radius) * unit, (y + radius) * unit]
-            canvas.ellipse(box, fill=255)
+            disk(canvas, unit, x=x, y=y, radius=radius)
 
     return draw
 

@@ -1,11 +1,9 @@
-"""Generate the video-audio emotion set: mp4 clips, one JSONL manifest per split, labels.json and dataset.json."""
+"""Generates the video-audio emotion set: mp4 clips, one JSONL manifest per split, labels.json and dataset.json."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from lightning_mmrl.data.synthetic import faces, factors, voices
 from lightning_mmrl.data.synthetic.folder import (
@@ -24,7 +22,7 @@ from lightning_mmrl.errors import DataError
 from lightning_mmrl.files import write_json
 
 GENERATOR_VERSION = 1
-"""Raised whenever the same settings would give other bytes."""
+"""Increased by one whenever the same settings would give other bytes."""
 
 
 def synthesize_emotions(
@@ -35,18 +33,18 @@ def synthesize_emotions(
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> Path:
-    """Generate the set into `directory` and return it; a complete set with the same settings is returned as it is.
+    """Generate the set in `directory` and return its path; a complete set with the same settings is kept.
 
-    Everything is written to a hidden sibling directory that takes the final name at the very end. With more than one
-    worker clips are drawn in spawned processes, so a calling script needs the `if __name__ == "__main__"` guard. The
-    result does not depend on `workers`.
+    All files go to a hidden sibling directory first, which is renamed at the end. With more than one worker, clips are
+    drawn in spawned processes, so a calling script needs the `if __name__ == "__main__"` guard. The result does not
+    depend on `workers`.
 
     Raises:
-        DataError: the directory holds something else, was made with other settings, or cannot be written.
+        DataError: The directory holds other files or a set with other settings, or cannot be written.
     """
     if workers < 1:
         raise DataError(f"workers is {workers}; give at least 1")
-    recipe = Recipe(name="emotion", settings=_as_json(settings), generator_version=GENERATOR_VERSION)
+    recipe = Recipe(name="emotion", settings=asdict(settings), generator_version=GENERATOR_VERSION)
     return make_folder(
         directory, recipe, lambda root: _write_set(root, settings, workers, on_progress), overwrite=overwrite
     )
@@ -62,7 +60,19 @@ def _write_set(root: Path, settings: EmotionSetSettings, workers: int, on_progre
     for split in SPLITS:
         rows = [manifest_row(plan, settings.weak_label_accuracy) for plan in plans[split]]
         write_rows(root / f"{split}.jsonl", rows)
-    write_json(root / "labels.json", _label_record())
+    write_json(
+        root / "labels.json",
+        {
+            "name": factors.LABEL_SET,
+            "labels": factors.LABELS,
+            "cues": {"face": factors.FACE_WORDINGS, "voice": factors.VOICE_WORDINGS},
+            "cue_to_label": factors.cue_to_label(),
+            "unimodal_ceiling": {
+                "face": factors.unimodal_ceiling(factors.FACE_GROUPS),
+                "voice": factors.unimodal_ceiling(factors.VOICE_GROUPS),
+            },
+        },
+    )
     write_json(
         root / RECORD,
         {
@@ -74,34 +84,15 @@ def _write_set(root: Path, settings: EmotionSetSettings, workers: int, on_progre
             "sizes": {split: len(plans[split]) for split in SPLITS},
             "video": {"size_px": faces.FRAME_SIZE_PX, "fps": faces.FRAMES_PER_SECOND, "num_frames": faces.NUM_FRAMES},
             "audio": {"sample_rate_hz": voices.SAMPLE_RATE_HZ, "duration_s": voices.DURATION_S},
-            "settings": _as_json(settings),
+            "settings": asdict(settings),
             "manifests": {f"{split}.jsonl": sha256(root / f"{split}.jsonl") for split in SPLITS},
         },
     )
 
 
 def _write_clips(root: Path, settings: EmotionSetSettings, plans: Sequence[ClipPlan]) -> None:
-    """Draw and encode some clips."""
+    """Draw and encode the planned clips."""
     for plan in plans:
         style = settings.ood_style if plan.split == "ood" else settings.style
         frames, waveform = render_signals(plan, style)
         write_clip(root / plan.media_path, frames, faces.FRAMES_PER_SECOND, waveform, voices.SAMPLE_RATE_HZ)
-
-
-def _label_record() -> dict[str, Any]:
-    """Return what labels.json holds."""
-    return {
-        "name": factors.LABEL_SET,
-        "labels": factors.LABELS,
-        "cues": {"face": factors.FACE_WORDINGS, "voice": factors.VOICE_WORDINGS},
-        "cue_to_label": factors.cue_to_label(),
-        "unimodal_ceiling": {
-            "face": factors.unimodal_ceiling(factors.FACE_GROUPS),
-            "voice": factors.unimodal_ceiling(factors.VOICE_GROUPS),
-        },
-    }
-
-
-def _as_json(settings: EmotionSetSettings) -> dict[str, Any]:
-    """Return the settings as they read back from a JSON file."""
-    return json.loads(json.dumps(asdict(settings)))

@@ -1,4 +1,4 @@
-"""Cartoon faces: a short film of one head whose brows, eyes and mouth show a face group."""
+"""Draws cartoon faces: a short film of one head whose brows, eyes and mouth show a face group."""
 
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
@@ -10,17 +10,17 @@ FRAMES_PER_SECOND = 8
 NUM_FRAMES = 12
 
 Color = tuple[int, int, int]
-"""Red, green and blue in 0..255."""
+"""Red, green and blue, each in 0..255."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FaceStyle:
-    """How hard the faces are to read, and what they look like.
+    """Difficulty and look of the faces.
 
-    `strength_range` is the share of the full expression that a clip shows at its peak; `rest_spread` (per speaker) and
-    `jitter` (per clip) are standard deviations of every expression parameter as a share of its full movement.
+    `strength_range` is the share of the full expression that a clip shows at its peak. `rest_spread` (per speaker) and
+    `jitter` (per clip) are standard deviations of every expression parameter, as a share of its full movement.
     `pixel_noise`, `light_spread` and `color_spread` are standard deviations on the 0..255 scale. `center_spread_px`
-    (per speaker) and `drift_px` (per clip) say how far the head lies and moves from the middle of the picture.
+    (per speaker) is the standard deviation of the head's position, and `drift_px` (per clip) the size of its movement.
     """
 
     strength_range: tuple[float, float] = (0.6, 1.0)
@@ -55,7 +55,7 @@ OTHER_FACE_STYLE = FaceStyle(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expression:
-    """The moving parts of a face, in head radii (y down); the defaults are the face at rest."""
+    """Parameters of the moving parts of a face, in head radii (y points down); the defaults are the face at rest."""
 
     brow_height: float = 0.50
     brow_tilt: float = 0.0
@@ -76,7 +76,7 @@ _FULL_MOVEMENT = np.array([0.18, 0.34, 0.09, 0.34, 0.12])
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FaceIdentity:
-    """What stays the same in all clips of one speaker. Colors are float (3,) arrays in 0..255."""
+    """Features that all clips of one speaker share. Colors are float (3,) arrays in 0..255."""
 
     skin: np.ndarray
     hair: np.ndarray
@@ -112,7 +112,7 @@ def draw_identity(style: FaceStyle, rng: np.random.Generator) -> FaceIdentity:
 
 
 def render_face(group: str, identity: FaceIdentity, style: FaceStyle, rng: np.random.Generator) -> np.ndarray:
-    """Film one clip of a face group: uint8 (NUM_FRAMES, FRAME_SIZE_PX, FRAME_SIZE_PX, 3), RGB."""
+    """Render one clip of a face group: uint8 (NUM_FRAMES, FRAME_SIZE_PX, FRAME_SIZE_PX, 3), RGB."""
     expression = _expression_over_time(group, identity, style, rng)
     across, down = _head_coordinates(identity, style, rng)
     image = _paint_background(identity, style, rng)
@@ -125,7 +125,7 @@ def render_face(group: str, identity: FaceIdentity, style: FaceStyle, rng: np.ra
 def _expression_over_time(
     group: str, identity: FaceIdentity, style: FaceStyle, rng: np.random.Generator
 ) -> tuple[np.ndarray, ...]:
-    """Return the expression's five parameters in each frame, each (NUM_FRAMES, 1, 1), after a smooth onset."""
+    """Return the five expression parameters over time, each (NUM_FRAMES, 1, 1), with a smooth onset."""
     strength = rng.uniform(*style.strength_range)
     start, onset, duration = rng.uniform(0.2, 0.6), rng.uniform(-2.0, 4.0), rng.uniform(1.0, 4.0)
     ramp = np.clip((np.arange(NUM_FRAMES) - onset) / duration, 0.0, 1.0)
@@ -141,7 +141,7 @@ def _expression_over_time(
 def _head_coordinates(
     identity: FaceIdentity, style: FaceStyle, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return each pixel's place in head radii, (T, 1, W) across and (T, H, 1) down, for a head that drifts and nods."""
+    """Return the pixel coordinates in head radii, (T, 1, W) across and (T, H, 1) down; the head drifts and nods."""
     time = np.linspace(-0.5, 0.5, NUM_FRAMES)[:, None]
     drift_px = style.drift_px * (rng.standard_normal(2) + 1.5 * rng.standard_normal(2) * time)
     drift_px[:, 1] += (
@@ -166,7 +166,7 @@ def _paint_background(identity: FaceIdentity, style: FaceStyle, rng: np.random.G
 def _paint_head(
     image: np.ndarray, across: np.ndarray, down: np.ndarray, identity: FaceIdentity, style: FaceStyle
 ) -> None:
-    """Paint skin, hair and, where the style asks for it, a dark outline."""
+    """Paint skin, hair and, if the style has one, a dark outline."""
     radius = np.sqrt(across * across + (down / identity.head_height) ** 2)
     head = _coverage(radius - 1.0, identity)
     if style.outlined:
@@ -182,7 +182,7 @@ def _paint_features(
     identity: FaceIdentity,
     expression: tuple[np.ndarray, ...],
 ) -> None:
-    """Paint eyes, brows and mouth on the rectangle of the frames that holds them."""
+    """Paint eyes, brows and mouth, working only on the rectangle that contains them."""
     rows = np.flatnonzero((np.abs(down) < 1.05).any(axis=(0, 2)))
     columns = np.flatnonzero((np.abs(across) < 0.85).any(axis=(0, 1)))
     box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
@@ -208,7 +208,7 @@ def _paint_features(
 
 
 def _light_and_noise(style: FaceStyle, rng: np.random.Generator) -> np.ndarray:
-    """Return float32 (T, H, W) to add to every channel: a slope of light across the picture and pixel noise."""
+    """Return float32 (T, H, W) to add to every channel: a gradient of light across the picture, and pixel noise."""
     grid = np.linspace(-0.5, 0.5, FRAME_SIZE_PX)
     level, across, down = rng.normal(0.0, style.light_spread, 3)
     light = (0.5 * level + across * grid[None, :] + down * grid[:, None]).astype(np.float32)
@@ -217,11 +217,11 @@ def _light_and_noise(style: FaceStyle, rng: np.random.Generator) -> np.ndarray:
 
 
 def _coverage(distance: np.ndarray, identity: FaceIdentity) -> np.ndarray:
-    """Turn a signed distance (head radii, negative inside) into the covered share of each pixel, 0..1."""
+    """Convert a signed distance (head radii, negative inside) to the covered share of each pixel, 0..1."""
     return np.clip(0.5 - distance * np.float32(identity.scale_px), 0.0, 1.0)
 
 
 def _paint(image: np.ndarray, coverage: np.ndarray, color: np.ndarray) -> None:
-    """Blend one color (3,) into the image (3, T, H, W) where coverage (T, H, W) says so."""
+    """Blend one color (3,) into the image (3, T, H, W), weighted by coverage (T, H, W)."""
     for channel in range(3):
         image[channel] += coverage * (np.float32(color[channel]) - image[channel])

@@ -1,7 +1,7 @@
-"""The factors of the generated emotion set: seven emotions, what a face and a voice show of each, and the words for it.
+"""The factors of the generated emotion set: seven emotions, the face and voice group of each, and words for the groups.
 
-A clip's face is drawn from the label's face group alone and its voice from the label's voice group alone. Emotions of
-one group are therefore identical to that modality, while the pair (face group, voice group) names exactly one
+The face of a clip depends only on the label's face group, and the voice only on the label's voice group. Emotions of
+one group therefore look alike, or sound alike, while each pair (face group, voice group) belongs to exactly one
 emotion.
 """
 
@@ -38,7 +38,7 @@ VOICE_WORDINGS: Mapping[str, tuple[str, str]] = {
 
 
 def group_of(label: str, groups: Mapping[str, tuple[str, ...]]) -> str:
-    """Return the name of the one group that holds the label.
+    """Return the name of the group that contains the label.
 
     >>> group_of("angry", FACE_GROUPS), group_of("angry", VOICE_GROUPS)
     ('lowered', 'fast')
@@ -48,7 +48,7 @@ def group_of(label: str, groups: Mapping[str, tuple[str, ...]]) -> str:
 
 
 def cue_to_label() -> dict[str, str]:
-    """Map every "face group+voice group" pair that occurs to its emotion.
+    """Map every existing pair "face group+voice group" to its emotion.
 
     >>> cue_to_label()["lowered+fast"]
     'angry'
@@ -57,10 +57,10 @@ def cue_to_label() -> dict[str, str]:
 
 
 def unimodal_ceiling(groups: Mapping[str, tuple[str, ...]]) -> float:
-    """Return the best unweighted average recall (0..1) of anything that sees only these groups.
+    """Return the best unweighted average recall (0..1) of a model that sees only these groups.
 
-    Answers within a group share one distribution over labels, so the recalls of its members sum to at most one: the
-    ceiling is the number of groups over the number of labels.
+    Such a model answers with the same distribution over labels for all emotions of a group, so their recalls sum to
+    at most one. The ceiling is therefore the number of groups divided by the number of labels.
 
     >>> round(unimodal_ceiling(FACE_GROUPS), 3)
     0.571
@@ -69,7 +69,7 @@ def unimodal_ceiling(groups: Mapping[str, tuple[str, ...]]) -> float:
 
 
 def trace(thought: str, label: str) -> str:
-    """Return the tagged answer that a supervised clip teaches.
+    """Return the tagged answer that is the training target of a supervised clip.
 
     >>> trace("lowered brows and fast tone", "angry")
     '<think>lowered brows and fast tone</think><answer>angry</answer>'

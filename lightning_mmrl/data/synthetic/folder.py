@@ -1,4 +1,4 @@
-"""Datasets that appear whole: written beside their place, renamed at the end, recognized and never written twice."""
+"""Creates dataset folders atomically: written to a hidden sibling, renamed at the end, and kept if they exist."""
 
 import hashlib
 import json
@@ -22,10 +22,10 @@ from lightning_mmrl.workers.own_packages import own_packages
 from lightning_mmrl.workers.serving import begin
 
 RECORD = "dataset.json"
-"""Written last; a folder without it is not a generated set."""
+"""File that is written last; a folder without it is not a complete generated set."""
 
 Progress = Callable[[int, int], None]
-"""Called with (items done, items in all)."""
+"""Called with (number of finished items, number of all items)."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -36,10 +36,12 @@ _OLD = "-old"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """What a generated set follows from.
+    """Everything that determines a generated set.
 
-    `name` is how errors call it, `settings` must read back from JSON as they are, and `generator_version` is raised
-    whenever the same settings would give other bytes.
+    Attributes:
+        name: Name of the set in error messages.
+        settings: Settings that JSON can represent.
+        generator_version: Increased by one whenever the same settings would give other bytes.
     """
 
     name: str
@@ -48,22 +50,27 @@ class Recipe:
 
 
 def make_folder(directory: Path, recipe: Recipe, write: Callable[[Path], None], *, overwrite: bool) -> Path:
-    """Let `write` fill a hidden sibling that takes the final name at the very end; a complete set is returned as it is.
+    """Let `write` fill a hidden sibling, which is renamed at the end; a complete set is kept.
 
     Raises:
-        DataError: the directory holds something else, was made by another recipe, or cannot be written.
+        DataError: The directory holds other files or a set of another recipe, or cannot be written.
     """
     directory = Path(directory).absolute()
     if _is_complete(directory, recipe, overwrite):
         return directory
     try:
-        with _alone(directory), _partial_sibling(directory) as partial:
+        with _alone(directory):
             if _is_complete(directory, recipe, overwrite):
-                return directory  # by another process, which this one waited for
-            write(partial)
-            _move_into_place(partial, directory)
+                return directory  # another process finished it while this one waited for the lock
+            partial = directory.parent / f".{directory.name}.partial-{secrets.token_hex(4)}"
+            partial.mkdir()
+            try:
+                write(partial)
+                _move_into_place(partial, directory)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
     except Exception as error:
-        found = refusal(error)  # encoders have errors of their own
+        found = refusal(error)  # encoders report a full disk with their own exceptions
         if found is None or found.memory:
             raise
         raise DataError(
@@ -80,13 +87,13 @@ def run_in_processes(
     workers: int,
     on_progress: Progress | None = None,
 ) -> list[Result]:
-    """Results of `function` for runs of neighbouring items, in order, whatever the number of processes.
+    """Apply `function` to chunks of consecutive items and return its results in order.
 
     Args:
-        function: Picklable if there is more than one worker.
-        items: What is cut into its arguments.
-        workers: Number of spawned processes; 1 is this process.
-        on_progress: Hears how many items are done.
+        function: Must be picklable if there is more than one worker.
+        items: Items to cut into chunks; the chunks do not depend on `workers`.
+        workers: Number of spawned processes; 1 uses this process.
+        on_progress: Called with the number of finished items.
 
     Raises:
         DataError: A process died.
@@ -115,12 +122,12 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Return the hash of a file."""
+    """Return the SHA-256 of a file, in hexadecimal digits."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _is_complete(directory: Path, recipe: Recipe, overwrite: bool) -> bool:
-    """Say whether the set is there already; refuse to touch anything that is not this generator's."""
+    """Return whether the set exists already; refuse a directory that another program or recipe filled."""
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return False
     record_path = directory / RECORD
@@ -149,7 +156,7 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 
 def _first_difference(found: Any, wanted: Any, key: str) -> str:
-    """Describe the first setting that differs, e.g. "settings.seed is 0, not 1"; "" where none does."""
+    """Describe the first setting that differs, e.g. "settings.seed is 0, not 1"; "" if none does."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         keys = sorted(found.keys() | wanted.keys())
         differences = (_first_difference(found.get(name), wanted.get(name), f"{key}.{name}") for name in keys)
@@ -159,40 +166,24 @@ def _first_difference(found: Any, wanted: Any, key: str) -> str:
 
 @contextmanager
 def _alone(directory: Path) -> Iterator[None]:
-    """Have one process at a time generate a set, and remove what killed ones left of it."""
+    """Let one process at a time generate a set, and clean up after killed processes."""
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         problem = f"{directory} cannot be made, as {directory.parent} is no folder"
         raise DataError(f"{problem}; give a writable directory") from error
     with FileLock(directory.parent / f".{directory.name}.lock"):
-        # Whoever began them does not hold the lock: it is dead.
+        # The process that created them would hold the lock if it were alive.
         for abandoned in directory.parent.glob(f".{escape(directory.name)}.partial-*"):
-            _recover(abandoned, directory)
+            if abandoned.name.endswith(_OLD) and (abandoned / RECORD).is_file() and not directory.exists():
+                abandoned.rename(directory)  # a complete set that was about to be replaced
+            else:
+                shutil.rmtree(abandoned, ignore_errors=True)
         yield
 
 
-def _recover(abandoned: Path, directory: Path) -> None:
-    """Remove what a killed process left, or give its name back to a set that was about to be replaced."""
-    if abandoned.name.endswith(_OLD) and (abandoned / RECORD).is_file() and not directory.exists():
-        abandoned.rename(directory)
-    else:
-        shutil.rmtree(abandoned, ignore_errors=True)
-
-
-@contextmanager
-def _partial_sibling(directory: Path) -> Iterator[Path]:
-    """Give a new directory beside the target and remove what is left of it, whatever happens."""
-    partial = directory.parent / f".{directory.name}.partial-{secrets.token_hex(4)}"
-    partial.mkdir()
-    try:
-        yield partial
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
 def _move_into_place(partial: Path, directory: Path) -> None:
-    """Rename the finished set to its name; an older set moves into the partial directory's place and is deleted."""
+    """Rename the finished set to its final name; an older set is moved aside and then deleted."""
     if not directory.exists():
         partial.rename(directory)
         return
@@ -204,8 +195,8 @@ def _move_into_place(partial: Path, directory: Path) -> None:
 
 @contextmanager
 def _spawned(workers: int) -> Iterator[Executor]:
-    """Give a pool that drops its waiting jobs when one fails."""
-    # A killed run does not end its workers: they see to it themselves.
+    """Yield a process pool that drops its waiting jobs when one fails."""
+    # Workers end themselves when the main process is killed, see `begin`.
     context, packages = multiprocessing.get_context("spawn"), own_packages()
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=begin, initargs=(packages,))
     try:

@@ -1,11 +1,11 @@
-"""Which shape is it? One filled shape on a plain ground, a little off center and a little turned."""
+"""A task about shapes: one filled shape on a plain background, slightly off center and slightly rotated."""
 
 import math
 
 import numpy as np
 from PIL import ImageDraw
 
-from lightning_mmrl.data.synthetic.pictures import SIZE_PX, coverage, draw_colors, paint, save_png
+from lightning_mmrl.data.synthetic.pictures import SIZE_PX, coverage, disk, draw_colors, paint, save_png
 from lightning_mmrl.data.synthetic.task import Medium, Plan, Problem, Task
 
 THOUGHTS = {
@@ -26,7 +26,7 @@ _CROSS_WIDTH = 0.3
 _RING_HOLE = 0.5
 _STAR_WAIST = 0.45
 _UPRIGHT = {"triangle": -math.pi / 2, "square": math.pi / 4, "star": -math.pi / 2, "cross": 0.0}
-"""Angle of the first corner of each shape when it stands upright."""
+"""Angle of the first corner of each upright shape, in radians."""
 
 
 def compose(plan: Plan) -> Problem:
@@ -38,12 +38,10 @@ def compose(plan: Plan) -> Problem:
     background, foreground = draw_colors(rng)
 
     def draw(canvas: ImageDraw.ImageDraw, unit: int) -> None:
-        def disk(size: float, fill: int) -> None:
-            canvas.ellipse([(x - size) * unit, (y - size) * unit, (x + size) * unit, (y + size) * unit], fill=fill)
-
         if plan.label in ("circle", "ring"):
-            disk(radius, 255)
-            disk(radius * _RING_HOLE if plan.label == "ring" else 0.0, 255 if plan.label == "circle" else 0)
+            hole = radius * _RING_HOLE if plan.label == "ring" else 0.0
+            disk(canvas, unit, x=x, y=y, radius=radius)
+            disk(canvas, unit, x=x, y=y, radius=hole, fill=255 if plan.label == "circle" else 0)
         else:
             corners = (outline(plan.label, turn) * radius + (x, y)) * unit
             canvas.polygon([tuple(corner) for corner in corners.tolist()], fill=255)
@@ -57,9 +55,9 @@ def compose(plan: Plan) -> Problem:
 
 
 def outline(shape: str, turn: float) -> np.ndarray:
-    """Return the corners (x, y) of a shape with straight sides, turned out of its upright position, (corners, 2).
+    """Return the corners (x, y) of a shape with straight sides, (corners, 2).
 
-    The shape touches the unit circle; y points down.
+    `turn` rotates the upright shape, in radians. The shape touches the unit circle; y points down.
 
     >>> outline("triangle", 0.0).round(2).tolist()
     [[0.0, -1.0], [0.87, 0.5], [-0.87, 0.5]]

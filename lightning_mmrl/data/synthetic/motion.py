@@ -1,14 +1,14 @@
-"""Which way does it move? A disk between four walls, each of its own color, that crosses the frame or rests at a side.
+"""A task about motion: a disk crosses the frame or rests at one side, between four walls of different colors.
 
-The walls make a side visible within a patch: a tiny model of random weights hardly knows left from right by position.
+The walls show the side within a single patch, because a tiny model with random weights hardly learns left from right
+by position alone.
 """
 
-from pathlib import Path
+from functools import partial
 
 import numpy as np
-from PIL import ImageDraw
 
-from lightning_mmrl.data.synthetic.pictures import SIZE_PX, coverage, draw_colors, paint
+from lightning_mmrl.data.synthetic.pictures import SIZE_PX, coverage, disk, draw_colors, paint
 from lightning_mmrl.data.synthetic.task import Medium, Plan, Problem, Task
 from lightning_mmrl.data.synthetic.video_file import write_silent_clip
 
@@ -21,7 +21,7 @@ PATHS = {
     "down": (("top", "bottom"),),
     "still": (("left", "left"), ("right", "right"), ("top", "top"), ("bottom", "bottom")),
 }
-"""The sides where a disk may start and end, by label: neither side alone tells the label."""
+"""Start and end sides of the disk by label; one side alone does not determine the label."""
 
 QUESTION = "<video>Which way does it move?"
 
@@ -35,7 +35,7 @@ _DRIFT_PX = 2.0
 
 
 def compose(plan: Plan) -> Problem:
-    """Film a disk that moves as the label says, at constant speed."""
+    """Render a disk that moves as the label says, at constant speed."""
     rng = plan.generator()
     start, end = PATHS[plan.label][plan.serial % len(PATHS[plan.label])]
     radius = rng.uniform(*_RADIUS_PX)
@@ -44,18 +44,13 @@ def compose(plan: Plan) -> Problem:
     share = np.linspace(0.0, 1.0, NUM_FRAMES)[:, None]
     centers = middle + (1.0 - share) * sides[0] + share * sides[1]
     background, foreground = draw_colors(rng)
-    covered = np.stack([_disk(x, y, radius) for x, y in centers.tolist()])
+    covered = np.stack([coverage(partial(disk, x=x, y=y, radius=radius)) for x, y in centers.tolist()])
     return Problem(
         question=QUESTION,
         thought=f"{start} to {end}",
         facts={"from_side": start, "to_side": end},
         signal=paint(covered, _room(background), foreground, _NOISE, rng),
     )
-
-
-def save_mp4(path: Path, frames: np.ndarray) -> None:
-    """Write RGB frames uint8 (T, H, W, 3) without sound."""
-    write_silent_clip(path, frames, FRAMES_PER_SECOND)
 
 
 def _room(background: np.ndarray) -> np.ndarray:
@@ -68,18 +63,10 @@ def _room(background: np.ndarray) -> np.ndarray:
     return room
 
 
-def _disk(x: float, y: float, radius: float) -> np.ndarray:
-    def draw(canvas: ImageDraw.ImageDraw, unit: int) -> None:
-        box = [(x - radius) * unit, (y - radius) * unit, (x + radius) * unit, (y + radius) * unit]
-        canvas.ellipse(box, fill=255)
-
-    return coverage(draw)
-
-
 MOTION = Task(
     name="motion",
     labels=tuple(PATHS),
     compose=compose,
-    medium=Medium(column="videos", suffix=".mp4", save=save_mp4),
+    medium=Medium(column="videos", suffix=".mp4", save=partial(write_silent_clip, fps=FRAMES_PER_SECOND)),
 )
 """Moving disks as mp4 files without sound; the label is the direction."""

@@ -1,4 +1,4 @@
-"""What the drawn tasks share: smooth outlines on a small canvas, noise, and PNG files."""
+"""Shared by the drawn tasks: smooth outlines on a small canvas, noise, and PNG files."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,13 +7,13 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SIZE_PX = 56
-"""Height and width of every picture: the tiny model's frame, and the least that Qwen2.5 processors accept."""
+"""Height and width of every picture: the frame size of the tiny model, and the minimum for Qwen2.5 processors."""
 
 _SUPERSAMPLING = 4
 
 
 def coverage(draw: Callable[[ImageDraw.ImageDraw, int], None]) -> np.ndarray:
-    """Return how much of each pixel a drawing covers, float32 (SIZE_PX, SIZE_PX) in 0..1.
+    """Return the share of each pixel that a drawing covers, float32 (SIZE_PX, SIZE_PX) in 0..1.
 
     `draw` gets a canvas and its number of units per pixel, and fills with 255.
     """
@@ -21,6 +21,11 @@ def coverage(draw: Callable[[ImageDraw.ImageDraw, int], None]) -> np.ndarray:
     draw(ImageDraw.Draw(canvas), _SUPERSAMPLING)
     units = np.asarray(canvas, dtype=np.float32) / 255.0
     return units.reshape(SIZE_PX, _SUPERSAMPLING, SIZE_PX, _SUPERSAMPLING).mean(axis=(1, 3))
+
+
+def disk(canvas: ImageDraw.ImageDraw, unit: int, *, x: float, y: float, radius: float, fill: int = 255) -> None:
+    """Draw a disk; its place and radius are in pixels."""
+    canvas.ellipse([(x - radius) * unit, (y - radius) * unit, (x + radius) * unit, (y + radius) * unit], fill=fill)
 
 
 def draw_colors(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -31,7 +36,9 @@ def draw_colors(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 def paint(
     covered: np.ndarray, background: np.ndarray, foreground: np.ndarray, noise: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Mix two colors, or pictures (H, W, 3), by coverage (..., H, W); add noise of a standard deviation in color steps.
+    """Blend two colors (3,) or pictures (H, W, 3) by coverage (..., H, W), and add noise.
+
+    `noise` is a standard deviation on the 0..255 scale.
 
     Returns:
         Pixels uint8 (..., H, W, 3).

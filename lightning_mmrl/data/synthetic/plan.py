@@ -1,4 +1,4 @@
-"""Decides every clip of a generated emotion set before anything is drawn: label, speaker, task, words, manifest row."""
+"""Plans every clip of a generated emotion set before drawing: label, speaker, task, words, manifest row."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ _ORDER, _FACE_OF_SPEAKER, _VOICE_OF_SPEAKER, _FACE_OF_CLIP, _VOICE_OF_CLIP, _WOR
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipPlan:
-    """One clip before it is drawn. `part` is its task (base), its source (cold_start) or "" (the other splits)."""
+    """A planned clip. `part` is its task (in base), its source (in cold_start) or "" (in other splits)."""
 
     seed: int
     split: str
@@ -64,7 +64,7 @@ class ClipPlan:
 
 
 def plan_split(settings: EmotionSetSettings, split: str) -> list[ClipPlan]:
-    """Plan the clips of a split: labels balanced within each part, parts shuffled together, speakers in turn."""
+    """Plan the clips of a split: labels are balanced within each part, parts are shuffled, speakers take turns."""
     parts = _part_sizes(settings, split)
     pairs = [(part, LABELS[index % len(LABELS)]) for part, size in parts.items() for index in range(size)]
     num_speakers = max(2, round(len(pairs) / CLIPS_PER_SPEAKER[split]))
@@ -85,7 +85,7 @@ def plan_split(settings: EmotionSetSettings, split: str) -> list[ClipPlan]:
 def render_signals(plan: ClipPlan, style: Style) -> tuple[np.ndarray, np.ndarray]:
     """Draw a planned clip: RGB frames uint8 (T, H, W, 3) and a waveform float32 (L,) in -1..1.
 
-    The face sees the label's face group only and the voice the label's voice group only.
+    The face depends only on the label's face group, and the voice only on the label's voice group.
     """
 
     def generator(stream: int, index: int) -> np.random.Generator:
@@ -100,7 +100,7 @@ def render_signals(plan: ClipPlan, style: Style) -> tuple[np.ndarray, np.ndarray
 
 
 def manifest_row(plan: ClipPlan, weak_label_accuracy: float) -> dict[str, Any]:
-    """Return the clip's manifest line: conversation, media, solution and the columns for evaluation."""
+    """Return the clip's manifest row: conversation, media, solution and columns for evaluation."""
     answer, solution = _answer(plan, weak_label_accuracy)
     question = QUESTIONS[plan.part if plan.split == "base" else "emotion"]
     messages = [{"role": "user", "content": question}]
@@ -125,7 +125,7 @@ def manifest_row(plan: ClipPlan, weak_label_accuracy: float) -> dict[str, Any]:
 
 
 def _answer(plan: ClipPlan, weak_label_accuracy: float) -> tuple[str, str]:
-    """Return the assistant's turn ("" where there is none) and the solution column."""
+    """Return the assistant's turn ("" if there is none) and the solution."""
     rng = _generator(plan.seed, plan.split, _WORDS_OF_CLIP, plan.index)
     face = FACE_WORDINGS[group_of(plan.label, FACE_GROUPS)][rng.integers(2)]
     voice = VOICE_WORDINGS[group_of(plan.label, VOICE_GROUPS)][rng.integers(2)]
@@ -143,7 +143,7 @@ def _answer(plan: ClipPlan, weak_label_accuracy: float) -> tuple[str, str]:
 
 
 def _part_sizes(settings: EmotionSetSettings, split: str) -> dict[str, int]:
-    """Return the number of clips of each part of a split; they sum to the split's size."""
+    """Return the number of clips in each part of a split; they sum to the split's size."""
     size = settings.size_of(split)
     if split == "base":
         weights = settings.base_tasks
@@ -158,6 +158,6 @@ def _part_sizes(settings: EmotionSetSettings, split: str) -> dict[str, int]:
 
 
 def _generator(seed: int, split: str, stream: int, index: int) -> np.random.Generator:
-    """Return the random stream of one purpose of one clip or speaker, independent of every other."""
+    """Return the random stream of one clip or speaker for one purpose, independent of every other stream."""
     sequence = np.random.SeedSequence(seed, spawn_key=(SPLITS.index(split), stream, index))
     return np.random.Generator(np.random.Philox(sequence))

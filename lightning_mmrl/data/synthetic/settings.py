@@ -1,4 +1,4 @@
-"""What a user may set about the generated emotion set."""
+"""Settings of the generated emotion set."""
 
 import math
 from dataclasses import dataclass, field, fields
@@ -29,7 +29,7 @@ class SplitSizes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseTaskWeights:
-    """Shares of the three tasks of the base split, in any unit."""
+    """Weights of the three tasks of the base split, in any unit."""
 
     face_caption: float = 3.0
     voice_caption: float = 3.0
@@ -51,10 +51,11 @@ class Style:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmotionSetSettings:
-    """All settings of a generated emotion set; two equal settings give the same bytes.
+    """All settings of a generated emotion set; equal settings give the same bytes.
 
-    `scale` multiplies every split size (never below one clip per label). `emer_style_share` is the part of the cold
-    start whose `source` is "emer_style"; `weak_label_accuracy` the chance that a weak label of the base split is right.
+    `scale` multiplies every split size, but keeps at least one clip per label. `emer_style_share` is the share of the
+    cold start whose `source` is "emer_style". `weak_label_accuracy` is the probability that a weak label of the base
+    split is right.
 
     >>> EmotionSetSettings(seed=1, scale=0.02).size_of("train")
     40

@@ -1,4 +1,4 @@
-"""Generated tasks with known answers: what a task is, and how its dataset is planned and written."""
+"""Generated tasks with known answers, and the code that plans and writes their datasets."""
 
 import math
 import zlib
@@ -25,14 +25,14 @@ from lightning_mmrl.errors import DataError
 from lightning_mmrl.files import write_json
 
 SPLIT_SIZES: Mapping[str, int] = {"cold_start": 360, "train": 1440, "validation": 360, "test": 360}
-"""Samples of each split at scale 1; the cold start is the only split with thoughts to imitate."""
+"""Samples in each split at scale 1; only the cold start has thoughts to imitate."""
 
 SPLITS = tuple(SPLIT_SIZES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Medium:
-    """A kind of file: its manifest column, its file name suffix and how a signal is saved."""
+    """A kind of media file: its manifest column, its file name suffix, and the function that saves a signal."""
 
     column: str
     suffix: str
@@ -41,7 +41,7 @@ class Medium:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """One sample before it is composed; `serial` counts the samples of its split that have the same label."""
+    """A planned sample; `serial` is its number among the samples of its split with the same label."""
 
     task: str
     seed: int
@@ -56,7 +56,7 @@ class Plan:
         return f"{self.split}-{self.index:05d}"
 
     def generator(self) -> np.random.Generator:
-        """The sample's own random stream, independent of every other sample's."""
+        """Return the random stream of this sample, independent of every other sample's."""
         return random_stream(self.task, self.seed, SPLITS.index(self.split), self.index)
 
 
@@ -78,7 +78,7 @@ class Task:
     """A generated dataset of one question with a closed set of answers; called with a folder, it writes the dataset.
 
     Labels are balanced in every split. `compose` is a pure function of the plan, so the same seed gives the same bytes.
-    `generator_version` is raised whenever it would not. A task without a medium is text only.
+    A change that gives other bytes increases `generator_version`. A task without a medium has only text.
     """
 
     name: str
@@ -97,13 +97,13 @@ class Task:
         overwrite: bool = False,
         on_progress: Progress | None = None,
     ) -> Path:
-        """Write cold_start, train, validation and test into `directory`, which appears when all is done.
+        """Write cold_start, train, validation and test into `directory`, which appears when all files are complete.
 
-        A complete set with the same seed and scale is returned as it is. With more than one worker samples are drawn
-        in spawned processes, so a calling script needs the `if __name__ == "__main__"` guard.
+        A complete set with the same seed and scale is kept. With more than one worker, samples are drawn in spawned
+        processes, so a calling script needs the `if __name__ == "__main__"` guard.
 
         Raises:
-            DataError: A number is out of range, or the directory holds something else or cannot be written.
+            DataError: A number is out of range, or the directory holds other files or cannot be written.
         """
         for key, valid, value, rule in (
             ("seed", seed >= 0, seed, "0 or more"),
@@ -120,7 +120,7 @@ class Task:
         return make_folder(directory, recipe, write, overwrite=overwrite)
 
     def plan(self, split: str, *, seed: int = 0, scale: float = 1.0) -> list[Plan]:
-        """Plan the samples of a split: every label equally often, in random order."""
+        """Plan the samples of a split: each label occurs equally often, in random order."""
         per_label = max(1, round(SPLIT_SIZES[split] * scale / len(self.labels)))
         pairs = [(label, serial) for serial in range(per_label) for label in self.labels]
         order = random_stream(self.name, seed, SPLITS.index(split)).permutation(len(pairs))
@@ -131,7 +131,7 @@ class Task:
 
 
 def random_stream(task: str, seed: int, *key: int) -> np.random.Generator:
-    """Return the random stream of one purpose of a task."""
+    """Return the random stream of a task for one purpose, which `key` identifies."""
     sequence = np.random.SeedSequence(seed, spawn_key=(zlib.crc32(task.encode()), *key))
     return np.random.Generator(np.random.Philox(sequence))
 
@@ -169,7 +169,7 @@ def _write_task(
 
 
 def _write_samples(root: Path, task: Task, plans: Sequence[Plan]) -> list[dict[str, Any]]:
-    """Compose some samples, save their signals and return their manifest lines."""
+    """Compose the planned samples, save their signals and return their manifest rows."""
     rows = []
     for plan in plans:
         problem = task.compose(plan)
@@ -183,7 +183,7 @@ def _write_samples(root: Path, task: Task, plans: Sequence[Plan]) -> list[dict[s
 
 
 def _row(task: Task, plan: Plan, problem: Problem, media: Mapping[str, list[str]]) -> dict[str, Any]:
-    """Return a manifest line: conversation, media, solution and what the sample was made from."""
+    """Return a manifest row: conversation, media, solution and the facts of the problem."""
     messages = [{"role": "user", "content": problem.question}]
     if plan.split == "cold_start":
         messages.append({"role": "assistant", "content": trace(problem.thought, plan.label)})

@@ -1,4 +1,4 @@
-"""Which key was pressed? Touch tones: each key sounds the frequency of its row and that of its column (ITU-T Q.23)."""
+"""A task about touch tones: each key plays the frequency of its row and the frequency of its column (ITU-T Q.23)."""
 
 import wave
 from pathlib import Path
@@ -22,7 +22,7 @@ _FADE_S = 0.01
 
 
 def compose(plan: Plan) -> Problem:
-    """Sound the key that the label names, somewhere in the clip, over hiss."""
+    """Play the key that the label names at a random time of the clip, over hiss."""
     rng = plan.generator()
     row, column = divmod(int(plan.label) - 1, 3)
     return Problem(
@@ -49,7 +49,7 @@ def _sound(frequencies_hz: tuple[float, ...], rng: np.random.Generator) -> np.nd
 
 def save_wav(path: Path, waveform: np.ndarray) -> None:
     """Write a mono waveform (L,) in -1..1 as 16-bit PCM."""
-    # Of a file that cannot be opened the module would complain a second time.
+    # If `wave` opened the file itself and failed, it would report a second error.
     with path.open("wb") as stream, wave.open(stream, "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)

@@ -1,7 +1,5 @@
-"""Write one clip as H.264 video and AAC sound in an mp4 file, the same bytes for the same input on one machine."""
+"""Writes a clip as H.264 video and AAC sound in an mp4 file; on one machine, the same input gives the same bytes."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,10 +14,11 @@ _VIDEO_OPTIONS = {
     "threads": "1",
     "bf": "0",
     "flags": "+bitexact",
-    # With AVX-512, x264 (core 165) gave other bytes for 12 of 19,450 clips on a loaded virtual machine, for 0 of 22,700
-    # without. SSE4.2 is as fast on frames of this size.
+    # With AVX-512, x264 (core 165) wrote different bytes for 12 of 19,450 clips on a loaded virtual machine; without
+    # AVX-512, for 0 of 22,700. SSE4.2 is as fast on frames of this size.
     "x264-params": "asm=SSE4.2",
 }
+_FILE_OPTIONS = {"fflags": "+bitexact"}
 _AUDIO_OPTIONS = {"flags": "+bitexact"}
 _AUDIO_BIT_RATE = 64_000
 _AUDIO_FRAME_SAMPLES = 1024
@@ -30,7 +29,7 @@ def write_clip(path: Path, frames: np.ndarray, fps: int, waveform: np.ndarray, s
 
     Both tracks start at time zero: the container's edit list hides the priming samples of the AAC encoder.
     """
-    with _new_file(path) as container:
+    with av.open(str(path), "w", format="mp4", options=_FILE_OPTIONS) as container:
         video = _video_stream(container, frames, fps)
         audio = container.add_stream("aac", rate=sample_rate_hz, options=_AUDIO_OPTIONS)
         audio.layout = "mono"
@@ -43,14 +42,8 @@ def write_clip(path: Path, frames: np.ndarray, fps: int, waveform: np.ndarray, s
 
 def write_silent_clip(path: Path, frames: np.ndarray, fps: int) -> None:
     """Write RGB frames uint8 (T, H, W, 3) without a sound track."""
-    with _new_file(path) as container:
+    with av.open(str(path), "w", format="mp4", options=_FILE_OPTIONS) as container:
         _mux_video(container, _video_stream(container, frames, fps), frames, fps)
-
-
-@contextmanager
-def _new_file(path: Path) -> Iterator[OutputContainer]:
-    with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        yield container
 
 
 def _video_stream(container: OutputContainer, frames: np.ndarray, fps: int) -> VideoStream:
@@ -61,21 +54,15 @@ def _video_stream(container: OutputContainer, frames: np.ndarray, fps: int) -> V
 
 
 def _mux_video(container: OutputContainer, video: VideoStream, frames: np.ndarray, fps: int) -> None:
-    for frame in _video_frames(frames, fps):
+    for index, pixels in enumerate(frames):
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+        frame.pts, frame.time_base = index, Fraction(1, fps)
         container.mux(video.encode(frame))
     container.mux(video.encode(None))
 
 
-def _video_frames(frames: np.ndarray, fps: int) -> list[av.VideoFrame]:
-    """Wrap (T, H, W, 3) as T frames with time stamps."""
-    wrapped = [av.VideoFrame.from_ndarray(frame, format="rgb24") for frame in frames]
-    for index, frame in enumerate(wrapped):
-        frame.pts, frame.time_base = index, Fraction(1, fps)
-    return wrapped
-
-
 def _audio_frames(waveform: np.ndarray, sample_rate_hz: int) -> list[av.AudioFrame]:
-    """Cut (L,) into encoder frames with time stamps; the last one may be short."""
+    """Cut a waveform (L,) into encoder frames with timestamps; the last one may be shorter."""
     blocks = []
     for start in range(0, len(waveform), _AUDIO_FRAME_SAMPLES):
         samples = np.ascontiguousarray(waveform[None, start : start + _AUDIO_FRAME_SAMPLES], dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Sung syllables: a harmonic voice whose pace, pitch and steadiness show a voice group."""
+"""Synthesizes sung syllables: a harmonic voice whose pace, pitch and steadiness show a voice group."""
 
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
@@ -14,12 +14,12 @@ _HIGHEST_HARMONIC_HZ = 3800.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VoiceStyle:
-    """How hard the voices are to read, and how they sound.
+    """Difficulty and sound of the voices.
 
-    `strength_range` is the share of the full prosody that a clip shows; `rest_spread` (per speaker) and `jitter` (per
-    clip) are standard deviations of every prosody parameter as a share of its full movement. `pitch_ranges_hz` are the
-    ranges of a speaker's base pitch, drawn with equal chance. `noise_range` bounds a clip's hiss (standard
-    deviation against a full scale of 1).
+    `strength_range` is the share of the full prosody that a clip shows. `rest_spread` (per speaker) and `jitter` (per
+    clip) are standard deviations of every prosody parameter, as a share of its full movement. `pitch_ranges_hz` are
+    the ranges of a speaker's base pitch, chosen with equal probability. `noise_range` bounds the standard deviation of
+    a clip's hiss (full scale 1).
     """
 
     strength_range: tuple[float, float] = (0.6, 1.0)
@@ -34,9 +34,9 @@ OTHER_VOICE_STYLE = VoiceStyle(noise_range=(0.006, 0.018), pitch_ranges_hz=((80.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prosody:
-    """How a voice moves, by default at rest.
+    """Parameters of a voice; the defaults are the voice at rest.
 
-    Loudness and tremolo are amplitudes (full scale 1), brightness is 0 for a dark and 1 for a bright tone, and swell is
+    Loudness and tremolo are amplitudes (full scale 1). Brightness is 0 for a dark and 1 for a bright tone. Swell is
     the growth of the amplitude over the clip.
     """
 
@@ -64,7 +64,7 @@ _HIGHEST = np.array([9.0, 0.8, 6.0, 20.0, 4.0, 0.9, 1.0, 1.8])
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VoiceIdentity:
-    """What stays the same in all clips of one speaker: base pitch, habits and timbre (one period, bright and dark)."""
+    """Features that all clips of one speaker share: base pitch, timbre (bright and dark period), resting prosody."""
 
     base_pitch_hz: float
     bright_period: np.ndarray
@@ -86,10 +86,11 @@ def draw_identity(style: VoiceStyle, rng: np.random.Generator) -> VoiceIdentity:
 
 
 def render_voice(group: str, identity: VoiceIdentity, style: VoiceStyle, rng: np.random.Generator) -> np.ndarray:
-    """Speak one clip of a voice group: float32 (NUM_SAMPLES,) in -1..1 at SAMPLE_RATE_HZ, mono."""
-    rate_hz, loudness, intonation, rise, vibrato, tremolo, brightness, swell = _draw_prosody(
-        group, identity, style, rng
-    )
+    """Synthesize one clip of a voice group: float32 (NUM_SAMPLES,) in -1..1 at SAMPLE_RATE_HZ, mono."""
+    movement = np.array(astuple(PROSODIES[group])) - _REST
+    resting = identity.rest + style.jitter * _FULL_MOVEMENT * rng.standard_normal(8)
+    prosody = np.clip(resting + rng.uniform(*style.strength_range) * movement, _LOWEST, _HIGHEST)
+    rate_hz, loudness, intonation, rise, vibrato, tremolo, brightness, swell = prosody
     time_s = np.arange(NUM_SAMPLES) / SAMPLE_RATE_HZ
     turns = rng.uniform(size=4)
     tremor_hz = rng.uniform(6.0, 9.0)
@@ -108,15 +109,8 @@ def render_voice(group: str, identity: VoiceIdentity, style: VoiceStyle, rng: np
     return np.clip(loudness * tone * syllables * tremor * swelling * fade + hiss, -1.0, 1.0).astype(np.float32)
 
 
-def _draw_prosody(group: str, identity: VoiceIdentity, style: VoiceStyle, rng: np.random.Generator) -> np.ndarray:
-    """Return the clip's eight prosody parameters, in the order of `Prosody`."""
-    movement = np.array(astuple(PROSODIES[group])) - _REST
-    resting = identity.rest + style.jitter * _FULL_MOVEMENT * rng.standard_normal(8)
-    return np.clip(resting + rng.uniform(*style.strength_range) * movement, _LOWEST, _HIGHEST)
-
-
 def _draw_periods(base_pitch_hz: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return one period (_TABLE_SIZE,) of a tone with a speaker's three formants, bright and dark, each of peak 1."""
+    """Return a bright and a dark period (_TABLE_SIZE,) of a tone with a speaker's three formants, each with peak 1."""
     harmonics = np.arange(1, int(_HIGHEST_HARMONIC_HZ / base_pitch_hz) + 1)
     formants_hz = rng.uniform([350.0, 1000.0, 2200.0], [800.0, 2000.0, 3200.0])
     distance = (harmonics[:, None] * base_pitch_hz - formants_hz) / rng.uniform(90.0, 180.0)
@@ -134,5 +128,5 @@ def _draw_periods(base_pitch_hz: float, rng: np.random.Generator) -> tuple[np.nd
 
 
 def _sine(frequency_hz: float, turn: float, time_s: np.ndarray) -> np.ndarray:
-    """Return a unit sine that starts at `turn` of its period (0..1)."""
+    """Return a sine of amplitude 1 that starts at the phase `turn`, a share of its period (0..1)."""
     return np.sin(2 * np.pi * (frequency_hz * time_s + turn))

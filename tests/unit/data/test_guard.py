@@ -1,7 +1,9 @@
 """Decode workers that something else kills or stops, in real processes: the same media are read as without."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from clips import tone, write_wav
@@ -76,11 +78,14 @@ def out_of_memory(_):
     raise MemoryError
 
 
-def test_a_limit_is_named_by_its_key_and_by_its_option(tasks):
+def test_a_limit_is_named_by_its_key_and_by_its_option(tasks, monkeypatch):
     with pytest.raises(MediaError, match=r"more than data\.media\.decode_memory_mb, or --memory-mb; .*raise that"):
         guard.within_limits(tasks[0], out_of_memory)
-    said = guard._in_words(tasks[0], CallResult(error=OVERTIME)).error
-    assert said is not None
+    pool = SimpleNamespace(map_patiently=lambda _, on_done: on_done(0, CallResult(error=OVERTIME)))
+    monkeypatch.setattr(guard, "DeadlinePool", lambda *_, **__: nullcontext(pool))
+    outcomes = {}
+    GuardedDecoder().decode_all(tasks[:1], outcomes.__setitem__)
+    said = outcomes[0].error
     assert said.startswith(
         f"{tasks[0].path}: decoding it takes more processor time than data.media.decode_deadline_s, "
     )

@@ -1,8 +1,17 @@
+import hashlib
 import json
 
 import pytest
 
-from lightning_mmrl.data.schema import Problem, read_manifest, resolve_media, scan_manifest
+from lightning_mmrl.data import schema
+from lightning_mmrl.data.schema import (
+    Problem,
+    load_manifest,
+    manifest_digest,
+    read_manifest,
+    resolve_media,
+    scan_manifest,
+)
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.types.records import MediaRef, Message
 
@@ -259,3 +268,24 @@ def test_a_manifest_must_exist_and_hold_samples(read, root):
         read_manifest(root / "none.jsonl", root)
     with pytest.raises(DataError, match=r"train.jsonl holds no samples"):
         read(b"", b"  ")
+
+
+def test_a_manifest_is_parsed_once_and_again_when_its_content_changes(root, read):
+    read({"id": "a", "messages": USER})
+    path = root / "train.jsonl"
+    first = load_manifest(path, root)
+    assert load_manifest(path, root) is first
+    assert load_manifest(path, root.parent) is not first
+    read_manifest(path, root).clear()
+    assert [sample.id for sample in load_manifest(path, root).samples] == ["a"]
+    read({"id": "b", "messages": USER})
+    assert [sample.id for sample in load_manifest(path, root).samples] == ["b"]
+
+
+def test_the_digest_is_that_of_the_whole_file(root, read, monkeypatch):
+    read({"messages": USER}, b"", {"messages": USER, "id": "b"})
+    path = root / "train.jsonl"
+    expected = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert load_manifest(path, root).digest == expected
+    monkeypatch.setattr(schema, "MAX_LINE_BYTES", 16)
+    assert manifest_digest(path) == expected

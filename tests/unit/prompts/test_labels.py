@@ -3,9 +3,9 @@ import pickle
 import pytest
 
 from lightning_mmrl.errors import ConfigError
-from lightning_mmrl.prompts.labels import LabelMatcher, emotion_synonyms
+from lightning_mmrl.prompts.labels import DFEW7, MAFW11, RAVDESS8, LabelMatcher, emotion_synonyms
 
-MATCHER = LabelMatcher.dfew7()
+MATCHER = LabelMatcher(labels=DFEW7)
 
 
 @pytest.mark.parametrize(
@@ -89,13 +89,13 @@ def test_the_length_cap_follows_the_longest_label():
 
 
 def test_calm_is_a_class_of_its_own():
-    matcher = LabelMatcher.ravdess8()
+    matcher = LabelMatcher(labels=RAVDESS8)
     assert (matcher.match("calm"), matcher.match("neutral")) == ("calm", "neutral")
     assert LabelMatcher(labels=("neutral",), synonyms={"calm": "neutral"}).match("Calm") == "neutral"
 
 
 def test_mafw_keeps_anxiety_apart_from_fear():
-    matcher = LabelMatcher.mafw11()
+    matcher = LabelMatcher(labels=MAFW11)
     assert (matcher.match("anxiety"), matcher.match("scared"), matcher.match("contempt")) == (
         "anxious", "fear", "contemptuous",
     )  # fmt: skip
