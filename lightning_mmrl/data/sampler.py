@@ -131,7 +131,7 @@ class DrawSampler(Sampler[list[Draw]]):
         first = self._consumed
         walks = [self._walk_source(number, source) for number, source in enumerate(self._sources)]
         offsets = [0, *accumulate(source.num_samples for source in self._sources)]
-        turns = source_turns([source.weight for source in self._sources])
+        turns = source_turns([source.settings.weight for source in self._sources])
         indices = islice((offsets[turn] + next(walks[turn]) for turn in turns), first * self._batch_size, None)
         for batch in range(first, self._num_batches):
             serials = range(batch * self._batch_size, (batch + 1) * self._batch_size)
