@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -90,11 +89,10 @@ def _encoded(media: Sequence[Medium], pipeline: MediaPipeline, console: ConsoleP
 def _config(facts: dict, family: dict) -> RunSettings:
     media = {each.name: facts["media"][each.name] for each in fields(MediaSettings)}
     # A handoff that does not say was trained before there was a choice.
-    layout: dict[str, Any] = {"position_rule": "transformers", "audio_in_video": "separate"}
-    layout |= {name: facts[name] for name in layout.keys() & facts.keys()}
+    rule, how = facts.get("position_rule", "transformers"), facts.get("audio_in_video", "separate")
     return RunSettings(
         run_name="predict",
-        model=ModelSettings(checkpoint="", family=family, dtype=facts["dtype"], **layout),
+        model=ModelSettings(checkpoint="", family=family, dtype=facts["dtype"], position_rule=rule, audio_in_video=how),
         data=DataSettings(root="", labels=facts["labels"], media=DatasetMediaSettings(**media, cache_dir="")),
         prompt=PromptSettings(**facts["prompt"]),
         evaluation=EvaluationSettings(sets={}, max_new_tokens=facts["max_new_tokens"]),

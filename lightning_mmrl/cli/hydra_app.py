@@ -19,7 +19,7 @@ from lightning_mmrl.config.validate import validated
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.registry.own_code import FLAG, opened, split_prefixes
 from lightning_mmrl.settings.run import RunSettings
-from lightning_mmrl.suggestions import first_line, shown
+from lightning_mmrl.suggestions import first_line
 from lightning_mmrl.types.redaction import redact
 from lightning_mmrl.types.text import printable
 
@@ -155,7 +155,5 @@ def _show_config(flags: argparse.Namespace, tree: DictConfig) -> None:
         try:
             OmegaConf.resolve(part)
         except OmegaConfBaseException as error:
-            raise ConfigError(
-                f"{shown(first_line(error))}; correct the ${{...}} there, or leave out --resolve"
-            ) from error
+            raise ConfigError(f"{first_line(error)}; correct the ${{...}} there, or leave out --resolve") from error
     print(redact(OmegaConf.to_yaml(part)), end="")
