@@ -20,7 +20,7 @@ DEADLINE_S = 5.0
 """A template takes milliseconds. A rendering that takes longer is repeated, since the machine may be busy."""
 MEMORY_BYTES = 2**30
 MOST_CHARACTERS = 2**24
-"""Most characters of a rendered conversation: about four times as many as a context of a million tokens holds."""
+"""Maximum length of a rendered conversation, in characters: about four times as many as a context of a million tokens holds."""
 
 OWN = frozenset(
     {
@@ -34,7 +34,7 @@ _Item = tuple[str, Sequence[Mapping[str, Any]], Mapping[str, Any]]
 
 _lock = threading.Lock()
 _pools: list[DeadlinePool] = []
-"""The worker of this process, once a template needs it; it ends with the process."""
+"""Holds the worker of this process, which starts when a template first needs it; empty until then."""
 
 
 def render_chat(processor: Any, tokenizer: Any, chat: Sequence[Mapping[str, Any]]) -> str:

@@ -26,9 +26,9 @@ class StageContext:
     """A running stage's name, length, seed and folder, and its ties to the run around it.
 
     Attributes:
-        name: Of the stage.
-        settings: Its keys; `num_steps` counts optimizer steps (SFT) or iterations (RL).
-        seed: Decides all noise of the stage.
+        name: Name of the stage.
+        settings: Configuration of the stage; `num_steps` counts optimizer steps (SFT) or iterations (RL).
+        seed: Seed of all random numbers of the stage.
         directory: The stage's folder.
         ranks: The processes that run the stage together.
         sharding: How the weights are spread over them; None if each has them all.
@@ -97,7 +97,7 @@ def finished_steps(trainer: lightning.Trainer) -> int:
 
 
 def place(module: lightning.LightningModule, policy: Policy, ranks: Ranks, sharding: Sharding | None) -> None:
-    """Spreads the policy of a starting module over the ranks of its trainer.
+    """Shards or replicates the policy across the ranks of the trainer when a module starts.
 
     Raises:
         StageError: Trainer and module disagree on the number of ranks, or on whether weights are sharded.

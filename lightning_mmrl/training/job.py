@@ -19,7 +19,7 @@ from lightning_mmrl.types.records import Training
 
 @contextmanager
 def raising_interrupts() -> Iterator[None]:
-    """Raises the KeyboardInterrupt that Lightning's trainer turns into SystemExit, which would look like a failure.
+    """Raises KeyboardInterrupt where Lightning's trainer raises SystemExit, which would look like a failure.
 
     Raises:
         KeyboardInterrupt: The trainer was interrupted.

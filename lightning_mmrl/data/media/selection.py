@@ -20,13 +20,13 @@ _DIGITS = 4
 """Start times are rounded to 0.1 ms, because each container rounds them in its own way."""
 
 _BEYOND_S = 0.1
-"""How far an `end` may lie beyond the clip: people round, and sound ends some samples before the picture."""
+"""How far an `end` may lie beyond the clip: written times are rounded, and the sound often ends slightly earlier."""
 
 _LATE_S = 0.5
 """A picture that starts later than this gets a warning."""
 
 _BACK_S = 1.0
-"""A larger step back in time between two frames cannot be a mere change of order."""
+"""If a frame is earlier than the previous one by more than this, reordered frames are not the cause."""
 
 CUT_OFF = "it may be cut off: fetch it again or re-encode it"
 """Last words of the warning about a file that holds less than it declares."""

@@ -228,7 +228,7 @@ def _by_decord(file: MediaFile, outline: Outline, ref: MediaRef, settings: Media
 
 
 def _by_pyav(file: MediaFile, outline: Outline, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:
-    """Decodes once and keeps the frames that packet times select; decodes again if frame times select others.
+    """Decodes once and keeps the frames chosen by packet times; decodes again if frame times lead to another choice.
 
     Keeping all frames would need too much memory for a long clip.
     """

@@ -1,6 +1,6 @@
 # pyright: reportMissingImports=false
 # vllm is an extra that the type checker's environment does not have.
-"""Weights to a server's GPUs over vLLM's own transfer interface with NCCL. **Not measured**: NCCL needs GPUs."""
+"""Sends weights to a server's GPUs with NCCL, over vLLM's transfer interface. **Not measured**: NCCL needs GPUs."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -72,7 +72,7 @@ class NCCLTransfer:
     def send(self, weights: WeightStream) -> None:
         """Joins the workers on first use, then sends."""
         source = PolicySource(weights)
-        engine, self._engine = self._engine, None  # kept only if it succeeds
+        engine, self._engine = self._engine, None  # stored again only if the transfer succeeds
         if engine is None:
             engine = self._limited(lambda: self._join(source), "join the server's workers")
         engine.source = source
