@@ -155,7 +155,13 @@ def taken(table, old_values, new_values, *, budget=WHOLE, settings=SETTINGS, on_
         backward=backward,
     )
     stats = accumulate_value_loss(
-        critic, experience, rows, batches(experience, rows), loss=settings.loss, ranks=ALONE, backward=backward
+        critic,
+        experience,
+        rows,
+        batches(experience, rows),
+        loss=ValueClip(clip=settings.value_clip),
+        ranks=ALONE,
+        backward=backward,
     )
     return {
         "loss": totals["loss"].item(),

@@ -58,8 +58,8 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     ),
     (
         "lightning_mmrl/ops/logprobs.py",
-        "_entropy",
-        "return -(table.exp() * table.masked_fill(table == -torch.inf, 1.0)).sum(-1)",
+        "token_logprobs",
+        "return (chosen, -(table.exp() * table.masked_fill(table == -torch.inf, 1.0)).sum(-1))",
     ): "what is filled in is multiplied by exp(-inf), which is zero, and has no gradient: any finite number does",
     (
         "lightning_mmrl/ops/tiled_attention.py",

@@ -174,7 +174,7 @@ def test_codes_that_a_model_sampled_do_not_reach_the_terminal(folder, capsys):
             "stages.reason.rewards.weights.format is abc; it must be a number",
         ),
         (["stages.reason.rewards.components.label.lables=[a]"], "lables: unknown key; did you mean 'labels'?"),
-        (["stages.reason.rewards.components.label._target_=os.system"], "parts.label._target_ is 'os.system'"),
+        (["stages.reason.rewards.components.label._target_=os.system"], "components.label._target_ is 'os.system'"),
         (
             ["+stages.reason.rewards.weights.lable=1"],
             "stages.reason.rewards.weights.lable: weighs no component; did you mean 'label'?",

@@ -47,7 +47,7 @@ def test_names_are_compared_by_their_parts(prefix, changed):
 def test_without_the_flag_the_sentence_names_it(changed):
     with pytest.raises(ConfigError, match=r"of your own that you trust, add --allow-targets own_code$"):
         changed(*reward("own_code.rewards.Brevity"))
-    with pytest.raises(ConfigError, match=r"parts.mine.function is 'mine.py:f'.* add --allow-targets mine.py$"):
+    with pytest.raises(ConfigError, match=r"components.mine.function is 'mine.py:f'.* add --allow-targets mine.py$"):
         changed(*reward(USER_FUNCTION, function="mine.py:f"))
     with pytest.raises(ConfigError, match=r"is 'os:system', .*; name a function in a file or package of your own$"):
         changed(*reward(USER_FUNCTION, function="os:system"))

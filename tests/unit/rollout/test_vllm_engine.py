@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 from lightning_mmrl.rollout.canary import Canary
 from lightning_mmrl.rollout.vllm.engine import VLLMEngine
+from lightning_mmrl.settings.algorithm import SamplingSettings
 
 REQUESTS, COMPLETIONS = ("a request",), ("a completion",)
 
@@ -40,7 +41,7 @@ def made(every=1, restarts=(), watched=True):
     events = []
     encoder = SimpleNamespace(decode=None, eos_token_ids=(), pad_token_id=0, engine_prefix="")
     canary = Watch(events, every) if watched else None
-    engine = VLLMEngine(SimpleNamespace(), encoder=encoder, max_new_tokens=4, canary=canary)
+    engine = VLLMEngine(SimpleNamespace(), encoder=encoder, sampling=SamplingSettings(max_new_tokens=4), canary=canary)
     vars(engine)["_host"] = Host(events, restarts)
     return engine, events
 

@@ -83,7 +83,8 @@ def rl_module(model, tmp_path, *, reward=None, script=None, algorithm=None, tabl
     texts = script or {f"p{index}": [GOOD, BAD] for index in range(4)}
     engine = ScriptedEngine(texts, encode=encoder.encode_target, pad_token_id=encoder.pad_token_id)
     rewards = InlineRewards(
-        WeightedReward(components={"label": reward or WantsAngry()}, settings=RewardSettings(weights={"label": 1.0}))
+        WeightedReward(components={"label": reward or WantsAngry()}, settings=RewardSettings(weights={"label": 1.0})),
+        RewardSettings(max_invalid_rate=1.0),
     )
     algorithm = algorithm or Algorithm(
         advantage=GroupNormalized(), loss=PPOClip(), aggregation=TokenMean(), settings=AlgorithmSettings(group_size=2)

@@ -96,7 +96,8 @@ def stage(model, folder, *, size=2, steps=1, reward=None, lr=1e-2, critic=CRITIC
         policy,
         engine,
         InlineRewards(
-            WeightedReward(components={"length": reward or Reward()}, settings=RewardSettings(weights={"length": 1.0}))
+            WeightedReward(components={"length": reward or Reward()}, settings=RewardSettings(weights={"length": 1.0})),
+            RewardSettings(max_invalid_rate=1.0),
         ),
         optimizer=OptimizerSettings(factory=partial(factory, lr=lr), schedule=WarmupConstant()),
         context=StageContext(name="stage", settings=StageSettings(num_steps=steps), seed=0, directory=folder),
