@@ -154,6 +154,7 @@ class Options:
     background: bool = True
     stop_when: Bound | None = None
     steps: int = STEPS
+    seed: int = 5
     reward: Callable[..., float] = noisy
     dtype: torch.dtype = torch.float32
     kl: KLPenalty = field(default_factory=KLPenalty)
@@ -188,7 +189,7 @@ class Stage:
                     cooldown_steps=2,
                     rewards=RewardSettings(pass_component="length"),
                 ),
-                seed=5,
+                seed=how.seed,
                 directory=folder,
                 ranks=ranks_of(how.trainer),
                 sharding=sharding_of(how.trainer),

@@ -10,7 +10,7 @@ from lightning_mmrl.training.state_store import MANIFEST
 
 pytestmark = pytest.mark.slow
 
-OPTIONS = {"select": True, "reward": rare}
+OPTIONS = {"select": True, "reward": rare, "seed": 8}
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from lightning_mmrl.algorithms.penalties.kl import KLPenalty
 from lightning_mmrl.algorithms.schedules import WarmupCosine
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.settings.algorithm import EntropySettings, KLSettings
+from lightning_mmrl.settings.run import StateSettings
 from lightning_mmrl.settings.stage import Bound
 from lightning_mmrl.training.interruption import Interrupted, Interruption
 from lightning_mmrl.training.rng import rng_state
@@ -48,7 +49,7 @@ def all_states(checkpoint, tmp_path_factory):
     def run(kind, background):
         folder = tmp_path_factory.mktemp(f"states-{kind}")
         stage = Stage(kind, checkpoint, folder, Interruption(), background=background)
-        stage.store._keep = STEPS
+        stage.store._settings = StateSettings(keep=STEPS)
         stage.job.train()
         return folder
 

@@ -109,8 +109,8 @@ def test_a_state_that_there_was_no_memory_to_restore_is_still_there(
 
 def test_without_memory_for_the_copy_of_a_state_training_goes_on(checkpoint, undisturbed, tmp_path, monkeypatch):
     stage = Stage("sft", checkpoint, tmp_path, Interruption())
-    monkeypatch.setattr(checkpoint_io, "_copied", checkpoint_io._copied)
-    exhaust(checkpoint_io, "_copied", 200, HOST)
+    monkeypatch.setattr(checkpoint_io, "tree_map_only", checkpoint_io.tree_map_only)
+    exhaust(checkpoint_io, "tree_map_only", 3, HOST)
     assert_equal(stage.outcome(), undisturbed["sft"][0])
     (sentence,) = [line for line in stage.said if "could not be saved" in line]
     assert "no memory is left on this machine" in sentence

@@ -10,6 +10,8 @@ from exact_cases import STEPS, Prompts, Stage
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.models.digest import weight_digest
 from lightning_mmrl.protocols.ranks import ALONE
+from lightning_mmrl.settings.algorithm import RewardSettings
+from lightning_mmrl.settings.run import StateSettings
 from lightning_mmrl.settings.stage import Bound
 from lightning_mmrl.training.interruption import Interruption
 
@@ -81,7 +83,7 @@ def without_learning_rate(made):
 def without_a_signal(made):
     if hasattr(made.module, "rewards"):
         made.module.rewards._reward = made.module.rewards._reward.__class__(
-            components={"length": lambda sample, completion: 1.0}, weights={"length": 1.0}
+            components={"length": lambda sample, completion: 1.0}, settings=RewardSettings(weights={"length": 1.0})
         )
 
 
@@ -107,7 +109,7 @@ def test_a_stage_that_changed_no_weight_says_so(checkpoint, tmp_path, kind, caus
 def test_a_stage_that_goes_on_compares_with_where_it_started(checkpoint, tmp_path):
     """Its own start, not the state that it went on from: the last steps here move nothing."""
     first = stage("sft", checkpoint, tmp_path)
-    first.store._keep = STEPS
+    first.store._settings = StateSettings(keep=STEPS)
     first.job.train()
     for place in first.store._states()[:3]:
         place.rename(place.with_suffix(".partial"))

@@ -186,7 +186,7 @@ def test_a_divergence_in_the_loss_is_that_of_trl(trainers, monkeypatch, correcti
     expected = step_of_trl(trainers["grpo"], table, beta=0.04)
     kl = KLPenalty(KLSettings(coefficient=0.04, ratio_correction=correction))
     agree(taken(replace(preset("grpo"), kl=kl), table), expected)
-    other = replace(preset("grpo"), kl=replace(kl, ratio_correction=not correction))
+    other = replace(preset("grpo"), kl=replace(kl, settings=replace(kl.settings, ratio_correction=not correction)))
     assert (taken(other, table)[1] - expected[1]).abs().max() > 1e-5
 
 
