@@ -86,8 +86,8 @@ class DrawSampler(Sampler[list[Draw]]):
     chooses the source of each draw. With labels, a source draws its labels in permutations, and each label draws its
     samples in permutations. A draw depends on the seed and its serial number, not on the batch size.
 
-    With several ranks, the batch of a single process is split among them, and rank 0 gets the first draws. The state
-    counts whole batches and does not depend on the number of ranks.
+    With several ranks, each batch is the same as in a run with a single process and is split among the ranks; rank 0
+    gets its first draws. The state counts whole batches and does not depend on the number of ranks.
 
     Args:
         sources: The sources, in the order of the concatenation.
@@ -152,7 +152,7 @@ class DrawSampler(Sampler[list[Draw]]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues after the consumed batches of a state.
 
-        A stage may have become longer, since its first batches stay the same.
+        The stage may now have more batches than before, because more batches do not change the earlier ones.
 
         Raises:
             StageError: The state has another configuration, or more batches than the stage.
@@ -187,7 +187,7 @@ class DrawSampler(Sampler[list[Draw]]):
 
     def _walk_source(self, number: int, source: SourceRows) -> Iterator[int]:
         if source.labels is None:
-            # The first source has no number in its seeds, so a run with one source draws like a run without sources.
+            # The first source adds no number to its seeds: a number would change the order of stages with one source.
             yield from self._walk(range(source.num_samples), *([number] if number else []))
             return
         names = sorted(set(source.labels))

@@ -21,7 +21,7 @@ UNAUTHORIZED = 401
 
 
 class UnreachableError(RolloutError):
-    """No server answers, or it left in the middle of an answer."""
+    """No server answers, or the connection was lost during an answer."""
 
 
 class TooLateError(RolloutError):
@@ -121,7 +121,7 @@ class Client:
             raise TooLateError(self._late(path, limit)) from None
 
     async def request(self, method: str, path: str, body: Any = None) -> Any:
-        """The server's answer as JSON, or None if it is empty; without a limit."""
+        """The server's answer as JSON, or None if it is empty; there is no time limit."""
         return self._accepted(path, *await self._answer(method, path, body, show_key=True))
 
     async def _answer(self, method: str, path: str, body: Any, *, show_key: bool) -> tuple[int, str]:
@@ -171,7 +171,7 @@ class Client:
                 failures = [error for error in (task.exception() for task in done) if error is not None]
                 answers |= {tasks[task]: task.result() for task in done if task.exception() is None}
                 if failures:
-                    # A refusal comes before a lost connection, which might be tried again.
+                    # If both occurred, the refusal is raised, since callers may try again after a lost connection.
                     raise min(failures, key=lambda failure: isinstance(failure, UnreachableError))
         finally:
             for task in waiting:
