@@ -107,7 +107,7 @@ class ModelShape:
 
     @property
     def parameters(self) -> int:
-        """Of the whole model, a tied head counted once."""
+        """Number of parameters of the whole model; a tied head is counted once."""
         return sum(stack.parameters for stack in self.stacks.values())
 
     @property

@@ -26,8 +26,8 @@ class StageContext:
     """A running stage's name, length, seed and folder, and its ties to the run around it.
 
     Attributes:
-        name: Of the stage.
-        settings: Its keys; `num_steps` counts optimizer steps (SFT) or iterations (RL).
+        name: The name of the stage.
+        settings: The stage's keys; `num_steps` counts optimizer steps (SFT) or iterations (RL).
         seed: Decides all noise of the stage.
         directory: The stage's folder.
         ranks: The processes that run the stage together.
