@@ -67,7 +67,7 @@ _SOUND_OF_CLIP = (
 
 
 def call_of(facts: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """Python code that asks the model about media or text alone, as the handoff was trained and is evaluated.
+    """Python code that asks the model about media, or about text alone, in the way that training and evaluation do.
 
     The code needs neither a network nor this package, only torch, transformers and, for media, av, pillow and soxr. Its
     first lines name the folder, the files and the question.
@@ -101,9 +101,9 @@ def _interleaves(facts: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
 
 
 def _beginning(facts: Mapping[str, Any], config: Mapping[str, Any], kinds: tuple[str, ...]) -> str:
-    """Imports, the user's settings, and the loading of model and processor."""
+    """Writes the imports and the user's settings, and the code that loads the model and the processor."""
     architecture = (config.get("architectures") or ["AutoModelForCausalLM"])[0]
-    if not isinstance(architecture, str) or not architecture.isidentifier():  # any other text would be code
+    if not isinstance(architecture, str) or not architecture.isidentifier():  # any other text could run as code
         raise StageError(
             f"config.json has the architecture {str(architecture)[:80]!r}, which is no name of a class; name one"
         )

@@ -31,7 +31,7 @@ def ancestry(directory: Path, digest: str) -> list[FinishedStage]:
 
 
 def checked_handoff(handoff: Path) -> dict[str, Any]:
-    """Reads the seal of a handoff, and checks its files and, if it lies in a run, the run's record of it.
+    """Reads the seal of a handoff, and checks its files and, if a run has a record of the handoff, that record.
 
     Raises:
         StageError: The folder is not a complete handoff, or not the one that the run recorded.
@@ -57,7 +57,7 @@ def facts_if_sealed(folder: Path) -> dict[str, Any] | None:
 
 
 def _recorded(handoff: Path) -> StageResult | None:
-    """The record of a handoff in the run that it lies in; None if there is none."""
+    """The record of a handoff in the run directory that contains it; None if there is no record."""
     place = handoff.resolve()
     run = place.parents[2] if len(place.parents) > 2 else place
     if not (run / FILE).is_file():

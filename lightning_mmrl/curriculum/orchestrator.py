@@ -181,11 +181,11 @@ class StageOrchestrator:
             finished = FinishedStage(digest=spec.digest, content=spec.content, result=result, training_metrics=metrics)
             # Saved before the evaluation: if that fails, the training is not lost.
             self._save(stages={**self._manifest.stages, spec.name: finished})
-            shutil.rmtree(folder / STATES, ignore_errors=True)  # the handoff stands in their place
+            shutil.rmtree(folder / STATES, ignore_errors=True)  # the handoff replaces them
             self._evaluate_stage(spec, run, parent)
 
     def _continued(self, spec: StageSpec, folder: Path, input_digest: str) -> str | None:
-        """Returns the tracked run of the attempt that the stage resumes; without one, clears the folder.
+        """Returns the tracked run of the attempt that the stage resumes; if there is none to resume, clears the folder.
 
         An attempt that was killed before its first state is resumed as well, so that its tracked run goes on. An
         attempt that cannot be resumed is kept beside the folder if it has a state.

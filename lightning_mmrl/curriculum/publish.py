@@ -84,7 +84,7 @@ def model_card(
         name: Title.
         facts: The facts in the handoff's seal.
         config: The model's configuration.
-        stages: The stages that led to it; empty if the run is not available.
+        stages: The stages that led to the handoff; empty if the run is not available.
         license_id: Identifier of the license.
     """
     scores = _scores(stages[-1]) if stages else {}

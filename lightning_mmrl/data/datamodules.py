@@ -32,11 +32,11 @@ class Feed:
     """The training data of a stage.
 
     Attributes:
-        settings: Its kind (an sft stage gets prompts with targets), its steps, and its data. Each step takes a batch. A
-            batch may be larger than the data; it then holds samples of several passes.
+        settings: The stage's kind (an sft stage gets prompts with targets), steps and data. Each step consumes one
+            batch. A batch that is larger than the data holds samples of several passes.
         sources: Manifests to draw from, by weight; error messages use their names.
         seed: Seed of the order and of the modality dropout.
-        matcher: Label set that merges synonyms for the balance; a solution that it does not know is a separate label.
+        matcher: Label set that merges synonyms for the balance; a solution outside the set counts as a separate label.
             With None, every distinct solution is a separate label.
     """
 
@@ -79,7 +79,7 @@ class OmniDataModule(lightning.LightningDataModule):
         feed: Training data; an sft stage gets prompts with targets, an rl stage prompts only.
         validation: Validation data, if any.
         monitor: Receives progress and warnings of decoding.
-        exclusions: Decisions about samples to leave out; None decides anew.
+        exclusions: Earlier decisions about samples to leave out; with None, this run decides for itself.
 
     Raises:
         DataError: A manifest is unusable, or has media that this module or the model does not accept.

@@ -46,7 +46,7 @@ class SourceRows:
 
     Attributes:
         num_samples: Number of usable samples.
-        settings: Its weight.
+        settings: The weight of the source.
         labels: Label of each sample, to draw all labels equally often; None draws all samples equally often.
     """
 
@@ -87,12 +87,12 @@ class DrawSampler(Sampler[list[Draw]]):
     samples in permutations. A draw depends on the seed and its serial number, not on the batch size.
 
     With several ranks, each batch is the same as in a run with a single process and is split among the ranks; rank 0
-    gets its first draws. The state counts whole batches and does not depend on the number of ranks.
+    gets its first draws. The state is the number of whole batches and does not depend on the number of ranks.
 
     Args:
         sources: The sources, in the order of the concatenation.
         settings: Draws per batch, of all ranks together, and the modality dropout.
-        num_batches: Batches of the whole stage.
+        num_batches: Number of batches in the whole stage.
         seed: Seed of the permutations and of the modality dropout.
         share: This rank's share of each batch.
 
@@ -123,7 +123,7 @@ class DrawSampler(Sampler[list[Draw]]):
         self._consumed = 0
 
     def __len__(self) -> int:
-        """Batches of the whole stage, also after resuming, since Lightning counts the consumed batches itself."""
+        """Number of batches in the whole stage, even after resuming, since Lightning counts consumed batches itself."""
         return self._num_batches
 
     def __iter__(self) -> Iterator[list[Draw]]:

@@ -26,7 +26,7 @@ class Prediction:
         sample_id: Id of the sample.
         speaker: Speaker of the sample, if known.
         truth: Label of the sample.
-        predicted: Label of the answer; None if it names none.
+        predicted: Label that the answer names; None if it names no label.
         valid_format: Whether the completion has the right format.
         consistent: Whether the thought implies the predicted label; None without a cue lexicon.
         text: The completion with the prefill prepended.

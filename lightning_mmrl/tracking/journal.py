@@ -82,7 +82,7 @@ class Journal:
         append_lines(self.path, [{"delivered": entry.key}], durable=True)
 
     def reject(self, entry: Entry, reason: object) -> Path:
-        """Moves an entry that the server refuses to a file of its own, and returns that file."""
+        """Moves an entry that the server refuses to the file of refused entries, and returns that file."""
         path = self.path.with_suffix(REJECTED)
         append_lines(path, [{**dataclasses.asdict(entry), "reason": redact(reason)}], durable=True)
         return path

@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 NON_FINITE_KEY = "tracking/non_finite"
 
-_GENERATED_NAME = r"[a-z]+-[a-z]+-\d+"  # MLflow's own, such as bold-fox-12
+_GENERATED_NAME = r"[a-z]+-[a-z]+-\d+"  # a name that MLflow makes up, such as bold-fox-12
 _OPENING_S = 10.0
 _MAX_KEY = 250
 _MAX_PARAM = 6000

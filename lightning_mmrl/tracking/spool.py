@@ -26,7 +26,7 @@ class _OutageError(Exception):
 
 
 class Spool:
-    """Delivers entries in order from a thread of its own; `submit` neither waits nor raises.
+    """Delivers entries in order on a background thread; `submit` neither waits nor raises.
 
     Entries wait in memory. When a delivery fails, this entry and all that follow go to `<directory>/<run id>.jsonl`.
     The file is delivered after `retry_s` (doubling up to 30 s), at `close`, or by the next spool of this directory. An

@@ -102,7 +102,7 @@ def joined(settings: TrainerSettings, interruption: Interruption) -> Iterator[Ra
     """Joins the processes that torchrun or SLURM started, and leaves them at the end.
 
     Args:
-        settings: Of the run; one device without sharding needs no group.
+        settings: Settings of the run; one device without sharding needs no group.
         interruption: See `RankGroup`.
 
     Raises:
@@ -126,7 +126,7 @@ def joined(settings: TrainerSettings, interruption: Interruption) -> Iterator[Ra
     try:
         yield group
     except RuntimeError as error:
-        # Errors of gloo have no type of their own.
+        # Errors of gloo cannot be told from others by their type.
         if isinstance(error, dist.DistError) or "/gloo/" in str(error):
             raise StageError(
                 f"rank {group.rank} ends because another one is gone; that one's message says why"

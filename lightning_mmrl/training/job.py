@@ -19,7 +19,7 @@ from lightning_mmrl.types.records import Training
 
 @contextmanager
 def raising_interrupts() -> Iterator[None]:
-    """Raises the KeyboardInterrupt that Lightning's trainer turns into SystemExit, which would look like a failure.
+    """Restores a KeyboardInterrupt if Lightning's trainer turned it into SystemExit, which would look like a failure.
 
     Raises:
         KeyboardInterrupt: The trainer was interrupted.

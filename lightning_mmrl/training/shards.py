@@ -3,7 +3,7 @@
 torch's distributed checkpoint (DCP) writes the shards, and reads any part of a tensor from the files that have it.
 Optimizer state is stored by parameter name. torch's own `get_optimizer_state_dict` is not used: before it loads, it
 creates a state for every parameter by a step without gradients, and refuses a checkpoint that lacks one of them. A
-parameter that no batch has reached so far has none, for instance in the tower of a medium that has not occurred.
+parameter that no batch has reached so far has no state, for instance in the tower of a medium that has not occurred.
 """
 
 import warnings

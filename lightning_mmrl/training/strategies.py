@@ -32,7 +32,7 @@ FSDP2_PRECISIONS: dict[str, dict[str, torch.dtype]] = {
     "bf16-true": {"compute_dtype": torch.bfloat16, "reduce_dtype": torch.float32},
     "bf16-mixed": {"compute_dtype": torch.bfloat16, "reduce_dtype": torch.float32},
 }
-"""What `Sharding` is given for each precision.
+"""Arguments of `Sharding` for each precision.
 
 Under "bf16-mixed" weights are stored in float32 and gathered in bfloat16; gradients are always summed in float32.
 """
@@ -83,7 +83,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
 
 def lightning_precision(settings: TrainerSettings) -> str:
-    """What the Trainer is told: sharded weights are cast as they are gathered, so it has nothing to do then."""
+    """The precision for the Trainer, which need not cast sharded weights: they are cast as they are gathered."""
     return "32-true" if settings.shards and settings.precision == "bf16-mixed" else settings.precision
 
 
@@ -95,7 +95,7 @@ def ranks_of(settings: TrainerSettings) -> Ranks:
 
 
 def sharding_of(settings: TrainerSettings) -> Sharding | None:
-    """How weights are spread over the ranks, or None if each has them all."""
+    """How weights are sharded across the ranks, or None if each rank has all of them."""
     if not settings.shards:
         return None
     return Sharding(**FSDP2_PRECISIONS[settings.precision], settings=settings)

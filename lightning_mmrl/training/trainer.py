@@ -1,4 +1,4 @@
-"""Lightning Trainers for training and evaluation, with every automatism off that a stage does itself."""
+"""Lightning Trainers for training and evaluation, without the automatic steps that a stage does itself."""
 
 import warnings
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ def training_trainer(
         directory: Lightning's root directory.
         logger: One logger or several.
         callbacks: Progress and the like.
-        validate_every: Batches between validations; None for none.
+        validate_every: Batches between validations; None for no validation.
         gradient_clip_val: Gradient norm limit of automatic optimization; None for stages that clip by hand.
         checkpoint_io: Reads and writes states; None for a stage that is not saved.
     """

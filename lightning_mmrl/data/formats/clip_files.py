@@ -33,7 +33,7 @@ class ClipFolder:
         """The resolved path of the file that `name` means.
 
         Raises:
-            LineError: No file of the folder has this name; the reason is about the unchanged name.
+            LineError: No file of the folder has this name; the reason that is given applies to the unchanged name.
         """
         refusal: LineError | None = None
         for reading in self._readings(name):

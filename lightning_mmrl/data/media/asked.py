@@ -16,7 +16,7 @@ Medium = tuple[Path, MediaRef]
 
 
 def unread(kind: MediaKind, encoder: PromptEncoder) -> str | None:
-    """A phrase with the model's name and the kinds that it reads, if this kind is not among them; None if it is."""
+    """A phrase with the model's name and the kinds of media that it reads; None if `kind` is one of them."""
     if kind in encoder.media_kinds:
         return None
     reads = ", ".join(["text", *sorted(encoder.media_kinds)]) if encoder.media_kinds else "text alone"

@@ -1,4 +1,4 @@
-"""Reads sound as a mono waveform on its file's clock: soundfile for plain audio files, else PyAV; soxr resamples."""
+"""Reads sound as a mono waveform on the file's clock; soundfile reads plain audio files, PyAV others."""
 
 from contextlib import suppress
 
@@ -29,8 +29,8 @@ _BLOCK = 16_384
 def read_audio(file: MediaFile, ref: MediaRef, settings: MediaSettings) -> DecodedAudio:
     """Reads the waveform of the span, mixed to mono, at `SAMPLE_RATE_HZ`.
 
-    Time counts from the container's zero, see tracks.py. Silence fills gaps, and the time before a track that starts
-    later. In a plain sound file, the first sample is the zero.
+    Time counts from the container's zero, see tracks.py. Gaps, and the time before a track that starts later, are
+    filled with silence. In a plain sound file, time counts from the first sample.
 
     Raises:
         MediaError: The file cannot be decoded, has no sound, is too long, its span is empty, or its samples are

@@ -14,22 +14,22 @@ _STILL_S = 0.04
 """How long a clip of a single frame lasts."""
 
 _CLOCK_S = 1e-3
-"""A frame that starts at most this long after a chosen time counts as begun, so that rounding changes nothing."""
+"""A frame that starts at most this long after a chosen time counts as visible then, so that rounding has no effect."""
 
 _DIGITS = 4
 """Start times are rounded to 0.1 ms, because each container rounds them in its own way."""
 
 _BEYOND_S = 0.1
-"""How far an `end` may lie beyond the clip: people round, and sound ends some samples before the picture."""
+"""How far an `end` may be beyond the clip: people round the times that they write, and sound often ends a bit early."""
 
 _LATE_S = 0.5
 """A picture that starts later than this gets a warning."""
 
 _BACK_S = 1.0
-"""A larger step back in time between two frames cannot be a mere change of order."""
+"""If a frame's time is further than this before the time of the previous frame, the cause is not mere reordering."""
 
 CUT_OFF = "it may be cut off: fetch it again or re-encode it"
-"""Last words of the warning about a file that holds less than it declares."""
+"""The end of the warning about a file that holds less than it declares."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +62,8 @@ def select_frames(
             the time before it.
         ref: The span.
         settings: Number of frames, and limits.
-        end_s: End of the last frame; With None the last frame lasts as long as the average frame, because
-            demuxers disagree about its end.
+        end_s: End of the last frame; with None, the last frame lasts as long as the average frame, because demuxers
+            disagree about its end.
 
     Raises:
         MediaError: The clip has no frames, is too long, or its span is empty.

@@ -1,4 +1,4 @@
-"""A counting task: red and blue dots in the cells of a grid; the thought counts each color."""
+"""A counting task: its pictures show red and blue dots in the cells of a grid, and its thoughts count each color."""
 
 from collections.abc import Callable
 
