@@ -69,9 +69,9 @@ def write_whole(path: Path, content: str | bytes, *, shared: bool = False, durab
 
     Args:
         path: Path of the file; missing folders are created.
-        content: Text is written as UTF-8.
+        content: Bytes, or text, which is written as UTF-8.
         shared: Several processes may write the same file at once.
-        durable: Flush the file to the disk before the call returns.
+        durable: True to flush the file to the disk before the call returns.
 
     Raises:
         DiskError: The disk refuses; the file is as it was before.
@@ -102,7 +102,7 @@ def write_json(path: Path, content: Mapping[str, Any], *, ascii_only: bool = Tru
     Args:
         path: Path of the file.
         content: Values that JSON can hold.
-        ascii_only: Escape all other characters.
+        ascii_only: True to escape all other characters.
         shared: Several processes may write the same file at once.
 
     Raises:
@@ -115,7 +115,7 @@ def write_json(path: Path, content: Mapping[str, Any], *, ascii_only: bool = Tru
 def folder_beside(target: Path, *, made: bool = True) -> Iterator[Path]:
     """A new temporary folder beside a target, for the block to fill and to rename; removed if the block fails.
 
-    A leftover of a killed process is removed first: the name is one that no user gives to a folder. With `made` false
+    A leftover of a killed process is removed first; no user would give a folder such a name. With `made` false
     the block creates the folder itself.
     """
     temporary = target.with_name(f".{target.name}.mmrl-partial")

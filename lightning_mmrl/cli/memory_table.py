@@ -67,7 +67,7 @@ def hints(config: RunSettings, name: str, shape: ModelShape, lengths: Lengths) -
 
 
 def memory_hint(config: RunSettings, name: str) -> str:
-    """Keys by which a stage that ran out of memory uses less.
+    """Keys that make a stage that ran out of memory use less memory.
 
     First come keys that do not change its outcome, with which a begun stage continues. The next ones need
     `--allow-changes`; the last are the suggestions of `mmrl plan`.

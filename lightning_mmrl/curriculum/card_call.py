@@ -127,7 +127,7 @@ def _beginning(facts: Mapping[str, Any], config: Mapping[str, Any], kinds: tuple
 
 
 def _content(kinds: tuple[str, ...], media: Mapping[str, Any], *, is_omni: bool, interleaves: bool) -> str:
-    """Fills `content`, the media of the user's turn, and `media`, the processor's arguments for them."""
+    """Writes code that sets `content` (the media of the user's turn) and `media` (the processor's arguments)."""
     lines = [
         "",
         "content, media = [], {}",
@@ -162,7 +162,7 @@ def _prompt(facts: Mapping[str, Any], kinds: tuple[str, ...]) -> str:
 
 
 def _answer(facts: Mapping[str, Any], kinds: tuple[str, ...], config: Mapping[str, Any], *, interleaves: bool) -> str:
-    """Generates and prints the answer, without ids of media and of the markers around them."""
+    """Writes code that generates and prints an answer without ids of media and of the markers around media."""
     marks = (f"{what}_{side}_token_id" for what in ("vision", "audio") for side in ("start", "end"))
     pads = (f"{kind}_token_{word}" for kind in ("image", "video", "audio") for word in ("id", "index"))
     media_ids = sorted({config[key] for key in (*marks, *pads) if isinstance(config.get(key), int)})

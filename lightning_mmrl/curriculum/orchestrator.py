@@ -258,7 +258,7 @@ class StageOrchestrator:
         try:
             yield
         except BaseException:
-            with suppress(DiskError):  # must not hide why the stage ended; the next start handles the record
+            with suppress(DiskError):  # a second error must not hide the first; the next start handles the record
                 self._save(running_id=None, running_name=None)
             raise
         self._save(running_id=None, running_name=None)

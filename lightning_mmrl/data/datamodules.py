@@ -158,7 +158,7 @@ class OmniDataModule(lightning.LightningDataModule):
         )
 
     def val_dataloader(self) -> "DataLoader[Any] | list[DataLoader[Any]]":
-        """A loader of the validation prompts in manifest order, each once; an empty list without validation data."""
+        """A loader that yields each validation prompt once, in manifest order; an empty list if there are none."""
         if self.validation_set is None or self._validation is None:
             return []
         return eval_loader(

@@ -11,7 +11,7 @@ RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 @runtime_checkable
 class RewardFn(Protocol):
-    """Scores one completion of one sample; `None` means that it does not apply to this sample."""
+    """Scores one completion of one sample; `None` means that the reward does not apply to this sample."""
 
     def __call__(self, sample: Sample, completion: Completion) -> float | None: ...
 
@@ -52,7 +52,7 @@ class Tracker(Protocol):
     ) -> TrackedRun: ...
 
     def close(self) -> None:
-        """Delivers what is queued and releases the connection."""
+        """Delivers queued entries and releases the connection."""
         ...
 
 

@@ -45,7 +45,7 @@ _SIGNS = str.maketrans(
     }
 )
 _MONEY = "\u00a4"
-"""Placeholder for a dollar sign that means money, while other dollar signs enclose formulas."""
+"""Placeholder for a dollar sign that means money; all other dollar signs enclose formulas."""
 _DISPLAY = re.compile(r"\$\$([^$]+)\$\$")
 _INLINE = re.compile(r"(?<!\\)\$([^$]*[^$\\ ]) ?\$(?![0-9])|(?<!\\)\$ ([^$]+) \$")
 _ROOT = re.compile(r"\\sqrt ?([0-9]+|[a-z])(?![0-9])")

@@ -13,8 +13,8 @@ class ScriptedEngine:
     """Answers every prompt with the texts that `script` gives for it; sampler log-probabilities are zero.
 
     Args:
-        script: Sample id to the texts of its completions; the first `group_size` are used.
-        encode: Text to token ids, closed by the end-of-sequence token.
+        script: Maps a sample id to the texts of its completions, of which the first `group_size` are used.
+        encode: Turns a text into token ids that end with the end-of-sequence token.
         pad_token_id: Fills shorter rows.
     """
 

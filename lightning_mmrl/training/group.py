@@ -65,7 +65,7 @@ class RankGroup:
         """Rank 0 runs the block before the other ranks, so that they find the files that it wrote.
 
         Raises:
-            Interrupted: Rank 0 was interrupted in the block, and so was this one.
+            Interrupted: Rank 0 failed or was interrupted in the block, and a signal asked this rank to end as well.
             StageError: Rank 0 failed in the block.
         """
         if not self.leads:

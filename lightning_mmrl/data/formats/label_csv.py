@@ -53,7 +53,7 @@ class CsvRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelCsv:
-    """The rows of a CSV; `columns` maps each purpose to the column used for it, `notes` say how others were read."""
+    """The rows of a CSV; `columns` maps purposes to columns, and `notes` name columns that looked like a split."""
 
     rows: tuple[CsvRow, ...]
     problems: tuple[Problem, ...]

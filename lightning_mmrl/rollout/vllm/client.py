@@ -29,7 +29,7 @@ class TooLateError(RolloutError):
 
 
 class KeyRefusedError(RolloutError):
-    """The server refuses the key, or asks for none."""
+    """The server refuses the key, or does not ask for a key."""
 
 
 class Client:
@@ -37,8 +37,8 @@ class Client:
 
     Args:
         url: Address of the server, without a path.
-        key: The key that it asks for.
-        timeout_s: Longest time to an answer; with many requests at once, longest time without any answer.
+        key: The key that the server asks for.
+        timeout_s: Longest wait for an answer; with many requests at once, the longest wait for the next answer of any.
         connections: Largest number of open requests.
     """
 
@@ -98,9 +98,10 @@ class Client:
 
         Raises:
             UnreachableError: No server answers.
-            TooLateError: It takes longer than a healthy server.
-            KeyRefusedError: It asks for another key, or answers without one: then `mmrl serve` did not start it.
-            RolloutError: It is not healthy.
+            TooLateError: The server takes longer than a healthy one.
+            KeyRefusedError: The server asks for another key, or answers without a key: then `mmrl serve` did not start
+                it.
+            RolloutError: The server is not healthy.
         """
         path = "/health"
         status, text = self.wait(self._limited(path, PROBE_S, self._answer("GET", path, None, show_key=False)))

@@ -1,6 +1,6 @@
 # pyright: reportMissingImports=false
 # vllm is an extra that the type checker's environment does not have.
-"""Weights to a server's GPUs over vLLM's own transfer interface with NCCL. **Not measured**: NCCL needs GPUs."""
+"""Sends weights to a server's GPUs with NCCL (**not measured**), over vLLM's own transfer interface."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -60,7 +60,7 @@ class Control:
 
 
 class NCCLTransfer:
-    """Rank 0 of the trainer joins the server's workers in a group of their own, and broadcasts to them.
+    """Broadcasts weights from rank 0 of the trainer to the server's workers, in a process group with these alone.
 
     A broadcast whose other side is gone never returns, so it runs in a thread that is abandoned after the limit.
     """
@@ -72,7 +72,7 @@ class NCCLTransfer:
     def send(self, weights: WeightStream) -> None:
         """Joins the workers on first use, then sends."""
         source = PolicySource(weights)
-        engine, self._engine = self._engine, None  # kept only if it succeeds
+        engine, self._engine = self._engine, None  # stored again only after a success
         if engine is None:
             engine = self._limited(lambda: self._join(source), "join the server's workers")
         engine.source = source
@@ -113,7 +113,7 @@ class NCCLTransfer:
 
 
 class _ThreadedWork(threading.Thread):
-    """Work on a daemon thread, which does not keep the process from ending."""
+    """Runs work on a daemon thread, which does not keep the process from ending."""
 
     def __init__(self, work: Callable[[], Any]) -> None:
         super().__init__(daemon=True)

@@ -1,6 +1,6 @@
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 # vllm is an extra that the type checker's environment does not have.
-"""vLLM in this process, on the device that trains.
+"""Runs vLLM in this process, on the device that trains.
 
 The model is built with random weights, and the first push replaces all of them. Every push empties the prefix,
 multimodal and encoder caches in the scheduler and in the worker. Otherwise encoder outputs of old weights would stay in
@@ -43,7 +43,7 @@ def _generators_kept() -> Iterator[None]:
 
 
 class ProcessHost:
-    """Implements `Host` with an LLM in this process; with several ranks each has one of its own.
+    """Implements `Host` with an LLM in this process; with several ranks, each rank has its own LLM.
 
     Raises:
         RolloutError: vllm is not installed, or the model cannot be loaded.
@@ -197,7 +197,7 @@ class ProcessHost:
 
 @contextmanager
 def _default_group_kept() -> Iterator[None]:
-    """Keeps vLLM from ending the default process group, which it takes for one of its own."""
+    """Keeps vLLM from ending the default process group, which vLLM would mistake for its own."""
     destroy = dist.destroy_process_group
 
     def destroy_others(group: Any = None) -> None:

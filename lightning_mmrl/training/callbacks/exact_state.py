@@ -87,7 +87,7 @@ class ExactState(Callback):
     def on_before_optimizer_step(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """From here to the next safe point the weights belong to no finished step."""
+        """Holds signals back: from here to the next safe point, the weights belong to no finished step."""
         self._interruption.hold()
 
     def on_train_batch_end(
