@@ -121,7 +121,7 @@ def _out_of_memory(error: BaseException) -> Refusal | None:
         return None
     where = "this machine" if "allocate memory" in text else "the device"
     _, allocator, rest = text.partition("DefaultCPUAllocator")  # the text after the place in torch's source
-    said = ". ".join((allocator + rest if allocator else text).split(". ")[:2]).rstrip(".")  # the rest is advice
+    said = ". ".join((allocator + rest if allocator else text).split(". ")[:2]).rstrip(".")  # later text is advice
     return Refusal(problem=f"no memory is left on {where} ({said})", remedy=_LESS_MEMORY, memory=True)
 
 

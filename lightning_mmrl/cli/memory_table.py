@@ -52,7 +52,7 @@ def estimates(config: RunSettings, stage: StageSettings, shape: ModelShape, leng
 
 
 def hints(config: RunSettings, name: str, shape: ModelShape, lengths: Lengths) -> list[str]:
-    """The fewest keys to set so that a stage fits the most devices: first training its weights, then an adapter."""
+    """The fewest keys that let a stage fit the most devices: first to train its weights, then to train an adapter."""
     stage, found = config.stages[name], []
     towers = [group for group in shape.stacks if group != "text"]
     best = _fitting(config, stage, shape, lengths)

@@ -57,7 +57,7 @@ class Ratio(Protocol):
 
 
 class Schedule(Protocol):
-    """Gives a multiplier for a step, counted from 0, and the total number of steps."""
+    """Maps a step, counted from 0, and the total number of steps to a multiplier."""
 
     def __call__(self, step: int, num_steps: int) -> float: ...
 

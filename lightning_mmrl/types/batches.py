@@ -125,9 +125,10 @@ class Rollout(_Movable):
     """G sampled completions for each of B prompts, N rows in all.
 
     `completion_mask` is True on sampled tokens up to and including the end-of-sequence token. `sampler_logprobs` are
-    the engine's own, of log_softmax(logits / T) with banned ids at minus infinity; if the engine sampled only from some
-    of the tokens (top-p), their probabilities are scaled to sum to one. They are zero where the mask is False.
-    `policy_version` is, for each completion, the number of the last push before it was sampled.
+    the engine's values of log_softmax(logits / T) with banned ids at minus infinity; if the engine sampled only from
+    some of the tokens (top-p), their probabilities are scaled to sum to one. Where the mask is False,
+    `sampler_logprobs` are zero. `policy_version` is, for each completion, the number of the last push before it was
+    sampled.
     """
 
     completion_ids: Int[Tensor, "N C"]

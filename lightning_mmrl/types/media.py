@@ -56,7 +56,7 @@ class DecodedAudio:
 
 
 def decisive(settings: MediaSettings) -> dict[str, int | float]:
-    """The settings that determine how media are decoded, by name; all others are left out.
+    """Everything that determines a decoded medium, by name; further keys of a subclass of the settings are left out.
 
     >>> decisive(MediaSettings(num_frames=4))["num_frames"]
     4

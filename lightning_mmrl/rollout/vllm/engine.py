@@ -75,7 +75,7 @@ class VLLMEngine:
 
     @cached_property
     def _host(self) -> Host:
-        """Made with the first push and not with the stage, which rank 0 builds first: vLLM joins all ranks together."""
+        """Created at the first push, which all ranks reach together, as vLLM requires; rank 0 builds stages first."""
         if self._settings.server is None:
             return ProcessHost(self.policy, self._encoder, self._settings)
         from lightning_mmrl.rollout.vllm.server import ServerHost  # its HTTP library comes with vllm
