@@ -29,7 +29,7 @@ def read_json(path: Path, remedy: str) -> Any:
 
     Args:
         path: The file.
-        remedy: The user's way out, for the error message.
+        remedy: The way for the user to fix the problem, for the error message.
 
     Raises:
         PermissionError: The file belongs to somebody else.
@@ -113,7 +113,7 @@ def write_json(path: Path, content: Mapping[str, Any], *, ascii_only: bool = Tru
 
 @contextmanager
 def folder_beside(target: Path, *, made: bool = True) -> Iterator[Path]:
-    """A new temporary folder beside a target, for the block to fill and to rename; removed if the block fails.
+    """Gives the block a new temporary folder next to a target, to fill and to rename; removes it if the block fails.
 
     A leftover of a killed process is removed first; no user would give a folder such a name. With `made` false
     the block creates the folder itself.
@@ -155,7 +155,7 @@ _missing: dict[tuple[str, str], _Missing] = {}
 
 @contextmanager
 def dispensable(what: str, folder: Path) -> Iterator[None]:
-    """Wraps an optional write: if the disk refuses it, the command goes on with one warning.
+    """Wraps an optional write: if the disk refuses it, the command continues after one warning.
 
     At the end of the command `take_missing` reports how much is missing.
 

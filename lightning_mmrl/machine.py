@@ -22,7 +22,7 @@ class Refusal:
 
     Attributes:
         problem: A clause, with the file if it is known.
-        remedy: The user's way out, in the imperative.
+        remedy: The way for the user to fix the problem, in the imperative.
         memory: True if memory ran out, False if a disk refused.
     """
 

@@ -20,8 +20,8 @@ class Attempt:
     """A stage that has begun.
 
     Attributes:
-        content: The configuration that decides its outcome, as in `StageSpec`.
-        input_digest: Hash of the weights that it started from.
+        content: The configuration that determines the stage's outcome, as in `StageSpec`.
+        input_digest: Hash of the weights that the stage started from.
         tracking_id: Id of the stage's run in the tracker.
     """
 
@@ -36,7 +36,7 @@ class Attempt:
 
     @classmethod
     def read(cls, folder: Path) -> "Attempt | None":
-        """The attempt whose states lie in a folder; None if there is no state to resume from.
+        """The attempt whose states are in a folder; None if there is no state to resume from.
 
         Raises:
             StageError: There are states, but the record of the attempt is damaged.

@@ -52,12 +52,12 @@ _AGAIN = "restore it, or run the stage again under a new run_name"
 
 
 def write_handoff(directory: Path, export: Callable[[Path], None], facts: Mapping[str, Any]) -> str:
-    """Exports into a folder beside the target, seals it with the hashes of its files, and renames it into place.
+    """Exports into a temporary folder next to the target, seals the files with their hashes, and renames the folder.
 
     Args:
         directory: Target; an existing folder is replaced last.
         export: Writes the Hugging Face folder.
-        facts: What a user of the checkpoint must know (prompt template, media settings, labels, lineage).
+        facts: Facts that a user of the checkpoint must know (prompt template, media settings, labels, lineage).
 
     Returns:
         The hash of all files, in subfolders too, without the path of an adapter's base and without the facts: the same
@@ -120,7 +120,7 @@ def check_handoff(directory: Path) -> dict[str, Any]:
     """Reads the seal of a handoff, and checks that the sealed files are there, unchanged, and the only ones.
 
     Raises:
-        StageError: A file is missing, changed, or not one that was sealed, or the seal is damaged.
+        StageError: A file is missing, changed or not in the seal, or the seal is damaged.
     """
     facts = sealed(directory)
     files = facts["files"]

@@ -179,7 +179,7 @@ class StageOrchestrator:
                 handoff_seal=seal,
             )
             finished = FinishedStage(digest=spec.digest, content=spec.content, result=result, training_metrics=metrics)
-            # Saved before the evaluation: if that fails, the training is not lost.
+            # Saved before the evaluation, so that the training is not lost if the evaluation fails.
             self._save(stages={**self._manifest.stages, spec.name: finished})
             shutil.rmtree(folder / STATES, ignore_errors=True)  # the handoff replaces them
             self._evaluate_stage(spec, run, parent)
@@ -187,8 +187,8 @@ class StageOrchestrator:
     def _continued(self, spec: StageSpec, folder: Path, input_digest: str) -> str | None:
         """Returns the tracked run of the attempt that the stage resumes; if there is none to resume, clears the folder.
 
-        An attempt that was killed before its first state is resumed as well, so that its tracked run goes on. An
-        attempt that cannot be resumed is kept beside the folder if it has a state.
+        An attempt that was killed before its first state is resumed as well, so that its tracked run continues. An
+        attempt that cannot be resumed is moved aside if it has a state.
         """
         attempt = Attempt.begun(folder)
         if attempt is not None:

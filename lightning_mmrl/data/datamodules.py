@@ -173,7 +173,7 @@ class OmniDataModule(lightning.LightningDataModule):
         return 0 if self.validation_set is None else len(self.validation_set)
 
     def refill_batch(self) -> PromptBatch:
-        """This rank's share of the next batch of extra prompts, for an iteration that needs more than its own batch.
+        """This rank's share of the next batch of extra prompts, for an iteration whose own batch does not suffice.
 
         Extra prompts come from the same sources with the same weights, but in a separate order: the n-th extra batch
         depends only on the seed and n, and the loader's order does not depend on the number of extra batches.

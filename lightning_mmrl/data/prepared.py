@@ -183,7 +183,7 @@ class PreparedSet(Dataset[EncodedSample]):
     def _use(self) -> dict[str, object]:
         """The settings that decide, besides the files, whether a sample can be used.
 
-        If one of them changes, all samples are decided anew. So each is listed explicitly, and a new setting is added
+        If one of them changes, all samples are judged again. So each is listed explicitly, and a new setting is added
         only if it affects the decision.
         """
         encoder, media, prompt = self._pipeline.encoder, self._pipeline.settings, self._template.settings

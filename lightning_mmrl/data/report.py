@@ -110,7 +110,7 @@ def summarize(inventory: Inventory) -> Report:
         num_bad = sum(problem.file == str(path) for problem in inventory.problems)
         for name, entries in (groups or {path.stem: []}).items():
             rows.append(_split(name, entries, num_bad, inventory))
-            num_bad = 0  # the split of a bad line is unknown, so it counts for the first split only
+            num_bad = 0  # the split of a bad line is unknown, so bad lines count for the first split only
     # Lines are the same sample if ids and media are equal, or without media, ids and questions.
     distinct: dict[Hashable, Sample] = {}
     for entry in inventory.entries:

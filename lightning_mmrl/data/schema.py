@@ -70,7 +70,7 @@ class LoadedManifest:
     """The content of a manifest without problems.
 
     Attributes:
-        samples: Its samples in the order of the lines.
+        samples: The manifest's samples in the order of the lines.
         digest: SHA-256 of the file, in hexadecimal digits.
     """
 

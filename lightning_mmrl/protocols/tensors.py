@@ -112,7 +112,7 @@ class RolloutEngine(Protocol):
         greedy: bool = False,
         max_new_tokens: int | None = None,
     ) -> Rollout:
-        """Samples `group_size` completions for each prompt; only `seeds[b][g]` decides the noise of that row.
+        """Samples `group_size` completions for each prompt; the noise of a row depends only on `seeds[b][g]`.
 
         A completion has at most `max_new_tokens` tokens; None means the engine's own limit.
         """

@@ -39,7 +39,7 @@ class MathAnswer:
     intervals in order.
 
     Units are converted (`0.05 m` is `5 cm`), and a unit of another kind is wrong. The unit may be missing in the
-    answer or in the solution, since in published datasets the question mostly names the unit. Percent is a value: 50 %
+    answer or in the solution, since in published datasets the question usually names the unit. Percent is a value: 50 %
     is 0.5, and 7 % is not 7; but a bare 50 is right for a solution of 50 %. The noun that the answer counts (`7
     apples`) must not contradict the noun of the solution.
 

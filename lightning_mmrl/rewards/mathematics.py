@@ -68,9 +68,9 @@ class Quantity:
 
     Attributes:
         formula: LaTeX, without the name and the unit.
-        name: Left side of its equation, if any.
-        unit: Its unit, if any.
-        noun: Stems of the nouns that it counts.
+        name: Left side of the equation, if there is one.
+        unit: Unit of the quantity, if there is one.
+        noun: Stems of the nouns that the number counts.
         is_verbatim: True if the formula is a whole text that only math-verify can read.
     """
 

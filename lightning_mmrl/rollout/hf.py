@@ -26,8 +26,8 @@ class HFEngine:
     Args:
         policy: The policy to sample from.
         decode: Turns token ids into text, without special tokens.
-        eos_token_ids: Any of them ends a completion and counts as its last token.
-        pad_token_id: Fills rows after their end.
+        eos_token_ids: Tokens that end a completion; the one that ends it counts as its last token.
+        pad_token_id: Token that fills rows after their end.
         sampling: Maximum length, at which a completion without an end is truncated, and top-p; the temperature is the
             policy's. With a top-p below 1 `sampler_logprobs` are renormalized over the remaining tokens, so a policy
             gradient on such rollouts needs a correction.
@@ -77,10 +77,10 @@ class HFEngine:
         self.version = version
 
     def sleep(self) -> None:
-        """There is nothing to give back."""
+        """Does nothing, because the engine holds no device memory itself."""
 
     def close(self) -> None:
-        """The policy is not the engine's."""
+        """Does nothing, because the engine does not own the policy."""
 
     @torch.no_grad()
     def generate(

@@ -63,7 +63,7 @@ def connect(tracking_uri: str, experiment: str, *, run_id: str | None = None) ->
         run_id: A run whose experiment is used in place of `experiment`.
 
     Raises:
-        ConfigError: The URI has another form, nothing usable answers at it, or it has no run `run_id`.
+        ConfigError: The URI has another form, no usable store answers at it, or the store has no run `run_id`.
     """
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)

@@ -87,7 +87,7 @@ class MlflowDelivery:
             raise UndeliverableError(f"malformed entry: {error!r}") from error
 
     def _still_true(self, run_id: str, entry: Entry) -> Mapping[str, Any]:
-        """The payload of a late entry without tags that the run has by now, and with the status of an ended run."""
+        """The payload of a late entry without tags that the run already has; a run that has ended keeps its status."""
         run = find_run(self._connection, run_id)
         if entry.operation == "tags":
             return {key: value for key, value in entry.payload.items() if key not in run.data.tags}

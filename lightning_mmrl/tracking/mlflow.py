@@ -55,7 +55,7 @@ class MlflowTracker:
         spool_dir: Folder for undelivered entries, used by one tracker at a time.
 
     Raises:
-        ConfigError: The URI has another form, nothing usable answers at it, or MLFLOW_RUN_ID names no run there.
+        ConfigError: The URI has another form, no usable store answers at it, or the store has no run MLFLOW_RUN_ID.
     """
 
     def __init__(self, settings: TrackingSettings, spool_dir: Path) -> None:

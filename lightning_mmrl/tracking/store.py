@@ -75,7 +75,7 @@ def deliver_leftovers(config: RunSettings, say: Callable[[str], object]) -> None
 
     Args:
         config: The configuration that `settle_tracking` returned.
-        say: Is told, in a line or two, what was delivered, or why not.
+        say: Receives a line or two about the delivery, or about the reason why it failed.
     """
     uri = config.tracking.uri
     if uri is None:

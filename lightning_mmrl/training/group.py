@@ -22,7 +22,7 @@ from lightning_mmrl.training.ranks import ProcessRanks
 T = TypeVar("T")
 
 PATIENCE = timedelta(days=7)
-"""How long ranks wait for rank 0, which may be generating a dataset, decoding one or downloading a model."""
+"""Maximum wait of the ranks for rank 0, which may be generating or decoding a dataset, or downloading a model."""
 
 
 class RankGroup:

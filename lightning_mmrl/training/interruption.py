@@ -45,7 +45,7 @@ class Interruption:
 
     Attributes:
         pending: The signal that was received, if one was.
-        holding: Whether a signal would wait now.
+        holding: Whether a signal that arrives now is held back.
     """
 
     def __init__(self) -> None:
@@ -94,7 +94,7 @@ class Interruption:
         try:
             yield
         except BaseException:
-            self.holding = False  # the error ends the run as well, and says why
+            self.holding = False  # the error ends the run anyway, and gives the reason
             raise
         self.release()
 

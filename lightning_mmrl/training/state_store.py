@@ -28,7 +28,7 @@ class StoredState:
 
     Attributes:
         step: Steps of the stage that were finished when it was saved.
-        folder: Its folder.
+        folder: Folder of the state.
         facts: The facts that were saved with it.
     """
 

@@ -56,7 +56,7 @@ class ShardedStrategy(ModelParallelStrategy):
     """FSDP2 that saves by copying its shards to the host; a thread may write the copy while training goes on."""
 
     def setup_environment(self) -> None:
-        """Joins the processes; the writing threads communicate in a group of their own, over gloo."""
+        """Joins the processes, and makes a separate gloo group in which the writing threads communicate."""
         super().setup_environment()
         self._writers = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
 

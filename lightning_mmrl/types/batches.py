@@ -187,8 +187,8 @@ class LossInputs(_Movable):
 class LossOutput(_Movable):
     """Unreduced losses, to be reduced by an aggregation; zero, False and 1 where the completion mask is False.
 
-    `clipped` is True where the clip, not the surrogate, decides the gradient. `ratios` are the probability ratios that
-    the clip applies to.
+    `clipped` is True where the clip, not the surrogate, determines the gradient. `ratios` are the probability ratios
+    that the clip applies to.
     """
 
     token_losses: Float[Tensor, "N C"]
@@ -202,7 +202,7 @@ class CorrectionOutput(_Movable):
 
     `ratios` are the weights before they were bounded, and `clipped` is True where a bound decides. Where the completion
     mask is False, weights and ratios are 1 and `clipped` is False. `counted` is True once for each ratio: at every
-    token with a ratio of its own, and at the first token of several that share one.
+    token that has its own ratio, and at the first of several tokens that share a ratio.
     """
 
     weights: Float[Tensor, "N C"]

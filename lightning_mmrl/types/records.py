@@ -82,9 +82,9 @@ class Score:
 class StageSpec:
     """A stage as the orchestrator sees it: its name, its place in the order, and its settings.
 
-    `content` is the resolved configuration that decides the outcome, dotted keys to values. `digest` is the hash of
-    this content and of the digests of the stages that the stage builds on; a finished stage is reused only while its
-    digest is unchanged. `evaluation` is the hash of the settings with which the stage's handoff is evaluated.
+    `content` is the resolved configuration that determines the outcome, from dotted keys to values. `digest` is the
+    hash of this content and of the digests of the stages that the stage builds on; a finished stage is reused only
+    while its digest is unchanged. `evaluation` is the hash of the settings with which the stage's handoff is evaluated.
     """
 
     name: str

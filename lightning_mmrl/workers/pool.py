@@ -29,7 +29,7 @@ _LATE_COST = 4
 """A worker that was not ready in time counts as this many killed ones, because each takes minutes."""
 
 ATTEMPTS = 4
-"""How often `map_patiently` calls an item whose worker died or ran out of time."""
+"""Number of times that `map_patiently` calls an item whose worker died or ran out of time."""
 LAST_DEADLINE_FACTOR = 2.0
 """Factor on the deadline in the last attempt, because the machine may be busy for a while."""
 

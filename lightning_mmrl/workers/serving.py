@@ -26,7 +26,7 @@ class OverrunError(MmrlError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Bounds of a call; None: no limit.
+    """Bounds of a call; None means no limit.
 
     Attributes:
         soft_deadline_s: Seconds after which an exception interrupts the call, if it runs Python code or sleeps. The

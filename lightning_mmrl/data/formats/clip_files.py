@@ -68,7 +68,7 @@ class ClipFolder:
         """The name in the Unicode form of the existing files; None if no file matches, or several do."""
         parts, folder = [], self.real
         for part in PurePosixPath(name).parts:
-            # Nothing outside the root is listed.
+            # Folders outside the root are never listed.
             if part in ("/", "..") or not folder.resolve().is_relative_to(self.real):
                 return None
             names = self._names(folder)

@@ -30,8 +30,8 @@ class Clip:
     Attributes:
         row: The row of the CSV.
         real: The file, with all links resolved.
-        path: Its path below the media root.
-        tracks: Its tracks, once it is decoded.
+        path: The file's path below the media root.
+        tracks: The file's tracks, once it is decoded.
     """
 
     row: CsvRow
@@ -41,7 +41,7 @@ class Clip:
 
     @property
     def kinds(self) -> tuple[MediaKind, ...]:
-        """The kinds of its tracks."""
+        """The kinds of the file's tracks."""
         return tuple(track.kind for track in self.tracks)
 
 

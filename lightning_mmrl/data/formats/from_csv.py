@@ -207,7 +207,7 @@ def _groups(clips: Sequence[Clip], by_speaker: bool) -> list[str]:
 
 
 def _unlike_names(clips: Sequence[Clip]) -> list[str]:
-    """Notes about files whose content is of another kind than their names say; the content counts."""
+    """Notes about files whose content is of another kind than their names suggest; the content decides."""
     notes = []
     for path, kinds in dict.fromkeys((clip.path, clip.kinds) for clip in clips):
         named = (mimetypes.guess_type(path)[0] or "").partition("/")[0]

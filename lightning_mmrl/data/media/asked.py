@@ -31,7 +31,7 @@ def chosen_media(
     Args:
         files: Videos, pictures and sounds.
         settings: Decode limits.
-        decoder: Its workers inspect the files.
+        decoder: The decoder whose workers inspect the files.
         sound: A sound file that replaces the sound of the videos.
         hear: False to leave out the sound of videos.
 

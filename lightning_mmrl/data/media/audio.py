@@ -75,7 +75,7 @@ def _read(file: MediaFile, settings: MediaSettings) -> tuple[Mixdown, float]:
             raise MediaError(f"{path}: no audio track; remove the <audio> tag or name a separate sound file")
         try:
             if tracks.format in _SOUNDFILE_FORMATS and tracks.video is None:
-                # FFmpeg knows more codecs in these containers; if it fails too, its message says what is wrong.
+                # FFmpeg reads more codecs in these containers; if FFmpeg fails too, its message explains the fault.
                 with suppress(soundfile.SoundFileError, RuntimeError):
                     return _read_soundfile(file, settings)
             return _read_track(file, container, tracks, settings)

@@ -35,7 +35,7 @@ class DecodeTask:
     """One medium to decode.
 
     Attributes:
-        path: Its file, with all links resolved.
+        path: The file of the medium, with all links resolved.
         ref: The kind and span to decode.
         settings: Decode settings and limits.
         root: The folder that must contain the opened file; None for a file that the user named.
@@ -92,7 +92,7 @@ READERS = {"image": read_image, "video": read_video, "audio": read_audio}
 
 
 class GuardedDecoder:
-    """Runs decoders in spawned workers; a file that hangs or crashes its decoder fails alone, and the run goes on.
+    """Runs decoders in spawned workers; if a file hangs or crashes its decoder, only that file fails.
 
     Args:
         workers: Number of decoder processes.

@@ -45,7 +45,7 @@ class MediaFile:
     """An open file.
 
     Attributes:
-        path: Its name, used only in messages.
+        path: Name of the file, used only in messages.
         descriptor: File descriptor that is open for reading until `open_media` ends.
         identity: Identity of the open file.
         container: FFmpeg's names of its format, once detected from the content; later openings must use the same one.

@@ -11,7 +11,7 @@ from lightning_mmrl.settings.data import MediaSettings
 from lightning_mmrl.types.records import MediaRef
 
 _STILL_S = 0.04
-"""How long a clip of a single frame lasts."""
+"""Duration of a clip that has a single frame."""
 
 _CLOCK_S = 1e-3
 """A frame that starts at most this long after a chosen time counts as visible then, so that rounding has no effect."""

@@ -18,7 +18,7 @@ _JITTER_PX = 2.0
 
 
 def compose(plan: Plan) -> Problem:
-    """Draw as many dots as the label says, each of them red or blue."""
+    """Draw the number of dots that is the label; each dot is red or blue."""
     rng = plan.generator()
     total = int(plan.label)
     red = int(rng.integers(total + 1))

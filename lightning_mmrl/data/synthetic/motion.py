@@ -35,7 +35,7 @@ _DRIFT_PX = 2.0
 
 
 def compose(plan: Plan) -> Problem:
-    """Render a disk that moves as the label says, at constant speed."""
+    """Render a disk that moves in the direction of the label, at constant speed."""
     rng = plan.generator()
     start, end = PATHS[plan.label][plan.serial % len(PATHS[plan.label])]
     radius = rng.uniform(*_RADIUS_PX)

@@ -14,7 +14,7 @@ from lightning_mmrl.rollout.vllm.keys import Key
 T = TypeVar("T")
 
 POLL_S = 0.1
-"""Seconds between two checks whether the run is to end."""
+"""Seconds between two checks whether the run must end."""
 PROBE_S = 5.0
 """Longest time in seconds that a healthy server takes to answer a health check."""
 UNAUTHORIZED = 401
@@ -55,7 +55,7 @@ class Client:
         return aiohttp.ClientSession(
             # The server closes idle connections after 5 s; a request at that moment would look like a lost server.
             connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=2),
-            # `call` and `gather` have limits of their own; a request that waits for a connection is not late.
+            # `call` and `gather` set their own limits; a request that waits for a connection is not late.
             timeout=aiohttp.ClientTimeout(total=None),
         )
 
@@ -74,7 +74,7 @@ class Client:
                 try:
                     return future.result(POLL_S)
                 except TimeoutError:
-                    if future.done():  # it finished just now, or failed with a TimeoutError of its own
+                    if future.done():  # it finished just now, or itself raised a TimeoutError
                         return future.result()
                     poll()
         except BaseException:

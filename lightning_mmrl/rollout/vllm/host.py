@@ -16,9 +16,9 @@ class SamplingRequest:
     Attributes:
         prompt: The prompt; its media are inputs of the towers.
         seeds: One seed per completion; None: greedy, without noise and without temperature.
-        temperature: Divides the logits.
+        temperature: Number that divides the logits.
         max_tokens: Longest completion.
-        stop_token_ids: Any of them ends a completion and counts as its last token.
+        stop_token_ids: Tokens that end a completion; the one that ends it counts as its last token.
         num_logprobs: How many of the likeliest tokens are returned with their log-probabilities at each place, in
             addition to the sampled token.
     """
@@ -63,7 +63,7 @@ class Host(Protocol):
         ...
 
     def sample(self, requests: Sequence[SamplingRequest], poll: Callable[[], None]) -> list[list[Sampled]]:
-        """Completions of every request, in its order of seeds; `poll` is called meanwhile; its errors end the call.
+        """Completions of every request, in the order of its seeds; `poll` is called meanwhile; its errors end the call.
 
         Raises:
             RolloutError: vLLM fails, or does not answer within its time.
@@ -71,7 +71,7 @@ class Host(Protocol):
         ...
 
     def push(self, weights: PolicyWeights, version: int) -> None:
-        """Takes over all weights, one tensor at a time, and empties the caches of everything computed with others.
+        """Takes over all weights, one tensor at a time, and empties the caches of results of earlier weights.
 
         Raises:
             RolloutError: A weight is missing, unknown to the model, or of another shape than in the model.

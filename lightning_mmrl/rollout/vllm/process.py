@@ -67,7 +67,7 @@ class ProcessHost:
         if self._joined:
             arguments["distributed_executor_backend"] = "external_launcher"
             # vLLM's launcher reads these variables, and not every cluster sets them. The current device is asked for,
-            # since the weights may lie on the CPU meanwhile.
+            # since the weights may be on the CPU at this time.
             own = torch.cuda.current_device() if torch.cuda.is_available() else 0
             os.environ.update(RANK=str(dist.get_rank()), LOCAL_RANK=str(own))
         with TemporaryDirectory(prefix="mmrl-vllm-") as folder, _threads_kept(), self._loading():
@@ -148,7 +148,7 @@ class ProcessHost:
 
     @_generators_kept()
     def sample(self, requests: Sequence[SamplingRequest], poll: Callable[[], None]) -> list[list[Sampled]]:
-        """Samples; each completion is a request with its own seed, and the prefix cache shares the prompt."""
+        """Samples each completion as a request with its own seed; the prefix cache shares the prompt."""
         from vllm import SamplingParams
 
         rows = [

@@ -156,7 +156,7 @@ class ServerHost:
             time.sleep(0.2)
 
     def sample(self, requests: Sequence[SamplingRequest], poll: Callable[[], None]) -> list[list[Sampled]]:
-        """Samples; the completions of one prompt are one request, and vLLM counts up from its first seed."""
+        """Samples the completions of a prompt in one request, for which vLLM counts up from the prompt's first seed."""
         bodies, owners = {}, []
         for owner, request in enumerate(requests):
             for body in self._bodies(request):

@@ -37,7 +37,7 @@ class VLLMServer:
         url: The address that `mmrl serve` was given.
         timeout_s: Longest time without an answer, to one call or to any completion of a rollout.
         restart_s: Longest time for a lost server to come back; 0: do not wait for it.
-        transfer: How weights get there: `nccl`, `files`, or `auto`, which is NCCL on CUDA and files elsewhere.
+        transfer: How weights reach the server: `nccl`, `files`, or `auto`, which is NCCL on CUDA and files elsewhere.
         exchange_dir: Folder for `files` that trainer and server both see under this path; None: the system's
             temporary folder, for a server on this machine.
         key_file: File with the key that the server asks for and the trainer shows, unless the environment has one;
@@ -74,7 +74,7 @@ class VLLMServer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VLLMSettings:
-    """How the engine shares its device.
+    """Settings that say how the engine shares its device.
 
     Attributes:
         gpu_memory_utilization: Share of a GPU's memory for the engine's weights, activations and cache.
