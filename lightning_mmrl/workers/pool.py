@@ -41,10 +41,10 @@ class WorkerError(MmrlError):
 class DeadlinePool:
     """Calls `function(item)` in `num_workers` spawned processes; a process whose item exceeds `deadline_s` is killed.
 
-    Each item gets the main thread of a process (math-verify calls `signal.alarm`:
-    huggingface/Math-Verify#55, verl#5839) and a wall-clock deadline. A killed or dead worker is replaced; only the
-    item that it held is lost. A worker leads its own process group: processes that a call starts die with the worker,
-    and all workers die with this process.
+    Each item has the main thread of a process to itself (math-verify calls `signal.alarm`: huggingface/Math-Verify#55,
+    verl#5839), and a wall-clock deadline. A killed or dead worker is replaced; only the item that it held is lost. A
+    worker leads its own process group: processes that a call starts die with the worker, and all workers die with this
+    process.
 
     Build the pool before CUDA is initialized and close it at the end. The function is pickled once and imported again
     in each worker, so a script that builds a pool needs the `if __name__ == "__main__"` guard. `limits` can add a soft

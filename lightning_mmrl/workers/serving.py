@@ -106,7 +106,7 @@ def lower_processor_time(share: float) -> None:
 
 
 def serve(connection: Connection, payload: bytes, limits: Limits, packages: Mapping[str, str]) -> None:
-    """Loads the function, reports to be ready, then serves one item at a time until the pipe closes.
+    """Loads the function, reports that the worker is ready, then serves one item at a time until the pipe closes.
 
     `packages` are the user's own packages that the parent finds, with the folder of each.
     """

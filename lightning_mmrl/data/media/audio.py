@@ -1,4 +1,4 @@
-"""Reads sound as a mono waveform on the file's clock; soundfile reads plain audio files, PyAV others."""
+"""Reads sound as a mono waveform on the file's clock, with soundfile or else PyAV, and resamples it with soxr."""
 
 from contextlib import suppress
 

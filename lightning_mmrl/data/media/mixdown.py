@@ -12,7 +12,7 @@ _JITTER_S = 0.010
 """Largest error of timestamps in a sound without gaps: containers round them to 1 ms, some to a packet."""
 
 _LOUDEST = 32.0
-"""The largest plausible sample (30 dB above full scale): codecs overshoot by less, 16-bit samples reach thousands."""
+"""The largest plausible sample (30 dB above full scale): codecs overshoot less, 16-bit values as floats far more."""
 
 _CANCELLED = 0.05
 """Largest power of a mix that gets a warning, as a share of the mean power of the channels."""

@@ -63,7 +63,7 @@ class Host(Protocol):
         ...
 
     def sample(self, requests: Sequence[SamplingRequest], poll: Callable[[], None]) -> list[list[Sampled]]:
-        """Completions of every request, in the order of its seeds; `poll` is called meanwhile; its errors end the call.
+        """Completions of every request, in the order of its seeds; errors of `poll`, which is called meanwhile, end it.
 
         Raises:
             RolloutError: vLLM fails, or does not answer within its time.

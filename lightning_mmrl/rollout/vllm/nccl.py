@@ -1,6 +1,6 @@
 # pyright: reportMissingImports=false
 # vllm is an extra that the type checker's environment does not have.
-"""Sends weights to a server's GPUs with NCCL (**not measured**), over vLLM's own transfer interface."""
+"""Sends weights to a server's GPUs with NCCL over vLLM's own transfer interface; **not measured**, for want of GPUs."""
 
 import threading
 from collections.abc import Callable, Iterator
