@@ -87,7 +87,8 @@ class DrawSampler(Sampler[list[Draw]]):
     samples in permutations. A draw depends on the seed and its serial number, not on the batch size.
 
     With several ranks, each batch is the same as in a run with a single process and is split among the ranks; rank 0
-    gets its first draws. The state is the number of whole batches and does not depend on the number of ranks.
+    gets the first draws of the batch. The state is the number of whole batches and does not depend on the number of
+    ranks.
 
     Args:
         sources: The sources, in the order of the concatenation.

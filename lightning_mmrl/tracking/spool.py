@@ -87,7 +87,7 @@ class Spool:
         # A point carries its step and its time, so it may overtake entries in memory.
         try:
             self._store([entry])
-        except OSError:  # memory is the last place that is left
+        except OSError:  # the entries can only be kept in memory now
             with self._changed:
                 self._pending.append(entry)
 

@@ -39,7 +39,7 @@ def training_trainer(
     """
     # A stage may have no validation split.
     warnings.filterwarnings("ignore", message="You defined a `validation_step` but have no `val_dataloader`")
-    # The data module resumes the order of the data; the loader need not.
+    # The data module resumes the order of the data, so the loader need not be resumable.
     warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
     return lightning.Trainer(
         **_placement(settings),

@@ -39,7 +39,7 @@ class DecodeTask:
         ref: The kind and span to decode.
         settings: Decode settings and limits.
         root: The folder that must contain the opened file; None for a file that the user named.
-        seen: Identity of the file when it was last looked at; if given, the file must still be the same.
+        seen: Identity of the file when it was last examined; if this is given, the file must still be the same.
     """
 
     path: Path

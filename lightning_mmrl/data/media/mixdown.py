@@ -21,7 +21,7 @@ _FASTEST_HZ = 768_000
 """The highest rate that recorders use. With a higher one, `max_duration_s` would not limit the number of samples."""
 
 _SILENCE = 1e-8
-"""Power of -80 dB. Below it, the noise determines how channels correlate."""
+"""Power of -80 dB; in quieter sound, noise determines how the channels correlate."""
 
 
 class Mixdown:

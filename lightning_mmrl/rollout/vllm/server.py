@@ -3,8 +3,8 @@
 """The trainer's side of a vLLM server on other devices or machines, which `mmrl serve` starts.
 
 Prompts with their media, and weights (`transfer`), go to `vllm serve` over its own interfaces. Every completion names
-the weights that it was sampled with, and completions of other weights are refused. A server that restarts meanwhile has
-lost the weights: they are pushed again, and open requests are sent again with the same seeds.
+the weights that it was sampled with, and completions of other weights are refused. A server that was restarted has lost
+the weights: they are pushed again, and open requests are sent again with the same seeds.
 """
 
 import time
@@ -74,7 +74,7 @@ class ServerHost:
             raise RolloutError(f"{error}; start it with mmrl serve, or mend rollout.settings.server.url") from error
 
     def _from_leader(self, item: Any) -> Any:
-        """The item of rank 0, on every rank."""
+        """Returns the item of rank 0 on every rank."""
         items = [item]
         if self._world_size > 1:
             dist.broadcast_object_list(items, src=0)
