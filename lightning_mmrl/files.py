@@ -29,7 +29,7 @@ def read_json(path: Path, remedy: str) -> Any:
 
     Args:
         path: The file.
-        remedy: The user's way out, for the error message.
+        remedy: The way for the user to fix the problem, for the error message.
 
     Raises:
         PermissionError: The file belongs to somebody else.
@@ -69,9 +69,9 @@ def write_whole(path: Path, content: str | bytes, *, shared: bool = False, durab
 
     Args:
         path: Path of the file; missing folders are created.
-        content: Text is written as UTF-8.
+        content: Bytes, or text, which is written as UTF-8.
         shared: Several processes may write the same file at once.
-        durable: Flush the file to the disk before the call returns.
+        durable: True to flush the file to the disk before the call returns.
 
     Raises:
         DiskError: The disk refuses; the file is as it was before.
@@ -102,7 +102,7 @@ def write_json(path: Path, content: Mapping[str, Any], *, ascii_only: bool = Tru
     Args:
         path: Path of the file.
         content: Values that JSON can hold.
-        ascii_only: Escape all other characters.
+        ascii_only: True to escape all other characters.
         shared: Several processes may write the same file at once.
 
     Raises:
@@ -113,9 +113,9 @@ def write_json(path: Path, content: Mapping[str, Any], *, ascii_only: bool = Tru
 
 @contextmanager
 def folder_beside(target: Path, *, made: bool = True) -> Iterator[Path]:
-    """A new temporary folder beside a target, for the block to fill and to rename; removed if the block fails.
+    """Gives the block a new temporary folder next to a target, to fill and to rename; removes it if the block fails.
 
-    A leftover of a killed process is removed first: the name is one that no user gives to a folder. With `made` false
+    A leftover of a killed process is removed first; no user would give a folder such a name. With `made` false
     the block creates the folder itself.
     """
     temporary = target.with_name(f".{target.name}.mmrl-partial")
@@ -155,7 +155,7 @@ _missing: dict[tuple[str, str], _Missing] = {}
 
 @contextmanager
 def dispensable(what: str, folder: Path) -> Iterator[None]:
-    """Wraps an optional write: if the disk refuses it, the command goes on with one warning.
+    """Wraps an optional write: if the disk refuses it, the command continues after one warning.
 
     At the end of the command `take_missing` reports how much is missing.
 

@@ -22,8 +22,8 @@ class Refusal:
 
     Attributes:
         problem: A clause, with the file if it is known.
-        remedy: The user's way out, in the imperative.
-        memory: True if memory is missing, False for a refusal of a disk.
+        remedy: The way for the user to fix the problem, in the imperative.
+        memory: True if memory ran out, False if a disk refused.
     """
 
     problem: str
@@ -120,8 +120,8 @@ def _out_of_memory(error: BaseException) -> Refusal | None:
     if not is_torch and not (isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY)):
         return None
     where = "this machine" if "allocate memory" in text else "the device"
-    _, allocator, rest = text.partition("DefaultCPUAllocator")  # after the place in torch's source
-    said = ". ".join((allocator + rest if allocator else text).split(". ")[:2]).rstrip(".")  # without advice
+    _, allocator, rest = text.partition("DefaultCPUAllocator")  # the text after the place in torch's source
+    said = ". ".join((allocator + rest if allocator else text).split(". ")[:2]).rstrip(".")  # later text is advice
     return Refusal(problem=f"no memory is left on {where} ({said})", remedy=_LESS_MEMORY, memory=True)
 
 
@@ -172,7 +172,7 @@ class _ThreadHook:
 def explain_in_threads() -> None:
     """Shows one line and no traceback when the machine refuses something in a thread of a library.
 
-    TensorBoard's writer passes its error on to the thread that logs, and raises it again in its own.
+    TensorBoard's writer passes its error on to the thread that logs, and also raises it in its own thread.
     """
     if not isinstance(threading.excepthook, _ThreadHook):
         threading.excepthook = _ThreadHook(threading.excepthook)

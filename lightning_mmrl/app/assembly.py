@@ -123,7 +123,7 @@ class Assembly:
         return policy
 
     def adapt(self, policy: Policy, config: AdapterSettings, stage: str) -> None:
-        """Puts a stage's adapter into its policy, and says what that changes."""
+        """Puts a stage's adapter into its policy, and tells the user what that changes."""
         refusal = policy.sharing_refusal
         num_trained = policy.adapt(config, f"stages.{stage}.adapter")
         self.console.say(f"stage {stage} trains an adapter of {num_trained} parameters; all weights stay as they are")
@@ -160,11 +160,11 @@ class Assembly:
         return make(policy, encoder=encoder, sampling=sampling, template=self.template, poll=poll)
 
     def base_checkpoint(self) -> Path:
-        """As `base_folder`, after a check of its files if it is a stage's handoff.
+        """Returns `base_folder`, after checking its files if it is a stage's handoff.
 
         Raises:
-            StageError: It is a handoff with missing or changed files.
-            DiskError: As `base_folder`.
+            StageError: The folder is a handoff with missing or changed files.
+            DiskError: As in `base_folder`.
         """
         folder = self.base_folder()
         facts_if_sealed(folder)
@@ -217,7 +217,7 @@ class Assembly:
         return ValidationFeed(source=source, settings=self.config.evaluation)
 
     def facts(self) -> dict[str, Any]:
-        """Facts that a user of a handoff needs to prompt it as it was trained: plain values alone."""
+        """Facts, as plain values, that a user of a handoff needs to prompt the model as it was trained."""
         return {
             "prompt": asdict(self.config.prompt),
             "media": decisive(self.config.data.media),
@@ -235,7 +235,7 @@ def quiet_libraries() -> None:
     explain_in_threads()
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # It shows the traceback of each failure of its database; tracking says in a line what failed, and continues.
+    # MLflow shows a traceback for each failure of its database; our tracking reports each in one line and continues.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

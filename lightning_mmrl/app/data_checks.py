@@ -29,8 +29,10 @@ class Use:
     Attributes:
         source: The manifest, in its folder, and how many of its samples are used.
         supervised: True if each sample must end with the target.
-        by_label: True if a reward, a balance or an evaluation reads solutions as labels; others may be free answers.
-        checks: Each raises a DataError for samples, of the manifest with this name, that do not serve the use.
+        by_label: True if a reward, a balance or an evaluation reads solutions as labels; otherwise solutions may be
+            free answers.
+        checks: Functions of the manifest's name and its samples; each raises a DataError for samples that do not serve
+            the use.
     """
 
     source: SourceSettings
@@ -45,7 +47,7 @@ def check_data(config: RunSettings) -> list[str]:
     Whether a model family reads a kind of media is checked when a stage is built and its encoder is loaded.
 
     Returns:
-        Sentences, each with the name of a manifest, about its labels that look like a mistake.
+        Sentences about labels that look like mistakes; each begins with the name of the manifest.
 
     Raises:
         DataError: A manifest is missing, a line of it is wrong, or a sample does not serve its use.
@@ -68,7 +70,7 @@ def check_data(config: RunSettings) -> list[str]:
 
 
 def uses(config: RunSettings) -> list[Use]:
-    """Every use of a manifest in the order in which the run comes to it, the sets of evaluations last."""
+    """Every use of a manifest, in the order of the run; the sets of evaluations come last."""
     template, matcher = PromptTemplate(config.prompt), LabelMatcher(labels=tuple(config.data.labels))
     turns = partial(check_turns, template=template, supervised=False)
     judgeable = (turns, partial(_check_solutions, matcher=matcher))

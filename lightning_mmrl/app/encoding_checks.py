@@ -50,7 +50,7 @@ class EncodingCheck:
         return f"encoding checked with the processor of {model}{rest}"
 
     def run(self, inventory: Inventory) -> Inventory:
-        """Moves the lines to the problems that training would refuse or leave out."""
+        """Moves the lines that training would refuse or leave out to the problems."""
         entries, problems = [], list(inventory.problems)
         for path in inventory.manifests:
             own = [entry for entry in inventory.entries if entry.file == str(path)]

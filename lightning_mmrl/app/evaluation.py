@@ -23,12 +23,12 @@ from lightning_mmrl.training.trainer import evaluation_trainer, prepare_process
 
 
 class CheckpointEvaluator:
-    """Implements `Evaluator`: every configured set, and its ablations where they are asked for.
+    """Implements `Evaluator`: evaluates every configured set, and its ablations where they are asked for.
 
     Args:
         assembly: The parts of the run.
-        last_stage: The stage that is evaluated without a modality as well.
-        afresh: True for an evaluation outside of a run, which decides itself which samples are left out.
+        last_stage: The stage whose ablations are evaluated if `ablation_stages` is `last`.
+        afresh: True for an evaluation outside of a run; such an evaluation itself decides which samples it leaves out.
     """
 
     def __init__(self, assembly: Assembly, last_stage: str, *, afresh: bool = False) -> None:
@@ -37,7 +37,7 @@ class CheckpointEvaluator:
         self._afresh = afresh
 
     def __call__(self, checkpoint: Path, directory: Path, stage: str, run: TrackedRun | None) -> Mapping[str, float]:
-        """Metrics keyed `<set>/<metric>`."""
+        """Evaluates a checkpoint; returns the metrics keyed `<set>/<metric>`."""
         parts, settings = self._assembly, self._assembly.config.evaluation
         if facts_if_sealed(checkpoint) is None and checkpoint.is_absolute() and not checkpoint.exists():
             raise StageError(f"checkpoint {checkpoint} does not exist; give a stage's handoff folder or a hub id")

@@ -31,13 +31,13 @@ class Order:
 
 
 class Leader:
-    """Rank 0's stage factory and evaluator; every other rank does the same as they do.
+    """The stage factory and the evaluator of rank 0; each call has every other rank do the same work.
 
         with Leader(group, build, evaluate) as leader:
             StageOrchestrator(..., build_stage=leader.build_stage, evaluate=leader.evaluate, ...).run()
 
-    While a command is carried out all ranks agree on interruptions; in between rank 0 decides alone. At the end the
-    others are told to end. After a command that failed they do not listen any more, and end because this process does.
+    While a command is carried out, all ranks agree on interruptions; between commands rank 0 decides alone. At the end
+    the other ranks are told to end. After a failed command they no longer listen, and end because this process ends.
     """
 
     def __init__(self, group: RankGroup, build: StageFactory, evaluate: Evaluator) -> None:
@@ -96,7 +96,7 @@ class _LedJob:
             return self.job.train()
 
     def export(self, directory: Path) -> None:
-        """Writes the checkpoint, whose weights may lie on all ranks."""
+        """Writes the checkpoint, whose weights may be spread over all ranks."""
         assert self.job is not None, "it was not trained"
         with self.leader.ordered(Order(kind="export", stage=self.spec.name, directory=directory)):
             self.job.export(directory)
@@ -120,7 +120,7 @@ class Follower:
         """
         interruption = self._group.interruption
         with interruption.together(self._group.ranks):
-            nothing = Order(kind="end")  # the command of rank 0 takes its place
+            nothing = Order(kind="end")  # ignored: every rank receives the command of rank 0
             while (order := self._group.broadcast(nothing)).kind != "end":
                 self._carry_out(order)
                 interruption.safe_point()

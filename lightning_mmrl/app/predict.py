@@ -88,7 +88,7 @@ def _encoded(media: Sequence[Medium], pipeline: MediaPipeline, console: ConsoleP
 
 def _config(facts: dict, family: dict) -> RunSettings:
     media = {each.name: facts["media"][each.name] for each in fields(MediaSettings)}
-    # A handoff that does not say was trained before there was a choice.
+    # A handoff without these facts was trained before there was a choice.
     rule, how = facts.get("position_rule", "transformers"), facts.get("audio_in_video", "separate")
     return RunSettings(
         run_name="predict",

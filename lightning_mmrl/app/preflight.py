@@ -85,7 +85,7 @@ def _preflight_adapters(config: RunSettings, load: Any) -> None:
 
 
 def _check_takes(path: str, node: Mapping[str, Any], given: tuple[str, ...]) -> Any:
-    """The target as a partial, which must take the given arguments."""
+    """Builds the target as a partial, and checks that the partial takes the given arguments."""
     make = targets.build({**node, "_partial_": True}, path)
     try:
         inspect.signature(make).bind(**dict.fromkeys(given))

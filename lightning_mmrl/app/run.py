@@ -57,13 +57,16 @@ class FinishedRun:
 def run_curriculum(
     config: RunSettings, console: ConsoleProgress, selection: Selection | None = None, group: RankGroup | None = None
 ) -> FinishedRun | None:
-    """Runs or continues the curriculum of a configuration; all ranks of a group call it, this process alone by default.
+    """Runs or continues the configured curriculum.
+
+    Every rank of `group` must call this function; without a group, this process runs alone.
 
     Returns:
         The finished run on rank 0; None on the others.
 
     Raises:
-        MmrlError: In one sentence; a fault of the configuration is raised before anything is written.
+        MmrlError: The run failed; the message is one sentence. Faults of the configuration are raised before anything
+            is written.
     """
     quiet_libraries()
     check_all_targets(config)
@@ -158,7 +161,7 @@ def check_all_targets(config: RunSettings) -> None:
     """Binds every `_target_` and builds cheap components before anything is loaded or written.
 
     Raises:
-        ConfigError: A target does not exist, has no such parameter, refuses its values or does not fit its place.
+        ConfigError: A target does not exist, cannot serve its key, lacks a configured parameter, or refuses a value.
     """
     for name in config.order:
         targets.check_targets(asdict(config.stages[name]), f"stages.{name}")
@@ -168,10 +171,10 @@ def check_all_targets(config: RunSettings) -> None:
 
 
 def writable(directory: Path) -> Path:
-    """The folder, created; it can be written to.
+    """Creates the folder, checks that it can be written to, and returns it.
 
     Raises:
-        ConfigError: It cannot.
+        ConfigError: The folder cannot be created or written to.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -193,7 +196,7 @@ def open_tracker(config: RunSettings) -> Tracker:
 
 
 def note_report(config: RunSettings, directory: Path) -> None:
-    """Notes in an empty run of `mlflow run`, where every stage was reused, which run it reports."""
+    """Records the run that holds the results in the empty run that `mlflow run` opened, if every stage was reused."""
     trained = Manifest.read(directory).tracking_id
     if trained is None or os.environ.get("MLFLOW_RUN_ID") in (None, "", trained):
         return
@@ -205,7 +208,7 @@ def note_report(config: RunSettings, directory: Path) -> None:
 
 def describe_run(config: RunSettings, parent: TrackedRun, resolved: Path) -> None:
     """Writes the resolved configuration, without credentials, and tells the tracker about it and about the data."""
-    # For who reads it: a comment opens nothing.
+    # The comment only informs the reader; loading the file does not allow any code of the user's own.
     opened = f"# run with {FLAG} {','.join(opened_now())}\n" if opened_now() else ""
     write_whole(resolved, opened + OmegaConf.to_yaml(redacted_tree(asdict(config))))
     parent.log_artifact(resolved, "config")
@@ -217,7 +220,7 @@ def describe_run(config: RunSettings, parent: TrackedRun, resolved: Path) -> Non
 
 
 def manifests(config: RunSettings) -> dict[str, tuple[Path, str]]:
-    """Use of each manifest of the run to its folder and name."""
+    """Maps each use of a manifest (a stage, the validation, an evaluation set) to its folder and file name."""
     root = Path(config.data.root)
     found = {}
     for name in config.order:

@@ -22,10 +22,10 @@ no trainer shows."""
 
 
 def server_command(config: RunSettings, more: Mapping[str, str]) -> tuple[list[str], dict[str, str], Key]:
-    """Arguments and environment of a server process, and the key that it asks for; writes the model's folder.
+    """Writes the model's folder; returns arguments and environment of a server process, and the key that it asks for.
 
     Args:
-        config: Of the run.
+        config: The configuration of the run.
         more: Further flags of vLLM (`serving_flags`).
 
     Raises:

@@ -20,7 +20,7 @@ ENCODING_NOT_CHECKED = (
     "encoding not checked: add --for experiment=NAME to find samples that a training would refuse or leave out"
 )
 EXIT_PROBLEMS = 1
-"""The data have problems, which are reported; a bad argument gives 2."""
+"""Exit code if the data have problems, which are reported; a bad argument gives 2."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -93,7 +93,7 @@ def _inspect(options: argparse.Namespace, *, decode: bool) -> int:
     if options.config_dir is not None and not options.experiment:
         raise ConfigError("--config-dir is given without --for; add --for experiment=NAME")
     config = _experiment(options) if options.experiment else None
-    # Loaded here: argument errors need no decoders.
+    # Loaded here, so that argument errors do not load the decoders.
     from lightning_mmrl.cli.data_tables import print_report, warning_lines
     from lightning_mmrl.data.inspection import decode_inventory, take_inventory
     from lightning_mmrl.data.report import summarize
@@ -126,7 +126,7 @@ def _experiment(options: argparse.Namespace) -> "RunSettings":
     """The configuration that --for composes; its data.root is --media-root unless an override sets it.
 
     Raises:
-        ConfigError: The configuration is refused, or a flag sets a limit that the experiment sets.
+        ConfigError: The configuration is refused, or a flag sets a limit that the experiment sets already.
     """
     given = [name for name in ("max_duration_s", "max_pixels", "max_bytes") if getattr(options, name) is not None]
     if given:
@@ -166,7 +166,7 @@ def _add_synth(commands: Any) -> None:
 def _synth(options: argparse.Namespace) -> int:
     if options.workers < 1:
         raise ConfigError(f"--workers is {options.workers}; it must be at least 1")
-    # Loaded here: argument errors need no numpy.
+    # Loaded here, so that argument errors do not load numpy.
     from lightning_mmrl.data.synthetic.tasks import TASKS
     from lightning_mmrl.suggestions import did_you_mean
     from lightning_mmrl.training.console import ConsoleProgress

@@ -54,7 +54,7 @@ def _from_csv(options: argparse.Namespace) -> int:
             f"--validation {options.validation} and --test {options.test} must be at least 0 and leave a rest"
         )
     guard, labels = guard_of(options), label_set(options.labels)
-    # Loaded here: argument errors need no decoders.
+    # Loaded here, so that argument errors do not load the decoders.
     from lightning_mmrl.data.formats.from_csv import CsvSettings, convert_csv
     from lightning_mmrl.training.console import ConsoleProgress
 
@@ -114,7 +114,7 @@ def _print_conversion(conversion: "Conversion", num_shown: int) -> None:
 
 
 def _overrides(conversion: "Conversion") -> str:
-    """Further overrides for a training: other sets in place of a split without clips."""
+    """Further overrides for a training, which replace splits without clips by other sets."""
     found = [name for name in ("validation", "train") if conversion.sizes.get(name)]
     validation = "" if conversion.sizes.get("validation") else " data.validation=null"
     test = "" if conversion.sizes.get("test") or not found else f" evaluation.sets.test={found[0]}.jsonl"

@@ -1,4 +1,4 @@
-"""Options that `mmrl data` commands share; `mmrl predict` has the bounds of decoding too."""
+"""Options that `mmrl data` commands share; `mmrl predict` shares the bounds of decoding."""
 
 import argparse
 import os
@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from lightning_mmrl.errors import ConfigError
 
-if TYPE_CHECKING:  # loads the decoders, which no argument error needs
+if TYPE_CHECKING:  # importing it would load the decoders
     from lightning_mmrl.data.media.examine import Guard
 
 
 def add_guard(parser: argparse.ArgumentParser) -> None:
-    """Adds the bounds of decoding; the limits have the names and defaults of `data.media`."""
+    """Adds the bounds of decoding, with the names and defaults of the limits in `data.media`."""
     cores = os.cpu_count() or 2
     parser.add_argument("--workers", type=int, default=cores, metavar="N", help="decoding processes (default: cores)")
     add_decode_bounds(parser)
@@ -63,7 +63,7 @@ def label_set(text: str | None) -> Sequence[str] | None:
     """Labels of a comma-separated list; None without a list.
 
     Raises:
-        ConfigError: Two labels read the same, or one is blank.
+        ConfigError: Two labels are equal after normalization, or one is blank.
     """
     if text is None:
         return None

@@ -54,7 +54,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def plan_checks(output_dir: Path, media_root: Path | None, uri: str) -> Mapping[str, Callable[[], Sequence[Finding]]]:
     """The checks by name, in the order of the report."""
-    # Loaded here: help needs none of it.
+    # Imported here, since `--help` needs none of these modules.
     from huggingface_hub import constants
 
     from lightning_mmrl.cli import doctor_machine as machine

@@ -1,4 +1,4 @@
-"""The findings of `mmrl doctor`, and how its checks are kept from harming each other."""
+"""The findings of `mmrl doctor`, and functions that keep its checks from harming each other."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,22 +20,22 @@ class Finding:
 
 
 def ok(name: str, detail: str) -> Finding:
-    """Works."""
+    """A finding about something that works."""
     return Finding(name=name, status="ok", detail=detail)
 
 
 def warning(name: str, detail: str, fix: str) -> Finding:
-    """Works, but not as well as it could, or not for everything."""
+    """A finding about something that works, but not as well as it could, or not for everything."""
     return Finding(name=name, status="warning", detail=detail, fix=fix)
 
 
 def problem(name: str, detail: str, fix: str) -> Finding:
-    """Does not work."""
+    """A finding about something that does not work."""
     return Finding(name=name, status="problem", detail=detail, fix=fix)
 
 
 def isolated(name: str, check: Callable[[], Sequence[Finding]]) -> list[Finding]:
-    """The findings of a check; a crash is one problem and ends no other check."""
+    """The findings of a check; if the check crashes, that is one problem, and the other checks still run."""
     try:
         return list(check())
     except Exception as error:  # a broken installation may raise anything, which is the finding
@@ -44,7 +44,7 @@ def isolated(name: str, check: Callable[[], Sequence[Finding]]) -> list[Finding]
 
 
 def in_worker(function: Callable[[Any], Any], items: Sequence[Any], deadline_s: float) -> list[CallResult]:
-    """Outcomes of calls in a process of their own, which is killed at its deadline.
+    """Outcomes of calls in a separate process, which is killed at the deadline.
 
     The function must import inside its body whatever may hang, so that the deadline covers the import.
     """

@@ -1,4 +1,4 @@
-"""`mmrl doctor` on the machine: cores, memory, disks, file locks, environment variables."""
+"""The checks of `mmrl doctor` on the machine: cores, memory, disks, file locks, environment variables."""
 
 import math
 import os
@@ -16,7 +16,7 @@ GIB = 2**30
 MEMORY_WARNING = 4 * GIB
 DISK_PROBLEM = 1 * GIB
 DISK_WARNING = 20 * GIB
-"""A handoff of a 3B model takes 10 GiB, and two are on disk for a moment."""
+"""Free space below which there is a warning: a handoff of a 3B model takes 10 GiB, and two may exist for a moment."""
 
 CGROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
@@ -180,5 +180,5 @@ def _cgroups(controller: str) -> Iterator[Path]:
 def _read(path: Path) -> str:
     try:
         return path.read_text()
-    except OSError:  # no such controller, or none of that version
+    except OSError:  # the controller does not exist, or not in that version
         return ""

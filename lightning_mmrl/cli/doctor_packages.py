@@ -1,4 +1,4 @@
-"""`mmrl doctor` on Python and packages: installed versions against the requirements in our metadata."""
+"""The checks of `mmrl doctor` on Python and packages, whose versions must meet the requirements in our metadata."""
 
 import importlib.metadata
 import platform
@@ -17,7 +17,7 @@ REINSTALL = "uv pip install --no-deps -e . (in the checkout)"
 
 
 def check_python() -> list[Finding]:
-    """The interpreter against `requires-python`."""
+    """Whether the interpreter meets `requires-python`."""
     wanted = importlib.metadata.metadata(DISTRIBUTION)["Requires-Python"]
     version = platform.python_version()
     if SpecifierSet(wanted).contains(version, prereleases=True):
@@ -26,7 +26,7 @@ def check_python() -> list[Finding]:
 
 
 def check_packages() -> list[Finding]:
-    """Every requirement that applies here: a line for each that is not met, or one line if all are."""
+    """Checks the requirements that apply here: a line for each unmet requirement, or one line if all are met."""
     requirements = applicable("")
     complaints = [
         each for requirement in requirements for each in isolated(requirement.name, partial(_complaints, requirement))
@@ -38,7 +38,7 @@ def check_packages() -> list[Finding]:
 
 
 def check_vllm() -> list[Finding]:
-    """vLLM, which is optional, in its build for CUDA or for the CPU."""
+    """Checks vLLM, which is optional, in its build for CUDA or for the CPU."""
     wanted = next((each for each in applicable("vllm") if each.name == "vllm"), None)
     if wanted is None:
         return [ok("vllm", "not for this platform; rollout=hf samples with transformers")]

@@ -1,4 +1,4 @@
-"""`mmrl doctor` on libraries that must be loaded to be checked, in killable processes: torch, decoders, MLflow."""
+"""The checks of `mmrl doctor` that load a library (torch, decoders, MLflow), in processes that can be killed."""
 
 import importlib
 import os
@@ -15,7 +15,7 @@ from lightning_mmrl.cli.doctor_packages import check_pins, installed_version, re
 from lightning_mmrl.workers.pool import CallResult
 
 LOAD_DEADLINE_S = 60.0
-"""Generous, since torch takes long to load from a cold disk."""
+"""Seconds to load a library; torch takes long to load from a cold disk."""
 
 DECODE_DEADLINE_S = 20.0
 DRIVER = Path("/proc/driver/nvidia/version")
@@ -44,7 +44,7 @@ class TorchFacts:
 
 
 def check_torch() -> list[Finding]:
-    """Torch, its torchvision and its devices."""
+    """Checks torch, its torchvision and its devices."""
     loaded, vision = in_worker(load_torch, ["torch", "torchvision"], LOAD_DEADLINE_S)
     again = reinstall_command("torch", "torchvision")
     if loaded.error is not None:
@@ -54,14 +54,14 @@ def check_torch() -> list[Finding]:
     found = [ok("torch", f"{facts.version}, {build}")]
     if vision.error is None:
         found.append(ok("torchvision", f"{vision.value} loads"))
-    else:  # it was built for another torch, which shows on import alone
+    else:  # torchvision was built for another torch, which only its import shows
         detail = f"{installed_version('torchvision')} does not load with torch {facts.version} ({vision.error})"
         found.append(problem("torchvision", detail, again))
     return [*found, *check_pins("torchvision"), *device_findings(facts, driver_version())]
 
 
 def device_findings(facts: TorchFacts, driver: str | None) -> list[Finding]:
-    """CUDA devices, or the reason why torch sees none although there is a driver."""
+    """Findings about the CUDA devices, or the reason why torch sees none although there is a driver."""
     found = []
     for index, device in enumerate(facts.devices):
         size = f"{device.memory_bytes / GIB:.0f} GiB"
@@ -84,7 +84,7 @@ def device_findings(facts: TorchFacts, driver: str | None) -> list[Finding]:
 
 
 def check_decoders() -> list[Finding]:
-    """Each decoder, by a file of its kind that is written and decoded."""
+    """Checks each decoder with a file of its kind that is written and decoded."""
     with tempfile.TemporaryDirectory(prefix="mmrl-doctor-") as folder:
         items = [(name, Path(folder)) for name in DECODERS]
         outcomes = in_worker(run_decoder, items, DECODE_DEADLINE_S)
@@ -106,7 +106,7 @@ def check_math_verify() -> list[Finding]:
 
 
 def check_tracking(uri: str) -> list[Finding]:
-    """MLflow and the tracking address."""
+    """Checks MLflow and the tracking address."""
     version, address = in_worker(call_health, [("mlflow_version", ()), ("check_address", (uri,))], LOAD_DEADLINE_S)
     server = uri.startswith("http")
     fix = f"{MLFLOW_SERVER}, or tracking=none" if server else "tracking.uri=sqlite:////a/local/folder/mlflow.db"
@@ -117,7 +117,7 @@ def check_tracking(uri: str) -> list[Finding]:
 
 
 def check_hub(folder: Path, offline: bool) -> list[Finding]:
-    """Whether hub ids can be downloaded, and the models that are there already."""
+    """Whether hub ids can be downloaded, and which models have been downloaded already."""
     models = sum(1 for _ in folder.glob("models--*"))
     if not offline:
         return [ok("hub", f"online, {models} models in {folder}; HF_HUB_OFFLINE=1 forbids downloads")]
@@ -133,7 +133,7 @@ def driver_version() -> str | None:
         command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-        except (OSError, subprocess.TimeoutExpired):  # a driver is there, but hangs
+        except (OSError, subprocess.TimeoutExpired):  # there is a driver, but it hangs
             return "unknown (nvidia-smi does not answer)"
         if done.returncode == 0 and done.stdout.strip():
             return done.stdout.split()[0]

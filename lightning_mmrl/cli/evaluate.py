@@ -50,7 +50,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def take_checkpoint(arguments: Sequence[str]) -> tuple[Path, list[str]]:
-    """Separates the checkpoint, the first argument that is no flag, flag's value or override, from all others.
+    """Separates the checkpoint from all other arguments: it is the first that is no flag, flag's value or override.
 
     A path to a Hugging Face folder is no override, even if it contains `=`.
 
@@ -58,7 +58,7 @@ def take_checkpoint(arguments: Sequence[str]) -> tuple[Path, list[str]]:
     (PosixPath('lr=0.1/handoff'), ['--config-dir', 'mine', 'experiment=quickstart', 'seed=1'])
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is no checkpoint.
     """
     is_value = False
     for index, argument in enumerate(arguments):
@@ -99,7 +99,7 @@ def evaluate(config: RunSettings, checkpoint: Path) -> None:
         parts = Assembly(config=config, console=console, group=group)
         with group.first():
             if not _is_model(checkpoint):
-                parts.encoder(checkpoint)  # refuses an id that the hub lacks before a dataset is generated
+                parts.encoder(checkpoint)  # an id that the hub lacks is refused before a dataset is generated
             directory = writable(Path(config.output_dir)) / config.run_name / "evaluations" / name
             parts.ensure_data()
         evaluate_all = CheckpointEvaluator(parts, last_stage=name, afresh=True)

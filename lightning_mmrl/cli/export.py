@@ -20,7 +20,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--license", metavar="ID", help="license identifier for the card, such as apache-2.0")
     options = parser.parse_args(arguments)
 
-    # Loaded here: argument errors need no libraries.
+    # Loaded here, so that argument errors load no libraries.
     from lightning_mmrl.curriculum.publish import publish
 
     card = publish(options.handoff.absolute(), options.directory, name=options.name, license_id=options.license)

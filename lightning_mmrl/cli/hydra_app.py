@@ -125,7 +125,7 @@ def _trees(flags: argparse.Namespace, composer: Composer) -> list[DictConfig]:
 
 
 def _info(flags: argparse.Namespace, composer: Composer) -> str:
-    """The text of `--info`, which Hydra logs; the logging that it sets up for that is undone."""
+    """The text of `--info`, which Hydra logs; the logging that Hydra sets up for this is undone."""
     root = logging.getLogger()
     level, handlers = root.level, root.handlers[:]
     try:

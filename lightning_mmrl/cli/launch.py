@@ -18,14 +18,15 @@ def on_all_ranks(
     Args:
         task: The work of one rank.
         config: The number of ranks is `trainer.devices` x `trainer.num_nodes`.
-        command: The subcommand that each started rank calls; it comes back here.
+        command: The subcommand that each started rank runs; the subcommand calls this function again.
         arguments: The arguments of that subcommand.
 
     Returns:
         The exit code.
 
     Raises:
-        ConfigError: The launcher started another number of processes, or several nodes have no launcher.
+        ConfigError: The launcher started a different number of processes than configured, several nodes are configured
+            without a launcher, or `--multirun` is given with several devices.
     """
     trainer = config.trainer
     world_size = trainer.devices * trainer.num_nodes
@@ -51,7 +52,7 @@ def on_all_ranks(
 def started_processes(environ: Mapping[str, str], world_size: int) -> tuple[str, int | None]:
     """The launcher of this process and the number of processes that it started; None without a launcher.
 
-    With one rank SLURM does not count: a job script may run several commands on one device each.
+    With a world size of 1, SLURM's variables are ignored, because a job script may run several single-device commands.
 
     >>> started_processes({"SLURM_NTASKS": "8", "SLURM_PROCID": "3", "SLURM_STEP_ID": "0"}, 8)
     ('SLURM', 8)

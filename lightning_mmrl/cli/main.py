@@ -32,7 +32,7 @@ COMMANDS = {
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 EXIT_READER_LEFT = 141
-"""When the reader of the output has left, as in `mmrl --help | head -1`; shells use the same number."""
+"""Exit code if the reader of the output has left, as in `mmrl --help | head -1`; shells use the same number."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -111,7 +111,7 @@ def _shield_children() -> None:
 
 
 def _rank() -> str:
-    """The rank of this process under torchrun or SLURM, "0" without either."""
+    """The rank of this process under torchrun or SLURM; "0" without a launcher."""
     return os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
 
 
@@ -121,7 +121,7 @@ def _reader_left() -> bool:
     output.register(sys.stdout.fileno(), 0)
     if not any(event & select.POLLERR for _, event in output.poll(0)):
         return False
-    # Otherwise Python writes it again when it exits, and complains.
+    # Otherwise Python would write the output again when it exits, and report the failure.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return True
 

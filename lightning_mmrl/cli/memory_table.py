@@ -52,7 +52,7 @@ def estimates(config: RunSettings, stage: StageSettings, shape: ModelShape, leng
 
 
 def hints(config: RunSettings, name: str, shape: ModelShape, lengths: Lengths) -> list[str]:
-    """The fewest keys to set so that a stage fits the most devices: first training its weights, then an adapter."""
+    """The fewest keys that let a stage fit the most devices: first to train its weights, then to train an adapter."""
     stage, found = config.stages[name], []
     towers = [group for group in shape.stacks if group != "text"]
     best = _fitting(config, stage, shape, lengths)
@@ -67,7 +67,7 @@ def hints(config: RunSettings, name: str, shape: ModelShape, lengths: Lengths) -
 
 
 def memory_hint(config: RunSettings, name: str) -> str:
-    """Keys by which a stage that ran out of memory uses less.
+    """Keys that make a stage that ran out of memory use less memory.
 
     First come keys that do not change its outcome, with which a begun stage continues. The next ones need
     `--allow-changes`; the last are the suggestions of `mmrl plan`.

@@ -25,7 +25,7 @@ def run(arguments: Sequence[str]) -> int:
     """Runs an entry point and returns its exit code.
 
     Args:
-        arguments: Its name, then the values of its parameters in the order of `PARAMETERS`.
+        arguments: Name of the entry point, then the values of its parameters in the order of `PARAMETERS`.
     """
     try:
         command = mmrl_arguments(arguments)
@@ -84,7 +84,7 @@ def split_overrides(text: str) -> list[str]:
 
 
 def _refuse_flags(given: Mapping[str, str], overrides: Sequence[str]) -> None:
-    """Refuses flags in parameters: these may come from a file or a form, which must not open foreign code.
+    """Refuses flags in parameters: a parameter may come from a file or a form, which must not permit foreign code.
 
     Raises:
         ConfigError: A value is a flag.
@@ -101,7 +101,7 @@ def _refuse_flags(given: Mapping[str, str], overrides: Sequence[str]) -> None:
 def _interrupt_on_sigterm() -> None:
     """Makes SIGTERM an interruption like Ctrl-C, so that tracked runs end as KILLED.
 
-    `mlflow run` answers Ctrl-C with a SIGTERM of its own, which must not interrupt the closing of the runs.
+    On Ctrl-C `mlflow run` also sends a SIGTERM, which must not interrupt the closing of the runs.
     """
     interrupted = False
 

@@ -24,7 +24,7 @@ from lightning_mmrl.types.records import StageSpec
 from lightning_mmrl.types.redaction import redact
 
 PROMPT_TOKENS = "--prompt-tokens"
-"""Flag: length of a prompt in the memory estimate."""
+"""Flag for the length of a prompt in the memory estimate."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -137,7 +137,7 @@ def conditions(stage: StageSettings) -> list[str]:
 
 
 def adapters(stage: StageSettings) -> list[str]:
-    """A line on the adapter that trains in place of the weights, if there is one."""
+    """A line about the adapter that is trained in place of the weights, if there is one."""
     adapter = stage.adapter
     if adapter is None:
         return []

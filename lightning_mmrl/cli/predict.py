@@ -21,7 +21,7 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError(f"--max-new-tokens is {options.max_new_tokens}; it must be at least 1")
     check_bounds(options, ("deadline", "memory_mb"))
 
-    # Loaded here: argument errors need no torch.
+    # Loaded here, so that argument errors do not load torch.
     from lightning_mmrl.app.predict import answer_question
     from lightning_mmrl.prompts.scanner import scan
     from lightning_mmrl.training.console import report_console

@@ -59,7 +59,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def rescore(request: Request) -> int:
     """Scores all responses again, prints the comparison, and returns how many totals changed."""
-    # Loaded here: help and argument errors need no libraries.
+    # Loaded here, so that `--help` and argument errors load no libraries.
     from lightning_mmrl.app.rewards import reward_pool
     from lightning_mmrl.cli.reward_report import print_rescoring
     from lightning_mmrl.evaluation.rescoring import compare_scores
@@ -70,7 +70,7 @@ def rescore(request: Request) -> int:
     stage, settings, num_prompts = _rewards(request)
     new = []
     with ConsoleProgress() as console, reward_pool(settings, f"stages.{stage}.rewards") as pool:
-        # One call takes as many prompts as an iteration of training, since the time budget is set for these.
+        # Each call scores as many prompts as a training iteration, since the time budget is set for that number.
         for start in range(0, len(rows), num_prompts):
             chunk = rows[start : start + num_prompts]
             new += pool.score([row.sample for row in chunk], [row.completions for row in chunk])

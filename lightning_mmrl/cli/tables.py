@@ -54,7 +54,7 @@ def results_table(comparison: Comparison) -> Table:
 
 
 def gains_table(comparison: Comparison) -> Table:
-    """UAR differences between each stage and its start, on the same samples."""
+    """UAR differences between each stage and the stage that it started from, on the same samples."""
     table = Table(title="UAR gained over the stage it started from, paired, in points, with 95 % intervals")
     for name in ("stage", "over", "set", "gain"):
         table.add_column(name, justify="right" if name == "gain" else "left")

@@ -15,7 +15,7 @@ from lightning_mmrl.types.redaction import redact, redact_addresses, remember
 from lightning_mmrl.types.text import printable
 
 EXIT_LEFT = 1
-"""`flush` left entries, or a file holds lines that nobody can read."""
+"""Exit code if `flush` left entries, or if a file holds unreadable lines."""
 
 _SQLITE = "sqlite:///"
 _CREDENTIALS = tuple(
@@ -52,7 +52,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _place(folder: Path) -> tuple[Path, Collection[str] | None]:
-    """The output_dir that a folder is or lies in; for the folder of a run also the ids of its tracked runs.
+    """The output_dir that a folder is, or that contains it; for a run's folder also the ids of its tracked runs.
 
     Raises:
         ConfigError: There is no such folder.
@@ -110,7 +110,7 @@ def _flush(spools: Sequence[Path], runs: Collection[str] | None, tracking_uri: s
     for spool in spools:
         try:
             if leftovers(spool, runs):
-                # Loaded here: MLflow takes seconds.
+                # Loaded here, because MLflow takes seconds to load.
                 from lightning_mmrl.tracking.flushing import flush_store
 
                 waits = True
@@ -131,7 +131,8 @@ def _flush(spools: Sequence[Path], runs: Collection[str] | None, tracking_uri: s
 def _store_of(spool: Path, tracking_uri: str | None) -> tuple[str, str]:
     """The address of a spool's store, with the credentials that were given for it, and its experiment.
 
-    A folder may come from somebody else: credentials of the environment go to no address that only the folder names.
+    A folder may come from somebody else: credentials from the environment never go to an address that only the folder
+    names.
 
     Raises:
         ConfigError: Neither the spool nor the user names an address; or the two differ; or credentials would go to a
@@ -161,7 +162,7 @@ def _store_of(spool: Path, tracking_uri: str | None) -> tuple[str, str]:
 
 
 def _plain(uri: str) -> str:
-    """An address as it is compared: without credentials, a database by its absolute path."""
+    """An address in the form that is compared: without credentials, and for a database with its absolute path."""
     name = uri.removeprefix(_SQLITE)
     return redact_addresses(uri).rstrip("/") if name == uri else f"{_SQLITE}{Path(name).resolve()}"
 

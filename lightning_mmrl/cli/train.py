@@ -32,7 +32,7 @@ def train(
 
     Raises:
         GateError: A stage missed its gate, which ends the curriculum.
-        OutOfMemoryError: A stage ran out of memory; the message names the keys that use less.
+        OutOfMemoryError: A stage ran out of memory; the message names keys that reduce the memory use.
     """
     config = settle_tracking(config)
     # Loaded here: a bad configuration is refused before torch is imported.

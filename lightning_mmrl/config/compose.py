@@ -27,6 +27,6 @@ def compose(overrides: list[str], config_name: str = "train", config_dir: Path |
 def compose_tree(
     overrides: list[str], config_name: str = "train", config_dir: Path | None = None, root: Path | None = None
 ) -> DictConfig:
-    """As `compose`, but the untyped tree before validation, on the configs of another folder if `root` is given."""
+    """Composes the untyped tree that `compose` validates; if `root` is given, from the configs of that folder."""
     with composing(root or configs_dir(), config_dir) as composer:
         return without_hydra(composer.compose(overrides, config_name))

@@ -60,7 +60,7 @@ class Composer:
     references: Sequence[Mapping[str, Any]]
 
     def compose(self, overrides: Sequence[str], config_name: str | None, mode: RunMode = RunMode.RUN) -> DictConfig:
-        """The composed tree with Hydra's own node.
+        """Composes a tree, in which Hydra's own node is kept.
 
         Raises:
             ConfigError: The composition is refused, or an override or a file sets what Hydra would run.
@@ -81,7 +81,7 @@ class Composer:
         return tree
 
     def jobs(self, overrides: Sequence[str], config_name: str, *, sweep: bool) -> list[DictConfig]:
-        """The composed tree of each job with Hydra's node; see `without_hydra`.
+        """Composes one tree for each job, in which Hydra's own node is kept; see `without_hydra`.
 
         Args:
             overrides: The user's.
@@ -94,7 +94,7 @@ class Composer:
         params = [f"{key}={value}" for key, value in (whole.hydra.sweeper.params or {}).items()]
         parser = OverridesParser.create(config_loader=self.hydra.config_loader)
         parsed = parser.parse_overrides([*params, *whole.hydra.overrides.task])
-        # Hydra's own way of combining them; the sweeper itself, which a file could choose, is never built.
+        # Hydra's own code combines the values; the sweeper, which a file could choose, is never built.
         jobs = chain.from_iterable(BasicSweeper.split_arguments(parsed, None))
         return [self.compose(job, config_name) for job in jobs]
 
@@ -116,7 +116,7 @@ def composing(root: Path, own: Path | None = None) -> Iterator[Composer]:
 
 
 def without_hydra(tree: DictConfig) -> DictConfig:
-    """The tree without Hydra's own node, from which `${hydra:...}` in it is still taken."""
+    """Removes Hydra's own node from a tree; `${hydra:...}` in the tree still resolves to values of that node."""
     HydraConfig.instance().set_config(tree)
     with open_dict(tree):
         del tree["hydra"]
@@ -150,10 +150,10 @@ def _refuse_environment(name: str, *default: Any) -> NoReturn:
 
 @contextmanager
 def _hydra(root: Path, own: Path | None = None) -> Iterator[Hydra]:
-    """Hydra without its plugins, which run as soon as they are found: by name alone, also in the current folder."""
+    """Starts Hydra without plugins: it finds them by name alone, also in the current folder, and runs them at once."""
     hidden = PLUGINS not in sys.modules
     if hidden:
-        sys.modules[PLUGINS] = cast(Any, None)  # an import of it fails, as if there were none
+        sys.modules[PLUGINS] = cast(Any, None)  # importing the plugins fails, as if there were none
     try:
         with initialize_config_dir(config_dir=str(root.resolve()), version_base="1.3"):
             folders = create_config_search_path(str(root.resolve()))
@@ -184,7 +184,7 @@ def _check_node(tree: DictConfig, references: Sequence[Mapping[str, Any]]) -> No
 
 @cache
 def _references() -> tuple[Mapping[str, Any], ...]:
-    """Hydra's node with the shipped configs, and without configs."""
+    """The values of Hydra's node: once composed with the shipped configs, and once without configs."""
     found = []
     with _hydra(configs_dir()) as hydra:
         for name in ("train", None):

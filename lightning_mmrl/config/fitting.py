@@ -1,4 +1,4 @@
-"""Fits the numbers of a recipe that count steps to a stage with few steps, and says so."""
+"""Fits numbers of a recipe that count steps to a stage with few steps, and tells the user about it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -7,13 +7,13 @@ from lightning_mmrl.settings.stage import StageSettings
 
 
 def fitted(stage: StageSettings, path: str, say: Callable[[str], object]) -> StageSettings:
-    """The stage with validations, cooldown and phases that lie within `num_steps`, so that this key alone can be set.
+    """Fits validations, cooldown and phases of a stage to `num_steps`, so that a user can set this key alone.
 
-    A warm-up that is longer than the stage stays: every learning rate it gives is valid.
+    A warm-up that is longer than the stage is kept, since every learning rate within the warm-up is valid.
 
     Args:
-        stage: As it was composed.
-        path: Its key, such as stages.reason.
+        stage: The stage as it was composed.
+        path: The key of the stage, such as stages.reason.
         say: Gets each change as a sentence.
     """
     num_steps = stage.num_steps

@@ -1,7 +1,8 @@
 """Turns an error of Hydra into one clear sentence with the key, the value and the fix.
 
-The class of Hydra's error says what kind of fault it is, and further compositions say which override causes it. Hydra's
-prose is read only for errors within files, since nothing else names the file: `IN_FILE`.
+The class of Hydra's error gives the kind of fault; composing again with fewer overrides finds the override that causes
+it. The text of Hydra's message is read only for errors in config files (see `IN_FILE`), since nothing else names the
+file.
 """
 
 import re
@@ -39,7 +40,7 @@ NO_MATCH = "Could not override '"
 """...and how it continues if the file overrides a key that does not exist."""
 
 Compose = Callable[[list[str]], DictConfig]
-"""The tree of some overrides with Hydra's own node."""
+"""Composes overrides into a tree that still has the `hydra` node."""
 
 
 def explained(error: Exception, overrides: Sequence[str], compose: Compose, own: Path | None = None) -> ConfigError:
@@ -78,7 +79,11 @@ def explained(error: Exception, overrides: Sequence[str], compose: Compose, own:
 def _faults(
     overrides: Sequence[Override], compose: Compose, own: Path | None, cause: BaseException | None
 ) -> Iterator[str]:
-    """Sentences about overrides that cannot be applied: form, then options, which Hydra takes first, then values."""
+    """Yields messages about overrides that cannot be applied.
+
+    The form of all overrides is checked first, then the chosen options (which Hydra applies before values), then the
+    values.
+    """
     known = groups(own)
     chosen = [each for each in overrides if each.key_or_group in known and not isinstance(each.value(), dict)]
     values = [each for each in overrides if each not in chosen]
@@ -86,7 +91,8 @@ def _faults(
         yield from _bad_form(each, chosen, own)
     texts = [str(each.input_line) for each in chosen]
     if _composed(compose, texts) is None:
-        # Without the one at fault the others compose; if several are at fault, all are held against the plain tree.
+        # If one option is at fault, the others compose without it. If several are, all are compared with the tree
+        # of the experiment and the curriculum, or with the default tree.
         rest = [texts[:index] + texts[index + 1 :] for index in range(len(texts))]
         experiments = [text for text in texts if text.partition("=")[0] in ("experiment", "curriculum")]
         tree = next(filter(None, (_composed(compose, each) for each in (*rest, experiments, []))), None)
@@ -109,11 +115,11 @@ def _composed(compose: Compose, overrides: list[str]) -> DictConfig | None:
     try:
         return compose(overrides)
     except (HydraException, OmegaConfBaseException, ConfigError, OSError, ValueError, MarkedYAMLError):
-        return None  # which is the answer
+        return None  # tells the caller that the overrides do not compose
 
 
 def _bad_form(override: Override, chosen: Sequence[Override], own: Path | None) -> Iterator[str]:
-    """Faults of an override that show without a composition."""
+    """Yields the faults of an override that can be found without composing."""
     line, key = shown(override.input_line), str(override.key_or_group)
     if override.is_sweep_override():
         name, _, value = str(override.input_line).partition("=")
@@ -136,7 +142,7 @@ def _bad_form(override: Override, chosen: Sequence[Override], own: Path | None) 
 
 
 def _place(override: Override) -> str:
-    """The group, and where it is put if that is not its own name."""
+    """The group, followed by `@package` if the override names a package."""
     return override.get_key_element().lstrip("+~")
 
 
@@ -154,7 +160,7 @@ def _bad_choice(override: Override, tree: DictConfig, own: Path | None) -> Itera
 
 
 def _no_place(shown_as: str, place: str, tree: DictConfig, *, in_file: bool) -> str:
-    """An option for a place that takes none."""
+    """The message about an option for a group that has no entry in the defaults list."""
     group, _, package = place.partition("@")
     places = [str(each) for each in tree.hydra.runtime.choices if str(each).partition("@")[0] == group]
     close = nearest(place, places)

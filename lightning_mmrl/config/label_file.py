@@ -34,7 +34,7 @@ def labels_in(root: Path) -> list[str]:
     """The labels of a dataset's folder.
 
     Raises:
-        ConfigError: There is no such file, or it holds no list of labels.
+        ConfigError: The folder's labels.json cannot be read, or it holds no list of labels.
     """
     path = root / LABEL_FILE
     fix = "point data.root at a folder made by `mmrl data from-csv`, or set data.labels=[...]"

@@ -26,7 +26,8 @@ def saved_config(run: Path, overrides: list[str]) -> RunSettings:
     """The resolved configuration in a run's folder, with further overrides applied.
 
     Raises:
-        ConfigError: There is none, it is damaged or of another version, or an override is refused.
+        ConfigError: The folder has no configuration, its configuration is damaged or of another version, or an
+            override is refused.
     """
     path = run / FILE
     if not path.is_file():
@@ -39,7 +40,7 @@ def saved_config(run: Path, overrides: list[str]) -> RunSettings:
 
 
 def _present(tree: Any, key: str = "") -> Any:
-    """The tree of an earlier version with the present names of its keys."""
+    """Renames the keys in a tree of an earlier version to their present names."""
     if not isinstance(tree, dict):
         return tree
     named = {}

@@ -29,7 +29,7 @@ def stage_specs(config: RunSettings, data: Mapping[str, Mapping[str, str]] | Non
         ConfigError: The order or a starting point is wrong.
     """
     specs = plan_stages(config.order, config.stages)
-    # A stage's seed depends on its place, and its outcome on all that its starting point went through.
+    # A stage's seed depends on its place in the order, and its outcome on all stages that led to its starting point.
     history: dict[str | None, str] = {None: ""}
     complete = []
     for spec in specs:
@@ -43,9 +43,9 @@ def stage_specs(config: RunSettings, data: Mapping[str, Mapping[str, str]] | Non
 
 
 def manifest_digests(config: RunSettings) -> dict[str, dict[str, str]]:
-    """By stage, the beginning of the sha256 of each manifest that decides its outcome, where the file exists.
+    """For each stage, maps the existing manifests that decide its outcome to the beginnings of their sha256.
 
-    These are the manifests that it trains on and, if validation may end the stage, the manifest of the validation.
+    These are the manifests that the stage trains on and, if validation may end it, the manifest of the validation.
     """
     root, found = Path(config.data.root), {}
     for name in config.order:
@@ -78,7 +78,7 @@ def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _decisive(config: RunSettings, name: str) -> dict[str, Any]:
-    """Dotted keys, by first name, of all that decides the outcome of a stage: not its name, place and credentials."""
+    """The keys that decide the outcome of a stage, dotted and by first name, with their values but no credentials."""
     stage = {key: value for key, value in asdict(config.stages[name]).items() if key not in NOT_DECISIVE}
     stage["trainer"] = {"precision": config.stages[name].trainer.precision}
     data = asdict(config.data)
@@ -107,7 +107,7 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 
 def cap_steps(stage: StageSettings) -> StageSettings:
-    """The stage with no more steps than `trainer.max_steps`, and validations that still fall within them."""
+    """Limits the steps of a stage to `trainer.max_steps`, and `validate_every` to the remaining steps."""
     cap = stage.trainer.max_steps
     if cap is None or cap >= stage.num_steps:
         return stage

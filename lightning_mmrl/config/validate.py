@@ -46,7 +46,7 @@ def validated(composed: DictConfig, say: Callable[[str], object] = lambda line: 
     if is_trial:
         config.run_name, config.trial = f"{config.trial}-{config.run_name}", None
     check_values(config)
-    # The values as they are used: a text that stood for one is resolved by now.
+    # Only the final values are checked: references to other keys are resolved by now.
     check_allowed(asdict(config))
     for name, stage in config.stages.items():
         config.stages[name] = cap_steps(stage)
@@ -64,12 +64,12 @@ def _typed(composed: DictConfig) -> RunSettings:
     except OmegaConfBaseException as error:
         raise _broken_reference(error, composed) from error
     assert isinstance(tree, dict)
-    # Stages take over values of the whole run: those are named first.
+    # Stages take over values of the whole run, so errors name the keys of the run first.
     tree = dict(sorted(tree.items(), key=lambda item: item[0] == "stages"))
     check_keys(tree)
     try:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunSettings), tree))
-    except InterpolationResolutionError as error:  # of a text that is `${...}` once it is resolved
+    except InterpolationResolutionError as error:  # a text may resolve to another `${...}`
         raise _broken_reference(error, composed) from error
     except OmegaConfBaseException as error:
         raise _wrong_type(error, cast(dict[str, Any], tree)) from error
@@ -108,7 +108,7 @@ def _check_stage_names(stages: Any) -> None:
 
 
 def _schema_items(tree: Mapping[Any, Any], schema: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:
-    """Key, annotation and value of all that the schema describes; the annotation of an unknown key is None."""
+    """Yields key, annotation and value of every entry of the tree; the annotation of an unknown key is None."""
     types = get_type_hints(schema)
     for name, value in tree.items():
         annotation = types.get(name)

@@ -12,7 +12,7 @@ from lightning_mmrl.types.records import StageSpec
 
 FILE = "attempt.json"
 STATES = "state"
-"""Folder of the resumable states, below the stage's."""
+"""Folder of the resumable states, below the folder of the stage."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,9 +20,9 @@ class Attempt:
     """A stage that has begun.
 
     Attributes:
-        content: The configuration that decides its outcome, as in `StageSpec`.
-        input_digest: Hash of the weights that it started from.
-        tracking_id: Its run in the tracker.
+        content: The configuration that determines the stage's outcome, as in `StageSpec`.
+        input_digest: Hash of the weights that the stage started from.
+        tracking_id: Id of the stage's run in the tracker.
     """
 
     content: Mapping[str, Any]
@@ -36,7 +36,7 @@ class Attempt:
 
     @classmethod
     def read(cls, folder: Path) -> "Attempt | None":
-        """The attempt whose states lie in a folder; None if there is no state to resume from.
+        """The attempt whose states are in a folder; None if there is no state to resume from.
 
         Raises:
             StageError: There are states, but the record of the attempt is damaged.
@@ -45,7 +45,7 @@ class Attempt:
 
     @classmethod
     def begun(cls, folder: Path) -> "Attempt | None":
-        """The attempt in a folder, with a saved state or without; None if there was no attempt.
+        """The attempt in a folder, whether or not it saved a state; None if there was no attempt.
 
         Raises:
             StageError: There are states, but the record of the attempt is damaged.

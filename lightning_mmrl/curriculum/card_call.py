@@ -67,7 +67,7 @@ _SOUND_OF_CLIP = (
 
 
 def call_of(facts: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """Python code that asks the model about media or text alone, as the handoff was trained and is evaluated.
+    """Python code that asks the model about media, or about text alone, in the way that training and evaluation do.
 
     The code needs neither a network nor this package, only torch, transformers and, for media, av, pillow and soxr. Its
     first lines name the folder, the files and the question.
@@ -101,9 +101,9 @@ def _interleaves(facts: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
 
 
 def _beginning(facts: Mapping[str, Any], config: Mapping[str, Any], kinds: tuple[str, ...]) -> str:
-    """Imports, the user's settings, and the loading of model and processor."""
+    """Writes the imports and the user's settings, and the code that loads the model and the processor."""
     architecture = (config.get("architectures") or ["AutoModelForCausalLM"])[0]
-    if not isinstance(architecture, str) or not architecture.isidentifier():  # any other text would be code
+    if not isinstance(architecture, str) or not architecture.isidentifier():  # any other text could run as code
         raise StageError(
             f"config.json has the architecture {str(architecture)[:80]!r}, which is no name of a class; name one"
         )
@@ -127,7 +127,7 @@ def _beginning(facts: Mapping[str, Any], config: Mapping[str, Any], kinds: tuple
 
 
 def _content(kinds: tuple[str, ...], media: Mapping[str, Any], *, is_omni: bool, interleaves: bool) -> str:
-    """Fills `content`, the media of the user's turn, and `media`, the processor's arguments for them."""
+    """Writes code that sets `content` (the media of the user's turn) and `media` (the processor's arguments)."""
     lines = [
         "",
         "content, media = [], {}",
@@ -162,7 +162,7 @@ def _prompt(facts: Mapping[str, Any], kinds: tuple[str, ...]) -> str:
 
 
 def _answer(facts: Mapping[str, Any], kinds: tuple[str, ...], config: Mapping[str, Any], *, interleaves: bool) -> str:
-    """Generates and prints the answer, without ids of media and of the markers around them."""
+    """Writes code that generates and prints an answer without ids of media and of the markers around media."""
     marks = (f"{what}_{side}_token_id" for what in ("vision", "audio") for side in ("start", "end"))
     pads = (f"{kind}_token_{word}" for kind in ("image", "video", "audio") for word in ("id", "index"))
     media_ids = sorted({config[key] for key in (*marks, *pads) if isinstance(config.get(key), int)})

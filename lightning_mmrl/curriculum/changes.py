@@ -11,7 +11,7 @@ _ABSENT = object()
 
 
 def changed_keys(finished: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """`key: old -> new` for every key that differs, in order; "-" stands for a key that is not there.
+    """`key: old -> new` for every key that differs, in order; a key that is absent has the value "-".
 
     >>> changed_keys({"seed": 0, "stage.num_steps": 200}, {"seed": 0, "stage.num_steps": 300})
     ['stage.num_steps: 200 -> 300']

@@ -15,7 +15,7 @@ class SetResult:
     """One stage on one evaluation set (`test`, or `test-silent` for an ablation); fractions, not percent.
 
     `num_left_out` samples of the set could not be used. If there are any, `counted_wrong` has the intervals of `war`
-    and `uar` that count each unused sample as a wrong answer of its class.
+    and `uar` that count each unused sample as a wrong answer for its true class.
     """
 
     stage: str

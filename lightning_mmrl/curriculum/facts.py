@@ -17,7 +17,7 @@ SEALED = ("version", "digest", "files", "placeless", "seal")
 
 _Problem = str | None
 _Rule = Callable[[Any], _Problem]
-"""Returns how to go on after "it must be" for a wrong value; None for a right one."""
+"""Returns the words that follow "it must be" in the error about a wrong value; None for a right value."""
 
 
 def check_facts(content: Mapping[str, Any], where: object) -> None:
@@ -80,7 +80,7 @@ def _labels(value: Any) -> _Problem:
 
 
 def _family(value: Any) -> _Problem:
-    """A name; or the names of two functions, which seals of version 1 write as nodes with nothing but `_target_`."""
+    """Accepts a name, or two functions' names, which seals of version 1 write as nodes with nothing but `_target_`."""
     if isinstance(value, str):
         return None
     if isinstance(value, Mapping) and set(value) == {"backbone", "encoder"}:
@@ -107,7 +107,7 @@ def _mapping(required: Mapping[str, _Rule]) -> _Rule:
 
 
 def _plain_values(value: Any) -> _Problem:
-    """The lineage holds texts, numbers and truth values; they are shown and never used."""
+    """Accepts a lineage that holds only texts, numbers and truth values, which are shown and never used."""
     plain = isinstance(value, Mapping) and all(
         each is None or isinstance(each, str | bool | int | float) for each in value.values()
     )
@@ -135,4 +135,4 @@ _OPTIONAL: Mapping[str, _Rule] = {
     "audio_in_video": _one_of(*AUDIO_IN_VIDEO),
     "lineage": _plain_values,
 }
-"""Facts that older handoffs lack, because there was no choice yet."""
+"""Facts that older handoffs lack, because they could not be configured then."""

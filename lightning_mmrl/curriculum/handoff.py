@@ -28,9 +28,9 @@ from lightning_mmrl.files import (
 
 SEAL = "mmrl.json"
 VERSION = 2
-"""Seals of version 1 have no version, and no digest of their own."""
+"""Version of the seal; a seal of version 1 has no key for the version, and no digest of itself."""
 MOST_BYTES = 2**24
-"""Limit for the size of a seal; a seal of a thousand files takes a hundredth of it."""
+"""Maximum size of a seal in bytes; a seal of a thousand files needs a hundredth of this."""
 
 REQUIRED = ("config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja")
 PROCESSOR = "processor_config.json"
@@ -46,23 +46,23 @@ BESIDE_FOLDERS = (".git", ".cache/huggingface")
 ADAPTER_CONFIG = "adapter_config.json"
 PLACE = "base_model_name_or_path"
 """Key of the base model's path in an adapter's configuration (peft's format). The seal covers this path. The digest
-does not, so that the same training has the same digest wherever its run lies."""
+does not, so that the same training has the same digest wherever its run is stored."""
 
 _AGAIN = "restore it, or run the stage again under a new run_name"
 
 
 def write_handoff(directory: Path, export: Callable[[Path], None], facts: Mapping[str, Any]) -> str:
-    """Exports into a folder beside the target, seals it with the hashes of its files, and renames it into place.
+    """Exports into a temporary folder next to the target, seals the files with their hashes, and renames the folder.
 
     Args:
         directory: Target; an existing folder is replaced last.
         export: Writes the Hugging Face folder.
-        facts: What a user of the checkpoint must know (prompt template, media settings, labels, lineage).
+        facts: Facts that a user of the checkpoint must know (prompt template, media settings, labels, lineage).
 
     Returns:
-        The hash of all files, in subfolders too, without the path of an adapter's base and without the facts: the
-        same training gives the same hash wherever it lies. The digest of the seal, which `sealed` returns, covers the
-        path and the facts as well.
+        The hash of all files, in subfolders too, without the path of an adapter's base and without the facts: the same
+        training gives the same hash wherever the folder is stored. The digest of the seal, which `sealed` returns,
+        covers the path and the facts as well.
 
     Raises:
         DiskError: The disk refuses; the partial folder is removed.
@@ -87,7 +87,7 @@ def write_handoff(directory: Path, export: Callable[[Path], None], facts: Mappin
 
 
 def sealed(directory: Path) -> dict[str, Any]:
-    """Reads the seal of a handoff and checks its own digest; the files are not read.
+    """Reads the seal of a handoff and checks the digest that the seal has of itself; the other files are not read.
 
     In the result, `digest` is the hash of the files, and `seal` the hash of the whole seal (None before version 2).
 
@@ -120,7 +120,7 @@ def check_handoff(directory: Path) -> dict[str, Any]:
     """Reads the seal of a handoff, and checks that the sealed files are there, unchanged, and the only ones.
 
     Raises:
-        StageError: A file is missing, changed, or not one that was sealed, or the seal is damaged.
+        StageError: A file is missing, changed or not in the seal, or the seal is damaged.
     """
     facts = sealed(directory)
     files = facts["files"]
@@ -196,7 +196,7 @@ def _combined(content: Mapping[str, Any]) -> str:
 
 
 def _placeless_hash(path: Path) -> str:
-    """The hash of the values in an adapter's configuration without the path of the base; of another file its digest.
+    """Hashes the values of an adapter's configuration except the path of the base, or the content of any other file.
 
     Seals of version 1 list these hashes.
     """

@@ -31,7 +31,7 @@ def ancestry(directory: Path, digest: str) -> list[FinishedStage]:
 
 
 def checked_handoff(handoff: Path) -> dict[str, Any]:
-    """Reads the seal of a handoff, and checks its files and, if it lies in a run, the run's record of it.
+    """Reads the seal of a handoff, and checks its files and, if a run has a record of the handoff, that record.
 
     Raises:
         StageError: The folder is not a complete handoff, or not the one that the run recorded.
@@ -44,7 +44,7 @@ def checked_handoff(handoff: Path) -> dict[str, Any]:
 
 
 def facts_if_sealed(folder: Path) -> dict[str, Any] | None:
-    """As `checked_handoff` for a handoff; None for any other checkpoint, such as a base model.
+    """The result of `checked_handoff` for a handoff; None for any other checkpoint, such as a base model.
 
     A folder counts as a handoff if it has a seal, or if a run has it on record.
 
@@ -57,7 +57,7 @@ def facts_if_sealed(folder: Path) -> dict[str, Any] | None:
 
 
 def _recorded(handoff: Path) -> StageResult | None:
-    """The record of a handoff in the run that it lies in; None if there is none."""
+    """The record of a handoff in the run directory that contains it; None if there is no record."""
     place = handoff.resolve()
     run = place.parents[2] if len(place.parents) > 2 else place
     if not (run / FILE).is_file():
@@ -70,7 +70,7 @@ def check_finished(directory: Path, stages: Iterable[FinishedStage]) -> None:
     """Compares the seals of finished stages with the run's records; files are not read, and a seal may be missing.
 
     Raises:
-        StageError: A seal is not the one that its stage wrote.
+        StageError: A seal differs from the seal that its stage wrote.
     """
     for stage in stages:
         handoff = directory / stage.result.handoff
@@ -84,7 +84,7 @@ def check_record(result: StageResult, facts: Mapping[str, Any], handoff: Path) -
     This finds a handoff whose files and seal were both rewritten. Records of older runs have only the files' digest.
 
     Raises:
-        StageError: They differ.
+        StageError: The seal and the record differ.
     """
     same = facts["digest"] == result.handoff_digest
     if not same or (result.handoff_seal is not None and facts["seal"] != result.handoff_seal):

@@ -16,7 +16,7 @@ _RESTORE = "restore it or start a new run directory"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishedStage:
-    """A trained stage's result, with the configuration that produced it and the hash of that (see `StageSpec`).
+    """A trained stage's result, the configuration that produced it, and the configuration's hash (see `StageSpec`).
 
     `evaluation` is the hash of the settings that its handoff was evaluated with, None before the evaluation.
     `training_metrics` are the metrics of the result that come from training.
@@ -34,7 +34,7 @@ class Manifest:
     """The finished stages of a run, and its parent run in the tracker.
 
     `running_id` and `running_name` are the tracked run of the stage in progress. If they are set when a run starts, the
-    process before was killed.
+    previous process was killed.
     """
 
     stages: Mapping[str, FinishedStage] = field(default_factory=dict)
@@ -80,7 +80,7 @@ class Manifest:
 
 
 def tracked_runs(directory: Path) -> set[str]:
-    """Ids of the tracker's runs that belong to a run directory: the parent and all stages, begun ones included.
+    """Ids of the tracker's runs that belong to a run directory: the parent and all stages, including unfinished ones.
 
     Raises:
         StageError: The manifest is damaged or of another version.

@@ -179,16 +179,16 @@ class StageOrchestrator:
                 handoff_seal=seal,
             )
             finished = FinishedStage(digest=spec.digest, content=spec.content, result=result, training_metrics=metrics)
-            # Saved before the evaluation: if that fails, the training is not lost.
+            # Saved before the evaluation, so that the training is not lost if the evaluation fails.
             self._save(stages={**self._manifest.stages, spec.name: finished})
-            shutil.rmtree(folder / STATES, ignore_errors=True)  # the handoff stands in their place
+            shutil.rmtree(folder / STATES, ignore_errors=True)  # the handoff replaces them
             self._evaluate_stage(spec, run, parent)
 
     def _continued(self, spec: StageSpec, folder: Path, input_digest: str) -> str | None:
-        """Returns the tracked run of the attempt that the stage resumes; without one, clears the folder.
+        """Returns the tracked run of the attempt that the stage resumes; if there is none to resume, clears the folder.
 
-        An attempt that was killed before its first state is resumed as well, so that its tracked run goes on. An
-        attempt that cannot be resumed is kept beside the folder if it has a state.
+        An attempt that was killed before its first state is resumed as well, so that its tracked run continues. An
+        attempt that cannot be resumed is moved aside if it has a state.
         """
         attempt = Attempt.begun(folder)
         if attempt is not None:
@@ -258,7 +258,7 @@ class StageOrchestrator:
         try:
             yield
         except BaseException:
-            with suppress(DiskError):  # must not hide why the stage ended; the next start handles the record
+            with suppress(DiskError):  # a second error must not hide the first; the next start handles the record
                 self._save(running_id=None, running_name=None)
             raise
         self._save(running_id=None, running_name=None)

@@ -18,7 +18,7 @@ from lightning_mmrl.files import folder_beside, follow_umask, read_json, sync, s
 
 CARD = "README.md"
 SCORES = ("war", "uar", "macro_f1", "valid_format", "consistency")
-"""Metrics that a card shows for a set, as far as the stage has them."""
+"""Metrics that a card shows for a set, if the stage has them."""
 
 _ABOUT_THE_CALL = """\
 With plain transformers, greedily, and as the model was trained and evaluated: the same frames and their size, the same
@@ -39,7 +39,7 @@ def publish(handoff: Path, target: Path, *, name: str | None = None, license_id:
 
     Args:
         handoff: A stage's handoff folder.
-        target: Where the copy goes.
+        target: Folder of the copy.
         name: Title of the card; the target's name by default.
         license_id: Identifier of the license, such as apache-2.0; the base model's license also covers trained models.
 
@@ -84,7 +84,7 @@ def model_card(
         name: Title.
         facts: The facts in the handoff's seal.
         config: The model's configuration.
-        stages: The stages that led to it; empty if the run is not available.
+        stages: The stages that led to the handoff; empty if the run is not available.
         license_id: Identifier of the license.
     """
     scores = _scores(stages[-1]) if stages else {}

@@ -14,7 +14,7 @@ from lightning_mmrl.types.records import StageSpec
 
 @contextmanager
 def told_what_is_safe(directory: Path, specs: Sequence[StageSpec]) -> Iterator[None]:
-    """Adds to the error of a full disk, or of memory that ran out, the work that is saved and the way to continue.
+    """Adds the saved work and the way to continue to the error of a full disk or of exhausted memory.
 
     Raises:
         DiskError: The disk refused in the block.

@@ -1,4 +1,4 @@
-"""Decides which stages of a curriculum a call trains, which it only evaluates, and which it refuses."""
+"""Decides which stages of a curriculum a run trains, which it only evaluates, and which it refuses."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Action = Literal["train", "evaluate"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which stages a call runs.
+    """The choice of the stages that a call runs.
 
     Attributes:
         from_stage: Run this stage and all stages that build on it, even if they are finished, and later stages that

@@ -14,14 +14,14 @@ def plan_stages(order: Sequence[str], stages: Mapping[str, StageSettings]) -> li
 
     Args:
         order: Stage names; each at most once.
-        stages: Name to stage, of which `start_from` is "base", "previous" or the name of one earlier in the order.
+        stages: Maps names to stages; `start_from` is "base", "previous" or the name of an earlier stage in the order.
 
     Returns:
         Specifications whose content and digest are still empty.
 
     Raises:
-        ConfigError: The order is empty, repeats a stage or names an unknown one, or a stage starts from one that does
-            not come earlier.
+        ConfigError: The order is empty, repeats a stage or names an unknown one, or a stage starts from a stage that
+            does not come earlier.
     """
     if not order:
         raise ConfigError("order is empty; name at least one stage, for example order=[cold_start,reason]")

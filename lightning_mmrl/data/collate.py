@@ -21,7 +21,8 @@ class EncodedSample:
         sample: The sample.
         prompt: Result of `PromptEncoder.encode_prompt`.
         target_ids: Token ids of the target; empty without a target.
-        media_key: Identifies the content of its media as the model sees them; "" if unknown or without media.
+        media_key: Identifies the content of the sample's media as the model sees them; "" if this is unknown or there
+            are no media.
     """
 
     sample: Sample

@@ -32,11 +32,11 @@ class Feed:
     """The training data of a stage.
 
     Attributes:
-        settings: Its kind (an sft stage gets prompts with targets), its steps, and its data. Each step takes a batch. A
-            batch may be larger than the data; it then holds samples of several passes.
+        settings: The stage's kind (an sft stage gets prompts with targets), steps and data. Each step consumes one
+            batch. A batch that is larger than the data holds samples of several passes.
         sources: Manifests to draw from, by weight; error messages use their names.
         seed: Seed of the order and of the modality dropout.
-        matcher: Label set that merges synonyms for the balance; a solution that it does not know is a separate label.
+        matcher: Label set that merges synonyms for the balance; a solution outside the set counts as a separate label.
             With None, every distinct solution is a separate label.
     """
 
@@ -79,7 +79,7 @@ class OmniDataModule(lightning.LightningDataModule):
         feed: Training data; an sft stage gets prompts with targets, an rl stage prompts only.
         validation: Validation data, if any.
         monitor: Receives progress and warnings of decoding.
-        exclusions: Decisions about samples to leave out; None decides anew.
+        exclusions: Earlier decisions about samples to leave out; with None, this run decides for itself.
 
     Raises:
         DataError: A manifest is unusable, or has media that this module or the model does not accept.
@@ -158,7 +158,7 @@ class OmniDataModule(lightning.LightningDataModule):
         )
 
     def val_dataloader(self) -> "DataLoader[Any] | list[DataLoader[Any]]":
-        """A loader of the validation prompts in manifest order, each once; an empty list without validation data."""
+        """A loader that yields each validation prompt once, in manifest order; an empty list if there are none."""
         if self.validation_set is None or self._validation is None:
             return []
         return eval_loader(
@@ -173,7 +173,7 @@ class OmniDataModule(lightning.LightningDataModule):
         return 0 if self.validation_set is None else len(self.validation_set)
 
     def refill_batch(self) -> PromptBatch:
-        """This rank's share of the next batch of extra prompts, for an iteration that needs more than its own batch.
+        """This rank's share of the next batch of extra prompts, for an iteration whose own batch does not suffice.
 
         Extra prompts come from the same sources with the same weights, but in a separate order: the n-th extra batch
         depends only on the seed and n, and the loader's order does not depend on the number of extra batches.

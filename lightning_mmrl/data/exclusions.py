@@ -1,4 +1,4 @@
-"""Decides which samples a run leaves out, once, when a sample is first read; every later reader follows."""
+"""Decides whether a run leaves a sample out when the sample is first read; every later reader follows this decision."""
 
 import hashlib
 import json
@@ -43,8 +43,8 @@ class Exclusions:
             "used": {"clip-1": "9be1c0aa"},
             "left_out": {"clip-2": {"content": "07d4f3b1", "reason": "..."}}}]}
 
-    Decisions follow a folder that was moved: if their folder is gone, they apply to a folder of the same name. As
-    long as their folder exists, a folder elsewhere is another set, such as a second source.
+    Decisions still apply after a folder was moved: if the old folder is gone, they apply to a folder of the same name.
+    As long as the old folder exists, a folder elsewhere counts as another set, such as a second source.
 
     Args:
         path: File of the decisions; None keeps them in memory.
@@ -126,7 +126,7 @@ class Exclusions:
 
 
 def _entry_of(sets: Sequence[dict[str, Any]], which: DecidedSet) -> dict[str, Any] | None:
-    """The entry of a set: for its own folder, or else for a folder that is gone and whose path has the same end."""
+    """The entry for the folder of a set, or else for a folder that is gone and whose path ends in the same way."""
     here = which.root.resolve()
     alike = [entry for entry in sets if entry["manifest"] == which.manifest and entry["use"] == which.use]
     own = next((entry for entry in alike if entry["root"] == str(here)), None)

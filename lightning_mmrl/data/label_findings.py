@@ -22,9 +22,9 @@ def label_findings(labels: Mapping[str, int]) -> list[str]:
     """Warnings about suspicious labels, one sentence each.
 
     Two labels count as spellings of one word if they differ only in case, accents, punctuation, spaces or invisible
-    characters. They also do if the first letter is the same, one other letter differs, and the longer one has at least
-    five letters. Labels with digits may differ only in case and spaces, since "class 1" and "class 2", or "-3" and "3",
-    are not the same. Sets of more than 200 labels are taken for free answers and not compared.
+    characters. They also count as such if the first letter is the same, one other letter differs, and the longer one
+    has at least five letters. Labels with digits may differ only in case and spaces, since "class 1" and "class 2", or
+    "-3" and "3", are not the same. Sets of more than 200 labels are taken for free answers and not compared.
 
     Args:
         labels: Number of samples by label.
@@ -77,7 +77,7 @@ def _difference(first: str, second: str) -> str | None:
     """How two labels differ if they may be spellings of one word, else None."""
     one, other = _letters(first), _letters(second)
     if not one or not other:
-        return None  # a label of punctuation only is another finding
+        return None  # labels of punctuation only are not compared
     if one == other:
         return "only in case, accents, spaces or punctuation"
     if any(character.isdigit() for character in one + other) or max(len(one), len(other)) < _MIN_LETTERS:

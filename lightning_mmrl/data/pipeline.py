@@ -1,4 +1,4 @@
-"""Converts media to model inputs, with an error that names the file if that fails."""
+"""Converts media to model inputs; if the conversion fails, the error names the file."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,5 +88,5 @@ class MediaPipeline:
 
 
 def in_words(error: Exception) -> str:
-    """The message of an error; other errors than our own also need their type to be understood."""
+    """The message of an error, which starts with the error's type unless the error is our own."""
     return str(error) if isinstance(error, MmrlError) else f"{type(error).__name__}: {error}"

@@ -53,7 +53,7 @@ class PreparedSet(Dataset[EncodedSample]):
         pipeline: Converts media to tensors.
         template: Prompt template.
         supervised: True if each sample must end with an assistant turn, the target.
-        exclusions: Earlier decisions about samples to leave out; None decides anew.
+        exclusions: Earlier decisions about samples to leave out; with None, this set decides for itself.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class PreparedSet(Dataset[EncodedSample]):
     def prepare(self, manifest: str, monitor: DataMonitor) -> None:
         """Encodes all media that are not in the cache, tests every prompt, and moves bad samples to `quarantined`.
 
-        This decides once whether a sample is used. Later calls follow that decision.
+        The first call decides whether a sample is used, and later calls follow that decision.
 
         Raises:
             DataError: A sample fails `check`, a sample that was used before cannot be read now, or no sample is left.
@@ -183,7 +183,7 @@ class PreparedSet(Dataset[EncodedSample]):
     def _use(self) -> dict[str, object]:
         """The settings that decide, besides the files, whether a sample can be used.
 
-        If one of them changes, all samples are decided anew. So each is listed explicitly, and a new setting is added
+        If one of them changes, all samples are judged again. So each is listed explicitly, and a new setting is added
         only if it affects the decision.
         """
         encoder, media, prompt = self._pipeline.encoder, self._pipeline.settings, self._template.settings

@@ -55,7 +55,7 @@ class SplitFigures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """A finding about all splits, with its number and an example. A severe one makes evaluation results unreliable."""
+    """A finding about all splits, with a count and an example; a severe one makes evaluation results unreliable."""
 
     what: str
     num: int
@@ -110,7 +110,7 @@ def summarize(inventory: Inventory) -> Report:
         num_bad = sum(problem.file == str(path) for problem in inventory.problems)
         for name, entries in (groups or {path.stem: []}).items():
             rows.append(_split(name, entries, num_bad, inventory))
-            num_bad = 0  # the split of a bad line is unknown, so it counts for the first split only
+            num_bad = 0  # the split of a bad line is unknown, so bad lines count for the first split only
     # Lines are the same sample if ids and media are equal, or without media, ids and questions.
     distinct: dict[Hashable, Sample] = {}
     for entry in inventory.entries:
@@ -194,7 +194,7 @@ def _findings(inventory: Inventory) -> Iterable[Finding]:
 
 
 def _identity(key: MediaKey, inventory: Inventory) -> Hashable:
-    """Content and span, which identify a medium; before decoding, the file stands for its content."""
+    """Content and span, which identify a medium; before decoding, the file is used in place of its content."""
     _, path, start, end = key
     return (inventory.facts[key].content if key in inventory.facts else path, start, end)
 

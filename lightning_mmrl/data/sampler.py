@@ -46,7 +46,7 @@ class SourceRows:
 
     Attributes:
         num_samples: Number of usable samples.
-        settings: Its weight.
+        settings: The weight of the source.
         labels: Label of each sample, to draw all labels equally often; None draws all samples equally often.
     """
 
@@ -86,13 +86,14 @@ class DrawSampler(Sampler[list[Draw]]):
     chooses the source of each draw. With labels, a source draws its labels in permutations, and each label draws its
     samples in permutations. A draw depends on the seed and its serial number, not on the batch size.
 
-    With several ranks, the batch of a single process is split among them, and rank 0 gets the first draws. The state
-    counts whole batches and does not depend on the number of ranks.
+    With several ranks, each batch is the same as in a run with a single process and is split among the ranks; rank 0
+    gets the first draws of the batch. The state is the number of whole batches and does not depend on the number of
+    ranks.
 
     Args:
         sources: The sources, in the order of the concatenation.
         settings: Draws per batch, of all ranks together, and the modality dropout.
-        num_batches: Batches of the whole stage.
+        num_batches: Number of batches in the whole stage.
         seed: Seed of the permutations and of the modality dropout.
         share: This rank's share of each batch.
 
@@ -123,7 +124,7 @@ class DrawSampler(Sampler[list[Draw]]):
         self._consumed = 0
 
     def __len__(self) -> int:
-        """Batches of the whole stage, also after resuming, since Lightning counts the consumed batches itself."""
+        """Number of batches in the whole stage, even after resuming, since Lightning counts consumed batches itself."""
         return self._num_batches
 
     def __iter__(self) -> Iterator[list[Draw]]:
@@ -152,7 +153,7 @@ class DrawSampler(Sampler[list[Draw]]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues after the consumed batches of a state.
 
-        A stage may have become longer, since its first batches stay the same.
+        The stage may now have more batches than before, because more batches do not change the earlier ones.
 
         Raises:
             StageError: The state has another configuration, or more batches than the stage.
@@ -187,7 +188,7 @@ class DrawSampler(Sampler[list[Draw]]):
 
     def _walk_source(self, number: int, source: SourceRows) -> Iterator[int]:
         if source.labels is None:
-            # The first source has no number in its seeds, so a run with one source draws like a run without sources.
+            # The first source adds no number to its seeds: a number would change the order of stages with one source.
             yield from self._walk(range(source.num_samples), *([number] if number else []))
             return
         names = sorted(set(source.labels))

@@ -35,7 +35,7 @@ _parsed: dict[tuple[Path, Path, Path, str], "LoadedManifest"] = {}
 
 
 class LineError(DataError):
-    """An unusable line; `group` is the sort of fault, under which a report counts it."""
+    """An unusable line; `group` is the sort of fault, under which a report counts the line."""
 
     def __init__(self, group: str, reason: str, place: str | None = None) -> None:
         super().__init__(reason if place is None else f"{place}: {reason}")
@@ -70,7 +70,7 @@ class LoadedManifest:
     """The content of a manifest without problems.
 
     Attributes:
-        samples: Its samples in the order of the lines.
+        samples: The manifest's samples in the order of the lines.
         digest: SHA-256 of the file, in hexadecimal digits.
     """
 
@@ -163,7 +163,7 @@ def resolve_media(path: str, media_root: Path, place: str) -> Path:
 
 
 def _lines(path: Path, on_bytes: Callable[[bytes], object]) -> Iterator[tuple[int, bytes]]:
-    """Yields numbered lines, of a too long line only its beginning; `on_bytes` gets every byte of the file."""
+    """Yields numbered lines, but only the beginning of a line that is too long; `on_bytes` gets every byte."""
     try:
         with path.open("rb") as file:
             number = 0
@@ -179,7 +179,7 @@ def _lines(path: Path, on_bytes: Callable[[bytes], object]) -> Iterator[tuple[in
 
 
 def _sample(encoded: bytes, media_root: Path, default_id: str) -> Sample | None:
-    """The sample of a line, None for a blank line; its media files exist."""
+    """Parses a line and checks that its media files exist; None for a blank line."""
     if len(encoded) > MAX_LINE_BYTES:
         raise LineError("not JSON", f"longer than {MAX_LINE_BYTES} bytes; keep media in files and name their paths")
     try:

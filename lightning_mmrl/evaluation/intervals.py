@@ -78,7 +78,8 @@ class ClusterBootstrap:
         The order of the predictions does not matter.
 
         Raises:
-            DataError: The two have different samples, a repeated sample, or different truths or speakers of a sample.
+            DataError: The two sets of predictions have different samples, a repeated sample, or different truths or
+                speakers.
         """
         unit, ids = _units(candidate)
         both = [_unit_counts(each, labels, ids) for each in (candidate, _aligned(candidate, baseline))]

@@ -15,7 +15,7 @@ from lightning_mmrl.prompts.scanner import scan
 from lightning_mmrl.types.records import Completion, Sample
 
 COUNTED_WRONG = "_counted_wrong"
-"""Suffix of metrics in which samples that were left out count as wrong answers of their classes."""
+"""Suffix of metrics that count each left-out sample as a wrong answer for its true class."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +26,7 @@ class Prediction:
         sample_id: Id of the sample.
         speaker: Speaker of the sample, if known.
         truth: Label of the sample.
-        predicted: Label of the answer; None if it names none.
+        predicted: Label that the answer names; None if it names no label.
         valid_format: Whether the completion has the right format.
         consistent: Whether the thought implies the predicted label; None without a cue lexicon.
         text: The completion with the prefill prepended.
@@ -67,7 +67,8 @@ def judge(
 ) -> Prediction:
     """Judges format, label and consistency of one completion.
 
-    A completion is not consistent if its thought lacks a cue of some channel, or its answer names no label.
+    A completion is consistent if its answer names the label that the cues of its thought imply. A thought without a cue
+    for each channel implies no label.
 
     Raises:
         DataError: The sample's solution is missing or names no label.

@@ -30,9 +30,9 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComponentChange:
-    """One reward component before and after.
+    """One reward component in the old and in the new scores.
 
-    The means are over valid responses to which the component applies; None without any. `num_up`, `num_down` and
+    The means are over valid responses to which the component applies; None if there are none. `num_up`, `num_down` and
     `correlation` (Pearson; None for constant values) are over responses that are valid on both sides. If the component
     applies on one side only, the other side counts as 0, since that is its part of the total in training.
     """

@@ -56,7 +56,7 @@ class Adapter:
 
     @contextmanager
     def off(self) -> Iterator[None]:
-        """Switches the adapter off; afterwards it is as before, also in what trains, and also after an error."""
+        """Switches the adapter off within the context; after the context, and after an error, all is as before."""
         trained = [(parameter, parameter.requires_grad) for parameter in self.parameters()]
         were_off = [layer.disable_adapters for layer in self._layers]
         try:

@@ -101,7 +101,7 @@ class _Bucket:
         self._bias = None if bias is None else bias.to(index.device)
 
     def append_layer(self, key: Float[Tensor, "T K d"], value: Float[Tensor, "T K d"]) -> None:
-        """Takes the prompts' part of a layer's packed keys and values."""
+        """Keeps the prompts' part of a layer's packed keys and values."""
         index = self._index.flatten()
         blocks = [tokens.index_select(0, index).unflatten(0, self._index.shape) for tokens in (key, value)]
         self._layers.append(torch.stack([block.transpose(1, 2) for block in blocks]))
@@ -115,12 +115,12 @@ class _Bucket:
             self._bias = None if self._bias is None else pad(self._bias, (0, more))
 
     def extend(self, layer: int, key: Float[Tensor, "b K d"], value: Float[Tensor, "b K d"]) -> None:
-        """Writes a token at the end of each prompt's part of a layer: for prompts with one row each."""
+        """Writes a token at the end of each prompt's part of a layer; used only if each prompt has one row."""
         self._layers[layer][0, :, :, self._end - 1] = key
         self._layers[layer][1, :, :, self._end - 1] = value
 
     def attend(self, layer: int, query: Float[Tensor, "S H d"], scale: float) -> PartialAttention:
-        """S / b rows of each prompt, prompt by prompt, against the prompt."""
+        """Attention of S / b rows of each prompt, prompt by prompt, to the prompt."""
         key, value = self._layers[layer][:, :, :, : self._end]
         bias = None if self._bias is None else self._bias[..., : self._end]
         blocks = query.unflatten(0, (len(self.prompts), -1)).transpose(1, 2)
@@ -148,14 +148,14 @@ class _PrefillLayout:
             self.buckets.append(_Bucket([prompts[slot] for slot in slots], index.to(device), padding))
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Every prompt token against the tokens up to it."""
+        """Attention of every prompt token to itself and to the tokens before it."""
         for bucket in self.buckets:
             bucket.append_layer(key, value)
         return attend(query, key, value, self._tiles, scale)
 
 
 class _SharedCache:
-    """Prompt keys once per prompt, own keys once per row; a step's layout for the attention of R rows.
+    """Holds prompt keys once per prompt and own keys once per row; computes the attention of R rows in a step.
 
     If each prompt has one row, the row's own keys lie after the prompt's, and one call attends to both.
     """
@@ -178,7 +178,7 @@ class _SharedCache:
                 bucket.make_room(self._length)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Float[Tensor, "R H d"]:
-        """Each row's token against the row's own tokens and its prompt."""
+        """Attention of each row's token to the row's own tokens and to its prompt."""
         assert self._plan is not None
         if self._alone:
             for bucket, keys, values in zip(self._buckets, *map(self._plan.split, (key, value)), strict=True):

@@ -45,7 +45,7 @@ class MediaEncoder:
 
     Args:
         backbone: The loaded model.
-        cache: As the attribute.
+        cache: See the attribute.
     """
 
     def __init__(self, backbone: MediaBackbone, cache: FeatureCache | None = None) -> None:
@@ -105,7 +105,7 @@ class MediaEncoder:
 
     @torch.no_grad()
     def _cached(self, cache: FeatureCache, prompts: PromptBatch) -> MediaFeatures:
-        """Only prompts whose features are not on disk enter the towers."""
+        """Reads features from disk; only prompts whose features are not there enter the towers."""
         rows, device = checked_rows(self.backbone, prompts), prompts.input_ids.device
         keys = prompts.media.keys or ("",) * len(prompts.samples)
         autocast = torch.is_autocast_enabled(device.type)

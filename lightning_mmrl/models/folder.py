@@ -73,7 +73,7 @@ def check_settings(checkpoint: str | Path) -> None:
         checkpoint: A folder, or a hub id, whose settings are fetched as transformers fetches them.
 
     Raises:
-        StageError: They name code, another model, another adapter or a class of the wrong kind.
+        StageError: The settings name code, another model, another adapter or a class of the wrong kind.
     """
     for name in SETTINGS:
         path = _found(checkpoint, name)

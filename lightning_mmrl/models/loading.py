@@ -44,10 +44,10 @@ def load_config(checkpoint: str | Path) -> PreTrainedConfig:
 
 
 def require_family(config: PreTrainedConfig, wanted: type[Config], checkpoint: str | Path, family: str) -> Config:
-    """The configuration, known to be of the wanted family.
+    """Returns the configuration if it is of the wanted family.
 
     Raises:
-        StageError: It is of another family.
+        StageError: The configuration is of another family.
     """
     if not isinstance(config, wanted):
         raise StageError(

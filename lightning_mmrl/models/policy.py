@@ -262,7 +262,7 @@ class Policy(nn.Module):
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """Within it, the policy is the model that its stage started from, without gradients: its adapter is off.
+        """Switches the adapter off: the policy is then the model that its stage started from, without gradients.
 
         Features that prompts already carry do not change; if towers are adapted, score prompts with their media
         instead.

@@ -14,7 +14,7 @@ from lightning_mmrl.protocols.ranks import Ranks
 
 
 class Reference:
-    """A policy as it is now, kept while it trains.
+    """Keeps a policy as it is now, while the policy itself goes on training.
 
     A policy with an adapter is its own reference while the adapter is off. Any other policy is copied, without
     gradients; weights that do not train are shared instead of copied, unless weights are sharded. If they are, the copy

@@ -78,7 +78,7 @@ def install(text_model: nn.Module) -> None:
 
 
 def layout_arguments(layout: AttentionLayout, device: torch.device) -> dict[str, Any]:
-    """Arguments that pass a layout to a text model. An empty 4-D mask keeps it from building one of its own."""
+    """Arguments that pass a layout to a text model. An empty 4-D mask keeps the model from building another."""
     return {"attention_mask": torch.empty(1, 1, 0, 0, device=device), "use_cache": False, LAYOUT: layout}
 
 

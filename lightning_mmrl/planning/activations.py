@@ -20,12 +20,12 @@ class Precision:
     """Bytes of a number: weights and adapters as they are stored, and what passes compute with.
 
     Attributes:
-        stored: Of weights.
-        adapter: Of adapter weights as they are stored.
-        adapting: Of adapter weights in a pass.
-        computed: Of the outputs of linear layers.
-        stream: Of what runs through the blocks between them.
-        reduced: Of gradients while ranks sum them.
+        stored: Bytes of a stored weight.
+        adapter: Bytes of a stored adapter weight.
+        adapting: Bytes of an adapter weight during a pass.
+        computed: Bytes of an output of a linear layer.
+        stream: Bytes of a number that runs through the blocks between their linear layers.
+        reduced: Bytes of a gradient while ranks sum it.
         autocast: True if torch casts weights and inputs, operation by operation.
     """
 
@@ -64,13 +64,13 @@ class Precision:
 def kept_per_row(stack: Stack, precision: Precision, *, trains: bool, adapted: Sequence[Linear], rank: int) -> int:
     """Bytes that one block keeps of a row, if a gradient goes through it.
 
-    - norms: an RMS norm the input in float32 and, if it trains, the normalized states; a layer norm its input; both
-      their float32 statistics;
-    - linear layers: their input if they train, one tensor for all that read the same, or a cast copy each;
-    - adapters: the input of A, a copy each where adapters are stored in another type, and its output;
-    - attention: queries, keys, values, output and the float32 log-sum-exp; in towers also the output in the order of
-      the windows;
-    - the activation function: I for each factor that it needs.
+    - An RMS norm keeps its input in float32 and, if it trains, the normalized states; a layer norm keeps its input.
+      Both keep their float32 statistics.
+    - Linear layers that train keep their input: one tensor for all layers that read the same, or one cast copy each.
+    - An adapter keeps the input of A (a copy for each, where adapters are stored in another type) and the output of A.
+    - Attention keeps queries, keys, values, output and the float32 log-sum-exp; in towers also the output in the order
+      of the windows.
+    - The activation function keeps I numbers for each factor that it needs.
     """
     computed, tower = precision.computed, bool(stack.input_values)
     # Under autocast a tower begins with a convolution in half precision, the decoder with float32 embeddings.
@@ -88,12 +88,12 @@ def kept_per_row(stack: Stack, precision: Precision, *, trains: bool, adapted: S
 
 
 def computed_per_row(stack: Stack, precision: Precision) -> int:
-    """Most bytes that one block holds of a row while it is computed, if nothing is kept."""
+    """Largest number of bytes per row that a block holds during its computation, if nothing is kept."""
     return 3 * stack.inner * precision.computed + stack.width * (2 * precision.stream + precision.computed + SINGLE)
 
 
 def _inputs(stack: Stack, precision: Precision, *, adapted: Sequence[Linear], trains: bool) -> int:
-    """Inputs of linear layers that are kept; the output of attention is kept by it already."""
+    """Bytes of the kept inputs of linear layers; attention itself keeps the input of the layer after it."""
     readers = stack.linears if trains else adapted
     copied = precision.autocast or (not trains and precision.adapting != precision.computed)
     if copied:

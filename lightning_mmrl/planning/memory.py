@@ -53,14 +53,14 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """Bytes by phase and part, and what lies in host memory instead."""
+    """Bytes on the device by phase and part, and bytes in host memory (`host`)."""
 
     phases: Mapping[str, Mapping[str, int]]
     host: int = 0
 
     @property
     def phase(self) -> str:
-        """The phase that takes most."""
+        """The phase that needs the most memory."""
         return max(self.phases, key=lambda name: sum(self.phases[name].values()))
 
     @property
@@ -80,12 +80,12 @@ class Estimate:
         return math.ceil(self.peak * (1 + FRAGMENTATION)) + CONTEXT
 
     def fits(self, gigabytes: int) -> bool:
-        """True if a device with so many GB (10^9 bytes: what drivers show is less than its name says) is enough."""
+        """True if a device with so many GB of 10^9 bytes is enough; drivers show fewer than the device's name says."""
         return self.needed <= gigabytes * 10**9
 
 
 def estimate(shape: ModelShape, stage: StageSettings, dtype: str, ranks: int, lengths: Lengths) -> Estimate:
-    """The memory of one of so many ranks; `dtype` is `model.dtype`, and the strategy is that of the stage's trainer."""
+    """The memory of one of `ranks` ranks; `dtype` is `model.dtype`, and the stage's trainer has the strategy."""
     return _Rank(shape, stage, dtype, ranks, lengths).estimate()
 
 
@@ -93,13 +93,13 @@ class _Rank:
     """One rank's share of the work, and the memory that it takes.
 
     Attributes:
-        prompts: Of this rank in one step.
+        prompts: Number of prompts of this rank in one step.
         answer: Tokens of the longest completion, or of a target.
         adapters: Parameters of LoRA layers.
         trains: Groups whose weights train themselves.
         learns: Groups that train, themselves or by an adapter.
         trained: Parameters that have gradients.
-        models: The policy, and a critic if there is one.
+        models: Number of models that learn: 2 with a critic, else 1.
         one_run: True if towers that learn run once per iteration; with several updates each microbatch runs them.
     """
 
@@ -122,7 +122,7 @@ class _Rank:
         self.one_run = algorithm is not None and algorithm.update.on_policy
 
     def estimate(self) -> Estimate:
-        """All phases."""
+        """Adds up the parts of all phases."""
         resident, offload = self.resident(), self.stage.trainer.cpu_offload
         kept = {} if offload else resident
         media = {"media": self.media()}
@@ -139,7 +139,7 @@ class _Rank:
         return Estimate(phases=phases, host=sum(resident.values()) if offload else 0)
 
     def resident(self) -> dict[str, int]:
-        """Weights, gradients and states, which are there all the time."""
+        """Bytes that stay in memory all the time: weights, gradients, optimizer state and reference weights."""
         precision, algorithm, optimizer = self.precision, self.stage.algorithm, self.stage.optimizer
         size = precision.adapter if self.adapters else precision.stored
         trained = self.split(self.trained * size)
@@ -164,7 +164,7 @@ class _Rank:
         return -(-size // self.ranks) if self.sharded else size
 
     def gathered(self) -> int:
-        """The root and two units at most: the one in use, and the next."""
+        """Bytes of weights that are gathered at once: the root, the unit in use and the next one."""
         return (self.shape.root + 2 * self.shape.largest_unit) * self.precision.computed if self.sharded else 0
 
     def backward(self) -> dict[str, int]:
@@ -188,7 +188,7 @@ class _Rank:
         return self.gathered() + self.shape.root * self.precision.computed + sent + sent // self.ranks
 
     def tokens(self) -> int:
-        """Of the decoder that are scored at once; a completion that is longer than the budget stands alone."""
+        """Number of decoder tokens that are scored at once; a completion longer than the budget is scored alone."""
         algorithm, lengths = self.stage.algorithm, self.lengths
         if algorithm is None:
             return self.prompts * (lengths.prompt + lengths.answer)
@@ -196,7 +196,7 @@ class _Rank:
         return min(total, max(algorithm.update.tokens_per_microbatch, lengths.prompt + self.answer))
 
     def tower_graph(self) -> int:
-        """Activations of towers that learn, of all prompts whose towers have a graph at once."""
+        """Bytes of activations of the towers that learn, for all prompts whose tower graphs are held at once."""
         prompts = self.prompts
         if not self.one_run and self.stage.algorithm is not None:
             prompts = max(1, self.tokens() // (self.lengths.prompt + self.group_size * self.answer))
@@ -204,11 +204,11 @@ class _Rank:
         return sum(self.kept(group, self.tower_rows(group, prompts)) for group in towers)
 
     def tower_rows(self, group: str, prompts: int) -> int:
-        """Rows within a tower."""
+        """Number of rows within a tower, for so many prompts."""
         return prompts * self.lengths.media(group) * self.shape.stacks[group].rows_per_token
 
     def kept(self, group: str, rows: int) -> int:
-        """Activations of a stack; recomputing, the input of each block and all of the block at hand."""
+        """Bytes of a stack's activations; with checkpointing, the inputs of all blocks and one whole block."""
         stack, precision, adapter = self.shape.stacks[group], self.precision, self.stage.adapter
         adapted = stack.adapted(adapter.wanted) if adapter is not None and group in self.adapted else ()
         rank = 0 if adapter is None else adapter.r
@@ -219,7 +219,7 @@ class _Rank:
         return rows * (stack.depth * block + at_hand)
 
     def tower_pass(self) -> int:
-        """The largest block of a tower that learns nothing."""
+        """Bytes of the largest block of the towers that learn nothing."""
         frozen = [group for group in self.shape.stacks if group != "text" and group not in self.learns]
         blocks = {group: computed_per_row(self.shape.stacks[group], self.precision) for group in frozen}
         return max((self.tower_rows(group, self.prompts) * size for group, size in blocks.items()), default=0)

@@ -33,7 +33,7 @@ class Linear:
 
     @property
     def parameters(self) -> int:
-        """Of weight and bias."""
+        """Number of parameters of weight and bias together."""
         return (self.inputs + self.bias) * self.outputs
 
 
@@ -43,9 +43,10 @@ class Stack:
 
     `path` is where the blocks are. `queries` and `keys` are the widths of all query heads and of all key heads, which
     have norms of their own if `normed_heads`. `inner_copies` counts what the activation function of a block keeps for
-    the backward pass, in units of `inner` values per row. `rest` are the group's parameters outside of its blocks,
-    `projector` the linear layers among them, by their whole names. A feature row of a tower comes from `rows_per_token`
-    rows within it, each of `input_values` numbers; the decoder has none.
+    the backward pass, in units of `inner` values per row. `rest` is the number of the group's parameters outside of its
+    blocks. `projector` lists the linear layers outside of the blocks, with their full names. A feature row that a tower
+    returns is made from `rows_per_token` of the tower's rows, and each of these from `input_values` numbers; neither
+    applies to the decoder.
     """
 
     path: str
@@ -72,18 +73,18 @@ class Stack:
 
     @property
     def parameters(self) -> int:
-        """Of all blocks and of the rest."""
+        """Number of parameters of all blocks, plus `rest`."""
         return self.depth * self.block + self.rest
 
     def adapter_parameters(self, rank: int, targets: Iterable[str]) -> int:
-        """Parameters of A and B of all layers that targets choose, by the rule of `models.adapters.chosen_layers`."""
+        """Number of LoRA parameters in all layers that `targets` match, as in `models.adapters.chosen_layers`."""
         wanted = tuple(targets)
         layers = [(f"{self.path}.{i}.{each.name}", each) for i in range(self.depth) for each in self.linears]
         layers += [(each.name, each) for each in self.projector]
         return sum(rank * (each.inputs + each.outputs) for name, each in layers if _chosen(name, each.kind, wanted))
 
     def adapted(self, targets: Iterable[str]) -> tuple[Linear, ...]:
-        """Layers of a block that targets choose, in one of the blocks at least."""
+        """The linear layers of a block that `targets` match in at least one block."""
         wanted = tuple(targets)
         places = [f"{self.path}.{i}" for i in range(self.depth)]
         return tuple(
@@ -106,7 +107,7 @@ class ModelShape:
 
     @property
     def parameters(self) -> int:
-        """Of the whole model, a tied head counted once."""
+        """Number of parameters of the whole model; a tied head is counted once."""
         return sum(stack.parameters for stack in self.stacks.values())
 
     @property
@@ -125,7 +126,7 @@ def read_shape(checkpoint: str) -> ModelShape | None:
     """The shape of a local folder or of a released model's hub id; None if nothing is known of the checkpoint.
 
     Raises:
-        ValueError: Its architecture is none of the families, or its config.json says no sizes.
+        ValueError: The model is not of a supported family, or its config.json does not have the family's form.
     """
     file = Path(checkpoint) / "config.json"
     if file.is_file():
@@ -137,10 +138,12 @@ def read_shape(checkpoint: str) -> ModelShape | None:
 
 
 def shape_of(config: Mapping[str, Any]) -> ModelShape:
-    """The shape that a `config.json` describes, with text settings nested or flat; of an omni one, its thinker's.
+    """The shape that a `config.json` describes; for an omni model, the shape of its thinker.
+
+    The settings of the text model may be nested or flat.
 
     Raises:
-        ValueError: Its architecture is none of the families.
+        ValueError: The model is not of a supported family.
     """
     config = config.get("thinker_config") or config
     family = config.get("model_type")
@@ -232,7 +235,7 @@ def _vision_2(vision: Mapping[str, Any]) -> Stack:
 
 
 def _vision_3(vision: Mapping[str, Any]) -> Stack:
-    """The tower of Qwen3-VL: learned positions, and a merger for each layer that the decoder sees as well."""
+    """The tower of Qwen3-VL: learned positions, and a further merger for each inner layer that feeds the decoder."""
     width, inner = vision["hidden_size"], vision["intermediate_size"]
     merged = width * _merged(vision)
     deep = len(vision["deepstack_visual_indexes"])
@@ -297,7 +300,7 @@ _TOWERS: dict[str, dict[str, Callable[[Mapping[str, Any]], Stack]]] = {
     "qwen2_5_omni_thinker": {"vision": _vision_2_5(split=True), "audio": _audio},
 }
 _TIED_BY_TEXT = ("qwen2_vl", "qwen2_5_vl")
-"""Families that take a tied head from their text settings, where transformers wrote it before version 5."""
+"""Families whose text settings may hold `tie_word_embeddings`, where transformers wrote it before version 5."""
 
 
 def _tower(vision: Mapping[str, Any], *, width: int, rms_norms: bool, **sizes: Any) -> Stack:

@@ -1,4 +1,4 @@
-r"""Shared reading of answers by all rewards: normalization, the grammar of bare statements, and words of doubt.
+r"""Reads answers for all rewards: normalization, the grammar of bare statements, and words of doubt.
 
 An answer names something either by itself (`B`) or in a bare statement (`The answer is B.`). The grammar of a
 statement is a list of words that may stand around the thing that it names. A word outside the list, such as a
@@ -115,7 +115,7 @@ def without_latex(text: str) -> str:
     if "$" in text:
         text = _DOLLARS.sub(lambda found: f" {found[1] or found[2]} ", text)
     if "\\" in text:
-        # A power belongs to the text before it, also if that was wrapped: \text{ m}^2.
+        # A power belongs to the text before it, even if that text was wrapped: \text{ m}^2.
         text = _LATEX_SPACE.sub(" ", _unwrapped(text)).replace("  ", " ").replace(" ^", "^")
     return " ".join(text.split())
 
@@ -138,7 +138,7 @@ def _unwrapped(text: str) -> str:
 
 
 def bare(answer: str) -> str:
-    """An answer without typography, LaTeX wrappers, a JSON object around it, a bullet, outer quotes and full stops.
+    """Strips an answer of typography, LaTeX wrappers, a JSON object around it, a bullet, outer quotes and full stops.
 
     >>> bare('- "Option B."'), bare('{"answer": "C"}'), bare("B?")
     ('Option B', 'C', 'B?')
@@ -165,7 +165,7 @@ def _is_bullet(text: str, start: int) -> bool:
 
 
 def _json_value(text: str) -> str:
-    """The value of a JSON object with a single key made of statement words; any other text unchanged."""
+    """The value of a JSON object whose single key consists of statement words; any other text unchanged."""
     if not (text.startswith("{") and text.endswith("}") and '"' in text):
         return text
     try:
@@ -226,7 +226,7 @@ def is_statement_word(word: str) -> bool:
 
 
 def readings(answer: str) -> Iterator[tuple[str, str]]:
-    """Yields the possible readings of an answer: pairs of a lead-in, which is mostly empty, and the remaining text.
+    """Yields the possible readings of an answer: pairs of a lead-in, which is often empty, and the remaining text.
 
     The first reading is the whole answer. Later ones leave out more and more words of its opening, and a closing such
     as "is correct". The caller uses the first reading that names something, and checks its lead-in for other

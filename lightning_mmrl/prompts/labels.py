@@ -12,7 +12,7 @@ DFEW7 = ("happy", "sad", "neutral", "angry", "surprise", "disgust", "fear")
 MAFW11 = (*DFEW7, "contemptuous", "anxious", "helpless", "disappointed")
 RAVDESS8 = ("neutral", "calm", "happy", "sad", "angry", "fear", "disgust", "surprise")
 
-# Words of the same class. "calm" is a class of its own and not the same as neutral, nor is "anxious" the same as fear.
+# Words of the same class. "calm" is a separate class and not the same as neutral, nor is "anxious" the same as fear.
 EMOTION_WORDS = (
     ("angry", "anger"),
     ("happy", "happiness", "joy", "joyful"),
@@ -32,7 +32,7 @@ BEFORE_A_NUMBER = "-.,/\\&"
 AFTER_A_NUMBER = "%\u2030/\\-&"
 """Punctuation that is part of a number: -3, .5, 3%, 3-, /3."""
 PATTERN = ".*"
-"""Sign of a search pattern; a text with it is never a label."""
+"""Sign of a search pattern; a text that contains it is never a label."""
 ROOM = 50
 """Characters that a statement may have in addition to the longest label."""
 

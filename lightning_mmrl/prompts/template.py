@@ -17,7 +17,7 @@ _CONTROL_TOKEN = re.compile(r"<\|[^|<>\s]{2,64}\|>")
 
 
 DEFAULT_QUESTION = "Which emotion?"
-"""The question about a clip by default."""
+"""The default question about a clip."""
 
 
 def media_tags(content: str) -> tuple[MediaKind, ...]:

@@ -1,4 +1,4 @@
-"""Emotion wheels: they group words of similar meaning, from a user's file or a small built-in list."""
+"""Emotion wheels, which group words of similar meaning; a wheel is a user's file or a small built-in list."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence

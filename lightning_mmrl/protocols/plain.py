@@ -11,7 +11,7 @@ RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 @runtime_checkable
 class RewardFn(Protocol):
-    """Scores one completion of one sample; `None` means that it does not apply to this sample."""
+    """Scores one completion of one sample; `None` means that the reward does not apply to this sample."""
 
     def __call__(self, sample: Sample, completion: Completion) -> float | None: ...
 
@@ -23,7 +23,7 @@ class TrackedRun(Protocol):
     def id(self) -> str: ...
 
     def log_metrics(self, metrics: Mapping[str, float], step: int, time_s: float | None = None) -> None:
-        """Logs values at a step; `time_s` is in seconds since 1970, and None stands for now."""
+        """Logs values at a step; `time_s` is in seconds since 1970, and None means the present time."""
         ...
 
     def log_params(self, params: Mapping[str, Any]) -> None: ...
@@ -52,7 +52,7 @@ class Tracker(Protocol):
     ) -> TrackedRun: ...
 
     def close(self) -> None:
-        """Delivers what is queued and releases the connection."""
+        """Delivers queued entries and releases the connection."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""The processes of a job, as the layers above the tensor maths see them."""
+"""The processes of a job, as the layers above the tensor code see them."""
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -10,11 +10,11 @@ T = TypeVar("T")
 
 
 class Ranks(Protocol):
-    """The W processes that train one model, and what they tell each other.
+    """The W processes that train one model, and the values that they exchange.
 
     Every method but the properties is a collective: all ranks call it, in the same order. Each rank gets the same
     answer. `lockstep` is True if forward and backward passes are collectives as well, as they are with sharded weights:
-    a rank with less to do then joins the others with passes that count nothing.
+    a rank with less data then joins the others with passes that do not count.
     """
 
     @property
@@ -35,7 +35,7 @@ class Ranks(Protocol):
         ...
 
     def any(self, flags: Sequence[bool]) -> list[bool]:
-        """For each flag, whether it is True on any rank; ranks give equally many."""
+        """For each flag, whether it is True on any rank; all ranks pass equally many flags."""
         ...
 
     def gather(self, item: T) -> list[T]:
@@ -78,7 +78,7 @@ class Alone:
         return [item]
 
     def sum_gradients(self, parameters: "Iterable[nn.Parameter]") -> None:
-        """Nothing to add."""
+        """Does nothing, because no other process has gradients."""
 
 
 ALONE = Alone()

@@ -15,7 +15,7 @@ from lightning_mmrl.types.records import MediaKind, Message
 class AdvantageEstimator(Protocol):
     """Turns the rewards of B groups of G completions into advantages; invalid rows get zero.
 
-    It is given the groups of all ranks, so that batch statistics do not depend on the number of ranks.
+    The estimator gets the groups of all ranks, so that batch statistics do not depend on the number of ranks.
     """
 
     def __call__(self, rewards: Float[Tensor, "B G"], valid: Bool[Tensor, "B G"]) -> Float[Tensor, "B G"]: ...
@@ -33,10 +33,10 @@ class GroupSelector(Protocol):
 
 
 class CompletionSelector(Protocol):
-    """Says how many times each completion is trained on; `candidates` is True where that may be more than zero.
+    """Says how many times each completion is trained on; `candidates` is True where this number may be above zero.
 
-    It is given the completions of all ranks. `step` counts the iterations of the stage from 0, and all randomness comes
-    from the generator.
+    The selector gets the completions of all ranks. `step` counts the iterations of the stage from 0, and all randomness
+    comes from the generator.
     """
 
     def __call__(
@@ -57,7 +57,7 @@ class Ratio(Protocol):
 
 
 class Schedule(Protocol):
-    """A multiplier by step, counted from 0, and number of steps."""
+    """Maps a step, counted from 0, and the total number of steps to a multiplier."""
 
     def __call__(self, step: int, num_steps: int) -> float: ...
 
@@ -96,8 +96,8 @@ class Aggregation(Protocol):
 class RolloutEngine(Protocol):
     """Samples completions with a copy of the policy's weights.
 
-    `reads_features` is True if prompts may hold tower outputs in place of the towers' inputs; an engine with towers of
-    its own takes the inputs alone.
+    `reads_features` is True if prompts may hold tower outputs in place of the towers' inputs; an engine that runs its
+    own towers accepts only inputs.
     """
 
     @property
@@ -112,9 +112,9 @@ class RolloutEngine(Protocol):
         greedy: bool = False,
         max_new_tokens: int | None = None,
     ) -> Rollout:
-        """Samples `group_size` completions for each prompt; only `seeds[b][g]` decides the noise of that row.
+        """Samples `group_size` completions for each prompt; the noise of a row depends only on `seeds[b][g]`.
 
-        A completion has at most `max_new_tokens` tokens; None takes the engine's own limit.
+        A completion has at most `max_new_tokens` tokens; None means the engine's own limit.
         """
         ...
 
@@ -123,25 +123,25 @@ class RolloutEngine(Protocol):
         ...
 
     def sleep(self) -> None:
-        """The sampling of an iteration is over: gives device memory back until the next push or rollout."""
+        """Gives device memory back until the next push or rollout, since the sampling of an iteration is over."""
         ...
 
     def close(self) -> None:
-        """The stage is over, or has failed: frees everything."""
+        """Frees everything, since the stage is over or has failed."""
         ...
 
 
 class PromptEncoder(Protocol):
     """Turns messages and decoded media into model inputs, and token ids into text; one class per model family.
 
-    `family` is its name for messages, and `media_kinds` are the kinds of media that it reads: encoding another kind
-    raises MediaError. Encoded media are mappings of tensors that may be cached under `fingerprint`. `encode_prompt`
-    returns `input_ids` [P], `position_ids` [3, P], `next_position` [1] and the media tensors under the family's own
-    names. A prompt and its answer may take `max_positions` positions. Any of `eos_token_ids` ends an answer, and the
-    first one closes targets; `banned_token_ids` are never sampled.
+    `family` is the family's name in messages, and `media_kinds` are the kinds of media that the encoder reads: encoding
+    another kind raises MediaError. Encoded media are mappings of tensors that may be cached under `fingerprint`.
+    `encode_prompt` returns `input_ids` [P], `position_ids` [3, P], `next_position` [1] and the media tensors under the
+    family's own names. A prompt and its answer may take `max_positions` positions. Any of `eos_token_ids` ends an
+    answer, and the first one closes targets; `banned_token_ids` are never sampled.
 
-    `processor` and `config` are the checkpoint's own objects of transformers. An engine with a model of its own builds
-    it from `engine_config`, where the names of weights start with `engine_prefix`.
+    `processor` and `config` are the checkpoint's own objects of transformers. An engine that has its own model builds
+    that model from `engine_config`; the names of its weights start with `engine_prefix`.
     """
 
     @property

@@ -1,4 +1,4 @@
-"""Refuses every `_target_` that is not in the registry at its place, or of code that the command line opened."""
+"""Refuses every `_target_` that is neither registered for its place nor code that the command line opened."""
 
 import difflib
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ ALL_NAMES = frozenset(name for names in REGISTRY.values() for name in names)
 
 
 def check_allowed(tree: Mapping[str, Any]) -> None:
-    """Refuses the nodes of a whole configuration that name what does not belong at their place.
+    """Refuses a whole configuration if one of its nodes names something that does not belong at the node's place.
 
     Raises:
         ConfigError: Naming the key, the target, the nearest one of that kind, and the flag that opens own code.
@@ -31,7 +31,7 @@ def check_allowed(tree: Mapping[str, Any]) -> None:
 
 
 def check_known(target: object, key: str) -> None:
-    """Refuses a target that no place takes, before it is imported and wherever its node came from.
+    """Refuses a target that belongs at no place, before it is imported and wherever its node comes from.
 
     Raises:
         ConfigError: Naming the key and the target.

@@ -32,7 +32,7 @@ def stored_family(family: Mapping[str, Any]) -> str | dict[str, str]:
 
 
 def loaded_family(stored: str | Mapping[str, Any], where: object) -> dict[str, dict[str, str]]:
-    """The `model.family` that a handoff's family stands for; `check_facts` has looked at its form.
+    """The `model.family` that a handoff's family stands for; `check_facts` has checked its form.
 
     Args:
         stored: The entry of the handoff: a name, or the names of two functions. Seals of version 1 have nodes.

@@ -1,4 +1,4 @@
-"""Everything that a configuration may name in `_target_`: exact names by kind, and the places where each kind stands.
+"""Everything that a configuration may name in `_target_`: exact names by kind, and the places where each kind belongs.
 
 A prefix would not do: a module of ours also holds what it imports, such as `os`, and functions that were never meant
 for a configuration. Nothing that is named here is imported here.
@@ -144,7 +144,7 @@ PLACES: Mapping[str, str] = {
     "stages.*.algorithm.kl.schedule": "schedule",
     "stages.*.algorithm.entropy.schedule": "schedule",
 }
-"""Key to the kind that stands there; a star is one name of the user's."""
+"""Maps a key to the kind that belongs there; a star is one name that the user chooses."""
 
 NESTED: Mapping[str, str] = {
     "loss.ratio": "ratio",
@@ -155,4 +155,4 @@ NESTED: Mapping[str, str] = {
     "engine.canary": "canary",
     "engine setting.server": "server",
 }
-"""Kind and parameter to the kind that stands there; a star is any parameter."""
+"""Maps a kind and one of its parameters to the kind that belongs there; a star is any parameter."""

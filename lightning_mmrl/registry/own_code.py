@@ -18,7 +18,7 @@ KEYS = frozenset({"allow_targets", "allow-targets"})
 """How a key might spell the flag, to no effect."""
 NO_KEY = f"no key and no file opens code; give {FLAG} PREFIX on the command line"
 VARIABLES = ("MMRL_ALLOW_TARGETS", "ALLOW_TARGETS")
-"""How a variable might."""
+"""How an environment variable might spell the flag, to no effect."""
 OPENED_KINDS = frozenset(
     {
         "reward", "loss", "ratio", "advantage", "aggregation", "correction", "selection", "resampling",
@@ -43,7 +43,7 @@ def opened(prefixes: Sequence[str]) -> Iterator[None]:
         prefixes: Dotted names of packages or modules, and paths that end with `.py`.
 
     Raises:
-        ConfigError: A prefix is none, belongs to Python or to a dependency, or does not exist.
+        ConfigError: A prefix has the wrong form, belongs to Python or to a dependency, or does not exist.
     """
     for name in VARIABLES:
         if os.environ.get(name):
@@ -63,12 +63,12 @@ def opened_now() -> tuple[str, ...]:
 
 
 def is_opened(name: str) -> bool:
-    """Whether a dotted name stands at or below an opened one: `my` does not open `my_package`."""
+    """Whether a dotted name is an opened one or is below an opened one: `my` does not open `my_package`."""
     return any(name == prefix or name.startswith(f"{prefix}.") for prefix in _opened.get())
 
 
 def is_function_opened(function: str) -> bool:
-    """Whether `path/to/file.py:name` or `package.module:name` is of an opened file or package."""
+    """Whether `path/to/file.py:name` or `package.module:name` is in an opened file or package."""
     place = function.rpartition(":")[0]
     return _path(place) in _opened.get() if place.endswith(".py") else is_opened(place)
 
@@ -95,7 +95,7 @@ def split_prefixes(values: Sequence[str]) -> list[str]:
 
 
 def _checked(prefix: str) -> str:
-    """The prefix as targets are compared with it."""
+    """Checks a prefix, and returns it in the form that targets are compared with."""
     if prefix.endswith(".py"):
         if not Path(prefix).is_file():
             raise ConfigError(f"{FLAG} {prefix}: there is no such file; correct the path")
@@ -132,7 +132,7 @@ def _is_found(name: str) -> bool:
 
 
 def _belongs_to(name: str) -> str | None:
-    """Whose a top-level package is, if not the user's."""
+    """The owner of a top-level package; None if the package is the user's own."""
     if name in sys.stdlib_module_names:
         return "Python"
     if name == "lightning_mmrl":
@@ -142,9 +142,9 @@ def _belongs_to(name: str) -> str | None:
 
 @cache
 def _foreign_packages() -> Mapping[str, str]:
-    """Top-level package to a name of its distribution, for all that lightning_mmrl needs, and for installers.
+    """Maps top-level packages to their distributions, for everything that lightning_mmrl needs and for installers.
 
-    Every installed package counts if lightning_mmrl itself is not: nobody knows then what it needs.
+    If lightning_mmrl itself is not installed, its needs are unknown, so every installed package counts.
     """
     is_known = bool(_requirements(DISTRIBUTION))
     needed, rest = {DISTRIBUTION, *INSTALLERS}, [DISTRIBUTION]
@@ -163,7 +163,7 @@ def _foreign_packages() -> Mapping[str, str]:
 
 
 def _requirements(name: str) -> list[str]:
-    """Normalized names of what a distribution needs, of extras with our own alone; none if it is not installed."""
+    """Normalized names of what a distribution needs, with extras for ours alone; empty if it is not installed."""
     try:
         lines = importlib.metadata.requires(name) or []
     except importlib.metadata.PackageNotFoundError:

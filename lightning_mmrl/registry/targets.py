@@ -41,7 +41,7 @@ def build(node: Any, path: str, **more: Any) -> Any:
     """The object of a node; `more` are further keyword arguments.
 
     Raises:
-        ConfigError: As of `check_targets`, or a target refuses its arguments.
+        ConfigError: As in `check_targets`, or a target refuses its arguments.
     """
     check_targets(node, path)
     try:
@@ -73,7 +73,7 @@ def is_defined_at(found: Any, target: str) -> bool:
         module, name = found.__module__, found.__qualname__
         place = target.removesuffix(f".{name}")
         return place != target and (module == place or module.startswith(f"{place}."))
-    # A constant such as ARITHMETIC: of a module itself, and of a class of that package or of ours.
+    # A constant such as ARITHMETIC must be in a module itself, and its class in the same package or in ours.
     place = sys.modules.get(target.rpartition(".")[0])
     top = type(found).__module__.partition(".")[0]
     return place is not None and top in (target.partition(".")[0], "lightning_mmrl")

@@ -17,7 +17,7 @@ _NUMBERED = re.compile(r"(?<![^\s;,])\(?[0-9]{1,2}[.)](?![0-9])")
 _PLAIN = re.compile(r"[^\W\d_]+(?:[ '-][^\W\d_]+)*")
 _CHINESE_AND = re.compile("[\u548c\u4e0e\u53ca]")
 _MOST_WORDS = 8
-"""A longer list is refused as an answer, unless the solution is as long."""
+"""An answer with more words is refused, unless the solution has as many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +39,8 @@ class EmotionSet:
 
     F1 alone rewards guessing. With the default penalty of 0.25, a second guess costs more than it earns, however
     uncertain the first one is. `wheel` is a YAML or JSON file that maps each word to its group or groups; None uses a
-    small built-in wheel. A word of the answer that is not on the wheel counts as a wrong group of its own; such words
-    of the solution are ignored.
+    small built-in wheel. A word of the answer that is not on the wheel counts as a separate wrong group; such words of
+    the solution are ignored.
 
     **Deviations** from the metric: F1 of each sample instead of mean precision and recall; one wheel instead of five; a
     fixed rule instead of a language model extracts the labels; unknown words of the answer count as wrong; the penalty.

@@ -10,9 +10,9 @@ from lightning_mmrl.types.records import Completion, Sample
 class LenientFormat:
     r"""1.0 if `<think>.*?</think>\s*<answer>.*?</answer>` matches the whole text, else 0.0.
 
-    The format reward of arXiv:2503.05379 as released (HumanMLLM/R1-Omni, src/r1-v/src/open_r1/grpo.py). It accepts
-    empty, nested and repeated tags, and a thought of one symbol. Use it only to reproduce that recipe, and prefer
-    `ThinkAnswerFormat` otherwise.
+    This is the format reward of arXiv:2503.05379 as released (HumanMLLM/R1-Omni, src/r1-v/src/open_r1/grpo.py). It
+    accepts empty, nested and repeated tags, and a thought of one symbol. Use it only to reproduce that recipe, and
+    prefer `ThinkAnswerFormat` otherwise.
 
     **Deviations**: it matches the same texts, but in linear time; the regular expression takes cubic time on repeated
     tags.

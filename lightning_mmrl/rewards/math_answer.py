@@ -19,7 +19,7 @@ from lightning_mmrl.types.records import Completion, Sample
 
 _WITH_UNITS = LatexExtractionConfig()
 _EXTRACTION = (replace(_WITH_UNITS, normalization_config=replace(_WITH_UNITS.normalization_config, units=False)),)
-"""We read units ourselves, since math-verify drops any `m`. It gets LaTeX only: of other text it reads a part."""
+"""We read units ourselves, as math-verify drops any `m`; it gets only LaTeX, as it reads other text in part."""
 _NUM_REMEMBERED = 4096
 _RELATIONS = ("<", ">", "\\le", "\\ge", "\\lt", "\\gt", "\\in")
 
@@ -33,14 +33,15 @@ class MathAnswer:
     value, which may have a name (`x = 7`), a unit, and a bare statement around it (`The answer is 7.`, `She earns
     $35.`). The only words around it may be words of a statement, a counted noun (a plural, or a word of the sample's
     question or solution) and words that continue it (`7 apples left`). Any other word makes the answer earn 0, such as
-    one that denies, hedges, compares or changes the value (`not 7`, `about 7`, `7 lakh`, `less 7`). So do several
-    numbers if the solution is one, and more than `max_characters` characters. A chain of equations is right if each
-    side equals the solution. Lists and sets need all their elements in any order, pairs and intervals in order.
+    one that denies, hedges, compares or changes the value (`not 7`, `about 7`, `7 lakh`, `less 7`). An answer with more
+    than `max_characters` characters, or with several numbers where the solution has one, earns 0 as well. A chain of
+    equations is right if each side equals the solution. Lists and sets need all their elements in any order, pairs and
+    intervals in order.
 
     Units are converted (`0.05 m` is `5 cm`), and a unit of another kind is wrong. The unit may be missing in the
-    answer or in the solution, since in published datasets the question mostly names it. Percent is a value: 50 % is
-    0.5, and 7 % is not 7; but a bare 50 is right for a solution of 50 %. The noun that the answer counts (`7 apples`)
-    must not contradict the noun of the solution.
+    answer or in the solution, since in published datasets the question usually names the unit. Percent is a value: 50 %
+    is 0.5, and 7 % is not 7; but a bare 50 is right for a solution of 50 %. The noun that the answer counts (`7
+    apples`) must not contradict the noun of the solution.
 
     math-verify sets an alarm signal, and sympy can hang on hostile answers. So run this reward with
     `rewards.num_workers` of at least 1, in processes that are killed at their deadline. The time limit of math-verify,

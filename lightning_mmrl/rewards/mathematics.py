@@ -45,7 +45,7 @@ _SIGNS = str.maketrans(
     }
 )
 _MONEY = "\u00a4"
-"""Placeholder for a dollar sign that means money, while other dollar signs enclose formulas."""
+"""Placeholder for a dollar sign that means money; all other dollar signs enclose formulas."""
 _DISPLAY = re.compile(r"\$\$([^$]+)\$\$")
 _INLINE = re.compile(r"(?<!\\)\$([^$]*[^$\\ ]) ?\$(?![0-9])|(?<!\\)\$ ([^$]+) \$")
 _ROOT = re.compile(r"\\sqrt ?([0-9]+|[a-z])(?![0-9])")
@@ -68,9 +68,9 @@ class Quantity:
 
     Attributes:
         formula: LaTeX, without the name and the unit.
-        name: Left side of its equation, if any.
-        unit: Its unit, if any.
-        noun: Stems of the nouns that it counts.
+        name: Left side of the equation, if there is one.
+        unit: Unit of the quantity, if there is one.
+        noun: Stems of the nouns that the number counts.
         is_verbatim: True if the formula is a whole text that only math-verify can read.
     """
 

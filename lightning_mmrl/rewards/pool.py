@@ -45,7 +45,7 @@ class InlineRewards(AbstractContextManager["InlineRewards"]):
         return _shaped_like(completions, scores)
 
     def close(self) -> None:
-        """Nothing to release."""
+        """Does nothing, because there are no processes to end."""
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -13,7 +13,7 @@ PIECE = 8
 class Repetition:
     """-max_penalty * (1 - distinct n-grams / n-grams), over case-folded words; 0 for fewer than n words.
 
-    The repetition penalty of arXiv:2502.03373, relative to the length of the text. Time and memory are linear.
+    This is the repetition penalty of arXiv:2502.03373, relative to the length of the text. Time and memory are linear.
 
     **Deviations** from the paper, which penalizes tokens: it counts words and needs no tokenizer. Words of more than
     eight characters count as several pieces, so that a policy cannot avoid the penalty by omitting spaces.

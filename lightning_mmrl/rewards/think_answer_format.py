@@ -10,7 +10,7 @@ from lightning_mmrl.types.records import Completion, Sample
 class ThinkAnswerFormat:
     """1.0 for `<think>...</think><answer>...</answer>` with single, ordered, non-empty tags, else 0.0.
 
-    The format reward of arXiv:2501.12948, section 2.2.2.
+    This is the format reward of arXiv:2501.12948, section 2.2.2.
 
     The thought must contain a letter or a digit of any script; a symbol or picture is not enough. It must have at least
     `min_think_characters` characters. MM-EUREKA's reward for base models requires 300 (arXiv:2503.07365,

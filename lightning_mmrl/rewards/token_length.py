@@ -9,8 +9,8 @@ from lightning_mmrl.types.records import Completion, Sample
 class TokenLength:
     """`per_token` times the number of tokens (arXiv:2503.05132, section 5.3).
 
-    It is here to demonstrate a failure: lengths rise, accuracy does not, and the policy learns to repeat itself, since
-    any long text earns it. For a useful length reward, see `EfficientLength` or `SoftOverlong`.
+    This reward exists to demonstrate a failure: lengths rise, accuracy does not, and the policy learns to repeat
+    itself, since any long text earns it. For a useful length reward, see `EfficientLength` or `SoftOverlong`.
 
     **Deviations**: none.
 

@@ -136,7 +136,7 @@ _DEGREE = re.compile(r"\^? ?\{? ?\\circ ?\}? ?|\u00b0 ?")
 
 
 def read_unit(text: str) -> tuple[Unit | None, str]:
-    """The unit at the start of a text, and the rest of the text; None and the whole text without a unit.
+    """The unit at the start of a text, and the rest of the text; if there is no unit, None and the whole text.
 
     >>> read_unit("percent of it")[1], read_unit("apples"), read_unit("m^2 long")[0].powers
     (' of it', (None, 'apples'), {'m': 2})

@@ -1,9 +1,9 @@
 """Checks that an engine samples from the policy: the same tokens, the same log-probabilities, the same media.
 
-An engine with weights of its own can silently differ from the policy: a push missed a tensor, encoder outputs of old
-weights stay in a cache (trl issue 7198), or media never reach the model. The first two show as a difference between the
-log-probabilities of engine and trainer. The last one shows as no difference between a prompt with and without its
-media.
+An engine that has a copy of the weights can silently differ from the policy: a push may miss a tensor, encoder outputs
+of old weights may stay in a cache (trl issue 7198), or media may never reach the model. The first two show as a
+difference between the log-probabilities of engine and trainer. The last one shows as no difference between a prompt
+with and without its media.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,7 +26,7 @@ INPUTS = {"audio": AUDIO_FEATURES, "video": VIDEO_PIXELS, "image": IMAGE_PIXELS}
 TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-4}
 """By the dtype of the weights, the largest difference in nats between two log-probabilities of one token."""
 COARSE = 0.5
-"""The same for other dtypes, whose kernels round differently. Not measured on a GPU."""
+"""The largest difference for all other dtypes, whose kernels round differently; it was not measured on a GPU."""
 
 
 class ProvableEngine(RolloutEngine, Protocol):
@@ -40,10 +40,10 @@ class Canary:
     """Compares an engine with the policy whose weights it was given.
 
     Attributes:
-        every: Pushes between two comparisons, beyond the comparisons at the start and after the first push; 0: only
-            these two.
-        num_prompts: Prompts that are compared; they are taken from the next iteration.
-        max_new_tokens: Tokens of each completion.
+        every: Pushes between two comparisons. The engine is also compared at the start and after the first push; with
+            0, only then.
+        num_prompts: Number of prompts for a comparison; they are taken from the next iteration.
+        max_new_tokens: Maximum number of tokens of each completion.
         tolerance: Largest difference of a token's log-probabilities in nats; None: 1e-4 for float32 weights, 0.5 for
             bfloat16 and float16.
     """
@@ -128,7 +128,7 @@ def _require_sense(engine: ProvableEngine, kind: str, prompts: PromptBatch) -> N
         return
     shown, media = prompts.select(rows), media.select(rows)
     inputs = media.tensors[key]
-    # Silence is a constant spectrogram at its floor. A frame of one grey is constant, too: the processors' mean, zero.
+    # Silence is a constant spectrogram at its floor; a frame of the processors' mean color is constant zero.
     nothing = torch.full_like(inputs, float(inputs.min())) if kind == "audio" else torch.zeros_like(inputs)
     media = replace(media, tensors={**media.tensors, key: nothing}, keys=())
     with_it, without = engine.first_logprobs(shown), engine.first_logprobs(replace(shown, media=media))
@@ -172,7 +172,7 @@ def _named(prompts: PromptBatch, row: int) -> str:
 
 @contextmanager
 def _set_aside(policy: Policy) -> Iterator[None]:
-    """The policy without dropout; afterwards its mode and its counters are as before."""
+    """Turns off the policy's dropout for a block, and restores the policy's mode and counters afterwards."""
     training, media = policy.training, policy.media
     before = media.tower_prompts, media.cache_hits
     policy.eval()

@@ -1,4 +1,4 @@
-"""Prompts for an engine with towers of its own: token ids, positions, inputs of the towers, and places of the media."""
+"""Makes prompts for an engine that runs its own towers: token ids, positions, tower inputs, and places of the media."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ from lightning_mmrl.types.batches import MediaInputs, PromptBatch
 class MediaSpan:
     """The place of one medium in a prompt: `mask` [length] is True on its placeholders, counted from `offset`.
 
-    It is False on tokens between them: the turns of a sound within a clip, or the times written between frames.
+    The mask is False on tokens between the placeholders: a sound's parts within a clip, or the times between frames.
     """
 
     offset: int
@@ -89,17 +89,18 @@ FRAMES_PER_ROW = 4
 
 
 def without_gaps(prompt: EnginePrompt, sound_window: int) -> EnginePrompt:
-    """The same prompt with every clip and sound cut where other tokens stand between its placeholders.
+    """The same prompt, in which every clip and sound is cut where other tokens separate its placeholders.
 
     Nothing changes for the towers: each frame pair of a clip attends only to itself, and a feature row of a sound only
-    to the rows of its window. So a clip of t frame pairs equals t clips of one, and a sound may be cut between windows.
+    to the rows of its window. So a clip of t frame pairs equals t clips of one pair each, and a sound may be cut
+    between windows.
 
     Args:
         prompt: A prompt whose pictures have no gaps.
         sound_window: Feature rows in an attention window of the sound tower (2 s: 50 in the released checkpoints).
 
     Raises:
-        RolloutError: A clip has a gap within a frame pair, or a sound one within a window.
+        RolloutError: A clip has a gap within a frame pair, or a sound has a gap within a window.
     """
     tensors, spans = dict(prompt.tensors), dict(prompt.spans)
     if "video" in spans:

@@ -1,4 +1,4 @@
-"""Rollouts on the policy's own weights: one prefill per prompt, its cache shared by G completions."""
+"""Samples rollouts with the policy's own weights; the G completions of a prompt share the cache of one prefill."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,17 +21,17 @@ from lightning_mmrl.types.records import Completion
 
 
 class HFEngine:
-    """Samples with the policy itself; there is nothing to push, and `load_weights` only notes the version.
+    """Samples with the policy itself, so no weights are pushed, and `load_weights` only notes the version.
 
     Args:
         policy: The policy to sample from.
         decode: Turns token ids into text, without special tokens.
-        eos_token_ids: Any of them ends a completion and counts as its last token.
-        pad_token_id: Fills rows after their end.
-        sampling: The longest completion, which is truncated if it reaches that without an end, and top-p; the
-            temperature is the policy's. With a top-p below 1 `sampler_logprobs` are renormalized over the remaining
-            tokens, so a policy gradient on such rollouts needs a correction.
-        template: Has the opening of the assistant turn that the prompt already holds; rewards see it with the text.
+        eos_token_ids: Tokens that end a completion; the one that ends it counts as its last token.
+        pad_token_id: Token that fills rows after their end.
+        sampling: Maximum length, at which a completion without an end is truncated, and top-p; the temperature is the
+            policy's. With a top-p below 1 `sampler_logprobs` are renormalized over the remaining tokens, so a policy
+            gradient on such rollouts needs a correction.
+        template: Gives the opening of the assistant turn, which is part of the prompt; rewards see it before the text.
         poll: Called before every token; an error that it raises ends the rollout.
 
     Raises:
@@ -77,10 +77,10 @@ class HFEngine:
         self.version = version
 
     def sleep(self) -> None:
-        """There is nothing to give back."""
+        """Does nothing, because the engine holds no device memory itself."""
 
     def close(self) -> None:
-        """The policy is not the engine's."""
+        """Does nothing, because the engine does not own the policy."""
 
     @torch.no_grad()
     def generate(
@@ -134,7 +134,7 @@ class HFEngine:
             tokens = torch.full(noise.shape, self._pad, device=noise.device)
             mask = torch.zeros(noise.shape, dtype=torch.bool, device=noise.device)
             logprobs = torch.zeros_like(noise, dtype=torch.promote_types(decoding.states.dtype, torch.float32))
-            # The filled tensors are made outside of inference mode: a loss may save them for its backward pass.
+            # The results are allocated outside of inference mode, because a loss may save them for its backward pass.
             with torch.inference_mode():
                 self._fill(tokens, logprobs, mask, decoding, noise, greedy)
         width = int(mask.any(0).sum())

@@ -13,9 +13,9 @@ class ScriptedEngine:
     """Answers every prompt with the texts that `script` gives for it; sampler log-probabilities are zero.
 
     Args:
-        script: Sample id to the texts of its completions; the first `group_size` are used.
-        encode: Text to token ids, closed by the end-of-sequence token.
-        pad_token_id: Fills shorter rows.
+        script: Maps a sample id to the texts of its completions, of which the first `group_size` are used.
+        encode: Turns a text into token ids that end with the end-of-sequence token.
+        pad_token_id: Token that fills shorter rows.
     """
 
     reads_features = True
@@ -33,10 +33,10 @@ class ScriptedEngine:
         self.version = version
 
     def sleep(self) -> None:
-        """There is nothing to give back."""
+        """Does nothing, because there is no device memory to give back."""
 
     def close(self) -> None:
-        """There is nothing to free."""
+        """Does nothing, because there is nothing to free."""
 
     def generate(
         self,

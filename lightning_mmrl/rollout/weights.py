@@ -1,4 +1,4 @@
-"""The weights of a policy as an engine wants them: whole, merged, under the names of a checkpoint, one at a time."""
+"""Gives an engine a policy's weights: whole, merged, under the names of a checkpoint, and one at a time."""
 
 from collections.abc import Iterator, Mapping
 
@@ -12,7 +12,7 @@ from lightning_mmrl.models.policy import Policy
 class GatheredState(Mapping[str, Tensor]):
     """Parameters and persistent buffers of a module, each gathered from the ranks when it is read.
 
-    All ranks read the same names in the same order. Nothing is kept, so that at most one gathered tensor is whole at a
+    All ranks read the same names in the same order. No gathered tensor is kept, so that at most one is in memory at a
     time.
     """
 
@@ -31,7 +31,7 @@ class GatheredState(Mapping[str, Tensor]):
 
 
 class PolicyWeights:
-    """Names and weights of the plain model, one at a time: an adapter is merged into them, and stays as it is.
+    """Names and weights of the plain model, one at a time; an adapter is merged into these and stays unchanged.
 
     All ranks go through the weights of a sharded policy together.
 
@@ -48,7 +48,7 @@ class PolicyWeights:
         return self._named(GatheredState(self._policy.model))
 
     def described(self) -> list[tuple[str, Tensor]]:
-        """The same names with tensors of the same shapes and dtypes that hold nothing; nothing is gathered."""
+        """The same names with empty tensors of the same shapes and dtypes, for which nothing is gathered."""
         state = self._policy.model.state_dict()
         # A sharded tensor has the shape of the whole one.
         empty = {name: torch.empty(each.shape, dtype=each.dtype, device="meta") for name, each in state.items()}

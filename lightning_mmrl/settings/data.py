@@ -106,7 +106,7 @@ class SourceSettings:
 
     @property
     def path(self) -> Path:
-        """The manifest in it."""
+        """The path of the manifest in that folder."""
         return self.folder / self.manifest
 
 
@@ -130,7 +130,7 @@ class StageDataSettings:
     """Modality dropout of training samples."""
 
     def located(self, root: str) -> dict[str, SourceSettings]:
-        """Name to source, all with a folder; a manifest is the only source, under its own name.
+        """Maps names to sources, all with a folder; a single manifest becomes one source under its own name.
 
         Args:
             root: Folder of sources that name none.

@@ -42,6 +42,6 @@ def _replaced(key: str, names: Mapping[str, str]) -> str | None:
 
 
 def key_hint(key: str, tree: Mapping[Any, Any], schema: Any, extra: Iterable[str] = ()) -> str:
-    """As `unknown_key`, but a key that was renamed gets its new name."""
+    """The new name of a renamed key, as the end of a sentence; for other keys the hint of `unknown_key`."""
     name = renamed(key)
     return unknown_key(key, tree, schema, extra) if name is None else f"; it is called {name!r} now"

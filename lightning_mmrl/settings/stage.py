@@ -35,7 +35,7 @@ class Bound:
     """Largest value that meets the bound; null: any."""
 
     def met(self, metrics: Mapping[str, float]) -> bool:
-        """True if the metric is there and within the bound; NaN is not."""
+        """True if `metrics` has this metric and its value is within the bound; NaN never is."""
         value = metrics.get(self.metric, math.nan)
         low = -math.inf if self.at_least is None else self.at_least
         high = math.inf if self.at_most is None else self.at_most

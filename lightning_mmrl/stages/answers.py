@@ -85,10 +85,10 @@ class Validation:
         self._judged.append(self._evaluator.evaluate(prompts, self._ranks))
 
     def finish(self) -> dict[str, float]:
-        """Returns the metrics, and starts anew.
+        """Returns the metrics, and forgets the answers for the next pass.
 
         Raises:
-            StageError: Another number of samples was judged than there are.
+            StageError: The number of judged samples is not the size of the set.
         """
         metrics = self._evaluator.new_metrics()
         predictions = all_predictions(self._judged, self._ranks)
@@ -116,7 +116,7 @@ def require_all(what: str, predictions: Sequence[Prediction], num_samples: int) 
     """Compares the number of judged samples with the size of the set, so that no loop ends early unnoticed.
 
     Raises:
-        StageError: They differ.
+        StageError: The numbers differ.
     """
     if len(predictions) != num_samples:
         last = f" after sample {predictions[-1].sample_id}" if predictions else ""

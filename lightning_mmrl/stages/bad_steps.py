@@ -55,7 +55,7 @@ class BadSteps:
 
         Args:
             step: The step of the stage, from 1.
-            numbers: Computed by the step, by the name shown to the user; the same names on all ranks.
+            numbers: Numbers that the step computed, by the name shown to the user; all ranks have the same names.
             samples: This rank's samples that they were computed from.
             update: The number of the update within the step, from 1, and how many updates there are.
 
@@ -109,7 +109,7 @@ class BadSteps:
         return self._context.directory / FILE
 
     def refuse_end(self, num_steps: int) -> None:
-        """Refuses a stage whose last steps were skipped: its weights give nothing finite any more.
+        """Refuses a stage whose last steps were skipped: its weights no longer give finite numbers.
 
         Raises:
             StageError: The last two steps were skipped.
@@ -128,7 +128,7 @@ class BadSteps:
             return
         line = json.dumps({"step": step, "not_finite": list(wrong), "samples": ids})
         known = self._file.read_text(encoding="utf-8").splitlines() if self._file.exists() else []
-        if line not in known:  # else a stage that goes on repeats the step
+        if line not in known:  # a stage that is continued repeats the step
             with dispensable(f"lines of {FILE}", self._file.parent):
                 self._file.parent.mkdir(parents=True, exist_ok=True)
                 with self._file.open("a", encoding="utf-8") as file:
@@ -172,8 +172,8 @@ def estimates(experience: Experience) -> Numbers:
 
 
 def _read(numbers: Iterable[Sequence[Tensor | float]]) -> list[bool]:
-    """Whether each of them is finite; synchronizes with a device once."""
-    # A float in float64: in torch's default type, float16 under precision 16-true, 70,000 is infinite.
+    """Whether all numbers under each name are finite; synchronizes with a device once."""
+    # Floats become float64: torch's default type is float16 under precision 16-true, where 70,000 is infinite.
     tensors = (
         [value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64) for value in values]
         for values in numbers
@@ -184,6 +184,6 @@ def _read(numbers: Iterable[Sequence[Tensor | float]]) -> list[bool]:
 
 
 def _are(names: Sequence[str]) -> str:
-    """Names as the subject of a sentence, with its verb."""
+    """Joins names into the subject of a sentence, followed by its verb."""
     plural = len(names) > 1 or (names[0].endswith("s") and not names[0].endswith("ss"))
     return f"{' and '.join(names)} {'are' if plural else 'is'}"

@@ -28,8 +28,8 @@ class CriticTrainer:
     that do not count (a failed verifier, truncation where that is masked) are in no value, advantage or loss.
 
     Args:
-        critic: Is trained.
-        settings: How it learns.
+        critic: The critic, which is trained.
+        settings: How the critic learns.
         algorithm: The algorithm of the stage.
         ranks: Who trains together.
     """
@@ -45,11 +45,11 @@ class CriticTrainer:
         sharding.apply(self.critic.trunk, mesh, self._ranks)
 
     def optimizer(self, policy: OptimizerSettings, context: StageContext) -> tuple[torch.optim.Optimizer, LambdaLR]:
-        """The policy's kind of optimizer and schedule, for the critic at its own rate."""
+        """The critic's optimizer and schedule: of the policy's kind, at the critic's learning rate."""
         return replace(policy, critic=self.settings).build(self.critic, context)
 
     def estimate(self, experience: Experience, kl_coefficient: float) -> Experience:
-        """Adds values, returns and advantages of tokens; towers that train are the critic's own."""
+        """Adds values, returns and advantages of tokens; if towers train, the critic runs its own."""
         trunk, update = self.critic.trunk, self._algorithm.settings.update
         inputs = experience.raw if trunk.media.towers_train else experience.prompts
         prompts, towers = encoded(trunk, inputs, differentiable=update.on_policy)

@@ -26,11 +26,13 @@ class Experience:
         scores: The scores of the completions.
         trainable: True for completions that count: a valid score, a group that was selected and, where asked for, not
             truncated.
-        advantages: Of each token; without a critic all tokens of a completion have the same. Zero until estimated.
+        advantages: The advantage of each token; without a critic all tokens of a completion have the same. Zero until
+            estimated.
         towers: The policy's differentiable run of its towers, if they train and one update is made.
         critic_towers: The critic's run of its own towers, under the same conditions.
-        reference_logprobs: Of the policy that the stage started from.
-        old_logprobs: Of the policy that sampled; None where they are the policy's own at the time of the update.
+        reference_logprobs: Log-probabilities under the policy that the stage started from.
+        old_logprobs: Log-probabilities under the policy that sampled; None if they are the policy's own at the time of
+            the update.
         old_values: The critic's values of the states that the tokens were sampled in.
         returns: The targets of the critic.
         weights: How often each completion counts, in the loss and in its denominator; None: each one once.
@@ -56,7 +58,7 @@ class Experience:
         return (self.advantages != 0).any(-1).reshape(self.trainable.shape)
 
     def loss_mask(self, prompts: Sequence[int] | None = None) -> Bool[Tensor, "n C"]:
-        """Tokens that count, of the completions of the given prompts or of all: sampled, of a trainable completion."""
+        """Mask of the tokens that count: sampled ones of trainable completions, for the given prompts or for all."""
         chosen = list(range(len(self.trainable)) if prompts is None else prompts)
         mask = self.rollout.completion_mask.unflatten(0, (-1, self.rollout.group_size))[chosen]
         return (mask & self.trainable[chosen][..., None]).flatten(0, 1)
@@ -68,8 +70,8 @@ def encoded(model: Policy, prompts: PromptBatch, *, differentiable: bool) -> tup
     Args:
         model: The policy, or the trunk of a critic.
         prompts: The prompts with the towers' inputs.
-        differentiable: Whether exactly one update is made. Further updates need towers of their own weights, and run
-            them again in each microbatch.
+        differentiable: Whether exactly one update is made. Further updates find other weights in the
+            towers, so each microbatch runs the towers again.
     """
     if differentiable and model.media.towers_train:
         graph = model.enter(partial(TowerGraph, model.media, prompts))

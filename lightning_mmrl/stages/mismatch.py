@@ -17,13 +17,13 @@ MEASURE = ImportanceCorrection(cap=math.inf)
 MISMATCH_SUMS = ("weights", "weight", "weights_clipped", "sampler_kl_k1", "sampler_kl_k3")
 """Sums over microbatches, ranks and optimizer steps."""
 MISMATCH_MAXIMA = ("weight_max", "logprob_gap_max")
-"""Maxima over the same."""
+"""Maxima over microbatches, ranks and optimizer steps."""
 
 
 def mismatch_sums(
     found: CorrectionOutput, inputs: LossInputs, sampler_logprobs: Float[Tensor, "n C"]
 ) -> dict[str, Tensor]:
-    """Sums of the ratios, each once, and of two estimates of KL(engine || policy at the rollout)."""
+    """Sums of the ratios, each counted once, and of two estimates of KL(engine || policy at the rollout)."""
     old, mask = inputs.old_logprobs, inputs.completion_mask
     sampler = sampler_logprobs.to(old.dtype)
     return {

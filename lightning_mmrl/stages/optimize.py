@@ -88,10 +88,10 @@ def plan_minibatches(
 
 
 def groups_with_gradient(experience: Experience, *, regularized: bool) -> list[bool]:
-    """For each prompt whether its group can have a gradient, so that it must be scored.
+    """Tells for each prompt whether its group can have a gradient, and so must be scored.
 
-    A group whose advantages are all zero has an exactly zero gradient under a loss without KL or entropy term: it stays
-    in the denominator and is not scored. With `regularized`, the loss has such a term, or a critic learns.
+    A group whose advantages are all zero has an exactly zero gradient under a loss without KL or entropy term: such a
+    group counts in the denominator and is not scored. With `regularized`, the loss has such a term, or a critic learns.
     """
     trainable = experience.trainable
     return (trainable if regularized else trainable & experience.has_signal).any(-1).tolist()
@@ -127,7 +127,8 @@ def accumulate_loss(
     all ranks. Their `denominator` is the loss's own, so that the losses of several minibatches can be averaged.
 
     Args:
-        policy: Is updated. Its own log-probabilities, detached, are the old ones if the experience has none.
+        policy: The policy that is updated. If the experience has no old log-probabilities, the policy's own are used,
+            detached.
         experience: The whole rollout.
         minibatch: Prompts that count in the denominator.
         batches: Those of them that have a gradient.

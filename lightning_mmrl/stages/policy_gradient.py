@@ -56,7 +56,7 @@ class PolicyGradientModule(StageModule):
 
     An algorithm with a critic trains it beside the policy (`stages.critic`). The critic (`models.critic.Critic`) starts
     as a copy of the policy and has an optimizer of its own. Both are in the state that an unfinished stage continues
-    from. Neither is in the handoff: the critic of a next stage starts anew.
+    from. Neither is in the handoff: the next stage makes a new critic.
 
     Args:
         policy: The model to train.
@@ -287,7 +287,7 @@ class PolicyGradientModule(StageModule):
         return step
 
     def push(self, version: int) -> None:
-        """Gives the engine the policy's weights; the only place where a stage does."""
+        """Gives the engine the policy's weights; no other part of a stage does this."""
         with self._timed("push"):
             self.engine.load_weights(self.policy, version)
 
@@ -343,13 +343,13 @@ class PolicyGradientModule(StageModule):
         return self.algorithm.kl.coefficient_at(iteration - 1, self._context.settings.num_steps)
 
     def stage_state(self) -> dict[str, Any]:
-        """As of every stage, and since when there was no signal."""
+        """The state that every stage has, and the state of the watch for a signal."""
         return super().stage_state() | {"signal": self._signal.state_dict()}
 
     def load_stage_state(self, state: Mapping[str, Any]) -> None:
         """Restores the state that `stage_state` returned."""
         super().load_stage_state(state)
-        if "signal" in state:  # a state without the key starts the watch anew
+        if "signal" in state:  # without the key, the watch restarts
             self._signal.load_state_dict(state["signal"])
 
     def configure_model(self) -> None:

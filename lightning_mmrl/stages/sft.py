@@ -97,7 +97,7 @@ class SFTModule(StageModule):
         return self._bad_steps.found(step.number, numbers, step.samples)
 
     def stage_state(self) -> dict[str, Any]:
-        """As of every stage, and how often in a row the loss scaler skipped a step."""
+        """The state that every stage has, and how often in a row the loss scaler skipped a step."""
         return super().stage_state() | {"scalings": self._scalings}
 
     def load_stage_state(self, state: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ class SignalWatch:
     In such an iteration only terms that do not depend on advantages change weights. A stage warns once.
 
     Attributes:
-        rewards: Names The reward component that says whether an answer is right.
+        rewards: Names the reward component that says whether an answer is right.
         regularized: Whether the loss has a KL or entropy term, or a critic learns.
         last: The last iteration with a signal; 0 before there was one.
         told: Whether the warning was given.

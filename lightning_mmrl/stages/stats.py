@@ -21,7 +21,7 @@ class RolloutSummary:
     """The part of a rollout that metrics are made of, in host memory: small enough to be gathered from all ranks.
 
     Attributes:
-        rewards: Of each completion.
+        rewards: The reward of each completion.
         valid: True where no verifier failed.
         components: The components of the rewards, by name.
         has_signal: True for completions whose advantage is not zero.

@@ -1,4 +1,4 @@
-"""Requests to MLflow that accept no answer from anything in between, such as a proxy."""
+"""Sends requests to MLflow, and accepts no answer from anything in between, such as a proxy."""
 
 import json
 from collections.abc import Mapping

@@ -40,7 +40,7 @@ class Connection:
         experiment_id: The experiment that new runs go to.
         uri: The address without credentials.
         remote: Whether the store is a server, possibly with a proxy in front of it.
-        run_name: Name of the run that `connect` was asked for; None if it was asked for none.
+        run_name: Name of the run whose id `connect` was given; None if it was given no id.
     """
 
     client: "MlflowClient"
@@ -53,9 +53,9 @@ class Connection:
 def connect(tracking_uri: str, experiment: str, *, run_id: str | None = None) -> Connection:
     """Opens the database or server and finds or creates the experiment.
 
-    A SQLite database is created if it is missing. One of an older MLflow is copied to `<name>.before-upgrade` and
-    upgraded. One process at a time does so, because MLflow's migrations fail when several run at once. Artifacts go to
-    the folder `mlartifacts` beside the database.
+    A SQLite database is created if it is missing. A database of an older MLflow is copied to `<name>.before-upgrade`
+    and upgraded. One process at a time does so, because MLflow's migrations fail when several run at once. Artifacts go
+    to the folder `mlartifacts` beside the database.
 
     Args:
         tracking_uri: `sqlite:///<file>` or `http(s)://<host>`.
@@ -63,7 +63,7 @@ def connect(tracking_uri: str, experiment: str, *, run_id: str | None = None) ->
         run_id: A run whose experiment is used in place of `experiment`.
 
     Raises:
-        ConfigError: The URI has another form, nothing usable answers at it, or it has no run `run_id`.
+        ConfigError: The URI has another form, no usable store answers at it, or the store has no run `run_id`.
     """
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
@@ -114,7 +114,7 @@ def find_run(connection: Connection, run_id: str) -> "Run":
 
 
 def how_to_restore(uri: str, run_id: str | None, experiment: "Experiment") -> str:
-    """The command that restores a deleted run; if its experiment was deleted too, restoring that restores both."""
+    """The command that restores a deleted run; if its experiment was deleted too, the command restores both."""
     if run_id is None or experiment.lifecycle_stage != "active":
         what = f"experiments restore --experiment-id {experiment.experiment_id}"
     else:
@@ -189,7 +189,8 @@ def explained(uri: str) -> Iterator[None]:
 def _bring_up_to_date(path: Path) -> None:
     """Creates or upgrades MLflow's tables in a copy, then renames it: a process killed on the way ruins nothing.
 
-    MLflow has no public call for either. A migration that ended half-way cannot be repeated ("table already exists").
+    MLflow has no public function that creates or upgrades the tables. A migration that ended half-way cannot be
+    repeated ("table already exists").
     """
     from mlflow.store.db import utils as database
 
@@ -230,10 +231,10 @@ def _opened(address: str, uri: str, experiment: str, run_id: str | None, *, arti
     """Opens the client, and finds the experiment of the run, or finds or creates the experiment by its name.
 
     Args:
-        address: With credentials.
-        uri: The same without.
-        experiment: Its name.
-        run_id: A run whose experiment is used in its place.
+        address: The address with credentials.
+        uri: The same address without credentials.
+        experiment: Name of the experiment.
+        run_id: A run whose experiment is used in place of the named one.
         artifacts: Folder for the artifacts of a database; None for a server.
     """
     from mlflow.exceptions import MlflowException

@@ -26,7 +26,7 @@ _REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST"
 _ARTIFACT_ATTEMPTS = 3
 _CREATE_LIMIT_S = 120.0
 _SETTLING_S = 5.0
-"""After a creation without an answer, how long the run is searched for before another attempt."""
+"""Seconds to search for a run whose creation got no answer, before it is created once more."""
 
 
 class MlflowDelivery:
@@ -87,7 +87,7 @@ class MlflowDelivery:
             raise UndeliverableError(f"malformed entry: {error!r}") from error
 
     def _still_true(self, run_id: str, entry: Entry) -> Mapping[str, Any]:
-        """The payload of a late entry without tags that the run has by now, and with the status of an ended run."""
+        """The payload of a late entry without tags that the run already has; a run that has ended keeps its status."""
         run = find_run(self._connection, run_id)
         if entry.operation == "tags":
             return {key: value for key, value in entry.payload.items() if key not in run.data.tags}
@@ -166,7 +166,7 @@ class MlflowDelivery:
         """The id of the run with this key, deleted or not.
 
         Raises:
-            WaitingError: It was deleted.
+            WaitingError: The run was deleted.
         """
         from mlflow.entities import ViewType
 
@@ -188,7 +188,7 @@ class MlflowDelivery:
         """Checks whether a refusal means that the entry's run or experiment is missing.
 
         Raises:
-            WaitingError: It is missing, or was deleted.
+            WaitingError: The run or its experiment is missing, or was deleted.
         """
         from mlflow.exceptions import MlflowException
 
@@ -207,7 +207,7 @@ class MlflowDelivery:
             raise WaitingError(f"the experiment {experiment.name!r} was deleted; restore it: {restore}")
 
     def _confirm(self, run_id: str, is_there: Callable[["Run"], bool]) -> None:
-        """Reads back what was sent: an empty answer, or one of a proxy, says nothing about the database.
+        """Reads back what was sent, because an empty answer, or a proxy's, says nothing about the database.
 
         Raises:
             NoAnswerError: The run does not hold what was sent.
@@ -330,8 +330,8 @@ class MlflowDelivery:
 def _has_points(client: "MlflowClient", run: "Run", points: Sequence["Metric"]) -> bool:
     """Whether the server has the points of one batch.
 
-    A batch is one transaction, so the newest point of each key stands for all points of that key. A run carries its
-    newest points; where the server has newer ones, the history of the key is read.
+    A batch is one transaction, so if the newest point of a key has arrived, all points of that key have. A run carries
+    its newest points; where the server has newer ones, the history of the key is read.
     """
     place = attrgetter("step", "timestamp")  # not the value, which a database may round
     newest = {metric.key: place(metric) for metric in run.data._metric_objs}

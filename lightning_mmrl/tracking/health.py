@@ -27,7 +27,7 @@ def check_address(uri: str) -> str:
     """Describes the database or server at a tracking address.
 
     Raises:
-        ConfigError: The address has another form, or nothing usable is there.
+        ConfigError: The address has another form, or no usable store is there.
     """
     if uri.startswith("sqlite:///") and uri.removeprefix("sqlite:///") not in ("", ":memory:") and "?" not in uri:
         return _check_database(Path(uri.removeprefix("sqlite:///")))

@@ -28,7 +28,7 @@ _POINTS_PER_REQUEST = 1000  # MLflow's limit for one log_batch call
 class Entry:
     """One call on its way to the tracking server; `payload` holds JSON values only.
 
-    A `late` entry is delivered after entries that were made after it: its tags and status yield to theirs.
+    A `late` entry reaches the server after newer entries; its tags and status do not overwrite the newer ones.
 
     >>> Entry(run_id="4f2a", operation="tags", payload={"stage": "reason"}).operation
     'tags'
@@ -82,7 +82,7 @@ class Journal:
         append_lines(self.path, [{"delivered": entry.key}], durable=True)
 
     def reject(self, entry: Entry, reason: object) -> Path:
-        """Moves an entry that the server refuses to a file of its own, and returns that file."""
+        """Moves an entry that the server refuses to the file of refused entries, and returns that file."""
         path = self.path.with_suffix(REJECTED)
         append_lines(path, [{**dataclasses.asdict(entry), "reason": redact(reason)}], durable=True)
         return path
@@ -101,7 +101,7 @@ class Journal:
         return found
 
     def keep_rejected(self, kept: Iterable[tuple[Entry, str]]) -> None:
-        """Replaces the refused entries."""
+        """Rewrites the file of refused entries with `kept` alone, and removes the file if there are none."""
         path = self.path.with_suffix(REJECTED)
         records = [{**dataclasses.asdict(entry), "reason": reason} for entry, reason in kept]
         if not records:

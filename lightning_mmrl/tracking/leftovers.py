@@ -54,7 +54,7 @@ def read_store(spool: Path) -> dict[str, str] | None:
 
 
 def leftovers(spool: Path, runs: Collection[str] | None = None) -> list[Leftover]:
-    """Undelivered and refused entries by run; of the given `runs` only, if there are any given."""
+    """Undelivered and refused entries by run; if `runs` are given, of these runs only."""
     ids = {path.stem for suffix in (".jsonl", REJECTED) for path in spool.glob(f"*{suffix}")}
     found = []
     for run_id in sorted(ids if runs is None else ids & set(runs)):
@@ -75,7 +75,7 @@ def leftovers(spool: Path, runs: Collection[str] | None = None) -> list[Leftover
 
 
 def damaged_lines(spool: Path, runs: Collection[str] | None = None) -> dict[Path, int]:
-    """Numbers of unreadable lines by file of a spool; only for the given `runs`, if there are any given."""
+    """Maps files of a spool to their numbers of unreadable lines; if `runs` are given, of these runs only."""
     files = sorted(path for suffix in (".jsonl", REJECTED, DAMAGED) for path in spool.glob(f"*{suffix}"))
     found = {path: len(unreadable_lines(path)) for path in files if runs is None or path.stem in runs}
     return {path: number for path, number in found.items() if number}
@@ -90,8 +90,8 @@ def flush(
 ) -> list[Leftover]:
     """Delivers all undelivered and all refused entries, and returns the entries that are left.
 
-    An outage ends it; a run that the server does not have is skipped. Refused entries are older than undelivered ones:
-    their tags and status do not replace later ones.
+    An outage ends the delivery; a run that the server does not have is skipped. Refused entries are older than
+    undelivered ones: their tags and status do not replace later ones.
 
     Raises:
         ConfigError: Another process delivers from this spool.

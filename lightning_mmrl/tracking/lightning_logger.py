@@ -16,7 +16,7 @@ from lightning_mmrl.protocols.plain import TrackedRun
 from lightning_mmrl.tracking.jsonl import append_lines, read_lines
 
 MOST_REPEATED = 1000
-"""How many lines of an earlier process are read: a resumed stage repeats the last few of them at most."""
+"""Number of lines of an earlier process that are read; a resumed stage repeats at most the last few of them."""
 
 
 class RunLogger(Logger):

@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 NON_FINITE_KEY = "tracking/non_finite"
 
-_GENERATED_NAME = r"[a-z]+-[a-z]+-\d+"  # MLflow's own, such as bold-fox-12
+_GENERATED_NAME = r"[a-z]+-[a-z]+-\d+"  # a name that MLflow makes up, such as bold-fox-12
 _OPENING_S = 10.0
 _MAX_KEY = 250
 _MAX_PARAM = 6000
@@ -55,7 +55,7 @@ class MlflowTracker:
         spool_dir: Folder for undelivered entries, used by one tracker at a time.
 
     Raises:
-        ConfigError: The URI has another form, nothing usable answers at it, or MLFLOW_RUN_ID names no run there.
+        ConfigError: The URI has another form, no usable store answers at it, or the store has no run MLFLOW_RUN_ID.
     """
 
     def __init__(self, settings: TrackingSettings, spool_dir: Path) -> None:

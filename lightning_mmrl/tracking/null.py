@@ -40,7 +40,7 @@ UNTRACKED_STAGE = "untracked-stage"
 
 
 class NullTracker:
-    """Opens runs that keep nothing; a run has the id that was asked for, or one that says it is not tracked.
+    """Opens runs that keep nothing; a run has the id that was asked for, or an id that says that the run is untracked.
 
     >>> NullTracker().open_run("quickstart").id
     'untracked'

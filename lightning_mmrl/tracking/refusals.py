@@ -30,7 +30,7 @@ def refused_parts(entry: Entry, deliver: Callable[[Entry], None]) -> list[tuple[
     """Delivers an entry and returns the parts that the server refuses: of joined points only the refused ones.
 
     Raises:
-        Exception: `deliver` failed otherwise. Nothing is decided then; the whole entry may be sent again.
+        Exception: `deliver` failed in another way. No part is refused then, and the whole entry may be sent again.
     """
     try:
         deliver(entry)

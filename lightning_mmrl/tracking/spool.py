@@ -26,7 +26,7 @@ class _OutageError(Exception):
 
 
 class Spool:
-    """Delivers entries in order from a thread of its own; `submit` neither waits nor raises.
+    """Delivers entries in order on a background thread; `submit` neither waits nor raises.
 
     Entries wait in memory. When a delivery fails, this entry and all that follow go to `<directory>/<run id>.jsonl`.
     The file is delivered after `retry_s` (doubling up to 30 s), at `close`, or by the next spool of this directory. An
@@ -87,7 +87,7 @@ class Spool:
         # A point carries its step and its time, so it may overtake entries in memory.
         try:
             self._store([entry])
-        except OSError:  # memory is the last place that is left
+        except OSError:  # the entries can only be kept in memory now
             with self._changed:
                 self._pending.append(entry)
 

@@ -13,7 +13,7 @@ from lightning_mmrl.tracking.leftovers import SPOOL, leftovers
 from lightning_mmrl.types.redaction import redact, redact_addresses, remember
 
 DATABASE = "mlflow.db"
-"""In output_dir; configs/tracking/mlflow.yaml says the same."""
+"""Name of the database file in output_dir; configs/tracking/mlflow.yaml has the same name."""
 
 _PREFIX = "sqlite:///"
 
@@ -21,7 +21,7 @@ _PREFIX = "sqlite:///"
 def settle_tracking(config: RunSettings) -> RunSettings:
     """The configuration with the store that its runs go to.
 
-    Under `mlflow run` that is the store of MLflow's own run (MLFLOW_TRACKING_URI), so that the stages lie below it.
+    Under `mlflow run`, this is the store of MLflow's own run (MLFLOW_TRACKING_URI), so that the stages lie below it.
 
     Raises:
         ConfigError: `tracking.uri` names another store than `mlflow run`, or a logger's package is not installed.
@@ -56,7 +56,7 @@ def absolute_sqlite(uri: str) -> str:
 
 
 def spool_folder(config: RunSettings, uri: str) -> Path:
-    """Where entries for a store wait: what waits for one is never delivered to another, whatever the credentials."""
+    """The folder where a store's entries wait; they never go to another store, whatever the credentials."""
     spools = Path(config.output_dir) / SPOOL
     folder, with_credentials = (spools / _name(each) for each in (redact_addresses(uri), uri))
     if with_credentials.is_dir() and not folder.exists():
@@ -71,11 +71,11 @@ def _name(uri: str) -> str:
 def deliver_leftovers(config: RunSettings, say: Callable[[str], object]) -> None:
     """Delivers what earlier commands of this output_dir left undelivered, if there is anything; it never fails.
 
-    It goes to `tracking.uri`, whatever address the folder has noted.
+    The entries go to `tracking.uri`, whatever address is noted in the folder.
 
     Args:
         config: The configuration that `settle_tracking` returned.
-        say: Is told, in a line or two, what was delivered, or why not.
+        say: Receives a line or two about the delivery, or about the reason why it failed.
     """
     uri = config.tracking.uri
     if uri is None:
@@ -98,7 +98,7 @@ def deliver_leftovers(config: RunSettings, say: Callable[[str], object]) -> None
 
 
 def tell_leftovers(config: RunSettings, say: Callable[[str], object]) -> None:
-    """Says in a line what earlier commands of this output_dir left undelivered, and how it is sent; sends nothing."""
+    """Says in a line what earlier commands of this output_dir left undelivered, and how to send it; sends nothing."""
     uri = config.tracking.uri
     if uri is None:
         return

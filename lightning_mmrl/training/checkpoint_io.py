@@ -31,7 +31,7 @@ class SnapshotIO(CheckpointIO):
     def save_with(self, write: Callable[..., None], checkpoint: dict[str, Any], *arguments: Any) -> None:
         """Copies the tensors to the host, to be written by `write(checkpoint, *arguments, path)`.
 
-        If there is no memory for the copy, the write fails in its place: there is no state, and training goes on.
+        If there is no memory for the copy, the later write fails instead: no state is saved, and training goes on.
         """
         try:
             copy = tree_map_only(torch.Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), checkpoint)

@@ -22,7 +22,7 @@ from lightning_mmrl.training.ranks import ProcessRanks
 T = TypeVar("T")
 
 PATIENCE = timedelta(days=7)
-"""How long ranks wait for rank 0, which may be generating a dataset, decoding one or downloading a model."""
+"""Maximum wait of the ranks for rank 0, which may be generating or decoding a dataset, or downloading a model."""
 
 
 class RankGroup:
@@ -65,7 +65,7 @@ class RankGroup:
         """Rank 0 runs the block before the other ranks, so that they find the files that it wrote.
 
         Raises:
-            Interrupted: Rank 0 was interrupted in the block, and so was this one.
+            Interrupted: Rank 0 failed or was interrupted in the block, and a signal asked this rank to end as well.
             StageError: Rank 0 failed in the block.
         """
         if not self.leads:
@@ -102,7 +102,7 @@ def joined(settings: TrainerSettings, interruption: Interruption) -> Iterator[Ra
     """Joins the processes that torchrun or SLURM started, and leaves them at the end.
 
     Args:
-        settings: Of the run; one device without sharding needs no group.
+        settings: Settings of the run; one device without sharding needs no group.
         interruption: See `RankGroup`.
 
     Raises:
@@ -126,7 +126,7 @@ def joined(settings: TrainerSettings, interruption: Interruption) -> Iterator[Ra
     try:
         yield group
     except RuntimeError as error:
-        # Errors of gloo have no type of their own.
+        # Errors of gloo cannot be told from others by their type.
         if isinstance(error, dist.DistError) or "/gloo/" in str(error):
             raise StageError(
                 f"rank {group.rank} ends because another one is gone; that one's message says why"

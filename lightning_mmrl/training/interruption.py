@@ -33,8 +33,8 @@ class Interruption:
             with interruption.held():
                 ...  # a signal that arrives here is raised at the end of the block
 
-    The exception is raised in the main thread wherever it is: in a rollout, a reward, an evaluation. While weights
-    change or files are written, it is held back.
+    The exception is raised in the main thread, wherever that thread is: in a rollout, a reward, an evaluation. While
+    weights change or files are written, it is held back.
 
     With several ranks, one rank must not end while the others wait for it. Within `together` a signal is only noted. At
     the next `safe_point`, which all ranks pass, it is raised on all of them, whichever rank received it:
@@ -45,7 +45,7 @@ class Interruption:
 
     Attributes:
         pending: The signal that was received, if one was.
-        holding: Whether a signal would wait now.
+        holding: Whether a signal that arrives now is held back.
     """
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class Interruption:
                 signal.signal(signum, self._receive)
 
     def hold(self) -> None:
-        """From here on a signal waits for `release`."""
+        """Makes signals wait until `release`."""
         self.holding = True
 
     def release(self) -> None:
@@ -94,13 +94,13 @@ class Interruption:
         try:
             yield
         except BaseException:
-            self.holding = False  # the error ends the run as well, and says why
+            self.holding = False  # the error ends the run anyway, and gives the reason
             raise
         self.release()
 
     @contextmanager
     def together(self, ranks: Ranks) -> Iterator[None]:
-        """During a block these ranks must agree on an interruption; `ALONE` stands for this process by itself.
+        """During a block these ranks must agree on an interruption; with `ALONE`, this process decides by itself.
 
         Raises:
             Interrupted: A signal was noted, and this process needs no other rank's agreement, in the block or after it.
@@ -114,7 +114,7 @@ class Interruption:
         self._raise_if_due()
 
     def safe_point(self) -> None:
-        """All ranks of `together` pass here; a single process does nothing.
+        """Marks a point that all ranks of `together` pass; does nothing in a single process.
 
         Raises:
             Interrupted: Any of the ranks received a signal.
@@ -135,7 +135,7 @@ class Interruption:
 
     @contextmanager
     def rank_local(self) -> Iterator[None]:
-        """For work that is not synchronized across ranks; ends with a safe point."""
+        """Allows a block of work that is not synchronized across ranks; the block ends with a safe point."""
         try:
             yield
         except Interrupted:

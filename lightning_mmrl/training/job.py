@@ -48,7 +48,7 @@ class LightningJob:
         saver: The trainer's callback that saves states.
         say: Shows the user a line.
         group: The ranks; rank 0 decides which state a stage resumes from.
-        resources: Closed when training ends, with an error or without.
+        resources: Resources to close when training ends, whether or not it fails.
     """
 
     trainer: lightning.Trainer

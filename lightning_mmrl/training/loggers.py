@@ -26,7 +26,7 @@ class _Nowhere:
 
 
 class _CSV(CSVLogger):
-    """A CSV logger without the rows that the disk refuses; training goes on."""
+    """A CSV logger that drops rows that the disk refuses, so that training goes on."""
 
     @property
     def experiment(self) -> Any:
@@ -44,7 +44,7 @@ class _CSV(CSVLogger):
 
 
 class _TensorBoard(TensorBoardLogger):
-    """A TensorBoard logger without the events that the disk refuses; training goes on."""
+    """A TensorBoard logger that drops events that the disk refuses, so that training goes on."""
 
     @property
     def experiment(self) -> Any:

@@ -12,9 +12,9 @@ from lightning_mmrl.training.console import ConsoleProgress
 
 @dataclass(frozen=True)
 class ConsoleMonitor:
-    """Implements `DataMonitor`: progress on the console, left-out samples there and in a file, if there is one.
+    """Implements `DataMonitor` on the console; left-out samples are also written to a file, if one is given.
 
-    A notice that several stages would give alike is given once.
+    A notice that several stages would repeat is shown once.
     """
 
     console: ConsoleProgress
@@ -22,7 +22,7 @@ class ConsoleMonitor:
     told: set[tuple[str, ...]] = field(default_factory=set)
 
     def progress(self, description: str, done: int, total: int) -> None:
-        """Shows how far decoding is."""
+        """Shows how far the decoding has come."""
         self.console.update(description, done, total)
 
     def quarantine(self, manifest: str, num_usable: int, left_out: Sequence[Quarantined]) -> None:
@@ -46,7 +46,7 @@ class ConsoleMonitor:
                 file.writelines(row + "\n" for row in new.values())
 
     def warn(self, manifest: str, warnings: Sequence[str]) -> None:
-        """Says what decoders find odd, each once; of many the first."""
+        """Prints each oddity that decoders report once; if there are many, only the first ones."""
         new = [text for text in warnings if (text,) not in self.told]
         self.told.update((text,) for text in new)
         if self.path is None:

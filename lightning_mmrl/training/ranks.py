@@ -20,7 +20,8 @@ class ProcessRanks:
 
     Attributes:
         lockstep: True if weights are sharded, so that passes through the model are collectives and the backward pass
-            sums gradients. If False, `sum_gradients` does, once per optimizer step however many microbatches it has.
+            sums gradients. If False, `sum_gradients` sums them once per optimizer step, however many microbatches the
+            step has.
     """
 
     lockstep: bool

@@ -85,7 +85,7 @@ class _Unpickler(pickle.Unpickler):
         """The stand-in for a name.
 
         Raises:
-            UnpicklingError: No index has it.
+            UnpicklingError: No index contains this name.
         """
         known = self._known.get((module_name, global_name))
         if known is None:

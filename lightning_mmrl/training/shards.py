@@ -3,7 +3,7 @@
 torch's distributed checkpoint (DCP) writes the shards, and reads any part of a tensor from the files that have it.
 Optimizer state is stored by parameter name. torch's own `get_optimizer_state_dict` is not used: before it loads, it
 creates a state for every parameter by a step without gradients, and refuses a checkpoint that lacks one of them. A
-parameter that no batch has reached so far has none, for instance in the tower of a medium that has not occurred.
+parameter that no batch has reached so far has no state, for instance in the tower of a medium that has not occurred.
 """
 
 import warnings
@@ -26,7 +26,7 @@ from lightning_mmrl.training.shard_index import IndexReader, read_index
 from lightning_mmrl.training.stored import read_stored
 
 REST = "rest.pt"
-"""File beside the shards with everything that is not sharded."""
+"""Name of the file, in the folder of the shards, with everything that is not sharded."""
 
 ELEMENTS_AT_ONCE = 2**28
 """Elements of tensors that are read at once, 1 GiB in float32; each read goes through the whole index."""
@@ -44,7 +44,7 @@ def named_state(module: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
 
 
 def write_shards(checkpoint: Mapping[str, Any], group: dist.ProcessGroup, folder: Path) -> None:
-    """Writes a checkpoint of which every rank has its own shards; all ranks of the group call it.
+    """Writes a checkpoint whose shards are spread over the ranks; all ranks of the group call this function.
 
     Raises:
         CheckpointException: A rank cannot write.

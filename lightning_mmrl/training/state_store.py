@@ -28,7 +28,7 @@ class StoredState:
 
     Attributes:
         step: Steps of the stage that were finished when it was saved.
-        folder: Its folder.
+        folder: Folder of the state.
         facts: The facts that were saved with it.
     """
 
@@ -42,8 +42,8 @@ class StateStore:
 
     Files are written into a partial folder, hashed and flushed to the disk. Then the folder is renamed, then `LATEST`
     names it, and only then an older state is removed. If the process is killed at any moment, the newest complete state
-    stays readable; a partial folder is ignored, and removed by the next save. `files.folder_beside` does not serve,
-    because several ranks write one state, and another thread may rename it. Lightning's own save goes through the
+    stays readable; a partial folder is ignored, and removed by the next save. `files.folder_beside` cannot be used
+    here, because several ranks write one state, and another thread may rename it. Lightning's own save goes through the
     system's temporary folder and loses the previous checkpoint if that is another file system
     (Lightning-AI/pytorch-lightning#21253).
 
@@ -161,7 +161,7 @@ class StateStore:
         return self.directory / f"{_PREFIX}{step:08d}"
 
     def _states(self) -> list[Path]:
-        """Newest first."""
+        """Folders of the states, newest first."""
         found = (path for path in self.directory.glob(f"{_PREFIX}*") if path.suffix != _PARTIAL)
         return sorted(found, reverse=True)
 

@@ -32,7 +32,7 @@ FSDP2_PRECISIONS: dict[str, dict[str, torch.dtype]] = {
     "bf16-true": {"compute_dtype": torch.bfloat16, "reduce_dtype": torch.float32},
     "bf16-mixed": {"compute_dtype": torch.bfloat16, "reduce_dtype": torch.float32},
 }
-"""What `Sharding` is given for each precision.
+"""Arguments of `Sharding` for each precision.
 
 Under "bf16-mixed" weights are stored in float32 and gathered in bfloat16; gradients are always summed in float32.
 """
@@ -56,7 +56,7 @@ class ShardedStrategy(ModelParallelStrategy):
     """FSDP2 that saves by copying its shards to the host; a thread may write the copy while training goes on."""
 
     def setup_environment(self) -> None:
-        """Joins the processes; the writing threads communicate in a group of their own, over gloo."""
+        """Joins the processes, and makes a separate gloo group in which the writing threads communicate."""
         super().setup_environment()
         self._writers = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
 
@@ -83,7 +83,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
 
 def lightning_precision(settings: TrainerSettings) -> str:
-    """What the Trainer is told: sharded weights are cast as they are gathered, so it has nothing to do then."""
+    """The precision for the Trainer, which need not cast sharded weights: they are cast as they are gathered."""
     return "32-true" if settings.shards and settings.precision == "bf16-mixed" else settings.precision
 
 
@@ -95,7 +95,7 @@ def ranks_of(settings: TrainerSettings) -> Ranks:
 
 
 def sharding_of(settings: TrainerSettings) -> Sharding | None:
-    """How weights are spread over the ranks, or None if each has them all."""
+    """How weights are sharded across the ranks, or None if each rank has all of them."""
     if not settings.shards:
         return None
     return Sharding(**FSDP2_PRECISIONS[settings.precision], settings=settings)

@@ -1,4 +1,4 @@
-"""Lightning Trainers for training and evaluation, with every automatism off that a stage does itself."""
+"""Lightning Trainers for training and evaluation, without the automatic steps that a stage does itself."""
 
 import warnings
 from collections.abc import Sequence
@@ -33,13 +33,13 @@ def training_trainer(
         directory: Lightning's root directory.
         logger: One logger or several.
         callbacks: Progress and the like.
-        validate_every: Batches between validations; None for none.
+        validate_every: Batches between validations; None for no validation.
         gradient_clip_val: Gradient norm limit of automatic optimization; None for stages that clip by hand.
         checkpoint_io: Reads and writes states; None for a stage that is not saved.
     """
     # A stage may have no validation split.
     warnings.filterwarnings("ignore", message="You defined a `validation_step` but have no `val_dataloader`")
-    # The data module resumes the order of the data; the loader need not.
+    # The data module resumes the order of the data, so the loader need not be resumable.
     warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
     return lightning.Trainer(
         **_placement(settings),

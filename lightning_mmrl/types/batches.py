@@ -125,9 +125,10 @@ class Rollout(_Movable):
     """G sampled completions for each of B prompts, N rows in all.
 
     `completion_mask` is True on sampled tokens up to and including the end-of-sequence token. `sampler_logprobs` are
-    the engine's own, of log_softmax(logits / T) with banned ids at minus infinity; where it sampled from a part of the
-    tokens alone (top-p), of these, scaled to one. They are zero where the mask is False. `policy_version` says for each
-    completion with which weights it was sampled: the number of the last push before it.
+    the engine's values of log_softmax(logits / T) with banned ids at minus infinity; if the engine sampled only from
+    some of the tokens (top-p), their probabilities are scaled to sum to one. Where the mask is False,
+    `sampler_logprobs` are zero. `policy_version` is, for each completion, the number of the last push before it was
+    sampled.
     """
 
     completion_ids: Int[Tensor, "N C"]
@@ -140,7 +141,7 @@ class Rollout(_Movable):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores(_Movable):
-    """Rewards of a rollout. Where `valid` is False a verifier failed; the value there is 0 and must not be read.
+    """Rewards of a rollout; where `valid` is False, a verifier failed, and the value 0 must not be read.
 
     `details` are the scores as the rewards gave them, [B][G], with the reasons of failures.
     """
@@ -171,9 +172,9 @@ class PolicyOutput(_Movable):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossInputs(_Movable):
-    """The inputs of a policy-gradient loss. `old_logprobs` carry no gradient.
+    """The inputs of a policy-gradient loss; `old_logprobs` carry no gradient.
 
-    An estimator that knows groups of completions gives all tokens of a completion the same advantage.
+    An estimator that works on groups of completions gives all tokens of a completion the same advantage.
     """
 
     logprobs: Float[Tensor, "N C"]
@@ -186,8 +187,8 @@ class LossInputs(_Movable):
 class LossOutput(_Movable):
     """Unreduced losses, to be reduced by an aggregation; zero, False and 1 where the completion mask is False.
 
-    `clipped` is True where the clip, not the surrogate, decides the gradient. `ratios` are the probability ratios that
-    the clip applies to.
+    `clipped` is True where the clip, not the surrogate, determines the gradient. `ratios` are the probability ratios
+    that the clip applies to.
     """
 
     token_losses: Float[Tensor, "N C"]
@@ -201,7 +202,7 @@ class CorrectionOutput(_Movable):
 
     `ratios` are the weights before they were bounded, and `clipped` is True where a bound decides. Where the completion
     mask is False, weights and ratios are 1 and `clipped` is False. `counted` is True once for each ratio: at every
-    token with a ratio of its own, and at the first token of several that share one.
+    token that has its own ratio, and at the first of several tokens that share a ratio.
     """
 
     weights: Float[Tensor, "N C"]

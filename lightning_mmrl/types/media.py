@@ -25,9 +25,9 @@ class DecodedImage:
 class DecodedVideo:
     """Sampled frames of a clip.
 
-    `frames` is [T, H, W, 3] uint8 RGB; `timestamps_s` holds the T presentation times in seconds, which are the contract
-    (not frame indices); `duration_s` is the length of the decoded span. Each of `warnings` is a sentence about one
-    oddity.
+    `frames` is [T, H, W, 3] uint8 RGB; `timestamps_s` holds the T presentation times in seconds, on which other code
+    relies (not on frame indices); `duration_s` is the length of the decoded span. Each of `warnings` is a sentence
+    about one oddity.
     """
 
     frames: UInt8Array
@@ -56,7 +56,7 @@ class DecodedAudio:
 
 
 def decisive(settings: MediaSettings) -> dict[str, int | float]:
-    """All that decides what a decoded medium is, by name; settings that say more are narrowed to it.
+    """Everything that determines a decoded medium, by name; further keys of a subclass of the settings are left out.
 
     >>> decisive(MediaSettings(num_frames=4))["num_frames"]
     4

@@ -66,9 +66,9 @@ class Completion:
 class Score:
     """The reward of one completion.
 
-    `total` is the weighted sum of `components`. With `valid=False` a verifier failed: the row leaves its group's
-    statistics and the loss, and never counts as zero. `reason` says why. `failed` names the component that failed; it
-    is None if that is unknown, or the failure lies in no component.
+    `total` is the weighted sum of `components`. With `valid=False` a verifier failed: the row is left out of its
+    group's statistics and of the loss, and never counts as zero. `reason` says why. `failed` names the component that
+    failed; it is None if the component is unknown, or if no component failed.
     """
 
     total: float
@@ -82,9 +82,9 @@ class Score:
 class StageSpec:
     """A stage as the orchestrator sees it: its name, its place in the order, and its settings.
 
-    `content` is the resolved configuration that decides the outcome, dotted keys to values. `digest` hashes this
-    content with the digests of the stages it builds on; a finished stage is reused only while its digest is unchanged.
-    `evaluation` is the hash of the settings that its handoff is evaluated with.
+    `content` is the resolved configuration that determines the outcome, from dotted keys to values. `digest` is the
+    hash of this content and of the digests of the stages that the stage builds on; a finished stage is reused only
+    while its digest is unchanged. `evaluation` is the hash of the settings with which the stage's handoff is evaluated.
     """
 
     name: str

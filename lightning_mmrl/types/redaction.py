@@ -1,8 +1,8 @@
 """Keeps credentials out of messages, logs and files.
 
-`redact_addresses` knows the forms that credentials have in an address or a header, and changes nothing else: it is for
-text that is stored and read again. `redact` is for messages: it also cuts every occurrence of the passwords and tokens
-that this process was given, in any encoding in which a library may repeat them.
+`redact_addresses` removes credentials in the forms that they have in an address or a header, and changes nothing else:
+it is for text that is stored and read again. `redact` is for messages: it also cuts every occurrence of the passwords
+and tokens that this process was given, in any encoding in which a library may repeat them.
 """
 
 import base64
@@ -28,7 +28,7 @@ _HEADER = re.compile(r"(authorization['\"]?\s*[:=]\s*['\"]?(?:(?:basic|bearer)\s
 _SECRET_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "MMRL_SERVER_KEY")
 _ADDRESS_VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 _SHORTEST = 4
-"""Shorter secrets are cut in addresses only: `a` is in every word."""
+"""Shorter secrets are cut in addresses only, because a secret like `a` is part of many words."""
 
 _remembered: set[str] = set()
 
@@ -76,7 +76,7 @@ def redacted_tree(tree: Any) -> Any:
 
 
 def remember(*texts: str) -> None:
-    """From now on, `redact` cuts the credentials of the addresses in these texts wherever they are repeated."""
+    """Makes `redact` cut the credentials of the addresses in these texts wherever they are repeated from now on."""
     for text in texts:
         _remembered.update(_credentials(text))
 

@@ -24,12 +24,12 @@ from lightning_mmrl.workers.serving import OVERTIME, Announced, CallResult, Limi
 _START_LIMIT_S = 120.0
 _EXIT_GRACE_S = 1.0
 _MAX_LOST_STARTS = 12
-"""Workers in a row that may be killed from outside before they are ready."""
+"""Number of workers in a row that may be killed from outside before they are ready."""
 _LATE_COST = 4
 """A worker that was not ready in time counts as this many killed ones, because each takes minutes."""
 
 ATTEMPTS = 4
-"""How often `map_patiently` calls an item whose worker died or ran out of time."""
+"""Number of times that `map_patiently` calls an item whose worker died or ran out of time."""
 LAST_DEADLINE_FACTOR = 2.0
 """Factor on the deadline in the last attempt, because the machine may be busy for a while."""
 
@@ -39,17 +39,17 @@ class WorkerError(MmrlError):
 
 
 class DeadlinePool:
-    """Calls `function(item)` in `num_workers` spawned processes, killed when an item takes longer than `deadline_s`.
+    """Calls `function(item)` in `num_workers` spawned processes; a process whose item exceeds `deadline_s` is killed.
 
-    Each item gets the main thread of a process of its own (math-verify calls `signal.alarm`:
-    huggingface/Math-Verify#55, verl#5839) and a wall-clock deadline. A killed or dead worker is replaced; only the
-    item that it held is lost. A worker leads its own process group: processes that a call starts die with the worker,
-    and all workers die with this process.
+    Each item has the main thread of a process to itself (math-verify calls `signal.alarm`: huggingface/Math-Verify#55,
+    verl#5839), and a wall-clock deadline. A killed or dead worker is replaced; only the item that it held is lost. A
+    worker leads its own process group: processes that a call starts die with the worker, and all workers die with this
+    process.
 
-    Build the pool before CUDA is initialized and close it at the end. The function is pickled once and imported anew in
-    each worker, so a script that builds a pool needs the `if __name__ == "__main__"` guard. `limits` can add a soft
+    Build the pool before CUDA is initialized and close it at the end. The function is pickled once and imported again
+    in each worker, so a script that builds a pool needs the `if __name__ == "__main__"` guard. `limits` can add a soft
     deadline, which costs no process, and bounds on memory and processor time. `deadline_key` is the setting of
-    `deadline_s`, to be named in the error of an item that exceeds it.
+    `deadline_s`, which the error of an item that exceeds the deadline names.
 
     Raises:
         WorkerError: The function cannot be pickled, or a worker cannot start.
@@ -250,7 +250,7 @@ class DeadlinePool:
                 self._restart(slot, error)
 
     def _restart(self, slot: int, cause: BaseException | None = None, *, is_late: bool = False) -> None:
-        """Replaces a worker that died before it was ready, or `is_late`, if the machine may have been the cause.
+        """Replaces a worker that died before it was ready, or was late (`is_late`), if the machine may be the cause.
 
         Raises:
             WorkerError: The worker ended by itself, or too many in a row were lost.
@@ -350,6 +350,6 @@ class _Worker:
         wait([self.process.sentinel], timeout=grace_s)
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._group, signal.SIGKILL)
-        self.process.kill()  # before its setsid it leads no group
+        self.process.kill()  # a process that has not called setsid yet leads no group
         self.process.join()
         self.connection.close()

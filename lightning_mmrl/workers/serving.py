@@ -26,7 +26,7 @@ class OverrunError(MmrlError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Bounds of a call; None: no limit.
+    """Bounds of a call; None means no limit.
 
     Attributes:
         soft_deadline_s: Seconds after which an exception interrupts the call, if it runs Python code or sleeps. The
@@ -91,7 +91,7 @@ def announce(what: str) -> None:
 
 
 _processor_s: list[float] = []
-"""Processor seconds that a call in this worker may take; empty without a bound."""
+"""Processor seconds that a call in this worker may use; empty if there is no bound."""
 
 
 def lower_processor_time(share: float) -> None:
@@ -106,7 +106,7 @@ def lower_processor_time(share: float) -> None:
 
 
 def serve(connection: Connection, payload: bytes, limits: Limits, packages: Mapping[str, str]) -> None:
-    """Loads the function, reports that it is ready, then serves one item at a time until the pipe closes.
+    """Loads the function, reports that the worker is ready, then serves one item at a time until the pipe closes.
 
     `packages` are the user's own packages that the parent finds, with the folder of each.
     """
@@ -164,7 +164,7 @@ class _Watchdog:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """For a call that must end in time."""
+        """Watches a call, which must end in time."""
         if self._seconds is None:
             yield
             return
@@ -178,7 +178,7 @@ class _Watchdog:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """For our own code within a call, which must not be interrupted."""
+        """Protects our own code within a call from interruption."""
         armed, self._armed = self._armed, False
         try:
             yield
@@ -199,7 +199,7 @@ class _Watchdog:
                 elif self._armed and self._main is not None:
                     self._due = None
                     signal.pthread_kill(self._main, signal.SIGUSR2)
-                else:  # held for a moment
+                else:  # the interruption is held back for a moment
                     self._changed.wait(0.01)
 
     def _interrupt(self, *_: object) -> None:
@@ -243,7 +243,7 @@ def _limit_memory(extra_bytes: int | None) -> None:
 
 
 def _exit_with_parent() -> None:
-    """Kills this process group when the parent ends; a call in an endless loop would outlive a killed run."""
+    """Kills this process group when the parent ends; otherwise a call in an endless loop would outlive a killed run."""
     parent = parent_process()
     if parent is not None:
         parent.join()

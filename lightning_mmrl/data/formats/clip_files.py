@@ -33,7 +33,7 @@ class ClipFolder:
         """The resolved path of the file that `name` means.
 
         Raises:
-            LineError: No file of the folder has this name; the reason is about the unchanged name.
+            LineError: No file of the folder has this name; the reason that is given applies to the unchanged name.
         """
         refusal: LineError | None = None
         for reading in self._readings(name):
@@ -68,7 +68,7 @@ class ClipFolder:
         """The name in the Unicode form of the existing files; None if no file matches, or several do."""
         parts, folder = [], self.real
         for part in PurePosixPath(name).parts:
-            # Nothing outside the root is listed.
+            # Folders outside the root are never listed.
             if part in ("/", "..") or not folder.resolve().is_relative_to(self.real):
                 return None
             names = self._names(folder)

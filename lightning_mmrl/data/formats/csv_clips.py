@@ -17,7 +17,7 @@ from lightning_mmrl.prompts.template import control_token, control_token_refusal
 from lightning_mmrl.types.records import MediaKind, MediaRef
 
 PLAIN_THOUGHT = "The clip shows it."
-"""The thought of a clip without a reasoning: the answer format needs one, and this one claims nothing."""
+"""The thought for a clip without reasoning: the answer format requires a thought, and this one claims nothing."""
 
 Reject = Callable[[CsvRow, str, str], None]
 """Called with a row that is left out, the sort of fault, and the reason with its fix."""
@@ -30,8 +30,8 @@ class Clip:
     Attributes:
         row: The row of the CSV.
         real: The file, with all links resolved.
-        path: Its path below the media root.
-        tracks: Its tracks, once it is decoded.
+        path: The file's path below the media root.
+        tracks: The file's tracks, once it is decoded.
     """
 
     row: CsvRow
@@ -41,12 +41,12 @@ class Clip:
 
     @property
     def kinds(self) -> tuple[MediaKind, ...]:
-        """The kinds of its tracks."""
+        """The kinds of the file's tracks."""
         return tuple(track.kind for track in self.tracks)
 
 
 def found(rows: Sequence[CsvRow], folder: ClipFolder, reject: Reject) -> list[Clip]:
-    """The rows whose file exists and whose texts can be learned."""
+    """The clips of the rows whose file exists and whose texts can be training targets."""
     clips = []
     for row in rows:
         try:
@@ -63,7 +63,7 @@ def found(rows: Sequence[CsvRow], folder: ClipFolder, reject: Reject) -> list[Cl
 
 
 def _text_problem(row: CsvRow) -> tuple[str, str] | None:
-    """The sort of fault and the reason, if this row as a training target would break the answer format or end early."""
+    """The sort of fault and the reason, if the row's training target would break the answer format or end early."""
     target = target_of(row)
     if tags := media_tags(target):
         return "reasoning", f"the reasoning or label holds the media tag <{tags[0]}>; remove it"
@@ -77,7 +77,7 @@ def _text_problem(row: CsvRow) -> tuple[str, str] | None:
 
 
 def label_problem(label: str) -> str | None:
-    """Why no answer could be read as this label; None if one can."""
+    """Why no answer could be read as this label; None if an answer can be."""
     try:
         matcher = label_matcher((label,))
     except ConfigError as error:
@@ -121,7 +121,7 @@ def _folded(label: str) -> str:
 
 
 def once(clips: Sequence[Clip], reject: Reject) -> list[Clip]:
-    """Keeps the first row of each clip and span; a second one is left out, even if its label differs."""
+    """Keeps the first row of each clip and span; further rows are left out, even if their labels differ."""
     first: dict[tuple[Path, float | None, float | None], Clip] = {}
     for clip in clips:
         earlier = first.setdefault((clip.real, clip.row.start_s, clip.row.end_s), clip)

@@ -27,7 +27,8 @@ def csv_text(path: Path, encoding: str | None = None) -> str:
 
     Args:
         path: The CSV.
-        encoding: Python's name of its encoding; None for the one of its byte order mark, or UTF-8 without one.
+        encoding: Python's name of the encoding; with None, the byte order mark decides, or it is UTF-8 if there is no
+            mark.
 
     Raises:
         DataError: The file or the encoding does not exist, or the file has another encoding.

@@ -36,7 +36,7 @@ class CsvSettings:
 
     Attributes:
         columns: Column names by purpose, for columns without a usual name; see `read_label_csv`.
-        encoding: Encoding of the CSV; None for the one of its byte order mark, or UTF-8 without one.
+        encoding: Encoding of the CSV; with None, the byte order mark decides, or it is UTF-8 if there is no mark.
         suffix: Appended to file names without a suffix, such as ".mp4".
         labels: The label set; None for all labels in the CSV.
         question: The question of every sample.
@@ -157,7 +157,7 @@ def _check_settings(settings: CsvSettings) -> None:
 
 
 def _left_out(problems: Sequence[Problem]) -> str:
-    """Last words of an error, about rows left out before it: they may be its cause, and nothing else prints them."""
+    """The end of an error's message: it counts the rows left out so far, which may be the cause of the error."""
     return f"; rows left out: {len(problems)}, the first: {problems[0]}" if problems else ""
 
 
@@ -207,7 +207,7 @@ def _groups(clips: Sequence[Clip], by_speaker: bool) -> list[str]:
 
 
 def _unlike_names(clips: Sequence[Clip]) -> list[str]:
-    """Notes about files whose content is of another kind than their names say; the content counts."""
+    """Notes about files whose content is of another kind than their names suggest; the content decides."""
     notes = []
     for path, kinds in dict.fromkeys((clip.path, clip.kinds) for clip in clips):
         named = (mimetypes.guess_type(path)[0] or "").partition("/")[0]

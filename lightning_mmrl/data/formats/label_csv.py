@@ -32,7 +32,7 @@ SPLIT_NAMES: Mapping[str, str] = {
 }
 
 NO_COLUMN = ""
-"""Given in place of a column's name, it means that no column has this purpose, whatever the header says."""
+"""Passed in place of a column's name to say that no column has this purpose, whatever the header says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,7 @@ class CsvRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelCsv:
-    """The rows of a CSV; `columns` maps each purpose to the column used for it, `notes` say how others were read."""
+    """The rows of a CSV; `columns` maps purposes to columns, and `notes` name columns that looked like a split."""
 
     rows: tuple[CsvRow, ...]
     problems: tuple[Problem, ...]
@@ -68,7 +68,8 @@ def read_label_csv(
 
     Args:
         path: The CSV, with a header line.
-        names: Column names by purpose (see `COLUMN_NAMES`), for columns without a usual name; `NO_COLUMN` for none.
+        names: Column names by purpose (see `COLUMN_NAMES`), for columns without a usual name; `NO_COLUMN` if no column
+            has the purpose.
         encoding: See `csv_text`.
 
     Raises:

@@ -72,7 +72,7 @@ def read_turns(row: Mapping[str, Any]) -> tuple[tuple[Message, ...], frozenset[s
 
 
 def _is_given(row: Mapping[str, Any], column: str) -> bool:
-    """Whether a column holds a value; tables write null or an empty value where they have none."""
+    """Whether a column holds a value; tables write null or an empty value where a row has none."""
     value = row.get(column)
     return bool(value.strip()) if isinstance(value, str) else value not in (None, [], {})
 

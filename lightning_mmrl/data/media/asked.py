@@ -16,7 +16,7 @@ Medium = tuple[Path, MediaRef]
 
 
 def unread(kind: MediaKind, encoder: PromptEncoder) -> str | None:
-    """A phrase with the model's name and the kinds that it reads, if this kind is not among them; None if it is."""
+    """A phrase with the model's name and the kinds of media that it reads; None if `kind` is one of them."""
     if kind in encoder.media_kinds:
         return None
     reads = ", ".join(["text", *sorted(encoder.media_kinds)]) if encoder.media_kinds else "text alone"
@@ -31,7 +31,7 @@ def chosen_media(
     Args:
         files: Videos, pictures and sounds.
         settings: Decode limits.
-        decoder: Its workers inspect the files.
+        decoder: The decoder whose workers inspect the files.
         sound: A sound file that replaces the sound of the videos.
         hear: False to leave out the sound of videos.
 

@@ -1,4 +1,4 @@
-"""Reads sound as a mono waveform on its file's clock: soundfile for plain audio files, else PyAV; soxr resamples."""
+"""Reads sound as a mono waveform on the file's clock, with soundfile or else PyAV, and resamples it with soxr."""
 
 from contextlib import suppress
 
@@ -29,8 +29,8 @@ _BLOCK = 16_384
 def read_audio(file: MediaFile, ref: MediaRef, settings: MediaSettings) -> DecodedAudio:
     """Reads the waveform of the span, mixed to mono, at `SAMPLE_RATE_HZ`.
 
-    Time counts from the container's zero, see tracks.py. Silence fills gaps, and the time before a track that starts
-    later. In a plain sound file, the first sample is the zero.
+    Time counts from the container's zero, see tracks.py. Gaps, and the time before a track that starts later, are
+    filled with silence. In a plain sound file, time counts from the first sample.
 
     Raises:
         MediaError: The file cannot be decoded, has no sound, is too long, its span is empty, or its samples are
@@ -75,7 +75,7 @@ def _read(file: MediaFile, settings: MediaSettings) -> tuple[Mixdown, float]:
             raise MediaError(f"{path}: no audio track; remove the <audio> tag or name a separate sound file")
         try:
             if tracks.format in _SOUNDFILE_FORMATS and tracks.video is None:
-                # FFmpeg knows more codecs in these containers; if it fails too, its message says what is wrong.
+                # FFmpeg reads more codecs in these containers; if FFmpeg fails too, its message explains the fault.
                 with suppress(soundfile.SoundFileError, RuntimeError):
                     return _read_soundfile(file, settings)
             return _read_track(file, container, tracks, settings)

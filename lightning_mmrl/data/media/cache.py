@@ -17,10 +17,10 @@ from lightning_mmrl.types.media import decisive
 from lightning_mmrl.types.records import MediaRef
 
 MOST_HELD_BYTES = 2**30
-"""Maximum size of encoded media in memory if the disk of the cache refuses them."""
+"""Maximum size of the encoded media that are kept in memory because the disk of the cache refuses them."""
 
 _DECODING = 2
-"""Version of decoding: to be raised when the same file, span and settings decode to other frames or samples."""
+"""Version of the decoding code; raise it when the same file, span and settings decode to other frames or samples."""
 
 
 _MAX_HASHES = 65_536

@@ -1,8 +1,8 @@
 """Opens containers with FFmpeg: only known formats, and nothing but the opened file.
 
 FFmpeg also reads playlists (HLS, DASH, concat, SDP) and image sequences, which name further files or addresses. Three
-things keep it to the one file: it reads through our reader and may use no protocol of its own; only formats that hold
-their media themselves are allowed; and the format found at the first opening is used for all later ones.
+rules limit FFmpeg to the opened file: it reads through our reader and may not use its own protocols; only formats that
+hold their media themselves are allowed; and the format found at the first opening is used for all later ones.
 """
 
 import av

@@ -15,8 +15,8 @@ _HEAD_BYTES = 4096
 def whole_s(file: MediaFile, found_s: float) -> float:
     """The duration of the whole file, given that the part on disk lasts `found_s`.
 
-    A file keeps `found_s` if it is as large as its header declares, or declares no size. Only WAV, AVI, AIFF and ASF
-    files declare one.
+    The result is `found_s` if the file is as large as its header declares, or if the header declares no size. Only WAV,
+    AVI, AIFF and ASF files declare one.
     """
     head, declared = file.head(_HEAD_BYTES), 0
     if len(head) >= 8 and head[:4] in (b"RIFF", b"FORM"):

@@ -15,7 +15,7 @@ from lightning_mmrl.types.media import DecodedAudio, DecodedImage
 from lightning_mmrl.types.records import MediaKind, MediaRef
 from lightning_mmrl.workers.pool import CallResult
 
-# Words of a decoder's message, and the name under which a report counts that fault; the first match wins.
+# Maps words of a decoder's message to the name under which a report counts the fault; the first match wins.
 _FAULTS: Mapping[str, str] = {
     "no audio track": "no audio track",
     "no video track": "no video track",

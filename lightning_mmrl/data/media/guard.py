@@ -21,10 +21,10 @@ from lightning_mmrl.workers.serving import OVERTIME, Limits, lower_processor_tim
 T = TypeVar("T")
 
 _TRIES = 3
-"""Number of attempts to read a file, which fail if something writes to it during the read."""
+"""Number of attempts to read a file; an attempt fails if something writes to the file during the read."""
 
 _LEAST_SHARE, _SHARE_PER_MIB = 0.2, 0.05
-"""Processor time granted to a file, as a share of the deadline: a base, and more per MiB.
+"""Processor time granted to a file, as a share of the deadline: a base share, plus a share for each MiB.
 
 A small file that takes long is usually crafted to do so.
 """
@@ -35,11 +35,11 @@ class DecodeTask:
     """One medium to decode.
 
     Attributes:
-        path: Its file, with all links resolved.
+        path: The file of the medium, with all links resolved.
         ref: The kind and span to decode.
         settings: Decode settings and limits.
         root: The folder that must contain the opened file; None for a file that the user named.
-        seen: Identity of the file when it was last looked at; if given, the file must still be the same.
+        seen: Identity of the file when it was last examined; if this is given, the file must still be the same.
     """
 
     path: Path
@@ -92,7 +92,7 @@ READERS = {"image": read_image, "video": read_video, "audio": read_audio}
 
 
 class GuardedDecoder:
-    """Runs decoders in spawned workers; a file that hangs or crashes its decoder fails alone, and the run goes on.
+    """Runs decoders in spawned workers; if a file hangs or crashes its decoder, only that file fails.
 
     Args:
         workers: Number of decoder processes.
@@ -106,7 +106,7 @@ class GuardedDecoder:
         self._memory_mb = memory_mb
 
     def decode_all(self, tasks: Sequence[DecodeTask], on_done: Callable[[int, CallResult], None]) -> None:
-        """Decodes all tasks and passes each outcome on as soon as it is there; nothing is kept."""
+        """Decodes all tasks and passes each outcome on as soon as it is ready; no outcome is kept."""
         self.run(decode, tasks, on_done)
 
     def run(

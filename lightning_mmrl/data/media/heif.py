@@ -1,4 +1,4 @@
-"""Reads HEIC pictures, as phones take them: FFmpeg decodes the tiles, and this module joins and rotates them.
+"""Reads HEIC pictures, which phones take: FFmpeg decodes the tiles, and this module joins and rotates them.
 
 FFmpeg can join the tiles as well, but PyAV does not expose that. Pillow cannot read HEIC.
 """

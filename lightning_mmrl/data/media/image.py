@@ -40,7 +40,7 @@ def identify(file: MediaFile, settings: MediaSettings) -> Literal["still", "movi
     """
     try:
         with open_picture(file, settings) as image:
-            check_image_pixels(file.path, image.width * image.height, settings)  # a second frame follows a decoded one
+            check_image_pixels(file.path, image.width * image.height, settings)  # before `seek` decodes a frame
             if image.format in _MOVING:
                 with suppress(EOFError):  # there is no second frame
                     image.seek(1)
@@ -57,7 +57,7 @@ def identify(file: MediaFile, settings: MediaSettings) -> Literal["still", "movi
 def open_picture(file: MediaFile, settings: MediaSettings) -> Iterator[Image.Image]:
     """Opens a picture and reads its header.
 
-    Our own limit on pixels replaces Pillow's warning. Pillow's hard limit (179 million pixels) stays.
+    Our own limit on pixels replaces Pillow's warning. Pillow's hard limit (179 million pixels) still applies.
 
     Raises:
         MediaError: A WebP file has too many pixels.
@@ -72,7 +72,7 @@ def open_picture(file: MediaFile, settings: MediaSettings) -> Iterator[Image.Ima
 
 
 def read_image(file: MediaFile, ref: MediaRef, settings: MediaSettings) -> DecodedImage:
-    """Reads a picture, turned upright by its EXIF orientation, transparency over white; the first frame if it moves.
+    """Reads a picture, or the first frame of a moving one, turned upright by its EXIF orientation and put over white.
 
     Raises:
         MediaError: The file cannot be decoded completely, is too large, or the manifest gives it a time span.
@@ -106,7 +106,7 @@ def in_words(error: Exception) -> str:
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """Converts a picture to RGB, transparency over white."""
+    """Converts a picture to RGB; transparent parts show a white background."""
     if image.mode.startswith("I"):  # 16 bits per pixel; Pillow's own conversion would clip at 255
         image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
     if image.mode == "F":

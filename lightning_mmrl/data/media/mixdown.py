@@ -12,16 +12,16 @@ _JITTER_S = 0.010
 """Largest error of timestamps in a sound without gaps: containers round them to 1 ms, some to a packet."""
 
 _LOUDEST = 32.0
-"""30 dB above full scale. Codecs and mixes overshoot by less; 16-bit samples stored as floats reach thousands."""
+"""The largest plausible sample (30 dB above full scale): codecs overshoot less, 16-bit values as floats far more."""
 
 _CANCELLED = 0.05
-"""Power of the mix divided by the mean power of the channels: 1 for equal channels, 1/2 for two unrelated ones."""
+"""Largest power of a mix that gets a warning, as a share of the mean power of the channels."""
 
 _FASTEST_HZ = 768_000
 """The highest rate that recorders use. With a higher one, `max_duration_s` would not limit the number of samples."""
 
 _SILENCE = 1e-8
-"""Power of -80 dB. Below it, the noise determines how channels correlate."""
+"""Power of -80 dB; in quieter sound, noise determines how the channels correlate."""
 
 
 class Mixdown:

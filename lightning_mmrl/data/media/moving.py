@@ -17,11 +17,11 @@ from lightning_mmrl.types.records import MediaRef
 
 _SHORTEST_MS = 20
 _USUAL_MS = 100
-"""If a frame's duration is below the first number, browsers and FFmpeg show it for the second one instead."""
+"""A frame that declares less than `_SHORTEST_MS` is shown for `_USUAL_MS`, as in browsers and FFmpeg."""
 
 
 def read_moving(file: MediaFile, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:
-    """Reads `num_frames` frames at the midpoints of equal segments of the span; transparency over white.
+    """Reads `num_frames` frames at the midpoints of equal segments of the span, over a white background.
 
     Raises:
         MediaError: The file cannot be decoded, is too large, too long, or its span is empty.
@@ -62,7 +62,7 @@ def frame_ends_s(path: Path, image: Image.Image, settings: MediaSettings) -> np.
     for index in count():
         try:
             image.seek(index)
-            image.load()  # WebP and AVIF know the duration of a frame only after decoding it
+            image.load()  # Pillow has a WebP or AVIF frame's duration only once the frame is decoded
         except EOFError:
             break
         asked_ms = float(image.info.get("duration", 0))

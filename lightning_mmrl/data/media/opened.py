@@ -30,7 +30,7 @@ class Identity(NamedTuple):
     Attributes:
         device: Number of the device that holds the file.
         inode: Number of the file on that device.
-        size: In bytes.
+        size: Size of the file in bytes.
         changed_ns: Time of the last change (ctime); unlike the modification time, it cannot be set back.
     """
 
@@ -45,8 +45,8 @@ class MediaFile:
     """An open file.
 
     Attributes:
-        path: Its name, used only in messages.
-        descriptor: Open for reading until `open_media` ends.
+        path: Name of the file, used only in messages.
+        descriptor: File descriptor that is open for reading until `open_media` ends.
         identity: Identity of the open file.
         container: FFmpeg's names of its format, once detected from the content; later openings must use the same one.
     """
@@ -58,7 +58,7 @@ class MediaFile:
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """Size of the file in bytes."""
         return self.identity.size
 
     def reader(self) -> io.BufferedReader:

@@ -11,10 +11,10 @@ from lightning_mmrl.settings.data import MediaSettings
 from lightning_mmrl.types.records import MediaRef
 
 _STILL_S = 0.04
-"""How long a clip of a single frame lasts."""
+"""Duration of a clip that has a single frame."""
 
 _CLOCK_S = 1e-3
-"""A frame that starts at most this long after a chosen time counts as begun, so that rounding changes nothing."""
+"""A frame that starts at most this long after a chosen time counts as visible then, so that rounding has no effect."""
 
 _DIGITS = 4
 """Start times are rounded to 0.1 ms, because each container rounds them in its own way."""
@@ -29,7 +29,7 @@ _BACK_S = 1.0
 """If a frame is earlier than the previous one by more than this, reordered frames are not the cause."""
 
 CUT_OFF = "it may be cut off: fetch it again or re-encode it"
-"""Last words of the warning about a file that holds less than it declares."""
+"""The end of the warning about a file that holds less than it declares."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +62,8 @@ def select_frames(
             the time before it.
         ref: The span.
         settings: Number of frames, and limits.
-        end_s: End of the last frame; With None the last frame lasts as long as the average frame, because
-            demuxers disagree about its end.
+        end_s: End of the last frame; with None, the last frame lasts as long as the average frame, because demuxers
+            disagree about its end.
 
     Raises:
         MediaError: The clip has no frames, is too long, or its span is empty.

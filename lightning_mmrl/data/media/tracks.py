@@ -191,5 +191,5 @@ def shortfall(path: Path, promised_s: float, decoded_s: float) -> tuple[str, ...
 
 
 def _far_less(found_s: float, promised_s: float) -> bool:
-    """True if a tenth is missing, and more than 0.1 s: headers round, and encoders include their delay."""
+    """True if more than a tenth and more than 0.1 s are missing; rounded headers and encoder delays explain less."""
     return promised_s - found_s > max(0.1, 0.1 * promised_s)

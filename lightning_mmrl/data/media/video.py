@@ -1,4 +1,4 @@
-"""Reads frames of a clip by time on the container's clock: with decord where it is proven right, else with PyAV."""
+"""Reads frames of a clip by time on the container's clock, with decord where that is proven right, else with PyAV."""
 
 import platform
 from collections.abc import Iterator, Sequence
@@ -34,7 +34,7 @@ from lightning_mmrl.types.records import MediaRef
 HAS_DECORD = platform.system() == "Linux" and platform.machine() == "x86_64"
 
 _NO_DISPLAY_TIMES = frozenset({"avi", "mpegvideo"})
-"""Containers that store no time at which a frame is shown; some store when it is decoded."""
+"""Containers that do not store when a frame is shown; some store when the frame is decoded."""
 
 _DECORD_PIXELS = 4096 * 2304
 """decord keeps about 13 converted frames besides the ones it returns; larger frames would not fit into a worker."""
@@ -51,9 +51,9 @@ class Outline:
         format: FFmpeg's name of the container.
         pixels: Pixels of a frame.
         starts_s: Start of each packet that is shown, sorted, on the container's clock.
-        lag_s: How much later frames are than FFmpeg says, see `edit_lag_s`; `starts_s` includes it.
-        simple: True if the track is H.264 with four-byte lengths (see `_has_long_lengths`), every packet is shown at
-            a time of its own, and decoding can start at every key frame.
+        lag_s: How much later frames are shown than FFmpeg says, see `edit_lag_s`; `starts_s` includes this lag.
+        simple: True if the track is H.264 with four-byte lengths (see `_has_long_lengths`), no two packets are shown at
+            the same time, and decoding can start at every key frame.
         only_track: True if no other track holds pictures.
         rotation: Degrees by which the display matrix turns frames.
         rate: Average number of frames per second, used where the container has no times.
@@ -189,7 +189,7 @@ def _has_long_lengths(extradata: bytes | None) -> bool:
 def _is_closed(packet: Packet) -> bool:
     """Whether an H.264 packet holds a slice of an IDR picture, which is decoded without any earlier picture.
 
-    Another kind of key frame is one from which the picture recovers gradually (ITU-T H.264, D.2.8). The units of the
+    After the other kind of key frame, the picture recovers only gradually (ITU-T H.264, D.2.8). The units of the
     packet must have four-byte lengths, see `_has_long_lengths`.
     """
     content, at = bytes(packet), 0

@@ -7,13 +7,13 @@ from lightning_mmrl.data.synthetic.task import Plan, Problem, Task, random_strea
 
 LABELS = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
 NUM_HELD_OUT = 36
-"""Number of problems per result that only validation uses; test has as many of its own."""
+"""Number of problems per result that only validation uses; the test split has equally many that only it uses."""
 
 DigitProblem = tuple[int, str, int, str, int]
 
 
 def compose(plan: Plan) -> Problem:
-    """Pose a problem whose result is the label; a split repeats problems only once it has used all."""
+    """Pose a problem whose result is the label; a split repeats problems only after it has used all of them."""
     problems = problems_of(plan.label, plan.split)
     order = random_stream(plan.task, plan.seed, int(plan.label)).permutation(len(problems))
     a, first, b, second, c = problems[order[plan.serial % len(problems)]]

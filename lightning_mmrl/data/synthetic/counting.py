@@ -1,4 +1,4 @@
-"""A counting task: red and blue dots in the cells of a grid; the thought counts each color."""
+"""A counting task: its pictures show red and blue dots in the cells of a grid, and its thoughts count each color."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ _JITTER_PX = 2.0
 
 
 def compose(plan: Plan) -> Problem:
-    """Draw as many dots as the label says, each of them red or blue."""
+    """Draw the number of dots that is the label; each dot is red or blue."""
     rng = plan.generator()
     total = int(plan.label)
     red = int(rng.integers(total + 1))

@@ -22,7 +22,7 @@ from lightning_mmrl.errors import DataError
 from lightning_mmrl.files import write_json
 
 GENERATOR_VERSION = 1
-"""Increased by one whenever the same settings would give other bytes."""
+"""Version of the generator; increase it by one whenever the same settings would give other bytes."""
 
 
 def synthesize_emotions(

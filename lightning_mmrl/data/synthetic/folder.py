@@ -1,4 +1,4 @@
-"""Creates dataset folders atomically: written to a hidden sibling, renamed at the end, and kept if they exist."""
+"""Creates dataset folders atomically: files go to a hidden sibling folder, which is renamed at the end."""
 
 import hashlib
 import json
@@ -41,7 +41,7 @@ class Recipe:
     Attributes:
         name: Name of the set in error messages.
         settings: Settings that JSON can represent.
-        generator_version: Increased by one whenever the same settings would give other bytes.
+        generator_version: Version of the generator; it increases whenever the same settings would give other bytes.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Recipe:
 
 
 def make_folder(directory: Path, recipe: Recipe, write: Callable[[Path], None], *, overwrite: bool) -> Path:
-    """Let `write` fill a hidden sibling, which is renamed at the end; a complete set is kept.
+    """Let `write` fill a hidden sibling folder, which is renamed at the end; an existing complete set is kept.
 
     Raises:
         DataError: The directory holds other files or a set of another recipe, or cannot be written.

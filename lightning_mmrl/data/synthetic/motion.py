@@ -1,7 +1,7 @@
 """A task about motion: a disk crosses the frame or rests at one side, between four walls of different colors.
 
-The walls show the side within a single patch, because a tiny model with random weights hardly learns left from right
-by position alone.
+The color of a wall tells which side a single patch shows, because a tiny model with random weights hardly learns left
+from right by position alone.
 """
 
 from functools import partial
@@ -35,7 +35,7 @@ _DRIFT_PX = 2.0
 
 
 def compose(plan: Plan) -> Problem:
-    """Render a disk that moves as the label says, at constant speed."""
+    """Render a disk that moves in the direction of the label, at constant speed."""
     rng = plan.generator()
     start, end = PATHS[plan.label][plan.serial % len(PATHS[plan.label])]
     radius = rng.uniform(*_RADIUS_PX)

@@ -15,7 +15,7 @@ _SUPERSAMPLING = 4
 def coverage(draw: Callable[[ImageDraw.ImageDraw, int], None]) -> np.ndarray:
     """Return the share of each pixel that a drawing covers, float32 (SIZE_PX, SIZE_PX) in 0..1.
 
-    `draw` gets a canvas and its number of units per pixel, and fills with 255.
+    `draw` gets a canvas and the number of canvas units per pixel, and fills shapes with 255.
     """
     canvas = Image.new("L", (SIZE_PX * _SUPERSAMPLING, SIZE_PX * _SUPERSAMPLING), 0)
     draw(ImageDraw.Draw(canvas), _SUPERSAMPLING)

@@ -43,7 +43,7 @@ _ORDER, _FACE_OF_SPEAKER, _VOICE_OF_SPEAKER, _FACE_OF_CLIP, _VOICE_OF_CLIP, _WOR
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipPlan:
-    """A planned clip. `part` is its task (in base), its source (in cold_start) or "" (in other splits)."""
+    """A planned clip; `part` is the clip's task (in base), its source (in cold_start) or "" (in other splits)."""
 
     seed: int
     split: str

@@ -75,10 +75,10 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """A generated dataset of one question with a closed set of answers; called with a folder, it writes the dataset.
+    """Generates a dataset whose samples all ask one question with a closed set of answers; a call writes the dataset.
 
     Labels are balanced in every split. `compose` is a pure function of the plan, so the same seed gives the same bytes.
-    A change that gives other bytes increases `generator_version`. A task without a medium has only text.
+    Increase `generator_version` with every change that gives other bytes. A task without a medium has only text.
     """
 
     name: str

@@ -37,4 +37,4 @@ TASKS: Mapping[str, Callable[..., Path]] = {
     "motion": MOTION,
     "arithmetic": ARITHMETIC,
 }
-"""Name to generator, called with (directory, *, seed, scale, workers, overwrite, on_progress)."""
+"""Maps names to generators, which are called with (directory, *, seed, scale, workers, overwrite, on_progress)."""

@@ -138,7 +138,7 @@ class FamilyEncoder:
         return tuple(sorted({*placeholders, *self.marker_ids, *unused}))
 
     def engine_config(self) -> Any:
-        """The model's configuration as an engine of its own reads it."""
+        """The model's configuration in the form that a separate engine reads."""
         return self.declaration.engine_config(self.config)
 
     @property

@@ -30,7 +30,7 @@ from lightning_mmrl.types.media import DecodedVideo
 
 
 def layout(config: Any, rule: PositionRule) -> MediaLayout:
-    """Time stands in the text, so positions know only pictures; both rules continue at the same position after one."""
+    """Times are written in the text, so positions only count pictures; both rules agree on the position after one."""
     return MediaLayout(rule=rule, merge_size=config.vision_config.spatial_merge_size)
 
 

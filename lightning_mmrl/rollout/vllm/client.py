@@ -14,14 +14,14 @@ from lightning_mmrl.rollout.vllm.keys import Key
 T = TypeVar("T")
 
 POLL_S = 0.1
-"""Seconds between two checks whether the run is to end."""
+"""Seconds between two checks whether the run must end."""
 PROBE_S = 5.0
 """Longest time in seconds that a healthy server takes to answer a health check."""
 UNAUTHORIZED = 401
 
 
 class UnreachableError(RolloutError):
-    """No server answers, or it left in the middle of an answer."""
+    """No server answers, or the connection was lost during an answer."""
 
 
 class TooLateError(RolloutError):
@@ -29,7 +29,7 @@ class TooLateError(RolloutError):
 
 
 class KeyRefusedError(RolloutError):
-    """The server refuses the key, or asks for none."""
+    """The server refuses the key, or does not ask for a key."""
 
 
 class Client:
@@ -37,8 +37,8 @@ class Client:
 
     Args:
         url: Address of the server, without a path.
-        key: The key that it asks for.
-        timeout_s: Longest time to an answer; with many requests at once, longest time without any answer.
+        key: The key that the server asks for.
+        timeout_s: Longest wait for an answer; with many requests at once, the longest wait for the next answer of any.
         connections: Largest number of open requests.
     """
 
@@ -55,7 +55,7 @@ class Client:
         return aiohttp.ClientSession(
             # The server closes idle connections after 5 s; a request at that moment would look like a lost server.
             connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=2),
-            # `call` and `gather` have limits of their own; a request that waits for a connection is not late.
+            # `call` and `gather` set their own limits; a request that waits for a connection is not late.
             timeout=aiohttp.ClientTimeout(total=None),
         )
 
@@ -74,7 +74,7 @@ class Client:
                 try:
                     return future.result(POLL_S)
                 except TimeoutError:
-                    if future.done():  # it finished just now, or failed with a TimeoutError of its own
+                    if future.done():  # it finished just now, or itself raised a TimeoutError
                         return future.result()
                     poll()
         except BaseException:
@@ -98,9 +98,10 @@ class Client:
 
         Raises:
             UnreachableError: No server answers.
-            TooLateError: It takes longer than a healthy server.
-            KeyRefusedError: It asks for another key, or answers without one: then `mmrl serve` did not start it.
-            RolloutError: It is not healthy.
+            TooLateError: The server takes longer than a healthy one.
+            KeyRefusedError: The server asks for another key, or answers without a key: then `mmrl serve` did not start
+                it.
+            RolloutError: The server is not healthy.
         """
         path = "/health"
         status, text = self.wait(self._limited(path, PROBE_S, self._answer("GET", path, None, show_key=False)))
@@ -121,7 +122,7 @@ class Client:
             raise TooLateError(self._late(path, limit)) from None
 
     async def request(self, method: str, path: str, body: Any = None) -> Any:
-        """The server's answer as JSON, or None if it is empty; without a limit."""
+        """The server's answer as JSON, or None if it is empty; there is no time limit."""
         return self._accepted(path, *await self._answer(method, path, body, show_key=True))
 
     async def _answer(self, method: str, path: str, body: Any, *, show_key: bool) -> tuple[int, str]:
@@ -171,7 +172,7 @@ class Client:
                 failures = [error for error in (task.exception() for task in done) if error is not None]
                 answers |= {tasks[task]: task.result() for task in done if task.exception() is None}
                 if failures:
-                    # A refusal comes before a lost connection, which might be tried again.
+                    # If both occurred, the refusal is raised, since callers may try again after a lost connection.
                     raise min(failures, key=lambda failure: isinstance(failure, UnreachableError))
         finally:
             for task in waiting:

@@ -34,10 +34,10 @@ class VLLMEngine:
 
     Args:
         policy: The policy whose weights are pushed, at the latest before the first sampling.
-        encoder: The encoder of its family, which made the prompts.
-        sampling: The longest completion, which is truncated if it reaches that without an end. Top-p must be 1, since
-            vLLM would give log-probabilities that are renormalized over the remaining tokens.
-        template: Has the opening of the assistant turn that the prompt already holds; rewards see it with the text.
+        encoder: The encoder of the policy's family, which made the prompts.
+        sampling: Maximum length, at which a completion without an end is truncated. Top-p must be 1, since vLLM would
+            give log-probabilities that are renormalized over the remaining tokens.
+        template: Gives the opening of the assistant turn, which is part of the prompt; rewards see it before the text.
         poll: Called repeatedly while vLLM samples; an error that it raises ends the rollout.
         settings: Where vLLM runs, and how it shares its device.
         canary: Compares the engine with the policy; None: never.
@@ -75,7 +75,7 @@ class VLLMEngine:
 
     @cached_property
     def _host(self) -> Host:
-        """Made with the first push and not with the stage, which rank 0 builds first: vLLM joins all ranks together."""
+        """Created at the first push, which all ranks reach together, as vLLM requires; rank 0 builds stages first."""
         if self._settings.server is None:
             return ProcessHost(self.policy, self._encoder, self._settings)
         from lightning_mmrl.rollout.vllm.server import ServerHost  # its HTTP library comes with vllm
@@ -96,9 +96,8 @@ class VLLMEngine:
         """Streams the policy's weights to vLLM, one tensor at a time, empties its caches, and arms the canary.
 
         Raises:
-            RolloutError: vllm is not installed, its model cannot be loaded, or no server answers. Or a weight has no
-                place in vLLM's model, or not the shape of its place, or one is missing: the engine cannot be used any
-                more.
+            RolloutError: vllm is not installed, its model cannot be loaded, or no server answers. Or a weight is
+                missing, unknown to vLLM's model or of another shape there; then the engine cannot be used any more.
         """
         self._host.push(PolicyWeights(cast(Policy, policy), self._encoder.engine_prefix), version)
         self.version = version

@@ -1,4 +1,4 @@
-"""A folder that hands weights from a trainer to a server, and that nobody else can write to."""
+"""A folder that passes weights from a trainer to a server, and to which nobody else can write."""
 
 import os
 import stat
@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_mmrl.errors import RolloutError
 
 FILE_BYTES = 2**30
-"""Size at which a file is closed and the next one begun; a push holds as much in memory."""
+"""Size at which a file is closed and the next one begun; a push holds up to this much in memory."""
 
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
@@ -27,7 +27,7 @@ def opened(folder: Path, owner: int) -> Iterator[Path]:
         owner: The id of the user that owns it as the trainer sees it.
 
     Raises:
-        RolloutError: It is no folder, another user owns it, or others can write to it.
+        RolloutError: The path is no folder, another user owns the folder, or others can write to it.
     """
     try:
         held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

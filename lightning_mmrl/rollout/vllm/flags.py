@@ -1,4 +1,4 @@
-"""Flags of `vllm serve` that `mmrl serve` passes on: none lets others in, runs code, or undoes what training needs."""
+"""Flags of `vllm serve` that `mmrl serve` passes on; none of them admits others, runs code or breaks training."""
 
 from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
@@ -41,21 +41,21 @@ SWITCHES = (
     "--disable-cascade-attn",
     "--numa-bind",
 )
-"""Each also as `--no-...`."""
+"""Flags without a value; each also exists as `--no-...`."""
 
 SHORT = {"-tp": "--tensor-parallel-size", "-pp": "--pipeline-parallel-size"}
 
 
 def passed_flags(arguments: Sequence[str]) -> dict[str, str]:
-    """The flags with their values; of one that is given twice the last, as in vLLM. A switch has the empty value.
+    """The flags with their values; if a flag is given twice, the last value counts; a switch has an empty value.
 
-    The names are exact, because vLLM's parser also takes the first letters of a name.
+    Names must be complete, although vLLM's parser also accepts the first letters of a name.
 
     >>> passed_flags(["-tp", "2", "--max_num_seqs=8", "--no-async-scheduling"])
     {'--tensor-parallel-size': '2', '--max-num-seqs': '8', '--no-async-scheduling': ''}
 
     Raises:
-        ConfigError: A flag is not among those, or lacks its value.
+        ConfigError: A flag is not passed on, or lacks its value.
     """
     switches = {*SWITCHES, *(switch.replace("--", "--no-", 1) for switch in SWITCHES)}
     found: dict[str, str] = {}
@@ -87,7 +87,7 @@ def require_same_scheme(url: str, flags: Mapping[str, str]) -> None:
     """Refuses a server that speaks another language than the trainer expects.
 
     Raises:
-        ConfigError: The URL is https and there is no certificate, or the other way round.
+        ConfigError: The URL is https, but the flags lack a certificate or its key; or it is http, and they have one.
     """
     secure = [name for name in ("--ssl-certfile", "--ssl-keyfile") if name in flags]
     wanted = 2 if urlsplit(url).scheme == "https" else 0

@@ -1,4 +1,4 @@
-"""The guard of `mmrl serve`: whatever its path and method, a request reaches vLLM only if it shows the key.
+"""The guard of `mmrl serve`: a request reaches vLLM only if it shows the key, whatever its path and method.
 
 vLLM's own `--api-key` protects only the paths /v1, /v2 and /inference; weights are replaced under other paths.
 """

@@ -16,9 +16,9 @@ class SamplingRequest:
     Attributes:
         prompt: The prompt; its media are inputs of the towers.
         seeds: One seed per completion; None: greedy, without noise and without temperature.
-        temperature: Divides the logits.
+        temperature: Number that divides the logits.
         max_tokens: Longest completion.
-        stop_token_ids: Any of them ends a completion and counts as its last token.
+        stop_token_ids: Tokens that end a completion; the one that ends it counts as its last token.
         num_logprobs: How many of the likeliest tokens are returned with their log-probabilities at each place, in
             addition to the sampled token.
     """
@@ -38,7 +38,7 @@ class SamplingRequest:
             "seed": None if seed is None else seed % 2**62,
             "max_tokens": self.max_tokens,
             "stop_token_ids": list(self.stop_token_ids),
-            "ignore_eos": True,  # the tokenizer's; the policy's own are above
+            "ignore_eos": True,  # the tokenizer's end; the policy's ends are `stop_token_ids`
             "logprobs": self.num_logprobs,
             "detokenize": False,
             **more,
@@ -47,7 +47,7 @@ class SamplingRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampled:
-    """One completion: its tokens, log-probabilities by token id at each place, and whether the limit ended it."""
+    """One completion: its tokens, log-probabilities by token id at each place, and whether `max_tokens` ended it."""
 
     token_ids: list[int]
     logprobs: Sequence[Mapping[int, float]]
@@ -63,7 +63,7 @@ class Host(Protocol):
         ...
 
     def sample(self, requests: Sequence[SamplingRequest], poll: Callable[[], None]) -> list[list[Sampled]]:
-        """Completions of every request, in its order of seeds; `poll` is called meanwhile, and its errors end it.
+        """Completions of every request, in the order of its seeds; errors of `poll`, which is called meanwhile, end it.
 
         Raises:
             RolloutError: vLLM fails, or does not answer within its time.
@@ -71,10 +71,10 @@ class Host(Protocol):
         ...
 
     def push(self, weights: PolicyWeights, version: int) -> None:
-        """Takes over all weights, one tensor at a time, and empties the caches of everything computed with others.
+        """Takes over all weights, one tensor at a time, and empties the caches of results of earlier weights.
 
         Raises:
-            RolloutError: A weight has no place in the model, or not the shape of its place, or one is missing.
+            RolloutError: A weight is missing, unknown to the model, or of another shape than in the model.
         """
         ...
 

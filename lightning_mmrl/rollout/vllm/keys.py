@@ -46,10 +46,10 @@ def own_file() -> Path:
 
 
 def trainer_key(url: str, key_file: str | None) -> Key:
-    """The key to show to a server. The user's own file serves this machine only: its key goes over no network.
+    """The key to show to a server; a key from the user's own file is shown on this machine only, never over a network.
 
     Raises:
-        ConfigError: There is none, or it is malformed.
+        ConfigError: There is no key, or it is malformed.
     """
     key = _given_key(key_file)
     if key is not None:
@@ -68,10 +68,10 @@ def trainer_key(url: str, key_file: str | None) -> Key:
 
 
 def serving_key(host: str, key_file: str | None) -> Key:
-    """The key that a server asks for; on the loopback from the user's own file, which is written if it is missing.
+    """The key that a server asks for; on the loopback, it comes from the user's own file, which is created if missing.
 
     Raises:
-        ConfigError: Other machines reach the address and no key is given, or it is malformed.
+        ConfigError: Other machines can reach the address and no key is given, or the key is malformed.
     """
     key = _given_key(key_file)
     if key is not None:
@@ -96,7 +96,7 @@ def environment_key() -> Key:
     """The key from the environment.
 
     Raises:
-        ConfigError: It is missing or malformed.
+        ConfigError: The key is missing or malformed.
     """
     return _checked(os.environ.get(VARIABLE, ""), VARIABLE)
 
@@ -105,7 +105,7 @@ def read_key(path: Path) -> Key:
     """The key from a file that no other user can read.
 
     Raises:
-        ConfigError: It cannot be read, others can read it, or it holds no key.
+        ConfigError: The file cannot be read, others can read it, or it holds no key.
     """
     try:
         # Opened once, so that all checks are of the same file; opening a pipe without a writer must not block.
@@ -152,7 +152,7 @@ def write_key(path: Path) -> None:
     """Writes a key of 256 random bits to a new file of mode 600.
 
     Raises:
-        ConfigError: There is such a file already, or it cannot be written.
+        ConfigError: The file already exists, or it cannot be written.
     """
     if os.path.lexists(path):
         raise ConfigError(f"{path} is there already, and a key may be in use; remove it, or name another")

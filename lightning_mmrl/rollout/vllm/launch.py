@@ -1,6 +1,6 @@
 # pyright: reportMissingImports=false
 # vllm is an extra that the type checker's environment does not have.
-"""vLLM's HTTP server with the guard before it; `mmrl serve` runs this module with `python -m`."""
+"""Runs vLLM's HTTP server with the guard in front of it; `mmrl serve` runs this module with `python -m`."""
 
 import os
 
@@ -8,7 +8,7 @@ from lightning_mmrl.rollout.vllm.guard import Guard
 from lightning_mmrl.rollout.vllm.keys import environment_key
 
 HEADER_BYTES = 2**16
-"""Largest size of request line and headers, which are read before the key is known."""
+"""Maximum size of the request line and the headers, which are read before the key can be checked."""
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     validate_parsed_serve_args(options)
     options.middleware = [f"{Guard.__module__}.{Guard.__qualname__}"]
     options.h11_max_incomplete_event_size = HEADER_BYTES
-    # This one of uvicorn's parsers limits headers; httptools accepts any number of them, in quadratic time.
+    # Of uvicorn's parsers, h11 limits headers; httptools accepts any number of them, in quadratic time.
     uvloop.run(run_server(options, http="h11", server_header=False))
 
 

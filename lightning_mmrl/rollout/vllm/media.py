@@ -1,6 +1,6 @@
 # pyright: reportMissingImports=false
 # vllm is an extra that the type checker's environment does not have.
-"""A prompt's media as items of vLLM: the towers' inputs, named and cut like the fields of vLLM's model."""
+"""Turns a prompt's media into items of vLLM: tower inputs that are named and cut like the fields of vLLM's model."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ def media_items(prompt: EnginePrompt, processor: Any) -> tuple[Any, dict[str, li
 
     Args:
         prompt: A prompt with at least one medium.
-        processor: The multimodal processor of vLLM's model, which knows where one medium ends in each tensor.
+        processor: The multimodal processor of vLLM's model, which tells where one medium ends in each tensor.
     """
     from transformers import BatchFeature
     from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems

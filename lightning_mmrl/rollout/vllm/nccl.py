@@ -60,7 +60,7 @@ class Control:
 
 
 class NCCLTransfer:
-    """Rank 0 of the trainer joins the server's workers in a group of their own, and broadcasts to them.
+    """Broadcasts weights from rank 0 of the trainer to the server's workers, in a process group with these alone.
 
     A broadcast whose other side is gone never returns, so it runs in a thread that is abandoned after the limit.
     """
@@ -113,7 +113,7 @@ class NCCLTransfer:
 
 
 class _ThreadedWork(threading.Thread):
-    """Work on a daemon thread, which does not keep the process from ending."""
+    """Runs work on a daemon thread, which does not keep the process from ending."""
 
     def __init__(self, work: Callable[[], Any]) -> None:
         super().__init__(daemon=True)

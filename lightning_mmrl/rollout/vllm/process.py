@@ -1,6 +1,6 @@
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 # vllm is an extra that the type checker's environment does not have.
-"""vLLM in this process, on the device that trains.
+"""Runs vLLM in this process, on the device that trains.
 
 The model is built with random weights, and the first push replaces all of them. Every push empties the prefix,
 multimodal and encoder caches in the scheduler and in the worker. Otherwise encoder outputs of old weights would stay in
@@ -43,7 +43,7 @@ def _generators_kept() -> Iterator[None]:
 
 
 class ProcessHost:
-    """Implements `Host` with an LLM in this process; with several ranks each has one of its own.
+    """Implements `Host` with an LLM in this process; with several ranks, each rank has its own LLM.
 
     Raises:
         RolloutError: vllm is not installed, or the model cannot be loaded.
@@ -67,7 +67,7 @@ class ProcessHost:
         if self._joined:
             arguments["distributed_executor_backend"] = "external_launcher"
             # vLLM's launcher reads these variables, and not every cluster sets them. The current device is asked for,
-            # since the weights may lie on the CPU meanwhile.
+            # since the weights may be on the CPU at this time.
             own = torch.cuda.current_device() if torch.cuda.is_available() else 0
             os.environ.update(RANK=str(dist.get_rank()), LOCAL_RANK=str(own))
         with TemporaryDirectory(prefix="mmrl-vllm-") as folder, _threads_kept(), self._loading():
@@ -148,7 +148,7 @@ class ProcessHost:
 
     @_generators_kept()
     def sample(self, requests: Sequence[SamplingRequest], poll: Callable[[], None]) -> list[list[Sampled]]:
-        """Samples; each completion is a request with its own seed, and the prefix cache shares the prompt."""
+        """Samples each completion as a request with its own seed; the prefix cache shares the prompt."""
         from vllm import SamplingParams
 
         rows = [
@@ -197,7 +197,7 @@ class ProcessHost:
 
 @contextmanager
 def _default_group_kept() -> Iterator[None]:
-    """Keeps vLLM from ending the default process group, which it takes for one of its own."""
+    """Keeps vLLM from ending the default process group, which vLLM would mistake for its own."""
     destroy = dist.destroy_process_group
 
     def destroy_others(group: Any = None) -> None:

@@ -1,4 +1,4 @@
-"""Whether this machine and the run's server are ready for vLLM, asked before torch is loaded."""
+"""Checks whether this machine and the run's server are ready for vLLM, before torch is loaded."""
 
 from importlib.util import find_spec
 from typing import Any
@@ -17,16 +17,16 @@ def samples_with_vllm(config: RunSettings) -> bool:
 
 
 def require_engine(config: RunSettings, *, connect: bool = True) -> None:
-    """Refuses to start what this machine cannot run.
+    """Refuses a run whose engine this machine cannot use.
 
     Args:
-        config: Of the run.
+        config: The configuration of the run.
         connect: Also ask for the run's server, if it has one and a stage samples.
 
     Raises:
-        ConfigError: The engine is vLLM's, and vllm is not installed, there is no key for its server, or that does not
-            answer.
-        RolloutError: The server asks for another key, or for none.
+        ConfigError: The engine is vLLM's, and vllm is not installed, there is no key for its server, or the server does
+            not answer.
+        RolloutError: The server asks for another key, or for no key.
     """
     if not samples_with_vllm(config):
         return

@@ -1,10 +1,10 @@
 # pyright: reportMissingImports=false
 # vllm is an extra that the type checker's environment does not have.
-"""vLLM as a server on other devices or machines: `mmrl serve` starts it, and this is the trainer's end.
+"""The trainer's side of a vLLM server on other devices or machines, which `mmrl serve` starts.
 
 Prompts with their media, and weights (`transfer`), go to `vllm serve` over its own interfaces. Every completion names
-the weights that it was sampled with, and completions of other weights are refused. A server that restarts meanwhile has
-lost the weights: they are pushed again, and open requests are sent again with the same seeds.
+the weights that it was sampled with, and completions of other weights are refused. A server that was restarted has lost
+the weights: they are pushed again, and open requests are sent again with the same seeds.
 """
 
 import time
@@ -45,11 +45,11 @@ class ServerHost:
         encoder: The encoder of the policy's family.
 
     Attributes:
-        num_restores: How many times the last weights were pushed again, since the server was restarted.
+        num_restores: How many times the last weights were pushed again because the server had been restarted.
 
     Raises:
         ConfigError: There is no key for the server.
-        RolloutError: vllm is not installed here, no server answers, or it asks for another key, or none.
+        RolloutError: vllm is not installed here, no server answers, or it asks for another key or for no key.
     """
 
     def __init__(self, settings: VLLMServer, encoder: PromptEncoder) -> None:
@@ -74,7 +74,7 @@ class ServerHost:
             raise RolloutError(f"{error}; start it with mmrl serve, or mend rollout.settings.server.url") from error
 
     def _from_leader(self, item: Any) -> Any:
-        """The item of rank 0, on every rank."""
+        """Returns the item of rank 0 on every rank."""
         items = [item]
         if self._world_size > 1:
             dist.broadcast_object_list(items, src=0)
@@ -87,7 +87,7 @@ class ServerHost:
         self._client.close()
 
     def sleep(self) -> None:
-        """The server's memory is its own."""
+        """Does nothing, because the server keeps its memory."""
 
     def push(self, weights: PolicyWeights, version: int) -> None:
         """Sends weights and empties the server's caches; all ranks gather the weights together, whatever happens."""
@@ -95,7 +95,7 @@ class ServerHost:
         self._together(self._await_server)
         try:
             self._push(weights, label)
-        except UnreachableError as error:  # with one rank alone; with several it is a plain error, and ends the run
+        except UnreachableError as error:  # only with one rank; with several, the error is a plain one and ends the run
             self._transfer.forget()
             self._await_return(lambda: None, str(error))
             self._push(weights, label)
@@ -135,7 +135,7 @@ class ServerHost:
 
     def _send(self, stream: WeightStream, label: str) -> None:
         call = self._client.call
-        # Until the end no version is right, in case this process or the server dies in between.
+        # The server has no valid version until the end, in case this process or the server dies in between.
         call("POST", "/update_weight_version", {"new_version": f"{label} is being pushed"})
         call("POST", "/collective_rpc", {"method": "mmrl_use_given_positions"})
         self._transfer.send(stream)
@@ -156,7 +156,7 @@ class ServerHost:
             time.sleep(0.2)
 
     def sample(self, requests: Sequence[SamplingRequest], poll: Callable[[], None]) -> list[list[Sampled]]:
-        """Samples; the completions of one prompt are one request, and vLLM counts up from its first seed."""
+        """Samples the completions of a prompt in one request, for which vLLM counts up from the prompt's first seed."""
         bodies, owners = {}, []
         for owner, request in enumerate(requests):
             for body in self._bodies(request):
@@ -185,7 +185,7 @@ class ServerHost:
         """Stores the answers to all bodies under their keys.
 
         Raises:
-            UnreachableError: The server left, or is being stopped and cut completions off.
+            UnreachableError: The connection was lost, or the server is being stopped and cut completions off.
         """
         try:
             self._client.gather(bodies, GENERATE, answers, poll)
@@ -205,7 +205,7 @@ class ServerHost:
         """Checks that the server holds the last pushed weights, and pushes them again if a restart lost them.
 
         Raises:
-            RolloutError: It holds the weights of another run, or lost ours under several ranks.
+            RolloutError: The server holds the weights of another run, or lost ours while several ranks train.
         """
         found = self._client.call("GET", "/weight_info")["weight_version"]
         if found == self._label:
@@ -229,7 +229,7 @@ class ServerHost:
         """Whether the server is healthy.
 
         Raises:
-            KeyRefusedError: It was restarted with another key or with none; waiting does not help.
+            KeyRefusedError: The server was restarted with another key or without one; waiting does not help.
         """
         try:
             self._client.require_guard()
@@ -243,7 +243,7 @@ class ServerHost:
         """Waits until the server is back.
 
         Raises:
-            RolloutError: It did not come back in time.
+            RolloutError: The server did not come back in time.
         """
         limit = self._settings.restart_s
         deadline = time.monotonic() + limit
@@ -295,7 +295,7 @@ class ServerHost:
 
 
 def _media_processor(encoder: PromptEncoder) -> Any:
-    """VLLM's processor of the family: only it knows where one medium ends in each of the towers' inputs."""
+    """VLLM's processor of the family, which alone tells where one medium ends in each of the towers' inputs."""
     from vllm.config import ModelConfig
     from vllm.multimodal import MULTIMODAL_REGISTRY
 

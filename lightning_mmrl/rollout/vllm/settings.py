@@ -1,4 +1,4 @@
-"""Settings of vLLM for a policy: the same in this process and on a server."""
+"""Settings of vLLM for a policy; they are the same in this process and on a server."""
 
 import importlib.util
 import json
@@ -18,7 +18,7 @@ ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # bound threads would stay bound for the trainer
     "VLLM_NO_USAGE_STATS": "1",
 }
-"""Set before vllm is imported, unless the user has set them."""
+"""Environment variables that are set before vllm is imported, unless the user has set them."""
 
 TRANSFERS = ("auto", "nccl", "files")
 """Ways to send weights to a server."""
@@ -37,7 +37,7 @@ class VLLMServer:
         url: The address that `mmrl serve` was given.
         timeout_s: Longest time without an answer, to one call or to any completion of a rollout.
         restart_s: Longest time for a lost server to come back; 0: do not wait for it.
-        transfer: How weights get there: `nccl`, `files`, or `auto`, which is NCCL on CUDA and files elsewhere.
+        transfer: How weights reach the server: `nccl`, `files`, or `auto`, which is NCCL on CUDA and files elsewhere.
         exchange_dir: Folder for `files` that trainer and server both see under this path; None: the system's
             temporary folder, for a server on this machine.
         key_file: File with the key that the server asks for and the trainer shows, unless the environment has one;
@@ -56,7 +56,7 @@ class VLLMServer:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"rollout.settings.server.url is {self.url!r}; it must be like http://127.0.0.1:8000")
         if "@" in parts.netloc or parts.query or parts.fragment:
-            # The message does not repeat it, since it may be a password.
+            # The message does not repeat the URL, since it may hold a password.
             raise ValueError(
                 "rollout.settings.server.url has a user, a query or a fragment; it must be like http://127.0.0.1:8000: "
                 "the key belongs into the environment or a file"
@@ -74,16 +74,16 @@ class VLLMServer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VLLMSettings:
-    """How the engine shares its device.
+    """Settings that say how the engine shares its device.
 
     Attributes:
         gpu_memory_utilization: Share of a GPU's memory for the engine's weights, activations and cache.
-        kv_cache_gib: Size of the key-value cache in GiB; None: the rest of the share, and 0.25 on a CPU.
+        kv_cache_gib: Size of the key-value cache in GiB; None: the rest of the share on a GPU, and 0.25 on a CPU.
         max_model_len: Longest prompt with its completion, in tokens; None: as many as the model has positions.
         max_num_seqs: Completions sampled at a time.
-        enforce_eager: Run the model without CUDA graphs, as always on a CPU.
+        enforce_eager: Run the model without CUDA graphs, which a CPU never uses.
         sleep_level: Memory given back until the next rollout: 0 nothing, 1 weights and cache. A server ignores it.
-        server: Where vLLM runs; None: in this process. `mmrl serve` starts one with the rest of these settings.
+        server: Where vLLM runs; None: in this process. `mmrl serve` starts a server with the rest of these settings.
     """
 
     gpu_memory_utilization: float = 0.3
@@ -181,7 +181,7 @@ def server_arguments(server: VLLMServer) -> dict[str, Any]:
 
 
 def write_model(encoder: PromptEncoder, folder: Path) -> None:
-    """Writes the files that vLLM reads of a model, except its weights."""
+    """Writes the files of a model that vLLM reads, except the weights."""
     encoder.engine_config().save_pretrained(folder)
     encoder.processor.save_pretrained(folder)
 

@@ -18,19 +18,19 @@ class Transfer(Protocol):
     """Brings weights into the workers of a server."""
 
     def send(self, weights: WeightStream) -> None:
-        """Sends all weights, on the one rank that does.
+        """Sends all weights; only one rank calls it.
 
         Raises:
-            RolloutError: They do not arrive.
+            RolloutError: The weights do not arrive.
         """
         ...
 
     def forget(self) -> None:
-        """Drops what is kept open, since the server was restarted."""
+        """Drops open connections, because the server was restarted."""
         ...
 
     def close(self) -> None:
-        """Closes what is kept open."""
+        """Closes open connections."""
         ...
 
 
@@ -83,7 +83,7 @@ class FileTransfer:
             require_loaded(report)
 
     def forget(self) -> None:
-        """Nothing is kept open."""
+        """Does nothing, because no connection is kept open."""
 
     def close(self) -> None:
-        """Nothing stays open."""
+        """Does nothing, because no connection is kept open."""

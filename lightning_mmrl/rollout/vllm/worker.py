@@ -31,11 +31,11 @@ class BannedTokens(LogitsProcessor):
         return logits.index_fill_(-1, self._ids, float("-inf"))
 
     def is_argmax_invariant(self) -> bool:
-        """Greedy rows are masked as well."""
+        """False, because greedy rows are masked as well."""
         return False
 
     def update_state(self, batch_update: Any) -> None:
-        """All requests are treated alike."""
+        """Does nothing, because all requests are treated alike."""
 
 
 def reload(worker: Any, weights: Iterator[tuple[str, Tensor]]) -> dict[str, Any]:
@@ -43,8 +43,8 @@ def reload(worker: Any, weights: Iterator[tuple[str, Tensor]]) -> dict[str, Any]
 
     Returns:
         `num_read`: the number of weights received; `refused`: the refused weight with the reason, or None; `missing`:
-        names of parameters that got no weight. After a refusal the model is partly old, partly new. It then takes no
-        further push, since layers that wait for the rest of a fused weight would take it from there.
+        names of parameters that got no weight. After a refusal the model is partly old, partly new. No further push may
+        follow, since layers that still wait for a part of a fused weight would take it from that push.
     """
     model = worker.model_runner.get_model()
     if getattr(model, "half_loaded", False):

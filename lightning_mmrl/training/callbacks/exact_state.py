@@ -87,7 +87,7 @@ class ExactState(Callback):
     def on_before_optimizer_step(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """From here to the next safe point the weights belong to no finished step."""
+        """Holds signals back: from here to the next safe point, the weights belong to no finished step."""
         self._interruption.hold()
 
     def on_train_batch_end(
@@ -134,9 +134,9 @@ class ExactState(Callback):
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        """Saves the last safe point, if the weights have not changed since and all ranks are here."""
+        """Saves the last safe point, if the weights have not changed since and all ranks take part."""
         changing = self._interruption.holding
-        # Any other error may be one rank's own, while the others are elsewhere.
+        # Any other error may have occurred on one rank alone, while the others run different code.
         together = self._ranks.world_size == 1 or isinstance(exception, Interrupted)
         with self._interruption.held():
             if together:

@@ -21,7 +21,7 @@ class StageProgress(Callback):
 
     Args:
         console: Where to show them.
-        title: Such as "stage 2 of 3 reason".
+        title: Title of the stage, such as "stage 2 of 3 reason".
     """
 
     def __init__(self, console: ConsoleProgress, title: str) -> None:
