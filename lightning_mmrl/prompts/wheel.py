@@ -62,7 +62,18 @@ class Wheel:
             ConfigError: The file cannot be read or an entry is unusable; the message names line or key, value and fix.
         """
         path = Path(path)
-        entries = _entries(path)
+        if path.suffix not in SUFFIXES:
+            raise ConfigError(f"wheel {path} has the suffix {path.suffix!r}; it must be {', '.join(SUFFIXES)}")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"wheel {path} cannot be read ({error.strerror}); name a file by wheel") from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"wheel {path} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
+        try:
+            entries = _from_json(text, path) if path.suffix == ".json" else _from_yaml(text, path)
+        except RecursionError as error:
+            raise ConfigError(f"wheel {path} is nested too deeply; {FIX}") from error
         if not entries:
             raise ConfigError(f"wheel {path} has no labels; {FIX}")
         _checked(entries)
@@ -90,21 +101,6 @@ def _checked(entries: Iterable[tuple[str, Any, str]]) -> dict[str, frozenset[str
         found[key] = frozenset(normalized(name) or name for name in names)
         places[key] = place
     return found
-
-
-def _entries(path: Path) -> list[tuple[str, Any, str]]:
-    if path.suffix not in SUFFIXES:
-        raise ConfigError(f"wheel {path} has the suffix {path.suffix!r}; it must be {', '.join(SUFFIXES)}")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"wheel {path} cannot be read ({error.strerror}); name a file by wheel") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"wheel {path} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
-    try:
-        return _from_json(text, path) if path.suffix == ".json" else _from_yaml(text, path)
-    except RecursionError as error:
-        raise ConfigError(f"wheel {path} is nested too deeply; {FIX}") from error
 
 
 def _from_json(text: str, path: Path) -> list[tuple[str, Any, str]]:
