@@ -126,18 +126,12 @@ def _from_yaml(text: str, path: Path) -> list[tuple[str, Any, str]]:
         return []
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError(f"{place} holds a {root.tag.rpartition(':')[2]}; {FIX}")
-    return [
-        (
-            key.value if isinstance(key, yaml.ScalarNode) else "",
-            _plain(groups),
-            f"{place} line {key.start_mark.line + 1}",
-        )
-        for key, groups in root.value
-    ]
-
-
-def _plain(node: yaml.Node) -> Any:
-    """The text of a scalar or the texts of a sequence; None for any other node, which is refused later."""
-    if isinstance(node, yaml.SequenceNode):
-        return [_plain(each) if isinstance(each, yaml.ScalarNode) else None for each in node.value]
-    return node.value if isinstance(node, yaml.ScalarNode) else None
+    entries: list[tuple[str, Any, str]] = []
+    for key, groups in root.value:
+        word = key.value if isinstance(key, yaml.ScalarNode) else ""
+        # None stands for a node that is neither a text nor a list of texts; it is refused later.
+        plain = groups.value if isinstance(groups, yaml.ScalarNode) else None
+        if isinstance(groups, yaml.SequenceNode):
+            plain = [each.value if isinstance(each, yaml.ScalarNode) else None for each in groups.value]
+        entries.append((word, plain, f"{place} line {key.start_mark.line + 1}"))
+    return entries
