@@ -85,19 +85,17 @@ def call_of(facts: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     parts += [_PICTURES] if "image" in kinds else []
     parts += [_FRAMES.format(**facts["media"])] if "video" in kinds else []
     parts += [_SOUND.format(**facts["media"])] if "audio" in kinds else []
-    is_omni, interleaves = config.get("model_type") == _OMNI, _interleaves(facts, config)
+    is_omni = config.get("model_type") == _OMNI
+    interleaves = is_omni and facts.get("audio_in_video") == "interleaved"
     parts += [_content(kinds, facts["media"], is_omni=is_omni, interleaves=interleaves)] if kinds else []
     return "\n".join([*parts, _prompt(facts, kinds), _answer(facts, kinds, config, interleaves=interleaves)])
 
 
 def places_text_otherwise(facts: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
     """Whether transformers may give text after a clip other positions than training did."""
-    by_maximum = facts.get("position_rule") == "previous_maximum"
-    return by_maximum and (config.get("model_type") in _BY_LONGER_SIDE or _interleaves(facts, config))
-
-
-def _interleaves(facts: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
-    return config.get("model_type") == _OMNI and facts.get("audio_in_video") == "interleaved"
+    family, by_maximum = config.get("model_type"), facts.get("position_rule") == "previous_maximum"
+    interleaves = family == _OMNI and facts.get("audio_in_video") == "interleaved"
+    return by_maximum and (family in _BY_LONGER_SIDE or interleaves)
 
 
 def _beginning(facts: Mapping[str, Any], config: Mapping[str, Any], kinds: tuple[str, ...]) -> str:

@@ -16,9 +16,14 @@ def changed_keys(finished: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
     >>> changed_keys({"seed": 0, "stage.num_steps": 200}, {"seed": 0, "stage.num_steps": 300})
     ['stage.num_steps: 200 -> 300']
     """
-    keys = dict.fromkeys([*finished, *now])
-    pairs = {key: (finished.get(key, _ABSENT), now.get(key, _ABSENT)) for key in keys}
-    return [f"{renamed(key) or key}: {_shown(old)} -> {_shown(new)}" for key, (old, new) in pairs.items() if old != new]
+    lines = []
+    for key in dict.fromkeys([*finished, *now]):
+        sides = [values.get(key, _ABSENT) for values in (finished, now)]
+        if sides[0] != sides[1]:
+            texts = ["-" if value is _ABSENT else str(value) for value in sides]
+            old, new = (text if len(text) <= 60 else text[:57] + "..." for text in texts)
+            lines.append(f"{renamed(key) or key}: {old} -> {new}")
+    return lines
 
 
 def describe_changes(finished: Mapping[str, Mapping[str, Any]], specs: Sequence[StageSpec]) -> list[str]:
@@ -42,10 +47,3 @@ def describe_changes(finished: Mapping[str, Mapping[str, Any]], specs: Sequence[
     if len(lines) > MOST_SHOWN:
         lines = [*lines[:MOST_SHOWN], f"and {len(lines) - MOST_SHOWN} more"]
     return lines
-
-
-def _shown(value: object) -> str:
-    if value is _ABSENT:
-        return "-"
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -48,35 +48,19 @@ def check_facts(content: Mapping[str, Any], where: object) -> None:
         raise StageError(f"{where}: {error}") from error
 
 
-def _text(value: Any) -> _Problem:
-    return None if isinstance(value, str) else "text"
-
-
-def _text_or_null(value: Any) -> _Problem:
-    return None if value is None or isinstance(value, str) else "text or null"
+def _rule(expected: str, fits: Callable[[Any], bool]) -> _Rule:
+    return lambda value: None if fits(value) else expected
 
 
 def _whole(least: int, most: int) -> _Rule:
-    def rule(value: Any) -> _Problem:
-        fits = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
-        return None if fits else f"a whole number from {least} to {most}"
-
-    return rule
-
-
-def _seconds(value: Any) -> _Problem:
-    # The comparison is false for NaN.
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1e9
-    return None if fits else "a number of seconds above 0"
+    return _rule(
+        f"a whole number from {least} to {most}",
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most,
+    )
 
 
 def _one_of(*choices: str) -> _Rule:
-    return lambda value: None if isinstance(value, str) and value in choices else f"one of {', '.join(choices)}"
-
-
-def _labels(value: Any) -> _Problem:
-    fits = isinstance(value, list) and all(isinstance(label, str) and label.strip() for label in value)
-    return None if fits and len(set(value)) == len(value) else "a list of different texts"
+    return _rule(f"one of {', '.join(choices)}", lambda value: isinstance(value, str) and value in choices)
 
 
 def _family(value: Any) -> _Problem:
@@ -106,26 +90,42 @@ def _mapping(required: Mapping[str, _Rule]) -> _Rule:
     return rule
 
 
-def _plain_values(value: Any) -> _Problem:
-    """Accepts a lineage that holds only texts, numbers and truth values, which are shown and never used."""
-    plain = isinstance(value, Mapping) and all(
-        each is None or isinstance(each, str | bool | int | float) for each in value.values()
-    )
-    return None if plain else "a mapping of texts, numbers, true, false or null"
-
+_TEXT = _rule("text", lambda value: isinstance(value, str))
+_TEXT_OR_NULL = _rule("text or null", lambda value: value is None or isinstance(value, str))
+_SECONDS = _rule(
+    "a number of seconds above 0",
+    # The comparison is false for NaN.
+    lambda value: isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1e9,
+)
+_LABELS = _rule(
+    "a list of different texts",
+    lambda value: (
+        isinstance(value, list)
+        and all(isinstance(label, str) and label.strip() for label in value)
+        and len(set(value)) == len(value)
+    ),
+)
+_PLAIN_VALUES = _rule(
+    "a mapping of texts, numbers, true, false or null",
+    lambda value: (
+        isinstance(value, Mapping)
+        and all(each is None or isinstance(each, str | bool | int | float) for each in value.values())
+    ),
+)
+"""The lineage holds texts, numbers and truth values; they are shown and never used."""
 
 _FACTS: Mapping[str, _Rule] = {
-    "prompt": _mapping({"system": _text_or_null, "suffix": _text, "prefill": _text}),
+    "prompt": _mapping({"system": _TEXT_OR_NULL, "suffix": _TEXT, "prefill": _TEXT}),
     "media": _mapping(
         {
             "num_frames": _whole(2, 100_000),
             "sample_rate_hz": _whole(1, 1_000_000),
-            "max_duration_s": _seconds,
+            "max_duration_s": _SECONDS,
             "max_pixels": _whole(1, 2**40),
             "max_bytes": _whole(1, 2**50),
         }
     ),
-    "labels": _labels,
+    "labels": _LABELS,
     "family": _family,
     "dtype": _one_of(*DTYPES),
     "max_new_tokens": _whole(1, 2**31),
@@ -133,6 +133,6 @@ _FACTS: Mapping[str, _Rule] = {
 _OPTIONAL: Mapping[str, _Rule] = {
     "position_rule": _one_of(*POSITION_RULES),
     "audio_in_video": _one_of(*AUDIO_IN_VIDEO),
-    "lineage": _plain_values,
+    "lineage": _PLAIN_VALUES,
 }
 """Facts that older handoffs lack, because they could not be configured then."""

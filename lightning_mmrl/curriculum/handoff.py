@@ -49,6 +49,7 @@ PLACE = "base_model_name_or_path"
 does not, so that the same training has the same digest wherever its run is stored."""
 
 _AGAIN = "restore it, or run the stage again under a new run_name"
+_STRAY = "is no part of this handoff, and a loader might read it; move it elsewhere"
 
 
 def write_handoff(directory: Path, export: Callable[[Path], None], facts: Mapping[str, Any]) -> str:
@@ -153,6 +154,9 @@ def _own_files(folder: Path, directory: Path, files: Mapping[str, str]) -> Itera
     Raises:
         StageError: The folder holds another file, which a loader might read.
     """
+    # In a snapshot of the hub's cache, links lead to the cache's own files.
+    snapshots = directory.absolute().parent
+    blobs = (snapshots.parent / "blobs").resolve() if snapshots.name == "snapshots" else None
     for path in sorted(folder.iterdir()):
         name, mode = path.relative_to(directory).as_posix(), path.lstat().st_mode
         if stat.S_ISDIR(mode):
@@ -161,23 +165,13 @@ def _own_files(folder: Path, directory: Path, files: Mapping[str, str]) -> Itera
             elif name not in BESIDE_FOLDERS:
                 within = {each.relative_to(directory).as_posix() for each in path.iterdir()}
                 if not within or not within <= {*BESIDE_FOLDERS}:
-                    raise _stray(path)
-        elif not stat.S_ISREG(mode) and not (stat.S_ISLNK(mode) and _of_hub_cache(path, directory)):
+                    raise StageError(f"{path} {_STRAY}")
+        elif not stat.S_ISREG(mode) and not (stat.S_ISLNK(mode) and blobs and path.resolve().parent == blobs):
             raise StageError(f"{path} is no plain file, and a handoff has no others; put the file itself in its place")
         elif name in files:
             yield path
         elif name not in (SEAL, *BESIDE):
-            raise _stray(path)
-
-
-def _of_hub_cache(path: Path, directory: Path) -> bool:
-    """Whether a link in a snapshot of the hub's cache leads to the cache's own file."""
-    snapshots = directory.absolute().parent
-    return snapshots.name == "snapshots" and path.resolve().parent == (snapshots.parent / "blobs").resolve()
-
-
-def _stray(path: Path) -> StageError:
-    return StageError(f"{path} is no part of this handoff, and a loader might read it; move it elsewhere")
+            raise StageError(f"{path} {_STRAY}")
 
 
 def _require(names: Iterable[str], files: Mapping[str, str], directory: Path) -> None:

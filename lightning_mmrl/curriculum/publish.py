@@ -129,11 +129,9 @@ def _call(facts: Mapping[str, Any], config: Mapping[str, Any]) -> str:
 
 def _prompting(facts: Mapping[str, Any]) -> str:
     prompt, media = facts["prompt"], facts["media"]
-    lines = ["## Prompt", "", f"- System prompt: {_quoted(prompt['system'])}"]
-    lines += [
-        f"- After each question: {_quoted(prompt['suffix'])}",
-        f"- Begin of the answer: {_quoted(prompt['prefill'])}",
-    ]
+    parts = {"system": "System prompt", "suffix": "After each question", "prefill": "Begin of the answer"}
+    texts = {title: f"`{prompt[part]}`" if prompt[part] else "none" for part, title in parts.items()}
+    lines = ["## Prompt", "", *(f"- {title}: {text}" for title, text in texts.items())]
     lines += [f"- Labels: {', '.join(facts['labels'])}"] if facts["labels"] else []
     lines += [f"- Clips: {media['num_frames']} frames, sound at {media['sample_rate_hz']} Hz"]
     return "\n".join([*lines, f"- Longest answer in the evaluation: {facts['max_new_tokens']} tokens"])
@@ -180,7 +178,3 @@ def _scores(stage: FinishedStage) -> dict[str, dict[str, float]]:
         if key not in trained and len(rest) == 1 and rest[0] in SCORES:
             found.setdefault(set_name, {})[rest[0]] = value
     return found
-
-
-def _quoted(text: str | None) -> str:
-    return f"`{text}`" if text else "none"

@@ -47,13 +47,13 @@ def shortened(labels: Sequence[str]) -> list[str]:
     """
     found: list[str] = []
     for place, label in enumerate(labels, start=1):
-        short = _cut(label, MAX_TICK)
-        if short != label and (short in found or short in labels):
-            suffix = f" ({place})"
-            short = _cut(label, MAX_TICK - len(suffix)) + suffix
-        found.append(short)
+        if len(label) > MAX_TICK:
+            mark = "..."
+            short = label[: MAX_TICK - len(mark)] + mark
+            if short in found or short in labels:
+                mark = f"... ({place})"
+                short = label[: MAX_TICK - len(mark)] + mark
+            found.append(short)
+        else:
+            found.append(label)
     return found
-
-
-def _cut(label: str, length: int) -> str:
-    return label if len(label) <= length else f"{label[: length - 3]}..."

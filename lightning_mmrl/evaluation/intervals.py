@@ -82,7 +82,21 @@ class ClusterBootstrap:
                 speakers.
         """
         unit, ids = _units(candidate)
-        both = [_unit_counts(each, labels, ids) for each in (candidate, _aligned(candidate, baseline))]
+        by_id = {each.sample_id: each for each in baseline}
+        samples = {each.sample_id for each in candidate}
+        if samples != by_id.keys():
+            example = min(samples ^ by_id.keys())
+            raise DataError(f"only one of the two sets has sample {example!r}; evaluate both on the same samples")
+        if len(candidate) != len(samples) or len(baseline) != len(samples):
+            found = f"{len(candidate)} and {len(baseline)} predictions of {len(samples)} samples"
+            raise DataError(f"{found}; remove repeated ones")
+        aligned = [by_id[each.sample_id] for each in candidate]
+        for ours, theirs in zip(candidate, aligned, strict=True):
+            if (ours.truth, ours.speaker) != (theirs.truth, theirs.speaker):
+                raise DataError(
+                    f"sample {ours.sample_id!r} has another truth or speaker in the two sets; use one manifest"
+                )
+        both = [_unit_counts(each, labels, ids) for each in (candidate, aligned)]
         counts = np.stack(both, axis=1)
         total, resampled = uar(counts.sum(0)), uar(self._resampled(counts))
         return self._interval(float(total[0] - total[1]), resampled[:, 0] - resampled[:, 1], unit)
@@ -137,19 +151,3 @@ def _unit_counts(
     counts = np.zeros((units.max() + 1, size, size + 1))
     np.add.at(counts, (units, truth, np.where(predicted == UNPARSED, size, predicted)), 1)
     return counts
-
-
-def _aligned(candidate: Sequence[Prediction], baseline: Sequence[Prediction]) -> list[Prediction]:
-    """The baseline's predictions in the candidate's order."""
-    by_id = {each.sample_id: each for each in baseline}
-    ids = {each.sample_id for each in candidate}
-    if ids != by_id.keys():
-        example = min(ids ^ by_id.keys())
-        raise DataError(f"only one of the two sets has sample {example!r}; evaluate both on the same samples")
-    if len(candidate) != len(ids) or len(baseline) != len(ids):
-        raise DataError(f"{len(candidate)} and {len(baseline)} predictions of {len(ids)} samples; remove repeated ones")
-    aligned = [by_id[each.sample_id] for each in candidate]
-    for ours, theirs in zip(candidate, aligned, strict=True):
-        if (ours.truth, ours.speaker) != (theirs.truth, theirs.speaker):
-            raise DataError(f"sample {ours.sample_id!r} has another truth or speaker in the two sets; use one manifest")
-    return aligned

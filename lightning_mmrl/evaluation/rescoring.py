@@ -105,6 +105,10 @@ def _component(name: str, pairs: Sequence[tuple[Score, Score]]) -> ComponentChan
     both = [
         (old.components.get(name, 0.0), new.components.get(name, 0.0)) for old, new in pairs if old.valid and new.valid
     ]
+    try:
+        related = correlation([before for before, _ in both], [after for _, after in both])
+    except StatisticsError:  # fewer than two values, or a constant
+        related = None
     moved = [(before, after) for before, after in both if not same(before, after)]
     return ComponentChange(
         name=name,
@@ -112,15 +116,8 @@ def _component(name: str, pairs: Sequence[tuple[Score, Score]]) -> ComponentChan
         new_mean=_mean([new.components[name] for _, new in pairs if new.valid and name in new.components]),
         num_up=sum(after > before for before, after in moved),
         num_down=sum(after < before for before, after in moved),
-        correlation=_correlation(both),
+        correlation=related,
     )
-
-
-def _correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
-    try:
-        return correlation([first for first, _ in pairs], [second for _, second in pairs])
-    except StatisticsError:  # fewer than two values, or a constant
-        return None
 
 
 def _summary(groups: Groups, pass_component: str) -> GroupSummary:

@@ -80,18 +80,11 @@ def typeset(text: str) -> str:
     ('B.', '-5 m^2', '2 1/2', 'happy')
     """
     text = _FRACTION.sub(lambda found: f"{found[1]} {unicodedata.normalize('NFKC', found[2])}".lstrip(), text)
-    text = _RAISED.sub(_power, text)
+    text = _RAISED.sub(lambda found: f"^{found[0]}" if len(found[0]) == 1 else f"^{{{found[0]}}}", text)
+    text = text.translate(_SUPERSCRIPTS)
     text = " ".join(unicodedata.normalize("NFKC", text).translate(_TYPOGRAPHY).split())
     text = _HEADING.sub("", _BACKTICKS.sub(r"\1", _MARKUP.sub(r"\2", text)))
-    return _without_pictures(_UNDERSCORES.sub(r"\1", _STARS.sub(r"\1", text)).strip())
-
-
-def _power(found: re.Match[str]) -> str:
-    digits = found[0].translate(_SUPERSCRIPTS)
-    return f"^{digits}" if len(digits) == 1 else f"^{{{digits}}}"
-
-
-def _without_pictures(text: str) -> str:
+    text = _UNDERSCORES.sub(r"\1", _STARS.sub(r"\1", text)).strip()
     start, end = 0, len(text)
     while end > start and (_is_picture(text[end - 1]) or text[end - 1] in _JOINERS or text[end - 1] == " "):
         end -= 1

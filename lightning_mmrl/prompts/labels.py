@@ -80,10 +80,24 @@ class LabelMatcher:
 
     def __post_init__(self) -> None:
         labels = tuple(self.labels)
+        if not labels:
+            raise ConfigError("labels is empty; give at least one label")
         synonyms = emotion_synonyms(labels) if self.synonyms is None else dict(self.synonyms)
         object.__setattr__(self, "labels", labels)
         object.__setattr__(self, "synonyms", synonyms)
-        object.__setattr__(self, "_lookup", _lookup(labels, synonyms))
+        lookup: dict[str, str] = {}
+        for word, label in [*((label, label) for label in labels), *synonyms.items()]:
+            if label not in labels:
+                raise ConfigError(f"synonyms.{word} is {label!r}, which is not one of the labels {list(labels)}")
+            key = normalized(word)
+            if is_blank(key):
+                raise ConfigError(
+                    f"label {word!r} has no letter, digit or symbol to be told by; name the class in words"
+                )
+            if key in lookup:
+                raise ConfigError(f"{word!r} of {label!r} reads like a word of {lookup[key]!r}; remove one of them")
+            lookup[key] = label
+        object.__setattr__(self, "_lookup", lookup)
         longest = max(len(word) for word in (*labels, *synonyms))
         object.__setattr__(self, "_limit", max(self.max_characters, longest + ROOM))
 
@@ -160,19 +174,3 @@ def is_blank(text: str) -> bool:
 
 def _trimmed(character: str) -> bool:
     return character == " " or (unicodedata.category(character).startswith("P") and character not in "?\u00bf")
-
-
-def _lookup(labels: tuple[str, ...], synonyms: Mapping[str, str]) -> dict[str, str]:
-    if not labels:
-        raise ConfigError("labels is empty; give at least one label")
-    lookup: dict[str, str] = {}
-    for word, label in [*((label, label) for label in labels), *synonyms.items()]:
-        if label not in labels:
-            raise ConfigError(f"synonyms.{word} is {label!r}, which is not one of the labels {list(labels)}")
-        key = normalized(word)
-        if is_blank(key):
-            raise ConfigError(f"label {word!r} has no letter, digit or symbol to be told by; name the class in words")
-        if key in lookup:
-            raise ConfigError(f"{word!r} of {label!r} reads like a word of {lookup[key]!r}; remove one of them")
-        lookup[key] = label
-    return lookup

@@ -49,9 +49,14 @@ def scan(text: str) -> ScannedAnswer:
     >>> scan("<think>+</think><answer>angry</answer>").problem
     'empty thought'
     """
-    problem = _problem(text)
+    problem, answer = _problem(text), _only_pair(text, ANSWER_OPEN, ANSWER_CLOSE)
+    rest = text[text.find(ANSWER_CLOSE) :]
+    closed, opened = rest.find(THINK_CLOSE), rest.find(THINK_OPEN)
+    inside_thought = closed >= 0 and not 0 <= opened < closed
+    if answer is not None and (inside_thought or THINK_OPEN in answer or THINK_CLOSE in answer):
+        answer = None
     return ScannedAnswer(
-        think=_only_pair(text, THINK_OPEN, THINK_CLOSE), answer=_answer(text), valid=problem is None, problem=problem
+        think=_only_pair(text, THINK_OPEN, THINK_CLOSE), answer=answer, valid=problem is None, problem=problem
     )
 
 
@@ -85,13 +90,3 @@ def _only_pair(text: str, opening: str, closing: str) -> str | None:
         return None
     start, end = text.find(opening) + len(opening), text.find(closing)
     return text[start:end].strip() if start <= end else None
-
-
-def _answer(text: str) -> str | None:
-    answer = _only_pair(text, ANSWER_OPEN, ANSWER_CLOSE)
-    if answer is None or THINK_OPEN in answer or THINK_CLOSE in answer:
-        return None
-    rest = text[text.find(ANSWER_CLOSE) :]
-    closed, opened = rest.find(THINK_CLOSE), rest.find(THINK_OPEN)
-    inside_thought = closed >= 0 and not 0 <= opened < closed
-    return None if inside_thought else answer

@@ -62,7 +62,18 @@ class Wheel:
             ConfigError: The file cannot be read or an entry is unusable; the message names line or key, value and fix.
         """
         path = Path(path)
-        entries = _entries(path)
+        if path.suffix not in SUFFIXES:
+            raise ConfigError(f"wheel {path} has the suffix {path.suffix!r}; it must be {', '.join(SUFFIXES)}")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"wheel {path} cannot be read ({error.strerror}); name a file by wheel") from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"wheel {path} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
+        try:
+            entries = _from_json(text, path) if path.suffix == ".json" else _from_yaml(text, path)
+        except RecursionError as error:
+            raise ConfigError(f"wheel {path} is nested too deeply; {FIX}") from error
         if not entries:
             raise ConfigError(f"wheel {path} has no labels; {FIX}")
         _checked(entries)
@@ -92,21 +103,6 @@ def _checked(entries: Iterable[tuple[str, Any, str]]) -> dict[str, frozenset[str
     return found
 
 
-def _entries(path: Path) -> list[tuple[str, Any, str]]:
-    if path.suffix not in SUFFIXES:
-        raise ConfigError(f"wheel {path} has the suffix {path.suffix!r}; it must be {', '.join(SUFFIXES)}")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"wheel {path} cannot be read ({error.strerror}); name a file by wheel") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"wheel {path} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
-    try:
-        return _from_json(text, path) if path.suffix == ".json" else _from_yaml(text, path)
-    except RecursionError as error:
-        raise ConfigError(f"wheel {path} is nested too deeply; {FIX}") from error
-
-
 def _from_json(text: str, path: Path) -> list[tuple[str, Any, str]]:
     try:
         pairs = json.loads(text, object_pairs_hook=list)
@@ -130,18 +126,12 @@ def _from_yaml(text: str, path: Path) -> list[tuple[str, Any, str]]:
         return []
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError(f"{place} holds a {root.tag.rpartition(':')[2]}; {FIX}")
-    return [
-        (
-            key.value if isinstance(key, yaml.ScalarNode) else "",
-            _plain(groups),
-            f"{place} line {key.start_mark.line + 1}",
-        )
-        for key, groups in root.value
-    ]
-
-
-def _plain(node: yaml.Node) -> Any:
-    """The text of a scalar or the texts of a sequence; None for any other node, which is refused later."""
-    if isinstance(node, yaml.SequenceNode):
-        return [_plain(each) if isinstance(each, yaml.ScalarNode) else None for each in node.value]
-    return node.value if isinstance(node, yaml.ScalarNode) else None
+    entries: list[tuple[str, Any, str]] = []
+    for key, groups in root.value:
+        word = key.value if isinstance(key, yaml.ScalarNode) else ""
+        # None stands for a node that is neither a text nor a list of texts; it is refused later.
+        plain = groups.value if isinstance(groups, yaml.ScalarNode) else None
+        if isinstance(groups, yaml.SequenceNode):
+            plain = [each.value if isinstance(each, yaml.ScalarNode) else None for each in groups.value]
+        entries.append((word, plain, f"{place} line {key.start_mark.line + 1}"))
+    return entries

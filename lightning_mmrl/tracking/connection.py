@@ -137,32 +137,22 @@ def _connect_sqlite(tracking_uri: str, experiment: str, run_id: str | None) -> C
         )
     with explained(uri):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _require_lock_file(path)
+        if not path.with_name(f"{path.name}.lock").exists():
+            # If its creation fails with ENOENT, as in /proc, FileLock assumes that another process works there, and
+            # waits.
+            try:
+                tempfile.TemporaryFile(dir=path.parent).close()
+            except OSError as error:
+                raise ConfigError(
+                    f"tracking_uri={uri!r}: no lock file can be made in {path.parent} ({error.strerror or error}); "
+                    "choose a database in a folder that you can write to"
+                ) from error
         with FileLock(f"{path}.lock", timeout=_LOCK_TIMEOUT_S):
             with closing(sqlite3.connect(path)) as database:
                 # Fails at once on a file that is no database; SQLAlchemy under MLflow would try for minutes.
                 database.execute("PRAGMA schema_version")
             _bring_up_to_date(path)
             return _opened(uri, uri, experiment, run_id, artifacts=path.parent / "mlartifacts")
-
-
-def _require_lock_file(path: Path) -> None:
-    """Checks that a lock file can be created in the folder of a database.
-
-    If its creation fails with ENOENT, as in /proc, FileLock assumes that another process is working there, and waits.
-
-    Raises:
-        ConfigError: No file can be created in the folder.
-    """
-    if path.with_name(f"{path.name}.lock").exists():
-        return
-    try:
-        tempfile.TemporaryFile(dir=path.parent).close()
-    except OSError as error:
-        raise ConfigError(
-            f"tracking_uri='sqlite:///{path}': no lock file can be made in {path.parent} "
-            f"({error.strerror or error}); choose a database in a folder that you can write to"
-        ) from error
 
 
 @contextmanager
@@ -203,8 +193,9 @@ def _bring_up_to_date(path: Path) -> None:
         engine.dispose()
         if revision is None or revision == database._get_latest_schema_revision():
             return
-        _copy_database(path, path.with_name(f"{path.name}.before-upgrade"))
-        _copy_database(path, partial)
+        for copy in (path.with_name(f"{path.name}.before-upgrade"), partial):
+            with closing(sqlite3.connect(path)) as reader, closing(sqlite3.connect(copy)) as writer:
+                reader.backup(writer)
     engine = database.create_sqlalchemy_engine(f"sqlite:///{partial}")
     try:
         (database._initialize_tables if is_new else database._upgrade_db)(engine)
@@ -214,11 +205,6 @@ def _bring_up_to_date(path: Path) -> None:
     finally:
         engine.dispose()
     os.replace(partial, path)
-
-
-def _copy_database(source: Path, target: Path) -> None:
-    with closing(sqlite3.connect(source)) as reader, closing(sqlite3.connect(target)) as writer:
-        reader.backup(writer)
 
 
 def _open_client(address: str) -> "MlflowClient":

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -61,13 +60,17 @@ def leftovers(spool: Path, runs: Collection[str] | None = None) -> list[Leftover
         journal = Journal(spool / f"{run_id}.jsonl")
         pending, rejected = journal.pending(), journal.rejected()
         if pending or rejected:
+            points = [
+                sum(len(entry.payload["points"]) for entry in entries if entry.operation == "metrics")
+                for entries in (pending, [entry for entry, _ in rejected])
+            ]
             found.append(
                 Leftover(
                     run_id=run_id,
                     pending=len(pending),
-                    pending_points=_points(pending),
+                    pending_points=points[0],
                     rejected=len(rejected),
-                    rejected_points=_points([entry for entry, _ in rejected]),
+                    rejected_points=points[1],
                     reason=rejected[-1][1] if rejected else None,
                 )
             )
@@ -143,8 +146,3 @@ def _send(journal: Journal, deliver: Callable[[Entry], None]) -> Counter[str]:
         kept += [(dataclasses.replace(part, late=entry.late), redact(error)) for part, error in refused]
     journal.keep_rejected(kept)
     return sent
-
-
-def _points(entries: list[Entry]) -> int:
-    payloads: list[Any] = [entry.payload for entry in entries if entry.operation == "metrics"]
-    return sum(len(payload["points"]) for payload in payloads)

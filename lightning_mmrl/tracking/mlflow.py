@@ -132,7 +132,7 @@ class MlflowTracker:
             except (MlflowException, NoAnswerError) as error:
                 _log.warning("The tracking server failed (%s); run %s goes on.", redact(error), run_id)
         run = MlflowRun(run_id, self._spool)
-        run.resume()
+        self._spool.submit(Entry(run_id=run_id, operation="status", payload={"status": "RUNNING"}))
         run.set_tags(tags if parent_id is None else {**tags, PARENT_TAG: parent_id})
         return run
 
@@ -150,7 +150,12 @@ class MlflowRun:
         Values that are not finite numbers are left out, because MLflow would plot infinity as 1.8e308. The metric
         `tracking/non_finite` counts them.
         """
-        values = {clean_key(key): _as_float(value) for key, value in metrics.items()}
+        values = {}
+        for key, value in metrics.items():
+            try:
+                values[clean_key(key)] = float(value)
+            except (TypeError, ValueError):
+                values[clean_key(key)] = math.nan
         finite = {key: value for key, value in values.items() if math.isfinite(value)}
         if len(finite) < len(values):
             finite[NON_FINITE_KEY] = float(len(values) - len(finite))
@@ -183,10 +188,6 @@ class MlflowRun:
         }
         self._submit("dataset", payload)
 
-    def resume(self) -> None:
-        """Shows the run as RUNNING again."""
-        self._submit("status", {"status": "RUNNING"})
-
     def finish(self, status: RunStatus) -> None:
         self._submit("status", {"status": status, "time_ms": _now_ms()})
 
@@ -208,13 +209,6 @@ def clean_key(key: str) -> str:
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-def _as_float(value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return math.nan
 
 
 def _clean_tags(tags: Mapping[str, str]) -> dict[str, str]:

@@ -135,7 +135,13 @@ class Spool:
         """Drains the queue until the spool is closed."""
         last_turn = False
         while not last_turn:
-            batch, last_turn = self._take()
+            with self._changed:  # waits for entries, the next attempt or `close`
+                if not self._pending and not self._closing:
+                    wait_s = max(self._next_attempt - time.monotonic(), 0.0) if self._journals else None
+                    self._changed.wait(wait_s)
+                batch, last_turn = list(self._pending), self._closing
+                self._pending.clear()
+                self._in_flight = batch
             try:
                 self._turn(batch, last_turn)
             except Exception as error:  # e.g. of the local disk: keep the entries in memory, and try again
@@ -159,17 +165,6 @@ class Spool:
                 self._replay()
         if not self._journals:
             self._notices.well()
-
-    def _take(self) -> tuple[list[Entry], bool]:
-        """Waits for entries, the next attempt or `close`; returns the entries and whether the spool is closing."""
-        with self._changed:
-            if not self._pending and not self._closing:
-                wait_s = max(self._next_attempt - time.monotonic(), 0.0) if self._journals else None
-                self._changed.wait(wait_s)
-            batch = list(self._pending)
-            self._pending.clear()
-            self._in_flight = batch
-            return batch, self._closing
 
     def _send(self, batch: Sequence[Entry]) -> list[Entry]:
         """Delivers a batch from memory, and returns each run's entries from its first failure on."""

@@ -58,14 +58,11 @@ def absolute_sqlite(uri: str) -> str:
 def spool_folder(config: RunSettings, uri: str) -> Path:
     """The folder where a store's entries wait; they never go to another store, whatever the credentials."""
     spools = Path(config.output_dir) / SPOOL
-    folder, with_credentials = (spools / _name(each) for each in (redact_addresses(uri), uri))
+    places = [absolute_sqlite(each) for each in (redact_addresses(uri), uri)]
+    folder, with_credentials = (spools / hashlib.sha256(place.encode()).hexdigest()[:12] for place in places)
     if with_credentials.is_dir() and not folder.exists():
         with_credentials.rename(folder)
     return folder
-
-
-def _name(uri: str) -> str:
-    return hashlib.sha256(absolute_sqlite(uri).encode()).hexdigest()[:12]
 
 
 def deliver_leftovers(config: RunSettings, say: Callable[[str], object]) -> None:

@@ -36,10 +36,10 @@ class ConsoleMonitor:
         for item in left_out[:3]:
             self.console.say(f"  {item.sample_id}: {item.reason}")
         rows = [json.dumps({"manifest": manifest, **asdict(item)}) for item in left_out]
-        known = map(_without_reason, self.path.read_text(encoding="utf-8").splitlines()) if self.path.exists() else ()
-        new = {_without_reason(row): row for row in rows}
+        known = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        new = {row.partition(_REASON)[0]: row for row in rows}
         for old in known:
-            new.pop(old, None)
+            new.pop(old.partition(_REASON)[0], None)
         with dispensable(f"lists of left-out samples ({self.path.name})", self.path.parent):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
@@ -59,8 +59,5 @@ class ConsoleMonitor:
 
 
 _MAX_WARNINGS = 10
-
-
-def _without_reason(row: str) -> str:
-    """The part of a quarantine line that names manifest and sample; quotes within a text are escaped."""
-    return row.partition(', "reason": ')[0]
+_REASON = ', "reason": '
+"""Follows the part of a quarantine line that names manifest and sample; quotes within a text are escaped."""

@@ -124,10 +124,17 @@ def _built(values: Any, folder: Path) -> Metadata:
     held = sum((folder / name).stat().st_size for name in {part.relative_path for part in places.values()})
     if sum(tensor.size.numel() * tensor.properties.dtype.itemsize for tensor in built.values()) > held:
         raise ValueError("its tensors are larger than the files of its parts")
+    storage: dict[MetadataIndex, _StorageInfo] = {}
+    for at, part in places.items():
+        if vars(part).get("transform_descriptors"):
+            raise ValueError("its parts are transformed, which no state of this program is")
+        offset = None if at.offset is None else _size(at.offset)
+        place = _StorageInfo(relative_path=part.relative_path, offset=int(part.offset), length=int(part.length))
+        storage[MetadataIndex(fqn=str(at.fqn), offset=offset, index=at.index)] = place
     return Metadata(
         state_dict_metadata=built,  # type: ignore[arg-type]
         planner_data={name: tuple(paths[name]) for name in built},
-        storage_data=dict(_placed(at, part) for at, part in places.items()),
+        storage_data=storage,
     )
 
 
@@ -144,11 +151,3 @@ def _size(values: Any) -> torch.Size:
     if any(each < 0 for each in size):
         raise ValueError(f"it has the size {tuple(size)}")
     return size
-
-
-def _placed(at: Any, part: Any) -> tuple[MetadataIndex, _StorageInfo]:
-    if vars(part).get("transform_descriptors"):
-        raise ValueError("its parts are transformed, which no state of this program is")
-    offset = None if at.offset is None else _size(at.offset)
-    place = _StorageInfo(relative_path=part.relative_path, offset=int(part.offset), length=int(part.length))
-    return MetadataIndex(fqn=str(at.fqn), offset=offset, index=at.index), place

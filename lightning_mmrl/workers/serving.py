@@ -123,7 +123,10 @@ def serve(connection: Connection, payload: bytes, limits: Limits, packages: Mapp
             connection.send(Announced(what))
 
     _listeners[:] = [tell]
-    _limit_memory(limits.memory_bytes)
+    if limits.memory_bytes is not None and sys.platform == "linux":
+        held_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        wanted, (_, most) = held_bytes + limits.memory_bytes, resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (wanted if most == resource.RLIM_INFINITY else min(wanted, most), most))
     if limits.processor_s is not None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a call that is ended on purpose needs no core dump
         _processor_s[:] = [limits.processor_s]
@@ -231,15 +234,6 @@ def _report(connection: Connection, outcome: CallResult) -> None:
     connection.send(Parcel(content, tuple(view.nbytes for view in views)))
     for view in views:
         connection.send_bytes(view)
-
-
-def _limit_memory(extra_bytes: int | None) -> None:
-    if extra_bytes is None or sys.platform != "linux":
-        return
-    held_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    _, most = resource.getrlimit(resource.RLIMIT_AS)
-    wanted = held_bytes + extra_bytes
-    resource.setrlimit(resource.RLIMIT_AS, (wanted if most == resource.RLIM_INFINITY else min(wanted, most), most))
 
 
 def _exit_with_parent() -> None:
