@@ -86,7 +86,8 @@ class Canary:
         return largest
 
     def _compare_logprobs(self, engine: RolloutEngine, policy: Policy, prompts: PromptBatch, bound: float) -> float:
-        rollout = engine.generate(prompts, group_size=1, seeds=_seeds(prompts), max_new_tokens=self.max_new_tokens)
+        seeds = [[row] for row in range(len(prompts.samples))]
+        rollout = engine.generate(prompts, group_size=1, seeds=seeds, max_new_tokens=self.max_new_tokens)
         gaps = (_scored(policy, prompts, rollout) - rollout.sampler_logprobs).abs().amax(-1)
         worst = int(gaps.nan_to_num(torch.inf).argmax())
         gap = float(gaps[worst])
@@ -101,21 +102,21 @@ class Canary:
         self, engine: RolloutEngine, trainer: RolloutEngine, policy: Policy, prompts: PromptBatch, bound: float
     ) -> None:
         """Greedy tokens may first differ only where the trainer finds both equally likely, within twice the bound."""
-        limit, seeds = self.max_new_tokens, _seeds(prompts)
+        limit, seeds = self.max_new_tokens, [[row] for row in range(len(prompts.samples))]
         theirs = engine.generate(prompts, group_size=1, seeds=seeds, greedy=True, max_new_tokens=limit)
         own = trainer.generate(prompts, group_size=1, seeds=seeds, greedy=True, max_new_tokens=limit)
         scored = _scored(policy, prompts, theirs)
         for row in range(len(prompts.samples)):
-            pairs = zip(_tokens(own, row), _tokens(theirs, row), strict=False)
-            place = next((place for place, (wanted, got) in enumerate(pairs) if wanted != got), None)
+            wanted, got = (each.completion_ids[row][each.completion_mask[row]].tolist() for each in (own, theirs))
+            pairs = zip(wanted, got, strict=False)
+            place = next((place for place, (first, second) in enumerate(pairs) if first != second), None)
             if place is None:
                 continue
             gap = float(own.sampler_logprobs[row, place] - scored[row, place])
             if gap > 2 * bound:
                 raise RolloutError(
-                    f"the engine's greedy token {place + 1} for sample {_named(prompts, row)} is "
-                    f"{_tokens(theirs, row)[place]}, the trainer's {_tokens(own, row)[place]} is {gap:.3g} nats "
-                    "likelier"
+                    f"the engine's greedy token {place + 1} for sample {_named(prompts, row)} is {got[place]}, the "
+                    f"trainer's {wanted[place]} is {gap:.3g} nats likelier"
                 )
 
 
@@ -154,14 +155,6 @@ def _scored(policy: Policy, prompts: PromptBatch, rollout: Rollout) -> Float[Ten
     """The trainer's log-probabilities of an engine's samples, one completion per prompt."""
     ids, mask = rollout.completion_ids, rollout.completion_mask
     return policy(ScoringBatch(prompts=prompts, completion_ids=ids, completion_mask=mask, group_size=1)).logprobs
-
-
-def _tokens(rollout: Rollout, row: int) -> list[int]:
-    return rollout.completion_ids[row][rollout.completion_mask[row]].tolist()
-
-
-def _seeds(prompts: PromptBatch) -> list[list[int]]:
-    return [[row] for row in range(len(prompts.samples))]
 
 
 def _named(prompts: PromptBatch, row: int) -> str:

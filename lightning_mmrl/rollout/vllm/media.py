@@ -34,13 +34,3 @@ def media_items(prompt: EnginePrompt, processor: Any) -> tuple[Any, dict[str, li
     for item in (item for kind in items for item in items[kind]):
         item[POSITIONS] = positions
     return items, hashes
-
-
-def sparse_places(prompt: EnginePrompt) -> dict[str, list[Any]]:
-    """The places of the media for vLLM, with the tokens between their placeholders masked out."""
-    from vllm.multimodal.inputs import PlaceholderRange
-
-    return {
-        kind: [PlaceholderRange(offset=span.offset, length=len(span.mask), is_embed=span.mask) for span in spans]
-        for kind, spans in prompt.spans.items()
-    }
