@@ -167,7 +167,7 @@ class _SharedCache:
         self._buckets = buckets
         self._owner = [prompt for prompt in range(num_prompts) for _ in range(group_size)]
         self._alone = group_size == 1
-        self._own: list[Tensor] = []
+        self._own: list[Tensor] = []  # by layer, the rows' own keys and values [2, R, K, C, d]
         self._length = 0
         self._plan: _Plan | None = None
 
@@ -190,7 +190,13 @@ class _SharedCache:
         parts = [bucket.attend(layer, rows, scale) for bucket, rows in asking]
         attended = PartialAttention(*(self._plan.join(part) for part in zip(*parts, strict=True)))
         if not self._alone:
-            own = attend_block(query.unsqueeze(2), *self._store(layer, key, value), causal=False, scale=scale)
+            if layer == len(self._own):
+                self._own.append(key.new_empty(2, *key.shape[:2], OWN_TOKENS, key.shape[2]))
+            if self._own[layer].shape[3] < self._length:
+                self._own[layer] = torch.cat([self._own[layer], torch.empty_like(self._own[layer])], dim=3)
+            keys, values = self._own[layer][:, :, :, : self._length]
+            keys[:, :, -1], values[:, :, -1] = key, value
+            own = attend_block(query.unsqueeze(2), keys, values, causal=False, scale=scale)
             attended = merge(PartialAttention(own.output.squeeze(2), own.logsumexp.squeeze(2)), attended)
         return attended.output.to(query.dtype)
 
@@ -206,17 +212,6 @@ class _SharedCache:
             if slots:
                 buckets.append(bucket)
         self._buckets = buckets
-
-    def _store(self, layer: int, key: Float[Tensor, "R K d"], value: Float[Tensor, "R K d"]) -> Tensor:
-        """Appends a token to the rows' own keys and values [2, R, K, C, d] of a layer."""
-        step = self._length - 1
-        if layer == len(self._own):
-            self._own.append(key.new_empty(2, *key.shape[:2], OWN_TOKENS, key.shape[2]))
-        if self._own[layer].shape[3] == step:
-            self._own[layer] = torch.cat([self._own[layer], torch.empty_like(self._own[layer])], dim=3)
-        own = self._own[layer]
-        own[0, :, :, step], own[1, :, :, step] = key, value
-        return own[:, :, :, : step + 1]
 
 
 class _Plan(NamedTuple):

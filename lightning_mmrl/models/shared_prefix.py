@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -73,12 +73,6 @@ def attention_forward(
 
 AttentionInterface.register(ATTENTION, attention_forward)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)
-
-
-def install(text_model: nn.Module) -> None:
-    """Makes a text model's attention take layouts. Set it once: recomputation in backward needs the same function."""
-    assert isinstance(text_model, PreTrainedModel)
-    text_model.set_attn_implementation(ATTENTION)
 
 
 def layout_arguments(layout: AttentionLayout, device: torch.device) -> dict[str, Any]:

@@ -6,8 +6,7 @@ log-probabilities of engine and trainer. The last one shows as no difference bet
 media.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -75,14 +74,20 @@ class Canary:
             RolloutError: The engine samples other tokens, gives them other log-probabilities, or ignores media.
         """
         prompts = prompts.select(list(range(min(self.num_prompts, len(prompts.samples)))))
-        with _set_aside(policy):
-            bound = (
-                TOLERANCES.get(next(policy.parameters()).dtype, COARSE) if self.tolerance is None else self.tolerance
-            )
+        usual = TOLERANCES.get(next(policy.parameters()).dtype, COARSE)
+        bound = usual if self.tolerance is None else self.tolerance
+        # Without dropout; afterwards mode and counters are as before.
+        training, media = policy.training, policy.media
+        before = media.tower_prompts, media.cache_hits
+        policy.eval()
+        try:
             largest = self._compare_logprobs(engine, policy, prompts, bound)
             self._compare_tokens(engine, trainer, policy, prompts, bound)
             for kind in INPUTS:
                 _require_sense(engine, kind, prompts)
+        finally:
+            policy.train(training)
+            media.tower_prompts, media.cache_hits = before
         return largest
 
     def _compare_logprobs(self, engine: RolloutEngine, policy: Policy, prompts: PromptBatch, bound: float) -> float:
@@ -161,16 +166,3 @@ def _named(prompts: PromptBatch, row: int) -> str:
     """The name of a sample and the kinds of its media, for messages."""
     kinds = [kind for kind, key in INPUTS.items() if prompts.select([row]).media.counts.get(key)]
     return f"{prompts.samples[row].id} ({' and '.join(kinds) or 'text'})"
-
-
-@contextmanager
-def _set_aside(policy: Policy) -> Iterator[None]:
-    """The policy without dropout; afterwards its mode and its counters are as before."""
-    training, media = policy.training, policy.media
-    before = media.tower_prompts, media.cache_hits
-    policy.eval()
-    try:
-        yield
-    finally:
-        policy.train(training)
-        media.tower_prompts, media.cache_hits = before
