@@ -70,19 +70,15 @@ class Adapter:
             for parameter, requires_grad in trained:
                 parameter.requires_grad_(requires_grad)
 
-    def merged(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def merging(self, state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """The state of the plain model, with W + (alpha / r) B A in the place of every adapted weight W.
 
-        Sums are computed in float32 at least and kept in the dtype of W; nothing else is copied, and neither `state`
-        nor the model changes.
+        Names and weights come one at a time; each one of `state` is read once, in its order. Sums are computed in
+        float32 at least and kept in the dtype of W; nothing else is copied, and neither `state` nor the model changes.
 
         Args:
             state: All weights of the adapted model, its own or gathered from ranks.
         """
-        return dict(self.merging(state))
-
-    def merging(self, state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Names and weights of `merged`, one at a time; each one of `state` is read once, in its order."""
         for key in state:
             layer, adapted, rest = key.rpartition(".base_layer.")
             if adapted and rest == "weight":
@@ -101,7 +97,7 @@ class Adapter:
 
         Args:
             directory: The folder; it is created.
-            state: As for `merged`.
+            state: As for `merging`.
             base: Hub id or folder of the model that the adapter belongs to.
         """
         from peft import get_peft_model_state_dict

@@ -22,7 +22,8 @@ from lightning_mmrl.models.families.media_keys import (
     VIDEO_SECONDS,
 )
 from lightning_mmrl.models.families.places import Waiting, next_medium
-from lightning_mmrl.models.positions import Span
+from lightning_mmrl.models.positions import MediaLayout, Span
+from lightning_mmrl.settings.model import PositionRule
 from lightning_mmrl.types.batches import MediaInputs
 from lightning_mmrl.types.media import DecodedImage, DecodedVideo
 from lightning_mmrl.types.records import MediaKind
@@ -32,6 +33,11 @@ _PIXELS = {IMAGE_GRID: IMAGE_PIXELS, VIDEO_GRID: VIDEO_PIXELS}
 
 CHANNEL_AXIS = "channels_last"
 """Axis order of decoded pictures; a processor that is not told takes 3 rows for the three colors."""
+
+
+def patch_layout(config: Any, rule: PositionRule) -> MediaLayout:
+    """One position per temporal patch, whatever its duration."""
+    return MediaLayout(rule=rule, merge_size=config.vision_config.spatial_merge_size)
 
 
 @dataclass(frozen=True)

@@ -136,21 +136,18 @@ class ServerHost:
         finally:
             if self._world_size > 1:
                 stream.finish()  # the others wait for each tensor
-        self._reset_prefix_cache()
-        call("POST", "/reset_mm_cache")
-        call("POST", "/reset_encoder_cache")
-        call("POST", "/update_weight_version", {"new_version": label})
-
-    def _reset_prefix_cache(self) -> None:
-        """Empties the cache; requests whose client has just left may hold blocks for a moment."""
+        # Requests whose client has just left may hold blocks of the cache for a moment.
         deadline = time.monotonic() + self._settings.timeout_s
-        while not self._client.call("POST", "/reset_prefix_cache")["success"]:
+        while not call("POST", "/reset_prefix_cache")["success"]:
             if time.monotonic() > deadline:
                 raise RolloutError(
                     f"the vLLM server at {self._client.url} cannot empty its prefix cache: requests of others keep it "
                     "busy; a server takes one run"
                 )
             time.sleep(0.2)
+        call("POST", "/reset_mm_cache")
+        call("POST", "/reset_encoder_cache")
+        call("POST", "/update_weight_version", {"new_version": label})
 
     def sample(self, requests: Sequence[SamplingRequest], poll: Callable[[], None]) -> list[list[Sampled]]:
         """Samples; the completions of one prompt are one request, and vLLM counts up from its first seed."""
