@@ -10,7 +10,7 @@ Only this module imports peft, and only with the first adapter: the import takes
 import copy
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -70,19 +70,15 @@ class Adapter:
             for parameter, requires_grad in trained:
                 parameter.requires_grad_(requires_grad)
 
-    def merged(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def merging(self, state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """The state of the plain model, with W + (alpha / r) B A in the place of every adapted weight W.
 
-        Sums are computed in float32 at least and kept in the dtype of W; nothing else is copied, and neither `state`
-        nor the model changes.
+        Names and weights come one at a time; each one of `state` is read once, in its order. Sums are computed in
+        float32 at least and kept in the dtype of W; nothing else is copied, and neither `state` nor the model changes.
 
         Args:
             state: All weights of the adapted model, its own or gathered from ranks.
         """
-        return dict(self.merging(state))
-
-    def merging(self, state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Names and weights of `merged`, one at a time; each one of `state` is read once, in its order."""
         for key in state:
             layer, adapted, rest = key.rpartition(".base_layer.")
             if adapted and rest == "weight":
@@ -101,7 +97,7 @@ class Adapter:
 
         Args:
             directory: The folder; it is created.
-            state: As for `merged`.
+            state: As for `merging`.
             base: Hub id or folder of the model that the adapter belongs to.
         """
         from peft import get_peft_model_state_dict
@@ -171,7 +167,7 @@ def chosen_layers(
             if _ends_with(name, ending) or _ends_with(_without_numbers(name), ending)
         }
         if not found:
-            raise _matches_nothing(f"{key}.targets", target, _words(known, settings.groups), linear)
+            raise _matches_nothing(key, target, known, settings, linear)
         chosen |= found
     for group, names in groups.items():
         if chosen.isdisjoint(names):
@@ -193,14 +189,7 @@ def check_targets(known: LinearLayers, settings: AdapterSettings, key: str) -> N
     for target in settings.wanted:
         plain = _without_numbers(target)
         if target not in kinds and not any(_ends_with(plain, each) or _ends_with(each, plain) for each in endings):
-            raise _matches_nothing(f"{key}.targets", target, _words(known, settings.groups))
-
-
-def _words(known: LinearLayers, groups: Iterable[str]) -> list[str]:
-    """Kinds, and the last words of endings."""
-    kinds = [kind for group in groups for kind in known[group]]
-    last = [ending.rpartition(".")[2] for group in groups for ending in _endings(known[group], ALL_LAYERS)]
-    return list(dict.fromkeys([ALL_LAYERS, *kinds, *last]))
+            raise _matches_nothing(key, target, known, settings)
 
 
 def _endings(kinds: Mapping[str, Sequence[str]], target: str) -> Sequence[str]:
@@ -222,7 +211,13 @@ def _without_numbers(name: str) -> str:
     return re.sub(r"\.\d+(?=\.|$)", "", name)
 
 
-def _matches_nothing(key: str, target: str, words: Sequence[str], names: Sequence[str] = ()) -> ConfigError:
+def _matches_nothing(
+    key: str, target: str, known: LinearLayers, settings: AdapterSettings, names: Sequence[str] = ()
+) -> ConfigError:
+    """The error for a target without a layer; it offers kinds, the last words of endings, and the given names."""
+    chosen = [known[group] for group in settings.groups]
+    last = [ending.rpartition(".")[2] for kinds in chosen for ending in _endings(kinds, ALL_LAYERS)]
+    words = list(dict.fromkeys([ALL_LAYERS, *(kind for kinds in chosen for kind in kinds), *last]))
     close = difflib.get_close_matches(target, [*words, *names], n=1, cutoff=0.6)
     hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(words)}"
-    return ConfigError(f"{key} is {target!r}, which is no linear layer of these groups; {hint}")
+    return ConfigError(f"{key}.targets is {target!r}, which is no linear layer of these groups; {hint}")

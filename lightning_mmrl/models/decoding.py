@@ -1,7 +1,7 @@
 """Token-by-token decoding of N = B * G rows over B prompts; each prompt is computed and kept once."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -51,10 +51,24 @@ class SharedDecoding:
     def __init__(self, policy: Policy, prompts: PromptBatch, group_size: int) -> None:
         self._policy = policy
         lengths = prompts.prompt_mask.sum(-1).tolist()
-        chunks = _chunks(lengths, PREFILL_TOKENS)
-        states, buckets = zip(*(self._prefill(prompts.select(chunk), chunk) for chunk in chunks), strict=True)
-        order = torch.tensor([row for chunk in chunks for row in chunk]).argsort().to(prompts.input_ids.device)
-        self._cache = _SharedCache([bucket for some in buckets for bucket in some], len(lengths), group_size)
+        rows: list[int] = []
+        states: list[Float[Tensor, "b D"]] = []
+        buckets: list[_Bucket] = []
+        for chunk in _chunks(lengths, PREFILL_TOKENS):
+            chosen = prompts.select(chunk)
+            mask = chosen.prompt_mask
+            layout = _PrefillLayout(chunk, mask.sum(-1).tolist(), mask.device)
+            hidden = policy.text_states(
+                chosen.input_ids[mask][None],
+                chosen.position_ids[:, mask][:, None],
+                features=policy.media.features(chosen),
+                attention=layout_arguments(layout, mask.device),
+            )
+            states.append(hidden[0, layout.last])
+            buckets += layout.buckets
+            rows += chunk
+        order = torch.tensor(rows).argsort().to(prompts.input_ids.device)
+        self._cache = _SharedCache(buckets, len(lengths), group_size)
         self._position = prompts.next_position.repeat_interleave(group_size)
         self.states = torch.cat(states)[order].repeat_interleave(group_size, dim=0)
 
@@ -70,17 +84,6 @@ class SharedDecoding:
         """Drops the own keys of rows that ended, and prompts that no row needs."""
         self._cache.keep(rows)
         self._position, self.states = self._position[rows], self.states[rows]
-
-    def _prefill(self, prompts: PromptBatch, rows: list[int]) -> tuple[Float[Tensor, "b D"], list["_Bucket"]]:
-        mask = prompts.prompt_mask
-        layout = _PrefillLayout(rows, mask.sum(-1).tolist(), mask.device)
-        hidden = self._policy.text_states(
-            prompts.input_ids[mask][None],
-            prompts.position_ids[:, mask][:, None],
-            features=self._policy.media.features(prompts),
-            attention=layout_arguments(layout, mask.device),
-        )
-        return hidden[0, layout.last], layout.buckets
 
 
 class _Bucket:
@@ -164,7 +167,7 @@ class _SharedCache:
         self._buckets = buckets
         self._owner = [prompt for prompt in range(num_prompts) for _ in range(group_size)]
         self._alone = group_size == 1
-        self._own: list[Tensor] = []
+        self._own: list[Tensor] = []  # by layer, the rows' own keys and values [2, R, K, C, d]
         self._length = 0
         self._plan: _Plan | None = None
 
@@ -187,7 +190,13 @@ class _SharedCache:
         parts = [bucket.attend(layer, rows, scale) for bucket, rows in asking]
         attended = PartialAttention(*(self._plan.join(part) for part in zip(*parts, strict=True)))
         if not self._alone:
-            own = attend_block(query.unsqueeze(2), *self._store(layer, key, value), causal=False, scale=scale)
+            if layer == len(self._own):
+                self._own.append(key.new_empty(2, *key.shape[:2], OWN_TOKENS, key.shape[2]))
+            if self._own[layer].shape[3] < self._length:
+                self._own[layer] = torch.cat([self._own[layer], torch.empty_like(self._own[layer])], dim=3)
+            keys, values = self._own[layer][:, :, :, : self._length]
+            keys[:, :, -1], values[:, :, -1] = key, value
+            own = attend_block(query.unsqueeze(2), keys, values, causal=False, scale=scale)
             attended = merge(PartialAttention(own.output.squeeze(2), own.logsumexp.squeeze(2)), attended)
         return attended.output.to(query.dtype)
 
@@ -203,17 +212,6 @@ class _SharedCache:
             if slots:
                 buckets.append(bucket)
         self._buckets = buckets
-
-    def _store(self, layer: int, key: Float[Tensor, "R K d"], value: Float[Tensor, "R K d"]) -> Tensor:
-        """Appends a token to the rows' own keys and values [2, R, K, C, d] of a layer."""
-        step = self._length - 1
-        if layer == len(self._own):
-            self._own.append(key.new_empty(2, *key.shape[:2], OWN_TOKENS, key.shape[2]))
-        if self._own[layer].shape[3] == step:
-            self._own[layer] = torch.cat([self._own[layer], torch.empty_like(self._own[layer])], dim=3)
-        own = self._own[layer]
-        own[0, :, :, step], own[1, :, :, step] = key, value
-        return own[:, :, :, : step + 1]
 
 
 class _Plan(NamedTuple):
@@ -266,7 +264,7 @@ class StockDecoding:
             prompts.position_ids,
             features=policy.media.features(prompts),
             in_prompt=prompts.prompt_mask,
-            attention=self._attention(mask),
+            attention={"attention_mask": mask, "past_key_values": self._cache, "use_cache": True},
         )[:, -1]
         self._cache.batch_repeat_interleave(group_size)
         self._mask = mask.repeat_interleave(group_size, dim=0)
@@ -277,16 +275,14 @@ class StockDecoding:
         """One decoder pass over R rows of one token."""
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
         positions = self._position[None, :, None].expand(3, -1, -1)
-        self.states = self._policy.text_states(tokens[:, None], positions, attention=self._attention(self._mask))[:, -1]
+        attention = {"attention_mask": self._mask, "past_key_values": self._cache, "use_cache": True}
+        self.states = self._policy.text_states(tokens[:, None], positions, attention=attention)[:, -1]
         self._position = self._position + 1
 
     def keep(self, rows: Int[Tensor, " K"]) -> None:
         """Drops rows that ended from the cache."""
         self._cache.batch_select_indices(rows)
         self._mask, self._position, self.states = self._mask[rows], self._position[rows], self.states[rows]
-
-    def _attention(self, mask: Int[Tensor, "R S"]) -> dict[str, Any]:
-        return {"attention_mask": mask, "past_key_values": self._cache, "use_cache": True}
 
 
 def _chunks(lengths: Sequence[int], limit: int) -> list[list[int]]:

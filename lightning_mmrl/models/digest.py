@@ -41,26 +41,24 @@ def entry_digests(tensors: Sequence[Tensor]) -> list[int]:
     >>> one == other
     False
     """
-    found = [_digest(tensor) for tensor in tensors]
-    return (
-        [each % 2**64 for each in torch.stack([each.to(found[0].device) for each in found]).tolist()] if found else []
-    )
-
-
-def _digest(tensor: Tensor) -> Tensor:
-    local, first = tensor.detach(), 0
-    if isinstance(tensor, DTensor):
-        local = tensor.to_local().detach()
-        # The place of this rank's first entry among all.
-        shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-        assert tuple(shape[1:]) == tuple(tensor.shape[1:]), "weights are sharded by their first dimension alone"
-        first = offset[0] * tensor.shape[1:].numel()
-    total = torch.zeros((), dtype=torch.int64, device=local.device)
-    size = CHUNK if local.device.type == "cpu" else DEVICE_CHUNK
-    for number, chunk in enumerate(local.reshape(-1).split(size) if local.numel() else ()):
-        start = first + number * size
-        # Integers overflow modulo 2**64. A product carries bits up only; the shift brings upper bits down.
-        hashes = torch.arange(start, start + len(chunk), device=local.device).mul_(FACTORS[0])
-        hashes.bitwise_xor_(chunk.view(BITS[chunk.element_size()])).mul_(FACTORS[1])
-        total += hashes.bitwise_xor_(hashes >> 32).mul_(FACTORS[2]).sum()
-    return total
+    found: list[Tensor] = []
+    for tensor in tensors:
+        local, first = tensor.detach(), 0
+        if isinstance(tensor, DTensor):
+            local = tensor.to_local().detach()
+            # The place of this rank's first entry among all.
+            shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+            assert tuple(shape[1:]) == tuple(tensor.shape[1:]), "weights are sharded by their first dimension alone"
+            first = offset[0] * tensor.shape[1:].numel()
+        total = torch.zeros((), dtype=torch.int64, device=local.device)
+        size = CHUNK if local.device.type == "cpu" else DEVICE_CHUNK
+        for number, chunk in enumerate(local.reshape(-1).split(size) if local.numel() else ()):
+            start = first + number * size
+            # Integers overflow modulo 2**64. A product carries bits up only; the shift brings upper bits down.
+            hashes = torch.arange(start, start + len(chunk), device=local.device).mul_(FACTORS[0])
+            hashes.bitwise_xor_(chunk.view(BITS[chunk.element_size()])).mul_(FACTORS[1])
+            total += hashes.bitwise_xor_(hashes >> 32).mul_(FACTORS[2]).sum()
+        found.append(total)
+    if not found:
+        return []
+    return [each % 2**64 for each in torch.stack([each.to(found[0].device) for each in found]).tolist()]

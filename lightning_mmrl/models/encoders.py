@@ -66,7 +66,7 @@ class MediaEncoder:
         Raises:
             MediaError: A placeholder is not backed by a feature row of its own sample; see `checked_rows`.
         """
-        return self._features(prompts).tensors
+        return self.with_features(prompts).media.tensors
 
     def with_features(self, prompts: PromptBatch) -> PromptBatch:
         """The same prompts with tower outputs in place of tower inputs; gradients follow the mode of the caller.
@@ -74,7 +74,12 @@ class MediaEncoder:
         Raises:
             MediaError: As in `features`.
         """
-        return replace(prompts, media=self._features(prompts))
+        if isinstance(prompts.media, MediaFeatures):
+            checked_rows(self.backbone, prompts)
+            return prompts
+        if self.cache is None or self.towers_train:
+            return replace(prompts, media=self._run(prompts, prompts.media))
+        return replace(prompts, media=self._cached(self.cache, prompts))
 
     @torch.no_grad()
     def encode(self, prompts: PromptBatch) -> PromptBatch:
@@ -91,18 +96,6 @@ class MediaEncoder:
         self.tower_prompts = self.cache_hits = 0
         return counters
 
-    def _features(self, prompts: PromptBatch) -> MediaFeatures:
-        if isinstance(prompts.media, MediaFeatures):
-            checked_rows(self.backbone, prompts)
-            return prompts.media
-        if self.cache is None or self.towers_train:
-            return self._computed(prompts, prompts.media)
-        return self._cached(self.cache, prompts)
-
-    def _computed(self, prompts: PromptBatch, inputs: MediaInputs) -> MediaFeatures:
-        rows = checked_rows(self.backbone, prompts)
-        return _owned(self._run(prompts, inputs, rows), rows, prompts)
-
     @torch.no_grad()
     def _cached(self, cache: FeatureCache, prompts: PromptBatch) -> MediaFeatures:
         """Reads features from disk; only prompts whose features are not there enter the towers."""
@@ -118,7 +111,7 @@ class MediaEncoder:
         if missing or self.ranks.lockstep:
             chosen = prompts.select(missing)
             assert isinstance(chosen.media, MediaInputs)
-            fresh = self._computed(chosen, chosen.media)
+            fresh = self._run(chosen, chosen.media)
             for place, row in enumerate(missing):
                 found[row] = dict(fresh.select([place]).tensors)
                 if keys[row]:
@@ -129,14 +122,15 @@ class MediaEncoder:
         }
         return _owned(joined, rows, prompts)
 
-    def _run(self, prompts: PromptBatch, inputs: MediaInputs, rows: Rows) -> Mapping[str, Tensor]:
+    def _run(self, prompts: PromptBatch, inputs: MediaInputs) -> MediaFeatures:
+        rows = checked_rows(self.backbone, prompts)
         lacking: list[MediaKind] = []
         if self.ranks.lockstep:  # kinds that only other ranks have
             kinds = list(self.backbone.medium_keys)
             anywhere = self.ranks.any([kind in rows for kind in kinds])
             lacking = [kind for kind, found in zip(kinds, anywhere, strict=True) if found and kind not in rows]
         if not rows and not lacking:
-            return {}
+            return _owned({}, rows, prompts)
         self.tower_prompts += sum(map(any, zip(*rows.values(), strict=True)))
         device = prompts.input_ids.device
         extra = {
@@ -146,7 +140,7 @@ class MediaEncoder:
         # No prompt owns a row of a lacking kind; without any rows its gradient is zero instead of missing.
         features = {kind: found[:0] if kind in lacking else found for kind, found in features.items()}
         check_features(features, rows, prompts.samples)
-        return features
+        return _owned(features, rows, prompts)
 
 
 class TowerGraph:

@@ -43,7 +43,7 @@ def export_policy(
     writes = ranks.rank == 0
     state = gathered_weights(model, keep=writes)
     adapter = policy.adapter
-    merged = state if adapter is None else adapter.merged(state)
+    merged = state if adapter is None else dict(adapter.merging(state))
     # Only the first rank has the weights, but all ranks must raise if one is wrong.
     wrong = [] if adapter is None else [name for part in ranks.gather(not_finite(merged)) for name in part]
     if wrong:

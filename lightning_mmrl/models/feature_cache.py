@@ -108,7 +108,18 @@ class FeatureCache:
             self._warn_once(f"has no room for an entry of {num_bytes} bytes; raise max_bytes")
             return False
         if num_bytes > self._allowance:
-            _evict(self._directory, limit - num_bytes)
+            files = []
+            for path in self._directory.glob("*/*"):
+                with suppress(FileNotFoundError):  # others may remove files at the same time
+                    status = path.stat()
+                    files.append((status.st_mtime_ns, status.st_size, path))
+            total, now = sum(size for _, size, _ in files), time.time()
+            for modified_ns, size, path in sorted(files):  # the least recently read ones first
+                is_temporary = path.suffix == ".tmp"
+                abandoned = is_temporary and now - modified_ns / 1e9 > ABANDONED_S
+                if abandoned or (total > limit - num_bytes and not is_temporary):
+                    path.unlink(missing_ok=True)
+                    total -= size
             self._allowance = max(SHARE_UNSEEN * self._max_bytes, num_bytes)
         self._allowance -= num_bytes
         return True
@@ -139,19 +150,3 @@ def _opened(content: bytes, rows: Mapping[str, int]) -> dict[str, Tensor] | None
     if stored is None or bytes(stored.tolist()) != digest(features):
         return None
     return features if {kind: len(tensor) for kind, tensor in features.items()} == rows else None
-
-
-def _evict(directory: Path, limit: float) -> None:
-    """Removes the least recently read files until `limit` bytes are left; others may remove files at the same time."""
-    files = []
-    for path in directory.glob("*/*"):
-        with suppress(FileNotFoundError):
-            status = path.stat()
-            files.append((status.st_mtime_ns, status.st_size, path))
-    total, now = sum(size for _, size, _ in files), time.time()
-    for modified_ns, size, path in sorted(files):
-        is_temporary = path.suffix == ".tmp"
-        abandoned = is_temporary and now - modified_ns / 1e9 > ABANDONED_S
-        if abandoned or (total > limit and not is_temporary):
-            path.unlink(missing_ok=True)
-            total -= size

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from lightning_mmrl.errors import MmrlError, StageError
 from lightning_mmrl.models.folder import NO_CODE, check_settings
@@ -55,10 +55,3 @@ def require_family(config: PreTrainedConfig, wanted: type[Config], checkpoint: s
             "choose the model preset of its family"
         )
     return config
-
-
-def load_eos_ids(checkpoint: str | Path) -> tuple[int, ...]:
-    """Ids that end a completion, from the checkpoint's generation config; the first one closes targets."""
-    with loading(checkpoint, "generation config"):
-        eos = GenerationConfig.from_pretrained(checkpoint).eos_token_id
-    return tuple(eos) if isinstance(eos, list) else (eos,)

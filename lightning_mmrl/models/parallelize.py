@@ -117,15 +117,6 @@ def whole(policy: Policy) -> Iterator[None]:
             unit.reshard()
 
 
-def reshard_root(policy: Policy) -> None:
-    """Frees the root of a sharded policy, for a forward pass without a backward pass.
-
-    The root has embedding and head, the largest weights of a policy, and stays gathered until a backward pass ends.
-    """
-    if isinstance(policy, FSDPModule):
-        policy.reshard()
-
-
 def gathered_weights(module: nn.Module, *, keep: bool) -> dict[str, Tensor]:
     """All parameters and persistent buffers in host memory, gathered one after the other; all ranks call it.
 

@@ -19,7 +19,7 @@ from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.models import tower_attention
 from lightning_mmrl.models.adapters import Adapter, LinearLayers, add_adapter, chosen_layers
 from lightning_mmrl.models.encoders import MediaBackbone, MediaEncoder
-from lightning_mmrl.models.shared_prefix import install, layout_arguments, pack, present_tokens, sharing_refusal
+from lightning_mmrl.models.shared_prefix import ATTENTION, layout_arguments, pack, present_tokens, sharing_refusal
 from lightning_mmrl.ops.logprobs import tiled_token_logprobs
 from lightning_mmrl.settings.model import AdapterSettings, ModelSettings
 from lightning_mmrl.types.batches import PolicyOutput, ScoringBatch
@@ -85,7 +85,8 @@ class Policy(nn.Module):
         self.media = MediaEncoder(backbone)
         self._backbone = backbone
         if self.sharing_refusal is None:
-            install(backbone.text_model)
+            # Set once, so that attention takes layouts: recomputation in backward needs the same function.
+            cast(PreTrainedModel, backbone.text_model).set_attn_implementation(ATTENTION)
         if sharing:
             for tower in backbone.towers:
                 tower_attention.install(tower)

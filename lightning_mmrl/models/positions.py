@@ -104,7 +104,11 @@ class MediaLayout:
         """
         clip, sound = self.clip(grid, seconds), self.sound(num_tokens)
         offsets = torch.cat([clip.offsets, sound.offsets], dim=1)
-        turns = _turns(clip.offsets[0].tolist(), range(num_tokens), self.chunk)
+        pictures = _cut(clip.offsets[0].tolist(), self.chunk)
+        # Indices of the sound follow the indices of the clip.
+        stop = pictures[-1].stop
+        sounds = [range(turn.start + stop, turn.stop + stop) for turn in _cut(range(num_tokens), self.chunk)]
+        turns = [turn for pair in zip_longest(pictures, sounds) for turn in pair if turn]
         order = torch.tensor([index for turn in turns for index in turn])
         last = offsets if self.rule == "previous_maximum" else offsets[:, list(turns[-1])]
         end = int(last.max()) + 2
@@ -123,13 +127,6 @@ class MediaLayout:
         by_maximum = self.rule == "previous_maximum" or self.stock_counts_time
         step = int(offsets.max()) + 1 if by_maximum else max(height, width)
         return Span(kinds=(kind,) * offsets.shape[1], offsets=offsets, step=step)
-
-
-def _turns(clip_times: Iterable[int], sound_times: Iterable[int], chunk: int) -> list[range]:
-    """Token indices in prompt order, clip and sound in turns; indices of the sound follow the indices of the clip."""
-    clip = _cut(clip_times, chunk)
-    sound = [range(turn.start + clip[-1].stop, turn.stop + clip[-1].stop) for turn in _cut(sound_times, chunk)]
-    return [turn for pair in zip_longest(clip, sound) for turn in pair if turn]
 
 
 def _cut(times: Iterable[int], chunk: int) -> list[range]:
@@ -161,13 +158,11 @@ def prompt_positions(kinds: Sequence[str | None], spans: Iterable[Span]) -> tupl
         begin, end = first - span.num_markers, first - span.num_markers + len(span.kinds)
         if begin < place or kinds[begin:end] != span.kinds:
             raise MediaError(f"the placeholders of a prompt do not match its media from token {begin} on")
-        pieces += [_text(position, begin - place), span.offsets + position + begin - place]
-        place, position = end, position + begin - place + span.step
+        start = position + begin - place
+        pieces += [torch.arange(position, start).expand(3, -1), span.offsets + start]
+        place, position = end, start + span.step
     if any(kinds[place:]):
         raise MediaError(f"a prompt has placeholders after its last medium, which ends at token {place}")
-    pieces.append(_text(position, len(kinds) - place))
-    return torch.cat(pieces, dim=1), position + len(kinds) - place
-
-
-def _text(position: int, num_tokens: int) -> Int[Tensor, "3 n"]:
-    return torch.arange(position, position + num_tokens).expand(3, -1)
+    next_position = position + len(kinds) - place
+    pieces.append(torch.arange(position, next_position).expand(3, -1))
+    return torch.cat(pieces, dim=1), next_position

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
 
-from lightning_mmrl.models.parallelize import Sharding, reshard_root
+from lightning_mmrl.models.parallelize import Sharding
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.ranks import Ranks
 
@@ -30,7 +31,14 @@ class Reference:
     def __init__(self, policy: Policy, sharding: Sharding | None = None) -> None:
         self._policy = policy
         self._sharding = sharding
-        self._copy = None if policy.adapter is not None else _copied(policy, share_frozen=sharding is None)
+        self._copy: Policy | None = None
+        if policy.adapter is None:
+            shared = [each for each in policy.parameters() if sharding is None and not each.requires_grad]
+            memo: dict[int, Any] = {id(parameter): parameter for parameter in shared}
+            # Features on disk come from the policy's towers; while towers train there are none.
+            memo[id(policy.media.cache)] = None
+            self._copy = copy.deepcopy(policy, memo).requires_grad_(False).eval()
+            self._copy.media.cache = None
 
     def place(self, mesh: DeviceMesh | None, ranks: Ranks) -> None:
         """Gives the copy the dtypes and devices, or the sharding, that the policy trains with; all ranks call it."""
@@ -54,14 +62,6 @@ class Reference:
             self._copy.temperature = self._policy.temperature
             with torch.no_grad():
                 yield self._copy
-            reshard_root(self._copy)
-
-
-def _copied(policy: Policy, *, share_frozen: bool) -> Policy:
-    shared = [parameter for parameter in policy.parameters() if share_frozen and not parameter.requires_grad]
-    memo: dict[int, Any] = {id(parameter): parameter for parameter in shared}
-    # Features on disk come from the policy's towers; while towers train there are none.
-    memo[id(policy.media.cache)] = None
-    found = copy.deepcopy(policy, memo)
-    found.media.cache = None
-    return found.requires_grad_(False).eval()
+            if isinstance(self._copy, FSDPModule):
+                # The root has embedding and head, the largest weights, and stays gathered until a backward pass ends.
+                self._copy.reshard()

@@ -11,17 +11,21 @@ A forward pass without a layout is the stock one.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from itertools import accumulate
+from operator import itemgetter
+from typing import Any, Protocol, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from lightning_mmrl.ops.tiled_attention import Tile, attend
 from lightning_mmrl.types.batches import ScoringBatch
+
+Block = TypeVar("Block", bound=tuple[int, ...])
 
 ATTENTION = "lightning_mmrl_shared_prefix"
 LAYOUT = "shared_prefix"
@@ -69,12 +73,6 @@ def attention_forward(
 
 AttentionInterface.register(ATTENTION, attention_forward)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)
-
-
-def install(text_model: nn.Module) -> None:
-    """Makes a text model's attention take layouts. Set it once: recomputation in backward needs the same function."""
-    assert isinstance(text_model, PreTrainedModel)
-    text_model.set_attn_implementation(ATTENTION)
 
 
 def layout_arguments(layout: AttentionLayout, device: torch.device) -> dict[str, Any]:
@@ -166,7 +164,7 @@ class _Plan:
         self._branches: list[tuple[int, int, int, int]] = []
         shared = [sharing_pays(width, row) for width, row in zip(prompt_lengths, lengths, strict=True)]
         self.source: list[Tensor] | None = None if all(shared) else []
-        starts = _starts(prompt_lengths)
+        starts = list(accumulate(prompt_lengths, initial=0))[:-1]
         self._cursor, completion = 0, sum(prompt_lengths)
         if self.source is None:
             # Every prompt first, then every completion: the row is its own source.
@@ -178,13 +176,12 @@ class _Plan:
 
     def tiles(self) -> list[Tile]:
         """Causal tiles of all runs, then the branches' tiles to their prompts."""
-        tiles = _causal_tiles(self._runs)
+        tiles = [_tile(blocks, None) for blocks in _similar(self._runs)]
         exact: dict[int, list[tuple[int, int, int, int]]] = {}
         for branch in self._branches:
             exact.setdefault(branch[1], []).append(branch)
         for same in exact.values():
-            for blocks in _similar(same, lambda branch: branch[3]):
-                tiles.append(_tile([block[2:] for block in blocks], [block[:2] for block in blocks]))
+            tiles += [_tile([block[2:] for block in each], [block[:2] for block in each]) for each in _similar(same)]
         return tiles
 
     def _branch(self, prompt: tuple[int, int], completion: int, lengths: Sequence[int]) -> int:
@@ -218,13 +215,9 @@ class _Plan:
 
 def prompt_tiles(lengths: Sequence[int], device: torch.device) -> tuple[tuple[Tile, ...], list[int]]:
     """Tiles of prompts that lie side by side, and where each one starts."""
-    starts = _starts(lengths)
-    tiles = _causal_tiles(list(zip(starts, lengths, strict=True)))
+    starts = list(accumulate(lengths, initial=0))[:-1]
+    tiles = [_tile(blocks, None) for blocks in _similar(list(zip(starts, lengths, strict=True)))]
     return tuple(_moved(tile, device) for tile in tiles), starts
-
-
-def _causal_tiles(runs: Sequence[tuple[int, int]]) -> list[Tile]:
-    return [_tile(blocks, None) for blocks in _similar(runs, lambda run: run[1])]
 
 
 def _tile(queries: Sequence[tuple[int, int]], keys: Sequence[tuple[int, int]] | None) -> Tile:
@@ -238,17 +231,12 @@ def _tile(queries: Sequence[tuple[int, int]], keys: Sequence[tuple[int, int]] | 
     return Tile(queries=index, keys=key_index, causal=False, filler=filler, query_start=start, key_start=key_start)
 
 
-def _starts(lengths: Sequence[int]) -> list[int]:
-    ends = torch.tensor([0, *lengths]).cumsum(0).tolist()
-    return ends[:-1]
-
-
-def _similar(blocks: Sequence[Any], length: Any) -> list[list[Any]]:
-    """Groups blocks of similar length, so that a tile is one call with little padding: at most a fifth."""
-    groups: list[list[Any]] = []
-    for block in sorted(blocks, key=length, reverse=True):
-        longest = length(groups[-1][0]) if groups else 0
-        if groups and (length(block) >= 0.8 * longest or longest <= 64):
+def _similar(blocks: Sequence[Block]) -> list[list[Block]]:
+    """Groups blocks (..., length) of similar length: a tile is one call with little padding, at most a fifth."""
+    groups: list[list[Block]] = []
+    for block in sorted(blocks, key=itemgetter(-1), reverse=True):
+        longest = groups[-1][0][-1] if groups else 0
+        if groups and (block[-1] >= 0.8 * longest or longest <= 64):
             groups[-1].append(block)
         else:
             groups.append([block])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ _RENAMED = {
     "<|IMAGE|>": "<|image_pad|>",
     "<|VIDEO|>": "<|video_pad|>",
 }
+_CHAT_TEMPLATE = reduce(lambda template, names: template.replace(*names), _RENAMED.items(), CHAT_TEMPLATE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +105,7 @@ class TinyVisionBuilder:
         )
         save_random_model(self.model, config, tokenizer, directory, seed)
         images, videos = self.processors(frame_size or 2 * self.unit)
-        self.processor(images, tokenizer, videos, _chat_template()).save_pretrained(directory)
+        self.processor(images, tokenizer, videos, _CHAT_TEMPLATE).save_pretrained(directory)
         return directory
 
 
@@ -172,7 +174,7 @@ class TinyTextBuilder:
     ) -> Path:
         """Saves weights, tokenizer, chat template and generation config; arguments as for `TinyVisionBuilder`."""
         tokenizer = train_tokenizer(text, special_tokens=SPECIAL_TOKENS, media_tokens={})
-        tokenizer.chat_template = _chat_template()
+        tokenizer.chat_template = _CHAT_TEMPLATE
         settings = {**_text_settings(tokenizer, hidden_size, num_layers), **self.text}
         config = self.config(**settings, tie_word_embeddings=True)
         save_random_model(self.model, config, tokenizer, directory, seed)
@@ -182,13 +184,6 @@ class TinyTextBuilder:
 
 build_tiny_qwen2 = TinyTextBuilder(config=Qwen2Config, model=Qwen2ForCausalLM)
 build_tiny_qwen3 = TinyTextBuilder(config=Qwen3Config, model=Qwen3ForCausalLM, text={"head_dim": HEAD_DIM})
-
-
-def _chat_template() -> str:
-    template = CHAT_TEMPLATE
-    for omni, own in _RENAMED.items():
-        template = template.replace(omni, own)
-    return template
 
 
 def _text_settings(tokenizer: Qwen2Tokenizer, hidden_size: int, num_layers: int) -> dict[str, Any]:

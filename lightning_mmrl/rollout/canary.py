@@ -6,8 +6,7 @@ difference between the log-probabilities of engine and trainer. The last one sho
 with and without its media.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -75,18 +74,25 @@ class Canary:
             RolloutError: The engine samples other tokens, gives them other log-probabilities, or ignores media.
         """
         prompts = prompts.select(list(range(min(self.num_prompts, len(prompts.samples)))))
-        with _set_aside(policy):
-            bound = (
-                TOLERANCES.get(next(policy.parameters()).dtype, COARSE) if self.tolerance is None else self.tolerance
-            )
+        usual = TOLERANCES.get(next(policy.parameters()).dtype, COARSE)
+        bound = usual if self.tolerance is None else self.tolerance
+        # Without dropout; afterwards mode and counters are as before.
+        training, media = policy.training, policy.media
+        before = media.tower_prompts, media.cache_hits
+        policy.eval()
+        try:
             largest = self._compare_logprobs(engine, policy, prompts, bound)
             self._compare_tokens(engine, trainer, policy, prompts, bound)
             for kind in INPUTS:
                 _require_sense(engine, kind, prompts)
+        finally:
+            policy.train(training)
+            media.tower_prompts, media.cache_hits = before
         return largest
 
     def _compare_logprobs(self, engine: RolloutEngine, policy: Policy, prompts: PromptBatch, bound: float) -> float:
-        rollout = engine.generate(prompts, group_size=1, seeds=_seeds(prompts), max_new_tokens=self.max_new_tokens)
+        seeds = [[row] for row in range(len(prompts.samples))]
+        rollout = engine.generate(prompts, group_size=1, seeds=seeds, max_new_tokens=self.max_new_tokens)
         gaps = (_scored(policy, prompts, rollout) - rollout.sampler_logprobs).abs().amax(-1)
         worst = int(gaps.nan_to_num(torch.inf).argmax())
         gap = float(gaps[worst])
@@ -101,21 +107,21 @@ class Canary:
         self, engine: RolloutEngine, trainer: RolloutEngine, policy: Policy, prompts: PromptBatch, bound: float
     ) -> None:
         """Greedy tokens may first differ only where the trainer finds both equally likely, within twice the bound."""
-        limit, seeds = self.max_new_tokens, _seeds(prompts)
+        limit, seeds = self.max_new_tokens, [[row] for row in range(len(prompts.samples))]
         theirs = engine.generate(prompts, group_size=1, seeds=seeds, greedy=True, max_new_tokens=limit)
         own = trainer.generate(prompts, group_size=1, seeds=seeds, greedy=True, max_new_tokens=limit)
         scored = _scored(policy, prompts, theirs)
         for row in range(len(prompts.samples)):
-            pairs = zip(_tokens(own, row), _tokens(theirs, row), strict=False)
-            place = next((place for place, (wanted, got) in enumerate(pairs) if wanted != got), None)
+            wanted, got = (each.completion_ids[row][each.completion_mask[row]].tolist() for each in (own, theirs))
+            pairs = zip(wanted, got, strict=False)
+            place = next((place for place, (first, second) in enumerate(pairs) if first != second), None)
             if place is None:
                 continue
             gap = float(own.sampler_logprobs[row, place] - scored[row, place])
             if gap > 2 * bound:
                 raise RolloutError(
-                    f"the engine's greedy token {place + 1} for sample {_named(prompts, row)} is "
-                    f"{_tokens(theirs, row)[place]}, the trainer's {_tokens(own, row)[place]} is {gap:.3g} nats "
-                    "likelier"
+                    f"the engine's greedy token {place + 1} for sample {_named(prompts, row)} is {got[place]}, the "
+                    f"trainer's {wanted[place]} is {gap:.3g} nats likelier"
                 )
 
 
@@ -156,28 +162,7 @@ def _scored(policy: Policy, prompts: PromptBatch, rollout: Rollout) -> Float[Ten
     return policy(ScoringBatch(prompts=prompts, completion_ids=ids, completion_mask=mask, group_size=1)).logprobs
 
 
-def _tokens(rollout: Rollout, row: int) -> list[int]:
-    return rollout.completion_ids[row][rollout.completion_mask[row]].tolist()
-
-
-def _seeds(prompts: PromptBatch) -> list[list[int]]:
-    return [[row] for row in range(len(prompts.samples))]
-
-
 def _named(prompts: PromptBatch, row: int) -> str:
     """The name of a sample and the kinds of its media, for messages."""
     kinds = [kind for kind, key in INPUTS.items() if prompts.select([row]).media.counts.get(key)]
     return f"{prompts.samples[row].id} ({' and '.join(kinds) or 'text'})"
-
-
-@contextmanager
-def _set_aside(policy: Policy) -> Iterator[None]:
-    """Turns off the policy's dropout for a block, and restores the policy's mode and counters afterwards."""
-    training, media = policy.training, policy.media
-    before = media.tower_prompts, media.cache_hits
-    policy.eval()
-    try:
-        yield
-    finally:
-        policy.train(training)
-        media.tower_prompts, media.cache_hits = before

@@ -150,16 +150,6 @@ def _cut_sounds(features: Tensor, mask: Tensor, runs: Sequence[Sequence[MediaSpa
     return {AUDIO_FEATURES: padded, AUDIO_MASK: (torch.arange(int(sizes.max())) < sizes[:, None]).to(mask.dtype)}
 
 
-def named_for_vllm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The towers' inputs under the names and in the shapes of vLLM's models: sounds side by side [mel bins, frames]."""
-    named = dict(tensors)
-    if AUDIO_FEATURES in named:
-        mask = named[AUDIO_MASK].bool()
-        named["input_audio_features"] = named.pop(AUDIO_FEATURES).permute(0, 2, 1)[mask].T
-        named["audio_feature_lengths"] = mask.sum(-1)
-    return named
-
-
 def content_hash(tensors: Mapping[str, Tensor]) -> str:
     """A name for a medium, computed from its tensors; equal media have equal names.
 

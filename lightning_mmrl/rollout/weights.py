@@ -64,21 +64,18 @@ class WeightStream:
     """One pass over a policy's weights: each reader continues where the last one stopped.
 
     Attributes:
+        weights: All weights of the pass.
         num_read: Weights read so far.
     """
 
     def __init__(self, weights: PolicyWeights) -> None:
-        self._weights, self._items = weights, weights.items()
+        self.weights, self._items = weights, weights.items()
         self.num_read = 0
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         for item in self._items:
             self.num_read += 1
             yield item
-
-    def described(self) -> list[tuple[str, Tensor]]:
-        """All weights of the pass, as tensors without data."""
-        return self._weights.described()
 
     def finish(self) -> None:
         """Reads to the end: ranks that send nothing still have to gather each tensor with the others."""

@@ -10,13 +10,14 @@ from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from lightning_mmrl.errors import ConfigError, DataError, MediaError
 from lightning_mmrl.models.chat import content_parts, render_chat
 from lightning_mmrl.models.families.family import Family, placeholder_ids
 from lightning_mmrl.models.families.media_keys import TIMES
 from lightning_mmrl.models.folder import NO_CODE
-from lightning_mmrl.models.loading import load_eos_ids, loading
+from lightning_mmrl.models.loading import loading
 from lightning_mmrl.models.positions import MediaLayout, Span, prompt_positions
 from lightning_mmrl.prompts.template import control_token_refusal
 from lightning_mmrl.settings.model import ModelSettings, PositionRule
@@ -42,6 +43,7 @@ class FamilyEncoder:
     processor: Any
     config: Any
     eos_token_ids: tuple[int, ...]
+    """Ids that end a completion; the first one closes targets."""
     settings: ModelSettings = field(default_factory=ModelSettings)
 
     @classmethod
@@ -71,11 +73,12 @@ class FamilyEncoder:
         config = family.load_config(checkpoint)
         with loading(checkpoint, "processor"):
             processor = family.processor.from_pretrained(checkpoint, **NO_CODE)
-        eos_ids = load_eos_ids(checkpoint)
+        with loading(checkpoint, "generation config"):
+            eos = GenerationConfig.from_pretrained(checkpoint).eos_token_id
         return cls(
             processor=processor,
             config=config,
-            eos_token_ids=eos_ids,
+            eos_token_ids=tuple(eos) if isinstance(eos, list) else (eos,),
             settings=ModelSettings(position_rule=position_rule, audio_in_video=audio_in_video),
         )
 

@@ -155,20 +155,18 @@ class OmniEncoder(QwenVisionEncoder):
             span = self.layout.sound(int(audio_rows(next_medium(waiting, "audio")[AUDIO_MASK])))
             return place * len(span.kinds), (span,)
         if place == self._clip_and_sound:
-            return self.insert_sounding_clip(next_medium(waiting, "video"), next_medium(waiting, "audio"))
+            clip, sound = next_medium(waiting, "video"), next_medium(waiting, "audio")
+            grid, seconds = clip[VIDEO_GRID][0].tolist(), clip[VIDEO_SECONDS][0]
+            span = self.layout.sounding_clip(grid, seconds, int(audio_rows(sound[AUDIO_MASK])))
+            # Both in turns, within both pairs of markers.
+            processor, tokens = self.processor, self.tokens
+            placeholders = "".join(tokens[kind] for kind in span.kinds if kind is not None)
+            text = (
+                f"{processor.vision_bos_token}{processor.audio_bos_token}{placeholders}"
+                f"{processor.audio_eos_token}{processor.vision_eos_token}"
+            )
+            return text, (span,)
         return super().insert(waiting, place)
-
-    def insert_sounding_clip(self, clip: Encoded, sound: Encoded) -> tuple[str, Sequence[Span]]:
-        """A clip and its sound in turns, within both pairs of markers."""
-        grid, seconds = clip[VIDEO_GRID][0].tolist(), clip[VIDEO_SECONDS][0]
-        span = self.layout.sounding_clip(grid, seconds, int(audio_rows(sound[AUDIO_MASK])))
-        processor, tokens = self.processor, self.tokens
-        placeholders = "".join(tokens[kind] for kind in span.kinds if kind is not None)
-        text = (
-            f"{processor.vision_bos_token}{processor.audio_bos_token}{placeholders}"
-            f"{processor.audio_eos_token}{processor.vision_eos_token}"
-        )
-        return text, (span,)
 
 
 def audio_rows(mask: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Qwen2-VL: text, image and video in, text out; the temporal positions of a clip count its frame pairs."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 
@@ -11,22 +11,15 @@ from lightning_mmrl.models.families.qwen_vision import (
     VISION_KEYS,
     QwenVisionBackbone,
     QwenVisionEncoder,
+    patch_layout,
 )
-from lightning_mmrl.models.positions import MediaLayout
-from lightning_mmrl.settings.model import PositionRule
-
-
-def layout(config: Any, rule: PositionRule) -> MediaLayout:
-    """One position per frame pair, whatever its duration."""
-    return MediaLayout(rule=rule, merge_size=config.vision_config.spatial_merge_size)
-
 
 FAMILY = Family(
     name="Qwen2-VL",
     config=Qwen2VLConfig,
     processor=Qwen2VLProcessor,
     model=Qwen2VLForConditionalGeneration,
-    layout=layout,
+    layout=patch_layout,
     medium_keys=VISION_KEYS,
 )
 

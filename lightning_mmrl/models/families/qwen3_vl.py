@@ -23,23 +23,18 @@ from lightning_mmrl.models.families.qwen_vision import (
     VISION_KEYS,
     QwenVisionBackbone,
     QwenVisionEncoder,
+    patch_layout,
 )
-from lightning_mmrl.models.positions import MediaLayout, Span
-from lightning_mmrl.settings.model import PositionRule
+from lightning_mmrl.models.positions import Span
 from lightning_mmrl.types.media import DecodedVideo
-
-
-def layout(config: Any, rule: PositionRule) -> MediaLayout:
-    """Times are written in the text, so positions only count pictures; both rules agree on the position after one."""
-    return MediaLayout(rule=rule, merge_size=config.vision_config.spatial_merge_size)
-
 
 FAMILY = Family(
     name="Qwen3-VL",
     config=Qwen3VLConfig,
     processor=Qwen3VLProcessor,
     model=Qwen3VLForConditionalGeneration,
-    layout=layout,
+    # Time stands in the text, so positions know only pictures; both rules continue at the same position after one.
+    layout=patch_layout,
     medium_keys=VISION_KEYS,
 )
 

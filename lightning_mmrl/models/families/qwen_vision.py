@@ -1,8 +1,9 @@
 """Shared by the Qwen families that see: their encoders turn pictures and clips into patches for one vision tower."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,8 +21,9 @@ from lightning_mmrl.models.families.media_keys import (
     VIDEO_PIXELS,
     VIDEO_SECONDS,
 )
-from lightning_mmrl.models.families.places import Waiting, fill_places, next_medium, waiting_media
-from lightning_mmrl.models.positions import Span
+from lightning_mmrl.models.families.places import Waiting, next_medium
+from lightning_mmrl.models.positions import MediaLayout, Span
+from lightning_mmrl.settings.model import PositionRule
 from lightning_mmrl.types.batches import MediaInputs
 from lightning_mmrl.types.media import DecodedImage, DecodedVideo
 from lightning_mmrl.types.records import MediaKind
@@ -31,6 +33,11 @@ _PIXELS = {IMAGE_GRID: IMAGE_PIXELS, VIDEO_GRID: VIDEO_PIXELS}
 
 CHANNEL_AXIS = "channels_last"
 """Axis order of decoded pictures; a processor that is not told takes 3 rows for the three colors."""
+
+
+def patch_layout(config: Any, rule: PositionRule) -> MediaLayout:
+    """One position per temporal patch, whatever its duration."""
+    return MediaLayout(rule=rule, merge_size=config.vision_config.spatial_merge_size)
 
 
 @dataclass(frozen=True)
@@ -78,10 +85,23 @@ class QwenVisionEncoder(FamilyEncoder):
         """A rendered conversation with one placeholder for each feature row, and the media's spans.
 
         Raises:
-            MediaError: The media tokens of the text do not match the media.
+            MediaError: A kind has more or fewer tokens in the text than media.
         """
-        waiting = waiting_media(text, self.tokens, media, self.declaration.medium_keys)
-        return fill_places(text, self.places, partial(self.insert, waiting))
+        waiting: dict[MediaKind, Iterator[Encoded]] = {}
+        for kind, token in self.tokens.items():
+            items = [item for item in media if self.declaration.medium_keys[kind] in item]
+            if (found := text.count(token)) != len(items):
+                raise MediaError(
+                    f"a prompt has {found} {token} tokens for {len(items)} media; mark each medium with its tag"
+                )
+            waiting[kind] = iter(items)
+        # With a group around the pattern, split gives text and places in turns.
+        pieces = re.split("(" + "|".join(map(re.escape, self.places)) + ")", text)
+        spans: list[Span] = []
+        for index in range(1, len(pieces), 2):
+            pieces[index], more = self.insert(waiting, pieces[index])
+            spans += more
+        return "".join(pieces), spans
 
     @property
     def tokens(self) -> dict[MediaKind, str]:

@@ -90,8 +90,7 @@ class Client:
             RolloutError: The server refuses the request.
         """
         limit = self.timeout_s if timeout_s is None else timeout_s
-        status, text = self.wait(self._limited(path, limit, self._answer(method, path, body, show_key=True)))
-        return self._accepted(path, status, text)
+        return self.wait(self._limited(path, limit, self.request(method, path, body)))
 
     def require_guard(self) -> None:
         """Checks that the server is healthy, takes this key, and answers nobody without a key.
@@ -123,7 +122,18 @@ class Client:
 
     async def request(self, method: str, path: str, body: Any = None) -> Any:
         """The server's answer as JSON, or None if it is empty; there is no time limit."""
-        return self._accepted(path, *await self._answer(method, path, body, show_key=True))
+        status, text = await self._answer(method, path, body, show_key=True)
+        if status == UNAUTHORIZED:
+            raise KeyRefusedError(
+                f"the vLLM server at {self.url} does not take the key of {self._key.source}; give mmrl serve and the "
+                "trainer the same one"
+            )
+        if status >= 300:
+            raise RolloutError(self._refusal(path, status, text))
+        try:
+            return json.loads(text) if text else None
+        except ValueError:
+            raise RolloutError(self._refusal(path, status, text)) from None
 
     async def _answer(self, method: str, path: str, body: Any, *, show_key: bool) -> tuple[int, str]:
         headers = {"Authorization": self._key.authorization} if show_key else {}
@@ -137,19 +147,6 @@ class Client:
             raise UnreachableError(
                 f"the vLLM server at {self.url} does not answer: {error or type(error).__name__}"
             ) from None
-
-    def _accepted(self, path: str, status: int, text: str) -> Any:
-        if status == UNAUTHORIZED:
-            raise KeyRefusedError(
-                f"the vLLM server at {self.url} does not take the key of {self._key.source}; give mmrl serve and the "
-                "trainer the same one"
-            )
-        if status >= 300:
-            raise RolloutError(self._refusal(path, status, text))
-        try:
-            return json.loads(text) if text else None
-        except ValueError:
-            raise RolloutError(self._refusal(path, status, text)) from None
 
     def gather(self, bodies: Mapping[int, Any], path: str, answers: dict[int, Any], poll: Callable[[], None]) -> None:
         """Posts all bodies and stores each answer under its body's key as it arrives.

@@ -4,6 +4,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 from safetensors import safe_open
@@ -58,18 +59,12 @@ def stored_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
 def write_files(weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
     """Writes tensors to numbered safetensors files of about `FILE_BYTES`; one file at a time is held in memory."""
     held: dict[str, Tensor] = {}
-    number = 0
-
-    def write() -> None:
-        nonlocal number
-        save_file(held, folder / f"{number:05}.safetensors")
-        number += 1
-        held.clear()
-
+    paths = (folder / f"{number:05}.safetensors" for number in count())
     for name, tensor in weights:
         # A safetensors file cannot hold two tensors that share memory, as tied weights do.
         held[name] = tensor.detach().to("cpu", copy=True).contiguous()
         if sum(each.nbytes for each in held.values()) >= FILE_BYTES:
-            write()
+            save_file(held, next(paths))
+            held.clear()
     if held:
-        write()
+        save_file(held, next(paths))

@@ -70,17 +70,13 @@ def passed_flags(arguments: Sequence[str]) -> dict[str, str]:
             if found[name].startswith("-") or not found[name]:
                 raise ConfigError(f"{written} has no value; write {written} VALUE")
         else:
-            raise ConfigError(_refusal(written, [*VALUED, *switches]))
+            close = nearest(written, [*VALUED, *switches])
+            offer = f"did you mean {close[0]}?" if close else "mmrl serve --help lists the flags that are passed on"
+            raise ConfigError(
+                f"mmrl serve does not pass {written!r} on to vLLM, where it might let others in, run code or undo what "
+                f"training needs; {offer}"
+            )
     return found
-
-
-def _refusal(written: str, known: Sequence[str]) -> str:
-    close = nearest(written, known)
-    offer = f"; did you mean {close[0]}?" if close else "; mmrl serve --help lists the flags that are passed on"
-    return (
-        f"mmrl serve does not pass {written!r} on to vLLM, where it might let others in, run code or undo what "
-        f"training needs{offer}"
-    )
 
 
 def require_same_scheme(url: str, flags: Mapping[str, str]) -> None:

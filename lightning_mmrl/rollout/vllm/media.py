@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from lightning_mmrl.rollout.engine_inputs import EnginePrompt, content_hash, named_for_vllm
+from lightning_mmrl.models.families.media_keys import AUDIO_FEATURES, AUDIO_MASK
+from lightning_mmrl.rollout.engine_inputs import EnginePrompt, content_hash
 
 
 def media_items(prompt: EnginePrompt, processor: Any) -> tuple[Any, dict[str, list[str]]]:
@@ -21,7 +22,12 @@ def media_items(prompt: EnginePrompt, processor: Any) -> tuple[Any, dict[str, li
 
     from lightning_mmrl.rollout.vllm.worker import POSITIONS
 
-    tensors = BatchFeature(named_for_vllm(prompt.tensors))
+    named = dict(prompt.tensors)
+    if AUDIO_FEATURES in named:  # vLLM's models take sounds side by side [mel bins, frames]
+        mask = named[AUDIO_MASK].bool()
+        named["input_audio_features"] = named.pop(AUDIO_FEATURES).permute(0, 2, 1)[mask].T
+        named["audio_feature_lengths"] = mask.sum(-1)
+    tensors = BatchFeature(named)
     fields = processor._get_mm_fields_config(tensors, {})
     items = MultiModalKwargsItems.from_hf_inputs(tensors, fields)
     hashes = {
@@ -34,13 +40,3 @@ def media_items(prompt: EnginePrompt, processor: Any) -> tuple[Any, dict[str, li
     for item in (item for kind in items for item in items[kind]):
         item[POSITIONS] = positions
     return items, hashes
-
-
-def sparse_places(prompt: EnginePrompt) -> dict[str, list[Any]]:
-    """The places of the media for vLLM, with the tokens between their placeholders masked out."""
-    from vllm.multimodal.inputs import PlaceholderRange
-
-    return {
-        kind: [PlaceholderRange(offset=span.offset, length=len(span.mask), is_embed=span.mask) for span in spans]
-        for kind, spans in prompt.spans.items()
-    }

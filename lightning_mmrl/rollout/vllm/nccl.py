@@ -25,15 +25,16 @@ LEAVE_S = 10.0
 class PolicySource(WeightSource):
     """Streams the weights of a policy in the form that vLLM expects. Each push needs a new object."""
 
-    def __init__(self, weights: WeightStream) -> None:
-        self._weights = weights
+    def __init__(self, stream: WeightStream) -> None:
+        self._stream = stream
 
     def metadata(self) -> list[ParamMeta]:
         """Names, dtypes and shapes of the weights to come."""
-        return [ParamMeta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in self._weights.described()]
+        described = self._stream.weights.described()
+        return [ParamMeta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in described]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        return iter(self._weights)
+        return iter(self._stream)
 
 
 class Control:

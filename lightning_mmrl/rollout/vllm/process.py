@@ -24,7 +24,7 @@ from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.tensors import PromptEncoder
 from lightning_mmrl.rollout.engine_inputs import EnginePrompt
 from lightning_mmrl.rollout.vllm.host import Sampled, SamplingRequest, require_loaded
-from lightning_mmrl.rollout.vllm.media import media_items, sparse_places
+from lightning_mmrl.rollout.vllm.media import media_items
 from lightning_mmrl.rollout.vllm.settings import VLLMSettings, first_line, prepare_environment, write_model
 from lightning_mmrl.rollout.weights import PolicyWeights
 
@@ -70,28 +70,23 @@ class ProcessHost:
             # since the weights may be on the CPU at this time.
             own = torch.cuda.current_device() if torch.cuda.is_available() else 0
             os.environ.update(RANK=str(dist.get_rank()), LOCAL_RANK=str(own))
-        with TemporaryDirectory(prefix="mmrl-vllm-") as folder, _threads_kept(), self._loading():
-            import vllm
+        with TemporaryDirectory(prefix="mmrl-vllm-") as folder, _threads_kept():
+            try:
+                import vllm
 
-            from lightning_mmrl.rollout.vllm.worker import take_given_positions
+                from lightning_mmrl.rollout.vllm.worker import take_given_positions
 
-            write_model(encoder, Path(folder))
-            llm = vllm.LLM(model=folder, **arguments)
-            llm.collective_rpc(take_given_positions)
-            return llm
-
-    @contextmanager
-    def _loading(self) -> Iterator[None]:
-        """Turns errors of vLLM into one sentence, and undoes its changes to the process."""
-        try:
-            yield
-        except (RuntimeError, ValueError, AssertionError, MemoryError, ImportError) as error:
-            with suppress(ImportError):  # a broken vllm
-                self._leave_groups()
-            raise RolloutError(
-                f"vLLM cannot load the model: {first_line(error)}; lower rollout.settings.gpu_memory_utilization, "
-                "kv_cache_gib or max_model_len if memory is short"
-            ) from error
+                write_model(encoder, Path(folder))
+                llm = vllm.LLM(model=folder, **arguments)
+                llm.collective_rpc(take_given_positions)
+                return llm
+            except (RuntimeError, ValueError, AssertionError, MemoryError, ImportError) as error:
+                with suppress(ImportError):  # a broken vllm
+                    self._leave_groups()
+                raise RolloutError(
+                    f"vLLM cannot load the model: {first_line(error)}; lower rollout.settings.gpu_memory_utilization, "
+                    "kv_cache_gib or max_model_len if memory is short"
+                ) from error
 
     def _leave_groups(self) -> None:
         """Ends the process groups that vLLM made; the group of the trainer's ranks stays."""
@@ -188,11 +183,16 @@ class ProcessHost:
 
     def _engine_input(self, prompt: EnginePrompt) -> Any:
         from vllm.inputs.engine import mm_input, tokens_input
+        from vllm.multimodal.inputs import PlaceholderRange
 
         if not prompt.spans:
             return tokens_input(prompt.token_ids)
         items, hashes = media_items(prompt, self._llm.renderer.get_mm_processor())
-        return mm_input(prompt.token_ids, items, hashes, sparse_places(prompt))
+        places = {
+            kind: [PlaceholderRange(offset=span.offset, length=len(span.mask), is_embed=span.mask) for span in spans]
+            for kind, spans in prompt.spans.items()
+        }
+        return mm_input(prompt.token_ids, items, hashes, places)
 
 
 @contextmanager

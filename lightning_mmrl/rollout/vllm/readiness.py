@@ -36,8 +36,23 @@ def require_engine(config: RunSettings, *, connect: bool = True) -> None:
             "ROLLOUT=vllm has an environment of its own for it), or take rollout=hf"
         )
     server = _server(config)
-    if connect and server and any(config.stages[name].sampling for name in config.order):
-        _require_answer(str(server.get("url", "")), server.get("key_file"))
+    if not (connect and server and any(config.stages[name].sampling for name in config.order)):
+        return
+    from lightning_mmrl.rollout.vllm.client import PROBE_S, Client, KeyRefusedError  # its HTTP library comes with vllm
+
+    url = str(server.get("url", ""))
+    client = Client(url, trainer_key(url, server.get("key_file")), PROBE_S)
+    try:
+        client.require_guard()
+    except KeyRefusedError:
+        raise
+    except RolloutError as error:
+        raise ConfigError(
+            f"rollout.settings.server.url is {url}, where no vLLM server answers ({error}); start it with mmrl serve "
+            "and this run's overrides, or take rollout=hf"
+        ) from error
+    finally:
+        client.close()
 
 
 def require_server_node(config: RunSettings) -> None:
@@ -54,20 +69,3 @@ def _server(config: RunSettings) -> Any:
     """The node of the server, or None."""
     settings = config.rollout.get("settings")
     return settings.get("server") if isinstance(settings, dict) else None
-
-
-def _require_answer(url: str, key_file: str | None) -> None:
-    from lightning_mmrl.rollout.vllm.client import PROBE_S, Client, KeyRefusedError  # its HTTP library comes with vllm
-
-    client = Client(url, trainer_key(url, key_file), PROBE_S)
-    try:
-        client.require_guard()
-    except KeyRefusedError:
-        raise
-    except RolloutError as error:
-        raise ConfigError(
-            f"rollout.settings.server.url is {url}, where no vLLM server answers ({error}); start it with mmrl serve "
-            "and this run's overrides, or take rollout=hf"
-        ) from error
-    finally:
-        client.close()

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,7 +20,7 @@ import torch.distributed as dist
 
 from lightning_mmrl.errors import RolloutError
 from lightning_mmrl.protocols.tensors import PromptEncoder
-from lightning_mmrl.rollout.engine_inputs import EnginePrompt, without_gaps
+from lightning_mmrl.rollout.engine_inputs import without_gaps
 from lightning_mmrl.rollout.vllm.client import Client, KeyRefusedError, TooLateError, UnreachableError
 from lightning_mmrl.rollout.vllm.host import Sampled, SamplingRequest
 from lightning_mmrl.rollout.vllm.keys import trainer_key
@@ -121,39 +122,32 @@ class ServerHost:
 
     def _push(self, weights: PolicyWeights, label: str) -> None:
         stream = WeightStream(weights)
-
-        def send_then_finish() -> None:
-            try:
-                self._send(stream, label)
-            finally:
-                if self._world_size > 1:
-                    stream.finish()  # the others wait for each tensor
-
         if self._rank != 0:
             stream.finish()
-        self._together(send_then_finish)
+        self._together(partial(self._send, stream, label))
 
     def _send(self, stream: WeightStream, label: str) -> None:
         call = self._client.call
-        # The server has no valid version until the end, in case this process or the server dies in between.
-        call("POST", "/update_weight_version", {"new_version": f"{label} is being pushed"})
-        call("POST", "/collective_rpc", {"method": "mmrl_use_given_positions"})
-        self._transfer.send(stream)
-        self._reset_prefix_cache()
-        call("POST", "/reset_mm_cache")
-        call("POST", "/reset_encoder_cache")
-        call("POST", "/update_weight_version", {"new_version": label})
-
-    def _reset_prefix_cache(self) -> None:
-        """Empties the cache; requests whose client has just left may hold blocks for a moment."""
+        try:
+            # The server has no valid version until the end, in case this process or the server dies in between.
+            call("POST", "/update_weight_version", {"new_version": f"{label} is being pushed"})
+            call("POST", "/collective_rpc", {"method": "mmrl_use_given_positions"})
+            self._transfer.send(stream)
+        finally:
+            if self._world_size > 1:
+                stream.finish()  # the others wait for each tensor
+        # Requests whose client has just left may hold blocks of the cache for a moment.
         deadline = time.monotonic() + self._settings.timeout_s
-        while not self._client.call("POST", "/reset_prefix_cache")["success"]:
+        while not call("POST", "/reset_prefix_cache")["success"]:
             if time.monotonic() > deadline:
                 raise RolloutError(
                     f"the vLLM server at {self._client.url} cannot empty its prefix cache: requests of others keep it "
                     "busy; a server takes one run"
                 )
             time.sleep(0.2)
+        call("POST", "/reset_mm_cache")
+        call("POST", "/reset_encoder_cache")
+        call("POST", "/update_weight_version", {"new_version": label})
 
     def sample(self, requests: Sequence[SamplingRequest], poll: Callable[[], None]) -> list[list[Sampled]]:
         """Samples the completions of a prompt in one request, for which vLLM counts up from the prompt's first seed."""
@@ -260,24 +254,21 @@ class ServerHost:
 
     def _bodies(self, request: SamplingRequest) -> list[dict[str, Any]]:
         """One body for all completions with noise; greedy ones have a body each, as vLLM requires."""
-        prompt = {"token_ids": request.prompt.token_ids, **self._features(request.prompt)}
+        body: dict[str, Any] = {"token_ids": request.prompt.token_ids}
+        if request.prompt.spans:
+            from vllm.entrypoints.scale_out.token_in_token_out.mm_serde import encode_mm_kwargs_item
+
+            prompt = without_gaps(request.prompt, self._sound_window)  # the interface has no masks for tokens between
+            items, hashes = media_items(prompt, self._processor)
+            places = {
+                kind: [{"offset": span.offset, "length": len(span.mask)} for span in spans]
+                for kind, spans in prompt.spans.items()
+            }
+            data = {kind: [encode_mm_kwargs_item(item) for item in items[kind]] for kind in items}
+            body["features"] = {"mm_hashes": hashes, "mm_placeholders": places, "kwargs_data": data}
         if request.seeds[0] is None:
-            return [{**prompt, "sampling_params": request.sampling(None)} for _ in request.seeds]
-        return [{**prompt, "sampling_params": request.sampling(request.seeds[0], n=len(request.seeds))}]
-
-    def _features(self, prompt: EnginePrompt) -> dict[str, Any]:
-        if not prompt.spans:
-            return {}
-        from vllm.entrypoints.scale_out.token_in_token_out.mm_serde import encode_mm_kwargs_item
-
-        prompt = without_gaps(prompt, self._sound_window)  # the interface has no masks for tokens in between
-        items, hashes = media_items(prompt, self._processor)
-        places = {
-            kind: [{"offset": span.offset, "length": len(span.mask)} for span in spans]
-            for kind, spans in prompt.spans.items()
-        }
-        data = {kind: [encode_mm_kwargs_item(item) for item in items[kind]] for kind in items}
-        return {"features": {"mm_hashes": hashes, "mm_placeholders": places, "kwargs_data": data}}
+            return [{**body, "sampling_params": request.sampling(None)} for _ in request.seeds]
+        return [{**body, "sampling_params": request.sampling(request.seeds[0], n=len(request.seeds))}]
 
     def _sampled(self, choice: dict[str, Any]) -> Sampled:
         versions = {span["version"] for span in choice["weight_versions"] or ()}
