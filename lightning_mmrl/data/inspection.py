@@ -48,12 +48,17 @@ def take_inventory(manifests: Sequence[Path], media_root: Path, labels: Sequence
         if len(entries) + len(problems) == before:
             reason = "the manifest holds no samples; add a line or leave it out"
             problems.append(Problem(file=str(path), line=1, group="empty manifest", reason=reason))
+    media: dict[tuple[str, int], tuple[MediaKey, ...]] = {}
+    for entry in entries:
+        place = f"{entry.file}:{entry.line}"
+        found = [(resolve_media(ref.path, media_root, place), ref) for ref in entry.sample.media]
+        media[entry.file, entry.line] = tuple((ref.kind, str(path), ref.start_s, ref.end_s) for path, ref in found)
     return Inventory(
         manifests=tuple(manifests),
         media_root=media_root,
         entries=tuple(entries),
         problems=tuple(problems),
-        media={(entry.file, entry.line): _media(entry, media_root) for entry in entries},
+        media=media,
     )
 
 
@@ -78,12 +83,6 @@ def decode_inventory(inventory: Inventory, guard: Guard, on_progress: Callable[[
         problems=tuple(problems),
         facts={key: outcome.value for key, outcome in outcomes.items() if outcome.error is None},
     )
-
-
-def _media(entry: Entry, media_root: Path) -> tuple[MediaKey, ...]:
-    place = f"{entry.file}:{entry.line}"
-    found = [(resolve_media(ref.path, media_root, place), ref) for ref in entry.sample.media]
-    return tuple((ref.kind, str(path), ref.start_s, ref.end_s) for path, ref in found)
 
 
 def _label_problem(entry: Entry, labels: Sequence[str] | None) -> Problem | None:
