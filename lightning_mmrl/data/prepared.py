@@ -159,14 +159,15 @@ class PreparedSet(Dataset[EncodedSample]):
             keys.append(key if shown is encoded else f"{key}/{variant}")
         prompt = encoder.encode_prompt(turns, self._template.settings.prefill, media)
         ids = tuple(encoder.encode_target(target)) if target is not None else ()
-        if self._supervised and not self._banned.isdisjoint(ids):
-            raise DataError(
-                "its target holds a token that stands for media, which the model can never say; take it out of the "
-                "assistant turn"
-            )
-        length, limit = int(prompt["next_position"]) + len(ids), encoder.max_positions
-        if self._supervised and length > limit:
-            raise DataError(f"its prompt and target take {length} positions, and the model has {limit}; shorten them")
+        if self._supervised:
+            if not self._banned.isdisjoint(ids):
+                raise DataError(
+                    "its target holds a token that stands for media, which the model can never say; take it out of the "
+                    "assistant turn"
+                )
+            num, limit = int(prompt["next_position"]) + len(ids), encoder.max_positions
+            if num > limit:
+                raise DataError(f"its prompt and target take {num} positions, and the model has {limit}; shorten them")
         media_key = hashlib.sha256("\n".join(keys).encode()).hexdigest() if keys else ""
         return EncodedSample(sample=sample, prompt=prompt, target_ids=ids, media_key=media_key)
 
