@@ -13,7 +13,6 @@ from filelock import FileLock
 from transformers.utils import logging as transformers_logging
 
 from lightning_mmrl.curriculum.lineage import facts_if_sealed
-from lightning_mmrl.data.datamodules import ValidationFeed
 from lightning_mmrl.data.exclusions import EXCLUSIONS, Exclusions
 from lightning_mmrl.data.media.cache import MediaCache
 from lightning_mmrl.data.media.guard import GuardedDecoder
@@ -32,7 +31,6 @@ from lightning_mmrl.registry import targets
 from lightning_mmrl.registry.families import stored_family
 from lightning_mmrl.rollout.hf import HFEngine
 from lightning_mmrl.settings.algorithm import SamplingSettings
-from lightning_mmrl.settings.data import SourceSettings
 from lightning_mmrl.settings.model import AdapterSettings
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.stages.answers import AnswerEvaluator
@@ -59,12 +57,6 @@ class Assembly:
     def matcher(self) -> LabelMatcher:
         """The closed label set."""
         return LabelMatcher(labels=tuple(self.config.data.labels))
-
-    @cached_property
-    def lexicon(self) -> CueLexicon | None:
-        """Cue phrases, if the dataset has them."""
-        name = self.config.data.cue_lexicon
-        return CueLexicon.from_file(self.data_root / name) if name else None
 
     @property
     def data_root(self) -> Path:
@@ -145,7 +137,9 @@ class Assembly:
         """Judges greedy answers."""
         engine = self.engine(policy, encoder, self.config.evaluation.max_new_tokens)
         rank_local = self.group.interruption.rank_local
-        return AnswerEvaluator(engine=engine, matcher=self.matcher, lexicon=self.lexicon, rank_local=rank_local)
+        name = self.config.data.cue_lexicon  # cue phrases, if the dataset has them
+        lexicon = CueLexicon.from_file(self.data_root / name) if name else None
+        return AnswerEvaluator(engine=engine, matcher=self.matcher, lexicon=lexicon, rank_local=rank_local)
 
     def engine(self, policy: Policy, encoder: PromptEncoder, max_new_tokens: int) -> HFEngine:
         """The engine that answers in evaluations: the policy itself."""
@@ -207,14 +201,6 @@ class Assembly:
             )
         elif not self.data_root.is_dir():
             raise DataError(f"data.root {data.root} does not exist; point it at the folder of your manifests")
-
-    def validation_feed(self) -> ValidationFeed | None:
-        """The validation data of stages, if there are any."""
-        data = self.config.data
-        if data.validation is None:
-            return None
-        source = SourceSettings(manifest=data.validation, root=data.root, limit=data.validation_limit)
-        return ValidationFeed(source=source, settings=self.config.evaluation)
 
     def facts(self) -> dict[str, Any]:
         """Facts, as plain values, that a user of a handoff needs to prompt the model as it was trained."""

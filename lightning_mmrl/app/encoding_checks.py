@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lightning_mmrl.app.assembly import Assembly, quiet_libraries
-from lightning_mmrl.app.data_checks import Use, uses
+from lightning_mmrl.app.data_checks import uses
 from lightning_mmrl.app.run import check_all_targets
 from lightning_mmrl.data.inspection import Inventory
 from lightning_mmrl.data.prepared import PreparedSet
@@ -45,7 +45,8 @@ class EncodingCheck:
     def note(self, manifests: Sequence[Path]) -> str:
         """A line that says what was checked."""
         model = self.parts.config.model.checkpoint
-        unused = [path.name for path in manifests if not self._uses_of(path)]
+        used = {use.source.path.resolve() for use in self._uses}
+        unused = [path.name for path in manifests if path.resolve() not in used]
         rest = f"; the experiment does not use {', '.join(unused)}, tried as prompts" if unused else ""
         return f"encoding checked with the processor of {model}{rest}"
 
@@ -60,7 +61,7 @@ class EncodingCheck:
         return replace(inventory, entries=tuple(entries), problems=tuple(problems))
 
     def _problems(self, path: Path, entries: Sequence[Entry]) -> dict[int, Problem]:
-        own = self._uses_of(path)
+        own = [use for use in self._uses if use.source.path.resolve() == path.resolve()]
         with_targets = all(entry.sample.messages[-1].role == "assistant" for entry in entries)
         kinds = sorted({use.supervised for use in own}) or [with_targets]
         found: dict[int, Problem] = {}
@@ -95,6 +96,3 @@ class EncodingCheck:
             template=self.parts.template,
             supervised=supervised,
         )
-
-    def _uses_of(self, path: Path) -> list[Use]:
-        return [use for use in self._uses if use.source.path.resolve() == path.resolve()]

@@ -48,10 +48,16 @@ class CheckpointEvaluator:
             ablate = settings.ablation_stages == "all" or stage == self._last_stage
             variants = ["full", *(settings.ablations if ablate else [])]
             loaders = self._loaders(encoder, variants, self._exclusions(directory))
+        sets = []
+        for name, loader in loaders.items():
+            prepared: PreparedSet = loader.dataset
+            reasons = [each.reason for each in prepared.quarantined]
+            left_out = tuple(zip(prepared.excluded, reasons, strict=True))
+            sets.append(EvaluatedSet(name=name, num_samples=len(prepared), left_out=left_out))
         module = EvaluationModule(
             policy,
             parts.evaluator(policy, encoder),
-            sets=[_evaluated_set(name, loader.dataset) for name, loader in loaders.items()],
+            sets=sets,
             directory=directory,
             bootstrap=ClusterBootstrap(settings=settings),
             ranks=ranks_of(parts.config.trainer),
@@ -102,9 +108,3 @@ class CheckpointEvaluator:
                     share=Share(rank=parts.group.rank, world_size=parts.group.world_size),
                 )
         return loaders
-
-
-def _evaluated_set(name: str, prepared: PreparedSet) -> EvaluatedSet:
-    reasons = [each.reason for each in prepared.quarantined]
-    left_out = tuple(zip(prepared.excluded, reasons, strict=True))
-    return EvaluatedSet(name=name, num_samples=len(prepared), left_out=left_out)

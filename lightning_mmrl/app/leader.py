@@ -122,15 +122,13 @@ class Follower:
         with interruption.together(self._group.ranks):
             nothing = Order(kind="end")  # ignored: every rank receives the command of rank 0
             while (order := self._group.broadcast(nothing)).kind != "end":
-                self._carry_out(order)
+                if order.kind == "train":
+                    specs, run = self._specs[order.stage], NullRun(order.stage)
+                    self._job = self._build(specs, order.source, order.directory, run)
+                    self._job.train()
+                elif order.kind == "export":
+                    assert self._job is not None, "an order to export comes after one to train"
+                    self._job.export(order.directory)
+                else:
+                    self._evaluate(order.source, order.directory, order.stage, None)
                 interruption.safe_point()
-
-    def _carry_out(self, order: Order) -> None:
-        if order.kind == "train":
-            self._job = self._build(self._specs[order.stage], order.source, order.directory, NullRun(order.stage))
-            self._job.train()
-        elif order.kind == "export":
-            assert self._job is not None, "an order to export comes after one to train"
-            self._job.export(order.directory)
-        else:
-            self._evaluate(order.source, order.directory, order.stage, None)

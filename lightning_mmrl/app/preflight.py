@@ -41,7 +41,11 @@ def preflight(config: RunSettings) -> None:
         _preflight_stage(f"stages.{name}", config.stages[name])
     _check_takes("data.module", config.data.module, DATA_GIVES)
     backbone = _check_takes("model.family.backbone", config.model.family["backbone"], ("checkpoint", "dtype"))
-    _preflight_adapters(config, backbone.func)
+    family = backbone.func.__self__ if inspect.ismethod(backbone.func) else None
+    if isinstance(family, type) and issubclass(family, FamilyBackbone):
+        for name, adapter in ((name, config.stages[name].adapter) for name in config.order):
+            if adapter is not None:
+                check_targets(family.linear_layers(), adapter, f"stages.{name}.adapter")
     _check_takes("model.family.encoder", config.model.family["encoder"], ENCODER_GIVES)
     _check_takes("rollout", config.rollout, ENGINE_GIVES)
     if config.model.build is not None:
@@ -74,14 +78,6 @@ def _preflight_stage(path: str, stage: StageSettings) -> None:
             node = getattr(stage.algorithm, part).schedule
             if node is not None:
                 _preflight_schedule(f"{path}.algorithm.{part}.schedule", node, stage.num_steps)
-
-
-def _preflight_adapters(config: RunSettings, load: Any) -> None:
-    """Looks for the targets of adapters among the layers of the family; `load` is a method of its backbone's class."""
-    for name in config.order:
-        adapter, family = config.stages[name].adapter, load.__self__ if inspect.ismethod(load) else None
-        if adapter is not None and isinstance(family, type) and issubclass(family, FamilyBackbone):
-            check_targets(family.linear_layers(), adapter, f"stages.{name}.adapter")
 
 
 def _check_takes(path: str, node: Mapping[str, Any], given: tuple[str, ...]) -> Any:

@@ -11,13 +11,14 @@ from lightning_mmrl.app.assembly import Assembly
 from lightning_mmrl.app.rewards import training_rewards
 from lightning_mmrl.config.specs import flattened
 from lightning_mmrl.curriculum.attempt import STATES
-from lightning_mmrl.data.datamodules import Feed, OmniDataModule
+from lightning_mmrl.data.datamodules import Feed, OmniDataModule, ValidationFeed
 from lightning_mmrl.models.export import export_policy
 from lightning_mmrl.models.parallelize import recompute_activations
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.plain import TrackedRun
 from lightning_mmrl.protocols.tensors import PromptEncoder
 from lightning_mmrl.registry import targets
+from lightning_mmrl.settings.data import SourceSettings
 from lightning_mmrl.settings.stage import StageSettings
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.stages.rollout_table import RolloutTable
@@ -108,14 +109,18 @@ class StageBuilder:
             seed=config.seed + spec.index,
             matcher=parts.matcher,
         )
-        node = stage.data.module or config.data.module
+        validation, data = None, config.data
+        if stage.validate_every and data.validation is not None:
+            source = SourceSettings(manifest=data.validation, root=data.root, limit=data.validation_limit)
+            validation = ValidationFeed(source=source, settings=config.evaluation)
+        node = stage.data.module or data.module
         path = f"stages.{spec.name}.data.module" if stage.data.module else "data.module"
         make = targets.build({**node, "_partial_": True}, path)
         return make(
             pipeline=parts.pipeline(encoder),
             template=parts.template,
             feed=feed,
-            validation=parts.validation_feed() if stage.validate_every else None,
+            validation=validation,
             monitor=parts.monitor,
             exclusions=parts.exclusions,
         )

@@ -37,13 +37,17 @@ def collate_prompts(items: Sequence[EncodedSample], pad_token_id: int) -> Prompt
     gaps = [width - len(item.prompt["input_ids"]) for item in items]
     ids = [pad(item.prompt["input_ids"], (gap, 0), value=pad_token_id) for item, gap in zip(items, gaps, strict=True)]
     positions = [pad(item.prompt["position_ids"], (gap, 0)) for item, gap in zip(items, gaps, strict=True)]
+    tensors, counts = {}, {}
+    for key in dict.fromkeys(key for item in items for key in item.prompt if key not in TEXT_KEYS):
+        tensors[key] = torch.cat(same_width([item.prompt[key] for item in items if key in item.prompt]))
+        counts[key] = tuple(len(item.prompt[key]) if key in item.prompt else 0 for item in items)
     return PromptBatch(
         samples=tuple(item.sample for item in items),
         input_ids=torch.stack(ids),
         prompt_mask=torch.arange(width) >= torch.tensor(gaps)[:, None],
         position_ids=torch.stack(positions, dim=1),
         next_position=torch.cat([item.prompt["next_position"] for item in items]),
-        media=_collate_media(items),
+        media=MediaInputs(tensors=tensors, counts=counts, keys=tuple(item.media_key for item in items)),
     )
 
 
@@ -57,16 +61,6 @@ def collate_targets(items: Sequence[EncodedSample], pad_token_id: int) -> SftBat
         completion_ids=torch.tensor(ids),
         completion_mask=torch.arange(width) < lengths[:, None],
     )
-
-
-def _collate_media(items: Sequence[EncodedSample]) -> MediaInputs:
-    keys = dict.fromkeys(key for item in items for key in item.prompt if key not in TEXT_KEYS)
-    tensors, counts = {}, {}
-    for key in keys:
-        present = [item.prompt[key] for item in items if key in item.prompt]
-        tensors[key] = torch.cat(same_width(present))
-        counts[key] = tuple(len(item.prompt[key]) if key in item.prompt else 0 for item in items)
-    return MediaInputs(tensors=tensors, counts=counts, keys=tuple(item.media_key for item in items))
 
 
 def same_width(tensors: Sequence[Tensor]) -> list[Tensor]:

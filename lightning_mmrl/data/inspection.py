@@ -39,21 +39,30 @@ def take_inventory(manifests: Sequence[Path], media_root: Path, labels: Sequence
     for path in manifests:
         before = len(entries) + len(problems)
         for item in scan_manifest(path, media_root):
-            wrong = _label_problem(item, labels) if isinstance(item, Entry) else item
-            if wrong is not None:
-                problems.append(wrong)
-            else:
-                assert isinstance(item, Entry)
+            if not isinstance(item, Entry):
+                problems.append(item)
+                continue
+            solution = item.sample.solution
+            if labels is None or solution is None or label_matcher(tuple(labels)).match(solution) is not None:
                 entries.append(item)
+                continue
+            known = ", ".join(labels)[:200]
+            reason = f"solution {solution[:80]!r} is none of the labels {known}; correct it or add the label"
+            problems.append(Problem(file=item.file, line=item.line, group="label", reason=reason))
         if len(entries) + len(problems) == before:
             reason = "the manifest holds no samples; add a line or leave it out"
             problems.append(Problem(file=str(path), line=1, group="empty manifest", reason=reason))
+    media: dict[tuple[str, int], tuple[MediaKey, ...]] = {}
+    for entry in entries:
+        place = f"{entry.file}:{entry.line}"
+        found = [(resolve_media(ref.path, media_root, place), ref) for ref in entry.sample.media]
+        media[entry.file, entry.line] = tuple((ref.kind, str(path), ref.start_s, ref.end_s) for path, ref in found)
     return Inventory(
         manifests=tuple(manifests),
         media_root=media_root,
         entries=tuple(entries),
         problems=tuple(problems),
-        media={(entry.file, entry.line): _media(entry, media_root) for entry in entries},
+        media=media,
     )
 
 
@@ -78,17 +87,3 @@ def decode_inventory(inventory: Inventory, guard: Guard, on_progress: Callable[[
         problems=tuple(problems),
         facts={key: outcome.value for key, outcome in outcomes.items() if outcome.error is None},
     )
-
-
-def _media(entry: Entry, media_root: Path) -> tuple[MediaKey, ...]:
-    place = f"{entry.file}:{entry.line}"
-    found = [(resolve_media(ref.path, media_root, place), ref) for ref in entry.sample.media]
-    return tuple((ref.kind, str(path), ref.start_s, ref.end_s) for path, ref in found)
-
-
-def _label_problem(entry: Entry, labels: Sequence[str] | None) -> Problem | None:
-    solution = entry.sample.solution
-    if labels is None or solution is None or label_matcher(tuple(labels)).match(solution) is not None:
-        return None
-    reason = f"solution {solution[:80]!r} is none of the labels {', '.join(labels)[:200]}; correct it or add the label"
-    return Problem(file=entry.file, line=entry.line, group="label", reason=reason)

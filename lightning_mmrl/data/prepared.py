@@ -151,7 +151,8 @@ class PreparedSet(Dataset[EncodedSample]):
         turns, target = _turns(sample, self._template, self._supervised)
         media, keys = [], []
         for ref in sample.media:
-            key, _ = self._pipeline.keyed_task(self._path(ref), ref, self._root)
+            path = resolve_media(ref.path, self._root, f"medium {ref.path}")
+            key, _ = self._pipeline.keyed_task(path, ref, self._root)
             encoded = self._pipeline.cache.get(key)
             shown = self._pipeline.altered(encoded, ref.kind, variant)
             media.append(shown)
@@ -159,21 +160,16 @@ class PreparedSet(Dataset[EncodedSample]):
         prompt = encoder.encode_prompt(turns, self._template.settings.prefill, media)
         ids = tuple(encoder.encode_target(target)) if target is not None else ()
         if self._supervised:
-            self._check_target(ids, int(prompt["next_position"]))
+            if not self._banned.isdisjoint(ids):
+                raise DataError(
+                    "its target holds a token that stands for media, which the model can never say; take it out of the "
+                    "assistant turn"
+                )
+            num, limit = int(prompt["next_position"]) + len(ids), encoder.max_positions
+            if num > limit:
+                raise DataError(f"its prompt and target take {num} positions, and the model has {limit}; shorten them")
         media_key = hashlib.sha256("\n".join(keys).encode()).hexdigest() if keys else ""
         return EncodedSample(sample=sample, prompt=prompt, target_ids=ids, media_key=media_key)
-
-    def _check_target(self, ids: Sequence[int], first: int) -> None:
-        if not self._banned.isdisjoint(ids):
-            raise DataError(
-                "its target holds a token that stands for media, which the model can never say; take it out of the "
-                "assistant turn"
-            )
-        limit = self._pipeline.encoder.max_positions
-        if first + len(ids) > limit:
-            raise DataError(
-                f"its prompt and target take {first + len(ids)} positions, and the model has {limit}; shorten them"
-            )
 
     @cached_property
     def _banned(self) -> frozenset[int]:
@@ -237,7 +233,8 @@ class PreparedSet(Dataset[EncodedSample]):
         missing: dict[str, DecodeTask] = {}
         for ref in dict.fromkeys(ref for sample in samples for ref in sample.media):
             try:
-                keys[ref], task = self._pipeline.keyed_task(self._path(ref), ref, self._root)
+                path = resolve_media(ref.path, self._root, f"medium {ref.path}")
+                keys[ref], task = self._pipeline.keyed_task(path, ref, self._root)
             except MediaError as error:
                 failures[ref] = str(error)
             else:
@@ -273,9 +270,6 @@ class PreparedSet(Dataset[EncodedSample]):
             raise DataError(f"{manifest}: all {len(bad)} samples cannot be used; the first: {reasons[bad[0].id]}")
         self.samples, self.excluded = usable, tuple(bad)
         self.quarantined = tuple(Quarantined(sample_id=sample.id, reason=reasons[sample.id]) for sample in bad)
-
-    def _path(self, ref: MediaRef) -> Path:
-        return resolve_media(ref.path, self._root, f"medium {ref.path}")
 
 
 def check_turns(manifest: str, samples: Sequence[Sample], template: PromptTemplate, *, supervised: bool) -> None:

@@ -202,7 +202,16 @@ def _parse(row: Mapping[str, Any], default_id: str) -> Sample:
         messages, used = read_turns(row)
     except DataError as error:
         raise LineError("messages", str(error)) from error
-    _check_texts(messages)
+    for message in messages:
+        if token := control_token(message.content):
+            raise LineError("control token", f"the {message.role} turn holds {control_token_refusal(token)}")
+        # Media are model inputs, and an assistant turn is model output or a target.
+        if message.role == "assistant" and (tags := media_tags(message.content)):
+            raise LineError(
+                "media tags",
+                f"the assistant turn {quoted(message.content)} holds the media tag <{tags[0]}>; media belong to the "
+                "turns of user and system: reword the answer",
+            )
     solution = _text(row, "solution")
     _check_label(row.get("labels"), solution)
     known = _KNOWN | used
@@ -215,20 +224,6 @@ def _parse(row: Mapping[str, Any], default_id: str) -> Sample:
         split=_text(row, "split"),
         extras={key: value for key, value in row.items() if key not in known},
     )
-
-
-def _check_texts(messages: tuple[Message, ...]) -> None:
-    """Refuses control tokens in any turn, and media tags in assistant turns."""
-    for message in messages:
-        if token := control_token(message.content):
-            raise LineError("control token", f"the {message.role} turn holds {control_token_refusal(token)}")
-        # Media are model inputs, and an assistant turn is model output or a target.
-        if message.role == "assistant" and (tags := media_tags(message.content)):
-            raise LineError(
-                "media tags",
-                f"the assistant turn {quoted(message.content)} holds the media tag <{tags[0]}>; media belong to the "
-                "turns of user and system: reword the answer",
-            )
 
 
 def _media(row: Mapping[str, Any], messages: tuple[Message, ...]) -> tuple[MediaRef, ...]:

@@ -128,8 +128,12 @@ class _Rank:
         media = {"media": self.media()}
         # One copy of what trains, which is more than a bucket in which replicas sum their gradients.
         size = self.precision.adapter if self.adapters else self.precision.stored
+        # The largest block of a tower that learns nothing.
+        frozen = [group for group in self.shape.stacks if group != "text" and group not in self.learns]
+        blocks = {group: computed_per_row(self.shape.stacks[group], self.precision) for group in frozen}
+        block = max((self.tower_rows(group, self.prompts) * size for group, size in blocks.items()), default=0)
         phases = {
-            "towers": {**kept, **media, "activations": self.tower_pass(), "gathered weights": self.gathered()},
+            "towers": {**kept, **media, "activations": block, "gathered weights": self.gathered()},
             "backward": {**kept, **media, **self.backward()},
             "reduction": {**kept, "gathered weights": self.reduction()},
             "optimizer step": {**kept, "copies": 0 if offload else self.split(self.trained * size)},
@@ -174,10 +178,16 @@ class _Rank:
         root = self.shape.root * precision.computed if "text" in self.trains and self.sharded else 0
         unit = self.shape.largest_unit * (2 * precision.computed + precision.reduced) if root else 0
         towers = (self.models if self.one_run else 1) * self.tower_graph()
+        scored = self.prompts * self.answer
+        if self.stage.algorithm is not None:
+            share = self.group_size * self.answer / (self.lengths.prompt + self.group_size * self.answer)
+            scored = math.ceil(self.tokens() * share)
+        tile = min(scored, max(1, TILE_ELEMENTS // self.shape.vocabulary)) * self.shape.vocabulary
         return {
             "gathered weights": weights + root + unit,
             "activations": self.kept("text", self.tokens()) + towers,
-            "logits": self.tile_of_logits(),
+            # Five wider copies: scaled, log-softmax, and three for the entropy.
+            "logits": tile * (precision.computed + 5 * max(precision.computed, SINGLE)),
         }
 
     def reduction(self) -> int:
@@ -218,12 +228,6 @@ class _Rank:
             return rows * (stack.depth * stack.width * precision.stream + block + at_hand)
         return rows * (stack.depth * block + at_hand)
 
-    def tower_pass(self) -> int:
-        """Bytes of the largest block of the towers that learn nothing."""
-        frozen = [group for group in self.shape.stacks if group != "text" and group not in self.learns]
-        blocks = {group: computed_per_row(self.shape.stacks[group], self.precision) for group in frozen}
-        return max((self.tower_rows(group, self.prompts) * size for group, size in blocks.items()), default=0)
-
     def media(self) -> int:
         """Float32 inputs of the towers of all prompts, and their outputs."""
         width = self.shape.text.width * self.precision.computed
@@ -233,16 +237,6 @@ class _Rank:
             for group, stack in self.shape.stacks.items()
             if group != "text"
         )
-
-    def tile_of_logits(self) -> int:
-        """Logits and five wider copies: scaled, log-softmax, and three for the entropy."""
-        scored = self.prompts * self.answer
-        if self.stage.algorithm is not None:
-            share = self.group_size * self.answer / (self.lengths.prompt + self.group_size * self.answer)
-            scored = math.ceil(self.tokens() * share)
-        rows = min(scored, max(1, TILE_ELEMENTS // self.shape.vocabulary))
-        wide = max(self.precision.computed, SINGLE)
-        return rows * self.shape.vocabulary * (self.precision.computed + 5 * wide)
 
     def generation(self) -> dict[str, int]:
         """Memory of sampling once all rows are as long as they may get."""

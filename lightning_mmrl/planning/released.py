@@ -87,29 +87,25 @@ def _plain(kind: str, sizes: Mapping[str, int], tied: bool) -> dict[str, Any]:
 
 
 def _seeing(kind: str, sizes: Mapping[str, int], tied: bool, **vision: Any) -> dict[str, Any]:
+    vision = {"out_hidden_size": sizes["hidden_size"], **vision}
     return {"model_type": kind, "text_config": sizes, "tie_word_embeddings": tied, "vision_config": vision}
 
 
-def _vl_2_5(kind: str, size: str, tied: bool) -> dict[str, Any]:
-    out = _QWEN2[size]["hidden_size"]
-    return _seeing(kind, _QWEN2[size], tied, hidden_size=1280, out_hidden_size=out)
-
-
-def _vl_3(size: str, tied: bool, **vision: Any) -> dict[str, Any]:
-    return _seeing("qwen3_vl", _QWEN3[size], tied, out_hidden_size=_QWEN3[size]["hidden_size"], **vision)
-
-
-def _omni(size: str) -> dict[str, Any]:
-    seeing = _vl_2_5("qwen2_5_omni_thinker", size, tied=False)
-    return {**seeing, "audio_config": {"output_dim": _QWEN2[size]["hidden_size"]}}
-
-
 RELEASED: Mapping[str, Mapping[str, Any]] = {
-    "Qwen/Qwen2.5-Omni-3B": _omni("3B"),
-    "Qwen/Qwen2.5-Omni-7B": _omni("7B"),
-    "Qwen/Qwen2.5-VL-3B-Instruct": _vl_2_5("qwen2_5_vl", "3B", tied=True),
-    "Qwen/Qwen2.5-VL-7B-Instruct": _vl_2_5("qwen2_5_vl", "7B", tied=False),
-    "Qwen/Qwen2-VL-2B-Instruct": _seeing("qwen2_vl", _QWEN2["1.5B"], True, hidden_size=1536),
+    "Qwen/Qwen2.5-Omni-3B": {
+        **_seeing("qwen2_5_omni_thinker", _QWEN2["3B"], tied=False, hidden_size=1280),
+        "audio_config": {"output_dim": 2048},
+    },
+    "Qwen/Qwen2.5-Omni-7B": {
+        **_seeing("qwen2_5_omni_thinker", _QWEN2["7B"], tied=False, hidden_size=1280),
+        "audio_config": {"output_dim": 3584},
+    },
+    "Qwen/Qwen2.5-VL-3B-Instruct": _seeing("qwen2_5_vl", _QWEN2["3B"], tied=True, hidden_size=1280),
+    "Qwen/Qwen2.5-VL-7B-Instruct": _seeing("qwen2_5_vl", _QWEN2["7B"], tied=False, hidden_size=1280),
+    "Qwen/Qwen2-VL-2B-Instruct": {
+        **_seeing("qwen2_vl", _QWEN2["1.5B"], tied=True),
+        "vision_config": {"hidden_size": 1536},
+    },
     "Qwen/Qwen2.5-0.5B-Instruct": _plain("qwen2", _QWEN2["0.5B"], tied=True),
     "Qwen/Qwen2.5-1.5B-Instruct": _plain("qwen2", _QWEN2["1.5B"], tied=True),
     "Qwen/Qwen2.5-3B-Instruct": _plain("qwen2", _QWEN2["3B"], tied=True),
@@ -117,8 +113,8 @@ RELEASED: Mapping[str, Mapping[str, Any]] = {
     "Qwen/Qwen3-1.7B": _plain("qwen3", _QWEN3["1.7B"], tied=True),
     "Qwen/Qwen3-4B": _plain("qwen3", _QWEN3["4B"], tied=True),
     "Qwen/Qwen3-8B": _plain("qwen3", _QWEN3["8B"], tied=False),
-    "Qwen/Qwen3-VL-2B-Instruct": _vl_3("1.7B", True, **_SMALL),
-    "Qwen/Qwen3-VL-4B-Instruct": _vl_3("4B", True, **_SMALL),
-    "Qwen/Qwen3-VL-8B-Instruct": _vl_3("8B", False),
+    "Qwen/Qwen3-VL-2B-Instruct": _seeing("qwen3_vl", _QWEN3["1.7B"], tied=True, **_SMALL),
+    "Qwen/Qwen3-VL-4B-Instruct": _seeing("qwen3_vl", _QWEN3["4B"], tied=True, **_SMALL),
+    "Qwen/Qwen3-VL-8B-Instruct": _seeing("qwen3_vl", _QWEN3["8B"], tied=False),
 }
 """A config.json in short for every checkpoint of configs/model."""

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -197,24 +198,20 @@ def _decoder(text: Mapping[str, Any], *, normed_heads: bool, tied: bool) -> Stac
     )
 
 
-def _vision_2_5(split: bool) -> Callable[[Mapping[str, Any]], Stack]:
+def _vision_2_5(vision: Mapping[str, Any], *, split: bool) -> Stack:
     """The tower of Qwen2.5-VL, and of Qwen2.5-Omni, which keeps queries, keys and values in layers of their own."""
-
-    def build(vision: Mapping[str, Any]) -> Stack:
-        width, inner = vision["hidden_size"], vision["intermediate_size"]
-        merger = _merger("merger.mlp.0", "merger.mlp.2", width * _merged(vision), vision["out_hidden_size"])
-        return _tower(
-            vision,
-            width=width,
-            inner=inner,
-            linears=(*_attention(width, split), *_gated(width, inner, bias=True)),
-            rms_norms=True,
-            inner_copies=3,
-            rest=_patch_values(vision) * width + width + sum(linear.parameters for linear in merger),
-            projector=merger,
-        )
-
-    return build
+    width, inner = vision["hidden_size"], vision["intermediate_size"]
+    merger = _merger("merger.mlp.0", "merger.mlp.2", width * _merged(vision), vision["out_hidden_size"])
+    return _tower(
+        vision,
+        width=width,
+        inner=inner,
+        linears=(*_attention(width, split), *_gated(width, inner, bias=True)),
+        rms_norms=True,
+        inner_copies=3,
+        rest=_patch_values(vision) * width + width + sum(linear.parameters for linear in merger),
+        projector=merger,
+    )
 
 
 def _vision_2(vision: Mapping[str, Any]) -> Stack:
@@ -295,9 +292,9 @@ _TOWERS: dict[str, dict[str, Callable[[Mapping[str, Any]], Stack]]] = {
     "qwen2": {},
     "qwen3": {},
     "qwen2_vl": {"vision": _vision_2},
-    "qwen2_5_vl": {"vision": _vision_2_5(split=False)},
+    "qwen2_5_vl": {"vision": partial(_vision_2_5, split=False)},
     "qwen3_vl": {"vision": _vision_3},
-    "qwen2_5_omni_thinker": {"vision": _vision_2_5(split=True), "audio": _audio},
+    "qwen2_5_omni_thinker": {"vision": partial(_vision_2_5, split=True), "audio": _audio},
 }
 _TIED_BY_TEXT = ("qwen2_vl", "qwen2_5_vl")
 """Families whose text settings may hold `tie_word_embeddings`, where transformers wrote it before version 5."""

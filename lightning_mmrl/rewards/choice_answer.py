@@ -110,7 +110,7 @@ class ChoiceAnswer:
             named = self._named(rest)
             if named is not None:
                 letter, text = named
-                about = self._is_about(letter, text) and (not _rejects(text) or _lists(options, letter, text))
+                about = self._is_about(letter, text) and not _rejects(text, letter, options)
                 return letter if about and not self._others(_ALONE, lead, letter) else None
         return None
 
@@ -195,19 +195,15 @@ def _denies(text: str, words: list[str]) -> bool:
     return is_lower and words[0] in _JUDGED_WRONG - {"false"}
 
 
-def _rejects(text: str) -> bool:
+def _rejects(text: str, letter: str, options: str) -> bool:
     """True for a remark that only rejects the letter: in lower case, or with a word that refers to the letter.
 
-    "No one" is a text of an option.
+    "No one" is a text of an option, and so is any text that the options contain directly after the letter.
     """
     words = [word.casefold() for word in _WORD.findall(text)]
     allowed = _REJECTIONS | _POINTERS | _REMARKING
     if _REJECTIONS.isdisjoint(words) or not allowed.issuperset(words) or words == ["no", "one"]:
         return False
-    return words[0] in text or not _POINTERS.isdisjoint(words)
-
-
-def _lists(options: str, letter: str, text: str) -> bool:
-    """True if the options contain the text directly after the letter."""
     option = rf"(?<![A-Za-z]){letter}[).:,\] -]{{1,4}}{re.escape(text)}(?![A-Za-z])"
-    return re.search(option, typeset(options), re.IGNORECASE) is not None
+    is_option = re.search(option, typeset(options), re.IGNORECASE) is not None
+    return not is_option and (words[0] in text or not _POINTERS.isdisjoint(words))

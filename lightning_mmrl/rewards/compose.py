@@ -43,8 +43,9 @@ class WeightedReward:
         for name in self.components:
             if name not in self.settings.weights:
                 raise ConfigError(f"rewards.weights.{name} is missing; give the component {name!r} a weight")
-            if not _is_finite(self.settings.weights[name]):
-                raise ConfigError(f"rewards.weights.{name} is {self.settings.weights[name]!r}; give a finite number")
+            weight: object = self.settings.weights[name]
+            if not (isinstance(weight, Real) and math.isfinite(weight)):
+                raise ConfigError(f"rewards.weights.{name} is {weight!r}; give a finite number")
 
     def score(self, sample: Sample, completion: Completion) -> Score:
         """Scores one completion; a failing component makes the score invalid, which is not the same as zero.
@@ -83,13 +84,9 @@ def evaluate(reward: RewardFn, sample: Sample, completion: Completion) -> float 
     ...     text="", num_tokens=0, truncated=False))
     1.0
     """
-    value = reward(sample, completion)
+    value: object = reward(sample, completion)
     if value is None:
         return None
-    if not _is_finite(value):
+    if not (isinstance(value, Real) and math.isfinite(value)):
         raise RewardError(f"returned {value!r}, not a finite number")
     return float(value)
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, Real) and math.isfinite(value)

@@ -102,12 +102,11 @@ class EmotionSet:
         for lead, rest in readings(_NUMBERED.sub(";", unicodedata.normalize("NFKC", text)).replace("\n", ";")):
             if not lead:
                 items = [item for item in map(normalized, _SEPARATOR.split(rest.casefold())) if item]
-                words = [word for item in items for word in self._split(item)]
+                words = []
+                for item in items:
+                    joined = _CHINESE_AND.split(item)
+                    splits = not self._wheel.groups_of(item) and all(map(self._wheel.groups_of, joined))
+                    words += joined if splits else [item]
                 if all(map(self._wheel.groups_of, words)):
                     break
         return words
-
-    def _split(self, item: str) -> list[str]:
-        """Splits an item at a Chinese "and" if that gives words of the wheel."""
-        joined = _CHINESE_AND.split(item)
-        return joined if not self._wheel.groups_of(item) and all(map(self._wheel.groups_of, joined)) else [item]

@@ -116,11 +116,7 @@ def is_well_formed(formula: str) -> bool:
     commands = _COMMAND.findall(formula)
     if any(command not in _COMMANDS for command in commands) or ("&" in formula and "begin" not in commands):
         return False
-    return _brackets_match(formula)
-
-
-def _brackets_match(formula: str) -> bool:
-    """True if brackets match; a half-open interval must be at the start or after an operator on sets."""
+    # Brackets match; a half-open interval must be at the start or after an operator on sets.
     opened: list[tuple[str, int]] = []
     for found in _BRACKET.finditer(formula):
         if found[0] in _OPENING:

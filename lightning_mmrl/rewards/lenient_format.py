@@ -29,17 +29,14 @@ class LenientFormat:
         text = completion.text
         if not (text.startswith(THINK_OPEN) and text.endswith(ANSWER_CLOSE)):
             return 0.0
-        return float(_has_turn(text[len(THINK_OPEN) : -len(ANSWER_CLOSE)]))
-
-
-def _has_turn(inner: str) -> bool:
-    """True if an `<answer>` follows a `</think>` with at most whitespace between; runs of whitespace are read once."""
-    position = inner.find(THINK_CLOSE)
-    while position >= 0:
-        end = position = position + len(THINK_CLOSE)
-        while end < len(inner) and inner[end].isspace():
-            end += 1
-        if inner.startswith(ANSWER_OPEN, end):
-            return True
-        position = inner.find(THINK_CLOSE, end)
-    return False
+        # An `<answer>` follows a `</think>` with at most whitespace between; runs of whitespace are read once.
+        inner = text[len(THINK_OPEN) : -len(ANSWER_CLOSE)]
+        position = inner.find(THINK_CLOSE)
+        while position >= 0:
+            end = position = position + len(THINK_CLOSE)
+            while end < len(inner) and inner[end].isspace():
+                end += 1
+            if inner.startswith(ANSWER_OPEN, end):
+                return 1.0
+            position = inner.find(THINK_CLOSE, end)
+        return 0.0

@@ -41,8 +41,8 @@ class InlineRewards(AbstractContextManager["InlineRewards"]):
 
     def score(self, samples: Sequence[Sample], completions: Sequence[Sequence[Completion]]) -> list[list[Score]]:
         """Scores the completions `completions[i]` of each `samples[i]`; the result has the same shape."""
-        scores = [_score_safely(self._reward, item) for item in _paired(samples, completions)]
-        return _shaped_like(completions, scores)
+        pairs = zip(samples, completions, strict=True)
+        return [[_score_safely(self._reward, (sample, each)) for each in group] for sample, group in pairs]
 
     def close(self) -> None:
         """Does nothing, because there are no processes to end."""
@@ -101,11 +101,12 @@ class RewardPool(AbstractContextManager["RewardPool"]):
         if self._pool.closed:
             raise RewardError("the reward pool is closed; score before close()")
         try:
-            outcomes = self._judged(_paired(samples, completions))
+            pairs = zip(samples, completions, strict=True)
+            outcomes = self._judged([(sample, each) for sample, group in pairs for each in group])
         except WorkerError as error:
             raise RewardError(f"rewards: {error}") from error
-        scores = [_invalid(each.error, each.doing) if each.error is not None else each.value for each in outcomes]
-        return _shaped_like(completions, scores)
+        scores = iter(_invalid(each.error, each.doing) if each.error is not None else each.value for each in outcomes)
+        return [[next(scores) for _ in group] for group in completions]
 
     def _judged(self, items: Sequence[tuple[Sample, Completion]]) -> list[CallResult]:
         """An outcome for each item; lost items are tried once more, since another cause may have killed their worker.
@@ -142,12 +143,3 @@ def _score_safely(reward: Scorer, item: tuple[Sample, Completion]) -> Score:
 def _invalid(reason: str, failed: str | None = None) -> Score:
     named = reason if failed is None else f"{failed}: {reason}"
     return Score(total=0.0, components={}, valid=False, reason=named, failed=failed)
-
-
-def _paired(samples: Sequence[Sample], completions: Sequence[Sequence[Completion]]) -> list[tuple[Sample, Completion]]:
-    return [(sample, each) for sample, group in zip(samples, completions, strict=True) for each in group]
-
-
-def _shaped_like(completions: Sequence[Sequence[Completion]], scores: list[Score]) -> list[list[Score]]:
-    remaining = iter(scores)
-    return [[next(remaining) for _ in group] for group in completions]

@@ -43,7 +43,11 @@ class Unit:
         """
         if self.powers == other.powers:
             return True
-        return _YEN_OR_YUAN in {*self.powers, *other.powers} and _signed(self.powers) == _signed(other.powers)
+        one, another = (
+            {_YEN_OR_YUAN if name in ("yen", "yuan") else name: power for name, power in powers.items()}
+            for powers in (self.powers, other.powers)
+        )
+        return _YEN_OR_YUAN in {*self.powers, *other.powers} and one == another
 
     def times(self, other: "Unit", power: int) -> "Unit":
         """This unit times a power of another unit."""
@@ -54,11 +58,6 @@ class Unit:
         return Unit(
             powers={name: each for name, each in powers.items() if each}, factor=self.factor * other.factor**power
         )
-
-
-def _signed(powers: Mapping[str, int]) -> dict[str, int]:
-    """The powers, with yen and yuan replaced by their shared sign."""
-    return {_YEN_OR_YUAN if name in ("yen", "yuan") else name: power for name, power in powers.items()}
 
 
 _NAMES: tuple[tuple[str, str, int | Fraction], ...] = (

@@ -67,8 +67,7 @@ class BadSteps:
         if wrong:
             self._steps.add(step)
             self._write(step, wrong, samples)
-            self._refuse_weights(step)
-            self._refuse_too_many(step, wrong)
+            self._refuse(step, wrong)
             number, count = update
             subject = f"step {step}" if count == 1 else f"update {number} of {count} in step {step}"
             self._context.say(f"{subject} is skipped: {_are(wrong)} not finite; {self._file} names its samples")
@@ -134,17 +133,15 @@ class BadSteps:
                 with self._file.open("a", encoding="utf-8") as file:
                     file.write(line + "\n")
 
-    def _refuse_weights(self, step: int) -> None:
-        wrong = [name for part in self._context.ranks.gather(not_finite(self._weights())) for name in part]
-        if wrong:
+    def _refuse(self, step: int, wrong: Sequence[str]) -> None:
+        weights = [name for part in self._context.ranks.gather(not_finite(self._weights())) for name in part]
+        if weights:
             name = self._context.name
             raise StageError(
-                f"stages.{name}: at step {step} the weights are not finite ({wrong[0]} is the first); look at the "
+                f"stages.{name}: at step {step} the weights are not finite ({weights[0]} is the first); look at the "
                 f"checkpoint that the stage started from, or lower stages.{name}.optimizer.lr and train the stage with "
                 f"--from-stage {name}"
             )
-
-    def _refuse_too_many(self, step: int, wrong: Sequence[str]) -> None:
         context, number = self._context, self.number(step)
         if number <= min(context.settings.max_bad_steps, context.settings.num_steps // 2):
             return

@@ -113,12 +113,6 @@ def place(module: lightning.LightningModule, policy: Policy, ranks: Ranks, shard
         sharding.apply(policy, mesh["data_parallel"], ranks)
 
 
-def log_metrics(module: lightning.LightningModule, metrics: dict[str, float], step: int) -> None:
-    """Sends metrics from rank 0 to every logger of the trainer with the stage's own step."""
-    for logger in module.loggers if module.global_rank == 0 else ():
-        logger.log_metrics(metrics, step)
-
-
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
     """Scales all gradients to a joint norm of at most `max_norm`, sharded or not; returns the norm before."""
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)

@@ -9,7 +9,7 @@ from torch.nn.functional import pad
 
 from lightning_mmrl.data.collate import same_width
 from lightning_mmrl.protocols.ranks import Ranks
-from lightning_mmrl.types.batches import MediaFeatures, MediaInputs, PromptBatch, Rollout, Scores
+from lightning_mmrl.types.batches import PromptBatch, Rollout, Scores
 
 
 def join_prompts(parts: Sequence[PromptBatch]) -> PromptBatch:
@@ -17,6 +17,13 @@ def join_prompts(parts: Sequence[PromptBatch]) -> PromptBatch:
     if len(parts) == 1:
         return parts[0]
     gaps = _gaps([part.input_ids for part in parts])
+    media = [(part.media, len(part.samples)) for part in parts]
+    tensors, counts = {}, {}
+    for name in dict.fromkeys(name for part, _ in media for name in part.tensors):
+        tensors[name] = torch.cat(same_width([part.tensors[name] for part, _ in media if name in part.tensors]))
+        counts[name] = tuple(count for part, number in media for count in part.counts.get(name, (0,) * number))
+    has_keys = any(part.keys for part, _ in media)
+    keys = tuple(key for part, number in media for key in (part.keys or ("",) * number)) if has_keys else ()
     return PromptBatch(
         samples=tuple(sample for part in parts for sample in part.samples),
         input_ids=torch.cat([pad(part.input_ids, (gap, 0)) for part, gap in zip(parts, gaps, strict=True)]),
@@ -25,7 +32,7 @@ def join_prompts(parts: Sequence[PromptBatch]) -> PromptBatch:
             [pad(part.position_ids, (gap, 0)) for part, gap in zip(parts, gaps, strict=True)], dim=1
         ),
         next_position=torch.cat([part.next_position for part in parts]),
-        media=_join_media([part.media for part in parts], [len(part.samples) for part in parts]),
+        media=replace(parts[0].media, tensors=tensors, counts=counts, keys=keys),
     )
 
 
@@ -94,27 +101,6 @@ def gather_rows(ranks: Ranks, *columns: Tensor) -> tuple[list[Tensor], slice]:
     parts = ranks.gather(tuple(column.cpu() for column in columns))
     first = sum(len(part[0]) for part in parts[: ranks.rank])
     return [torch.cat(column) for column in zip(*parts, strict=True)], slice(first, first + len(columns[0]))
-
-
-def _join_media(
-    parts: Sequence[MediaInputs | MediaFeatures], num_prompts: Sequence[int]
-) -> MediaInputs | MediaFeatures:
-    names = dict.fromkeys(name for part in parts for name in part.tensors)
-    counts = {
-        name: tuple(
-            count
-            for part, number in zip(parts, num_prompts, strict=True)
-            for count in part.counts.get(name, (0,) * number)
-        )
-        for name in names
-    }
-    keys = tuple(key for part, number in zip(parts, num_prompts, strict=True) for key in (part.keys or ("",) * number))
-    return replace(
-        parts[0],
-        tensors={name: torch.cat(same_width([p.tensors[name] for p in parts if name in p.tensors])) for name in names},
-        counts=counts,
-        keys=keys if any(part.keys for part in parts) else (),
-    )
 
 
 def _gaps(tensors: Sequence[Tensor]) -> list[int]:

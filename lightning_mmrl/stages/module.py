@@ -10,7 +10,7 @@ from lightning_mmrl.models.digest import weight_digest
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.stages.answers import AnswerEvaluator, Validation, headline
 from lightning_mmrl.stages.bad_steps import BadSteps
-from lightning_mmrl.stages.context import OptimizerSettings, StageContext, finished_steps, log_metrics, place
+from lightning_mmrl.stages.context import OptimizerSettings, StageContext, finished_steps, place
 from lightning_mmrl.stages.ending import Ending
 from lightning_mmrl.types.batches import PromptBatch
 from lightning_mmrl.types.records import Training
@@ -140,4 +140,6 @@ class StageModule(lightning.LightningModule):
 
     def _report(self, values: dict[str, float], step: int) -> None:
         self.latest |= values
-        log_metrics(self, {f"{self._context.name}/{key}": value for key, value in values.items()}, step)
+        metrics = {f"{self._context.name}/{key}": value for key, value in values.items()}
+        for logger in self.loggers if self.global_rank == 0 else ():
+            logger.log_metrics(metrics, step)

@@ -185,23 +185,19 @@ def _parsed(line: bytes, place: str) -> RolloutRow:
     if not responses:
         raise DataError(f"{place}: 'responses' is empty; the table is damaged, take another iteration's")
     return RolloutRow(
-        sample=_sample(row, place),
+        sample=Sample(
+            id=_value(row, "id", str, place),
+            messages=_each(row, "messages", place, _message),
+            media=_each(row, "media", place, _media_ref),
+            solution=_value(row, "solution", (str, type(None)), place),
+            speaker=_value(row, "speaker", (str, type(None)), place),
+            split=_value(row, "split", (str, type(None)), place),
+            extras=_value(row, "extras", dict, place),
+        ),
         completions=tuple(completion for completion, _ in responses),
         scores=tuple(score for _, score in responses),
         policy_version=_value(row, "policy_version", int, place),
         pass_component=_value(row, "pass_component", str, place),
-    )
-
-
-def _sample(row: Mapping[str, Any], place: str) -> Sample:
-    return Sample(
-        id=_value(row, "id", str, place),
-        messages=_each(row, "messages", place, _message),
-        media=_each(row, "media", place, _media_ref),
-        solution=_value(row, "solution", (str, type(None)), place),
-        speaker=_value(row, "speaker", (str, type(None)), place),
-        split=_value(row, "split", (str, type(None)), place),
-        extras=_value(row, "extras", dict, place),
     )
 
 

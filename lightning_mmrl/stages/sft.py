@@ -82,19 +82,15 @@ class SFTModule(StageModule):
         """Scales gradients down, or removes them if the step is skipped: an optimizer leaves such parameters alone."""
         max_norm = math.inf if gradient_clip_val is None else gradient_clip_val
         norm = clip_gradients(self.policy.parameters(), max_norm)
-        self._skips = self._is_skipped(norm)
-        if self._skips:
-            self._report(self._bad_steps.reported(self._step.number), self._step.number)
-        if self._skips or not math.isfinite(norm):
-            optimizer.zero_grad()
-
-    def _is_skipped(self, norm: float) -> bool:
-        """Whether a step whose gradients have this norm is skipped; a collective, with the same norm on all ranks."""
         step, plugin = self._step, self.trainer.precision_plugin
         scaled = isinstance(plugin, MixedPrecision) and plugin.scaler is not None and math.isfinite(step.loss)
         self._scalings = self._scalings + 1 if scaled and not math.isfinite(norm) else 0
         numbers = {"loss": [step.loss], "gradient norm": [] if 0 < self._scalings <= SCALINGS else [norm]}
-        return self._bad_steps.found(step.number, numbers, step.samples)
+        self._skips = self._bad_steps.found(step.number, numbers, step.samples)  # with the same norm on all ranks
+        if self._skips:
+            self._report(self._bad_steps.reported(step.number), step.number)
+        if self._skips or not math.isfinite(norm):
+            optimizer.zero_grad()
 
     def stage_state(self) -> dict[str, Any]:
         """The state that every stage has, and how often in a row the loss scaler skipped a step."""

@@ -50,7 +50,7 @@ class SequenceMean:
 
     def denominator(self, completion_mask: Bool[Tensor, "N C"]) -> Float[Tensor, ""]:
         """Number of completions with at least one counted token."""
-        return _num_sequences(completion_mask)
+        return completion_mask.any(-1).sum().float()
 
     def reduce(
         self, token_losses: Float[Tensor, "N C"], completion_mask: Bool[Tensor, "N C"], denominator: Float[Tensor, ""]
@@ -85,17 +85,13 @@ class ConstantLength:
 
     def denominator(self, completion_mask: Bool[Tensor, "N C"]) -> Float[Tensor, ""]:
         """Number of completions with at least one counted token, times `max_tokens`."""
-        return _num_sequences(completion_mask) * self.max_tokens
+        return completion_mask.any(-1).sum().float() * self.max_tokens
 
     def reduce(
         self, token_losses: Float[Tensor, "N C"], completion_mask: Bool[Tensor, "N C"], denominator: Float[Tensor, ""]
     ) -> Float[Tensor, ""]:
         """Sum of the token losses over the step's constant."""
         return _divide(masked_sum(token_losses, completion_mask), denominator)
-
-
-def _num_sequences(completion_mask: Bool[Tensor, "N C"]) -> Float[Tensor, ""]:
-    return completion_mask.any(-1).sum().float()
 
 
 def _divide(total: Float[Tensor, ""], denominator: Float[Tensor, ""]) -> Float[Tensor, ""]:

@@ -102,22 +102,21 @@ def labelled(
             else:
                 kept.append(replace(clip, row=replace(clip.row, label=label)))
         return kept, tuple(labels)
+    # Without differences of case, character width, accent encoding (NFKC) and spaces.
+    folded = [" ".join(unicodedata.normalize("NFKC", clip.row.label).casefold().split()) for clip in clips]
     spellings: dict[str, Counter[str]] = {}
-    for clip in clips:
-        spellings.setdefault(_folded(clip.row.label), Counter())[clip.row.label] += 1
-    usual = {folded: counts.most_common(1)[0][0] for folded, counts in spellings.items()}
-    for folded, counts in spellings.items():
+    for clip, word in zip(clips, folded, strict=True):
+        spellings.setdefault(word, Counter())[clip.row.label] += 1
+    usual = {word: counts.most_common(1)[0][0] for word, counts in spellings.items()}
+    for word, counts in spellings.items():
         notes += [
-            f"{number} rows spell the label {usual[folded]!r} as {other!r}; read as the same"
+            f"{number} rows spell the label {usual[word]!r} as {other!r}; read as the same"
             for other, number in counts.items()
-            if other != usual[folded]
+            if other != usual[word]
         ]
-    return [replace(clip, row=replace(clip.row, label=usual[_folded(clip.row.label)])) for clip in clips], ()
-
-
-def _folded(label: str) -> str:
-    """A label without differences of case, character width, accent encoding (NFKC) and spaces."""
-    return " ".join(unicodedata.normalize("NFKC", label).casefold().split())
+    return [
+        replace(clip, row=replace(clip.row, label=usual[word])) for clip, word in zip(clips, folded, strict=True)
+    ], ()
 
 
 def once(clips: Sequence[Clip], reject: Reject) -> list[Clip]:

@@ -109,20 +109,21 @@ def _columns(place: str, header: list[str], names: Mapping[str, str | None]) -> 
     if len(set(header)) < len(header):
         twice = next(name for name in header if header.count(name) > 1)
         raise DataError(f"{place}: column {quoted(twice)} appears twice; rename one")
+    shown = ", ".join(quoted(name) for name in header[:12]) or "nothing"
     by_case = {name.lower(): name for name in reversed(header)}
     columns = {}
     for purpose, usual in COLUMN_NAMES.items():
         wanted = names.get(purpose)
         found = next((by_case[name] for name in usual if name in by_case), None) if wanted is None else wanted
         if wanted and wanted not in header:
-            raise DataError(f"{place}: no column {quoted(wanted)}; the header has {_shown(header)}")
+            raise DataError(f"{place}: no column {quoted(wanted)}; the header has {shown}")
         if found:
             columns[purpose] = found
     for purpose in ("file", "label"):
         if purpose not in columns:
             raise DataError(
                 f"{place}: no column of {purpose}s ({', '.join(COLUMN_NAMES[purpose])}); "
-                f"name it by --{purpose}-column, the header has {_shown(header)}"
+                f"name it by --{purpose}-column, the header has {shown}"
             )
     return columns
 
@@ -160,10 +161,6 @@ def _usual_purpose(name: str) -> str | None:
     return next((purpose for purpose, usual in COLUMN_NAMES.items() if name.lower() in usual), None)
 
 
-def _shown(header: list[str]) -> str:
-    return ", ".join(quoted(name) for name in header[:12]) or "nothing"
-
-
 def _records(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
     """Yields the rows that are not blank, each with the number of its first line."""
     begin = reader.line_num + 1  # type: ignore[attr-defined]
@@ -189,28 +186,25 @@ def _row(
         raise LineError("missing file", "no file is named; fill it in or remove the row")
     if label is None:
         raise LineError("label", f"{quoted(file)} has no label; fill it in or remove the row")
+    split = cell("split")
+    if split is not None and split.lower() not in SPLIT_NAMES:
+        raise LineError(
+            "split",
+            f"{columns['split']} is {quoted(split)}; it must be one of {', '.join(SPLIT_NAMES)}, or give "
+            "--split-column '' for no split",
+        )
     return CsvRow(
         line=line,
         file=file,
         label=label,
         speaker=cell("speaker"),
-        split=_split(cell("split"), columns),
+        split=None if split is None else SPLIT_NAMES[split.lower()],
         start_s=_seconds(cell("start"), "start", comma_is_decimal),
         end_s=_seconds(cell("end"), "end", comma_is_decimal),
         reasoning=cell("reasoning"),
         id=cell("id"),
         extras=extras,
     )
-
-
-def _split(name: str | None, columns: Mapping[str, str]) -> str | None:
-    if name is not None and name.lower() not in SPLIT_NAMES:
-        known = ", ".join(SPLIT_NAMES)
-        raise LineError(
-            "split",
-            f"{columns['split']} is {quoted(name)}; it must be one of {known}, or give --split-column '' for no split",
-        )
-    return None if name is None else SPLIT_NAMES[name.lower()]
 
 
 def _seconds(text: str | None, purpose: str, comma_is_decimal: bool) -> float | None:

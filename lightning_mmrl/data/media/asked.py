@@ -43,23 +43,19 @@ def chosen_media(
             raise MediaError(f"{path} is a folder; name a video, picture or sound file")
         if not path.is_file():
             raise MediaError(f"{path} does not exist; name a video, picture or sound file")
+    anything = [DecodeTask(path=path, ref=MediaRef(kind="video", path=path.name), settings=settings) for path in files]
+    outcomes: dict[int, CallResult] = {}
+    decoder.run(held_kinds, anything, outcomes.__setitem__)
     media: list[Medium] = []
-    for path, kinds in zip(files, _kinds(files, settings, decoder), strict=True):
+    for index, path in enumerate(files):
+        if outcomes[index].error is not None:
+            raise MediaError(outcomes[index].error)
+        kinds: list[MediaKind] = outcomes[index].value
         drops_sound = "video" in kinds and (sound is not None or not hear)
         media += [
             (path, MediaRef(kind=kind, path=path.name)) for kind in kinds if not (kind == "audio" and drops_sound)
         ]
     return (*media, *([] if sound is None else [(sound, MediaRef(kind="audio", path=sound.name))]))
-
-
-def _kinds(files: Sequence[Path], settings: MediaSettings, decoder: GuardedDecoder) -> list[list[MediaKind]]:
-    anything = [DecodeTask(path=path, ref=MediaRef(kind="video", path=path.name), settings=settings) for path in files]
-    outcomes: dict[int, CallResult] = {}
-    decoder.run(held_kinds, anything, outcomes.__setitem__)
-    for index in range(len(files)):
-        if outcomes[index].error is not None:
-            raise MediaError(outcomes[index].error)
-    return [outcomes[index].value for index in range(len(files))]
 
 
 def check_read(media: Sequence[Medium], encoder: PromptEncoder) -> None:

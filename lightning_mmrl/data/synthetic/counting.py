@@ -22,7 +22,12 @@ def compose(plan: Plan) -> Problem:
     rng = plan.generator()
     total = int(plan.label)
     red = int(rng.integers(total + 1))
-    dots = place_dots(total, rng)
+    # (x, y, radius) of each dot in pixels; each has its own cell of the grid.
+    per_side = SIZE_PX // _CELL_PX
+    cells = rng.choice(per_side**2, size=total, replace=False)
+    middles = (np.column_stack([cells % per_side, cells // per_side]) + 0.5) * _CELL_PX
+    jitter = rng.uniform(-_JITTER_PX, _JITTER_PX, size=(total, 2))
+    dots = np.column_stack([middles + jitter, rng.uniform(*_RADIUS_PX, size=total)])
     background = rng.uniform(10.0, 40.0, size=3)
     reddish = rng.uniform([200.0, 40.0, 40.0], [250.0, 80.0, 80.0])
     bluish = rng.uniform([40.0, 80.0, 200.0], [80.0, 120.0, 250.0])
@@ -34,15 +39,6 @@ def compose(plan: Plan) -> Problem:
         facts={"red": red, "blue": total - red},
         signal=paint(coverage(_disks(dots[red:])), ground, bluish, _NOISE, rng),
     )
-
-
-def place_dots(number: int, rng: np.random.Generator) -> np.ndarray:
-    """Return (x, y, radius) of each dot in pixels, (number, 3); each dot has its own grid cell."""
-    per_side = SIZE_PX // _CELL_PX
-    cells = rng.choice(per_side**2, size=number, replace=False)
-    middles = (np.column_stack([cells % per_side, cells // per_side]) + 0.5) * _CELL_PX
-    jitter = rng.uniform(-_JITTER_PX, _JITTER_PX, size=(number, 2))
-    return np.column_stack([middles + jitter, rng.uniform(*_RADIUS_PX, size=number)])
 
 
 def _disks(dots: np.ndarray) -> Callable[[ImageDraw.ImageDraw, int], None]:

@@ -135,8 +135,11 @@ def _is_complete(directory: Path, recipe: Recipe, overwrite: bool) -> bool:
         raise DataError(f"{directory} exists and holds no {RECORD}; give a new or empty directory")
     if overwrite:
         return False
-    record = _read_record(record_path)
     fix = "give another directory or overwrite=True"
+    try:
+        record = json.loads(record_path.read_text(encoding="ascii"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {record_path}: {error}; {fix}") from error
     difference = _first_difference(
         record.get("settings"), json.loads(json.dumps(recipe.settings)), "settings"
     ) or _first_difference(record.get("generator_version"), recipe.generator_version, "generator_version")
@@ -146,13 +149,6 @@ def _is_complete(directory: Path, recipe: Recipe, overwrite: bool) -> bool:
         if not (directory / name).is_file() or sha256(directory / name) != expected:
             raise DataError(f"{directory / name} is missing or was changed after it was generated; {fix}")
     return True
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="ascii"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path}: {error}; give another directory or overwrite=True") from error
 
 
 def _first_difference(found: Any, wanted: Any, key: str) -> str:

@@ -45,22 +45,17 @@ def compose(plan: Plan) -> Problem:
     centers = middle + (1.0 - share) * sides[0] + share * sides[1]
     background, foreground = draw_colors(rng)
     covered = np.stack([coverage(partial(disk, x=x, y=y, radius=radius)) for x, y in centers.tolist()])
-    return Problem(
-        question=QUESTION,
-        thought=f"{start} to {end}",
-        facts={"from_side": start, "to_side": end},
-        signal=paint(covered, _room(background), foreground, _NOISE, rng),
-    )
-
-
-def _room(background: np.ndarray) -> np.ndarray:
-    """Return the empty frame (H, W, 3) in 0..255."""
     room = np.tile(background, (SIZE_PX, SIZE_PX, 1))
     room[:_WALL_PX] = _WALL_COLORS["top"]
     room[-_WALL_PX:] = _WALL_COLORS["bottom"]
     room[_WALL_PX:-_WALL_PX, :_WALL_PX] = _WALL_COLORS["left"]
     room[_WALL_PX:-_WALL_PX, -_WALL_PX:] = _WALL_COLORS["right"]
-    return room
+    return Problem(
+        question=QUESTION,
+        thought=f"{start} to {end}",
+        facts={"from_side": start, "to_side": end},
+        signal=paint(covered, room, foreground, _NOISE, rng),
+    )
 
 
 MOTION = Task(

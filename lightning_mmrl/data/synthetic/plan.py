@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -87,10 +88,7 @@ def render_signals(plan: ClipPlan, style: Style) -> tuple[np.ndarray, np.ndarray
 
     The face depends only on the label's face group, and the voice only on the label's voice group.
     """
-
-    def generator(stream: int, index: int) -> np.random.Generator:
-        return _generator(plan.seed, plan.split, stream, index)
-
+    generator = partial(_generator, plan.seed, plan.split)
     face = faces.draw_identity(style.face, generator(_FACE_OF_SPEAKER, plan.speaker))
     voice = voices.draw_identity(style.voice, generator(_VOICE_OF_SPEAKER, plan.speaker))
     face_group, voice_group = group_of(plan.label, FACE_GROUPS), group_of(plan.label, VOICE_GROUPS)

@@ -178,22 +178,9 @@ def _write_samples(root: Path, task: Task, plans: Sequence[Plan]) -> list[dict[s
             path = f"media/{plan.split}/{plan.name}{task.medium.suffix}"
             task.medium.save(root / path, problem.signal)
             media = {task.medium.column: [path]}
-        rows.append(_row(task, plan, problem, media))
+        messages = [{"role": "user", "content": problem.question}]
+        if plan.split == "cold_start":
+            messages.append({"role": "assistant", "content": trace(problem.thought, plan.label)})
+        row = {"id": plan.name, "messages": messages, **media, "solution": plan.label, "split": plan.split}
+        rows.append({**row, "license": LICENSE, "label_set": task.name, **problem.facts})
     return rows
-
-
-def _row(task: Task, plan: Plan, problem: Problem, media: Mapping[str, list[str]]) -> dict[str, Any]:
-    """Return a manifest row: conversation, media, solution and the facts of the problem."""
-    messages = [{"role": "user", "content": problem.question}]
-    if plan.split == "cold_start":
-        messages.append({"role": "assistant", "content": trace(problem.thought, plan.label)})
-    return {
-        "id": plan.name,
-        "messages": messages,
-        **media,
-        "solution": plan.label,
-        "split": plan.split,
-        "license": LICENSE,
-        "label_set": task.name,
-        **problem.facts,
-    }

@@ -25,26 +25,23 @@ def compose(plan: Plan) -> Problem:
     """Play the tone of the key that the label names at a random time of the clip, over hiss."""
     rng = plan.generator()
     row, column = divmod(int(plan.label) - 1, 3)
-    return Problem(
-        question=QUESTION,
-        thought=f"row {row + 1} and column {column + 1}",
-        facts={"row": row + 1, "column": column + 1},
-        signal=_sound((ROWS_HZ[row], COLUMNS_HZ[column]), rng),
-    )
-
-
-def _sound(frequencies_hz: tuple[float, ...], rng: np.random.Generator) -> np.ndarray:
-    """Return a float32 waveform (L,) in -1..1."""
     time_s = np.arange(round(DURATION_S * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
     length_s = rng.uniform(*_LENGTH_S)
     start_s = rng.uniform(0.0, DURATION_S - length_s)
     edge_s = np.minimum(time_s - start_s, start_s + length_s - time_s)
     detuning = 1.0 + rng.uniform(-_DETUNING, _DETUNING)
     tone = sum(
-        rng.uniform(*_LEVEL) * np.sin(2 * np.pi * (each * detuning * time_s + rng.uniform())) for each in frequencies_hz
+        rng.uniform(*_LEVEL) * np.sin(2 * np.pi * (each * detuning * time_s + rng.uniform()))
+        for each in (ROWS_HZ[row], COLUMNS_HZ[column])
     )
     hiss = rng.uniform(*_NOISE) * rng.standard_normal(len(time_s))
-    return np.clip(tone * np.clip(edge_s / _FADE_S, 0.0, 1.0) + hiss, -1.0, 1.0).astype(np.float32)
+    wave = np.clip(tone * np.clip(edge_s / _FADE_S, 0.0, 1.0) + hiss, -1.0, 1.0)
+    return Problem(
+        question=QUESTION,
+        thought=f"row {row + 1} and column {column + 1}",
+        facts={"row": row + 1, "column": column + 1},
+        signal=wave.astype(np.float32),
+    )
 
 
 def save_wav(path: Path, waveform: np.ndarray) -> None:

@@ -35,7 +35,10 @@ def write_clip(path: Path, frames: np.ndarray, fps: int, waveform: np.ndarray, s
         audio.layout = "mono"
         audio.bit_rate = _AUDIO_BIT_RATE
         _mux_video(container, video, frames, fps)
-        for block in _audio_frames(waveform, sample_rate_hz):
+        for start in range(0, len(waveform), _AUDIO_FRAME_SAMPLES):
+            samples = np.ascontiguousarray(waveform[None, start : start + _AUDIO_FRAME_SAMPLES], dtype=np.float32)
+            block = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+            block.sample_rate, block.pts, block.time_base = sample_rate_hz, start, Fraction(1, sample_rate_hz)
             container.mux(audio.encode(block))
         container.mux(audio.encode(None))
 
@@ -59,14 +62,3 @@ def _mux_video(container: OutputContainer, video: VideoStream, frames: np.ndarra
         frame.pts, frame.time_base = index, Fraction(1, fps)
         container.mux(video.encode(frame))
     container.mux(video.encode(None))
-
-
-def _audio_frames(waveform: np.ndarray, sample_rate_hz: int) -> list[av.AudioFrame]:
-    """Cut a waveform (L,) into encoder frames with timestamps; the last one may be shorter."""
-    blocks = []
-    for start in range(0, len(waveform), _AUDIO_FRAME_SAMPLES):
-        samples = np.ascontiguousarray(waveform[None, start : start + _AUDIO_FRAME_SAMPLES], dtype=np.float32)
-        block = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
-        block.sample_rate, block.pts, block.time_base = sample_rate_hz, start, Fraction(1, sample_rate_hz)
-        blocks.append(block)
-    return blocks

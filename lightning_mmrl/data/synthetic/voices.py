@@ -76,11 +76,23 @@ def draw_identity(style: VoiceStyle, rng: np.random.Generator) -> VoiceIdentity:
     """Draw one speaker's voice."""
     lowest_hz, highest_hz = style.pitch_ranges_hz[rng.integers(len(style.pitch_ranges_hz))]
     base_pitch_hz = rng.uniform(lowest_hz, highest_hz)
-    bright_period, dark_period = _draw_periods(base_pitch_hz, rng)
+    harmonics = np.arange(1, int(_HIGHEST_HARMONIC_HZ / base_pitch_hz) + 1)
+    formants_hz = rng.uniform([350.0, 1000.0, 2200.0], [800.0, 2000.0, 3200.0])
+    distance = (harmonics[:, None] * base_pitch_hz - formants_hz) / rng.uniform(90.0, 180.0)
+    formant_gain = 0.15 + (1.0 / (1.0 + distance**2)).sum(axis=1)
+    phase = np.exp(2j * np.pi * rng.uniform(size=len(harmonics)))
+    tilt = rng.uniform(0.0, 0.4)
+
+    def period(falloff: float) -> np.ndarray:
+        spectrum = np.zeros(_TABLE_SIZE // 2 + 1, dtype=np.complex128)
+        spectrum[harmonics] = harmonics**-falloff * formant_gain * phase
+        wave = np.fft.irfft(spectrum)
+        return wave / np.abs(wave).max()
+
     return VoiceIdentity(
         base_pitch_hz=base_pitch_hz,
-        bright_period=bright_period,
-        dark_period=dark_period,
+        bright_period=period(0.3 + tilt),
+        dark_period=period(1.6 + tilt),
         rest=_REST + style.rest_spread * _FULL_MOVEMENT * rng.standard_normal(8),
     )
 
@@ -107,24 +119,6 @@ def render_voice(group: str, identity: VoiceIdentity, style: VoiceStyle, rng: np
     fade = np.minimum(1.0, np.minimum(time_s, DURATION_S - time_s) / 0.03)
     hiss = rng.uniform(*style.noise_range) * rng.standard_normal(NUM_SAMPLES)
     return np.clip(loudness * tone * syllables * tremor * swelling * fade + hiss, -1.0, 1.0).astype(np.float32)
-
-
-def _draw_periods(base_pitch_hz: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return a bright and a dark period (_TABLE_SIZE,) of a tone with a speaker's three formants, each with peak 1."""
-    harmonics = np.arange(1, int(_HIGHEST_HARMONIC_HZ / base_pitch_hz) + 1)
-    formants_hz = rng.uniform([350.0, 1000.0, 2200.0], [800.0, 2000.0, 3200.0])
-    distance = (harmonics[:, None] * base_pitch_hz - formants_hz) / rng.uniform(90.0, 180.0)
-    formant_gain = 0.15 + (1.0 / (1.0 + distance**2)).sum(axis=1)
-    phase = np.exp(2j * np.pi * rng.uniform(size=len(harmonics)))
-    tilt = rng.uniform(0.0, 0.4)
-
-    def period(falloff: float) -> np.ndarray:
-        spectrum = np.zeros(_TABLE_SIZE // 2 + 1, dtype=np.complex128)
-        spectrum[harmonics] = harmonics**-falloff * formant_gain * phase
-        wave = np.fft.irfft(spectrum)
-        return wave / np.abs(wave).max()
-
-    return period(0.3 + tilt), period(1.6 + tilt)
 
 
 def _sine(frequency_hz: float, turn: float, time_s: np.ndarray) -> np.ndarray:
