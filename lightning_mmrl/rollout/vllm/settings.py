@@ -147,13 +147,18 @@ def flags(arguments: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def installed() -> bool:
+    """Whether vllm, in any of its builds, can be imported."""
+    return importlib.util.find_spec("vllm") is not None
+
+
 def prepare_environment(**more: str) -> None:
     """Sets the environment variables that vLLM reads when it is imported.
 
     Raises:
         RolloutError: vllm is not installed.
     """
-    if importlib.util.find_spec("vllm") is None:
+    if not installed():
         raise RolloutError("rollout is vllm, which is not installed; run uv pip install -e '.[vllm]'")
     for name, value in {**ENVIRONMENT, **more}.items():
         os.environ.setdefault(name, value)
