@@ -156,6 +156,9 @@ def _bad_choice(override: Override, tree: DictConfig, own: Path | None) -> Itera
         if place in choices:
             yield f"{place}: takes one option, without a plus; write {place}=NAME"
     elif place not in choices:
+        known, value = options(place.partition("@")[0], own), str(override.value())
+        if value not in known:
+            yield f"{place}={shown(value)}: no such option{did_you_mean(value, known)}"
         yield _no_place(place, place, tree, in_file=False)
 
 

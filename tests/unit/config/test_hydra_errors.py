@@ -59,6 +59,7 @@ def test_no_other_prose_of_theirs_is_read():
         (["experiment=quickstart", "algorithm@stages.raeson=rloo"], "did you mean 'algorithm@stages.reason'?"),
         (["algorithm=rloo", "debug=null"], "debug=null: debug needs the name of an option"),
         (["algorithm=rloo", "~debug=fast"], "algorithm: this composition has 'algorithm@stages.reason' to override"),
+        (["seed=1", "reward=token_lengbh"], "reward=token_lengbh: no such option; did you mean 'token_length'?"),
         (["+trial=a", "+trial=b"], "trial: is there already; change it without the plus"),
         (["seed=1", "~seed=2"], "~seed: its value is 1 and not 2; write ~seed to remove it"),
     ],
