@@ -29,7 +29,14 @@ def run(arguments: Sequence[str]) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_inspections(commands)
     add_from_csv(commands)
-    _add_synth(commands)
+    synth = commands.add_parser("synth", help="generate a dataset with known answers: media files and manifests")
+    synth.add_argument("directory", type=Path, help="where the set goes; it appears when it is complete")
+    synth.add_argument("--task", default="emotions", metavar="NAME", help="task to generate (default %(default)s)")
+    synth.add_argument("--seed", type=int, default=0, help="seed; the same seed gives the same bytes (default 0)")
+    synth.add_argument("--scale", type=float, default=1.0, help="multiplies the size of every split (default 1.0)")
+    synth.add_argument("--workers", type=int, default=2, help="rendering processes (default 2)")
+    synth.add_argument("--overwrite", action="store_true", help="replace a set made with other settings")
+    synth.set_defaults(call=_synth)
     options = parser.parse_args(arguments)
     return options.call(options)
 
@@ -150,17 +157,6 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
             write_json(path.resolve(), content, shared=True)
     except OSError as error:
         raise ConfigError(f"--json {path} cannot be written ({error.strerror or error}); name another file") from error
-
-
-def _add_synth(commands: Any) -> None:
-    parser = commands.add_parser("synth", help="generate a dataset with known answers: media files and manifests")
-    parser.add_argument("directory", type=Path, help="where the set goes; it appears when it is complete")
-    parser.add_argument("--task", default="emotions", metavar="NAME", help="task to generate (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed; the same seed gives the same bytes (default 0)")
-    parser.add_argument("--scale", type=float, default=1.0, help="multiplies the size of every split (default 1.0)")
-    parser.add_argument("--workers", type=int, default=2, help="rendering processes (default 2)")
-    parser.add_argument("--overwrite", action="store_true", help="replace a set made with other settings")
-    parser.set_defaults(call=_synth)
 
 
 def _synth(options: argparse.Namespace) -> int:

@@ -43,7 +43,11 @@ def run(arguments: Sequence[str]) -> int:
             found = future.result()
             findings += found
             for finding in found if not options.json else ():
-                _print_finding(finding)
+                console = PlainConsole()
+                status = (f"{finding.status:<9}", COLORS[finding.status])
+                console.print(Text.assemble(status, f"{finding.name:<14}{printable(finding.detail)}"), soft_wrap=True)
+                if finding.fix is not None:
+                    console.print(f"{'':<9}fix: {finding.fix}", soft_wrap=True)
     counts = {status: sum(each.status == status for each in findings) for status in COLORS}
     if options.json:
         print(json.dumps({"counts": counts, "findings": [asdict(each) for each in findings]}, indent=2))
@@ -83,16 +87,6 @@ def plan_checks(output_dir: Path, media_root: Path | None, uri: str) -> Mapping[
     if media_root is not None:
         checks["media root"] = partial(machine.check_media_root, media_root)
     return checks
-
-
-def _print_finding(finding: Finding) -> None:
-    console = PlainConsole()
-    line = Text.assemble(
-        (f"{finding.status:<9}", COLORS[finding.status]), f"{finding.name:<14}{printable(finding.detail)}"
-    )
-    console.print(line, soft_wrap=True)
-    if finding.fix is not None:
-        console.print(f"{'':<9}fix: {finding.fix}", soft_wrap=True)
 
 
 def _parser() -> argparse.ArgumentParser:

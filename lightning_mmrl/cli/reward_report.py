@@ -1,11 +1,11 @@
 """The report that `mmrl reward-test` prints."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
-from lightning_mmrl.evaluation.rescoring import Change, Rescoring
+from lightning_mmrl.evaluation.rescoring import Rescoring
 from lightning_mmrl.evaluation.responses import response_stats
 from lightning_mmrl.stages.rollout_table import RolloutRow
 from lightning_mmrl.training.console import report_console
@@ -35,10 +35,19 @@ def print_rescoring(result: Rescoring, rows: Sequence[RolloutRow], *, stage: str
         lengths = f"{stats.length_mean:.1f} on average, {stats.length_p95:g} at the 95th percentile"
         _say(console, f"tokens: {lengths}; truncated {stats.truncated:.1%}; with reflection {stats.reflecting:.1%}")
     for when, summary in (("before", old), ("now", new)):
-        for line in _reasons(summary.reasons):
-            _say(console, f"invalid {when}: {line}")
+        ranked = sorted(summary.reasons.items(), key=lambda item: -item[1])
+        for reason, count in ranked[:MOST_REASONS]:
+            _say(console, f"invalid {when}: {count} x {reason}")
+        if rest := sum(count for _, count in ranked[MOST_REASONS:]):
+            _say(console, f"invalid {when}: {rest} x another reason")
     for change in result.changes[:show]:
-        _print_change(console, change, rows[change.group])
+        row = rows[change.group]
+        completion = row.completions[change.response]
+        _say(console, f"\n{row.sample.id}, response {change.response}, solution {row.sample.solution!r}")
+        _say(console, f"  before  {_score(change.old)}")
+        _say(console, f"  now     {_score(change.new)}")
+        text = completion.text if len(completion.text) <= LONGEST_TEXT else completion.text[:LONGEST_TEXT] + "..."
+        _say(console, f"  {text!r}{' (truncated)' if completion.truncated else ''}")
     if changed > show:
         _say(console, f"{changed - show} more changed; --show {changed} shows all")
 
@@ -57,23 +66,6 @@ def _components(result: Rescoring) -> Table:
             _number(each.correlation),
         )
     return table
-
-
-def _reasons(reasons: Mapping[str, int]) -> list[str]:
-    """The most frequent reasons, and the number of responses with any other."""
-    ranked = sorted(reasons.items(), key=lambda item: -item[1])
-    lines = [f"{count} x {reason}" for reason, count in ranked[:MOST_REASONS]]
-    rest = sum(count for _, count in ranked[MOST_REASONS:])
-    return [*lines, f"{rest} x another reason"] if rest else lines
-
-
-def _print_change(console: Console, change: Change, row: RolloutRow) -> None:
-    completion = row.completions[change.response]
-    _say(console, f"\n{row.sample.id}, response {change.response}, solution {row.sample.solution!r}")
-    _say(console, f"  before  {_score(change.old)}")
-    _say(console, f"  now     {_score(change.new)}")
-    text = completion.text if len(completion.text) <= LONGEST_TEXT else completion.text[:LONGEST_TEXT] + "..."
-    _say(console, f"  {text!r}{' (truncated)' if completion.truncated else ''}")
 
 
 def _score(score: Score) -> str:

@@ -44,25 +44,16 @@ examples:
 def run(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
     options = _parser().parse_args(arguments)
-    output_dir, runs = _place(options.run)
+    folder: Path = options.run
+    if not folder.is_dir():
+        problem = "is no folder" if folder.exists() else "does not exist"
+        raise ConfigError(f"{folder} {problem}; name the folder of a run, or an output_dir with several")
+    is_run = (folder / MANIFEST).is_file() or (folder / "config.yaml").is_file()
+    output_dir, runs = (folder.absolute().parent, tracked_runs(folder)) if is_run else (folder, None)
     spools = sorted(path for path in (output_dir / SPOOL).glob("*") if path.is_dir())
     if options.action == "status":
         return _status(output_dir, spools, runs)
     return _flush(spools, runs, options.tracking_uri)
-
-
-def _place(folder: Path) -> tuple[Path, Collection[str] | None]:
-    """The output_dir that a folder is, or that contains it; for a run's folder also the ids of its tracked runs.
-
-    Raises:
-        ConfigError: There is no such folder.
-    """
-    if not folder.is_dir():
-        problem = "is no folder" if folder.exists() else "does not exist"
-        raise ConfigError(f"{folder} {problem}; name the folder of a run, or an output_dir with several")
-    if (folder / MANIFEST).is_file() or (folder / "config.yaml").is_file():
-        return folder.absolute().parent, tracked_runs(folder)
-    return folder, None
 
 
 def _status(output_dir: Path, spools: Sequence[Path], runs: Collection[str] | None) -> int:
@@ -76,7 +67,12 @@ def _status(output_dir: Path, spools: Sequence[Path], runs: Collection[str] | No
             store = read_store(spool)
             print(f"{store['uri'] if store else 'a server that was not noted'}: {spool}")
         for row in rows:
-            print(f"  {_described(row, names.get(row.run_id))}")
+            parts = [f"{row.pending} entries undelivered ({row.pending_points} points)"] if row.pending else []
+            if row.rejected:
+                why = printable(redact(row.reason or "no reason noted"))
+                parts.append(f"{row.rejected} refused ({row.rejected_points} points), the last because: {why}")
+            name = names.get(row.run_id) or "a run that is not in this folder"
+            print(f"  {name} (MLflow run {row.run_id}): {'; '.join(parts)}")
     damaged = _report_damage(spools, runs)
     if not found and not damaged:
         print("nothing waits: the tracking server has everything")
@@ -93,14 +89,6 @@ def _report_damage(spools: Sequence[Path], runs: Collection[str] | None) -> bool
             file=sys.stderr,
         )
     return bool(found)
-
-
-def _described(left: Leftover, name: str | None) -> str:
-    parts = [f"{left.pending} entries undelivered ({left.pending_points} points)"] if left.pending else []
-    if left.rejected:
-        why = printable(redact(left.reason or "no reason noted"))
-        parts.append(f"{left.rejected} refused ({left.rejected_points} points), the last because: {why}")
-    return f"{name or 'a run that is not in this folder'} (MLflow run {left.run_id}): {'; '.join(parts)}"
 
 
 def _flush(spools: Sequence[Path], runs: Collection[str] | None, tracking_uri: str | None) -> int:
@@ -152,12 +140,15 @@ def _store_of(spool: Path, tracking_uri: str | None) -> tuple[str, str]:
             f"--tracking-uri is {redact(tracking_uri)}, but the entries in {spool} are for {redact(stored)}; "
             "give that address, or name the folder of another run"
         )
-    if not stored.startswith("sqlite:") and (names := _credentials()):
-        raise ConfigError(
-            f"the entries in {spool} are for {redact(stored)}, which neither --tracking-uri nor MLFLOW_TRACKING_URI "
-            f"names; this server would get your {' and '.join(names)}; if that is your server, give "
-            f"--tracking-uri {redact(stored)}"
-        )
+    if not stored.startswith("sqlite:"):
+        file = Path("~/.mlflow/credentials").expanduser()  # MLflow would send what it holds to any server
+        names = [*(name for name in _CREDENTIALS if os.environ.get(name)), *([str(file)] if file.exists() else [])]
+        if names:
+            raise ConfigError(
+                f"the entries in {spool} are for {redact(stored)}, which neither --tracking-uri nor "
+                f"MLFLOW_TRACKING_URI names; this server would get your {' and '.join(names)}; if that is your server, "
+                f"give --tracking-uri {redact(stored)}"
+            )
     return stored, store["experiment"]
 
 
@@ -165,12 +156,6 @@ def _plain(uri: str) -> str:
     """An address in the form that is compared: without credentials, and for a database with its absolute path."""
     name = uri.removeprefix(_SQLITE)
     return redact_addresses(uri).rstrip("/") if name == uri else f"{_SQLITE}{Path(name).resolve()}"
-
-
-def _credentials() -> list[str]:
-    """The places that hold credentials which MLflow would send to any server."""
-    file = Path("~/.mlflow/credentials").expanduser()
-    return [*(name for name in _CREDENTIALS if os.environ.get(name)), *([str(file)] if file.exists() else [])]
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -132,15 +132,13 @@ def _entry_of(sets: Sequence[dict[str, Any]], which: DecidedSet) -> dict[str, An
     own = next((entry for entry in alike if entry["root"] == str(here)), None)
     if own is not None:
         return own
-    moved = [(_num_alike(here, Path(entry["root"])), entry) for entry in alike if not Path(entry["root"]).exists()]
+    moved = []
+    for root, entry in ((Path(entry["root"]), entry) for entry in alike):
+        if not root.exists():
+            pairs = zip(reversed(here.parts), reversed(root.parts), strict=False)
+            moved.append((sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)), entry))
     num, entry = max(moved, key=lambda each: each[0], default=(0, None))
     return entry if num else None
-
-
-def _num_alike(one: Path, other: Path) -> int:
-    """Number of components that two paths have in common at their ends."""
-    pairs = zip(reversed(one.parts), reversed(other.parts), strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _decisions(entry: Mapping[str, Any], samples: Sequence[Sample]) -> dict[str, str | None]:

@@ -248,7 +248,13 @@ class Spool:
                 raise
             raise _OutageError from error
         for part, error in refused:
-            self._reject(part, error)
+            path = Journal(self._directory / f"{part.run_id}.jsonl").reject(part, error)
+            self._notices.say(
+                "refused",
+                f"The tracking server does not get {part.operation} of run {part.run_id} ({_brief(error)}). It is "
+                f"kept in {path}, with what else is refused; mmrl tracking status shows it, mmrl tracking flush sends "
+                "it again.",
+            )
         self._refused.discard(entry.run_id)
         self._is_down = False
         self._retry_s = self._shortest_retry_s
@@ -256,14 +262,6 @@ class Spool:
     def _put_off(self) -> None:
         self._next_attempt = time.monotonic() + self._retry_s
         self._retry_s = min(2 * self._retry_s, _LONGEST_RETRY_S)
-
-    def _reject(self, entry: Entry, error: Exception) -> None:
-        path = Journal(self._directory / f"{entry.run_id}.jsonl").reject(entry, error)
-        self._notices.say(
-            "refused",
-            f"The tracking server does not get {entry.operation} of run {entry.run_id} ({_brief(error)}). It is kept "
-            f"in {path}, with what else is refused; mmrl tracking status shows it, mmrl tracking flush sends it again.",
-        )
 
     def _store(self, batch: Sequence[Entry]) -> None:
         with self._disk:

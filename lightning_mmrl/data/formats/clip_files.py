@@ -47,7 +47,9 @@ class ClipFolder:
     def _readings(self, name: str) -> Iterator[str]:
         """Yields the unchanged name, then the other names that it may stand for."""
         slashed = name.replace("\\", "/")
-        name, slashed = self._completed(name), self._completed(slashed)
+        name, slashed = (
+            each if PurePosixPath(each).suffix or not self._suffix else each + self._suffix for each in (name, slashed)
+        )
         yield name
         if slashed != name:
             yield slashed
@@ -60,9 +62,6 @@ class ClipFolder:
         spelled = self._spelled(below)
         if spelled is not None:
             yield spelled
-
-    def _completed(self, name: str) -> str:
-        return name if PurePosixPath(name).suffix or not self._suffix else name + self._suffix
 
     def _spelled(self, name: str) -> str | None:
         """The name in the Unicode form of the existing files; None if no file matches, or several do."""

@@ -28,7 +28,12 @@ def json_object(line: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise DataError(f"found a {type(row).__name__}; each line must be one JSON object")
     _check_depth(row)
-    _check_characters(line, row)
+    if "\\ud" in line.lower():  # lone surrogates can neither be tokenized nor written to a file
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = error.object[error.start : error.end].encode("unicode_escape").decode("ascii")
+            raise DataError(f"not valid text (the lone surrogate {half[:20]}); write the whole character") from error
     return row
 
 
@@ -61,14 +66,3 @@ def _check_depth(row: dict[str, Any]) -> None:
         if not level:
             return
     raise DataError(f"nested more than {MAX_DEPTH} levels deep; flatten it")
-
-
-def _check_characters(line: str, row: dict[str, Any]) -> None:
-    """Refuses lone surrogates: such text can neither be tokenized nor written to a file."""
-    if "\\ud" not in line.lower():
-        return
-    try:
-        json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        half = error.object[error.start : error.end].encode("unicode_escape").decode("ascii")
-        raise DataError(f"not valid text (the lone surrogate {half[:20]}); write the whole character") from error

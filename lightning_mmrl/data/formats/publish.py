@@ -51,8 +51,14 @@ class Publication:
         if directory.exists() and not directory.is_dir():
             raise DataError(f"{directory} is no folder; name another one by --out")
         found = next((name for name in self._names if (directory / name).exists()), None)
-        if found is not None and not _is_ours(directory / RECORD):
-            raise DataError(f"{directory / found} exists and is no earlier conversion; name another folder by --out")
+        if found is not None:
+            try:
+                ours = json.loads((directory / RECORD).read_text(encoding="utf-8")).get("made_by") == MADE_BY
+            except (OSError, ValueError, AttributeError):
+                ours = False
+            if not ours:
+                old = directory / found
+                raise DataError(f"{old} exists and is no earlier conversion; name another folder by --out")
         if found is not None and not overwrite:
             raise DataError(f"{directory / found} exists; give --overwrite, or name another folder by --out")
 
@@ -119,13 +125,6 @@ class Publication:
                 place.unlink(missing_ok=True)
             if new.exists():
                 os.replace(new, place)
-
-
-def _is_ours(record: Path) -> bool:
-    try:
-        return json.loads(record.read_text(encoding="utf-8")).get("made_by") == MADE_BY
-    except (OSError, ValueError, AttributeError):
-        return False
 
 
 def _write(

@@ -101,8 +101,14 @@ def open_media(path: Path, root: Path | None = None) -> Iterator[MediaFile]:
         state = os.fstat(descriptor)
         if not stat.S_ISREG(state.st_mode):
             raise MediaError(f"{path}: is no regular file; put the medium itself there")
-        if root is not None and not _lies_below(descriptor, state, path, root):
-            raise MediaError(f"{path}: leads out of media_root {root}; copy the file below it")
+        if root is not None:
+            if sys.platform == "linux":
+                below = Path(os.readlink(f"/proc/self/fd/{descriptor}")).is_relative_to(root.resolve())
+            else:  # the name of a descriptor is unknown, so the resolved path must name the file that is open
+                real = path.resolve()
+                below = real.is_relative_to(root.resolve()) and os.path.samestat(state, os.lstat(real))
+            if not below:
+                raise MediaError(f"{path}: leads out of media_root {root}; copy the file below it")
         yield MediaFile(path=path, descriptor=descriptor, identity=_identity(state))
     finally:
         os.close(descriptor)
@@ -121,14 +127,6 @@ def of_path(function: Callable[Concatenate[MediaFile, P], T]) -> Callable[Concat
 
 def _identity(state: os.stat_result) -> Identity:
     return Identity(state.st_dev, state.st_ino, state.st_size, state.st_ctime_ns)
-
-
-def _lies_below(descriptor: int, state: os.stat_result, path: Path, root: Path) -> bool:
-    if sys.platform == "linux":
-        return Path(os.readlink(f"/proc/self/fd/{descriptor}")).is_relative_to(root.resolve())
-    # On other systems the name of a descriptor is unknown, so the resolved path must name the file that is open.
-    real = path.resolve()
-    return real.is_relative_to(root.resolve()) and os.path.samestat(state, os.lstat(real))
 
 
 class _Positioned(io.RawIOBase):

@@ -66,7 +66,12 @@ def make_folder(directory: Path, recipe: Recipe, write: Callable[[Path], None], 
             partial.mkdir()
             try:
                 write(partial)
-                _move_into_place(partial, directory)
+                old = partial.with_name(f"{partial.name}{_OLD}")
+                if is_replaced := directory.exists():  # an older set is moved aside and then deleted
+                    directory.rename(old)
+                partial.rename(directory)
+                if is_replaced:
+                    shutil.rmtree(old)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
     except Exception as error:
@@ -176,17 +181,6 @@ def _alone(directory: Path) -> Iterator[None]:
             else:
                 shutil.rmtree(abandoned, ignore_errors=True)
         yield
-
-
-def _move_into_place(partial: Path, directory: Path) -> None:
-    """Rename the finished set to its final name; an older set is moved aside and then deleted."""
-    if not directory.exists():
-        partial.rename(directory)
-        return
-    old = partial.with_name(f"{partial.name}{_OLD}")
-    directory.rename(old)
-    partial.rename(directory)
-    shutil.rmtree(old)
 
 
 @contextmanager
