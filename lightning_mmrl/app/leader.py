@@ -64,7 +64,7 @@ class Leader:
 
     @contextmanager
     def ordered(self, order: Order) -> Iterator[StageFactory]:
-        """Has the other ranks do the work of the block as well.
+        """Makes the other ranks do the same work as the `with` block.
 
         Raises:
             Interrupted: Any rank was sent a signal.

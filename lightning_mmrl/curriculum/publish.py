@@ -47,8 +47,9 @@ def publish(handoff: Path, target: Path, *, name: str | None = None, license_id:
         The path of the card.
 
     Raises:
-        StageError: The handoff is incomplete or has a fact that no run writes, or the target exists.
-        DiskError: The disk refuses; the partial copy is removed.
+        StageError: The handoff is incomplete, its seal lacks a fact or contains one that training cannot have written,
+            or the target exists.
+        DiskError: Writing to disk failed; the partial copy is removed.
     """
     facts = checked_handoff(handoff)
     check_facts(facts, handoff / SEAL)
@@ -170,7 +171,7 @@ def _origin(facts: Mapping[str, Any], stages: Sequence[FinishedStage]) -> str:
 
 
 def _scores(stage: FinishedStage) -> dict[str, dict[str, float]]:
-    """Scores by set and metric, from the result's `<stage>/<set>/<metric>` without training metrics."""
+    """Scores by set and metric, read from the result's keys `<stage>/<set>/<metric>`; training metrics are left out."""
     found: dict[str, dict[str, float]] = {}
     trained = set(stage.training_metrics)
     for key, value in stage.result.metrics.items():

@@ -83,8 +83,8 @@ class DrawSampler(Sampler[list[Draw]]):
     """A sized sequence of batches over the concatenation of sources.
 
     Each source is drawn in one seeded permutation after another, independently of the other sources; `source_turns`
-    chooses the source of each draw. With labels, a source draws its labels in permutations, and each label draws its
-    samples in permutations. A draw depends on the seed and its serial number, not on the batch size.
+    chooses the source of each draw. If a source has labels, its labels are visited in seeded permutations, and so are
+    the samples of each label. A draw depends on the seed and its serial number, not on the batch size.
 
     With several ranks, each batch is the same as in a run with a single process and is split among the ranks; rank 0
     gets the first draws of the batch. The state is the number of whole batches and does not depend on the number of
@@ -143,7 +143,7 @@ class DrawSampler(Sampler[list[Draw]]):
             yield self._share.of(draws)
 
     def advance(self, num_batches: int = 1) -> None:
-        """Counts batches as consumed, which iterating alone does not, because loaders read ahead."""
+        """Counts batches as consumed. Iterating does not count them, because loaders read ahead of training."""
         self._consumed += num_batches
 
     def state_dict(self) -> dict[str, Any]:
@@ -188,7 +188,8 @@ class DrawSampler(Sampler[list[Draw]]):
 
     def _walk_source(self, number: int, source: SourceRows) -> Iterator[int]:
         if source.labels is None:
-            # The first source adds no number to its seeds: a number would change the order of stages with one source.
+            # The first source adds no number to its seeds, so that a stage with a single source keeps the sample order
+            # of earlier versions.
             yield from self._walk(range(source.num_samples), *([number] if number else []))
             return
         names = sorted(set(source.labels))

@@ -49,9 +49,10 @@ class Sharding:
     settings: TrainerSettings = field(default_factory=TrainerSettings)
 
     def apply(self, policy: Policy, mesh: DeviceMesh, ranks: Ranks) -> None:
-        """Shards a policy in place over a mesh of one dimension, once; towers then run in lockstep over the ranks.
+        """Shards a policy in place over a one-dimensional mesh; a second call does nothing.
 
-        Gradients are summed over the ranks, not averaged: the loss is divided by what all ranks count together.
+        Afterwards all ranks run the towers in lockstep. Gradients are summed over the ranks, not averaged: the loss is
+        already divided by the total count (of tokens or completions) of all ranks.
         """
         if isinstance(policy, FSDPModule):
             return
@@ -92,10 +93,10 @@ def unit_names(policy: Policy) -> list[str]:
 def whole(policy: Policy) -> Iterator[None]:
     """Keeps all weights gathered on every rank while it is open, so that no pass waits for another rank.
 
-    Generation takes hundreds of passes at unchanged weights. Each pass would gather all weights again, and ranks end at
-    different lengths. With one copy of the weights in memory, gathered once, each rank goes at its own pace. Entering
-    is a collective; a policy that is not sharded is whole anyway. Open it inside `Policy.enter`, which gathers the
-    root.
+    Generation takes hundreds of passes at unchanged weights. Without this, each pass would gather all weights again,
+    and a rank whose completions end early would leave the others waiting. With one copy of the weights in memory,
+    gathered once, each rank goes at its own pace. Entering is a collective; a policy that is not sharded is whole
+    anyway. Open it inside `Policy.enter`, which gathers the root.
     """
     if not isinstance(policy, FSDPModule):
         yield

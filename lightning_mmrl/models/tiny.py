@@ -51,7 +51,7 @@ MEDIA_TOKENS = {
 HEAD_DIM = 32
 MROPE = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0}
 HEAD_MULTIPLE = 32
-"""The text head's size is a multiple of this: vLLM's CPU kernels need it."""
+"""The vocabulary size (rows of the LM head) is a multiple of this, as vLLM's CPU kernels require."""
 
 # The chat template of Qwen2.5-Omni.
 CHAT_TEMPLATE = (
@@ -91,8 +91,8 @@ def build_tiny_omni(
         hidden_size: Width of the text model; a multiple of 32, the head dimension.
         num_layers: Decoder layers of the text model.
         tower_size: Width of the vision and audio towers.
-        frame_size: Height and width in pixels that square pictures and frames are resized to; a multiple of 28. Others
-            keep their aspect ratio, with about as many pixels.
+        frame_size: Height and width in pixels that square pictures and frames are resized to; a multiple of 28.
+            Pictures that are not square keep their aspect ratio and get about `frame_size` x `frame_size` pixels.
         max_audio_s: Longest sound in seconds the feature extractor accepts.
     """
     tokenizer = train_tokenizer(text)
@@ -183,7 +183,7 @@ def save_random_model(
 
 
 def vision_processors(frame_size: int) -> tuple[Qwen2VLImageProcessor, Qwen2VLVideoProcessor]:
-    """The processors of pictures and of clips, for square ones `frame_size` high and wide."""
+    """The image and the video processor; both resize square frames to `frame_size` x `frame_size` pixels."""
     return (
         Qwen2VLImageProcessor(size=frame_bounds(frame_size)),
         Qwen2VLVideoProcessor(size=frame_bounds(frame_size), cap_pixels_per_frame=False),
@@ -191,7 +191,7 @@ def vision_processors(frame_size: int) -> tuple[Qwen2VLImageProcessor, Qwen2VLVi
 
 
 def frame_bounds(frame_size: int) -> dict[str, int]:
-    """Bounds on the number of pixels with which processors make square pictures `frame_size` high and wide."""
+    """Pixel-count bounds that make a processor resize square pictures to `frame_size` x `frame_size`."""
     # One pixel of slack: with equal bounds, rounding in the processor's resizing makes some sizes a patch smaller.
     return {"shortest_edge": frame_size * frame_size - 1, "longest_edge": frame_size * frame_size + 1}
 

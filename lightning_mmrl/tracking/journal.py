@@ -110,7 +110,10 @@ class Journal:
         write_whole(path, as_lines(records), shared=True)
 
     def remove_if_done(self) -> bool:
-        """Removes the file if all its entries are delivered, and returns whether it did; damaged lines are kept."""
+        """Removes the file if all its entries are delivered, and returns whether it did.
+
+        Lines that cannot be read are moved to the `.damaged` file first.
+        """
         with self._writing:
             if self.pending():
                 return False

@@ -1,6 +1,9 @@
 # pyright: reportMissingImports=false
 # vllm is an extra that the type checker's environment does not have.
-"""Sends weights to a server's GPUs with NCCL, over vLLM's transfer interface. **Not measured**: NCCL needs GPUs."""
+"""Sends weights to a server's GPUs with NCCL, over vLLM's transfer interface.
+
+Never run so far: NCCL needs GPUs, and none were available.
+"""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -38,7 +41,7 @@ class PolicySource(WeightSource):
 
 
 class Control:
-    """Sends the requests of vLLM's weight sender to a server, with the time limits and the key of the client."""
+    """Forwards the HTTP requests of vLLM's weight transfer engine to a server, with the client's timeout and key."""
 
     def __init__(self, client: Client) -> None:
         self._call = partial(client.call, "POST")
@@ -61,7 +64,9 @@ class Control:
 
 
 class NCCLTransfer:
-    """Broadcasts weights from rank 0 of the trainer to the server's workers, in a process group with these alone.
+    """Broadcasts weights from rank 0 of the trainer to the server's workers.
+
+    The process group contains only rank 0 and those workers.
 
     A broadcast whose other side is gone never returns, so it runs in a thread that is abandoned after the limit.
     """
