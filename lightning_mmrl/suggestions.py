@@ -73,14 +73,15 @@ def unknown_key(key: str, tree: Mapping[Any, Any], schema: Any, extra: Iterable[
     parent, _, leaf = key.rpartition(".")
     beside = sorted({path.rpartition(".")[2] for path in paths if path.rpartition(".")[0] == parent})
     below = [path for path in paths if path.startswith(f"{parent}.")] if parent else []
+    almost = [path for path in paths if one_edit_apart(leaf, path.rpartition(".")[2])]
     typos = [name for name in beside if one_edit_apart(leaf, name)]
     found = (
         typos
         or _ending(leaf, below)
         or nearest(leaf, beside)
         or _ending(leaf, paths)
-        or _almost_ending(leaf, below)
-        or _almost_ending(leaf, paths)
+        or [path for path in below if path in almost]
+        or almost
     )
     return offered(found[:MAX_OFFERED]) if found else known_are(beside)
 
@@ -150,7 +151,3 @@ def _ending(leaf: str, paths: Iterable[str]) -> list[str]:
     found = [path for path in paths if path.rpartition(".")[2] == leaf]
     depth = min((path.count(".") for path in found), default=0)
     return [path for path in found if path.count(".") == depth]
-
-
-def _almost_ending(leaf: str, paths: Iterable[str]) -> list[str]:
-    return [path for path in paths if one_edit_apart(leaf, path.rpartition(".")[2])]

@@ -69,10 +69,11 @@ class Sharding:
             unit = policy.get_submodule(name)
             # The first and the last operation of a pass need the root's weights.
             fully_shard(unit, mesh=mesh, mp_policy=mixed, offload_policy=offload, reshard_after_forward=name != ROOT)
-        for unit in _units(policy):
-            # Without the second call, float32 gradients would be scaled by an operation that only NCCL has.
-            unit.set_gradient_divide_factor(1.0)
-            unit.set_force_sum_reduction_for_comms(True)
+        for unit in policy.modules():
+            if isinstance(unit, FSDPModule):
+                # Without the second call, float32 gradients would be scaled by an operation that only NCCL has.
+                unit.set_gradient_divide_factor(1.0)
+                unit.set_force_sum_reduction_for_comms(True)
         register_fsdp_forward_method(policy, "enter")
         policy.media.ranks = ranks
 
@@ -101,7 +102,8 @@ def whole(policy: Policy) -> Iterator[None]:
     if not isinstance(policy, FSDPModule):
         yield
         return
-    units, ranks = [unit for unit in _units(policy) if unit is not policy], policy.media.ranks
+    units = [unit for unit in policy.modules() if isinstance(unit, FSDPModule) and unit is not policy]
+    ranks = policy.media.ranks
     for unit in units:
         unit.set_reshard_after_forward(False, recurse=False)
         unit.unshard()
@@ -140,7 +142,3 @@ def gathered_weights(module: nn.Module, *, keep: bool) -> dict[str, Tensor]:
 def recompute_activations(policy: Policy) -> None:
     """Activation checkpointing: keeps only the inputs of decoder layers and tower blocks for the backward pass."""
     policy.model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-
-
-def _units(policy: Policy) -> list[FSDPModule]:
-    return [module for module in policy.modules() if isinstance(module, FSDPModule)]

@@ -44,9 +44,11 @@ def _nodes(tree: Any, path: tuple[str, ...], kind: str | None) -> Iterator[tuple
     """Every mapping below, with its path and the kind that belongs there; None where no node belongs."""
     if isinstance(tree, Mapping):
         yield path, tree, kind
+        own = kind if is_opened(str(tree.get("_target_"))) else None  # its parameters are not known here
         for name, value in tree.items():
             below = (*path, str(name))
-            yield from _nodes(value, below, _nested(kind, str(name), tree) or _place(below))
+            nested = NESTED.get(f"{kind}.{name}") or NESTED.get(f"{kind}.*")
+            yield from _nodes(value, below, nested or own or _place(below))
     elif isinstance(tree, list):
         for index, value in enumerate(tree):
             # A list of nodes belongs to what the parameter takes, such as several rewards.
@@ -59,13 +61,6 @@ def _place(path: tuple[str, ...]) -> str | None:
         if len(names) == len(path) and all(name in ("*", part) for name, part in zip(names, path, strict=True)):
             return kind
     return None
-
-
-def _nested(kind: str | None, parameter: str, node: Mapping[str, Any]) -> str | None:
-    if kind is None:
-        return None
-    own = kind if is_opened(str(node.get("_target_"))) else None  # its parameters are not known here
-    return NESTED.get(f"{kind}.{parameter}") or NESTED.get(f"{kind}.*") or own
 
 
 def _check_node(node: Mapping[str, Any], key: str, kind: str | None) -> None:

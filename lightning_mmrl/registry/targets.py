@@ -141,14 +141,11 @@ def _check_plain(value: Any, annotation: Any, key: str) -> None:
     if value is None:
         fits = NoneType in kinds
     elif isinstance(value, str | bool | int | float):
-        fits = not plain or any(_is_a(value, kind) for kind in plain)
+        usual = [kind for kind in plain if kind is bool or not isinstance(value, bool)]
+        fits = not plain or any(isinstance(value, PLAIN[kind]) for kind in usual)
     else:
         fits = len(plain) < sum(kind is not NoneType for kind in kinds)
     if not fits:
         words = [WORDS[kind] for kind in plain] or ["a value"]
         null = ["null"] if NoneType in kinds else []
         raise ConfigError(f"{key} is {shown(value)}; it must be {' or '.join([*words, *null])}")
-
-
-def _is_a(value: Any, kind: type) -> bool:
-    return isinstance(value, PLAIN[kind]) and (kind is bool or not isinstance(value, bool))

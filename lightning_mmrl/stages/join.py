@@ -16,7 +16,8 @@ def join_prompts(parts: Sequence[PromptBatch]) -> PromptBatch:
     """All prompts in order, padded on the left to the widest; padded positions are masked."""
     if len(parts) == 1:
         return parts[0]
-    gaps = _gaps([part.input_ids for part in parts])
+    width = max(part.input_ids.shape[1] for part in parts)
+    gaps = [width - part.input_ids.shape[1] for part in parts]
     media = [(part.media, len(part.samples)) for part in parts]
     tensors, counts = {}, {}
     for name in dict.fromkeys(name for part, _ in media for name in part.tensors):
@@ -40,7 +41,8 @@ def join_rollouts(parts: Sequence[Rollout]) -> Rollout:
     """All completions in order, padded on the right to the longest."""
     if len(parts) == 1:
         return parts[0]
-    gaps = _gaps([part.completion_ids for part in parts])
+    width = max(part.completion_ids.shape[1] for part in parts)
+    gaps = [width - part.completion_ids.shape[1] for part in parts]
 
     def joined(tensors: Sequence[Tensor]) -> Tensor:
         return torch.cat([pad(tensor, (0, gap)) for tensor, gap in zip(tensors, gaps, strict=True)])
@@ -101,8 +103,3 @@ def gather_rows(ranks: Ranks, *columns: Tensor) -> tuple[list[Tensor], slice]:
     parts = ranks.gather(tuple(column.cpu() for column in columns))
     first = sum(len(part[0]) for part in parts[: ranks.rank])
     return [torch.cat(column) for column in zip(*parts, strict=True)], slice(first, first + len(columns[0]))
-
-
-def _gaps(tensors: Sequence[Tensor]) -> list[int]:
-    width = max(tensor.shape[1] for tensor in tensors)
-    return [width - tensor.shape[1] for tensor in tensors]

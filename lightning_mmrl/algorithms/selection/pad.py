@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -68,7 +68,7 @@ class PaperPAD:
         # The largest of logits with Gumbel noise are draws without replacement (arXiv:1903.06059, section 2).
         uniform = torch.rand(len(rows), dtype=torch.float64, generator=generator)
         drawn = rows[(logits - (-uniform.log()).log()).topk(count).indices]
-        return _multiplicities(drawn, advantages)
+        return drawn.bincount(minlength=advantages.numel()).reshape(advantages.shape).to(advantages)
 
     def probabilities(self, magnitudes: Float[Tensor, " E"], step: int, num_steps: int) -> Float[Tensor, " E"]:
         """The probability of each eligible completion to be drawn first.
@@ -133,7 +133,7 @@ class ReleasedPAD:
         if not len(rows) or not count:
             return candidates.to(advantages.dtype)
         drawn = self.probabilities(magnitudes[rows]).multinomial(count, replacement=True, generator=generator)
-        return _multiplicities(rows[drawn], advantages)
+        return rows[drawn].bincount(minlength=advantages.numel()).reshape(advantages.shape).to(advantages)
 
     def probabilities(self, magnitudes: Float[Tensor, " E"]) -> Float[Tensor, " E"]:
         """The probability of each eligible completion in every draw.
@@ -158,8 +158,3 @@ def _normalized(shares: Float[Tensor, " E"]) -> Float[Tensor, " E"]:
     total = shares.sum()
     fits = bool(total > 0) and bool(total.isfinite())
     return shares / total if fits else torch.full_like(shares, 1 / max(1, len(shares)))
-
-
-def _multiplicities(drawn: Int[Tensor, " k"], advantages: Float[Tensor, "B G"]) -> Float[Tensor, "B G"]:
-    counts = torch.bincount(drawn, minlength=advantages.numel())
-    return counts.reshape(advantages.shape).to(advantages)

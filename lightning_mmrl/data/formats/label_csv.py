@@ -87,7 +87,7 @@ def read_label_csv(
     columns = _columns(f"{path}:{line}", header, names or {})
     columns, notes = _with_split(header, columns, names or {}, [fields for _, fields in records])
     switched_off = {purpose for purpose, name in (names or {}).items() if name == NO_COLUMN}
-    ignored = {name for name in header if _usual_purpose(name) in switched_off}
+    ignored = {name for name in header if any(name.lower() in COLUMN_NAMES[each] for each in switched_off)}
     rows: list[CsvRow] = []
     problems: list[Problem] = []
     for line, fields in records:
@@ -140,7 +140,7 @@ def _with_split(
     found = {
         name: {fields[index].strip() for fields in records if index < len(fields)} - {""}
         for index, name in enumerate(header)
-        if _usual_purpose(name) == "split"
+        if name.lower() in COLUMN_NAMES["split"]
     }
     of_splits = [name for name, values in found.items() if any(value.lower() in SPLIT_NAMES for value in values)]
     named = [name for name in found if name.lower() == "split"]
@@ -154,11 +154,6 @@ def _with_split(
         if name != chosen and name not in of_splits and values
     ]
     return (rest if chosen is None else {**rest, "split": chosen}), notes
-
-
-def _usual_purpose(name: str) -> str | None:
-    """The purpose that has `name` among its usual column names; None if there is none."""
-    return next((purpose for purpose, usual in COLUMN_NAMES.items() if name.lower() in usual), None)
 
 
 def _records(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:

@@ -1,6 +1,6 @@
 """A counting task: its pictures show red and blue dots in the cells of a grid, and its thoughts count each color."""
 
-from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from PIL import ImageDraw
@@ -31,22 +31,19 @@ def compose(plan: Plan) -> Problem:
     background = rng.uniform(10.0, 40.0, size=3)
     reddish = rng.uniform([200.0, 40.0, 40.0], [250.0, 80.0, 80.0])
     bluish = rng.uniform([40.0, 80.0, 200.0], [80.0, 120.0, 250.0])
-    covered = coverage(_disks(dots[:red]))[..., None]
+    covered = coverage(partial(_draw, dots[:red]))[..., None]
     ground = background + covered * (reddish - background)
     return Problem(
         question=QUESTION,
         thought=f"{red} red and {total - red} blue",
         facts={"red": red, "blue": total - red},
-        signal=paint(coverage(_disks(dots[red:])), ground, bluish, _NOISE, rng),
+        signal=paint(coverage(partial(_draw, dots[red:])), ground, bluish, _NOISE, rng),
     )
 
 
-def _disks(dots: np.ndarray) -> Callable[[ImageDraw.ImageDraw, int], None]:
-    def draw(canvas: ImageDraw.ImageDraw, unit: int) -> None:
-        for x, y, radius in dots.tolist():
-            disk(canvas, unit, x=x, y=y, radius=radius)
-
-    return draw
+def _draw(dots: np.ndarray, canvas: ImageDraw.ImageDraw, unit: int) -> None:
+    for x, y, radius in dots.tolist():
+        disk(canvas, unit, x=x, y=y, radius=radius)
 
 
 COUNTING = Task(
