@@ -40,7 +40,7 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     checkpoint, others = take_checkpoint(arguments)
     is_hub_id = len(checkpoint.parts) == 2 and not checkpoint.is_absolute() and checkpoint.name != "handoff"
-    if not _is_model(checkpoint) and (checkpoint.exists() or not is_hub_id):
+    if not (checkpoint / "config.json").is_file() and (checkpoint.exists() or not is_hub_id):
         raise StageError(
             f"checkpoint {checkpoint} is no Hugging Face folder; give a stage's handoff folder or a hub id"
         )
@@ -63,16 +63,12 @@ def take_checkpoint(arguments: Sequence[str]) -> tuple[Path, list[str]]:
     is_value = False
     for index, argument in enumerate(arguments):
         is_override = argument.startswith("~") or re.match(r"[+]{0,2}[A-Za-z_][\w.@/:-]*=", argument) is not None
-        is_other = is_value or argument.startswith("-") or (is_override and not _is_model(Path(argument)))
+        is_other = is_value or argument.startswith("-") or (is_override and not Path(argument, "config.json").is_file())
         is_value = not is_value and argument in VALUED_FLAGS
         if not is_other:
             return Path(argument), [*arguments[:index], *arguments[index + 1 :]]
     print(HELP, file=sys.stderr)
     raise ConfigError("CHECKPOINT is missing; name a folder or a hub id")
-
-
-def _is_model(folder: Path) -> bool:
-    return (folder / "config.json").is_file()
 
 
 def evaluate(config: RunSettings, checkpoint: Path) -> None:
@@ -98,7 +94,7 @@ def evaluate(config: RunSettings, checkpoint: Path) -> None:
     ):
         parts = Assembly(config=config, console=console, group=group)
         with group.first():
-            if not _is_model(checkpoint):
+            if not (checkpoint / "config.json").is_file():
                 parts.encoder(checkpoint)  # an id that the hub lacks is refused before a dataset is generated
             directory = writable(Path(config.output_dir)) / config.run_name / "evaluations" / name
             parts.ensure_data()

@@ -94,7 +94,10 @@ def _rewards(request: Request) -> "tuple[str, RewardSettings, int]":
         raise ConfigError(f"{request.table} does not lie in a run's folder; name the run by --run DIR")
     config = saved_config(folder, request.overrides)
     choices = [name for name in config.order if config.stages[name].kind == "rl"]
-    name = request.stage or _stage_of(request.table, choices)
+    # The path of a table names its stage, as in `02-reason`.
+    parts = (re.fullmatch(r"\d\d-(.+)", part) for part in reversed(request.table.absolute().parts))
+    named = next((part[1] for part in parts if part is not None and part[1] in choices), None)
+    name = request.stage or named or (choices[0] if len(choices) == 1 else None)
     if name is None:
         raise ConfigError(f"--stage is missing; name an rl stage of the run: {' or '.join(choices) or 'there is none'}")
     if name not in choices:
@@ -102,15 +105,6 @@ def _rewards(request: Request) -> "tuple[str, RewardSettings, int]":
     stage = config.stages[name]
     assert stage.rewards is not None
     return name, stage.rewards, stage.data.batch_size
-
-
-def _stage_of(table: Path, choices: Sequence[str]) -> str | None:
-    """The stage that the path of a table names (`02-reason`), or the only choice."""
-    for part in reversed(table.absolute().parts):
-        match = re.fullmatch(r"\d\d-(.+)", part)
-        if match is not None and match[1] in choices:
-            return match[1]
-    return choices[0] if len(choices) == 1 else None
 
 
 def _parser() -> argparse.ArgumentParser:

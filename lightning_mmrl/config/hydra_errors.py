@@ -100,13 +100,11 @@ def _faults(
             for each in chosen:
                 yield from _bad_choice(each, tree, own)
         return
-
-    def fails(count: int) -> bool:
-        return _composed(compose, [*texts, *(str(each.input_line) for each in values[:count])]) is None
-
-    count = bisect_left(range(1, len(values) + 1), True, key=fails)
+    lines = [str(each.input_line) for each in values]
+    numbers = range(1, len(values) + 1)
+    count = bisect_left(numbers, True, key=lambda number: _composed(compose, [*texts, *lines[:number]]) is None)
     if count < len(values):
-        before = _composed(compose, [*texts, *(str(each.input_line) for each in values[:count])])
+        before = _composed(compose, [*texts, *lines[:count]])
         assert before is not None
         yield _bad_value(values[count], before, cause, own)
 

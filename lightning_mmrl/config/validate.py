@@ -113,19 +113,16 @@ def _schema_items(tree: Mapping[Any, Any], schema: Any, prefix: str) -> Iterator
     for name, value in tree.items():
         annotation = types.get(name)
         yield f"{prefix}{name}", annotation, value
-        if isinstance(value, Mapping):
-            yield from _inner_items(value, annotation, f"{prefix}{name}.")
-
-
-def _inner_items(value: Mapping[Any, Any], annotation: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:
-    inner = dataclass_of(annotation)
-    if get_origin(annotation) is not dict:
-        yield from _schema_items(value, inner, prefix) if inner is not None else ()
-        return
-    for name, entry in value.items():
-        yield f"{prefix}{name}", get_args(annotation)[1], entry
-        if inner is not None and isinstance(entry, Mapping):
-            yield from _schema_items(entry, inner, f"{prefix}{name}.")
+        if not isinstance(value, Mapping):
+            continue
+        inner = dataclass_of(annotation)
+        if get_origin(annotation) is not dict:
+            yield from _schema_items(value, inner, f"{prefix}{name}.") if inner is not None else ()
+            continue
+        for each, entry in value.items():
+            yield f"{prefix}{name}.{each}", get_args(annotation)[1], entry
+            if inner is not None and isinstance(entry, Mapping):
+                yield from _schema_items(entry, inner, f"{prefix}{name}.{each}.")
 
 
 def _check_form(value: Any, annotation: Any, key: str) -> None:

@@ -70,7 +70,7 @@ def is_opened(name: str) -> bool:
 def is_function_opened(function: str) -> bool:
     """Whether `path/to/file.py:name` or `package.module:name` is in an opened file or package."""
     place = function.rpartition(":")[0]
-    return _path(place) in _opened.get() if place.endswith(".py") else is_opened(place)
+    return str(Path(place).resolve()) in _opened.get() if place.endswith(".py") else is_opened(place)
 
 
 def how_to_open(name: str) -> str:
@@ -99,7 +99,7 @@ def _checked(prefix: str) -> str:
     if prefix.endswith(".py"):
         if not Path(prefix).is_file():
             raise ConfigError(f"{FLAG} {prefix}: there is no such file; correct the path")
-        return _path(prefix)
+        return str(Path(prefix).resolve())
     parts = prefix.split(".")
     if not all(part.isidentifier() for part in parts):
         raise ConfigError(
@@ -112,10 +112,6 @@ def _checked(prefix: str) -> str:
     if not _is_found(parts[0]):
         raise ConfigError(f"{FLAG} {prefix}: there is no package {parts[0]} here; install it, or go to its folder")
     return prefix
-
-
-def _path(file: str) -> str:
-    return str(Path(file).resolve())
 
 
 def _is_found(name: str) -> bool:

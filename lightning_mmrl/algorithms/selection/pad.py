@@ -60,7 +60,8 @@ class PaperPAD:
         num_steps: int,
         generator: torch.Generator,
     ) -> Float[Tensor, "B G"]:
-        magnitudes = _magnitudes(advantages)
+        # In float64 on the host, where the generator draws, so that every machine draws the same completions.
+        magnitudes = advantages.double().cpu().abs().flatten()
         eligible = candidates.flatten() & (self.low <= magnitudes) & (magnitudes <= self.high)
         rows = eligible.nonzero().flatten()
         count = min(math.ceil(self.rho * int(candidates.sum())), len(rows))
@@ -127,7 +128,8 @@ class ReleasedPAD:
         num_steps: int,
         generator: torch.Generator,
     ) -> Float[Tensor, "B G"]:
-        magnitudes = _magnitudes(advantages)
+        # In float64 on the host, where the generator draws, so that every machine draws the same completions.
+        magnitudes = advantages.double().cpu().abs().flatten()
         rows = (candidates.flatten() & (self.low < magnitudes) & (magnitudes < self.high)).nonzero().flatten()
         count = int(self.share * int(candidates.sum()))
         if not len(rows) or not count:
@@ -147,11 +149,6 @@ class ReleasedPAD:
 def _check_thresholds(low: float, high: float) -> None:
     if not 0 <= low < high:
         raise ValueError(f"low is {low} and high is {high}; they bound magnitudes, so 0 <= low < high")
-
-
-def _magnitudes(advantages: Float[Tensor, "B G"]) -> Float[Tensor, " N"]:
-    """In float64 on the host, where the generator draws, so that every machine draws the same completions."""
-    return advantages.double().cpu().abs().flatten()
 
 
 def _normalized(shares: Float[Tensor, " E"]) -> Float[Tensor, " E"]:

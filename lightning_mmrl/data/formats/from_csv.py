@@ -109,12 +109,14 @@ def convert_csv(
     clips, labels = labelled(clips, settings.labels, reject, notes)
     clips = decoded(once(clips, reject), media_root, guard, reject, on_progress)
     problems.sort(key=lambda problem: problem.line)
+    # The rows left out so far may be the cause of an error.
+    left_out = f"; rows left out: {len(problems)}, the first: {problems[0]}" if problems else ""
     if not clips:
-        raise DataError(f"{csv_file}: none of its rows is usable{_left_out(problems)}")
+        raise DataError(f"{csv_file}: none of its rows is usable{left_out}")
     try:
         splits = _assigned(clips, settings, notes)
     except DataError as error:
-        raise DataError(f"{csv_file}: {error}{_left_out(problems)}") from error
+        raise DataError(f"{csv_file}: {error}{left_out}") from error
     labels = labels or tuple(sorted({clip.row.label for clip in clips}))
     try:
         label_matcher(labels)
@@ -154,11 +156,6 @@ def _check_settings(settings: CsvSettings) -> None:
     problem = next(filter(None, map(label_problem, settings.labels or ())), None)
     if problem is not None:
         raise ConfigError(f"--labels: {problem}")
-
-
-def _left_out(problems: Sequence[Problem]) -> str:
-    """The end of an error's message: it counts the rows left out so far, which may be the cause of the error."""
-    return f"; rows left out: {len(problems)}, the first: {problems[0]}" if problems else ""
 
 
 def _assigned(clips: Sequence[Clip], settings: CsvSettings, notes: list[str]) -> list[str]:

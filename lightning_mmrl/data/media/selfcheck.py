@@ -33,14 +33,14 @@ def check_decord(folder: Path) -> str:
     """Decodes H.264 with decord."""
     if not HAS_DECORD:
         return "not used on this platform; PyAV decodes video"
-    _check_frames("decord", decode_decord(_write_clip(folder / "decord.mp4"), _VIDEO, _SETTINGS))
+    _check_video("decord", folder / "decord.mp4", decode_decord)
     return f"decord {version('decord')} decodes H.264"
 
 
 def check_pyav(folder: Path) -> str:
     """Decodes H.264 and AAC with PyAV, which also writes them."""
-    clip = _write_clip(folder / "pyav.mp4")
-    _check_frames("PyAV", decode_pyav(clip, _VIDEO, _SETTINGS))
+    clip = folder / "pyav.mp4"
+    _check_video("PyAV", clip, decode_pyav)
     _check_tone("PyAV", decode_audio(clip, _AUDIO, _SETTINGS))
     return f"PyAV {version('av')} writes and decodes H.264 with AAC"
 
@@ -72,20 +72,17 @@ DECODERS: Mapping[str, Callable[[Path], str]] = {
 """Maps each package to its check, which returns a sentence about what works."""
 
 
-def _write_clip(path: Path) -> Path:
+def _check_video(name: str, path: Path, decode: Callable[[Path, MediaRef, MediaSettings], DecodedVideo]) -> None:
+    """Writes a clip with sound, decodes its pictures, and compares their levels."""
     frames = np.stack([np.full((64, 64, 3), level, dtype=np.uint8) for level in LEVELS])
     write_clip(path, frames, FPS, _tone(RATE_HZ)[: RATE_HZ * len(LEVELS) // FPS], RATE_HZ)
-    return path
+    found = [round(float(frame.mean())) for frame in decode(path, _VIDEO, _SETTINGS).frames]
+    if any(abs(level - expected) > 5 for level, expected in zip(found, LEVELS, strict=True)):
+        raise MediaError(f"{name} decodes frames of grey {found}, written were {list(LEVELS)}")
 
 
 def _tone(rate_hz: int) -> np.ndarray:
     return (0.5 * np.sin(2 * np.pi * PITCH_HZ * np.arange(rate_hz) / rate_hz)).astype(np.float32)
-
-
-def _check_frames(name: str, video: DecodedVideo) -> None:
-    found = [round(float(frame.mean())) for frame in video.frames]
-    if any(abs(level - expected) > 5 for level, expected in zip(found, LEVELS, strict=True)):
-        raise MediaError(f"{name} decodes frames of grey {found}, written were {list(LEVELS)}")
 
 
 def _check_tone(name: str, sound: DecodedAudio) -> None:
