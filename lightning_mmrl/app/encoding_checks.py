@@ -65,11 +65,6 @@ class EncodingCheck:
         with_targets = all(entry.sample.messages[-1].role == "assistant" for entry in entries)
         kinds = sorted({use.supervised for use in own}) or [with_targets]
         found: dict[int, Problem] = {}
-
-        def note(entry: Entry, group: str, reason: str) -> None:
-            problem = Problem(file=entry.file, line=entry.line, group=group, reason=reason)
-            found.setdefault(entry.line, problem)
-
         for entry in entries:
             try:
                 for supervised in kinds:
@@ -78,14 +73,17 @@ class EncodingCheck:
                     for check in use.checks:
                         check(use.source.manifest, [entry.sample])
             except DataError as error:
-                note(entry, UNUSABLE, str(error).removeprefix(f"{path.name}: "))
+                reason = str(error).removeprefix(f"{path.name}: ")
+                problem = Problem(file=entry.file, line=entry.line, group=UNUSABLE, reason=reason)
+                found.setdefault(entry.line, problem)
         for supervised in kinds:
             rest = [entry for entry in entries if entry.line not in found]
             prepared = self._set([entry.sample for entry in rest], supervised=supervised)
             faults = prepared.faults(path.name, ConsoleMonitor(self.parts.console, None))
             for entry in rest:
                 if entry.sample.id in faults:
-                    note(entry, UNENCODABLE, faults[entry.sample.id])
+                    reason = faults[entry.sample.id]
+                    found[entry.line] = Problem(file=entry.file, line=entry.line, group=UNENCODABLE, reason=reason)
         return found
 
     def _set(self, samples: Sequence[Sample], *, supervised: bool) -> PreparedSet:

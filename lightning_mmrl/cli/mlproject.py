@@ -3,7 +3,7 @@
 import shlex
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import FrameType
 
 from lightning_mmrl.cli.main import EXIT_BAD_INPUT, main
@@ -58,7 +58,14 @@ def mmrl_arguments(arguments: Sequence[str]) -> list[str]:
         )
     given = dict(zip(names, values, strict=True))
     overrides = split_overrides(given.get("overrides", ""))
-    _refuse_flags({**given, "overrides": ""}, overrides)
+    # A parameter may come from a file or a form, which must not permit foreign code.
+    checked = [("overrides", each) for each in overrides if each.partition("=")[0] not in WHICH_STAGES]
+    for name, value in [*({**given, "overrides": ""}).items(), *checked]:
+        if value.startswith("-"):
+            raise ConfigError(
+                f"-P {name}: {value!r} is a flag, and parameters take no other than {', '.join(WHICH_STAGES)}; "
+                "call mmrl itself with it"
+            )
     if entry_point == "quickstart":
         return ["train", "experiment=quickstart", *overrides]
     if entry_point == "validate_data":
@@ -81,21 +88,6 @@ def split_overrides(text: str) -> list[str]:
         return shlex.split(text)
     except ValueError as error:
         raise ConfigError(f"overrides={text!r}: {error}; close the quote, or escape it with a backslash") from error
-
-
-def _refuse_flags(given: Mapping[str, str], overrides: Sequence[str]) -> None:
-    """Refuses flags in parameters: a parameter may come from a file or a form, which must not permit foreign code.
-
-    Raises:
-        ConfigError: A value is a flag.
-    """
-    harmless = [each for each in overrides if each.partition("=")[0] in WHICH_STAGES]
-    for name, value in [*given.items(), *(("overrides", each) for each in overrides if each not in harmless)]:
-        if value.startswith("-"):
-            raise ConfigError(
-                f"-P {name}: {value!r} is a flag, and parameters take no other than {', '.join(WHICH_STAGES)}; "
-                "call mmrl itself with it"
-            )
 
 
 def _interrupt_on_sigterm() -> None:

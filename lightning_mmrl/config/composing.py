@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -65,11 +65,7 @@ class Composer:
         Raises:
             ConfigError: The composition is refused, or an override or a file sets what Hydra would run.
         """
-
-        def attempt(overrides: Sequence[str]) -> DictConfig:
-            _check_overrides(overrides)
-            return self.hydra.compose_config(config_name, [SEARCH, *overrides], run_mode=mode)
-
+        attempt = partial(self._attempt, config_name, mode)
         try:
             tree = attempt(overrides)
         except PermissionError:
@@ -97,6 +93,14 @@ class Composer:
         # Hydra's own code combines the values; the sweeper, which a file could choose, is never built.
         jobs = chain.from_iterable(BasicSweeper.split_arguments(parsed, None))
         return [self.compose(job, config_name) for job in jobs]
+
+    def _attempt(self, config_name: str | None, mode: RunMode, overrides: Sequence[str]) -> DictConfig:
+        for override in OverridesParser.create().parse_overrides(list(overrides)):
+            for place in (override.key_or_group, override.package or ""):
+                key = place.replace("/", ".")
+                if key.partition(".")[0] == "hydra" and not _is_below(key, [SETTABLE]):
+                    raise _refusal(place)
+        return self.hydra.compose_config(config_name, [SEARCH, *overrides], run_mode=mode)
 
 
 @contextmanager
@@ -164,14 +168,6 @@ def _hydra(root: Path, own: Path | None = None) -> Iterator[Hydra]:
     finally:
         if hidden:
             del sys.modules[PLUGINS]
-
-
-def _check_overrides(overrides: Sequence[str]) -> None:
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
-        for place in (override.key_or_group, override.package or ""):
-            key = place.replace("/", ".")
-            if key.partition(".")[0] == "hydra" and not _is_below(key, [SETTABLE]):
-                raise _refusal(place)
 
 
 def _check_node(tree: DictConfig, references: Sequence[Mapping[str, Any]]) -> None:

@@ -54,12 +54,10 @@ def manifest_digests(config: RunSettings) -> dict[str, dict[str, str]]:
         files = {key if stage.data.manifest else f"{key}/{source.manifest}": source.path for key, source in sources}
         if stage.stop_when is not None and config.data.validation is not None:
             files[config.data.validation] = root / config.data.validation
-        found[name] = {key: _file_digest(path) for key, path in files.items() if path.is_file()}
+        found[name] = {
+            key: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for key, path in files.items() if path.is_file()
+        }
     return found
-
-
-def _file_digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -98,7 +96,11 @@ def _evaluated_how(config: RunSettings, name: str, *, with_data: bool) -> str:
         settings["ablations"] = []
     data = {"root": config.data.root, "labels": config.data.labels, "cue_lexicon": config.data.cue_lexicon}
     files = {each: Path(config.data.root) / manifest for each, manifest in config.evaluation.sets.items()}
-    found = {each: _file_digest(path) for each, path in files.items() if with_data and path.is_file()}
+    found = {
+        each: hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        for each, path in files.items()
+        if with_data and path.is_file()
+    }
     return _digest({"evaluation": settings, "data": data, "sets": found})
 
 
