@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mmrl.curriculum.spec import plan_stages, source_stage
+from lightning_mmrl.files import file_digest
 from lightning_mmrl.settings.renamed import first_name
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.settings.stage import StageSettings
@@ -54,9 +55,7 @@ def manifest_digests(config: RunSettings) -> dict[str, dict[str, str]]:
         files = {key if stage.data.manifest else f"{key}/{source.manifest}": source.path for key, source in sources}
         if stage.stop_when is not None and config.data.validation is not None:
             files[config.data.validation] = root / config.data.validation
-        found[name] = {
-            key: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for key, path in files.items() if path.is_file()
-        }
+        found[name] = {key: file_digest(path)[:16] for key, path in files.items() if path.is_file()}
     return found
 
 
@@ -96,11 +95,7 @@ def _evaluated_how(config: RunSettings, name: str, *, with_data: bool) -> str:
         settings["ablations"] = []
     data = {"root": config.data.root, "labels": config.data.labels, "cue_lexicon": config.data.cue_lexicon}
     files = {each: Path(config.data.root) / manifest for each, manifest in config.evaluation.sets.items()}
-    found = {
-        each: hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-        for each, path in files.items()
-        if with_data and path.is_file()
-    }
+    found = {each: file_digest(path)[:16] for each, path in files.items() if with_data and path.is_file()}
     return _digest({"evaluation": settings, "data": data, "sets": found})
 
 
