@@ -58,7 +58,7 @@ class WarmupConstant:
 class DelayedDecay:
     """Zero for `delay_steps`, then the base value; each further step multiplies it by `factor`.
 
-    The entropy coefficient of ReVisual-R1's text stage (arXiv:2506.04207; 20 updates and 0.985 in the released code).
+    ReVisual-R1's text stage schedules its entropy coefficient so (arXiv:2506.04207; in the released code 20 and 0.985).
 
     >>> [round(DelayedDecay(delay_steps=2, factor=0.9)(step, 100), 3) for step in (0, 1, 2, 3, 4)]
     [0.0, 0.0, 1.0, 0.9, 0.81]

@@ -22,7 +22,7 @@ RL_GIVES = (*SFT_GIVES, "engine", "rewards", "algorithm", "table")
 ENCODER_GIVES = ("checkpoint", "position_rule", "audio_in_video")
 DATA_GIVES = ("pipeline", "template", "feed", "validation", "monitor")
 ENGINE_GIVES = ("policy", "encoder", "sampling", "template", "poll")
-"""Arguments that stages give to their modules, DataModules and engines, besides the keys of the node."""
+"""Arguments that code passes to each kind of component, in addition to the keys of its configuration."""
 OPTIONAL_PARTS = {
     "correction": ("old_logprobs", "sampler_logprobs", "completion_mask"),
     "select": ("rewards", "passed", "valid"),

@@ -20,7 +20,7 @@ DEADLINE_S = 5.0
 """A template takes milliseconds. A rendering that takes longer is repeated, since the machine may be busy."""
 MEMORY_BYTES = 2**30
 MOST_CHARACTERS = 2**24
-"""Maximum length of a rendered conversation in characters: about four for each token of a context of a million."""
+"""Maximum number of characters of a rendered conversation: about four per token of a million-token context."""
 
 OWN = frozenset(
     {

@@ -31,7 +31,7 @@ class StageContext:
         seed: Seed of all random numbers of the stage.
         directory: The stage's folder.
         ranks: The processes that run the stage together.
-        sharding: How the weights are spread over them; None if each has them all.
+        sharding: How the weights are sharded over the ranks; None if each rank holds all of them.
         rank_local: Entered around work that is not synchronized across ranks. An interruption may end that work early;
             at the end of the work all ranks learn of the interruption.
         refill: Returns prompts in addition to those of the loader: each call returns this rank's share of one more
@@ -53,13 +53,13 @@ class StageContext:
 
     @property
     def rewards(self) -> RewardSettings:
-        """The keys of the rewards."""
+        """The reward settings of the stage, or the defaults if it has none."""
         return self.settings.rewards or RewardSettings()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerSettings:
-    """A factory from parameters to an optimizer, and the learning-rate multiplier of (step, number of steps).
+    """Builds an optimizer, and multiplies its learning rate by a function of step and number of steps.
 
     A `critic` has a learning rate of its own, which replaces the factory's.
     """

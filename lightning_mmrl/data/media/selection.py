@@ -20,13 +20,13 @@ _DIGITS = 4
 """Start times are rounded to 0.1 ms, because each container rounds them in its own way."""
 
 _BEYOND_S = 0.1
-"""How far an `end` may lie beyond the clip: written times are rounded, and the sound often ends slightly earlier."""
+"""How far an `end` may lie beyond the clip: manifests hold rounded times, and sound may end before the picture."""
 
 _LATE_S = 0.5
 """A picture that starts later than this gets a warning."""
 
 _BACK_S = 1.0
-"""If a frame is earlier than the previous one by more than this, reordered frames are not the cause."""
+"""A step back in time of more than this between two frames cannot come from reordered frames."""
 
 CUT_OFF = "it may be cut off: fetch it again or re-encode it"
 """The end of the warning about a file that holds less than it declares."""

@@ -51,7 +51,7 @@ class Outline:
         format: FFmpeg's name of the container.
         pixels: Pixels of a frame.
         starts_s: Start of each packet that is shown, sorted, on the container's clock.
-        lag_s: How much later frames are shown than FFmpeg says, see `edit_lag_s`; `starts_s` includes this lag.
+        lag_s: Delay of the frames relative to the times that FFmpeg reports, see `edit_lag_s`; part of `starts_s`.
         simple: True if the track is H.264 with four-byte lengths (see `_has_long_lengths`), no two packets are shown at
             the same time, and decoding can start at every key frame.
         only_track: True if no other track holds pictures.
@@ -105,7 +105,7 @@ def is_safe_for_decord(outline: Outline) -> bool:
 
     Timestamps are read from the packets in any case.
 
-    decord is right only for H.264 in MP4 that is `simple` and not rotated. Elsewhere decord shows frames that an
+    decord is right only for H.264 in MP4 that is `simple` and not rotated. In other files it shows frames that an
     edit list cuts off. It returns wrong frames where other codecs (MPEG-4, MPEG-2, HEVC) have B-frames, where key
     frames need earlier frames, and in MPEG-TS, MPEG-PS and WMV. It rotates frames in some containers only, and it
     cannot decode AV1: its FFmpeg dates from 2021.
