@@ -7,7 +7,7 @@
 Definitions:
 - lines: physical lines of all Python files, blank lines and docstrings included; kloc: a thousand of them;
 - function: any `def`, methods and nested functions included; its length runs from the `def` to its last line with the
-  docstring (the review's column); its body is the same without signature and docstring, and the bounds are for bodies;
+  docstring, as in the review, and the bounds are for this length; its body is without signature and docstring;
 - parameters: all but `self` and `cls`;
 - circle: modules that import each other in a ring; imports inside functions count, those under TYPE_CHECKING do not;
 - duplicate pair: two places with the same six lines, blank lines, comments and imports left out;
@@ -230,10 +230,10 @@ def _joined(values: Sequence[int]) -> str:
 
 def missed_bounds(house: House) -> list[str]:
     """A line for each bound of the project that the package misses."""
-    median, p90, _ = spread(house.bodies)
+    median, p90, _ = spread(house.lengths)
     bounds = (
-        ("median body of a function", median, 10),
-        ("90th percentile of the bodies of functions", p90, 20),
+        ("median length of a function", median, 10),
+        ("90th percentile of the lengths of functions", p90, 20),
         ("functions per kloc", house.functions_per_kloc, 55),
         ("import circles", len(house.circles), 0),
         ("lines of the rooms for settings", house.settings_lines, 4400),

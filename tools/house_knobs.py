@@ -248,7 +248,7 @@ def _literal(node: ast.expr) -> str | None:
 
 
 def _shape(node: ast.expr, aliases: Mapping[str, str]) -> str | None:
-    """What an annotation can hold, None aside: "number", "many text" and so on; None for anything that is not plain."""
+    """The kind of values of an annotation, such as "number" or "many text", without None; None if it is not plain."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return _shape(ast.parse(node.value, mode="eval").body, aliases)
     if isinstance(node, ast.BinOp):

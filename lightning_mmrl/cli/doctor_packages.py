@@ -62,7 +62,7 @@ def check_pins(name: str) -> list[Finding]:
 
 
 def applicable(extra: str) -> list[Requirement]:
-    """Our requirements on this platform, or only those that a named extra adds.
+    """Returns the package's requirements on this platform; if an extra is named, only the requirements that it adds.
 
     Raises:
         PackageNotFoundError: The package is not installed, but runs from a folder.

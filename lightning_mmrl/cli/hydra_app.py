@@ -91,7 +91,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser(program: str) -> argparse.ArgumentParser:
-    """Hydra's flags, except those that run code named by a file, and `--allow-targets`."""
+    """Parses `--allow-targets` and Hydra's flags, without the flags that can run code which a file names."""
     parser = _Parser(prog=program, add_help=False, allow_abbrev=False)
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--help", "-h", action="store_true")

@@ -61,8 +61,8 @@ def nucleus(logprobs: Float[Tensor, "N V"], top_p: float) -> Float[Tensor, "N V"
     """The likeliest tokens of each row up to a total probability of `top_p`, at least one; minus infinity elsewhere.
 
     The smallest such set (arXiv:1904.09751, section 3.1) by the rule of transformers' `TopPLogitsWarper`: a token is
-    dropped if its probability and those of all less likely tokens sum to at most 1 - top_p. The remaining probabilities
-    are not renormalized.
+    dropped if it and all less likely tokens together have a probability of at most 1 - top_p. The remaining
+    probabilities are not renormalized.
 
     >>> nucleus(torch.tensor([[0.5, 0.3, 0.2]]).log(), 0.7).exp()
     tensor([[0.5000, 0.3000, 0.0000]])

@@ -28,8 +28,8 @@ def shared_advantages(
 ) -> Float[Tensor, "B G"]:
     """Advantages of this rank's completions among the completions of all ranks.
 
-    Each rank computes them for all and keeps its own, so that statistics of the batch are, bit for bit, those that one
-    process with all prompts computes.
+    Each rank computes the advantages of all completions and keeps its own. So the statistics of the batch are bit for
+    bit the statistics of one process with all prompts.
     """
     everyone, own = gather_rows(ranks, rewards, valid)
     return estimator(*(column.to(rewards.device) for column in everyone))[own]

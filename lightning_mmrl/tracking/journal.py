@@ -125,7 +125,7 @@ class Journal:
             return True
 
     def _entry(self, record: Mapping[str, Any], path: Path, number: int) -> Entry:
-        """The entry in a line, whose fields must be those that this version writes."""
+        """Reads the entry of a line; fields that this version does not write make it malformed."""
         unknown = sorted(set(record) - {each.name for each in dataclasses.fields(Entry)})
         kinds = (("operation", str), ("payload", dict), ("key", str))
         malformed = [name for name, kind in kinds if not isinstance(record.get(name), kind)]

@@ -123,7 +123,7 @@ def flush(
 
 
 def _send(journal: Journal, deliver: Callable[[Entry], None]) -> Counter[str]:
-    """Delivers the entries of one run, then again those that were refused; counts delivered `points` and `others`."""
+    """Delivers the entries of one run, and tries refused entries again; counts delivered `points` and `others`."""
     sent: Counter[str] = Counter()
 
     def counted(entry: Entry) -> None:

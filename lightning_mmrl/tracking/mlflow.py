@@ -79,8 +79,7 @@ class MlflowTracker:
         Raises:
             ConfigError: The server answers that it has no run `run_id`.
         """
-        all_tags = {clean_key(key): str(value)[:_MAX_TAG] for key, value in (tags or {}).items()}
-        all_tags["mlflow.runName"] = name
+        all_tags = {**_clean_tags(tags or {}), "mlflow.runName": name}
         if run_id == UNTRACKED_STAGE:
             return NullRun(run_id)
         if run_id == UNTRACKED:
@@ -172,7 +171,7 @@ class MlflowRun:
         self._submit("params", values)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        self._submit("tags", {clean_key(key): str(value)[:_MAX_TAG] for key, value in tags.items()})
+        self._submit("tags", _clean_tags(tags))
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Uploads a file or a whole folder as `<folder>/<its name>`; it is read later, so do not remove it."""
@@ -206,6 +205,10 @@ def clean_key(key: str) -> str:
     """
     parts = re.sub(r"[^/\w.\- :]", "_", key).split("/")
     return "/".join(part for part in parts if part not in ("", ".", ".."))[:_MAX_KEY].rstrip("/") or "_"
+
+
+def _clean_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    return {clean_key(key): str(value)[:_MAX_TAG] for key, value in tags.items()}
 
 
 def _now_ms() -> int:

@@ -154,7 +154,7 @@ QUICK = ("qwen2_5_omni", "qwen2")
 
 
 def each(names: Iterable[str] = FAMILIES) -> list[Any]:
-    """Families as parameters of a test; `make test-all` alone runs the test for those that are not quick."""
+    """Families as parameters of a test; only `make test-all` runs the test for families outside `QUICK`."""
     return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in sorted(names)]
 
 

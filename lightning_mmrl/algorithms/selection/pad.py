@@ -60,8 +60,7 @@ class PaperPAD:
         num_steps: int,
         generator: torch.Generator,
     ) -> Float[Tensor, "B G"]:
-        # In float64 on the host, where the generator draws, so that every machine draws the same completions.
-        magnitudes = advantages.double().cpu().abs().flatten()
+        magnitudes = _magnitudes(advantages)
         eligible = candidates.flatten() & (self.low <= magnitudes) & (magnitudes <= self.high)
         rows = eligible.nonzero().flatten()
         count = min(math.ceil(self.rho * int(candidates.sum())), len(rows))
@@ -128,8 +127,7 @@ class ReleasedPAD:
         num_steps: int,
         generator: torch.Generator,
     ) -> Float[Tensor, "B G"]:
-        # In float64 on the host, where the generator draws, so that every machine draws the same completions.
-        magnitudes = advantages.double().cpu().abs().flatten()
+        magnitudes = _magnitudes(advantages)
         rows = (candidates.flatten() & (self.low < magnitudes) & (magnitudes < self.high)).nonzero().flatten()
         count = int(self.share * int(candidates.sum()))
         if not len(rows) or not count:
@@ -144,6 +142,11 @@ class ReleasedPAD:
         tensor([0.1111, 0.8889])
         """
         return _normalized(magnitudes**self.power)
+
+
+def _magnitudes(advantages: Float[Tensor, "B G"]) -> Float[Tensor, " N"]:
+    """Absolute values, in float64 on the host, where the generator draws: every machine draws the same completions."""
+    return advantages.double().cpu().abs().flatten()
 
 
 def _check_thresholds(low: float, high: float) -> None:

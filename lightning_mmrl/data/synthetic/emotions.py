@@ -12,14 +12,13 @@ from lightning_mmrl.data.synthetic.folder import (
     Recipe,
     make_folder,
     run_in_processes,
-    sha256,
     write_rows,
 )
 from lightning_mmrl.data.synthetic.plan import LICENSE, SPLITS, ClipPlan, manifest_row, plan_split, render_signals
 from lightning_mmrl.data.synthetic.settings import EmotionSetSettings
 from lightning_mmrl.data.synthetic.video_file import write_clip
 from lightning_mmrl.errors import DataError
-from lightning_mmrl.files import write_json
+from lightning_mmrl.files import file_digest, write_json
 
 GENERATOR_VERSION = 1
 """Version of the generator; increase it by one whenever the same settings would give other bytes."""
@@ -85,7 +84,7 @@ def _write_set(root: Path, settings: EmotionSetSettings, workers: int, on_progre
             "video": {"size_px": faces.FRAME_SIZE_PX, "fps": faces.FRAMES_PER_SECOND, "num_frames": faces.NUM_FRAMES},
             "audio": {"sample_rate_hz": voices.SAMPLE_RATE_HZ, "duration_s": voices.DURATION_S},
             "settings": asdict(settings),
-            "manifests": {f"{split}.jsonl": sha256(root / f"{split}.jsonl") for split in SPLITS},
+            "manifests": {f"{split}.jsonl": file_digest(root / f"{split}.jsonl") for split in SPLITS},
         },
     )
 

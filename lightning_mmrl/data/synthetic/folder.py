@@ -1,6 +1,5 @@
 """Creates dataset folders atomically: files go to a hidden sibling folder, which is renamed at the end."""
 
-import hashlib
 import json
 import multiprocessing
 import secrets
@@ -17,6 +16,7 @@ from typing import Any, TypeVar
 from filelock import FileLock
 
 from lightning_mmrl.errors import DataError
+from lightning_mmrl.files import file_digest
 from lightning_mmrl.machine import refusal
 from lightning_mmrl.workers.own_packages import own_packages
 from lightning_mmrl.workers.serving import begin
@@ -126,11 +126,6 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="ascii")
 
 
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal digits."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def _is_complete(directory: Path, recipe: Recipe, overwrite: bool) -> bool:
     """Return whether the set exists already; refuse a directory that another program or recipe filled."""
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
@@ -151,7 +146,7 @@ def _is_complete(directory: Path, recipe: Recipe, overwrite: bool) -> bool:
     if difference:
         raise DataError(f"{directory} was generated with other settings: {difference}; {fix}")
     for name, expected in record["manifests"].items():
-        if not (directory / name).is_file() or sha256(directory / name) != expected:
+        if not (directory / name).is_file() or file_digest(directory / name) != expected:
             raise DataError(f"{directory / name} is missing or was changed after it was generated; {fix}")
     return True
 

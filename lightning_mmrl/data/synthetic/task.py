@@ -17,12 +17,11 @@ from lightning_mmrl.data.synthetic.folder import (
     Recipe,
     make_folder,
     run_in_processes,
-    sha256,
     write_rows,
 )
 from lightning_mmrl.data.synthetic.plan import LICENSE
 from lightning_mmrl.errors import DataError
-from lightning_mmrl.files import write_json
+from lightning_mmrl.files import file_digest, write_json
 
 SPLIT_SIZES: Mapping[str, int] = {"cold_start": 360, "train": 1440, "validation": 360, "test": 360}
 """Samples in each split at scale 1; only the cold start has thoughts to imitate."""
@@ -163,7 +162,7 @@ def _write_task(
             "labels": task.labels,
             "sizes": {split: len(plans[split]) for split in SPLITS},
             "settings": recipe.settings,
-            "manifests": {f"{split}.jsonl": sha256(root / f"{split}.jsonl") for split in SPLITS},
+            "manifests": {f"{split}.jsonl": file_digest(root / f"{split}.jsonl") for split in SPLITS},
         },
     )
 

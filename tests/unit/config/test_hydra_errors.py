@@ -1,4 +1,4 @@
-"""What is read from the prose of Hydra and OmegaConf stands in their sources: a release that rewords it fails here."""
+"""The texts of Hydra and OmegaConf that the code recognizes are in their sources, so a reworded release fails here."""
 
 import ast
 import inspect

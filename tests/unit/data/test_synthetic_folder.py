@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from lightning_mmrl.data.synthetic.folder import Recipe, make_folder, sha256
+from lightning_mmrl.data.synthetic.folder import Recipe, make_folder
 from lightning_mmrl.errors import DataError
-from lightning_mmrl.files import write_json
+from lightning_mmrl.files import file_digest, write_json
 
 RECIPE = Recipe(name="tones", settings={"seed": 0}, generator_version=1)
 ROOT = Path(__file__).parents[3]
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[3]
 def fill(folder):
     (folder / "train.jsonl").write_text("{}\n")
     about = {"settings": dict(RECIPE.settings), "generator_version": 1}
-    write_json(folder / "dataset.json", {**about, "manifests": {"train.jsonl": sha256(folder / "train.jsonl")}})
+    write_json(folder / "dataset.json", {**about, "manifests": {"train.jsonl": file_digest(folder / "train.jsonl")}})
 
 
 def names(folder):

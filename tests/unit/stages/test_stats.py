@@ -1,4 +1,4 @@
-"""The metrics of an update are those of all its minibatches together."""
+"""The metrics of an update cover all its minibatches together."""
 
 from functools import partial
 
