@@ -58,7 +58,8 @@ class WarmupConstant:
 class DelayedDecay:
     """Zero for `delay_steps`, then the base value; each further step multiplies it by `factor`.
 
-    ReVisual-R1's text stage schedules its entropy coefficient so (arXiv:2506.04207; in the released code 20 and 0.985).
+    ReVisual-R1's text stage schedules its entropy coefficient this way (arXiv:2506.04207); its released code has
+    `delay_steps=20` and `factor=0.985`.
 
     >>> [round(DelayedDecay(delay_steps=2, factor=0.9)(step, 100), 3) for step in (0, 1, 2, 3, 4)]
     [0.0, 0.0, 1.0, 0.9, 0.81]
@@ -73,7 +74,9 @@ class DelayedDecay:
     def __post_init__(self) -> None:
         _check_warmup(self.delay_steps, "delay_steps")
         if not 0 <= self.factor <= 1:
-            raise ValueError(f"factor is {self.factor}; it is what a step leaves of the value, between 0 and 1")
+            raise ValueError(
+                f"factor is {self.factor}; each step multiplies the value by it, so it must be between 0 and 1"
+            )
 
     def __call__(self, step: int, num_steps: int) -> float:
         return 0.0 if step < self.delay_steps else self.factor ** (step - self.delay_steps)

@@ -62,7 +62,7 @@ def compare_stages(
     """
     summaries: dict[str, dict[str, Any]] = {}
     for stage, folder in folders.items():
-        remedy = f"stage {stage} has no evaluation in {folder} without it: restore it, or set a new run_name"
+        remedy = f"it holds the evaluation of stage {stage}: restore the file, or set a new run_name"
         summaries[stage] = read_json(folder / "evaluation.json", remedy)
     results = [_result(stage, name, entry) for stage, found in summaries.items() for name, entry in found.items()]
     gains: list[Gain] = []

@@ -99,7 +99,7 @@ def rendered(item: _Item) -> str:
     texts: Any = render_jinja_template(conversations, chat_template=template, add_generation_prompt=True, **tokens)
     text = texts[0][0]
     if len(text) > MOST_CHARACTERS:
-        raise ValueError(f"it makes {len(text)} characters of it, more than {MOST_CHARACTERS}")
+        raise ValueError(f"the rendered text has {len(text)} characters, more than the limit of {MOST_CHARACTERS}")
     return text
 
 

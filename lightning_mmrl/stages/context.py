@@ -106,7 +106,7 @@ def place(module: lightning.LightningModule, policy: Policy, ranks: Ranks, shard
     if world_size != ranks.world_size or (mesh is None) != (sharding is None):
         known = "shards its weights" if sharding else "has whole weights"
         raise StageError(
-            f"{type(module).__name__} counts {ranks.world_size} ranks and {known}, its trainer has {world_size} with "
+            f"{type(module).__name__} expects {ranks.world_size} ranks and {known}, but its trainer runs {world_size} ranks with "
             f"{type(module.trainer.strategy).__name__}; build both from the same trainer settings"
         )
     if mesh is not None and sharding is not None:

@@ -51,7 +51,7 @@ class Outline:
         format: FFmpeg's name of the container.
         pixels: Pixels of a frame.
         starts_s: Start of each packet that is shown, sorted, on the container's clock.
-        lag_s: Delay of the frames relative to the times that FFmpeg reports, see `edit_lag_s`; part of `starts_s`.
+        lag_s: Delay of the frames relative to the times that FFmpeg reports (see `edit_lag_s`); `starts_s` already includes it.
         simple: True if the track is H.264 with four-byte lengths (see `_has_long_lengths`), no two packets are shown at
             the same time, and decoding can start at every key frame.
         only_track: True if no other track holds pictures.
@@ -189,8 +189,8 @@ def _has_long_lengths(extradata: bytes | None) -> bool:
 def _is_closed(packet: Packet) -> bool:
     """Whether an H.264 packet holds a slice of an IDR picture, which is decoded without any earlier picture.
 
-    After the other kind of key frame, the picture recovers only gradually (ITU-T H.264, D.2.8). The units of the
-    packet must have four-byte lengths, see `_has_long_lengths`.
+    A key frame that is not an IDR picture is only a recovery point: the pictures after it become right gradually
+    (ITU-T H.264, D.2.8). The units of the packet must have four-byte lengths, see `_has_long_lengths`.
     """
     content, at = bytes(packet), 0
     while at + _NAL_LENGTH < len(content):

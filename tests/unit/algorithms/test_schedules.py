@@ -48,7 +48,7 @@ def test_a_share_may_be_all_and_nothing(fraction):
 def test_what_is_no_share_is_refused(fraction):
     with pytest.raises(ValueError, match=f"final_fraction is {fraction}; it is a share"):
         WarmupCosine(final_fraction=fraction)
-    with pytest.raises(ValueError, match=f"factor is {fraction}; it is what a step leaves"):
+    with pytest.raises(ValueError, match=f"factor is {fraction}; each step multiplies the value by it"):
         DelayedDecay(factor=fraction)
 
 

@@ -96,5 +96,5 @@ def test_a_stage_without_evaluation_is_named(content, tmp_path):
     (folder / "evaluation.json").unlink()
     if content is not None:
         (folder / "evaluation.json").write_text(content)
-    with pytest.raises(StageError, match=f"stage warm has no evaluation in {folder}"):
+    with pytest.raises(StageError, match="the evaluation of stage warm: restore"):
         compare_stages({"warm": folder}, SOURCES, LABELS, BOOTSTRAP)
