@@ -106,8 +106,8 @@ def place(module: lightning.LightningModule, policy: Policy, ranks: Ranks, shard
     if world_size != ranks.world_size or (mesh is None) != (sharding is None):
         known = "shards its weights" if sharding else "has whole weights"
         raise StageError(
-            f"{type(module).__name__} expects {ranks.world_size} ranks and {known}, but its trainer runs {world_size} ranks with "
-            f"{type(module.trainer.strategy).__name__}; build both from the same trainer settings"
+            f"{type(module).__name__} expects {ranks.world_size} ranks and {known}, but its trainer runs "
+            f"{world_size} ranks with {type(module.trainer.strategy).__name__}; build both from the same settings"
         )
     if mesh is not None and sharding is not None:
         sharding.apply(policy, mesh["data_parallel"], ranks)

@@ -51,7 +51,8 @@ class Outline:
         format: FFmpeg's name of the container.
         pixels: Pixels of a frame.
         starts_s: Start of each packet that is shown, sorted, on the container's clock.
-        lag_s: Delay of the frames relative to the times that FFmpeg reports (see `edit_lag_s`); `starts_s` already includes it.
+        lag_s: Delay of the frames relative to the times that FFmpeg reports (see `edit_lag_s`); `starts_s` already
+            includes it.
         simple: True if the track is H.264 with four-byte lengths (see `_has_long_lengths`), no two packets are shown at
             the same time, and decoding can start at every key frame.
         only_track: True if no other track holds pictures.
