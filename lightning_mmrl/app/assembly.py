@@ -38,6 +38,7 @@ from lightning_mmrl.training.console import ConsoleProgress
 from lightning_mmrl.training.group import RankGroup
 from lightning_mmrl.training.monitor import ConsoleMonitor
 from lightning_mmrl.types.media import decisive
+from lightning_mmrl.types.records import StageSpec
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,10 @@ class Assembly:
     config: RunSettings
     console: ConsoleProgress
     group: RankGroup = field(default_factory=RankGroup)
+
+    def title(self, spec: StageSpec) -> str:
+        """The title of a stage in messages and progress."""
+        return f"stage {spec.index + 1} of {len(self.config.order)} {spec.name}"
 
     @cached_property
     def template(self) -> PromptTemplate:

@@ -1,12 +1,14 @@
 """Checks every sample that a run will need before anything trains, without decoding and without weights."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lightning_mmrl.app.stages import data_sources
+from lightning_mmrl.curriculum.artifacts import sealed
 from lightning_mmrl.data.datamodules import OmniDataModule, balance_labels
 from lightning_mmrl.data.label_findings import label_findings
 from lightning_mmrl.data.prepared import check_turns
@@ -15,11 +17,12 @@ from lightning_mmrl.errors import DataError
 from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.registry import targets
+from lightning_mmrl.registry.kinds import kind_of
 from lightning_mmrl.rewards.label_answer import LabelAnswer
 from lightning_mmrl.settings.data import SourceSettings
 from lightning_mmrl.settings.run import RunSettings
-from lightning_mmrl.settings.stage import StageSettings
-from lightning_mmrl.types.records import Sample
+from lightning_mmrl.settings.stage import NodeSettings, StageSettings
+from lightning_mmrl.types.records import WEIGHTS, Sample, StageSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,13 +55,47 @@ def check_data(config: RunSettings) -> list[str]:
     Raises:
         DataError: A manifest is missing, a line of it is wrong, or a sample does not serve its use.
     """
+    return _checked(uses(config))
+
+
+def check_made(config: RunSettings, specs: Sequence[StageSpec], made: StageSpec, folders: Mapping[str, Path]) -> None:
+    """Checks data that a stage made for the stages that read them.
+
+    Args:
+        config: The configuration.
+        specs: All stages.
+        made: The stage that made the data.
+        folders: The folders of its artifacts.
+
+    Raises:
+        DataError: An artifact that a stage reads holds no sample, or a sample does not serve its use.
+    """
+    for spec in specs:
+        own = {key: edge for key, edge in spec.inputs.items() if edge.stage == made.name and key != WEIGHTS}
+        read = {key: folders[edge.artifact] for key, edge in own.items()}
+        for key, folder in read.items():
+            counts = sealed(folder)["counts"]
+            if not counts["kept"]:
+                reasons = ", ".join(f"{number} {reason}" for reason, number in counts.items())
+                raise DataError(
+                    f"stages.{spec.name}.{key}: artifact {folder.name} of stage {made.name} has no sample ({reasons}); "
+                    f"change stages.{made.name}, and run it again with --from-stage {made.name}"
+                )
+        if read:
+            path, stage = f"stages.{spec.name}", config.stages[spec.name]
+            sources = data_sources(spec, read, config.data.root)
+            names = [key.removeprefix("data.sources.") for key in read]
+            _checked(_uses_of_stage(path, stage, config, {name: sources[name] for name in names}))
+
+
+def _checked(found: Sequence[Use]) -> list[str]:
     read: dict[tuple[Path, str], list[Sample]] = {}
     labeled: set[tuple[Path, str]] = set()
-    for use in uses(config):
+    for use in found:
         key = use.source.folder, use.source.manifest
         labeled |= {key} if use.by_label else set()
         if key not in read:
-            read[key] = read_manifest(use.source.path, use.source.folder)
+            read[key] = read_manifest(use.source.path, use.source.media_folder)
         for check in use.checks:
             check(use.source.manifest, read[key][: use.source.limit])
     warnings = []
@@ -70,7 +107,7 @@ def check_data(config: RunSettings) -> list[str]:
 
 
 def uses(config: RunSettings) -> list[Use]:
-    """Every use of a manifest, in the order of the run; the sets of evaluations come last."""
+    """Every use of a manifest that exists before the run, in its order; the sets of evaluations come last."""
     template, matcher = PromptTemplate(config.prompt), LabelMatcher(labels=tuple(config.data.labels))
     turns = partial(check_turns, template=template, supervised=False)
     judgeable = (turns, partial(_check_solutions, matcher=matcher))
@@ -81,11 +118,10 @@ def uses(config: RunSettings) -> list[Use]:
         return Use(source=source, supervised=False, by_label=bool(checks), checks=checks)
 
     for name in config.order:
-        stage = config.stages[name]
-        node, path = stage.data.module or data.module, f"stages.{name}.data.module"
-        module = targets.build({**node, "_partial_": True}, path if stage.data.module else "data.module").func
-        found += _uses_of_stage(f"stages.{name}", stage, data.root, template, matcher, module)
-        if stage.validate_every and data.validation is not None:
+        stage, path = config.stages[name], f"stages.{name}"
+        found += _uses_of_stage(path, stage, config, stage.data.located(data.root))
+        if isinstance(stage, StageSettings) and stage.validate_every and data.validation is not None:
+            module = _module(path, stage, config)
             found.append(evaluated(data.validation, data.validation_limit, (module.check_kinds, *judgeable)))
     if data.validation is not None:
         # Also if no stage is validated: the run writes down all manifests that its configuration names.
@@ -94,16 +130,19 @@ def uses(config: RunSettings) -> list[Use]:
     return found + [evaluated(manifest, config.evaluation.limit, judgeable) for manifest in sets]
 
 
+def _module(path: str, stage: NodeSettings, config: RunSettings) -> type[OmniDataModule]:
+    node = stage.data.module or config.data.module
+    key = f"{path}.data.module" if stage.data.module else "data.module"
+    return targets.build({**node, "_partial_": True}, key).func
+
+
 def _uses_of_stage(
-    path: str,
-    stage: StageSettings,
-    root: str,
-    template: PromptTemplate,
-    matcher: LabelMatcher,
-    module: type[OmniDataModule],
+    path: str, stage: NodeSettings, config: RunSettings, sources: Mapping[str, SourceSettings]
 ) -> list[Use]:
-    """The sources that a stage trains on."""
-    supervised = stage.kind == "sft"
+    """The uses of those sources of a stage that have a manifest."""
+    supervised = kind_of(stage, path).supervised
+    template, matcher = PromptTemplate(config.prompt), LabelMatcher(labels=tuple(config.data.labels))
+    module = _module(path, stage, config)
     checks = [module.check_kinds, partial(check_turns, template=template, supervised=supervised)]
     if stage.data.balance is not None:
         checks.append(partial(balance_labels, matcher=matcher))
@@ -118,7 +157,8 @@ def _uses_of_stage(
             by_label=bool(by_label) or stage.data.balance is not None,
             checks=tuple(checks),
         )
-        for source in stage.data.located(root).values()
+        for source in sources.values()
+        if source.manifest
     ]
 
 

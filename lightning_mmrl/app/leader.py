@@ -1,11 +1,11 @@
-"""Rank 0 runs the orchestrator and broadcasts commands to all ranks: train, export, evaluate."""
+"""Rank 0 runs the orchestrator and broadcasts commands to all ranks: run a stage, export, evaluate."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from lightning_mmrl.protocols.plain import Evaluator, StageFactory, StageJob, TrackedRun
 from lightning_mmrl.tracking.null import NullRun
@@ -18,15 +18,20 @@ class Order:
     """A command of rank 0 to all ranks.
 
     Attributes:
-        kind: "train" builds and trains a stage, "export" writes the stage trained last, "end" is the last command.
+        kind: "run" builds and runs a stage, "export" writes an artifact of the stage that ran last, "end" is the last
+            command.
         stage: Name of the stage.
-        source: The checkpoint to start from, or to evaluate.
+        inputs: The folders that the stage reads, by input.
+        source: The checkpoint to evaluate.
+        artifact: The artifact to export.
         directory: Folder of the results.
     """
 
-    kind: Literal["train", "export", "evaluate", "end"]
+    kind: Literal["run", "export", "evaluate", "end"]
     stage: str = ""
+    inputs: Mapping[str, Path] = field(default_factory=dict)
     source: Path = Path()
+    artifact: str = ""
     directory: Path = Path()
 
 
@@ -53,9 +58,9 @@ class Leader:
         if self._listening:
             self._group.broadcast(Order(kind="end"))
 
-    def build_stage(self, spec: StageSpec, start_from: Path, directory: Path, run: TrackedRun) -> StageJob:
-        """A stage that all ranks build, train and export."""
-        return _LedJob(leader=self, spec=spec, start_from=start_from, directory=directory, run=run)
+    def build_stage(self, spec: StageSpec, inputs: Mapping[str, Path], directory: Path, run: TrackedRun) -> StageJob:
+        """A stage that all ranks build, run and export."""
+        return _LedJob(leader=self, spec=spec, inputs=inputs, directory=directory, tracked=run)
 
     def evaluate(self, checkpoint: Path, directory: Path, stage: str, run: TrackedRun | None) -> Mapping[str, float]:
         """Evaluates a checkpoint on all ranks."""
@@ -79,27 +84,27 @@ class Leader:
 
 @dataclass(kw_only=True)
 class _LedJob:
-    """A stage of rank 0; it is built when it is trained."""
+    """A stage of rank 0; it is built when it runs."""
 
     leader: Leader
     spec: StageSpec
-    start_from: Path
+    inputs: Mapping[str, Path]
     directory: Path
-    run: TrackedRun
+    tracked: TrackedRun
     job: StageJob | None = None
 
-    def train(self) -> Training:
-        """Builds and trains the stage on all ranks."""
-        order = Order(kind="train", stage=self.spec.name, source=self.start_from, directory=self.directory)
+    def run(self) -> Training:
+        """Builds and runs the stage on all ranks."""
+        order = Order(kind="run", stage=self.spec.name, inputs=dict(self.inputs), directory=self.directory)
         with self.leader.ordered(order) as build:
-            self.job = build(self.spec, self.start_from, self.directory, self.run)
-            return self.job.train()
+            self.job = build(self.spec, self.inputs, self.directory, self.tracked)
+            return self.job.run()
 
-    def export(self, directory: Path) -> None:
-        """Writes the checkpoint, whose weights may be spread over all ranks."""
-        assert self.job is not None, "it was not trained"
-        with self.leader.ordered(Order(kind="export", stage=self.spec.name, directory=directory)):
-            self.job.export(directory)
+    def export(self, artifact: str, directory: Path) -> Mapping[str, Any]:
+        """Writes an artifact, whose weights may be spread over all ranks."""
+        assert self.job is not None, "it did not run"
+        with self.leader.ordered(Order(kind="export", stage=self.spec.name, artifact=artifact, directory=directory)):
+            return self.job.export(artifact, directory)
 
 
 class Follower:
@@ -122,13 +127,13 @@ class Follower:
         with interruption.together(self._group.ranks):
             nothing = Order(kind="end")  # ignored: every rank receives the command of rank 0
             while (order := self._group.broadcast(nothing)).kind != "end":
-                if order.kind == "train":
-                    specs, run = self._specs[order.stage], NullRun(order.stage)
-                    self._job = self._build(specs, order.source, order.directory, run)
-                    self._job.train()
+                if order.kind == "run":
+                    spec, run = self._specs[order.stage], NullRun(order.stage)
+                    self._job = self._build(spec, order.inputs, order.directory, run)
+                    self._job.run()
                 elif order.kind == "export":
-                    assert self._job is not None, "an order to export comes after one to train"
-                    self._job.export(order.directory)
+                    assert self._job is not None, "an order to export comes after one to run a stage"
+                    self._job.export(order.artifact, order.directory)
                 else:
                     self._evaluate(order.source, order.directory, order.stage, None)
                 interruption.safe_point()

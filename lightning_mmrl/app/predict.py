@@ -7,8 +7,8 @@ from pathlib import Path
 from torch import Tensor
 
 from lightning_mmrl.app.assembly import Assembly, quiet_libraries
+from lightning_mmrl.curriculum.artifacts import SEAL
 from lightning_mmrl.curriculum.facts import check_facts
-from lightning_mmrl.curriculum.handoff import SEAL
 from lightning_mmrl.curriculum.lineage import checked_handoff
 from lightning_mmrl.data.collate import EncodedSample, collate_prompts
 from lightning_mmrl.data.media.asked import Medium, check_read, chosen_media

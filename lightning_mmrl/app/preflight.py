@@ -12,7 +12,9 @@ from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.models.adapters import check_targets
 from lightning_mmrl.models.families.backbone import FamilyBackbone
 from lightning_mmrl.registry import targets
+from lightning_mmrl.registry.kinds import kind_of
 from lightning_mmrl.rewards.compose import WeightedReward
+from lightning_mmrl.settings.algorithm import RewardSettings
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.settings.stage import StageSettings
 from lightning_mmrl.suggestions import first_line, shown
@@ -38,12 +40,15 @@ def preflight(config: RunSettings) -> None:
         ConfigError: A component refuses its values, or does not take the arguments that it will be called with.
     """
     for name in config.order:
-        _preflight_stage(f"stages.{name}", config.stages[name])
+        stage, path = config.stages[name], f"stages.{name}"
+        if stage.data.module is not None:
+            _check_takes(f"{path}.data.module", stage.data.module, DATA_GIVES)
+        kind_of(stage, path).preflight(path, stage)
     _check_takes("data.module", config.data.module, DATA_GIVES)
     backbone = _check_takes("model.family.backbone", config.model.family["backbone"], ("checkpoint", "dtype"))
     family = backbone.func.__self__ if inspect.ismethod(backbone.func) else None
     if isinstance(family, type) and issubclass(family, FamilyBackbone):
-        for name, adapter in ((name, config.stages[name].adapter) for name in config.order):
+        for name, adapter in ((name, stage.adapter) for name, stage in config.trained.items()):
             if adapter is not None:
                 check_targets(family.linear_layers(), adapter, f"stages.{name}.adapter")
     _check_takes("model.family.encoder", config.model.family["encoder"], ENCODER_GIVES)
@@ -54,30 +59,54 @@ def preflight(config: RunSettings) -> None:
         _check_takes("data.build", config.data.build, ("directory", "workers", "on_progress"))
 
 
-def _preflight_stage(path: str, stage: StageSettings) -> None:
-    make = _check_takes(f"{path}.module", stage.module, RL_GIVES if stage.kind == "rl" else SFT_GIVES)
-    if stage.data.module is not None:
-        _check_takes(f"{path}.data.module", stage.data.module, DATA_GIVES)
+def preflight_trained(path: str, stage: StageSettings, given: tuple[str, ...]) -> Any:
+    """Builds optimizer and schedule of a stage that trains; returns the partial of its module.
+
+    Args:
+        path: Key of the stage.
+        stage: The stage.
+        given: Arguments that the stage passes to its module.
+
+    Raises:
+        ConfigError: As in `preflight`.
+    """
+    make = _check_takes(f"{path}.module", stage.module, given)
     _preflight_optimizer(f"{path}.optimizer", stage.optimizer)
     _preflight_schedule(f"{path}.schedule", stage.schedule, stage.num_steps)
-    if stage.rewards is not None:
-        parts = {}
-        for name, node in stage.rewards.components.items():
-            parts[name] = targets.build(node, f"{path}.rewards.components.{name}")
-            _check_call(f"{path}.rewards.components.{name}", parts[name], "sample", "completion")
-        WeightedReward(components=parts, settings=stage.rewards)
-    if stage.algorithm is not None:
-        algorithm = build_algorithm(stage, make, path)
-        if algorithm.advantage is not None:
-            _check_call(f"{path}.algorithm.advantage", algorithm.advantage, "rewards", "valid")
-        _check_call(f"{path}.algorithm.loss", algorithm.loss, "inputs")
-        for part, given in OPTIONAL_PARTS.items():
-            if getattr(algorithm, part) is not None:
-                _check_call(f"{path}.algorithm.{part}", getattr(algorithm, part), *given)
-        for part in ("kl", "entropy"):
-            node = getattr(stage.algorithm, part).schedule
-            if node is not None:
-                _preflight_schedule(f"{path}.algorithm.{part}.schedule", node, stage.num_steps)
+    return make
+
+
+def preflight_rewards(path: str, rewards: RewardSettings | None) -> None:
+    """Builds the rewards of a stage.
+
+    Raises:
+        ConfigError: As in `preflight`.
+    """
+    assert rewards is not None
+    parts = {}
+    for name, node in rewards.components.items():
+        parts[name] = targets.build(node, f"{path}.rewards.components.{name}")
+        _check_call(f"{path}.rewards.components.{name}", parts[name], "sample", "completion")
+    WeightedReward(components=parts, settings=rewards)
+
+
+def preflight_algorithm(path: str, stage: StageSettings, make: Any) -> None:
+    """Builds the algorithm of an rl stage; `make` is the partial of its module.
+
+    Raises:
+        ConfigError: As in `preflight`.
+    """
+    algorithm = build_algorithm(stage, make, path)
+    if algorithm.advantage is not None:
+        _check_call(f"{path}.algorithm.advantage", algorithm.advantage, "rewards", "valid")
+    _check_call(f"{path}.algorithm.loss", algorithm.loss, "inputs")
+    for part, given in OPTIONAL_PARTS.items():
+        if getattr(algorithm, part) is not None:
+            _check_call(f"{path}.algorithm.{part}", getattr(algorithm, part), *given)
+    for part in ("kl", "entropy"):
+        node = getattr(stage.algorithm, part).schedule
+        if node is not None:
+            _preflight_schedule(f"{path}.algorithm.{part}.schedule", node, stage.num_steps)
 
 
 def _check_takes(path: str, node: Mapping[str, Any], given: tuple[str, ...]) -> Any:

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from lightning_mmrl.app.assembly import Assembly, quiet_libraries
-from lightning_mmrl.app.data_checks import check_data
+from lightning_mmrl.app.data_checks import check_data, check_made
 from lightning_mmrl.app.evaluation import CheckpointEvaluator
 from lightning_mmrl.app.leader import Follower, Leader
 from lightning_mmrl.app.preflight import preflight
@@ -24,7 +25,6 @@ from lightning_mmrl.curriculum.manifest import Manifest
 from lightning_mmrl.curriculum.orchestrator import Curriculum, StageOrchestrator
 from lightning_mmrl.curriculum.safety import told_what_is_safe
 from lightning_mmrl.curriculum.selection import Selection
-from lightning_mmrl.curriculum.spec import source_stage
 from lightning_mmrl.errors import ConfigError, GateError
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap
 from lightning_mmrl.files import write_json, write_whole
@@ -39,7 +39,7 @@ from lightning_mmrl.tracking.null import NullTracker
 from lightning_mmrl.tracking.store import absolute_sqlite, spool_folder
 from lightning_mmrl.training.console import ConsoleProgress
 from lightning_mmrl.training.group import RankGroup
-from lightning_mmrl.types.records import StageResult, StageSpec
+from lightning_mmrl.types.records import WEIGHTS, StageResult, StageSpec
 from lightning_mmrl.types.redaction import redacted_tree
 
 
@@ -78,7 +78,7 @@ def run_curriculum(
     for warning in check_data(config):
         parts.console.say(f"warning: {warning}")
     specs = stage_specs(config, manifest_digests(config))
-    build, evaluate = StageBuilder(parts, specs), CheckpointEvaluator(parts, specs[-1].name)
+    build, evaluate = StageBuilder(parts), CheckpointEvaluator(parts, _last_trained(specs))
     if not parts.group.leads:
         Follower(parts.group, specs, build, evaluate).run()
         return None
@@ -92,7 +92,7 @@ def _lead(
     """The run on rank 0, the only one that decides, writes and tracks."""
     config = parts.config
     resolved = directory / "config.yaml"
-    curriculum = Curriculum(name=config.run_name, stages=specs, base=parts.base_folder, facts=parts.facts())
+    curriculum = Curriculum(name=config.run_name, stages=specs, base=parts.base_folder)
     orchestrator = StageOrchestrator(
         curriculum,
         directory,
@@ -100,6 +100,7 @@ def _lead(
         evaluate=leader.evaluate,
         tracker=lambda: open_tracker(config),
         on_start=lambda parent: describe_run(config, parent, resolved),
+        on_made=partial(check_made, config, specs),
         say=parts.console.say,
     )
     ended_by_gate = None
@@ -118,6 +119,11 @@ def _lead(
         comparison=comparison,
         ended_by_gate=ended_by_gate,
     )
+
+
+def _last_trained(specs: Sequence[StageSpec]) -> str:
+    """The last stage that makes weights; empty if none does."""
+    return next((spec.name for spec in reversed(specs) if spec.trains), "")
 
 
 @contextmanager
@@ -141,18 +147,15 @@ def _compare(
     config: RunSettings, specs: Sequence[StageSpec], directory: Path, results: Sequence[StageResult]
 ) -> Comparison:
     """Compares each evaluated stage with the stage whose weights it started from."""
-    evaluated = {
-        result.name: result
-        for result in results
-        if (directory / result.handoff).with_name("evaluation").joinpath(SUMMARY).is_file()
-    }
-    folders = {name: (directory / result.handoff).with_name("evaluation") for name, result in evaluated.items()}
+    made = {result.name: result.handoff for result in results if result.handoff is not None}
+    places = {name: (directory / handoff.path).with_name("evaluation") for name, handoff in made.items()}
+    folders = {name: folder for name, folder in places.items() if (folder / SUMMARY).is_file()}
+    inputs = {result.name: result.inputs for result in results}
     sources: dict[str, str | None] = {}
     for spec in specs:
-        source = source_stage(spec, config.order)
-        if spec.name in evaluated and source in evaluated:
-            same = evaluated[source].handoff_digest == evaluated[spec.name].input_digest
-            sources[spec.name] = source if same else None
+        if spec.name in folders and spec.source in folders:
+            same = made[spec.source].digest == inputs[spec.name][WEIGHTS]
+            sources[spec.name] = spec.source if same else None
     bootstrap = ClusterBootstrap(settings=config.evaluation)
     return compare_stages(folders, sources, config.data.labels, bootstrap)
 
@@ -226,7 +229,8 @@ def manifests(config: RunSettings) -> dict[str, tuple[Path, str]]:
     for name in config.order:
         sources = config.stages[name].data.located(config.data.root)
         for key, source in sources.items():
-            found[name if len(sources) == 1 else f"{name}/{key}"] = source.folder, source.manifest
+            if source.manifest:  # no other stage makes these data
+                found[name if len(sources) == 1 else f"{name}/{key}"] = source.folder, source.manifest
     if config.data.validation is not None:
         found["validation"] = (root, config.data.validation)
     return found | {name: (root, manifest) for name, manifest in config.evaluation.sets.items()}

@@ -53,7 +53,7 @@ def estimates(config: RunSettings, stage: StageSettings, shape: ModelShape, leng
 
 def hints(config: RunSettings, name: str, shape: ModelShape, lengths: Lengths) -> list[str]:
     """The fewest keys that let a stage fit the most devices: first to train its weights, then to train an adapter."""
-    stage, found = config.stages[name], []
+    stage, found = config.trained[name], []
     towers = [group for group in shape.stacks if group != "text"]
     best = _fitting(config, stage, shape, lengths)
     for adapts in (False, True):
@@ -72,7 +72,9 @@ def memory_hint(config: RunSettings, name: str) -> str:
     First come keys that do not change its outcome, with which a begun stage continues. The next ones need
     `--allow-changes`; the last are the suggestions of `mmrl plan`.
     """
-    stage, path = config.stages[name], f"stages.{name}"
+    stage, path = config.trained.get(name), f"stages.{name}"
+    if stage is None:
+        return f"to use less set a lower {path}.data.batch_size"
     free = [] if stage.trainer.activation_checkpointing else [f"{path}.trainer.activation_checkpointing=true"]
     free.append(f"a lower evaluation.batch_size ({config.evaluation.batch_size})")
     costs = [f"{path}.data.batch_size ({stage.data.batch_size})"]
@@ -94,7 +96,7 @@ def memory_hint(config: RunSettings, name: str) -> str:
 
 def _show_stage(console: Console, config: RunSettings, name: str, shape: ModelShape, lengths: Lengths) -> bool:
     """Prints one stage; True if it fits everywhere."""
-    stage = config.stages[name]
+    stage = config.trained[name]
     found = estimates(config, stage, shape, lengths)
     if all(each.fits(GIGABYTES[0]) for each in found.values()):
         first = found[RANKS[0]]

@@ -10,13 +10,14 @@ from lightning_mmrl.cli.hydra_app import run_with_config, take_flags
 from lightning_mmrl.cli.memory_table import show_memory
 from lightning_mmrl.config.specs import manifest_digests, stage_specs
 from lightning_mmrl.curriculum.attempt import STATES, Attempt, stage_folder
+from lightning_mmrl.curriculum.changes import same_content
 from lightning_mmrl.curriculum.manifest import Manifest
 from lightning_mmrl.curriculum.selection import is_stale
-from lightning_mmrl.curriculum.spec import source_stage
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.planning.memory import Lengths
+from lightning_mmrl.registry.kinds import kind_of
 from lightning_mmrl.settings.run import RunSettings
-from lightning_mmrl.settings.stage import StageSettings
+from lightning_mmrl.settings.stage import NodeSettings, StageSettings
 from lightning_mmrl.tracking.store import tell_leftovers
 from lightning_mmrl.training.console import report_console
 from lightning_mmrl.training.state_store import StateStore
@@ -50,17 +51,20 @@ def plan(config: RunSettings, lengths: Lengths) -> None:
     for spec in specs:
         stage = config.stages[spec.name]
         samples = num_samples(config, stage)
-        source = source_stage(spec, config.order) or f"base model {config.model.checkpoint}"
+        source = spec.source or f"base model {config.model.checkpoint}"
+        steps = (str(stage.num_steps), passes(stage, samples)) if isinstance(stage, StageSettings) else ("-", "1.00")
         table.add_row(
             spec.name, stage.kind, source, data_names(stage), "?" if samples is None else str(samples),
-            str(stage.num_steps), batch_arithmetic(stage), passes(stage, samples),
-            state(spec, specs, manifest, directory),
+            steps[0], kind_of(stage, spec.name).describe(stage), steps[1], state(spec, manifest, directory),
         )  # fmt: skip
     console.print(table)
+    for name, stage in config.trained.items():
+        for line in [*adapters(stage), *conditions(stage)]:
+            console.print(f"{name:<12} {line}")
     for spec in specs:
-        for line in [*adapters(config.stages[spec.name]), *conditions(config.stages[spec.name])]:
-            console.print(f"{spec.name:<12} {line}")
-    show_memory(console, config, [spec.name for spec in specs], lengths)
+        if not spec.trains:
+            console.print(f"{spec.name:<12} makes {', '.join(spec.outputs)}; trains nothing")
+    show_memory(console, config, list(config.trained), lengths)
     sets = ", ".join(f"{name} ({manifest})" for name, manifest in config.evaluation.sets.items())
     console.print(f"evaluated after each stage on {sets}")
     to_generate = config.data.build is not None and not Path(config.data.root).is_dir()
@@ -70,35 +74,27 @@ def plan(config: RunSettings, lengths: Lengths) -> None:
     console.print(f"tracking     {redact(config.tracking.uri or 'none')}")
 
 
-def state(spec: StageSpec, specs: Sequence[StageSpec], manifest: Manifest, directory: Path) -> str:
+def state(spec: StageSpec, manifest: Manifest, directory: Path) -> str:
     """The state of a stage, as `mmrl train` would find it."""
     finished = manifest.stages.get(spec.name)
     if finished is None:
         folder = stage_folder(directory, spec)
         attempt, step = Attempt.read(folder), StateStore(folder / STATES).newest_step()
-        if attempt is None or step is None:
+        if attempt is None:
             return "to run"
-        if dict(attempt.content) != dict(spec.content):
-            return f"at step {step}, begun with another configuration"
-        return f"to continue after step {step}"
-    if finished.content != spec.content:
+        if not same_content(attempt.content, spec.content):
+            return f"{'begun' if step is None else f'at step {step}, begun'} with another configuration"
+        return f"to continue after step {step}" if step is not None else "to continue in its data"
+    if not same_content(finished.content, spec.content):
         return "finished, configured differently"
-    if is_stale(spec, specs, manifest):
-        return "to run again: its start was replaced"
+    if is_stale(spec, manifest):
+        return "to run again: an input was replaced"
+    if not spec.trains:
+        return "finished"
     return "finished" if finished.evaluation == spec.evaluation else "to evaluate"
 
 
-def batch_arithmetic(stage: StageSettings) -> str:
-    """The samples and updates of one step, in words."""
-    batch = stage.data.batch_size
-    if stage.algorithm is None:
-        return f"{batch} targets"
-    size, update = stage.algorithm.group_size, stage.algorithm.update
-    steps = update.num_epochs * update.num_minibatches
-    return f"{batch} prompts x {size} = {batch * size} completions, {steps} update{'s' if steps > 1 else ''}"
-
-
-def data_names(stage: StageSettings) -> str:
+def data_names(stage: NodeSettings) -> str:
     """The manifest of a stage, or its sources with their shares."""
     if stage.data.manifest:
         return stage.data.manifest
@@ -106,14 +102,10 @@ def data_names(stage: StageSettings) -> str:
     return ", ".join(f"{name} {source.weight / total:.0%}" for name, source in stage.data.sources.items())
 
 
-def num_samples(config: RunSettings, stage: StageSettings) -> int | None:
+def num_samples(config: RunSettings, stage: NodeSettings) -> int | None:
     """Number of samples that a stage draws from; None if a manifest does not exist yet."""
-    root, data = Path(config.data.root), stage.data
-    if data.manifest:
-        files = [(root / data.manifest, data.limit)]
-    else:
-        files = [(Path(each.root or root) / each.manifest, each.limit or data.limit) for each in data.sources.values()]
-    counts = [(count_samples(path), limit) for path, limit in files]
+    sources = stage.data.located(config.data.root).values()
+    counts = [(count_samples(each.path) if each.manifest else None, each.limit) for each in sources]
     if any(count is None for count, _ in counts):
         return None
     return sum(min(count or 0, limit or count or 0) for count, limit in counts)

@@ -93,7 +93,7 @@ def _rewards(request: Request) -> "tuple[str, RewardSettings, int]":
     if folder is None:
         raise ConfigError(f"{request.table} does not lie in a run's folder; name the run by --run DIR")
     config = saved_config(folder, request.overrides)
-    choices = [name for name in config.order if config.stages[name].kind == "rl"]
+    choices = [name for name in config.order if config.stages[name].rewards is not None]
     # The path of a table names its stage, as in `02-reason`.
     parts = (re.fullmatch(r"\d\d-(.+)", part) for part in reversed(request.table.absolute().parts))
     named = next((part[1] for part in parts if part is not None and part[1] in choices), None)

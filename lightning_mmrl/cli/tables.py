@@ -23,7 +23,9 @@ def print_comparison(outcome: FinishedRun) -> None:
     kibibytes = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     console.print(f"peak memory  {kibibytes / 2**20:.1f} GiB (this process and its largest worker)")
     console.print(f"run folder   {outcome.directory}")
-    console.print(f"checkpoint   {outcome.directory / outcome.results[-1].handoff}")
+    handoffs = [result.handoff for result in outcome.results if result.handoff is not None]
+    if handoffs:
+        console.print(f"checkpoint   {outcome.directory / handoffs[-1].path}")
     if outcome.tracking_uri:
         console.print(f"tracking     {redact(outcome.tracking_uri)}")
 

@@ -6,9 +6,10 @@ from functools import partial
 from lightning_mmrl.cli.hydra_app import run_with_config, take_flags
 from lightning_mmrl.cli.launch import on_all_ranks
 from lightning_mmrl.cli.memory_table import memory_hint
-from lightning_mmrl.cli.plan import batch_arithmetic
 from lightning_mmrl.errors import GateError, OutOfMemoryError
+from lightning_mmrl.registry.kinds import kind_of
 from lightning_mmrl.settings.run import RunSettings
+from lightning_mmrl.settings.stage import StageSettings
 from lightning_mmrl.tracking.store import deliver_leftovers, settle_tracking
 
 
@@ -47,7 +48,9 @@ def train(
     settings = config.trainer
     with Interruption() as interruption, joined(settings, interruption) as group:
         for name in config.order if group.leads else ():
-            print(f"{name}: {config.stages[name].num_steps} x {batch_arithmetic(config.stages[name])}")
+            stage = config.stages[name]
+            steps = f"{stage.num_steps} x " if isinstance(stage, StageSettings) else ""
+            print(f"{name}: {steps}{kind_of(stage, name).describe(stage)}")
         with ConsoleProgress(quiet=not group.leads) as console:
             try:
                 outcome = run_curriculum(config, console, selection, group)

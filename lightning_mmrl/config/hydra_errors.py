@@ -19,12 +19,11 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from yaml import MarkedYAMLError
 
 from lightning_mmrl.config.folders import groups, options
+from lightning_mmrl.config.stage_schemas import key_type, run_schema
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.registry.own_code import KEYS, NO_KEY
 from lightning_mmrl.settings.renamed import key_hint
-from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.suggestions import (
-    annotation_of,
     dataclass_of,
     did_you_mean,
     first_line,
@@ -185,10 +184,12 @@ def _bad_value(override: Override, tree: DictConfig, cause: BaseException | None
     if override.is_add() and there is not None:
         return f"{key}: is there already; change it without the plus: {key}=..."
     if override.is_delete() and there is None:
-        return f"~{key}: unknown key, so it cannot be removed{key_hint(key, _plain(tree), RunSettings, groups(own))}"
+        plain = _plain(tree)
+        hint = key_hint(key, plain, run_schema(plain), groups(own))
+        return f"~{key}: unknown key, so it cannot be removed{hint}"
     if override.is_delete():
         return f"~{key}: its value is {shown(there)} and not {shown(value)}; write ~{key} to remove it"
-    text, kind = shown(str(override.input_line).partition("=")[2]), annotation_of(key, RunSettings)
+    text, kind = shown(str(override.input_line).partition("=")[2]), key_type(key, _plain(tree))
     if get_origin(kind) is list:
         return f"{key} is {text}; it must be a list, such as {key}=[...]"
     if dataclass_of(kind) is not None or get_origin(kind) is dict:
@@ -204,18 +205,18 @@ def _unknown(cause: ConfigKeyError | ConfigAttributeError, own: Path | None) -> 
     if key.rpartition(".")[2] in KEYS:
         return f"{key}: {NO_KEY}"
     tree = _plain(beside._get_root() if isinstance(beside, DictConfig) else None)
-    parent = annotation_of(key.rpartition(".")[0], RunSettings) if "." in key else None
+    parent = key_type(key.rpartition(".")[0], tree) if "." in key else None
     if get_origin(parent) is dict:
         # The names in a mapping are the user's own.
         close, place = nearest(key.rpartition(".")[2], names), key.rpartition(".")[0]
         add = f"+stage@{key}=sft or =rl" if place == "stages" else f"+{key}=..."
         offer = f"{offered(close)}," if close else f"{known_are(names)};"
         return f"{key}: unknown name{offer} or add one by {add}"
-    if annotation_of(key, RunSettings) is not None:
+    if key_type(key, tree) is not None:
         return f"{key}: is not set in this composition; add it by +{key}=..."
     addition = f", or add a parameter of the _target_ by +{key}=..." if "_target_" in names else ""
     extra = [] if "." in key else groups(own)
-    return f"{key}: unknown key{key_hint(key, tree, RunSettings, extra)}{addition}"
+    return f"{key}: unknown key{key_hint(key, tree, run_schema(tree), extra)}{addition}"
 
 
 def _missing_option(error: MissingConfigException, own: Path | None) -> str:

@@ -7,12 +7,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from lightning_mmrl.curriculum.spec import plan_stages, source_stage
+from lightning_mmrl.curriculum.graph import place_among_trained, plan_stages
 from lightning_mmrl.files import file_digest
+from lightning_mmrl.registry.kinds import kind_of
 from lightning_mmrl.settings.renamed import first_name
-from lightning_mmrl.settings.run import RunSettings
-from lightning_mmrl.settings.stage import StageSettings
-from lightning_mmrl.types.records import StageSpec
+from lightning_mmrl.settings.run import MAX_SEED, RunSettings
+from lightning_mmrl.settings.stage import BASE, StageSettings
+from lightning_mmrl.types.records import WEIGHTS, StageSpec
 from lightning_mmrl.types.redaction import redacted_tree
 
 NOT_DECISIVE = ("gate", "max_bad_steps", "rollout_table_every", "start_from")
@@ -27,33 +28,46 @@ def stage_specs(config: RunSettings, data: Mapping[str, Mapping[str, str]] | Non
         data: Digests of each stage's data, see `manifest_digests`; None before there are any.
 
     Raises:
-        ConfigError: The order or a starting point is wrong.
+        ConfigError: The order, a starting point or a source of data is wrong.
     """
-    specs = plan_stages(config.order, config.stages)
-    # A stage's seed depends on its place in the order, and its outcome on all stages that led to its starting point.
+    specs = plan_stages(config.order, config.stages, kind_of)
+    last = next((spec.name for spec in reversed(specs) if spec.trains), None)
     history: dict[str | None, str] = {None: ""}
     complete = []
     for spec in specs:
-        source = source_stage(spec, config.order)
-        content = {**_decisive(config, spec.name), "index": spec.index, "starts_from": source or "base"}
+        place = place_among_trained(spec, specs)
+        content = {**_decisive(config, spec.name), "starts_from": spec.source or BASE}
+        content |= {} if place is None else {"index": place}
         content |= {f"data.{key}": digest for key, digest in (data or {}).get(spec.name, {}).items()}
-        history[spec.name] = _digest({"content": content, "history": history[source]})
-        evaluation = _evaluated_how(config, spec.name, with_data=data is not None)
-        complete.append(replace(spec, content=content, digest=history[spec.name], evaluation=evaluation))
+        led_here = {"content": content, "history": history[spec.source]}
+        made = {key: history[edge.stage] for key, edge in spec.inputs.items() if key != WEIGHTS}
+        history[spec.name] = _digest({**led_here, "data": made} if made else led_here)
+        how = _evaluated_how(config, is_last=spec.name == last, with_data=data is not None) if spec.trains else ""
+        seed = _seed_of(config.seed, spec.name) if place is None else config.seed + place
+        digest = history[spec.name]
+        complete.append(replace(spec, content=content, digest=digest, evaluation=how, seed=seed))
     return complete
+
+
+def _seed_of(seed: int, name: str) -> int:
+    """The seed of a stage that trains nothing: its place in the order does not matter."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()) % MAX_SEED
 
 
 def manifest_digests(config: RunSettings) -> dict[str, dict[str, str]]:
     """For each stage, maps the existing manifests that decide its outcome to the beginnings of their sha256.
 
-    These are the manifests that the stage trains on and, if validation may end it, the manifest of the validation.
+    These are the manifests that the stage reads and, if validation may end it, the manifest of the validation. Data
+    that another stage makes may not exist yet; the digests of its artifacts stand for them.
     """
     root, found = Path(config.data.root), {}
     for name in config.order:
         stage = config.stages[name]
         sources = stage.data.located(config.data.root).items()
-        files = {key if stage.data.manifest else f"{key}/{source.manifest}": source.path for key, source in sources}
-        if stage.stop_when is not None and config.data.validation is not None:
+        named = {key: source for key, source in sources if source.stage is None}
+        files = {key if stage.data.manifest else f"{key}/{each.manifest}": each.path for key, each in named.items()}
+        ends_early = isinstance(stage, StageSettings) and stage.stop_when is not None
+        if ends_early and config.data.validation is not None:
             files[config.data.validation] = root / config.data.validation
         found[name] = {key: file_digest(path)[:16] for key, path in files.items() if path.is_file()}
     return found
@@ -87,11 +101,11 @@ def _decisive(config: RunSettings, name: str) -> dict[str, Any]:
     return {first_name(key): value for key, value in found.items()}
 
 
-def _evaluated_how(config: RunSettings, name: str, *, with_data: bool) -> str:
-    """Hash of how, and on what, the handoff of a stage is evaluated."""
+def _evaluated_how(config: RunSettings, *, is_last: bool, with_data: bool) -> str:
+    """Hash of how, and on what, the handoff of a stage is evaluated; `is_last`: whether it is the last one."""
     settings = asdict(config.evaluation)
     del settings["batch_size"]
-    if settings.pop("ablation_stages") == "last" and name != config.order[-1]:
+    if settings.pop("ablation_stages") == "last" and not is_last:
         settings["ablations"] = []
     data = {"root": config.data.root, "labels": config.data.labels, "cue_lexicon": config.data.cue_lexicon}
     files = {each: Path(config.data.root) / manifest for each, manifest in config.evaluation.sets.items()}

@@ -13,13 +13,15 @@ from lightning_mmrl.config.fitting import fitted
 from lightning_mmrl.config.folders import groups
 from lightning_mmrl.config.label_file import with_labels
 from lightning_mmrl.config.specs import cap_steps
+from lightning_mmrl.config.stage_schemas import key_type, run_schema, stage_settings
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.registry.allowed import check_allowed
 from lightning_mmrl.registry.own_code import KEYS, NO_KEY
 from lightning_mmrl.settings.renamed import key_hint
 from lightning_mmrl.settings.rules import require
 from lightning_mmrl.settings.run import RunSettings
-from lightning_mmrl.suggestions import WORDS, annotation_of, dataclass_of, did_you_mean, first_line, shown
+from lightning_mmrl.settings.stage import StageSettings
+from lightning_mmrl.suggestions import WORDS, dataclass_of, did_you_mean, first_line, shown
 
 RESOLVING = " raised while resolving interpolation: "
 """Text between the name of an error's class and its message, if a `${...}` raised it."""
@@ -40,8 +42,9 @@ def validated(composed: DictConfig, say: Callable[[str], object] = lambda line: 
     with sealed():
         config = _typed(composed)
     for name in config.order:
-        if name in config.stages:
-            config.stages[name] = fitted(config.stages[name], f"stages.{name}", say)
+        stage = config.stages.get(name)
+        if isinstance(stage, StageSettings):
+            config.stages[name] = fitted(stage, f"stages.{name}", say)
     is_trial = config.trial is not None
     if is_trial:
         config.run_name, config.trial = f"{config.trial}-{config.run_name}", None
@@ -49,9 +52,11 @@ def validated(composed: DictConfig, say: Callable[[str], object] = lambda line: 
     # Only the final values are checked: references to other keys are resolved by now.
     check_allowed(asdict(config))
     for name, stage in config.stages.items():
-        config.stages[name] = cap_steps(stage)
+        if not isinstance(stage, StageSettings):
+            continue
+        config.stages[name] = capped = cap_steps(stage)
         if is_trial or stage.trainer.max_steps is not None:
-            config.stages[name] = replace(config.stages[name], gate=None, stop_when=None, cooldown_steps=0)
+            config.stages[name] = replace(capped, gate=None, stop_when=None, cooldown_steps=0)
             if name in config.order and (stage.gate is not None or stage.stop_when is not None):
                 say(f"stages.{name}: gate and stop_when are dropped, since this is a debug run")
     return config
@@ -67,8 +72,11 @@ def _typed(composed: DictConfig) -> RunSettings:
     # Stages take over values of the whole run, so errors name the keys of the run first.
     tree = dict(sorted(tree.items(), key=lambda item: item[0] == "stages"))
     check_keys(tree)
+    schema = OmegaConf.structured(RunSettings)
+    for name, stage in (tree.get("stages") or {}).items():
+        schema.stages[name] = OmegaConf.structured(stage_settings(stage, f"stages.{name}"))
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunSettings), tree))
+        config = OmegaConf.to_object(OmegaConf.merge(schema, tree))
     except InterpolationResolutionError as error:  # a text may resolve to another `${...}`
         raise _broken_reference(error, composed) from error
     except OmegaConfBaseException as error:
@@ -84,12 +92,13 @@ def check_keys(tree: Mapping[Any, Any]) -> None:
         ConfigError: Naming the key with its full path.
     """
     _check_stage_names(tree.get("stages"))
-    for key, annotation, value in _schema_items(tree, RunSettings, ""):
+    schema = run_schema(tree)
+    for key, annotation, value in _schema_items(tree, schema, ""):
         if annotation is None:
             if key.rpartition(".")[2] in KEYS:
                 raise ConfigError(f"{key}: {NO_KEY}")
             extra = [] if "." in key else groups()
-            raise ConfigError(f"{key}: unknown key{key_hint(key, tree, RunSettings, extra)}")
+            raise ConfigError(f"{key}: unknown key{key_hint(key, tree, schema, extra)}")
         _check_form(value, annotation, key)
 
 
@@ -97,7 +106,8 @@ def _check_stage_names(stages: Any) -> None:
     """Refuses stages that no file defines: most likely their name is misspelled."""
     for name, stage in stages.items() if isinstance(stages, Mapping) else ():
         check_name("stages", name)
-        for part in ("kind", "module") if isinstance(stage, Mapping) else ():
+        parts = ("kind", "module") if isinstance(stage, Mapping) and "optimizer" in stage else ("kind",)
+        for part in parts if isinstance(stage, Mapping) else ():
             if stage.get(part, MISSING) != MISSING:
                 continue
             others = [str(other) for other in stages if other != name]
@@ -156,7 +166,7 @@ def _wrong_type(error: OmegaConfBaseException, tree: Mapping[str, Any]) -> Confi
     """OmegaConf's error about a value as a sentence."""
     key = str(error.full_key)
     value: Any = OmegaConf.select(OmegaConf.create(dict(tree)), key)
-    annotation = annotation_of(key.partition("[")[0], RunSettings)
+    annotation = key_type(key.partition("[")[0], tree)
     if annotation is None:
         return ConfigError(f"{key}: {shown(first_line(error))}; correct this value")
     if isinstance(error, MissingMandatoryValue):
@@ -174,8 +184,8 @@ def _broken_reference(error: OmegaConfBaseException, composed: DictConfig) -> Co
     missing = message.partition(before)[2].partition(after)[0]
     if not missing:
         return ConfigError(f"{key}: {shown(message)}; correct the ${{...}} in its value")
-    if annotation_of(missing, RunSettings) is not None:
+    tree = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=False))
+    if key_type(missing, tree) is not None:
         return ConfigError(f"{key}: refers to ${{{missing}}}, which is not set; set {missing}")
-    tree = OmegaConf.to_container(composed, resolve=False)
-    hint = key_hint(missing, cast(dict[str, Any], tree), RunSettings)
+    hint = key_hint(missing, tree, run_schema(tree))
     return ConfigError(f"{key}: refers to ${{{missing}}}, which does not exist{hint}")

@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_mmrl.curriculum.changes import describe_changes
+from lightning_mmrl.curriculum.changes import describe_changes, same_content
 from lightning_mmrl.errors import ConfigError, StageError
 from lightning_mmrl.files import read_json, write_json
-from lightning_mmrl.types.records import StageSpec
+from lightning_mmrl.types.records import HANDOFF, WEIGHTS, StageSpec
 
 FILE = "attempt.json"
 STATES = "state"
@@ -21,12 +21,12 @@ class Attempt:
 
     Attributes:
         content: The configuration that determines the stage's outcome, as in `StageSpec`.
-        input_digest: Hash of the weights that the stage started from.
+        inputs: Maps each input to the hash of the files that the stage reads.
         tracking_id: Id of the stage's run in the tracker.
     """
 
     content: Mapping[str, Any]
-    input_digest: str
+    inputs: Mapping[str, str]
     tracking_id: str
 
     def write(self, folder: Path) -> None:
@@ -41,7 +41,7 @@ class Attempt:
         Raises:
             StageError: There are states, but the record of the attempt is damaged.
         """
-        return cls.begun(folder) if any((folder / STATES).glob("step-*")) else None
+        return cls.begun(folder) if _has_states(folder) else None
 
     @classmethod
     def begun(cls, folder: Path) -> "Attempt | None":
@@ -50,11 +50,14 @@ class Attempt:
         Raises:
             StageError: There are states, but the record of the attempt is damaged.
         """
-        has_states = any((folder / STATES).glob("step-*"))
-        remedy = f"restore it, or remove {folder} to train the stage from its start"
+        has_states = _has_states(folder)
+        remedy = f"restore it, or remove {folder} to run the stage from its start"
         try:
-            return cls(**read_json(folder / FILE, remedy))
-        except (StageError, TypeError) as error:
+            values = dict(read_json(folder / FILE, remedy))
+            if "input_digest" in values:  # of a version in which weights were the only input
+                values["inputs"] = {WEIGHTS: values.pop("input_digest")}
+            return cls(**values)
+        except (StageError, TypeError, ValueError) as error:
             if not has_states:
                 return None
             if isinstance(error, StageError):
@@ -62,9 +65,27 @@ class Attempt:
             raise StageError(f"{folder / FILE} is damaged ({error}); {remedy}") from error
 
 
+def _has_states(folder: Path) -> bool:
+    """Whether a stage left states: `step-...` of a trained stage, `part-...` of one that makes data."""
+    return any(path.name.startswith(("step-", "part-")) for path in folder.joinpath(STATES).glob("*-*"))
+
+
 def stage_folder(directory: Path, spec: StageSpec) -> Path:
-    """A stage's folder in a run directory."""
+    """A stage's folder in a run directory, such as `01-reason`.
+
+    A folder is found by its name: its number is the place that the stage had when it first ran, and stages that are
+    inserted or removed later do not change it.
+    """
+    for folder in sorted((directory / "stages").glob("*-*")):
+        number, _, name = folder.name.partition("-")
+        if number.isdecimal() and name == spec.name and folder.is_dir():
+            return folder
     return directory / "stages" / f"{spec.index:02d}-{spec.name}"
+
+
+def artifact_folder(folder: Path, name: str) -> Path:
+    """The folder of an artifact in the folder of its stage."""
+    return folder / name if name == HANDOFF else folder / "artifacts" / name
 
 
 def refuse_changed_attempts(folders: Mapping[str, Path], specs: Sequence[StageSpec]) -> None:
@@ -79,7 +100,7 @@ def refuse_changed_attempts(folders: Mapping[str, Path], specs: Sequence[StageSp
     """
     begun = {name: attempt.content for name, folder in folders.items() if (attempt := Attempt.read(folder))}
     now = {spec.name: dict(spec.content) for spec in specs}
-    changed = {name: content for name, content in begun.items() if dict(content) != now[name]}
+    changed = {name: content for name, content in begun.items() if not same_content(content, now[name])}
     if changed:
         raise ConfigError(
             f"{', '.join(f'stages.{name}' for name in changed)}: begun in {folders[next(iter(changed))].parent.parent} "

@@ -10,6 +10,17 @@ MOST_SHOWN = 12
 _ABSENT = object()
 
 
+def same_content(finished: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether two configurations of a stage decide the same outcome; an absent key is as good as null.
+
+    So a run of an earlier version, which did not know a key yet, continues as long as the key stays null.
+
+    >>> same_content({"seed": 0}, {"seed": 0, "stage.prompt": None}), same_content({"seed": 0}, {"seed": 1})
+    (True, False)
+    """
+    return all(finished.get(key) == now.get(key) for key in {*finished, *now})
+
+
 def changed_keys(finished: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """`key: old -> new` for every key that differs, in order; a key that is absent has the value "-".
 
@@ -19,7 +30,7 @@ def changed_keys(finished: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
     lines = []
     for key in dict.fromkeys([*finished, *now]):
         sides = [values.get(key, _ABSENT) for values in (finished, now)]
-        if sides[0] != sides[1]:
+        if finished.get(key) != now.get(key):
             texts = ["-" if value is _ABSENT else str(value) for value in sides]
             old, new = (text if len(text) <= 60 else text[:57] + "..." for text in texts)
             lines.append(f"{renamed(key) or key}: {old} -> {new}")

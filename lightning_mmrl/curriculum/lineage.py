@@ -5,14 +5,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_mmrl.curriculum.handoff import SEAL, check_handoff, sealed
+from lightning_mmrl.curriculum.artifacts import SEAL, sealed
+from lightning_mmrl.curriculum.handoff import check_handoff
 from lightning_mmrl.curriculum.manifest import FILE, FinishedStage, Manifest
 from lightning_mmrl.errors import StageError
-from lightning_mmrl.types.records import StageResult
+from lightning_mmrl.types.records import Artifact
 
 
 def ancestry(directory: Path, digest: str) -> list[FinishedStage]:
-    """The stages of a run that led to a handoff, in the order they were trained; empty if the run has no such stage.
+    """The stages of a run that led to a handoff, in the order they ran; empty if the run has no such stage.
 
     Args:
         directory: The run directory.
@@ -21,13 +22,16 @@ def ancestry(directory: Path, digest: str) -> list[FinishedStage]:
     Raises:
         StageError: The run's manifest is damaged.
     """
-    by_output = {stage.result.handoff_digest: stage for stage in Manifest.read(directory).stages.values()}
-    chain: list[FinishedStage] = []
-    while digest in by_output:
-        stage = by_output.pop(digest)
-        chain.insert(0, stage)
-        digest = stage.result.input_digest
-    return chain
+    stages = Manifest.read(directory).stages
+    makers = {made.digest: name for name, stage in stages.items() for made in stage.result.artifacts.values()}
+    found: set[str] = set()
+    waiting = [digest]
+    while waiting:
+        name = makers.get(waiting.pop())
+        if name is not None and name not in found:
+            found.add(name)
+            waiting += stages[name].result.inputs.values()
+    return [stage for name, stage in stages.items() if name in found]
 
 
 def checked_handoff(handoff: Path) -> dict[str, Any]:
@@ -37,9 +41,9 @@ def checked_handoff(handoff: Path) -> dict[str, Any]:
         StageError: The folder is not a complete handoff, or not the one that the run recorded.
     """
     facts = check_handoff(handoff)
-    result = _recorded(handoff)
-    if result is not None:
-        check_record(result, facts, handoff)
+    recorded = _recorded(handoff)
+    if recorded is not None:
+        check_record(*recorded, facts, handoff)
     return facts
 
 
@@ -56,14 +60,15 @@ def facts_if_sealed(folder: Path) -> dict[str, Any] | None:
     return checked_handoff(folder)
 
 
-def _recorded(handoff: Path) -> StageResult | None:
-    """The record of a handoff in the run directory that contains it; None if there is no record."""
+def _recorded(handoff: Path) -> tuple[str, Artifact] | None:
+    """The stage of a handoff and its record in the run directory that contains it; None if there is no record."""
     place = handoff.resolve()
     run = place.parents[2] if len(place.parents) > 2 else place
     if not (run / FILE).is_file():
         return None
     results = (stage.result for stage in Manifest.read(run).stages.values())
-    return next((result for result in results if (run / result.handoff).resolve() == place), None)
+    made = ((result.name, each) for result in results for each in result.artifacts.values())
+    return next((pair for pair in made if (run / pair[1].path).resolve() == place), None)
 
 
 def check_finished(directory: Path, stages: Iterable[FinishedStage]) -> None:
@@ -73,23 +78,24 @@ def check_finished(directory: Path, stages: Iterable[FinishedStage]) -> None:
         StageError: A seal differs from the seal that its stage wrote.
     """
     for stage in stages:
-        handoff = directory / stage.result.handoff
-        if (handoff / SEAL).is_file():
-            check_record(stage.result, sealed(handoff), handoff)
+        for record in stage.result.artifacts.values():
+            folder = directory / record.path
+            if (folder / SEAL).is_file():
+                check_record(stage.result.name, record, sealed(folder), folder)
 
 
-def check_record(result: StageResult, facts: Mapping[str, Any], handoff: Path) -> None:
-    """Compares the seal of a handoff with the record of its stage.
+def check_record(stage: str, record: Artifact, facts: Mapping[str, Any], folder: Path) -> None:
+    """Compares the seal of an artifact with the record of the stage that made it.
 
-    This finds a handoff whose files and seal were both rewritten. Records of older runs have only the files' digest.
+    This finds an artifact whose files and seal were both rewritten. Records of older runs have only the files' digest.
 
     Raises:
         StageError: The seal and the record differ.
     """
-    same = facts["digest"] == result.handoff_digest
-    if not same or (result.handoff_seal is not None and facts["seal"] != result.handoff_seal):
+    same = facts["digest"] == record.digest
+    if not same or (record.seal is not None and facts["seal"] != record.seal):
         what = "facts" if same else "files"
         raise StageError(
-            f"{handoff} is not what stage {result.name} left there: its {what} were written anew; restore it, "
-            f"set a new run_name, or train the stage again with --from-stage {result.name}"
+            f"{folder} is not what stage {stage} left there: its {what} were written anew; restore it, "
+            f"set a new run_name, or run the stage again with --from-stage {stage}"
         )

@@ -7,16 +7,18 @@ from typing import Any
 
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.files import read_json, write_json
-from lightning_mmrl.types.records import StageResult
+from lightning_mmrl.types.records import HANDOFF, WEIGHTS, Artifact, StageResult
 
 FILE = "manifest.json"
-VERSION = 2
+VERSION = 3
+VERSION_OF_HANDOFFS = 2
+"""A manifest of this version knows one artifact and one input of each stage: its handoff and its starting point."""
 _RESTORE = "restore it or start a new run directory"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishedStage:
-    """A trained stage's result, the configuration that produced it, and the configuration's hash (see `StageSpec`).
+    """A finished stage's result, the configuration that produced it, and the configuration's hash (see `StageSpec`).
 
     `evaluation` is the hash of the settings that its handoff was evaluated with, None before the evaluation.
     `training_metrics` are the metrics of the result that come from training.
@@ -59,15 +61,14 @@ class Manifest:
             return cls()
         content = read_json(path, _RESTORE)
         try:
-            if content["version"] != VERSION:
-                raise StageError(
-                    f"{path} has version {content['version']}, this is {VERSION}; start a new run directory"
-                )
+            version = content["version"]
+            if version not in (VERSION, VERSION_OF_HANDOFFS):
+                raise StageError(f"{path} has version {version}, this is {VERSION}; start a new run directory")
             stages = {
                 name: FinishedStage(
                     digest=entry["digest"],
                     content=entry["content"],
-                    result=StageResult(**entry["result"]),
+                    result=_result(entry["result"], version),
                     training_metrics=entry["training_metrics"],
                     evaluation=entry["evaluation"],
                 )
@@ -77,6 +78,16 @@ class Manifest:
             return cls(stages=stages, **ids)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StageError(f"{path} is damaged ({error!r}); {_RESTORE}") from error
+
+
+def _result(entry: Mapping[str, Any], version: int) -> StageResult:
+    values = dict(entry)
+    if version == VERSION_OF_HANDOFFS:
+        path, digest, seal = (values.pop(key, None) for key in ("handoff", "handoff_digest", "handoff_seal"))
+        made, read = {HANDOFF: {"path": path, "digest": digest, "seal": seal}}, {WEIGHTS: values.pop("input_digest")}
+        values |= {"artifacts": made, "inputs": read}
+    artifacts = {name: Artifact(**artifact) for name, artifact in values.pop("artifacts").items()}
+    return StageResult(artifacts=artifacts, **values)
 
 
 def tracked_runs(directory: Path) -> set[str]:

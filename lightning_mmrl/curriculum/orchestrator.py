@@ -1,4 +1,4 @@
-"""Runs stages in order: each starts from a handoff on disk, is tracked, evaluated, and recorded as finished."""
+"""Runs stages in order: each reads artifacts on disk, is tracked, evaluated if it trains, and recorded as finished."""
 
 import itertools
 import math
@@ -7,12 +7,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightning_mmrl.curriculum.attempt import STATES, Attempt, refuse_changed_attempts, stage_folder
-from lightning_mmrl.curriculum.changes import describe_changes
-from lightning_mmrl.curriculum.handoff import check_handoff, folder_digest, sealed, write_handoff
+from lightning_mmrl.curriculum.artifacts import check_artifact, folder_digest, sealed, write_artifact
+from lightning_mmrl.curriculum.attempt import STATES, Attempt, artifact_folder, refuse_changed_attempts, stage_folder
+from lightning_mmrl.curriculum.changes import describe_changes, same_content
+from lightning_mmrl.curriculum.graph import with_ancestors
+from lightning_mmrl.curriculum.handoff import check_handoff
 from lightning_mmrl.curriculum.lineage import check_finished, check_record, facts_if_sealed
 from lightning_mmrl.curriculum.manifest import FinishedStage, Manifest
 from lightning_mmrl.curriculum.selection import (
@@ -21,22 +24,29 @@ from lightning_mmrl.curriculum.selection import (
     changed_stages,
     due_actions,
     is_stale,
-    origin,
-    with_ancestors,
 )
 from lightning_mmrl.errors import ConfigError, DiskError, GateError
-from lightning_mmrl.protocols.plain import Evaluator, StageFactory, TrackedRun, Tracker
-from lightning_mmrl.types.records import StageResult, StageSpec
+from lightning_mmrl.protocols.plain import Evaluator, StageFactory, StageJob, TrackedRun, Tracker
+from lightning_mmrl.settings.stage import StageSettings
+from lightning_mmrl.types.records import HANDOFF, WEIGHTS, Artifact, StageResult, StageSpec, Training
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curriculum:
-    """Stages in order, the function that gives the folder of the base model, and facts that every handoff carries."""
+    """Stages in order, and the function that gives the folder of the base model."""
 
     name: str
     stages: Sequence[StageSpec]
     base: Callable[[], Path]
-    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Input:
+    """A folder that a stage reads, the digest of its files, and the digest of its seal if it has one."""
+
+    path: Path
+    digest: str
+    seal: str | None = None
 
 
 class StageOrchestrator:
@@ -49,6 +59,8 @@ class StageOrchestrator:
         evaluate: Evaluates a handoff.
         tracker: Opens the tracker of the run.
         on_start: Called with the opened parent run before the first pending stage.
+        on_made: Called with a stage whose artifacts hold data and with their folders: once they are made, and at the
+            start of a run that finds them made. Raises if a later stage cannot use them.
         say: Shows the user a line.
     """
 
@@ -61,6 +73,7 @@ class StageOrchestrator:
         evaluate: Evaluator,
         tracker: Callable[[], Tracker],
         on_start: Callable[[TrackedRun], None],
+        on_made: Callable[[StageSpec, Mapping[str, Path]], None] = lambda spec, folders: None,
         say: Callable[[str], None] = print,
     ) -> None:
         self._curriculum = curriculum
@@ -69,6 +82,7 @@ class StageOrchestrator:
         self._evaluate = evaluate
         self._open_tracker = tracker
         self._on_start = on_start
+        self._on_made = on_made
         self._say = say
         self._stages = curriculum.stages
         self._manifest = Manifest()
@@ -85,7 +99,7 @@ class StageOrchestrator:
         self._selection = selection = selection or Selection()
         self._manifest = Manifest.read(self._directory)
         due = due_actions(self._stages, self._manifest, selection)
-        again = {name for name, action in due.items() if action == "train"}
+        again = {name for name, action in due.items() if action == "run"}
         check_finished(self._directory, [s for name, s in self._manifest.stages.items() if name not in again])
         if not selection.allow_changes:
             self._refuse_changes(due)
@@ -96,13 +110,15 @@ class StageOrchestrator:
         for spec in self._stages:
             if spec.name in self._manifest.stages and spec.name not in due:
                 self._say(f"{self._title(spec)}: already finished")
+                if due:
+                    self._show_data(spec)
         everything = selection.only_stage is None and selection.from_stage is None
         gated = {spec.name for spec in self._stages} if everything else with_ancestors(due, self._stages)
         if due:
             self._run_due(due, gated)
             for spec in self._stages:
-                if is_stale(spec, self._stages, self._manifest):
-                    self._say(f"{self._title(spec)}: what it started from was replaced; the next run trains it again")
+                if is_stale(spec, self._manifest):
+                    self._say(f"{self._title(spec)}: an artifact that it read was replaced; the next run runs it again")
         else:
             for spec in self._stages:
                 self._check_gate(spec)
@@ -128,8 +144,8 @@ class StageOrchestrator:
             with status_of(parent):
                 self._on_start(parent)
                 for spec in self._stages:
-                    if due.get(spec.name) == "train":
-                        self._train_stage(spec, tracker, parent)
+                    if due.get(spec.name) == "run":
+                        self._run_stage(spec, tracker, parent)
                     elif due.get(spec.name) == "evaluate":
                         self._evaluate_again(spec, tracker, parent)
                     if spec.name in gated:
@@ -137,54 +153,77 @@ class StageOrchestrator:
         finally:
             tracker.close()
 
-    def _train_stage(self, spec: StageSpec, tracker: Tracker, parent: TrackedRun) -> None:
-        start, input_digest, input_seal = self._starting_point(spec)
+    def _run_stage(self, spec: StageSpec, tracker: Tracker, parent: TrackedRun) -> None:
+        inputs = self._inputs(spec)
+        digests = {key: each.digest for key, each in inputs.items()}
         self._set_aside(spec)
         folder = stage_folder(self._directory, spec)
-        tags = {"mmrl.stage": spec.name, "mmrl.kind": spec.settings.kind, "mmrl.input_digest": input_digest}
-        run_id = self._continued(spec, folder, input_digest)
+        tags = {"mmrl.stage": spec.name, "mmrl.kind": spec.settings.kind}
+        tags |= {_tag("input", key): digest for key, digest in digests.items()}
+        run_id = self._continued(spec, folder, digests)
         run = tracker.open_run(folder.name, parent_id=parent.id, run_id=run_id, tags=tags)
-        Attempt(content=spec.content, input_digest=input_digest, tracking_id=run.id).write(folder)
+        Attempt(content=spec.content, inputs=digests, tracking_id=run.id).write(folder)
         seconds: dict[str, float] = {}
         with self._in_progress(run, folder.name), status_of(run):
-            with _timed(seconds, "train"):
-                job = self._build_stage(spec, start, folder, run)
-                training = job.train()
+            with _timed(seconds, "train" if spec.trains else "run"):
+                job = self._build_stage(spec, {key: each.path for key, each in inputs.items()}, folder, run)
+                training = job.run()
             metrics = {f"{spec.name}/{key}": value for key, value in training.metrics.items()}
             if (folder / "rollouts").is_dir():
                 run.log_artifact(folder / "rollouts")
-            lineage = {
-                "stage": spec.name,
-                "started_from": spec.settings.start_from,
-                "input_digest": input_digest,
-                "input_seal": input_seal,
-                "steps": training.num_steps,
-                "skipped_steps": training.num_skipped,
-                "changed_weights": training.changed,
-            }
-            digest = write_handoff(folder / "handoff", job.export, {**self._curriculum.facts, "lineage": lineage})
-            seal = sealed(folder / "handoff")["seal"]
-            run.set_tags({"mmrl.output_digest": digest, "mmrl.output_seal": seal})
+            artifacts = self._sealed_artifacts(spec, job, training, inputs)
+            run.set_tags({_tag("output", name): made.digest for name, made in artifacts.items()})
+            if HANDOFF in artifacts:
+                run.set_tags({"mmrl.output_seal": str(artifacts[HANDOFF].seal)})
             result = StageResult(
                 name=spec.name,
-                handoff=str((folder / "handoff").relative_to(self._directory)),
-                handoff_digest=digest,
-                input_digest=input_digest,
+                artifacts=artifacts,
+                inputs=digests,
                 metrics=metrics,
                 seconds=seconds,
                 tracking_id=run.id,
                 num_steps=training.num_steps,
                 num_skipped=training.num_skipped,
                 changed=training.changed,
-                handoff_seal=seal,
             )
             finished = FinishedStage(digest=spec.digest, content=spec.content, result=result, training_metrics=metrics)
-            # Saved before the evaluation, so that the training is not lost if the evaluation fails.
+            # Saved before the evaluation, so that the stage is not lost if the evaluation fails.
             self._save(stages={**self._manifest.stages, spec.name: finished})
-            shutil.rmtree(folder / STATES, ignore_errors=True)  # the handoff replaces them
-            self._evaluate_stage(spec, run, parent)
+            shutil.rmtree(folder / STATES, ignore_errors=True)  # the artifacts replace them
+            if spec.trains:
+                self._evaluate_stage(spec, run, parent)
+            self._show_data(spec)
 
-    def _continued(self, spec: StageSpec, folder: Path, input_digest: str) -> str | None:
+    def _sealed_artifacts(
+        self, spec: StageSpec, job: StageJob, training: Training, inputs: Mapping[str, Input]
+    ) -> dict[str, Artifact]:
+        """Has the job write its artifacts, and seals them."""
+        lineage: dict[str, Any] = {
+            "stage": spec.name,
+            "started_from": spec.settings.start_from,
+            "input_digest": inputs[WEIGHTS].digest,
+            "input_seal": inputs[WEIGHTS].seal,
+            "steps": training.num_steps,
+            "skipped_steps": training.num_skipped,
+            "changed_weights": training.changed,
+        }
+        lineage |= {f"input.{key}": each.digest for key, each in inputs.items() if key != WEIGHTS}
+        made = {}
+        for name in spec.outputs:
+            folder = artifact_folder(stage_folder(self._directory, spec), name)
+            digest = write_artifact(folder, partial(job.export, name), {"lineage": lineage})
+            path = folder.relative_to(self._directory)
+            made[name] = Artifact(path=str(path), digest=digest, seal=sealed(folder)["seal"])
+        return made
+
+    def _show_data(self, spec: StageSpec) -> None:
+        """Has the data that a finished stage made checked for the stages that read them."""
+        artifacts = self._manifest.stages[spec.name].result.artifacts
+        data = {name: self._directory / made.path for name, made in artifacts.items() if name != HANDOFF}
+        if data:
+            self._on_made(spec, data)
+
+    def _continued(self, spec: StageSpec, folder: Path, inputs: Mapping[str, str]) -> str | None:
         """Returns the tracked run of the attempt that the stage resumes; if there is none to resume, clears the folder.
 
         An attempt that was killed before its first state is resumed as well, so that its tracked run continues. An
@@ -192,8 +231,8 @@ class StageOrchestrator:
         """
         attempt = Attempt.begun(folder)
         if attempt is not None:
-            same = dict(attempt.content) == dict(spec.content)
-            if attempt.input_digest == input_digest and (same or self._selection.allow_changes):
+            same = same_content(attempt.content, spec.content)
+            if dict(attempt.inputs) == dict(inputs) and (same or self._selection.allow_changes):
                 return attempt.tracking_id
             if Attempt.read(folder) is not None:
                 self._keep_aside(spec, folder)
@@ -203,8 +242,9 @@ class StageOrchestrator:
     def _evaluate_again(self, spec: StageSpec, tracker: Tracker, parent: TrackedRun) -> None:
         result = self._manifest.stages[spec.name].result
         self._say(f"{self._title(spec)}: trained already, evaluating its handoff")
-        handoff = self._directory / result.handoff
-        check_record(result, check_handoff(handoff), handoff)
+        record = result.artifacts[HANDOFF]
+        handoff = self._directory / record.path
+        check_record(spec.name, record, check_handoff(handoff), handoff)
         name = stage_folder(self._directory, spec).name
         run = tracker.open_run(name, parent_id=parent.id, run_id=result.tracking_id)
         with self._in_progress(run, name), status_of(run):
@@ -212,22 +252,22 @@ class StageOrchestrator:
 
     def _evaluate_stage(self, spec: StageSpec, run: TrackedRun, parent: TrackedRun) -> None:
         finished = self._manifest.stages[spec.name]
-        handoff = self._directory / finished.result.handoff
+        handoff = self._directory / finished.result.artifacts[HANDOFF].path
         seconds = dict(finished.result.seconds)
         with _timed(seconds, "evaluate"):
             evaluated = self._evaluate(handoff, handoff.with_name("evaluation"), spec.name, run)
         values = {f"{spec.name}/{key}": value for key, value in evaluated.items()}
-        parent.log_metrics(values, step=spec.index + 1)
+        parent.log_metrics(values, step=1 + sum(each.trains for each in self._stages[: spec.index]))
         result = replace(finished.result, metrics={**finished.training_metrics, **values}, seconds=seconds)
         complete = replace(finished, result=result, evaluation=spec.evaluation)
         self._save(stages={**self._manifest.stages, spec.name: complete})
 
     def _set_aside(self, spec: StageSpec) -> None:
-        """Renames the folder of a finished stage that is trained again, because no finished work is deleted."""
+        """Renames the folder of a finished stage that runs again, because no finished work is deleted."""
         finished = self._manifest.stages.get(spec.name)
         if finished is None:
             return
-        folder = (self._directory / finished.result.handoff).parent
+        folder = stage_folder(self._directory, spec)
         if folder.is_dir():
             self._keep_aside(spec, folder)
         self._save(stages={name: entry for name, entry in self._manifest.stages.items() if name != spec.name})
@@ -241,13 +281,14 @@ class StageOrchestrator:
     def _check_gate(self, spec: StageSpec) -> None:
         """Ends the curriculum after a finished stage whose metrics do not meet its gate."""
         finished = self._manifest.stages.get(spec.name)
-        if finished is None or spec.settings.gate is None:
+        gate = spec.settings.gate if isinstance(spec.settings, StageSettings) else None
+        if finished is None or gate is None:
             return
         metrics = {key.removeprefix(f"{spec.name}/"): value for key, value in finished.result.metrics.items()}
-        if not spec.settings.gate.met(metrics):
-            value = metrics.get(spec.settings.gate.metric, math.nan)
+        if not gate.met(metrics):
+            value = metrics.get(gate.metric, math.nan)
             raise GateError(
-                f"stages.{spec.name}.gate asks for {spec.settings.gate}, found {value:.4g}; the curriculum ends here, "
+                f"stages.{spec.name}.gate asks for {gate}, found {value:.4g}; the curriculum ends here, "
                 f"change the gate or train the stage again with --from-stage {spec.name}"
             )
 
@@ -268,20 +309,16 @@ class StageOrchestrator:
         self._manifest = replace(self._manifest, **changes)
         self._manifest.write(self._directory)
 
-    def _starting_point(self, spec: StageSpec) -> tuple[Path, str, str | None]:
-        """The folder to start from, the digest of its files, and the digest of its seal if it has one."""
-        source = origin(spec, self._stages)
-        if source is None:
-            base = self._curriculum.base()
-            facts = facts_if_sealed(base)
-            if facts is not None:
-                return base, facts["digest"], facts["seal"]
-            return base, folder_digest(base) if base.is_dir() else str(base), None
-        result = self._manifest.stages[source].result
-        handoff = self._directory / result.handoff
-        facts = check_handoff(handoff)
-        check_record(result, facts, handoff)
-        return handoff, facts["digest"], facts["seal"]
+    def _inputs(self, spec: StageSpec) -> dict[str, Input]:
+        """The folders that a stage reads, after checking their files."""
+        inputs = {} if spec.source is not None else {WEIGHTS: _base_input(self._curriculum.base())}
+        for key, edge in spec.inputs.items():
+            record = self._manifest.stages[edge.stage].result.artifacts[edge.artifact]
+            folder = self._directory / record.path
+            facts = check_handoff(folder) if edge.artifact == HANDOFF else check_artifact(folder)
+            check_record(edge.stage, record, facts, folder)
+            inputs[key] = Input(path=folder, digest=facts["digest"], seal=facts["seal"])
+        return inputs
 
     def _refuse_changes(self, due: Mapping[str, Action]) -> None:
         kept = changed_stages(self._stages, self._manifest, due)
@@ -297,6 +334,19 @@ class StageOrchestrator:
 
     def _title(self, spec: StageSpec) -> str:
         return f"stage {spec.index + 1} of {len(self._stages)} {spec.name}"
+
+
+def _base_input(base: Path) -> Input:
+    """The base model: a handoff of another run, another folder, or the id of the hub."""
+    facts = facts_if_sealed(base)
+    if facts is not None:
+        return Input(path=base, digest=facts["digest"], seal=facts["seal"])
+    return Input(path=base, digest=folder_digest(base) if base.is_dir() else str(base))
+
+
+def _tag(what: str, name: str) -> str:
+    """The tag of the digest of an input or output; weights have the shorter name."""
+    return f"mmrl.{what}_digest" if name in (WEIGHTS, HANDOFF) else f"mmrl.{what}.{name}"
 
 
 @contextmanager

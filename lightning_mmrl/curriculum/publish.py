@@ -8,13 +8,14 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from lightning_mmrl.curriculum.artifacts import SEAL
 from lightning_mmrl.curriculum.card_call import call_of, places_text_otherwise
 from lightning_mmrl.curriculum.facts import check_facts
-from lightning_mmrl.curriculum.handoff import SEAL
 from lightning_mmrl.curriculum.lineage import ancestry, checked_handoff
 from lightning_mmrl.curriculum.manifest import FinishedStage
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.files import folder_beside, follow_umask, read_json, sync, sync_tree, write_whole, writing
+from lightning_mmrl.types.records import WEIGHTS
 
 CARD = "README.md"
 SCORES = ("war", "uar", "macro_f1", "valid_format", "consistency")
@@ -164,7 +165,10 @@ def _score_table(scores: Mapping[str, Mapping[str, float]]) -> str:
 
 def _origin(facts: Mapping[str, Any], stages: Sequence[FinishedStage]) -> str:
     lines = ["## Lineage", "", f"- This checkpoint: `{facts['digest']}`"]
-    lines += [f"- Stage {stage.result.name} started from `{stage.result.input_digest}`" for stage in reversed(stages)]
+    for stage in reversed(stages):
+        for key, digest in stage.result.inputs.items():
+            read = "started from" if key == WEIGHTS else "read"
+            lines.append(f"- Stage {stage.result.name} {read} `{digest}`")
     if stages and "model.checkpoint" in stages[0].content:
         lines.append(f"- Base model: `{stages[0].content['model.checkpoint']}`")
     return "\n".join(lines)

@@ -49,7 +49,8 @@ def what_is_safe(directory: Path, specs: Sequence[StageSpec]) -> tuple[str | Non
         num_bytes = 0 if store is None or step is None else store.num_bytes(step)
     except (StageError, OSError):
         return None, f"{directory} cannot be read"
-    parts = [f"the handoff of {spec.name}" for spec in specs if spec.name in finished]
+    made = {spec.name: "the handoff" if spec.trains else "the data" for spec in specs}
+    parts = [f"{made[spec.name]} of {spec.name}" for spec in specs if spec.name in finished]
     if pending is not None and step is not None:
         parts.append(f"the state of {pending.name} after step {step}")
     size = f" (a state takes {num_bytes / 1e6:,.0f} MB)" if num_bytes else ""

@@ -32,8 +32,9 @@ class Feed:
     """The training data of a stage.
 
     Attributes:
-        settings: The stage's kind (an sft stage gets prompts with targets), steps and data. Each step consumes one
-            batch. A batch that is larger than the data holds samples of several passes.
+        settings: The stage's steps and data. Each step consumes one batch. A batch that is larger than the data holds
+            samples of several passes.
+        supervised: True for prompts with targets.
         sources: Manifests to draw from, by weight; error messages use their names.
         seed: Seed of the order and of the modality dropout.
         matcher: Label set that merges synonyms for the balance; a solution outside the set counts as a separate label.
@@ -41,6 +42,7 @@ class Feed:
     """
 
     settings: StageSettings
+    supervised: bool
     sources: Mapping[str, SourceSettings]
     seed: int = 0
     matcher: LabelMatcher | None = None
@@ -76,7 +78,7 @@ class OmniDataModule(lightning.LightningDataModule):
     Args:
         pipeline: Converts media to tensors.
         template: Prompt template.
-        feed: Training data; an sft stage gets prompts with targets, an rl stage prompts only.
+        feed: Training data.
         validation: Validation data, if any.
         monitor: Receives progress and warnings of decoding.
         exclusions: Earlier decisions about samples to leave out; with None, this run decides for itself.
@@ -101,7 +103,7 @@ class OmniDataModule(lightning.LightningDataModule):
         super().__init__()
         self._feed = feed
         self._validation = validation
-        self._supervised = feed.settings.kind == "sft"
+        self._supervised = feed.supervised
         self._pad = pipeline.encoder.pad_token_id
         self._monitor = monitor
         self._sampler: DrawSampler | None = None
@@ -109,11 +111,11 @@ class OmniDataModule(lightning.LightningDataModule):
         self._num_refills = 0
 
         def opened(source: SourceSettings, supervised: bool) -> PreparedSet:
-            samples = read_manifest(source.path, source.folder)[: source.limit]
+            samples = read_manifest(source.path, source.media_folder)[: source.limit]
             self.check_kinds(source.manifest, samples)
             found = PreparedSet(
                 samples,
-                media_root=source.folder,
+                media_root=source.media_folder,
                 pipeline=pipeline,
                 template=template,
                 supervised=supervised,

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from lightning_mmrl.types.records import Completion, Sample, StageSpec, Training
+from lightning_mmrl.settings.run import RunSettings
+from lightning_mmrl.settings.stage import NodeSettings
+from lightning_mmrl.types.records import ArtifactType, Completion, Edge, Sample, StageSpec, Training
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -59,19 +61,62 @@ class Tracker(Protocol):
 class StageJob(Protocol):
     """A built stage, ready to run."""
 
-    def train(self) -> Training:
-        """Trains to the end and returns the outcome."""
+    def run(self) -> Training:
+        """Runs to the end, from where an earlier call was interrupted, and returns the outcome."""
         ...
 
-    def export(self, directory: Path) -> None:
-        """Writes the complete Hugging Face folder that the next stage starts from."""
+    def export(self, artifact: str, directory: Path) -> Mapping[str, Any]:
+        """Writes an artifact into an empty folder, and returns the facts that its seal states about it."""
         ...
 
 
 class StageFactory(Protocol):
-    """Builds a stage from its specification; it loads weights from `start_from` and writes below `directory`."""
+    """Builds a stage from its specification; it reads the folders of its inputs and writes below `directory`."""
 
-    def __call__(self, spec: StageSpec, start_from: Path, directory: Path, run: TrackedRun) -> StageJob: ...
+    def __call__(self, spec: StageSpec, inputs: Mapping[str, Path], directory: Path, run: TrackedRun) -> StageJob: ...
+
+
+class StageKind(Protocol):
+    """What a kind of stage reads, makes and refuses, and how it is built; a module of a kind has one as `KIND`.
+
+    All but `preflight` and `build` must do without torch, because `mmrl plan` calls them.
+    """
+
+    @property
+    def settings(self) -> type[NodeSettings]:
+        """The keys of a stage of this kind."""
+        ...
+
+    @property
+    def supervised(self) -> bool:
+        """Whether each sample must end with the target that the stage learns."""
+        ...
+
+    def inputs(self, stage: Any) -> Mapping[str, Edge]:
+        """The artifacts that a stage reads, by the names of its inputs; `base` and `previous` stand for stages."""
+        ...
+
+    def outputs(self, stage: Any) -> Mapping[str, ArtifactType]:
+        """The artifacts that a stage makes, by name."""
+        ...
+
+    def describe(self, stage: Any) -> str:
+        """The work of one step in words, such as `32 targets`."""
+        ...
+
+    def check(self, path: str, stage: Any, config: RunSettings) -> None:
+        """Refuses values that cannot work, with a ConfigError; `path` is the key of the stage."""
+        ...
+
+    def preflight(self, path: str, stage: Any) -> None:
+        """Builds cheap parts, so that values that they refuse show before anything is loaded or written."""
+        ...
+
+    def build(
+        self, spec: StageSpec, inputs: Mapping[str, Path], directory: Path, run: TrackedRun, parts: Any
+    ) -> StageJob:
+        """The stage's job; `parts` is the `app.assembly.Assembly` of the run."""
+        ...
 
 
 class Evaluator(Protocol):

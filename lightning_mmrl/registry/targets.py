@@ -79,7 +79,7 @@ def is_defined_at(found: Any, target: str) -> bool:
     return place is not None and top in (target.partition(".")[0], "lightning_mmrl")
 
 
-def _loaded(target: str, key: str) -> Any:
+def loaded(target: str, key: str) -> Any:
     """The object that a target names; its import may run code of the user's own."""
     try:
         return resolve_name(target)
@@ -115,7 +115,7 @@ def _near_target(target: str) -> str:
 def _check_target(node: Mapping[str, Any], path: str) -> None:
     target = str(node["_target_"])
     check_known(node["_target_"], f"{path}._target_")
-    found = _loaded(target, f"{path}._target_")
+    found = loaded(target, f"{path}._target_")
     if not callable(found) or not is_defined_at(found, target):
         raise ConfigError(
             f"{path}._target_: {target!r} is no class or function of that module; name it where it is defined"

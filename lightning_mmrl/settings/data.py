@@ -1,5 +1,6 @@
 """Keys of the data: folders, decoding, prompts, and how a stage mixes its manifests."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -90,10 +91,16 @@ class DropoutSettings:
 class SourceSettings:
     """One of several manifests that a stage mixes."""
 
-    manifest: str = setting(texts=False)
-    """File name of the manifest, below `root`."""
+    manifest: str = ""
+    """File name of the manifest, below `root`; empty if a stage makes the data."""
     root: str | None = setting(None, texts=False)
-    """Folder of the manifest and its media; null for data.root."""
+    """Folder of the manifest; null for data.root."""
+    media_root: str | None = setting(None, texts=False)
+    """Folder that paths of media are relative to; null for `root`."""
+    stage: str | None = setting(None, texts=False)
+    """An earlier stage that makes the data; null if there is a manifest."""
+    artifact: str | None = setting(None, texts=False)
+    """The artifact of that stage."""
     weight: float = setting(1.0, above=0)
     """Share of the draws, in any unit."""
     limit: int | None = setting(None, at_least=1)
@@ -108,6 +115,11 @@ class SourceSettings:
     def path(self) -> Path:
         """The path of the manifest in that folder."""
         return self.folder / self.manifest
+
+    @property
+    def media_folder(self) -> Path:
+        """The folder that paths of media are relative to."""
+        return Path(self.media_root or self.root or "")
 
 
 @dataclass
@@ -129,15 +141,18 @@ class StageDataSettings:
     modality_dropout: DropoutSettings = field(default_factory=DropoutSettings)
     """Modality dropout of training samples."""
 
-    def located(self, root: str) -> dict[str, SourceSettings]:
+    def located(self, root: str, made: Mapping[str, SourceSettings] | None = None) -> dict[str, SourceSettings]:
         """Maps names to sources, all with a folder; a single manifest becomes one source under its own name.
 
         Args:
             root: Folder of sources that name none.
+            made: Manifest and folders of the sources that other stages made, by the name of the source. Without this
+                argument, such sources have no manifest.
         """
         if self.manifest:
             return {self.manifest: SourceSettings(manifest=self.manifest, root=root, limit=self.limit)}
         return {
-            name: replace(source, root=source.root or root, limit=source.limit or self.limit)
+            name: replace(found, root=found.root or root, weight=source.weight, limit=source.limit or self.limit)
             for name, source in self.sources.items()
+            for found in ((made or {}).get(name, source),)
         }

@@ -6,7 +6,7 @@ from typing import Any
 from lightning_mmrl.settings.data import ABLATIONS, DataSettings, PromptSettings
 from lightning_mmrl.settings.model import ModelSettings
 from lightning_mmrl.settings.setting import REQUIRED, setting
-from lightning_mmrl.settings.stage import StageSettings, TrainerSettings
+from lightning_mmrl.settings.stage import NodeSettings, StageSettings, TrainerSettings
 
 LOGGERS = ("csv", "tensorboard")
 ABLATION_STAGES = ("last", "all")
@@ -75,7 +75,7 @@ class RunSettings:
     """The dataset."""
     prompt: PromptSettings = field(default_factory=PromptSettings)
     """Texts around each sample."""
-    stages: dict[str, StageSettings] = field(default_factory=dict)
+    stages: dict[str, NodeSettings] = field(default_factory=dict)
     """Name to stage; `order` says which ones run."""
     order: list[str] = field(default_factory=list)
     """Names of the stages, in the order in which they run."""
@@ -89,3 +89,9 @@ class RunSettings:
     """Where runs are tracked."""
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     """Evaluation of handoffs."""
+
+    @property
+    def trained(self) -> dict[str, StageSettings]:
+        """The stages of the order that train, by name."""
+        found = {name: self.stages[name] for name in self.order}
+        return {name: stage for name, stage in found.items() if isinstance(stage, StageSettings)}

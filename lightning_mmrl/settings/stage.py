@@ -3,15 +3,15 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any
 
 from lightning_mmrl.settings.algorithm import AlgorithmSettings, RewardSettings, SamplingSettings
 from lightning_mmrl.settings.data import StageDataSettings
 from lightning_mmrl.settings.model import PARAMETER_GROUPS, AdapterSettings
 from lightning_mmrl.settings.setting import REQUIRED, setting, target
 
-StageKind = Literal["sft", "rl"]
-KINDS: tuple[StageKind, ...] = get_args(StageKind)
+BASE, PREVIOUS = "base", "previous"
+"""Values of `start_from` that name no stage."""
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 SHARDED_PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed")
 """Precisions that fsdp2 runs."""
@@ -82,19 +82,31 @@ class TrainerSettings:
 
 
 @dataclass
-class StageSettings:
-    """One stage."""
+class NodeSettings:
+    """One stage of any kind."""
 
-    kind: str = setting(choices=KINDS)
-    """sft or rl."""
+    kind: str = REQUIRED
+    """sft, rl or sample; or the import path of a module of your own that holds a `KIND`."""
+    start_from: str = PREVIOUS
+    """base, previous (the last trained stage before) or the name of an earlier trained stage."""
+    data: StageDataSettings = field(default_factory=StageDataSettings)
+    """The samples that the stage reads."""
+    sampling: SamplingSettings | None = None
+    """How completions are sampled; of stages that sample."""
+    rewards: RewardSettings | None = None
+    """How completions are scored; of stages that sample."""
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    """Devices and precision."""
+
+
+@dataclass
+class StageSettings(NodeSettings):
+    """One stage that trains."""
+
     module: Any = target()
     """`_target_` of the LightningModule."""
-    start_from: str = "previous"
-    """base, previous or the name of an earlier stage."""
     num_steps: int = setting(at_least=1)
     """Optimizer steps (sft) or iterations (rl)."""
-    data: StageDataSettings = field(default_factory=StageDataSettings)
-    """Training data."""
     optimizer: Any = target()
     """`_target_` of the optimizer, a partial that gets the parameters."""
     schedule: Any = target()
@@ -109,10 +121,6 @@ class StageSettings:
     """Steps between validations; null for none."""
     algorithm: AlgorithmSettings | None = None
     """Of rl stages."""
-    sampling: SamplingSettings | None = None
-    """Of rl stages."""
-    rewards: RewardSettings | None = None
-    """Of rl stages."""
     rollout_table_every: int = setting(10, at_least=1)
     """Iterations between two rollout tables on disk."""
     stop_when: Bound | None = None
@@ -123,5 +131,3 @@ class StageSettings:
     """Steps that may be skipped because a number was not finite; one more, or more than half of all, end the run."""
     gate: Bound | None = None
     """The curriculum continues after this stage only if this bound holds; null: always."""
-    trainer: TrainerSettings = field(default_factory=TrainerSettings)
-    """Devices and precision."""

@@ -77,17 +77,7 @@ class RolloutTable:
         """
         if iteration % self._every and iteration != 1:
             return None
-        size = rollout.group_size
-        own = [
-            RolloutRow(
-                sample=sample,
-                completions=tuple(rollout.completions[group * size : (group + 1) * size]),
-                scores=scores.details[group],
-                policy_version=int(rollout.policy_version[group * size]),
-                pass_component=self._pass_component,
-            )
-            for group, sample in enumerate(samples)
-        ]
+        own = rows_of(samples, rollout, scores, self._pass_component)
         rows = [row for share in ranks.gather(own) for row in share]
         if ranks.rank:
             return None
@@ -96,6 +86,21 @@ class RolloutTable:
             write_table(path, rows)
             return path
         return None
+
+
+def rows_of(samples: Sequence[Sample], rollout: "Rollout", scores: "Scores", pass_component: str) -> list[RolloutRow]:
+    """One row for each prompt of a scored rollout."""
+    size = rollout.group_size
+    return [
+        RolloutRow(
+            sample=sample,
+            completions=tuple(rollout.completions[group * size : (group + 1) * size]),
+            scores=scores.details[group],
+            policy_version=int(rollout.policy_version[group * size]),
+            pass_component=pass_component,
+        )
+        for group, sample in enumerate(samples)
+    ]
 
 
 def write_table(path: Path, rows: Iterable[RolloutRow]) -> None:

@@ -1,7 +1,7 @@
 """A stage job: a LightningModule, a LightningDataModule and a Trainer."""
 
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,13 +40,14 @@ def raising_interrupts() -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class LightningJob:
-    """Implements `StageJob`: trains, then exports.
+    """Implements `StageJob` for a stage that trains: it makes one artifact, the handoff.
 
     Attributes:
         exporter: Writes the Hugging Face folder.
         states: The states that an unfinished stage left.
         saver: The trainer's callback that saves states.
         say: Shows the user a line.
+        facts: Facts that a user of the handoff must know.
         group: The ranks; rank 0 decides which state a stage resumes from.
         resources: Resources to close when training ends, whether or not it fails.
     """
@@ -58,10 +59,11 @@ class LightningJob:
     states: StateStore
     saver: ExactState
     say: Callable[[str], None]
+    facts: Mapping[str, Any] = field(default_factory=dict)
     group: RankGroup = field(default_factory=RankGroup)
     resources: ExitStack = field(default_factory=ExitStack)
 
-    def train(self) -> Training:
+    def run(self) -> Training:
         """Trains the module, from its newest state if there is one, and returns the outcome.
 
         Raises:
@@ -79,7 +81,7 @@ class LightningJob:
             self.trainer.fit(self.module, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
         return self.module.outcome()
 
-    def export(self, directory: Path) -> None:
+    def export(self, artifact: str, directory: Path) -> Mapping[str, Any]:
         """Writes the Hugging Face folder.
 
         Raises:
@@ -91,3 +93,4 @@ class LightningJob:
                 f"{self.states.directory.parent}: {problem}, so nothing is written as the handoff; {REMEDY}"
             )
         self.exporter(directory)
+        return self.facts

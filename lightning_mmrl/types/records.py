@@ -4,10 +4,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lightning_mmrl.settings.stage import StageSettings
+from lightning_mmrl.settings.stage import NodeSettings
 
 MediaKind = Literal["image", "video", "audio"]
 Role = Literal["system", "user", "assistant"]
+ArtifactType = Literal["weights", "table", "manifest"]
+"""`weights`: a Hugging Face folder; `table`: a rollout table; `manifest`: samples that a stage can train on."""
+
+HANDOFF = "handoff"
+"""Name of the artifact that a trained stage makes: its weights."""
+WEIGHTS = "weights"
+"""Name of the input that is the starting point of a stage."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,10 +85,20 @@ class Score:
     failed: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """An artifact of a stage that another stage reads."""
+
+    stage: str
+    artifact: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageSpec:
-    """A stage as the orchestrator sees it: its name, its place in the order, and its settings.
+    """A stage as the orchestrator sees it: its name, its place in the order, its settings, its inputs and its outputs.
 
+    `inputs` maps each input to the artifact that it reads; a stage that starts from the base model has no edge for its
+    weights. `outputs` maps the name of each artifact to its type. `seed` decides all random numbers of the stage.
     `content` is the resolved configuration that determines the outcome, from dotted keys to values. `digest` is the
     hash of this content and of the digests of the stages that the stage builds on; a finished stage is reused only
     while its digest is unchanged. `evaluation` is the hash of the settings with which the stage's handoff is evaluated.
@@ -89,15 +106,29 @@ class StageSpec:
 
     name: str
     index: int
-    settings: StageSettings
-    digest: str
+    settings: NodeSettings
+    inputs: Mapping[str, Edge] = field(default_factory=dict)
+    outputs: Mapping[str, ArtifactType] = field(default_factory=lambda: {HANDOFF: "weights"})
+    seed: int = 0
+    digest: str = ""
     content: Mapping[str, Any] = field(default_factory=dict)
     evaluation: str = ""
+
+    @property
+    def trains(self) -> bool:
+        """True if the stage makes weights."""
+        return HANDOFF in self.outputs
+
+    @property
+    def source(self) -> str | None:
+        """Name of the stage whose weights the stage starts from; None for the base model."""
+        edge = self.inputs.get(WEIGHTS)
+        return None if edge is None else edge.stage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """The outcome of a stage's training.
+    """The outcome of running a stage.
 
     `metrics` are the last values keyed `<group>/<name>`. Of `num_steps` steps, `num_skipped` were skipped in whole or
     in one of their updates, because a number was not finite. `changed` says whether any weight differs from the start;
@@ -111,23 +142,38 @@ class Training:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """A sealed folder that a stage made.
+
+    `path` is relative to the run directory. `digest` is the hash of the files. `seal` is the hash of the seal, which
+    also covers the facts that the folder states about itself; None if an older version wrote the folder.
+    """
+
+    path: str
+    digest: str
+    seal: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StageResult:
     """The result of a finished stage.
 
-    `handoff` is the folder the next stage starts from, relative to the run directory. `handoff_digest` is the hash of
-    its files. `handoff_seal` is the hash of its seal, which also covers the facts that the handoff states about itself.
-    `metrics` are final values keyed `<stage>/<group>/<name>`; `seconds` maps a phase (train, evaluate) to wall time.
-    `num_steps`, `num_skipped` and `changed` are as in `Training`. A field that a manifest lacks is None.
+    `artifacts` maps the name of each output to its folder, and `inputs` each input to the digest of the files that were
+    read. `metrics` are final values keyed `<stage>/<group>/<name>`; `seconds` maps a phase (train, evaluate) to wall
+    time. `num_steps`, `num_skipped` and `changed` are as in `Training`. A field that a manifest lacks is None.
     """
 
     name: str
-    handoff: str
-    handoff_digest: str
-    input_digest: str
+    artifacts: Mapping[str, Artifact]
+    inputs: Mapping[str, str]
     metrics: Mapping[str, float]
     seconds: Mapping[str, float]
     tracking_id: str | None = None
     num_steps: int | None = None
     num_skipped: int | None = None
     changed: bool | None = None
-    handoff_seal: str | None = None
+
+    @property
+    def handoff(self) -> Artifact | None:
+        """The weights that the stage made, if it made any."""
+        return self.artifacts.get(HANDOFF)

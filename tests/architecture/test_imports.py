@@ -22,7 +22,7 @@ TORCH_FREE = (
     "prompts",
     "rewards",
     "workers",
-    "curriculum.spec",
+    "curriculum.graph",
 )
 
 

@@ -249,7 +249,7 @@ class Stage:
 
     def outcome(self):
         """All that must not differ."""
-        metrics = self.job.train().metrics
+        metrics = self.job.run().metrics
         return metrics, {name: value.clone() for name, value in GatheredState(self.module).items()}
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_mmrl.curriculum.handoff import REQUIRED, SEAL, write_handoff
+from lightning_mmrl.curriculum.artifacts import SEAL, write_artifact
+from lightning_mmrl.curriculum.handoff import REQUIRED
 
 WEIGHTS = "model.safetensors"
 MODULES = "lightning_mmrl.models.families"
@@ -37,7 +38,7 @@ def export(directory: Path, config: Mapping[str, Any] | None = None) -> None:
 
 def write(directory: Path, facts: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> Path:
     """A sealed folder with these facts in place of the usual ones."""
-    write_handoff(directory, lambda folder: export(folder, config), {**FACTS, **facts})
+    write_artifact(directory, lambda folder: export(folder, config), {**FACTS, **facts})
     return directory
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from lightning_mmrl.app.assembly import Assembly
 from lightning_mmrl.config.compose import compose
-from lightning_mmrl.curriculum.handoff import write_handoff
+from lightning_mmrl.curriculum.artifacts import write_artifact
 from lightning_mmrl.models.export import export_checkpoint
 from lightning_mmrl.training.console import ConsoleProgress
 
@@ -31,7 +31,7 @@ def write(name: str, folder: Path, *overrides: str) -> Path:
     facts: dict[str, Any] = Assembly(config=config, console=ConsoleProgress(quiet=True)).facts()
     facts["dtype"] = "float32"
     target = folder / "handoff"
-    write_handoff(
+    write_artifact(
         target, lambda directory: export_checkpoint(backbone.model.float(), encoder.processor, directory), facts
     )
     return target

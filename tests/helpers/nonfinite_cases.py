@@ -66,7 +66,7 @@ class Stage(exact_cases.Stage):
                 ranks=self.job.group.ranks,
             ),
         )
-        job.export(self.job.states.directory.with_name("handoff"))
+        job.export("handoff", self.job.states.directory.with_name("handoff"))
 
     @property
     def struck(self):
@@ -339,7 +339,7 @@ def strike(kind, name, checkpoint, folder, interruption=None, **options):
     fault.put(stage)
     ended = error = None
     try:
-        came_to = stage.job.train()
+        came_to = stage.job.run()
         stage.export()
     except (MmrlError, OutOfMemoryError) as error_:
         ended, error = type(error_).__name__, str(error_)
@@ -355,7 +355,7 @@ def strike(kind, name, checkpoint, folder, interruption=None, **options):
     if first and ended is None:
         problems += _wrong_handoff(folder)
     again = Stage(kind, checkpoint, folder, interruption, **options)
-    again.job.train()
+    again.job.run()
     again.export()
     last = exact_cases.STEPS if fault.last is None else fault.last
     if again.said[0] != f"continuing after step {last}":

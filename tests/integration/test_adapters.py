@@ -14,7 +14,8 @@ from small_runs import SMALL
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
 from lightning_mmrl.cli.main import main
-from lightning_mmrl.curriculum.handoff import check_handoff, write_handoff
+from lightning_mmrl.curriculum.artifacts import write_artifact
+from lightning_mmrl.curriculum.handoff import check_handoff
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.models.export import export_policy
 from lightning_mmrl.settings.model import AdapterSettings
@@ -53,7 +54,7 @@ def handed_over(folder, seed):
     policy.adapt(AdapterSettings(r=4, alpha=8))
     one_step.fit(*stage(SFTModule, name, encoder, policy, folder), folder)
     export = partial(export_policy, policy, encoder.processor, started_from=str(base))
-    return write_handoff(folder / "handoff", export, {})
+    return write_artifact(folder / "handoff", export, {})
 
 
 def test_the_digest_of_an_adapter_does_not_depend_on_where_the_run_lies(tmp_path):

@@ -61,11 +61,11 @@ def test_a_curriculum_runs_from_the_command_line(workplace, curriculum, stages, 
     assert train(workplace, name, f"curriculum={curriculum}", *own, *chosen) == 0
     manifest = Manifest.read(workplace / "runs" / name)
     assert list(manifest.stages) == stages
-    started_from = [manifest.stages[stage].result.input_digest for stage in stages]
-    handed_over = [manifest.stages[stage].result.handoff_digest for stage in stages]
+    started_from = [manifest.stages[stage].result.inputs["weights"] for stage in stages]
+    handed_over = [manifest.stages[stage].result.handoff.digest for stage in stages]
     assert started_from[1:] == handed_over[:-1]
     for stage in stages:
-        assert check_handoff(workplace / "runs" / name / manifest.stages[stage].result.handoff)
+        assert check_handoff(workplace / "runs" / name / manifest.stages[stage].result.handoff.path)
     if "reason" in stages:
         target = manifest.stages["reason"].content["stage.module._target_"]
         assert target == f"lightning_mmrl.stages.{algorithm}.{algorithm.upper()}Module"

@@ -103,6 +103,7 @@ def batch_of(kind, model, root, cache, dropout=None):
                 num_steps=1,
                 data=StageDataSettings(batch_size=len(SAMPLES), modality_dropout=dropout or DropoutSettings()),
             ),
+            supervised=kind == "sft",
             sources={"all": SourceSettings(root=str(root), manifest="train.jsonl")},
         ),
         monitor=monitor,

@@ -93,7 +93,7 @@ def alone(kind, checkpoint, folder, *, stop):
             return stage.outcome()
         exact_cases.kill_in(stage, "report", 2)
         with pytest.raises(KeyboardInterrupt):
-            stage.job.train()
+            stage.job.run()
     return stage.said
 
 

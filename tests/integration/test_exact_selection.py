@@ -48,7 +48,7 @@ def test_an_interruption_within_a_refill_leaves_no_trace(checkpoint, undisturbed
         first = Stage("grpo", checkpoint, tmp_path, interruption, every=STEPS + 1, **OPTIONS)
         kill_in(first, place, at)
         with pytest.raises(Interrupted, match="SIGTERM"):
-            first.job.train()
+            first.job.run()
     second = Stage("grpo", checkpoint, tmp_path, Interruption(), every=STEPS + 1, **OPTIONS)
     outcome = second.outcome()
     assert second.said[0].startswith("continuing after step")
@@ -62,7 +62,7 @@ def test_the_number_of_refills_is_a_part_of_the_state(checkpoint, undisturbed, t
         first = Stage("grpo", checkpoint, tmp_path, interruption, every=STEPS + 1, **OPTIONS)
         kill_in(first, "report", 5)
         with pytest.raises(Interrupted):
-            first.job.train()
+            first.job.run()
     found = first.store.latest()
     state = torch.load(found.folder / "checkpoint", weights_only=True)
     assert state["Data"]["refills"] > 0

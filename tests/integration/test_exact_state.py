@@ -50,7 +50,7 @@ def all_states(checkpoint, tmp_path_factory):
         folder = tmp_path_factory.mktemp(f"states-{kind}")
         stage = Stage(kind, checkpoint, folder, Interruption(), background=background)
         stage.store._settings = StateSettings(keep=STEPS)
-        stage.job.train()
+        stage.job.run()
         return folder
 
     return run
@@ -80,7 +80,7 @@ def test_an_interrupted_stage_saves_itself_and_goes_on_exactly(checkpoint, undis
         first = Stage(kind, checkpoint, tmp_path, interruption, every=STEPS + 1)
         kill_in(first, place, at)
         with pytest.raises(Interrupted, match="SIGTERM"):
-            first.job.train()
+            first.job.run()
     assert "the same command continues after step" in first.said[-1]
     with Interruption() as interruption:
         second = Stage(kind, checkpoint, tmp_path, interruption, every=STEPS + 1)
@@ -116,7 +116,7 @@ def test_each_part_of_a_state_is_needed(checkpoint, undisturbed, tmp_path, part)
         first = Stage("grpo", checkpoint, tmp_path, interruption, every=STEPS + 1)
         kill_in(first, "reward", 4)
         with pytest.raises(Interrupted):
-            first.job.train()
+            first.job.run()
     found = first.store.latest()
     path, generators = found.folder / "checkpoint", found.folder / "generators-00000.pt"
     state = torch.load(path, weights_only=True)
@@ -151,7 +151,7 @@ def test_a_state_has_the_critic_and_its_optimizer(checkpoint, undisturbed, tmp_p
         first = Stage("ppo", checkpoint, tmp_path, interruption, every=STEPS + 1)
         kill_in(first, "reward", 4)
         with pytest.raises(Interrupted):
-            first.job.train()
+            first.job.run()
     second = Stage("ppo", checkpoint, tmp_path, Interruption(), every=STEPS + 1)
     start = second.module.on_train_start
 
@@ -185,7 +185,7 @@ def test_a_stage_with_a_reference_policy_goes_on_exactly_though_no_state_has_it(
         first = Stage("grpo", checkpoint, tmp_path / "cut", interruption, **options)
         kill_in(first, "reward", 4)
         with pytest.raises(Interrupted):
-            first.job.train()
+            first.job.run()
     found = first.store.latest()
     state = torch.load(found.folder / "checkpoint", weights_only=True)
     assert state["state_dict"].keys() == first.module.state_dict().keys()
@@ -227,8 +227,8 @@ def test_a_disk_that_refuses_a_state_does_not_end_the_stage(checkpoint, undistur
 
 
 def test_a_state_of_other_data_is_refused(checkpoint, tmp_path):
-    Stage("sft", checkpoint, tmp_path, Interruption(), steps=4).job.train()
+    Stage("sft", checkpoint, tmp_path, Interruption(), steps=4).job.run()
     second = Stage("sft", checkpoint, tmp_path, Interruption())
     second.job.datamodule.sampler._seed = 99
     with pytest.raises(StageError, match="cannot resume the order of the data: seed was 3 and is 99"):
-        second.job.train()
+        second.job.run()

@@ -91,7 +91,7 @@ def test_a_skipped_step_moves_nothing_and_is_written_down(checkpoint, tmp_path, 
         return trainer, module, *rest
 
     stage.change(stage.job.saver, "on_train_batch_end", before=note)
-    came_to = stage.job.train()
+    came_to = stage.job.run()
     differ = [
         [name for name in after if name not in before or not torch.equal(after[name], before[name])]
         for before, after in itertools.pairwise(seen)
@@ -125,7 +125,7 @@ def test_a_later_update_of_a_step_is_skipped_alone_and_said_to_be_one(checkpoint
         return args
 
     stage.change(stage.job.saver, "on_train_batch_end", before=note)
-    came_to = stage.job.train()
+    came_to = stage.job.run()
     assert losses == [2]
     assert any(not torch.equal(value, weights[AT - 2][name]) for name, value in weights[AT - 1].items())
     assert came_to.num_skipped == 1
@@ -145,7 +145,7 @@ def test_a_skipped_step_is_exact_when_the_stage_is_interrupted_after_it(checkpoi
             if name == "cut":
                 exact_cases.kill_in(stage, "report", AT + 2)
                 with pytest.raises(Interrupted):
-                    stage.job.train()
+                    stage.job.run()
         if name == "cut":
             stage = Stage(kind, checkpoint, folder, Interruption(), every=exact_cases.STEPS + 1)
             spoiled_output(stage, lambda logprobs: logprobs * NAN)
@@ -161,7 +161,7 @@ def test_a_learning_rate_that_is_much_too_high_ends_the_stage_and_hands_over_not
     stage = Stage(kind, checkpoint, tmp_path, Interruption())
     stage.module._optimizer = replace(stage.module._optimizer, schedule=lambda step, num_steps: 1e38)
     with pytest.raises((StageError, RolloutError), match="not finite"):  # by a step, or by a validation before it
-        stage.job.train()
+        stage.job.run()
     assert nonfinite_cases._wrong_states(tmp_path) == []
 
 
@@ -170,8 +170,8 @@ def test_a_stage_without_a_good_state_says_so(checkpoint, tmp_path):
     stage = Stage("sft", checkpoint, tmp_path, Interruption())
     nonfinite_cases.FAULTS["sft"]["state of an earlier version"].put(stage)
     with pytest.raises(nonfinite_cases.OutOfMemoryError):
-        stage.job.train()
+        stage.job.run()
     for place in stage.store._states()[1:]:
         place.rename(place.with_suffix(".partial"))
     with pytest.raises(StageError, match=r"none of the states in .* is whole: step-00000003 \(.* is not finite\)"):
-        Stage("sft", checkpoint, tmp_path, Interruption()).job.train()
+        Stage("sft", checkpoint, tmp_path, Interruption()).job.run()

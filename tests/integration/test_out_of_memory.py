@@ -81,7 +81,7 @@ def test_the_state_is_kept_and_the_stage_goes_on_exactly(
     monkeypatch.setattr(torch.Tensor, "backward", torch.Tensor.backward)
     exhaust(*places(first, monkeypatch)[place], at, error)
     with pytest.raises(type(error)) as caught:
-        first.job.train()
+        first.job.run()
     assert refusal(caught.value).memory
     monkeypatch.undo()
     second = Stage(kind, checkpoint, tmp_path, Interruption())
@@ -101,7 +101,7 @@ def test_a_state_that_there_was_no_memory_to_restore_is_still_there(
         stage = Stage(kind, checkpoint, tmp_path, Interruption())
         exhaust(*places(stage, monkeypatch)[place], at, DEVICE)
         with pytest.raises(torch.OutOfMemoryError):
-            stage.job.train()
+            stage.job.run()
     last = Stage(kind, checkpoint, tmp_path, Interruption())
     assert_equal(last.outcome(), undisturbed[kind][0])
     assert logged(tmp_path) == undisturbed[kind][1]

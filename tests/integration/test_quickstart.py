@@ -65,10 +65,10 @@ def outcome(workplace):
 def test_every_stage_hands_over_and_is_evaluated(outcome):
     assert [result.name for result in outcome.results] == ["pretrain", "cold_start", "reason"]
     for earlier, later in zip(outcome.results, outcome.results[1:], strict=False):
-        assert later.input_digest == earlier.handoff_digest
+        assert later.inputs["weights"] == earlier.handoff.digest
     for result in outcome.results:
-        facts = check_handoff(outcome.directory / result.handoff)
-        assert facts["digest"] == result.handoff_digest
+        facts = check_handoff(outcome.directory / result.handoff.path)
+        assert facts["digest"] == result.handoff.digest
     rows = {(row.stage, row.name): row for row in outcome.comparison.results}
     assert {name for stage, name in rows if stage == "pretrain"} == {"test", "ood"}
     assert {name for stage, name in rows if stage == "reason"} == {
@@ -92,8 +92,8 @@ def test_mlflow_shows_a_parent_with_a_child_per_stage(outcome, workplace):
     history = client.get_metric_history(reason.info.run_id, "reason/rollout/reward_mean")
     assert [point.step for point in history] == [1, 2]
     assert client.get_metric_history(reason.info.run_id, "reason/validation/uar")
-    assert reason.data.tags["mmrl.output_digest"] == outcome.results[-1].handoff_digest
-    assert reason.data.tags["mmrl.input_digest"] == outcome.results[1].handoff_digest
+    assert reason.data.tags["mmrl.output_digest"] == outcome.results[-1].handoff.digest
+    assert reason.data.tags["mmrl.input_digest"] == outcome.results[1].handoff.digest
     assert {each.dataset.name for each in parent.inputs.dataset_inputs} >= {"base.jsonl", "train.jsonl", "test.jsonl"}
     assert "config/config.yaml" in [item.path for item in client.list_artifacts(parent.info.run_id, "config")]
     found = {item.path for item in client.list_artifacts(reason.info.run_id, "evaluation/evaluation")}
@@ -147,8 +147,8 @@ def test_a_run_killed_between_stages_continues_with_the_next(outcome, workplace,
     finished = run(workplace, "run_name=killed", "tracking.experiment=killed")
     assert (folder / "01-cold_start" / "handoff" / "model.safetensors").stat().st_mtime_ns == before
     # Same seed, same configuration: the interrupted run ends with the very weights of the uninterrupted one.
-    assert [result.handoff_digest for result in finished.results] == [
-        result.handoff_digest for result in outcome.results
+    assert [result.handoff.digest for result in finished.results] == [
+        result.handoff.digest for result in outcome.results
     ]
     parents = [each for each in client.search_runs([experiment]) if each.info.run_name == "killed"]
     assert [each.info.status for each in parents] == ["FINISHED"]
@@ -179,8 +179,8 @@ def test_a_run_interrupted_within_a_stage_continues_it_with_the_same_weights_and
 
     finished = run(workplace, *arguments)
     assert "stage 3 of 3 reason: continuing after step 1" in capsys.readouterr().err
-    assert [result.handoff_digest for result in finished.results] == [
-        result.handoff_digest for result in outcome.results
+    assert [result.handoff.digest for result in finished.results] == [
+        result.handoff.digest for result in outcome.results
     ]
     runs = {each.info.run_name: each for each in client.search_runs([experiment])}
     assert {name: info.run_id for name, info in first.items()} == {
@@ -211,7 +211,7 @@ def test_an_interrupted_evaluation_is_killed_and_made_anew(outcome, workplace, m
     assert {each.info.status for each in client.search_runs([experiment])} == {"KILLED"}
     monkeypatch.setattr(StageBuilder, "__call__", lambda *_: pytest.fail("a trained stage was built again"))
     finished = run(workplace, *arguments)
-    assert finished.results[0].handoff_digest == outcome.results[0].handoff_digest
+    assert finished.results[0].handoff.digest == outcome.results[0].handoff.digest
     assert {each.info.status for each in client.search_runs([experiment])} == {"FINISHED"}
 
 

@@ -65,14 +65,14 @@ def test_a_stage_that_ends_before_its_last_step_is_an_error(checkpoint, tmp_path
     made = stage(kind, checkpoint, tmp_path)
     cause(made, monkeypatch)
     with pytest.raises(StageError, match=rf"stages.stage ended after 3 of {STEPS} steps, and nothing had asked for it"):
-        made.job.train()
+        made.job.run()
 
 
 def test_a_stage_that_validation_ends_is_whole(checkpoint, tmp_path):
     bound = Bound(metric="validation/valid_format", at_least=0.0)
-    came_to = stage("sft", checkpoint, tmp_path, stop_when=bound).job.train()
+    came_to = stage("sft", checkpoint, tmp_path, stop_when=bound).job.run()
     assert (came_to.num_steps, came_to.num_skipped, came_to.changed) == (4, 0, True)
-    again = stage("sft", checkpoint, tmp_path, stop_when=bound).job.train()
+    again = stage("sft", checkpoint, tmp_path, stop_when=bound).job.run()
     assert (again.num_steps, again.changed) == (4, True)
 
 
@@ -98,7 +98,7 @@ def without_a_signal(made):
 def test_a_stage_that_changed_no_weight_says_so(checkpoint, tmp_path, kind, cause):
     made = stage(kind, checkpoint, tmp_path)
     cause(made)
-    assert made.job.train().changed is False
+    assert made.job.run().changed is False
     (said,) = [line for line in made.heard if "no weight changed" in line]
     assert said.startswith(f"no weight changed in {STEPS} steps; the likely causes are ")
     assert ("no group with a signal" in said) == (kind == "grpo")
@@ -110,7 +110,7 @@ def test_a_stage_that_goes_on_compares_with_where_it_started(checkpoint, tmp_pat
     """Its own start, not the state that it went on from: the last steps here move nothing."""
     first = stage("sft", checkpoint, tmp_path)
     first.store._settings = StateSettings(keep=STEPS)
-    first.job.train()
+    first.job.run()
     for place in first.store._states()[:3]:
         place.rename(place.with_suffix(".partial"))
     second = stage("sft", checkpoint, tmp_path)
@@ -124,7 +124,7 @@ def test_a_stage_that_goes_on_compares_with_where_it_started(checkpoint, tmp_pat
             config.scheduler.base_lrs = [0.0]
 
     second.module.on_train_start = without_a_rate
-    assert second.job.train().changed is True
+    assert second.job.run().changed is True
     assert second.heard == []
 
 

@@ -16,7 +16,8 @@ from lightning_mmrl.app.run import _locked
 from lightning_mmrl.cli import main as entry
 from lightning_mmrl.config.compose import compose
 from lightning_mmrl.config.saved import saved_config
-from lightning_mmrl.curriculum.handoff import REQUIRED, SEAL, check_handoff, sealed, write_handoff
+from lightning_mmrl.curriculum.artifacts import SEAL, sealed, write_artifact
+from lightning_mmrl.curriculum.handoff import REQUIRED, check_handoff
 from lightning_mmrl.curriculum.manifest import Manifest
 from lightning_mmrl.data.media.cache import MediaCache
 from lightning_mmrl.errors import DataError
@@ -52,7 +53,7 @@ WRITERS = {
     "feature cache": lambda folder: FeatureCache(
         FeatureCacheSettings(directory=folder, max_bytes=2**20), towers="t"
     ).put("key", "bf16", TENSORS),
-    "handoff and its seal": lambda folder: write_handoff(folder / "handoff", export, {}),
+    "handoff and its seal": lambda folder: write_artifact(folder / "handoff", export, {}),
     "state": save_state,
     "journal": lambda folder: Journal(folder / "run.jsonl").append([ENTRY]),
     "refused entries": lambda folder: Journal(folder / "run.jsonl").keep_rejected([(ENTRY, "no")]),
@@ -77,7 +78,7 @@ def test_what_a_run_leaves_follows_the_umask(tmp_path, umask, writer):
 
 
 def test_a_sealed_handoff_holds_the_weights_that_were_looked_at(tmp_path):
-    write_handoff(tmp_path / "handoff", export, {})
+    write_artifact(tmp_path / "handoff", export, {})
     assert {path.name for path in (tmp_path / "handoff").iterdir()} == {SEAL, "model.safetensors", *REQUIRED}
 
 
@@ -150,7 +151,7 @@ def save_config(folder):
 
 
 def save_handoff(folder):
-    write_handoff(folder / "handoff", export, {})
+    write_artifact(folder / "handoff", export, {})
 
 
 def lock(folder):

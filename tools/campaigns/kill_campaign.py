@@ -323,7 +323,7 @@ def _send_from(send: str, arguments: Sequence[str]) -> int:
         "reward": (InlineRewards, "score"),
         "evaluation": (EvaluationModule, "test_step"),
         "save": (StateStore, "begin"),
-        "border": (orchestrator, "write_handoff"),
+        "border": (orchestrator, "write_artifact"),
     }[place]
     whole, count = getattr(owner, name), [0]
 

@@ -11,13 +11,14 @@ from lightning_mmrl.config.specs import stage_specs
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.prompts.template import PromptTemplate
+from lightning_mmrl.registry.kinds import kind_of
 from lightning_mmrl.rollout.vllm.readiness import samples_with_vllm
 from lightning_mmrl.settings.algorithm import AlgorithmSettings, RewardSettings
 from lightning_mmrl.settings.data import ABLATIONS, StageDataSettings
 from lightning_mmrl.settings.model import PARAMETER_GROUPS, TOWERS, AdapterSettings
 from lightning_mmrl.settings.rules import check_rules, one_of, require
 from lightning_mmrl.settings.run import EvaluationSettings, RunSettings
-from lightning_mmrl.settings.stage import KINDS, SHARDED_PRECISIONS, Bound, StageSettings, TrainerSettings
+from lightning_mmrl.settings.stage import SHARDED_PRECISIONS, Bound, NodeSettings, StageSettings, TrainerSettings
 from lightning_mmrl.suggestions import did_you_mean
 from lightning_mmrl.types.redaction import redact
 
@@ -51,14 +52,15 @@ def check_values(config: RunSettings) -> None:
     PromptTemplate(config.prompt)
     LabelMatcher(labels=tuple(config.data.labels))
     for name, stage in config.stages.items():
-        one_of(stage.kind, f"stages.{name}.kind", KINDS)
+        kind_of(stage, f"stages.{name}")
     stage_specs(config)
     _check_evaluation(config.evaluation)
     for name in config.order:
         path, stage = f"stages.{name}", config.stages[name]
         check_rules(stage, path)
-        _check_stage(path, stage)
-        _check_bounds(path, stage, config)
+        _check_stage_data(f"{path}.data", stage.data)
+        _check_trainer(f"{path}.trainer", stage.trainer)
+        kind_of(stage, path).check(path, stage, config)
         _check_share(path, stage, config.trainer)
     _check_feature_cache(config)
     _check_rollout(config)
@@ -88,7 +90,7 @@ def _check_family(family: object) -> None:
 
 def _check_feature_cache(config: RunSettings) -> None:
     """Refuses a cache that no stage could use; the outputs of a tower that trains are out of date after a step."""
-    stages = [config.stages[name] for name in config.order]
+    stages = config.trained.values()
     # A tower stays as it is if it is frozen, or outside of an adapter, which freezes everything else.
     trained = [set(PARAMETER_GROUPS if stage.adapter is None else stage.adapter.groups) for stage in stages]
     frozen = [set(TOWERS) & (set(stage.freeze) | set(TOWERS) - own) for stage, own in zip(stages, trained, strict=True)]
@@ -106,7 +108,7 @@ def _check_trainer(path: str, trainer: TrainerSettings) -> None:
     require(valid, f"{path}.precision", trainer.precision, rule)
 
 
-def _check_share(path: str, stage: StageSettings, run: TrainerSettings) -> None:
+def _check_share(path: str, stage: NodeSettings, run: TrainerSettings) -> None:
     """Refuses a stage that the ranks of the run cannot share; they are joined once, for all stages."""
     for name in ("devices", "num_nodes"):
         value, wanted = getattr(stage.trainer, name), getattr(run, name)
@@ -129,10 +131,13 @@ def _check_evaluation(evaluation: EvaluationSettings) -> None:
         require(manifest.strip(), f"evaluation.sets.{name}", repr(manifest), "the name of a manifest")
 
 
-def _check_stage(path: str, stage: StageSettings) -> None:
+def check_trained_stage(path: str, stage: StageSettings, config: RunSettings) -> None:
+    """Refuses values that no stage that trains can have; a part of `StageKind.check`.
+
+    Raises:
+        ConfigError: Naming the first such key, its value and what it must be.
+    """
     _check_optimizer(f"{path}.optimizer", stage.optimizer)
-    _check_stage_data(f"{path}.data", stage.data)
-    _check_trainer(f"{path}.trainer", stage.trainer)
     every = stage.validate_every
     valid = every is None or 1 <= every <= stage.num_steps
     require(valid, f"{path}.validate_every", every, f"null or between 1 and num_steps {stage.num_steps}")
@@ -140,14 +145,31 @@ def _check_stage(path: str, stage: StageSettings) -> None:
     require(not all_frozen, f"{path}.freeze", stage.freeze, "fewer groups, so that something trains")
     if stage.adapter is not None:
         _check_adapter(f"{path}.adapter", stage.adapter, stage.freeze)
+    _check_bounds(path, stage, config)
+
+
+def require_parts(path: str, stage: StageSettings) -> None:
+    """Refuses an rl stage that lacks one of its parts.
+
+    Raises:
+        ConfigError: Naming the part.
+    """
     for part in RL_PARTS:
-        if stage.kind == "rl" and getattr(stage, part) is None:
+        if getattr(stage, part) is None:
             raise ConfigError(f"{path}.{part}: is missing; an rl stage needs it, take it from stage/rl")
-        if stage.kind != "rl" and getattr(stage, part) is not None:
-            raise ConfigError(f"{path}.{part}: belongs to rl stages, and {path} is sft; leave it out or take stage/rl")
-    if stage.rewards is not None:
-        _check_algorithm(path, stage)
-        _check_rewards(f"{path}.rewards", stage.rewards)
+
+
+def refuse_parts(path: str, stage: StageSettings) -> None:
+    """Refuses parts of rl stages in a stage of another kind.
+
+    Raises:
+        ConfigError: Naming the part.
+    """
+    for part in RL_PARTS:
+        if getattr(stage, part) is not None:
+            raise ConfigError(
+                f"{path}.{part}: belongs to rl stages, and {path} is {stage.kind}; leave it out or take stage/rl"
+            )
 
 
 def _check_optimizer(path: str, node: Mapping[str, object]) -> None:
@@ -177,17 +199,36 @@ def _check_stage_data(path: str, data: StageDataSettings) -> None:
     if bool(data.manifest) == bool(data.sources):
         given = "both" if data.manifest else "neither"
         raise ConfigError(f"{path} has {given} of manifest and sources; give a manifest, or sources and manifest=null")
-    for name in data.sources:
+    for name, source in data.sources.items():
         check_name(f"{path}.sources", name)
+        key = f"{path}.sources.{name}"
+        if bool(source.manifest.strip()) == bool(source.stage):
+            given = "both" if source.stage else "neither"
+            raise ConfigError(f"{key} has {given} of manifest and stage; give a manifest, or a stage and its artifact")
+        if bool(source.stage) != bool(source.artifact):
+            missing, there = ("artifact", "stage") if source.stage else ("stage", "artifact")
+            raise ConfigError(f"{key} has a {there} and no {missing}; set {key}.{missing}")
+        for folder in ("root", "media_root"):
+            rule = "null: the artifact of a stage says where its files are"
+            require(
+                not source.stage or getattr(source, folder) is None, f"{key}.{folder}", getattr(source, folder), rule
+            )
     dropout = data.modality_dropout
     valid = min(dropout.silent, dropout.blank) >= 0 and dropout.silent + dropout.blank <= 1
     shares = f"{dropout.silent} + {dropout.blank}"
     require(valid, f"{path}.modality_dropout", shares, "probabilities that sum to at most 1")
 
 
-def _check_algorithm(path: str, stage: StageSettings) -> None:
+def check_algorithm(path: str, stage: StageSettings) -> None:
+    """Refuses values of an rl stage's algorithm, sampling and rewards that contradict each other.
+
+    Raises:
+        ConfigError: Naming the first such key, its value and what it must be.
+    """
     assert stage.algorithm is not None
     assert stage.sampling is not None
+    assert stage.rewards is not None
+    check_rewards(f"{path}.rewards", stage.rewards)
     algorithm, below = stage.algorithm, f"{path}.algorithm"
     if stage.trainer.precision == "16-mixed":
         raise ConfigError(
@@ -234,7 +275,12 @@ def _check_selection(path: str, algorithm: AlgorithmSettings, num_steps: int) ->
             )
 
 
-def _check_rewards(path: str, rewards: RewardSettings) -> None:
+def check_rewards(path: str, rewards: RewardSettings) -> None:
+    """Refuses components without a weight and weights without a component; `path` is the key of the rewards.
+
+    Raises:
+        ConfigError: Naming the component.
+    """
     for name, node in rewards.components.items():
         valid = isinstance(node, Mapping) and "_target_" in node
         require(valid, f"{path}.components.{name}", node, "a node with a _target_")
@@ -282,8 +328,8 @@ def _check_rollout(config: RunSettings) -> None:
         )
     if not samples_with_vllm(config):
         return
-    for name in config.order:
-        sampling = config.stages[name].sampling
+    for name, stage in config.trained.items():
+        sampling = stage.sampling
         if sampling is not None and sampling.top_p != 1:
             raise ConfigError(
                 f"stages.{name}.sampling.top_p is {sampling.top_p}, and with rollout=vllm it must be 1: vLLM's "

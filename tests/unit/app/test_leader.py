@@ -34,14 +34,15 @@ class Job:
     def __init__(self, done, failure=None):
         self.done, self.failure = done, failure
 
-    def train(self):
+    def run(self):
         if self.failure is not None:
             raise self.failure
-        self.done.append("train")
+        self.done.append("run")
         return {"loss": 1.0}
 
-    def export(self, directory):
-        self.done.append(("export", directory))
+    def export(self, artifact, directory):
+        self.done.append(("export", artifact, directory))
+        return {"labels": []}
 
 
 class Rank:
@@ -50,8 +51,8 @@ class Rank:
     def __init__(self, rank, queue, failure=None):
         self.done, self.group, self.failure = [], Group(rank, queue), failure
 
-    def build(self, spec, start_from, directory, run):
-        self.done.append(("build", spec.name, start_from, directory))
+    def build(self, spec, inputs, directory, run):
+        self.done.append(("build", spec.name, inputs, directory))
         return Job(self.done, self.failure)
 
     def evaluate(self, checkpoint, directory, stage, run):
@@ -67,9 +68,9 @@ def ranks():
 
 def lead(rank):
     with Leader(rank.group, rank.build, rank.evaluate) as leader:
-        job = leader.build_stage(SPEC, Path("base"), Path("folder"), None)
-        assert job.train() == {"loss": 1.0}
-        job.export(Path("handoff"))
+        job = leader.build_stage(SPEC, {"weights": Path("base")}, Path("folder"), None)
+        assert job.run() == {"loss": 1.0}
+        assert job.export("handoff", Path("handoff")) == {"labels": []}
         assert leader.evaluate(Path("handoff"), Path("evaluation"), "reason", None) == {"test/uar": 0.5}
 
 
@@ -84,7 +85,7 @@ def test_every_rank_does_the_same_in_the_same_order(ranks):
     assert second.done == first.done
     assert [done[0] if isinstance(done, tuple) else done for done in first.done] == [
         "build",
-        "train",
+        "run",
         "export",
         "evaluate",
     ]
@@ -105,5 +106,5 @@ def test_nothing_is_sent_behind_an_order_that_failed(ranks):
     with pytest.raises(OSError, match="no space"):
         lead(first)
     sent = [first.group._queue.get_nowait().kind]
-    assert sent == ["train"]
+    assert sent == ["run"]
     assert first.group._queue.empty()

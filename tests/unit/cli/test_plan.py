@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from lightning_mmrl.app.kinds import rl, sft
 from lightning_mmrl.cli.main import main
 from lightning_mmrl.cli.memory_table import hints, show_memory
 from lightning_mmrl.cli.plan import (
     adapters,
-    batch_arithmetic,
     conditions,
     count_samples,
     data_names,
@@ -83,7 +83,7 @@ def test_a_plan_counts_samples_and_knows_what_is_finished(folder, capsys):
     (folder / "set" / "cold_start.jsonl").write_text("{}\n\n" * 64)
     config = compose(["data.root=set"])
     cold_start, _ = stage_specs(config, manifest_digests(config))
-    result = StageResult(name="x", handoff="x", handoff_digest="", input_digest="", metrics={}, seconds={})
+    result = StageResult(name="x", artifacts={}, inputs={}, metrics={}, seconds={})
     finished = FinishedStage(
         digest=cold_start.digest,
         content=cold_start.content,
@@ -133,8 +133,8 @@ def test_several_commands_can_run_in_one_process(capsys):
 
 def test_the_arithmetic_of_a_step():
     config = compose(["stages.reason.algorithm.update={num_epochs: 2, num_minibatches: 4}"])
-    assert batch_arithmetic(config.stages["reason"]) == "32 prompts x 8 = 256 completions, 8 updates"
-    assert batch_arithmetic(config.stages["cold_start"]) == "32 targets"
+    assert rl.KIND.describe(config.stages["reason"]) == "32 prompts x 8 = 256 completions, 8 updates"
+    assert sft.KIND.describe(config.stages["cold_start"]) == "32 targets"
 
 
 def test_passes_are_of_what_the_limits_leave(tmp_path):
@@ -194,7 +194,7 @@ def test_a_plan_says_where_an_unfinished_stage_continues(folder, capsys, changed
     place = stage_folder(folder / "runs" / "default", spec)
     (place / STATES / "step-00000120").mkdir(parents=True)
     content = {**spec.content, "seed": 7} if changed else spec.content
-    Attempt(content=content, input_digest="-", tracking_id="-").write(place)
+    Attempt(content=content, inputs={}, tracking_id="-").write(place)
     expected = "at step 120, begun with another configuration" if changed else "to continue after step 120"
     assert row(shown(capsys, "plan"), spec.name)[8] == expected
 

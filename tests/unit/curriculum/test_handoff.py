@@ -3,7 +3,8 @@ import json
 import foreign
 import pytest
 
-from lightning_mmrl.curriculum.handoff import REQUIRED, SEAL, check_handoff, folder_digest, write_handoff
+from lightning_mmrl.curriculum.artifacts import SEAL, folder_digest, write_artifact
+from lightning_mmrl.curriculum.handoff import REQUIRED, check_handoff
 from lightning_mmrl.errors import StageError
 
 WEIGHTS = "model.safetensors"
@@ -21,7 +22,7 @@ def exporter(weights="w", leave_out=(), config=None):
 
 @pytest.fixture
 def handoff(tmp_path):
-    write_handoff(tmp_path / "handoff", exporter(), {"labels": ["sad"]})
+    write_artifact(tmp_path / "handoff", exporter(), {"labels": ["sad"]})
     return tmp_path / "handoff"
 
 
@@ -38,9 +39,9 @@ def test_files_of_subfolders_are_sealed_too(tmp_path):
         (directory / "adapter").mkdir()
         (directory / "adapter" / WEIGHTS).write_text("a")
 
-    digest = write_handoff(tmp_path / "handoff", export, {})
+    digest = write_artifact(tmp_path / "handoff", export, {})
     assert set(check_handoff(tmp_path / "handoff")["files"]) == {*REQUIRED, WEIGHTS, f"adapter/{WEIGHTS}"}
-    assert digest != write_handoff(tmp_path / "without", exporter(), {})
+    assert digest != write_artifact(tmp_path / "without", exporter(), {})
     (tmp_path / "handoff" / "adapter" / WEIGHTS).write_text("b")
     with pytest.raises(StageError, match=rf"adapter/{WEIGHTS} is missing or changed since the stage wrote it"):
         check_handoff(tmp_path / "handoff")
@@ -62,7 +63,9 @@ def with_adapter(config):
 def test_the_place_of_an_adapters_base_is_not_part_of_the_digest(tmp_path):
     """Everything else in its configuration is."""
     configs = [adapter_config(), adapter_config(base_model_name_or_path="two"), adapter_config(r=8)]
-    digests = [write_handoff(tmp_path / str(number), with_adapter(config), {}) for number, config in enumerate(configs)]
+    digests = [
+        write_artifact(tmp_path / str(number), with_adapter(config), {}) for number, config in enumerate(configs)
+    ]
     assert digests[0] == digests[1] != digests[2]
 
 
@@ -71,7 +74,7 @@ DEEP = "[" * 100_000
 
 def test_an_adapter_cannot_be_put_on_another_base(tmp_path):
     handoff = tmp_path / "handoff"
-    write_handoff(handoff, with_adapter(adapter_config()), {})
+    write_artifact(handoff, with_adapter(adapter_config()), {})
     path = handoff / "adapter" / "adapter_config.json"
     check_handoff(handoff)
     elsewhere, spaced = adapter_config(base_model_name_or_path="elsewhere"), adapter_config() + " "
@@ -84,7 +87,7 @@ def test_an_adapter_cannot_be_put_on_another_base(tmp_path):
 def test_the_digest_is_held_against_the_adapters_configuration(tmp_path):
     """The hashes without places make up the digest, so they are checked like those of files."""
     handoff = tmp_path / "handoff"
-    write_handoff(handoff, with_adapter(adapter_config()), {})
+    write_artifact(handoff, with_adapter(adapter_config()), {})
     content = json.loads((handoff / SEAL).read_text())
     del content["seal"]
     content["placeless"] = dict.fromkeys(content["placeless"], "0" * 64)
@@ -97,7 +100,7 @@ def test_the_digest_is_held_against_the_adapters_configuration(tmp_path):
 def test_a_seal_of_the_first_version_still_leaves_the_place_open(tmp_path):
     """It lists the hash of an adapter's configuration without the place of the base."""
     handoff = tmp_path / "handoff"
-    digest = write_handoff(handoff, with_adapter(adapter_config()), {})
+    digest = write_artifact(handoff, with_adapter(adapter_config()), {})
     content = json.loads((handoff / SEAL).read_text())
     files = {**content["files"], **content["placeless"]}
     (handoff / SEAL).write_text(json.dumps({"digest": foreign.combined(files), "files": files}))
@@ -117,22 +120,22 @@ def test_the_weights_of_a_subfolder_do_not_make_a_folder_complete(tmp_path):
         (directory / "adapter").mkdir()
         (directory / "adapter" / WEIGHTS).write_text("a")
 
-    write_handoff(tmp_path / "handoff", export, {})
+    write_artifact(tmp_path / "handoff", export, {})
     with pytest.raises(StageError, match=r"has no \*\.safetensors; it is not a complete Hugging Face folder"):
         check_handoff(tmp_path / "handoff")
 
 
 @pytest.mark.parametrize("tower", ["vision_config", "audio_config"])
 def test_a_model_with_a_tower_needs_its_processor(tower, tmp_path):
-    write_handoff(tmp_path / "handoff", exporter(config={tower: {}}), {})
+    write_artifact(tmp_path / "handoff", exporter(config={tower: {}}), {})
     with pytest.raises(StageError, match=r"has no processor_config\.json"):
         check_handoff(tmp_path / "handoff")
 
 
 def test_the_digest_is_of_the_content_alone(tmp_path):
-    one = write_handoff(tmp_path / "one", exporter("w"), {"labels": ["sad"]})
-    two = write_handoff(tmp_path / "two", exporter("w"), {"labels": ["angry"]})
-    other = write_handoff(tmp_path / "other", exporter("v"), {"labels": ["sad"]})
+    one = write_artifact(tmp_path / "one", exporter("w"), {"labels": ["sad"]})
+    two = write_artifact(tmp_path / "two", exporter("w"), {"labels": ["angry"]})
+    other = write_artifact(tmp_path / "other", exporter("v"), {"labels": ["sad"]})
     assert one == two == check_handoff(tmp_path / "one")["digest"]
     assert one != other
 
@@ -150,7 +153,7 @@ def test_the_digest_of_a_folder_sees_names_and_bytes(tmp_path):
 
 def test_writing_again_replaces_everything(handoff):
     (handoff / "stray.txt").write_text("old")
-    write_handoff(handoff, exporter("v"), {})
+    write_artifact(handoff, exporter("v"), {})
     assert not (handoff / "stray.txt").exists()
     assert "labels" not in check_handoff(handoff)
 
@@ -161,9 +164,9 @@ def test_an_export_that_fails_leaves_the_old_folder(handoff):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        write_handoff(handoff, fails, {})
+        write_artifact(handoff, fails, {})
     assert check_handoff(handoff)["labels"] == ["sad"]
-    write_handoff(handoff, exporter("v"), {})  # the half-written folder is in nobody's way
+    write_artifact(handoff, exporter("v"), {})  # the half-written folder is in nobody's way
     assert (handoff / WEIGHTS).read_text().endswith("v")
 
 
@@ -183,7 +186,7 @@ def test_a_changed_or_missing_file_is_named(handoff, name):
 @pytest.mark.parametrize("name", [*REQUIRED, "*.safetensors"])
 def test_a_folder_that_was_never_complete_is_refused(tmp_path, name):
     left_out = WEIGHTS if name == "*.safetensors" else name
-    write_handoff(tmp_path / "handoff", exporter(leave_out=[left_out]), {})
+    write_artifact(tmp_path / "handoff", exporter(leave_out=[left_out]), {})
     with pytest.raises(StageError, match=f"has no {name.replace('*', '.')}; it is not a complete Hugging Face folder"):
         check_handoff(tmp_path / "handoff")
 
@@ -205,7 +208,7 @@ def test_a_damaged_seal_is_refused(handoff, content):
 def test_a_seal_that_was_edited_to_fit_is_refused(handoff):
     seal = json.loads((handoff / SEAL).read_text())
     (handoff / "generation_config.json").write_text("other")
-    other = write_handoff(handoff.with_name("other"), exporter("v"), {})
+    other = write_artifact(handoff.with_name("other"), exporter("v"), {})
     seal["files"]["generation_config.json"] = check_handoff(handoff.with_name("other"))["files"][WEIGHTS]
     assert other != seal["digest"]
     (handoff / SEAL).write_text(json.dumps(seal))

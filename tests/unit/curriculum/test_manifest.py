@@ -5,13 +5,12 @@ import pytest
 from lightning_mmrl.curriculum.manifest import FILE, VERSION, FinishedStage, Manifest
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.files import write_json
-from lightning_mmrl.types.records import StageResult
+from lightning_mmrl.types.records import Artifact, StageResult
 
 RESULT = StageResult(
     name="warm",
-    handoff="stages/00-warm/handoff",
-    handoff_digest="abc",
-    input_digest="def",
+    artifacts={"handoff": Artifact(path="stages/00-warm/handoff", digest="abc")},
+    inputs={"weights": "def"},
     metrics={"warm/loss": 0.5},
     seconds={"train": 1.5},
     tracking_id="run-1",
@@ -45,7 +44,7 @@ def damaged(stages):
         (damaged([]), "is damaged"),
         (damaged({"warm": {"digest": "d"}}), "is damaged"),
         (damaged({"warm": {"digest": "d", "result": {"name": "warm"}}}), "is damaged"),
-        (json.dumps({"version": 99}), "has version 99, this is 2; start a new run directory"),
+        (json.dumps({"version": 99}), "has version 99, this is 3; start a new run directory"),
     ],
 )
 def test_a_damaged_manifest_is_refused_and_kept(content, sentence, tmp_path):

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from lightning_mmrl.curriculum.handoff import REQUIRED, SEAL, check_handoff, folder_digest, write_handoff
+from lightning_mmrl.curriculum.artifacts import SEAL, folder_digest, write_artifact
+from lightning_mmrl.curriculum.graph import plan_stages
+from lightning_mmrl.curriculum.handoff import REQUIRED, check_handoff
 from lightning_mmrl.curriculum.manifest import FILE, Manifest
 from lightning_mmrl.curriculum.orchestrator import Curriculum, StageOrchestrator
 from lightning_mmrl.curriculum.selection import Selection
-from lightning_mmrl.curriculum.spec import plan_stages, source_stage
 from lightning_mmrl.errors import ConfigError, GateError, StageError
+from lightning_mmrl.registry.kinds import kind_of
 from lightning_mmrl.settings.stage import Bound, StageSettings
 from lightning_mmrl.types.records import Training
 
@@ -64,7 +66,7 @@ class Job:
     def __init__(self, lab, spec, start_from, directory):
         self.lab, self.spec, self.start_from, self.directory = lab, spec, start_from, directory
 
-    def train(self):
+    def run(self):
         state = self.directory / "state" / "step-00000010"
         self.lab.happened.append(f"{'continue' if state.exists() else 'train'} {self.spec.name}")
         if self.lab.saves_states:
@@ -72,12 +74,13 @@ class Job:
         self.lab.perhaps_fail("train", self.spec.name)
         return Training(metrics={"loss": 0.5}, num_steps=200, num_skipped=1, changed=self.lab.changed)
 
-    def export(self, directory):
+    def export(self, artifact, directory):
         before = (self.start_from / "model.safetensors").read_text()
         for name in REQUIRED:
             (directory / name).write_text("{}")
         (directory / "model.safetensors").write_text(f"{before}>{self.spec.name}{self.lab.salt}")
         self.lab.perhaps_fail("export", self.spec.name)
+        return {"labels": ["sad"]}
 
 
 class Lab:
@@ -95,9 +98,9 @@ class Lab:
         if (place, stage) in self.failures:
             raise self.failures[place, stage]
 
-    def build(self, spec, start_from, directory, run):
+    def build(self, spec, inputs, directory, run):
         self.perhaps_fail("build", spec.name)
-        return Job(self, spec, start_from, directory)
+        return Job(self, spec, inputs["weights"], directory)
 
     def evaluate(self, checkpoint, directory, stage, run):
         self.happened.append(f"evaluate {stage}")
@@ -117,15 +120,15 @@ class Lab:
                 content={
                     "stage.num_steps": 300 if spec.name in changed else 200,
                     "seed": 0,
-                    "starts_from": source_stage(spec, order) or "base",
+                    "starts_from": spec.source or "base",
                 },
                 evaluation=evaluation,
             )
-            for spec in plan_stages(order, stages)
+            for spec in plan_stages(order, stages, kind_of)
         ]
         self.tracker, self.happened, self.said = FakeTracker(self.tracker.attempt + 1), [], []
         orchestrator = StageOrchestrator(
-            Curriculum(name="lab", stages=specs, base=lambda: self.base, facts={"labels": ["sad"]}),
+            Curriculum(name="lab", stages=specs, base=lambda: self.base),
             self.directory,
             build_stage=self.build,
             evaluate=self.evaluate,
@@ -155,31 +158,31 @@ def test_stages_run_in_order_each_from_the_one_before(lab):
     assert [result.name for result in results] == NAMES
     assert results[0].metrics == {"warm/loss": 0.5, "warm/test/uar": 0.25}
     assert set(results[0].seconds) == {"train", "evaluate"}
-    assert results[2].handoff == "stages/02-reason/handoff"
-    assert results[0].input_digest == folder_digest(lab.base)
-    assert [result.input_digest for result in results[1:]] == [result.handoff_digest for result in results[:2]]
+    assert results[2].handoff.path == "stages/02-reason/handoff"
+    assert results[0].inputs["weights"] == folder_digest(lab.base)
+    assert [result.inputs["weights"] for result in results[1:]] == [result.handoff.digest for result in results[:2]]
 
 
 def test_every_hand_over_carries_facts_and_lineage(lab):
     results = lab.run()
-    facts = check_handoff(lab.directory / results[1].handoff)
+    facts = check_handoff(lab.directory / results[1].handoff.path)
     assert facts["labels"] == ["sad"]
     assert facts["lineage"] == {
         "stage": "cold_start",
         "started_from": "previous",
-        "input_digest": results[0].handoff_digest,
-        "input_seal": results[0].handoff_seal,
+        "input_digest": results[0].handoff.digest,
+        "input_seal": results[0].handoff.seal,
         "steps": 200,
         "skipped_steps": 1,
         "changed_weights": True,
     }
-    assert (facts["digest"], facts["seal"]) == (results[1].handoff_digest, results[1].handoff_seal)
+    assert (facts["digest"], facts["seal"]) == (results[1].handoff.digest, results[1].handoff.seal)
 
 
 def test_a_stage_that_changed_no_weight_is_known_by_lineage_and_manifest(lab):
     lab.changed = False
     (result,) = lab.run(order=["warm"])
-    assert check_handoff(lab.directory / result.handoff)["lineage"]["changed_weights"] is False
+    assert check_handoff(lab.directory / result.handoff.path)["lineage"]["changed_weights"] is False
     entry = Manifest.read(lab.directory).stages["warm"].result
     assert (entry.num_steps, entry.num_skipped, entry.changed) == (200, 1, False)
 
@@ -205,8 +208,8 @@ def test_a_run_is_tracked_as_a_parent_with_children(lab):
     assert parent.metrics == [({f"{name}/test/uar": 0.25}, step) for step, name in enumerate(NAMES, start=1)]
     assert [child.name for child in children] == ["00-warm", "01-cold_start", "02-reason"]
     assert {child.parent_id for child in children} == {parent.id}
-    assert [child.tags["mmrl.output_digest"] for child in children] == [result.handoff_digest for result in results]
-    assert [child.tags["mmrl.input_digest"] for child in children] == [result.input_digest for result in results]
+    assert [child.tags["mmrl.output_digest"] for child in children] == [result.handoff.digest for result in results]
+    assert [child.tags["mmrl.input_digest"] for child in children] == [result.inputs["weights"] for result in results]
     assert set(lab.tracker.statuses.values()) == {"FINISHED"}
     assert [result.tracking_id for result in results] == [child.id for child in children]
     assert lab.tracker.num_closed == 1
@@ -417,7 +420,7 @@ def test_an_unfinished_stage_begins_again_once_what_it_started_from_was_replaced
 def test_states_that_nobody_can_tell_what_they_are_of_stop_the_run(interrupted, content):
     note = interrupted.directory / "stages" / "01-cold_start" / "attempt.json"
     note.write_text(content)
-    with pytest.raises(StageError, match=r"attempt.json is damaged .* or remove .*01-cold_start to train"):
+    with pytest.raises(StageError, match=r"attempt.json is damaged .* or remove .*01-cold_start to run"):
         interrupted.run()
     assert (note.parent / "state").is_dir()
 
@@ -480,7 +483,7 @@ def test_only_a_changed_stage_may_run_alone_before_what_builds_on_it(lab):
     lab.salt = "!"
     lab.run(changed=["cold_start"], selection=Selection(only_stage="cold_start"))
     assert lab.happened[1:] == ["train cold_start", "evaluate cold_start"]
-    assert "stage 3 of 3 reason: what it started from was replaced; the next run trains it again" in lab.said
+    assert "stage 3 of 3 reason: an artifact that it read was replaced; the next run runs it again" in lab.said
 
 
 def test_from_stage_leaves_stages_alone_that_do_not_build_on_it(lab):
@@ -532,7 +535,7 @@ def test_a_hand_over_that_was_tampered_with_is_not_started_from(lab, spoil):
     elif spoil == "folder":
         shutil.rmtree(handoff)
     else:  # complete and sealed, but not what the stage left
-        write_handoff(handoff, write_all, {})
+        write_artifact(handoff, write_all, {})
     with pytest.raises(StageError, match="00-warm/handoff"):
         lab.run(["warm", "reason"])
     # The seal is read before anything begins, the files when a stage starts from them.
@@ -553,17 +556,17 @@ def test_a_damaged_manifest_stops_the_run_before_anything_happens(lab):
 
 
 def test_a_base_model_of_the_hub_is_named_as_it_is(lab, monkeypatch):
-    monkeypatch.setattr(Job, "export", lambda self, directory: write_all(directory))
+    monkeypatch.setattr(Job, "export", lambda self, artifact, directory: write_all(directory))
     lab.base = Path("Qwen/Base")
     [result] = lab.run(["warm"])
-    assert result.input_digest == "Qwen/Base"
+    assert result.inputs["weights"] == "Qwen/Base"
 
 
 @pytest.mark.parametrize("spoil", ["nothing", "file", "subfolder", "missing", "stray", "seal"])
 def test_a_handoff_of_another_run_as_the_base_model_is_checked(lab, spoil, tmp_path):
     other = Lab(tmp_path / "other")
     [before] = other.run(["warm"])
-    lab.base = other.directory / before.handoff
+    lab.base = other.directory / before.handoff.path
     write = {"file": "model.safetensors", "stray": "adapter_config.json", "subfolder": "adapter/adapter_config.json"}
     if spoil in write:
         (lab.base / write[spoil]).parent.mkdir(exist_ok=True)
@@ -575,9 +578,9 @@ def test_a_handoff_of_another_run_as_the_base_model_is_checked(lab, spoil, tmp_p
             lab.run(["reason"])
         return
     [result] = lab.run(["reason"])
-    assert result.input_digest == before.handoff_digest
-    lineage = check_handoff(lab.directory / result.handoff)["lineage"]
-    assert (lineage["input_digest"], lineage["input_seal"]) == (before.handoff_digest, before.handoff_seal)
+    assert result.inputs["weights"] == before.handoff.digest
+    lineage = check_handoff(lab.directory / result.handoff.path)["lineage"]
+    assert (lineage["input_digest"], lineage["input_seal"]) == (before.handoff.digest, before.handoff.seal)
 
 
 def write_all(directory):
@@ -588,9 +591,9 @@ def write_all(directory):
 def test_the_manifest_is_plain_json(lab):
     lab.run(["warm"])
     content = json.loads((lab.directory / FILE).read_text())
-    assert content["version"] == 2
+    assert content["version"] == 3
     assert content["stages"]["warm"]["digest"] == "same"
-    assert content["stages"]["warm"]["result"]["handoff"] == "stages/00-warm/handoff"
+    assert content["stages"]["warm"]["result"]["artifacts"]["handoff"]["path"] == "stages/00-warm/handoff"
 
 
 def test_the_run_of_a_stage_that_was_killed_without_a_word_is_marked(lab):

@@ -10,7 +10,8 @@ import torch
 import transformers
 import yaml
 
-from lightning_mmrl.curriculum.handoff import SEAL, check_handoff, write_handoff
+from lightning_mmrl.curriculum.artifacts import SEAL, write_artifact
+from lightning_mmrl.curriculum.handoff import check_handoff
 from lightning_mmrl.curriculum.manifest import FinishedStage, Manifest
 from lightning_mmrl.curriculum.publish import publish
 from lightning_mmrl.errors import StageError
@@ -18,7 +19,7 @@ from lightning_mmrl.models.export import export_checkpoint
 from lightning_mmrl.models.families.qwen2_5_omni import OmniThinker
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.types.batches import ScoringBatch
-from lightning_mmrl.types.records import StageResult
+from lightning_mmrl.types.records import Artifact, StageResult
 
 FACTS = {
     **foreign.FACTS,
@@ -37,13 +38,17 @@ def run(tmp_path, model):
     """Two finished stages; the handoff of the second one is there."""
     encoder, policy = model
     handoff = tmp_path / "runs" / "first" / "stages" / "01-reason" / "handoff"
-    digest = write_handoff(handoff, lambda folder: export_checkpoint(policy.model, encoder.processor, folder), FACTS)
+    digest = write_artifact(handoff, lambda folder: export_checkpoint(policy.model, encoder.processor, folder), FACTS)
     stages = {}
     chain = [("cold_start", "sft", "base-hash", "cold-hash"), ("reason", "rl", "cold-hash", digest)]
     for name, kind, before, after in chain:
         metrics = {f"{name}/train/loss": 0.5, f"{name}/test/uar": 0.8125, f"{name}/test/recall/sad": 0.25}
         result = StageResult(
-            name=name, handoff="-", handoff_digest=after, input_digest=before, metrics=metrics, seconds={}
+            name=name,
+            artifacts={"handoff": Artifact(path="-", digest=after)},
+            inputs={"weights": before},
+            metrics=metrics,
+            seconds={},
         )
         content = {"stage.kind": kind, "stage.num_steps": 300, "starts_from": "base", "model.checkpoint": "org/model"}
         trained = {f"{name}/train/loss": 0.5}

@@ -8,12 +8,13 @@ import foreign
 import pytest
 from foreign import WEIGHTS
 
-from lightning_mmrl.curriculum.handoff import SEAL, check_handoff, sealed
+from lightning_mmrl.curriculum.artifacts import SEAL, sealed
+from lightning_mmrl.curriculum.handoff import check_handoff
 from lightning_mmrl.curriculum.lineage import checked_handoff
 from lightning_mmrl.curriculum.manifest import FinishedStage, Manifest
 from lightning_mmrl.curriculum.publish import publish
 from lightning_mmrl.errors import StageError
-from lightning_mmrl.types.records import StageResult
+from lightning_mmrl.types.records import Artifact, StageResult
 
 
 @pytest.fixture
@@ -153,10 +154,10 @@ def record(handoff):
     facts = check_handoff(handoff)
     result = StageResult(
         name="reason",
-        handoff="stages/00-reason/handoff",
-        handoff_digest=facts["digest"],
-        handoff_seal=facts["seal"],
-        input_digest="base",
+        artifacts={
+            "handoff": Artifact(path="stages/00-reason/handoff", digest=facts["digest"], seal=facts["seal"]),
+        },
+        inputs={"weights": "base"},
         metrics={},
         seconds={},
     )
@@ -166,7 +167,7 @@ def record(handoff):
 
 
 def test_within_a_run_a_rewritten_folder_is_found_out(handoff, record):
-    assert checked_handoff(handoff)["seal"] == record.handoff_seal
+    assert checked_handoff(handoff)["seal"] == record.handoff.seal
     foreign.write(handoff, {"labels": ["calm"]})
     check_handoff(handoff)  # whole in itself
     with pytest.raises(StageError, match="is not what stage reason left there: its facts were written anew"):
@@ -185,4 +186,4 @@ def test_a_seal_of_the_first_version_cannot_take_the_place_of_another(handoff, r
 
 def test_a_copy_outside_of_its_run_stands_for_itself(handoff, record, tmp_path):
     shutil.copytree(handoff, tmp_path / "copy")
-    assert checked_handoff(tmp_path / "copy")["seal"] == record.handoff_seal
+    assert checked_handoff(tmp_path / "copy")["seal"] == record.handoff.seal

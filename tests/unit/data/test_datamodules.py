@@ -45,6 +45,7 @@ def feed_of(*sources, kind="rl", num_batches=3, seed=0, matcher=None, dropout=No
     )
     return Feed(
         settings=StageSettings(kind=kind, num_steps=num_batches, data=of_stage),
+        supervised=kind == "sft",
         sources={f"{number} {each.manifest}": each for number, each in enumerate(sources)},
         seed=seed,
         matcher=matcher,

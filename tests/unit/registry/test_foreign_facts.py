@@ -8,7 +8,7 @@ import pytest
 from foreign import FACTS, MODULES
 
 from lightning_mmrl.app.predict import answer_question
-from lightning_mmrl.curriculum.handoff import SEAL
+from lightning_mmrl.curriculum.artifacts import SEAL
 from lightning_mmrl.curriculum.publish import publish
 from lightning_mmrl.errors import ConfigError, StageError
 from lightning_mmrl.registry.families import loaded_family, stored_family
@@ -126,7 +126,7 @@ def test_prompt_and_media_are_plain_values_of_their_kind(key, change, command, t
 def test_a_fact_that_is_not_there_is_named(key, tmp_path):
     handoff = tmp_path / "handoff"
     facts = {name: value for name, value in FACTS.items() if name != key}
-    foreign.write_handoff(handoff, foreign.export, facts)
+    foreign.write_artifact(handoff, foreign.export, facts)
     with pytest.raises(StageError, match=f"does not say '{key}'; write it again with the run that trained it"):
         run("predict", handoff)
 
@@ -152,7 +152,7 @@ def test_the_code_of_a_card_is_ours_alone(facts, config, tmp_path):
     handoff = foreign.write(tmp_path / "handoff", facts)
     towers = {key: {} for key in config if key.endswith("_config")}
     if config:
-        foreign.write_handoff(handoff, lambda folder: with_processor(folder, {**config, **towers}), {**FACTS, **facts})
+        foreign.write_artifact(handoff, lambda folder: with_processor(folder, {**config, **towers}), {**FACTS, **facts})
     with pytest.raises(StageError):
         publish(handoff, tmp_path / "shared")
     assert not (tmp_path / "shared").exists()

@@ -1,7 +1,8 @@
 import pytest
 
-from lightning_mmrl.curriculum.spec import plan_stages, source_stage
+from lightning_mmrl.curriculum.graph import plan_stages
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.registry.kinds import kind_of
 from lightning_mmrl.settings.stage import StageSettings
 
 NAMES = ("warm", "cold_start", "reason")
@@ -10,7 +11,7 @@ NAMES = ("warm", "cold_start", "reason")
 def plan(order, **starts):
     kinds = {name: "rl" if name == "reason" else "sft" for name in NAMES}
     stages = {name: StageSettings(kind=kinds[name], start_from=starts.get(name, "previous")) for name in NAMES}
-    return plan_stages(order, stages)
+    return plan_stages(order, stages, kind_of)
 
 
 def test_stages_stand_in_order_with_all_that_is_known_of_them():
@@ -29,7 +30,7 @@ def test_stages_stand_in_order_with_all_that_is_known_of_them():
     ],
 )
 def test_a_stage_starts_where_it_says(starts, expected):
-    assert [source_stage(spec, NAMES) for spec in plan(NAMES, **starts)] == expected
+    assert [spec.source for spec in plan(NAMES, **starts)] == expected
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,42 @@
+"""The keys that each stage of a configuration may have: those of the settings class of its kind."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_mmrl.registry.kinds import kind_named
+from lightning_mmrl.settings.run import RunSettings
+from lightning_mmrl.settings.stage import NodeSettings, StageSettings
+from lightning_mmrl.suggestions import annotation_of
+
+
+def stage_settings(node: Any, path: str) -> type[NodeSettings]:
+    """The settings class of a stage as it was composed; a stage without a kind is taken for a trained one.
+
+    Raises:
+        ConfigError: There is no such kind.
+    """
+    kind = node.get("kind") if isinstance(node, Mapping) else None
+    return kind_named(kind, f"{path}.kind").settings if isinstance(kind, str) and kind != "???" else StageSettings
+
+
+def run_schema(tree: Mapping[Any, Any]) -> type:
+    """The type of a composed tree for looking keys up: `RunSettings`, with a key for each stage of the tree.
+
+    Raises:
+        ConfigError: A stage has an unknown kind.
+    """
+    stages = tree.get("stages")
+    named = stages if isinstance(stages, Mapping) else {}
+    kinds = {str(name): stage_settings(node, f"stages.{name}") for name, node in named.items()}
+    inner = type("Stages", (), {"__annotations__": kinds, "__dataclass_fields__": {}})
+    return type("Run", (RunSettings,), {"__annotations__": {"stages": inner}})
+
+
+def key_type(key: str, tree: Mapping[Any, Any]) -> Any:
+    """The annotation of a dotted key, for a composed tree; None for a key below a `_target_` or outside the schema.
+
+    Raises:
+        ConfigError: A stage has an unknown kind.
+    """
+    is_in_stage = key.startswith("stages.") and key.count(".") > 1
+    return annotation_of(key, run_schema(tree) if is_in_stage else RunSettings)

@@ -1,0 +1,116 @@
+"""The graph of a curriculum: stages in a checked order, the artifacts they make, and the artifacts they read."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.protocols.plain import StageKind
+from lightning_mmrl.settings.stage import BASE, PREVIOUS, NodeSettings
+from lightning_mmrl.suggestions import did_you_mean
+from lightning_mmrl.types.records import HANDOFF, WEIGHTS, ArtifactType, Edge, StageSpec
+
+Kinds = Callable[[NodeSettings, str], StageKind]
+"""Returns the kind of a stage; its second argument is the key of the stage, for messages."""
+
+
+def plan_stages(order: Sequence[str], stages: Mapping[str, NodeSettings], kinds: Kinds) -> list[StageSpec]:
+    """The stages of a curriculum in order, with their inputs and outputs.
+
+    Args:
+        order: Stage names; each at most once.
+        stages: Maps names to stages; `start_from` is "base", "previous" or the name of an earlier stage in the order,
+            and a source of data may name an artifact of an earlier stage.
+        kinds: Gives the kind of a stage.
+
+    Returns:
+        Specifications whose content, digest and seed are still empty.
+
+    Raises:
+        ConfigError: The order is empty, repeats a stage or names an unknown one; or a stage reads from a stage that
+            does not come earlier, or an artifact that its stage does not make.
+    """
+    if not order:
+        raise ConfigError("order is empty; name at least one stage, for example order=[cold_start,reason]")
+    specs: list[StageSpec] = []
+    for index, name in enumerate(order):
+        if name not in stages:
+            raise ConfigError(f"order[{index}]: unknown stage {name!r}; stages defines {', '.join(sorted(stages))}")
+        if name in (BASE, PREVIOUS):
+            raise ConfigError(f"order[{index}]: {name!r} is a reserved name; call the stage something else")
+        if name in order[:index]:
+            raise ConfigError(f"order[{index}]: stage {name!r} appears twice; define it again under another name")
+        path, settings = f"stages.{name}", stages[name]
+        kind = kinds(settings, path)
+        inputs = {key: _resolved(edge, specs) for key, edge in kind.inputs(settings).items()}
+        spec = StageSpec(name=name, index=index, settings=settings, outputs=kind.outputs(settings), inputs=inputs)
+        _check_inputs(path, spec, specs, order)
+        specs.append(replace(spec, inputs={key: edge for key, edge in inputs.items() if edge.stage != BASE}))
+    return specs
+
+
+def usual_inputs(settings: NodeSettings) -> dict[str, Edge]:
+    """The inputs that any kind may have: the weights of `start_from`, and sources of data that other stages make."""
+    sources = settings.data.sources.items()
+    data = {f"data.sources.{name}": Edge(each.stage, each.artifact or "") for name, each in sources if each.stage}
+    return {WEIGHTS: Edge(settings.start_from, HANDOFF), **data}
+
+
+def place_among_trained(spec: StageSpec, specs: Iterable[StageSpec]) -> int | None:
+    """Number of trained stages before a stage; None for a stage that trains nothing.
+
+    A stage's seed follows from it, so that a data stage that is inserted or removed changes no seed of another stage.
+    """
+    return sum(each.trains for each in specs if each.index < spec.index) if spec.trains else None
+
+
+def with_ancestors(names: Iterable[str], specs: Sequence[StageSpec]) -> set[str]:
+    """The stages and all stages that they build on."""
+    kept = set(names)
+    for spec in reversed(specs):
+        if spec.name in kept:
+            kept |= {edge.stage for edge in spec.inputs.values()}
+    return kept
+
+
+def with_descendants(name: str, specs: Sequence[StageSpec]) -> set[str]:
+    """The stage and all stages that build on it."""
+    building = {name}
+    for spec in specs:
+        if any(edge.stage in building for edge in spec.inputs.values()):
+            building.add(spec.name)
+    return building
+
+
+def _resolved(edge: Edge, earlier: Sequence[StageSpec]) -> Edge:
+    """Replaces `previous` by the last stage before that makes this artifact, or by the base model."""
+    if edge.stage != PREVIOUS:
+        return edge
+    makers = [spec.name for spec in earlier if edge.artifact in spec.outputs]
+    return Edge(makers[-1] if makers else BASE, edge.artifact)
+
+
+def _check_inputs(path: str, spec: StageSpec, earlier: Sequence[StageSpec], order: Sequence[str]) -> None:
+    made = {each.name: each.outputs for each in earlier}
+    for key, edge in spec.inputs.items():
+        if key == WEIGHTS and edge.stage != BASE:
+            choices = [BASE, PREVIOUS, *(name for name, outputs in made.items() if HANDOFF in outputs)]
+            if edge.stage not in made or HANDOFF not in made[edge.stage]:
+                reason = ", which makes no weights" if edge.stage in made else ""
+                raise ConfigError(f"{path}.start_from is {edge.stage!r}{reason}; choose one of {', '.join(choices)}")
+        elif key != WEIGHTS:
+            _check_data(f"{path}.{key}", edge, made, order)
+
+
+def _check_data(path: str, edge: Edge, made: Mapping[str, Mapping[str, ArtifactType]], order: Sequence[str]) -> None:
+    if edge.stage not in made:
+        makers = [name for name, outputs in made.items() if "manifest" in outputs.values()]
+        hint = f"; choose one of {', '.join(makers)}" if makers else "; no earlier stage makes data"
+        reason = "does not come earlier in the order" if edge.stage in order else "is no stage of the order"
+        raise ConfigError(f"{path}.stage is {edge.stage!r}, which {reason}{hint}")
+    kind = made[edge.stage].get(edge.artifact)
+    if kind == "manifest":
+        return
+    names = [name for name, each in made[edge.stage].items() if each == "manifest"]
+    found = f", which is no manifest but {kind}" if kind else f", which stage {edge.stage} does not make"
+    hint = did_you_mean(edge.artifact, names) if names else f"; stage {edge.stage} makes no data"
+    raise ConfigError(f"{path}.artifact is {edge.artifact!r}{found}{hint}")

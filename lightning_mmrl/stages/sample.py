@@ -1,0 +1,155 @@
+"""Samples completions of prompts with a policy that does not change, scores them, and keeps them in parts on disk."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning
+
+from lightning_mmrl.errors import RolloutError, StageError
+from lightning_mmrl.models.parallelize import Sharding
+from lightning_mmrl.models.policy import Policy
+from lightning_mmrl.protocols.ranks import ALONE, Ranks
+from lightning_mmrl.protocols.tensors import RolloutEngine
+from lightning_mmrl.rollout.sampling import group_seeds, refuse_broken
+from lightning_mmrl.stages.context import place
+from lightning_mmrl.stages.failures import refuse_failures
+from lightning_mmrl.stages.rollout_table import rows_of, write_table
+from lightning_mmrl.stages.scores import RewardSource, score_rollout
+from lightning_mmrl.types.batches import PromptBatch, Rollout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartStore:
+    """The table of an unfinished stage: one file for each batch, `part-000000.jsonl` and so on.
+
+    A part is written beside its place and renamed, so that a part that exists is whole.
+    """
+
+    directory: Path
+
+    def path(self, number: int) -> Path:
+        """The file of the part with a number."""
+        return self.directory / f"part-{number:06d}.jsonl"
+
+    def num_parts(self) -> int:
+        """How many parts are there, counted from the first one without a gap."""
+        number = 0
+        while self.path(number).is_file():
+            number += 1
+        return number
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplePlan:
+    """How much is sampled, and what is left of it.
+
+    Attributes:
+        group_size: Completions per prompt, G.
+        pass_component: The component of the reward that says whether a completion is right.
+        seed: Seed of the stage.
+        places: Place of each prompt in the data, by its id.
+        num_batches: Batches of the whole stage, and so parts.
+        num_done: Parts that an earlier process wrote; the loader begins after them.
+    """
+
+    group_size: int
+    pass_component: str
+    seed: int
+    places: Mapping[str, int]
+    num_batches: int
+    num_done: int = 0
+
+
+class SampleModule(lightning.LightningModule):
+    """Samples G completions of each prompt of the trainer's test loader, and writes one part for each batch.
+
+    The noise of a completion depends on (seed, prompt, sample) alone: not on the batch, the ranks or an interruption.
+
+    Args:
+        policy: The model, so that the trainer moves it to its device.
+        engine: Samples.
+        rewards: Scores the completions.
+        plan: How much is sampled.
+        parts: Where the parts are written, by rank 0.
+        ranks: The processes that share each batch.
+        sharding: How weights are spread over them; None if each has them all.
+        rank_local: Entered around work that is not synchronized across ranks.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        engine: RolloutEngine,
+        rewards: RewardSource,
+        *,
+        plan: SamplePlan,
+        parts: PartStore,
+        ranks: Ranks = ALONE,
+        sharding: Sharding | None = None,
+        rank_local: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        super().__init__()
+        self.policy = policy
+        self._engine = engine
+        self._rewards = rewards
+        self._plan = plan
+        self._parts = parts
+        self._ranks = ranks
+        self._sharding = sharding
+        self._rank_local = rank_local
+        self._num_parts = plan.num_done
+
+    def configure_model(self) -> None:
+        """Spreads the policy over the ranks."""
+        place(self, self.policy, self._ranks, self._sharding)
+
+    def on_test_start(self) -> None:
+        """Gives the engine the weights."""
+        self._engine.load_weights(self.policy, 0)
+
+    def test_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        """Samples this rank's share of a batch; rank 0 writes the part of all ranks.
+
+        Raises:
+            RolloutError: A rank could not sample; raised on all of them.
+            RewardError: Too many scores are invalid; raised on all ranks.
+        """
+        rollout, problem = None, None
+        with self._rank_local():
+            try:
+                rollout = self._sampled(batch)
+            except RolloutError as error:  # raised below, on all ranks: here the others would wait for this one
+                problem = error
+        problems = [each for each in self._ranks.gather(None if problem is None else str(problem)) if each is not None]
+        if problems or rollout is None:
+            raise problem or RolloutError(problems[0])
+        with self._rank_local():
+            scores = score_rollout(self._rewards, batch.samples, rollout)
+        refuse_failures(scores, self._rewards.max_invalid_rate, self._ranks)
+        shares = self._ranks.gather(rows_of(batch.samples, rollout, scores, self._plan.pass_component))
+        if self._ranks.rank == 0:
+            # A rank whose share of a batch would be empty repeats a prompt of another.
+            found = {row.sample.id: row for share in shares for row in share}
+            ordered = sorted(found.values(), key=lambda row: self._plan.places[row.sample.id])
+            write_table(self._parts.path(self._num_parts), ordered)
+        self._num_parts += 1
+
+    def on_test_epoch_end(self) -> None:
+        """Compares the number of parts with the number of batches, so that no loop ends early unnoticed.
+
+        Raises:
+            StageError: A part is missing.
+        """
+        if self._num_parts != self._plan.num_batches:
+            raise StageError(
+                f"{self._parts.directory} has {self._num_parts} of {self._plan.num_batches} parts: its loop ended "
+                "early; run the same command again"
+            )
+
+    def _sampled(self, prompts: PromptBatch) -> Rollout:
+        seeds = group_seeds(self._plan.seed, 0, [sample.id for sample in prompts.samples], self._plan.group_size)
+        rollout = self._engine.generate(prompts, group_size=self._plan.group_size, seeds=seeds)
+        refuse_broken(rollout.sampler_logprobs, prompts, self._plan.group_size)
+        return rollout
