@@ -16,6 +16,7 @@ from lightning_mmrl.tracking.journal import Entry, Journal
 from lightning_mmrl.tracking.mlflow import MlflowRun
 from lightning_mmrl.tracking.store import spool_folder
 from lightning_mmrl.types import redaction
+from lightning_mmrl.types.records import Artifact
 
 SECRET = "hunter22"
 URI = f"http://me:{SECRET}@127.0.0.1:9"
@@ -70,7 +71,7 @@ def test_a_server_that_is_not_there_is_named_without_it(capsys, tmp_path):
 def test_the_report_shows_the_address_without_it(capsys, tmp_path):
     outcome = SimpleNamespace(
         comparison=Comparison(results=[], gains=[]),
-        results=[SimpleNamespace(name="a", handoff="h", seconds={})],
+        results=[SimpleNamespace(name="a", handoff=Artifact(path="h", digest="d"), seconds={})],
         directory=tmp_path,
         tracking_uri=URI,
     )
