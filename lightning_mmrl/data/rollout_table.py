@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from lightning_mmrl.errors import DataError
-from lightning_mmrl.files import write_whole
+from lightning_mmrl.files import write_pieces
 from lightning_mmrl.settings.algorithm import RewardSettings
 from lightning_mmrl.types.records import Completion, MediaKind, MediaRef, Message, Role, Sample, Score
 
@@ -53,7 +53,7 @@ class RolloutRow:
 
 def write_table(path: Path, rows: Iterable[RolloutRow]) -> None:
     """Writes a table beside its place and renames it there: a table that exists is whole."""
-    write_whole(path, "".join(json.dumps(_as_json(row)) + "\n" for row in rows))
+    write_pieces(path, (f"{json.dumps(_as_json(row))}\n".encode() for row in rows))
 
 
 def table_files(table: Path) -> list[Path]:

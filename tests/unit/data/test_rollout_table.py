@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_mmrl.data.rollout_table import RolloutRow, read_table, table_files, write_table
+from lightning_mmrl.data.rollout_table import RolloutRow, iter_table, read_table, table_files, write_table
 from lightning_mmrl.errors import DataError
 from lightning_mmrl.types.records import Completion, MediaRef, Message, Sample, Score
 
