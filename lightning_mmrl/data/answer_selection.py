@@ -51,7 +51,7 @@ class Dropped:
 class Totals:
     """Counts of a selection; `num_kept` and the counts of `dropped` add up to `num_answers`.
 
-    Those of several selections are added by `+`.
+    `+` adds the totals of several selections.
 
     >>> one = Totals(num_prompts=1, num_prompts_kept=1, num_answers=2, num_kept=1, dropped={"wrong": 1})
     >>> (one + one).dropped, (one + one).num_answers
@@ -88,7 +88,7 @@ class Selection:
         """The counts of this prompt."""
         return Totals(
             num_prompts=1,
-            num_prompts_kept=bool(self.kept),
+            num_prompts_kept=int(bool(self.kept)),
             num_answers=len(self.row.completions),
             num_kept=len(self.kept),
             dropped=Counter(each.reason for each in self.dropped),
