@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +65,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_whole(path: Path, content: str | bytes, *, shared: bool = False, durable: bool = True) -> None:
-    """Writes a file atomically: to a temporary name, then renamed to its path.
+    """Writes a file atomically, see `write_pieces`.
 
     Args:
         path: Path of the file; missing folders are created.
@@ -76,14 +76,28 @@ def write_whole(path: Path, content: str | bytes, *, shared: bool = False, durab
     Raises:
         DiskError: The disk refuses; the file is as it was before.
     """
-    content = content.encode() if isinstance(content, str) else content
+    write_pieces(path, [content.encode() if isinstance(content, str) else content], shared=shared, durable=durable)
+
+
+def write_pieces(path: Path, pieces: Iterable[bytes], *, shared: bool = False, durable: bool = True) -> None:
+    """Writes a file atomically and piece by piece: to a temporary name, then renamed to its path.
+
+    Args:
+        path: Path of the file; missing folders are created.
+        pieces: The content; if making a piece fails, the file is as it was before.
+        shared: Several processes may write the same file at once.
+        durable: True to flush the file to the disk before the call returns.
+
+    Raises:
+        DiskError: The disk refuses; the file is as it was before.
+    """
     mark = f".{secrets.token_hex(4)}" if shared else ""
     temporary = path.with_name(f"{path.name}{mark}.tmp")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("wb") as file:
-                file.write(content)
+                file.writelines(pieces)
                 file.flush()
                 if durable:
                     os.fsync(file.fileno())

@@ -17,7 +17,7 @@ from lightning_mmrl.data.exclusions import EXCLUSIONS, Exclusions
 from lightning_mmrl.data.media.cache import MediaCache
 from lightning_mmrl.data.media.guard import GuardedDecoder
 from lightning_mmrl.data.pipeline import MediaPipeline
-from lightning_mmrl.errors import DataError
+from lightning_mmrl.errors import DataError, StageError
 from lightning_mmrl.evaluation.consistency import CueLexicon
 from lightning_mmrl.files import folder_beside, follow_umask, writing
 from lightning_mmrl.machine import explain_in_threads
@@ -152,9 +152,16 @@ class Assembly:
         poll = self.group.interruption.poll
         return HFEngine.of(policy, encoder=encoder, sampling=sampling, template=self.template, poll=poll)
 
-    def rollout_engine(self, policy: Policy, encoder: PromptEncoder, sampling: SamplingSettings) -> RolloutEngine:
-        """The engine that RL stages sample with."""
-        make = targets.build({**self.config.rollout, "_partial_": True}, "rollout")
+    def rollout_engine(
+        self,
+        policy: Policy,
+        encoder: PromptEncoder,
+        sampling: SamplingSettings,
+        own: tuple[str, Any] = ("rollout", None),
+    ) -> RolloutEngine:
+        """The engine that stages sample with: the run's, or a stage's own, given by its key and node."""
+        key, node = own if own[1] is not None else ("rollout", self.config.rollout)
+        make = targets.build({**node, "_partial_": True}, key)
         poll = self.group.interruption.poll
         return make(policy, encoder=encoder, sampling=sampling, template=self.template, poll=poll)
 
@@ -167,6 +174,26 @@ class Assembly:
         """
         folder = self.base_folder()
         facts_if_sealed(folder)
+        return folder
+
+    def starting_point(self, spec: StageSpec) -> Path:
+        """The checkpoint of a stage that starts from no other stage: its own, or the base model.
+
+        Raises:
+            StageError: The stage's own checkpoint is a path, and no Hugging Face folder is there.
+            DiskError: As in `base_folder`.
+        """
+        name = spec.settings.checkpoint
+        if name is None:
+            return self.base_folder()
+        folder = Path(name)
+        if not (folder / "config.json").is_file() and (
+            folder.exists() or folder.is_absolute() or len(folder.parts) != 2
+        ):
+            raise StageError(
+                f"stages.{spec.name}.checkpoint is {name}, which is no Hugging Face folder; give a stage's handoff "
+                "folder or a hub id"
+            )
         return folder
 
     def base_folder(self) -> Path:

@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightning_mmrl.app.stages import data_sources
+from lightning_mmrl.app.stages import data_module, data_sources
 from lightning_mmrl.curriculum.artifacts import sealed
-from lightning_mmrl.data.datamodules import OmniDataModule, balance_labels
+from lightning_mmrl.data.datamodules import balance_labels
 from lightning_mmrl.data.label_findings import label_findings
 from lightning_mmrl.data.prepared import check_turns
 from lightning_mmrl.data.schema import read_manifest
@@ -121,7 +121,7 @@ def uses(config: RunSettings) -> list[Use]:
         stage, path = config.stages[name], f"stages.{name}"
         found += _uses_of_stage(path, stage, config, stage.data.located(data.root))
         if isinstance(stage, StageSettings) and stage.validate_every and data.validation is not None:
-            module = _module(path, stage, config)
+            module = data_module(path, stage, config)
             found.append(evaluated(data.validation, data.validation_limit, (module.check_kinds, *judgeable)))
     if data.validation is not None:
         # Also if no stage is validated: the run writes down all manifests that its configuration names.
@@ -130,19 +130,13 @@ def uses(config: RunSettings) -> list[Use]:
     return found + [evaluated(manifest, config.evaluation.limit, judgeable) for manifest in sets]
 
 
-def _module(path: str, stage: NodeSettings, config: RunSettings) -> type[OmniDataModule]:
-    node = stage.data.module or config.data.module
-    key = f"{path}.data.module" if stage.data.module else "data.module"
-    return targets.build({**node, "_partial_": True}, key).func
-
-
 def _uses_of_stage(
     path: str, stage: NodeSettings, config: RunSettings, sources: Mapping[str, SourceSettings]
 ) -> list[Use]:
     """The uses of those sources of a stage that have a manifest."""
     supervised = kind_of(stage, path).supervised
     template, matcher = PromptTemplate(config.prompt), LabelMatcher(labels=tuple(config.data.labels))
-    module = _module(path, stage, config)
+    module = data_module(path, stage, config)
     checks = [module.check_kinds, partial(check_turns, template=template, supervised=supervised)]
     if stage.data.balance is not None:
         checks.append(partial(balance_labels, matcher=matcher))

@@ -52,11 +52,20 @@ def preflight(config: RunSettings) -> None:
             if adapter is not None:
                 check_targets(family.linear_layers(), adapter, f"stages.{name}.adapter")
     _check_takes("model.family.encoder", config.model.family["encoder"], ENCODER_GIVES)
-    _check_takes("rollout", config.rollout, ENGINE_GIVES)
+    preflight_engine("rollout", config.rollout)
     if config.model.build is not None:
         _check_takes("model.build", config.model.build, ("directory",))
     if config.data.build is not None:
         _check_takes("data.build", config.data.build, ("directory", "workers", "on_progress"))
+
+
+def preflight_engine(path: str, node: Mapping[str, Any]) -> None:
+    """Checks the arguments of an engine.
+
+    Raises:
+        ConfigError: As in `preflight`.
+    """
+    _check_takes(path, node, ENGINE_GIVES)
 
 
 def preflight_trained(path: str, stage: StageSettings, given: tuple[str, ...]) -> Any:

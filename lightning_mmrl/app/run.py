@@ -92,7 +92,7 @@ def _lead(
     """The run on rank 0, the only one that decides, writes and tracks."""
     config = parts.config
     resolved = directory / "config.yaml"
-    curriculum = Curriculum(name=config.run_name, stages=specs, base=parts.base_folder)
+    curriculum = Curriculum(name=config.run_name, stages=specs, base=parts.starting_point)
     orchestrator = StageOrchestrator(
         curriculum,
         directory,

@@ -20,7 +20,8 @@ from lightning_mmrl.protocols.tensors import PromptEncoder
 from lightning_mmrl.registry import targets
 from lightning_mmrl.registry.kinds import kind_of
 from lightning_mmrl.settings.data import SourceSettings
-from lightning_mmrl.settings.stage import StageSettings
+from lightning_mmrl.settings.run import RunSettings
+from lightning_mmrl.settings.stage import NodeSettings, StageSettings
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.tracking.lightning_logger import RunLogger
 from lightning_mmrl.training.callbacks.exact_state import ExactState
@@ -115,6 +116,16 @@ def data_sources(spec: StageSpec, inputs: Mapping[str, Path], root: str) -> dict
     return spec.settings.data.located(root, made)
 
 
+def data_module(path: str, stage: NodeSettings, config: RunSettings) -> type[OmniDataModule]:
+    """The DataModule of a stage, which says what kinds of media samples may have; `path` is the key of the stage."""
+    return _module_of_data(path, stage, config).func
+
+
+def _module_of_data(path: str, stage: NodeSettings, config: RunSettings) -> Any:
+    node, key = (stage.data.module, f"{path}.data.module") if stage.data.module else (config.data.module, "data.module")
+    return targets.build({**node, "_partial_": True}, key)
+
+
 def _policy(spec: StageSpec, stage: StageSettings, start_from: Path, encoder: PromptEncoder, parts: Assembly) -> Policy:
     temperature = stage.sampling.temperature if stage.sampling is not None else 1.0
     policy = parts.policy(start_from, encoder, temperature)
@@ -142,10 +153,7 @@ def _datamodule(
     if stage.validate_every and data.validation is not None:
         source = SourceSettings(manifest=data.validation, root=data.root, limit=data.validation_limit)
         validation = ValidationFeed(source=source, settings=parts.config.evaluation)
-    node = stage.data.module or data.module
-    path = f"stages.{spec.name}.data.module" if stage.data.module else "data.module"
-    make = targets.build({**node, "_partial_": True}, path)
-    return make(
+    return _module_of_data(f"stages.{spec.name}", stage, parts.config)(
         pipeline=parts.pipeline(encoder),
         template=parts.template,
         feed=feed,

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from lightning_mmrl.data.rollout_table import RolloutRow
 from lightning_mmrl.evaluation.rescoring import Rescoring
 from lightning_mmrl.evaluation.responses import response_stats
-from lightning_mmrl.stages.rollout_table import RolloutRow
 from lightning_mmrl.training.console import report_console
 from lightning_mmrl.types.records import Score
 

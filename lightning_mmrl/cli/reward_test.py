@@ -62,8 +62,8 @@ def rescore(request: Request) -> int:
     # Loaded here, so that `--help` and argument errors load no libraries.
     from lightning_mmrl.app.rewards import reward_pool
     from lightning_mmrl.cli.reward_report import print_rescoring
+    from lightning_mmrl.data.rollout_table import read_table, table_files, write_table
     from lightning_mmrl.evaluation.rescoring import compare_scores
-    from lightning_mmrl.stages.rollout_table import read_table, table_files, write_table
     from lightning_mmrl.training.console import ConsoleProgress
 
     rows = [row for path in table_files(request.table) for row in read_table(path)]

@@ -16,7 +16,7 @@ from lightning_mmrl.settings.stage import BASE, StageSettings
 from lightning_mmrl.types.records import WEIGHTS, StageSpec
 from lightning_mmrl.types.redaction import redacted_tree
 
-NOT_DECISIVE = ("gate", "max_bad_steps", "rollout_table_every", "start_from")
+NOT_DECISIVE = ("checkpoint", "gate", "max_bad_steps", "rollout_table_every", "start_from")
 """Keys of a stage that its outcome does not depend on."""
 
 
@@ -36,7 +36,7 @@ def stage_specs(config: RunSettings, data: Mapping[str, Mapping[str, str]] | Non
     complete = []
     for spec in specs:
         place = place_among_trained(spec, specs)
-        content = {**_decisive(config, spec.name), "starts_from": spec.source or BASE}
+        content = {**_decisive(config, spec.name), "starts_from": spec.settings.checkpoint or spec.source or BASE}
         content |= {} if place is None else {"index": place}
         content |= {f"data.{key}": digest for key, digest in (data or {}).get(spec.name, {}).items()}
         led_here = {"content": content, "history": history[spec.source]}

@@ -52,7 +52,7 @@ def usual_inputs(settings: NodeSettings) -> dict[str, Edge]:
     """The inputs that any kind may have: the weights of `start_from`, and sources of data that other stages make."""
     sources = settings.data.sources.items()
     data = {f"data.sources.{name}": Edge(each.stage, each.artifact or "") for name, each in sources if each.stage}
-    return {WEIGHTS: Edge(settings.start_from, HANDOFF), **data}
+    return {WEIGHTS: Edge(BASE if settings.checkpoint else settings.start_from, HANDOFF), **data}
 
 
 def place_among_trained(spec: StageSpec, specs: Iterable[StageSpec]) -> int | None:

@@ -33,11 +33,11 @@ from lightning_mmrl.types.records import HANDOFF, WEIGHTS, Artifact, StageResult
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curriculum:
-    """Stages in order, and the function that gives the folder of the base model."""
+    """Stages in order, and a function that gives the checkpoint of a stage that starts from no other stage."""
 
     name: str
     stages: Sequence[StageSpec]
-    base: Callable[[], Path]
+    base: Callable[[StageSpec], Path]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,7 +200,7 @@ class StageOrchestrator:
         """Has the job write its artifacts, and seals them."""
         lineage: dict[str, Any] = {
             "stage": spec.name,
-            "started_from": spec.settings.start_from,
+            "started_from": spec.settings.checkpoint or spec.settings.start_from,
             "input_digest": inputs[WEIGHTS].digest,
             "input_seal": inputs[WEIGHTS].seal,
             "steps": training.num_steps,
@@ -311,7 +311,7 @@ class StageOrchestrator:
 
     def _inputs(self, spec: StageSpec) -> dict[str, Input]:
         """The folders that a stage reads, after checking their files."""
-        inputs = {} if spec.source is not None else {WEIGHTS: _base_input(self._curriculum.base())}
+        inputs = {} if spec.source is not None else {WEIGHTS: _base_input(self._curriculum.base(spec))}
         for key, edge in spec.inputs.items():
             record = self._manifest.stages[edge.stage].result.artifacts[edge.artifact]
             folder = self._directory / record.path

@@ -110,25 +110,40 @@ class OmniDataModule(lightning.LightningDataModule):
         self._further: Iterator[list[Draw]] | None = None
         self._num_refills = 0
 
-        def opened(source: SourceSettings, supervised: bool) -> PreparedSet:
-            samples = read_manifest(source.path, source.media_folder)[: source.limit]
-            self.check_kinds(source.manifest, samples)
-            found = PreparedSet(
-                samples,
-                media_root=source.media_folder,
-                pipeline=pipeline,
-                template=template,
-                supervised=supervised,
-                exclusions=exclusions,
-            )
-            found.check(source.manifest)
-            return found
-
-        self.train_sets = tuple(opened(source, self._supervised) for source in feed.sources.values())
-        self.validation_set = opened(validation.source, False) if validation else None
+        opened = partial(self.open_source, pipeline=pipeline, template=template, exclusions=exclusions)
+        self.train_sets = tuple(opened(source, supervised=self._supervised) for source in feed.sources.values())
+        self.validation_set = opened(validation.source, supervised=False) if validation else None
         if feed.settings.data.balance is not None:
             for source, found in zip(feed.sources.values(), self.train_sets, strict=True):
                 balance_labels(source.manifest, found.samples, feed.matcher)
+
+    @classmethod
+    def open_source(
+        cls,
+        source: SourceSettings,
+        *,
+        pipeline: MediaPipeline,
+        template: PromptTemplate,
+        exclusions: Exclusions | None,
+        supervised: bool,
+    ) -> PreparedSet:
+        """Reads and checks the samples of a source; no medium is decoded yet.
+
+        Raises:
+            DataError: The manifest is unusable, or has media that this module or the model does not accept.
+        """
+        samples = read_manifest(source.path, source.media_folder)[: source.limit]
+        cls.check_kinds(source.manifest, samples)
+        found = PreparedSet(
+            samples,
+            media_root=source.media_folder,
+            pipeline=pipeline,
+            template=template,
+            supervised=supervised,
+            exclusions=exclusions,
+        )
+        found.check(source.manifest)
+        return found
 
     def prepare_data(self) -> None:
         """Decodes and encodes all media that are not in the cache."""
@@ -294,20 +309,22 @@ _BY_KINDS = (TextDataModule, ImageDataModule, AudioDataModule, VideoDataModule, 
 
 
 def eval_loader(
-    prepared: PreparedSet,
+    prepared: PreparedSet | JoinedSets,
     *,
     batch_size: int,
     pad_token_id: int,
     variant: Variant = "full",
     share: Share | None = None,
+    first: int = 0,
 ) -> "DataLoader[Any]":
     """A loader of `PromptBatch` batches with every sample of a set once, in order.
 
     Each rank gets its share of every batch, so that all ranks take the same number of steps. A rank whose share would
-    be empty gets the first sample of the batch, which another rank evaluates as well.
+    be empty gets the first sample of the batch, which another rank evaluates as well. The loader leaves out the batches
+    before the one with the number `first`.
     """
     draws = [Draw(index=index, serial=index, variant=variant) for index in range(len(prepared))]
-    whole = [draws[start : start + batch_size] for start in range(0, len(draws), batch_size)]
+    whole = [draws[start : start + batch_size] for start in range(first * batch_size, len(draws), batch_size)]
     own = share or Share()
     batches: Sequence[list[Draw]] = [own.of(batch) or batch[:1] for batch in whole]
     return DataLoader(prepared, batch_sampler=batches, collate_fn=partial(collate_prompts, pad_token_id=pad_token_id))

@@ -24,6 +24,7 @@ from lightning_mmrl.prompts.template import control_token, control_token_refusal
 from lightning_mmrl.types.records import MediaKind, MediaRef, Message, Sample
 
 MEDIA_COLUMNS: Mapping[str, MediaKind] = {"images": "image", "videos": "video", "audios": "audio"}
+COLUMN_OF: Mapping[MediaKind, str] = {kind: column for column, kind in MEDIA_COLUMNS.items()}
 MAX_LINE_BYTES = 16 * 2**20
 
 _KNOWN = {"id", "solution", "speaker", "split", "start", "end", *MEDIA_COLUMNS, *MEDIA_COLUMNS.values()}
@@ -137,9 +138,11 @@ def scan_manifest(
     seen: dict[str, int] = {}
     for number, encoded in _lines(path, on_bytes):
         try:
-            sample = _sample(encoded, media_root, default_id=f"{path.stem}-{number:06d}")
+            sample = parse_line(encoded, default_id=f"{path.stem}-{number:06d}")
             if sample is None:
                 continue
+            for ref in sample.media:
+                _real_file(ref.path, media_root)
             if sample.id in seen:
                 reason = f"id {quoted(sample.id)} was used on line {seen[sample.id]}; make ids unique"
                 raise LineError("repeated id", reason)
@@ -148,6 +151,26 @@ def scan_manifest(
         else:
             seen[sample.id] = number
             yield Entry(file=str(path), line=number, sample=sample)
+
+
+def parse_line(encoded: bytes, default_id: str) -> Sample | None:
+    """Parses a line, and does not look for its media files; None for a blank line.
+
+    Raises:
+        LineError: The line is malformed.
+    """
+    if len(encoded) > MAX_LINE_BYTES:
+        raise LineError("not JSON", f"longer than {MAX_LINE_BYTES} bytes; keep media in files and name their paths")
+    try:
+        line = encoded.decode("utf-8-sig")
+        if not line.strip():
+            return None
+        row = json_object(line)
+    except UnicodeDecodeError as error:
+        raise LineError("not JSON", f"not UTF-8 text ({error}); save the manifest as UTF-8") from error
+    except DataError as error:
+        raise LineError("not JSON", str(error)) from error
+    return _parse(row, default_id)
 
 
 def resolve_media(path: str, media_root: Path, place: str) -> Path:
@@ -176,25 +199,6 @@ def _lines(path: Path, on_bytes: Callable[[bytes], object]) -> Iterator[tuple[in
                     on_bytes(encoded)
     except OSError as error:
         raise DataError(f"manifest {path} cannot be read ({error.strerror}); check the file and its rights") from error
-
-
-def _sample(encoded: bytes, media_root: Path, default_id: str) -> Sample | None:
-    """Parses a line and checks that its media files exist; None for a blank line."""
-    if len(encoded) > MAX_LINE_BYTES:
-        raise LineError("not JSON", f"longer than {MAX_LINE_BYTES} bytes; keep media in files and name their paths")
-    try:
-        line = encoded.decode("utf-8-sig")
-        if not line.strip():
-            return None
-        row = json_object(line)
-    except UnicodeDecodeError as error:
-        raise LineError("not JSON", f"not UTF-8 text ({error}); save the manifest as UTF-8") from error
-    except DataError as error:
-        raise LineError("not JSON", str(error)) from error
-    sample = _parse(row, default_id)
-    for ref in sample.media:
-        _real_file(ref.path, media_root)
-    return sample
 
 
 def _parse(row: Mapping[str, Any], default_id: str) -> Sample:

@@ -130,6 +130,7 @@ PLACES: Mapping[str, str] = {
     "data.module": "data module",
     "data.build": "generator",
     "rollout": "engine",
+    "stages.*.rollout": "engine",
     "stages.*.module": "stage module",
     "stages.*.data.module": "data module",
     "stages.*.optimizer": "optimizer",

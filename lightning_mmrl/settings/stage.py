@@ -89,6 +89,8 @@ class NodeSettings:
     """sft, rl or sample; or the import path of a module of your own that holds a `KIND`."""
     start_from: str = PREVIOUS
     """base, previous (the last trained stage before) or the name of an earlier trained stage."""
+    checkpoint: str | None = setting(None, texts=False)
+    """Folder or hub id that the stage starts from, in the place of `start_from`; null: `start_from` says it."""
     data: StageDataSettings = field(default_factory=StageDataSettings)
     """The samples that the stage reads."""
     sampling: SamplingSettings | None = None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import lightning
 
+from lightning_mmrl.data.rollout_table import write_table
 from lightning_mmrl.errors import RolloutError, StageError
 from lightning_mmrl.models.parallelize import Sharding
 from lightning_mmrl.models.policy import Policy
@@ -15,7 +16,7 @@ from lightning_mmrl.protocols.tensors import RolloutEngine
 from lightning_mmrl.rollout.sampling import group_seeds, refuse_broken
 from lightning_mmrl.stages.context import place
 from lightning_mmrl.stages.failures import refuse_failures
-from lightning_mmrl.stages.rollout_table import rows_of, write_table
+from lightning_mmrl.stages.rollout_table import rows_of
 from lightning_mmrl.stages.scores import RewardSource, score_rollout
 from lightning_mmrl.types.batches import PromptBatch, Rollout
 
@@ -51,7 +52,6 @@ class SamplePlan:
         seed: Seed of the stage.
         places: Place of each prompt in the data, by its id.
         num_batches: Batches of the whole stage, and so parts.
-        num_done: Parts that an earlier process wrote; the loader begins after them.
     """
 
     group_size: int
@@ -59,7 +59,6 @@ class SamplePlan:
     seed: int
     places: Mapping[str, int]
     num_batches: int
-    num_done: int = 0
 
 
 class SampleModule(lightning.LightningModule):
@@ -76,6 +75,9 @@ class SampleModule(lightning.LightningModule):
         ranks: The processes that share each batch.
         sharding: How weights are spread over them; None if each has them all.
         rank_local: Entered around work that is not synchronized across ranks.
+
+    Attributes:
+        num_parts: Parts on disk; the loader begins after those of an earlier process.
     """
 
     def __init__(
@@ -99,7 +101,7 @@ class SampleModule(lightning.LightningModule):
         self._ranks = ranks
         self._sharding = sharding
         self._rank_local = rank_local
-        self._num_parts = plan.num_done
+        self.num_parts = 0
 
     def configure_model(self) -> None:
         """Spreads the policy over the ranks."""
@@ -133,8 +135,8 @@ class SampleModule(lightning.LightningModule):
             # A rank whose share of a batch would be empty repeats a prompt of another.
             found = {row.sample.id: row for share in shares for row in share}
             ordered = sorted(found.values(), key=lambda row: self._plan.places[row.sample.id])
-            write_table(self._parts.path(self._num_parts), ordered)
-        self._num_parts += 1
+            write_table(self._parts.path(self.num_parts), ordered)
+        self.num_parts += 1
 
     def on_test_epoch_end(self) -> None:
         """Compares the number of parts with the number of batches, so that no loop ends early unnoticed.
@@ -142,9 +144,9 @@ class SampleModule(lightning.LightningModule):
         Raises:
             StageError: A part is missing.
         """
-        if self._num_parts != self._plan.num_batches:
+        if self.num_parts != self._plan.num_batches:
             raise StageError(
-                f"{self._parts.directory} has {self._num_parts} of {self._plan.num_batches} parts: its loop ended "
+                f"{self._parts.directory} has {self.num_parts} of {self._plan.num_batches} parts: its loop ended "
                 "early; run the same command again"
             )
 

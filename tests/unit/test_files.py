@@ -7,7 +7,7 @@ import os
 import pytest
 
 from lightning_mmrl.errors import DiskError, OutOfMemoryError, StageError
-from lightning_mmrl.files import dispensable, folder_beside, read_json, take_missing, write_whole, writing
+from lightning_mmrl.files import dispensable, folder_beside, read_json, take_missing, write_pieces, write_whole, writing
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'"\xff"', b"[" * 100_000, b'{"a":' * 100_000])
@@ -53,6 +53,19 @@ def test_a_write_that_is_cut_off_leaves_what_was_there(tmp_path):
         write_whole(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_piece_that_cannot_be_made_leaves_what_was_there(tmp_path):
+    path = tmp_path / "train.jsonl"
+    write_pieces(path, iter([b"one\n", b"two\n"]))
+
+    def pieces():
+        yield b"three\n" * 100_000
+        raise StageError("no fourth line")
+
+    with pytest.raises(StageError, match="no fourth line"):
+        write_pieces(path, pieces())
+    assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [("train.jsonl", "one\ntwo\n")]
 
 
 def test_a_file_that_a_killed_process_left_is_replaced(tmp_path):

@@ -15,7 +15,7 @@ from lightning_mmrl.data.formats.splits import assign_splits
 from lightning_mmrl.data.formats.turns import TURN_COLUMNS
 from lightning_mmrl.data.label_findings import label_findings
 from lightning_mmrl.data.media.examine import Guard
-from lightning_mmrl.data.schema import Problem, label_matcher
+from lightning_mmrl.data.schema import COLUMN_OF, Problem, label_matcher
 from lightning_mmrl.errors import ConfigError, DataError
 from lightning_mmrl.prompts.template import DEFAULT_QUESTION, question_about
 from lightning_mmrl.types.records import MediaKind
@@ -23,7 +23,6 @@ from lightning_mmrl.types.records import MediaKind
 SPLITS = ("train", "validation", "test")
 MANIFESTS = (*SPLITS, "cold_start")
 
-_COLUMNS = {"image": "images", "video": "videos", "audio": "audios"}
 _RESERVED = TURN_COLUMNS | frozenset(
     {"images", "videos", "audios", "image", "video", "audio", "solution", "labels"}
     | {"speaker", "split", "start", "end", "id"}
@@ -224,7 +223,7 @@ def _rows(clips: Sequence[Clip], splits: Sequence[str], prefix: str, question: s
         row: dict[str, Any] = {
             "id": name if times[name] == 1 else f"{name}-line{clip.row.line}",
             "messages": [{"role": "user", "content": question_about(clip.kinds, question)}],
-            **{_COLUMNS[kind]: [prefix + clip.path] for kind in clip.kinds},
+            **{COLUMN_OF[kind]: [prefix + clip.path] for kind in clip.kinds},
             "solution": clip.row.label,
             "speaker": clip.row.speaker,
             "split": split,

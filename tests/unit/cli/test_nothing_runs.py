@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from lightning_mmrl.cli.main import main
 from lightning_mmrl.config.compose import compose
-from lightning_mmrl.stages.rollout_table import RolloutRow, write_table
+from lightning_mmrl.data.rollout_table import RolloutRow, write_table
 from lightning_mmrl.types.records import Completion, Message, Sample, Score
 
 HEAD = "# @package _global_\n"

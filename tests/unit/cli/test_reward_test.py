@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from lightning_mmrl.cli.main import main
 from lightning_mmrl.config.compose import compose
-from lightning_mmrl.stages.rollout_table import RolloutRow, read_table, write_table
+from lightning_mmrl.data.rollout_table import RolloutRow, read_table, write_table
 from lightning_mmrl.types.records import Completion, Message, Sample, Score
 
 HERE = Path(__file__).parent

@@ -16,6 +16,7 @@ from lightning_mmrl.algorithms.schedules import WarmupConstant
 from lightning_mmrl.algorithms.selection.accuracy_band import AccuracyBand
 from lightning_mmrl.algorithms.selection.has_signal import HasSignal
 from lightning_mmrl.data.collate import collate_prompts
+from lightning_mmrl.data.rollout_table import read_table
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.pool import InlineRewards
 from lightning_mmrl.rollout.scripted import ScriptedEngine
@@ -26,7 +27,7 @@ from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.stages.experience import Experience
 from lightning_mmrl.stages.grpo import GRPOModule
 from lightning_mmrl.stages.join import join_prompts, join_rollouts, select_rollout
-from lightning_mmrl.stages.rollout_table import RolloutTable, read_table
+from lightning_mmrl.stages.rollout_table import RolloutTable
 from lightning_mmrl.tracking.lightning_logger import RunLogger
 from lightning_mmrl.tracking.null import NullRun
 from lightning_mmrl.training.trainer import training_trainer

@@ -1,0 +1,308 @@
+"""Sampling: K completions of each prompt from any checkpoint, scored, as a rollout table and as training data.
+
+The stage makes two artifacts: `rollouts`, the table of all completions, and `own`, a manifest of the right answers that
+`keep` selects, for a stage of supervised training.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from lightning_mmrl.config.checks.answers import check_answer_selection
+from lightning_mmrl.config.checks.values import check_rewards
+from lightning_mmrl.curriculum.graph import usual_inputs
+from lightning_mmrl.errors import ConfigError, DataError
+from lightning_mmrl.protocols.plain import StageJob, TrackedRun
+from lightning_mmrl.settings.data import DropoutSettings, SourceSettings
+from lightning_mmrl.settings.rules import require
+from lightning_mmrl.settings.run import RunSettings
+from lightning_mmrl.settings.selection import SelectionSettings
+from lightning_mmrl.settings.setting import setting, target
+from lightning_mmrl.settings.stage import NodeSettings
+from lightning_mmrl.types.records import WEIGHTS, ArtifactType, Edge, StageSpec, Training
+
+if TYPE_CHECKING:
+    from lightning_mmrl.app.assembly import Assembly
+    from lightning_mmrl.data.rollout_table import RolloutRow
+    from lightning_mmrl.stages.sample import PartStore, SampleModule, SamplePlan
+    from lightning_mmrl.training.group import RankGroup
+
+OWN, ROLLOUTS = "own", "rollouts"
+
+
+@dataclass
+class SampleSettings(NodeSettings):
+    """One stage that samples completions and trains nothing."""
+
+    group_size: int = setting(8, at_least=1)
+    """Completions per prompt, K."""
+    rollout: Any = target(None)
+    """`_target_` of the engine; null: the engine of the run."""
+    keep: SelectionSettings = field(default_factory=SelectionSettings)
+    """Which right answers the artifact `own` has."""
+
+
+class SampleKind:
+    """Implements `StageKind`."""
+
+    settings = SampleSettings
+    supervised = False
+
+    def inputs(self, stage: SampleSettings) -> Mapping[str, Edge]:
+        """Weights, and data that other stages made."""
+        return usual_inputs(stage)
+
+    def outputs(self, stage: SampleSettings) -> Mapping[str, ArtifactType]:
+        """The table of all completions, and the selected answers."""
+        return {ROLLOUTS: "table", OWN: "manifest"}
+
+    def describe(self, stage: SampleSettings) -> str:
+        """The completions of each prompt."""
+        return f"{stage.group_size} completions of each prompt, {stage.data.batch_size} prompts at once"
+
+    def check(self, path: str, stage: SampleSettings, config: RunSettings) -> None:
+        """Refuses missing parts, and keys of training data, which the stage would ignore."""
+        for part in ("sampling", "rewards"):
+            if getattr(stage, part) is None:
+                raise ConfigError(f"{path}.{part}: is missing; a sample stage needs it, take it from stage/sample")
+        assert stage.rewards is not None
+        check_rewards(f"{path}.rewards", stage.rewards)
+        check_answer_selection(f"{path}.keep", stage.keep)
+        require(
+            stage.data.balance is None, f"{path}.data.balance", stage.data.balance, "null: each prompt is drawn once"
+        )
+        dropout = stage.data.modality_dropout
+        require(dropout == DropoutSettings(), f"{path}.data.modality_dropout", dropout, "0: samples keep their media")
+        for name, source in stage.data.sources.items():
+            require(
+                source.weight == 1, f"{path}.data.sources.{name}.weight", source.weight, "1: each prompt is drawn once"
+            )
+
+    def preflight(self, path: str, stage: SampleSettings) -> None:
+        """Builds the rewards, and checks the arguments of the engine."""
+        from lightning_mmrl.app.preflight import preflight_engine, preflight_rewards
+
+        preflight_rewards(path, stage.rewards)
+        if stage.rollout is not None:
+            preflight_engine(f"{path}.rollout", stage.rollout)
+
+    def build(
+        self, spec: StageSpec, inputs: Mapping[str, Path], directory: Path, run: TrackedRun, parts: "Assembly"
+    ) -> StageJob:
+        """A LightningModule that samples, its prompts and its Trainer."""
+        # Imported here, since configurations are checked without torch.
+        from lightning_mmrl.app.rewards import training_rewards
+        from lightning_mmrl.app.stages import data_module, data_sources
+        from lightning_mmrl.curriculum.attempt import STATES
+        from lightning_mmrl.data.datamodules import eval_loader
+        from lightning_mmrl.data.prepared import JoinedSets
+        from lightning_mmrl.data.sampler import Share
+        from lightning_mmrl.stages.sample import PartStore, SampleModule, SamplePlan
+        from lightning_mmrl.training.callbacks.progress import EvaluationProgress
+        from lightning_mmrl.training.strategies import ranks_of, sharding_of
+        from lightning_mmrl.training.trainer import evaluation_trainer, prepare_process
+
+        path, stage, checkpoint = f"stages.{spec.name}", spec.settings, inputs[WEIGHTS]
+        assert isinstance(stage, SampleSettings)
+        assert stage.sampling is not None
+        assert stage.rewards is not None
+        prepare_process(stage.trainer, spec.seed)
+        encoder = parts.encoder(checkpoint)
+        policy = parts.policy(checkpoint, encoder, stage.sampling.temperature)
+        sources = data_sources(spec, inputs, parts.config.data.root)
+        pipeline = parts.pipeline(encoder)
+        kinds = data_module(path, stage, parts.config)
+        sets = [
+            kinds.open_source(
+                source, pipeline=pipeline, template=parts.template, exclusions=parts.exclusions, supervised=False
+            )
+            for source in sources.values()
+        ]
+        for source, prompts in zip(sources.values(), sets, strict=True):
+            prompts.prepare(source.manifest, parts.monitor)
+        store, size = PartStore(directory=directory / STATES), stage.data.batch_size
+        places = _places(path, [sample.id for prompts in sets for sample in prompts.samples])
+        plan = SamplePlan(
+            group_size=stage.group_size,
+            pass_component=stage.rewards.pass_component,
+            seed=spec.seed,
+            places=places,
+            num_batches=-(-len(places) // size),
+        )
+        resources = ExitStack()
+        engine = parts.rollout_engine(policy, encoder, stage.sampling, (f"{path}.rollout", stage.rollout))
+        resources.callback(engine.close)
+        module = SampleModule(
+            policy,
+            engine,
+            resources.enter_context(training_rewards(stage.rewards, f"{path}.rewards")),
+            plan=plan,
+            parts=store,
+            ranks=ranks_of(stage.trainer),
+            sharding=sharding_of(stage.trainer),
+            rank_local=parts.group.interruption.rank_local,
+        )
+        share = Share(rank=parts.group.rank, world_size=parts.group.world_size)
+        pad = encoder.pad_token_id
+        loader = partial(eval_loader, JoinedSets(sets), batch_size=size, pad_token_id=pad, share=share)
+        progress = EvaluationProgress(parts.console, parts.title(spec))
+        trainer = evaluation_trainer(stage.trainer, directory=directory, callbacks=[progress])
+        return SampleJob(
+            trainer=trainer,
+            module=module,
+            loader=loader,
+            store=store,
+            plan=plan,
+            keep=stage.keep,
+            media_root=_media_root(path, sources),
+            group=parts.group,
+            say=lambda message: parts.console.say(f"{parts.title(spec)}: {message}"),
+            resources=resources,
+        )
+
+
+def _places(path: str, ids: Sequence[str]) -> dict[str, int]:
+    """The place of each prompt, by its id.
+
+    Raises:
+        DataError: Two prompts have the same id, so that their answers could not be told apart.
+    """
+    places = {name: place for place, name in enumerate(ids)}
+    if len(places) < len(ids):
+        twice = next(name for place, name in enumerate(ids) if places[name] != place)
+        raise DataError(
+            f"{path}.data: two prompts have the id {twice!r}; give each its own, or sample them in two stages"
+        )
+    return places
+
+
+def _media_root(path: str, sources: Mapping[str, SourceSettings]) -> str:
+    """The folder that paths of media are relative to.
+
+    Raises:
+        ConfigError: The sources have several.
+    """
+    roots = sorted({str(source.media_folder) for source in sources.values()})
+    if len(roots) > 1:
+        raise ConfigError(
+            f"{path}.data.sources have media below {' and '.join(roots)}, and a table has one media root; sample the "
+            "sources in several stages"
+        )
+    return roots[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleJob:
+    """Implements `StageJob`: samples all prompts, then writes the two artifacts.
+
+    Attributes:
+        trainer: Runs the loop over batches.
+        module: Samples, scores and writes parts.
+        loader: Gives the loader of batches from the one with the number `first`.
+        store: The parts.
+        plan: How much is sampled.
+        keep: Which right answers are training data.
+        media_root: Folder that paths of media are relative to.
+        group: The ranks; rank 0 writes.
+        say: Shows the user a line.
+        resources: Resources to close when sampling ends, whether or not it fails.
+    """
+
+    trainer: Any
+    module: "SampleModule"
+    loader: Callable[..., Any]
+    store: "PartStore"
+    plan: "SamplePlan"
+    keep: SelectionSettings
+    media_root: str
+    group: "RankGroup"
+    say: Callable[[str], None]
+    resources: ExitStack
+
+    def run(self) -> Training:
+        """Samples what is left, and returns the shares over all prompts.
+
+        Raises:
+            KeyboardInterrupt: The run was interrupted.
+            StageError: The loop ended early.
+        """
+        from lightning_mmrl.training.job import raising_interrupts
+
+        done = self.module.num_parts = self.group.broadcast(self.store.num_parts())
+        if done:
+            self.say(f"continuing after {done} of {self.plan.num_batches} batches")
+        with self.resources, raising_interrupts():
+            if done < self.plan.num_batches:
+                self.trainer.test(self.module, dataloaders=self.loader(first=done), verbose=False)
+        return Training(metrics=self._metrics() if self.group.leads else {}, num_steps=self.plan.num_batches)
+
+    def export(self, artifact: str, directory: Path) -> Mapping[str, Any]:
+        """Writes the table or the selected answers; the facts say where media are, and count the prompts and answers.
+
+        Raises:
+            DataError: A part is damaged.
+            DiskError: The disk refuses.
+        """
+        from lightning_mmrl.data.answer_selection import REASONS, Totals, select_answers
+        from lightning_mmrl.data.manifest_lines import write_manifest
+        from lightning_mmrl.data.rollout_table import write_table
+        from lightning_mmrl.files import write_whole
+
+        if not self.group.leads:
+            return {}
+        facts: dict[str, Any] = {"artifact": artifact, "media_root": self.media_root}
+        if artifact == ROLLOUTS:
+            for number in range(self.plan.num_batches):
+                write_table(self._path(directory, number), self._rows(number))
+            prompts = len(self.plan.places)
+            return facts | {"counts": {"kept": prompts, "completions": prompts * self.plan.group_size}}
+        name, totals = f"{OWN}.jsonl", Totals()
+        found = list(select_answers(self._all_rows(), self.keep))
+        for selection in found:
+            totals += selection.totals
+        kept = [each.sample for selection in found for each in selection.kept]
+        if kept:
+            write_manifest(directory / name, kept)
+        else:
+            write_whole(directory / name, "")
+        counts = {"kept": totals.num_kept, **{each: totals.dropped[each] for each in REASONS if each in totals.dropped}}
+        return facts | {"manifest": name, "counts": counts}
+
+    def _path(self, directory: Path, number: int) -> Path:
+        return directory / self.store.path(number).name
+
+    def _rows(self, number: int) -> "Iterator[RolloutRow]":
+        from lightning_mmrl.data.rollout_table import iter_table
+
+        return iter_table(self.store.path(number))
+
+    def _all_rows(self) -> "Iterator[RolloutRow]":
+        for number in range(self.plan.num_batches):
+            yield from self._rows(number)
+
+    def _metrics(self) -> dict[str, float]:
+        """Shares and means over all prompts and completions."""
+        rates, lengths, truncated, valid = [], [], 0, 0
+        for row in self._all_rows():
+            rates += [row.pass_rate] if row.pass_rate is not None else []
+            lengths += [completion.num_tokens for completion in row.completions]
+            truncated += sum(completion.truncated for completion in row.completions)
+            valid += sum(score.valid for score in row.scores)
+        metrics = {
+            "rollout/length_mean": fmean(lengths),
+            "rollout/truncated": truncated / len(lengths),
+            "rollout/invalid_scores": 1 - valid / len(lengths),
+        }
+        solved = {
+            "pass_rate": rates,
+            "solved": [rate == 1 for rate in rates],
+            "unsolved": [rate == 0 for rate in rates],
+        }
+        return metrics | {f"rollout/{name}": fmean(values) for name, values in solved.items() if values}
+
+
+KIND = SampleKind()

@@ -1,0 +1,29 @@
+"""Keys of a selection: which sampled answers become training data."""
+
+from dataclasses import dataclass
+
+from lightning_mmrl.settings.setting import setting
+
+ORDERS = ("first", "shortest", "longest")
+
+
+@dataclass
+class SelectionSettings:
+    """Which of the right answers to a prompt are kept."""
+
+    max_per_prompt: int = setting(1, at_least=1)
+    """Answers kept for a prompt."""
+    deduplicate: bool = True
+    """Keep only one of several answers that differ in nothing but Unicode forms (NFKC) and whitespace."""
+    min_tokens: int | None = setting(None, at_least=1)
+    """Tokens of the shortest answer that is kept; null: any number."""
+    max_tokens: int | None = setting(None, at_least=1)
+    """Tokens of the longest answer that is kept; null: any number."""
+    order: str = setting("first", choices=ORDERS)
+    """Which answers are preferred, of equal texts too: the first sampled, the shortest or the longest in tokens."""
+    min_pass_rate: float | None = setting(None, at_least=0, at_most=1)
+    """Smallest share of right answers of a prompt that is kept; null: any."""
+    max_pass_rate: float | None = setting(None, at_least=0, at_most=1)
+    """Largest share of right answers of a prompt that is kept; null: any."""
+    truncated: bool = False
+    """Keep also right answers that the length limit ended."""
