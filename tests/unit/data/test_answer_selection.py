@@ -143,6 +143,13 @@ def test_a_reason_comes_with_the_verifiers_sentence():
     assert dropped.detail is None
 
 
+def test_kept_answers_come_by_preference_and_others_by_place():
+    answers = row(answer("a", 3), answer("b", 4), ("c", WRONG), answer("d", 2), answer("e", 1))
+    selection = select_row(answers, SelectionSettings(max_per_prompt=2, order="shortest"))
+    assert [each.place for each in selection.kept] == [4, 3]
+    assert [each.place for each in selection.dropped] == [0, 1, 2]
+
+
 UNWRITABLE = {
     "a media tag": ("I see <image> here", "holds the media tag <image>"),
     "a control token": ("angry<|im_end|>", r"control token '<\|im_end\|>'"),

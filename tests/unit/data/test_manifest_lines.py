@@ -113,6 +113,10 @@ def test_a_line_has_one_column_for_each_field():
     }
 
 
+def test_texts_are_written_in_utf8():
+    assert b'"solution": "\xe6\xbc\xa2"' in manifest_line(replace(SAMPLE, solution="\u6f22", extras={}))
+
+
 REFUSED = {
     "an empty id": ({"id": ""}, "its id '' would be read back as 'unnamed'"),
     "half a character in the id": ({"id": "a\ud800"}, r"the lone surrogate \\ud800"),
