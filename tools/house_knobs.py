@@ -14,9 +14,38 @@ from dataclasses import dataclass
 from pathlib import Path
 
 COINCIDENCES: Mapping[str, str] = {
+    **dict.fromkeys(("SamplePlan.seed", "StageSpec.seed"), "a stage's own, which follows from the run's"),
+    **dict.fromkeys(
+        (
+            "EncodingCheck.media_root",
+            "Inventory.media_root",
+            "PreparedSet.media_root",
+            "Publication.media_root",
+            "SampleJob.media_root",
+        ),
+        "the folder of one set of media, wherever the set was named",
+    ),
+    **dict.fromkeys(
+        (
+            "Edge.artifact",
+            "Edge.stage",
+            "Gain.stage",
+            "Order.artifact",
+            "Order.stage",
+            "OutOfMemoryError.stage",
+            "Request.stage",
+            "SetResult.stage",
+        ),
+        "the name of any stage or artifact, not the one that a source reads",
+    ),
+    **dict.fromkeys(
+        ("ConstantLength.max_tokens", "SamplingRequest.max_tokens", "SoftOverlong.max_tokens"), "a length of its own"
+    ),
+    **dict.fromkeys(("Completion.truncated", "Sampled.truncated"), "whether one answer was cut off"),
     **dict.fromkeys(
         (
             "Conversion.directory",
+            "PartStore.directory",
             "EvaluationModule.directory",
             "FinishedRun.directory",
             "MediaCache.directory",

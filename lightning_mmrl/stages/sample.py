@@ -1,5 +1,6 @@
 """Samples completions of prompts with a policy that does not change, scores them, and keeps them in parts on disk."""
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
 from lightning_mmrl.protocols.tensors import RolloutEngine
 from lightning_mmrl.rollout.sampling import group_seeds, refuse_broken
+from lightning_mmrl.settings.algorithm import RewardSettings
+from lightning_mmrl.settings.sample import SampleSettings
 from lightning_mmrl.stages.context import place
 from lightning_mmrl.stages.failures import refuse_failures
 from lightning_mmrl.stages.rollout_table import rows_of
@@ -44,21 +47,23 @@ class PartStore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplePlan:
-    """How much is sampled, and what is left of it.
+    """How much is sampled, and from which prompts.
 
     Attributes:
-        group_size: Completions per prompt, G.
-        pass_component: The component of the reward that says whether a completion is right.
+        settings: Completions per prompt, prompts of a batch, and the component of the reward that says whether a
+            completion is right.
         seed: Seed of the stage.
         places: Place of each prompt in the data, by its id.
-        num_batches: Batches of the whole stage, and so parts.
     """
 
-    group_size: int
-    pass_component: str
+    settings: SampleSettings
     seed: int
     places: Mapping[str, int]
-    num_batches: int
+
+    @property
+    def num_batches(self) -> int:
+        """Batches of the whole stage, and so parts."""
+        return math.ceil(len(self.places) / self.settings.data.batch_size)
 
 
 class SampleModule(lightning.LightningModule):
@@ -130,7 +135,8 @@ class SampleModule(lightning.LightningModule):
         with self._rank_local():
             scores = score_rollout(self._rewards, batch.samples, rollout)
         refuse_failures(scores, self._rewards.max_invalid_rate, self._ranks)
-        shares = self._ranks.gather(rows_of(batch.samples, rollout, scores, self._plan.pass_component))
+        rewards = self._plan.settings.rewards or RewardSettings()
+        shares = self._ranks.gather(rows_of(batch.samples, rollout, scores, rewards.pass_component))
         if self._ranks.rank == 0:
             # A rank whose share of a batch would be empty repeats a prompt of another.
             found = {row.sample.id: row for share in shares for row in share}
@@ -151,7 +157,8 @@ class SampleModule(lightning.LightningModule):
             )
 
     def _sampled(self, prompts: PromptBatch) -> Rollout:
-        seeds = group_seeds(self._plan.seed, 0, [sample.id for sample in prompts.samples], self._plan.group_size)
-        rollout = self._engine.generate(prompts, group_size=self._plan.group_size, seeds=seeds)
-        refuse_broken(rollout.sampler_logprobs, prompts, self._plan.group_size)
+        size = self._plan.settings.num_completions
+        seeds = group_seeds(self._plan.seed, 0, [sample.id for sample in prompts.samples], size)
+        rollout = self._engine.generate(prompts, group_size=size, seeds=seeds)
+        refuse_broken(rollout.sampler_logprobs, prompts, size)
         return rollout

@@ -13,12 +13,13 @@ from lightning_mmrl.config.folders import configs_dir
 from lightning_mmrl.config.specs import stage_specs
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.registry.allowed import ALL_NAMES
+from lightning_mmrl.registry.kinds import kind_named
 from lightning_mmrl.registry.targets import check_targets
 from lightning_mmrl.rewards.think_answer_format import ThinkAnswerFormat
 from lightning_mmrl.settings.algorithm import AlgorithmSettings
 from lightning_mmrl.settings.data import PromptSettings, StageDataSettings
 from lightning_mmrl.settings.run import RunSettings
-from lightning_mmrl.settings.stage import StageSettings, TrainerSettings
+from lightning_mmrl.settings.stage import TrainerSettings
 from lightning_mmrl.types.records import Completion, Message, Sample
 
 ROOT = configs_dir()
@@ -107,7 +108,7 @@ def test_a_stage_shows_its_knobs_so_that_they_need_no_plus(path):
     """Its own, or the keys of the file that it builds on."""
     tree = OmegaConf.to_container(compose_tree(overrides(path)))["stages"]["other"]
     optional = OPTIONAL_IN_A_STAGE if tree["kind"] == "sft" else set()
-    assert {field.name for field in fields(StageSettings)} - set(tree) <= optional
+    assert {field.name for field in fields(kind_named(tree["kind"], "kind").settings)} - set(tree) <= optional
     assert {field.name for field in fields(StageDataSettings)} <= set(tree["data"])
     assert {field.name for field in fields(TrainerSettings)} <= set(tree["trainer"])
     if tree["kind"] == "rl":

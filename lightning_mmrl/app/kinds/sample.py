@@ -6,7 +6,7 @@ The stage makes two artifacts: `rollouts`, the table of all completions, and `ow
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -20,9 +20,7 @@ from lightning_mmrl.protocols.plain import StageJob, TrackedRun
 from lightning_mmrl.settings.data import DropoutSettings, SourceSettings
 from lightning_mmrl.settings.rules import require
 from lightning_mmrl.settings.run import RunSettings
-from lightning_mmrl.settings.selection import SelectionSettings
-from lightning_mmrl.settings.setting import setting, target
-from lightning_mmrl.settings.stage import NodeSettings
+from lightning_mmrl.settings.sample import SampleSettings
 from lightning_mmrl.types.records import WEIGHTS, ArtifactType, Edge, StageSpec, Training
 
 if TYPE_CHECKING:
@@ -32,18 +30,6 @@ if TYPE_CHECKING:
     from lightning_mmrl.training.group import RankGroup
 
 OWN, ROLLOUTS = "own", "rollouts"
-
-
-@dataclass
-class SampleSettings(NodeSettings):
-    """One stage that samples completions and trains nothing."""
-
-    group_size: int = setting(8, at_least=1)
-    """Completions per prompt, K."""
-    rollout: Any = target(None)
-    """`_target_` of the engine; null: the engine of the run."""
-    keep: SelectionSettings = field(default_factory=SelectionSettings)
-    """Which right answers the artifact `own` has."""
 
 
 class SampleKind:
@@ -62,7 +48,7 @@ class SampleKind:
 
     def describe(self, stage: SampleSettings) -> str:
         """The completions of each prompt."""
-        return f"{stage.group_size} completions of each prompt, {stage.data.batch_size} prompts at once"
+        return f"{stage.num_completions} completions of each prompt, {stage.data.batch_size} prompts at once"
 
     def check(self, path: str, stage: SampleSettings, config: RunSettings) -> None:
         """Refuses missing parts, and keys of training data, which the stage would ignore."""
@@ -126,13 +112,7 @@ class SampleKind:
             prompts.prepare(source.manifest, parts.monitor)
         store, size = PartStore(directory=directory / STATES), stage.data.batch_size
         places = _places(path, [sample.id for prompts in sets for sample in prompts.samples])
-        plan = SamplePlan(
-            group_size=stage.group_size,
-            pass_component=stage.rewards.pass_component,
-            seed=spec.seed,
-            places=places,
-            num_batches=-(-len(places) // size),
-        )
+        plan = SamplePlan(settings=stage, seed=spec.seed, places=places)
         resources = ExitStack()
         engine = parts.rollout_engine(policy, encoder, stage.sampling, (f"{path}.rollout", stage.rollout))
         resources.callback(engine.close)
@@ -157,7 +137,6 @@ class SampleKind:
             loader=loader,
             store=store,
             plan=plan,
-            keep=stage.keep,
             media_root=_media_root(path, sources),
             group=parts.group,
             say=lambda message: parts.console.say(f"{parts.title(spec)}: {message}"),
@@ -205,7 +184,6 @@ class SampleJob:
         loader: Gives the loader of batches from the one with the number `first`.
         store: The parts.
         plan: How much is sampled.
-        keep: Which right answers are training data.
         media_root: Folder that paths of media are relative to.
         group: The ranks; rank 0 writes.
         say: Shows the user a line.
@@ -217,7 +195,6 @@ class SampleJob:
     loader: Callable[..., Any]
     store: "PartStore"
     plan: "SamplePlan"
-    keep: SelectionSettings
     media_root: str
     group: "RankGroup"
     say: Callable[[str], None]
@@ -259,9 +236,9 @@ class SampleJob:
             for number in range(self.plan.num_batches):
                 write_table(self._path(directory, number), self._rows(number))
             prompts = len(self.plan.places)
-            return facts | {"counts": {"kept": prompts, "completions": prompts * self.plan.group_size}}
+            return facts | {"counts": {"kept": prompts, "completions": prompts * self.plan.settings.num_completions}}
         name, totals = f"{OWN}.jsonl", Totals()
-        found = list(select_answers(self._all_rows(), self.keep))
+        found = list(select_answers(self._all_rows(), self.plan.settings.keep))
         for selection in found:
             totals += selection.totals
         kept = [each.sample for selection in found for each in selection.kept]

@@ -128,7 +128,7 @@ class Lab:
         ]
         self.tracker, self.happened, self.said = FakeTracker(self.tracker.attempt + 1), [], []
         orchestrator = StageOrchestrator(
-            Curriculum(name="lab", stages=specs, base=lambda: self.base),
+            Curriculum(name="lab", stages=specs, base=lambda spec: self.base),
             self.directory,
             build_stage=self.build,
             evaluate=self.evaluate,

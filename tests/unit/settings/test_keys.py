@@ -9,15 +9,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from lightning_mmrl.registry.kinds import kind_named, kind_names
-from lightning_mmrl.settings import algorithm, data, model, run, selection, stage
+from lightning_mmrl.settings import algorithm, data, model, run, sample, selection, stage
 from lightning_mmrl.settings.rules import check_rules
 from lightning_mmrl.settings.run import RunSettings
-from lightning_mmrl.settings.selection import SelectionSettings
 from lightning_mmrl.settings.setting import REQUIRED
 
-MODULES = (algorithm, data, model, run, stage)
-APART = (selection,)
-"""Modules of settings that are no section of a run."""
+MODULES = (algorithm, data, model, run, sample, selection, stage)
 
 
 def sections(kind=RunSettings):
@@ -44,7 +41,7 @@ def documented(source):
                     yield f"{node.name}.{statement.target.id}", text or ""
 
 
-@pytest.mark.parametrize("module", [*MODULES, *APART], ids=lambda module: module.__name__.rpartition(".")[2])
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__.rpartition(".")[2])
 def test_every_key_is_documented(module):
     found = dict(documented(inspect.getsource(module)))
     assert found
@@ -61,13 +58,13 @@ def test_all_classes_of_the_modules_are_sections_of_a_run():
     assert declared - bases == set(SECTIONS) - bases
 
 
-@pytest.mark.parametrize("kind", [*SECTIONS, SelectionSettings], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", SECTIONS, ids=lambda kind: kind.__name__)
 def test_defaults_keep_their_rules(kind):
     required = [each.name for each in fields(kind) if each.default == REQUIRED or each.default is MISSING]
     check_rules(kind(), leave_out=required)
 
 
-@pytest.mark.parametrize("kind", [*SECTIONS, SelectionSettings], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", SECTIONS, ids=lambda kind: kind.__name__)
 def test_a_section_is_a_schema_of_omegaconf(kind):
     tree = OmegaConf.structured(kind)
     assert set(tree) == {each.name for each in fields(kind)}
