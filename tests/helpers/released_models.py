@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+import yaml
 from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5OmniThinkerConfig,
@@ -15,6 +16,7 @@ from transformers import (
     Qwen3VLConfig,
 )
 
+from lightning_mmrl.config.folders import configs_dir
 from lightning_mmrl.models.families.qwen2 import Qwen2
 from lightning_mmrl.models.families.qwen2_5_omni import OmniThinker
 from lightning_mmrl.models.families.qwen2_5_vl import Qwen25VL
@@ -170,6 +172,10 @@ RELEASED = {
         tied=False,
     ),
 }
+
+
+SIZES = {name: yaml.safe_load((configs_dir() / "model" / f"{name}.yaml").read_text())["sizes"] for name in RELEASED}
+"""What each preset says of its checkpoint's config.json."""
 
 
 def built(name: str) -> Any:

@@ -46,6 +46,8 @@ def check_values(config: RunSettings) -> None:
     stores = uri is None or uri.startswith(("sqlite:", "http://", "https://"))
     require(stores, "tracking.uri", redact(uri), "sqlite:///FILE or http(s)://HOST")
     _check_family(config.model.family)
+    sizes = config.model.sizes
+    require(sizes is None or isinstance(sizes, Mapping), "model.sizes", sizes, "null or keys of a config.json")
     _check_trainer("trainer", config.trainer)
     # What these two refuse would otherwise show when the first stage is built.
     PromptTemplate(config.prompt)
