@@ -1,12 +1,13 @@
 """Everything that a configuration may name in `_target_`: exact names by kind, and the places where each kind belongs.
 
 A prefix would not do: a module of ours also holds what it imports, such as `os`, and functions that were never meant
-for a configuration. Nothing that is named here is imported here; model families are found by reading their files.
+for a configuration. Nothing that is named here is imported here; model families and trackers are found
+by reading their files.
 """
 
 from collections.abc import Mapping, Sequence
 
-from lightning_mmrl.registry.found import find_builders, find_families
+from lightning_mmrl.registry.found import find_builders, find_families, find_trackers
 
 ALGORITHMS = "lightning_mmrl.algorithms"
 SYNTHETIC = "lightning_mmrl.data.synthetic"
@@ -108,6 +109,7 @@ REGISTRY: Mapping[str, Sequence[str]] = {
     "engine setting": (f"{VLLM}.settings.VLLMSettings",),
     "server": (f"{VLLM}.settings.VLLMServer",),
     "canary": ("lightning_mmrl.rollout.canary.Canary",),
+    "tracker": find_trackers(),
 }
 """Kind to the targets of that kind."""
 
@@ -118,6 +120,7 @@ PLACES: Mapping[str, str] = {
     "data.module": "data module",
     "data.build": "generator",
     "rollout": "engine",
+    "tracking.tracker": "tracker",
     "stages.*.module": "stage module",
     "stages.*.data.module": "data module",
     "stages.*.optimizer": "optimizer",
