@@ -11,6 +11,7 @@ from lightning_mmrl.app.algorithm import build_algorithm
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.models.adapters import check_targets
 from lightning_mmrl.models.families.backbone import FamilyBackbone
+from lightning_mmrl.protocols.plain import Tracker
 from lightning_mmrl.registry import targets
 from lightning_mmrl.registry.kinds import kind_of
 from lightning_mmrl.rewards.compose import WeightedReward
@@ -53,6 +54,10 @@ def preflight(config: RunSettings) -> None:
                 check_targets(family.linear_layers(), adapter, f"stages.{name}.adapter")
     _check_takes("model.family.encoder", config.model.family["encoder"], ENCODER_GIVES)
     preflight_engine("rollout", config.rollout)
+    if config.tracking.tracker is not None:
+        make = _check_takes("tracking.tracker", config.tracking.tracker, ("folder",)).func
+        if isinstance(make, type) and not issubclass(make, Tracker):
+            raise ConfigError(f"tracking.tracker._target_ is {make.__name__}, which lacks open_run or close; add it")
     if config.model.build is not None:
         _check_takes("model.build", config.model.build, ("directory",))
     if config.data.build is not None:

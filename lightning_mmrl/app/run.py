@@ -42,6 +42,9 @@ from lightning_mmrl.training.group import RankGroup
 from lightning_mmrl.types.records import WEIGHTS, StageResult, StageSpec
 from lightning_mmrl.types.redaction import redacted_tree
 
+OWN_TRACKING = "tracking"
+"""Folder in output_dir where a tracker of the user's own may keep files."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishedRun:
@@ -170,6 +173,7 @@ def check_all_targets(config: RunSettings) -> None:
         targets.check_targets(asdict(config.stages[name]), f"stages.{name}")
     targets.check_targets(asdict(config.model), "model")
     targets.check_targets(asdict(config.data), "data")
+    targets.check_targets(asdict(config.tracking), "tracking")
     preflight(config)
 
 
@@ -192,7 +196,10 @@ def writable(directory: Path) -> Path:
 
 def open_tracker(config: RunSettings) -> Tracker:
     """The configured tracker."""
-    uri = config.tracking.uri
+    uri, node = config.tracking.uri, config.tracking.tracker
+    if node is not None:
+        folder = Path(config.output_dir).absolute() / OWN_TRACKING
+        return targets.build(node, "tracking.tracker", folder=folder)
     if uri is None:
         return NullTracker()
     return MlflowTracker(replace(config.tracking, uri=absolute_sqlite(uri)), spool_folder(config, uri))
@@ -201,7 +208,8 @@ def open_tracker(config: RunSettings) -> Tracker:
 def note_report(config: RunSettings, directory: Path) -> None:
     """Records the run that holds the results in the empty run that `mlflow run` opened, if every stage was reused."""
     trained = Manifest.read(directory).tracking_id
-    if trained is None or os.environ.get("MLFLOW_RUN_ID") in (None, "", trained):
+    here = os.environ.get("MLFLOW_RUN_ID")
+    if config.tracking.uri is None or trained is None or here in (None, "", trained):
         return
     tracker = open_tracker(config)
     if isinstance(tracker, MlflowTracker):

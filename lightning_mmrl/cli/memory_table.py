@@ -24,7 +24,7 @@ Change = Callable[[StageSettings], StageSettings]
 def show_memory(console: Console, config: RunSettings, names: Sequence[str], lengths: Lengths) -> None:
     """Prints one line for a stage that fits the smallest device, a table and hints for any other."""
     try:
-        shape = read_shape(config.model.checkpoint)
+        shape = read_shape(config.model.checkpoint, config.model.sizes)
     except ValueError as error:
         console.print(f"memory       no estimate for {config.model.checkpoint}: {error}")
         return
@@ -35,9 +35,11 @@ def show_memory(console: Console, config: RunSettings, names: Sequence[str], len
         elif Path(checkpoint).is_dir():
             console.print(f"memory       no estimate: {checkpoint} has no config.json")
         else:
-            reason = "is no preset of configs/model; download it and give its folder"
+            reason = "is not here, and model.sizes does not name it; download it and give its folder"
             console.print(f"memory       no estimate: {checkpoint} {reason}")
         return
+    if shape.assumed is not None:
+        console.print(f"memory       {shape.assumed} is no family of this package; it is taken to have Llama's layers")
     assumed = [name for name in names if not _show_stage(console, config, name, shape, lengths)]
     if assumed:
         console.print(
@@ -87,7 +89,7 @@ def memory_hint(config: RunSettings, name: str) -> str:
         ]
     lines = [f"to use less set {' or '.join(free)}", f"with --allow-changes also a lower {' or '.join(costs)}"]
     try:
-        shape = read_shape(config.model.checkpoint)
+        shape = read_shape(config.model.checkpoint, config.model.sizes)
     except ValueError:
         shape = None
     found = [] if shape is None else hints(config, name, shape, Lengths())

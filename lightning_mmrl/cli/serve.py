@@ -14,7 +14,7 @@ from lightning_mmrl.rollout.vllm.readiness import require_engine, require_server
 from lightning_mmrl.settings.run import RunSettings
 
 HELP = f"""\
-usage: mmrl serve OVERRIDES [-- FLAGS OF vllm serve]
+usage: mmrl serve OVERRIDES [--allow-targets PREFIX] [-- FLAGS OF vllm serve]
        mmrl serve --new-key FILE
 
 Starts a vLLM server for a run with rollout=vllm_server. It listens at rollout.settings.server.url, serves the model of
@@ -27,6 +27,8 @@ rollout.settings.server.key_file names (mode 600; --new-key writes one). Without
 address uses ~/.mmrl/server.key and writes it if it is missing; a server that other machines can reach does not start.
 Whoever has the key can replace the weights and run code on the server. Plain http shows the key to the network: in a
 network that you do not trust, use an https URL and -- --ssl-certfile FILE --ssl-keyfile FILE.
+
+--allow-targets lets the configuration use a model family of your own, as for mmrl train.
 
   mmrl serve experiment=quickstart rollout=vllm_server
   mmrl serve --new-key server.key

@@ -165,7 +165,8 @@ def _answer(facts: Mapping[str, Any], kinds: tuple[str, ...], config: Mapping[st
     pads = (f"{kind}_token_{word}" for kind in ("image", "video", "audio") for word in ("id", "index"))
     media_ids = sorted({config[key] for key in (*marks, *pads) if isinstance(config.get(key), int)})
     prefill = facts["prompt"]["prefill"]
-    given = 'text=[text], return_tensors="pt", **media' if kinds else '[text], return_tensors="pt"'
+    plain = '[text], add_special_tokens=False, return_tensors="pt"'  # the chat template has written them
+    given = 'text=[text], return_tensors="pt", **media' if kinds else plain
     tokenizer = "processor.tokenizer" if kinds else "processor"
     settings = ["do_sample=False", "repetition_penalty=1.0", "suppress_tokens=unsaid or None"]
     settings += [f"max_new_tokens={facts['max_new_tokens']}"]

@@ -8,7 +8,7 @@ all query and key heads.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lightning_mmrl.planning.shapes import Linear, Stack
+from lightning_mmrl.planning.stacks import Linear, Stack
 from lightning_mmrl.settings.stage import TrainerSettings
 
 BYTES = {"float32": 4, "bfloat16": 2, "float64": 8}

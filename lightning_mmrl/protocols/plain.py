@@ -41,8 +41,13 @@ class TrackedRun(Protocol):
     def finish(self, status: RunStatus) -> None: ...
 
 
+@runtime_checkable
 class Tracker(Protocol):
-    """Opens runs: one parent for a curriculum and a child for each stage; `run_id` continues an earlier run."""
+    """Opens runs: one parent for a curriculum and a child for each stage; `run_id` continues an earlier run.
+
+    Rank 0 alone builds one, with the keys of `tracking.tracker` and a `folder` for files of its own. An earlier run may
+    have been of another tracker: a `run_id` that this one does not know opens a new run.
+    """
 
     def open_run(
         self,

@@ -78,6 +78,8 @@ def _check_node(node: Mapping[str, Any], key: str, kind: str | None) -> None:
 
 
 def _refusal(key: str, target: str, names: Any, what: str) -> ConfigError:
-    nearest = difflib.get_close_matches(target, names, n=1, cutoff=0.0)[0]
+    nearest = "".join(
+        f"; the nearest one is {each!r}" for each in difflib.get_close_matches(target, names, n=1, cutoff=0.0)
+    )
     flag = "" if target in ALL_NAMES else how_to_open(target)
-    return ConfigError(f"{key} is {shown(target)!r}, which is {what}; the nearest one is {nearest!r}{flag}")
+    return ConfigError(f"{key} is {shown(target)!r}, which is {what}{nearest}{flag}")

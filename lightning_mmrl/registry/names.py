@@ -1,13 +1,15 @@
 """Everything that a configuration may name in `_target_`: exact names by kind, and the places where each kind belongs.
 
 A prefix would not do: a module of ours also holds what it imports, such as `os`, and functions that were never meant
-for a configuration. Nothing that is named here is imported here.
+for a configuration. Nothing that is named here is imported here; model families and trackers are found
+by reading their files.
 """
 
 from collections.abc import Mapping, Sequence
 
+from lightning_mmrl.registry.found import find_builders, find_families, find_trackers
+
 ALGORITHMS = "lightning_mmrl.algorithms"
-FAMILY_MODULES = "lightning_mmrl.models.families"
 SYNTHETIC = "lightning_mmrl.data.synthetic"
 VLLM = "lightning_mmrl.rollout.vllm"
 
@@ -16,22 +18,8 @@ def _of(module: str, *names: str) -> tuple[str, ...]:
     return tuple(f"{module}.{name}" for name in names)
 
 
-def _family(module: str, backbone: str, encoder: str) -> tuple[str, str]:
-    return (
-        f"{FAMILY_MODULES}.{module}.{backbone}.from_checkpoint",
-        f"{FAMILY_MODULES}.{module}.{encoder}.from_checkpoint",
-    )
-
-
-FAMILIES: Mapping[str, tuple[str, str]] = {
-    "qwen2": _family("qwen2", "Qwen2", "Qwen2Encoder"),
-    "qwen2_5_omni": _family("qwen2_5_omni", "OmniThinker", "OmniEncoder"),
-    "qwen2_5_vl": _family("qwen2_5_vl", "Qwen25VL", "Qwen25VLEncoder"),
-    "qwen2_vl": _family("qwen2_vl", "Qwen2VL", "Qwen2VLEncoder"),
-    "qwen3": _family("qwen3", "Qwen3", "Qwen3Encoder"),
-    "qwen3_vl": _family("qwen3_vl", "Qwen3VL", "Qwen3VLEncoder"),
-}
-"""Name of a model family to the targets of its backbone and its encoder."""
+FAMILIES = find_families()
+"""Name of a model family to the targets of its backbone and its encoder: every file in models/families has one."""
 
 REGISTRY: Mapping[str, Sequence[str]] = {
     "backbone": tuple(backbone for backbone, _ in FAMILIES.values()),
@@ -46,6 +34,7 @@ REGISTRY: Mapping[str, Sequence[str]] = {
             "build_tiny_qwen3",
             "build_tiny_qwen3_vl",
         ),
+        *find_builders(),
     ),
     "data module": _of(
         "lightning_mmrl.data.datamodules",
@@ -120,6 +109,7 @@ REGISTRY: Mapping[str, Sequence[str]] = {
     "engine setting": (f"{VLLM}.settings.VLLMSettings",),
     "server": (f"{VLLM}.settings.VLLMServer",),
     "canary": ("lightning_mmrl.rollout.canary.Canary",),
+    "tracker": find_trackers(),
 }
 """Kind to the targets of that kind."""
 
@@ -131,6 +121,7 @@ PLACES: Mapping[str, str] = {
     "data.build": "generator",
     "rollout": "engine",
     "stages.*.rollout": "engine",
+    "tracking.tracker": "tracker",
     "stages.*.module": "stage module",
     "stages.*.data.module": "data module",
     "stages.*.optimizer": "optimizer",

@@ -23,9 +23,10 @@ OPENED_KINDS = frozenset(
     {
         "reward", "loss", "ratio", "advantage", "aggregation", "correction", "selection", "resampling",
         "generator", "generator setting", "data module", "backbone", "encoder", "model builder", "stage module",
+        "optimizer", "schedule", "tracker",
     }
 )  # fmt: skip
-"""Kinds that a user's own code can take the place of: rewards, losses, advantages, tasks, families and stages."""
+"""Kinds that a user's own code can take the place of: all but engines and their parts."""
 DISTRIBUTION = "lightning-mmrl"
 INSTALLERS = ("pip", "setuptools", "wheel", "uv")
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning_mmrl.settings.data import ABLATIONS, DataSettings, PromptSettings
 from lightning_mmrl.settings.model import ModelSettings
-from lightning_mmrl.settings.setting import REQUIRED, setting
+from lightning_mmrl.settings.setting import REQUIRED, setting, target
 from lightning_mmrl.settings.stage import NodeSettings, StageSettings, TrainerSettings
 
 LOGGERS = ("csv", "tensorboard")
@@ -27,10 +27,13 @@ class StateSettings:
 
 @dataclass
 class TrackingSettings:
-    """Where runs are tracked; a null uri tracks nothing."""
+    """Where runs are tracked: in MLflow's store, by a tracker of your own, or nowhere."""
 
     uri: str | None = setting(None, texts=False)
-    """MLflow's store: sqlite:///FILE or http(s)://HOST; null tracks nothing."""
+    """MLflow's store: sqlite:///FILE or http(s)://HOST; null tracks nothing in MLflow."""
+    tracker: Any = target(None)
+    """`_target_` of a tracker (`protocols.plain.Tracker`) in MLflow's place; null for MLflow, or for none without a
+    uri."""
     experiment: str = setting("lightning_mmrl", texts=False)
     """Name of the experiment there."""
     loggers: list[str] = setting(factory=list, choices=LOGGERS)

@@ -7,10 +7,8 @@ from lightning_mmrl.app.run import check_all_targets
 from lightning_mmrl.config.compose import compose
 from lightning_mmrl.config.folders import configs_dir
 from lightning_mmrl.errors import ConfigError
-from lightning_mmrl.models.families.qwen2 import Qwen2
 from lightning_mmrl.models.families.qwen2_5_omni import OmniThinker
 from lightning_mmrl.models.families.qwen2_5_vl import Qwen25VL
-from lightning_mmrl.models.families.qwen3 import Qwen3
 
 PRESETS = sorted(path.stem for path in configs_dir().glob("model/*.yaml"))
 
@@ -19,7 +17,7 @@ def modules_of(model, family):
     """The submodules of each group, by hand."""
     if family is OmniThinker:
         return {"vision": [model.visual], "audio": [model.audio_tower], "text": [model.model, model.lm_head]}
-    if family in (Qwen2, Qwen3):
+    if not family.towers_at:
         return {"text": [model.model, model.lm_head]}
     return {"vision": [model.model.visual], "text": [model.model.language_model, model.lm_head]}
 

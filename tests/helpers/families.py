@@ -3,29 +3,29 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import built
 import omni
 import pytest
 import torch
+import yaml
 from torch import nn
 
-from lightning_mmrl.models.families.qwen2 import Qwen2, Qwen2Encoder
+from lightning_mmrl.config.folders import configs_dir
 from lightning_mmrl.models.families.qwen2_5_omni import OmniEncoder, OmniThinker
 from lightning_mmrl.models.families.qwen2_5_vl import Qwen25VL, Qwen25VLEncoder
 from lightning_mmrl.models.families.qwen2_vl import Qwen2VL, Qwen2VLEncoder
-from lightning_mmrl.models.families.qwen3 import Qwen3, Qwen3Encoder
 from lightning_mmrl.models.families.qwen3_vl import Qwen3VL, Qwen3VLEncoder
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.models.tiny import build_tiny_omni
 from lightning_mmrl.models.tiny_qwen import (
-    build_tiny_qwen2,
     build_tiny_qwen2_5_vl,
     build_tiny_qwen2_vl,
-    build_tiny_qwen3,
     build_tiny_qwen3_vl,
 )
+from lightning_mmrl.registry.names import FAMILIES as REGISTERED
 
 SECONDS_PER_GRID = 2 / (4 / 1.5)
 """Of the noise clips: four frames in 1.5 s, two frames per temporal patch."""
@@ -87,7 +87,7 @@ VISION_CONTENTS = (
 )
 SIZES = {"hidden_size": 64, "num_layers": 2}
 
-FAMILIES = {
+WITH_MEDIA = {
     "qwen2_5_omni": Family(
         build=build_tiny_omni,
         encoder=OmniEncoder,
@@ -118,15 +118,6 @@ FAMILIES = {
         stock_positions=_vision_positions,
         sizes={**SIZES, "tower_size": 32},
     ),
-    "qwen2": Family(
-        build=build_tiny_qwen2,
-        encoder=Qwen2Encoder,
-        backbone=Qwen2,
-        contents=("Which emotion?", "angry", "Which emotion? angry, user"),
-        stock_inputs=lambda config, ids, media: {},
-        stock_positions=_text_positions,
-        sizes=SIZES,
-    ),
     "qwen3_vl": Family(
         build=build_tiny_qwen3_vl,
         encoder=Qwen3VLEncoder,
@@ -137,16 +128,30 @@ FAMILIES = {
         # Features that the tower adds after the second layer show in other tokens' states from the third on.
         sizes={**SIZES, "num_layers": 3, "tower_size": 32},
     ),
-    "qwen3": Family(
-        build=build_tiny_qwen3,
-        encoder=Qwen3Encoder,
-        backbone=Qwen3,
-        contents=("Which emotion?", "angry", "Which emotion? angry, user"),
-        stock_inputs=lambda config, ids, media: {},
-        stock_positions=_text_positions,
-        sizes=SIZES,
-    ),
 }
+
+
+def _text_families() -> dict[str, Family]:
+    """Every family without media, by the preset that builds a tiny model of it."""
+    found = {}
+    for name, (backbone, encoder) in REGISTERED.items():
+        if name in WITH_MEDIA:
+            continue
+        preset = yaml.safe_load((configs_dir() / "model" / f"tiny_{name}.yaml").read_text())
+        found[name] = Family(
+            build=resolve_name(preset["build"]["_target_"]),
+            encoder=resolve_name(encoder).__self__,
+            backbone=resolve_name(backbone).__self__,
+            contents=("Which emotion?", "angry", "Which emotion? angry, user"),
+            stock_inputs=lambda config, ids, media: {},
+            stock_positions=_text_positions,
+            sizes=SIZES,
+        )
+    return found
+
+
+TEXT = _text_families()
+FAMILIES = {**WITH_MEDIA, **TEXT}
 
 
 QUICK = ("qwen2_5_omni", "qwen2")

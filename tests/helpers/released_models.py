@@ -6,7 +6,9 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+import yaml
 from transformers import (
+    LlamaConfig,
     Qwen2_5_VLConfig,
     Qwen2_5OmniThinkerConfig,
     Qwen2Config,
@@ -15,6 +17,8 @@ from transformers import (
     Qwen3VLConfig,
 )
 
+from lightning_mmrl.config.folders import configs_dir
+from lightning_mmrl.models.families.llama import Llama
 from lightning_mmrl.models.families.qwen2 import Qwen2
 from lightning_mmrl.models.families.qwen2_5_omni import OmniThinker
 from lightning_mmrl.models.families.qwen2_5_vl import Qwen25VL
@@ -96,6 +100,15 @@ def text_3_config(text, tied):
     return Qwen3Config(**text, tie_word_embeddings=tied)
 
 
+LLAMA = {**text_sizes(2048, 16, 32, 8, 8192, 128256), "head_dim": 64}
+LLAMA_ROPE = {"rope_type": "llama3", "factor": 32.0, "original_max_position_embeddings": 8192, "rope_theta": 500000.0}
+
+
+def llama_config(text, tied):
+    rope = {**LLAMA_ROPE, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    return LlamaConfig(**text, tie_word_embeddings=tied, max_position_embeddings=131072, rope_scaling=rope)
+
+
 def vl_3_config(text, tower, tied):
     rope = {"rope_type": "default", "mrope_section": [24, 20, 20], "mrope_interleaved": True, "rope_theta": 5000000.0}
     return Qwen3VLConfig(
@@ -141,6 +154,7 @@ RELEASED = {
     "qwen2_5_7b": Released(
         family=Qwen2, config=text_config(TEXT["7B"], False), num_parameters=7_615_616_512, tied=False
     ),
+    "llama3_2_1b": Released(family=Llama, config=llama_config(LLAMA, True), num_parameters=1_235_814_400, tied=True),
     # The hub's total for Qwen3-1.7B counts its tied head a second time.
     "qwen3_1_7b": Released(
         family=Qwen3, config=text_3_config(TEXT_3["1.7B"], True), num_parameters=1_720_574_976, tied=True
@@ -170,6 +184,10 @@ RELEASED = {
         tied=False,
     ),
 }
+
+
+SIZES = {name: yaml.safe_load((configs_dir() / "model" / f"{name}.yaml").read_text())["sizes"] for name in RELEASED}
+"""What each preset says of its checkpoint's config.json."""
 
 
 def built(name: str) -> Any:

@@ -20,13 +20,11 @@ from lightning_mmrl.stages.sft import SFTModule
 from lightning_mmrl.types.batches import ScoringBatch
 
 GROUP = 4
-STOCK = {
+STOCK = dict.fromkeys(families.TEXT, AutoModelForCausalLM) | {
     "qwen2_5_omni": Qwen2_5OmniThinkerForConditionalGeneration,
     "qwen2_5_vl": AutoModelForImageTextToText,
     "qwen2_vl": AutoModelForImageTextToText,
-    "qwen2": AutoModelForCausalLM,
     "qwen3_vl": AutoModelForImageTextToText,
-    "qwen3": AutoModelForCausalLM,
 }
 
 each_family = pytest.mark.parametrize("name", families.each())

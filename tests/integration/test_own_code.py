@@ -1,4 +1,4 @@
-"""A user's own reward and loss train a model, by `--allow-targets` on the command line."""
+"""Every kind of part that a user's own package may hold is trained with, by `--allow-targets` on the command line."""
 
 import json
 import sys
@@ -9,10 +9,37 @@ import pytest
 from lightning_mmrl.cli.main import main
 from lightning_mmrl.curriculum.manifest import Manifest
 
-OWN = (
-    "+stages.reason.rewards.components.brevity={_target_: own_code.rewards.Brevity, scale: 2.0}",
-    "+stages.reason.rewards.weights.brevity=1.0",
-    "stages.reason.algorithm.loss={_target_: own_code.losses.Unclipped}",
+STAGE = "stages.reason"
+PARTS = {
+    "reward": (
+        f"+{STAGE}.rewards.components.brevity={{_target_: own_code.rewards.Brevity, scale: 2.0}}",
+        f"+{STAGE}.rewards.weights.brevity=1.0",
+    ),
+    "loss": (f"{STAGE}.algorithm.loss={{_target_: own_code.losses.Unclipped}}",),
+    "advantage": (f"{STAGE}.algorithm.advantage={{_target_: own_code.algorithms.Centered, baseline: 0.25}}",),
+    "aggregation": (f"{STAGE}.algorithm.aggregation={{_target_: own_code.algorithms.TokenSum}}",),
+    "correction": (f"{STAGE}.algorithm.correction={{_target_: own_code.algorithms.NoCorrection}}",),
+    "selection": (f"{STAGE}.algorithm.select={{_target_: own_code.algorithms.KeepAll}}",),
+    "resampling": (f"{STAGE}.algorithm.resample={{_target_: own_code.algorithms.DrawOnce}}",),
+    "schedule": (
+        f"{STAGE}.schedule._target_=own_code.algorithms.Halving",
+        f"~{STAGE}.schedule.warmup_steps",
+        f"~{STAGE}.schedule.final_fraction",
+    ),
+    "optimizer": (
+        f"{STAGE}.optimizer._target_=own_code.algorithms.Signed",
+        f"~{STAGE}.optimizer.weight_decay",
+        f"~{STAGE}.optimizer.betas",
+    ),
+    "tracker": ("tracking.tracker={_target_: own_code.trackers.Lines, project: sums}",),
+}
+"""For each kind, the keys that put a part of it into the run. A kind that is called in another process, or that leaves
+its traces elsewhere, counts no calls."""
+ELSEWHERE = ("reward", "tracker")
+FAMILY = (
+    "model.family.backbone._target_=own_code.families.Mistral.from_checkpoint",
+    "model.family.encoder._target_=own_code.families.MistralEncoder.from_checkpoint",
+    "model.build._target_=own_code.families.build_tiny_mistral",
 )
 SMALL = (
     "experiment=task_arithmetic",
@@ -27,7 +54,8 @@ SMALL = (
     "evaluation.max_new_tokens=4",
     "evaluation.num_resamples=50",
     "stages.reason.start_from=base",
-    "stages.reason.num_steps=1",
+    "stages.reason.num_steps=2",
+    "stages.reason.schedule.warmup_steps=0",
     "stages.reason.validate_every=null",
     "stages.reason.data.batch_size=2",
     "stages.reason.algorithm.group_size=2",
@@ -35,19 +63,42 @@ SMALL = (
     "stages.reason.rewards.num_workers=1",
     "stages.reason.rollout_table_every=1",
 )
+OPEN = ("--allow-targets", "own_code")
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """Where the run goes; the package lies in the folder in which the command is called."""
+    monkeypatch.chdir(Path(__file__).parents[1] / "helpers")
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if Path(each).name != "helpers"])
+    return f"output_dir={tmp_path}/runs", f"data.root={tmp_path}/sums", "run_name=own"
+
+
+def refused(capsys, *arguments):
+    """The one sentence with which a command refuses its arguments."""
+    capsys.readouterr()
+    assert main(list(arguments)) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1, said
+    return said
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_without_the_flag_a_part_is_refused_by_key_and_target(kind, places, tmp_path, capsys):
+    said = refused(capsys, "train", *SMALL, *PARTS[kind], *places)
+    key = PARTS[kind][0].lstrip("+").partition("=")[0].removesuffix("._target_")
+    assert f"{key}._target_ is 'own_code." in said
+    assert f"which is no {kind}" in said
+    assert said.endswith("if it is code of your own that you trust, add --allow-targets own_code\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
-def test_a_reward_and_a_loss_of_the_users_own_train(tmp_path, monkeypatch, capsys):
-    # The package lies in the folder in which the command is called.
-    monkeypatch.chdir(Path(__file__).parents[1] / "helpers")
-    monkeypatch.setattr(sys, "path", [each for each in sys.path if Path(each).name != "helpers"])
-    places = (f"output_dir={tmp_path}/runs", f"data.root={tmp_path}/sums", "run_name=own")
-    assert main(["train", *SMALL, *OWN, *places]) == 2
-    assert "add --allow-targets own_code" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
-
-    assert main(["train", "--allow-targets", "own_code", *SMALL, *OWN, *places]) == 0
+def test_parts_of_every_kind_train(places, tmp_path, capsys):
+    keys = [key for part in PARTS.values() for key in part]
+    assert main(["train", *OPEN, *SMALL, *keys, *places]) == 0
+    calls = sys.modules["own_code.calls"].CALLS
+    assert {kind for kind in PARTS if calls[kind] == 0} == set(ELSEWHERE)
     run = tmp_path / "runs" / "own"
     metrics = {}
     for line in (run / "stages" / "00-reason" / "metrics.jsonl").read_text().splitlines():
@@ -56,11 +107,68 @@ def test_a_reward_and_a_loss_of_the_users_own_train(tmp_path, monkeypatch, capsy
     content = Manifest.read(run).stages["reason"].content
     assert content["stage.algorithm.loss._target_"] == "own_code.losses.Unclipped"
 
+    noted = [json.loads(line) for line in (tmp_path / "runs" / "tracking" / "lines.jsonl").read_text().splitlines()]
+    assert [each["run"] for each in noted if each["what"] == "open"] == ["sums/own", "sums/00-reason"]
+    assert {each["what"] for each in noted} == {"open", "metrics", "params", "tags", "artifact", "dataset", "finish"}
+    assert {each["status"] for each in noted if each["what"] == "finish"} == {"FINISHED"}
+    assert not (tmp_path / "runs" / "mlflow.db").exists()
+
     saved = (run / "config.yaml").read_text()
     assert saved.startswith("# run with --allow-targets own_code\n")
     assert "allow_targets" not in saved
-    capsys.readouterr()
     table = str(run / "stages" / "00-reason" / "rollouts")
-    assert main(["reward-test", table]) == 2, "the run of last time opens nothing today"
-    assert "add --allow-targets own_code" in capsys.readouterr().err
-    assert main(["reward-test", table, "--allow-targets", "own_code.rewards,own_code.losses"]) == 0
+    assert "add --allow-targets own_code" in refused(capsys, "reward-test", table), "the last run opens nothing today"
+    modules = ("rewards", "losses", "algorithms", "trackers")
+    opened = ",".join(f"own_code.{module}" for module in modules)
+    assert main(["reward-test", table, "--allow-targets", opened]) == 0
+
+
+@pytest.mark.slow
+def test_a_family_trains_and_its_checkpoint_is_used_with_the_flag_alone(places, tmp_path, capsys):
+    said = refused(capsys, "train", *SMALL, *FAMILY, *places)
+    assert "model.family.backbone._target_ is 'own_code.families.Mistral.from_checkpoint'" in said
+    assert said.endswith("add --allow-targets own_code\n")
+    assert main(["train", *OPEN, *SMALL, *FAMILY, *places]) == 0
+    run = tmp_path / "runs" / "own"
+    handoff = str(run / "stages" / "00-reason" / "handoff")
+    facts = json.loads((Path(handoff) / "mmrl.json").read_text())
+    target = "own_code.families.Mistral"
+    assert facts["family"] == {"backbone": f"{target}.from_checkpoint", "encoder": f"{target}Encoder.from_checkpoint"}
+
+    capsys.readouterr()
+    assert main(["plan", *OPEN, *SMALL, *FAMILY, *places]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "mistral is no family of this package; it is taken to have Llama's layers" in shown
+    assert "memory per rank about" in shown
+
+    question = ("--question", "What is 1 + 1?", "--max-new-tokens", "4")
+    assert "'own_code.families.Mistral.from_checkpoint'" in refused(capsys, "predict", handoff, *question)
+    assert "add --allow-targets own_code" in refused(capsys, "predict", handoff, *question)
+    assert main(["predict", *OPEN, handoff, *question]) == 0
+    assert "add --allow-targets own_code" in refused(capsys, "evaluate", handoff, *SMALL, *FAMILY, *places)
+    assert main(["evaluate", *OPEN, handoff, *SMALL, *FAMILY, *places]) == 0
+
+    # A copy runs nothing of its own: it needs no flag.
+    assert main(["export", handoff, str(tmp_path / "shared")]) == 0
+    card = (tmp_path / "shared" / "README.md").read_text()
+    assert "MistralForCausalLM.from_pretrained(PATH" in card
+    assert "own_code" not in (tmp_path / "shared" / "config.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        (
+            ("tracking.tracker={_target_: own_code.trackers.Lines, project: sums}", "tracking.uri=http://127.0.0.1:1"),
+            "tracking.uri is http://127.0.0.1:1; it must be null beside tracking.tracker, which takes MLflow's place",
+        ),
+        (("tracking.tracker={_target_: own_code.trackers.Lines}",), "tracking.tracker._target_ is own_code.trackers"),
+        (("tracking.tracker={_target_: own_code.rewards.Brevity}",), "which does not fit there"),
+        (("tracking.tracker={_target_: lightning_mmrl.tracking.null.NullTracker}",), "which is no tracker"),
+        (("tracking.tracker=wandb",), "tracking.tracker is wandb; it must be null or a node with a _target_"),
+        (("tracking.tracker={_target_: own_code.trackers.NoTracker}",), "which lacks open_run or close; add it"),
+    ],
+)
+@pytest.mark.slow
+def test_a_tracker_that_cannot_serve_is_refused_in_one_sentence(keys, sentence, places, capsys):
+    assert sentence in refused(capsys, "train", *OPEN, *SMALL, *keys, *places)

@@ -81,7 +81,7 @@ ASKED = {
     "a picture with transparency": {"IMAGE": "transparent.png"},
     "text alone": {},
 }
-READ = {"qwen2_5_omni": set(ASKED), "qwen2": {"text alone"}, "qwen3": {"text alone"}}
+READ = {"qwen2_5_omni": set(ASKED)} | {name: {"text alone"} for name in families.TEXT}
 VISION = {name for name, asked in ASKED.items() if "SOUND" not in asked}
 CALLS = [
     (family, asked, prompt)

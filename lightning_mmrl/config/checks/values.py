@@ -46,7 +46,11 @@ def check_values(config: RunSettings) -> None:
     uri = config.tracking.uri
     stores = uri is None or uri.startswith(("sqlite:", "http://", "https://"))
     require(stores, "tracking.uri", redact(uri), "sqlite:///FILE or http(s)://HOST")
+    alone = uri is None or config.tracking.tracker is None
+    require(alone, "tracking.uri", redact(uri), "null beside tracking.tracker, which takes MLflow's place")
     _check_family(config.model.family)
+    sizes = config.model.sizes
+    require(sizes is None or isinstance(sizes, Mapping), "model.sizes", sizes, "null or keys of a config.json")
     _check_trainer("trainer", config.trainer)
     # What these two refuse would otherwise show when the first stage is built.
     PromptTemplate(config.prompt)

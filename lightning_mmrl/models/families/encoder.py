@@ -43,7 +43,7 @@ class FamilyEncoder:
     processor: Any
     config: Any
     eos_token_ids: tuple[int, ...]
-    """Ids that end a completion; the first one closes targets."""
+    """Ids that end a completion."""
     settings: ModelSettings = field(default_factory=ModelSettings)
 
     @classmethod
@@ -99,8 +99,15 @@ class FamilyEncoder:
 
     @property
     def pad_token_id(self) -> int:
-        """Id that fills padding."""
-        return self.tokenizer.pad_token_id
+        """Id that fills padding, which masks leave out: the closing one if the tokenizer has none, as in Llama 3."""
+        own = self.tokenizer.pad_token_id
+        return self.closing_token_id if own is None else own
+
+    @property
+    def closing_token_id(self) -> int:
+        """Id that closes targets: the tokenizer's own end; Llama 3 lists it after ends of other kinds."""
+        own = self.tokenizer.eos_token_id
+        return own if own in self.eos_token_ids else self.eos_token_ids[0]
 
     @property
     def media_processors(self) -> tuple[Any, ...]:
@@ -117,10 +124,13 @@ class FamilyEncoder:
     def max_positions(self) -> int:
         """Positions that the model was made for, by its configuration; YaRN multiplies the original number.
 
-        The tokenizer's limit is another one, since it counts tokens: a clip's tokens share positions.
+        Llama 3 scales its rotary embedding too, and its configuration has the number for the scaled one. The
+        tokenizer's limit is another one, since it counts tokens: a clip's tokens share positions.
         """
         config = self.config.get_text_config()
         scaling = config.rope_parameters or {}
+        if scaling.get("rope_type") != "yarn":
+            return config.max_position_embeddings
         stretched = scaling.get("factor", 1.0) * (scaling.get("original_max_position_embeddings") or 0)
         return max(config.max_position_embeddings, int(stretched))
 
@@ -207,7 +217,8 @@ class FamilyEncoder:
         """
         self._check_text(*(message.content for message in messages), prefill)
         text, spans = self.insert_media(self.render(messages) + prefill, media)
-        ids = self.tokenizer(text, return_tensors="pt").input_ids[0]
+        # The template has written all special tokens; some tokenizers, such as Llama 3's, would add a second first one.
+        ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids[0]
         kinds = {token_id: kind for kind, token_id in placeholder_ids(self.config, self.media_kinds).items()}
         positions, next_position = prompt_positions([kinds.get(token_id) for token_id in ids.tolist()], spans)
         if next_position > self.max_positions:
@@ -238,7 +249,7 @@ class FamilyEncoder:
             DataError: The text holds a control token of the tokenizer.
         """
         self._check_text(text)
-        return [*self.tokenizer(text).input_ids, self.eos_token_ids[0]]
+        return [*self.tokenizer(text, add_special_tokens=False).input_ids, self.closing_token_id]
 
     @cached_property
     def _control_tokens(self) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import torch
 
 from lightning_mmrl.algorithms.losses.ratios import TokenRatio
 from lightning_mmrl.types.batches import LossInputs, LossOutput
+from own_code.calls import CALLS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +17,7 @@ class Unclipped:
     ratio: Any = field(default_factory=TokenRatio)
 
     def __call__(self, inputs: LossInputs) -> LossOutput:
+        CALLS["loss"] += 1
         ratios = self.ratio(inputs)
         losses = torch.where(inputs.completion_mask, -ratios * inputs.advantages, torch.zeros_like(ratios))
         return LossOutput(token_losses=losses, clipped=torch.zeros_like(inputs.completion_mask), ratios=ratios)

@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+from released_models import SIZES
 from rich.console import Console
 
 from lightning_mmrl.app.kinds import rl, sft
@@ -23,8 +24,7 @@ from lightning_mmrl.config.specs import manifest_digests, stage_specs
 from lightning_mmrl.curriculum.attempt import STATES, Attempt, stage_folder
 from lightning_mmrl.curriculum.manifest import FILE, FinishedStage, Manifest
 from lightning_mmrl.planning.memory import Lengths, estimate
-from lightning_mmrl.planning.released import RELEASED
-from lightning_mmrl.planning.shapes import read_shape
+from lightning_mmrl.planning.shapes import read_shape, shape_of
 from lightning_mmrl.types.records import StageResult
 
 
@@ -213,7 +213,7 @@ def test_a_plan_estimates_the_memory_of_a_released_model(capsys):
     rows = memory_rows(lines, "reason")
     assert list(rows) == [1, 2, 4, 8]
     for ranks, cells in rows.items():
-        found = estimate(read_shape("Qwen/Qwen2.5-Omni-3B"), stage, "bfloat16", ranks, Lengths())
+        found = estimate(shape_of(SIZES["qwen2_5_omni_3b"]), stage, "bfloat16", ranks, Lengths())
         assert cells[0] == f"{found.needed / 2**30:.1f} GiB"
         assert cells[1:3] == ["fits" if found.fits(size) else "no" for size in (24, 80)]
         assert cells[3] == found.phase
@@ -243,7 +243,10 @@ def test_a_stage_that_fits_everywhere_takes_one_line(folder, capsys):
     ("arguments", "expected"),
     [
         ((), "memory estimated once runs/models/tiny_omni-seed0 is built"),
-        (("model=qwen2_5_3b", "model.checkpoint=me/mine"), "memory no estimate: me/mine is no preset of configs/model"),
+        (
+            ("model=qwen2_5_3b", "model.checkpoint=me/mine"),
+            "memory no estimate: me/mine is not here, and model.sizes does not name it",
+        ),
         (("model=qwen2_5_3b", "model.checkpoint=."), "memory no estimate: . has no config.json"),
     ],
 )
@@ -254,14 +257,21 @@ def test_a_model_of_unknown_size_is_said_to_be_so(capsys, arguments, expected):
 
 
 def test_another_architecture_is_said_to_have_no_estimate(folder, capsys):
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "mamba"}))
     lines = shown(capsys, "plan", "model.checkpoint=.")
-    assert any(line.startswith("memory no estimate for .: model_type is 'llama'") for line in lines)
+    assert any(line.startswith("memory no estimate for .: model_type is 'mamba'") for line in lines)
+
+
+def test_a_text_model_of_another_family_is_said_to_be_taken_for_a_llama(folder, capsys):
+    (folder / "config.json").write_text(json.dumps({**SIZES["qwen2_5_0_5b"], "model_type": "mine"}))
+    lines = shown(capsys, "plan", "model.checkpoint=.")
+    assert "memory mine is no family of this package; it is taken to have Llama's layers" in lines
+    assert any("memory per rank" in line for line in lines)
 
 
 def test_hints_hold_what_they_promise():
     config = compose(["model=qwen2_5_omni_3b"])
-    shape, lengths = read_shape(config.model.checkpoint), Lengths()
+    shape, lengths = read_shape(config.model.checkpoint, config.model.sizes), Lengths()
     own, adapted = hints(config, "reason", shape, lengths)
     assert "adapter" not in own
     assert adapted.endswith("stages.reason.adapter={} stages.reason.trainer.activation_checkpointing=true")
@@ -278,7 +288,7 @@ def test_hints_hold_what_they_promise():
 def test_hints_name_no_group_that_a_model_has_not():
     for model in ("qwen2_5_7b", "qwen2_5_vl_7b", "qwen2_5_omni_7b"):
         config = compose([f"model={model}"])
-        shape = read_shape(config.model.checkpoint)
+        shape = read_shape(config.model.checkpoint, config.model.sizes)
         own, _ = hints(config, "cold_start", shape, Lengths(prompt=1024))
         towers = ",".join(group for group in shape.stacks if group != "text")
         assert own.partition("freeze=")[2] == (f"[{towers}]" if towers else "")
@@ -292,13 +302,13 @@ def test_offloading_is_said_with_its_host_memory(capsys):
     show_memory(Console(width=140), config, ["reason"], Lengths())
     out = " ".join(capsys.readouterr().out.split())
     assert "memory per rank, sharded by fsdp2, offloaded to the host" in out
-    weights = read_shape(config.model.checkpoint).parameters * 2
+    weights = read_shape(config.model.checkpoint, config.model.sizes).parameters * 2
     assert f"{4 * weights / 2**30:.1f} GiB of host memory in all" in out
 
 
-@pytest.mark.parametrize("checkpoint", sorted(RELEASED))
-def test_every_released_model_has_an_estimate_for_every_stage(checkpoint, capsys):
-    config = compose(["model=qwen2_5_omni_3b", f"model.checkpoint={checkpoint}"])
+@pytest.mark.parametrize("name", sorted(SIZES))
+def test_every_released_model_has_an_estimate_for_every_stage(name, capsys):
+    config = compose([f"model={name}"])
     show_memory(Console(width=140), config, config.order, Lengths())
     assert capsys.readouterr().out.count("memory per rank") == 2
 

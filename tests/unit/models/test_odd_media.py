@@ -131,6 +131,7 @@ def test_positions_are_counted_and_not_tokens(encoders):
         ({"rope_type": "default", "rope_theta": 1e4}, 4096),
         ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096, "rope_theta": 1e4}, 16384),
         ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024, "rope_theta": 1e4}, 4096),
+        ({"rope_type": "llama3", "factor": 32.0, "original_max_position_embeddings": 1024, "rope_theta": 1e4}, 4096),
     ],
 )
 def test_yarn_stretches_the_positions(tmp_path, rope, limit):

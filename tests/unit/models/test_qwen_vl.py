@@ -150,8 +150,7 @@ def test_the_fingerprint_follows_the_processor(model, tmp_path):
 
 
 READS = {
-    "qwen2": ("Qwen2", set()),
-    "qwen3": ("Qwen3", set()),
+    **{name: (family.encoder.declaration.name, set()) for name, family in families.TEXT.items()},
     "qwen2_vl": ("Qwen2-VL", {"image", "video"}),
     "qwen3_vl": ("Qwen3-VL", {"image", "video"}),
     "qwen2_5_vl": ("Qwen2.5-VL", {"image", "video"}),
@@ -194,7 +193,10 @@ def test_a_folder_without_weights_or_of_another_family_is_refused(name, tmp_path
     with pytest.raises(StageError, match=r"model checkpoint of .* cannot be loaded"):
         family.backbone.from_checkpoint(folder)
     other = "qwen2_vl" if name != "qwen2_vl" else "qwen2"
-    with pytest.raises(StageError, match=f"holds a {other} model, not Qwen.*; choose the model preset of its family"):
+    with pytest.raises(
+        StageError,
+        match=f"holds a {other} model, not {family.backbone.declaration.name}; choose the model preset of its family",
+    ):
         family.encoder.from_checkpoint(families.build(other, tmp_path / "other"))
 
 

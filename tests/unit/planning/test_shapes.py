@@ -1,12 +1,13 @@
 """Sizes read off config.json, against the modules of every released model and of a tiny one of each family."""
 
 import json
+from dataclasses import replace
 
 import families
 import pytest
 import torch
 from released_models import RELEASED as MODELS
-from released_models import on_meta, unit_parameters
+from released_models import SIZES, on_meta, unit_parameters
 from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5OmniThinkerConfig,
@@ -19,8 +20,8 @@ from transformers import (
 from lightning_mmrl.config.compose import compose
 from lightning_mmrl.models.parallelize import ROOT
 from lightning_mmrl.models.policy import Policy
-from lightning_mmrl.planning.released import DEFAULTS, RELEASED
 from lightning_mmrl.planning.shapes import read_shape, shape_of
+from lightning_mmrl.planning.towers import DEFAULTS
 from lightning_mmrl.settings.model import AdapterSettings
 
 each_released = pytest.mark.parametrize("name", sorted(MODELS))
@@ -71,8 +72,8 @@ def check_widths(shape, text):
 
 @each_released
 def test_a_released_model_has_the_sizes_of_its_modules(name):
-    checkpoint = compose([f"model={name}"]).model.checkpoint
-    shape = read_shape(checkpoint)
+    model = compose([f"model={name}"]).model
+    shape = read_shape(model.checkpoint, model.sizes)
     policy = policy_of(on_meta(name))
     assert said_by(shape) == sizes_of(policy)
     assert shape.parameters == MODELS[name].num_parameters
@@ -80,9 +81,10 @@ def test_a_released_model_has_the_sizes_of_its_modules(name):
     check_widths(shape, policy.text_config)
 
 
-@pytest.mark.slow
-def test_every_preset_of_a_released_model_has_a_shape():
-    assert {compose([f"model={name}"]).model.checkpoint for name in MODELS} == set(RELEASED)
+@each_released
+def test_the_sizes_of_a_preset_are_of_its_checkpoint_alone(name):
+    assert read_shape(SIZES[name]["checkpoint"], SIZES[name]) == shape_of(SIZES[name])
+    assert read_shape("somebody/some-model", SIZES[name]) is None
 
 
 @each_family
@@ -137,7 +139,7 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(family):
 
 
 def test_a_config_may_be_flat_nested_or_of_a_whole_omni_checkpoint(tmp_path):
-    nested = RELEASED["Qwen/Qwen2.5-VL-3B-Instruct"]
+    nested = SIZES["qwen2_5_vl_3b"]
     flat = {**nested, **nested["text_config"]}
     del flat["text_config"]
     assert shape_of(flat) == shape_of(nested)
@@ -145,22 +147,50 @@ def test_a_config_may_be_flat_nested_or_of_a_whole_omni_checkpoint(tmp_path):
     assert shape_of(tied_by_text).parameters > shape_of(nested).parameters
     tied_by_text["text_config"]["tie_word_embeddings"] = True
     assert shape_of(tied_by_text) == shape_of(nested)
-    thinker = RELEASED["Qwen/Qwen2.5-Omni-3B"]
+    thinker = SIZES["qwen2_5_omni_3b"]
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2_5_omni", "thinker_config": thinker}))
     assert read_shape(str(tmp_path)) == shape_of(thinker)
 
 
 def test_another_number_of_key_heads_is_another_size():
     """A negative control: the comparisons above are of exact counts."""
-    config = RELEASED["Qwen/Qwen2.5-3B-Instruct"]
+    config = SIZES["qwen2_5_3b"]
     other = shape_of({**config, "num_key_value_heads": 4})
     assert other.parameters - shape_of(config).parameters == 36 * 2 * (2048 + 1) * 2 * 128
 
 
 def test_what_is_not_known_is_said():
     assert read_shape("somebody/some-model") is None
-    with pytest.raises(ValueError, match="model_type is 'llama'; known are qwen2, qwen3"):
-        shape_of({"model_type": "llama"})
+    with pytest.raises(
+        ValueError, match="model_type is 'mine', and it has no hidden_size; known are dense text models"
+    ):
+        shape_of({"model_type": "mine"})
+
+
+OTHERS = {
+    "num_local_experts": 8,
+    "moe_intermediate_size": 512,
+    "kv_lora_rank": 64,
+    "linear_num_key_heads": 4,
+    "vision_config": {"depth": 2},
+    "quantization_config": {"bits": 4},
+}
+
+
+def test_a_text_model_of_another_family_is_taken_for_a_llama():
+    config = {key: value for key, value in SIZES["qwen2_5_3b"].items() if key != "checkpoint"}
+    found = shape_of({**config, "model_type": "mine"})
+    assert found.assumed == "mine"
+    assert replace(found, assumed=None) == shape_of({**config, "model_type": "llama"})
+    assert shape_of(config).assumed is None
+
+
+@pytest.mark.parametrize("key", OTHERS)
+def test_no_other_kind_of_model_is_taken_for_a_llama(key):
+    config = {**SIZES["qwen2_5_3b"], "model_type": "mine"}
+    with pytest.raises(ValueError, match=f"model_type is 'mine', and it has {key}"):
+        shape_of({**config, key: OTHERS[key]})
+    assert shape_of({**config, key: None}) == shape_of(config)
 
 
 @pytest.mark.parametrize("text", ['{"model_type": "qwen2", "hidden_size": 64}', "[]", "{", '{"thinker_config": [1]}'])

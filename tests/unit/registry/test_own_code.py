@@ -92,12 +92,7 @@ def test_own_code_that_cannot_be_loaded_is_one_sentence(target, sentence):
 
 @pytest.mark.parametrize(
     ("key", "place"),
-    [
-        ("stages.reason.optimizer", "optimizer"),
-        ("stages.reason.schedule", "schedule"),
-        ("rollout", "engine"),
-        ("stages.reason.algorithm.kl.schedule", "schedule"),
-    ],
+    [("rollout", "engine"), ("rollout.canary", "canary"), ("rollout.settings", "engine setting")],
 )
 def test_some_places_take_no_own_code(key, place, changed):
     with opened(["own_code"]), pytest.raises(ConfigError, match=rf"{key}._target_ is .* which is no {place}"):

@@ -1,0 +1,72 @@
+"""Model families and trackers of this package, found by reading their files without importing them.
+
+A family is a file in models/families with a backbone and an encoder: classes whose body sets `declaration`, as in
+
+    class LlamaEncoder(TextEncoder):
+        declaration = FAMILY
+
+The encoder is the one whose name ends in `Encoder`. A constant of the file whose name starts with `build_tiny_` builds
+a tiny model of the family.
+
+A tracker is a class in tracking/ with the methods `open_run` and `close`. MLflow's and the one that keeps nothing need
+no name, since `tracking.uri` chooses between them.
+"""
+
+import ast
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+PACKAGE = "lightning_mmrl"
+FAMILIES, TRACKING = "models.families", "tracking"
+BY_URI = ("mlflow", "null")
+DECLARATION, ENCODER, BUILDER = "declaration", "Encoder", "build_tiny_"
+
+
+def find_families() -> dict[str, tuple[str, str]]:
+    """Maps the name of each family, which is its file's, to the targets of its backbone and its encoder."""
+    found = {}
+    for name, tree in _files(FAMILIES).items():
+        classes = [node.name for node in tree if isinstance(node, ast.ClassDef) and DECLARATION in _assigned(node.body)]
+        pair = sorted(classes, key=lambda each: each.endswith(ENCODER))
+        if [each.endswith(ENCODER) for each in pair] == [False, True]:
+            found[name] = tuple(f"{PACKAGE}.{FAMILIES}.{name}.{each}.from_checkpoint" for each in pair)
+    return found
+
+
+def find_builders() -> tuple[str, ...]:
+    """The targets that build tiny models, of all families that have one in their file."""
+    return tuple(
+        f"{PACKAGE}.{FAMILIES}.{name}.{each}"
+        for name, tree in _files(FAMILIES).items()
+        for each in _assigned(tree)
+        if each.startswith(BUILDER)
+    )
+
+
+def find_trackers() -> tuple[str, ...]:
+    """The targets of all trackers except those that `tracking.uri` chooses between."""
+    return tuple(
+        f"{PACKAGE}.{TRACKING}.{name}.{node.name}"
+        for name, tree in _files(TRACKING).items()
+        for node in tree
+        if name not in BY_URI and isinstance(node, ast.ClassDef) and {"open_run", "close"} <= _methods(node)
+    )
+
+
+@cache
+def _files(room: str) -> Mapping[str, Sequence[ast.stmt]]:
+    """The statements of each file of a room, by the file's name."""
+    folder = Path(__file__).resolve().parents[1].joinpath(*room.split("."))
+    return {path.stem: ast.parse(path.read_bytes()).body for path in sorted(folder.glob("*.py"))}
+
+
+def _assigned(body: Sequence[ast.stmt]) -> Iterator[str]:
+    """Names that are assigned at the top of a body."""
+    for statement in body:
+        if isinstance(statement, ast.Assign):
+            yield from (target.id for target in statement.targets if isinstance(target, ast.Name))
+
+
+def _methods(node: ast.ClassDef) -> set[str]:
+    return {each.name for each in node.body if isinstance(each, ast.FunctionDef)}
