@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning_mmrl.curriculum.spec import plan_stages, source_stage
 from lightning_mmrl.files import file_digest
-from lightning_mmrl.settings.renamed import first_name
+from lightning_mmrl.settings.renamed import first_name, is_as_before
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.settings.stage import StageSettings
 from lightning_mmrl.types.records import StageSpec
@@ -84,7 +84,7 @@ def _decisive(config: RunSettings, name: str) -> dict[str, Any]:
     del model["feature_cache"]
     shared = {"seed": config.seed, "model": model, "data": data, "prompt": asdict(config.prompt)}
     found = flattened(redacted_tree({**shared, "stage": stage}))
-    return {first_name(key): value for key, value in found.items()}
+    return {first_name(key): value for key, value in found.items() if not is_as_before(key, value)}
 
 
 def _evaluated_how(config: RunSettings, name: str, *, with_data: bool) -> str:

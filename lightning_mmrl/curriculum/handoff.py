@@ -32,7 +32,9 @@ VERSION = 2
 MOST_BYTES = 2**24
 """Maximum size of a seal in bytes; a seal of a thousand files needs a hundredth of this."""
 
-REQUIRED = ("config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja")
+CHAT_TEMPLATE = "chat_template.jinja"
+"""Not required of a model that was trained with a prompt without one."""
+REQUIRED = ("config.json", "generation_config.json", "tokenizer.json", CHAT_TEMPLATE)
 PROCESSOR = "processor_config.json"
 TOWERS = {"vision_config", "audio_config"}
 """A model whose configuration has one of these keys needs a processor."""
@@ -125,7 +127,9 @@ def check_handoff(directory: Path) -> dict[str, Any]:
     """
     facts = sealed(directory)
     files = facts["files"]
-    _require(REQUIRED, files, directory)
+    prompt = facts.get("prompt")
+    raw = isinstance(prompt, Mapping) and prompt.get("raw") is not None
+    _require([name for name in REQUIRED if not (raw and name == CHAT_TEMPLATE)], files, directory)
     # Weights in a subfolder are an adapter's, not the model's.
     if not any(name.endswith(".safetensors") and "/" not in name for name in files):
         raise StageError(f"{directory} has no *.safetensors; it is not a complete Hugging Face folder, {_AGAIN}")

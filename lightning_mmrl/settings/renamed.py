@@ -1,4 +1,4 @@
-"""Keys that have another name now: a configuration that uses the old one is told the new one."""
+"""Keys that have another name now, and keys that came later; a stage's digest stays as it was without either change."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,6 +11,8 @@ RENAMED = {
     "rewards.pass_part": "rewards.pass_component",
 }
 """Old to new, by the end of the dotted key; keys below an old one move with it."""
+ADDED = {"prompt.raw": None}
+"""Keys that came later, with the value by which a run is as it was before them: a stage's digest leaves that out."""
 
 
 def renamed(key: str) -> str | None:
@@ -31,6 +33,15 @@ def first_name(key: str) -> str:
     ('stage.rewards.parts.label.labels', 'stage.num_steps')
     """
     return _replaced(key, {new: old for old, new in RENAMED.items()}) or key
+
+
+def is_as_before(key: str, value: Any) -> bool:
+    """True for a key that came later and does not change a run, so that earlier runs continue.
+
+    >>> is_as_before("prompt.raw", None), is_as_before("prompt.raw", "{question}"), is_as_before("prompt.system", None)
+    (True, False, False)
+    """
+    return key in ADDED and value == ADDED[key]
 
 
 def _replaced(key: str, names: Mapping[str, str]) -> str | None:

@@ -71,3 +71,11 @@ def test_the_configuration_of_an_earlier_run_is_read_with_the_present_names(tmp_
     assert old != config
     (tmp_path / "config.yaml").write_text(old)
     assert saved_config(tmp_path, ["evaluation.limit=3"]) == compose(["evaluation.limit=3"])
+
+
+def test_a_key_that_came_later_changes_no_stage_that_was_run_before(tmp_path):
+    """A run of an earlier version, which lacks the key, continues; a stage that uses it is another one."""
+    before = {spec.name: spec.content for spec in specs(tmp_path)}
+    assert not any("raw" in key for content in before.values() for key in content)
+    raw = describe_changes(before, specs(tmp_path, 'prompt.raw="User: {question}"'))
+    assert raw == ["prompt.raw: - -> User: {question}"]
