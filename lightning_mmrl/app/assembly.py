@@ -128,7 +128,9 @@ class Assembly:
         if settings is None or not media.backbone.towers:
             return None
         if media.towers_train:
-            self.console.say(f"stage {stage} trains a media tower, so it does not use model.feature_cache")
+            self.console.say(
+                f"stage {stage} trains a media tower or its projector, so it does not use model.feature_cache"
+            )
             return None
         towers = tower_fingerprint(media.backbone)
         return FeatureCache(settings, towers=towers)

@@ -45,7 +45,8 @@ class Stack:
     `path` is where the blocks are. `queries` and `keys` are the widths of all query heads and of all key heads, which
     have norms of their own if `normed_heads`. `inner_copies` counts what the activation function of a block keeps for
     the backward pass, in units of `inner` values per row. `rest` is the number of the group's parameters outside of its
-    blocks. `projector` lists the linear layers outside of the blocks, with their full names. A feature row that a tower
+    blocks. `projector` lists the linear layers outside of the blocks, with their full names; its norms have
+    `projector_norms` parameters. A feature row that a tower
     returns is made from `rows_per_token` of the tower's rows, and each of these from `input_values` numbers; neither
     applies to the decoder.
     """
@@ -63,6 +64,7 @@ class Stack:
     inner_copies: int
     rest: int
     projector: tuple[Linear, ...] = ()
+    projector_norms: int = 0
     normed_heads: bool = False
     rows_per_token: int = 1
     input_values: int = 0
@@ -76,6 +78,11 @@ class Stack:
     def parameters(self) -> int:
         """Number of parameters of all blocks, plus `rest`."""
         return self.depth * self.block + self.rest
+
+    @property
+    def projector_parameters(self) -> int:
+        """Parameters of a tower's projector, which are part of `rest`."""
+        return sum(linear.parameters for linear in self.projector) + self.projector_norms
 
     def adapter_parameters(self, rank: int, targets: Iterable[str]) -> int:
         """Number of LoRA parameters in all layers that `targets` match, as in `models.adapters.chosen_layers`."""
@@ -211,6 +218,7 @@ def _vision_2_5(vision: Mapping[str, Any], *, split: bool) -> Stack:
         inner_copies=3,
         rest=_patch_values(vision) * width + width + sum(linear.parameters for linear in merger),
         projector=merger,
+        projector_norms=width,
     )
 
 
@@ -228,6 +236,7 @@ def _vision_2(vision: Mapping[str, Any]) -> Stack:
         inner_copies=2,
         rest=_patch_values(vision) * width + 2 * width + sum(linear.parameters for linear in merger),
         projector=merger,
+        projector_norms=2 * width,
     )
 
 
@@ -252,6 +261,7 @@ def _vision_3(vision: Mapping[str, Any]) -> Stack:
         inner_copies=1,
         rest=patches + 2 * width + 2 * merged * deep + sum(linear.parameters for linear in mergers),
         projector=mergers,
+        projector_norms=2 * width + 2 * merged * deep,
     )
 
 

@@ -1,5 +1,6 @@
 """Keys of the model, of its adapters and of the cache of its towers' outputs."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -13,6 +14,10 @@ AUDIO_IN_VIDEO: tuple[AudioInVideo, ...] = get_args(AudioInVideo)
 TOWERS = ("vision", "audio")
 """Parameter groups that encode media."""
 PARAMETER_GROUPS = (*TOWERS, "text")
+PROJECTOR = "projector"
+FREEZE_GROUPS = (*PARAMETER_GROUPS, *(f"{tower}_tower" for tower in TOWERS), PROJECTOR)
+"""Groups that a stage can freeze: `vision` and `audio` are towers with their projectors, `vision_tower` and
+`audio_tower` are towers without them, and `projector` is the projectors of all towers."""
 ALL_LAYERS = "all"
 
 
@@ -48,7 +53,8 @@ class ModelSettings:
     """Compute a prompt once for all its completions. False scores a copy for each one, for comparisons: as exact, but
     slow."""
     feature_cache: FeatureCacheSettings | None = None
-    """Cache of tower outputs for stages that freeze all media towers; null computes them in every pass."""
+    """Cache of tower outputs for stages that freeze all media towers with their projectors; null computes them in every
+    pass."""
 
 
 @dataclass
@@ -71,3 +77,16 @@ class AdapterSettings:
     def wanted(self) -> tuple[str, ...]:
         """The targets; one of them may stand for a list of one."""
         return (self.targets,) if isinstance(self.targets, str) else tuple(self.targets)
+
+
+def frozen_parts(groups: Iterable[str]) -> frozenset[str]:
+    """The parts of a model that groups of `freeze` are made of: the text model, each tower and each tower's projector.
+
+    >>> sorted(frozen_parts(["vision", "text"])), sorted(frozen_parts(["audio_tower", "projector"]))
+    (['text', 'vision_projector', 'vision_tower'], ['audio_projector', 'audio_tower', 'vision_projector'])
+    """
+    parts = {
+        **{tower: (f"{tower}_tower", f"{tower}_{PROJECTOR}") for tower in TOWERS},
+        PROJECTOR: tuple(f"{tower}_{PROJECTOR}" for tower in TOWERS),
+    }
+    return frozenset(part for group in groups for part in parts.get(group, (group,)))

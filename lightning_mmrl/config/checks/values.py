@@ -14,7 +14,7 @@ from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.rollout.vllm.readiness import samples_with_vllm
 from lightning_mmrl.settings.algorithm import AlgorithmSettings, RewardSettings
 from lightning_mmrl.settings.data import ABLATIONS, StageDataSettings
-from lightning_mmrl.settings.model import PARAMETER_GROUPS, TOWERS, AdapterSettings
+from lightning_mmrl.settings.model import PARAMETER_GROUPS, TOWERS, AdapterSettings, frozen_parts
 from lightning_mmrl.settings.rules import check_rules, one_of, require
 from lightning_mmrl.settings.run import EvaluationSettings, RunSettings
 from lightning_mmrl.settings.stage import KINDS, SHARDED_PRECISIONS, Bound, StageSettings, TrainerSettings
@@ -91,11 +91,12 @@ def _check_feature_cache(config: RunSettings) -> None:
     stages = [config.stages[name] for name in config.order]
     # A tower stays as it is if it is frozen, or outside of an adapter, which freezes everything else.
     trained = [set(PARAMETER_GROUPS if stage.adapter is None else stage.adapter.groups) for stage in stages]
-    frozen = [set(TOWERS) & (set(stage.freeze) | set(TOWERS) - own) for stage, own in zip(stages, trained, strict=True)]
+    whole = [{t for t in TOWERS if frozen_parts([t]) <= frozen_parts(stage.freeze)} for stage in stages]
+    frozen = [own_whole | set(TOWERS) - own for own_whole, own in zip(whole, trained, strict=True)]
     if config.model.feature_cache is not None and not any(frozen):
         raise ConfigError(
-            "model.feature_cache is set, and no stage freezes its media towers; add vision and audio, as far as the "
-            "model has them, to stages.NAME.freeze, or set model.feature_cache=null"
+            "model.feature_cache is set, and no stage freezes a media tower with its projector; add vision and audio, as "
+            "far as the model has them, to stages.NAME.freeze, or set model.feature_cache=null"
         )
 
 
@@ -136,7 +137,7 @@ def _check_stage(path: str, stage: StageSettings) -> None:
     every = stage.validate_every
     valid = every is None or 1 <= every <= stage.num_steps
     require(valid, f"{path}.validate_every", every, f"null or between 1 and num_steps {stage.num_steps}")
-    all_frozen = set(stage.freeze) == set(PARAMETER_GROUPS)
+    all_frozen = frozen_parts(stage.freeze) == frozen_parts(PARAMETER_GROUPS)
     require(not all_frozen, f"{path}.freeze", stage.freeze, "fewer groups, so that something trains")
     if stage.adapter is not None:
         _check_adapter(f"{path}.adapter", stage.adapter, stage.freeze)
@@ -166,10 +167,11 @@ def _check_adapter(path: str, adapter: AdapterSettings, frozen: Iterable[str]) -
     require(valid, f"{path}.targets", repr(adapter.targets), "all, attention, mlp or another name, or a list of them")
     require(adapter.groups, f"{path}.groups", adapter.groups, f"at least one of {', '.join(PARAMETER_GROUPS)}")
     for group in adapter.groups:
-        if group in frozen:
+        both = [each for each in frozen if frozen_parts([each]) & frozen_parts([group])]
+        if both:
             raise ConfigError(
-                f"{path}.groups has {group}, and {path.removesuffix('.adapter')}.freeze as well; take {group} out of "
-                "freeze (weights under an adapter stay as they are anyway), or out of the adapter's groups"
+                f"{path}.groups has {group}, and {path.removesuffix('.adapter')}.freeze has {both[0]}; take {both[0]} "
+                "out of freeze (weights under an adapter stay as they are anyway), or take the group out of the adapter"
             )
 
 

@@ -184,6 +184,10 @@ class OmniThinker(QwenVisionBackbone):
     declaration = FAMILY
     text_at = "model"
     towers_at: ClassVar[Mapping[str, str]] = {"vision": "visual", "audio": "audio_tower"}
+    projectors_at: ClassVar[Mapping[str, Sequence[str]]] = {
+        "vision": ("visual.merger",),
+        "audio": ("audio_tower.proj",),
+    }
     tower_layers: ClassVar[Mapping[str, LayerKinds]] = {
         "vision": {
             "attention": ("attn.q", "attn.k", "attn.v", "attn.proj"),

@@ -158,6 +158,7 @@ class QwenVisionBackbone(FamilyBackbone):
 
     text_at = "model.language_model"
     towers_at: ClassVar[Mapping[str, str]] = {"vision": "model.visual"}
+    projectors_at: ClassVar[Mapping[str, Sequence[str]]] = {"vision": ("model.visual.merger",)}
 
     def media_features(self, media: MediaInputs) -> dict[str, Tensor]:
         """Runs the tower once over all pictures and clips; rows [tokens, width] in prompt order, keyed by kind.

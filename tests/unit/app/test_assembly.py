@@ -66,7 +66,19 @@ def test_a_stage_keeps_the_outputs_of_its_towers_if_all_of_them_are_frozen(num_f
         assert parts.console.said == []
     else:
         assert found is None
-        assert parts.console.said == ["stage reason trains a media tower, so it does not use model.feature_cache"]
+        said = "stage reason trains a media tower or its projector, so it does not use model.feature_cache"
+        assert parts.console.said == [said]
+
+
+def test_a_stage_that_trains_a_projector_keeps_no_output(tmp_path):
+    """Kept outputs hold the projector: after a step they are out of date."""
+    cache = f"+model.feature_cache={{directory: {tmp_path / 'features'}}}"
+    parts = Assembly(config=compose(["stages.cold_start.freeze=[vision,audio]", cache]), console=Console())
+    _, policy = families.load("qwen2_5_omni", families.build("qwen2_5_omni", tmp_path / "model"))
+    policy.freeze(["vision_tower", "audio"])
+    assert parts.feature_cache("reason", policy.media) is None
+    policy.freeze(["projector"])
+    assert parts.feature_cache("reason", policy.media) is not None
 
 
 def test_there_is_no_feature_cache_unless_it_is_asked_for(backbone):
