@@ -84,6 +84,7 @@ def _decisive(config: RunSettings, name: str) -> dict[str, Any]:
     del model["feature_cache"]
     shared = {"seed": config.seed, "model": model, "data": data, "prompt": asdict(config.prompt)}
     found = flattened(redacted_tree({**shared, "stage": stage}))
+    model["checkpoint"] = config.model.checkpoint_but_build
     return {first_name(key): value for key, value in found.items() if not is_as_before(key, value)}
 
 

@@ -42,6 +42,8 @@ def validated(composed: DictConfig, say: Callable[[str], object] = lambda line: 
     for name in config.order:
         if name in config.stages:
             config.stages[name] = fitted(config.stages[name], f"stages.{name}", say)
+    if config.model.build is not None:
+        config.model.checkpoint = config.model.located
     is_trial = config.trial is not None
     if is_trial:
         config.run_name, config.trial = f"{config.trial}-{config.run_name}", None

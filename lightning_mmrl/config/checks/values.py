@@ -14,7 +14,7 @@ from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.rollout.vllm.readiness import samples_with_vllm
 from lightning_mmrl.settings.algorithm import AlgorithmSettings, RewardSettings
 from lightning_mmrl.settings.data import ABLATIONS, StageDataSettings
-from lightning_mmrl.settings.model import PARAMETER_GROUPS, TOWERS, AdapterSettings, frozen_parts
+from lightning_mmrl.settings.model import BUILD, PARAMETER_GROUPS, TOWERS, AdapterSettings, frozen_parts
 from lightning_mmrl.settings.rules import check_rules, one_of, require
 from lightning_mmrl.settings.run import EvaluationSettings, RunSettings
 from lightning_mmrl.settings.stage import KINDS, SHARDED_PRECISIONS, Bound, StageSettings, TrainerSettings
@@ -45,6 +45,10 @@ def check_values(config: RunSettings) -> None:
     uri = config.tracking.uri
     stores = uri is None or uri.startswith(("sqlite:", "http://", "https://"))
     require(stores, "tracking.uri", redact(uri), "sqlite:///FILE or http(s)://HOST")
+    if config.model.build is None and BUILD in config.model.checkpoint:
+        raise ConfigError(
+            f"model.checkpoint is {config.model.checkpoint}, and model.build is null; name a folder or a hub id"
+        )
     _check_family(config.model.family)
     _check_trainer("trainer", config.trainer)
     # What these two refuse would otherwise show when the first stage is built.
@@ -95,8 +99,8 @@ def _check_feature_cache(config: RunSettings) -> None:
     frozen = [own_whole | set(TOWERS) - own for own_whole, own in zip(whole, trained, strict=True)]
     if config.model.feature_cache is not None and not any(frozen):
         raise ConfigError(
-            "model.feature_cache is set, and no stage freezes a media tower with its projector; add vision and audio, as "
-            "far as the model has them, to stages.NAME.freeze, or set model.feature_cache=null"
+            "model.feature_cache is set, and no stage freezes a media tower with its projector; add vision and audio, "
+            "as far as the model has them, to stages.NAME.freeze, or set model.feature_cache=null"
         )
 
 

@@ -105,6 +105,7 @@ VALUES = {
     "run_name=a/b": "run_name is a/b; it must be letters, digits",
     "run_name=..": "run_name is ..; it must be",
     "model.dtype=float16": "model.dtype is 'float16', which is no choice; did you mean 'bfloat16'",
+    "model.build=null": "model.checkpoint is runs/models/tiny_omni-seed0-{build}, and model.build is null; name a",
     "model.position_rule=vllm": "model.position_rule is 'vllm', which is no choice; known are previous_maximum, tra",
     "model.audio_in_video=interleave": "model.audio_in_video is 'interleave', which is no choice; did you mean 'inte",
     "model.feature_cache={directory: x}": "model.feature_cache is set, and no stage freezes a media tower with its",

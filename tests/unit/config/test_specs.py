@@ -79,3 +79,11 @@ def test_a_key_that_came_later_changes_no_stage_that_was_run_before(tmp_path):
     assert not any("raw" in key for content in before.values() for key in content)
     raw = describe_changes(before, specs(tmp_path, 'prompt.raw="User: {question}"'))
     assert raw == ["prompt.raw: - -> User: {question}"]
+
+
+def test_the_name_of_a_built_base_changes_no_stage_that_was_run_before(tmp_path):
+    """Earlier versions built every base of a seed in one folder; a stage knows its base by what builds it."""
+    content = specs(tmp_path)[0].content
+    assert content["model.checkpoint"] == "runs/models/tiny_omni-seed0"
+    other = specs(tmp_path, "+model.build.hidden_size=64")
+    assert describe_changes({"cold_start": content}, other) == ["model.build.hidden_size: - -> 64"]
