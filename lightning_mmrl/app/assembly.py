@@ -12,14 +12,16 @@ import torch
 from filelock import FileLock
 from transformers.utils import logging as transformers_logging
 
+from lightning_mmrl.config.specs import flattened
+from lightning_mmrl.curriculum.changes import changed_keys
 from lightning_mmrl.curriculum.lineage import facts_if_sealed
 from lightning_mmrl.data.exclusions import EXCLUSIONS, Exclusions
 from lightning_mmrl.data.media.cache import MediaCache
 from lightning_mmrl.data.media.guard import GuardedDecoder
 from lightning_mmrl.data.pipeline import MediaPipeline
-from lightning_mmrl.errors import DataError, StageError
+from lightning_mmrl.errors import ConfigError, DataError, StageError
 from lightning_mmrl.evaluation.consistency import CueLexicon
-from lightning_mmrl.files import folder_beside, follow_umask, writing
+from lightning_mmrl.files import folder_beside, follow_umask, read_json, write_json, writing
 from lightning_mmrl.machine import explain_in_threads
 from lightning_mmrl.models.encoders import MediaEncoder, tower_fingerprint
 from lightning_mmrl.models.feature_cache import FeatureCache
@@ -31,7 +33,7 @@ from lightning_mmrl.registry import targets
 from lightning_mmrl.registry.families import stored_family
 from lightning_mmrl.rollout.hf import HFEngine
 from lightning_mmrl.settings.algorithm import SamplingSettings
-from lightning_mmrl.settings.model import AdapterSettings
+from lightning_mmrl.settings.model import BUILD, AdapterSettings, ModelSettings
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.stages.answers import AnswerEvaluator
 from lightning_mmrl.training.console import ConsoleProgress
@@ -39,6 +41,7 @@ from lightning_mmrl.training.group import RankGroup
 from lightning_mmrl.training.monitor import ConsoleMonitor
 from lightning_mmrl.types.media import decisive
 from lightning_mmrl.types.records import StageSpec
+from lightning_mmrl.types.redaction import redacted_tree
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,9 @@ class Assembly:
         if settings is None or not media.backbone.towers:
             return None
         if media.towers_train:
-            self.console.say(f"stage {stage} trains a media tower, so it does not use model.feature_cache")
+            self.console.say(
+                f"stage {stage} trains a media tower or its projector, so it does not use model.feature_cache"
+            )
             return None
         towers = tower_fingerprint(media.backbone)
         return FeatureCache(settings, towers=towers)
@@ -199,22 +204,34 @@ class Assembly:
     def base_folder(self) -> Path:
         """The folder or hub id of the base model, built first if the configuration says how.
 
+        A record beside a built folder says what built it. A folder without a record is used as it is.
+
         Raises:
+            ConfigError: The folder was built with other values of `model.build`.
             DiskError: The disk refuses the folder; the unfinished folder is removed.
         """
-        checkpoint, config_file = Path(self.config.model.checkpoint), "config.json"
-        if self.config.model.build is None or (checkpoint / config_file).is_file():
+        model = self.config.model
+        checkpoint, config_file = Path(model.checkpoint), "config.json"
+        if model.build is None:
             return checkpoint
-        checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(checkpoint.with_name(checkpoint.name + ".lock")):
-            if (checkpoint / config_file).is_file():
-                return checkpoint  # another run of the same seed was first
-            self.console.say(f"building the base model in {checkpoint}")
-            with writing(checkpoint), folder_beside(checkpoint, made=False) as partial:
-                targets.build(self.config.model.build, "model.build", directory=partial)
-                follow_umask(partial)
-                os.replace(partial, checkpoint)
+        record = checkpoint.with_name(f"{checkpoint.name}.build.json")
+        if not (checkpoint / config_file).is_file():
+            checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(checkpoint.with_name(checkpoint.name + ".lock")):
+                if not (checkpoint / config_file).is_file():  # otherwise another process was first
+                    self._build_base(checkpoint, record)
+        if record.is_file():
+            check_built(model, checkpoint, read_json(record, f"remove it and {checkpoint}, to build the model again"))
         return checkpoint
+
+    def _build_base(self, checkpoint: Path, record: Path) -> None:
+        model = self.config.model
+        self.console.say(f"building the base model in {checkpoint}")
+        with writing(checkpoint), folder_beside(checkpoint, made=False) as partial:
+            targets.build(model.build, "model.build", directory=partial)
+            follow_umask(partial)
+            write_json(record, {"digest": model.build_digest, "build": redacted_tree(dict(model.build))})
+            os.replace(partial, checkpoint)
 
     def ensure_data(self) -> None:
         """Generates the dataset if the configuration says how and it does not exist.
@@ -246,6 +263,23 @@ class Assembly:
             "audio_in_video": self.config.model.audio_in_video,
             "max_new_tokens": self.config.evaluation.max_new_tokens,
         }
+
+
+def check_built(model: ModelSettings, checkpoint: Path, record: Any) -> None:
+    """Refuses a folder that was built with other values than the configured ones.
+
+    Raises:
+        ConfigError: Naming the values.
+    """
+    known = isinstance(record, dict) and isinstance(record.get("build"), dict)
+    if known and record.get("digest") == model.build_digest:
+        return
+    now = redacted_tree(dict(model.build))
+    changes = changed_keys(flattened(record["build"]), flattened(now)) if known else ["its record is damaged"]
+    raise ConfigError(
+        f"model.checkpoint {checkpoint} was built with other values of model.build ({'; '.join(changes)}); give "
+        f"model.checkpoint another name, such as {checkpoint.parent / ('NAME-' + BUILD)}, or remove the folder"
+    )
 
 
 def quiet_libraries() -> None:

@@ -65,7 +65,8 @@ def answer_question(
     check_read(media, encoder)
     pipeline = parts.pipeline(encoder)
     encoded = _encoded(media, pipeline, parts.console)
-    prompt = encoder.encode_prompt(parts.template.apply(messages), parts.template.settings.prefill, encoded)
+    template = parts.template
+    prompt = encoder.encode_prompt(template.apply(messages), template.settings.prefill, encoded, template.settings.raw)
     sample = Sample(id="question", messages=messages, media=tuple(ref for _, ref in media))
     batch = collate_prompts([EncodedSample(sample=sample, prompt=prompt)], encoder.pad_token_id)
     policy = parts.policy(checkpoint, encoder, 1.0)

@@ -51,7 +51,7 @@ def plan(config: RunSettings, lengths: Lengths) -> None:
     for spec in specs:
         stage = config.stages[spec.name]
         samples = num_samples(config, stage)
-        source = spec.source or f"base model {config.model.checkpoint}"
+        source = spec.source or f"base model {config.model.checkpoint_but_build}"
         steps = (str(stage.num_steps), passes(stage, samples)) if isinstance(stage, StageSettings) else ("-", "1.00")
         table.add_row(
             spec.name, stage.kind, source, data_names(stage), "?" if samples is None else str(samples),

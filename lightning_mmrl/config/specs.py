@@ -95,6 +95,7 @@ def _decisive(config: RunSettings, name: str) -> dict[str, Any]:
     data = asdict(config.data)
     data["media"] = {"num_frames": config.data.media.num_frames}
     model = asdict(config.model)
+    model["checkpoint"] = config.model.checkpoint_but_build
     del model["feature_cache"], model["sizes"]
     shared = {"seed": config.seed, "model": model, "data": data, "prompt": asdict(config.prompt)}
     found = flattened(redacted_tree({**shared, "stage": stage}))

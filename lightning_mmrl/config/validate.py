@@ -45,6 +45,8 @@ def validated(composed: DictConfig, say: Callable[[str], object] = lambda line: 
         stage = config.stages.get(name)
         if isinstance(stage, StageSettings):
             config.stages[name] = fitted(stage, f"stages.{name}", say)
+    if config.model.build is not None:
+        config.model.checkpoint = config.model.located
     is_trial = config.trial is not None
     if is_trial:
         config.run_name, config.trial = f"{config.trial}-{config.run_name}", None

@@ -5,6 +5,7 @@ from importlib.metadata import version
 from typing import Any
 
 from lightning_mmrl.errors import StageError
+from lightning_mmrl.prompts.template import QUESTION
 
 _OMNI = "qwen2_5_omni_thinker"
 _BY_LONGER_SIDE = ("qwen2_vl", "qwen2_5_vl")
@@ -88,7 +89,8 @@ def call_of(facts: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     is_omni = config.get("model_type") == _OMNI
     interleaves = is_omni and facts.get("audio_in_video") == "interleaved"
     parts += [_content(kinds, facts["media"], is_omni=is_omni, interleaves=interleaves)] if kinds else []
-    return "\n".join([*parts, _prompt(facts, kinds), _answer(facts, kinds, config, interleaves=interleaves)])
+    prompt = _prompt(facts, kinds) if facts["prompt"].get("raw") is None else _raw_prompt(facts, kinds, config)
+    return "\n".join([*parts, prompt, _answer(facts, kinds, config, interleaves=interleaves)])
 
 
 def places_text_otherwise(facts: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
@@ -157,6 +159,22 @@ def _prompt(facts: Mapping[str, Any], kinds: tuple[str, ...]) -> str:
     lines += ["text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)"]
     lines += [f"text += {prompt['prefill']!r}"] if prompt["prefill"] else []
     return "\n".join(lines)
+
+
+def _raw_prompt(facts: Mapping[str, Any], kinds: tuple[str, ...], config: Mapping[str, Any]) -> str:
+    """Writes code for a prompt without the chat template: a medium is its placeholder between its markers."""
+    prompt = facts["prompt"]
+    before, after = prompt["raw"].split(QUESTION)
+    question = "QUESTION" + (f" + {prompt['suffix']!r}" if prompt["suffix"] else "")
+    marks = {}
+    for kind in kinds:
+        sense = "audio" if kind == "audio" else "vision"
+        placeholder = config.get(f"{kind}_token_id", config.get(f"{kind}_token_index"))
+        marks[kind] = [config[f"{sense}_start_token_id"], placeholder, config[f"{sense}_end_token_id"]]
+    lines = [f"marks = {marks}"] if kinds else []
+    lines += ['marked = [token for part in content for token in marks[part["type"]]]'] if kinds else []
+    media = '"".join(processor.tokenizer.convert_ids_to_tokens(marked)) + ' if kinds else ""
+    return "\n".join([*lines, f"text = {before!r} + {media}{question} + {after + prompt['prefill']!r}"])
 
 
 def _answer(facts: Mapping[str, Any], kinds: tuple[str, ...], config: Mapping[str, Any], *, interleaves: bool) -> str:

@@ -74,16 +74,18 @@ def _family(value: Any) -> _Problem:
     return "the name of a family, or the names of its backbone and encoder without any option"
 
 
-def _mapping(required: Mapping[str, _Rule]) -> _Rule:
+def _mapping(required: Mapping[str, _Rule], optional: Mapping[str, _Rule] | None = None) -> _Rule:
+    known = {**required, **(optional or {})}
+
     def rule(value: Any) -> _Problem:
         if not isinstance(value, Mapping):
             return f"a mapping of {', '.join(required)}"
         if missing := [key for key in required if key not in value]:
             return f"a mapping with {missing[0]}"
         for key, each in value.items():
-            if key not in required:
-                return f"a mapping of {', '.join(required)} alone, without {key!r}"
-            if (problem := required[key](each)) is not None:
+            if key not in known:
+                return f"a mapping of {', '.join(known)} alone, without {key!r}"
+            if (problem := known[key](each)) is not None:
                 return f"a mapping with a {key} that is {problem}"
         return None
 
@@ -115,7 +117,10 @@ _PLAIN_VALUES = _rule(
 """The lineage holds texts, numbers and truth values; they are shown and never used."""
 
 _FACTS: Mapping[str, _Rule] = {
-    "prompt": _mapping({"system": _TEXT_OR_NULL, "suffix": _TEXT, "prefill": _TEXT}),
+    "prompt": _mapping(
+        {"system": _TEXT_OR_NULL, "suffix": _TEXT, "prefill": _TEXT},
+        {"raw": _TEXT_OR_NULL},  # older handoffs lack it
+    ),
     "media": _mapping(
         {
             "num_frames": _whole(2, 100_000),

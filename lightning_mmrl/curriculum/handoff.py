@@ -8,7 +8,9 @@ from lightning_mmrl.curriculum.artifacts import AGAIN, check_artifact, sealed
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.files import read_json
 
-REQUIRED = ("config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja")
+CHAT_TEMPLATE = "chat_template.jinja"
+"""Not required of a model that was trained with a prompt without one."""
+REQUIRED = ("config.json", "generation_config.json", "tokenizer.json", CHAT_TEMPLATE)
 PROCESSOR = "processor_config.json"
 TOWERS = {"vision_config", "audio_config"}
 """A model whose configuration has one of these keys needs a processor."""
@@ -20,8 +22,10 @@ def check_handoff(directory: Path) -> dict[str, Any]:
     Raises:
         StageError: A file is missing, changed or not in the seal, or the seal is damaged.
     """
-    files = sealed(directory)["files"]
-    _require(REQUIRED, files, directory)
+    facts = sealed(directory)
+    files, prompt = facts["files"], facts.get("prompt")
+    raw = isinstance(prompt, Mapping) and prompt.get("raw") is not None
+    _require([name for name in REQUIRED if not (raw and name == CHAT_TEMPLATE)], files, directory)
     # Weights in a subfolder are an adapter's, not the model's.
     if not any(name.endswith(".safetensors") and "/" not in name for name in files):
         raise StageError(f"{directory} has no *.safetensors; it is not a complete Hugging Face folder, {AGAIN}")

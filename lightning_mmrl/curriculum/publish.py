@@ -132,6 +132,8 @@ def _call(facts: Mapping[str, Any], config: Mapping[str, Any]) -> str:
 def _prompting(facts: Mapping[str, Any]) -> str:
     prompt, media = facts["prompt"], facts["media"]
     parts = {"system": "System prompt", "suffix": "After each question", "prefill": "Begin of the answer"}
+    if prompt.get("raw") is not None:
+        parts = {"raw": "Text without the chat template", "suffix": parts["suffix"], "prefill": parts["prefill"]}
     texts = {title: f"`{prompt[part]}`" if prompt[part] else "none" for part, title in parts.items()}
     lines = ["## Prompt", "", *(f"- {title}: {text}" for title, text in texts.items())]
     lines += [f"- Labels: {', '.join(facts['labels'])}"] if facts["labels"] else []

@@ -157,7 +157,8 @@ class PreparedSet(Dataset[EncodedSample]):
             shown = self._pipeline.altered(encoded, ref.kind, variant)
             media.append(shown)
             keys.append(key if shown is encoded else f"{key}/{variant}")
-        prompt = encoder.encode_prompt(turns, self._template.settings.prefill, media)
+        settings = self._template.settings
+        prompt = encoder.encode_prompt(turns, settings.prefill, media, settings.raw)
         ids = tuple(encoder.encode_target(target)) if target is not None else ()
         if self._supervised:
             if not self._banned.isdisjoint(ids):
@@ -196,6 +197,7 @@ class PreparedSet(Dataset[EncodedSample]):
             "system": prompt.system,
             "suffix": prompt.suffix,
             "prefill": prompt.prefill,
+            **({} if prompt.raw is None else {"raw": prompt.raw}),
         }
 
     def _faults(

@@ -21,7 +21,7 @@ from lightning_mmrl.models.adapters import Adapter, LinearLayers, add_adapter, c
 from lightning_mmrl.models.encoders import MediaBackbone, MediaEncoder
 from lightning_mmrl.models.shared_prefix import ATTENTION, layout_arguments, pack, present_tokens, sharing_refusal
 from lightning_mmrl.ops.logprobs import tiled_token_logprobs
-from lightning_mmrl.settings.model import AdapterSettings, ModelSettings
+from lightning_mmrl.settings.model import PROJECTOR, AdapterSettings, ModelSettings
 from lightning_mmrl.types.batches import PolicyOutput, ScoringBatch
 
 Result = TypeVar("Result")
@@ -40,6 +40,9 @@ class Backbone(MediaBackbone, Protocol):
 
     @property
     def parameter_groups(self) -> Mapping[str, Sequence[str]]: ...
+
+    @property
+    def projectors(self) -> Mapping[str, Sequence[str]]: ...
 
     def linear_layers(self) -> LinearLayers: ...
 
@@ -226,22 +229,34 @@ class Policy(nn.Module):
         return torch.log_softmax(logits.index_fill_(-1, self.banned_ids, float("-inf")), dim=-1)
 
     def freeze(self, groups: Iterable[str]) -> int:
-        """Freezes groups of parameters (vision, audio, text) and returns the number of frozen parameters.
+        """Freezes groups of parameters (see `FREEZE_GROUPS`) and returns the number of frozen parameters.
 
         Raises:
             ConfigError: A group is unknown to the family, or selects no parameter of this model.
         """
-        prefixes, num_frozen = self._backbone.parameter_groups, 0
+        chosen: dict[str, nn.Parameter] = {}
         for group in groups:
-            if group not in prefixes:
-                raise ConfigError(f"freeze: unknown group {group!r}; this family has {', '.join(sorted(prefixes))}")
-            chosen = [p for name, p in self.model.named_parameters() if name.startswith(tuple(prefixes[group]))]
-            if not chosen:
+            prefixes, left_out = self._names_of(group)
+            named = [(n, p) for n, p in self.model.named_parameters() if n.startswith(prefixes)]
+            found = {name: parameter for name, parameter in named if not name.startswith(left_out)}
+            if not found:
                 raise ConfigError(f"freeze: group {group!r} selects no parameter of this model")
-            for parameter in chosen:
-                parameter.requires_grad_(False)
-                num_frozen += parameter.numel()
-        return num_frozen
+            chosen |= found
+        for parameter in chosen.values():
+            parameter.requires_grad_(False)
+        return sum(parameter.numel() for parameter in chosen.values())
+
+    def _names_of(self, group: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Prefixes of the names of a group's parameters, and prefixes of those among them that do not belong to it."""
+        owned, projectors = self._backbone.parameter_groups, self._backbone.projectors
+        if group in owned:
+            return tuple(owned[group]), ()
+        towers = {f"{tower}_tower": (tuple(owned[tower]), tuple(own)) for tower, own in projectors.items()}
+        towers[PROJECTOR] = (tuple(prefix for own in projectors.values() for prefix in own), ())
+        if group not in towers or not projectors:
+            known = [*owned, *(towers if projectors else ())]
+            raise ConfigError(f"freeze: unknown group {group!r}; this family has {', '.join(sorted(known))}")
+        return towers[group]
 
     def adapt(self, settings: AdapterSettings, key: str = "adapter") -> int:
         """Freezes the model and adds LoRA layers that train; returns the number of their parameters.

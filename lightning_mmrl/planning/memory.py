@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from lightning_mmrl.planning.activations import SINGLE, Precision, computed_per_row, kept_per_row
 from lightning_mmrl.planning.shapes import ModelShape
+from lightning_mmrl.settings.model import PROJECTOR, frozen_parts
 from lightning_mmrl.settings.stage import StageSettings
 
 CONTEXT = 2**30
@@ -96,7 +97,7 @@ class _Rank:
         prompts: Number of prompts of this rank in one step.
         answer: Tokens of the longest completion, or of a target.
         adapters: Parameters of LoRA layers.
-        trains: Groups whose weights train themselves.
+        trains: Groups whose weights train themselves, towers with or without their projectors.
         learns: Groups that train, themselves or by an adapter.
         trained: Parameters that have gradients.
         models: Number of models that learn: 2 with a critic, else 1.
@@ -115,9 +116,15 @@ class _Rank:
         if adapter is not None:
             counts = [stacks[group].adapter_parameters(adapter.r, adapter.wanted) for group in self.adapted]
             self.adapters = sum(counts)
-        self.trains = [group for group in stacks if adapter is None and group not in stage.freeze]
+        frozen = frozen_parts(stage.freeze)
+        learning = [group for group in stacks if adapter is None]
+        self.trains = [group for group in learning if not {group, f"{group}_tower"} & frozen]
         self.learns = {*self.trains, *self.adapted}
-        self.trained = sum(stacks[group].parameters for group in self.trains) + self.adapters
+        # A projector that trains on top of a frozen tower has parameters, and activations too few to count.
+        own = {group: stacks[group].projector_parameters for group in learning}
+        trained = [stacks[group].parameters - own[group] for group in self.trains]
+        trained += [own[group] for group in learning if not {group, f"{group}_{PROJECTOR}"} & frozen]
+        self.trained = sum(trained) + self.adapters
         self.models = 1 if algorithm is None or algorithm.critic is None else 2
         self.one_run = algorithm is not None and algorithm.update.on_policy
 

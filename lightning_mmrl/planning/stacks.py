@@ -34,9 +34,9 @@ class Stack:
     `path` is where the blocks are. `queries` and `keys` are the widths of all query heads and of all key heads, which
     have norms of their own if `normed_heads`. `inner_copies` counts what the activation function of a block keeps for
     the backward pass, in units of `inner` values per row. `rest` is the number of the group's parameters outside of its
-    blocks. `projector` lists the linear layers outside of the blocks, with their full names. A feature row that a tower
-    returns is made from `rows_per_token` of the tower's rows, and each of these from `input_values` numbers; neither
-    applies to the decoder.
+    blocks. `projector` lists the linear layers outside of the blocks, with their full names; its norms have
+    `projector_norms` parameters. A feature row that a tower returns is made from `rows_per_token` of the tower's rows,
+    and each of these from `input_values` numbers; neither applies to the decoder.
     """
 
     path: str
@@ -52,6 +52,7 @@ class Stack:
     inner_copies: int
     rest: int
     projector: tuple[Linear, ...] = ()
+    projector_norms: int = 0
     normed_heads: bool = False
     rows_per_token: int = 1
     input_values: int = 0
@@ -65,6 +66,11 @@ class Stack:
     def parameters(self) -> int:
         """Number of parameters of all blocks, plus `rest`."""
         return self.depth * self.block + self.rest
+
+    @property
+    def projector_parameters(self) -> int:
+        """Parameters of a tower's projector, which are part of `rest`."""
+        return sum(linear.parameters for linear in self.projector) + self.projector_norms
 
     def adapter_parameters(self, rank: int, targets: Iterable[str]) -> int:
         """Number of LoRA parameters in all layers that `targets` match, as in `models.adapters.chosen_layers`."""

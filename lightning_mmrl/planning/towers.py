@@ -69,6 +69,7 @@ def _vision_2_5(vision: Mapping[str, Any], *, split: bool) -> Stack:
         inner_copies=3,
         rest=_patch_values(vision) * width + width + sum(linear.parameters for linear in merger),
         projector=merger,
+        projector_norms=width,
     )
 
 
@@ -86,6 +87,7 @@ def _vision_2(vision: Mapping[str, Any]) -> Stack:
         inner_copies=2,
         rest=_patch_values(vision) * width + 2 * width + sum(linear.parameters for linear in merger),
         projector=merger,
+        projector_norms=2 * width,
     )
 
 
@@ -110,6 +112,7 @@ def _vision_3(vision: Mapping[str, Any]) -> Stack:
         inner_copies=1,
         rest=patches + 2 * width + 2 * merged * deep + sum(linear.parameters for linear in mergers),
         projector=mergers,
+        projector_norms=2 * width + 2 * merged * deep,
     )
 
 

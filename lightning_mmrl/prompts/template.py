@@ -16,8 +16,13 @@ _MEDIA_TAG = re.compile("<(image|video|audio)>")
 _CONTROL_TOKEN = re.compile(r"<\|[^|<>\s]{2,64}\|>")
 
 
+_OPENING_TAG = re.compile(r"<\w{1,64}>\s{0,64}\Z")
+
 DEFAULT_QUESTION = "Which emotion?"
 """The default question about a clip."""
+
+QUESTION = "{question}"
+"""The part of `prompt.raw` that stands for the question; every other brace is text."""
 
 
 def media_tags(content: str) -> tuple[MediaKind, ...]:
@@ -72,11 +77,16 @@ def question_about(kinds: Sequence[MediaKind], question: str) -> str:
 class PromptTemplate:
     r"""A system turn, a suffix for the last user turn, and a prefill (the given start of the assistant turn).
 
+    With a raw text there are no turns: the prompt is this text with the question, which ends with the suffix, in its
+    place, and then the prefill.
+
     The R1-Omni prompt (arXiv:2503.05379) has the suffix "\nOutput the thinking process in <think> </think> and final
     emotion in <answer> </answer> tags.", no system turn and no prefill.
 
     Raises:
-        ConfigError: One of the texts has a control token, or a media tag, for which there would be no media file.
+        ConfigError: One of the texts has a control token, or a media tag, for which there would be no media file. Or
+            the raw text does not say where the question goes, has a system turn beside it, or ends with the opening
+            that belongs in the prefill.
 
     >>> template = PromptTemplate(PromptSettings(suffix=" Think first.", prefill="<think>"))
     >>> template.apply((Message(role="user", content="Which emotion?"),))[-1].content
@@ -95,12 +105,15 @@ class PromptTemplate:
                 )
             if token := control_token(text or ""):
                 raise ConfigError(f"prompt.{name} holds {control_token_refusal(token)}")
+        if self.settings.raw is not None:
+            _check_raw(self.settings.raw, self.settings)
 
     def apply(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
-        """The turns for the chat template: all given turns, and the system turn if they have none.
+        """The turns of the prompt: all given turns, and the system turn if they have none.
 
         Raises:
-            DataError: There is no user turn, or the last turn is not the user's.
+            DataError: There is no user turn, or the last turn is not the user's. Or there are more turns than the
+                question of a raw prompt.
         """
         if not any(message.role == "user" for message in messages):
             raise DataError("a prompt has no user turn; add one")
@@ -108,6 +121,12 @@ class PromptTemplate:
             raise DataError(
                 f"a prompt ends with the {messages[-1].role} turn {messages[-1].content[:80]!r}; "
                 "it must end with a user turn"
+            )
+        if self.settings.raw is not None and messages[:-1]:
+            roles = ", ".join(message.role for message in messages)
+            raise DataError(
+                f"a prompt has the turns {roles}, and prompt.raw has room for one question; take the others out, or "
+                "set prompt.raw=null"
             )
         prompt = (*messages[:-1], replace(messages[-1], content=messages[-1].content + self.settings.suffix))
         if self.settings.system is None or any(message.role == "system" for message in messages):
@@ -137,3 +156,17 @@ class PromptTemplate:
                 "change the data or clear the prefill"
             )
         return messages[:-1], target[len(self.settings.prefill) :]
+
+
+def _check_raw(raw: str, settings: PromptSettings) -> None:
+    if (number := raw.count(QUESTION)) != 1:
+        raise ConfigError(
+            f"prompt.raw holds {QUESTION} {number} times; write it once, where the question and its media go"
+        )
+    if settings.system is not None:
+        raise ConfigError("prompt.system is set, and prompt.raw has no turns; write its text into prompt.raw")
+    if tag := _OPENING_TAG.search(raw):
+        raise ConfigError(
+            f"prompt.raw ends with {tag[0].strip()}, which rewards would not see; move it to prompt.prefill, which "
+            "follows the raw text"
+        )

@@ -75,6 +75,9 @@ class PromptSettings:
     """End of the last user turn."""
     prefill: str = ""
     """Opening of the assistant turn, which the model continues, such as `<think>`."""
+    raw: str | None = None
+    """Text of the whole prompt up to the prefill, for a base model, with `{question}` where the question and its media
+    go, such as "User: {question} Assistant: "; null: the checkpoint's chat template."""
 
 
 @dataclass

@@ -1,5 +1,8 @@
 """Keys of the model, of its adapters and of the cache of its towers' outputs."""
 
+import hashlib
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -13,7 +16,13 @@ AUDIO_IN_VIDEO: tuple[AudioInVideo, ...] = get_args(AudioInVideo)
 TOWERS = ("vision", "audio")
 """Parameter groups that encode media."""
 PARAMETER_GROUPS = (*TOWERS, "text")
+PROJECTOR = "projector"
+FREEZE_GROUPS = (*PARAMETER_GROUPS, *(f"{tower}_tower" for tower in TOWERS), PROJECTOR)
+"""Groups that a stage can freeze: `vision` and `audio` are towers with their projectors, `vision_tower` and
+`audio_tower` are towers without them, and `projector` is the projectors of all towers."""
 ALL_LAYERS = "all"
+BUILD = "{build}"
+"""The part of `model.checkpoint` that stands for the hash of `model.build`."""
 
 
 @dataclass
@@ -31,7 +40,8 @@ class ModelSettings:
     """The base model: a hub id or folder, or a recipe that builds one."""
 
     checkpoint: str = setting(texts=False)
-    """Hub id or folder of the base model."""
+    """Hub id or folder of the base model. `{build}` in the name of a folder stands for the beginning of the hash of
+    `build`, so that other values build another folder."""
     family: Any = REQUIRED
     """The model family: `_target_` of the backbone and of the encoder."""
     build: Any = target(None)
@@ -51,7 +61,23 @@ class ModelSettings:
     """Compute a prompt once for all its completions. False scores a copy for each one, for comparisons: as exact, but
     slow."""
     feature_cache: FeatureCacheSettings | None = None
-    """Cache of tower outputs for stages that freeze all media towers; null computes them in every pass."""
+    """Cache of tower outputs for stages that freeze all media towers with their projectors; null computes them in every
+    pass."""
+
+    @property
+    def build_digest(self) -> str:
+        """The beginning of the hash of everything that `build` holds: the function and all its arguments."""
+        return hashlib.sha256(json.dumps(self.build, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+    @property
+    def located(self) -> str:
+        """The checkpoint with the hash in the place of `{build}`."""
+        return self.checkpoint.replace(BUILD, self.build_digest)
+
+    @property
+    def checkpoint_but_build(self) -> str:
+        """The checkpoint without the hash at the end of its name; digests of stages hold `build` itself."""
+        return self.checkpoint.removesuffix(f"-{self.build_digest}")
 
 
 @dataclass
@@ -74,3 +100,16 @@ class AdapterSettings:
     def wanted(self) -> tuple[str, ...]:
         """The targets; one of them may stand for a list of one."""
         return (self.targets,) if isinstance(self.targets, str) else tuple(self.targets)
+
+
+def frozen_parts(groups: Iterable[str]) -> frozenset[str]:
+    """The parts of a model that groups of `freeze` are made of: the text model, each tower and each tower's projector.
+
+    >>> sorted(frozen_parts(["vision", "text"])), sorted(frozen_parts(["audio_tower", "projector"]))
+    (['text', 'vision_projector', 'vision_tower'], ['audio_projector', 'audio_tower', 'vision_projector'])
+    """
+    parts = {
+        **{tower: (f"{tower}_tower", f"{tower}_{PROJECTOR}") for tower in TOWERS},
+        PROJECTOR: tuple(f"{tower}_{PROJECTOR}" for tower in TOWERS),
+    }
+    return frozenset(part for group in groups for part in parts.get(group, (group,)))

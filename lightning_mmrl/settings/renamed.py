@@ -1,4 +1,4 @@
-"""Keys that have another name now: a configuration that uses the old one is told the new one."""
+"""Keys that have another name now, and keys that came later; a stage's digest stays as it was without either change."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

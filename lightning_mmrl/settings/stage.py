@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning_mmrl.settings.algorithm import AlgorithmSettings, RewardSettings, SamplingSettings
 from lightning_mmrl.settings.data import StageDataSettings
-from lightning_mmrl.settings.model import PARAMETER_GROUPS, AdapterSettings
+from lightning_mmrl.settings.model import FREEZE_GROUPS, AdapterSettings
 from lightning_mmrl.settings.setting import REQUIRED, setting, target
 
 BASE, PREVIOUS = "base", "previous"
@@ -115,8 +115,9 @@ class StageSettings(NodeSettings):
     """`_target_` of the learning rate's multiplier by step."""
     max_grad_norm: float = setting(1.0, above=0, infinite=True)
     """Norm above which gradients are scaled down; infinity: never."""
-    freeze: list[str] = setting(factory=list, choices=PARAMETER_GROUPS)
-    """Parameter groups that do not train: vision, audio, text."""
+    freeze: list[str] = setting(factory=list, choices=FREEZE_GROUPS)
+    """Parameter groups that do not train: vision, audio (each a tower with its projector), text; vision_tower,
+    audio_tower (without it) and projector (those of all towers)."""
     adapter: AdapterSettings | None = None
     """LoRA layers that train while all weights stay as they are; null: the weights train."""
     validate_every: int | None = None

@@ -17,7 +17,7 @@ from lightning_mmrl.registry.kinds import kind_named
 from lightning_mmrl.registry.targets import check_targets
 from lightning_mmrl.rewards.think_answer_format import ThinkAnswerFormat
 from lightning_mmrl.settings.algorithm import AlgorithmSettings
-from lightning_mmrl.settings.data import PromptSettings, StageDataSettings
+from lightning_mmrl.settings.data import StageDataSettings
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.settings.stage import TrainerSettings
 from lightning_mmrl.types.records import Completion, Message, Sample
@@ -143,9 +143,11 @@ def test_debug_overlays_shorten_every_experiment_and_give_it_a_name_of_its_own(p
 
 def test_behind_the_prompt_for_base_models_a_completion_without_the_opening_tag_has_the_format():
     config = compose(["prompt=visualthinker"]).prompt
-    template = PromptTemplate(PromptSettings(system=config.system, suffix=config.suffix, prefill=config.prefill))
+    template = PromptTemplate(config)
     sample = Sample(id="clip", messages=(Message(role="user", content="Which emotion?"),))
-    assert "<think> </think>" in template.apply(sample.messages)[0].content
+    assert template.apply(sample.messages) == sample.messages
+    assert config.raw.endswith("tags, respectively.\nUser: {question} \nAssistant: Let me solve this step by step.\n")
+    assert "enclosed within <think> </think> and" in config.raw
     sampled = "Lowered brows.</think><answer>sad</answer>"
     texts = [sampled, template.complete(sampled), template.complete("<think>" + sampled)]
     completions = [Completion(text=text, num_tokens=9, truncated=False) for text in texts]

@@ -13,6 +13,7 @@ STAGES = {
     "rloo": {"stage": "rloo", "aggregation": "constant"},
     "grpo-of-four-updates": {"stage": "grpo", "minibatches": 2, "epochs": 2, "aggregation": "sequences"},
     "grpo-of-frozen-towers": {"stage": "grpo", "freeze": ["vision", "audio"]},
+    "grpo-of-projectors-and-text": {"stage": "grpo", "freeze": ["vision_tower", "audio_tower"]},
     "grpo-of-frozen-text": {"stage": "grpo", "freeze": ["text"]},
     "reinforce-with-divergence": {
         "stage": "grpo",

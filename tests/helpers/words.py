@@ -41,8 +41,9 @@ class WordEncoder:
     def silent_audio(self, encoded):
         return {"sound": torch.zeros_like(encoded["sound"])}
 
-    def encode_prompt(self, messages, prefill, media):
-        text = "|".join(turn.content for turn in messages) + prefill
+    def encode_prompt(self, messages, prefill, media, raw=None):
+        text = "|".join(turn.content for turn in messages)
+        text = (text if raw is None else raw.replace("{question}", text)) + prefill
         ids = torch.tensor([ord(letter) for letter in text])
         merged = {name: value for each in media for name, value in each.items()}
         return {

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Qwen
 from lightning_mmrl.algorithms.advantages.group_normalized import GroupNormalized
 from lightning_mmrl.algorithms.losses.aggregation import TokenMean
 from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
+from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.models.export import export_checkpoint
 from lightning_mmrl.settings.algorithm import AlgorithmSettings
 from lightning_mmrl.stages.algorithm import Algorithm
@@ -79,17 +80,14 @@ def test_an_sft_step_teaches_every_part_and_the_export_comes_back(name, model, t
         assert not torch.equal(base(scoring).logprobs, trained)
 
 
-@each_family
-def test_a_grpo_iteration_moves_what_is_not_frozen(name, model, tmp_path):
-    encoder, policy = model.encoder, model.policy
-    frozen = sorted(set(policy._backbone.parameter_groups) - {"text"})
-    policy.freeze(frozen)
+def grpo(encoder, policy, folder):
+    """The stage, and its engine."""
     engine = omni.engine(encoder, policy, max_new_tokens=8)
     module = GRPOModule(
         policy,
         engine,
         one_step.rewards(),
-        **one_step.settings(tmp_path),
+        **one_step.settings(folder),
         algorithm=Algorithm(
             advantage=GroupNormalized(),
             loss=PPOClip(),
@@ -97,12 +95,67 @@ def test_a_grpo_iteration_moves_what_is_not_frozen(name, model, tmp_path):
             settings=AlgorithmSettings(group_size=GROUP),
         ),
     )
+    return module, engine
+
+
+@each_family
+def test_a_grpo_iteration_moves_what_is_not_frozen(name, model, tmp_path):
+    encoder, policy = model.encoder, model.policy
+    frozen = sorted(set(policy._backbone.parameter_groups) - {"text"})
+    policy.freeze(frozen)
+    module, engine = grpo(encoder, policy, tmp_path)
     before = weights(policy)
     one_step.fit(module, families.prompts(name, encoder), tmp_path)
     assert moved_groups(policy, before) == {"text"}
     assert module.latest["rollout/groups_with_signal"] == 1.0
     assert module.latest["train/approx_kl"] == 0.0
     assert engine.version == 1
+
+
+def part_of(name):
+    """The part that a parameter belongs to, by the names in transformers' classes."""
+    if ".merger." in f".{name}" or ".deepstack_merger_list." in name or name.startswith("audio_tower.proj."):
+        return "projector"
+    return "tower" if name.startswith(("visual.", "model.visual.", "audio_tower.")) else "text"
+
+
+def moved_parts(policy, before):
+    return {part_of(name) for name, p in policy.model.named_parameters() if not torch.equal(p, before[name])}
+
+
+PARTS = {
+    "towers alone": (lambda towers: [f"{tower}_tower" for tower in towers], {"projector", "text"}),
+    "towers with projectors": (lambda towers: towers, {"text"}),
+    "projectors alone": (lambda towers: ["projector"], {"tower", "text"}),
+    "all but projectors": (lambda towers: [*(f"{tower}_tower" for tower in towers), "text"], {"projector"}),
+}
+
+
+@pytest.mark.parametrize("how", PARTS)
+@pytest.mark.parametrize("name", families.each([name for name in families.FAMILIES if name not in ("qwen2", "qwen3")]))
+def test_towers_and_projectors_are_frozen_apart(name, how, model, tmp_path):
+    """In SFT and in RL; the first case is R1-Omni's, and the second is its control, in which no projector moves."""
+    groups, moved = PARTS[how]
+    towers = sorted(set(model.policy._backbone.parameter_groups) - {"text"})
+    num_frozen = model.policy.freeze(groups(towers))
+    frozen = [p.numel() for name, p in model.policy.model.named_parameters() if part_of(name) not in moved]
+    assert num_frozen == sum(frozen)
+    sft = SFTModule(model.policy, **one_step.settings(tmp_path))
+    module, _ = grpo(model.encoder, model.policy, tmp_path)
+    for each, batch in (
+        (sft, one_step.targets(name, model.encoder)),
+        (module, families.prompts(name, model.encoder)),
+    ):
+        before = weights(model.policy)
+        one_step.fit(each, batch, tmp_path)
+        assert moved_parts(model.policy, before) == moved
+
+
+@pytest.mark.parametrize("name", ["qwen2"])
+def test_a_model_without_towers_has_no_projector(model):
+    for group in ("projector", "vision_tower"):
+        with pytest.raises(ConfigError, match=f"unknown group '{group}'; this family has text$"):
+            model.policy.freeze([group])
 
 
 @each_family

@@ -29,6 +29,11 @@ PROMPTS = {
         'prompt.suffix="\nSay ```angry```."',
         'prompt.prefill="<think>"',
     ),
+    "raw": (
+        r'prompt.raw="Sum \\{2\\}: {question} \nAssistant: step by step.\n"',
+        'prompt.suffix=" Say angry."',
+        'prompt.prefill="<think>"',
+    ),
 }
 
 
@@ -87,10 +92,15 @@ CALLS = [
     (family, asked, prompt)
     for family in sorted(families.FAMILIES)
     for asked in (name for name in ASKED if name in READ.get(family, VISION))
-    for prompt in (PROMPTS if asked in ("a silent clip", "text alone") else ["plain"])
+    for prompt in (PROMPTS if asked in ("a clip with sound", "a silent clip", "text alone") else ["plain"])
 ]
 
-QUICK = {("qwen2_5_omni", "a clip with sound", "plain"), ("qwen2", "text alone", "all texts")}
+QUICK = {
+    ("qwen2_5_omni", "a clip with sound", "plain"),
+    ("qwen2", "text alone", "all texts"),
+    ("qwen2", "text alone", "raw"),
+    ("qwen2_5_omni", "a silent clip", "raw"),
+}
 
 
 @pytest.mark.parametrize(

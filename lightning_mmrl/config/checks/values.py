@@ -15,7 +15,7 @@ from lightning_mmrl.registry.kinds import kind_of
 from lightning_mmrl.rollout.vllm.readiness import samples_with_vllm
 from lightning_mmrl.settings.algorithm import AlgorithmSettings, RewardSettings
 from lightning_mmrl.settings.data import ABLATIONS, StageDataSettings
-from lightning_mmrl.settings.model import PARAMETER_GROUPS, TOWERS, AdapterSettings
+from lightning_mmrl.settings.model import BUILD, PARAMETER_GROUPS, TOWERS, AdapterSettings, frozen_parts
 from lightning_mmrl.settings.rules import check_rules, one_of, require
 from lightning_mmrl.settings.run import EvaluationSettings, RunSettings
 from lightning_mmrl.settings.stage import SHARDED_PRECISIONS, Bound, NodeSettings, StageSettings, TrainerSettings
@@ -48,6 +48,10 @@ def check_values(config: RunSettings) -> None:
     require(stores, "tracking.uri", redact(uri), "sqlite:///FILE or http(s)://HOST")
     alone = uri is None or config.tracking.tracker is None
     require(alone, "tracking.uri", redact(uri), "null beside tracking.tracker, which takes MLflow's place")
+    if config.model.build is None and BUILD in config.model.checkpoint:
+        raise ConfigError(
+            f"model.checkpoint is {config.model.checkpoint}, and model.build is null; name a folder or a hub id"
+        )
     _check_family(config.model.family)
     sizes = config.model.sizes
     require(sizes is None or isinstance(sizes, Mapping), "model.sizes", sizes, "null or keys of a config.json")
@@ -97,11 +101,12 @@ def _check_feature_cache(config: RunSettings) -> None:
     stages = config.trained.values()
     # A tower stays as it is if it is frozen, or outside of an adapter, which freezes everything else.
     trained = [set(PARAMETER_GROUPS if stage.adapter is None else stage.adapter.groups) for stage in stages]
-    frozen = [set(TOWERS) & (set(stage.freeze) | set(TOWERS) - own) for stage, own in zip(stages, trained, strict=True)]
+    whole = [{t for t in TOWERS if frozen_parts([t]) <= frozen_parts(stage.freeze)} for stage in stages]
+    frozen = [own_whole | set(TOWERS) - own for own_whole, own in zip(whole, trained, strict=True)]
     if config.model.feature_cache is not None and not any(frozen):
         raise ConfigError(
-            "model.feature_cache is set, and no stage freezes its media towers; add vision and audio, as far as the "
-            "model has them, to stages.NAME.freeze, or set model.feature_cache=null"
+            "model.feature_cache is set, and no stage freezes a media tower with its projector; add vision and audio, "
+            "as far as the model has them, to stages.NAME.freeze, or set model.feature_cache=null"
         )
 
 
@@ -145,7 +150,7 @@ def check_trained_stage(path: str, stage: StageSettings, config: RunSettings) ->
     every = stage.validate_every
     valid = every is None or 1 <= every <= stage.num_steps
     require(valid, f"{path}.validate_every", every, f"null or between 1 and num_steps {stage.num_steps}")
-    all_frozen = set(stage.freeze) == set(PARAMETER_GROUPS)
+    all_frozen = frozen_parts(stage.freeze) == frozen_parts(PARAMETER_GROUPS)
     require(not all_frozen, f"{path}.freeze", stage.freeze, "fewer groups, so that something trains")
     if stage.adapter is not None:
         _check_adapter(f"{path}.adapter", stage.adapter, stage.freeze)
@@ -192,10 +197,11 @@ def _check_adapter(path: str, adapter: AdapterSettings, frozen: Iterable[str]) -
     require(valid, f"{path}.targets", repr(adapter.targets), "all, attention, mlp or another name, or a list of them")
     require(adapter.groups, f"{path}.groups", adapter.groups, f"at least one of {', '.join(PARAMETER_GROUPS)}")
     for group in adapter.groups:
-        if group in frozen:
+        both = [each for each in frozen if frozen_parts([each]) & frozen_parts([group])]
+        if both:
             raise ConfigError(
-                f"{path}.groups has {group}, and {path.removesuffix('.adapter')}.freeze as well; take {group} out of "
-                "freeze (weights under an adapter stay as they are anyway), or out of the adapter's groups"
+                f"{path}.groups has {group}, and {path.removesuffix('.adapter')}.freeze has {both[0]}; take {both[0]} "
+                "out of freeze (weights under an adapter stay as they are anyway), or take the group out of the adapter"
             )
 
 

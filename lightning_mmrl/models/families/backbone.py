@@ -1,6 +1,6 @@
 """Shared by the backbones of all families: they load the model, and put feature rows where the placeholders are."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -26,14 +26,16 @@ class FamilyBackbone:
     """A loaded model and what a policy needs to know of it: where its modules are, and how media become embeddings.
 
     Each family has a subclass with its `declaration`. `text_at` is the path of the decoder without its head;
-    `towers_at` gives the path of each tower with its projector, by the group that `freeze` knows it as. `tower_layers`
-    lists the linear layers of each tower by kind, as endings of their names with the numbers left out; adapters are put
-    there by kind.
+    `towers_at` gives the path of each tower with its projector, by the group that `freeze` knows it as, and
+    `projectors_at` the paths of the projector's modules, which map a tower's states to the decoder's width.
+    `tower_layers` lists the linear layers of each tower by kind, as endings of their names with the numbers left out;
+    adapters are put there by kind.
     """
 
     declaration: ClassVar[Family]
     text_at: ClassVar[str]
     towers_at: ClassVar[Mapping[str, str]] = {}
+    projectors_at: ClassVar[Mapping[str, Sequence[str]]] = {}
     tower_layers: ClassVar[Mapping[str, LayerKinds]] = {}
 
     model: Any
@@ -66,9 +68,14 @@ class FamilyBackbone:
 
     @property
     def parameter_groups(self) -> Mapping[str, tuple[str, ...]]:
-        """Parameter name prefixes that `freeze` selects; a projector belongs to its tower."""
+        """Parameter name prefixes of the groups; a projector belongs to its tower."""
         towers = {group: (f"{path}.",) for group, path in self.towers_at.items()}
         return {**towers, "text": (f"{self.text_at}.", "lm_head.")}
+
+    @property
+    def projectors(self) -> Mapping[str, tuple[str, ...]]:
+        """Parameter name prefixes of each tower's projector."""
+        return {group: tuple(f"{path}." for path in paths) for group, paths in self.projectors_at.items()}
 
     @classmethod
     def linear_layers(cls) -> dict[str, LayerKinds]:

@@ -19,7 +19,7 @@ from lightning_mmrl.models.families.media_keys import TIMES
 from lightning_mmrl.models.folder import NO_CODE
 from lightning_mmrl.models.loading import loading
 from lightning_mmrl.models.positions import MediaLayout, Span, prompt_positions
-from lightning_mmrl.prompts.template import control_token_refusal
+from lightning_mmrl.prompts.template import QUESTION, control_token_refusal
 from lightning_mmrl.settings.model import ModelSettings, PositionRule
 from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo
 from lightning_mmrl.types.records import MediaKind, Message
@@ -202,23 +202,27 @@ class FamilyEncoder:
             f"{self.family} reads {reads}, not {kind}; choose a model that reads {kind} or leave the <{kind}> media out"
         )
 
-    def encode_prompt(self, messages: Sequence[Message], prefill: str, media: Sequence[Encoded]) -> dict[str, Tensor]:
+    def encode_prompt(
+        self, messages: Sequence[Message], prefill: str, media: Sequence[Encoded], raw: str | None = None
+    ) -> dict[str, Tensor]:
         """One prompt: token ids [P], position ids [3, P], the next position [1], and its media's tensors.
 
         Args:
             messages: Turns that end with a user turn; tags mark where media go.
             prefill: Opening of the assistant turn that the prompt already contains.
             media: Encoded media in the order of the tags.
+            raw: Text of the prompt without a chat template, in which the only turn takes the place of the question.
 
         Raises:
             MediaError: Media and tags do not match, or a medium is of a kind that the model does not read.
             DataError: A text holds a control token of the tokenizer, or the prompt takes more positions than the model
                 has.
         """
-        self._check_text(*(message.content for message in messages), prefill)
-        text, spans = self.insert_media(self.render(messages) + prefill, media)
+        self._check_text(*(message.content for message in messages), prefill, raw or "")
+        conversation = self.render(messages) if raw is None else self.fill(raw, messages)
+        text, spans = self.insert_media(conversation + prefill, media)
         # The template has written all special tokens; some tokenizers, such as Llama 3's, would add a second first one.
-        ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids[0]
+        ids = self.tokenizer(text, add_special_tokens=raw is not None, return_tensors="pt").input_ids[0]
         kinds = {token_id: kind for kind, token_id in placeholder_ids(self.config, self.media_kinds).items()}
         positions, next_position = prompt_positions([kinds.get(token_id) for token_id in ids.tolist()], spans)
         if next_position > self.max_positions:
@@ -237,6 +241,25 @@ class FamilyEncoder:
         """The conversation through the checkpoint's chat template, up to the opening of the assistant turn."""
         chat = [{"role": turn.role, "content": content_parts(turn.content)} for turn in messages]
         return render_chat(self.processor, self.tokenizer, chat)
+
+    def fill(self, raw: str, messages: Sequence[Message]) -> str:
+        """A text without a chat template, with the only turn in the place of its question.
+
+        Raises:
+            MediaError: The turn has a medium of a kind that the family does not read.
+        """
+        (turn,) = messages
+        parts = content_parts(turn.content)
+        texts = [part.get("text") or self.media_text(cast(MediaKind, part["type"])) for part in parts]
+        return raw.replace(QUESTION, "".join(texts))
+
+    def media_text(self, kind: MediaKind) -> str:
+        """The markers of a medium and its placeholder between them, as the family's chat template writes them.
+
+        Raises:
+            MediaError: The family does not read this kind.
+        """
+        raise self.unreadable(kind)
 
     def insert_media(self, text: str, media: Sequence[Encoded]) -> tuple[str, list[Span]]:
         """A rendered conversation with one placeholder for each feature row, and the media's spans."""

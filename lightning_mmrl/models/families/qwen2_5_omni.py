@@ -134,6 +134,13 @@ class OmniEncoder(QwenVisionEncoder):
         silence = np.zeros(num_frames * extractor.hop_length, dtype=np.float32)
         return self.encode_audio(DecodedAudio(waveform=silence, sample_rate_hz=extractor.sampling_rate))
 
+    def media_text(self, kind: MediaKind) -> str:
+        """The placeholder of a picture, clip or sound between its markers."""
+        processor = self.processor
+        if kind == "audio":
+            return f"{processor.audio_bos_token}{self.tokens[kind]}{processor.audio_eos_token}"
+        return f"{processor.vision_bos_token}{self.tokens[kind]}{processor.vision_eos_token}"
+
     @property
     def places(self) -> tuple[str, ...]:
         """Texts where media go; if clip and sound are one medium, also the text for a clip that a sound follows."""
@@ -143,11 +150,7 @@ class OmniEncoder(QwenVisionEncoder):
     @property
     def _clip_and_sound(self) -> str:
         """The chat template's text for a clip and the sound after it."""
-        processor = self.processor
-        return (
-            f"{processor.vision_bos_token}{self.tokens['video']}{processor.vision_eos_token}"
-            f"{processor.audio_bos_token}{self.tokens['audio']}{processor.audio_eos_token}"
-        )
+        return self.media_text("video") + self.media_text("audio")
 
     def insert(self, waiting: Waiting, place: str) -> tuple[str, Sequence[Span]]:
         """The text and spans for a place of the prompt; they belong to the next waiting medium of its kind."""
@@ -181,6 +184,10 @@ class OmniThinker(QwenVisionBackbone):
     declaration = FAMILY
     text_at = "model"
     towers_at: ClassVar[Mapping[str, str]] = {"vision": "visual", "audio": "audio_tower"}
+    projectors_at: ClassVar[Mapping[str, Sequence[str]]] = {
+        "vision": ("visual.merger",),
+        "audio": ("audio_tower.proj",),
+    }
     tower_layers: ClassVar[Mapping[str, LayerKinds]] = {
         "vision": {
             "attention": ("attn.q", "attn.k", "attn.v", "attn.proj"),

@@ -78,6 +78,9 @@ class Qwen3VL(QwenVisionBackbone):
     """A loaded Qwen3-VL; its feature rows are as wide as the decoder times one plus the number of deepstack layers."""
 
     declaration = FAMILY
+    projectors_at: ClassVar[Mapping[str, Sequence[str]]] = {
+        "vision": ("model.visual.merger", "model.visual.deepstack_merger_list")
+    }
     tower_layers: ClassVar[Mapping[str, LayerKinds]] = {
         "vision": {
             "attention": ("attn.qkv", "attn.proj"),

@@ -81,6 +81,18 @@ class QwenVisionEncoder(FamilyEncoder):
         size = (pairs * process.temporal_patch_size, height * process.patch_size, width * process.patch_size)
         return {**encoded, VIDEO_PIXELS: _grey_video(process, *size)}
 
+    def media_text(self, kind: MediaKind) -> str:
+        """The placeholder of a picture or clip between its markers.
+
+        Raises:
+            MediaError: The family does not read this kind.
+        """
+        if kind not in self.media_kinds:
+            raise self.unreadable(kind)
+        ids = self.config.vision_start_token_id, self.config.vision_end_token_id
+        start, end = self.tokenizer.convert_ids_to_tokens(ids)
+        return f"{start}{self.tokens[kind]}{end}"
+
     def insert_media(self, text: str, media: Sequence[Encoded]) -> tuple[str, list[Span]]:
         """A rendered conversation with one placeholder for each feature row, and the media's spans.
 
@@ -146,6 +158,7 @@ class QwenVisionBackbone(FamilyBackbone):
 
     text_at = "model.language_model"
     towers_at: ClassVar[Mapping[str, str]] = {"vision": "model.visual"}
+    projectors_at: ClassVar[Mapping[str, Sequence[str]]] = {"vision": ("model.visual.merger",)}
 
     def media_features(self, media: MediaInputs) -> dict[str, Tensor]:
         """Runs the tower once over all pictures and clips; rows [tokens, width] in prompt order, keyed by kind.

@@ -1,7 +1,11 @@
 """The parts of a run take their values from its configuration, and write them down."""
 
+import re
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import families
 import foreign
@@ -66,7 +70,19 @@ def test_a_stage_keeps_the_outputs_of_its_towers_if_all_of_them_are_frozen(num_f
         assert parts.console.said == []
     else:
         assert found is None
-        assert parts.console.said == ["stage reason trains a media tower, so it does not use model.feature_cache"]
+        said = "stage reason trains a media tower or its projector, so it does not use model.feature_cache"
+        assert parts.console.said == [said]
+
+
+def test_a_stage_that_trains_a_projector_keeps_no_output(tmp_path):
+    """Kept outputs hold the projector: after a step they are out of date."""
+    cache = f"+model.feature_cache={{directory: {tmp_path / 'features'}}}"
+    parts = Assembly(config=compose(["stages.cold_start.freeze=[vision,audio]", cache]), console=Console())
+    _, policy = families.load("qwen2_5_omni", families.build("qwen2_5_omni", tmp_path / "model"))
+    policy.freeze(["vision_tower", "audio"])
+    assert parts.feature_cache("reason", policy.media) is None
+    policy.freeze(["projector"])
+    assert parts.feature_cache("reason", policy.media) is not None
 
 
 def test_there_is_no_feature_cache_unless_it_is_asked_for(backbone):
@@ -124,7 +140,96 @@ def test_two_runs_of_a_seed_build_one_base_model(tmp_path, monkeypatch):
     for run in runs:
         run.join()
     assert len(built) == 1
-    assert found == [tmp_path / "models" / "tiny_omni-seed0"] * 2
+    assert found == [Path(config.model.checkpoint)] * 2
+    assert re.fullmatch(r"tiny_omni-seed0-[0-9a-f]{8}", found[0].name)
+
+
+def builds(monkeypatch):
+    """What was built, each in place of a model."""
+    built = []
+
+    def build(node, path, *, directory):
+        built.append(node)
+        directory.mkdir()
+        (directory / "config.json").write_text(str(len(built)))
+
+    monkeypatch.setattr("lightning_mmrl.app.assembly.targets.build", build)
+    return built
+
+
+def base_of(*overrides):
+    return Assembly(config=compose([*overrides]), console=Console()).base_checkpoint()
+
+
+def test_other_values_build_another_base_and_the_same_ones_use_it_again(tmp_path, monkeypatch):
+    built, runs = builds(monkeypatch), f"output_dir={tmp_path}"
+    first = base_of(runs)
+    assert base_of(runs) == base_of(runs, "evaluation.max_new_tokens=9", "model.dtype=bfloat16") == first
+    assert len(built) == 1
+    others = [
+        base_of(runs, *changed)
+        for changed in (
+            ["+model.build.hidden_size=64"],
+            ["seed=1"],
+            ["model.build.text=[sad]"],
+            ["model.build._target_=lightning_mmrl.models.tiny_qwen.build_tiny_qwen2"],
+        )
+    ]
+    assert len({first, *others}) == len(built) == 5
+    assert all((folder / "config.json").is_file() for folder in others)
+
+
+def test_a_base_of_an_earlier_version_is_left_alone(tmp_path, monkeypatch):
+    """Its name does not say what built it."""
+    old = tmp_path / "models" / "tiny_omni-seed0"
+    old.mkdir(parents=True)
+    (old / "config.json").write_text("old")
+    built = builds(monkeypatch)
+    assert base_of(f"output_dir={tmp_path}") != old
+    assert len(built) == 1
+    assert (old / "config.json").read_text() == "old"
+    assert base_of(f"output_dir={tmp_path}", f"model.checkpoint={old}") == old, "named by the user, it is used as it is"
+
+
+def test_a_named_folder_that_was_built_with_other_values_is_refused(tmp_path, monkeypatch):
+    built, named = builds(monkeypatch), f"model.checkpoint={tmp_path / 'mine'}"
+    assert base_of(named) == base_of(named) == tmp_path / "mine"
+    sentence = r"model\.checkpoint .*mine was built with other values of model\.build \(hidden_size: - -> 64\); give"
+    with pytest.raises(ConfigError, match=sentence):
+        base_of(named, "+model.build.hidden_size=64")
+    assert len(built) == 1
+    (tmp_path / "mine.build.json").write_text("[]")
+    with pytest.raises(ConfigError, match="its record is damaged"):
+        base_of(named)
+    assert base_of(named, "model.build=null") == tmp_path / "mine"
+
+
+def test_a_process_that_is_killed_while_it_builds_leaves_no_base(tmp_path):
+    """The next one builds it, and removes the parts of the first."""
+    script = """
+import os, sys
+from lightning_mmrl.app import assembly
+from lightning_mmrl.config.compose import compose
+def build(node, path, *, directory):
+    directory.mkdir()
+    (directory / "config.json").write_text("half")
+    os.kill(os.getpid(), 9)
+assembly.targets.build = build
+class Console:
+    def say(self, line): pass
+assembly.Assembly(config=compose([f"output_dir={sys.argv[1]}"]), console=Console()).base_checkpoint()
+"""
+    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
+    assert killed.returncode == -9
+    config = compose([f"output_dir={tmp_path}", "+model.build.hidden_size=32", "+model.build.num_layers=1"])
+    folder = Path(compose([f"output_dir={tmp_path}"]).model.checkpoint)
+    assert not folder.exists()
+    assert not folder.with_name(f"{folder.name}.build.json").exists()
+    assert any(path.name.endswith("partial") for path in folder.parent.iterdir())
+    assert base_of(f"output_dir={tmp_path}") == folder
+    assert not any(path.name.endswith("partial") for path in folder.parent.iterdir())
+    assert (folder / "model.safetensors").is_file()
+    assert Path(config.model.checkpoint) != folder
 
 
 @pytest.mark.parametrize("name", [foreign.WEIGHTS, "config.json", "chat_template.jinja"])

@@ -242,7 +242,7 @@ def test_a_stage_that_fits_everywhere_takes_one_line(folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ((), "memory estimated once runs/models/tiny_omni-seed0 is built"),
+        ((), f"memory estimated once {compose([]).model.checkpoint} is built"),
         (
             ("model=qwen2_5_3b", "model.checkpoint=me/mine"),
             "memory no estimate: me/mine is not here, and model.sizes does not name it",

@@ -105,9 +105,10 @@ VALUES = {
     "run_name=a/b": "run_name is a/b; it must be letters, digits",
     "run_name=..": "run_name is ..; it must be",
     "model.dtype=float16": "model.dtype is 'float16', which is no choice; did you mean 'bfloat16'",
+    "model.build=null": "model.checkpoint is runs/models/tiny_omni-seed0-{build}, and model.build is null; name a",
     "model.position_rule=vllm": "model.position_rule is 'vllm', which is no choice; known are previous_maximum, tra",
     "model.audio_in_video=interleave": "model.audio_in_video is 'interleave', which is no choice; did you mean 'inte",
-    "model.feature_cache={directory: x}": "model.feature_cache is set, and no stage freezes its media towers; add",
+    "model.feature_cache={directory: x}": "model.feature_cache is set, and no stage freezes a media tower with its",
     "model.feature_cache={max_bytes: 1}": "model.feature_cache.directory: has no value; set it",
     "model.feature_cache={directory: ''}": "model.feature_cache.directory is ''; it must be a name or path",
     "model.feature_cache={directory: x, max_bytes: 0}": "model.feature_cache.max_bytes is 0; it must be at least 1",
@@ -251,7 +252,7 @@ def test_neighbors_of_what_is_refused_are_not(changed):
 
 def test_weights_are_not_frozen_and_adapted_at_once(changed):
     frozen, adapter = "stages.reason.freeze=[text]", "stages.reason.adapter"
-    sentence = "stages.reason.adapter.groups has text, and stages.reason.freeze as well; take text out of freeze"
+    sentence = "stages.reason.adapter.groups has text, and stages.reason.freeze has text; take text out of freeze"
     for value in ("{r: 8}", "{groups: [vision, text]}"):
         with pytest.raises(ConfigError, match=re.escape(sentence)):
             changed(frozen, f"{adapter}={value}")
@@ -259,11 +260,26 @@ def test_weights_are_not_frozen_and_adapted_at_once(changed):
     assert changed("stages.reason.freeze=[vision, audio]", f"{adapter}={{r: 8}}").stages["reason"].adapter.r == 8
 
 
+def test_parts_of_a_tower_are_frozen_apart(changed):
+    cache = "model.feature_cache={directory: x}"
+    apart = "stages.reason.freeze=[vision_tower,audio_tower"
+    assert changed(f"{apart}]").stages["reason"].freeze == ["vision_tower", "audio_tower"]
+    with pytest.raises(ConfigError, match="no stage freezes a media tower with its projector; add vision"):
+        changed(cache, f"{apart}]")
+    assert changed(cache, f"{apart},projector]").model.feature_cache.directory == "x"
+    with pytest.raises(ConfigError, match="so that something trains"):
+        changed(f"{apart},projector,text]")
+    with pytest.raises(ConfigError, match=r"adapter\.groups has vision, and .*freeze has vision_tower; take"):
+        changed(f"{apart}]", "stages.reason.adapter={groups: [vision]}")
+    with pytest.raises(ConfigError, match=r"freeze is 'projektor', .* did you mean 'projector'"):
+        changed("stages.reason.freeze=[projektor]")
+
+
 def test_an_adapter_freezes_the_towers_that_it_is_not_within(changed):
     cache = "model.feature_cache={directory: x}"
     assert changed(cache, "stages.reason.adapter={r: 8}").model.feature_cache.directory == "x"
     assert changed(cache, "stages.reason.adapter={groups: [audio, text]}").model.feature_cache.directory == "x"
-    with pytest.raises(ConfigError, match="no stage freezes its media towers"):
+    with pytest.raises(ConfigError, match="no stage freezes a media tower with its projector; add vision"):
         changed(cache, "stages.reason.adapter={groups: [vision, audio]}")
 
 

@@ -5,7 +5,7 @@ from omegaconf import OmegaConf
 from lightning_mmrl.config.compose import compose
 from lightning_mmrl.config.saved import saved_config
 from lightning_mmrl.config.specs import manifest_digests, stage_specs
-from lightning_mmrl.curriculum.changes import describe_changes
+from lightning_mmrl.curriculum.changes import describe_changes, same_content
 
 
 def specs(root, *overrides):
@@ -71,3 +71,20 @@ def test_the_configuration_of_an_earlier_run_is_read_with_the_present_names(tmp_
     assert old != config
     (tmp_path / "config.yaml").write_text(old)
     assert saved_config(tmp_path, ["evaluation.limit=3"]) == compose(["evaluation.limit=3"])
+
+
+def test_a_key_that_came_later_changes_no_stage_that_was_run_before(tmp_path):
+    """A run of an earlier version, which lacks the key, continues; a stage that uses it is another one."""
+    before = {spec.name: {k: v for k, v in spec.content.items() if k != "prompt.raw"} for spec in specs(tmp_path)}
+    assert all(same_content(before[spec.name], spec.content) for spec in specs(tmp_path))
+    raw = specs(tmp_path, 'prompt.raw="User: {question}"')
+    assert not any(same_content(before[spec.name], spec.content) for spec in raw)
+    assert describe_changes(before, raw) == ["prompt.raw: - -> User: {question}"]
+
+
+def test_the_name_of_a_built_base_changes_no_stage_that_was_run_before(tmp_path):
+    """Earlier versions built every base of a seed in one folder; a stage knows its base by what builds it."""
+    content = specs(tmp_path)[0].content
+    assert content["model.checkpoint"] == "runs/models/tiny_omni-seed0"
+    other = specs(tmp_path, "+model.build.hidden_size=64")
+    assert describe_changes({"cold_start": content}, other) == ["model.build.hidden_size: - -> 64"]

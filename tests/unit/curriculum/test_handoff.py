@@ -214,3 +214,14 @@ def test_a_seal_that_was_edited_to_fit_is_refused(handoff):
     (handoff / SEAL).write_text(json.dumps(seal))
     with pytest.raises(StageError, match=f"{SEAL} lists other files or facts than the stage wrote"):
         check_handoff(handoff)
+
+
+def test_a_chat_template_is_required_unless_the_prompt_has_none(tmp_path):
+    lacking = exporter(leave_out=["chat_template.jinja"])
+    prompt = {"system": None, "suffix": "", "prefill": "<think>"}
+    write_artifact(tmp_path / "raw", lacking, {"prompt": {**prompt, "raw": "User: {question}"}})
+    check_handoff(tmp_path / "raw")
+    for facts in ({}, {"prompt": prompt}, {"prompt": {**prompt, "raw": None}}):
+        write_artifact(tmp_path / "chat", lacking, facts)
+        with pytest.raises(StageError, match=r"has no chat_template\.jinja"):
+            check_handoff(tmp_path / "chat")

@@ -259,3 +259,32 @@ def test_the_fingerprint_is_of_all_that_decides_the_output_and_nothing_else(tmp_
     backbone.towers[0].config.window_size *= 2
     found.append(tower_fingerprint(backbone))
     assert len({known, *found}) == len(found) + 1
+
+
+def test_no_output_is_kept_while_a_projector_trains(model, runs, tmp_path):
+    """A kept output would be wrong after the first step, although the tower stays as it is."""
+    _, backbone, batch = model
+    cache = FeatureCache(FeatureCacheSettings(directory=str(tmp_path)), towers=tower_fingerprint(backbone))
+    batch = replace(batch, media=replace(batch.media, keys=tuple(f"k{row}" for row in range(len(batch.samples)))))
+    media = MediaEncoder(backbone, cache)
+    backbone.model.requires_grad_(False)
+    kept = media.encode(batch).media.tensors
+    assert any(tmp_path.rglob("*.safetensors"))
+    prefix = next(iter(backbone.projectors.values()))
+    projector = [p for name, p in backbone.model.named_parameters() if name.startswith(prefix)]
+    first = projector[-1].detach().clone()
+    for parameter in projector:
+        parameter.requires_grad_(True)
+    try:
+        with torch.no_grad():
+            projector[-1].add_(1.0)
+        runs.clear()
+        fresh = media.encode(batch).media.tensors
+        assert len(runs) == len(backbone.towers)
+        assert not all(torch.equal(fresh[kind], kept[kind]) for kind in kept)
+        backbone.model.requires_grad_(False)  # the same cache, used regardless, would give the old outputs
+        stale = media.encode(batch).media.tensors
+        assert all(torch.equal(stale[kind], kept[kind]) for kind in kept)
+    finally:
+        with torch.no_grad():
+            projector[-1].copy_(first)

@@ -98,9 +98,15 @@ def resident(found):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("how", ["all", "frozen", "adapter"])
+@pytest.mark.parametrize("how", ["all", "frozen", "adapter", "projectors", "no projectors"])
 def test_what_is_stored_is_exact(folder, dtype, how):
-    overrides = {"all": [], "frozen": ["freeze=[vision,audio]"], "adapter": ["adapter={r: 4}"]}[how]
+    overrides = {
+        "all": [],
+        "frozen": ["freeze=[vision,audio]"],
+        "adapter": ["adapter={r: 4}"],
+        "projectors": ["freeze=[vision_tower,audio_tower]"],
+        "no projectors": ["freeze=[projector]"],
+    }[how]
     stage = stage_of(*overrides)
     _, policy = families.load("qwen2_5_omni", folder, dtype=getattr(torch, dtype))
     policy.freeze(stage.freeze)

@@ -50,15 +50,20 @@ def sizes_of(policy):
         group: sum(size for name, size in sizes.items() if name.startswith(tuple(starts)))
         for group, starts in prefixes.items()
     }
+    projectors = {
+        tower: sum(size for name, size in sizes.items() if name.startswith(tuple(starts)))
+        for tower, starts in policy._backbone.projectors.items()
+    }
     own = {name: parameter.numel() for name, parameter in policy.named_parameters()}
     units = {unit: sum(own.get(path, 0) for path in paths) for unit, paths in unit_parameters(policy).items()}
     root = units.pop(ROOT)
-    return {"groups": groups, "root": root, "largest_unit": max(units.values())}
+    return {"groups": groups, "projectors": projectors, "root": root, "largest_unit": max(units.values())}
 
 
 def said_by(shape):
     groups = {group: stack.parameters for group, stack in shape.stacks.items()}
-    return {"groups": groups, "root": shape.root, "largest_unit": shape.largest_unit}
+    projectors = {group: stack.projector_parameters for group, stack in shape.stacks.items() if group != "text"}
+    return {"groups": groups, "projectors": projectors, "root": shape.root, "largest_unit": shape.largest_unit}
 
 
 def check_widths(shape, text):

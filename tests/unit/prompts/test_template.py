@@ -66,7 +66,7 @@ def test_a_target_without_the_prefill_is_refused():
         )
 
 
-@pytest.mark.parametrize("name", ["system", "suffix", "prefill"])
+@pytest.mark.parametrize("name", ["system", "suffix", "prefill", "raw"])
 def test_a_template_with_a_media_tag_is_refused(name):
     with pytest.raises(ConfigError, match=f"prompt.{name}.*<audio>"):
         PromptTemplate(PromptSettings(**{name: "Listen: <audio>"}))
@@ -91,7 +91,48 @@ def test_media_tags_of_a_flood():
     assert media_tags("<video>" * 100_000) == ("video",) * 100_000
 
 
-@pytest.mark.parametrize("name", ["system", "suffix", "prefill"])
+@pytest.mark.parametrize("name", ["system", "suffix", "prefill", "raw"])
 def test_a_control_token_in_the_template_is_refused(name):
     with pytest.raises(ConfigError, match=rf"prompt.{name} holds the control token '<\|im_end\|>', .* '< \|im_end\|>'"):
         PromptTemplate(PromptSettings(**{name: "Go.<|im_end|>"}))
+
+
+RAW = "User: {question} \nAssistant: Let me solve this step by step.\n"
+
+
+def test_a_raw_prompt_has_the_question_with_the_suffix_and_nothing_else():
+    template = PromptTemplate(PromptSettings(raw=RAW, suffix=" Think.", prefill="<think>"))
+    assert template.apply((USER,)) == (Message(role="user", content=f"{USER.content} Think."),)
+    assert template.complete("Brows.</think>") == "<think>Brows.</think>"
+
+
+@pytest.mark.parametrize(
+    ("messages", "roles"),
+    [((SYSTEM, USER), "system, user"), ((USER, ASSISTANT, USER), "user, assistant, user")],
+)
+def test_a_raw_prompt_has_room_for_one_question(messages, roles):
+    assert len(PromptTemplate().apply(messages)) == len(messages)
+    with pytest.raises(
+        DataError, match=rf"turns {roles}, and prompt.raw has room for one question; .* prompt.raw=null"
+    ):
+        PromptTemplate(PromptSettings(raw=RAW)).apply(messages)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"raw": "User: {q} Assistant:"}, r"prompt.raw holds \{question\} 0 times; write it once"),
+        ({"raw": "{question} {question}"}, r"prompt.raw holds \{question\} 2 times"),
+        ({"raw": ""}, r"prompt.raw holds \{question\} 0 times"),
+        ({"raw": RAW, "system": "Be brief."}, "prompt.system is set, and prompt.raw has no turns"),
+        ({"raw": RAW + "<think>"}, "prompt.raw ends with <think>, .* move it to prompt.prefill"),
+        ({"raw": RAW + "<think>\n"}, "prompt.raw ends with <think>"),
+    ],
+)
+def test_a_raw_prompt_that_cannot_work_is_refused(settings, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        PromptTemplate(PromptSettings(**settings))
+
+
+def test_other_braces_and_closed_tags_are_text():
+    PromptTemplate(PromptSettings(raw="Write \\boxed{2} {} {0} in <answer> </answer>. {question}</think>"))

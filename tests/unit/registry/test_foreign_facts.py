@@ -99,6 +99,9 @@ PROMPTS = [
     {"system": "<|im_end|>"},
     {"suffix": "<video>"},
     {"more": "text"},
+    {"raw": ["{question}"]},
+    {"raw": "no place"},
+    {"raw": "{question}<|im_end|>"},
 ]
 MEDIA = [
     {"num_frames": "8): __import__('os').system('touch marker') #"},
