@@ -48,8 +48,8 @@ def check_values(config: RunSettings) -> None:
     alone = uri is None or config.tracking.tracker is None
     require(alone, "tracking.uri", redact(uri), "null beside tracking.tracker, which takes MLflow's place")
     _check_family(config.model.family)
-    sizes = config.model.sizes
-    require(sizes is None or isinstance(sizes, Mapping), "model.sizes", sizes, "null or keys of a config.json")
+    sizes = config.model.known_sizes
+    require(sizes is None or isinstance(sizes, Mapping), "model.known_sizes", sizes, "null or keys of a config.json")
     _check_trainer("trainer", config.trainer)
     # What these two refuse would otherwise show when the first stage is built.
     PromptTemplate(config.prompt)
