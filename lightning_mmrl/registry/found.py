@@ -33,7 +33,7 @@ DECLARATION, ENCODER, BUILDER = "declaration", "Encoder", "build_tiny_"
 def find_families() -> dict[str, tuple[str, str]]:
     """Maps the name of each family, which is its file's, to the targets of its backbone and its encoder."""
     found = {}
-    for name, tree in _files(FAMILIES).items():
+    for name, tree in _files(FAMILIES, DECLARATION).items():
         classes = [node.name for node in tree if isinstance(node, ast.ClassDef) and DECLARATION in _assigned(node.body)]
         pair = sorted(classes, key=lambda each: each.endswith(ENCODER))
         if [each.endswith(ENCODER) for each in pair] == [False, True]:
@@ -45,7 +45,7 @@ def find_builders() -> tuple[str, ...]:
     """The targets that build tiny models, of all families that have one in their file."""
     return tuple(
         f"{PACKAGE}.{FAMILIES}.{name}.{each}"
-        for name, tree in _files(FAMILIES).items()
+        for name, tree in _files(FAMILIES, DECLARATION).items()
         for each in _assigned(tree)
         if each.startswith(BUILDER)
     )
@@ -55,7 +55,7 @@ def find_called(kind: str) -> tuple[str, ...]:
     """The targets of all classes of a kind of `CALLED`; a class that returns `float` is a reward too."""
     room, parameters, result = CALLED[kind]
     found = []
-    for name, tree in _files(room).items():
+    for name, tree in _files(room, "def __call__(").items():
         for node in (each for each in tree if isinstance(each, ast.ClassDef)):
             call = _methods(node).get("__call__")
             if call is None or call.returns is None:
@@ -70,17 +70,18 @@ def find_trackers() -> tuple[str, ...]:
     """The targets of all trackers except those that `tracking.uri` chooses between."""
     return tuple(
         f"{PACKAGE}.{TRACKING}.{name}.{node.name}"
-        for name, tree in _files(TRACKING).items()
+        for name, tree in _files(TRACKING, "def open_run(").items()
         for node in tree
-        if name not in BY_URI and isinstance(node, ast.ClassDef) and {"open_run", "close"} <= set(_methods(node))
+        if isinstance(node, ast.ClassDef) and {"open_run", "close"} <= set(_methods(node))
     )
 
 
 @cache
-def _files(room: str) -> Mapping[str, Sequence[ast.stmt]]:
-    """The statements of each file of a room, by the file's name."""
+def _files(room: str, text: str) -> Mapping[str, Sequence[ast.stmt]]:
+    """The statements of each file of a room that holds a text, by the file's name; parsing all would take a while."""
     folder = Path(__file__).resolve().parents[1].joinpath(*room.split("."))
-    return {path.stem: ast.parse(path.read_bytes()).body for path in sorted(folder.glob("*.py"))}
+    paths = [path for path in sorted(folder.glob("*.py")) if path.stem not in BY_URI]
+    return {path.stem: ast.parse(path.read_bytes()).body for path in paths if text.encode() in path.read_bytes()}
 
 
 def _assigned(body: Sequence[ast.stmt]) -> Iterator[str]:

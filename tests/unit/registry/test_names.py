@@ -107,7 +107,7 @@ build_tiny_yours = Mine()
 
 
 def test_a_file_gives_what_it_defines_and_nothing_that_it_imports(monkeypatch):
-    monkeypatch.setattr(found, "_files", lambda room: {"mine": ast.parse(PLANTED).body})
+    monkeypatch.setattr(found, "_files", lambda room, text: {"mine": ast.parse(PLANTED).body})
     assert found.find_called("reward") == ("lightning_mmrl.rewards.mine.Mine",)
     assert found.find_called("loss") == ()
     assert found.find_trackers() == ("lightning_mmrl.tracking.mine.Keeps",)
