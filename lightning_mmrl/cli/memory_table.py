@@ -24,7 +24,7 @@ Change = Callable[[StageSettings], StageSettings]
 def show_memory(console: Console, config: RunSettings, names: Sequence[str], lengths: Lengths) -> None:
     """Prints one line for a stage that fits the smallest device, a table and hints for any other."""
     try:
-        shape = read_shape(config.model.checkpoint, config.model.sizes)
+        shape = read_shape(config.model.checkpoint, config.model.known_sizes)
     except ValueError as error:
         console.print(f"memory       no estimate for {config.model.checkpoint}: {error}")
         return
@@ -35,7 +35,7 @@ def show_memory(console: Console, config: RunSettings, names: Sequence[str], len
         elif Path(checkpoint).is_dir():
             console.print(f"memory       no estimate: {checkpoint} has no config.json")
         else:
-            reason = "is not here, and model.sizes does not name it; download it and give its folder"
+            reason = "is not here, and model.known_sizes does not name it; download it and give its folder"
             console.print(f"memory       no estimate: {checkpoint} {reason}")
         return
     if shape.assumed is not None:
@@ -89,7 +89,7 @@ def memory_hint(config: RunSettings, name: str) -> str:
         ]
     lines = [f"to use less set {' or '.join(free)}", f"with --allow-changes also a lower {' or '.join(costs)}"]
     try:
-        shape = read_shape(config.model.checkpoint, config.model.sizes)
+        shape = read_shape(config.model.checkpoint, config.model.known_sizes)
     except ValueError:
         shape = None
     found = [] if shape is None else hints(config, name, shape, Lengths())

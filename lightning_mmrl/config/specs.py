@@ -96,7 +96,7 @@ def _decisive(config: RunSettings, name: str) -> dict[str, Any]:
     data["media"] = {"num_frames": config.data.media.num_frames}
     model = asdict(config.model)
     model["checkpoint"] = config.model.checkpoint_but_build
-    del model["feature_cache"], model["sizes"]
+    del model["feature_cache"], model["known_sizes"]
     shared = {"seed": config.seed, "model": model, "data": data, "prompt": asdict(config.prompt)}
     found = flattened(redacted_tree({**shared, "stage": stage}))
     return {first_name(key): value for key, value in found.items()}

@@ -62,7 +62,7 @@ def read_shape(checkpoint: str, sizes: Mapping[str, Any] | None = None) -> Model
 
     Args:
         checkpoint: The folder or hub id.
-        sizes: `model.sizes`; they count for the checkpoint that they name.
+        sizes: `model.known_sizes`; they count for the checkpoint that they name.
 
     Raises:
         ValueError: The model is of no family whose sizes are known, or its config.json does not have the family's form.

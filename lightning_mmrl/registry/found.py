@@ -1,4 +1,4 @@
-"""Model families and trackers of this package, found by reading their files without importing them.
+"""Parts of this package that are found by reading their files, without importing them: a newcomer's file is enough.
 
 A family is a file in models/families with a backbone and an encoder: classes whose body sets `declaration`, as in
 
@@ -8,7 +8,8 @@ A family is a file in models/families with a backbone and an encoder: classes wh
 The encoder is the one whose name ends in `Encoder`. A constant of the file whose name starts with `build_tiny_` builds
 a tiny model of the family.
 
-A tracker is a class in tracking/ with the methods `open_run` and `close`. MLflow's and the one that keeps nothing need
+A reward, an advantage or a loss is a class in the folder of its kind that is called as `CALLED` says. A tracker is a
+class in tracking/ with the methods `open_run` and `close`. MLflow's and the one that keeps nothing need
 no name, since `tracking.uri` chooses between them.
 """
 
@@ -20,13 +21,19 @@ from pathlib import Path
 PACKAGE = "lightning_mmrl"
 FAMILIES, TRACKING = "models.families", "tracking"
 BY_URI = ("mlflow", "null")
+CALLED: Mapping[str, tuple[str, tuple[str, ...], str]] = {
+    "reward": ("rewards", ("sample", "completion"), "float | None"),
+    "advantage": ("algorithms.advantages", ("rewards", "valid"), "Float[Tensor, 'B G']"),
+    "loss": ("algorithms.losses", ("inputs",), "LossOutput"),
+}
+"""By kind, the folder of its classes, and the parameters and the result of their `__call__`."""
 DECLARATION, ENCODER, BUILDER = "declaration", "Encoder", "build_tiny_"
 
 
 def find_families() -> dict[str, tuple[str, str]]:
     """Maps the name of each family, which is its file's, to the targets of its backbone and its encoder."""
     found = {}
-    for name, tree in _files(FAMILIES).items():
+    for name, tree in _files(FAMILIES, DECLARATION).items():
         classes = [node.name for node in tree if isinstance(node, ast.ClassDef) and DECLARATION in _assigned(node.body)]
         pair = sorted(classes, key=lambda each: each.endswith(ENCODER))
         if [each.endswith(ENCODER) for each in pair] == [False, True]:
@@ -38,27 +45,43 @@ def find_builders() -> tuple[str, ...]:
     """The targets that build tiny models, of all families that have one in their file."""
     return tuple(
         f"{PACKAGE}.{FAMILIES}.{name}.{each}"
-        for name, tree in _files(FAMILIES).items()
+        for name, tree in _files(FAMILIES, DECLARATION).items()
         for each in _assigned(tree)
         if each.startswith(BUILDER)
     )
+
+
+def find_called(kind: str) -> tuple[str, ...]:
+    """The targets of all classes of a kind of `CALLED`; a class that returns `float` is a reward too."""
+    room, parameters, result = CALLED[kind]
+    found = []
+    for name, tree in _files(room, "def __call__(").items():
+        for node in (each for each in tree if isinstance(each, ast.ClassDef)):
+            call = _methods(node).get("__call__")
+            if call is None or call.returns is None:
+                continue
+            fits = ast.unparse(call.returns) in (result, result.partition(" | ")[0])
+            if fits and [each.arg for each in call.args.args[1:]] == list(parameters):
+                found.append(f"{PACKAGE}.{room}.{name}.{node.name}")
+    return tuple(found)
 
 
 def find_trackers() -> tuple[str, ...]:
     """The targets of all trackers except those that `tracking.uri` chooses between."""
     return tuple(
         f"{PACKAGE}.{TRACKING}.{name}.{node.name}"
-        for name, tree in _files(TRACKING).items()
+        for name, tree in _files(TRACKING, "def open_run(").items()
         for node in tree
-        if name not in BY_URI and isinstance(node, ast.ClassDef) and {"open_run", "close"} <= _methods(node)
+        if isinstance(node, ast.ClassDef) and {"open_run", "close"} <= set(_methods(node))
     )
 
 
 @cache
-def _files(room: str) -> Mapping[str, Sequence[ast.stmt]]:
-    """The statements of each file of a room, by the file's name."""
+def _files(room: str, text: str) -> Mapping[str, Sequence[ast.stmt]]:
+    """The statements of each file of a room that holds a text, by the file's name; parsing all would take a while."""
     folder = Path(__file__).resolve().parents[1].joinpath(*room.split("."))
-    return {path.stem: ast.parse(path.read_bytes()).body for path in sorted(folder.glob("*.py"))}
+    paths = [path for path in sorted(folder.glob("*.py")) if path.stem not in BY_URI]
+    return {path.stem: ast.parse(path.read_bytes()).body for path in paths if text.encode() in path.read_bytes()}
 
 
 def _assigned(body: Sequence[ast.stmt]) -> Iterator[str]:
@@ -68,5 +91,5 @@ def _assigned(body: Sequence[ast.stmt]) -> Iterator[str]:
             yield from (target.id for target in statement.targets if isinstance(target, ast.Name))
 
 
-def _methods(node: ast.ClassDef) -> set[str]:
-    return {each.name for each in node.body if isinstance(each, ast.FunctionDef)}
+def _methods(node: ast.ClassDef) -> dict[str, ast.FunctionDef]:
+    return {each.name: each for each in node.body if isinstance(each, ast.FunctionDef)}

@@ -1,13 +1,13 @@
 """Everything that a configuration may name in `_target_`: exact names by kind, and the places where each kind belongs.
 
 A prefix would not do: a module of ours also holds what it imports, such as `os`, and functions that were never meant
-for a configuration. Nothing that is named here is imported here; model families and trackers are found
-by reading their files.
+for a configuration. Nothing that is named here is imported here; families, rewards, advantages, losses
+and trackers are found by reading their files.
 """
 
 from collections.abc import Mapping, Sequence
 
-from lightning_mmrl.registry.found import find_builders, find_families, find_trackers
+from lightning_mmrl.registry.found import find_builders, find_called, find_families, find_trackers
 
 ALGORITHMS = "lightning_mmrl.algorithms"
 SYNTHETIC = "lightning_mmrl.data.synthetic"
@@ -80,31 +80,14 @@ REGISTRY: Mapping[str, Sequence[str]] = {
         "SGD",
     ),
     "schedule": _of(f"{ALGORITHMS}.schedules", "WarmupConstant", "WarmupCosine", "DelayedDecay"),
-    "advantage": (
-        f"{ALGORITHMS}.advantages.group_normalized.GroupNormalized",
-        f"{ALGORITHMS}.advantages.leave_one_out.LeaveOneOut",
-        f"{ALGORITHMS}.advantages.reinforce_plus_plus.ReinforcePlusPlusBaseline",
-    ),
-    "loss": (f"{ALGORITHMS}.losses.ppo_clip.PPOClip", f"{ALGORITHMS}.losses.cispo.CISPO"),
+    "advantage": find_called("advantage"),
+    "loss": find_called("loss"),
     "ratio": _of(f"{ALGORITHMS}.losses.ratios", "TokenRatio", "SequenceRatio", "CompletionRatio"),
     "aggregation": _of(f"{ALGORITHMS}.losses.aggregation", "TokenMean", "SequenceMean", "ConstantLength"),
     "correction": (f"{ALGORITHMS}.corrections.importance.ImportanceCorrection",),
     "selection": (f"{ALGORITHMS}.selection.accuracy_band.AccuracyBand", f"{ALGORITHMS}.selection.has_signal.HasSignal"),
     "resampling": _of(f"{ALGORITHMS}.selection.pad", "PaperPAD", "ReleasedPAD"),
-    "reward": (
-        "lightning_mmrl.rewards.choice_answer.ChoiceAnswer",
-        "lightning_mmrl.rewards.efficient_length.EfficientLength",
-        "lightning_mmrl.rewards.emotion_set.EmotionSet",
-        "lightning_mmrl.rewards.hard_format_result.HardFormatResult",
-        "lightning_mmrl.rewards.label_answer.LabelAnswer",
-        "lightning_mmrl.rewards.lenient_format.LenientFormat",
-        "lightning_mmrl.rewards.math_answer.MathAnswer",
-        "lightning_mmrl.rewards.repetition.Repetition",
-        "lightning_mmrl.rewards.soft_overlong.SoftOverlong",
-        "lightning_mmrl.rewards.think_answer_format.ThinkAnswerFormat",
-        "lightning_mmrl.rewards.token_length.TokenLength",
-        "lightning_mmrl.rewards.user_function.UserFunction",
-    ),
+    "reward": find_called("reward"),
     "engine": ("lightning_mmrl.rollout.hf.HFEngine.of", f"{VLLM}.engine.VLLMEngine"),
     "engine setting": (f"{VLLM}.settings.VLLMSettings",),
     "server": (f"{VLLM}.settings.VLLMServer",),

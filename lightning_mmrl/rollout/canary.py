@@ -8,20 +8,18 @@ with and without its media.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lightning_mmrl.errors import RolloutError
-from lightning_mmrl.models.families.media_keys import AUDIO_FEATURES, AUDIO_MASK, IMAGE_PIXELS, VIDEO_PIXELS
+from lightning_mmrl.models.families.media_keys import AUDIO_FEATURES, AUDIO_MASK
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.tensors import RolloutEngine
 from lightning_mmrl.types.batches import MediaInputs, PromptBatch, Rollout, ScoringBatch
 
-INPUTS = {"audio": AUDIO_FEATURES, "video": VIDEO_PIXELS, "image": IMAGE_PIXELS}
-"""For each kind of media, the key of its tower's input."""
 TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-4}
 """By the dtype of the weights, the largest difference in nats between two log-probabilities of one token."""
 COARSE = 0.5
@@ -83,14 +81,15 @@ class Canary:
         try:
             largest = self._compare_logprobs(engine, policy, prompts, bound)
             self._compare_tokens(engine, trainer, policy, prompts, bound)
-            for kind in INPUTS:
-                _require_sense(engine, kind, prompts)
+            for kind, key in media.backbone.tower_inputs.items():
+                _require_sense(engine, kind, key, prompts)
         finally:
             policy.train(training)
             media.tower_prompts, media.cache_hits = before
         return largest
 
     def _compare_logprobs(self, engine: RolloutEngine, policy: Policy, prompts: PromptBatch, bound: float) -> float:
+        inputs = policy.media.backbone.tower_inputs
         seeds = [[row] for row in range(len(prompts.samples))]
         rollout = engine.generate(prompts, group_size=1, seeds=seeds, max_new_tokens=self.max_new_tokens)
         gaps = (_scored(policy, prompts, rollout) - rollout.sampler_logprobs).abs().amax(-1)
@@ -99,7 +98,7 @@ class Canary:
         if not gap <= bound:
             raise RolloutError(
                 f"the engine's log-probabilities are up to {gap:.3g} nats from the trainer's, for sample "
-                f"{_named(prompts, worst)}; they may differ by {bound:.3g} (rollout.canary.tolerance)"
+                f"{_named(prompts, worst, inputs)}; they may differ by {bound:.3g} (rollout.canary.tolerance)"
             )
         return gap
 
@@ -110,7 +109,7 @@ class Canary:
         limit, seeds = self.max_new_tokens, [[row] for row in range(len(prompts.samples))]
         theirs = engine.generate(prompts, group_size=1, seeds=seeds, greedy=True, max_new_tokens=limit)
         own = trainer.generate(prompts, group_size=1, seeds=seeds, greedy=True, max_new_tokens=limit)
-        scored = _scored(policy, prompts, theirs)
+        scored, inputs = _scored(policy, prompts, theirs), policy.media.backbone.tower_inputs
         for row in range(len(prompts.samples)):
             wanted, got = (each.completion_ids[row][each.completion_mask[row]].tolist() for each in (own, theirs))
             pairs = zip(wanted, got, strict=False)
@@ -119,15 +118,16 @@ class Canary:
                 continue
             gap = float(own.sampler_logprobs[row, place] - scored[row, place])
             if gap > 2 * bound:
+                name = _named(prompts, row, inputs)
                 raise RolloutError(
-                    f"the engine's greedy token {place + 1} for sample {_named(prompts, row)} is {got[place]}, the "
+                    f"the engine's greedy token {place + 1} for sample {name} is {got[place]}, the "
                     f"trainer's {wanted[place]} is {gap:.3g} nats likelier"
                 )
 
 
-def _require_sense(engine: ProvableEngine, kind: str, prompts: PromptBatch) -> None:
+def _require_sense(engine: ProvableEngine, kind: str, key: str, prompts: PromptBatch) -> None:
     """Refuses an engine whose probabilities do not change when media of a kind are blanked."""
-    key, media = INPUTS[kind], prompts.media
+    media = prompts.media
     assert isinstance(media, MediaInputs), "an engine that is compared has towers of its own"
     rows = [row for row in range(len(prompts.samples)) if _tells(media.select([row]), key)]
     if not rows:
@@ -140,8 +140,9 @@ def _require_sense(engine: ProvableEngine, kind: str, prompts: PromptBatch) -> N
     with_it, without = engine.first_logprobs(shown), engine.first_logprobs(replace(shown, media=media))
     for row, (first, second) in enumerate(zip(with_it, without, strict=True)):
         if first == second:
+            name = _named(shown, row, {kind: key})
             raise RolloutError(
-                f"the engine gives the same probabilities with and without {kind} for sample {_named(shown, row)}: "
+                f"the engine gives the same probabilities with and without {kind} for sample {name}: "
                 f"the {kind} does not reach its model"
             )
 
@@ -162,7 +163,7 @@ def _scored(policy: Policy, prompts: PromptBatch, rollout: Rollout) -> Float[Ten
     return policy(ScoringBatch(prompts=prompts, completion_ids=ids, completion_mask=mask, group_size=1)).logprobs
 
 
-def _named(prompts: PromptBatch, row: int) -> str:
+def _named(prompts: PromptBatch, row: int, inputs: Mapping[Any, str]) -> str:
     """The name of a sample and the kinds of its media, for messages."""
-    kinds = [kind for kind, key in INPUTS.items() if prompts.select([row]).media.counts.get(key)]
+    kinds = [kind for kind, key in inputs.items() if prompts.select([row]).media.counts.get(key)]
     return f"{prompts.samples[row].id} ({' and '.join(kinds) or 'text'})"

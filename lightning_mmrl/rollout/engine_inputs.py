@@ -103,11 +103,11 @@ def without_gaps(prompt: EnginePrompt, sound_window: int) -> EnginePrompt:
         RolloutError: A clip has a gap within a frame pair, or a sound has a gap within a window.
     """
     tensors, spans = dict(prompt.tensors), dict(prompt.spans)
-    if "video" in spans:
+    if any(not span.mask.all() for span in spans.get("video", ())):
         runs = [_runs(span) for span in spans["video"]]
         tensors[VIDEO_GRID] = _cut_grids(tensors[VIDEO_GRID], runs)
         spans["video"] = [run for each in runs for run in each]
-    if "audio" in spans:
+    if any(not span.mask.all() for span in spans.get("audio", ())):
         runs = [_runs(span) for span in spans["audio"]]
         tensors |= _cut_sounds(tensors[AUDIO_FEATURES], tensors[AUDIO_MASK], runs, sound_window)
         spans["audio"] = [run for each in runs for run in each]

@@ -46,7 +46,7 @@ class ModelSettings:
     """The model family: `_target_` of the backbone and of the encoder."""
     build: Any = target(None)
     """`_target_` that builds the folder `checkpoint` if it does not exist; null for a checkpoint that exists."""
-    sizes: Any = None
+    known_sizes: Any = None
     """Keys of the checkpoint's config.json by which `mmrl plan` estimates memory before it is downloaded, and
     `checkpoint`, which says whose they are; null: no estimate until then."""
     dtype: str = setting("float32", choices=DTYPES)

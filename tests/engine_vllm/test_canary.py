@@ -78,14 +78,12 @@ def test_stale_encoder_outputs_are_found_without_any_error_of_vllm(world, monkey
 @pytest.mark.parametrize("kind", ["audio", "video", "image"])
 def test_media_that_do_not_reach_the_model_are_found(world, monkeypatch, kind):
     """The features of one kind are lost on the way: both the numbers and the missing reaction show."""
-    from lightning_mmrl.rollout.canary import INPUTS
-
-    inputs = product.engine_prompts
+    inputs, keys = product.engine_prompts, world.policy.media.backbone.tower_inputs
 
     def deafened(prompts, backbone):
         found = inputs(prompts, backbone)
         return [
-            replace(each, tensors={k: torch.zeros_like(v) if k == INPUTS[kind] else v for k, v in each.tensors.items()})
+            replace(each, tensors={k: torch.zeros_like(v) if k == keys[kind] else v for k, v in each.tensors.items()})
             for each in found
         ]
 

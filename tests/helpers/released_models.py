@@ -186,7 +186,9 @@ RELEASED = {
 }
 
 
-SIZES = {name: yaml.safe_load((configs_dir() / "model" / f"{name}.yaml").read_text())["sizes"] for name in RELEASED}
+SIZES = {
+    name: yaml.safe_load((configs_dir() / "model" / f"{name}.yaml").read_text())["known_sizes"] for name in RELEASED
+}
 """What each preset says of its checkpoint's config.json."""
 
 

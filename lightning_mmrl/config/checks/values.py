@@ -53,8 +53,8 @@ def check_values(config: RunSettings) -> None:
             f"model.checkpoint is {config.model.checkpoint}, and model.build is null; name a folder or a hub id"
         )
     _check_family(config.model.family)
-    sizes = config.model.sizes
-    require(sizes is None or isinstance(sizes, Mapping), "model.sizes", sizes, "null or keys of a config.json")
+    sizes = config.model.known_sizes
+    require(sizes is None or isinstance(sizes, Mapping), "model.known_sizes", sizes, "null or keys of a config.json")
     _check_trainer("trainer", config.trainer)
     # What these two refuse would otherwise show when the first stage is built.
     PromptTemplate(config.prompt)

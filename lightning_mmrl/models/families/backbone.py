@@ -88,6 +88,11 @@ class FamilyBackbone:
         return self.declaration.medium_keys
 
     @property
+    def tower_inputs(self) -> Mapping[MediaKind, str]:
+        """For each kind of media that the family reads, the key of `MediaInputs` with what its tower reads."""
+        return {kind: self.declaration.tower_inputs[kind] for kind in self.medium_keys}
+
+    @property
     def placeholder_ids(self) -> dict[MediaKind, int]:
         """For each kind of media, the token id that stands for one feature row."""
         return placeholder_ids(self.model.config, self.medium_keys)

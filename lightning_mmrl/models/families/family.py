@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lightning_mmrl.models.families.media_keys import AUDIO_FEATURES, IMAGE_PIXELS, VIDEO_PIXELS
 from lightning_mmrl.models.loading import load_config, require_family
 from lightning_mmrl.models.positions import MediaLayout
 from lightning_mmrl.settings.model import PositionRule
@@ -43,6 +44,10 @@ class Family:
     model: Any
     layout: Callable[[Any, PositionRule], MediaLayout]
     medium_keys: Mapping[MediaKind, str] = field(default_factory=dict)
+    tower_inputs: Mapping[MediaKind, str] = field(
+        default_factory=lambda: {"audio": AUDIO_FEATURES, "video": VIDEO_PIXELS, "image": IMAGE_PIXELS}
+    )
+    """For each kind of media, the key of its tower's input, which the canary blanks."""
     engine_prefix: str = ""
     """Weight names start with this in the released checkpoints, which vLLM reads, but not in checkpoints of `model`."""
 

@@ -245,7 +245,7 @@ def test_a_stage_that_fits_everywhere_takes_one_line(folder, capsys):
         ((), f"memory estimated once {compose([]).model.checkpoint} is built"),
         (
             ("model=qwen2_5_3b", "model.checkpoint=me/mine"),
-            "memory no estimate: me/mine is not here, and model.sizes does not name it",
+            "memory no estimate: me/mine is not here, and model.known_sizes does not name it",
         ),
         (("model=qwen2_5_3b", "model.checkpoint=."), "memory no estimate: . has no config.json"),
     ],
@@ -271,7 +271,7 @@ def test_a_text_model_of_another_family_is_said_to_be_taken_for_a_llama(folder, 
 
 def test_hints_hold_what_they_promise():
     config = compose(["model=qwen2_5_omni_3b"])
-    shape, lengths = read_shape(config.model.checkpoint, config.model.sizes), Lengths()
+    shape, lengths = read_shape(config.model.checkpoint, config.model.known_sizes), Lengths()
     own, adapted = hints(config, "reason", shape, lengths)
     assert "adapter" not in own
     assert adapted.endswith("stages.reason.adapter={} stages.reason.trainer.activation_checkpointing=true")
@@ -288,7 +288,7 @@ def test_hints_hold_what_they_promise():
 def test_hints_name_no_group_that_a_model_has_not():
     for model in ("qwen2_5_7b", "qwen2_5_vl_7b", "qwen2_5_omni_7b"):
         config = compose([f"model={model}"])
-        shape = read_shape(config.model.checkpoint, config.model.sizes)
+        shape = read_shape(config.model.checkpoint, config.model.known_sizes)
         own, _ = hints(config, "cold_start", shape, Lengths(prompt=1024))
         towers = ",".join(group for group in shape.stacks if group != "text")
         assert own.partition("freeze=")[2] == (f"[{towers}]" if towers else "")
@@ -302,7 +302,7 @@ def test_offloading_is_said_with_its_host_memory(capsys):
     show_memory(Console(width=140), config, ["reason"], Lengths())
     out = " ".join(capsys.readouterr().out.split())
     assert "memory per rank, sharded by fsdp2, offloaded to the host" in out
-    weights = read_shape(config.model.checkpoint, config.model.sizes).parameters * 2
+    weights = read_shape(config.model.checkpoint, config.model.known_sizes).parameters * 2
     assert f"{4 * weights / 2**30:.1f} GiB of host memory in all" in out
 
 

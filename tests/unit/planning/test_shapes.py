@@ -78,7 +78,7 @@ def check_widths(shape, text):
 @each_released
 def test_a_released_model_has_the_sizes_of_its_modules(name):
     model = compose([f"model={name}"]).model
-    shape = read_shape(model.checkpoint, model.sizes)
+    shape = read_shape(model.checkpoint, model.known_sizes)
     policy = policy_of(on_meta(name))
     assert said_by(shape) == sizes_of(policy)
     assert shape.parameters == MODELS[name].num_parameters
