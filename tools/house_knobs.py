@@ -75,7 +75,7 @@ COINCIDENCES: Mapping[str, str] = {
         "processes and deadline of any pool, or of decoders",
     ),
     **dict.fromkeys(
-        ("EmotionMetrics.labels", "LabelAnswer.labels", "LabelMatcher.labels"),
+        ("ClosedLabels.labels", "LabelAnswer.labels", "LabelMatcher.labels"),
         "labels of any set: of predictions, or of a reward's own node",
     ),
     **dict.fromkeys(("Feed.seed", "StageContext.seed"), "seed of one stage: the run's plus the stage's place"),

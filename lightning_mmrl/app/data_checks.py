@@ -7,17 +7,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lightning_mmrl.config.tasks import VALIDATION, built_tasks
 from lightning_mmrl.data.datamodules import OmniDataModule, balance_labels
 from lightning_mmrl.data.label_findings import label_findings
 from lightning_mmrl.data.prepared import check_turns
 from lightning_mmrl.data.schema import read_manifest
 from lightning_mmrl.errors import DataError
+from lightning_mmrl.evaluation.tasks.closed_labels import ClosedLabels
+from lightning_mmrl.evaluation.tasks.task import Task
 from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.registry import targets
 from lightning_mmrl.rewards.label_answer import LabelAnswer
-from lightning_mmrl.settings.data import SourceSettings
-from lightning_mmrl.settings.run import RunSettings
+from lightning_mmrl.settings.run import EvaluationSetSettings, RunSettings
 from lightning_mmrl.settings.stage import StageSettings
 from lightning_mmrl.types.records import Sample
 
@@ -27,7 +29,10 @@ class Use:
     """One use of a manifest in a run.
 
     Attributes:
-        source: The manifest, in its folder, and how many of its samples are used.
+        manifest: Name of the manifest.
+        path: Its path.
+        media_root: Folder of its media.
+        limit: How many of its samples are used, from its beginning; None for all.
         supervised: True if each sample must end with the target.
         by_label: True if a reward, a balance or an evaluation reads solutions as labels; otherwise solutions may be
             free answers.
@@ -35,7 +40,10 @@ class Use:
             the use.
     """
 
-    source: SourceSettings
+    manifest: str
+    path: Path
+    media_root: Path
+    limit: int | None
     supervised: bool
     by_label: bool
     checks: tuple[Callable[[str, Sequence[Sample]], object], ...]
@@ -52,46 +60,49 @@ def check_data(config: RunSettings) -> list[str]:
     Raises:
         DataError: A manifest is missing, a line of it is wrong, or a sample does not serve its use.
     """
-    read: dict[tuple[Path, str], list[Sample]] = {}
-    labeled: set[tuple[Path, str]] = set()
+    read: dict[tuple[Path, Path], list[Sample]] = {}
+    labeled: dict[tuple[Path, Path], str] = {}
     for use in uses(config):
-        key = use.source.folder, use.source.manifest
-        labeled |= {key} if use.by_label else set()
+        key = use.path, use.media_root
+        labeled |= {key: use.manifest} if use.by_label else {}
         if key not in read:
-            read[key] = read_manifest(use.source.path, use.source.folder)
+            read[key] = read_manifest(use.path, use.media_root)
         for check in use.checks:
-            check(use.source.manifest, read[key][: use.source.limit])
+            check(use.manifest, read[key][: use.limit])
     warnings = []
-    for (root, manifest), samples in read.items():
-        if (root, manifest) in labeled:
+    for key, samples in read.items():
+        if key in labeled:
             labels = Counter(sample.solution for sample in samples if sample.solution is not None)
-            warnings += [f"{manifest}: {finding}" for finding in label_findings(labels)]
+            warnings += [f"{labeled[key]}: {finding}" for finding in label_findings(labels)]
     return list(dict.fromkeys(warnings))
 
 
 def uses(config: RunSettings) -> list[Use]:
     """Every use of a manifest, in the order of the run; the sets of evaluations come last."""
-    template, matcher = PromptTemplate(config.prompt), LabelMatcher(labels=tuple(config.data.labels))
+    template, labels = PromptTemplate(config.prompt), tuple(config.data.labels)
+    matcher = LabelMatcher(labels=labels) if labels else None
     turns = partial(check_turns, template=template, supervised=False)
-    judgeable = (turns, partial(_check_solutions, matcher=matcher))
-    data, found = config.data, []
+    data, tasks, found = config.data, built_tasks(config), []
 
-    def evaluated(manifest: str, limit: int | None, checks: tuple[Any, ...]) -> Use:
-        source = SourceSettings(manifest=manifest, root=data.root, limit=limit)
-        return Use(source=source, supervised=False, by_label=bool(checks), checks=checks)
+    def evaluated(each: EvaluationSetSettings, limit: int | None, task: Task | None, *more: Any) -> Use:
+        checks = () if task is None else (*more, turns, task.check)
+        by_label = isinstance(task, ClosedLabels)
+        paths = {"manifest": each.manifest, "path": each.path, "media_root": each.media_folder}
+        return Use(**paths, limit=limit, supervised=False, by_label=by_label, checks=checks)
 
+    validation = EvaluationSetSettings(manifest=data.validation or "").located(data.root)
     for name in config.order:
         stage = config.stages[name]
         node, path = stage.data.module or data.module, f"stages.{name}.data.module"
         module = targets.build({**node, "_partial_": True}, path if stage.data.module else "data.module").func
         found += _uses_of_stage(f"stages.{name}", stage, data.root, template, matcher, module)
         if stage.validate_every and data.validation is not None:
-            found.append(evaluated(data.validation, data.validation_limit, (module.check_kinds, *judgeable)))
+            found.append(evaluated(validation, data.validation_limit, tasks[VALIDATION], module.check_kinds))
     if data.validation is not None:
         # Also if no stage is validated: the run writes down all manifests that its configuration names.
-        found.append(evaluated(data.validation, None, ()))
-    sets = config.evaluation.sets.values()
-    return found + [evaluated(manifest, config.evaluation.limit, judgeable) for manifest in sets]
+        found.append(evaluated(validation, None, None))
+    sets = config.evaluation.located(data.root).items()
+    return found + [evaluated(each, config.evaluation.limit, tasks[name]) for name, each in sets]
 
 
 def _uses_of_stage(
@@ -99,7 +110,7 @@ def _uses_of_stage(
     stage: StageSettings,
     root: str,
     template: PromptTemplate,
-    matcher: LabelMatcher,
+    matcher: LabelMatcher | None,
     module: type[OmniDataModule],
 ) -> list[Use]:
     """The sources that a stage trains on."""
@@ -113,7 +124,10 @@ def _uses_of_stage(
     checks += [partial(_check_solutions, matcher=reward.matcher) for reward in by_label]
     return [
         Use(
-            source=source,
+            manifest=source.manifest,
+            path=source.path,
+            media_root=source.folder,
+            limit=source.limit,
             supervised=supervised,
             by_label=bool(by_label) or stage.data.balance is not None,
             checks=tuple(checks),

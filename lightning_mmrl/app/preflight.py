@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from lightning_mmrl.app.algorithm import build_algorithm
+from lightning_mmrl.config.tasks import built_tasks
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.models.adapters import check_targets
 from lightning_mmrl.models.families.backbone import FamilyBackbone
@@ -39,6 +40,7 @@ def preflight(config: RunSettings) -> None:
     """
     for name in config.order:
         _preflight_stage(f"stages.{name}", config.stages[name])
+    built_tasks(config)
     _check_takes("data.module", config.data.module, DATA_GIVES)
     backbone = _check_takes("model.family.backbone", config.model.family["backbone"], ("checkpoint", "dtype"))
     family = backbone.func.__self__ if inspect.ismethod(backbone.func) else None

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lightning_mmrl.app.leader import Follower, Leader
 from lightning_mmrl.app.preflight import preflight
 from lightning_mmrl.app.stages import StageBuilder
 from lightning_mmrl.config.specs import manifest_digests, stage_specs
+from lightning_mmrl.config.tasks import built_tasks, task_of_result
 from lightning_mmrl.curriculum.compare import Comparison, compare_stages
 from lightning_mmrl.curriculum.manifest import Manifest
 from lightning_mmrl.curriculum.orchestrator import Curriculum, StageOrchestrator
@@ -110,7 +112,7 @@ def _lead(
             results, ended_by_gate = orchestrator.finished(), str(error)
         note_report(config, directory)
         comparison = _compare(config, specs, directory, results)
-        write_json(directory / "comparison.json", asdict(comparison))
+        write_json(directory / "comparison.json", comparison.plain())
     return FinishedRun(
         directory=directory,
         tracking_uri=config.tracking.uri,
@@ -154,7 +156,7 @@ def _compare(
             same = evaluated[source].handoff_digest == evaluated[spec.name].input_digest
             sources[spec.name] = source if same else None
     bootstrap = ClusterBootstrap(settings=config.evaluation)
-    return compare_stages(folders, sources, config.data.labels, bootstrap)
+    return compare_stages(folders, sources, partial(task_of_result, tasks=built_tasks(config)), bootstrap)
 
 
 def check_all_targets(config: RunSettings) -> None:
@@ -167,6 +169,7 @@ def check_all_targets(config: RunSettings) -> None:
         targets.check_targets(asdict(config.stages[name]), f"stages.{name}")
     targets.check_targets(asdict(config.model), "model")
     targets.check_targets(asdict(config.data), "data")
+    targets.check_targets(asdict(config.evaluation), "evaluation")
     preflight(config)
 
 
@@ -222,11 +225,12 @@ def describe_run(config: RunSettings, parent: TrackedRun, resolved: Path) -> Non
 def manifests(config: RunSettings) -> dict[str, tuple[Path, str]]:
     """Maps each use of a manifest (a stage, the validation, an evaluation set) to its folder and file name."""
     root = Path(config.data.root)
-    found = {}
+    found: dict[str, tuple[Path, str]] = {}
     for name in config.order:
         sources = config.stages[name].data.located(config.data.root)
         for key, source in sources.items():
             found[name if len(sources) == 1 else f"{name}/{key}"] = source.folder, source.manifest
     if config.data.validation is not None:
         found["validation"] = (root, config.data.validation)
-    return found | {name: (root, manifest) for name, manifest in config.evaluation.sets.items()}
+    sets = config.evaluation.located(config.data.root).items()
+    return found | {name: (Path(each.root or root), each.manifest) for name, each in sets}

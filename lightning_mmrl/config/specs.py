@@ -15,7 +15,7 @@ from lightning_mmrl.settings.stage import StageSettings
 from lightning_mmrl.types.records import StageSpec
 from lightning_mmrl.types.redaction import redacted_tree
 
-NOT_DECISIVE = ("gate", "max_bad_steps", "rollout_table_every", "start_from")
+NOT_DECISIVE = ("evaluation_sets", "gate", "max_bad_steps", "rollout_table_every", "start_from")
 """Keys of a stage that its outcome does not depend on."""
 
 
@@ -80,6 +80,8 @@ def _decisive(config: RunSettings, name: str) -> dict[str, Any]:
     stage["trainer"] = {"precision": config.stages[name].trainer.precision}
     data = asdict(config.data)
     data["media"] = {"num_frames": config.data.media.num_frames}
+    if data["task"] is None or config.stages[name].stop_when is None:
+        del data["task"]
     model = asdict(config.model)
     del model["feature_cache"]
     shared = {"seed": config.seed, "model": model, "data": data, "prompt": asdict(config.prompt)}
@@ -89,13 +91,15 @@ def _decisive(config: RunSettings, name: str) -> dict[str, Any]:
 
 def _evaluated_how(config: RunSettings, name: str, *, with_data: bool) -> str:
     """Hash of how, and on what, the handoff of a stage is evaluated."""
-    settings = asdict(config.evaluation)
+    sets = config.evaluation.located(config.data.root, config.stages[name].evaluation_sets)
+    settings = {**asdict(config.evaluation), "sets": {each: config.evaluation.sets[each].short for each in sets}}
     del settings["batch_size"]
     if settings.pop("ablation_stages") == "last" and name != config.order[-1]:
         settings["ablations"] = []
     data = {"root": config.data.root, "labels": config.data.labels, "cue_lexicon": config.data.cue_lexicon}
-    files = {each: Path(config.data.root) / manifest for each, manifest in config.evaluation.sets.items()}
-    found = {each: file_digest(path)[:16] for each, path in files.items() if with_data and path.is_file()}
+    if config.data.task is not None:
+        data["task"] = config.data.task
+    found = {each: file_digest(of.path)[:16] for each, of in sets.items() if with_data and of.path.is_file()}
     return _digest({"evaluation": settings, "data": data, "sets": found})
 
 

@@ -23,6 +23,7 @@ OPENED_KINDS = frozenset(
     {
         "reward", "loss", "ratio", "advantage", "aggregation", "correction", "selection", "resampling",
         "generator", "generator setting", "data module", "backbone", "encoder", "model builder", "stage module",
+        "task",
     }
 )  # fmt: skip
 """Kinds that a user's own code can take the place of: rewards, losses, advantages, tasks, families and stages."""

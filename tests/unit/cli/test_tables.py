@@ -5,8 +5,9 @@ from dataclasses import replace
 from rich.console import Console
 
 from lightning_mmrl.cli.tables import results_table
-from lightning_mmrl.curriculum.compare import Comparison, SetResult
+from lightning_mmrl.curriculum.compare import SetResult
 from lightning_mmrl.evaluation.intervals import Interval
+from lightning_mmrl.evaluation.tasks.closed_labels import ClosedLabels
 
 
 def interval(estimate):
@@ -20,15 +21,15 @@ WHOLE = SetResult(
     name="test",
     num_samples=99,
     metrics={"valid_format": 1.0, "consistency": 0.5},
-    war=interval(0.5),
-    uar=interval(0.4),
+    intervals={"war": interval(0.5), "uar": interval(0.4)},
+    task=ClosedLabels(labels=("angry", "sad")),
 )
 
 
 def lines(*results):
     console = Console(width=120)
     with console.capture() as captured:
-        console.print(results_table(Comparison(results=results, gains=[])))
+        console.print(results_table(results))
     rows = [line for line in captured.get().splitlines() if "\u2502" in line]
     return [[cell.strip() for cell in row.strip("\u2502").split("\u2502")] for row in rows]
 
