@@ -12,7 +12,6 @@ import torch
 from filelock import FileLock
 from transformers.utils import logging as transformers_logging
 
-from lightning_mmrl.config.tasks import VALIDATION, built_tasks
 from lightning_mmrl.curriculum.lineage import facts_if_sealed
 from lightning_mmrl.data.exclusions import EXCLUSIONS, Exclusions
 from lightning_mmrl.data.media.cache import MediaCache
@@ -30,6 +29,7 @@ from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.protocols.tensors import PromptEncoder, RolloutEngine
 from lightning_mmrl.registry import targets
 from lightning_mmrl.registry.families import stored_family
+from lightning_mmrl.registry.tasks import VALIDATION, built_tasks
 from lightning_mmrl.rollout.hf import HFEngine
 from lightning_mmrl.settings.algorithm import SamplingSettings
 from lightning_mmrl.settings.model import AdapterSettings

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightning_mmrl.config.tasks import VALIDATION, built_tasks
 from lightning_mmrl.data.datamodules import OmniDataModule, balance_labels
 from lightning_mmrl.data.label_findings import label_findings
 from lightning_mmrl.data.prepared import check_turns
@@ -18,7 +17,9 @@ from lightning_mmrl.evaluation.tasks.task import Task
 from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.registry import targets
+from lightning_mmrl.registry.tasks import VALIDATION, built_tasks
 from lightning_mmrl.rewards.label_answer import LabelAnswer
+from lightning_mmrl.settings.data import SourceSettings
 from lightning_mmrl.settings.run import EvaluationSetSettings, RunSettings
 from lightning_mmrl.settings.stage import StageSettings
 from lightning_mmrl.types.records import Sample
@@ -29,10 +30,9 @@ class Use:
     """One use of a manifest in a run.
 
     Attributes:
-        manifest: Name of the manifest.
-        path: Its path.
-        media_root: Folder of its media.
-        limit: How many of its samples are used, from its beginning; None for all.
+        source: The manifest, in its folder.
+        media: Folder of its media.
+        num_samples: How many of its samples are used, from its beginning; None for all.
         supervised: True if each sample must end with the target.
         by_label: True if a reward, a balance or an evaluation reads solutions as labels; otherwise solutions may be
             free answers.
@@ -40,10 +40,9 @@ class Use:
             the use.
     """
 
-    manifest: str
-    path: Path
-    media_root: Path
-    limit: int | None
+    source: SourceSettings | EvaluationSetSettings
+    media: Path
+    num_samples: int | None
     supervised: bool
     by_label: bool
     checks: tuple[Callable[[str, Sequence[Sample]], object], ...]
@@ -63,12 +62,12 @@ def check_data(config: RunSettings) -> list[str]:
     read: dict[tuple[Path, Path], list[Sample]] = {}
     labeled: dict[tuple[Path, Path], str] = {}
     for use in uses(config):
-        key = use.path, use.media_root
-        labeled |= {key: use.manifest} if use.by_label else {}
+        key = use.source.path, use.media
+        labeled |= {key: use.source.manifest} if use.by_label else {}
         if key not in read:
-            read[key] = read_manifest(use.path, use.media_root)
+            read[key] = read_manifest(use.source.path, use.media)
         for check in use.checks:
-            check(use.manifest, read[key][: use.limit])
+            check(use.source.manifest, read[key][: use.num_samples])
     warnings = []
     for key, samples in read.items():
         if key in labeled:
@@ -87,8 +86,8 @@ def uses(config: RunSettings) -> list[Use]:
     def evaluated(each: EvaluationSetSettings, limit: int | None, task: Task | None, *more: Any) -> Use:
         checks = () if task is None else (*more, turns, task.check)
         by_label = isinstance(task, ClosedLabels)
-        paths = {"manifest": each.manifest, "path": each.path, "media_root": each.media_folder}
-        return Use(**paths, limit=limit, supervised=False, by_label=by_label, checks=checks)
+        media = each.media_folder
+        return Use(source=each, media=media, num_samples=limit, supervised=False, by_label=by_label, checks=checks)
 
     validation = EvaluationSetSettings(manifest=data.validation or "").located(data.root)
     for name in config.order:
@@ -124,10 +123,9 @@ def _uses_of_stage(
     checks += [partial(_check_solutions, matcher=reward.matcher) for reward in by_label]
     return [
         Use(
-            manifest=source.manifest,
-            path=source.path,
-            media_root=source.folder,
-            limit=source.limit,
+            source=source,
+            media=source.folder,
+            num_samples=source.limit,
             supervised=supervised,
             by_label=bool(by_label) or stage.data.balance is not None,
             checks=tuple(checks),

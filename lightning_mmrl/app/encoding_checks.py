@@ -45,7 +45,7 @@ class EncodingCheck:
     def note(self, manifests: Sequence[Path]) -> str:
         """A line that says what was checked."""
         model = self.parts.config.model.checkpoint
-        used = {use.path.resolve() for use in self._uses}
+        used = {use.source.path.resolve() for use in self._uses}
         unused = [path.name for path in manifests if path.resolve() not in used]
         rest = f"; the experiment does not use {', '.join(unused)}, tried as prompts" if unused else ""
         return f"encoding checked with the processor of {model}{rest}"
@@ -61,7 +61,7 @@ class EncodingCheck:
         return replace(inventory, entries=tuple(entries), problems=tuple(problems))
 
     def _problems(self, path: Path, entries: Sequence[Entry]) -> dict[int, Problem]:
-        own = [use for use in self._uses if use.path.resolve() == path.resolve()]
+        own = [use for use in self._uses if use.source.path.resolve() == path.resolve()]
         with_targets = all(entry.sample.messages[-1].role == "assistant" for entry in entries)
         kinds = sorted({use.supervised for use in own}) or [with_targets]
         found: dict[int, Problem] = {}
@@ -71,7 +71,7 @@ class EncodingCheck:
                     self._set([entry.sample], supervised=supervised).check(path.name)
                 for use in own:
                     for check in use.checks:
-                        check(use.manifest, [entry.sample])
+                        check(use.source.manifest, [entry.sample])
             except DataError as error:
                 reason = str(error).removeprefix(f"{path.name}: ")
                 problem = Problem(file=entry.file, line=entry.line, group=UNUSABLE, reason=reason)

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mmrl.app.assembly import Assembly
-from lightning_mmrl.config.tasks import task_of_result
 from lightning_mmrl.curriculum.lineage import facts_if_sealed
 from lightning_mmrl.data.datamodules import eval_loader
 from lightning_mmrl.data.exclusions import EXCLUSIONS, Exclusions
@@ -17,6 +16,7 @@ from lightning_mmrl.evaluation.intervals import ClusterBootstrap
 from lightning_mmrl.files import write_whole
 from lightning_mmrl.protocols.plain import TrackedRun
 from lightning_mmrl.protocols.tensors import PromptEncoder
+from lightning_mmrl.registry.tasks import task_of_result
 from lightning_mmrl.settings.run import EvaluationSetSettings
 from lightning_mmrl.stages.evaluate import SUMMARY, EvaluatedSet, EvaluationModule
 from lightning_mmrl.training.callbacks.progress import EvaluationProgress

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from lightning_mmrl.app.algorithm import build_algorithm
-from lightning_mmrl.config.tasks import built_tasks
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.models.adapters import check_targets
 from lightning_mmrl.models.families.backbone import FamilyBackbone
 from lightning_mmrl.registry import targets
+from lightning_mmrl.registry.tasks import built_tasks
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.settings.stage import StageSettings

@@ -20,7 +20,6 @@ from lightning_mmrl.app.leader import Follower, Leader
 from lightning_mmrl.app.preflight import preflight
 from lightning_mmrl.app.stages import StageBuilder
 from lightning_mmrl.config.specs import manifest_digests, stage_specs
-from lightning_mmrl.config.tasks import built_tasks, task_of_result
 from lightning_mmrl.curriculum.compare import Comparison, compare_stages
 from lightning_mmrl.curriculum.manifest import Manifest
 from lightning_mmrl.curriculum.orchestrator import Curriculum, StageOrchestrator
@@ -33,6 +32,7 @@ from lightning_mmrl.files import write_json, write_whole
 from lightning_mmrl.protocols.plain import TrackedRun, Tracker
 from lightning_mmrl.registry import targets
 from lightning_mmrl.registry.own_code import FLAG, opened_now
+from lightning_mmrl.registry.tasks import built_tasks, task_of_result
 from lightning_mmrl.rollout.vllm.readiness import require_engine
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.stages.evaluate import SUMMARY

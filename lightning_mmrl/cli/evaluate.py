@@ -78,9 +78,9 @@ def evaluate(config: RunSettings, checkpoint: Path) -> None:
     from lightning_mmrl.app.evaluation import CheckpointEvaluator
     from lightning_mmrl.app.run import check_all_targets, writable
     from lightning_mmrl.cli.tables import by_task, results_table
-    from lightning_mmrl.config.tasks import task_of_result
     from lightning_mmrl.curriculum.compare import compare_stages
     from lightning_mmrl.evaluation.intervals import ClusterBootstrap
+    from lightning_mmrl.registry.tasks import task_of_result
     from lightning_mmrl.training.console import ConsoleProgress, report_console
     from lightning_mmrl.training.group import joined
     from lightning_mmrl.training.interruption import Interruption

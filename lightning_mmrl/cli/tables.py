@@ -70,7 +70,7 @@ def results_table(results: Sequence[SetResult]) -> Table:
 
 def gains_table(task: Task, gains: Sequence[Gain]) -> Table:
     """Differences of a task's headline between stages and the stages they started from, on the same samples."""
-    title = task.titled(task.headline)
+    title = task.headline_title
     over = "the stage it started from, paired, in points, with 95 % intervals"
     table = Table(title=f"{title[0].upper()}{title[1:]} gained over {over}")
     for name in ("stage", "over", "set", "gain"):

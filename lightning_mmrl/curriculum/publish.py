@@ -43,14 +43,14 @@ columns."""
 class SetTask:
     """What a card says of the task of a set: its type on the hub, and the metrics that are shown."""
 
-    kind: str
+    type_name: str
     scores: Sequence[str]
     closed: bool = False
 
 
 def closed_labels(labels: Sequence[str]) -> SetTask:
     """The task of a closed label set."""
-    return SetTask(kind=RECOGNITION if names_emotions(labels) else CLASSIFICATION, scores=SCORES, closed=True)
+    return SetTask(type_name=RECOGNITION if names_emotions(labels) else CLASSIFICATION, scores=SCORES, closed=True)
 
 
 def evaluated_tasks(folder: Path, labels: Sequence[str]) -> dict[str, SetTask]:
@@ -64,7 +64,11 @@ def evaluated_tasks(folder: Path, labels: Sequence[str]) -> dict[str, SetTask]:
     found = {}
     for name, entry in read_json(folder / SUMMARY, "evaluate the stage again").items():
         task = entry.get("task")
-        own = None if task is None else SetTask(kind=str(task["type"]), scores=[str(each) for each in task["scores"]])
+        own = (
+            None
+            if task is None
+            else SetTask(type_name=str(task["type"]), scores=[str(each) for each in task["scores"]])
+        )
         found[name] = own or closed_labels(labels)
     return found
 
@@ -130,7 +134,7 @@ def model_card(
     scores = _scores(stages[-1], tasks, closed) if stages else {}
     results = [
         EvalResult(
-            task_type=tasks.get(set_name, closed).kind,
+            task_type=tasks.get(set_name, closed).type_name,
             dataset_type=set_name,
             dataset_name=set_name,
             metric_type=metric,

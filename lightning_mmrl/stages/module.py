@@ -43,6 +43,10 @@ class StageModule(lightning.LightningModule):
         super().__init__()
         self.policy = policy
         self.latest: dict[str, float] = {}
+        self.headline: dict[str, str] = {}
+        """Key of the validation's headline to its name for humans."""
+        if evaluator is not None:
+            self.headline[f"validation/{evaluator.task.headline}"] = f"val {evaluator.task.headline_title}"
         self._optimizer = optimizer
         self._context = context
         self._ending = Ending(context.settings)

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from lightning_mmrl.config.tasks import VALIDATION, task_outlines
 from lightning_mmrl.evaluation.tasks.task import Task
+from lightning_mmrl.registry.tasks import VALIDATION, task_outlines
 from lightning_mmrl.settings.rules import one_of
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.settings.stage import StageSettings

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from lightning_mmrl.errors import ConfigError, DataError
 from lightning_mmrl.evaluation.records import Judgement
-from lightning_mmrl.evaluation.tasks.guarded import GuardedJudge, Judge, Verdict
+from lightning_mmrl.evaluation.tasks.guarded import GuardedJudge, Judge
 from lightning_mmrl.evaluation.tasks.task import VALID_FORMAT, Measure, Task
 from lightning_mmrl.prompts.scanner import scan
 from lightning_mmrl.types.records import Completion, Sample
@@ -53,7 +53,7 @@ class Mathematics(Task):
         Raises:
             DataError: The verifier cannot read it.
         """
-        verdict = self._asked(sample, Completion(text="", num_tokens=0, truncated=False))
+        verdict = self.guarded(sample, Completion(text="", num_tokens=0, truncated=False))
         if verdict.problem is not None:
             raise DataError(
                 f"sample {sample.id!r} has the solution {sample.solution!r}, which cannot be judged "
@@ -64,7 +64,7 @@ class Mathematics(Task):
     def judge(self, sample: Sample, completion: Completion) -> Judgement:
         """Judges format and answer; an answer without a verdict is wrong."""
         scanned = scan(completion.text)
-        verdict = self._asked(sample, completion)
+        verdict = self.guarded(sample, completion)
         return Judgement(
             sample_id=sample.id,
             speaker=sample.speaker,
@@ -78,6 +78,3 @@ class Mathematics(Task):
                 "unjudged": float(verdict.value is None),
             },
         )
-
-    def _asked(self, sample: Sample, completion: Completion) -> Verdict:
-        return self.guarded(sample, completion)

@@ -103,9 +103,10 @@ class Task(ABC):
         known = self.metric_names()
         return [each.name for each in self.measures if each.validated and each.name in known]
 
-    def titled(self, name: str) -> str:
-        """The title of one of `measures`."""
-        return next(each.title for each in self.measures if each.name == name)
+    @property
+    def headline_title(self) -> str:
+        """The headline for humans."""
+        return next(each.title for each in self.measures if each.name == self.headline)
 
     def unit_sums(
         self, judgements: Sequence[Judgement], units: NDArray[np.int64], num_units: int

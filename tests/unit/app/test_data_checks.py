@@ -29,7 +29,8 @@ def write(tmp_path):
 
 @pytest.fixture
 def check(tmp_path, write):
-    return lambda *overrides: check_data(compose([f"data.root={tmp_path}", *overrides]))
+    fixed = [f"data.root={tmp_path}", "data.cue_lexicon=null"]
+    return lambda *overrides: check_data(compose([*fixed, *overrides]))
 
 
 @pytest.mark.parametrize("name", NAMES)
