@@ -34,7 +34,7 @@ class Mathematics(Task):
     measures: ClassVar[Sequence[Measure]] = (
         Measure(name="accuracy", title="accuracy", interval=True),
         VALID_FORMAT,
-        Measure(name="unparseable", title="no answer", validated=False),
+        Measure(name="unparseable", title="no answer", validated=False, on_card=False),
         Measure(name="unjudged", title="unjudged", validated=False, in_table=False, on_card=False),
     )
 

@@ -45,7 +45,7 @@ class MultipleChoice(Task):
     measures: ClassVar[Sequence[Measure]] = (
         Measure(name="accuracy", title="accuracy", interval=True),
         VALID_FORMAT,
-        Measure(name="unparseable", title="no choice", validated=False),
+        Measure(name="unparseable", title="no choice", validated=False, on_card=False),
     )
 
     def truth(self, sample: Sample) -> str:
