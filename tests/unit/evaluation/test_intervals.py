@@ -183,3 +183,26 @@ def test_chunks_do_not_change_the_result(monkeypatch):
     whole = ClusterBootstrap(settings=EvaluationSettings(num_resamples=97)).intervals(predictions, TASK)
     monkeypatch.setattr(intervals, "_MAX_WEIGHTS", 50 * 10)
     assert ClusterBootstrap(settings=EvaluationSettings(num_resamples=97)).intervals(predictions, TASK) == whole
+
+
+def test_intervals_of_closed_labels_are_bit_for_bit_those_of_before_there_were_tasks():
+    """Recorded with the code that knew WAR and UAR alone."""
+    expected = {
+        None: (
+            ("0x1.04325c53ef369p-1", "0x1.82192e29f79b4p-2", "0x1.3f2920bc035a4p-1"),
+            ("0x1.04e04e04e04e1p-1", "0x1.8576d70e76191p-2", "0x1.44e4852fbbbd6p-1"),
+            ("0x1.507507507507ap-3", "-0x1.7f47fddf5abadp-7", "0x1.5417a30f37e47p-2"),
+        ),
+        7: (
+            ("0x1.04325c53ef369p-1", "0x1.9ce739ce739cep-2", "0x1.4210842108421p-1"),
+            ("0x1.04e04e04e04e1p-1", "0x1.a12f684bda12fp-2", "0x1.430c30c30c30cp-1"),
+            ("0x1.507507507507ap-3", "0x1.ba7862920c9b0p-6", "0x1.4bc5ad4bc5ad6p-2"),
+        ),
+    }
+    for speakers, (weighted, unweighted, gained) in expected.items():
+        candidate, baseline = drawn(3, 61, speakers=speakers), drawn(4, 61, 0.4, speakers=speakers)
+        candidate = [replace(each, predicted=None) if i % 9 == 0 else each for i, each in enumerate(candidate)]
+        found = ClusterBootstrap().intervals(candidate, TASK)
+        difference = ClusterBootstrap().paired_difference(candidate, baseline, TASK)
+        for interval, values in ((found["war"], weighted), (found["uar"], unweighted), (difference, gained)):
+            assert tuple(value.hex() for value in (interval.estimate, interval.low, interval.high)) == values
