@@ -13,6 +13,8 @@ OWN = (
     "+stages.reason.rewards.components.brevity={_target_: own_code.rewards.Brevity, scale: 2.0}",
     "+stages.reason.rewards.weights.brevity=1.0",
     "stages.reason.algorithm.loss={_target_: own_code.losses.Unclipped}",
+    "+evaluation.sets.own={manifest: test.jsonl, task: {_target_: own_code.tasks.Brevity, most: 100000}}",
+    "stages.reason.gate={metric: own/short, at_least: 1.0}",
 )
 SMALL = (
     "experiment=task_arithmetic",
@@ -53,7 +55,10 @@ def test_a_reward_and_a_loss_of_the_users_own_train(tmp_path, monkeypatch, capsy
     for line in (run / "stages" / "00-reason" / "metrics.jsonl").read_text().splitlines():
         metrics |= json.loads(line)["metrics"]
     assert any("brevity" in key and value > 0 for key, value in metrics.items()), sorted(metrics)
-    content = Manifest.read(run).stages["reason"].content
+    finished = Manifest.read(run).stages["reason"]
+    assert finished.result.metrics["reason/own/short"] == 1.0
+    assert "Brevity by stage, in %" in capsys.readouterr().out
+    content = finished.content
     assert content["stage.algorithm.loss._target_"] == "own_code.losses.Unclipped"
 
     saved = (run / "config.yaml").read_text()

@@ -8,7 +8,10 @@ from lightning_mmrl.errors import DataError, StageError
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap
 from lightning_mmrl.evaluation.records import Judgement
 from lightning_mmrl.evaluation.tasks.closed_labels import ClosedLabels
+from lightning_mmrl.evaluation.tasks.multiple_choice import MultipleChoice
+from lightning_mmrl.rewards.choice_answer import ChoiceAnswer
 from lightning_mmrl.settings.run import EvaluationSettings
+from lightning_mmrl.types.records import Completion, Sample
 
 LABELS = ("angry", "sad")
 TASK = ClosedLabels(labels=LABELS)
@@ -32,13 +35,13 @@ def predictions(answers):
     ]
 
 
-def evaluation(folder, **sets):
+def evaluation(folder, task=TASK, **sets):
     """Writes an evaluation folder as the evaluation stage does."""
     folder.mkdir()
     summary = {}
     for name, found in sets.items():
         (folder / f"{name}.jsonl").write_text("".join(each.to_json() + "\n" for each in found))
-        intervals = {key: asdict(value) for key, value in BOOTSTRAP.intervals(found, TASK).items()}
+        intervals = {key: asdict(value) for key, value in BOOTSTRAP.intervals(found, task).items()}
         summary[name] = {"num_samples": len(found), "metrics": {"valid_format": 1.0}, "intervals": intervals}
     (folder / "evaluation.json").write_text(json.dumps(summary))
     return folder
@@ -101,3 +104,50 @@ def test_a_stage_without_evaluation_is_named(content, tmp_path):
         (folder / "evaluation.json").write_text(content)
     with pytest.raises(StageError, match=f"stage warm has no evaluation in {folder}"):
         compare_stages({"warm": folder}, SOURCES, TASK_OF, BOOTSTRAP)
+
+
+def choices(answers):
+    task = MultipleChoice(reader=ChoiceAnswer())
+    return [
+        task.judge(
+            Sample(id=str(place), messages=(), solution="B", speaker=f"s{place % 4}"),
+            Completion(text=f"<answer>{answer}</answer>", num_tokens=1, truncated=False),
+        )
+        for place, answer in enumerate(answers)
+    ]
+
+
+def test_a_gain_is_of_the_headline_of_the_sets_task(tmp_path):
+    task = MultipleChoice(reader=ChoiceAnswer())
+    folders = {
+        "warm": evaluation(tmp_path / "0", task=task, quiz=choices("ABAC")),
+        "cold": evaluation(tmp_path / "1", task=task, quiz=choices("BBAB")),
+    }
+    comparison = compare_stages(folders, SOURCES, {"quiz": task}.__getitem__, BOOTSTRAP)
+    assert [row.intervals["accuracy"].estimate for row in comparison.results] == [0.25, 0.75]
+    [gain] = comparison.gains
+    assert (gain.difference.estimate, gain.task) == (0.5, task)
+    described = {"task": {"type": "multiple-choice", "headline": "accuracy", "scores": ["accuracy", "valid_format"]}}
+    assert gain.plain() == {
+        "stage": "cold",
+        "over": "warm",
+        "name": "quiz",
+        "difference": asdict(gain.difference),
+        **described,
+    }
+    assert comparison.plain()["results"][0]["accuracy"] == asdict(comparison.results[0].intervals["accuracy"])
+
+
+def test_the_file_of_closed_labels_is_as_it_was_before_there_were_tasks(tmp_path):
+    folders = {"warm": evaluation(tmp_path / "0", test=HALF), "cold": evaluation(tmp_path / "1", test=RIGHT)}
+    plain = compare_stages(folders, SOURCES, TASK_OF, BOOTSTRAP).plain()
+    keys = ["stage", "name", "num_samples", "metrics", "war", "uar", "num_left_out", "counted_wrong"]
+    assert [list(row) for row in plain["results"]] == [keys, keys]
+    assert [list(gain) for gain in plain["gains"]] == [["stage", "over", "name", "difference"]]
+
+
+def test_predictions_of_another_task_are_refused(tmp_path):
+    task = MultipleChoice(reader=ChoiceAnswer())
+    folders = {"warm": evaluation(tmp_path / "0", test=HALF), "cold": evaluation(tmp_path / "1", test=RIGHT)}
+    with pytest.raises(DataError, match="prediction '0' has no 'accuracy', so it was judged by another task"):
+        compare_stages(folders, SOURCES, lambda name: task, BOOTSTRAP)

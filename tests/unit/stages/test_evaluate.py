@@ -15,7 +15,9 @@ from lightning_mmrl.data.schema import read_manifest
 from lightning_mmrl.errors import DataError, StageError
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap
 from lightning_mmrl.evaluation.tasks.closed_labels import ClosedLabels
+from lightning_mmrl.evaluation.tasks.multiple_choice import MultipleChoice
 from lightning_mmrl.prompts.template import PromptTemplate
+from lightning_mmrl.rewards.choice_answer import ChoiceAnswer
 from lightning_mmrl.settings.run import EvaluationSettings
 from lightning_mmrl.stages.answers import AnswerEvaluator, Validation
 from lightning_mmrl.stages.evaluate import EvaluatedSet, EvaluationModule
@@ -123,6 +125,24 @@ def test_grounding_counts_both_ways_where_thoughts_are_judged(tmp_path):
     assert (metrics["grounded"], metrics["consistency"]) == pytest.approx((6 / 9, 1.0))
     assert metrics["grounded_counted_wrong"] == pytest.approx(6 / 11)
     assert metrics["consistency_counted_wrong"] == pytest.approx(9 / 11)
+
+
+def test_each_set_is_judged_by_its_own_task(tmp_path):
+    quiz = MultipleChoice(reader=ChoiceAnswer())
+    found = module(
+        tmp_path, evaluated(6), evaluated(2, name="quiz", task=quiz, left_out=((sample("q9", "A"), "broken"),))
+    )
+    found.test_step(Prompts(*SAD), 0, 0)
+    found.test_step(Prompts(sample("q1", "A"), sample("q2", "B")), 0, 1)
+    found.on_test_epoch_end()
+    assert "task" not in found.results["test"]
+    assert found.results["quiz"]["task"]["type"] == "multiple-choice"
+    assert found.results["quiz"]["metrics"] == pytest.approx(
+        {"accuracy": 0.0, "valid_format": 1.0, "unparseable": 1.0}
+        | {"accuracy_counted_wrong": 0.0, "valid_format_counted_wrong": 2 / 3}
+    )
+    assert set(found.results["quiz"]["intervals"]) == {"accuracy", "accuracy_counted_wrong"}
+    assert {path.name for path in tmp_path.iterdir()} == {"evaluation.json", "test.jsonl", "test.png", "quiz.jsonl"}
 
 
 @pytest.mark.parametrize("judged", [0, 1, 8, 10])
