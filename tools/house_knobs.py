@@ -104,7 +104,23 @@ COINCIDENCES: Mapping[str, str] = {
         "processes and deadline of any pool, or of decoders",
     ),
     **dict.fromkeys(
-        ("EmotionMetrics.labels", "LabelAnswer.labels", "LabelMatcher.labels"),
+        ("ClosedLabels.labels", "ClosedLabels.cue_lexicon"),
+        "parameters of a task's own node, which by default get the dataset's",
+    ),
+    **dict.fromkeys(
+        ("GuardedJudge.deadline_s", "Mathematics.deadline_s"),
+        "deadline of a task's verifier, in the task's own node",
+    ),
+    **dict.fromkeys(
+        (
+            *("EncodingCheck.media_root", "Publication.media_root", "Inventory.media_root"),
+            "PreparedSet.media_root",
+        ),
+        "folder of the media of any manifest, not of an evaluation set alone",
+    ),
+    "Plan.task": "generated task of a sample, by name",
+    **dict.fromkeys(
+        ("LabelAnswer.labels", "LabelMatcher.labels"),
         "labels of any set: of predictions, or of a reward's own node",
     ),
     **dict.fromkeys(("Feed.seed", "StageContext.seed"), "seed of one stage: the run's plus the stage's place"),

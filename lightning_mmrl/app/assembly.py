@@ -20,7 +20,7 @@ from lightning_mmrl.data.media.cache import MediaCache
 from lightning_mmrl.data.media.guard import GuardedDecoder
 from lightning_mmrl.data.pipeline import MediaPipeline
 from lightning_mmrl.errors import ConfigError, DataError, StageError
-from lightning_mmrl.evaluation.consistency import CueLexicon
+from lightning_mmrl.evaluation.tasks.task import Task
 from lightning_mmrl.files import folder_beside, follow_umask, read_json, write_json, writing
 from lightning_mmrl.machine import explain_in_threads
 from lightning_mmrl.models.encoders import MediaEncoder, tower_fingerprint
@@ -31,6 +31,7 @@ from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.protocols.tensors import PromptEncoder, RolloutEngine
 from lightning_mmrl.registry import targets
 from lightning_mmrl.registry.families import stored_family
+from lightning_mmrl.registry.tasks import VALIDATION, built_tasks
 from lightning_mmrl.rollout.hf import HFEngine
 from lightning_mmrl.settings.algorithm import SamplingSettings
 from lightning_mmrl.settings.model import BUILD, AdapterSettings, ModelSettings
@@ -62,9 +63,15 @@ class Assembly:
         return PromptTemplate(self.config.prompt)
 
     @cached_property
-    def matcher(self) -> LabelMatcher:
-        """The closed label set."""
-        return LabelMatcher(labels=tuple(self.config.data.labels))
+    def matcher(self) -> LabelMatcher | None:
+        """The closed label set, if there is one."""
+        labels = tuple(self.config.data.labels)
+        return LabelMatcher(labels=labels) if labels else None
+
+    @cached_property
+    def tasks(self) -> dict[str, Task]:
+        """The task of the validation and of each evaluation set, by name."""
+        return built_tasks(self.config)
 
     @property
     def data_root(self) -> Path:
@@ -144,12 +151,10 @@ class Assembly:
         return FeatureCache(settings, towers=towers)
 
     def evaluator(self, policy: Policy, encoder: PromptEncoder) -> AnswerEvaluator:
-        """Judges greedy answers."""
+        """Judges greedy answers by the dataset's task."""
         engine = self.engine(policy, encoder, self.config.evaluation.max_new_tokens)
         rank_local = self.group.interruption.rank_local
-        name = self.config.data.cue_lexicon  # cue phrases, if the dataset has them
-        lexicon = CueLexicon.from_file(self.data_root / name) if name else None
-        return AnswerEvaluator(engine=engine, matcher=self.matcher, lexicon=lexicon, rank_local=rank_local)
+        return AnswerEvaluator(engine=engine, task=self.tasks[VALIDATION], rank_local=rank_local)
 
     def engine(self, policy: Policy, encoder: PromptEncoder, max_new_tokens: int) -> HFEngine:
         """The engine that answers in evaluations: the policy itself."""

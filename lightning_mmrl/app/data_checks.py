@@ -14,13 +14,16 @@ from lightning_mmrl.data.label_findings import label_findings
 from lightning_mmrl.data.prepared import check_turns
 from lightning_mmrl.data.schema import read_manifest
 from lightning_mmrl.errors import DataError
+from lightning_mmrl.evaluation.tasks.closed_labels import ClosedLabels
+from lightning_mmrl.evaluation.tasks.task import Task
 from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.registry import targets
 from lightning_mmrl.registry.kinds import kind_of
+from lightning_mmrl.registry.tasks import VALIDATION, built_tasks
 from lightning_mmrl.rewards.label_answer import LabelAnswer
 from lightning_mmrl.settings.data import SourceSettings
-from lightning_mmrl.settings.run import RunSettings
+from lightning_mmrl.settings.run import EvaluationSetSettings, RunSettings
 from lightning_mmrl.settings.stage import NodeSettings, StageSettings
 from lightning_mmrl.types.records import WEIGHTS, Sample, StageSpec
 
@@ -30,7 +33,9 @@ class Use:
     """One use of a manifest in a run.
 
     Attributes:
-        source: The manifest, in its folder, and how many of its samples are used.
+        source: The manifest, in its folder.
+        media: Folder of its media.
+        num_samples: How many of its samples are used, from its beginning; None for all.
         supervised: True if each sample must end with the target.
         by_label: True if a reward, a balance or an evaluation reads solutions as labels; otherwise solutions may be
             free answers.
@@ -38,7 +43,9 @@ class Use:
             the use.
     """
 
-    source: SourceSettings
+    source: SourceSettings | EvaluationSetSettings
+    media: Path
+    num_samples: int | None
     supervised: bool
     by_label: bool
     checks: tuple[Callable[[str, Sequence[Sample]], object], ...]
@@ -89,45 +96,47 @@ def check_made(config: RunSettings, specs: Sequence[StageSpec], made: StageSpec,
 
 
 def _checked(found: Sequence[Use]) -> list[str]:
-    read: dict[tuple[Path, str], list[Sample]] = {}
-    labeled: set[tuple[Path, str]] = set()
+    read: dict[tuple[Path, Path], list[Sample]] = {}
+    labeled: dict[tuple[Path, Path], str] = {}
     for use in found:
-        key = use.source.folder, use.source.manifest
-        labeled |= {key} if use.by_label else set()
+        key = use.source.path, use.media
+        labeled |= {key: use.source.manifest} if use.by_label else {}
         if key not in read:
-            read[key] = read_manifest(use.source.path, use.source.media_folder)
+            read[key] = read_manifest(use.source.path, use.media)
         for check in use.checks:
-            check(use.source.manifest, read[key][: use.source.limit])
+            check(use.source.manifest, read[key][: use.num_samples])
     warnings = []
-    for (root, manifest), samples in read.items():
-        if (root, manifest) in labeled:
+    for key, samples in read.items():
+        if key in labeled:
             labels = Counter(sample.solution for sample in samples if sample.solution is not None)
-            warnings += [f"{manifest}: {finding}" for finding in label_findings(labels)]
+            warnings += [f"{labeled[key]}: {finding}" for finding in label_findings(labels)]
     return list(dict.fromkeys(warnings))
 
 
 def uses(config: RunSettings) -> list[Use]:
     """Every use of a manifest that exists before the run, in its order; the sets of evaluations come last."""
-    template, matcher = PromptTemplate(config.prompt), LabelMatcher(labels=tuple(config.data.labels))
+    template = PromptTemplate(config.prompt)
     turns = partial(check_turns, template=template, supervised=False)
-    judgeable = (turns, partial(_check_solutions, matcher=matcher))
-    data, found = config.data, []
+    data, tasks, found = config.data, built_tasks(config), []
 
-    def evaluated(manifest: str, limit: int | None, checks: tuple[Any, ...]) -> Use:
-        source = SourceSettings(manifest=manifest, root=data.root, limit=limit)
-        return Use(source=source, supervised=False, by_label=bool(checks), checks=checks)
+    def evaluated(each: EvaluationSetSettings, limit: int | None, task: Task | None, *more: Any) -> Use:
+        checks = () if task is None else (*more, turns, task.check)
+        by_label = isinstance(task, ClosedLabels)
+        media = each.media_folder
+        return Use(source=each, media=media, num_samples=limit, supervised=False, by_label=by_label, checks=checks)
 
+    validation = EvaluationSetSettings(manifest=data.validation or "").located(data.root)
     for name in config.order:
         stage, path = config.stages[name], f"stages.{name}"
         found += _uses_of_stage(path, stage, config, stage.data.located(data.root))
         if isinstance(stage, StageSettings) and stage.validate_every and data.validation is not None:
             module = data_module(path, stage, config)
-            found.append(evaluated(data.validation, data.validation_limit, (module.check_kinds, *judgeable)))
+            found.append(evaluated(validation, data.validation_limit, tasks[VALIDATION], module.check_kinds))
     if data.validation is not None:
         # Also if no stage is validated: the run writes down all manifests that its configuration names.
-        found.append(evaluated(data.validation, None, ()))
-    sets = config.evaluation.sets.values()
-    return found + [evaluated(manifest, config.evaluation.limit, judgeable) for manifest in sets]
+        found.append(evaluated(validation, None, None))
+    sets = config.evaluation.located(data.root).items()
+    return found + [evaluated(each, config.evaluation.limit, tasks[name]) for name, each in sets]
 
 
 def _uses_of_stage(
@@ -135,7 +144,8 @@ def _uses_of_stage(
 ) -> list[Use]:
     """The uses of those sources of a stage that have a manifest."""
     supervised = kind_of(stage, path).supervised
-    template, matcher = PromptTemplate(config.prompt), LabelMatcher(labels=tuple(config.data.labels))
+    template, labels = PromptTemplate(config.prompt), tuple(config.data.labels)
+    matcher = LabelMatcher(labels=labels) if labels else None
     module = data_module(path, stage, config)
     checks = [module.check_kinds, partial(check_turns, template=template, supervised=supervised)]
     if stage.data.balance is not None:
@@ -147,6 +157,8 @@ def _uses_of_stage(
     return [
         Use(
             source=source,
+            media=source.folder,
+            num_samples=source.limit,
             supervised=supervised,
             by_label=bool(by_label) or stage.data.balance is not None,
             checks=tuple(checks),

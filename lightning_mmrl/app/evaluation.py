@@ -13,9 +13,12 @@ from lightning_mmrl.data.sampler import Share
 from lightning_mmrl.data.schema import read_manifest
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap
+from lightning_mmrl.files import write_whole
 from lightning_mmrl.protocols.plain import TrackedRun
 from lightning_mmrl.protocols.tensors import PromptEncoder
-from lightning_mmrl.stages.evaluate import EvaluatedSet, EvaluationModule
+from lightning_mmrl.registry.tasks import task_of_result
+from lightning_mmrl.settings.run import EvaluationSetSettings
+from lightning_mmrl.stages.evaluate import SUMMARY, EvaluatedSet, EvaluationModule
 from lightning_mmrl.training.callbacks.progress import EvaluationProgress
 from lightning_mmrl.training.job import raising_interrupts
 from lightning_mmrl.training.strategies import ranks_of, sharding_of
@@ -39,21 +42,27 @@ class CheckpointEvaluator:
     def __call__(self, checkpoint: Path, directory: Path, stage: str, run: TrackedRun | None) -> Mapping[str, float]:
         """Evaluates a checkpoint; returns the metrics keyed `<set>/<metric>`."""
         parts, settings = self._assembly, self._assembly.config.evaluation
+        chosen = self._sets(stage)
         if facts_if_sealed(checkpoint) is None and checkpoint.is_absolute() and not checkpoint.exists():
             raise StageError(f"checkpoint {checkpoint} does not exist; give a stage's handoff folder or a hub id")
+        if not chosen:
+            if parts.group.leads:
+                write_whole(directory / SUMMARY, "{}\n")
+            return {}
         prepare_process(parts.config.trainer, parts.config.seed)
         with parts.group.first():
             encoder = parts.encoder(checkpoint)
             policy = parts.policy(checkpoint, encoder, 1.0)
             ablate = settings.ablation_stages == "all" or stage == self._last_stage
             variants = ["full", *(settings.ablations if ablate else [])]
-            loaders = self._loaders(encoder, variants, self._exclusions(directory))
+            loaders = self._loaders(encoder, chosen, variants, self._exclusions(directory))
         sets = []
         for name, loader in loaders.items():
             prepared: PreparedSet = loader.dataset
             reasons = [each.reason for each in prepared.quarantined]
             left_out = tuple(zip(prepared.excluded, reasons, strict=True))
-            sets.append(EvaluatedSet(name=name, num_samples=len(prepared), left_out=left_out))
+            task = task_of_result(name, parts.tasks)
+            sets.append(EvaluatedSet(name=name, num_samples=len(prepared), task=task, left_out=left_out))
         module = EvaluationModule(
             policy,
             parts.evaluator(policy, encoder),
@@ -75,6 +84,12 @@ class CheckpointEvaluator:
             for key, value in result["metrics"].items()
         }
 
+    def _sets(self, stage: str) -> dict[str, EvaluationSetSettings]:
+        """The sets that follow a stage; all of them outside of a run."""
+        config = self._assembly.config
+        names = None if self._afresh else config.trained[stage].evaluation_sets
+        return config.evaluation.located(config.data.root, names)
+
     def _exclusions(self, directory: Path) -> Exclusions:
         parts = self._assembly
         if not self._afresh:
@@ -84,21 +99,26 @@ class CheckpointEvaluator:
             path.unlink(missing_ok=True)
         return Exclusions(path, decides=parts.group.leads)
 
-    def _loaders(self, encoder: PromptEncoder, variants: list[str], exclusions: Exclusions) -> dict[str, Any]:
+    def _loaders(
+        self,
+        encoder: PromptEncoder,
+        sets: Mapping[str, EvaluationSetSettings],
+        variants: list[str],
+        exclusions: Exclusions,
+    ) -> dict[str, Any]:
         parts, settings = self._assembly, self._assembly.config.evaluation
         pipeline = parts.pipeline(encoder)
         loaders = {}
-        for name, manifest in settings.sets.items():
-            samples = read_manifest(parts.data_root / manifest, parts.data_root)[: settings.limit]
+        for name, each in sets.items():
             prepared = PreparedSet(
-                samples,
-                media_root=parts.data_root,
+                read_manifest(each.path, each.media_folder)[: settings.limit],
+                media_root=each.media_folder,
                 pipeline=pipeline,
                 template=parts.template,
                 supervised=False,
                 exclusions=exclusions,
             )
-            prepared.prepare(manifest, parts.monitor)
+            prepared.prepare(each.manifest, parts.monitor)
             for variant in variants:
                 loaders[name if variant == "full" else f"{name}-{variant}"] = eval_loader(
                     prepared,

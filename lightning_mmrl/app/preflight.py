@@ -14,6 +14,7 @@ from lightning_mmrl.models.families.backbone import FamilyBackbone
 from lightning_mmrl.protocols.plain import Tracker
 from lightning_mmrl.registry import targets
 from lightning_mmrl.registry.kinds import kind_of
+from lightning_mmrl.registry.tasks import built_tasks
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.settings.algorithm import RewardSettings
 from lightning_mmrl.settings.run import RunSettings
@@ -45,6 +46,7 @@ def preflight(config: RunSettings) -> None:
         if stage.data.module is not None:
             _check_takes(f"{path}.data.module", stage.data.module, DATA_GIVES)
         kind_of(stage, path).preflight(path, stage)
+    built_tasks(config)
     _check_takes("data.module", config.data.module, DATA_GIVES)
     backbone = _check_takes("model.family.backbone", config.model.family["backbone"], ("checkpoint", "dtype"))
     family = backbone.func.__self__ if inspect.ismethod(backbone.func) else None

@@ -31,6 +31,7 @@ from lightning_mmrl.files import write_json, write_whole
 from lightning_mmrl.protocols.plain import TrackedRun, Tracker
 from lightning_mmrl.registry import targets
 from lightning_mmrl.registry.own_code import FLAG, opened_now
+from lightning_mmrl.registry.tasks import built_tasks, task_of_result
 from lightning_mmrl.rollout.vllm.readiness import require_engine
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.stages.evaluate import SUMMARY
@@ -114,7 +115,7 @@ def _lead(
             results, ended_by_gate = orchestrator.finished(), str(error)
         note_report(config, directory)
         comparison = _compare(config, specs, directory, results)
-        write_json(directory / "comparison.json", asdict(comparison))
+        write_json(directory / "comparison.json", comparison.plain())
     return FinishedRun(
         directory=directory,
         tracking_uri=config.tracking.uri,
@@ -160,7 +161,7 @@ def _compare(
             same = made[spec.source].digest == inputs[spec.name][WEIGHTS]
             sources[spec.name] = spec.source if same else None
     bootstrap = ClusterBootstrap(settings=config.evaluation)
-    return compare_stages(folders, sources, config.data.labels, bootstrap)
+    return compare_stages(folders, sources, partial(task_of_result, tasks=built_tasks(config)), bootstrap)
 
 
 def check_all_targets(config: RunSettings) -> None:
@@ -174,6 +175,7 @@ def check_all_targets(config: RunSettings) -> None:
     targets.check_targets(asdict(config.model), "model")
     targets.check_targets(asdict(config.data), "data")
     targets.check_targets(asdict(config.tracking), "tracking")
+    targets.check_targets(asdict(config.evaluation), "evaluation")
     preflight(config)
 
 
@@ -233,7 +235,7 @@ def describe_run(config: RunSettings, parent: TrackedRun, resolved: Path) -> Non
 def manifests(config: RunSettings) -> dict[str, tuple[Path, str]]:
     """Maps each use of a manifest (a stage, the validation, an evaluation set) to its folder and file name."""
     root = Path(config.data.root)
-    found = {}
+    found: dict[str, tuple[Path, str]] = {}
     for name in config.order:
         sources = config.stages[name].data.located(config.data.root)
         for key, source in sources.items():
@@ -241,4 +243,5 @@ def manifests(config: RunSettings) -> dict[str, tuple[Path, str]]:
                 found[name if len(sources) == 1 else f"{name}/{key}"] = source.folder, source.manifest
     if config.data.validation is not None:
         found["validation"] = (root, config.data.validation)
-    return found | {name: (root, manifest) for name, manifest in config.evaluation.sets.items()}
+    sets = config.evaluation.located(config.data.root).items()
+    return found | {name: (Path(each.root or root), each.manifest) for name, each in sets}

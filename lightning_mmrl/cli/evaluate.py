@@ -77,9 +77,10 @@ def evaluate(config: RunSettings, checkpoint: Path) -> None:
     from lightning_mmrl.app.assembly import Assembly, quiet_libraries
     from lightning_mmrl.app.evaluation import CheckpointEvaluator
     from lightning_mmrl.app.run import check_all_targets, writable
-    from lightning_mmrl.cli.tables import results_table
+    from lightning_mmrl.cli.tables import by_task, results_table
     from lightning_mmrl.curriculum.compare import compare_stages
     from lightning_mmrl.evaluation.intervals import ClusterBootstrap
+    from lightning_mmrl.registry.tasks import task_of_result
     from lightning_mmrl.training.console import ConsoleProgress, report_console
     from lightning_mmrl.training.group import joined
     from lightning_mmrl.training.interruption import Interruption
@@ -107,9 +108,10 @@ def evaluate(config: RunSettings, checkpoint: Path) -> None:
             if run is not None:
                 run.log_metrics(metrics, step=0)
     bootstrap = ClusterBootstrap(settings=config.evaluation)
-    comparison = compare_stages({name: directory}, {}, config.data.labels, bootstrap)
+    comparison = compare_stages({name: directory}, {}, partial(task_of_result, tasks=parts.tasks), bootstrap)
     console = report_console()
-    console.print(results_table(comparison))
+    for results, _ in by_task(comparison):
+        console.print(results_table(results))
     deliver_leftovers(config, console.print)
     console.print(f"predictions and figures in {directory}", soft_wrap=True)
 

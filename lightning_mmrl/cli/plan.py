@@ -65,7 +65,7 @@ def plan(config: RunSettings, lengths: Lengths) -> None:
         if not spec.trains:
             console.print(f"{spec.name:<12} makes {', '.join(spec.outputs)}; trains nothing")
     show_memory(console, config, list(config.trained), lengths)
-    sets = ", ".join(f"{name} ({manifest})" for name, manifest in config.evaluation.sets.items())
+    sets = ", ".join(f"{name} ({each.manifest})" for name, each in config.evaluation.sets.items())
     console.print(f"evaluated after each stage on {sets}")
     to_generate = config.data.build is not None and not Path(config.data.root).is_dir()
     console.print(f"dataset      {config.data.root}{' (will be generated)' if to_generate else ''}")
@@ -112,7 +112,7 @@ def num_samples(config: RunSettings, stage: NodeSettings) -> int | None:
 
 
 def conditions(stage: StageSettings) -> list[str]:
-    """The phases, the early end and the gate of a stage, a line each."""
+    """The phases, the early end, the evaluation sets and the gate of a stage, a line each, where it has them."""
     stop, gate = stage.stop_when, stage.gate
     cooldown = f", after {stage.cooldown_steps} more steps" if stage.cooldown_steps else ""
     lines = []
@@ -125,6 +125,8 @@ def conditions(stage: StageSettings) -> list[str]:
         changes = ", ".join(f"{value:g} {name}" for name, value in given.items() if value is not None)
         lines.append(f"from iteration {phase.after + 1}: {changes or 'as before'}")
     lines += [] if stop is None else [f"ends early once {stop}, checked every {stage.validate_every} steps{cooldown}"]
+    chosen = stage.evaluation_sets
+    lines += [] if chosen is None else [f"evaluated on {', '.join(chosen) or 'no set'}"]
     return lines if gate is None else [*lines, f"must reach {gate}, or the curriculum ends there"]
 
 

@@ -1,13 +1,16 @@
 """The tables of results that commands print."""
 
 import resource
+from collections.abc import Sequence
+from dataclasses import replace
 
 from rich.table import Table
 
 from lightning_mmrl.app.run import FinishedRun
-from lightning_mmrl.curriculum.compare import Comparison, SetResult
+from lightning_mmrl.curriculum.compare import Comparison, Gain, SetResult
 from lightning_mmrl.evaluation.intervals import Interval
 from lightning_mmrl.evaluation.records import COUNTED_WRONG
+from lightning_mmrl.evaluation.tasks.task import Task
 from lightning_mmrl.training.console import format_seconds, report_console
 from lightning_mmrl.types.redaction import redact
 
@@ -15,8 +18,9 @@ from lightning_mmrl.types.redaction import redact
 def print_comparison(outcome: FinishedRun) -> None:
     """Prints the results of every stage, its gain, its times, and where its files are."""
     console = report_console()
-    console.print(results_table(outcome.comparison))
-    console.print(gains_table(outcome.comparison))
+    for results, gains in by_task(outcome.comparison):
+        console.print(results_table(results))
+        console.print(gains_table(results[0].task, gains))
     for result in outcome.results:
         phases = ", ".join(f"{phase} {format_seconds(value)}" for phase, value in result.seconds.items())
         console.print(f"{result.name}: {phases}")
@@ -30,52 +34,63 @@ def print_comparison(outcome: FinishedRun) -> None:
         console.print(f"tracking     {redact(outcome.tracking_uri)}")
 
 
-def results_table(comparison: Comparison) -> Table:
-    """WAR and UAR in percent with 95 % intervals, share of valid formats, and consistency of thought and label.
+def by_task(comparison: Comparison) -> list[tuple[list[SetResult], list[Gain]]]:
+    """Results and gains of each kind of task: a table shows what was measured alike."""
+    return [
+        (
+            [result for result in comparison.results if result.task.title == title],
+            [gain for gain in comparison.gains if gain.task.title == title],
+        )
+        for title in dict.fromkeys(result.task.title for result in comparison.results)
+    ]
+
+
+def results_table(results: Sequence[SetResult]) -> Table:
+    """The metrics of one kind of task in percent, with 95 % intervals where they have one.
 
     A set with samples left out has a second row, in which they count as wrong answers.
     """
-    table = Table(title="Recognition by stage, in %, with 95 % intervals")
-    for name in ("stage", "set", "samples", "WAR", "UAR", "valid format", "consistency"):
+    task = results[0].task
+    table = Table(title=f"{task.title}, in %, with 95 % intervals")
+    for name in ("stage", "set", "samples", *(each.title for each in task.measures if each.in_table)):
         table.add_column(name, justify="left" if name in ("stage", "set") else "right")
-    for row in comparison.results:
+    for row in results:
         table.add_row(*_cells(row))
         if row.num_left_out:
             counted = {key: f"{key}{COUNTED_WRONG}" for key in row.metrics}
             metrics = {key: row.metrics[wrong] for key, wrong in counted.items() if wrong in row.metrics}
-            whole = SetResult(
-                stage=row.stage,
+            whole = replace(
+                row,
                 name=f"{row.name} + {row.num_left_out} left out, as wrong",
                 num_samples=row.num_samples + row.num_left_out,
                 metrics=metrics,
-                war=row.counted_wrong["war"],
-                uar=row.counted_wrong["uar"],
+                intervals=row.counted_wrong,
             )
             table.add_row(*_cells(whole))
     return table
 
 
-def gains_table(comparison: Comparison) -> Table:
-    """UAR differences between each stage and the stage that it started from, on the same samples."""
-    table = Table(title="UAR gained over the stage it started from, paired, in points, with 95 % intervals")
+def gains_table(task: Task, gains: Sequence[Gain]) -> Table:
+    """Differences of a task's headline between stages and the stages they started from, on the same samples."""
+    title = task.headline_title
+    over = "the stage it started from, paired, in points, with 95 % intervals"
+    table = Table(title=f"{title[0].upper()}{title[1:]} gained over {over}")
     for name in ("stage", "over", "set", "gain"):
         table.add_column(name, justify="right" if name == "gain" else "left")
-    for gain in comparison.gains:
+    for gain in gains:
         table.add_row(gain.stage, gain.over, gain.name, _percent(gain.difference, sign="+"))
     return table
 
 
 def _cells(row: SetResult) -> list[str]:
-    consistency = row.metrics.get("consistency")
-    return [
-        row.stage,
-        row.name,
-        str(row.num_samples),
-        _percent(row.war),
-        _percent(row.uar),
-        f"{100 * row.metrics['valid_format']:.1f}",
-        "-" if consistency is None else f"{100 * consistency:.1f}",
-    ]
+    cells = [row.stage, row.name, str(row.num_samples)]
+    for each in row.task.measures:
+        value = row.metrics.get(each.name)
+        if each.in_table and each.interval:
+            cells.append(_percent(row.intervals[each.name]))
+        elif each.in_table:
+            cells.append("-" if value is None else f"{100 * value:.1f}")
+    return cells
 
 
 def _percent(interval: Interval, sign: str = "") -> str:

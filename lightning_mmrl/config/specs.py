@@ -16,7 +16,7 @@ from lightning_mmrl.settings.stage import BASE, StageSettings
 from lightning_mmrl.types.records import WEIGHTS, StageSpec
 from lightning_mmrl.types.redaction import redacted_tree
 
-NOT_DECISIVE = ("checkpoint", "gate", "max_bad_steps", "rollout_table_every", "start_from")
+NOT_DECISIVE = ("checkpoint", "evaluation_sets", "gate", "max_bad_steps", "rollout_table_every", "start_from")
 """Keys of a stage that its outcome does not depend on."""
 
 
@@ -42,7 +42,10 @@ def stage_specs(config: RunSettings, data: Mapping[str, Mapping[str, str]] | Non
         led_here = {"content": content, "history": history[spec.source]}
         made = {key: history[edge.stage] for key, edge in spec.inputs.items() if key != WEIGHTS}
         history[spec.name] = _digest({**led_here, "data": made} if made else led_here)
-        how = _evaluated_how(config, is_last=spec.name == last, with_data=data is not None) if spec.trains else ""
+        stage = spec.settings
+        how = ""
+        if isinstance(stage, StageSettings):
+            how = _evaluated_how(config, stage, is_last=spec.name == last, with_data=data is not None)
         seed = _seed_of(config.seed, spec.name) if place is None else config.seed + place
         digest = history[spec.name]
         complete.append(replace(spec, content=content, digest=digest, evaluation=how, seed=seed))
@@ -94,6 +97,9 @@ def _decisive(config: RunSettings, name: str) -> dict[str, Any]:
     stage["trainer"] = {"precision": config.stages[name].trainer.precision}
     data = asdict(config.data)
     data["media"] = {"num_frames": config.data.media.num_frames}
+    own = config.stages[name]
+    if data["task"] is None or not isinstance(own, StageSettings) or own.stop_when is None:
+        del data["task"]
     model = asdict(config.model)
     model["checkpoint"] = config.model.checkpoint_but_build
     del model["feature_cache"], model["known_sizes"]
@@ -102,15 +108,17 @@ def _decisive(config: RunSettings, name: str) -> dict[str, Any]:
     return {first_name(key): value for key, value in found.items()}
 
 
-def _evaluated_how(config: RunSettings, *, is_last: bool, with_data: bool) -> str:
+def _evaluated_how(config: RunSettings, stage: StageSettings, *, is_last: bool, with_data: bool) -> str:
     """Hash of how, and on what, the handoff of a stage is evaluated; `is_last`: whether it is the last one."""
-    settings = asdict(config.evaluation)
+    sets = config.evaluation.located(config.data.root, stage.evaluation_sets)
+    settings = {**asdict(config.evaluation), "sets": {each: config.evaluation.sets[each].short for each in sets}}
     del settings["batch_size"]
     if settings.pop("ablation_stages") == "last" and not is_last:
         settings["ablations"] = []
     data = {"root": config.data.root, "labels": config.data.labels, "cue_lexicon": config.data.cue_lexicon}
-    files = {each: Path(config.data.root) / manifest for each, manifest in config.evaluation.sets.items()}
-    found = {each: file_digest(path)[:16] for each, path in files.items() if with_data and path.is_file()}
+    if config.data.task is not None:
+        data["task"] = config.data.task
+    found = {each: file_digest(of.path)[:16] for each, of in sets.items() if with_data and of.path.is_file()}
     return _digest({"evaluation": settings, "data": data, "sets": found})
 
 

@@ -53,6 +53,11 @@ def validated(composed: DictConfig, say: Callable[[str], object] = lambda line: 
     check_values(config)
     # Only the final values are checked: references to other keys are resolved by now.
     check_allowed(asdict(config))
+    if _names_tasks(config):
+        # Only now, since this builds what is allowed; and loaded here, since it takes numpy, which most plans do not.
+        from lightning_mmrl.config.checks.tasks import check_tasks
+
+        check_tasks(config)
     for name, stage in config.stages.items():
         if not isinstance(stage, StageSettings):
             continue
@@ -64,10 +69,17 @@ def validated(composed: DictConfig, say: Callable[[str], object] = lambda line: 
     return config
 
 
+def _names_tasks(config: RunSettings) -> bool:
+    """Whether the configuration has a task of its own, or bounds on metrics."""
+    tasks = [config.data.task, *(each.task for each in config.evaluation.sets.values())]
+    bounds = [bound for stage in config.trained.values() for bound in (stage.gate, stage.stop_when)]
+    return any(each is not None for each in (*tasks, *bounds))
+
+
 def _typed(composed: DictConfig) -> RunSettings:
     try:
         composed = with_labels(composed)
-        tree = OmegaConf.to_container(composed, resolve=True)
+        tree = _with_whole_sets(OmegaConf.to_container(composed, resolve=True))
     except OmegaConfBaseException as error:
         raise _broken_reference(error, composed) from error
     assert isinstance(tree, dict)
@@ -85,6 +97,16 @@ def _typed(composed: DictConfig) -> RunSettings:
         raise _wrong_type(error, cast(dict[str, Any], tree)) from error
     assert isinstance(config, RunSettings)
     return config
+
+
+def _with_whole_sets(tree: Any) -> Any:
+    """The tree with each evaluation set that is a manifest alone written as a group of keys."""
+    evaluation = tree.get("evaluation") if isinstance(tree, dict) else None
+    sets = evaluation.get("sets") if isinstance(evaluation, dict) else None
+    if not isinstance(evaluation, dict) or not isinstance(sets, dict):
+        return tree
+    whole = {name: each if isinstance(each, dict | list) else {"manifest": each} for name, each in sets.items()}
+    return {**tree, "evaluation": {**evaluation, "sets": whole}}
 
 
 def check_keys(tree: Mapping[Any, Any]) -> None:
@@ -146,17 +168,23 @@ def _check_form(value: Any, annotation: Any, key: str) -> None:
             raise ConfigError(f"{key} is null; it must be {_words(annotation, key)}")
     elif dataclass_of(annotation) is not None or get_origin(annotation) is dict:
         require(isinstance(value, Mapping), key, value, _words(annotation, key))
-    elif get_origin(annotation) is list:
+    elif get_origin(_without_null(annotation)) is list:
         fits = isinstance(value, list) and not any(isinstance(each, Mapping | list) for each in value)
         require(fits, key, value, _words(annotation, key))
     else:
         require(not isinstance(value, Mapping | list), key, value, _words(annotation, key))
 
 
+def _without_null(annotation: Any) -> Any:
+    """The type that a type or null stands for; any other type as it is."""
+    kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
+    return kinds[0] if type(None) in get_args(annotation) and len(kinds) == 1 else annotation
+
+
 def _words(annotation: Any, key: str) -> str:
     """Values of this type in words."""
-    if get_origin(annotation) is list:
-        return f"a list of plain values, such as {key}=[...]"
+    if get_origin(_without_null(annotation)) is list:
+        return f"a list of plain values, such as {key}=[...]" + ("" if get_origin(annotation) is list else ", or null")
     if dataclass_of(annotation) is not None or get_origin(annotation) is dict:
         return f"a group of keys, such as {key}.NAME=..."
     kinds = [kind for kind in (get_args(annotation) or (annotation,)) if kind is not type(None)]

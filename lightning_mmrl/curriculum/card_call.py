@@ -5,7 +5,8 @@ from importlib.metadata import version
 from typing import Any
 
 from lightning_mmrl.errors import StageError
-from lightning_mmrl.prompts.template import QUESTION
+from lightning_mmrl.prompts.labels import names_emotions
+from lightning_mmrl.prompts.template import DEFAULT_QUESTION, QUESTION
 
 _OMNI = "qwen2_5_omni_thinker"
 _BY_LONGER_SIDE = ("qwen2_vl", "qwen2_5_vl")
@@ -120,7 +121,7 @@ def _beginning(facts: Mapping[str, Any], config: Mapping[str, Any], kinds: tuple
     elif kinds:
         lines += ['VIDEO, IMAGE = "clip.mp4", None  # None for what there is not']
     dtype = facts.get("dtype", "float32")
-    lines += ['QUESTION = "Which emotion?"', ""]
+    lines += [f'QUESTION = "{DEFAULT_QUESTION if names_emotions(facts["labels"]) else "Your question?"}"', ""]
     lines += [f"model = {architecture}.from_pretrained(PATH, dtype=torch.{dtype}).eval()"]
     lines += [f"processor = {loader}.from_pretrained(PATH)", "", *([""] if kinds else [])]
     return "\n".join(lines)

@@ -1,12 +1,13 @@
-"""Compares stages: metrics with intervals, and paired differences on the same clips."""
+"""Compares stages: metrics with intervals, and paired differences on the same samples."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap, Interval
-from lightning_mmrl.evaluation.records import COUNTED_WRONG, Prediction
+from lightning_mmrl.evaluation.records import COUNTED_WRONG, Judgement
+from lightning_mmrl.evaluation.tasks.task import Task
 from lightning_mmrl.files import read_json
 
 
@@ -14,28 +15,48 @@ from lightning_mmrl.files import read_json
 class SetResult:
     """One stage on one evaluation set (`test`, or `test-silent` for an ablation); fractions, not percent.
 
-    `num_left_out` samples of the set could not be used. If there are any, `counted_wrong` has the intervals of `war`
-    and `uar` that count each unused sample as a wrong answer for its true class.
+    `task` says what was measured, and `intervals` has the intervals of its metrics. `num_left_out` samples of the set
+    could not be used. If there are any, `counted_wrong` has the intervals that count each unused sample as a wrong
+    answer.
     """
 
     stage: str
     name: str
     num_samples: int
     metrics: dict[str, float]
-    war: Interval
-    uar: Interval
+    intervals: dict[str, Interval]
+    task: Task
     num_left_out: int = 0
     counted_wrong: dict[str, Interval] = field(default_factory=dict)
+
+    def plain(self) -> dict[str, Any]:
+        """Plain values for a file; intervals stand under the names of their metrics."""
+        return {
+            "stage": self.stage,
+            "name": self.name,
+            "num_samples": self.num_samples,
+            "metrics": dict(self.metrics),
+            **{name: asdict(interval) for name, interval in self.intervals.items()},
+            "num_left_out": self.num_left_out,
+            "counted_wrong": {name: asdict(interval) for name, interval in self.counted_wrong.items()},
+            **self.task.described(),
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gain:
-    """UAR of a stage minus UAR of the stage it started from, on the same samples of one set."""
+    """The headline of a stage minus that of the stage it started from, on the same samples of one set."""
 
     stage: str
     over: str
     name: str
     difference: Interval
+    task: Task
+
+    def plain(self) -> dict[str, Any]:
+        """Plain values for a file."""
+        found = {"stage": self.stage, "over": self.over, "name": self.name, "difference": asdict(self.difference)}
+        return found | self.task.described()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,16 +66,23 @@ class Comparison:
     results: Sequence[SetResult]
     gains: Sequence[Gain]
 
+    def plain(self) -> dict[str, Any]:
+        """Plain values for a file."""
+        return {"results": [each.plain() for each in self.results], "gains": [each.plain() for each in self.gains]}
+
 
 def compare_stages(
-    folders: Mapping[str, Path], sources: Mapping[str, str | None], labels: Sequence[str], bootstrap: ClusterBootstrap
+    folders: Mapping[str, Path],
+    sources: Mapping[str, str | None],
+    task_of: Callable[[str], Task],
+    bootstrap: ClusterBootstrap,
 ) -> Comparison:
     """Reads the evaluations of stages and compares each with the stage it started from.
 
     Args:
         folders: Stage name to its `evaluation` folder, in order.
         sources: Stage name to the stage it started from, None for the base model.
-        labels: The closed label set.
+        task_of: Gives the task of a set, or of an ablation of one.
         bootstrap: Estimator of the paired intervals.
 
     Raises:
@@ -64,7 +92,11 @@ def compare_stages(
     for stage, folder in folders.items():
         remedy = f"it holds the evaluation of stage {stage}: restore the file, or set a new run_name"
         summaries[stage] = read_json(folder / "evaluation.json", remedy)
-    results = [_result(stage, name, entry) for stage, found in summaries.items() for name, entry in found.items()]
+    results = [
+        _result(stage, name, entry, task_of(name))
+        for stage, found in summaries.items()
+        for name, entry in found.items()
+    ]
     gains: list[Gain] = []
     for stage, folder in folders.items():
         over = sources.get(stage)
@@ -74,24 +106,22 @@ def compare_stages(
             if name in summaries[over]:
                 files = [place / f"{name}.jsonl" for place in (folder, folders[over])]
                 lines = [file.read_text(encoding="utf-8").splitlines() for file in files]
-                own, before = ([Prediction.from_json(line) for line in each] for each in lines)
-                difference = bootstrap.paired_uar_difference(own, before, labels)
-                gains.append(Gain(stage=stage, over=over, name=name, difference=difference))
+                own, before = ([Judgement.from_json(line) for line in each] for each in lines)
+                difference = bootstrap.paired_difference(own, before, task_of(name))
+                gains.append(Gain(stage=stage, over=over, name=name, difference=difference, task=task_of(name)))
     return Comparison(results=results, gains=gains)
 
 
-def _result(stage: str, name: str, entry: dict[str, Any]) -> SetResult:
+def _result(stage: str, name: str, entry: dict[str, Any], task: Task) -> SetResult:
+    found = {key: Interval(**interval) for key, interval in entry["intervals"].items()}
+    wrong = {key: interval for key, interval in found.items() if key.endswith(COUNTED_WRONG)}
     return SetResult(
         stage=stage,
         name=name,
         num_samples=entry["num_samples"],
         metrics=entry["metrics"],
-        war=Interval(**entry["intervals"]["war"]),
-        uar=Interval(**entry["intervals"]["uar"]),
+        intervals={key: interval for key, interval in found.items() if key not in wrong},
+        task=task,
         num_left_out=len(entry.get("left_out", ())),
-        counted_wrong={
-            key.removesuffix(COUNTED_WRONG): Interval(**interval)
-            for key, interval in entry["intervals"].items()
-            if key.endswith(COUNTED_WRONG)
-        },
+        counted_wrong={key.removesuffix(COUNTED_WRONG): interval for key, interval in wrong.items()},
     )

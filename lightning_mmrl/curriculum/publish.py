@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,15 @@ from lightning_mmrl.curriculum.lineage import ancestry, checked_handoff
 from lightning_mmrl.curriculum.manifest import FinishedStage
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.files import folder_beside, follow_umask, read_json, sync, sync_tree, write_whole, writing
+from lightning_mmrl.prompts.labels import names_emotions
 from lightning_mmrl.types.records import WEIGHTS
 
 CARD = "README.md"
+SUMMARY = "evaluation.json"
 SCORES = ("war", "uar", "macro_f1", "valid_format", "consistency")
-"""Metrics that a card shows for a set, if the stage has them."""
+"""Metrics that a card shows for a set of closed labels, if the stage has them."""
+RECOGNITION, CLASSIFICATION = "emotion-recognition", "classification"
+"""Task types of a set of closed labels."""
 
 _ABOUT_THE_CALL = """\
 With plain transformers, greedily, and as the model was trained and evaluated: the same frames and their size, the same
@@ -33,6 +38,40 @@ _ABOUT_POSITIONS = """
 In training, the first text token after a clip got the largest position so far + 1. transformers counts from the
 longer side of the picture. Both are the same unless a clip has more positions in time than its frames have rows and
 columns."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetTask:
+    """What a card says of the task of a set: its type on the hub, and the metrics that are shown."""
+
+    type_name: str
+    scores: Sequence[str]
+    closed: bool = False
+
+
+def closed_labels(labels: Sequence[str]) -> SetTask:
+    """The task of a closed label set."""
+    return SetTask(type_name=RECOGNITION if names_emotions(labels) else CLASSIFICATION, scores=SCORES, closed=True)
+
+
+def evaluated_tasks(folder: Path, labels: Sequence[str]) -> dict[str, SetTask]:
+    """Set to task, as the results in a stage's `evaluation` folder say; empty if there are none.
+
+    Raises:
+        StageError: The results cannot be read.
+    """
+    if not (folder / SUMMARY).is_file():
+        return {}
+    found = {}
+    for name, entry in read_json(folder / SUMMARY, "evaluate the stage again").items():
+        task = entry.get("task")
+        own = (
+            None
+            if task is None
+            else SetTask(type_name=str(task["type"]), scores=[str(each) for each in task["scores"]])
+        )
+        found[name] = own or closed_labels(labels)
+    return found
 
 
 def publish(handoff: Path, target: Path, *, name: str | None = None, license_id: str | None = None) -> Path:
@@ -58,7 +97,8 @@ def publish(handoff: Path, target: Path, *, name: str | None = None, license_id:
         raise StageError(f"{target} exists; name a folder that does not, or remove it")
     stages = ancestry(handoff.parents[2], facts["digest"]) if len(handoff.parents) > 2 else []
     config = read_json(handoff / "config.json", "restore it")
-    card = model_card(name or target.name, facts, config, stages, license_id=license_id)
+    tasks = evaluated_tasks(handoff.with_name("evaluation"), facts["labels"]) if stages else {}
+    card = model_card(name or target.name, facts, config, stages, tasks=tasks, license_id=license_id)
     with writing(target), folder_beside(target) as partial:
         # Only the sealed files: a `.git` folder beside them does not belong to the handoff.
         for file in (SEAL, *facts["files"]):
@@ -78,6 +118,7 @@ def model_card(
     config: Mapping[str, Any],
     stages: Sequence[FinishedStage],
     *,
+    tasks: Mapping[str, SetTask] | None = None,
     license_id: str | None = None,
 ) -> str:
     """The text of a card: metadata as the hub reads it, how to load and prompt the model, stages, scores, lineage.
@@ -87,12 +128,14 @@ def model_card(
         facts: The facts in the handoff's seal.
         config: The model's configuration.
         stages: The stages that led to the handoff; empty if the run is not available.
+        tasks: Set to its task; a set that is missing is of closed labels.
         license_id: Identifier of the license.
     """
-    scores = _scores(stages[-1]) if stages else {}
+    tasks, closed = tasks or {}, closed_labels(facts["labels"])
+    scores = _scores(stages[-1], tasks, closed) if stages else {}
     results = [
         EvalResult(
-            task_type="emotion-recognition",
+            task_type=tasks.get(set_name, closed).type_name,
             dataset_type=set_name,
             dataset_name=set_name,
             metric_type=metric,
@@ -111,7 +154,7 @@ def model_card(
     parts = [
         f"# {name}",
         _call(facts, config),
-        _prompting(facts),
+        _prompting(facts, with_labels=not tasks or any(task.closed for task in tasks.values())),
         _stage_table(stages),
         _score_table(scores),
         _origin(facts, stages),
@@ -129,14 +172,14 @@ def _call(facts: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     return "\n".join(["## Ask it", "", _ABOUT_THE_CALL, "", f"{fence}python", code, fence, *files, *positions])
 
 
-def _prompting(facts: Mapping[str, Any]) -> str:
+def _prompting(facts: Mapping[str, Any], *, with_labels: bool) -> str:
     prompt, media = facts["prompt"], facts["media"]
     parts = {"system": "System prompt", "suffix": "After each question", "prefill": "Begin of the answer"}
     if prompt.get("raw") is not None:
         parts = {"raw": "Text without the chat template", "suffix": parts["suffix"], "prefill": parts["prefill"]}
     texts = {title: f"`{prompt[part]}`" if prompt[part] else "none" for part, title in parts.items()}
     lines = ["## Prompt", "", *(f"- {title}: {text}" for title, text in texts.items())]
-    lines += [f"- Labels: {', '.join(facts['labels'])}"] if facts["labels"] else []
+    lines += [f"- Labels: {', '.join(facts['labels'])}"] if facts["labels"] and with_labels else []
     lines += [f"- Clips: {media['num_frames']} frames, sound at {media['sample_rate_hz']} Hz"]
     return "\n".join([*lines, f"- Longest answer in the evaluation: {facts['max_new_tokens']} tokens"])
 
@@ -157,7 +200,7 @@ def _stage_table(stages: Sequence[FinishedStage]) -> str:
 def _score_table(scores: Mapping[str, Mapping[str, float]]) -> str:
     if not scores:
         return ""
-    shown = [metric for metric in SCORES if any(metric in values for values in scores.values())]
+    shown = list(dict.fromkeys(metric for values in scores.values() for metric in values))
     rows = [
         f"| {name} | " + " | ".join(f"{100 * values[key]:.1f}" if key in values else "-" for key in shown) + " |"
         for name, values in scores.items()
@@ -176,12 +219,18 @@ def _origin(facts: Mapping[str, Any], stages: Sequence[FinishedStage]) -> str:
     return "\n".join(lines)
 
 
-def _scores(stage: FinishedStage) -> dict[str, dict[str, float]]:
-    """Scores by set and metric, read from the result's keys `<stage>/<set>/<metric>`; training metrics are left out."""
+def _scores(stage: FinishedStage, tasks: Mapping[str, SetTask], closed: SetTask) -> dict[str, dict[str, float]]:
+    """Scores by set and metric, read from the result's keys `<stage>/<set>/<metric>`; training metrics are left out.
+
+    The metrics of a set have the order of its task.
+    """
     found: dict[str, dict[str, float]] = {}
     trained = set(stage.training_metrics)
     for key, value in stage.result.metrics.items():
         _, set_name, *rest = key.split("/")
-        if key not in trained and len(rest) == 1 and rest[0] in SCORES:
+        if key not in trained and len(rest) == 1 and rest[0] in tasks.get(set_name, closed).scores:
             found.setdefault(set_name, {})[rest[0]] = value
-    return found
+    return {
+        name: {each: values[each] for each in tasks.get(name, closed).scores if each in values}
+        for name, values in found.items()
+    }

@@ -1,8 +1,8 @@
-"""Bootstrap intervals of WAR and UAR that resample speakers, since clips of one speaker are not independent.
+"""Bootstrap intervals of a task's metrics that resample speakers, since clips of one speaker are not independent.
 
 Percentile bootstrap over clusters (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13). Each
-resample is a vector of multinomial weights of units. So all resampled confusion matrices are one product of the
-weights [R, S] and the confusion matrices of the units [S, K, K + 1].
+resample is a vector of multinomial weights of units, and each metric a function of sums over samples, such as a
+confusion matrix. So all resampled sums are one product of the weights [R, S] and the sums of the units [S, D].
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_mmrl.errors import ConfigError, DataError
-from lightning_mmrl.evaluation.metrics import UNPARSED, uar, war
-from lightning_mmrl.evaluation.records import Prediction, class_indices
+from lightning_mmrl.evaluation.records import Judgement
+from lightning_mmrl.evaluation.tasks.task import Task
 from lightning_mmrl.settings.rules import check_rules
 from lightning_mmrl.settings.run import EvaluationSettings
 
@@ -40,7 +40,7 @@ class Interval:
 class ClusterBootstrap:
     """Percentile bootstrap over speakers, or over clips if speakers are unknown; the seed determines the result.
 
-    Speakers are resampled if every prediction has one and there are at least two. A class that is missing in a resample
+    Speakers are resampled if every sample has one and there are at least two. A class that is missing in a resample
     is left out of its UAR. With few speakers, percentile intervals are too narrow.
 
     Raises:
@@ -56,29 +56,27 @@ class ClusterBootstrap:
             raise ConfigError(f"bootstrap.level is {self.level}; give a fraction between 0 and 1, such as 0.95")
         check_rules(self.settings, "evaluation")
 
-    def intervals(self, predictions: Sequence[Prediction], labels: Sequence[str]) -> dict[str, Interval]:
-        """Intervals of `war` and `uar`.
+    def intervals(self, judgements: Sequence[Judgement], task: Task) -> dict[str, Interval]:
+        """Intervals of the metrics that the task gives one.
 
         Raises:
-            DataError: There are no predictions, or one has a label that is not in `labels`.
+            DataError: There are no judgements, or one is of another task.
         """
-        unit, ids = _units(predictions)
-        counts = _unit_counts(predictions, labels, ids)
-        total, resampled = counts.sum(0), self._resampled(counts)
+        unit, ids = _units(judgements)
+        sums = task.unit_sums(judgements, ids, int(ids.max()) + 1)
+        total, resampled = sums.sum(0), self._resampled(sums)
         return {
-            "war": self._interval(float(war(total)), war(resampled), unit),
-            "uar": self._interval(float(uar(total)), uar(resampled), unit),
+            name: self._interval(float(statistic(total)), statistic(resampled), unit)
+            for name, statistic in ((each.name, task.statistic(each.name)) for each in task.measures if each.interval)
         }
 
-    def paired_uar_difference(
-        self, candidate: Sequence[Prediction], baseline: Sequence[Prediction], labels: Sequence[str]
-    ) -> Interval:
-        """Interval of UAR(candidate) - UAR(baseline), where each resample has the same units of both.
+    def paired_difference(self, candidate: Sequence[Judgement], baseline: Sequence[Judgement], task: Task) -> Interval:
+        """Interval of the headline of the candidate minus that of the baseline; each resample has the same units.
 
-        The order of the predictions does not matter.
+        The order of the judgements does not matter.
 
         Raises:
-            DataError: The two sets of predictions have different samples, a repeated sample, or different truths or
+            DataError: The two sets of judgements have different samples, a repeated sample, or different truths or
                 speakers.
         """
         unit, ids = _units(candidate)
@@ -96,22 +94,22 @@ class ClusterBootstrap:
                 raise DataError(
                     f"sample {ours.sample_id!r} has another truth or speaker in the two sets; use one manifest"
                 )
-        both = [_unit_counts(each, labels, ids) for each in (candidate, aligned)]
-        counts = np.stack(both, axis=1)
-        total, resampled = uar(counts.sum(0)), uar(self._resampled(counts))
+        sums = np.stack([task.unit_sums(each, ids, int(ids.max()) + 1) for each in (candidate, aligned)], axis=1)
+        statistic = task.statistic(task.headline)
+        total, resampled = statistic(sums.sum(0)), statistic(self._resampled(sums))
         return self._interval(float(total[0] - total[1]), resampled[:, 0] - resampled[:, 1], unit)
 
-    def _resampled(self, counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _resampled(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
         """Weighted sums over units, [S, ...] to [R, ...], in chunks of resamples to limit the memory."""
-        num_units = len(counts)
+        num_units = len(sums)
         generator = np.random.default_rng(self.seed)
         step = max(1, _MAX_WEIGHTS // num_units)
-        flat = counts.reshape(num_units, -1)
-        sums = [
+        flat = sums.reshape(num_units, -1)
+        resampled = [
             resample_weights(generator, num_units, min(step, self.settings.num_resamples - start)) @ flat
             for start in range(0, self.settings.num_resamples, step)
         ]
-        return np.concatenate(sums).reshape(self.settings.num_resamples, *counts.shape[1:])
+        return np.concatenate(resampled).reshape(self.settings.num_resamples, *sums.shape[1:])
 
     def _interval(self, estimate: float, resampled: NDArray[np.float64], unit: Unit) -> Interval:
         tail = (1 - self.level) / 2
@@ -132,22 +130,11 @@ def resample_weights(generator: np.random.Generator, num_units: int, num_resampl
     return generator.multinomial(num_units, chances, size=num_resamples).astype(np.float64)
 
 
-def _units(predictions: Sequence[Prediction]) -> tuple[Unit, NDArray[np.int64]]:
-    """The kind of unit to resample, and the index of the unit of each prediction, [N]."""
-    if not predictions:
+def _units(judgements: Sequence[Judgement]) -> tuple[Unit, NDArray[np.int64]]:
+    """The kind of unit to resample, and the index of the unit of each judgement, [N]."""
+    if not judgements:
         raise DataError("there are no predictions to resample; evaluate at least one sample")
-    speakers = [each.speaker for each in predictions]
+    speakers = [each.speaker for each in judgements]
     if None in speakers or len(set(speakers)) < 2:
-        return "clip", np.arange(len(predictions))
+        return "clip", np.arange(len(judgements))
     return "speaker", np.unique(np.array(speakers), return_inverse=True)[1].astype(np.int64)
-
-
-def _unit_counts(
-    predictions: Sequence[Prediction], labels: Sequence[str], units: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """The confusion matrix of each unit, [S, K, K + 1]."""
-    truth, predicted = class_indices(predictions, labels)
-    size = len(labels)
-    counts = np.zeros((units.max() + 1, size, size + 1))
-    np.add.at(counts, (units, truth, np.where(predicted == UNPARSED, size, predicted)), 1)
-    return counts

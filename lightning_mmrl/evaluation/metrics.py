@@ -45,7 +45,7 @@ def war(confusion: ArrayLike) -> NDArray[np.float64]:
     0.75
     """
     counts = _counts(confusion)
-    return _ratio(_hits(counts).sum(-1), counts.sum((-1, -2)))
+    return ratio(_hits(counts).sum(-1), counts.sum((-1, -2)))
 
 
 def per_class_recall(confusion: ArrayLike) -> NDArray[np.float64]:
@@ -55,7 +55,7 @@ def per_class_recall(confusion: ArrayLike) -> NDArray[np.float64]:
     array([0.75,  nan])
     """
     counts = _counts(confusion)
-    return _ratio(_hits(counts), counts.sum(-1))
+    return ratio(_hits(counts), counts.sum(-1))
 
 
 def uar(confusion: ArrayLike) -> NDArray[np.float64]:
@@ -77,7 +77,7 @@ def macro_f1(confusion: ArrayLike) -> NDArray[np.float64]:
     """
     counts = _counts(confusion)
     predicted = counts[..., :-1].sum(-2)
-    return _mean_of_supported(_ratio(2 * _hits(counts), counts.sum(-1) + predicted), counts)
+    return _mean_of_supported(ratio(2 * _hits(counts), counts.sum(-1) + predicted), counts)
 
 
 def _counts(confusion: ArrayLike) -> NDArray[np.float64]:
@@ -93,11 +93,15 @@ def _hits(counts: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.diagonal(counts, axis1=-2, axis2=-1)
 
 
-def _ratio(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The quotient, with NaN where the denominator is 0, and without a warning."""
+def ratio(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The quotient, with NaN where the denominator is 0, and without a warning.
+
+    >>> ratio(np.array([1.0, 0.0]), np.array([2.0, 0.0]))
+    array([0.5, nan])
+    """
     return np.divide(numerator, denominator, out=np.full_like(denominator, np.nan), where=denominator > 0)
 
 
 def _mean_of_supported(values: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
     supported = counts.sum(-1) > 0
-    return _ratio(np.where(supported, values, 0.0).sum(-1), supported.sum(-1).astype(np.float64))
+    return ratio(np.where(supported, values, 0.0).sum(-1), supported.sum(-1).astype(np.float64))

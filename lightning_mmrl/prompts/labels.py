@@ -53,6 +53,16 @@ def emotion_synonyms(labels: Sequence[str]) -> dict[str, str]:
     return synonyms
 
 
+def names_emotions(labels: Sequence[str]) -> bool:
+    """Whether a label is a word of an emotion.
+
+    >>> names_emotions(["0", "happy"]), names_emotions(["circle", "square"]), names_emotions([])
+    (True, False, False)
+    """
+    known = {word for words in EMOTION_WORDS for word in words}
+    return any(label.casefold() in known for label in labels)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelMatcher:
     """Reads an answer as one label of a closed set, or as none.

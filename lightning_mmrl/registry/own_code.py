@@ -23,7 +23,7 @@ OPENED_KINDS = frozenset(
     {
         "reward", "loss", "ratio", "advantage", "aggregation", "correction", "selection", "resampling",
         "generator", "generator setting", "data module", "backbone", "encoder", "model builder", "stage module",
-        "optimizer", "schedule", "tracker",
+        "optimizer", "schedule", "task", "tracker",
     }
 )  # fmt: skip
 """Kinds that a user's own code can take the place of: all but engines and their parts."""

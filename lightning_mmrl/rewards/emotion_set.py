@@ -1,23 +1,12 @@
 """Open-vocabulary reward: F1 between the emotions of the answer and the solution, as groups of an emotion wheel."""
 
-import re
-import unicodedata
 from dataclasses import dataclass, field
 
 from lightning_mmrl.errors import ConfigError, RewardError
-from lightning_mmrl.prompts.answers import doubts, readings
-from lightning_mmrl.prompts.labels import normalized
 from lightning_mmrl.prompts.scanner import scan
 from lightning_mmrl.prompts.wheel import Wheel
+from lightning_mmrl.prompts.word_lists import listed_words, named_groups
 from lightning_mmrl.types.records import Completion, Sample
-
-# Linear in the text, since repetitions are bounded.
-_SEPARATOR = re.compile(r"[,;/|\n+]| and | & | as well as | plus ")
-_NUMBERED = re.compile(r"(?<![^\s;,])\(?[0-9]{1,2}[.)](?![0-9])")
-_PLAIN = re.compile(r"[^\W\d_]+(?:[ '-][^\W\d_]+)*")
-_CHINESE_AND = re.compile("[\u548c\u4e0e\u53ca]")
-_MOST_WORDS = 8
-"""An answer with more words is refused, unless the solution has as many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +62,7 @@ class EmotionSet:
         Raises:
             RewardError: The sample's solution is missing or has no word of the wheel.
         """
-        wanted = self._words(sample.solution or "")
+        wanted = listed_words(sample.solution or "", self._wheel)
         truth = frozenset[str]().union(*map(self._wheel.groups_of, wanted))
         if not truth:
             raise RewardError(
@@ -83,30 +72,10 @@ class EmotionSet:
         answer = scan(completion.text).answer
         if answer is None or len(answer) > self.max_characters:
             return 0.0
-        words = self._words(answer)
-        unknown = [word for word in words if not self._wheel.groups_of(word)]
-        # A plain word that is not on the wheel and expresses no doubt is a wrong guess.
-        are_guesses = all(_PLAIN.fullmatch(word) is not None and not doubts(word) for word in unknown)
-        if len(words) > max(_MOST_WORDS, len(wanted)) or not are_guesses:
-            return 0.0
-        named = frozenset[str](f"unknown {word}" for word in unknown).union(*map(self._wheel.groups_of, words))
-        if not named:
+        words = listed_words(answer, self._wheel)
+        named = named_groups(words, self._wheel, len(wanted))
+        if named is None:
             return 0.0
         f1 = 2 * len(named & truth) / (len(named) + len(truth))
         guesses, wanted_guesses = min(len(words), len(named)), min(len(wanted), len(truth))
         return max(0.0, f1 - self.extra_penalty * max(0, guesses - wanted_guesses))
-
-    def _words(self, text: str) -> list[str]:
-        """The words that a text lists: in the first reading with only words of the wheel, or else in the last one."""
-        words: list[str] = []
-        for lead, rest in readings(_NUMBERED.sub(";", unicodedata.normalize("NFKC", text)).replace("\n", ";")):
-            if not lead:
-                items = [item for item in map(normalized, _SEPARATOR.split(rest.casefold())) if item]
-                words = []
-                for item in items:
-                    joined = _CHINESE_AND.split(item)
-                    splits = not self._wheel.groups_of(item) and all(map(self._wheel.groups_of, joined))
-                    words += joined if splits else [item]
-                if all(map(self._wheel.groups_of, words)):
-                    break
-        return words

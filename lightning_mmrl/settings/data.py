@@ -55,8 +55,10 @@ class DataSettings:
     """Default of each stage's data.limit: use only the first samples of its manifest; null for all."""
     module: Any = target()
     """`_target_` of the DataModule: which media kinds samples may have."""
+    task: Any = target(None)
+    """`_target_` of how answers are judged and measured; null for one of `labels`, with the cues of `cue_lexicon`."""
     labels: list[str] = setting()
-    """The closed label set; null takes it from labels.json in `root`."""
+    """The closed label set; null takes it from labels.json in `root`, and a dataset with a task may have none."""
     cue_lexicon: str | None = None
     """File below root with cue phrases, for the consistency of thought and label; null for none."""
     build: Any = target(None)

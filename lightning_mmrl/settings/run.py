@@ -1,6 +1,8 @@
 """Keys of a whole run; field names are the keys a user writes. Nodes of type Any carry a `_target_`."""
 
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from lightning_mmrl.settings.data import ABLATIONS, DataSettings, PromptSettings
@@ -41,11 +43,50 @@ class TrackingSettings:
 
 
 @dataclass
+class EvaluationSetSettings:
+    """A set that handoffs are evaluated on; a manifest alone is the short form of one."""
+
+    manifest: str = setting(texts=False)
+    """File name of the manifest, below `root`."""
+    root: str | None = setting(None, texts=False)
+    """Folder of the manifest; null for data.root."""
+    media_root: str | None = setting(None, texts=False)
+    """Folder that media paths are relative to; null for the set's root."""
+    task: Any = target(None)
+    """`_target_` of how answers are judged and measured; null for the dataset's task."""
+
+    def located(self, root: str) -> "EvaluationSetSettings":
+        """The set with its folders filled in.
+
+        Args:
+            root: Folder of a set that names none.
+        """
+        root = self.root or root
+        return replace(self, root=root, media_root=self.media_root or root)
+
+    @property
+    def short(self) -> str | dict[str, Any]:
+        """The set as a user may write it: the manifest alone if there is nothing else."""
+        given = {key: value for key, value in asdict(self).items() if value is not None}
+        return self.manifest if len(given) == 1 else given
+
+    @property
+    def path(self) -> Path:
+        """The path of the manifest of a located set."""
+        return Path(self.root or "") / self.manifest
+
+    @property
+    def media_folder(self) -> Path:
+        """The folder of the media of a located set."""
+        return Path(self.media_root or "")
+
+
+@dataclass
 class EvaluationSettings:
     """How each handoff is evaluated."""
 
-    sets: dict[str, str] = setting()
-    """Set name to manifest."""
+    sets: dict[str, EvaluationSetSettings] = setting()
+    """Name to set, or to the manifest of one."""
     limit: int | None = setting(None, at_least=1)
     """Use only the first samples of each set; null for all."""
     ablations: list[str] = setting(factory=list, choices=ABLATIONS)
@@ -58,6 +99,15 @@ class EvaluationSettings:
     """Tokens of the longest answer."""
     num_resamples: int = setting(2000, at_least=1)
     """Bootstrap resamples of the 95 % intervals."""
+
+    def located(self, root: str, names: Collection[str] | None = None) -> dict[str, EvaluationSetSettings]:
+        """The sets by name, with their folders filled in.
+
+        Args:
+            root: Folder of sets that name none.
+            names: Names of the sets to take; None for all.
+        """
+        return {name: each.located(root) for name, each in self.sets.items() if names is None or name in names}
 
 
 @dataclass

@@ -134,3 +134,5 @@ class StageSettings(NodeSettings):
     """Steps that may be skipped because a number was not finite; one more, or more than half of all, end the run."""
     gate: Bound | None = None
     """The curriculum continues after this stage only if this bound holds; null: always."""
+    evaluation_sets: list[str] | None = None
+    """Names in evaluation.sets on which the handoff is evaluated; null: all."""

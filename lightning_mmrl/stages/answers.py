@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 from lightning_mmrl.errors import RolloutError, StageError
-from lightning_mmrl.evaluation.consistency import CueLexicon
-from lightning_mmrl.evaluation.emotion import EmotionMetrics
-from lightning_mmrl.evaluation.records import Prediction, judge
-from lightning_mmrl.prompts.labels import LabelMatcher
+from lightning_mmrl.evaluation.records import Judgement
+from lightning_mmrl.evaluation.task_metrics import TaskMetrics
+from lightning_mmrl.evaluation.tasks.task import Task
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
 from lightning_mmrl.protocols.tensors import RolloutEngine
 from lightning_mmrl.types.batches import PromptBatch
-from lightning_mmrl.types.records import Completion, Sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,18 +20,16 @@ class AnswerEvaluator:
 
     Attributes:
         engine: Generates.
-        matcher: The closed label set.
-        lexicon: Cue phrases, if there are any.
+        task: Judges the answers.
         rank_local: Entered around the generation of each batch, which is not synchronized across ranks.
     """
 
     engine: RolloutEngine
-    matcher: LabelMatcher
-    lexicon: CueLexicon | None = None
+    task: Task
     rank_local: Callable[[], AbstractContextManager[None]] = nullcontext
 
-    def evaluate(self, prompts: PromptBatch, ranks: Ranks = ALONE) -> list[Prediction]:
-        """One prediction per prompt; a collective.
+    def evaluate(self, prompts: PromptBatch, ranks: Ranks = ALONE) -> list[Judgement]:
+        """One judgement per prompt; a collective.
 
         Raises:
             RolloutError: The engine fails on some rank; raised on all of them.
@@ -48,17 +44,12 @@ class AnswerEvaluator:
         if problems:
             raise problem or RolloutError(problems[0])
         return [
-            judge(sample, completion, self.matcher, self.lexicon)
-            for sample, completion in zip(prompts.samples, completions, strict=True)
+            self.task.judge(sample, completion) for sample, completion in zip(prompts.samples, completions, strict=True)
         ]
 
-    def unanswered(self, sample: Sample) -> Prediction:
-        """The verdict on a sample that could not be loaded: an empty answer, which is wrong."""
-        return judge(sample, Completion(text="", num_tokens=0, truncated=False), self.matcher, self.lexicon)
-
-    def new_metrics(self) -> EmotionMetrics:
-        """An empty metric over the matcher's labels. It counts the predictions it is given and never syncs ranks."""
-        metrics = EmotionMetrics(self.matcher.labels)
+    def new_metrics(self) -> TaskMetrics:
+        """An empty metric of the task. It counts the judgements it is given and never syncs ranks."""
+        metrics = TaskMetrics(self.task)
         metrics.sync_on_compute = False
         return metrics
 
@@ -78,14 +69,14 @@ class Validation:
         self._evaluator = evaluator
         self._ranks = ranks
         self._num_samples = num_samples
-        self._judged: list[list[Prediction]] = []
+        self._judged: list[list[Judgement]] = []
 
     def step(self, prompts: PromptBatch) -> None:
         """Evaluates this rank's share of one batch."""
         self._judged.append(self._evaluator.evaluate(prompts, self._ranks))
 
     def finish(self) -> dict[str, float]:
-        """Returns the metrics, and forgets the answers for the next pass.
+        """Returns the metrics that a validation reports, and forgets the answers for the next pass.
 
         Raises:
             StageError: The number of judged samples is not the size of the set.
@@ -96,15 +87,16 @@ class Validation:
             require_all("the validation", predictions, self._num_samples())
         metrics.update(predictions)
         self._judged = []
-        return metrics.compute()
+        values = metrics.compute()
+        return {name: values[name] for name in self._evaluator.task.validated_names() if name in values}
 
 
-def all_predictions(judged: Sequence[Sequence[Prediction]], ranks: Ranks) -> list[Prediction]:
+def all_predictions(judged: Sequence[Sequence[Judgement]], ranks: Ranks) -> list[Judgement]:
     """The predictions of all ranks, batch by batch in the order of the manifest, each sample once.
 
     A rank whose share of a batch would be empty repeats a sample of another (`data.datamodules.eval_loader`).
     """
-    found: dict[str, Prediction] = {}
+    found: dict[str, Judgement] = {}
     for batch in zip_longest(*ranks.gather(judged), fillvalue=()):  # a loop that was cut short has fewer
         for share in batch:
             for prediction in share:
@@ -112,7 +104,7 @@ def all_predictions(judged: Sequence[Sequence[Prediction]], ranks: Ranks) -> lis
     return list(found.values())
 
 
-def require_all(what: str, predictions: Sequence[Prediction], num_samples: int) -> None:
+def require_all(what: str, predictions: Sequence[Judgement], num_samples: int) -> None:
     """Compares the number of judged samples with the size of the set, so that no loop ends early unnoticed.
 
     Raises:
@@ -124,11 +116,3 @@ def require_all(what: str, predictions: Sequence[Prediction], num_samples: int) 
             f"{what} judged {len(predictions)} of {num_samples} samples: its loop ended early{last}; nothing was "
             "written, because metrics of a part would pass for metrics of the whole"
         )
-
-
-HEADLINE = ("war", "uar", "valid_format", "consistency", "grounded")
-
-
-def headline(values: dict[str, float], keys: Sequence[str] = HEADLINE) -> dict[str, float]:
-    """The metrics that are plotted during training."""
-    return {key: values[key] for key in keys if key in values}

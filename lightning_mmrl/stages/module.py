@@ -8,7 +8,7 @@ import lightning
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.models.digest import weight_digest
 from lightning_mmrl.models.policy import Policy
-from lightning_mmrl.stages.answers import AnswerEvaluator, Validation, headline
+from lightning_mmrl.stages.answers import AnswerEvaluator, Validation
 from lightning_mmrl.stages.bad_steps import BadSteps
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext, finished_steps, place
 from lightning_mmrl.stages.ending import Ending
@@ -43,6 +43,10 @@ class StageModule(lightning.LightningModule):
         super().__init__()
         self.policy = policy
         self.latest: dict[str, float] = {}
+        self.headline: dict[str, str] = {}
+        """Key of the validation's headline to its name for humans."""
+        if evaluator is not None:
+            self.headline[f"validation/{evaluator.task.headline}"] = f"val {evaluator.task.headline_title}"
         self._optimizer = optimizer
         self._context = context
         self._ending = Ending(context.settings)
@@ -130,8 +134,7 @@ class StageModule(lightning.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Reports the validation metrics at the step before it."""
         if self._validation is not None:
-            values = headline(self._validation.finish())
-            metrics = {f"validation/{key}": value for key, value in values.items()}
+            metrics = {f"validation/{key}": value for key, value in self._validation.finish().items()}
             # Not `global_step`: an iteration takes any number of optimizer steps.
             step = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
             self._report(metrics, step)

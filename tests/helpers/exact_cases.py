@@ -22,7 +22,7 @@ from lightning_mmrl.algorithms.selection.accuracy_band import AccuracyBand
 from lightning_mmrl.algorithms.selection.pad import ReleasedPAD
 from lightning_mmrl.data.collate import EncodedSample, collate_prompts, collate_targets
 from lightning_mmrl.data.sampler import DrawSampler, Share, SourceRows
-from lightning_mmrl.prompts.labels import LabelMatcher
+from lightning_mmrl.evaluation.tasks.closed_labels import ClosedLabels
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.pool import InlineRewards
 from lightning_mmrl.rollout.weights import GatheredState
@@ -175,7 +175,7 @@ class Stage:
         self.engine = engine
         data = Data(encoder, kind == "sft", how.steps)
         evaluator = AnswerEvaluator(
-            engine=engine, matcher=LabelMatcher(labels=("angry", "user")), rank_local=interruption.rank_local
+            engine=engine, task=ClosedLabels(labels=("angry", "user")), rank_local=interruption.rank_local
         )
         common = {
             "optimizer": OptimizerSettings(

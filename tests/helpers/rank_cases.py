@@ -27,8 +27,8 @@ from lightning_mmrl.algorithms.schedules import WarmupConstant
 from lightning_mmrl.algorithms.selection.has_signal import HasSignal
 from lightning_mmrl.algorithms.selection.pad import PaperPAD
 from lightning_mmrl.data.collate import EncodedSample, collate_prompts, collate_targets
+from lightning_mmrl.evaluation.tasks.closed_labels import ClosedLabels
 from lightning_mmrl.models.parallelize import Sharding, recompute_activations
-from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.protocols.ranks import ALONE
 from lightning_mmrl.rewards.compose import WeightedReward
 from lightning_mmrl.rewards.pool import InlineRewards
@@ -74,7 +74,7 @@ RECIPES = {
 }
 STRATEGIES = ("ddp", "fsdp2")
 WORDS = ("angry", "user", "lowered brows and fast tone", "Which emotion?", "assistant angry user")
-MATCHER = LabelMatcher(labels=("angry", "sad"))
+TASK = ClosedLabels(labels=("angry", "sad"))
 AGGREGATIONS = {"tokens": TokenMean(), "sequences": SequenceMean(), "constant": ConstantLength(max_tokens=8)}
 
 
@@ -245,7 +245,7 @@ def stage_module(case, encoder, policy, folder):
     factory = partial(torch.optim.AdamW, lr=1e-3) if case.get("adam", True) else partial(torch.optim.SGD, lr=1e-2)
     optimizer = OptimizerSettings(factory=factory, schedule=WarmupConstant())
     evaluator = (
-        AnswerEvaluator(engine=Ventriloquist(case, encoder, policy), matcher=MATCHER) if case.get("validate") else None
+        AnswerEvaluator(engine=Ventriloquist(case, encoder, policy), task=TASK) if case.get("validate") else None
     )
     if case["stage"] == "sft":
         return SFTModule(policy, optimizer=optimizer, context=context, evaluator=evaluator)

@@ -31,11 +31,16 @@ PARTS = {
         f"~{STAGE}.optimizer.weight_decay",
         f"~{STAGE}.optimizer.betas",
     ),
+    "task": (
+        "+evaluation.sets.own.task={_target_: own_code.tasks.Brevity, most: 100000}",
+        "+evaluation.sets.own.manifest=test.jsonl",
+        f"{STAGE}.gate={{metric: own/short, at_least: 1.0}}",
+    ),
     "tracker": ("tracking.tracker={_target_: own_code.trackers.Lines, project: sums}",),
 }
 """For each kind, the keys that put a part of it into the run. A kind that is called in another process, or that leaves
 its traces elsewhere, counts no calls."""
-ELSEWHERE = ("reward", "tracker")
+ELSEWHERE = ("reward", "task", "tracker")
 FAMILY = (
     "model.family.backbone._target_=own_code.families.Mistral.from_checkpoint",
     "model.family.encoder._target_=own_code.families.MistralEncoder.from_checkpoint",
@@ -104,7 +109,10 @@ def test_parts_of_every_kind_train(places, tmp_path, capsys):
     for line in (run / "stages" / "00-reason" / "metrics.jsonl").read_text().splitlines():
         metrics |= json.loads(line)["metrics"]
     assert any("brevity" in key and value > 0 for key, value in metrics.items()), sorted(metrics)
-    content = Manifest.read(run).stages["reason"].content
+    finished = Manifest.read(run).stages["reason"]
+    assert finished.result.metrics["reason/own/short"] == 1.0
+    assert "Brevity by stage, in %" in capsys.readouterr().out
+    content = finished.content
     assert content["stage.algorithm.loss._target_"] == "own_code.losses.Unclipped"
 
     noted = [json.loads(line) for line in (tmp_path / "runs" / "tracking" / "lines.jsonl").read_text().splitlines()]
@@ -118,7 +126,7 @@ def test_parts_of_every_kind_train(places, tmp_path, capsys):
     assert "allow_targets" not in saved
     table = str(run / "stages" / "00-reason" / "rollouts")
     assert "add --allow-targets own_code" in refused(capsys, "reward-test", table), "the last run opens nothing today"
-    modules = ("rewards", "losses", "algorithms", "trackers")
+    modules = ("rewards", "losses", "algorithms", "tasks", "trackers")
     opened = ",".join(f"own_code.{module}" for module in modules)
     assert main(["reward-test", table, "--allow-targets", opened]) == 0
 

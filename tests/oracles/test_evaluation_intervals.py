@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap, resample_weights
-from lightning_mmrl.evaluation.records import Prediction
+from lightning_mmrl.evaluation.records import Judgement
+from lightning_mmrl.evaluation.tasks.closed_labels import ClosedLabels
 from lightning_mmrl.settings.run import EvaluationSettings
 
 LABELS = ("angry", "happy", "sad")
+TASK = ClosedLabels(labels=LABELS)
 
 
 def drawn(seed, *, num_speakers, clips_per_speaker, accuracy, spread=0.0):
@@ -22,7 +24,7 @@ def drawn(seed, *, num_speakers, clips_per_speaker, accuracy, spread=0.0):
             truth = str(generator.choice(LABELS))
             guess = truth if generator.random() < chance else generator.choice(["angry", "happy", "sad", ""])
             predictions.append(
-                Prediction(
+                Judgement(
                     sample_id=f"{speaker}-{clip}",
                     speaker=f"s{speaker:03}",
                     truth=truth,
@@ -69,7 +71,7 @@ def test_intervals_equal_the_loop(seed):
     lists = list(resamples(predictions, 150, seed))
     assert any(len({each.truth for each in resample}) < 3 for resample in lists)
     ours = ClusterBootstrap(settings=EvaluationSettings(num_resamples=150), level=0.9, seed=seed).intervals(
-        predictions, LABELS
+        predictions, TASK
     )
     for name, slow in (("war", slow_war), ("uar", slow_uar)):
         assert ours[name].estimate == pytest.approx(slow(predictions), abs=1e-12)
@@ -86,8 +88,8 @@ def test_the_paired_difference_equals_the_loop():
         for resample in resamples(candidate, 150, 5)
     ]
     assert len(set(differences)) > 10
-    ours = ClusterBootstrap(settings=EvaluationSettings(num_resamples=150), seed=5).paired_uar_difference(
-        candidate, changed[::-1], LABELS
+    ours = ClusterBootstrap(settings=EvaluationSettings(num_resamples=150), seed=5).paired_difference(
+        candidate, changed[::-1], TASK
     )
     assert [ours.low, ours.high] == pytest.approx(percentiles(differences, 0.95), abs=1e-12)
 
@@ -100,7 +102,7 @@ def coverage(*, by_speaker):
         if not by_speaker:
             predictions = [replace(each, speaker=None) for each in predictions]
         interval = ClusterBootstrap(settings=EvaluationSettings(num_resamples=300), seed=seed).intervals(
-            predictions, LABELS
+            predictions, TASK
         )["war"]
         hits += interval.low <= 0.6 + 0.4 / 4 <= interval.high
     return hits / 100

@@ -14,11 +14,11 @@ from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.registry.kinds import kind_of
 from lightning_mmrl.rollout.vllm.readiness import samples_with_vllm
 from lightning_mmrl.settings.algorithm import AlgorithmSettings, RewardSettings
-from lightning_mmrl.settings.data import ABLATIONS, StageDataSettings
+from lightning_mmrl.settings.data import ABLATIONS, DataSettings, StageDataSettings
 from lightning_mmrl.settings.model import BUILD, PARAMETER_GROUPS, TOWERS, AdapterSettings, frozen_parts
 from lightning_mmrl.settings.rules import check_rules, one_of, require
 from lightning_mmrl.settings.run import EvaluationSettings, RunSettings
-from lightning_mmrl.settings.stage import SHARDED_PRECISIONS, Bound, NodeSettings, StageSettings, TrainerSettings
+from lightning_mmrl.settings.stage import SHARDED_PRECISIONS, NodeSettings, StageSettings, TrainerSettings
 from lightning_mmrl.suggestions import did_you_mean
 from lightning_mmrl.types.redaction import redact
 
@@ -27,12 +27,6 @@ FAMILY = ("backbone", "encoder")
 MAX_NAME = 100
 MAX_WEIGHT = 3.4e38
 """Of a reward: totals are float32."""
-VALIDATED = ("war", "uar", "valid_format")
-"""Metrics of a validation during training."""
-WITH_CUES = ("consistency", "grounded")
-"""Further metrics of a dataset with cue phrases."""
-EVALUATED = (*VALIDATED, "macro_f1", "unparseable")
-"""Metrics of an evaluated set; the recall of each label comes in addition."""
 
 
 def check_values(config: RunSettings) -> None:
@@ -58,7 +52,7 @@ def check_values(config: RunSettings) -> None:
     _check_trainer("trainer", config.trainer)
     # What these two refuse would otherwise show when the first stage is built.
     PromptTemplate(config.prompt)
-    LabelMatcher(labels=tuple(config.data.labels))
+    _check_labels(config.data)
     for name, stage in config.stages.items():
         kind_of(stage, f"stages.{name}")
     stage_specs(config)
@@ -96,6 +90,14 @@ def _check_family(family: object) -> None:
         require(valid, f"model.family.{part}", node, "a node with a _target_")
 
 
+def _check_labels(data: DataSettings) -> None:
+    """Refuses a label set that cannot be told apart, and an empty one where something reads labels."""
+    if not data.labels and data.task is None:
+        raise ConfigError("data.labels is empty; give at least one label, or set data.task to a task without labels")
+    if data.labels:
+        LabelMatcher(labels=tuple(data.labels))
+
+
 def _check_feature_cache(config: RunSettings) -> None:
     """Refuses a cache that no stage could use; the outputs of a tower that trains are out of date after a step."""
     stages = config.trained.values()
@@ -130,14 +132,13 @@ def _check_share(path: str, stage: NodeSettings, run: TrainerSettings) -> None:
 def _check_evaluation(evaluation: EvaluationSettings) -> None:
     require(evaluation.sets, "evaluation.sets", evaluation.sets, "at least one set, such as {test: test.jsonl}")
     taken = {f"{each}-{ablation}": (each, ablation) for each in evaluation.sets for ablation in ABLATIONS}
-    for name, manifest in evaluation.sets.items():
+    for name in evaluation.sets:
         check_name("evaluation.sets", name)
         rule = "another one: validations during training have it"
         require(name != "validation", "a name in evaluation.sets", name, rule)
         if name in taken:
             rule = f"another one: set {taken[name][0]} without its {taken[name][1]} part has it"
             require(False, "a name in evaluation.sets", name, rule)
-        require(manifest.strip(), f"evaluation.sets.{name}", repr(manifest), "the name of a manifest")
 
 
 def check_trained_stage(path: str, stage: StageSettings, config: RunSettings) -> None:
@@ -154,7 +155,7 @@ def check_trained_stage(path: str, stage: StageSettings, config: RunSettings) ->
     require(not all_frozen, f"{path}.freeze", stage.freeze, "fewer groups, so that something trains")
     if stage.adapter is not None:
         _check_adapter(f"{path}.adapter", stage.adapter, stage.freeze)
-    _check_bounds(path, stage, config)
+    _check_use_of_run(path, stage, config)
 
 
 def require_parts(path: str, stage: StageSettings) -> None:
@@ -305,29 +306,23 @@ def check_rewards(path: str, rewards: RewardSettings) -> None:
     one_of(rewards.pass_component, f"{path}.pass_component", rewards.components)
 
 
-def _check_bounds(path: str, stage: StageSettings, config: RunSettings) -> None:
-    validated = stage.validate_every is not None and config.data.validation is not None
-    cues = WITH_CUES if config.data.cue_lexicon is not None else ()
-    metrics = [f"validation/{name}" for name in (*VALIDATED, *cues)] if validated else []
-    if stage.stop_when is not None:
-        if not metrics:
-            raise ConfigError(f"{path}.stop_when needs validations; set {path}.validate_every and data.validation")
-        _check_bound(f"{path}.stop_when", stage.stop_when, metrics)
+def _check_use_of_run(path: str, stage: StageSettings, config: RunSettings) -> None:
+    """Refuses what a stage asks of the run's data and sets and the run does not have; metrics are checked later."""
+    for each in stage.evaluation_sets or ():
+        one_of(each, f"{path}.evaluation_sets", config.evaluation.sets)
+    balance = stage.data.balance
+    require(balance is None or config.data.labels, f"{path}.data.balance", balance, "null if data.labels is empty")
+    if stage.stop_when is not None and (stage.validate_every is None or config.data.validation is None):
+        raise ConfigError(f"{path}.stop_when needs validations; set {path}.validate_every and data.validation")
+    for name, bound in (("stop_when", stage.stop_when), ("gate", stage.gate)):
+        if bound is not None and bound.at_least is None and bound.at_most is None:
+            given = f"{path}.{name}"
+            raise ConfigError(f"{given} has neither at_least nor at_most; give one, for example {given}.at_least=0.5")
     valid = 0 <= stage.cooldown_steps < stage.num_steps
     rule = f"at least 0 and less than num_steps {stage.num_steps}"
     require(valid, f"{path}.cooldown_steps", stage.cooldown_steps, rule)
     if stage.cooldown_steps and stage.stop_when is None:
         raise ConfigError(f"{path}.cooldown_steps is {stage.cooldown_steps} without stop_when; set {path}.stop_when")
-    if stage.gate is not None:
-        names = [*EVALUATED, *cues, *(f"recall/{label}" for label in config.data.labels)]
-        metrics += [f"{each}/{name}" for each in config.evaluation.sets for name in names]
-        _check_bound(f"{path}.gate", stage.gate, metrics)
-
-
-def _check_bound(path: str, bound: Bound, metrics: Iterable[str]) -> None:
-    one_of(bound.metric, f"{path}.metric", metrics)
-    if bound.at_least is None and bound.at_most is None:
-        raise ConfigError(f"{path} has neither at_least nor at_most; give one, for example {path}.at_least=0.5")
 
 
 def _check_rollout(config: RunSettings) -> None:

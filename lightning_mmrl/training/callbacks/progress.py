@@ -12,12 +12,11 @@ SHOWN = {
     "rollout/reward_mean": "reward",
     "rollout/label": "accuracy",
     "rollout/groups_with_signal": "signal",
-    "validation/uar": "val UAR",
 }
 
 
 class StageProgress(Callback):
-    """Shows the module's `latest` metrics after every batch.
+    """Shows the module's `latest` metrics after every batch, and of its validation the `headline`.
 
     Args:
         console: Where to show them.
@@ -33,7 +32,9 @@ class StageProgress(Callback):
     ) -> None:
         """Advances by one step."""
         total = int(trainer.num_training_batches)
-        self._console.update(self._title, batch_idx + 1, total, format_metrics(pl_module.latest, SHOWN))
+        self._console.update(
+            self._title, batch_idx + 1, total, format_metrics(pl_module.latest, SHOWN | pl_module.headline)
+        )
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Reports a stage that ended before its last step."""

@@ -29,7 +29,8 @@ def write(tmp_path):
 
 @pytest.fixture
 def check(tmp_path, write):
-    return lambda *overrides: check_data(compose([f"data.root={tmp_path}", *overrides]))
+    fixed = [f"data.root={tmp_path}", "data.cue_lexicon=null"]
+    return lambda *overrides: check_data(compose([*fixed, *overrides]))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -146,3 +147,26 @@ def test_free_answers_are_no_labels_and_nothing_is_said_of_them(write, check):
     assert check("stages.reason.validate_every=null", f"~{label}", math) == []
     balanced = check("stages.reason.validate_every=null", f"~{label}", math, "stages.reason.data.balance=label")
     assert [warning.partition(":")[0] for warning in balanced] == ["train.jsonl", "train.jsonl"]
+
+
+SUMS = ("+evaluation.sets.sums={manifest: sums.jsonl}", "+task@evaluation.sets.sums.task=mathematics")
+
+
+def test_the_solutions_of_a_set_are_those_of_its_task(write, check):
+    write("sums", row("one", solution="7"), row("bad", solution="?"))
+    with pytest.raises(
+        DataError, match=r"^sums.jsonl: sample 'bad' has the solution '\?', which cannot be judged .*; co"
+    ):
+        check(*SUMS)
+    write("sums", row("one", solution="7"), row("two", solution="\\frac{1}{2}"))
+    check(*SUMS)
+    with pytest.raises(DataError, match=r"^sums.jsonl: sample 'one' has the solution '7', which names none"):
+        check(SUMS[0])
+
+
+def test_a_set_has_its_own_folders(write, check, tmp_path):
+    (tmp_path / "manifests").mkdir()
+    (tmp_path / "manifests" / "far.jsonl").write_text(json.dumps(row(content="<image>Which?", images=["one.png"])))
+    with pytest.raises(DataError, match=r"one\.png"):
+        check(f"+evaluation.sets.far={{manifest: far.jsonl, root: {tmp_path}/manifests}}")
+    check(f"+evaluation.sets.far={{manifest: far.jsonl, root: {tmp_path}/manifests, media_root: {tmp_path}}}")

@@ -11,11 +11,12 @@ from rich.console import Console
 from lightning_mmrl.cli.data_tables import print_report
 from lightning_mmrl.cli.main import main
 from lightning_mmrl.cli.tables import gains_table, results_table
-from lightning_mmrl.curriculum.compare import Comparison, Gain, SetResult
+from lightning_mmrl.curriculum.compare import Gain, SetResult
 from lightning_mmrl.data.inspection import take_inventory
 from lightning_mmrl.data.report import Finding, summarize
 from lightning_mmrl.data.schema import Problem
 from lightning_mmrl.evaluation.intervals import Interval
+from lightning_mmrl.evaluation.tasks.closed_labels import ClosedLabels
 from lightning_mmrl.training.console import ConsoleProgress, PlainConsole, report_console
 from lightning_mmrl.types.text import printable
 
@@ -38,6 +39,7 @@ HOSTILE = {
 """Texts as they are given, and as they must be printed."""
 
 INTERVAL = Interval(estimate=0.5, low=0.4, high=0.6, level=0.95, num_resamples=10, unit="sample")
+TASK = ClosedLabels(labels=("angry", "sad"))
 
 
 @pytest.fixture(params=HOSTILE.values(), ids=HOSTILE.keys())
@@ -59,10 +61,11 @@ def test_lines_and_cells_of_tables_are_text(hostile):
     console = terminal()
     console.print(given, soft_wrap=True)
     assert sent(console) == read + "\n"
-    row = SetResult(stage=given, name=given, num_samples=1, metrics={"valid_format": 1.0}, war=INTERVAL, uar=INTERVAL)
-    gain = Gain(stage=given, over=given, name=given, difference=INTERVAL)
-    console.print(results_table(Comparison(results=(row,), gains=())))
-    console.print(gains_table(Comparison(results=(), gains=(gain,))))
+    intervals = {"war": INTERVAL, "uar": INTERVAL}
+    row = SetResult(stage=given, name=given, num_samples=1, metrics={}, intervals=intervals, task=TASK)
+    gain = Gain(stage=given, over=given, name=given, difference=INTERVAL, task=TASK)
+    console.print(results_table([row]))
+    console.print(gains_table(TASK, [gain]))
     assert sent(console).count(read) == 1 + 2 + 3
 
 

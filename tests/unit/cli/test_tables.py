@@ -4,9 +4,12 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from lightning_mmrl.cli.tables import results_table
-from lightning_mmrl.curriculum.compare import Comparison, SetResult
+from lightning_mmrl.cli.tables import by_task, gains_table, results_table
+from lightning_mmrl.curriculum.compare import Comparison, Gain, SetResult
 from lightning_mmrl.evaluation.intervals import Interval
+from lightning_mmrl.evaluation.tasks.closed_labels import ClosedLabels
+from lightning_mmrl.evaluation.tasks.mathematics import Mathematics
+from lightning_mmrl.rewards.math_answer import MathAnswer
 
 
 def interval(estimate):
@@ -20,15 +23,15 @@ WHOLE = SetResult(
     name="test",
     num_samples=99,
     metrics={"valid_format": 1.0, "consistency": 0.5},
-    war=interval(0.5),
-    uar=interval(0.4),
+    intervals={"war": interval(0.5), "uar": interval(0.4)},
+    task=ClosedLabels(labels=("angry", "sad")),
 )
 
 
 def lines(*results):
     console = Console(width=120)
     with console.capture() as captured:
-        console.print(results_table(Comparison(results=results, gains=[])))
+        console.print(results_table(results))
     rows = [line for line in captured.get().splitlines() if "\u2502" in line]
     return [[cell.strip() for cell in row.strip("\u2502").split("\u2502")] for row in rows]
 
@@ -52,3 +55,41 @@ def test_a_set_of_which_samples_were_left_out_has_a_second_row_that_counts_them_
 
 def test_without_exclusions_there_is_one_row_a_set():
     assert len(lines(WHOLE, replace(WHOLE, name="ood"))) == 2
+
+
+SUMS = SetResult(
+    stage="reason",
+    name="sums",
+    num_samples=5,
+    metrics={"accuracy": 0.6, "valid_format": 0.8, "unparseable": 0.2, "unjudged": 0.0},
+    intervals={"accuracy": interval(0.6)},
+    task=Mathematics(verifier=MathAnswer()),
+)
+
+
+def printed(*tables):
+    console = Console(width=120)
+    with console.capture() as captured:
+        for table in tables:
+            console.print(table)
+    return captured.get()
+
+
+def test_each_kind_of_task_has_a_table_of_its_own():
+    gains = [
+        Gain(stage="reason", over="cold_start", name=row.name, difference=interval(0.1), task=row.task)
+        for row in (SUMS, WHOLE)
+    ]
+    parts = by_task(Comparison(results=[WHOLE, SUMS, replace(WHOLE, name="ood")], gains=gains))
+    assert [[row.name for row in results] for results, _ in parts] == [["test", "ood"], ["sums"]]
+    assert [[gain.name for gain in found] for _, found in parts] == [["test"], ["sums"]]
+    assert lines(*parts[1][0]) == [["reason", "sums", "5", "60.0 [50.0, 70.0]", "80.0", "20.0"]]
+
+
+def test_the_tables_of_a_run_without_labels_know_no_labels():
+    gain = Gain(stage="reason", over="cold_start", name="sums", difference=interval(0.1), task=SUMS.task)
+    text = printed(results_table([SUMS]), gains_table(SUMS.task, [gain]))
+    assert "Accuracy gained over the stage it started from" in text
+    assert not [word for word in ("UAR", "WAR", "motion", "ecognition") if word in text]
+    text = printed(results_table([WHOLE]), gains_table(WHOLE.task, [replace(gain, task=WHOLE.task)]))
+    assert all(word in text for word in ("Recognition by stage, in %", "UAR gained over", "WAR"))

@@ -13,7 +13,7 @@ import yaml
 from lightning_mmrl.curriculum.artifacts import SEAL, write_artifact
 from lightning_mmrl.curriculum.handoff import check_handoff
 from lightning_mmrl.curriculum.manifest import FinishedStage, Manifest
-from lightning_mmrl.curriculum.publish import publish
+from lightning_mmrl.curriculum.publish import evaluated_tasks, model_card, publish
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.models.export import export_checkpoint
 from lightning_mmrl.models.families.qwen2_5_omni import OmniThinker
@@ -105,3 +105,47 @@ def test_nothing_is_overwritten_and_nothing_half_written(run, tmp_path, monkeypa
     with pytest.raises(StageError, match=r"config\.json is missing or changed"):
         publish(run, tmp_path / "other")
     assert not list(tmp_path.glob("other*"))
+
+
+SUMS = {"task": {"type": "mathematics", "headline": "accuracy", "scores": ["accuracy", "valid_format"]}}
+
+
+def card_of(run, tmp_path, entry, labels, **metrics):
+    """The metadata and the text of a card whose last stage has these metrics on the set `test`."""
+    facts = {**check_handoff(run), "labels": labels}
+    config = json.loads((run / "config.json").read_text())
+    result = StageResult(
+        name="reason",
+        handoff="-",
+        handoff_digest=facts["digest"],
+        input_digest="-",
+        metrics={f"reason/test/{key}": value for key, value in metrics.items()},
+        seconds={},
+    )
+    folder = tmp_path / "evaluation"
+    folder.mkdir()
+    (folder / "evaluation.json").write_text(json.dumps({"test": entry}))
+    stage = FinishedStage(digest="-", content={}, result=result, training_metrics={})
+    tasks = evaluated_tasks(folder, labels)
+    text = model_card("Sums", facts, config, [stage], tasks=tasks)
+    return yaml.safe_load(text.split("---\n")[1])["model-index"][0]["results"], text
+
+
+def test_the_card_of_a_model_without_labels_speaks_of_its_own_task(run, tmp_path):
+    found, text = card_of(run, tmp_path, SUMS, ["0", "1"], valid_format=0.5, accuracy=0.25, unjudged=0.0)
+    assert [result["task"]["type"] for result in found] == ["mathematics"]
+    assert found[0]["metrics"] == [{"type": "accuracy", "value": 0.25}, {"type": "valid_format", "value": 0.5}]
+    assert "| set | accuracy | valid_format |" in text
+    assert "| test | 25.0 | 50.0 |" in text
+    assert not [word for word in ("UAR", "uar", "WAR", "motion", "Labels") if word in text]
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind"), [(["angry", "sad"], "emotion-recognition"), (["circle", "square"], "classification")]
+)
+def test_the_card_of_closed_labels_says_whether_they_are_emotions(run, tmp_path, labels, kind):
+    found, text = card_of(run, tmp_path, {}, labels, uar=0.25, war=0.5, accuracy=1.0)
+    assert found[0]["task"]["type"] == kind
+    assert [metric["type"] for metric in found[0]["metrics"]] == ["war", "uar"]
+    assert f"- Labels: {', '.join(labels)}" in text
+    assert ("Which emotion?" in text) == (kind == "emotion-recognition")

@@ -3,26 +3,33 @@ import json
 import pytest
 
 from lightning_mmrl.errors import DataError
-from lightning_mmrl.evaluation.consistency import CueLexicon
-from lightning_mmrl.evaluation.records import Prediction, class_indices, judge
-from lightning_mmrl.prompts.labels import LabelMatcher
+from lightning_mmrl.evaluation.records import Judgement
+from lightning_mmrl.evaluation.tasks.closed_labels import ClosedLabels, class_indices
 from lightning_mmrl.types.records import Completion, Sample
 
-MATCHER = LabelMatcher(labels=("angry", "sad"))
-LEXICON = CueLexicon(
-    cues={"face": {"lowered": ["lowered brows"]}, "voice": {"fast": ["fast"], "slow": ["slow"]}},
-    cue_to_label={"lowered+fast": "angry", "lowered+slow": "sad"},
-)
+CUES = {
+    "labels": ["angry", "sad"],
+    "cues": {"face": {"lowered": ["lowered brows"]}, "voice": {"fast": ["fast"], "slow": ["slow"]}},
+    "cue_to_label": {"lowered+fast": "angry", "lowered+slow": "sad"},
+}
 SAMPLE = Sample(id="clip", messages=(), solution="Anger", speaker="s1")
 
 
-def judged(text, lexicon=LEXICON, sample=SAMPLE):
-    return judge(sample, Completion(text=text, num_tokens=1, truncated=False), MATCHER, lexicon)
+@pytest.fixture(scope="module")
+def lexicon(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cues") / "labels.json"
+    path.write_text(json.dumps(CUES))
+    return str(path)
 
 
-def test_a_full_answer():
+def judged(text, lexicon=None, sample=SAMPLE):
+    task = ClosedLabels(labels=("angry", "sad"), cue_lexicon=lexicon)
+    return task.judge(sample, Completion(text=text, num_tokens=1, truncated=False))
+
+
+def test_a_full_answer(lexicon):
     text = "<think>Lowered brows, fast.</think><answer>Anger</answer>"
-    assert judged(text) == Prediction(
+    assert judged(text, lexicon) == Judgement(
         sample_id="clip", speaker="s1", truth="angry", predicted="angry", valid_format=True, consistent=True, text=text
     )
 
@@ -40,8 +47,8 @@ def test_a_full_answer():
         ("Lowered brows, fast, angry", None, False, False),
     ],
 )
-def test_parts_are_judged_apart(text, predicted, valid_format, consistent):
-    prediction = judged(text)
+def test_parts_are_judged_apart(lexicon, text, predicted, valid_format, consistent):
+    prediction = judged(text, lexicon)
     assert (prediction.predicted, prediction.valid_format, prediction.consistent) == (
         predicted,
         valid_format,
@@ -50,7 +57,7 @@ def test_parts_are_judged_apart(text, predicted, valid_format, consistent):
 
 
 def test_without_a_lexicon_consistency_is_unknown():
-    assert judged("<think>Lowered brows, fast.</think><answer>angry</answer>", lexicon=None).consistent is None
+    assert judged("<think>Lowered brows, fast.</think><answer>angry</answer>").consistent is None
 
 
 @pytest.mark.parametrize("solution", [None, "calm"])
@@ -65,7 +72,7 @@ def test_json_is_one_ascii_line_and_comes_back(text):
     line = prediction.to_json()
     assert line.isascii()
     assert len(line.splitlines()) == 1
-    assert Prediction.from_json(line) == prediction
+    assert Judgement.from_json(line) == prediction
 
 
 def test_wrong_lines_are_refused():
@@ -74,7 +81,7 @@ def test_wrong_lines_are_refused():
     lines.append(json.dumps({key: value for key, value in good.items() if key != "truth"}))
     for line in lines:
         with pytest.raises(DataError, match="prediction"):
-            Prediction.from_json(line)
+            Judgement.from_json(line)
 
 
 def test_class_indices_follow_the_labels():

@@ -10,8 +10,7 @@ from pathlib import Path
 import judge_verdicts
 import pytest
 
-from lightning_mmrl.evaluation.records import judge
-from lightning_mmrl.prompts.labels import LabelMatcher
+from lightning_mmrl.evaluation.tasks.closed_labels import ClosedLabels
 from lightning_mmrl.types.records import Completion, Sample
 
 ROOT = Path(__file__).parents[3]
@@ -95,8 +94,8 @@ def test_the_command_prints_the_shares_and_says_with_its_code_whether_they_suffi
 def test_evaluation_reads_what_the_reward_reads():
     """Accuracy in training and in evaluation are of one matcher."""
     for case in judge_verdicts.read_cases("label"):
-        matcher = LabelMatcher(labels=judge_verdicts.LABELS[case.labels])
+        task = ClosedLabels(labels=judge_verdicts.LABELS[case.labels])
         text = f"<think>Lowered brows.</think><answer>{case.answer}</answer>"
         sample = Sample(id="clip", messages=(), solution=case.solution)
-        judged = judge(sample, Completion(text=text, num_tokens=9, truncated=False), matcher)
+        judged = task.judge(sample, Completion(text=text, num_tokens=9, truncated=False))
         assert float(judged.predicted == judged.truth) == judge_verdicts.reward_of(case), case

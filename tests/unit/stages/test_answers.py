@@ -6,8 +6,8 @@ import pytest
 
 from lightning_mmrl.data.sampler import Share
 from lightning_mmrl.errors import RolloutError
-from lightning_mmrl.evaluation.records import Prediction
-from lightning_mmrl.prompts.labels import LabelMatcher
+from lightning_mmrl.evaluation.records import Judgement
+from lightning_mmrl.evaluation.tasks.closed_labels import ClosedLabels
 from lightning_mmrl.protocols.ranks import Alone
 from lightning_mmrl.stages.answers import AnswerEvaluator, Validation, all_predictions
 from lightning_mmrl.types.records import Completion, Sample
@@ -17,7 +17,7 @@ LABELS = ("angry", "sad")
 
 def prediction(number):
     truth, predicted = LABELS[number % 2], LABELS[number % 3 == 0]
-    return Prediction(
+    return Judgement(
         sample_id=f"s{number}",
         speaker=None,
         truth=truth,
@@ -55,7 +55,7 @@ def test_repeated_samples_count_once_and_the_order_is_that_of_the_manifest():
 
 def test_all_ranks_get_the_metrics_of_one_process():
     rows, judged = shares(13, 6)
-    evaluator = AnswerEvaluator(engine=None, matcher=LabelMatcher(labels=LABELS))  # type: ignore[arg-type]
+    evaluator = AnswerEvaluator(engine=None, task=ClosedLabels(labels=LABELS))  # type: ignore[arg-type]
     alone = Validation(evaluator)
     alone._judged = [rows]
     expected = alone.finish()
@@ -110,13 +110,13 @@ def test_an_answer_that_is_not_finite_on_one_rank_ends_the_walk_of_all(own, othe
         yield
         passed.append("safe point")
 
-    evaluator = AnswerEvaluator(engine=Engine(own), matcher=LabelMatcher(labels=LABELS), rank_local=rank_local)  # type: ignore[arg-type]
+    evaluator = AnswerEvaluator(engine=Engine(own), task=ClosedLabels(labels=LABELS), rank_local=rank_local)  # type: ignore[arg-type]
     with pytest.raises(RolloutError, match="no finite probabilities for sample s1"):
         Validation(evaluator, OfTwo(other)).step(Prompts())  # type: ignore[arg-type]
     assert passed == ["safe point"]
 
 
 def test_ranks_that_all_have_their_answers_go_on():
-    evaluator = AnswerEvaluator(engine=Engine(), matcher=LabelMatcher(labels=LABELS))  # type: ignore[arg-type]
+    evaluator = AnswerEvaluator(engine=Engine(), task=ClosedLabels(labels=LABELS))  # type: ignore[arg-type]
     (found,) = evaluator.evaluate(Prompts(), OfTwo(None))  # type: ignore[arg-type]
     assert found.predicted == "sad"

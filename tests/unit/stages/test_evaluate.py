@@ -13,16 +13,18 @@ from lightning_mmrl.data.datamodules import eval_loader
 from lightning_mmrl.data.prepared import PreparedSet
 from lightning_mmrl.data.schema import read_manifest
 from lightning_mmrl.errors import DataError, StageError
-from lightning_mmrl.evaluation.consistency import CueLexicon
 from lightning_mmrl.evaluation.intervals import ClusterBootstrap
-from lightning_mmrl.prompts.labels import LabelMatcher
+from lightning_mmrl.evaluation.tasks.closed_labels import ClosedLabels
+from lightning_mmrl.evaluation.tasks.multiple_choice import MultipleChoice
 from lightning_mmrl.prompts.template import PromptTemplate
+from lightning_mmrl.rewards.choice_answer import ChoiceAnswer
 from lightning_mmrl.settings.run import EvaluationSettings
 from lightning_mmrl.stages.answers import AnswerEvaluator, Validation
 from lightning_mmrl.stages.evaluate import EvaluatedSet, EvaluationModule
 from lightning_mmrl.types.records import Completion, Message, Sample
 
 LABELS = ("angry", "sad")
+TASK = ClosedLabels(labels=LABELS)
 ANSWER = "<think>a smile</think><answer>{}</answer>"
 
 
@@ -48,14 +50,18 @@ def sample(name, solution):
     return Sample(id=name, messages=(Message(role="user", content="?"),), solution=solution)
 
 
-def evaluator(lexicon=None):
-    return AnswerEvaluator(engine=Engine(), matcher=LabelMatcher(labels=LABELS), lexicon=lexicon)
+def evaluator():
+    return AnswerEvaluator(engine=Engine(), task=TASK)
 
 
-def module(directory, *sets, **how):
+def evaluated(num_samples, left_out=(), name="test", task=TASK):
+    return EvaluatedSet(name=name, num_samples=num_samples, task=task, left_out=left_out)
+
+
+def module(directory, *sets):
     return EvaluationModule(
         nn.Linear(1, 1),  # type: ignore[arg-type]
-        evaluator(**how),
+        evaluator(),
         sets=sets,
         directory=directory,
         bootstrap=ClusterBootstrap(settings=EvaluationSettings(num_resamples=20)),
@@ -67,7 +73,7 @@ LEFT_OUT = ((sample("x", "sad"), "x.wav: too short"), (sample("y", "sad"), "y.wa
 
 
 def results(directory, left_out, **how):
-    found = module(directory, EvaluatedSet(name="test", num_samples=9, left_out=left_out), **how)
+    found = module(directory, evaluated(9, left_out, **how))
     for batch in (SAD[:4], SAD[4:] + ANGRY):
         found.test_step(Prompts(*batch), 0)
     found.on_test_epoch_end()
@@ -103,7 +109,7 @@ def test_an_excluded_sample_is_named_and_the_headline_comes_both_ways(tmp_path):
 
 
 def test_a_class_of_which_everything_was_left_out_counts_in_the_average(tmp_path):
-    found = module(tmp_path, EvaluatedSet(name="test", num_samples=6, left_out=((sample("x", "angry"), "broken"),)))
+    found = module(tmp_path, evaluated(6, left_out=((sample("x", "angry"), "broken"),)))
     found.test_step(Prompts(*SAD), 0)
     found.on_test_epoch_end()
     metrics = found.results["test"]["metrics"]
@@ -111,19 +117,37 @@ def test_a_class_of_which_everything_was_left_out_counts_in_the_average(tmp_path
 
 
 def test_grounding_counts_both_ways_where_thoughts_are_judged(tmp_path):
-    lexicon = CueLexicon(
-        cues={"face": {"smile": ("a smile",), "frown": ("a frown",)}},
-        cue_to_label={"smile": "sad", "frown": "angry"},
-    )
-    metrics = results(tmp_path, LEFT_OUT, lexicon=lexicon)["metrics"]
+    cues = {"face": {"smile": ["a smile"], "frown": ["a frown"]}}
+    lexicon = {"labels": LABELS, "cues": cues, "cue_to_label": {"smile": "sad", "frown": "angry"}}
+    (tmp_path / "labels.json").write_text(json.dumps(lexicon))
+    task = ClosedLabels(labels=LABELS, cue_lexicon=str(tmp_path / "labels.json"))
+    metrics = results(tmp_path, LEFT_OUT, task=task)["metrics"]
     assert (metrics["grounded"], metrics["consistency"]) == pytest.approx((6 / 9, 1.0))
     assert metrics["grounded_counted_wrong"] == pytest.approx(6 / 11)
     assert metrics["consistency_counted_wrong"] == pytest.approx(9 / 11)
 
 
+def test_each_set_is_judged_by_its_own_task(tmp_path):
+    quiz = MultipleChoice(reader=ChoiceAnswer())
+    found = module(
+        tmp_path, evaluated(6), evaluated(2, name="quiz", task=quiz, left_out=((sample("q9", "A"), "broken"),))
+    )
+    found.test_step(Prompts(*SAD), 0, 0)
+    found.test_step(Prompts(sample("q1", "A"), sample("q2", "B")), 0, 1)
+    found.on_test_epoch_end()
+    assert "task" not in found.results["test"]
+    assert found.results["quiz"]["task"]["type"] == "multiple-choice"
+    assert found.results["quiz"]["metrics"] == pytest.approx(
+        {"accuracy": 0.0, "valid_format": 1.0, "unparseable": 1.0}
+        | {"accuracy_counted_wrong": 0.0, "valid_format_counted_wrong": 2 / 3}
+    )
+    assert set(found.results["quiz"]["intervals"]) == {"accuracy", "accuracy_counted_wrong"}
+    assert {path.name for path in tmp_path.iterdir()} == {"evaluation.json", "test.jsonl", "test.png", "quiz.jsonl"}
+
+
 @pytest.mark.parametrize("judged", [0, 1, 8, 10])
 def test_an_evaluation_of_another_number_of_samples_is_an_error_and_writes_nothing(tmp_path, judged):
-    found = module(tmp_path / "out", EvaluatedSet(name="test", num_samples=9, left_out=LEFT_OUT))
+    found = module(tmp_path / "out", evaluated(9, left_out=LEFT_OUT))
     for each in [*SAD, *ANGRY, sample("z", "sad")][:judged]:
         found.test_step(Prompts(each), 0)
     with pytest.raises(StageError, match=f"the evaluation on test judged {judged} of 9 samples: its loop ended early"):
@@ -164,7 +188,7 @@ def run_test(module, loader, tmp_path):
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 def test_a_loop_that_lightning_ends_in_silence_does_not_pass_for_an_evaluation(tmp_path, monkeypatch):
     monkeypatch.setattr("lightning_mmrl.stages.evaluate.place", lambda *_: None)
-    judging = module(tmp_path, EvaluatedSet(name="test", num_samples=5))
+    judging = module(tmp_path, evaluated(5))
     loader = DataLoader(Short(), batch_size=1, collate_fn=lambda items: Prompts(*items))
     with pytest.raises(StageError, match="the evaluation on test judged 2 of 5 samples"):
         run_test(judging, loader, tmp_path)
@@ -177,7 +201,7 @@ def test_an_encoder_that_ends_the_loop_is_an_error_that_names_the_sample(tmp_pat
     samples = read_manifest(write(root, *[row(name) for name in "abc"]), root)
     prepared = PreparedSet(samples, media_root=root, pipeline=parts, template=PromptTemplate(), supervised=False)
     prepared.prepare("train.jsonl", Monitor())
-    judging = module(tmp_path, EvaluatedSet(name="test", num_samples=3))
+    judging = module(tmp_path, evaluated(3))
     loader, asked = eval_loader(prepared, batch_size=1, pad_token_id=0), []
     original = parts.encoder.encode_prompt
 

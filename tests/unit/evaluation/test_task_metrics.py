@@ -5,14 +5,15 @@ import pytest
 import torch
 
 from lightning_mmrl.errors import DataError
-from lightning_mmrl.evaluation.emotion import EmotionMetrics
-from lightning_mmrl.evaluation.records import Prediction
+from lightning_mmrl.evaluation.records import Judgement
+from lightning_mmrl.evaluation.task_metrics import TaskMetrics
+from lightning_mmrl.evaluation.tasks.closed_labels import ClosedLabels
 
-LABELS = ("angry", "happy", "sad")
+TASK = ClosedLabels(labels=("angry", "happy", "sad"))
 
 
 def prediction(truth, predicted, *, valid_format=True, consistent=None):
-    return Prediction(
+    return Judgement(
         sample_id="x",
         speaker=None,
         truth=truth,
@@ -33,7 +34,7 @@ PREDICTIONS = [
 
 
 def computed(*batches):
-    metrics = EmotionMetrics(labels=LABELS)
+    metrics = TaskMetrics(TASK)
     for batch in batches:
         metrics.update(batch)
     return metrics.compute()
@@ -68,7 +69,7 @@ def test_consistency_is_there_only_if_it_was_judged():
 
 
 def test_reset_forgets():
-    metrics = EmotionMetrics(labels=LABELS)
+    metrics = TaskMetrics(TASK)
     metrics.update(PREDICTIONS)
     metrics.reset()
     metrics.update([prediction("sad", "sad")])
@@ -83,17 +84,16 @@ def test_no_predictions_give_nan():
 
 def test_every_state_is_summed_over_ranks():
     """Adding the states of two shards, as the reduction does, equals one process."""
-    shards = [EmotionMetrics(labels=LABELS), EmotionMetrics(labels=LABELS)]
+    shards = [TaskMetrics(TASK), TaskMetrics(TASK)]
     shards[0].update(PREDICTIONS[:2])
     shards[1].update(PREDICTIONS[2:])
-    joined = EmotionMetrics(labels=LABELS)
+    joined = TaskMetrics(TASK)
     joined.update([])
     for name, reduction in joined._reductions.items():
         values = torch.stack([getattr(shard, name) for shard in shards])
         setattr(joined, name, reduction(values))
     assert joined.compute() == computed(PREDICTIONS)
-    counts = {"num_valid_format", "num_consistent", "num_judged_consistency", "num_grounded"}
-    assert set(joined._reductions) == {"confusion", *counts}
+    assert set(joined._reductions) == {"sums"}
 
 
 def test_an_unknown_label_is_an_error():
@@ -102,6 +102,6 @@ def test_an_unknown_label_is_an_error():
 
 
 def test_state_survives_pickling():
-    metrics = EmotionMetrics(labels=LABELS)
+    metrics = TaskMetrics(TASK)
     metrics.update(PREDICTIONS)
     assert pickle.loads(pickle.dumps(metrics)).compute() == computed(PREDICTIONS)

@@ -1,0 +1,80 @@
+"""Free-form mathematics: a verifier says whether the answer equals the solution."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+from lightning_mmrl.errors import ConfigError, DataError
+from lightning_mmrl.evaluation.records import Judgement
+from lightning_mmrl.evaluation.tasks.guarded import GuardedJudge, Judge
+from lightning_mmrl.evaluation.tasks.task import VALID_FORMAT, Measure, Task
+from lightning_mmrl.prompts.scanner import scan
+from lightning_mmrl.types.records import Completion, Sample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mathematics(Task):
+    """Accuracy by a verifier, such as the reward `MathAnswer`: an answer is right if the verifier gives it 1 or more.
+
+    The verifier runs in a process that is killed `deadline_s` seconds after it got an answer. If it gives no value, the
+    answer counts as wrong, and `unjudged` is the share of such answers. `unparseable` is the share of completions
+    without one unambiguous `<answer>`.
+
+    Raises:
+        ConfigError: The deadline is not positive.
+    """
+
+    verifier: Judge
+    deadline_s: float = 8.0
+
+    kind: ClassVar[str] = "mathematics"
+    title: ClassVar[str] = "Mathematics by stage"
+    headline: ClassVar[str] = "accuracy"
+    measures: ClassVar[Sequence[Measure]] = (
+        Measure(name="accuracy", title="accuracy", interval=True),
+        VALID_FORMAT,
+        Measure(name="unparseable", title="no answer", validated=False, on_card=False),
+        Measure(name="unjudged", title="unjudged", validated=False, in_table=False, on_card=False),
+    )
+
+    def __post_init__(self) -> None:
+        if not self.deadline_s > 0:
+            raise ConfigError(f"deadline_s is {self.deadline_s}; it must be above 0 seconds")
+
+    @cached_property
+    def guarded(self) -> GuardedJudge:
+        """The verifier in its process."""
+        return GuardedJudge(self.verifier, self.deadline_s)
+
+    def truth(self, sample: Sample) -> str:
+        """The sample's solution.
+
+        Raises:
+            DataError: The verifier cannot read it.
+        """
+        verdict = self.guarded(sample, Completion(text="", num_tokens=0, truncated=False))
+        if verdict.problem is not None:
+            raise DataError(
+                f"sample {sample.id!r} has the solution {sample.solution!r}, which cannot be judged "
+                f"({verdict.problem}); correct the manifest, or give the set another task"
+            )
+        return sample.solution or ""
+
+    def judge(self, sample: Sample, completion: Completion) -> Judgement:
+        """Judges format and answer; an answer without a verdict is wrong."""
+        scanned = scan(completion.text)
+        verdict = self.guarded(sample, completion)
+        return Judgement(
+            sample_id=sample.id,
+            speaker=sample.speaker,
+            truth=sample.solution or "",
+            predicted=scanned.answer,
+            valid_format=scanned.valid,
+            text=completion.text,
+            scores={
+                "accuracy": float(verdict.value is not None and verdict.value >= 1),
+                "unparseable": float(scanned.answer is None),
+                "unjudged": float(verdict.value is None),
+            },
+        )

@@ -1,0 +1,159 @@
+"""The base of all tasks: a task says how an answer is judged, which metrics follow, and what is reported of them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_mmrl.errors import DataError
+from lightning_mmrl.evaluation.metrics import ratio
+from lightning_mmrl.evaluation.records import Judgement
+from lightning_mmrl.types.records import Completion, Sample
+
+Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+"""Maps sums over samples, [..., D], to the value of a metric, [...]."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measure:
+    """One metric of a task, and where it is shown; all but recalls of labels have a title of their own.
+
+    Attributes:
+        name: Key of the metric.
+        title: Name for humans, such as a table's column.
+        interval: Whether it has a bootstrap interval.
+        validated: Whether validations report it, and evaluations count left-out samples as wrong in a second value.
+        in_table: Whether tables of results show it.
+        on_card: Whether model cards show it.
+    """
+
+    name: str
+    title: str
+    interval: bool = False
+    validated: bool = True
+    in_table: bool = True
+    on_card: bool = True
+
+
+VALID_FORMAT = Measure(name="valid_format", title="valid format")
+
+
+class Task(ABC):
+    """Judges answers and measures them; a subclass is one file, and `_target_` chooses it.
+
+    All metrics are functions of sums over samples. So one definition serves the metrics, their bootstrap intervals and
+    paired differences. In this class, the sums are of `Judgement.scores`, and each metric is a mean. A subclass whose
+    metrics are no means overrides `unit_sums`, `statistic` and `measured`.
+
+    A task is built before the data exist, and for its names alone also without what is nested in its node. So
+    `__init__` opens no file and does not use a judge.
+    """
+
+    kind: ClassVar[str]
+    """The task's type on model cards."""
+    title: ClassVar[str]
+    """Begin of the title of a table of results."""
+    headline: ClassVar[str]
+    """The metric of gains and of the progress line; it has an interval."""
+    measures: ClassVar[Sequence[Measure]]
+    """The metrics in their order; here, each is the mean of the score of its name."""
+
+    @abstractmethod
+    def truth(self, sample: Sample) -> Any:
+        """The right answer.
+
+        Raises:
+            DataError: The task cannot read the sample's solution.
+        """
+
+    @abstractmethod
+    def judge(self, sample: Sample, completion: Completion) -> Judgement:
+        """Judges one completion; an answer that cannot be read is wrong.
+
+        Raises:
+            DataError: As `truth`.
+        """
+
+    def check(self, manifest: str, samples: Sequence[Sample]) -> None:
+        """Refuses samples whose answers could not be judged.
+
+        Raises:
+            DataError: Naming the manifest, the sample, its solution and the fix.
+        """
+        for sample in samples:
+            try:
+                self.truth(sample)
+            except DataError as error:
+                raise DataError(f"{manifest}: {error}") from error
+
+    def unanswered(self, sample: Sample) -> Judgement:
+        """The judgement of a sample that could not be loaded: an empty answer, which is wrong."""
+        return self.judge(sample, Completion(text="", num_tokens=0, truncated=False))
+
+    def metric_names(self) -> Sequence[str]:
+        """The metrics that an evaluated set may have."""
+        return [each.name for each in self.measures]
+
+    def validated_names(self) -> Sequence[str]:
+        """The metrics that a validation may have."""
+        known = self.metric_names()
+        return [each.name for each in self.measures if each.validated and each.name in known]
+
+    @property
+    def headline_title(self) -> str:
+        """The headline for humans."""
+        return next(each.title for each in self.measures if each.name == self.headline)
+
+    def unit_sums(
+        self, judgements: Sequence[Judgement], units: NDArray[np.int64], num_units: int
+    ) -> NDArray[np.float64]:
+        """Sums over the samples of each unit, [S, D], where `units` [N] has the index of each sample's unit.
+
+        Raises:
+            DataError: A judgement is of another task.
+        """
+        names = [each.name for each in self.measures]
+        sums = np.zeros((num_units, len(names) + 1))
+        rows = [[*(_score(each, name) for name in names), 1.0] for each in judgements]
+        np.add.at(sums, units, np.array(rows).reshape(len(rows), len(names) + 1))
+        return sums
+
+    def statistic(self, name: str) -> Statistic:
+        """The metric of a name as a function of sums, [..., D] to [...]; NaN without samples."""
+        place = [each.name for each in self.measures].index(name)
+        return lambda sums: ratio(sums[..., place], sums[..., -1])
+
+    def measured(self, sums: NDArray[np.float64]) -> dict[str, float]:
+        """All metrics of sums, [D]; NaN without samples."""
+        return {each.name: float(self.statistic(each.name)(sums)) for each in self.measures}
+
+    def metrics(self, judgements: Sequence[Judgement]) -> dict[str, float]:
+        """All metrics of judged samples.
+
+        Raises:
+            DataError: As `unit_sums`.
+        """
+        return self.measured(self.unit_sums(judgements, np.zeros(len(judgements), dtype=np.int64), 1)[0])
+
+    def save_figure(self, judgements: Sequence[Judgement], path: Path, title: str) -> None:
+        """Writes a figure as PNG; here there is none."""
+        return
+
+    def described(self) -> dict[str, Any]:
+        """What a result on disk says of its task in plain values, for readers that have no configuration."""
+        scores = [each.name for each in self.measures if each.on_card]
+        return {"task": {"type": self.kind, "headline": self.headline, "scores": scores}}
+
+
+def _score(judgement: Judgement, name: str) -> float:
+    if name == VALID_FORMAT.name:
+        return float(judgement.valid_format)
+    if name not in judgement.scores:
+        raise DataError(
+            f"prediction {judgement.sample_id!r} has no {name!r}, so it was judged by another task; evaluate again"
+        )
+    return judgement.scores[name]

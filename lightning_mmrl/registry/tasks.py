@@ -1,0 +1,67 @@
+"""The task of each evaluation set and of the validation."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.evaluation.tasks.task import Task
+from lightning_mmrl.registry import targets
+from lightning_mmrl.settings.data import DataSettings
+from lightning_mmrl.settings.run import RunSettings
+
+VALIDATION = "validation"
+"""Name of the validation among the sets; no evaluation set may have it."""
+CLOSED_LABELS = "lightning_mmrl.evaluation.tasks.closed_labels.ClosedLabels"
+
+
+def built_tasks(config: RunSettings) -> dict[str, Task]:
+    """Name to task of the validation and of each evaluation set, ready to judge; sets without a task share one.
+
+    Raises:
+        ConfigError: A task cannot be built, or its target is no task.
+    """
+    return _tasks(config, targets.build)
+
+
+def task_outlines(config: RunSettings) -> dict[str, Task]:
+    """As `built_tasks`, but for their names alone: what is nested in a task's node, such as a verifier, is left out.
+
+    Verifiers take long to import, and `mmrl plan` needs none.
+    """
+    return _tasks(config, _outline)
+
+
+def task_of_result(name: str, tasks: Mapping[str, Task]) -> Task:
+    """The task of a result by its name: a set, an ablation of one (`test-silent`), or a set of an earlier call."""
+    return tasks.get(name) or tasks.get(name.rpartition("-")[0]) or tasks[VALIDATION]
+
+
+def _tasks(config: RunSettings, build: Callable[[Mapping[str, Any], str], Any]) -> dict[str, Task]:
+    of_dataset = _checked(_node_of(config.data), "data.task", build)
+    own = {
+        name: _checked(each.task, f"evaluation.sets.{name}.task", build)
+        for name, each in config.evaluation.sets.items()
+        if each.task is not None
+    }
+    return {VALIDATION: of_dataset, **dict.fromkeys(config.evaluation.sets, of_dataset), **own}
+
+
+def _node_of(data: DataSettings) -> Mapping[str, Any]:
+    """The node of the dataset's task; by default one label of its closed set."""
+    if data.task is not None:
+        return data.task
+    lexicon = None if data.cue_lexicon is None else str(Path(data.root) / data.cue_lexicon)
+    return {"_target_": CLOSED_LABELS, "labels": data.labels, "cue_lexicon": lexicon}
+
+
+def _checked(node: Mapping[str, Any], path: str, build: Callable[[Mapping[str, Any], str], Any]) -> Task:
+    task = build(node, path)
+    if not isinstance(task, Task):
+        raise ConfigError(f"{path}._target_ is {node['_target_']}, which is no Task; derive it from that class")
+    return task
+
+
+def _outline(node: Mapping[str, Any], path: str) -> Any:
+    plain = {key: value for key, value in node.items() if not (isinstance(value, Mapping) and "_target_" in value)}
+    return targets.build(plain, path, **dict.fromkeys(node.keys() - plain.keys()))
