@@ -59,7 +59,7 @@ def _preflight_stage(path: str, stage: StageSettings) -> None:
     if stage.data.module is not None:
         _check_takes(f"{path}.data.module", stage.data.module, DATA_GIVES)
     _preflight_optimizer(f"{path}.optimizer", stage.optimizer)
-    _preflight_schedule(f"{path}.schedule", stage.schedule, stage.num_steps)
+    check_schedules(path, stage)
     if stage.rewards is not None:
         parts = {}
         for name, node in stage.rewards.components.items():
@@ -74,10 +74,20 @@ def _preflight_stage(path: str, stage: StageSettings) -> None:
         for part, given in OPTIONAL_PARTS.items():
             if getattr(algorithm, part) is not None:
                 _check_call(f"{path}.algorithm.{part}", getattr(algorithm, part), *given)
-        for part in ("kl", "entropy"):
-            node = getattr(stage.algorithm, part).schedule
-            if node is not None:
-                _preflight_schedule(f"{path}.algorithm.{part}.schedule", node, stage.num_steps)
+
+
+def check_schedules(path: str, stage: StageSettings) -> None:
+    """Tries the schedules of a stage at its first step and, if its length is known, at its last one.
+
+    Raises:
+        ConfigError: A schedule does not take its arguments, or gives a factor that cannot serve.
+    """
+    nodes = {"schedule": stage.schedule}
+    if stage.algorithm is not None:
+        nodes |= {f"algorithm.{part}.schedule": getattr(stage.algorithm, part).schedule for part in ("kl", "entropy")}
+    for name, node in nodes.items():
+        if node is not None:
+            _preflight_schedule(f"{path}.{name}", node, stage.num_steps or 1)
 
 
 def _check_takes(path: str, node: Mapping[str, Any], given: tuple[str, ...]) -> Any:

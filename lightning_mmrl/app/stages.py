@@ -9,6 +9,7 @@ from typing import Any
 from lightning_mmrl.app.algorithm import build_algorithm
 from lightning_mmrl.app.assembly import Assembly
 from lightning_mmrl.app.rewards import training_rewards
+from lightning_mmrl.config.epochs import with_steps
 from lightning_mmrl.config.specs import flattened
 from lightning_mmrl.curriculum.attempt import STATES
 from lightning_mmrl.data.datamodules import Feed, OmniDataModule, ValidationFeed
@@ -51,7 +52,7 @@ class StageBuilder:
 
     def _build(self, spec: StageSpec, start_from: Path, directory: Path, run: TrackedRun) -> LightningJob:
         parts, config = self._assembly, self._assembly.config
-        stage = config.stages[spec.name]
+        stage = with_steps(config, spec.name)
         settings = stage.trainer
         prepare_process(settings, config.seed + spec.index)
         temperature = stage.sampling.temperature if stage.sampling is not None else 1.0

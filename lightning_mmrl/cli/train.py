@@ -7,6 +7,7 @@ from lightning_mmrl.cli.hydra_app import run_with_config, take_flags
 from lightning_mmrl.cli.launch import on_all_ranks
 from lightning_mmrl.cli.memory_table import memory_hint
 from lightning_mmrl.cli.plan import batch_arithmetic
+from lightning_mmrl.config.epochs import with_steps
 from lightning_mmrl.errors import GateError, OutOfMemoryError
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.tracking.store import deliver_leftovers, settle_tracking
@@ -47,7 +48,9 @@ def train(
     settings = config.trainer
     with Interruption() as interruption, joined(settings, interruption) as group:
         for name in config.order if group.leads else ():
-            print(f"{name}: {config.stages[name].num_steps} x {batch_arithmetic(config.stages[name])}")
+            stage = with_steps(config, name)
+            steps = stage.num_steps or f"{stage.num_epochs:g} epochs"
+            print(f"{name}: {steps} x {batch_arithmetic(stage)}")
         with ConsoleProgress(quiet=not group.leads) as console:
             try:
                 outcome = run_curriculum(config, console, selection, group)

@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning_mmrl.curriculum.spec import plan_stages, source_stage
 from lightning_mmrl.files import file_digest
-from lightning_mmrl.settings.renamed import first_name, is_as_before
+from lightning_mmrl.settings.renamed import ADDED, first_name
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.settings.stage import StageSettings
 from lightning_mmrl.types.records import StageSpec
@@ -77,15 +77,17 @@ def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _decisive(config: RunSettings, name: str) -> dict[str, Any]:
     """The keys that decide the outcome of a stage, dotted and by first name, with their values but no credentials."""
     stage = {key: value for key, value in asdict(config.stages[name]).items() if key not in NOT_DECISIVE}
+    if config.stages[name].num_epochs is not None:  # with the digests of the data, this decides the number of steps
+        stage["num_steps"] = config.stages[name].trainer.max_steps
     stage["trainer"] = {"precision": config.stages[name].trainer.precision}
     data = asdict(config.data)
     data["media"] = {"num_frames": config.data.media.num_frames}
     model = asdict(config.model)
     del model["feature_cache"]
+    model["checkpoint"] = config.model.checkpoint_but_build
     shared = {"seed": config.seed, "model": model, "data": data, "prompt": asdict(config.prompt)}
     found = flattened(redacted_tree({**shared, "stage": stage}))
-    model["checkpoint"] = config.model.checkpoint_but_build
-    return {first_name(key): value for key, value in found.items() if not is_as_before(key, value)}
+    return {first_name(key): value for key, value in found.items() if (key, value) not in ADDED.items()}
 
 
 def _evaluated_how(config: RunSettings, name: str, *, with_data: bool) -> str:
@@ -105,9 +107,9 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 
 def cap_steps(stage: StageSettings) -> StageSettings:
-    """Limits the steps of a stage to `trainer.max_steps`, and `validate_every` to the remaining steps."""
+    """Limits the known steps of a stage to `trainer.max_steps`, and `validate_every` to the remaining steps."""
     cap = stage.trainer.max_steps
-    if cap is None or cap >= stage.num_steps:
+    if cap is None or stage.num_steps is None or cap >= stage.num_steps:
         return stage
     every = None if stage.validate_every is None else min(stage.validate_every, cap)
     return replace(stage, num_steps=cap, validate_every=every)

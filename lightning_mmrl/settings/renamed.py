@@ -11,7 +11,7 @@ RENAMED = {
     "rewards.pass_part": "rewards.pass_component",
 }
 """Old to new, by the end of the dotted key; keys below an old one move with it."""
-ADDED = {"prompt.raw": None}
+ADDED = {"prompt.raw": None, "stage.num_epochs": None}
 """Keys that came later, with the value by which a run is as it was before them: a stage's digest leaves that out."""
 
 
@@ -33,15 +33,6 @@ def first_name(key: str) -> str:
     ('stage.rewards.parts.label.labels', 'stage.num_steps')
     """
     return _replaced(key, {new: old for old, new in RENAMED.items()}) or key
-
-
-def is_as_before(key: str, value: Any) -> bool:
-    """True for a key that came later and does not change a run, so that earlier runs continue.
-
-    >>> is_as_before("prompt.raw", None), is_as_before("prompt.raw", "{question}"), is_as_before("prompt.system", None)
-    (True, False, False)
-    """
-    return key in ADDED and value == ADDED[key]
 
 
 def _replaced(key: str, names: Mapping[str, str]) -> str | None:

@@ -91,8 +91,10 @@ class StageSettings:
     """`_target_` of the LightningModule."""
     start_from: str = "previous"
     """base, previous or the name of an earlier stage."""
-    num_steps: int = setting(at_least=1)
-    """Optimizer steps (sft) or iterations (rl)."""
+    num_steps: int | None = setting(None, at_least=1)
+    """Optimizer steps (sft) or iterations (rl); null if num_epochs says how long the stage is."""
+    num_epochs: float | None = setting(None, above=0)
+    """Passes over the stage's data, such as 2 or 0.5, in the place of num_steps; null: num_steps counts."""
     data: StageDataSettings = field(default_factory=StageDataSettings)
     """Training data."""
     optimizer: Any = target()
@@ -126,3 +128,9 @@ class StageSettings:
     """The curriculum continues after this stage only if this bound holds; null: always."""
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     """Devices and precision."""
+
+    @property
+    def steps(self) -> int:
+        """`num_steps` of a stage whose length is known; `config.epochs` finds it for a stage that counts epochs."""
+        assert self.num_steps is not None, "the length of a stage is known before it is built"
+        return self.num_steps

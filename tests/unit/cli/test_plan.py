@@ -13,12 +13,11 @@ from lightning_mmrl.cli.plan import (
     adapters,
     batch_arithmetic,
     conditions,
-    count_samples,
     data_names,
-    num_samples,
     passes,
 )
 from lightning_mmrl.config.compose import compose
+from lightning_mmrl.config.epochs import count_samples, num_samples
 from lightning_mmrl.config.specs import manifest_digests, stage_specs
 from lightning_mmrl.curriculum.attempt import STATES, Attempt, stage_folder
 from lightning_mmrl.curriculum.manifest import FILE, FinishedStage, Manifest
@@ -143,12 +142,12 @@ def test_passes_are_of_what_the_limits_leave(tmp_path):
     steps = [f"data.root={tmp_path}", "stages.reason.num_steps=25", "stages.reason.validate_every=5"]
     config = compose([*steps, "stages.reason.data.limit=100"])
     stage = config.stages["reason"]
-    assert num_samples(config, stage) == 100
+    assert num_samples(stage.data, config.data.root) == 100
     assert passes(stage, 100) == "8.00"
     assert passes(stage, None) == passes(stage, 0) == "?"
     two = "{a: {manifest: train.jsonl, limit: 50, weight: 3}, b: {manifest: more.jsonl}}"
     config = compose([*steps, "stages.reason.data.manifest=null", f"++stages.reason.data.sources={two}"])
-    assert num_samples(config, config.stages["reason"]) == 80
+    assert num_samples(config.stages["reason"].data, config.data.root) == 80
     assert data_names(config.stages["reason"]) == "a 75%, b 25%"
 
 
@@ -314,3 +313,21 @@ def test_a_plan_with_memory_leaves_torch_unloaded(folder):
     )
     assert "reason: memory per rank" in done.stdout
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_stage_of_epochs_shows_its_steps_once_its_data_exist(folder, capsys):
+    epochs = ("stages.reason.num_steps=null", "stages.reason.num_epochs=2", "data.build=null")
+    cells = row(shown(capsys, "plan", *epochs), "reason")
+    assert (cells[4], cells[5], cells[7]) == ("?", "?", "2")
+    (folder / "data" / "emotions").mkdir(parents=True)
+    (folder / "data" / "emotions" / "train.jsonl").write_text("{}\n" * 100)
+    cells = row(shown(capsys, "plan", *epochs), "reason")
+    assert (cells[4], cells[5], cells[7]) == ("100", "7", "2.24")  # ceil(2 x 100 / 32)
+
+
+def test_the_folder_of_a_built_base_is_shown(folder, capsys):
+    place = compose([]).model.checkpoint
+    assert any(line == f"base model {place} (will be built)" for line in shown(capsys, "plan"))
+    (folder / place).mkdir(parents=True)
+    (folder / place / "config.json").write_text("{}")
+    assert any(line == f"base model {place}" for line in shown(capsys, "plan"))

@@ -1,0 +1,55 @@
+"""The length of a stage that counts passes over its data: its steps are known once the data are."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+from lightning_mmrl.config.checks.values import check_stage
+from lightning_mmrl.config.fitting import fitted
+from lightning_mmrl.config.specs import cap_steps
+from lightning_mmrl.settings.data import StageDataSettings
+from lightning_mmrl.settings.run import RunSettings
+from lightning_mmrl.settings.stage import StageSettings
+
+
+def with_steps(config: RunSettings, name: str, say: Callable[[str], object] = lambda line: None) -> StageSettings:
+    """A stage whose `num_steps` follows from `num_epochs` and its data; as configured without epochs or data.
+
+    The steps are ceil(num_epochs * samples / batch_size), at most `trainer.max_steps`. A pass over several sources is
+    as long as all of them together, each within its limit, whatever their weights.
+
+    Args:
+        config: The configuration.
+        name: The stage.
+        say: Gets a sentence for each key that is fitted to few steps, as in `fitted`.
+
+    Raises:
+        ConfigError: A key that counts steps does not fit the length.
+    """
+    stage, path = config.stages[name], f"stages.{name}"
+    samples = num_samples(stage.data, config.data.root)
+    if stage.num_epochs is None or not samples:
+        return stage
+    # By its decimal digits: 1.1 * 50 is 55 steps, and not 56 for the float 55.00000000000001.
+    steps = math.ceil(Fraction(str(stage.num_epochs)) * samples / stage.data.batch_size)
+    known = cap_steps(fitted(replace(stage, num_steps=steps), path, say))
+    check_stage(path, known)
+    return known
+
+
+def num_samples(data: StageDataSettings, root: str) -> int | None:
+    """Number of samples that a stage draws from; None if a manifest does not exist yet."""
+    counts = [(count_samples(source.path), source.limit) for source in data.located(root).values()]
+    if any(count is None for count, _ in counts):
+        return None
+    return sum(min(count or 0, limit or count or 0) for count, limit in counts)
+
+
+def count_samples(manifest: Path) -> int | None:
+    """Number of samples in a manifest; None if it does not exist yet."""
+    if not manifest.is_file():
+        return None
+    with manifest.open("rb") as lines:
+        return sum(1 for line in lines if line.strip())
