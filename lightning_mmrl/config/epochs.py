@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
-from pathlib import Path
 
 from lightning_mmrl.config.checks.values import check_stage
 from lightning_mmrl.config.fitting import fitted
@@ -41,15 +40,11 @@ def with_steps(config: RunSettings, name: str, say: Callable[[str], object] = la
 
 def num_samples(data: StageDataSettings, root: str) -> int | None:
     """Number of samples that a stage draws from; None if a manifest does not exist yet."""
-    counts = [(count_samples(source.path), source.limit) for source in data.located(root).values()]
-    if any(count is None for count, _ in counts):
-        return None
-    return sum(min(count or 0, limit or count or 0) for count, limit in counts)
-
-
-def count_samples(manifest: Path) -> int | None:
-    """Number of samples in a manifest; None if it does not exist yet."""
-    if not manifest.is_file():
-        return None
-    with manifest.open("rb") as lines:
-        return sum(1 for line in lines if line.strip())
+    total = 0
+    for source in data.located(root).values():
+        if not source.path.is_file():
+            return None
+        with source.path.open("rb") as lines:
+            count = sum(1 for line in lines if line.strip())
+        total += min(count, source.limit or count)
+    return total

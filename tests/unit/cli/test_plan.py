@@ -17,13 +17,14 @@ from lightning_mmrl.cli.plan import (
     passes,
 )
 from lightning_mmrl.config.compose import compose
-from lightning_mmrl.config.epochs import count_samples, num_samples
+from lightning_mmrl.config.epochs import num_samples
 from lightning_mmrl.config.specs import manifest_digests, stage_specs
 from lightning_mmrl.curriculum.attempt import STATES, Attempt, stage_folder
 from lightning_mmrl.curriculum.manifest import FILE, FinishedStage, Manifest
 from lightning_mmrl.planning.memory import Lengths, estimate
 from lightning_mmrl.planning.released import RELEASED
 from lightning_mmrl.planning.shapes import read_shape
+from lightning_mmrl.settings.data import StageDataSettings
 from lightning_mmrl.types.records import StageResult
 
 
@@ -182,8 +183,8 @@ def test_an_adapter_is_said_in_words(capsys):
 
 def test_samples_are_lines_that_hold_something(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps({}) + "\n \n{}")
-    assert count_samples(tmp_path / "a.jsonl") == 2
-    assert count_samples(tmp_path / "none.jsonl") is None
+    assert num_samples(StageDataSettings(manifest="a.jsonl"), str(tmp_path)) == 2
+    assert num_samples(StageDataSettings(manifest="none.jsonl"), str(tmp_path)) is None
 
 
 @pytest.mark.parametrize("changed", [False, True])
