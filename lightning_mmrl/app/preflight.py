@@ -88,7 +88,7 @@ def preflight_trained(path: str, stage: StageSettings, given: tuple[str, ...]) -
     """
     make = _check_takes(f"{path}.module", stage.module, given)
     _preflight_optimizer(f"{path}.optimizer", stage.optimizer)
-    _preflight_schedule(f"{path}.schedule", stage.schedule, stage.num_steps)
+    check_schedules(path, stage)
     return make
 
 
@@ -119,10 +119,20 @@ def preflight_algorithm(path: str, stage: StageSettings, make: Any) -> None:
     for part, given in OPTIONAL_PARTS.items():
         if getattr(algorithm, part) is not None:
             _check_call(f"{path}.algorithm.{part}", getattr(algorithm, part), *given)
-    for part in ("kl", "entropy"):
-        node = getattr(stage.algorithm, part).schedule
+
+
+def check_schedules(path: str, stage: StageSettings) -> None:
+    """Tries the schedules of a stage at its first step and, if its length is known, at its last one.
+
+    Raises:
+        ConfigError: A schedule does not take its arguments, or gives a factor that cannot serve.
+    """
+    nodes = {"schedule": stage.schedule}
+    if stage.algorithm is not None:
+        nodes |= {f"algorithm.{part}.schedule": getattr(stage.algorithm, part).schedule for part in ("kl", "entropy")}
+    for name, node in nodes.items():
         if node is not None:
-            _preflight_schedule(f"{path}.algorithm.{part}.schedule", node, stage.num_steps)
+            _preflight_schedule(f"{path}.{name}", node, stage.num_steps or 1)
 
 
 def _check_takes(path: str, node: Mapping[str, Any], given: tuple[str, ...]) -> Any:

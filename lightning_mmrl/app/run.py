@@ -17,8 +17,9 @@ from lightning_mmrl.app.assembly import Assembly, quiet_libraries
 from lightning_mmrl.app.data_checks import check_data, check_made
 from lightning_mmrl.app.evaluation import CheckpointEvaluator
 from lightning_mmrl.app.leader import Follower, Leader
-from lightning_mmrl.app.preflight import preflight
+from lightning_mmrl.app.preflight import check_schedules, preflight
 from lightning_mmrl.app.stages import StageBuilder
+from lightning_mmrl.config.epochs import with_steps
 from lightning_mmrl.config.specs import manifest_digests, stage_specs
 from lightning_mmrl.curriculum.compare import Comparison, compare_stages
 from lightning_mmrl.curriculum.manifest import Manifest
@@ -79,6 +80,8 @@ def run_curriculum(
     with parts.group.first():
         directory = writable(Path(config.output_dir)) / config.run_name
         parts.ensure_data()
+    for name in config.trained:
+        check_schedules(f"stages.{name}", with_steps(config, name, say=parts.console.say))
     for warning in check_data(config):
         parts.console.say(f"warning: {warning}")
     specs = stage_specs(config, manifest_digests(config))

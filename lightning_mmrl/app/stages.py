@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mmrl.app.assembly import Assembly
+from lightning_mmrl.config.epochs import with_steps
 from lightning_mmrl.config.specs import flattened
 from lightning_mmrl.curriculum.artifacts import sealed
 from lightning_mmrl.curriculum.attempt import STATES
@@ -61,12 +62,13 @@ def training_job(
     make_module: MakeModule,
 ) -> LightningJob:
     """The job of a stage that trains, with its data prepared."""
-    config, start_from, stage = parts.config, inputs[WEIGHTS], spec.settings
-    assert isinstance(stage, StageSettings)
+    config, start_from = parts.config, inputs[WEIGHTS]
+    sources = data_sources(spec, inputs, config.data.root)
+    stage = with_steps(config, spec.name, sources.values())
     prepare_process(stage.trainer, spec.seed)
     encoder = parts.encoder(start_from)
     policy = _policy(spec, stage, start_from, encoder, parts)
-    datamodule = _datamodule(spec, stage, inputs, encoder, parts)
+    datamodule = _datamodule(spec, stage, sources, encoder, parts)
     title, resources = parts.title(spec), ExitStack()
 
     def say(message: str) -> None:
@@ -139,13 +141,17 @@ def _policy(spec: StageSpec, stage: StageSettings, start_from: Path, encoder: Pr
 
 
 def _datamodule(
-    spec: StageSpec, stage: StageSettings, inputs: Mapping[str, Path], encoder: PromptEncoder, parts: Assembly
+    spec: StageSpec,
+    stage: StageSettings,
+    sources: Mapping[str, SourceSettings],
+    encoder: PromptEncoder,
+    parts: Assembly,
 ) -> OmniDataModule:
     data = parts.config.data
     feed = Feed(
         settings=stage,
         supervised=kind_of(stage, f"stages.{spec.name}").supervised,
-        sources=data_sources(spec, inputs, data.root),
+        sources=sources,
         seed=spec.seed,
         matcher=parts.matcher,
     )

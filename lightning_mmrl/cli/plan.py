@@ -8,6 +8,7 @@ from rich.table import Table
 
 from lightning_mmrl.cli.hydra_app import run_with_config, take_flags
 from lightning_mmrl.cli.memory_table import show_memory
+from lightning_mmrl.config.epochs import num_samples, with_steps
 from lightning_mmrl.config.specs import manifest_digests, stage_specs
 from lightning_mmrl.curriculum.attempt import STATES, Attempt, stage_folder
 from lightning_mmrl.curriculum.changes import same_content
@@ -45,20 +46,22 @@ def plan(config: RunSettings, lengths: Lengths) -> None:
     console = report_console(width=140)
     directory = Path(config.output_dir) / config.run_name
     manifest, specs = Manifest.read(directory), stage_specs(config, manifest_digests(config))
+    stages = {name: with_steps(config, name) for name in config.trained}
     table = Table(title=f"{config.run_name}: {len(config.order)} stages")
     for name in ("stage", "kind", "starts from", "data", "samples", "steps", "per step", "passes", "state"):
         table.add_column(name)
     for spec in specs:
-        stage = config.stages[spec.name]
-        samples = num_samples(config, stage)
+        stage = stages.get(spec.name) or config.stages[spec.name]
+        samples = num_samples(stage.data.located(config.data.root).values())
         source = spec.source or f"base model {config.model.checkpoint_but_build}"
-        steps = (str(stage.num_steps), passes(stage, samples)) if isinstance(stage, StageSettings) else ("-", "1.00")
+        trained = isinstance(stage, StageSettings)
+        steps = (str(stage.num_steps or "?"), passes(stage, samples)) if trained else ("-", "1.00")
         table.add_row(
             spec.name, stage.kind, source, data_names(stage), "?" if samples is None else str(samples),
             steps[0], kind_of(stage, spec.name).describe(stage), steps[1], state(spec, manifest, directory),
         )  # fmt: skip
     console.print(table)
-    for name, stage in config.trained.items():
+    for name, stage in stages.items():
         for line in [*adapters(stage), *conditions(stage)]:
             console.print(f"{name:<12} {line}")
     for spec in specs:
@@ -69,6 +72,9 @@ def plan(config: RunSettings, lengths: Lengths) -> None:
     console.print(f"evaluated after each stage on {sets}")
     to_generate = config.data.build is not None and not Path(config.data.root).is_dir()
     console.print(f"dataset      {config.data.root}{' (will be generated)' if to_generate else ''}")
+    if config.model.build is not None:
+        built = (Path(config.model.checkpoint) / "config.json").is_file()
+        console.print(f"base model   {config.model.checkpoint}{'' if built else ' (will be built)'}", soft_wrap=True)
     console.print(f"run folder   {directory}")
     tell_leftovers(config, console.print)
     console.print(f"tracking     {redact(config.tracking.uri or 'none')}")
@@ -102,15 +108,6 @@ def data_names(stage: NodeSettings) -> str:
     return ", ".join(f"{name} {source.weight / total:.0%}" for name, source in stage.data.sources.items())
 
 
-def num_samples(config: RunSettings, stage: NodeSettings) -> int | None:
-    """Number of samples that a stage draws from; None if a manifest does not exist yet."""
-    sources = stage.data.located(config.data.root).values()
-    counts = [(count_samples(each.path) if each.manifest else None, each.limit) for each in sources]
-    if any(count is None for count, _ in counts):
-        return None
-    return sum(min(count or 0, limit or count or 0) for count, limit in counts)
-
-
 def conditions(stage: StageSettings) -> list[str]:
     """The phases, the early end, the evaluation sets and the gate of a stage, a line each, where it has them."""
     stop, gate = stage.stop_when, stage.gate
@@ -142,14 +139,6 @@ def adapters(stage: StageSettings) -> list[str]:
 
 def passes(stage: StageSettings, samples: int | None) -> str:
     """Number of passes that a stage makes over its data."""
-    if not samples:
-        return "?"
-    return f"{stage.num_steps * stage.data.batch_size / samples:.2f}"
-
-
-def count_samples(manifest: Path) -> int | None:
-    """Number of samples in a manifest; None if it does not exist yet."""
-    if not manifest.is_file():
-        return None
-    with manifest.open("rb") as lines:
-        return sum(1 for line in lines if line.strip())
+    if samples and stage.num_steps is not None:
+        return f"{stage.num_steps * stage.data.batch_size / samples:.2f}"
+    return "?" if stage.num_epochs is None else f"{stage.num_epochs:g}"

@@ -6,6 +6,7 @@ from functools import partial
 from lightning_mmrl.cli.hydra_app import run_with_config, take_flags
 from lightning_mmrl.cli.launch import on_all_ranks
 from lightning_mmrl.cli.memory_table import memory_hint
+from lightning_mmrl.config.epochs import with_steps
 from lightning_mmrl.errors import GateError, OutOfMemoryError
 from lightning_mmrl.registry.kinds import kind_of
 from lightning_mmrl.settings.run import RunSettings
@@ -49,7 +50,10 @@ def train(
     with Interruption() as interruption, joined(settings, interruption) as group:
         for name in config.order if group.leads else ():
             stage = config.stages[name]
-            steps = f"{stage.num_steps} x " if isinstance(stage, StageSettings) else ""
+            steps = ""
+            if isinstance(stage, StageSettings):
+                stage = with_steps(config, name)
+                steps = f"{stage.num_steps or f'{stage.num_epochs:g} epochs'} x "
             print(f"{name}: {steps}{kind_of(stage, name).describe(stage)}")
         with ConsoleProgress(quiet=not group.leads) as console:
             try:

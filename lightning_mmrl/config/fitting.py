@@ -17,8 +17,8 @@ def fitted(stage: StageSettings, path: str, say: Callable[[str], object]) -> Sta
         say: Gets each change as a sentence.
     """
     num_steps = stage.num_steps
-    if num_steps < 1:
-        return stage  # refused by the checks
+    if num_steps is None or num_steps < 1:
+        return stage  # not known yet, or refused by the checks
     fits = replace(stage)
     if stage.validate_every is not None and stage.validate_every > num_steps:
         fits.validate_every = num_steps

@@ -98,6 +98,8 @@ def _decisive(config: RunSettings, name: str) -> dict[str, Any]:
     data = asdict(config.data)
     data["media"] = {"num_frames": config.data.media.num_frames}
     own = config.stages[name]
+    if isinstance(own, StageSettings) and own.num_epochs is not None:
+        stage["num_steps"] = own.trainer.max_steps  # with the digests of the data, this decides the number of steps
     if data["task"] is None or not isinstance(own, StageSettings) or own.stop_when is None:
         del data["task"]
     model = asdict(config.model)
@@ -127,9 +129,9 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 
 def cap_steps(stage: StageSettings) -> StageSettings:
-    """Limits the steps of a stage to `trainer.max_steps`, and `validate_every` to the remaining steps."""
+    """Limits the known steps of a stage to `trainer.max_steps`, and `validate_every` to the remaining steps."""
     cap = stage.trainer.max_steps
-    if cap is None or cap >= stage.num_steps:
+    if cap is None or stage.num_steps is None or cap >= stage.num_steps:
         return stage
     every = None if stage.validate_every is None else min(stage.validate_every, cap)
     return replace(stage, num_steps=cap, validate_every=every)

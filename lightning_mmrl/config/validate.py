@@ -17,6 +17,7 @@ from lightning_mmrl.config.stage_schemas import key_type, run_schema, stage_sett
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.registry.allowed import check_allowed
 from lightning_mmrl.registry.own_code import KEYS, NO_KEY
+from lightning_mmrl.settings.model import BUILD
 from lightning_mmrl.settings.renamed import key_hint
 from lightning_mmrl.settings.rules import require
 from lightning_mmrl.settings.run import RunSettings
@@ -46,7 +47,7 @@ def validated(composed: DictConfig, say: Callable[[str], object] = lambda line: 
         if isinstance(stage, StageSettings):
             config.stages[name] = fitted(stage, f"stages.{name}", say)
     if config.model.build is not None:
-        config.model.checkpoint = config.model.located
+        config.model.checkpoint = config.model.checkpoint.replace(BUILD, config.model.build_digest)
     is_trial = config.trial is not None
     if is_trial:
         config.run_name, config.trial = f"{config.trial}-{config.run_name}", None

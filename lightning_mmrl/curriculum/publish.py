@@ -187,9 +187,11 @@ def _prompting(facts: Mapping[str, Any], *, with_labels: bool) -> str:
 def _stage_table(stages: Sequence[FinishedStage]) -> str:
     if not stages:
         return ""
+    by_steps = {stage.result.name: "stage.num_epochs" not in stage.content for stage in stages}
     rows = [
         f"| {stage.result.name} | {stage.content.get('stage.kind', '-')} | {stage.content.get('starts_from', '-')} | "
-        f"{stage.content.get('stage.num_steps', '-')} | {stage.content.get('stage.optimizer.lr', '-')} |"
+        f"{stage.content.get('stage.num_steps', '-') if by_steps[stage.result.name] else stage.result.num_steps} | "
+        f"{stage.content.get('stage.optimizer.lr', '-')} |"
         for stage in stages
     ]
     return "\n".join(

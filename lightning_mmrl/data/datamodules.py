@@ -156,7 +156,7 @@ class OmniDataModule(lightning.LightningDataModule):
         """Prepares the data in this process, unless that is done already, and creates the sampler."""
         self.prepare_data()
         if self._sampler is None:
-            self._sampler = self._new_sampler(self._feed.seed, self._feed.settings.num_steps)
+            self._sampler = self._new_sampler(self._feed.seed, self._feed.settings.steps)
 
     @property
     def sampler(self) -> DrawSampler:

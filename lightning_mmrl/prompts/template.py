@@ -105,8 +105,20 @@ class PromptTemplate:
                 )
             if token := control_token(text or ""):
                 raise ConfigError(f"prompt.{name} holds {control_token_refusal(token)}")
-        if self.settings.raw is not None:
-            _check_raw(self.settings.raw, self.settings)
+        raw = self.settings.raw
+        if raw is None:
+            return
+        if (number := raw.count(QUESTION)) != 1:
+            raise ConfigError(
+                f"prompt.raw holds {QUESTION} {number} times; write it once, where the question and its media go"
+            )
+        if self.settings.system is not None:
+            raise ConfigError("prompt.system is set, and prompt.raw has no turns; write its text into prompt.raw")
+        if tag := _OPENING_TAG.search(raw):
+            raise ConfigError(
+                f"prompt.raw ends with {tag[0].strip()}, which rewards would not see; move it to prompt.prefill, which "
+                "follows the raw text"
+            )
 
     def apply(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
         """The turns of the prompt: all given turns, and the system turn if they have none.
@@ -156,17 +168,3 @@ class PromptTemplate:
                 "change the data or clear the prefill"
             )
         return messages[:-1], target[len(self.settings.prefill) :]
-
-
-def _check_raw(raw: str, settings: PromptSettings) -> None:
-    if (number := raw.count(QUESTION)) != 1:
-        raise ConfigError(
-            f"prompt.raw holds {QUESTION} {number} times; write it once, where the question and its media go"
-        )
-    if settings.system is not None:
-        raise ConfigError("prompt.system is set, and prompt.raw has no turns; write its text into prompt.raw")
-    if tag := _OPENING_TAG.search(raw):
-        raise ConfigError(
-            f"prompt.raw ends with {tag[0].strip()}, which rewards would not see; move it to prompt.prefill, which "
-            "follows the raw text"
-        )

@@ -70,11 +70,6 @@ class ModelSettings:
         return hashlib.sha256(json.dumps(self.build, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
     @property
-    def located(self) -> str:
-        """The checkpoint with the hash in the place of `{build}`."""
-        return self.checkpoint.replace(BUILD, self.build_digest)
-
-    @property
     def checkpoint_but_build(self) -> str:
         """The checkpoint without the hash at the end of its name; digests of stages hold `build` itself."""
         return self.checkpoint.removesuffix(f"-{self.build_digest}")

@@ -107,8 +107,10 @@ class StageSettings(NodeSettings):
 
     module: Any = target()
     """`_target_` of the LightningModule."""
-    num_steps: int = setting(at_least=1)
-    """Optimizer steps (sft) or iterations (rl)."""
+    num_steps: int | None = setting(None, at_least=1)
+    """Optimizer steps (sft) or iterations (rl); null if num_epochs says how long the stage is."""
+    num_epochs: float | None = setting(None, above=0)
+    """Passes over the stage's data, such as 2 or 0.5, in the place of num_steps; null: num_steps counts."""
     optimizer: Any = target()
     """`_target_` of the optimizer, a partial that gets the parameters."""
     schedule: Any = target()
@@ -136,3 +138,9 @@ class StageSettings(NodeSettings):
     """The curriculum continues after this stage only if this bound holds; null: always."""
     evaluation_sets: list[str] | None = None
     """Names in evaluation.sets on which the handoff is evaluated; null: all."""
+
+    @property
+    def steps(self) -> int:
+        """`num_steps` of a stage whose length is known; `config.epochs` finds it for a stage that counts epochs."""
+        assert self.num_steps is not None, "the length of a stage is known before it is built"
+        return self.num_steps

@@ -143,12 +143,12 @@ class BadSteps:
                 f"--from-stage {name}"
             )
         context, number = self._context, self.number(step)
-        if number <= min(context.settings.max_bad_steps, context.settings.num_steps // 2):
+        if number <= min(context.settings.max_bad_steps, context.settings.steps // 2):
             return
         key = f"stages.{context.name}.max_bad_steps"
         bound, other = f"{key} {context.settings.max_bad_steps} allows", f", or raise {key} and go on"
         if number <= context.settings.max_bad_steps:
-            bound, other = f"half of its {context.settings.num_steps} steps", ""
+            bound, other = f"half of its {context.settings.steps} steps", ""
         raise StageError(
             f"stages.{context.name}: {_are(wrong)} not finite in step {step}; that makes {number} skipped steps, more "
             f"than {bound}; {self._file} names their samples: leave these out or lower "

@@ -87,7 +87,7 @@ class OptimizerSettings:
         if self.critic is not None:
             for group in optimizer.param_groups:
                 group["lr"] = self.critic.learning_rate
-        schedule, num_steps = self.schedule, context.settings.num_steps
+        schedule, num_steps = self.schedule, context.settings.steps
         return optimizer, LambdaLR(optimizer, lambda step: schedule(step, num_steps) * factor(step))
 
 

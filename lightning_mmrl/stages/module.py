@@ -107,9 +107,9 @@ class StageModule(lightning.LightningModule):
                 were skipped.
         """
         context, num_steps = self._context, self._num_steps
-        if num_steps < context.settings.num_steps and not self._ending.ended(num_steps):
+        if num_steps < context.settings.steps and not self._ending.ended(num_steps):
             raise StageError(
-                f"stages.{context.name} ended after {num_steps} of {context.settings.num_steps} steps, and nothing had "
+                f"stages.{context.name} ended after {num_steps} of {context.settings.steps} steps, and nothing had "
                 "asked for it: its data came to an end; look at the messages above for media that could not be read, "
                 "and run the same command again"
             )

@@ -243,7 +243,7 @@ class PolicyGradientModule(StageModule):
             elif experience.old_logprobs is None:
                 old = rollout_logprobs(self.policy, experience, batches(experience, range(num_prompts)))
                 experience = replace(experience, old_logprobs=old)
-            objective = self.algorithm.objective(iteration, self._context.settings.num_steps, self._ranks)
+            objective = self.algorithm.objective(iteration, self._context.settings.steps, self._ranks)
             regularized = objective.regularized or self._critic_trainer is not None
             moves = groups_with_gradient(experience, regularized=regularized)
             generator = torch.Generator().manual_seed(self._context.seed * 1_000_003 + iteration)
@@ -317,7 +317,7 @@ class PolicyGradientModule(StageModule):
             metrics["train/kl_coefficient"] = self._kl_coefficient(iteration)
         if self.algorithm.entropy.settings.coefficient:
             metrics["train/entropy_coefficient"] = self.algorithm.entropy.coefficient_at(
-                iteration - 1, self._context.settings.num_steps
+                iteration - 1, self._context.settings.steps
             )
         return metrics | update | {f"media/{name}": count for name, count in zip(counters, counts, strict=True)}
 
@@ -340,7 +340,7 @@ class PolicyGradientModule(StageModule):
         return optimizers[0].param_groups[0]["lr"]
 
     def _kl_coefficient(self, iteration: int) -> float:
-        return self.algorithm.kl.coefficient_at(iteration - 1, self._context.settings.num_steps)
+        return self.algorithm.kl.coefficient_at(iteration - 1, self._context.settings.steps)
 
     def stage_state(self) -> dict[str, Any]:
         """The state that every stage has, and the state of the watch for a signal."""

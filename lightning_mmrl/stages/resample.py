@@ -25,7 +25,7 @@ def resampled(
     # The word is part of the seed: another one would draw other completions.
     generator = torch.Generator().manual_seed(hashed_seed(f"{context.seed}/{iteration}/distill", num_bytes=4))
     weights = resample(
-        advantages, candidates, step=iteration - 1, num_steps=context.settings.num_steps, generator=generator
+        advantages, candidates, step=iteration - 1, num_steps=context.settings.steps, generator=generator
     )
     kept = weights[own].to(experience.advantages)
     return replace(experience, weights=kept, trainable=experience.trainable & (kept > 0))

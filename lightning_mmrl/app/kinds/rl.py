@@ -63,9 +63,10 @@ class ReinforcementKind:
         from lightning_mmrl.registry import targets
         from lightning_mmrl.stages.rollout_table import RolloutTable
 
-        path, stage = f"stages.{spec.name}", parts.config.trained[spec.name]
+        path = f"stages.{spec.name}"
 
         def module(policy: "Policy", encoder: "PromptEncoder", common: dict[str, Any], resources: ExitStack) -> Any:
+            stage = common["context"].settings
             assert stage.sampling is not None
             assert stage.rewards is not None
             make = targets.build({**stage.module, "_partial_": True}, f"{path}.module")

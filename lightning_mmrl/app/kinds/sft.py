@@ -55,7 +55,7 @@ class SupervisedKind:
         from lightning_mmrl.registry import targets
 
         def module(policy: "Policy", encoder: "PromptEncoder", common: dict[str, Any], resources: ExitStack) -> Any:
-            stage = parts.config.trained[spec.name]
+            stage = common["context"].settings
             return targets.build({**stage.module, "_partial_": True}, f"stages.{spec.name}.module")(**common)
 
         return training_job(spec, inputs, directory, run, parts, module)

@@ -62,6 +62,8 @@ def check_values(config: RunSettings) -> None:
         check_rules(stage, path)
         _check_stage_data(f"{path}.data", stage.data)
         _check_trainer(f"{path}.trainer", stage.trainer)
+        if isinstance(stage, StageSettings):
+            _check_length(path, stage)
         kind_of(stage, path).check(path, stage, config)
         _check_share(path, stage, config.trainer)
     _check_feature_cache(config)
@@ -141,6 +143,23 @@ def _check_evaluation(evaluation: EvaluationSettings) -> None:
             require(False, "a name in evaluation.sets", name, rule)
 
 
+def _check_length(path: str, stage: StageSettings) -> None:
+    steps, epochs = stage.num_steps, stage.num_epochs
+    if steps is None and epochs is None:
+        raise ConfigError(f"{path} has neither num_steps nor num_epochs; give one, for example {path}.num_epochs=2")
+    if steps is not None and epochs is not None:
+        raise ConfigError(
+            f"{path} has both num_steps {steps} and num_epochs {epochs:g}; set the other one to null, for example "
+            f"{path}.num_steps=null"
+        )
+
+
+def _limit(stage: StageSettings) -> tuple[float, str]:
+    """The number of steps, infinite if it is not known yet, and how messages name it."""
+    of_epochs = "" if stage.num_epochs is None else f" (of num_epochs {stage.num_epochs:g})"
+    return (math.inf if stage.num_steps is None else stage.num_steps), f"num_steps {stage.num_steps}{of_epochs}"
+
+
 def check_trained_stage(path: str, stage: StageSettings, config: RunSettings) -> None:
     """Refuses values that no stage that trains can have; a part of `StageKind.check`.
 
@@ -148,9 +167,9 @@ def check_trained_stage(path: str, stage: StageSettings, config: RunSettings) ->
         ConfigError: Naming the first such key, its value and what it must be.
     """
     _check_optimizer(f"{path}.optimizer", stage.optimizer)
-    every = stage.validate_every
-    valid = every is None or 1 <= every <= stage.num_steps
-    require(valid, f"{path}.validate_every", every, f"null or between 1 and num_steps {stage.num_steps}")
+    every, (most, steps) = stage.validate_every, _limit(stage)
+    valid = every is None or 1 <= every <= most
+    require(valid, f"{path}.validate_every", every, f"null or between 1 and {steps}")
     all_frozen = frozen_parts(stage.freeze) == frozen_parts(PARAMETER_GROUPS)
     require(not all_frozen, f"{path}.freeze", stage.freeze, "fewer groups, so that something trains")
     if stage.adapter is not None:
@@ -248,8 +267,8 @@ def check_algorithm(path: str, stage: StageSettings) -> None:
     size, num_minibatches = stage.data.batch_size, algorithm.update.num_minibatches
     rule = f"a divisor of data.batch_size {size}"
     require(size % num_minibatches == 0, f"{below}.update.num_minibatches", num_minibatches, rule)
-    _check_groups(below, algorithm, stage.num_steps)
-    _check_selection(below, algorithm, stage.num_steps)
+    _check_groups(below, algorithm, _limit(stage))
+    _check_selection(below, algorithm, _limit(stage))
     if algorithm.critic is not None and algorithm.advantage is not None:
         raise ConfigError(f"{below} has both an advantage and a critic; set one of them to null")
     if algorithm.correction is None:
@@ -257,28 +276,28 @@ def check_algorithm(path: str, stage: StageSettings) -> None:
         require(stage.sampling.top_p == 1, f"{path}.sampling.top_p", stage.sampling.top_p, rule)
 
 
-def _check_groups(path: str, algorithm: AlgorithmSettings, num_steps: int) -> None:
+def _check_groups(path: str, algorithm: AlgorithmSettings, limit: tuple[float, str]) -> None:
     """Refuses groups that are too small for their estimator, and phases that are not in order."""
     least, why = (2, ", so that completions can be compared") if algorithm.critic is None else (1, "")
     size = algorithm.group_size
     require(size >= least, f"{path}.group_size", size, f"at least {least}{why}")
-    before = 0
+    before, (num_steps, steps) = 0, limit
     for name, phase in algorithm.phases.items():
-        rule = f"more than {before} and less than num_steps {num_steps}: phases come one after the other"
+        rule = f"more than {before} and less than {steps}: phases come one after the other"
         require(before < phase.after < num_steps, f"{path}.phases.{name}.after", phase.after, rule)
         size = phase.group_size
         require(size is None or size >= least, f"{path}.phases.{name}.group_size", size, f"null or at least {least}")
         before = phase.after
 
 
-def _check_selection(path: str, algorithm: AlgorithmSettings, num_steps: int) -> None:
+def _check_selection(path: str, algorithm: AlgorithmSettings, limit: tuple[float, str]) -> None:
     if algorithm.resample is not None and algorithm.critic is not None:
         raise ConfigError(
             f"{path} has both resample and a critic; completions are drawn by advantages of their own, and a critic's "
             "are of tokens, so set one of them to null"
         )
-    most, after = algorithm.max_samplings, algorithm.select_after
-    require(0 <= after < num_steps, f"{path}.select_after", after, f"at least 0 and less than num_steps {num_steps}")
+    most, after, (num_steps, steps) = algorithm.max_samplings, algorithm.select_after, limit
+    require(0 <= after < num_steps, f"{path}.select_after", after, f"at least 0 and less than {steps}")
     for name, value, neutral in (("max_samplings", most, 1), ("select_after", after, 0)):
         if algorithm.select is None and value != neutral:
             raise ConfigError(
@@ -318,9 +337,9 @@ def _check_use_of_run(path: str, stage: StageSettings, config: RunSettings) -> N
         if bound is not None and bound.at_least is None and bound.at_most is None:
             given = f"{path}.{name}"
             raise ConfigError(f"{given} has neither at_least nor at_most; give one, for example {given}.at_least=0.5")
-    valid = 0 <= stage.cooldown_steps < stage.num_steps
-    rule = f"at least 0 and less than num_steps {stage.num_steps}"
-    require(valid, f"{path}.cooldown_steps", stage.cooldown_steps, rule)
+    most, steps = _limit(stage)
+    valid = 0 <= stage.cooldown_steps < most
+    require(valid, f"{path}.cooldown_steps", stage.cooldown_steps, f"at least 0 and less than {steps}")
     if stage.cooldown_steps and stage.stop_when is None:
         raise ConfigError(f"{path}.cooldown_steps is {stage.cooldown_steps} without stop_when; set {path}.stop_when")
 

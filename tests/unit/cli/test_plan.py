@@ -14,17 +14,17 @@ from lightning_mmrl.cli.memory_table import hints, show_memory
 from lightning_mmrl.cli.plan import (
     adapters,
     conditions,
-    count_samples,
     data_names,
-    num_samples,
     passes,
 )
 from lightning_mmrl.config.compose import compose
+from lightning_mmrl.config.epochs import num_samples
 from lightning_mmrl.config.specs import manifest_digests, stage_specs
 from lightning_mmrl.curriculum.attempt import STATES, Attempt, stage_folder
 from lightning_mmrl.curriculum.manifest import FILE, FinishedStage, Manifest
 from lightning_mmrl.planning.memory import Lengths, estimate
 from lightning_mmrl.planning.shapes import read_shape, shape_of
+from lightning_mmrl.settings.data import StageDataSettings
 from lightning_mmrl.types.records import StageResult
 
 
@@ -143,12 +143,12 @@ def test_passes_are_of_what_the_limits_leave(tmp_path):
     steps = [f"data.root={tmp_path}", "stages.reason.num_steps=25", "stages.reason.validate_every=5"]
     config = compose([*steps, "stages.reason.data.limit=100"])
     stage = config.stages["reason"]
-    assert num_samples(config, stage) == 100
+    assert num_samples(stage.data.located(config.data.root).values()) == 100
     assert passes(stage, 100) == "8.00"
     assert passes(stage, None) == passes(stage, 0) == "?"
     two = "{a: {manifest: train.jsonl, limit: 50, weight: 3}, b: {manifest: more.jsonl}}"
     config = compose([*steps, "stages.reason.data.manifest=null", f"++stages.reason.data.sources={two}"])
-    assert num_samples(config, config.stages["reason"]) == 80
+    assert num_samples(config.stages["reason"].data.located(config.data.root).values()) == 80
     assert data_names(config.stages["reason"]) == "a 75%, b 25%"
 
 
@@ -183,8 +183,8 @@ def test_an_adapter_is_said_in_words(capsys):
 
 def test_samples_are_lines_that_hold_something(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps({}) + "\n \n{}")
-    assert count_samples(tmp_path / "a.jsonl") == 2
-    assert count_samples(tmp_path / "none.jsonl") is None
+    assert num_samples(StageDataSettings(manifest="a.jsonl").located(str(tmp_path)).values()) == 2
+    assert num_samples(StageDataSettings(manifest="none.jsonl").located(str(tmp_path)).values()) is None
 
 
 @pytest.mark.parametrize("changed", [False, True])
@@ -324,3 +324,21 @@ def test_a_plan_with_memory_leaves_torch_unloaded(folder):
     )
     assert "reason: memory per rank" in done.stdout
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_stage_of_epochs_shows_its_steps_once_its_data_exist(folder, capsys):
+    epochs = ("stages.reason.num_steps=null", "stages.reason.num_epochs=2", "data.build=null")
+    cells = row(shown(capsys, "plan", *epochs), "reason")
+    assert (cells[4], cells[5], cells[7]) == ("?", "?", "2")
+    (folder / "data" / "emotions").mkdir(parents=True)
+    (folder / "data" / "emotions" / "train.jsonl").write_text("{}\n" * 100)
+    cells = row(shown(capsys, "plan", *epochs), "reason")
+    assert (cells[4], cells[5], cells[7]) == ("100", "7", "2.24")  # ceil(2 x 100 / 32)
+
+
+def test_the_folder_of_a_built_base_is_shown(folder, capsys):
+    place = compose([]).model.checkpoint
+    assert any(line == f"base model {place} (will be built)" for line in shown(capsys, "plan"))
+    (folder / place).mkdir(parents=True)
+    (folder / place / "config.json").write_text("{}")
+    assert any(line == f"base model {place}" for line in shown(capsys, "plan"))

@@ -116,9 +116,8 @@ def card_of(run, tmp_path, entry, labels, **metrics):
     config = json.loads((run / "config.json").read_text())
     result = StageResult(
         name="reason",
-        handoff="-",
-        handoff_digest=facts["digest"],
-        input_digest="-",
+        artifacts={"handoff": Artifact(path="-", digest=facts["digest"])},
+        inputs={"weights": "-"},
         metrics={f"reason/test/{key}": value for key, value in metrics.items()},
         seconds={},
     )

@@ -1,0 +1,56 @@
+"""The length of a stage that counts passes over its data: its steps are known once the data are."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from fractions import Fraction
+
+from lightning_mmrl.config.fitting import fitted
+from lightning_mmrl.config.specs import cap_steps
+from lightning_mmrl.registry.kinds import kind_of
+from lightning_mmrl.settings.data import SourceSettings
+from lightning_mmrl.settings.run import RunSettings
+from lightning_mmrl.settings.stage import StageSettings
+
+
+def with_steps(
+    config: RunSettings,
+    name: str,
+    sources: Iterable[SourceSettings] | None = None,
+    say: Callable[[str], object] = lambda line: None,
+) -> StageSettings:
+    """A stage whose `num_steps` follows from `num_epochs` and its data; as configured without epochs or data.
+
+    The steps are ceil(num_epochs * samples / batch_size), at most `trainer.max_steps`. A pass over several sources is
+    as long as all of them together, each within its limit, whatever their weights.
+
+    Args:
+        config: The configuration.
+        name: A stage that trains.
+        sources: The sources of the stage's data; None for those that no other stage makes.
+        say: Gets a sentence for each key that is fitted to few steps, as in `fitted`.
+
+    Raises:
+        ConfigError: A key that counts steps does not fit the length.
+    """
+    stage, path = config.trained[name], f"stages.{name}"
+    samples = num_samples(stage.data.located(config.data.root).values() if sources is None else sources)
+    if stage.num_epochs is None or not samples:
+        return stage
+    # By its decimal digits: 1.1 * 50 is 55 steps, and not 56 for the float 55.00000000000001.
+    steps = math.ceil(Fraction(str(stage.num_epochs)) * samples / stage.data.batch_size)
+    known = cap_steps(fitted(replace(stage, num_steps=steps), path, say))
+    kind_of(known, path).check(path, known, config)
+    return known
+
+
+def num_samples(sources: Iterable[SourceSettings]) -> int | None:
+    """Number of samples in the sources of a stage; None if a manifest does not exist yet."""
+    total = 0
+    for source in sources:
+        if not source.path.is_file():
+            return None
+        with source.path.open("rb") as lines:
+            count = sum(1 for line in lines if line.strip())
+        total += min(count, source.limit or count)
+    return total
