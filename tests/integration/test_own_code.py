@@ -68,4 +68,4 @@ def test_a_reward_and_a_loss_of_the_users_own_train(tmp_path, monkeypatch, capsy
     table = str(run / "stages" / "00-reason" / "rollouts")
     assert main(["reward-test", table]) == 2, "the run of last time opens nothing today"
     assert "add --allow-targets own_code" in capsys.readouterr().err
-    assert main(["reward-test", table, "--allow-targets", "own_code.rewards,own_code.losses"]) == 0
+    assert main(["reward-test", table, "--allow-targets", "own_code.rewards,own_code.losses,own_code.tasks"]) == 0
