@@ -52,10 +52,10 @@ def test_a_run_with_two_tasks(tmp_path, capsys):
     assert [(gain["name"], gain["task"]["headline"]) for gain in gains] == [("test", "accuracy")]
 
     assert main(["train", *SMALL, *own, *places]) == 0
-    assert "stage 2 of 2 reason: already finished" in capsys.readouterr().out
+    assert "stage 2 of 2 reason: already finished" in capsys.readouterr().err
     changed = (*own[:2], "stages.cold_start.evaluation_sets=[]")
     assert main(["train", *SMALL, *changed, *places]) == 0
-    assert "cold_start: trained already, evaluating its handoff" in capsys.readouterr().out
+    assert "cold_start: trained already, evaluating its handoff" in capsys.readouterr().err
     assert json.loads((run / "stages" / "00-cold_start" / "evaluation" / "evaluation.json").read_text()) == {}
 
 
