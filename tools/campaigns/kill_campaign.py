@@ -8,10 +8,10 @@
                                                            one of two ranks is killed; signals go to torchrun
     python tools/campaigns/kill_campaign.py --kills 0 --places --workers 20
                                                            20 decode workers killed or stopped, and nothing else
-    python tools/campaigns/kill_campaign.py --curriculum own_answers --work runs/kill-own-answers \\
-        --data-root data/arithmetic-small --kills 20 --strikes 40 --places --workers 0
+    python tools/campaigns/kill_campaign.py --curriculum own_answers --kills 20 --strikes 40 --places --workers 0
                                                            20 SIGKILLs at random moments of a run that samples answers
-                                                           and learns from them, and 40 in chosen places
+                                                           and learns from them, and 40 in drawn places; give it
+                                                           --work and --data-root of its own
 
 A base is trained first (three minutes, once). The run is SFT, GRPO and RLOO from it, with a state after each step and
 MLflow in a database of its own. A SIGKILL comes at a random moment; the same command then continues. At the end every
@@ -19,7 +19,8 @@ metric of every step (times left out) and the weights of every stage must be bit
 left alone, at most one step may have been repeated for each kill, and MLflow must hold each point once under true
 statuses. Decode workers are sent SIGKILL or SIGSTOP while a run without a cache prepares its data; it must train on the
 same samples, to the same weights. The places of `--strikes` are drawn from steps, sampling, the parts of a table, the
-sealing of artifacts, and changes of the manifest; tables must be equal too. Finished cases are kept in --work; the same command goes on with what is missing.
+sealing of artifacts, and changes of the manifest; tables must be equal too. Finished cases are kept in --work; the same
+command goes on with what is missing.
 """
 
 import argparse
@@ -68,7 +69,7 @@ def main() -> int:
     if options.kills:
         cases.append(_kept(options, f"{options.kills} x SIGKILL", lambda name: _kill(options, base, name, reference)))
     if options.strikes:
-        case = f"{options.strikes} x SIGKILL in chosen places"
+        case = f"{options.strikes} x SIGKILL in drawn places"
         cases.append(_kept(options, case, lambda name: _strike(options, base, name)))
     if options.workers:
         case = f"{options.workers} decode workers killed or stopped"

@@ -1,4 +1,4 @@
-"""Runs `mmrl` in a process that sends itself a signal in a chosen place: `--send SIGNAL:PLACE:NUMBER:STEM -- train ...`.
+"""Runs `mmrl` in a process that sends itself a signal in a place: `--send SIGNAL:PLACE:NUMBER:STEM -- train ...`.
 
 The signal comes when the process is in the place for the NUMBER-th time. `STEM.sent` then holds the time, and
 `STEM.ended` appears when the process ends by itself.

@@ -74,7 +74,7 @@ def _tracked(work: Path, name: str, stages: Sequence[str]) -> str:
 
 
 def to_repeat(folder: Path) -> int:
-    """Logged steps of an unfinished stage that its newest state does not cover; a stage that samples logs at its end."""
+    """Logged steps of an unfinished stage that trains and that its newest state does not cover."""
     most = 0
     for stage in folder.glob("stages/*"):
         samples = (stage / "artifacts").exists() or any(stage.glob("state/part-*"))
