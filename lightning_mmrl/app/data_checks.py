@@ -13,7 +13,7 @@ from lightning_mmrl.data.datamodules import balance_labels
 from lightning_mmrl.data.label_findings import label_findings
 from lightning_mmrl.data.prepared import check_turns
 from lightning_mmrl.data.schema import read_manifest
-from lightning_mmrl.errors import DataError
+from lightning_mmrl.errors import DataError, StageError
 from lightning_mmrl.evaluation.tasks.closed_labels import ClosedLabels
 from lightning_mmrl.evaluation.tasks.task import Task
 from lightning_mmrl.prompts.labels import LabelMatcher
@@ -26,6 +26,9 @@ from lightning_mmrl.settings.data import SourceSettings
 from lightning_mmrl.settings.run import EvaluationSetSettings, RunSettings
 from lightning_mmrl.settings.stage import NodeSettings, StageSettings
 from lightning_mmrl.types.records import WEIGHTS, Sample, StageSpec
+
+FACTS_OF_DATA = ("manifest", "media_root", "counts")
+"""Facts in the seal of data: the name of the manifest, the folder of the media, and how many samples are `kept`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,12 +79,18 @@ def check_made(config: RunSettings, specs: Sequence[StageSpec], made: StageSpec,
 
     Raises:
         DataError: An artifact that a stage reads holds no sample, or a sample does not serve its use.
+        StageError: The seal of an artifact lacks a fact.
     """
     for spec in specs:
         own = {key: edge for key, edge in spec.inputs.items() if edge.stage == made.name and key != WEIGHTS}
         read = {key: folders[edge.artifact] for key, edge in own.items()}
         for key, folder in read.items():
-            counts = sealed(folder)["counts"]
+            facts = sealed(folder)
+            for fact in FACTS_OF_DATA:
+                if fact not in facts:
+                    kind = made.settings.kind
+                    raise StageError(f"{folder} does not say {fact!r}; its kind of stage, {kind}, must give this fact")
+            counts = facts["counts"]
             if not counts["kept"]:
                 reasons = ", ".join(f"{number} {reason}" for reason, number in counts.items())
                 raise DataError(
@@ -154,6 +163,8 @@ def _uses_of_stage(
     rewards = [targets.build(node, f"{path}.rewards.components.{name}") for name, node in nodes.items()]
     by_label = [reward for reward in rewards if isinstance(reward, LabelAnswer)]
     checks += [partial(_check_solutions, matcher=reward.matcher) for reward in by_label]
+    if not isinstance(stage, StageSettings):
+        checks.append(partial(_check_new_ids, path=path, found={}))
     return [
         Use(
             source=source,
@@ -166,6 +177,17 @@ def _uses_of_stage(
         for source in sources.values()
         if source.manifest
     ]
+
+
+def _check_new_ids(manifest: str, samples: Sequence[Sample], path: str, found: dict[str, str]) -> None:
+    """Refuses an id that two sources of a stage that makes data share; `found` maps ids to manifests."""
+    for sample in samples:
+        if sample.id in found:
+            raise DataError(
+                f"{path}.data: {found[sample.id]} and {manifest} both have the id {sample.id!r}, and a table has each "
+                "id once; rename it, or sample the sources in two stages"
+            )
+    found |= {sample.id: manifest for sample in samples}
 
 
 def _check_solutions(manifest: str, samples: Sequence[Sample], matcher: LabelMatcher) -> None:

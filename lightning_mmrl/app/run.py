@@ -85,6 +85,9 @@ def run_curriculum(
     for warning in check_data(config):
         parts.console.say(f"warning: {warning}")
     specs = stage_specs(config, manifest_digests(config))
+    for spec in specs:
+        if spec.settings.checkpoint is not None:
+            parts.starting_point(spec)  # refuses a wrong path before anything trains
     build, evaluate = StageBuilder(parts), CheckpointEvaluator(parts, _last_trained(specs))
     if not parts.group.leads:
         Follower(parts.group, specs, build, evaluate).run()

@@ -12,7 +12,7 @@ from lightning_mmrl.files import file_digest
 from lightning_mmrl.registry.kinds import kind_of
 from lightning_mmrl.settings.renamed import first_name
 from lightning_mmrl.settings.run import MAX_SEED, RunSettings
-from lightning_mmrl.settings.stage import BASE, StageSettings
+from lightning_mmrl.settings.stage import BASE, NodeSettings, StageSettings
 from lightning_mmrl.types.records import WEIGHTS, StageSpec
 from lightning_mmrl.types.redaction import redacted_tree
 
@@ -135,3 +135,12 @@ def cap_steps(stage: StageSettings) -> StageSettings:
         return stage
     every = None if stage.validate_every is None else min(stage.validate_every, cap)
     return replace(stage, num_steps=cap, validate_every=every)
+
+
+def cap_samples(stage: NodeSettings) -> NodeSettings:
+    """Limits the samples of a stage that does not train to as many as `trainer.max_steps` batches have."""
+    cap = stage.trainer.max_steps
+    if cap is None:
+        return stage
+    most = cap * stage.data.batch_size
+    return replace(stage, data=replace(stage.data, limit=min(most, stage.data.limit or most)))

@@ -12,7 +12,7 @@ from lightning_mmrl.config.composing import sealed
 from lightning_mmrl.config.fitting import fitted
 from lightning_mmrl.config.folders import groups
 from lightning_mmrl.config.label_file import with_labels
-from lightning_mmrl.config.specs import cap_steps
+from lightning_mmrl.config.specs import cap_samples, cap_steps
 from lightning_mmrl.config.stage_schemas import key_type, run_schema, stage_settings
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.registry.allowed import check_allowed
@@ -61,6 +61,7 @@ def validated(composed: DictConfig, say: Callable[[str], object] = lambda line: 
         check_tasks(config)
     for name, stage in config.stages.items():
         if not isinstance(stage, StageSettings):
+            config.stages[name] = cap_samples(stage)
             continue
         config.stages[name] = capped = cap_steps(stage)
         if is_trial or stage.trainer.max_steps is not None:

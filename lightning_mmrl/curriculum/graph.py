@@ -82,10 +82,10 @@ def with_descendants(name: str, specs: Sequence[StageSpec]) -> set[str]:
 
 
 def _resolved(edge: Edge, earlier: Sequence[StageSpec]) -> Edge:
-    """Replaces `previous` by the last stage before that makes this artifact, or by the base model."""
-    if edge.stage != PREVIOUS:
+    """Replaces `previous` as the source of weights by the last trained stage before, or by the base model."""
+    if edge != Edge(PREVIOUS, HANDOFF):
         return edge
-    makers = [spec.name for spec in earlier if edge.artifact in spec.outputs]
+    makers = [spec.name for spec in earlier if spec.trains]
     return Edge(makers[-1] if makers else BASE, edge.artifact)
 
 

@@ -60,7 +60,7 @@ class StageOrchestrator:
         tracker: Opens the tracker of the run.
         on_start: Called with the opened parent run before the first pending stage.
         on_made: Called with a stage whose artifacts hold data and with their folders: once they are made, and at the
-            start of a run that finds them made. Raises if a later stage cannot use them.
+            start of a run that will read them. Raises if a later stage cannot use them.
         say: Shows the user a line.
     """
 
@@ -107,10 +107,11 @@ class StageOrchestrator:
             unfinished = [spec for spec in self._stages if spec.name in due and spec.name not in named]
             folders = {spec.name: stage_folder(self._directory, spec) for spec in unfinished}
             refuse_changed_attempts(folders, self._stages)
+        read = {edge.stage for spec in self._stages if spec.name in again for edge in spec.inputs.values()}
         for spec in self._stages:
             if spec.name in self._manifest.stages and spec.name not in due:
                 self._say(f"{self._title(spec)}: already finished")
-                if due:
+                if spec.name in read:
                     self._show_data(spec)
         everything = selection.only_stage is None and selection.from_stage is None
         gated = {spec.name for spec in self._stages} if everything else with_ancestors(due, self._stages)
@@ -192,7 +193,7 @@ class StageOrchestrator:
             shutil.rmtree(folder / STATES, ignore_errors=True)  # the artifacts replace them
             if spec.trains:
                 self._evaluate_stage(spec, run, parent)
-            self._show_data(spec)
+        self._show_data(spec)
 
     def _sealed_artifacts(
         self, spec: StageSpec, job: StageJob, training: Training, inputs: Mapping[str, Input]

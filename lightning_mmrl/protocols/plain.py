@@ -98,7 +98,7 @@ class StageKind(Protocol):
         ...
 
     def inputs(self, stage: Any) -> Mapping[str, Edge]:
-        """The artifacts that a stage reads, by the names of its inputs; `base` and `previous` stand for stages."""
+        """The artifacts that a stage reads, by input; `base` and `previous` may stand for the stage of weights."""
         ...
 
     def outputs(self, stage: Any) -> Mapping[str, ArtifactType]:

@@ -121,7 +121,8 @@ class RunSettings:
     output_dir: str = setting("runs", texts=False)
     """Folder of the runs."""
     seed: int = setting(0, at_least=0, at_most=MAX_SEED)
-    """Seed of weights, data order, sampling and dropout; each stage adds its index."""
+    """Seed of weights, data order, sampling and dropout; each stage that trains adds its place among them, and each
+    other stage mixes in its name."""
     model: ModelSettings = field(default_factory=ModelSettings)
     """The base model."""
     data: DataSettings = field(default_factory=DataSettings)

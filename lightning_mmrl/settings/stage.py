@@ -68,7 +68,7 @@ class TrainerSettings:
     num_threads: int | None = setting(None, at_least=1)
     """Threads of torch on a CPU; null leaves torch's own choice."""
     max_steps: int | None = setting(None, at_least=1)
-    """Cap on the steps of a stage, for debugging; null for none."""
+    """Cap on the steps of a stage, or on its batches if it does not train, for debugging; null for none."""
 
     @property
     def world_size(self) -> int:

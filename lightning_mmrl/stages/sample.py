@@ -65,6 +65,11 @@ class SamplePlan:
         """Batches of the whole stage, and so parts."""
         return math.ceil(len(self.places) / self.settings.data.batch_size)
 
+    def prompts(self, number: int) -> list[str]:
+        """The ids of the prompts of a batch, in their order."""
+        size = self.settings.data.batch_size
+        return list(self.places)[number * size : (number + 1) * size]
+
 
 class SampleModule(lightning.LightningModule):
     """Samples G completions of each prompt of the trainer's test loader, and writes one part for each batch.

@@ -8,13 +8,19 @@
                                                            one of two ranks is killed; signals go to torchrun
     python tools/campaigns/kill_campaign.py --kills 0 --places --workers 20
                                                            20 decode workers killed or stopped, and nothing else
+    python tools/campaigns/kill_campaign.py --curriculum own_answers --kills 20 --strikes 40 --places --workers 0
+                                                           20 SIGKILLs at random moments of a run that samples answers
+                                                           and learns from them, and 40 in drawn places; give it
+                                                           --work and --data-root of its own
 
 A base is trained first (three minutes, once). The run is SFT, GRPO and RLOO from it, with a state after each step and
 MLflow in a database of its own. A SIGKILL comes at a random moment; the same command then continues. At the end every
 metric of every step (times left out) and the weights of every stage must be bit-identical to those of the run that was
 left alone, at most one step may have been repeated for each kill, and MLflow must hold each point once under true
 statuses. Decode workers are sent SIGKILL or SIGSTOP while a run without a cache prepares its data; it must train on the
-same samples, to the same weights. Finished cases are kept in --work; the same command goes on with what is missing.
+same samples, to the same weights. The places of `--strikes` are drawn from steps, sampling, the parts of a table, the
+sealing of artifacts, and changes of the manifest; tables must be equal too. Finished cases are kept in --work; the same
+command goes on with what is missing.
 """
 
 import argparse
@@ -26,17 +32,20 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from kill_curricula import CURRICULA, overrides
+from kill_places import KILLED, SIGNALLED
 from kill_verdicts import statuses, to_repeat, verdict
-from quick_runs import finish, shared_arguments, start_training, trained_base
+from quick_runs import finish, shared_arguments, start_training
 
-PLACES = ("step", "rollout", "reward", "evaluation", "save", "border")
+PLACES = Path(__file__).with_name("kill_places.py")
+"""The program that sends itself a signal in a place."""
 SIGNALS = ("SIGTERM", "SIGINT")
-STAGES = ("cold_start", "grpo", "rloo")
 GRACE_S = 30.0
 RANKS_END_S = 60.0
 """How long the other ranks may go on after one was killed."""
@@ -53,14 +62,15 @@ WHILE_STARTING = 0.2
 def main() -> int:
     """Runs what is missing and returns the exit code: 1 if anything differed."""
     options = _options()
-    if options.send is not None:
-        return _send_from(options.send, options.rest)
     options.work.mkdir(parents=True, exist_ok=True)
-    base = trained_base(options.work, options.data_root)
+    base = overrides(options.curriculum, options.work, options.data_root)
     reference = _reference(options, base)
     cases: list[dict[str, Any]] = []
     if options.kills:
         cases.append(_kept(options, f"{options.kills} x SIGKILL", lambda name: _kill(options, base, name, reference)))
+    if options.strikes:
+        case = f"{options.strikes} x SIGKILL in drawn places"
+        cases.append(_kept(options, case, lambda name: _strike(options, base, name)))
     if options.workers:
         case = f"{options.workers} decode workers killed or stopped"
         cases.append(_kept(options, case, lambda name: _disturb(options, base, name)))
@@ -92,7 +102,11 @@ _COLUMNS = ("case", "continued", "exit_s", "repeated", "fell_back", "equal", "tr
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=40, help="SIGKILLs on one run; 0 for none (default: 40)")
-    parser.add_argument("--places", nargs="*", choices=PLACES, default=list(PLACES), help="where signals are sent")
+    parser.add_argument(
+        "--places", nargs="*", choices=SIGNALLED, default=list(SIGNALLED), help="where signals are sent"
+    )
+    parser.add_argument("--strikes", type=int, default=0, help="SIGKILLs in drawn places of own_answers (default: 0)")
+    parser.add_argument("--curriculum", choices=CURRICULA, default="orders", help="the run (default: orders)")
     parser.add_argument("--signals", type=int, default=0, help="signals at random moments (default: 0)")
     parser.add_argument("--workers", type=int, default=20, help="strikes on decode workers; 0 for none (default: 20)")
     parser.add_argument("--ranks", type=int, default=1, help="processes of the run; one of them is killed (default: 1)")
@@ -102,8 +116,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
     parser.add_argument("--work", type=Path, default=Path("runs/kill-campaign"), help="runs and results")
     parser.add_argument("--data-root", type=Path, default=Path("data/emotions"), help="made if it is not there")
-    parser.add_argument("--send", help=argparse.SUPPRESS)
-    parser.add_argument("rest", nargs="*", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -116,29 +128,16 @@ def _kept(options: argparse.Namespace, case: str, run: Any) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def _arguments(options: argparse.Namespace, base: Path, name: str) -> list[str]:
-    stages = [f"stages.{stage}.num_steps=24" for stage in STAGES]
-    stages += [f"stages.{stage}.start_from={before}" for stage, before in zip(STAGES, ("base", *STAGES), strict=False)]
-    stages += [f"stages.{stage}.data.batch_size=4" for stage in STAGES[1:]]
-    validate = [f"stages.{stage}.validate_every=7" for stage in STAGES]
-    small = ["data.limit=64", "data.validation_limit=16", "evaluation.limit=8", "evaluation.num_resamples=20"]
-    small += ["evaluation.ablations=[]"]
+def _arguments(options: argparse.Namespace, base: Sequence[str], name: str) -> list[str]:
+    small = ["evaluation.limit=8", "evaluation.num_resamples=20"]
     tracking = [f"tracking.uri=sqlite:///{(options.work / f'{name}.db').absolute()}", "state.every_n_steps=1"]
-    model = [f"model.checkpoint={base}", "model.build=null", f"order=[{','.join(STAGES)}]", f"run_name={name}"]
+    stages = CURRICULA[options.curriculum]
+    run = [f"order=[{','.join(stages)}]", f"run_name={name}"]
     ranks = [f"trainer.devices={options.ranks}", f"trainer.strategy={options.strategy}"]
-    return [
-        "experiment=emotions_orders",
-        *stages,
-        *validate,
-        *small,
-        *tracking,
-        *model,
-        *ranks,
-        *shared_arguments(options.work, options.data_root),
-    ]
+    return [*base, *small, *tracking, *run, *ranks, *shared_arguments(options.work, options.data_root)]
 
 
-def _reference(options: argparse.Namespace, base: Path) -> dict[str, Any]:
+def _reference(options: argparse.Namespace, base: Sequence[str]) -> dict[str, Any]:
     """The run that is left alone, its time, and when its first step was."""
     path, log, folder = options.work / "reference.json", options.work / "reference.log", options.work / "reference"
     if not path.exists():
@@ -152,7 +151,9 @@ def _reference(options: argparse.Namespace, base: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def _kill(options: argparse.Namespace, base: Path, name: str, reference: Mapping[str, float]) -> dict[str, Any]:
+def _kill(
+    options: argparse.Namespace, base: Sequence[str], name: str, reference: Mapping[str, float]
+) -> dict[str, Any]:
     """Kills runs again and again until that makes as many kills as asked for; each run ends after its last one."""
     generator = random.Random(options.seed)
     # Some kills in a row hit one run; each process gets through a share of it on average.
@@ -176,7 +177,7 @@ def _kill(options: argparse.Namespace, base: Path, name: str, reference: Mapping
             repeated = max(repeated, to_repeat(options.work / run))
         finish(process, log)
         continued += log.read_text(errors="replace").count("continuing after step")
-        verdicts.append(verdict(options.work, run, log, STAGES))
+        verdicts.append(verdict(options.work, run, log, CURRICULA[options.curriculum]))
         print(f"{killed} of {options.kills} kills", file=sys.stderr, flush=True)
     joined = {key: "; ".join(dict.fromkeys(str(verdict[key]) for verdict in verdicts)) for key in ("equal", "tracking")}
     fell_back = sum(verdict["fell_back"] for verdict in verdicts)
@@ -184,6 +185,29 @@ def _kill(options: argparse.Namespace, base: Path, name: str, reference: Mapping
     if longest > RANKS_END_S:
         joined["equal"] = f"a rank went on for {longest:.0f} s"
     return {"continued": told, "exit_s": round(longest, 1), "repeated": repeated, "fell_back": fell_back, **joined}
+
+
+def _strike(options: argparse.Namespace, base: Sequence[str], name: str) -> dict[str, Any]:
+    """Kills runs in one drawn place after the other, until that makes as many kills as asked for."""
+    generator, struck, verdicts = random.Random(options.seed), Counter[str](), []
+    while struck.total() < options.strikes:
+        run = f"{name}-run{len(verdicts)}"
+        log, code, most = options.work / f"{run}.log", -signal.SIGKILL, struck.total() + KILLS_PER_RUN
+        while code == -signal.SIGKILL and struck.total() < min(most, options.strikes):
+            place = generator.choice(list(KILLED))
+            send = f"SIGKILL:{place}:{generator.randint(1, KILLED[place])}:{options.work / run}"
+            through = (str(PLACES), "--send", send, "--")
+            code = start_training(_arguments(options, base, run), log, through=through).wait(3600)
+            struck[place] += code == -signal.SIGKILL
+            if code not in (0, -signal.SIGKILL):
+                raise SystemExit(f"a run ended with {code}; see {log}")
+        finish(start_training(_arguments(options, base, run), log), log)
+        verdicts.append(verdict(options.work, run, log, CURRICULA[options.curriculum]))
+        print(f"{struck.total()} of {options.strikes} strikes", file=sys.stderr, flush=True)
+    joined = {key: "; ".join(dict.fromkeys(str(verdict[key]) for verdict in verdicts)) for key in ("equal", "tracking")}
+    told = f"{struck.total()} of {struck.total()}: " + ", ".join(f"{each} {struck[each]}" for each in KILLED)
+    fell_back = sum(verdict["fell_back"] for verdict in verdicts)
+    return {"continued": told, "exit_s": "-", "repeated": "-", "fell_back": fell_back, **joined}
 
 
 def _killed(
@@ -214,7 +238,7 @@ def _ranks(process: "subprocess.Popen[bytes]") -> list[int]:
     return [int(pid) for pid in ranks] or [process.pid]
 
 
-def _disturb(options: argparse.Namespace, base: Path, name: str) -> dict[str, Any]:
+def _disturb(options: argparse.Namespace, base: Sequence[str], name: str) -> dict[str, Any]:
     """Kills or stops decode workers of run after run, until that makes as many strikes as asked for."""
     generator, sent, verdicts, without = random.Random(options.seed), dict.fromkeys(STRIKES, 0), [], 0
     while sum(sent.values()) < options.workers:
@@ -231,7 +255,7 @@ def _disturb(options: argparse.Namespace, base: Path, name: str) -> dict[str, An
                     os.kill(generator.choice(workers), getattr(signal, name_of_signal))
                     sent[name_of_signal] += 1
         finish(process, log)
-        verdicts.append(verdict(options.work, run, log, STAGES))
+        verdicts.append(verdict(options.work, run, log, CURRICULA[options.curriculum]))
         without = 0 if sum(sent.values()) > before else without + 1
         if without == MOST_WITHOUT:
             raise SystemExit(f"no decode worker was found in {MOST_WITHOUT} runs; see {log}")
@@ -262,7 +286,7 @@ def _children(pid: int) -> list[int]:
 
 
 def _signal(
-    options: argparse.Namespace, base: Path, name: str, signame: str, reference: Mapping[str, float]
+    options: argparse.Namespace, base: Sequence[str], name: str, signame: str, reference: Mapping[str, float]
 ) -> dict[str, Any]:
     """A signal to whoever started the ranks, after some of the run's steps, then the same command again."""
     log, generator = options.work / f"{name}.log", random.Random(name)
@@ -280,11 +304,11 @@ def _logged_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("stages/*/metrics.jsonl"))
 
 
-def _interrupt(options: argparse.Namespace, base: Path, name: str, place: str, signame: str) -> dict[str, Any]:
+def _interrupt(options: argparse.Namespace, base: Sequence[str], name: str, place: str, signame: str) -> dict[str, Any]:
     """One signal in one place, then the same command again."""
     log = options.work / f"{name}.log"
-    send = f"{signame}:{place}:{options.work / name}"
-    through = (str(Path(__file__).absolute()), "--send", send, "--")
+    send = f"{signame}:{place}:{SIGNALLED[place]}:{options.work / name}"
+    through = (str(PLACES), "--send", send, "--")
     process = start_training(_arguments(options, base, name), log, through=through)
     code = process.wait(3600)
     sent = float((options.work / f"{name}.sent").read_text())
@@ -293,52 +317,17 @@ def _interrupt(options: argparse.Namespace, base: Path, name: str, place: str, s
 
 
 def _judged(
-    options: argparse.Namespace, base: Path, name: str, signame: str, code: int, exit_s: float
+    options: argparse.Namespace, base: Sequence[str], name: str, signame: str, code: int, exit_s: float
 ) -> dict[str, Any]:
     """Continues a run that was sent a signal, and says how it ended and where it came to."""
     log, expected = options.work / f"{name}.log", 128 + getattr(signal, signame)
     tracked = set(statuses(options.work, name).values())
     repeated = to_repeat(options.work / name)
     finish(start_training(_arguments(options, base, name), log), log)
-    found = verdict(options.work, name, log, STAGES)
+    found = verdict(options.work, name, log, CURRICULA[options.curriculum])
     if code != expected or exit_s > GRACE_S or "KILLED" not in tracked or "RUNNING" in tracked:
         found["equal"] = f"exit code {code}, {exit_s} s, MLflow {sorted(tracked)}"
     return {"continued": "1 of 1", "exit_s": exit_s, "repeated": repeated, **found}
-
-
-def _send_from(send: str, arguments: Sequence[str]) -> int:
-    """In the run: sends the signal to itself when it first is in the place for the third time, then goes on as ever."""
-    from lightning_mmrl.cli.main import main as mmrl
-    from lightning_mmrl.curriculum import orchestrator
-    from lightning_mmrl.rewards.pool import InlineRewards
-    from lightning_mmrl.rollout.hf import HFEngine
-    from lightning_mmrl.stages.evaluate import EvaluationModule
-    from lightning_mmrl.stages.policy_gradient import PolicyGradientModule
-    from lightning_mmrl.training.state_store import StateStore
-
-    signame, place, stem = send.split(":")
-    owner, name = {
-        "step": (PolicyGradientModule, "manual_backward"),
-        "rollout": (HFEngine, "_fill"),
-        "reward": (InlineRewards, "score"),
-        "evaluation": (EvaluationModule, "test_step"),
-        "save": (StateStore, "begin"),
-        "border": (orchestrator, "write_artifact"),
-    }[place]
-    whole, count = getattr(owner, name), [0]
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        count[0] += 1
-        if count[0] == (2 if place == "border" else 3):
-            Path(f"{stem}.sent").write_text(repr(time.time()))
-            os.kill(os.getpid(), getattr(signal, signame))
-        return whole(*args, **kwargs)
-
-    setattr(owner, name, call)
-    try:
-        return mmrl(list(arguments))
-    finally:
-        Path(f"{stem}.ended").touch()
 
 
 if __name__ == "__main__":

@@ -13,15 +13,20 @@ def verdict(work: Path, name: str, log: Path, stages: Sequence[str]) -> dict[str
         other = work / name / "stages" / stage.name
         if _metrics(stage) != _metrics(other):
             differing.append(f"metrics of {stage.name}")
-        digests = [json.loads((each / "handoff" / "mmrl.json").read_text())["digest"] for each in (stage, other)]
-        if digests[0] != digests[1]:
-            differing.append(f"weights of {stage.name}")
+        if _digests(stage) != _digests(other):
+            differing.append(f"artifacts of {stage.name}")
     text = log.read_text(errors="replace")
     return {
         "equal": ", ".join(differing) or "yes",
         "fell_back": text.count("is passed over"),
         "tracking": _tracked(work, name, stages),
     }
+
+
+def _digests(stage: Path) -> dict[str, str]:
+    """Maps the artifacts of a stage, weights or tables, to the hashes of their files."""
+    seals = sorted(stage.rglob("mmrl.json"))
+    return {str(seal.parent.relative_to(stage)): json.loads(seal.read_text())["digest"] for seal in seals}
 
 
 def _metrics(stage: Path) -> dict[tuple[int, str], float]:
@@ -69,10 +74,11 @@ def _tracked(work: Path, name: str, stages: Sequence[str]) -> str:
 
 
 def to_repeat(folder: Path) -> int:
-    """Logged steps of an unfinished stage that its newest state does not cover."""
+    """Logged steps of an unfinished stage that trains and that its newest state does not cover."""
     most = 0
     for stage in folder.glob("stages/*"):
-        if (stage / "metrics.jsonl").exists() and not (stage / "handoff").exists():
+        samples = (stage / "artifacts").exists() or any(stage.glob("state/part-*"))
+        if (stage / "metrics.jsonl").exists() and not (samples or (stage / "handoff").exists()):
             states = [int(place.name[5:]) for place in stage.glob("state/step-*") if place.suffix == ""]
             steps = [step for step, key in _metrics(stage) if "validation" not in key]
             most = max(most, max(steps, default=0) - max(states, default=0))

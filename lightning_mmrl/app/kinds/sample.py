@@ -6,7 +6,7 @@ The stage makes two artifacts: `rollouts`, the table of all completions, and `ow
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_mmrl.config.checks.answers import check_answer_selection
 from lightning_mmrl.config.checks.values import check_rewards
+from lightning_mmrl.config.specs import flattened
 from lightning_mmrl.curriculum.graph import usual_inputs
-from lightning_mmrl.errors import ConfigError, DataError
+from lightning_mmrl.errors import ConfigError, DataError, StageError
 from lightning_mmrl.protocols.plain import StageJob, TrackedRun
-from lightning_mmrl.settings.data import DropoutSettings, SourceSettings
+from lightning_mmrl.settings.data import SourceSettings
 from lightning_mmrl.settings.rules import require
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.settings.sample import SampleSettings
@@ -61,12 +62,14 @@ class SampleKind:
         require(
             stage.data.balance is None, f"{path}.data.balance", stage.data.balance, "null: each prompt is drawn once"
         )
-        dropout = stage.data.modality_dropout
-        require(dropout == DropoutSettings(), f"{path}.data.modality_dropout", dropout, "0: samples keep their media")
+        for name, rate in asdict(stage.data.modality_dropout).items():
+            require(rate == 0, f"{path}.data.modality_dropout.{name}", rate, "0: samples keep their media")
         for name, source in stage.data.sources.items():
             require(
                 source.weight == 1, f"{path}.data.sources.{name}.weight", source.weight, "1: each prompt is drawn once"
             )
+        located = stage.data.located(config.data.root)
+        _media_root(path, {name: source for name, source in located.items() if source.stage is None})
 
     def preflight(self, path: str, stage: SampleSettings) -> None:
         """Builds the rewards, and checks the arguments of the engine."""
@@ -88,6 +91,7 @@ class SampleKind:
         from lightning_mmrl.data.prepared import JoinedSets
         from lightning_mmrl.data.sampler import Share
         from lightning_mmrl.stages.sample import PartStore, SampleModule, SamplePlan
+        from lightning_mmrl.tracking.lightning_logger import RunLogger
         from lightning_mmrl.training.callbacks.progress import EvaluationProgress
         from lightning_mmrl.training.strategies import ranks_of, sharding_of
         from lightning_mmrl.training.trainer import evaluation_trainer, prepare_process
@@ -97,6 +101,7 @@ class SampleKind:
         assert stage.sampling is not None
         assert stage.rewards is not None
         prepare_process(stage.trainer, spec.seed)
+        run.log_params(flattened(asdict(stage)))
         encoder = parts.encoder(checkpoint)
         policy = parts.policy(checkpoint, encoder, stage.sampling.temperature)
         sources = data_sources(spec, inputs, parts.config.data.root)
@@ -113,6 +118,7 @@ class SampleKind:
         store, size = PartStore(directory=directory / STATES), stage.data.batch_size
         places = _places(path, [sample.id for prompts in sets for sample in prompts.samples])
         plan = SamplePlan(settings=stage, seed=spec.seed, places=places)
+        logger, num = RunLogger(run, directory), plan.num_batches
         resources = ExitStack()
         engine = parts.rollout_engine(policy, encoder, stage.sampling, (f"{path}.rollout", stage.rollout))
         resources.callback(engine.close)
@@ -138,6 +144,7 @@ class SampleKind:
             store=store,
             plan=plan,
             media_root=_media_root(path, sources),
+            log=lambda metrics: logger.log_metrics({f"{spec.name}/{key}": metrics[key] for key in metrics}, num),
             group=parts.group,
             say=lambda message: parts.console.say(f"{parts.title(spec)}: {message}"),
             resources=resources,
@@ -166,12 +173,12 @@ def _media_root(path: str, sources: Mapping[str, SourceSettings]) -> str:
         ConfigError: The sources have several.
     """
     roots = sorted({str(source.media_folder) for source in sources.values()})
-    if len(roots) > 1:
+    if len(roots) > 1:  # before the run of sources that exist, and again where another stage has made one
         raise ConfigError(
             f"{path}.data.sources have media below {' and '.join(roots)}, and a table has one media root; sample the "
             "sources in several stages"
         )
-    return roots[0]
+    return next(iter(roots), "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +192,7 @@ class SampleJob:
         store: The parts.
         plan: How much is sampled.
         media_root: Folder that paths of media are relative to.
+        log: Takes the metrics of the whole stage.
         group: The ranks; rank 0 writes.
         say: Shows the user a line.
         resources: Resources to close when sampling ends, whether or not it fails.
@@ -196,6 +204,7 @@ class SampleJob:
     store: "PartStore"
     plan: "SamplePlan"
     media_root: str
+    log: Callable[[Mapping[str, float]], None]
     group: "RankGroup"
     say: Callable[[str], None]
     resources: ExitStack
@@ -205,17 +214,20 @@ class SampleJob:
 
         Raises:
             KeyboardInterrupt: The run was interrupted.
-            StageError: The loop ended early.
+            StageError: The loop ended early, or the parts of an earlier process do not belong to the plan.
         """
         from lightning_mmrl.training.job import raising_interrupts
 
-        done = self.module.num_parts = self.group.broadcast(self.store.num_parts())
+        done = self.module.num_parts = self.group.broadcast(self._num_parts() if self.group.leads else 0)
         if done:
             self.say(f"continuing after {done} of {self.plan.num_batches} batches")
         with self.resources, raising_interrupts():
             if done < self.plan.num_batches:
                 self.trainer.test(self.module, dataloaders=self.loader(first=done), verbose=False)
-        return Training(metrics=self._metrics() if self.group.leads else {}, num_steps=self.plan.num_batches)
+        metrics = self._metrics() if self.group.leads else {}
+        if self.group.leads:
+            self.log(metrics)
+        return Training(metrics=metrics, num_steps=self.plan.num_batches)
 
     def export(self, artifact: str, directory: Path) -> Mapping[str, Any]:
         """Writes the table or the selected answers; the facts say where media are, and count the prompts and answers.
@@ -248,6 +260,18 @@ class SampleJob:
             write_whole(directory / name, "")
         counts = {"kept": totals.num_kept, **{each: totals.dropped[each] for each in REASONS if each in totals.dropped}}
         return facts | {"manifest": name, "counts": counts}
+
+    def _num_parts(self) -> int:
+        """How many parts an earlier process left, after comparing their prompts with the plan."""
+        found = self.store.num_parts()
+        for number in range(found):
+            rows = [(row.sample.id, len(row.completions)) for row in self._rows(number)]
+            if rows != [(prompt, self.plan.settings.num_completions) for prompt in self.plan.prompts(number)]:
+                raise StageError(
+                    f"{self.store.path(number)} has other prompts or numbers of completions than the stage asks for "
+                    f"now; undo the change, or remove {self.store.directory} to sample again"
+                )
+        return found
 
     def _path(self, directory: Path, number: int) -> Path:
         return directory / self.store.path(number).name

@@ -12,7 +12,7 @@ from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.prompts.labels import LabelMatcher
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.registry.kinds import kind_of
-from lightning_mmrl.rollout.vllm.readiness import samples_with_vllm
+from lightning_mmrl.rollout.vllm.readiness import engines, is_vllm
 from lightning_mmrl.settings.algorithm import AlgorithmSettings, RewardSettings
 from lightning_mmrl.settings.data import ABLATIONS, DataSettings, StageDataSettings
 from lightning_mmrl.settings.model import BUILD, PARAMETER_GROUPS, TOWERS, AdapterSettings, frozen_parts
@@ -236,8 +236,8 @@ def _check_stage_data(path: str, data: StageDataSettings) -> None:
             given = "both" if source.stage else "neither"
             raise ConfigError(f"{key} has {given} of manifest and stage; give a manifest, or a stage and its artifact")
         if bool(source.stage) != bool(source.artifact):
-            missing, there = ("artifact", "stage") if source.stage else ("stage", "artifact")
-            raise ConfigError(f"{key} has a {there} and no {missing}; set {key}.{missing}")
+            missing, there = ("artifact", "a stage") if source.stage else ("stage", "an artifact")
+            raise ConfigError(f"{key} has {there} and no {missing}; set {key}.{missing}")
         for folder in ("root", "media_root"):
             rule = "null: the artifact of a stage says where its files are"
             require(
@@ -345,16 +345,15 @@ def _check_use_of_run(path: str, stage: StageSettings, config: RunSettings) -> N
 
 
 def _check_rollout(config: RunSettings) -> None:
-    """Refuses what the run's engine cannot do."""
+    """Refuses what an engine cannot do."""
     if not isinstance(config.rollout, dict) or "_target_" not in config.rollout:
         raise ConfigError(
             f"rollout is {config.rollout!r}; it must be an engine: choose one with rollout=hf or rollout=vllm"
         )
-    if not samples_with_vllm(config):
-        return
-    for name, stage in config.trained.items():
-        sampling = stage.sampling
-        if sampling is not None and sampling.top_p != 1:
+    for name in config.order:
+        stage = config.stages[name]
+        own, sampling = engines(config).get(f"stages.{name}.rollout", config.rollout), stage.sampling
+        if sampling is not None and is_vllm(own) and sampling.top_p != 1:
             raise ConfigError(
                 f"stages.{name}.sampling.top_p is {sampling.top_p}, and with rollout=vllm it must be 1: vLLM's "
                 "log-probabilities are of what top_p leaves"

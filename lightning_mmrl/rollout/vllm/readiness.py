@@ -1,19 +1,28 @@
 """Checks whether this machine and the run's server are ready for vLLM, before torch is loaded."""
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
 from lightning_mmrl.errors import ConfigError, RolloutError
 from lightning_mmrl.rollout.vllm.keys import trainer_key
 from lightning_mmrl.settings.run import RunSettings
+from lightning_mmrl.settings.sample import SampleSettings
 
 PACKAGE = "lightning_mmrl.rollout.vllm"
 """Package of the engine that samples with vLLM."""
 
 
-def samples_with_vllm(config: RunSettings) -> bool:
-    """True if the run's engine is vLLM's."""
-    return str(config.rollout["_target_"]).startswith(f"{PACKAGE}.")
+def engines(config: RunSettings) -> dict[str, Any]:
+    """Maps keys to nodes of engines: the run's, and those of the stages that have one of their own."""
+    stages = {name: config.stages[name] for name in config.order}
+    own = {name: stage.rollout for name, stage in stages.items() if isinstance(stage, SampleSettings)}
+    return {"rollout": config.rollout, **{f"stages.{name}.rollout": node for name, node in own.items() if node}}
+
+
+def is_vllm(engine: Mapping[str, Any]) -> bool:
+    """True for the node of an engine that is vLLM's."""
+    return str(engine["_target_"]).startswith(f"{PACKAGE}.")
 
 
 def require_engine(config: RunSettings, *, connect: bool = True) -> None:
@@ -28,16 +37,20 @@ def require_engine(config: RunSettings, *, connect: bool = True) -> None:
             not answer.
         RolloutError: The server asks for another key, or for no key.
     """
-    if not samples_with_vllm(config):
-        return
-    if find_spec("vllm") is None:
-        raise ConfigError(
-            "rollout is vllm, which is not installed; run uv pip install -e '.[vllm]' (on a CPU: make quickstart "
-            "ROLLOUT=vllm has an environment of its own for it), or take rollout=hf"
-        )
-    server = _server(config)
-    if not (connect and server and any(config.stages[name].sampling for name in config.order)):
-        return
+    for key, engine in engines(config).items():
+        if not is_vllm(engine):
+            continue
+        if find_spec("vllm") is None:
+            raise ConfigError(
+                f"{key} is vllm, which is not installed; run uv pip install -e '.[vllm]' (on a CPU: make quickstart "
+                "ROLLOUT=vllm has an environment of its own for it), or take rollout=hf"
+            )
+        server = _server(engine)
+        if connect and server and any(config.stages[name].sampling for name in config.order):
+            _require_server(key, server)
+
+
+def _require_server(key: str, server: Mapping[str, Any]) -> None:
     from lightning_mmrl.rollout.vllm.client import PROBE_S, Client, KeyRefusedError  # its HTTP library comes with vllm
 
     url = str(server.get("url", ""))
@@ -48,7 +61,7 @@ def require_engine(config: RunSettings, *, connect: bool = True) -> None:
         raise
     except RolloutError as error:
         raise ConfigError(
-            f"rollout.settings.server.url is {url}, where no vLLM server answers ({error}); start it with mmrl serve "
+            f"{key}.settings.server.url is {url}, where no vLLM server answers ({error}); start it with mmrl serve "
             "and this run's overrides, or take rollout=hf"
         ) from error
     finally:
@@ -61,11 +74,11 @@ def require_server_node(config: RunSettings) -> None:
     Raises:
         ConfigError: `rollout` names no server.
     """
-    if not samples_with_vllm(config) or not _server(config):
+    if not is_vllm(config.rollout) or not _server(config.rollout):
         raise ConfigError("the configuration has no rollout.settings.server to start; add rollout=vllm_server")
 
 
-def _server(config: RunSettings) -> Any:
-    """The node of the server, or None."""
-    settings = config.rollout.get("settings")
+def _server(engine: Mapping[str, Any]) -> Any:
+    """The node of an engine's server, or None."""
+    settings = engine.get("settings")
     return settings.get("server") if isinstance(settings, dict) else None

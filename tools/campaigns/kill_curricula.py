@@ -1,0 +1,41 @@
+"""The runs that the kill campaign disturbs, as overrides of `mmrl train`."""
+
+from pathlib import Path
+
+from quick_runs import trained_base
+
+CURRICULA = {
+    "orders": ("cold_start", "grpo", "rloo"),
+    "own_answers": ("cold_start", "draw", "again", "reason"),
+}
+"""Names to stages."""
+
+
+def overrides(curriculum: str, work: Path, data_root: Path) -> list[str]:
+    """The overrides of a curriculum; the base of `orders` is trained first."""
+    return _orders(trained_base(work, data_root)) if curriculum == "orders" else _own_answers()
+
+
+def _orders(base: Path) -> list[str]:
+    """SFT, GRPO and RLOO on clips, each from the stage before."""
+    names = CURRICULA["orders"]
+    stages = [f"stages.{stage}.num_steps=24" for stage in names]
+    stages += [f"stages.{stage}.start_from={before}" for stage, before in zip(names, ("base", *names), strict=False)]
+    stages += [f"stages.{stage}.data.batch_size=4" for stage in names[1:]]
+    validate = [f"stages.{stage}.validate_every=7" for stage in names]
+    small = ["data.limit=64", "data.validation_limit=16", "evaluation.ablations=[]"]
+    model = [f"model.checkpoint={base}", "model.build=null"]
+    return ["experiment=emotions_orders", *stages, *validate, *small, *model]
+
+
+def _own_answers() -> list[str]:
+    """SFT on arithmetic, 16 batches of answers to other questions, SFT on the right ones, and RL."""
+    start = "stages.cold_start"
+    learn = [f"{start}.num_steps=60", f"{start}.stop_when=null", f"{start}.validate_every=null"]
+    draw = ["+stage@stages.draw=sample", "stages.draw.data.limit=48", "stages.draw.data.batch_size=3"]
+    draw += ["stages.draw.sampling.max_new_tokens=16", "stages.draw.keep.max_per_prompt=2"]
+    again = ["+stage@stages.again=tiny/task_cold_start", "stages.again.data.manifest=null"]
+    again += ["+stages.again.data.sources.own={stage: draw, artifact: own}", "stages.again.data.batch_size=4"]
+    again += ["stages.again.num_steps=12", "stages.again.stop_when=null", "stages.again.validate_every=null"]
+    reason = ["stages.reason.num_steps=12", "stages.reason.validate_every=null", "stages.reason.data.batch_size=4"]
+    return ["experiment=task_arithmetic", "+data.build.scale=0.1", *learn, *draw, *again, *reason]
