@@ -3,7 +3,7 @@
 import logging
 import os
 import warnings
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,10 @@ from lightning_mmrl.registry.families import stored_family
 from lightning_mmrl.registry.tasks import VALIDATION, built_tasks
 from lightning_mmrl.rollout.hf import HFEngine
 from lightning_mmrl.settings.algorithm import SamplingSettings
+from lightning_mmrl.settings.data import PromptSettings
 from lightning_mmrl.settings.model import BUILD, AdapterSettings, ModelSettings
 from lightning_mmrl.settings.run import RunSettings
+from lightning_mmrl.settings.stage import NodeSettings
 from lightning_mmrl.stages.answers import AnswerEvaluator
 from lightning_mmrl.training.console import ConsoleProgress
 from lightning_mmrl.training.group import RankGroup
@@ -52,6 +54,13 @@ class Assembly:
     config: RunSettings
     console: ConsoleProgress
     group: RankGroup = field(default_factory=RankGroup)
+
+    def of_stage(self, stage: NodeSettings) -> "Assembly":
+        """The parts as a stage has them: with its own dataset and prompt."""
+        parts = replace(self, config=self.config.of_stage(stage))
+        for name in ("monitor", "exclusions"):
+            parts.__dict__[name] = getattr(self, name)  # one of each for the whole run
+        return parts
 
     def title(self, spec: StageSpec) -> str:
         """The title of a stage in messages and progress."""
@@ -150,6 +159,10 @@ class Assembly:
         towers = tower_fingerprint(media.backbone)
         return FeatureCache(settings, towers=towers)
 
+    def with_prompt(self, prompt: PromptSettings) -> "Assembly":
+        """The parts with another prompt, such as that of an evaluation set."""
+        return replace(self, config=replace(self.config, prompt=prompt))
+
     def evaluator(self, policy: Policy, encoder: PromptEncoder) -> AnswerEvaluator:
         """Judges greedy answers by the dataset's task."""
         engine = self.engine(policy, encoder, self.config.evaluation.max_new_tokens)
@@ -239,22 +252,22 @@ class Assembly:
             os.replace(partial, checkpoint)
 
     def ensure_data(self) -> None:
-        """Generates the dataset if the configuration says how and it does not exist.
+        """Generates each dataset of which the configuration says how and which does not exist.
 
         Raises:
             DataError: The folder does not exist and nothing builds it.
         """
-        data = self.config.data
-        if data.build is not None:
-            targets.build(
-                data.build,
-                "data.build",
-                directory=self.data_root,
-                workers=data.media.decode_workers,
-                on_progress=lambda done, total: self.console.update("generating samples", done, total),
-            )
-        elif not self.data_root.is_dir():
-            raise DataError(f"data.root {data.root} does not exist; point it at the folder of your manifests")
+        for key, data in self.config.all_data.items():
+            if data.build is not None:
+                targets.build(
+                    data.build,
+                    f"{key}.build",
+                    directory=Path(data.root),
+                    workers=self.config.data.media.decode_workers,
+                    on_progress=lambda done, total: self.console.update("generating samples", done, total),
+                )
+            elif not Path(data.root).is_dir():
+                raise DataError(f"{key}.root {data.root} does not exist; point it at the folder of your manifests")
 
     def facts(self) -> dict[str, Any]:
         """Facts, as plain values, that a user of a handoff needs to prompt the model as it was trained."""
@@ -267,6 +280,7 @@ class Assembly:
             "position_rule": self.config.model.position_rule,
             "audio_in_video": self.config.model.audio_in_video,
             "max_new_tokens": self.config.evaluation.max_new_tokens,
+            **self.tasks[VALIDATION].described(),
         }
 
 

@@ -22,7 +22,7 @@ from lightning_mmrl.registry import targets
 from lightning_mmrl.registry.kinds import kind_of
 from lightning_mmrl.registry.tasks import VALIDATION, built_tasks
 from lightning_mmrl.rewards.label_answer import LabelAnswer
-from lightning_mmrl.settings.data import SourceSettings
+from lightning_mmrl.settings.data import DataSettings, SourceSettings
 from lightning_mmrl.settings.run import EvaluationSetSettings, RunSettings
 from lightning_mmrl.settings.stage import NodeSettings, StageSettings
 from lightning_mmrl.types.records import WEIGHTS, Sample, StageSpec
@@ -99,9 +99,9 @@ def check_made(config: RunSettings, specs: Sequence[StageSpec], made: StageSpec,
                 )
         if read:
             path, stage = f"stages.{spec.name}", config.stages[spec.name]
-            sources = data_sources(spec, read, config.data.root)
+            sources = data_sources(spec, read, config)
             names = [key.removeprefix("data.sources.") for key in read]
-            _checked(_uses_of_stage(path, stage, config, {name: sources[name] for name in names}))
+            _checked(_uses_of_stage(path, stage, config.of_stage(stage), {name: sources[name] for name in names}))
 
 
 def _checked(found: Sequence[Use]) -> list[str]:
@@ -124,34 +124,42 @@ def _checked(found: Sequence[Use]) -> list[str]:
 
 def uses(config: RunSettings) -> list[Use]:
     """Every use of a manifest that exists before the run, in its order; the sets of evaluations come last."""
-    template = PromptTemplate(config.prompt)
-    turns = partial(check_turns, template=template, supervised=False)
-    data, tasks, found = config.data, built_tasks(config), []
+    tasks, found = built_tasks(config), []
+
+    def turns_with(template: PromptTemplate) -> Callable[[str, Sequence[Sample]], object]:
+        return partial(check_turns, template=template, supervised=False)
+
+    def validation_of(data: DataSettings) -> EvaluationSetSettings:
+        return EvaluationSetSettings(manifest=data.validation or "").located(data)
 
     def evaluated(each: EvaluationSetSettings, limit: int | None, task: Task | None, *more: Any) -> Use:
-        checks = () if task is None else (*more, turns, task.check)
+        checks = () if task is None else (*more, task.check)
         by_label = isinstance(task, ClosedLabels)
         media = each.media_folder
         return Use(source=each, media=media, num_samples=limit, supervised=False, by_label=by_label, checks=checks)
 
-    validation = EvaluationSetSettings(manifest=data.validation or "").located(data.root)
     for name in config.order:
         stage, path = config.stages[name], f"stages.{name}"
-        found += _uses_of_stage(path, stage, config, stage.data.located(data.root))
-        if isinstance(stage, StageSettings) and stage.validate_every and data.validation is not None:
-            module = data_module(path, stage, config)
-            found.append(evaluated(validation, data.validation_limit, tasks[VALIDATION], module.check_kinds))
-    if data.validation is not None:
-        # Also if no stage is validated: the run writes down all manifests that its configuration names.
-        found.append(evaluated(validation, None, None))
-    sets = config.evaluation.located(data.root).items()
-    return found + [evaluated(each, config.evaluation.limit, tasks[name]) for name, each in sets]
+        seen = config.of_stage(stage)
+        found += _uses_of_stage(path, stage, seen, stage.data.located(seen.data))
+        if isinstance(stage, StageSettings) and stage.validate_every and seen.data.validation is not None:
+            module, task = data_module(path, stage, config), built_tasks(seen)[VALIDATION]
+            limit, turns = seen.data.validation_limit, turns_with(PromptTemplate(seen.prompt))
+            found.append(evaluated(validation_of(seen.data), limit, task, module.check_kinds, turns))
+    for data in config.all_data.values():
+        if data.validation is not None:
+            # Also if no stage is validated: the run writes down all manifests that its configuration names.
+            found.append(evaluated(validation_of(data), None, None))
+    for name, each in config.sets().items():
+        turns = turns_with(PromptTemplate(config.prompt_of(each)))
+        found.append(evaluated(each, config.evaluation.limit, tasks[name], turns))
+    return found
 
 
 def _uses_of_stage(
     path: str, stage: NodeSettings, config: RunSettings, sources: Mapping[str, SourceSettings]
 ) -> list[Use]:
-    """The uses of those sources of a stage that have a manifest."""
+    """The uses of those sources of a stage that have a manifest; `config` is as the stage sees it."""
     supervised = kind_of(stage, path).supervised
     template, labels = PromptTemplate(config.prompt), tuple(config.data.labels)
     matcher = LabelMatcher(labels=labels) if labels else None

@@ -1,6 +1,7 @@
 """Evaluates a checkpoint on the sets of a configuration."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from lightning_mmrl.protocols.plain import TrackedRun
 from lightning_mmrl.protocols.tensors import PromptEncoder
 from lightning_mmrl.registry.tasks import task_of_result
 from lightning_mmrl.settings.run import EvaluationSetSettings
+from lightning_mmrl.settings.stage import StageSettings
 from lightning_mmrl.stages.evaluate import SUMMARY, EvaluatedSet, EvaluationModule
 from lightning_mmrl.training.callbacks.progress import EvaluationProgress
 from lightning_mmrl.training.job import raising_interrupts
@@ -41,8 +43,12 @@ class CheckpointEvaluator:
 
     def __call__(self, checkpoint: Path, directory: Path, stage: str, run: TrackedRun | None) -> Mapping[str, float]:
         """Evaluates a checkpoint; returns the metrics keyed `<set>/<metric>`."""
-        parts, settings = self._assembly, self._assembly.config.evaluation
-        chosen = self._sets(stage)
+        settings, of_stage = self._assembly.config.evaluation, self._stage(stage)
+        parts = self._assembly if of_stage is None else self._assembly.of_stage(of_stage)
+        chosen = self._assembly.config.sets(None if of_stage is None else of_stage.evaluation_sets)
+        prompted = {
+            name: parts.with_prompt(self._assembly.config.prompt_of(each, of_stage)) for name, each in chosen.items()
+        }
         if facts_if_sealed(checkpoint) is None and checkpoint.is_absolute() and not checkpoint.exists():
             raise StageError(f"checkpoint {checkpoint} does not exist; give a stage's handoff folder or a hub id")
         if not chosen:
@@ -55,17 +61,17 @@ class CheckpointEvaluator:
             policy = parts.policy(checkpoint, encoder, 1.0)
             ablate = settings.ablation_stages == "all" or stage == self._last_stage
             variants = ["full", *(settings.ablations if ablate else [])]
-            loaders = self._loaders(encoder, chosen, variants, self._exclusions(directory))
+            loaders = self._loaders(encoder, chosen, prompted, variants, self._exclusions(directory))
         sets = []
         for name, loader in loaders.items():
             prepared: PreparedSet = loader.dataset
             reasons = [each.reason for each in prepared.quarantined]
             left_out = tuple(zip(prepared.excluded, reasons, strict=True))
-            task = task_of_result(name, parts.tasks)
-            sets.append(EvaluatedSet(name=name, num_samples=len(prepared), task=task, left_out=left_out))
+            whole = name if name in chosen else name.rpartition("-")[0]
+            evaluator = replace(prompted[whole].evaluator(policy, encoder), task=task_of_result(name, parts.tasks))
+            sets.append(EvaluatedSet(name=name, num_samples=len(prepared), evaluator=evaluator, left_out=left_out))
         module = EvaluationModule(
             policy,
-            parts.evaluator(policy, encoder),
             sets=sets,
             directory=directory,
             bootstrap=ClusterBootstrap(settings=settings),
@@ -84,11 +90,9 @@ class CheckpointEvaluator:
             for key, value in result["metrics"].items()
         }
 
-    def _sets(self, stage: str) -> dict[str, EvaluationSetSettings]:
-        """The sets that follow a stage; all of them outside of a run."""
-        config = self._assembly.config
-        names = None if self._afresh else config.trained[stage].evaluation_sets
-        return config.evaluation.located(config.data.root, names)
+    def _stage(self, name: str) -> StageSettings | None:
+        """The stage that made the checkpoint; None for the base model and outside of a run."""
+        return None if self._afresh else self._assembly.config.trained.get(name)
 
     def _exclusions(self, directory: Path) -> Exclusions:
         parts = self._assembly
@@ -103,6 +107,7 @@ class CheckpointEvaluator:
         self,
         encoder: PromptEncoder,
         sets: Mapping[str, EvaluationSetSettings],
+        prompted: Mapping[str, Assembly],
         variants: list[str],
         exclusions: Exclusions,
     ) -> dict[str, Any]:
@@ -114,7 +119,7 @@ class CheckpointEvaluator:
                 read_manifest(each.path, each.media_folder)[: settings.limit],
                 media_root=each.media_folder,
                 pipeline=pipeline,
-                template=parts.template,
+                template=prompted[name].template,
                 supervised=False,
                 exclusions=exclusions,
             )

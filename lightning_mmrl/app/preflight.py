@@ -47,7 +47,7 @@ def preflight(config: RunSettings) -> None:
             _check_takes(f"{path}.data.module", stage.data.module, DATA_GIVES)
         kind_of(stage, path).preflight(path, stage)
     built_tasks(config)
-    _check_takes("data.module", config.data.module, DATA_GIVES)
+    _preflight_data(config)
     backbone = _check_takes("model.family.backbone", config.model.family["backbone"], ("checkpoint", "dtype"))
     family = backbone.func.__self__ if inspect.ismethod(backbone.func) else None
     if isinstance(family, type) and issubclass(family, FamilyBackbone):
@@ -62,8 +62,13 @@ def preflight(config: RunSettings) -> None:
             raise ConfigError(f"tracking.tracker._target_ is {make.__name__}, which lacks open_run or close; add it")
     if config.model.build is not None:
         _check_takes("model.build", config.model.build, ("directory",))
-    if config.data.build is not None:
-        _check_takes("data.build", config.data.build, ("directory", "workers", "on_progress"))
+
+
+def _preflight_data(config: RunSettings) -> None:
+    for key, data in config.all_data.items():
+        _check_takes(f"{key}.module", data.module, DATA_GIVES)
+        if data.build is not None:
+            _check_takes(f"{key}.build", data.build, ("directory", "workers", "on_progress"))
 
 
 def preflight_engine(path: str, node: Mapping[str, Any]) -> None:

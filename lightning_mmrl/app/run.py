@@ -20,7 +20,7 @@ from lightning_mmrl.app.leader import Follower, Leader
 from lightning_mmrl.app.preflight import check_schedules, preflight
 from lightning_mmrl.app.stages import StageBuilder
 from lightning_mmrl.config.epochs import with_steps
-from lightning_mmrl.config.specs import manifest_digests, stage_specs
+from lightning_mmrl.config.specs import base_evaluation, manifest_digests, stage_specs
 from lightning_mmrl.curriculum.compare import Comparison, compare_stages
 from lightning_mmrl.curriculum.manifest import Manifest
 from lightning_mmrl.curriculum.orchestrator import Curriculum, StageOrchestrator
@@ -35,6 +35,7 @@ from lightning_mmrl.registry.own_code import FLAG, opened_now
 from lightning_mmrl.registry.tasks import built_tasks, task_of_result
 from lightning_mmrl.rollout.vllm.readiness import require_engine
 from lightning_mmrl.settings.run import RunSettings
+from lightning_mmrl.settings.stage import BASE
 from lightning_mmrl.stages.evaluate import SUMMARY
 from lightning_mmrl.tracking.mlflow import MlflowTracker
 from lightning_mmrl.tracking.null import NullTracker
@@ -102,7 +103,9 @@ def _lead(
     """The run on rank 0, the only one that decides, writes and tracks."""
     config = parts.config
     resolved = directory / "config.yaml"
-    curriculum = Curriculum(name=config.run_name, stages=specs, base=parts.starting_point)
+    curriculum = Curriculum(
+        name=config.run_name, stages=specs, base=parts.starting_point, base_evaluation=base_evaluation(config)
+    )
     orchestrator = StageOrchestrator(
         curriculum,
         directory,
@@ -161,11 +164,15 @@ def _compare(
     places = {name: (directory / handoff.path).with_name("evaluation") for name, handoff in made.items()}
     folders = {name: folder for name, folder in places.items() if (folder / SUMMARY).is_file()}
     inputs = {result.name: result.inputs for result in results}
+    digests = {name: handoff.digest for name, handoff in made.items()}
+    base = Manifest.read(directory).base
+    if base is not None and (directory / base.directory / SUMMARY).is_file():
+        folders, digests = {BASE: directory / base.directory} | folders, digests | {BASE: base.digest}
     sources: dict[str, str | None] = {}
     for spec in specs:
-        if spec.name in folders and spec.source in folders:
-            same = made[spec.source].digest == inputs[spec.name][WEIGHTS]
-            sources[spec.name] = spec.source if same else None
+        source = spec.source or BASE
+        if spec.name in folders and source in folders:
+            sources[spec.name] = source if digests[source] == inputs[spec.name][WEIGHTS] else None
     bootstrap = ClusterBootstrap(settings=config.evaluation)
     return compare_stages(folders, sources, partial(task_of_result, tasks=built_tasks(config)), bootstrap)
 
@@ -180,6 +187,7 @@ def check_all_targets(config: RunSettings) -> None:
         targets.check_targets(asdict(config.stages[name]), f"stages.{name}")
     targets.check_targets(asdict(config.model), "model")
     targets.check_targets(asdict(config.data), "data")
+    targets.check_targets({name: asdict(data) for name, data in config.datasets.items()}, "datasets")
     targets.check_targets(asdict(config.tracking), "tracking")
     targets.check_targets(asdict(config.evaluation), "evaluation")
     preflight(config)
@@ -240,14 +248,14 @@ def describe_run(config: RunSettings, parent: TrackedRun, resolved: Path) -> Non
 
 def manifests(config: RunSettings) -> dict[str, tuple[Path, str]]:
     """Maps each use of a manifest (a stage, the validation, an evaluation set) to its folder and file name."""
-    root = Path(config.data.root)
     found: dict[str, tuple[Path, str]] = {}
     for name in config.order:
-        sources = config.stages[name].data.located(config.data.root)
+        stage = config.stages[name]
+        sources = stage.data.located(config.dataset(stage.data.dataset))
         for key, source in sources.items():
             if source.manifest:  # no other stage makes these data
                 found[name if len(sources) == 1 else f"{name}/{key}"] = source.folder, source.manifest
-    if config.data.validation is not None:
-        found["validation"] = (root, config.data.validation)
-    sets = config.evaluation.located(config.data.root).items()
-    return found | {name: (Path(each.root or root), each.manifest) for name, each in sets}
+    for name, data in {"": config.data, **config.datasets}.items():
+        if data.validation is not None:
+            found[f"{name}/validation".lstrip("/")] = Path(data.root), data.validation
+    return found | {name: (each.path.parent, each.path.name) for name, each in config.sets().items()}

@@ -50,7 +50,8 @@ class StageBuilder:
     def __call__(self, spec: StageSpec, inputs: Mapping[str, Path], directory: Path, run: TrackedRun) -> StageJob:
         """Builds one stage and prepares its data, on rank 0 first."""
         with self._assembly.group.first():
-            return kind_of(spec.settings, f"stages.{spec.name}").build(spec, inputs, directory, run, self._assembly)
+            kind, parts = kind_of(spec.settings, f"stages.{spec.name}"), self._assembly.of_stage(spec.settings)
+            return kind.build(spec, inputs, directory, run, parts)
 
 
 def training_job(
@@ -63,7 +64,7 @@ def training_job(
 ) -> LightningJob:
     """The job of a stage that trains, with its data prepared."""
     config, start_from = parts.config, inputs[WEIGHTS]
-    sources = data_sources(spec, inputs, config.data.root)
+    sources = data_sources(spec, inputs, config)
     stage = with_steps(config, spec.name, sources.values())
     prepare_process(stage.trainer, spec.seed)
     encoder = parts.encoder(start_from)
@@ -106,7 +107,7 @@ def training_job(
     )
 
 
-def data_sources(spec: StageSpec, inputs: Mapping[str, Path], root: str) -> dict[str, SourceSettings]:
+def data_sources(spec: StageSpec, inputs: Mapping[str, Path], config: RunSettings) -> dict[str, SourceSettings]:
     """The sources of a stage's data, by name; a source that another stage made is found in its artifact."""
     made = {}
     for name in spec.settings.data.sources:
@@ -115,7 +116,7 @@ def data_sources(spec: StageSpec, inputs: Mapping[str, Path], root: str) -> dict
             facts = sealed(folder)
             media_root = facts["media_root"]
             made[name] = SourceSettings(manifest=facts["manifest"], root=str(folder), media_root=media_root)
-    return spec.settings.data.located(root, made)
+    return spec.settings.data.located(config.dataset(spec.settings.data.dataset), made)
 
 
 def data_module(path: str, stage: NodeSettings, config: RunSettings) -> type[OmniDataModule]:
@@ -124,7 +125,9 @@ def data_module(path: str, stage: NodeSettings, config: RunSettings) -> type[Omn
 
 
 def _module_of_data(path: str, stage: NodeSettings, config: RunSettings) -> Any:
-    node, key = (stage.data.module, f"{path}.data.module") if stage.data.module else (config.data.module, "data.module")
+    name = stage.data.dataset
+    key = f"{path}.data.module" if stage.data.module else ("data" if name is None else f"datasets.{name}") + ".module"
+    node = stage.data.module or config.dataset(name).module
     return targets.build({**node, "_partial_": True}, key)
 
 
@@ -157,7 +160,8 @@ def _datamodule(
     )
     validation = None
     if stage.validate_every and data.validation is not None:
-        source = SourceSettings(manifest=data.validation, root=data.root, limit=data.validation_limit)
+        limit, media = data.validation_limit, data.media_root
+        source = SourceSettings(manifest=data.validation, root=data.root, media_root=media, limit=limit)
         validation = ValidationFeed(source=source, settings=parts.config.evaluation)
     return _module_of_data(f"stages.{spec.name}", stage, parts.config)(
         pipeline=parts.pipeline(encoder),

@@ -52,7 +52,7 @@ def plan(config: RunSettings, lengths: Lengths) -> None:
         table.add_column(name)
     for spec in specs:
         stage = stages.get(spec.name) or config.stages[spec.name]
-        samples = num_samples(stage.data.located(config.data.root).values())
+        samples = num_samples(stage.data.located(config.dataset(stage.data.dataset)).values())
         source = spec.source or f"base model {config.model.checkpoint_but_build}"
         trained = isinstance(stage, StageSettings)
         steps = (str(stage.num_steps or "?"), passes(stage, samples)) if trained else ("-", "1.00")
@@ -70,8 +70,9 @@ def plan(config: RunSettings, lengths: Lengths) -> None:
     show_memory(console, config, list(config.trained), lengths)
     sets = ", ".join(f"{name} ({each.manifest})" for name, each in config.evaluation.sets.items())
     console.print(f"evaluated after each stage on {sets}")
-    to_generate = config.data.build is not None and not Path(config.data.root).is_dir()
-    console.print(f"dataset      {config.data.root}{' (will be generated)' if to_generate else ''}")
+    for data in config.all_data.values():
+        to_generate = data.build is not None and not Path(data.root).is_dir()
+        console.print(f"dataset      {data.root}{' (will be generated)' if to_generate else ''}")
     if config.model.build is not None:
         built = (Path(config.model.checkpoint) / "config.json").is_file()
         console.print(f"base model   {config.model.checkpoint}{'' if built else ' (will be built)'}", soft_wrap=True)

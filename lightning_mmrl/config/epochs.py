@@ -34,7 +34,8 @@ def with_steps(
         ConfigError: A key that counts steps does not fit the length.
     """
     stage, path = config.trained[name], f"stages.{name}"
-    samples = num_samples(stage.data.located(config.data.root).values() if sources is None else sources)
+    data = config.dataset(stage.data.dataset)
+    samples = num_samples(stage.data.located(data).values() if sources is None else sources)
     if stage.num_epochs is None or not samples:
         return stage
     # By its decimal digits: 1.1 * 50 is 55 steps, and not 56 for the float 55.00000000000001.

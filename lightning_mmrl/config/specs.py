@@ -16,7 +16,7 @@ from lightning_mmrl.settings.stage import BASE, NodeSettings, StageSettings
 from lightning_mmrl.types.records import WEIGHTS, StageSpec
 from lightning_mmrl.types.redaction import redacted_tree
 
-NOT_DECISIVE = ("checkpoint", "evaluation_sets", "gate", "max_bad_steps", "rollout_table_every", "start_from")
+NOT_DECISIVE = ("checkpoint", "evaluation_sets", "gate", "max_bad_steps", "prompt", "rollout_table_every", "start_from")
 """Keys of a stage that its outcome does not depend on."""
 
 
@@ -57,21 +57,30 @@ def _seed_of(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()) % MAX_SEED
 
 
+def base_evaluation(config: RunSettings) -> str:
+    """Hash of how, and on what, the base model is evaluated; empty if it is not."""
+    if not config.evaluation.base or not config.trained:
+        return ""
+    first = next(iter(config.trained.values()))
+    return _evaluated_how(config, replace(first, evaluation_sets=None), is_last=False, with_data=True)
+
+
 def manifest_digests(config: RunSettings) -> dict[str, dict[str, str]]:
     """For each stage, maps the existing manifests that decide its outcome to the beginnings of their sha256.
 
     These are the manifests that the stage reads and, if validation may end it, the manifest of the validation. Data
     that another stage makes may not exist yet; the digests of its artifacts stand for them.
     """
-    root, found = Path(config.data.root), {}
+    found = {}
     for name in config.order:
         stage = config.stages[name]
-        sources = stage.data.located(config.data.root).items()
+        data = config.dataset(stage.data.dataset)
+        sources = stage.data.located(data).items()
         named = {key: source for key, source in sources if source.stage is None}
         files = {key if stage.data.manifest else f"{key}/{each.manifest}": each.path for key, each in named.items()}
         ends_early = isinstance(stage, StageSettings) and stage.stop_when is not None
-        if ends_early and config.data.validation is not None:
-            files[config.data.validation] = root / config.data.validation
+        if ends_early and data.validation is not None:
+            files[data.validation] = Path(data.root) / data.validation
         found[name] = {key: file_digest(path)[:16] for key, path in files.items() if path.is_file()}
     return found
 
@@ -93,9 +102,11 @@ def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _decisive(config: RunSettings, name: str) -> dict[str, Any]:
     """The keys that decide the outcome of a stage, dotted and by first name, with their values but no credentials."""
+    config = config.of_stage(config.stages[name])
     stage = {key: value for key, value in asdict(config.stages[name]).items() if key not in NOT_DECISIVE}
     stage["trainer"] = {"precision": config.stages[name].trainer.precision}
     data = asdict(config.data)
+    del stage["data"]["dataset"]  # its keys are below `data`
     data["media"] = {"num_frames": config.data.media.num_frames}
     own = config.stages[name]
     if isinstance(own, StageSettings) and own.num_epochs is not None:
@@ -112,16 +123,18 @@ def _decisive(config: RunSettings, name: str) -> dict[str, Any]:
 
 def _evaluated_how(config: RunSettings, stage: StageSettings, *, is_last: bool, with_data: bool) -> str:
     """Hash of how, and on what, the handoff of a stage is evaluated; `is_last`: whether it is the last one."""
-    sets = config.evaluation.located(config.data.root, stage.evaluation_sets)
+    sets = config.sets(stage.evaluation_sets)
     settings = {**asdict(config.evaluation), "sets": {each: config.evaluation.sets[each].short for each in sets}}
-    del settings["batch_size"]
+    del settings["batch_size"], settings["base"]
     if settings.pop("ablation_stages") == "last" and not is_last:
         settings["ablations"] = []
     data = {"root": config.data.root, "labels": config.data.labels, "cue_lexicon": config.data.cue_lexicon}
     if config.data.task is not None:
         data["task"] = config.data.task
     found = {each: file_digest(of.path)[:16] for each, of in sets.items() if with_data and of.path.is_file()}
-    return _digest({"evaluation": settings, "data": data, "sets": found})
+    used = {each.dataset: asdict(config.datasets[each.dataset]) for each in sets.values() if each.dataset is not None}
+    others = {name: {key: of[key] for key in ("root", "labels", "cue_lexicon", "task")} for name, of in used.items()}
+    return _digest({"evaluation": settings, "data": data, "sets": found, **({"datasets": others} if others else {})})
 
 
 def _digest(content: Mapping[str, Any]) -> str:

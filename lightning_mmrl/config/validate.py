@@ -73,7 +73,10 @@ def validated(composed: DictConfig, say: Callable[[str], object] = lambda line: 
 
 def _names_tasks(config: RunSettings) -> bool:
     """Whether the configuration has a task of its own, or bounds on metrics."""
-    tasks = [config.data.task, *(each.task for each in config.evaluation.sets.values())]
+    tasks = [
+        *(data.task for data in config.all_data.values()),
+        *(each.task for each in config.evaluation.sets.values()),
+    ]
     bounds = [bound for stage in config.trained.values() for bound in (stage.gate, stage.stop_when)]
     return any(each is not None for each in (*tasks, *bounds))
 

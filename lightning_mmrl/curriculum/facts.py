@@ -139,5 +139,6 @@ _OPTIONAL: Mapping[str, _Rule] = {
     "position_rule": _one_of(*POSITION_RULES),
     "audio_in_video": _one_of(*AUDIO_IN_VIDEO),
     "lineage": _PLAIN_VALUES,
+    "task": _mapping({"type": _TEXT, "headline": _TEXT, "scores": _LABELS}),
 }
 """Facts that older handoffs lack, because they could not be configured then."""

@@ -32,8 +32,22 @@ class FinishedStage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluatedBase:
+    """The base model that was evaluated before the first stage.
+
+    `digest` is the hash of its files and `evaluation` the hash of the settings that it was evaluated with. `directory`
+    has the results, relative to the run directory; `metrics` are keyed `<set>/<metric>`.
+    """
+
+    digest: str
+    evaluation: str
+    directory: str
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """The finished stages of a run, and its parent run in the tracker.
+    """The finished stages of a run, its evaluated base model, and its parent run in the tracker.
 
     `running_id` and `running_name` are the tracked run of the stage in progress. If they are set when a run starts, the
     previous process was killed.
@@ -43,6 +57,7 @@ class Manifest:
     tracking_id: str | None = None
     running_id: str | None = None
     running_name: str | None = None
+    base: EvaluatedBase | None = None
 
     def write(self, directory: Path) -> None:
         """Replaces the manifest of a run directory."""
@@ -75,7 +90,8 @@ class Manifest:
                 for name, entry in content["stages"].items()
             }
             ids = {key: content[key] for key in ("tracking_id", "running_id", "running_name")}
-            return cls(stages=stages, **ids)
+            base = content.get("base")
+            return cls(stages=stages, base=None if base is None else EvaluatedBase(**base), **ids)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StageError(f"{path} is damaged ({error!r}); {_RESTORE}") from error
 

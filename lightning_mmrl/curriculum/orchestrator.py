@@ -17,7 +17,7 @@ from lightning_mmrl.curriculum.changes import describe_changes, same_content
 from lightning_mmrl.curriculum.graph import with_ancestors
 from lightning_mmrl.curriculum.handoff import check_handoff
 from lightning_mmrl.curriculum.lineage import check_finished, check_record, facts_if_sealed
-from lightning_mmrl.curriculum.manifest import FinishedStage, Manifest
+from lightning_mmrl.curriculum.manifest import EvaluatedBase, FinishedStage, Manifest
 from lightning_mmrl.curriculum.selection import (
     Action,
     Selection,
@@ -27,17 +27,21 @@ from lightning_mmrl.curriculum.selection import (
 )
 from lightning_mmrl.errors import ConfigError, DiskError, GateError
 from lightning_mmrl.protocols.plain import Evaluator, StageFactory, StageJob, TrackedRun, Tracker
-from lightning_mmrl.settings.stage import StageSettings
+from lightning_mmrl.settings.stage import BASE, StageSettings
 from lightning_mmrl.types.records import HANDOFF, WEIGHTS, Artifact, StageResult, StageSpec, Training
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curriculum:
-    """Stages in order, and a function that gives the checkpoint of a stage that starts from no other stage."""
+    """Stages in order, and a function that gives the checkpoint of a stage that starts from no other stage.
+
+    `base_evaluation` is the hash of the settings with which the base model is evaluated; empty if it is not.
+    """
 
     name: str
     stages: Sequence[StageSpec]
     base: Callable[[StageSpec], Path]
+    base_evaluation: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +148,7 @@ class StageOrchestrator:
             self._save(tracking_id=parent.id, running_id=None, running_name=None)
             with status_of(parent):
                 self._on_start(parent)
+                self._evaluate_base(parent)
                 for spec in self._stages:
                     if due.get(spec.name) == "run":
                         self._run_stage(spec, tracker, parent)
@@ -153,6 +158,21 @@ class StageOrchestrator:
                         self._check_gate(spec)
         finally:
             tracker.close()
+
+    def _evaluate_base(self, parent: TrackedRun) -> None:
+        """Evaluates the base model once, if a stage starts from it."""
+        first = next((spec for spec in self._stages if spec.trains and spec.source is None), None)
+        how = self._curriculum.base_evaluation
+        if first is None or not how or first.settings.checkpoint is not None:
+            return
+        base, known = _base_input(self._curriculum.base(first)), self._manifest.base
+        if known is not None and (known.digest, known.evaluation) == (base.digest, how):
+            return
+        folder = self._directory / "stages" / BASE / "evaluation"
+        metrics = self._evaluate(base.path, folder, BASE, parent)
+        parent.log_metrics({f"{BASE}/{key}": value for key, value in metrics.items()}, step=0)
+        place = str(folder.relative_to(self._directory))
+        self._save(base=EvaluatedBase(digest=base.digest, evaluation=how, directory=place, metrics=metrics))
 
     def _run_stage(self, spec: StageSpec, tracker: Tracker, parent: TrackedRun) -> None:
         inputs = self._inputs(spec)

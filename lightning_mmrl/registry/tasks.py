@@ -16,7 +16,9 @@ CLOSED_LABELS = "lightning_mmrl.evaluation.tasks.closed_labels.ClosedLabels"
 
 
 def built_tasks(config: RunSettings) -> dict[str, Task]:
-    """Name to task of the validation and of each evaluation set, ready to judge; sets without a task share one.
+    """Name to task of the validation and of each evaluation set, ready to judge; sets of a dataset share its task.
+
+    The validation has the task of `config.data`, which `RunSettings.of_stage` replaces by the dataset of a stage.
 
     Raises:
         ConfigError: A task cannot be built, or its target is no task.
@@ -38,13 +40,17 @@ def task_of_result(name: str, tasks: Mapping[str, Task]) -> Task:
 
 
 def _tasks(config: RunSettings, build: Callable[[Mapping[str, Any], str], Any]) -> dict[str, Task]:
-    of_dataset = _checked(_node_of(config.data), "data.task", build)
-    own = {
-        name: _checked(each.task, f"evaluation.sets.{name}.task", build)
-        for name, each in config.evaluation.sets.items()
-        if each.task is not None
-    }
-    return {VALIDATION: of_dataset, **dict.fromkeys(config.evaluation.sets, of_dataset), **own}
+    found = {VALIDATION: _checked(_node_of(config.data), "data.task", build)}
+    shared: dict[str | None, Task] = {None: found[VALIDATION]} if config.dataset(None) is config.data else {}
+    for name, each in config.evaluation.sets.items():
+        if each.task is not None:
+            found[name] = _checked(each.task, f"evaluation.sets.{name}.task", build)
+        else:
+            if each.dataset not in shared:
+                key = "data.task" if each.dataset is None else f"datasets.{each.dataset}.task"
+                shared[each.dataset] = _checked(_node_of(config.dataset(each.dataset)), key, build)
+            found[name] = shared[each.dataset]
+    return found
 
 
 def _node_of(data: DataSettings) -> Mapping[str, Any]:

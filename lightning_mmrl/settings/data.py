@@ -46,7 +46,9 @@ class DataSettings:
     """The dataset that stages and evaluations read from."""
 
     root: str = setting(texts=False)
-    """Folder of the manifests; media paths are relative to it."""
+    """Folder of the manifests."""
+    media_root: str | None = setting(None, texts=False)
+    """Folder that paths of media are relative to; null for `root`."""
     validation: str | None = setting(None, texts=False)
     """Manifest evaluated during training; null for none."""
     validation_limit: int | None = setting(None, at_least=1)
@@ -99,9 +101,9 @@ class SourceSettings:
     manifest: str = ""
     """File name of the manifest, below `root`; empty if a stage makes the data."""
     root: str | None = setting(None, texts=False)
-    """Folder of the manifest; null for data.root."""
+    """Folder of the manifest; null for the root of the stage's dataset."""
     media_root: str | None = setting(None, texts=False)
-    """Folder that paths of media are relative to; null for `root`."""
+    """Folder that paths of media are relative to; null for `root`, or for that of the dataset if `root` is null."""
     stage: str | None = setting(None, texts=False)
     """An earlier stage that makes the data; null if there is a manifest."""
     artifact: str | None = setting(None, texts=False)
@@ -131,8 +133,10 @@ class SourceSettings:
 class StageDataSettings:
     """The training data of a stage: one manifest, or several sources by weight."""
 
+    dataset: str | None = setting(None, texts=False)
+    """A name in `datasets`, which the stage reads and validates on; null for `data`."""
     manifest: str | None = None
-    """File below data.root; null if there are sources."""
+    """File below the dataset's root; null if there are sources."""
     sources: dict[str, SourceSettings] = field(default_factory=dict)
     """Name to source; empty if there is a manifest."""
     module: Any = target(None)
@@ -146,18 +150,28 @@ class StageDataSettings:
     modality_dropout: DropoutSettings = field(default_factory=DropoutSettings)
     """Modality dropout of training samples."""
 
-    def located(self, root: str, made: Mapping[str, SourceSettings] | None = None) -> dict[str, SourceSettings]:
+    def located(
+        self, data: DataSettings, made: Mapping[str, SourceSettings] | None = None
+    ) -> dict[str, SourceSettings]:
         """Maps names to sources, all with a folder; a single manifest becomes one source under its own name.
 
         Args:
-            root: Folder of sources that name none.
+            data: The dataset of sources that name no folder.
             made: Manifest and folders of the sources that other stages made, by the name of the source. Without this
                 argument, such sources have no manifest.
         """
+        root, media = data.root, data.media_root
         if self.manifest:
-            return {self.manifest: SourceSettings(manifest=self.manifest, root=root, limit=self.limit)}
+            one = SourceSettings(manifest=self.manifest, root=root, media_root=media, limit=self.limit)
+            return {self.manifest: one}
         return {
-            name: replace(found, root=found.root or root, weight=source.weight, limit=source.limit or self.limit)
+            name: replace(
+                found,
+                root=found.root or root,
+                media_root=found.media_root or (None if found.root else media),
+                weight=source.weight,
+                limit=source.limit or self.limit,
+            )
             for name, source in self.sources.items()
             for found in ((made or {}).get(name, source),)
         }

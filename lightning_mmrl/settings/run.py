@@ -10,6 +10,8 @@ from lightning_mmrl.settings.model import ModelSettings
 from lightning_mmrl.settings.setting import REQUIRED, setting, target
 from lightning_mmrl.settings.stage import NodeSettings, StageSettings, TrainerSettings
 
+_DEFAULT = ""
+"""Name of the run's own dataset among the others, which no user can give."""
 LOGGERS = ("csv", "tensorboard")
 ABLATION_STAGES = ("last", "all")
 MAX_SEED = 2**31 - 1
@@ -48,21 +50,25 @@ class EvaluationSetSettings:
 
     manifest: str = setting(texts=False)
     """File name of the manifest, below `root`."""
+    dataset: str | None = setting(None, texts=False)
+    """A name in `datasets`, whose root and task the set has; null for `data`."""
     root: str | None = setting(None, texts=False)
-    """Folder of the manifest; null for data.root."""
+    """Folder of the manifest; null for the dataset's root."""
     media_root: str | None = setting(None, texts=False)
     """Folder that media paths are relative to; null for the set's root."""
     task: Any = target(None)
     """`_target_` of how answers are judged and measured; null for the dataset's task."""
+    prompt: PromptSettings | None = None
+    """Texts around each sample; null for those of the evaluated stage if it has the same dataset, else the run's."""
 
-    def located(self, root: str) -> "EvaluationSetSettings":
+    def located(self, data: DataSettings) -> "EvaluationSetSettings":
         """The set with its folders filled in.
 
         Args:
-            root: Folder of a set that names none.
+            data: The dataset of a set that names no folder.
         """
-        root = self.root or root
-        return replace(self, root=root, media_root=self.media_root or root)
+        media = self.media_root or self.root or data.media_root or data.root
+        return replace(self, root=self.root or data.root, media_root=media)
 
     @property
     def short(self) -> str | dict[str, Any]:
@@ -87,6 +93,8 @@ class EvaluationSettings:
 
     sets: dict[str, EvaluationSetSettings] = setting()
     """Name to set, or to the manifest of one."""
+    base: bool = True
+    """Evaluate the base model before the first stage, so that this stage has a gain."""
     limit: int | None = setting(None, at_least=1)
     """Use only the first samples of each set; null for all."""
     ablations: list[str] = setting(factory=list, choices=ABLATIONS)
@@ -99,15 +107,6 @@ class EvaluationSettings:
     """Tokens of the longest answer."""
     num_resamples: int = setting(2000, at_least=1)
     """Bootstrap resamples of the 95 % intervals."""
-
-    def located(self, root: str, names: Collection[str] | None = None) -> dict[str, EvaluationSetSettings]:
-        """The sets by name, with their folders filled in.
-
-        Args:
-            root: Folder of sets that name none.
-            names: Names of the sets to take; None for all.
-        """
-        return {name: each.located(root) for name, each in self.sets.items() if names is None or name in names}
 
 
 @dataclass
@@ -126,7 +125,9 @@ class RunSettings:
     model: ModelSettings = field(default_factory=ModelSettings)
     """The base model."""
     data: DataSettings = field(default_factory=DataSettings)
-    """The dataset."""
+    """The dataset of stages and sets that name no other."""
+    datasets: dict[str, DataSettings] = field(default_factory=dict)
+    """Further datasets by name; `data@datasets.NAME=OPTION` takes one from the group `data`."""
     prompt: PromptSettings = field(default_factory=PromptSettings)
     """Texts around each sample."""
     stages: dict[str, NodeSettings] = field(default_factory=dict)
@@ -143,6 +144,35 @@ class RunSettings:
     """Where runs are tracked."""
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     """Evaluation of handoffs."""
+
+    @property
+    def all_data(self) -> dict[str, DataSettings]:
+        """All datasets by their keys: data, datasets.NAME."""
+        return {"data": self.dataset(None)} | {f"datasets.{name}": each for name, each in self.datasets.items() if name}
+
+    def prompt_of(self, each: EvaluationSetSettings, stage: NodeSettings | None = None) -> PromptSettings:
+        """The texts around the samples of an evaluation set, after a stage or outside of a run."""
+        if each.prompt is not None or stage is None or stage.prompt is None or each.dataset != stage.data.dataset:
+            return each.prompt or self.prompt
+        return stage.prompt
+
+    def dataset(self, name: str | None) -> DataSettings:
+        """The dataset with a name; None for `data` as the user wrote it, also in what `of_stage` returns."""
+        return self.datasets.get(_DEFAULT, self.data) if name is None else self.datasets[name]
+
+    def of_stage(self, stage: NodeSettings) -> "RunSettings":
+        """The configuration as a stage sees it: with the stage's own dataset and prompt in place of the run's."""
+        data, datasets = self.dataset(stage.data.dataset), {**self.datasets, _DEFAULT: self.dataset(None)}
+        return replace(self, data=data, datasets=datasets, prompt=stage.prompt or self.prompt)
+
+    def sets(self, names: Collection[str] | None = None) -> dict[str, EvaluationSetSettings]:
+        """The evaluation sets by name, with their folders filled in.
+
+        Args:
+            names: Names of the sets to take; None for all.
+        """
+        sets = self.evaluation.sets.items()
+        return {name: each.located(self.dataset(each.dataset)) for name, each in sets if names is None or name in names}
 
     @property
     def trained(self) -> dict[str, StageSettings]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_mmrl.settings.algorithm import AlgorithmSettings, RewardSettings, SamplingSettings
-from lightning_mmrl.settings.data import StageDataSettings
+from lightning_mmrl.settings.data import PromptSettings, StageDataSettings
 from lightning_mmrl.settings.model import FREEZE_GROUPS, AdapterSettings
 from lightning_mmrl.settings.setting import REQUIRED, setting, target
 
@@ -93,6 +93,8 @@ class NodeSettings:
     """Folder or hub id that the stage starts from, in the place of `start_from`; null: `start_from` says it."""
     data: StageDataSettings = field(default_factory=StageDataSettings)
     """The samples that the stage reads."""
+    prompt: PromptSettings | None = None
+    """Texts around each sample in this stage; null for the run's `prompt`."""
     sampling: SamplingSettings | None = None
     """How completions are sampled; of stages that sample."""
     rewards: RewardSettings | None = None

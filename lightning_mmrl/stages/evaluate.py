@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,11 @@ SUMMARY = "evaluation.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluatedSet:
-    """The content of a test loader: its number of samples, the samples left out with their reasons, and its task."""
+    """The content of a test loader: its number of samples, the samples left out with their reasons, and its judge."""
 
     name: str
     num_samples: int
-    task: Task
+    evaluator: AnswerEvaluator
     left_out: Sequence[tuple[Sample, str]] = ()
 
 
@@ -43,8 +43,7 @@ class EvaluationModule(lightning.LightningModule):
 
     Args:
         policy: The model, so that the trainer moves it to its device.
-        evaluator: Answers the prompts; each set's own task judges the answers.
-        sets: The sets of the test loaders, in their order.
+        sets: The sets of the test loaders, in their order; each has its own evaluator.
         directory: Folder of the results.
         bootstrap: Interval estimator.
         ranks: The processes that share the sets; rank 0 writes.
@@ -54,7 +53,6 @@ class EvaluationModule(lightning.LightningModule):
     def __init__(
         self,
         policy: Policy,
-        evaluator: AnswerEvaluator,
         *,
         sets: Sequence[EvaluatedSet],
         directory: Path,
@@ -65,7 +63,6 @@ class EvaluationModule(lightning.LightningModule):
         super().__init__()
         self.policy = policy
         self.results: dict[str, dict[str, Any]] = {}
-        self._evaluator = evaluator
         self._sets = list(sets)
         self._directory = directory
         self._bootstrap = bootstrap
@@ -79,7 +76,7 @@ class EvaluationModule(lightning.LightningModule):
 
     def test_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Evaluates one batch of one set."""
-        evaluator = replace(self._evaluator, task=self._sets[dataloader_idx].task)
+        evaluator = self._sets[dataloader_idx].evaluator
         self._predictions[dataloader_idx].append(evaluator.evaluate(batch, self._ranks))
 
     def on_test_epoch_end(self) -> None:
@@ -104,7 +101,7 @@ class EvaluationModule(lightning.LightningModule):
         write_whole(self._directory / SUMMARY, json.dumps(self.results, indent=2) + "\n")
 
     def _summarize(self, evaluated: EvaluatedSet, predictions: list[Judgement]) -> dict[str, Any]:
-        task, left_out = evaluated.task, evaluated.left_out
+        task, left_out = evaluated.evaluator.task, evaluated.left_out
         values, intervals = self._measured(task, predictions)
         if left_out:
             wrong = [task.unanswered(sample) for sample, _ in left_out]
@@ -127,4 +124,4 @@ class EvaluationModule(lightning.LightningModule):
         write_whole(self._directory / f"{evaluated.name}.jsonl", lines)
         figure = self._directory / f"{evaluated.name}.png"
         with writing(figure):
-            evaluated.task.save_figure(predictions, figure, evaluated.name)
+            evaluated.evaluator.task.save_figure(predictions, figure, evaluated.name)

@@ -68,7 +68,7 @@ class SampleKind:
             require(
                 source.weight == 1, f"{path}.data.sources.{name}.weight", source.weight, "1: each prompt is drawn once"
             )
-        located = stage.data.located(config.data.root)
+        located = stage.data.located(config.dataset(stage.data.dataset))
         _media_root(path, {name: source for name, source in located.items() if source.stage is None})
 
     def preflight(self, path: str, stage: SampleSettings) -> None:
@@ -104,7 +104,7 @@ class SampleKind:
         run.log_params(flattened(asdict(stage)))
         encoder = parts.encoder(checkpoint)
         policy = parts.policy(checkpoint, encoder, stage.sampling.temperature)
-        sources = data_sources(spec, inputs, parts.config.data.root)
+        sources = data_sources(spec, inputs, parts.config)
         pipeline = parts.pipeline(encoder)
         kinds = data_module(path, stage, parts.config)
         sets = [

@@ -15,9 +15,9 @@ def check_tasks(config: RunSettings) -> None:
     Raises:
         ConfigError: Naming the key, its value and the nearest metric.
     """
-    tasks = task_outlines(config)
     for name, stage in config.trained.items():
-        _check_bounds(f"stages.{name}", stage, config, tasks)
+        seen = config.of_stage(stage)
+        _check_bounds(f"stages.{name}", stage, seen, task_outlines(seen))
 
 
 def _check_bounds(path: str, stage: StageSettings, config: RunSettings, tasks: Mapping[str, Task]) -> None:
@@ -27,6 +27,6 @@ def _check_bounds(path: str, stage: StageSettings, config: RunSettings, tasks: M
     if stage.stop_when is not None:
         one_of(stage.stop_when.metric, f"{path}.stop_when.metric", metrics)
     if stage.gate is not None:
-        sets = config.evaluation.located(config.data.root, stage.evaluation_sets)
+        sets = config.sets(stage.evaluation_sets)
         metrics += [f"{each}/{name}" for each in sets for name in tasks[each].metric_names()]
         one_of(stage.gate.metric, f"{path}.gate.metric", metrics)

@@ -17,7 +17,7 @@ from lightning_mmrl.settings.algorithm import AlgorithmSettings, RewardSettings
 from lightning_mmrl.settings.data import ABLATIONS, DataSettings, StageDataSettings
 from lightning_mmrl.settings.model import BUILD, PARAMETER_GROUPS, TOWERS, AdapterSettings, frozen_parts
 from lightning_mmrl.settings.rules import check_rules, one_of, require
-from lightning_mmrl.settings.run import EvaluationSettings, RunSettings
+from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.settings.stage import SHARDED_PRECISIONS, NodeSettings, StageSettings, TrainerSettings
 from lightning_mmrl.suggestions import did_you_mean
 from lightning_mmrl.types.redaction import redact
@@ -52,14 +52,24 @@ def check_values(config: RunSettings) -> None:
     _check_trainer("trainer", config.trainer)
     # What these two refuse would otherwise show when the first stage is built.
     PromptTemplate(config.prompt)
-    _check_labels(config.data)
+    _check_labels("data", config.data)
+    for name, data in config.datasets.items():
+        check_name("datasets", name)
+        _check_labels(f"datasets.{name}", data)
+        rule = "as data.media: all datasets of a run are decoded alike"
+        require(data.media == config.data.media, f"datasets.{name}.media", data.media, rule)
     for name, stage in config.stages.items():
         kind_of(stage, f"stages.{name}")
+    for name in config.order:
+        if name in config.stages and config.stages[name].data.dataset is not None:
+            one_of(config.stages[name].data.dataset, f"stages.{name}.data.dataset", config.datasets)
     stage_specs(config)
-    _check_evaluation(config.evaluation)
+    _check_evaluation(config)
     for name in config.order:
         path, stage = f"stages.{name}", config.stages[name]
         check_rules(stage, path)
+        if stage.prompt is not None:
+            PromptTemplate(stage.prompt)
         _check_stage_data(f"{path}.data", stage.data)
         _check_trainer(f"{path}.trainer", stage.trainer)
         if isinstance(stage, StageSettings):
@@ -92,10 +102,12 @@ def _check_family(family: object) -> None:
         require(valid, f"model.family.{part}", node, "a node with a _target_")
 
 
-def _check_labels(data: DataSettings) -> None:
+def _check_labels(path: str, data: DataSettings) -> None:
     """Refuses a label set that cannot be told apart, and an empty one where something reads labels."""
     if not data.labels and data.task is None:
-        raise ConfigError("data.labels is empty; give at least one label, or set data.task to a task without labels")
+        raise ConfigError(
+            f"{path}.labels is empty; give at least one label, or set {path}.task to a task without labels"
+        )
     if data.labels:
         LabelMatcher(labels=tuple(data.labels))
 
@@ -131,11 +143,16 @@ def _check_share(path: str, stage: NodeSettings, run: TrainerSettings) -> None:
     require(size % num_ranks == 0, f"{path}.data.batch_size", size, rule)
 
 
-def _check_evaluation(evaluation: EvaluationSettings) -> None:
+def _check_evaluation(config: RunSettings) -> None:
+    evaluation = config.evaluation
     require(evaluation.sets, "evaluation.sets", evaluation.sets, "at least one set, such as {test: test.jsonl}")
     taken = {f"{each}-{ablation}": (each, ablation) for each in evaluation.sets for ablation in ABLATIONS}
-    for name in evaluation.sets:
+    for name, each in evaluation.sets.items():
         check_name("evaluation.sets", name)
+        if each.dataset is not None:
+            one_of(each.dataset, f"evaluation.sets.{name}.dataset", config.datasets)
+        if each.prompt is not None:
+            PromptTemplate(each.prompt)
         rule = "another one: validations during training have it"
         require(name != "validation", "a name in evaluation.sets", name, rule)
         if name in taken:
@@ -329,9 +346,9 @@ def _check_use_of_run(path: str, stage: StageSettings, config: RunSettings) -> N
     """Refuses what a stage asks of the run's data and sets and the run does not have; metrics are checked later."""
     for each in stage.evaluation_sets or ():
         one_of(each, f"{path}.evaluation_sets", config.evaluation.sets)
-    balance = stage.data.balance
-    require(balance is None or config.data.labels, f"{path}.data.balance", balance, "null if data.labels is empty")
-    if stage.stop_when is not None and (stage.validate_every is None or config.data.validation is None):
+    balance, data = stage.data.balance, config.dataset(stage.data.dataset)
+    require(balance is None or data.labels, f"{path}.data.balance", balance, "null if data.labels is empty")
+    if stage.stop_when is not None and (stage.validate_every is None or data.validation is None):
         raise ConfigError(f"{path}.stop_when needs validations; set {path}.validate_every and data.validation")
     for name, bound in (("stop_when", stage.stop_when), ("gate", stage.gate)):
         if bound is not None and bound.at_least is None and bound.at_most is None:

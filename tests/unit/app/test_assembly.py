@@ -33,7 +33,7 @@ def test_the_limit_of_a_stage_is_that_of_its_sources_unless_they_have_their_own(
     both = f"+{key}.sources={{one: {{manifest: a.jsonl}}, two: {{manifest: b.jsonl, limit: 3}}}}"
     for limit in (f"{key}.limit=7", "data.limit=7"):
         config = compose([f"{key}.manifest=null", both, limit])
-        assert [each.limit for each in config.stages["reason"].data.located("data").values()] == [7, 3]
+        assert [each.limit for each in config.stages["reason"].data.located(config.data).values()] == [7, 3]
 
 
 def test_an_encoder_is_built_as_the_model_says_and_the_hand_over_repeats_it(tmp_path):

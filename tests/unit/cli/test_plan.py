@@ -24,7 +24,7 @@ from lightning_mmrl.curriculum.attempt import STATES, Attempt, stage_folder
 from lightning_mmrl.curriculum.manifest import FILE, FinishedStage, Manifest
 from lightning_mmrl.planning.memory import Lengths, estimate
 from lightning_mmrl.planning.shapes import read_shape, shape_of
-from lightning_mmrl.settings.data import StageDataSettings
+from lightning_mmrl.settings.data import DataSettings, StageDataSettings
 from lightning_mmrl.types.records import StageResult
 
 
@@ -143,12 +143,12 @@ def test_passes_are_of_what_the_limits_leave(tmp_path):
     steps = [f"data.root={tmp_path}", "stages.reason.num_steps=25", "stages.reason.validate_every=5"]
     config = compose([*steps, "stages.reason.data.limit=100"])
     stage = config.stages["reason"]
-    assert num_samples(stage.data.located(config.data.root).values()) == 100
+    assert num_samples(stage.data.located(config.data).values()) == 100
     assert passes(stage, 100) == "8.00"
     assert passes(stage, None) == passes(stage, 0) == "?"
     two = "{a: {manifest: train.jsonl, limit: 50, weight: 3}, b: {manifest: more.jsonl}}"
     config = compose([*steps, "stages.reason.data.manifest=null", f"++stages.reason.data.sources={two}"])
-    assert num_samples(config.stages["reason"].data.located(config.data.root).values()) == 80
+    assert num_samples(config.stages["reason"].data.located(config.data).values()) == 80
     assert data_names(config.stages["reason"]) == "a 75%, b 25%"
 
 
@@ -183,8 +183,10 @@ def test_an_adapter_is_said_in_words(capsys):
 
 def test_samples_are_lines_that_hold_something(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps({}) + "\n \n{}")
-    assert num_samples(StageDataSettings(manifest="a.jsonl").located(str(tmp_path)).values()) == 2
-    assert num_samples(StageDataSettings(manifest="none.jsonl").located(str(tmp_path)).values()) is None
+    assert num_samples(StageDataSettings(manifest="a.jsonl").located(DataSettings(root=str(tmp_path))).values()) == 2
+    assert (
+        num_samples(StageDataSettings(manifest="none.jsonl").located(DataSettings(root=str(tmp_path))).values()) is None
+    )
 
 
 @pytest.mark.parametrize("changed", [False, True])

@@ -30,12 +30,12 @@ def evaluations(*overrides):
 def test_a_manifest_alone_is_the_short_form_of_a_set():
     assert compose([]) == compose([LONG]) == compose(["evaluation.sets.test={manifest: test.jsonl}"])
     assert evaluations() == evaluations(LONG)
-    found = compose(["evaluation.sets.test={manifest: a.jsonl, root: one}"]).evaluation.located("zero")
+    found = compose(["data.root=zero", "evaluation.sets.test={manifest: a.jsonl, root: one}"]).sets()
     assert {name: (str(each.path), str(each.media_folder)) for name, each in found.items()} == {
         "test": ("one/a.jsonl", "one"),
         "ood": ("zero/ood.jsonl", "zero"),
     }
-    apart = compose(["evaluation.sets.test={manifest: a.jsonl, media_root: clips}"]).evaluation.located("zero")["test"]
+    apart = compose(["data.root=zero", "evaluation.sets.test={manifest: a.jsonl, media_root: clips}"]).sets()["test"]
     assert (str(apart.path), str(apart.media_folder)) == ("zero/a.jsonl", "clips")
 
 

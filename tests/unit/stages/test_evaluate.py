@@ -50,18 +50,17 @@ def sample(name, solution):
     return Sample(id=name, messages=(Message(role="user", content="?"),), solution=solution)
 
 
-def evaluator():
-    return AnswerEvaluator(engine=Engine(), task=TASK)
+def evaluator(task=TASK):
+    return AnswerEvaluator(engine=Engine(), task=task)
 
 
 def evaluated(num_samples, left_out=(), name="test", task=TASK):
-    return EvaluatedSet(name=name, num_samples=num_samples, task=task, left_out=left_out)
+    return EvaluatedSet(name=name, num_samples=num_samples, evaluator=evaluator(task), left_out=left_out)
 
 
 def module(directory, *sets):
     return EvaluationModule(
         nn.Linear(1, 1),  # type: ignore[arg-type]
-        evaluator(),
         sets=sets,
         directory=directory,
         bootstrap=ClusterBootstrap(settings=EvaluationSettings(num_resamples=20)),
