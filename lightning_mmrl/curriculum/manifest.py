@@ -35,13 +35,13 @@ class FinishedStage:
 class EvaluatedBase:
     """The base model that was evaluated before the first stage.
 
-    `digest` is the hash of its files and `evaluation` the hash of the settings that it was evaluated with. `directory`
+    `digest` is the hash of its files and `evaluation` the hash of the settings that it was evaluated with. `path`
     has the results, relative to the run directory; `metrics` are keyed `<set>/<metric>`.
     """
 
     digest: str
     evaluation: str
-    directory: str
+    path: str
     metrics: Mapping[str, float]
 
 

@@ -172,7 +172,7 @@ class StageOrchestrator:
         metrics = self._evaluate(base.path, folder, BASE, parent)
         parent.log_metrics({f"{BASE}/{key}": value for key, value in metrics.items()}, step=0)
         place = str(folder.relative_to(self._directory))
-        self._save(base=EvaluatedBase(digest=base.digest, evaluation=how, directory=place, metrics=metrics))
+        self._save(base=EvaluatedBase(digest=base.digest, evaluation=how, path=place, metrics=metrics))
 
     def _run_stage(self, spec: StageSpec, tracker: Tracker, parent: TrackedRun) -> None:
         inputs = self._inputs(spec)
