@@ -84,7 +84,7 @@ def test_something_else_of_that_name_is_no_kind(monkeypatch):
     monkeypatch.setattr(own_code.rewards, "KIND", own_code.rewards.letters, raising=False)
     with (
         opened(["own_code"]),
-        pytest.raises(ConfigError, match="is 'own_code.rewards', whose KIND is no kind of stage"),
+        pytest.raises(ConfigError, match=r"is 'own_code.rewards', whose KIND is no kind of stage"),
     ):
         kind_named("own_code.rewards", "stages.a.kind")
 
