@@ -111,6 +111,8 @@ def _check_data(path: str, edge: Edge, made: Mapping[str, Mapping[str, ArtifactT
     if kind == "manifest":
         return
     names = [name for name, each in made[edge.stage].items() if each == "manifest"]
+    if names and not edge.artifact:
+        raise ConfigError(f"{path} has a stage and no artifact; set {path}.artifact={' or '.join(names)}")
     found = f", which is no manifest but {kind}" if kind else f", which stage {edge.stage} does not make"
     hint = did_you_mean(edge.artifact, names) if names else f"; stage {edge.stage} makes no data"
     raise ConfigError(f"{path}.artifact is {edge.artifact!r}{found}{hint}")

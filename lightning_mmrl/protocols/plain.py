@@ -81,6 +81,7 @@ class StageFactory(Protocol):
     def __call__(self, spec: StageSpec, inputs: Mapping[str, Path], directory: Path, run: TrackedRun) -> StageJob: ...
 
 
+@runtime_checkable
 class StageKind(Protocol):
     """What a kind of stage reads, makes and refuses, and how it is built; a module of a kind has one as `KIND`.
 

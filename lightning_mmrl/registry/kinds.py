@@ -40,4 +40,9 @@ def kind_named(name: str, key: str) -> StageKind:
         return cast(StageKind, loaded(f"{KINDS}.{name}.KIND", key))
     if not is_opened(name):
         raise ConfigError(f"{key} is {name!r}, which runs code that is not opened{how_to_open(name)}")
-    return cast(StageKind, loaded(f"{name}.KIND", key))
+    found = loaded(f"{name}.KIND", key)
+    if not isinstance(found, StageKind):
+        raise ConfigError(
+            f"{key} is {name!r}, whose KIND is no kind of stage; see lightning_mmrl.protocols.plain.StageKind"
+        )
+    return found

@@ -24,6 +24,7 @@ command goes on with what is missing.
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -190,11 +191,12 @@ def _kill(
 def _strike(options: argparse.Namespace, base: Sequence[str], name: str) -> dict[str, Any]:
     """Kills runs in one drawn place after the other, until that makes as many kills as asked for."""
     generator, struck, verdicts = random.Random(options.seed), Counter[str](), []
+    places = itertools.cycle(generator.sample(list(KILLED), len(KILLED)))
     while struck.total() < options.strikes:
         run = f"{name}-run{len(verdicts)}"
         log, code, most = options.work / f"{run}.log", -signal.SIGKILL, struck.total() + KILLS_PER_RUN
         while code == -signal.SIGKILL and struck.total() < min(most, options.strikes):
-            place = generator.choice(list(KILLED))
+            place = next(places)
             send = f"SIGKILL:{place}:{generator.randint(1, KILLED[place])}:{options.work / run}"
             through = (str(PLACES), "--send", send, "--")
             code = start_training(_arguments(options, base, run), log, through=through).wait(3600)

@@ -1,9 +1,12 @@
 import pytest
 
-from lightning_mmrl.curriculum.graph import plan_stages
+from lightning_mmrl.curriculum.graph import place_among_trained, plan_stages, with_ancestors, with_descendants
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.registry.kinds import kind_of
+from lightning_mmrl.settings.data import SourceSettings, StageDataSettings
+from lightning_mmrl.settings.sample import SampleSettings
 from lightning_mmrl.settings.stage import StageSettings
+from lightning_mmrl.types.records import Edge
 
 NAMES = ("warm", "cold_start", "reason")
 
@@ -47,3 +50,113 @@ def test_a_stage_starts_where_it_says(starts, expected):
 def test_an_order_that_cannot_run_is_refused(order, starts, sentence):
     with pytest.raises(ConfigError, match=sentence):
         plan(order, **starts)
+
+
+def sources(**edges):
+    """Sources of data; each is (stage, artifact)."""
+    found = {name: SourceSettings(stage=stage, artifact=artifact) for name, (stage, artifact) in edges.items()}
+    return StageDataSettings(sources=found)
+
+
+def node(name, start="previous", checkpoint=None, **edges):
+    make, kind = (SampleSettings, "sample") if name.startswith("draw") else (StageSettings, "sft")
+    return make(kind=kind, start_from=start, checkpoint=checkpoint, data=sources(**edges))
+
+
+def planned(**stages):
+    """A curriculum in the order of the arguments; `again` reads what `draw` made."""
+    return plan_stages(list(stages), stages, kind_of)
+
+
+def test_edges_are_weights_and_data_and_previous_is_the_last_stage_that_trains():
+    warm, draw, draw_more, again = planned(
+        warm=node("warm"),
+        draw=node("draw"),
+        draw_more=node("draw_more", old=("draw", "own")),
+        again=node("again", old=("draw", "own"), new=("draw_more", "own")),
+    )
+    assert warm.inputs == {}
+    assert draw.inputs == {"weights": Edge("warm", "handoff")}
+    assert draw_more.inputs == {"weights": Edge("warm", "handoff"), "data.sources.old": Edge("draw", "own")}
+    assert again.inputs == {
+        "weights": Edge("warm", "handoff"),
+        "data.sources.old": Edge("draw", "own"),
+        "data.sources.new": Edge("draw_more", "own"),
+    }
+    assert draw.outputs == {"rollouts": "table", "own": "manifest"}
+    assert [each.trains for each in (warm, draw, draw_more, again)] == [True, False, False, True]
+    assert [each.source for each in (warm, draw, draw_more, again)] == [None, "warm", "warm", "warm"]
+
+
+def test_a_checkpoint_of_its_own_takes_the_place_of_a_starting_point():
+    _, draw = planned(warm=node("warm"), draw=node("draw", start="warm", checkpoint="Qwen/Base"))
+    assert draw.inputs == {}
+
+
+def test_only_stages_that_train_are_counted():
+    specs = planned(draw=node("draw"), warm=node("warm"), draw_more=node("draw_more"), again=node("again"))
+    assert [place_among_trained(spec, specs) for spec in specs] == [None, 0, None, 1]
+
+
+def test_what_builds_on_a_stage_follows_weights_and_data():
+    specs = planned(
+        warm=node("warm"),
+        draw=node("draw"),
+        again=node("again", start="base", own=("draw", "own")),
+        last=node("last"),
+        other=node("other", start="warm"),
+    )
+    assert with_descendants("draw", specs) == {"draw", "again", "last"}
+    assert with_descendants("other", specs) == {"other"}
+    assert with_ancestors(["last"], specs) == {"last", "again", "draw", "warm"}
+    assert with_ancestors(["other"], specs) == {"other", "warm"}
+
+
+@pytest.mark.parametrize(
+    ("stages", "sentence"),
+    [
+        (
+            {"draw": node("draw", old=("again", "own")), "again": node("again", own=("draw", "own"))},
+            "stages.draw.data.sources.old.stage is 'again', which does not come earlier in the order; no earlier stage",
+        ),
+        (
+            {"again": node("again", own=("draw", "own")), "draw": node("draw")},
+            "stages.again.data.sources.own.stage is 'draw', which does not come earlier in the order; no earlier stage",
+        ),
+        (
+            {"draw": node("draw", own=("draw", "own"))},
+            "stages.draw.data.sources.own.stage is 'draw', which does not come earlier in the order",
+        ),
+        (
+            {"draw": node("draw"), "again": node("again", own=("drew", "own"))},
+            "stages.again.data.sources.own.stage is 'drew', which is no stage of the order; choose one of draw$",
+        ),
+        (
+            {"draw": node("draw"), "again": node("again", own=("previous", "own"))},
+            "stages.again.data.sources.own.stage is 'previous', which is no stage of the order; choose one of draw$",
+        ),
+        (
+            {"draw": node("draw"), "again": node("again", own=("draw", "onw"))},
+            "artifact is 'onw', which stage draw does not make; did you mean 'own'?",
+        ),
+        (
+            {"draw": node("draw"), "again": node("again", own=("draw", None))},
+            "stages.again.data.sources.own has a stage and no artifact; set stages.again.data.sources.own.artifact=own",
+        ),
+        (
+            {"draw": node("draw"), "again": node("again", own=("draw", "rollouts"))},
+            "artifact is 'rollouts', which is no manifest but table; known are own",
+        ),
+        (
+            {"warm": node("warm"), "again": node("again", own=("warm", "handoff"))},
+            "artifact is 'handoff', which is no manifest but weights; stage warm makes no data",
+        ),
+        (
+            {"draw": node("draw"), "again": node("again", start="draw")},
+            "stages.again.start_from is 'draw', which makes no weights; choose one of base, previous$",
+        ),
+    ],
+)
+def test_edges_that_cannot_be_followed_are_refused(stages, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        planned(**stages)

@@ -6,144 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from curriculum_lab import NAMES, Job, Lab
 
 from lightning_mmrl.curriculum.artifacts import SEAL, folder_digest, write_artifact
-from lightning_mmrl.curriculum.graph import plan_stages
 from lightning_mmrl.curriculum.handoff import REQUIRED, check_handoff
 from lightning_mmrl.curriculum.manifest import FILE, Manifest
-from lightning_mmrl.curriculum.orchestrator import Curriculum, StageOrchestrator
 from lightning_mmrl.curriculum.selection import Selection
 from lightning_mmrl.errors import ConfigError, GateError, StageError
-from lightning_mmrl.registry.kinds import kind_of
-from lightning_mmrl.settings.stage import Bound, StageSettings
-from lightning_mmrl.types.records import Training
-
-NAMES = ["warm", "cold_start", "reason"]
-
-
-class FakeRun:
-    """A tracked run that remembers, and ends once."""
-
-    def __init__(self, name, run_id, parent_id, tags):
-        self.name, self.id, self.parent_id, self.tags = name, run_id, parent_id, dict(tags or {})
-        self.status, self.metrics = "RUNNING", []
-
-    def log_metrics(self, metrics, step):
-        self.metrics.append((dict(metrics), step))
-
-    def set_tags(self, tags):
-        self.tags |= tags
-
-    def finish(self, status):
-        assert self.status == "RUNNING"
-        self.status = status
-
-
-class FakeTracker:
-    """Opens runs whose ids say in which attempt they were opened."""
-
-    def __init__(self, attempt):
-        self.attempt, self.runs, self.num_closed = attempt, [], 0
-
-    def __call__(self):
-        return self
-
-    def open_run(self, name, *, parent_id=None, run_id=None, tags=None):
-        self.runs.append(FakeRun(name, run_id or f"run-{self.attempt}.{len(self.runs)}", parent_id, tags))
-        return self.runs[-1]
-
-    def close(self):
-        self.num_closed += 1
-
-    @property
-    def statuses(self):
-        return {run.name: run.status for run in self.runs}
-
-
-class Job:
-    """A stage whose weights are the names of all stages they went through."""
-
-    def __init__(self, lab, spec, start_from, directory):
-        self.lab, self.spec, self.start_from, self.directory = lab, spec, start_from, directory
-
-    def run(self):
-        state = self.directory / "state" / "step-00000010"
-        self.lab.happened.append(f"{'continue' if state.exists() else 'train'} {self.spec.name}")
-        if self.lab.saves_states:
-            state.mkdir(parents=True, exist_ok=True)
-        self.lab.perhaps_fail("train", self.spec.name)
-        return Training(metrics={"loss": 0.5}, num_steps=200, num_skipped=1, changed=self.lab.changed)
-
-    def export(self, artifact, directory):
-        before = (self.start_from / "model.safetensors").read_text()
-        for name in REQUIRED:
-            (directory / name).write_text("{}")
-        (directory / "model.safetensors").write_text(f"{before}>{self.spec.name}{self.lab.salt}")
-        self.lab.perhaps_fail("export", self.spec.name)
-        return {"labels": ["sad"]}
-
-
-class Lab:
-    """One run directory, a base model, and fakes that record; `failures` maps a place to what it raises."""
-
-    def __init__(self, folder):
-        self.directory, self.base = folder / "run", folder / "base"
-        self.base.mkdir(parents=True)
-        (self.base / "model.safetensors").write_text("base")
-        self.failures, self.happened, self.said = {}, [], []
-        self.salt, self.saves_states, self.changed = "", False, True
-        self.tracker = FakeTracker(0)
-
-    def perhaps_fail(self, place, stage):
-        if (place, stage) in self.failures:
-            raise self.failures[place, stage]
-
-    def build(self, spec, inputs, directory, run):
-        self.perhaps_fail("build", spec.name)
-        return Job(self, spec, inputs["weights"], directory)
-
-    def evaluate(self, checkpoint, directory, stage, run):
-        self.happened.append(f"evaluate {stage}")
-        self.perhaps_fail("evaluate", stage)
-        assert check_handoff(checkpoint)
-        return {"test/uar": 0.25}
-
-    def run(self, order=NAMES, changed=(), gates=None, selection=None, evaluation="", **starts):
-        stages = {
-            name: StageSettings(kind="sft", start_from=starts.get(name, "previous"), gate=(gates or {}).get(name))
-            for name in order
-        }
-        specs = [
-            replace(
-                spec,
-                digest="changed" if spec.name in changed else "same",
-                content={
-                    "stage.num_steps": 300 if spec.name in changed else 200,
-                    "seed": 0,
-                    "starts_from": spec.source or "base",
-                },
-                evaluation=evaluation,
-            )
-            for spec in plan_stages(order, stages, kind_of)
-        ]
-        self.tracker, self.happened, self.said = FakeTracker(self.tracker.attempt + 1), [], []
-        orchestrator = StageOrchestrator(
-            Curriculum(name="lab", stages=specs, base=lambda spec: self.base),
-            self.directory,
-            build_stage=self.build,
-            evaluate=self.evaluate,
-            tracker=self.tracker,
-            on_start=lambda parent: self.happened.append(f"start {parent.id}"),
-            say=self.said.append,
-        )
-        return orchestrator.run(selection)
-
-    def weights(self, folder):
-        return (self.directory / "stages" / folder / "handoff" / "model.safetensors").read_text()
-
-    @property
-    def finished(self):
-        return list(Manifest.read(self.directory).stages)
+from lightning_mmrl.settings.stage import Bound
 
 
 @pytest.fixture
