@@ -111,6 +111,8 @@ class StageOrchestrator:
         for spec in self._stages:
             if spec.name in self._manifest.stages and spec.name not in due:
                 self._say(f"{self._title(spec)}: already finished")
+                # A process that was killed right after it saved the manifest has left them.
+                shutil.rmtree(stage_folder(self._directory, spec) / STATES, ignore_errors=True)
                 if spec.name in read:
                     self._show_data(spec)
         everything = selection.only_stage is None and selection.from_stage is None
@@ -232,8 +234,9 @@ class StageOrchestrator:
         """
         attempt = Attempt.begun(folder)
         if attempt is not None:
-            same = same_content(attempt.content, spec.content)
-            if dict(attempt.inputs) == dict(inputs) and (same or self._selection.allow_changes):
+            # Training may go on with other settings; a table half of which has other settings would be neither.
+            accepted = self._selection.allow_changes and spec.trains
+            if dict(attempt.inputs) == dict(inputs) and (accepted or same_content(attempt.content, spec.content)):
                 return attempt.tracking_id
             if Attempt.read(folder) is not None:
                 self._keep_aside(spec, folder)
