@@ -91,7 +91,9 @@ def state(spec: StageSpec, manifest: Manifest, directory: Path) -> str:
             return "to run"
         if not same_content(attempt.content, spec.content):
             return f"{'begun' if step is None else f'at step {step}, begun'} with another configuration"
-        return f"to continue after step {step}" if step is not None else "to continue in its data"
+        if step is not None:
+            return f"to continue after step {step}"
+        return f"to continue after {len(list((folder / STATES).glob('part-*.jsonl')))} batches"
     if not same_content(finished.content, spec.content):
         return "finished, configured differently"
     if is_stale(spec, manifest):

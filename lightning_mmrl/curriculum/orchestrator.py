@@ -115,6 +115,8 @@ class StageOrchestrator:
         for spec in self._stages:
             if spec.name in self._manifest.stages and spec.name not in due:
                 self._say(f"{self._title(spec)}: already finished")
+                # A process that was killed right after it saved the manifest has left them.
+                shutil.rmtree(stage_folder(self._directory, spec) / STATES, ignore_errors=True)
                 if spec.name in read:
                     self._show_data(spec)
         everything = selection.only_stage is None and selection.from_stage is None
@@ -168,7 +170,7 @@ class StageOrchestrator:
         base, known = _base_input(self._curriculum.base(first)), self._manifest.base
         if known is not None and (known.digest, known.evaluation) == (base.digest, how):
             return
-        folder = self._directory / "stages" / BASE / "evaluation"
+        folder = self._directory / BASE / "evaluation"
         metrics = self._evaluate(base.path, folder, BASE, parent)
         parent.log_metrics({f"{BASE}/{key}": value for key, value in metrics.items()}, step=0)
         place = str(folder.relative_to(self._directory))
@@ -252,8 +254,9 @@ class StageOrchestrator:
         """
         attempt = Attempt.begun(folder)
         if attempt is not None:
-            same = same_content(attempt.content, spec.content)
-            if dict(attempt.inputs) == dict(inputs) and (same or self._selection.allow_changes):
+            # Training may go on with other settings; a table half of which has other settings would be neither.
+            accepted = self._selection.allow_changes and spec.trains
+            if dict(attempt.inputs) == dict(inputs) and (accepted or same_content(attempt.content, spec.content)):
                 return attempt.tracking_id
             if Attempt.read(folder) is not None:
                 self._keep_aside(spec, folder)

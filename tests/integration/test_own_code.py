@@ -180,3 +180,35 @@ def test_a_family_trains_and_its_checkpoint_is_used_with_the_flag_alone(places, 
 @pytest.mark.slow
 def test_a_tracker_that_cannot_serve_is_refused_in_one_sentence(keys, sentence, places, capsys):
     assert sentence in refused(capsys, "train", *OPEN, *SMALL, *keys, *places)
+
+
+TAKE = (
+    "order=[take,cold_start]",
+    "+stages.take={kind: own_code.kinds, num: 3, data: {manifest: cold_start.jsonl, batch_size: 1}}",
+    "stages.cold_start.data.manifest=null",
+    "+stages.cold_start.data.sources.taken={stage: take, artifact: taken}",
+    "stages.cold_start.data.batch_size=2",
+    "stages.cold_start.num_steps=1",
+    "stages.cold_start.validate_every=null",
+    "stages.cold_start.stop_when=null",
+)
+
+
+@pytest.mark.slow
+def test_a_kind_of_stage_of_the_users_own_makes_data_that_a_stage_learns_from(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(Path(__file__).parents[1] / "helpers")
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if Path(each).name != "helpers"])
+    small = [each for each in SMALL if "reason" not in each]
+    arguments = [*small, *TAKE, f"output_dir={tmp_path}/runs", f"data.root={tmp_path}/sums", "run_name=own"]
+    assert main(["train", *arguments]) == 2
+    assert "stages.take.kind is 'own_code.kinds', which runs code that is not opened" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+    assert main(["plan", "--allow-targets", "own_code", *arguments]) == 0
+    assert "take         makes taken; trains nothing" in capsys.readouterr().out
+    assert main(["train", "--allow-targets", "own_code", *arguments]) == 0
+    stages = {name: stage.result for name, stage in Manifest.read(tmp_path / "runs" / "own").stages.items()}
+    assert stages["take"].metrics == {"take/taken": 3.0}
+    assert stages["cold_start"].inputs["data.sources.taken"] == stages["take"].artifacts["taken"].digest
+    assert main(["train", "--allow-targets", "own_code", *arguments]) == 0
+    assert capsys.readouterr().err.count("already finished") == 2

@@ -74,7 +74,7 @@ def test_every_stage_hands_over_and_is_evaluated(outcome):
     assert {name for stage, name in rows if stage == "reason"} == {
         f"{name}{variant}" for name in ("test", "ood") for variant in ("", "-silent", "-blank")
     }
-    assert len(outcome.comparison.gains) == 4
+    assert [gain.over for gain in outcome.comparison.gains] == ["base"] * 2 + ["pretrain"] * 2 + ["cold_start"] * 2
     evaluation = outcome.directory / "stages" / "02-reason" / "evaluation"
     assert (evaluation / "test.png").read_bytes().startswith(b"\x89PNG")
     assert len((evaluation / "test.jsonl").read_text().splitlines()) == rows["reason", "test"].num_samples

@@ -4,9 +4,11 @@ import json
 
 import pytest
 
-from lightning_mmrl.app.data_checks import check_data
+from lightning_mmrl.app.data_checks import check_data, check_made
 from lightning_mmrl.config.compose import compose
-from lightning_mmrl.errors import DataError
+from lightning_mmrl.config.specs import stage_specs
+from lightning_mmrl.curriculum.artifacts import write_artifact
+from lightning_mmrl.errors import DataError, StageError
 
 TARGET = {"role": "assistant", "content": "<think>a smile</think><answer>happy</answer>"}
 NAMES = ("train", "cold_start", "validation", "test", "ood")
@@ -170,3 +172,73 @@ def test_a_set_has_its_own_folders(write, check, tmp_path):
     with pytest.raises(DataError, match=r"one\.png"):
         check(f"+evaluation.sets.far={{manifest: far.jsonl, root: {tmp_path}/manifests}}")
     check(f"+evaluation.sets.far={{manifest: far.jsonl, root: {tmp_path}/manifests, media_root: {tmp_path}}}")
+
+
+DRAW = (
+    "order=[cold_start,draw,again]",
+    "+stage@stages.draw=sample",
+    "+stage@stages.again=sft",
+    "stages.again.data.manifest=null",
+    "+stages.again.data.sources.own={stage: draw, artifact: own}",
+)
+
+
+@pytest.fixture
+def made(tmp_path, write):
+    """Checks an artifact `own` of these rows for the stage that reads it."""
+
+    def made(*rows, facts=None, overrides=()):
+        def export(folder):
+            (folder / "own.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+            own = {"manifest": "own.jsonl", "media_root": str(tmp_path), "counts": {"kept": len(rows), "wrong": 3}}
+            return own if facts is None else facts
+
+        config = compose([f"data.root={tmp_path}", *DRAW, *overrides])
+        specs = stage_specs(config)
+        write_artifact(tmp_path / "artifacts" / "own", export, {})
+        folders = {name: tmp_path / "artifacts" / name for name in ("own", "rollouts")}
+        return check_made(config, specs, specs[1], folders)
+
+    return made
+
+
+def test_data_that_a_stage_made_are_held_to_the_use_of_their_reader(made):
+    made(row("a#0", TARGET), row("b#1", TARGET))
+    with pytest.raises(DataError, match=r"^own.jsonl: sample b#1 has no assistant turn to learn from"):
+        made(row("a#0", TARGET), row("b#1"))
+    made(row("a#0", TARGET), row("b#1"), overrides=["stages.again.data.limit=1"])
+    with pytest.raises(DataError, match=r"own.jsonl:1: .*one.jpg"):
+        made({**row("a#0", TARGET, content="<image>Which?"), "images": ["one.jpg"]})
+    made({**row("a#0", TARGET, content="<image>Which?"), "images": ["one.png"]})
+
+
+def test_data_without_a_sample_name_the_reasons(made):
+    with pytest.raises(DataError) as caught:
+        made()
+    assert str(caught.value) == (
+        "stages.again.data.sources.own: artifact own of stage draw has no sample (0 kept, 3 wrong); "
+        "change stages.draw, and run it again with --from-stage draw"
+    )
+
+
+@pytest.mark.parametrize("missing", ["manifest", "media_root", "counts"])
+def test_a_seal_without_what_a_reader_needs_is_refused(made, missing, tmp_path):
+    facts = {"manifest": "own.jsonl", "media_root": str(tmp_path), "counts": {"kept": 1}}
+    del facts[missing]
+    with pytest.raises(StageError, match=f"own does not say '{missing}'; its kind of stage, sample, must give"):
+        made(row("a#0", TARGET), facts=facts)
+
+
+def test_prompts_of_several_sources_of_a_table_have_different_ids(write, check):
+    write("more", row("other"))
+    key = "stages.draw.data"
+    sources = f"+{key}.sources={{a: {{manifest: train.jsonl}}, b: {{manifest: more.jsonl}}}}"
+    both = ("order=[draw]", "+stage@stages.draw=sample", f"{key}.manifest=null", sources)
+    check(*both)
+    write("more", row("other"), row("good"))
+    with pytest.raises(DataError, match=r"^stages.draw.data: train.jsonl and more.jsonl both have the id 'good', and"):
+        check(*both)
+    check(*both, f"{key}.limit=1")
+    key = "stages.reason.data"  # the negative control: a stage that trains may draw a sample from two sources
+    sources = f"+{key}.sources={{a: {{manifest: train.jsonl}}, b: {{manifest: more.jsonl}}}}"
+    check("order=[reason]", f"{key}.manifest=null", sources)

@@ -108,3 +108,16 @@ def test_nothing_is_sent_behind_an_order_that_failed(ranks):
     sent = [first.group._queue.get_nowait().kind]
     assert sent == ["run"]
     assert first.group._queue.empty()
+
+
+def test_the_other_ranks_export_every_artifact_from_the_same_inputs(ranks):
+    first, second = ranks
+    inputs = {"weights": Path("base"), "data.sources.own": Path("own")}
+    with Leader(first.group, first.build, first.evaluate) as leader:
+        job = leader.build_stage(SPEC, inputs, Path("folder"), None)
+        job.run()
+        for name in ("rollouts", "own"):
+            job.export(name, Path(name))
+    follow(second)
+    exports = [("export", name, Path(name)) for name in ("rollouts", "own")]
+    assert second.done == first.done == [("build", "reason", inputs, Path("folder")), "run", *exports]

@@ -99,6 +99,33 @@ def test_a_plan_counts_samples_and_knows_what_is_finished(folder, capsys):
     assert "dataset set" in lines
 
 
+def test_a_stage_that_samples_has_prompts_and_parts_in_the_place_of_steps(folder, capsys):
+    (folder / "set").mkdir()
+    (folder / "set" / "train.jsonl").write_text("{}\n" * 5)
+    sources = "+stages.again.data.sources={own: {stage: draw, artifact: own}, more: {manifest: train.jsonl, weight: 3}}"
+    arguments = ["data.root=set", "order=[draw,again]", "+stage@stages.draw=sample", "stages.draw.data.batch_size=2"]
+    arguments += ["+stage@stages.again=sft", "stages.again.data.manifest=null", sources]
+    lines = shown(capsys, "plan", *arguments)
+    each = "8 completions of each prompt, 2 prompts at once"
+    base = "base model runs/models/tiny_omni-seed0"
+    assert row(lines, "draw")[1:] == ["sample", base, "train.jsonl", "5", "-", each, "1.00", "to run"]
+    assert row(lines, "again")[3:5] == ["own 25%, more 75%", "?"]
+    assert "draw makes rollouts, own; trains nothing" in lines
+    assert not any(line.startswith("draw memory") for line in lines)
+
+    config = compose(arguments)
+    draw, _ = stage_specs(config, manifest_digests(config))
+    place = folder / "runs" / "default" / "stages" / "00-draw"
+    Attempt(content=draw.content, inputs={}, tracking_id="run-1").write(place)
+    for number in range(2):
+        (place / "state").mkdir(exist_ok=True)
+        (place / "state" / f"part-00000{number}.jsonl").write_text("{}")
+        (place / "state" / "part-000002.jsonl.tmp").write_text("{")
+    assert row(shown(capsys, "plan", *arguments), "draw")[-1] == "to continue after 2 batches"
+    begun = row(shown(capsys, "plan", *arguments, "stages.draw.num_completions=2"), "draw")[-1]
+    assert begun == "begun with another configuration"
+
+
 def test_a_damaged_manifest_is_one_sentence(folder, capsys):
     (folder / "runs" / "default").mkdir(parents=True)
     (folder / "runs" / "default" / FILE).write_text("{")

@@ -209,6 +209,29 @@ def test_a_changed_data_stage_that_was_interrupted_is_refused_and_set_aside(lab)
     assert (lab.directory / "stages/01-draw.replaced-1/state").is_dir()
 
 
+@pytest.mark.parametrize(("name", "verb", "goes_on"), [("draw", "sample", False), ("again", "train", True)])
+def test_accepted_changes_go_on_with_training_and_not_with_half_a_table(lab, name, verb, goes_on):
+    lab.saves_states = True
+    lab.failures = {(verb, name): KeyboardInterrupt()}
+    with pytest.raises(KeyboardInterrupt):
+        run(lab)
+    lab.failures = {}
+    run(lab, changed=[name], selection=Selection(allow_changes=True))
+    assert lab.happened[1] == (f"continue {name}" if goes_on else f"{verb} {name}")
+    assert any(path.name == "01-draw.replaced-1" for path in (lab.directory / "stages").iterdir()) != goes_on
+    assert lab.finished == ORDER
+
+
+def test_states_that_a_kill_left_after_the_end_of_a_stage_are_removed(lab):
+    run(lab)
+    states = lab.directory / "stages/01-draw/state"
+    states.mkdir()
+    (states / "part-000000.jsonl").write_text("{}")
+    run(lab)
+    assert lab.happened == []
+    assert not states.exists()
+
+
 def test_a_data_stage_may_read_data_and_start_from_the_base(lab):
     lab.reads = {"draw_more": ["draw"], "again": ["draw", "draw_more"]}
     run(lab, ["draw", "warm", "draw_more", "again"], draw_more="base")

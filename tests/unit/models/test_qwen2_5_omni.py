@@ -131,7 +131,10 @@ def test_freezing_selects_real_parameters_and_refuses_unknown_groups(tmp_path):
     assert frozen == sum(p.numel() for p in policy.model.visual.parameters())
     assert not any(p.requires_grad for p in policy.model.visual.parameters())
     assert all(p.requires_grad for p in policy.model.audio_tower.parameters())
-    with pytest.raises(ConfigError, match="unknown group 'towers'; this family has audio, text, vision"):
+    with pytest.raises(
+        ConfigError,
+        match="unknown group 'towers'; this family has audio, audio_tower, proj",
+    ):
         policy.freeze(["towers"])
 
 

@@ -134,7 +134,9 @@ def test_a_lock_that_cannot_be_made_is_a_line(left, monkeypatch):
 def test_a_plan_says_what_waits_and_sends_nothing(left, monkeypatch):
     opened, lines = [], []
     monkeypatch.setattr(flushing, "flush_store", lambda *arguments: opened.append(arguments))
-    monkeypatch.setattr(plan_command, "report_console", lambda width: SimpleNamespace(print=lines.append))
+    monkeypatch.setattr(
+        plan_command, "report_console", lambda width: SimpleNamespace(print=lambda line, **_: lines.append(line))
+    )
     monkeypatch.setattr(plan_command, "show_memory", lambda *arguments: None)  # takes a second
     plan_command.plan(left, plan_command.Lengths())
     told = f"tracking: 2 entries (3 points) wait for the server; mmrl tracking flush {left.output_dir} sends them"
