@@ -195,7 +195,7 @@ def test_a_run_interrupted_within_a_stage_continues_it_with_the_same_weights_and
 
 def test_an_interrupted_evaluation_is_killed_and_made_anew(outcome, workplace, monkeypatch):
     """The stage before stays trained; Lightning's exit on an interrupt is not taken for a failure."""
-    arguments = "run_name=evaluating", "tracking.experiment=evaluating", "order=[pretrain]"
+    arguments = "run_name=evaluating", "tracking.experiment=evaluating", "order=[pretrain]", "evaluation.base=false"
     step = EvaluationModule.test_step
 
     def interrupted(self, *settings):

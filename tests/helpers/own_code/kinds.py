@@ -39,7 +39,7 @@ class TakeKind:
         pass
 
     def build(self, spec, inputs, directory, run, parts):
-        (source,) = spec.settings.data.located(parts.config.data.root).values()
+        (source,) = spec.settings.data.located(parts.config.data).values()
         return TakeJob(source.path, spec.settings.num)
 
 
