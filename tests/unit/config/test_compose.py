@@ -100,7 +100,10 @@ VALUES = {
     "order=[]": "order is empty; name at least one stage",
     "order=[cold_start,raeson]": "order[1]: unknown stage 'raeson'; stages defines cold_start, reason",
     "order=[reason,reason]": "order[1]: stage 'reason' appears twice",
-    "stages.cold_start.start_from=reason": "stages.cold_start.start_from is 'reason'; choose one of base, previous",
+    "stages.cold_start.start_from=reason": "start_from is 'reason', which comes later in the order; choose one of base",
+    # datasets
+    "stages.reason.data.dataset=dots": "stages.reason.data.dataset is 'dots', which is no choice; known are none",
+    "evaluation.sets.test={manifest: test.jsonl, dataset: dots}": "sets.test.dataset is 'dots', which is no choice;",
     # values
     "run_name=a/b": "run_name is a/b; it must be letters, digits",
     "run_name=..": "run_name is ..; it must be",

@@ -3,6 +3,8 @@ import pytest
 from lightning_mmrl.curriculum.graph import plan_stages
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.registry.kinds import kind_of
+from lightning_mmrl.settings.data import SourceSettings, StageDataSettings
+from lightning_mmrl.settings.sample import SampleSettings
 from lightning_mmrl.settings.stage import StageSettings
 
 NAMES = ("warm", "cold_start", "reason")
@@ -39,11 +41,53 @@ def test_a_stage_starts_where_it_says(starts, expected):
         ([], {}, "order is empty; name at least one stage"),
         (["warm", "raeson"], {}, r"order\[1\]: unknown stage 'raeson'; stages defines cold_start, reason, warm"),
         (["warm", "warm"], {}, r"order\[1\]: stage 'warm' appears twice"),
-        (["warm", "reason"], {"warm": "reason"}, "stages.warm.start_from is 'reason'; choose one of base, previous"),
-        (["warm"], {"warm": "warm"}, "stages.warm.start_from is 'warm'"),
-        (["warm", "reason"], {"reason": "cold_start"}, "is 'cold_start'; choose one of base, previous, warm"),
+        (
+            ["warm", "reason"],
+            {"warm": "reason"},
+            "warm.start_from is 'reason', which comes later in the order; choose one of base",
+        ),
+        (
+            ["warm"],
+            {"warm": "warm"},
+            "stages.warm.start_from is 'warm', the stage itself; choose one of base, previous",
+        ),
+        (
+            ["warm", "reason"],
+            {"reason": "cold_start"},
+            "'cold_start', which is no stage of the order; choose one of base, previous, warm",
+        ),
     ],
 )
 def test_an_order_that_cannot_run_is_refused(order, starts, sentence):
     with pytest.raises(ConfigError, match=sentence):
         plan(order, **starts)
+
+
+def reading(stage, artifact="own"):
+    return StageDataSettings(sources={"own": SourceSettings(stage=stage, artifact=artifact)})
+
+
+@pytest.mark.parametrize(
+    ("start_from", "reason"),
+    [
+        ("again", "draw', which itself builds on again; put a stage that makes data before it in the order"),
+        ("base", "draw', which comes later in the order; put a stage that makes data before it in the order"),
+    ],
+)
+def test_a_circle_is_told_from_a_wrong_order(start_from, reason):
+    stages = {
+        "again": StageSettings(kind="sft", data=reading("draw")),
+        "draw": SampleSettings(kind="sample", start_from=start_from),
+    }
+    with pytest.raises(ConfigError, match=f"^stages.again.data.sources.own.stage is '{reason}$"):
+        plan_stages(["again", "draw"], stages, kind_of)
+
+
+def test_a_circle_through_a_stage_at_the_end_is_one_too():
+    stages = {
+        "first": StageSettings(kind="sft", data=reading("second")),
+        "second": SampleSettings(kind="sample", data=reading("third")),
+        "third": SampleSettings(kind="sample", start_from="first"),
+    }
+    with pytest.raises(ConfigError, match="is 'second', which itself builds on first; "):
+        plan_stages(["first", "second", "third"], stages, kind_of)
