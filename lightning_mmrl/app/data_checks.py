@@ -176,7 +176,7 @@ def _uses_of_stage(
     return [
         Use(
             source=source,
-            media=source.folder,
+            media=source.media_folder,
             num_samples=source.limit,
             supervised=supervised,
             by_label=bool(by_label) or stage.data.balance is not None,

@@ -300,6 +300,19 @@ def test_a_debug_run_knows_no_gate_and_says_so(default_tree, debug, bounds):
     assert said == ["stages.reason: gate and stop_when are dropped, since this is a debug run"]
 
 
+def test_a_debug_run_keeps_wrong_answers_to_learn_from_and_says_so():
+    def keep(*overrides, said=None):
+        drawing = ["+stage@stages.draw=sample", "order=[draw]", "stages.draw.keep.max_pass_rate=0.5", *overrides]
+        return validated(compose_tree(drawing), [].append if said is None else said.append).stages["draw"].keep
+
+    said = []
+    short = keep("debug=fast", said=said)
+    assert (short.wrong, short.truncated, short.max_pass_rate) == (True, True, None)
+    assert said == ["stages.draw: wrong answers are kept too, since this is a debug run"]
+    whole = keep()
+    assert (whole.wrong, whole.truncated, whole.max_pass_rate) == (False, False, 0.5)
+
+
 def test_other_runs_keep_their_bounds(changed):
     stage = changed(*GATED, *ENDING).stages["reason"]
     assert (stage.gate.at_least, stage.stop_when.at_least, stage.cooldown_steps) == (0.5, 0.5, 5)
