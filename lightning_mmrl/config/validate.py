@@ -21,7 +21,8 @@ from lightning_mmrl.settings.model import BUILD
 from lightning_mmrl.settings.renamed import key_hint
 from lightning_mmrl.settings.rules import require
 from lightning_mmrl.settings.run import RunSettings
-from lightning_mmrl.settings.stage import StageSettings
+from lightning_mmrl.settings.sample import SampleSettings
+from lightning_mmrl.settings.stage import NodeSettings, StageSettings
 from lightning_mmrl.suggestions import WORDS, dataclass_of, did_you_mean, first_line, shown
 
 RESOLVING = " raised while resolving interpolation: "
@@ -60,15 +61,24 @@ def validated(composed: DictConfig, say: Callable[[str], object] = lambda line: 
 
         check_tasks(config)
     for name, stage in config.stages.items():
-        if not isinstance(stage, StageSettings):
-            config.stages[name] = cap_samples(stage)
-            continue
-        config.stages[name] = capped = cap_steps(stage)
-        if is_trial or stage.trainer.max_steps is not None:
-            config.stages[name] = replace(capped, gate=None, stop_when=None, cooldown_steps=0)
-            if name in config.order and (stage.gate is not None or stage.stop_when is not None):
-                say(f"stages.{name}: gate and stop_when are dropped, since this is a debug run")
+        is_short = is_trial or stage.trainer.max_steps is not None
+        config.stages[name] = cap_steps(stage) if isinstance(stage, StageSettings) else cap_samples(stage)
+        if is_short:
+            said = say if name in config.order else (lambda line: None)
+            config.stages[name] = _for_debugging(config.stages[name], f"stages.{name}", said)
     return config
+
+
+def _for_debugging(stage: NodeSettings, path: str, say: Callable[[str], object]) -> NodeSettings:
+    """The stage without the bounds that a model that has learned nothing would miss."""
+    if isinstance(stage, StageSettings):
+        if stage.gate is not None or stage.stop_when is not None:
+            say(f"{path}: gate and stop_when are dropped, since this is a debug run")
+        return replace(stage, gate=None, stop_when=None, cooldown_steps=0)
+    if isinstance(stage, SampleSettings):
+        say(f"{path}: wrong answers are kept too, since this is a debug run")
+        return replace(stage, keep=stage.keep.for_debugging())
+    return stage
 
 
 def _names_tasks(config: RunSettings) -> bool:

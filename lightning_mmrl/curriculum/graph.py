@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.protocols.plain import StageKind
@@ -43,7 +44,7 @@ def plan_stages(order: Sequence[str], stages: Mapping[str, NodeSettings], kinds:
         kind = kinds(settings, path)
         inputs = {key: _resolved(edge, specs) for key, edge in kind.inputs(settings).items()}
         spec = StageSpec(name=name, index=index, settings=settings, outputs=kind.outputs(settings), inputs=inputs)
-        _check_inputs(path, spec, specs, order)
+        _check_inputs(path, spec, specs, partial(_why_not, spec.name, order, stages, kinds))
         specs.append(replace(spec, inputs={key: edge for key, edge in inputs.items() if edge.stage != BASE}))
     return specs
 
@@ -89,24 +90,41 @@ def _resolved(edge: Edge, earlier: Sequence[StageSpec]) -> Edge:
     return Edge(makers[-1] if makers else BASE, edge.artifact)
 
 
-def _check_inputs(path: str, spec: StageSpec, earlier: Sequence[StageSpec], order: Sequence[str]) -> None:
+def _check_inputs(path: str, spec: StageSpec, earlier: Sequence[StageSpec], why_not: Callable[[str], str]) -> None:
+    """Refuses inputs that no earlier stage makes; `why_not` says why a stage is none of the earlier ones."""
     made = {each.name: each.outputs for each in earlier}
     for key, edge in spec.inputs.items():
         if key == WEIGHTS and edge.stage != BASE:
             choices = [BASE, PREVIOUS, *(name for name, outputs in made.items() if HANDOFF in outputs)]
             if edge.stage not in made or HANDOFF not in made[edge.stage]:
-                reason = ", which makes no weights" if edge.stage in made else ""
+                reason = ", which makes no weights" if edge.stage in made else why_not(edge.stage)
                 raise ConfigError(f"{path}.start_from is {edge.stage!r}{reason}; choose one of {', '.join(choices)}")
         elif key != WEIGHTS:
-            _check_data(f"{path}.{key}", edge, made, order)
+            _check_data(f"{path}.{key}", edge, made, why_not)
 
 
-def _check_data(path: str, edge: Edge, made: Mapping[str, Mapping[str, ArtifactType]], order: Sequence[str]) -> None:
+def _why_not(name: str, order: Sequence[str], stages: Mapping[str, NodeSettings], kinds: Kinds, wanted: str) -> str:
+    """Why stage `name` cannot read from stage `wanted`, which is none of the stages before it."""
+    if wanted == name:
+        return ", the stage itself"
+    if wanted not in order:
+        return ", which is no stage of the order"
+    reached, new = {wanted}, {wanted}
+    while new:
+        known = [each for each in new if each in stages]
+        read = [kinds(stages[each], f"stages.{each}").inputs(stages[each]).values() for each in known]
+        new = {edge.stage for edges in read for edge in edges} - reached
+        reached |= new
+    return f", which itself builds on {name}" if name in reached else ", which comes later in the order"
+
+
+def _check_data(
+    path: str, edge: Edge, made: Mapping[str, Mapping[str, ArtifactType]], why_not: Callable[[str], str]
+) -> None:
     if edge.stage not in made:
         makers = [name for name, outputs in made.items() if "manifest" in outputs.values()]
-        hint = f"; choose one of {', '.join(makers)}" if makers else "; no earlier stage makes data"
-        reason = "does not come earlier in the order" if edge.stage in order else "is no stage of the order"
-        raise ConfigError(f"{path}.stage is {edge.stage!r}, which {reason}{hint}")
+        hint = f"choose one of {', '.join(makers)}" if makers else "put a stage that makes data before it in the order"
+        raise ConfigError(f"{path}.stage is {edge.stage!r}{why_not(edge.stage)}; {hint}")
     kind = made[edge.stage].get(edge.artifact)
     if kind == "manifest":
         return

@@ -161,7 +161,7 @@ def _answer_reason(right: bool | None, completion: Completion, settings: Selecti
     low, high = settings.min_tokens, settings.max_tokens
     reasons: Mapping[Reason, bool] = {
         "invalid_score": right is None,
-        "wrong": not right,
+        "wrong": not right and not settings.wrong,
         "truncated": completion.truncated and not settings.truncated,
         "too_short": low is not None and completion.num_tokens < low,
         "too_long": high is not None and completion.num_tokens > high,

@@ -1,6 +1,6 @@
 """Keys of a selection: which sampled answers become training data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lightning_mmrl.settings.setting import setting
 
@@ -27,3 +27,9 @@ class SelectionSettings:
     """Largest share of right answers of a prompt that is kept; null: any."""
     truncated: bool = False
     """Keep also right answers that the length limit ended."""
+    wrong: bool = False
+    """Keep also wrong answers. Debug runs do, since they may have no right one."""
+
+    def for_debugging(self) -> "SelectionSettings":
+        """The selection with wrong and truncated answers, and of prompts with any pass rate."""
+        return replace(self, wrong=True, truncated=True, min_pass_rate=None, max_pass_rate=None)

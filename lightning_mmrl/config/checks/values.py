@@ -60,9 +60,7 @@ def check_values(config: RunSettings) -> None:
         require(data.media == config.data.media, f"datasets.{name}.media", data.media, rule)
     for name, stage in config.stages.items():
         kind_of(stage, f"stages.{name}")
-    for name in config.order:
-        if name in config.stages and config.stages[name].data.dataset is not None:
-            one_of(config.stages[name].data.dataset, f"stages.{name}.data.dataset", config.datasets)
+    _check_dataset_names(config)
     stage_specs(config)
     _check_evaluation(config)
     for name in config.order:
@@ -78,6 +76,16 @@ def check_values(config: RunSettings) -> None:
         _check_share(path, stage, config.trainer)
     _check_feature_cache(config)
     _check_rollout(config)
+
+
+def _check_dataset_names(config: RunSettings) -> None:
+    """Refuses stages and sets of a dataset that the run does not have."""
+    stages = {name: config.stages[name] for name in config.order if name in config.stages}
+    named = {f"stages.{name}.data.dataset": stage.data.dataset for name, stage in stages.items()}
+    named |= {f"evaluation.sets.{name}.dataset": each.dataset for name, each in config.evaluation.sets.items()}
+    for key, name in named.items():
+        if name is not None:
+            one_of(name, key, config.datasets)
 
 
 def check_name(key: str, name: object) -> None:
@@ -149,8 +157,6 @@ def _check_evaluation(config: RunSettings) -> None:
     taken = {f"{each}-{ablation}": (each, ablation) for each in evaluation.sets for ablation in ABLATIONS}
     for name, each in evaluation.sets.items():
         check_name("evaluation.sets", name)
-        if each.dataset is not None:
-            one_of(each.dataset, f"evaluation.sets.{name}.dataset", config.datasets)
         if each.prompt is not None:
             PromptTemplate(each.prompt)
         rule = "another one: validations during training have it"

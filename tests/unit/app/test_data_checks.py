@@ -130,6 +130,15 @@ def test_every_source_of_a_stage_is_looked_at_up_to_its_limit(write, check):
     check(*sources, f"{key}.limit=1")
 
 
+def test_media_of_a_stage_lie_in_the_folder_of_media(write, check, tmp_path):
+    write("train", row(content="<image>Which?", images=["two.png"]))
+    (tmp_path / "media").mkdir()
+    (tmp_path / "media" / "two.png").write_bytes(b"never opened")
+    with pytest.raises(DataError, match=r"two\.png"):
+        check()
+    check(f"++data.media_root={tmp_path}/media")
+
+
 def test_labels_that_look_like_a_mistake_are_named_with_their_manifest(write, check):
     assert check() == []
     write("train", row("a"), row("b"), row("c"))

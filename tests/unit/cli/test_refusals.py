@@ -25,7 +25,7 @@ TORCH_FREE = {
     "order=[raeson]": "order[0]: unknown stage 'raeson'; stages defines cold_start, reason",
     "order=[]": "order is empty",
     "order=[reason,reason]": "order[1]: stage 'reason' appears twice",
-    "stages.cold_start.start_from=reason": "stages.cold_start.start_from is 'reason'; choose one of base, previous",
+    "stages.cold_start.start_from=reason": "start_from is 'reason', which comes later in the order; choose one of base",
     "stages.cold_start.data.modality_dropout.silent=1.5": "stages.cold_start.data.modality_dropout is 1.5",
     "--config-dir=/no/such/folder": "--config-dir /no/such/folder: is no folder; name the folder",
     "+seed=1": "seed: is there already; change it without the plus: seed=...",

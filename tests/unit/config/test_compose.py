@@ -100,7 +100,10 @@ VALUES = {
     "order=[]": "order is empty; name at least one stage",
     "order=[cold_start,raeson]": "order[1]: unknown stage 'raeson'; stages defines cold_start, reason",
     "order=[reason,reason]": "order[1]: stage 'reason' appears twice",
-    "stages.cold_start.start_from=reason": "stages.cold_start.start_from is 'reason'; choose one of base, previous",
+    "stages.cold_start.start_from=reason": "start_from is 'reason', which comes later in the order; choose one of base",
+    # datasets
+    "stages.reason.data.dataset=dots": "stages.reason.data.dataset is 'dots', which is no choice; known are none",
+    "evaluation.sets.test={manifest: test.jsonl, dataset: dots}": "sets.test.dataset is 'dots', which is no choice;",
     # values
     "run_name=a/b": "run_name is a/b; it must be letters, digits",
     "run_name=..": "run_name is ..; it must be",
@@ -295,6 +298,19 @@ def test_a_debug_run_knows_no_gate_and_says_so(default_tree, debug, bounds):
     stage = config.stages["reason"]
     assert (stage.gate, stage.stop_when, stage.cooldown_steps) == (None, None, 0)
     assert said == ["stages.reason: gate and stop_when are dropped, since this is a debug run"]
+
+
+def test_a_debug_run_keeps_wrong_answers_to_learn_from_and_says_so():
+    def keep(*overrides, said=None):
+        drawing = ["+stage@stages.draw=sample", "order=[draw]", "stages.draw.keep.max_pass_rate=0.5", *overrides]
+        return validated(compose_tree(drawing), [].append if said is None else said.append).stages["draw"].keep
+
+    said = []
+    short = keep("debug=fast", said=said)
+    assert (short.wrong, short.truncated, short.max_pass_rate) == (True, True, None)
+    assert said == ["stages.draw: wrong answers are kept too, since this is a debug run"]
+    whole = keep()
+    assert (whole.wrong, whole.truncated, whole.max_pass_rate) == (False, False, 0.5)
 
 
 def test_other_runs_keep_their_bounds(changed):

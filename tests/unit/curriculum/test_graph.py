@@ -42,9 +42,21 @@ def test_a_stage_starts_where_it_says(starts, expected):
         ([], {}, "order is empty; name at least one stage"),
         (["warm", "raeson"], {}, r"order\[1\]: unknown stage 'raeson'; stages defines cold_start, reason, warm"),
         (["warm", "warm"], {}, r"order\[1\]: stage 'warm' appears twice"),
-        (["warm", "reason"], {"warm": "reason"}, "stages.warm.start_from is 'reason'; choose one of base, previous"),
-        (["warm"], {"warm": "warm"}, "stages.warm.start_from is 'warm'"),
-        (["warm", "reason"], {"reason": "cold_start"}, "is 'cold_start'; choose one of base, previous, warm"),
+        (
+            ["warm", "reason"],
+            {"warm": "reason"},
+            "warm.start_from is 'reason', which comes later in the order; choose one of base",
+        ),
+        (
+            ["warm"],
+            {"warm": "warm"},
+            "stages.warm.start_from is 'warm', the stage itself; choose one of base, previous",
+        ),
+        (
+            ["warm", "reason"],
+            {"reason": "cold_start"},
+            "'cold_start', which is no stage of the order; choose one of base, previous, warm",
+        ),
     ],
 )
 def test_an_order_that_cannot_run_is_refused(order, starts, sentence):
@@ -117,15 +129,15 @@ def test_what_builds_on_a_stage_follows_weights_and_data():
     [
         (
             {"draw": node("draw", old=("again", "own")), "again": node("again", own=("draw", "own"))},
-            "stages.draw.data.sources.old.stage is 'again', which does not come earlier in the order; no earlier stage",
+            "stages.draw.data.sources.old.stage is 'again', which itself builds on draw; put a stage that makes data before",
         ),
         (
             {"again": node("again", own=("draw", "own")), "draw": node("draw")},
-            "stages.again.data.sources.own.stage is 'draw', which does not come earlier in the order; no earlier stage",
+            "stages.again.data.sources.own.stage is 'draw', which comes later in the order; put a stage that makes data",
         ),
         (
             {"draw": node("draw", own=("draw", "own"))},
-            "stages.draw.data.sources.own.stage is 'draw', which does not come earlier in the order",
+            "stages.draw.data.sources.own.stage is 'draw', the stage itself; put a stage that makes data before it",
         ),
         (
             {"draw": node("draw"), "again": node("again", own=("drew", "own"))},
@@ -160,3 +172,33 @@ def test_what_builds_on_a_stage_follows_weights_and_data():
 def test_edges_that_cannot_be_followed_are_refused(stages, sentence):
     with pytest.raises(ConfigError, match=sentence):
         planned(**stages)
+
+
+def reading(stage, artifact="own"):
+    return StageDataSettings(sources={"own": SourceSettings(stage=stage, artifact=artifact)})
+
+
+@pytest.mark.parametrize(
+    ("start_from", "reason"),
+    [
+        ("again", "draw', which itself builds on again; put a stage that makes data before it in the order"),
+        ("base", "draw', which comes later in the order; put a stage that makes data before it in the order"),
+    ],
+)
+def test_a_circle_is_told_from_a_wrong_order(start_from, reason):
+    stages = {
+        "again": StageSettings(kind="sft", data=reading("draw")),
+        "draw": SampleSettings(kind="sample", start_from=start_from),
+    }
+    with pytest.raises(ConfigError, match=f"^stages.again.data.sources.own.stage is '{reason}$"):
+        plan_stages(["again", "draw"], stages, kind_of)
+
+
+def test_a_circle_through_a_stage_at_the_end_is_one_too():
+    stages = {
+        "first": StageSettings(kind="sft", data=reading("second")),
+        "second": SampleSettings(kind="sample", data=reading("third")),
+        "third": SampleSettings(kind="sample", start_from="first"),
+    }
+    with pytest.raises(ConfigError, match="is 'second', which itself builds on first; "):
+        plan_stages(["first", "second", "third"], stages, kind_of)

@@ -60,6 +60,7 @@ def select(row, **settings):
 
 CASES = {
     "wrong": (row("a", ("b", WRONG)), {}, [0], {1: "wrong"}),
+    "wrong, and asked for": (row("a", ("b", WRONG), ("c", INVALID)), {"wrong": True}, [0, 1], {2: "invalid_score"}),
     "right by another component": (row("a", ("b", WRONG), pass_component="format"), {}, [1], {0: "wrong"}),
     "an invalid score": (row(("a", INVALID), "b"), {}, [1], {0: "invalid_score"}),
     "truncated": (row(answer("a", truncated=True), "b"), {}, [1], {0: "truncated"}),
