@@ -6,7 +6,7 @@ from quick_runs import trained_base
 
 CURRICULA = {
     "orders": ("cold_start", "grpo", "rloo"),
-    "own_answers": ("cold_start", "draw", "again", "reason"),
+    "own_answers": ("cold_start", "draw", "again", "count"),
 }
 """Names to stages."""
 
@@ -29,13 +29,14 @@ def _orders(base: Path) -> list[str]:
 
 
 def _own_answers() -> list[str]:
-    """SFT on arithmetic, 16 batches of answers to other questions, SFT on the right ones, and RL."""
-    start = "stages.cold_start"
-    learn = [f"{start}.num_steps=60", f"{start}.stop_when=null", f"{start}.validate_every=null"]
-    draw = ["+stage@stages.draw=sample", "stages.draw.data.limit=48", "stages.draw.data.batch_size=3"]
-    draw += ["stages.draw.sampling.max_new_tokens=16", "stages.draw.keep.max_per_prompt=2"]
-    again = ["+stage@stages.again=tiny/task_cold_start", "stages.again.data.manifest=null"]
-    again += ["+stages.again.data.sources.own={stage: draw, artifact: own}", "stages.again.data.batch_size=4"]
-    again += ["stages.again.num_steps=12", "stages.again.stop_when=null", "stages.again.validate_every=null"]
-    reason = ["stages.reason.num_steps=12", "stages.reason.validate_every=null", "stages.reason.data.batch_size=4"]
-    return ["experiment=task_arithmetic", "+data.build.scale=0.1", *learn, *draw, *again, *reason]
+    """SFT on sums, 16 batches of answers to other sums, SFT on the right ones, and RL on pictures of dots."""
+    learn = [
+        "stages.cold_start.num_steps=60",
+        "stages.cold_start.stop_when=null",
+        "stages.cold_start.validate_every=null",
+    ]
+    draw = ["stages.draw.data.limit=48", "stages.draw.data.batch_size=3", "stages.draw.keep.max_per_prompt=2"]
+    again = ["stages.again.num_steps=12", "stages.again.data.batch_size=4"]
+    count = ["stages.count.num_steps=12", "stages.count.validate_every=null", "stages.count.data.batch_size=4"]
+    small = ["+data.build.scale=0.1", "+datasets.dots.build.scale=0.1", "datasets.dots.root=${data.root}-dots"]
+    return ["experiment=numbers_then_dots", *small, *learn, *draw, *again, *count]
