@@ -11,7 +11,7 @@ from lightning_mmrl.types.records import HANDOFF, WEIGHTS, ArtifactType, Edge, S
 
 SOURCES = "data.sources."
 """Beginning of the name of an input that is a source of a stage's data."""
-_IN_WORDS: Mapping[ArtifactType, str] = {"weights": "weights", "table": "table", "manifest": "data"}
+_IN_WORDS: Mapping[ArtifactType, str] = {"weights": "weights", "table": "tables", "manifest": "data"}
 
 Kinds = Callable[[NodeSettings, str], StageKind]
 """Returns the kind of a stage; its second argument is the key of the stage, for messages."""

@@ -49,6 +49,7 @@ FAMILY = (
 KIND = (
     "order=[cold_start,cut,reason]",
     "stages.cold_start.num_steps=1",
+    "stages.cold_start.schedule.warmup_steps=0",
     "stages.cold_start.data.batch_size=2",
     "stages.cold_start.validate_every=null",
     "stages.cold_start.stop_when=null",
@@ -183,7 +184,7 @@ def test_a_stage_of_an_own_kind_makes_data_for_the_next_one(places, tmp_path, ca
 
     capsys.readouterr()
     assert main(["train", *OPEN, *keys]) == 0
-    assert "stage 2 of 3 cut: already finished" in capsys.readouterr().out
+    assert "stage 2 of 3 cut: already finished" in capsys.readouterr().err
     assert main(["plan", *OPEN, *keys]) == 0
     shown = capsys.readouterr().out
     assert "makes kept; trains nothing" in shown
