@@ -76,14 +76,14 @@ def test_a_kind_may_read_a_table_and_no_weights():
             "draw pick",
             {},
             Edge("draw", "own", "table"),
-            "pick.table.artifact is 'own', which is no table but manifest; did",
+            "pick.table.artifact is 'own', which is no table but manifest; known are rollouts",
         ),
         ("draw pick", {}, Edge("draw", "rollout", "table"), "does not make; did you mean 'rollouts'"),
         (
             "draw pick",
             {},
             Edge("draw", "rollouts"),
-            "is 'rollouts', which is no manifest but table; did you mean 'own'",
+            "is 'rollouts', which is no manifest but table; known are own",
         ),
         (
             "pick draw",
