@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning_mmrl.app.stages import data_module, data_sources
 from lightning_mmrl.curriculum.artifacts import sealed
+from lightning_mmrl.curriculum.graph import SOURCES
 from lightning_mmrl.data.datamodules import balance_labels
 from lightning_mmrl.data.label_findings import label_findings
 from lightning_mmrl.data.prepared import check_turns
@@ -25,9 +26,12 @@ from lightning_mmrl.rewards.label_answer import LabelAnswer
 from lightning_mmrl.settings.data import DataSettings, SourceSettings
 from lightning_mmrl.settings.run import EvaluationSetSettings, RunSettings
 from lightning_mmrl.settings.stage import NodeSettings, StageSettings
-from lightning_mmrl.types.records import WEIGHTS, Sample, StageSpec
+from lightning_mmrl.types.records import WEIGHTS, ArtifactType, Sample, StageSpec
 
-FACTS_OF_DATA = ("manifest", "media_root", "counts")
+FACTS_OF_DATA: Mapping[ArtifactType, Sequence[str]] = {
+    "manifest": ("manifest", "media_root", "counts"),
+    "table": ("media_root", "counts"),
+}
 """Facts in the seal of data: the name of the manifest, the folder of the media, and how many samples are `kept`."""
 
 
@@ -86,21 +90,21 @@ def check_made(config: RunSettings, specs: Sequence[StageSpec], made: StageSpec,
         read = {key: folders[edge.artifact] for key, edge in own.items()}
         for key, folder in read.items():
             facts = sealed(folder)
-            for fact in FACTS_OF_DATA:
-                if fact not in facts:
-                    kind = made.settings.kind
-                    raise StageError(f"{folder} does not say {fact!r}; its kind of stage, {kind}, must give this fact")
-            counts = facts["counts"]
+            counts = facts.get("counts", {})
+            lacking = [fact for fact in FACTS_OF_DATA[own[key].type] if fact not in facts]
+            for fact in lacking or ([] if "kept" in counts else ["counts.kept"]):
+                kind = made.settings.kind
+                raise StageError(f"{folder} does not say {fact!r}; its kind of stage, {kind}, must give this fact")
             if not counts["kept"]:
                 reasons = ", ".join(f"{number} {reason}" for reason, number in counts.items())
                 raise DataError(
                     f"stages.{spec.name}.{key}: artifact {folder.name} of stage {made.name} has no sample ({reasons}); "
                     f"change stages.{made.name}, and run it again with --from-stage {made.name}"
                 )
-        if read:
+        names = [key.removeprefix(SOURCES) for key in read if key.startswith(SOURCES)]
+        if names:
             path, stage = f"stages.{spec.name}", config.stages[spec.name]
             sources = data_sources(spec, read, config)
-            names = [key.removeprefix("data.sources.") for key in read]
             _checked(_uses_of_stage(path, stage, config.of_stage(stage), {name: sources[name] for name in names}))
 
 

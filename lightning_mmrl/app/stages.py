@@ -12,6 +12,7 @@ from lightning_mmrl.config.epochs import with_steps
 from lightning_mmrl.config.specs import flattened
 from lightning_mmrl.curriculum.artifacts import sealed
 from lightning_mmrl.curriculum.attempt import STATES
+from lightning_mmrl.curriculum.graph import SOURCES
 from lightning_mmrl.data.datamodules import Feed, OmniDataModule, ValidationFeed
 from lightning_mmrl.models.export import export_policy
 from lightning_mmrl.models.parallelize import recompute_activations
@@ -111,7 +112,7 @@ def data_sources(spec: StageSpec, inputs: Mapping[str, Path], config: RunSetting
     """The sources of a stage's data, by name; a source that another stage made is found in its artifact."""
     made = {}
     for name in spec.settings.data.sources:
-        folder = inputs.get(f"data.sources.{name}")
+        folder = inputs.get(f"{SOURCES}{name}")
         if folder is not None:
             facts = sealed(folder)
             media_root = facts["media_root"]

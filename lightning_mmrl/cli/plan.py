@@ -22,7 +22,7 @@ from lightning_mmrl.settings.stage import NodeSettings, StageSettings
 from lightning_mmrl.tracking.store import tell_leftovers
 from lightning_mmrl.training.console import report_console
 from lightning_mmrl.training.state_store import StateStore
-from lightning_mmrl.types.records import StageSpec
+from lightning_mmrl.types.records import WEIGHTS, StageSpec
 from lightning_mmrl.types.redaction import redact
 
 PROMPT_TOKENS = "--prompt-tokens"
@@ -53,11 +53,12 @@ def plan(config: RunSettings, lengths: Lengths) -> None:
     for spec in specs:
         stage = stages.get(spec.name) or config.stages[spec.name]
         samples = num_samples(stage.data.located(config.dataset(stage.data.dataset)).values())
-        source = spec.source or f"base model {config.model.checkpoint_but_build}"
+        base = f"base model {config.model.checkpoint_but_build}" if spec.reads_weights else "-"
+        read = ", ".join(f"{edge.artifact} of {edge.stage}" for key, edge in spec.inputs.items() if key != WEIGHTS)
         trained = isinstance(stage, StageSettings)
         steps = (str(stage.num_steps or "?"), passes(stage, samples)) if trained else ("-", "1.00")
         table.add_row(
-            spec.name, stage.kind, source, data_names(stage), "?" if samples is None else str(samples),
+            spec.name, stage.kind, spec.source or base, data_names(stage) or read, str(samples or "?"),
             steps[0], kind_of(stage, spec.name).describe(stage), steps[1], state(spec, manifest, directory),
         )  # fmt: skip
     console.print(table)
@@ -104,7 +105,7 @@ def state(spec: StageSpec, manifest: Manifest, directory: Path) -> str:
 
 
 def data_names(stage: NodeSettings) -> str:
-    """The manifest of a stage, or its sources with their shares."""
+    """The manifest of a stage, or its sources with their shares; empty without either."""
     if stage.data.manifest:
         return stage.data.manifest
     total = sum(source.weight for source in stage.data.sources.values())

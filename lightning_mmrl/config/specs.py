@@ -36,7 +36,11 @@ def stage_specs(config: RunSettings, data: Mapping[str, Mapping[str, str]] | Non
     complete = []
     for spec in specs:
         place = place_among_trained(spec, specs)
-        content = {**_decisive(config, spec.name), "starts_from": spec.settings.checkpoint or spec.source or BASE}
+        content = _decisive(config, spec.name)
+        if spec.reads_weights:
+            content["starts_from"] = spec.settings.checkpoint or spec.source or BASE
+        else:
+            content = {key: value for key, value in content.items() if not key.startswith("model.")}
         content |= {} if place is None else {"index": place}
         content |= {f"data.{key}": digest for key, digest in (data or {}).get(spec.name, {}).items()}
         led_here = {"content": content, "history": history[spec.source]}

@@ -103,7 +103,7 @@ def _typed(composed: DictConfig) -> RunSettings:
     check_keys(tree)
     schema = OmegaConf.structured(RunSettings)
     for name, stage in (tree.get("stages") or {}).items():
-        schema.stages[name] = OmegaConf.structured(stage_settings(stage, f"stages.{name}"))
+        schema.stages[name] = _stage_schema(stage, f"stages.{name}")
     try:
         config = OmegaConf.to_object(OmegaConf.merge(schema, tree))
     except InterpolationResolutionError as error:  # a text may resolve to another `${...}`
@@ -112,6 +112,18 @@ def _typed(composed: DictConfig) -> RunSettings:
         raise _wrong_type(error, cast(dict[str, Any], tree)) from error
     assert isinstance(config, RunSettings)
     return config
+
+
+def _stage_schema(stage: Any, path: str) -> DictConfig:
+    """The keys of a stage, of which a class of the user's own may be wrong."""
+    settings = stage_settings(stage, path)
+    try:
+        return OmegaConf.structured(settings)
+    except (OmegaConfBaseException, NameError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{path}.kind is {stage['kind']!r}, whose settings class {settings.__name__} cannot hold keys "
+            f"({first_line(error)}); give its fields plain types, such as int or float | None"
+        ) from error
 
 
 def _with_whole_sets(tree: Any) -> Any:

@@ -10,6 +10,10 @@ from lightning_mmrl.settings.stage import BASE, PREVIOUS, NodeSettings
 from lightning_mmrl.suggestions import did_you_mean
 from lightning_mmrl.types.records import HANDOFF, WEIGHTS, ArtifactType, Edge, StageSpec
 
+SOURCES = "data.sources."
+"""Beginning of the name of an input that is a source of a stage's data."""
+_IN_WORDS: Mapping[ArtifactType, str] = {"weights": "weights", "table": "tables", "manifest": "data"}
+
 Kinds = Callable[[NodeSettings, str], StageKind]
 """Returns the kind of a stage; its second argument is the key of the stage, for messages."""
 
@@ -43,7 +47,10 @@ def plan_stages(order: Sequence[str], stages: Mapping[str, NodeSettings], kinds:
         path, settings = f"stages.{name}", stages[name]
         kind = kinds(settings, path)
         inputs = {key: _resolved(edge, specs) for key, edge in kind.inputs(settings).items()}
-        spec = StageSpec(name=name, index=index, settings=settings, outputs=kind.outputs(settings), inputs=inputs)
+        outputs, reads_weights = kind.outputs(settings), WEIGHTS in inputs
+        spec = StageSpec(
+            name=name, index=index, settings=settings, outputs=outputs, inputs=inputs, reads_weights=reads_weights
+        )
         _check_inputs(path, spec, specs, partial(_why_not, spec.name, order, stages, kinds))
         specs.append(replace(spec, inputs={key: edge for key, edge in inputs.items() if edge.stage != BASE}))
     return specs
@@ -51,9 +58,14 @@ def plan_stages(order: Sequence[str], stages: Mapping[str, NodeSettings], kinds:
 
 def usual_inputs(settings: NodeSettings) -> dict[str, Edge]:
     """The inputs that any kind may have: the weights of `start_from`, and sources of data that other stages make."""
+    start = BASE if settings.checkpoint else settings.start_from
+    return {WEIGHTS: Edge(start, HANDOFF, "weights"), **data_inputs(settings)}
+
+
+def data_inputs(settings: NodeSettings) -> dict[str, Edge]:
+    """The sources of data that other stages make: all inputs of a kind that reads no weights."""
     sources = settings.data.sources.items()
-    data = {f"data.sources.{name}": Edge(each.stage, each.artifact or "") for name, each in sources if each.stage}
-    return {WEIGHTS: Edge(BASE if settings.checkpoint else settings.start_from, HANDOFF), **data}
+    return {f"{SOURCES}{name}": Edge(each.stage, each.artifact or "") for name, each in sources if each.stage}
 
 
 def place_among_trained(spec: StageSpec, specs: Iterable[StageSpec]) -> int | None:
@@ -84,15 +96,23 @@ def with_descendants(name: str, specs: Sequence[StageSpec]) -> set[str]:
 
 def _resolved(edge: Edge, earlier: Sequence[StageSpec]) -> Edge:
     """Replaces `previous` as the source of weights by the last trained stage before, or by the base model."""
-    if edge != Edge(PREVIOUS, HANDOFF):
+    if (edge.stage, edge.artifact) != (PREVIOUS, HANDOFF):
         return edge
     makers = [spec.name for spec in earlier if spec.trains]
-    return Edge(makers[-1] if makers else BASE, edge.artifact)
+    return replace(edge, stage=makers[-1] if makers else BASE)
 
 
 def _check_inputs(path: str, spec: StageSpec, earlier: Sequence[StageSpec], why_not: Callable[[str], str]) -> None:
     """Refuses inputs that no earlier stage makes; `why_not` says why a stage is none of the earlier ones."""
-    made = {each.name: each.outputs for each in earlier}
+    made, settings = {each.name: each.outputs for each in earlier}, spec.settings
+    for name, value, unset in (
+        ("start_from", settings.start_from, PREVIOUS),
+        ("checkpoint", settings.checkpoint, None),
+    ):
+        if not spec.reads_weights and value != unset:
+            raise ConfigError(
+                f"{path}.{name} is {value!r}, and stages of kind {settings.kind} read no weights; drop it"
+            )
     for key, edge in spec.inputs.items():
         if key == WEIGHTS and edge.stage != BASE:
             choices = [BASE, PREVIOUS, *(name for name, outputs in made.items() if HANDOFF in outputs)]
@@ -122,15 +142,20 @@ def _check_data(
     path: str, edge: Edge, made: Mapping[str, Mapping[str, ArtifactType]], why_not: Callable[[str], str]
 ) -> None:
     if edge.stage not in made:
-        makers = [name for name, outputs in made.items() if "manifest" in outputs.values()]
-        hint = f"choose one of {', '.join(makers)}" if makers else "put a stage that makes data before it in the order"
+        makers = [name for name, outputs in made.items() if edge.type in outputs.values()]
+        wanted = _IN_WORDS[edge.type]
+        hint = (
+            f"choose one of {', '.join(makers)}"
+            if makers
+            else f"put a stage that makes {wanted} before it in the order"
+        )
         raise ConfigError(f"{path}.stage is {edge.stage!r}{why_not(edge.stage)}; {hint}")
     kind = made[edge.stage].get(edge.artifact)
-    if kind == "manifest":
+    if kind == edge.type:
         return
-    names = [name for name, each in made[edge.stage].items() if each == "manifest"]
+    names = [name for name, each in made[edge.stage].items() if each == edge.type]
     if names and not edge.artifact:
         raise ConfigError(f"{path} has a stage and no artifact; set {path}.artifact={' or '.join(names)}")
-    found = f", which is no manifest but {kind}" if kind else f", which stage {edge.stage} does not make"
-    hint = did_you_mean(edge.artifact, names) if names else f"; stage {edge.stage} makes no data"
+    found = f", which is no {edge.type} but {kind}" if kind else f", which stage {edge.stage} does not make"
+    hint = did_you_mean(edge.artifact, names) if names else f"; stage {edge.stage} makes no {_IN_WORDS[edge.type]}"
     raise ConfigError(f"{path}.artifact is {edge.artifact!r}{found}{hint}")

@@ -223,13 +223,16 @@ class StageOrchestrator:
         """Has the job write its artifacts, and seals them."""
         lineage: dict[str, Any] = {
             "stage": spec.name,
-            "started_from": spec.settings.checkpoint or spec.settings.start_from,
-            "input_digest": inputs[WEIGHTS].digest,
-            "input_seal": inputs[WEIGHTS].seal,
             "steps": training.num_steps,
             "skipped_steps": training.num_skipped,
             "changed_weights": training.changed,
         }
+        if WEIGHTS in inputs:
+            lineage |= {
+                "started_from": spec.settings.checkpoint or spec.settings.start_from,
+                "input_digest": inputs[WEIGHTS].digest,
+                "input_seal": inputs[WEIGHTS].seal,
+            }
         lineage |= {f"input.{key}": each.digest for key, each in inputs.items() if key != WEIGHTS}
         made = {}
         for name in spec.outputs:
@@ -335,7 +338,9 @@ class StageOrchestrator:
 
     def _inputs(self, spec: StageSpec) -> dict[str, Input]:
         """The folders that a stage reads, after checking their files."""
-        inputs = {} if spec.source is not None else {WEIGHTS: _base_input(self._curriculum.base(spec))}
+        inputs = {}
+        if spec.reads_weights and spec.source is None:
+            inputs[WEIGHTS] = _base_input(self._curriculum.base(spec))
         for key, edge in spec.inputs.items():
             record = self._manifest.stages[edge.stage].result.artifacts[edge.artifact]
             folder = self._directory / record.path

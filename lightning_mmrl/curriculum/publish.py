@@ -216,8 +216,8 @@ def _origin(facts: Mapping[str, Any], stages: Sequence[FinishedStage]) -> str:
         for key, digest in stage.result.inputs.items():
             read = "started from" if key == WEIGHTS else "read"
             lines.append(f"- Stage {stage.result.name} {read} `{digest}`")
-    if stages and "model.checkpoint" in stages[0].content:
-        lines.append(f"- Base model: `{stages[0].content['model.checkpoint']}`")
+    models = [stage.content["model.checkpoint"] for stage in stages if "model.checkpoint" in stage.content]
+    lines += [f"- Base model: `{model}`" for model in models[:1]]
     return "\n".join(lines)
 
 

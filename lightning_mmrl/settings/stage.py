@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from lightning_mmrl.settings.algorithm import AlgorithmSettings, RewardSettings, SamplingSettings
@@ -101,6 +102,14 @@ class NodeSettings:
     """How completions are scored; of stages that sample."""
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     """Devices and precision."""
+
+
+@dataclass
+class DataStageSettings(NodeSettings):
+    """One stage that makes data from data and runs no model; its batch size says nothing."""
+
+    data: StageDataSettings = field(default_factory=partial(StageDataSettings, batch_size=1))
+    """The samples that the stage reads."""
 
 
 @dataclass

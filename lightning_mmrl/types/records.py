@@ -87,10 +87,11 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """An artifact of a stage that another stage reads."""
+    """An artifact of a stage that another stage reads, and the type that it must have."""
 
     stage: str
     artifact: str
+    type: ArtifactType = "manifest"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +99,8 @@ class StageSpec:
     """A stage as the orchestrator sees it: its name, its place in the order, its settings, its inputs and its outputs.
 
     `inputs` maps each input to the artifact that it reads; a stage that starts from the base model has no edge for its
-    weights. `outputs` maps the name of each artifact to its type. `seed` decides all random numbers of the stage.
+    weights, and `reads_weights` is False for one that reads no weights at all. `outputs` maps the name of each artifact
+    to its type. `seed` decides all random numbers of the stage.
     `content` is the resolved configuration that determines the outcome, from dotted keys to values. `digest` is the
     hash of this content and of the digests of the stages that the stage builds on; a finished stage is reused only
     while its digest is unchanged. `evaluation` is the hash of the settings with which the stage's handoff is evaluated.
@@ -109,6 +111,7 @@ class StageSpec:
     settings: NodeSettings
     inputs: Mapping[str, Edge] = field(default_factory=dict)
     outputs: Mapping[str, ArtifactType] = field(default_factory=lambda: {HANDOFF: "weights"})
+    reads_weights: bool = True
     seed: int = 0
     digest: str = ""
     content: Mapping[str, Any] = field(default_factory=dict)
@@ -121,7 +124,7 @@ class StageSpec:
 
     @property
     def source(self) -> str | None:
-        """Name of the stage whose weights the stage starts from; None for the base model."""
+        """Name of the stage whose weights the stage starts from; None for the base model, or for no weights."""
         edge = self.inputs.get(WEIGHTS)
         return None if edge is None else edge.stage
 

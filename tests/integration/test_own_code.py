@@ -46,6 +46,20 @@ FAMILY = (
     "model.family.encoder._target_=own_code.families.MistralEncoder.from_checkpoint",
     "model.build._target_=own_code.families.build_tiny_mistral",
 )
+KIND = (
+    "order=[cold_start,cut,reason]",
+    "stages.cold_start.num_steps=1",
+    "stages.cold_start.schedule.warmup_steps=0",
+    "stages.cold_start.data.batch_size=2",
+    "stages.cold_start.validate_every=null",
+    "stages.cold_start.stop_when=null",
+    "+stages.cut.kind=own_code.kinds",
+    "+stages.cut.data.manifest=train.jsonl",
+    "stages.reason.start_from=previous",
+    "stages.reason.data.manifest=null",
+    "+stages.reason.data.sources.short={stage: cut, artifact: kept}",
+)
+"""A stage of a kind of the package's own, between two that train: the second one reads the data that it makes."""
 SMALL = (
     "experiment=task_arithmetic",
     "model=tiny_qwen2",
@@ -79,6 +93,11 @@ def places(tmp_path, monkeypatch):
     return f"output_dir={tmp_path}/runs", f"data.root={tmp_path}/sums", "run_name=own"
 
 
+def lines(path):
+    """The values in a file of JSON lines."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def refused(capsys, *arguments):
     """The one sentence with which a command refuses its arguments."""
     capsys.readouterr()
@@ -99,14 +118,17 @@ def test_without_the_flag_a_part_is_refused_by_key_and_target(kind, places, tmp_
 
 
 @pytest.mark.slow
-def test_parts_of_every_kind_train(places, tmp_path, capsys):
-    keys = [key for part in PARTS.values() for key in part]
+def test_parts_of_every_kind_train_in_one_command(places, tmp_path, capsys):
+    keys = [key for part in (*PARTS.values(), FAMILY, KIND) for key in part]
     assert main(["train", *OPEN, *SMALL, *keys, *places]) == 0
     calls = sys.modules["own_code.calls"].CALLS
     assert {kind for kind in PARTS if calls[kind] == 0} == set(ELSEWHERE)
+    assert calls["kind"] == 1
     run = tmp_path / "runs" / "own"
+    facts = json.loads((run / "stages" / "02-reason" / "handoff" / "mmrl.json").read_text())
+    assert facts["family"]["backbone"] == "own_code.families.Mistral.from_checkpoint"
     metrics = {}
-    for line in (run / "stages" / "00-reason" / "metrics.jsonl").read_text().splitlines():
+    for line in (run / "stages" / "02-reason" / "metrics.jsonl").read_text().splitlines():
         metrics |= json.loads(line)["metrics"]
     assert any("brevity" in key and value > 0 for key, value in metrics.items()), sorted(metrics)
     finished = Manifest.read(run).stages["reason"]
@@ -116,7 +138,8 @@ def test_parts_of_every_kind_train(places, tmp_path, capsys):
     assert content["stage.algorithm.loss._target_"] == "own_code.losses.Unclipped"
 
     noted = [json.loads(line) for line in (tmp_path / "runs" / "tracking" / "lines.jsonl").read_text().splitlines()]
-    assert [each["run"] for each in noted if each["what"] == "open"] == ["sums/own", "sums/00-reason"]
+    names = ["own", "00-cold_start", "01-cut", "02-reason"]
+    assert [each["run"] for each in noted if each["what"] == "open"] == [f"sums/{name}" for name in names]
     assert {each["what"] for each in noted} == {"open", "metrics", "params", "tags", "artifact", "dataset", "finish"}
     assert {each["status"] for each in noted if each["what"] == "finish"} == {"FINISHED"}
     assert not (tmp_path / "runs" / "mlflow.db").exists()
@@ -124,11 +147,75 @@ def test_parts_of_every_kind_train(places, tmp_path, capsys):
     saved = (run / "config.yaml").read_text()
     assert saved.startswith("# run with --allow-targets own_code\n")
     assert "allow_targets" not in saved
-    table = str(run / "stages" / "00-reason" / "rollouts")
+    table = str(run / "stages" / "02-reason" / "rollouts")
     assert "add --allow-targets own_code" in refused(capsys, "reward-test", table), "the last run opens nothing today"
-    modules = ("rewards", "losses", "algorithms", "tasks", "trackers")
+    modules = ("rewards", "losses", "algorithms", "tasks", "trackers", "families", "kinds")
     opened = ",".join(f"own_code.{module}" for module in modules)
     assert main(["reward-test", table, "--allow-targets", opened]) == 0
+
+
+@pytest.mark.slow
+def test_a_stage_of_an_own_kind_makes_data_for_the_next_one(places, tmp_path, capsys):
+    keys = (*SMALL, *KIND, "+stages.cut.share=0.25", *places)
+    assert main(["train", *OPEN, *keys]) == 0
+    run = tmp_path / "runs" / "own"
+    before = {line["id"]: line for line in lines(tmp_path / "sums" / "train.jsonl")}
+    folder = run / "stages" / "01-cut" / "artifacts" / "kept"
+    kept, dropped = lines(folder / "kept.jsonl"), lines(folder / "dropped.jsonl")
+    assert len(kept) == round(0.25 * len(before))
+    assert all(line == before[line["id"]] for line in kept)
+    assert [*before] == sorted([line["id"] for line in (*kept, *dropped)], key=[*before].index)
+    length = {name: sum(len(turn["content"]) for turn in line["messages"]) for name, line in before.items()}
+    longest = max(length[line["id"]] for line in kept)
+    assert {(length[line["id"]] > longest, line["reason"]) for line in dropped} <= {
+        (True, "longer"),
+        (False, "as_long"),
+    }
+    assert all(length[line["id"]] >= longest for line in dropped)
+    facts = json.loads((folder / "mmrl.json").read_text())
+    assert sum(facts["counts"].values()) == len(before)
+    assert "input_digest" not in facts["lineage"], "it reads no weights"
+    results = {name: each.result for name, each in Manifest.read(run).stages.items()}
+    assert results["cut"].inputs == {}
+    assert results["reason"].inputs["data.sources.short"] == facts["digest"]
+    assert results["reason"].inputs["weights"] == results["cold_start"].handoff.digest
+    prompts = {line["id"] for path in (run / "stages" / "02-reason" / "rollouts").iterdir() for line in lines(path)}
+    assert prompts <= {line["id"] for line in kept}
+
+    capsys.readouterr()
+    assert main(["train", *OPEN, *keys]) == 0
+    assert "stage 2 of 3 cut: already finished" in capsys.readouterr().err
+    assert main(["plan", *OPEN, *keys]) == 0
+    shown = capsys.readouterr().out
+    assert "makes kept; trains nothing" in shown
+    assert main(["train", *OPEN, *keys, "stages.cut.share=0.5"]) == 2
+    said = capsys.readouterr().err
+    assert "\n    stages.cut.share: 0.25 -> 0.5\n" in said
+    assert said.count(" -> ") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "key", "sentence"),
+    [
+        (
+            (),
+            "+stages.cut.share=0.5",
+            "stages.cut.kind is 'own_code.kinds', which runs code that is not opened; if it is code of your own that "
+            "you trust, add --allow-targets own_code\n",
+        ),
+        (OPEN, "+stages.cut.shar=0.5", "stages.cut.shar: unknown key; did you mean 'share'?"),
+        (OPEN, "+stages.cut.share=2", "stages.cut.share is 2.0; it must be "),
+        (OPEN, "stages.cut.kind=own_code.rewards", "stages.cut.kind is 'own_code.rewards', which is no module with"),
+        (OPEN, "stages.cut.kind=own_code.broken", "'own_code.broken' cannot be loaded: RuntimeError: no license"),
+        (OPEN, "stages.cut.kind=own_code.kind", "stages.cut.kind: 'own_code.kind' cannot be imported"),
+        (OPEN, "+stages.cut.checkpoint=a/b", "stages.cut.checkpoint is 'a/b', and stages of kind own_code.kinds read"),
+        (OPEN, "stages.reason.data.sources.short.artifact=keep", "did you mean 'kept'?"),
+    ],
+)
+def test_a_stage_of_an_own_kind_is_refused_in_one_sentence(flags, key, sentence, places, tmp_path, capsys):
+    for command in ("plan", "train"):
+        assert sentence in refused(capsys, command, *flags, *SMALL, *KIND, key, *places)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
@@ -180,35 +267,3 @@ def test_a_family_trains_and_its_checkpoint_is_used_with_the_flag_alone(places, 
 @pytest.mark.slow
 def test_a_tracker_that_cannot_serve_is_refused_in_one_sentence(keys, sentence, places, capsys):
     assert sentence in refused(capsys, "train", *OPEN, *SMALL, *keys, *places)
-
-
-TAKE = (
-    "order=[take,cold_start]",
-    "+stages.take={kind: own_code.kinds, num: 3, data: {manifest: cold_start.jsonl, batch_size: 1}}",
-    "stages.cold_start.data.manifest=null",
-    "+stages.cold_start.data.sources.taken={stage: take, artifact: taken}",
-    "stages.cold_start.data.batch_size=2",
-    "stages.cold_start.num_steps=1",
-    "stages.cold_start.validate_every=null",
-    "stages.cold_start.stop_when=null",
-)
-
-
-@pytest.mark.slow
-def test_a_kind_of_stage_of_the_users_own_makes_data_that_a_stage_learns_from(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(Path(__file__).parents[1] / "helpers")
-    monkeypatch.setattr(sys, "path", [each for each in sys.path if Path(each).name != "helpers"])
-    small = [each for each in SMALL if "reason" not in each]
-    arguments = [*small, *TAKE, f"output_dir={tmp_path}/runs", f"data.root={tmp_path}/sums", "run_name=own"]
-    assert main(["train", *arguments]) == 2
-    assert "stages.take.kind is 'own_code.kinds', which runs code that is not opened" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
-
-    assert main(["plan", "--allow-targets", "own_code", *arguments]) == 0
-    assert "take         makes taken; trains nothing" in capsys.readouterr().out
-    assert main(["train", "--allow-targets", "own_code", *arguments]) == 0
-    stages = {name: stage.result for name, stage in Manifest.read(tmp_path / "runs" / "own").stages.items()}
-    assert stages["take"].metrics == {"take/taken": 3.0}
-    assert stages["cold_start"].inputs["data.sources.taken"] == stages["take"].artifacts["taken"].digest
-    assert main(["train", "--allow-targets", "own_code", *arguments]) == 0
-    assert capsys.readouterr().err.count("already finished") == 2

@@ -12,13 +12,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from lightning_mmrl.app.data_kinds import media_root, write_samples
 from lightning_mmrl.config.checks.answers import check_answer_selection
 from lightning_mmrl.config.checks.values import check_rewards
 from lightning_mmrl.config.specs import flattened
 from lightning_mmrl.curriculum.graph import usual_inputs
 from lightning_mmrl.errors import ConfigError, DataError, StageError
 from lightning_mmrl.protocols.plain import StageJob, TrackedRun
-from lightning_mmrl.settings.data import SourceSettings
 from lightning_mmrl.settings.rules import require
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.settings.sample import SampleSettings
@@ -69,7 +69,7 @@ class SampleKind:
                 source.weight == 1, f"{path}.data.sources.{name}.weight", source.weight, "1: each prompt is drawn once"
             )
         located = stage.data.located(config.dataset(stage.data.dataset))
-        _media_root(path, {name: source for name, source in located.items() if source.stage is None})
+        media_root(path, {name: source for name, source in located.items() if source.stage is None})
 
     def preflight(self, path: str, stage: SampleSettings) -> None:
         """Builds the rewards, and checks the arguments of the engine."""
@@ -143,7 +143,7 @@ class SampleKind:
             loader=loader,
             store=store,
             plan=plan,
-            media_root=_media_root(path, sources),
+            media_root=media_root(path, sources),
             log=lambda metrics: logger.log_metrics({f"{spec.name}/{key}": metrics[key] for key in metrics}, num),
             group=parts.group,
             say=lambda message: parts.console.say(f"{parts.title(spec)}: {message}"),
@@ -164,21 +164,6 @@ def _places(path: str, ids: Sequence[str]) -> dict[str, int]:
             f"{path}.data: two prompts have the id {twice!r}; give each its own, or sample them in two stages"
         )
     return places
-
-
-def _media_root(path: str, sources: Mapping[str, SourceSettings]) -> str:
-    """The folder that paths of media are relative to.
-
-    Raises:
-        ConfigError: The sources have several.
-    """
-    roots = sorted({str(source.media_folder) for source in sources.values()})
-    if len(roots) > 1:  # before the run of sources that exist, and again where another stage has made one
-        raise ConfigError(
-            f"{path}.data.sources have media below {' and '.join(roots)}, and a table has one media root; sample the "
-            "sources in several stages"
-        )
-    return next(iter(roots), "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,29 +222,23 @@ class SampleJob:
             DiskError: The disk refuses.
         """
         from lightning_mmrl.data.answer_selection import REASONS, Totals, select_answers
-        from lightning_mmrl.data.manifest_lines import write_manifest
         from lightning_mmrl.data.rollout_table import write_table
-        from lightning_mmrl.files import write_whole
 
         if not self.group.leads:
             return {}
-        facts: dict[str, Any] = {"artifact": artifact, "media_root": self.media_root}
         if artifact == ROLLOUTS:
             for number in range(self.plan.num_batches):
                 write_table(self._path(directory, number), self._rows(number))
             prompts = len(self.plan.places)
-            return facts | {"counts": {"kept": prompts, "completions": prompts * self.plan.settings.num_completions}}
-        name, totals = f"{OWN}.jsonl", Totals()
+            counts = {"kept": prompts, "completions": prompts * self.plan.settings.num_completions}
+            return {"artifact": artifact, "media_root": self.media_root, "counts": counts}
+        totals = Totals()
         found = list(select_answers(self._all_rows(), self.plan.settings.keep))
         for selection in found:
             totals += selection.totals
         kept = [each.sample for selection in found for each in selection.kept]
-        if kept:
-            write_manifest(directory / name, kept)
-        else:
-            write_whole(directory / name, "")
-        counts = {"kept": totals.num_kept, **{each: totals.dropped[each] for each in REASONS if each in totals.dropped}}
-        return facts | {"manifest": name, "counts": counts}
+        dropped = {each: totals.dropped[each] for each in REASONS if each in totals.dropped}
+        return write_samples(directory, OWN, kept, self.media_root, dropped)
 
     def _num_parts(self) -> int:
         """How many parts an earlier process left, after comparing their prompts with the plan."""

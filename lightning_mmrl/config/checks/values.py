@@ -14,12 +14,13 @@ from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.registry.kinds import kind_of
 from lightning_mmrl.rollout.vllm.readiness import engines, is_vllm
 from lightning_mmrl.settings.algorithm import AlgorithmSettings, RewardSettings
-from lightning_mmrl.settings.data import ABLATIONS, DataSettings, StageDataSettings
+from lightning_mmrl.settings.data import ABLATIONS, DataSettings
 from lightning_mmrl.settings.model import BUILD, PARAMETER_GROUPS, TOWERS, AdapterSettings, frozen_parts
 from lightning_mmrl.settings.rules import check_rules, one_of, require
 from lightning_mmrl.settings.run import RunSettings
-from lightning_mmrl.settings.stage import SHARDED_PRECISIONS, NodeSettings, StageSettings, TrainerSettings
+from lightning_mmrl.settings.stage import SHARDED_PRECISIONS, StageSettings, TrainerSettings
 from lightning_mmrl.suggestions import did_you_mean
+from lightning_mmrl.types.records import WEIGHTS, StageSpec
 from lightning_mmrl.types.redaction import redact
 
 RL_PARTS = ("algorithm", "sampling", "rewards")
@@ -61,19 +62,19 @@ def check_values(config: RunSettings) -> None:
     for name, stage in config.stages.items():
         kind_of(stage, f"stages.{name}")
     _check_dataset_names(config)
-    stage_specs(config)
+    specs = stage_specs(config)
     _check_evaluation(config)
-    for name in config.order:
-        path, stage = f"stages.{name}", config.stages[name]
+    for spec in specs:
+        path, stage = f"stages.{spec.name}", config.stages[spec.name]
         check_rules(stage, path)
         if stage.prompt is not None:
             PromptTemplate(stage.prompt)
-        _check_stage_data(f"{path}.data", stage.data)
+        _check_stage_data(f"{path}.data", spec)
         _check_trainer(f"{path}.trainer", stage.trainer)
         if isinstance(stage, StageSettings):
             _check_length(path, stage)
         kind_of(stage, path).check(path, stage, config)
-        _check_share(path, stage, config.trainer)
+        _check_share(path, spec, config.trainer)
     _check_feature_cache(config)
     _check_rollout(config)
 
@@ -141,8 +142,11 @@ def _check_trainer(path: str, trainer: TrainerSettings) -> None:
     require(valid, f"{path}.precision", trainer.precision, rule)
 
 
-def _check_share(path: str, stage: NodeSettings, run: TrainerSettings) -> None:
+def _check_share(path: str, spec: StageSpec, run: TrainerSettings) -> None:
     """Refuses a stage that the ranks of the run cannot share; they are joined once, for all stages."""
+    stage = spec.settings
+    if not spec.reads_weights:
+        return  # there is no model to share
     for name in ("devices", "num_nodes"):
         value, wanted = getattr(stage.trainer, name), getattr(run, name)
         require(value == wanted, f"{path}.trainer.{name}", value, f"trainer.{name}, which is {wanted}")
@@ -248,7 +252,10 @@ def _check_adapter(path: str, adapter: AdapterSettings, frozen: Iterable[str]) -
             )
 
 
-def _check_stage_data(path: str, data: StageDataSettings) -> None:
+def _check_stage_data(path: str, spec: StageSpec) -> None:
+    data, others = spec.settings.data, spec.inputs.keys() - {WEIGHTS}
+    if not data.manifest and not data.sources and others:
+        return  # another input, such as a table, is all that the stage reads
     if bool(data.manifest) == bool(data.sources):
         given = "both" if data.manifest else "neither"
         raise ConfigError(f"{path} has {given} of manifest and sources; give a manifest, or sources and manifest=null")

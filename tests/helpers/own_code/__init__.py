@@ -1,8 +1,7 @@
 """A package of a user: what `--allow-targets own_code` opens, and what it must not open because it is only imported.
 
 One file for each kind of part: rewards.py, losses.py, algorithms.py (all other parts of an RL stage), families.py,
-trackers.py. A task belongs in tasks.py and a stage kind in kinds.py; `PARTS` of tests/integration/test_own_code.py
-lists what is run.
+tasks.py, trackers.py, kinds.py (a kind of stage). `PARTS` of tests/integration/test_own_code.py lists what is run.
 """
 
 import os

@@ -1,61 +1,28 @@
-"""A kind of stage of a user's own: takes the first samples of its manifest."""
+"""A kind of stage of a user's own: it keeps the shorter samples and runs no model. Used as `kind: own_code.kinds`."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from lightning_mmrl.curriculum.graph import usual_inputs
+from lightning_mmrl.app.data_kinds import SelectingKind
 from lightning_mmrl.settings.setting import setting
-from lightning_mmrl.settings.stage import NodeSettings
-from lightning_mmrl.types.records import Training
+from lightning_mmrl.settings.stage import DataStageSettings
+from own_code.calls import CALLS
 
 
 @dataclass
-class TakeSettings(NodeSettings):
-    """One stage that takes samples."""
+class CutSettings(DataStageSettings):
+    """One stage that keeps the shorter samples."""
 
-    num: int = setting(1, at_least=1)
-    """Samples to take."""
-
-
-class TakeKind:
-    """Implements `StageKind`."""
-
-    settings = TakeSettings
-    supervised = True
-
-    def inputs(self, stage):
-        return usual_inputs(stage)
-
-    def outputs(self, stage):
-        return {"taken": "manifest"}
-
-    def describe(self, stage):
-        return f"{stage.num} samples"
-
-    def check(self, path, stage, config):
-        pass
-
-    def preflight(self, path, stage):
-        pass
-
-    def build(self, spec, inputs, directory, run, parts):
-        (source,) = spec.settings.data.located(parts.config.data).values()
-        return TakeJob(source.path, spec.settings.num)
+    share: float = setting(0.5, above=0, at_most=1)
+    """Share of the samples that is kept."""
 
 
-class TakeJob:
-    """Copies lines."""
-
-    def __init__(self, manifest: Path, num: int):
-        self.manifest, self.num = manifest, num
-
-    def run(self):
-        return Training(metrics={"taken": float(self.num)}, num_steps=1)
-
-    def export(self, artifact, directory):
-        lines = self.manifest.read_text().splitlines(keepends=True)[: self.num]
-        (directory / "taken.jsonl").write_text("".join(lines))
-        return {"manifest": "taken.jsonl", "media_root": str(self.manifest.parent), "counts": {"kept": len(lines)}}
+def longer(stage, samples):
+    """The reason of each sample that is too long, by its id; of equal ones, the earlier counts as shorter."""
+    CALLS["kind"] += 1
+    lengths = {sample.id: sum(len(message.content) for message in sample.messages) for sample in samples}
+    kept = sorted(lengths, key=lengths.__getitem__)[: round(stage.share * len(samples))]
+    most = max((lengths[name] for name in kept), default=0)
+    return {name: "longer" if lengths[name] > most else "as_long" for name in lengths.keys() - {*kept}}
 
 
-KIND = TakeKind()
+KIND = SelectingKind(settings=CutSettings, select=longer)

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 
 from lightning_mmrl.curriculum.graph import place_among_trained, plan_stages, with_ancestors, with_descendants
@@ -5,7 +7,7 @@ from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.registry.kinds import kind_of
 from lightning_mmrl.settings.data import SourceSettings, StageDataSettings
 from lightning_mmrl.settings.sample import SampleSettings
-from lightning_mmrl.settings.stage import StageSettings
+from lightning_mmrl.settings.stage import DataStageSettings, StageSettings
 from lightning_mmrl.types.records import Edge
 
 NAMES = ("warm", "cold_start", "reason")
@@ -202,3 +204,67 @@ def test_a_circle_through_a_stage_at_the_end_is_one_too():
     }
     with pytest.raises(ConfigError, match="is 'second', which itself builds on first; "):
         plan_stages(["first", "second", "third"], stages, kind_of)
+
+
+def plan_own(order, settings, **inputs):
+    """A curriculum in which `draw` makes a table and data, and `pick` has the given inputs and reads no weights."""
+    sample = SampleSettings(kind="sample")
+    pick = SimpleNamespace(inputs=lambda stage: inputs, outputs=lambda stage: {"kept": "manifest"})
+    stages = {"draw": sample, "pick": settings, "warm": StageSettings(kind="sft")}
+    return plan_stages(order, stages, lambda stage, path: pick if stage is settings else kind_of(stage, path))
+
+
+def test_a_kind_may_read_a_table_and_no_weights():
+    table = Edge("draw", "rollouts", "table")
+    draw, pick = plan_own(["draw", "pick"], DataStageSettings(kind="my.pick"), table=table)
+    assert (draw.reads_weights, draw.source) == (True, None)
+    assert (pick.reads_weights, pick.source, dict(pick.inputs)) == (False, None, {"table": table})
+    assert not pick.trains
+
+
+@pytest.mark.parametrize(
+    ("order", "keys", "edge", "sentence"),
+    [
+        (
+            "draw pick",
+            {},
+            Edge("draw", "own", "table"),
+            "pick.table.artifact is 'own', which is no table but manifest; known are rollouts",
+        ),
+        ("draw pick", {}, Edge("draw", "rollout", "table"), "does not make; did you mean 'rollouts'"),
+        (
+            "draw pick",
+            {},
+            Edge("draw", "rollouts"),
+            "is 'rollouts', which is no manifest but table; known are own",
+        ),
+        (
+            "pick draw",
+            {},
+            Edge("draw", "rollouts", "table"),
+            "not come earlier in the order; no earlier stage makes tables",
+        ),
+        (
+            "warm pick",
+            {},
+            Edge("warm", "rollouts", "table"),
+            "which stage warm does not make; stage warm makes no tables",
+        ),
+        (
+            "draw pick",
+            {"start_from": "draw"},
+            None,
+            "pick.start_from is 'draw', and stages of kind my.pick read no weights",
+        ),
+        (
+            "draw pick",
+            {"checkpoint": "a/b"},
+            None,
+            "pick.checkpoint is 'a/b', and stages of kind my.pick read no weights",
+        ),
+    ],
+)
+def test_an_input_of_a_wrong_type_is_refused(order, keys, edge, sentence):
+    inputs = {} if edge is None else {"table": edge}
+    with pytest.raises(ConfigError, match=sentence):
+        plan_own(order.split(), DataStageSettings(kind="my.pick", **keys), **inputs)

@@ -1,23 +1,185 @@
-"""Kinds of stages are files of `app/kinds`, or modules that the command line opened."""
+"""Kinds of stages from a module of the user's own: one that cannot serve is refused in one sentence."""
+
+import sys
+from dataclasses import dataclass, field
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from lightning_mmrl.config.compose import compose
-from lightning_mmrl.config.specs import stage_specs
+from lightning_mmrl.app.data_kinds import SelectingKind
 from lightning_mmrl.config.stage_schemas import key_type
+from lightning_mmrl.config.validate import _stage_schema
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.protocols.plain import StageKind
-from lightning_mmrl.registry.kinds import kind_named, kind_names
+from lightning_mmrl.registry.kinds import kind_named, kind_names, kind_of
 from lightning_mmrl.registry.own_code import opened
 from lightning_mmrl.settings.sample import SampleSettings
-from lightning_mmrl.settings.stage import NodeSettings, StageSettings
+from lightning_mmrl.settings.stage import DataStageSettings, NodeSettings, StageSettings
+from lightning_mmrl.types.records import Edge
 
-TAKE = (
-    "order=[cold_start,take,reason]",
-    "+stages.take={kind: own_code.kinds, num: 3, data: {manifest: train.jsonl, batch_size: 1}}",
-    "stages.reason.data.manifest=null",
-    "+stages.reason.data.sources.taken={stage: take, artifact: taken}",
+NAME = "own_code.made_here"
+
+
+def chosen(stage, samples):
+    return {}
+
+
+GOOD = SelectingKind(settings=DataStageSettings, select=chosen)
+MEMBERS = ("settings", "supervised", "inputs", "outputs", "describe", "check", "preflight", "build")
+
+
+def changed_kind(**others):
+    """A kind with other members than `GOOD`; None leaves one out."""
+    members = {name: getattr(GOOD, name) for name in MEMBERS} | others
+    return SimpleNamespace(**{name: member for name, member in members.items() if member is not None})
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """A module of the user's own, still empty, as the command line opens it."""
+    made = ModuleType(NAME)
+    import own_code
+
+    monkeypatch.setitem(sys.modules, NAME, made)
+    monkeypatch.setattr(own_code, "made_here", made, raising=False)
+    with opened(["own_code"]):
+        yield made
+
+
+def sentence_of(call, *arguments):
+    with pytest.raises(ConfigError) as refused:
+        call(*arguments)
+    said = str(refused.value)
+    assert "\n" not in said
+    assert said.startswith("stages.cut.kind")
+    return said
+
+
+def test_a_kind_that_can_serve_is_taken(module):
+    module.KIND = changed_kind()
+    assert kind_of(DataStageSettings(kind=NAME), "stages.cut") is module.KIND
+    assert kind_names() == ["rl", "sample", "sft"]
+
+
+def test_a_module_without_a_kind_is_refused(module):
+    sentence = f"stages.cut.kind is '{NAME}', which is no module with a KIND; name the module that defines it"
+    assert sentence_of(kind_named, NAME, "stages.cut.kind") == sentence
+    assert "is 'own_code.rewards.Brevity', which is no module" in sentence_of(
+        kind_named, "own_code.rewards.Brevity", "stages.cut.kind"
+    )
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_a_kind_that_lacks_a_member_is_refused_by_its_name(module, name):
+    module.KIND = changed_kind(**{name: None})
+    assert f": the KIND of '{NAME}' lacks {name}; add" in sentence_of(kind_named, NAME, "stages.cut.kind")
+
+
+class Undecorated(NodeSettings):
+    """Forgets the decorator."""
+
+    share: float = 0.5
+
+
+@dataclass
+class WithoutBase:
+    """Forgets the base."""
+
+    kind: str = NAME
+
+
+@pytest.mark.parametrize(
+    ("others", "sentence"),
+    [
+        ({"settings": WithoutBase}, "they must be a class derived from NodeSettings"),
+        ({"settings": DataStageSettings(kind=NAME)}, "they must be a class derived from NodeSettings"),
+        ({"settings": Undecorated}, "the settings class Undecorated, which is no dataclass; put @dataclass above it"),
+        (
+            {"describe": "words"},
+            "has a describe that cannot be called as describe(stage) ('words' is not a callable object)",
+        ),
+        ({"check": lambda stage: None}, "has a check that cannot be called as check(path, stage, config) ("),
+        ({"build": lambda spec: None}, "cannot be called as build(spec, inputs, directory, run, parts) ("),
+    ],
 )
+def test_members_of_a_wrong_form_are_refused(module, others, sentence):
+    module.KIND = changed_kind(**others)
+    assert sentence in sentence_of(kind_named, NAME, "stages.cut.kind")
+
+
+def test_a_class_in_place_of_an_object_is_refused(module):
+    module.KIND = SelectingKind
+    assert "is a class; write KIND = SelectingKind()" in sentence_of(kind_named, NAME, "stages.cut.kind")
+
+
+def test_settings_that_cannot_hold_keys_are_refused(module):
+    @dataclass
+    class Odd(NodeSettings):
+        share: set[int] = field(default_factory=set)
+
+    module.KIND = changed_kind(settings=Odd)
+    said = sentence_of(_stage_schema, {"kind": NAME}, "stages.cut")
+    assert f"stages.cut.kind is '{NAME}', whose settings class Odd cannot hold keys (" in said
+
+
+def raising(stage):
+    return {}["own"]
+
+
+@pytest.mark.parametrize(
+    ("others", "sentence"),
+    [
+        (
+            {"outputs": lambda stage: {"own": "samples"}},
+            "makes 'own' of the type 'samples'; choose one of weights, table",
+        ),
+        ({"outputs": lambda stage: {"own": ["table"]}}, "makes 'own' of the type \"['table']\""),
+        (
+            {"outputs": lambda stage: {"Own": "table", "own": "manifest"}},
+            "makes 'Own' and 'own', two outputs of one name",
+        ),
+        (
+            {"outputs": lambda stage: [("own", "table"), ("own", "table")]},
+            "by outputs(stage), gives [('own', 'table'), ",
+        ),
+        ({"outputs": lambda stage: {"../own": "table"}}, "makes '../own', which is no name of a folder"),
+        ({"outputs": lambda stage: {"own": "weights"}}, "weights alone are named 'handoff'"),
+        ({"outputs": lambda stage: {"handoff": "table"}}, "weights alone are named 'handoff'"),
+        (
+            {"outputs": lambda stage: {"handoff": "weights"}},
+            "has the settings class DataStageSettings and makes handoff",
+        ),
+        ({"outputs": raising}, "by outputs(stage), raised KeyError: 'own'; correct it"),
+        (
+            {"inputs": lambda stage: {"table": "draw"}},
+            "has the input 'table' of draw; it must be an Edge(stage, artifact)",
+        ),
+        ({"inputs": lambda stage: None}, "by inputs(stage), gives None; it must map names to values"),
+    ],
+)
+def test_inputs_and_outputs_of_a_wrong_form_are_refused(module, others, sentence):
+    module.KIND = changed_kind(**others)
+    assert sentence in sentence_of(kind_of, DataStageSettings(kind=NAME), "stages.cut")
+
+
+def test_a_kind_that_trains_must_make_weights(module):
+    module.KIND = changed_kind(settings=StageSettings)
+    said = sentence_of(kind_of, StageSettings(kind=NAME), "stages.cut")
+    assert "has the settings class StageSettings and makes kept; a kind whose settings derive" in said
+    module.KIND = changed_kind(settings=StageSettings, outputs=lambda stage: {"handoff": "weights"})
+    assert kind_of(StageSettings(kind=NAME), "stages.cut") is module.KIND
+
+
+def test_an_error_of_the_program_in_a_kind_keeps_its_sentence(module):
+    def refusing(stage):
+        raise ConfigError("stages.cut.kind: an own sentence")
+
+    module.KIND = changed_kind(inputs=refusing)
+    assert sentence_of(kind_of, DataStageSettings(kind=NAME), "stages.cut") == "stages.cut.kind: an own sentence"
+
+
+def test_an_edge_is_of_data_unless_it_says_more():
+    assert Edge("draw", "own").type == "manifest"
 
 
 def test_every_file_is_a_kind_with_its_own_keys():
@@ -48,45 +210,6 @@ def test_another_name_is_refused(name, sentence):
     with pytest.raises(ConfigError, match=sentence) as caught:
         kind_named(name, "stages.a.kind")
     assert "\n" not in str(caught.value)
-
-
-def test_a_module_of_the_users_own_is_used_once_opened():
-    with pytest.raises(ConfigError, match=r"stages.take.kind is 'own_code.kinds', .* add --allow-targets own_code$"):
-        compose(TAKE)
-    with opened(["own_code"]):
-        config = compose(TAKE)
-        specs = stage_specs(config)
-        with pytest.raises(ConfigError, match=r"stages.take.nmu: unknown key; did you mean 'num'?"):
-            compose([*TAKE, "+stages.take.nmu=1"])
-        with pytest.raises(ConfigError, match=r"stages.take.num is 0; it must be at least 1"):
-            compose([*TAKE, "stages.take.num=0"])
-    assert [spec.outputs for spec in specs][1] == {"taken": "manifest"}
-    assert specs[1].content["stage.num"] == 3
-    assert "take" not in config.trained
-
-
-@pytest.mark.parametrize(
-    ("name", "sentence"),
-    [
-        ("own_code.kindz", "cannot be imported"),
-        ("own_code.rewards", "cannot be imported"),
-        ("own_code.broken", "stages.a.kind: 'own_code.broken.KIND' cannot be loaded"),
-    ],
-)
-def test_a_module_without_a_kind_is_refused(name, sentence):
-    with opened(["own_code"]), pytest.raises(ConfigError, match=sentence):
-        kind_named(name, "stages.a.kind")
-
-
-def test_something_else_of_that_name_is_no_kind(monkeypatch):
-    import own_code.rewards
-
-    monkeypatch.setattr(own_code.rewards, "KIND", own_code.rewards.letters, raising=False)
-    with (
-        opened(["own_code"]),
-        pytest.raises(ConfigError, match=r"is 'own_code.rewards', whose KIND is no kind of stage"),
-    ):
-        kind_named("own_code.rewards", "stages.a.kind")
 
 
 def test_each_stage_has_the_keys_of_its_kind():

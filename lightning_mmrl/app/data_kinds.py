@@ -1,0 +1,176 @@
+"""Parts of kinds of stages that make data: a whole kind that keeps some of its samples, and how samples are written."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_mmrl.curriculum.graph import data_inputs
+from lightning_mmrl.errors import ConfigError, StageError
+from lightning_mmrl.protocols.plain import StageJob, TrackedRun
+from lightning_mmrl.settings.data import SourceSettings
+from lightning_mmrl.settings.run import RunSettings
+from lightning_mmrl.settings.stage import NodeSettings
+from lightning_mmrl.types.records import ArtifactType, Edge, Sample, StageSpec, Training
+
+if TYPE_CHECKING:
+    from lightning_mmrl.app.assembly import Assembly
+
+KEPT = "kept"
+"""Name of the artifact of a `SelectingKind`."""
+DROPPED = "dropped.jsonl"
+"""File in it with the id and the reason of each sample that is not kept."""
+
+Select = Callable[[Any, Sequence[Sample]], Mapping[str, str]]
+"""Returns the reason of each sample that is not kept, by its id; it gets the settings of the stage and all samples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectingKind:
+    """Implements `StageKind` for stages that keep some of their samples and read no weights.
+
+        KIND = SelectingKind(settings=CutSettings, select=not_shortest)
+
+    Attributes:
+        settings: The keys of a stage, derived from `DataStageSettings`.
+        select: Says which samples are not kept, and why.
+    """
+
+    settings: type[NodeSettings]
+    select: Select
+    supervised: bool = False
+
+    def inputs(self, stage: NodeSettings) -> Mapping[str, Edge]:
+        """Data that other stages made."""
+        return data_inputs(stage)
+
+    def outputs(self, stage: NodeSettings) -> Mapping[str, ArtifactType]:
+        """The samples that are kept."""
+        return {KEPT: "manifest"}
+
+    def describe(self, stage: NodeSettings) -> str:
+        """All samples at once."""
+        return "keeps some of its samples"
+
+    def check(self, path: str, stage: NodeSettings, config: RunSettings) -> None:
+        """Refuses sources with several media roots."""
+        located = stage.data.located(config.dataset(stage.data.dataset))
+        media_root(path, {name: source for name, source in located.items() if source.stage is None})
+
+    def preflight(self, path: str, stage: NodeSettings) -> None:
+        """Nothing is built."""
+
+    def build(
+        self, spec: StageSpec, inputs: Mapping[str, Path], directory: Path, run: TrackedRun, parts: "Assembly"
+    ) -> StageJob:
+        """A job that reads the samples and applies `select`."""
+        from lightning_mmrl.app.stages import data_sources
+
+        sources = data_sources(spec, inputs, parts.config)
+        return SelectingJob(spec=spec, select=self.select, sources=sources, run_log=run, leads=parts.group.leads)
+
+
+@dataclass(kw_only=True)
+class SelectingJob:
+    """Implements `StageJob` for a `SelectingKind`; it takes seconds, so an interrupted one begins again.
+
+    Attributes:
+        spec: The stage.
+        select: As in `SelectingKind`.
+        sources: Where the samples are.
+        run_log: Gets the counts.
+        leads: Whether this process is rank 0, which alone reads and writes.
+        samples: All samples, once it ran.
+        dropped: Maps the ids of the samples that are not kept to reasons, once it ran.
+    """
+
+    spec: StageSpec
+    select: Select
+    sources: Mapping[str, SourceSettings]
+    run_log: TrackedRun
+    leads: bool
+    samples: Sequence[Sample] = ()
+    dropped: Mapping[str, str] = field(default_factory=dict)
+
+    def run(self) -> Training:
+        """Selects, and returns the counts.
+
+        Raises:
+            DataError: A manifest is wrong.
+            StageError: `select` names a sample that does not exist.
+        """
+        from lightning_mmrl.data.schema import read_manifest
+
+        if not self.leads:
+            return Training(metrics={}, num_steps=1)
+        self.samples = [
+            sample
+            for source in self.sources.values()
+            for sample in read_manifest(source.path, source.media_folder)[: source.limit]
+        ]
+        reasons = self.select(self.spec.settings, self.samples)
+        self.dropped = {sample.id: reasons[sample.id] for sample in self.samples if sample.id in reasons}
+        for unknown in sorted(reasons.keys() - self.dropped.keys()):
+            raise StageError(
+                f"stages.{self.spec.name}: select of {self.spec.settings.kind} drops {unknown!r}, which is the id of "
+                "no sample; correct it"
+            )
+        metrics = {"data/kept": float(len(self.samples) - len(self.dropped)), "data/dropped": float(len(self.dropped))}
+        self.run_log.log_metrics({f"{self.spec.name}/{key}": value for key, value in metrics.items()}, 1)
+        return Training(metrics=metrics, num_steps=1)
+
+    def export(self, artifact: str, directory: Path) -> Mapping[str, Any]:
+        """Writes the samples that are kept, and the reasons of the others."""
+        from lightning_mmrl.files import write_pieces
+
+        if not self.leads:
+            return {}
+        root = media_root(f"stages.{self.spec.name}", self.sources)
+        kept = [sample for sample in self.samples if sample.id not in self.dropped]
+        lines = (json.dumps({"id": name, "reason": reason}) + "\n" for name, reason in self.dropped.items())
+        write_pieces(directory / DROPPED, (line.encode() for line in lines))
+        return write_samples(directory, artifact, kept, root, Counter(self.dropped.values()))
+
+
+def write_samples(
+    directory: Path, artifact: str, kept: Sequence[Sample], root: str, dropped: Mapping[str, int]
+) -> dict[str, Any]:
+    """Writes the manifest of an artifact, which may be empty, and returns the facts that its readers need.
+
+    Args:
+        directory: Folder of the artifact.
+        artifact: Its name.
+        kept: The samples.
+        root: Folder that paths of media are relative to.
+        dropped: Numbers of samples that are not kept, by reason.
+
+    Raises:
+        DataError: A sample cannot stand in a manifest, or an id repeats.
+        DiskError: The disk refuses.
+    """
+    from lightning_mmrl.data.manifest_lines import write_manifest
+    from lightning_mmrl.files import write_whole
+
+    name = f"{artifact}.jsonl"
+    if kept:
+        write_manifest(directory / name, kept)
+    else:
+        write_whole(directory / name, "")
+    return {"artifact": artifact, "media_root": root, "manifest": name, "counts": {"kept": len(kept), **dropped}}
+
+
+def media_root(path: str, sources: Mapping[str, SourceSettings]) -> str:
+    """The folder that paths of media are relative to.
+
+    Raises:
+        ConfigError: The sources have several.
+    """
+    roots = sorted({str(source.media_folder) for source in sources.values()})
+    if len(roots) > 1:  # before the run of sources that exist, and again where another stage has made one
+        raise ConfigError(
+            f"{path}.data.sources have media below {' and '.join(roots)}, and a stage that makes data has one media "
+            "root; read the sources in several stages"
+        )
+    return next(iter(roots), "")
