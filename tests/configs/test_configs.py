@@ -133,14 +133,13 @@ def test_an_experiment_only_overrides(path):
 @each_experiment
 def test_debug_overlays_shorten_every_experiment_and_give_it_a_name_of_its_own(path):
     fast = compose([*overrides(path), "debug=fast"])
-    assert {fast.stages[name].num_steps for name in fast.order} == {2}
-    assert all((fast.stages[name].validate_every or 1) <= 2 for name in fast.order)
+    assert {stage.num_steps for stage in fast.trained.values() if stage.num_epochs is None} == {2}
+    assert {fast.stages[name].trainer.max_steps for name in fast.order} == {2}
+    assert all((stage.validate_every or 1) <= 2 for stage in fast.trained.values())
     overfit = compose([*overrides(path), "debug=overfit"])
     assert all(overfit.stages[name].data.limit == 8 for name in overfit.order if overfit.stages[name].data.manifest)
     assert (fast.run_name, overfit.run_name) == (f"debug-fast-{path.stem}", f"debug-overfit-{path.stem}")
-    bounds = [
-        (config.stages[name].gate, config.stages[name].stop_when) for config in (fast, overfit) for name in config.order
-    ]
+    bounds = [(stage.gate, stage.stop_when) for config in (fast, overfit) for stage in config.trained.values()]
     assert set(bounds) == {(None, None)}
     assert (fast.tracking.uri, overfit.tracking.uri) == (None, None)
 
