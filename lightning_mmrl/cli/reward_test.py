@@ -99,9 +99,11 @@ def _rewards(request: Request) -> "tuple[str, RewardSettings, int]":
     named = next((part[1] for part in parts if part is not None and part[1] in choices), None)
     name = request.stage or named or (choices[0] if len(choices) == 1 else None)
     if name is None:
-        raise ConfigError(f"--stage is missing; name an rl stage of the run: {' or '.join(choices) or 'there is none'}")
+        raise ConfigError(
+            f"--stage is missing; name a stage of the run that has rewards: {' or '.join(choices) or 'there is none'}"
+        )
     if name not in choices:
-        raise ConfigError(f"--stage {name} is no rl stage of {folder}{did_you_mean(name, choices)}")
+        raise ConfigError(f"--stage {name} is no stage with rewards in {folder}{did_you_mean(name, choices)}")
     stage = config.stages[name]
     assert stage.rewards is not None
     return name, stage.rewards, stage.data.batch_size

@@ -43,7 +43,7 @@ PLACE = "base_model_name_or_path"
 does not, so that the same training has the same digest wherever its run is stored."""
 
 AGAIN = "restore it, or run the stage again under a new run_name"
-_STRAY = "is no part of this handoff, and a loader might read it; move it elsewhere"
+_STRAY = "is no part of this folder, and a loader might read it; move it elsewhere"
 
 
 def write_artifact(directory: Path, write: Callable[[Path], Mapping[str, Any] | None], facts: Mapping[str, Any]) -> str:
@@ -99,7 +99,7 @@ def sealed(directory: Path) -> dict[str, Any]:
     """
     seal = directory / SEAL
     if not seal.is_file():
-        raise StageError(f"{directory} is not a finished handoff: {SEAL} is missing; run the stage that writes it")
+        raise StageError(f"{directory} is not a finished artifact, such as a handoff: {SEAL} is missing; run its stage")
     try:
         if seal.stat().st_size > MOST_BYTES:
             raise ValueError(f"more than {MOST_BYTES} bytes")
@@ -160,7 +160,9 @@ def _own_files(folder: Path, directory: Path, files: Mapping[str, str]) -> Itera
                 if not within or not within <= {*BESIDE_FOLDERS}:
                     raise StageError(f"{path} {_STRAY}")
         elif not stat.S_ISREG(mode) and not (stat.S_ISLNK(mode) and blobs and path.resolve().parent == blobs):
-            raise StageError(f"{path} is no plain file, and a handoff has no others; put the file itself in its place")
+            raise StageError(
+                f"{path} is no plain file, and a sealed folder has no others; put the file itself in its place"
+            )
         elif name in files:
             yield path
         elif name not in (SEAL, *BESIDE):

@@ -155,7 +155,9 @@ def test_evaluate_refuses_a_name_that_the_hub_does_not_know(empty, capfd):
 
 
 def test_predict_refuses_a_folder_that_is_no_hand_over(empty, capfd):
-    assert "none is not a finished handoff: mmrl.json is missing" in refused(capfd, "predict", "none", "clip.mp4")
+    assert "none is not a finished artifact, such as a handoff: mmrl.json is missing" in refused(
+        capfd, "predict", "none", "clip.mp4"
+    )
     assert "there is nothing to ask about; name a video, picture or" in refused(capfd, "predict", "none")
 
 

@@ -179,8 +179,8 @@ def test_codes_that_a_model_sampled_do_not_reach_the_terminal(folder, capsys):
             ["+stages.reason.rewards.weights.lable=1"],
             "stages.reason.rewards.weights.lable: weighs no component; did you mean 'label'?",
         ),
-        (["--stage", "raeson"], "--stage raeson is no rl stage of"),
-        (["--stage", "cold_start"], "--stage cold_start is no rl stage of"),
+        (["--stage", "raeson"], "--stage raeson is no stage with rewards in"),
+        (["--stage", "cold_start"], "--stage cold_start is no stage with rewards in"),
         (["--show", "-1"], "--show is -1; it must be at least 0"),
     ],
 )

@@ -194,7 +194,9 @@ def test_a_folder_that_was_never_complete_is_refused(tmp_path, name):
 def test_a_folder_without_a_seal_is_not_finished(handoff, tmp_path):
     (handoff / SEAL).unlink()
     for folder in (handoff, tmp_path / "none"):
-        with pytest.raises(StageError, match=f"{folder} is not a finished handoff: {SEAL} is missing"):
+        with pytest.raises(
+            StageError, match=f"{folder} is not a finished artifact, such as a handoff: {SEAL} is missing"
+        ):
             check_handoff(folder)
 
 

@@ -52,7 +52,7 @@ def test_a_file_that_no_stage_wrote_refuses_the_folder(handoff, name):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("{}")
     top = handoff / name.partition("/")[0]
-    with pytest.raises(StageError, match=f"{top} is no part of this handoff, and a loader might read it; move it"):
+    with pytest.raises(StageError, match=f"{top} is no part of this folder, and a loader might read it; move it"):
         check_handoff(handoff)
 
 
@@ -67,13 +67,13 @@ def test_what_is_no_plain_file_refuses_the_folder(handoff, kind, tmp_path):
         (tmp_path / "folder").mkdir()
         target = {"folder": "folder", "broken": "nothing", "loop": place}.get(kind, "elsewhere")
         place.symlink_to(tmp_path / target)
-    with pytest.raises(StageError, match=f"{place} is no plain file, and a handoff has no others"):
+    with pytest.raises(StageError, match=f"{place} is no plain file, and a sealed folder has no others"):
         check_handoff(handoff)
 
 
 def test_an_empty_folder_is_no_part_of_a_handoff(handoff):
     (handoff / "custom_generate").mkdir()
-    with pytest.raises(StageError, match="custom_generate is no part of this handoff"):
+    with pytest.raises(StageError, match="custom_generate is no part of this folder"):
         check_handoff(handoff)
 
 
