@@ -143,12 +143,8 @@ def _check_data(
 ) -> None:
     if edge.stage not in made:
         makers = [name for name, outputs in made.items() if edge.type in outputs.values()]
-        wanted = _IN_WORDS[edge.type]
-        hint = (
-            f"choose one of {', '.join(makers)}"
-            if makers
-            else f"put a stage that makes {wanted} before it in the order"
-        )
+        hint = f"put a stage that makes {_IN_WORDS[edge.type]} before it in the order"
+        hint = f"choose one of {', '.join(makers)}" if makers else hint
         raise ConfigError(f"{path}.stage is {edge.stage!r}{why_not(edge.stage)}; {hint}")
     kind = made[edge.stage].get(edge.artifact)
     if kind == edge.type:

@@ -90,10 +90,10 @@ def test_edges_are_weights_and_data_and_previous_is_the_last_stage_that_trains()
         again=node("again", old=("draw", "own"), new=("draw_more", "own")),
     )
     assert warm.inputs == {}
-    assert draw.inputs == {"weights": Edge("warm", "handoff")}
-    assert draw_more.inputs == {"weights": Edge("warm", "handoff"), "data.sources.old": Edge("draw", "own")}
+    assert draw.inputs == {"weights": Edge("warm", "handoff", "weights")}
+    assert draw_more.inputs == {"weights": Edge("warm", "handoff", "weights"), "data.sources.old": Edge("draw", "own")}
     assert again.inputs == {
-        "weights": Edge("warm", "handoff"),
+        "weights": Edge("warm", "handoff", "weights"),
         "data.sources.old": Edge("draw", "own"),
         "data.sources.new": Edge("draw_more", "own"),
     }
@@ -131,11 +131,11 @@ def test_what_builds_on_a_stage_follows_weights_and_data():
     [
         (
             {"draw": node("draw", old=("again", "own")), "again": node("again", own=("draw", "own"))},
-            "stages.draw.data.sources.old.stage is 'again', which itself builds on draw; put a stage that makes data before",
+            "stages.draw.data.sources.old.stage is 'again', which itself builds on draw; put a stage that makes",
         ),
         (
             {"again": node("again", own=("draw", "own")), "draw": node("draw")},
-            "stages.again.data.sources.own.stage is 'draw', which comes later in the order; put a stage that makes data",
+            "stages.again.data.sources.own.stage is 'draw', which comes later in the order; put a stage that",
         ),
         (
             {"draw": node("draw", own=("draw", "own"))},
@@ -242,7 +242,7 @@ def test_a_kind_may_read_a_table_and_no_weights():
             "pick draw",
             {},
             Edge("draw", "rollouts", "table"),
-            "not come earlier in the order; no earlier stage makes tables",
+            "comes later in the order; put a stage that makes tables",
         ),
         (
             "warm pick",

@@ -217,6 +217,6 @@ def test_each_stage_has_the_keys_of_its_kind():
     assert key_type("stages.draw.num_completions", tree) is int
     assert key_type("stages.draw.keep.max_per_prompt", tree) is int
     assert key_type("stages.draw.num_steps", tree) is None
-    assert key_type("stages.reason.num_steps", tree) is key_type("stages.unknown.num_steps", tree) is int
+    assert key_type("stages.reason.num_steps", tree) == key_type("stages.unknown.num_steps", tree) == int | None
     assert key_type("stages.reason.num_completions", tree) is None
     assert key_type("seed", tree) is int
