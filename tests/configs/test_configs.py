@@ -46,7 +46,7 @@ def overrides(path):
     """Overrides that choose a file, with the values that its user must give."""
     group, option = group_of(path), option_of(path)
     if group == "stage":
-        return [f"+stage@stages.other={option}", "order=[other]"]
+        return [f"+stage@stages.other={option}", "+stage@stages.draw=sample", "order=[draw,other]"]
     if group == "algorithm":
         return [f"algorithm@stages.reason={option}"]
     if group == "reward":
