@@ -166,8 +166,9 @@ ORDERS = {
 }
 
 
-def test_there_are_four_curricula():
-    assert set(ORDERS) == {path.stem for path in ROOT.glob("curriculum/*.yaml")}
+def test_the_usual_curricula_are_there():
+    """Others may join them, and need no line here: they are composed as all files are."""
+    assert set(ORDERS) <= {path.stem for path in ROOT.glob("curriculum/*.yaml")}
 
 
 @pytest.mark.parametrize(("name", "order"), ORDERS.items())
