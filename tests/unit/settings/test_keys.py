@@ -3,18 +3,26 @@
 import ast
 import inspect
 from dataclasses import MISSING, fields, is_dataclass
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import get_args, get_type_hints
 
 import pytest
 from omegaconf import OmegaConf
 
+import lightning_mmrl.settings
 from lightning_mmrl.registry.kinds import kind_named, kind_names
-from lightning_mmrl.settings import algorithm, data, model, run, sample, selection, stage
 from lightning_mmrl.settings.rules import check_rules
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.settings.setting import REQUIRED
+from lightning_mmrl.settings.stage import DataStageSettings
 
-MODULES = (algorithm, data, model, run, sample, selection, stage)
+OF_OTHER_USE = ("renamed", "rules", "setting")
+MODULES = [
+    import_module(f"lightning_mmrl.settings.{module.name}")
+    for module in iter_modules(lightning_mmrl.settings.__path__)
+    if module.name not in OF_OTHER_USE
+]
 
 
 def sections(kind=RunSettings):
@@ -26,7 +34,7 @@ def sections(kind=RunSettings):
                 yield from sections(inner)
 
 
-KINDS = [kind_named(name, "kind").settings for name in kind_names()]
+KINDS = [DataStageSettings, *(kind_named(name, "kind").settings for name in kind_names())]
 SECTIONS = sorted({*sections(), *(each for kind in KINDS for each in sections(kind))}, key=lambda kind: kind.__name__)
 
 
