@@ -46,6 +46,7 @@ COINCIDENCES: Mapping[str, str] = {
         (
             "Conversion.directory",
             "PartStore.directory",
+            "EvaluatedBase.directory",
             "EvaluationModule.directory",
             "FinishedRun.directory",
             "MediaCache.directory",
@@ -138,7 +139,6 @@ COINCIDENCES: Mapping[str, str] = {
     "SourceRows.labels": "the label of each row",
     "Spool.limit": "entries in memory, not samples",
     "_Batch.deadline_s": "deadline of any pool",
-    "_LedJob.start_from": "folder of the weights, not the name of a stage",
     "_Rank.dtype": "type that a memory plan counts with, from the checkpoint",
     "_Step.loss": "value of a loss",
 }

@@ -143,6 +143,7 @@ def check_keys(tree: Mapping[Any, Any]) -> None:
         ConfigError: Naming the key with its full path.
     """
     _check_stage_names(tree.get("stages"))
+    _check_dataset_names(tree.get("datasets"))
     schema = run_schema(tree)
     for key, annotation, value in _schema_items(tree, schema, ""):
         if annotation is None:
@@ -165,6 +166,18 @@ def _check_stage_names(stages: Any) -> None:
             raise ConfigError(
                 f"stages.{name}: has no {part}{did_you_mean(str(name), others)}; a stage of your own is taken from a"
                 f" file, for example +stage@stages.{name}=sft"
+            )
+
+
+def _check_dataset_names(datasets: Any) -> None:
+    """Refuses datasets that no file defines, as `_check_stage_names` does with stages."""
+    for name, data in datasets.items() if isinstance(datasets, Mapping) else ():
+        if isinstance(data, Mapping) and data.get("module", MISSING) == MISSING:
+            others = [str(other) for other in datasets if other != name]
+            hint = did_you_mean(str(name), others) if others else ""
+            raise ConfigError(
+                f"datasets.{name}: has no module{hint}; a dataset of your own is taken from "
+                f"a file, for example +data@datasets.{name}=emotions_jsonl"
             )
 
 

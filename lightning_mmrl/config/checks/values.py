@@ -19,7 +19,7 @@ from lightning_mmrl.settings.model import BUILD, PARAMETER_GROUPS, TOWERS, Adapt
 from lightning_mmrl.settings.rules import check_rules, one_of, require
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.settings.stage import SHARDED_PRECISIONS, StageSettings, TrainerSettings
-from lightning_mmrl.suggestions import did_you_mean
+from lightning_mmrl.suggestions import did_you_mean, nearest, offered
 from lightning_mmrl.types.records import WEIGHTS, StageSpec
 from lightning_mmrl.types.redaction import redact
 
@@ -341,9 +341,10 @@ def check_rewards(path: str, rewards: RewardSettings) -> None:
     Raises:
         ConfigError: Naming the component.
     """
+    whole = [name for name, node in rewards.components.items() if isinstance(node, Mapping) and "_target_" in node]
     for name, node in rewards.components.items():
-        valid = isinstance(node, Mapping) and "_target_" in node
-        require(valid, f"{path}.components.{name}", node, "a node with a _target_")
+        hint = offered(nearest(name, whole)) if nearest(name, whole) else ""
+        require(name in whole, f"{path}.components.{name}", node, f"a node with a _target_{hint}")
     for name, weight in rewards.weights.items():
         if name not in rewards.components:
             raise ConfigError(f"{path}.weights.{name}: weighs no component{did_you_mean(name, rewards.components)}")

@@ -61,6 +61,9 @@ SPELLING = {
     "seed='1": "is not an override; write KEY=VALUE, close every bracket and quote",
     "=1": "'=1' has no key; write KEY=VALUE",
     "seed=1,2": """seed=1,2: is ambiguous; write seed=[1,2] for a list, 'seed="1,2"' for one text, or""",
+    # names of one's own
+    "+datasets.dots.limit=1": "datasets.dots: has no module; a dataset of your own is taken from a file, for example",
+    "+stages.reason.rewards.components.labl.labels=1": "it must be a node with a _target_; did you mean 'label'?",
     # values of another form
     "stages.reason=[]": "stages.reason is []; it must be a group of keys",
     "data.labels={a: 1}": "data.labels is {a: 1}; it must be a list, such as data.labels=[...]",
@@ -288,6 +291,13 @@ def test_an_adapter_freezes_the_towers_that_it_is_not_within(changed):
 
 GATED = ("stages.reason.gate={metric: test/uar, at_least: 0.5}",)
 ENDING = ("stages.reason.stop_when={metric: validation/uar, at_least: 0.5}", "stages.reason.cooldown_steps=5")
+
+
+def test_a_misspelled_dataset_is_told_the_nearest_one():
+    with pytest.raises(
+        ConfigError, match=r"^datasets.dost: has no module; did you mean 'dots'\?; a dataset of your own"
+    ):
+        compose(["+data@datasets.dots=counting_synth", "+datasets.dost.limit=1"])
 
 
 @pytest.mark.parametrize("debug", ["trial=short", "trainer.max_steps=2"])
