@@ -36,7 +36,7 @@ def specs(*overrides):
         ),
         (
             [OTHERS, "+stages.draw.data.sources={a: {manifest: a.jsonl, root: x}, b: {manifest: b.jsonl, root: y}}"],
-            "stages.draw.data.sources have media below x and y, and a table has one media root; sample the sources in",
+            "stages.draw.data.sources have media below x and y, and a stage that makes data has one media root; read",
         ),
         (["stages.draw.keep.min_tokens=9", "stages.draw.keep.max_tokens=3"], "min_tokens is 9; it must be at most"),
         (["stages.draw.rollout=vllm"], "stages.draw.rollout is vllm; it must be null or a node with a _target_"),
