@@ -86,7 +86,8 @@ def check_made(config: RunSettings, specs: Sequence[StageSpec], made: StageSpec,
         StageError: The seal of an artifact lacks a fact.
     """
     for spec in specs:
-        own = {key: edge for key, edge in spec.inputs.items() if edge.stage == made.name and key != WEIGHTS}
+        edges = {key: edge for key, edge in spec.inputs.items() if key != WEIGHTS and edge.type in FACTS_OF_DATA}
+        own = {key: edge for key, edge in edges.items() if edge.stage == made.name}
         read = {key: folders[edge.artifact] for key, edge in own.items()}
         for key, folder in read.items():
             facts = sealed(folder)
