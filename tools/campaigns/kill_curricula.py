@@ -36,7 +36,9 @@ def _own_answers() -> list[str]:
         "stages.cold_start.validate_every=null",
     ]
     draw = ["stages.draw.data.limit=48", "stages.draw.data.batch_size=3", "stages.draw.keep.max_per_prompt=2"]
-    again = ["stages.again.num_steps=12", "stages.again.data.batch_size=4"]
+    # A score that takes too long is left out: on a busy machine another one than on an idle machine.
+    draw += [f"stages.draw.rewards.{limit}=600" for limit in ("deadline_s", "soft_deadline_s", "batch_budget_s")]
+    again = ["stages.again.num_epochs=null", "stages.again.num_steps=12", "stages.again.data.batch_size=4"]
     count = ["stages.count.num_steps=12", "stages.count.validate_every=null", "stages.count.data.batch_size=4"]
     small = ["+data.build.scale=0.1", "+datasets.dots.build.scale=0.1", "datasets.dots.root=${data.root}-dots"]
     return ["experiment=numbers_then_dots", *small, *learn, *draw, *again, *count]
