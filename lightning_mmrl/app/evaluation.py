@@ -1,11 +1,12 @@
 """Evaluates a checkpoint on the sets of a configuration."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from lightning_mmrl.app.assembly import Assembly
+from lightning_mmrl.config.specs import first_trained
 from lightning_mmrl.curriculum.lineage import facts_if_sealed
 from lightning_mmrl.data.datamodules import eval_loader
 from lightning_mmrl.data.exclusions import EXCLUSIONS, Exclusions
@@ -19,7 +20,7 @@ from lightning_mmrl.protocols.plain import TrackedRun
 from lightning_mmrl.protocols.tensors import PromptEncoder
 from lightning_mmrl.registry.tasks import task_of_result
 from lightning_mmrl.settings.run import EvaluationSetSettings
-from lightning_mmrl.settings.stage import StageSettings
+from lightning_mmrl.settings.stage import BASE, StageSettings
 from lightning_mmrl.stages.evaluate import SUMMARY, EvaluatedSet, EvaluationModule
 from lightning_mmrl.training.callbacks.progress import EvaluationProgress
 from lightning_mmrl.training.job import raising_interrupts
@@ -49,8 +50,15 @@ class CheckpointEvaluator:
         prompted = {
             name: parts.with_prompt(self._assembly.config.prompt_of(each, of_stage)) for name, each in chosen.items()
         }
-        if facts_if_sealed(checkpoint) is None and checkpoint.is_absolute() and not checkpoint.exists():
+        facts = facts_if_sealed(checkpoint)
+        if facts is None and checkpoint.is_absolute() and not checkpoint.exists():
             raise StageError(f"checkpoint {checkpoint} does not exist; give a stage's handoff folder or a hub id")
+        if self._afresh and facts is not None and facts.get("prompt") != asdict(parts.config.prompt):
+            trained = ", ".join(f"{key} {value!r}" for key, value in facts.get("prompt", {}).items() if value)
+            parts.console.say(
+                "warning: the handoff was trained with another prompt than the configuration has "
+                f"({trained or 'without texts'}); set prompt.* or evaluation.sets.NAME.prompt to evaluate it so"
+            )
         if not chosen:
             if parts.group.leads:
                 write_whole(directory / SUMMARY, "{}\n")
@@ -91,8 +99,11 @@ class CheckpointEvaluator:
         }
 
     def _stage(self, name: str) -> StageSettings | None:
-        """The stage that made the checkpoint; None for the base model and outside of a run."""
-        return None if self._afresh else self._assembly.config.trained.get(name)
+        """The stage that made the checkpoint, or the first one for the base model; None outside of a run."""
+        config = self._assembly.config
+        if self._afresh:
+            return None
+        return replace(first_trained(config), evaluation_sets=None) if name == BASE else config.trained[name]
 
     def _exclusions(self, directory: Path) -> Exclusions:
         parts = self._assembly

@@ -166,7 +166,7 @@ def _compare(
     inputs = {result.name: result.inputs for result in results}
     digests = {name: handoff.digest for name, handoff in made.items()}
     base = Manifest.read(directory).base
-    if base is not None and (directory / base.path / SUMMARY).is_file():
+    if base is not None and base.evaluation == base_evaluation(config) and (directory / base.path / SUMMARY).is_file():
         folders, digests = {BASE: directory / base.path} | folders, digests | {BASE: base.digest}
     sources: dict[str, str | None] = {}
     for spec in specs:

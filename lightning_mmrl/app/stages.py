@@ -14,6 +14,7 @@ from lightning_mmrl.curriculum.artifacts import sealed
 from lightning_mmrl.curriculum.attempt import STATES
 from lightning_mmrl.curriculum.graph import SOURCES
 from lightning_mmrl.data.datamodules import Feed, OmniDataModule, ValidationFeed
+from lightning_mmrl.errors import StageError
 from lightning_mmrl.models.export import export_policy
 from lightning_mmrl.models.parallelize import recompute_activations
 from lightning_mmrl.models.policy import Policy
@@ -25,6 +26,7 @@ from lightning_mmrl.settings.data import SourceSettings
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.settings.stage import NodeSettings, StageSettings
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
+from lightning_mmrl.suggestions import shown
 from lightning_mmrl.tracking.lightning_logger import RunLogger
 from lightning_mmrl.training.callbacks.exact_state import ExactState
 from lightning_mmrl.training.callbacks.progress import StageProgress
@@ -114,10 +116,34 @@ def data_sources(spec: StageSpec, inputs: Mapping[str, Path], config: RunSetting
     for name in spec.settings.data.sources:
         folder = inputs.get(f"{SOURCES}{name}")
         if folder is not None:
-            facts = sealed(folder)
-            media_root = facts["media_root"]
-            made[name] = SourceSettings(manifest=facts["manifest"], root=str(folder), media_root=media_root)
+            facts = data_facts(folder, config)
+            made[name] = SourceSettings(manifest=facts["manifest"], root=str(folder), media_root=facts["media_root"])
     return spec.settings.data.located(config.dataset(spec.settings.data.dataset), made)
+
+
+def data_facts(folder: Path, config: RunSettings) -> dict[str, Any]:
+    """The facts in the seal of data that a stage made.
+
+    Raises:
+        StageError: A fact is missing, or is none that a stage of this configuration writes: the manifest must be a
+            sealed file, and media must be in a folder of the configuration or in the artifact itself.
+    """
+    facts = sealed(folder)
+    manifest, counts, media = (facts.get(key) for key in ("manifest", "counts", "media_root"))
+    counted = isinstance(counts, Mapping) and all(isinstance(number, int) for number in counts.values())
+    places = {folder.resolve(), *(Path(place).resolve() for place in config.media_roots)}
+    rules = {
+        "manifest": isinstance(manifest, str) and manifest in facts["files"],
+        "counts": counted and isinstance(counts, Mapping) and "kept" in counts,
+        "media_root": isinstance(media, str) and Path(media).resolve() in places,
+    }
+    for key, holds in rules.items():
+        if not holds:
+            raise StageError(
+                f"{folder} has {key} {shown(facts.get(key))} in its seal, which no stage of this run writes; run the "
+                "stage again"
+            )
+    return facts
 
 
 def data_module(path: str, stage: NodeSettings, config: RunSettings) -> type[OmniDataModule]:

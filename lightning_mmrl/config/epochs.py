@@ -40,9 +40,9 @@ def with_steps(
         return stage
     # By its decimal digits: 1.1 * 50 is 55 steps, and not 56 for the float 55.00000000000001.
     steps = math.ceil(Fraction(str(stage.num_epochs)) * samples / stage.data.batch_size)
-    known = cap_steps(fitted(replace(stage, num_steps=steps), path, say))
+    known = fitted(replace(stage, num_steps=steps), path, say)
     kind_of(known, path).check(path, known, config)
-    return known
+    return cap_steps(known)
 
 
 def num_samples(sources: Iterable[SourceSettings]) -> int | None:

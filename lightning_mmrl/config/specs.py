@@ -65,8 +65,17 @@ def base_evaluation(config: RunSettings) -> str:
     """Hash of how, and on what, the base model is evaluated; empty if it is not."""
     if not config.evaluation.base or not config.trained:
         return ""
-    first = next(iter(config.trained.values()))
-    return _evaluated_how(config, replace(first, evaluation_sets=None), is_last=False, with_data=True)
+    first, seen = first_trained(config), {"num_frames": config.data.media.num_frames}
+    how = _evaluated_how(config, replace(first, evaluation_sets=None), is_last=False, with_data=True)
+    seen |= {key: getattr(config.model, key) for key in ("dtype", "position_rule", "audio_in_video")}
+    prompts = {name: asdict(config.prompt_of(each, first)) for name, each in config.evaluation.sets.items()}
+    return _digest({"evaluation": how, "model": seen, "prompts": prompts})
+
+
+def first_trained(config: RunSettings) -> StageSettings:
+    """The first stage that starts from the base model, or else the first one that trains; its prompt is the base's."""
+    stages = list(config.trained.values())
+    return next((stage for stage in stages if stage.checkpoint is None), stages[0])
 
 
 def manifest_digests(config: RunSettings) -> dict[str, dict[str, str]]:
@@ -117,6 +126,11 @@ def _decisive(config: RunSettings, name: str) -> dict[str, Any]:
         stage["num_steps"] = own.trainer.max_steps  # with the digests of the data, this decides the number of steps
     if data["task"] is None or not isinstance(own, StageSettings) or own.stop_when is None:
         del data["task"]
+    if not isinstance(own, StageSettings):
+        for key in ("validation", "validation_limit", "cue_lexicon"):
+            del data[key]
+        if stage.get("rollout", config) is None:
+            stage["rollout"] = config.rollout
     model = asdict(config.model)
     model["checkpoint"] = config.model.checkpoint_but_build
     del model["feature_cache"], model["known_sizes"]
@@ -138,7 +152,14 @@ def _evaluated_how(config: RunSettings, stage: StageSettings, *, is_last: bool, 
     found = {each: file_digest(of.path)[:16] for each, of in sets.items() if with_data and of.path.is_file()}
     used = {each.dataset: asdict(config.datasets[each.dataset]) for each in sets.values() if each.dataset is not None}
     others = {name: {key: of[key] for key in ("root", "labels", "cue_lexicon", "task")} for name, of in used.items()}
-    return _digest({"evaluation": settings, "data": data, "sets": found, **({"datasets": others} if others else {})})
+    own = config.of_stage(stage).prompt  # which the configuration of the stage holds already
+    prompts = {name: config.prompt_of(each, stage) for name, each in sets.items()}
+    further = {
+        "datasets": others,
+        "prompts": {name: asdict(prompt) for name, prompt in prompts.items() if prompt != own},
+        "media": {name: str(each.media_folder) for name, each in sets.items() if each.media_root != each.root},
+    }
+    return _digest({"evaluation": settings, "data": data, "sets": found, **{k: v for k, v in further.items() if v}})
 
 
 def _digest(content: Mapping[str, Any]) -> str:

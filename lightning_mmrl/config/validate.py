@@ -43,6 +43,9 @@ def validated(composed: DictConfig, say: Callable[[str], object] = lambda line: 
     """
     with sealed():
         config = _typed(composed)
+    for stage in config.stages.values():
+        if stage.data.limit is None and stage.data.dataset in config.datasets:
+            stage.data.limit = config.datasets[stage.data.dataset].limit
     for name in config.order:
         stage = config.stages.get(name)
         if isinstance(stage, StageSettings):

@@ -11,12 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightning_mmrl.curriculum.artifacts import check_artifact, folder_digest, sealed, write_artifact
+from lightning_mmrl.curriculum.artifacts import check_artifact, sealed, write_artifact
 from lightning_mmrl.curriculum.attempt import STATES, Attempt, artifact_folder, refuse_changed_attempts, stage_folder
 from lightning_mmrl.curriculum.changes import describe_changes, same_content
 from lightning_mmrl.curriculum.graph import with_ancestors
 from lightning_mmrl.curriculum.handoff import check_handoff
-from lightning_mmrl.curriculum.lineage import check_finished, check_record, facts_if_sealed
+from lightning_mmrl.curriculum.inputs import Input, base_input
+from lightning_mmrl.curriculum.lineage import check_finished, check_record
 from lightning_mmrl.curriculum.manifest import EvaluatedBase, FinishedStage, Manifest
 from lightning_mmrl.curriculum.selection import (
     Action,
@@ -42,15 +43,6 @@ class Curriculum:
     stages: Sequence[StageSpec]
     base: Callable[[StageSpec], Path]
     base_evaluation: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Input:
-    """A folder that a stage reads, the digest of its files, and the digest of its seal if it has one."""
-
-    path: Path
-    digest: str
-    seal: str | None = None
 
 
 class StageOrchestrator:
@@ -121,7 +113,7 @@ class StageOrchestrator:
                     self._show_data(spec)
         everything = selection.only_stage is None and selection.from_stage is None
         gated = {spec.name for spec in self._stages} if everything else with_ancestors(due, self._stages)
-        if due:
+        if due or self._base_to_evaluate() is not None:
             self._run_due(due, gated)
             for spec in self._stages:
                 if is_stale(spec, self._manifest):
@@ -163,18 +155,24 @@ class StageOrchestrator:
 
     def _evaluate_base(self, parent: TrackedRun) -> None:
         """Evaluates the base model once, if a stage starts from it."""
-        first = next((spec for spec in self._stages if spec.trains and spec.source is None), None)
-        how = self._curriculum.base_evaluation
-        if first is None or not how or first.settings.checkpoint is not None:
-            return
-        base, known = _base_input(self._curriculum.base(first)), self._manifest.base
-        if known is not None and (known.digest, known.evaluation) == (base.digest, how):
+        base, how = self._base_to_evaluate(), self._curriculum.base_evaluation
+        if base is None:
             return
         folder = self._directory / BASE / "evaluation"
         metrics = self._evaluate(base.path, folder, BASE, parent)
         parent.log_metrics({f"{BASE}/{key}": value for key, value in metrics.items()}, step=0)
         place = str(folder.relative_to(self._directory))
         self._save(base=EvaluatedBase(digest=base.digest, evaluation=how, path=place, metrics=metrics))
+
+    def _base_to_evaluate(self) -> Input | None:
+        """The base model, if a stage starts from it and it was not evaluated yet as it would be now."""
+        plain = (spec for spec in self._stages if spec.trains and spec.source is None and not spec.settings.checkpoint)
+        first, known = next(plain, None), self._manifest.base
+        if first is None or not self._curriculum.base_evaluation:
+            return None
+        base = base_input(self._curriculum.base(first))
+        same = known is not None and (known.digest, known.evaluation) == (base.digest, self._curriculum.base_evaluation)
+        return None if same else base
 
     def _run_stage(self, spec: StageSpec, tracker: Tracker, parent: TrackedRun) -> None:
         inputs = self._inputs(spec)
@@ -340,7 +338,7 @@ class StageOrchestrator:
         """The folders that a stage reads, after checking their files."""
         inputs = {}
         if spec.reads_weights and spec.source is None:
-            inputs[WEIGHTS] = _base_input(self._curriculum.base(spec))
+            inputs[WEIGHTS] = base_input(self._curriculum.base(spec))
         for key, edge in spec.inputs.items():
             record = self._manifest.stages[edge.stage].result.artifacts[edge.artifact]
             folder = self._directory / record.path
@@ -363,14 +361,6 @@ class StageOrchestrator:
 
     def _title(self, spec: StageSpec) -> str:
         return f"stage {spec.index + 1} of {len(self._stages)} {spec.name}"
-
-
-def _base_input(base: Path) -> Input:
-    """The base model: a handoff of another run, another folder, or the id of the hub."""
-    facts = facts_if_sealed(base)
-    if facts is not None:
-        return Input(path=base, digest=facts["digest"], seal=facts["seal"])
-    return Input(path=base, digest=folder_digest(base) if base.is_dir() else str(base))
 
 
 def _tag(what: str, name: str) -> str:

@@ -132,7 +132,8 @@ def model_card(
         license_id: Identifier of the license.
     """
     tasks, closed = tasks or {}, closed_labels(facts["labels"])
-    scores = _scores(stages[-1], tasks, closed) if stages else {}
+    own = [each for each in stages if each.result.handoff and each.result.handoff.digest == facts.get("digest")]
+    scores = _scores((own or stages)[-1], tasks, closed) if stages else {}
     results = [
         EvalResult(
             task_type=tasks.get(set_name, closed).type_name,

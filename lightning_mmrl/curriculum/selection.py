@@ -6,9 +6,9 @@ from typing import Literal
 
 from lightning_mmrl.curriculum.changes import same_content
 from lightning_mmrl.curriculum.graph import with_descendants
-from lightning_mmrl.curriculum.manifest import Manifest
+from lightning_mmrl.curriculum.manifest import FinishedStage, Manifest
 from lightning_mmrl.errors import ConfigError
-from lightning_mmrl.types.records import HANDOFF, WEIGHTS, StageSpec
+from lightning_mmrl.types.records import HANDOFF, WEIGHTS, Edge, StageSpec
 
 Action = Literal["run", "evaluate"]
 
@@ -67,11 +67,18 @@ def is_stale(spec: StageSpec, manifest: Manifest) -> bool:
     for key, edge in spec.inputs.items():
         before, read = manifest.stages.get(edge.stage), finished.result.inputs.get(key)
         made = None if before is None else before.result.artifacts.get(edge.artifact)
-        # A stage that started from another one before is refused or kept as changed.
-        same_edge = key != WEIGHTS or finished.content.get("starts_from") == edge.stage
-        if made is not None and same_edge and made.digest != read:
+        # A stage that read another artifact before is refused or kept as changed.
+        if made is not None and read is not None and _had_edge(finished, key, edge) and made.digest != read:
             return True
     return False
+
+
+def _had_edge(finished: FinishedStage, key: str, edge: Edge) -> bool:
+    """Whether a finished stage read this artifact; a stage of a user's own kind may not say so in its configuration."""
+    if key == WEIGHTS:
+        return finished.content.get("starts_from") == edge.stage
+    before = (finished.content.get(f"stage.{key}.{name}") for name in ("stage", "artifact"))
+    return all(old in (None, now) for old, now in zip(before, (edge.stage, edge.artifact), strict=True))
 
 
 def _from_stage(first: str, stages: Sequence[StageSpec], manifest: Manifest) -> dict[str, Action]:

@@ -40,7 +40,8 @@ def task_of_result(name: str, tasks: Mapping[str, Task]) -> Task:
 
 
 def _tasks(config: RunSettings, build: Callable[[Mapping[str, Any], str], Any]) -> dict[str, Task]:
-    found = {VALIDATION: _checked(_node_of(config.data), "data.task", build)}
+    key = next(key for key, data in config.all_data.items() if data is config.data)
+    found = {VALIDATION: _checked(_node_of(config.data), f"{key}.task", build)}
     shared: dict[str | None, Task] = {None: found[VALIDATION]} if config.dataset(None) is config.data else {}
     for name, each in config.evaluation.sets.items():
         if each.task is not None:

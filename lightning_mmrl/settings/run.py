@@ -150,6 +150,15 @@ class RunSettings:
         """All datasets by their keys: data, datasets.NAME."""
         return {"data": self.dataset(None)} | {f"datasets.{name}": each for name, each in self.datasets.items() if name}
 
+    @property
+    def media_roots(self) -> set[str]:
+        """All folders that paths of media may be relative to."""
+        found = {each.media_root or each.root for each in self.all_data.values()}
+        for stage in self.stages.values():
+            sources = stage.data.located(self.dataset(stage.data.dataset)).values()
+            found |= {str(source.media_folder) for source in sources if source.stage is None}
+        return found
+
     def prompt_of(self, each: EvaluationSetSettings, stage: NodeSettings | None = None) -> PromptSettings:
         """The texts around the samples of an evaluation set, after a stage or outside of a run."""
         if each.prompt is not None or stage is None or stage.prompt is None or each.dataset != stage.data.dataset:

@@ -18,7 +18,7 @@ from lightning_mmrl.settings.data import ABLATIONS, DataSettings
 from lightning_mmrl.settings.model import BUILD, PARAMETER_GROUPS, TOWERS, AdapterSettings, frozen_parts
 from lightning_mmrl.settings.rules import check_rules, one_of, require
 from lightning_mmrl.settings.run import RunSettings
-from lightning_mmrl.settings.stage import SHARDED_PRECISIONS, StageSettings, TrainerSettings
+from lightning_mmrl.settings.stage import PREVIOUS, SHARDED_PRECISIONS, StageSettings, TrainerSettings
 from lightning_mmrl.suggestions import did_you_mean, nearest, offered
 from lightning_mmrl.types.records import WEIGHTS, StageSpec
 from lightning_mmrl.types.redaction import redact
@@ -69,6 +69,10 @@ def check_values(config: RunSettings) -> None:
         check_rules(stage, path)
         if stage.prompt is not None:
             PromptTemplate(stage.prompt)
+        alone = stage.checkpoint is None or stage.start_from == PREVIOUS
+        require(
+            alone, f"{path}.start_from", stage.start_from, f"left out beside {path}.checkpoint, which takes its place"
+        )
         _check_stage_data(f"{path}.data", spec)
         _check_trainer(f"{path}.trainer", stage.trainer)
         if isinstance(stage, StageSettings):
