@@ -251,3 +251,21 @@ def test_prompts_of_several_sources_of_a_table_have_different_ids(write, check):
     key = "stages.reason.data"  # the negative control: a stage that trains may draw a sample from two sources
     sources = f"+{key}.sources={{a: {{manifest: train.jsonl}}, b: {{manifest: more.jsonl}}}}"
     check("order=[reason]", f"{key}.manifest=null", sources)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"manifest": "/etc/hostname"}, "has manifest /etc/hostname in its seal, which no stage of this run writes"),
+        ({"manifest": "../../train.jsonl"}, r"has manifest ../../train.jsonl in its seal"),
+        ({"manifest": 7}, "has manifest 7 in its seal"),
+        ({"media_root": "/"}, "has media_root / in its seal"),
+        ({"counts": {"kept": "many"}}, "has counts .* in its seal"),
+    ],
+)
+def test_a_seal_leads_to_no_file_outside_of_the_data(wrong, sentence, made, tmp_path):
+    """The facts of a run folder that came from elsewhere are as foreign as those of a handoff."""
+    own = {"manifest": "own.jsonl", "media_root": str(tmp_path), "counts": {"kept": 1}}
+    made(row("a#0", TARGET), facts=own)
+    with pytest.raises(StageError, match=sentence):
+        made(row("a#0", TARGET), facts=own | wrong)

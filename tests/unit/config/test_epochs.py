@@ -165,3 +165,12 @@ def test_the_configuration_in_a_runs_folder_counts_epochs_too(tmp_path):
     again = saved_config(tmp_path, [])
     assert (again.stages["reason"].num_epochs, again.stages["reason"].num_steps) == (2.0, None)
     assert stage_specs(again)[1].digest == stage_specs(config)[1].digest
+
+
+def test_a_debug_run_is_short_whatever_the_phases_of_its_epochs(tmp_path):
+    """The checks hold for the whole length, and the cap comes after them, as with a number of steps."""
+    write(tmp_path, count=200)
+    phases = f"+{REASON}.algorithm.phases={{long: {{after: 20, max_new_tokens: 32}}}}"
+    whole = with_steps(composed(tmp_path, f"{REASON}.num_epochs=5", phases), "reason")
+    capped = with_steps(composed(tmp_path, f"{REASON}.num_epochs=5", phases, "trainer.max_steps=2"), "reason")
+    assert (whole.num_steps, capped.num_steps) == (250, 2)

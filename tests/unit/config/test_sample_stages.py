@@ -136,3 +136,17 @@ def test_an_engine_of_its_own_is_held_to_what_it_can_do(own, sentence):
         return
     with pytest.raises(ConfigError, match=sentence):
         compose(overrides)
+
+
+def test_a_stage_that_samples_depends_on_its_engine_and_on_no_validation():
+    before = specs(*DRAW)["draw"].content
+    for same in ("data.validation_limit=5", "data.cue_lexicon=null", "data.validation=null"):
+        assert same_content(before, specs(*DRAW, same, "stages.reason.validate_every=null")["draw"].content), same
+    assert not same_content(before, specs(*DRAW, "rollout=vllm")["draw"].content)
+    own = specs(*DRAW, "stages.draw.rollout={_target_: lightning_mmrl.rollout.hf.HFEngine.of}")["draw"].content
+    assert same_content(before, own)
+
+
+def test_a_checkpoint_leaves_no_other_starting_point():
+    with pytest.raises(ConfigError, match=r"stages\.draw\.start_from is cold_start; it must be left out beside"):
+        compose([*DRAW, "stages.draw.checkpoint=org/teacher", "stages.draw.start_from=cold_start"])

@@ -7,9 +7,15 @@ import pytest
 from curriculum_lab import Lab
 
 from lightning_mmrl.curriculum.artifacts import SEAL
-from lightning_mmrl.curriculum.manifest import FILE, Manifest
-from lightning_mmrl.curriculum.selection import Selection
+from lightning_mmrl.curriculum.graph import plan_stages
+from lightning_mmrl.curriculum.manifest import FILE, FinishedStage, Manifest
+from lightning_mmrl.curriculum.selection import Selection, is_stale
 from lightning_mmrl.errors import ConfigError, DataError, StageError
+from lightning_mmrl.registry.kinds import kind_of
+from lightning_mmrl.settings.data import SourceSettings, StageDataSettings
+from lightning_mmrl.settings.sample import SampleSettings
+from lightning_mmrl.settings.stage import StageSettings
+from lightning_mmrl.types.records import Artifact, StageResult
 
 ORDER = ["warm", "draw", "again", "reason"]
 READS = {"again": ["draw"]}
@@ -269,3 +275,25 @@ def test_an_attempt_of_an_older_version_continues(lab):
     run(lab, ["warm", "draw", "reason"])
     assert lab.happened[-2:] == ["continue reason", "evaluate reason"]
     assert lab.weights("01-reason") == "base>warm>reason"
+
+
+def test_a_stage_that_reads_other_data_now_is_not_taken_for_stale():
+    """Its configuration has changed, so it is refused, or kept by --allow-changes; it must not run again unasked."""
+    stages = {name: SampleSettings(kind="sample", start_from="base") for name in ("draw", "draw2")}
+    stages["again"] = StageSettings(
+        kind="sft", data=StageDataSettings(sources={"own": SourceSettings(stage="draw2", artifact="own")})
+    )
+    specs = plan_stages([*stages], stages, kind_of)
+    made = {name: {"own": Artifact(path=name, digest=name)} for name in ("draw", "draw2")}
+    read = {"weights": "base", "data.sources.own": "draw"}
+
+    def finished(name, **content):
+        inputs = read if name == "again" else {}
+        result = StageResult(name=name, artifacts=made.get(name, {}), inputs=inputs, metrics={}, seconds={})
+        return FinishedStage(digest="", content=content, result=result, training_metrics={})
+
+    old = {"starts_from": "base", "stage.data.sources.own.stage": "draw", "stage.data.sources.own.artifact": "own"}
+    done = {name: finished(name) for name in made}
+    assert not is_stale(specs[2], Manifest(stages={**done, "again": finished("again", **old)}))
+    now = old | {"stage.data.sources.own.stage": "draw2"}
+    assert is_stale(specs[2], Manifest(stages={**done, "again": finished("again", **now)})), "the negative control"
