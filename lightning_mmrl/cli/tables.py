@@ -78,7 +78,8 @@ def gains_table(task: Task, gains: Sequence[Gain]) -> Table:
     for name in ("stage", "over", "set", "gain"):
         table.add_column(name, justify="right" if name == "gain" else "left")
     for gain in gains:
-        table.add_row(gain.stage, gain.over, gain.name, _percent(gain.difference, sign="+"))
+        unlike = f", {gain.num_unpaired} unlike samples aside" if gain.num_unpaired else ""
+        table.add_row(gain.stage, gain.over, f"{gain.name}{unlike}", _percent(gain.difference, sign="+"))
     return table
 
 

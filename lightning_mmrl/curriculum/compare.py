@@ -45,18 +45,23 @@ class SetResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gain:
-    """The headline of a stage minus that of the stage it started from, on the same samples of one set."""
+    """The headline of a stage minus that of the stage it started from, on the same samples of one set.
+
+    `num_unpaired` samples were left out by one of the two alone, and do not count.
+    """
 
     stage: str
     over: str
     name: str
     difference: Interval
     task: Task
+    num_unpaired: int = 0
 
     def plain(self) -> dict[str, Any]:
         """Plain values for a file."""
         found = {"stage": self.stage, "over": self.over, "name": self.name, "difference": asdict(self.difference)}
-        return found | self.task.described()
+        unpaired = {"num_unpaired": self.num_unpaired} if self.num_unpaired else {}
+        return found | unpaired | self.task.described()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,8 +112,17 @@ def compare_stages(
                 files = [place / f"{name}.jsonl" for place in (folder, folders[over])]
                 lines = [file.read_text(encoding="utf-8").splitlines() for file in files]
                 own, before = ([Judgement.from_json(line) for line in each] for each in lines)
+                # Each leaves out what it could not use, which may differ, for example by the length of its prompt.
+                ids = {each.sample_id for each in own} ^ {each.sample_id for each in before}
+                own = [each for each in own if each.sample_id not in ids]
+                before = [each for each in before if each.sample_id not in ids]
+                if not own:
+                    continue
                 difference = bootstrap.paired_difference(own, before, task_of(name))
-                gains.append(Gain(stage=stage, over=over, name=name, difference=difference, task=task_of(name)))
+                task, unpaired = task_of(name), len(ids)
+                gains.append(
+                    Gain(stage=stage, over=over, name=name, difference=difference, task=task, num_unpaired=unpaired)
+                )
     return Comparison(results=results, gains=gains)
 
 
