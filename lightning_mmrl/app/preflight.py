@@ -130,7 +130,7 @@ def check_schedules(path: str, stage: StageSettings) -> None:
     """Tries the schedules of a stage at its first step and, if its length is known, at its last one.
 
     Raises:
-        ConfigError: A schedule does not take its arguments, or gives a factor that cannot serve.
+        ConfigError: A schedule does not take its arguments, or gives a factor that is negative or not finite.
     """
     nodes = {"schedule": stage.schedule}
     if stage.algorithm is not None:

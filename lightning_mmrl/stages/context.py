@@ -61,7 +61,7 @@ class StageContext:
 class OptimizerSettings:
     """Builds an optimizer, and multiplies its learning rate by a function of step and number of steps.
 
-    A `critic` has a learning rate of its own, which replaces the factory's.
+    If `critic` is set, its learning rate replaces the factory's for all parameters.
     """
 
     factory: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]

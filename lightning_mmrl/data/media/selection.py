@@ -14,7 +14,7 @@ _STILL_S = 0.04
 """Duration of a clip that has a single frame."""
 
 _CLOCK_S = 1e-3
-"""A frame that starts at most this long after a chosen time counts as visible then, so that rounding has no effect."""
+"""A frame that starts up to this long after a chosen time is visible at that time, so that rounding has no effect."""
 
 _DIGITS = 4
 """Start times are rounded to 0.1 ms, because each container rounds them in its own way."""
@@ -80,7 +80,7 @@ def select_frames(
         )
     indices = frames_on_show(starts_s, first, last, settings.num_frames)
     late = (
-        f"{path}: its picture starts {starts_s[0]:.2f} s after its sound; the first frame stands for that time"
+        f"{path}: its picture starts {starts_s[0]:.2f} s after its sound; the first frame fills the gap"
         if starts_s[0] > _LATE_S
         else None
     )
@@ -120,7 +120,7 @@ def beyond_the_end(path: Path, ref: MediaRef, end_s: float) -> tuple[str, ...]:
     """A warning if a span ends after the medium that it is cut from."""
     if ref.end_s is None or ref.end_s <= end_s + _BEYOND_S:
         return ()
-    return (f"{path}: end {ref.end_s:g} lies beyond the {end_s:.2f} s that its {ref.kind} lasts; correct end",)
+    return (f"{path}: end {ref.end_s:g} s is later than the {end_s:.2f} s that its {ref.kind} lasts; change this end",)
 
 
 def check_pixels(path: Path, pixels: int, settings: MediaSettings) -> None:

@@ -104,7 +104,7 @@ decode_video = of_path(read_video)
 def is_safe_for_decord(outline: Outline) -> bool:
     """Whether decord returns the right frames of a file; tools/truth/frame_truth.py tests this rule.
 
-    Timestamps are read from the packets in any case.
+    With decord, only the pictures come from decord; their times are read from the packets.
 
     decord is right only for H.264 in MP4 that is `simple` and not rotated. In other files it shows frames that an
     edit list cuts off. It returns wrong frames where other codecs (MPEG-4, MPEG-2, HEVC) have B-frames, where key

@@ -108,7 +108,7 @@ class NCCLTransfer:
         return task.value
 
     def forget(self) -> None:
-        """Drops the group, which cannot be left once its other side is gone; the next push joins the workers again."""
+        """Drops the group without leaving it, which would take both sides; the next push joins the workers again."""
         self._engine = None
 
     def close(self) -> None:

@@ -178,7 +178,7 @@ def test_an_end_beyond_the_medium_is_warned_about(name, kind, end_s, warned, tmp
     if warned:
         whole = "1.00" if name == "a.wav" else "2.0[05]"
         sentence = (
-            rf"{re.escape(str(path))}: end {end_s:g} lies beyond the {whole} s that its {kind} lasts; correct end"
+            rf"{re.escape(str(path))}: end {end_s:g} s is later than the {whole} s that its {kind} lasts; change this end"
         )
         assert re.fullmatch(sentence, found[0])
 
@@ -186,4 +186,4 @@ def test_an_end_beyond_the_medium_is_warned_about(name, kind, end_s, warned, tmp
 def test_an_end_beyond_a_picture_that_pyav_decodes_is_warned_about(tmp_path):
     path = clips.write_grey(tmp_path / "a.mkv", [index / 10 for index in range(10)])
     decoded = decode_video(path, MediaRef(kind="video", path="a.mkv", end_s=5.0), MediaSettings())
-    assert decoded.warnings == (f"{path}: end 5 lies beyond the 1.00 s that its video lasts; correct end",)
+    assert decoded.warnings == (f"{path}: end 5 s is later than the 1.00 s that its video lasts; change this end",)
