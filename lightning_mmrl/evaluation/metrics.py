@@ -70,7 +70,8 @@ def uar(confusion: ArrayLike) -> NDArray[np.float64]:
 def macro_f1(confusion: ArrayLike) -> NDArray[np.float64]:
     """The mean of F1_c = 2 TP_c / (2 TP_c + FP_c + FN_c) over the classes with n_c > 0.
 
-    FP_c counts each sample of another class that was predicted as c. An unparsed answer is a false negative of its true class.
+    FP_c counts each sample of another class that was predicted as c. An unparsed answer is a false negative of its
+    true class.
 
     >>> float(macro_f1([[1, 1, 0], [0, 2, 0]]))
     0.7333333333333334

@@ -177,9 +177,8 @@ def test_an_end_beyond_the_medium_is_warned_about(name, kind, end_s, warned, tmp
     assert len(found) == warned
     if warned:
         whole = "1.00" if name == "a.wav" else "2.0[05]"
-        sentence = (
-            rf"{re.escape(str(path))}: end {end_s:g} s is later than the {whole} s that its {kind} lasts; change this end"
-        )
+        late = f"end {end_s:g} s is later than the {whole} s that its {kind} lasts; change this end"
+        sentence = rf"{re.escape(str(path))}: {late}"
         assert re.fullmatch(sentence, found[0])
 
 

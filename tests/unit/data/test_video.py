@@ -289,9 +289,7 @@ def test_before_a_late_picture_its_first_frame_stands_and_it_is_said(tmp_path):
     assert clips.shown(decoded.frames) == [0, 0, 0, 0, 1, 3, 6, 8]
     assert decoded.timestamps_s == pytest.approx([1.0, 1.0, 1.0, 1.0, 1.1, 1.3, 1.6, 1.8])
     assert decoded.duration_s == pytest.approx(2.0)
-    assert decoded.warnings == (
-        f"{path}: its picture starts 1.00 s after its sound; the first frame fills the gap",
-    )
+    assert decoded.warnings == (f"{path}: its picture starts 1.00 s after its sound; the first frame fills the gap",)
     within = look(video.decode_video, path, 2, start_s=0.2, end_s=0.8)
     assert (clips.shown(within.frames), within.duration_s) == ([0, 0], pytest.approx(0.6))
 
