@@ -120,6 +120,7 @@ def commands(work: Path, name: str = "run") -> dict[str, list[str]]:
     small = [
         "data.validation=null",
         "~evaluation.sets.ood",
+        "evaluation.base=false",
         "evaluation.limit=4",
         "evaluation.max_new_tokens=4",
         "trainer=cpu",

@@ -95,13 +95,17 @@ def test_a_gate_ends_a_run_with_its_report_and_a_second_call_evaluates_or_goes_o
     assert "Recognition by stage" in captured.out
     run = workplace / "runs" / "gated"
     assert list(Manifest.read(run).stages) == ["cold_start"]
-    assert [row["stage"] for row in json.loads((run / "comparison.json").read_text())["results"]] == ["cold_start"] * 2
+    results = json.loads((run / "comparison.json").read_text())["results"]
+    assert [row["stage"] for row in results] == ["base"] * 2 + ["cold_start"] * 2
     weights = (run / "stages" / "00-cold_start" / "handoff" / "model.safetensors").read_bytes()
     assert train(workplace, "gated", *arguments, "evaluation.limit=4") == 0
     assert (run / "stages" / "00-cold_start" / "handoff" / "model.safetensors").read_bytes() == weights
     comparison = json.loads((run / "comparison.json").read_text())
     assert {row["num_samples"] for row in comparison["results"]} == {4}
-    assert {(gain["stage"], gain["over"]) for gain in comparison["gains"]} == {("reason", "cold_start")}
+    assert {(gain["stage"], gain["over"]) for gain in comparison["gains"]} == {
+        ("cold_start", "base"),
+        ("reason", "cold_start"),
+    }
 
 
 def test_a_run_folder_in_use_is_left_alone(workplace, capsys):

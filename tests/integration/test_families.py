@@ -112,6 +112,9 @@ def test_a_grpo_iteration_moves_what_is_not_frozen(name, model, tmp_path):
     assert engine.version == 1
 
 
+TEXT_FAMILIES = ("qwen2", "qwen3", "llama")
+
+
 def part_of(name):
     """The part that a parameter belongs to, by the names in transformers' classes."""
     if ".merger." in f".{name}" or ".deepstack_merger_list." in name or name.startswith("audio_tower.proj."):
@@ -132,7 +135,7 @@ PARTS = {
 
 
 @pytest.mark.parametrize("how", PARTS)
-@pytest.mark.parametrize("name", families.each([name for name in families.FAMILIES if name not in ("qwen2", "qwen3")]))
+@pytest.mark.parametrize("name", families.each([name for name in families.FAMILIES if name not in TEXT_FAMILIES]))
 def test_towers_and_projectors_are_frozen_apart(name, how, model, tmp_path):
     """In SFT and in RL; the first case is R1-Omni's, and the second is its control, in which no projector moves."""
     groups, moved = PARTS[how]
@@ -151,7 +154,7 @@ def test_towers_and_projectors_are_frozen_apart(name, how, model, tmp_path):
         assert moved_parts(model.policy, before) == moved
 
 
-@pytest.mark.parametrize("name", ["qwen2"])
+@pytest.mark.parametrize("name", TEXT_FAMILIES)
 def test_a_model_without_towers_has_no_projector(model):
     for group in ("projector", "vision_tower"):
         with pytest.raises(ConfigError, match=f"unknown group '{group}'; this family has text$"):

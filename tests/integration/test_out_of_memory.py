@@ -119,6 +119,7 @@ def test_without_memory_for_the_copy_of_a_state_training_goes_on(checkpoint, und
 
 def test_the_command_says_what_is_safe_and_what_takes_less_memory(tmp_path, monkeypatch, capsys):
     command = ["train", *SMALL_RL, "stages.reason.num_steps=3", "state.every_n_steps=1", "tracking=none"]
+    command += ["evaluation.base=false"]
     command += [f"output_dir={tmp_path}/runs", f"data.root={tmp_path}/data", f"data.media.cache_dir={tmp_path}/cache"]
     with monkeypatch.context() as patch:
         patch.setattr(Policy, "next_logprobs", Policy.next_logprobs)

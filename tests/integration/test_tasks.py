@@ -49,7 +49,10 @@ def test_a_run_with_two_tasks(tmp_path, capsys):
     metrics = json.loads((run / "manifest.json").read_text())["stages"]["reason"]["result"]["metrics"]
     assert {"reason/validation/accuracy", "reason/test/accuracy", "reason/digits/uar"} <= metrics.keys()
     gains = json.loads((run / "comparison.json").read_text())["gains"]
-    assert [(gain["name"], gain["task"]["headline"]) for gain in gains] == [("test", "accuracy")]
+    assert [(gain["stage"], gain["over"], gain["name"], gain["task"]["headline"]) for gain in gains] == [
+        ("cold_start", "base", "test", "accuracy"),
+        ("reason", "cold_start", "test", "accuracy"),
+    ]
 
     assert main(["train", *SMALL, *own, *places]) == 0
     assert "stage 2 of 2 reason: already finished" in capsys.readouterr().err
