@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from lightning_mmrl.curriculum.graph import data_inputs
 from lightning_mmrl.errors import ConfigError, StageError
 from lightning_mmrl.protocols.plain import StageJob, TrackedRun
 from lightning_mmrl.settings.data import SourceSettings
+from lightning_mmrl.settings.rules import require
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.settings.stage import NodeSettings
 from lightning_mmrl.types.records import ArtifactType, Edge, Sample, StageSpec, Training
@@ -55,9 +56,10 @@ class SelectingKind:
         return "keeps some of its samples"
 
     def check(self, path: str, stage: NodeSettings, config: RunSettings) -> None:
-        """Refuses sources with several media roots."""
-        located = stage.data.located(config.dataset(stage.data.dataset))
-        media_root(path, {name: source for name, source in located.items() if source.stage is None})
+        """Refuses sources with several media roots, and keys that the stage would ignore."""
+        require(stage.prompt is None, f"{path}.prompt", "set", "null: no prompt is built")
+        check_each_once(path, stage)
+        check_media_root(path, stage, config)
 
     def preflight(self, path: str, stage: NodeSettings) -> None:
         """Nothing is built."""
@@ -159,6 +161,30 @@ def write_samples(
     else:
         write_whole(directory / name, "")
     return {"artifact": artifact, "media_root": root, "manifest": name, "counts": {"kept": len(kept), **dropped}}
+
+
+def check_each_once(path: str, stage: NodeSettings) -> None:
+    """Refuses keys that draw samples or leave media out: a stage that makes data reads each sample once and whole.
+
+    Raises:
+        ConfigError: Such a key is set.
+    """
+    key, data = f"{path}.data", stage.data
+    require(data.balance is None, f"{key}.balance", data.balance, "null: each sample is read once")
+    for name, rate in asdict(data.modality_dropout).items():
+        require(rate == 0, f"{key}.modality_dropout.{name}", rate, "0: samples keep their media")
+    for name, source in data.sources.items():
+        require(source.weight == 1, f"{key}.sources.{name}.weight", source.weight, "1: each sample is read once")
+
+
+def check_media_root(path: str, stage: NodeSettings, config: RunSettings) -> None:
+    """Refuses sources, of those that exist before the run, that have several media roots.
+
+    Raises:
+        ConfigError: They do.
+    """
+    located = stage.data.located(config.dataset(stage.data.dataset))
+    media_root(path, {name: source for name, source in located.items() if source.stage is None})
 
 
 def media_root(path: str, sources: Mapping[str, SourceSettings]) -> str:

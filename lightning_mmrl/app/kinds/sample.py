@@ -12,14 +12,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from lightning_mmrl.app.data_kinds import media_root, write_samples
+from lightning_mmrl.app.data_kinds import check_each_once, check_media_root, media_root, write_samples
 from lightning_mmrl.config.checks.answers import check_answer_selection
 from lightning_mmrl.config.checks.values import check_rewards
 from lightning_mmrl.config.specs import flattened
 from lightning_mmrl.curriculum.graph import usual_inputs
 from lightning_mmrl.errors import ConfigError, DataError, StageError
 from lightning_mmrl.protocols.plain import StageJob, TrackedRun
-from lightning_mmrl.settings.rules import require
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.settings.sample import SampleSettings
 from lightning_mmrl.types.records import WEIGHTS, ArtifactType, Edge, StageSpec, Training
@@ -59,17 +58,8 @@ class SampleKind:
         assert stage.rewards is not None
         check_rewards(f"{path}.rewards", stage.rewards)
         check_answer_selection(f"{path}.keep", stage.keep)
-        require(
-            stage.data.balance is None, f"{path}.data.balance", stage.data.balance, "null: each prompt is drawn once"
-        )
-        for name, rate in asdict(stage.data.modality_dropout).items():
-            require(rate == 0, f"{path}.data.modality_dropout.{name}", rate, "0: samples keep their media")
-        for name, source in stage.data.sources.items():
-            require(
-                source.weight == 1, f"{path}.data.sources.{name}.weight", source.weight, "1: each prompt is drawn once"
-            )
-        located = stage.data.located(config.dataset(stage.data.dataset))
-        media_root(path, {name: source for name, source in located.items() if source.stage is None})
+        check_each_once(path, stage)
+        check_media_root(path, stage, config)
 
     def preflight(self, path: str, stage: SampleSettings) -> None:
         """Builds the rewards, and checks the arguments of the engine."""
