@@ -211,8 +211,8 @@ def test_a_stage_of_an_own_kind_makes_data_for_the_next_one(places, tmp_path, ca
         (OPEN, "+stages.cut.checkpoint=a/b", "stages.cut.checkpoint is 'a/b', and stages of kind own_code.kinds read"),
         (
             OPEN,
-            "+stages.cut.data.modality_dropout.audio=0.5",
-            "stages.cut.data.modality_dropout.audio is 0.5; it must be 0",
+            "+stages.cut.data.modality_dropout.silent=0.5",
+            "stages.cut.data.modality_dropout.silent is 0.5; it must be 0",
         ),
         (OPEN, "+stages.cut.data.balance=label", "stages.cut.data.balance is label; it must be null: each sample is"),
         (OPEN, "+stages.cut.prompt.system=Hello", "stages.cut.prompt is set; it must be null: no prompt is built"),
