@@ -68,17 +68,20 @@ def hints(config: RunSettings, name: str, shape: ModelShape, lengths: Lengths) -
     return found
 
 
-def memory_hint(config: RunSettings, name: str) -> str:
-    """Keys that make a stage that ran out of memory use less memory.
+def memory_hint(config: RunSettings, name: str | None) -> str:
+    """Keys that make a stage that ran out of memory use less memory; without a stage, those of an evaluation.
 
     First come keys that do not change its outcome, with which a begun stage continues. The next ones need
     `--allow-changes`; the last are the suggestions of `mmrl plan`.
     """
+    evaluation = f"a lower evaluation.batch_size ({config.evaluation.batch_size})"
+    if name is None:
+        return f"to use less set {evaluation}"
     stage, path = config.trained.get(name), f"stages.{name}"
     if stage is None:
         return f"to use less set a lower {path}.data.batch_size"
     free = [] if stage.trainer.activation_checkpointing else [f"{path}.trainer.activation_checkpointing=true"]
-    free.append(f"a lower evaluation.batch_size ({config.evaluation.batch_size})")
+    free.append(evaluation)
     costs = [f"{path}.data.batch_size ({stage.data.batch_size})"]
     if stage.algorithm is not None and stage.sampling is not None:
         budget = stage.algorithm.update.tokens_per_microbatch

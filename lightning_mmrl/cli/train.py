@@ -59,8 +59,6 @@ def train(
             try:
                 outcome = run_curriculum(config, console, selection, group)
             except OutOfMemoryError as error:
-                if error.stage is None:
-                    raise
                 raise OutOfMemoryError(f"{error}; {memory_hint(config, error.stage)}") from error
     if outcome is None:
         return

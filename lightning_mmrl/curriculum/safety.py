@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from lightning_mmrl.curriculum.attempt import STATES, stage_folder
+from lightning_mmrl.curriculum.attempt import STATES, Attempt, stage_folder
 from lightning_mmrl.curriculum.manifest import Manifest
 from lightning_mmrl.errors import DiskError, OutOfMemoryError, StageError
 from lightning_mmrl.machine import refusal
+from lightning_mmrl.stages.sample import PartStore
 from lightning_mmrl.training.state_store import StateStore
 from lightning_mmrl.types.records import StageSpec
 
@@ -35,7 +36,7 @@ def told_what_is_safe(directory: Path, specs: Sequence[StageSpec]) -> Iterator[N
 
 
 def what_is_safe(directory: Path, specs: Sequence[StageSpec]) -> tuple[str | None, str]:
-    """The stage in progress (None if all are finished), and a clause that lists the saved work in a run folder.
+    """The stage in progress (None if a model is evaluated), and a clause that lists the saved work in a run folder.
 
     Args:
         directory: The run folder.
@@ -44,15 +45,27 @@ def what_is_safe(directory: Path, specs: Sequence[StageSpec]) -> tuple[str | Non
     try:
         finished = Manifest.read(directory).stages
         pending = next((spec for spec in specs if spec.name not in finished), None)
-        store = None if pending is None else StateStore(stage_folder(directory, pending) / STATES)
-        step = None if store is None else store.newest_step()
-        num_bytes = 0 if store is None or step is None else store.num_bytes(step)
+        # A stage records its attempt before it reads anything; until then the model before it is evaluated.
+        begun = pending is not None and Attempt.begun(stage_folder(directory, pending)) is not None
+        saved, size = _saved_of(pending, directory) if pending is not None and begun else ([], "")
     except (StageError, OSError):
         return None, f"{directory} cannot be read"
     made = {spec.name: "the handoff" if spec.trains else "the data" for spec in specs}
-    parts = [f"{made[spec.name]} of {spec.name}" for spec in specs if spec.name in finished]
-    if pending is not None and step is not None:
-        parts.append(f"the state of {pending.name} after step {step}")
+    parts = [f"{made[spec.name]} of {spec.name}" for spec in specs if spec.name in finished] + saved
+    safe = f"safe in {directory}: {', '.join(parts)}{size}" if parts else f"{directory} has no saved work yet"
+    return pending.name if pending is not None and begun else None, safe
+
+
+def _saved_of(pending: StageSpec, directory: Path) -> tuple[list[str], str]:
+    """What an unfinished stage has saved, as a list of at most one clause, and a note on its size."""
+    folder = stage_folder(directory, pending) / STATES
+    if not pending.trains:
+        num_parts = PartStore(directory=folder).num_parts()
+        return [f"{num_parts} batches of {pending.name}"] if num_parts else [], ""
+    store = StateStore(folder)
+    step = store.newest_step()
+    if step is None:
+        return [], ""
+    num_bytes = store.num_bytes(step)
     size = f" (a state takes {num_bytes / 1e6:,.0f} MB)" if num_bytes else ""
-    safe = f"safe in {directory}: {', '.join(parts)}{size}" if parts else f"{directory} has no state and no handoff yet"
-    return None if pending is None else pending.name, safe
+    return [f"the state of {pending.name} after step {step}"], size

@@ -139,3 +139,18 @@ def test_the_command_says_what_is_safe_and_what_takes_less_memory(tmp_path, monk
         assert part in sentence
     assert main([*command, "run_name=a"]) == 0
     assert "continuing after step" in capsys.readouterr().err
+
+
+def test_memory_that_runs_out_in_an_evaluation_is_told_as_no_stage(tmp_path, monkeypatch, capsys):
+    """The base model's, before the first stage."""
+    command = ["train", *SMALL_RL, "stages.reason.num_steps=1", "tracking=none", "run_name=a"]
+    command += [f"output_dir={tmp_path}/runs", f"data.root={tmp_path}/data", f"data.media.cache_dir={tmp_path}/cache"]
+    monkeypatch.setattr(Policy, "next_logprobs", Policy.next_logprobs)
+    exhaust(Policy, "next_logprobs", 1, DEVICE)
+    assert main(command) == 2
+    (sentence,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mmrl train: ")]
+    assert sentence.startswith("mmrl train: no memory is left on the device (CUDA out of memory. Tried ")
+    assert sentence.endswith(
+        f"; {tmp_path}/runs/a has no saved work yet; the same command continues; to use less set a lower "
+        "evaluation.batch_size (64)"
+    )
