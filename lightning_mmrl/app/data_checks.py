@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ class Use:
 
     Attributes:
         source: The manifest, in its folder.
+        seen: The configuration as this use sees it: with its own dataset and prompt.
         media: Folder of its media.
         num_samples: How many of its samples are used, from its beginning; None for all.
         supervised: True if each sample must end with the target.
@@ -51,6 +52,7 @@ class Use:
     """
 
     source: SourceSettings | EvaluationSetSettings
+    seen: RunSettings
     media: Path
     num_samples: int | None
     supervised: bool
@@ -131,17 +133,22 @@ def uses(config: RunSettings) -> list[Use]:
     """Every use of a manifest that exists before the run, in its order; the sets of evaluations come last."""
     tasks, found = built_tasks(config), []
 
-    def turns_with(template: PromptTemplate) -> Callable[[str, Sequence[Sample]], object]:
-        return partial(check_turns, template=template, supervised=False)
-
     def validation_of(data: DataSettings) -> EvaluationSetSettings:
         return EvaluationSetSettings(manifest=data.validation or "").located(data)
 
-    def evaluated(each: EvaluationSetSettings, limit: int | None, task: Task | None, *more: Any) -> Use:
-        checks = () if task is None else (*more, task.check)
-        by_label = isinstance(task, ClosedLabels)
-        media = each.media_folder
-        return Use(source=each, media=media, num_samples=limit, supervised=False, by_label=by_label, checks=checks)
+    def evaluated(
+        each: EvaluationSetSettings, seen: RunSettings, limit: int | None, task: Task | None, *more: Any
+    ) -> Use:
+        turns = partial(check_turns, template=PromptTemplate(seen.prompt), supervised=False)
+        return Use(
+            source=each,
+            seen=seen,
+            media=each.media_folder,
+            num_samples=limit,
+            supervised=False,
+            by_label=isinstance(task, ClosedLabels),
+            checks=() if task is None else (*more, turns, task.check),
+        )
 
     for name in config.order:
         stage, path = config.stages[name], f"stages.{name}"
@@ -149,15 +156,15 @@ def uses(config: RunSettings) -> list[Use]:
         found += _uses_of_stage(path, stage, seen, stage.data.located(seen.data))
         if isinstance(stage, StageSettings) and stage.validate_every and seen.data.validation is not None:
             module, task = data_module(path, stage, config), built_tasks(seen)[VALIDATION]
-            limit, turns = seen.data.validation_limit, turns_with(PromptTemplate(seen.prompt))
-            found.append(evaluated(validation_of(seen.data), limit, task, module.check_kinds, turns))
+            limit = seen.data.validation_limit
+            found.append(evaluated(validation_of(seen.data), seen, limit, task, module.check_kinds))
     for data in config.all_data.values():
         if data.validation is not None:
             # Also if no stage is validated: the run writes down all manifests that its configuration names.
-            found.append(evaluated(validation_of(data), None, None))
+            found.append(evaluated(validation_of(data), replace(config, data=data), None, None))
     for name, each in config.sets().items():
-        turns = turns_with(PromptTemplate(config.prompt_of(each)))
-        found.append(evaluated(each, config.evaluation.limit, tasks[name], turns))
+        seen = replace(config, prompt=config.prompt_of(each))
+        found.append(evaluated(each, seen, config.evaluation.limit, tasks[name]))
     return found
 
 
@@ -181,6 +188,7 @@ def _uses_of_stage(
     return [
         Use(
             source=source,
+            seen=config,
             media=source.media_folder,
             num_samples=source.limit,
             supervised=supervised,

@@ -1,7 +1,8 @@
 """Finds samples that training would leave out or refuse, by the same preparation without training."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from lightning_mmrl.app.assembly import Assembly, quiet_libraries
@@ -11,10 +12,12 @@ from lightning_mmrl.data.inspection import Inventory
 from lightning_mmrl.data.prepared import PreparedSet
 from lightning_mmrl.data.schema import Entry, Problem
 from lightning_mmrl.errors import DataError
+from lightning_mmrl.prompts.template import PromptTemplate
+from lightning_mmrl.settings.data import PromptSettings
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.training.console import ConsoleProgress
 from lightning_mmrl.training.monitor import ConsoleMonitor
-from lightning_mmrl.types.records import Sample
+from lightning_mmrl.types.media import MediaSettings
 
 UNUSABLE = "cannot be used"
 UNENCODABLE = "cannot be encoded"
@@ -63,12 +66,17 @@ class EncodingCheck:
     def _problems(self, path: Path, entries: Sequence[Entry]) -> dict[int, Problem]:
         own = [use for use in self._uses if use.source.path.resolve() == path.resolve()]
         with_targets = all(entry.sample.messages[-1].role == "assistant" for entry in entries)
-        kinds = sorted({use.supervised for use in own}) or [with_targets]
+        config = self.parts.config
+        ways = [(use.supervised, use.seen.prompt, use.seen.data.media) for use in own] or [
+            (with_targets, config.prompt, config.data.media)
+        ]
+        differing = [way for number, way in enumerate(ways) if way not in ways[:number]]
+        makers = [self._maker(*way) for way in differing]
         found: dict[int, Problem] = {}
         for entry in entries:
             try:
-                for supervised in kinds:
-                    self._set([entry.sample], supervised=supervised).check(path.name)
+                for prepared in makers:
+                    prepared([entry.sample]).check(path.name)
                 for use in own:
                     for check in use.checks:
                         check(use.source.manifest, [entry.sample])
@@ -76,21 +84,23 @@ class EncodingCheck:
                 reason = str(error).removeprefix(f"{path.name}: ")
                 problem = Problem(file=entry.file, line=entry.line, group=UNUSABLE, reason=reason)
                 found.setdefault(entry.line, problem)
-        for supervised in kinds:
+        for prepared in makers:
             rest = [entry for entry in entries if entry.line not in found]
-            prepared = self._set([entry.sample for entry in rest], supervised=supervised)
-            faults = prepared.faults(path.name, ConsoleMonitor(self.parts.console, None))
+            faults = prepared([entry.sample for entry in rest]).faults(
+                path.name, ConsoleMonitor(self.parts.console, None)
+            )
             for entry in rest:
                 if entry.sample.id in faults:
                     reason = faults[entry.sample.id]
                     found[entry.line] = Problem(file=entry.file, line=entry.line, group=UNENCODABLE, reason=reason)
         return found
 
-    def _set(self, samples: Sequence[Sample], *, supervised: bool) -> PreparedSet:
-        return PreparedSet(
-            samples,
+    def _maker(self, supervised: bool, prompt: PromptSettings, media: MediaSettings) -> Callable[..., PreparedSet]:
+        """Makes sets of samples as one use of a manifest prepares them."""
+        return partial(
+            PreparedSet,
             media_root=self._media_root,
-            pipeline=self._pipeline,
-            template=self.parts.template,
+            pipeline=replace(self._pipeline, settings=media),
+            template=PromptTemplate(prompt),
             supervised=supervised,
         )

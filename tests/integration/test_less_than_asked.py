@@ -168,3 +168,17 @@ def test_validate_names_each_line_that_training_would_not_take(own, overrides, c
     out = capsys.readouterr().out
     assert f"{own / manifest}.jsonl:2: " in out
     assert out.splitlines()[-1] == "1 sample usable, 1 bad line"
+
+
+def test_validate_prepares_a_manifest_with_the_prompt_of_its_stage(own, overrides, capsys):
+    """Only the prompt of the second stage is too long, so only the manifest that it reads is refused."""
+    good = {name: line(name, "media/a0.wav", "sad", target=name == "cold_start") for name in ("cold_start", "train")}
+    for name, row in good.items():
+        write(own / f"{name}.jsonl", [row])
+    given = [*overrides, f"data.root={own}", f"+stages.reason.prompt={{system: '{'Look. ' * 4000}'}}"]
+    assert validate(own, "--for", *given, manifests=("cold_start",)) == 0
+    capsys.readouterr()
+    assert validate(own, "--for", *given, manifests=("train",)) == 1
+    out = capsys.readouterr().out
+    assert f"{own / 'train'}.jsonl:1: " in out
+    assert out.splitlines()[-1] == "0 samples usable, 1 bad line"
