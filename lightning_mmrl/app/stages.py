@@ -23,7 +23,7 @@ from lightning_mmrl.protocols.tensors import PromptEncoder
 from lightning_mmrl.registry import targets
 from lightning_mmrl.registry.kinds import kind_of
 from lightning_mmrl.settings.data import SourceSettings
-from lightning_mmrl.settings.run import RunSettings
+from lightning_mmrl.settings.run import RunSettings, data_key
 from lightning_mmrl.settings.stage import NodeSettings, StageSettings
 from lightning_mmrl.stages.context import OptimizerSettings, StageContext
 from lightning_mmrl.suggestions import shown
@@ -153,7 +153,7 @@ def data_module(path: str, stage: NodeSettings, config: RunSettings) -> type[Omn
 
 def _module_of_data(path: str, stage: NodeSettings, config: RunSettings) -> Any:
     name = stage.data.dataset
-    key = f"{path}.data.module" if stage.data.module else ("data" if name is None else f"datasets.{name}") + ".module"
+    key = f"{path}.data.module" if stage.data.module else f"{data_key(name)}.module"
     node = stage.data.module or config.dataset(name).module
     return targets.build({**node, "_partial_": True}, key)
 

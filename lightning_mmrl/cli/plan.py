@@ -53,7 +53,7 @@ def plan(config: RunSettings, lengths: Lengths) -> None:
     for spec in specs:
         stage = stages.get(spec.name) or config.stages[spec.name]
         samples = num_samples(stage.data.located(config.dataset(stage.data.dataset)).values())
-        base = f"base model {config.model.checkpoint_but_build}" if spec.reads_weights else "-"
+        base = stage.checkpoint or (f"base model {config.model.checkpoint_but_build}" if spec.reads_weights else "-")
         read = ", ".join(f"{edge.artifact} of {edge.stage}" for key, edge in spec.inputs.items() if key != WEIGHTS)
         trained = isinstance(stage, StageSettings)
         steps = (str(stage.num_steps or "?"), passes(stage, samples)) if trained else ("-", "1.00")

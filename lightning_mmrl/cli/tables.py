@@ -20,7 +20,8 @@ def print_comparison(outcome: FinishedRun) -> None:
     console = report_console()
     for results, gains in by_task(outcome.comparison):
         console.print(results_table(results))
-        console.print(gains_table(results[0].task, gains))
+        if gains:
+            console.print(gains_table(results[0].task, gains))
     for result in outcome.results:
         phases = ", ".join(f"{phase} {format_seconds(value)}" for phase, value in result.seconds.items())
         console.print(f"{result.name}: {phases}")

@@ -32,7 +32,8 @@ def loading(checkpoint: str | Path, what: str) -> Iterator[None]:
         reason = "there is no such folder" if missing else str(error).strip().partition("\n")[0]
         raise StageError(
             f"{what} of {str(checkpoint)!r} cannot be loaded ({reason}); "
-            "model.checkpoint must be a Hugging Face folder or a hub id that is reachable or cached"
+            "model.checkpoint, or the checkpoint of a stage, must be a Hugging Face folder or a hub id that is "
+            "reachable or cached"
         ) from error
 
 

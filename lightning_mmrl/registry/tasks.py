@@ -8,7 +8,7 @@ from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.evaluation.tasks.task import Task
 from lightning_mmrl.registry import targets
 from lightning_mmrl.settings.data import DataSettings
-from lightning_mmrl.settings.run import RunSettings
+from lightning_mmrl.settings.run import RunSettings, data_key
 
 VALIDATION = "validation"
 """Name of the validation among the sets; no evaluation set may have it."""
@@ -48,7 +48,7 @@ def _tasks(config: RunSettings, build: Callable[[Mapping[str, Any], str], Any]) 
             found[name] = _checked(each.task, f"evaluation.sets.{name}.task", build)
         else:
             if each.dataset not in shared:
-                key = "data.task" if each.dataset is None else f"datasets.{each.dataset}.task"
+                key = f"{data_key(each.dataset)}.task"
                 shared[each.dataset] = _checked(_node_of(config.dataset(each.dataset)), key, build)
             found[name] = shared[each.dataset]
     return found

@@ -109,6 +109,11 @@ class EvaluationSettings:
     """Bootstrap resamples of the 95 % intervals."""
 
 
+def data_key(name: str | None) -> str:
+    """Returns the key of the dataset with a name; None for `data`."""
+    return "data" if name is None else f"datasets.{name}"
+
+
 @dataclass
 class RunSettings:
     """Everything `mmrl train` needs."""
@@ -148,7 +153,9 @@ class RunSettings:
     @property
     def all_data(self) -> dict[str, DataSettings]:
         """All datasets by their keys: data, datasets.NAME."""
-        return {"data": self.dataset(None)} | {f"datasets.{name}": each for name, each in self.datasets.items() if name}
+        return {data_key(None): self.dataset(None)} | {
+            data_key(name): each for name, each in self.datasets.items() if name
+        }
 
     @property
     def media_roots(self) -> set[str]:

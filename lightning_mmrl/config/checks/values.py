@@ -17,7 +17,7 @@ from lightning_mmrl.settings.algorithm import AlgorithmSettings, RewardSettings
 from lightning_mmrl.settings.data import ABLATIONS, DataSettings
 from lightning_mmrl.settings.model import BUILD, PARAMETER_GROUPS, TOWERS, AdapterSettings, frozen_parts
 from lightning_mmrl.settings.rules import check_rules, one_of, require
-from lightning_mmrl.settings.run import RunSettings
+from lightning_mmrl.settings.run import RunSettings, data_key
 from lightning_mmrl.settings.stage import PREVIOUS, SHARDED_PRECISIONS, StageSettings, TrainerSettings
 from lightning_mmrl.suggestions import did_you_mean, nearest, offered
 from lightning_mmrl.types.records import WEIGHTS, StageSpec
@@ -365,9 +365,11 @@ def _check_use_of_run(path: str, stage: StageSettings, config: RunSettings) -> N
     for each in stage.evaluation_sets or ():
         one_of(each, f"{path}.evaluation_sets", config.evaluation.sets)
     balance, data = stage.data.balance, config.dataset(stage.data.dataset)
-    require(balance is None or data.labels, f"{path}.data.balance", balance, "null if data.labels is empty")
+    labels = f"{data_key(stage.data.dataset)}.labels"
+    require(balance is None or data.labels, f"{path}.data.balance", balance, f"null if {labels} is empty")
     if stage.stop_when is not None and (stage.validate_every is None or data.validation is None):
-        raise ConfigError(f"{path}.stop_when needs validations; set {path}.validate_every and data.validation")
+        key = data_key(stage.data.dataset)
+        raise ConfigError(f"{path}.stop_when needs validations; set {path}.validate_every and {key}.validation")
     for name, bound in (("stop_when", stage.stop_when), ("gate", stage.gate)):
         if bound is not None and bound.at_least is None and bound.at_most is None:
             given = f"{path}.{name}"

@@ -78,6 +78,12 @@ def test_a_plan_in_an_empty_folder_needs_and_writes_nothing(folder, capsys):
     assert list(folder.iterdir()) == []
 
 
+def test_a_stage_with_a_checkpoint_of_its_own_starts_from_it(folder, capsys):
+    lines = shown(capsys, "plan", "stages.cold_start.checkpoint=Org/Model")
+    assert row(lines, "cold_start")[2] == "Org/Model"
+    assert row(lines, "reason")[2] == "cold_start"
+
+
 def test_a_plan_counts_samples_and_knows_what_is_finished(folder, capsys):
     (folder / "set").mkdir()
     (folder / "set" / "cold_start.jsonl").write_text("{}\n\n" * 64)

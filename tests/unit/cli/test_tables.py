@@ -1,10 +1,11 @@
 """The tables of results."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 from rich.console import Console
 
-from lightning_mmrl.cli.tables import by_task, gains_table, results_table
+from lightning_mmrl.cli.tables import by_task, gains_table, print_comparison, results_table
 from lightning_mmrl.curriculum.compare import Comparison, Gain, SetResult
 from lightning_mmrl.evaluation.intervals import Interval
 from lightning_mmrl.evaluation.tasks.closed_labels import ClosedLabels
@@ -84,6 +85,16 @@ def test_each_kind_of_task_has_a_table_of_its_own():
     assert [[row.name for row in results] for results, _ in parts] == [["test", "ood"], ["sums"]]
     assert [[gain.name for gain in found] for _, found in parts] == [["test"], ["sums"]]
     assert lines(*parts[1][0]) == [["reason", "sums", "5", "60.0 [50.0, 70.0]", "80.0", "20.0"]]
+
+
+def test_a_run_without_gains_prints_no_table_of_gains(capsys, tmp_path):
+    outcome = SimpleNamespace(
+        comparison=Comparison(results=[SUMS], gains=[]), results=[], directory=tmp_path, tracking_uri=None
+    )
+    print_comparison(outcome)
+    shown = capsys.readouterr().out
+    assert "60.0 [50.0, 70.0]" in shown
+    assert "gained" not in shown
 
 
 def test_the_tables_of_a_run_without_labels_know_no_labels():

@@ -497,3 +497,26 @@ def test_the_tree_is_the_one_hydra_prints():
     tree = compose_tree(["seed=5"])
     assert OmegaConf.select(tree, "seed") == 5
     assert "hydra" not in tree
+
+
+MATH = "datasets.sums.task={_target_: lightning_mmrl.evaluation.tasks.mathematics.Mathematics}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (
+            ["stages.reason.stop_when={metric: validation/accuracy, at_least: 0.5}", "datasets.sums.validation=null"],
+            "set stages.reason.validate_every and datasets.sums.validation",
+        ),
+        (
+            ["stages.reason.data.balance=label", "datasets.sums.labels=[]", MATH],
+            "it must be null if datasets.sums.labels is empty",
+        ),
+    ],
+)
+def test_a_refusal_names_the_dataset_of_the_stage(overrides, sentence):
+    given = ["+data@datasets.sums=arithmetic_synth", "+stages.reason.data.dataset=sums", *overrides]
+    with pytest.raises(ConfigError) as error:
+        compose(given)
+    assert sentence in str(error.value)

@@ -181,7 +181,7 @@ def test_a_missing_checkpoint_is_one_sentence(name, tmp_path):
         ) as error:
             part.from_checkpoint(tmp_path / "missing")
         assert "\n" not in str(error.value)
-        with pytest.raises(StageError, match=r"model.checkpoint must be a Hugging Face folder or a hub id"):
+        with pytest.raises(StageError, match=r"model.checkpoint, or the checkpoint of a stage, must be a"):
             part.from_checkpoint("Nobody/has-this-one")
 
 
