@@ -94,7 +94,7 @@ def training_job(
         checkpoint_io=io,
     )
     ranks = parts.group.ranks
-    exporter = partial(export_policy, policy, encoder.processor, started_from=str(start_from), ranks=ranks)
+    exporter = partial(export_policy, policy, encoder, started_from=str(start_from), ranks=ranks)
     datamodule.prepare_data()
     return LightningJob(
         trainer=trainer,

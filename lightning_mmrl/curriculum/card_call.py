@@ -94,6 +94,11 @@ def call_of(facts: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     return "\n".join([*parts, prompt, _answer(facts, kinds, config, interleaves=interleaves)])
 
 
+def part_of_text(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the configuration of the part that reads and answers: of a full omni model, its thinker."""
+    return config.get("thinker_config") or config
+
+
 def places_text_otherwise(facts: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
     """Whether transformers may give text after a clip other positions than training did."""
     family, by_maximum = config.get("model_type"), facts.get("position_rule") == "previous_maximum"

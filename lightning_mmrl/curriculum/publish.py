@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from lightning_mmrl.curriculum.artifacts import SEAL
-from lightning_mmrl.curriculum.card_call import call_of, places_text_otherwise
+from lightning_mmrl.curriculum.card_call import call_of, part_of_text, places_text_otherwise
 from lightning_mmrl.curriculum.facts import check_facts
 from lightning_mmrl.curriculum.lineage import ancestry, checked_handoff
 from lightning_mmrl.curriculum.manifest import FinishedStage
@@ -96,7 +96,7 @@ def publish(handoff: Path, target: Path, *, name: str | None = None, license_id:
     if target.exists():
         raise StageError(f"{target} exists; name a folder that does not, or remove it")
     stages = ancestry(handoff.parents[2], facts["digest"]) if len(handoff.parents) > 2 else []
-    config = read_json(handoff / "config.json", "restore it")
+    config = part_of_text(read_json(handoff / "config.json", "restore it"))
     tasks = evaluated_tasks(handoff.with_name("evaluation"), facts["labels"]) if stages else {}
     card = model_card(name or target.name, facts, config, stages, tasks=tasks, license_id=license_id)
     with writing(target), folder_beside(target) as partial:

@@ -1,17 +1,19 @@
 """Writes a policy as a Hugging Face folder that plain transformers loads."""
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import GenerationConfig, PreTrainedModel
 
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.models.finite import not_finite
 from lightning_mmrl.models.parallelize import gathered_weights
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.ranks import ALONE, Ranks
+from lightning_mmrl.protocols.tensors import PromptEncoder
 
 ADAPTER = "adapter"
 """Folder within a checkpoint that has the adapter alone, in peft's format."""
@@ -19,7 +21,7 @@ ADAPTER = "adapter"
 
 def export_policy(
     policy: Policy,
-    processor: ProcessorMixin | PreTrainedTokenizerBase,
+    encoder: PromptEncoder,
     directory: Path,
     *,
     started_from: str,
@@ -31,7 +33,7 @@ def export_policy(
 
     Args:
         policy: The policy; it stays as it is, its adapter unmerged.
-        processor: As for `export_checkpoint`.
+        encoder: The encoder of its prompts.
         directory: The folder.
         started_from: Hub id or folder of the model without the adapter.
         ranks: The processes that hold the weights.
@@ -49,28 +51,34 @@ def export_policy(
     if wrong:
         raise StageError(f"{wrong[0]} is not finite once the adapter is merged into it; lower the stage's optimizer.lr")
     if writes:
-        export_checkpoint(model, processor, directory, state=merged)
+        export_checkpoint(model, encoder, directory, state=merged)
     if writes and adapter is not None:
         adapter.save(directory / ADAPTER, state, base=started_from)
 
 
 def export_checkpoint(
     model: PreTrainedModel,
-    processor: ProcessorMixin | PreTrainedTokenizerBase,
+    encoder: PromptEncoder,
     directory: Path,
     *,
     state: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Writes weights as safetensors, configuration, generation config, processor, tokenizer and chat template.
 
-    A text-only family has a tokenizer in the processor's place, and its folder has no `processor_config.json`.
+    The folder has the layout of the family's released checkpoints: engines such as vLLM know no other. Its generation
+    config names the ids that ended completions in training. A text-only family has a tokenizer in the processor's
+    place, and its folder has no `processor_config.json`.
 
     Args:
         model: The model.
-        processor: Its processor, or the tokenizer of a text-only family.
+        encoder: The encoder of its prompts.
         directory: The folder.
         state: Weights to write in place of the model's own.
     """
-    model.save_pretrained(directory, state_dict=None if state is None else dict(state))
-    model.generation_config.save_pretrained(directory)  # type: ignore[union-attr]
-    processor.save_pretrained(directory)
+    prefix = encoder.engine_prefix
+    weights = {f"{prefix}{name}": tensor for name, tensor in (model.state_dict() if state is None else state).items()}
+    encoder.released(model).save_pretrained(directory, state_dict=weights)
+    generation = copy.deepcopy(model.generation_config) or GenerationConfig()
+    generation.eos_token_id = list(encoder.eos_token_ids)
+    generation.save_pretrained(directory)
+    encoder.processor.save_pretrained(directory)

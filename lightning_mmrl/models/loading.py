@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from lightning_mmrl.errors import MmrlError, StageError
 from lightning_mmrl.models.folder import NO_CODE, check_settings
@@ -56,3 +57,56 @@ def require_family(config: PreTrainedConfig, wanted: type[Config], checkpoint: s
             "choose the model preset of its family"
         )
     return config
+
+
+def load_eos_ids(checkpoint: str | Path, vocab_size: int, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Returns the ids that end a completion.
+
+    They are in `generation_config.json`. Where it is missing or names none, as in folders of omni models, `config.json`
+    has them, first in the part of its text model. The tokenizer's own end is the last resort.
+
+    Args:
+        checkpoint: A Hugging Face folder or hub id.
+        vocab_size: Number of tokens that the model knows.
+        tokenizer: The tokenizer of the checkpoint.
+
+    Raises:
+        StageError: No file names an id, or an id that one names is beyond the vocabulary.
+    """
+    named = {
+        "generation_config.json": _generation_ends(checkpoint),
+        "config.json": _configured_ends(checkpoint),
+        "the tokenizer": tokenizer.eos_token_id,
+    }
+    for place, found in named.items():
+        ids = tuple(found) if isinstance(found, list) else (found,)
+        if ids in ((), (None,)):
+            continue
+        for value in ids:
+            if not (isinstance(value, int) and 0 <= value < vocab_size):
+                raise StageError(
+                    f"eos_token_id of model checkpoint {str(checkpoint)!r} is {value!r} in {place}; "
+                    f"it must be a token of its vocabulary of {vocab_size}"
+                )
+        return ids
+    raise StageError(
+        f"model checkpoint {str(checkpoint)!r} has no end-of-sequence token: {', '.join(named)} name none; "
+        "add eos_token_id to its generation_config.json"
+    )
+
+
+def _generation_ends(checkpoint: str | Path) -> Any:
+    """The ends in `generation_config.json`; None where a folder has no such file."""
+    if Path(checkpoint).is_dir() and not (Path(checkpoint) / GENERATION_CONFIG_NAME).exists():
+        return None
+    with loading(checkpoint, "generation config"):
+        return GenerationConfig.from_pretrained(checkpoint).eos_token_id
+
+
+def _configured_ends(checkpoint: str | Path) -> Any:
+    """The ends that `config.json` names itself: its class has defaults, which may be the ends of another model."""
+    with loading(checkpoint, "model configuration"):
+        whole, _ = PreTrainedConfig.get_config_dict(checkpoint)
+    thinker = whole.get("thinker_config") or {}
+    parts = (thinker.get("text_config"), thinker, whole.get("text_config"), whole)
+    return next((part["eos_token_id"] for part in parts if part and part.get("eos_token_id") is not None), None)

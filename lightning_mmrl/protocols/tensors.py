@@ -141,7 +141,8 @@ class PromptEncoder(Protocol):
     answer, and the first one closes targets; `banned_token_ids` are never sampled.
 
     `processor` and `config` are the checkpoint's own objects of transformers. An engine that has its own model builds
-    that model from `engine_config`; the names of its weights start with `engine_prefix`.
+    that model from `engine_config`; the names of its weights start with `engine_prefix`. `released` wraps the policy's
+    model as the released checkpoints hold it, so that it is saved in their layout.
     """
 
     @property
@@ -172,6 +173,8 @@ class PromptEncoder(Protocol):
     def engine_prefix(self) -> str: ...
 
     def engine_config(self) -> Any: ...
+
+    def released(self, model: Any) -> Any: ...
 
     def banned_token_ids(self) -> Sequence[int]: ...
 

@@ -31,9 +31,7 @@ def write(name: str, folder: Path, *overrides: str) -> Path:
     facts: dict[str, Any] = Assembly(config=config, console=ConsoleProgress(quiet=True)).facts()
     facts["dtype"] = "float32"
     target = folder / "handoff"
-    write_artifact(
-        target, lambda directory: export_checkpoint(backbone.model.float(), encoder.processor, directory), facts
-    )
+    write_artifact(target, lambda directory: export_checkpoint(backbone.model.float(), encoder, directory), facts)
     return target
 
 

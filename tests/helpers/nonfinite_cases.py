@@ -61,7 +61,7 @@ class Stage(exact_cases.Stage):
             exporter=partial(
                 export_policy,
                 self.policy,
-                self.encoder.processor,
+                self.encoder,
                 started_from=self.started_from,
                 ranks=self.job.group.ranks,
             ),

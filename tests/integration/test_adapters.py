@@ -53,7 +53,7 @@ def handed_over(folder, seed):
     torch.manual_seed(seed)  # A is random
     policy.adapt(AdapterSettings(r=4, alpha=8))
     one_step.fit(*stage(SFTModule, name, encoder, policy, folder), folder)
-    export = partial(export_policy, policy, encoder.processor, started_from=str(base))
+    export = partial(export_policy, policy, encoder, started_from=str(base))
     return write_artifact(folder / "handoff", export, {})
 
 
@@ -103,7 +103,10 @@ def test_a_curriculum_hands_over_the_merged_model_and_the_adapter(tmp_path, caps
         config = json.loads((handoff / "adapter" / "adapter_config.json").read_text())
         assert config["base_model_name_or_path"] == str(start)
         base = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(start)
-        merged = load_file(handoff / "model.safetensors")
+        whole = load_file(handoff / "model.safetensors")
+        merged = {name.removeprefix("thinker."): tensor for name, tensor in whole.items()}
+        assert len(merged) == len(whole)
+        assert not merged.keys() & whole.keys()
         plain = PeftModel.from_pretrained(base, str(handoff / "adapter")).merge_and_unload().state_dict()
         changed = 0
         for key, value in load_file(start / "model.safetensors").items():

@@ -67,7 +67,7 @@ def test_an_sft_step_teaches_every_part_and_the_export_comes_back(name, model, t
         trained = policy(scoring).logprobs
     assert trained.sum().item() > first
 
-    export_checkpoint(policy.model, encoder.processor, tmp_path / "export")
+    export_checkpoint(policy.model, encoder, tmp_path / "export")
     again, reloaded = families.load(name, tmp_path / "export", dtype=torch.float32)
     assert reloaded.model.config.tie_word_embeddings == policy.model.config.tie_word_embeddings
     assert again.fingerprint == encoder.fingerprint
@@ -164,7 +164,7 @@ def test_a_model_without_towers_has_no_projector(model):
 @each_family
 def test_plain_transformers_loads_the_export(name, model, tmp_path):
     """Under the class that a user of the checkpoint would take, with every weight found and none left over."""
-    export_checkpoint(model.policy.model, model.encoder.processor, tmp_path / "export")
+    export_checkpoint(model.policy.model, model.encoder, tmp_path / "export")
     stock, report = STOCK[name].from_pretrained(tmp_path / "export", output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     ours, theirs = model.policy.model.state_dict(), stock.state_dict()

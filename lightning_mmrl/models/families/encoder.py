@@ -10,14 +10,13 @@ from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig
 
 from lightning_mmrl.errors import ConfigError, DataError, MediaError
 from lightning_mmrl.models.chat import content_parts, render_chat
 from lightning_mmrl.models.families.family import Family, placeholder_ids
 from lightning_mmrl.models.families.media_keys import TIMES
 from lightning_mmrl.models.folder import NO_CODE
-from lightning_mmrl.models.loading import loading
+from lightning_mmrl.models.loading import load_eos_ids, loading
 from lightning_mmrl.models.positions import MediaLayout, Span, prompt_positions
 from lightning_mmrl.prompts.template import QUESTION, control_token_refusal
 from lightning_mmrl.settings.model import ModelSettings, PositionRule
@@ -73,12 +72,11 @@ class FamilyEncoder:
         config = family.load_config(checkpoint)
         with loading(checkpoint, "processor"):
             processor = family.processor.from_pretrained(checkpoint, **NO_CODE)
-        with loading(checkpoint, "generation config"):
-            eos = GenerationConfig.from_pretrained(checkpoint).eos_token_id
+        tokenizer = getattr(processor, "tokenizer", processor)
         return cls(
             processor=processor,
             config=config,
-            eos_token_ids=tuple(eos) if isinstance(eos, list) else (eos,),
+            eos_token_ids=load_eos_ids(checkpoint, config.get_text_config().vocab_size, tokenizer),
             settings=ModelSettings(position_rule=position_rule, audio_in_video=audio_in_video),
         )
 
@@ -153,6 +151,10 @@ class FamilyEncoder:
     def engine_config(self) -> Any:
         """The model's configuration in the form that a separate engine reads."""
         return self.declaration.engine_config(self.config)
+
+    def released(self, model: Any) -> Any:
+        """The model as the released checkpoints hold it, for saving it in their layout."""
+        return self.declaration.released(model)
 
     @property
     def engine_prefix(self) -> str:

@@ -55,6 +55,10 @@ class Family:
         """The configuration by which vLLM knows the family, as in the released checkpoints."""
         return config
 
+    def released(self, model: Any) -> Any:
+        """The model as the released checkpoints hold it, for saving it in their layout."""
+        return model
+
     def load_config(self, checkpoint: str | Path) -> Any:
         """The configuration of a checkpoint of this family."""
         return require_family(load_config(checkpoint), self.config, checkpoint, self.name)

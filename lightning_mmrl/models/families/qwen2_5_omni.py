@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from transformers import (
     Qwen2_5OmniConfig,
+    Qwen2_5OmniForConditionalGeneration,
     Qwen2_5OmniProcessor,
     Qwen2_5OmniThinkerConfig,
     Qwen2_5OmniThinkerForConditionalGeneration,
@@ -55,6 +56,15 @@ class ThinkerFamily(Family):
         """The configuration of a full Qwen2.5-Omni with this thinker; its talker is never built."""
         whole = Qwen2_5OmniConfig(thinker_config=config.to_dict(), enable_audio_output=False)
         whole.architectures = ["Qwen2_5OmniForConditionalGeneration"]
+        return whole
+
+    def released(self, model: Any) -> Any:
+        """A full Qwen2.5-Omni without a talker around this thinker; it takes no memory of its own."""
+        config = self.engine_config(model.config)
+        config.thinker_config.architectures = [type(model).__name__]
+        with torch.device("meta"):
+            whole = Qwen2_5OmniForConditionalGeneration(config)
+        whole.thinker, whole.generation_config = model, model.generation_config
         return whole
 
 

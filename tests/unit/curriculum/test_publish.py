@@ -38,7 +38,7 @@ def run(tmp_path, model):
     """Two finished stages; the handoff of the second one is there."""
     encoder, policy = model
     handoff = tmp_path / "runs" / "first" / "stages" / "01-reason" / "handoff"
-    digest = write_artifact(handoff, lambda folder: export_checkpoint(policy.model, encoder.processor, folder), FACTS)
+    digest = write_artifact(handoff, lambda folder: export_checkpoint(policy.model, encoder, folder), FACTS)
     stages = {}
     chain = [("cold_start", "sft", "base-hash", "cold-hash"), ("reason", "rl", "cold-hash", digest)]
     for name, kind, before, after in chain:

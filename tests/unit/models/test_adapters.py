@@ -233,7 +233,7 @@ def test_the_merged_model_is_the_adapted_one(family, dtype, tolerance, tmp_path)
     name, folder = family
     groups = tuple(families.FAMILIES[name].backbone.linear_layers())
     encoder, policy = adapted.load(name, folder, dtype=dtype, groups=groups)
-    export_policy(policy, encoder.processor, tmp_path / "export", started_from=str(folder))
+    export_policy(policy, encoder, tmp_path / "export", started_from=str(folder))
     again, merged = families.load(name, tmp_path / "export", dtype=dtype)
     batch = adapted.batch(name, again)
     ours = adapted.logprobs(policy, batch)
@@ -248,7 +248,7 @@ def test_peft_itself_loads_the_adapter_onto_the_base(family, tmp_path):
     """By the adapter's folder alone, which names base and class."""
     name, folder = family
     encoder, policy = adapted.load(name, folder, dtype=torch.float32)
-    export_policy(policy, encoder.processor, tmp_path / "export", started_from=str(folder))
+    export_policy(policy, encoder, tmp_path / "export", started_from=str(folder))
     config = json.loads((tmp_path / "export" / ADAPTER / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(folder)
     assert (config["r"], config["lora_alpha"], config["inference_mode"]) == (4, 8, True)
@@ -270,7 +270,7 @@ def test_an_export_leaves_the_policy_as_it_is_bit_for_bit(family, tmp_path):
     encoder, policy = adapted.load(name, folder, dtype=torch.float32)
     batch = adapted.batch(name, encoder)
     before, trained, scored = copy.deepcopy(policy.state_dict()), trainable(policy), adapted.logprobs(policy, batch)
-    export_policy(policy, encoder.processor, tmp_path, started_from="base")
+    export_policy(policy, encoder, tmp_path, started_from="base")
     assert policy.state_dict().keys() == before.keys()
     assert all(torch.equal(policy.state_dict()[key], value) for key, value in before.items())
     assert trainable(policy) == trained
@@ -285,8 +285,8 @@ def test_an_export_leaves_the_policy_as_it_is_bit_for_bit(family, tmp_path):
 
 def test_a_policy_without_an_adapter_exports_its_weights_alone(omni_folder, tmp_path):
     encoder, policy = families.load("qwen2_5_omni", omni_folder, dtype=torch.float32)
-    export_policy(policy, encoder.processor, tmp_path / "one", started_from="base")
-    export_checkpoint(policy.model, encoder.processor, tmp_path / "two")
+    export_policy(policy, encoder, tmp_path / "one", started_from="base")
+    export_checkpoint(policy.model, encoder, tmp_path / "two")
     contents = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two")]
     assert contents[0] == contents[1]
     assert not (tmp_path / "one" / ADAPTER).exists()
@@ -298,7 +298,7 @@ def test_an_adapter_that_overflows_in_the_merge_is_not_exported(omni_folder, tmp
     for parameter in policy.adapter.parameters():
         parameter.data.fill_(torch.finfo(parameter.dtype).max / 2)
     with pytest.raises(StageError, match="is not finite once the adapter is merged into it"):
-        export_policy(policy, encoder.processor, tmp_path / "out", started_from="base")
+        export_policy(policy, encoder, tmp_path / "out", started_from="base")
     assert not list(tmp_path.glob("out/*.safetensors"))
 
 
@@ -323,7 +323,7 @@ def test_an_overflow_in_the_merge_is_raised_on_the_ranks_that_do_not_write(omni_
         for rank in (0, 1):
             where = {"started_from": "base", "ranks": OfTwo(rank, gathered)}
             try:
-                export_policy(policy, encoder.processor, tmp_path / f"{wrong}{rank}", **where)
+                export_policy(policy, encoder, tmp_path / f"{wrong}{rank}", **where)
             except StageError as error:
                 sentences.append(str(error))
         assert len(sentences) == 2 * wrong
@@ -335,7 +335,7 @@ def test_two_exports_are_the_same_files(omni_folder, tmp_path):
     for name in ("one", "two"):
         torch.manual_seed(3)  # A is random
         encoder, policy = adapted.load("qwen2_5_omni", omni_folder, dtype=torch.float32)
-        export_policy(policy, encoder.processor, tmp_path / name, started_from="base")
+        export_policy(policy, encoder, tmp_path / name, started_from="base")
     for path in (tmp_path / "one" / ADAPTER).iterdir():
         assert path.read_bytes() == (tmp_path / "two" / ADAPTER / path.name).read_bytes()
 
@@ -343,9 +343,9 @@ def test_two_exports_are_the_same_files(omni_folder, tmp_path):
 def test_half_precision_weights_are_adapted_in_float32_and_merged_into_their_own(omni_folder, tmp_path):
     encoder, policy = adapted.load("qwen2_5_omni", omni_folder, dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in policy.adapter.parameters()} == {torch.float32}
-    export_policy(policy, encoder.processor, tmp_path, started_from="base")
+    export_policy(policy, encoder, tmp_path, started_from="base")
     key = "model.layers.0.self_attn.q_proj"
-    merged = load_file(tmp_path / "model.safetensors")[f"{key}.weight"]
+    merged = load_file(tmp_path / "model.safetensors")[f"thinker.{key}.weight"]
     own = load_file(tmp_path / ADAPTER / "adapter_model.safetensors")
     down, up = (own[f"base_model.model.{key}.{part}.weight"].double() for part in ("lora_A", "lora_B"))
     weight = policy.model.get_submodule(f"{key}.base_layer").weight
