@@ -10,13 +10,13 @@ from lightning_mmrl.settings.algorithm import PhaseSettings
 class Phases:
     """Progressive thinking suppression training (PTST; Vision-R1, arXiv:2503.06749, section 3.4).
 
-    In phase s completions are at most L_s tokens long and groups have G_s of them. Weights, optimizer and learning-rate
-    schedule carry over. Published: 4K tokens x 16 completions for 100 iterations, then 8K x 8.
+    In phase s, a completion has at most L_s tokens and a group has G_s completions. Weights, optimizer and
+    learning-rate schedule carry over. Published: 4K tokens x 16 completions for 100 iterations, then 8K x 8.
 
     The limits are a pure function of the iteration, so a resumed stage is in the right phase.
 
-    **Deviations**: the paper starts a new GRPO run for each phase; here it is one stage, so the optimizer keeps its
-    moments. Separate stages do as the paper does.
+    **Deviations**: the paper starts a new GRPO run for each phase; here all phases are one stage, so the optimizer
+    keeps its moments. To do as the paper does, configure a separate stage for each phase.
 
     >>> phases = Phases(
     ...     first=PhaseSettings(after=0, group_size=16, max_new_tokens=4096, temperature=1.0),
@@ -38,7 +38,7 @@ class Phases:
             raise ValueError(f"phases begin after {starts} iterations; each must begin later than the one before it")
 
     def at(self, iteration: int) -> PhaseSettings:
-        """The limits of an iteration; the first one is 1."""
+        """The limits of an iteration; iterations are counted from 1."""
         limits = self.first
         for phase in self.later:
             if iteration > phase.after:

@@ -1,4 +1,4 @@
-"""Selects right answers of a rollout table as samples for supervised training, and gives a reason for all others."""
+"""Selects right answers of a rollout table as samples for supervised training; each dropped answer has a reason."""
 
 import unicodedata
 from collections import Counter
@@ -27,7 +27,7 @@ Reason = Literal[
     "over_limit",
 ]
 REASONS: tuple[Reason, ...] = get_args(Reason)
-"""Why an answer is not kept; of several reasons the first one counts. The first two are of the whole prompt."""
+"""Reasons why an answer is not kept; of several, the first counts. The first two concern the whole prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +40,7 @@ class Kept:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dropped:
-    """An answer that is not kept; `detail` is the verifier's or the manifest reader's sentence, if there is one."""
+    """An answer that is not kept; `detail` is the message of the verifier or the manifest reader, if there is one."""
 
     place: int
     reason: Reason
@@ -137,8 +137,8 @@ def select_row(row: RolloutRow, settings: SelectionSettings) -> Selection:
 def answer_sample(row: RolloutRow, place: int) -> Sample:
     """The sample that teaches one answer: the prompt with the answer's text, prefill included, as its target.
 
-    An assistant turn that ended the row's messages was the target of the prompt, and gives way to the answer. The id is
-    the prompt's with `#` and the place, so answers of different prompts have different ids.
+    If the row's messages end with an assistant turn, the answer replaces that turn, which was the prompt's target. The
+    new id is the prompt's id, `#` and the place, so answers of different prompts have different ids.
     """
     turns = row.sample.messages
     prompt = turns[:-1] if turns and turns[-1].role == "assistant" else turns
@@ -147,17 +147,17 @@ def answer_sample(row: RolloutRow, place: int) -> Sample:
 
 
 def _prompt_reason(row: RolloutRow, settings: SelectionSettings) -> Reason | None:
-    """The reason against all answers of a prompt."""
+    """Returns the reason why no answer of a prompt is kept; None if answers may be kept."""
     rate, low, high = row.pass_rate, settings.min_pass_rate, settings.max_pass_rate
     if rate is None:
         return "no_judged_answer"
-    # k / n is the float that a bound of the same value is written as: 1 of 10 is within 0.1.
+    # k / n is the same float as a bound of that value in the configuration: 1 of 10 is within 0.1.
     within = (low is None or low <= rate) and (high is None or rate <= high)
     return None if within else "outside_pass_rate"
 
 
 def _answer_reason(right: bool | None, completion: Completion, settings: SelectionSettings) -> Reason | None:
-    """The first reason against an answer on its own."""
+    """Returns the first reason why an answer is not kept, whatever the other answers are; None if it may be kept."""
     low, high = settings.min_tokens, settings.max_tokens
     reasons: Mapping[Reason, bool] = {
         "invalid_score": right is None,
@@ -172,7 +172,7 @@ def _answer_reason(right: bool | None, completion: Completion, settings: Selecti
 def _preferred(
     row: RolloutRow, candidates: Sequence[Kept], settings: SelectionSettings
 ) -> tuple[list[Kept], dict[int, Dropped]]:
-    """Up to `max_per_prompt` different answers, the preferred ones first; of equal ones the place decides."""
+    """Returns up to `max_per_prompt` candidates in the order of preference (ties by place), and the dropped ones."""
     sign = {"first": 0, "shortest": 1, "longest": -1}[settings.order]
     kept: list[Kept] = []
     left: dict[int, Dropped] = {}

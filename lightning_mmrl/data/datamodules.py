@@ -32,8 +32,8 @@ class Feed:
     """The training data of a stage.
 
     Attributes:
-        settings: The stage's steps and data. Each step consumes one batch. A batch that is larger than the data holds
-            samples of several passes.
+        settings: The stage's steps and data. Each step consumes one batch. If a batch is larger than the dataset, it
+            contains samples of several passes.
         supervised: True for prompts with targets.
         sources: Manifests to draw from, by weight; error messages use their names.
         seed: Seed of the order and of the modality dropout.
@@ -317,11 +317,11 @@ def eval_loader(
     share: Share | None = None,
     first: int = 0,
 ) -> "DataLoader[Any]":
-    """A loader of `PromptBatch` batches with every sample of a set once, in order.
+    """Returns a loader of `PromptBatch` batches with every sample of a set once, in order.
 
     Each rank gets its share of every batch, so that all ranks take the same number of steps. A rank whose share would
-    be empty gets the first sample of the batch, which another rank evaluates as well. The loader leaves out the batches
-    before the one with the number `first`.
+    be empty gets the first sample of the batch, which another rank evaluates as well. The loader starts with the batch
+    number `first`, counted from 0.
     """
     draws = [Draw(index=index, serial=index, variant=variant) for index in range(len(prepared))]
     whole = [draws[start : start + batch_size] for start in range(first * batch_size, len(draws), batch_size)]

@@ -1,4 +1,4 @@
-"""Decides whether a run leaves a sample out when the sample is first read; every later reader follows this decision."""
+"""Decides, when a sample is first read, whether the run leaves it out; every later reader follows this decision."""
 
 import hashlib
 import json
@@ -66,7 +66,7 @@ class Exclusions:
         return {} if entry is None else _decisions(entry, samples)
 
     def void(self, which: DecidedSet, samples: Sequence[Sample]) -> str | None:
-        """Why earlier decisions about these samples do not apply to the set; None if they apply or do not exist.
+        """Returns why earlier decisions about these samples do not apply to the set; None if they apply or none exist.
 
         Raises:
             DataError: The file is damaged.
@@ -126,7 +126,7 @@ class Exclusions:
 
 
 def _entry_of(sets: Sequence[dict[str, Any]], which: DecidedSet) -> dict[str, Any] | None:
-    """The entry for the folder of a set, or else for a folder that is gone and whose path ends in the same way."""
+    """Returns the entry of a set's folder, or else of a folder that is gone and whose path ends with the same names."""
     here = which.root.resolve()
     alike = [entry for entry in sets if entry["manifest"] == which.manifest and entry["use"] == which.use]
     own = next((entry for entry in alike if entry["root"] == str(here)), None)

@@ -1,4 +1,4 @@
-"""Takes an inventory of manifests: the usable lines, the problems of the others, and facts about their media."""
+"""Takes an inventory of manifests: the usable lines, the problems of the other lines, and facts about the media."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace

@@ -32,14 +32,14 @@ def label_findings(labels: Mapping[str, int]) -> list[str]:
     >>> label_findings({"happy": 20, "hapy": 1, "sad": 20})
     ["labels 'happy' (20 samples) and 'hapy' (1 sample) differ in one letter; if they are one class, spell them alike"]
     >>> label_findings({"sad": 3})
-    ["all 3 samples have the label 'sad': whoever always says it is right, and nothing can be learned from it"]
+    ["all 3 samples have the label 'sad', so this answer is always right and nothing can be learned"]
     """
     findings = []
     if len(labels) == 1 and sum(labels.values()) > 1:
         ((label, num),) = labels.items()
         findings.append(
-            f"all {num} samples have the label {quoted(label)}: whoever always says it is right, and nothing can be "
-            "learned from it"
+            f"all {num} samples have the label {quoted(label)}, so this answer is always right and nothing can be "
+            "learned"
         )
     for label, num in labels.items():
         if label.strip().casefold() in MISSING_WORDS or is_blank(normalized(label)):

@@ -14,10 +14,10 @@ from lightning_mmrl.types.records import MediaRef, Sample
 
 
 def write_manifest(path: Path, samples: Iterable[Sample]) -> int:
-    """Writes a manifest atomically, holds one line at a time, and returns the number of samples.
+    """Writes a manifest atomically, with one line in memory at a time, and returns the number of samples.
 
     Raises:
-        DataError: A sample cannot stand in a manifest, an id repeats, or there are no samples.
+        DataError: A sample cannot be written as a manifest line, an id repeats, or there are no samples.
         DiskError: The disk refuses.
     """
     seen: set[str] = set()
@@ -36,7 +36,7 @@ def write_manifest(path: Path, samples: Iterable[Sample]) -> int:
 
 
 def manifest_line(sample: Sample) -> bytes:
-    r"""The line of a sample, with its end: `schema` reads the same sample back from it.
+    r"""Returns the line of a sample, newline included; `schema` reads the same sample back from it.
 
     Raises:
         LineError: `schema` would refuse the line, or read another sample from it.
@@ -66,7 +66,7 @@ def manifest_line(sample: Sample) -> bytes:
 
 
 def _row(sample: Sample) -> dict[str, Any]:
-    """The columns of a sample; an extra column that has the name of another one shows when the line is read back."""
+    """Returns the columns of a sample; if an extra column replaces one of them, `manifest_line` refuses the line."""
     media = {
         column: [_entry(ref) for ref in sample.media if ref.kind == kind]
         for kind, column in COLUMN_OF.items()

@@ -29,7 +29,7 @@ class MediaPipeline:
     decoder: GuardedDecoder
 
     def keyed_task(self, path: Path, ref: MediaRef, root: Path) -> tuple[str, DecodeTask]:
-        """Cache key of a medium below `root`, and a task that decodes the very file that the key identifies.
+        """Returns the cache key of a medium below `root`, and a task that decodes exactly the file of that key.
 
         Raises:
             MediaError: The file cannot be read or lies outside `root`.
@@ -45,7 +45,7 @@ class MediaPipeline:
         """Encodes a decoded medium as model inputs.
 
         Raises:
-            MediaError: The encoder refuses it, or returns values that are not finite.
+            MediaError: The encoder refuses the medium, or returns values that are not finite.
         """
         if isinstance(decoded, DecodedImage):
             encoded = self.encoder.encode_image(decoded)
@@ -88,5 +88,5 @@ class MediaPipeline:
 
 
 def in_words(error: Exception) -> str:
-    """The message of an error, which starts with the error's type unless the error is our own."""
+    """Returns the message of an error, with the error's type in front unless it is an `MmrlError`."""
     return str(error) if isinstance(error, MmrlError) else f"{type(error).__name__}: {error}"

@@ -65,10 +65,10 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """The content of `mmrl data validate` and `mmrl data stats`.
+    """The report of `mmrl data validate` and `mmrl data stats`.
 
     `num_samples` counts each usable sample once, even if several manifests contain it. `warnings` are sentences about
-    labels, and sentences from decoders.
+    labels, followed by sentences from decoders.
     """
 
     splits: tuple[SplitFigures, ...]
@@ -111,7 +111,7 @@ def summarize(inventory: Inventory) -> Report:
         for name, entries in (groups or {path.stem: []}).items():
             rows.append(_split(name, entries, num_bad, inventory))
             num_bad = 0  # the split of a bad line is unknown, so bad lines count for the first split only
-    # Lines are the same sample if ids and media are equal, or without media, ids and questions.
+    # Two lines are the same sample if their ids and media are equal; without media, if their ids and questions are.
     distinct: dict[Hashable, Sample] = {}
     for entry in inventory.entries:
         media = inventory.media[entry.file, entry.line]
@@ -128,7 +128,7 @@ def summarize(inventory: Inventory) -> Report:
 
 
 def _label_warnings(splits: Sequence[SplitFigures], samples: Iterable[Sample]) -> Iterable[str]:
-    """Suspicious labels of all samples, and splits with a single class if there are several classes."""
+    """Yields warnings about suspicious labels, and about splits with a single class if there are several classes."""
     labels = Counter(sample.solution for sample in samples if sample.solution is not None)
     yield from label_findings(labels)
     if len(labels) > 1:
@@ -200,7 +200,7 @@ def _identity(key: MediaKey, inventory: Inventory) -> Hashable:
 
 
 def _shared(groups: Mapping[Hashable, list[Entry]], what: str, severe: bool) -> Iterable[Finding]:
-    """A finding about groups with lines in several splits, unless all of these are training splits."""
+    """Yields a finding if groups have lines in several splits; lines in training splits only are no fault."""
     shared = []
     for entries in groups.values():
         splits = {_split_name(entry) for entry in entries}
@@ -213,7 +213,7 @@ def _shared(groups: Mapping[Hashable, list[Entry]], what: str, severe: bool) -> 
 
 
 def _repeated(inventory: Inventory) -> Iterable[Finding]:
-    """A finding about lines of one manifest with equal question and media but different ids."""
+    """Yields a finding if lines of one manifest have equal questions and media but different ids."""
     groups: dict[Hashable, list[Entry]] = defaultdict(list)
     for entry in inventory.entries:
         if entry.sample.media:
@@ -226,7 +226,7 @@ def _repeated(inventory: Inventory) -> Iterable[Finding]:
 
 
 def _untrained(inventory: Inventory) -> Iterable[Finding]:
-    """A finding about labels that occur in no training split, if there are labels in training splits."""
+    """Yields a finding if some labels occur in no training split, while other labels do."""
     splits: dict[str, list[Entry]] = defaultdict(list)
     for entry in inventory.entries:
         if entry.sample.solution is not None:

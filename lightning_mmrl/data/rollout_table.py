@@ -1,6 +1,6 @@
-"""Sampled rollouts on disk: one JSON line per prompt, the format that routing, filtering and diagnosis read.
+"""Writes and reads tables of sampled rollouts, with one JSON line per prompt.
 
-Reading needs no torch: rewards can be rerun on a table without a model.
+Reading a table needs no torch, so rewards can be rerun on it without a model.
 """
 
 import json
@@ -52,7 +52,7 @@ class RolloutRow:
 
 
 def write_table(path: Path, rows: Iterable[RolloutRow]) -> None:
-    """Writes a table beside its place and renames it there: a table that exists is whole."""
+    """Writes a table to a temporary file and renames it to `path`, so a table that exists is complete."""
     write_pieces(path, (f"{json.dumps(_as_json(row))}\n".encode() for row in rows))
 
 
@@ -60,7 +60,7 @@ def table_files(table: Path) -> list[Path]:
     """The table itself, or the tables of a folder in the order of their iterations.
 
     Raises:
-        DataError: It does not exist, or the folder holds no table.
+        DataError: `table` does not exist, or is a folder without tables.
     """
     if table.is_file():
         return [table]
@@ -73,12 +73,12 @@ def table_files(table: Path) -> list[Path]:
 
 
 def read_table(path: Path) -> list[RolloutRow]:
-    """The rows of one table, see `iter_table`."""
+    """Returns the rows of one table as a list, see `iter_table`."""
     return list(iter_table(path))
 
 
 def iter_table(path: Path) -> Iterator[RolloutRow]:
-    """Yields the rows of one table, and holds one line of the file at a time.
+    """Yields the rows of one table, with one line of the file in memory at a time.
 
     Raises:
         DataError: The file cannot be read or is empty, or a line is cut off, damaged or of another version.

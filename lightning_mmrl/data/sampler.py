@@ -24,7 +24,7 @@ Variant = Literal["full", Ablation]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draw:
-    """The `serial`-th sample that a stage consumes: dataset row `index`, shown as `variant`."""
+    """The `serial`-th sample that a stage consumes: dataset row `index` in the modalities of `variant`."""
 
     index: int
     serial: int

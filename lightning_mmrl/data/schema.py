@@ -154,7 +154,7 @@ def scan_manifest(
 
 
 def parse_line(encoded: bytes, default_id: str) -> Sample | None:
-    """Parses a line, and does not look for its media files; None for a blank line.
+    """Parses a line without looking for its media files; returns None for a blank line.
 
     Raises:
         LineError: The line is malformed.
@@ -174,7 +174,9 @@ def parse_line(encoded: bytes, default_id: str) -> Sample | None:
 
 
 def resolve_media(path: str, media_root: Path, place: str) -> Path:
-    """The file that a manifest path names, with all links resolved, so that the checked file is the one opened later.
+    """Returns the file that a manifest path names, with all links resolved.
+
+    A caller that opens the returned path therefore opens the file that was checked here.
 
     Raises:
         DataError: The path is absolute, has a scheme or `..`, leads out of `media_root` through a link, or is no file.

@@ -16,11 +16,11 @@ _BETWEEN_WORDS = re.compile(r"[\W_]+")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CueLexicon:
-    """Phrases for the cue groups of each channel, and the label that one group of each channel together imply.
+    """Phrases for the cue groups of each channel, and the label that a combination of groups implies.
 
-    `cues` maps channel -> group -> phrases. `cue_to_label` maps one group of each channel, joined by "+" in the order
-    of the channels, to a label. A group is shown if one of its phrases occurs as whole words, even if the text negates
-    it ("no raised brows").
+    `cues` maps channel -> group -> phrases. `cue_to_label` maps a combination to a label; a combination is one group of
+    each channel, joined by "+" in the order of the channels. A text shows a group if one of the group's phrases occurs
+    as whole words, even if the text negates it ("no raised brows").
 
     Raises:
         DataError: A phrase is blank or part of a phrase of another group of its channel, or a key of `cue_to_label`
@@ -79,7 +79,7 @@ class CueLexicon:
         return lexicon
 
     def implied_label(self, think: str) -> str | None:
-        """The label that the cues of a thought imply; None if no group or several groups of a channel are shown."""
+        """Returns the label that a thought's cues imply; None if it shows no or several groups of a channel."""
         text = _padded(think)
         found = []
         for groups in self._phrases.values():

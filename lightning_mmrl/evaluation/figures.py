@@ -40,7 +40,7 @@ def save_confusion_figure(confusion: ArrayLike, labels: Sequence[str], path: Pat
 
 
 def shortened(labels: Sequence[str]) -> list[str]:
-    """Shortens labels to at most 24 characters; if two would look the same, the later one gets its place in the list.
+    """Shortens labels to at most 24 characters; if two would look the same, the later one shows its place.
 
     >>> shortened(["sad", "a" * 30, "a" * 31])
     ['sad', 'aaaaaaaaaaaaaaaaaaaaa...', 'aaaaaaaaaaaaaaaaa... (3)']

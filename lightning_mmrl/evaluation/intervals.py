@@ -1,7 +1,7 @@
-"""Bootstrap intervals of a task's metrics that resample speakers, since clips of one speaker are not independent.
+"""Computes bootstrap intervals of metrics by resampling speakers, since clips of one speaker are not independent.
 
 Percentile bootstrap over clusters (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13). Each
-resample is a vector of multinomial weights of units, and each metric a function of sums over samples, such as a
+resample is a vector of multinomial weights of units, and each metric is a function of sums over samples, such as a
 confusion matrix. So all resampled sums are one product of the weights [R, S] and the sums of the units [S, D].
 """
 
@@ -57,7 +57,7 @@ class ClusterBootstrap:
         check_rules(self.settings, "evaluation")
 
     def intervals(self, judgements: Sequence[Judgement], task: Task) -> dict[str, Interval]:
-        """Intervals of the metrics that the task gives one.
+        """Returns the intervals of the task's metrics with `Measure.interval`.
 
         Raises:
             DataError: There are no judgements, or one is of another task.
@@ -71,7 +71,7 @@ class ClusterBootstrap:
         }
 
     def paired_difference(self, candidate: Sequence[Judgement], baseline: Sequence[Judgement], task: Task) -> Interval:
-        """Interval of the headline of the candidate minus that of the baseline; each resample has the same units.
+        """Returns the interval of the candidate's headline metric minus the baseline's, for equally resampled units.
 
         The order of the judgements does not matter.
 

@@ -5,8 +5,8 @@ no class: [..., K, K + 1]. Leading axes, such as resamples, are kept.
 
 WAR and UAR follow the evaluation scripts of R1-Omni (humanomni/eval/eval_mafw_dfew.py, arXiv:2503.05379, table 2):
 both average over the classes that occur in the truth. The macro average of torchmetrics leaves out only classes that
-are neither true nor predicted. So an extra class "unparsed", or a class that is predicted but never true, would count
-with recall 0.
+are neither true nor predicted. There, an extra class "unparsed", or a class that is predicted but never true, would
+count with recall 0.
 """
 
 import numpy as np

@@ -9,7 +9,7 @@ from lightning_mmrl.errors import DataError
 COUNTED_WRONG = "_counted_wrong"
 """Suffix of metrics that count each left-out sample as a wrong answer."""
 OPTIONAL = "scores"
-"""Key that a line of a closed label set lacks."""
+"""Key that a line lacks if its judgement has no scores, as for a closed label set."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,11 +20,11 @@ class Judgement:
         sample_id: Id of the sample.
         speaker: Speaker of the sample, if known.
         truth: The right answer, as the task reads the sample's solution.
-        predicted: The answer, as the task reads it; None if it reads none.
+        predicted: The answer, as the task reads it; None if the task can read no answer.
         valid_format: Whether the completion has the right format.
         consistent: Whether the thought implies the predicted label; None if the task does not judge that.
         text: The completion with the prefill prepended.
-        scores: Name to number of everything else that the task measures on a sample, such as `accuracy`.
+        scores: Values of all else that the task measures on a sample, by name, such as `accuracy`.
     """
 
     sample_id: str
@@ -37,7 +37,7 @@ class Judgement:
     scores: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """One line of JSON, ASCII, without the line break; without scores it is a line as before there were tasks."""
+        """Returns one line of ASCII JSON without the line break; it has no key `scores` if there are none."""
         values = asdict(self)
         if not self.scores:
             del values[OPTIONAL]
@@ -48,7 +48,7 @@ class Judgement:
         """Reads a line that `to_json` wrote.
 
         Raises:
-            DataError: The line is not a JSON object with exactly these keys.
+            DataError: The line is not a JSON object with exactly the keys that `to_json` writes.
         """
         try:
             values = json.loads(line)

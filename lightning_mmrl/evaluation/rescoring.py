@@ -33,8 +33,8 @@ class ComponentChange:
     """One reward component in the old and in the new scores.
 
     The means are over valid responses to which the component applies; None if there are none. `num_up`, `num_down` and
-    `correlation` (Pearson; None for constant values) are over responses that are valid on both sides. If the component
-    applies on one side only, the other side counts as 0, since that is its part of the total in training.
+    `correlation` (Pearson; None for constant values) are over responses that are valid on both sides. For these three,
+    a component that does not apply on one side counts as 0 there, because it adds nothing to the total in training.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Statistics of responses to watch in training: lengths and reflection phrases; they are no rewards."""
+"""Computes statistics of responses to watch in training (lengths, reflection phrases); they are not rewards."""
 
 import math
 import re

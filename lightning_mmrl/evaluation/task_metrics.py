@@ -40,7 +40,7 @@ class TaskMetrics(Metric):
         """Counts judged answers.
 
         Raises:
-            DataError: One is of another task.
+            DataError: A judgement is of another task.
         """
         self.sums += self._summed(judgements).to(self.sums.device)
 

@@ -4,7 +4,8 @@ An adapted layer is h = W x + b + (alpha / r) B A x. A is drawn as torch draws a
 new adapter changes nothing. With the adapter off, the model is the original one bit for bit: the reference policy needs
 no weights of its own.
 
-Only this module imports peft, and only with the first adapter: the import takes a second, and most stages have none.
+Only this module imports peft, and only when the first adapter is made: the import takes a second, and most stages have
+no adapter.
 """
 
 import copy
@@ -31,15 +32,15 @@ NAME = "default"
 """The name that peft gives an adapter by default."""
 
 LinearLayers = Mapping[str, Mapping[str, Sequence[str]]]
-"""By parameter group and kind, endings of the names of linear layers, without numbers."""
+"""Maps a parameter group, then a kind of linear layer, to endings of layer names; these leave out list numbers."""
 
 
 class Adapter:
     """LoRA layers within a model.
 
     Args:
-        model: The model that has them.
-        config: The configuration that peft made them from.
+        model: The model that has the layers.
+        config: The configuration that peft made the layers from.
         names: The names of the adapted layers.
     """
 
@@ -66,15 +67,16 @@ class Adapter:
         finally:
             for layer, was_off in zip(self._layers, were_off, strict=True):
                 layer.enable_adapters(not was_off)
-            # peft makes what it enables trainable.
+            # peft makes the layers that it enables trainable.
             for parameter, requires_grad in trained:
                 parameter.requires_grad_(requires_grad)
 
     def merging(self, state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """The state of the plain model, with W + (alpha / r) B A in the place of every adapted weight W.
+        """Yields the state of the plain model, with W + (alpha / r) B A in the place of every adapted weight W.
 
-        Names and weights come one at a time; each one of `state` is read once, in its order. Sums are computed in
-        float32 at least and kept in the dtype of W; nothing else is copied, and neither `state` nor the model changes.
+        Names and weights come one at a time, in the order of `state`; each weight of `state` is read once. Sums are
+        computed in float32 at least and kept in the dtype of W; nothing else is copied, and neither `state` nor the
+        model changes.
 
         Args:
             state: All weights of the adapted model, its own or gathered from ranks.
@@ -146,9 +148,9 @@ def chosen_layers(
 
     Args:
         model: The model.
-        prefixes: By parameter group, how the names of its parameters begin.
+        prefixes: For each parameter group, how the names of its parameters begin.
         known: The linear layers that the family names.
-        settings: Which ones are wanted.
+        settings: The groups and the layers that are wanted.
         key: The name of the settings in messages.
 
     Raises:
@@ -176,7 +178,7 @@ def chosen_layers(
 
 
 def check_targets(known: LinearLayers, settings: AdapterSettings, key: str) -> None:
-    """Refuses targets that no model of a family can have, before one is loaded; for the arguments see `chosen_layers`.
+    """Refuses targets that no model of a family can have, before a model is loaded; arguments as in `chosen_layers`.
 
     Raises:
         ConfigError: The family has no such group, or no such linear layer in any of the groups.
@@ -214,7 +216,7 @@ def _without_numbers(name: str) -> str:
 def _matches_nothing(
     key: str, target: str, known: LinearLayers, settings: AdapterSettings, names: Sequence[str] = ()
 ) -> ConfigError:
-    """The error for a target without a layer; it offers kinds, the last words of endings, and the given names."""
+    """The error for a target that matches no layer; it suggests a kind, the last word of an ending, or a given name."""
     chosen = [known[group] for group in settings.groups]
     last = [ending.rpartition(".")[2] for kinds in chosen for ending in _endings(kinds, ALL_LAYERS)]
     words = list(dict.fromkeys([ALL_LAYERS, *(kind for kinds in chosen for kind in kinds), *last]))

@@ -17,7 +17,7 @@ from lightning_mmrl.workers.pool import DeadlinePool
 from lightning_mmrl.workers.serving import Limits
 
 DEADLINE_S = 5.0
-"""A template takes milliseconds. A rendering that takes longer is repeated, since the machine may be busy."""
+"""A template takes milliseconds. A rendering that exceeds the deadline is repeated: the machine may have been busy."""
 MEMORY_BYTES = 2**30
 MOST_CHARACTERS = 2**24
 """Maximum number of characters of a rendered conversation: about four per token of a million-token context."""

@@ -15,7 +15,7 @@ from lightning_mmrl.types.batches import ScoringBatch
 
 
 class Critic(nn.Module):
-    """A copy of the policy as it is now, with one value in the place of its head's logits.
+    """A copy of the policy as it is now, with a head that gives one value in place of logits.
 
     It is a model of its own, as in LMM-R1 (arXiv:2503.07536) and OpenRLHF, and not a second head of the policy: its
     loss does not move the policy. The value head has no bias and starts at zero, so that all values are zero at first
@@ -39,7 +39,7 @@ class Critic(nn.Module):
             for parameter in policy.parameters()
             if share_frozen and not parameter.requires_grad
         }
-        # Features on disk come from the policy's towers; if those do not train, prompts carry the features already.
+        # Features on disk come from the policy's towers; if the towers do not train, prompts carry features already.
         memo[id(policy.media.cache)] = None
         weight = policy.head.weight
         assert isinstance(weight, Tensor)

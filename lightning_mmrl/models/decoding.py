@@ -16,10 +16,10 @@ from lightning_mmrl.ops.tiled_attention import PartialAttention, attend, attend_
 from lightning_mmrl.types.batches import PromptBatch
 
 PREFILL_TOKENS = 16_384
-"""Prompt tokens that enter the decoder together: bounds the memory of a prefill and changes nothing else."""
+"""Prompt tokens that enter the decoder together; the number bounds the memory of a prefill and changes nothing else."""
 
 OWN_TOKENS = 32
-"""Room for a row's own keys at first; it doubles whenever it is full."""
+"""Number of a row's own tokens that the cache has room for at first; the room doubles whenever it is full."""
 
 
 class Decoding(Protocol):
@@ -73,7 +73,7 @@ class SharedDecoding:
         self.states = torch.cat(states)[order].repeat_interleave(group_size, dim=0)
 
     def advance(self, tokens: Int[Tensor, " R"]) -> None:
-        """One decoder pass over R tokens."""
+        """Appends one token to each row, in one decoder pass over R tokens."""
         self._cache.begin_step(tokens.device)
         positions = self._position.expand(3, 1, -1)
         attention = layout_arguments(self._cache, tokens.device)
@@ -87,12 +87,12 @@ class SharedDecoding:
 
 
 class _Bucket:
-    """Keys and values of prompts of similar length, layer by layer [2, b, K, P, d], filled up to the longest.
+    """Keys and values of prompts of similar length, padded to the longest: one tensor [2, b, K, P, d] for each layer.
 
     Args:
         prompts: The numbers of the prompts.
         index: The places of their tokens in the packed row of a prefill.
-        padding: True where a prompt is filled up; on the host.
+        padding: True where a prompt is padded; on the host.
     """
 
     def __init__(self, prompts: list[int], index: Int[Tensor, "b P"], padding: Bool[Tensor, "b P"]) -> None:
@@ -123,7 +123,7 @@ class _Bucket:
         self._layers[layer][1, :, :, self._end - 1] = value
 
     def attend(self, layer: int, query: Float[Tensor, "S H d"], scale: float) -> PartialAttention:
-        """Attention of S / b rows of each prompt, prompt by prompt, to the prompt."""
+        """Attention of the S rows, which lie prompt by prompt with S / b for each, to their prompts."""
         key, value = self._layers[layer][:, :, :, : self._end]
         bias = None if self._bias is None else self._bias[..., : self._end]
         blocks = query.unflatten(0, (len(self.prompts), -1)).transpose(1, 2)
@@ -131,7 +131,7 @@ class _Bucket:
         return PartialAttention(*(tensor.transpose(1, 2).flatten(0, 1) for tensor in part))
 
     def keep(self, slots: list[int]) -> None:
-        """Continues with some of its prompts."""
+        """Continues with some of the bucket's prompts."""
         self.prompts = [self.prompts[slot] for slot in slots]
         self._layers = [layer[:, slots] for layer in self._layers]
         self._bias = None if self._bias is None else self._bias[slots]
@@ -215,9 +215,9 @@ class _SharedCache:
 
 
 class _Plan(NamedTuple):
-    """Which rows query which prompt: slots lie bucket by bucket, equally many for each prompt of a bucket.
+    """Puts rows into slots by their prompts: slots lie bucket by bucket, equally many for each prompt of a bucket.
 
-    `row_of_slot` and `slot_of_row` are None if slots are rows. A slot that no row needs repeats the query of another.
+    `row_of_slot` and `slot_of_row` are None if slot i is row i. A slot that no row needs repeats the query of another.
     """
 
     sizes: list[int]
@@ -272,7 +272,7 @@ class StockDecoding:
         self.states = states.repeat_interleave(group_size, dim=0)
 
     def advance(self, tokens: Int[Tensor, " R"]) -> None:
-        """One decoder pass over R rows of one token."""
+        """Appends one token to each row, in one decoder pass over R rows of one token."""
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
         positions = self._position[None, :, None].expand(3, -1, -1)
         attention = {"attention_mask": self._mask, "past_key_values": self._cache, "use_cache": True}
@@ -286,7 +286,7 @@ class StockDecoding:
 
 
 def _chunks(lengths: Sequence[int], limit: int) -> list[list[int]]:
-    """Prompts of similar length together, at most `limit` tokens in a chunk (or one prompt)."""
+    """Groups prompts of similar length into chunks of at most `limit` tokens, or of one longer prompt."""
     chunks: list[list[int]] = []
     room = 0
     for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
@@ -299,7 +299,7 @@ def _chunks(lengths: Sequence[int], limit: int) -> list[list[int]]:
 
 
 def _similar(lengths: Sequence[int]) -> list[list[int]]:
-    """Groups prompts for one attention call each, in order: none is padded by more than a third of its length."""
+    """Groups prompts, with one attention call for each group: none is padded by more than a third of its length."""
     groups: list[list[int]] = []
     longest = 0
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):

@@ -11,7 +11,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from lightning_mmrl.protocols.ranks import Ranks
 
 CHUNK, DEVICE_CHUNK = 2**16, 2**22
-"""Entries that are hashed at once, as 64-bit integers: as many as the cache holds on a CPU, elsewhere 32 MiB."""
+"""Entries that are hashed at once, as 64-bit integers: on a CPU as many as its cache holds, elsewhere 32 MiB."""
 
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integer types by the width in bytes of a tensor's entries."""
@@ -23,7 +23,7 @@ FACTORS = (-7046029254386353131, -4658895280553007687, -7723592293110705685)
 def weight_digest(module: nn.Module, ranks: Ranks) -> str:
     """Hash of the parameters that train; it does not depend on how they are sharded. All ranks call it."""
     names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
-    weights = module.state_dict()  # which shards what a forward pass has gathered
+    weights = module.state_dict()  # this shards the weights that a forward pass has gathered
     trained = {name: weights[name] for name in names}
     own = entry_digests(list(trained.values()))
     parts = ranks.gather(own) if any(isinstance(each, DTensor) for each in trained.values()) else [own]
@@ -35,7 +35,7 @@ def entry_digests(tensors: Sequence[Tensor]) -> list[int]:
     """For each tensor, the sum modulo 2**64 of a hash of each entry's bits and place.
 
     For a sharded tensor it is the sum over this rank's shard; the sums of all ranks add up to the digest of the whole
-    tensor. The device is waited for once.
+    tensor. The host waits for the device once.
 
     >>> one, other = entry_digests([torch.zeros(4), torch.full((4,), 1e-3)])
     >>> one == other
@@ -46,7 +46,7 @@ def entry_digests(tensors: Sequence[Tensor]) -> list[int]:
         local, first = tensor.detach(), 0
         if isinstance(tensor, DTensor):
             local = tensor.to_local().detach()
-            # The place of this rank's first entry among all.
+            # The place of this rank's first entry in the whole tensor.
             shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
             assert tuple(shape[1:]) == tuple(tensor.shape[1:]), "weights are sharded by their first dimension alone"
             first = offset[0] * tensor.shape[1:].numel()

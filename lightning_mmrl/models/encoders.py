@@ -1,4 +1,4 @@
-"""Media towers: they run once per prompt with checks before and after, and the prompts carry their outputs on."""
+"""Media towers: they run once per prompt, with checks before and after, and the prompts then carry their outputs."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from lightning_mmrl.types.batches import MediaFeatures, MediaInputs, PromptBatch
 from lightning_mmrl.types.records import MediaKind
 
 UNDECISIVE = ("_name_or_path", "dtype")
-"""Settings of a tower that do not change its output, or that its weights show anyway."""
+"""Settings of a tower that do not change its output, or that the hash of its weights covers anyway."""
 
 
 class MediaBackbone(MediaCounter, Protocol):
@@ -140,7 +140,7 @@ class MediaEncoder:
             key: tensor.to(device) for kind in lacking for key, tensor in self.backbone.minimal_media(kind).items()
         }
         features = self.backbone.media_features(replace(inputs, tensors={**inputs.tensors, **extra}))
-        # No prompt owns a row of a lacking kind; without any rows its gradient is zero instead of missing.
+        # No prompt owns a row of a lacking kind. An output of no rows gives the tower a gradient of zero, not none.
         features = {kind: found[:0] if kind in lacking else found for kind, found in features.items()}
         check_features(features, rows, prompts.samples)
         return _owned(features, rows, prompts)
@@ -157,7 +157,7 @@ class TowerGraph:
 
     By the chain rule the gradient is the same as with towers inside every microbatch: features enter each microbatch as
     leaves, their gradients add up here, and the sum goes through the towers once. If no microbatch had a medium of some
-    kind, the tower of that kind gets no gradient, as it would there.
+    kind, the tower of that kind gets no gradient, as with towers inside every microbatch.
 
     The towers' activations for all prompts are kept until `backward`; activation checkpointing bounds their memory.
 

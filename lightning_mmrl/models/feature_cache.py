@@ -23,7 +23,7 @@ DIGEST = "sha256"
 """Name under which an entry holds the hash of its tensors."""
 
 SHARE_UNSEEN = 1 / 64
-"""Share of `max_bytes` that one process may write before it counts again the bytes that others have written."""
+"""Share of `max_bytes` that one process may write before it counts the bytes of the folder again."""
 SHARE_USED = 7 / 8
 """Share of `max_bytes` that eviction leaves in place: the unseen shares of eight processes still fit."""
 ABANDONED_S = 3600.0
@@ -33,9 +33,9 @@ _log = logging.getLogger(__name__)
 
 
 class FeatureCache:
-    """Feature rows by the content of a prompt's media, one safetensors file for each prompt.
+    """Keeps feature rows by the content of a prompt's media, in one safetensors file for each prompt.
 
-    The key of an entry is the prompt's media key (file contents, spans, decode settings and processor), the towers and
+    The key of an entry has the prompt's media key (file contents, spans, decode settings and processor), the towers and
     the precision they compute in. Any number of processes may share a folder: an entry appears as a whole or not at
     all, and an entry that another process evicts is a miss. Each entry holds a hash of its tensors; a damaged one is
     dropped with a warning. If the folder cannot be written or the disk is full, one warning says so; nothing is written
@@ -47,7 +47,7 @@ class FeatureCache:
     **Deviation**: rows that were computed in another batch may differ from freshly computed ones by rounding.
 
     Args:
-        settings: The folder of the entries, which the first one creates, and the bound on all files there.
+        settings: The folder of the entries, which the first entry creates, and the bound on the size of all its files.
         towers: Hash of everything that decides the output of the towers; see `tower_fingerprint`.
     """
 
@@ -125,7 +125,7 @@ class FeatureCache:
         return True
 
     def _warn_once(self, reason: str, more: str = "") -> None:
-        """Gives each reason once, whichever entry it is about; `more` is added to the first warning."""
+        """Warns once for each reason, whichever entry it is about; `more` is added to the first warning."""
         if reason not in self._warned:
             self._warned.add(reason)
             _log.warning("The feature cache %s %s%s.", self._directory, reason, more)
@@ -141,7 +141,7 @@ def digest(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def _opened(content: bytes, rows: Mapping[str, int]) -> dict[str, Tensor] | None:
-    """The tensors of an entry, unless they were damaged since `put` or are not as many as needed."""
+    """The tensors of an entry; None if they were damaged since `put`, or do not have the number of rows needed."""
     try:
         features = load(content)
     except SafetensorError:

@@ -1,4 +1,4 @@
-"""Whether tensors hold finite numbers only: one read each, without a copy."""
+"""Checks whether tensors hold finite numbers only, with one read of each and without a copy."""
 
 from collections.abc import Iterable, Mapping
 
@@ -12,8 +12,8 @@ from torch.nn.utils import get_total_norm
 def all_finite(tensors: Iterable[Tensor]) -> Bool[Tensor, ""]:
     """True if no floating-point tensor holds NaN or an infinity; of a sharded tensor, this rank's shard counts.
 
-    It takes the largest magnitude of all entries, which NaN survives: no tensor of the size of the inputs is made, and
-    nothing waits for the device.
+    The largest magnitude of all entries decides; it is NaN if any entry is. So no tensor of the size of the inputs is
+    made, and nothing waits for the device.
 
     >>> all_finite([torch.ones(2), torch.tensor([1, 2])]), all_finite([torch.ones(2), torch.tensor([torch.nan])])
     (tensor(True), tensor(False))

@@ -50,7 +50,7 @@ _FOREIGN = {
 }
 """Keys of settings that lead transformers elsewhere, with the effect of each."""
 _KERNELS = ("attn_implementation", "experts_implementation")
-"""Keys that may name a kernel of the hub, which has a slash; variants have underscores before and words after."""
+"""Keys that may name a kernel of the hub, whose name has a slash; variants add underscores before, words after."""
 _CLASSES = {
     "tokenizer_class": ("Tokenizer", "TokenizerFast", "TokenizersBackend"),
     "processor_class": ("Processor",),
@@ -129,7 +129,7 @@ def _is_plain_name(name: Any) -> bool:
 
 
 def _entries(tree: Any) -> Iterator[tuple[str, Any]]:
-    """All keys of a tree with their values; the parser has bounded its depth."""
+    """Yields all keys of a JSON tree with their values; the parser has bounded the tree's depth."""
     if isinstance(tree, Mapping):
         for key, value in tree.items():
             yield key, value

@@ -14,7 +14,7 @@ from lightning_mmrl.types.batches import MediaFeatures, MediaInputs, PromptBatch
 from lightning_mmrl.types.records import MediaKind, Sample
 
 Rows = Mapping[str, tuple[int, ...]]
-"""For each kind of media that any prompt has, the feature rows of each prompt."""
+"""For each kind of media that any prompt has, the number of feature rows of each prompt."""
 
 REMEDY = (
     "a medium was lost, exchanged or cut after its prompt was tokenized, or the text itself holds a media token; mark "
@@ -40,17 +40,17 @@ class MediaCounter(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Media:
-    """The media of one kind: the feature rows of each medium [media], and the number of media of each prompt."""
+    """The media of one kind: the number of feature rows of each medium [media], and of media of each prompt."""
 
     rows: Int[Tensor, " media"]
     per_prompt: tuple[int, ...]
 
 
 def checked_rows(backbone: MediaCounter, prompts: PromptBatch) -> Rows:
-    """Feature rows of each prompt, after comparing them with the placeholders: by number, and medium by medium.
+    """Returns the number of feature rows of each prompt, after comparing it with the placeholders, medium by medium.
 
     Placeholders of a kind come in runs: one for each medium, or several if clip and sound interleave. In either case a
-    medium ends where a run ends, so that media in a wrong order are found. The device is waited for once.
+    medium ends where a run ends, so that media in a wrong order are found. The host waits for the device once.
 
     Raises:
         MediaError: A prompt has more or fewer placeholders than its media have rows, or a medium ends within a run.
@@ -104,7 +104,7 @@ def check_targets(batch: SftBatch, placeholder_ids: Mapping[str, int]) -> None:
 
 
 def _media_by_kind(backbone: MediaCounter, prompts: PromptBatch) -> dict[str, _Media]:
-    """The media of each kind; features count as one medium per prompt, since only their sum is known."""
+    """The media of each kind; features count as one medium per prompt, since only their total of rows is known."""
     media, device = prompts.media, prompts.input_ids.device
     absent = (0,) * len(prompts.samples)
     if isinstance(media, MediaFeatures):
@@ -119,7 +119,7 @@ def _media_by_kind(backbone: MediaCounter, prompts: PromptBatch) -> dict[str, _M
 
 
 def _survey(prompts: PromptBatch, token: int, rows: Int[Tensor, " media"]) -> Int[Tensor, " B+2*media"]:
-    """Placeholders of each prompt, rows of each medium, and whether it ends where a run of placeholders ends."""
+    """Numbers of placeholders by prompt and of rows by medium, and whether each medium ends where a run ends."""
     slots = (prompts.input_ids == token) & prompts.prompt_mask
     last = slots & ~pad(slots[:, 1:], (0, 1))
     number = slots.flatten().cumsum(0)
@@ -130,7 +130,7 @@ def _survey(prompts: PromptBatch, token: int, rows: Int[Tensor, " media"]) -> In
 
 
 def _on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """One-dimensional tensors, fetched together."""
+    """Copies one-dimensional tensors to the host in one transfer."""
     if not tensors:
         return {}
     pieces = torch.cat(list(tensors.values())).cpu().split([len(tensor) for tensor in tensors.values()])

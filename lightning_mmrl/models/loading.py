@@ -19,7 +19,7 @@ Config = TypeVar("Config", bound=PreTrainedConfig)
 def loading(checkpoint: str | Path, what: str) -> Iterator[None]:
     """Turns whatever transformers raises for a missing or broken checkpoint into one sentence.
 
-    transformers parses the files of a checkpoint here, and they may hold anything.
+    Every exception is caught, because transformers parses the files of a checkpoint here, and they may hold anything.
 
     Raises:
         StageError: The checkpoint cannot be loaded.

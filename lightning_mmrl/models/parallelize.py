@@ -92,12 +92,12 @@ def unit_names(policy: Policy) -> list[str]:
 
 @contextmanager
 def whole(policy: Policy) -> Iterator[None]:
-    """Keeps all weights gathered on every rank while it is open, so that no pass waits for another rank.
+    """Keeps all weights gathered on every rank within the context, so that no pass waits for another rank.
 
     Generation takes hundreds of passes at unchanged weights. Without this, each pass would gather all weights again,
     and a rank whose completions end early would leave the others waiting. With one copy of the weights in memory,
     gathered once, each rank goes at its own pace. Entering is a collective; a policy that is not sharded is whole
-    anyway. Open it inside `Policy.enter`, which gathers the root.
+    anyway. Open the context inside `Policy.enter`, which gathers the root.
     """
     if not isinstance(policy, FSDPModule):
         yield

@@ -2,7 +2,7 @@
 
 If the model allows it without any change of the results, completions share their prompt in a packed row
 (`models.shared_prefix`). Otherwise each completion follows a copy of its prompt in a row of its own, through the stock
-forward; that path is also the oracle of the other.
+forward; tests compare the packed row with that path.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -247,7 +247,7 @@ class Policy(nn.Module):
         return sum(parameter.numel() for parameter in chosen.values())
 
     def _names_of(self, group: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Prefixes of the names of a group's parameters, and prefixes of those among them that do not belong to it."""
+        """Name prefixes of a group's parameters, and name prefixes of the parameters among them that it leaves out."""
         owned, projectors = self._backbone.parameter_groups, self._backbone.projectors
         if group in owned:
             return tuple(owned[group]), ()

@@ -3,7 +3,8 @@
 The decoders' rotary embedding has a temporal, a height and a width axis (arXiv:2409.12191, section 2.1). Text moves
 along all three at once, and a medium spreads over them from where it starts. The position of the first text token after
 a medium depends on a rule. In the original recipe and in vLLM it is the largest position so far plus one. transformers
-adds the longer side of the picture instead, even if a clip of many small frames is longer along the temporal axis.
+takes the start of the medium plus the longer side of its picture, even if a clip of many small frames is longer along
+the temporal axis.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -28,12 +29,12 @@ def patch_clock(num_patches: int, seconds: Tensor) -> Tensor:
 
 
 def interval_clock(num_patches: int, seconds: Tensor, *, per_second: float) -> Tensor:
-    """`per_second` positions a second, as Qwen2.5-VL's transformers code rounds: the interval in float32 first."""
+    """`per_second` positions a second; as in transformers' Qwen2.5-VL, the interval is rounded to float32 first."""
     return (torch.arange(num_patches) * (per_second * seconds.float())).long()
 
 
 def time_clock(num_patches: int, seconds: Tensor, *, per_second: float) -> Tensor:
-    """`per_second` positions a second, as the omni thinker's code rounds: each patch's time in float32 first."""
+    """`per_second` positions a second; as in the omni thinker's code, each patch's time is rounded to float32 first."""
     return (torch.arange(num_patches) * seconds.float() * per_second).long()
 
 
@@ -68,10 +69,10 @@ class MediaLayout:
 
     Attributes:
         rule: Position of the first text token after a medium.
-        merge_size: Patches along each side of a picture that make one feature row.
+        merge_size: Patches along each side of the square that makes one feature row.
         clock: How a clip's time becomes temporal positions.
-        stock_counts_time: Whether transformers counts the temporal axis of this family's clips for the text after
-            them; False: it counts the longer side only.
+        stock_counts_time: Whether transformers starts the text after this family's clips past their temporal
+            positions too; False: it counts the longer side only.
         chunk: Positions in a turn of a clip that is interleaved with its sound.
     """
 

@@ -18,14 +18,14 @@ class Reference:
     """Keeps a policy as it is now, while the policy itself goes on training.
 
     A policy with an adapter is its own reference while the adapter is off. Any other policy is copied, without
-    gradients; weights that do not train are shared instead of copied, unless weights are sharded. If they are, the copy
-    has the same units as the policy, and they are gathered only while it scores. The copy is no module of the stage: it
-    is in no optimizer, state or handoff. When a stage is continued, the copy is taken before the weights of its state
-    are loaded, so that it has the weights that the stage started from.
+    gradients; weights that do not train are shared instead of copied, unless weights are sharded. A sharded copy has
+    the same units as the policy, and they are gathered only while the copy scores. The copy is no module of the stage:
+    it is in no optimizer, state or handoff. When a stage is resumed, the copy is taken before the saved weights are
+    loaded, so that it has the weights that the stage started from.
 
     Args:
         policy: The policy, with the weights that its stage starts from.
-        sharding: How its weights will be sharded over the ranks; None: not at all.
+        sharding: How the policy's weights will be sharded over the ranks; None: not at all.
     """
 
     def __init__(self, policy: Policy, sharding: Sharding | None = None) -> None:

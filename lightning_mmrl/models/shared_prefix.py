@@ -1,9 +1,9 @@
-"""Rows `[prompts | completions]` in which G completions share one prompt, over unpatched transformers.
+"""Rows `[prompts | completions]` in which G completions share one prompt, with unpatched transformers.
 
-Media, prompt and completions of several groups lie side by side in one row without padding, P + sum_j C_j tokens for a
-group instead of G * (P + C) (arXiv:2506.05433). Each completion continues at its prompt's next position and attends to
-its prompt and to itself, nothing else (`ops.tiled_attention`). The states are therefore the same as in separate rows,
-and gradients into the prompt add up over the group.
+Media, prompt and completions of several groups lie side by side in one row without padding: a group takes
+P + sum_j C_j tokens instead of G * (P + C) (arXiv:2506.05433). Each completion continues at its prompt's next position
+and attends to its prompt and to itself, nothing else (`ops.tiled_attention`). The states are therefore the same as in
+separate rows, and gradients into the prompt add up over the group.
 
 The attention is registered with transformers under `ATTENTION` and used by the text model only; towers keep their own.
 A forward pass without a layout is the stock one.
@@ -32,7 +32,7 @@ LAYOUT = "shared_prefix"
 """Keyword under which a layout travels through a text model to its attention."""
 
 SMALLEST_GAIN = 1.1
-"""A group shares its prompt if that saves a tenth of its tokens; below, the extra attention calls cost as much."""
+"""A group shares its prompt if copies would take a tenth more tokens; a smaller gain is lost to extra calls."""
 
 
 class AttentionLayout(Protocol):
@@ -96,7 +96,7 @@ def sharing_refusal(text_model: nn.Module) -> str | None:
 
 
 def sharing_pays(prompt_length: int, lengths: Sequence[int]) -> bool:
-    """True if one copy of the prompt for all completions saves enough tokens over a copy for each.
+    """True if one copy of the prompt for all completions saves enough tokens, compared with a copy for each.
 
     The ratio is rho = (n * P + sum C) / (P + sum C) for n completions that are not left out.
 
@@ -185,7 +185,7 @@ class _Plan:
         return tiles
 
     def _branch(self, prompt: tuple[int, int], completion: int, lengths: Sequence[int]) -> int:
-        """Adds one copy of the prompt and completions that branch off it; returns the next completion's source."""
+        """Adds one copy of the prompt and completions that branch off it; returns where the next sources begin."""
         start, width = prompt
         if self.source is not None:
             self.source += [torch.arange(start, start + width), torch.arange(completion, completion + sum(lengths))]
@@ -221,7 +221,7 @@ def prompt_tiles(lengths: Sequence[int], device: torch.device) -> tuple[tuple[Ti
 
 
 def _tile(queries: Sequence[tuple[int, int]], keys: Sequence[tuple[int, int]] | None) -> Tile:
-    """A tile of runs (start, length) against others, or against themselves."""
+    """A tile in which runs (start, length) attend to other runs, or to themselves if `keys` is None."""
     index, filler = _index(queries)
     start = queries[0][0] if len(queries) == 1 else None
     if keys is None:
@@ -232,7 +232,7 @@ def _tile(queries: Sequence[tuple[int, int]], keys: Sequence[tuple[int, int]] | 
 
 
 def _similar(blocks: Sequence[Block]) -> list[list[Block]]:
-    """Groups blocks (..., length) of similar length: a tile is one call with little padding, at most a fifth."""
+    """Groups blocks (..., length) of similar length, so that a tile is one call with at most a fifth of padding."""
     groups: list[list[Block]] = []
     for block in sorted(blocks, key=itemgetter(-1), reverse=True):
         longest = groups[-1][0][-1] if groups else 0
@@ -244,7 +244,7 @@ def _similar(blocks: Sequence[Block]) -> list[list[Block]]:
 
 
 def _index(blocks: Sequence[tuple[int, int]]) -> tuple[Int[Tensor, "b L"], Bool[Tensor, "b L"] | None]:
-    """Tokens of runs (start, length), shorter runs padded with their last token; and where the padding is."""
+    """The tokens of runs (start, length), shorter runs padded with their last token, and a mask of the padding."""
     start, length = torch.tensor(blocks).unbind(1)
     steps = torch.arange(int(length.max()))
     index = start[:, None] + steps.minimum(length[:, None] - 1)

@@ -110,7 +110,7 @@ class TinyVisionBuilder:
 
 
 def _qwen3_processors(frame_size: int) -> tuple[Qwen2VLImageProcessor, Qwen3VLVideoProcessor]:
-    """Square pictures get this size; frames at most this size, however many a clip has."""
+    """Processors that give square pictures this size, and frames at most this size, however many a clip has."""
     colors: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     videos = Qwen3VLVideoProcessor(
         size={"shortest_edge": 32 * 32, "longest_edge": 1024 * frame_size * frame_size},

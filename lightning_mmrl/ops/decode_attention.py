@@ -45,7 +45,7 @@ def attend_padded(
 
 
 def _attend_by_matmul(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> PartialAttention:
-    """The same for devices whose kernels take no bias or do not return the log-sum-exp."""
+    """Computes the same with matrix products, for devices whose kernels take no bias or return no log-sum-exp."""
     num_heads, num_queries = query.shape[1:3]
     folded = query.unflatten(1, (key.shape[1], -1)).flatten(2, 3)
     scores = torch.matmul(folded * scale, key.mT) + bias

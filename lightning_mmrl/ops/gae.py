@@ -16,8 +16,8 @@ def generalized_advantages(
     """Advantages A_t = sum_k (gamma * gae_lambda)^k delta_{t+k}, and returns A_t + V_t (arXiv:1506.02438, eq. 16).
 
     delta_t = r_t + gamma * V_{t+1} - V_t (eq. 9), where V_t is the value of the state that token t is sampled in. The
-    value after a completion's last token is 0, whether it ended or was truncated, as in OpenRLHF, LMM-R1 and verl: its
-    reward judges the text as it is, nothing will be added, and a bootstrapped value would reward truncation.
+    value after a completion's last token is 0, whether it ended or was truncated, as in OpenRLHF, LMM-R1 and verl. The
+    reward judges the text as it is, and no text will follow; a bootstrapped value would reward truncation.
 
     Tokens where `mask` is False are skipped, whatever is stored there; both results are exactly zero there.
 

@@ -41,10 +41,10 @@ def batch_std(values: Float[Tensor, "B G"], valid: Bool[Tensor, "B G"]) -> Float
 
 
 def constant_groups(values: Float[Tensor, "B G"], valid: Bool[Tensor, "B G"]) -> Bool[Tensor, " B"]:
-    """True for groups whose valid entries are all exactly equal, and for groups with fewer than two of them.
+    """True for groups whose valid entries are all exactly equal, and for groups with fewer than two valid entries.
 
-    Such a group does not tell which completion is better. A valid NaN makes its group not constant, so that it shows up
-    in later results.
+    Such a group does not tell which completion is better. A group with a valid NaN does not count as constant, so that
+    the NaN shows up in later results.
 
     >>> valid = torch.tensor([[True, True, False], [True, True, False]])
     >>> constant_groups(torch.tensor([[0.1, 0.1, 7.0], [0.1, 0.2, 7.0]]), valid)

@@ -16,8 +16,8 @@ def k1(
     """k1 estimate of KL(policy || reference) at each token of the policy: log p - log p_ref.
 
     Unbiased, and negative for some tokens (J. Schulman, 2020, http://joschu.net/blog/kl-approx.html). Its gradient is
-    the score function, whose mean is zero: in a loss it only adds noise, in a reward it is right (arXiv:2506.09477).
-    Zero where `mask` is False.
+    the score function, whose mean is zero. So k1 only adds noise in a loss, but is right in a reward
+    (arXiv:2506.09477). Zero where `mask` is False.
 
     >>> k1(torch.tensor([[-1.0]]), torch.tensor([[-1.5]]), torch.ones(1, 1, dtype=torch.bool))
     tensor([[0.5000]])
@@ -30,8 +30,8 @@ def k2(
 ) -> Float[Tensor, "N C"]:
     """k2 estimate of KL(policy || reference) at each token of the policy: (log p - log p_ref)^2 / 2.
 
-    Biased as a value, but the mean of its gradient (log p - log p_ref) * grad log p is the gradient of the divergence:
-    the right one in a loss (arXiv:2510.01555). Zero where `mask` is False.
+    Biased as a value. The mean of its gradient, (log p - log p_ref) * grad log p, is the gradient of the divergence, so
+    k2 is right in a loss (arXiv:2510.01555). Zero where `mask` is False.
 
     >>> k2(torch.tensor([[-1.0]]), torch.tensor([[-1.5]]), torch.ones(1, 1, dtype=torch.bool))
     tensor([[0.1250]])
@@ -44,8 +44,8 @@ def k3(
 ) -> Float[Tensor, "N C"]:
     """k3 estimate of KL(policy || reference) at each token of the policy: d - 1 - log d with d = p_ref / p.
 
-    Unbiased and never negative (J. Schulman, 2020; GRPO, arXiv:2402.03300, eq. 4). Its gradient (1 - d) * grad log p is
-    the gradient of the divergence only to first order in log d. Zero where `mask` is False.
+    Unbiased and never negative (J. Schulman, 2020; GRPO, arXiv:2402.03300, eq. 4). Its gradient, (1 - d) * grad log p,
+    is the gradient of the divergence only to first order in log d. Zero where `mask` is False.
 
     **Deviations**: log d is clamped to +-20; a token beyond the clamp gets no gradient.
 

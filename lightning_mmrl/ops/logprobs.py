@@ -25,9 +25,9 @@ def token_logprobs(
     log p(v) = log_softmax(logits / T)(v) with the logits of banned ids at minus infinity, before any top-p or top-k;
     entropy H = -sum_v p(v) log p(v) with 0 log 0 = 0.
 
-    Nothing is shifted: `logits[..., :]` predict `tokens[...]`. bfloat16 and float16 logits are computed in float32,
-    float64 stays. A banned token gets minus infinity. The entropy carries a gradient only with `entropy_gradient`;
-    without one the backward pass saves two float32 copies of the logits.
+    Nothing is shifted: `logits[..., :]` predict `tokens[...]`. bfloat16 and float16 logits are computed in float32;
+    float64 logits stay float64. A banned token gets minus infinity. The entropy carries a gradient only with
+    `entropy_gradient`; without it, the backward pass needs two float32 copies of the logits less.
 
     Raises:
         ValueError: If the temperature is not a positive finite number.
@@ -59,7 +59,7 @@ def tiled_token_logprobs(
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     """`token_logprobs(head(states), tokens)` without ever holding all n * V logits.
 
-    Rows go through the head in tiles of at most `tile_elements` logits; the backward pass computes a tile's logits
+    Rows go through the head in tiles of at most `tile_elements` logits; the backward pass computes each tile's logits
     again. If one tile is enough, nothing is computed twice.
 
     >>> scored = {"temperature": 1.0, "banned": torch.tensor([False, False]), "tile_elements": 2}

@@ -43,17 +43,17 @@ class _Load:
 def pack_groups(
     prompt_lengths: Sequence[int], lengths: Sequence[Sequence[int]], budget: Budget
 ) -> list[tuple[GroupPart, ...]]:
-    """Microbatches that hold every completion of positive length once, by first-fit decreasing.
+    """Packs the completions of positive length into microbatches, each completion once, by first-fit decreasing.
 
-    A group with a prompt of P tokens and completions of C_j costs P + sum C_j tokens and P^2/2 + sum (P C_j + C_j^2/2)
-    pairs, since its prompt is shared. A group that exceeds the budget is split into as few parts as fit, and each part
-    pays for the prompt again. A completion that exceeds the budget by itself gets a microbatch of its own. Groups
-    without completions are left out.
+    A group with a prompt of P tokens and completions of C_j tokens costs P + sum C_j tokens and
+    P^2/2 + sum (P C_j + C_j^2/2) attention pairs, since the completions share the prompt. A group that exceeds the
+    budget is split into as few parts as fit, and each part pays for the prompt again. A completion that exceeds the
+    budget by itself gets a microbatch of its own. Groups without completions are left out.
 
     Args:
-        prompt_lengths: Tokens of B prompts.
-        lengths: Tokens of their completions [B][G]; 0 leaves one out.
-        budget: Of one microbatch.
+        prompt_lengths: Number of tokens of each of B prompts.
+        lengths: Number of tokens of each of their completions, [B][G]; a completion with 0 tokens is left out.
+        budget: Limits of one microbatch.
 
     >>> for batch in pack_groups([10, 10, 4], [[5, 5], [5, 0], [1, 1]], Budget(tokens=26)):
     ...     print([(part.prompt, part.completions) for part in batch])
@@ -82,7 +82,7 @@ def _load(prompt_length: int, lengths: Sequence[int]) -> _Load:
 
 
 def _split(prompt_length: int, lengths: Sequence[int], budget: Budget) -> list[tuple[int, ...]]:
-    """The completions in as few parts as fit, of about equal load: longest first, each to the lightest part."""
+    """Splits completions into as few parts as fit, of about equal load: longest first, each to the lightest part."""
     rows = sorted((row for row, length in enumerate(lengths) if length), key=lambda row: -lengths[row])
     for num_parts in range(1, len(rows) + 1):
         parts: list[list[int]] = [[] for _ in range(num_parts)]

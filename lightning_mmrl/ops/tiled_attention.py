@@ -1,18 +1,18 @@
 """Attention over a tree of tokens, tile by tile: exact, without a mask and without copies of keys.
 
-A row of T tokens is covered by tiles. In a causal tile, a run of tokens, each attends to itself and to earlier tokens
-of the run. Any other tile lets tokens attend to all keys of a run further up the tree, such as completions to their
+A row of T tokens is covered by tiles. A causal tile is a run of tokens; each attends to itself and to earlier tokens of
+the run. Any other tile lets tokens attend to all keys of a run further up the tree, such as completions to their
 prompt. Every token lies in one causal tile and in any number of others. It sees the keys of its own tiles only, so
 neither siblings nor neighbors can leak.
 
-The softmax over several tiles is merged from the tiles' results. With o_k the output and l_k the log-sum-exp of a token
-on tile k,
+The softmax over several tiles is merged from the tiles' results. Let o_k be the output and l_k the log-sum-exp of a
+token on tile k. Then
 
     l = log sum_k exp(l_k),    o = sum_k exp(l_k - l) o_k
 
-which is the softmax over the union of the keys (arXiv:2205.14135, section 3.1). The backward pass runs each tile's own
-kernel with the merged o and l. From them it recomputes the probabilities exp(s - l) and the row sums of do * o of the
-whole row, so its gradients are the tile's exact share (arXiv:2310.01889, section 3).
+are the log-sum-exp and the output over the union of the keys (arXiv:2205.14135, section 3.1). The backward pass runs
+each tile's own kernel with the merged o and l. From them the kernel recomputes the probabilities exp(s - l) and the row
+sums of do * o of the whole row, so its gradients are the tile's exact share (arXiv:2310.01889, section 3).
 """
 
 from collections.abc import Sequence
@@ -30,10 +30,10 @@ _ATEN = torch.ops.aten
 class Tile:
     """b blocks of L queries against b blocks of M keys, as indices of the row's tokens.
 
-    `filler` is True where a slot only pads a shorter block: it repeats the block's last token, and its result is
+    `filler` is True where a slot only pads a shorter block: the slot repeats the block's last token, and its result is
     dropped. A causal tile attends to itself: `keys` is `queries`, and fillers come last, so that only fillers see them.
-    The keys of any other tile have no fillers. `query_start` and `key_start` give the first token of a single block of
-    consecutive tokens, which saves copies.
+    The keys of any other tile have no fillers. If the queries or the keys are a single block of consecutive tokens,
+    `query_start` or `key_start` gives its first token, which saves copies.
 
     >>> prompt = torch.tensor([[0, 1]])
     >>> Tile(queries=prompt, keys=prompt, causal=True).query_blocks(torch.zeros(3, 1, 2)).shape
@@ -78,7 +78,7 @@ def attend(
 
 
 class PartialAttention(NamedTuple):
-    """Attention to some of the keys, and the log-sum-exp of its scores, needed to merge it with others.
+    """Attention to some of the keys, and the log-sum-exp of its scores, which `merge` needs.
 
     >>> PartialAttention(torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 1)).logsumexp
     tensor([[[0.]]])
@@ -96,7 +96,7 @@ def attend_block(
     causal: bool,
     scale: float,
 ) -> PartialAttention:
-    """One dense block without a gradient, for decoding.
+    """Computes the attention of one dense block without a gradient, for decoding.
 
     >>> one = torch.ones(1, 1, 1, 1)
     >>> attend_block(one, one, 3 * one, causal=False, scale=1.0)
@@ -107,7 +107,7 @@ def attend_block(
 
 
 def merge(first: PartialAttention, second: PartialAttention) -> PartialAttention:
-    """Attention to the union of two disjoint sets of keys, in the precision of the sums: float32 at least.
+    """Attention to the union of two disjoint sets of keys, in the precision of `logsumexp`: float32 at least.
 
     >>> one = PartialAttention(torch.tensor([[[[1.0]]]]), torch.zeros(1, 1, 1))
     >>> merge(one, PartialAttention(3 * one.output, one.logsumexp)).output
@@ -220,7 +220,7 @@ class _CpuFlash:
 
 
 class _CudaFlash:
-    """The same on CUDA for half-precision tensors, called as torch's own context parallelism calls it."""
+    """The flash-attention kernel on CUDA for half-precision tensors, called as torch's own context parallelism does."""
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float

@@ -32,7 +32,7 @@ BEFORE_A_NUMBER = "-.,/\\&"
 AFTER_A_NUMBER = "%\u2030/\\-&"
 """Punctuation that is part of a number: -3, .5, 3%, 3-, /3."""
 PATTERN = ".*"
-"""Sign of a search pattern; a text that contains it is never a label."""
+"""Mark of a search pattern; a text that contains it is never a label."""
 ROOM = 50
 """Characters that a statement may have in addition to the longest label."""
 
@@ -54,7 +54,7 @@ def emotion_synonyms(labels: Sequence[str]) -> dict[str, str]:
 
 
 def names_emotions(labels: Sequence[str]) -> bool:
-    """Whether a label is a word of an emotion.
+    """Whether any of the labels is an emotion word.
 
     >>> names_emotions(["0", "happy"]), names_emotions(["circle", "square"]), names_emotions([])
     (True, False, False)

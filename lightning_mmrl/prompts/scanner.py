@@ -37,7 +37,7 @@ def scan(text: str) -> ScannedAnswer:
 
     A text is valid if each of the four tags occurs exactly once and in order, only whitespace is outside them, the
     thought has at least one letter or digit, and the answer has at least one letter, digit or symbol. So `+` can be an
-    answer, but no thought. Tags are matched exactly; `<Think>` is ordinary text.
+    answer, but not a thought. Tags are matched exactly; `<Think>` is ordinary text.
 
     `answer` is set if there is exactly one `<answer>` and one `</answer>`, in order, without a think tag between them,
     and the pair is not inside a thought (the next think tag after it is no `</think>`).

@@ -66,7 +66,7 @@ def question_about(kinds: Sequence[MediaKind], question: str) -> str:
     """
     if tags := media_tags(question):
         raise ConfigError(
-            f"the question {question[:80]!r} holds the media tag <{tags[0]}>; tags are added by themselves"
+            f"the question {question[:80]!r} holds the media tag <{tags[0]}>; tags are added automatically"
         )
     if token := control_token(question):
         raise ConfigError(f"the question {question[:80]!r} holds {control_token_refusal(token)}")
@@ -77,16 +77,16 @@ def question_about(kinds: Sequence[MediaKind], question: str) -> str:
 class PromptTemplate:
     r"""A system turn, a suffix for the last user turn, and a prefill (the given start of the assistant turn).
 
-    With a raw text there are no turns: the prompt is this text with the question, which ends with the suffix, in its
-    place, and then the prefill.
+    With a raw text there are no turns: the question and the suffix replace `{question}` in this text, and the prefill
+    follows the text.
 
     The R1-Omni prompt (arXiv:2503.05379) has the suffix "\nOutput the thinking process in <think> </think> and final
     emotion in <answer> </answer> tags.", no system turn and no prefill.
 
     Raises:
         ConfigError: One of the texts has a control token, or a media tag, for which there would be no media file. Or
-            the raw text does not say where the question goes, has a system turn beside it, or ends with the opening
-            that belongs in the prefill.
+            the raw text does not say where the question goes, has a system turn beside it, or ends with an opening
+            tag, which belongs in the prefill.
 
     >>> template = PromptTemplate(PromptSettings(suffix=" Think first.", prefill="<think>"))
     >>> template.apply((Message(role="user", content="Which emotion?"),))[-1].content

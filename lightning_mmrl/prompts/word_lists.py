@@ -17,7 +17,7 @@ _MOST_WORDS = 8
 
 
 def listed_words(text: str, wheel: Wheel) -> list[str]:
-    """The words that a text lists: in the first reading with only words of the wheel, or else in the last one.
+    """Returns the words of a list, from the first reading that has only words of the wheel, or else from the last one.
 
     >>> listed_words("He feels sad and lonely.", Wheel.built_in())
     ['sad', 'lonely']
@@ -45,8 +45,8 @@ def named_groups(words: list[str], wheel: Wheel, num_wanted: int) -> frozenset[s
         num_wanted: Number of words of the solution.
 
     Returns:
-        None if there is no word, if there are more than 8 and more than the solution has, or if a word that is not on
-        the wheel shows doubt or is no plain word.
+        The groups; None if there is no word, if there are more than 8 words and more than in the solution, or if a word
+        that is not on the wheel shows doubt or is no plain word.
 
     >>> sorted(named_groups(["sad", "seasick"], Wheel.built_in(), 1))
     ['sadness', 'unknown seasick']

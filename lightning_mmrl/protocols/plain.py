@@ -33,7 +33,7 @@ class TrackedRun(Protocol):
     def set_tags(self, tags: Mapping[str, str]) -> None: ...
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Uploads a file, or a folder with all below it, under `folder`."""
+        """Uploads a file, or a folder with all its content, into `folder` of the run."""
         ...
 
     def log_dataset(self, name: str, digest: str, source: str, context: str, profile: Mapping[str, Any]) -> None: ...
@@ -45,8 +45,8 @@ class TrackedRun(Protocol):
 class Tracker(Protocol):
     """Opens runs: one parent for a curriculum and a child for each stage; `run_id` continues an earlier run.
 
-    Rank 0 alone builds one, with the keys of `tracking.tracker` and a `folder` for files of its own. An earlier run may
-    have been of another tracker: a `run_id` that this one does not know opens a new run.
+    Only rank 0 builds a tracker, with the keys of `tracking.tracker` and a `folder` for the tracker's own files. An
+    earlier run may belong to another tracker: a `run_id` that this tracker does not know opens a new run.
     """
 
     def open_run(
@@ -83,7 +83,7 @@ class StageFactory(Protocol):
 
 @runtime_checkable
 class StageKind(Protocol):
-    """What a kind of stage reads, makes and refuses, and how it is built; a module of a kind has one as `KIND`.
+    """Defines what a kind of stage reads, makes and refuses, and builds its stages; a kind's module has it as `KIND`.
 
     All but `preflight` and `build` must do without torch, because `mmrl plan` calls them.
     """
@@ -99,7 +99,7 @@ class StageKind(Protocol):
         ...
 
     def inputs(self, stage: Any) -> Mapping[str, Edge]:
-        """The artifacts that a stage reads, by input; `base` and `previous` may stand for the stage of weights."""
+        """Maps each input of a stage to the artifact that it reads; weights may come from `base` or `previous`."""
         ...
 
     def outputs(self, stage: Any) -> Mapping[str, ArtifactType]:
@@ -115,13 +115,13 @@ class StageKind(Protocol):
         ...
 
     def preflight(self, path: str, stage: Any) -> None:
-        """Builds cheap parts, so that values that they refuse show before anything is loaded or written."""
+        """Builds cheap parts, so that they refuse bad values before anything is loaded or written."""
         ...
 
     def build(
         self, spec: StageSpec, inputs: Mapping[str, Path], directory: Path, run: TrackedRun, parts: Any
     ) -> StageJob:
-        """The stage's job; `parts` is the `app.assembly.Assembly` of the run."""
+        """Builds the stage's job; `parts` is the `app.assembly.Assembly` of the run."""
         ...
 
 

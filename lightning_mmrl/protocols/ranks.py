@@ -45,7 +45,7 @@ class Ranks(Protocol):
     def sum_gradients(self, parameters: "Iterable[nn.Parameter]") -> None:
         """Makes every gradient the sum over the ranks, unless the backward pass has done so already.
 
-        A parameter without a gradient on any rank is left without one, as in a single process.
+        If no rank has a gradient for a parameter, the parameter stays without one, as in a single process.
         """
         ...
 

@@ -119,15 +119,15 @@ class RolloutEngine(Protocol):
         ...
 
     def load_weights(self, policy: nn.Module, version: int) -> None:
-        """Takes over the policy's weights; nothing computed with earlier weights is used any more."""
+        """Loads the policy's weights; afterwards, nothing that was computed with earlier weights is used."""
         ...
 
     def sleep(self) -> None:
-        """Gives device memory back until the next push or rollout, since the sampling of an iteration is over."""
+        """Frees device memory until the next push or rollout; called when the sampling of an iteration is over."""
         ...
 
     def close(self) -> None:
-        """Frees everything, since the stage is over or has failed."""
+        """Frees everything; called when the stage is over or has failed."""
         ...
 
 

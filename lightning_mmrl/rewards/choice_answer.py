@@ -72,7 +72,7 @@ class ChoiceAnswer:
     No.`, `B) Eliminated`) is read as an option's text and earns the reward.
 
     **Deviations**: VisualThinker-R1-Zero (arXiv:2503.05132) falls back to the last letter of a text, and MM-EUREKA
-    (arXiv:2503.07365) to the only one. Here the words around the letter must be on an allow-list, so that no list or
+    (arXiv:2503.07365) to its only letter. Here the words around the letter must be on an allow-list, so that no list or
     negation earns the reward.
 
     >>> reward = ChoiceAnswer()
@@ -141,7 +141,7 @@ class ChoiceAnswer:
         return [each for each in found if each.upper() in self.choices and each.upper() != letter.upper()]
 
     def _is_about(self, letter: str, text: str) -> bool:
-        """True if the text after a letter is an option or a reason, and neither denies it nor names another choice."""
+        """True if the text after a letter is an option or a reason, without denying the letter or naming another."""
         alone = _LETTER.fullmatch(text)
         if alone is not None:
             return alone[1].upper() == letter or alone[1].upper() not in self.choices

@@ -19,7 +19,7 @@ from lightning_mmrl.types.records import Completion, Sample
 
 _WITH_UNITS = LatexExtractionConfig()
 _EXTRACTION = (replace(_WITH_UNITS, normalization_config=replace(_WITH_UNITS.normalization_config, units=False)),)
-"""We read units ourselves, as math-verify drops any `m`; it gets only LaTeX, as it reads other text in part."""
+"""Units are read here, since math-verify drops any `m`; it gets only LaTeX, since it reads only parts of other text."""
 _NUM_REMEMBERED = 4096
 _RELATIONS = ("<", ">", "\\le", "\\ge", "\\lt", "\\gt", "\\in")
 

@@ -83,7 +83,7 @@ class Quantity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Part:
-    """The text between two separators: words, the text of a formula if there is one, its unit, words."""
+    """The text between two separators: words before the formula, the formula if there is one, its unit, words after."""
 
     before: tuple[str, ...]
     core: str | None = None

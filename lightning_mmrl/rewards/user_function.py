@@ -127,7 +127,7 @@ def _function(module: ModuleType, name: str, place: str) -> Any:
 
 
 def _is_defined_in(module: ModuleType, found: Any) -> bool:
-    """Whether the module, or a module below it, defines an object; a configuration may not name its imports."""
+    """Whether the module, or a module below it, defines an object; a configuration may not name what it imports."""
     home = _home(found)
     if home == module.__name__ or home.startswith(f"{module.__name__}."):
         return True

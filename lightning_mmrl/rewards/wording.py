@@ -29,7 +29,7 @@ CHANGING_WORDS = word_set(
 _CHANGING_SIGN = re.compile(
     "[\u5341\u767e\u5343\u4e07\u842c\u4ebf\u5104\u5146\u8d1f\u8ca0\u534a\u500d](?![\u514b\u7c73\u74e6\u5361\u7126])"
 )
-"""Chinese characters for ten to trillion, minus, half, -fold; not in kilogram, kilometer, kilowatt, kilocalorie."""
+"""Chinese characters for ten to trillion, minus, half, -fold; not within kilogram, kilometer, kilowatt, kilocalorie."""
 _RELATING_WORDS = word_set(
     "couple couples tens ones zero negatives reciprocal inverse hexadecimal hexadecimals hex binary octal decimal "
     "decimals bases ago off short less late early too away backward backwards behind past down "

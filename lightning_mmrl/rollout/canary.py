@@ -21,9 +21,9 @@ from lightning_mmrl.protocols.tensors import RolloutEngine
 from lightning_mmrl.types.batches import MediaInputs, PromptBatch, Rollout, ScoringBatch
 
 TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-4}
-"""By the dtype of the weights, the largest difference in nats between two log-probabilities of one token."""
+"""Maps a dtype of weights to the largest allowed difference in nats between two log-probabilities of one token."""
 COARSE = 0.5
-"""The largest difference for all other dtypes, whose kernels round differently; it was not measured on a GPU."""
+"""The limit for all other dtypes, whose kernels round differently; it was not measured on a GPU."""
 
 
 class ProvableEngine(RolloutEngine, Protocol):
@@ -74,7 +74,7 @@ class Canary:
         prompts = prompts.select(list(range(min(self.num_prompts, len(prompts.samples)))))
         usual = TOLERANCES.get(next(policy.parameters()).dtype, COARSE)
         bound = usual if self.tolerance is None else self.tolerance
-        # Without dropout; afterwards mode and counters are as before.
+        # Compared without dropout; afterwards mode and counters are as before.
         training, media = policy.training, policy.media
         before = media.tower_prompts, media.cache_hits
         policy.eval()

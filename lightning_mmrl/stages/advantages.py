@@ -13,7 +13,7 @@ from lightning_mmrl.stages.join import gather_rows
 def penalized_rewards(experience: Experience, kl: KLPenalty, coefficient: float) -> Float[Tensor, "B G"]:
     """Rewards minus coefficient times the divergence of each completion, summed over its tokens.
 
-    An experience without the log-probabilities that this needs leaves the rewards as they are.
+    Without the policy's or the reference's log-probabilities in the experience, the rewards stay as they are.
     """
     old, reference, scores = experience.old_logprobs, experience.reference_logprobs, experience.scores
     if not kl.in_reward or old is None or reference is None:
@@ -36,5 +36,5 @@ def shared_advantages(
 
 
 def of_tokens(advantages: Float[Tensor, "B G"], completion_mask: Bool[Tensor, "N C"]) -> Float[Tensor, "N C"]:
-    """The advantage of its completion for each token."""
+    """Returns for each token the advantage of its completion."""
     return advantages.reshape(-1, 1).expand(completion_mask.shape)

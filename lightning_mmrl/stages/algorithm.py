@@ -1,4 +1,4 @@
-"""A point in the space of policy-gradient algorithms."""
+"""The choices that make up a policy-gradient algorithm."""
 
 from dataclasses import dataclass, field
 

@@ -56,7 +56,7 @@ class BadSteps:
         Args:
             step: The step of the stage, from 1.
             numbers: Numbers that the step computed, by the name shown to the user; all ranks have the same names.
-            samples: This rank's samples that they were computed from.
+            samples: This rank's samples that the numbers were computed from.
             update: The number of the update within the step, from 1, and how many updates there are.
 
         Raises:

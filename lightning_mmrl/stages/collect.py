@@ -1,4 +1,4 @@
-"""The batch of an iteration: sampled groups that pass a selection, with further prompts while too few pass."""
+"""Builds an iteration's batch from groups that pass a selection; samples further prompts while too few pass."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -49,20 +49,21 @@ class Collected:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collector:
-    """Says how many batches of prompts an iteration samples, and which of their groups it is trained on.
+    """Says how many batches of prompts an iteration samples, and which of their groups the policy is trained on.
 
-    The refill of MM-Eureka v2 (arXiv:2503.07365, algorithm 1) and the dynamic sampling of DAPO (arXiv:2503.14476,
-    section 3.2): the batch of an update has a constant number of prompts, however many groups are rejected. The first
-    ones that pass are taken, in the order they were sampled; further ones are dropped. Nothing is kept for the next
+    As in the refill of MM-Eureka v2 (arXiv:2503.07365, algorithm 1) and the dynamic sampling of DAPO (arXiv:2503.14476,
+    section 3.2), the batch of an update has a constant number of prompts, however many groups are rejected. The first
+    groups that pass are taken, in the order of sampling; further ones are dropped. Nothing is kept for the next
     iteration: every group that is trained on was sampled from the policy as it is.
 
-    When the cap is reached, rejected groups fill the missing places, the first ones first. Their completions are not
-    valid, so they count in no advantage, loss or denominator, and every rank still holds equally many prompts.
+    When the cap (`max_samplings`) is reached, rejected groups fill the missing places, the first ones first. Their
+    completions are not valid, so they count in no advantage, loss or denominator, and every rank still holds equally
+    many prompts.
 
     Every rank fills its own share of the batch from its own share of each sampling, and all ranks sample as long as one
-    of them is short. Which groups are chosen therefore depends on the number of ranks once one is rejected.
+    of them has too few groups. Once a group is rejected, the choice therefore depends on the number of ranks.
 
-    **Deviations**: neither paper has a cap; DAPO's released code stops the run at its own.
+    **Deviations**: neither paper has a cap; DAPO's released code has one, and stops the run there.
 
     Attributes:
         select: Which groups pass; None takes all.

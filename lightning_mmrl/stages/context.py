@@ -1,4 +1,4 @@
-"""The context of a running stage, and the optimizer it builds."""
+"""The context of a running stage, and how its optimizer is built."""
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext

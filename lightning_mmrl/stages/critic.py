@@ -23,9 +23,10 @@ from lightning_mmrl.stages.values import accumulate_value_loss, score_values, to
 class CriticTrainer:
     """The part of an iteration that an algorithm with a critic adds.
 
-    Values are taken once per rollout, before the first update. A completion's reward is at its last token, a divergence
-    in the reward at each of its tokens; advantages and returns follow by generalized advantage estimation. Completions
-    that do not count (a failed verifier, truncation where that is masked) are in no value, advantage or loss.
+    Values are computed once per rollout, before the first update. A completion's reward is at its last token; a
+    divergence that is part of the reward is at each token. Advantages and returns follow by generalized advantage
+    estimation. Completions that do not count (a failed verifier, truncation where that is masked) are in no value,
+    advantage or loss.
 
     Args:
         critic: The critic, which is trained.
@@ -49,7 +50,7 @@ class CriticTrainer:
         return replace(policy, critic=self.settings).build(self.critic, context)
 
     def estimate(self, experience: Experience, kl_coefficient: float) -> Experience:
-        """Adds values, returns and advantages of tokens; if towers train, the critic runs its own."""
+        """Adds values, returns and advantages of tokens; if towers train, the critic runs towers of its own."""
         trunk, update = self.critic.trunk, self._algorithm.settings.update
         inputs = experience.raw if trunk.media.towers_train else experience.prompts
         prompts, towers = encoded(trunk, inputs, differentiable=update.on_policy)
@@ -68,7 +69,7 @@ class CriticTrainer:
     def accumulate(
         self, experience: Experience, minibatch: Sequence[int], live: Sequence[int], backward: Callable[[Tensor], None]
     ) -> dict[str, float]:
-        """Computes and clips the gradients of a minibatch, whose prompts `live` are scored; returns its statistics."""
+        """Computes and clips the gradients of a minibatch, scoring only its prompts `live`; returns its statistics."""
         towers = experience.critic_towers
         batches = scoring_batches(
             experience,

@@ -8,15 +8,16 @@ from lightning_mmrl.settings.stage import StageSettings
 
 
 class Ending:
-    """Ends a stage at the first validation that meets a bound, or some steps later while the learning rate falls.
+    """Ends a stage at the first validation that meets a bound, or after a cooldown, in which the learning rate falls.
 
     The fall is the decay of a warmup-stable-decay schedule (arXiv:2404.06395, section 4), started by the validation in
-    place of a fixed step. Seeds that learn at different speed thus leave the stage equally good, and settled. All steps
-    of the cooldown count, also steps that changed no weight. The last validation may lie before its end.
+    place of a fixed step. Runs with different seeds, which learn at different speeds, thus leave the stage equally
+    good, and settled. All steps of the cooldown count, also steps that changed no weight. The last validation may lie
+    before the end of the cooldown.
 
     Args:
         settings: `stop_when` is the bound that a validation must meet, if there is one; over the `cooldown_steps` after
-            it the learning rate falls linearly to zero.
+            that validation, the learning rate falls linearly to zero.
 
     >>> ending = Ending(StageSettings(stop_when=Bound(metric="validation/uar", at_least=0.5), cooldown_steps=4))
     >>> ending.validated({"validation/uar": 0.6}, step=10)

@@ -47,7 +47,7 @@ class EvaluationModule(lightning.LightningModule):
         directory: Folder of the results.
         bootstrap: Interval estimator.
         ranks: The processes that share the sets; rank 0 writes.
-        sharding: How weights are spread over them; None if each has them all.
+        sharding: How weights are spread over the ranks; None if each rank has all of them.
     """
 
     def __init__(

@@ -58,14 +58,14 @@ class Experience:
         return (self.advantages != 0).any(-1).reshape(self.trainable.shape)
 
     def loss_mask(self, prompts: Sequence[int] | None = None) -> Bool[Tensor, "n C"]:
-        """Mask of the tokens that count: sampled ones of trainable completions, for the given prompts or for all."""
+        """Mask of the tokens that count: sampled tokens of trainable completions, for the given prompts or for all."""
         chosen = list(range(len(self.trainable)) if prompts is None else prompts)
         mask = self.rollout.completion_mask.unflatten(0, (-1, self.rollout.group_size))[chosen]
         return (mask & self.trainable[chosen][..., None]).flatten(0, 1)
 
 
 def encoded(model: Policy, prompts: PromptBatch, *, differentiable: bool) -> tuple[PromptBatch, TowerGraph | None]:
-    """Runs a model's towers once: the prompts with their outputs, and the run itself if an update differentiates it.
+    """Runs a model's towers once; returns the prompts with their outputs, and the run if an update differentiates it.
 
     Args:
         model: The policy, or the trunk of a critic.

@@ -1,4 +1,4 @@
-"""Stops training when too many rewards fail, since it would learn from the few that remain."""
+"""Stops training when too many rewards fail, since the policy would learn from the few that remain."""
 
 from collections import Counter
 
@@ -7,7 +7,7 @@ from lightning_mmrl.protocols.ranks import Ranks
 from lightning_mmrl.types.batches import Scores
 
 UNNAMED = "other"
-"""Counts failures of no known component, such as a batch budget that was exceeded."""
+"""Name in the counts for failures of no known component, such as a batch budget that was exceeded."""
 
 
 def failed_components(scores: Scores) -> Counter[str]:
@@ -19,7 +19,7 @@ def refuse_failures(scores: Scores, max_rate: float, ranks: Ranks) -> None:
     """Stops if more than `max_rate` of an iteration's scores, over all ranks, are invalid; a collective.
 
     Raises:
-        RewardError: They are; it counts them by reward and gives the first reason.
+        RewardError: More scores are invalid; the message counts them by reward and gives the first reason.
     """
     reasons = [score.reason for row in scores.details for score in row if not score.valid]
     shares = ranks.gather((scores.valid.numel(), failed_components(scores), reasons[:1]))

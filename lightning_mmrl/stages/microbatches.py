@@ -28,15 +28,15 @@ def scoring_batches(
     ranks: Ranks,
     prompts: Callable[[list[int]], PromptBatch] | None = None,
 ) -> Iterator[tuple[ScoringBatch, Int[Tensor, " n"] | None]]:
-    """Batches that a policy or a critic scores, each with the rows of the rollout that it holds.
+    """Yields the batches that a policy or a critic scores, each with the rows of the rollout that it holds.
 
     Where ranks run in lockstep, a rank with fewer batches than another gets dummy batches at the end, without rows: the
-    model must pass them, and nothing counts. The number is agreed on before the first batch.
+    model must run on them, but nothing in them counts. The ranks agree on the number of batches before the first one.
 
     Args:
         experience: Has the completions.
         live: Prompts whose completions are scored.
-        budget: Of one batch.
+        budget: Limits of one batch.
         ranks: Who scores together.
         prompts: Gives the prompts of a batch with their media, by rows; None: `experience.prompts`.
     """
@@ -85,7 +85,8 @@ def _rows(experience: Experience, parts: Sequence[GroupPart]) -> Int[Tensor, " n
 def _dummy_batch(experience: Experience, prompts: Callable[[list[int]], PromptBatch]) -> ScoringBatch:
     """Keeps ranks in lockstep: the smallest batch a policy can score, a prompt and a completion of one token each.
 
-    It has no media, but marks them as this rank's microbatches do, so that it enters the towers if and only if they do.
+    It has no media, but keeps the type of the microbatches' media (tower inputs or outputs), so that it enters the
+    towers if and only if the microbatches do.
     """
     some, token = prompts([0]), experience.rollout.completion_ids[:1, :1]
     mask = torch.ones_like(token, dtype=torch.bool)

@@ -44,7 +44,7 @@ class StageModule(lightning.LightningModule):
         self.policy = policy
         self.latest: dict[str, float] = {}
         self.headline: dict[str, str] = {}
-        """Key of the validation's headline to its name for humans."""
+        """Maps the key of the validation's headline metric to its name for humans."""
         if evaluator is not None:
             self.headline[f"validation/{evaluator.task.headline}"] = f"val {evaluator.task.headline_title}"
         self._optimizer = optimizer
@@ -63,7 +63,7 @@ class StageModule(lightning.LightningModule):
         place(self, self.policy, self._context.ranks, self._context.sharding)
 
     def stage_state(self) -> dict[str, Any]:
-        """The stage's state beside weights, optimizers and Lightning's counters: tensors and primitives."""
+        """The stage's state besides weights, optimizers and Lightning's counters: tensors and primitives."""
         return {
             "latest": dict(self.latest),
             "ending": self._ending.state_dict(),
@@ -132,7 +132,7 @@ class StageModule(lightning.LightningModule):
             self._validation.step(batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Reports the validation metrics at the step before it."""
+        """Reports the validation metrics at the step before the validation."""
         if self._validation is not None:
             metrics = {f"validation/{key}": value for key, value in self._validation.finish().items()}
             # Not `global_step`: an iteration takes any number of optimizer steps.

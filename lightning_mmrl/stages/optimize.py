@@ -66,8 +66,8 @@ def plan_minibatches(
 ) -> list[list[int]]:
     """This rank's prompts of each optimizer step, for all epochs, by their rows.
 
-    The prompts of all ranks, equally many on each, are split together: every step has the prompts that it would have in
-    one process, on the ranks where they are. A rank may have more or fewer of them than another, or none.
+    The prompts of all ranks, equally many on each, are split together. So every step has the prompts that it would have
+    in one process, and each prompt stays on its rank. In a step, a rank may have more prompts than another, or none.
 
     Args:
         num_prompts: Prompts of this rank.
@@ -124,14 +124,14 @@ def accumulate_loss(
 
     The denominator is counted over the whole minibatch and all ranks first, so that the split into microbatches and
     ranks does not matter; the gradients of all ranks add up to the gradient of one process, and the statistics are of
-    all ranks. Their `denominator` is the loss's own, so that the losses of several minibatches can be averaged.
+    all ranks. They include the loss's `denominator`, so that the losses of several minibatches can be averaged.
 
     Args:
         policy: The policy that is updated. If the experience has no old log-probabilities, the policy's own are used,
             detached.
         experience: The whole rollout.
         minibatch: Prompts that count in the denominator.
-        batches: Those of them that have a gradient.
+        batches: The minibatch's prompts that have a gradient, in batches to score.
         objective: The loss.
         backward: Takes the loss of a microbatch.
     """

@@ -210,8 +210,8 @@ class PolicyGradientModule(StageModule):
     def compare(self, experience: Experience, reference: Reference) -> Experience:
         """Adds log-probabilities of the reference policy and, where the reward has a penalty, the policy's own.
 
-        A penalty in the reward counts all completions that are compared, also truncated ones that leave the loss.
-        Towers that train are run again, since the reference has other ones.
+        A penalty in the reward covers every completion with a valid score, also truncated ones that leave the loss.
+        Towers that train are run again, since the reference has towers of its own.
         """
         budget, in_reward = budget_of(self.algorithm.settings.update), self.algorithm.kl.in_reward
         scored = replace(experience, trainable=experience.scores.valid) if in_reward else experience
@@ -331,7 +331,7 @@ class PolicyGradientModule(StageModule):
     def _set_learning_rates(self, iteration: int) -> float:
         """Sets the learning rates of an iteration, and returns the policy's.
 
-        The schedule counts iterations that update, the cooldown all of them: it could not reach zero otherwise.
+        The schedule counts only iterations that update; the cooldown counts all, or it might not reach zero.
         """
         factor, (optimizers, schedulers) = self._ending.factor(iteration - 1), self._optimizers()
         for optimizer, scheduler in zip(optimizers, schedulers, strict=True):

@@ -15,7 +15,7 @@ class PPOModule(PolicyGradientModule):
     Advantages of single tokens from a critic (`stages.critic`), token ratio with PPO clip, mean over tokens.
 
     **Deviations** from the paper's eq. 9: policy and critic share no weights, so there is no value coefficient; values
-    are clipped, as in its code; no KL penalty and no entropy bonus unless the algorithm has them.
+    are clipped, as in PPO's first code; no KL penalty and no entropy bonus unless the algorithm has them.
     """
 
     default_algorithm: ClassVar[Algorithm] = Algorithm(

@@ -32,7 +32,7 @@ def resampled(
 
 
 def resample_stats(before: Experience, after: Experience, ranks: Ranks) -> dict[str, float]:
-    """How many completions were drawn and how many different ones, as shares of all that could have been."""
+    """How many completions were drawn, and how many distinct ones, as shares of all that could be drawn."""
     weights = after.weights
     assert weights is not None
     counts = torch.stack([weights.sum(), (weights > 0).sum(), before.trainable.sum()]).cpu().double()

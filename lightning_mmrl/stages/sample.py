@@ -38,7 +38,7 @@ class PartStore:
         return self.directory / f"part-{number:06d}.jsonl"
 
     def num_parts(self) -> int:
-        """How many parts are there, counted from the first one without a gap."""
+        """How many parts exist, counted from the first one up to the first gap."""
         number = 0
         while self.path(number).is_file():
             number += 1
@@ -62,7 +62,7 @@ class SamplePlan:
 
     @property
     def num_batches(self) -> int:
-        """Batches of the whole stage, and so parts."""
+        """Number of batches, and therefore of parts, of the whole stage."""
         return math.ceil(len(self.places) / self.settings.data.batch_size)
 
     def prompts(self, number: int) -> list[str]:
@@ -83,11 +83,11 @@ class SampleModule(lightning.LightningModule):
         plan: How much is sampled.
         parts: Where the parts are written, by rank 0.
         ranks: The processes that share each batch.
-        sharding: How weights are spread over them; None if each has them all.
+        sharding: How weights are spread over the ranks; None if each rank has all of them.
         rank_local: Entered around work that is not synchronized across ranks.
 
     Attributes:
-        num_parts: Parts on disk; the loader begins after those of an earlier process.
+        num_parts: Number of parts on disk; the loader begins after the parts of an earlier process.
     """
 
     def __init__(

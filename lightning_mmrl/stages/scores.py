@@ -11,10 +11,10 @@ from lightning_mmrl.types.batches import Rollout, Scores
 from lightning_mmrl.types.records import Completion, Sample, Score
 
 REWARD_TYPE = torch.float32
-"""Type of rewards; under precision 16-true torch's default would be float16, whose squares end at 65,504."""
+"""Type of rewards; under precision 16-true torch's default would be float16, where squares overflow above 65,504."""
 
 SQUARES = 2**20
-"""Squares of the largest accepted reward that may be summed without overflow, as in the deviation of a batch."""
+"""How many squares of the largest accepted reward can be summed without overflow, as in the deviation of a batch."""
 
 LARGEST = math.sqrt(torch.finfo(REWARD_TYPE).max / SQUARES)
 """Largest magnitude of an accepted reward, 1.8e16."""
@@ -30,7 +30,7 @@ class RewardSource(Protocol):
 
 
 def score_rollout(rewards: RewardSource, samples: Sequence[Sample], rollout: Rollout) -> Scores:
-    """Rewards [B, G] of the completions of B samples; a failed verifier is invalid, not zero."""
+    """Rewards [B, G] of the completions of B samples; the score of a failed verifier is invalid, not zero."""
     size = rollout.group_size
     groups = [rollout.completions[i * size : (i + 1) * size] for i in range(len(samples))]
     return score_tensors(rewards.score(samples, groups), rollout.completion_ids.device)
@@ -57,7 +57,7 @@ def score_tensors(table: Sequence[Sequence[Score]], device: torch.device) -> Sco
 
 
 def finite_scores(table: Sequence[Sequence[Score]]) -> list[list[Score]]:
-    """The scores; one that is too large for `REWARD_TYPE` is invalid.
+    """Returns the scores; a score that is too large for `REWARD_TYPE` becomes invalid.
 
     Rewards are squared and summed in that type, where a finite number such as 1e39 may be infinite. As with any failure
     of a verifier, the completion leaves its group.
@@ -66,7 +66,7 @@ def finite_scores(table: Sequence[Sequence[Score]]) -> list[list[Score]]:
 
 
 def _within(score: Score) -> Score:
-    # False for NaN as well.
+    # The comparison is False for NaN as well.
     if not score.valid or all(abs(value) <= LARGEST for value in (score.total, *score.components.values())):
         return score
     part = next((name for name, value in score.components.items() if not abs(value) <= LARGEST), None)

@@ -33,10 +33,10 @@ class _Step:
 class SFTModule(StageModule):
     """Maximises the log-likelihood of targets: loss = -sum of their token log-probs / number of target tokens.
 
-    Both are counted over all ranks of an optimizer step. A step whose loss or gradient is not finite moves neither
-    weights nor optimizer nor schedule. Under a loss scaler (precision 16-mixed) a gradient that is not finite means
-    that the scale is too large, and the scaler skips such a step itself: it moves neither weights nor optimizer, and
-    counts as skipped only after `SCALINGS` of them in a row.
+    Sum and number are taken over all ranks of an optimizer step. A step whose loss or gradient is not finite moves
+    neither weights nor optimizer nor schedule. Under a loss scaler (precision 16-mixed) a gradient that is not finite
+    means that the scale is too large, and the scaler skips the step itself. Such a step moves neither weights nor
+    optimizer, and counts as skipped only after `SCALINGS` such steps in a row.
 
     Args:
         policy: The model to train.
@@ -79,7 +79,7 @@ class SFTModule(StageModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Scales gradients down, or removes them if the step is skipped: an optimizer leaves such parameters alone."""
+        """Scales gradients down, or removes them if the step is skipped: the optimizer then changes no parameter."""
         max_norm = math.inf if gradient_clip_val is None else gradient_clip_val
         norm = clip_gradients(self.policy.parameters(), max_norm)
         step, plugin = self._step, self.trainer.precision_plugin

@@ -13,7 +13,7 @@ SILENT_ITERATIONS = 5
 
 @dataclass(kw_only=True)
 class SignalWatch:
-    """Counts iterations in a row in which no completion of any group has an advantage.
+    """Counts iterations in a row without a signal: no completion of any group has an advantage other than zero.
 
     In such an iteration only terms that do not depend on advantages change weights. A stage warns once.
 

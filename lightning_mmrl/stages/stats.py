@@ -26,7 +26,7 @@ class RolloutSummary:
         components: The components of the rewards, by name.
         has_signal: True for completions whose advantage is not zero.
         lengths: Tokens of each completion.
-        truncated: Whether the length limit ended it.
+        truncated: Whether the length limit ended the completion.
         failed: Number of invalid scores by the component that failed.
     """
 
@@ -118,7 +118,7 @@ def update_stats(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
         return math.fsum(step[name] for step in steps)
 
     def mean(name: str, weight: str) -> float:
-        # The share comes first: of a single step it is 1, and the mean is its value to the last bit.
+        # The share is computed first: a single step has exactly 1, so the mean is its value to the last bit.
         whole = total(weight) or 1.0
         return math.fsum(step[name] * (step[weight] / whole) for step in steps)
 

@@ -22,17 +22,17 @@ MIN_VARIANCE = 1e-8
 """Smallest variance that whitening divides by, as in OpenRLHF."""
 
 ROUNDING = 1e-10
-"""Variance over squared mean below which numbers count as equal: float32 returns round to about 1e-14 of it."""
+"""Ratio of variance to squared mean below which numbers count as equal; rounding of float32 gives about 1e-14."""
 
 ValueFunction = Callable[[ScoringBatch], Tensor]
-"""Values [N, C] of a scoring batch, such as a `models.critic.Critic`."""
+"""Gives the values [N, C] of a scoring batch, as a `models.critic.Critic` does."""
 
 
 def token_rewards(experience: Experience, kl: KLPenalty, coefficient: float) -> Float[Tensor, "N C"]:
-    """A completion's reward at its last token, and minus coefficient times the divergence at each of its tokens.
+    """A completion's reward at its last token, minus coefficient times the divergence at each of its tokens.
 
-    The divergence is part of it if the penalty belongs in the reward, at the weights that sampled (InstructGPT,
-    arXiv:2203.02155, eq. 2; LMM-R1 takes k1). Zero for completions that do not count.
+    The divergence is included only if the penalty belongs in the reward; it is computed at the weights that sampled
+    (InstructGPT, arXiv:2203.02155, eq. 2; LMM-R1 takes k1). Zero for completions that do not count.
     """
     mask, scores = experience.loss_mask(), experience.scores
     next_counted = torch.zeros_like(mask)

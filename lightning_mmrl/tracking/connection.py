@@ -138,8 +138,8 @@ def _connect_sqlite(tracking_uri: str, experiment: str, run_id: str | None) -> C
     with explained(uri):
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.with_name(f"{path.name}.lock").exists():
-            # If its creation fails with ENOENT, as in /proc, FileLock assumes that another process works there, and
-            # waits.
+            # If the lock file cannot be created (ENOENT, as in /proc), FileLock assumes that another process works
+            # there, and waits.
             try:
                 tempfile.TemporaryFile(dir=path.parent).close()
             except OSError as error:

@@ -96,7 +96,7 @@ class MlflowDelivery:
         return entry.payload
 
     def wait_for_run(self, run_key: str, timeout_s: float) -> str | None:
-        """The server's id of a new run, once it exists; None if the first attempt fails or takes longer."""
+        """Waits for the first attempt to create a run; returns the server's id, or None if it fails or takes longer."""
         with self._opened:
             self._opened.wait_for(lambda: run_key in self._tried, timeout_s)
             return self._server_ids.get(run_key)

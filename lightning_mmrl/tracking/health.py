@@ -46,7 +46,7 @@ def check_address(uri: str) -> str:
 
 
 def _check_database(path: Path) -> str:
-    """Reads an existing database; tries writes in a scratch database beside it, so that none appears at `path`."""
+    """Reads an existing database; tries writes in a scratch database beside it, so that `path` is not created."""
     place, found = f"sqlite:///{path}", "will be made on first use"
     try:
         if path.exists():

@@ -51,7 +51,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The records of a file with the numbers of their lines, from 1; see `read_lines`.
+    """Yields the number of each line, counted from 1, and its record; skips unreadable lines as `read_lines` does.
 
     Raises:
         ConfigError: The path is no plain file.

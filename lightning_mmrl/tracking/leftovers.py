@@ -17,7 +17,7 @@ from lightning_mmrl.tracking.refusals import WaitingError, refused_parts
 from lightning_mmrl.types.redaction import redact
 
 SPOOL = "spool"
-"""Folder in output_dir with a folder for each store."""
+"""Folder in output_dir that holds one folder for each store."""
 
 STORE = "store.json"
 
@@ -94,7 +94,7 @@ def flush(
     """Delivers all undelivered and all refused entries, and returns the entries that are left.
 
     An outage ends the delivery; a run that the server does not have is skipped. Refused entries are older than
-    undelivered ones: their tags and status do not replace later ones.
+    undelivered ones, so their tags and status do not replace newer values.
 
     Raises:
         ConfigError: Another process delivers from this spool.

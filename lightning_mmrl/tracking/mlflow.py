@@ -46,9 +46,10 @@ class MlflowTracker:
     when a tracker is next opened on the same folder. A run that the server has not created after 10 s, as in an outage,
     gets a local id (`local-...`), which `run_id` and `parent_id` accept like any other id.
 
-    Under `mlflow run` the first parent that is opened is the run that MLflow created (MLFLOW_RUN_ID). If that call
-    names an earlier run to continue, the new run gets the tag `mmrl.continues`, and the earlier run is nested below it
-    with its stages, if both lie in one experiment. So there is one parent, however often the curriculum was started.
+    Under `mlflow run` the first parent that is opened is the run that MLflow created (MLFLOW_RUN_ID). If the call that
+    opens it names an earlier run to continue, MLflow's run gets the tag `mmrl.continues`. The earlier run is nested
+    below it with its stages, if both are in one experiment, so there is one parent however often the curriculum was
+    started.
 
     Args:
         settings: The store, `sqlite:///<file>` or `http(s)://<host>`, and the experiment, created if it does not exist.
@@ -174,7 +175,7 @@ class MlflowRun:
         self._submit("tags", _clean_tags(tags))
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Uploads a file or a whole folder as `<folder>/<its name>`; it is read later, so do not remove it."""
+        """Uploads a file or a whole folder as `<folder>/<its name>`; the upload reads it later, so do not remove it."""
         self._submit("artifact", {"path": str(path.absolute()), "folder": folder})
 
     def log_dataset(self, name: str, digest: str, source: str, context: str, profile: Mapping[str, Any]) -> None:

@@ -60,5 +60,5 @@ def quiet_clients() -> None:
 
 
 def _from_elsewhere(record: logging.LogRecord) -> bool:
-    """Keeps all records but the clients' own in the delivery thread; our warnings may share their handlers."""
+    """Drops the clients' own records in the delivery thread, and keeps all others, which may share the handlers."""
     return record.threadName != THREAD or not record.name.startswith(("urllib3", "mlflow"))

@@ -1,4 +1,4 @@
-"""Decides before torch is imported where a run is tracked, under `mlflow run` as well."""
+"""Decides, before torch is imported, where a run is tracked, under `mlflow run` as well."""
 
 import hashlib
 import os
@@ -19,7 +19,7 @@ _PREFIX = "sqlite:///"
 
 
 def settle_tracking(config: RunSettings) -> RunSettings:
-    """The configuration with the store that its runs go to.
+    """Returns the configuration with the tracking store that its runs go to.
 
     Under `mlflow run`, this is the store of MLflow's own run (MLFLOW_TRACKING_URI), so that the stages lie below it.
 
@@ -45,7 +45,7 @@ def settle_tracking(config: RunSettings) -> RunSettings:
 
 
 def absolute_sqlite(uri: str) -> str:
-    """A relative SQLite path made absolute, so that the UI finds the artifacts from anywhere.
+    """Makes a relative SQLite path absolute, so that the UI finds the artifacts from anywhere; keeps other addresses.
 
     >>> absolute_sqlite("http://127.0.0.1:5000")
     'http://127.0.0.1:5000'
@@ -56,7 +56,7 @@ def absolute_sqlite(uri: str) -> str:
 
 
 def spool_folder(config: RunSettings, uri: str) -> Path:
-    """The folder where a store's entries wait; they never go to another store, whatever the credentials."""
+    """Returns the folder where entries wait for one store only; it does not depend on the address's credentials."""
     spools = Path(config.output_dir) / SPOOL
     places = [absolute_sqlite(each) for each in (redact_addresses(uri), uri)]
     folder, with_credentials = (spools / hashlib.sha256(place.encode()).hexdigest()[:12] for place in places)

@@ -103,7 +103,7 @@ class Interruption:
         """During a block these ranks must agree on an interruption; with `ALONE`, this process decides by itself.
 
         Raises:
-            Interrupted: A signal was noted, and this process needs no other rank's agreement, in the block or after it.
+            Interrupted: A signal was noted, and this process needs no agreement at the start or the end of the block.
         """
         before, self._ranks = self._ranks, ranks
         try:

@@ -1,4 +1,4 @@
-"""Shows progress with the data on the console, and writes down which samples are left out."""
+"""Shows the progress of preparing data on the console, and writes down which samples are left out."""
 
 import json
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class ConsoleMonitor:
         self.console.update(description, done, total)
 
     def quarantine(self, manifest: str, num_usable: int, left_out: Sequence[Quarantined]) -> None:
-        """Names the first samples that were left out, and writes each down once for the whole run."""
+        """Names the first samples that were left out, and writes each left-out sample down once for the whole run."""
         news = (manifest, *(item.sample_id for item in left_out))
         if self.path is None or news in self.told:
             return

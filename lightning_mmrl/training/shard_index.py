@@ -63,7 +63,7 @@ _MISUSE = (ValueError, TypeError, AttributeError, LookupError, RecursionError, M
 
 
 class _Values:
-    """The values of one object of an index as attributes; a tuple is the attribute `state`."""
+    """Holds the values of one object of an index as attributes; a tuple of values is the attribute `state`."""
 
     def __setstate__(self, state: Any) -> None:
         self.__dict__ = dict(state) if isinstance(state, dict) else {"state": tuple(state)}
@@ -74,7 +74,7 @@ class _Unpickler(pickle.Unpickler):
 
     def __init__(self, file: Any) -> None:
         super().__init__(file)
-        # New classes for each pickle: a pickle that sets values of a class changes no other read.
+        # Each pickle gets new classes, so that a pickle that sets values of a class affects no other read.
         holders = ("Metadata", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata", "MetadataIndex")
         kinds = {("torch.distributed.checkpoint.metadata", name): type(name, (_Values,), {}) for name in holders}
         kinds["torch.distributed.checkpoint.metadata", "StorageMeta"] = type("StorageMeta", (_Values,), {})

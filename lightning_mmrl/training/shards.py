@@ -118,7 +118,7 @@ def stored_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def load_shards(folder: Path, module: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
-    """Loads this rank's shards of a checkpoint of any number of ranks, in place; returns everything else in it."""
+    """Loads this rank's shards of a checkpoint that any number of ranks wrote, in place; returns everything else."""
     rest = read_stored(folder / REST)
     parameters = dict(module.named_parameters())
     found: dict[_Path, Tensor] = {(_WEIGHTS, name): value for name, value in module.state_dict().items()}
@@ -135,7 +135,7 @@ def load_shards(folder: Path, module: nn.Module, optimizers: Sequence[Optimizer]
 
 
 def load_whole(checkpoint: dict[str, Any], module: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
-    """Loads this rank's parts of a checkpoint of a single process, in place; returns everything else in it."""
+    """Loads this rank's parts of a checkpoint that a single process wrote, in place; returns everything else."""
     weights = checkpoint.pop(_WEIGHTS)
     targets = module.state_dict()
     module.load_state_dict({name: _placed(weights[name], like) for name, like in targets.items()})

@@ -44,7 +44,7 @@ class StateStore:
     names it, and only then an older state is removed. If the process is killed at any moment, the newest complete state
     stays readable; a partial folder is ignored, and removed by the next save. `files.folder_beside` cannot be used
     here, because several ranks write one state, and another thread may rename it. Lightning's own save goes through the
-    system's temporary folder and loses the previous checkpoint if that is another file system
+    system's temporary folder, and loses the previous checkpoint if that folder is on another file system
     (Lightning-AI/pytorch-lightning#21253).
 
     Args:

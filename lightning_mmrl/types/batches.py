@@ -185,10 +185,10 @@ class LossInputs(_Movable):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossOutput(_Movable):
-    """Unreduced losses, to be reduced by an aggregation; zero, False and 1 where the completion mask is False.
+    """Unreduced losses, to be reduced by an aggregation.
 
     `clipped` is True where the clip, not the surrogate, determines the gradient. `ratios` are the probability ratios
-    that the clip applies to.
+    that the clip applies to. Where the completion mask is False, losses are 0, `clipped` is False and ratios are 1.
     """
 
     token_losses: Float[Tensor, "N C"]

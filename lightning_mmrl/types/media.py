@@ -25,8 +25,8 @@ class DecodedImage:
 class DecodedVideo:
     """Sampled frames of a clip.
 
-    `frames` is [T, H, W, 3] uint8 RGB; `timestamps_s` holds the T presentation times in seconds, on which other code
-    relies (not on frame indices); `duration_s` is the length of the decoded span. Each of `warnings` is a sentence
+    `frames` is [T, H, W, 3] uint8 RGB. `timestamps_s` holds the T presentation times in seconds; other code relies on
+    these times, not on frame indices. `duration_s` is the length of the decoded span. Each of `warnings` is a sentence
     about one oddity.
     """
 
@@ -56,7 +56,7 @@ class DecodedAudio:
 
 
 def decisive(settings: MediaSettings) -> dict[str, int | float]:
-    """Everything that determines a decoded medium, by name; further keys of a subclass of the settings are left out.
+    """Returns all settings that determine a decoded medium, by name; keys that a subclass adds are left out.
 
     >>> decisive(MediaSettings(num_frames=4))["num_frames"]
     4

@@ -43,7 +43,7 @@ class MediaRef:
 class Sample:
     """One line of a manifest.
 
-    `media` lists references in the order of their tags in `messages`; all of one kind keep the manifest's order.
+    `media` lists references in the order of their tags in `messages`; media of one kind keep the manifest's order.
     `extras` holds every further manifest column and is passed on to rewards.
     """
 
@@ -73,7 +73,7 @@ class Completion:
 class Score:
     """The reward of one completion.
 
-    `total` is the weighted sum of `components`. With `valid=False` a verifier failed: the row is left out of its
+    `total` is the weighted sum of `components`. With `valid=False` a verifier failed: the completion is left out of its
     group's statistics and of the loss, and never counts as zero. `reason` says why. `failed` names the component that
     failed; it is None if the component is unknown, or if no component failed.
     """
@@ -98,8 +98,8 @@ class Edge:
 class StageSpec:
     """A stage as the orchestrator sees it: its name, its place in the order, its settings, its inputs and its outputs.
 
-    `inputs` maps each input to the artifact that it reads; a stage that starts from the base model has no edge for its
-    weights, and `reads_weights` is False for one that reads no weights at all. `outputs` maps the name of each artifact
+    `inputs` maps each input to the artifact that it reads. A stage that starts from the base model has no edge for its
+    weights; `reads_weights` is False for a stage that reads no weights at all. `outputs` maps the name of each artifact
     to its type. `seed` decides all random numbers of the stage.
     `content` is the resolved configuration that determines the outcome, from dotted keys to values. `digest` is the
     hash of this content and of the digests of the stages that the stage builds on; a finished stage is reused only
@@ -161,9 +161,9 @@ class Artifact:
 class StageResult:
     """The result of a finished stage.
 
-    `artifacts` maps the name of each output to its folder, and `inputs` each input to the digest of the files that were
-    read. `metrics` are final values keyed `<stage>/<group>/<name>`; `seconds` maps a phase (train, evaluate) to wall
-    time. `num_steps`, `num_skipped` and `changed` are as in `Training`. A field that a manifest lacks is None.
+    `artifacts` maps the name of each output to its folder. `inputs` maps each input to the digest of the files that
+    were read. `metrics` are final values keyed `<stage>/<group>/<name>`; `seconds` maps a phase (train, evaluate) to
+    wall time. `num_steps`, `num_skipped` and `changed` are as in `Training`. A field that a manifest lacks is None.
     """
 
     name: str

@@ -61,7 +61,7 @@ def redact_addresses(text: str) -> str:
 
 
 def redacted_tree(tree: Any) -> Any:
-    """A tree of mappings and lists whose texts carry no credentials in addresses.
+    """Returns a copy of a tree of mappings and lists, without the credentials in addresses of its texts.
 
     >>> redacted_tree({"uri": "http://me:secret@host", "seeds": [1, 2]})
     {'uri': 'http://host', 'seeds': [1, 2]}

@@ -1,14 +1,14 @@
-"""Text as a terminal shows it."""
+"""Makes text safe to print on a terminal."""
 
 import re
 
-# Control codes but for tab and line feed, separators that some terminals take for line ends, characters that change the
+# Control codes except tab and line feed, separators that some terminals take for line ends, characters that change the
 # reading direction (CVE-2021-42574), and halves of characters, which no stream can encode.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
-    r"""Text that a terminal shows and never obeys: control codes as their escapes.
+    r"""Returns a text with its control codes escaped, so that a terminal shows them and obeys none.
 
     >>> printable("\x1b[2Jangry"), printable("\u8352\u8c2c")
     ('\\x1b[2Jangry', '\u8352\u8c2c')

@@ -17,7 +17,10 @@ class _Finder:
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Locates a top-level package for Python's import; its submodules are found by its own path."""
+        """Locates a top-level package for Python's import system.
+
+        The import system then finds submodules through the package's `__path__`.
+        """
         folder = self.folders.get(name)
         return None if folder is None or path is not None else PathFinder.find_spec(name, [folder], target)
 
@@ -26,14 +29,15 @@ _finder = _Finder()
 
 
 def own_packages() -> dict[str, str]:
-    """The packages that this process finds in given folders, with the folder of each."""
+    """Returns the packages that this process finds in given folders, with the folder of each."""
     return dict(_finder.folders)
 
 
 def find_own_packages(folders: Mapping[str, str]) -> None:
-    """Makes packages importable, each from its folder and after all other packages; replaces earlier folders.
+    """Makes packages importable, each from its folder. The given folders replace the folders of an earlier call.
 
-    A child process does not inherit this. It must call this function before it unpickles objects of these packages.
+    The packages are looked up last, so any other package of the same name wins. A child process does not inherit this:
+    it must call this function before it unpickles objects of these packages.
     """
     _finder.folders = dict(folders)
     if _finder not in sys.meta_path:

@@ -48,8 +48,8 @@ class DeadlinePool:
 
     Build the pool before CUDA is initialized and close it at the end. The function is pickled once and imported again
     in each worker, so a script that builds a pool needs the `if __name__ == "__main__"` guard. `limits` can add a soft
-    deadline, which costs no process, and bounds on memory and processor time. `deadline_key` is the setting of
-    `deadline_s`, which the error of an item that exceeds the deadline names.
+    deadline, which costs no process, and bounds on memory and processor time. `deadline_key` is the name
+    of the setting for `deadline_s`; the error of an item that exceeds the deadline mentions it.
 
     Raises:
         WorkerError: The function cannot be pickled, or a worker cannot start.
@@ -97,7 +97,7 @@ class DeadlinePool:
         on_done: Callable[[int, CallResult], None] | None = None,
         deadline_factor: float = 1.0,
     ) -> list[CallResult]:
-        """Outcomes in the order of the items.
+        """Calls the function on all items, and returns the outcomes in the order of the items.
 
         Args:
             items: Picklable arguments.
@@ -143,7 +143,7 @@ class DeadlinePool:
     def map_patiently(
         self, items: Sequence[Any], *, on_done: Callable[[int, CallResult], None] | None = None
     ) -> list[CallResult]:
-        """As `map`, but calls lost items again, `ATTEMPTS` times in all; the last error says how often.
+        """Like `map`, but calls a lost item again, up to `ATTEMPTS` times in all; the last error says how often.
 
         So an item does not fail because something else killed or stopped its worker. The last attempt takes one item at
         a time, because together they may be too much for the machine.
@@ -290,7 +290,7 @@ class _Batch:
 
 
 class _Worker:
-    """One process and its present item; `deadline` is for its start until it is ready, then for its item."""
+    """One process and its present item; `deadline` limits its start until it is ready, and then its item."""
 
     def __init__(self, payload: bytes, limits: Limits, name: str) -> None:
         context = get_context("spawn")

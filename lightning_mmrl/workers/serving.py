@@ -31,8 +31,8 @@ class Limits:
     Attributes:
         soft_deadline_s: Seconds after which an exception interrupts the call, if it runs Python code or sleeps. The
             process lives on.
-        memory_bytes: Bound on the address space in addition to that of the ready process (RLIMIT_AS, Linux only). A
-            call that needs more gets a MemoryError; native code that does not check may end the process.
+        memory_bytes: Bytes of address space that the process may take beyond its size when it is ready (RLIMIT_AS,
+            Linux only). A call that needs more gets a MemoryError; native code that does not check may end the process.
         processor_s: Processor time in seconds, rounded up, after which the call ends with its process and the error
             `OVERTIME`. Such a call is not `lost`, because a busy machine cannot be the cause.
     """

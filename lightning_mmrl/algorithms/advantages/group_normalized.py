@@ -11,15 +11,15 @@ from lightning_mmrl.ops.groups import batch_std, constant_groups, group_mean, gr
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupNormalized:
-    """GRPO advantage: reward minus the group's mean, over a standard deviation.
+    """GRPO advantage: reward minus the group's mean, divided by a standard deviation.
 
     A_i = (r_i - mean(r)) / (std(r) + eps) over the valid completions of the prompt (arXiv:2402.03300, section 4.1.2).
-    `std` chooses the deviation: `group`, the prompt's own; `batch`, over the rewards of all valid completions of the
-    step on all ranks (arXiv:2508.08221); None, no division (Dr. GRPO, arXiv:2503.20783).
+    `std` chooses the deviation: `group` takes the prompt's own; `batch` takes it over the rewards of all valid
+    completions of the step on all ranks (arXiv:2508.08221); None does not divide (Dr. GRPO, arXiv:2503.20783).
 
     **Deviations**: std is the unbiased one and eps is added to it, as in TRL 1.16; the papers name neither. Groups with
-    fewer than two valid completions, or whose rewards are exactly equal, get exact zeros; rounding would leave them one
-    ulp over eps. Invalid completions get zero.
+    fewer than two valid completions, or whose rewards are exactly equal, get exact zeros; otherwise a rounding error of
+    one ulp would be divided by eps. Invalid completions get zero.
 
     Raises:
         ValueError: If `std` is none of these, or `eps` is negative.

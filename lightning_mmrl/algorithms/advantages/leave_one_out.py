@@ -17,12 +17,14 @@ class LeaveOneOut:
     A_i = r_i - (1 / (k - 1)) * sum_{j != i} r_j over the k valid completions (arXiv:2402.14740, eq. 4).
     Groups with fewer than two valid completions get zero.
 
-    With `normalize` they are divided by std(A) + eps. The deviation is over all completions of the step, on all ranks,
-    that are valid and have a valid sibling. The paper does not normalize; the code of MM-Eureka v1 and LMM-R1 does.
+    With `normalize`, advantages are divided by std(A) + eps. The standard deviation is over all valid completions of
+    the step, on all ranks, that have a valid sibling. The paper does not normalize; the code of MM-Eureka v1 and LMM-R1
+    does.
 
     **Deviations**: groups with exactly equal rewards get exact zeros, free of rounding. Invalid completions get zero.
     The mean over the step is not subtracted, since it is zero: the advantages of each group cancel. The released codes
-    weight completions by their length in this mean, so that a constant group gets an advantage; here all are equal.
+    weight completions by their length in this mean, so that a constant group gets an advantage; here every completion
+    has the same weight.
 
     Raises:
         ValueError: If `eps` is negative.
@@ -46,5 +48,5 @@ class LeaveOneOut:
         if not self.normalize:
             return advantages
         compared = valid & (valid.sum(-1, keepdim=True) > 1)
-        # Where all are zero the deviation is, and eps may be.
+        # If all advantages are zero, so is their deviation; with eps 0 the quotient would be NaN.
         return torch.where(counted, advantages / (batch_std(advantages, compared) + self.eps), advantages)

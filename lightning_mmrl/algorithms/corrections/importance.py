@@ -13,28 +13,29 @@ from lightning_mmrl.types.batches import CorrectionOutput
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportanceCorrection:
-    """Multiplies token losses by bounded weights w = pi_old / mu: the policy at the rollout over the engine.
+    """Multiplies token losses by bounded weights w = pi_old / mu: the policy at the rollout, divided by the engine.
 
-    w_t = exp(old_logprob_t - sampler_logprob_t) for each token. With `level` sequence all tokens of a completion have
-    the product of these (importance sampling of whole completions).
+    w_t = exp(old_logprob_t - sampler_logprob_t) for each token. With `level="sequence"`, every token of a completion
+    has the product of its tokens' weights (importance sampling of whole completions).
 
-    `mode` truncate takes clip(w, floor, cap): truncated importance sampling (F. Yao et al., 2025, "Your efficient RL
-    framework secretly brings you off-policy RL training"; verl's `rollout_is`). `mode` mask takes w inside [floor, cap]
-    and 0 outside: such tokens or completions leave the loss, and stay in its denominator (IcePop, arXiv:2510.18855).
-    Level and mode are TRL 1.16's `vllm_importance_sampling_mode`, `floor` and `cap` its `.._clip_min` and
-    `.._clip_max`. Weights carry no gradient. They multiply the policy loss alone: no KL or entropy term, as in TRL.
+    `mode="truncate"` takes clip(w, floor, cap): truncated importance sampling (F. Yao et al., 2025, "Your efficient RL
+    framework secretly brings you off-policy RL training"; verl's `rollout_is`). `mode="mask"` takes w inside
+    [floor, cap] and 0 outside: the tokens or completions outside leave the loss but stay in its denominator (IcePop,
+    arXiv:2510.18855). Level and mode are TRL 1.16's `vllm_importance_sampling_mode`; `floor` and `cap` are its
+    `.._clip_min` and `.._clip_max`. Weights carry no gradient. As in TRL, they multiply the policy loss, but no KL or
+    entropy term.
 
     Weights of whole completions with an infinite cap make the gradient unbiased, provided that the engine can sample
-    everything that the policy can; its variance grows with the mismatch and the length. Weights of tokens and bounded
-    weights trade this variance for a bias.
+    everything that the policy can; the gradient's variance grows with the mismatch and the length. Weights of tokens
+    and bounded weights trade this variance for a bias.
 
     **Deviations**: the log of w is clamped to +-20 before the exponential. TRL takes w = 1 where the engine gave no
-    number; here every sampled token has its log-probability. The critic of PPO learns from all tokens alike.
+    log-probability; here it gives one for every sampled token. The weights do not change the loss of PPO's critic.
 
     Attributes:
         level: token or sequence.
         mode: truncate or mask.
-        cap: Largest weight; infinity: no bound. TRL's default is 3 with whole sequences masked, verl's 2.
+        cap: Largest weight; infinity means no bound. TRL's default is 3 with whole sequences masked, verl's is 2.
         floor: Smallest weight.
 
     Raises:
@@ -68,7 +69,7 @@ class ImportanceCorrection:
         sampler_logprobs: Float[Tensor, "N C"],
         completion_mask: Bool[Tensor, "N C"],
     ) -> CorrectionOutput:
-        """The weights of the tokens; `completion_mask` has whole completions or nothing of them."""
+        """Returns the weights of the tokens; each row of `completion_mask` covers a whole completion or nothing."""
         sampler = sampler_logprobs.detach().to(old_logprobs.dtype)
         logs = k1(old_logprobs.detach(), sampler, completion_mask)
         logs, counted = LEVELS[self.level](logs, completion_mask)
@@ -82,7 +83,7 @@ class ImportanceCorrection:
 def _of_completions(
     logs: Float[Tensor, "N C"], mask: Bool[Tensor, "N C"]
 ) -> tuple[Float[Tensor, "N C"], Bool[Tensor, "N C"]]:
-    """The sum over a completion at each of its tokens; it counts once, at the first of them."""
+    """Returns each completion's sum at all of its tokens, and a mask of its first token, at which it counts once."""
     return logs.sum(-1, keepdim=True).expand_as(logs), mask & (mask.cumsum(-1) == 1)
 
 

@@ -1,9 +1,9 @@
 """Reductions of token losses, each with its denominator.
 
-Each class implements the `Aggregation` protocol: `denominator` is additive, the stage sums it over all microbatches and
+Each class implements the `Aggregation` protocol. `denominator` is additive: the stage sums it over all microbatches and
 ranks of an optimizer step, and `reduce` divides by that sum. The reduced microbatches therefore add up to the loss of
-the step, however it was split. A denominator of zero means that nothing counts in the whole step; the loss is then
-zero, and still attached to the graph so that every rank can run its backward pass.
+the step, however the step was split. A denominator of zero means that nothing counts in the whole step; the loss is
+then zero, and still attached to the graph so that every rank can run its backward pass.
 """
 
 from dataclasses import dataclass
@@ -32,13 +32,13 @@ class TokenMean:
     def reduce(
         self, token_losses: Float[Tensor, "N C"], completion_mask: Bool[Tensor, "N C"], denominator: Float[Tensor, ""]
     ) -> Float[Tensor, ""]:
-        """Sum of the token losses over the step's number of counted tokens."""
+        """Sum of the token losses, divided by the step's number of counted tokens."""
         return _divide(masked_sum(token_losses, completion_mask), denominator)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SequenceMean:
-    """Mean over completions of the mean over their tokens (GRPO, arXiv:2402.03300, eq. 3): completions weigh the same.
+    """Mean over completions of the mean over their tokens (GRPO, arXiv:2402.03300, eq. 3): all completions weigh alike.
 
     A completion without a counted token does not count as a sequence.
 
@@ -55,13 +55,13 @@ class SequenceMean:
     def reduce(
         self, token_losses: Float[Tensor, "N C"], completion_mask: Bool[Tensor, "N C"], denominator: Float[Tensor, ""]
     ) -> Float[Tensor, ""]:
-        """Sum of the completions' mean losses over the step's number of counted completions."""
+        """Sum of the completions' mean losses, divided by the step's number of counted completions."""
         return _divide(masked_mean(token_losses, completion_mask, dim=-1).sum(), denominator)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConstantLength:
-    """Sum of the token losses over a constant length per completion: no bias by length (Dr. GRPO, arXiv:2503.20783).
+    """Token losses divided by a constant length per completion: no bias by length (Dr. GRPO, arXiv:2503.20783).
 
     **Deviations**: completions without a counted token leave the denominator too.
 
@@ -90,7 +90,7 @@ class ConstantLength:
     def reduce(
         self, token_losses: Float[Tensor, "N C"], completion_mask: Bool[Tensor, "N C"], denominator: Float[Tensor, ""]
     ) -> Float[Tensor, ""]:
-        """Sum of the token losses over the step's constant."""
+        """Sum of the token losses, divided by the sum of the step's denominators."""
         return _divide(masked_sum(token_losses, completion_mask), denominator)
 
 

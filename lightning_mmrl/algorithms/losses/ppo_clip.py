@@ -15,7 +15,7 @@ class PPOClip:
 
     loss = -min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A) with ratio = exp(logprob - old_logprob)
     (arXiv:1707.06347, eq. 7; per token as in arXiv:2402.03300, eq. 3; separate clips: arXiv:2503.14476, section 3.1).
-    `clipped` is True where a bound is strictly beyond the surrogate, so that there is no gradient.
+    `clipped` is True where a bound decides the loss in place of the ratio, so that the token has no gradient.
 
     `ratio` may also be the ratio of the completion (`SequenceRatio`, GSPO, arXiv:2507.18071, eq. 5).
 
@@ -74,7 +74,7 @@ class PPOClip:
             surrogate = ratios.clamp(max=self.ratio_cap) * advantages
         objective = torch.minimum(surrogate, clipped_surrogate)
         if self.dual_clip is not None:
-            floor = self.dual_clip * advantages.clamp(max=0)  # objectives of good tokens are above zero
+            floor = self.dual_clip * advantages.clamp(max=0)  # zero for A >= 0, where no objective is below it
             clipped = clipped | (objective < floor)
             objective = torch.maximum(objective, floor)
         return LossOutput(

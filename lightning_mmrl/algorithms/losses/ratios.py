@@ -36,11 +36,11 @@ class TokenRatio:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SequenceRatio:
-    """The geometric mean over a completion, at each of its tokens: exp(mean_t log ratio_t).
+    """The geometric mean of a completion's token ratios, at each of its tokens: exp(mean_t log ratio_t).
 
-    The ratio of GSPO (arXiv:2507.18071, eq. 7). Its clips are much narrower: the paper takes 3e-4 and 4e-4. GSPO-token
-    (section 4.3) has the same value and gradient as long as all tokens of a completion have one advantage, as they do
-    without a critic.
+    The ratio of GSPO (arXiv:2507.18071, eq. 7). It needs much narrower clips: the paper takes 3e-4 and 4e-4. GSPO-token
+    (section 4.3) has the same value and gradient as long as all tokens of a completion have the same advantage, as they
+    do without a critic.
 
     >>> inputs = LossInputs(
     ...     logprobs=torch.tensor([[-1.0, -1.0, -9.0]]),
@@ -58,10 +58,10 @@ class SequenceRatio:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionRatio:
-    """The product over a completion, at each of its tokens: exp(sum_t log ratio_t) (RLOO, arXiv:2402.14740).
+    """The product of a completion's token ratios, at each of its tokens: exp(sum_t log ratio_t) (arXiv:2402.14740).
 
-    The completion is one action. With `SequenceMean` its loss equals the loss of TRL's `RLOOTrainer`: at ratio 1 the
-    gradient is A * grad log p(completion), not its mean over tokens.
+    This is RLOO's ratio: the completion is one action. With `SequenceMean` the loss equals the loss of TRL's
+    `RLOOTrainer`: at ratio 1 the gradient is A * grad log p(completion), not its mean over tokens.
 
     >>> inputs = LossInputs(
     ...     logprobs=torch.tensor([[-1.0, -1.0, -9.0]]),
@@ -78,7 +78,7 @@ class CompletionRatio:
 
 
 def _log_ratios(inputs: LossInputs) -> Float[Tensor, "N C"]:
-    """Zero for a masked token, whatever is stored there: it is neither clipped nor part of a gradient."""
+    """Returns the log-ratios; zero where the mask is False, whatever is stored there: not clipped, without gradient."""
     difference = inputs.logprobs - inputs.old_logprobs
     return torch.where(inputs.completion_mask, difference, torch.zeros_like(difference))
 

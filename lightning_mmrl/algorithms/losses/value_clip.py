@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValueClip:
-    """Squared error of values, which does not fall any further once a value is `clip` away from the rollout's.
+    """Squared error of the values; it stops falling once a value has moved by `clip` from its value at the rollout.
 
     loss = max((V - R)^2, (clip(V, V_old - clip, V_old + clip) - R)^2) / 2, as in PPO's first code (openai/baselines,
     ppo2), OpenRLHF and LMM-R1; arXiv:1707.06347 has the plain squared error, which is `clip=None`.
@@ -35,7 +35,7 @@ class ValueClip:
         returns: Float[Tensor, "N C"],
         mask: Bool[Tensor, "N C"],
     ) -> tuple[Float[Tensor, "N C"], Bool[Tensor, "N C"]]:
-        """Losses of the tokens, and where the clip decides, without a gradient; zero, False outside `mask`."""
+        """Returns the token losses, and True where the clip decides, without a gradient; 0 and False outside `mask`."""
         error = torch.where(mask, values - returns, torch.zeros_like(values)).square()
         if self.clip is None:
             return error / 2, torch.zeros_like(mask)

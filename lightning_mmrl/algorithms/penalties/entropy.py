@@ -15,13 +15,13 @@ class EntropyBonus:
     loss_t = policy loss_t - coefficient * H_t with H_t = -sum_v p(v) log p(v) over the whole vocabulary
     (arXiv:1602.01783, section 4; PPO, arXiv:1707.06347, eq. 9).
 
-    **Deviations**: the bonus is aggregated as the policy loss, as in verl. TRL always takes the mean over tokens, which
-    is the same with `TokenMean`.
+    **Deviations**: the bonus is aggregated in the same way as the policy loss, as in verl. TRL always takes the mean
+    over tokens, which is the same with `TokenMean`.
 
     Attributes:
         settings: Coefficient.
-        schedule: Multiplier of the coefficient by iteration, from 0, and number of iterations of the stage;
-            `WarmupCosine` with `final_fraction` 0 warms it up and lets it decay to nothing.
+        schedule: Multiplier of the coefficient, a function of the iteration (from 0) and the number of iterations.
+            `WarmupCosine` with `final_fraction` 0 warms the coefficient up and lets it decay to zero.
 
     Raises:
         ConfigError: A setting is out of range.
@@ -37,5 +37,5 @@ class EntropyBonus:
         check_rules(self.settings, "entropy")
 
     def coefficient_at(self, step: int, num_steps: int) -> float:
-        """The coefficient of one iteration of a stage, counted from 0."""
+        """The coefficient at iteration `step`, counted from 0, of a stage with `num_steps` iterations."""
         return self.settings.coefficient * self.schedule(step, num_steps)

@@ -19,21 +19,21 @@ ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
 class KLPenalty:
     """Coefficient times an estimate of KL(policy || reference), in the loss or in the reward.
 
-    In the loss each token's estimate is added to its loss (GRPO, arXiv:2402.03300, eq. 3 and 4). In the reward the sum
-    over a completion's tokens, at the weights that sampled it, is subtracted before advantages are estimated
-    (arXiv:2009.01325; RLOO, arXiv:2402.14740, section 2).
+    In the loss, each token's estimate is added to its loss (GRPO, arXiv:2402.03300, eq. 3 and 4). From the reward, the
+    sum of the estimates over a completion's tokens is subtracted before advantages are estimated; it is computed with
+    the weights that sampled the completion (arXiv:2009.01325; RLOO, arXiv:2402.14740, section 2).
 
     With `ratio_correction` the estimates in the loss are multiplied by ratio_t = exp(logprob - old_logprob), with its
     gradient, as TRL 1.16 does by default. They then estimate the divergence of the current policy, not of the one that
     sampled, and the mean gradient of k1 and k3 is the gradient of the divergence, (log p - log p_ref) * grad log p
-    (arXiv:2510.01555). Without it k3 has this gradient to first order, and k1 not at all. In the reward nothing needs
-    correction.
+    (arXiv:2510.01555). Without the correction, k3 has this gradient to first order, and k1 not at all. In the reward
+    nothing needs correction.
 
-    **Deviations**: the ratio is always of the token, even if the loss takes the ratio of the completion.
+    **Deviations**: this ratio is always the token's, even if the loss takes the ratio of the completion.
 
     Attributes:
         settings: Coefficient, estimator and place.
-        schedule: Multiplier of the coefficient by iteration, from 0, and number of iterations of the stage.
+        schedule: Multiplier of the coefficient, a function of the iteration (from 0) and the number of iterations.
 
     Raises:
         ConfigError: A setting is out of range.
@@ -55,7 +55,7 @@ class KLPenalty:
         return self.settings.where == "reward"
 
     def coefficient_at(self, step: int, num_steps: int) -> float:
-        """The coefficient of one iteration of a stage, counted from 0."""
+        """The coefficient at iteration `step`, counted from 0, of a stage with `num_steps` iterations."""
         return self.settings.coefficient * self.schedule(step, num_steps)
 
     def __call__(

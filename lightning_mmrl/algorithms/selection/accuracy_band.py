@@ -11,9 +11,10 @@ class AccuracyBand:
     """Keeps a group if low <= accuracy <= high, where accuracy is the share of its valid completions that are right.
 
     MM-Eureka v2 (arXiv:2503.07365, algorithm 1; bounds of the released scripts, `experience_maker.filter`). Both bounds
-    belong to the band. Groups with fewer than two valid completions are rejected: there is nothing to compare.
+    are inclusive. Groups with fewer than two valid completions are rejected: there is nothing to compare.
 
-    **Deviations**: the paper's completions are all valid; here those whose verifier failed count on neither side.
+    **Deviations**: the paper's completions are all valid; here a completion whose verifier failed counts neither as
+    right nor as wrong.
 
     Raises:
         ValueError: If the bounds are not 0 <= low <= high <= 1.
@@ -38,7 +39,7 @@ class AccuracyBand:
         self, rewards: Float[Tensor, "B G"], passed: Bool[Tensor, "B G"], valid: Bool[Tensor, "B G"]
     ) -> Bool[Tensor, " B"]:
         num_valid = valid.sum(-1)
-        # Without a valid completion it is NaN, which lies in no band. In float64 k / n is the float that a bound of the
-        # same value is written as: 1 of 10 is within 0.1.
+        # Without a valid completion the accuracy is NaN, which lies in no band. In float64 k / n equals a bound that is
+        # written as the same number: 1 of 10 is not below 0.1.
         accuracy = (passed & valid).sum(-1).double() / num_valid.double()
         return (self.low <= accuracy) & (accuracy <= self.high) & (num_valid >= 2)

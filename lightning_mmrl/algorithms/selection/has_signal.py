@@ -12,7 +12,7 @@ from lightning_mmrl.ops.groups import constant_groups
 class HasSignal:
     """Drops a group whose valid completions all earn the same reward, since its advantages are all zero.
 
-    DAPO (arXiv:2503.14476, section 3.2, eq. 11). Groups with fewer than two valid completions are out as well.
+    DAPO (arXiv:2503.14476, section 3.2, eq. 11). Groups with fewer than two valid completions are dropped as well.
 
     **Deviations**: the paper counts right answers, 0 < number right < G. Here rewards are compared, which is the same
     if a reward only distinguishes right from wrong. With graded rewards a group of right answers has a signal too; the

@@ -3,10 +3,10 @@
 Both take the magnitudes a_i = |A_i| of the candidates and return how often each completion is trained on: 0 leaves it
 out, 2 counts it twice in the loss and in its denominator.
 
-The upper threshold is infinite by default. The released one, 0.97, drops the rarest answers: with 0/1 rewards, G = 8
-and the unbiased standard deviation, a right answer of a prompt that is solved by 1, 2 or 3 of 8 has |A| = 2.47, 1.62 or
-1.21. No right answer of a prompt with a pass rate below one half would be trained on, and no wrong answer of a prompt
-with a higher one.
+The upper threshold is infinite by default. The threshold of the released code, 0.97, drops the rarest answers: with 0/1
+rewards, G = 8 and the unbiased standard deviation, a right answer has |A| = 2.47, 1.62 or 1.21 if 1, 2 or 3 of the 8
+are right. With it, the policy would learn neither from the right answers of a prompt with a pass rate below one half,
+nor from the wrong answers of a prompt with a pass rate above one half.
 """
 
 import math
@@ -21,13 +21,13 @@ from torch import Tensor
 class PaperPAD:
     """PAD as in the paper: draws without replacement by a softmax whose temperature falls over the stage.
 
-    Of N completions, E = {i: low <= a_i <= high}; k = min(ceil(rho * N), |E|) are drawn from E with probability
-    exp(a_i / tau) / sum_E exp(a_j / tau), or with equal probabilities if that is no number; an empty E gives an empty
-    batch (arXiv:2506.04207, section 4.1.1; algorithm 1 of v2). tau falls linearly from `tau_first` to `tau_last`.
+    Of N completions, E = {i: low <= a_i <= high} are eligible; k = min(ceil(rho * N), |E|) are drawn from E with
+    probability exp(a_i / tau) / sum_E exp(a_j / tau), or with equal probabilities if that is NaN; an empty E gives an
+    empty batch (arXiv:2506.04207, section 4.1.1; algorithm 1 of v2). tau falls linearly from `tau_first` to `tau_last`.
 
-    **Deviations**: `high` is infinite, see the module. The paper does not say whether draws are replaced; its bound of
-    k by |E| makes sense only if they are not. N counts valid completions that are not masked as truncated. `low` comes
-    from the released code, and `rho` is ours.
+    **Deviations**: `high` is infinite (see the module's docstring). The paper does not say whether it draws with
+    replacement; its bound of k by |E| makes sense only without. N counts valid completions that are not masked as
+    truncated. The default of `low` comes from the released code; the default of `rho` is our choice.
 
     Raises:
         ValueError: For thresholds, a share or a temperature out of range.
@@ -65,13 +65,13 @@ class PaperPAD:
         rows = eligible.nonzero().flatten()
         count = min(math.ceil(self.rho * int(candidates.sum())), len(rows))
         logits = self.probabilities(magnitudes[rows], step, num_steps).log()
-        # The largest of logits with Gumbel noise are draws without replacement (arXiv:1903.06059, section 2).
+        # The k largest logits after adding Gumbel noise are k draws without replacement (arXiv:1903.06059, section 2).
         uniform = torch.rand(len(rows), dtype=torch.float64, generator=generator)
         drawn = rows[(logits - (-uniform.log()).log()).topk(count).indices]
         return drawn.bincount(minlength=advantages.numel()).reshape(advantages.shape).to(advantages)
 
     def probabilities(self, magnitudes: Float[Tensor, " E"], step: int, num_steps: int) -> Float[Tensor, " E"]:
-        """The probability of each eligible completion to be drawn first.
+        """Each eligible completion's probability of being drawn first.
 
         >>> PaperPAD().probabilities(torch.tensor([1.0, 2.0]), 0, 10)
         tensor([0.2689, 0.7311])
@@ -79,7 +79,7 @@ class PaperPAD:
         return _normalized(torch.softmax(magnitudes / self.tau(step, num_steps), dim=-1))
 
     def tau(self, step: int, num_steps: int) -> float:
-        """The temperature of an iteration of a stage, counted from 0.
+        """The temperature at iteration `step`, counted from 0, of a stage with `num_steps` iterations.
 
         >>> [round(PaperPAD().tau(step, 8), 3) for step in (0, 1, 7)]
         [1.0, 0.9, 0.3]
@@ -92,12 +92,13 @@ class PaperPAD:
 class ReleasedPAD:
     """PAD as in the released code: more draws than completions, with replacement, by a power law.
 
-    E = {i: low < a_i < high}; floor(share * N) draws from E with replacement and probability
-    a_i^power / sum_E a_j^power, or with equal probabilities if that is no number; an empty E keeps all completions
+    E = {i: low < a_i < high} are eligible; floor(share * N) are drawn from E with replacement and probability
+    a_i^power / sum_E a_j^power, or with equal probabilities if that is NaN; an empty E keeps all completions
     (CSfufu/Revisual-R1, verl/trainer/ray_trainer.py). There is no temperature.
 
-    **Deviations**: `high` is infinite in place of 0.97, see the module. A completion that is drawn k times is computed
-    once and counts k times; the code computes it k times. N counts valid completions that are not masked as truncated.
+    **Deviations**: `high` is infinite in place of 0.97 (see the module's docstring). A completion that is drawn k times
+    is computed once and counts k times; the released code computes it k times. N counts valid completions that are not
+    masked as truncated.
 
     Raises:
         ValueError: For thresholds, a share or a power out of range.
@@ -136,7 +137,7 @@ class ReleasedPAD:
         return rows[drawn].bincount(minlength=advantages.numel()).reshape(advantages.shape).to(advantages)
 
     def probabilities(self, magnitudes: Float[Tensor, " E"]) -> Float[Tensor, " E"]:
-        """The probability of each eligible completion in every draw.
+        """Each eligible completion's probability of being drawn, the same in every draw.
 
         >>> ReleasedPAD().probabilities(torch.tensor([1.0, 4.0]))
         tensor([0.1111, 0.8889])
@@ -145,7 +146,7 @@ class ReleasedPAD:
 
 
 def _magnitudes(advantages: Float[Tensor, "B G"]) -> Float[Tensor, " N"]:
-    """Absolute values, in float64 on the host, where the generator draws: every machine draws the same completions."""
+    """Absolute values, in float64 on the CPU, where the generator draws, so that all machines draw the same."""
     return advantages.double().cpu().abs().flatten()
 
 

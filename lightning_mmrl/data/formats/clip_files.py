@@ -81,7 +81,7 @@ class ClipFolder:
     def _names(self, folder: Path) -> dict[str, str | None]:
         """The folder's files by their own name and by its NFC form; None for a form that several files share."""
         if folder not in self._listed:
-            # An unreadable folder offers no names to compare; the error about the unchanged name reports that.
+            # An unreadable folder has no names to compare; the error about the unchanged name tells the user.
             real = os.listdir(folder) if folder.is_dir() and os.access(folder, os.R_OK) else []
             forms: dict[str, str | None] = {}
             for name in real:

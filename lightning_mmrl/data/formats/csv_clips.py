@@ -77,7 +77,7 @@ def _text_problem(row: CsvRow) -> tuple[str, str] | None:
 
 
 def label_problem(label: str) -> str | None:
-    """Why no answer could be read as this label; None if an answer can be."""
+    """Returns the reason why no answer could be read as this label; None if an answer can be."""
     try:
         matcher = label_matcher((label,))
     except ConfigError as error:
@@ -102,7 +102,7 @@ def labelled(
             else:
                 kept.append(replace(clip, row=replace(clip.row, label=label)))
         return kept, tuple(labels)
-    # Without differences of case, character width, accent encoding (NFKC) and spaces.
+    # The labels without differences of case, character width, accent encoding (NFKC) and spaces.
     folded = [" ".join(unicodedata.normalize("NFKC", clip.row.label).casefold().split()) for clip in clips]
     spellings: dict[str, Counter[str]] = {}
     for clip, word in zip(clips, folded, strict=True):

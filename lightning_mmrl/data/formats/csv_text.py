@@ -27,8 +27,8 @@ def csv_text(path: Path, encoding: str | None = None) -> str:
 
     Args:
         path: The CSV.
-        encoding: Python's name of the encoding; with None, the byte order mark decides, or it is UTF-8 if there is no
-            mark.
+        encoding: Python's name of the encoding; with None, the byte order mark decides, and without a mark UTF-8 is
+            used.
 
     Raises:
         DataError: The file or the encoding does not exist, or the file has another encoding.
@@ -43,7 +43,9 @@ def csv_text(path: Path, encoding: str | None = None) -> str:
     try:
         text = content.decode(used)
     except LookupError as error:
-        raise DataError(f"--encoding {used} is no encoding of text that Python knows; such as cp1252") from error
+        raise DataError(
+            f"--encoding {used} is no encoding of text that Python knows; name one that it knows, such as cp1252"
+        ) from error
     except UnicodeDecodeError as error:
         raise DataError(_undecodable(path, content, used, error)) from error
     if "\0" in text:
@@ -53,7 +55,7 @@ def csv_text(path: Path, encoding: str | None = None) -> str:
 
 
 def delimiter_of(text: str) -> tuple[str, bool]:
-    r"""The delimiter, and whether the first line only declares it (`sep=;`, as Excel reads and writes it).
+    r"""Returns the delimiter, and whether the first line only declares it (`sep=;`, as Excel reads and writes it).
 
     Without such a line, the most frequent candidate in the header is the delimiter. Unlike the cells of the rows,
     column names do not contain delimiters.

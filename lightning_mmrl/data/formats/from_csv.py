@@ -35,7 +35,7 @@ class CsvSettings:
 
     Attributes:
         columns: Column names by purpose, for columns without a usual name; see `read_label_csv`.
-        encoding: Encoding of the CSV; with None, the byte order mark decides, or it is UTF-8 if there is no mark.
+        encoding: Encoding of the CSV; with None, the byte order mark decides, and without a mark UTF-8 is used.
         suffix: Appended to file names without a suffix, such as ".mp4".
         labels: The label set; None for all labels in the CSV.
         question: The question of every sample.

@@ -131,7 +131,7 @@ def _columns(place: str, header: list[str], names: Mapping[str, str | None]) -> 
 def _with_split(
     header: list[str], columns: dict[str, str], names: Mapping[str, str | None], records: Sequence[list[str]]
 ) -> tuple[dict[str, str], list[str]]:
-    """The columns, with a split column only if its values are splits; and notes about the other candidates.
+    """Returns the columns, without a split column that holds no splits, and notes about the other candidates.
 
     A column `set` may hold sets of any kind. A column named `split`, or named by the user, is always used.
     """

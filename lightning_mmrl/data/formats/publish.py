@@ -27,7 +27,7 @@ class Publication:
     """The folder of a dataset, and the paths of its clips in the manifests.
 
     Clips below the dataset's folder stay where they are. Others get hard links in `media/`, so that the folder holds
-    every file that it names, and no symbolic link leads out of it.
+    every file that its manifests name, and no symbolic link leads out of the folder.
 
     Args:
         directory: The dataset's folder, new or existing.
@@ -36,7 +36,7 @@ class Publication:
         overwrite: True to replace the files of an earlier dataset.
 
     Raises:
-        DataError: The folder already holds files with these names.
+        DataError: The folder already holds files with the names of the dataset's files.
     """
 
     def __init__(self, directory: Path, media_root: Path, *, copy: bool, overwrite: bool) -> None:

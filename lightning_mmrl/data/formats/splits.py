@@ -13,11 +13,11 @@ _MAX_EXCHANGED = 200
 
 
 def assign_splits(groups: Sequence[str], labels: Sequence[str], *, shares: Mapping[str, float], seed: int) -> list[str]:
-    """The split of each clip.
+    """Returns the split of each clip.
 
     Large groups are placed first, each in the split where it brings the label counts closest to their targets. Then
-    single groups move, and if there are few groups, pairs change places, as long as the counts get closer. No split
-    is left without a group.
+    single groups are moved, and pairs are swapped if there are few groups, as long as this brings the counts closer. No
+    split is left without a group.
 
     Args:
         groups: The group of each clip, such as its speaker; a group stays in one split.

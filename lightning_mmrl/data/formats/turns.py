@@ -30,7 +30,7 @@ _SHORT.maxlevel = 3
 
 
 def quoted(value: object) -> str:
-    """A value as an error message shows it: short, however large the value.
+    """Returns a value as text for an error message, shortened if it is long.
 
     >>> quoted("angry"), len(quoted("x" * 10_000)) <= 100
     ("'angry'", True)

@@ -16,7 +16,7 @@ Medium = tuple[Path, MediaRef]
 
 
 def unread(kind: MediaKind, encoder: PromptEncoder) -> str | None:
-    """A phrase with the model's name and the kinds of media that it reads; None if `kind` is one of them."""
+    """Returns a phrase that says which kinds of media the model reads; None if it reads `kind`."""
     if kind in encoder.media_kinds:
         return None
     reads = ", ".join(["text", *sorted(encoder.media_kinds)]) if encoder.media_kinds else "text alone"
@@ -26,7 +26,7 @@ def unread(kind: MediaKind, encoder: PromptEncoder) -> str | None:
 def chosen_media(
     files: Sequence[Path], settings: MediaSettings, decoder: GuardedDecoder, *, sound: Path | None, hear: bool
 ) -> tuple[Medium, ...]:
-    """All tracks in the content of each file; a separate sound comes last.
+    """Returns all tracks of each file, found from its content; a separate sound comes last.
 
     Args:
         files: Videos, pictures and sounds.

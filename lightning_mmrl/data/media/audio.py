@@ -67,7 +67,7 @@ decode_audio = of_path(read_audio)
 
 
 def _read(file: MediaFile, settings: MediaSettings) -> tuple[Mixdown, float]:
-    """The sound of a file, and the duration that it should have."""
+    """Returns the sound of a file, and the duration that the sound should have."""
     path = file.path
     with open_container(file, settings, "sound") as container:
         tracks = find_tracks(file, container)

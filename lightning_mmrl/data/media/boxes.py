@@ -1,6 +1,7 @@
 """Checks that a file is an MP4 file from start to end, by walking its boxes (ISO/IEC 14496-12).
 
-decord cannot be told the format. Its FFmpeg guesses, and a wrong guess may read the file as a list of other files.
+decord cannot be told the format. Its FFmpeg guesses the format, and if it guesses wrong, it may read the file as a list
+of other files.
 """
 
 import struct

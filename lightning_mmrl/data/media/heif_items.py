@@ -19,7 +19,7 @@ class Shown:
     """The primary item.
 
     Attributes:
-        tiles: Ids of its coded pictures, row by row.
+        tiles: Ids of the coded pictures that make up the item, row by row.
         columns: Tiles per row.
         size: Width and height of the picture that a grid shows; its tiles may cover more. None for a single picture.
         turns: Operations on the pixels, in this order: a number of counter-clockwise quarter turns ("irot"), or a

@@ -33,7 +33,7 @@ class Mixdown:
         settings: The limit on the duration.
 
     Raises:
-        MediaError: No sound has this rate.
+        MediaError: `rate_hz` is 0 or implausibly high.
 
     Attributes:
         peak: The largest absolute sample of any channel; NaN if one is NaN.

@@ -48,7 +48,7 @@ class MediaFile:
         path: Name of the file, used only in messages.
         descriptor: File descriptor that is open for reading until `open_media` ends.
         identity: Identity of the open file.
-        container: FFmpeg's names of its format, once detected from the content; later openings must use the same one.
+        container: FFmpeg's names of the file's format, once it is detected; later openings must use the same format.
     """
 
     path: Path

@@ -14,7 +14,7 @@ _STILL_S = 0.04
 """Duration of a clip that has a single frame."""
 
 _CLOCK_S = 1e-3
-"""A frame that starts up to this long after a chosen time is visible at that time, so that rounding has no effect."""
+"""A frame counts as visible at a chosen time if it starts at most this much later, so that rounding has no effect."""
 
 _DIGITS = 4
 """Start times are rounded to 0.1 ms, because each container rounds them in its own way."""
@@ -41,7 +41,7 @@ class Selection:
         timestamps_s: Start time of each frame on the clip's clock.
         duration_s: Length of the span.
         end_s: End of the clip.
-        warnings: One sentence each.
+        warnings: Warnings, one sentence each.
     """
 
     indices: tuple[int, ...]

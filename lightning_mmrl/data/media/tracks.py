@@ -122,7 +122,8 @@ class Pass:
     def frames(self, track: VideoStream | AudioStream) -> Iterator[VideoFrame | AudioFrame]:
         """Yields the frames of a track in presentation order.
 
-        A recording may start between key frames and end within a packet. An error anywhere else is raised.
+        Errors before the first key frame and in the last packet are ignored, because a recording may start between key
+        frames and end within a packet. Any other error is raised.
         """
         num, broken = 0, None
         for packet in self.packets():
@@ -160,7 +161,7 @@ class Pass:
 
 
 def edit_lag_s(file: MediaFile, settings: MediaSettings, first: Packet) -> float:
-    """How much too early FFmpeg shows the frames of an MP4 file that was cut by an edit list.
+    """Returns how many seconds too early FFmpeg shows the frames of an MP4 file that was cut by an edit list.
 
     Where an edit list begins within a frame, FFmpeg drops that frame and shows the next one at the start of the edit,
     up to one frame too early. With `advanced_editlist=0`, FFmpeg's older way to read edit lists, frames are merely

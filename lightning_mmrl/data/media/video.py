@@ -104,7 +104,7 @@ decode_video = of_path(read_video)
 def is_safe_for_decord(outline: Outline) -> bool:
     """Whether decord returns the right frames of a file; tools/truth/frame_truth.py tests this rule.
 
-    With decord, only the pictures come from decord; their times are read from the packets.
+    decord supplies only the pictures; their times are read from the packets.
 
     decord is right only for H.264 in MP4 that is `simple` and not rotated. In other files it shows frames that an
     edit list cuts off. It returns wrong frames where other codecs (MPEG-4, MPEG-2, HEVC) have B-frames, where key
@@ -257,10 +257,10 @@ def _by_pyav(file: MediaFile, outline: Outline, ref: MediaRef, settings: MediaSe
 def _read_frames(
     file: MediaFile, wanted: Sequence[int], settings: MediaSettings
 ) -> tuple[list[float | None], np.ndarray | None]:
-    """Times of all frames on the container's clock, and the wanted frames [T, H, W, 3] in the first frame's size.
+    """Returns the times of all frames on the container's clock, and the wanted frames [T, H, W, 3].
 
-    The frames are None if the clip ends before the last wanted one. They are written straight into the result: a list
-    of them, stacked at the end, would need twice the memory.
+    The wanted frames get the size of the clip's first frame. They are None if the clip ends before the last of them.
+    They are written straight into the result: a list of frames, stacked at the end, would need twice the memory.
     """
     path = file.path
     times: list[float | None] = []

@@ -7,7 +7,7 @@ from lightning_mmrl.data.synthetic.task import Plan, Problem, Task, random_strea
 
 LABELS = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
 NUM_HELD_OUT = 36
-"""Number of problems per result that only validation uses; the test split has equally many that only it uses."""
+"""Number of problems per result that only the validation split uses; the test split has as many of its own."""
 
 DigitProblem = tuple[int, str, int, str, int]
 

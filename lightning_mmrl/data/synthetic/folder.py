@@ -169,7 +169,7 @@ def _alone(directory: Path) -> Iterator[None]:
         problem = f"{directory} cannot be made, as {directory.parent} is no folder"
         raise DataError(f"{problem}; give a writable directory") from error
     with FileLock(directory.parent / f".{directory.name}.lock"):
-        # The process that created them would hold the lock if it were alive.
+        # If the process that created one of these folders were alive, it would hold the lock.
         for abandoned in directory.parent.glob(f".{escape(directory.name)}.partial-*"):
             if abandoned.name.endswith(_OLD) and (abandoned / RECORD).is_file() and not directory.exists():
                 abandoned.rename(directory)  # a complete set that was about to be replaced

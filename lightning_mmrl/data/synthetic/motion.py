@@ -1,7 +1,7 @@
 """A task about motion: a disk crosses the frame or rests at one side, between four walls of different colors.
 
-The color of a wall tells which side a single patch shows, because a tiny model with random weights hardly learns left
-from right by position alone.
+The walls differ in color so that a single patch shows which side it is on: a tiny model with random weights hardly
+learns left from right by position alone.
 """
 
 from functools import partial

@@ -1,4 +1,4 @@
-"""Shared by the drawn tasks: smooth outlines on a small canvas, noise, and PNG files."""
+"""Draws shapes with smooth outlines on a small canvas, adds noise, and writes PNG files, for all drawn tasks."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -22,7 +22,7 @@ _FADE_S = 0.01
 
 
 def compose(plan: Plan) -> Problem:
-    """Play the tone of the key that the label names at a random time of the clip, over hiss."""
+    """Play the tone of the label's key, with hiss; the tone starts at a random time of the clip."""
     rng = plan.generator()
     row, column = divmod(int(plan.label) - 1, 3)
     time_s = np.arange(round(DURATION_S * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ

@@ -1,4 +1,4 @@
-"""One label of a closed set: WAR, UAR, macro F1, recalls, and whether the thought supports the label."""
+"""The task of naming one label of a closed set: WAR, UAR, macro F1, recalls, and whether the thought fits the label."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,9 +30,9 @@ COUNTS = ("valid_format", "consistent", "judged", "grounded")
 class ClosedLabels(Task):
     """The answer names one label of a closed set, as `LabelMatcher` reads it.
 
-    The metrics are those of R1-Omni (arXiv:2503.05379, table 2) and the recall of each label that occurs. `cue_lexicon`
-    is the path of a file of cue phrases (`CueLexicon`). With it, `consistency` is the share of answers whose thought
-    implies their label, and `grounded` the share that are right as well.
+    The metrics are R1-Omni's (arXiv:2503.05379, table 2) and the recall of each label that occurs. `cue_lexicon` is the
+    path of a file of cue phrases (`CueLexicon`). With it, `consistency` is the share of answers whose label the thought
+    implies, and `grounded` is the share of answers that are consistent and right.
 
     Raises:
         DataError: The file of cue phrases cannot be read; raised on first use.
@@ -113,7 +113,7 @@ class ClosedLabels(Task):
     def unit_sums(
         self, judgements: Sequence[Judgement], units: NDArray[np.int64], num_units: int
     ) -> NDArray[np.float64]:
-        """The confusion matrix of each unit, flat, and the `COUNTS`: [S, K (K + 1) + 4].
+        """Returns the flattened confusion matrix and the `COUNTS` of each unit, [S, K (K + 1) + 4].
 
         Raises:
             DataError: A label is not one of the set.
@@ -167,7 +167,7 @@ class ClosedLabels(Task):
         save_confusion_figure(self.confusion(sums), self.labels, path, title)
 
     def described(self) -> dict[str, Any]:
-        """Nothing: a result that names no task is of a closed label set, as before there were tasks."""
+        """Returns nothing, because a result that names no task counts as a result of a closed label set."""
         return {}
 
 

@@ -11,9 +11,9 @@ from lightning_mmrl.workers.pool import DeadlinePool, WorkerError
 from lightning_mmrl.workers.serving import Limits
 
 Judge = Callable[[Sample, Completion], float | None]
-"""Scores a completion, such as a reward: at least 1 for a right answer."""
+"""Scores a completion as a reward does; a right answer gets at least 1."""
 MEMORY_BYTES = 4_000_000_000
-"""Bytes that a judge may take beyond its size at the start."""
+"""Bytes that a judge's process may allocate beyond its memory at the start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +29,8 @@ class GuardedJudge:
 
     Args:
         judge: The judge; it must be picklable.
-        deadline_s: Seconds of one call; then its process is killed and replaced. An exception interrupts it at half of
-            that.
+        deadline_s: Seconds that one call may take. After half of them an exception interrupts the call; after all of
+            them its process is killed and replaced.
     """
 
     def __init__(self, judge: Judge, deadline_s: float) -> None:

@@ -17,9 +17,9 @@ from lightning_mmrl.types.records import Completion, Sample
 class Mathematics(Task):
     """Accuracy by a verifier, such as the reward `MathAnswer`: an answer is right if the verifier gives it 1 or more.
 
-    The verifier runs in a process that is killed `deadline_s` seconds after it got an answer. If it gives no value, the
-    answer counts as wrong, and `unjudged` is the share of such answers. `unparseable` is the share of completions
-    without one unambiguous `<answer>`.
+    The verifier runs in a process of its own, which is killed if it takes longer than `deadline_s` seconds for an
+    answer. If the verifier gives no value, the answer counts as wrong; `unjudged` is the share of such answers.
+    `unparseable` is the share of completions without one unambiguous `<answer>`.
 
     Raises:
         ConfigError: The deadline is not positive.
@@ -51,7 +51,7 @@ class Mathematics(Task):
         """The sample's solution.
 
         Raises:
-            DataError: The verifier cannot read it.
+            DataError: The verifier cannot judge answers by this solution.
         """
         verdict = self.guarded(sample, Completion(text="", num_tokens=0, truncated=False))
         if verdict.problem is not None:

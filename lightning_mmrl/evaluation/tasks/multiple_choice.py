@@ -19,7 +19,7 @@ _OPTION_LINE = re.compile(r"^[ \t]*[(\[]?([A-Z])[).:\]][ \t]+(\S.*)$", re.MULTIL
 
 
 class LetterReader(Protocol):
-    """Reads the one letter that an answer names, such as the reward `ChoiceAnswer`; None if there is no such letter.
+    """Reads the one letter that an answer names, as the reward `ChoiceAnswer` does; None if there is no such letter.
 
     `options` is a text that lists the options.
     """
@@ -33,8 +33,8 @@ class MultipleChoice(Task):
 
     An answer names a letter as `reader` reads it, or is the exact text of one option up to case and typography. The
     options are the manifest's column `options` (a list, from A on), or lines of the question such as `B) a red car`.
-    Two options of the same text name no letter by it, and a single letter is never a text. The solution is read in the
-    same way.
+    A text that two options share names neither of them, and a single character is never taken for an option's text. The
+    solution is read in the same way.
     """
 
     reader: LetterReader
@@ -81,7 +81,7 @@ class MultipleChoice(Task):
         )
 
     def _read(self, answer: str, context: str, options: Mapping[str, str]) -> str | None:
-        """The letter of the option whose text is the answer, or else the one that the answer names."""
+        """Returns the letter of the option whose text is the answer, or else the letter that `reader` reads."""
         words = normalized(answer)
         named = [letter for letter, text in options.items() if len(words) > 1 and normalized(text) == words]
         return named[0] if len(named) == 1 else self.reader.read(answer, context)

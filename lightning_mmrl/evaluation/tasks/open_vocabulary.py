@@ -1,4 +1,4 @@
-"""Sets of words of an open vocabulary, compared as groups of a wheel."""
+"""The task of listing words of an open vocabulary, which are compared by their groups on an emotion wheel."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +18,10 @@ from lightning_mmrl.types.records import Completion, Sample
 class OpenVocabulary(Task):
     """Precision |A & S| / |A|, recall |A & S| / |S| and F1 = 2 |A & S| / (|A| + |S|), each averaged over samples.
 
-    A and S are the groups of the words that the answer and the solution list, read as by the reward `EmotionSet`. A
-    word of the answer that is not on the wheel is a wrong group of its own. An answer that cannot be read has 0 in all
-    three. `wheel` is the path of a YAML or JSON file that maps words to groups; None is the built-in wheel of emotions.
+    A and S are the groups of the words that the answer and the solution list; the reward `EmotionSet` reads them in the
+    same way. A word of the answer that is not on the wheel is a wrong group of its own. An answer that cannot be read
+    gets 0 for all three. `wheel` is the path of a YAML or JSON file that maps words to groups; None is the built-in
+    wheel of emotions.
 
     **Deviations** from AffectGPT's metric (arXiv:2501.16566): F1 of each sample instead of mean precision and recall;
     one wheel; no language model extracts the labels; unknown words of the answer count as wrong.

@@ -20,13 +20,14 @@ Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measure:
-    """One metric of a task, and where it is shown; all but recalls of labels have a title of their own.
+    """One metric of a task, and where it is shown; only the recalls of single labels are metrics without a `Measure`.
 
     Attributes:
         name: Key of the metric.
         title: Name for humans, such as a table's column.
         interval: Whether it has a bootstrap interval.
-        validated: Whether validations report it, and evaluations count left-out samples as wrong in a second value.
+        validated: Whether validations report it, and evaluations add a second value that counts left-out samples as
+            wrong.
         in_table: Whether tables of results show it.
         on_card: Whether model cards show it.
     """
@@ -49,18 +50,18 @@ class Task(ABC):
     paired differences. In this class, the sums are of `Judgement.scores`, and each metric is a mean. A subclass whose
     metrics are no means overrides `unit_sums`, `statistic` and `measured`.
 
-    A task is built before the data exist, and for its names alone also without what is nested in its node. So
-    `__init__` opens no file and does not use a judge.
+    A task is built before the data exist. Checks that need only the names of its metrics build it without its nested
+    parts, such as a judge. So `__init__` opens no file and does not use a judge.
     """
 
     kind: ClassVar[str]
     """The task's type on model cards."""
     title: ClassVar[str]
-    """Begin of the title of a table of results."""
+    """Beginning of the title of a table of results."""
     headline: ClassVar[str]
-    """The metric of gains and of the progress line; it has an interval."""
+    """Name of the metric that gains and the progress line show; it has an interval."""
     measures: ClassVar[Sequence[Measure]]
-    """The metrics in their order; here, each is the mean of the score of its name."""
+    """The metrics in the order of display; in this class, each is the mean of the score with the metric's name."""
 
     @abstractmethod
     def truth(self, sample: Sample) -> Any:
@@ -82,7 +83,7 @@ class Task(ABC):
         """Refuses samples whose answers could not be judged.
 
         Raises:
-            DataError: Naming the manifest, the sample, its solution and the fix.
+            DataError: A sample cannot be judged; the message names the manifest, the sample, its solution and the fix.
         """
         for sample in samples:
             try:
@@ -111,7 +112,7 @@ class Task(ABC):
     def unit_sums(
         self, judgements: Sequence[Judgement], units: NDArray[np.int64], num_units: int
     ) -> NDArray[np.float64]:
-        """Sums over the samples of each unit, [S, D], where `units` [N] has the index of each sample's unit.
+        """Returns sums over the samples of each unit, [S, D]; `units` [N] holds the index of each sample's unit.
 
         Raises:
             DataError: A judgement is of another task.
@@ -123,12 +124,12 @@ class Task(ABC):
         return sums
 
     def statistic(self, name: str) -> Statistic:
-        """The metric of a name as a function of sums, [..., D] to [...]; NaN without samples."""
+        """Returns the metric `name` as a function that maps sums [..., D] to values [...]; NaN without samples."""
         place = [each.name for each in self.measures].index(name)
         return lambda sums: ratio(sums[..., place], sums[..., -1])
 
     def measured(self, sums: NDArray[np.float64]) -> dict[str, float]:
-        """All metrics of sums, [D]; NaN without samples."""
+        """Computes all metrics from sums [D]; NaN without samples."""
         return {each.name: float(self.statistic(each.name)(sums)) for each in self.measures}
 
     def metrics(self, judgements: Sequence[Judgement]) -> dict[str, float]:
@@ -140,11 +141,11 @@ class Task(ABC):
         return self.measured(self.unit_sums(judgements, np.zeros(len(judgements), dtype=np.int64), 1)[0])
 
     def save_figure(self, judgements: Sequence[Judgement], path: Path, title: str) -> None:
-        """Writes a figure as PNG; here there is none."""
+        """Writes a figure as PNG; a task of this class has none."""
         return
 
     def described(self) -> dict[str, Any]:
-        """What a result on disk says of its task in plain values, for readers that have no configuration."""
+        """Returns what a result on disk says about its task, as plain values for readers without the configuration."""
         scores = [each.name for each in self.measures if each.on_card]
         return {"task": {"type": self.kind, "headline": self.headline, "scores": scores}}
 

@@ -1,4 +1,4 @@
-"""Shared by the backbones of all families: they load the model, and put feature rows where the placeholders are."""
+"""The base of the backbones of all families: it loads the model, and puts feature rows where the placeholders are."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from lightning_mmrl.types.batches import MediaInputs
 from lightning_mmrl.types.records import MediaKind
 
 LayerKinds = Mapping[str, tuple[str, ...]]
-"""By kind of linear layer, endings of the layers' names without numbers."""
+"""Maps a kind of linear layer to endings of layer names; these leave out list numbers."""
 
 DECODER_LAYERS: LayerKinds = {
     "attention": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
@@ -25,11 +25,11 @@ DECODER_LAYERS: LayerKinds = {
 class FamilyBackbone:
     """A loaded model and what a policy needs to know of it: where its modules are, and how media become embeddings.
 
-    Each family has a subclass with its `declaration`. `text_at` is the path of the decoder without its head;
-    `towers_at` gives the path of each tower with its projector, by the group that `freeze` knows it as, and
-    `projectors_at` the paths of the projector's modules, which map a tower's states to the decoder's width.
+    Each family has a subclass with its `declaration`. `text_at` is the path of the decoder without its head.
+    `towers_at` maps a tower's parameter group, as `freeze` names it, to the path of the tower, projector included.
+    `projectors_at` gives the paths of the projector's modules, which map a tower's states to the decoder's width.
     `tower_layers` lists the linear layers of each tower by kind, as endings of their names with the numbers left out;
-    adapters are put there by kind.
+    an adapter's settings choose among these kinds.
     """
 
     declaration: ClassVar[Family]
@@ -58,7 +58,7 @@ class FamilyBackbone:
 
     @property
     def head(self) -> nn.Module:
-        """The linear layer from hidden states to logits; tied weights are the input embedding's."""
+        """The linear layer from hidden states to logits; if weights are tied, its weight is the input embedding's."""
         return self.model.lm_head
 
     @property
@@ -98,11 +98,11 @@ class FamilyBackbone:
         return placeholder_ids(self.model.config, self.medium_keys)
 
     def text_positions(self, position_ids: Tensor) -> Tensor:
-        """All three rows [3, B, S]: the decoder's rotary embedding is temporal, height and width."""
+        """Returns all three rows [3, B, S]: the decoder's rotary embedding has temporal, height and width axes."""
         return position_ids
 
     def media_features(self, media: MediaInputs) -> dict[str, Tensor]:
-        """Runs each tower once over all media of the batch; rows [rows, F] in prompt order, keyed by kind."""
+        """Runs each tower once over all media of the batch; returns rows [rows, F] in prompt order, keyed by kind."""
         return {}
 
     def place_features(
@@ -110,8 +110,8 @@ class FamilyBackbone:
     ) -> tuple[Tensor, dict[str, Any]]:
         """Puts feature rows where their placeholders are; gradients reach both embeddings and rows.
 
-        Rows fill the True slots of their kind in reading order, so any layout works whose media come in the order of
-        their rows. The caller has compared the numbers of slots and rows.
+        Rows fill the True slots of their kind in reading order, so every layout works in which media come in the order
+        of their rows. The caller must have compared the numbers of slots and rows.
 
         Args:
             embeddings: Input embeddings [B, S, D].
@@ -130,5 +130,5 @@ class FamilyBackbone:
         raise KeyError(kind)
 
     def feature_rows(self, media: MediaInputs) -> dict[str, Tensor]:
-        """For each kind, how many feature rows the towers will make of every medium [media], by their inputs alone."""
+        """For each kind, how many rows the towers will make of every medium [media], from the media's inputs alone."""
         return {}

@@ -1,4 +1,4 @@
-"""Shared by the encoders of all families: from messages and encoded media to token ids and positions."""
+"""The base of the encoders of all families: it turns messages and encoded media into token ids and positions."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo
 from lightning_mmrl.types.records import MediaKind, Message
 
 ENCODING = 2
-"""Version of the inputs of processors: a part of cache keys, which counts up when the same media give other inputs."""
+"""Version of the model inputs that processors give, a part of cache keys; raised if the same media give others."""
 
 Encoded = Mapping[str, Tensor]
 """One medium as tensors, under the names of its family's processor."""
@@ -34,7 +34,7 @@ Encoded = Mapping[str, Tensor]
 class FamilyEncoder:
     """Turns messages and decoded media into model inputs with the checkpoint's own processor and chat template.
 
-    Each family has a subclass with its `declaration`. A family without media leaves the rest as it is here.
+    Each family has a subclass with its `declaration`. A family without media keeps the methods for media as they are.
     """
 
     declaration: ClassVar[Family]
@@ -58,7 +58,7 @@ class FamilyEncoder:
         Args:
             checkpoint: A Hugging Face folder or hub id.
             position_rule: Position of the first text token after a medium.
-            audio_in_video: Whether a clip and the sound whose tag follows its own are separate media or one.
+            audio_in_video: Whether a clip, and a sound whose tag follows the clip's tag, are separate media or one.
 
         Raises:
             ConfigError: Clip and sound are to be one, and the model does not read sound.
@@ -82,7 +82,7 @@ class FamilyEncoder:
 
     @property
     def family(self) -> str:
-        """The name of the family for messages."""
+        """The name of the family in error messages."""
         return self.declaration.name
 
     @property
@@ -97,13 +97,13 @@ class FamilyEncoder:
 
     @property
     def pad_token_id(self) -> int:
-        """Id that fills padding, which masks leave out: the closing one if the tokenizer has none, as in Llama 3."""
+        """Id of padding, which masks leave out; if the tokenizer has none, as in Llama 3, it is the closing id."""
         own = self.tokenizer.pad_token_id
         return self.closing_token_id if own is None else own
 
     @property
     def closing_token_id(self) -> int:
-        """Id that closes targets: the tokenizer's own end; Llama 3 lists it after ends of other kinds."""
+        """Id that closes targets: the tokenizer's own end, which Llama 3 does not list first in `eos_token_ids`."""
         own = self.tokenizer.eos_token_id
         return own if own in self.eos_token_ids else self.eos_token_ids[0]
 
@@ -120,10 +120,10 @@ class FamilyEncoder:
 
     @cached_property
     def max_positions(self) -> int:
-        """Positions that the model was made for, by its configuration; YaRN multiplies the original number.
+        """Number of positions that the model was made for, by its configuration; YaRN multiplies the original number.
 
-        Llama 3 scales its rotary embedding too, and its configuration has the number for the scaled one. The
-        tokenizer's limit is another one, since it counts tokens: a clip's tokens share positions.
+        Llama 3 scales its rotary embedding too, but its configuration already has the number after scaling. The
+        tokenizer's limit does not serve: it counts tokens, and the tokens of a clip share positions.
         """
         config = self.config.get_text_config()
         scaling = config.rope_parameters or {}
@@ -139,7 +139,7 @@ class FamilyEncoder:
 
     @property
     def marker_ids(self) -> frozenset[int]:
-        """Ids around media."""
+        """Ids of the markers around media."""
         return frozenset()
 
     def banned_token_ids(self) -> tuple[int, ...]:
@@ -158,7 +158,7 @@ class FamilyEncoder:
 
     @property
     def engine_prefix(self) -> str:
-        """Weight names start with this for such an engine, but not in the policy."""
+        """Weight names start with this in a separate engine, but not in the policy."""
         return self.declaration.engine_prefix
 
     def encode_image(self, image: DecodedImage) -> dict[str, Tensor]:
@@ -213,7 +213,7 @@ class FamilyEncoder:
             messages: Turns that end with a user turn; tags mark where media go.
             prefill: Opening of the assistant turn that the prompt already contains.
             media: Encoded media in the order of the tags.
-            raw: Text of the prompt without a chat template, in which the only turn takes the place of the question.
+            raw: Text of the prompt without a chat template, in which the only turn takes the place of `QUESTION`.
 
         Raises:
             MediaError: Media and tags do not match, or a medium is of a kind that the model does not read.
@@ -223,7 +223,7 @@ class FamilyEncoder:
         self._check_text(*(message.content for message in messages), prefill, raw or "")
         conversation = self.render(messages) if raw is None else self.fill(raw, messages)
         text, spans = self.insert_media(conversation + prefill, media)
-        # The template has written all special tokens; some tokenizers, such as Llama 3's, would add a second first one.
+        # The template has written all special tokens; some tokenizers, such as Llama 3's, would repeat the first one.
         ids = self.tokenizer(text, add_special_tokens=raw is not None, return_tensors="pt").input_ids[0]
         kinds = {token_id: kind for kind, token_id in placeholder_ids(self.config, self.media_kinds).items()}
         positions, next_position = prompt_positions([kinds.get(token_id) for token_id in ids.tolist()], spans)
@@ -245,7 +245,7 @@ class FamilyEncoder:
         return render_chat(self.processor, self.tokenizer, chat)
 
     def fill(self, raw: str, messages: Sequence[Message]) -> str:
-        """A text without a chat template, with the only turn in the place of its question.
+        """Returns `raw`, a text without a chat template, with the only turn in the place of `QUESTION`.
 
         Raises:
             MediaError: The turn has a medium of a kind that the family does not read.

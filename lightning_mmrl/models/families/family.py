@@ -20,7 +20,7 @@ def text_layout(config: Any, rule: PositionRule) -> MediaLayout:
 
 
 def placeholder_ids(config: Any, kinds: Collection[MediaKind]) -> dict[MediaKind, int]:
-    """For each kind of media, the token id that stands for one feature row; transformers names them alike."""
+    """For each kind of media, the token id that stands for one feature row; transformers' keys are alike for all."""
     return {kind: getattr(config, f"{kind}_token_id") for kind in KINDS if kind in kinds}
 
 

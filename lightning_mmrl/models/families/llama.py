@@ -1,4 +1,4 @@
-"""Llama and what has its architecture, such as SmolLM2, without towers: text in, text out."""
+"""Llama and other models of its architecture, such as SmolLM2, without towers: text in, text out."""
 
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -27,7 +27,7 @@ class Llama(TextBackbone):
     declaration = FAMILY
 
 
-# The rotary embedding of Llama 3.2, for contexts 32 times as long as at first.
+# The rotary embedding of Llama 3.2, for contexts 32 times as long as the original ones.
 SCALED = {"rope_type": "llama3", "factor": 32.0, "original_max_position_embeddings": 128, "rope_theta": 500000.0}
 build_tiny_llama = TinyTextBuilder(
     config=LlamaConfig,

@@ -1,4 +1,4 @@
-"""Names under which transformers' processors give the tensors of media, and its models take them."""
+"""Names of media tensors in the output of transformers' processors and in the input of its models."""
 
 AUDIO_FEATURES, AUDIO_MASK = "input_features", "feature_attention_mask"
 IMAGE_PIXELS, IMAGE_GRID = "pixel_values", "image_grid_thw"

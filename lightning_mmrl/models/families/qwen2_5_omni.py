@@ -5,9 +5,10 @@ expansion, tokenizer) one by one, so that each medium is processed once and cach
 processor's own. Two defaults of the processor are dropped: padding every sound to the feature extractor's full window
 (300 s for the released models), and 128 visual tokens per frame pair.
 
-If their tags stand together, a clip and its sound may be one medium whose tokens alternate every 2 s
-(`use_audio_in_video` of the processor). Here the times that decide are float32, like positions. The processor's times
-are float64, so that at some odd frame rates it puts a frame pair that starts at a multiple of 2 s into the other turn.
+A clip and its sound may be one medium whose tokens alternate every 2 s, if the tag of the sound directly follows the
+tag of the clip (`use_audio_in_video` of the processor). The times that decide on a token's turn are float32 here, like
+positions. The processor's times are float64; at some odd frame rates it therefore puts a frame pair that starts at a
+multiple of 2 s into the other turn.
 """
 
 from collections.abc import Mapping, Sequence
@@ -163,7 +164,7 @@ class OmniEncoder(QwenVisionEncoder):
         return self.media_text("video") + self.media_text("audio")
 
     def insert(self, waiting: Waiting, place: str) -> tuple[str, Sequence[Span]]:
-        """The text and spans for a place of the prompt; they belong to the next waiting medium of its kind."""
+        """Returns text and spans for a place of the prompt, which takes the next waiting medium of its kind."""
         if place == self.tokens["audio"]:
             span = self.layout.sound(int(audio_rows(next_medium(waiting, "audio")[AUDIO_MASK])))
             return place * len(span.kinds), (span,)
@@ -171,7 +172,7 @@ class OmniEncoder(QwenVisionEncoder):
             clip, sound = next_medium(waiting, "video"), next_medium(waiting, "audio")
             grid, seconds = clip[VIDEO_GRID][0].tolist(), clip[VIDEO_SECONDS][0]
             span = self.layout.sounding_clip(grid, seconds, int(audio_rows(sound[AUDIO_MASK])))
-            # Both in turns, within both pairs of markers.
+            # The tokens of clip and sound take turns, within both pairs of markers.
             processor, tokens = self.processor, self.tokens
             placeholders = "".join(tokens[kind] for kind in span.kinds if kind is not None)
             text = (
@@ -183,7 +184,7 @@ class OmniEncoder(QwenVisionEncoder):
 
 
 def audio_rows(mask: Tensor) -> Tensor:
-    """Feature rows of every sound of a mask [sounds, frames]: two strided convolutions quarter the frames."""
+    """Number of feature rows of every sound of a mask [sounds, frames]: two strided convolutions quarter the frames."""
     frames = mask.sum(-1, dtype=torch.int64)
     return ((frames - 1) // 2 + 1 - 2) // 2 + 1
 
@@ -212,7 +213,7 @@ class OmniThinker(QwenVisionBackbone):
     }
 
     def media_features(self, media: MediaInputs) -> dict[str, Tensor]:
-        """Runs each tower once over all media of the batch; rows [tokens, hidden] in prompt order, keyed by kind."""
+        """Runs each tower once over all media of the batch; returns rows [tokens, hidden] in prompt order, by kind."""
         features = super().media_features(media)
         if AUDIO_FEATURES in media.tensors:
             waves, mask = media.tensors[AUDIO_FEATURES], media.tensors[AUDIO_MASK]
@@ -220,7 +221,7 @@ class OmniThinker(QwenVisionBackbone):
         return features
 
     def minimal_media(self, kind: MediaKind) -> dict[str, Tensor]:
-        """One row of a picture, clip or sound, black or silent."""
+        """A picture, clip or sound that makes one feature row, black or silent."""
         if kind != "audio":
             return super().minimal_media(kind)
         frames = 4

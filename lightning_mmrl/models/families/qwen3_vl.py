@@ -33,7 +33,7 @@ FAMILY = Family(
     config=Qwen3VLConfig,
     processor=Qwen3VLProcessor,
     model=Qwen3VLForConditionalGeneration,
-    # Time stands in the text, so positions know only pictures; both rules continue at the same position after one.
+    # Times are written as text, so positions see pictures only; after a picture both rules continue at the same one.
     layout=patch_layout,
     medium_keys=VISION_KEYS,
 )
@@ -63,7 +63,7 @@ class Qwen3VLEncoder(QwenVisionEncoder):
 
 
 def patch_times(timestamps_s: Sequence[float], frames_per_patch: int) -> Tensor:
-    """When each temporal patch [T] is: between its first and last frame; the last frame fills the last patch.
+    """The time of each temporal patch [T], midway from its first to last frame; the last frame fills the last patch.
 
     >>> patch_times([0.0, 0.5, 1.0], 2).tolist()
     [0.25, 1.0]
@@ -75,7 +75,7 @@ def patch_times(timestamps_s: Sequence[float], frames_per_patch: int) -> Tensor:
 
 
 class Qwen3VL(QwenVisionBackbone):
-    """A loaded Qwen3-VL; its feature rows are as wide as the decoder times one plus the number of deepstack layers."""
+    """A loaded Qwen3-VL; its feature rows have the decoder's width times (1 + the number of deepstack layers)."""
 
     declaration = FAMILY
     projectors_at: ClassVar[Mapping[str, Sequence[str]]] = {
@@ -103,7 +103,7 @@ class Qwen3VL(QwenVisionBackbone):
     def place_features(
         self, embeddings: Tensor, slots: Mapping[str, Tensor], features: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Puts feature rows where their placeholders are, and gives the decoder what it adds there in its first layers.
+        """Puts feature rows where their placeholders are, and returns the deepstack features that the decoder adds.
 
         Arguments and result are as in `FamilyBackbone.place_features`.
         """

@@ -1,4 +1,4 @@
-"""Shared by the Qwen families that see: their encoders turn pictures and clips into patches for one vision tower."""
+"""The base of the Qwen families with vision: encoders turn pictures and clips into patches for one vision tower."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ VISION_KEYS: Mapping[MediaKind, str] = {"image": IMAGE_GRID, "video": VIDEO_GRID
 _PIXELS = {IMAGE_GRID: IMAGE_PIXELS, VIDEO_GRID: VIDEO_PIXELS}
 
 CHANNEL_AXIS = "channels_last"
-"""Axis order of decoded pictures; a processor that is not told takes 3 rows for the three colors."""
+"""Axis order of decoded pictures; without it a processor would take a picture of 3 rows for one of 3 color planes."""
 
 
 def patch_layout(config: Any, rule: PositionRule) -> MediaLayout:
@@ -126,7 +126,7 @@ class QwenVisionEncoder(FamilyEncoder):
         return tuple(self.tokens.values())
 
     def insert(self, waiting: Waiting, place: str) -> tuple[str, Sequence[Span]]:
-        """The text and spans for a place of the prompt; they belong to the next waiting medium of its kind."""
+        """Returns text and spans for a place of the prompt, which takes the next waiting medium of its kind."""
         if place == self.tokens["video"]:
             return self.insert_clip(next_medium(waiting, "video"))
         span = self.layout.picture(next_medium(waiting, "image")[IMAGE_GRID][0].tolist())
@@ -161,7 +161,7 @@ class QwenVisionBackbone(FamilyBackbone):
     projectors_at: ClassVar[Mapping[str, Sequence[str]]] = {"vision": ("model.visual.merger",)}
 
     def media_features(self, media: MediaInputs) -> dict[str, Tensor]:
-        """Runs the tower once over all pictures and clips; rows [tokens, width] in prompt order, keyed by kind.
+        """Runs the tower once over all pictures and clips; returns rows [tokens, width] in prompt order, keyed by kind.
 
         Raises:
             MediaError: The tower returned rows of more or fewer media than it was given.
@@ -186,7 +186,7 @@ class QwenVisionBackbone(FamilyBackbone):
         return output.pooler_output
 
     def minimal_media(self, kind: MediaKind) -> dict[str, Tensor]:
-        """One row of a picture or clip, black."""
+        """A black picture or clip that makes one feature row."""
         config = self.model.config.vision_config
         grid = torch.tensor([[1, config.spatial_merge_size, config.spatial_merge_size]])
         width = config.in_channels * config.temporal_patch_size * config.patch_size**2
@@ -194,7 +194,7 @@ class QwenVisionBackbone(FamilyBackbone):
         return {_PIXELS[grid_key]: torch.zeros(int(grid.prod()), width), grid_key: grid}
 
     def feature_rows(self, media: MediaInputs) -> dict[str, Tensor]:
-        """How many feature rows the tower will make of every picture and clip: merged squares of its patches."""
+        """How many feature rows the tower will make of every picture and clip: one for each square of patches."""
         square = self.model.config.vision_config.spatial_merge_size**2
         grids = {kind: media.tensors[key] for kind, key in VISION_KEYS.items() if key in media.tensors}
         return {kind: grid.prod(-1) // square for kind, grid in grids.items()}

@@ -17,7 +17,7 @@ from lightning_mmrl.types.records import Message
 class TextEncoder(FamilyEncoder):
     """Turns messages into token ids with the checkpoint's own tokenizer and chat template.
 
-    `processor` is the tokenizer: an exported checkpoint of such a family has it in a processor's place.
+    `processor` is the tokenizer: an exported checkpoint of a text-only family has it in a processor's place.
     """
 
     @property
@@ -44,5 +44,5 @@ class TextBackbone(FamilyBackbone):
     text_at = "model"
 
     def text_positions(self, position_ids: Tensor) -> Tensor:
-        """One row [B, S] of the three, which are equal for text: the decoder's rotary embedding has one axis."""
+        """One row [B, S] of the three rows, which are equal for text: the decoder's rotary embedding has one axis."""
         return position_ids[0]

@@ -38,7 +38,7 @@ class Client:
     Args:
         url: Address of the server, without a path.
         key: The key that the server asks for.
-        timeout_s: Longest wait for an answer; with many requests at once, the longest wait for the next answer of any.
+        timeout_s: Longest wait for an answer; with many requests at once, for the next answer to any of them.
         connections: Largest number of open requests.
     """
 
@@ -67,7 +67,7 @@ class Client:
         self._loop.close()
 
     def wait(self, work: Coroutine[Any, Any, T], poll: Callable[[], None] = lambda: None) -> T:
-        """The result of work on the client's thread; an error of `poll` cancels it."""
+        """Returns the result of `work`, which runs on the client's thread; an error of `poll` cancels the work."""
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             while True:
@@ -169,7 +169,7 @@ class Client:
                 failures = [error for error in (task.exception() for task in done) if error is not None]
                 answers |= {tasks[task]: task.result() for task in done if task.exception() is None}
                 if failures:
-                    # If both occurred, the refusal is raised, since callers may try again after a lost connection.
+                    # Of both kinds, the refusal is raised: after a lost connection, callers may try again.
                     raise min(failures, key=lambda failure: isinstance(failure, UnreachableError))
         finally:
             for task in waiting:

@@ -75,7 +75,7 @@ class VLLMEngine:
 
     @cached_property
     def _host(self) -> Host:
-        """Created at the first push, which all ranks reach together, as vLLM requires; rank 0 builds stages first."""
+        """Created at the first push: vLLM needs all ranks at once, and rank 0 builds stages before the others."""
         if self._settings.server is None:
             return ProcessHost(self.policy, self._encoder, self._settings)
         from lightning_mmrl.rollout.vllm.server import ServerHost  # its HTTP library comes with vllm
@@ -137,8 +137,8 @@ class VLLMEngine:
     def _proven_samples(self, prompts: PromptBatch, requests: Sequence[SamplingRequest]) -> list[list[Sampled]]:
         """Completions of all requests; the canary is checked here, and nowhere else.
 
-        A push that is due is checked before it is sampled from. Samples of a server that was restarted meanwhile, and
-        was given the weights again, are checked before they are returned.
+        If a comparison is due after a push, it is made before the first sampling. If the server was restarted during a
+        sampling, and was given the weights again, a comparison is made before the samples are returned.
         """
         sampled: list[list[Sampled]] | None = None
         while True:

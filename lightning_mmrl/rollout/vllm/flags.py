@@ -1,4 +1,4 @@
-"""Flags of `vllm serve` that `mmrl serve` passes on; none of them admits others, runs code or breaks training."""
+"""Flags of `vllm serve` that `mmrl serve` passes on; none of them lets others in, runs code or breaks training."""
 
 from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
@@ -80,7 +80,7 @@ def passed_flags(arguments: Sequence[str]) -> dict[str, str]:
 
 
 def require_same_scheme(url: str, flags: Mapping[str, str]) -> None:
-    """Refuses a server that speaks another language than the trainer expects.
+    """Refuses a server that does not use the scheme, http or https, of the trainer's URL.
 
     Raises:
         ConfigError: The URL is https, but the flags lack a certificate or its key; or it is http, and they have one.

@@ -63,7 +63,7 @@ class Host(Protocol):
         ...
 
     def sample(self, requests: Sequence[SamplingRequest], poll: Callable[[], None]) -> list[list[Sampled]]:
-        """Completions of every request, in the order of its seeds; errors of `poll`, which is called meanwhile, end it.
+        """Returns the completions of every request, in the order of its seeds; an error of `poll` ends the sampling.
 
         Raises:
             RolloutError: vLLM fails, or does not answer within its time.

@@ -14,14 +14,14 @@ PACKAGE = "lightning_mmrl.rollout.vllm"
 
 
 def engines(config: RunSettings) -> dict[str, Any]:
-    """Maps keys to nodes of engines: the run's, and those of the stages that have one of their own."""
+    """Maps keys of the configuration to engines' nodes: the run's, and one for each stage that has its own engine."""
     stages = {name: config.stages[name] for name in config.order}
     own = {name: stage.rollout for name, stage in stages.items() if isinstance(stage, SampleSettings)}
     return {"rollout": config.rollout, **{f"stages.{name}.rollout": node for name, node in own.items() if node}}
 
 
 def is_vllm(engine: Mapping[str, Any]) -> bool:
-    """True for the node of an engine that is vLLM's."""
+    """True if the node of an engine in the configuration names vLLM's engine."""
     return str(engine["_target_"]).startswith(f"{PACKAGE}.")
 
 

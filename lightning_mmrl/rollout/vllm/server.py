@@ -258,7 +258,7 @@ class ServerHost:
         if request.prompt.spans:
             from vllm.entrypoints.scale_out.token_in_token_out.mm_serde import encode_mm_kwargs_item
 
-            prompt = without_gaps(request.prompt, self._sound_window)  # the interface has no masks for tokens between
+            prompt = without_gaps(request.prompt, self._sound_window)  # the interface needs placeholders without gaps
             items, hashes = media_items(prompt, self._processor)
             places = {
                 kind: [{"offset": span.offset, "length": len(span.mask)} for span in spans]

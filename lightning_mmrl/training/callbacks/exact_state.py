@@ -195,7 +195,7 @@ class ExactState(Callback):
         self._writer = _Writer(parts, self._settings)
 
     def _finish_writing(self) -> None:
-        """Waits for the state that is being written; a collective, since then all ranks write."""
+        """Waits for the state that is being written; a collective, since all ranks write at the same time."""
         if self._writer is not None:
             problem, self._writer = self._agreed(self._writer.finish()), None
             if problem is not None:

@@ -16,7 +16,7 @@ SHOWN = {
 
 
 class StageProgress(Callback):
-    """Shows the module's `latest` metrics after every batch, and of its validation the `headline`.
+    """Shows the module's `latest` metrics after every batch, the `headline` of its validation among them.
 
     Args:
         console: Where to show them.

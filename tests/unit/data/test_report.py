@@ -232,7 +232,7 @@ def test_labels_that_look_like_a_mistake_are_warned_about_once(inventory):
     assert summarize(inventory(train=[clip("a", solution="sad"), clip("b", solution="nan")])).sound
     assert summarize(inventory(train=[clip("a", solution="sad"), clip("b", solution="glad")])).warnings == ()
     assert summarize(inventory(train=[clip("a", solution="sad"), clip("b", solution="sad")])).warnings == (
-        "all 2 samples have the label 'sad': whoever always says it is right, and nothing can be learned from it",
+        "all 2 samples have the label 'sad', so this answer is always right and nothing can be learned",
     )
 
 
