@@ -130,7 +130,7 @@ def _checked(found: Sequence[Use]) -> list[str]:
 
 
 def uses(config: RunSettings) -> list[Use]:
-    """Returns every use of a manifest that exists before the run, in the order of the stages; evaluation sets are last."""
+    """Returns each use of a manifest that exists before the run: by stages in order, and evaluation sets last."""
     tasks, found = built_tasks(config), []
 
     def validation_of(data: DataSettings) -> EvaluationSetSettings:
