@@ -71,7 +71,7 @@ def results_table(results: Sequence[SetResult]) -> Table:
 
 
 def gains_table(task: Task, gains: Sequence[Gain]) -> Table:
-    """Returns the gain of each stage over the stage it started from, in a task's headline metric on the same samples."""
+    """Returns each stage's gain over the stage it started from, in a task's headline metric on the same samples."""
     title = task.headline_title
     over = "the stage it started from, paired, in points, with 95 % intervals"
     table = Table(title=f"{title[0].upper()}{title[1:]} gained over {over}")

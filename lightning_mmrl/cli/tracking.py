@@ -119,7 +119,7 @@ def _flush(spools: Sequence[Path], runs: Collection[str] | None, tracking_uri: s
 def _store_of(spool: Path, tracking_uri: str | None) -> tuple[str, str]:
     """Returns the address of a spool's store, with the credentials that were given for it, and the experiment.
 
-    A spool folder may come from somebody else: credentials from the environment never go to an address that only the folder
+    A spool may come from somebody else: credentials from the environment never go to an address that only the spool
     names.
 
     Raises:
