@@ -1,7 +1,7 @@
 """Recognizes errors of the machine and explains them: disk space, permission to write, open files, memory.
 
 Libraries wrap the errors of a disk or an allocator in errors of their own, which often keep only the text. This module
-is the one place that recognizes both.
+is the one place that recognizes them.
 """
 
 import errno

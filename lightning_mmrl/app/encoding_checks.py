@@ -24,7 +24,7 @@ UNENCODABLE = "cannot be encoded"
 
 
 class EncodingCheck:
-    """Checks samples with an experiment's own means: its stages' checks, its model's processor, prompt and positions.
+    """Checks samples as an experiment does, by its stages' checks and its model's processor, prompt and positions.
 
     Encoded media are kept in data.media.cache_dir, where training finds them.
 

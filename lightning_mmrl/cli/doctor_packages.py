@@ -51,7 +51,7 @@ def check_vllm() -> list[Finding]:
 
 
 def check_pins(name: str) -> list[Finding]:
-    """Checks that the installed torch is the one that a package was built for; with another one the package fails."""
+    """Checks that the installed torch is the one that a package was built for; with another it fails to load."""
     pins = [Requirement(line) for line in importlib.metadata.requires(name) or []]
     pin = next((each for each in pins if each.name == "torch" and each.marker is None), None)
     torch = installed_version("torch")

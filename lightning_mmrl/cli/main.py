@@ -83,7 +83,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _uncaught(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
-    """Prints a traceback, from which it removes credentials: lines and messages may repeat an address or a header."""
+    """Prints a traceback without credentials; its lines may repeat an address or a header that holds some."""
     print(redact("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 

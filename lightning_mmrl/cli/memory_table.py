@@ -54,7 +54,7 @@ def estimates(config: RunSettings, stage: StageSettings, shape: ModelShape, leng
 
 
 def hints(config: RunSettings, name: str, shape: ModelShape, lengths: Lengths) -> list[str]:
-    """Returns the fewest keys with which a stage fits the most devices: for its weights, then for an adapter."""
+    """Returns the fewest keys with which a stage fits the most devices, first without and then with an adapter."""
     stage, found = config.trained[name], []
     towers = [group for group in shape.stacks if group != "text"]
     best = _fitting(config, stage, shape, lengths)

@@ -154,7 +154,7 @@ def _refuse_environment(name: str, *default: Any) -> NoReturn:
 
 @contextmanager
 def _hydra(root: Path, own: Path | None = None) -> Iterator[Hydra]:
-    """Starts Hydra without plugins; it would find them by name alone, even in the current folder, and run them."""
+    """Starts Hydra without plugins, which Hydra would find by name alone, even in the current folder, and run."""
     hidden = PLUGINS not in sys.modules
     if hidden:
         sys.modules[PLUGINS] = cast(Any, None)  # importing the plugins fails, as if there were none

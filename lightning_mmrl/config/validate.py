@@ -118,7 +118,7 @@ def _typed(composed: DictConfig) -> RunSettings:
 
 
 def _stage_schema(stage: Any, path: str) -> DictConfig:
-    """Returns the schema of a stage, and refuses a settings class of the user's own that gives none."""
+    """Returns the schema of a stage, and refuses a settings class of the user's own that is no valid schema."""
     settings = stage_settings(stage, path)
     try:
         return OmegaConf.structured(settings)

@@ -168,7 +168,7 @@ class StageOrchestrator:
     def _base_to_evaluate(self) -> Input | None:
         """Returns the base model if it is to be evaluated, otherwise None.
 
-        It is if a stage starts from it and the manifest has no evaluation of the same files with the present settings.
+        A stage must start from it, and the manifest have no evaluation of the same files with the present settings.
         """
         plain = (spec for spec in self._stages if spec.trains and spec.source is None and not spec.settings.checkpoint)
         first, known = next(plain, None), self._manifest.base

@@ -1,7 +1,7 @@
 """Translates between `model.family` and the entry of a handoff that names the family of its model.
 
-A family of this package is named by its name, a user's own by the names of its two functions. Functions of the user's
-own package are built only if the command line opens this package.
+The entry of a family of this package is its name, the entry of a user's own family the names of its two functions.
+Functions of the user's own package are called only if the command line opens that package.
 """
 
 from collections.abc import Mapping

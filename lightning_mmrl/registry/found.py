@@ -78,7 +78,7 @@ def find_trackers() -> tuple[str, ...]:
 
 @cache
 def _files(room: str, text: str) -> Mapping[str, Sequence[ast.stmt]]:
-    """Maps each file of a folder that contains `text` to its statements; to parse all files would take a while."""
+    """Maps each file that contains `text` to its statements; parsing all files of the folder would take a while."""
     folder = Path(__file__).resolve().parents[1].joinpath(*room.split("."))
     paths = [path for path in sorted(folder.glob("*.py")) if path.stem not in BY_URI]
     return {path.stem: ast.parse(path.read_bytes()).body for path in paths if text.encode() in path.read_bytes()}

@@ -117,7 +117,7 @@ def _checked(prefix: str) -> str:
 
 def _is_found(name: str) -> bool:
     """Whether a top-level package or module exists; if it is in the current folder, it alone becomes importable."""
-    # Not `importlib.util.find_spec`: it also finds modules that an earlier block loaded, which workers cannot find.
+    # Not `importlib.util.find_spec`: it also finds modules that an earlier block loaded, which workers may not find.
     if any(finder.find_spec(name, None) is not None for finder in sys.meta_path):
         return True
     here = Path.cwd()

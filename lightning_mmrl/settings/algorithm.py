@@ -81,7 +81,7 @@ class CriticSettings:
     max_grad_norm: float = setting(1.0, above=0, infinite=True)
     """Norm above which the critic's gradients are scaled down; infinity: never."""
     value_clip: float | None = setting(0.2, above=0)
-    """Distance from its value at the rollout beyond which a value lowers the loss no further; null: no limit."""
+    """Moving a value farther than this from its value at the rollout lowers the loss no further; null: no limit."""
     gamma: float = setting(1.0, above=0, at_most=1)
     """Discount of a reward for each token before it."""
     gae_lambda: float = setting(1.0, at_least=0, at_most=1)

@@ -103,7 +103,7 @@ class SourceSettings:
     root: str | None = setting(None, texts=False)
     """Folder of the manifest; null for the root of the stage's dataset."""
     media_root: str | None = setting(None, texts=False)
-    """Folder that paths of media are relative to; null for `root`, or for the dataset's if `root` is null."""
+    """Folder that paths of media are relative to; null: `root`, or the dataset's media_root if `root` is null."""
     stage: str | None = setting(None, texts=False)
     """An earlier stage that makes the data; null if there is a manifest."""
     artifact: str | None = setting(None, texts=False)
