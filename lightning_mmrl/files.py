@@ -1,7 +1,7 @@
 """Atomic writes, file modes, and errors of a disk that refuses a write.
 
 Files of a run or a cache follow the umask, like any file that a user makes: a group that shares a folder sets
-`umask 002` and can read them all. Only a file with a secret needs mode 0600, and no file of a run has one, because
+`umask 002` and can read them all. Only a file with a secret needs mode 0600. No file of a run holds a secret, because
 addresses are stored without their credentials.
 """
 
@@ -80,7 +80,7 @@ def write_whole(path: Path, content: str | bytes, *, shared: bool = False, durab
 
 
 def write_pieces(path: Path, pieces: Iterable[bytes], *, shared: bool = False, durable: bool = True) -> None:
-    """Writes a file atomically and piece by piece: to a temporary name, then renamed to its path.
+    """Writes a file atomically and piece by piece: into a temporary file, which is then renamed to the path.
 
     Args:
         path: Path of the file; missing folders are created.
@@ -127,10 +127,10 @@ def write_json(path: Path, content: Mapping[str, Any], *, ascii_only: bool = Tru
 
 @contextmanager
 def folder_beside(target: Path, *, made: bool = True) -> Iterator[Path]:
-    """Gives the block a new temporary folder next to a target, to fill and to rename; removes it if the block fails.
+    """Gives the block a temporary folder next to a target, which the block fills and then renames to the target.
 
-    A leftover of a killed process is removed first; no user would give a folder such a name. With `made` false
-    the block creates the folder itself.
+    If the block fails, the folder is removed. A folder that a killed process left is removed first; its name is one
+    that no user would choose. If `made` is false, the block creates the folder itself.
     """
     temporary = target.with_name(f".{target.name}.mmrl-partial")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -144,7 +144,7 @@ def folder_beside(target: Path, *, made: bool = True) -> Iterator[Path]:
 
 
 def follow_umask(folder: Path) -> None:
-    """Gives every file in a folder tree the mode of a new file there; some libraries create files with 0600.
+    """Gives every file in a folder tree the mode that a new file gets there; some libraries create files with 0600.
 
     Raises:
         OSError: The disk refuses.
@@ -200,7 +200,7 @@ def take_missing() -> list[str]:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal."""
+    """Returns the SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,7 +1,7 @@
 """Recognizes errors of the machine and explains them: disk space, permission to write, open files, memory.
 
-Libraries wrap the errors of a disk or an allocator in their own, which often keep only the text. This module is the
-one place that recognizes them.
+Libraries wrap the errors of a disk or an allocator in errors of their own, which often keep only the text. This module
+is the one place that recognizes them.
 """
 
 import errno
@@ -64,7 +64,7 @@ _SAID = {
     "unexpected pos": ("a file could not be written", "look whether the disk is full or read-only"),
     "iostream error": ("a file could not be written", "look whether the disk is full or read-only"),
 }
-"""Texts of errors that carry no error number."""
+"""Parts of the texts of errors that carry no error number, each with the problem and the remedy."""
 
 _TRUSTED = frozenset(
     {
@@ -79,13 +79,13 @@ _TRUSTED = frozenset(
         ("sqlalchemy", "OperationalError"),
     }
 )
-"""Package and name of the error classes whose text is trusted; in other classes the same words are a program's bug."""
+"""Package and name of the error classes whose text is trusted; in any other class the same words mean a bug."""
 
 _NO_MEMORY = ("allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def refusal(error: BaseException) -> Refusal | None:
-    """The refusal that an error or one of its causes reports; None if it is another error.
+    """Returns the refusal that an error or one of its causes reports; None if neither reports one.
 
     >>> refusal(OSError(errno.ENOSPC, "No space left on device", "runs/a")).problem
     'runs/a: no space is left on the disk'
@@ -120,8 +120,8 @@ def _out_of_memory(error: BaseException) -> Refusal | None:
     if not is_torch and not (isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY)):
         return None
     where = "this machine" if "allocate memory" in text else "the device"
-    _, allocator, rest = text.partition("DefaultCPUAllocator")  # the text after the place in torch's source
-    said = ". ".join((allocator + rest if allocator else text).split(". ")[:2]).rstrip(".")  # later text is advice
+    _, allocator, rest = text.partition("DefaultCPUAllocator")  # leaves out the place in torch's source
+    said = ". ".join((allocator + rest if allocator else text).split(". ")[:2]).rstrip(".")  # the rest is advice
     return Refusal(problem=f"no memory is left on {where} ({said})", remedy=_LESS_MEMORY, memory=True)
 
 
@@ -146,7 +146,7 @@ def _said(error: BaseException) -> Refusal | None:
     kind = type(error)
     if (kind.__module__.partition(".")[0], kind.__name__) not in _TRUSTED:
         return None
-    # Without the path, which may contain any words.
+    # The path is not searched, since it may contain any words.
     text = (error.strerror if isinstance(error, OSError) else None) or str(error)
     for words, (problem, remedy) in _SAID.items():
         said = next((line.strip() for line in text.splitlines() if words in line), None)
@@ -157,7 +157,7 @@ def _said(error: BaseException) -> Refusal | None:
 
 @dataclass(frozen=True, slots=True)
 class _ThreadHook:
-    """Handles what a thread raises: a refusal of the machine is one line, anything else goes to the `former` hook."""
+    """Handles an error that ends a thread: prints one line if the machine refused, else calls the `former` hook."""
 
     former: Callable[[threading.ExceptHookArgs], object]
 

@@ -1,4 +1,4 @@
-"""Explains in words whose file it is that this user may not use."""
+"""Names the owner of a file or folder that this user may not use."""
 
 import os
 import pwd
@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def denied(path: Path) -> tuple[str, str] | None:
-    """The problem as a clause (owner and mode of the file or folder), and the remedy; None if they cannot be read."""
+    """Returns the problem as a clause with owner and mode, and the remedy; None if owner and mode cannot be read."""
     path = path.absolute()
     closed = (each for each in path.parents[::-1] if each.is_dir() and not os.access(each, os.X_OK, effective_ids=True))
-    # The topmost folder that cannot be searched, else the file or the folder that it would lie in.
+    # The topmost folder that cannot be searched; without one, the file, or its folder if there is no file.
     blocked = next(closed, None) or (path if path.exists() else path.parent)
     try:
         status = blocked.stat()

@@ -1,4 +1,4 @@
-"""Nearest valid words and keys, and values in short, for messages."""
+"""Offers the nearest valid words and keys in messages, and shortens values for them."""
 
 import difflib
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -11,7 +11,7 @@ WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or f
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the nearest choices, or a list of them all.
+    """Returns `; did you mean 'x'?` with the nearest choices, or a list of all choices if none is near.
 
     >>> did_you_mean("sede", ["seed", "order"])
     "; did you mean 'seed'?"
@@ -24,17 +24,17 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
 
 
 def offered(words: Iterable[str]) -> str:
-    """The question with one or several suggestions."""
+    """Returns `; did you mean 'x'?` with one or several words."""
     return f"; did you mean {' or '.join(map(repr, words))}?"
 
 
 def known_are(words: Iterable[str]) -> str:
-    """All valid words."""
+    """Returns the end of a message that lists all valid words."""
     return f"; known are {', '.join(words) or 'none'}"
 
 
 def nearest(word: str, choices: Iterable[str]) -> list[str]:
-    """The choices one edit away, or else the most similar one, if one is similar at all."""
+    """Returns the choices one edit away from a word; if there are none, the most similar choice, if any is similar."""
     known = list(choices)
     near = [choice for choice in known if one_edit_apart(word, choice)]
     return near[:MAX_OFFERED] or difflib.get_close_matches(word, known, n=1, cutoff=0.6)
@@ -56,9 +56,9 @@ def one_edit_apart(first: str, second: str) -> bool:
 
 
 def unknown_key(key: str, tree: Mapping[Any, Any], schema: Any, extra: Iterable[str] = ()) -> str:
-    """The part of a message that offers keys in place of an unknown one.
+    """Returns the end of a message about an unknown key, which offers known keys.
 
-    A typing error is looked for among the keys next to it, a misplaced key in the whole tree.
+    If the key seems misspelled, these are keys beside it; if it seems misplaced, they may be anywhere in the tree.
 
     Args:
         key: The unknown key with its full path.
@@ -87,7 +87,7 @@ def unknown_key(key: str, tree: Mapping[Any, Any], schema: Any, extra: Iterable[
 
 
 def first_unknown(key: str, known: Collection[str]) -> str:
-    """The shortest part of a dotted key, from its start, that is unknown; the key itself if all of it is known.
+    """Returns the shortest unknown beginning of a dotted key; the whole key if every shorter beginning is known.
 
     >>> first_unknown("stages.raeson.data.limit", {"stages", "stages.reason"})
     'stages.raeson'
@@ -98,7 +98,7 @@ def first_unknown(key: str, known: Collection[str]) -> str:
 
 
 def known_paths(tree: Mapping[Any, Any], schema: Any, prefix: str = "") -> Iterator[str]:
-    """Every dotted key that the schema allows or the tree has."""
+    """Yields every dotted key that the schema allows or the tree has."""
     types = get_type_hints(schema)
     for name in [*types, *(str(key) for key in tree if key not in types)]:
         yield f"{prefix}{name}"
@@ -106,7 +106,7 @@ def known_paths(tree: Mapping[Any, Any], schema: Any, prefix: str = "") -> Itera
 
 
 def _inner_paths(value: Any, annotation: Any, prefix: str) -> Iterator[str]:
-    """Keys below one key; keys of a section that is null, such as the algorithm of an sft stage, are not offered."""
+    """Yields the keys below one key; none for a section that is null, such as the algorithm of an sft stage."""
     inner = value if isinstance(value, Mapping) else {}
     kind = dataclass_of(annotation)
     if kind is not None and get_origin(annotation) is not dict and (inner or annotation is kind):
@@ -118,12 +118,12 @@ def _inner_paths(value: Any, annotation: Any, prefix: str) -> Iterator[str]:
 
 
 def dataclass_of(annotation: Any) -> Any:
-    """The structured config in an annotation: itself, its optional or the values of its dict."""
+    """Returns the dataclass X of an annotation `X`, `X | None` or `dict[str, X]`; None for any other annotation."""
     return next((kind for kind in (annotation, *get_args(annotation)) if is_dataclass(kind)), None)
 
 
 def annotation_of(key: str, schema: Any) -> Any:
-    """The annotation of a dotted key, None for a key below a `_target_` or outside the schema."""
+    """Returns the annotation of a dotted key; None for a key below a `_target_` or outside the schema."""
     kind = schema
     for name in key.split("."):
         inner = dataclass_of(kind)
@@ -135,14 +135,14 @@ def annotation_of(key: str, schema: Any) -> Any:
 
 
 def shown(value: object) -> str:
-    """A value on one line and short enough for a message."""
+    """Returns a value as text that fits on one line of a message."""
     text = str(value)
     text = text if text.isprintable() and text else repr(text)
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a message, without the trailing key path that OmegaConf adds."""
+    """Returns the first line of an error's message, without the trailing key path that OmegaConf adds."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(". ") if lines else type(error).__name__
 

@@ -14,7 +14,7 @@ from lightning_mmrl.stages.algorithm import Algorithm
 
 
 def build_algorithm(stage: StageSettings, make: Callable[..., Any], path: str) -> Algorithm:
-    """The algorithm of an RL stage; null parts come from the module's preset."""
+    """Builds the algorithm of an RL stage; parts that are null come from the preset of the stage's module."""
     assert stage.algorithm is not None
     settings, preset = stage.algorithm, make.func.default_algorithm  # type: ignore[attr-defined]
     if settings.critic is not None and preset.settings.critic is None:

@@ -56,7 +56,7 @@ class Assembly:
     group: RankGroup = field(default_factory=RankGroup)
 
     def of_stage(self, stage: NodeSettings) -> "Assembly":
-        """The parts as a stage has them: with its own dataset and prompt."""
+        """Returns the parts for one stage, with its own dataset and prompt."""
         parts = replace(self, config=self.config.of_stage(stage))
         for name in ("monitor", "exclusions"):
             parts.__dict__[name] = getattr(self, name)  # one of each for the whole run
@@ -108,7 +108,7 @@ class Assembly:
         )
 
     def pipeline(self, encoder: PromptEncoder) -> MediaPipeline:
-        """How media become tensors for one encoder."""
+        """Returns the pipeline that turns media into tensors for one encoder."""
         return MediaPipeline(
             encoder=encoder,
             settings=self.config.data.media,
@@ -147,7 +147,7 @@ class Assembly:
             self.console.say(f"each completion is scored with a copy of its prompt: {policy.sharing_refusal}")
 
     def feature_cache(self, stage: str, media: MediaEncoder) -> FeatureCache | None:
-        """The cache of tower outputs; None if none is configured, there is no tower, or one trains."""
+        """Returns the cache of tower outputs; None if no cache is configured, there is no tower, or a tower trains."""
         settings = self.config.model.feature_cache
         if settings is None or not media.backbone.towers:
             return None
@@ -160,17 +160,17 @@ class Assembly:
         return FeatureCache(settings, towers=towers)
 
     def with_prompt(self, prompt: PromptSettings) -> "Assembly":
-        """The parts with another prompt, such as that of an evaluation set."""
+        """Returns the parts with another prompt, such as the prompt of an evaluation set."""
         return replace(self, config=replace(self.config, prompt=prompt))
 
     def evaluator(self, policy: Policy, encoder: PromptEncoder) -> AnswerEvaluator:
-        """Judges greedy answers by the dataset's task."""
+        """Returns the evaluator that judges greedy answers by the dataset's task."""
         engine = self.engine(policy, encoder, self.config.evaluation.max_new_tokens)
         rank_local = self.group.interruption.rank_local
         return AnswerEvaluator(engine=engine, task=self.tasks[VALIDATION], rank_local=rank_local)
 
     def engine(self, policy: Policy, encoder: PromptEncoder, max_new_tokens: int) -> HFEngine:
-        """The engine that answers in evaluations: the policy itself."""
+        """Returns the engine of evaluations, in which the policy itself generates the answers."""
         sampling = SamplingSettings(max_new_tokens=max_new_tokens)
         poll = self.group.interruption.poll
         return HFEngine.of(policy, encoder=encoder, sampling=sampling, template=self.template, poll=poll)
@@ -182,7 +182,10 @@ class Assembly:
         sampling: SamplingSettings,
         own: tuple[str, Any] = ("rollout", None),
     ) -> RolloutEngine:
-        """The engine that stages sample with: the run's, or a stage's own, given by its key and node."""
+        """Builds the engine that a stage samples with.
+
+        `own` is the key and the node of the stage's own engine; if the node is None, the run's engine is built.
+        """
         key, node = own if own[1] is not None else ("rollout", self.config.rollout)
         make = targets.build({**node, "_partial_": True}, key)
         poll = self.group.interruption.poll
@@ -200,7 +203,7 @@ class Assembly:
         return folder
 
     def starting_point(self, spec: StageSpec) -> Path:
-        """The checkpoint of a stage that starts from no other stage: its own, or the base model.
+        """Returns the checkpoint of a stage that starts from no other stage: the one it names, or the base model.
 
         Raises:
             StageError: The stage's own checkpoint is a path, and no Hugging Face folder is there.
@@ -220,9 +223,10 @@ class Assembly:
         return folder
 
     def base_folder(self) -> Path:
-        """The folder or hub id of the base model, built first if the configuration says how.
+        """Returns the folder or hub id of the base model, after building the folder if the configuration says how.
 
-        A record beside a built folder says what built it. A folder without a record is used as it is.
+        A record beside a built folder holds the `model.build` that built it. A folder without a record is used as it
+        is.
 
         Raises:
             ConfigError: The folder was built with other values of `model.build`.
@@ -252,7 +256,7 @@ class Assembly:
             os.replace(partial, checkpoint)
 
     def ensure_data(self) -> None:
-        """Generates each dataset of which the configuration says how and which does not exist.
+        """Generates each dataset that does not exist and that has `build` in the configuration.
 
         Raises:
             DataError: The folder does not exist and nothing builds it.
@@ -270,7 +274,7 @@ class Assembly:
                 raise DataError(f"{key}.root {data.root} does not exist; point it at the folder of your manifests")
 
     def facts(self) -> dict[str, Any]:
-        """Facts, as plain values, that a user of a handoff needs to prompt the model as it was trained."""
+        """Returns facts, as plain values, that a user of a handoff needs to prompt the model as it was trained."""
         return {
             "prompt": asdict(self.config.prompt),
             "media": decisive(self.config.data.media),
@@ -288,7 +292,7 @@ def check_built(model: ModelSettings, checkpoint: Path, record: Any) -> None:
     """Refuses a folder that was built with other values than the configured ones.
 
     Raises:
-        ConfigError: Naming the values.
+        ConfigError: The values differ; the message names them.
     """
     known = isinstance(record, dict) and isinstance(record.get("build"), dict)
     if known and record.get("digest") == model.build_digest:

@@ -32,7 +32,7 @@ FACTS_OF_DATA: Mapping[ArtifactType, Sequence[str]] = {
     "manifest": ("manifest", "media_root", "counts"),
     "table": ("media_root", "counts"),
 }
-"""Facts in the seal of data: the name of the manifest, the folder of the media, and how many samples are `kept`."""
+"""Facts that the seal of each type of data must hold: the name of the manifest, the folder of the media, the counts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,12 +43,12 @@ class Use:
         source: The manifest, in its folder.
         seen: The configuration as this use sees it: with its own dataset and prompt.
         media: Folder of its media.
-        num_samples: How many of its samples are used, from its beginning; None for all.
+        num_samples: How many samples are used, counted from the beginning of the manifest; None for all.
         supervised: True if each sample must end with the target.
         by_label: True if a reward, a balance or an evaluation reads solutions as labels; otherwise solutions may be
             free answers.
-        checks: Functions of the manifest's name and its samples; each raises a DataError for samples that do not serve
-            the use.
+        checks: Functions that take the manifest's name and its samples, and raise a DataError for samples that do not
+            serve the use.
     """
 
     source: SourceSettings | EvaluationSetSettings
@@ -61,7 +61,7 @@ class Use:
 
 
 def check_data(config: RunSettings) -> list[str]:
-    """Checks every stage's data, the validation data and all evaluation sets, so that no fault shows after hours.
+    """Checks the data of all stages, of the validation and of all evaluation sets, so that faults show early.
 
     Whether a model family reads a kind of media is checked when a stage is built and its encoder is loaded.
 
@@ -75,7 +75,7 @@ def check_data(config: RunSettings) -> list[str]:
 
 
 def check_made(config: RunSettings, specs: Sequence[StageSpec], made: StageSpec, folders: Mapping[str, Path]) -> None:
-    """Checks data that a stage made for the stages that read them.
+    """Checks that data made by one stage serve the stages that read them.
 
     Args:
         config: The configuration.
@@ -130,7 +130,7 @@ def _checked(found: Sequence[Use]) -> list[str]:
 
 
 def uses(config: RunSettings) -> list[Use]:
-    """Every use of a manifest that exists before the run, in its order; the sets of evaluations come last."""
+    """Returns each use of a manifest that exists before the run: by stages in order, and evaluation sets last."""
     tasks, found = built_tasks(config), []
 
     def validation_of(data: DataSettings) -> EvaluationSetSettings:
@@ -160,7 +160,7 @@ def uses(config: RunSettings) -> list[Use]:
             found.append(evaluated(validation_of(seen.data), seen, limit, task, module.check_kinds))
     for data in config.all_data.values():
         if data.validation is not None:
-            # Also if no stage is validated: the run writes down all manifests that its configuration names.
+            # Even if no stage validates: the run records every manifest that its configuration names.
             found.append(evaluated(validation_of(data), replace(config, data=data), None, None))
     for name, each in config.sets().items():
         seen = replace(config, prompt=config.prompt_of(each))
@@ -171,7 +171,7 @@ def uses(config: RunSettings) -> list[Use]:
 def _uses_of_stage(
     path: str, stage: NodeSettings, config: RunSettings, sources: Mapping[str, SourceSettings]
 ) -> list[Use]:
-    """The uses of those sources of a stage that have a manifest; `config` is as the stage sees it."""
+    """Returns a use for each source of a stage that has a manifest; `config` is as the stage sees it."""
     supervised = kind_of(stage, path).supervised
     template, labels = PromptTemplate(config.prompt), tuple(config.data.labels)
     matcher = LabelMatcher(labels=labels) if labels else None
@@ -201,7 +201,7 @@ def _uses_of_stage(
 
 
 def _check_new_ids(manifest: str, samples: Sequence[Sample], path: str, found: dict[str, str]) -> None:
-    """Refuses an id that two sources of a stage that makes data share; `found` maps ids to manifests."""
+    """Refuses an id that occurs in two sources; `found` maps the ids of earlier sources to their manifests."""
     for sample in samples:
         if sample.id in found:
             raise DataError(

@@ -1,4 +1,4 @@
-"""Parts of kinds of stages that make data: a whole kind that keeps some of its samples, and how samples are written."""
+"""Shared code of stage kinds that make data: a kind that keeps some of its samples, checks, and a writer of samples."""
 
 import json
 from collections import Counter
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 KEPT = "kept"
 """Name of the artifact of a `SelectingKind`."""
 DROPPED = "dropped.jsonl"
-"""File in it with the id and the reason of each sample that is not kept."""
+"""File in that artifact with the id of each sample that is not kept, and the reason."""
 
 Select = Callable[[Any, Sequence[Sample]], Mapping[str, str]]
-"""Returns the reason of each sample that is not kept, by its id; it gets the settings of the stage and all samples."""
+"""Takes the settings of the stage and all samples; maps the id of each sample that is not kept to the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class SelectingKind:
         return {KEPT: "manifest"}
 
     def describe(self, stage: NodeSettings) -> str:
-        """All samples at once."""
+        """Says in words that the stage keeps some of its samples."""
         return "keeps some of its samples"
 
     def check(self, path: str, stage: NodeSettings, config: RunSettings) -> None:
@@ -62,12 +62,12 @@ class SelectingKind:
         check_media_root(path, stage, config)
 
     def preflight(self, path: str, stage: NodeSettings) -> None:
-        """Nothing is built."""
+        """Builds nothing."""
 
     def build(
         self, spec: StageSpec, inputs: Mapping[str, Path], directory: Path, run: TrackedRun, parts: "Assembly"
     ) -> StageJob:
-        """A job that reads the samples and applies `select`."""
+        """Returns a job that reads the samples and applies `select`."""
         from lightning_mmrl.app.stages import data_sources
 
         sources = data_sources(spec, inputs, parts.config)
@@ -76,7 +76,7 @@ class SelectingKind:
 
 @dataclass(kw_only=True)
 class SelectingJob:
-    """Implements `StageJob` for a `SelectingKind`; it takes seconds, so an interrupted one begins again.
+    """Implements `StageJob` for a `SelectingKind`; it takes seconds, so an interrupted job starts anew.
 
     Attributes:
         spec: The stage.
@@ -84,8 +84,8 @@ class SelectingJob:
         sources: Where the samples are.
         run_log: Gets the counts.
         leads: Whether this process is rank 0, which alone reads and writes.
-        samples: All samples, once it ran.
-        dropped: Maps the ids of the samples that are not kept to reasons, once it ran.
+        samples: All samples, after `run`.
+        dropped: Maps the id of each sample that is not kept to the reason, after `run`.
     """
 
     spec: StageSpec
@@ -97,7 +97,7 @@ class SelectingJob:
     dropped: Mapping[str, str] = field(default_factory=dict)
 
     def run(self) -> Training:
-        """Selects, and returns the counts.
+        """Selects samples, and returns the counts.
 
         Raises:
             DataError: A manifest is wrong.
@@ -139,7 +139,7 @@ class SelectingJob:
 def write_samples(
     directory: Path, artifact: str, kept: Sequence[Sample], root: str, dropped: Mapping[str, int]
 ) -> dict[str, Any]:
-    """Writes the manifest of an artifact, which may be empty, and returns the facts that its readers need.
+    """Writes the manifest of an artifact, with or without samples, and returns the facts that its readers need.
 
     Args:
         directory: Folder of the artifact.
@@ -178,23 +178,23 @@ def check_each_once(path: str, stage: NodeSettings) -> None:
 
 
 def check_media_root(path: str, stage: NodeSettings, config: RunSettings) -> None:
-    """Refuses sources, of those that exist before the run, that have several media roots.
+    """Refuses several media roots among the sources that exist before the run.
 
     Raises:
-        ConfigError: They do.
+        ConfigError: There are several.
     """
     located = stage.data.located(config.dataset(stage.data.dataset))
     media_root(path, {name: source for name, source in located.items() if source.stage is None})
 
 
 def media_root(path: str, sources: Mapping[str, SourceSettings]) -> str:
-    """The folder that paths of media are relative to.
+    """Returns the folder that paths of media are relative to.
 
     Raises:
-        ConfigError: The sources have several.
+        ConfigError: The sources have several such folders.
     """
     roots = sorted({str(source.media_folder) for source in sources.values()})
-    if len(roots) > 1:  # before the run of sources that exist, and again where another stage has made one
+    if len(roots) > 1:  # checked before the run, and again when another stage has made a source
         raise ConfigError(
             f"{path}.data.sources have media below {' and '.join(roots)}, and a stage that makes data has one media "
             "root; read the sources in several stages"

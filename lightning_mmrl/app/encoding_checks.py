@@ -1,4 +1,4 @@
-"""Finds samples that training would leave out or refuse, by the same preparation without training."""
+"""Finds samples that training would leave out or refuse: prepares them as training does, and does not train."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -24,7 +24,7 @@ UNENCODABLE = "cannot be encoded"
 
 
 class EncodingCheck:
-    """Checks samples for an experiment: its stages' checks, its model's processor, its prompt and its positions.
+    """Checks samples as an experiment does, by its stages' checks and its model's processor, prompt and positions.
 
     Encoded media are kept in data.media.cache_dir, where training finds them.
 
@@ -46,7 +46,7 @@ class EncodingCheck:
         self._pipeline = self.parts.pipeline(self.parts.encoder(self.parts.base_checkpoint()))
 
     def note(self, manifests: Sequence[Path]) -> str:
-        """A line that says what was checked."""
+        """Returns a line that says what was checked."""
         model = self.parts.config.model.checkpoint
         used = {use.source.path.resolve() for use in self._uses}
         unused = [path.name for path in manifests if path.resolve() not in used]
@@ -54,7 +54,7 @@ class EncodingCheck:
         return f"encoding checked with the processor of {model}{rest}"
 
     def run(self, inventory: Inventory) -> Inventory:
-        """Moves the lines that training would refuse or leave out to the problems."""
+        """Turns each line that training would refuse or leave out into a problem of the inventory."""
         entries, problems = [], list(inventory.problems)
         for path in inventory.manifests:
             own = [entry for entry in inventory.entries if entry.file == str(path)]
@@ -96,7 +96,7 @@ class EncodingCheck:
         return found
 
     def _maker(self, supervised: bool, prompt: PromptSettings, media: MediaSettings) -> Callable[..., PreparedSet]:
-        """Makes sets of samples as one use of a manifest prepares them."""
+        """Returns a function that prepares samples as one use of a manifest does."""
         return partial(
             PreparedSet,
             media_root=self._media_root,

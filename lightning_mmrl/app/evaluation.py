@@ -99,7 +99,7 @@ class CheckpointEvaluator:
         }
 
     def _stage(self, name: str) -> StageSettings | None:
-        """The stage that made the checkpoint, or the first one for the base model; None outside of a run."""
+        """Returns the stage that made the checkpoint, or `first_trained` for the base model; None outside of a run."""
         config = self._assembly.config
         if self._afresh:
             return None

@@ -59,7 +59,7 @@ class Leader:
             self._group.broadcast(Order(kind="end"))
 
     def build_stage(self, spec: StageSpec, inputs: Mapping[str, Path], directory: Path, run: TrackedRun) -> StageJob:
-        """A stage that all ranks build, run and export."""
+        """Returns the job of a stage, which all ranks build, run and export."""
         return _LedJob(leader=self, spec=spec, inputs=inputs, directory=directory, tracked=run)
 
     def evaluate(self, checkpoint: Path, directory: Path, stage: str, run: TrackedRun | None) -> Mapping[str, float]:
@@ -84,7 +84,7 @@ class Leader:
 
 @dataclass(kw_only=True)
 class _LedJob:
-    """A stage of rank 0; it is built when it runs."""
+    """The job of a stage on rank 0; the stage is built only when the job runs."""
 
     leader: Leader
     spec: StageSpec
@@ -108,7 +108,7 @@ class _LedJob:
 
 
 class Follower:
-    """Any rank but the first: carries out commands until the last one."""
+    """Carries out the commands of rank 0 on any other rank, until the last command."""
 
     def __init__(self, group: RankGroup, specs: Sequence[StageSpec], build: StageFactory, evaluate: Evaluator) -> None:
         self._group = group

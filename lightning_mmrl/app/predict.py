@@ -35,7 +35,7 @@ def answer_question(
     deadline_s: float = 30.0,
     memory_mb: int = 1024,
 ) -> tuple[Completion, tuple[Medium, ...]]:
-    """The greedy answer of a handoff to a question about some files, and the media that were found in them.
+    """Returns the greedy answer of a handoff to a question about files, and the media that were found in the files.
 
     Args:
         checkpoint: A stage's handoff folder.
@@ -45,7 +45,7 @@ def answer_question(
         hear: False to leave out the sound of videos.
         max_new_tokens: Longest answer, at least 1; None takes the checkpoint's own limit.
         deadline_s: Seconds that decoding one medium may take.
-        memory_mb: MiB that it may take.
+        memory_mb: MiB that decoding one medium may take.
 
     Raises:
         StageError: The folder is not a complete handoff, or its facts are not as runs write them.
@@ -76,7 +76,7 @@ def answer_question(
 
 
 def _encoded(media: Sequence[Medium], pipeline: MediaPipeline, console: ConsoleProgress) -> list[dict[str, Tensor]]:
-    """Each medium as training sees it, decoded by workers; warnings of decoders are shown."""
+    """Decodes each medium in a worker, and returns it as training sees it; shows the decoders' warnings."""
     tasks = [DecodeTask(path=path, ref=ref, settings=pipeline.settings) for path, ref in media]
     outcomes: dict[int, CallResult] = {}
     pipeline.decoder.decode_all(tasks, outcomes.__setitem__)

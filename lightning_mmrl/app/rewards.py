@@ -9,7 +9,7 @@ from lightning_mmrl.settings.algorithm import RewardSettings
 
 
 def build_reward(settings: RewardSettings, path: str) -> WeightedReward:
-    """The weighted sum of the configured components; `path` is the key of the settings.
+    """Builds the weighted sum of the configured components; `path` is the key of the settings.
 
     Raises:
         ConfigError: A part cannot be built.
@@ -19,7 +19,7 @@ def build_reward(settings: RewardSettings, path: str) -> WeightedReward:
 
 
 def reward_pool(settings: RewardSettings, path: str) -> RewardPool:
-    """The rewards in killable processes with their deadlines, also where training would score in its own process.
+    """Returns the rewards in killable processes with deadlines, even if training would score in its own process.
 
     Raises:
         ConfigError: A part cannot be built or sent to a process.

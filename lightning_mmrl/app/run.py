@@ -100,7 +100,7 @@ def run_curriculum(
 def _lead(
     parts: Assembly, specs: Sequence[StageSpec], directory: Path, leader: Leader, selection: Selection | None
 ) -> FinishedRun:
-    """The run on rank 0, the only one that decides, writes and tracks."""
+    """Runs the curriculum on rank 0, the only rank that decides, writes and tracks."""
     config = parts.config
     resolved = directory / "config.yaml"
     curriculum = Curriculum(
@@ -135,13 +135,13 @@ def _lead(
 
 
 def _last_trained(specs: Sequence[StageSpec]) -> str:
-    """The last stage that makes weights; empty if none does."""
+    """Returns the name of the last stage that makes weights; empty if none does."""
     return next((spec.name for spec in reversed(specs) if spec.trains), "")
 
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Keeps a second process out of a run folder: it would delete the stages that the first one trains.
+    """Keeps a second process out of a run folder, where it would delete the stages that the first process trains.
 
     Raises:
         ConfigError: Another process works in it.
@@ -222,7 +222,7 @@ def open_tracker(config: RunSettings) -> Tracker:
 
 
 def note_report(config: RunSettings, directory: Path) -> None:
-    """Records the run that holds the results in the empty run that `mlflow run` opened, if every stage was reused."""
+    """If every stage was reused, links the empty run that `mlflow run` opened to the tracked run with the results."""
     trained = Manifest.read(directory).tracking_id
     here = os.environ.get("MLFLOW_RUN_ID")
     if config.tracking.uri is None or trained is None or here in (None, "", trained):

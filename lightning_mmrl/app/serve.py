@@ -17,8 +17,8 @@ from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.training.console import ConsoleProgress
 
 OPEN_DOORS = ("VLLM_ALLOW_INSECURE_SERIALIZATION", "VLLM_API_KEY")
-"""Variables that a server does not get: with the first it unpickles what it is sent; the second is one more key, which
-no trainer shows."""
+"""Variables that a server does not inherit. With the first, a server unpickles what clients send. The second is a
+further key, which no trainer sends."""
 
 
 def server_command(config: RunSettings, more: Mapping[str, str]) -> tuple[list[str], dict[str, str], Key]:
@@ -47,6 +47,6 @@ def server_command(config: RunSettings, more: Mapping[str, str]) -> tuple[list[s
     command += flags({**arguments, **server_arguments(settings.server)})
     command += [part for name, value in more.items() for part in (name, value) if part]
     own = {name: value for name, value in os.environ.items() if name not in OPEN_DOORS}
-    # The development mode is what can take weights. The key goes by the environment: all users can read arguments.
+    # Only the development mode takes weights. The key is passed in the environment: all users can read arguments.
     environment = {**ENVIRONMENT, **own, "VLLM_SERVER_DEV_MODE": "1", VARIABLE: key.value}
     return command, environment, key

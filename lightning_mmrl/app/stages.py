@@ -65,7 +65,7 @@ def training_job(
     parts: Assembly,
     make_module: MakeModule,
 ) -> LightningJob:
-    """The job of a stage that trains, with its data prepared."""
+    """Builds the job of a stage that trains, and prepares its data."""
     config, start_from = parts.config, inputs[WEIGHTS]
     sources = data_sources(spec, inputs, config)
     stage = with_steps(config, spec.name, sources.values())
@@ -111,7 +111,7 @@ def training_job(
 
 
 def data_sources(spec: StageSpec, inputs: Mapping[str, Path], config: RunSettings) -> dict[str, SourceSettings]:
-    """The sources of a stage's data, by name; a source that another stage made is found in its artifact."""
+    """Maps names to the sources of a stage's data; a source that another stage made is in that stage's artifact."""
     made = {}
     for name in spec.settings.data.sources:
         folder = inputs.get(f"{SOURCES}{name}")
@@ -122,10 +122,10 @@ def data_sources(spec: StageSpec, inputs: Mapping[str, Path], config: RunSetting
 
 
 def data_facts(folder: Path, config: RunSettings) -> dict[str, Any]:
-    """The facts in the seal of data that a stage made.
+    """Returns the facts in the seal of data that a stage made, after checking them.
 
     Raises:
-        StageError: A fact is missing, or is none that a stage of this configuration writes: the manifest must be a
+        StageError: A fact is missing or has a value that no stage of this configuration writes: the manifest must be a
             sealed file, and media must be in a folder of the configuration or in the artifact itself.
     """
     facts = sealed(folder)
@@ -147,7 +147,7 @@ def data_facts(folder: Path, config: RunSettings) -> dict[str, Any]:
 
 
 def data_module(path: str, stage: NodeSettings, config: RunSettings) -> type[OmniDataModule]:
-    """The DataModule of a stage, which says what kinds of media samples may have; `path` is the key of the stage."""
+    """Returns the class of a stage's DataModule, which says what media samples may have; `path` is the stage's key."""
     return _module_of_data(path, stage, config).func
 
 
@@ -209,7 +209,7 @@ def _common(
     datamodule: OmniDataModule,
     parts: Assembly,
 ) -> dict[str, Any]:
-    """The arguments that the LightningModules of all stages take."""
+    """Returns the arguments that the LightningModules of all stages take."""
     path, title = f"stages.{spec.name}", parts.title(spec)
     return {
         "policy": policy,

@@ -114,7 +114,7 @@ def _print_conversion(conversion: "Conversion", num_shown: int) -> None:
 
 
 def _overrides(conversion: "Conversion") -> str:
-    """Further overrides for a training, which replace splits without clips by other sets."""
+    """Returns further overrides for the suggested training, so that it uses no split without clips."""
     found = [name for name in ("validation", "train") if conversion.sizes.get(name)]
     validation = "" if conversion.sizes.get("validation") else " data.validation=null"
     test = "" if conversion.sizes.get("test") or not found else f" evaluation.sets.test={found[0]}.jsonl"

@@ -22,7 +22,7 @@ def add_guard(parser: argparse.ArgumentParser) -> None:
 
 
 def add_decode_bounds(parser: argparse.ArgumentParser) -> None:
-    """Adds the time and memory that one medium may take."""
+    """Adds the options for the time and memory that decoding one medium may take."""
     parser.add_argument("--deadline", type=float, default=30.0, metavar="S", help="seconds per medium (default 30)")
     parser.add_argument("--memory-mb", type=int, default=1024, metavar="N", help="MiB per process (default 1024)")
 
@@ -40,7 +40,7 @@ def check_bounds(options: argparse.Namespace, names: Sequence[str]) -> None:
 
 
 def guard_of(options: argparse.Namespace) -> "Guard":
-    """The bounds of decoding that the options give.
+    """Returns the bounds of decoding that the options give.
 
     Raises:
         ConfigError: A bound is not above 0.
@@ -60,7 +60,7 @@ def guard_of(options: argparse.Namespace) -> "Guard":
 
 
 def label_set(text: str | None) -> Sequence[str] | None:
-    """Labels of a comma-separated list; None without a list.
+    """Returns the labels of a comma-separated list; None without a list.
 
     Raises:
         ConfigError: Two labels are equal after normalization, or one is blank.

@@ -32,7 +32,7 @@ def print_report(report: Report, num_shown: int, notes: Sequence[str] = ()) -> N
 
 
 def warning_lines(warnings: Sequence[str], num_shown: int) -> list[str]:
-    """The first warnings, a line each, and the number of further ones."""
+    """Returns the first warnings, a line each, and a line with the number of further warnings."""
     rest = len(warnings) - num_shown
     more = [f"... and {rest} more warnings; --show {len(warnings)} shows all"] if rest > 0 else []
     return [*(f"warning: {warning}" for warning in warnings[:num_shown]), *more]
@@ -119,7 +119,7 @@ def _durations(durations: Durations | None) -> tuple[str, str, str, str]:
 
 
 def _most_frequent(counts: Mapping[str, int], form: str) -> str:
-    """`25 fps` if all values are equal, else the most frequent values with their counts."""
+    """Returns, for example, `25 fps` if all values are equal, else the most frequent values with their counts."""
     shown = list(counts.items())[:_MAX_VALUES]
     if len(counts) == 1:
         return form.format(shown[0][0])

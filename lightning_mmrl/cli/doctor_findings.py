@@ -35,7 +35,7 @@ def problem(name: str, detail: str, fix: str) -> Finding:
 
 
 def isolated(name: str, check: Callable[[], Sequence[Finding]]) -> list[Finding]:
-    """The findings of a check; if the check crashes, that is one problem, and the other checks still run."""
+    """Returns the findings of a check; a crash becomes a finding of its own, so that the other checks still run."""
     try:
         return list(check())
     except Exception as error:  # a broken installation may raise anything, which is the finding
@@ -44,9 +44,9 @@ def isolated(name: str, check: Callable[[], Sequence[Finding]]) -> list[Finding]
 
 
 def in_worker(function: Callable[[Any], Any], items: Sequence[Any], deadline_s: float) -> list[CallResult]:
-    """Outcomes of calls in a separate process, which is killed at the deadline.
+    """Calls a function on each item in a separate process, which is killed at the deadline; returns the outcomes.
 
-    The function must import inside its body whatever may hang, so that the deadline covers the import.
+    The function must import modules that may hang inside its body, so that the deadline covers the import.
     """
     with DeadlinePool(function, num_workers=1, deadline_s=deadline_s, process_name="mmrl-doctor") as pool:
         return pool.map(items)

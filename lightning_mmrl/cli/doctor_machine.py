@@ -24,7 +24,7 @@ MEMINFO = Path("/proc/meminfo")
 
 
 def check_cpu() -> list[Finding]:
-    """Cores that this process may use, and the processor time that its control group grants."""
+    """Checks that the control group grants enough processor time for the cores that this process may use."""
     cores, quota = len(os.sched_getaffinity(0)), cpu_quota()
     if quota is None or quota >= cores:
         return [ok("cpu", f"{cores} cores")]
@@ -34,7 +34,7 @@ def check_cpu() -> list[Finding]:
 
 
 def check_memory() -> list[Finding]:
-    """Free memory of the machine, or of the control group if that grants less."""
+    """Checks the free memory of the machine, or of the control group if it grants less."""
     info = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in MEMINFO.read_text().splitlines()}
     limit, used = memory_limit(), memory_used()
     total = info["MemTotal"] if limit is None else min(limit, info["MemTotal"])
@@ -48,7 +48,7 @@ def check_memory() -> list[Finding]:
 
 
 def check_disk(name: str, folder: Path, fix: str) -> list[Finding]:
-    """Free space of a folder, or of its nearest existing parent, and whether a file can be written there."""
+    """Checks the free space of a folder or of its nearest existing parent, and that a file can be written there."""
     place = nearest_folder(folder)
     where = str(folder) if place == folder else f"{folder} (to be made in {place})"
     try:
@@ -66,7 +66,7 @@ def check_disk(name: str, folder: Path, fix: str) -> list[Finding]:
 
 
 def check_locks(folder: Path) -> list[Finding]:
-    """Whether a file lock keeps out a second holder, which databases shared by processes rely on."""
+    """Checks that a file lock keeps out a second holder; databases that processes share rely on this."""
     fix = "put output_dir on a local disk, or track on a server: tracking.uri=http://HOST:5000"
     place = nearest_folder(folder)
     try:
@@ -81,7 +81,7 @@ def check_locks(folder: Path) -> list[Finding]:
 
 
 def check_media_root(folder: Path) -> list[Finding]:
-    """Whether the folder of the clips exists and can be read."""
+    """Checks that the folder of the clips exists and can be read."""
     fix = "data.root=DIR with the folder of your manifests"
     if not folder.is_dir():
         return [problem("media root", f"{folder} {'is no folder' if folder.exists() else 'does not exist'}", fix)]
@@ -95,7 +95,7 @@ def check_media_root(folder: Path) -> list[Finding]:
 
 
 def check_telemetry() -> list[Finding]:
-    """Whether the variables that turn telemetry off have the values that this package sets by default."""
+    """Checks that the variables that turn telemetry off have the values that this package sets by default."""
     found = {name: os.environ.get(name) for name in lightning_mmrl.TELEMETRY_OFF}
     loud = {name: value for name, value in found.items() if value != lightning_mmrl.TELEMETRY_OFF[name]}
     if not loud:
@@ -167,7 +167,7 @@ def memory_used() -> int:
 
 
 def _cgroups(controller: str) -> Iterator[Path]:
-    """Folders of this process's control group and of its parents, in either version."""
+    """Yields the folders of this process's control group and of its parents, for version 1 or 2 of control groups."""
     for line in _read(MEMBERSHIP).splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
@@ -180,5 +180,5 @@ def _cgroups(controller: str) -> Iterator[Path]:
 def _read(path: Path) -> str:
     try:
         return path.read_text()
-    except OSError:  # the controller does not exist, or not in that version
+    except OSError:  # there is no such controller, or no such file in this version
         return ""

@@ -17,7 +17,7 @@ REINSTALL = "uv pip install --no-deps -e . (in the checkout)"
 
 
 def check_python() -> list[Finding]:
-    """Whether the interpreter meets `requires-python`."""
+    """Checks that the interpreter meets `requires-python`."""
     wanted = importlib.metadata.metadata(DISTRIBUTION)["Requires-Python"]
     version = platform.python_version()
     if SpecifierSet(wanted).contains(version, prereleases=True):
@@ -51,7 +51,7 @@ def check_vllm() -> list[Finding]:
 
 
 def check_pins(name: str) -> list[Finding]:
-    """Whether an installed package finds the torch that it was built for; with another it fails to load."""
+    """Checks that the installed torch is the one that a package was built for; with another it fails to load."""
     pins = [Requirement(line) for line in importlib.metadata.requires(name) or []]
     pin = next((each for each in pins if each.name == "torch" and each.marker is None), None)
     torch = installed_version("torch")
@@ -83,14 +83,14 @@ def installed_version(name: str) -> str | None:
 
 
 def reinstall_command(*names: str) -> str:
-    """The command that installs packages again, within their ranges and for the present device."""
+    """Returns the command that installs packages again, within their ranges and for the present device."""
     ranges = {each.name: str(each.specifier) for each in [*applicable(""), *applicable("vllm")]}
     wanted = " ".join(f"'{name}{ranges.get(name, '')}'" for name in names)
     return f"uv pip install --reinstall --torch-backend=auto {wanted}"
 
 
 def check_installation() -> list[Finding]:
-    """Whether our own metadata exists, which all version checks read."""
+    """Checks that this package's own metadata, which all version checks read, exists."""
     version = installed_version(DISTRIBUTION)
     if version is None:
         return [problem("installation", f"{DISTRIBUTION} has no metadata: it was not installed", REINSTALL)]

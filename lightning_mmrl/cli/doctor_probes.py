@@ -54,14 +54,14 @@ def check_torch() -> list[Finding]:
     found = [ok("torch", f"{facts.version}, {build}")]
     if vision.error is None:
         found.append(ok("torchvision", f"{vision.value} loads"))
-    else:  # torchvision was built for another torch, which only its import shows
+    else:  # torchvision was built for another torch; only importing it shows this
         detail = f"{installed_version('torchvision')} does not load with torch {facts.version} ({vision.error})"
         found.append(problem("torchvision", detail, again))
     return [*found, *check_pins("torchvision"), *device_findings(facts, driver_version())]
 
 
 def device_findings(facts: TorchFacts, driver: str | None) -> list[Finding]:
-    """Findings about the CUDA devices, or the reason why torch sees none although there is a driver."""
+    """Returns findings about the CUDA devices, or the reason why torch sees none although there is a driver."""
     found = []
     for index, device in enumerate(facts.devices):
         size = f"{device.memory_bytes / GIB:.0f} GiB"
@@ -84,7 +84,7 @@ def device_findings(facts: TorchFacts, driver: str | None) -> list[Finding]:
 
 
 def check_decoders() -> list[Finding]:
-    """Checks each decoder with a file of its kind that is written and decoded."""
+    """Checks each decoder: writes a file of its kind, and decodes it."""
     with tempfile.TemporaryDirectory(prefix="mmrl-doctor-") as folder:
         items = [(name, Path(folder)) for name in DECODERS]
         outcomes = in_worker(run_decoder, items, DECODE_DEADLINE_S)
@@ -95,7 +95,7 @@ def check_decoders() -> list[Finding]:
 
 
 def check_math_verify() -> list[Finding]:
-    """Whether math-verify parses LaTeX, which fails with another version of the ANTLR runtime."""
+    """Checks that math-verify parses LaTeX, which fails with a wrong version of the ANTLR runtime."""
     [outcome] = in_worker(verify_fraction, [r"$\frac{1}{2}$"], DECODE_DEADLINE_S)
     fix = "uv pip install --reinstall 'math-verify[antlr4-9-3]'"
     if outcome.error is not None:
@@ -117,7 +117,7 @@ def check_tracking(uri: str) -> list[Finding]:
 
 
 def check_hub(folder: Path, offline: bool) -> list[Finding]:
-    """Whether hub ids can be downloaded, and which models have been downloaded already."""
+    """Checks whether hub ids can be downloaded, and how many models have been downloaded already."""
     models = sum(1 for _ in folder.glob("models--*"))
     if not offline:
         return [ok("hub", f"online, {models} models in {folder}; HF_HUB_OFFLINE=1 forbids downloads")]
@@ -152,7 +152,7 @@ def run_decoder(item: tuple[str, Path]) -> str:
 
 
 def verify_fraction(text: str) -> bool:
-    """Whether math-verify finds a text equal to 0.5; runs in a worker, since its timeout needs a main thread."""
+    """Whether math-verify finds a text equal to 0.5; runs in a worker, as math-verify's timeout needs a main thread."""
     library = importlib.import_module("math_verify")
     return bool(library.verify(library.parse("0.5"), library.parse(text)))
 

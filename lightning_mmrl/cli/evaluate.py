@@ -50,7 +50,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def take_checkpoint(arguments: Sequence[str]) -> tuple[Path, list[str]]:
-    """Separates the checkpoint from all other arguments: it is the first that is no flag, flag's value or override.
+    """Separates the checkpoint, which is the first argument that is no flag, value of a flag or override.
 
     A path to a Hugging Face folder is no override, even if it contains `=`.
 
@@ -118,7 +118,7 @@ def evaluate(config: RunSettings, checkpoint: Path) -> None:
 
 @contextmanager
 def _run_of_mlflow(config: RunSettings, name: str) -> Iterator[TrackedRun | None]:
-    """The run that `mlflow run` opened for this process, if any; metrics and predictions go there."""
+    """Yields the run that `mlflow run` opened for this process, if any; metrics and predictions are logged to it."""
     from lightning_mmrl.app.run import open_tracker
     from lightning_mmrl.curriculum.orchestrator import status_of
 

@@ -84,14 +84,14 @@ def take_flags(
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that raises its complaints in one sentence instead of ending the process."""
+    """A parser that raises a ConfigError of one sentence, where argparse would end the process."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; {self.prog} --help lists the flags")
 
 
 def _parser(program: str) -> argparse.ArgumentParser:
-    """Parses `--allow-targets` and Hydra's flags, without the flags that can run code which a file names."""
+    """Makes a parser of `--allow-targets` and Hydra's flags, but without flags that can run code named in a file."""
     parser = _Parser(prog=program, add_help=False, allow_abbrev=False)
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--help", "-h", action="store_true")
@@ -108,7 +108,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
 
 
 def _trees(flags: argparse.Namespace, composer: Composer) -> list[DictConfig]:
-    """The composed configurations to run; none if a flag shows something instead."""
+    """Returns the composed configurations to run; none if a flag, such as `--cfg`, only shows something."""
     if flags.help:
         template = composer.compose([], "train").hydra.help.template
         groups = composer.hydra.format_config_groups(lambda name: name.partition("/")[0] != "hydra")
@@ -118,14 +118,14 @@ def _trees(flags: argparse.Namespace, composer: Composer) -> list[DictConfig]:
         _show_config(flags, composer.compose(flags.overrides, flags.config_name))
         return []
     if flags.info is not None:
-        composer.compose(flags.overrides, flags.config_name)  # refuses overrides that Hydra would only show
+        composer.compose(flags.overrides, flags.config_name)  # refuses faulty overrides, which `show_info` accepts
         print(redact(_info(flags, composer)), end="")
         return []
     return composer.jobs(flags.overrides, flags.config_name, sweep=flags.multirun)
 
 
 def _info(flags: argparse.Namespace, composer: Composer) -> str:
-    """The text of `--info`, which Hydra logs; the logging that Hydra sets up for this is undone."""
+    """Returns the text that Hydra prints for `--info`, and undoes the logging that Hydra sets up for it."""
     root = logging.getLogger()
     level, handlers = root.level, root.handlers[:]
     try:

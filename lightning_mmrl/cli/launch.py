@@ -50,7 +50,7 @@ def on_all_ranks(
 
 
 def started_processes(environ: Mapping[str, str], world_size: int) -> tuple[str, int | None]:
-    """The launcher of this process and the number of processes that it started; None without a launcher.
+    """Returns the launcher of this process and the number of processes it started; ("", None) without a launcher.
 
     With a world size of 1, SLURM's variables are ignored, because a job script may run several single-device commands.
 

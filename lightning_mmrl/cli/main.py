@@ -72,7 +72,7 @@ def _run(argv: list[str]) -> int:
         print(f"mmrl {argv[0]}{where}: {printable(redact(error if found is None else found.error()))}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt as interrupt:
-        # Read off the exception: the module of `Interrupted` would load torch.
+        # Read as attributes: importing the class `Interrupted` would load torch.
         signal, code = str(interrupt) or "SIGINT", getattr(interrupt, "exit_code", EXIT_INTERRUPTED)
         if _rank() == "0":
             print(f"mmrl {argv[0]}: interrupted by {signal}; the same command continues", file=sys.stderr)
@@ -83,7 +83,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _uncaught(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
-    """Prints a traceback without credentials, which its lines and messages may repeat from an address or a header."""
+    """Prints a traceback without credentials; its lines may repeat an address or a header that holds some."""
     print(redact("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
@@ -116,7 +116,7 @@ def _rank() -> str:
 
 
 def _reader_left() -> bool:
-    """Whether the broken pipe is standard output and not one to a worker; if so, unwritten output is discarded."""
+    """Whether the broken pipe is standard output, not a pipe to a worker; if so, discards unwritten output."""
     output = select.poll()
     output.register(sys.stdout.fileno(), 0)
     if not any(event & select.POLLERR for _, event in output.poll(0)):

@@ -1,4 +1,4 @@
-"""The memory part of `mmrl plan`: an estimate per rank for each stage, and keys with which a stage fits."""
+"""The memory part of `mmrl plan`: an estimate per rank for each stage, and keys that make a stage fit."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -49,12 +49,12 @@ def show_memory(console: Console, config: RunSettings, names: Sequence[str], len
 
 
 def estimates(config: RunSettings, stage: StageSettings, shape: ModelShape, lengths: Lengths) -> dict[int, Estimate]:
-    """The memory of one rank, by the number of ranks."""
+    """Maps the number of ranks to the estimated memory of one rank."""
     return {ranks: estimate(shape, stage, config.model.dtype, ranks, lengths) for ranks in RANKS}
 
 
 def hints(config: RunSettings, name: str, shape: ModelShape, lengths: Lengths) -> list[str]:
-    """The fewest keys that let a stage fit the most devices: first to train its weights, then to train an adapter."""
+    """Returns the fewest keys with which a stage fits the most devices, first without and then with an adapter."""
     stage, found = config.trained[name], []
     towers = [group for group in shape.stacks if group != "text"]
     best = _fitting(config, stage, shape, lengths)
@@ -69,10 +69,10 @@ def hints(config: RunSettings, name: str, shape: ModelShape, lengths: Lengths) -
 
 
 def memory_hint(config: RunSettings, name: str | None) -> str:
-    """Keys that make a stage that ran out of memory use less memory; without a stage, those of an evaluation.
+    """Returns a clause with keys that make a stage use less memory; without a stage, the keys of an evaluation.
 
-    First come keys that do not change its outcome, with which a begun stage continues. The next ones need
-    `--allow-changes`; the last are the suggestions of `mmrl plan`.
+    The first keys do not change the outcome, so a begun stage continues with them. The next ones need
+    `--allow-changes`. The last ones are the suggestions of `mmrl plan`.
     """
     evaluation = f"a lower evaluation.batch_size ({config.evaluation.batch_size})"
     if name is None:
@@ -100,7 +100,7 @@ def memory_hint(config: RunSettings, name: str | None) -> str:
 
 
 def _show_stage(console: Console, config: RunSettings, name: str, shape: ModelShape, lengths: Lengths) -> bool:
-    """Prints one stage; True if it fits everywhere."""
+    """Prints one stage; returns True if it fits the smallest device with any number of ranks."""
     stage = config.trained[name]
     found = estimates(config, stage, shape, lengths)
     if all(each.fits(GIGABYTES[0]) for each in found.values()):
@@ -131,7 +131,7 @@ def _show_stage(console: Console, config: RunSettings, name: str, shape: ModelSh
 def _alternatives(
     name: str, stage: StageSettings, towers: list[str], *, adapts: bool
 ) -> list[tuple[str, StageSettings]]:
-    """Keys to set and the stage with these keys, the fewest keys first."""
+    """Returns pairs of keys to set and the stage with these keys, the fewest keys first."""
     path = f"stages.{name}"
     changes: list[tuple[str, Change]] = [
         (
@@ -160,13 +160,13 @@ def _alternatives(
 
 
 def _fitting(config: RunSettings, stage: StageSettings, shape: ModelShape, lengths: Lengths) -> set[tuple[int, int]]:
-    """Device sizes in GB and numbers of GPUs on which a stage fits."""
+    """Returns the pairs of device size in GB and number of GPUs on which a stage fits."""
     found = estimates(config, stage, shape, lengths)
     return {(size, ranks) for size in GIGABYTES for ranks, each in found.items() if each.fits(size)}
 
 
 def _places(fitting: set[tuple[int, int]]) -> str:
-    """The smallest number of GPUs of each size on which a stage fits, in words."""
+    """Says in words how many GPUs of each size a stage needs at least."""
     least = {size: min(ranks for each, ranks in fitting if each == size) for size in {size for size, _ in fitting}}
     return " and ".join(
         f"{size} GB on {ranks} GPU{'s' if ranks > 1 else ''}{' or more' if ranks < RANKS[-1] else ''}"

@@ -37,7 +37,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def mmrl_arguments(arguments: Sequence[str]) -> list[str]:
-    """The arguments of `mmrl` for an entry point and the values of its parameters.
+    """Returns the arguments of `mmrl` for an entry point, given the values of its parameters.
 
     >>> mmrl_arguments(["quickstart", "seed=1 order=[pretrain,reason]"])
     ['train', 'experiment=quickstart', 'seed=1', 'order=[pretrain,reason]']

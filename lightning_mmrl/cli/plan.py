@@ -83,7 +83,7 @@ def plan(config: RunSettings, lengths: Lengths) -> None:
 
 
 def state(spec: StageSpec, manifest: Manifest, directory: Path) -> str:
-    """The state of a stage, as `mmrl train` would find it."""
+    """Says in words in which state `mmrl train` would find a stage."""
     finished = manifest.stages.get(spec.name)
     if finished is None:
         folder = stage_folder(directory, spec)
@@ -113,7 +113,7 @@ def data_names(stage: NodeSettings) -> str:
 
 
 def conditions(stage: StageSettings) -> list[str]:
-    """The phases, the early end, the evaluation sets and the gate of a stage, a line each, where it has them."""
+    """Returns a line for each phase, the early end, the evaluation sets and the gate, as far as a stage has them."""
     stop, gate = stage.stop_when, stage.gate
     cooldown = f", after {stage.cooldown_steps} more steps" if stage.cooldown_steps else ""
     lines = []
@@ -132,7 +132,7 @@ def conditions(stage: StageSettings) -> list[str]:
 
 
 def adapters(stage: StageSettings) -> list[str]:
-    """A line about the adapter that is trained in place of the weights, if there is one."""
+    """Returns a line about the adapter that is trained in place of the weights, if there is one."""
     adapter = stage.adapter
     if adapter is None:
         return []

@@ -36,7 +36,7 @@ def print_comparison(outcome: FinishedRun) -> None:
 
 
 def by_task(comparison: Comparison) -> list[tuple[list[SetResult], list[Gain]]]:
-    """Results and gains of each kind of task: a table shows what was measured alike."""
+    """Groups results and gains by kind of task, so that each table shows results that were measured alike."""
     return [
         (
             [result for result in comparison.results if result.task.title == title],
@@ -47,9 +47,9 @@ def by_task(comparison: Comparison) -> list[tuple[list[SetResult], list[Gain]]]:
 
 
 def results_table(results: Sequence[SetResult]) -> Table:
-    """The metrics of one kind of task in percent, with 95 % intervals where they have one.
+    """Returns the metrics of one kind of task in percent, with the 95 % interval of each metric that has one.
 
-    A set with samples left out has a second row, in which they count as wrong answers.
+    A set from which samples were left out has a second row, which counts these samples as wrong answers.
     """
     task = results[0].task
     table = Table(title=f"{task.title}, in %, with 95 % intervals")
@@ -72,7 +72,7 @@ def results_table(results: Sequence[SetResult]) -> Table:
 
 
 def gains_table(task: Task, gains: Sequence[Gain]) -> Table:
-    """Differences of a task's headline between stages and the stages they started from, on the same samples."""
+    """Returns each stage's gain over the stage it started from, in a task's headline metric on the same samples."""
     title = task.headline_title
     over = "the stage it started from, paired, in points, with 95 % intervals"
     table = Table(title=f"{title[0].upper()}{title[1:]} gained over {over}")

@@ -80,7 +80,7 @@ def _status(output_dir: Path, spools: Sequence[Path], runs: Collection[str] | No
 
 
 def _report_damage(spools: Sequence[Path], runs: Collection[str] | None) -> bool:
-    """Names the files with lines that no flush can deliver; True if there are any."""
+    """Prints the files with lines that no flush can deliver; returns True if there are any."""
     found = {path: number for spool in spools for path, number in damaged_lines(spool, runs).items()}
     for path, number in found.items():
         print(
@@ -117,9 +117,9 @@ def _flush(spools: Sequence[Path], runs: Collection[str] | None, tracking_uri: s
 
 
 def _store_of(spool: Path, tracking_uri: str | None) -> tuple[str, str]:
-    """The address of a spool's store, with the credentials that were given for it, and its experiment.
+    """Returns the address of a spool's store, with the credentials that were given for it, and the experiment.
 
-    A folder may come from somebody else: credentials from the environment never go to an address that only the folder
+    A spool may come from somebody else: credentials from the environment never go to an address that only the spool
     names.
 
     Raises:
@@ -141,7 +141,7 @@ def _store_of(spool: Path, tracking_uri: str | None) -> tuple[str, str]:
             "give that address, or name the folder of another run"
         )
     if not stored.startswith("sqlite:"):
-        file = Path("~/.mlflow/credentials").expanduser()  # MLflow would send what it holds to any server
+        file = Path("~/.mlflow/credentials").expanduser()  # MLflow would send the contents to any server
         names = [*(name for name in _CREDENTIALS if os.environ.get(name)), *([str(file)] if file.exists() else [])]
         if names:
             raise ConfigError(
@@ -153,7 +153,7 @@ def _store_of(spool: Path, tracking_uri: str | None) -> tuple[str, str]:
 
 
 def _plain(uri: str) -> str:
-    """An address in the form that is compared: without credentials, and for a database with its absolute path."""
+    """Returns an address in the form that is compared: without credentials; a database with its absolute path."""
     name = uri.removeprefix(_SQLITE)
     return redact_addresses(uri).rstrip("/") if name == uri else f"{_SQLITE}{Path(name).resolve()}"
 

@@ -1,7 +1,7 @@
 """Composes configurations with Hydra, and runs nothing else of it: no callback, launcher, sweeper, logging or plugin.
 
-Files may come from anyone. They are read as data: nothing that they name is imported, and they cannot ask for variables
-of the environment.
+Config files may come from anyone. They are read as data: nothing that they name is imported, and they cannot read
+variables of the environment.
 """
 
 import sys
@@ -39,7 +39,7 @@ FILLED_IN = (
 )  # fmt: skip
 """Keys that Hydra or this module fills in and overwrites."""
 SEARCH = "hydra.searchpath=[]"
-"""Takes the place of folders and packages that a file wants to be searched."""
+"""Override that keeps Hydra from searching further folders and packages that a config file names."""
 PLUGINS = "hydra_plugins"
 
 _sealed: ContextVar[bool] = ContextVar("sealed", default=False)
@@ -71,7 +71,7 @@ class Composer:
         except PermissionError:
             raise  # no override is at fault
         except Exception as error:
-            # Nothing of ours runs in there: every error, also one that is no class of Hydra's, is about the overrides.
+            # Only Hydra runs in there, so an error of any class, not just of Hydra's own, is about the overrides.
             raise explained(error, overrides, attempt, self.own) from error
         _check_node(tree, self.references)
         return tree
@@ -80,9 +80,9 @@ class Composer:
         """Composes one tree for each job, in which Hydra's own node is kept; see `without_hydra`.
 
         Args:
-            overrides: The user's.
+            overrides: The user's overrides.
             config_name: Primary config.
-            sweep: Whether to make a job of each combination of values, in overrides and files.
+            sweep: True to make one job for each combination of values in overrides and files.
         """
         if not sweep:
             return [self.compose(overrides, config_name)]
@@ -154,7 +154,7 @@ def _refuse_environment(name: str, *default: Any) -> NoReturn:
 
 @contextmanager
 def _hydra(root: Path, own: Path | None = None) -> Iterator[Hydra]:
-    """Starts Hydra without plugins: it finds them by name alone, also in the current folder, and runs them at once."""
+    """Starts Hydra without plugins, which Hydra would find by name alone, even in the current folder, and run."""
     hidden = PLUGINS not in sys.modules
     if hidden:
         sys.modules[PLUGINS] = cast(Any, None)  # importing the plugins fails, as if there were none

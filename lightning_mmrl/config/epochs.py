@@ -1,4 +1,4 @@
-"""The length of a stage that counts passes over its data: its steps are known once the data are."""
+"""Computes the number of steps of a stage whose length is given in passes over its data, once the data are known."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -19,7 +19,7 @@ def with_steps(
     sources: Iterable[SourceSettings] | None = None,
     say: Callable[[str], object] = lambda line: None,
 ) -> StageSettings:
-    """A stage whose `num_steps` follows from `num_epochs` and its data; as configured without epochs or data.
+    """Returns a stage with `num_steps` computed from `num_epochs` and its data; without epochs or data, as configured.
 
     The steps are ceil(num_epochs * samples / batch_size), at most `trainer.max_steps`. A pass over several sources is
     as long as all of them together, each within its limit, whatever their weights.
@@ -27,7 +27,7 @@ def with_steps(
     Args:
         config: The configuration.
         name: A stage that trains.
-        sources: The sources of the stage's data; None for those that no other stage makes.
+        sources: The sources of the stage's data; None for the sources that no other stage makes.
         say: Gets a sentence for each key that is fitted to few steps, as in `fitted`.
 
     Raises:
@@ -38,7 +38,7 @@ def with_steps(
     samples = num_samples(stage.data.located(data).values() if sources is None else sources)
     if stage.num_epochs is None or not samples:
         return stage
-    # By its decimal digits: 1.1 * 50 is 55 steps, and not 56 for the float 55.00000000000001.
+    # Exact in decimal digits: 1.1 * 50 is 55 steps, where the float 55.00000000000001 would give 56.
     steps = math.ceil(Fraction(str(stage.num_epochs)) * samples / stage.data.batch_size)
     known = fitted(replace(stage, num_steps=steps), path, say)
     kind_of(known, path).check(path, known, config)

@@ -1,4 +1,4 @@
-"""Fits numbers of a recipe that count steps to a stage with few steps, and tells the user about it."""
+"""Fits settings in units of steps to a stage that has fewer steps, and tells the user about it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace

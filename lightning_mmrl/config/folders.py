@@ -8,7 +8,7 @@ CONFIGS = "configs"
 
 
 def configs_dir() -> Path:
-    """The folder of the shipped configs: inside the package in a wheel, next to it in a checkout.
+    """Returns the folder of the shipped configs: inside the package in a wheel, next to it in a checkout.
 
     Raises:
         ConfigError: Neither exists.
@@ -26,7 +26,7 @@ def groups(own: Path | None = None) -> list[str]:
 
 
 def options(group: str, own: Path | None = None) -> list[str]:
-    """The options of a group, those in its subfolders as `folder/name`."""
+    """Returns the options of a group; an option in a subfolder is named `folder/name`."""
     found = {
         path.relative_to(root / group).with_suffix("").as_posix()
         for root in _roots(own)

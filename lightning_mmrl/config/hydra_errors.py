@@ -43,11 +43,11 @@ Compose = Callable[[list[str]], DictConfig]
 
 
 def explained(error: Exception, overrides: Sequence[str], compose: Compose, own: Path | None = None) -> ConfigError:
-    """An error of Hydra as one sentence.
+    """Turns an error of Hydra into a ConfigError of one sentence.
 
     Args:
         error: Raised while the overrides were composed.
-        overrides: The user's.
+        overrides: The user's overrides.
         compose: Composes other overrides in the same way, to find out which one is at fault.
         own: The user's own folder of configs.
     """
@@ -144,7 +144,7 @@ def _place(override: Override) -> str:
 
 
 def _bad_choice(override: Override, tree: DictConfig, own: Path | None) -> Iterator[str]:
-    """The fault of an option, given a composition without it."""
+    """Yields the fault of an option, given a composition without it."""
     place, choices = _place(override), dict(tree.hydra.runtime.choices)
     if override.is_delete():
         if place not in choices or override.value() not in (None, "", choices[place]):
@@ -160,7 +160,7 @@ def _bad_choice(override: Override, tree: DictConfig, own: Path | None) -> Itera
 
 
 def _no_place(shown_as: str, place: str, tree: DictConfig, *, in_file: bool) -> str:
-    """The message about an option for a group that has no entry in the defaults list."""
+    """Returns the message about an option for a group that has no entry in the defaults list."""
     group, _, package = place.partition("@")
     places = [str(each) for each in tree.hydra.runtime.choices if str(each).partition("@")[0] == group]
     close = nearest(place, places)
@@ -178,7 +178,7 @@ def _no_place(shown_as: str, place: str, tree: DictConfig, *, in_file: bool) -> 
 
 
 def _bad_value(override: Override, tree: DictConfig, cause: BaseException | None, own: Path | None) -> str:
-    """The fault of a value, given the composition of all overrides before it."""
+    """Returns the message about a value, given the composition of all overrides before it."""
     key, value = str(override.key_or_group), override.value()
     there = OmegaConf.select(tree, key, default=None)
     if override.is_add() and there is not None:
@@ -231,7 +231,7 @@ def _missing_option(error: MissingConfigException, own: Path | None) -> str:
 
 
 def _unreadable(override: str) -> str:
-    """A part of the command line that Hydra's grammar refuses."""
+    """Returns the message about a part of the command line that Hydra's grammar refuses."""
     key, equals, value = override.partition("=")
     if not equals:
         return f"{shown(repr(override))} is not an override; write KEY=VALUE"
@@ -245,7 +245,7 @@ def _unreadable(override: str) -> str:
 
 
 def _in_file(message: str, compose: Compose, own: Path | None) -> str:
-    """A fault of a file that the overrides choose."""
+    """Returns the message about a fault in a config file that the overrides choose."""
     file, _, rest = message.removeprefix(IN_FILE).partition("': ")
     place = rest.removeprefix(NO_MATCH).partition("'")[0]
     tree = _composed(compose, [])

@@ -12,7 +12,7 @@ LABEL_FILE = "labels.json"
 
 
 def with_labels(composed: DictConfig) -> DictConfig:
-    """The composition with the label set of each dataset filled in from its folder, where it is null.
+    """Fills in each label set that is null from the folder of its dataset, and returns the composition.
 
     Raises:
         ConfigError: A folder has no label set.
@@ -27,7 +27,7 @@ def with_labels(composed: DictConfig) -> DictConfig:
             continue
         if OmegaConf.is_missing(data, "root"):
             raise ConfigError(f"{key}.root has no value; set it, for example {key}.root=/data/clips")
-        if isinstance(data.get("root"), str):  # anything else is refused with its type by the checks that follow
+        if isinstance(data.get("root"), str):  # later checks refuse a value of another type
             found[key] = labels_in(Path(data.root), key)
     filled = copy.deepcopy(composed) if found else composed
     for key, labels in found.items():
@@ -36,7 +36,7 @@ def with_labels(composed: DictConfig) -> DictConfig:
 
 
 def labels_in(root: Path, key: str = "data") -> list[str]:
-    """The labels of a dataset's folder; `key` is the key of the dataset.
+    """Returns the labels of a dataset's folder; `key` is the key of the dataset.
 
     Raises:
         ConfigError: The folder's labels.json cannot be read, or it holds no list of labels.

@@ -1,4 +1,4 @@
-"""The configuration that a run was made with, from its folder."""
+"""Reads the configuration of a run from the run's folder."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ FILE = "config.yaml"
 
 
 def run_folder(path: Path) -> Path | None:
-    """The folder of the run that a file or folder belongs to: the nearest one above it with a `config.yaml`."""
+    """Returns the folder of the run that a path belongs to: the nearest parent with `config.yaml` and `stages`."""
     for folder in path.absolute().parents:
         if (folder / FILE).is_file() and (folder / "stages").is_dir():
             return folder
@@ -23,7 +23,7 @@ def run_folder(path: Path) -> Path | None:
 
 
 def saved_config(run: Path, overrides: list[str]) -> RunSettings:
-    """The resolved configuration in a run's folder, with further overrides applied.
+    """Returns the resolved configuration in a run's folder, with further overrides applied.
 
     Raises:
         ConfigError: The folder has no configuration, its configuration is damaged or of another version, or an

@@ -21,11 +21,11 @@ NOT_DECISIVE = ("checkpoint", "evaluation_sets", "gate", "max_bad_steps", "promp
 
 
 def stage_specs(config: RunSettings, data: Mapping[str, Mapping[str, str]] | None = None) -> list[StageSpec]:
-    """The stages in order, each with the digest of everything that decides its outcome.
+    """Returns the stages in order, each with the digest of everything that decides its outcome.
 
     Args:
         config: The configuration.
-        data: Digests of each stage's data, see `manifest_digests`; None before there are any.
+        data: Digests of each stage's data, see `manifest_digests`; None while they are unknown.
 
     Raises:
         ConfigError: The order, a starting point or a source of data is wrong.
@@ -57,12 +57,12 @@ def stage_specs(config: RunSettings, data: Mapping[str, Mapping[str, str]] | Non
 
 
 def _seed_of(seed: int, name: str) -> int:
-    """The seed of a stage that trains nothing: its place in the order does not matter."""
+    """Returns the seed of a stage that trains nothing, which does not depend on its place in the order."""
     return int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()) % MAX_SEED
 
 
 def base_evaluation(config: RunSettings) -> str:
-    """Hash of how, and on what, the base model is evaluated; empty if it is not."""
+    """Returns a hash of the settings and data with which the base model is evaluated; empty if it is not evaluated."""
     if not config.evaluation.base or not config.trained:
         return ""
     first, seen = first_trained(config), {"num_frames": config.data.media.num_frames}
@@ -73,7 +73,10 @@ def base_evaluation(config: RunSettings) -> str:
 
 
 def first_trained(config: RunSettings) -> StageSettings:
-    """The first stage that starts from the base model, or else the first one that trains; its prompt is the base's."""
+    """Returns the first stage that starts from the base model, else the first that trains.
+
+    The base model is evaluated with the prompt of this stage.
+    """
     stages = list(config.trained.values())
     return next((stage for stage in stages if stage.checkpoint is None), stages[0])
 
@@ -99,7 +102,7 @@ def manifest_digests(config: RunSettings) -> dict[str, dict[str, str]]:
 
 
 def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one level of dotted keys.
+    """Flattens nested mappings to one level of dotted keys.
 
     >>> flattened({"a": {"b": 1}, "c": 2})
     {'a.b': 1, 'c': 2}
@@ -114,7 +117,7 @@ def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _decisive(config: RunSettings, name: str) -> dict[str, Any]:
-    """The keys that decide the outcome of a stage, dotted and by first name, with their values but no credentials."""
+    """Maps the keys that decide a stage's outcome (dotted, see `first_name`) to their values without credentials."""
     config = config.of_stage(config.stages[name])
     stage = {key: value for key, value in asdict(config.stages[name]).items() if key not in NOT_DECISIVE}
     stage["trainer"] = {"precision": config.stages[name].trainer.precision}
@@ -140,7 +143,10 @@ def _decisive(config: RunSettings, name: str) -> dict[str, Any]:
 
 
 def _evaluated_how(config: RunSettings, stage: StageSettings, *, is_last: bool, with_data: bool) -> str:
-    """Hash of how, and on what, the handoff of a stage is evaluated; `is_last`: whether it is the last one."""
+    """Returns a hash of the settings and data with which a stage's handoff is evaluated.
+
+    `is_last` says whether it is the handoff of the last trained stage.
+    """
     sets = config.sets(stage.evaluation_sets)
     settings = {**asdict(config.evaluation), "sets": {each: config.evaluation.sets[each].short for each in sets}}
     del settings["batch_size"], settings["base"]
@@ -152,7 +158,7 @@ def _evaluated_how(config: RunSettings, stage: StageSettings, *, is_last: bool, 
     found = {each: file_digest(of.path)[:16] for each, of in sets.items() if with_data and of.path.is_file()}
     used = {each.dataset: asdict(config.datasets[each.dataset]) for each in sets.values() if each.dataset is not None}
     others = {name: {key: of[key] for key in ("root", "labels", "cue_lexicon", "task")} for name, of in used.items()}
-    own = config.of_stage(stage).prompt  # which the configuration of the stage holds already
+    own = config.of_stage(stage).prompt  # a part of the stage's own content already
     prompts = {name: config.prompt_of(each, stage) for name, each in sets.items()}
     further = {
         "datasets": others,
@@ -167,7 +173,7 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 
 def cap_steps(stage: StageSettings) -> StageSettings:
-    """Limits the known steps of a stage to `trainer.max_steps`, and `validate_every` to the remaining steps."""
+    """Limits the known steps of a stage, and its `validate_every`, to `trainer.max_steps`."""
     cap = stage.trainer.max_steps
     if cap is None or stage.num_steps is None or cap >= stage.num_steps:
         return stage
@@ -176,7 +182,7 @@ def cap_steps(stage: StageSettings) -> StageSettings:
 
 
 def cap_samples(stage: NodeSettings) -> NodeSettings:
-    """Limits the samples of a stage that does not train to as many as `trainer.max_steps` batches have."""
+    """Limits a stage that does not train to the samples of `trainer.max_steps` batches."""
     cap = stage.trainer.max_steps
     if cap is None:
         return stage

@@ -1,4 +1,4 @@
-"""The keys that each stage of a configuration may have: those of the settings class of its kind."""
+"""Looks up the keys that a stage may have: the fields of the settings class of its kind."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from lightning_mmrl.suggestions import annotation_of
 
 
 def stage_settings(node: Any, path: str) -> type[NodeSettings]:
-    """The settings class of a stage as it was composed; a stage without a kind is taken for a trained one.
+    """Returns the settings class of a composed stage; a stage without a kind counts as one that trains.
 
     Raises:
         ConfigError: There is no such kind.
@@ -20,7 +20,7 @@ def stage_settings(node: Any, path: str) -> type[NodeSettings]:
 
 
 def run_schema(tree: Mapping[Any, Any]) -> type:
-    """The type of a composed tree for looking keys up: `RunSettings`, with a key for each stage of the tree.
+    """Returns the type in which keys of a composed tree are looked up: `RunSettings` with a key for each stage.
 
     Raises:
         ConfigError: A stage has an unknown kind.
@@ -33,7 +33,7 @@ def run_schema(tree: Mapping[Any, Any]) -> type:
 
 
 def key_type(key: str, tree: Mapping[Any, Any]) -> Any:
-    """The annotation of a dotted key, for a composed tree; None for a key below a `_target_` or outside the schema.
+    """Returns the annotation of a dotted key in a composed tree; None below a `_target_` or outside the schema.
 
     Raises:
         ConfigError: A stage has an unknown kind.

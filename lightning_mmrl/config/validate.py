@@ -28,11 +28,11 @@ from lightning_mmrl.suggestions import WORDS, dataclass_of, did_you_mean, first_
 RESOLVING = " raised while resolving interpolation: "
 """Text between the name of an error's class and its message, if a `${...}` raised it."""
 NO_SUCH_KEY = ("Interpolation key '", "' not found")
-"""Texts before and after the name of a key that a `${...}` refers to and that does not exist."""
+"""Texts before and after the name of a missing key that a `${...}` refers to."""
 
 
 def validated(composed: DictConfig, say: Callable[[str], object] = lambda line: None) -> RunSettings:
-    """The composed tree as typed objects, checked again as a whole (Hydra's `+key` walks past struct mode).
+    """Turns the composed tree into typed objects, and checks all keys again, because `+key` bypasses Hydra's checks.
 
     Args:
         composed: The composition of files and overrides.
@@ -59,7 +59,7 @@ def validated(composed: DictConfig, say: Callable[[str], object] = lambda line: 
     # Only the final values are checked: references to other keys are resolved by now.
     check_allowed(asdict(config))
     if _names_tasks(config):
-        # Only now, since this builds what is allowed; and loaded here, since it takes numpy, which most plans do not.
+        # After `check_allowed`, since this builds tasks. Imported here, since it needs numpy, which most plans do not.
         from lightning_mmrl.config.checks.tasks import check_tasks
 
         check_tasks(config)
@@ -73,7 +73,7 @@ def validated(composed: DictConfig, say: Callable[[str], object] = lambda line: 
 
 
 def _for_debugging(stage: NodeSettings, path: str, say: Callable[[str], object]) -> NodeSettings:
-    """The stage without the bounds that a model that has learned nothing would miss."""
+    """Returns the stage without the bounds that an untrained model would not meet."""
     if isinstance(stage, StageSettings):
         if stage.gate is not None or stage.stop_when is not None:
             say(f"{path}: gate and stop_when are dropped, since this is a debug run")
@@ -118,7 +118,7 @@ def _typed(composed: DictConfig) -> RunSettings:
 
 
 def _stage_schema(stage: Any, path: str) -> DictConfig:
-    """The keys of a stage, of which a class of the user's own may be wrong."""
+    """Returns the schema of a stage, and refuses a settings class of the user's own that is no valid schema."""
     settings = stage_settings(stage, path)
     try:
         return OmegaConf.structured(settings)
@@ -130,7 +130,7 @@ def _stage_schema(stage: Any, path: str) -> DictConfig:
 
 
 def _with_whole_sets(tree: Any) -> Any:
-    """The tree with each evaluation set that is a manifest alone written as a group of keys."""
+    """Returns the tree, with each evaluation set that is only a manifest expanded to a group of keys."""
     evaluation = tree.get("evaluation") if isinstance(tree, dict) else None
     sets = evaluation.get("sets") if isinstance(evaluation, dict) else None
     if not isinstance(evaluation, dict) or not isinstance(sets, dict):
@@ -140,7 +140,7 @@ def _with_whole_sets(tree: Any) -> Any:
 
 
 def check_keys(tree: Mapping[Any, Any]) -> None:
-    """Refuses keys that the schema does not have, with the nearest one that it has, and keys where a value belongs.
+    """Refuses keys that the schema does not have, naming the nearest known key, and values of the wrong form.
 
     Raises:
         ConfigError: Naming the key with its full path.
@@ -219,13 +219,13 @@ def _check_form(value: Any, annotation: Any, key: str) -> None:
 
 
 def _without_null(annotation: Any) -> Any:
-    """The type that a type or null stands for; any other type as it is."""
+    """Returns X for the annotation `X | None`, and any other annotation as it is."""
     kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
     return kinds[0] if type(None) in get_args(annotation) and len(kinds) == 1 else annotation
 
 
 def _words(annotation: Any, key: str) -> str:
-    """Values of this type in words."""
+    """Says in words which values a key with this annotation takes."""
     if get_origin(_without_null(annotation)) is list:
         return f"a list of plain values, such as {key}=[...]" + ("" if get_origin(annotation) is list else ", or null")
     if dataclass_of(annotation) is not None or get_origin(annotation) is dict:
@@ -236,7 +236,7 @@ def _words(annotation: Any, key: str) -> str:
 
 
 def _wrong_type(error: OmegaConfBaseException, tree: Mapping[str, Any]) -> ConfigError:
-    """OmegaConf's error about a value as a sentence."""
+    """Turns OmegaConf's error about a value into one sentence."""
     key = str(error.full_key)
     value: Any = OmegaConf.select(OmegaConf.create(dict(tree)), key)
     annotation = key_type(key.partition("[")[0], tree)
@@ -248,7 +248,7 @@ def _wrong_type(error: OmegaConfBaseException, tree: Mapping[str, Any]) -> Confi
 
 
 def _broken_reference(error: OmegaConfBaseException, composed: DictConfig) -> ConfigError:
-    """A `${...}` that cannot be resolved."""
+    """Returns the error about a `${...}` that cannot be resolved."""
     key, message = error.full_key, first_line(error)
     refused = message.partition(f"{ConfigError.__name__}{RESOLVING}")[2]
     if refused:

@@ -142,7 +142,7 @@ def check_artifact(directory: Path) -> dict[str, Any]:
 
 
 def _own_files(folder: Path, directory: Path, files: Mapping[str, str]) -> Iterator[Path]:
-    """The sealed files in a folder of a handoff.
+    """Yields the sealed files in a folder of an artifact.
 
     Raises:
         StageError: The folder holds another file, which a loader might read.
@@ -170,7 +170,7 @@ def _own_files(folder: Path, directory: Path, files: Mapping[str, str]) -> Itera
 
 
 def folder_digest(directory: Path) -> str:
-    """Hash of the files in a checkpoint folder without a seal, such as a base model."""
+    """Returns the hash of the files in a checkpoint folder without a seal, such as a base model."""
     return _combined({path.name: file_digest(path) for path in sorted(directory.iterdir()) if path.is_file()})
 
 

@@ -54,7 +54,7 @@ class Attempt:
         remedy = f"restore it, or remove {folder} to run the stage from its start"
         try:
             values = dict(read_json(folder / FILE, remedy))
-            if "input_digest" in values:  # of a version in which weights were the only input
+            if "input_digest" in values:  # written by a version in which weights were the only input
                 values["inputs"] = {WEIGHTS: values.pop("input_digest")}
             return cls(**values)
         except (StageError, TypeError, ValueError) as error:
@@ -71,10 +71,10 @@ def _has_states(folder: Path) -> bool:
 
 
 def stage_folder(directory: Path, spec: StageSpec) -> Path:
-    """A stage's folder in a run directory, such as `01-reason`.
+    """Returns a stage's folder in a run directory, such as `01-reason`.
 
-    A folder is found by its name: its number is the place that the stage had when it first ran, and stages that are
-    inserted or removed later do not change it.
+    A folder is found by the name of the stage alone. The number is the place that the stage had when it first ran, and
+    does not change when other stages are inserted or removed.
     """
     for folder in sorted((directory / "stages").glob("*-*")):
         number, _, name = folder.name.partition("-")

@@ -1,4 +1,4 @@
-"""Example code for a model card: plain transformers, greedy, with the prompt and media settings of training."""
+"""Writes example code for a model card: plain transformers, greedy, with the prompt and media settings of training."""
 
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -69,7 +69,7 @@ _SOUND_OF_CLIP = (
 
 
 def call_of(facts: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """Python code that asks the model about media, or about text alone, in the way that training and evaluation do.
+    """Returns Python code that asks the model about media, or about text alone, as training and evaluation do.
 
     The code needs neither a network nor this package, only torch, transformers and, for media, av, pillow and soxr. Its
     first lines name the folder, the files and the question.
@@ -168,7 +168,7 @@ def _prompt(facts: Mapping[str, Any], kinds: tuple[str, ...]) -> str:
 
 
 def _raw_prompt(facts: Mapping[str, Any], kinds: tuple[str, ...], config: Mapping[str, Any]) -> str:
-    """Writes code for a prompt without the chat template: a medium is its placeholder between its markers."""
+    """Writes code for a prompt without the chat template: each medium becomes its placeholder between its markers."""
     prompt = facts["prompt"]
     before, after = prompt["raw"].split(QUESTION)
     question = "QUESTION" + (f" + {prompt['suffix']!r}" if prompt["suffix"] else "")
@@ -184,7 +184,7 @@ def _raw_prompt(facts: Mapping[str, Any], kinds: tuple[str, ...], config: Mappin
 
 
 def _answer(facts: Mapping[str, Any], kinds: tuple[str, ...], config: Mapping[str, Any], *, interleaves: bool) -> str:
-    """Writes code that generates and prints an answer without ids of media and of the markers around media."""
+    """Writes code that generates and prints an answer; ids of media and of their markers are never generated."""
     marks = (f"{what}_{side}_token_id" for what in ("vision", "audio") for side in ("start", "end"))
     pads = (f"{kind}_token_{word}" for kind in ("image", "video", "audio") for word in ("id", "index"))
     media_ids = sorted({config[key] for key in (*marks, *pads) if isinstance(config.get(key), int)})

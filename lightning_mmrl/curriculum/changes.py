@@ -11,9 +11,9 @@ _ABSENT = object()
 
 
 def same_content(finished: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether two configurations of a stage decide the same outcome; an absent key is as good as null.
+    """Whether two configurations of a stage decide the same outcome; an absent key counts as null.
 
-    So a run of an earlier version, which did not know a key yet, continues as long as the key stays null.
+    Thus a run of an earlier version, which lacks a newer key, continues as long as this key is null.
 
     >>> same_content({"seed": 0}, {"seed": 0, "stage.prompt": None}), same_content({"seed": 0}, {"seed": 1})
     (True, False)
@@ -38,10 +38,10 @@ def changed_keys(finished: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
 
 
 def describe_changes(finished: Mapping[str, Mapping[str, Any]], specs: Sequence[StageSpec]) -> list[str]:
-    """The changes of all stages, one per line; a change that several stages share is listed once.
+    """Returns the changes of all stages, one per line; a change that several stages share is listed once.
 
     Args:
-        finished: Name of a finished stage to the content that it was trained with.
+        finished: Maps the name of each finished stage to the content that it was run with.
         specs: The stages as they are configured now.
     """
     stages_of: dict[str, list[str]] = {}

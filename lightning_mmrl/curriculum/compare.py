@@ -45,9 +45,9 @@ class SetResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gain:
-    """The headline of a stage minus that of the stage it started from, on the same samples of one set.
+    """A stage's headline metric minus the same metric of the stage it started from, on the same samples of one set.
 
-    `num_unpaired` samples were left out by one of the two alone, and do not count.
+    `num_unpaired` samples do not count, because only one of the two stages could use them.
     """
 
     stage: str
@@ -112,7 +112,7 @@ def compare_stages(
                 files = [place / f"{name}.jsonl" for place in (folder, folders[over])]
                 lines = [file.read_text(encoding="utf-8").splitlines() for file in files]
                 own, before = ([Judgement.from_json(line) for line in each] for each in lines)
-                # Each leaves out what it could not use, which may differ, for example by the length of its prompt.
+                # The two may have left out different samples, for example because their prompts differ in length.
                 ids = {each.sample_id for each in own} ^ {each.sample_id for each in before}
                 own = [each for each in own if each.sample_id not in ids]
                 before = [each for each in before if each.sample_id not in ids]

@@ -19,7 +19,7 @@ Kinds = Callable[[NodeSettings, str], StageKind]
 
 
 def plan_stages(order: Sequence[str], stages: Mapping[str, NodeSettings], kinds: Kinds) -> list[StageSpec]:
-    """The stages of a curriculum in order, with their inputs and outputs.
+    """Returns the stages of a curriculum in order, with their inputs and outputs.
 
     Args:
         order: Stage names; each at most once.
@@ -63,21 +63,21 @@ def usual_inputs(settings: NodeSettings) -> dict[str, Edge]:
 
 
 def data_inputs(settings: NodeSettings) -> dict[str, Edge]:
-    """The sources of data that other stages make: all inputs of a kind that reads no weights."""
+    """Returns the sources of data that other stages make; a stage that reads no weights has no other inputs."""
     sources = settings.data.sources.items()
     return {f"{SOURCES}{name}": Edge(each.stage, each.artifact or "") for name, each in sources if each.stage}
 
 
 def place_among_trained(spec: StageSpec, specs: Iterable[StageSpec]) -> int | None:
-    """Number of trained stages before a stage; None for a stage that trains nothing.
+    """Returns the number of trained stages before a stage; None for a stage that trains nothing.
 
-    A stage's seed follows from it, so that a data stage that is inserted or removed changes no seed of another stage.
+    The stage's seed follows from this number, so inserting or removing a data stage changes no other stage's seed.
     """
     return sum(each.trains for each in specs if each.index < spec.index) if spec.trains else None
 
 
 def with_ancestors(names: Iterable[str], specs: Sequence[StageSpec]) -> set[str]:
-    """The stages and all stages that they build on."""
+    """Returns the named stages and all stages that they build on."""
     kept = set(names)
     for spec in reversed(specs):
         if spec.name in kept:
@@ -86,7 +86,7 @@ def with_ancestors(names: Iterable[str], specs: Sequence[StageSpec]) -> set[str]
 
 
 def with_descendants(name: str, specs: Sequence[StageSpec]) -> set[str]:
-    """The stage and all stages that build on it."""
+    """Returns the named stage and all stages that build on it."""
     building = {name}
     for spec in specs:
         if any(edge.stage in building for edge in spec.inputs.values()):
@@ -124,7 +124,7 @@ def _check_inputs(path: str, spec: StageSpec, earlier: Sequence[StageSpec], why_
 
 
 def _why_not(name: str, order: Sequence[str], stages: Mapping[str, NodeSettings], kinds: Kinds, wanted: str) -> str:
-    """Why stage `name` cannot read from stage `wanted`, which is none of the stages before it."""
+    """Says why stage `name` cannot read from stage `wanted`, which is none of the stages before it."""
     if wanted == name:
         return ", the stage itself"
     if wanted not in order:

@@ -9,7 +9,7 @@ from lightning_mmrl.errors import StageError
 from lightning_mmrl.files import read_json
 
 CHAT_TEMPLATE = "chat_template.jinja"
-"""Not required of a model that was trained with a prompt without one."""
+"""Required unless the model was trained with a prompt that uses no chat template."""
 REQUIRED = ("config.json", "generation_config.json", "tokenizer.json", CHAT_TEMPLATE)
 PROCESSOR = "processor_config.json"
 TOWERS = {"vision_config", "audio_config"}

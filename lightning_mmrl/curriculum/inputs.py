@@ -17,7 +17,7 @@ class Input:
 
 
 def base_input(base: Path) -> Input:
-    """The base model: a handoff of another run, another folder, or the id of the hub."""
+    """Returns the base model as an input: a handoff of another run, any other folder, or a hub id."""
     facts = facts_if_sealed(base)
     if facts is not None:
         return Input(path=base, digest=facts["digest"], seal=facts["seal"])

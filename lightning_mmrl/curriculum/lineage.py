@@ -13,7 +13,7 @@ from lightning_mmrl.types.records import Artifact
 
 
 def ancestry(directory: Path, digest: str) -> list[FinishedStage]:
-    """The stages of a run that led to a handoff, in the order they ran; empty if the run has no such stage.
+    """Returns the stages of a run that led to a handoff, in the order they ran; empty if the run has no such stage.
 
     Args:
         directory: The run directory.
@@ -48,7 +48,7 @@ def checked_handoff(handoff: Path) -> dict[str, Any]:
 
 
 def facts_if_sealed(folder: Path) -> dict[str, Any] | None:
-    """The result of `checked_handoff` for a handoff; None for any other checkpoint, such as a base model.
+    """Returns the result of `checked_handoff` for a handoff; None for any other checkpoint, such as a base model.
 
     A folder counts as a handoff if it has a seal, or if a run has it on record.
 

@@ -35,8 +35,8 @@ class FinishedStage:
 class EvaluatedBase:
     """The base model that was evaluated before the first stage.
 
-    `digest` is the hash of its files and `evaluation` the hash of the settings that it was evaluated with. `path`
-    has the results, relative to the run directory; `metrics` are keyed `<set>/<metric>`.
+    `digest` is the hash of its files and `evaluation` the hash of the settings that it was evaluated with. `path` is
+    the folder of the results, relative to the run directory; `metrics` are keyed `<set>/<metric>`.
     """
 
     digest: str
@@ -78,7 +78,10 @@ class Manifest:
         try:
             version = content["version"]
             if version not in (VERSION, VERSION_OF_HANDOFFS):
-                raise StageError(f"{path} has version {version}, this is {VERSION}; start a new run directory")
+                raise StageError(
+                    f"{path} has version {version}; this program reads only versions {VERSION_OF_HANDOFFS} and "
+                    f"{VERSION}; start a new run directory"
+                )
             stages = {
                 name: FinishedStage(
                     digest=entry["digest"],
@@ -107,7 +110,7 @@ def _result(entry: Mapping[str, Any], version: int) -> StageResult:
 
 
 def tracked_runs(directory: Path) -> set[str]:
-    """Ids of the tracker's runs that belong to a run directory: the parent and all stages, including unfinished ones.
+    """Returns the ids of all tracked runs of a run directory: the parent and all stages, including unfinished ones.
 
     Raises:
         StageError: The manifest is damaged or of another version.

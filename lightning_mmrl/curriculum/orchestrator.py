@@ -36,7 +36,7 @@ from lightning_mmrl.types.records import HANDOFF, WEIGHTS, Artifact, StageResult
 class Curriculum:
     """Stages in order, and a function that gives the checkpoint of a stage that starts from no other stage.
 
-    `base_evaluation` is the hash of the settings with which the base model is evaluated; empty if it is not.
+    `base_evaluation` is the hash of the settings with which the base model is evaluated; empty if it is not evaluated.
     """
 
     name: str
@@ -55,8 +55,9 @@ class StageOrchestrator:
         evaluate: Evaluates a handoff.
         tracker: Opens the tracker of the run.
         on_start: Called with the opened parent run before the first pending stage.
-        on_made: Called with a stage whose artifacts hold data and with their folders: once they are made, and at the
-            start of a run that will read them. Raises if a later stage cannot use them.
+        on_made: Called with a stage that made data and with the folders of these artifacts: as soon as the stage is
+            finished, and again at the start of a later run in which another stage will read from it. Raises if a later
+            stage cannot use the data.
         say: Shows the user a line.
     """
 
@@ -107,7 +108,7 @@ class StageOrchestrator:
         for spec in self._stages:
             if spec.name in self._manifest.stages and spec.name not in due:
                 self._say(f"{self._title(spec)}: already finished")
-                # A process that was killed right after it saved the manifest has left them.
+                # The stage's saved states are still there if a process was killed right after it saved the manifest.
                 shutil.rmtree(stage_folder(self._directory, spec) / STATES, ignore_errors=True)
                 if spec.name in read:
                     self._show_data(spec)
@@ -165,7 +166,10 @@ class StageOrchestrator:
         self._save(base=EvaluatedBase(digest=base.digest, evaluation=how, path=place, metrics=metrics))
 
     def _base_to_evaluate(self) -> Input | None:
-        """The base model, if a stage starts from it and it was not evaluated yet as it would be now."""
+        """Returns the base model if it is to be evaluated, otherwise None.
+
+        A stage must start from it, and the manifest have no evaluation of the same files with the present settings.
+        """
         plain = (spec for spec in self._stages if spec.trains and spec.source is None and not spec.settings.checkpoint)
         first, known = next(plain, None), self._manifest.base
         if first is None or not self._curriculum.base_evaluation:
@@ -241,7 +245,7 @@ class StageOrchestrator:
         return made
 
     def _show_data(self, spec: StageSpec) -> None:
-        """Has the data that a finished stage made checked for the stages that read them."""
+        """Passes the data that a finished stage made to `on_made`, which checks them for the stages that read them."""
         artifacts = self._manifest.stages[spec.name].result.artifacts
         data = {name: self._directory / made.path for name, made in artifacts.items() if name != HANDOFF}
         if data:
@@ -255,7 +259,8 @@ class StageOrchestrator:
         """
         attempt = Attempt.begun(folder)
         if attempt is not None:
-            # Training may go on with other settings; a table half of which has other settings would be neither.
+            # Training may continue with changed settings. A stage that makes data may not, because half of its data
+            # would have the old settings and half the new ones.
             accepted = self._selection.allow_changes and spec.trains
             if dict(attempt.inputs) == dict(inputs) and (accepted or same_content(attempt.content, spec.content)):
                 return attempt.tracking_id
@@ -335,7 +340,7 @@ class StageOrchestrator:
         self._manifest.write(self._directory)
 
     def _inputs(self, spec: StageSpec) -> dict[str, Input]:
-        """The folders that a stage reads, after checking their files."""
+        """Checks the folders that a stage reads, and returns them by input."""
         inputs = {}
         if spec.reads_weights and spec.source is None:
             inputs[WEIGHTS] = base_input(self._curriculum.base(spec))
@@ -364,13 +369,16 @@ class StageOrchestrator:
 
 
 def _tag(what: str, name: str) -> str:
-    """The tag of the digest of an input or output; weights have the shorter name."""
+    """Returns the name of the tag with the digest of an input or output; the name for weights is shorter."""
     return f"mmrl.{what}_digest" if name in (WEIGHTS, HANDOFF) else f"mmrl.{what}.{name}"
 
 
 @contextmanager
 def status_of(run: TrackedRun) -> Iterator[None]:
-    """Finishes a tracked run with the status KILLED, FAILED or FINISHED, by the end of the block."""
+    """Finishes a tracked run when the block ends.
+
+    The status is KILLED after a KeyboardInterrupt, FAILED after any other exception, and FINISHED otherwise.
+    """
     try:
         yield
     except KeyboardInterrupt:

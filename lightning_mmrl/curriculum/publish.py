@@ -42,7 +42,7 @@ columns."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetTask:
-    """What a card says of the task of a set: its type on the hub, and the metrics that are shown."""
+    """The task of a set on a card: its type on the hub, and the metrics that are shown."""
 
     type_name: str
     scores: Sequence[str]
@@ -55,7 +55,7 @@ def closed_labels(labels: Sequence[str]) -> SetTask:
 
 
 def evaluated_tasks(folder: Path, labels: Sequence[str]) -> dict[str, SetTask]:
-    """Set to task, as the results in a stage's `evaluation` folder say; empty if there are none.
+    """Maps each set to its task, as recorded in a stage's `evaluation` folder; empty if the folder has no results.
 
     Raises:
         StageError: The results cannot be read.
@@ -121,14 +121,14 @@ def model_card(
     tasks: Mapping[str, SetTask] | None = None,
     license_id: str | None = None,
 ) -> str:
-    """The text of a card: metadata as the hub reads it, how to load and prompt the model, stages, scores, lineage.
+    """Returns the text of a card: the hub's metadata, how to load and prompt the model, stages, scores, lineage.
 
     Args:
         name: Title.
         facts: The facts in the handoff's seal.
         config: The model's configuration.
         stages: The stages that led to the handoff; empty if the run is not available.
-        tasks: Set to its task; a set that is missing is of closed labels.
+        tasks: Maps each set to its task; a set that is missing has closed labels.
         license_id: Identifier of the license.
     """
     tasks, closed = tasks or {}, closed_labels(facts["labels"])
@@ -223,9 +223,9 @@ def _origin(facts: Mapping[str, Any], stages: Sequence[FinishedStage]) -> str:
 
 
 def _scores(stage: FinishedStage, tasks: Mapping[str, SetTask], closed: SetTask) -> dict[str, dict[str, float]]:
-    """Scores by set and metric, read from the result's keys `<stage>/<set>/<metric>`; training metrics are left out.
+    """Returns scores by set and metric, from the result's keys `<stage>/<set>/<metric>`, without training metrics.
 
-    The metrics of a set have the order of its task.
+    The metrics of a set are in the order of its task.
     """
     found: dict[str, dict[str, float]] = {}
     trained = set(stage.training_metrics)

@@ -15,7 +15,7 @@ from lightning_mmrl.types.records import StageSpec
 
 @contextmanager
 def told_what_is_safe(directory: Path, specs: Sequence[StageSpec]) -> Iterator[None]:
-    """Adds the saved work and the way to continue to the error of a full disk or of exhausted memory.
+    """If the disk refuses or memory runs out in the block, adds to the error what is saved and how to continue.
 
     Raises:
         DiskError: The disk refused in the block.
@@ -36,7 +36,7 @@ def told_what_is_safe(directory: Path, specs: Sequence[StageSpec]) -> Iterator[N
 
 
 def what_is_safe(directory: Path, specs: Sequence[StageSpec]) -> tuple[str | None, str]:
-    """The stage in progress (None if a model is evaluated), and a clause that lists the saved work in a run folder.
+    """Returns the stage in progress (None while a model is evaluated), and a clause that lists the saved work.
 
     Args:
         directory: The run folder.
@@ -57,7 +57,7 @@ def what_is_safe(directory: Path, specs: Sequence[StageSpec]) -> tuple[str | Non
 
 
 def _saved_of(pending: StageSpec, directory: Path) -> tuple[list[str], str]:
-    """What an unfinished stage has saved, as a list of at most one clause, and a note on its size."""
+    """Returns the saved work of an unfinished stage, as a list of at most one clause, and a note on its size."""
     folder = stage_folder(directory, pending) / STATES
     if not pending.trains:
         num_parts = PartStore(directory=folder).num_parts()

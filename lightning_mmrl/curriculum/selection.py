@@ -30,7 +30,7 @@ class Selection:
 
 
 def due_actions(stages: Sequence[StageSpec], manifest: Manifest, selection: Selection) -> dict[str, Action]:
-    """The action for each stage: run it, or evaluate its handoff; stages without an action are left out.
+    """Returns the action for each stage: run it, or evaluate its handoff; stages without an action are left out.
 
     Raises:
         ConfigError: The selection names an unknown stage, contradicts itself, or lacks a stage to start from.
@@ -60,7 +60,7 @@ def due_actions(stages: Sequence[StageSpec], manifest: Manifest, selection: Sele
 
 
 def is_stale(spec: StageSpec, manifest: Manifest) -> bool:
-    """True for a finished stage of which an input has been replaced since."""
+    """Whether a stage is finished and one of its inputs has been replaced since then."""
     finished = manifest.stages.get(spec.name)
     if finished is None:
         return False
@@ -74,7 +74,7 @@ def is_stale(spec: StageSpec, manifest: Manifest) -> bool:
 
 
 def _had_edge(finished: FinishedStage, key: str, edge: Edge) -> bool:
-    """Whether a finished stage read this artifact; a stage of a user's own kind may not say so in its configuration."""
+    """Whether a finished stage read this artifact; also True if the content of a user's own kind does not say."""
     if key == WEIGHTS:
         return finished.content.get("starts_from") == edge.stage
     before = (finished.content.get(f"stage.{key}.{name}") for name in ("stage", "artifact"))
@@ -108,7 +108,7 @@ def _pending(stages: Sequence[StageSpec], manifest: Manifest) -> dict[str, Actio
 def changed_stages(
     stages: Sequence[StageSpec], manifest: Manifest, due: Mapping[str, Action]
 ) -> dict[str, Mapping[str, object]]:
-    """Finished stages that are kept although their configuration has changed, each with its old configuration."""
+    """Returns the finished stages that are kept although their configuration changed, each with the old one."""
     kept = {spec.name: manifest.stages[spec.name].content for spec in stages if spec.name in manifest.stages}
     now = {spec.name: spec.content for spec in stages}
     return {

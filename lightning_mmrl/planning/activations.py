@@ -1,8 +1,8 @@
-"""Bytes that the blocks of a model keep of each row of activations until the backward pass.
+"""Counts the bytes that the blocks of a model keep of each row of activations until the backward pass.
 
-Counted module by module from what torch's autograd saves in transformers' blocks under this package's attention; tests
-compare the sums with the tensors that it saves. Sizes: D width of the block, I of its feed-forward layers, Q and K of
-all query and key heads.
+The counts follow, module by module, what torch's autograd saves in transformers' blocks with this package's attention;
+tests compare the sums with the saved tensors. Sizes: D is the width of the block, I the width of its feed-forward
+layers, Q and K are the widths of all query and of all key heads.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ HALF, SINGLE = 2, 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Precision:
-    """Bytes of a number: weights and adapters as they are stored, and what passes compute with.
+    """Bytes of one number: in stored weights and adapters, and in forward and backward passes.
 
     Attributes:
         stored: Bytes of a stored weight.
@@ -26,7 +26,7 @@ class Precision:
         computed: Bytes of an output of a linear layer.
         stream: Bytes of a number that runs through the blocks between their linear layers.
         reduced: Bytes of a gradient while ranks sum it.
-        autocast: True if torch casts weights and inputs, operation by operation.
+        autocast: True if torch casts weights and inputs in each operation.
     """
 
     stored: int
@@ -62,12 +62,12 @@ class Precision:
 
 
 def kept_per_row(stack: Stack, precision: Precision, *, trains: bool, adapted: Sequence[Linear], rank: int) -> int:
-    """Bytes that one block keeps of a row, if a gradient goes through it.
+    """Returns the bytes that one block keeps of a row, if a gradient goes through the block.
 
     - An RMS norm keeps its input in float32 and, if it trains, the normalized states; a layer norm keeps its input.
       Both keep their float32 statistics.
-    - Linear layers that train keep their input: one tensor for all layers that read the same, or one cast copy each.
-    - An adapter keeps the input of A (a copy for each, where adapters are stored in another type) and the output of A.
+    - Linear layers that train keep their input: one tensor for all layers with the same input, or one cast copy each.
+    - An adapter keeps the input of A (a copy for each adapter, if it is stored in another type) and the output of A.
     - Attention keeps queries, keys, values, output and the float32 log-sum-exp; in towers also the output in the order
       of the windows.
     - The activation function keeps I numbers for each factor that it needs.
@@ -88,12 +88,12 @@ def kept_per_row(stack: Stack, precision: Precision, *, trains: bool, adapted: S
 
 
 def computed_per_row(stack: Stack, precision: Precision) -> int:
-    """Largest number of bytes per row that a block holds during its computation, if nothing is kept."""
+    """Returns the most bytes per row that a block holds while it computes, if it keeps nothing for a backward pass."""
     return 3 * stack.inner * precision.computed + stack.width * (2 * precision.stream + precision.computed + SINGLE)
 
 
 def _inputs(stack: Stack, precision: Precision, *, adapted: Sequence[Linear], trains: bool) -> int:
-    """Bytes of the kept inputs of linear layers; attention itself keeps the input of the layer after it."""
+    """Bytes of the kept inputs of linear layers; attention already keeps the input of the layer after it."""
     readers = stack.linears if trains else adapted
     copied = precision.autocast or (not trains and precision.adapting != precision.computed)
     if copied:

@@ -1,4 +1,4 @@
-"""How much memory of its device one rank of a stage takes, estimated from the configuration alone, without torch.
+"""Estimates the device memory of one rank of a stage from the configuration alone, without torch.
 
 The estimate is the largest of the phases that a step or iteration goes through. In all of them a rank has weights,
 gradients (kept until the next update), optimizer state and the weights of a reference policy. Each phase adds:
@@ -7,10 +7,10 @@ gradients (kept until the next update), optimizer state and the weights of a ref
 - `generation`: under FSDP2 all weights once, keys and values of all rows at full length, one step's logits;
 - `backward`: under FSDP2 the root and two units, with their gradients; activations; one tile of logits;
 - `reduction`: under FSDP2 the gradient of the root while it is summed;
-- `optimizer step`: the copy that torch's foreach optimizers make of what trains.
+- `optimizer step`: the copy that torch's foreach optimizers make of the trained parameters.
 
 Lengths are assumed, since no data are read: see `Lengths`. Left out are evaluation, attention scores of float32 models
-on a GPU, copies within single operations, and the reserve that `fits` adds for what no tensor accounts for.
+on a GPU, and copies within single operations. `needed` adds a reserve for memory that no tensor accounts for.
 """
 
 import math
@@ -32,7 +32,7 @@ TILE_ELEMENTS = 2**26
 PREFILL_TOKENS = 16_384
 """Prompt tokens that enter the decoder together, as in `models.decoding`."""
 OWN_TOKENS = 32
-"""Room for a row's own keys, which doubles, as in `models.decoding`."""
+"""Room for a row's own keys at first; it doubles whenever it is full, as in `models.decoding`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,7 @@ class Lengths:
     answer: int = 512
 
     def media(self, group: str) -> int:
-        """Feature rows of a prompt that come from a tower."""
+        """Returns the number of feature rows of a prompt that come from a tower."""
         return self.prompt * {"vision": 6, "audio": 1}[group] // 8
 
 
@@ -81,12 +81,12 @@ class Estimate:
         return math.ceil(self.peak * (1 + FRAGMENTATION)) + CONTEXT
 
     def fits(self, gigabytes: int) -> bool:
-        """True if a device with so many GB of 10^9 bytes is enough; drivers show fewer than the device's name says."""
+        """True if a device with this many GB (10^9 bytes) is enough; drivers report less than a device's name says."""
         return self.needed <= gigabytes * 10**9
 
 
 def estimate(shape: ModelShape, stage: StageSettings, dtype: str, ranks: int, lengths: Lengths) -> Estimate:
-    """The memory of one of `ranks` ranks; `dtype` is `model.dtype`, and the stage's trainer has the strategy."""
+    """Estimates the memory of one of `ranks` ranks under the stage's strategy; `dtype` is `model.dtype`."""
     return _Rank(shape, stage, dtype, ranks, lengths).estimate()
 
 
@@ -97,11 +97,11 @@ class _Rank:
         prompts: Number of prompts of this rank in one step.
         answer: Tokens of the longest completion, or of a target.
         adapters: Parameters of LoRA layers.
-        trains: Groups whose weights train themselves, towers with or without their projectors.
-        learns: Groups that train, themselves or by an adapter.
+        trains: Groups whose own weights train; a tower counts even if its projector is frozen.
+        learns: Groups that train, by their own weights or by an adapter.
         trained: Parameters that have gradients.
         models: Number of models that learn: 2 with a critic, else 1.
-        one_run: True if towers that learn run once per iteration; with several updates each microbatch runs them.
+        one_run: True if towers that learn run once per iteration; with several updates they run in every microbatch.
     """
 
     def __init__(self, shape: ModelShape, stage: StageSettings, dtype: str, ranks: int, lengths: Lengths) -> None:
@@ -120,7 +120,7 @@ class _Rank:
         learning = [group for group in stacks if adapter is None]
         self.trains = [group for group in learning if not {group, f"{group}_tower"} & frozen]
         self.learns = {*self.trains, *self.adapted}
-        # A projector that trains on top of a frozen tower has parameters, and activations too few to count.
+        # A projector that trains on a frozen tower counts with its parameters; its activations are too few to count.
         own = {group: stacks[group].projector_parameters for group in learning}
         trained = [stacks[group].parameters - own[group] for group in self.trains]
         trained += [own[group] for group in learning if not {group, f"{group}_{PROJECTOR}"} & frozen]
@@ -133,7 +133,7 @@ class _Rank:
         resident, offload = self.resident(), self.stage.trainer.cpu_offload
         kept = {} if offload else resident
         media = {"media": self.media()}
-        # One copy of what trains, which is more than a bucket in which replicas sum their gradients.
+        # One copy of the trained parameters; it is larger than a bucket in which ddp sums gradients.
         size = self.precision.adapter if self.adapters else self.precision.stored
         # The largest block of a tower that learns nothing.
         frozen = [group for group in self.shape.stacks if group != "text" and group not in self.learns]
@@ -159,7 +159,7 @@ class _Rank:
         # lacks is counted nevertheless. With an adapter the reference policy has no weights of its own.
         copied = weights if self.sharded else trained
         compared = algorithm is not None and algorithm.kl.coefficient > 0 and self.stage.adapter is None
-        # Tensors of the size of the parameters that an optimizer keeps; any but SGD is taken to be like Adam.
+        # Number of tensors of the parameters' size that an optimizer keeps; all but SGD are taken to be like Adam.
         moments = 2 + bool(optimizer.get("amsgrad"))
         if optimizer["_target_"].rpartition(".")[2] == "SGD":
             moments = int(bool(optimizer.get("momentum")))
@@ -171,7 +171,7 @@ class _Rank:
         }
 
     def split(self, size: int) -> int:
-        """A rank's share of what FSDP2 shards."""
+        """Returns a rank's share of a size if FSDP2 shards the weights, otherwise the whole size."""
         return -(-size // self.ranks) if self.sharded else size
 
     def gathered(self) -> int:

@@ -1,9 +1,9 @@
-"""Sizes of a model, read off its `config.json` without torch: parameters by group, blocks, and what a token costs.
+"""Reads the sizes of a model from its `config.json` without torch: parameters by group, blocks and vocabulary.
 
-A model is up to three stacks of equal blocks: the decoder (text) and its media towers (vision, audio), as `freeze`
-groups them. The formulas follow the modules of transformers; tests compare every count with the real modules of every
-released model on the meta device. A dense text model of a family that is not listed here is taken for one with Llama's
-layers, whose keys most of them share.
+A model is up to three stacks of equal blocks: the decoder (text) and its media towers (vision, audio), which are also
+the groups of `freeze`. The formulas follow the modules of transformers; tests compare every count with the real modules
+of every released model on the meta device. A dense text model of a family that is not listed here is assumed to have
+Llama's layers, because most such models have the same keys.
 """
 
 import json
@@ -19,8 +19,8 @@ from lightning_mmrl.planning.towers import DEFAULTS, TIED_BY_TEXT, TOWERS
 _SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
 """Keys that every text model has."""
 NOT_DENSE = re.compile(r".*(expert|moe|mamba|ssm|linear_|lora_rank|_config$)")
-"""Keys of a config.json that no plain text model has: of experts, other kinds of attention, and parts with settings of
-their own."""
+"""Keys of a config.json that no plain text model has: for experts, for other kinds of attention, and for parts with
+settings of their own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,22 +47,22 @@ class ModelShape:
 
     @property
     def root(self) -> int:
-        """Parameters of the root unit of the wrapping plan: embedding, last norm and head."""
+        """Parameters of FSDP2's root unit: embedding, last norm and head."""
         return self.text.rest
 
     @property
     def largest_unit(self) -> int:
-        """Parameters of the largest unit except the root: a block, or a tower without its blocks."""
+        """Parameters of FSDP2's largest unit except the root: a block, or a tower without its blocks."""
         towers = [stack.rest for group, stack in self.stacks.items() if group != "text"]
         return max([*(stack.block for stack in self.stacks.values()), *towers])
 
 
 def read_shape(checkpoint: str, sizes: Mapping[str, Any] | None = None) -> ModelShape | None:
-    """The shape of a local folder, or of a hub id whose sizes are given; None if nothing is known of the checkpoint.
+    """Returns the shape of the model in a local folder, or of a hub id with given sizes; None if both are missing.
 
     Args:
         checkpoint: The folder or hub id.
-        sizes: `model.known_sizes`; they count for the checkpoint that they name.
+        sizes: `model.known_sizes`; they apply only to the checkpoint that they name.
 
     Raises:
         ValueError: The model is of no family whose sizes are known, or its config.json does not have the family's form.
@@ -77,7 +77,7 @@ def read_shape(checkpoint: str, sizes: Mapping[str, Any] | None = None) -> Model
 
 
 def shape_of(config: Mapping[str, Any]) -> ModelShape:
-    """The shape that a `config.json` describes; for an omni model, the shape of its thinker.
+    """Returns the shape that a `config.json` describes; for an omni model, the shape of its thinker.
 
     The settings of the text model may be nested or flat.
 
@@ -117,7 +117,7 @@ def _require_dense(config: Mapping[str, Any], family: object) -> None:
 
 
 def _decoder(text: Mapping[str, Any], *, layers: str, tied: bool) -> Stack:
-    """Llama's layers, where Qwen2 has biases of queries, keys and values, and Qwen3 norms of query and key heads."""
+    """Returns Llama's layers; Qwen2 adds biases of queries, keys and values, Qwen3 norms of query and key heads."""
     width, inner, heads = text["hidden_size"], text["intermediate_size"], text["num_attention_heads"]
     head = text.get("head_dim") or width // heads
     queries, keys = heads * head, (text.get("num_key_value_heads") or heads) * head

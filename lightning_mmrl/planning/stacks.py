@@ -9,9 +9,10 @@ ALL = "all"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Linear:
-    """A linear layer: the ending of its name, the kind that adapters know it by, its sizes and what it reads.
+    """A linear layer: the ending of its name, the kind that adapters know it by, its sizes and its input.
 
-    It reads the output of the block's first or second norm, of its attention, or of its activation function (`inner`).
+    `reads` names the input: the output of the block's `first` or `second` norm, of its `attention`, or of its
+    activation function (`inner`).
     """
 
     name: str

@@ -53,11 +53,11 @@ DEFAULTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         },
     },
 }
-"""By model_type and part, what the formulas of `planning.shapes` read and a config.json may leave out."""
+"""Values that a config.json may leave out and that the formulas read, by model_type and part."""
 
 
 def _vision_2_5(vision: Mapping[str, Any], *, split: bool) -> Stack:
-    """The tower of Qwen2.5-VL, and of Qwen2.5-Omni, which keeps queries, keys and values in layers of their own."""
+    """Returns the tower of Qwen2.5-VL or of Qwen2.5-Omni, which splits queries, keys and values (`split`)."""
     width, inner = vision["hidden_size"], vision["intermediate_size"]
     merger = _merger("merger.mlp.0", "merger.mlp.2", width * _merged(vision), vision["out_hidden_size"])
     return _tower(
@@ -117,7 +117,7 @@ def _vision_3(vision: Mapping[str, Any]) -> Stack:
 
 
 def _audio(audio: Mapping[str, Any]) -> Stack:
-    """The sound tower of Qwen2.5-Omni: Whisper's, without a bias of keys."""
+    """Returns the sound tower of Qwen2.5-Omni: Whisper's encoder, in which keys have no bias."""
     width, inner, bins = audio["d_model"], audio["encoder_ffn_dim"], audio["num_mel_bins"]
     attention = tuple(
         Linear(name=f"self_attn.{name}", kind="attention", reads=reads, inputs=width, outputs=width, bias=bias)
@@ -160,7 +160,7 @@ TOWERS: dict[str, dict[str, Callable[[Mapping[str, Any]], Stack]]] = {
 }
 """By `model_type`, the towers of each family of this package; text families of other packages need no entry."""
 TIED_BY_TEXT = ("qwen2_vl", "qwen2_5_vl")
-"""Families whose text settings may hold `tie_word_embeddings`, where transformers wrote it before version 5."""
+"""Families whose text settings may hold `tie_word_embeddings`, because transformers wrote it there before version 5."""
 
 
 def _tower(vision: Mapping[str, Any], *, width: int, rms_norms: bool, **sizes: Any) -> Stack:

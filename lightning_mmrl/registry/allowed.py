@@ -1,4 +1,4 @@
-"""Refuses every `_target_` that is neither registered for its place nor code that the command line opened."""
+"""Refuses every `_target_` that is neither registered for its place nor code that `--allow-targets` opened."""
 
 import difflib
 from collections.abc import Iterator, Mapping
@@ -31,7 +31,7 @@ def check_allowed(tree: Mapping[str, Any]) -> None:
 
 
 def check_known(target: object, key: str) -> None:
-    """Refuses a target that belongs at no place, before it is imported and wherever its node comes from.
+    """Refuses a target that is neither registered nor opened, before its import and wherever its node comes from.
 
     Raises:
         ConfigError: Naming the key and the target.
@@ -41,17 +41,18 @@ def check_known(target: object, key: str) -> None:
 
 
 def _nodes(tree: Any, path: tuple[str, ...], kind: str | None) -> Iterator[tuple[tuple[str, ...], Any, str | None]]:
-    """Every mapping below, with its path and the kind that belongs there; None where no node belongs."""
+    """Yields every mapping in a tree with its path and the kind that belongs there; None where no node belongs."""
     if isinstance(tree, Mapping):
         yield path, tree, kind
-        own = kind if is_opened(str(tree.get("_target_"))) else None  # its parameters are not known here
+        # The parameters of opened code are not known here: nodes in it may be of the same kind.
+        own = kind if is_opened(str(tree.get("_target_"))) else None
         for name, value in tree.items():
             below = (*path, str(name))
             nested = NESTED.get(f"{kind}.{name}") or NESTED.get(f"{kind}.*")
             yield from _nodes(value, below, nested or own or _place(below))
     elif isinstance(tree, list):
         for index, value in enumerate(tree):
-            # A list of nodes belongs to what the parameter takes, such as several rewards.
+            # Nodes in a list are of the kind that the parameter takes, such as several rewards.
             yield from _nodes(value, (*path[:-1], f"{path[-1]}[{index}]"), kind)
 
 

@@ -1,7 +1,7 @@
-"""How a handoff names the family of its model: ours by its name, a user's own by the names of its two functions.
+"""Translates between `model.family` and the entry of a handoff that names the family of its model.
 
-What a name stands for is looked up here. A name of the user's own package is only ever built if the command line says
-that this package may be.
+The entry of a family of this package is its name, the entry of a user's own family the names of its two functions.
+Functions of the user's own package are called only if the command line opens that package.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ PARTS = ("backbone", "encoder")
 
 
 def stored_family(family: Mapping[str, Any]) -> str | dict[str, str]:
-    """The entry of a handoff for `model.family`.
+    """Returns the entry of a handoff for `model.family`.
 
     Raises:
         ConfigError: A part has options, which a handoff would have to hold.
@@ -32,15 +32,15 @@ def stored_family(family: Mapping[str, Any]) -> str | dict[str, str]:
 
 
 def loaded_family(stored: str | Mapping[str, Any], where: object) -> dict[str, dict[str, str]]:
-    """The `model.family` that a handoff's family stands for; `check_facts` has checked its form.
+    """Returns the `model.family` for the entry of a handoff, whose form `check_facts` has checked.
 
     Args:
         stored: The entry of the handoff: a name, or the names of two functions. Seals of version 1 have nodes.
         where: The handoff, for the message.
 
     Raises:
-        StageError: This program has no such family, or one of the functions is neither of a family of ours nor one
-            that the command line allows.
+        StageError: This program has no such family, or one of the functions neither belongs to a family of this program
+            nor is opened by the command line.
     """
     if isinstance(stored, str):
         if stored not in FAMILIES:

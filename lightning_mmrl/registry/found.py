@@ -1,4 +1,4 @@
-"""Parts of this package that are found by reading their files, without importing them: a newcomer's file is enough.
+"""Finds parts of this package by reading their files without importing them, so that a new file needs no entry.
 
 A family is a file in models/families with a backbone and an encoder: classes whose body sets `declaration`, as in
 
@@ -8,9 +8,9 @@ A family is a file in models/families with a backbone and an encoder: classes wh
 The encoder is the one whose name ends in `Encoder`. A constant of the file whose name starts with `build_tiny_` builds
 a tiny model of the family.
 
-A reward, an advantage or a loss is a class in the folder of its kind that is called as `CALLED` says. A tracker is a
-class in tracking/ with the methods `open_run` and `close`. MLflow's and the one that keeps nothing need
-no name, since `tracking.uri` chooses between them.
+A reward, an advantage or a loss is a class in the folder of its kind whose `__call__` is as `CALLED` says. A tracker is
+a class in tracking/ with the methods `open_run` and `close`. MLflow's tracker and the one that keeps nothing are left
+out, since `tracking.uri` chooses between them.
 """
 
 import ast
@@ -31,7 +31,7 @@ DECLARATION, ENCODER, BUILDER = "declaration", "Encoder", "build_tiny_"
 
 
 def find_families() -> dict[str, tuple[str, str]]:
-    """Maps the name of each family, which is its file's, to the targets of its backbone and its encoder."""
+    """Maps the name of each family, which is the name of its file, to the targets of its backbone and its encoder."""
     found = {}
     for name, tree in _files(FAMILIES, DECLARATION).items():
         classes = [node.name for node in tree if isinstance(node, ast.ClassDef) and DECLARATION in _assigned(node.body)]
@@ -42,7 +42,7 @@ def find_families() -> dict[str, tuple[str, str]]:
 
 
 def find_builders() -> tuple[str, ...]:
-    """The targets that build tiny models, of all families that have one in their file."""
+    """Returns the targets that build tiny models, from the files of all families."""
     return tuple(
         f"{PACKAGE}.{FAMILIES}.{name}.{each}"
         for name, tree in _files(FAMILIES, DECLARATION).items()
@@ -52,7 +52,7 @@ def find_builders() -> tuple[str, ...]:
 
 
 def find_called(kind: str) -> tuple[str, ...]:
-    """The targets of all classes of a kind of `CALLED`; a class that returns `float` is a reward too."""
+    """Returns the targets of all classes of a kind of `CALLED`; a class that returns `float` is a reward too."""
     room, parameters, result = CALLED[kind]
     found = []
     for name, tree in _files(room, "def __call__(").items():
@@ -67,7 +67,7 @@ def find_called(kind: str) -> tuple[str, ...]:
 
 
 def find_trackers() -> tuple[str, ...]:
-    """The targets of all trackers except those that `tracking.uri` chooses between."""
+    """Returns the targets of all trackers except the two that `tracking.uri` chooses between."""
     return tuple(
         f"{PACKAGE}.{TRACKING}.{name}.{node.name}"
         for name, tree in _files(TRACKING, "def open_run(").items()
@@ -78,14 +78,14 @@ def find_trackers() -> tuple[str, ...]:
 
 @cache
 def _files(room: str, text: str) -> Mapping[str, Sequence[ast.stmt]]:
-    """The statements of each file of a room that holds a text, by the file's name; parsing all would take a while."""
+    """Maps each file that contains `text` to its statements; parsing all files of the folder would take a while."""
     folder = Path(__file__).resolve().parents[1].joinpath(*room.split("."))
     paths = [path for path in sorted(folder.glob("*.py")) if path.stem not in BY_URI]
     return {path.stem: ast.parse(path.read_bytes()).body for path in paths if text.encode() in path.read_bytes()}
 
 
 def _assigned(body: Sequence[ast.stmt]) -> Iterator[str]:
-    """Names that are assigned at the top of a body."""
+    """Yields the names that are assigned at the top level of a body."""
     for statement in body:
         if isinstance(statement, ast.Assign):
             yield from (target.id for target in statement.targets if isinstance(target, ast.Name))

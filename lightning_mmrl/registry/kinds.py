@@ -22,13 +22,13 @@ MEMBERS = [name for name in vars(StageKind) if not name.startswith("_")]
 
 
 def kind_names() -> list[str]:
-    """The kinds that the package has."""
+    """Returns the names of the kinds in the package."""
     folder = Path(__file__).parents[1].joinpath(*KINDS.split(".")[1:])
     return sorted(module.name for module in iter_modules([str(folder)]))
 
 
 def kind_of(settings: NodeSettings, path: str) -> StageKind:
-    """The kind of a stage; `path` is the key of the stage.
+    """Returns the kind of a stage; `path` is the key of the stage.
 
     Raises:
         ConfigError: As in `kind_named`, or a kind of the user's own gives inputs or outputs that no stage can have.
@@ -40,7 +40,7 @@ def kind_of(settings: NodeSettings, path: str) -> StageKind:
 
 
 def kind_named(name: str, key: str) -> StageKind:
-    """The kind with a name: a file of the package, or the import path of a module.
+    """Returns the kind with a name, which is a file of `app/kinds` or the import path of a module.
 
     Raises:
         ConfigError: There is no such kind, the command line does not open its module, or the module has no `KIND` that
@@ -123,7 +123,7 @@ def _check_edges(kind: StageKind, settings: NodeSettings, what: str) -> None:
 
 
 def _mapping(method: Callable[[Any], Any], settings: NodeSettings, what: str) -> Mapping[str, Any]:
-    """The result of a kind's method, which must map names to values."""
+    """Returns the result of a kind's method, which must map names to values."""
     try:
         found = method(settings)
     except MmrlError:

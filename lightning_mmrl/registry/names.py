@@ -1,8 +1,8 @@
 """Everything that a configuration may name in `_target_`: exact names by kind, and the places where each kind belongs.
 
-A prefix would not do: a module of ours also holds what it imports, such as `os`, and functions that were never meant
-for a configuration. Nothing that is named here is imported here; families, rewards, advantages, losses
-and trackers are found by reading their files.
+A prefix would allow too much: a module also holds what it imports, such as `os`, and functions that were never meant
+for a configuration. Nothing that is named here is imported here; families, rewards, advantages, losses and trackers are
+found by reading their files.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ def _of(module: str, *names: str) -> tuple[str, ...]:
 
 
 FAMILIES = find_families()
-"""Name of a model family to the targets of its backbone and its encoder: every file in models/families has one."""
+"""Maps each model family, which is a file in models/families, to the targets of its backbone and its encoder."""
 
 REGISTRY: Mapping[str, Sequence[str]] = {
     "backbone": tuple(backbone for backbone, _ in FAMILIES.values()),
@@ -63,7 +63,7 @@ REGISTRY: Mapping[str, Sequence[str]] = {
         "lightning_mmrl.stages.rloo.RLOOModule",
         "lightning_mmrl.stages.ppo.PPOModule",
     ),
-    # Those that train dense tensors of any shape without a closure.
+    # Optimizers that train dense tensors of any shape and need no closure.
     "optimizer": _of(
         "torch.optim",
         "Adafactor",
@@ -100,7 +100,7 @@ REGISTRY: Mapping[str, Sequence[str]] = {
     "canary": ("lightning_mmrl.rollout.canary.Canary",),
     "tracker": find_trackers(),
 }
-"""Kind to the targets of that kind."""
+"""Maps each kind to its targets."""
 
 PLACES: Mapping[str, str] = {
     "model.family.backbone": "backbone",

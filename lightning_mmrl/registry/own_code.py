@@ -15,10 +15,10 @@ from lightning_mmrl.workers.own_packages import find_own_packages, own_packages
 
 FLAG = "--allow-targets"
 KEYS = frozenset({"allow_targets", "allow-targets"})
-"""How a key might spell the flag, to no effect."""
+"""Spellings of the flag as a key of a configuration; such a key opens nothing."""
 NO_KEY = f"no key and no file opens code; give {FLAG} PREFIX on the command line"
 VARIABLES = ("MMRL_ALLOW_TARGETS", "ALLOW_TARGETS")
-"""How an environment variable might spell the flag, to no effect."""
+"""Spellings of the flag as an environment variable; such a variable opens nothing."""
 OPENED_KINDS = frozenset(
     {
         "reward", "loss", "ratio", "advantage", "aggregation", "correction", "selection", "resampling",
@@ -26,7 +26,7 @@ OPENED_KINDS = frozenset(
         "optimizer", "schedule", "task", "tracker",
     }
 )  # fmt: skip
-"""Kinds that a user's own code can take the place of: all but engines and their parts."""
+"""Kinds that a user's own code can provide: all but engines and their parts."""
 DISTRIBUTION = "lightning-mmrl"
 INSTALLERS = ("pip", "setuptools", "wheel", "uv")
 
@@ -37,7 +37,7 @@ _opened: ContextVar[tuple[str, ...]] = ContextVar("opened", default=())
 def opened(prefixes: Sequence[str]) -> Iterator[None]:
     """Lets configurations name code at or below the prefixes, in this process and while the block runs.
 
-    The flag is the only caller that a user reaches: no file and no variable opens anything. A package or module that is
+    A user reaches this function by the flag alone: no file and no variable opens anything. A package or module that is
     found nowhere else is taken from the current folder while the block runs; nothing else in that folder is importable.
 
     Args:
@@ -75,7 +75,7 @@ def is_function_opened(function: str) -> bool:
 
 
 def how_to_open(name: str) -> str:
-    """The flag that would open a target or the place of a function, as the end of a sentence; empty if none would.
+    """Returns the end of a sentence with the flag that would open a target or a function's place; empty if none would.
 
     >>> how_to_open("os.system")
     ''
@@ -87,7 +87,7 @@ def how_to_open(name: str) -> str:
 
 
 def split_prefixes(values: Sequence[str]) -> list[str]:
-    """The prefixes of a flag that is given several times, or with commas.
+    """Returns the prefixes of a flag that is given several times, or with commas.
 
     >>> split_prefixes(["mine,my_rewards.py", "other.losses"])
     ['mine', 'my_rewards.py', 'other.losses']
@@ -116,14 +116,15 @@ def _checked(prefix: str) -> str:
 
 
 def _is_found(name: str) -> bool:
-    """Whether a top-level package or module exists; one in the current folder becomes importable, and it alone."""
-    # Not `importlib.util.find_spec`, which takes a module that an earlier block has loaded for one that workers find.
+    """Whether a top-level package or module exists; if it is in the current folder, it alone becomes importable."""
+    # Not `importlib.util.find_spec`: it also finds modules that an earlier block loaded, which workers may not find.
     if any(finder.find_spec(name, None) is not None for finder in sys.meta_path):
         return True
     here = Path.cwd()
     if not (here / f"{name}.py").is_file() and not (here / name).is_dir():
         return False
-    # The folder is not put on Python's path: packages look for optional ones, and would run what is planted there.
+    # The folder is not put on Python's path: installed packages try to import optional ones, and would run files with
+    # such names from this folder.
     find_own_packages({**own_packages(), name: str(here)})
     return True
 
@@ -160,7 +161,7 @@ def _foreign_packages() -> Mapping[str, str]:
 
 
 def _requirements(name: str) -> list[str]:
-    """Normalized names of what a distribution needs, with extras for ours alone; empty if it is not installed."""
+    """Returns what a distribution requires, by normalized names (extras only for ours); empty if not installed."""
     try:
         lines = importlib.metadata.requires(name) or []
     except importlib.metadata.PackageNotFoundError:

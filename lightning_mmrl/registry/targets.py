@@ -38,7 +38,7 @@ def check_targets(tree: Any, path: str) -> None:
 
 
 def build(node: Any, path: str, **more: Any) -> Any:
-    """The object of a node; `more` are further keyword arguments.
+    """Builds the object that a node describes; `more` are further keyword arguments.
 
     Raises:
         ConfigError: As in `check_targets`, or a target refuses its arguments.
@@ -58,7 +58,7 @@ def build(node: Any, path: str, **more: Any) -> Any:
 
 
 def optional(node: Any, path: str, default: Any) -> Any:
-    """The object of a node, or the default for a null node."""
+    """Builds the object that a node describes; returns the default for a null node."""
     return default if node is None else build(node, path)
 
 
@@ -80,7 +80,7 @@ def is_defined_at(found: Any, target: str) -> bool:
 
 
 def loaded(target: str, key: str) -> Any:
-    """The object that a target names; its import may run code of the user's own."""
+    """Imports and returns the object that a target names; the import may run code of the user's own."""
     try:
         return resolve_name(target)
     except (ImportError, AttributeError, ValueError) as error:
@@ -91,7 +91,7 @@ def loaded(target: str, key: str) -> Any:
 
 
 def _importable(target: str) -> Any:
-    """The object that a target names; None if there is none."""
+    """Returns the object that a target names; None if it cannot be imported."""
     try:
         return resolve_name(target)
     except (ImportError, AttributeError, ValueError):
@@ -99,7 +99,7 @@ def _importable(target: str) -> Any:
 
 
 def _near_target(target: str) -> str:
-    """The nearest name in the nearest module that exists."""
+    """Returns the end of a message with the nearest name in the nearest module that exists."""
     parent, _, name = target.rpartition(".")
     if not parent:
         return "; check the path"

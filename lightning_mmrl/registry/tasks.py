@@ -16,7 +16,7 @@ CLOSED_LABELS = "lightning_mmrl.evaluation.tasks.closed_labels.ClosedLabels"
 
 
 def built_tasks(config: RunSettings) -> dict[str, Task]:
-    """Name to task of the validation and of each evaluation set, ready to judge; sets of a dataset share its task.
+    """Builds the tasks of the validation and of each evaluation set, by name; sets of one dataset share its task.
 
     The validation has the task of `config.data`, which `RunSettings.of_stage` replaces by the dataset of a stage.
 
@@ -27,7 +27,7 @@ def built_tasks(config: RunSettings) -> dict[str, Task]:
 
 
 def task_outlines(config: RunSettings) -> dict[str, Task]:
-    """As `built_tasks`, but for their names alone: what is nested in a task's node, such as a verifier, is left out.
+    """Builds the tasks only to read the names of their metrics: nested nodes, such as a verifier, are left out.
 
     Verifiers take long to import, and `mmrl plan` needs none.
     """
@@ -35,7 +35,7 @@ def task_outlines(config: RunSettings) -> dict[str, Task]:
 
 
 def task_of_result(name: str, tasks: Mapping[str, Task]) -> Task:
-    """The task of a result by its name: a set, an ablation of one (`test-silent`), or a set of an earlier call."""
+    """Returns the task of a result by name: a set, an ablation of one (`test-silent`), or a set of an earlier call."""
     return tasks.get(name) or tasks.get(name.rpartition("-")[0]) or tasks[VALIDATION]
 
 
@@ -55,7 +55,7 @@ def _tasks(config: RunSettings, build: Callable[[Mapping[str, Any], str], Any]) 
 
 
 def _node_of(data: DataSettings) -> Mapping[str, Any]:
-    """The node of the dataset's task; by default one label of its closed set."""
+    """Returns the node of the dataset's task; by default, answers are one label of the dataset's closed set."""
     if data.task is not None:
         return data.task
     lexicon = None if data.cue_lexicon is None else str(Path(data.root) / data.cue_lexicon)

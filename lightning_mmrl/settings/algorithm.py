@@ -21,7 +21,7 @@ class UpdateSettings:
     """Tokens scored at once, a prompt counted once for its group; bounds memory, does not change the loss. A group that
     does not fit is split."""
     pairs_per_microbatch: int | None = setting(None, at_least=1)
-    """Attention pairs scored at once; null leaves it to the tokens."""
+    """Attention pairs scored at once; null: only `tokens_per_microbatch` limits them."""
 
     @property
     def on_policy(self) -> bool:
@@ -52,7 +52,7 @@ class KLSettings:
     estimator: str = setting("k3", choices=KL_ESTIMATORS)
     """k1, k2 or k3, see `ops.kl`."""
     where: str = setting("loss", choices=KL_PLACES)
-    """loss: of each token; reward: subtracted, summed over a completion, before advantages are taken."""
+    """loss: added at each token; reward: summed over a completion and subtracted, before advantages are computed."""
     ratio_correction: bool = False
     """Multiply the estimates in the loss by the ratio to the policy that sampled."""
     schedule: Any = target(None)
@@ -81,7 +81,7 @@ class CriticSettings:
     max_grad_norm: float = setting(1.0, above=0, infinite=True)
     """Norm above which the critic's gradients are scaled down; infinity: never."""
     value_clip: float | None = setting(0.2, above=0)
-    """How far values may move from those at the rollout and still pay; null: any distance."""
+    """Moving a value farther than this from its value at the rollout lowers the loss no further; null: no limit."""
     gamma: float = setting(1.0, above=0, at_most=1)
     """Discount of a reward for each token before it."""
     gae_lambda: float = setting(1.0, at_least=0, at_most=1)
@@ -114,7 +114,7 @@ class AlgorithmSettings:
     max_samplings: int = setting(1, at_least=1)
     """Batches of prompts an iteration may sample until enough groups pass; 1: groups that fail are left out."""
     select_after: int = 0
-    """Iterations before the first that selects."""
+    """Iterations before the first one that selects groups."""
     resample: Any = target(None)
     """How often each completion is trained on, such as PaperPAD; null: once."""
     kl: KLSettings = field(default_factory=KLSettings)
@@ -122,7 +122,7 @@ class AlgorithmSettings:
     entropy: EntropySettings = field(default_factory=EntropySettings)
     """Bonus on the entropy of the policy."""
     critic: CriticSettings | None = None
-    """Takes the place of advantage, in a module that trains one; null: the module's own, if it does."""
+    """Takes the place of `advantage` in a module that trains a critic; null: the module's own critic, if it has one."""
     update: UpdateSettings = field(default_factory=UpdateSettings)
     """Epochs, minibatches and microbatches."""
 
@@ -141,23 +141,23 @@ class SamplingSettings:
 
 @dataclass
 class RewardSettings:
-    """Named reward functions and their weights; workers > 0 runs them in killable processes."""
+    """Named reward functions and their weights; `num_workers` > 0 runs them in killable processes."""
 
     components: dict[str, Any] = setting()
     """Name to the `_target_` of a reward function."""
     weights: dict[str, float] = setting()
-    """Name to its factor in the sum; 0 only records it."""
+    """Name to the factor of the component in the sum; with 0 the component is only recorded."""
     pass_component: str = "label"
     """The component that says whether an answer is right: pass rates count it."""
     num_workers: int = setting(0, at_least=0)
-    """Killable processes that score; 0: the training process does, without deadlines and memory limit."""
+    """Killable processes that score; 0: the training process scores, without deadlines and memory limit."""
     deadline_s: float = setting(8.0, above=0)
     """Seconds for one completion; then its process is killed and replaced."""
     soft_deadline_s: float | None = setting(4.0, above=0)
-    """Seconds after which an exception interrupts it, which costs no process; null: only deadline_s counts."""
+    """Seconds after which an exception interrupts scoring, which costs no process; null: only deadline_s counts."""
     batch_budget_s: float = setting(60.0, above=0)
     """Seconds for all completions of an iteration; scores that are not there by then are invalid."""
     memory_limit_mb: int | None = setting(4096, at_least=1)
     """Megabytes a process may take beyond its size at the start (on Linux); null: no limit."""
     max_invalid_rate: float = setting(0.5, at_least=0, at_most=1)
-    """Share of invalid scores of an iteration above which the run stops; 1: never."""
+    """The run stops if a larger share of the scores of an iteration is invalid; 1: never."""

@@ -56,11 +56,11 @@ class DataSettings:
     limit: int | None = setting(None, at_least=1)
     """Default of each stage's data.limit: use only the first samples of its manifest; null for all."""
     module: Any = target()
-    """`_target_` of the DataModule: which media kinds samples may have."""
+    """`_target_` of the DataModule, which says what kinds of media samples may have."""
     task: Any = target(None)
-    """`_target_` of how answers are judged and measured; null for one of `labels`, with the cues of `cue_lexicon`."""
+    """`_target_` of the task that judges answers; null: the task of `labels`, with the cues of `cue_lexicon`."""
     labels: list[str] = setting()
-    """The closed label set; null takes it from labels.json in `root`, and a dataset with a task may have none."""
+    """The closed label set; null takes it from labels.json in `root`. It may be empty if the dataset has a task."""
     cue_lexicon: str | None = None
     """File below root with cue phrases, for the consistency of thought and label; null for none."""
     build: Any = target(None)
@@ -103,13 +103,13 @@ class SourceSettings:
     root: str | None = setting(None, texts=False)
     """Folder of the manifest; null for the root of the stage's dataset."""
     media_root: str | None = setting(None, texts=False)
-    """Folder that paths of media are relative to; null for `root`, or for that of the dataset if `root` is null."""
+    """Folder that paths of media are relative to; null: `root`, or the dataset's media_root if `root` is null."""
     stage: str | None = setting(None, texts=False)
     """An earlier stage that makes the data; null if there is a manifest."""
     artifact: str | None = setting(None, texts=False)
     """The artifact of that stage."""
     weight: float = setting(1.0, above=0)
-    """Share of the draws, in any unit."""
+    """Relative share of the draws; the weights of the sources need not sum to 1."""
     limit: int | None = setting(None, at_least=1)
     """Use only the first samples; null for the limit of the stage's data."""
 
@@ -134,7 +134,7 @@ class StageDataSettings:
     """The training data of a stage: one manifest, or several sources by weight."""
 
     dataset: str | None = setting(None, texts=False)
-    """A name in `datasets`, which the stage reads and validates on; null for `data`."""
+    """Name in `datasets` of the dataset that the stage reads and validates on; null for `data`."""
     manifest: str | None = None
     """File below the dataset's root; null if there are sources."""
     sources: dict[str, SourceSettings] = field(default_factory=dict)
@@ -146,7 +146,7 @@ class StageDataSettings:
     limit: int | None = setting(None, at_least=1)
     """Use only the first samples of the manifest, or of each source without a limit of its own; null for all."""
     balance: str | None = setting(None, choices=BALANCES)
-    """`label`: every label is drawn equally often; null: every sample is."""
+    """`label`: every label is drawn equally often; null: every sample is drawn equally often."""
     modality_dropout: DropoutSettings = field(default_factory=DropoutSettings)
     """Modality dropout of training samples."""
 

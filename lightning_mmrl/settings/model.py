@@ -47,8 +47,8 @@ class ModelSettings:
     build: Any = target(None)
     """`_target_` that builds the folder `checkpoint` if it does not exist; null for a checkpoint that exists."""
     known_sizes: Any = None
-    """Keys of the checkpoint's config.json by which `mmrl plan` estimates memory before it is downloaded, and
-    `checkpoint`, which says whose they are; null: no estimate until then."""
+    """Keys of a config.json, with which `mmrl plan` estimates memory before the checkpoint is downloaded, and
+    `checkpoint`, which names the checkpoint of that file; null: no estimate before the download."""
     dtype: str = setting("float32", choices=DTYPES)
     """Parameter type in memory: float32, bfloat16 or float64."""
     position_rule: str = setting("previous_maximum", choices=POSITION_RULES)
@@ -58,8 +58,8 @@ class ModelSettings:
     """How `<video><audio>` enters the model: `separate` media, one after the other, or a clip and its sound
     `interleaved`."""
     sharing: bool = True
-    """Compute a prompt once for all its completions. False scores a copy for each one, for comparisons: as exact, but
-    slow."""
+    """Compute a prompt once for all its completions. False scores each completion with a copy of the prompt, for
+    comparisons: as exact, but slow."""
     feature_cache: FeatureCacheSettings | None = None
     """Cache of tower outputs for stages that freeze all media towers with their projectors; null computes them in every
     pass."""
@@ -93,12 +93,12 @@ class AdapterSettings:
 
     @property
     def wanted(self) -> tuple[str, ...]:
-        """The targets; one of them may stand for a list of one."""
+        """The targets as a tuple, also if the key holds one target without a list."""
         return (self.targets,) if isinstance(self.targets, str) else tuple(self.targets)
 
 
 def frozen_parts(groups: Iterable[str]) -> frozenset[str]:
-    """The parts of a model that groups of `freeze` are made of: the text model, each tower and each tower's projector.
+    """Returns the parts of a model that belong to groups of `freeze`: the text model, towers and their projectors.
 
     >>> sorted(frozen_parts(["vision", "text"])), sorted(frozen_parts(["audio_tower", "projector"]))
     (['text', 'vision_projector', 'vision_tower'], ['audio_projector', 'audio_tower', 'vision_projector'])

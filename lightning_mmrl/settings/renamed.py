@@ -1,4 +1,4 @@
-"""Keys that have another name now, and keys that came later; a stage's digest stays as it was without either change."""
+"""Old and new names of keys; digests of stages are made with the old names, so that a new name does not change them."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,11 +10,11 @@ RENAMED = {
     "rewards.parts": "rewards.components",
     "rewards.pass_part": "rewards.pass_component",
 }
-"""Old to new, by the end of the dotted key; keys below an old one move with it."""
+"""Maps old to new parts of dotted keys; keys below a renamed key move with it."""
 
 
 def renamed(key: str) -> str | None:
-    """The present name of a key that was renamed, or None.
+    """Returns the present name of a key that was renamed; None for any other key.
 
     >>> renamed("stages.reason.rewards.parts.label.labels")
     'stages.reason.rewards.components.label.labels'
@@ -25,7 +25,7 @@ def renamed(key: str) -> str | None:
 
 
 def first_name(key: str) -> str:
-    """The name that a key had at first: a stage's digest keeps it, so that earlier runs continue.
+    """Returns the name that a key had at first; a stage's digest keeps this name, so that earlier runs continue.
 
     >>> first_name("stage.rewards.components.label.labels"), first_name("stage.num_steps")
     ('stage.rewards.parts.label.labels', 'stage.num_steps')
@@ -42,6 +42,6 @@ def _replaced(key: str, names: Mapping[str, str]) -> str | None:
 
 
 def key_hint(key: str, tree: Mapping[Any, Any], schema: Any, extra: Iterable[str] = ()) -> str:
-    """The new name of a renamed key, as the end of a sentence; for other keys the hint of `unknown_key`."""
+    """Returns the end of a message with the new name of a renamed key; for other keys, the hint of `unknown_key`."""
     name = renamed(key)
     return unknown_key(key, tree, schema, extra) if name is None else f"; it is called {name!r} now"

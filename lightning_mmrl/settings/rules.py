@@ -12,12 +12,12 @@ from lightning_mmrl.suggestions import did_you_mean, shown
 
 
 def check_rules(settings: Any, path: str = "", leave_out: Collection[str] = ()) -> None:
-    """Holds settings, and all settings below them, to the rules of their fields.
+    """Refuses settings that break the rules of their fields, in this object and in all below it.
 
     Args:
         settings: An object of a settings class.
         path: Its key; empty for a whole run.
-        leave_out: Names of fields that are not looked at.
+        leave_out: Names of fields that are not checked.
 
     Raises:
         ConfigError: Naming the first key that breaks its rule, its value, and the rule.
@@ -50,7 +50,7 @@ def require(valid: object, key: str, value: object, rule: str) -> None:
 
 
 def one_of(value: object, key: str, choices: Iterable[str]) -> None:
-    """Refuses a value that is none of the choices, with the nearest one.
+    """Refuses a value that is none of the choices, and names the nearest choice.
 
     Raises:
         ConfigError: Naming key, value and choice.

@@ -11,7 +11,7 @@ from lightning_mmrl.settings.setting import REQUIRED, setting, target
 from lightning_mmrl.settings.stage import NodeSettings, StageSettings, TrainerSettings
 
 _DEFAULT = ""
-"""Name of the run's own dataset among the others, which no user can give."""
+"""Name under which `of_stage` keeps the run's own dataset in `datasets`; no user can give this name."""
 LOGGERS = ("csv", "tensorboard")
 ABLATION_STAGES = ("last", "all")
 MAX_SEED = 2**31 - 1
@@ -24,9 +24,9 @@ class StateSettings:
     every_n_steps: int = setting(10, at_least=1)
     """Optimizer steps (sft) or iterations (rl) between two states."""
     keep: int = setting(2, at_least=1)
-    """How many states are kept; the newest ones."""
+    """Number of states that are kept, the newest ones."""
     in_background: bool = True
-    """Copy the state and write the copy while training continues; costs its size in host memory."""
+    """Copy the state and write the copy while training continues; the copy takes host memory of the state's size."""
 
 
 @dataclass
@@ -36,30 +36,30 @@ class TrackingSettings:
     uri: str | None = setting(None, texts=False)
     """MLflow's store: sqlite:///FILE or http(s)://HOST; null tracks nothing in MLflow."""
     tracker: Any = target(None)
-    """`_target_` of a tracker (`protocols.plain.Tracker`) in MLflow's place; null for MLflow, or for none without a
-    uri."""
+    """`_target_` of a tracker (`protocols.plain.Tracker`) in MLflow's place; null for MLflow, or for no tracker
+    if `uri` is null."""
     experiment: str = setting("lightning_mmrl", texts=False)
-    """Name of the experiment there."""
+    """Name of the experiment in that store."""
     loggers: list[str] = setting(factory=list, choices=LOGGERS)
     """csv and tensorboard: each stage's metrics also go to its folder in this form."""
 
 
 @dataclass
 class EvaluationSetSettings:
-    """A set that handoffs are evaluated on; a manifest alone is the short form of one."""
+    """A set that handoffs are evaluated on; the name of a manifest alone is the short form of a set."""
 
     manifest: str = setting(texts=False)
     """File name of the manifest, below `root`."""
     dataset: str | None = setting(None, texts=False)
-    """A name in `datasets`, whose root and task the set has; null for `data`."""
+    """Name in `datasets` of the dataset whose root and task the set has; null for `data`."""
     root: str | None = setting(None, texts=False)
     """Folder of the manifest; null for the dataset's root."""
     media_root: str | None = setting(None, texts=False)
     """Folder that media paths are relative to; null for the set's root."""
     task: Any = target(None)
-    """`_target_` of how answers are judged and measured; null for the dataset's task."""
+    """`_target_` of the task that judges and measures answers; null for the dataset's task."""
     prompt: PromptSettings | None = None
-    """Texts around each sample; null for those of the evaluated stage if it has the same dataset, else the run's."""
+    """Texts around each sample; null: the evaluated stage's texts if it has the same dataset, else the run's."""
 
     def located(self, data: DataSettings) -> "EvaluationSetSettings":
         """The set with its folders filled in.
@@ -94,7 +94,7 @@ class EvaluationSettings:
     sets: dict[str, EvaluationSetSettings] = setting()
     """Name to set, or to the manifest of one."""
     base: bool = True
-    """Evaluate the base model before the first stage, so that this stage has a gain."""
+    """Evaluate the base model before the first stage, so that the gain of this stage is known."""
     limit: int | None = setting(None, at_least=1)
     """Use only the first samples of each set; null for all."""
     ablations: list[str] = setting(factory=list, choices=ABLATIONS)
@@ -121,7 +121,7 @@ class RunSettings:
     run_name: str = REQUIRED
     """The run's folder below output_dir."""
     trial: str | None = None
-    """Prefix of a debug run's run_name; such a run knows no gate and no stop_when. Null afterwards."""
+    """Prefix of a debug run's `run_name`; a debug run drops gate and stop_when. Null once the name has the prefix."""
     output_dir: str = setting("runs", texts=False)
     """Folder of the runs."""
     seed: int = setting(0, at_least=0, at_most=MAX_SEED)
@@ -167,17 +167,17 @@ class RunSettings:
         return found
 
     def prompt_of(self, each: EvaluationSetSettings, stage: NodeSettings | None = None) -> PromptSettings:
-        """The texts around the samples of an evaluation set, after a stage or outside of a run."""
+        """Returns the texts around the samples of an evaluation set, after a stage or outside of a run."""
         if each.prompt is not None or stage is None or stage.prompt is None or each.dataset != stage.data.dataset:
             return each.prompt or self.prompt
         return stage.prompt
 
     def dataset(self, name: str | None) -> DataSettings:
-        """The dataset with a name; None for `data` as the user wrote it, also in what `of_stage` returns."""
+        """Returns the dataset with a name; None stands for the run's `data`, even in a result of `of_stage`."""
         return self.datasets.get(_DEFAULT, self.data) if name is None else self.datasets[name]
 
     def of_stage(self, stage: NodeSettings) -> "RunSettings":
-        """The configuration as a stage sees it: with the stage's own dataset and prompt in place of the run's."""
+        """Returns the configuration for a stage: with the stage's own dataset and prompt in place of the run's."""
         data, datasets = self.dataset(stage.data.dataset), {**self.datasets, _DEFAULT: self.dataset(None)}
         return replace(self, data=data, datasets=datasets, prompt=stage.prompt or self.prompt)
 

@@ -20,16 +20,16 @@ class SelectionSettings:
     max_tokens: int | None = setting(None, at_least=1)
     """Tokens of the longest answer that is kept; null: any number."""
     order: str = setting("first", choices=ORDERS)
-    """Which answers are preferred, of equal texts too: the first sampled, the shortest or the longest in tokens."""
+    """Which answers are preferred, also among equal texts: the first sampled, the shortest or the longest in tokens."""
     min_pass_rate: float | None = setting(None, at_least=0, at_most=1)
-    """Smallest share of right answers of a prompt that is kept; null: any."""
+    """Smallest share of right answers with which a prompt is kept; null: any."""
     max_pass_rate: float | None = setting(None, at_least=0, at_most=1)
-    """Largest share of right answers of a prompt that is kept; null: any."""
+    """Largest share of right answers with which a prompt is kept; null: any."""
     truncated: bool = False
     """Keep also right answers that the length limit ended."""
     wrong: bool = False
     """Keep also wrong answers. Debug runs do, since they may have no right one."""
 
     def for_debugging(self) -> "SelectionSettings":
-        """The selection with wrong and truncated answers, and of prompts with any pass rate."""
+        """Returns the selection, changed to keep also wrong and truncated answers, and prompts with any pass rate."""
         return replace(self, wrong=True, truncated=True, min_pass_rate=None, max_pass_rate=None)

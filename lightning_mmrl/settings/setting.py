@@ -1,7 +1,7 @@
-"""One key a user writes: its default, and in its metadata the values it may have.
+"""Declares one key of a configuration: its default, and in the field's metadata the values that it may have.
 
 A field of a settings class is a key. Its type is in its annotation, its documentation in the docstring below it, and
-everything else that is known of its values in `setting(...)`; `settings.rules` refuses values by that.
+everything else that is known of its values in `setting(...)`, by which `settings.rules` checks them.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,7 +40,7 @@ class Rule:
 
 
 def setting(default: Any = REQUIRED, *, factory: Callable[[], Any] | None = None, **rule: Any) -> Any:
-    """A key with its default, or with a function that makes it; `rule` holds the arguments of a `Rule`.
+    """Declares a key with its default, or a function that makes the default; `rule` holds the arguments of a `Rule`.
 
     >>> from dataclasses import dataclass
     >>> @dataclass
@@ -56,5 +56,5 @@ def setting(default: Any = REQUIRED, *, factory: Callable[[], Any] | None = None
 
 
 def target(default: Any = REQUIRED) -> Any:
-    """A key whose value says by `_target_` what is built."""
+    """Declares a key whose value is a node; its `_target_` says what is built."""
     return setting(default, node=True)

@@ -22,7 +22,7 @@ STRATEGIES = ("auto", "ddp", "fsdp2")
 
 @dataclass
 class Bound:
-    """A metric and the values it may have; both ends count as met.
+    """A metric and the range of values that meet the bound, with both ends.
 
     >>> Bound(metric="validation/uar", at_least=0.7).met({"validation/uar": 0.7})
     True
@@ -91,22 +91,22 @@ class NodeSettings:
     start_from: str = PREVIOUS
     """base, previous (the last trained stage before) or the name of an earlier trained stage."""
     checkpoint: str | None = setting(None, texts=False)
-    """Folder or hub id that the stage starts from, in the place of `start_from`; null: `start_from` says it."""
+    """Folder or hub id that the stage starts from, in the place of `start_from`; null: `start_from` counts."""
     data: StageDataSettings = field(default_factory=StageDataSettings)
     """The samples that the stage reads."""
     prompt: PromptSettings | None = None
     """Texts around each sample in this stage; null for the run's `prompt`."""
     sampling: SamplingSettings | None = None
-    """How completions are sampled; of stages that sample."""
+    """How completions are sampled, for stages that sample."""
     rewards: RewardSettings | None = None
-    """How completions are scored; of stages that sample."""
+    """How completions are scored, for stages that sample."""
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     """Devices and precision."""
 
 
 @dataclass
 class DataStageSettings(NodeSettings):
-    """One stage that makes data from data and runs no model; its batch size says nothing."""
+    """One stage that makes data from data and runs no model; its batch size has no effect."""
 
     data: StageDataSettings = field(default_factory=partial(StageDataSettings, batch_size=1))
     """The samples that the stage reads."""
@@ -129,14 +129,14 @@ class StageSettings(NodeSettings):
     max_grad_norm: float = setting(1.0, above=0, infinite=True)
     """Norm above which gradients are scaled down; infinity: never."""
     freeze: list[str] = setting(factory=list, choices=FREEZE_GROUPS)
-    """Parameter groups that do not train: vision, audio (each a tower with its projector), text; vision_tower,
-    audio_tower (without it) and projector (those of all towers)."""
+    """Parameter groups that do not train: vision, audio (each a tower with its projector), text, vision_tower,
+    audio_tower (each a tower without its projector) and projector (the projectors of all towers)."""
     adapter: AdapterSettings | None = None
     """LoRA layers that train while all weights stay as they are; null: the weights train."""
     validate_every: int | None = None
     """Steps between validations; null for none."""
     algorithm: AlgorithmSettings | None = None
-    """Of rl stages."""
+    """The algorithm of an rl stage."""
     rollout_table_every: int = setting(10, at_least=1)
     """Iterations between two rollout tables on disk."""
     stop_when: Bound | None = None
@@ -144,7 +144,7 @@ class StageSettings(NodeSettings):
     cooldown_steps: int = 0
     """Steps after that validation, over which the learning rate falls linearly to zero."""
     max_bad_steps: int = setting(10, at_least=0)
-    """Steps that may be skipped because a number was not finite; one more, or more than half of all, end the run."""
+    """Steps that may be skipped because a number was not finite; one more, or more than half of all, ends the run."""
     gate: Bound | None = None
     """The curriculum continues after this stage only if this bound holds; null: always."""
     evaluation_sets: list[str] | None = None
@@ -152,6 +152,6 @@ class StageSettings(NodeSettings):
 
     @property
     def steps(self) -> int:
-        """`num_steps` of a stage whose length is known; `config.epochs` finds it for a stage that counts epochs."""
+        """The number of steps of a stage whose length is known; `config.epochs` computes it for a stage with epochs."""
         assert self.num_steps is not None, "the length of a stage is known before it is built"
         return self.num_steps

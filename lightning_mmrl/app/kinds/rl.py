@@ -33,7 +33,7 @@ class ReinforcementKind:
         return {HANDOFF: "weights"}
 
     def describe(self, stage: StageSettings) -> str:
-        """The sizes of a batch and of its groups, and the number of updates."""
+        """Says in words how large a batch and its groups are, and how many updates follow."""
         assert stage.algorithm is not None
         batch, size, update = stage.data.batch_size, stage.algorithm.group_size, stage.algorithm.update
         steps = update.num_epochs * update.num_minibatches
@@ -56,7 +56,7 @@ class ReinforcementKind:
     def build(
         self, spec: StageSpec, inputs: Mapping[str, Path], directory: Path, run: TrackedRun, parts: "Assembly"
     ) -> StageJob:
-        """A LightningModule, its data and its Trainer, with an engine, rewards and rollout tables."""
+        """Builds the job: a LightningModule, its data and its Trainer, with an engine, rewards and rollout tables."""
         from lightning_mmrl.app.algorithm import build_algorithm
         from lightning_mmrl.app.rewards import training_rewards
         from lightning_mmrl.app.stages import training_job

@@ -1,4 +1,4 @@
-"""Sampling: K completions of each prompt from any checkpoint, scored, as a rollout table and as training data.
+"""Samples K completions of each prompt from any checkpoint, scores them, and writes a rollout table and training data.
 
 The stage makes two artifacts: `rollouts`, the table of all completions, and `own`, a manifest of the right answers that
 `keep` selects, for a stage of supervised training.
@@ -47,11 +47,14 @@ class SampleKind:
         return {ROLLOUTS: "table", OWN: "manifest"}
 
     def describe(self, stage: SampleSettings) -> str:
-        """The completions of each prompt."""
+        """Says in words how many completions each prompt gets, and how many prompts are sampled at once."""
         return f"{stage.num_completions} completions of each prompt, {stage.data.batch_size} prompts at once"
 
     def check(self, path: str, stage: SampleSettings, config: RunSettings) -> None:
-        """Refuses missing parts, and keys of training data, which the stage would ignore."""
+        """Refuses a stage without `sampling` or `rewards`, and keys that only training uses.
+
+        The stage would ignore these keys: balance, modality dropout and the weights of sources.
+        """
         for part in ("sampling", "rewards"):
             if getattr(stage, part) is None:
                 raise ConfigError(f"{path}.{part}: is missing; a sample stage needs it, take it from stage/sample")
@@ -72,7 +75,7 @@ class SampleKind:
     def build(
         self, spec: StageSpec, inputs: Mapping[str, Path], directory: Path, run: TrackedRun, parts: "Assembly"
     ) -> StageJob:
-        """A LightningModule that samples, its prompts and its Trainer."""
+        """Builds the job: a LightningModule that samples, its prompts and its Trainer."""
         # Imported here, since configurations are checked without torch.
         from lightning_mmrl.app.rewards import training_rewards
         from lightning_mmrl.app.stages import data_module, data_sources
@@ -142,7 +145,7 @@ class SampleKind:
 
 
 def _places(path: str, ids: Sequence[str]) -> dict[str, int]:
-    """The place of each prompt, by its id.
+    """Maps the id of each prompt to its place.
 
     Raises:
         DataError: Two prompts have the same id, so that their answers could not be told apart.
@@ -162,9 +165,9 @@ class SampleJob:
 
     Attributes:
         trainer: Runs the loop over batches.
-        module: Samples, scores and writes parts.
-        loader: Gives the loader of batches from the one with the number `first`.
-        store: The parts.
+        module: Samples and scores, and writes each batch to `store`.
+        loader: Returns a loader of the batches from number `first` on.
+        store: The files with the rows of the batches that are done, one file (a part) for each batch.
         plan: How much is sampled.
         media_root: Folder that paths of media are relative to.
         log: Takes the metrics of the whole stage.
@@ -185,7 +188,7 @@ class SampleJob:
     resources: ExitStack
 
     def run(self) -> Training:
-        """Samples what is left, and returns the shares over all prompts.
+        """Samples the batches that are left, and returns metrics over all prompts, such as the pass rate.
 
         Raises:
             KeyboardInterrupt: The run was interrupted.
@@ -205,7 +208,9 @@ class SampleJob:
         return Training(metrics=metrics, num_steps=self.plan.num_batches)
 
     def export(self, artifact: str, directory: Path) -> Mapping[str, Any]:
-        """Writes the table or the selected answers; the facts say where media are, and count the prompts and answers.
+        """Writes the table or the selected answers, and returns the facts for the artifact's seal.
+
+        The facts are the folder that media paths are relative to, and the counts of prompts and answers.
 
         Raises:
             DataError: A part is damaged.
@@ -231,7 +236,7 @@ class SampleJob:
         return write_samples(directory, OWN, kept, self.media_root, dropped)
 
     def _num_parts(self) -> int:
-        """How many parts an earlier process left, after comparing their prompts with the plan."""
+        """Returns how many parts an earlier process left, after comparing their prompts with the plan."""
         found = self.store.num_parts()
         for number in range(found):
             rows = [(row.sample.id, len(row.completions)) for row in self._rows(number)]
@@ -255,7 +260,7 @@ class SampleJob:
             yield from self._rows(number)
 
     def _metrics(self) -> dict[str, float]:
-        """Shares and means over all prompts and completions."""
+        """Returns shares and means over all prompts and completions."""
         rates, lengths, truncated, valid = [], [], 0, 0
         for row in self._all_rows():
             rates += [row.pass_rate] if row.pass_rate is not None else []

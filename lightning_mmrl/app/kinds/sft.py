@@ -33,7 +33,7 @@ class SupervisedKind:
         return {HANDOFF: "weights"}
 
     def describe(self, stage: StageSettings) -> str:
-        """The size of a batch."""
+        """Says in words how many targets a batch has."""
         return f"{stage.data.batch_size} targets"
 
     def check(self, path: str, stage: StageSettings, config: RunSettings) -> None:
@@ -50,7 +50,7 @@ class SupervisedKind:
     def build(
         self, spec: StageSpec, inputs: Mapping[str, Path], directory: Path, run: TrackedRun, parts: "Assembly"
     ) -> StageJob:
-        """A LightningModule, its data and its Trainer."""
+        """Builds the job: a LightningModule, its data and its Trainer."""
         from lightning_mmrl.app.stages import training_job
         from lightning_mmrl.registry import targets
 

@@ -1,4 +1,4 @@
-"""Keys of a selection that contradict each other, for every kind of stage that selects answers."""
+"""Refuses keys of a selection that contradict each other, for every kind of stage that selects answers."""
 
 from lightning_mmrl.settings.rules import require
 from lightning_mmrl.settings.selection import SelectionSettings
@@ -9,7 +9,7 @@ def check_answer_selection(path: str, selection: SelectionSettings) -> None:
 
     Args:
         path: The key of the selection.
-        selection: A selection whose values keep the rules of their keys.
+        selection: A selection in which each value meets the rule of its key.
 
     Raises:
         ConfigError: A lower bound is above its upper bound.

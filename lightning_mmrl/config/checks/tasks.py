@@ -1,4 +1,4 @@
-"""Bounds on metrics: which names a metric may have follows the task of its set."""
+"""Checks tasks, and bounds on metrics: the task of a set decides which metrics the set has."""
 
 from collections.abc import Mapping
 

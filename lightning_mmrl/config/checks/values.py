@@ -1,6 +1,6 @@
-"""Values that contradict each other or cannot be checked by a rule; every message names key, value and rule.
+"""Refuses values that contradict each other, or that the rule of one key cannot check.
 
-The rule of a single key is declared with the key, in `settings`.
+The rule of a key is declared with the key, in `settings`. Every message names key, value and rule.
 """
 
 import math
@@ -27,7 +27,7 @@ RL_PARTS = ("algorithm", "sampling", "rewards")
 FAMILY = ("backbone", "encoder")
 MAX_NAME = 100
 MAX_WEIGHT = 3.4e38
-"""Of a reward: totals are float32."""
+"""Largest weight of a reward, since totals are float32."""
 
 
 def check_values(config: RunSettings) -> None:
@@ -51,7 +51,7 @@ def check_values(config: RunSettings) -> None:
     sizes = config.model.known_sizes
     require(sizes is None or isinstance(sizes, Mapping), "model.known_sizes", sizes, "null or keys of a config.json")
     _check_trainer("trainer", config.trainer)
-    # What these two refuse would otherwise show when the first stage is built.
+    # Otherwise errors of these two would show only when the first stage is built.
     PromptTemplate(config.prompt)
     _check_labels("data", config.data)
     for name, data in config.datasets.items():
@@ -116,7 +116,7 @@ def _check_family(family: object) -> None:
 
 
 def _check_labels(path: str, data: DataSettings) -> None:
-    """Refuses a label set that cannot be told apart, and an empty one where something reads labels."""
+    """Refuses labels that cannot be told apart, and an empty label set unless the dataset has a task."""
     if not data.labels and data.task is None:
         raise ConfigError(
             f"{path}.labels is empty; give at least one label, or set {path}.task to a task without labels"
@@ -128,7 +128,7 @@ def _check_labels(path: str, data: DataSettings) -> None:
 def _check_feature_cache(config: RunSettings) -> None:
     """Refuses a cache that no stage could use; the outputs of a tower that trains are out of date after a step."""
     stages = config.trained.values()
-    # A tower stays as it is if it is frozen, or outside of an adapter, which freezes everything else.
+    # A tower does not change if it is frozen, or if the stage trains an adapter with no layers in the tower.
     trained = [set(PARAMETER_GROUPS if stage.adapter is None else stage.adapter.groups) for stage in stages]
     whole = [{t for t in TOWERS if frozen_parts([t]) <= frozen_parts(stage.freeze)} for stage in stages]
     frozen = [own_whole | set(TOWERS) - own for own_whole, own in zip(whole, trained, strict=True)]
@@ -186,7 +186,7 @@ def _check_length(path: str, stage: StageSettings) -> None:
 
 
 def _limit(stage: StageSettings) -> tuple[float, str]:
-    """The number of steps, infinite if it is not known yet, and how messages name it."""
+    """Returns the number of steps (infinite while it is unknown), and the words for it in messages."""
     of_epochs = "" if stage.num_epochs is None else f" (of num_epochs {stage.num_epochs:g})"
     return (math.inf if stage.num_steps is None else stage.num_steps), f"num_steps {stage.num_steps}{of_epochs}"
 
@@ -233,7 +233,7 @@ def refuse_parts(path: str, stage: StageSettings) -> None:
 
 
 def _check_optimizer(path: str, node: Mapping[str, object]) -> None:
-    """Its class checks the rest when torch has been loaded."""
+    """Checks the numbers; the optimizer's class checks the rest once torch is loaded."""
     rate = node.get("lr", 0.0)
     valid = isinstance(rate, int | float) and 0 <= rate < math.inf
     require(valid, f"{path}.lr", rate, "a finite number of at least 0, such as 1.0e-5")
@@ -242,7 +242,7 @@ def _check_optimizer(path: str, node: Mapping[str, object]) -> None:
 
 
 def _check_adapter(path: str, adapter: AdapterSettings, frozen: Iterable[str]) -> None:
-    """Whether a model has the targets is checked when its family has been imported."""
+    """Checks the keys of an adapter; whether a model has the targets is checked once its family is imported."""
     targets = adapter.targets if isinstance(adapter.targets, list) else [adapter.targets]
     valid = targets and all(isinstance(target, str) and target.strip() for target in targets)
     require(valid, f"{path}.targets", repr(adapter.targets), "all, attention, mlp or another name, or a list of them")
@@ -361,7 +361,7 @@ def check_rewards(path: str, rewards: RewardSettings) -> None:
 
 
 def _check_use_of_run(path: str, stage: StageSettings, config: RunSettings) -> None:
-    """Refuses what a stage asks of the run's data and sets and the run does not have; metrics are checked later."""
+    """Refuses a stage that needs data or evaluation sets that the run lacks; metrics are checked later."""
     for each in stage.evaluation_sets or ():
         one_of(each, f"{path}.evaluation_sets", config.evaluation.sets)
     balance, data = stage.data.balance, config.dataset(stage.data.dataset)
@@ -382,7 +382,7 @@ def _check_use_of_run(path: str, stage: StageSettings, config: RunSettings) -> N
 
 
 def _check_rollout(config: RunSettings) -> None:
-    """Refuses what an engine cannot do."""
+    """Refuses a rollout that is no engine, and sampling that the engine cannot do."""
     if not isinstance(config.rollout, dict) or "_target_" not in config.rollout:
         raise ConfigError(
             f"rollout is {config.rollout!r}; it must be an engine: choose one with rollout=hf or rollout=vllm"

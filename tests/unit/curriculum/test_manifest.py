@@ -44,7 +44,10 @@ def damaged(stages):
         (damaged([]), "is damaged"),
         (damaged({"warm": {"digest": "d"}}), "is damaged"),
         (damaged({"warm": {"digest": "d", "result": {"name": "warm"}}}), "is damaged"),
-        (json.dumps({"version": 99}), "has version 99, this is 3; start a new run directory"),
+        (
+            json.dumps({"version": 99}),
+            "has version 99; this program reads only versions 2 and 3; start a new run directory",
+        ),
     ],
 )
 def test_a_damaged_manifest_is_refused_and_kept(content, sentence, tmp_path):
