@@ -57,9 +57,9 @@ def answers(tmp_path_factory):
     arguments = [str(place / "requests.json"), str(place / "answers.json")]
     done = subprocess.run(
         [sys.executable, str(Path(plain_vllm.__file__)), *arguments], env=dict(os.environ), capture_output=True,
-        text=True, timeout=600, check=False,
+        text=True, timeout=900, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, [line for line in done.stderr.splitlines() if "Error" in line] or done.stderr[-3000:]
     found = json.loads((place / "answers.json").read_text())
     return {each.name: (each, answer) for each, answer in zip(worlds, found, strict=True)}
 
@@ -77,6 +77,8 @@ def test_plain_vllm_serves_the_export_with_the_policys_probabilities(answers, na
         ours = world.policy.eval()(batch).logprobs[0]
     assert (ours - torch.tensor(answer["logprobs"])).abs().max() < BOUND
     with torch.no_grad():
-        next(iter(world.policy.model.parameters())).mul_(1.5)
+        next(p for name, p in world.policy.model.named_parameters() if name.endswith("self_attn.o_proj.weight")).mul_(
+            1.5
+        )
         other = world.policy(batch).logprobs[0]
     assert (other - torch.tensor(answer["logprobs"])).abs().max() > 10 * BOUND

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from lightning_mmrl.errors import StageError
 from lightning_mmrl.models.families.family import Family, placeholder_ids
 from lightning_mmrl.models.folder import WEIGHTS, check_weights
 from lightning_mmrl.models.loading import loading
@@ -45,11 +46,23 @@ class FamilyBackbone:
 
     @classmethod
     def from_checkpoint(cls, checkpoint: str | Path, *, dtype: torch.dtype = torch.float32) -> Self:
-        """Loads the weights of a local folder or hub id; from a full omni checkpoint, the weights of its thinker."""
+        """Loads the weights of a local folder or hub id; from a full omni checkpoint, the weights of its thinker.
+
+        Raises:
+            StageError: The checkpoint cannot be loaded, or it lacks a weight, which transformers would draw at random.
+        """
         cls.declaration.load_config(checkpoint)
         with loading(checkpoint, "model checkpoint"):
             check_weights(checkpoint)
-            return cls(cls.declaration.model.from_pretrained(checkpoint, dtype=dtype, **WEIGHTS))
+            model, report = cls.declaration.model.from_pretrained(
+                checkpoint, dtype=dtype, output_loading_info=True, **WEIGHTS
+            )
+        if missing := sorted(report["missing_keys"]):
+            raise StageError(
+                f"model checkpoint {str(checkpoint)!r} lacks {len(missing)} weights of its model, such as "
+                f"{missing[0]}; restore its files"
+            )
+        return cls(model)
 
     @property
     def text_model(self) -> nn.Module:
