@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.files import read_json, write_json
+from lightning_mmrl.protocols.plain import RunStatus
 from lightning_mmrl.types.records import HANDOFF, WEIGHTS, Artifact, StageResult
 
 FILE = "manifest.json"
@@ -49,8 +50,8 @@ class EvaluatedBase:
 class Manifest:
     """The finished stages of a run, its evaluated base model, and its parent run in the tracker.
 
-    `running_id` and `running_name` are the tracked run of the stage in progress. If they are set when a run starts, the
-    previous process was killed.
+    `running_id` and `running_name` are the tracked run in progress: that of a stage, or else the parent. If they are
+    set when a run starts, the previous process was killed.
     """
 
     stages: Mapping[str, FinishedStage] = field(default_factory=dict)
@@ -58,6 +59,16 @@ class Manifest:
     running_id: str | None = None
     running_name: str | None = None
     base: EvaluatedBase | None = None
+
+    @property
+    def status_left(self) -> RunStatus:
+        """The status of the tracked run that a killed process left in progress.
+
+        Its stage may have been finished, with its evaluation, when the process was killed.
+        """
+        left = [stage for stage in self.stages.values() if stage.result.tracking_id == self.running_id]
+        complete = any(stage.evaluation is not None or HANDOFF not in stage.result.artifacts for stage in left)
+        return "FINISHED" if complete else "KILLED"
 
     def write(self, directory: Path) -> None:
         """Replaces the manifest of a run directory."""

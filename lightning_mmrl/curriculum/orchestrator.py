@@ -114,7 +114,7 @@ class StageOrchestrator:
                     self._show_data(spec)
         everything = selection.only_stage is None and selection.from_stage is None
         gated = {spec.name for spec in self._stages} if everything else with_ancestors(due, self._stages)
-        if due or self._base_to_evaluate() is not None:
+        if due or self._manifest.running_id is not None or self._base_to_evaluate() is not None:
             self._run_due(due, gated)
             for spec in self._stages:
                 if is_stale(spec, self._manifest):
@@ -137,11 +137,11 @@ class StageOrchestrator:
                 "mmrl.order": ",".join(s.name for s in self._stages),
             }
             parent = tracker.open_run(self._curriculum.name, run_id=self._manifest.tracking_id, tags=tags)
-            if self._manifest.running_id is not None:
+            if self._manifest.running_id not in (None, parent.id):
                 name = self._manifest.running_name or "stage"
-                tracker.open_run(name, run_id=self._manifest.running_id).finish("KILLED")
+                tracker.open_run(name, run_id=self._manifest.running_id).finish(self._manifest.status_left)
             self._save(tracking_id=parent.id, running_id=None, running_name=None)
-            with status_of(parent):
+            with self._in_progress(parent, self._curriculum.name), status_of(parent):
                 self._on_start(parent)
                 self._evaluate_base(parent)
                 for spec in self._stages:
@@ -324,15 +324,16 @@ class StageOrchestrator:
 
     @contextmanager
     def _in_progress(self, run: TrackedRun, name: str) -> Iterator[None]:
-        """Records the stage's tracked run while it is in progress; a killed process leaves the record on disk."""
+        """Records a tracked run while it is in progress; a killed process leaves the record on disk."""
+        outer = {"running_id": self._manifest.running_id, "running_name": self._manifest.running_name}
         self._save(running_id=run.id, running_name=name)
         try:
             yield
         except BaseException:
             with suppress(DiskError):  # a second error must not hide the first; the next start handles the record
-                self._save(running_id=None, running_name=None)
+                self._save(**outer)
             raise
-        self._save(running_id=None, running_name=None)
+        self._save(**outer)
 
     def _save(self, **changes: Any) -> None:
         """Changes the manifest, in memory and on disk."""

@@ -479,6 +479,41 @@ def test_the_run_of_a_stage_that_was_killed_without_a_word_is_marked(lab):
     assert Manifest.read(lab.directory).running_id is None
 
 
+KEPT = Manifest.write
+
+
+class Killed(BaseException):
+    """Stands for a SIGKILL."""
+
+
+@pytest.mark.parametrize("write", range(2, 12))  # the first one notes the id of the parent
+def test_runs_have_their_true_status_after_a_kill_before_any_change_of_the_manifest(lab, monkeypatch, write):
+    """A killed process says nothing to the tracker, so what it had not said yet, the next start says."""
+    writes = []
+
+    def killed(manifest, directory):
+        writes.append(manifest)
+        if len(writes) == write:
+            for run in lab.tracker.runs:
+                monkeypatch.setattr(run, "finish", lambda status: None)  # a dead process tells nothing
+            raise Killed
+        if len(writes) < write:
+            KEPT(manifest, directory)
+
+    monkeypatch.setattr(Manifest, "write", killed)
+    with pytest.raises(Killed):
+        lab.run(["warm", "reason"])
+    statuses = {run.id: run.status for run in lab.tracker.runs}
+    monkeypatch.undo()
+    lab.run(["warm", "reason"])
+    statuses |= {run.id: run.status for run in lab.tracker.runs}
+    known = Manifest.read(lab.directory)
+    kept = [known.tracking_id, *(stage.result.tracking_id for stage in known.stages.values())]
+    assert {statuses[each] for each in kept} == {"FINISHED"}
+    assert set(statuses.values()) <= {"FINISHED", "KILLED"}
+    assert known.running_id is None
+
+
 def test_the_run_in_progress_is_noted_while_it_lasts(lab):
     seen = []
     build = lab.build
