@@ -55,7 +55,8 @@ class ThinkerFamily(Family):
 
     def engine_config(self, config: Any) -> Any:
         """The configuration of a full Qwen2.5-Omni with this thinker; its talker is never built."""
-        whole = Qwen2_5OmniConfig(thinker_config=config.to_dict(), enable_audio_output=False)
+        part = {key: value for key, value in config.to_dict().items() if key != "_name_or_path"}  # as save_pretrained
+        whole = Qwen2_5OmniConfig(thinker_config=part, enable_audio_output=False)
         whole.architectures = ["Qwen2_5OmniForConditionalGeneration"]
         return whole
 
