@@ -256,7 +256,9 @@ class Assembly:
             os.replace(partial, checkpoint)
 
     def ensure_data(self) -> None:
-        """Generates each dataset that does not exist and that has `build` in the configuration.
+        """Calls the generator of each dataset that has `build` in the configuration.
+
+        The generators of this package keep a dataset that exists; one of your own must do so too.
 
         Raises:
             DataError: The folder does not exist and nothing builds it.

@@ -18,8 +18,8 @@ class Order:
     """A command of rank 0 to all ranks.
 
     Attributes:
-        kind: "run" builds and runs a stage, "export" writes an artifact of the stage that ran last, "end" is the last
-            command.
+        kind: "run" builds and runs a stage, "export" writes an artifact of the stage that ran last, "evaluate"
+            evaluates a checkpoint, "end" is the last command.
         stage: Name of the stage.
         inputs: The folders that the stage reads, by input.
         source: The checkpoint to evaluate.

@@ -30,7 +30,7 @@ def reward_pool(settings: RewardSettings, path: str) -> RewardPool:
 
 
 def training_rewards(settings: RewardSettings, path: str) -> InlineRewards | RewardPool:
-    """The rewards of an RL stage, in this process or in killable workers.
+    """Returns the rewards of a stage that samples, in this process or in killable workers.
 
     Raises:
         ConfigError: A part cannot be built or sent to a process.

@@ -12,7 +12,7 @@ from lightning_mmrl.files import file_digest
 from lightning_mmrl.registry.kinds import kind_of
 from lightning_mmrl.settings.renamed import first_name
 from lightning_mmrl.settings.run import MAX_SEED, RunSettings
-from lightning_mmrl.settings.stage import BASE, NodeSettings, StageSettings
+from lightning_mmrl.settings.stage import BASE, PREVIOUS, NodeSettings, StageSettings
 from lightning_mmrl.types.records import WEIGHTS, StageSpec
 from lightning_mmrl.types.redaction import redacted_tree
 
@@ -78,7 +78,10 @@ def first_trained(config: RunSettings) -> StageSettings:
     The base model is evaluated with the prompt of this stage.
     """
     stages = list(config.trained.values())
-    return next((stage for stage in stages if stage.checkpoint is None), stages[0])
+    for number, stage in enumerate(stages):
+        if stage.checkpoint is None and stage.start_from in (BASE if number else PREVIOUS, BASE):
+            return stage
+    return stages[0]
 
 
 def manifest_digests(config: RunSettings) -> dict[str, dict[str, str]]:

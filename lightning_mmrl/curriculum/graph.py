@@ -28,7 +28,7 @@ def plan_stages(order: Sequence[str], stages: Mapping[str, NodeSettings], kinds:
         kinds: Gives the kind of a stage.
 
     Returns:
-        Specifications whose content, digest and seed are still empty.
+        Specifications whose content, digests and seed are not set yet.
 
     Raises:
         ConfigError: The order is empty, repeats a stage or names an unknown one; or a stage reads from a stage that
@@ -63,7 +63,7 @@ def usual_inputs(settings: NodeSettings) -> dict[str, Edge]:
 
 
 def data_inputs(settings: NodeSettings) -> dict[str, Edge]:
-    """Returns the sources of data that other stages make; a stage that reads no weights has no other inputs."""
+    """Returns the sources of data that other stages make."""
     sources = settings.data.sources.items()
     return {f"{SOURCES}{name}": Edge(each.stage, each.artifact or "") for name, each in sources if each.stage}
 

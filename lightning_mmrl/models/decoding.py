@@ -1,4 +1,7 @@
-"""Token-by-token decoding of N = B * G rows over B prompts; each prompt is computed and kept once."""
+"""Token-by-token decoding of N = B * G rows over B prompts; each prompt is computed once.
+
+`SharedDecoding` also keeps it once. `StockDecoding`, for models whose completions cannot share a prompt, copies it.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -19,7 +22,7 @@ PREFILL_TOKENS = 16_384
 """Prompt tokens that enter the decoder together; the number bounds the memory of a prefill and changes nothing else."""
 
 OWN_TOKENS = 32
-"""Number of a row's own tokens that the cache has room for at first; the room doubles whenever it is full."""
+"""Number of a row's own tokens that the cache has room for at first."""
 
 
 class Decoding(Protocol):
@@ -299,7 +302,10 @@ def _chunks(lengths: Sequence[int], limit: int) -> list[list[int]]:
 
 
 def _similar(lengths: Sequence[int]) -> list[list[int]]:
-    """Groups prompts, with one attention call for each group: none is padded by more than a third of its length."""
+    """Groups prompts, with one attention call for each group.
+
+    None is padded by more than a third of its length, except that prompts of up to 64 tokens share a group.
+    """
     groups: list[list[int]] = []
     longest = 0
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):

@@ -155,7 +155,8 @@ def present_tokens(completion_mask: Bool[Tensor, "N C"]) -> Bool[Tensor, "N C"]:
 class _Plan:
     """Runs of tokens and the runs that they attend to, computed on the host from lengths alone.
 
-    `before[k]` holds, for the k-th completion that is not left out, the row's token before each of its tokens.
+    `before[k]` holds, for the k-th completion that is not left out, the row's token before each of its tokens; the
+    count begins at 1, and `before[0]` is empty.
     """
 
     def __init__(self, prompt_lengths: Sequence[int], lengths: Sequence[Sequence[int]]) -> None:
@@ -232,7 +233,10 @@ def _tile(queries: Sequence[tuple[int, int]], keys: Sequence[tuple[int, int]] | 
 
 
 def _similar(blocks: Sequence[Block]) -> list[list[Block]]:
-    """Groups blocks (..., length) of similar length, so that a tile is one call with at most a fifth of padding."""
+    """Groups blocks (..., length) of similar length, so that each group is one tile.
+
+    A block is padded by at most a fifth of the tile's length, except that blocks of up to 64 tokens share a tile.
+    """
     groups: list[list[Block]] = []
     for block in sorted(blocks, key=itemgetter(-1), reverse=True):
         longest = groups[-1][0][-1] if groups else 0

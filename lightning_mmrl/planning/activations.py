@@ -67,7 +67,7 @@ def kept_per_row(stack: Stack, precision: Precision, *, trains: bool, adapted: S
     - An RMS norm keeps its input in float32 and, if it trains, the normalized states; a layer norm keeps its input.
       Both keep their float32 statistics.
     - Linear layers that train keep their input: one tensor for all layers with the same input, or one cast copy each.
-    - An adapter keeps the input of A (a copy for each adapter, if it is stored in another type) and the output of A.
+    - An adapter keeps the input of A (a copy for each adapter, if it computes in another type) and the output of A.
     - Attention keeps queries, keys, values, output and the float32 log-sum-exp; in towers also the output in the order
       of the windows.
     - The activation function keeps I numbers for each factor that it needs.

@@ -46,7 +46,8 @@ class Tracker(Protocol):
     """Opens runs: one parent for a curriculum and a child for each stage; `run_id` continues an earlier run.
 
     Only rank 0 builds a tracker, with the keys of `tracking.tracker` and a `folder` for the tracker's own files. An
-    earlier run may belong to another tracker: a `run_id` that this tracker does not know opens a new run.
+    earlier run may belong to another tracker: for a `run_id` that cannot be its own, a tracker opens a new run; for one
+    that its server has lost, it may raise ConfigError.
     """
 
     def open_run(

@@ -19,7 +19,7 @@ def _of(module: str, *names: str) -> tuple[str, ...]:
 
 
 FAMILIES = find_families()
-"""Maps each model family, which is a file in models/families, to the targets of its backbone and its encoder."""
+"""Maps each model family to the targets of its backbone and its encoder, which are in one file of models/families."""
 
 REGISTRY: Mapping[str, Sequence[str]] = {
     "backbone": tuple(backbone for backbone, _ in FAMILIES.values()),

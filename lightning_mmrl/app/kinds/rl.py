@@ -40,7 +40,7 @@ class ReinforcementKind:
         return f"{batch} prompts x {size} = {batch * size} completions, {steps} update{'s' if steps > 1 else ''}"
 
     def check(self, path: str, stage: StageSettings, config: RunSettings) -> None:
-        """Refuses what no trained stage can do, and values of the algorithm that contradict each other."""
+        """Refuses what no trained stage can do, missing parts, and contradictory values of the algorithm."""
         check_trained_stage(path, stage, config)
         require_parts(path, stage)
         check_algorithm(path, stage)

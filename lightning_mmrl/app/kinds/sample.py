@@ -53,7 +53,8 @@ class SampleKind:
     def check(self, path: str, stage: SampleSettings, config: RunSettings) -> None:
         """Refuses a stage without `sampling` or `rewards`, and keys that only training uses.
 
-        The stage would ignore these keys: balance, modality dropout and the weights of sources.
+        The stage would ignore these keys: balance, modality dropout and the weights of sources. Sources must have one
+        media root, rewards must be whole, and the bounds of `keep` must not contradict each other.
         """
         for part in ("sampling", "rewards"):
             if getattr(stage, part) is None:

@@ -158,7 +158,11 @@ def _check_settings(settings: CsvSettings) -> None:
 
 
 def _assigned(clips: Sequence[Clip], settings: CsvSettings, notes: list[str]) -> list[str]:
-    """The split of each clip: the one in the CSV if it names one, else drawn at random."""
+    """Returns the split of each clip.
+
+    If the CSV names no splits, all are drawn at random. If it does, a clip without one is for training, and a split
+    that the CSV lacks is drawn from the training clips.
+    """
     given = [clip.row.split for clip in clips]
     missing = [name for name in SPLITS[1:] if name not in given and settings.shares.get(name, 0.0) > 0]
     groups = _groups(clips, settings.by_speaker)

@@ -133,7 +133,8 @@ def _with_split(
 ) -> tuple[dict[str, str], list[str]]:
     """Returns the columns, without a split column that holds no splits, and notes about the other candidates.
 
-    A column `set` may hold sets of any kind. A column named `split`, or named by the user, is always used.
+    A column `set` may hold sets of any kind. A column that the user names is always used; one
+    called `split` gives way only if it names no split and another candidate does.
     """
     if "split" not in columns or names.get("split") is not None:
         return columns, []

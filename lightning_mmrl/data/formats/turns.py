@@ -20,7 +20,7 @@ LAYOUTS: Mapping[str, frozenset[str]] = {
     "conversations": frozenset({"conversations", "system"}),
     "query": frozenset({"query", "response", "history", "system"}),
 }
-"""Columns of each layout, by the column that identifies it; if several are present, the first layout is read."""
+"""Columns of each layout, by the column that identifies it; columns of other layouts must be empty."""
 
 TURN_COLUMNS = frozenset[str]().union(*LAYOUTS.values())
 

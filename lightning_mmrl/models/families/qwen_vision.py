@@ -69,7 +69,7 @@ class QwenVisionEncoder(FamilyEncoder):
         return {VIDEO_PIXELS: out[VIDEO_PIXELS], VIDEO_GRID: out[VIDEO_GRID], VIDEO_SECONDS: seconds}
 
     def blank_image(self, encoded: Encoded) -> dict[str, Tensor]:
-        """A picture of the same size, uniformly grey, in place of a missing one."""
+        """A picture of the same size, uniformly grey."""
         process = self.processor.image_processor
         _, height, width = encoded[IMAGE_GRID][0].tolist()
         return {**encoded, IMAGE_PIXELS: _grey_image(process, height * process.patch_size, width * process.patch_size)}

@@ -3,7 +3,7 @@
 import pytest
 
 from lightning_mmrl.config.compose import compose
-from lightning_mmrl.config.specs import base_evaluation, stage_specs
+from lightning_mmrl.config.specs import base_evaluation, first_trained, stage_specs
 from lightning_mmrl.curriculum.changes import same_content
 from lightning_mmrl.errors import ConfigError
 
@@ -47,6 +47,20 @@ def test_an_evaluation_depends_on_the_prompt_of_each_set():
     assert before["cold_start"].evaluation != after["cold_start"].evaluation
     assert before["cold_start"].evaluation != specs(*own, "datasets.dots.media_root=clips")["cold_start"].evaluation
     assert before["cold_start"].evaluation == specs(*own)["cold_start"].evaluation
+
+
+@pytest.mark.parametrize(
+    ("overrides", "stage"),
+    [
+        ([], "cold_start"),
+        (["stages.cold_start.checkpoint=Org/Model", "stages.reason.start_from=base"], "reason"),
+        # Here the second stage starts from the first, and no stage from the base model.
+        (["stages.cold_start.checkpoint=Org/Model"], "cold_start"),
+    ],
+)
+def test_the_base_is_asked_as_the_first_stage_that_starts_from_it(overrides, stage):
+    config = compose([*DOTS, *overrides])
+    assert first_trained(config) is config.stages[stage]
 
 
 @pytest.mark.parametrize("override", ["prompt.suffix=Now.", "data.media.num_frames=2 datasets.dots.media.num_frames=2"])
