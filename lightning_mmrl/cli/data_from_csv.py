@@ -30,7 +30,9 @@ def add_from_csv(commands: Any) -> None:
     for purpose in PURPOSES:
         parser.add_argument(f"--{purpose}-column", metavar="NAME", help=f"name of the {purpose} column")
     parser.add_argument(
-        "--encoding", metavar="NAME", help="encoding of the CSV, such as cp1252 (default: UTF-8 or its byte order mark)"
+        "--encoding",
+        metavar="NAME",
+        help="encoding of the CSV, such as cp1252 (default: as its first bytes say, or UTF-8)",
     )
     parser.add_argument("--suffix", default="", metavar=".EXT", help="appended to file names without one")
     parser.add_argument("--labels", metavar="A,B", help="the label set (default: all labels in the CSV)")
@@ -40,7 +42,9 @@ def add_from_csv(commands: Any) -> None:
         parser.add_argument(f"--{name}", type=float, default=0.15, metavar="P", help=words)
     parser.add_argument("--seed", type=int, default=0, help="seed of the splits (default 0)")
     parser.add_argument("--ignore-speakers", action="store_true", help="allow one speaker in several splits")
-    parser.add_argument("--copy", action="store_true", help="copy clips outside of --out in place of hard links")
+    parser.add_argument(
+        "--copy", action="store_true", help="copy clips that are not in --out into it, instead of hard-linking them"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier conversion")
     parser.add_argument("--show", type=int, default=20, metavar="N", help="bad rows to print (default %(default)s)")
     add_guard(parser)
@@ -103,7 +107,7 @@ def _print_conversion(conversion: "Conversion", num_shown: int) -> None:
         lines.append(f"clips without sound: {conversion.num_without_sound} (their lines have no <audio> tag)")
     lines += [
         f"samples with a written reasoning: {conversion.num_reasonings}"
-        + ("" if conversion.num_reasonings else " (cold_start.jsonl has a plain thought in its place)"),
+        + ("" if conversion.num_reasonings else " (all lines of cold_start.jsonl have the same short thought)"),
         f"rows left out: {len(conversion.problems)} (all named in {out / 'rejected.csv'})",
         "next:",
         f"  mmrl data validate {shlex.quote(str(out))}/*.jsonl --media-root {shlex.quote(str(out))}",

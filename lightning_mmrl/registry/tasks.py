@@ -35,7 +35,11 @@ def task_outlines(config: RunSettings) -> dict[str, Task]:
 
 
 def task_of_result(name: str, tasks: Mapping[str, Task]) -> Task:
-    """Returns the task of a result by name: a set, an ablation of one (`test-silent`), or a set of an earlier call."""
+    """Returns the task of a result by its name.
+
+    That is the task of the set; for an ablation (`test-silent`) the task of the set before the last hyphen; and the
+    task of the validation for a set that the configuration no longer has.
+    """
     return tasks.get(name) or tasks.get(name.rpartition("-")[0]) or tasks[VALIDATION]
 
 

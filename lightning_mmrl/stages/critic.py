@@ -25,14 +25,14 @@ class CriticTrainer:
 
     Values are computed once per rollout, before the first update. A completion's reward is at its last token; a
     divergence that is part of the reward is at each token. Advantages and returns follow by generalized advantage
-    estimation. Completions that do not count (a failed verifier, truncation where that is masked) are in no value,
-    advantage or loss.
+    estimation. Completions that do not count (their verifier failed, or they are truncated and such ones are masked)
+    get no advantages and add nothing to a loss.
 
     Args:
         critic: The critic, which is trained.
         settings: How the critic learns.
         algorithm: The algorithm of the stage.
-        ranks: Who trains together.
+        ranks: The processes that train together.
     """
 
     def __init__(self, critic: Critic, settings: CriticSettings, algorithm: Algorithm, ranks: Ranks) -> None:
@@ -69,7 +69,10 @@ class CriticTrainer:
     def accumulate(
         self, experience: Experience, minibatch: Sequence[int], live: Sequence[int], backward: Callable[[Tensor], None]
     ) -> dict[str, float]:
-        """Computes and clips the gradients of a minibatch, scoring only its prompts `live`; returns its statistics."""
+        """Computes and clips the gradients of a minibatch, and returns its statistics.
+
+        The critic scores only the prompts of the minibatch that are in `live`: those that can move the weights.
+        """
         towers = experience.critic_towers
         batches = scoring_batches(
             experience,

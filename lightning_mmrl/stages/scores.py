@@ -37,7 +37,9 @@ def score_rollout(rewards: RewardSource, samples: Sequence[Sample], rollout: Rol
 
 
 def score_tensors(table: Sequence[Sequence[Score]], device: torch.device) -> Scores:
-    """Rewards, components and their validity [B, G] of `finite_scores`; a missing component is 0.
+    """Returns rewards, components and validity as tensors [B, G], after `finite_scores`.
+
+    A component that a score lacks is 0.
 
     >>> score_tensors([[Score(total=0.5, components={"label": 0.5})]], torch.device("cpu")).rewards
     tensor([[0.5000]])
@@ -72,5 +74,5 @@ def _within(score: Score) -> Score:
     part = next((name for name, value in score.components.items() if not abs(value) <= LARGEST), None)
     value = score.total if part is None else score.components[part]
     name = str(REWARD_TYPE).removeprefix("torch.")
-    reason = f"{part or 'the total'}: {value:g} is too large for {name}, in which rewards up to {LARGEST:.2g} are used"
+    reason = f"{part or 'the total'}: {value:g} is too large for {name}; its magnitude must be at most {LARGEST:.2g}"
     return replace(score, total=0.0, components={}, valid=False, reason=reason, failed=part)

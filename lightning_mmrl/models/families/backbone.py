@@ -15,7 +15,7 @@ from lightning_mmrl.types.batches import MediaInputs
 from lightning_mmrl.types.records import MediaKind
 
 LayerKinds = Mapping[str, tuple[str, ...]]
-"""Maps a kind of linear layer to endings of layer names; these leave out list numbers."""
+"""Maps a kind of linear layer to endings of module names, in which indices of a ModuleList are left out."""
 
 DECODER_LAYERS: LayerKinds = {
     "attention": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
@@ -29,8 +29,8 @@ class FamilyBackbone:
     Each family has a subclass with its `declaration`. `text_at` is the path of the decoder without its head.
     `towers_at` maps a tower's parameter group, as `freeze` names it, to the path of the tower, projector included.
     `projectors_at` gives the paths of the projector's modules, which map a tower's states to the decoder's width.
-    `tower_layers` lists the linear layers of each tower by kind, as endings of their names with the numbers left out;
-    an adapter's settings choose among these kinds.
+    `tower_layers` lists the linear layers of each tower by kind, as `LayerKinds`; an adapter's settings choose among
+    these kinds.
     """
 
     declaration: ClassVar[Family]
@@ -123,8 +123,8 @@ class FamilyBackbone:
     ) -> tuple[Tensor, dict[str, Any]]:
         """Puts feature rows where their placeholders are; gradients reach both embeddings and rows.
 
-        Rows fill the True slots of their kind in reading order, so every layout works in which media come in the order
-        of their rows. The caller must have compared the numbers of slots and rows.
+        Rows fill the True slots of their kind in reading order. Tokens may lie in any way, padded or packed, that keeps
+        media in the order of their rows. The caller must have compared the numbers of slots and rows.
 
         Args:
             embeddings: Input embeddings [B, S, D].
@@ -143,5 +143,5 @@ class FamilyBackbone:
         raise KeyError(kind)
 
     def feature_rows(self, media: MediaInputs) -> dict[str, Tensor]:
-        """For each kind, how many rows the towers will make of every medium [media], from the media's inputs alone."""
+        """For each kind, the number of feature rows of every medium [media], found without running the tower."""
         return {}
