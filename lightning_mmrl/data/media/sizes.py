@@ -114,16 +114,17 @@ def smart_nframes(settings: MediaSettings, total_frames: int, rate: float) -> in
 
 
 def evenly(first: int, last: int, number: int) -> list[int]:
-    """Indices of `number` frames from the first to the last: `torch.linspace(first, last, number).round()` in float32.
+    """Indices of `number` frames from the first to the last: `torch.linspace(first, last, number).round()`.
+
+    torch counts from the nearer end in float32 with fused multiply-adds; float64 holds their products exactly.
 
     >>> evenly(0, 29, 4)
     [0, 10, 19, 29]
     """
-    step = np.float32(last - first) / np.float32(number - 1)
-    places = np.arange(number, dtype=np.float32)
-    from_start = np.float32(first) + step * places
-    from_end = np.float32(last) - step * places[::-1]
-    return np.where(places < number // 2, from_start, from_end).round().astype(int).tolist()
+    step = float(np.float32(last - first) / np.float32(number - 1))
+    places = np.arange(number)
+    values = np.where(places < number // 2, first + step * places, last - step * places[::-1])
+    return values.astype(np.float32).round().astype(int).tolist()
 
 
 def check_sizes(settings: MediaSettings, own: OwnSizes | None) -> None:
