@@ -23,6 +23,7 @@ class OwnSizes:
         image: Fewest and most pixels of a picture.
         frame: Fewest and most pixels of a frame, or of all frames of a clip together.
         per_clip: True if `frame` is about all frames together.
+        frame_limit: Most pixels of a frame however few a clip has; None for no such limit.
     """
 
     family: str
@@ -30,6 +31,7 @@ class OwnSizes:
     image: tuple[int, int]
     frame: tuple[int, int]
     per_clip: bool = False
+    frame_limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

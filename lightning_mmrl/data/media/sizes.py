@@ -86,14 +86,20 @@ def frame_size(num_frames: int, height: int, width: int, settings: MediaSettings
 def frame_bounds(num_frames: int, settings: MediaSettings, own: OwnSizes) -> tuple[float, float]:
     """Fewest and most pixels of each of so many frames."""
     num_frames = math.ceil(num_frames / FRAME_FACTOR) * FRAME_FACTOR
-    square, share = own.factor**2, num_frames if own.per_clip else 1
-    least = settings.min_frame_pixels
-    least = own.frame[0] // share if least is None else least
-    total = settings.total_pixels
+    own_least, own_most = own_frame_bounds(num_frames, own)
+    least, most, total = settings.min_frame_pixels, settings.max_frame_pixels, settings.total_pixels
+    least = own_least if least is None else least
     total = _CLIP_TOKENS * own.factor * own.factor * _CLIP_SHARE if total is None else total
-    limit = max(min(_FRAME_TOKENS * square, total / num_frames * FRAME_FACTOR), int(least * _ABOVE_LEAST))
-    most = settings.max_frame_pixels
-    return least, min(own.frame[1] // share if most is None else most, limit)
+    limit = max(min(_FRAME_TOKENS * own.factor**2, total / num_frames * FRAME_FACTOR), int(least * _ABOVE_LEAST))
+    return least, min(own_most if most is None else most, limit)
+
+
+def own_frame_bounds(num_frames: int, own: OwnSizes) -> tuple[int, int]:
+    """Fewest and most pixels of each of so many frames by the model's own processor."""
+    least, most = own.frame
+    if own.per_clip:
+        least, most = least // num_frames, most // num_frames
+    return least, most if own.frame_limit is None else min(most, own.frame_limit)
 
 
 def smart_nframes(settings: MediaSettings, total_frames: int, rate: float) -> int:

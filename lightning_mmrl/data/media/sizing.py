@@ -97,4 +97,4 @@ def _resized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Pixels [H, W, 3] as [height, width, 3]."""
     height, width = size
     image = Image.fromarray(np.ascontiguousarray(pixels))
-    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+    return np.array(image.resize((width, height), Image.Resampling.BICUBIC))

@@ -55,14 +55,16 @@ class QwenVisionEncoder(FamilyEncoder):
     @property
     def own_sizes(self) -> OwnSizes:
         """The bounds of pixels in the processors of pictures and of clips."""
-        images, clips = (process.size for process in (self.processor.image_processor, self.processor.video_processor))
-        process = self.processor.image_processor
+        images, clips = self.processor.image_processor, self.processor.video_processor
+        factor = images.patch_size * images.merge_size
+        is_capped = self.frames_share_size and clips.cap_pixels_per_frame
         return OwnSizes(
             family=self.family,
-            factor=process.patch_size * process.merge_size,
-            image=(images["shortest_edge"], images["longest_edge"]),
-            frame=(clips["shortest_edge"], clips["longest_edge"]),
+            factor=factor,
+            image=(images.size["shortest_edge"], images.size["longest_edge"]),
+            frame=(clips.size["shortest_edge"], clips.size["longest_edge"]),
             per_clip=self.frames_share_size,
+            frame_limit=clips.max_video_tokens * factor**2 if is_capped else None,
         )
 
     @property
