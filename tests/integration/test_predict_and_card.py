@@ -119,7 +119,10 @@ def test_the_cards_own_code_answers_as_predict_does(handoff, files, tmp_path, ca
 
 SHOWN = {
     "a rate": (("fps=5", "max_frames=7", "max_frame_pixels=10000", "min_frame_pixels=1024"), [3, 6, 6]),
-    "a number": (("frame_rule=qwen_vl_utils", "total_pixels=20000", "min_frame_pixels=1024"), [2, 6, 6]),
+    "a number": (
+        ("frame_rule=qwen_vl_utils", "total_pixels=20000", "min_frame_pixels=1024", "max_frame_pixels=20000"),
+        [2, 6, 6],
+    ),
     "a picture": (("max_image_pixels=8000", "min_image_pixels=1024"), [1, 4, 6]),
 }
 """Keys, and the patches in which they show a clip of 15 frames of 112 x 112 in 1.5 s, or a picture of 120 x 90."""

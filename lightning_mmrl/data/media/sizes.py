@@ -38,7 +38,7 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: float, max_pi
     """
     what = f"{width} x {height} pixels"
     if min_pixels > max_pixels:
-        raise MediaError(f"{what} would be shown with at least {min_pixels:g} and at most {max_pixels:g} pixels")
+        raise MediaError(f"{what} would be shown with at least {min_pixels:.0f} and at most {max_pixels:.0f} pixels")
     if max(height, width) / min(height, width) > _MAX_RATIO:
         raise MediaError(f"{what} have sides in a ratio above {_MAX_RATIO}, which the model does not take; crop it")
     shown_height = max(factor, round(height / factor) * factor)
@@ -168,9 +168,9 @@ def _check_contradiction(kind: str, settings: MediaSettings, own: OwnSizes, boun
     least, most = bounds
     if least <= most or all(value is None for value in given.values()):
         return
-    end, free, theirs = "min", "max", f"at most {most:g}"
+    end, free, theirs = "min", "max", f"at most {most:.0f}"
     if given["min"] is None:
-        end, free, theirs = "max", "min", f"at least {least:g}"
+        end, free, theirs = "max", "min", f"at least {least:.0f}"
     raise ConfigError(
         f"data.media.{end}_{kind}_pixels is {given[end]}, and the processor of {own.family} takes {theirs}; set "
         f"data.media.{free}_{kind}_pixels too"
