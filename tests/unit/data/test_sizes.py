@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from lightning_mmrl.data.media.examine import examine
-from lightning_mmrl.data.media.guard import DecodeTask, decode
+from lightning_mmrl.data.media.guard import DecodeTask, GuardedDecoder, decode
 from lightning_mmrl.data.media.selection import select_frames
 from lightning_mmrl.data.media.sizes import check_sizes, frame_bounds
+from lightning_mmrl.data.synthetic.video_file import write_silent_clip
 from lightning_mmrl.errors import ConfigError, MediaError
 from lightning_mmrl.settings.data import FRAME_KEYS, MediaSettings
 from lightning_mmrl.types.media import OwnSizes
@@ -184,3 +185,16 @@ def test_bounds_of_a_whole_clip_are_shared_by_its_frames():
     assert frame_bounds(8, MediaSettings(min_frame_pixels=1024), SHARED) == (1024, 768 * 1024)
     assert frame_bounds(7, MediaSettings(max_frame_pixels=9000), SHARED) == (512, 9000)
     assert frame_bounds(400, MediaSettings(min_frame_pixels=1024), SHARED)[1] == 25_165_824 // 400
+
+
+@pytest.mark.slow
+def test_a_worker_has_room_for_many_large_frames_if_it_may_reduce_them(tmp_path):
+    """120 frames of 1280 x 720 are 316 MiB; as 448 x 252 they are 39."""
+    path = tmp_path / "a.mp4"
+    write_silent_clip(path, np.zeros((120, 720, 1280, 3), dtype=np.uint8), 30)
+    decoder, found = GuardedDecoder(workers=1, deadline_s=120.0, memory_mb=400), []
+    reduced = task(path, fps=30.0, max_frame_pixels=120_000)
+    decoder.decode_all([reduced, task(path, fps=30.0)], lambda _, outcome: found.append(outcome))
+    by_error = sorted(found, key=lambda outcome: outcome.error is not None)
+    assert by_error[0].value.frames.shape == (120, 252, 448, 3)
+    assert "data.media.decode_memory_mb" in by_error[1].error
