@@ -112,7 +112,7 @@ def own_sizes(checkpoint: str, tower: Stack) -> OwnSizes:
     """The bounds of the processor of a local checkpoint; open bounds where it says none, or is not here."""
     square = tower.square**2
     images, clips = (next(_bounds(Path(checkpoint), kind), (square, _OPEN)) for kind in ("image", "video"))
-    return OwnSizes(family="the model", factor=tower.square, image=images, frame=clips, per_clip=tower.sizes_clips)
+    return OwnSizes(shown_by="the model", factor=tower.square, image=images, frame=clips, per_clip=tower.sizes_clips)
 
 
 def _bounds(folder: Path, kind: str) -> Iterator[tuple[int, int]]:

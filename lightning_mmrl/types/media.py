@@ -18,7 +18,7 @@ class OwnSizes:
     """The sizes in which a model's own processor shows pictures and clips; they stand for keys that are null.
 
     Attributes:
-        family: The model's family, for messages.
+        shown_by: Name of the model's family, for messages.
         factor: Pixels of a side of the square that one token stands for; the sides of a picture are multiples of it.
         image: Fewest and most pixels of a picture.
         frame: Fewest and most pixels of a frame, or of all frames of a clip together.
@@ -26,7 +26,7 @@ class OwnSizes:
         frame_limit: Most pixels of a frame however few a clip has; None for no such limit.
     """
 
-    family: str
+    shown_by: str
     factor: int
     image: tuple[int, int]
     frame: tuple[int, int]

@@ -28,7 +28,7 @@ NAMES = {"nframes": "num_frames", "min_pixels": "min_frame_pixels", "max_pixels"
 def theirs(patch):
     """The bounds that the packages take where none is given; `frame[1]` is cut to 768 tokens anyway."""
     square = (2 * patch) ** 2
-    return OwnSizes(family="Qwen", factor=2 * patch, image=(4 * square, 16_384 * square), frame=(128 * square, 2**40))
+    return OwnSizes(shown_by="Qwen", factor=2 * patch, image=(4 * square, 16_384 * square), frame=(128 * square, 2**40))
 
 
 def asked(case):

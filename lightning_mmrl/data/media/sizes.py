@@ -145,7 +145,7 @@ def check_sizes(settings: MediaSettings, own: OwnSizes | None) -> None:
     """
     if own is None:
         return
-    square, side = own.factor**2, f"{own.factor} x {own.factor} pixels of {own.family}"
+    square, side = own.factor**2, f"{own.factor} x {own.factor} pixels of {own.shown_by}"
     for key in ("max_frame_pixels", "total_pixels", "max_image_pixels"):
         value = getattr(settings, key)
         if value is not None and value < square:
@@ -172,6 +172,6 @@ def _check_contradiction(kind: str, settings: MediaSettings, own: OwnSizes, boun
     if given["min"] is None:
         end, free, theirs = "max", "min", f"at least {least:.0f}"
     raise ConfigError(
-        f"data.media.{end}_{kind}_pixels is {given[end]}, and the processor of {own.family} takes {theirs}; set "
+        f"data.media.{end}_{kind}_pixels is {given[end]}, and the processor of {own.shown_by} takes {theirs}; set "
         f"data.media.{free}_{kind}_pixels too"
     )

@@ -59,7 +59,7 @@ class QwenVisionEncoder(FamilyEncoder):
         factor = images.patch_size * images.merge_size
         is_capped = self.frames_share_size and clips.cap_pixels_per_frame
         return OwnSizes(
-            family=self.family,
+            shown_by=self.family,
             factor=factor,
             image=(images.size["shortest_edge"], images.size["longest_edge"]),
             frame=(clips.size["shortest_edge"], clips.size["longest_edge"]),

@@ -1,5 +1,6 @@
 """Keys of frames and sizes: what decoders do by them, and what they refuse. The arithmetic has its own oracle."""
 
+import tracemalloc
 from pathlib import Path
 
 import av
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from lightning_mmrl.data.media.examine import examine
-from lightning_mmrl.data.media.guard import DecodeTask, GuardedDecoder, decode
+from lightning_mmrl.data.media.guard import DecodeTask, decode
 from lightning_mmrl.data.media.selection import select_frames
 from lightning_mmrl.data.media.sizes import check_sizes, frame_bounds
 from lightning_mmrl.data.synthetic.video_file import write_silent_clip
@@ -18,8 +19,8 @@ from lightning_mmrl.settings.data import FRAME_KEYS, MediaSettings
 from lightning_mmrl.types.media import OwnSizes
 from lightning_mmrl.types.records import MediaRef
 
-OWN = OwnSizes(family="Qwen2.5-VL", factor=28, image=(3136, 12_845_056), frame=(3136, 12_845_056))
-SHARED = OwnSizes(family="Qwen3-VL", factor=32, image=(65_536, 2**24), frame=(4096, 25_165_824), per_clip=True)
+OWN = OwnSizes(shown_by="Qwen2.5-VL", factor=28, image=(3136, 12_845_056), frame=(3136, 12_845_056))
+SHARED = OwnSizes(shown_by="Qwen3-VL", factor=32, image=(65_536, 2**24), frame=(4096, 25_165_824), per_clip=True)
 CLIP = Path("a.mp4")
 
 
@@ -187,14 +188,15 @@ def test_bounds_of_a_whole_clip_are_shared_by_its_frames():
     assert frame_bounds(400, MediaSettings(min_frame_pixels=1024), SHARED)[1] == 25_165_824 // 400
 
 
-@pytest.mark.slow
-def test_a_worker_has_room_for_many_large_frames_if_it_may_reduce_them(tmp_path):
-    """120 frames of 1280 x 720 are 316 MiB; as 448 x 252 they are 39."""
+def test_only_the_reduced_frames_are_kept(tmp_path):
+    """40 frames of 1280 x 720 are 105 MiB; as 448 x 252 they are 13, beside the frame at hand."""
     path = tmp_path / "a.mp4"
-    write_silent_clip(path, np.zeros((120, 720, 1280, 3), dtype=np.uint8), 30)
-    decoder, found = GuardedDecoder(workers=1, deadline_s=120.0, memory_mb=400), []
-    reduced = task(path, fps=30.0, max_frame_pixels=120_000)
-    decoder.decode_all([reduced, task(path, fps=30.0)], lambda _, outcome: found.append(outcome))
-    by_error = sorted(found, key=lambda outcome: outcome.error is not None)
-    assert by_error[0].value.frames.shape == (120, 252, 448, 3)
-    assert "data.media.decode_memory_mb" in by_error[1].error
+    write_silent_clip(path, np.zeros((40, 720, 1280, 3), dtype=np.uint8), 30)
+    peaks = []
+    for keys in ({}, {"max_frame_pixels": 120_000}):
+        tracemalloc.start()
+        decode(task(path, num_frames=40, **keys))
+        peaks.append(tracemalloc.get_traced_memory()[1] / 2**20)
+        tracemalloc.stop()
+    assert peaks[0] > 105
+    assert peaks[1] < 30
