@@ -12,7 +12,7 @@ import torch
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import smart_resize as transformers_resize
 
 from lightning_mmrl.data.media.selection import frames_on_show, select_frames
-from lightning_mmrl.data.media.sizes import evenly, frame_size, smart_resize
+from lightning_mmrl.data.media.sizes import evenly, frame_bounds, smart_resize
 from lightning_mmrl.data.media.sizing import sized_image
 from lightning_mmrl.data.media.video import HAS_DECORD, decode_pyav, decode_video
 from lightning_mmrl.errors import MediaError
@@ -45,7 +45,8 @@ def choose(case, starts_s=None):
     starts_s = np.arange(case["frames"]) / case["rate"] if starts_s is None else starts_s
     try:
         chosen = select_frames(CLIP, starts_s, ref, settings, case["rate"])
-        size = frame_size(len(chosen.indices), *case["size"], settings, theirs(case["patch"]))
+        bounds = frame_bounds(len(chosen.indices), settings, theirs(case["patch"]))
+        size = smart_resize(*case["size"], 2 * case["patch"], *bounds)
     except MediaError:
         return None
     rate = len(chosen.indices) / chosen.duration_s
@@ -157,7 +158,7 @@ def test_files_are_read_as_the_packages_read_them(case, decode, tmp_path):
     assert clips.shown(video.frames) == case["found"]["indices"]
     assert video.timestamps_s == pytest.approx([case["starts_s"][index] for index in case["found"]["indices"]])
     assert video.sampled_fps == pytest.approx(case["found"]["sampled_fps"], rel=1e-9)
-    size = frame_size(len(video.frames), *video.frames.shape[1:3], settings, theirs(14))
+    size = smart_resize(*video.frames.shape[1:3], 28, *frame_bounds(len(video.frames), settings, theirs(14)))
     assert list(size) == case["found"]["size"]
 
 

@@ -134,20 +134,17 @@ def frames_taken(
     inside = _inside(starts_s, span_s, ref)
     if not len(inside):
         return (), 0.0
-    rate = _plausible_rate(starts_s[inside], rate, span_s if _is_cut(ref) else None)
+    whole = ref.start_s is None and ref.end_s is None
+    rate = _plausible_rate(starts_s[inside], rate, None if whole else span_s)
     number = smart_nframes(settings, len(inside), rate)
     if not number:
         return (), 0.0
     return evenly(int(inside[0]), int(inside[-1]), number), len(inside) / rate
 
 
-def _is_cut(ref: MediaRef) -> bool:
-    return ref.start_s is not None or ref.end_s is not None
-
-
 def _inside(starts_s: np.ndarray, span_s: tuple[float, float], ref: MediaRef) -> np.ndarray:
     """Indices of the frames that start within a span, both ends included, as qwen-vl-utils counts them."""
-    if not _is_cut(ref):
+    if ref.start_s is None and ref.end_s is None:
         return np.arange(len(starts_s))
     return np.flatnonzero((starts_s >= span_s[0] - _ROUNDED_S) & (starts_s <= span_s[1] + _ROUNDED_S))
 
@@ -167,8 +164,8 @@ def _plausible_rate(starts_s: np.ndarray, rate: float, span_s: tuple[float, floa
 
 def _too_few(starts_s: np.ndarray, span_s: tuple[float, float], ref: MediaRef, settings: MediaSettings) -> str:
     """The error about a clip with too few frames for qwen-vl-utils."""
-    number, of_span = len(_inside(starts_s, span_s, ref)), " in its span" if _is_cut(ref) else ""
-    too_few = f"too few frames{of_span} ({number})"
+    number = len(_inside(starts_s, span_s, ref))
+    too_few = f"too few frames{' in its span' if number < len(starts_s) else ''} ({number})"
     if settings.fps is not None:
         return f"{too_few}: data.media.fps takes at least {FRAME_FACTOR}; use a longer clip, or a picture"
     return (

@@ -59,28 +59,10 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: float, max_pi
     return shown_height, shown_width
 
 
-def image_size(height: int, width: int, settings: MediaSettings, own: OwnSizes) -> tuple[int, int]:
-    """Height and width in which a picture is shown.
-
-    Raises:
-        MediaError: As in `smart_resize`.
-    """
-    return smart_resize(height, width, own.factor, *image_bounds(settings, own))
-
-
 def image_bounds(settings: MediaSettings, own: OwnSizes) -> tuple[int, int]:
     """Fewest and most pixels of a picture."""
     least, most = settings.min_image_pixels, settings.max_image_pixels
     return own.image[0] if least is None else least, own.image[1] if most is None else most
-
-
-def frame_size(num_frames: int, height: int, width: int, settings: MediaSettings, own: OwnSizes) -> tuple[int, int]:
-    """Height and width in which each of so many frames is shown.
-
-    Raises:
-        MediaError: As in `smart_resize`.
-    """
-    return smart_resize(height, width, own.factor, *frame_bounds(num_frames, settings, own))
 
 
 def frame_bounds(num_frames: int, settings: MediaSettings, own: OwnSizes) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lightning_mmrl.data.media.sizes import FRAME_FACTOR, frame_size, image_size
+from lightning_mmrl.data.media.sizes import FRAME_FACTOR, frame_bounds, image_bounds, smart_resize
 from lightning_mmrl.errors import MediaError
 from lightning_mmrl.settings.data import MediaSettings
 from lightning_mmrl.types.media import DecodedImage, OwnSizes
@@ -26,10 +26,7 @@ def sized_image(path: Path, image: DecodedImage, settings: MediaSettings, own: O
     if own is None or not settings.sizes_images:
         return image
     height, width = image.pixels.shape[:2]
-    try:
-        size = image_size(height, width, settings, own)
-    except MediaError as error:
-        raise MediaError(f"{path}: {error}") from error
+    size = _shown_size(path, (height, width), own, image_bounds(settings, own))
     return DecodedImage(pixels=_resized(image.pixels, size), resized_from=(height, width), warnings=image.warnings)
 
 
@@ -62,7 +59,8 @@ class FrameStack:
         if self._own is not None:
             if self.resized_from is None:
                 self.resized_from = (pixels.shape[0], pixels.shape[1])
-                self._size = self._shown_size(*self.resized_from, self._own)
+                bounds = frame_bounds(self._number, self._settings, self._own)
+                self._size = _shown_size(self._path, self.resized_from, self._own, bounds)
             pixels = _resized(pixels, self._size)
         if self._frames is None:
             self._frames = np.empty((self._number, *pixels.shape), dtype=pixels.dtype)
@@ -86,11 +84,12 @@ class FrameStack:
             f"data.media.total_pixels {total}; lower min_frame_pixels or the number of frames",
         )
 
-    def _shown_size(self, height: int, width: int, own: OwnSizes) -> tuple[int, int]:
-        try:
-            return frame_size(self._number, height, width, self._settings, own)
-        except MediaError as error:
-            raise MediaError(f"{self._path}: {error}") from error
+
+def _shown_size(path: Path, size: tuple[int, int], own: OwnSizes, bounds: tuple[float, float]) -> tuple[int, int]:
+    try:
+        return smart_resize(*size, own.factor, *bounds)
+    except MediaError as error:
+        raise MediaError(f"{path}: {error}") from error
 
 
 def _resized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -151,7 +151,7 @@ def test_a_span_with_too_few_frames_is_refused_by_name(clip, span, keys, message
 def test_a_rate_that_the_clock_contradicts_is_not_used(starts_s, rate, span, seconds):
     ref = MediaRef(kind="video", path=CLIP.name, start_s=span[0], end_s=span[1])
     found = select_frames(CLIP, starts_s, ref, MediaSettings(fps=1.0), rate)
-    assert found.duration_s == pytest.approx(seconds, rel=0.02)
+    assert abs(found.duration_s - seconds) <= 1 / 29  # the frame at the end of the span
     assert len(found.indices) == int(found.duration_s + 1e-6) // 2 * 2
 
 
