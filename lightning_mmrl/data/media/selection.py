@@ -23,8 +23,9 @@ _DIGITS = 4
 _ROUNDED_S = 10**-_DIGITS
 """A frame that starts this much outside of a span counts as inside, since its start is rounded."""
 
-_RATE_SLACK = 0.1
-"""Share by which frames may last shorter, or longer than their span, at the rate that their container has."""
+_RATE_SLACK, _PART_SLACK = 0.5, 0.1
+"""Share by which the frames of a clip may last shorter at the rate that their container has; and those of a part of it,
+shorter or longer."""
 
 _BEYOND_S = 0.1
 """How far an `end` may lie beyond the clip: manifests hold rounded times, and sound may end before the picture."""
@@ -156,8 +157,10 @@ def _plausible_rate(starts_s: np.ndarray, rate: float, span_s: tuple[float, floa
     last longer than its frames say, since nothing says how long the last one is on show.
     """
     shown_s, named_s = float(starts_s[-1] - starts_s[0]), len(starts_s) / rate
-    longest_s = np.inf if span_s is None else (1 + _RATE_SLACK) * (span_s[1] - span_s[0]) + 2 / rate
-    if shown_s <= 0 or (1 - _RATE_SLACK) * shown_s <= named_s <= longest_s:
+    shortest_s, longest_s = (1 - _RATE_SLACK) * shown_s, np.inf
+    if span_s is not None:
+        shortest_s, longest_s = (1 - _PART_SLACK) * shown_s, (1 + _PART_SLACK) * (span_s[1] - span_s[0]) + 2 / rate
+    if shown_s <= 0 or shortest_s <= named_s <= longest_s:
         return rate
     return (len(starts_s) - 1) / shown_s
 
