@@ -28,6 +28,9 @@ class EncodingCheck:
 
     Encoded media are kept in data.media.cache_dir, where training finds them.
 
+    Attributes:
+        own_sizes: The sizes of the model's own processor.
+
     Args:
         config: The experiment.
         media_root: Folder that media paths are relative to.
@@ -43,7 +46,8 @@ class EncodingCheck:
         self.parts = Assembly(config=config, console=console)
         self._uses = uses(config)
         self._media_root = media_root
-        self._pipeline = self.parts.pipeline(self.parts.encoder(self.parts.base_checkpoint()))
+        encoder = self.parts.encoder(self.parts.base_checkpoint())
+        self._pipeline, self.own_sizes = self.parts.pipeline(encoder), encoder.own_sizes
 
     def note(self, manifests: Sequence[Path]) -> str:
         """Returns a line that says what was checked."""

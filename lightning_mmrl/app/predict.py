@@ -12,7 +12,6 @@ from lightning_mmrl.curriculum.facts import check_facts
 from lightning_mmrl.curriculum.lineage import checked_handoff
 from lightning_mmrl.data.collate import EncodedSample, collate_prompts
 from lightning_mmrl.data.media.asked import Medium, check_read, chosen_media
-from lightning_mmrl.data.media.guard import DecodeTask
 from lightning_mmrl.data.pipeline import MediaPipeline
 from lightning_mmrl.prompts.template import question_about
 from lightning_mmrl.registry.families import loaded_family
@@ -77,7 +76,7 @@ def answer_question(
 
 def _encoded(media: Sequence[Medium], pipeline: MediaPipeline, console: ConsoleProgress) -> list[dict[str, Tensor]]:
     """Decodes each medium in a worker, and returns it as training sees it; shows the decoders' warnings."""
-    tasks = [DecodeTask(path=path, ref=ref, settings=pipeline.settings) for path, ref in media]
+    tasks = [pipeline.task(path, ref) for path, ref in media]
     outcomes: dict[int, CallResult] = {}
     pipeline.decoder.decode_all(tasks, outcomes.__setitem__)
     encoded = [pipeline.encode_file(task.path, outcomes[index]) for index, task in enumerate(tasks)]
@@ -88,7 +87,8 @@ def _encoded(media: Sequence[Medium], pipeline: MediaPipeline, console: ConsoleP
 
 
 def _config(facts: dict, family: dict) -> RunSettings:
-    media = {each.name: facts["media"][each.name] for each in fields(MediaSettings)}
+    known = facts["media"]
+    media = {each.name: known[each.name] for each in fields(MediaSettings) if each.name in known}
     # A handoff without these facts was trained before there was a choice.
     rule, how = facts.get("position_rule", "transformers"), facts.get("audio_in_video", "separate")
     return RunSettings(

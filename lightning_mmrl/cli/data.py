@@ -113,7 +113,7 @@ def _inspect(options: argparse.Namespace, *, decode: bool) -> int:
             from lightning_mmrl.app.encoding_checks import EncodingCheck
 
             check = EncodingCheck(config, options.media_root, console)
-            guard = replace(guard, settings=check.parts.config.data.media)
+            guard = replace(guard, settings=check.parts.config.data.media, own=check.own_sizes)
             notes = [check.note(options.manifests)]
         inventory = take_inventory(options.manifests, options.media_root, label_set(options.labels))
         if guard is not None:

@@ -17,7 +17,7 @@ def add_guard(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=cores, metavar="N", help="decoding processes (default: cores)")
     add_decode_bounds(parser)
     parser.add_argument("--max-duration-s", type=float, metavar="S", help="longest medium (default 600)")
-    parser.add_argument("--max-pixels", type=int, metavar="N", help="pixels of the largest frame (default 16777216)")
+    parser.add_argument("--max-pixels", type=int, metavar="N", help="refuse larger frames (default 16777216)")
     parser.add_argument("--max-bytes", type=int, metavar="N", help="largest file (default 268435456)")
 
 

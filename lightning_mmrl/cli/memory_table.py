@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from lightning_mmrl.planning.clips import Clip, lengths_with_clip
 from lightning_mmrl.planning.memory import Estimate, Lengths, estimate
 from lightning_mmrl.planning.shapes import ModelShape, read_shape
 from lightning_mmrl.settings.model import AdapterSettings
@@ -21,8 +22,14 @@ GIGABYTES = (24, 80)
 Change = Callable[[StageSettings], StageSettings]
 
 
-def show_memory(console: Console, config: RunSettings, names: Sequence[str], lengths: Lengths) -> None:
-    """Prints one line for a stage that fits the smallest device, a table and hints for any other."""
+def show_memory(
+    console: Console, config: RunSettings, names: Sequence[str], lengths: Lengths, clip: Clip | None = None
+) -> None:
+    """Prints one line for a stage that fits the smallest device, a table and hints for any other.
+
+    Raises:
+        ConfigError: The keys of frames and sizes refuse the clip.
+    """
     try:
         shape = read_shape(config.model.checkpoint, config.model.known_sizes)
     except ValueError as error:
@@ -40,6 +47,9 @@ def show_memory(console: Console, config: RunSettings, names: Sequence[str], len
         return
     if shape.assumed is not None:
         console.print(f"memory       {shape.assumed} is no family of this package; it is taken to have Llama's layers")
+    lengths, counted = lengths_with_clip(lengths, clip, config.data.media, shape, config.model.checkpoint)
+    if counted is not None:
+        console.print(f"media        {counted}")
     assumed = [name for name in names if not _show_stage(console, config, name, shape, lengths)]
     if assumed:
         console.print(
@@ -95,7 +105,10 @@ def memory_hint(config: RunSettings, name: str | None) -> str:
         shape = read_shape(config.model.checkpoint, config.model.known_sizes)
     except ValueError:
         shape = None
-    found = [] if shape is None else hints(config, name, shape, Lengths())
+    found = []
+    if shape is not None:
+        lengths, _ = lengths_with_clip(Lengths(), None, config.data.media, shape, config.model.checkpoint)
+        found = hints(config, name, shape, lengths)
     return "; ".join([*lines, *(f"mmrl plan estimates that the stage {line}" for line in found)])
 
 

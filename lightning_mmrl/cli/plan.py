@@ -15,6 +15,7 @@ from lightning_mmrl.curriculum.changes import same_content
 from lightning_mmrl.curriculum.manifest import Manifest
 from lightning_mmrl.curriculum.selection import is_stale
 from lightning_mmrl.errors import ConfigError
+from lightning_mmrl.planning.clips import CLIP, Clip
 from lightning_mmrl.planning.memory import Lengths
 from lightning_mmrl.registry.kinds import kind_of
 from lightning_mmrl.settings.run import RunSettings
@@ -31,17 +32,18 @@ PROMPT_TOKENS = "--prompt-tokens"
 
 def run(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
-    flags, rest = take_flags(arguments, valued=(PROMPT_TOKENS,))
+    flags, rest = take_flags(arguments, valued=(PROMPT_TOKENS, CLIP))
     tokens, lengths = flags.get(PROMPT_TOKENS), Lengths()
     if tokens is not None:
         if not tokens.isdecimal() or int(tokens) < 1:
             raise ConfigError(f"{PROMPT_TOKENS} is {tokens!r}; it must be a whole number of tokens, at least 1")
         lengths = Lengths(prompt=int(tokens))
-    run_with_config(partial(plan, lengths=lengths), "mmrl plan", rest)
+    clip = Clip.parse(flags[CLIP]) if CLIP in flags else None
+    run_with_config(partial(plan, lengths=lengths, clip=clip), "mmrl plan", rest)
     return 0
 
 
-def plan(config: RunSettings, lengths: Lengths) -> None:
+def plan(config: RunSettings, lengths: Lengths, clip: Clip | None = None) -> None:
     """Prints stages, sizes, batch arithmetic, memory and the places of all outputs."""
     console = report_console(width=140)
     directory = Path(config.output_dir) / config.run_name
@@ -68,7 +70,7 @@ def plan(config: RunSettings, lengths: Lengths) -> None:
     for spec in specs:
         if not spec.trains:
             console.print(f"{spec.name:<12} makes {', '.join(spec.outputs)}; trains nothing")
-    show_memory(console, config, list(config.trained), lengths)
+    show_memory(console, config, list(config.trained), lengths, clip)
     sets = ", ".join(f"{name} ({each.manifest})" for name, each in config.evaluation.sets.items())
     console.print(f"evaluated after each stage on {sets}")
     for data in config.all_data.values():

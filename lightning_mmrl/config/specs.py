@@ -10,6 +10,7 @@ from typing import Any
 from lightning_mmrl.curriculum.graph import place_among_trained, plan_stages
 from lightning_mmrl.files import file_digest
 from lightning_mmrl.registry.kinds import kind_of
+from lightning_mmrl.settings.data import MediaSettings
 from lightning_mmrl.settings.renamed import first_name
 from lightning_mmrl.settings.run import MAX_SEED, RunSettings
 from lightning_mmrl.settings.stage import BASE, PREVIOUS, NodeSettings, StageSettings
@@ -65,7 +66,7 @@ def base_evaluation(config: RunSettings) -> str:
     """Returns a hash of the settings and data with which the base model is evaluated; empty if it is not evaluated."""
     if not config.evaluation.base or not config.trained:
         return ""
-    first, seen = first_trained(config), {"num_frames": config.data.media.num_frames}
+    first, seen = first_trained(config), _seen(config.data.media)
     how = _evaluated_how(config, replace(first, evaluation_sets=None), is_last=False, with_data=True)
     seen |= {key: getattr(config.model, key) for key in ("dtype", "position_rule", "audio_in_video")}
     prompts = {name: asdict(config.prompt_of(each, first)) for name, each in config.evaluation.sets.items()}
@@ -119,6 +120,11 @@ def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _seen(media: MediaSettings) -> dict[str, Any]:
+    """The keys that decide what a model sees of a clip or a picture; limits only decide whether it is left out."""
+    return {"num_frames": media.num_frames, **media.chosen}
+
+
 def _decisive(config: RunSettings, name: str) -> dict[str, Any]:
     """Maps the keys that decide a stage's outcome (dotted, see `first_name`) to their values without credentials."""
     config = config.of_stage(config.stages[name])
@@ -126,7 +132,7 @@ def _decisive(config: RunSettings, name: str) -> dict[str, Any]:
     stage["trainer"] = {"precision": config.stages[name].trainer.precision}
     data = asdict(config.data)
     del stage["data"]["dataset"]  # its keys are below `data`
-    data["media"] = {"num_frames": config.data.media.num_frames}
+    data["media"] = _seen(config.data.media)
     own = config.stages[name]
     if isinstance(own, StageSettings) and own.num_epochs is not None:
         stage["num_steps"] = own.trainer.max_steps  # with the digests of the data, this decides the number of steps

@@ -4,11 +4,14 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
+from lightning_mmrl.curriculum.card_frames import frame_lines, frames_code, picture_lines, sizes_frames, sizing_code
 from lightning_mmrl.errors import StageError
 from lightning_mmrl.prompts.labels import names_emotions
 from lightning_mmrl.prompts.template import DEFAULT_QUESTION, QUESTION
 
 _OMNI = "qwen2_5_omni_thinker"
+_PER_CLIP = "qwen3_vl"
+"""The family whose processor bounds the pixels of a whole clip."""
 _BY_LONGER_SIDE = ("qwen2_vl", "qwen2_5_vl")
 """Families for which transformers counts text positions from the longer side of a clip; see models/positions.py."""
 
@@ -17,21 +20,6 @@ def picture_of(path):
     # Upright, and over white where it is transparent.
     picture = ImageOps.exif_transpose(Image.open(path)).convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-
-"""
-
-_FRAMES = """\
-def frames_of(path, count={num_frames}):
-    # The frames on show at the middles of equal segments of the clip, when each begins, and how many are in a second.
-    with av.open(path) as container:
-        zero = (container.start_time or 0) / av.time_base
-        shown = [frame for frame in container.decode(video=0) if frame.time is not None]
-    starts = np.round([frame.time - zero for frame in shown], 4)
-    end = starts[-1] + ((starts[-1] - starts[0]) / (len(starts) - 1) if len(starts) > 1 else 0.04)
-    times = (np.arange(count) + 0.5) * end / count
-    chosen = np.maximum(np.searchsorted(starts, times + 1e-3, side="right") - 1, 0)
-    frames = [np.rot90(shown[i].to_ndarray(format="rgb24"), round(shown[i].rotation / 90)) for i in chosen]
-    return np.stack(frames), starts[chosen], count / end
 
 """
 
@@ -85,11 +73,12 @@ def call_of(facts: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     kinds = (*seen, "audio") if "audio_config" in config else seen
     parts = [_beginning(facts, config, kinds)]
     parts += [_PICTURES] if "image" in kinds else []
-    parts += [_FRAMES.format(**facts["media"])] if "video" in kinds else []
+    parts += [frames_code(facts["media"])] if "video" in kinds else []
+    parts += [sizing_code(facts["media"])] if kinds and sizing_code(facts["media"]) else []
     parts += [_SOUND.format(**facts["media"])] if "audio" in kinds else []
     is_omni = config.get("model_type") == _OMNI
     interleaves = is_omni and facts.get("audio_in_video") == "interleaved"
-    parts += [_content(kinds, facts["media"], is_omni=is_omni, interleaves=interleaves)] if kinds else []
+    parts += [_content(kinds, facts["media"], config, interleaves=interleaves)] if kinds else []
     prompt = _prompt(facts, kinds) if facts["prompt"].get("raw") is None else _raw_prompt(facts, kinds, config)
     return "\n".join([*parts, prompt, _answer(facts, kinds, config, interleaves=interleaves)])
 
@@ -116,6 +105,7 @@ def _beginning(facts: Mapping[str, Any], config: Mapping[str, Any], kinds: tuple
     packages = ["torch", *(["av", "numpy", "pillow"] if kinds else []), *(["soxr"] if "audio" in kinds else [])]
     loader = "AutoProcessor" if kinds else "AutoTokenizer"
     lines = [f"# With transformers {version('transformers')} and {', '.join(packages)}."]
+    lines += ["import math", ""] if kinds and sizing_code(facts["media"]) else []
     lines += ["import av", "import numpy as np"] if kinds else []
     lines += ["import soxr"] if "audio" in kinds else []
     lines += ["import torch"]
@@ -132,19 +122,23 @@ def _beginning(facts: Mapping[str, Any], config: Mapping[str, Any], kinds: tuple
     return "\n".join(lines)
 
 
-def _content(kinds: tuple[str, ...], media: Mapping[str, Any], *, is_omni: bool, interleaves: bool) -> str:
+def _content(kinds: tuple[str, ...], media: Mapping[str, Any], config: Mapping[str, Any], *, interleaves: bool) -> str:
     """Writes code that sets `content` (the media of the user's turn) and `media` (the processor's arguments)."""
+    as_it_is = ['    media.setdefault("videos_kwargs", {})["do_resize"] = False'] if sizes_frames(media) else []
     lines = [
         "",
         "content, media = [], {}",
         "if IMAGE:",
         '    content += [{"type": "image"}]',
         '    media["images"] = [picture_of(IMAGE)]',
+        *picture_lines(media),
         "if VIDEO:",
         "    frames, times, fps = frames_of(VIDEO)",
+        *frame_lines(media, per_clip=config.get("model_type") == _PER_CLIP),
         '    content += [{"type": "video"}]',
         '    media["videos"] = [frames]',
-        *(_OMNI_CLIP if is_omni else _CLIP),
+        *(_OMNI_CLIP if config.get("model_type") == _OMNI else _CLIP),
+        *as_it_is,
     ]
     if "audio" in kinds:
         lines += ["if SOUND:"]

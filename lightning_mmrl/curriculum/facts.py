@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning_mmrl.errors import ConfigError, StageError
 from lightning_mmrl.prompts.template import PromptTemplate
-from lightning_mmrl.settings.data import PromptSettings
+from lightning_mmrl.settings.data import FRAME_RULES, PromptSettings
 from lightning_mmrl.settings.model import AUDIO_IN_VIDEO, DTYPES, POSITION_RULES
 
 SEALED = ("version", "digest", "files", "placeless", "seal")
@@ -99,6 +99,10 @@ _SECONDS = _rule(
     # The comparison is false for NaN.
     lambda value: isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1e9,
 )
+_RATE = _rule(
+    "a number of frames per second above 0",
+    lambda value: isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1e6,
+)
 _LABELS = _rule(
     "a list of different texts",
     lambda value: (
@@ -128,7 +132,17 @@ _FACTS: Mapping[str, _Rule] = {
             "max_duration_s": _SECONDS,
             "max_pixels": _whole(1, 2**40),
             "max_bytes": _whole(1, 2**50),
-        }
+        },
+        {  # handoffs have the keys that are set
+            "frame_rule": _one_of(*FRAME_RULES),
+            "fps": _RATE,
+            "min_frames": _whole(2, 100_000),
+            "max_frames": _whole(2, 100_000),
+            **dict.fromkeys(
+                ("min_frame_pixels", "max_frame_pixels", "total_pixels", "min_image_pixels", "max_image_pixels"),
+                _whole(1, 2**40),
+            ),
+        },
     ),
     "labels": _LABELS,
     "family": _family,

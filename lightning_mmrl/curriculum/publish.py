@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from lightning_mmrl.curriculum.artifacts import SEAL
 from lightning_mmrl.curriculum.card_call import call_of, part_of_text, places_text_otherwise
+from lightning_mmrl.curriculum.card_frames import in_words
 from lightning_mmrl.curriculum.facts import check_facts
 from lightning_mmrl.curriculum.lineage import ancestry, checked_handoff
 from lightning_mmrl.curriculum.manifest import FinishedStage
@@ -181,7 +182,7 @@ def _prompting(facts: Mapping[str, Any], *, with_labels: bool) -> str:
     texts = {title: f"`{prompt[part]}`" if prompt[part] else "none" for part, title in parts.items()}
     lines = ["## Prompt", "", *(f"- {title}: {text}" for title, text in texts.items())]
     lines += [f"- Labels: {', '.join(facts['labels'])}"] if facts["labels"] and with_labels else []
-    lines += [f"- Clips: {media['num_frames']} frames, sound at {media['sample_rate_hz']} Hz"]
+    lines += [f"- Clips: {in_words(media)}, sound at {media['sample_rate_hz']} Hz"]
     return "\n".join([*lines, f"- Longest answer in the evaluation: {facts['max_new_tokens']} tokens"])
 
 

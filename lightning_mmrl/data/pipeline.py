@@ -1,6 +1,6 @@
 """Converts media to model inputs; if the conversion fails, the error names the file."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 from lightning_mmrl.data.media.cache import MediaCache, media_key
 from lightning_mmrl.data.media.guard import DecodeTask, GuardedDecoder
 from lightning_mmrl.data.media.opened import open_media
+from lightning_mmrl.data.media.sizes import check_sizes
 from lightning_mmrl.data.sampler import Variant
 from lightning_mmrl.errors import MediaError, MmrlError
 from lightning_mmrl.machine import refusal
@@ -28,6 +29,18 @@ class MediaPipeline:
     cache: MediaCache
     decoder: GuardedDecoder
 
+    def __post_init__(self) -> None:
+        """Refuses sizes that the model cannot show.
+
+        Raises:
+            ConfigError: Naming the key.
+        """
+        check_sizes(self.settings, self.encoder.own_sizes)
+
+    def task(self, path: Path, ref: MediaRef) -> DecodeTask:
+        """A task that decodes a medium of a file that the user named."""
+        return DecodeTask(path=path, ref=ref, settings=self.settings, own=self.encoder.own_sizes)
+
     def keyed_task(self, path: Path, ref: MediaRef, root: Path) -> tuple[str, DecodeTask]:
         """Returns the cache key of a medium below `root`, and a task that decodes exactly the file of that key.
 
@@ -37,7 +50,7 @@ class MediaPipeline:
         try:
             with open_media(path, root) as file:
                 key = media_key(file, ref, self.settings, self.encoder.fingerprint)
-                return key, DecodeTask(path=path, ref=ref, settings=self.settings, root=root, seen=file.identity)
+                return key, replace(self.task(path, ref), root=root, seen=file.identity)
         except OSError as error:
             raise MediaError(f"{path}: cannot be read ({error.strerror})") from error
 

@@ -187,6 +187,7 @@ class PreparedSet(Dataset[EncodedSample]):
         return {
             "supervised": self._supervised,
             "num_frames": media.num_frames,
+            **media.chosen,
             "sample_rate_hz": SAMPLE_RATE_HZ,
             "max_duration_s": media.max_duration_s,
             "max_pixels": media.max_pixels,

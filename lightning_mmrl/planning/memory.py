@@ -46,9 +46,13 @@ class Lengths:
 
     prompt: int = 2048
     answer: int = 512
+    clip: int | None = None
+    """Tokens of a prompt that are picture, where they are counted (`planning.clips`)."""
 
     def media(self, group: str) -> int:
         """Returns the number of feature rows of a prompt that come from a tower."""
+        if group == "vision" and self.clip is not None:
+            return min(self.clip, self.prompt)
         return self.prompt * {"vision": 6, "audio": 1}[group] // 8
 
 

@@ -113,6 +113,7 @@ def _vision_3(vision: Mapping[str, Any]) -> Stack:
         rest=patches + 2 * width + 2 * merged * deep + sum(linear.parameters for linear in mergers),
         projector=mergers,
         projector_norms=2 * width + 2 * merged * deep,
+        sizes_clips=True,
     )
 
 
@@ -175,6 +176,7 @@ def _tower(vision: Mapping[str, Any], *, width: int, rms_norms: bool, **sizes: A
         rms_norms=rms_norms,
         rows_per_token=_merged(vision),
         input_values=_patch_values(vision),
+        square=vision["patch_size"] * vision["spatial_merge_size"],
         **sizes,
     )
 

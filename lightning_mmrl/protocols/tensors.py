@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from lightning_mmrl.types.batches import CorrectionOutput, LossInputs, LossOutput, PromptBatch, Rollout
-from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo
+from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo, OwnSizes
 from lightning_mmrl.types.records import MediaKind, Message
 
 
@@ -135,7 +135,8 @@ class PromptEncoder(Protocol):
     """Turns messages and decoded media into model inputs, and token ids into text; one class per model family.
 
     `family` is the family's name in messages, and `media_kinds` are the kinds of media that the encoder reads: encoding
-    another kind raises MediaError. Encoded media are mappings of tensors that may be cached under `fingerprint`.
+    another kind raises MediaError. `own_sizes` are the bounds of its processor, None if it reads no pictures. Encoded
+    media are mappings of tensors that may be cached under `fingerprint`.
     `encode_prompt` returns `input_ids` [P], `position_ids` [3, P], `next_position` [1] and the media tensors under the
     family's own names. A prompt and its answer may take `max_positions` positions. Any of `eos_token_ids` ends an
     answer, and the first one closes targets; `banned_token_ids` are never sampled.
@@ -165,6 +166,9 @@ class PromptEncoder(Protocol):
 
     @property
     def media_kinds(self) -> frozenset[MediaKind]: ...
+
+    @property
+    def own_sizes(self) -> OwnSizes | None: ...
 
     @property
     def max_positions(self) -> int: ...

@@ -11,6 +11,19 @@ Ablation = Literal["silent", "blank"]
 ABLATIONS: tuple[Ablation, ...] = get_args(Ablation)
 """How a sample can lose a modality: its sound, or its picture."""
 BALANCES = ("label",)
+FRAME_RULES = ("middles", "qwen_vl_utils")
+FRAME_KEYS = (
+    "frame_rule",
+    "fps",
+    "min_frames",
+    "max_frames",
+    "min_frame_pixels",
+    "max_frame_pixels",
+    "total_pixels",
+    "min_image_pixels",
+    "max_image_pixels",
+)
+"""Keys that came later than the others: digests and cache keys have them only where they are not at their default."""
 
 
 @dataclass
@@ -18,13 +31,56 @@ class MediaSettings:
     """How media are decoded: the same for training, rollouts, evaluation and prediction."""
 
     num_frames: int = setting(8, at_least=2)
-    """Frames sampled uniformly from a clip, at the middles of equal time segments."""
+    """Frames sampled uniformly from a clip; unused with `fps`."""
+    frame_rule: str = setting("middles", choices=FRAME_RULES)
+    """How `num_frames` are chosen. `middles`: at the middles of equal time segments; a short clip repeats frames.
+    `qwen_vl_utils`: as qwen-vl-utils chooses `nframes`, evenly from the first frame to the last, rounded to an even
+    number; a clip with fewer frames is refused."""
+    fps: float | None = setting(None, above=0)
+    """Frames sampled per second, chosen as qwen-vl-utils chooses them; null for `num_frames`."""
+    min_frames: int | None = setting(None, at_least=2)
+    """Fewest frames with `fps`, as far as the clip has them, rounded up to an even number; null for 4."""
+    max_frames: int | None = setting(None, at_least=2)
+    """Most frames with `fps`, rounded down to an even number; null for 768."""
+    min_frame_pixels: int | None = setting(None, at_least=1)
+    """Pixels that a smaller frame is enlarged to; null for the processor's own."""
+    max_frame_pixels: int | None = setting(None, at_least=1)
+    """Pixels that a larger frame is reduced to; null for the processor's own."""
+    total_pixels: int | None = setting(None, at_least=1)
+    """Pixels that the frames of a clip share, two frames counting as one; `min_frame_pixels` come first. Null for
+    115,200 tokens' worth if another key of frame sizes is set, else for the processor's own."""
+    min_image_pixels: int | None = setting(None, at_least=1)
+    """Pixels that a smaller picture is enlarged to; null for the processor's own."""
+    max_image_pixels: int | None = setting(None, at_least=1)
+    """Pixels that a larger picture is reduced to; null for the processor's own."""
     max_duration_s: float = setting(600.0, above=0)
     """Seconds; longer clips and sounds are refused."""
     max_pixels: int = setting(16_777_216, at_least=1)
-    """Pixels of a picture or frame; larger ones are refused."""
+    """Pixels of a picture or frame in its file; larger ones are refused. `max_image_pixels` and `max_frame_pixels`
+    reduce them."""
     max_bytes: int = setting(268_435_456, at_least=1)
     """Bytes of a media file; larger ones are refused."""
+
+    @property
+    def chosen(self) -> dict[str, int | float | str]:
+        """The keys of `FRAME_KEYS` that are not at their default, by name.
+
+        >>> MediaSettings(fps=2.0).chosen
+        {'fps': 2.0}
+        """
+        defaults = MediaSettings()
+        values = {name: getattr(self, name) for name in FRAME_KEYS}
+        return {name: value for name, value in values.items() if value != getattr(defaults, name)}
+
+    @property
+    def sizes_images(self) -> bool:
+        """Whether a key says how large pictures are shown."""
+        return self.min_image_pixels is not None or self.max_image_pixels is not None
+
+    @property
+    def sizes_frames(self) -> bool:
+        """Whether a key says how large frames are shown."""
+        return any(key is not None for key in (self.min_frame_pixels, self.max_frame_pixels, self.total_pixels))
 
 
 @dataclass

@@ -19,7 +19,7 @@ class WordEncoder:
     """One token per character; a video is its frames' mean levels, a sound its length."""
 
     family, fingerprint, pad_token_id, media_kinds = "Words", "words", 0, frozenset({"image", "video", "audio"})
-    max_positions = 100
+    own_sizes, max_positions = None, 100
 
     def encode_image(self, image):
         return {"corner": torch.tensor(image.pixels[0, 0].tolist())[None]}

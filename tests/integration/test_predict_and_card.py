@@ -117,6 +117,36 @@ def test_the_cards_own_code_answers_as_predict_does(handoff, files, tmp_path, ca
     assert said(capsys, filled(code_of(card), tmp_path / "shared", files, ASKED[asked])) == completion.text
 
 
+SHOWN = {
+    "a rate": (("fps=5", "max_frames=7", "max_frame_pixels=10000", "min_frame_pixels=1024"), [3, 6, 6]),
+    "a number": (
+        ("frame_rule=qwen_vl_utils", "total_pixels=20000", "min_frame_pixels=1024", "max_frame_pixels=20000"),
+        [2, 6, 6],
+    ),
+    "a picture": (("max_image_pixels=8000", "min_image_pixels=1024"), [1, 4, 6]),
+}
+"""Keys, and the patches in which they show a clip of 15 frames of 112 x 112 in 1.5 s, or a picture of 120 x 90."""
+
+
+@pytest.mark.parametrize("shown", SHOWN)
+@pytest.mark.parametrize(
+    "family",
+    ["qwen2_5_omni", *(pytest.param(each, marks=pytest.mark.slow) for each in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"))],
+)
+def test_the_cards_own_code_shows_frames_as_the_keys_say(handoff, files, tmp_path, capsys, family, shown):
+    """Without the keys, a clip has 2 x 4 x 4 patches and a picture 1 x 4 x 4."""
+    keys, patches = SHOWN[shown]
+    folder = handoff(family, *(f"+data.media.{key}" for key in keys))
+    card = publish(folder, tmp_path / "shared").read_text()
+    asked = ASKED["a picture" if shown == "a picture" else "a silent clip"]
+    completion, _ = answer_question(folder, [files / name for name in asked.values()], question=QUESTION)
+    names: dict = {}
+    exec(compile(filled(code_of(card), tmp_path / "shared", files, asked), "card", "exec"), names)
+    assert capsys.readouterr().out.removesuffix("\n") == completion.text
+    grid = "image_grid_thw" if shown == "a picture" else "video_grid_thw"
+    assert names["inputs"][grid][0].tolist() == patches
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", ["transformers", "previous_maximum"])
 def test_clip_and_sound_in_turns_answer_alike(handoff, files, tmp_path, capsys, rule):

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 
+from lightning_mmrl.config.checks.media import check_media
 from lightning_mmrl.config.specs import stage_specs
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.prompts.labels import LabelMatcher
@@ -54,6 +55,7 @@ def check_values(config: RunSettings) -> None:
     # Otherwise errors of these two would show only when the first stage is built.
     PromptTemplate(config.prompt)
     _check_labels("data", config.data)
+    check_media(config.data.media)
     for name, data in config.datasets.items():
         check_name("datasets", name)
         _check_labels(f"datasets.{name}", data)

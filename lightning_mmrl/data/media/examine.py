@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lightning_mmrl.data.media.containers import open_container
-from lightning_mmrl.data.media.guard import READERS, DecodeTask, GuardedDecoder, within_limits
+from lightning_mmrl.data.media.guard import DecodeTask, GuardedDecoder, read, within_limits
 from lightning_mmrl.data.media.image import identify
 from lightning_mmrl.data.media.opened import MediaFile
 from lightning_mmrl.data.media.tracks import find_tracks
 from lightning_mmrl.errors import MediaError
 from lightning_mmrl.settings.data import MediaSettings
-from lightning_mmrl.types.media import DecodedAudio, DecodedImage
+from lightning_mmrl.types.media import DecodedAudio, DecodedImage, OwnSizes
 from lightning_mmrl.types.records import MediaKind, MediaRef
 from lightning_mmrl.workers.pool import CallResult
 
@@ -24,6 +24,9 @@ _FAULTS: Mapping[str, str] = {
     "media.max_pixels": "too many pixels",
     "media.max_bytes": "too many bytes",
     "is empty in": "empty span",
+    "too few frames": "too few frames",
+    "sides in a ratio": "no size for the model",
+    "have no size of": "no size for the model",
     "holds NaN or infinity": "sound not finite",
     "where full scale is 1": "sound out of scale",
     "its clock jumps": "clock jumps back",
@@ -53,9 +56,10 @@ class MediaFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guard:
-    """Limits of an examination: decode limits, worker processes, seconds and memory per medium."""
+    """Limits of an examination: decode limits, the model's own sizes, worker processes, seconds and memory."""
 
     settings: MediaSettings
+    own: OwnSizes | None = None
     num_workers: int = 2
     deadline_s: float = 30.0
     memory_mb: int = 1024
@@ -71,7 +75,7 @@ class Guard:
 
         Errors name the file.
         """
-        tasks = [DecodeTask(path=path, ref=ref, settings=self.settings, root=root) for path, ref in media]
+        tasks = [DecodeTask(path=path, ref=ref, settings=self.settings, own=self.own, root=root) for path, ref in media]
         outcomes: dict[int, CallResult] = {}
 
         def count(index: int, outcome: CallResult) -> None:
@@ -89,7 +93,7 @@ def examine(task: DecodeTask) -> MediaFacts:
     Raises:
         MediaError: The file exceeds a limit or cannot be decoded.
     """
-    return within_limits(task, lambda file: _facts(file, task.ref, task.settings))
+    return within_limits(task, lambda file: _facts(file, task))
 
 
 def examine_tracks(task: DecodeTask) -> tuple[MediaFacts, ...]:
@@ -98,11 +102,12 @@ def examine_tracks(task: DecodeTask) -> tuple[MediaFacts, ...]:
     Raises:
         MediaError: A track exceeds a limit or cannot be decoded, or there is none.
     """
-    ref, settings = task.ref, task.settings
-    return within_limits(
-        task,
-        lambda file: tuple(_facts(file, replace(ref, kind=kind), settings) for kind in media_kinds(file, settings)),
-    )
+
+    def facts(file: MediaFile) -> tuple[MediaFacts, ...]:
+        kinds = media_kinds(file, task.settings)
+        return tuple(_facts(file, replace(task, ref=replace(task.ref, kind=kind))) for kind in kinds)
+
+    return within_limits(task, facts)
 
 
 def held_kinds(task: DecodeTask) -> list[MediaKind]:
@@ -114,11 +119,11 @@ def held_kinds(task: DecodeTask) -> list[MediaKind]:
     return within_limits(task, lambda file: media_kinds(file, task.settings))
 
 
-def _facts(file: MediaFile, ref: MediaRef, settings: MediaSettings) -> MediaFacts:
-    decoded = READERS[ref.kind](file, ref, settings)
+def _facts(file: MediaFile, task: DecodeTask) -> MediaFacts:
+    decoded, settings = read(file, task), task.settings
     content = file.sha256()
     if isinstance(decoded, DecodedImage):
-        height, width = decoded.pixels.shape[:2]
+        height, width = decoded.resized_from or decoded.pixels.shape[:2]
         return MediaFacts(kind="image", content=content, size=(width, height), warnings=decoded.warnings)
     if isinstance(decoded, DecodedAudio):
         return MediaFacts(
@@ -128,7 +133,7 @@ def _facts(file: MediaFile, ref: MediaRef, settings: MediaSettings) -> MediaFact
             sample_rate_hz=_rates(file, settings)[1],
             warnings=decoded.warnings,
         )
-    height, width = decoded.frames.shape[1:3]
+    height, width = decoded.resized_from or decoded.frames.shape[1:3]
     return MediaFacts(
         kind="video",
         content=content,

@@ -1,10 +1,10 @@
 """Guarded decoding: a file is opened once, checked against the limits, and decoded in a worker that can be killed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from lightning_mmrl.data.media.audio import read_audio
 from lightning_mmrl.data.media.image import read_image
@@ -13,8 +13,8 @@ from lightning_mmrl.data.media.quiet import quietly
 from lightning_mmrl.data.media.video import read_video
 from lightning_mmrl.errors import MediaError
 from lightning_mmrl.settings.data import MediaSettings
-from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo
-from lightning_mmrl.types.records import MediaRef
+from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo, OwnSizes
+from lightning_mmrl.types.records import MediaKind, MediaRef
 from lightning_mmrl.workers.pool import CallResult, DeadlinePool
 from lightning_mmrl.workers.serving import OVERTIME, Limits, lower_processor_time
 
@@ -38,6 +38,7 @@ class DecodeTask:
         path: The file of the medium, with all links resolved.
         ref: The kind and span to decode.
         settings: Decode settings and limits.
+        own: Sizes of the model that sees the medium; with None, pictures and frames keep the size of their file.
         root: The folder that must contain the opened file; None for a file that the user named.
         seen: Identity of the file when it was last examined; if this is given, the file must still be the same.
     """
@@ -45,6 +46,7 @@ class DecodeTask:
     path: Path
     ref: MediaRef
     settings: MediaSettings
+    own: OwnSizes | None = None
     root: Path | None = None
     seen: Identity | None = None
 
@@ -55,7 +57,17 @@ def decode(task: DecodeTask) -> DecodedImage | DecodedVideo | DecodedAudio:
     Raises:
         MediaError: The file exceeds a limit or cannot be decoded.
     """
-    return within_limits(task, lambda file: READERS[task.ref.kind](file, task.ref, task.settings))
+    return within_limits(task, lambda file: read(file, task))
+
+
+def read(file: MediaFile, task: DecodeTask) -> DecodedImage | DecodedVideo | DecodedAudio:
+    """Decodes the medium of a task from its open file.
+
+    Raises:
+        MediaError: The file exceeds a limit or cannot be decoded.
+    """
+    own = () if task.ref.kind == "audio" else (task.own,)
+    return READERS[task.ref.kind](file, task.ref, task.settings, *own)
 
 
 @quietly
@@ -88,7 +100,7 @@ def within_limits(task: DecodeTask, read: Callable[[MediaFile], T]) -> T:
     raise MediaError(f"{path}: it changes while it is read; run again when nothing writes to it")
 
 
-READERS = {"image": read_image, "video": read_video, "audio": read_audio}
+READERS: Mapping[MediaKind, Callable[..., Any]] = {"image": read_image, "video": read_video, "audio": read_audio}
 
 
 class GuardedDecoder:

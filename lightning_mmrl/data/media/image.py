@@ -14,10 +14,11 @@ from lightning_mmrl.data.media.gif import missing_end
 from lightning_mmrl.data.media.heif import check_image_pixels, decode_heif
 from lightning_mmrl.data.media.heif_items import is_heif
 from lightning_mmrl.data.media.opened import MediaFile, of_path
+from lightning_mmrl.data.media.sizing import sized_image
 from lightning_mmrl.data.media.webp import canvas
 from lightning_mmrl.errors import MediaError
 from lightning_mmrl.settings.data import MediaSettings
-from lightning_mmrl.types.media import DecodedImage
+from lightning_mmrl.types.media import DecodedImage, OwnSizes
 from lightning_mmrl.types.records import MediaRef
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
@@ -71,14 +72,24 @@ def open_picture(file: MediaFile, settings: MediaSettings) -> Iterator[Image.Ima
             yield image
 
 
-def read_image(file: MediaFile, ref: MediaRef, settings: MediaSettings) -> DecodedImage:
+def read_image(file: MediaFile, ref: MediaRef, settings: MediaSettings, own: OwnSizes | None = None) -> DecodedImage:
     """Reads a picture, or the first frame of a moving one, turned upright by its EXIF orientation and put over white.
 
+    Where keys say how large pictures are shown, it is resized by these and a model's own sizes, if they are given.
+
     Raises:
-        MediaError: The file cannot be decoded completely, is too large, or the manifest gives it a time span.
+        MediaError: The file cannot be decoded completely, is too large, the manifest gives it a time span, or no size
+            will do.
     """
     if ref.start_s is not None or ref.end_s is not None:
         raise MediaError(f"{file.path}: span {ref.start_s}..{ref.end_s} s, but an image has no time; remove start/end")
+    return sized_image(file.path, _read(file, settings), settings, own)
+
+
+decode_image = of_path(read_image)
+
+
+def _read(file: MediaFile, settings: MediaSettings) -> DecodedImage:
     if is_heif(file):
         return DecodedImage(pixels=decode_heif(file, settings))
     try:
@@ -95,9 +106,6 @@ def read_image(file: MediaFile, ref: MediaRef, settings: MediaSettings) -> Decod
         raise MediaError(
             f"{file.path}: image cannot be decoded ({in_words(error)}); save it anew or remove the sample"
         ) from error
-
-
-decode_image = of_path(read_image)
 
 
 def in_words(error: Exception) -> str:

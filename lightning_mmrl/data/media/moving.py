@@ -10,9 +10,10 @@ from lightning_mmrl.data.media.gif import missing_end
 from lightning_mmrl.data.media.image import DAMAGE, in_words, open_picture, rgb
 from lightning_mmrl.data.media.opened import MediaFile
 from lightning_mmrl.data.media.selection import check_duration, check_pixels, select_frames
+from lightning_mmrl.data.media.sizing import FrameStack
 from lightning_mmrl.errors import MediaError
 from lightning_mmrl.settings.data import MediaSettings
-from lightning_mmrl.types.media import DecodedVideo
+from lightning_mmrl.types.media import DecodedVideo, OwnSizes
 from lightning_mmrl.types.records import MediaRef
 
 _SHORTEST_MS = 20
@@ -20,11 +21,11 @@ _USUAL_MS = 100
 """A frame that declares less than `_SHORTEST_MS` is shown for `_USUAL_MS`, as in browsers and FFmpeg."""
 
 
-def read_moving(file: MediaFile, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:
-    """Reads `num_frames` frames at the midpoints of equal segments of the span, over a white background.
+def read_moving(file: MediaFile, ref: MediaRef, settings: MediaSettings, own: OwnSizes | None) -> DecodedVideo:
+    """Reads frames of the span, chosen as `select_frames` says, over a white background; see `read_video` for sizes.
 
     Raises:
-        MediaError: The file cannot be decoded, is too large, too long, or its span is empty.
+        MediaError: The file cannot be decoded, is too large, too long, its span is empty, or no size will do.
     """
     path = file.path
     try:
@@ -32,11 +33,12 @@ def read_moving(file: MediaFile, ref: MediaRef, settings: MediaSettings) -> Deco
             check_pixels(path, image.width * image.height, settings)
             ends_s = frame_ends_s(path, image, settings)
             starts_s = np.concatenate([[0.0], ends_s[:-1]])
-            chosen = select_frames(path, starts_s, ref, settings, end_s=float(ends_s[-1]))
-            pixels = {}
+            end_s = float(ends_s[-1])
+            chosen = select_frames(path, starts_s, ref, settings, len(ends_s) / end_s, end_s=end_s)
+            stack = FrameStack(path, len(chosen.indices), settings, own)
             for index in sorted(set(chosen.indices)):
                 image.seek(index)
-                pixels[index] = np.array(rgb(image))
+                stack.put([place for place, each in enumerate(chosen.indices) if each == index], np.array(rgb(image)))
             cut_off = missing_end(file) if image.format == "GIF" else ()
     except Image.DecompressionBombError as error:
         raise MediaError(f"{path}: {error}; scale the clip down") from error
@@ -45,10 +47,11 @@ def read_moving(file: MediaFile, ref: MediaRef, settings: MediaSettings) -> Deco
             f"{path}: video cannot be decoded ({in_words(error)}); re-encode or remove the clip"
         ) from error
     return DecodedVideo(
-        frames=np.stack([pixels[index] for index in chosen.indices]),
+        frames=stack.frames,
         timestamps_s=chosen.timestamps_s,
         duration_s=chosen.duration_s,
-        warnings=(*chosen.warnings, *cut_off),
+        resized_from=stack.resized_from,
+        warnings=(*chosen.warnings, *cut_off, *stack.warnings),
     )
 
 

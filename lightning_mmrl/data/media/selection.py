@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lightning_mmrl.data.media.sizes import FRAME_FACTOR, evenly, smart_nframes
 from lightning_mmrl.errors import MediaError
 from lightning_mmrl.settings.data import MediaSettings
 from lightning_mmrl.types.records import MediaRef
@@ -18,6 +19,13 @@ _CLOCK_S = 1e-3
 
 _DIGITS = 4
 """Start times are rounded to 0.1 ms, because each container rounds them in its own way."""
+
+_ROUNDED_S = 10**-_DIGITS
+"""A frame that starts this much outside of a span counts as inside, since its start is rounded."""
+
+_RATE_SLACK, _PART_SLACK = 0.5, 0.1
+"""Share by which the frames of a clip may last shorter at the rate that their container has; and those of a part of it,
+shorter or longer."""
 
 _BEYOND_S = 0.1
 """How far an `end` may lie beyond the clip: manifests hold rounded times, and sound may end before the picture."""
@@ -52,21 +60,22 @@ class Selection:
 
 
 def select_frames(
-    path: Path, starts_s: np.ndarray, ref: MediaRef, settings: MediaSettings, end_s: float | None = None
+    path: Path, starts_s: np.ndarray, ref: MediaRef, settings: MediaSettings, rate: float, end_s: float | None = None
 ) -> Selection:
-    """Selects the frames visible at the midpoints of `num_frames` equal segments of the span.
+    """Selects frames of the span: those on show at the midpoints of equal segments, or those that qwen-vl-utils takes.
 
     Args:
         path: The clip's file, for messages.
         starts_s: Start of each frame on the clip's clock; it is rounded to 0.1 ms here. The first frame also covers
             the time before it.
         ref: The span.
-        settings: Number of frames, and limits.
+        settings: How frames are chosen, and limits.
+        rate: Average number of frames per second, as the container has it.
         end_s: End of the last frame; with None, the last frame lasts as long as the average frame, because demuxers
             disagree about its end.
 
     Raises:
-        MediaError: The clip has no frames, is too long, or its span is empty.
+        MediaError: The clip has no frames or too few of them, is too long, or its span is empty.
     """
     if not len(starts_s):
         raise MediaError(f"{path}: video has no frames; re-encode or remove the clip")
@@ -78,7 +87,9 @@ def select_frames(
         raise MediaError(
             f"{path}: span {ref.start_s}..{ref.end_s} s is empty in a clip of {end_s:.2f} s; fix start/end"
         )
-    indices = frames_on_show(starts_s, first, last, settings.num_frames)
+    indices, duration_s = frames_taken(starts_s, (first, last), ref, settings, rate)
+    if not indices:
+        raise MediaError(f"{path}: {_too_few(starts_s, (first, last), ref, settings)}")
     late = (
         f"{path}: its picture starts {starts_s[0]:.2f} s after its sound; the first frame fills the gap"
         if starts_s[0] > _LATE_S
@@ -87,7 +98,7 @@ def select_frames(
     return Selection(
         indices=tuple(indices),
         timestamps_s=tuple(float(starts_s[index]) for index in indices),
-        duration_s=last - first,
+        duration_s=duration_s,
         end_s=end_s,
         warnings=(*([late] if late else []), *beyond_the_end(path, ref, end_s)),
     )
@@ -108,6 +119,62 @@ def clip_end_s(starts_s: np.ndarray) -> float:
     if len(starts_s) == 1:
         return float(starts_s[0]) + _STILL_S
     return float(starts_s[-1]) + float(starts_s[-1] - starts_s[0]) / (len(starts_s) - 1)
+
+
+def frames_taken(
+    starts_s: np.ndarray, span_s: tuple[float, float], ref: MediaRef, settings: MediaSettings, rate: float
+) -> tuple[Sequence[int], float]:
+    """Indices of the frames that are taken from a span, none if it has too few, and the seconds that they stand for.
+
+    By the rule of qwen-vl-utils these are its frames over their rate. **Deviation** from qwen-vl-utils: the frames of a
+    span are found by their times; it takes time times rate for an index, also where frames do not start at zero or
+    their rate varies.
+    """
+    if settings.fps is None and settings.frame_rule == "middles":
+        return frames_on_show(starts_s, *span_s, settings.num_frames), span_s[1] - span_s[0]
+    inside = _inside(starts_s, span_s, ref)
+    if not len(inside):
+        return (), 0.0
+    whole = ref.start_s is None and ref.end_s is None
+    rate = _plausible_rate(starts_s[inside], rate, None if whole else span_s)
+    number = smart_nframes(settings, len(inside), rate)
+    if not number:
+        return (), 0.0
+    return evenly(int(inside[0]), int(inside[-1]), number), len(inside) / rate
+
+
+def _inside(starts_s: np.ndarray, span_s: tuple[float, float], ref: MediaRef) -> np.ndarray:
+    """Indices of the frames that start within a span, both ends included, as qwen-vl-utils counts them."""
+    if ref.start_s is None and ref.end_s is None:
+        return np.arange(len(starts_s))
+    return np.flatnonzero((starts_s >= span_s[0] - _ROUNDED_S) & (starts_s <= span_s[1] + _ROUNDED_S))
+
+
+def _plausible_rate(starts_s: np.ndarray, rate: float, span_s: tuple[float, float] | None) -> float:
+    """The rate that a container has, unless its own clock contradicts it: then the clock's.
+
+    Some containers name a rate that no frame has (1000 in WebM), and the rate of a part may be another one. A clip may
+    last longer than its frames say, since nothing says how long the last one is on show.
+    """
+    shown_s, named_s = float(starts_s[-1] - starts_s[0]), len(starts_s) / rate
+    shortest_s, longest_s = (1 - _RATE_SLACK) * shown_s, np.inf
+    if span_s is not None:
+        shortest_s, longest_s = (1 - _PART_SLACK) * shown_s, (1 + _PART_SLACK) * (span_s[1] - span_s[0]) + 2 / rate
+    if shown_s <= 0 or shortest_s <= named_s <= longest_s:
+        return rate
+    return (len(starts_s) - 1) / shown_s
+
+
+def _too_few(starts_s: np.ndarray, span_s: tuple[float, float], ref: MediaRef, settings: MediaSettings) -> str:
+    """The error about a clip with too few frames for qwen-vl-utils."""
+    number = len(_inside(starts_s, span_s, ref))
+    too_few = f"too few frames{' in its span' if number < len(starts_s) else ''} ({number})"
+    if settings.fps is not None:
+        return f"{too_few}: data.media.fps takes at least {FRAME_FACTOR}; use a longer clip, or a picture"
+    return (
+        f"{too_few} for data.media.num_frames {settings.num_frames}; lower it, or set data.media.frame_rule=middles, "
+        "which repeats frames"
+    )
 
 
 def frames_on_show(starts_s: np.ndarray, first_s: float, last_s: float, num_frames: int) -> Sequence[int]:

@@ -18,17 +18,19 @@ from lightning_mmrl.data.media.image import identify
 from lightning_mmrl.data.media.moving import read_moving
 from lightning_mmrl.data.media.opened import MediaFile, of_path
 from lightning_mmrl.data.media.selection import (
+    Selection,
     check_duration,
     check_order,
     check_pixels,
     clip_end_s,
-    frames_on_show,
+    frames_taken,
     select_frames,
 )
+from lightning_mmrl.data.media.sizing import FrameStack
 from lightning_mmrl.data.media.tracks import MP4, Pass, Tracks, edit_lag_s, find_tracks, in_seconds, shortfall
 from lightning_mmrl.errors import MediaError
 from lightning_mmrl.settings.data import MediaSettings
-from lightning_mmrl.types.media import DecodedVideo
+from lightning_mmrl.types.media import DecodedVideo, OwnSizes
 from lightning_mmrl.types.records import MediaRef
 
 HAS_DECORD = platform.system() == "Linux" and platform.machine() == "x86_64"
@@ -72,30 +74,31 @@ class Outline:
     promised_s: float
 
 
-def read_video(file: MediaFile, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:
-    """Reads `num_frames` upright frames at the midpoints of equal segments of the span; short clips repeat frames.
+def read_video(file: MediaFile, ref: MediaRef, settings: MediaSettings, own: OwnSizes | None = None) -> DecodedVideo:
+    """Reads upright frames of the span, chosen as `select_frames` says.
 
     Timestamps count from the container's zero, see tracks.py. Animated GIF, APNG, WebP and AVIF are clips as well.
+    Where keys say how large frames are shown, they are resized by these and a model's own sizes, if they are given.
 
     Raises:
-        MediaError: The file cannot be decoded, is too large, too long, or its span is empty.
+        MediaError: The file cannot be decoded, is too large, too long, its span is empty, or no size will do.
     """
     path = file.path
     picture = identify(file, settings)
     if picture == "moving":
-        return read_moving(file, ref, settings)
+        return read_moving(file, ref, settings, own)
     if picture == "still":
         raise MediaError(f"{path}: no video track, it holds a still picture; use an <image> tag or give another file")
     outline = outline_of(file, settings)
     if not (HAS_DECORD and outline.pixels <= _DECORD_PIXELS and is_safe_for_decord(outline) and is_plain_mp4(file)):
-        return _by_pyav(file, outline, ref, settings)
+        return _by_pyav(file, outline, ref, settings, own)
     import decord
 
     try:
-        return _by_decord(file, outline, ref, settings)
+        return _by_decord(file, outline, ref, settings, own)
     except (decord.DECORDError, RuntimeError, IndexError, MemoryError):
         # If PyAV fails too, the user sees its message.
-        return _by_pyav(file, outline, ref, settings)
+        return _by_pyav(file, outline, ref, settings, own)
 
 
 decode_video = of_path(read_video)
@@ -117,13 +120,13 @@ def is_safe_for_decord(outline: Outline) -> bool:
 @of_path
 def decode_decord(file: MediaFile, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:
     """Decodes a clip with decord, whether or not that is safe for it."""
-    return _by_decord(file, outline_of(file, settings), ref, settings)
+    return _by_decord(file, outline_of(file, settings), ref, settings, None)
 
 
 @of_path
 def decode_pyav(file: MediaFile, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:
     """Decodes a clip with PyAV."""
-    return _by_pyav(file, outline_of(file, settings), ref, settings)
+    return _by_pyav(file, outline_of(file, settings), ref, settings, None)
 
 
 def outline_of(file: MediaFile, settings: MediaSettings) -> Outline:
@@ -201,7 +204,9 @@ def _is_closed(packet: Packet) -> bool:
     return False
 
 
-def _by_decord(file: MediaFile, outline: Outline, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:
+def _by_decord(
+    file: MediaFile, outline: Outline, ref: MediaRef, settings: MediaSettings, own: OwnSizes | None
+) -> DecodedVideo:
     import decord
 
     decord.logging.set_level(decord.logging.QUIET)
@@ -210,25 +215,17 @@ def _by_decord(file: MediaFile, outline: Outline, ref: MediaRef, settings: Media
     reader = decord.VideoReader(f"/proc/self/fd/{file.descriptor}", ctx=decord.cpu(0), num_threads=1)
     if len(reader) != len(outline.starts_s):
         raise IndexError(f"decord finds {len(reader)} frames of {len(outline.starts_s)}")
-    chosen = select_frames(path, outline.starts_s, ref, settings)
-    indices = chosen.indices
-    first = reader[indices[0]].asnumpy()
+    chosen = select_frames(path, outline.starts_s, ref, settings, outline.rate)
+    stack = FrameStack(path, len(chosen.indices), settings, own)
     # Each frame is read once and written into the result, so that at most one extra frame is in memory.
-    frames = np.empty((len(indices), *first.shape), dtype=first.dtype)
-    frames[0] = first
-    del first
-    for place in range(1, len(indices)):
-        again = indices[place] == indices[place - 1]
-        frames[place] = frames[place - 1] if again else reader[indices[place]].asnumpy()
-    return DecodedVideo(
-        frames=frames,
-        timestamps_s=chosen.timestamps_s,
-        duration_s=chosen.duration_s,
-        warnings=(*chosen.warnings, *shortfall(path, outline.promised_s, chosen.end_s)),
-    )
+    for index in dict.fromkeys(chosen.indices):
+        stack.put(_places(chosen.indices, index), reader[index].asnumpy())
+    return _clip(file, outline, chosen, stack)
 
 
-def _by_pyav(file: MediaFile, outline: Outline, ref: MediaRef, settings: MediaSettings) -> DecodedVideo:
+def _by_pyav(
+    file: MediaFile, outline: Outline, ref: MediaRef, settings: MediaSettings, own: OwnSizes | None
+) -> DecodedVideo:
     """Decodes once and keeps the frames chosen by packet times; decodes again if frame times lead to another choice.
 
     Keeping all frames would need too much memory for a long clip.
@@ -238,26 +235,37 @@ def _by_pyav(file: MediaFile, outline: Outline, ref: MediaRef, settings: MediaSe
     if len(outline.starts_s):
         end_s = clip_end_s(outline.starts_s)
         last_s = end_s if ref.end_s is None else min(ref.end_s, end_s)
-        expected = frames_on_show(outline.starts_s, ref.start_s or 0.0, last_s, settings.num_frames)
-    times, frames = _read_frames(file, expected, settings)
-    chosen = select_frames(path, _starts_s(times, outline), ref, settings)
-    if frames is None or chosen.indices != tuple(expected):
-        del frames  # otherwise both sets would be in memory at once
-        _, frames = _read_frames(file, chosen.indices, settings)
-    if frames is None:
+        expected, _ = frames_taken(outline.starts_s, (ref.start_s or 0.0, last_s), ref, settings, outline.rate)
+    times, stack = _read_frames(file, expected, settings, own)
+    chosen = select_frames(path, _starts_s(times, outline), ref, settings, outline.rate)
+    if stack is None or chosen.indices != tuple(expected):
+        del stack  # otherwise both sets would be in memory at once
+        _, stack = _read_frames(file, chosen.indices, settings, own)
+    if stack is None:
         raise MediaError(f"{path}: video cannot be decoded (frames get lost); re-encode or remove the clip")
+    return _clip(file, outline, chosen, stack)
+
+
+def _clip(file: MediaFile, outline: Outline, chosen: Selection, stack: FrameStack) -> DecodedVideo:
+    late = shortfall(file.path, outline.promised_s, chosen.end_s)
     return DecodedVideo(
-        frames=frames,
+        frames=stack.frames,
         timestamps_s=chosen.timestamps_s,
         duration_s=chosen.duration_s,
-        warnings=(*chosen.warnings, *shortfall(path, outline.promised_s, chosen.end_s)),
+        resized_from=stack.resized_from,
+        warnings=(*chosen.warnings, *late, *stack.warnings),
     )
 
 
+def _places(indices: Sequence[int], index: int) -> list[int]:
+    """Where a frame stands among the chosen ones."""
+    return [place for place, each in enumerate(indices) if each == index]
+
+
 def _read_frames(
-    file: MediaFile, wanted: Sequence[int], settings: MediaSettings
-) -> tuple[list[float | None], np.ndarray | None]:
-    """Returns the times of all frames on the container's clock, and the wanted frames [T, H, W, 3].
+    file: MediaFile, wanted: Sequence[int], settings: MediaSettings, own: OwnSizes | None
+) -> tuple[list[float | None], FrameStack | None]:
+    """Returns the times of all frames on the container's clock, and the wanted frames.
 
     The wanted frames get the size of the clip's first frame. They are None if the clip ends before the last of them.
     They are written straight into the result: a list of frames, stacked at the end, would need twice the memory.
@@ -265,8 +273,7 @@ def _read_frames(
     path = file.path
     times: list[float | None] = []
     latest_s = 0.0
-    frames: np.ndarray | None = None
-    missing = set(wanted)
+    stack, missing = FrameStack(path, len(wanted), settings, own), set(wanted)
     # One reformatter for all frames: setting one up takes longer than decoding a small frame.
     reformatter, size = VideoReformatter(), None
     with _named(path), open_container(file, settings, "video") as container:
@@ -284,10 +291,9 @@ def _read_frames(
             if index in missing:
                 missing.remove(index)
                 pixels = reformatter.reformat(frame, width=size[0], height=size[1], format="rgb24").to_ndarray()
-                image = np.rot90(pixels, k=round(frame.rotation / 90))  # mirroring is ignored
-                frames = np.empty((len(wanted), *image.shape), dtype=image.dtype) if frames is None else frames
-                frames[[place for place, each in enumerate(wanted) if each == index]] = image
-    return times, None if missing else frames
+                upright = np.rot90(pixels, k=round(frame.rotation / 90))  # mirroring is ignored
+                stack.put(_places(wanted, index), upright)
+    return times, None if missing or not wanted else stack
 
 
 def _starts_s(times: Sequence[float | None], outline: Outline) -> np.ndarray:

@@ -20,7 +20,7 @@ from lightning_mmrl.models.loading import load_eos_ids, loading
 from lightning_mmrl.models.positions import MediaLayout, Span, prompt_positions
 from lightning_mmrl.prompts.template import QUESTION, control_token_refusal
 from lightning_mmrl.settings.model import ModelSettings, PositionRule
-from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo
+from lightning_mmrl.types.media import DecodedAudio, DecodedImage, DecodedVideo, OwnSizes
 from lightning_mmrl.types.records import MediaKind, Message
 
 ENCODING = 2
@@ -111,6 +111,11 @@ class FamilyEncoder:
     def media_processors(self) -> tuple[Any, ...]:
         """The parts of the processor that turn media into tensors."""
         return ()
+
+    @property
+    def own_sizes(self) -> OwnSizes | None:
+        """The sizes in which the processor shows pictures and clips; None for a family that reads neither."""
+        return None
 
     @property
     def fingerprint(self) -> str:

@@ -44,6 +44,7 @@ class Qwen3VLEncoder(QwenVisionEncoder):
     """The encoder of Qwen3-VL."""
 
     declaration = FAMILY
+    frames_share_size = True
 
     def encode_video(self, video: DecodedVideo) -> dict[str, Tensor]:
         """Patches [patches, features], grid [1, 3] and the time in seconds of each temporal patch [T] of one clip."""

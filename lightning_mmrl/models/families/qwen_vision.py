@@ -25,7 +25,7 @@ from lightning_mmrl.models.families.places import Waiting, next_medium
 from lightning_mmrl.models.positions import MediaLayout, Span
 from lightning_mmrl.settings.model import PositionRule
 from lightning_mmrl.types.batches import MediaInputs
-from lightning_mmrl.types.media import DecodedImage, DecodedVideo
+from lightning_mmrl.types.media import DecodedImage, DecodedVideo, OwnSizes
 from lightning_mmrl.types.records import MediaKind
 
 VISION_KEYS: Mapping[MediaKind, str] = {"image": IMAGE_GRID, "video": VIDEO_GRID}
@@ -49,6 +49,24 @@ class QwenVisionEncoder(FamilyEncoder):
         """The processors of clips and of pictures."""
         return self.processor.video_processor, self.processor.image_processor
 
+    frames_share_size: ClassVar[bool] = False
+    """Whether the video processor's bounds of pixels are about all frames of a clip together."""
+
+    @property
+    def own_sizes(self) -> OwnSizes:
+        """The bounds of pixels in the processors of pictures and of clips."""
+        images, clips = self.processor.image_processor, self.processor.video_processor
+        factor = images.patch_size * images.merge_size
+        is_capped = self.frames_share_size and clips.cap_pixels_per_frame
+        return OwnSizes(
+            shown_by=self.family,
+            factor=factor,
+            image=(images.size["shortest_edge"], images.size["longest_edge"]),
+            frame=(clips.size["shortest_edge"], clips.size["longest_edge"]),
+            per_clip=self.frames_share_size,
+            frame_limit=clips.max_video_tokens * factor**2 if is_capped else None,
+        )
+
     @property
     def marker_ids(self) -> frozenset[int]:
         """Ids around pictures and clips."""
@@ -57,14 +75,15 @@ class QwenVisionEncoder(FamilyEncoder):
     def encode_image(self, image: DecodedImage) -> dict[str, Tensor]:
         """Patches [patches, features] and grid [1, 3] of one picture."""
         process = self.processor.image_processor
-        out = process(images=[image.pixels], input_data_format=CHANNEL_AXIS, return_tensors="pt")
+        how = {"input_data_format": CHANNEL_AXIS, "return_tensors": "pt", **_own_resizing(image)}
+        out = process(images=[image.pixels], **how)
         return {IMAGE_PIXELS: out[IMAGE_PIXELS], IMAGE_GRID: out[IMAGE_GRID]}
 
     def encode_video(self, video: DecodedVideo) -> dict[str, Tensor]:
         """Patches [patches, features], grid [1, 3] and seconds per temporal patch [1] of one clip."""
         process = self.processor.video_processor
         how = {"input_data_format": CHANNEL_AXIS, "do_sample_frames": False, "return_tensors": "pt"}
-        out = process(videos=[video.frames], **how)
+        out = process(videos=[video.frames], **how, **_own_resizing(video))
         seconds = torch.tensor([process.temporal_patch_size / video.sampled_fps], dtype=torch.float32)
         return {VIDEO_PIXELS: out[VIDEO_PIXELS], VIDEO_GRID: out[VIDEO_GRID], VIDEO_SECONDS: seconds}
 
@@ -136,6 +155,11 @@ class QwenVisionEncoder(FamilyEncoder):
         """The text and spans of a clip."""
         span = self.layout.clip(clip[VIDEO_GRID][0].tolist(), clip[VIDEO_SECONDS][0])
         return self.tokens["video"] * len(span.kinds), (span,)
+
+
+def _own_resizing(medium: DecodedImage | DecodedVideo) -> dict[str, bool]:
+    """Turns the processor's own resizing off for a medium that has the size that the model sees."""
+    return {} if medium.resized_from is None else {"do_resize": False}
 
 
 # Grey media have a size that the processor chose already; resizing a second time may choose another.

@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import os
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ from lightning_mmrl.data.media.cache import MediaCache
 from lightning_mmrl.data.media.opened import of_path
 from lightning_mmrl.errors import DataError, DiskError
 from lightning_mmrl.files import take_missing
-from lightning_mmrl.settings.data import MediaSettings
+from lightning_mmrl.settings.data import FRAME_KEYS, MediaSettings
 from lightning_mmrl.types.records import MediaRef
 
 KEY = "ab" * 32
@@ -68,8 +69,20 @@ def test_the_key_is_of_all_that_decides_the_result(clip, tmp_path):
         key(settings=MediaSettings(num_frames=5)),
         key(settings=MediaSettings(max_pixels=8000)),
         key(encoder="f"),
+        *(key(settings=MediaSettings(**{name: 4})) for name in FRAME_KEYS if name != "frame_rule"),
+        key(settings=MediaSettings(frame_rule="qwen_vl_utils")),
     }
-    assert len(keys) == 8
+    assert len(keys) == 8 + len(FRAME_KEYS)
+
+
+def test_the_key_is_as_before_where_no_key_of_frames_is_set(clip, monkeypatch):
+    """Media that were cached before there were such keys are found."""
+    monkeypatch.setattr(cache, "_hashes", {})
+    known = ("max_bytes", "max_duration_s", "max_pixels", "num_frames", "sample_rate_hz")
+    how = list(zip(known, (268_435_456, 600.0, 16_777_216, 8, 16_000), strict=True))
+    content = hashlib.sha256(clip.read_bytes()).hexdigest()
+    text = f"{content}/video/None/None/{how}/2/e"
+    assert media_key(clip, REF, MediaSettings(), "e") == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_the_key_is_of_the_content_and_not_of_the_name(clip, tmp_path):

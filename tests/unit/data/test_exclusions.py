@@ -180,6 +180,7 @@ def test_of_two_sources_of_one_name_each_keeps_its_own_decisions(root, pipeline,
     [
         ({"settings": MediaSettings(num_frames=3)}, "another num_frames"),
         ({"settings": MediaSettings(num_frames=2, max_bytes=10**6)}, "another max_bytes"),
+        ({"settings": MediaSettings(num_frames=2, fps=2.0)}, "another fps"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

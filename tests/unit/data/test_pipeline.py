@@ -25,7 +25,7 @@ def refused(tmp_path):
         def encode_audio(_):
             raise error
 
-        encoder = SimpleNamespace(encode_audio=encode_audio)
+        encoder = SimpleNamespace(encode_audio=encode_audio, own_sizes=None)
         pipeline = MediaPipeline(
             encoder=encoder, settings=MediaSettings(), cache=MediaCache(tmp_path), decoder=GuardedDecoder()
         )
