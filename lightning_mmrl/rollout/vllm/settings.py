@@ -27,6 +27,8 @@ SLEEP_LEVELS = (0, 1)
 """Memory that is given back between rollouts: 0 nothing, 1 weights and cache."""
 
 WORKER = "lightning_mmrl.rollout.vllm.worker"
+BANNED = "lightning_mmrl.rollout.vllm.banned:BannedTokens"
+"""The logits processor of both model runners."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +116,7 @@ class VLLMSettings:
             "load_format": "dummy",  # the weights come with the first push
             "dtype": str(dtype).removeprefix("torch."),
             "logprobs_mode": "processed_logprobs",
-            "logits_processors": [f"{WORKER}:BannedTokens"],
+            "logits_processors": [BANNED],
             "additional_config": {"banned_token_ids": banned_token_ids},
             "gpu_memory_utilization": self.gpu_memory_utilization,
             "kv_cache_memory_bytes": int(cache_gib * 2**30) if cache_gib else None,
