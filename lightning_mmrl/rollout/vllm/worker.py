@@ -85,7 +85,11 @@ def take_given_positions(worker: Any) -> None:
     def positions(input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
         if not mm_features:
             return own(input_tokens, mm_features)
+        # The prompt's own length counts: Model Runner V2 adds a preempted request again with prompt and output.
         given = mm_features[0].data[POSITIONS].data
-        return given[:, :-1], int(given[0, -1]) - len(input_tokens)
+        length = given.shape[-1] - 1
+        delta = int(given[0, -1]) - length
+        sampled = torch.arange(length, len(input_tokens)) + delta
+        return torch.cat([given[:, :-1], sampled.expand(len(given), -1)], dim=1), delta
 
     model.get_mrope_input_positions = positions
