@@ -21,7 +21,7 @@ from lightning_mmrl.protocols.tensors import RolloutEngine
 from lightning_mmrl.types.batches import MediaInputs, PromptBatch, Rollout, ScoringBatch
 
 TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-4}
-"""By the dtype of the weights, the largest difference in nats between two log-probabilities of one token."""
+"""By the dtype of the passes, the largest difference in nats between two log-probabilities of one token."""
 COARSE = 0.5
 """The largest difference for all other dtypes, whose kernels round differently; it was not measured on a GPU."""
 
@@ -72,7 +72,7 @@ class Canary:
             RolloutError: The engine samples other tokens, gives them other log-probabilities, or ignores media.
         """
         prompts = prompts.select(list(range(min(self.num_prompts, len(prompts.samples)))))
-        usual = TOLERANCES.get(next(policy.parameters()).dtype, COARSE)
+        usual = TOLERANCES.get(policy.compute_dtype, COARSE)
         bound = usual if self.tolerance is None else self.tolerance
         # Without dropout; afterwards mode and counters are as before.
         training, media = policy.training, policy.media

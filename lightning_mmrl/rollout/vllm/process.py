@@ -26,7 +26,7 @@ from lightning_mmrl.rollout.engine_inputs import EnginePrompt
 from lightning_mmrl.rollout.vllm.host import Sampled, SamplingRequest, require_loaded
 from lightning_mmrl.rollout.vllm.media import media_items
 from lightning_mmrl.rollout.vllm.settings import VLLMSettings, first_line, prepare_environment, write_model
-from lightning_mmrl.rollout.weights import PolicyWeights
+from lightning_mmrl.rollout.weights import PolicyWeights, pushed_bytes
 
 
 @contextmanager
@@ -53,11 +53,11 @@ class ProcessHost:
 
     def __init__(self, policy: Policy, encoder: PromptEncoder, settings: VLLMSettings) -> None:
         self._joined = dist.is_initialized()
-        self._weight_bytes = sum(each.numel() * each.element_size() for each in policy.model.parameters())
+        self._weight_bytes = pushed_bytes(policy)
         self._number = 0
         self._sleeps = settings.sleep_level > 0 and torch.cuda.is_available()
         self._asleep: set[str] = set()
-        arguments = settings.arguments(next(policy.model.parameters()).dtype, policy.banned_ids.tolist())
+        arguments = settings.arguments(policy.compute_dtype, policy.banned_ids.tolist())
         self._llm = self._load(encoder, {**arguments, "enable_sleep_mode": self._sleeps})
 
     @_generators_kept()
