@@ -25,6 +25,7 @@ from lightning_mmrl.protocols.tensors import PromptEncoder
 from lightning_mmrl.rollout.engine_inputs import EnginePrompt
 from lightning_mmrl.rollout.vllm.host import Sampled, SamplingRequest, require_loaded
 from lightning_mmrl.rollout.vllm.media import media_items
+from lightning_mmrl.rollout.vllm.memory import advice, check_cache, check_share, engine_size
 from lightning_mmrl.rollout.vllm.settings import VLLMSettings, first_line, prepare_environment, write_model
 from lightning_mmrl.rollout.weights import PolicyWeights, pushed_bytes
 
@@ -54,7 +55,8 @@ class ProcessHost:
     def __init__(self, policy: Policy, encoder: PromptEncoder, settings: VLLMSettings) -> None:
         self._joined = dist.is_initialized()
         self._weight_bytes = pushed_bytes(policy)
-        self._number = 0
+        _require_memory(policy, encoder, self._weight_bytes, settings)
+        self._number, self._cache_gib = 0, settings.cache_gib
         self._sleeps = settings.sleep_level > 0 and torch.cuda.is_available()
         self._asleep: set[str] = set()
         arguments = settings.arguments(policy.compute_dtype, policy.banned_ids.tolist())
@@ -83,10 +85,8 @@ class ProcessHost:
             except (RuntimeError, ValueError, AssertionError, MemoryError, ImportError) as error:
                 with suppress(ImportError):  # a broken vllm
                     self._leave_groups()
-                raise RolloutError(
-                    f"vLLM cannot load the model: {first_line(error)}; lower rollout.settings.gpu_memory_utilization, "
-                    "kv_cache_gib or max_model_len if memory is short"
-                ) from error
+                mend = advice(error, self._cache_gib)
+                raise RolloutError(f"vLLM cannot load the model: {first_line(error)}{mend}") from error
 
     def _leave_groups(self) -> None:
         """Ends the process groups that vLLM made; the group of the trainer's ranks stays."""
@@ -145,9 +145,12 @@ class ProcessHost:
     def sample(self, requests: Sequence[SamplingRequest], poll: Callable[[], None]) -> list[list[Sampled]]:
         """Samples each completion as a request with its own seed; the prefix cache shares the prompt."""
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
+        # Nothing reads completions that are not finished: `poll` alone ends a rollout early.
+        final = RequestOutputKind.FINAL_ONLY
         rows = [
-            (prompt, SamplingParams(**request.sampling(seed)))
+            (prompt, SamplingParams(**request.sampling(seed, output_kind=final)))
             for request in requests
             for prompt in (self._engine_input(request.prompt),)
             for seed in request.seeds
@@ -166,7 +169,7 @@ class ProcessHost:
                 engine.add_request(name, prompt, params)
             while engine.has_unfinished_requests():
                 poll()
-                done |= {output.request_id: output for output in engine.step() if output.finished}
+                done |= {output.request_id: output for output in engine.step()}
         except BaseException as error:
             engine.abort_request([name for name in names if name not in done])
             if isinstance(error, RuntimeError | ValueError | KeyError):
@@ -193,6 +196,20 @@ class ProcessHost:
             for kind, spans in prompt.spans.items()
         }
         return mm_input(prompt.token_ids, items, hashes, places)
+
+
+def _require_memory(policy: Policy, encoder: PromptEncoder, weights: int, settings: VLLMSettings) -> None:
+    """Checks that the engine's memory suffices before anything is loaded."""
+    size = engine_size(
+        encoder.config.get_text_config(),
+        weights=weights,
+        itemsize=policy.compute_dtype.itemsize,
+        max_model_len=settings.max_model_len,
+    )
+    check_cache(size, settings.cache_gib)
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        check_share(size, settings.gpu_memory_utilization, settings.cache_gib, free=free, total=total)
 
 
 @contextmanager

@@ -26,6 +26,9 @@ TRANSFERS = ("auto", "nccl", "files")
 SLEEP_LEVELS = (0, 1)
 """Memory that is given back between rollouts: 0 nothing, 1 weights and cache."""
 
+CPU_CACHE_GIB = 0.25
+"""Size of the key-value cache on a CPU, unless the user gives it."""
+
 WORKER = "lightning_mmrl.rollout.vllm.worker"
 BANNED = "lightning_mmrl.rollout.vllm.banned:BannedTokens"
 """The logits processor of both model runners."""
@@ -108,10 +111,15 @@ class VLLMSettings:
             if not fit:
                 raise ValueError(f"rollout.settings.{name} is {getattr(self, name)}; it must be {wanted}")
 
+    @property
+    def cache_gib(self) -> float | None:
+        """Size of the key-value cache in GiB; None: the rest of the share of a GPU."""
+        return self.kv_cache_gib or (None if torch.cuda.is_available() else CPU_CACHE_GIB)
+
     def arguments(self, dtype: torch.dtype, banned_token_ids: list[int]) -> dict[str, Any]:
         """VLLM's engine arguments except the model; None stands for vLLM's default."""
         on_cpu = not torch.cuda.is_available()
-        cache_gib = self.kv_cache_gib or (0.25 if on_cpu else None)
+        cache_gib = self.cache_gib
         return {
             "load_format": "dummy",  # the weights come with the first push
             "dtype": str(dtype).removeprefix("torch."),
