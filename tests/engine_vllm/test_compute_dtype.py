@@ -20,8 +20,8 @@ def world(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def autocast():
-    """The trainer's passes, as Lightning runs them; an engine's own are outside of it."""
-    with torch.autocast("cpu", torch.bfloat16):
+    """As Lightning runs a step: without the cache of cast weights, which would hold those of the step before."""
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
         yield
 
 

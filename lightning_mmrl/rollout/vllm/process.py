@@ -31,11 +31,16 @@ from lightning_mmrl.rollout.weights import PolicyWeights, pushed_bytes
 
 
 @contextmanager
-def _generators_kept() -> Iterator[None]:
-    """Restores the process's random generators, so that the engine does not change what the trainer draws."""
+def _apart() -> Iterator[None]:
+    """Keeps engine and trainer apart: random generators are restored, and no autocast reaches the engine.
+
+    The engine draws from the generators that the trainer draws from. It also loads and samples within the trainer's
+    step, which may be under autocast; it chooses the types of its operations itself.
+    """
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  the generator that all libraries share
     device = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(device):
+    kind = "cuda" if device else "cpu"
+    with torch.random.fork_rng(device), torch.autocast(kind, enabled=False):
         try:
             yield
         finally:
@@ -62,7 +67,7 @@ class ProcessHost:
         arguments = settings.arguments(policy.compute_dtype, policy.banned_ids.tolist())
         self._llm = self._load(encoder, {**arguments, "enable_sleep_mode": self._sleeps})
 
-    @_generators_kept()
+    @_apart()
     def _load(self, encoder: PromptEncoder, arguments: dict[str, Any]) -> Any:
         # The engine shares this process and its weights; its log lines would mix with the console's.
         prepare_environment(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="ERROR")
@@ -126,7 +131,7 @@ class ProcessHost:
             self._llm.wake_up(tags=wanted)
             self._asleep -= set(wanted)
 
-    @_generators_kept()
+    @_apart()
     def push(self, weights: PolicyWeights, version: int) -> None:
         """Streams weights into the model and empties its caches; after a refusal the model is unusable."""
         from lightning_mmrl.rollout.vllm.worker import reload
@@ -141,7 +146,7 @@ class ProcessHost:
         self._llm.reset_mm_cache()
         self._llm.llm_engine.reset_encoder_cache()
 
-    @_generators_kept()
+    @_apart()
     def sample(self, requests: Sequence[SamplingRequest], poll: Callable[[], None]) -> list[list[Sampled]]:
         """Samples each completion as a request with its own seed; the prefix cache shares the prompt."""
         from vllm import SamplingParams

@@ -32,7 +32,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def autocast():
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
         yield
 
 
