@@ -160,7 +160,7 @@ def _module_of_data(path: str, stage: NodeSettings, config: RunSettings) -> Any:
 
 def _policy(spec: StageSpec, stage: StageSettings, start_from: Path, encoder: PromptEncoder, parts: Assembly) -> Policy:
     temperature = stage.sampling.temperature if stage.sampling is not None else 1.0
-    policy = parts.policy(start_from, encoder, temperature)
+    policy = parts.policy(start_from, encoder, temperature, stage.trainer)
     policy.freeze(stage.freeze)
     if stage.adapter is not None:
         parts.adapt(policy, stage.adapter, spec.name)

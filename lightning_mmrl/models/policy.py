@@ -61,8 +61,11 @@ class Policy(nn.Module):
         banned_token_ids: Ids with probability zero everywhere: media placeholders and unused head rows.
         temperature: T in log_softmax(logits / T), in sampling and scoring alike.
         settings: Whether completions share their prompt where the model allows it; otherwise each has a copy.
+        compute_dtype: See the attribute; None for the type of the weights.
 
     Attributes:
+        compute_dtype: The type in which the passes of a stage compute, by autocast or sharding. An engine that is to
+            sample from the same distribution computes in it.
         media: Runs the towers; after `media.encode`, later passes over the same prompts need not run them again.
         sharing_refusal: The reason why completions do not share their prompt, or None if they do.
         adapter: LoRA layers, or None.
@@ -78,6 +81,7 @@ class Policy(nn.Module):
         banned_token_ids: Sequence[int],
         temperature: float = 1.0,
         settings: ModelSettings | None = None,
+        compute_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         sharing = (settings or ModelSettings()).sharing
@@ -85,6 +89,7 @@ class Policy(nn.Module):
         self.temperature = temperature
         self.sharing_refusal = sharing_refusal(backbone.text_model) if sharing else "it is switched off"
         self.adapter: Adapter | None = None
+        self.compute_dtype = compute_dtype or cast(Tensor, backbone.head.weight).dtype
         self.media = MediaEncoder(backbone)
         self._backbone = backbone
         if self.sharing_refusal is None:

@@ -6,6 +6,7 @@ difference between the log-probabilities of engine and trainer. The last one sho
 with and without its media.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -18,12 +19,8 @@ from lightning_mmrl.errors import RolloutError
 from lightning_mmrl.models.families.media_keys import AUDIO_FEATURES, AUDIO_MASK
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.protocols.tensors import RolloutEngine
+from lightning_mmrl.rollout.bounds import USUAL, Bounds
 from lightning_mmrl.types.batches import MediaInputs, PromptBatch, Rollout, ScoringBatch
-
-TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-4}
-"""Maps a dtype of weights to the largest allowed difference in nats between two log-probabilities of one token."""
-COARSE = 0.5
-"""The limit for all other dtypes, whose kernels round differently; it was not measured on a GPU."""
 
 
 class ProvableEngine(RolloutEngine, Protocol):
@@ -33,22 +30,56 @@ class ProvableEngine(RolloutEngine, Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """The differences between the log-probabilities of an engine and of the trainer, in nats.
+
+    Attributes:
+        median: Median over all compared tokens.
+        high: The quantile that the bounds name.
+        largest: The largest one.
+        num_tokens: Number of compared tokens.
+        doubt: What was found in one sentence, if something is outside its bound without being gross.
+    """
+
+    median: float
+    high: float
+    largest: float
+    num_tokens: int
+    doubt: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Canary:
     """Compares an engine with the policy whose weights it was given.
 
+    A **gross** difference ends the run at once: a quantile of the differences is several times its bound
+    (`bounds.Bounds`), a greedy token is one that the trainer finds far less likely, or media do not reach the model. A
+    **doubtful** one, above its bound but not gross, is only warned of, and the next push is compared as well.
+    `patience` doubtful comparisons in a row end the run. In float32 every difference outside its bound is gross.
+
     Attributes:
         every: Pushes between two comparisons. The engine is also compared at the start and after the first push; with
-            0, only then.
+            0, only then and after a doubt.
         num_prompts: Number of prompts for a comparison; they are taken from the next iteration.
         max_new_tokens: Maximum number of tokens of each completion.
-        tolerance: Largest difference of a token's log-probabilities in nats; None: 1e-4 for float32 weights, 0.5 for
-            bfloat16 and float16.
+        tolerance: Bound in nats of the 99th percentile of the differences in half precision, where the median has a
+            tenth of it, and of all differences otherwise. None: by the type of the passes, 0.5 for bfloat16 and 1e-4
+            for float32 (`bounds.USUAL`).
+        patience: Doubtful comparisons in a row that end the run.
+
+    Raises:
+        ValueError: `patience` is below 1.
     """
 
     every: int = 50
-    num_prompts: int = 4
-    max_new_tokens: int = 16
+    num_prompts: int = 8
+    max_new_tokens: int = 32
     tolerance: float | None = None
+    patience: int = 3
+
+    def __post_init__(self) -> None:
+        if self.patience < 1:
+            raise ValueError(f"rollout.canary.patience is {self.patience}; it must be at least 1")
 
     def due(self, num_pushes: int) -> bool:
         """Whether to compare after so many pushes in this stage, including the push at its start.
@@ -58,9 +89,14 @@ class Canary:
         """
         return num_pushes <= 2 or (self.every > 0 and (num_pushes - 2) % self.every == 0)
 
+    def bounds(self, dtype: torch.dtype) -> Bounds:
+        """The bounds for passes of a type."""
+        usual = USUAL[dtype]
+        return usual if self.tolerance is None else usual.with_high(self.tolerance)
+
     @torch.no_grad()
-    def check(self, engine: ProvableEngine, trainer: RolloutEngine, policy: Policy, prompts: PromptBatch) -> float:
-        """Compares, and returns the largest difference of a token's log-probabilities in nats.
+    def check(self, engine: ProvableEngine, trainer: RolloutEngine, policy: Policy, prompts: PromptBatch) -> Comparison:
+        """Compares, and returns the differences, with the doubt if there is one.
 
         Args:
             engine: The engine to be checked.
@@ -69,47 +105,57 @@ class Canary:
             prompts: Prompts whose media are inputs of the towers.
 
         Raises:
-            RolloutError: The engine samples other tokens, gives them other log-probabilities, or ignores media.
+            RolloutError: The engine samples other tokens, gives them grossly different log-probabilities, or ignores
+                media.
         """
         prompts = prompts.select(list(range(min(self.num_prompts, len(prompts.samples)))))
-        usual = TOLERANCES.get(next(policy.parameters()).dtype, COARSE)
-        bound = usual if self.tolerance is None else self.tolerance
+        bounds = self.bounds(policy.compute_dtype)
         # Compared without dropout; afterwards mode and counters are as before.
         training, media = policy.training, policy.media
         before = media.tower_prompts, media.cache_hits
         policy.eval()
         try:
-            largest = self._compare_logprobs(engine, policy, prompts, bound)
-            self._compare_tokens(engine, trainer, policy, prompts, bound)
+            found = self._compare_logprobs(engine, policy, prompts, bounds)
+            token_doubt = self._compare_tokens(engine, trainer, policy, prompts, bounds)
             for kind, key in media.backbone.tower_inputs.items():
                 _require_sense(engine, kind, key, prompts)
         finally:
             policy.train(training)
             media.tower_prompts, media.cache_hits = before
-        return largest
+        return replace(found, doubt=found.doubt or token_doubt)
 
-    def _compare_logprobs(self, engine: RolloutEngine, policy: Policy, prompts: PromptBatch, bound: float) -> float:
-        inputs = policy.media.backbone.tower_inputs
+    def _compare_logprobs(
+        self, engine: RolloutEngine, policy: Policy, prompts: PromptBatch, bounds: Bounds
+    ) -> Comparison:
         seeds = [[row] for row in range(len(prompts.samples))]
         rollout = engine.generate(prompts, group_size=1, seeds=seeds, max_new_tokens=self.max_new_tokens)
-        gaps = (_scored(policy, prompts, rollout) - rollout.sampler_logprobs).abs().amax(-1)
-        worst = int(gaps.nan_to_num(torch.inf).argmax())
-        gap = float(gaps[worst])
-        if not gap <= bound:
-            raise RolloutError(
-                f"the engine's log-probabilities are up to {gap:.3g} nats from the trainer's, for sample "
-                f"{_named(prompts, worst, inputs)}; they may differ by {bound:.3g} (rollout.canary.tolerance)"
-            )
-        return gap
+        mask = rollout.completion_mask
+        gaps = (_scored(policy, prompts, rollout) - rollout.sampler_logprobs).abs().nan_to_num(torch.inf)
+        median, high = bounds.quantiles(gaps[mask])
+        found = Comparison(median=median, high=high, largest=float(gaps[mask].max()), num_tokens=int(mask.sum()))
+        excess = max(median / bounds.median, high / bounds.high, 0 if math.isfinite(found.largest) else math.inf)
+        if excess <= 1:
+            return found
+        worst = int((gaps.masked_fill(~mask, 0).sum(-1) / mask.sum(-1)).argmax())
+        name = _named(prompts, worst, policy.media.backbone.tower_inputs)
+        said = (
+            f"the engine's log-probabilities are up to {found.largest:.3g} nats from the trainer's, for sample {name} "
+            f"above all; over {found.num_tokens} tokens the median is {median:.3g} and the "
+            f"{_ordinal(bounds.quantile)} {high:.3g}, where at most {bounds.median:.3g} and {bounds.high:.3g} are "
+            "usual (rollout.canary.tolerance)"
+        )
+        if excess > bounds.gross:
+            raise RolloutError(said)
+        return replace(found, doubt=said)
 
     def _compare_tokens(
-        self, engine: RolloutEngine, trainer: RolloutEngine, policy: Policy, prompts: PromptBatch, bound: float
-    ) -> None:
+        self, engine: RolloutEngine, trainer: RolloutEngine, policy: Policy, prompts: PromptBatch, bounds: Bounds
+    ) -> str | None:
         """Greedy tokens may first differ only where the trainer finds both equally likely, within twice the bound."""
         limit, seeds = self.max_new_tokens, [[row] for row in range(len(prompts.samples))]
         theirs = engine.generate(prompts, group_size=1, seeds=seeds, greedy=True, max_new_tokens=limit)
         own = trainer.generate(prompts, group_size=1, seeds=seeds, greedy=True, max_new_tokens=limit)
-        scored, inputs = _scored(policy, prompts, theirs), policy.media.backbone.tower_inputs
+        scored, inputs, doubt = _scored(policy, prompts, theirs), policy.media.backbone.tower_inputs, None
         for row in range(len(prompts.samples)):
             wanted, got = (each.completion_ids[row][each.completion_mask[row]].tolist() for each in (own, theirs))
             pairs = zip(wanted, got, strict=False)
@@ -117,12 +163,14 @@ class Canary:
             if place is None:
                 continue
             gap = float(own.sampler_logprobs[row, place] - scored[row, place])
-            if gap > 2 * bound:
-                name = _named(prompts, row, inputs)
-                raise RolloutError(
-                    f"the engine's greedy token {place + 1} for sample {name} is {got[place]}, the "
-                    f"trainer's {wanted[place]} is {gap:.3g} nats likelier"
-                )
+            said = (
+                f"the engine's greedy token {place + 1} for sample {_named(prompts, row, inputs)} is {got[place]}, the "
+                f"trainer's {wanted[place]} is {gap:.3g} nats likelier"
+            )
+            if gap > 2 * bounds.gross * bounds.high:
+                raise RolloutError(said)
+            doubt = said if gap > 2 * bounds.high else doubt
+        return doubt
 
 
 def _require_sense(engine: ProvableEngine, kind: str, key: str, prompts: PromptBatch) -> None:
@@ -161,6 +209,11 @@ def _scored(policy: Policy, prompts: PromptBatch, rollout: Rollout) -> Float[Ten
     """The trainer's log-probabilities of an engine's samples, one completion per prompt."""
     ids, mask = rollout.completion_ids, rollout.completion_mask
     return policy(ScoringBatch(prompts=prompts, completion_ids=ids, completion_mask=mask, group_size=1)).logprobs
+
+
+def _ordinal(quantile: float) -> str:
+    """A quantile in words, for messages."""
+    return "maximum" if quantile == 1 else f"{100 * quantile:g}th percentile"
 
 
 def _named(prompts: PromptBatch, row: int, inputs: Mapping[Any, str]) -> str:

@@ -31,9 +31,10 @@ class GatheredState(Mapping[str, Tensor]):
 
 
 class PolicyWeights:
-    """Names and weights of the plain model, one at a time; an adapter is merged into these and stays unchanged.
+    """Names and weights of the plain model, one at a time, in the type that the policy computes in.
 
-    All ranks go through the weights of a sharded policy together.
+    An adapter is merged into these, and the policy stays as it is. All ranks go through the weights of a sharded policy
+    together.
 
     Args:
         policy: The policy with the weights.
@@ -57,7 +58,15 @@ class PolicyWeights:
     def _named(self, state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         adapter = self._policy.adapter
         for name, tensor in state.items() if adapter is None else adapter.merging(state):
-            yield f"{self._prefix}{name}", tensor
+            kept = tensor.to(self._policy.compute_dtype) if tensor.is_floating_point() else tensor
+            yield f"{self._prefix}{name}", kept
+
+
+def pushed_bytes(policy: Policy) -> int:
+    """Bytes of all weights of an engine that has those of a policy; tied weights count once, an adapter is merged."""
+    added = set() if policy.adapter is None else {id(each) for each in policy.adapter.parameters()}
+    own = [each.numel() for each in policy.model.parameters() if id(each) not in added]
+    return sum(own) * policy.compute_dtype.itemsize
 
 
 class WeightStream:

@@ -17,6 +17,8 @@ ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 SHARDED_PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed")
 """Precisions that fsdp2 runs."""
 PRECISIONS = (*SHARDED_PRECISIONS, "16-true", "16-mixed")
+HALF_PASSES = {"bf16-mixed": "bfloat16", "bf16-true": "bfloat16", "16-mixed": "float16", "16-true": "float16"}
+"""Precisions that compute in half precision, and what they compute in."""
 STRATEGIES = ("auto", "ddp", "fsdp2")
 
 
@@ -80,6 +82,14 @@ class TrainerSettings:
     def shards(self) -> bool:
         """True if weights are sharded over the ranks."""
         return self.strategy == "fsdp2"
+
+    def computes(self, dtype: str) -> str:
+        """The type in which linear layers compute if weights are loaded in `dtype`.
+
+        >>> TrainerSettings(precision="bf16-mixed").computes("float32"), TrainerSettings().computes("float32")
+        ('bfloat16', 'float32')
+        """
+        return "float64" if self.precision == "64-true" else HALF_PASSES.get(self.precision, dtype)
 
 
 @dataclass

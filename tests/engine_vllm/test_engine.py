@@ -105,6 +105,22 @@ def test_completions_end_at_the_limit_or_at_an_end_token(world):
         assert not ends & set(ids[:-1])
 
 
+def test_only_finished_completions_are_assembled(world, monkeypatch):
+    """Their number does not depend on how long they are; every step of a completion used to make one."""
+    engine, given = world.engine._host._llm.llm_engine, []
+    step = engine.step
+
+    def counted():
+        outputs = step()
+        given.append(len(outputs))
+        return outputs
+
+    monkeypatch.setattr(engine, "step", counted)
+    rollout = world.rollout(group_size=4)
+    assert len(given) >= rollout.completion_ids.shape[1] > 1
+    assert sum(given) == len(rollout.completion_ids)
+
+
 def test_sampling_and_pushing_leave_the_process_as_it_was(world):
     host, weights = world.engine._host, PolicyWeights(world.policy, world.encoder.engine_prefix)
     requests = world.engine._requests(world.batch, [(1, 2)] * len(world.batch.samples), max_tokens=4)

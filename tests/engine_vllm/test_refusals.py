@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from lightning_mmrl.errors import RolloutError
+from lightning_mmrl.rollout.vllm import process
 from lightning_mmrl.rollout.vllm.engine import VLLMEngine
 from lightning_mmrl.rollout.vllm.settings import VLLMSettings
 from lightning_mmrl.rollout.weights import PolicyWeights
@@ -52,13 +53,21 @@ def test_weights_that_are_not_those_of_the_model_are_refused(world, monkeypatch,
         world.engine.load_weights(world.policy, 1)
 
 
-def test_a_model_that_does_not_fit_is_one_sentence_and_leaves_no_trace(tmp_path):
+CACHE = "rollout.settings.kv_cache_gib"
+
+
+def test_a_model_that_does_not_fit_is_one_sentence_and_leaves_no_trace(tmp_path, monkeypatch):
     checkpoint = families.build("qwen2", tmp_path / "model")
     encoder, policy = families.load("qwen2", checkpoint, torch.float32)
     settings = VLLMSettings(kv_cache_gib=0.0001)
     engine = VLLMEngine(policy, encoder=encoder, sampling=SamplingSettings(max_new_tokens=4), settings=settings)
-    with pytest.raises(RolloutError, match=r"^vLLM cannot load the model: .*; lower rollout.settings"):
+    with pytest.raises(RolloutError, match=rf"^{CACHE} is 0.0001, .*; raise {CACHE} to at least "):
         engine.load_weights(policy, 0)
+    # Where our own figures are too low, vLLM refuses, and the message points the same way.
+    with monkeypatch.context() as patch:
+        patch.setattr(process, "check_cache", lambda *_: None)
+        with pytest.raises(RolloutError, match=rf"^vLLM cannot load the model: .*; raise {CACHE}, or lower"):
+            engine.load_weights(policy, 0)
     engine.close()
     # An engine of the same process takes an existing process group for the group of the trainer's ranks.
     assert not torch.distributed.is_initialized()

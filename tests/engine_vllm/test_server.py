@@ -287,7 +287,7 @@ def test_a_run_whose_server_fails_is_failed_keeps_its_state_and_goes_on_with_eit
     saved = run.states()
     # The engine of this process has no memory for its cache.
     assert run.train("vllm", "rollout.settings.kv_cache_gib=0.0001") == 2
-    failed(r"^mmrl train: vLLM cannot load the model: .*; lower rollout.settings.gpu_memory_utilization")
+    failed(r"^mmrl train: rollout.settings.kv_cache_gib is 0.0001, .*; raise rollout.settings.kv_cache_gib to at least")
     assert run.states() == saved
     # A run that waits longer finds the server again, gives it the weights, and goes on as if nothing had been.
     after = patient.rollout()

@@ -76,11 +76,18 @@ def answers(rollout: Rollout) -> list[list[int]]:
     return [ids[mask].tolist() for ids, mask in zip(rollout.completion_ids, rollout.completion_mask, strict=True)]
 
 
-def world(name: str, checkpoint: Path, temperature: float = 1.0, **settings: Any) -> World:
-    """A policy whose weights are large enough for media and positions to matter, and its engine."""
+def world(
+    name: str,
+    checkpoint: Path,
+    temperature: float = 1.0,
+    compute_dtype: torch.dtype = torch.float32,
+    **settings: Any,
+) -> World:
+    """A policy whose float32 weights are large enough for media and positions to matter, and its engine."""
     if not checkpoint.exists():
         families.build(name, checkpoint)
     encoder, policy = families.load(name, checkpoint, torch.float32, temperature)
+    policy.compute_dtype = compute_dtype
     with torch.no_grad():
         for parameter in policy.model.parameters():
             if parameter.dim() > 1:

@@ -5,18 +5,21 @@ their placeholders. Nothing is decoded, resized or tokenized a second time, so o
 `rollout.canary` compares it.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import cast
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
+from lightning_mmrl.errors import RolloutError
 from lightning_mmrl.models.policy import Policy
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.protocols.tensors import PromptEncoder
-from lightning_mmrl.rollout.canary import Canary
+from lightning_mmrl.rollout.canary import Canary, Comparison
 from lightning_mmrl.rollout.engine_inputs import engine_prompts
 from lightning_mmrl.rollout.hf import HFEngine
 from lightning_mmrl.rollout.sampling import refuse_broken
@@ -27,6 +30,8 @@ from lightning_mmrl.rollout.weights import PolicyWeights
 from lightning_mmrl.settings.algorithm import SamplingSettings
 from lightning_mmrl.types.batches import PromptBatch, Rollout
 from lightning_mmrl.types.records import Completion
+
+_log = logging.getLogger(__name__)
 
 
 class VLLMEngine:
@@ -71,7 +76,7 @@ class VLLMEngine:
         self._trainer = HFEngine.of(policy, encoder=encoder, sampling=sampling, poll=poll)
         self._settings = settings or VLLMSettings()
         self._num_pushes, self._proven_restores = 0, 0
-        self._push_is_unproven = False
+        self._push_is_unproven, self._num_doubts = False, 0
 
     @cached_property
     def _host(self) -> Host:
@@ -102,7 +107,8 @@ class VLLMEngine:
         self._host.push(PolicyWeights(cast(Policy, policy), self._encoder.engine_prefix), version)
         self.version = version
         self._num_pushes += 1
-        self._push_is_unproven = self._canary is not None and self._canary.due(self._num_pushes)
+        due = self._canary is not None and self._canary.due(self._num_pushes)
+        self._push_is_unproven = due or self._num_doubts > 0
 
     def generate(
         self,
@@ -145,11 +151,30 @@ class VLLMEngine:
             restored = self._host.num_restores > self._proven_restores
             if self._canary is not None and (self._push_is_unproven or restored):
                 self._push_is_unproven, self._proven_restores = False, self._host.num_restores
-                self._canary.check(self, self._trainer, self.policy, prompts)
+                self._note(self._canary.check(self, self._trainer, self.policy, prompts), self._canary.patience)
             elif sampled is None:
                 sampled = self._host.sample(requests, self._poll)
             else:
                 return sampled
+
+    def _note(self, found: Comparison, patience: int) -> None:
+        """Warns of a doubt, and counts how many comparisons in a row had one, on this rank or on another.
+
+        All ranks count alike, since a comparison scores with weights that they gather together.
+        """
+        if found.doubt is not None:
+            _log.warning("%s", found.doubt)
+        doubtful = found.doubt is not None
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            flag = torch.tensor(doubtful, dtype=torch.int32, device=self.policy.banned_ids.device)
+            dist.all_reduce(flag, dist.ReduceOp.MAX)
+            doubtful = bool(flag)
+        self._num_doubts = self._num_doubts + 1 if doubtful else 0
+        if self._num_doubts >= patience:
+            raise RolloutError(
+                f"{found.doubt or 'the engine of another rank is in doubt'}; so it was in {self._num_doubts} "
+                "comparisons in a row (rollout.canary.patience)"
+            )
 
     def first_logprobs(self, prompts: PromptBatch) -> list[Mapping[int, float]]:
         """The likeliest first tokens of each prompt, by id, and their log-probabilities at temperature 1."""

@@ -25,16 +25,22 @@ from lightning_mmrl.protocols.tensors import PromptEncoder
 from lightning_mmrl.rollout.engine_inputs import EnginePrompt
 from lightning_mmrl.rollout.vllm.host import Sampled, SamplingRequest, require_loaded
 from lightning_mmrl.rollout.vllm.media import media_items
+from lightning_mmrl.rollout.vllm.memory import advice, check_cache, check_share, engine_size
 from lightning_mmrl.rollout.vllm.settings import VLLMSettings, first_line, prepare_environment, write_model
-from lightning_mmrl.rollout.weights import PolicyWeights
+from lightning_mmrl.rollout.weights import PolicyWeights, pushed_bytes
 
 
 @contextmanager
-def _generators_kept() -> Iterator[None]:
-    """Restores the process's random generators, so that the engine does not change what the trainer draws."""
+def _apart() -> Iterator[None]:
+    """Keeps engine and trainer apart: random generators are restored, and no autocast reaches the engine.
+
+    The engine draws from the generators that the trainer draws from. It also loads and samples within the trainer's
+    step, which may be under autocast; it chooses the types of its operations itself.
+    """
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  the generator that all libraries share
     device = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(device):
+    kind = "cuda" if device else "cpu"
+    with torch.random.fork_rng(device), torch.autocast(kind, enabled=False):
         try:
             yield
         finally:
@@ -53,14 +59,15 @@ class ProcessHost:
 
     def __init__(self, policy: Policy, encoder: PromptEncoder, settings: VLLMSettings) -> None:
         self._joined = dist.is_initialized()
-        self._weight_bytes = sum(each.numel() * each.element_size() for each in policy.model.parameters())
-        self._number = 0
+        self._weight_bytes = pushed_bytes(policy)
+        _require_memory(policy, encoder, self._weight_bytes, settings)
+        self._number, self._cache_gib = 0, settings.cache_gib
         self._sleeps = settings.sleep_level > 0 and torch.cuda.is_available()
         self._asleep: set[str] = set()
-        arguments = settings.arguments(next(policy.model.parameters()).dtype, policy.banned_ids.tolist())
+        arguments = settings.arguments(policy.compute_dtype, policy.banned_ids.tolist())
         self._llm = self._load(encoder, {**arguments, "enable_sleep_mode": self._sleeps})
 
-    @_generators_kept()
+    @_apart()
     def _load(self, encoder: PromptEncoder, arguments: dict[str, Any]) -> Any:
         # The engine shares this process and its weights; its log lines would mix with the console's.
         prepare_environment(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="ERROR")
@@ -83,10 +90,8 @@ class ProcessHost:
             except (RuntimeError, ValueError, AssertionError, MemoryError, ImportError) as error:
                 with suppress(ImportError):  # a broken vllm
                     self._leave_groups()
-                raise RolloutError(
-                    f"vLLM cannot load the model: {first_line(error)}; lower rollout.settings.gpu_memory_utilization, "
-                    "kv_cache_gib or max_model_len if memory is short"
-                ) from error
+                mend = advice(error, self._cache_gib)
+                raise RolloutError(f"vLLM cannot load the model: {first_line(error)}{mend}") from error
 
     def _leave_groups(self) -> None:
         """Ends the process groups that vLLM made; the group of the trainer's ranks stays."""
@@ -126,7 +131,7 @@ class ProcessHost:
             self._llm.wake_up(tags=wanted)
             self._asleep -= set(wanted)
 
-    @_generators_kept()
+    @_apart()
     def push(self, weights: PolicyWeights, version: int) -> None:
         """Streams weights into the model and empties its caches; after a refusal the model is unusable."""
         from lightning_mmrl.rollout.vllm.worker import reload
@@ -141,13 +146,16 @@ class ProcessHost:
         self._llm.reset_mm_cache()
         self._llm.llm_engine.reset_encoder_cache()
 
-    @_generators_kept()
+    @_apart()
     def sample(self, requests: Sequence[SamplingRequest], poll: Callable[[], None]) -> list[list[Sampled]]:
         """Samples each completion as a request with its own seed; the prefix cache shares the prompt."""
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
+        # Nothing reads completions that are not finished: `poll` alone ends a rollout early.
+        final = RequestOutputKind.FINAL_ONLY
         rows = [
-            (prompt, SamplingParams(**request.sampling(seed)))
+            (prompt, SamplingParams(**request.sampling(seed, output_kind=final)))
             for request in requests
             for prompt in (self._engine_input(request.prompt),)
             for seed in request.seeds
@@ -166,7 +174,7 @@ class ProcessHost:
                 engine.add_request(name, prompt, params)
             while engine.has_unfinished_requests():
                 poll()
-                done |= {output.request_id: output for output in engine.step() if output.finished}
+                done |= {output.request_id: output for output in engine.step()}
         except BaseException as error:
             engine.abort_request([name for name in names if name not in done])
             if isinstance(error, RuntimeError | ValueError | KeyError):
@@ -193,6 +201,20 @@ class ProcessHost:
             for kind, spans in prompt.spans.items()
         }
         return mm_input(prompt.token_ids, items, hashes, places)
+
+
+def _require_memory(policy: Policy, encoder: PromptEncoder, weights: int, settings: VLLMSettings) -> None:
+    """Checks that the engine's memory suffices before anything is loaded."""
+    size = engine_size(
+        encoder.config.get_text_config(),
+        weights=weights,
+        itemsize=policy.compute_dtype.itemsize,
+        max_model_len=settings.max_model_len,
+    )
+    check_cache(size, settings.cache_gib)
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        check_share(size, settings.gpu_memory_utilization, settings.cache_gib, free=free, total=total)
 
 
 @contextmanager

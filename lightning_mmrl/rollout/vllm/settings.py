@@ -26,7 +26,12 @@ TRANSFERS = ("auto", "nccl", "files")
 SLEEP_LEVELS = (0, 1)
 """Memory that is given back between rollouts: 0 nothing, 1 weights and cache."""
 
+CPU_CACHE_GIB = 0.25
+"""Size of the key-value cache on a CPU, unless the user gives it."""
+
 WORKER = "lightning_mmrl.rollout.vllm.worker"
+BANNED = "lightning_mmrl.rollout.vllm.banned:BannedTokens"
+"""The logits processor of both model runners."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,15 +111,20 @@ class VLLMSettings:
             if not fit:
                 raise ValueError(f"rollout.settings.{name} is {getattr(self, name)}; it must be {wanted}")
 
+    @property
+    def cache_gib(self) -> float | None:
+        """Size of the key-value cache in GiB; None: the rest of the share of a GPU."""
+        return self.kv_cache_gib or (None if torch.cuda.is_available() else CPU_CACHE_GIB)
+
     def arguments(self, dtype: torch.dtype, banned_token_ids: list[int]) -> dict[str, Any]:
         """VLLM's engine arguments except the model; None stands for vLLM's default."""
         on_cpu = not torch.cuda.is_available()
-        cache_gib = self.kv_cache_gib or (0.25 if on_cpu else None)
+        cache_gib = self.cache_gib
         return {
             "load_format": "dummy",  # the weights come with the first push
             "dtype": str(dtype).removeprefix("torch."),
             "logprobs_mode": "processed_logprobs",
-            "logits_processors": [f"{WORKER}:BannedTokens"],
+            "logits_processors": [BANNED],
             "additional_config": {"banned_token_ids": banned_token_ids},
             "gpu_memory_utilization": self.gpu_memory_utilization,
             "kv_cache_memory_bytes": int(cache_gib * 2**30) if cache_gib else None,

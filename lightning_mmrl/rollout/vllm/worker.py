@@ -1,5 +1,3 @@
-# pyright: reportMissingImports=false
-# vllm is an extra that the type checker's environment does not have.
 """Code that runs inside vLLM: in the worker of this process, or in a server's worker, which imports it by name."""
 
 from collections.abc import Iterator
@@ -9,7 +7,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from vllm.v1.sample.logits_processor import LogitsProcessor
 
 from lightning_mmrl.errors import RolloutError
 from lightning_mmrl.rollout.vllm.exchange import opened, stored_weights
@@ -17,25 +14,6 @@ from lightning_mmrl.rollout.vllm.settings import first_line
 
 POSITIONS = "given_positions"
 """Field of a medium that holds the positions of the whole prompt, as `EnginePrompt.positions`."""
-
-
-class BannedTokens(LogitsProcessor):
-    """Gives the ids `banned_token_ids` of vLLM's `additional_config` probability zero, before normalization."""
-
-    def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
-        banned = vllm_config.additional_config["banned_token_ids"]
-        self._ids = torch.tensor(banned, dtype=torch.long, device=device)
-
-    def apply(self, logits: Tensor) -> Tensor:
-        """Sets the columns of banned ids to minus infinity, in place."""
-        return logits.index_fill_(-1, self._ids, float("-inf"))
-
-    def is_argmax_invariant(self) -> bool:
-        """False, because greedy rows are masked as well."""
-        return False
-
-    def update_state(self, batch_update: Any) -> None:
-        """Does nothing, because all requests are treated alike."""
 
 
 def reload(worker: Any, weights: Iterator[tuple[str, Tensor]]) -> dict[str, Any]:
@@ -107,7 +85,11 @@ def take_given_positions(worker: Any) -> None:
     def positions(input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
         if not mm_features:
             return own(input_tokens, mm_features)
+        # The prompt's own length counts: Model Runner V2 adds a preempted request again with prompt and output.
         given = mm_features[0].data[POSITIONS].data
-        return given[:, :-1], int(given[0, -1]) - len(input_tokens)
+        length = given.shape[-1] - 1
+        delta = int(given[0, -1]) - length
+        sampled = torch.arange(length, len(input_tokens)) + delta
+        return torch.cat([given[:, :-1], sampled.expand(len(given), -1)], dim=1), delta
 
     model.get_mrope_input_positions = positions
