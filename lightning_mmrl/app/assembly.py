@@ -37,7 +37,7 @@ from lightning_mmrl.settings.algorithm import SamplingSettings
 from lightning_mmrl.settings.data import PromptSettings
 from lightning_mmrl.settings.model import BUILD, AdapterSettings, ModelSettings
 from lightning_mmrl.settings.run import RunSettings
-from lightning_mmrl.settings.stage import NodeSettings
+from lightning_mmrl.settings.stage import NodeSettings, TrainerSettings
 from lightning_mmrl.stages.answers import AnswerEvaluator
 from lightning_mmrl.training.console import ConsoleProgress
 from lightning_mmrl.training.group import RankGroup
@@ -127,13 +127,22 @@ class Assembly:
             audio_in_video=model.audio_in_video,
         )
 
-    def policy(self, checkpoint: Path | str, encoder: PromptEncoder, temperature: float) -> Policy:
-        """The policy of a checkpoint."""
+    def policy(
+        self,
+        checkpoint: Path | str,
+        encoder: PromptEncoder,
+        temperature: float,
+        trainer: TrainerSettings | None = None,
+    ) -> Policy:
+        """The policy of a checkpoint; `trainer` says how a stage computes, None: as the run does."""
         dtype = getattr(torch, self.config.model.dtype)
+        computes = getattr(torch, (trainer or self.config.trainer).computes(self.config.model.dtype))
         node = self.config.model.family["backbone"]
         backbone = targets.build(node, "model.family.backbone", checkpoint=str(checkpoint), dtype=dtype)
         settings, banned = self.config.model, encoder.banned_token_ids()
-        policy = Policy(backbone, banned_token_ids=banned, temperature=temperature, settings=settings)
+        policy = Policy(
+            backbone, banned_token_ids=banned, temperature=temperature, settings=settings, compute_dtype=computes
+        )
         if settings.sharing and policy.sharing_refusal is not None:
             self.console.say(f"each completion is scored with a copy of its prompt: {policy.sharing_refusal}")
         return policy

@@ -34,6 +34,7 @@ from lightning_mmrl.training.checkpoint_io import SnapshotIO
 from lightning_mmrl.training.finite_states import check_finite
 from lightning_mmrl.training.job import LightningJob
 from lightning_mmrl.training.loggers import file_loggers
+from lightning_mmrl.training.memory import free_memory
 from lightning_mmrl.training.state_store import StateStore
 from lightning_mmrl.training.strategies import ranks_of, sharding_of
 from lightning_mmrl.training.trainer import prepare_process, training_trainer
@@ -52,6 +53,7 @@ class StageBuilder:
 
     def __call__(self, spec: StageSpec, inputs: Mapping[str, Path], directory: Path, run: TrackedRun) -> StageJob:
         """Builds one stage and prepares its data, on rank 0 first."""
+        free_memory()
         with self._assembly.group.first():
             kind, parts = kind_of(spec.settings, f"stages.{spec.name}"), self._assembly.of_stage(spec.settings)
             return kind.build(spec, inputs, directory, run, parts)
@@ -160,10 +162,12 @@ def _module_of_data(path: str, stage: NodeSettings, config: RunSettings) -> Any:
 
 def _policy(spec: StageSpec, stage: StageSettings, start_from: Path, encoder: PromptEncoder, parts: Assembly) -> Policy:
     temperature = stage.sampling.temperature if stage.sampling is not None else 1.0
-    policy = parts.policy(start_from, encoder, temperature)
+    policy = parts.policy(start_from, encoder, temperature, stage.trainer)
     policy.freeze(stage.freeze)
     if stage.adapter is not None:
         parts.adapt(policy, stage.adapter, spec.name)
+    if stage.trainer.mixed:
+        policy.keep_masters()
     policy.media.cache = parts.feature_cache(spec.name, policy.media)
     if stage.trainer.activation_checkpointing:
         recompute_activations(policy)

@@ -27,6 +27,8 @@ def export_policy(
 ) -> None:
     """Writes the checkpoint of a policy; an adapter is merged into the weights, and also saved alone under `ADAPTER`.
 
+    Weights that were kept in a wider type are rounded to the type that they were loaded in.
+
     With several ranks all call it, and the first one writes. The weights of the policy must be finite.
 
     Args:
@@ -41,7 +43,7 @@ def export_policy(
     """
     model = cast(PreTrainedModel, policy.model)
     writes = ranks.rank == 0
-    state = gathered_weights(model, keep=writes)
+    state = policy.stored(gathered_weights(model, keep=writes))
     adapter = policy.adapter
     merged = state if adapter is None else dict(adapter.merging(state))
     # Only the first rank has the weights, but all ranks must raise if one is wrong.
@@ -72,5 +74,9 @@ def export_checkpoint(
         state: Weights to write in place of the model's own.
     """
     model.save_pretrained(directory, state_dict=None if state is None else dict(state))
+    if state is not None:  # transformers notes the type of the weights in memory
+        kinds = [tensor.dtype for tensor in state.values() if tensor.is_floating_point()]
+        model.config.dtype = str(kinds[0]).removeprefix("torch.")
+        model.config.save_pretrained(directory)
     model.generation_config.save_pretrained(directory)  # type: ignore[union-attr]
     processor.save_pretrained(directory)

@@ -93,7 +93,7 @@ class SampleKind:
         prepare_process(stage.trainer, spec.seed)
         run.log_params(flattened(asdict(stage)))
         encoder = parts.encoder(checkpoint)
-        policy = parts.policy(checkpoint, encoder, stage.sampling.temperature)
+        policy = parts.policy(checkpoint, encoder, stage.sampling.temperature, stage.trainer)
         sources = data_sources(spec, inputs, parts.config)
         pipeline = parts.pipeline(encoder)
         kinds = data_module(path, stage, parts.config)
