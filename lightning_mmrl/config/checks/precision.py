@@ -14,8 +14,7 @@ NOT_TOGETHER = {
 }
 """Pairs of `model.dtype` and `trainer.precision`, and why each is refused."""
 MOVED = "2 %"
-"""Share of bfloat16 weights that 250 steps of AdamW at a learning rate of 1e-6 move; tools/weights_moved.py measures
-it."""
+"""Share of bfloat16 weights that 250 steps of AdamW at a learning rate of 1e-6 move (tools/bench/weights_moved.py)."""
 
 
 def with_precision(trainer: TrainerSettings, model: ModelSettings) -> None:
