@@ -47,6 +47,7 @@ class MediaEncoder:
         cache: Outputs of frozen towers on disk, or None if they are not kept; unused while a tower trains.
         tower_prompts: Prompts that entered a tower since `take_counters`.
         cache_hits: Prompts that entered no tower, because their features were on disk.
+        gathered: The type in which sharded weights are gathered; None for the type in which they are stored.
         ranks: The ranks that run the towers at the same time. In lockstep every rank enters the towers of all kinds of
             media that any rank has, since weights are gathered from all ranks; a rank without a medium of such a kind
             runs the tower on the smallest possible one.
@@ -61,6 +62,7 @@ class MediaEncoder:
         self.cache = cache
         self.tower_prompts = 0
         self.cache_hits = 0
+        self.gathered: torch.dtype | None = None
         self.ranks: Ranks = ALONE
 
     @property
@@ -109,8 +111,9 @@ class MediaEncoder:
         """Reads features from disk; only prompts whose features are not there enter the towers."""
         rows, device = checked_rows(self.backbone, prompts), prompts.input_ids.device
         keys = prompts.media.keys or ("",) * len(prompts.samples)
-        autocast = torch.is_autocast_enabled(device.type)
-        precision = f"autocast {torch.get_autocast_dtype(device.type)}" if autocast else "as their weights"
+        precision = "as their weights" if self.gathered is None else f"gathered in {self.gathered}"
+        if torch.is_autocast_enabled(device.type):
+            precision = f"autocast {torch.get_autocast_dtype(device.type)}"
         own = [{kind: counts[row] for kind, counts in rows.items() if counts[row]} for row in range(len(keys))]
         known = {row: cache.get(keys[row], precision, own[row]) for row in range(len(keys)) if keys[row] and own[row]}
         found = {row: features for row, features in known.items() if features is not None}

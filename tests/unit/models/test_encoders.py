@@ -282,6 +282,10 @@ def test_another_precision_or_another_weight_finds_nothing(model, frozen, keyed,
         media = cached(frozen, tmp_path)
         media.encode(keyed)
         assert media.take_counters()["cache_hits"] == 0
+    media = cached(frozen, tmp_path)
+    media.gathered = torch.bfloat16  # stored in the same type, and computed in another
+    media.encode(keyed)
+    assert media.take_counters()["cache_hits"] == 0
     weight = next(frozen.towers[0].parameters()).view(-1)[0]
     before = weight.clone()
     weight.add_(1)
