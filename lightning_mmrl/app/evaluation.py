@@ -24,6 +24,7 @@ from lightning_mmrl.settings.stage import BASE, StageSettings
 from lightning_mmrl.stages.evaluate import SUMMARY, EvaluatedSet, EvaluationModule
 from lightning_mmrl.training.callbacks.progress import EvaluationProgress
 from lightning_mmrl.training.job import raising_interrupts
+from lightning_mmrl.training.memory import free_memory
 from lightning_mmrl.training.strategies import ranks_of, sharding_of
 from lightning_mmrl.training.trainer import evaluation_trainer, prepare_process
 
@@ -44,6 +45,7 @@ class CheckpointEvaluator:
 
     def __call__(self, checkpoint: Path, directory: Path, stage: str, run: TrackedRun | None) -> Mapping[str, float]:
         """Evaluates a checkpoint; returns the metrics keyed `<set>/<metric>`."""
+        free_memory()
         settings, of_stage = self._assembly.config.evaluation, self._stage(stage)
         parts = self._assembly if of_stage is None else self._assembly.of_stage(of_stage)
         chosen = self._assembly.config.sets(None if of_stage is None else of_stage.evaluation_sets)

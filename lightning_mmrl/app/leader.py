@@ -127,6 +127,8 @@ class Follower:
         with interruption.together(self._group.ranks):
             nothing = Order(kind="end")  # ignored: every rank receives the command of rank 0
             while (order := self._group.broadcast(nothing)).kind != "end":
+                if order.kind != "export":
+                    self._job = None  # before anything else takes memory
                 if order.kind == "run":
                     spec, run = self._specs[order.stage], NullRun(order.stage)
                     self._job = self._build(spec, order.inputs, order.directory, run)

@@ -34,6 +34,7 @@ from lightning_mmrl.training.checkpoint_io import SnapshotIO
 from lightning_mmrl.training.finite_states import check_finite
 from lightning_mmrl.training.job import LightningJob
 from lightning_mmrl.training.loggers import file_loggers
+from lightning_mmrl.training.memory import free_memory
 from lightning_mmrl.training.state_store import StateStore
 from lightning_mmrl.training.strategies import ranks_of, sharding_of
 from lightning_mmrl.training.trainer import prepare_process, training_trainer
@@ -52,6 +53,7 @@ class StageBuilder:
 
     def __call__(self, spec: StageSpec, inputs: Mapping[str, Path], directory: Path, run: TrackedRun) -> StageJob:
         """Builds one stage and prepares its data, on rank 0 first."""
+        free_memory()
         with self._assembly.group.first():
             kind, parts = kind_of(spec.settings, f"stages.{spec.name}"), self._assembly.of_stage(spec.settings)
             return kind.build(spec, inputs, directory, run, parts)
@@ -164,6 +166,8 @@ def _policy(spec: StageSpec, stage: StageSettings, start_from: Path, encoder: Pr
     policy.freeze(stage.freeze)
     if stage.adapter is not None:
         parts.adapt(policy, stage.adapter, spec.name)
+    if stage.trainer.mixed:
+        policy.keep_masters()
     policy.media.cache = parts.feature_cache(spec.name, policy.media)
     if stage.trainer.activation_checkpointing:
         recompute_activations(policy)

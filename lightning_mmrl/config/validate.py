@@ -7,6 +7,7 @@ from typing import Any, cast, get_args, get_origin, get_type_hints
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
+from lightning_mmrl.config.checks.precision import with_precision
 from lightning_mmrl.config.checks.values import check_name, check_values
 from lightning_mmrl.config.composing import sealed
 from lightning_mmrl.config.fitting import fitted
@@ -43,7 +44,9 @@ def validated(composed: DictConfig, say: Callable[[str], object] = lambda line: 
     """
     with sealed():
         config = _typed(composed)
+    with_precision(config.trainer, config.model)
     for stage in config.stages.values():
+        with_precision(stage.trainer, config.model)
         if stage.data.limit is None and stage.data.dataset in config.datasets:
             stage.data.limit = config.datasets[stage.data.dataset].limit
     for name in config.order:

@@ -190,13 +190,8 @@ class StageOrchestrator:
         Attempt(content=spec.content, inputs=digests, tracking_id=run.id).write(folder)
         seconds: dict[str, float] = {}
         with self._in_progress(run, folder.name), status_of(run):
-            with _timed(seconds, "train" if spec.trains else "run"):
-                job = self._build_stage(spec, {key: each.path for key, each in inputs.items()}, folder, run)
-                training = job.run()
+            training, artifacts = self._made(spec, inputs, folder, run, seconds)
             metrics = {f"{spec.name}/{key}": value for key, value in training.metrics.items()}
-            if (folder / "rollouts").is_dir():
-                run.log_artifact(folder / "rollouts")
-            artifacts = self._sealed_artifacts(spec, job, training, inputs)
             run.set_tags({_tag("output", name): made.digest for name, made in artifacts.items()})
             if HANDOFF in artifacts:
                 run.set_tags({"mmrl.output_seal": str(artifacts[HANDOFF].seal)})
@@ -218,6 +213,17 @@ class StageOrchestrator:
             if spec.trains:
                 self._evaluate_stage(spec, run, parent)
         self._show_data(spec)
+
+    def _made(
+        self, spec: StageSpec, inputs: Mapping[str, Input], folder: Path, run: TrackedRun, seconds: dict[str, float]
+    ) -> tuple[Training, dict[str, Artifact]]:
+        """Runs a stage and seals its artifacts; nothing here keeps the job, whose weights would take memory."""
+        with _timed(seconds, "train" if spec.trains else "run"):
+            job = self._build_stage(spec, {key: each.path for key, each in inputs.items()}, folder, run)
+            training = job.run()
+        if (folder / "rollouts").is_dir():
+            run.log_artifact(folder / "rollouts")
+        return training, self._sealed_artifacts(spec, job, training, inputs)
 
     def _sealed_artifacts(
         self, spec: StageSpec, job: StageJob, training: Training, inputs: Mapping[str, Input]

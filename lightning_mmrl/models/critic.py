@@ -43,7 +43,8 @@ class Critic(nn.Module):
         memo[id(policy.media.cache)] = None
         weight = policy.head.weight
         assert isinstance(weight, Tensor)
-        value_head = nn.Linear(weight.shape[1], 1, bias=False, dtype=weight.dtype, device=weight.device)
+        dtype = torch.promote_types(weight.dtype, torch.float32)  # it trains, even if the head is frozen
+        value_head = nn.Linear(weight.shape[1], 1, bias=False, dtype=dtype, device=weight.device)
         nn.init.zeros_(value_head.weight)
         memo[id(policy.head)] = value_head
         self.trunk = copy.deepcopy(policy, memo)
@@ -58,7 +59,9 @@ class Critic(nn.Module):
         return self.trunk.enter(partial(self._values, batch))
 
     def _values(self, batch: ScoringBatch) -> Float[Tensor, "N C"]:
-        values = self.trunk.head(self.trunk.scored_states(batch)).squeeze(-1)
+        head = self.trunk.head
+        assert isinstance(head.weight, Tensor)
+        values = head(self.trunk.scored_states(batch).to(head.weight.dtype)).squeeze(-1)
         values = values.to(torch.promote_types(values.dtype, torch.float32))
         zeros = torch.zeros(batch.completion_mask.shape, dtype=values.dtype, device=values.device)
         return zeros.masked_scatter(batch.completion_mask, values)

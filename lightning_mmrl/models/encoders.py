@@ -17,6 +17,11 @@ from lightning_mmrl.protocols.ranks import ALONE, Ranks
 from lightning_mmrl.types.batches import MediaFeatures, MediaInputs, PromptBatch
 from lightning_mmrl.types.records import MediaKind
 
+TOWER_ROWS = 8_192
+"""Feature rows of the prompts that enter the towers together if no gradient is needed: 32,768 patches of a tower that
+merges 2 x 2 of them, about 1 GB of activations at Qwen2.5-VL's width. A GPU is busy with a tenth of that, and results
+depend on it by rounding alone. A prompt with more rows enters alone."""
+
 UNDECISIVE = ("_name_or_path", "dtype")
 """Settings of a tower that do not change its output, or that the hash of its weights covers anyway."""
 
@@ -42,6 +47,7 @@ class MediaEncoder:
         cache: Outputs of frozen towers on disk, or None if they are not kept; unused while a tower trains.
         tower_prompts: Prompts that entered a tower since `take_counters`.
         cache_hits: Prompts that entered no tower, because their features were on disk.
+        gathered: The type in which sharded weights are gathered; None for the type in which they are stored.
         ranks: The ranks that run the towers at the same time. In lockstep every rank enters the towers of all kinds of
             media that any rank has, since weights are gathered from all ranks; a rank without a medium of such a kind
             runs the tower on the smallest possible one.
@@ -56,6 +62,7 @@ class MediaEncoder:
         self.cache = cache
         self.tower_prompts = 0
         self.cache_hits = 0
+        self.gathered: torch.dtype | None = None
         self.ranks: Ranks = ALONE
 
     @property
@@ -104,8 +111,9 @@ class MediaEncoder:
         """Reads features from disk; only prompts whose features are not there enter the towers."""
         rows, device = checked_rows(self.backbone, prompts), prompts.input_ids.device
         keys = prompts.media.keys or ("",) * len(prompts.samples)
-        autocast = torch.is_autocast_enabled(device.type)
-        precision = f"autocast {torch.get_autocast_dtype(device.type)}" if autocast else "as their weights"
+        precision = "as their weights" if self.gathered is None else f"gathered in {self.gathered}"
+        if torch.is_autocast_enabled(device.type):
+            precision = f"autocast {torch.get_autocast_dtype(device.type)}"
         own = [{kind: counts[row] for kind, counts in rows.items() if counts[row]} for row in range(len(keys))]
         known = {row: cache.get(keys[row], precision, own[row]) for row in range(len(keys)) if keys[row] and own[row]}
         found = {row: features for row, features in known.items() if features is not None}
@@ -126,7 +134,25 @@ class MediaEncoder:
         return _owned(joined, rows, prompts)
 
     def _run(self, prompts: PromptBatch, inputs: MediaInputs) -> MediaFeatures:
+        """Runs the towers: once for all prompts if a gradient is needed, else for a chunk of prompts at a time."""
         rows = checked_rows(self.backbone, prompts)
+        chunks = [list(range(len(prompts.samples)))]
+        if not (torch.is_grad_enabled() and self.towers_train):
+            chunks = _chunks([sum(counts) for counts in zip(*rows.values(), strict=True)]) or chunks
+            if self.ranks.lockstep:  # every rank enters as often as the one with the most media
+                chunks += [[] for _ in range(self.ranks.max(len(chunks)) - len(chunks))]
+        if len(chunks) == 1:
+            return self._run_once(prompts, inputs, rows)
+        parts = []
+        for chunk in chunks:
+            own = {kind: tuple(counts[row] for row in chunk) for kind, counts in rows.items()}
+            own = {kind: counts for kind, counts in own.items() if any(counts)}
+            parts.append(self._run_once(prompts.select(chunk), inputs.select(chunk), own))
+        kinds = dict.fromkeys(kind for part in parts for kind in part.tensors)
+        joined = {kind: torch.cat([part.tensors[kind] for part in parts if kind in part.tensors]) for kind in kinds}
+        return _owned(joined, rows, prompts)
+
+    def _run_once(self, prompts: PromptBatch, inputs: MediaInputs, rows: Rows) -> MediaFeatures:
         lacking: list[MediaKind] = []
         if self.ranks.lockstep:  # kinds that only other ranks have
             kinds = list(self.backbone.medium_keys)
@@ -229,6 +255,19 @@ def tower_fingerprint(backbone: MediaBackbone) -> str:
             total.update(json.dumps(config, sort_keys=True, default=str).encode())
         total.update(digest(tower.state_dict()))
     return total.hexdigest()
+
+
+def _chunks(sizes: Sequence[int]) -> list[list[int]]:
+    """Neighbors together, as many as have at most `TOWER_ROWS` rows; a prompt with more is alone."""
+    chunks: list[list[int]] = []
+    room = 0
+    for place, size in enumerate(sizes):
+        if not chunks or size > room:
+            chunks.append([])
+            room = TOWER_ROWS
+        chunks[-1].append(place)
+        room -= size
+    return chunks
 
 
 def _owned(features: Mapping[str, Tensor], rows: Rows, prompts: PromptBatch) -> MediaFeatures:

@@ -29,6 +29,8 @@ def export_policy(
 ) -> None:
     """Writes the checkpoint of a policy; an adapter is merged into the weights, and also saved alone under `ADAPTER`.
 
+    Weights that were kept in a wider type are rounded to the type that they were loaded in.
+
     With several ranks all call it, and the first one writes. The weights of the policy must be finite.
 
     Args:
@@ -43,7 +45,7 @@ def export_policy(
     """
     model = cast(PreTrainedModel, policy.model)
     writes = ranks.rank == 0
-    state = gathered_weights(model, keep=writes)
+    state = policy.stored(gathered_weights(model, keep=writes))
     adapter = policy.adapter
     merged = state if adapter is None else dict(adapter.merging(state))
     # Only the first rank has the weights, but all ranks must raise if one is wrong.
@@ -77,7 +79,12 @@ def export_checkpoint(
     """
     prefix = encoder.engine_prefix
     weights = {f"{prefix}{name}": tensor for name, tensor in (model.state_dict() if state is None else state).items()}
-    encoder.released(model).save_pretrained(directory, state_dict=weights)
+    kind = next(tensor.dtype for tensor in weights.values() if tensor.is_floating_point())
+    model.config.dtype = str(kind).removeprefix("torch.")
+    whole = encoder.released(model)
+    whole.save_pretrained(directory, state_dict=weights)
+    whole.config.dtype = str(kind).removeprefix("torch.")  # transformers noted the type of the weights in memory
+    whole.config.save_pretrained(directory)
     generation = copy.deepcopy(model.generation_config) or GenerationConfig()
     generation.eos_token_id = list(encoder.eos_token_ids)
     generation.save_pretrained(directory)

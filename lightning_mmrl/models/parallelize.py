@@ -75,7 +75,7 @@ class Sharding:
                 unit.set_gradient_divide_factor(1.0)
                 unit.set_force_sum_reduction_for_comms(True)
         register_fsdp_forward_method(policy, "enter")
-        policy.media.ranks = ranks
+        policy.media.ranks, policy.media.gathered = ranks, self.compute_dtype
 
 
 def unit_names(policy: Policy) -> list[str]:

@@ -69,6 +69,7 @@ class Policy(nn.Module):
         media: Runs the towers; after `media.encode`, later passes over the same prompts need not run them again.
         sharing_refusal: The reason why completions do not share their prompt, or None if they do.
         adapter: LoRA layers, or None.
+        rounded: The type of each weight that `keep_masters` keeps in a wider one, by its names in the model.
     """
 
     banned: Tensor
@@ -89,6 +90,7 @@ class Policy(nn.Module):
         self.temperature = temperature
         self.sharing_refusal = sharing_refusal(backbone.text_model) if sharing else "it is switched off"
         self.adapter: Adapter | None = None
+        self.rounded: dict[str, torch.dtype] = {}
         self.compute_dtype = compute_dtype or cast(Tensor, backbone.head.weight).dtype
         self.media = MediaEncoder(backbone)
         self._backbone = backbone
@@ -280,6 +282,28 @@ class Policy(nn.Module):
         self.adapter = add_adapter(cast(PreTrainedModel, self.model), names, settings)
         self.sharing_refusal = self.sharing_refusal or sharing_refusal(self._backbone.text_model)
         return sum(parameter.numel() for parameter in self.adapter.parameters())
+
+    def keep_masters(self) -> None:
+        """Keeps weights that train in float32 at least, where small updates are not lost in rounding.
+
+        Passes must then compute in half precision by autocast or sharding (`compute_dtype`). Weights that stay as they
+        are keep their type, and so do buffers, such as the angles of rotary embeddings.
+        """
+        named = self.model.named_parameters(remove_duplicate=False)
+        trained = [(name, each) for name, each in named if each.requires_grad]
+        self.rounded = {name: each.dtype for name, each in trained if each.dtype.itemsize < torch.float32.itemsize}
+        for _, each in trained:
+            each.data = each.data.to(torch.promote_types(each.dtype, torch.float32))
+
+    def stored(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of the model in the types that they were loaded in; tied weights stay one tensor."""
+        known: dict[int, Tensor] = {}
+        found = {}
+        for name, tensor in state.items():
+            if id(tensor) not in known:
+                known[id(tensor)] = tensor.to(self.rounded.get(name, tensor.dtype))
+            found[name] = known[id(tensor)]
+        return found
 
     @contextmanager
     def reference(self) -> Iterator[None]:

@@ -41,12 +41,18 @@ class Reference:
             self._copy.media.cache = None
 
     def place(self, mesh: DeviceMesh | None, ranks: Ranks) -> None:
-        """Gives the copy the dtypes and devices, or the sharding, that the policy trains with; all ranks call it."""
+        """Gives the copy the dtypes and devices, or the sharding, that the policy trains with; all ranks call it.
+
+        Weights that are gathered in half precision are kept in it: they take no update.
+        """
         if self._copy is None:
             return
         wanted = dict(self._policy.named_parameters()) | dict(self._policy.named_buffers())
         for name, tensor in (*self._copy.named_parameters(), *self._copy.named_buffers()):
             tensor.data = tensor.data.to(wanted[name].dtype)
+        if self._sharding is not None and self._sharding.compute_dtype is not None:
+            for parameter in self._copy.parameters():
+                parameter.data = parameter.data.to(self._sharding.compute_dtype)
         if self._sharding is not None and mesh is not None:
             self._sharding.apply(self._copy, mesh, ranks)
         else:

@@ -22,7 +22,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from lightning_mmrl.ops.tiled_attention import Tile, attend
+from lightning_mmrl.ops.tiled_attention import Tile, attend, autocast_dtype
 from lightning_mmrl.types.batches import ScoringBatch
 
 Block = TypeVar("Block", bound=tuple[int, ...])
@@ -62,11 +62,16 @@ class TreeLayout:
 def attention_forward(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """The attention function that transformers calls: by layout where there is one, stock otherwise."""
+    """The attention function that transformers calls: by layout where there is one, stock otherwise.
+
+    Under autocast, rotated queries and keys are float32 and values are not. Autocast casts all three for torch's own
+    attention, and a layout takes them cast alike: CUDA has no fast kernel for float32.
+    """
     layout: AttentionLayout | None = kwargs.pop(LAYOUT, None)
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    rows = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    dtype = autocast_dtype(query.device) or query.dtype
+    rows = (tensor[0].transpose(0, 1).to(dtype) for tensor in (query, key, value))
     scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
     return layout.attend(module.layer_idx, *rows, scale)[None], None  # type: ignore[arg-type]
 

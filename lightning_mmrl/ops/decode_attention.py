@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lightning_mmrl.ops.tiled_attention import PartialAttention, attend_block
+from lightning_mmrl.ops.tiled_attention import PartialAttention, attend_block, require_one_dtype, without_autocast
 
 
 def padding_bias(padding: Bool[Tensor, "b M"]) -> Float[Tensor, "b 1 1 M"] | None:
@@ -37,12 +37,14 @@ def attend_padded(
     """
     if bias is None:
         return attend_block(query, key, value, causal=False, scale=scale)
+    require_one_dtype(query, key, value)
     precision = torch.promote_types(query.dtype, torch.float32)
     query, key, value, bias = (tensor.to(precision) for tensor in (query, key, value, bias))
     if query.device.type == "cpu":
         run = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         return PartialAttention(*run(query, key, value, attn_mask=bias, scale=scale))
-    return _attend_by_matmul(query, key, value, bias, scale)
+    with without_autocast(query.device):
+        return _attend_by_matmul(query, key, value, bias, scale)
 
 
 def _attend_by_matmul(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> PartialAttention:

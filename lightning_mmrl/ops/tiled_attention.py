@@ -16,6 +16,7 @@ sums of do * o of the whole row, so its gradients are the tile's exact share (ar
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -65,7 +66,8 @@ def attend(
 ) -> Float[Tensor, "T H d"]:
     """softmax(scale * q k) v of each token over the keys of all its tiles; K key heads are shared by H query heads.
 
-    Causal tiles must come first and cover every token once.
+    Causal tiles must come first and cover every token once. Queries, keys and values have one dtype; autocast changes
+    nothing here.
 
     >>> value = torch.tensor([[[2.0]], [[4.0]], [[8.0]]])
     >>> prompt, completions = torch.tensor([[0]]), torch.tensor([[1], [2]])
@@ -74,7 +76,47 @@ def attend(
     >>> attend(torch.zeros(3, 1, 1), torch.zeros(3, 1, 1), value, [*runs, branch], 1.0).flatten()
     tensor([2., 3., 5.])
     """
+    require_one_dtype(query, key, value)
     return _TiledAttention.apply(query, key, value, tuple(tiles), scale)  # type: ignore[return-value]
+
+
+def require_one_dtype(query: Tensor, key: Tensor, value: Tensor) -> None:
+    """Refuses queries, keys and values of several types: a kernel chosen by one of them would be wrong or slow.
+
+    >>> require_one_dtype(torch.ones(1), torch.ones(1), torch.ones(1).half())
+    Traceback (most recent call last):
+    ...
+    TypeError: attention got queries, keys and values of torch.float32, torch.float32, torch.float16; cast them alike
+
+    Raises:
+        TypeError: Naming the types.
+    """
+    found = [tensor.dtype for tensor in (query, key, value)]
+    if len(set(found)) > 1:
+        raise TypeError(f"attention got queries, keys and values of {', '.join(map(str, found))}; cast them alike")
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The type that autocast computes in on a device, or None while it is off.
+
+    >>> with torch.autocast("cpu", torch.bfloat16):
+    ...     autocast_dtype(torch.device("cpu"))
+    torch.bfloat16
+    """
+    kind = device.type
+    enabled = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if enabled else None
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Switches autocast off, which would compute products of float32 scores in half precision.
+
+    >>> scores = torch.ones(2, 2)
+    >>> with torch.autocast("cpu", torch.bfloat16), without_autocast(scores.device):
+    ...     (scores @ scores).dtype
+    torch.float32
+    """
+    return nullcontext() if autocast_dtype(device) is None else torch.autocast(device.type, enabled=False)
 
 
 class PartialAttention(NamedTuple):
@@ -102,6 +144,7 @@ def attend_block(
     >>> attend_block(one, one, 3 * one, causal=False, scale=1.0)
     PartialAttention(output=tensor([[[[3.]]]]), logsumexp=tensor([[[1.]]]))
     """
+    require_one_dtype(query, key, value)
     output, logsumexp, _ = _kernel(query).forward(query, key, value, causal, scale)
     return PartialAttention(output, logsumexp)
 
@@ -245,10 +288,11 @@ class _Plain:
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float
     ) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
-        scores = self._scores(query, key, causal, scale)
-        total = scores.logsumexp(-1)
-        weights = (scores - total.unsqueeze(-1)).exp()
-        output = torch.einsum("bkrlm,bkmd->bkrld", weights, value.to(weights.dtype)).flatten(1, 2)
+        with without_autocast(query.device):
+            scores = self._scores(query, key, causal, scale)
+            total = scores.logsumexp(-1)
+            weights = (scores - total.unsqueeze(-1)).exp()
+            output = torch.einsum("bkrlm,bkmd->bkrld", weights, value.to(weights.dtype)).flatten(1, 2)
         return output, total.flatten(1, 2), ()
 
     def backward(
@@ -256,14 +300,15 @@ class _Plain:
     ) -> tuple[Tensor, Tensor, Tensor]:
         causal, scale, _ = how
         heads = (key.shape[1], -1)
-        scores = self._scores(query, key, causal, scale)
-        weights = (scores - total.unflatten(1, heads).unsqueeze(-1)).exp()
-        grad, output = (x.to(weights.dtype).unflatten(1, heads) for x in (grad, output))
-        grad_value = torch.einsum("bkrlm,bkrld->bkmd", weights, grad)
-        grad_weights = torch.einsum("bkrld,bkmd->bkrlm", grad, value.to(weights.dtype))
-        grad_scores = weights * (grad_weights - (grad * output).sum(-1, keepdim=True)) * scale
-        grad_query = torch.einsum("bkrlm,bkmd->bkrld", grad_scores, key.to(weights.dtype)).flatten(1, 2)
-        grad_key = torch.einsum("bkrlm,bkrld->bkmd", grad_scores, query.to(weights.dtype).unflatten(1, heads))
+        with without_autocast(query.device):
+            scores = self._scores(query, key, causal, scale)
+            weights = (scores - total.unflatten(1, heads).unsqueeze(-1)).exp()
+            grad, output = (x.to(weights.dtype).unflatten(1, heads) for x in (grad, output))
+            grad_value = torch.einsum("bkrlm,bkrld->bkmd", weights, grad)
+            grad_weights = torch.einsum("bkrld,bkmd->bkrlm", grad, value.to(weights.dtype))
+            grad_scores = weights * (grad_weights - (grad * output).sum(-1, keepdim=True)) * scale
+            grad_query = torch.einsum("bkrlm,bkmd->bkrld", grad_scores, key.to(weights.dtype)).flatten(1, 2)
+            grad_key = torch.einsum("bkrlm,bkrld->bkmd", grad_scores, query.to(weights.dtype).unflatten(1, heads))
         return grad_query, grad_key, grad_value
 
     def _scores(self, query: Tensor, key: Tensor, causal: bool, scale: float) -> Float[Tensor, "b K r L M"]:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from lightning_mmrl.planning.stacks import Linear, Stack
 from lightning_mmrl.settings.stage import TrainerSettings
 
-BYTES = {"float32": 4, "bfloat16": 2, "float64": 8}
-HALF, SINGLE = 2, 4
+BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+SINGLE = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,45 +20,46 @@ class Precision:
     """Bytes of one number: in stored weights and adapters, and in forward and backward passes.
 
     Attributes:
-        stored: Bytes of a stored weight.
-        adapter: Bytes of a stored adapter weight.
+        stored: Bytes of a stored weight that does not train.
+        trained: Bytes of a stored weight that trains, of its gradient and of each of its moments.
+        adapter: The same of an adapter weight.
         adapting: Bytes of an adapter weight during a pass.
         computed: Bytes of an output of a linear layer.
-        stream: Bytes of a number that runs through the blocks between their linear layers.
         reduced: Bytes of a gradient while ranks sum it.
-        autocast: True if torch casts weights and inputs in each operation.
+        autocast: True if torch casts weights and inputs in wider types, operation by operation.
     """
 
     stored: int
+    trained: int
     adapter: int
     adapting: int
     computed: int
-    stream: int
     reduced: int
     autocast: bool = False
 
     @classmethod
     def of(cls, trainer: TrainerSettings, dtype: str) -> "Precision":
         """The precision of a stage whose model is loaded in `dtype`."""
-        stored, single = BYTES[dtype], max(BYTES[dtype], SINGLE)
-        sharded, kind = trainer.strategy == "fsdp2", trainer.precision
-        if kind in ("bf16-true", "16-true", "64-true"):
-            size = 8 if kind == "64-true" else HALF
-            reduced = max(size, SINGLE) if sharded else size
-            return cls(stored=size, adapter=size, adapting=size, computed=size, stream=size, reduced=reduced)
-        if kind == "32-true":
-            return cls(stored=stored, adapter=single, adapting=single, computed=stored, stream=stored, reduced=stored)
-        if sharded:
-            return cls(stored=stored, adapter=single, adapting=HALF, computed=HALF, stream=HALF, reduced=SINGLE)
+        computed = BYTES[trainer.computes(dtype)]
+        stored = computed if trainer.precision == "64-true" else BYTES[dtype]
+        single = max(stored, SINGLE)
         return cls(
             stored=stored,
+            trained=single if trainer.mixed else stored,
             adapter=single,
-            adapting=HALF,
-            computed=HALF,
-            stream=stored,
-            reduced=stored,
-            autocast=stored != HALF,
+            adapting=computed if trainer.mixed else single,
+            computed=computed,
+            reduced=single if trainer.mixed else stored,
+            autocast=trainer.mixed and not trainer.shards,
         )
+
+    def casts(self, *, trains: bool) -> bool:
+        """True if weights of a stack are stored in a wider type than it computes in, and autocast casts them."""
+        return self.autocast and (self.trained if trains else self.stored) > self.computed
+
+    def stream(self, *, trains: bool) -> int:
+        """Bytes of a number that runs through the decoder between its linear layers, in the type of its embeddings."""
+        return self.trained if self.casts(trains=trains) else self.computed
 
 
 def kept_per_row(stack: Stack, precision: Precision, *, trains: bool, adapted: Sequence[Linear], rank: int) -> int:
@@ -74,31 +75,33 @@ def kept_per_row(stack: Stack, precision: Precision, *, trains: bool, adapted: S
     """
     computed, tower = precision.computed, bool(stack.input_values)
     # Under autocast a tower begins with a convolution in half precision, the decoder with float32 embeddings.
-    stream = computed if tower else precision.stream
+    stream = computed if tower else precision.stream(trains=trains)
     norms = 2 * stack.width * (SINGLE + stream * trains if stack.rms_norms else stream)
     norms += 2 * SINGLE * (1 if stack.rms_norms else 2)
     if stack.normed_heads:
         num_heads = stack.heads + stack.heads * stack.keys // stack.queries
         norms += (stack.queries + stack.keys) * (SINGLE + computed * trains) + SINGLE * num_heads
-    attention = stream * (2 * stack.queries + stack.keys) + computed * stack.keys + SINGLE * stack.heads
+    attention = computed * 2 * (stack.queries + stack.keys) + SINGLE * stack.heads
     attention += computed * stack.queries * tower
     inputs = _inputs(stack, precision, adapted=adapted, trains=trains)
     ranks = precision.adapting * rank * len(adapted)
     return norms + attention + inputs + ranks + stack.inner_copies * stack.inner * computed
 
 
-def computed_per_row(stack: Stack, precision: Precision) -> int:
+def computed_per_row(stack: Stack, precision: Precision, *, trains: bool) -> int:
     """Returns the most bytes per row that a block holds while it computes, if it keeps nothing for a backward pass."""
-    return 3 * stack.inner * precision.computed + stack.width * (2 * precision.stream + precision.computed + SINGLE)
+    stream = precision.stream(trains=trains)
+    return 3 * stack.inner * precision.computed + stack.width * (2 * stream + precision.computed + SINGLE)
 
 
 def _inputs(stack: Stack, precision: Precision, *, adapted: Sequence[Linear], trains: bool) -> int:
     """Bytes of the kept inputs of linear layers; attention already keeps the input of the layer after it."""
     readers = stack.linears if trains else adapted
-    copied = precision.autocast or (not trains and precision.adapting != precision.computed)
-    if copied:
+    copied = precision.autocast or precision.adapting != precision.computed  # inputs of adapters
+    if precision.casts(trains=trains) or (copied and not trains):
         size = precision.computed if precision.autocast else precision.adapting
-        own = sum(linear.inputs for linear in readers if not (trains and linear.reads == "inner"))
+        shared = ("inner", "attention") if trains else ()
+        own = sum(linear.inputs for linear in readers if linear.reads not in shared)
         return size * own + (precision.computed * stack.inner if trains else 0)
     shared = {linear.reads: linear.inputs for linear in readers if linear.reads != "attention"}
     return precision.computed * sum(shared.values())

@@ -1,9 +1,10 @@
 """Estimates the device memory of one rank of a stage from the configuration alone, without torch.
 
 The estimate is the largest of the phases that a step or iteration goes through. In all of them a rank has weights,
-gradients (kept until the next update), optimizer state and the weights of a reference policy. Each phase adds:
+optimizer state and the weights of a reference policy, and from the backward pass to the optimizer step also gradients.
+Each phase adds:
 
-- `towers`: one pass of the frozen towers over all media of the rank's prompts, nothing kept;
+- `towers`: one pass of the frozen towers over the media of the rank's prompts, chunk by chunk, nothing kept;
 - `generation`: under FSDP2 all weights once, keys and values of all rows at full length, one step's logits;
 - `backward`: under FSDP2 the root and two units, with their gradients; activations; one tile of logits;
 - `reduction`: under FSDP2 the gradient of the root while it is summed;
@@ -31,6 +32,8 @@ TILE_ELEMENTS = 2**26
 """Logits that are scored at once, as in `ops.logprobs`."""
 PREFILL_TOKENS = 16_384
 """Prompt tokens that enter the decoder together, as in `models.decoding`."""
+TOWER_ROWS = 8_192
+"""Feature rows of the prompts that enter frozen towers together, as in `models.encoders`."""
 OWN_TOKENS = 32
 """Room for a row's own keys at first; it doubles whenever it is full, as in `models.decoding`."""
 
@@ -136,32 +139,36 @@ class _Rank:
         """Adds up the parts of all phases."""
         resident, offload = self.resident(), self.stage.trainer.cpu_offload
         kept = {} if offload else resident
+        before = {part: size for part, size in kept.items() if part != "gradients"}
         media = {"media": self.media()}
-        # One copy of the trained parameters; it is larger than a bucket in which ddp sums gradients.
-        size = self.precision.adapter if self.adapters else self.precision.stored
+        # One copy of what trains; it is larger than a bucket in which ddp sums gradients.
+        size = self.precision.adapter if self.adapters else self.precision.trained
         # The largest block of a tower that learns nothing.
         frozen = [group for group in self.shape.stacks if group != "text" and group not in self.learns]
-        blocks = {group: computed_per_row(self.shape.stacks[group], self.precision) for group in frozen}
-        block = max((self.tower_rows(group, self.prompts) * size for group, size in blocks.items()), default=0)
+        blocks = {group: computed_per_row(self.shape.stacks[group], self.precision, trains=False) for group in frozen}
+        block = max((self.tower_rows(group, self.chunk(group)) * size for group, size in blocks.items()), default=0)
         phases = {
-            "towers": {**kept, **media, "activations": block, "gathered weights": self.gathered()},
+            "towers": {**before, **media, "activations": block, "gathered weights": self.gathered()},
             "backward": {**kept, **media, **self.backward()},
             "reduction": {**kept, "gathered weights": self.reduction()},
             "optimizer step": {**kept, "copies": 0 if offload else self.split(self.trained * size)},
         }
         if self.stage.algorithm is not None:
-            phases["generation"] = {**kept, **media, **self.generation()}
+            phases["generation"] = {**before, **media, **self.generation()}
         return Estimate(phases=phases, host=sum(resident.values()) if offload else 0)
 
     def resident(self) -> dict[str, int]:
-        """Bytes that stay in memory all the time: weights, gradients, optimizer state and reference weights."""
+        """Bytes of weights, optimizer state and reference weights, and of the gradients while there are any."""
         precision, algorithm, optimizer = self.precision, self.stage.algorithm, self.stage.optimizer
-        size = precision.adapter if self.adapters else precision.stored
+        size = precision.adapter if self.adapters else precision.trained
         trained = self.split(self.trained * size)
-        weights = self.split(self.shape.parameters * precision.stored + self.adapters * precision.adapter)
+        frozen = self.shape.parameters + self.adapters - self.trained
+        weights = self.split(frozen * precision.stored + self.trained * size)
         # Critic and reference policy share what does not train, unless weights are sharded. The head that a critic
-        # lacks is counted nevertheless. With an adapter the reference policy has no weights of its own.
+        # lacks is counted nevertheless. With an adapter the reference policy has no weights of its own; shards of it
+        # are kept in the type in which they are gathered.
         copied = weights if self.sharded else trained
+        reference = self.split(self.shape.parameters * min(precision.computed, size)) if self.sharded else trained
         compared = algorithm is not None and algorithm.kl.coefficient > 0 and self.stage.adapter is None
         # Number of tensors of the parameters' size that an optimizer keeps; all but SGD are taken to be like Adam.
         moments = 2 + bool(optimizer.get("amsgrad"))
@@ -171,7 +178,7 @@ class _Rank:
             "weights": weights + (self.models - 1) * copied,
             "gradients": self.models * trained,
             "optimizer state": self.models * moments * trained,
-            "reference weights": copied if compared else 0,
+            "reference weights": reference if compared else 0,
         }
 
     def split(self, size: int) -> int:
@@ -182,10 +189,16 @@ class _Rank:
         """Bytes of weights that are gathered at once: the root, the unit in use and the next one."""
         return (self.shape.root + 2 * self.shape.largest_unit) * self.precision.computed if self.sharded else 0
 
+    def cast(self) -> int:
+        """Bytes of the copies of weights that autocast casts and a backward pass keeps: those in wider types."""
+        precision = self.precision
+        wide = self.shape.parameters + self.adapters if precision.stored > precision.computed else self.trained
+        return wide * precision.computed
+
     def backward(self) -> dict[str, int]:
         """Memory of scoring and its backward pass."""
         precision = self.precision
-        weights = self.shape.parameters * precision.computed if precision.autocast else self.gathered()
+        weights = self.cast() if precision.autocast else self.gathered()
         root = self.shape.root * precision.computed if "text" in self.trains and self.sharded else 0
         unit = self.shape.largest_unit * (2 * precision.computed + precision.reduced) if root else 0
         towers = (self.models if self.one_run else 1) * self.tower_graph()
@@ -224,6 +237,10 @@ class _Rank:
         towers = [group for group in self.shape.stacks if group != "text" and group in self.learns]
         return sum(self.kept(group, self.tower_rows(group, prompts)) for group in towers)
 
+    def chunk(self, group: str) -> int:
+        """Number of prompts that enter a frozen tower together."""
+        return min(self.prompts, max(1, TOWER_ROWS // max(1, self.lengths.media(group))))
+
     def tower_rows(self, group: str, prompts: int) -> int:
         """Number of rows within a tower, for so many prompts."""
         return prompts * self.lengths.media(group) * self.shape.stacks[group].rows_per_token
@@ -233,10 +250,11 @@ class _Rank:
         stack, precision, adapter = self.shape.stacks[group], self.precision, self.stage.adapter
         adapted = stack.adapted(adapter.wanted) if adapter is not None and group in self.adapted else ()
         rank = 0 if adapter is None else adapter.r
-        block = kept_per_row(stack, precision, trains=group in self.trains, adapted=adapted, rank=rank)
-        at_hand = computed_per_row(stack, precision)
+        trains = group in self.trains
+        block = kept_per_row(stack, precision, trains=trains, adapted=adapted, rank=rank)
+        at_hand = computed_per_row(stack, precision, trains=trains)
         if self.stage.trainer.activation_checkpointing:
-            return rows * (stack.depth * stack.width * precision.stream + block + at_hand)
+            return rows * (stack.depth * stack.width * precision.stream(trains=trains) + block + at_hand)
         return rows * (stack.depth * block + at_hand)
 
     def media(self) -> int:
@@ -260,10 +278,10 @@ class _Rank:
         logits = rows * self.shape.vocabulary * (max(precision.computed, SINGLE) + 16)
         weights = (self.shape.parameters + self.adapters) * precision.computed if self.sharded else 0
         if precision.autocast:
-            weights = self.trained * precision.computed
+            weights = min(self.cast(), self.shape.root * precision.computed)  # one layer at a time, the head at most
         return {
             "gathered weights": weights,
-            "keys and values": held * text.depth * 2 * text.keys * precision.stream,
-            "logits": max(logits, prefill * computed_per_row(text, precision)),
+            "keys and values": held * text.depth * 2 * text.keys * precision.computed,
+            "logits": max(logits, prefill * computed_per_row(text, precision, trains="text" in self.trains)),
             "activations": self.tower_graph() if self.one_run else 0,
         }

@@ -50,7 +50,8 @@ class ModelSettings:
     """Keys of a config.json, with which `mmrl plan` estimates memory before the checkpoint is downloaded, and
     `checkpoint`, which names the checkpoint of that file; null: no estimate before the download."""
     dtype: str = setting("float32", choices=DTYPES)
-    """Parameter type in memory: float32, bfloat16 or float64."""
+    """Type of weights in memory and in handoffs: float32, bfloat16 or float64. `trainer.precision` says whether weights
+    that train are kept in float32 instead."""
     position_rule: str = setting("previous_maximum", choices=POSITION_RULES)
     """Position of the first text token after a clip: `previous_maximum` is the largest position so far + 1, as in the
     original recipe and vLLM; `transformers` is where that library puts it."""

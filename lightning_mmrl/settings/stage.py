@@ -14,11 +14,12 @@ from lightning_mmrl.settings.setting import REQUIRED, setting, target
 BASE, PREVIOUS = "base", "previous"
 """Values of `start_from` that name no stage."""
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
-SHARDED_PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed")
+AUTO = "auto"
+SHARDED_PRECISIONS = ("32-true", "64-true", "bf16-mixed")
 """Precisions that fsdp2 runs."""
-PRECISIONS = (*SHARDED_PRECISIONS, "16-true", "16-mixed")
-HALF_PASSES = {"bf16-mixed": "bfloat16", "bf16-true": "bfloat16", "16-mixed": "float16", "16-true": "float16"}
-"""Precisions that compute in half precision, and what they compute in."""
+PRECISIONS = (AUTO, *SHARDED_PRECISIONS, "16-mixed")
+HALF_PASSES = {"bf16-mixed": "bfloat16", "16-mixed": "float16"}
+"""Precisions that compute in half precision while weights that train are kept in float32, and what they compute in."""
 STRATEGIES = ("auto", "ddp", "fsdp2")
 
 
@@ -67,7 +68,9 @@ class TrainerSettings:
     cpu_offload: bool = False
     """With fsdp2: keep shards and optimizer state in host memory."""
     precision: str = setting("32-true", choices=PRECISIONS)
-    """Lightning's name of the precision: 32-true, 64-true, bf16-true, bf16-mixed, 16-true or 16-mixed."""
+    """Lightning's name of the precision: `32-true` computes in the type of the weights and `64-true` in float64;
+    `bf16-mixed` and `16-mixed` compute in bfloat16 and float16, and keep weights that train in float32. `auto`:
+    bf16-mixed for a bfloat16 model, 32-true for any other."""
     num_threads: int | None = setting(None, at_least=1)
     """Threads of torch on a CPU; null leaves torch's own choice."""
     max_steps: int | None = setting(None, at_least=1)
@@ -82,6 +85,11 @@ class TrainerSettings:
     def shards(self) -> bool:
         """True if weights are sharded over the ranks."""
         return self.strategy == "fsdp2"
+
+    @property
+    def mixed(self) -> bool:
+        """True if passes compute in half precision while weights that train are kept in float32."""
+        return self.precision in HALF_PASSES
 
     def computes(self, dtype: str) -> str:
         """The type in which linear layers compute if weights are loaded in `dtype`.

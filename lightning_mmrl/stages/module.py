@@ -94,6 +94,11 @@ class StageModule(lightning.LightningModule):
             self._start_digest = weight_digest(self.policy, self._ranks)
         self._ending.apply(self.trainer, self._num_steps)
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Steps in automatic optimization, and frees the gradients at once: a validation may come next."""
+        super().optimizer_step(*args, **kwargs)
+        self.zero_grad()
+
     def on_train_batch_end(self, outputs: object, batch: object, batch_idx: int) -> None:
         """Counts the step, and ends the stage if it was the last one."""
         self._num_steps = batch_idx + 1

@@ -255,11 +255,12 @@ class PolicyGradientModule(StageModule):
                 step = self._accumulate(experience, minibatches[number], live[number], objective)
                 samples = [experience.prompts.samples[row] for row in minibatches[number]]
                 update = (number + 1, len(minibatches))
-                if self._bad_steps.found(iteration, _checked(step), samples, update=update):
-                    continue
+                skips = self._bad_steps.found(iteration, _checked(step), samples, update=update)
                 for optimizer in self._optimizers()[0]:
-                    optimizer.step()
-                steps.append(step)
+                    if not skips:
+                        optimizer.step()
+                    optimizer.zero_grad()  # now, so that no gradient takes memory during the next rollout
+                steps += [] if skips else [step]
             for scheduler in self._optimizers()[1] if steps else ():
                 scheduler.step()
         return update_stats(steps) | mismatch_stats(steps) | {"train/learning_rate": learning_rate}
@@ -269,8 +270,6 @@ class PolicyGradientModule(StageModule):
     ) -> dict[str, float]:
         """Computes and clips the gradients of a minibatch for policy and critic; returns the sums of its metrics."""
         settings, ranks = self.algorithm.settings.update, self._ranks
-        for optimizer in self._optimizers()[0]:
-            optimizer.zero_grad()
         prompts = prompts_of_update(self.policy, experience, experience.towers)
         batches = scoring_batches(experience, live, budget=budget_of(settings), ranks=ranks, prompts=prompts)
         totals = accumulate_loss(

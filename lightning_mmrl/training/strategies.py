@@ -29,12 +29,12 @@ from lightning_mmrl.training.stored import read_stored
 FSDP2_PRECISIONS: dict[str, dict[str, torch.dtype]] = {
     "32-true": {},
     "64-true": {},
-    "bf16-true": {"compute_dtype": torch.bfloat16, "reduce_dtype": torch.float32},
     "bf16-mixed": {"compute_dtype": torch.bfloat16, "reduce_dtype": torch.float32},
 }
 """Arguments of `Sharding` for each precision.
 
-Under "bf16-mixed" weights are stored in float32 and gathered in bfloat16; gradients are always summed in float32.
+Under "bf16-mixed" weights that train are stored in float32; all weights are gathered in bfloat16, and gradients are
+summed in float32.
 """
 
 

@@ -170,6 +170,8 @@ class Stage:
         how = Options(**options)
         prepare_process(how.trainer, seed=5)
         encoder, self.policy = omni.load(checkpoint, dtype=how.dtype)
+        if how.trainer.mixed:
+            self.policy.keep_masters()
         self.encoder = encoder
         engine = omni.engine(encoder, self.policy, max_new_tokens=4, poll=interruption.poll)
         self.engine = engine

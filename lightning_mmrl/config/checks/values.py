@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from lightning_mmrl.config.checks.media import check_media
+from lightning_mmrl.config.checks.precision import check_precision, refuse_half_weights, refuse_rounded_weights
 from lightning_mmrl.config.specs import stage_specs
 from lightning_mmrl.errors import ConfigError
 from lightning_mmrl.prompts.labels import LabelMatcher
@@ -19,7 +20,7 @@ from lightning_mmrl.settings.data import ABLATIONS, DataSettings
 from lightning_mmrl.settings.model import BUILD, PARAMETER_GROUPS, TOWERS, AdapterSettings, frozen_parts
 from lightning_mmrl.settings.rules import check_rules, one_of, require
 from lightning_mmrl.settings.run import RunSettings, data_key
-from lightning_mmrl.settings.stage import PREVIOUS, SHARDED_PRECISIONS, StageSettings, TrainerSettings
+from lightning_mmrl.settings.stage import PREVIOUS, StageSettings, TrainerSettings
 from lightning_mmrl.suggestions import did_you_mean, nearest, offered
 from lightning_mmrl.types.records import WEIGHTS, StageSpec
 from lightning_mmrl.types.redaction import redact
@@ -38,6 +39,7 @@ def check_values(config: RunSettings) -> None:
         ConfigError: Naming the first such key, its value and what it must be.
     """
     check_name("run_name", config.run_name)
+    refuse_half_weights("trainer", config.trainer)
     check_rules(config, leave_out=("stages",))
     uri = config.tracking.uri
     stores = uri is None or uri.startswith(("sqlite:", "http://", "https://"))
@@ -51,7 +53,7 @@ def check_values(config: RunSettings) -> None:
     _check_family(config.model.family)
     sizes = config.model.known_sizes
     require(sizes is None or isinstance(sizes, Mapping), "model.known_sizes", sizes, "null or keys of a config.json")
-    _check_trainer("trainer", config.trainer)
+    _check_trainer("trainer", config.trainer, config)
     # Otherwise errors of these two would show only when the first stage is built.
     PromptTemplate(config.prompt)
     _check_labels("data", config.data)
@@ -68,6 +70,7 @@ def check_values(config: RunSettings) -> None:
     _check_evaluation(config)
     for spec in specs:
         path, stage = f"stages.{spec.name}", config.stages[spec.name]
+        refuse_half_weights(f"{path}.trainer", stage.trainer)
         check_rules(stage, path)
         if stage.prompt is not None:
             PromptTemplate(stage.prompt)
@@ -76,7 +79,7 @@ def check_values(config: RunSettings) -> None:
             alone, f"{path}.start_from", stage.start_from, f"left out beside {path}.checkpoint, which takes its place"
         )
         _check_stage_data(f"{path}.data", spec)
-        _check_trainer(f"{path}.trainer", stage.trainer)
+        _check_trainer(f"{path}.trainer", stage.trainer, config)
         if isinstance(stage, StageSettings):
             _check_length(path, stage)
         kind_of(stage, path).check(path, stage, config)
@@ -141,11 +144,9 @@ def _check_feature_cache(config: RunSettings) -> None:
         )
 
 
-def _check_trainer(path: str, trainer: TrainerSettings) -> None:
+def _check_trainer(path: str, trainer: TrainerSettings, config: RunSettings) -> None:
     require(trainer.shards or not trainer.cpu_offload, f"{path}.cpu_offload", "true", "false unless strategy is fsdp2")
-    rule = f"one that fsdp2 runs: {', '.join(SHARDED_PRECISIONS)}"
-    valid = not trainer.shards or trainer.precision in SHARDED_PRECISIONS
-    require(valid, f"{path}.precision", trainer.precision, rule)
+    check_precision(path, trainer, config.model)
 
 
 def _check_share(path: str, spec: StageSpec, run: TrainerSettings) -> None:
@@ -200,6 +201,7 @@ def check_trained_stage(path: str, stage: StageSettings, config: RunSettings) ->
         ConfigError: Naming the first such key, its value and what it must be.
     """
     _check_optimizer(f"{path}.optimizer", stage.optimizer)
+    refuse_rounded_weights(path, stage, config.model)
     every, (most, steps) = stage.validate_every, _limit(stage)
     valid = every is None or 1 <= every <= most
     require(valid, f"{path}.validate_every", every, f"null or between 1 and {steps}")

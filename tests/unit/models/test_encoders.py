@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from lightning_mmrl.errors import MediaError
+from lightning_mmrl.models import encoders
 from lightning_mmrl.models.encoders import MediaEncoder, tower_fingerprint
 from lightning_mmrl.models.feature_cache import FeatureCache
+from lightning_mmrl.protocols.ranks import Alone
 from lightning_mmrl.settings.model import FeatureCacheSettings
 
 NAMES = ("qwen2_5_omni", "qwen2_5_vl", "qwen3_vl")
@@ -89,6 +91,75 @@ def test_text_alone_enters_no_tower(model, runs):
     assert media.features(ready.select([1])) == {}
     assert not runs
     assert media.take_counters() == {"tower_prompts": 0, "cache_hits": 0}
+
+
+@pytest.mark.parametrize("limit", [1, 12, 10**6])
+def test_chunks_change_no_feature(model, runs, monkeypatch, limit):
+    """As many runs as the limit says, and the same rows; a prompt is never cut."""
+    _, backbone, batch = model
+    with torch.no_grad():
+        whole = backbone.media_features(batch.media)
+    runs.clear()
+    entered, run = [], backbone.media_features
+    monkeypatch.setattr(backbone, "media_features", lambda media: entered.append(media) or run(media))
+    monkeypatch.setattr(encoders, "TOWER_ROWS", limit)
+    found = MediaEncoder(backbone).encode(batch).media
+    assert found.tensors.keys() == whole.keys()
+    for kind, rows in whole.items():
+        torch.testing.assert_close(found.tensors[kind], rows, rtol=0, atol=1e-9)
+    sizes = [sum(int(counts.sum()) for counts in backbone.feature_rows(media).values()) for media in entered]
+    assert sum(sizes) == sum(len(rows) for rows in whole.values())
+    assert all(size <= limit for size in sizes) or limit < max(sizes)
+    assert {1: len(owners(batch)), 10**6: 1}.get(limit, len(entered)) == len(entered)
+
+
+def test_chunks_in_another_order_would_be_seen(model, monkeypatch):
+    """A negative control: features of exchanged prompts."""
+    _, backbone, batch = model
+    monkeypatch.setattr(encoders, "TOWER_ROWS", 1)
+    whole = backbone.media_features(batch.media)
+    monkeypatch.setattr(encoders, "_chunks", lambda sizes: [[place] for place in reversed(range(len(sizes)))])
+    found = MediaEncoder(backbone).encode(batch).media.tensors
+    assert any(not torch.allclose(found[kind], rows, rtol=0, atol=1e-3) for kind, rows in whole.items())
+
+
+def test_towers_that_train_run_at_once(model, runs, monkeypatch):
+    """Their activations are kept anyway; without a gradient, and once they are frozen, they run in chunks."""
+    _, backbone, batch = model
+    monkeypatch.setattr(encoders, "TOWER_ROWS", 1)
+    media = MediaEncoder(backbone)
+    features = media.features(batch)
+    assert len(runs) == len(backbone.towers)
+    assert all(rows.requires_grad for rows in features.values())
+    for tower in backbone.towers:
+        tower.requires_grad_(False)
+    assert media.features(batch).keys() == features.keys()
+    assert len(runs) > 2 * len(backbone.towers)
+
+
+class Fellow(Alone):
+    """One of two ranks in lockstep, whose fellow has three chunks of pictures."""
+
+    lockstep, world_size = True, 2
+
+    def max(self, value):
+        """The fellow's."""
+        return max(value, 3)
+
+    def any(self, flags):
+        """All kinds."""
+        return [True] * len(flags)
+
+
+def test_a_rank_with_few_media_enters_as_often_as_the_others(model, runs):
+    _, backbone, batch = model
+    media = MediaEncoder(backbone)
+    media.ranks = Fellow()
+    found = media.encode(batch).media.tensors
+    assert len(runs) == 3 * len(backbone.towers)
+    with torch.no_grad():
+        for kind, rows in backbone.media_features(batch.media).items():
+            torch.testing.assert_close(found[kind], rows, rtol=0, atol=1e-9)
 
 
 def test_towers_train_until_every_one_is_frozen(model, runs):
@@ -211,6 +282,10 @@ def test_another_precision_or_another_weight_finds_nothing(model, frozen, keyed,
         media = cached(frozen, tmp_path)
         media.encode(keyed)
         assert media.take_counters()["cache_hits"] == 0
+    media = cached(frozen, tmp_path)
+    media.gathered = torch.bfloat16  # stored in the same type, and computed in another
+    media.encode(keyed)
+    assert media.take_counters()["cache_hits"] == 0
     weight = next(frozen.towers[0].parameters()).view(-1)[0]
     before = weight.clone()
     weight.add_(1)

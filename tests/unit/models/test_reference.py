@@ -96,6 +96,35 @@ def test_a_sharded_copy_is_gathered_only_while_it_scores(model, mesh):
     assert not any(isinstance(parameter, DTensor) for parameter in policy.parameters())
 
 
+@pytest.fixture
+def lone_mesh():
+    """One rank that shards, as on one device."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+def test_shards_that_take_no_update_are_kept_as_they_are_gathered(checkpoint, lone_mesh):
+    """Half the bytes, and bit for bit the log-probabilities of the policy, whose shards are float32."""
+    encoder, policy = omni.load(checkpoint, dtype=torch.bfloat16)
+    policy.freeze(["vision"])
+    policy.keep_masters()
+    sharding = Sharding(compute_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    reference, batch = Reference(policy, sharding), batch_of(encoder)
+    sharding.apply(policy, lone_mesh, ALONE)
+    reference.place(lone_mesh, ALONE)
+    with torch.no_grad():
+        own = policy(batch).logprobs
+    with reference.entered() as frozen:
+        assert {parameter.dtype for parameter in frozen.parameters()} == {torch.bfloat16}
+        assert torch.equal(frozen(batch).logprobs, own)
+    policy(batch).logprobs.sum().backward()
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    assert {parameter.dtype for parameter in trained} == {torch.float32}
+    assert {parameter.grad.dtype for parameter in trained if parameter.grad is not None} == {torch.float32}
+    assert not any(buffer.dtype == torch.bfloat16 for buffer in policy.buffers())
+
+
 def test_an_adapted_policy_is_its_own_reference(model):
     encoder, policy = model
     batch = batch_of(encoder)

@@ -208,3 +208,30 @@ def test_bfloat16_is_within_its_own_rounding_of_float64():
     torch.testing.assert_close(
         attend(*inputs, tiles, 0.3).double(), reference(*exact, allowed, 0.3), rtol=0, atol=12 / 256
     )
+
+
+def test_types_that_differ_are_refused():
+    """Rotated queries and keys are float32 under autocast, and values are not."""
+    tiles, _ = tree()
+    query, key, value = row(14, torch.float32)
+    with pytest.raises(TypeError, match=r"torch\.float32, torch\.float32, torch\.bfloat16; cast them alike"):
+        attend(query, key, value.bfloat16(), tiles, 0.3)
+    blocks = [tensor.detach().transpose(0, 1)[None] for tensor in (query, key, value)]
+    with pytest.raises(TypeError, match="cast them alike"):
+        attend_block(blocks[0], blocks[1].bfloat16(), blocks[2], causal=True, scale=0.3)
+
+
+def test_autocast_changes_no_kernel(monkeypatch):
+    """Negative control: its own product of the same scores is rounded."""
+    tiles, allowed = tree()
+    monkeypatch.setattr(tiled_attention, "_kernel", lambda query: tiled_attention._Plain())
+    found = []
+    for enabled in (False, True):
+        inputs = row(14, torch.float32)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            output = attend(*inputs, tiles, 0.3)
+            output.sum().backward()
+        found.append([output, *(tensor.grad for tensor in inputs)])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not torch.equal(reference(*row(14, torch.float32), allowed, 0.3).float(), found[0][0])

@@ -92,6 +92,8 @@ def measured(name, folder, dtype, *, freeze=(), adapter=None, autocast=False):
     policy.freeze(freeze)
     if adapter is not None:
         policy.adapt(adapter)
+    if autocast:
+        policy.keep_masters()
     batch = batch_of(name, encoder)
 
     def run():
@@ -125,6 +127,9 @@ CASES = {
     "adapter, bfloat16": ("bfloat16", "32-true", {"adapter": AdapterSettings(r=4)}),
     "adapter on attention": ("bfloat16", "32-true", {"adapter": AdapterSettings(r=4, targets=("attention",))}),
     "adapter, autocast": ("float32", "bf16-mixed", {"adapter": AdapterSettings(r=4)}),
+    "masters": ("bfloat16", "bf16-mixed", {}),
+    "masters of towers": ("bfloat16", "bf16-mixed", {"freeze": ("text",)}),
+    "masters of an adapter": ("bfloat16", "bf16-mixed", {"adapter": AdapterSettings(r=4)}),
 }
 
 

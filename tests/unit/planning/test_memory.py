@@ -97,9 +97,11 @@ def resident(found):
     return {part: found.phases["optimizer step"][part] for part in ("weights", "gradients", "optimizer state")}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("dtype", "precision"), [("float32", "32-true"), ("bfloat16", "32-true"), ("bfloat16", "bf16-mixed")]
+)
 @pytest.mark.parametrize("how", ["all", "frozen", "adapter", "projectors", "no projectors"])
-def test_what_is_stored_is_exact(folder, dtype, how):
+def test_what_is_stored_is_exact(folder, dtype, precision, how):
     overrides = {
         "all": [],
         "frozen": ["freeze=[vision,audio]"],
@@ -107,11 +109,13 @@ def test_what_is_stored_is_exact(folder, dtype, how):
         "projectors": ["freeze=[vision_tower,audio_tower]"],
         "no projectors": ["freeze=[projector]"],
     }[how]
-    stage = stage_of(*overrides)
+    stage = stage_of(*overrides, f"trainer.precision={precision}")
     _, policy = families.load("qwen2_5_omni", folder, dtype=getattr(torch, dtype))
     policy.freeze(stage.freeze)
     if how == "adapter":
         policy.adapt(AdapterSettings(r=4))
+    if stage.trainer.mixed:
+        policy.keep_masters()
     found = resident(estimate(read_shape(str(folder)), stage, dtype, 1, Lengths()))
     assert found == stepped(policy)
     other = resident(estimate(read_shape(str(folder)), stage_of("freeze=[text]"), dtype, 1, Lengths()))
@@ -295,7 +299,7 @@ def sampled(policy, batch):
 def sampling(found):
     """An estimate of the same: nothing was trained before."""
     parts = found.phases["generation"]
-    return sum(parts.values()) - parts["optimizer state"] - parts["gradients"]
+    return sum(parts.values()) - parts["optimizer state"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
@@ -334,6 +338,27 @@ def test_keys_and_values_are_those_of_the_cache(text):
     assert found == measured
     longer = Lengths(prompt=length + 1)
     assert estimate(shape, stage_of(), "bfloat16", 1, longer).phases["generation"]["keys and values"] > measured
+
+
+def test_gradients_are_gone_before_the_next_rollout(text):
+    """A stage frees them after each optimizer step, as tests of stages show."""
+    phases = estimate(read_shape(str(text)), stage_of(), "float32", 1, Lengths()).phases
+    assert {name for name, parts in phases.items() if "gradients" in parts} == {
+        "backward",
+        "reduction",
+        "optimizer step",
+    }
+
+
+def test_frozen_towers_hold_one_chunk(folder):
+    """A batch ten times as large takes more room for media, and none for the towers themselves."""
+    shape, lengths = read_shape(str(folder)), Lengths(prompt=2000)
+    small, large = (
+        estimate(shape, stage_of("freeze=[vision,audio]", batch=batch), "float32", 1, lengths).phases["towers"]
+        for batch in (5, 50)
+    )
+    assert large["media"] == 10 * small["media"]
+    assert large["activations"] == small["activations"] > 0
 
 
 def test_offloaded_shards_lie_in_host_memory(folder):
