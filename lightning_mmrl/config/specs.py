@@ -16,7 +16,17 @@ from lightning_mmrl.settings.stage import BASE, NodeSettings, StageSettings
 from lightning_mmrl.types.records import WEIGHTS, StageSpec
 from lightning_mmrl.types.redaction import redacted_tree
 
-NOT_DECISIVE = ("checkpoint", "evaluation_sets", "gate", "max_bad_steps", "prompt", "rollout_table_every", "start_from")
+NOT_DECISIVE = (
+    "checkpoint",
+    "evaluation_sets",
+    "gate",
+    "max_bad_steps",
+    "pairs_per_microbatch",
+    "prompt",
+    "rollout_table_every",
+    "start_from",
+    "tokens_per_microbatch",
+)
 """Keys of a stage that its outcome does not depend on."""
 
 

@@ -52,15 +52,32 @@ def collate_prompts(items: Sequence[EncodedSample], pad_token_id: int) -> Prompt
 
 
 def collate_targets(items: Sequence[EncodedSample], pad_token_id: int) -> SftBatch:
-    """Collates B prompts and their targets, padded on the right; every target token counts in the loss."""
+    """Collates B prompts and their targets, padded on the right; targets of one prompt are rows of its group."""
+    groups = _by_prompt(items)
+    size = max(len(group) for group in groups)
     width = max(len(item.target_ids) for item in items)
-    ids = [[*item.target_ids, *[pad_token_id] * (width - len(item.target_ids))] for item in items]
-    lengths = torch.tensor([len(item.target_ids) for item in items])
+    ids = torch.full((len(groups), size, width), pad_token_id)
+    mask = torch.zeros_like(ids, dtype=torch.bool)
+    for row, group in enumerate(groups):
+        for place, item in enumerate(group):
+            ids[row, place, : len(item.target_ids)] = torch.tensor(item.target_ids)
+            mask[row, place, : len(item.target_ids)] = True
     return SftBatch(
-        prompts=collate_prompts(items, pad_token_id),
-        completion_ids=torch.tensor(ids),
-        completion_mask=torch.arange(width) < lengths[:, None],
+        prompts=collate_prompts([group[0] for group in groups], pad_token_id),
+        completion_ids=ids.flatten(0, 1),
+        completion_mask=mask.flatten(0, 1),
+        samples=tuple(item.sample for group in groups for item in group),
     )
+
+
+def _by_prompt(items: Sequence[EncodedSample]) -> list[list[EncodedSample]]:
+    """The samples of each prompt, in the order of the first of them; media of unknown content are never the same."""
+    groups: dict[object, list[EncodedSample]] = {}
+    for number, item in enumerate(items):
+        known = item.media_key or item.prompt.keys() <= TEXT_KEYS
+        key = (tuple(item.prompt["input_ids"].tolist()), item.media_key) if known else number
+        groups.setdefault(key, []).append(item)
+    return list(groups.values())
 
 
 def same_width(tensors: Sequence[Tensor]) -> list[Tensor]:
