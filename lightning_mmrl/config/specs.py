@@ -10,7 +10,7 @@ from typing import Any
 from lightning_mmrl.curriculum.graph import place_among_trained, plan_stages
 from lightning_mmrl.files import file_digest
 from lightning_mmrl.registry.kinds import kind_of
-from lightning_mmrl.settings.renamed import first_name
+from lightning_mmrl.settings.renamed import LATER, first_name
 from lightning_mmrl.settings.run import MAX_SEED, RunSettings
 from lightning_mmrl.settings.stage import BASE, NodeSettings, StageSettings
 from lightning_mmrl.types.records import WEIGHTS, StageSpec
@@ -146,7 +146,8 @@ def _decisive(config: RunSettings, name: str) -> dict[str, Any]:
     del model["feature_cache"], model["known_sizes"]
     shared = {"seed": config.seed, "model": model, "data": data, "prompt": asdict(config.prompt)}
     found = flattened(redacted_tree({**shared, "stage": stage}))
-    return {first_name(key): value for key, value in found.items()}
+    known = {key: value for key, value in found.items() if key not in LATER or value != LATER[key]}
+    return {first_name(key): value for key, value in known.items()}
 
 
 def _evaluated_how(config: RunSettings, stage: StageSettings, *, is_last: bool, with_data: bool) -> str:

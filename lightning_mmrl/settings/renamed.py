@@ -12,6 +12,9 @@ RENAMED = {
 }
 """Old to new, by the end of the dotted key; keys below an old one move with it."""
 
+LATER: Mapping[str, Any] = {"stage.mask_history": False}
+"""Keys of a stage that came later, with the value at which its digest leaves them out; null ones need no entry."""
+
 
 def renamed(key: str) -> str | None:
     """The present name of a key that was renamed, or None.

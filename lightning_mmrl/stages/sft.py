@@ -71,7 +71,8 @@ class SFTModule(StageModule):
             mask = part.completion_mask if rows is not None else torch.zeros_like(part.completion_mask)
             losses.append(-(masked_sum(self.policy(part).logprobs, mask) / num_tokens))
         total = self._ranks.sum(torch.stack([loss.detach() for loss in losses]).sum()).item()
-        self._step = _Step(number=batch_idx + 1, loss=total, samples=batch.samples)
+        samples = {sample.id: sample for sample in batch.samples}
+        self._step = _Step(number=batch_idx + 1, loss=total, samples=tuple(samples.values()))
         reported = {"train/loss": total} if math.isfinite(total) else {}
         self._report(reported | {"train/learning_rate": self._learning_rate()}, batch_idx + 1)
         return losses[-1]

@@ -11,8 +11,11 @@ import ranks
 import torch
 from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniRMSNorm
 
-from lightning_mmrl.data.collate import collate_targets
+from lightning_mmrl.data.collate import EncodedSample, collate_targets
+from lightning_mmrl.data.targets import encoded_exchanges, exchanges
 from lightning_mmrl.ops.masked import masked_sum
+from lightning_mmrl.prompts.template import PromptTemplate
+from lightning_mmrl.types.records import Message, Sample
 
 CONTENTS = (*rank_cases.CONTENTS, *rank_cases.MODALITIES.values())
 WHOLE, HALF, ALONE = 16_384, 190, 1
@@ -190,3 +193,47 @@ def test_two_ranks_with_several_microbatches_have_the_gradient_of_one_process(
         assert worst(found["weights"], expected["weights"]) < 1e-9
     if strategy == "fsdp2":  # a rank with fewer microbatches joins the other's
         assert both[0]["passes"] == both[1]["passes"]
+
+
+def talk(encoder, *, separately):
+    """A conversation with media in its first and third question: as it is learned, or each target by itself."""
+    contents = ("<image>angry", "user", "Which emotion?", "angry", "<audio>user", "fast tone", "angry", "user user")
+    roles = ("user", "assistant") * (len(contents) // 2)
+    messages = tuple(Message(role=role, content=text) for role, text in zip(roles, contents, strict=True))
+    sample, template = Sample(id="talk", messages=messages), PromptTemplate()
+    media = [encoder.encode_image(omni.noise_image(0)), encoder.encode_audio(omni.noise_audio(1))]
+    found = exchanges(sample, template, supervised=True)
+    groups = [[each] for each in found] if separately else [found]
+    parts = [part for group in groups for part in encoded_exchanges(encoder, template.settings, group, media)]
+    return [
+        EncodedSample(sample=sample, prompt=each.prompt, target_ids=tuple(each.ids), target_mask=tuple(each.mask))
+        for each in parts
+    ]
+
+
+def test_the_targets_of_a_conversation_are_learned_as_if_each_had_a_prompt_of_its_own(checkpoint, monkeypatch):
+    monkeypatch.setattr(Qwen2_5OmniRMSNorm, "forward", ExactNorm.forward)
+    encoder, policy = omni.load(Path(checkpoint))
+    policy.freeze(["vision", "audio"])
+    found = []
+    for separately, num_prompts in ((True, 4), (False, 2)):
+        batch = collate_targets(talk(encoder, separately=separately), encoder.pad_token_id)
+        assert len(batch.samples) == num_prompts
+        policy.zero_grad()
+        value = log_likelihood(policy, batch)
+        value.backward()
+        found.append((value.item(), gradients(policy)))
+    (apart, expected), (together, gradient) = found
+    assert together == pytest.approx(apart, rel=1e-9)
+    assert worst(gradient, expected) < 1e-9
+
+
+def test_turns_between_targets_that_were_learned_too_would_show(checkpoint):
+    """The negative control."""
+    encoder, policy = omni.load(Path(checkpoint))
+    items = talk(encoder, separately=False)
+    values = [
+        log_likelihood(policy, collate_targets(each, encoder.pad_token_id)).item()
+        for each in (items, [replace(item, target_mask=()) for item in items])
+    ]
+    assert abs(values[1] / values[0] - 1) > 0.1
