@@ -25,6 +25,7 @@ from lightning_mmrl.registry.tasks import VALIDATION, built_tasks
 from lightning_mmrl.rewards.label_answer import LabelAnswer
 from lightning_mmrl.settings.data import DataSettings, SourceSettings
 from lightning_mmrl.settings.run import EvaluationSetSettings, RunSettings
+from lightning_mmrl.settings.sft import learns_last_turn
 from lightning_mmrl.settings.stage import NodeSettings, StageSettings
 from lightning_mmrl.types.records import WEIGHTS, ArtifactType, Sample, StageSpec
 
@@ -44,7 +45,8 @@ class Use:
         seen: The configuration as this use sees it: with its own dataset and prompt.
         media: Folder of its media.
         num_samples: How many samples are used, counted from the beginning of the manifest; None for all.
-        supervised: True if each sample must end with the target.
+        supervised: True if each sample must end with a target.
+        last_only: True if earlier assistant turns are no targets.
         by_label: True if a reward, a balance or an evaluation reads solutions as labels; otherwise solutions may be
             free answers.
         checks: Functions that take the manifest's name and its samples, and raise a DataError for samples that do not
@@ -56,6 +58,7 @@ class Use:
     media: Path
     num_samples: int | None
     supervised: bool
+    last_only: bool
     by_label: bool
     checks: tuple[Callable[[str, Sequence[Sample]], object], ...]
 
@@ -146,6 +149,7 @@ def uses(config: RunSettings) -> list[Use]:
             media=each.media_folder,
             num_samples=limit,
             supervised=False,
+            last_only=False,
             by_label=isinstance(task, ClosedLabels),
             checks=() if task is None else (*more, turns, task.check),
         )
@@ -172,11 +176,11 @@ def _uses_of_stage(
     path: str, stage: NodeSettings, config: RunSettings, sources: Mapping[str, SourceSettings]
 ) -> list[Use]:
     """Returns a use for each source of a stage that has a manifest; `config` is as the stage sees it."""
-    supervised = kind_of(stage, path).supervised
+    supervised, last_only = kind_of(stage, path).supervised, learns_last_turn(stage)
     template, labels = PromptTemplate(config.prompt), tuple(config.data.labels)
     matcher = LabelMatcher(labels=labels) if labels else None
     module = data_module(path, stage, config)
-    checks = [module.check_kinds, partial(check_turns, template=template, supervised=supervised)]
+    checks = [module.check_kinds, partial(check_turns, template=template, supervised=supervised, last_only=last_only)]
     if stage.data.balance is not None:
         checks.append(partial(balance_labels, matcher=matcher))
     nodes = {} if stage.rewards is None else stage.rewards.components
@@ -192,6 +196,7 @@ def _uses_of_stage(
             media=source.media_folder,
             num_samples=source.limit,
             supervised=supervised,
+            last_only=last_only,
             by_label=bool(by_label) or stage.data.balance is not None,
             checks=tuple(checks),
         )

@@ -71,8 +71,8 @@ class EncodingCheck:
         own = [use for use in self._uses if use.source.path.resolve() == path.resolve()]
         with_targets = all(entry.sample.messages[-1].role == "assistant" for entry in entries)
         config = self.parts.config
-        ways = [(use.supervised, use.seen.prompt, use.seen.data.media) for use in own] or [
-            (with_targets, config.prompt, config.data.media)
+        ways = [(use.supervised, use.last_only, use.seen.prompt, use.seen.data.media) for use in own] or [
+            (with_targets, False, config.prompt, config.data.media)
         ]
         differing = [way for number, way in enumerate(ways) if way not in ways[:number]]
         makers = [self._maker(*way) for way in differing]
@@ -99,7 +99,9 @@ class EncodingCheck:
                     found[entry.line] = Problem(file=entry.file, line=entry.line, group=UNENCODABLE, reason=reason)
         return found
 
-    def _maker(self, supervised: bool, prompt: PromptSettings, media: MediaSettings) -> Callable[..., PreparedSet]:
+    def _maker(
+        self, supervised: bool, last_only: bool, prompt: PromptSettings, media: MediaSettings
+    ) -> Callable[..., PreparedSet]:
         """Returns a function that prepares samples as one use of a manifest does."""
         return partial(
             PreparedSet,
@@ -107,4 +109,5 @@ class EncodingCheck:
             pipeline=replace(self._pipeline, settings=media),
             template=PromptTemplate(prompt),
             supervised=supervised,
+            last_only=last_only,
         )

@@ -12,6 +12,7 @@ from rich.table import Table
 from lightning_mmrl.planning.clips import Clip, lengths_with_clip
 from lightning_mmrl.planning.memory import Estimate, Lengths, estimate
 from lightning_mmrl.planning.shapes import ModelShape, read_shape
+from lightning_mmrl.settings.algorithm import MicrobatchSettings
 from lightning_mmrl.settings.model import AdapterSettings
 from lightning_mmrl.settings.run import RunSettings
 from lightning_mmrl.settings.stage import SHARDED_PRECISIONS, StageSettings
@@ -91,6 +92,8 @@ def memory_hint(config: RunSettings, name: str | None) -> str:
     if stage is None:
         return f"to use less set a lower {path}.data.batch_size"
     free = [] if stage.trainer.activation_checkpointing else [f"{path}.trainer.activation_checkpointing=true"]
+    if isinstance(stage, MicrobatchSettings):
+        free.append(f"a lower {path}.tokens_per_microbatch ({stage.tokens_per_microbatch})")
     free.append(evaluation)
     costs = [f"{path}.data.batch_size ({stage.data.batch_size})"]
     if stage.algorithm is not None and stage.sampling is not None:

@@ -11,13 +11,23 @@ from lightning_mmrl.curriculum.graph import place_among_trained, plan_stages
 from lightning_mmrl.files import file_digest
 from lightning_mmrl.registry.kinds import kind_of
 from lightning_mmrl.settings.data import MediaSettings
-from lightning_mmrl.settings.renamed import first_name
+from lightning_mmrl.settings.renamed import LATER, first_name
 from lightning_mmrl.settings.run import MAX_SEED, RunSettings
 from lightning_mmrl.settings.stage import BASE, PREVIOUS, NodeSettings, StageSettings
 from lightning_mmrl.types.records import WEIGHTS, StageSpec
 from lightning_mmrl.types.redaction import redacted_tree
 
-NOT_DECISIVE = ("checkpoint", "evaluation_sets", "gate", "max_bad_steps", "prompt", "rollout_table_every", "start_from")
+NOT_DECISIVE = (
+    "checkpoint",
+    "evaluation_sets",
+    "gate",
+    "max_bad_steps",
+    "pairs_per_microbatch",
+    "prompt",
+    "rollout_table_every",
+    "start_from",
+    "tokens_per_microbatch",
+)
 """Keys of a stage that its outcome does not depend on."""
 
 
@@ -148,7 +158,8 @@ def _decisive(config: RunSettings, name: str) -> dict[str, Any]:
     del model["feature_cache"], model["known_sizes"]
     shared = {"seed": config.seed, "model": model, "data": data, "prompt": asdict(config.prompt)}
     found = flattened(redacted_tree({**shared, "stage": stage}))
-    return {first_name(key): value for key, value in found.items()}
+    known = {key: value for key, value in found.items() if key not in LATER or value != LATER[key]}
+    return {first_name(key): value for key, value in known.items()}
 
 
 def _evaluated_how(config: RunSettings, stage: StageSettings, *, is_last: bool, with_data: bool) -> str:

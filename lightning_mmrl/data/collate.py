@@ -20,15 +20,20 @@ class EncodedSample:
     Attributes:
         sample: The sample.
         prompt: Result of `PromptEncoder.encode_prompt`.
-        target_ids: Token ids of the target; empty without a target.
+        target_ids: Token ids of the target; empty without a target. Of a conversation, those of all targets and of the
+            turns between them.
+        target_mask: True for tokens that count in the loss; empty if all do.
         media_key: Identifies the content of the sample's media as the model sees them; "" if this is unknown or there
             are no media.
+        later: Further prompts of the same sample with their targets.
     """
 
     sample: Sample
     prompt: Mapping[str, Tensor]
     target_ids: tuple[int, ...] = ()
+    target_mask: tuple[bool, ...] = ()
     media_key: str = ""
+    later: tuple["EncodedSample", ...] = ()
 
 
 def collate_prompts(items: Sequence[EncodedSample], pad_token_id: int) -> PromptBatch:
@@ -52,15 +57,33 @@ def collate_prompts(items: Sequence[EncodedSample], pad_token_id: int) -> Prompt
 
 
 def collate_targets(items: Sequence[EncodedSample], pad_token_id: int) -> SftBatch:
-    """Collates B prompts and their targets, padded on the right; every target token counts in the loss."""
-    width = max(len(item.target_ids) for item in items)
-    ids = [[*item.target_ids, *[pad_token_id] * (width - len(item.target_ids))] for item in items]
-    lengths = torch.tensor([len(item.target_ids) for item in items])
+    """Collates B prompts and their targets, padded on the right; targets of one prompt are rows of its group."""
+    parts = [part for item in items for part in (item, *item.later)]
+    groups = _by_prompt(parts)
+    size = max(len(group) for group in groups)
+    width = max(len(part.target_ids) for part in parts)
+    ids = torch.full((len(groups), size, width), pad_token_id)
+    mask = torch.zeros_like(ids, dtype=torch.bool)
+    for row, group in enumerate(groups):
+        for place, item in enumerate(group):
+            ids[row, place, : len(item.target_ids)] = torch.tensor(item.target_ids)
+            mask[row, place, : len(item.target_ids)] = torch.tensor(item.target_mask or True)
     return SftBatch(
-        prompts=collate_prompts(items, pad_token_id),
-        completion_ids=torch.tensor(ids),
-        completion_mask=torch.arange(width) < lengths[:, None],
+        prompts=collate_prompts([group[0] for group in groups], pad_token_id),
+        completion_ids=ids.flatten(0, 1),
+        completion_mask=mask.flatten(0, 1),
+        samples=tuple(item.sample for group in groups for item in group),
     )
+
+
+def _by_prompt(items: Sequence[EncodedSample]) -> list[list[EncodedSample]]:
+    """The samples of each prompt, in the order of the first of them; media of unknown content are never the same."""
+    groups: dict[object, list[EncodedSample]] = {}
+    for number, item in enumerate(items):
+        known = item.media_key or item.prompt.keys() <= TEXT_KEYS
+        key = (tuple(item.prompt["input_ids"].tolist()), item.media_key) if known else number
+        groups.setdefault(key, []).append(item)
+    return list(groups.values())
 
 
 def same_width(tensors: Sequence[Tensor]) -> list[Tensor]:

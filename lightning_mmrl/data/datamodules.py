@@ -22,6 +22,7 @@ from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.settings.data import SourceSettings
 from lightning_mmrl.settings.rules import check_rules
 from lightning_mmrl.settings.run import EvaluationSettings
+from lightning_mmrl.settings.sft import learns_last_turn
 from lightning_mmrl.settings.stage import StageSettings
 from lightning_mmrl.types.batches import PromptBatch
 from lightning_mmrl.types.records import MediaKind, Sample
@@ -111,7 +112,8 @@ class OmniDataModule(lightning.LightningDataModule):
         self._num_refills = 0
 
         opened = partial(self.open_source, pipeline=pipeline, template=template, exclusions=exclusions)
-        self.train_sets = tuple(opened(source, supervised=self._supervised) for source in feed.sources.values())
+        train = partial(opened, supervised=self._supervised, last_only=learns_last_turn(feed.settings))
+        self.train_sets = tuple(train(source) for source in feed.sources.values())
         self.validation_set = opened(validation.source, supervised=False) if validation else None
         if feed.settings.data.balance is not None:
             for source, found in zip(feed.sources.values(), self.train_sets, strict=True):
@@ -126,6 +128,7 @@ class OmniDataModule(lightning.LightningDataModule):
         template: PromptTemplate,
         exclusions: Exclusions | None,
         supervised: bool,
+        last_only: bool = False,
     ) -> PreparedSet:
         """Reads and checks the samples of a source; no medium is decoded yet.
 
@@ -140,6 +143,7 @@ class OmniDataModule(lightning.LightningDataModule):
             pipeline=pipeline,
             template=template,
             supervised=supervised,
+            last_only=last_only,
             exclusions=exclusions,
         )
         found.check(source.manifest)

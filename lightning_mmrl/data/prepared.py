@@ -18,11 +18,12 @@ from lightning_mmrl.data.media.guard import DecodeTask
 from lightning_mmrl.data.pipeline import MediaPipeline, in_words
 from lightning_mmrl.data.sampler import Draw, Variant
 from lightning_mmrl.data.schema import resolve_media
+from lightning_mmrl.data.targets import encoded_exchanges, exchanges
 from lightning_mmrl.errors import DataError, MediaError, StageError
 from lightning_mmrl.machine import refusal
 from lightning_mmrl.prompts.template import PromptTemplate
 from lightning_mmrl.types.media import SAMPLE_RATE_HZ
-from lightning_mmrl.types.records import MediaRef, Message, Sample
+from lightning_mmrl.types.records import MediaRef, Sample
 from lightning_mmrl.workers.pool import CallResult
 
 
@@ -52,7 +53,8 @@ class PreparedSet(Dataset[EncodedSample]):
         media_root: Folder of the media paths.
         pipeline: Converts media to tensors.
         template: Prompt template.
-        supervised: True if each sample must end with an assistant turn, the target.
+        supervised: True if each sample must end with an assistant turn, a target.
+        last_only: True if earlier assistant turns are no targets as well.
         exclusions: Earlier decisions about samples to leave out; with None, this set decides for itself.
     """
 
@@ -64,6 +66,7 @@ class PreparedSet(Dataset[EncodedSample]):
         pipeline: MediaPipeline,
         template: PromptTemplate,
         supervised: bool,
+        last_only: bool = False,
         exclusions: Exclusions | None = None,
     ) -> None:
         self.samples = list(samples)
@@ -75,6 +78,7 @@ class PreparedSet(Dataset[EncodedSample]):
         self._pipeline = pipeline
         self._template = template
         self._supervised = supervised
+        self._last_only = last_only
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -86,7 +90,7 @@ class PreparedSet(Dataset[EncodedSample]):
             DataError: The turns of a sample are unusable, or it has a medium that the model does not read.
         """
         encoder = self._pipeline.encoder
-        check_turns(manifest, self.samples, self._template, supervised=self._supervised)
+        check_turns(manifest, self.samples, self._template, supervised=self._supervised, last_only=self._last_only)
         for sample in self.samples:
             for ref in sample.media:
                 if reads := unread(ref.kind, encoder):
@@ -148,7 +152,7 @@ class PreparedSet(Dataset[EncodedSample]):
 
     def _encoded(self, sample: Sample, variant: Variant) -> EncodedSample:
         encoder = self._pipeline.encoder
-        turns, target = _turns(sample, self._template, self._supervised)
+        found = exchanges(sample, self._template, supervised=self._supervised, last_only=self._last_only)
         media, keys = [], []
         for ref in sample.media:
             path = resolve_media(ref.path, self._root, f"medium {ref.path}")
@@ -157,20 +161,26 @@ class PreparedSet(Dataset[EncodedSample]):
             shown = self._pipeline.altered(encoded, ref.kind, variant)
             media.append(shown)
             keys.append(key if shown is encoded else f"{key}/{variant}")
-        settings = self._template.settings
-        prompt = encoder.encode_prompt(turns, settings.prefill, media, settings.raw)
-        ids = tuple(encoder.encode_target(target)) if target is not None else ()
-        if self._supervised:
-            if not self._banned.isdisjoint(ids):
+        parts = []
+        for each in encoded_exchanges(encoder, self._template.settings, found, media):
+            if not self._banned.isdisjoint(each.ids):
                 raise DataError(
                     "its target holds a token that stands for media, which the model can never say; take it out of the "
                     "assistant turn"
                 )
-            num, limit = int(prompt["next_position"]) + len(ids), encoder.max_positions
-            if num > limit:
+            num, limit = int(each.prompt["next_position"]) + len(each.ids), encoder.max_positions
+            if each.ids and num > limit:
                 raise DataError(f"its prompt and target take {num} positions, and the model has {limit}; shorten them")
-        media_key = hashlib.sha256("\n".join(keys).encode()).hexdigest() if keys else ""
-        return EncodedSample(sample=sample, prompt=prompt, target_ids=ids, media_key=media_key)
+            own = keys[: each.num_media]
+            part = EncodedSample(
+                sample=sample,
+                prompt=each.prompt,
+                target_ids=tuple(each.ids),
+                target_mask=tuple(each.mask),
+                media_key=hashlib.sha256("\n".join(own).encode()).hexdigest() if own else "",
+            )
+            parts.append(part)
+        return replace(parts[0], later=tuple(parts[1:]))
 
     @cached_property
     def _banned(self) -> frozenset[int]:
@@ -199,6 +209,7 @@ class PreparedSet(Dataset[EncodedSample]):
             "suffix": prompt.suffix,
             "prefill": prompt.prefill,
             **({} if prompt.raw is None else {"raw": prompt.raw}),
+            **({"mask_history": True} if self._last_only else {}),
         }
 
     def _faults(
@@ -275,29 +286,19 @@ class PreparedSet(Dataset[EncodedSample]):
         self.quarantined = tuple(Quarantined(sample_id=sample.id, reason=reasons[sample.id]) for sample in bad)
 
 
-def check_turns(manifest: str, samples: Sequence[Sample], template: PromptTemplate, *, supervised: bool) -> None:
+def check_turns(
+    manifest: str, samples: Sequence[Sample], template: PromptTemplate, *, supervised: bool, last_only: bool = False
+) -> None:
     """Checks the turns of samples that will be prompts, or prompts with targets if `supervised`.
 
     Raises:
-        DataError: A sample has no user turn or no target, or its target does not start with the prefill.
+        DataError: A sample has no user turn or no target, or a target does not start with the prefill.
     """
     for sample in samples:
         try:
-            _turns(sample, template, supervised)
+            exchanges(sample, template, supervised=supervised, last_only=last_only)
         except DataError as error:
             raise DataError(f"{manifest}: {error}") from error
-
-
-def _turns(sample: Sample, template: PromptTemplate, supervised: bool) -> tuple[tuple[Message, ...], str | None]:
-    """The prompt's turns after the template, and the target if there is one."""
-    try:
-        turns, target = template.split_target(sample.messages)
-        prompt = template.apply(turns)
-    except DataError as error:
-        raise DataError(f"sample {sample.id}: {error}") from error
-    if supervised and target is None:
-        raise DataError(f"sample {sample.id} has no assistant turn to learn from; add one or use it for RL")
-    return prompt, target
 
 
 class JoinedSets(Dataset[EncodedSample]):

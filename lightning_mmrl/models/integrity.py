@@ -92,10 +92,11 @@ def check_targets(batch: SftBatch, placeholder_ids: Mapping[str, int]) -> None:
     Raises:
         MediaError: It names the first such sample.
     """
-    ids, mask = batch.completion_ids, batch.completion_mask
-    hits = {kind: ((ids == token) & mask).sum(-1) for kind, token in placeholder_ids.items()}
+    mask = batch.completion_mask.any(-1)
+    ids, counted = batch.completion_ids[mask], batch.completion_mask[mask]
+    hits = {kind: ((ids == token) & counted).sum(-1) for kind, token in placeholder_ids.items()}
     for kind, counts in _on_host(hits).items():
-        for sample, count in zip(batch.prompts.samples, counts.tolist(), strict=True):
+        for sample, count in zip(batch.samples, counts.tolist(), strict=True):
             if count:
                 raise MediaError(
                     f"sample {sample.id}: {count} {kind} placeholders in its target, for which there are 0 {kind} "

@@ -4,7 +4,8 @@ The estimate is the largest of the phases that a step or iteration goes through.
 optimizer state and the weights of a reference policy, and from the backward pass to the optimizer step also gradients.
 Each phase adds:
 
-- `towers`: one pass of the frozen towers over the media of the rank's prompts, chunk by chunk, nothing kept;
+- `towers`: one pass of the frozen towers, chunk by chunk, nothing kept: over the media of the rank's prompts in RL, and
+  over those of a microbatch in SFT;
 - `generation`: under FSDP2 all weights once, keys and values of all rows at full length, one step's logits;
 - `backward`: under FSDP2 the root and two units, with their gradients; activations; one tile of logits;
 - `reduction`: under FSDP2 the gradient of the root while it is summed;
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from lightning_mmrl.planning.activations import SINGLE, Precision, computed_per_row, kept_per_row
 from lightning_mmrl.planning.shapes import ModelShape
 from lightning_mmrl.settings.model import PROJECTOR, frozen_parts
+from lightning_mmrl.settings.sft import microbatches_of
 from lightning_mmrl.settings.stage import StageSettings
 
 CONTEXT = 2**30
@@ -108,7 +110,8 @@ class _Rank:
         learns: Groups that train, by their own weights or by an adapter.
         trained: Parameters that have gradients.
         models: Number of models that learn: 2 with a critic, else 1.
-        one_run: True if towers that learn run once per iteration; with several updates they run in every microbatch.
+        one_run: True if towers that learn run once per iteration; with several updates, and in SFT, they run in every
+            microbatch.
     """
 
     def __init__(self, shape: ModelShape, stage: StageSettings, dtype: str, ranks: int, lengths: Lengths) -> None:
@@ -202,10 +205,8 @@ class _Rank:
         root = self.shape.root * precision.computed if "text" in self.trains and self.sharded else 0
         unit = self.shape.largest_unit * (2 * precision.computed + precision.reduced) if root else 0
         towers = (self.models if self.one_run else 1) * self.tower_graph()
-        scored = self.prompts * self.answer
-        if self.stage.algorithm is not None:
-            share = self.group_size * self.answer / (self.lengths.prompt + self.group_size * self.answer)
-            scored = math.ceil(self.tokens() * share)
+        answers = self.group_size * self.answer
+        scored = -(-self.tokens() * answers // (self.lengths.prompt + answers))
         tile = min(scored, max(1, TILE_ELEMENTS // self.shape.vocabulary)) * self.shape.vocabulary
         return {
             "gathered weights": weights + root + unit,
@@ -222,24 +223,29 @@ class _Rank:
         return self.gathered() + self.shape.root * self.precision.computed + sent + sent // self.ranks
 
     def tokens(self) -> int:
-        """Number of decoder tokens that are scored at once; a completion longer than the budget is scored alone."""
-        algorithm, lengths = self.stage.algorithm, self.lengths
-        if algorithm is None:
-            return self.prompts * (lengths.prompt + lengths.answer)
-        total = self.prompts * (lengths.prompt + algorithm.group_size * self.answer)
-        return min(total, max(algorithm.update.tokens_per_microbatch, lengths.prompt + self.answer))
+        """Number of decoder tokens of one microbatch; a completion longer than the budget is scored alone."""
+        total = self.prompts * (self.lengths.prompt + self.group_size * self.answer)
+        budget = microbatches_of(self.stage).tokens_per_microbatch
+        return min(total, max(budget, self.lengths.prompt + self.answer))
+
+    def prompts_at_once(self) -> int:
+        """Number of prompts of one microbatch."""
+        group = self.lengths.prompt + self.group_size * self.answer
+        return min(self.prompts, max(1, self.tokens() // group))
 
     def tower_graph(self) -> int:
         """Bytes of activations of the towers that learn, for all prompts whose tower graphs are held at once."""
-        prompts = self.prompts
-        if not self.one_run and self.stage.algorithm is not None:
-            prompts = max(1, self.tokens() // (self.lengths.prompt + self.group_size * self.answer))
+        prompts = self.prompts if self.one_run else self.prompts_at_once()
         towers = [group for group in self.shape.stacks if group != "text" and group in self.learns]
         return sum(self.kept(group, self.tower_rows(group, prompts)) for group in towers)
 
     def chunk(self, group: str) -> int:
         """Number of prompts that enter a frozen tower together."""
-        return min(self.prompts, max(1, TOWER_ROWS // max(1, self.lengths.media(group))))
+        return min(self.encoded_at_once(), max(1, TOWER_ROWS // max(1, self.lengths.media(group))))
+
+    def encoded_at_once(self) -> int:
+        """Number of prompts whose features are held at once: in RL all of the rank, in SFT those of a microbatch."""
+        return self.prompts_at_once() if self.stage.algorithm is None else self.prompts
 
     def tower_rows(self, group: str, prompts: int) -> int:
         """Number of rows within a tower, for so many prompts."""
@@ -258,11 +264,11 @@ class _Rank:
         return rows * (stack.depth * block + at_hand)
 
     def media(self) -> int:
-        """Float32 inputs of the towers of all prompts, and their outputs."""
+        """Float32 inputs of the towers of all prompts, and the outputs of those that are encoded at once."""
         width = self.shape.text.width * self.precision.computed
         return sum(
             self.tower_rows(group, self.prompts) * stack.input_values * SINGLE
-            + self.prompts * self.lengths.media(group) * width
+            + self.encoded_at_once() * self.lengths.media(group) * width
             for group, stack in self.shape.stacks.items()
             if group != "text"
         )

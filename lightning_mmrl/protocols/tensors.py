@@ -139,7 +139,9 @@ class PromptEncoder(Protocol):
     media are mappings of tensors that may be cached under `fingerprint`.
     `encode_prompt` returns `input_ids` [P], `position_ids` [3, P], `next_position` [1] and the media tensors under the
     family's own names. A prompt and its answer may take `max_positions` positions. Any of `eos_token_ids` ends an
-    answer, and the first one closes targets; `banned_token_ids` are never sampled.
+    answer, and the first one closes targets; `banned_token_ids` are never sampled. `encode_continuation` returns the
+    tokens between a closed target and the next one of a conversation, or None if the next prompt does not begin with
+    the first one and its target.
 
     `processor` and `config` are the checkpoint's own objects of transformers. An engine that has its own model builds
     that model from `engine_config`; the names of its weights start with `engine_prefix`. `released` wraps the policy's
@@ -199,5 +201,9 @@ class PromptEncoder(Protocol):
     ) -> dict[str, Tensor]: ...
 
     def encode_target(self, text: str) -> list[int]: ...
+
+    def encode_continuation(
+        self, asked: Sequence[Message], target: str, again: Sequence[Message], prefill: str
+    ) -> list[int] | None: ...
 
     def decode(self, token_ids: Sequence[int]) -> str: ...

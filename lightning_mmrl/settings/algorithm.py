@@ -1,4 +1,4 @@
-"""Keys of RL: the algorithm and its parts, sampling and rewards."""
+"""Keys of RL: the algorithm and its parts, sampling and rewards; and of the microbatches of every stage that trains."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,18 +10,24 @@ KL_PLACES = ("loss", "reward")
 
 
 @dataclass
-class UpdateSettings:
+class MicrobatchSettings:
+    """How much of an optimizer step is computed at once; gradients of its microbatches add up."""
+
+    tokens_per_microbatch: int = setting(16_384, at_least=1)
+    """Tokens scored at once, a prompt counted once for its group of completions or targets; bounds memory, does not
+    change the loss. A group that does not fit is split."""
+    pairs_per_microbatch: int | None = setting(None, at_least=1)
+    """Attention pairs scored at once; null leaves it to the tokens."""
+
+
+@dataclass
+class UpdateSettings(MicrobatchSettings):
     """How a rollout becomes optimizer steps."""
 
     num_epochs: int = setting(1, at_least=1)
     """Passes over the rollout."""
     num_minibatches: int = setting(1, at_least=1)
     """Optimizer steps per pass; prompts are split evenly."""
-    tokens_per_microbatch: int = setting(16_384, at_least=1)
-    """Tokens scored at once, a prompt counted once for its group; bounds memory, does not change the loss. A group that
-    does not fit is split."""
-    pairs_per_microbatch: int | None = setting(None, at_least=1)
-    """Attention pairs scored at once; null: only `tokens_per_microbatch` limits them."""
 
     @property
     def on_policy(self) -> bool:

@@ -12,6 +12,9 @@ RENAMED = {
 }
 """Maps old to new parts of dotted keys; keys below a renamed key move with it."""
 
+LATER: Mapping[str, Any] = {"stage.mask_history": False}
+"""Keys of a stage that came later, with the value at which its digest leaves them out; null ones need no entry."""
+
 
 def renamed(key: str) -> str | None:
     """Returns the present name of a key that was renamed; None for any other key.

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from lightning_mmrl.models.integrity import check_targets
 from lightning_mmrl.ops.masked import masked_sum
+from lightning_mmrl.settings.sft import microbatches_of
 from lightning_mmrl.stages.context import clip_gradients
+from lightning_mmrl.stages.microbatches import budget_of, microbatches
 from lightning_mmrl.stages.module import StageModule
-from lightning_mmrl.types.batches import ScoringBatch, SftBatch
+from lightning_mmrl.types.batches import SftBatch
 from lightning_mmrl.types.records import Sample
 
 SCALINGS = 16
@@ -23,7 +25,7 @@ SCALINGS = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Step:
-    """The current step: its number from 1, the loss over all ranks, and the samples of this rank."""
+    """The current step: its number from 1, the loss over all ranks, and the samples of this rank's targets."""
 
     number: int
     loss: float
@@ -33,10 +35,11 @@ class _Step:
 class SFTModule(StageModule):
     """Maximises the log-likelihood of targets: loss = -sum of their token log-probs / number of target tokens.
 
-    Sum and number are taken over all ranks of an optimizer step. A step whose loss or gradient is not finite moves
-    neither weights nor optimizer nor schedule. Under a loss scaler (precision 16-mixed) a gradient that is not finite
-    means that the scale is too large, and the scaler skips the step itself. Such a step moves neither weights nor
-    optimizer, and counts as skipped only after `SCALINGS` such steps in a row.
+    Sum and number are taken over all microbatches and ranks of an optimizer step, so that neither loss nor gradient
+    depends on the split. Targets of one prompt share it, and its media. A step whose loss or gradient is not finite
+    moves neither weights nor optimizer nor schedule. Under a loss scaler (precision 16-mixed) a gradient that is not
+    finite means that the scale is too large, and the scaler skips the step itself. Such a step moves neither weights
+    nor optimizer, and counts as skipped only after `SCALINGS` such steps in a row.
 
     Args:
         policy: The model to train.
@@ -45,6 +48,9 @@ class SFTModule(StageModule):
         evaluator: Judges greedy answers on the validation split, if there is one.
     """
 
+    _complete = True
+    """Whether the next backward pass is the last one of its step."""
+
     _skips = False
     """Whether the last step was skipped."""
 
@@ -52,26 +58,38 @@ class SFTModule(StageModule):
     """Steps in a row whose scaled gradient was not finite."""
 
     def training_step(self, batch: SftBatch, batch_idx: int) -> Tensor:
-        """One optimizer step over one batch of targets; returns this rank's part of the loss."""
+        """One optimizer step over one batch of targets; returns the loss of its last microbatch, with a graph."""
         check_targets(batch, self.policy.media.backbone.placeholder_ids)
-        scoring = ScoringBatch(
-            prompts=batch.prompts,
-            completion_ids=batch.completion_ids,
-            completion_mask=batch.completion_mask,
-            group_size=1,
-        )
-        output = self.policy(scoring)
-        num_tokens = self._ranks.sum(batch.completion_mask.sum())
-        loss = -(masked_sum(output.logprobs, batch.completion_mask) / num_tokens.clamp(min=1))
-        total = self._ranks.sum(loss.detach()).item()
-        self._step = _Step(number=batch_idx + 1, loss=total, samples=batch.prompts.samples)
+        self.policy.zero_grad()
+        num_tokens = self._ranks.sum(batch.completion_mask.sum()).clamp(min=1)
+        live, budget = range(len(batch.prompts.samples)), budget_of(microbatches_of(self._context.settings))
+        losses: list[Tensor] = []
+        for part, rows in microbatches(batch.scoring, live, budget=budget, ranks=self._ranks):
+            if losses:
+                self._accumulate(losses[-1])
+                losses[-1] = losses[-1].detach()
+            mask = part.completion_mask if rows is not None else torch.zeros_like(part.completion_mask)
+            losses.append(-(masked_sum(self.policy(part).logprobs, mask) / num_tokens))
+        total = self._ranks.sum(torch.stack([loss.detach() for loss in losses]).sum()).item()
+        samples = {sample.id: sample for sample in batch.samples}
+        self._step = _Step(number=batch_idx + 1, loss=total, samples=tuple(samples.values()))
         reported = {"train/loss": total} if math.isfinite(total) else {}
         self._report(reported | {"train/learning_rate": self._learning_rate()}, batch_idx + 1)
-        return loss
+        return losses[-1]
+
+    def _accumulate(self, loss: Tensor) -> None:
+        """Adds the gradient of a microbatch that another one follows; Lightning does so for the last one."""
+        self._complete = False
+        self.trainer.strategy.backward(loss, None)
+        self._complete = True
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        """Does nothing: the step is under way when Lightning asks for it, and has gradients of its own."""
 
     def on_after_backward(self) -> None:
-        """Adds up the gradients of all ranks."""
-        self._ranks.sum_gradients(self.policy.parameters())
+        """Adds up the gradients of all ranks, once those of all microbatches are complete."""
+        if self._complete:
+            self._ranks.sum_gradients(self.policy.parameters())
 
     def configure_gradient_clipping(
         self,

@@ -113,11 +113,26 @@ class PromptBatch(_Movable):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SftBatch(_Movable):
-    """B prompts with one target each; `completion_mask` is True on the tokens that count in the loss."""
+    """B prompts with up to G targets each; `completion_mask` is True on the tokens that count in the loss.
+
+    Samples that ask the same share a prompt. Row i belongs to prompt i // G, and a row without a target counts nothing.
+    `samples` are those that the targets belong to, in the order of the rows with a target.
+    """
 
     prompts: PromptBatch
-    completion_ids: Int[Tensor, "B C"]
-    completion_mask: Bool[Tensor, "B C"]
+    completion_ids: Int[Tensor, "N C"]
+    completion_mask: Bool[Tensor, "N C"]
+    samples: tuple[Sample, ...]
+
+    @property
+    def scoring(self) -> "ScoringBatch":
+        """The targets, as a policy scores them."""
+        return ScoringBatch(
+            prompts=self.prompts,
+            completion_ids=self.completion_ids,
+            completion_mask=self.completion_mask,
+            group_size=len(self.completion_ids) // len(self.prompts.input_ids),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

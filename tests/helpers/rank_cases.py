@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import adapted
 import exact_cases
 import nonfinite_cases
 import omni
@@ -26,7 +27,7 @@ from lightning_mmrl.algorithms.penalties.kl import KLPenalty
 from lightning_mmrl.algorithms.schedules import WarmupConstant
 from lightning_mmrl.algorithms.selection.has_signal import HasSignal
 from lightning_mmrl.algorithms.selection.pad import PaperPAD
-from lightning_mmrl.data.collate import EncodedSample, collate_prompts, collate_targets
+from lightning_mmrl.data.collate import TEXT_KEYS, EncodedSample, collate_prompts, collate_targets
 from lightning_mmrl.evaluation.tasks.closed_labels import ClosedLabels
 from lightning_mmrl.models.parallelize import Sharding, recompute_activations
 from lightning_mmrl.protocols.ranks import ALONE
@@ -42,6 +43,8 @@ from lightning_mmrl.settings.algorithm import (
     RewardSettings,
     UpdateSettings,
 )
+from lightning_mmrl.settings.model import AdapterSettings
+from lightning_mmrl.settings.sft import SftSettings
 from lightning_mmrl.settings.stage import StageSettings, TrainerSettings
 from lightning_mmrl.stages.algorithm import Algorithm
 from lightning_mmrl.stages.answers import AnswerEvaluator
@@ -110,13 +113,15 @@ def rows_of(rank, world_size, count):
     return list(range(rank * count // world_size, (rank + 1) * count // world_size))
 
 
-def items(encoder, contents, step, *, targets=False):
-    """Samples of one global batch; names tell batch and place."""
+def items(encoder, contents, step, *, targets=False, askers=1):
+    """Samples of one global batch; names tell batch and place, and so many in a row ask the same of the same media."""
     found = []
-    for index, content in enumerate(contents):
-        item = omni.encoded(encoder, f"s{step}-{index}", content, index + step)
+    for index in range(askers * len(contents)):
+        number = index // askers
+        item = omni.encoded(encoder, f"s{step}-{index}", contents[number], number + step)
         ids = tuple(encoder.encode_target(" ".join(WORDS[: 1 + (index + step) % 5]))) if targets else ()
-        found.append(EncodedSample(sample=item.sample, prompt=item.prompt, target_ids=ids))
+        key = f"{number + step}" if len(item.prompt) > len(TEXT_KEYS) else ""
+        found.append(EncodedSample(sample=item.sample, prompt=item.prompt, target_ids=ids, media_key=key))
     return found
 
 
@@ -141,7 +146,7 @@ def batches(case, encoder, share):
     found = []
     for step in range(case.get("steps", 3)):
         order = [contents[(place + step * case.get("rotate", 1)) % len(contents)] for place in range(len(contents))]
-        samples = items(encoder, order, step, targets=case["stage"] == "sft")
+        samples = items(encoder, order, step, targets=case["stage"] == "sft", askers=case.get("askers", 1))
         found.append(collate([samples[row] for row in share(len(samples))], encoder.pad_token_id))
     return found
 
@@ -230,13 +235,21 @@ class MovingReference:
             yield self._policy
 
 
+def stage_settings(case):
+    """The keys of a case's stage; an rl stage has its microbatches in the algorithm."""
+    shared = {"num_steps": case.get("steps", 3), "max_grad_norm": case.get("max_grad_norm", 0.5)}
+    if case["stage"] != "sft":
+        return StageSettings(**shared)
+    return SftSettings(**shared, tokens_per_microbatch=case.get("tokens", SftSettings.tokens_per_microbatch))
+
+
 def stage_module(case, encoder, policy, folder):
     """The LightningModule of a case."""
     place = settings(case)
     mistake = case.get("mistake")
     context = StageContext(
         name="stage",
-        settings=StageSettings(num_steps=case.get("steps", 3), max_grad_norm=case.get("max_grad_norm", 0.5)),
+        settings=stage_settings(case),
         seed=0,
         directory=folder,
         ranks=OwnCounts(lockstep=place.shards) if mistake == "own counts" else ranks_of(place),
@@ -334,10 +347,15 @@ def run_stage(case, folder):
     """Trains a stage and returns its reports, rollouts and final weights."""
     encoder, policy = omni.load(Path(case["checkpoint"]), dtype=getattr(torch, case.get("dtype", "float64")))
     policy.freeze(case.get("freeze", []))
+    if "adapter" in case:
+        torch.manual_seed(0)
+        policy.adapt(AdapterSettings(r=2, groups=case["adapter"]))
+        adapted.train(policy)
     if case.get("recompute"):
         recompute_activations(policy)
     module = stage_module(case, encoder, policy, folder)
-    notes = Notes(module)
+    notes, passes = Notes(module), []
+    policy.register_forward_hook(lambda *_: passes.append(1))
     trainer = training_trainer(
         settings(case),
         directory=folder,
@@ -350,7 +368,8 @@ def run_stage(case, folder):
     checked = DataLoader(validation_batches(encoder, share), batch_size=None) if case.get("validate") else None
     trainer.fit(module, DataLoader(batches(case, encoder, share), batch_size=None), checked)
     weights = {name: tensor.detach().cpu().clone() for name, tensor in GatheredState(module).items()}
-    return {"steps": notes.steps, "rollouts": notes.rollouts, "weights": weights, "gradients": notes.gradients}
+    noted = {"steps": notes.steps, "rollouts": notes.rollouts, "gradients": notes.gradients}
+    return {**noted, "weights": weights, "passes": len(passes)}
 
 
 def run_exact(case, folder):

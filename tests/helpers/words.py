@@ -56,6 +56,11 @@ class WordEncoder:
     def encode_target(self, text):
         return [*map(ord, text), 1]
 
+    def encode_continuation(self, asked, target, again, prefill):
+        """Turns are joined by bars; with a prefill the next prompt begins in another way."""
+        before, after = ("|".join(turn.content for turn in turns) for turns in (asked, again))
+        return None if prefill else [*map(ord, after.removeprefix(f"{before}|{target}"))]
+
     def banned_token_ids(self):
         return (ord("@"),)
 

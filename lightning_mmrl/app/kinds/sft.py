@@ -9,6 +9,7 @@ from lightning_mmrl.config.checks.values import check_trained_stage, refuse_part
 from lightning_mmrl.curriculum.graph import usual_inputs
 from lightning_mmrl.protocols.plain import StageJob, TrackedRun
 from lightning_mmrl.settings.run import RunSettings
+from lightning_mmrl.settings.sft import SftSettings
 from lightning_mmrl.settings.stage import StageSettings
 from lightning_mmrl.types.records import HANDOFF, ArtifactType, Edge, StageSpec
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 class SupervisedKind:
     """Implements `StageKind`."""
 
-    settings = StageSettings
+    settings = SftSettings
     supervised = True
 
     def inputs(self, stage: StageSettings) -> Mapping[str, Edge]:

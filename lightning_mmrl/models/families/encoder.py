@@ -281,6 +281,31 @@ class FamilyEncoder:
         self._check_text(text)
         return [*self.tokenizer(text, add_special_tokens=False).input_ids, self.closing_token_id]
 
+    def encode_continuation(
+        self, asked: Sequence[Message], target: str, again: Sequence[Message], prefill: str
+    ) -> list[int] | None:
+        """Token ids from a closed target to the next one of its conversation: the turns between, and the prefill.
+
+        Args:
+            asked: Turns of the prompt that the target answers.
+            target: Text of the target.
+            again: Turns of the next prompt, without further media.
+            prefill: Opening of both targets that the prompts already contain.
+
+        Returns:
+            None if the chat template writes the next prompt in another way than as a continuation of the first one and
+            its target.
+
+        Raises:
+            DataError: A text holds a control token of the tokenizer.
+        """
+        self._check_text(*(message.content for message in again), prefill)
+        closing = self.tokenizer.convert_ids_to_tokens(self.closing_token_id)
+        before, after = self.render(asked) + prefill + target + closing, self.render(again) + prefill
+        if not after.startswith(before):
+            return None
+        return self.tokenizer(after[len(before) :], add_special_tokens=False).input_ids
+
     @cached_property
     def _control_tokens(self) -> tuple[str, ...]:
         """Texts that the tokenizer reads as one special token wherever they stand; tags of answers are not special."""

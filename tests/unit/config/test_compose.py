@@ -478,11 +478,32 @@ PLAIN = {"cold_start", "reason"}
         ("tracking.uri=null", set()),
         ("evaluation.batch_size=8", set()),
         ("data.media.decode_workers=1", set()),
+        ("stages.cold_start.tokens_per_microbatch=64", set()),
+        ("stages.cold_start.pairs_per_microbatch=64", set()),
+        ("stages.reason.algorithm.update.tokens_per_microbatch=64", {"reason"}),  # as in earlier versions
+        ("stages.cold_start.mask_history=false", set()),
+        ("stages.cold_start.mask_history=true", PLAIN),
     ],
 )
 def test_a_digest_is_of_what_decides_the_outcome_and_of_nothing_else(override, moved, digests):
     before, after = digests(), digests(override)
     assert {name for name in before if before[name] != after[name]} == moved
+
+
+def test_keys_that_came_later_are_left_out_of_the_content_at_their_first_value(changed):
+    """So stages that finished without the keys stay finished."""
+    first, _ = stage_specs(changed())
+    assert (
+        not {"stage.mask_history", "stage.tokens_per_microbatch", "stage.pairs_per_microbatch"} & first.content.keys()
+    )
+    first, _ = stage_specs(changed("stages.cold_start.mask_history=true"))
+    assert first.content["stage.mask_history"] is True
+
+
+def test_an_rl_stage_has_no_keys_of_targets():
+    for key in ("mask_history=true", "tokens_per_microbatch=64"):
+        with pytest.raises(ConfigError, match=rf"^stages\.reason\.{key.partition('=')[0]}"):
+            compose([f"+stages.reason.{key}"])
 
 
 def test_a_stage_on_another_base_does_not_depend_on_the_one_before(digests):

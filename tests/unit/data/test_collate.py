@@ -44,6 +44,37 @@ def test_targets_are_padded_on_the_right_and_all_their_tokens_count():
     assert batch.prompts.input_ids.tolist() == [[PAD, 1], [1, 2]]
 
 
+def test_targets_of_one_prompt_are_rows_of_its_group():
+    known = [replace(item(name, 2, (5,), pixels=torch.ones(1, 2)), media_key="x") for name in "ac"]
+    other = replace(item("b", 2, (6, 7), pixels=torch.zeros(1, 2)), media_key="y")
+    unknown = [item(name, 2, (8,), pixels=torch.ones(1, 2)) for name in "de"]
+    texts = [item(name, 2, (9,)) for name in "fg"]
+    batch = collate_targets([known[0], other, *unknown, *texts, known[1]], PAD)
+    assert [sample.id for sample in batch.prompts.samples] == ["a", "b", "d", "e", "f"]
+    assert [sample.id for sample in batch.samples] == ["a", "c", "b", "d", "e", "f", "g"]
+    assert batch.scoring.group_size == 2
+    rows = [row[mask].tolist() for row, mask in zip(batch.completion_ids, batch.completion_mask, strict=True)]
+    assert rows == [[5], [5], [6, 7], [], [8], [], [8], [], [9], [9]]
+    assert batch.prompts.media.counts == {"pixels": (1, 1, 1, 1, 0)}
+
+
+def test_prompts_that_differ_in_length_or_token_share_nothing():
+    other = item("b", 2, (5,))
+    other.prompt["input_ids"][1] = 7
+    batch = collate_targets([item("a", 2, (5,)), other, item("c", 3, (5,))], PAD)
+    assert len(batch.prompts.samples) == 3
+
+
+def test_a_conversation_counts_its_targets_alone_and_may_need_further_prompts():
+    later = replace(item("a", 4, (8, 9)), target_mask=(False, True))
+    first = replace(item("a", 1, (5, 6, 7)), target_mask=(True, False, True), later=(later,))
+    batch = collate_targets([first, item("b", 2, (3,))], PAD)
+    assert [sample.id for sample in batch.samples] == ["a", "a", "b"]
+    assert batch.prompts.prompt_mask.sum(-1).tolist() == [1, 4, 2]
+    assert batch.completion_ids.tolist() == [[5, 6, 7], [8, 9, PAD], [3, PAD, PAD]]
+    assert batch.completion_mask.int().tolist() == [[1, 0, 1], [0, 1, 0], [1, 0, 0]]
+
+
 def test_a_padding_token_inside_a_text_still_counts():
     batch = collate_targets([item("a", 1, (5, PAD))], PAD)
     assert batch.completion_mask.tolist() == [[True, True]]

@@ -225,13 +225,23 @@ def test_a_target_with_a_media_token_is_refused(model):
     ids = torch.tensor([[5, 6], [5, backbone.placeholder_ids["image"]]])
 
     def targets(mask):
-        return SftBatch(prompts=prompts, completion_ids=ids, completion_mask=torch.tensor(mask))
+        return SftBatch(
+            prompts=prompts,
+            completion_ids=ids,
+            completion_mask=torch.tensor(mask),
+            samples=prompts.samples,
+        )
 
     with pytest.raises(MediaError, match=r"^sample p1: 1 image placeholders in its target, .* 0 image feature"):
         check_targets(targets([[True, True], [True, True]]), backbone.placeholder_ids)
     check_targets(targets([[True, True], [True, False]]), backbone.placeholder_ids)
     check_targets(targets([[True, True], [True, True]]), {})
     said = torch.tensor([encoder.tokenizer("angry<|image_pad|><|IMAGE|>").input_ids])
-    written = SftBatch(prompts=batch.select([1]), completion_ids=said, completion_mask=torch.ones_like(said).bool())
+    written = replace(
+        targets([[True, True], [True, True]]),
+        completion_ids=said,
+        completion_mask=torch.ones_like(said).bool(),
+        samples=batch.samples[1:2],
+    )
     with pytest.raises(MediaError, match=r"^sample p1: 1 image placeholders in its target"):
         check_targets(written, backbone.placeholder_ids)

@@ -18,6 +18,7 @@ from lightning_mmrl.models.decoding import start_decoding
 from lightning_mmrl.models.parallelize import Sharding, recompute_activations
 from lightning_mmrl.models.reference import Reference
 from lightning_mmrl.ops import logprobs
+from lightning_mmrl.ops.packing import Budget
 from lightning_mmrl.planning import memory
 from lightning_mmrl.planning.memory import CONTEXT, Estimate, Lengths, estimate
 from lightning_mmrl.planning.shapes import read_shape
@@ -25,6 +26,7 @@ from lightning_mmrl.protocols.ranks import ALONE
 from lightning_mmrl.rollout.hf import HFEngine
 from lightning_mmrl.settings.algorithm import SamplingSettings
 from lightning_mmrl.settings.model import AdapterSettings
+from lightning_mmrl.stages.microbatches import microbatches
 from lightning_mmrl.types.batches import ScoringBatch
 from lightning_mmrl.types.records import Message, Sample
 
@@ -231,6 +233,43 @@ def test_scoring_stays_below_the_estimate_and_near_it(text, dtype, words, adapte
     measured = peak_of(policy, batch)
     found = scored(estimate(read_shape(str(text)), stage, dtype, 1, Lengths(prompt=length)))
     assert measured <= found <= 1.15 * measured
+
+
+def sft_stage(tokens, batch=8):
+    """An SFT stage with microbatches of so many tokens."""
+    keys = (f"data.batch_size={batch}", f"tokens_per_microbatch={tokens}")
+    return compose([f"stages.cold_start.{key}" for key in keys]).stages["cold_start"]
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 8])
+def test_microbatches_of_targets_stay_below_the_estimate_and_near_it(text, at_once):
+    encoder, policy = families.load("qwen2", text, dtype=torch.float32)
+    groups, length = scoring(encoder)
+    whole = ScoringBatch(
+        prompts=groups.prompts.select([0] * 8),
+        completion_ids=groups.completion_ids,
+        completion_mask=groups.completion_mask,
+        group_size=1,
+    )
+    tokens, trained = at_once * (length + ANSWER), list(policy.parameters())
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    with LiveBytes([*trained, *(parameter.grad for parameter in trained)]) as live:
+        for part, _ in microbatches(whole, range(8), budget=Budget(tokens=tokens), ranks=ALONE):
+            policy(part).logprobs.sum().backward()
+    lengths = Lengths(prompt=length, answer=ANSWER)
+    found = scored(estimate(read_shape(str(text)), sft_stage(tokens), "float32", 1, lengths))
+    assert live.peak <= found <= 1.15 * live.peak
+
+
+def test_microbatches_of_targets_pass_the_towers_with_their_own_media(folder):
+    shape, lengths = read_shape(str(folder)), Lengths(prompt=96, answer=32)
+    one, two, all_of_them = (
+        estimate(shape, sft_stage(tokens), "float32", 1, lengths).phases for tokens in (1, 256, 16_384)
+    )
+    assert 2 * one["backward"]["activations"] == two["backward"]["activations"]
+    assert 8 * one["backward"]["activations"] == all_of_them["backward"]["activations"]
+    assert one["backward"]["media"] < two["backward"]["media"] < all_of_them["backward"]["media"]
 
 
 @pytest.mark.parametrize("adapter", [False, True])

@@ -14,6 +14,7 @@ from lightning_mmrl.protocols.plain import StageKind
 from lightning_mmrl.registry.kinds import kind_named, kind_names, kind_of
 from lightning_mmrl.registry.own_code import opened
 from lightning_mmrl.settings.sample import SampleSettings
+from lightning_mmrl.settings.sft import SftSettings
 from lightning_mmrl.settings.stage import DataStageSettings, NodeSettings, StageSettings
 from lightning_mmrl.types.records import Edge
 
@@ -189,7 +190,8 @@ def test_every_file_is_a_kind_with_its_own_keys():
         assert isinstance(kind, StageKind)
         assert issubclass(kind.settings, NodeSettings)
     assert kind_named("sample", "").settings is SampleSettings
-    assert kind_named("rl", "").settings is kind_named("sft", "").settings is StageSettings
+    assert kind_named("rl", "").settings is StageSettings
+    assert kind_named("sft", "").settings is SftSettings
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ from lightning_mmrl.algorithms.advantages.group_normalized import GroupNormalize
 from lightning_mmrl.algorithms.losses.aggregation import SequenceMean, TokenMean
 from lightning_mmrl.algorithms.losses.ppo_clip import PPOClip
 from lightning_mmrl.models.encoders import TowerGraph
-from lightning_mmrl.ops.packing import Budget, GroupPart
+from lightning_mmrl.ops.packing import Budget
 from lightning_mmrl.protocols.ranks import ALONE, Alone
 from lightning_mmrl.settings.algorithm import UpdateSettings
 from lightning_mmrl.stages.advantages import of_tokens
 from lightning_mmrl.stages.experience import Experience
-from lightning_mmrl.stages.microbatches import scoring_batch, scoring_batches
+from lightning_mmrl.stages.microbatches import one_batch, scoring_batches
 from lightning_mmrl.stages.optimize import (
     Objective,
     accumulate_loss,
@@ -80,12 +80,6 @@ def step(policy, experience, *, budget=WHOLE, aggregation=None, live=None, promp
 def old_logprobs(policy, experience, budget):
     rows = range(len(experience.trainable))
     return rollout_logprobs(policy, experience, scoring_batches(experience, rows, budget=budget, ranks=ALONE))
-
-
-def whole_batch(experience):
-    size = experience.rollout.group_size
-    parts = [GroupPart(prompt=row, completions=tuple(range(size))) for row in range(len(experience.prompts.samples))]
-    return scoring_batch(experience, parts, experience.prompts.select)
 
 
 def num_passes(policy, run):
@@ -157,7 +151,7 @@ def test_the_gradient_is_that_of_the_policy_gradient_theorem(model, experience):
     _, ours = step(policy, experience)
     policy.zero_grad()
     mask = experience.rollout.completion_mask
-    logprobs = policy(whole_batch(experience)).logprobs
+    logprobs = policy(one_batch(experience)).logprobs
     objective = (experience.advantages * logprobs)[mask].sum() / mask.sum()
     (-objective).backward()
     for name, parameter in policy.named_parameters():
