@@ -120,7 +120,7 @@ def evaluate(config: RunSettings, checkpoint: Path) -> None:
 def _run_of_mlflow(config: RunSettings, name: str) -> Iterator[TrackedRun | None]:
     """Yields the run that `mlflow run` opened for this process, if any; metrics and predictions are logged to it."""
     from lightning_mmrl.app.run import open_tracker
-    from lightning_mmrl.curriculum.orchestrator import status_of
+    from lightning_mmrl.tracking.status import status_of
 
     if config.tracking.uri is None or not os.environ.get("MLFLOW_RUN_ID"):
         yield None

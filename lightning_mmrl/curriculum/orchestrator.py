@@ -29,6 +29,7 @@ from lightning_mmrl.curriculum.selection import (
 from lightning_mmrl.errors import ConfigError, DiskError, GateError
 from lightning_mmrl.protocols.plain import Evaluator, StageFactory, StageJob, TrackedRun, Tracker
 from lightning_mmrl.settings.stage import BASE, StageSettings
+from lightning_mmrl.tracking.status import status_of
 from lightning_mmrl.types.records import HANDOFF, WEIGHTS, Artifact, StageResult, StageSpec, Training
 
 
@@ -378,23 +379,6 @@ class StageOrchestrator:
 def _tag(what: str, name: str) -> str:
     """Returns the name of the tag with the digest of an input or output; the name for weights is shorter."""
     return f"mmrl.{what}_digest" if name in (WEIGHTS, HANDOFF) else f"mmrl.{what}.{name}"
-
-
-@contextmanager
-def status_of(run: TrackedRun) -> Iterator[None]:
-    """Finishes a tracked run when the block ends.
-
-    The status is KILLED after a KeyboardInterrupt, FAILED after any other exception, and FINISHED otherwise.
-    """
-    try:
-        yield
-    except KeyboardInterrupt:
-        run.finish("KILLED")
-        raise
-    except BaseException:
-        run.finish("FAILED")
-        raise
-    run.finish("FINISHED")
 
 
 @contextmanager

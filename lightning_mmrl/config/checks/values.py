@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 
-from lightning_mmrl.config.checks.media import check_media
+from lightning_mmrl.config.checks.media import check_feature_cache, check_media
 from lightning_mmrl.config.checks.precision import check_precision, refuse_half_weights, refuse_rounded_weights
 from lightning_mmrl.config.specs import stage_specs
 from lightning_mmrl.errors import ConfigError
@@ -17,7 +17,7 @@ from lightning_mmrl.registry.kinds import kind_of
 from lightning_mmrl.rollout.vllm.readiness import engines, is_vllm
 from lightning_mmrl.settings.algorithm import AlgorithmSettings, RewardSettings
 from lightning_mmrl.settings.data import ABLATIONS, DataSettings
-from lightning_mmrl.settings.model import BUILD, PARAMETER_GROUPS, TOWERS, AdapterSettings, frozen_parts
+from lightning_mmrl.settings.model import BUILD, PARAMETER_GROUPS, AdapterSettings, frozen_parts
 from lightning_mmrl.settings.rules import check_rules, one_of, require
 from lightning_mmrl.settings.run import RunSettings, data_key
 from lightning_mmrl.settings.stage import PREVIOUS, StageSettings, TrainerSettings
@@ -84,7 +84,7 @@ def check_values(config: RunSettings) -> None:
             _check_length(path, stage)
         kind_of(stage, path).check(path, stage, config)
         _check_share(path, spec, config.trainer)
-    _check_feature_cache(config)
+    check_feature_cache(config)
     _check_rollout(config)
 
 
@@ -128,20 +128,6 @@ def _check_labels(path: str, data: DataSettings) -> None:
         )
     if data.labels:
         LabelMatcher(labels=tuple(data.labels))
-
-
-def _check_feature_cache(config: RunSettings) -> None:
-    """Refuses a cache that no stage could use; the outputs of a tower that trains are out of date after a step."""
-    stages = config.trained.values()
-    # A tower does not change if it is frozen, or if the stage trains an adapter with no layers in the tower.
-    trained = [set(PARAMETER_GROUPS if stage.adapter is None else stage.adapter.groups) for stage in stages]
-    whole = [{t for t in TOWERS if frozen_parts([t]) <= frozen_parts(stage.freeze)} for stage in stages]
-    frozen = [own_whole | set(TOWERS) - own for own_whole, own in zip(whole, trained, strict=True)]
-    if config.model.feature_cache is not None and not any(frozen):
-        raise ConfigError(
-            "model.feature_cache is set, and no stage freezes a media tower with its projector; add vision and audio, "
-            "as far as the model has them, to stages.NAME.freeze, or set model.feature_cache=null"
-        )
 
 
 def _check_trainer(path: str, trainer: TrainerSettings, config: RunSettings) -> None:
