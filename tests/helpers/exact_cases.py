@@ -73,7 +73,7 @@ class Prompts(Dataset):
         sample = omni.encoded(self._encoder, f"p{index}", omni.CONTENTS[index], index)
         if not self._supervised:
             return sample
-        target = torch.tensor(self._encoder.encode_target("angry " * (index + 1)))
+        target = tuple(self._encoder.encode_target("angry " * (index + 1)))
         return EncodedSample(sample=sample.sample, prompt=sample.prompt, target_ids=target)
 
 

@@ -132,14 +132,14 @@ class Killed(BaseException):
 WHERE = {
     "within the first stage": (StageModule, "on_train_batch_end", 5),
     "before its weights are sealed": (orchestrator, "write_artifact", 1),
-    "at its border": (Manifest, "write", 6),
+    "at its border": (Manifest, "write", 7),
     "before the first part": (sample, "score_rollout", 1),
     "within the second part": (sample, "write_table", 1),
     "within the last batch": (sample, "score_rollout", 3),
     "before the table is sealed": (artifacts, "sync_tree", 1),
     "between table and answers": (orchestrator, "write_artifact", 2),
     "while the answers are sealed": (artifacts, "sync_tree", 2),
-    "at the border of the data": (Manifest, "write", 3),
+    "at the border of the data": (Manifest, "write", 4),
     "within the last stage": (StageModule, "on_train_batch_end", 3),
     "while its weights are sealed": (artifacts, "sync_tree", 1),
 }

@@ -14,7 +14,7 @@ from typing import Any
 
 SIGNALLED = {"step": 3, "rollout": 3, "reward": 3, "evaluation": 3, "save": 3, "border": 2}
 """Places of signals in a run that trains, each with the time at which the signal comes."""
-KILLED = {"batch": 40, "sampling": 16, "part": 16, "rename": 16, "export": 5, "seal": 5, "border": 24}
+KILLED = {"batch": 40, "sampling": 16, "part": 16, "rename": 16, "export": 5, "seal": 5, "border": 26}
 """Places of kills in a run with a stage that samples, each with the number of times that a whole run is there:
 optimizer steps, batches that are sampled, before a part and between its writing and its name, before and within the
 sealing of an artifact, and before each change of the manifest."""
