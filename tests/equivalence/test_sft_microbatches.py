@@ -9,6 +9,7 @@ import pytest
 import rank_cases
 import ranks
 import torch
+from lightning.pytorch.plugins.precision import Precision
 from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniRMSNorm
 
 from lightning_mmrl.data.collate import EncodedSample, collate_targets
@@ -94,6 +95,15 @@ def worst(found, expected):
 def tolerance(policy):
     """Sums that pass a tower that trains are rounded more."""
     return 1e-9 if policy in ("frozen towers", "adapter") else 1e-7
+
+
+def test_a_loss_scale_reaches_every_microbatch(split, checkpoint, tmp_path, monkeypatch):
+    """As that of 16-mixed does, which Lightning runs on no CPU."""
+    plain, before = split("frozen towers", WHOLE)["gradients"], Precision.pre_backward
+    monkeypatch.setattr(Precision, "pre_backward", lambda self, loss, module: before(self, 8 * loss, module))
+    changes = {**POLICIES["frozen towers"], "tokens": HALF}
+    scaled = rank_cases.run_stage(case("scaled", checkpoint, **changes), tmp_path)["gradients"]
+    assert worst(scaled, {name: 8 * gradient for name, gradient in plain.items()}) < 1e-9
 
 
 @pytest.mark.parametrize("policy", POLICIES)
