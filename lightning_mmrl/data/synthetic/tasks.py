@@ -10,6 +10,7 @@ from lightning_mmrl.data.synthetic.folder import Progress
 from lightning_mmrl.data.synthetic.geometry import GEOMETRY
 from lightning_mmrl.data.synthetic.motion import MOTION
 from lightning_mmrl.data.synthetic.settings import EmotionSetSettings
+from lightning_mmrl.data.synthetic.stories import synthesize_stories
 from lightning_mmrl.data.synthetic.tones import TONES
 
 
@@ -36,5 +37,6 @@ TASKS: Mapping[str, Callable[..., Path]] = {
     "tones": TONES,
     "motion": MOTION,
     "arithmetic": ARITHMETIC,
+    "stories": synthesize_stories,
 }
 """Maps names to generators, which are called with (directory, *, seed, scale, workers, overwrite, on_progress)."""
