@@ -1,4 +1,4 @@
-"""A text task in plain prose: one-step stories such as "Mia had 7 books and lost 3. How many books are left?"
+"""A text task in plain prose: one-step stories, such as "Mia had 7 books and lost 3.", and how many there are then.
 
 Two numbers x and y make a family of facts: x + y, y + x, (x + y) - x and (x + y) - y. A family belongs to one split for
 every seed, so nobody can answer a held-out story from a fact that was trained. It is the sample's `speaker`, over which
