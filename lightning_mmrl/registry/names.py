@@ -51,7 +51,7 @@ REGISTRY: Mapping[str, Sequence[str]] = {
         f"{SYNTHETIC}.counting.COUNTING",
         f"{SYNTHETIC}.geometry.GEOMETRY",
         f"{SYNTHETIC}.motion.MOTION",
-        f"{SYNTHETIC}.stories.synthesize_stories",
+        f"{SYNTHETIC}.extremes.synthesize_extremes",
         f"{SYNTHETIC}.tones.TONES",
     ),
     "generator setting": (

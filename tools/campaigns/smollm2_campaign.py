@@ -3,10 +3,11 @@
     python tools/campaigns/smollm2_campaign.py --seeds 0 1 2
 
 Each seed is one run of `experiment=smollm2_orders` (`smollm2-seed0` and so on): SFT alone is its stage `cold_start`,
-SFT then RL `reason`, and RL alone `reason_first`. All seeds use the same stories. A run that was stopped continues, and
-a finished one only reports. Accuracies are on the test set. Gains are paired by story, pooled over seeds, and their
-intervals resample families of facts. Writes smollm2-campaign.json and .md to the output folder, and exits with 1 if the
-pooled gain of `reason` over `cold_start`, or that of `reason_first` over the base, is not above 0.
+SFT then RL `reason`, and RL alone `reason_first`. All seeds use the same questions. A run that was stopped continues,
+and a finished one only reports. Accuracies are on the test set. Gains are paired by question, pooled over seeds, and
+their intervals resample questions with their answers of all seeds. Writes smollm2-campaign.json and .md to the output
+folder, and exits with 1 if the pooled gain of `reason` over `cold_start`, or that of `reason_first` over the base, is
+not above 0.
 """
 
 import argparse
@@ -55,7 +56,7 @@ def main() -> int:
 
 
 def pooled_gain(own: Sequence[Judgement], before: Sequence[Judgement]) -> Interval:
-    """Accuracy of an order minus that of another, on the same stories and seeds; families of facts are resampled."""
+    """Accuracy of an order minus that of another, on the same questions and seeds; questions are resampled."""
     return ClusterBootstrap().paired_difference(own, before, TASK)
 
 
@@ -68,14 +69,14 @@ def _train(seed: int, folder: Path, overrides: Sequence[str]) -> None:
 
 
 def _pooled(folders: Mapping[int, Path], stage: str) -> list[Judgement]:
-    """The judged test answers of a stage of all runs; the seed becomes part of a story's id."""
+    """The judged test answers of a stage of all runs; the seed joins a question's id, which is its speaker."""
     found = []
     for seed, folder in folders.items():
         pattern = "base" if stage == "base" else f"stages/*-{stage}"
         [file] = folder.glob(f"{pattern}/evaluation/test.jsonl")
         lines = file.read_text(encoding="utf-8").splitlines()
         judged = [Judgement.from_json(line) for line in lines]
-        found += [replace(each, sample_id=f"{seed}/{each.sample_id}") for each in judged]
+        found += [replace(each, sample_id=f"{seed}/{each.sample_id}", speaker=each.sample_id) for each in judged]
     return found
 
 

@@ -1,4 +1,4 @@
-"""The campaign reads the answers of runs, and pools gains by story over seeds."""
+"""The campaign reads the answers of runs, and pools gains by question over seeds."""
 
 import pytest
 import smollm2_campaign as campaign
@@ -13,13 +13,13 @@ def judged(sample_id, family, right):
     )
 
 
-def test_a_gain_is_paired_over_stories_and_seeds_and_resamples_families():
+def test_a_gain_is_paired_over_questions_and_seeds_and_resamples_questions():
     before = [judged(f"{seed}/{k}", f"2-{k}", k == 0) for seed in (0, 1) for k in range(4)]
     own = [judged(f"{seed}/{k}", f"2-{k}", k <= 1 + seed) for seed in (0, 1) for k in range(4)]
     gain = campaign.pooled_gain(own, before[::-1])
     assert gain.estimate == pytest.approx((1 + 2) / 8)
     assert gain.unit == "speaker"
-    assert gain.low == 0.0, "a resample may hold only families without a gain"
+    assert gain.low == 0.0, "a resample may hold only questions without a gain"
     assert campaign.pooled_gain(own, own).high == 0.0
 
 
